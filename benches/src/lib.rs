@@ -1,0 +1,1 @@
+//! Inputs and helpers shared by the benches.

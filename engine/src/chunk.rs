@@ -1,0 +1,178 @@
+//! A chunk: the records of one intake request, as columns over one text arena.
+//!
+//! - A chunk is the unit of admission, of acknowledgement and of the journal (one frame).
+//! - It is columnar, so that encoding it is close to a memcpy, a database row is written in one
+//!   pass, and a record costs no allocation of its own.
+//! - The texts of record `i` lie side by side in the arena, in the order service, host, message,
+//!   attributes; `ends` holds where each of them ends. So `ends.len() == 4 * len`.
+
+use crate::record::{Record, Severity};
+
+/// The texts of one record, in the order in which they lie in the arena.
+const TEXTS: usize = 4;
+
+/// Records of one intake request, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Chunk {
+    /// Time of arrival in microseconds since 1970, the same for all records of the chunk.
+    received_us: i64,
+    ts_us: Vec<i64>,
+    severity: Vec<u8>,
+    ends: Vec<u32>,
+    text: String,
+}
+
+/// Why bytes that decoded well are still no chunk.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a chunk: {0}")]
+pub struct InvalidChunk(&'static str);
+
+impl Chunk {
+    /// An empty chunk that arrived at `received_us`, with room for `records` and `text_bytes`.
+    #[must_use]
+    pub fn with_capacity(received_us: i64, records: usize, text_bytes: usize) -> Self {
+        Self {
+            received_us,
+            ts_us: Vec::with_capacity(records),
+            severity: Vec::with_capacity(records),
+            ends: Vec::with_capacity(records * TEXTS),
+            text: String::with_capacity(text_bytes),
+        }
+    }
+
+    /// Appends one record, copying its texts into the arena.
+    ///
+    /// # Panics
+    /// When the arena would pass 4 GiB; intake limits are far below.
+    pub fn push(&mut self, record: Record<'_>) {
+        self.ts_us.push(record.ts_us);
+        self.severity.push(record.severity.number());
+        for text in [record.service, record.host, record.message, record.attributes] {
+            self.text.push_str(text);
+            let end = u32::try_from(self.text.len()).expect("a chunk's text stays below 4 GiB");
+            self.ends.push(end);
+        }
+    }
+
+    /// Time of arrival in microseconds since 1970.
+    #[must_use]
+    pub fn received_us(&self) -> i64 {
+        self.received_us
+    }
+
+    /// Number of records.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ts_us.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ts_us.is_empty()
+    }
+
+    /// What the chunk weighs in memory, in bytes: the unit of every byte bound in the engine.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.ts_us.len() * (8 + 1 + 4 * TEXTS) + self.text.len()
+    }
+
+    /// The record at `index`, or `None` past the end.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Record<'_>> {
+        let ends = self.ends.get(index * TEXTS..(index + 1) * TEXTS)?;
+        let mut start = match index {
+            0 => 0,
+            _ => self.ends[index * TEXTS - 1] as usize,
+        };
+        let mut next = |end: u32| {
+            let text = &self.text[start..end as usize];
+            start = end as usize;
+            text
+        };
+        Some(Record {
+            ts_us: self.ts_us[index],
+            severity: Severity::from_number(self.severity[index]).unwrap_or_default(),
+            service: next(ends[0]),
+            host: next(ends[1]),
+            message: next(ends[2]),
+            attributes: next(ends[3]),
+        })
+    }
+
+    /// All records, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Record<'_>> + '_ {
+        (0..self.len()).map(|index| self.get(index).expect("index is below len"))
+    }
+
+    /// Smallest and largest event time, or `None` for an empty chunk.
+    #[must_use]
+    pub fn ts_range_us(&self) -> Option<(i64, i64)> {
+        Some((*self.ts_us.iter().min()?, *self.ts_us.iter().max()?))
+    }
+
+    /// Checks what [`Chunk::get`] relies on; called on whatever was read from a disk.
+    ///
+    /// # Errors
+    /// [`InvalidChunk`] names the first rule that does not hold.
+    pub fn validate(&self) -> Result<(), InvalidChunk> {
+        if self.severity.len() != self.ts_us.len() || self.ends.len() != self.ts_us.len() * TEXTS {
+            return Err(InvalidChunk("its columns differ in length"));
+        }
+        if self.severity.iter().any(|&number| Severity::from_number(number).is_none()) {
+            return Err(InvalidChunk("a severity is above 24"));
+        }
+        let mut start = 0;
+        for &end in &self.ends {
+            let end = end as usize;
+            if end < start || !self.text.is_char_boundary(end) {
+                return Err(InvalidChunk("a text ends before it starts, past the arena or inside a character"));
+            }
+            start = end;
+        }
+        if start != self.text.len() {
+            return Err(InvalidChunk("text is left over"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(message: &str) -> Record<'_> {
+        Record { ts_us: 7, severity: Severity::INFO, service: "api", host: "", message, attributes: "{\"a\":1}" }
+    }
+
+    #[test]
+    fn what_goes_in_comes_out_in_order() {
+        let mut chunk = Chunk::with_capacity(1, 2, 64);
+        let records = [record("one"), record("zwei ✓"), record("")];
+        for record in records {
+            chunk.push(record);
+        }
+        assert_eq!(chunk.iter().collect::<Vec<_>>(), records);
+        assert_eq!(chunk.get(3), None);
+        assert_eq!(chunk.validate(), Ok(()));
+    }
+
+    #[test]
+    fn broken_columns_are_named() {
+        let mut chunk = Chunk::default();
+        chunk.push(record("häh"));
+        let mut cut = chunk.clone();
+        cut.ends[2] -= 2; // inside the two bytes of ä
+        assert!(cut.validate().is_err());
+        let mut past = chunk.clone();
+        past.ends[3] += 1;
+        assert!(past.validate().is_err());
+        let mut short = chunk.clone();
+        short.severity.clear();
+        assert!(short.validate().is_err());
+        let mut high = chunk;
+        high.severity[0] = 25;
+        assert!(high.validate().is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! One log event, as every part of the engine sees it: borrowed, never owned.
+
+use std::fmt;
+
+/// How bad an event is, in OpenTelemetry's severity numbers: 1..=24, and 0 where none was given.
+///
+/// Source: OpenTelemetry, "Logs Data Model", field `SeverityNumber`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Severity(u8);
+
+impl Severity {
+    /// No severity was given.
+    pub const UNSPECIFIED: Self = Self(0);
+    /// Number 1.
+    pub const TRACE: Self = Self(1);
+    /// Number 5.
+    pub const DEBUG: Self = Self(5);
+    /// Number 9.
+    pub const INFO: Self = Self(9);
+    /// Number 13.
+    pub const WARN: Self = Self(13);
+    /// Number 17.
+    pub const ERROR: Self = Self(17);
+    /// Number 21.
+    pub const FATAL: Self = Self(21);
+
+    /// The severity with this OpenTelemetry number, or `None` above 24.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        if number <= 24 { Some(Self(number)) } else { None }
+    }
+
+    /// The OpenTelemetry number, 0..=24.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The short name of the range the number is in: `TRACE`, `DEBUG`, … `FATAL`, or `UNSPECIFIED`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            0 => "UNSPECIFIED",
+            1..=4 => "TRACE",
+            5..=8 => "DEBUG",
+            9..=12 => "INFO",
+            13..=16 => "WARN",
+            17..=20 => "ERROR",
+            _ => "FATAL",
+        }
+    }
+
+    /// Reads a level as programs write it, in any case: `info`, `WARNING`, `err`, `crit`, …
+    ///
+    /// Syslog's words map as OpenTelemetry's appendix B does: notice → INFO2, crit → ERROR2,
+    /// alert → ERROR3, emerg → FATAL.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let mut lower = [0_u8; 16];
+        let text = text.trim().as_bytes();
+        let lower = lower.get_mut(..text.len())?;
+        lower.copy_from_slice(text);
+        lower.make_ascii_lowercase();
+        Some(match &*lower {
+            b"trace" | b"trc" | b"finest" | b"verbose" | b"silly" => Self::TRACE,
+            b"finer" => Self(2),
+            b"debug" | b"dbg" | b"fine" | b"config" => Self::DEBUG,
+            b"info" | b"inf" | b"information" | b"informational" | b"log" | b"http" => Self::INFO,
+            b"notice" => Self(10),
+            b"warn" | b"warning" | b"wrn" => Self::WARN,
+            b"error" | b"err" | b"eror" | b"severe" => Self::ERROR,
+            b"critical" | b"crit" | b"dpanic" => Self(18),
+            b"alert" => Self(19),
+            b"fatal" | b"emerg" | b"emergency" | b"panic" | b"ftl" => Self::FATAL,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Debug for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.name(), self.0)
+    }
+}
+
+/// One log event, borrowed from the [`Chunk`](crate::chunk::Chunk) (or from the input) that owns its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Event time in microseconds since 1970-01-01 00:00 UTC.
+    pub ts_us: i64,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The program that wrote it.
+    pub service: &'a str,
+    /// The machine, pod or container it came from; empty where unknown.
+    pub host: &'a str,
+    /// What it says.
+    pub message: &'a str,
+    /// Everything else: the text of one JSON object, or empty for none.
+    pub attributes: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_of_all_families_map_to_opentelemetry_numbers() {
+        for (text, number) in [
+            ("TRACE", 1),
+            ("debug", 5),
+            ("Info", 9),
+            ("notice", 10),
+            ("WARNING", 13),
+            ("warn", 13),
+            ("err", 17),
+            ("Error", 17),
+            ("crit", 18),
+            ("alert", 19),
+            ("emerg", 21),
+            (" fatal ", 21),
+        ] {
+            assert_eq!(Severity::from_text(text).map(Severity::number), Some(number), "{text}");
+        }
+        assert_eq!(Severity::from_text("whatever"), None);
+        assert_eq!(Severity::from_text("a level name of more than sixteen bytes"), None);
+        assert_eq!(Severity::from_number(25), None);
+    }
+}

@@ -1,0 +1,95 @@
+//! What a person writes: a plain struct that handles one message at a time, in order.
+
+use std::fmt;
+use std::future::Future;
+
+use crate::drain::DrainWatch;
+use crate::mailbox::Message;
+use crate::observe::Counter;
+
+/// One step of a pipeline. Lives on one arbiter, is never called twice at once, and is rebuilt from
+/// its factory after a panic or a stall while its queue and address stay.
+#[allow(async_fn_in_trait)] // a stage never leaves its arbiter: its futures need not be `Send`
+pub trait Stage: 'static {
+    /// What it receives.
+    type Message: Message;
+
+    /// Handles one message. The next one waits until this future has ended.
+    ///
+    /// # Errors
+    /// An [`Exit`] ends the process in order; whatever can be mended is mended inside.
+    async fn receive(&mut self, message: Self::Message) -> Result<(), Exit>;
+
+    /// Called every `tick_ms` of the stage's spec, also between messages under full load.
+    ///
+    /// # Errors
+    /// As [`Stage::receive`].
+    async fn on_tick(&mut self) -> Result<(), Exit> {
+        Ok(())
+    }
+
+    /// Called once, after the last message: hand on whatever is still held.
+    ///
+    /// # Errors
+    /// As [`Stage::receive`].
+    async fn on_drain(&mut self) -> Result<(), Exit> {
+        Ok(())
+    }
+
+    /// The stage's counters, read after each message and tick; what operators and tests see.
+    fn observe(&self) -> Vec<Counter> {
+        Vec::new()
+    }
+}
+
+/// Why the process must end, and with which exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The process's exit code.
+    pub code: u8,
+    /// One sentence: what happened, where, and what to do.
+    pub reason: String,
+}
+
+impl Exit {
+    /// 69: something needed is not there (a lock, a port).
+    pub const UNAVAILABLE: u8 = 69;
+    /// 70: a stage failed too often.
+    pub const SOFTWARE: u8 = 70;
+    /// 74: the disk failed; nothing more can be promised.
+    pub const IO_ERROR: u8 = 74;
+    /// 75: another process has taken over this journal's identity.
+    pub const FENCED: u8 = 75;
+    /// 78: the configuration is wrong.
+    pub const CONFIG: u8 = 78;
+
+    /// An exit with `code` and `reason`.
+    #[must_use]
+    pub fn new(code: u8, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (exit {})", self.reason, self.code)
+    }
+}
+
+/// What the engine hands to a stage when it builds (or rebuilds) it.
+#[derive(Clone)]
+pub struct StageContext {
+    /// The stage's name, e.g. `db-flusher-0`.
+    pub name: String,
+    /// Where the drain stands; a stage that waits for something outside selects on this.
+    pub drain: DrainWatch,
+}
+
+impl StageContext {
+    /// Runs `future` as a known wait: a stage that waits for a database or for room downstream is
+    /// healthy, one that is silent in its own code is not.
+    pub async fn waiting<F: Future>(&self, future: F) -> F::Output {
+        let _ = future;
+        todo!()
+    }
+}
