@@ -1,0 +1,1 @@
+//! Stage batcher: gives a chunk its place in the journal, and lingers batches.

@@ -1,0 +1,1 @@
+//! Circuit breaker and retry delays: pure, with the time as an argument.

@@ -1,0 +1,260 @@
+//! What travels between the stages. A message is a chunk or a batch, never a single record.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use logweir_engine::chunk::Chunk;
+use logweir_engine::journal::LaneId;
+use logweir_engine::mailbox::Message;
+use tokio::sync::oneshot;
+
+/// How far a chunk must have come before its sender is told that it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AckLevel {
+    /// Admitted to the journal's queue: survives SIGTERM, not a crash.
+    Received,
+    /// Covered by a completed fsync.
+    #[default]
+    Journal,
+    /// Committed by the database.
+    Committed,
+}
+
+/// How a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Encoding {
+    /// Not at all.
+    #[default]
+    Identity,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+}
+
+/// How the lines of a body are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Format {
+    /// By looking at the body and at each line.
+    #[default]
+    Auto,
+    /// One JSON object per line.
+    Ndjson,
+    /// One JSON array of objects, or one object.
+    Json,
+    /// Each line is a message.
+    Plain,
+    /// Apache/nginx common or combined access log.
+    AccessLog,
+}
+
+/// What the sender says of its records, for those that do not say it themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// Service name; `unknown_service` where nobody gives one.
+    pub service: Option<Arc<str>>,
+    /// Host name; empty where nobody gives one.
+    pub host: Option<Arc<str>>,
+}
+
+/// One body as a source received it. The producer's message.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Deliveries of one stream (a connection, a file, stdin) stay in one lane, in order.
+    pub stream: u64,
+    /// The body, still compressed.
+    pub body: Bytes,
+    /// How it is compressed.
+    pub encoding: Encoding,
+    /// How its lines are to be understood.
+    pub format: Format,
+    /// What the sender says of its records.
+    pub defaults: Defaults,
+    /// Time of arrival in microseconds since 1970.
+    pub received_us: i64,
+    /// When to answer.
+    pub ack: AckLevel,
+    /// Where the answer goes. Dropping it unanswered (a panic) reads as `Refusal` "lost in a restart".
+    pub reply: Reply,
+}
+
+/// A body decompressed, on its way to the parser.
+#[derive(Debug)]
+pub struct RawChunk {
+    /// The body, plain.
+    pub body: Bytes,
+    /// As in [`Delivery`].
+    pub format: Format,
+    /// As in [`Delivery`].
+    pub defaults: Defaults,
+    /// As in [`Delivery`].
+    pub received_us: i64,
+    /// As in [`Delivery`].
+    pub ack: AckLevel,
+    /// As in [`Delivery`].
+    pub reply: Reply,
+}
+
+/// A chunk on its way to the batcher.
+#[derive(Debug)]
+pub struct ParsedChunk {
+    /// The records.
+    pub chunk: Chunk,
+    /// What the parser has to say to the sender.
+    pub report: ParseReport,
+    /// As in [`Delivery`].
+    pub ack: AckLevel,
+    /// As in [`Delivery`].
+    pub reply: Reply,
+}
+
+/// What became of the lines of one body.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ParseReport {
+    /// Lines that became records.
+    pub accepted: u32,
+    /// Lines that were discarded (and why is in `errors`, up to ten).
+    pub rejected: u32,
+    /// Records that were kept whole as plain text because their format was not understood.
+    pub parse_errors: u32,
+    /// The first errors.
+    pub errors: Vec<LineError>,
+}
+
+/// One line's error.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LineError {
+    /// Line number in the body, from 1 (in a JSON array: the element's number).
+    pub line: u32,
+    /// What is wrong with it and what became of it.
+    pub error: String,
+}
+
+/// One frame's records in memory, shared by the flusher and the cache-writer.
+#[derive(Clone, Debug)]
+pub struct BatchFrame {
+    /// Sequence number of the frame.
+    pub seq: u64,
+    /// Records of the lane up to and including it.
+    pub lane_records: u64,
+    /// CRC-32C of the frame's payload.
+    pub payload_crc: u32,
+    /// The records. The first has the ordinal `lane_records - chunk.len() + 1`.
+    pub chunk: Arc<Chunk>,
+}
+
+/// Consecutive chunks of one lane that enter the database in one transaction: the range `(from_seq, to_seq]`.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The lane.
+    pub lane: LaneId,
+    /// The cursor before it.
+    pub from_seq: u64,
+    /// Records of the lane up to and including `from_seq`.
+    pub from_records: u64,
+    /// Its frames, in order; not empty.
+    pub frames: Vec<BatchFrame>,
+}
+
+impl Batch {
+    /// The cursor after it.
+    #[must_use]
+    pub fn to_seq(&self) -> u64 {
+        self.frames.last().map_or(self.from_seq, |frame| frame.seq)
+    }
+
+    /// Records of the lane up to and including the last frame.
+    #[must_use]
+    pub fn to_records(&self) -> u64 {
+        self.frames.last().map_or(self.from_records, |frame| frame.lane_records)
+    }
+
+    /// Records in it.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.chunk.len() as u64).sum()
+    }
+
+    /// Records that should lie in the range and do not: damaged in the journal, or gone from it.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.to_records().saturating_sub(self.from_records).saturating_sub(self.records())
+    }
+
+    /// What the database keeps beside the cursor, to notice a sequence number that was used twice:
+    /// CRC, records and length of the last frame.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 16] {
+        let mut digest = [0; 16];
+        if let Some(last) = self.frames.last() {
+            digest[..4].copy_from_slice(&last.payload_crc.to_le_bytes());
+            digest[4..8].copy_from_slice(&u32::try_from(last.chunk.len()).unwrap_or(u32::MAX).to_le_bytes());
+            digest[8..].copy_from_slice(&last.lane_records.to_le_bytes());
+        }
+        digest
+    }
+}
+
+/// The answer's way back to the source.
+pub type Reply = oneshot::Sender<Result<Receipt, Refusal>>;
+
+/// A chunk is stored as far as its [`AckLevel`] asks (for `Committed`: it is in the journal, the
+/// source then waits for the lane's cursor to pass `seq`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The lane it went to.
+    pub lane: LaneId,
+    /// Its frame's sequence number; 0 if it held no record and was not written.
+    pub seq: u64,
+    /// What became of its lines.
+    pub report: ParseReport,
+}
+
+/// A chunk was not taken. Nothing of it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What kind of refusal, which decides the status code.
+    pub kind: RefusalKind,
+    /// Snake-case reason, the label of the counter, e.g. `journal_quota`.
+    pub reason: &'static str,
+    /// One sentence for a person.
+    pub detail: String,
+}
+
+/// What kind of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The mailboxes are full: 429.
+    Busy,
+    /// Draining, quota, disk: 503.
+    Unavailable,
+    /// Above a size limit: 413.
+    TooLarge,
+    /// No retry mends it: 400.
+    Malformed,
+}
+
+impl Message for Delivery {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len()
+    }
+}
+
+impl Message for RawChunk {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len()
+    }
+}
+
+impl Message for ParsedChunk {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.chunk.bytes()
+    }
+}
+
+impl Message for Batch {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.frames.iter().map(|frame| frame.chunk.bytes()).sum::<usize>()
+    }
+}

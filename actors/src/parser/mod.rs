@@ -1,0 +1,1 @@
+//! Stage parser: bodies to columnar chunks.

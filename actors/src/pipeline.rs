@@ -1,0 +1,1 @@
+//! The wiring of all stages on one screen.

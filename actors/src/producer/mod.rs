@@ -1,0 +1,1 @@
+//! Stage producer: admission, decompression, lane choice.

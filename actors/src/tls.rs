@@ -1,0 +1,1 @@
+//! TLS client settings for PostgreSQL and Redis.
