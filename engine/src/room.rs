@@ -287,3 +287,158 @@ impl Drop for Permit {
         self.room.give_back(1, self.cost);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOUND: Bound = Bound { messages_max: 3, bytes_max: 100 };
+
+    type Taking = Pin<Box<dyn Future<Output = Option<Permit>>>>;
+
+    /// A `take` that runs only when it is polled.
+    fn taking(room: &Arc<Room>, bytes: usize) -> Taking {
+        let room = room.clone();
+        Box::pin(async move { room.take(bytes).await })
+    }
+
+    fn poll(taking: &mut Taking) -> Poll<Option<Permit>> {
+        taking.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn now(room: &Arc<Room>, bytes: usize) -> Option<Permit> {
+        room.try_take(bytes).ok()
+    }
+
+    #[test]
+    fn both_dimensions_hold_at_once() {
+        let room = Room::new("s", BOUND);
+        let light: Vec<_> = (0..3).map(|_| now(&room, 1).unwrap()).collect();
+        assert!(now(&room, 1).is_none(), "messages are used up");
+        drop(light);
+        let heavy = now(&room, 60).unwrap();
+        assert!(now(&room, 41).is_none(), "bytes are used up");
+        assert!(now(&room, 40).is_some());
+        drop(heavy);
+        assert_eq!(room.taken(), (0, 0));
+    }
+
+    #[test]
+    fn nobody_overtakes_a_heavy_waiter() {
+        let room = Room::new("s", BOUND);
+        let held = now(&room, 60).unwrap();
+        let mut heavy = taking(&room, 1_000); // oversized: needs the whole room
+        let mut light = taking(&room, 1);
+        assert!(poll(&mut heavy).is_pending());
+        assert!(poll(&mut light).is_pending(), "there is room, but not for who comes later");
+        assert!(now(&room, 1).is_none());
+        drop(held);
+        let Poll::Ready(Some(alone)) = poll(&mut heavy) else { panic!("the heavy one is first") };
+        assert_eq!(room.taken(), (1, 100));
+        assert!(poll(&mut light).is_pending());
+        drop(alone);
+        assert!(poll(&mut light).is_ready());
+    }
+
+    #[test]
+    fn a_heavy_waiter_that_gives_up_lets_the_lighter_ones_in() {
+        let room = Room::new("s", BOUND);
+        let _held = now(&room, 60).unwrap();
+        let (mut heavy, mut light) = (taking(&room, 90), taking(&room, 1));
+        assert!(poll(&mut heavy).is_pending() && poll(&mut light).is_pending());
+        drop(heavy);
+        assert!(poll(&mut light).is_ready());
+    }
+
+    #[test]
+    fn what_was_reserved_beyond_the_need_is_given_back_on_departure() {
+        let room = Room::new("s", BOUND);
+        let mut permit = now(&room, 100).unwrap();
+        let mut waiter = taking(&room, 70);
+        assert!(poll(&mut waiter).is_pending());
+        permit.depart(30);
+        assert!(poll(&mut waiter).is_ready());
+    }
+
+    #[test]
+    fn closing_tells_who_waits_and_who_comes() {
+        let room = Room::new("s", BOUND);
+        let held = now(&room, 100).unwrap();
+        let mut waiter = taking(&room, 1);
+        assert!(poll(&mut waiter).is_pending());
+        room.close();
+        assert!(matches!(poll(&mut waiter), Poll::Ready(None)));
+        assert_eq!(room.try_take(1).err(), Some(Refused::Closed));
+        assert!(room.if_open((), |()| panic!("nothing passes a closed door")).is_err());
+        drop(held);
+        assert_eq!(room.taken(), (0, 0));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Take(usize),
+        TryTake(usize),
+        /// Polls the n-th waiter.
+        Poll(usize),
+        /// The n-th waiter gives up, whether or not its grant is already under way.
+        GiveUp(usize),
+        Release(usize),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0_usize..150).prop_map(Step::Take),
+            1 => (0_usize..150).prop_map(Step::TryTake),
+            3 => any::<usize>().prop_map(Step::Poll),
+            1 => any::<usize>().prop_map(Step::GiveUp),
+            3 => any::<usize>().prop_map(Step::Release),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_bound_holds_and_no_room_is_lost(steps in prop::collection::vec(any_step(), 1..200)) {
+            let room = Room::new("s", BOUND);
+            let mut waiting: Vec<(Taking, usize)> = Vec::new();
+            let mut held: Vec<Permit> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Take(bytes) => {
+                        let mut taking = taking(&room, bytes);
+                        match poll(&mut taking) {
+                            Poll::Ready(permit) => held.push(permit.unwrap()),
+                            Poll::Pending => waiting.push((taking, room.cost(bytes))),
+                        }
+                    }
+                    Step::TryTake(bytes) => held.extend(now(&room, bytes)),
+                    Step::Poll(n) if !waiting.is_empty() => {
+                        let n = n % waiting.len();
+                        if let Poll::Ready(permit) = poll(&mut waiting[n].0) {
+                            held.push(permit.unwrap());
+                            drop(waiting.remove(n));
+                        }
+                    }
+                    Step::GiveUp(n) if !waiting.is_empty() => drop(waiting.remove(n % waiting.len())),
+                    Step::Release(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
+                    _ => {}
+                }
+                let state = room.lock();
+                prop_assert!(state.messages <= BOUND.messages_max && state.bytes <= BOUND.bytes_max);
+                // Who still stands in the queue came after all who were let in, and the first does not fit.
+                let let_in = waiting.len() - state.waiting.len();
+                let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
+                prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
+                prop_assert!(costs.first().is_none_or(|&cost| !state.fits(cost, BOUND)), "room stands empty");
+                let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
+                prop_assert_eq!(state.bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
+                prop_assert_eq!(state.messages, let_in + held.len());
+            }
+            drop((waiting, held));
+            prop_assert_eq!(room.taken(), (0, 0));
+        }
+    }
+}

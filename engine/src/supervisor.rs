@@ -478,3 +478,79 @@ pub(crate) async fn watch_over(stages: Observer, supervision: Supervision, exits
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL: Duration = Duration::from_millis(100);
+
+    fn supervision() -> Supervision {
+        Supervision { stall_ms: 100, restarts_max: 2, restart_window_ms: 1_000 }
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn restarts_count_in_a_sliding_window() {
+        let start = Instant::now();
+        let mut restarts = Restarts::new(supervision());
+        let allowed = [0, 600, 1_000, 1_599, 1_600].map(|at| restarts.allow(start + ms(at)));
+        // The one at 0 has left the window at 1000; at 1599 those at 600 and 1000 have not.
+        assert_eq!(allowed, [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn no_restart_at_all_may_be_allowed() {
+        let mut restarts = Restarts::new(Supervision { restarts_max: 0, ..supervision() });
+        assert!(!restarts.allow(Instant::now()));
+    }
+
+    /// Shows `(at_ms, beats, silent, polling)` and expects the verdict on each.
+    fn check(glances: &[(u64, u64, bool, bool, Verdict)]) {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        for &(at, beats, silent, polling, verdict) in glances {
+            let seen = silence.look(Glance { beats, silent, polling }, start + ms(at), STALL);
+            assert_eq!(seen, verdict, "at {at} ms");
+        }
+    }
+
+    #[test]
+    fn a_stage_that_beats_or_waits_is_alive() {
+        use Verdict::Alive;
+        check(&[(0, 1, true, true, Alive), (90, 2, true, true, Alive), (180, 3, true, true, Alive)]);
+        check(&[(0, 1, false, false, Alive), (500, 1, false, false, Alive), (900, 1, false, true, Alive)]);
+    }
+
+    #[test]
+    fn silence_is_a_stall_once_and_a_blocked_thread_after_twice_the_time() {
+        use Verdict::{Alive, Blocked, Stalled};
+        check(&[
+            (0, 1, true, true, Alive),
+            (99, 1, true, true, Alive),
+            (100, 1, true, true, Stalled),
+            (199, 1, true, true, Alive),
+            (200, 1, true, true, Blocked(ms(200))),
+            (300, 1, true, true, Alive), // named once
+            (310, 2, true, true, Alive),
+            (410, 2, true, true, Stalled), // a new silence
+        ]);
+    }
+
+    #[test]
+    fn a_stage_kept_from_its_thread_by_another_is_not_named() {
+        use Verdict::{Alive, Stalled};
+        check(&[(0, 1, true, false, Alive), (100, 1, true, false, Stalled), (900, 1, true, false, Alive)]);
+    }
+
+    #[test]
+    fn the_words_of_a_panic_are_kept() {
+        let say = |payload: Box<dyn Any + Send>| Cause::from_panic(&*payload);
+        assert_eq!(say(Box::new("static")), Cause::Panic("static".to_owned()));
+        assert_eq!(say(Box::new("owned".to_owned())), Cause::Panic("owned".to_owned()));
+        assert_eq!(say(Box::new(7)), Cause::Panic("a panic without words".to_owned()));
+    }
+}
