@@ -1,17 +1,19 @@
 //! A running logweir without sockets and signals: what a program embeds, and what the server wraps.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::clock;
-use logweir_engine::drain::{DrainControl, DrainWatch, Phase};
+use logweir_engine::drain::{DrainControl, DrainEvent, DrainMachine, DrainSettings, DrainWatch, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, OpenError, Recovered};
 use logweir_engine::stage::Exit;
 use logweir_engine::topology::{Observer, Topology};
+use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 
 use crate::cache::{self, HotCache};
-use crate::config::Config;
+use crate::config::{Config, Shutdown};
 use crate::db_flusher::Session;
 use crate::message::{Defaults, Delivery, Encoding, Format, Receipt, Refusal};
 use crate::pipeline::{self, Parts};
@@ -176,39 +178,69 @@ impl Logweir {
         }
     }
 
-    /// Moves the way down forward: used by the server between [`Phase::Accepting`] and [`Phase::Draining`].
-    pub fn advance(&self, phase: Phase) {
-        if self.drain.advance(phase) {
-            tracing::info!(?phase, "shutting down");
-        }
+    /// The way down without a server around it: see [`Logweir::stop_on`].
+    pub async fn stop(self) -> Stopped {
+        let (_, mut no_signals) = mpsc::channel(1);
+        self.stop_on(DrainEvent::Requested, &mut no_signals, std::future::ready(())).await
     }
 
-    /// The way down from wherever it stands: refuses new records, brings everything queued into the journal and as much as
-    /// possible into the database until `deadline` (or until `hurry` completes), seals the journal.
-    pub async fn stop(mut self, deadline: Instant, hurry: impl Future<Output = ()>) -> Stopped {
-        self.advance(Phase::Draining);
-        let stuck = {
-            let Self { topology, drain, .. } = &mut self;
-            let drained = topology.drain();
-            tokio::pin!(drained, hurry);
-            tokio::select! {
-                stuck = &mut drained => stuck,
-                () = async { tokio::select! { () = tokio::time::sleep_until(deadline) => {}, () = &mut hurry => {} } } => {
-                    drain.advance(Phase::Persisting);
-                    drained.await
-                }
+    /// The way down: lingers, refuses new records, waits for `intake_idle`, brings everything queued into the journal and as
+    /// much as possible into the database until `shutdown.deadline_ms` or a second signal, seals the journal.
+    pub async fn stop_on(
+        mut self,
+        first: DrainEvent,
+        signals: &mut mpsc::Receiver<()>,
+        intake_idle: impl Future<Output = ()>,
+    ) -> Stopped {
+        let began = Instant::now();
+        let Shutdown { linger_ms, deadline_ms } = self.config.shutdown;
+        let mut machine = DrainMachine::new(DrainSettings { linger_ms, deadline_ms });
+        let mut step = machine.on(first, 0);
+        let (drain, mut stuck) = (&self.drain, None);
+        let (mut intake_idle, mut draining) = (pin!(intake_idle), pin!(self.topology.drain()));
+        while step.phase < Phase::Persisting {
+            if drain.advance(step.phase) {
+                tracing::info!(phase = ?step.phase, "shutting down");
             }
+            let wake_at = step.wake_at_ms.map(|at_ms| began + Duration::from_millis(at_ms));
+            let event = tokio::select! {
+                () = next_signal(signals) => DrainEvent::Signal,
+                () = sleep_until(wake_at) => DrainEvent::Woken,
+                () = &mut intake_idle, if step.phase == Phase::Draining && !step.drain_stages => DrainEvent::IntakeIdle,
+                late = &mut draining, if step.drain_stages && stuck.is_none() => {
+                    stuck = Some(late);
+                    DrainEvent::StagesDrained
+                }
+            };
+            step = machine.on(event, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        }
+        drain.advance(Phase::Persisting);
+        let stuck = match stuck {
+            Some(stuck) => stuck,
+            None => draining.await,
         };
-        self.advance(Phase::Persisting);
         let journal = self.journal.clone();
-        let sealed = tokio::task::spawn_blocking(move || journal.seal()).await;
-        let seal_error = match sealed {
+        let seal_error = match tokio::task::spawn_blocking(move || journal.seal()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(error) => Some(error.to_string()),
         };
-        self.drain.advance(Phase::Done);
+        drain.advance(Phase::Done);
         Stopped { accounting: self.progress.accounting(), stuck, seal_error }
+    }
+}
+
+/// The next signal; never, once nobody can send one.
+async fn next_signal(signals: &mut mpsc::Receiver<()>) {
+    if signals.recv().await.is_none() {
+        std::future::pending().await
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,15 +6,15 @@
 use std::future::Future;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use logweir_engine::drain::Phase;
+use logweir_engine::drain::DrainEvent;
 use logweir_engine::stage::Exit;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
-use tokio::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Duration;
 
 use crate::config::Config;
 use crate::http::{self, Servers, Shared};
@@ -41,7 +41,7 @@ pub fn run(config: Config) -> ExitCode {
 async fn serve(config: Config) -> Result<(), Exit> {
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
-    let mut signals = Signals::new()?;
+    let mut signals = signals()?;
     let logweir = Logweir::start(config.clone()).await?;
     let drain_asked = Arc::new(Notify::new());
     let servers = http::serve(shared(&config, &logweir, &drain_asked), data, admin)
@@ -50,32 +50,19 @@ async fn serve(config: Config) -> Result<(), Exit> {
     let sources_ended = sources(&config, &logweir);
 
     let mut failure = None;
-    tokio::select! {
-        name = signals.next() => tracing::info!(signal = name, "stopping"),
-        () = drain_asked.notified() => tracing::info!("stopping: asked by POST /drain"),
-        () = sources_ended => tracing::info!("stopping: standard input has ended"),
-        exit = logweir.failed() => failure = Some(exit),
-    }
-    let stopped = stop(&config, logweir, &mut signals, failure.is_some()).await;
+    let first = tokio::select! {
+        _ = signals.recv() => DrainEvent::Signal,
+        () = drain_asked.notified() => DrainEvent::Requested,
+        () = sources_ended => DrainEvent::Requested,
+        exit = logweir.failed() => {
+            failure = Some(exit);
+            DrainEvent::Requested
+        }
+    };
+    let stopped = logweir.stop_on(first, &mut signals, servers.idle()).await;
     servers.stop(LAST_ANSWERS).await;
     close(&stopped);
     failure.map_or(Ok(()), Err)
-}
-
-/// Closing, then the engine's own way down. A failure does not linger; a second signal skips to the seal.
-async fn stop(config: &Config, logweir: Logweir, signals: &mut Signals, failed: bool) -> Stopped {
-    let started = Instant::now();
-    logweir.advance(Phase::Closing);
-    let mut hurried = false;
-    if !failed && config.shutdown.linger_ms > 0 {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(config.shutdown.linger_ms)) => {}
-            _ = signals.next() => hurried = true,
-        }
-    }
-    let deadline = started + Duration::from_millis(config.shutdown.deadline_ms);
-    let deadline = if hurried { Instant::now() } else { deadline };
-    logweir.stop(deadline, async { let _ = signals.next().await; }).await
 }
 
 /// Empties the journal of `dir` into the database and seals it.
@@ -154,24 +141,23 @@ fn close(stopped: &Stopped) {
 }
 
 /// SIGTERM and SIGINT, as often as they come.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Exit> {
-        let stream = |kind| {
-            signal(kind).map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("signals cannot be received: {error}")))
-        };
-        Ok(Self { terminate: stream(SignalKind::terminate())?, interrupt: stream(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        let (mut terminate, mut interrupt) = (pin!(self.terminate.recv()), pin!(self.interrupt.recv()));
-        tokio::select! {
-            _ = &mut terminate => "SIGTERM",
-            _ = &mut interrupt => "SIGINT",
+fn signals() -> Result<mpsc::Receiver<()>, Exit> {
+    let stream = |kind| {
+        signal(kind).map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("signals cannot be received: {error}")))
+    };
+    let (mut terminate, mut interrupt) = (stream(SignalKind::terminate())?, stream(SignalKind::interrupt())?);
+    let (sender, receiver) = mpsc::channel(4);
+    actix_rt::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            tracing::info!(signal = name, "stopping");
+            if sender.try_send(()).is_err_and(|error| matches!(error, TrySendError::Closed(()))) {
+                return;
+            }
         }
-    }
+    });
+    Ok(receiver)
 }

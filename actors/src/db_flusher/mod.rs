@@ -33,6 +33,9 @@ use crate::store::{LaneRow, LaneWriter, StoreError};
 /// How long a lane that somebody must mend (schema, permission) waits before it tries again.
 const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
 
+/// How long a connection may take to come about while draining.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Where the database is in the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
@@ -261,6 +264,7 @@ impl DbFlusher {
             let opened = tokio::select! {
                 opened = context.waiting(session.open_lane(lane)) => opened,
                 () = given_up(&context, failing) => return Err(Interrupted::Drained),
+                () = connect_patience(&context) => return Err(Interrupted::Drained),
             };
             match opened {
                 Ok((connection, row)) => {
@@ -325,6 +329,12 @@ impl DbFlusher {
 async fn given_up(context: &StageContext, failing: bool) {
     let phase = if failing { Phase::Draining } else { Phase::Persisting };
     context.drain.reached(phase).await;
+}
+
+/// While draining, a connection that does not come about soon is not waited for: the database may hang.
+async fn connect_patience(context: &StageContext) {
+    context.drain.reached(Phase::Draining).await;
+    tokio::time::sleep(CONNECT_PATIENCE).await;
 }
 
 fn decode(frame: Frame) -> Result<BatchFrame, String> {
