@@ -3,6 +3,8 @@
 //! Tests whose stages all live on the system's own thread run on a paused clock: time jumps when nobody
 //! has anything to do. Where threads matter the clock is real, and waiting is polling with a deadline.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bound;
 mod drain;
 mod observe;

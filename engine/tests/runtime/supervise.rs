@@ -267,8 +267,10 @@ fn a_stage_that_spins_but_yields_is_cancelled() {
     run(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
         let spin = |_, item: Item| async move {
-            while item.id == 7 {
-                tokio::task::yield_now().await;
+            if item.id == 7 {
+                loop {
+                    tokio::task::yield_now().await;
+                }
             }
             item.answer();
             Ok(())
