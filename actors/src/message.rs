@@ -222,6 +222,15 @@ pub struct Refusal {
     pub detail: String,
 }
 
+impl Refusal {
+    /// The mailboxes do not take anything more: the process is on its way down.
+    #[must_use]
+    pub fn draining() -> Self {
+        let detail = "this process is shutting down: send to another one, or again in a while".to_owned();
+        Self { kind: RefusalKind::Unavailable, reason: "draining", detail }
+    }
+}
+
 /// What kind of refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
