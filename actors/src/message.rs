@@ -39,6 +39,8 @@ pub enum Format {
     /// By looking at the body and at each line.
     #[default]
     Auto,
+    /// By looking at each line: for sources whose bodies are cut anywhere between two lines.
+    Lines,
     /// One JSON object per line.
     Ndjson,
     /// One JSON array of objects, or one object.

@@ -64,6 +64,7 @@ pub fn format_named(name: &str) -> Option<Format> {
     match name {
         "auto" => Some(Format::Auto),
         "json" => Some(Format::Json),
+        "lines" => Some(Format::Lines),
         _ => LINE_FORMATS.iter().find(|known| known.name == name).map(|known| known.format),
     }
 }
@@ -71,7 +72,8 @@ pub fn format_named(name: &str) -> Option<Format> {
 /// The names that [`format_named`] knows, for people.
 #[must_use]
 pub fn format_names() -> String {
-    let names: Vec<_> = ["auto", "json"].into_iter().chain(LINE_FORMATS.iter().map(|known| known.name)).collect();
+    let names: Vec<_> =
+        ["auto", "json", "lines"].into_iter().chain(LINE_FORMATS.iter().map(|known| known.name)).collect();
     names.join(", ")
 }
 
@@ -225,10 +227,6 @@ impl Stage for Parser {
 
     async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
         let RawChunk { body, format, defaults, received_us, ack, reply } = raw;
-        // A sender that has gone away before anything was stored gets nothing stored: it will send again.
-        if reply.is_closed() {
-            return Ok(());
-        }
         let parsed = match parse(&body, format, &defaults, received_us, self.line_bytes_max) {
             Ok(parsed) => parsed,
             Err(refusal) => {
