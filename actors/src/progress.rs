@@ -158,6 +158,12 @@ impl Progress {
         self.state().recovery.finished
     }
 
+    /// How far the start-up has come.
+    #[must_use]
+    pub fn recovery_now(&self) -> Recovery {
+        self.state().recovery
+    }
+
     /// Waits until the database has `lane` up to `seq`. Puts no limit on the time: the caller does.
     pub async fn committed(&self, lane: LaneId, seq: u64) {
         let mut cursor = self.state().lanes.entry(lane).or_default().committed_seq.subscribe();
