@@ -1,1 +1,3 @@
-//! Harness.
+//! What the tests share: real servers, started and ended here.
+
+pub mod postgres;
