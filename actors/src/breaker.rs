@@ -389,7 +389,8 @@ mod tests {
     fn delays_use_the_whole_range_and_grow_with_each_attempt() {
         let mut rng = StdRng::seed_from_u64(7);
         let mut delays = |attempt| -> Vec<u128> {
-            let delay = |_| retry::delay(attempt, Duration::from_secs(1), Duration::from_secs(60), &mut rng).as_millis();
+            let delay =
+                |_| retry::delay(attempt, Duration::from_secs(1), Duration::from_secs(60), &mut rng).as_millis();
             (0..1000).map(delay).collect()
         };
         for (attempt, ceiling_ms) in [(0, 1_000), (1, 2_000), (4, 16_000), (6, 60_000), (40, 60_000)] {
