@@ -47,11 +47,11 @@ pub enum Allow {
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
     /// Calls pass.
-    Closed,
+    Closed = 0,
     /// One call is out to see whether the other side is back.
-    HalfOpen,
+    HalfOpen = 1,
     /// Calls are turned away.
-    Open,
+    Open = 2,
 }
 
 /// A breaker as `/api/v1/status` shows it.
@@ -177,12 +177,7 @@ impl Breaker {
 
 /// Sets the gauge `logweir_breaker_state{name}`: 0 closed, 1 half-open, 2 open.
 pub fn publish(name: &str, state: BreakerState) {
-    let value = match state {
-        BreakerState::Closed => 0.0,
-        BreakerState::HalfOpen => 1.0,
-        BreakerState::Open => 2.0,
-    };
-    metrics::gauge!("logweir_breaker_state", "name" => name.to_owned()).set(value);
+    metrics::gauge!("logweir_breaker_state", "name" => name.to_owned()).set(f64::from(state as u8));
 }
 
 fn millis(duration: Duration) -> u64 {
