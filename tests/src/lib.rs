@@ -1,3 +1,11 @@
-//! What the tests share: real servers, started and ended here.
+//! The harness: the real `logweir` binary, real servers, a hostile network, senders that remember what
+//! they were promised, and an oracle that compares the promises with the database.
+//!
+//! ```text
+//! client ──> logweir (process) ──> proxy ──> PostgreSQL / Redis        SQLite, disks
+//!    │           ▲ signals, kill points                │
+//!    └─ ledger ──┴───────────── oracle ────────────────┘
+//! ```
 
 pub mod postgres;
+pub mod redis;
