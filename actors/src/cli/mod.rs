@@ -157,7 +157,6 @@ impl Failure {
         Self::Told(code, message.to_string())
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
     fn config(error: config::ConfigError) -> Self {
         Self::told(exit::CONFIG, error)
     }

@@ -336,7 +336,6 @@ fn reading<T>(mut read: impl FnMut() -> Result<T, OpenError>) -> Result<T, Failu
     read().map_err(refused)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn unavailable(error: StoreError) -> Failure {
     Failure::told(exit::UNAVAILABLE, format!("the store: {error}"))
 }
