@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Opened, StoreError};
+use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::record::{Record, Severity};
 use logweir_tests::postgres::{self, TestDatabase};
@@ -231,6 +231,246 @@ async fn rows_cursor_and_counters_move_together(on: Fixture) {
     );
 }
 
+async fn the_same_batch_twice_is_once(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut first = lane(&on.store, &lease, 0).await;
+    let mut second = lane(&on.store, &lease, 0).await;
+    let batch = Feed::new(0).plain(10);
+    assert_eq!(first.flush(&batch).await.unwrap(), flushed(10, 0));
+    assert_eq!(first.flush(&batch).await.unwrap(), flushed(0, 0));
+    // The other one does not know that it was done: it is told what the batch was worth.
+    assert_eq!(second.flush(&batch).await.unwrap(), flushed(10, 0));
+    on.assert_whole(writer, 10).await;
+}
+
+async fn an_older_epoch_is_fenced(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let (old_store, new_store) = (on.other(), on.other());
+    let old = old_store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut old_lane = lane(&old_store, &old, 0).await;
+    let mut feed = Feed::new(0);
+    old_lane.flush(&feed.plain(5)).await.unwrap();
+
+    let new = new_store.take_over(&claim(writer, &[1], 2)).await.unwrap();
+    assert_eq!((new.epoch, new.lanes[0].last_seq, new.lanes[0].epoch), (2, 1, 2));
+    let zombie = feed.clone().plain(7);
+    match old_lane.flush(&zombie).await.unwrap_err() {
+        StoreError::Fenced { epoch: 2, mine: 1, owner, .. } => assert_eq!(owner, "run 2"),
+        other => panic!("{other}"),
+    }
+    let refused = old_store.open_lane(&old, 1).await.err().expect("an old lease opens no lane");
+    assert!(matches!(refused, StoreError::Fenced { .. }), "{refused}");
+    let mut new_lane = lane(&new_store, &new, 0).await;
+    assert_eq!(new_lane.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
+    on.assert_whole(writer, 8).await;
+}
+
+async fn a_writer_goes_on_through_its_own_runs_and_refuses_a_copy(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let take = async |runs: &[u128], run| on.store.take_over(&claim(writer, runs, run)).await;
+    assert_eq!(take(&[], 1).await.unwrap().epoch, 1);
+    assert_eq!(take(&[], 1).await.unwrap().epoch, 1, "the same run again");
+    assert_eq!(take(&[1], 2).await.unwrap().epoch, 2);
+    assert_eq!(take(&[1, 2, 3, 4], 5).await.unwrap().epoch, 3, "runs 3 and 4 never reached the database");
+    match take(&[1, 2, 30], 31).await.unwrap_err() {
+        StoreError::StaleCopy { epoch: 3, owner, .. } => assert_eq!(owner, "run 5"),
+        other => panic!("{other}"),
+    }
+    assert_eq!(on.number("SELECT count(*) FROM logweir_takeover").await, 3);
+    assert_eq!(take(&[1, 2, 3, 4, 5], 6).await.unwrap().epoch, 4, "the refused copy has changed nothing");
+}
+
+async fn a_stale_copys_own_frames_are_adopted_once(on: Fixture) {
+    let writer = Uuid::new_v4();
+    // Run 1 flushes 10 of 30 records. Then the volume is copied; the copy takes over as run 20 and flushes 25.
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut common = Feed::new(0);
+    lane(&on.store, &lease, 0).await.flush(&common.plain(10)).await.unwrap();
+    let inherited = common.plain(20);
+    let mut theirs = Claim { tails: vec![(0, common.seq)], ..claim(writer, &[1], 20) };
+    let lease = on.store.take_over(&theirs).await.unwrap();
+    let mut copy = lane(&on.store, &lease, 0).await;
+    copy.flush(&inherited).await.unwrap();
+    copy.flush(&common.clone().plain(5)).await.unwrap();
+
+    // We, run 2, have 7 records of our own after the common 30.
+    let mine = claim(writer, &[1], 2);
+    assert!(matches!(on.store.take_over(&mine).await.unwrap_err(), StoreError::StaleCopy { .. }));
+    let found = on.store.inheritance(&mine).await.unwrap().unwrap();
+    assert_eq!((found.writer, found.exact), (Uuid::from_u128(2), true));
+    assert_eq!(found.up_to_seq, [(0, common.seq)]);
+    let own = common.plain(7);
+    let starts = [store::LaneStart { lane: 0, seq: own.from_seq, records: own.from_records }];
+    for run in [2, 3] {
+        // The second round is a repeated command: another run, the same identity.
+        let adopted = Claim { writer: found.writer, ..claim(writer, &[1, 2], run) };
+        let lease = on.store.adopt(&adopted, &starts).await.unwrap();
+        assert_eq!(lease.epoch, i64::try_from(run).unwrap() - 1);
+        lane(&on.store, &lease, 0).await.flush(&own).await.unwrap();
+    }
+    let again = on.store.inheritance(&claim(writer, &[1, 2, 3], 4)).await.unwrap().unwrap();
+    assert_eq!(again.writer, found.writer);
+    on.assert_whole(writer, 35).await;
+    on.assert_whole(found.writer, 37).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 42);
+    theirs.runs.push(theirs.run);
+    theirs.run = Uuid::from_u128(21);
+    assert_eq!(on.store.inheritance(&theirs).await.unwrap(), None, "the copy itself is not stale");
+}
+
+async fn a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    let start = feed.clone();
+    flusher.flush(&feed.plain(6)).await.unwrap();
+
+    // Boundaries moved: frames 2 and 3 in one batch, of which 2 is in.
+    let mut wide = start.clone();
+    let batch = wide.batch(&[&[record("x"); 6], &[record("y")]]);
+    match flusher.flush(&batch).await.unwrap_err() {
+        StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.rows), (2, 11)),
+        other => panic!("{other}"),
+    }
+    let mut other = start.clone().plain(6);
+    other.frames[0].payload_crc ^= 1;
+    assert!(matches!(flusher.flush(&other).await.unwrap_err(), StoreError::SequenceReused { lane: 0, seq: 2 }));
+    on.assert_whole(writer, 11).await;
+}
+
+async fn counts_that_do_not_add_up_are_refused_with_their_numbers(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    let good = feed.plain(3);
+    let mut bad = good.clone();
+    bad.from_records += 1;
+    bad.frames[0].lane_records += 1;
+    let error = flusher.flush(&bad).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("8 records") && text.contains("has 9"), "{text}");
+    on.assert_whole(writer, 5).await;
+    flusher.flush(&good).await.unwrap();
+    on.assert_whole(writer, 8).await;
+}
+
+async fn records_that_the_journal_lost_are_counted(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    let mut batch = feed.batch(&[&[record("a"); 2], &[record("damaged"); 4], &[record("c"); 3]]);
+    batch.frames.remove(1);
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
+    let row = &on.store.lanes(writer).await.unwrap()[0];
+    assert_eq!((row.rows, row.lost, row.settled()), (5, 4, 9));
+    let first = row.lane_id << 44;
+    assert_eq!(on.number(&format!("SELECT count(*) FROM logs WHERE id - {first} IN (1, 2, 7, 8, 9)")).await, 5);
+}
+
+async fn the_histogram_is_a_group_by_of_the_rows(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    for number in 0..2 {
+        let mut flusher = lane(&on.store, &lease, number).await;
+        let mut feed = Feed::new(number);
+        for round in 0..3_i64 {
+            let records: Vec<Record<'_>> = (0..200)
+                .map(|n| Record {
+                    ts_us: NOON_US + (n * 7 + round) * 1_000_000,
+                    service: ["a", "b", "c\u{fffd}"][usize::try_from(n % 3).unwrap()],
+                    severity: if n % 5 == 0 { Severity::WARN } else { Severity::INFO },
+                    ..record("m")
+                })
+                .collect();
+            flusher.flush(&feed.batch(&[&records])).await.unwrap();
+        }
+    }
+    let minute = match on.place {
+        Place::Postgres(_) => "date_trunc('minute', ts)",
+        Place::Sqlite(_) => "substr(ts, 1, 17) || '00.000000Z'",
+    };
+    let differing = format!(
+        "SELECT count(*) FROM (SELECT {minute} AS m, service, severity, id / 17592186044416 AS l, count(*) AS n FROM logs \
+         GROUP BY 1, 2, 3, 4) AS g FULL JOIN log_volume AS v ON v.minute = g.m AND v.service = g.service \
+         AND v.severity = g.severity AND v.lane_id = g.l WHERE g.n IS NULL OR v.records IS NULL OR g.n <> v.records"
+    );
+    assert_eq!(on.number(&differing).await, 0);
+    assert!(on.number("SELECT count(*) FROM log_volume").await > 100);
+    on.assert_whole(writer, 1_200).await;
+}
+
+async fn a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed(on: Fixture) {
+    let (on_rule, off_rule) = match on.place {
+        Place::Postgres(_) => (
+            "ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')",
+            "ALTER TABLE logs DROP CONSTRAINT polite",
+        ),
+        Place::Sqlite(_) => (
+            "CREATE TRIGGER polite BEFORE INSERT ON logs WHEN new.message = 'rude' BEGIN SELECT RAISE(ABORT, 'polite'); END",
+            "DROP TRIGGER polite",
+        ),
+    };
+    on.execute(on_rule).await;
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&[record("a")], &[record("b"), record("rude"), record("c")]]);
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(3, 1));
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0));
+    on.assert_whole(writer, 4).await;
+    let letters = on.store.dead_letters(10).await.unwrap();
+    let letter = &letters[0];
+    assert_eq!((letters.len(), letter.lane, letter.seq, letter.row), (1, 0, 2, 1));
+    assert_eq!(letter.id, (row.lane_id << 44) + 3);
+    assert!(letter.reason.contains("polite") && letter.raw.contains("rude"), "{letter:?}");
+
+    assert!(on.store.replay_dead_letter(letter).await.is_err(), "the rule still stands");
+    assert_eq!(on.store.dead_letters(10).await.unwrap().len(), 1);
+    on.execute(off_rule).await;
+    on.store.replay_dead_letter(letter).await.unwrap();
+    assert!(on.store.replay_dead_letter(letter).await.is_err(), "it is gone");
+    on.assert_whole(writer, 4).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 1);
+}
+
+async fn old_dead_letters_are_purged(on: Fixture) {
+    let at = match on.place {
+        Place::Postgres(_) => "to_timestamp(1000 * g)",
+        Place::Sqlite(_) => "'1970-01-01T00:16:40.000000Z'",
+    };
+    let from = match on.place {
+        Place::Postgres(_) => "generate_series(1, 3) AS g",
+        Place::Sqlite(_) => "(SELECT 1 AS g)",
+    };
+    let blob = match on.place {
+        Place::Postgres(_) => "gen_random_uuid()",
+        Place::Sqlite(_) => "randomblob(16)",
+    };
+    on.execute(&format!(
+        "INSERT INTO logweir_dead_letter SELECT g, {blob}, 0, 1, 0, '22021', 'why', '{{}}', {at} FROM {from}"
+    ))
+    .await;
+    assert_eq!(on.store.purge_dead_letters(1_000_000_000).await.unwrap(), 0);
+    assert_eq!(on.store.purge_dead_letters(1_000_000_001).await.unwrap(), 1);
+}
+
 both! {
     rows_cursor_and_counters_move_together
+    the_same_batch_twice_is_once
+    an_older_epoch_is_fenced
+    a_writer_goes_on_through_its_own_runs_and_refuses_a_copy
+    a_stale_copys_own_frames_are_adopted_once
+    a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops
+    counts_that_do_not_add_up_are_refused_with_their_numbers
+    records_that_the_journal_lost_are_counted
+    the_histogram_is_a_group_by_of_the_rows
+    a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed
+    old_dead_letters_are_purged
 }

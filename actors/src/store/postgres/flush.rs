@@ -211,7 +211,9 @@ impl PgLane {
             self.bury(session, batch, poison).await?;
         }
         if !cursor_first {
-            self.simple(session, "COMMIT; BEGIN").await?;
+            self.simple(session, "COMMIT").await?;
+            kill_point("store.mutation.between");
+            self.simple(session, "BEGIN").await?;
             self.move_cursor(session, batch, rows_in, skip.len() as u64).await?;
         }
         self.guard(session, batch, rows_in, skip.len() as u64).await?;
