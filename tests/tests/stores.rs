@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
 use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::record::{Record, Severity};
-use logweir_tests::postgres::{self, TestDatabase};
+use logweir_tests::postgres::{self, Options, Server, TestDatabase};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 const NOON_US: i64 = 1_763_640_000_000_000;
@@ -145,11 +148,6 @@ fn record(message: &str) -> Record<'_> {
 impl Feed {
     fn new(lane: u16) -> Self {
         Self { lane, seq: 0, records: 0 }
-    }
-
-    /// Where the database has the lane.
-    fn at(row: &LaneRow) -> Self {
-        Self { lane: row.lane, seq: row.last_seq, records: row.settled() }
     }
 
     fn frame(&mut self, records: &[Record<'_>]) -> BatchFrame {
@@ -473,4 +471,617 @@ both! {
     the_histogram_is_a_group_by_of_the_rows
     a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed
     old_dead_letters_are_purged
+}
+
+// PostgreSQL alone from here on.
+
+fn is_transient(error: &StoreError) -> bool {
+    matches!(error, StoreError::Transient(_))
+}
+
+fn is_systemic(error: &StoreError) -> bool {
+    matches!(error, StoreError::Systemic(_))
+}
+
+/// Flushes as the flusher does: transient errors are tried again for a while. Returns how many there were.
+async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed, u32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut tries = 0;
+    loop {
+        match flusher.flush(batch).await {
+            Ok(flushed) => return (flushed, tries),
+            Err(error) => assert!(is_transient(&error) && Instant::now() < deadline, "{error}"),
+        }
+        tries += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A prepared store, its writer and lane 0.
+async fn started(on: &Fixture) -> (Uuid, Lease, Box<dyn LaneWriter>) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let flusher = lane(&on.store, &lease, 0).await;
+    (writer, lease, flusher)
+}
+
+impl Fixture {
+    fn url(&self) -> &str {
+        match &self.place {
+            Place::Postgres(database) => &database.url,
+            Place::Sqlite(_) => panic!("this store has no URL"),
+        }
+    }
+
+    /// A private server with one prepared database.
+    async fn private(options: Options) -> (Server, Self) {
+        let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
+        let name = postgres::create_database(&server.url("postgres")).await;
+        let url = server.url(&name);
+        let store = open_postgres(&url);
+        store.prepare().await.unwrap();
+        (server, Self { store, place: Place::Postgres(TestDatabase { url, ours: true }) })
+    }
+
+    /// Waits until some session waits for a lock.
+    async fn somebody_waits(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self
+            .number(
+                "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+                           WHERE NOT granted AND a.datname = current_database()",
+            )
+            .await
+            == 0
+        {
+            assert!(Instant::now() < deadline, "nobody waits for a lock");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_lanes_flush_the_same_minute_without_waiting_for_each_other() {
+    let on = Fixture::postgres().await;
+    let (writer, lease, mut first) = started(&on).await;
+    let mut second = lane(&on.store, &lease, 1).await;
+    let (mut feed, mut other) = (Feed::new(0), Feed::new(1));
+    first.flush(&feed.plain(5)).await.unwrap();
+    second.flush(&other.plain(5)).await.unwrap();
+    // Lane 0's next flush, stopped before its COMMIT by hand: its row, its rows and its counter are locked.
+    let beside = postgres::connect(on.url()).await;
+    beside
+        .batch_execute(
+            "BEGIN; UPDATE logweir_lane SET last_seq = 2, rows = 6 WHERE lane = 0; \
+             INSERT INTO logs SELECT id + 5, ts, severity, service, host, message FROM logs ORDER BY id LIMIT 1; \
+             UPDATE log_volume SET records = 6 WHERE lane_id = (SELECT lane_id FROM logweir_lane WHERE lane = 0)",
+        )
+        .await
+        .unwrap();
+    assert_eq!(second.flush(&other.plain(4)).await.unwrap(), flushed(4, 0));
+    beside.batch_execute("COMMIT").await.unwrap();
+    on.assert_whole(writer, 15).await;
+}
+
+#[tokio::test]
+async fn a_take_over_waits_for_an_open_flush_and_sees_what_it_did() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    flusher.flush(&Feed::new(0).plain(5)).await.unwrap();
+    let beside = postgres::connect(on.url()).await;
+    beside.batch_execute("BEGIN; UPDATE logweir_lane SET last_seq = 77 WHERE lane = 0").await.unwrap();
+    let store = on.other();
+    let taking = tokio::spawn(async move { store.take_over(&claim(writer, &[1], 2)).await });
+    on.somebody_waits().await;
+    assert!(!taking.is_finished());
+    beside.batch_execute("COMMIT").await.unwrap();
+    let lease = taking.await.unwrap().unwrap();
+    assert_eq!((lease.epoch, lease.lanes[0].last_seq, lease.lanes[0].epoch), (2, 77, 2));
+}
+
+#[tokio::test]
+async fn a_take_over_ends_the_connection_of_a_frozen_holder() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    // A process of epoch 1 that was stopped in the middle of its flush.
+    let name = format!("logweir/{}/0/1", writer.simple());
+    let frozen = postgres::connect(on.url()).await;
+    frozen
+        .batch_execute(&format!("SET application_name = '{name}'; BEGIN; UPDATE logweir_lane SET last_seq = 9"))
+        .await
+        .unwrap();
+    let lease = on.other().take_over(&claim(writer, &[1], 2)).await.unwrap();
+    assert_eq!((lease.epoch, lease.lanes[0].last_seq), (2, 1));
+    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection is gone");
+    on.assert_whole(writer, 5).await;
+}
+
+const CUT_NOT: u8 = 0;
+const CUT_REQUEST: u8 = 1;
+const CUT_REPLY: u8 = 2;
+
+/// A proxy that cuts the connection once, at the next COMMIT: before it reaches the server, or after the server has answered.
+async fn proxy(port: u16) -> (u16, Arc<AtomicU8>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    let cut = Arc::new(AtomicU8::new(CUT_NOT));
+    let armed = cut.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            tokio::spawn(pass(client, server, armed.clone()));
+        }
+    });
+    (own, cut)
+}
+
+async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStream, cut: Arc<AtomicU8>) -> Option<()> {
+    let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => {
+                let read = read.ok().filter(|&read| read > 0)?;
+                let bytes = &up[..read];
+                let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");
+                match if commits { cut.swap(CUT_NOT, Ordering::SeqCst) } else { CUT_NOT } {
+                    CUT_REQUEST => return None,
+                    CUT_REPLY => {
+                        server.write_all(bytes).await.ok()?;
+                        server.read(&mut down).await.ok()?;
+                        return None;
+                    }
+                    _ => server.write_all(bytes).await.ok()?,
+                }
+            }
+            read = server.read(&mut down) => {
+                let read = read.ok().filter(|&read| read > 0)?;
+                client.write_all(&down[..read]).await.ok()?;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_cut_at_commit_leaves_each_record_once() {
+    let on = Fixture::postgres().await;
+    let config: tokio_postgres::Config = on.url().parse().unwrap();
+    let (port, cut) = proxy(config.get_ports()[0]).await;
+    let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
+    let store = open_postgres(&url);
+    let writer = Uuid::new_v4();
+    let lease = store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    for (round, how) in [CUT_REQUEST, CUT_REPLY, CUT_REPLY, CUT_REQUEST].into_iter().enumerate() {
+        let batch = feed.plain(100);
+        cut.store(how, Ordering::SeqCst);
+        let error = flusher.flush(&batch).await.unwrap_err();
+        assert!(is_transient(&error), "{error}");
+        assert_eq!(cut.load(Ordering::SeqCst), CUT_NOT, "the cut was made");
+        assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(100, 0));
+        on.assert_whole(writer, 100 * (round as u64 + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let with = |attributes| Record { attributes, ..record("bad attributes") };
+    let poison = [
+        (record("a NUL \0 in the message"), "22021"),
+        (Record { service: "a\0b", ..record("m") }, "22021"),
+        (Record { host: "\0", ..record("m") }, "22021"),
+        (with(r#"{"a":"\u0000"}"#), "22P05"),
+        (with(r#"{"a":"\ud800"}"#), "22P02"),
+        (with(r#"{"a":"\udc00\ud800"}"#), "22P02"),
+        (with(r#"{"a":NaN}"#), "22P02"),
+        (with(r#"{"a":"#), "22P02"),
+        (with("COPY logs, line 1"), "22P02"),
+        (with(r#"{"a":1e400000}"#), "22003"),
+        (with(&deep), "54001"),
+    ];
+    // Every bad one between two good ones, one at the start, two in a row at the end, over several frames.
+    let mut records = Vec::new();
+    for (bad, _) in &poison {
+        records.extend([*bad, record("good"), record("good")]);
+    }
+    records.extend([poison[0].0, poison[3].0]);
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&records[..7], &records[7..8], &records[8..]]);
+    let dead = poison.len() as u64 + 2;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(2 * poison.len() as u64, dead));
+    on.assert_whole(writer, records.len() as u64).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'good'").await, 2 * poison.len() as i64);
+
+    let mut letters = on.store.dead_letters(100).await.unwrap();
+    letters.sort_by_key(|letter| letter.id);
+    let states: Vec<&str> = letters.iter().map(|letter| letter.sqlstate.as_str()).collect();
+    let expected: Vec<&str> = poison.iter().map(|(_, state)| *state).chain(["22021", "22P05"]).collect();
+    assert_eq!(states, expected);
+    assert_eq!((letters[0].seq, letters[0].row, letters[2].seq, letters[2].row), (1, 0, 1, 6));
+    assert!(letters.iter().all(|letter| !letter.reason.is_empty() && letter.at_us > NOON_US));
+    let raw: serde_json::Value = serde_json::from_str(&letters[3].raw).unwrap();
+    assert_eq!(raw["attributes"], r#"{"a":"\u0000"}"#);
+
+    // What can be mended goes in; the rest says why not, and stays.
+    let mut replayed = 0;
+    for letter in &letters {
+        match on.store.replay_dead_letter(letter).await {
+            Ok(()) => replayed += 1,
+            Err(error) => assert!(error.to_string().contains(&letter.sqlstate), "{error}"),
+        }
+    }
+    assert_eq!(replayed, 8, "NULs, \\u0000 and lone surrogates");
+    on.assert_whole(writer, records.len() as u64).await;
+
+    // The lane goes on.
+    assert_eq!(flusher.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
+}
+
+#[tokio::test]
+async fn a_batch_of_poison_stops_the_lane_and_sets_nothing_aside() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&[record("\0"); 150]]);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("more than 100 of 150"), "{error}");
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 0).await;
+}
+
+#[tokio::test]
+async fn a_bad_row_is_found_without_a_line_and_when_it_is_bad_only_beside_another() {
+    let on = Fixture::postgres().await;
+    // A trigger after the statement's rows has no COPY line in its context.
+    on.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN RAISE 'rude' USING ERRCODE = '22000'; END$$; \
+         CREATE TRIGGER polite AFTER INSERT ON logs FOR EACH ROW WHEN (new.message = 'rude') EXECUTE FUNCTION refuse(); \
+         CREATE UNIQUE INDEX once ON logs (ts, message)",
+    )
+    .await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let texts: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
+    let mut records: Vec<Record<'_>> = texts.iter().map(|text| record(text)).collect();
+    records[300] = record("rude");
+    records[700] = record("699");
+    records[999] = record("rude");
+    assert_eq!(flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap(), flushed(997, 3));
+    on.assert_whole(writer, 1_000).await;
+    let mut found: Vec<(u32, String)> =
+        on.store.dead_letters(9).await.unwrap().into_iter().map(|letter| (letter.row, letter.sqlstate)).collect();
+    found.sort();
+    assert_eq!(found, [(300, "22000".into()), (700, "23505".into()), (999, "22000".into())]);
+}
+
+#[tokio::test]
+async fn a_changed_schema_stops_the_lane_until_it_is_mended_and_sets_nothing_aside() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let drifts = [
+        ("ALTER TABLE logs RENAME COLUMN host TO machine", "ALTER TABLE logs RENAME COLUMN machine TO host", "42703"),
+        ("ALTER TABLE logs RENAME TO logs_old", "ALTER TABLE logs_old RENAME TO logs", "42P01"),
+        ("ALTER TABLE logs ALTER host TYPE bigint USING 0", "ALTER TABLE logs ALTER host TYPE text", "22P03"),
+        ("ALTER TABLE log_volume RENAME TO v", "ALTER TABLE v RENAME TO log_volume", "42P01"),
+        (
+            "ALTER TABLE log_volume ADD CHECK (records < 0) NOT VALID",
+            "ALTER TABLE log_volume DROP CONSTRAINT log_volume_records_check",
+            "23514",
+        ),
+        ("ALTER TABLE logs DROP COLUMN attributes", "ALTER TABLE logs ADD COLUMN attributes jsonb", "42703"),
+    ];
+    for (round, (break_it, mend_it, state)) in drifts.into_iter().enumerate() {
+        let batch = feed.plain(10);
+        on.execute(break_it).await;
+        for _ in 0..2 {
+            let error = flusher.flush(&batch).await.unwrap_err();
+            assert!(is_systemic(&error) && error.to_string().contains(state), "{break_it}: {error}");
+        }
+        on.execute(mend_it).await;
+        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0), "{mend_it}");
+        assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+        on.assert_whole(writer, 10 * (round as u64 + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_permission_stops_and_a_connection_limit_passes() {
+    let on = Fixture::postgres().await;
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    let database = on.url().rsplit('/').next().unwrap();
+    on.execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; \
+         GRANT ALL ON DATABASE {database} TO {role}"
+    ))
+    .await;
+    let at = on.url().split('@').next_back().unwrap();
+    let store = open_postgres(&format!("postgres://{role}:p@{at}"));
+    let writer = Uuid::new_v4();
+    let lease = store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+
+    let batch = feed.plain(10);
+    on.execute(&format!("REVOKE INSERT ON logs FROM {role}")).await;
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("42501"), "{error}");
+    on.execute(&format!("GRANT INSERT ON logs TO {role}; ALTER ROLE {role} CONNECTION LIMIT 0")).await;
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("53300"), "{error}");
+    on.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await;
+    assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(10, 0));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 10).await;
+    drop((flusher, store));
+    on.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_held_lock_a_slow_statement_and_an_ended_session_pass() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+
+    let batch = feed.plain(10);
+    let beside = postgres::connect(on.url()).await;
+    beside.batch_execute("BEGIN; LOCK TABLE logs").await.unwrap();
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("55P03"), "{error}");
+    beside.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
+
+    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let store = store::open(&hasty).unwrap().store();
+    let lease = store.take_over(&claim(writer, &[1], 2)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    on.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN new; END$$; \
+         CREATE TRIGGER slow BEFORE INSERT ON log_volume FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    .await;
+    let batch = feed.plain(10);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("57014"), "{error}");
+    on.execute("DROP TRIGGER slow ON log_volume").await;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
+
+    on.number(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE 'logweir/%'",
+    )
+    .await;
+    assert_eq!(flush_on(&mut flusher, &feed.plain(10)).await.0, flushed(10, 0));
+    on.assert_whole(writer, 30).await;
+}
+
+#[tokio::test]
+async fn a_server_that_dies_restarts_or_turns_read_only_costs_time_and_nothing_else() {
+    let (server, on) = Fixture::private(Options::default()).await;
+    let (writer, lease, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(10)).await.unwrap();
+    let server = Arc::new(server);
+    let control = async |what: fn(&Server)| {
+        let server = server.clone();
+        tokio::task::spawn_blocking(move || what(&server)).await.unwrap();
+    };
+
+    for end in [Server::kill, Server::stop] {
+        let batch = feed.plain(10);
+        control(end).await;
+        let error = flusher.flush(&batch).await.unwrap_err();
+        assert!(is_transient(&error), "{error}");
+        assert!(is_transient(&on.store.lanes(writer).await.unwrap_err()));
+        control(Server::restart).await;
+        assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(10, 0));
+    }
+
+    let batch = feed.plain(10);
+    server.set_read_only(true).await;
+    // The session has its own setting; a session begun now is read-only from the start.
+    let mut fresh = on.store.open_lane(&lease, 0).await.err();
+    let error = fresh.take().expect("a read-only server opens no lane");
+    assert!(is_transient(&error), "{error}");
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("25006"), "{error}");
+    server.set_read_only(false).await;
+    assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(10, 0));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 40).await;
+}
+
+const DAY_US: i64 = 86_400_000_000;
+
+#[tokio::test]
+async fn partitions_are_made_ahead_take_over_the_default_ones_rows_and_are_dropped() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'logs'::regclass";
+    assert_eq!(on.number(partitions).await, 6, "yesterday to three days ahead, and the default one");
+    on.store.prepare().await.unwrap();
+    assert_eq!(on.number(partitions).await, 6, "once");
+
+    let (writer, _, mut flusher) = started(&on).await;
+    let today = 20_000 * DAY_US; // 2024-10-04
+    let at = |ts_us| Record { ts_us, ..record("m") };
+    let records = [at(today), at(today + 3 * DAY_US), at(today + 4 * DAY_US), at(today - 40 * DAY_US), at(i64::MAX)];
+    flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 5);
+
+    let keeping = Database { retention_days: 30, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    on.store.maintain(today).await.unwrap();
+    assert_eq!(on.number(partitions).await, 11);
+    assert_eq!(on.number("SELECT count(*) FROM logs_p20241004").await, 1);
+    assert_eq!(on.number("SELECT count(*) FROM logs_p20241007").await, 1);
+    assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 3, "moved");
+    assert_eq!(on.number("SELECT count(*) FROM pg_indexes WHERE tablename = 'logs_p20241007'").await, 1);
+    on.assert_whole(writer, 5).await;
+
+    let keeping = store::open(&keeping).unwrap().store();
+    keeping.maintain(today).await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 4, "what was 40 days old went from the default partition");
+    keeping.maintain(today + 32 * DAY_US).await.unwrap();
+    let old = "SELECT count(*) FROM pg_class WHERE relname IN ('logs_p20241003', 'logs_p20241004', 'logs_p20241005')";
+    assert_eq!(on.number(old).await, 0);
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "three days and four days ahead, and the end of time");
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3, "the histogram follows");
+}
+
+#[tokio::test]
+async fn retention_deletes_old_rows_from_sqlite() {
+    let on = Fixture::sqlite().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let at = |ts_us| Record { ts_us, ..record("m") };
+    let today = 20_000 * DAY_US;
+    flusher
+        .flush(&Feed::new(0).batch(&[&[at(today), at(today - 31 * DAY_US), at(today - 30 * DAY_US)]]))
+        .await
+        .unwrap();
+    let keeping = Database { retention_days: 30, ..settings(DatabaseUrl::Sqlite(on.file())) };
+    store::open(&keeping).unwrap().store().maintain(today + 5).await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
+}
+
+#[tokio::test]
+async fn tls_is_verified() {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let options = Options {
+        settings: vec![("ssl", "on".to_owned())],
+        hba: vec!["hostssl all all 127.0.0.1/32 trust", "hostnossl all all all reject"],
+        files: vec![("server.crt", certificate.pem()), ("server.key", key.serialize_pem())],
+        ..Options::default()
+    };
+    let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        Some(path)
+    };
+    let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap().cert.pem();
+    let (right, wrong) = (write("ca.pem", &ca_pem), write("other.pem", &other));
+    let with = |ca_file, mode: &str| {
+        let url = format!("{}?sslmode={mode}", server.url("postgres"));
+        store::open(&Database { ca_file, ..settings(DatabaseUrl::Postgres(url)) }).unwrap().store()
+    };
+    for mode in ["prefer", "require", "verify-full"] {
+        let error = with(wrong.clone(), mode).prepare().await.unwrap_err();
+        assert!(is_systemic(&error) && error.to_string().contains("database.ca_file"), "{mode}: {error}");
+        with(right.clone(), mode).prepare().await.unwrap();
+    }
+    let store = with(right.clone(), "require");
+    let lease = store.take_over(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
+    lane(&store, &lease, 0).await.flush(&Feed::new(0).plain(1_000)).await.unwrap();
+    assert_eq!(store.lanes(lease.writer).await.unwrap()[0].rows, 1_000);
+    let error = with(right, "disable").prepare().await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("28000"), "{error}");
+}
+
+// Kill points and mutations: a switch is thrown for a whole process, so each of these runs in one of its own.
+
+const CHILD_STORE: &str = "LOGWEIR_TEST_CHILD_STORE";
+
+/// Not a test by itself: what the child process does. Run 1 flushes two batches; then run 2 takes over and run 1 goes on.
+#[tokio::test]
+#[ignore = "started by the tests below"]
+async fn child() {
+    let Ok(url) = std::env::var(CHILD_STORE) else { return };
+    let _armed = logweir_engine::fault::arm_from_environment();
+    let url = match url.strip_prefix("sqlite:") {
+        Some(path) => DatabaseUrl::Sqlite(path.into()),
+        None => DatabaseUrl::Postgres(url),
+    };
+    let store = store::open(&settings(url)).unwrap().store();
+    let lease = store.take_over(&claim(Uuid::nil(), &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    for _ in 0..2 {
+        flusher.flush(&feed.plain(100)).await.unwrap();
+    }
+    store.take_over(&claim(Uuid::nil(), &[1], 2)).await.unwrap();
+    match flusher.flush(&feed.plain(100)).await {
+        Ok(_) => println!("the old epoch was let in"),
+        Err(StoreError::Fenced { .. }) => println!("the old epoch was fenced"),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Runs the child with `faults` switched on; returns whether it lived, and what it said.
+async fn run_child(on: &Fixture, faults: &str) -> (bool, String) {
+    let url = match &on.place {
+        Place::Postgres(database) => database.url.clone(),
+        Place::Sqlite(_) => format!("sqlite:{}", on.file().display()),
+    };
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--ignored", "--nocapture"]).env(CHILD_STORE, url).env("FAILPOINTS", faults);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The next run: takes over and flushes from the journal what is missing, as replay does.
+async fn replay(on: &Fixture) -> Result<(), StoreError> {
+    let lease = on.store.take_over(&claim(Uuid::nil(), &[1], 2)).await?;
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await?;
+    let mut feed = Feed::new(0);
+    for _ in 0..2 {
+        let batch = feed.plain(100);
+        if batch.to_seq() > row.last_seq {
+            flusher.flush(&batch).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_kill_at_any_point_leaves_each_record_once(first: Fixture) {
+    let mut on = first;
+    for point in ["cas.before", "cas.after", "copy.before", "copy.after", "commit.before", "commit.after"] {
+        // In the second flush, so that there is something before it.
+        let (lived, said) = run_child(&on, &format!("store.{point}=1*off->return")).await;
+        assert!(!lived, "{point}: {said}");
+        replay(&on).await.unwrap();
+        on.assert_whole(Uuid::nil(), 200).await;
+        assert_eq!(on.number("SELECT count(*) FROM logs").await, 200, "{point}");
+        on = match on.place {
+            Place::Postgres(_) => Fixture::postgres().await,
+            Place::Sqlite(_) => Fixture::sqlite().await,
+        };
+    }
+    let (lived, said) = run_child(&on, "").await;
+    assert!(lived && said.contains("the old epoch was fenced"), "{said}");
+    on.assert_whole(Uuid::nil(), 200).await;
+}
+
+async fn without_the_compare_and_set_an_old_epoch_gets_in(on: Fixture) {
+    let (lived, said) = run_child(&on, "mutation.no_cas=return").await;
+    assert!(lived && said.contains("the old epoch was let in"), "{said}");
+}
+
+async fn a_cursor_outside_of_the_transaction_doubles_rows(on: Fixture) {
+    let (lived, said) = run_child(&on, "mutation.cursor_outside_tx=return;store.mutation.between=1*off->return").await;
+    assert!(!lived, "{said}");
+    let outcome = replay(&on).await;
+    let whole = outcome.is_ok() && on.number("SELECT count(*) FROM logs").await == 200;
+    assert!(!whole, "the mutation is not noticed");
+}
+
+both! {
+    a_kill_at_any_point_leaves_each_record_once
+    without_the_compare_and_set_an_old_epoch_gets_in
+    a_cursor_outside_of_the_transaction_doubles_rows
 }
