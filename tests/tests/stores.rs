@@ -1,5 +1,8 @@
 //! The log stores against a real PostgreSQL and a real SQLite file: each record once, whatever happens.
 
+// Helpers of tests unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -764,26 +767,43 @@ async fn a_changed_schema_stops_the_lane_until_it_is_mended_and_sets_nothing_asi
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
+    // What the open session says, and what a fresh one says.
     let drifts = [
-        ("ALTER TABLE logs RENAME COLUMN host TO machine", "ALTER TABLE logs RENAME COLUMN machine TO host", "42703"),
-        ("ALTER TABLE logs RENAME TO logs_old", "ALTER TABLE logs_old RENAME TO logs", "42P01"),
-        ("ALTER TABLE logs ALTER host TYPE bigint USING 0", "ALTER TABLE logs ALTER host TYPE text", "22P03"),
-        ("ALTER TABLE log_volume RENAME TO v", "ALTER TABLE v RENAME TO log_volume", "42P01"),
+        ("RENAME COLUMN host TO machine", "RENAME COLUMN machine TO host", "42703", "host (text) is missing"),
+        ("ALTER host TYPE bigint USING 0", "ALTER host TYPE text", "08P01", "host is bigint and must be text"),
+        ("ALTER severity TYPE integer", "ALTER severity TYPE smallint", "08P01", "severity is integer"),
+        ("RENAME TO logs_old", "", "42P01", "no table logs"),
+        ("DROP COLUMN attributes", "ADD COLUMN attributes jsonb", "42703", "attributes (jsonb) is missing"),
+    ]
+    .map(|(break_it, mend_it, open, fresh)| {
+        let mend = match mend_it {
+            "" => "ALTER TABLE logs_old RENAME TO logs".to_owned(),
+            other => format!("ALTER TABLE logs {other}"),
+        };
+        (format!("ALTER TABLE logs {break_it}"), mend, open, fresh)
+    });
+    let counters = [
         (
-            "ALTER TABLE log_volume ADD CHECK (records < 0) NOT VALID",
-            "ALTER TABLE log_volume DROP CONSTRAINT log_volume_records_check",
+            "ALTER TABLE log_volume RENAME TO v".to_owned(),
+            "ALTER TABLE v RENAME TO log_volume".to_owned(),
+            "42P01",
+            "42P01",
+        ),
+        (
+            "ALTER TABLE log_volume ADD CONSTRAINT few CHECK (records < 0) NOT VALID".to_owned(),
+            "ALTER TABLE log_volume DROP CONSTRAINT few".to_owned(),
+            "23514",
             "23514",
         ),
-        ("ALTER TABLE logs DROP COLUMN attributes", "ALTER TABLE logs ADD COLUMN attributes jsonb", "42703"),
     ];
-    for (round, (break_it, mend_it, state)) in drifts.into_iter().enumerate() {
+    for (round, (break_it, mend_it, open, fresh)) in drifts.into_iter().chain(counters).enumerate() {
         let batch = feed.plain(10);
-        on.execute(break_it).await;
-        for _ in 0..2 {
+        on.execute(&break_it).await;
+        for said in [open, fresh] {
             let error = flusher.flush(&batch).await.unwrap_err();
-            assert!(is_systemic(&error) && error.to_string().contains(state), "{break_it}: {error}");
+            assert!(is_systemic(&error) && error.to_string().contains(said), "{break_it}: {error}");
         }
-        on.execute(mend_it).await;
+        on.execute(&mend_it).await;
         assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0), "{mend_it}");
         assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
         on.assert_whole(writer, 10 * (round as u64 + 1)).await;
