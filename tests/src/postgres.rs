@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, mpsc};
+use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
@@ -95,7 +95,7 @@ fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
         Mutex::new(jobs)
     });
     let (answer, child) = mpsc::channel();
-    spawner.lock().unwrap().send((command, answer)).expect("the spawner never ends");
+    spawner.lock().expect("nobody panics with it").send((command, answer)).expect("the spawner never ends");
     child.recv().expect("the spawner answers")
 }
 
@@ -124,6 +124,10 @@ impl Server {
         server.configure(options);
         server.run();
         server
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().expect("nobody panics with it")
     }
 
     fn data(&self) -> PathBuf {
@@ -164,15 +168,14 @@ impl Server {
         let mut command = command("postgres");
         command.arg("-D").arg(self.data()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = spawn_tied(command).expect("postgres runs");
-        *self.process.lock().unwrap() = Some(child);
+        *self.process() = Some(child);
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             let ready = command_is_ready(self.port);
             if ready {
                 return;
             }
-            let ended =
-                self.process.lock().unwrap().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+            let ended = self.process().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
             let log = || std::fs::read_to_string(&log).unwrap_or_default();
             assert!(!ended && Instant::now() < deadline, "PostgreSQL does not start: {}", log());
             std::thread::sleep(Duration::from_millis(20));
@@ -203,12 +206,12 @@ impl Server {
     /// When it does not run.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        let process = self.process.lock().unwrap();
+        let process = self.process();
         i32::try_from(process.as_ref().expect("the server runs").id()).expect("a pid is an i32")
     }
 
     fn end(&self, signal: i32) {
-        let child = self.process.lock().unwrap().take();
+        let child = self.process().take();
         if let Some(mut child) = child {
             // SAFETY: signals a child that has not been waited for, so the pid is its own.
             unsafe { libc::kill(i32::try_from(child.id()).expect("a pid is an i32"), signal) };
@@ -236,18 +239,25 @@ impl Server {
         self.run();
     }
 
-    /// Makes every new transaction read-only (25006), or not.
+    /// Makes every new transaction read-only (25006), or not; returns when the setting has arrived.
+    ///
+    /// # Panics
+    /// When the server refuses.
     pub async fn set_read_only(&self, on: bool) {
-        let admin = connect(&self.url("postgres")).await;
-        // The setting must not catch this very session.
         let value = if on { "on" } else { "off" };
-        admin.batch_execute("SET default_transaction_read_only = off").await.unwrap();
-        admin.batch_execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {value}")).await.unwrap();
-        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let admin = connect(&self.url("postgres")).await;
+        for sql in [
+            // The setting must not stand in its own way.
+            "SET default_transaction_read_only = off",
+            &format!("ALTER SYSTEM SET default_transaction_read_only = {value}"),
+            "SELECT pg_reload_conf()",
+        ] {
+            admin.batch_execute(sql).await.expect(sql);
+        }
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             let probe = connect(&self.url("postgres")).await;
-            let row = probe.query_one("SHOW default_transaction_read_only", &[]).await.unwrap();
+            let row = probe.query_one("SHOW default_transaction_read_only", &[]).await.expect("SHOW");
             if row.get::<_, &str>(0) == value {
                 return;
             }
