@@ -6,6 +6,7 @@
 //! only when the file system says that there is room: a try that fails would take the room from others.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -76,7 +77,7 @@ impl Keeper {
             fault::kill_point("journal.segment.remove.before");
             match fs::remove_file(&path) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "cannot remove a settled segment yet");
                     return false;
@@ -105,6 +106,8 @@ impl Keeper {
                 self.shared.set_spare(Spare::NoRoom);
                 false
             }
+            // The journal stops; what was begun is removed again.
+            Err(error) if error.kind() == ErrorKind::Interrupted => false,
             Err(error) => {
                 tracing::warn!(%error, "cannot make the next segment ahead");
                 false
@@ -126,7 +129,9 @@ impl Keeper {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot make the ballast yet");
+                if error.kind() != ErrorKind::Interrupted {
+                    tracing::warn!(%error, "cannot make the ballast yet");
+                }
                 self.shared.set_ballast(0);
                 false
             }

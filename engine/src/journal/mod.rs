@@ -324,6 +324,7 @@ impl Journal {
         let lock = check::lock(&dir)?;
         let segment_bytes = config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX) & !4095;
         let opened = recover::recover(&dir, segment_bytes)?;
+        recover::forget_old_torn_tails(&dir);
         let recovered = opened.recovered.clone();
         recover::report(&recovered);
         let (journal, writer, keeper) = Self::assemble(&config, dir, segment_bytes, opened);
@@ -360,6 +361,7 @@ impl Journal {
             frames_end: newest.size - SEAL_BYTES,
             lanes: recovered.lanes.clone(),
         };
+        let offset = cursor.offset;
         let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
         let sizes = Sizes {
             segment_bytes,
@@ -372,7 +374,7 @@ impl Journal {
             run: recovered.run,
             runs: recovered.runs.clone(),
             given: cursor.clone(),
-            written: cursor.clone(),
+            written: cursor,
             refuses: full.then_some(AppendError::DiskFull),
             segments,
             settled: BTreeMap::new(),
@@ -410,7 +412,8 @@ impl Journal {
             run_seq,
             file: active,
             number,
-            cursor,
+            seq: run_seq,
+            offset,
             crc_last,
             held: None,
             buffer: Vec::new(),
@@ -683,18 +686,14 @@ impl Shared {
 
     // What the writer says.
 
-    fn written(&self, cursor: &Cursor, lanes: &BTreeMap<LaneId, u64>) {
-        self.state().advance(cursor.clone(), lanes);
-        self.progress.send_modify(|progress| progress.seq_durable = cursor.seq);
+    fn written(&self, seq: u64, offset: u64, lanes: &BTreeMap<LaneId, LaneTail>) {
+        self.state().advance(seq, offset, lanes);
+        self.progress.send_modify(|progress| progress.seq_durable = seq);
     }
 
     /// A new segment has its name.
-    fn enlisted(&self, number: u64, segment: Segment, cursor: Cursor) {
-        {
-            let mut state = self.state();
-            state.segments.insert(number, segment);
-            state.written = cursor;
-        }
+    fn enlisted(&self, number: u64, segment: Segment) {
+        self.state().enlist(number, segment);
         self.wake();
     }
 

@@ -348,6 +348,22 @@ fn copy_range(from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()>
     to.sync_all()
 }
 
+/// Torn tails are kept to be looked at; nobody was promised them, so only the newest stay.
+pub(super) fn forget_old_torn_tails(dir: &Dir) {
+    const TORN_TAILS_MAX: usize = 16;
+    let Ok(entries) = fs::read_dir(dir.quarantine()) else { return };
+    let segment = |name: &str| name.strip_prefix("torn-")?.split('-').next()?.parse::<u64>().ok();
+    let mut torn: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str().and_then(segment)?, entry.path())))
+        .collect();
+    torn.sort_unstable();
+    for (_, path) in &torn[..torn.len().saturating_sub(TORN_TAILS_MAX)] {
+        tracing::info!(path = %path.display(), "an old torn tail is removed from the quarantine");
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Damage in words, for the log, and counted.
 pub(super) fn report(recovered: &Recovered) {
     metrics::counter!("logweir_journal_torn_bytes_total").increment(recovered.torn_bytes);

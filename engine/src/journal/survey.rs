@@ -279,7 +279,7 @@ impl Survey {
         let durable = if is_last { durable_upto(head, seed)? } else { u64::MAX };
         let everything = is_last || depth == Depth::Everything;
         let (payloads, window) = if everything { (Payloads::Check, WINDOW_BYTES) } else { (Payloads::Skip, HOP_BYTES) };
-        let before = self.segments.last().filter(|before| before.kept.frames > 0);
+        let before = self.segments.iter().rev().find(|before| before.kept.frames > 0);
         if let (Some(header), Some(before)) = (head.header, before)
             && header.prev_seq_last == before.kept.seq_last
             && header.prev_crc != before.kept.crc_last

@@ -1,6 +1,7 @@
 //! A child process that uses a journal and is killed, starved or cut off: this test binary again, with
 //! its orders in the environment. It tells what it was promised on its standard output.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,8 @@ pub struct Orders<'a> {
     /// Frames to append, one after the other.
     pub frames: usize,
     pub frame_bytes: usize,
+    /// Frames that are appended before the first of them is waited for.
+    pub burst: usize,
     /// Settles each frame this many frames later; 0 for never.
     pub settle_behind: usize,
     /// Bytes a file may have; 0 for any.
@@ -27,7 +30,7 @@ pub struct Orders<'a> {
 
 impl<'a> Orders<'a> {
     pub fn new(dir: &'a Path, faults: &'a str) -> Self {
-        Self { dir, faults, frames: 40, frame_bytes: 6000, settle_behind: 0, file_bytes_max: 0 }
+        Self { dir, faults, frames: 40, frame_bytes: 6000, burst: 1, settle_behind: 0, file_bytes_max: 0 }
     }
 
     pub fn spawn(&self) -> Running {
@@ -37,6 +40,7 @@ impl<'a> Orders<'a> {
             .env("FAILPOINTS", self.faults)
             .env("CHILD_FRAMES", self.frames.to_string())
             .env("CHILD_FRAME_BYTES", self.frame_bytes.to_string())
+            .env("CHILD_BURST", self.burst.to_string())
             .env("CHILD_SETTLE_BEHIND", self.settle_behind.to_string())
             .env("CHILD_FILE_BYTES_MAX", self.file_bytes_max.to_string())
             .env("RUST_BACKTRACE", "0")
@@ -133,8 +137,13 @@ fn the_child() {
     let (frames, bytes) = (order("CHILD_FRAMES") as usize, order("CHILD_FRAME_BYTES") as usize);
     let behind = order("CHILD_SETTLE_BEHIND") as usize;
     let mut seqs = Vec::new();
+    let mut begun = VecDeque::new();
     for n in 0..frames {
-        match append(&journal, 0, 1, &payload(n, bytes)) {
+        while begun.len() < order("CHILD_BURST") as usize && n + begun.len() < frames {
+            begun.push_back(begin(&journal, 0, 1, &payload(n + begun.len(), bytes)));
+        }
+        let begun = begun.pop_front().unwrap();
+        match begun.and_then(|(appended, answer)| answer.recv().unwrap().map(|()| appended)) {
             Ok(appended) => {
                 say(&format!("ack {n} {}", appended.seq));
                 seqs.push(appended.seq);

@@ -83,34 +83,73 @@ impl Drop for Mount {
     }
 }
 
-/// Acknowledged numbers that the journal does not have after the power was cut behind the `after`th.
-fn lost_in_a_power_cut(faults: &str, after: usize, frame_bytes: usize) -> Option<usize> {
+/// Acknowledged numbers that the journal does not have.
+fn lost(dir: &Path, acknowledged: &[(usize, u64)], frame_bytes: usize) -> usize {
+    let (journal, recovered) = open(dir);
+    let frames = read(&journal, 0);
+    let kept = |n: usize, seq| frames.iter().any(|frame| frame.seq == seq && frame.payload == payload(n, frame_bytes));
+    let lost = acknowledged.iter().filter(|(n, seq)| !kept(*n, *seq)).count();
+    assert!(lost > 0 || recovered.damage.is_empty(), "{:?}", recovered.damage);
+    lost
+}
+
+/// How much is lost when the power is cut behind the `after`th acknowledgement.
+fn lost_in_a_power_cut(faults: &str, after: usize, frame_bytes: usize, burst: usize) -> Option<usize> {
     let mount = Mount::ext4(48 << 20)?;
     let dir = mount.dir().join("journal");
-    let mut running = Orders { frames: 100_000, frame_bytes, ..Orders::new(&dir, faults) }.spawn();
+    let mut running = Orders { frames: 100_000, frame_bytes, burst, ..Orders::new(&dir, faults) }.spawn();
     while running.told.acknowledged.len() < after {
         assert!(running.listen(), "{:?}", running.told);
     }
     mount.cut_power(&mut running);
-    let (journal, _) = open(&dir);
-    let frames = read(&journal, 0);
-    let kept = |n: usize, seq| frames.iter().any(|frame| frame.seq == seq && frame.payload == payload(n, frame_bytes));
-    Some(running.told.acknowledged.iter().filter(|(n, seq)| !kept(*n, *seq)).count())
+    Some(lost(&dir, &running.told.acknowledged, frame_bytes))
 }
 
 #[test]
 fn a_power_cut_takes_nothing_that_was_acknowledged() {
-    for (after, frame_bytes) in [(1, 100), (50, 100), (60, 6000), (100, 20_000)] {
-        let Some(lost) = lost_in_a_power_cut("", after, frame_bytes) else { return };
+    for (after, frame_bytes, burst) in [(1, 100, 1), (50, 100, 1), (300, 100, 40), (60, 6000, 5), (100, 20_000, 1)] {
+        let Some(lost) = lost_in_a_power_cut("", after, frame_bytes, burst) else { return };
         assert_eq!(lost, 0, "after {after} frames of {frame_bytes}");
     }
 }
 
 #[test]
+fn power_cuts_during_starts_take_nothing_either() {
+    let Some(mount) = Mount::ext4(48 << 20) else { return };
+    let dir = mount.dir().join("journal");
+    let mut running = Orders { frames: 100_000, burst: 7, ..Orders::new(&dir, "") }.spawn();
+    while running.told.acknowledged.len() < 40 {
+        assert!(running.listen());
+    }
+    mount.cut_power(&mut running);
+    let acknowledged = running.told.acknowledged;
+    for point in ["journal.recover.copied", "journal.segment.rename.before", "journal.segment.rename.after", ""] {
+        // A header that was not there before: each start writes its own, with its time in it.
+        let header = || {
+            let bytes = fs::read(dir.join("spare.tmp")).unwrap_or_default();
+            bytes.get(..SEGMENT_HEADER_BYTES).map(<[u8]>::to_vec).filter(|header| header.iter().any(|byte| *byte != 0))
+        };
+        let before = (segments(&dir), header());
+        let faults = if point.is_empty() { String::new() } else { format!("{point}=pause") };
+        let mut starting = Orders { frames: 0, ..Orders::new(&dir, &faults) }.spawn();
+        match point {
+            "" => while starting.listen() {},
+            "journal.segment.rename.after" => {
+                eventually("the new segment has its name", || segments(&dir) != before.0);
+            }
+            _ => eventually("the spare has its header", || header().is_some_and(|now| Some(now) != before.1)),
+        }
+        mount.cut_power(&mut starting);
+        assert_eq!(starting.told.errors, [""; 0]);
+    }
+    assert_eq!(lost(&dir, &acknowledged, 6000), 0);
+}
+
+#[test]
 fn without_the_fsync_a_power_cut_is_seen_to_take_records() {
-    let Some(lost) = lost_in_a_power_cut("mutation.skip_fsync=return", 50, 100) else { return };
+    let Some(lost) = lost_in_a_power_cut("mutation.skip_fsync=return", 50, 100, 1) else { return };
     assert!(lost > 0);
-    let lost = lost_in_a_power_cut("mutation.ack_before_fsync=return;journal.fsync.before=20*off->pause", 21, 100);
+    let lost = lost_in_a_power_cut("mutation.ack_before_fsync=return;journal.fsync.before=20*off->pause", 21, 100, 1);
     assert!(lost.unwrap() > 0);
 }
 
@@ -118,7 +157,7 @@ fn without_the_fsync_a_power_cut_is_seen_to_take_records() {
 fn without_the_fsync_of_the_directory_a_power_cut_is_seen_to_take_a_segment() {
     // Into the second segment, by a few frames. The next spare's fsync would commit the name by the way.
     let faults = "mutation.skip_dir_fsync=return;journal.segment.create=2*off->pause";
-    let Some(lost) = lost_in_a_power_cut(faults, 12, 6000) else { return };
+    let Some(lost) = lost_in_a_power_cut(faults, 12, 6000, 1) else { return };
     assert!(lost > 0);
 }
 

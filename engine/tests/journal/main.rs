@@ -4,6 +4,8 @@
 mod kit;
 mod basics;
 mod damage;
+mod model;
+mod golden;
 #[cfg(feature = "faults")]
 mod child;
 #[cfg(feature = "faults")]
