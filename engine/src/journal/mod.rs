@@ -289,7 +289,7 @@ struct Shared {
     /// The writer's queue; `None` from the seal on. Taken together with `state`, in that order, so that
     /// the queue's order is the order of sequence numbers.
     queue: Mutex<Option<Sender<Item>>>,
-    /// The file of the spare, once it is whole. Held while it is made: the writer then waits for it.
+    /// The file of the spare, once it is whole. Held by whoever makes it or gives it its place.
     spare: Mutex<Option<File>>,
     wake: Sender<()>,
     stop: AtomicBool,
@@ -741,9 +741,8 @@ impl Shared {
         self.wants_seal.load(Ordering::Acquire)
     }
 
-    /// The spare's file: made ahead, being made, or made now.
-    fn take_spare(&self) -> io::Result<File> {
-        let mut spare = locked(&self.spare);
+    /// The spare's file: made ahead, or made now.
+    fn take_spare(&self, spare: &mut Option<File>) -> io::Result<File> {
         let file = match spare.take() {
             Some(file) => file,
             None => make_zeros(&self.dir.spare(), self.segment_bytes, &AtomicBool::new(false))?,

@@ -25,7 +25,7 @@ use super::segment::{
     FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, enlist_spare, is_full, sync_data, write_zeros,
 };
 use super::state::Place;
-use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared};
+use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, locked};
 use crate::{clock, fault};
 
 /// A group ends when it passes this many payload bytes …
@@ -192,7 +192,10 @@ impl Writer {
     /// Goes on in a new segment; the old one is wholly on disk before the new one has a name.
     fn rotate(&mut self, number: u64, first_seq: u64) -> Result<(), Failed> {
         sync_data(&self.file).map_err(|error| Failed::Broken("fsync the full segment", error))?;
-        let file = self.shared.take_spare().map_err(Failed::from("make a segment"))?;
+        // Held until the spare has its new name: the keeper makes the next one under the old name.
+        let shared = self.shared.clone();
+        let mut spare = locked(&shared.spare);
+        let file = shared.take_spare(&mut spare).map_err(Failed::from("make a segment"))?;
         let header = SegmentHeader {
             format_version: FORMAT_VERSION,
             min_reader_version: FORMAT_VERSION,
@@ -216,6 +219,7 @@ impl Writer {
                 Failed::Broken("name a new segment", error)
             });
         }
+        drop(spare);
         let offset = SEGMENT_HEADER_BYTES as u64;
         let segment = Segment {
             path: self.shared.dir.segment(number),

@@ -45,7 +45,7 @@ impl<'a> Orders<'a> {
             .env("CHILD_FILE_BYTES_MAX", self.file_bytes_max.to_string())
             .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());

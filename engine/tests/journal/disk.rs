@@ -140,7 +140,8 @@ fn power_cuts_during_starts_take_nothing_either() {
             _ => eventually("the spare has its header", || header().is_some_and(|now| Some(now) != before.1)),
         }
         mount.cut_power(&mut starting);
-        assert_eq!(starting.told.errors, [""; 0]);
+        // It may have been on its way to the point still.
+        assert!(starting.told.errors.iter().all(|error| error.contains("Input/output")), "{:?}", starting.told);
     }
     assert_eq!(lost(&dir, &acknowledged, 6000), 0);
 }
