@@ -47,11 +47,14 @@ impl Keeper {
     fn work(&self, retry_at: Option<Instant>) -> Option<Instant> {
         let removed = self.remove_settled();
         let full = self.shared.refuses() == Some(AppendError::DiskFull);
-        let gave = full && self.give_ballast_away();
-        if !gave && retry_at.is_some_and(|at| Instant::now() < at) {
+        if full && self.give_ballast_away() || full && retry_at.is_none() {
+            // The room that there is now is for others: look again after a while.
+            return Some(Instant::now() + PROBE_INTERVAL);
+        }
+        if retry_at.is_some_and(|at| Instant::now() < at) {
             return retry_at;
         }
-        let made = !gave && (!full || self.has_room()) && self.make_spare() & self.make_ballast();
+        let made = (!full || self.has_room()) && self.make_spare() & self.make_ballast();
         if made && full {
             tracing::info!("the journal's disk has room again");
             self.shared.accept_again();

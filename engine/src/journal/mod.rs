@@ -363,9 +363,13 @@ impl Journal {
         };
         let offset = cursor.offset;
         let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
+        let quota_bytes = config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes);
+        if quota_bytes > config.quota_bytes {
+            tracing::warn!(asked = config.quota_bytes, quota_bytes, "the journal's quota is too small and was raised");
+        }
         let sizes = Sizes {
             segment_bytes,
-            quota_bytes: config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes),
+            quota_bytes,
             ballast_bytes: config.ballast_bytes,
             retain_segments: config.retain_segments,
         };
@@ -471,7 +475,13 @@ impl Journal {
     /// # Errors
     /// The reason.
     pub fn check_writable(&self) -> Result<(), AppendError> {
-        self.handle.shared.check_room(0)
+        // Asked by probes: not counted as a refusal.
+        let shared = &self.handle.shared;
+        let checked = shared.state().check_room(0);
+        if checked == Err(AppendError::DiskFull) {
+            shared.wake();
+        }
+        checked
     }
 
     /// Waits until `seq` is covered by a completed fsync.

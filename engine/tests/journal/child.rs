@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use logweir_engine::fault;
 use logweir_engine::journal::{AppendError, Journal, JournalConfig};
@@ -45,7 +46,7 @@ impl<'a> Orders<'a> {
             .env("CHILD_FILE_BYTES_MAX", self.file_bytes_max.to_string())
             .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
@@ -119,7 +120,7 @@ fn the_child() {
     let _armed = fault::arm_from_environment();
     // A child that hangs must fail its test, not hold it.
     std::thread::spawn(|| {
-        std::thread::sleep(std::time::Duration::from_secs(60));
+        std::thread::sleep(Duration::from_secs(60));
         std::process::exit(3);
     });
     let file_bytes_max = order("CHILD_FILE_BYTES_MAX");
@@ -138,6 +139,8 @@ fn the_child() {
     let behind = order("CHILD_SETTLE_BEHIND") as usize;
     let mut seqs = Vec::new();
     let mut begun = VecDeque::new();
+    // A full disk is waited for once.
+    let mut patient = true;
     for n in 0..frames {
         while begun.len() < order("CHILD_BURST") as usize && n + begun.len() < frames {
             begun.push_back(begin(&journal, 0, 1, &payload(n + begun.len(), bytes)));
@@ -150,6 +153,12 @@ fn the_child() {
             }
             Err(error) => {
                 say(&format!("error {error}"));
+                if error == AppendError::DiskFull && std::mem::take(&mut patient) {
+                    let deadline = Instant::now() + Duration::from_secs(2);
+                    while journal.check_writable().is_err() && Instant::now() < deadline {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                }
                 if matches!(error, AppendError::Poisoned(_)) {
                     assert!(matches!(journal.check_writable(), Err(AppendError::Poisoned(_))));
                     say(&format!("error {}", block_on(journal.poisoned())));

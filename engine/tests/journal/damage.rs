@@ -347,6 +347,28 @@ fn a_journal_of_a_newer_format_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn a_journal_whose_sequence_numbers_are_used_up_says_so() {
+    let (dir, segment) = sample(3);
+    let mut bytes = fs::read(&segment).unwrap();
+    let limit = i64::MAX as u64 - (1 << 32);
+    for (run_seq, opens) in [(limit - (1 << 21), true), (limit - (1 << 21) + 1, false)] {
+        bytes[72..80].copy_from_slice(&run_seq.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..92]);
+        bytes[92..96].copy_from_slice(&crc.to_le_bytes());
+        let dir = copy(dir.path());
+        fs::write(dir.path().join(segment.file_name().unwrap()), &bytes).unwrap();
+        match Journal::open(config(dir.path())) {
+            Ok((journal, _)) => {
+                assert!(opens);
+                assert!(append(&journal, 0, 1, b"x").is_err(), "the last one is the START");
+                assert!(journal.stats().seq_last <= limit);
+            }
+            Err(error) => assert!(!opens && error.to_string().contains("sequence number"), "{error}"),
+        }
+    }
+}
+
+#[test]
 fn a_spare_that_a_killed_start_has_written_to_is_not_used() {
     let (dir, segment) = sample(4);
     let all = dump_all(dir.path());

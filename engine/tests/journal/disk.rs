@@ -147,6 +147,27 @@ fn power_cuts_during_starts_take_nothing_either() {
 }
 
 #[test]
+fn what_a_start_has_read_from_the_page_cache_outlives_a_power_cut() {
+    let Some(mount) = Mount::ext4(48 << 20) else { return };
+    let dir = mount.dir().join("journal");
+    // Killed between write and fsync: the frame is in the page cache and nowhere else.
+    let killed = Orders::new(&dir, "journal.fsync.before=5*off->return").run();
+    assert_eq!(killed.acknowledged.len(), 5);
+    let mut started = Orders { frames: 1, ..Orders::new(&dir, "") }.spawn();
+    while started.listen() && !started.told.opened {}
+    let seen = dump_seqs(&dir);
+    assert!(seen.len() >= 6, "the start sees the sixth frame, and may hand it to the database");
+    mount.cut_power(&mut started);
+    assert!(dump_seqs(&dir).starts_with(&seen[..6]));
+}
+
+fn dump_seqs(dir: &Path) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    logweir_engine::journal::dump(dir, None, 0, &mut |frame, _, _| seqs.push(frame.seq)).unwrap();
+    seqs
+}
+
+#[test]
 fn without_the_fsync_a_power_cut_is_seen_to_take_records() {
     let Some(lost) = lost_in_a_power_cut("mutation.skip_fsync=return", 50, 100, 1) else { return };
     assert!(lost > 0);
