@@ -239,6 +239,24 @@ fn a_missing_segment_is_named_by_its_sequence_range() {
 }
 
 #[test]
+fn a_segment_of_another_past_breaks_the_chain_and_is_named() {
+    // Two copies of one volume go different ways; then a file of one is restored into the other.
+    let (one, _) = sample(1);
+    let other = copy(one.path());
+    for (dir, from) in [(one.path(), 100), (other.path(), 200)] {
+        let (journal, _) = open(dir);
+        for n in from..from + 12 {
+            append(&journal, 0, 1, &payload(n, 15_000)).unwrap();
+        }
+    }
+    let files = segments(one.path());
+    fs::copy(&files[1], other.path().join(files[1].file_name().unwrap())).unwrap();
+    let (frames, recovered) = reopen(other.path());
+    assert!(recovered.damage.iter().any(|damage| damage.what.contains("not the one that it followed")));
+    assert!(frames.is_sorted_by_key(|frame| frame.seq));
+}
+
+#[test]
 fn swapped_segments_are_read_as_what_they_are() {
     let (dir, files) = long_sample();
     let all = dump_all(dir.path());
