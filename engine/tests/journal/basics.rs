@@ -269,19 +269,3 @@ fn a_restart_without_data_leaves_the_disk_as_it_was() {
     }
     assert_eq!(sizes[19], (1, 19));
 }
-
-#[test]
-fn the_keeper_and_the_writer_do_not_take_each_others_spare() {
-    let dir = scratch();
-    let (journal, _) = open(dir.path());
-    for n in 0..600 {
-        let seq = append(&journal, 0, 1, &payload(n, 30_000)).unwrap().seq;
-        // Wakes the keeper while the writer moves on.
-        journal.settle(0, seq);
-    }
-    let last = journal.stats().seq_last;
-    drop(journal);
-    let (journal, recovered) = open(dir.path());
-    assert_eq!((recovered.seq_last, recovered.damage), (last, vec![]));
-    assert_eq!(read(&journal, 0).last().unwrap().seq, last);
-}

@@ -136,6 +136,27 @@ fn a_write_without_room_is_taken_back_and_numbers_fall_back() {
 }
 
 #[test]
+fn a_write_without_room_leaves_nothing_behind_its_last_frame() {
+    let dir = scratch();
+    let told = Orders { frames: 6, ..Orders::new(dir.path(), "journal.write.enospc=5*off->return") }.run();
+    assert_eq!((told.acknowledged.len(), told.errors.len()), (5, 1), "{told:?}");
+    assert_eq!(check(dir.path()).unwrap().torn_bytes, 0);
+    assert_eq!(broken_promises(dir.path(), &told), []);
+}
+
+#[test]
+fn the_keeper_makes_no_spare_under_the_name_that_the_writer_is_about_to_rename() {
+    let dir = scratch();
+    // Each rename takes its time, while settled frames wake the keeper.
+    let faults = "journal.segment.rename.before=1*off->sleep(20)";
+    let slow =
+        Orders { frames: 60, frame_bytes: 30_000, burst: 6, settle_behind: 1, ..Orders::new(dir.path(), faults) };
+    let told = slow.run();
+    assert!(told.done && told.errors.is_empty(), "{told:?}");
+    assert_eq!(broken_promises(dir.path(), &told), []);
+}
+
+#[test]
 fn an_acknowledgement_before_the_fsync_is_caught() {
     let dir = scratch();
     let honest = Orders::new(dir.path(), "journal.fsync.before=3*off->return").run();

@@ -55,7 +55,8 @@ fn reopen(dir: &Path) -> (Vec<Frame>, Recovered) {
     let more = append(&journal, 0, 1, b"goes on").unwrap();
     assert!(frames.iter().all(|frame| frame.seq < more.seq));
     drop(journal);
-    let (journal, _) = open(dir);
+    let (journal, second) = open(dir);
+    assert_eq!(second.torn_bytes, 0, "the first start has left torn bytes");
     let mut again = read_all(&journal);
     assert_eq!(again.pop().unwrap().payload, b"goes on");
     assert_eq!(again, frames, "the second start sees other frames");
