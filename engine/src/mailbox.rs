@@ -17,7 +17,7 @@ use actix::dev::channel::AddressSender;
 
 use crate::room::{Permit, Refused, Room};
 use crate::shell::{Drain, Shell};
-use crate::stage::Stage;
+use crate::stage::{Exit, Stage};
 
 /// What can travel through a [`Mailbox`].
 pub trait Message: Send + 'static {
@@ -52,6 +52,14 @@ pub struct Closed<M>(pub M);
 impl<M> fmt::Debug for Closed<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Closed(..)")
+    }
+}
+
+/// So that a stage can say `ctx.waiting(next.send(message)).await?`: drains go upstream first, so the stage
+/// downstream can only have ended by an exit of its own. That one came first and is the one that counts.
+impl<M> From<Closed<M>> for Exit {
+    fn from(_: Closed<M>) -> Self {
+        Self::new(Self::SOFTWARE, "the stage downstream has ended; see the log for its exit")
     }
 }
 

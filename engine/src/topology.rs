@@ -26,6 +26,7 @@ pub use crate::supervisor::Supervision;
 use crate::supervisor::{Exits, Lifetime, Supervisor, watch_over};
 
 /// The arbiter of this name is the thread that made the topology; every other is a thread of its own.
+/// The watchdog lives on that thread too: a stage that blocks it is not found.
 pub const SYSTEM_ARBITER: &str = "system";
 
 /// How long cancelled stages, and then the arbiters' threads, may take to end.
