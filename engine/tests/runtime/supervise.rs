@@ -341,3 +341,65 @@ fn code_that_keeps_the_thread_inside_a_known_wait_is_still_the_stages_own() {
         drop(release);
     });
 }
+
+/// Asks for an exit where it is told to.
+struct Quit {
+    at: &'static str,
+}
+
+impl Quit {
+    fn exit(&self, at: &str) -> Result<(), Exit> {
+        if self.at == at { Err(Exit::new(Exit::IO_ERROR, format!("in {at}"))) } else { Ok(()) }
+    }
+}
+
+impl Stage for Quit {
+    type Message = Item;
+
+    async fn receive(&mut self, _: Item) -> Result<(), Exit> {
+        self.exit("receive")
+    }
+
+    async fn on_tick(&mut self) -> Result<(), Exit> {
+        self.exit("on_tick")
+    }
+
+    async fn on_drain(&mut self) -> Result<(), Exit> {
+        self.exit("on_drain")
+    }
+}
+
+#[test]
+fn an_exit_from_a_tick_or_a_drain_is_heard_too() {
+    for (at, state) in [("receive", "stopped"), ("on_tick", "stopped"), ("on_drain", "stopped"), ("never", "drained")] {
+        run_paused(async {
+            let (mut topology, _control) = topology(LENIENT);
+            let mailbox = topology.spawn(ticking(here("quits", 4, 100), 10), move |_| Quit { at });
+            mailbox.try_send(Item::new(1)).unwrap();
+            tokio::time::sleep(Duration::from_millis(15)).await;
+            assert!(topology.drain().await.is_empty());
+            let exit = futures_util::FutureExt::now_or_never(topology.exited());
+            assert_eq!(exit, (at != "never").then(|| Exit::new(Exit::IO_ERROR, format!("in {at}"))));
+            assert_eq!(observation(&topology, "quits").state, state);
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "two stages named twin")]
+fn two_stages_of_one_name_do_not_start() {
+    run(async {
+        let (mut topology, _control) = topology(LENIENT);
+        topology.spawn(here("twin", 1, 1), |_| Quit { at: "never" });
+        topology.spawn(here("twin", 1, 1), |_| Quit { at: "never" });
+    });
+}
+
+#[test]
+#[should_panic(expected = "mailbox of narrow: messages_max must be at least 1")]
+fn a_mailbox_without_room_does_not_start() {
+    run(async {
+        let (mut topology, _control) = topology(LENIENT);
+        topology.spawn(here("narrow", 0, 1), |_| Quit { at: "never" });
+    });
+}
