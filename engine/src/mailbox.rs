@@ -122,6 +122,9 @@ impl<M: Message> Credit<M> {
     ///
     /// # Errors
     /// The stage has closed since; the message comes back.
+    ///
+    /// # Panics
+    /// In a debug build, when the message weighs more than was reserved: then the bound would not hold.
     pub fn send(self, message: M) -> Result<(), Closed<M>> {
         self.mailbox.deliver(self.permit, message)
     }
