@@ -249,17 +249,32 @@ fn a_silent_stage_is_cancelled_and_rebuilt_but_one_that_waits_is_left_alone() {
         let gate = Gate::shut();
         let silent = topology.spawn(here("silent", 4, 100), act(silent));
         let waiting = topology.spawn(here("waiting", 4, 100), gated(&gate));
+        let delegate = {
+            let gate = gate.clone();
+            move |ctx: StageContext, item: Item| {
+                let gate = gate.clone();
+                async move {
+                    // Polling the stage does not poll the wait, so only the count of waits speaks for it.
+                    actix_rt::spawn(async move { gate.pass(&ctx).await }).await.unwrap();
+                    item.answer();
+                    Ok(())
+                }
+            }
+        };
+        let delegating = topology.spawn(here("delegating", 4, 100), act(delegate));
         let (item, waited_for) = Item::asking(1);
+        let (other, delegated) = Item::asking(2);
         waiting.try_send(item).unwrap();
+        delegating.try_send(other).unwrap();
         assert_eq!(ask(&silent, 7).await, None);
         assert_eq!(ask(&silent, 8).await, Some(8));
         tokio::time::sleep(Duration::from_secs(1_000)).await;
         assert_eq!(observation(&topology, "waiting").state, "waiting");
-        gate.open(1);
-        assert_eq!(waited_for.await, Ok(1));
+        gate.open(2);
+        assert_eq!((waited_for.await, delegated.await), (Ok(1), Ok(2)));
         let seen = observation(&topology, "silent");
         assert_eq!((seen.restarts, seen.handled, seen.discarded, seen.last_panic), (1, 1, 1, None));
-        assert_eq!(observation(&topology, "waiting").restarts, 0);
+        assert_eq!((observation(&topology, "waiting").restarts, observation(&topology, "delegating").restarts), (0, 0));
         assert!(futures_util::FutureExt::now_or_never(topology.exited()).is_none());
     });
 }
