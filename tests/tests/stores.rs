@@ -226,6 +226,11 @@ async fn rows_cursor_and_counters_move_together(on: Fixture) {
     assert_eq!(on.number("SELECT max(id) FROM logs").await, first + 5_006);
     assert_eq!(on.number("SELECT max(length(message)) FROM logs").await, 1 << 20);
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE attributes IS NULL").await, 1);
+    let year = |what: &str| match on.place {
+        Place::Postgres(_) => format!("SELECT extract(year FROM {what}(ts)) FROM logs WHERE isfinite(ts)"),
+        Place::Sqlite(_) => format!("SELECT CAST(substr({what}(ts), 1, 4) AS INTEGER) FROM logs"),
+    };
+    assert_eq!((on.number(&year("min")).await, on.number(&year("max")).await), (1, 9999));
     assert_eq!(
         on.number("SELECT id FROM logs WHERE message LIKE '𝕦nicode%\\' ESCAPE '!' AND service = 'zwölf ✓'").await,
         first + 3
@@ -520,10 +525,10 @@ impl Fixture {
     async fn private(options: Options) -> (Server, Self) {
         let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
         let name = postgres::create_database(&server.url("postgres")).await;
-        let url = server.url(&name);
-        let store = open_postgres(&url);
+        let store = open_postgres(&server.url(&name));
         store.prepare().await.unwrap();
-        (server, Self { store, place: Place::Postgres(TestDatabase { url, ours: true }) })
+        let database = TestDatabase::on(&server, &name);
+        (server, Self { store, place: Place::Postgres(database) })
     }
 
     /// Waits until some session waits for a lock.
