@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
+use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Opened, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::record::{Record, Severity};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
@@ -637,7 +637,7 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
                     CUT_REQUEST => return None,
                     CUT_REPLY => {
                         server.write_all(bytes).await.ok()?;
-                        server.read(&mut down).await.ok()?;
+                        server.readable().await.ok()?;
                         return None;
                     }
                     _ => server.write_all(bytes).await.ok()?,
@@ -974,6 +974,18 @@ async fn retention_deletes_old_rows_from_sqlite() {
     store::open(&keeping).unwrap().store().maintain(today + 5).await.unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
     assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
+}
+
+#[tokio::test]
+async fn queries_have_a_pool_of_their_own_that_cannot_write_and_does_not_hang() {
+    let on = Fixture::postgres().await;
+    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let Opened::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
+    let client = store.read_pool().get().await.unwrap();
+    let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
+    assert_eq!(code(client.execute("DELETE FROM logs", &[]).await.unwrap_err()).as_deref(), Some("25006"));
+    assert_eq!(code(client.execute("SELECT pg_sleep(9)", &[]).await.unwrap_err()).as_deref(), Some("57014"));
+    assert_eq!(client.query_one("SELECT count(*) FROM logs", &[]).await.unwrap().get::<_, i64>(0), 0);
 }
 
 #[tokio::test]
