@@ -637,7 +637,7 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
                     CUT_REQUEST => return None,
                     CUT_REPLY => {
                         server.write_all(bytes).await.ok()?;
-                        server.readable().await.ok()?;
+                        let _answer_bytes = server.read(&mut down).await.ok()?;
                         return None;
                     }
                     _ => server.write_all(bytes).await.ok()?,
