@@ -316,12 +316,26 @@ pub async fn connect(url: &str) -> Client {
     client
 }
 
-/// A fresh database. It stays until the server ends, or, on a server that is not ours, until it is dropped.
+/// A fresh database. On a server of ours it goes with the server, on another when this is dropped.
 pub struct TestDatabase {
     /// Its URL.
     pub url: String,
-    /// Whether the server is ours.
-    pub ours: bool,
+    /// Where to say `DROP DATABASE`, and its name.
+    foreign: Option<(String, String)>,
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let Some((url, name)) = self.foreign.take() else { return };
+        // A test's own runtime may be the one that runs this drop, and cannot be waited for from inside.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let _ = connect(&url).await.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
+            });
+        });
+        let _ = dropping.join();
+    }
 }
 
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -361,14 +375,14 @@ pub async fn database() -> TestDatabase {
     match std::env::var("LOGWEIR_TEST_DATABASE_URL") {
         Ok(url) => {
             let name = create_database(&url).await;
-            let config: tokio_postgres::Config = url.parse().expect("LOGWEIR_TEST_DATABASE_URL is a URL");
-            let old = config.get_dbname().expect("LOGWEIR_TEST_DATABASE_URL names a database");
-            TestDatabase { url: url.replacen(&format!("/{old}"), &format!("/{name}"), 1), ours: false }
+            let (server, database) = url.rsplit_once('/').expect("LOGWEIR_TEST_DATABASE_URL ends in /DATABASE");
+            let options = database.find('?').map_or("", |at| &database[at..]);
+            TestDatabase { url: format!("{server}/{name}{options}"), foreign: Some((url.clone(), name)) }
         }
         Err(_) => {
             let server = tokio::task::spawn_blocking(shared).await.expect("the server starts");
             let name = create_database(&server.url("postgres")).await;
-            TestDatabase { url: server.url(&name), ours: true }
+            TestDatabase::on(server, &name)
         }
     }
 }
@@ -385,6 +399,12 @@ pub async fn create_database(url: &str) -> String {
 }
 
 impl TestDatabase {
+    /// The database `name` on a server of ours.
+    #[must_use]
+    pub fn on(server: &Server, name: &str) -> Self {
+        Self { url: server.url(name), foreign: None }
+    }
+
     /// A plain client.
     pub async fn client(&self) -> Client {
         connect(&self.url).await

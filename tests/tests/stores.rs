@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
+use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Opened, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::record::{Record, Severity};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
@@ -226,6 +226,11 @@ async fn rows_cursor_and_counters_move_together(on: Fixture) {
     assert_eq!(on.number("SELECT max(id) FROM logs").await, first + 5_006);
     assert_eq!(on.number("SELECT max(length(message)) FROM logs").await, 1 << 20);
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE attributes IS NULL").await, 1);
+    let year = |what: &str| match on.place {
+        Place::Postgres(_) => format!("SELECT extract(year FROM {what}(ts)) FROM logs WHERE isfinite(ts)"),
+        Place::Sqlite(_) => format!("SELECT CAST(substr({what}(ts), 1, 4) AS INTEGER) FROM logs"),
+    };
+    assert_eq!((on.number(&year("min")).await, on.number(&year("max")).await), (1, 9999));
     assert_eq!(
         on.number("SELECT id FROM logs WHERE message LIKE '𝕦nicode%\\' ESCAPE '!' AND service = 'zwölf ✓'").await,
         first + 3
@@ -520,10 +525,10 @@ impl Fixture {
     async fn private(options: Options) -> (Server, Self) {
         let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
         let name = postgres::create_database(&server.url("postgres")).await;
-        let url = server.url(&name);
-        let store = open_postgres(&url);
+        let store = open_postgres(&server.url(&name));
         store.prepare().await.unwrap();
-        (server, Self { store, place: Place::Postgres(TestDatabase { url, ours: true }) })
+        let database = TestDatabase::on(&server, &name);
+        (server, Self { store, place: Place::Postgres(database) })
     }
 
     /// Waits until some session waits for a lock.
@@ -632,7 +637,7 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
                     CUT_REQUEST => return None,
                     CUT_REPLY => {
                         server.write_all(bytes).await.ok()?;
-                        server.read(&mut down).await.ok()?;
+                        let _answer_bytes = server.read(&mut down).await.ok()?;
                         return None;
                     }
                     _ => server.write_all(bytes).await.ok()?,
@@ -969,6 +974,18 @@ async fn retention_deletes_old_rows_from_sqlite() {
     store::open(&keeping).unwrap().store().maintain(today + 5).await.unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
     assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
+}
+
+#[tokio::test]
+async fn queries_have_a_pool_of_their_own_that_cannot_write_and_does_not_hang() {
+    let on = Fixture::postgres().await;
+    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let Opened::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
+    let client = store.read_pool().get().await.unwrap();
+    let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
+    assert_eq!(code(client.execute("DELETE FROM logs", &[]).await.unwrap_err()).as_deref(), Some("25006"));
+    assert_eq!(code(client.execute("SELECT pg_sleep(9)", &[]).await.unwrap_err()).as_deref(), Some("57014"));
+    assert_eq!(client.query_one("SELECT count(*) FROM logs", &[]).await.unwrap().get::<_, i64>(0), 0);
 }
 
 #[tokio::test]

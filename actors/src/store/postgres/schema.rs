@@ -3,6 +3,8 @@
 //! - Migrations run under an advisory lock, maintenance under another that is only tried: one pod does it.
 //! - A partition is made as a plain table and attached, which does not block the flushes; `CREATE … PARTITION OF` would.
 //!   Rows of its day that already lie in the default partition move in the same transaction.
+//! - ATTACH reads the whole default partition once (for rows of the day), and keeps old events out meanwhile. It is small
+//!   unless old logs are being imported.
 //! - Locks that stand in the way of flushes are waited for half a second at most: the next round comes soon.
 
 use std::collections::HashMap;
@@ -138,7 +140,7 @@ pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
     }
 }
 
-/// Partitions ahead and retention. Uses up the connection: with it the lock goes.
+/// Partitions ahead and retention, unless another process is at it. Uses up the connection.
 pub(super) async fn maintain(link: Link, keep: Keep, now_us: i64) -> Result<(), StoreError> {
     let client = &link.client;
     client
@@ -153,6 +155,13 @@ pub(super) async fn maintain(link: Link, keep: Keep, now_us: i64) -> Result<(), 
     if !ours {
         return Ok(());
     }
+    let done = round(client, keep, now_us).await;
+    // The session's end gives it back too, but later than the next round may ask for it.
+    let _ = client.execute("SELECT pg_advisory_unlock($1)", &[&MAINTAIN_LOCK]).await;
+    done
+}
+
+async fn round(client: &Client, keep: Keep, now_us: i64) -> Result<(), StoreError> {
     let today = now_us.div_euclid(DAY_US);
     let hypertable = is_hypertable(client).await?;
     if hypertable {
