@@ -47,7 +47,7 @@ impl Keeper {
     fn work(&self, retry_at: Option<Instant>) -> Option<Instant> {
         let removed = self.remove_settled();
         let full = self.shared.refuses() == Some(AppendError::DiskFull);
-        if full && self.give_ballast_away() || full && retry_at.is_none() {
+        if full && (self.give_ballast_away() || retry_at.is_none()) {
             // The room that there is now is for others: look again after a while.
             return Some(Instant::now() + PROBE_INTERVAL);
         }

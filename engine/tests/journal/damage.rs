@@ -397,7 +397,11 @@ fn a_spare_that_a_killed_start_has_written_to_is_not_used() {
     let newer = segments(dir.path()).pop().unwrap();
     assert_ne!(newer, segment);
     let killed = copy(dir.path());
-    fs::rename(killed.path().join(newer.file_name().unwrap()), killed.path().join("spare.tmp")).unwrap();
+    fs::remove_file(killed.path().join(newer.file_name().unwrap())).unwrap();
+    let mut spare = fs::read(&newer).unwrap();
+    // More than the next start will write over.
+    spare[1000..2000].fill(0x5a);
+    fs::write(killed.path().join("spare.tmp"), spare).unwrap();
     let (frames, recovered) = reopen(killed.path());
     // Its old segment was already cut to what counts: only the last, copied frame is missing here.
     assert_eq!(frames, all[..frames.len()]);
