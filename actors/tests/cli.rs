@@ -1,5 +1,7 @@
 //! The real binary, as an operator or a script meets it: exit codes, messages, and what it touches.
 
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions, these are their helpers")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;

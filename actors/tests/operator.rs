@@ -1,5 +1,7 @@
 //! The operator's commands on a real journal and a real SQLite file: what is there is proved, what was taken away is named.
 
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions, these are their helpers")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, mpsc};
