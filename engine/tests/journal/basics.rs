@@ -66,7 +66,7 @@ fn a_group_is_acknowledged_in_the_order_of_sequence_numbers() {
                     let mine = seq.clone();
                     // Held until the number is known: the writer may be faster than we are.
                     let mut seq = seq.lock().unwrap();
-                    let note = Box::new(move |result: Result<(), AppendError>| {
+                    let note = Box::new(move |result: Result<u64, AppendError>| {
                         result.unwrap();
                         order.lock().unwrap().push(*mine.lock().unwrap());
                     });
