@@ -1,1 +1,13 @@
-//! Harness.
+//! The harness: the real `logweir` binary, real servers, a hostile network, senders that remember what
+//! they were promised, and an oracle that compares the promises with the database.
+//!
+//! ```text
+//! client ──> logweir (process) ──> proxy ──> PostgreSQL / Redis        SQLite, disks
+//!    │           ▲ signals, kill points                │
+//!    └─ ledger ──┴───────────── oracle ────────────────┘
+//! ```
+
+pub mod ledger;
+pub mod client;
+pub mod proxy;
+pub mod oracle;
