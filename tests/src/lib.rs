@@ -9,5 +9,8 @@
 
 pub mod ledger;
 pub mod client;
+pub mod process;
 pub mod proxy;
+pub mod disk;
+pub mod store;
 pub mod oracle;
