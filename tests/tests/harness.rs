@@ -1,0 +1,51 @@
+//! The harness itself against a real PostgreSQL: does a cut at COMMIT cut where it says?
+
+use logweir_tests::postgres::Postgres;
+use logweir_tests::proxy::{AtCommit, Proxy};
+use logweir_tests::store::Store;
+use tokio_postgres::NoTls;
+
+/// Inserts one row in a transaction through the proxy, as logweir's own client library does it.
+fn insert(url: &str) -> Result<(), tokio_postgres::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (mut client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        tokio::spawn(connection);
+        let transaction = client.transaction().await?;
+        transaction.execute("INSERT INTO t VALUES (1)", &[]).await?;
+        transaction.commit().await
+    })
+}
+
+#[test]
+fn a_commit_is_lost_before_or_after_it_happened() {
+    let postgres = Postgres::start();
+    postgres.execute("CREATE TABLE t (n int)");
+    let proxy = Proxy::start(postgres.addr()).unwrap();
+    let through = postgres.url_through(proxy.addr());
+    let count = || Store::Postgres(postgres.url()).rows("SELECT count(*) FROM t").unwrap()[0][0].clone();
+
+    insert(&through).unwrap();
+    assert_eq!(count(), "1");
+    proxy.cut_at_commit(AtCommit::RequestLost, 1);
+    insert(&through).unwrap_err();
+    assert_eq!(count(), "1");
+    proxy.cut_at_commit(AtCommit::ReplyLost, 1);
+    insert(&through).unwrap_err();
+    assert_eq!(count(), "2");
+    assert_eq!(proxy.commits_cut(), 2);
+    insert(&through).unwrap();
+    assert_eq!(count(), "3");
+}
+
+#[test]
+fn postgres_comes_back_from_a_crash_and_from_an_immediate_restart() {
+    let mut postgres = Postgres::start();
+    postgres.execute("CREATE TABLE t (n int)");
+    postgres.kill();
+    assert!(Store::Postgres(postgres.url()).rows("SELECT 1").is_err());
+    postgres.restart();
+    postgres.execute("INSERT INTO t VALUES (1)");
+    postgres.restart_immediately();
+    postgres.execute("INSERT INTO t VALUES (1)");
+}
