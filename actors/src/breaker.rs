@@ -1,1 +1,397 @@
-//! Circuit breaker and retry delays: pure, with the time as an argument.
+//! Circuit breaker and retry delays: pure decisions, with the time as an argument.
+//!
+//! ```text
+//!            failures_max in a row                 the open time is over
+//!   Closed ───────────────────────> Open ─────────────────────────────────> HalfOpen (one probe)
+//!     ^                               ^        the probe fails: twice as long     │  │
+//!     │                               └───────────────────────────────────────────┘  │
+//!     └────────────────────────────── any success ───────────────────────────────────┘
+//! ```
+//!
+//! - While half-open, one caller has the probe; everybody else is turned away.
+//! - A probe whose caller never reports back (cancelled, panicked) counts as failed once the open time has
+//!   passed again. Without that the breaker would turn everybody away for ever.
+//! - The open time doubles from `open_ms_min` to `open_ms_max` and starts again after a success.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// When a breaker opens and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerSettings {
+    /// Consecutive failures that open it; 0 counts as 1.
+    pub failures_max: u32,
+    /// How long it stays open the first time.
+    pub open_ms_min: u64,
+    /// How long it stays open at most.
+    pub open_ms_max: u64,
+}
+
+/// Whether a call may be made now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Yes.
+    Yes,
+    /// Yes, this one, to see whether the other side is back. Its outcome must be reported.
+    Probe,
+    /// No.
+    No {
+        /// When to ask again.
+        retry_in: Duration,
+    },
+}
+
+/// Where a breaker stands, without its details.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// Calls pass.
+    Closed = 0,
+    /// One call is out to see whether the other side is back.
+    HalfOpen = 1,
+    /// Calls are turned away.
+    Open = 2,
+}
+
+/// A breaker as `/api/v1/status` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct BreakerSnapshot {
+    /// Where it stands.
+    pub state: BreakerState,
+    /// How long it has stood there, in milliseconds.
+    pub since_ms: u64,
+    /// Failures since the last success.
+    pub failures: u64,
+    /// How often it has opened, failed probes included.
+    pub opened: u64,
+    /// When the next call may pass, in milliseconds; 0 when closed.
+    pub retry_in_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Closed,
+    Open { until: Instant },
+    HalfOpen { probe_until: Instant },
+}
+
+/// Stands between a caller and something that may be down.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    settings: BreakerSettings,
+    state: State,
+    /// When `state` was entered; nothing happened before the first change.
+    since: Option<Instant>,
+    failures: u64,
+    /// Openings since the last success; decides the open time.
+    openings: u32,
+    opened: u64,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    #[must_use]
+    pub fn new(settings: BreakerSettings) -> Self {
+        Self { settings, state: State::Closed, since: None, failures: 0, openings: 0, opened: 0 }
+    }
+
+    /// Whether a call may be made at `now`. After [`Allow::Yes`] and [`Allow::Probe`], report how it went.
+    pub fn allow(&mut self, now: Instant) -> Allow {
+        match self.state {
+            State::Closed => Allow::Yes,
+            State::Open { until: wait_until } | State::HalfOpen { probe_until: wait_until } if now < wait_until => {
+                Allow::No { retry_in: wait_until - now }
+            }
+            State::Open { .. } | State::HalfOpen { .. } => {
+                self.enter(State::HalfOpen { probe_until: now + self.open_time() }, now);
+                Allow::Probe
+            }
+        }
+    }
+
+    /// A call has succeeded: whatever was assumed before, the other side is there.
+    pub fn succeeded(&mut self, now: Instant) {
+        self.failures = 0;
+        self.openings = 0;
+        if self.state != State::Closed {
+            self.enter(State::Closed, now);
+        }
+    }
+
+    /// A call has failed.
+    pub fn failed(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        let opens = match self.state {
+            State::Closed => self.failures >= u64::from(self.settings.failures_max),
+            State::HalfOpen { .. } => true,
+            // A call from before the opening; it says nothing new.
+            State::Open { .. } => false,
+        };
+        if opens {
+            self.openings = self.openings.saturating_add(1);
+            self.opened = self.opened.saturating_add(1);
+            self.enter(State::Open { until: now + self.open_time() }, now);
+        }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> BreakerState {
+        match self.state {
+            State::Closed => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::HalfOpen { .. } => BreakerState::HalfOpen,
+        }
+    }
+
+    /// What status shows at `now`.
+    #[must_use]
+    pub fn snapshot(&self, now: Instant) -> BreakerSnapshot {
+        let retry_in = match self.state {
+            State::Closed => Duration::ZERO,
+            State::Open { until: wait_until } | State::HalfOpen { probe_until: wait_until } => {
+                wait_until.saturating_duration_since(now)
+            }
+        };
+        BreakerSnapshot {
+            state: self.state(),
+            since_ms: self.since.map_or(0, |since| millis(now.saturating_duration_since(since))),
+            failures: self.failures,
+            opened: self.opened,
+            retry_in_ms: millis(retry_in),
+        }
+    }
+
+    fn enter(&mut self, state: State, now: Instant) {
+        self.state = state;
+        self.since = Some(now);
+    }
+
+    fn open_time(&self) -> Duration {
+        let BreakerSettings { open_ms_min, open_ms_max, .. } = self.settings;
+        let doublings = self.openings.saturating_sub(1).min(u64::BITS - 1);
+        Duration::from_millis(open_ms_min.saturating_mul(1 << doublings).min(open_ms_max))
+    }
+}
+
+/// Sets the gauge `logweir_breaker_state{name}`: 0 closed, 1 half-open, 2 open.
+pub fn publish(name: &str, state: BreakerState) {
+    metrics::gauge!("logweir_breaker_state", "name" => name.to_owned()).set(f64::from(state as u8));
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long to wait before trying again.
+pub mod retry {
+    use std::time::Duration;
+
+    use rand::Rng;
+
+    /// The wait before retry number `attempt` (from 0): anything between nothing and `base` doubled `attempt`
+    /// times, at most `cap`.
+    ///
+    /// The whole range is random ("full jitter"), so that many processes that lost the same server at the same
+    /// moment do not come back at the same moment; a fixed delay with a little noise keeps them in step.
+    pub fn delay(attempt: u32, base: Duration, cap: Duration, rng: &mut impl Rng) -> Duration {
+        let doubled = 1_u32.checked_shl(attempt).and_then(|factor| base.checked_mul(factor));
+        let ceiling = doubled.unwrap_or(cap).min(cap);
+        ceiling.mul_f64(rng.random_range(0.0..=1.0)).min(cap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    const SETTINGS: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 100, open_ms_max: 1000 };
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Wait(u64),
+        Ask,
+        Succeed,
+        Fail,
+    }
+    use Step::{Ask, Fail, Succeed, Wait};
+
+    const fn no(ms: u64) -> Allow {
+        Allow::No { retry_in: Duration::from_millis(ms) }
+    }
+
+    /// Runs `steps` and returns what each `Ask` was told.
+    fn answers(steps: &[Step]) -> Vec<Allow> {
+        let mut breaker = Breaker::new(SETTINGS);
+        let mut now = Instant::now();
+        let mut answers = Vec::new();
+        for step in steps {
+            match *step {
+                Wait(ms) => now += Duration::from_millis(ms),
+                Ask => answers.push(breaker.allow(now)),
+                Succeed => breaker.succeeded(now),
+                Fail => breaker.failed(now),
+            }
+        }
+        answers
+    }
+
+    #[test]
+    fn each_story_gets_its_answers() {
+        let stories: [(&str, &[Step], &[Allow]); 9] = [
+            ("a new one lets pass", &[Ask], &[Allow::Yes]),
+            ("two failures of three do not open", &[Fail, Fail, Ask], &[Allow::Yes]),
+            ("a success in between starts the count again", &[Fail, Fail, Succeed, Fail, Fail, Ask], &[Allow::Yes]),
+            ("three in a row open", &[Fail, Fail, Fail, Wait(40), Ask], &[no(60)]),
+            (
+                "then one probe passes and the next caller waits",
+                &[Fail, Fail, Fail, Wait(100), Ask, Wait(10), Ask],
+                &[Allow::Probe, no(90)],
+            ),
+            (
+                "a good probe closes",
+                &[Fail, Fail, Fail, Wait(100), Ask, Succeed, Ask, Fail, Fail, Ask],
+                &[Allow::Probe, Allow::Yes, Allow::Yes],
+            ),
+            (
+                "a bad probe opens for twice as long",
+                &[Fail, Fail, Fail, Wait(100), Ask, Fail, Ask, Wait(199), Ask, Wait(1), Ask],
+                &[Allow::Probe, no(200), no(1), Allow::Probe],
+            ),
+            (
+                "a probe that never reports is given up",
+                &[Fail, Fail, Fail, Wait(100), Ask, Wait(99), Ask, Wait(1), Ask],
+                &[Allow::Probe, no(1), Allow::Probe],
+            ),
+            (
+                "a failure from before the opening does not prolong it",
+                &[Fail, Fail, Fail, Wait(60), Fail, Ask],
+                &[no(40)],
+            ),
+        ];
+        for (story, steps, expected) in stories {
+            assert_eq!(answers(steps), expected, "{story}");
+        }
+    }
+
+    #[test]
+    fn the_open_time_doubles_to_its_cap_and_starts_again_after_a_success() {
+        let mut breaker = Breaker::new(SETTINGS);
+        let mut now = Instant::now();
+        let mut open_for = |breaker: &mut Breaker, failures: u32| {
+            (0..failures).for_each(|_| breaker.failed(now));
+            let Allow::No { retry_in } = breaker.allow(now) else { panic!("it should be open") };
+            now += retry_in;
+            assert_eq!(breaker.allow(now), Allow::Probe);
+            u64::try_from(retry_in.as_millis()).unwrap()
+        };
+        assert_eq!(open_for(&mut breaker, 3), 100);
+        let further: Vec<u64> = (0..6).map(|_| open_for(&mut breaker, 1)).collect();
+        assert_eq!(further, [200, 400, 800, 1000, 1000, 1000]);
+        breaker.succeeded(Instant::now());
+        assert_eq!(open_for(&mut breaker, 3), 100);
+    }
+
+    #[test]
+    fn the_snapshot_says_what_an_operator_asks() {
+        let mut breaker = Breaker::new(SETTINGS);
+        let start = Instant::now();
+        (0..3).for_each(|_| breaker.failed(start));
+        let snapshot = breaker.snapshot(start + Duration::from_millis(30));
+        assert_eq!(
+            serde_json::to_value(snapshot).unwrap(),
+            serde_json::json!({"state": "open", "since_ms": 30, "failures": 3, "opened": 1, "retry_in_ms": 70})
+        );
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![(0_u64..1500).prop_map(Wait), Just(Ask), Just(Succeed), Just(Fail), Just(Fail)];
+        proptest::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        /// Checked against the plainest model: a count of failures in a row, and the time of the last probe.
+        #[test]
+        fn it_never_breaks_its_word(steps in steps(), failures_max in 1_u32..6, cap in 100_u64..3000) {
+            let settings = BreakerSettings { failures_max, open_ms_min: 100, open_ms_max: cap };
+            let mut breaker = Breaker::new(settings);
+            let mut now = Instant::now();
+            let (mut in_a_row, mut probe_at) = (0, None::<Instant>);
+            for step in steps {
+                match step {
+                    Wait(ms) => now += Duration::from_millis(ms),
+                    Succeed => {
+                        breaker.succeeded(now);
+                        (in_a_row, probe_at) = (0, None);
+                        prop_assert_eq!(breaker.state(), BreakerState::Closed);
+                    }
+                    Fail => {
+                        let probing = breaker.state() == BreakerState::HalfOpen;
+                        breaker.failed(now);
+                        in_a_row += 1;
+                        probe_at = None;
+                        prop_assert!(!probing || breaker.state() == BreakerState::Open);
+                    }
+                    Ask => match breaker.allow(now) {
+                        Allow::Yes => prop_assert!(in_a_row < failures_max),
+                        Allow::Probe => {
+                            prop_assert!(in_a_row >= failures_max);
+                            // One at a time: the one before has reported, or had its whole time.
+                            prop_assert!(probe_at.is_none_or(|at| now - at >= Duration::from_millis(100)));
+                            probe_at = Some(now);
+                        }
+                        Allow::No { retry_in } => {
+                            prop_assert!(in_a_row >= failures_max);
+                            prop_assert!(retry_in > Duration::ZERO && retry_in <= Duration::from_millis(cap));
+                        }
+                    },
+                }
+            }
+        }
+
+        #[test]
+        fn it_lets_a_probe_pass_within_its_cap_whatever_came_before(steps in steps()) {
+            let mut breaker = Breaker::new(SETTINGS);
+            let mut now = Instant::now();
+            for step in steps {
+                match step {
+                    Wait(ms) => now += Duration::from_millis(ms),
+                    Ask => drop(breaker.allow(now)),
+                    Succeed => breaker.succeeded(now),
+                    Fail => breaker.failed(now),
+                }
+            }
+            now += Duration::from_millis(SETTINGS.open_ms_max);
+            prop_assert!(matches!(breaker.allow(now), Allow::Yes | Allow::Probe));
+        }
+
+        #[test]
+        fn a_delay_never_passes_its_ceiling(attempt in 0_u32..200, base in 0_u64..10_000, cap in 0_u64..60_000, seed: u64) {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (base, cap) = (Duration::from_millis(base), Duration::from_millis(cap));
+            let delay = retry::delay(attempt, base, cap, &mut rng);
+            prop_assert!(delay <= cap);
+            prop_assert!(attempt >= 32 || delay <= base.saturating_mul(2_u32.saturating_pow(attempt)));
+        }
+    }
+
+    #[test]
+    fn delays_use_the_whole_range_and_grow_with_each_attempt() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut delays = |attempt| -> Vec<u128> {
+            let delay =
+                |_| retry::delay(attempt, Duration::from_secs(1), Duration::from_secs(60), &mut rng).as_millis();
+            (0..1000).map(delay).collect()
+        };
+        for (attempt, ceiling_ms) in [(0, 1_000), (1, 2_000), (4, 16_000), (6, 60_000), (40, 60_000)] {
+            let delays = delays(attempt);
+            let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
+            assert!(*low < ceiling_ms / 20 && *high > ceiling_ms * 19 / 20, "attempt {attempt}: {low}..{high}");
+        }
+    }
+}

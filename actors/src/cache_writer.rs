@@ -1,1 +1,154 @@
-//! Stage cache-writer.
+//! Stage cache-writer: feeds the hot cache. It may lose, it may not delay.
+//!
+//! - Nothing waits for it: the batcher hands batches over with `try_send` and counts those that find no room.
+//! - Only durable batches are applied. A frame that a crash takes back has its sequence number used again, and
+//!   the cache, which saw the first, would refuse the second.
+//! - A batch is tried once. What the cache refuses is discarded and counted with its reason; the database has it.
+
+use std::sync::Arc;
+
+use logweir_engine::drain::Phase;
+use logweir_engine::journal::Journal;
+use logweir_engine::observe::Counter;
+use logweir_engine::stage::{Exit, Stage, StageContext};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
+use crate::cache::{CacheError, HotCache};
+use crate::message::Batch;
+
+/// The component's name in metrics.
+const NAME: &str = "cache-writer";
+
+/// Three timeouts are enough to know; after that one batch in at most half a minute finds out.
+const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 1_000, open_ms_max: 30_000 };
+
+/// The stage.
+pub struct CacheWriter {
+    context: StageContext,
+    journal: Journal,
+    feed: CacheFeed,
+}
+
+impl CacheWriter {
+    /// Feeds `cache` with the batches of `writer`, once `journal` has them on disk.
+    #[must_use]
+    pub fn new(context: StageContext, journal: Journal, cache: Arc<dyn HotCache>, writer: Uuid) -> Self {
+        Self { context, journal, feed: CacheFeed::new(cache, writer) }
+    }
+
+    /// A drain waits for at most one batch that fails.
+    fn gives_up(&self) -> bool {
+        self.feed.is_failing() && self.context.drain.phase() >= Phase::Draining
+    }
+}
+
+impl Stage for CacheWriter {
+    type Message = Batch;
+
+    async fn receive(&mut self, batch: Batch) -> Result<(), Exit> {
+        if self.gives_up() {
+            self.feed.discard(&batch, "shutdown");
+            return Ok(());
+        }
+        // A journal that has failed ends the process elsewhere; here the batch is only not worth caching.
+        if self.context.waiting(self.journal.durable(batch.to_seq())).await.is_err() {
+            self.feed.discard(&batch, "not_durable");
+            return Ok(());
+        }
+        self.context.waiting(self.feed.apply(&batch)).await;
+        Ok(())
+    }
+
+    fn observe(&self) -> Vec<Counter> {
+        self.feed.observe()
+    }
+}
+
+/// Applies batches to a cache behind a breaker, or discards and counts them.
+pub struct CacheFeed {
+    cache: Arc<dyn HotCache>,
+    writer: Uuid,
+    breaker: Breaker,
+    applied_batches: u64,
+    applied_records: u64,
+    discarded_records: u64,
+}
+
+impl CacheFeed {
+    /// A feed whose breaker is closed.
+    #[must_use]
+    pub fn new(cache: Arc<dyn HotCache>, writer: Uuid) -> Self {
+        let breaker = Breaker::new(BREAKER);
+        breaker::publish(NAME, breaker.state());
+        Self { cache, writer, breaker, applied_batches: 0, applied_records: 0, discarded_records: 0 }
+    }
+
+    /// Applies `batch` if the breaker lets it and the cache takes it.
+    pub async fn apply(&mut self, batch: &Batch) {
+        let started = Instant::now();
+        if let Allow::No { .. } = self.breaker.allow(started) {
+            self.discard(batch, "breaker_open");
+            return;
+        }
+        let outcome = self.cache.apply(self.writer, batch).await;
+        metrics::histogram!("logweir_cache_apply_seconds").record(started.elapsed().as_secs_f64());
+        match outcome {
+            Ok(()) => self.succeeded(batch),
+            Err(error) => self.failed(batch, &error),
+        }
+        breaker::publish(NAME, self.breaker.state());
+    }
+
+    /// Counts `batch` as discarded for `reason`.
+    pub fn discard(&mut self, batch: &Batch, reason: &'static str) {
+        self.discarded_records += batch.records();
+        metrics::counter!(
+            "logweir_discarded_records_total", "component" => NAME, "reason" => reason, "intentional" => "true"
+        )
+        .increment(batch.records());
+    }
+
+    /// Whether the last batch that was tried failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.breaker.snapshot(Instant::now()).failures > 0
+    }
+
+    /// What operators see of it.
+    #[must_use]
+    pub fn observe(&self) -> Vec<Counter> {
+        let breaker = self.breaker.snapshot(Instant::now());
+        vec![
+            Counter { name: "applied_batches", value: self.applied_batches },
+            Counter { name: "applied_records", value: self.applied_records },
+            Counter { name: "discarded_records", value: self.discarded_records },
+            Counter { name: "breaker_state", value: breaker.state as u64 },
+            Counter { name: "breaker_opened", value: breaker.opened },
+        ]
+    }
+
+    fn succeeded(&mut self, batch: &Batch) {
+        if self.breaker.state() != BreakerState::Closed {
+            tracing::info!(cache = self.cache.name(), "the cache takes batches again");
+        }
+        self.breaker.succeeded(Instant::now());
+        self.applied_batches += 1;
+        self.applied_records += batch.records();
+        metrics::counter!("logweir_cache_applied_records_total").increment(batch.records());
+    }
+
+    fn failed(&mut self, batch: &Batch, error: &CacheError) {
+        let before = self.breaker.state();
+        self.breaker.failed(Instant::now());
+        if before == BreakerState::Closed && self.breaker.state() == BreakerState::Open {
+            tracing::warn!(
+                cache = self.cache.name(),
+                error = error.detail,
+                "the cache refuses batches: they are left out of it until it answers; the database is not affected"
+            );
+        }
+        self.discard(batch, error.reason);
+    }
+}

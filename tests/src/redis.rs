@@ -1,22 +1,238 @@
-//! placeholder
-use std::process::Child;
-/// Redis.
-pub struct Redis(Option<Child>);
+//! A private redis-server: on a free loopback port, in a directory of its own, gone with the value.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const PORT_ATTEMPTS: u32 = 5;
+
+/// A running (or stopped, or killed) redis-server.
+pub struct Redis {
+    dir: TempDir,
+    port: u16,
+    options: Vec<String>,
+    tls: bool,
+    child: Option<Child>,
+}
+
 impl Redis {
-    /// start
+    /// Starts one and waits until it answers.
     #[must_use]
     pub fn start() -> Self {
-        Self(None)
+        Self::start_with(&[])
     }
-    /// url
+
+    /// Starts one with further options, such as `["--maxclients", "1"]`.
+    #[must_use]
+    pub fn start_with(options: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), options, false)
+    }
+
+    /// Starts one that speaks only TLS, with a certificate for `localhost` from an authority of its own.
+    #[must_use]
+    pub fn start_tls() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let authority = Authority::new();
+        std::fs::write(dir.path().join("ca.pem"), authority.0.pem()).expect("ca.pem");
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &authority.0).expect("a certificate");
+        std::fs::write(dir.path().join("cert.pem"), certificate.pem()).expect("cert.pem");
+        std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).expect("key.pem");
+        Self::start_in(dir, &["--tls-auth-clients", "no"], true)
+    }
+
+    /// Another process may take the free port first: then another port is tried.
+    fn start_in(dir: TempDir, options: &[&str], tls: bool) -> Self {
+        std::fs::create_dir_all(dir.path().join("data")).expect("the data directory");
+        let options = options.iter().map(ToString::to_string).collect();
+        let mut redis = Self { dir, port: 0, options, tls, child: None };
+        for _ in 0..PORT_ATTEMPTS {
+            redis.port = free_port();
+            redis.spawn();
+            if redis.becomes_ready() {
+                return redis;
+            }
+            redis.kill();
+        }
+        panic!("redis-server does not start: {}", redis.log());
+    }
+
+    /// Where it is, for a client.
     #[must_use]
     pub fn url(&self) -> String {
-        String::new()
+        let origin = if self.tls { "rediss://localhost" } else { "redis://127.0.0.1" };
+        format!("{origin}:{}", self.port)
     }
-    /// kill
-    pub fn kill(&mut self) {}
-    /// signal
-    pub fn signal(&mut self, _: i32) {}
-    /// command
-    pub fn command(&mut self, _: &str) {}
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The certificate of its authority, for a client that shall trust it.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// The directory of its database files.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Runs one command and returns the answer as `redis-cli` prints it.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        self.try_command(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    fn try_command(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-h", "127.0.0.1", "-e", "-p", &self.port.to_string()]);
+        if self.tls {
+            cli.args(["--tls", "--sni", "localhost", "--cacert"]).arg(self.ca_file());
+        }
+        let output = cli.args(arguments).output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        if output.status.success() {
+            Ok(text)
+        } else {
+            Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+        }
+    }
+
+    /// Changes a setting while it runs.
+    pub fn config_set(&self, key: &str, value: &str) {
+        assert_eq!(self.command(&["CONFIG", "SET", key, value]), "OK");
+    }
+
+    /// Freezes it: connections stay open, nothing answers.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Ends it at once and collects it. Its port and its files stay.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself (a port that was taken); then there is nothing to kill.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port and files, and waits until it answers.
+    pub fn restart(&mut self) {
+        self.restart_loading(&[]);
+        assert!(self.becomes_ready(), "redis-server does not start again: {}", self.log());
+    }
+
+    /// Starts it again on the same port and files with further options, and does not wait.
+    pub fn restart_loading(&mut self, options: &[&str]) {
+        self.kill();
+        self.options.extend(options.iter().map(ToString::to_string));
+        self.spawn();
+    }
+
+    fn spawn(&mut self) {
+        let port = self.port.to_string();
+        let path = |name: &str| self.dir.path().join(name);
+        let mut server = Command::new("redis-server");
+        server.args(["--bind", "127.0.0.1", "--daemonize", "no", "--appendonly", "no", "--save", ""]);
+        server.arg("--dir").arg(self.data_dir()).arg("--logfile").arg(path("redis.log"));
+        if self.tls {
+            server.args(["--port", "0", "--tls-port", &port]);
+            server.arg("--tls-cert-file").arg(path("cert.pem")).arg("--tls-key-file").arg(path("key.pem"));
+            server.arg("--tls-ca-cert-file").arg(path("ca.pem"));
+        } else {
+            server.args(["--port", &port]);
+        }
+        server.args(&self.options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(server.spawn().expect("redis-server is installed"));
+    }
+
+    /// Polls until it answers; `false` if it ended instead.
+    fn becomes_ready(&mut self) -> bool {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while Instant::now() < deadline {
+            let ended = self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+            if ended {
+                return false;
+            }
+            if self.try_command(&["PING"]).is_ok_and(|answer| answer == "PONG") {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let child = self.child.as_ref().expect("redis-server is running");
+        let pid = libc::pid_t::try_from(child.id()).expect("a pid fits");
+        // SAFETY: sends a signal to our own child, which is not collected while `child` is held.
+        let result = unsafe { libc::kill(pid, signal) };
+        assert_eq!(result, 0, "signal {signal} to redis-server");
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("redis.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A certificate authority that nobody knows.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Authority {
+    /// A new one.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
+    }
+
+    /// Writes its certificate to `path`.
+    pub fn write(&self, path: &Path) {
+        let mut file = std::fs::File::create(path).expect("a file for the certificate");
+        file.write_all(self.0.pem().as_bytes()).expect("room for the certificate");
+    }
+}
+
+/// A loopback port that nobody listens on now.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Holds a connection open that says nothing, as a client that takes up a slot.
+#[must_use]
+pub fn idle_connection(port: u16) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", port)).expect("a connection")
 }

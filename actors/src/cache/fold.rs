@@ -1,0 +1,226 @@
+//! What a batch adds to a cache, worked out before any cache is touched: pure, and the same for each cache.
+//!
+//! - One pass from the newest record to the oldest, so that only the newest records of a service are ever
+//!   looked at closely, and no record costs an allocation of its own.
+//! - The hours that are counted lie around the time of arrival, never around the clock: the same batch folds
+//!   to the same counters whenever it is replayed, and a wrong clock somewhere cannot make endless keys.
+
+use std::collections::{BTreeMap, HashMap};
+
+use logweir_engine::record::Record;
+
+use crate::config;
+use crate::message::{Batch, BatchFrame};
+
+pub(super) const MINUTE_US: i64 = 60_000_000;
+pub(super) const HOUR_US: i64 = 60 * MINUTE_US;
+pub(super) const SECOND_US: i64 = 1_000_000;
+
+/// Longest stretch of counters kept, whatever the time to live: a longer histogram is the database's work,
+/// and a reader asks for each hour by its own key.
+const HOURS_MAX: i64 = 7 * 24;
+/// Clocks that run ahead are counted up to this far in the future.
+const HOURS_AHEAD: i64 = 1;
+
+/// How much of a batch a cache keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub recent_records: usize,
+    pub services_max: usize,
+    pub ttl_s: u64,
+}
+
+impl From<&config::Cache> for Limits {
+    fn from(settings: &config::Cache) -> Self {
+        Self {
+            recent_records: settings.recent_records.max(1),
+            services_max: settings.services_max.max(1),
+            // Beyond a century it makes no difference, and the arithmetic stays far from its end.
+            ttl_s: settings.ttl_s.clamp(1, 100 * 366 * 86_400),
+        }
+    }
+}
+
+impl Limits {
+    pub(super) fn ttl_us(&self) -> i64 {
+        i64::try_from(self.ttl_s).unwrap_or(i64::MAX).saturating_mul(SECOND_US)
+    }
+
+    /// First and last hour (since 1970) whose records are counted when they arrive at `received_us`.
+    pub(super) fn hours(&self, received_us: i64) -> (i64, i64) {
+        let now = received_us.div_euclid(HOUR_US);
+        let back = (self.ttl_us() / HOUR_US).clamp(1, HOURS_MAX);
+        (now - back, now + HOURS_AHEAD)
+    }
+}
+
+/// Counts of one minute by severity number, 0 to 24.
+pub(super) type Counts = [u32; 25];
+
+/// What a batch adds to one service.
+#[derive(Debug)]
+pub(super) struct ServiceFold<'a> {
+    pub name: &'a str,
+    /// Arrival of its newest record.
+    pub seen_us: i64,
+    /// Its newest records, newest first.
+    pub newest: Vec<Entry<'a>>,
+    /// Counts by minute since 1970.
+    pub minutes: BTreeMap<i64, Counts>,
+}
+
+/// One record and which it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'a> {
+    pub record: Record<'a>,
+    pub seq: u64,
+    pub row: usize,
+}
+
+/// What the frames of a batch behind a cursor add to a cache.
+#[derive(Debug)]
+pub(super) struct Fold<'a> {
+    /// First frame that is in it.
+    pub first_seq: u64,
+    /// Last frame that is in it: the cursor once it is applied.
+    pub last_seq: u64,
+    /// Arrival of the newest frame.
+    pub received_us: i64,
+    /// At most `services_max`, those seen last, in no order.
+    pub services: Vec<ServiceFold<'a>>,
+}
+
+impl<'a> Fold<'a> {
+    /// Folds the frames after `after_seq`; `None` if there are none.
+    pub(super) fn of(batch: &'a Batch, after_seq: u64, limits: &Limits) -> Option<Self> {
+        let frames = &batch.frames[batch.frames.partition_point(|frame| frame.seq <= after_seq)..];
+        let (first, last) = (frames.first()?, frames.last()?);
+        let mut services = Services::default();
+        for frame in frames.iter().rev() {
+            services.add(frame, limits);
+        }
+        Some(Self {
+            first_seq: first.seq,
+            last_seq: last.seq,
+            received_us: last.chunk.received_us(),
+            services: services.newest(limits.services_max),
+        })
+    }
+}
+
+#[derive(Default)]
+struct Services<'a> {
+    by_name: HashMap<&'a str, usize>,
+    folds: Vec<ServiceFold<'a>>,
+}
+
+impl<'a> Services<'a> {
+    /// Adds the records of one frame, newest first.
+    fn add(&mut self, frame: &'a BatchFrame, limits: &Limits) {
+        let received_us = frame.chunk.received_us();
+        let (hour_first, hour_last) = limits.hours(received_us);
+        let minutes = hour_first * 60..(hour_last + 1) * 60;
+        let mut at = usize::MAX;
+        for row in (0..frame.chunk.len()).rev() {
+            let Some(record) = frame.chunk.get(row) else { continue };
+            // Neighbours mostly come from the same service: one comparison instead of a hash.
+            if self.folds.get(at).is_none_or(|fold| fold.name != record.service) {
+                at = self.place(record.service, received_us);
+            }
+            let fold = &mut self.folds[at];
+            if fold.newest.len() < limits.recent_records {
+                fold.newest.push(Entry { record, seq: frame.seq, row });
+            }
+            let minute = record.ts_us.div_euclid(MINUTE_US);
+            if minutes.contains(&minute) {
+                fold.minutes.entry(minute).or_default()[usize::from(record.severity.number())] += 1;
+            }
+        }
+    }
+
+    fn place(&mut self, name: &'a str, received_us: i64) -> usize {
+        *self.by_name.entry(name).or_insert_with(|| {
+            let fold = ServiceFold { name, seen_us: received_us, newest: Vec::new(), minutes: BTreeMap::new() };
+            self.folds.push(fold);
+            self.folds.len() - 1
+        })
+    }
+
+    /// Those seen last; among equals the order of names decides, as it does in a Redis sorted set.
+    fn newest(mut self, services_max: usize) -> Vec<ServiceFold<'a>> {
+        if self.folds.len() > services_max {
+            self.folds.sort_unstable_by(|a, b| (b.seen_us, b.name).cmp(&(a.seen_us, a.name)));
+            self.folds.truncate(services_max);
+        }
+        self.folds
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use logweir_engine::chunk::Chunk;
+    use logweir_engine::record::Severity;
+
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000_000_000;
+    const LIMITS: Limits = Limits { recent_records: 2, services_max: 2, ttl_s: 7200 };
+
+    fn batch(frames: &[(u64, &[(&str, i64)])]) -> Batch {
+        let frame = |&(seq, records): &(u64, &[(&str, i64)])| {
+            let mut chunk = Chunk::with_capacity(NOW + i64::try_from(seq).unwrap(), records.len(), 0);
+            for &(service, ts_us) in records {
+                let severity = Severity::WARN;
+                chunk.push(Record { ts_us, severity, service, host: "", message: "", attributes: "" });
+            }
+            BatchFrame { seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) }
+        };
+        Batch { lane: 0, from_seq: 0, from_records: 0, frames: frames.iter().map(frame).collect() }
+    }
+
+    fn counted(fold: &Fold<'_>) -> u32 {
+        fold.services.iter().flat_map(|service| service.minutes.values()).flatten().sum()
+    }
+
+    #[test]
+    fn only_frames_behind_the_cursor_are_folded() {
+        let batch = batch(&[(3, &[("a", NOW)]), (5, &[("a", NOW), ("a", NOW)]), (9, &[("a", NOW)])]);
+        let seen = |after| Fold::of(&batch, after, &LIMITS).map(|fold| (fold.first_seq, fold.last_seq, counted(&fold)));
+        assert_eq!(seen(0), Some((3, 9, 4)));
+        assert_eq!(seen(3), Some((5, 9, 3)));
+        assert_eq!(seen(7), Some((9, 9, 1)));
+        assert_eq!(seen(9), None);
+    }
+
+    #[test]
+    fn the_newest_records_of_each_service_are_kept_and_all_are_counted() {
+        let batch = batch(&[(1, &[("a", NOW), ("b", NOW), ("a", NOW)]), (2, &[("a", NOW)])]);
+        let fold = Fold::of(&batch, 0, &LIMITS).unwrap();
+        let a = fold.services.iter().find(|service| service.name == "a").unwrap();
+        assert_eq!(a.newest.iter().map(|entry| (entry.seq, entry.row)).collect::<Vec<_>>(), [(2, 0), (1, 2)]);
+        assert_eq!(a.seen_us, NOW + 2);
+        assert_eq!(a.minutes[&(NOW / MINUTE_US)][usize::from(Severity::WARN.number())], 3);
+    }
+
+    #[test]
+    fn a_flood_of_services_keeps_those_seen_last() {
+        let batch = batch(&[(1, &[("z", NOW)]), (2, &[("a", NOW), ("b", NOW), ("c", NOW)])]);
+        let fold = Fold::of(&batch, 0, &LIMITS).unwrap();
+        assert_eq!(fold.services.iter().map(|service| service.name).collect::<Vec<_>>(), ["c", "b"]);
+    }
+
+    #[test]
+    fn hours_far_from_the_arrival_are_not_counted() {
+        let (first, last) = LIMITS.hours(NOW);
+        assert_eq!(last - first, 3, "two hours back, this one, one ahead");
+        let edges =
+            [(first * HOUR_US - 1, 0), (first * HOUR_US, 1), ((last + 1) * HOUR_US - 1, 1), ((last + 1) * HOUR_US, 0)];
+        for (ts_us, expected) in edges.into_iter().chain([(i64::MIN, 0), (i64::MAX, 0)]) {
+            let batch = batch(&[(1, &[("a", ts_us)])]);
+            assert_eq!(counted(&Fold::of(&batch, 0, &LIMITS).unwrap()), expected, "{ts_us}");
+        }
+        assert_eq!(Limits { ttl_s: u64::MAX / 2, ..LIMITS }.hours(0), (-HOURS_MAX, 1));
+    }
+}

@@ -1,0 +1,225 @@
+//! The cache in this process: for one process without Redis.
+//!
+//! - Bounded three ways at once: records per service, services, and bytes altogether. Over the bytes, the
+//!   largest service gives up its older half, so that a noisy one never pushes the quiet ones out.
+//! - Empty after a restart; the cursors with it, so that nothing doubles.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use logweir_engine::clock;
+use logweir_engine::journal::LaneId;
+use uuid::Uuid;
+
+use super::fold::{Fold, HOUR_US, Limits, MINUTE_US, ServiceFold};
+use super::{CacheError, HotCache, RecentRecord, render};
+use crate::config;
+use crate::message::Batch;
+
+/// Most bytes that the records and counters of this cache take; part of what the program prints at start.
+pub const BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a record costs besides its text, and what a counter costs: entry and its share of the container.
+const ENTRY_BYTES: usize = 48;
+
+/// Recent records and counters in this process.
+pub struct MemoryCache {
+    limits: Limits,
+    bytes_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// One entry per lane of this process's writer.
+    cursors: HashMap<(Uuid, LaneId), u64>,
+    services: HashMap<Box<str>, Service>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Service {
+    seen_us: i64,
+    /// Newest first.
+    recent: VecDeque<Box<str>>,
+    /// By minute since 1970 and severity number.
+    counts: BTreeMap<(i64, u8), u64>,
+    bytes: usize,
+}
+
+impl MemoryCache {
+    /// An empty cache with the limits of `settings` and [`BYTES_MAX`].
+    #[must_use]
+    pub fn new(settings: &config::Cache) -> Self {
+        Self::with_bytes_max(settings, BYTES_MAX)
+    }
+
+    /// An empty cache that takes at most `bytes_max`.
+    #[must_use]
+    pub fn with_bytes_max(settings: &config::Cache, bytes_max: usize) -> Self {
+        Self { limits: settings.into(), bytes_max, state: Mutex::default() }
+    }
+
+    /// Bytes of its records and counters now.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held left a cache that is at worst short of records; that is allowed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has outlived its time to live at `now_us` is not shown, even if no batch came to remove it.
+    fn alive(&self, service: &Service, now_us: i64) -> bool {
+        service.seen_us >= now_us - self.limits.ttl_us()
+    }
+}
+
+#[async_trait]
+impl HotCache for MemoryCache {
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+
+    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError> {
+        let mut state = self.state();
+        let cursor = state.cursors.entry((writer, batch.lane)).or_default();
+        let Some(fold) = Fold::of(batch, *cursor, &self.limits) else { return Ok(()) };
+        *cursor = fold.last_seq;
+        for service in &fold.services {
+            state.add(batch.lane, service, &self.limits);
+        }
+        state.expire(fold.received_us, &self.limits);
+        state.shrink(self.limits.services_max, self.bytes_max);
+        Ok(())
+    }
+
+    async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError> {
+        let state = self.state();
+        let service = state.services.get(service).filter(|service| self.alive(service, clock::wall_us()));
+        Ok(service
+            .map_or_else(Vec::new, |service| service.recent.iter().take(limit).map(|text| text.to_string()).collect()))
+    }
+
+    async fn services(&self) -> Result<Vec<String>, CacheError> {
+        let now_us = clock::wall_us();
+        let state = self.state();
+        let mut services: Vec<_> = state.services.iter().filter(|(_, service)| self.alive(service, now_us)).collect();
+        services.sort_unstable_by(|(a_name, a), (b_name, b)| (b.seen_us, b_name).cmp(&(a.seen_us, a_name)));
+        Ok(services.into_iter().map(|(name, _)| name.to_string()).collect())
+    }
+
+    async fn volume(&self, service: &str, since_us: i64) -> Result<Vec<(i64, u8, u64)>, CacheError> {
+        let oldest = self.limits.hours(clock::wall_us()).0 * 60;
+        let since = since_us.div_euclid(MINUTE_US).max(oldest);
+        let state = self.state();
+        let Some(service) = state.services.get(service) else { return Ok(Vec::new()) };
+        let counts = service.counts.range((since, 0)..);
+        Ok(counts.map(|(&(minute, severity), &count)| (minute * MINUTE_US, severity, count)).collect())
+    }
+
+    async fn ping(&self) -> Result<(), CacheError> {
+        Ok(())
+    }
+}
+
+impl State {
+    fn add(&mut self, lane: LaneId, fold: &ServiceFold<'_>, limits: &Limits) {
+        let service = self.services.entry(fold.name.into()).or_default();
+        let before = service.bytes;
+        service.seen_us = service.seen_us.max(fold.seen_us);
+        let mut text = Vec::new();
+        for entry in fold.newest.iter().rev() {
+            text.clear();
+            render::record(&mut text, lane, entry);
+            service.push(String::from_utf8_lossy(&text).into());
+        }
+        while service.recent.len() > limits.recent_records {
+            service.pop_oldest();
+        }
+        for (&minute, counts) in &fold.minutes {
+            for (severity, &count) in (0_u8..).zip(counts).filter(|(_, count)| **count > 0) {
+                service.count(minute, severity, u64::from(count));
+            }
+        }
+        self.bytes = self.bytes - before + service.bytes;
+    }
+
+    /// Forgets services and counters that have outlived their time to live.
+    fn expire(&mut self, now_us: i64, limits: &Limits) {
+        let oldest_us = now_us - limits.ttl_us();
+        self.services.retain(|_, service| service.seen_us >= oldest_us);
+        let oldest_minute = limits.hours(now_us).0 * (HOUR_US / MINUTE_US);
+        for service in self.services.values_mut() {
+            service.forget_minutes_before(oldest_minute);
+        }
+        self.bytes = self.services.values().map(|service| service.bytes).sum();
+    }
+
+    fn shrink(&mut self, services_max: usize, bytes_max: usize) {
+        if let Some(surplus) = self.services.len().checked_sub(services_max).filter(|&surplus| surplus > 0) {
+            let mut by_age: Vec<_> =
+                self.services.iter().map(|(name, service)| (service.seen_us, name.clone())).collect();
+            by_age.sort_unstable();
+            for (_, name) in by_age.into_iter().take(surplus) {
+                self.remove(&name);
+            }
+        }
+        while self.bytes > bytes_max {
+            let largest = self.services.iter_mut().max_by_key(|(_, service)| service.bytes);
+            let Some((name, service)) = largest else { return };
+            let before = service.bytes;
+            service.halve();
+            self.bytes -= before - service.bytes;
+            if service.bytes == before {
+                let name = name.clone();
+                self.remove(&name);
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(service) = self.services.remove(name) {
+            self.bytes -= service.bytes;
+        }
+    }
+}
+
+impl Service {
+    fn push(&mut self, text: Box<str>) {
+        self.bytes += text.len() + ENTRY_BYTES;
+        self.recent.push_front(text);
+    }
+
+    fn pop_oldest(&mut self) {
+        if let Some(text) = self.recent.pop_back() {
+            self.bytes -= text.len() + ENTRY_BYTES;
+        }
+    }
+
+    fn count(&mut self, minute: i64, severity: u8, count: u64) {
+        let slots = self.counts.len();
+        *self.counts.entry((minute, severity)).or_default() += count;
+        self.bytes += (self.counts.len() - slots) * ENTRY_BYTES;
+    }
+
+    fn forget_minutes_before(&mut self, minute: i64) {
+        if self.counts.first_key_value().is_some_and(|(&(first, _), _)| first < minute) {
+            let slots = self.counts.len();
+            self.counts = self.counts.split_off(&(minute, 0));
+            self.bytes -= (slots - self.counts.len()) * ENTRY_BYTES;
+        }
+    }
+
+    /// Gives up the older half of its records and counters.
+    fn halve(&mut self) {
+        for _ in 0..self.recent.len() / 2 {
+            self.pop_oldest();
+        }
+        if let Some(&(middle, _)) = self.counts.keys().nth(self.counts.len() / 2) {
+            self.forget_minutes_before(middle);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The cache in Redis 6.2 or newer, through fred, shared by all pods.
+//!
+//! | key | what | until |
+//! |---|---|---|
+//! | `logweir:recent:<service>` | list: newest records first, as JSON text | ttl after the last record |
+//! | `logweir:services` | sorted set: services by arrival of their last record in microseconds | ttl |
+//! | `logweir:volume:<service>:<hour>` | hash: `<minute>:<severity>` → records | ttl after the last record |
+//! | `logweir:cursor:<writer>` | hash: lane → sequence number of its last frame | twice the ttl |
+//!
+//! - One script call per batch (`apply.lua`), never one command per record: that costs twenty times as much.
+//! - The script takes all of a call or nothing, by the cursor. If the cursor lies inside the batch, it says where,
+//!   and the rest is folded again and sent: exact, and one round trip when nothing overlaps.
+//! - If Redis evicts a cursor and keeps the counters, and an old batch is replayed just then, that batch counts
+//!   twice. Use `noeviction` or a `volatile-ttl` policy where that matters; a FLUSHALL is harmless.
+//! - The keys of one call lie in many hash slots: Redis Cluster is not supported.
+//! - Nothing waits for ever: each command has a timeout, a command without a connection fails at once, the queue
+//!   is bounded, and a connection that only times out is thrown away. fred itself never gives up a socket write
+//!   that hangs (a stopped server, a dead host), hence the last.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use fred::clients::{Client, WithOptions};
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike, EventInterface, HashesInterface, ListInterface, LuaInterface, SortedSetsInterface};
+use fred::types::config::{Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig};
+use fred::types::{Builder, ConnectHandle, Value};
+use logweir_engine::clock;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+use super::fold::{Fold, HOUR_US, Limits, MINUTE_US};
+use super::{CacheError, HotCache, RecentRecord, render};
+use crate::config;
+use crate::message::Batch;
+
+const APPLY: &str = include_str!("apply.lua");
+const SERVICES: &str = "logweir:services";
+
+/// Commands that may wait for the connection. One batch is under way at a time; the rest are queries.
+const QUEUE_MAX: usize = 64;
+/// Timeouts in a row after which the connection is replaced.
+const TIMEOUTS_MAX: u32 = 3;
+/// Times that one batch is folded anew because the cursor moved meanwhile or the script was gone.
+const ATTEMPTS_MAX: u32 = 4;
+/// A connection is tried again after the one plus anything up to the other. Constant with much jitter: fred's
+/// exponential policy loses its jitter at the cap, so that all pods would knock at once.
+const RECONNECT_MS: (u32, u32) = (250, 1_250);
+/// Opening a connection takes several round trips and perhaps TLS: it gets at least this, in milliseconds.
+const CONNECT_MS_MIN: u64 = 2_000;
+
+/// Recent records and counters in Redis.
+pub struct RedisCache {
+    limits: Limits,
+    builder: Builder,
+    options: Options,
+    /// Where connections are spawned: a query's own runtime may end before the process does.
+    runtime: Handle,
+    link: Mutex<Link>,
+    /// Timeouts in a row on `link`.
+    timeouts: AtomicU32,
+    /// The script's name in Redis, known once it was loaded.
+    sha: OnceLock<String>,
+    /// Rendered records of the batch under way; its memory is used again once fred has let go of it.
+    scratch: Mutex<BytesMut>,
+}
+
+/// One connection with its background task.
+struct Link {
+    client: Client,
+    task: ConnectHandle,
+    /// Why the connection was lost or could not be made, which a command that fails without one cannot know.
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Link {
+    fn open(builder: &Builder) -> Result<Self, Error> {
+        let client = builder.build()?;
+        let trouble = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&trouble);
+        client.on_error(move |(error, _)| {
+            let text = error.to_string();
+            let before = lock(&seen).replace(text.clone());
+            if before.as_ref() != Some(&text) {
+                tracing::warn!(error = text, "no connection to Redis; trying again, nothing else waits for it");
+            }
+            async { Ok(()) }
+        });
+        let seen = Arc::clone(&trouble);
+        client.on_reconnect(move |_| {
+            if lock(&seen).take().is_some() {
+                tracing::info!("the connection to Redis is back");
+            }
+            async { Ok(()) }
+        });
+        let task = client.connect();
+        Ok(Self { client, task, trouble })
+    }
+}
+
+impl RedisCache {
+    /// A cache at `url`. Waits a moment for the first connection, then goes on without it.
+    ///
+    /// # Errors
+    /// The URL or the certificates cannot be used.
+    pub async fn connect(url: &str, settings: &config::Cache, ca_file: Option<&Path>) -> Result<Self, CacheError> {
+        let timeout = Duration::from_millis(settings.timeout_ms.max(1));
+        let builder = builder(url, timeout, ca_file)?;
+        let link = Link::open(&builder).map_err(|error| refused(&error, None))?;
+        // Not being there is no error here; the batches that come meanwhile are counted as discarded.
+        let _ = tokio::time::timeout(timeout, link.client.wait_for_connect()).await;
+        Ok(Self {
+            limits: settings.into(),
+            builder,
+            options: Options { timeout: Some(timeout), max_attempts: Some(1), fail_fast: true, ..Options::default() },
+            runtime: Handle::current(),
+            link: Mutex::new(link),
+            timeouts: AtomicU32::new(0),
+            sha: OnceLock::new(),
+            scratch: Mutex::default(),
+        })
+    }
+
+    fn client(&self) -> WithOptions<Client> {
+        lock(&self.link).client.with_options(&self.options)
+    }
+
+    /// Passes an answer on, and notices a connection that is stuck.
+    fn checked<T>(&self, answer: Result<T, Error>) -> Result<T, CacheError> {
+        let error = match answer {
+            Ok(answer) => {
+                self.timeouts.store(0, Ordering::Relaxed);
+                return Ok(answer);
+            }
+            Err(error) => error,
+        };
+        let refusal = refused(&error, lock(&lock(&self.link).trouble).as_deref());
+        if *error.kind() == ErrorKind::Timeout && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_MAX {
+            self.replace_link();
+        }
+        Err(refusal)
+    }
+
+    fn replace_link(&self) {
+        self.timeouts.store(0, Ordering::Relaxed);
+        let _on = self.runtime.enter();
+        // Built once from the same settings before, so it cannot fail now; if it does, the old one stays.
+        if let Ok(link) = Link::open(&self.builder) {
+            tracing::warn!("Redis has stopped answering; its connection is replaced");
+            *lock(&self.link) = link;
+        }
+    }
+
+    async fn load_script(&self) -> Result<&str, CacheError> {
+        let sha = self.checked(self.client().script_load(APPLY).await)?;
+        Ok(self.sha.get_or_init(|| sha))
+    }
+
+    /// Runs the script once; returns the cursor before it.
+    async fn run(&self, writer: Uuid, args: Vec<Value>) -> Result<u64, CacheError> {
+        let sha = match self.sha.get() {
+            Some(sha) => sha,
+            None => self.load_script().await?,
+        };
+        let keys = vec![format!("logweir:cursor:{writer}"), SERVICES.to_owned()];
+        self.checked(self.client().evalsha(sha, keys, args).await)
+    }
+
+    /// The script's arguments, in the order that `apply.lua` names.
+    fn arguments(&self, batch: &Batch, fold: &Fold<'_>) -> Vec<Value> {
+        let mut texts = self.render(batch, fold).into_iter();
+        let (hour_first, hour_last) = self.limits.hours(fold.received_us);
+        let mut args: Vec<Value> = vec![
+            i64::from(batch.lane).into(),
+            number(fold.first_seq),
+            number(fold.last_seq),
+            number(self.limits.ttl_s),
+            number(self.limits.recent_records as u64),
+            number(self.limits.services_max as u64),
+            hour_first.into(),
+            hour_last.into(),
+            (fold.received_us - self.limits.ttl_us()).into(),
+        ];
+        for service in &fold.services {
+            args.push(service.name.into());
+            args.push(service.seen_us.into());
+            args.push(number(service.newest.len() as u64));
+            args.extend(texts.by_ref().take(service.newest.len()).map(Value::Bytes));
+            let counters_at = args.len();
+            args.push(Value::Null);
+            for (&minute, counts) in &service.minutes {
+                let hour = minute.div_euclid(60);
+                for (severity, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    let field = format!("{}:{severity}", minute.rem_euclid(60));
+                    args.extend([hour.into(), field.into(), i64::from(count).into()]);
+                }
+            }
+            args[counters_at] = number(((args.len() - counters_at - 1) / 3) as u64);
+        }
+        args
+    }
+
+    /// The newest records of each service as slices of one buffer, from the oldest to the newest.
+    fn render(&self, batch: &Batch, fold: &Fold<'_>) -> Vec<Bytes> {
+        let mut text = std::mem::take(&mut *lock(&self.scratch));
+        let mut ends = Vec::with_capacity(fold.services.iter().map(|service| service.newest.len()).sum());
+        for entry in fold.services.iter().flat_map(|service| service.newest.iter().rev()) {
+            render::record(&mut text, batch.lane, entry);
+            ends.push(text.len());
+        }
+        let rendered = text.split().freeze();
+        *lock(&self.scratch) = text;
+        let mut start = 0;
+        let slice = |end| rendered.slice(std::mem::replace(&mut start, end)..end);
+        ends.into_iter().map(slice).collect()
+    }
+}
+
+#[async_trait]
+impl HotCache for RedisCache {
+    fn name(&self) -> String {
+        "Redis".to_owned()
+    }
+
+    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError> {
+        let mut after_seq = 0;
+        for _ in 0..ATTEMPTS_MAX {
+            let (first_seq, args) = match Fold::of(batch, after_seq, &self.limits) {
+                Some(fold) => (fold.first_seq, self.arguments(batch, &fold)),
+                None => return Ok(()),
+            };
+            match self.run(writer, args).await {
+                Ok(stored_seq) if stored_seq < first_seq => return Ok(()),
+                Ok(stored_seq) => after_seq = stored_seq,
+                // Redis was restarted, or its scripts were flushed.
+                Err(error) if error.reason == "noscript" => drop(self.load_script().await?),
+                Err(error) => return Err(error),
+            }
+        }
+        let detail = format!("lane {}: its cursor in Redis moves while a batch is applied", batch.lane);
+        Err(CacheError { reason: "contended", detail })
+    }
+
+    async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError> {
+        let Some(last) = limit.min(self.limits.recent_records).checked_sub(1) else { return Ok(Vec::new()) };
+        let last = i64::try_from(last).unwrap_or(i64::MAX);
+        self.checked(self.client().lrange(format!("logweir:recent:{service}"), 0, last).await)
+    }
+
+    async fn services(&self) -> Result<Vec<String>, CacheError> {
+        #[allow(clippy::cast_precision_loss)] // scores are microseconds, exact below 2^53
+        let oldest = (clock::wall_us() - self.limits.ttl_us()) as f64;
+        self.checked(self.client().zrevrangebyscore(SERVICES, f64::INFINITY, oldest, false, None).await)
+    }
+
+    async fn volume(&self, service: &str, since_us: i64) -> Result<Vec<(i64, u8, u64)>, CacheError> {
+        let (hour_oldest, hour_last) = self.limits.hours(clock::wall_us());
+        let since = since_us.div_euclid(MINUTE_US);
+        let hours: Vec<i64> = (since.div_euclid(60).max(hour_oldest)..=hour_last).collect();
+        if hours.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pipeline = lock(&self.link).client.pipeline().with_options(&self.options);
+        for hour in &hours {
+            let _queued: () = self.checked(pipeline.hgetall(format!("logweir:volume:{service}:{hour}")).await)?;
+        }
+        let answers: Vec<HashMap<String, u64>> = self.checked(pipeline.all().await)?;
+        let mut counts: Vec<_> = hours
+            .into_iter()
+            .zip(&answers)
+            .flat_map(|(hour, fields)| fields.iter().filter_map(move |(field, &count)| counter(hour, field, count)))
+            .filter(|&(minute_us, ..)| minute_us >= since * MINUTE_US)
+            .collect();
+        counts.sort_unstable();
+        Ok(counts)
+    }
+
+    async fn ping(&self) -> Result<(), CacheError> {
+        self.checked(self.client().ping(None).await)
+    }
+}
+
+/// Reads `<minute>:<severity>`; a field that somebody else put there is not ours to show.
+fn counter(hour: i64, field: &str, count: u64) -> Option<(i64, u8, u64)> {
+    let (minute, severity) = field.split_once(':')?;
+    Some((hour * HOUR_US + minute.parse::<i64>().ok()? * MINUTE_US, severity.parse().ok()?, count))
+}
+
+fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Builder, CacheError> {
+    let unusable = |detail: String| CacheError { reason: "config", detail: format!("cache.url: {detail}") };
+    // fred would read the system's certificates by itself, and only those: TLS is set up here.
+    let (plain, tls) = match url.strip_prefix("rediss://") {
+        Some(rest) => (format!("redis://{rest}"), true),
+        None => (url.to_owned(), false),
+    };
+    let mut config = Config::from_url_centralized(&plain).map_err(|error| unusable(error.to_string()))?;
+    // A Redis that is away at start is waited for like one that goes away later.
+    config.fail_fast = false;
+    if tls {
+        config.tls = Some(client_config(ca_file).map_err(unusable)?.into());
+    }
+    let connect = timeout.max(Duration::from_millis(CONNECT_MS_MIN));
+    let mut reconnect = ReconnectPolicy::new_constant(0, RECONNECT_MS.0);
+    reconnect.set_jitter(RECONNECT_MS.1);
+    let mut builder = Builder::from_config(config);
+    builder
+        .set_policy(reconnect)
+        .set_performance_config(PerformanceConfig { default_command_timeout: timeout, ..PerformanceConfig::default() })
+        .set_connection_config(ConnectionConfig {
+            connection_timeout: connect,
+            internal_command_timeout: connect,
+            max_command_attempts: 1,
+            max_command_buffer_len: QUEUE_MAX,
+            tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+            ..ConnectionConfig::default()
+        });
+    Ok(builder)
+}
+
+/// Trusts the system's certificates and those of `ca_file`.
+fn client_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let unreadable = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
+            let certificate = certificate.map_err(|error| unreadable(&error))?;
+            roots.add(certificate).map_err(|error| unreadable(&error))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    Ok(versions.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Names an error for its counter. Redis starts its own errors with a word that says which it is.
+fn refused(error: &Error, trouble: Option<&str>) -> CacheError {
+    let reason = match error.kind() {
+        ErrorKind::Timeout => "timeout",
+        ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => "connection",
+        ErrorKind::Tls => "tls",
+        ErrorKind::Auth => "auth",
+        ErrorKind::Backpressure => "queue_full",
+        ErrorKind::Config | ErrorKind::Url => "config",
+        _ => match error.details().split_whitespace().next() {
+            Some("OOM") => "oom",
+            Some("READONLY") => "readonly",
+            Some("MISCONF") => "misconf",
+            Some("LOADING") => "loading",
+            Some("NOSCRIPT") => "noscript",
+            Some("BUSY") => "busy",
+            Some("NOPERM") => "auth",
+            _ => "refused",
+        },
+    };
+    let because = trouble.filter(|_| reason == "connection").map_or_else(String::new, |text| format!(" ({text})"));
+    CacheError { reason, detail: format!("Redis: {error}{because}") }
+}
+
+fn number(value: u64) -> Value {
+    i64::try_from(value).unwrap_or(i64::MAX).into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these guard is whole at every moment, also after a panic elsewhere.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_of_redis_has_its_label() {
+        for (kind, text, reason) in [
+            (ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'.", "oom"),
+            (ErrorKind::Unknown, "READONLY You can't write against a read only replica.", "readonly"),
+            (ErrorKind::Unknown, "MISCONF Redis is configured to save RDB snapshots", "misconf"),
+            (ErrorKind::Unknown, "LOADING Redis is loading the dataset in memory", "loading"),
+            (ErrorKind::Unknown, "ERR something else", "refused"),
+            (ErrorKind::Unknown, "", "refused"),
+            (ErrorKind::Timeout, "Request timed out.", "timeout"),
+            (ErrorKind::Backpressure, "Max in-flight commands reached.", "queue_full"),
+        ] {
+            assert_eq!(refused(&Error::new(kind, text), None).reason, reason, "{text}");
+        }
+        let away = refused(&Error::new(ErrorKind::Canceled, "Connection closed."), Some("connection refused"));
+        assert!(away.detail.contains("connection refused"), "{away}");
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_names_the_key() {
+        for url in ["", "redis://", "nonsense"] {
+            let error = builder(url, Duration::from_secs(1), None).expect_err(url);
+            assert_eq!(error.reason, "config");
+            assert!(error.detail.starts_with("cache.url: "), "{error}");
+        }
+        let missing = Path::new("/nonexistent/ca.pem");
+        let error = builder("rediss://localhost", Duration::from_secs(1), Some(missing)).expect_err("no such file");
+        assert!(error.detail.contains("/nonexistent/ca.pem"), "{error}");
+    }
+}

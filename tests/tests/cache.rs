@@ -1,0 +1,559 @@
+//! The hot cache: what is applied can be read, nothing counts twice, and a Redis in any bad state is an error
+//! that passes by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use logweir::cache::memory::MemoryCache;
+use logweir::cache::{self, CacheError, HotCache};
+use logweir::cache_writer::CacheFeed;
+use logweir::config::{Cache as Settings, CacheUrl};
+use logweir::message::{Batch, BatchFrame};
+use logweir_engine::chunk::Chunk;
+use logweir_engine::clock;
+use logweir_engine::journal::LaneId;
+use logweir_engine::record::{Record, Severity};
+use logweir_tests::redis::{Authority, Redis, idle_connection};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+use uuid::Uuid;
+
+const MINUTE_US: i64 = 60_000_000;
+const TIMEOUT_MS: u64 = 500;
+/// Far above what anything here takes: a test that reaches it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn settings() -> Settings {
+    Settings { url: CacheUrl::Memory, recent_records: 7, services_max: 50, timeout_ms: TIMEOUT_MS, ttl_s: 4 * 3600 }
+}
+
+async fn connect(redis: &Redis, settings: &Settings) -> Arc<dyn HotCache> {
+    open(redis.url(), settings, None).await.unwrap()
+}
+
+async fn open(url: String, settings: &Settings, ca_file: Option<&Path>) -> Result<Arc<dyn HotCache>, CacheError> {
+    cache::open(&Settings { url: CacheUrl::Redis(url), ..settings.clone() }, ca_file).await
+}
+
+/// Applies until it works, which must happen by itself.
+async fn applies_again(cache: &dyn HotCache, writer: Uuid, batch: &Batch) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = cache.apply(writer, batch).await {
+        assert!(Instant::now() < deadline, "it does not recover: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Applies until it fails, and says why.
+async fn refuses(cache: &dyn HotCache, writer: Uuid, batches: &mut Journal) -> CacheError {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let batch = batches.batch(0, 1);
+        if let Err(error) = cache.apply(writer, &batch).await {
+            return error;
+        }
+        assert!(Instant::now() < deadline, "it goes on applying");
+    }
+}
+
+/// Makes the frames of a writer's lanes, as the journal would number them: one row of numbers for all lanes.
+struct Journal {
+    rng: StdRng,
+    now_us: i64,
+    seq: u64,
+    frames: BTreeMap<LaneId, Vec<BatchFrame>>,
+}
+
+impl Journal {
+    fn new(seed: u64) -> Self {
+        Self { rng: StdRng::seed_from_u64(seed), now_us: clock::wall_us(), seq: 0, frames: BTreeMap::new() }
+    }
+
+    /// The next `frames` frames of `lane`, of some services, minutes and severities.
+    fn batch(&mut self, lane: LaneId, frames: usize) -> Batch {
+        self.batch_of(lane, frames, |rng| ["api", "web: ui", "", "зонт\0\"x"][rng.random_range(0..4)].to_owned())
+    }
+
+    fn batch_of(&mut self, lane: LaneId, frames: usize, mut service: impl FnMut(&mut StdRng) -> String) -> Batch {
+        let from = self.frames.get(&lane).map_or(0, Vec::len);
+        for _ in 0..frames {
+            self.now_us += 1;
+            self.seq += self.rng.random_range(1..4);
+            let records = self.rng.random_range(1..12);
+            let mut chunk = Chunk::with_capacity(self.now_us, records, 0);
+            for row in 0..records {
+                let ts_us = self.now_us - self.rng.random_range(0..90) * MINUTE_US;
+                let severity = Severity::from_number(self.rng.random_range(0..=24)).unwrap();
+                let message = format!("record {} {row}", self.seq);
+                let attributes = ["", r#"{"k":[1,"a"]}"#][self.rng.random_range(0..2)];
+                let service = &service(&mut self.rng);
+                chunk.push(Record { ts_us, severity, service, host: "h", message: &message, attributes });
+            }
+            let frame = BatchFrame { seq: self.seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) };
+            self.frames.entry(lane).or_default().push(frame);
+        }
+        self.again(lane, from, from + frames)
+    }
+
+    /// The lane's frames from the `from`-th up to, not including, the `to`-th: a batch as a replay may cut it.
+    fn again(&self, lane: LaneId, from: usize, to: usize) -> Batch {
+        let frames = &self.frames[&lane];
+        let from_seq = from.checked_sub(1).map_or(0, |before| frames[before].seq);
+        Batch { lane, from_seq, from_records: 0, frames: frames[from..to].to_vec() }
+    }
+}
+
+/// What a cache must hold, by the plainest of means.
+#[derive(Default)]
+struct Model {
+    /// Newest first.
+    recent: BTreeMap<String, Vec<(LaneId, u64, usize, String)>>,
+    volume: BTreeMap<String, BTreeMap<(i64, u8), u64>>,
+}
+
+impl Model {
+    fn apply(&mut self, batch: &Batch) {
+        for frame in &batch.frames {
+            for (row, record) in frame.chunk.iter().enumerate() {
+                let recent = self.recent.entry(record.service.to_owned()).or_default();
+                recent.insert(0, (batch.lane, frame.seq, row, record.message.to_owned()));
+                let minute_us = record.ts_us.div_euclid(MINUTE_US) * MINUTE_US;
+                let volume = self.volume.entry(record.service.to_owned()).or_default();
+                *volume.entry((minute_us, record.severity.number())).or_default() += 1;
+            }
+        }
+    }
+
+    async fn assert_equals(&self, cache: &dyn HotCache, settings: &Settings, when: &str) {
+        let services: BTreeSet<_> = cache.services().await.unwrap().into_iter().collect();
+        assert_eq!(services, self.recent.keys().cloned().collect(), "services {when}");
+        for (service, expected) in &self.recent {
+            let recent = cache.recent(service, usize::MAX).await.unwrap();
+            let recent: Vec<_> = recent.iter().map(|text| identity(text, service)).collect();
+            assert_eq!(recent, expected[..expected.len().min(settings.recent_records)], "{service} {when}");
+        }
+        for (service, expected) in &self.volume {
+            let volume = cache.volume(service, i64::MIN / 2).await.unwrap();
+            let expected: Vec<_> =
+                expected.iter().map(|(&(minute, severity), &count)| (minute, severity, count)).collect();
+            assert_eq!(volume, expected, "volume of {service} {when}");
+        }
+    }
+}
+
+fn identity(text: &str, service: &str) -> (LaneId, u64, usize, String) {
+    let value: Value = serde_json::from_str(text).unwrap();
+    assert_eq!(value["service"], service, "{text}");
+    assert_eq!(value["host"], "h", "{text}");
+    assert!(value["attributes"].is_null() || value["attributes"]["k"][1] == "a", "{text}");
+    let number = |key: &str| value[key].as_u64().unwrap();
+    let lane = LaneId::try_from(number("lane")).unwrap();
+    (lane, number("seq"), usize::try_from(number("row")).unwrap(), value["message"].as_str().unwrap().to_owned())
+}
+
+/// What every cache must do.
+async fn check(cache: &dyn HotCache, settings: &Settings) {
+    let (mut journal, mut model) = (Journal::new(1), Model::default());
+    let writer = Uuid::new_v4();
+    cache.ping().await.unwrap();
+    model.assert_equals(cache, settings, "at first").await;
+
+    for lane in [0, 1, 0, 0, 7, 1] {
+        let batch = journal.batch(lane, 3);
+        cache.apply(writer, &batch).await.unwrap();
+        model.apply(&batch);
+    }
+    model.assert_equals(cache, settings, "after six batches of three lanes").await;
+
+    for _ in 0..2 {
+        for (from, to) in [(0, 9), (6, 9), (0, 3), (4, 5)] {
+            cache.apply(writer, &journal.again(0, from, to)).await.unwrap();
+        }
+    }
+    model.assert_equals(cache, settings, "after replays").await;
+
+    let fresh = journal.batch(0, 4);
+    model.apply(&fresh);
+    cache.apply(writer, &journal.again(0, 5, 11)).await.unwrap();
+    cache.apply(writer, &journal.again(0, 0, 13)).await.unwrap();
+    cache.apply(writer, &fresh).await.unwrap();
+    model.assert_equals(cache, settings, "after batches that start below the cursor and end behind it").await;
+
+    let (mut other, other_writer) = (Journal::new(2), Uuid::new_v4());
+    let batch = other.batch(0, 2);
+    cache.apply(other_writer, &batch).await.unwrap();
+    model.apply(&batch);
+    model.assert_equals(cache, settings, "after another writer's batch with the same sequence numbers").await;
+
+    let recent = cache.recent("api", usize::MAX).await.unwrap();
+    assert_eq!(cache.recent("api", 2).await.unwrap(), recent[..2]);
+    assert_eq!(cache.recent("api", 0).await.unwrap(), [""; 0]);
+    assert_eq!(cache.recent("nobody", 10).await.unwrap(), [""; 0]);
+    assert_eq!(cache.volume("nobody", 0).await.unwrap(), []);
+    let all = cache.volume("api", 0).await.unwrap();
+    let since_us = clock::wall_us() - 30 * MINUTE_US;
+    let since: Vec<_> = all.iter().copied().filter(|(minute, ..)| *minute > since_us - MINUTE_US).collect();
+    assert!(since.len() < all.len());
+    assert_eq!(cache.volume("api", since_us).await.unwrap(), since);
+    assert_eq!(cache.volume("api", i64::MAX).await.unwrap(), []);
+}
+
+/// The least recently seen service goes, with all that it had.
+async fn check_services_max(cache: &dyn HotCache, settings: &Settings) {
+    let (mut journal, writer) = (Journal::new(3), Uuid::new_v4());
+    for number in 0..settings.services_max + 3 {
+        // `steady` is seen in every batch; the others once each.
+        let name = format!("s{number:02}");
+        let mut names = [name, "steady".to_owned()].into_iter().cycle();
+        cache.apply(writer, &journal.batch_of(0, 6, |_| names.next().unwrap())).await.unwrap();
+    }
+    let services = cache.services().await.unwrap();
+    let mut expected: Vec<_> = (4..settings.services_max + 3).map(|number| format!("s{number:02}")).collect();
+    expected.push("steady".to_owned());
+    assert_eq!(services.iter().cloned().collect::<BTreeSet<_>>(), expected.into_iter().collect());
+    for gone in ["s00", "s03"] {
+        assert_eq!(cache.recent(gone, 10).await.unwrap(), [""; 0]);
+        assert_eq!(cache.volume(gone, 0).await.unwrap(), []);
+    }
+    assert!(!cache.recent("s04", 10).await.unwrap().is_empty());
+
+    let mut flood = 0..;
+    let batch = journal.batch_of(0, 40, |_| format!("flood {}", flood.next().unwrap()));
+    cache.apply(writer, &batch).await.unwrap();
+    assert_eq!(cache.services().await.unwrap().len(), settings.services_max);
+}
+
+#[tokio::test]
+async fn the_memory_cache_keeps_what_is_applied_once() {
+    check(&MemoryCache::new(&settings()), &settings()).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_what_is_applied_once() {
+    let redis = Redis::start();
+    check(&*connect(&redis, &settings()).await, &settings()).await;
+}
+
+#[tokio::test]
+async fn the_memory_cache_keeps_the_services_seen_last() {
+    let settings = Settings { services_max: 9, ..settings() };
+    check_services_max(&MemoryCache::new(&settings), &settings).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_the_services_seen_last_and_no_key_of_the_others() {
+    let redis = Redis::start();
+    let settings = Settings { services_max: 9, ..settings() };
+    check_services_max(&*connect(&redis, &settings).await, &settings).await;
+    let keys = redis.command(&["KEYS", "*"]);
+    assert!(keys.contains("logweir:recent:flood") && !keys.contains(":s0") && !keys.contains("steady"), "{keys}");
+}
+
+#[tokio::test]
+async fn the_memory_cache_stays_within_its_bytes_and_a_noisy_service_pays_for_itself() {
+    let settings = Settings { recent_records: 100_000, ..settings() };
+    let cache = MemoryCache::with_bytes_max(&settings, 50_000);
+    let (mut journal, writer) = (Journal::new(4), Uuid::new_v4());
+    cache.apply(writer, &journal.batch_of(0, 1, |_| "quiet".to_owned())).await.unwrap();
+    let quiet = cache.recent("quiet", 100).await.unwrap();
+    for _ in 0..50 {
+        cache.apply(writer, &journal.batch_of(0, 10, |_| "noisy".to_owned())).await.unwrap();
+        assert!(cache.bytes() <= 50_000, "{}", cache.bytes());
+    }
+    assert!(cache.bytes() > 20_000, "{}", cache.bytes());
+    assert_eq!(cache.recent("quiet", 100).await.unwrap(), quiet);
+    let newest = cache.recent("noisy", 1).await.unwrap();
+    assert_eq!(identity(&newest[0], "noisy").1, journal.seq);
+}
+
+#[tokio::test]
+async fn what_has_outlived_its_time_is_gone() {
+    let settings = Settings { ttl_s: 3600, ..settings() };
+    let (mut journal, writer) = (Journal::new(5), Uuid::new_v4());
+    journal.now_us -= 2 * 3600 * 1_000_000;
+    let old = journal.batch(0, 2);
+    journal.now_us = clock::wall_us();
+    let new = journal.batch_of(0, 1, |_| "new".to_owned());
+    let redis = Redis::start();
+    let caches: [Arc<dyn HotCache>; 2] = [Arc::new(MemoryCache::new(&settings)), connect(&redis, &settings).await];
+    for cache in caches {
+        cache.apply(writer, &old).await.unwrap();
+        assert_eq!(cache.services().await.unwrap(), [""; 0], "{}", cache.name());
+        cache.apply(writer, &new).await.unwrap();
+        assert_eq!(cache.services().await.unwrap(), ["new"], "{}", cache.name());
+        assert_eq!(cache.recent("api", 10).await.unwrap(), [""; 0], "{}", cache.name());
+    }
+}
+
+#[tokio::test]
+async fn every_key_in_redis_expires() {
+    let redis = Redis::start();
+    let cache = connect(&redis, &settings()).await;
+    let (mut journal, writer) = (Journal::new(6), Uuid::new_v4());
+    cache.apply(writer, &journal.batch_of(0, 20, |rng| format!("s{}", rng.random_range(0..3)))).await.unwrap();
+    let keys = redis.command(&["KEYS", "*"]);
+    assert!(keys.lines().count() > 5, "{keys}");
+    for key in keys.lines() {
+        assert!(key.starts_with("logweir:"), "{key}");
+        let ttl: i64 = redis.command(&["TTL", key]).parse().unwrap();
+        let guard = if key.starts_with("logweir:cursor:") { 2 } else { 1 };
+        assert!((1..=guard * 4 * 3600).contains(&ttl) && ttl > guard * 4 * 3600 - 60, "{key} {ttl}");
+    }
+}
+
+#[tokio::test]
+async fn a_replay_after_flushall_counts_once() {
+    let redis = Redis::start();
+    let cache = connect(&redis, &settings()).await;
+    let (mut journal, mut model, writer) = (Journal::new(7), Model::default(), Uuid::new_v4());
+    cache.apply(writer, &journal.batch(0, 5)).await.unwrap();
+    redis.command(&["FLUSHALL"]);
+    redis.command(&["SCRIPT", "FLUSH"]);
+    let replayed = journal.again(0, 2, 5);
+    model.apply(&replayed);
+    for _ in 0..2 {
+        cache.apply(writer, &replayed).await.unwrap();
+    }
+    model.assert_equals(&*cache, &settings(), "after the replay").await;
+}
+
+#[tokio::test]
+async fn two_processes_that_feed_the_same_lane_count_once() {
+    let redis = Redis::start();
+    let (old, new) = (connect(&redis, &settings()).await, connect(&redis, &settings()).await);
+    let (mut journal, mut model, writer) = (Journal::new(8), Model::default(), Uuid::new_v4());
+    for round in 0..20 {
+        model.apply(&journal.batch(0, 3));
+        let (a, b) = (journal.again(0, round, round * 3 + 2), journal.again(0, 0, round * 3 + 3));
+        let (a, b) = tokio::join!(old.apply(writer, &a), new.apply(writer, &b));
+        (a.unwrap(), b.unwrap());
+    }
+    model.assert_equals(&*old, &settings(), "after both").await;
+}
+
+/// A state in which Redis answers and refuses to write: the error is named, half a batch never happens, and the
+/// same batch is taken when the state has passed.
+async fn check_refusal(redis: &Redis, reason: &str, enter: impl FnOnce(), leave: impl FnOnce()) {
+    let cache = connect(redis, &settings()).await;
+    let (mut journal, mut model, writer) = (Journal::new(9), Model::default(), Uuid::new_v4());
+    let before = journal.batch(0, 3);
+    cache.apply(writer, &before).await.unwrap();
+    model.apply(&before);
+    enter();
+    let refused = journal.batch(0, 3);
+    let error = cache.apply(writer, &refused).await.unwrap_err();
+    assert_eq!(error.reason, reason, "{error}");
+    model.assert_equals(&*cache, &settings(), "while it refuses").await;
+    leave();
+    applies_again(&*cache, writer, &refused).await;
+    model.apply(&refused);
+    model.assert_equals(&*cache, &settings(), "after it has passed").await;
+}
+
+#[tokio::test]
+async fn a_full_redis_refuses_and_recovers() {
+    let redis = Redis::start();
+    let enter = || {
+        redis.config_set("maxmemory-policy", "noeviction");
+        redis.config_set("maxmemory", "1mb");
+    };
+    check_refusal(&redis, "oom", enter, || redis.config_set("maxmemory", "0")).await;
+}
+
+#[tokio::test]
+async fn a_replica_refuses_and_recovers_when_it_is_promoted() {
+    let redis = Redis::start();
+    // Nobody is the primary there; it keeps what it has.
+    let enter = || drop(redis.command(&["REPLICAOF", "127.0.0.1", "1"]));
+    check_refusal(&redis, "readonly", enter, || drop(redis.command(&["REPLICAOF", "NO", "ONE"]))).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_cannot_save_refuses_and_recovers() {
+    let redis = Redis::start();
+    let enter = || {
+        redis.config_set("save", "3600 1000000");
+        std::fs::remove_dir(redis.data_dir()).unwrap();
+        redis.command(&["BGSAVE"]);
+        let deadline = Instant::now() + PATIENCE;
+        while !redis.command(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err") {
+            assert!(Instant::now() < deadline, "the save does not fail");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    check_refusal(&redis, "misconf", enter, || redis.config_set("stop-writes-on-bgsave-error", "no")).await;
+}
+
+#[tokio::test]
+async fn a_frozen_redis_times_out_holds_no_memory_and_recovers() {
+    let redis = Redis::start();
+    let settings = Settings { recent_records: 100_000, ..settings() };
+    let cache = connect(&redis, &settings).await;
+    let (mut journal, writer) = (Journal::new(10), Uuid::new_v4());
+    cache.apply(writer, &journal.batch(0, 1)).await.unwrap();
+    redis.freeze();
+    // More than the kernel's buffers take, so that the writes themselves hang.
+    let large: Vec<Batch> = (0..40).map(|_| journal.batch_of(0, 1, |_| "x".repeat(300_000))).collect();
+    let before = resident_bytes();
+    let mut reasons = BTreeSet::new();
+    for batch in &large {
+        let applied = tokio::time::timeout(Duration::from_millis(TIMEOUT_MS) * 8, cache.apply(writer, batch)).await;
+        reasons.insert(applied.expect("it returns by its timeout").unwrap_err().reason);
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    let sent: usize = large.iter().map(|batch| 2 * batch.records() as usize * 300_000).sum();
+    assert!(grown < sent / 4, "grown by {grown} bytes while {sent} bytes were refused");
+    assert!(reasons.contains("timeout"), "{reasons:?}");
+
+    redis.thaw();
+    let mut model = Model::default();
+    redis.command(&["FLUSHALL"]);
+    // What was cut off may still run or not: then the counters are the same either way.
+    let all = journal.again(0, 0, 41);
+    applies_again(&*cache, writer, &all).await;
+    let volume: u64 = cache.volume("api", 0).await.unwrap().iter().map(|(.., count)| count).sum();
+    model.apply(&all);
+    assert!(volume <= model.volume.get("api").map_or(0, |counts| counts.values().sum()));
+    let next = journal.batch_of(0, 3, |_| "after".to_owned());
+    model.apply(&next);
+    cache.apply(writer, &next).await.unwrap();
+    let after: u64 = cache.volume("after", 0).await.unwrap().iter().map(|(.., count)| count).sum();
+    assert_eq!(after, next.records());
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test]
+async fn a_killed_redis_is_an_error_and_a_restarted_one_is_used_by_itself() {
+    let mut redis = Redis::start();
+    let cache = connect(&redis, &settings()).await;
+    let (mut journal, writer) = (Journal::new(11), Uuid::new_v4());
+    cache.apply(writer, &journal.batch(0, 3)).await.unwrap();
+    redis.kill();
+    let error = refuses(&*cache, writer, &mut journal).await;
+    assert!(["connection", "timeout"].contains(&error.reason), "{error:?}");
+    redis.restart();
+    let (batch, mut model) = (journal.batch(0, 3), Model::default());
+    applies_again(&*cache, writer, &batch).await;
+    model.apply(&batch);
+    model.assert_equals(&*cache, &settings(), "in the new one").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_away_at_start_is_used_when_it_comes() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let cache = connect(&redis, &settings()).await;
+    let (mut journal, writer) = (Journal::new(12), Uuid::new_v4());
+    let batch = journal.batch(0, 3);
+    let error = cache.apply(writer, &batch).await.unwrap_err();
+    assert_eq!(error.reason, "connection", "{error}");
+    assert!(error.detail.contains("refused"), "the cause is named: {error}");
+    redis.restart();
+    applies_again(&*cache, writer, &batch).await;
+}
+
+#[tokio::test]
+async fn a_redis_without_room_for_a_client_is_used_when_there_is_room() {
+    let redis = Redis::start_with(&["--maxclients", "1"]);
+    let occupied = idle_connection(redis.port());
+    let cache = connect(&redis, &settings()).await;
+    let (mut journal, writer) = (Journal::new(13), Uuid::new_v4());
+    let batch = journal.batch(0, 3);
+    cache.apply(writer, &batch).await.unwrap_err();
+    drop(occupied);
+    applies_again(&*cache, writer, &batch).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_still_loading_refuses_and_is_used_afterwards() {
+    let mut redis = Redis::start();
+    for key in 0..200 {
+        redis.command(&["SET", &format!("key {key}"), &"x".repeat(2000)]);
+    }
+    redis.command(&["SAVE"]);
+    let cache = connect(&redis, &settings()).await;
+    redis.restart_loading(&["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]);
+    let (mut journal, writer) = (Journal::new(14), Uuid::new_v4());
+    let batch = journal.batch(0, 3);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let error = cache.apply(writer, &batch).await.expect_err("it is loading for ten seconds");
+        if error.reason == "loading" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    applies_again(&*cache, writer, &batch).await;
+}
+
+#[tokio::test]
+async fn tls_works_with_the_right_authority_and_with_no_other() {
+    let redis = Redis::start_tls();
+    let (mut journal, writer) = (Journal::new(15), Uuid::new_v4());
+    let batch = journal.batch(0, 3);
+    let cache = open(redis.url(), &settings(), Some(&redis.ca_file())).await.unwrap();
+    applies_again(&*cache, writer, &batch).await;
+
+    let wrong = redis.data_dir().join("wrong.pem");
+    Authority::new().write(&wrong);
+    for ca_file in [Some(&*wrong), None] {
+        let cache = open(redis.url(), &settings(), ca_file).await.unwrap();
+        let error = cache.apply(writer, &batch).await.unwrap_err();
+        assert!(error.detail.contains("certificate"), "{ca_file:?}: {error}");
+    }
+    let plain = open(redis.url().replace("rediss:", "redis:"), &settings(), None).await.unwrap();
+    plain.apply(writer, &batch).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for() {
+    let redis = Redis::start_with(&["--requirepass", "secret"]);
+    let with_password = redis.url().replace("redis://", "redis://:secret@");
+    let (mut journal, writer) = (Journal::new(16), Uuid::new_v4());
+    let batch = journal.batch(0, 3);
+    applies_again(&*open(with_password, &settings(), None).await.unwrap(), writer, &batch).await;
+    let error = open(redis.url(), &settings(), None).await.unwrap().apply(writer, &batch).await.unwrap_err();
+    assert_eq!(error.reason, "auth", "{error}");
+}
+
+#[tokio::test]
+async fn the_feed_counts_each_record_as_applied_or_discarded_and_comes_back() {
+    let mut redis = Redis::start();
+    let (mut journal, writer) = (Journal::new(17), Uuid::new_v4());
+    let mut feed = CacheFeed::new(connect(&redis, &settings()).await, writer);
+    let counter =
+        |feed: &CacheFeed, name: &str| feed.observe().iter().find(|counter| counter.name == name).expect(name).value;
+    let mut sent = 0;
+    let mut send = |journal: &mut Journal| {
+        let batch = journal.batch(0, 2);
+        sent += batch.records();
+        batch
+    };
+    feed.apply(&send(&mut journal)).await;
+    assert_eq!((counter(&feed, "applied_batches"), feed.is_failing()), (1, false));
+
+    redis.kill();
+    for _ in 0..10 {
+        feed.apply(&send(&mut journal)).await;
+    }
+    assert!(feed.is_failing());
+    assert_eq!((counter(&feed, "breaker_state"), counter(&feed, "breaker_opened")), (2, 1));
+
+    redis.restart();
+    let deadline = Instant::now() + PATIENCE;
+    while counter(&feed, "applied_batches") < 2 {
+        assert!(Instant::now() < deadline, "it does not come back");
+        feed.apply(&send(&mut journal)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(counter(&feed, "breaker_state"), 0);
+    assert_eq!(counter(&feed, "applied_records") + counter(&feed, "discarded_records"), sent);
+}
