@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::accounting::{Closing, Totals};
+use crate::accounting::{Totals, memory_bound};
 use crate::client::{Client, Load, Running};
 use crate::ledger::{Ledger, Outcome};
 use crate::oracle::{Violation, examine};
@@ -240,13 +240,15 @@ impl Scenario {
     ///
     /// # Panics
     /// They do not.
-    pub fn stop(&mut self) -> Closing {
+    pub fn stop(&mut self) -> Totals {
         let server = self.server();
         server.signal(libc::SIGTERM);
         let exit = server.wait(PATIENCE);
         let log = server.log_text();
         assert_eq!(exit.code(), Some(0), "{exit:?}: {log}");
-        Closing::of(&log).checked()
+        let totals = Totals::at_the_end_of(&log).unwrap_or_else(|| panic!("no last line in {log}"));
+        assert!(totals.add_up(), "{totals:?}");
+        totals
     }
 
     /// Everything that is wrong now. Ends with a fault-free phase: the server is started afresh without faults
@@ -290,15 +292,15 @@ impl Scenario {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let empty =
-            self.server().until("without backlog", PATIENCE, |server| Totals::of(&server.status()).backlog == Some(0));
+        let empty = self.server().until("without backlog", PATIENCE, |server| {
+            Totals::of(&server.status()).is_some_and(|totals| totals.backlog == 0)
+        });
         empty.err().map(|exit| Violation::Stuck(format!("{exit:?} while the backlog was being stored")))
     }
 
     fn account(&mut self) -> Option<Violation> {
         let status = self.server().status();
-        let totals = Totals::of(&status);
-        (!totals.add_up()).then(|| Violation::Accounting(format!("{totals:?} in {status}")))
+        Totals::of(&status).is_none().then(|| Violation::Accounting(status.to_string()))
     }
 
     fn verify(&mut self) -> Option<Violation> {
@@ -337,13 +339,13 @@ impl Scenario {
     /// It said nothing of the kind.
     pub fn memory_bound(&mut self) -> u64 {
         let log = self.server().log_text();
-        crate::accounting::memory_bound(&log).unwrap_or_else(|| panic!("no bound of memory in {log}"))
+        memory_bound(&log).unwrap_or_else(|| panic!("no bound of memory in {log}"))
     }
 
     /// Sends a file by `logweir produce`.
     #[must_use]
     pub fn produce(&self, file: &Path) -> std::process::Output {
-        let url = format!("http://{}", self.settings["http.listen"]);
+        let url = format!("http://{}/ingest", self.settings["http.listen"]);
         self.run(&["produce", "--url", &url, &file.to_string_lossy()])
     }
 

@@ -116,21 +116,21 @@ fn redis(name: &str, fault: impl FnOnce(&mut Redis), mend: impl FnOnce(&mut Redi
 }
 
 #[test]
-fn redis_killed() {
-    redis("redis killed", Redis::kill, |_| {});
+fn redis_killed_and_started_again() {
+    redis("redis killed", Redis::kill, Redis::restart);
 }
 
 #[test]
-fn redis_stopped_and_continued() {
-    redis("redis stopped", |redis| redis.signal(libc::SIGSTOP), |redis| redis.signal(libc::SIGCONT));
+fn redis_frozen_and_thawed() {
+    redis("redis frozen", |redis| redis.freeze(), |redis| redis.thaw());
 }
 
 #[test]
 fn redis_out_of_memory() {
     redis(
         "redis out of memory",
-        |redis| redis.command("CONFIG SET maxmemory 1"),
-        |redis| redis.command("CONFIG SET maxmemory 0"),
+        |redis| redis.config_set("maxmemory", "1"),
+        |redis| redis.config_set("maxmemory", "0"),
     );
 }
 

@@ -16,7 +16,7 @@ fn sigterm_under_load_ends_cleanly_and_its_numbers_add_up() {
             let load = s.load(Load::default());
             s.acknowledged(500);
             let closing = s.stop();
-            assert_eq!(closing.left, 0, "the database is up: {closing:?}");
+            assert_eq!(closing.backlog, 0, "the database is up: {closing:?}");
             load.stop();
         }
         s.conserve();
@@ -48,7 +48,7 @@ fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
         let closing = s.stop();
         // The one timed bound of the contract.
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-        assert!(closing.left >= 500, "{closing:?}");
+        assert!(closing.backlog >= 500, "{closing:?}");
         s.proxy().set(Mode::Pass);
         s.conserve();
     });
@@ -125,7 +125,7 @@ fn a_deadline_shorter_than_the_drain_leaves_the_rest_in_the_journal() {
         s.acknowledged(20_000);
         load.stop();
         let closing = s.stop();
-        assert!(closing.left > 0, "{closing:?}");
+        assert!(closing.backlog > 0, "{closing:?}");
         s.proxy().set(Mode::Pass);
         s.conserve();
     });

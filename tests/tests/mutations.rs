@@ -4,7 +4,7 @@ use logweir_tests::client::Load;
 use logweir_tests::disk::{Disk, may_mount};
 use logweir_tests::oracle::Violation;
 use logweir_tests::proxy::AtCommit;
-use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, on_postgres, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, behind_proxy, on_postgres, on_sqlite};
 
 /// Tells the story twice: as it is, where nothing may be wrong, and with the mutation armed, where `catches` must be.
 fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str) -> Vec<Violation>) {

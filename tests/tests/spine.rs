@@ -16,7 +16,7 @@ fn what_is_acknowledged_is_in_the_table_and_the_last_line_says_so() {
         s.conserve();
         let closing = s.stop();
         // 50 posts of 20 records from 4 clients, and the oracle's own.
-        assert_eq!((closing.accepted, closing.committed, closing.left), (4001, 4001, 0));
+        assert_eq!((closing.accepted, closing.committed, closing.backlog), (4001, 4001, 0));
     };
     on_sqlite("spine", story);
     on_postgres("spine", story);
