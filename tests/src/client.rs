@@ -132,6 +132,15 @@ impl<'a> Client<'a> {
 
     /// Sends one post of new records and writes down what became of it.
     pub fn post(&mut self, load: Load) -> Outcome {
+        self.send_judged(load).0
+    }
+
+    /// As [`Client::post`], for who wants to see the answer; none where no answer came.
+    pub fn send(&mut self, load: Load) -> Option<Answer> {
+        self.send_judged(load).1
+    }
+
+    fn send_judged(&mut self, load: Load) -> (Outcome, Option<Answer>) {
         let post = Post { client: self.id, first: self.next, count: load.records, outcome: Outcome::Unknown };
         self.next += load.records;
         let now = now_text();
@@ -140,14 +149,13 @@ impl<'a> Client<'a> {
             write_line(&mut body, key, load.message_bytes, &now);
         }
         let url = format!("http://{}/ingest?ack={}", self.to, load.ack);
-        let answer = post_body(&self.agent, &url, "application/x-ndjson", &body);
-        let outcome = self.judge(answer, post);
+        let answer = post_body(&self.agent, &url, "application/x-ndjson", &body).ok();
+        let outcome = answer.as_ref().map_or(Outcome::Unknown, |answer| self.judge(answer, post));
         self.ledger.enter(Post { outcome, ..post });
-        outcome
+        (outcome, answer)
     }
 
-    fn judge(&self, answer: Result<Answer, ureq::Error>, post: Post) -> Outcome {
-        let Ok(answer) = answer else { return Outcome::Unknown };
+    fn judge(&self, answer: &Answer, post: Post) -> Outcome {
         match answer.status {
             200 if answer.json()["accepted"].as_u64() == Some(u64::from(post.count)) => Outcome::Acknowledged,
             // A refusal promises that nothing is stored only where it says so; here it promises nothing.

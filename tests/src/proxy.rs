@@ -32,6 +32,9 @@ pub enum AtCommit {
     RequestLost,
     /// The server commits and nobody hears of it.
     ReplyLost,
+    /// The client's side is cut at once; the COMMIT reaches the server this much later, when its sender has
+    /// long looked for it.
+    Late(Duration),
 }
 
 /// The proxy; ends with its value.
@@ -190,8 +193,16 @@ impl Shared {
                         close(client, server);
                         return;
                     }
-                    // Set before the message leaves, so that the reply cannot slip by.
-                    Some(AtCommit::ReplyLost) => *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) = true,
+                    Some(late_or_unanswered) => {
+                        // Set before the message leaves, so that the reply cannot slip by.
+                        *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                        if let AtCommit::Late(time) = late_or_unanswered {
+                            let _ = client.shutdown(Shutdown::Both);
+                            std::thread::sleep(time);
+                            // The other pump closes when the server has answered.
+                            return drop(self.pass(server, &message));
+                        }
+                    }
                     None => {}
                 }
                 if self.pass(server, &message).is_err() {

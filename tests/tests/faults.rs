@@ -4,10 +4,11 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use logweir_tests::client::Load;
+use logweir_tests::client::{Client, Load};
+use logweir_tests::disk::{Disk, may_mount};
 use logweir_tests::proxy::{AtCommit, Mode};
 use logweir_tests::redis::Redis;
-use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, on_postgres, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, SEGMENT_BYTES, Scenario, behind_proxy, on_postgres, on_sqlite};
 
 /// Starts, sends, does `fault` to the neighbour, demands that intake goes on, mends it, and demands everything.
 fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), mend: impl FnOnce(&mut Scenario)) {
@@ -51,6 +52,11 @@ fn a_commit_that_never_arrives_is_sent_again() {
 #[test]
 fn a_commit_whose_answer_is_lost_is_not_done_again() {
     behind_proxy("answer to commit lost", |s| cut_at_commits(s, AtCommit::ReplyLost));
+}
+
+#[test]
+fn a_commit_that_arrives_after_its_sender_has_given_up_is_not_done_again() {
+    behind_proxy("late commit", |s| cut_at_commits(s, AtCommit::Late(Duration::from_secs(1))));
 }
 
 fn cut_at_commits(s: &mut Scenario, what: AtCommit) {
@@ -152,23 +158,64 @@ fn a_database_not_there_at_start_is_waited_for() {
 
 #[test]
 fn a_journal_at_its_quota_answers_503_until_the_database_is_back() {
-    behind_proxy("quota", |s| {
-        s.set("journal.quota_bytes", 4 * 17_825_792);
+    on_sqlite("quota", |s| {
+        s.set("journal.quota_bytes", 4 * SEGMENT_BYTES);
+        fills_up_and_goes_on(s);
+    });
+}
+
+#[test]
+fn a_full_disk_answers_503_until_the_database_is_back() {
+    with_a_small_disk("full disk", fills_up_and_goes_on);
+}
+
+#[test]
+fn sigterm_on_a_full_disk_loses_nothing() {
+    with_a_small_disk("SIGTERM on a full disk", |s| {
         s.start();
-        s.proxy().set(Mode::Refuse);
-        s.proxy().cut();
+        let lock = s.lock_store();
         let load = s.load(Load::large());
-        let refused = |answer: Option<logweir_tests::client::Answer>| {
-            answer.is_some_and(|answer| answer.status == 503 && answer.retry_after.is_some())
-        };
-        let full = |server: &logweir_tests::process::Server| {
-            refused(server.post("/ingest", "text/plain", ""))
-                || server.admin("/readyz").is_some_and(|answer| answer.status == 503)
-        };
-        s.server().until("full", PATIENCE, full).expect("it goes on");
-        s.proxy().set(Mode::Pass);
-        s.acknowledged(100);
+        until_full(s);
+        s.stop();
         load.stop();
+        drop(lock);
         s.conserve();
     });
+}
+
+/// The journal on a disk with room for three segments; the quota alone would allow more.
+fn with_a_small_disk(name: &str, story: impl FnOnce(&mut Scenario)) {
+    if !may_mount() {
+        eprintln!("skipped: a small disk takes root");
+        return;
+    }
+    on_sqlite(name, |s| {
+        let disk = Disk::small(&s.dir.join("volume"), 3 * SEGMENT_BYTES + (8 << 20));
+        s.set("data_dir", disk.path().join("data").display());
+        story(s);
+        s.kill_server();
+    });
+}
+
+fn fills_up_and_goes_on(s: &mut Scenario) {
+    s.start();
+    let lock = s.lock_store();
+    let load = s.load(Load::large());
+    until_full(s);
+    drop(lock);
+    s.acknowledged(500);
+    load.stop();
+    s.conserve();
+}
+
+/// Until a record is refused as the contract says: 503, with the time of the next try, and readiness gone.
+fn until_full(s: &mut Scenario) {
+    let ledger = s.ledger.clone();
+    let mut client = Client::new(&ledger, s.server().http);
+    s.wait("a refusal", |_| {
+        client.send(Load { records: 1, ..Load::large() }).is_some_and(|answer| answer.status == 503)
+    });
+    s.server()
+        .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
+        .expect("it goes on");
 }

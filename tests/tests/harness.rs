@@ -1,5 +1,7 @@
 //! The harness itself against a real PostgreSQL: does a cut at COMMIT cut where it says?
 
+use std::time::{Duration, Instant};
+
 use logweir_tests::postgres::Postgres;
 use logweir_tests::proxy::{AtCommit, Proxy};
 use logweir_tests::store::Store;
@@ -7,7 +9,7 @@ use tokio_postgres::NoTls;
 
 /// Inserts one row in a transaction through the proxy, as logweir's own client library does it.
 fn insert(url: &str) -> Result<(), tokio_postgres::Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (mut client, connection) = tokio_postgres::connect(url, NoTls).await?;
         tokio::spawn(connection);
@@ -33,9 +35,16 @@ fn a_commit_is_lost_before_or_after_it_happened() {
     proxy.cut_at_commit(AtCommit::ReplyLost, 1);
     insert(&through).unwrap_err();
     assert_eq!(count(), "2");
-    assert_eq!(proxy.commits_cut(), 2);
-    insert(&through).unwrap();
+    proxy.cut_at_commit(AtCommit::Late(Duration::from_millis(200)), 1);
+    insert(&through).unwrap_err();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while count() == "2" {
+        assert!(Instant::now() < deadline, "the late COMMIT never arrives");
+    }
     assert_eq!(count(), "3");
+    assert_eq!(proxy.commits_cut(), 3);
+    insert(&through).unwrap();
+    assert_eq!(count(), "4");
 }
 
 #[test]

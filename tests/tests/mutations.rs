@@ -1,5 +1,7 @@
 //! Tests of the tests: each bug that can be switched on must be caught by the very check that passes without it.
 
+use std::time::Duration;
+
 use logweir_tests::client::Load;
 use logweir_tests::disk::{Disk, may_mount};
 use logweir_tests::oracle::Violation;
@@ -23,15 +25,15 @@ fn is_doubled(violation: &Violation) -> bool {
 }
 
 #[test]
-fn forgetting_the_compare_and_set_is_caught_by_a_lost_answer() {
+fn forgetting_the_compare_and_set_is_caught_by_a_late_commit() {
     caught("mutation.no_cas", is_doubled, |faults| {
         let mut found = Vec::new();
-        behind_proxy("lost answers", |s| {
+        behind_proxy("late commits", |s| {
             s.start_with(faults);
             let load = s.load(Load::default());
             s.acknowledged(100);
-            s.proxy().cut_at_commit(AtCommit::ReplyLost, 3);
-            s.wait("three cuts", |s| s.proxy().commits_cut() == 3);
+            s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1)), 3);
+            s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
             load.stop();
             found = s.findings();
         });
@@ -83,18 +85,20 @@ fn cannot_cut_power() -> bool {
     !may_mount()
 }
 
-/// The journal's disk loses power under load, while the database does not take anything.
+/// The journal's disk loses power under load, while the database does not take anything. Each fsync waits a
+/// moment before it starts: that is the window in which an answer that comes too early is a lie.
 fn power_cut(faults: &str) -> Vec<Violation> {
     let mut found = Vec::new();
     on_sqlite("power cut", |s| {
         let disk = Disk::ext4(&s.dir.join("volume"), 256 << 20);
         s.set("data_dir", disk.path().join("data").display());
-        s.start_with(faults);
+        s.start();
         let lock = s.lock_store();
-        let load = s.load(Load::default());
-        s.acknowledged(2000);
+        s.start_with(&format!("{faults};journal.fsync.before=sleep(300)"));
+        let load = s.load(Load { records: 200, ..Load::default() });
+        s.acknowledged(3000);
         disk.power_off();
-        s.server().wait(PATIENCE);
+        assert_eq!(s.ended().code(), Some(74), "{}", s.server().log_text());
         load.stop();
         disk.power_on();
         drop(lock);
