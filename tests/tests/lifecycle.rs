@@ -148,11 +148,11 @@ fn a_second_process_on_the_same_volume_is_refused() {
 
 #[test]
 fn of_two_processes_on_copies_of_a_volume_one_is_fenced_and_nothing_is_lost() {
-    behind_proxy("copies of a clean volume", |s| two_on_copies(s, |s| drop(s.stop())));
-    behind_proxy("copies of a volume after a crash", |s| two_on_copies(s, |s| drop(s.server().kill())));
+    behind_proxy("copies of a clean volume", |s| two_on_copies(s, Scenario::stop));
+    behind_proxy("copies of a volume after a crash", |s| two_on_copies(s, |s| s.server().kill()));
 }
 
-fn two_on_copies(s: &mut Scenario, end: impl FnOnce(&mut Scenario)) {
+fn two_on_copies<T>(s: &mut Scenario, end: impl FnOnce(&mut Scenario) -> T) {
     s.start();
     let load = s.load(Load::default());
     s.acknowledged(300);
