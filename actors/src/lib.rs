@@ -14,6 +14,7 @@
 
 pub mod config;
 pub mod message;
+pub mod progress;
 pub mod http;
 pub mod producer;
 pub mod parser;

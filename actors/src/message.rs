@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::LaneId;
+use logweir_engine::journal::{AppendError, LaneId};
 use logweir_engine::mailbox::Message;
 use tokio::sync::oneshot;
 
@@ -39,6 +39,8 @@ pub enum Format {
     /// By looking at the body and at each line.
     #[default]
     Auto,
+    /// By looking at each line: for sources whose bodies are cut anywhere between two lines.
+    Lines,
     /// One JSON object per line.
     Ndjson,
     /// One JSON array of objects, or one object.
@@ -220,6 +222,36 @@ pub struct Refusal {
     pub reason: &'static str,
     /// One sentence for a person.
     pub detail: String,
+}
+
+impl Refusal {
+    /// The mailboxes do not take anything more: the process is on its way down.
+    #[must_use]
+    pub fn draining() -> Self {
+        let detail = "this process is shutting down: send to another one, or again in a while".to_owned();
+        Self { kind: RefusalKind::Unavailable, reason: "draining", detail }
+    }
+
+    /// The journal takes nothing, for this reason.
+    #[must_use]
+    pub fn of_journal(error: &AppendError) -> Self {
+        let (kind, reason, advice) = match error {
+            AppendError::Quota => (
+                RefusalKind::Unavailable,
+                "journal_quota",
+                "it goes on when the database has taken what waits, or with a larger journal.quota_bytes",
+            ),
+            AppendError::DiskFull => {
+                (RefusalKind::Unavailable, "journal_disk_full", "it goes on when there is room on the volume")
+            }
+            AppendError::TooLarge { .. } => (RefusalKind::TooLarge, "chunk_too_large", "send smaller bodies"),
+            AppendError::Poisoned(_) => {
+                (RefusalKind::Unavailable, "journal_failed", "nothing can be promised before a restart")
+            }
+            AppendError::Sealed => return Self::draining(),
+        };
+        Self { kind, reason, detail: format!("{error}: {advice}") }
+    }
 }
 
 /// What kind of refusal.

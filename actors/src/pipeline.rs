@@ -1,1 +1,136 @@
-//! The wiring of all stages on one screen.
+//! The wiring of all stages on one screen. Spawned downstream first, drained upstream first.
+
+use std::sync::Arc;
+
+use logweir_engine::drain::DrainWatch;
+use logweir_engine::journal::{Journal, LaneId};
+use logweir_engine::mailbox::{Bound, Mailbox};
+use logweir_engine::topology::{StageSpec, Supervision, Topology};
+
+use crate::batcher::{Batcher, Downstream, LaneLink};
+use crate::breaker::{Breaker, BreakerSettings};
+use crate::cache::HotCache;
+use crate::cache_writer::CacheWriter;
+use crate::config::Config;
+use crate::db_flusher::{DbFlusher, Session, lanes_needed};
+use crate::message::{Batch, Delivery};
+use crate::parser::Parser;
+use crate::producer::Producer;
+use crate::progress::Progress;
+
+const MIB: usize = 1 << 20;
+
+/// A stage silent in its own code for this long is stalled. Far above what the largest chunk takes.
+const STALL_MS: u64 = 30_000;
+/// More restarts of one stage than this in a minute end in a drain and exit 70.
+const RESTARTS_MAX: usize = 10;
+/// How often batcher and flusher look at the clock.
+const TICK_MS: u64 = 10;
+
+/// What the stages share.
+pub struct Parts {
+    /// Everything that can be set.
+    pub config: Arc<Config>,
+    /// The open journal.
+    pub journal: Journal,
+    /// The hold on the log store.
+    pub session: Arc<Session>,
+    /// The hot cache.
+    pub cache: Arc<dyn HotCache>,
+    /// The accounting that everybody sees.
+    pub progress: Progress,
+    /// Where the way down stands.
+    pub drain: DrainWatch,
+}
+
+/// How the supervisor treats the stages of logweir.
+#[must_use]
+pub fn supervision() -> Supervision {
+    Supervision { stall_ms: STALL_MS, restarts_max: RESTARTS_MAX, restart_window_ms: 60_000 }
+}
+
+/// Spawns every stage; returns the topology and the way in, one mailbox per lane.
+#[must_use]
+pub fn build(parts: &Parts) -> (Topology, Vec<Mailbox<Delivery>>) {
+    let mut topology = Topology::new(supervision(), parts.drain.clone());
+    let cache_writer = spawn_cache_writer(&mut topology, parts);
+    let mut producers = Vec::new();
+    for lane in 0..lanes_needed(parts.config.lanes, &parts.journal) {
+        let downstream = spawn_flusher(&mut topology, parts, lane, &cache_writer);
+        // A lane that only has an old backlog is flushed, and takes nothing new.
+        if lane < parts.config.lanes {
+            producers.push(spawn_intake(&mut topology, parts, lane, downstream));
+        }
+    }
+    (topology, producers)
+}
+
+/// Flushers alone: empties a journal without taking anything in.
+#[must_use]
+pub fn build_drain_only(parts: &Parts) -> Topology {
+    let mut topology = Topology::new(supervision(), parts.drain.clone());
+    let cache_writer = spawn_cache_writer(&mut topology, parts);
+    for lane in 0..lanes_needed(1, &parts.journal) {
+        let _ = spawn_flusher(&mut topology, parts, lane, &cache_writer);
+    }
+    topology
+}
+
+/// The most bytes that the process holds for records, by holder.
+#[must_use]
+pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<(&'static str, usize)> {
+    let batch = config.batch.bytes_max.max(logweir_engine::codec::PAYLOAD_BYTES_MAX);
+    vec![
+        ("mailboxes", mailboxes),
+        ("request bodies being read", config.http.inflight_bytes_max),
+        ("chunks being decompressed and parsed", lanes * 2 * (config.http.decompressed_bytes_max + batch)),
+        ("open batches", lanes * batch),
+        ("batches read back and flushed", lanes * 3 * batch),
+        ("journal queue", config.journal.queue_bytes_max + 2 * MIB),
+        ("recent records in process", 64 * MIB),
+        ("program, stacks, connections and allocator", 96 * MIB),
+    ]
+}
+
+fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
+    let (cache, journal, writer) = (Arc::clone(&parts.cache), parts.journal.clone(), parts.progress.writer());
+    let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
+    topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
+        CacheWriter::new(context, Arc::clone(&cache), journal.clone(), writer)
+    })
+}
+
+fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_writer: &Mailbox<Batch>) -> Downstream {
+    let link = Arc::new(LaneLink::default());
+    let bound = Bound { messages_max: 4, bytes_max: 2 * parts.config.batch.bytes_max };
+    let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
+    let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
+    let flusher = topology.spawn(spec(format!("db-flusher-{lane}"), "store", bound, Some(TICK_MS)), move |context| {
+        let breaker = Breaker::new(BreakerSettings::database());
+        DbFlusher::new(context, lane, Arc::clone(&session), journal.clone(), Arc::clone(&flusher_link), progress.clone(), limits, breaker)
+    });
+    Downstream { flusher, cache_writer: cache_writer.clone(), link }
+}
+
+fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream: Downstream) -> Mailbox<Delivery> {
+    let arbiter = format!("lane-{lane}");
+    let (journal, progress, limits) = (parts.journal.clone(), parts.progress.clone(), parts.config.batch);
+    let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
+    let batcher = topology.spawn(spec(format!("batcher-{lane}"), &arbiter, bound, Some(TICK_MS)), move |context| {
+        Batcher::new(context, lane, journal.clone(), progress.clone(), downstream.clone(), limits)
+    });
+    let config = Arc::clone(&parts.config);
+    let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
+    let parser = topology.spawn(spec(format!("parser-{lane}"), &arbiter, bound, None), move |context| {
+        Parser::new(context, batcher.clone(), &config.http)
+    });
+    let config = Arc::clone(&parts.config);
+    let bound = Bound { messages_max: 64, bytes_max: 16 * MIB };
+    topology.spawn(spec(format!("producer-{lane}"), &arbiter, bound, None), move |context| {
+        Producer::new(context, parser.clone(), &config.http)
+    })
+}
+
+fn spec(name: String, arbiter: &str, bound: Bound, tick_ms: Option<u64>) -> StageSpec {
+    StageSpec { name, arbiter: arbiter.to_owned(), bound, tick_ms }
+}

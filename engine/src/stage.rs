@@ -1,11 +1,14 @@
 //! What a person writes: a plain struct that handles one message at a time, in order.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
 
 use crate::drain::DrainWatch;
 use crate::mailbox::Message;
 use crate::observe::Counter;
+use crate::supervisor::Progress;
 
 /// One step of a pipeline. Lives on one arbiter, is never called twice at once, and is rebuilt from
 /// its factory after a panic or a stall while its queue and address stay.
@@ -28,7 +31,8 @@ pub trait Stage: 'static {
         Ok(())
     }
 
-    /// Called once, after the last message: hand on whatever is still held.
+    /// Called once, after the last message: hand on whatever is still held. If it panics, it is called
+    /// once more on the rebuilt stage.
     ///
     /// # Errors
     /// As [`Stage::receive`].
@@ -36,7 +40,8 @@ pub trait Stage: 'static {
         Ok(())
     }
 
-    /// The stage's counters, read after each message and tick; what operators and tests see.
+    /// The stage's counters; what operators and tests see. Read after a message or tick when the mailbox
+    /// has run empty, and at least ten times a second under load.
     fn observe(&self) -> Vec<Counter> {
         Vec::new()
     }
@@ -83,13 +88,37 @@ pub struct StageContext {
     pub name: String,
     /// Where the drain stands; a stage that waits for something outside selects on this.
     pub drain: DrainWatch,
+    /// Where the supervisor looks to tell a wait from a stall.
+    progress: Arc<Progress>,
 }
 
 impl StageContext {
+    /// A context that no supervisor looks at: for a stage that is driven by hand, in a test or a bench.
+    #[must_use]
+    pub fn detached(name: impl Into<String>, drain: DrainWatch) -> Self {
+        Self::new(name.into(), drain, Arc::new(Progress::new()))
+    }
+
+    pub(crate) fn new(name: String, drain: DrainWatch, progress: Arc<Progress>) -> Self {
+        Self { name, drain, progress }
+    }
+
     /// Runs `future` as a known wait: a stage that waits for a database or for room downstream is
     /// healthy, one that is silent in its own code is not.
+    ///
+    /// It waits only while `future` is pending: code inside that keeps the thread is the stage's own.
+    /// A send to the next stage is such a wait: `ctx.waiting(next.reserve(bytes)).await`.
     pub async fn waiting<F: Future>(&self, future: F) -> F::Output {
-        let _ = future;
-        todo!()
+        let mut future = pin!(future);
+        let mut wait = self.progress.wait();
+        poll_fn(|cx| {
+            wait.leave();
+            let poll = future.as_mut().poll(cx);
+            if poll.is_pending() {
+                wait.enter();
+            }
+            poll
+        })
+        .await
     }
 }

@@ -1,1 +1,238 @@
-//! Stage batcher: gives a chunk its place in the journal, and lingers batches.
+//! Stage batcher: gives a chunk its place in the journal and lingers batches for the flusher.
+//!
+//! - A chunk is appended to the journal *on arrival*, before any lingering; the fsync answers its sender.
+//! - The open batch is only a shortcut past the disk. When the flusher has no room for it, it is let go: the
+//!   journal has it, and the flusher is told (through [`LaneLink`]) how far to read.
+//! - The cache-writer gets a batch if it has room, and nothing waits for it.
+
+mod builder;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use logweir_engine::chunk::Chunk;
+use logweir_engine::codec;
+use logweir_engine::fault::kill_point;
+use logweir_engine::journal::{AppendError, Appended, Journal, LaneId, OnDurable};
+use logweir_engine::mailbox::{Mailbox, Message, TrySendError};
+use logweir_engine::observe::Counter;
+use logweir_engine::stage::{Exit, Stage, StageContext};
+use tokio::time::Instant;
+
+pub use builder::BatchBuilder;
+
+use crate::config::BatchLimits;
+use crate::message::{AckLevel, Batch, BatchFrame, ParsedChunk, Receipt, Refusal, RefusalKind};
+use crate::progress::Progress;
+
+/// What batcher and flusher of one lane know of each other beside the mailbox.
+#[derive(Debug, Default)]
+pub struct LaneLink {
+    /// Frames up to this one are (or were) not on their way through the flusher's mailbox: the flusher reads
+    /// them from the journal.
+    released_seq: AtomicU64,
+}
+
+impl LaneLink {
+    /// Everything up to `seq` has to be read from the journal.
+    pub fn release(&self, seq: u64) {
+        self.released_seq.fetch_max(seq, Ordering::AcqRel);
+    }
+
+    /// How far the flusher has to read.
+    #[must_use]
+    pub fn released_seq(&self) -> u64 {
+        self.released_seq.load(Ordering::Acquire)
+    }
+}
+
+/// Where a lane's batches go.
+#[derive(Clone)]
+pub struct Downstream {
+    /// The lane's flusher.
+    pub flusher: Mailbox<Batch>,
+    /// The cache-writer, shared by all lanes.
+    pub cache_writer: Mailbox<Batch>,
+    /// What the flusher must read from the journal.
+    pub link: Arc<LaneLink>,
+}
+
+/// The stage. One per lane.
+pub struct Batcher {
+    context: StageContext,
+    lane: LaneId,
+    journal: Journal,
+    progress: Progress,
+    downstream: Downstream,
+    open: BatchBuilder,
+    flush_requests: u64,
+    appended_records: u64,
+    released_batches: u64,
+}
+
+impl Batcher {
+    /// A batcher that holds nothing. Whatever one before it held is left to the journal.
+    #[must_use]
+    pub fn new(
+        context: StageContext,
+        lane: LaneId,
+        journal: Journal,
+        progress: Progress,
+        downstream: Downstream,
+        limits: BatchLimits,
+    ) -> Self {
+        let tail = journal.lanes().get(&lane).copied().unwrap_or_default();
+        downstream.link.release(tail.seq);
+        let flush_requests = progress.flush_requests();
+        Self {
+            context,
+            lane,
+            journal,
+            progress,
+            downstream,
+            open: BatchBuilder::new(lane, limits),
+            flush_requests,
+            appended_records: 0,
+            released_batches: 0,
+        }
+    }
+
+    /// Encodes the chunk and hands it to the journal; the reply goes along unless the sender wants it at once.
+    async fn append(&mut self, parsed: ParsedChunk) -> Option<(Appended, Chunk)> {
+        let ParsedChunk { chunk, report, ack, reply } = parsed;
+        let encoded = codec::encode(&chunk).map_err(|error| Refusal {
+            kind: RefusalKind::TooLarge,
+            reason: "chunk_too_large",
+            detail: format!("{error}: send fewer records in one request"),
+        });
+        let (codec, payload) = match encoded {
+            Ok(encoded) => encoded,
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal)); // the sender may have gone; then nobody is left to tell
+                return None;
+            }
+        };
+        let credit = match self.context.waiting(self.journal.reserve(payload.len())).await {
+            Ok(credit) => credit,
+            Err(error) => {
+                let _ = reply.send(Err(refusal(&error)));
+                return None;
+            }
+        };
+        let records = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        // The sequence number is known only once the frame is taken, the callback is needed before.
+        let (seq_sender, seq_receiver) = std::sync::mpsc::sync_channel::<u64>(1);
+        let lane = self.lane;
+        let mut reply = Some(reply);
+        let early = if ack == AckLevel::Received { reply.take() } else { None };
+        let report_late = report.clone();
+        let on_durable: OnDurable = Box::new(move |outcome| {
+            if let (Some(reply), Ok(seq)) = (reply, seq_receiver.recv()) {
+                let answer = match outcome {
+                    Ok(()) => Ok(Receipt { lane, seq, report: report_late }),
+                    Err(error) => Err(refusal(&error)),
+                };
+                let _ = reply.send(answer);
+            }
+        });
+        match self.journal.append(credit, lane, codec, records, payload, on_durable) {
+            Ok(appended) => {
+                let _ = seq_sender.send(appended.seq);
+                if let Some(reply) = early {
+                    let _ = reply.send(Ok(Receipt { lane, seq: appended.seq, report }));
+                }
+                Some((appended, chunk))
+            }
+            Err(error) => {
+                if let Some(reply) = early {
+                    let _ = reply.send(Err(refusal(&error)));
+                }
+                None
+            }
+        }
+    }
+
+    fn ship(&mut self, batch: Batch) {
+        match self.downstream.cache_writer.try_send(batch.clone()) {
+            Ok(()) => {}
+            Err(TrySendError::Full(batch) | TrySendError::Closed(batch)) => {
+                metrics::counter!("logweir_discarded_records_total",
+                    "component" => "cache-writer", "reason" => "behind", "intentional" => "true")
+                .increment(batch.records());
+            }
+        }
+        match self.downstream.flusher.try_send(batch) {
+            Ok(()) => {}
+            Err(TrySendError::Full(batch) | TrySendError::Closed(batch)) => {
+                self.released_batches += 1;
+                self.downstream.link.release(batch.to_seq());
+            }
+        }
+    }
+}
+
+impl Stage for Batcher {
+    type Message = ParsedChunk;
+
+    async fn receive(&mut self, parsed: ParsedChunk) -> Result<(), Exit> {
+        kill_point("stage.batcher");
+        if parsed.chunk.is_empty() {
+            let _ = parsed.reply.send(Ok(Receipt { lane: self.lane, seq: 0, report: parsed.report }));
+            return Ok(());
+        }
+        let Some((appended, chunk)) = self.append(parsed).await else { return Ok(()) };
+        self.appended_records += chunk.len() as u64;
+        let frame = BatchFrame {
+            seq: appended.seq,
+            lane_records: appended.lane_records,
+            payload_crc: appended.payload_crc,
+            chunk: Arc::new(chunk),
+        };
+        for batch in self.open.push(frame, appended.lane_prev_seq, Instant::now()).into_iter().flatten() {
+            self.ship(batch);
+        }
+        Ok(())
+    }
+
+    async fn on_tick(&mut self) -> Result<(), Exit> {
+        let requested = self.progress.flush_requests();
+        let asked = requested != self.flush_requests;
+        self.flush_requests = requested;
+        if asked || self.open.is_due(Instant::now()) {
+            if let Some(batch) = self.open.take() {
+                self.ship(batch);
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_drain(&mut self) -> Result<(), Exit> {
+        if let Some(batch) = self.open.take() {
+            self.ship(batch);
+        }
+        Ok(())
+    }
+
+    fn observe(&self) -> Vec<Counter> {
+        vec![
+            Counter { name: "appended_records", value: self.appended_records },
+            Counter { name: "released_batches", value: self.released_batches },
+            Counter { name: "open_records", value: self.open.records() },
+        ]
+    }
+}
+
+/// How the journal's refusal reads to a sender.
+#[must_use]
+pub fn refusal(error: &AppendError) -> Refusal {
+    let (kind, reason) = match error {
+        AppendError::Quota => (RefusalKind::Unavailable, "journal_quota"),
+        AppendError::DiskFull => (RefusalKind::Unavailable, "disk_full"),
+        AppendError::Poisoned(_) => (RefusalKind::Unavailable, "journal_poisoned"),
+        AppendError::Sealed => (RefusalKind::Unavailable, "draining"),
+        AppendError::TooLarge { .. } => (RefusalKind::TooLarge, "chunk_too_large"),
+    };
+    Refusal { kind, reason, detail: error.to_string() }
+}
+
+const _: fn(&Batch) -> usize = <Batch as Message>::bytes; // a batch is weighed by the same rule in every mailbox

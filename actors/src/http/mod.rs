@@ -1,1 +1,274 @@
 //! The two HTTP listeners: data (intake) and admin.
+//!
+//! - Overload and the way down are answered, never sat out: every wait has a limit, every refusal a reason, a sentence
+//!   and, where a retry helps, `Retry-After`.
+//! - Each request passes [`gate`]: who may come in is decided there, by path, closed by default; and each answer is counted.
+//! - The admin listener can be up before the journal is open: until [`Shared::start`] everything but the probes says
+//!   `starting`.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{Server, ServerHandle, ServiceRequest, ServiceResponse};
+use actix_web::middleware::{Next, from_fn};
+use actix_web::web::{self, ServiceConfig};
+use actix_web::{App, Error, HttpResponse, HttpServer};
+use logweir_engine::drain::DrainWatch;
+use logweir_engine::journal::Journal;
+use logweir_engine::topology::Observer;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::producer::IntakeHandle;
+use crate::progress::Progress;
+
+pub mod answer;
+pub mod auth;
+mod admin;
+mod budget;
+mod ingest;
+mod status;
+
+use answer::Answer;
+use auth::Listener;
+use budget::Budget;
+
+/// How long an unread rest of a body is read and thrown away after an early answer, so that the client sees the answer
+/// and not a reset connection.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Starts the drain; called by `POST /drain`. May be called more than once.
+pub type StartDrain = Arc<dyn Fn() + Send + Sync>;
+
+/// What every handler may need. A clone is a handle on the same.
+#[derive(Clone)]
+pub struct Shared(Arc<Parts>);
+
+/// The parts of [`Shared`] that are there from the start.
+pub struct Parts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Where the drain stands.
+    pub drain: DrainWatch,
+    /// How far the lanes are.
+    pub progress: Progress,
+    /// Renders the metrics.
+    pub prometheus: PrometheusHandle,
+    /// Starts the drain.
+    pub start_drain: StartDrain,
+    /// Host name, or whatever tells this process from its siblings, for people.
+    pub instance: String,
+    started: Instant,
+    inflight: Budget,
+    running: OnceLock<Running>,
+}
+
+/// What is there once the journal is open and the stages are spawned.
+pub struct Running {
+    /// The door for bodies.
+    pub intake: IntakeHandle,
+    /// The journal.
+    pub journal: Journal,
+    /// Sees every actor.
+    pub observer: Observer,
+    /// The identity of the journal, which the database knows as the writer.
+    pub writer: uuid::Uuid,
+}
+
+impl Shared {
+    /// What is there from the start.
+    #[must_use]
+    pub fn new(
+        config: Arc<Config>,
+        drain: DrainWatch,
+        progress: Progress,
+        prometheus: PrometheusHandle,
+        start_drain: StartDrain,
+        instance: String,
+    ) -> Self {
+        let inflight = Budget::new(config.http.inflight_bytes_max);
+        let running = OnceLock::new();
+        let started = Instant::now();
+        Self(Arc::new(Parts { config, drain, progress, prometheus, start_drain, instance, started, inflight, running }))
+    }
+
+    /// The rest is there, too: from now on bodies are taken. Says whether this was the first call.
+    pub fn start(&self, running: Running) -> bool {
+        self.0.running.set(running).is_ok()
+    }
+
+    /// The running engine, or the answer that it is not there yet.
+    fn running(&self) -> Result<&Running, Answer> {
+        self.0.running.get().ok_or_else(|| {
+            Answer::unavailable("starting", "this process is reading its journal: see /startupz of the admin listener")
+        })
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The number of the connection that a request came on: its stream.
+#[derive(Clone, Copy)]
+struct Connection(u64);
+
+/// A server that serves when its future is awaited, and where it listens.
+pub struct Serving {
+    /// Completes when the server has stopped.
+    pub server: Server,
+    /// Stops it: `stop(true)` lets requests in flight finish.
+    pub handle: ServerHandle,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// The data listener on `listener`. Must be called inside an actix system.
+///
+/// # Errors
+/// The listener does not work.
+pub fn serve_data(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
+    let workers = shared.config.http.workers;
+    let connections_max = shared.config.http.connections_max;
+    serve(shared, listener, Listener::Data, workers, connections_max, data_routes)
+}
+
+/// The admin listener on `listener`. Must be called inside an actix system.
+///
+/// # Errors
+/// The listener does not work.
+pub fn serve_admin(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
+    serve(shared, listener, Listener::Admin, 1, 64, admin_routes)
+}
+
+fn serve(
+    shared: &Shared,
+    listener: TcpListener,
+    which: Listener,
+    workers: usize,
+    connections_max: usize,
+    routes: fn(&mut ServiceConfig),
+) -> std::io::Result<Serving> {
+    let address = listener.local_addr()?;
+    let request_timeout = Duration::from_millis(shared.config.http.request_timeout_ms);
+    let streams = shared.clone();
+    let shared = shared.clone();
+    let server = HttpServer::new(move || {
+        App::new().app_data(web::Data::new(shared.clone())).app_data(which).wrap(from_fn(gate)).configure(routes)
+    })
+    .workers(workers)
+    .max_connections(connections_max.div_ceil(workers))
+    .client_request_timeout(request_timeout)
+    .client_disconnect_timeout(LINGER)
+    .keep_alive(request_timeout.max(Duration::from_secs(75)))
+    .on_connect(move |connection, data| {
+        if let Some(socket) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
+            // A short answer must not wait for the client's next acknowledgement. Without it: slower, not wrong.
+            let _ = socket.set_nodelay(true);
+        }
+        if let Some(running) = streams.running.get() {
+            data.insert(Connection(running.intake.new_stream()));
+        }
+    })
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    Ok(Serving { handle: server.handle(), server, address })
+}
+
+fn data_routes(routes: &mut ServiceConfig) {
+    routes
+        .route("/", web::get().to(welcome))
+        .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
+        .service(readable("/api/v1/status", status::status))
+        .default_service(web::to(|| not_found("/, POST /ingest, GET /api/v1/status")));
+}
+
+fn admin_routes(routes: &mut ServiceConfig) {
+    for path in ["/livez", "/healthz", "/health"] {
+        routes.service(readable(path, admin::livez));
+    }
+    for path in ["/readyz", "/ready"] {
+        routes.service(readable(path, admin::readyz));
+    }
+    routes
+        .service(readable("/startupz", admin::startupz))
+        .service(readable("/metrics", admin::metrics))
+        .service(readable("/api/v1/status", status::status))
+        .service(only("/drain", &["POST"]).route(web::post().to(admin::drain)))
+        .service(only("/flush", &["POST"]).route(web::post().to(admin::flush)))
+        .default_service(web::to(|| {
+            not_found("/livez, /readyz, /startupz, /metrics, /api/v1/status, POST /drain, POST /flush")
+        }));
+}
+
+/// A resource that is read with GET or HEAD.
+fn readable<H, F>(path: &'static str, handler: H) -> actix_web::Resource
+where
+    H: Fn(web::Data<Shared>) -> F + Clone + 'static,
+    F: Future<Output = Answer> + 'static,
+{
+    only(path, &["GET", "HEAD"]).route(web::get().to(handler.clone())).route(web::head().to(handler))
+}
+
+/// A resource that names its methods when it is asked with another.
+fn only(path: &'static str, methods: &'static [&'static str]) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(move || async move {
+        let methods = methods.join(", ");
+        let detail = format!("{path} takes {methods}");
+        Answer::error(405, "method_not_allowed", detail).with_header("Allow", methods)
+    }))
+}
+
+async fn not_found(routes: &'static str) -> Answer {
+    Answer::error(404, "not_found", format!("there is no such path; there are {routes}"))
+}
+
+async fn welcome() -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(
+        "logweir takes logs here, one record per line, as JSON or as plain text:\n\n  \
+         curl --data-binary @app.log 'http://THIS_ADDRESS/ingest?service=my-app'\n\n\
+         Gzip and zstd bodies are welcome (Content-Encoding). ?ack=received, journal or committed says how far a\n\
+         record must have come before the answer. How it all is: GET /api/v1/status\n",
+    )
+}
+
+/// Lets in who may come in, and counts every answer.
+async fn gate(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let start = Instant::now();
+    let response = match check_token(&request) {
+        Err(denied) => request.into_response(HttpResponse::from(denied)).map_into_right_body(),
+        Ok(()) => next.call(request).await?.map_into_left_body(),
+    };
+    let route = response.request().match_pattern().unwrap_or_else(|| "other".to_owned());
+    let seconds = start.elapsed().as_secs_f64();
+    metrics::histogram!("logweir_http_request_duration_seconds", "route" => route.clone()).record(seconds);
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("logweir_http_requests_total", "route" => route, "status" => status).increment(1);
+    Ok(response)
+}
+
+fn check_token(request: &ServiceRequest) -> Result<(), Answer> {
+    let (Some(shared), Some(&listener)) = (request.app_data::<web::Data<Shared>>(), request.app_data::<Listener>())
+    else {
+        return Err(Answer::error(500, "internal", "the listener was built without its state"));
+    };
+    let given = request.headers().get("authorization").map(|value| value.as_bytes());
+    auth::check(&shared.config.auth, auth::need(listener, request.path()), given)
+}
+
+/// What a connection's requests have in common: their stream. Requests on a connection that is older than the engine
+/// share stream 0.
+fn stream_of(request: &actix_web::HttpRequest) -> u64 {
+    request.conn_data::<Connection>().map_or(0, |connection| connection.0)
+}

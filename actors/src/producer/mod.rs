@@ -1,1 +1,72 @@
-//! Stage producer: admission, decompression, lane choice.
+//! Stage producer: bodies are decompressed and passed to the lane's parser. There is one per lane.
+//!
+//! - Sources hand bodies in through an [`IntakeHandle`], the only door: it picks the lane, and says at once when there is
+//!   no room.
+//! - A body takes as much memory as it is allowed to, however it was compressed: see [`decompress`].
+
+use logweir_engine::mailbox::{Closed, Mailbox};
+use logweir_engine::observe::Counter;
+use logweir_engine::stage::{Exit, Stage, StageContext};
+
+use crate::message::{Delivery, Encoding, RawChunk, Refusal};
+
+mod decompress;
+pub mod demo;
+mod intake;
+pub mod stdin;
+
+pub use decompress::decompress;
+pub use intake::{Answer, IntakeHandle, answer_channel};
+
+/// The stage.
+pub struct Producer {
+    context: StageContext,
+    parser: Mailbox<RawChunk>,
+    decompressed_bytes_max: usize,
+    bodies: u64,
+    bytes: u64,
+    refused: u64,
+}
+
+impl Producer {
+    /// A producer that sends to `parser` what is not above `decompressed_bytes_max`.
+    #[must_use]
+    pub fn new(context: StageContext, parser: Mailbox<RawChunk>, decompressed_bytes_max: usize) -> Self {
+        Self { context, parser, decompressed_bytes_max, bodies: 0, bytes: 0, refused: 0 }
+    }
+}
+
+impl Stage for Producer {
+    type Message = Delivery;
+
+    async fn receive(&mut self, delivery: Delivery) -> Result<(), Exit> {
+        let Delivery { stream: _, body, encoding, format, defaults, received_us, ack, reply } = delivery;
+        self.bodies += 1;
+        self.bytes += body.len() as u64;
+        metrics::counter!("logweir_received_bytes_total").increment(body.len() as u64);
+        let body = match encoding {
+            Encoding::Identity if body.len() <= self.decompressed_bytes_max => body,
+            _ => match decompress(&body, encoding, self.decompressed_bytes_max) {
+                Ok(plain) => plain,
+                Err(refusal) => {
+                    self.refused += 1;
+                    let _ = reply.send(Err(refusal));
+                    return Ok(());
+                }
+            },
+        };
+        let raw = RawChunk { body, format, defaults, received_us, ack, reply };
+        if let Err(Closed(raw)) = self.context.waiting(self.parser.send(raw)).await {
+            let _ = raw.reply.send(Err(Refusal::draining()));
+        }
+        Ok(())
+    }
+
+    fn observe(&self) -> Vec<Counter> {
+        vec![
+            Counter { name: "bodies", value: self.bodies },
+            Counter { name: "bytes", value: self.bytes },
+            Counter { name: "refused", value: self.refused },
+        ]
+    }
+}

@@ -1,12 +1,57 @@
 //! The journal: what is acknowledged is here, on disk, until the database has it.
 //!
-//! SPEC (the owner of this module turns it into module docs, code and tests)
+//! ```text
+//! reserve ─> append ─> queue ─> writer ─ pwrite, fdatasync ─> on_durable     (state, writer)
+//!            seq, lane counts     │ segments made ahead, removed when settled  (keeper)
+//!                                 ▼
+//!  DIR/LOCK  DIR/<20 digits>.wal  DIR/spare.tmp  DIR/ballast  DIR/quarantine/ (frame, segment)
+//!                                 │
+//!        reader <─────────────────┴──> survey ─> recover, check               (scan, survey)
+//! ```
+//!
+//! - There is no second file that must agree with the log: every position comes from the frames.
+//! - A file that holds frames is only appended to. A newer segment says which frames of an older one
+//!   count; nothing is marked in place.
+//! - Sequence numbers rise over all lanes, without a hole inside a run; each open starts a new run in a
+//!   fresh segment and jumps ahead, so that a number that vanished with the power is not used again.
+//! - Damage never keeps the journal from opening. It is named by sequence range, counted and kept aside.
+//! - Memory does not grow with the journal: it is one window per reader, and per segment its lanes.
 
-use std::collections::BTreeMap;
+mod frame;
+mod segment;
+mod state;
+mod writer;
+mod keeper;
+mod scan;
+mod survey;
+mod recover;
+mod reader;
+mod check;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
+use crossbeam_channel::{Sender, TrySendError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
+
+pub use self::check::{Report, SegmentReport, check, dump, repair};
+pub use self::reader::LaneReader;
+
+use self::frame::{FrameHeader, Kind};
+use self::keeper::Keeper;
+use self::reader::View;
+use self::recover::{SEAL_BYTES, Segment};
+use self::segment::{At, Dir, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, make_zeros};
+use self::state::{Cursor, Sizes, Spare, State};
+use self::survey::Aside;
+use self::writer::{Item, Writer};
 
 /// Number of a lane.
 pub type LaneId = u16;
@@ -29,7 +74,7 @@ pub struct JournalConfig {
 }
 
 /// The newest frame of a lane that recovery found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LaneTail {
     /// Its sequence number; 0 where there is none.
     pub seq: u64,
@@ -38,7 +83,8 @@ pub struct LaneTail {
 }
 
 /// Bytes that recovery could not read. Named, kept aside, counted; never a reason not to start.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where no frame is lost (a mended header, a misnamed file) the sequence range is empty: 1 to 0.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Damage {
     /// The segment's number.
     pub segment: u64,
@@ -163,10 +209,13 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// Room in the writer's queue, from [`Journal::reserve`].
+/// Room in the writer's queue, from [`Journal::reserve`]. Given back when the frame has left the queue,
+/// or when it is dropped.
 #[derive(Debug)]
 pub struct AppendCredit {
-    _private: (),
+    bytes: usize,
+    _bytes: OwnedSemaphorePermit,
+    _frame: OwnedSemaphorePermit,
 }
 
 /// Called once by the writer thread: `Ok` when the frame is covered by a completed fsync.
@@ -195,20 +244,180 @@ pub struct JournalStats {
     pub quarantine_bytes: u64,
 }
 
+/// Frames that may wait for the writer thread.
+const QUEUE_FRAMES_MAX: usize = 8192;
+
 /// The journal of one process. Cheap to clone.
+///
+/// When the last clone is dropped without [`Journal::seal`], what is queued is still written and
+/// acknowledged, but the next open finds no seal.
 #[derive(Clone)]
 pub struct Journal {
-    _private: Arc<()>,
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    threads: Mutex<Option<Threads>>,
+    /// How the seal went, for whoever asks again.
+    sealed: Mutex<Option<Result<(), AppendError>>>,
+}
+
+/// What runs. Each thread holds the directory's lock until it has ended.
+struct Threads {
+    writer: JoinHandle<Result<(), AppendError>>,
+    keeper: JoinHandle<()>,
+}
+
+/// How far the journal is on disk.
+#[derive(Clone, Debug)]
+struct Progress {
+    seq_durable: u64,
+    /// How often numbers fell back, and the lowest number that did last.
+    falls: u64,
+    fell_from: u64,
+    /// Nothing more will become durable.
+    end: Option<AppendError>,
+}
+
+/// What callers, the writer and the keeper share.
+struct Shared {
+    dir: Dir,
+    segment_bytes: u64,
+    ballast_bytes: u64,
+    state: Mutex<State>,
+    /// The writer's queue; `None` from the seal on. Taken together with `state`, in that order, so that
+    /// the queue's order is the order of sequence numbers.
+    queue: Mutex<Option<Sender<Item>>>,
+    /// The file of the spare, once it is whole. Held while it is made: the writer then waits for it.
+    spare: Mutex<Option<File>>,
+    wake: Sender<()>,
+    stop: AtomicBool,
+    wants_seal: AtomicBool,
+    progress: watch::Sender<Progress>,
+    queue_bytes: AtomicU64,
+    bytes_max: usize,
+    bytes: Arc<Semaphore>,
+    frames: Arc<Semaphore>,
+    damaged_frames: AtomicU64,
+    quarantine_bytes: AtomicU64,
+    /// Damage that was counted already: segment and offset.
+    damage_known: Mutex<BTreeSet<(u64, u64)>>,
 }
 
 impl Journal {
     /// Locks, recovers and opens the journal, and starts its writer thread.
     ///
+    /// Sizes outside of what works are moved to the nearest that does: a segment is 64 KiB to 64 MiB, the
+    /// quota holds at least three segments (the active, the next, the spare) and the ballast.
+    ///
     /// # Errors
     /// [`OpenError`]; damage is not an error.
     pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
-        let _ = config;
-        todo!()
+        ignore_file_size_signal();
+        let begun = Instant::now();
+        let dir = Dir::new(config.dir.clone());
+        fs::create_dir_all(dir.path()).at(dir.path(), "make the directory")?;
+        if let Some(parent) = dir.path().parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            segment::sync_dir(parent).at(parent, "fsync the directory")?;
+        }
+        let lock = check::lock(&dir)?;
+        let segment_bytes = config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX) & !4095;
+        let opened = recover::recover(&dir, segment_bytes)?;
+        let recovered = opened.recovered.clone();
+        recover::report(&recovered);
+        let (journal, writer, keeper) = Self::assemble(&config, dir, segment_bytes, opened);
+        let lock = Arc::new(lock);
+        let keeper_lock = lock.clone();
+        let threads = Threads {
+            writer: spawn("journal-writer", move || {
+                let _lock = lock;
+                writer.guarded_run()
+            })?,
+            keeper: spawn("journal-keeper", move || {
+                let _lock = keeper_lock;
+                keeper.run();
+            })?,
+        };
+        *locked(&journal.handle.threads) = Some(threads);
+        metrics::gauge!("logweir_journal_recovery_seconds").set(begun.elapsed().as_secs_f64());
+        journal.handle.shared.publish_gauges();
+        Ok((journal, recovered))
+    }
+
+    fn assemble(
+        config: &JournalConfig,
+        dir: Dir,
+        segment_bytes: u64,
+        opened: recover::Opened,
+    ) -> (Self, Writer, Keeper) {
+        let recover::Opened { recovered, segments, active, number, run_seq, crc_last, full } = opened;
+        let newest = &segments[&number];
+        let cursor = Cursor {
+            seq: run_seq,
+            segment: number,
+            offset: newest.end,
+            frames_end: newest.size - SEAL_BYTES,
+            lanes: recovered.lanes.clone(),
+        };
+        let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
+        let sizes = Sizes {
+            segment_bytes,
+            quota_bytes: config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes),
+            ballast_bytes: config.ballast_bytes,
+            retain_segments: config.retain_segments,
+        };
+        let state = State {
+            sizes,
+            run: recovered.run,
+            runs: recovered.runs.clone(),
+            given: cursor.clone(),
+            written: cursor.clone(),
+            refuses: full.then_some(AppendError::DiskFull),
+            segments,
+            settled: BTreeMap::new(),
+            spare: Spare::Missing,
+            ballast_now,
+        };
+        // Each frame may bring the START of a new segment along.
+        let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
+        let (wake, woken) = crossbeam_channel::bounded(1);
+        let bytes_max = config.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS);
+        let damage_known = recovered.damage.iter().map(|damage| (damage.segment, damage.offset)).collect();
+        let shared = Arc::new(Shared {
+            segment_bytes,
+            ballast_bytes: config.ballast_bytes,
+            state: Mutex::new(state),
+            queue: Mutex::new(Some(queue)),
+            spare: Mutex::new(None),
+            wake,
+            stop: AtomicBool::new(false),
+            wants_seal: AtomicBool::new(false),
+            progress: watch::Sender::new(Progress { seq_durable: run_seq, falls: 0, fell_from: 0, end: None }),
+            queue_bytes: AtomicU64::new(0),
+            bytes_max,
+            bytes: Arc::new(Semaphore::new(bytes_max)),
+            frames: Arc::new(Semaphore::new(QUEUE_FRAMES_MAX)),
+            damaged_frames: AtomicU64::new(recover::damaged_frames(&recovered.damage)),
+            quarantine_bytes: AtomicU64::new(dir.quarantine_bytes()),
+            damage_known: Mutex::new(damage_known),
+            dir,
+        });
+        let writer = Writer {
+            shared: shared.clone(),
+            queue: items,
+            writer: recovered.writer,
+            run_seq,
+            file: active,
+            number,
+            cursor,
+            crc_last,
+            held: None,
+            buffer: Vec::new(),
+        };
+        let keeper = Keeper { shared: shared.clone(), wake: woken };
+        let handle = Handle { shared, threads: Mutex::new(None), sealed: Mutex::new(None) };
+        (Self { handle: Arc::new(handle) }, writer, keeper)
     }
 
     /// Waits for room for `bytes` of payload in the writer's queue.
@@ -216,11 +425,23 @@ impl Journal {
     /// # Errors
     /// The journal refuses appends now; says why.
     pub async fn reserve(&self, bytes: usize) -> Result<AppendCredit, AppendError> {
-        let _ = bytes;
-        todo!()
+        let shared = &self.handle.shared;
+        shared.check_room(bytes)?;
+        // A payload larger than the whole queue goes alone.
+        let permits = u32::try_from(bytes.clamp(1, shared.bytes_max)).unwrap_or(u32::MAX);
+        let never_closed = "the journal never closes its semaphores";
+        let credit = AppendCredit {
+            bytes,
+            _bytes: shared.bytes.clone().acquire_many_owned(permits).await.expect(never_closed),
+            _frame: shared.frames.clone().acquire_owned().await.expect(never_closed),
+        };
+        shared.check_room(bytes)?;
+        Ok(credit)
     }
 
     /// Gives the frame its place in the order and hands it to the writer thread. Never blocks on the disk.
+    ///
+    /// When `on_durable` gets an error the sequence number is void: another frame may get it.
     ///
     /// # Errors
     /// The frame was not taken; `on_durable` is not called.
@@ -233,8 +454,13 @@ impl Journal {
         payload: Vec<u8>,
         on_durable: OnDurable,
     ) -> Result<Appended, AppendError> {
-        let _ = (credit, lane, codec, records, payload, on_durable);
-        todo!()
+        let bytes = payload.len();
+        if bytes > credit.bytes {
+            return Err(AppendError::TooLarge { bytes });
+        }
+        // Checksummed here, on the caller's core and outside the mutex.
+        let payload_crc = crc32c::crc32c(&payload);
+        self.handle.shared.append(lane, codec, records, payload, payload_crc, (on_durable, credit))
     }
 
     /// Whether an append would be refused now, and why. What readiness and intake ask.
@@ -242,7 +468,7 @@ impl Journal {
     /// # Errors
     /// The reason.
     pub fn check_writable(&self) -> Result<(), AppendError> {
-        todo!()
+        self.handle.shared.check_room(0)
     }
 
     /// Waits until `seq` is covered by a completed fsync.
@@ -250,46 +476,91 @@ impl Journal {
     /// # Errors
     /// It never will be.
     pub async fn durable(&self, seq: u64) -> Result<(), AppendError> {
-        let _ = seq;
-        todo!()
+        let shared = &self.handle.shared;
+        let mut progress = shared.progress.subscribe();
+        let falls = progress.borrow_and_update().falls;
+        if seq > shared.state().given.seq {
+            // Only a frame that was taken back can have had it.
+            return Err(AppendError::DiskFull);
+        }
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if now.falls != falls && now.fell_from <= seq {
+                    return Err(AppendError::DiskFull);
+                }
+                if now.seq_durable >= seq {
+                    return Ok(());
+                }
+                if let Some(end) = &now.end {
+                    return Err(end.clone());
+                }
+            }
+            progress.changed().await.map_err(|_| AppendError::Sealed)?;
+        }
     }
 
     /// The newest durable frame of `lane`.
     #[must_use]
     pub fn lane_durable(&self, lane: LaneId) -> LaneTail {
-        let _ = lane;
-        todo!()
+        self.handle.shared.state().written.lanes.get(&lane).copied().unwrap_or_default()
     }
 
     /// The newest frame of `lane` given out, durable or not; and every lane that has one.
     #[must_use]
     pub fn lanes(&self) -> BTreeMap<LaneId, LaneTail> {
-        todo!()
+        self.handle.shared.state().given.lanes.clone()
     }
 
     /// Reads the durable frames of `lane` after `after_seq`, in order.
     #[must_use]
     pub fn reader(&self, lane: LaneId, after_seq: u64) -> LaneReader {
-        let _ = (lane, after_seq);
-        todo!()
+        LaneReader::new(self.handle.shared.clone(), lane, after_seq)
     }
 
-    /// The database has everything of `lane` up to `seq`: segments that no lane needs may go.
-    /// A lane that has frames in the journal and was never settled keeps them.
+    /// The database has everything of `lane` up to `seq`: segments that no lane needs may go, the oldest
+    /// first. A lane that has frames in the journal and was never settled keeps them.
     pub fn settle(&self, lane: LaneId, seq: u64) {
-        let _ = (lane, seq);
-        todo!()
+        let shared = &self.handle.shared;
+        let removable = {
+            let mut state = shared.state();
+            state.settle(lane, seq);
+            state.removable().is_some()
+        };
+        if removable {
+            shared.wake();
+        }
     }
 
     /// How it stands.
     #[must_use]
     pub fn stats(&self) -> JournalStats {
-        todo!()
+        let shared = &self.handle.shared;
+        let state = shared.state();
+        JournalStats {
+            bytes: state.bytes(),
+            quota_bytes: state.sizes.quota_bytes,
+            segments: state.segments.len(),
+            seq_last: state.given.seq,
+            seq_durable: state.written.seq,
+            queue_bytes: shared.queue_bytes.load(Ordering::Relaxed),
+            refuses: state.refuses.as_ref().map(ToString::to_string),
+            damaged_frames: shared.damaged_frames.load(Ordering::Relaxed),
+            quarantine_bytes: shared.quarantine_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Completes with the reason when a write or fsync has failed for good (exit 74).
     pub async fn poisoned(&self) -> String {
-        todo!()
+        let mut progress = self.handle.shared.progress.subscribe();
+        loop {
+            if let Some(AppendError::Poisoned(reason)) = &progress.borrow_and_update().end {
+                return reason.clone();
+            }
+            if progress.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Last fsync, a SEAL frame, the writer thread joined, the lock given back. Appends are refused from here on.
@@ -297,24 +568,305 @@ impl Journal {
     /// # Errors
     /// The disk refused; the frames that were acknowledged are safe all the same.
     pub fn seal(&self) -> Result<(), AppendError> {
-        todo!()
+        let mut sealed = locked(&self.handle.sealed);
+        if sealed.is_none() {
+            self.handle.shared.wants_seal.store(true, Ordering::Release);
+            *sealed = Some(self.handle.stop());
+        }
+        sealed.clone().expect("it was set just now")
     }
 }
 
-/// Reads one lane in order. `Send`; blocking I/O: call it on a blocking thread.
-pub struct LaneReader {
-    _private: (),
+impl Handle {
+    /// Ends the threads: the writer when its queue is empty. Then the lock goes.
+    fn stop(&self) -> Result<(), AppendError> {
+        let Some(threads) = locked(&self.threads).take() else { return Ok(()) };
+        self.shared.close();
+        if threads.writer.thread().id() == std::thread::current().id() {
+            // The last clone was dropped by a waiter: the writer cannot wait for itself, it just ends.
+            return Ok(());
+        }
+        let wrote = threads.writer.join();
+        let _ = threads.keeper.join();
+        let result = wrote.unwrap_or_else(|_| Err(AppendError::Poisoned(writer::PANICKED.to_owned())));
+        let end = result.clone().err().unwrap_or(AppendError::Sealed);
+        self.shared.progress.send_modify(|progress| {
+            progress.end.get_or_insert(end);
+        });
+        result
+    }
 }
 
-impl LaneReader {
-    /// The next durable frames, until `records_max` or `bytes_max` is passed (at least one frame when
-    /// there is one). Empty at the durable end. Damaged frames are skipped; the gap shows in the next
-    /// frame's `lane_prev_seq` and `lane_records`.
-    ///
-    /// # Errors
-    /// The disk refused a read.
-    pub fn next_frames(&mut self, records_max: usize, bytes_max: usize) -> std::io::Result<Vec<Frame>> {
-        let _ = (records_max, bytes_max);
-        todo!()
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    fn check_room(&self, bytes: usize) -> Result<(), AppendError> {
+        let checked = self.state().check_room(bytes);
+        if let Err(reason) = &checked {
+            self.refused(reason);
+        }
+        checked
+    }
+
+    /// Counts a refusal; a full disk is the keeper's business.
+    fn refused(&self, reason: &AppendError) {
+        let label = match reason {
+            AppendError::Quota => "quota",
+            AppendError::DiskFull => "disk_full",
+            AppendError::TooLarge { .. } => "too_large",
+            AppendError::Poisoned(_) => "poisoned",
+            AppendError::Sealed => "sealed",
+        };
+        metrics::counter!("logweir_journal_refused_total", "reason" => label).increment(1);
+        if *reason == AppendError::DiskFull {
+            self.wake();
+        }
+    }
+
+    fn append(
+        &self,
+        lane: LaneId,
+        codec: u8,
+        records: u32,
+        payload: Vec<u8>,
+        payload_crc: u32,
+        waiter: (OnDurable, AppendCredit),
+    ) -> Result<Appended, AppendError> {
+        let mut state = self.state();
+        let placed =
+            state.place(lane, records, payload.len(), payload_crc).inspect_err(|reason| self.refused(reason))?;
+        let queue = locked(&self.queue);
+        let Some(queue) = queue.as_ref() else { return Err(AppendError::Sealed) };
+        if let Some((place, seq, start)) = placed.start {
+            let header = FrameHeader::of_run(Kind::Start, seq, 0, &start);
+            send(queue, Item { header, place, payload: start, waiter: None });
+        }
+        let appended = placed.appended;
+        let header = FrameHeader {
+            kind: Kind::Data,
+            codec,
+            lane,
+            payload_len: u32::try_from(payload.len()).expect("place has checked it"),
+            records,
+            payload_crc,
+            seq: appended.seq,
+            durable_upto: 0,
+            lane_prev_seq: appended.lane_prev_seq,
+            lane_records: appended.lane_records,
+        };
+        let bytes = self.queue_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed) + payload.len() as u64;
+        metrics::gauge!("logweir_journal_queue_bytes").set(bytes as f64);
+        send(queue, Item { header, place: placed.place, payload, waiter: Some(waiter) });
+        Ok(appended)
+    }
+
+    /// Nothing is taken from here on; the writer ends when it has written what is queued.
+    fn close(&self) {
+        self.refuse(AppendError::Sealed);
+        self.stop.store(true, Ordering::Release);
+        locked(&self.queue).take();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // Full means that it is awake already.
+        let _ = self.wake.try_send(());
+    }
+
+    // What the writer says.
+
+    fn written(&self, cursor: &Cursor, lanes: &BTreeMap<LaneId, u64>) {
+        self.state().advance(cursor.clone(), lanes);
+        self.progress.send_modify(|progress| progress.seq_durable = cursor.seq);
+    }
+
+    /// A new segment has its name.
+    fn enlisted(&self, number: u64, segment: Segment, cursor: Cursor) {
+        {
+            let mut state = self.state();
+            state.segments.insert(number, segment);
+            state.written = cursor;
+        }
+        self.wake();
+    }
+
+    fn left_queue(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        let left = self.queue_bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        metrics::gauge!("logweir_journal_queue_bytes").set(left as f64);
+    }
+
+    fn refuse(&self, reason: AppendError) {
+        let mut state = self.state();
+        // Sealed and poisoned are for good.
+        if matches!(state.refuses, None | Some(AppendError::Quota | AppendError::DiskFull)) {
+            state.refuses = Some(reason);
+        }
+    }
+
+    fn fell_back(&self) {
+        let fell_from = {
+            let mut state = self.state();
+            state.fall_back();
+            state.given.seq + 1
+        };
+        self.progress.send_modify(|progress| {
+            progress.falls += 1;
+            progress.fell_from = fell_from;
+        });
+        self.wake();
+    }
+
+    fn poison(&self, reason: String) {
+        let reason = AppendError::Poisoned(reason);
+        self.state().refuses = Some(reason.clone());
+        self.progress.send_modify(|progress| progress.end = Some(reason));
+    }
+
+    fn poison_reason(&self) -> Option<String> {
+        match &self.progress.borrow().end {
+            Some(AppendError::Poisoned(reason)) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    fn wants_seal(&self) -> bool {
+        self.wants_seal.load(Ordering::Acquire)
+    }
+
+    /// The spare's file: made ahead, being made, or made now.
+    fn take_spare(&self) -> io::Result<File> {
+        let mut spare = locked(&self.spare);
+        let file = match spare.take() {
+            Some(file) => file,
+            None => make_zeros(&self.dir.spare(), self.segment_bytes, &AtomicBool::new(false))?,
+        };
+        self.set_spare(Spare::Missing);
+        Ok(file)
+    }
+
+    // What the keeper asks and says.
+
+    fn needs_spare(&self) -> bool {
+        let state = self.state();
+        state.spare != Spare::Ready && state.may_make_spare()
+    }
+
+    fn make_spare(&self) -> io::Result<()> {
+        let mut spare = locked(&self.spare);
+        if spare.is_none() {
+            *spare = Some(make_zeros(&self.dir.spare(), self.segment_bytes, &self.stop)?);
+        }
+        self.set_spare(Spare::Ready);
+        Ok(())
+    }
+
+    fn set_spare(&self, spare: Spare) {
+        self.state().spare = spare;
+    }
+
+    /// Bytes of the ballast, as wanted and as it is.
+    fn ballast(&self) -> (u64, u64) {
+        (self.ballast_bytes, self.state().ballast_now)
+    }
+
+    fn set_ballast(&self, bytes: u64) {
+        self.state().ballast_now = bytes;
+    }
+
+    fn refuses(&self) -> Option<AppendError> {
+        self.state().refuses.clone()
+    }
+
+    fn accept_again(&self) {
+        let mut state = self.state();
+        if state.refuses == Some(AppendError::DiskFull) {
+            state.refuses = None;
+        }
+    }
+
+    fn removable(&self) -> Option<(u64, PathBuf)> {
+        self.state().removable().map(|(number, segment)| (number, segment.path.clone()))
+    }
+
+    fn removed(&self, number: u64) {
+        self.state().removed(number);
+        locked(&self.damage_known).retain(|(segment, _)| *segment != number);
+    }
+
+    fn publish_gauges(&self) {
+        let state = self.state();
+        metrics::gauge!("logweir_journal_bytes").set(state.bytes() as f64);
+        metrics::gauge!("logweir_journal_quota_bytes").set(state.sizes.quota_bytes as f64);
+        metrics::gauge!("logweir_journal_segments").set(state.segments.len() as f64);
+        metrics::gauge!("logweir_journal_quarantine_bytes").set(self.quarantine_bytes.load(Ordering::Relaxed) as f64);
+    }
+
+    // What readers ask and say.
+
+    /// The first segment from `from` on that has durable frames of `lane` after `after_seq`.
+    fn view(&self, lane: LaneId, after_seq: u64, from: u64) -> Option<View> {
+        let state = self.state();
+        let has = |segment: &Segment| segment.lanes.get(&lane).is_some_and(|seq| *seq > after_seq);
+        let (number, segment) = state.segments.range(from..).find(|(_, segment)| has(segment))?;
+        Some(View { number: *number, path: segment.path.clone(), seed: segment.seed, end: segment.end })
+    }
+
+    fn is_active(&self, number: u64) -> bool {
+        self.state().written.segment == number
+    }
+
+    /// A reader has met bytes that it cannot read: counted and kept aside, once.
+    fn found_damage(&self, view: &View, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, what: &str) {
+        if !locked(&self.damage_known).insert((view.number, offset)) {
+            return;
+        }
+        let segment = view.number;
+        tracing::error!(segment, offset, bytes, seq_first, seq_last, what, "damage in the journal");
+        let frames = (seq_last + 1).saturating_sub(seq_first);
+        self.damaged_frames.fetch_add(frames, Ordering::Relaxed);
+        metrics::counter!("logweir_journal_damaged_frames_total").increment(frames);
+        let name = survey::damage_name(segment, offset, seq_first, seq_last);
+        recover::set_aside(&self.dir, &[Aside::Copy { from: view.path.clone(), offset, bytes, name }]);
+        self.quarantine_bytes.store(self.dir.quarantine_bytes(), Ordering::Relaxed);
+        self.publish_gauges();
+    }
+}
+
+fn send(queue: &Sender<Item>, item: Item) {
+    match queue.try_send(item) {
+        Ok(()) => {}
+        // Room for it is what the credit stands for.
+        Err(TrySendError::Full(_)) => unreachable!("the journal's queue holds a frame for each credit"),
+        // The writer has panicked: the waiter's drop tells it.
+        Err(TrySendError::Disconnected(_)) => tracing::error!("the journal's writer is gone"),
+    }
+}
+
+/// A mutex whose holder has panicked still guards sound data: no step here leaves it half changed.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn<T: Send + 'static>(
+    name: &'static str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, OpenError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).at(std::path::Path::new(name), "start a thread")
+}
+
+/// Without this, a file-size limit ends the process by a signal instead of failing a write.
+fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal installs no handler that could run.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }

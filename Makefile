@@ -1,0 +1,21 @@
+# Two commands matter: `cargo run --release` starts logweir, `make test` proves it.
+
+.PHONY: test check deps bench
+
+# Everything: installs what the tests need where it is missing, then runs them all.
+test: deps
+	cargo test --workspace --all-features
+
+# What a reviewer would ask for first.
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+	./deploy/check-dependencies
+
+# PostgreSQL and Redis as Debian packages; the tests start their own servers on free ports.
+deps:
+	./tests/install-servers
+
+bench:
+	cargo bench --workspace

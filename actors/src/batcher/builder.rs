@@ -1,0 +1,146 @@
+//! When a batch is full or old enough: pure, with the time as an argument.
+
+use logweir_engine::journal::LaneId;
+use tokio::time::{Duration, Instant};
+
+use crate::config::BatchLimits;
+use crate::message::{Batch, BatchFrame};
+
+/// Collects consecutive frames of one lane.
+///
+/// - Every frame pushed is in exactly one batch, in order.
+/// - No batch passes `rows_max` or `bytes_max`, but for one made of a single larger frame.
+/// - No frame waits longer than `linger_ms`, as long as somebody asks [`BatchBuilder::is_due`].
+#[derive(Debug)]
+pub struct BatchBuilder {
+    lane: LaneId,
+    limits: BatchLimits,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    batch: Batch,
+    records: usize,
+    bytes: usize,
+    due: Instant,
+}
+
+impl BatchBuilder {
+    /// An empty builder for `lane`.
+    #[must_use]
+    pub fn new(lane: LaneId, limits: BatchLimits) -> Self {
+        Self { lane, limits, open: None }
+    }
+
+    /// Adds a frame; `prev_seq` is the lane's frame before it. Returns what has to leave now, in order: the open
+    /// batch if the frame does not fit or does not follow, and the frame's own batch if it is full.
+    pub fn push(&mut self, frame: BatchFrame, prev_seq: u64, now: Instant) -> [Option<Batch>; 2] {
+        let (records, bytes) = (frame.chunk.len(), frame.chunk.bytes());
+        let fits = self.open.as_ref().is_none_or(|open| {
+            open.batch.to_seq() == prev_seq
+                && open.records + records <= self.limits.rows_max
+                && open.bytes + bytes <= self.limits.bytes_max
+        });
+        let left = if fits { None } else { self.take() };
+        let from_records = frame.lane_records - records as u64;
+        let open = self.open.get_or_insert_with(|| Open {
+            batch: Batch { lane: self.lane, from_seq: prev_seq, from_records, frames: Vec::new() },
+            records: 0,
+            bytes: 0,
+            due: now + Duration::from_millis(self.limits.linger_ms),
+        });
+        open.batch.frames.push(frame);
+        open.records += records;
+        open.bytes += bytes;
+        let full = open.records >= self.limits.rows_max || open.bytes >= self.limits.bytes_max;
+        let filled = if full { self.take() } else { None };
+        [left, filled]
+    }
+
+    /// Whether the open batch has lingered long enough.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.open.as_ref().is_some_and(|open| now >= open.due)
+    }
+
+    /// The open batch, if there is one.
+    pub fn take(&mut self) -> Option<Batch> {
+        self.open.take().map(|open| open.batch)
+    }
+
+    /// Records in the open batch.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.records as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use logweir_engine::chunk::Chunk;
+    use logweir_engine::record::{Record, Severity};
+
+    use super::*;
+
+    fn frame(seq: u64, lane_records: u64, records: usize) -> BatchFrame {
+        let mut chunk = Chunk::default();
+        for _ in 0..records {
+            chunk.push(Record { ts_us: 0, severity: Severity::INFO, service: "s", host: "", message: "m", attributes: "" });
+        }
+        BatchFrame { seq, lane_records, payload_crc: 0, chunk: Arc::new(chunk) }
+    }
+
+    fn builder(rows_max: usize) -> BatchBuilder {
+        BatchBuilder::new(0, BatchLimits { rows_max, bytes_max: 1 << 20, linger_ms: 50 })
+    }
+
+    fn seqs(batch: Option<&Batch>) -> Option<Vec<u64>> {
+        Some(batch?.frames.iter().map(|frame| frame.seq).collect())
+    }
+
+    #[test]
+    fn a_batch_leaves_when_it_is_full_and_covers_a_range() {
+        let mut builder = builder(4);
+        let now = Instant::now();
+        assert_eq!(builder.push(frame(7, 12, 2), 5, now).iter().flatten().count(), 0);
+        let [left, filled] = builder.push(frame(9, 14, 2), 7, now);
+        assert!(left.is_none());
+        let batch = filled.expect("four rows are full");
+        assert_eq!((batch.from_seq, batch.to_seq(), batch.from_records, batch.to_records()), (5, 9, 10, 14));
+        assert_eq!((batch.records(), batch.lost()), (4, 0));
+    }
+
+    #[test]
+    fn a_frame_that_does_not_fit_sends_the_open_batch_ahead() {
+        let mut builder = builder(4);
+        let now = Instant::now();
+        let _ = builder.push(frame(1, 3, 3), 0, now);
+        let [left, filled] = builder.push(frame(2, 13, 10), 1, now);
+        assert_eq!(seqs(left.as_ref()), Some(vec![1]));
+        assert_eq!(seqs(filled.as_ref()), Some(vec![2]), "a single larger frame is its own batch");
+    }
+
+    #[test]
+    fn a_gap_in_the_lane_ends_the_batch() {
+        let mut builder = builder(100);
+        let now = Instant::now();
+        let _ = builder.push(frame(1, 1, 1), 0, now);
+        let [left, _] = builder.push(frame(5, 9, 1), 4, now);
+        assert_eq!(seqs(left.as_ref()), Some(vec![1]));
+        assert_eq!(builder.take().map(|batch| batch.from_seq), Some(4));
+    }
+
+    #[test]
+    fn a_batch_is_due_after_the_linger_of_its_first_frame() {
+        let mut builder = builder(100);
+        let now = Instant::now();
+        assert!(!builder.is_due(now + Duration::from_secs(9)), "nothing is open");
+        let _ = builder.push(frame(1, 1, 1), 0, now);
+        let _ = builder.push(frame(2, 2, 1), 1, now + Duration::from_millis(49));
+        assert!(!builder.is_due(now + Duration::from_millis(49)));
+        assert!(builder.is_due(now + Duration::from_millis(50)));
+    }
+}

@@ -1,0 +1,128 @@
+//! Probes, metrics, drain and flush.
+//!
+//! - Liveness asks whether this process can still answer, and nothing else: a restart mends no database.
+//! - Readiness asks whether a body would be taken now. Never the database or Redis: the journal stands in for them, and
+//!   a process that is taken out of service because of them would only move the load to others with the same trouble.
+
+use std::time::Duration;
+
+use actix_web::web;
+use logweir_engine::drain::Phase;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::answer::Answer;
+use crate::progress::Recovery;
+
+/// 200 as long as the listener answers.
+pub async fn livez(_shared: web::Data<Shared>) -> Answer {
+    Answer::json(200, &serde_json::json!({ "alive": true }))
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    phase: Phase,
+    reasons: Vec<String>,
+}
+
+/// 200 if a body would be taken now, else 503 and why.
+pub async fn readyz(shared: web::Data<Shared>) -> Answer {
+    let phase = shared.drain.phase();
+    let mut reasons = Vec::new();
+    if phase > Phase::Accepting {
+        reasons.push("on the way down".to_owned());
+    }
+    if !shared.progress.recovered() {
+        reasons.push("still reading the journal: see /startupz".to_owned());
+    }
+    match shared.running() {
+        Err(_) => reasons.push("the stages are not there yet".to_owned()),
+        Ok(running) => reasons.extend(running.journal.check_writable().err().map(|error| error.to_string())),
+    }
+    let ready = reasons.is_empty();
+    Answer::json(if ready { 200 } else { 503 }, &Ready { ready, phase, reasons })
+}
+
+#[derive(Serialize)]
+struct Startup {
+    started: bool,
+    #[serde(flatten)]
+    recovery: Recovery,
+}
+
+/// 503 with how far it has come until the journal was read; then 200 for ever.
+pub async fn startupz(shared: web::Data<Shared>) -> Answer {
+    let recovery = shared.progress.recovery_now();
+    let started = recovery.finished && shared.running().is_ok();
+    Answer::json(if started { 200 } else { 503 }, &Startup { started, recovery })
+}
+
+/// The metrics, in Prometheus' text format.
+pub async fn metrics(shared: web::Data<Shared>) -> Answer {
+    refresh_gauges(&shared);
+    shared.prometheus.run_upkeep();
+    Answer::text("text/plain; version=0.0.4; charset=utf-8", shared.prometheus.render())
+}
+
+/// What nobody writes when it changes is read when somebody asks.
+#[allow(clippy::cast_precision_loss)] // gauges are doubles
+fn refresh_gauges(shared: &Shared) {
+    let gauge = |name: &'static str, value: u64| metrics::gauge!(name).set(value as f64);
+    metrics::gauge!("logweir_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge("logweir_uptime_seconds", shared.started.elapsed().as_secs());
+    gauge("logweir_http_inflight_bytes", shared.inflight.taken() as u64);
+    gauge("logweir_phase", shared.drain.phase() as u64);
+    let Ok(running) = shared.running() else { return };
+    let stats = running.journal.stats();
+    gauge("logweir_journal_bytes", stats.bytes);
+    gauge("logweir_journal_quota_bytes", stats.quota_bytes);
+    gauge("logweir_journal_segments", stats.segments as u64);
+    gauge("logweir_journal_queue_bytes", stats.queue_bytes);
+    gauge("logweir_journal_quarantine_bytes", stats.quarantine_bytes);
+    gauge("logweir_journal_damaged_frames", stats.damaged_frames);
+    gauge("logweir_journal_writable", u64::from(stats.refuses.is_none()));
+    for lane in shared.progress.snapshot(&running.journal.lanes()).lanes {
+        let id = lane.lane.to_string();
+        let gauge = |name: &'static str, value: u64| metrics::gauge!(name, "lane" => id.clone()).set(value as f64);
+        gauge("logweir_lane_accepted_records", lane.accepted);
+        gauge("logweir_lane_committed_records", lane.committed);
+        gauge("logweir_lane_dead_records", lane.dead);
+        gauge("logweir_lane_lost_records", lane.lost);
+        gauge("logweir_lane_backlog_records", lane.backlog);
+    }
+}
+
+/// Starts the drain, as SIGTERM does: 202 at once.
+pub async fn drain(shared: web::Data<Shared>) -> Answer {
+    (shared.start_drain)();
+    Answer::json(202, &serde_json::json!({ "draining": true, "phase": shared.drain.phase() }))
+}
+
+#[derive(Serialize)]
+struct FlushOutcome {
+    flushed: bool,
+    backlog: u64,
+}
+
+/// Lets go of open batches, and waits until everything accepted before is in the database.
+pub async fn flush(shared: web::Data<Shared>) -> Answer {
+    let running = match shared.running() {
+        Ok(running) => running,
+        Err(answer) => return answer,
+    };
+    let tails = running.journal.lanes();
+    shared.progress.flush_now();
+    let until = Instant::now() + Duration::from_millis(shared.config.http.ack_timeout_ms);
+    let all = async {
+        for (&lane, tail) in &tails {
+            shared.progress.committed(lane, tail.seq).await;
+        }
+    };
+    let flushed = timeout_at(until, all).await.is_ok();
+    // Of what was there when it began: what came since is not this flush's.
+    let backlog = shared.progress.snapshot(&tails).lanes.iter().map(|lane| lane.backlog).sum();
+    let answer = Answer::json(if flushed { 200 } else { 503 }, &FlushOutcome { flushed, backlog });
+    if flushed { answer } else { answer.with_header("Retry-After", "5") }
+}

@@ -1,0 +1,43 @@
+//! `GET /api/v1/status`: all that is known of this process, for people and scripts.
+
+use actix_web::web;
+use logweir_engine::drain::Phase;
+use logweir_engine::journal::JournalStats;
+use logweir_engine::observe::Observation;
+use serde::Serialize;
+
+use super::Shared;
+use super::answer::Answer;
+use crate::progress::Snapshot;
+
+#[derive(Serialize)]
+struct Status<'a> {
+    version: &'static str,
+    instance: &'a str,
+    uptime_s: u64,
+    phase: Phase,
+    writer: Option<uuid::Uuid>,
+    #[serde(flatten)]
+    progress: Snapshot,
+    journal: Option<JournalStats>,
+    actors: Vec<Observation>,
+}
+
+/// The handler.
+pub async fn status(shared: web::Data<Shared>) -> Answer {
+    let running = shared.running().ok();
+    let tails = running.map(|running| running.journal.lanes()).unwrap_or_default();
+    Answer::json(
+        200,
+        &Status {
+            version: env!("CARGO_PKG_VERSION"),
+            instance: &shared.instance,
+            uptime_s: shared.started.elapsed().as_secs(),
+            phase: shared.drain.phase(),
+            writer: running.map(|running| running.writer),
+            progress: shared.progress.snapshot(&tails),
+            journal: running.map(|running| running.journal.stats()),
+            actors: running.map(|running| running.observer.observe()).unwrap_or_default(),
+        },
+    )
+}

@@ -1,0 +1,150 @@
+//! Access logs of Apache and nginx, common and combined:
+//! `client ident user [time] "request" status bytes "referer" "user agent"`.
+//!
+//! - The message is the line, so that whatever stands after the known parts is kept.
+//! - A part that is `-` was not there, and is no attribute. A request that is not `METHOD path protocol` (a TLS handshake
+//!   on a plain port) is kept as `request`.
+//! - A quoted part ends at the first quote without a backslash; its escapes are kept as they are.
+
+use std::fmt::Write as _;
+
+use logweir_engine::record::{Record, Severity};
+
+use super::json::Scratch;
+use super::sink::Sink;
+use super::text::push_json_string;
+use super::time;
+
+/// Where the time must start, at the latest, for a line to be looked at more closely.
+const TIME_OFFSET_MAX: usize = 256;
+
+/// Whether there is a `[17/May/2015:…` not far from the start.
+pub fn looks_like(line: &str) -> bool {
+    let head = &line.as_bytes()[..line.len().min(TIME_OFFSET_MAX)];
+    memchr::memchr(b'[', head).is_some_and(|at| {
+        at > 0 && matches!(line.as_bytes()[at..], [_, _, _, b'/', _, _, _, b'/', _, _, _, _, b':', ..])
+    })
+}
+
+/// Reads the line.
+///
+/// # Errors
+/// The part that is not as it should be. Nothing was pushed then.
+pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let entry = Entry::read(line).map_err(|part| format!("no access log entry: {part} is missing or malformed"))?;
+    entry.write_attributes(&mut scratch.attributes);
+    let severity = match entry.status {
+        500.. => Severity::ERROR,
+        400.. => Severity::WARN,
+        _ => Severity::INFO,
+    };
+    let (service, host) = (sink.service, sink.host);
+    sink.push(Record { ts_us: entry.time.us, severity, service, host, message: line, attributes: &scratch.attributes });
+    Ok(())
+}
+
+/// The parts of one entry; what was `-` is empty.
+struct Entry<'a> {
+    client: &'a str,
+    ident: &'a str,
+    user: &'a str,
+    time: time::EventTime,
+    request: &'a str,
+    status: u16,
+    bytes: Option<u64>,
+    referer: &'a str,
+    user_agent: &'a str,
+}
+
+impl<'a> Entry<'a> {
+    /// The entry, or the name of the part that does not fit.
+    fn read(line: &'a str) -> Result<Self, &'static str> {
+        let (client, rest) = line.split_once(' ').ok_or("the client")?;
+        let (ident, rest) = rest.split_once(' ').ok_or("the ident")?;
+        // A user name may hold spaces.
+        let (user, rest) = rest.split_once(" [").ok_or("the time")?;
+        let (time, rest) = rest.split_once("] \"").ok_or("the request")?;
+        let time = time::from_access_log(time).ok_or("the time")?;
+        let (request, rest) = quoted(rest).ok_or("the request")?;
+        let mut words = rest.trim_start().splitn(3, ' ');
+        let status = words.next().filter(|status| status.len() == 3).and_then(|status| status.parse().ok());
+        let status = status.filter(|status| (100..600).contains(status)).ok_or("the status")?;
+        let bytes = match words.next() {
+            None | Some("-") => None,
+            Some(bytes) => Some(bytes.parse().map_err(|_| "the number of bytes")?),
+        };
+        let mut tail = words.next().unwrap_or_default();
+        let mut next_quoted = || {
+            let (part, rest) = tail.trim_start().strip_prefix('"').and_then(quoted)?;
+            tail = rest;
+            Some(part)
+        };
+        let referer = next_quoted().unwrap_or_default();
+        let user_agent = next_quoted().unwrap_or_default();
+        let there = |part: &'a str| if part == "-" { "" } else { part };
+        Ok(Self {
+            client: there(client),
+            ident: there(ident),
+            user: there(user),
+            time,
+            request: there(request),
+            status,
+            bytes,
+            referer: there(referer),
+            user_agent: there(user_agent),
+        })
+    }
+
+    fn write_attributes(&self, out: &mut String) {
+        out.clear();
+        out.push('{');
+        let mut text = |name: &str, value: &str| {
+            if !value.is_empty() {
+                out.push('"');
+                out.push_str(name);
+                out.push_str("\":");
+                push_json_string(out, value);
+                out.push(',');
+            }
+        };
+        text("client", self.client);
+        text("ident", self.ident);
+        text("user", self.user);
+        match request_line(self.request) {
+            Some((method, path, protocol)) => {
+                text("method", method);
+                text("path", path);
+                text("protocol", protocol);
+            }
+            None => text("request", self.request),
+        }
+        text("referer", self.referer);
+        text("user_agent", self.user_agent);
+        let _ = write!(out, "\"status\":{}", self.status);
+        if let Some(bytes) = self.bytes {
+            let _ = write!(out, ",\"bytes\":{bytes}");
+        }
+        out.push('}');
+    }
+}
+
+/// What stands before the next quote that no backslash precedes, and what after it.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    loop {
+        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        if bytes[at] == b'"' {
+            return Some((&text[..at], &text[at + 1..]));
+        }
+        at += 2;
+    }
+}
+
+/// `GET /path HTTP/1.1` in its parts; HTTP/0.9 had no third.
+fn request_line(request: &str) -> Option<(&str, &str, &str)> {
+    let (method, rest) = request.split_once(' ')?;
+    let (path, protocol) = rest.rsplit_once(' ').unwrap_or((rest, ""));
+    let plausible = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+    (plausible && (protocol.is_empty() || protocol.starts_with("HTTP/"))).then_some((method, path, protocol))
+}

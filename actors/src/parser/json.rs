@@ -1,0 +1,482 @@
+//! One JSON object becomes one record.
+//!
+//! - Nothing is owned: names are borrowed, values stay raw JSON text, and the attributes are written, in the order of the
+//!   source, as one JSON text into a buffer that lives as long as the body.
+//! - A member that was *used* as time, severity, service, host or message is no attribute; every other one is, as it was
+//!   written, whatever its name. So a level that nobody knows, a time that is none and the second of two messages are kept.
+//! - Of the names a field may have, the first of the list that holds something usable wins, wherever it stands.
+//! - An object `attributes` or `fields` is merged flat. A `fields.message` counts as message where there is no other.
+//! - A name that comes twice: the last one wins, as in `jsonb`; the others are counted as `duplicate_key`. Inside nested
+//!   objects nothing is looked at.
+//! - Nesting is limited, so that no reader of the attributes meets a stack overflow.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use logweir_engine::record::{Record, Severity};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::sink::{NAME_BYTES_MAX, Sink};
+use super::text::{Sanitised, mend_escapes, push_json_string, unescape};
+use super::time;
+
+/// Deeper values are refused: what serde_json reads, too.
+const DEPTH_MAX: usize = 127;
+
+/// Above this many members, duplicates are found by sorting: 40,000 names in one line must not take seconds.
+const LINEAR_MAX: usize = 32;
+
+/// The buffers of one body's objects.
+#[derive(Default)]
+pub struct Scratch<'a> {
+    members: Vec<Member<'a>>,
+    nested: Vec<Member<'a>>,
+    /// For a record's attributes while they are written.
+    pub attributes: String,
+    message: String,
+    service: String,
+    host: String,
+}
+
+/// One member of an object.
+struct Member<'a> {
+    /// Borrowed where it holds no escape, so that it can be written back as it is.
+    name: Cow<'a, str>,
+    /// Raw JSON.
+    value: &'a str,
+    /// What it may be used as, and its rank among the names of that field.
+    stands_for: Option<(Field, u8)>,
+    /// Used up, replaced by a later one, or merged: not written.
+    gone: bool,
+}
+
+/// The fields that a member's name may stand for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Time,
+    Level,
+    Message,
+    Service,
+    Host,
+}
+
+/// Which field `name` stands for, and its place among the names of that field (the lowest usable one wins).
+fn field(name: &str) -> Option<(Field, u8)> {
+    use Field::{Host, Level, Message, Service, Time};
+    // By length first: most names are attributes and should be sent away with few comparisons.
+    let found = match name.len() {
+        1 => match name {
+            "t" => (Time, 7),
+            _ => return None,
+        },
+        2 => match name {
+            "ts" => (Time, 0),
+            _ => return None,
+        },
+        3 => match name {
+            "msg" => (Message, 1),
+            "lvl" => (Level, 2),
+            "log" => (Message, 2),
+            "app" => (Service, 3),
+            "pod" => (Host, 3),
+            _ => return None,
+        },
+        4 => match name {
+            "time" => (Time, 1),
+            "date" => (Time, 5),
+            "body" => (Message, 3),
+            "host" => (Host, 0),
+            _ => return None,
+        },
+        5 => match name {
+            "level" => (Level, 0),
+            "event" => (Message, 4),
+            _ => return None,
+        },
+        7 => match name {
+            "message" => (Message, 0),
+            "service" => (Service, 0),
+            "program" => (Service, 5),
+            _ => return None,
+        },
+        8 => match name {
+            "severity" => (Level, 1),
+            "loglevel" => (Level, 3),
+            "datetime" => (Time, 4),
+            "hostname" => (Host, 1),
+            _ => return None,
+        },
+        9 => match name {
+            "timestamp" => (Time, 2),
+            "eventTime" => (Time, 6),
+            "levelname" => (Level, 8),
+            "log.level" => (Level, 9),
+            "host.name" => (Host, 2),
+            _ => return None,
+        },
+        _ => match name {
+            "@timestamp" => (Time, 3),
+            "application" => (Service, 4),
+            "service.name" => (Service, 1),
+            "service_name" => (Service, 2),
+            "severity_number" => (Level, 4),
+            "severityNumber" => (Level, 5),
+            "severity_text" => (Level, 6),
+            "severityText" => (Level, 7),
+            _ => return None,
+        },
+    };
+    Some(found)
+}
+
+/// Whether a line starts as an object does.
+pub fn looks_like(line: &str) -> bool {
+    line.trim_ascii_start().starts_with('{')
+}
+
+/// Parses an element of a document: an object, or a string that is a message.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_value<'a>(value: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    match string(value) {
+        Some(raw) => {
+            let message = resolve(raw, &mut scratch.message, &mut sink.sanitised);
+            sink.push_plain(message);
+            Ok(())
+        }
+        None => parse(value, scratch, sink),
+    }
+}
+
+/// Parses `text`, one object, into one record.
+///
+/// # Errors
+/// What is wrong with it and in which column. Nothing was pushed then.
+pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let Scratch { members, nested, attributes, message, service, host } = scratch;
+    read_members(text, members)?;
+    if members.iter().any(|member| too_deep(member.value)) {
+        return Err(format!("nested deeper than {DEPTH_MAX}"));
+    }
+    drop_duplicates(members, &mut sink.sanitised);
+    let merged = merge(members, nested)?;
+
+    let counts = &mut sink.sanitised;
+    let ts = take(members, Field::Time, event_time);
+    counts.timestamp += u64::from(ts.is_some_and(|time| time.clamped));
+    let severity = take(members, Field::Level, severity).or_else(|| ecs_level(members, nested));
+    let own_service = take(members, Field::Service, |member| name(member, nested));
+    let own_host = take(members, Field::Host, |member| name(member, nested));
+    let said = take(members, Field::Message, text_or_json);
+    if merged {
+        drop_duplicates(members, counts);
+    }
+    write_attributes(members, attributes);
+    if sink.bad_escapes {
+        mend_escapes(attributes, counts);
+    }
+    let record = Record {
+        ts_us: ts.map_or(sink.received_us, |time| time.us),
+        severity: severity.unwrap_or_default(),
+        service: own_service.map_or(sink.service, |raw| resolve(raw, service, counts)),
+        host: own_host.map_or(sink.host, |raw| resolve(raw, host, counts)),
+        message: match said {
+            Some(Said::Text(raw)) => resolve(raw, message, counts),
+            Some(Said::Json(json)) => json,
+            None => text,
+        },
+        attributes,
+    };
+    sink.push(record);
+    Ok(())
+}
+
+/// The members of the object `text`, in order, into `members`.
+fn read_members<'a>(text: &'a str, members: &mut Vec<Member<'a>>) -> Result<(), String> {
+    members.clear();
+    let mut json = serde_json::Deserializer::from_str(text);
+    Members(members).deserialize(&mut json).and_then(|()| json.end()).map_err(|error| in_column(&error))
+}
+
+/// serde_json's words, without its line number: the line is named by the caller.
+pub fn in_column(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+    format!("{what} in column {}", error.column())
+}
+
+struct Members<'s, 'a>(&'s mut Vec<Member<'a>>);
+
+impl<'a> DeserializeSeed<'a> for Members<'_, 'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Members<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key_seed(Name)? {
+            let value = map.next_value::<&'a RawValue>()?.get();
+            let stands_for = field(&name);
+            self.0.push(Member { name, value, stands_for, gone: false });
+        }
+        Ok(())
+    }
+}
+
+/// A name, borrowed where it can be; a NUL in it becomes U+FFFD.
+struct Name;
+
+impl<'a> DeserializeSeed<'a> for Name {
+    type Value = Cow<'a, str>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Name {
+    type Value = Cow<'a, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_borrowed_str<E>(self, name: &'a str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(name))
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(name.replace('\0', "\u{fffd}")))
+    }
+}
+
+/// Marks each member whose name comes again later.
+fn drop_duplicates(members: &mut [Member<'_>], counts: &mut Sanitised) {
+    // One bit per name; only where two names share a bit are they compared.
+    let mut seen = 0_u64;
+    let alike = members.iter().filter(|member| !member.gone).any(|member| {
+        let name = member.name.as_bytes();
+        let mix = name.iter().take(8).fold(name.len(), |mix, &byte| mix.wrapping_mul(31) + usize::from(byte));
+        let bit = 1 << (mix % 64);
+        let met = seen & bit != 0;
+        seen |= bit;
+        met
+    });
+    if !alike {
+        return;
+    }
+    if members.len() > LINEAR_MAX {
+        return drop_duplicates_by_sorting(members, counts);
+    }
+    for index in 0..members.len() {
+        let (member, later) = members[index..].split_first_mut().expect("index is below len");
+        if !member.gone && later.iter().any(|other| !other.gone && other.name == member.name) {
+            member.gone = true;
+            counts.duplicate_key += 1;
+        }
+    }
+}
+
+#[cold]
+fn drop_duplicates_by_sorting(members: &mut [Member<'_>], counts: &mut Sanitised) {
+    let mut order: Vec<usize> = (0..members.len()).filter(|&index| !members[index].gone).collect();
+    order.sort_by(|&a, &b| members[a].name.cmp(&members[b].name)); // stable: equal names stay in order
+    for pair in order.windows(2) {
+        if members[pair[0]].name == members[pair[1]].name {
+            members[pair[0]].gone = true;
+            counts.duplicate_key += 1;
+        }
+    }
+}
+
+/// Appends the members of the objects `attributes` and `fields` in place of these; says whether there were any.
+fn merge<'a>(members: &mut Vec<Member<'a>>, nested: &mut Vec<Member<'a>>) -> Result<bool, String> {
+    let mut merged = false;
+    for index in 0..members.len() {
+        let member = &mut members[index];
+        let from_fields = match &*member.name {
+            "attributes" => false,
+            "fields" => true,
+            _ => continue,
+        };
+        if member.gone || !member.value.starts_with('{') {
+            continue;
+        }
+        merged = true;
+        member.gone = true;
+        read_members(member.value, nested)?;
+        for mut member in nested.drain(..) {
+            member.stands_for = match member.stands_for {
+                Some((Field::Message, rank)) if from_fields => Some((Field::Message, rank + 100)),
+                _ => None,
+            };
+            members.push(member);
+        }
+    }
+    Ok(merged)
+}
+
+/// The first usable value of `field` in the order of its names. Its member is gone, unless `read` says that there is
+/// more in it than was used.
+fn take<'a, T>(
+    members: &mut [Member<'a>],
+    field: Field,
+    mut read: impl FnMut(&Member<'a>) -> Option<(T, Used)>,
+) -> Option<T> {
+    let mut from = 0;
+    loop {
+        let candidates = members.iter_mut().filter_map(|member| match member.stands_for {
+            Some((of, rank)) if of == field && rank >= from && !member.gone => Some((rank, member)),
+            _ => None,
+        });
+        let (rank, member) = candidates.min_by_key(|(rank, _)| *rank)?;
+        if let Some((value, used)) = read(member) {
+            member.gone = used == Used::Wholly;
+            return Some(value);
+        }
+        from = rank + 1;
+    }
+}
+
+/// Whether a member holds more than the field that was taken from it.
+#[derive(PartialEq, Eq)]
+enum Used {
+    Wholly,
+    Partly,
+}
+
+fn event_time(member: &Member<'_>) -> Option<(time::EventTime, Used)> {
+    let time = match string(member.value) {
+        Some(text) => time::from_text(text)?,
+        None => time::from_number(member.value)?,
+    };
+    Some((time, if time.clamped { Used::Partly } else { Used::Wholly }))
+}
+
+fn severity(member: &Member<'_>) -> Option<(Severity, Used)> {
+    let text = string(member.value).unwrap_or(member.value);
+    let severity = match text.parse() {
+        Ok(number) => Some(numbered(&member.name, number)?),
+        Err(_) => Severity::from_text(text),
+    };
+    Some((severity?, Used::Wholly))
+}
+
+/// OpenTelemetry's numbers under its own names; elsewhere those of pino and bunyan, 10 (trace) to 60 (fatal).
+fn numbered(name: &str, number: u8) -> Option<Severity> {
+    if matches!(name, "severity_number" | "severityNumber") {
+        return Severity::from_number(number).filter(|&severity| severity != Severity::UNSPECIFIED);
+    }
+    let levels = [Severity::TRACE, Severity::DEBUG, Severity::INFO, Severity::WARN, Severity::ERROR, Severity::FATAL];
+    (10..=60).contains(&number).then(|| levels[usize::from(number / 10 - 1)])
+}
+
+/// Elastic's `"log": {"level": "info"}`.
+fn ecs_level<'a>(members: &mut [Member<'a>], nested: &mut Vec<Member<'a>>) -> Option<Severity> {
+    let log =
+        members.iter_mut().find(|member| !member.gone && member.name == "log" && member.value.starts_with('{'))?;
+    read_members(log.value, nested).ok()?;
+    let level = nested.iter().rfind(|inner| inner.name == "level")?;
+    let (severity, _) = severity(level)?;
+    log.gone = nested.len() == 1;
+    Some(severity)
+}
+
+/// The raw text of a service or host: a string, or Elastic's `{"name": "…"}`. One that no index could hold stays an attribute.
+fn name<'a>(member: &Member<'a>, nested: &mut Vec<Member<'a>>) -> Option<(&'a str, Used)> {
+    let (raw, used) = if member.value.starts_with('{') {
+        read_members(member.value, nested).ok()?;
+        let name = nested.iter().rfind(|inner| inner.name == "name")?;
+        (string(name.value)?, if nested.len() == 1 { Used::Wholly } else { Used::Partly })
+    } else {
+        (string(member.value)?, Used::Wholly)
+    };
+    (1..=NAME_BYTES_MAX).contains(&raw.len()).then_some((raw, used))
+}
+
+/// What a record says.
+enum Said<'a> {
+    /// Between the quotes of a JSON string.
+    Text(&'a str),
+    /// JSON that is no string.
+    Json(&'a str),
+}
+
+fn text_or_json<'a>(member: &Member<'a>) -> Option<(Said<'a>, Used)> {
+    let said = match (string(member.value), &*member.name, member.value.as_bytes()) {
+        (Some(raw), ..) => Said::Text(raw),
+        (None, _, b"null") | (None, "log", [b'{', ..]) => return None,
+        (None, ..) => Said::Json(member.value),
+    };
+    Some((said, Used::Wholly))
+}
+
+/// What stands between the quotes, if `value` is a string.
+fn string(value: &str) -> Option<&str> {
+    value.strip_prefix('"')?.strip_suffix('"')
+}
+
+/// What `raw` says: itself, or unescaped into `buffer`.
+fn resolve<'s>(raw: &'s str, buffer: &'s mut String, counts: &mut Sanitised) -> &'s str {
+    if memchr::memchr(b'\\', raw.as_bytes()).is_none() {
+        return raw;
+    }
+    buffer.clear();
+    unescape(raw, buffer, counts);
+    buffer
+}
+
+/// Writes what was not used as one JSON object; nothing for nothing.
+fn write_attributes(members: &[Member<'_>], attributes: &mut String) {
+    attributes.clear();
+    for member in members.iter().filter(|member| !member.gone) {
+        attributes.push(if attributes.is_empty() { '{' } else { ',' });
+        match &member.name {
+            Cow::Borrowed(name) => {
+                attributes.push('"');
+                attributes.push_str(name);
+                attributes.push('"');
+            }
+            Cow::Owned(name) => push_json_string(attributes, name),
+        }
+        attributes.push(':');
+        attributes.push_str(member.value);
+    }
+    if !attributes.is_empty() {
+        attributes.push('}');
+    }
+}
+
+/// Whether a value nests deeper than [`DEPTH_MAX`].
+fn too_deep(value: &str) -> bool {
+    // A value that deep takes at least a bracket and its partner per level.
+    if value.len() <= 2 * DEPTH_MAX || !value.starts_with(['{', '[']) {
+        return false;
+    }
+    let (mut depth, mut in_string) = (0_usize, false);
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' => _ = bytes.next(),
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth -= 1,
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return true;
+        }
+    }
+    false
+}

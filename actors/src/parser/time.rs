@@ -1,0 +1,339 @@
+//! Event times as programs write them, to microseconds since 1970.
+//!
+//! - RFC 3339 and its usual variants (a space for the `T`, slashes, comma fractions, no zone = UTC) take a path made by
+//!   hand, which costs less than half of a general parser; whatever it does not know goes to jiff.
+//! - A number is an epoch time; its unit follows from its size, since seconds, milliseconds, microseconds and nanoseconds
+//!   of this age differ by three digits each. Below 10^8 (seconds: before 1973) it is no time at all but a duration, a
+//!   counter or a zero that stands for "none": taking it for 1970 would open a partition of half a century ago.
+//! - A result always lies in the years 0001..=9999, which every store can hold and every client can print. What lies
+//!   outside is moved to the edge and says so, so that the caller can keep the original.
+//! - Fractions below a microsecond are cut, towards the past.
+
+use std::ops::Range;
+
+/// 0001-01-01 00:00:00 UTC.
+pub const TS_MIN_US: i64 = -62_135_596_800_000_000;
+/// 9999-12-31 23:59:59.999999 UTC.
+pub const TS_MAX_US: i64 = 253_402_300_799_999_999;
+
+/// No time that is written in words is longer; longer texts are not even looked at.
+const TEXT_BYTES_MAX: usize = 64;
+
+/// A time that was understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventTime {
+    /// Microseconds since 1970-01-01 00:00 UTC, within [`TS_MIN_US`]..=[`TS_MAX_US`].
+    pub us: i64,
+    /// It lay outside and was moved to the edge.
+    pub clamped: bool,
+}
+
+impl EventTime {
+    fn from_us(us: i128) -> Self {
+        let inside = us.clamp(i128::from(TS_MIN_US), i128::from(TS_MAX_US));
+        Self { us: i64::try_from(inside).unwrap_or(TS_MAX_US), clamped: inside != us }
+    }
+}
+
+/// Reads a time written as text: a date with a time in one of the usual forms, or an epoch time in digits.
+#[must_use]
+pub fn from_text(text: &str) -> Option<EventTime> {
+    let text = text.trim_ascii();
+    if text.len() > TEXT_BYTES_MAX {
+        return None;
+    }
+    if let Some(us) = iso(text.as_bytes()) {
+        return Some(EventTime::from_us(us.into()));
+    }
+    from_number(text).or_else(|| by_jiff(text))
+}
+
+/// Reads an epoch time as JSON or a program prints it: digits, perhaps a sign, a fraction, an exponent.
+#[must_use]
+pub fn from_number(text: &str) -> Option<EventTime> {
+    let (negative, digits) = match text.as_bytes() {
+        [b'-', rest @ ..] => (true, rest),
+        [b'+', rest @ ..] => (false, rest),
+        all => (false, all),
+    };
+    if digits.iter().any(|byte| matches!(byte, b'e' | b'E')) {
+        return from_float(text.parse().ok()?);
+    }
+    let (whole, fraction) = match memchr::memchr(b'.', digits) {
+        Some(dot) => (&digits[..dot], &digits[dot + 1..]),
+        None => (digits, &[][..]),
+    };
+    if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
+        return None;
+    }
+    let zeros = whole.iter().take_while(|&&byte| byte == b'0').count();
+    let whole = &whole[zeros..];
+    let us = match whole.len() {
+        ..9 => return None,
+        9..=11 => decimal(whole, fraction, 6),
+        12..=14 => decimal(whole, fraction, 3),
+        15..=17 => decimal(whole, fraction, 0),
+        18..=20 => decimal(&whole[..whole.len() - 3], fraction, 0),
+        _ => i128::MAX,
+    };
+    Some(EventTime::from_us(if negative { -us } else { us }))
+}
+
+/// `whole.fraction` times ten to the power of `places`, cut to a whole number.
+fn decimal(whole: &[u8], fraction: &[u8], places: usize) -> i128 {
+    let digits = whole.iter().chain(fraction.iter().chain(std::iter::repeat(&b'0')).take(places));
+    digits.fold(0, |value, digit| value * 10 + i128::from(digit - b'0'))
+}
+
+/// The rare `1.7e9`: exact to what a double holds.
+#[allow(clippy::cast_possible_truncation)] // `as` saturates, and then the result is clamped
+fn from_float(value: f64) -> Option<EventTime> {
+    let us = match value.abs() {
+        ..1e8 => return None,
+        ..1e11 => value * 1e6,
+        ..1e14 => value * 1e3,
+        ..1e17 => value,
+        ..1e20 => value / 1e3,
+        _ => value * 1e6,
+    };
+    us.is_finite().then(|| EventTime::from_us(us as i128))
+}
+
+/// `YYYY-MM-DD[T ]HH:MM:SS[.fraction][ ][zone]`, also with slashes in the date.
+fn iso(b: &[u8]) -> Option<i64> {
+    if b.len() < 19 || b[7] != b[4] || !matches!(b[4], b'-' | b'/') || !matches!(b[10], b'T' | b't' | b' ' | b'_') {
+        return None;
+    }
+    let days = days(number(b, 0..4)?, number(b, 5..7)?, number(b, 8..10)?)?;
+    let second = clock(&b[11..19])?;
+    let (micros, rest) = fraction(&b[19..])?;
+    let offset = offset_seconds(rest)?;
+    Some((days * 86_400 + second - offset) * 1_000_000 + micros)
+}
+
+/// `17/May/2015:10:05:03 +0000`, as web servers write it.
+#[must_use]
+pub fn from_access_log(text: &str) -> Option<EventTime> {
+    let b = text.as_bytes();
+    if b.len() < 20 || b[2] != b'/' || b[6] != b'/' || b[11] != b':' {
+        return None;
+    }
+    const MONTHS: [&[u8; 3]; 12] =
+        [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+    let month = (1..).zip(MONTHS).find(|(_, name)| b[3..6].eq_ignore_ascii_case(*name))?.0;
+    let days = days(number(b, 7..11)?, month, number(b, 0..2)?)?;
+    let seconds = days * 86_400 + clock(&b[12..20])? - offset_seconds(&b[20..])?;
+    Some(EventTime::from_us(i128::from(seconds) * 1_000_000))
+}
+
+/// `HH:MM:SS` in seconds. A leap second goes to jiff, which knows what to do with it.
+fn clock(b: &[u8]) -> Option<i64> {
+    let (hour, minute, second) = (number(b, 0..2)?, number(b, 3..5)?, number(b, 6..8)?);
+    (b[2] == b':' && b[5] == b':' && hour < 24 && minute < 60 && second < 60)
+        .then_some(hour * 3600 + minute * 60 + second)
+}
+
+/// A fraction in microseconds, and what stands after it.
+fn fraction(b: &[u8]) -> Option<(i64, &[u8])> {
+    let [b'.' | b',', digits @ ..] = b else { return Some((0, b)) };
+    let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if len == 0 {
+        return None;
+    }
+    let kept = digits[..len].iter().chain(std::iter::repeat(&b'0')).take(6);
+    Some((kept.fold(0, |value, digit| value * 10 + i64::from(digit - b'0')), &digits[len..]))
+}
+
+/// Nothing, `Z`, `UTC`, `+02`, `+0200` or `+02:00`, perhaps after a space; in seconds east.
+fn offset_seconds(b: &[u8]) -> Option<i64> {
+    let b = b.strip_prefix(b" ").unwrap_or(b);
+    let (sign, b) = match b {
+        b"" | b"Z" | b"z" | b"UTC" | b"GMT" => return Some(0),
+        [b'+', rest @ ..] => (1, rest),
+        [b'-', rest @ ..] => (-1, rest),
+        _ => return None,
+    };
+    let (hour, minute) = match b.len() {
+        2 => (number(b, 0..2)?, 0),
+        4 => (number(b, 0..2)?, number(b, 2..4)?),
+        5 if b[2] == b':' => (number(b, 0..2)?, number(b, 3..5)?),
+        _ => return None,
+    };
+    (hour < 24 && minute < 60).then_some(sign * (hour * 3600 + minute * 60))
+}
+
+fn number(b: &[u8], range: Range<usize>) -> Option<i64> {
+    let mut value = 0;
+    for byte in &b[range] {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value = value * 10 + i64::from(digit);
+    }
+    Some(value)
+}
+
+/// Days from 1970-01-01 to a date of the Gregorian calendar; `None` if there is no such date.
+fn days(year: i64, month: i64, day: i64) -> Option<i64> {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let length = match month {
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + i64::from(leap),
+        1..=12 => 31,
+        _ => return None,
+    };
+    if day < 1 || day > length {
+        return None;
+    }
+    // Years that start in March, so that the leap day is the last of its year.
+    let shifted = year - i64::from(month <= 2);
+    let era = shifted.div_euclid(400);
+    let of_era = shifted.rem_euclid(400);
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let of_era_days = of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    Some(era * 146_097 + of_era_days - 719_468)
+}
+
+/// The forms that are rare enough to be slow: any ISO 8601 that jiff knows, RFC 2822, `Mon Jan  2 15:04:05 2006`.
+fn by_jiff(text: &str) -> Option<EventTime> {
+    let utc = |civil: jiff::civil::DateTime| civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|at| at.timestamp());
+    let at = text
+        .parse::<jiff::Timestamp>()
+        .ok()
+        .or_else(|| utc(text.parse().ok()?))
+        .or_else(|| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok())
+        .or_else(|| utc(jiff::civil::DateTime::strptime("%a %b %e %H:%M:%S %Y", text).ok()?))?;
+    Some(EventTime::from_us(at.as_nanosecond().div_euclid(1000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// 2015-05-17 10:05:03 UTC.
+    const THAT_DAY_US: i64 = 1_431_857_103_000_000;
+
+    fn check(text: &str, us: i64) {
+        assert_eq!(from_text(text), Some(EventTime { us, clamped: false }), "{text}");
+    }
+
+    #[test]
+    fn the_usual_ways_to_write_a_time_are_understood() {
+        check("2015-05-17T10:05:03Z", THAT_DAY_US);
+        check("2015-05-17t10:05:03z", THAT_DAY_US);
+        check("2015-05-17 10:05:03", THAT_DAY_US);
+        check("2015/05/17 10:05:03", THAT_DAY_US);
+        check(" 2015-05-17T10:05:03.000Z ", THAT_DAY_US);
+        check("2015-05-17 10:05:03,250", THAT_DAY_US + 250_000);
+        check("2015-05-17T10:05:03.123456789Z", THAT_DAY_US + 123_456);
+        check("2015-05-17T12:05:03+02:00", THAT_DAY_US);
+        check("2015-05-17T12:05:03+0200", THAT_DAY_US);
+        check("2015-05-17T12:05:03+02", THAT_DAY_US);
+        check("2015-05-17T03:05:03.5-07:00", THAT_DAY_US + 500_000);
+        check("2015-05-17 10:05:03 UTC", THAT_DAY_US);
+        check("2015-05-17 12:05:03 +0200", THAT_DAY_US);
+        check("2015-05-17T12:05:03+02:00[Europe/Berlin]", THAT_DAY_US);
+        check("2015-05-17T10:05Z", THAT_DAY_US - 3_000_000);
+        check("2015-05-17", THAT_DAY_US - (10 * 3600 + 5 * 60 + 3) * 1_000_000);
+        check("Sun, 17 May 2015 12:05:03 +0200", THAT_DAY_US);
+        check("Sun May 17 10:05:03 2015", THAT_DAY_US);
+        check("2016-12-31T23:59:60Z", 1_483_228_799_000_000); // a leap second is the second before it
+        check("2024-02-29T00:00:00Z", 1_709_164_800_000_000);
+    }
+
+    #[test]
+    fn an_epoch_time_is_told_by_its_digits() {
+        check("1431857103", THAT_DAY_US);
+        check("1431857103.25", THAT_DAY_US + 250_000);
+        check("1431857103250", THAT_DAY_US + 250_000);
+        check("1431857103250.5", THAT_DAY_US + 250_500);
+        check("1431857103000001", THAT_DAY_US + 1);
+        check("1431857103000001999", THAT_DAY_US + 1);
+        check("+1431857103", THAT_DAY_US);
+        check("-1431857103", -THAT_DAY_US);
+        check("1.431857103e9", THAT_DAY_US);
+        check("1.431857103E12", THAT_DAY_US);
+    }
+
+    #[test]
+    fn what_is_no_time_stays_alone() {
+        for text in [
+            "",
+            "0",
+            "12",
+            "0.123",
+            "yesterday",
+            "12345678",
+            "1431857103x",
+            "2015-02-29T00:00:00Z",
+            "2015-13-01T00:00:00Z",
+            "2015-05-17T24:05:03Z",
+            "2015-05-17T10:05:03.Z",
+            "2015-05-17T10:05:03+99:00",
+            "1e2",
+            "e",
+            "NaN",
+            ".",
+            "-",
+        ] {
+            assert_eq!(from_text(text), None, "{text}");
+        }
+        assert_eq!(from_text(&"9".repeat(1000)), None);
+    }
+
+    #[test]
+    fn what_no_store_can_hold_is_moved_to_the_edge_and_says_so() {
+        let high = Some(EventTime { us: TS_MAX_US, clamped: true });
+        let low = Some(EventTime { us: TS_MIN_US, clamped: true });
+        assert_eq!(from_text("99999999999999999999999"), high);
+        assert_eq!(from_number("1e300"), high);
+        assert_eq!(from_text("-99999999999999999999999"), low);
+        assert_eq!(from_text("0000-12-31T23:59:59Z"), low);
+        assert_eq!(from_text("9999-12-31T23:59:59.999999-01:00"), high);
+        check("0001-01-01T00:00:00Z", TS_MIN_US);
+        check("9999-12-31T23:59:59.999999Z", TS_MAX_US);
+    }
+
+    #[test]
+    fn access_log_times_are_understood() {
+        let at = |text| from_access_log(text).map(|time| time.us);
+        assert_eq!(at("17/May/2015:10:05:03 +0000"), Some(THAT_DAY_US));
+        assert_eq!(at("17/may/2015:05:05:03 -0500"), Some(THAT_DAY_US));
+        assert_eq!(at("31/Apr/2015:10:05:03 +0000"), None);
+        assert_eq!(at("17/Mai/2015:10:05:03 +0000"), None);
+        assert_eq!(at("17/May/2015"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_path_by_hand_agrees_with_jiff(seconds in -62_135_596_800_i64..253_402_207_200, nanos in 0_i32..1_000_000_000) {
+            let at = jiff::Timestamp::new(seconds, 0).unwrap() + jiff::SignedDuration::from_nanos(nanos.into());
+            let text = at.to_string();
+            let expect = i64::try_from(at.as_nanosecond().div_euclid(1000)).unwrap();
+            prop_assert_eq!(iso(text.as_bytes()), Some(expect), "{}", text);
+        }
+
+        #[test]
+        fn offsets_agree_with_jiff(seconds in -1_000_000_000_i64..5_000_000_000, hours in -23_i8..=23) {
+            let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(hours));
+            let text = jiff::Timestamp::new(seconds, 0).unwrap().to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
+            prop_assert_eq!(iso(text.as_bytes()), Some(seconds * 1_000_000), "{}", text);
+        }
+
+        #[test]
+        fn any_text_is_read_without_a_panic_and_within_bounds(text in "[0-9TZeE:./+ ,-]{0,40}") {
+            if let Some(time) = from_text(&text) {
+                prop_assert!((TS_MIN_US..=TS_MAX_US).contains(&time.us));
+            }
+            let _ = from_access_log(&text);
+        }
+
+        #[test]
+        fn dates_that_do_not_exist_are_refused_as_jiff_does(year in 1_i16..=9999, month in 0_i8..=13, day in 0_i8..=32) {
+            let there = jiff::civil::Date::new(year, month, day).is_ok();
+            prop_assert_eq!(days(year.into(), month.into(), day.into()).is_some(), there);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! gzip and zstd bodies, within limits.
+//!
+//! - The limit is on what comes out: a few kilobytes can hold gigabytes. Reading stops one byte past it.
+//! - zstd asks for a window before it gives a byte: larger windows than 8 MiB (what its highest usual level takes) are refused.
+//! - Several gzip members or zstd frames, one after the other, are one body: `cat a.gz b.gz` is a valid file.
+
+use std::io::Read;
+
+use bytes::Bytes;
+
+use crate::message::{Encoding, Refusal, RefusalKind};
+
+/// Largest zstd window, as a power of two: 8 MiB.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// What `body` holds, if that is at most `bytes_max`.
+///
+/// # Errors
+/// [`RefusalKind::Malformed`] for a damaged body, [`RefusalKind::TooLarge`] above the limit.
+pub fn decompress(body: &Bytes, encoding: Encoding, bytes_max: usize) -> Result<Bytes, Refusal> {
+    match encoding {
+        Encoding::Identity if body.len() > bytes_max => Err(too_large(bytes_max)),
+        Encoding::Identity => Ok(body.clone()),
+        Encoding::Gzip => {
+            let reader = flate2::bufread::MultiGzDecoder::new(&**body);
+            read_up_to(reader, body.len(), bytes_max, "bad_gzip", "gzip")
+        }
+        Encoding::Zstd => {
+            let bad = |error| malformed("bad_zstd", "zstd", &error);
+            let mut reader = zstd::stream::read::Decoder::with_buffer(&**body).map_err(bad)?;
+            reader.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(bad)?;
+            read_up_to(reader, body.len(), bytes_max, "bad_zstd", "zstd")
+        }
+    }
+}
+
+fn read_up_to(
+    reader: impl Read,
+    compressed: usize,
+    bytes_max: usize,
+    reason: &'static str,
+    name: &str,
+) -> Result<Bytes, Refusal> {
+    // Logs shrink to a sixth or so; a wrong guess costs a copy.
+    let mut plain = Vec::with_capacity((compressed * 6).min(bytes_max));
+    let past_the_limit = bytes_max as u64 + 1;
+    reader.take(past_the_limit).read_to_end(&mut plain).map_err(|error| malformed(reason, name, &error))?;
+    if plain.len() > bytes_max {
+        return Err(too_large(bytes_max));
+    }
+    Ok(plain.into())
+}
+
+fn malformed(reason: &'static str, name: &str, error: &std::io::Error) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Malformed,
+        reason,
+        detail: format!("the body is no {name} stream: {error}; nothing of it was stored"),
+    }
+}
+
+fn too_large(bytes_max: usize) -> Refusal {
+    Refusal {
+        kind: RefusalKind::TooLarge,
+        reason: "decompressed_too_large",
+        detail: format!(
+            "the decompressed body is above http.decompressed_bytes_max of {bytes_max}: send smaller bodies"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        writer.write_all(plain).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn refusal(body: Vec<u8>, encoding: Encoding, bytes_max: usize) -> (RefusalKind, &'static str) {
+        let refusal = decompress(&body.into(), encoding, bytes_max).unwrap_err();
+        (refusal.kind, refusal.reason)
+    }
+
+    #[test]
+    fn several_members_are_one_body() {
+        let body = [gzip(b"one\n"), gzip(b""), gzip(b"two\n")].concat();
+        assert_eq!(decompress(&body.into(), Encoding::Gzip, 8).unwrap(), "one\ntwo\n");
+        let body = [zstd::encode_all(&b"one\n"[..], 3).unwrap(), zstd::encode_all(&b"two\n"[..], 3).unwrap()].concat();
+        assert_eq!(decompress(&body.into(), Encoding::Zstd, 8).unwrap(), "one\ntwo\n");
+        assert_eq!(decompress(&Bytes::from_static(b"plain"), Encoding::Identity, 5).unwrap(), "plain");
+    }
+
+    #[test]
+    fn bombs_are_refused_at_the_limit() {
+        let zeros = vec![0; 64 << 20];
+        let too_large = (RefusalKind::TooLarge, "decompressed_too_large");
+        let bomb = gzip(&zeros);
+        assert!(bomb.len() < 100_000);
+        assert_eq!(refusal(bomb, Encoding::Gzip, 1 << 20), too_large);
+        let bomb = zstd::encode_all(&zeros[..], 3).unwrap();
+        assert!(bomb.len() < 10_000);
+        assert_eq!(refusal(bomb, Encoding::Zstd, 1 << 20), too_large);
+        assert_eq!(refusal(gzip(b"12345"), Encoding::Gzip, 4), too_large);
+        assert_eq!(refusal(vec![b'x'; 5], Encoding::Identity, 4), too_large);
+    }
+
+    #[test]
+    fn a_zstd_window_above_the_limit_is_refused_before_it_is_allocated() {
+        let mut writer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        writer.window_log(27).unwrap();
+        writer.write_all(b"small").unwrap();
+        assert_eq!(refusal(writer.finish().unwrap(), Encoding::Zstd, 1 << 20), (RefusalKind::Malformed, "bad_zstd"));
+    }
+
+    #[test]
+    fn damage_is_refused_with_its_own_reason() {
+        let cut = |mut body: Vec<u8>| {
+            body.truncate(body.len() - 6);
+            body
+        };
+        let text = b"a line that is long enough\n".repeat(20);
+        for (body, encoding, reason) in [
+            (b"no gzip at all".to_vec(), Encoding::Gzip, "bad_gzip"),
+            (cut(gzip(&text)), Encoding::Gzip, "bad_gzip"),
+            (b"no zstd at all".to_vec(), Encoding::Zstd, "bad_zstd"),
+            (cut(zstd::encode_all(&text[..], 3).unwrap()), Encoding::Zstd, "bad_zstd"),
+        ] {
+            assert_eq!(refusal(body, encoding, 1 << 20), (RefusalKind::Malformed, reason));
+        }
+    }
+}

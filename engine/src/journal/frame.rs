@@ -1,0 +1,304 @@
+//! A frame: 64 bytes of header, the payload, zeros up to the next multiple of 8.
+//!
+//! ```text
+//!  0 magic u32 | 4 version u8 | 5 kind u8 | 6 codec u8 | 7 flags u8 | 8 lane u16 | 10 reserved u16
+//! 12 payload_len u32 | 16 records u32 | 20 payload_crc u32 | 24 seq u64 | 32 durable_upto u64
+//! 40 lane_prev_seq u64 | 48 lane_records u64 | 56 reserved u32 | 60 header_crc u32     (little-endian)
+//! ```
+//!
+//! - The header has a CRC-32C of its own, so that a length is believed before a byte is allocated for it.
+//! - That CRC starts from the journal's uuid and the segment's number: a block that was copied here
+//!   from another journal or another segment is not a frame.
+//! - `durable_upto` is the highest sequence number known to be on disk when the frame was encoded. It
+//!   is what tells a torn write (nobody was promised it) from damage (somebody was).
+//! - The bytes are frozen by golden files.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::{LaneId, LaneTail};
+use crate::codec::PAYLOAD_BYTES_MAX;
+
+/// Bytes of a frame header.
+pub(super) const FRAME_HEADER_BYTES: usize = 64;
+/// Frames start at multiples of this, so that a search for the next header can step by it.
+pub(super) const FRAME_ALIGN: u64 = 8;
+/// Runs that a START frame remembers.
+pub(super) const RUNS_MAX: usize = 1024;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"LWf1");
+const VERSION: u8 = 1;
+const HEADER_CRC_AT: usize = 60;
+
+/// What a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// A chunk.
+    Data = 1,
+    /// Who writes from here on, and where the lanes stand: at the head of each segment.
+    Start = 2,
+    /// The run ended in order; everything before is on disk.
+    Seal = 3,
+}
+
+/// Where a header CRC starts from: journal and segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seed(u32);
+
+impl Seed {
+    pub(super) fn new(writer: Uuid, segment: u64) -> Self {
+        Self(crc32c::crc32c_append(crc32c::crc32c(writer.as_bytes()), &segment.to_le_bytes()))
+    }
+}
+
+/// A frame header in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FrameHeader {
+    pub(super) kind: Kind,
+    pub(super) codec: u8,
+    pub(super) lane: LaneId,
+    pub(super) payload_len: u32,
+    pub(super) records: u32,
+    pub(super) payload_crc: u32,
+    pub(super) seq: u64,
+    pub(super) durable_upto: u64,
+    pub(super) lane_prev_seq: u64,
+    pub(super) lane_records: u64,
+}
+
+impl FrameHeader {
+    /// The header of a frame that belongs to no lane.
+    pub(super) fn of_run(kind: Kind, seq: u64, durable_upto: u64, payload: &[u8]) -> Self {
+        Self {
+            kind,
+            codec: 0,
+            lane: 0,
+            payload_len: u32::try_from(payload.len()).expect("a START payload is far below 4 GiB"),
+            records: 0,
+            payload_crc: crc32c::crc32c(payload),
+            seq,
+            durable_upto,
+            lane_prev_seq: 0,
+            lane_records: 0,
+        }
+    }
+
+    pub(super) fn encode(&self, seed: Seed) -> [u8; FRAME_HEADER_BYTES] {
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4] = VERSION;
+        bytes[5] = self.kind as u8;
+        bytes[6] = self.codec;
+        bytes[8..10].copy_from_slice(&self.lane.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.payload_len.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.records.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.payload_crc.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.seq.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.durable_upto.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.lane_prev_seq.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.lane_records.to_le_bytes());
+        let crc = crc32c::crc32c_append(seed.0, &bytes[..HEADER_CRC_AT]);
+        bytes[HEADER_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header in `bytes`, if it is one of this journal and segment.
+    pub(super) fn decode(bytes: &[u8], seed: Seed) -> Option<Self> {
+        let bytes: &[u8; FRAME_HEADER_BYTES] = bytes.get(..FRAME_HEADER_BYTES)?.try_into().ok()?;
+        if u32_at(bytes, 0) != MAGIC || header_crc(bytes) != crc32c::crc32c_append(seed.0, &bytes[..HEADER_CRC_AT]) {
+            return None;
+        }
+        let kind = match bytes[5] {
+            1 => Kind::Data,
+            2 => Kind::Start,
+            3 => Kind::Seal,
+            _ => return None,
+        };
+        let header = Self {
+            kind,
+            codec: bytes[6],
+            lane: u16::from_le_bytes([bytes[8], bytes[9]]),
+            payload_len: u32_at(bytes, 12),
+            records: u32_at(bytes, 16),
+            payload_crc: u32_at(bytes, 20),
+            seq: u64_at(bytes, 24),
+            durable_upto: u64_at(bytes, 32),
+            lane_prev_seq: u64_at(bytes, 40),
+            lane_records: u64_at(bytes, 48),
+        };
+        // The CRC says that we wrote it; this says that we would.
+        let sound = bytes[4] == VERSION && header.payload_len as usize <= PAYLOAD_BYTES_MAX && header.seq > 0;
+        sound.then_some(header)
+    }
+
+    /// Bytes of the whole frame, padding included.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        frame_bytes(self.payload_len as usize)
+    }
+}
+
+/// Bytes of a frame with a payload of `payload_len`.
+pub(super) fn frame_bytes(payload_len: usize) -> u64 {
+    ((FRAME_HEADER_BYTES + payload_len) as u64).next_multiple_of(FRAME_ALIGN)
+}
+
+/// Appends the whole frame to `out`.
+pub(super) fn push_frame(out: &mut Vec<u8>, header: &[u8; FRAME_HEADER_BYTES], payload: &[u8]) {
+    out.extend_from_slice(header);
+    out.extend_from_slice(payload);
+    out.resize(out.len().next_multiple_of(FRAME_ALIGN as usize), 0);
+}
+
+/// Whether a header could start with these bytes: the cheap first look of a search.
+pub(super) fn looks_like_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC.to_le_bytes())
+}
+
+/// The header's own CRC, as the next segment repeats it.
+pub(super) fn header_crc(bytes: &[u8; FRAME_HEADER_BYTES]) -> u32 {
+    u32_at(bytes, HEADER_CRC_AT)
+}
+
+/// Payload of a START frame: what would be forgotten when the segments before it are removed.
+///
+/// ```text
+/// run 16 | runs u32 | lanes u32 | run uuids, newest last, 16 each | lane u16, seq u64, records u64 each
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) run: Uuid,
+    pub(super) runs: Vec<Uuid>,
+    pub(super) lanes: BTreeMap<LaneId, LaneTail>,
+}
+
+const START_FIXED_BYTES: usize = 24;
+const START_LANE_BYTES: usize = 18;
+
+impl Start {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len()));
+        bytes.extend_from_slice(self.run.as_bytes());
+        bytes.extend_from_slice(&count(self.runs.len()).to_le_bytes());
+        bytes.extend_from_slice(&count(self.lanes.len()).to_le_bytes());
+        for run in &self.runs {
+            bytes.extend_from_slice(run.as_bytes());
+        }
+        for (lane, tail) in &self.lanes {
+            bytes.extend_from_slice(&lane.to_le_bytes());
+            bytes.extend_from_slice(&tail.seq.to_le_bytes());
+            bytes.extend_from_slice(&tail.records.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The payload that [`Start::encode`] wrote; `None` for anything else, a byte too many included.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (fixed, rest) = bytes.split_at_checked(START_FIXED_BYTES)?;
+        let (runs, lanes) = (u32_at(fixed, 16) as usize, u32_at(fixed, 20) as usize);
+        if runs > RUNS_MAX || lanes > 1 << 16 || bytes.len() != Self::payload_bytes(runs, lanes) {
+            return None;
+        }
+        let (runs, lanes) = rest.split_at(runs * 16);
+        let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).ok();
+        Some(Self {
+            run: uuid(&fixed[..16])?,
+            runs: runs.chunks_exact(16).map(uuid).collect::<Option<_>>()?,
+            lanes: lanes
+                .chunks_exact(START_LANE_BYTES)
+                .map(|lane| {
+                    let tail = LaneTail { seq: u64_at(lane, 2), records: u64_at(lane, 10) };
+                    (u16::from_le_bytes([lane[0], lane[1]]), tail)
+                })
+                .collect(),
+        })
+    }
+
+    /// Bytes of the payload for so many runs and lanes.
+    pub(super) fn payload_bytes(runs: usize, lanes: usize) -> usize {
+        START_FIXED_BYTES + runs * 16 + lanes * START_LANE_BYTES
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).expect("at most 1024 runs and 65536 lanes")
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> FrameHeader {
+        FrameHeader {
+            kind: Kind::Data,
+            codec: 1,
+            lane: 7,
+            payload_len: 3,
+            records: 2,
+            payload_crc: crc32c::crc32c(b"abc"),
+            seq: 9,
+            durable_upto: 8,
+            lane_prev_seq: 4,
+            lane_records: 11,
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_castagnoli() {
+        assert_eq!(crc32c::crc32c(b"123456789"), 0xE306_9283);
+    }
+
+    #[test]
+    fn a_header_survives_the_round_trip_in_its_own_segment_only() {
+        let seed = Seed::new(Uuid::from_u128(1), 5);
+        let bytes = header().encode(seed);
+        assert_eq!(FrameHeader::decode(&bytes, seed), Some(header()));
+        assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(1), 6)), None);
+        assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(2), 5)), None);
+        assert_eq!(FrameHeader::decode(&bytes[..63], seed), None);
+    }
+
+    #[test]
+    fn each_flipped_bit_of_a_header_is_seen() {
+        let seed = Seed::new(Uuid::from_u128(1), 5);
+        let bytes = header().encode(seed);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(FrameHeader::decode(&flipped, seed), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_length_above_the_limit_is_refused_although_its_crc_is_right() {
+        let seed = Seed::new(Uuid::from_u128(1), 5);
+        let huge = FrameHeader { payload_len: u32::try_from(PAYLOAD_BYTES_MAX).unwrap() + 1, ..header() };
+        assert_eq!(FrameHeader::decode(&huge.encode(seed), seed), None);
+    }
+
+    #[test]
+    fn a_start_survives_the_round_trip_to_the_last_byte() {
+        let start = Start {
+            run: Uuid::from_u128(3),
+            runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
+            lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
+        };
+        let mut bytes = start.encode();
+        assert_eq!(Start::decode(&bytes), Some(start));
+        for end in 0..bytes.len() {
+            assert_eq!(Start::decode(&bytes[..end]), None);
+        }
+        bytes.push(0);
+        assert_eq!(Start::decode(&bytes), None);
+        assert_eq!(Start::decode(&[0xff; 64]), None);
+    }
+}

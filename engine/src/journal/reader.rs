@@ -1,0 +1,136 @@
+//! Reads one lane of the running journal, in order, beside the writer.
+//!
+//! - Only what is durable is read, so that nothing is ever taken from here that a crash could take back.
+//! - A place that cannot be read is counted and kept aside once, however many lanes pass it, and skipped.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use super::frame::{FrameHeader, Kind, Seed};
+use super::scan::{Found, Payloads, Scanner};
+use super::{Frame, LaneId, Shared};
+
+/// Headers are small and payloads are read past the window.
+const WINDOW_BYTES: usize = 16 << 10;
+
+/// Where to read on: what the journal says of the next segment that has frames of the lane.
+pub(super) struct View {
+    pub(super) number: u64,
+    pub(super) path: std::path::PathBuf,
+    pub(super) seed: Seed,
+    pub(super) end: u64,
+}
+
+/// Reads one lane in order. `Send`; blocking I/O: call it on a blocking thread.
+pub struct LaneReader {
+    shared: Arc<Shared>,
+    lane: LaneId,
+    after_seq: u64,
+    /// The segment that is open, and the walk over it.
+    open: Option<(u64, Scanner)>,
+    /// Segments below this one are done with.
+    from: u64,
+}
+
+impl LaneReader {
+    pub(super) fn new(shared: Arc<Shared>, lane: LaneId, after_seq: u64) -> Self {
+        Self { shared, lane, after_seq, open: None, from: 0 }
+    }
+
+    /// The next durable frames, until `records_max` or `bytes_max` is passed (at least one frame when
+    /// there is one). Empty at the durable end. Damaged frames are skipped; the gap shows in the next
+    /// frame's `lane_prev_seq` and `lane_records`.
+    ///
+    /// # Errors
+    /// The disk refused a read.
+    pub fn next_frames(&mut self, records_max: usize, bytes_max: usize) -> io::Result<Vec<Frame>> {
+        let mut frames = Vec::new();
+        let (mut records, mut bytes) = (0, 0);
+        while (records < records_max && bytes < bytes_max) || frames.is_empty() {
+            let Some(frame) = self.next_frame()? else { break };
+            records += frame.records as usize;
+            bytes += frame.payload.len();
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+
+    fn next_frame(&mut self) -> io::Result<Option<Frame>> {
+        while let Some(view) = self.shared.view(self.lane, self.after_seq, self.from) {
+            if let Some(frame) = self.next_in(&view)? {
+                self.after_seq = frame.seq;
+                return Ok(Some(frame));
+            }
+            if self.shared.is_active(view.number) {
+                return Ok(None);
+            }
+            self.from = view.number + 1;
+        }
+        Ok(None)
+    }
+
+    /// The lane's next frame in one segment.
+    fn next_in(&mut self, view: &View) -> io::Result<Option<Frame>> {
+        if self.open.as_ref().is_none_or(|(number, _)| *number != view.number) {
+            let file = match File::open(&view.path) {
+                Ok(file) => file,
+                // Settled and removed a moment ago: nothing in it is needed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let scanner = Scanner::new(file, view.seed, Payloads::Skip, WINDOW_BYTES, view.end);
+            self.open = Some((view.number, scanner));
+        }
+        let Some((_, scanner)) = &mut self.open else { return Ok(None) };
+        scanner.extend(view.end);
+        let mut seq_before = self.after_seq;
+        while let Some(found) = scanner.next()? {
+            let (offset, header) = match found {
+                Found::Frame { offset, header, .. } => (offset, header),
+                Found::Bad { offset, bytes, what, .. } => {
+                    let seq_next = peek_seq(scanner)?.unwrap_or(seq_before + 1);
+                    self.shared.found_damage(view, offset, bytes, seq_before + 1, seq_next - 1, what);
+                    continue;
+                }
+            };
+            seq_before = header.seq;
+            if header.kind != Kind::Data || header.lane != self.lane || header.seq <= self.after_seq {
+                continue;
+            }
+            match scanner.payload(&header, offset)? {
+                Some(payload) => return Ok(Some(frame(&header, payload))),
+                None => {
+                    let (bytes, seq) = (header.frame_bytes(), header.seq);
+                    self.shared.found_damage(view, offset, bytes, seq, seq, "the payload does not match");
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Sequence number of the frame that comes next, without passing it.
+fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
+    let offset = scanner.offset();
+    let found = scanner.next()?;
+    scanner.seek(offset);
+    Ok(match found {
+        Some(Found::Frame { header, .. }) => Some(header.seq),
+        _ => None,
+    })
+}
+
+/// A frame as the outside sees it.
+pub(super) fn frame(header: &FrameHeader, payload: Vec<u8>) -> Frame {
+    Frame {
+        seq: header.seq,
+        lane: header.lane,
+        lane_prev_seq: header.lane_prev_seq,
+        lane_records: header.lane_records,
+        records: header.records,
+        codec: header.codec,
+        payload_crc: header.payload_crc,
+        payload,
+    }
+}

@@ -1,0 +1,325 @@
+//! A segment: one file of frames behind a header of 96 bytes. And the directory that holds them.
+//!
+//! ```text
+//!  0 magic u64 | 8 format_version u16 | 10 min_reader_version u16 | 12 feature flags u32 | 16 writer uuid
+//! 32 segment_no u64 | 40 first_seq u64 | 48 created_at_us i64 | 56 prev_seq_last u64 | 64 prev_crc u32
+//! 68 reserved u32 | 72 run_seq u64 | 80 reserved 12 | 92 CRC-32C of bytes 0..92        (little-endian)
+//! ```
+//!
+//! - `prev_seq_last` and `prev_crc` name the last frame of the segment before: frames of an older
+//!   segment above it are superseded, so an old file is never changed to say so.
+//! - `run_seq` is the sequence number of the run's first START frame: the floor of the next jump, even
+//!   when that frame itself cannot be read any more.
+//! - A file is filled with zeros and fsynced before it is used. A later fdatasync into written blocks
+//!   touches no file metadata; a sparse file would find the full disk too late.
+//! - A new name is on disk only after the directory is fsynced.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use uuid::Uuid;
+
+use super::OpenError;
+use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
+use crate::fault;
+
+/// Bytes of a segment header; a multiple of the frame alignment.
+pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
+/// The largest segment that is written.
+pub(super) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// The smallest: a START frame of 1024 runs and a few hundred lanes leaves most of it for data.
+pub(super) const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// The format that this program writes, and the newest that it reads.
+pub(super) const FORMAT_VERSION: u16 = 1;
+
+/// How far a new run jumps ahead of the last sequence number it can see. A number that was given to a
+/// frame which then vanished may already be in the database, and must not be given to other data.
+pub(super) const SEQ_JUMP: u64 = 1 << 21;
+// Even a segment that recovery made larger (copied frames and a START in front) holds fewer frames.
+const _: () = assert!(2 * SEGMENT_BYTES_MAX / FRAME_HEADER_BYTES as u64 <= SEQ_JUMP);
+/// Sequence numbers fit a signed 64-bit column, with room for many more restarts above this.
+pub(super) const SEQ_MAX: u64 = i64::MAX as u64 - (1 << 32);
+
+const MAGIC: u64 = u64::from_le_bytes(*b"LOGWEIR\x01");
+const CRC_AT: usize = 92;
+
+/// A segment header in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    pub(super) format_version: u16,
+    pub(super) min_reader_version: u16,
+    pub(super) writer: Uuid,
+    pub(super) number: u64,
+    pub(super) first_seq: u64,
+    pub(super) created_at_us: i64,
+    pub(super) prev_seq_last: u64,
+    pub(super) prev_crc: u32,
+    pub(super) run_seq: u64,
+}
+
+impl SegmentHeader {
+    pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        bytes[0..8].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.format_version.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.min_reader_version.to_le_bytes());
+        bytes[16..32].copy_from_slice(self.writer.as_bytes());
+        bytes[32..40].copy_from_slice(&self.number.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.first_seq.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.created_at_us.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.prev_seq_last.to_le_bytes());
+        bytes[64..68].copy_from_slice(&self.prev_crc.to_le_bytes());
+        bytes[72..80].copy_from_slice(&self.run_seq.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<Self> {
+        if u64_at(bytes, 0) != MAGIC || u32_at(bytes, CRC_AT) != crc32c::crc32c(&bytes[..CRC_AT]) {
+            return None;
+        }
+        Some(Self {
+            format_version: u16::from_le_bytes([bytes[8], bytes[9]]),
+            min_reader_version: u16::from_le_bytes([bytes[10], bytes[11]]),
+            writer: Uuid::from_slice(&bytes[16..32]).ok()?,
+            number: u64_at(bytes, 32),
+            first_seq: u64_at(bytes, 40),
+            created_at_us: u64_at(bytes, 48).cast_signed(),
+            prev_seq_last: u64_at(bytes, 56),
+            prev_crc: u32_at(bytes, 64),
+            run_seq: u64_at(bytes, 72),
+        })
+    }
+
+    /// The header of which one bit is wrong, found by trying: without this a single flipped bit in the
+    /// journal's only header would take its identity, and with it every frame.
+    pub(super) fn mend(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<Self> {
+        (0..bytes.len() * 8).find_map(|bit| {
+            let mut flipped = *bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            Self::decode(&flipped)
+        })
+    }
+}
+
+/// Adds which file and what was tried to an I/O error.
+pub(super) trait At<T> {
+    fn at(self, path: &Path, what: &'static str) -> Result<T, OpenError>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, path: &Path, what: &'static str) -> Result<T, OpenError> {
+        self.map_err(|source| OpenError::Io { path: path.to_owned(), what, source })
+    }
+}
+
+/// Whether the error says that there is no room, which may pass, and not that the disk is broken.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
+}
+
+/// The journal's directory and the names in it.
+#[derive(Clone, Debug)]
+pub(super) struct Dir {
+    path: PathBuf,
+}
+
+impl Dir {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.path.join("LOCK")
+    }
+
+    pub(super) fn spare(&self) -> PathBuf {
+        self.path.join("spare.tmp")
+    }
+
+    pub(super) fn ballast(&self) -> PathBuf {
+        self.path.join("ballast")
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.path.join("quarantine")
+    }
+
+    pub(super) fn segment(&self, number: u64) -> PathBuf {
+        self.path.join(format!("{number:020}.wal"))
+    }
+
+    /// The segment files by the number in their name, lowest first.
+    pub(super) fn segments(&self) -> io::Result<Vec<(u64, PathBuf)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            if let Some(number) = path.file_name().and_then(segment_number) {
+                found.push((number, path));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Makes the names in it durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        sync_dir(&self.path)
+    }
+
+    /// Bytes that an unprivileged process could still write to its file system.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let path = std::ffi::CString::new(self.path.as_os_str().as_bytes())?;
+        // SAFETY: a zeroed statvfs is a valid one; the path ends with a zero; the kernel fills the struct.
+        unsafe {
+            let mut stat: libc::statvfs = std::mem::zeroed();
+            if libc::statvfs(path.as_ptr(), &raw mut stat) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        }
+    }
+
+    /// Bytes kept aside.
+    pub(super) fn quarantine_bytes(&self) -> u64 {
+        let Ok(entries) = fs::read_dir(self.quarantine()) else { return 0 };
+        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+    }
+}
+
+fn segment_number(name: &OsStr) -> Option<u64> {
+    let digits = name.to_str()?.strip_suffix(".wal")?;
+    (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// fsync of a directory: makes names durable.
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+    if fault::armed("mutation.skip_dir_fsync") {
+        return Ok(());
+    }
+    File::open(path)?.sync_all()
+}
+
+/// fdatasync, as the tests can make it fail.
+pub(super) fn sync_data(file: &File) -> io::Result<()> {
+    if fault::armed("mutation.skip_fsync") {
+        return Ok(());
+    }
+    if fault::armed("journal.fsync.fail") {
+        return Err(io::Error::from_raw_os_error(libc::EIO));
+    }
+    file.sync_data()
+}
+
+pub(super) static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+
+/// Writes zeros over `from..to`.
+pub(super) fn write_zeros(file: &File, mut from: u64, to: u64) -> io::Result<()> {
+    while from < to {
+        let step = ZEROS.len().min(usize::try_from(to - from).unwrap_or(usize::MAX));
+        file.write_all_at(&ZEROS[..step], from)?;
+        from += step as u64;
+    }
+    Ok(())
+}
+
+/// Makes a file of `bytes` zeros and fsyncs it. Leaves nothing behind when that fails or `stop` is set.
+pub(super) fn make_zeros(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Result<File> {
+    fault::kill_point("journal.segment.create");
+    let made = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).and_then(|file| {
+        let mut at = 0;
+        while at < bytes {
+            if stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let next = bytes.min(at + (1 << 20));
+            write_zeros(&file, at, next)?;
+            at = next;
+        }
+        file.sync_all()?;
+        Ok(file)
+    });
+    if made.is_err() {
+        // What could not be made is in the way of the next try only by its bytes.
+        let _ = fs::remove_file(path);
+    }
+    made
+}
+
+/// The spare that an earlier run left, if it is whole and no header has been written to it: the header
+/// is fdatasynced before anything else goes into the file.
+pub(super) fn adopt_spare(dir: &Dir, bytes: u64) -> io::Result<Option<File>> {
+    let path = dir.spare();
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut head = [0; SEGMENT_HEADER_BYTES];
+    if file.metadata()?.len() == bytes && file.read_exact_at(&mut head, 0).is_ok() && head == ZEROS[..head.len()] {
+        file.sync_all()?;
+        return Ok(Some(file));
+    }
+    fs::remove_file(&path)?;
+    Ok(None)
+}
+
+/// Gives the spare its place among the segments; it is one only when this has returned.
+pub(super) fn enlist_spare(dir: &Dir, number: u64) -> io::Result<()> {
+    fault::kill_point("journal.segment.rename.before");
+    fs::rename(dir.spare(), dir.segment(number))?;
+    fault::kill_point("journal.segment.rename.after");
+    dir.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> SegmentHeader {
+        SegmentHeader {
+            format_version: 1,
+            min_reader_version: 1,
+            writer: Uuid::from_u128(0x1234),
+            number: 3,
+            first_seq: 100,
+            created_at_us: -5,
+            prev_seq_last: 99,
+            prev_crc: 7,
+            run_seq: 50,
+        }
+    }
+
+    #[test]
+    fn each_flipped_bit_of_a_segment_header_is_seen_and_mended() {
+        let bytes = header().encode();
+        assert_eq!(SegmentHeader::decode(&bytes), Some(header()));
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&flipped), None, "bit {bit}");
+            assert_eq!(SegmentHeader::mend(&flipped), Some(header()), "bit {bit}");
+        }
+        let mut worse = bytes;
+        worse[40..48].fill(0xee);
+        assert_eq!(SegmentHeader::mend(&worse), None);
+    }
+
+    #[test]
+    fn only_twenty_digits_and_wal_name_a_segment() {
+        assert_eq!(segment_number(OsStr::new("00000000000000000012.wal")), Some(12));
+        for name in ["12.wal", "+0000000000000000012.wal", "00000000000000000012.tmp", "99999999999999999999.wal"] {
+            assert_eq!(segment_number(OsStr::new(name)), None, "{name}");
+        }
+    }
+}

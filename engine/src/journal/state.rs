@@ -1,0 +1,358 @@
+//! The decisions of the running journal, without a file or a thread: where the next frame goes, whether
+//! there is room for it, which segments may go.
+//!
+//! - `given` runs ahead of `written` by what is in the writer's queue. When a group finds no room, nothing
+//!   more is taken until the queue is empty; then `given` falls back to `written`, so that sequence
+//!   numbers stay without a hole and the record counts true.
+//! - The quota counts file sizes, those of segments that are planned but not made yet included, and always
+//!   one segment more (the spare: the next open needs it) and the ballast. Each segment keeps room for a
+//!   SEAL. So a journal at its quota can still be sealed and opened.
+//! - Segments go from the oldest on, without a hole, so that a missing one is always damage.
+//! - Retained segments give way to the quota.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::frame::{FRAME_ALIGN, Start, frame_bytes};
+use super::recover::{SEAL_BYTES, Segment};
+use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
+use super::{AppendError, Appended, LaneId, LaneTail};
+
+/// An end of the journal: of what was given out, or of what is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    /// Last sequence number.
+    pub(super) seq: u64,
+    pub(super) segment: u64,
+    /// Where the next frame starts.
+    pub(super) offset: u64,
+    /// Where frames must end; the SEAL's room lies behind it.
+    pub(super) frames_end: u64,
+    pub(super) lanes: BTreeMap<LaneId, LaneTail>,
+}
+
+/// Whether the next segment lies ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spare {
+    Ready,
+    Missing,
+    /// The disk was full when it was to be made.
+    NoRoom,
+}
+
+/// What of the configuration is needed here.
+#[derive(Clone, Debug)]
+pub(super) struct Sizes {
+    pub(super) segment_bytes: u64,
+    pub(super) quota_bytes: u64,
+    pub(super) ballast_bytes: u64,
+    pub(super) retain_segments: usize,
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+}
+
+/// A frame's place, and the START frame that comes before it when it opens a segment.
+pub(super) struct Placed {
+    pub(super) start: Option<(Place, u64, Vec<u8>)>,
+    pub(super) place: Place,
+    pub(super) appended: Appended,
+}
+
+/// The state behind the journal's mutex.
+pub(super) struct State {
+    pub(super) sizes: Sizes,
+    pub(super) run: Uuid,
+    pub(super) runs: Vec<Uuid>,
+    pub(super) given: Cursor,
+    pub(super) written: Cursor,
+    /// Why nothing is taken now.
+    pub(super) refuses: Option<AppendError>,
+    pub(super) segments: BTreeMap<u64, Segment>,
+    pub(super) settled: BTreeMap<LaneId, u64>,
+    pub(super) spare: Spare,
+    /// Bytes of the ballast file as it is.
+    pub(super) ballast_now: u64,
+}
+
+impl State {
+    /// Whether a payload of `payload_len` would be taken now. A refusal stays until there is room again.
+    pub(super) fn check_room(&mut self, payload_len: usize) -> Result<(), AppendError> {
+        if let Some(reason) = &self.refuses {
+            return Err(reason.clone());
+        }
+        if payload_len > self.payload_max() {
+            return Err(AppendError::TooLarge { bytes: payload_len });
+        }
+        if self.fits(payload_len) {
+            return Ok(());
+        }
+        let refused = self.check_next_segment();
+        if let Err(reason) = &refused {
+            self.refuses = Some(reason.clone());
+        }
+        refused
+    }
+
+    /// Whether another segment may be planned.
+    fn check_next_segment(&self) -> Result<(), AppendError> {
+        if self.bytes_with(self.planned_segments() + 2) > self.sizes.quota_bytes {
+            return Err(AppendError::Quota);
+        }
+        if self.spare == Spare::NoRoom {
+            return Err(AppendError::DiskFull);
+        }
+        Ok(())
+    }
+
+    /// Gives a frame its place in the order.
+    pub(super) fn place(
+        &mut self,
+        lane: LaneId,
+        records: u32,
+        payload_len: usize,
+        payload_crc: u32,
+    ) -> Result<Placed, AppendError> {
+        self.check_room(payload_len)?;
+        if self.given.seq + 2 > SEQ_MAX {
+            return Err(AppendError::Poisoned("the sequence numbers are used up".to_owned()));
+        }
+        if !self.fits(payload_len) {
+            self.next_segment();
+        }
+        // Also in a segment whose first group was taken back.
+        let start = self.at_head().then(|| self.start_frame());
+        let tail = self.given.lanes.entry(lane).or_default();
+        let lane_prev_seq = tail.seq;
+        self.given.seq += 1;
+        *tail = LaneTail { seq: self.given.seq, records: tail.records + u64::from(records) };
+        let appended = Appended { seq: tail.seq, lane_prev_seq, lane_records: tail.records, payload_crc };
+        let place = self.take(payload_len);
+        Ok(Placed { start, place, appended })
+    }
+
+    fn next_segment(&mut self) {
+        self.given.segment += 1;
+        self.given.offset = SEGMENT_HEADER_BYTES as u64;
+        self.given.frames_end = self.sizes.segment_bytes - SEAL_BYTES;
+    }
+
+    fn at_head(&self) -> bool {
+        self.given.offset == SEGMENT_HEADER_BYTES as u64
+    }
+
+    /// The frame that opens a segment: it carries what would go with the segments before it.
+    fn start_frame(&mut self) -> (Place, u64, Vec<u8>) {
+        let start = Start { run: self.run, runs: self.runs.clone(), lanes: self.given.lanes.clone() }.encode();
+        self.given.seq += 1;
+        (self.take(start.len()), self.given.seq, start)
+    }
+
+    fn take(&mut self, payload_len: usize) -> Place {
+        let place = Place { segment: self.given.segment, offset: self.given.offset };
+        self.given.offset += frame_bytes(payload_len);
+        place
+    }
+
+    fn fits(&self, payload_len: usize) -> bool {
+        // What fits behind a START in an empty segment was checked by `payload_max`.
+        self.at_head() || self.given.offset + frame_bytes(payload_len) <= self.given.frames_end
+    }
+
+    /// The largest payload that a new segment takes.
+    fn payload_max(&self) -> usize {
+        // One lane more than now: the frame may be its first.
+        let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.given.lanes.len() + 1));
+        let taken = SEGMENT_HEADER_BYTES as u64 + start + frame_bytes(0) + SEAL_BYTES;
+        let room = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
+        (room & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
+    }
+
+    /// Segments that queued frames will make.
+    fn planned_segments(&self) -> u64 {
+        let made = self.segments.last_key_value().map_or(0, |(number, _)| *number);
+        self.given.segment.saturating_sub(made)
+    }
+
+    fn segment_file_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.size).sum()
+    }
+
+    fn bytes_with(&self, more_segments: u64) -> u64 {
+        self.segment_file_bytes() + more_segments * self.sizes.segment_bytes + self.sizes.ballast_bytes
+    }
+
+    /// Bytes of all files now.
+    pub(super) fn bytes(&self) -> u64 {
+        let spare = if self.spare == Spare::Ready { self.sizes.segment_bytes } else { 0 };
+        self.segment_file_bytes() + spare + self.ballast_now
+    }
+
+    /// Whether the quota has room for the spare that lies ready for the next segment.
+    pub(super) fn may_make_spare(&self) -> bool {
+        self.bytes_with(1) <= self.sizes.quota_bytes
+    }
+
+    /// A group is on disk.
+    pub(super) fn advance(&mut self, written: Cursor, lanes: &BTreeMap<LaneId, u64>) {
+        if let Some(segment) = self.segments.get_mut(&written.segment) {
+            segment.end = written.offset;
+            segment.lanes.extend(lanes);
+        }
+        self.written = written;
+    }
+
+    /// The queue is empty and nothing is taken: what was given out and not written never was.
+    pub(super) fn fall_back(&mut self) {
+        self.given = self.written.clone();
+    }
+
+    pub(super) fn settle(&mut self, lane: LaneId, seq: u64) {
+        let settled = self.settled.entry(lane).or_default();
+        *settled = seq.max(*settled);
+    }
+
+    /// The oldest segment, if it may go.
+    pub(super) fn removable(&self) -> Option<(u64, &Segment)> {
+        let closed = || self.segments.range(..self.written.segment);
+        let settled = closed().take_while(|(_, segment)| self.is_settled(segment)).take(self.sizes.retain_segments + 1);
+        let count = settled.count();
+        let pressed = self.check_next_segment() == Err(AppendError::Quota);
+        let may_go = count > self.sizes.retain_segments || (count > 0 && pressed);
+        closed().next().filter(|_| may_go).map(|(number, segment)| (*number, segment))
+    }
+
+    fn is_settled(&self, segment: &Segment) -> bool {
+        segment.lanes.iter().all(|(lane, seq)| self.settled.get(lane).is_some_and(|settled| settled >= seq))
+    }
+
+    /// A segment's file is gone.
+    pub(super) fn removed(&mut self, number: u64) {
+        self.segments.remove(&number);
+        if self.refuses == Some(AppendError::Quota) && self.check_next_segment() != Err(AppendError::Quota) {
+            self.refuses = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::journal::frame::Seed;
+
+    fn segment(size: u64) -> Segment {
+        Segment { path: PathBuf::new(), size, end: 96, seed: Seed::new(Uuid::nil(), 1), lanes: BTreeMap::new() }
+    }
+
+    fn state(segment_bytes: u64, quota_bytes: u64) -> State {
+        let cursor =
+            Cursor { seq: 1, segment: 1, offset: 200, frames_end: segment_bytes - SEAL_BYTES, lanes: BTreeMap::new() };
+        State {
+            sizes: Sizes { segment_bytes, quota_bytes, ballast_bytes: 0, retain_segments: 0 },
+            run: Uuid::nil(),
+            runs: Vec::new(),
+            given: cursor.clone(),
+            written: cursor,
+            refuses: None,
+            segments: BTreeMap::from([(1, segment(segment_bytes))]),
+            settled: BTreeMap::new(),
+            spare: Spare::Ready,
+            ballast_now: 0,
+        }
+    }
+
+    #[test]
+    fn a_lane_counts_its_records_and_knows_its_frame_before() {
+        let mut state = state(1 << 16, 1 << 20);
+        let first = state.place(3, 10, 100, 0).ok().unwrap().appended;
+        let other = state.place(4, 1, 100, 0).ok().unwrap().appended;
+        let second = state.place(3, 5, 100, 0).ok().unwrap().appended;
+        assert_eq!((first.seq, first.lane_prev_seq, first.lane_records), (2, 0, 10));
+        assert_eq!((other.seq, other.lane_prev_seq, other.lane_records), (3, 0, 1));
+        assert_eq!((second.seq, second.lane_prev_seq, second.lane_records), (4, 2, 15));
+    }
+
+    #[test]
+    fn a_new_segment_opens_with_a_start_that_takes_a_sequence_number() {
+        let mut state = state(1 << 16, 1 << 20);
+        state.place(0, 1, 60_000, 0).ok().unwrap();
+        let placed = state.place(0, 1, 60_000, 0).ok().unwrap();
+        let (place, seq, payload) = placed.start.unwrap();
+        assert_eq!((place, seq), (Place { segment: 2, offset: 96 }, 3));
+        assert_eq!(Start::decode(&payload).unwrap().lanes[&0], LaneTail { seq: 2, records: 1 });
+        assert_eq!(placed.place, Place { segment: 2, offset: 96 + frame_bytes(payload.len()) });
+        assert_eq!(placed.appended.seq, 4);
+    }
+
+    #[test]
+    fn the_quota_leaves_room_for_the_next_open_and_lasts_until_a_segment_goes() {
+        // Active, one more and the spare: three segments.
+        let mut state = state(1 << 16, 3 << 16);
+        for _ in 0..2 {
+            state.place(0, 1, 60_000, 0).ok().unwrap();
+        }
+        assert_eq!(state.place(0, 1, 60_000, 0).err(), Some(AppendError::Quota));
+        assert_eq!(state.check_room(1), Err(AppendError::Quota), "small ones are refused alike");
+        let given = state.given.clone();
+        state.segments.insert(2, segment(1 << 16));
+        state.advance(given, &BTreeMap::from([(0, 4)]));
+        assert!(state.removable().is_some(), "segment 1 holds no lane");
+        state.removed(1);
+        assert_eq!(state.check_room(60_000), Ok(()));
+    }
+
+    #[test]
+    fn retained_segments_give_way_to_the_quota_only() {
+        let mut state = state(1 << 16, 10 << 16);
+        state.sizes.retain_segments = 1;
+        state.segments.insert(2, segment(1 << 16));
+        state.segments.insert(3, segment(1 << 16));
+        state.written.segment = 3;
+        state.given.segment = 3;
+        assert_eq!(state.removable().map(|(number, _)| number), Some(1));
+        state.removed(1);
+        assert_eq!(state.removable().map(|(number, _)| number), None);
+        state.sizes.quota_bytes = 3 << 16;
+        assert_eq!(state.removable().map(|(number, _)| number), Some(2));
+    }
+
+    #[test]
+    fn a_lane_that_was_never_settled_keeps_its_segments_and_all_newer_ones() {
+        let mut state = state(1 << 16, 10 << 16);
+        state.segments.get_mut(&1).unwrap().lanes.extend([(0, 10), (1, 11)]);
+        state.segments.insert(2, segment(1 << 16));
+        state.segments.insert(3, segment(1 << 16));
+        state.written.segment = 3;
+        state.settle(0, 100);
+        assert!(state.removable().is_none());
+        state.settle(1, 10);
+        assert!(state.removable().is_none());
+        state.settle(1, 11);
+        assert_eq!(state.removable().map(|(number, _)| number), Some(1));
+    }
+
+    #[test]
+    fn sequence_numbers_end_before_a_signed_column_does() {
+        let mut state = state(1 << 16, 1 << 20);
+        state.given.seq = SEQ_MAX - 2;
+        assert!(state.place(0, 1, 1, 0).is_ok());
+        assert!(matches!(state.place(0, 1, 1, 0), Err(AppendError::Poisoned(_))));
+    }
+
+    #[test]
+    fn what_was_given_out_and_not_written_falls_back() {
+        let mut state = state(1 << 16, 1 << 20);
+        let before = state.given.clone();
+        state.place(0, 7, 60_000, 0).ok().unwrap();
+        state.place(0, 7, 60_000, 0).ok().unwrap();
+        state.fall_back();
+        assert_eq!(state.given, before);
+    }
+}

@@ -1,0 +1,322 @@
+//! The writer: one OS thread that owns the active segment's file.
+//!
+//! - It takes what is there, one frame at least, writes it with one pwrite and makes it durable with one
+//!   fdatasync. While that runs the next group gathers: the window is the disk's own speed, so there is
+//!   no timer to tune.
+//! - A frame is acknowledged after the fdatasync that covers it has returned, in the order of sequence numbers.
+//! - No room (ENOSPC, EDQUOT, EFBIG) before the fdatasync: the group is taken back, it and all behind it
+//!   are refused, and the numbers fall back. Anything else that fails poisons the journal: after a failed
+//!   fsync the page cache may say what the disk does not hold, so nothing is tried again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use uuid::Uuid;
+
+use super::frame::{FrameHeader, Kind, Seed, header_crc, push_frame};
+use super::recover::Segment;
+use super::segment::{
+    FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, enlist_spare, is_full, sync_data, write_zeros,
+};
+use super::state::{Cursor, Place};
+use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared};
+use crate::{clock, fault};
+
+/// A group ends when it passes this many payload bytes …
+const GROUP_BYTES_MAX: usize = 1 << 20;
+/// … or this many frames.
+const GROUP_FRAMES_MAX: usize = 1024;
+/// The write buffer is given back when one large frame has made it larger than this.
+const BUFFER_BYTES_KEPT: usize = 2 << 20;
+
+/// A frame on its way to the disk.
+pub(super) struct Item {
+    /// Complete but for `durable_upto`.
+    pub(super) header: FrameHeader,
+    pub(super) place: Place,
+    pub(super) payload: Vec<u8>,
+    /// A START frame has neither; nobody waits for it.
+    pub(super) waiter: Option<(OnDurable, AppendCredit)>,
+}
+
+pub(super) const PANICKED: &str = "the writer thread has panicked";
+
+/// Why a group is not on disk.
+enum Failed {
+    Full(io::Error),
+    Broken(&'static str, io::Error),
+}
+
+impl Failed {
+    fn from(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| if is_full(&error) { Self::Full(error) } else { Self::Broken(what, error) }
+    }
+}
+
+/// The thread's own state.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: Receiver<Item>,
+    pub(super) writer: Uuid,
+    pub(super) run_seq: u64,
+    pub(super) file: File,
+    pub(super) number: u64,
+    /// Where the written frames end, and the lanes' newest among them.
+    pub(super) cursor: Cursor,
+    /// Header CRC of the last frame.
+    pub(super) crc_last: u32,
+    /// Taken from the queue, but for the next group.
+    pub(super) held: Option<Item>,
+    pub(super) buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// A panic here would leave callers waiting: it poisons the journal instead.
+    pub(super) fn guarded_run(self) -> Result<(), AppendError> {
+        let shared = self.shared.clone();
+        catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|_| {
+            shared.poison(PANICKED.to_owned());
+            Err(AppendError::Poisoned(PANICKED.to_owned()))
+        })
+    }
+
+    /// Until the journal gives up its end of the queue; with a SEAL if it asks for one.
+    fn run(mut self) -> Result<(), AppendError> {
+        while let Some(group) = self.next_group() {
+            match self.commit(&group) {
+                Ok(()) => self.acknowledge(group),
+                Err(Failed::Full(error)) => self.give_back(group, &error),
+                Err(Failed::Broken(what, error)) => self.poison(group, what, &error),
+            }
+        }
+        match self.shared.poison_reason() {
+            Some(reason) => Err(AppendError::Poisoned(reason)),
+            None if self.shared.wants_seal() => self.seal(),
+            None => Ok(()),
+        }
+    }
+
+    /// The frames that go to disk together: all of one segment.
+    fn next_group(&mut self) -> Option<Vec<Item>> {
+        let first = match self.held.take() {
+            Some(item) => item,
+            None => self.queue.recv().ok()?,
+        };
+        let segment = first.place.segment;
+        let mut bytes = first.payload.len();
+        let mut group = vec![first];
+        while bytes < GROUP_BYTES_MAX && group.len() < GROUP_FRAMES_MAX {
+            let Ok(item) = self.queue.try_recv() else { break };
+            if item.place.segment != segment || bytes + item.payload.len() > GROUP_BYTES_MAX {
+                self.held = Some(item);
+                break;
+            }
+            bytes += item.payload.len();
+            group.push(item);
+        }
+        Some(group)
+    }
+
+    fn commit(&mut self, group: &[Item]) -> Result<(), Failed> {
+        let first = &group[0];
+        if first.place.segment != self.number {
+            self.rotate(first.place.segment, first.header.seq)?;
+        }
+        debug_assert_eq!(first.place.offset, self.cursor.offset, "the queue and the file agree");
+        self.write(group)?;
+        if fault::armed("mutation.ack_before_fsync") {
+            return Ok(());
+        }
+        self.sync()
+    }
+
+    fn write(&mut self, group: &[Item]) -> Result<(), Failed> {
+        let seed = Seed::new(self.writer, self.number);
+        let durable_upto = self.cursor.seq;
+        self.buffer.clear();
+        let mut crc = self.crc_last;
+        for item in group {
+            let header = FrameHeader { durable_upto, ..item.header }.encode(seed);
+            crc = header_crc(&header);
+            push_frame(&mut self.buffer, &header, &item.payload);
+        }
+        let offset = self.cursor.offset;
+        fault::kill_point("journal.append.before");
+        if let Err(error) = write_group(&self.file, &self.buffer, offset) {
+            return Err(self.take_back(offset, error));
+        }
+        fault::kill_point("journal.append.after");
+        self.crc_last = crc;
+        if self.buffer.capacity() > BUFFER_BYTES_KEPT {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// After a write that found no room: what it left of the group must not look like frames.
+    fn take_back(&self, offset: u64, error: io::Error) -> Failed {
+        if !is_full(&error) {
+            return Failed::Broken("write the journal", error);
+        }
+        let size = match self.file.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(error) => return Failed::Broken("look at the segment", error),
+        };
+        let end = offset + self.buffer.len() as u64;
+        let cleared = write_zeros(&self.file, offset, end)
+            .or_else(|_| self.file.set_len(offset))
+            .and_then(|()| self.file.set_len(size));
+        match cleared {
+            Ok(()) => Failed::Full(error),
+            Err(error) => Failed::Broken("take back a write that found no room", error),
+        }
+    }
+
+    fn sync(&self) -> Result<(), Failed> {
+        fault::kill_point("journal.fsync.before");
+        let begun = Instant::now();
+        // Out of room at this point is as bad as any other failure: it is not known what is on disk.
+        sync_data(&self.file).map_err(|error| Failed::Broken("fsync the journal", error))?;
+        metrics::histogram!("logweir_journal_fsync_seconds").record(begun.elapsed().as_secs_f64());
+        fault::kill_point("journal.fsync.after");
+        Ok(())
+    }
+
+    /// Goes on in a new segment; the old one is wholly on disk before the new one has a name.
+    fn rotate(&mut self, number: u64, first_seq: u64) -> Result<(), Failed> {
+        sync_data(&self.file).map_err(|error| Failed::Broken("fsync the full segment", error))?;
+        let file = self.shared.take_spare().map_err(Failed::from("make a segment"))?;
+        let header = SegmentHeader {
+            format_version: FORMAT_VERSION,
+            min_reader_version: FORMAT_VERSION,
+            writer: self.writer,
+            number,
+            first_seq,
+            created_at_us: clock::wall_us(),
+            prev_seq_last: self.cursor.seq,
+            prev_crc: self.crc_last,
+            run_seq: self.run_seq,
+        };
+        file.write_all_at(&header.encode(), 0).map_err(Failed::from("write a segment header"))?;
+        sync_data(&file).map_err(|error| Failed::Broken("fsync a segment header", error))?;
+        let size = file.metadata().map_err(|error| Failed::Broken("look at a new segment", error))?.len();
+        if let Err(error) = enlist_spare(&self.shared.dir, number) {
+            // Once the name is there, frames that went on in the old segment would not count.
+            let named = self.shared.dir.segment(number).exists();
+            return Err(if is_full(&error) && !named {
+                Failed::Full(error)
+            } else {
+                Failed::Broken("name a new segment", error)
+            });
+        }
+        let offset = SEGMENT_HEADER_BYTES as u64;
+        let segment = Segment {
+            path: self.shared.dir.segment(number),
+            size,
+            end: offset,
+            seed: Seed::new(self.writer, number),
+            lanes: BTreeMap::new(),
+        };
+        self.file = file;
+        self.number = number;
+        self.cursor = Cursor {
+            segment: number,
+            offset,
+            frames_end: size - super::recover::SEAL_BYTES,
+            seq: self.cursor.seq,
+            lanes: std::mem::take(&mut self.cursor.lanes),
+        };
+        self.shared.enlisted(number, segment, self.cursor.clone());
+        Ok(())
+    }
+
+    /// The group is on disk: say so to everybody, then to each waiter in order.
+    fn acknowledge(&mut self, group: Vec<Item>) {
+        let mut lanes: BTreeMap<LaneId, u64> = BTreeMap::new();
+        let mut bytes = 0;
+        for Item { header, place, .. } in &group {
+            self.cursor.seq = header.seq;
+            self.cursor.offset = place.offset + header.frame_bytes();
+            bytes += u64::from(header.payload_len);
+            if header.kind == Kind::Data {
+                lanes.insert(header.lane, header.seq);
+                let tail = LaneTail { seq: header.seq, records: header.lane_records };
+                self.cursor.lanes.insert(header.lane, tail);
+            }
+        }
+        metrics::counter!("logweir_journal_appended_frames_total").increment(group.len() as u64);
+        metrics::counter!("logweir_journal_appended_bytes_total").increment(bytes);
+        metrics::histogram!("logweir_journal_group_frames").record(group.len() as f64);
+        self.shared.written(&self.cursor, &lanes);
+        fault::kill_point("journal.ack.before");
+        self.answer(group, &Ok(()));
+        fault::kill_point("journal.ack.after");
+        if fault::armed("mutation.ack_before_fsync") {
+            let _ = self.sync();
+        }
+    }
+
+    /// No room: refuses the group and all that is queued behind it, then lets the numbers fall back.
+    fn give_back(&mut self, group: Vec<Item>, error: &io::Error) {
+        tracing::warn!(%error, segment = self.number, "the journal's disk is full; intake is refused until there is room");
+        self.shared.refuse(AppendError::DiskFull);
+        metrics::counter!("logweir_journal_disk_full_failures_total").increment(1);
+        self.fail_all(group, &AppendError::DiskFull);
+        self.shared.fell_back();
+    }
+
+    fn poison(&mut self, group: Vec<Item>, what: &'static str, error: &io::Error) {
+        let reason = format!("{what}, segment {}: {error}", self.number);
+        tracing::error!(reason, "the journal is poisoned");
+        self.shared.poison(reason.clone());
+        self.fail_all(group, &AppendError::Poisoned(reason));
+    }
+
+    /// Nothing enters the queue any more: whatever is in it fails, in order.
+    fn fail_all(&mut self, group: Vec<Item>, error: &AppendError) {
+        self.answer(group, &Err(error.clone()));
+        let held = self.held.take().into_iter().collect();
+        self.answer(held, &Err(error.clone()));
+        while let Ok(item) = self.queue.try_recv() {
+            self.answer(vec![item], &Err(error.clone()));
+        }
+    }
+
+    /// A waiter that panics must not take the others' answers with it.
+    fn answer(&self, group: Vec<Item>, result: &Result<(), AppendError>) {
+        for Item { payload, waiter, .. } in group {
+            let Some((on_durable, credit)) = waiter else { continue };
+            if catch_unwind(AssertUnwindSafe(|| on_durable(result.clone()))).is_err() {
+                tracing::error!("a journal waiter has panicked");
+            }
+            self.shared.left_queue(payload.len());
+            drop(credit);
+        }
+    }
+
+    /// The last frame of the run, in the room that the segment has kept for it.
+    fn seal(&mut self) -> Result<(), AppendError> {
+        let sealed = sync_data(&self.file).and_then(|()| {
+            let seq = self.cursor.seq;
+            let header = FrameHeader::of_run(Kind::Seal, seq + 1, seq, &[]);
+            let seal = header.encode(Seed::new(self.writer, self.number));
+            self.file.write_all_at(&seal, self.cursor.offset)?;
+            sync_data(&self.file)
+        });
+        sealed.map_err(|error| AppendError::Poisoned(format!("seal the journal: {error}")))
+    }
+}
+
+fn write_group(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    if fault::armed("journal.write.enospc") {
+        file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    file.write_all_at(bytes, offset)
+}

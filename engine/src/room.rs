@@ -1,0 +1,444 @@
+//! Room behind one mailbox, counted in messages and in bytes at once.
+//!
+//! - `taken <= bound` in both dimensions, always: room is taken under one lock, both dimensions
+//!   together. Two semaphores were refused: a sender that holds the one and waits for the other counts
+//!   as a message that is not there, and two of them can overtake each other in between.
+//! - First come, first served: while anybody waits, nobody who comes later gets in, however small.
+//!   A heavy message therefore cannot be starved by light ones.
+//! - A cost is clamped to the bound, so the heaviest message fits an empty mailbox.
+//! - A waiter that gives up leaves no trace: the queue of waiters is as long as there are waiters.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::mailbox::Bound;
+use crate::observe::MailboxMeter;
+
+/// Why a message left its mailbox without having been handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Discard {
+    /// Its handler panicked.
+    Panic,
+    /// Its handler was silent for too long and was cancelled.
+    Stall,
+    /// Its stage has ended.
+    Stopped,
+}
+
+impl Discard {
+    pub(crate) const ALL: [Self; 3] = [Self::Panic, Self::Stall, Self::Stopped];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Stall => "stall",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+pub(crate) struct Room {
+    bound: Bound,
+    state: Mutex<State>,
+    /// What a message that is dropped now dies of; set by the supervisor before it drops anything.
+    discard: AtomicU8,
+    pub(crate) meter: MailboxMeter,
+}
+
+#[derive(Default)]
+struct State {
+    messages: usize,
+    bytes: usize,
+    closed: bool,
+    next_ticket: u64,
+    /// By ticket, so that the first is the one who has waited longest and any can leave cheaply.
+    waiting: BTreeMap<u64, Waiter>,
+}
+
+struct Waiter {
+    cost: usize,
+    grant: oneshot::Sender<Permit>,
+}
+
+/// Room refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Full,
+    Closed,
+}
+
+impl State {
+    fn fits(&self, cost: usize, bound: Bound) -> bool {
+        self.messages < bound.messages_max && cost <= bound.bytes_max - self.bytes
+    }
+
+    fn take(&mut self, cost: usize) {
+        self.messages += 1;
+        self.bytes += cost;
+    }
+
+    /// The longest waiter, if there is room for it now; the room is taken.
+    fn admit(&mut self, bound: Bound) -> Option<Waiter> {
+        let (_, first) = self.waiting.first_key_value()?;
+        if !self.fits(first.cost, bound) {
+            return None;
+        }
+        let (_, waiter) = self.waiting.pop_first()?;
+        self.take(waiter.cost);
+        Some(waiter)
+    }
+}
+
+impl Room {
+    /// # Panics
+    /// When the bound has no room for a single message.
+    pub(crate) fn new(stage: &str, bound: Bound) -> Arc<Self> {
+        assert!(bound.messages_max > 0, "mailbox of {stage}: messages_max must be at least 1");
+        assert!(bound.bytes_max > 0, "mailbox of {stage}: bytes_max must be at least 1");
+        let meter = MailboxMeter::new(stage, bound);
+        Arc::new(Self { bound, state: Mutex::default(), discard: AtomicU8::new(Discard::Panic as u8), meter })
+    }
+
+    pub(crate) fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// Messages and bytes that are taken now.
+    pub(crate) fn taken(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.messages, state.bytes)
+    }
+
+    /// Takes room, or waits for it; `None` when closed.
+    pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let cost = self.cost(bytes);
+        let waiting = {
+            let mut state = self.lock();
+            match self.take_now(&mut state, cost) {
+                Ok(permit) => return Some(permit),
+                Err(Refused::Closed) => return None,
+                Err(Refused::Full) => self.wait(&mut state, cost),
+            }
+        };
+        waiting.await
+    }
+
+    pub(crate) fn try_take(self: &Arc<Self>, bytes: usize) -> Result<Permit, Refused> {
+        self.take_now(&mut self.lock(), self.cost(bytes))
+    }
+
+    /// Nobody gets in from now on; who waits is told.
+    pub(crate) fn close(&self) {
+        let waiting = {
+            let mut state = self.lock();
+            state.closed = true;
+            std::mem::take(&mut state.waiting)
+        };
+        drop(waiting); // wakes them, outside the lock
+    }
+
+    /// Runs `push` if the mailbox is open, so that nothing is pushed after [`Room::close`] has returned:
+    /// what the closer pushes then is the last. `push` may drop no permit.
+    pub(crate) fn if_open<T>(&self, value: T, push: impl FnOnce(T) -> Result<(), T>) -> Result<(), T> {
+        let state = self.lock();
+        if state.closed {
+            return Err(value);
+        }
+        self.meter.entered.fetch_add(1, Ordering::Relaxed); // before the handler can count it
+        push(value).inspect_err(|_| {
+            self.meter.entered.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    pub(crate) fn set_discard(&self, reason: Discard) {
+        self.discard.store(reason as u8, Ordering::Relaxed);
+    }
+
+    fn cost(&self, bytes: usize) -> usize {
+        bytes.min(self.bound.bytes_max)
+    }
+
+    fn take_now(self: &Arc<Self>, state: &mut State, cost: usize) -> Result<Permit, Refused> {
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if !state.waiting.is_empty() || !state.fits(cost, self.bound) {
+            return Err(Refused::Full);
+        }
+        state.take(cost);
+        Ok(self.permit(cost))
+    }
+
+    /// The permit for room that has been taken.
+    fn permit(self: &Arc<Self>, cost: usize) -> Permit {
+        self.meter.depth_grew(1, cost);
+        Permit { room: self.clone(), cost, travelling: false }
+    }
+
+    fn wait<'a>(self: &'a Arc<Self>, state: &mut State, cost: usize) -> Waiting<'a> {
+        let (grant, granted) = oneshot::channel();
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting.insert(ticket, Waiter { cost, grant });
+        Waiting { room: self, ticket, granted, since: Instant::now() }
+    }
+
+    fn give_back(self: &Arc<Self>, messages: usize, bytes: usize) {
+        self.meter.depth_shrank(messages, bytes);
+        {
+            let mut state = self.lock();
+            state.messages -= messages;
+            state.bytes -= bytes;
+            if state.waiting.is_empty() {
+                return;
+            }
+        }
+        self.admit();
+    }
+
+    /// Lets in whoever has room now. Grants outside the lock: a grant wakes a task, and one that
+    /// nobody takes comes back as a release.
+    fn admit(self: &Arc<Self>) {
+        loop {
+            let Some(waiter) = self.lock().admit(self.bound) else { return };
+            drop(waiter.grant.send(self.permit(waiter.cost)));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No user code runs under the lock, so the numbers hold whatever panicked meanwhile.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the queue for room. Dropping it gives the place up.
+struct Waiting<'a> {
+    room: &'a Arc<Room>,
+    ticket: u64,
+    /// A grant that arrived but was never taken out is dropped with this, which releases it.
+    granted: oneshot::Receiver<Permit>,
+    since: Instant,
+}
+
+impl Future for Waiting<'_> {
+    type Output = Option<Permit>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // An error means that the mailbox was closed.
+        Poll::Ready(ready!(Pin::new(&mut self.granted).poll(cx)).ok())
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.room.meter.waited.add(self.since.elapsed());
+        let gave_up = self.room.lock().waiting.remove(&self.ticket).is_some();
+        if gave_up {
+            self.room.admit(); // a heavy first one may have held up lighter ones
+        }
+    }
+}
+
+/// Room for one message; dropping it gives the room back.
+pub(crate) struct Permit {
+    room: Arc<Room>,
+    cost: usize,
+    /// On its way with a message that has not been handled yet.
+    travelling: bool,
+}
+
+impl Permit {
+    /// Sets off with a message of `bytes`. What was reserved beyond that is given back.
+    pub(crate) fn depart(&mut self, bytes: usize) {
+        let cost = self.room.cost(bytes);
+        debug_assert!(cost <= self.cost, "a message of {bytes} bytes on a credit for {}", self.cost);
+        if cost < self.cost {
+            self.room.give_back(0, self.cost - cost);
+            self.cost = cost;
+        }
+        self.travelling = true;
+    }
+
+    /// The message went back to its sender.
+    pub(crate) fn recall(&mut self) {
+        self.travelling = false;
+    }
+
+    /// The message has been handled: the room is free.
+    pub(crate) fn settle(mut self) {
+        self.travelling = false;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.travelling {
+            let reason = self.room.discard.load(Ordering::Relaxed);
+            self.room.meter.discarded(reason);
+        }
+        self.room.give_back(1, self.cost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOUND: Bound = Bound { messages_max: 3, bytes_max: 100 };
+
+    type Taking = Pin<Box<dyn Future<Output = Option<Permit>>>>;
+
+    /// A `take` that runs only when it is polled.
+    fn taking(room: &Arc<Room>, bytes: usize) -> Taking {
+        let room = room.clone();
+        Box::pin(async move { room.take(bytes).await })
+    }
+
+    fn poll(taking: &mut Taking) -> Poll<Option<Permit>> {
+        taking.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn now(room: &Arc<Room>, bytes: usize) -> Option<Permit> {
+        room.try_take(bytes).ok()
+    }
+
+    #[test]
+    fn both_dimensions_hold_at_once() {
+        let room = Room::new("s", BOUND);
+        let light: Vec<_> = (0..3).map(|_| now(&room, 1).unwrap()).collect();
+        assert!(now(&room, 1).is_none(), "messages are used up");
+        drop(light);
+        let heavy = now(&room, 60).unwrap();
+        assert!(now(&room, 41).is_none(), "bytes are used up");
+        assert!(now(&room, 40).is_some());
+        drop(heavy);
+        assert_eq!(room.taken(), (0, 0));
+    }
+
+    #[test]
+    fn nobody_overtakes_a_heavy_waiter() {
+        let room = Room::new("s", BOUND);
+        let held = now(&room, 60).unwrap();
+        let mut heavy = taking(&room, 1_000); // oversized: needs the whole room
+        let mut light = taking(&room, 1);
+        assert!(poll(&mut heavy).is_pending());
+        assert!(poll(&mut light).is_pending(), "there is room, but not for who comes later");
+        assert!(now(&room, 1).is_none());
+        drop(held);
+        let Poll::Ready(Some(alone)) = poll(&mut heavy) else { panic!("the heavy one is first") };
+        assert_eq!(room.taken(), (1, 100));
+        assert!(poll(&mut light).is_pending());
+        drop(alone);
+        assert!(poll(&mut light).is_ready());
+    }
+
+    #[test]
+    fn a_heavy_waiter_that_gives_up_lets_the_lighter_ones_in() {
+        let room = Room::new("s", BOUND);
+        let _held = now(&room, 60).unwrap();
+        let (mut heavy, mut light) = (taking(&room, 90), taking(&room, 1));
+        assert!(poll(&mut heavy).is_pending() && poll(&mut light).is_pending());
+        drop(heavy);
+        assert!(poll(&mut light).is_ready());
+    }
+
+    #[test]
+    fn what_was_reserved_beyond_the_need_is_given_back_on_departure() {
+        let room = Room::new("s", BOUND);
+        let mut permit = now(&room, 100).unwrap();
+        let mut waiter = taking(&room, 70);
+        assert!(poll(&mut waiter).is_pending());
+        permit.depart(30);
+        assert!(poll(&mut waiter).is_ready());
+    }
+
+    #[test]
+    fn closing_tells_who_waits_and_who_comes() {
+        let room = Room::new("s", BOUND);
+        let held = now(&room, 100).unwrap();
+        let mut waiter = taking(&room, 1);
+        assert!(poll(&mut waiter).is_pending());
+        room.close();
+        assert!(matches!(poll(&mut waiter), Poll::Ready(None)));
+        assert_eq!(room.try_take(1).err(), Some(Refused::Closed));
+        assert!(room.if_open((), |()| panic!("nothing passes a closed door")).is_err());
+        drop(held);
+        assert_eq!(room.taken(), (0, 0));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Take(usize),
+        TryTake(usize),
+        /// Polls the n-th waiter.
+        Poll(usize),
+        /// The n-th waiter gives up, whether or not its grant is already under way.
+        GiveUp(usize),
+        Release(usize),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0_usize..150).prop_map(Step::Take),
+            1 => (0_usize..150).prop_map(Step::TryTake),
+            3 => any::<usize>().prop_map(Step::Poll),
+            1 => any::<usize>().prop_map(Step::GiveUp),
+            3 => any::<usize>().prop_map(Step::Release),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_bound_holds_and_no_room_is_lost(steps in prop::collection::vec(any_step(), 1..200)) {
+            let room = Room::new("s", BOUND);
+            let mut waiting: Vec<(Taking, usize)> = Vec::new();
+            let mut held: Vec<Permit> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Take(bytes) => {
+                        let mut taking = taking(&room, bytes);
+                        match poll(&mut taking) {
+                            Poll::Ready(permit) => held.push(permit.unwrap()),
+                            Poll::Pending => waiting.push((taking, room.cost(bytes))),
+                        }
+                    }
+                    Step::TryTake(bytes) => held.extend(now(&room, bytes)),
+                    Step::Poll(n) if !waiting.is_empty() => {
+                        let n = n % waiting.len();
+                        if let Poll::Ready(permit) = poll(&mut waiting[n].0) {
+                            held.push(permit.unwrap());
+                            drop(waiting.remove(n));
+                        }
+                    }
+                    Step::GiveUp(n) if !waiting.is_empty() => drop(waiting.remove(n % waiting.len())),
+                    Step::Release(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
+                    _ => {}
+                }
+                let state = room.lock();
+                prop_assert!(state.messages <= BOUND.messages_max && state.bytes <= BOUND.bytes_max);
+                // Who still stands in the queue came after all who were let in, and the first does not fit.
+                let let_in = waiting.len() - state.waiting.len();
+                let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
+                prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
+                prop_assert!(costs.first().is_none_or(|&cost| !state.fits(cost, BOUND)), "room stands empty");
+                let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
+                prop_assert_eq!(state.bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
+                prop_assert_eq!(state.messages, let_in + held.len());
+            }
+            drop((waiting, held));
+            prop_assert_eq!(room.taken(), (0, 0));
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Append, read, settle, seal: the ordinary life of a journal.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use logweir_engine::journal::{AppendError, Journal, JournalConfig, LaneTail, OpenError};
+
+use crate::kit::*;
+
+#[test]
+fn what_was_acknowledged_is_read_back_by_the_next_run() {
+    let dir = scratch();
+    let (journal, first) = open(dir.path());
+    assert_eq!((first.runs.len(), first.seq_last, first.clean), (0, 0, false));
+    let appended: Vec<_> = (0..5).map(|n| append(&journal, (n % 2) as u16, 10, &payload(n, 50)).unwrap()).collect();
+    assert_eq!(read(&journal, 0).len(), 3);
+    assert_eq!(journal.lane_durable(0), LaneTail { seq: appended[4].seq, records: 30 });
+    journal.seal().unwrap();
+
+    let (journal, second) = open(dir.path());
+    assert_eq!(second.writer, first.writer);
+    assert_eq!(second.runs, [first.run]);
+    assert!(second.clean);
+    assert_eq!(second.lanes, journal.lanes());
+    assert_eq!(second.lanes[&0], LaneTail { seq: appended[4].seq, records: 30 });
+    assert_eq!((second.torn_bytes, second.damage.len()), (0, 0));
+    let frames = read(&journal, 0);
+    assert_eq!(payloads(&frames), [payload(0, 50), payload(2, 50), payload(4, 50)]);
+    assert_eq!(frames[2].lane_prev_seq, frames[1].seq);
+    assert_eq!(frames[2].payload_crc, appended[4].payload_crc);
+    let next = append(&journal, 0, 1, b"x").unwrap();
+    assert!(next.seq > second.seq_last + 1_000_000, "a new run jumps ahead");
+    assert_eq!((next.lane_prev_seq, next.lane_records), (appended[4].seq, 31));
+}
+
+#[test]
+fn a_reader_follows_the_live_edge_across_segments() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    let mut reader = journal.reader(1, 0);
+    assert!(reader.next_frames(10, 1000).unwrap().is_empty());
+    for n in 0..60 {
+        append(&journal, 0, 1, &payload(n, 5000)).unwrap();
+        let mine = append(&journal, 1, 1, &payload(n, 3000)).unwrap();
+        let frames = reader.next_frames(10, 1 << 20).unwrap();
+        assert_eq!(frames.len(), 1);
+        assert_eq!((frames[0].seq, &frames[0].payload), (mine.seq, &payload(n, 3000)));
+    }
+    assert!(journal.stats().segments > 5);
+    let after = read(&journal, 1)[30].seq;
+    assert_eq!(journal.reader(1, after).next_frames(1, 1).unwrap()[0].payload, payload(31, 3000));
+}
+
+#[test]
+fn a_group_is_acknowledged_in_the_order_of_sequence_numbers() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let threads: Vec<_> = (0..4_u16)
+        .map(|lane| {
+            let (journal, order) = (journal.clone(), order.clone());
+            std::thread::spawn(move || {
+                for n in 0..200 {
+                    let credit = block_on(journal.reserve(100)).unwrap();
+                    let (order, seq) = (order.clone(), Arc::new(Mutex::new(0)));
+                    let mine = seq.clone();
+                    // Held until the number is known: the writer may be faster than we are.
+                    let mut seq = seq.lock().unwrap();
+                    let note = Box::new(move |result: Result<(), AppendError>| {
+                        result.unwrap();
+                        order.lock().unwrap().push(*mine.lock().unwrap());
+                    });
+                    *seq = journal.append(credit, lane, 1, 1, payload(n, 100), note).unwrap().seq;
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let last = journal.stats().seq_last;
+    block_on(journal.durable(last)).unwrap();
+    journal.seal().unwrap();
+    let order = order.lock().unwrap();
+    assert_eq!(order.len(), 800);
+    assert!(order.is_sorted());
+    for lane in 0..4 {
+        assert_eq!(payloads(&read(&journal, lane)), (0..200).map(|n| payload(n, 100)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn reserve_waits_when_the_queue_is_full_and_goes_on_when_it_is_not() {
+    let dir = scratch();
+    let (journal, _) = Journal::open(JournalConfig { queue_bytes_max: 1000, ..config(dir.path()) }).unwrap();
+    block_on(async {
+        let first = journal.reserve(600).await.unwrap();
+        let waiting = journal.reserve(600);
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut waiting).await.is_err());
+        let small = journal.reserve(400);
+        drop(first);
+        waiting.await.unwrap();
+        small.await.unwrap();
+        // More than the whole queue goes alone instead of never.
+        let alone = journal.reserve(5000).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(20), journal.reserve(1)).await.is_err());
+        assert_eq!(
+            journal.append(alone, 0, 1, 1, vec![0; 5001], Box::new(|_| {})),
+            Err(AppendError::TooLarge { bytes: 5001 })
+        );
+        journal.reserve(1).await.unwrap();
+    });
+}
+
+#[test]
+fn a_payload_that_fits_no_segment_is_refused_before_it_has_a_number() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    assert_eq!(block_on(journal.reserve(70_000)).unwrap_err(), AppendError::TooLarge { bytes: 70_000 });
+    assert_eq!(journal.check_writable(), Ok(()));
+    append(&journal, 0, 1, &payload(1, 60_000)).unwrap();
+    append(&journal, 0, 1, &payload(2, 60_000)).unwrap();
+    assert_eq!(read(&journal, 0).len(), 2);
+}
+
+#[test]
+fn settled_segments_go_and_the_retained_ones_stay() {
+    let dir = scratch();
+    let (journal, _) = Journal::open(JournalConfig { retain_segments: 2, ..config(dir.path()) }).unwrap();
+    let mut last = [0, 0];
+    for n in 0..40 {
+        last[n % 2] = append(&journal, (n % 2) as u16, 1, &payload(n, 15_000)).unwrap().seq;
+    }
+    let before = journal.stats().segments;
+    journal.settle(0, last[0]);
+    assert_eq!(journal.stats().segments, before, "lane 1 was never settled");
+    journal.settle(1, last[1]);
+    eventually("all but two settled segments and the active one go", || segments(dir.path()).len() == 3);
+    assert_eq!(journal.stats().segments, 3);
+    let left = read(&journal, 0);
+    assert!(!left.is_empty() && left.len() < 20);
+    drop(journal);
+    let (journal, recovered) = open(dir.path());
+    assert_eq!(recovered.damage, []);
+    assert_eq!(journal.lanes()[&1], LaneTail { seq: last[1], records: 20 });
+}
+
+#[test]
+fn a_lane_whose_segments_are_gone_keeps_its_tail_and_the_runs_are_remembered() {
+    let dir = scratch();
+    let (journal, first) = open(dir.path());
+    let old = append(&journal, 7, 5, b"only one").unwrap();
+    journal.settle(7, old.seq);
+    for n in 0..12 {
+        let seq = append(&journal, 0, 1, &payload(n, 30_000)).unwrap().seq;
+        journal.settle(0, seq);
+    }
+    eventually("the first segment goes", || segments(dir.path()).len() == 1);
+    drop(journal);
+    let (_journal, recovered) = open(dir.path());
+    assert_eq!(recovered.lanes[&7], LaneTail { seq: old.seq, records: 5 });
+    assert_eq!(recovered.runs, [first.run]);
+}
+
+#[test]
+fn the_quota_refuses_until_something_is_settled() {
+    let dir = scratch();
+    let quota = JournalConfig { quota_bytes: 5 * SEGMENT_BYTES, retain_segments: 1, ..config(dir.path()) };
+    let (journal, _) = Journal::open(quota.clone()).unwrap();
+    let mut taken = Vec::new();
+    let refused = loop {
+        match append(&journal, 0, 1, &payload(taken.len(), 20_000)) {
+            Ok(appended) => taken.push(appended.seq),
+            Err(refused) => break refused,
+        }
+        assert!(taken.len() < 100, "never refused");
+    };
+    assert_eq!(refused, AppendError::Quota);
+    assert_eq!(journal.check_writable(), Err(AppendError::Quota));
+    assert_eq!(block_on(journal.reserve(1)).unwrap_err(), AppendError::Quota);
+    assert!(disk_bytes(dir.path()) <= 5 * SEGMENT_BYTES);
+    assert!(journal.stats().refuses.is_some());
+
+    // Opening at the quota needs no more room than was left for it.
+    drop(journal);
+    let (journal, recovered) = Journal::open(quota).unwrap();
+    assert_eq!(recovered.damage, []);
+    assert!(disk_bytes(dir.path()) <= 5 * SEGMENT_BYTES, "{}", disk_bytes(dir.path()));
+    assert_eq!(read(&journal, 0).len(), taken.len());
+    journal.settle(0, *taken.last().unwrap());
+    eventually("there is room again", || append(&journal, 0, 1, &payload(0, 20_000)).is_ok());
+    for n in 0..50 {
+        let seq = loop {
+            match append(&journal, 0, 1, &payload(n, 20_000)) {
+                Ok(appended) => break appended.seq,
+                Err(AppendError::Quota) => std::thread::yield_now(),
+                Err(other) => panic!("{other}"),
+            }
+        };
+        journal.settle(0, seq);
+    }
+    assert_eq!(block_on(journal.durable(journal.stats().seq_last)), Ok(()));
+}
+
+#[test]
+fn a_second_process_is_kept_out_until_the_first_has_sealed() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    assert!(matches!(Journal::open(config(dir.path())), Err(OpenError::Locked { .. })));
+    let clone = journal.clone();
+    journal.seal().unwrap();
+    assert_eq!(journal.seal(), Ok(()), "a second seal says the same");
+    let (_next, recovered) = open(dir.path());
+    assert!(recovered.clean);
+    assert_eq!(clone.check_writable(), Err(AppendError::Sealed));
+    assert_eq!(append(&clone, 0, 1, b"x").unwrap_err(), AppendError::Sealed);
+    assert_eq!(block_on(clone.durable(u64::MAX)).is_err(), true);
+}
+
+#[test]
+fn a_seal_writes_what_is_queued_first() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    let answers: Vec<_> = (0..100).map(|n| begin(&journal, 0, 1, &payload(n, 1000)).unwrap().1).collect();
+    journal.seal().unwrap();
+    for answer in answers {
+        assert_eq!(answer.recv(), Ok(Ok(())));
+    }
+    let (journal, recovered) = open(dir.path());
+    assert!(recovered.clean);
+    assert_eq!(read(&journal, 0).len(), 100);
+}
+
+#[test]
+fn the_last_clone_may_be_dropped_by_a_waiter() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    let credit = block_on(journal.reserve(10)).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let last = journal.clone();
+    journal
+        .append(
+            credit,
+            0,
+            1,
+            1,
+            vec![1; 10],
+            Box::new(move |_| {
+                // Wait until this clone is the last.
+                std::thread::sleep(Duration::from_millis(50));
+                drop(last);
+                tell.send(()).unwrap();
+            }),
+        )
+        .unwrap();
+    drop(journal);
+    told.recv_timeout(Duration::from_secs(10)).unwrap();
+    eventually("the lock is free", || Journal::open(config(dir.path())).is_ok());
+}
+
+#[test]
+fn a_restart_without_data_leaves_the_disk_as_it_was() {
+    let dir = scratch();
+    let mut sizes = Vec::new();
+    for _ in 0..20 {
+        let (journal, recovered) = open(dir.path());
+        assert_eq!(recovered.damage, []);
+        journal.seal().unwrap();
+        sizes.push((segments(dir.path()).len(), recovered.runs.len()));
+    }
+    assert_eq!(sizes[19], (1, 19));
+}

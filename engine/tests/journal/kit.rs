@@ -1,0 +1,130 @@
+//! What the journal's tests share.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use logweir_engine::journal::{AppendError, Appended, Frame, Journal, JournalConfig, LaneId, Recovered};
+use tempfile::TempDir;
+
+pub const SEGMENT_BYTES: u64 = 64 << 10;
+pub const SEGMENT_HEADER_BYTES: usize = 96;
+pub const FRAME_HEADER_BYTES: usize = 64;
+
+/// A directory in memory where fsync costs nothing: for tests that do not need a disk.
+pub fn scratch() -> TempDir {
+    if Path::new("/dev/shm").is_dir() { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() }.unwrap()
+}
+
+pub fn config(dir: &Path) -> JournalConfig {
+    JournalConfig {
+        dir: dir.to_owned(),
+        segment_bytes: SEGMENT_BYTES,
+        quota_bytes: 64 << 20,
+        ballast_bytes: 0,
+        queue_bytes_max: 1 << 20,
+        retain_segments: 0,
+    }
+}
+
+pub fn open(dir: &Path) -> (Journal, Recovered) {
+    Journal::open(config(dir)).unwrap()
+}
+
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+}
+
+pub type Answer = mpsc::Receiver<Result<(), AppendError>>;
+
+/// Appends without waiting.
+pub fn begin(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
+    let credit = block_on(journal.reserve(payload.len()))?;
+    let (tell, answer) = mpsc::channel();
+    let on_durable = Box::new(move |result| {
+        let _ = tell.send(result);
+    });
+    let appended = journal.append(credit, lane, 1, records, payload.to_vec(), on_durable)?;
+    Ok((appended, answer))
+}
+
+/// Appends and waits for the disk.
+pub fn append(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<Appended, AppendError> {
+    let (appended, answer) = begin(journal, lane, records, payload)?;
+    answer.recv_timeout(Duration::from_secs(30)).expect("an answer within 30 s")?;
+    Ok(appended)
+}
+
+/// Every durable frame of a lane.
+pub fn read(journal: &Journal, lane: LaneId) -> Vec<Frame> {
+    let mut reader = journal.reader(lane, 0);
+    let mut frames = Vec::new();
+    loop {
+        let more = reader.next_frames(100, 1 << 20).unwrap();
+        if more.is_empty() {
+            return frames;
+        }
+        frames.extend(more);
+    }
+}
+
+pub fn payloads(frames: &[Frame]) -> Vec<Vec<u8>> {
+    frames.iter().map(|frame| frame.payload.clone()).collect()
+}
+
+/// The segment files, oldest first.
+pub fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Names in `quarantine/`, sorted.
+pub fn quarantine(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir.join("quarantine")) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Bytes of all files below `dir`.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| if entry.path().is_dir() { disk_bytes(&entry.path()) } else { entry.metadata().unwrap().len() })
+        .sum()
+}
+
+/// A copy of a journal's directory, without its lock.
+pub fn copy(from: &Path) -> TempDir {
+    let to = scratch();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && !path.ends_with("LOCK") {
+            std::fs::copy(&path, to.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    to
+}
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A payload that says which one it is.
+pub fn payload(number: usize, bytes: usize) -> Vec<u8> {
+    let mut payload = format!("payload {number} ").into_bytes();
+    payload.resize(bytes.max(payload.len()), b'a' + (number % 26) as u8);
+    payload
+}

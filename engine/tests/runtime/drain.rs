@@ -1,0 +1,199 @@
+//! A drain goes upstream first, leaves nothing behind, and names whoever is in its way.
+
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use logweir_engine::drain::Phase;
+use logweir_engine::mailbox::{Closed, Depth};
+
+use super::*;
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// Holds three messages back before it hands them on, so that only `on_drain` can bring the last ones.
+struct Hoard {
+    ctx: StageContext,
+    next: Option<Mailbox<Item>>,
+    held: Vec<Item>,
+    stored: Arc<AtomicU64>,
+    log: Log,
+}
+
+impl Hoard {
+    async fn hand_on(&mut self, keep: usize) {
+        while self.held.len() > keep {
+            let item = self.held.remove(0);
+            match &self.next {
+                Some(next) => self.ctx.waiting(next.send(item)).await.expect("downstream is still open"),
+                None => drop(self.stored.fetch_add(1, Ordering::SeqCst)),
+            }
+        }
+    }
+}
+
+impl Stage for Hoard {
+    type Message = Item;
+
+    async fn receive(&mut self, item: Item) -> Result<(), Exit> {
+        self.held.push(item);
+        self.hand_on(3).await;
+        Ok(())
+    }
+
+    async fn on_drain(&mut self) -> Result<(), Exit> {
+        self.log.lock().unwrap().push(format!("{} drains {}", self.ctx.name, self.held.len()));
+        self.hand_on(0).await;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_drain_goes_upstream_first_and_leaves_nothing() {
+    const SENT: u64 = 500;
+    run(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let (stored, log) = (Arc::new(AtomicU64::new(0)), Log::default());
+        let hoard = |next: Option<Mailbox<Item>>| {
+            let (stored, log) = (stored.clone(), log.clone());
+            move |ctx| Hoard { ctx, next: next.clone(), held: Vec::new(), stored: stored.clone(), log: log.clone() }
+        };
+        let sink = topology.spawn(apart("sink", 2, 100), hoard(None));
+        let middle = topology.spawn(apart("middle", 4, 100), hoard(Some(sink.clone())));
+        let source = topology.spawn(apart("source", 8, 100), hoard(Some(middle.clone())));
+        for id in 0..SENT {
+            source.send(Item::new(id)).await.unwrap();
+        }
+        assert!(topology.drain().await.is_empty());
+        assert_eq!(stored.load(Ordering::SeqCst), SENT);
+        assert_eq!(*log.lock().unwrap(), ["source drains 3", "middle drains 3", "sink drains 3"]);
+        for seen in topology.observer().observe() {
+            assert_eq!((seen.handled, seen.discarded, seen.depth_messages, seen.state), (SENT, 0, 0, "drained"));
+        }
+        assert!(matches!(sink.send(Item::new(7)).await, Err(Closed(Item { id: 7, .. }))));
+    });
+}
+
+#[test]
+fn whoever_sends_during_a_drain_is_answered_or_gets_the_message_back() {
+    const SENDERS: u64 = 4;
+    run(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let stored = Arc::new(AtomicU64::new(0));
+        let factory = {
+            let stored = stored.clone();
+            move |ctx| Hoard { ctx, next: None, held: Vec::new(), stored: stored.clone(), log: Log::default() }
+        };
+        let mailbox = topology.spawn(apart("sink", 4, 100), factory);
+        let senders: Vec<_> = (0..SENDERS)
+            .map(|_| {
+                let mailbox = mailbox.clone();
+                std::thread::spawn(move || {
+                    run(async move {
+                        let mut sent = 0;
+                        loop {
+                            let credit = mailbox.reserve(1).await;
+                            let Ok(credit) = credit else { return sent };
+                            let Ok(()) = credit.send(Item::new(sent)) else { return sent };
+                            sent += 1;
+                        }
+                    })
+                })
+            })
+            .collect();
+        eventually("the senders are at it", || observation(&topology, "sink").handled > 1_000).await;
+        assert!(topology.drain().await.is_empty());
+        let sent: u64 = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
+        assert_eq!(stored.load(Ordering::SeqCst), sent, "nothing came after the drain");
+        let seen = observation(&topology, "sink");
+        assert_eq!((seen.entered, seen.handled, seen.discarded), (sent, sent, 0));
+        assert_eq!(mailbox.depth(), Depth::default());
+    });
+}
+
+#[test]
+fn a_stage_in_the_way_is_named_and_cancelled_at_persisting() {
+    run_paused(async {
+        let (mut topology, control) = topology(SUPERVISION);
+        let gate = Gate::shut();
+        let sink = topology.spawn(here("sink", 4, 100), act(|_, _: Item| async { Ok(()) }));
+        let stuck = topology.spawn(here("stuck", 4, 100), gated(&gate));
+        let source = topology.spawn(here("source", 4, 100), act(|_, _: Item| async { Ok(()) }));
+        let (item, in_hand) = Item::asking(1);
+        let (other, queued) = Item::asking(2);
+        stuck.try_send(item).unwrap();
+        stuck.try_send(other).unwrap();
+        actix_rt::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            control.advance(Phase::Persisting);
+            tokio::time::sleep(Duration::from_secs(60)).await; // the control lives on
+        });
+        assert_eq!(topology.drain().await, ["stuck", "sink"], "upstream first; source had ended");
+        assert!(in_hand.await.is_err() && queued.await.is_err(), "their senders hear of it");
+        let states: Vec<_> = topology.observer().observe().into_iter().map(|seen| (seen.name, seen.state)).collect();
+        let expected = [("source", "drained"), ("stuck", "stopped"), ("sink", "stopped")];
+        assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state)));
+        assert_eq!(observation(&topology, "stuck").discarded, 2);
+        for mailbox in [source, stuck, sink] {
+            assert!(mailbox.send(Item::new(3)).await.is_err());
+            assert_eq!(mailbox.depth(), Depth::default());
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_never_comes_back_does_not_hold_up_the_drain() {
+    run(async {
+        let (mut topology, control) = topology(SUPERVISION);
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let (inside, entered) = mpsc::channel();
+        let block = move |_, _: Item| {
+            let (released, inside) = (released.clone(), inside.clone());
+            async move {
+                inside.send(()).unwrap();
+                let _ = released.lock().unwrap().recv();
+                Ok(())
+            }
+        };
+        let mailbox = topology.spawn(apart("blocker", 4, 100), act(block));
+        mailbox.send(Item::new(1)).await.unwrap();
+        eventually("it is inside", || entered.try_recv().is_ok()).await;
+        control.advance(Phase::Persisting);
+        assert_eq!(topology.drain().await, ["blocker"]);
+        drop(release);
+    });
+}
+
+#[test]
+fn a_drain_passes_over_a_stage_that_has_ended_already() {
+    run_paused(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let stored = Arc::new(AtomicU64::new(0));
+        let sink = {
+            let stored = stored.clone();
+            move |ctx| Hoard { ctx, next: None, held: Vec::new(), stored: stored.clone(), log: Log::default() }
+        };
+        let sink = topology.spawn(here("sink", 4, 100), sink);
+        let ends = |_, _: Item| async { Err(Exit::new(Exit::IO_ERROR, "the disk failed")) };
+        let ends = topology.spawn(here("ends", 4, 100), act(ends));
+        ends.try_send(Item::new(1)).unwrap();
+        sink.try_send(Item::new(2)).unwrap();
+        assert_eq!(topology.exited().await.code, Exit::IO_ERROR);
+        assert!(topology.drain().await.is_empty());
+        assert_eq!(stored.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[test]
+fn dropping_a_topology_ends_its_stages_and_their_senders_hear_of_it() {
+    run(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let gate = Gate::shut();
+        let mailbox = topology.spawn(apart("gate", 4, 100), gated(&gate));
+        let (item, answer) = Item::asking(1);
+        mailbox.send(item).await.unwrap();
+        drop(topology);
+        assert!(answer.await.is_err());
+        assert!(mailbox.send(Item::new(2)).await.is_err());
+    });
+}

@@ -1,0 +1,341 @@
+//! A panic or a stall costs the message in hand and nothing else, and is never silent.
+
+use std::future::pending;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+
+use super::*;
+
+const LENIENT: Supervision = Supervision { stall_ms: 60_000, restarts_max: 10_000, restart_window_ms: 60_000 };
+
+#[test]
+fn a_panic_loses_nothing_but_the_message_in_hand_and_its_sender_hears_of_it() {
+    const SENT: u64 = 1_000;
+    const FATAL: u64 = 100; // of them: ids that end in 7
+    run(async {
+        let (mut topology, _control) = topology(LENIENT);
+        let lives = Arc::new(AtomicU64::new(0));
+        let factory = {
+            let lives = lives.clone();
+            let build = act(|_, item: Item| async move {
+                tokio::task::yield_now().await; // dies in the middle of a future, not at its first poll
+                assert_ne!(item.id % 10, 7, "poison {}", item.id);
+                item.answer();
+                Ok(())
+            });
+            move |ctx| {
+                lives.fetch_add(1, Ordering::SeqCst);
+                build(ctx)
+            }
+        };
+        let mailbox = topology.spawn(apart("fragile", 16, 1_000), factory);
+        let mut answers = Vec::new();
+        for id in 0..SENT {
+            let (item, answer) = Item::asking(id);
+            mailbox.send(item).await.unwrap();
+            answers.push(answer);
+        }
+        let mut lost = Vec::new();
+        for (id, answer) in (0..).zip(answers) {
+            match answer.await {
+                Ok(answer) => assert_eq!(answer, id),
+                Err(_) => lost.push(id),
+            }
+        }
+        assert_eq!(lost, (0..SENT).filter(|id| id % 10 == 7).collect::<Vec<_>>());
+        let seen = observation(&topology, "fragile");
+        assert_eq!((seen.entered, seen.handled, seen.discarded), (SENT, SENT - FATAL, FATAL));
+        assert_eq!((seen.restarts, seen.depth_messages), (FATAL, 0));
+        assert!(seen.last_panic.unwrap().contains("poison 997"));
+        assert_eq!(lives.load(Ordering::SeqCst), 1 + FATAL);
+        assert!(topology.drain().await.is_empty());
+    });
+}
+
+#[test]
+fn the_rebuilt_stage_is_a_new_one() {
+    run_paused(async {
+        let (mut topology, _control) = topology(LENIENT);
+        let count = |_| {
+            let mut handled = 0;
+            let act: CountFn = Box::new(move |item| {
+                handled += 1;
+                assert_ne!(item.id, 13);
+                item.reply.unwrap().send(handled).unwrap();
+            });
+            Count(act)
+        };
+        let mailbox = topology.spawn(here("counter", 4, 100), count);
+        assert_eq!(ask(&mailbox, 1).await, Some(1));
+        assert_eq!(ask(&mailbox, 2).await, Some(2));
+        assert_eq!(ask(&mailbox, 13).await, None);
+        assert_eq!(ask(&mailbox, 3).await, Some(1), "no half-changed state is left");
+    });
+}
+
+type CountFn = Box<dyn FnMut(Item)>;
+struct Count(CountFn);
+
+impl Stage for Count {
+    type Message = Item;
+
+    async fn receive(&mut self, item: Item) -> Result<(), Exit> {
+        (self.0)(item);
+        Ok(())
+    }
+}
+
+/// Panics where it is told to, once each.
+struct Trap {
+    tick: Arc<AtomicBool>,
+    drain: Arc<AtomicBool>,
+}
+
+impl Stage for Trap {
+    type Message = Item;
+
+    async fn receive(&mut self, item: Item) -> Result<(), Exit> {
+        item.answer();
+        Ok(())
+    }
+
+    async fn on_tick(&mut self) -> Result<(), Exit> {
+        assert!(!self.tick.swap(false, Ordering::SeqCst), "tick trap");
+        Ok(())
+    }
+
+    async fn on_drain(&mut self) -> Result<(), Exit> {
+        assert!(!self.drain.swap(false, Ordering::SeqCst), "drain trap");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_in_a_tick_is_survived_and_ticks_go_on() {
+    run_paused(async {
+        let (mut topology, _control) = topology(LENIENT);
+        let trap = Arc::new(AtomicBool::new(true));
+        let tick = trap.clone();
+        let factory = move |_| Trap { tick: tick.clone(), drain: Arc::default() };
+        let mailbox = topology.spawn(ticking(here("trap", 4, 100), 10), factory);
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        let seen = observation(&topology, "trap");
+        assert_eq!((seen.restarts, seen.last_panic.as_deref()), (1, Some("tick trap")));
+        assert_eq!(ask(&mailbox, 5).await, Some(5));
+        trap.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        assert_eq!(observation(&topology, "trap").restarts, 2);
+    });
+}
+
+#[test]
+fn a_panic_in_the_drain_is_survived_and_the_drain_goes_on() {
+    run_paused(async {
+        let (mut topology, _control) = topology(LENIENT);
+        let trap = Arc::new(AtomicBool::new(true));
+        let drain = trap.clone();
+        let factory = move |_| Trap { tick: Arc::default(), drain: drain.clone() };
+        topology.spawn(here("trap", 4, 100), factory);
+        assert!(topology.drain().await.is_empty());
+        assert!(!trap.load(Ordering::SeqCst), "it was asked");
+        let seen = observation(&topology, "trap");
+        assert_eq!((seen.restarts, seen.state), (1, "drained"));
+    });
+}
+
+/// A factory that panics until `good` is its turn.
+fn bad_factory(good: u64) -> impl Fn(StageContext) -> Act<AnswerFn> + Send + 'static {
+    let turn = AtomicU64::new(0);
+    move |ctx| {
+        let turn = turn.fetch_add(1, Ordering::SeqCst);
+        assert!(turn >= good, "factory {turn} fails");
+        Act { ctx, act: answer }
+    }
+}
+
+type AnswerFn = fn(StageContext, Item) -> std::future::Ready<Result<(), Exit>>;
+
+fn answer(_: StageContext, item: Item) -> std::future::Ready<Result<(), Exit>> {
+    item.answer();
+    std::future::ready(Ok(()))
+}
+
+#[test]
+fn a_factory_that_panics_is_called_again_and_counts_as_a_restart() {
+    run_paused(async {
+        let (mut topology, _control) = topology(Supervision { restarts_max: 3, ..LENIENT });
+        let mailbox = topology.spawn(here("late", 4, 100), bad_factory(3));
+        assert_eq!(ask(&mailbox, 1).await, Some(1));
+        assert_eq!(observation(&topology, "late").restarts, 3);
+        assert_eq!(observation(&topology, "late").last_panic.as_deref(), Some("factory 2 fails"));
+    });
+}
+
+#[test]
+fn too_many_restarts_end_in_exit_70_and_every_sender_hears() {
+    run_paused(async {
+        let (mut topology, _control) = topology(Supervision { restarts_max: 3, ..LENIENT });
+        let die = |_, item: Item| async move {
+            assert_ne!(item.id, 7, "always");
+            Ok(())
+        };
+        let mailbox = topology.spawn(here("doomed", 100, 100), act(die));
+        let mut answers = Vec::new();
+        for _ in 0..10 {
+            let (item, answer) = Item::asking(7);
+            mailbox.try_send(item).unwrap();
+            answers.push(answer);
+        }
+        let exit = topology.exited().await;
+        assert_eq!(exit.code, Exit::SOFTWARE);
+        assert!(exit.reason.contains("stage doomed failed 4 times within 60000 ms"), "{exit}");
+        assert!(exit.reason.contains("always"), "{exit}");
+        for answer in answers {
+            assert!(answer.await.is_err());
+        }
+        assert!(mailbox.send(Item::new(1)).await.is_err());
+        let seen = observation(&topology, "doomed");
+        assert_eq!((seen.entered, seen.handled, seen.discarded, seen.state), (10, 0, 10, "stopped"));
+        assert!(topology.drain().await.is_empty(), "it has ended already");
+    });
+}
+
+#[test]
+fn a_few_restarts_spread_over_time_are_no_reason_to_end() {
+    run_paused(async {
+        let (mut topology, _control) = topology(Supervision { restarts_max: 1, restart_window_ms: 1_000, ..LENIENT });
+        let die = |_, _: Item| async { panic!("now and then") };
+        let mailbox = topology.spawn(here("moody", 4, 100), act(die));
+        for _ in 0..20 {
+            assert_eq!(ask(&mailbox, 7).await, None);
+            tokio::time::sleep(Duration::from_millis(1_001)).await;
+        }
+        assert_eq!(observation(&topology, "moody").restarts, 20);
+        assert!(futures_util::FutureExt::now_or_never(topology.exited()).is_none());
+    });
+}
+
+#[test]
+fn a_stage_that_asks_for_an_exit_gets_it_and_the_first_one_counts() {
+    run_paused(async {
+        let (mut topology, _control) = topology(LENIENT);
+        let fenced = |_, item: Item| async move { Err(Exit::new(Exit::FENCED, format!("fenced {}", item.id))) };
+        let (first, second) =
+            (topology.spawn(here("first", 4, 100), act(fenced)), topology.spawn(here("second", 4, 100), act(fenced)));
+        let exited = topology.exited();
+        first.try_send(Item::new(1)).unwrap();
+        assert_eq!(exited.await, Exit::new(Exit::FENCED, "fenced 1"));
+        second.try_send(Item::new(2)).unwrap();
+        eventually("the second ends too", || observation(&topology, "second").state == "stopped").await;
+        assert_eq!(topology.exited().await, Exit::new(Exit::FENCED, "fenced 1"));
+        assert!(first.send(Item::new(3)).await.is_err());
+    });
+}
+
+#[test]
+fn a_silent_stage_is_cancelled_and_rebuilt_but_one_that_waits_is_left_alone() {
+    run_paused(async {
+        let (mut topology, _control) = topology(Supervision { stall_ms: 1_000, ..LENIENT });
+        let silent = |_, item: Item| async move {
+            if item.id == 7 {
+                pending::<()>().await; // for ever, in its own code
+            }
+            item.answer();
+            Ok(())
+        };
+        let gate = Gate::shut();
+        let silent = topology.spawn(here("silent", 4, 100), act(silent));
+        let waiting = topology.spawn(here("waiting", 4, 100), gated(&gate));
+        let (item, waited_for) = Item::asking(1);
+        waiting.try_send(item).unwrap();
+        assert_eq!(ask(&silent, 7).await, None);
+        assert_eq!(ask(&silent, 8).await, Some(8));
+        tokio::time::sleep(Duration::from_secs(1_000)).await;
+        assert_eq!(observation(&topology, "waiting").state, "waiting");
+        gate.open(1);
+        assert_eq!(waited_for.await, Ok(1));
+        let seen = observation(&topology, "silent");
+        assert_eq!((seen.restarts, seen.handled, seen.discarded, seen.last_panic), (1, 1, 1, None));
+        assert_eq!(observation(&topology, "waiting").restarts, 0);
+        assert!(futures_util::FutureExt::now_or_never(topology.exited()).is_none());
+    });
+}
+
+#[test]
+fn a_stage_that_spins_but_yields_is_cancelled() {
+    run(async {
+        let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
+        let spin = |_, item: Item| async move {
+            if item.id == 7 {
+                loop {
+                    tokio::task::yield_now().await;
+                }
+            }
+            item.answer();
+            Ok(())
+        };
+        let mailbox = topology.spawn(apart("spinner", 4, 100), act(spin));
+        assert_eq!(ask(&mailbox, 7).await, None);
+        assert_eq!(ask(&mailbox, 8).await, Some(8));
+        assert!(topology.drain().await.is_empty());
+    });
+}
+
+#[test]
+fn a_stage_that_keeps_its_thread_ends_in_exit_70_with_its_name_and_its_neighbour_is_not_blamed() {
+    run(async {
+        let (mut topology, _control) = topology(Supervision { stall_ms: 50, restarts_max: 0, ..LENIENT });
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let block = {
+            let released = released.clone();
+            move |_, item: Item| {
+                let released = released.clone();
+                async move {
+                    let _ = released.lock().unwrap().recv();
+                    item.answer();
+                    Ok(())
+                }
+            }
+        };
+        let neighbour = |_, item: Item| async move {
+            tokio::task::yield_now().await; // the thread is taken away right here
+            item.answer();
+            Ok(())
+        };
+        let neighbour =
+            topology.spawn(StageSpec { arbiter: "shared".to_owned(), ..here("neighbour", 4, 100) }, act(neighbour));
+        let blocker = topology.spawn(StageSpec { arbiter: "shared".to_owned(), ..here("blocker", 4, 100) }, act(block));
+        let (item, blocked) = Item::asking(1);
+        let (other, unheard) = Item::asking(2);
+        neighbour.send(other).await.unwrap();
+        blocker.send(item).await.unwrap();
+        let exit = topology.exited().await;
+        assert_eq!(exit.code, Exit::SOFTWARE);
+        assert!(exit.reason.starts_with("stage blocker has blocked its thread for "), "{exit}");
+        drop(release);
+        assert_eq!((blocked.await, unheard.await), (Ok(1), Ok(2)));
+        assert!(topology.drain().await.is_empty());
+    });
+}
+
+#[test]
+fn code_that_keeps_the_thread_inside_a_known_wait_is_still_the_stages_own() {
+    run(async {
+        let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let block = move |ctx: StageContext, _: Item| {
+            let released = released.clone();
+            async move {
+                ctx.waiting(async { released.lock().unwrap().recv() }).await.unwrap_err();
+                Ok(())
+            }
+        };
+        let mailbox = topology.spawn(apart("blocker", 4, 100), act(block));
+        mailbox.send(Item::new(1)).await.unwrap();
+        assert_eq!(topology.exited().await.code, Exit::SOFTWARE);
+        drop(release);
+    });
+}
