@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use logweir_engine::drain::Phase;
+use logweir_engine::fault::kill_point;
 use logweir_engine::journal::Journal;
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
@@ -48,6 +49,7 @@ impl Stage for CacheWriter {
     type Message = Batch;
 
     async fn receive(&mut self, batch: Batch) -> Result<(), Exit> {
+        kill_point("stage.cache_writer");
         if self.gives_up() {
             self.feed.discard(&batch, "shutdown");
             return Ok(());

@@ -13,6 +13,7 @@
 //! [`Format`], too.
 
 use logweir_engine::chunk::Chunk;
+use logweir_engine::fault::kill_point;
 use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
@@ -226,6 +227,7 @@ impl Stage for Parser {
     type Message = RawChunk;
 
     async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
+        kill_point("stage.parser");
         let RawChunk { body, format, defaults, received_us, ack, reply } = raw;
         let parsed = match parse(&body, format, &defaults, received_us, self.line_bytes_max) {
             Ok(parsed) => parsed,

@@ -4,6 +4,7 @@
 //!   no room.
 //! - A body takes as much memory as it is allowed to, however it was compressed: see [`decompress`].
 
+use logweir_engine::fault::kill_point;
 use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
@@ -40,6 +41,7 @@ impl Stage for Producer {
     type Message = Delivery;
 
     async fn receive(&mut self, delivery: Delivery) -> Result<(), Exit> {
+        kill_point("stage.producer");
         let Delivery { stream: _, body, encoding, format, defaults, received_us, ack, reply } = delivery;
         self.bodies += 1;
         self.bytes += body.len() as u64;
