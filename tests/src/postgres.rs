@@ -1,172 +1,393 @@
-//! A PostgreSQL server of one test's own, on the loopback, run by the user `postgres` where we are root.
+//! A real PostgreSQL for tests.
+//!
+//! - [`database`] gives a fresh, empty database on a server that all tests of one binary share. With
+//!   `LOGWEIR_TEST_DATABASE_URL` in the environment the server is that one (a TimescaleDB, say).
+//! - [`Server::start`] gives a server of one's own, to be stopped, killed, frozen and started again.
+//! - A server listens on a free port of 127.0.0.1 and on a socket in its temporary directory, and ends with the test
+//!   process, however that ends.
 
-use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::io::Write as _;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
 
 use crate::process::free_addr;
 use crate::store::Store;
 
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The server; ended with its value.
-pub struct Postgres {
-    dir: TempDir,
-    addr: SocketAddr,
-    server: Option<Child>,
+/// How a private server is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether it fsyncs; needed only where the machine's disk is part of the test.
+    pub fsync: bool,
+    /// Lines for `postgresql.conf`.
+    pub settings: Vec<(&'static str, String)>,
+    /// Lines for `pg_hba.conf`, before the one that lets everybody in.
+    pub hba: Vec<&'static str>,
+    /// Files for the data directory, such as certificates (mode 0600).
+    pub files: Vec<(&'static str, String)>,
 }
 
-impl Postgres {
-    /// A fresh cluster, running.
-    ///
-    /// # Panics
-    /// There is no PostgreSQL 15 here.
-    #[must_use]
-    pub fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("logweir-pg-").tempdir().expect("a temporary directory");
-        if let Some(uid) = postgres_uid() {
-            std::os::unix::fs::chown(dir.path(), Some(uid), None).expect("the directory is ours");
-        }
-        let data = dir.path().join("data");
-        let made = program("initdb")
-            .arg("-D")
-            .arg(&data)
-            .args(["-U", "postgres", "--auth=trust", "-N", "-E", "UTF8", "--no-locale"])
-            .output()
-            .expect("initdb runs");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut server = Self { addr: free_addr(), dir, server: None };
-        server.configure();
-        server.restart();
-        server
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// Its URL.
-    #[must_use]
-    pub fn url(&self) -> String {
-        self.url_through(self.addr)
-    }
-
-    /// Its URL through something that stands before it.
-    #[must_use]
-    pub fn url_through(&self, addr: SocketAddr) -> String {
-        format!("postgres://postgres@{addr}/postgres")
-    }
-
-    /// Runs a statement.
-    ///
-    /// # Panics
-    /// The server refuses it.
-    pub fn execute(&self, sql: &str) {
-        Store::Postgres(self.url()).rows(sql).expect("the statement");
-    }
-
-    /// Ends it as a crash does: SIGKILL for the postmaster; its children see that and follow.
-    pub fn kill(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-    }
-
-    /// Starts it again and waits until it answers.
-    ///
-    /// # Panics
-    /// It does not.
-    pub fn restart(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while Store::Postgres(self.url()).rows("SELECT 1").is_err() {
-            assert!(Instant::now() < deadline, "PostgreSQL does not start, see {}", self.dir.path().display());
-            // After a crash it refuses to start while an old child is still about.
-            if self.server.as_mut().is_none_or(|server| server.try_wait().is_ok_and(|exit| exit.is_some())) {
-                self.server = Some(self.spawn());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Restarts it without asking its clients (SIGQUIT).
-    pub fn restart_immediately(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            // SAFETY: `kill` touches no memory, and our own child is not reaped yet.
-            unsafe { libc::kill(i32::try_from(server.id()).expect("a pid"), libc::SIGQUIT) };
-            let _ = server.wait();
-        }
-        self.restart();
-    }
-
-    fn spawn(&self) -> Child {
-        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log"));
-        let log = log.expect("a log");
-        program("postgres")
-            .arg("-D")
-            .arg(self.dir.path().join("data"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("postgres runs")
-    }
-
-    fn configure(&self) {
-        let mut text = String::new();
-        for (key, value) in [
-            ("listen_addresses", "'127.0.0.1'".to_owned()),
-            ("port", self.addr.port().to_string()),
-            ("unix_socket_directories", "''".to_owned()),
-            // A crash of the server is tested, a crash of its disk is not.
-            ("fsync", "off".to_owned()),
-            ("shared_buffers", "32MB".to_owned()),
-            ("max_wal_size", "256MB".to_owned()),
-        ] {
-            let _ = writeln!(text, "{key} = {value}");
-        }
-        let file = self.dir.path().join("data/postgresql.auto.conf");
-        std::fs::write(file, text).expect("its configuration");
-    }
+/// A server in a directory of its own. Ends when it is dropped.
+pub struct Server {
+    /// Ours unless the server is somebody else's.
+    dir: tempfile::TempDir,
+    port: u16,
+    process: Mutex<Option<Child>>,
 }
 
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        self.kill();
-    }
+fn bin(name: &str) -> PathBuf {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .expect("PostgreSQL is installed in /usr/lib/postgresql")
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin").join(name)))
+        .filter(|path| path.exists())
+        .collect();
+    versions.sort();
+    versions.pop().expect("a PostgreSQL server is installed")
 }
 
-fn program(name: &str) -> Command {
-    let mut command = Command::new(Path::new(BIN).join(name));
-    command.current_dir("/");
-    if let Some(uid) = postgres_uid() {
-        command.uid(uid);
+/// uid and gid of the user `postgres`, if we are root: the server refuses root.
+fn server_user() -> Option<(u32, u32)> {
+    // SAFETY: reads the process's own uid.
+    if unsafe { libc::geteuid() } != 0 {
+        return None;
     }
-    // SAFETY: `prctl` is one system call and touches no memory.
+    let users = std::fs::read_to_string("/etc/passwd").expect("there is an /etc/passwd");
+    let line = users.lines().find(|line| line.starts_with("postgres:")).expect("there is a user postgres");
+    let mut fields = line.split(':').skip(2);
+    let mut number = || fields.next().and_then(|field| field.parse().ok()).expect("passwd has a uid and a gid");
+    Some((number(), number()))
+}
+
+fn command(name: &str) -> Command {
+    let mut command = Command::new(bin(name));
+    if let Some((uid, gid)) = server_user() {
+        command.uid(uid).gid(gid);
+    }
+    command.current_dir("/").env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
+    command
+}
+
+/// Starts `command` from a thread that never ends, so that the kernel ends the child when this process is gone, and only
+/// then: the death signal is tied to the thread that made the child.
+fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
+    type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static SPAWNER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
+    // SAFETY: prctl is async-signal-safe and touches nothing of ours.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGQUIT) {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         });
     }
-    command
+    let spawner = SPAWNER.get_or_init(|| {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(jobs)
+    });
+    let (answer, child) = mpsc::channel();
+    spawner.lock().unwrap().send((command, answer)).expect("the spawner never ends");
+    child.recv().expect("the spawner answers")
 }
 
-/// The user `postgres`, where we are root: it refuses to run as root.
-fn postgres_uid() -> Option<u32> {
-    // SAFETY: both always succeed or return null; the entry is read before any other call could change it.
-    unsafe {
-        if libc::geteuid() != 0 {
-            return None;
+impl Server {
+    /// Makes a data directory and starts a server on it.
+    ///
+    /// # Panics
+    /// When it does not start; its log is in the message.
+    #[must_use]
+    pub fn start(options: &Options) -> Self {
+        let dir = tempfile::Builder::new().prefix("logweir-pg-").tempdir().expect("a temporary directory");
+        if let Some((uid, gid)) = server_user() {
+            chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
         }
-        let entry = libc::getpwnam(c"postgres".as_ptr());
-        (!entry.is_null()).then(|| (*entry).pw_uid)
+        let server = Self { dir, port: free_addr().port(), process: Mutex::new(None) };
+        let output = command("initdb")
+            .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
+            .arg(server.data())
+            .output()
+            .expect("initdb runs");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        server.configure(options);
+        server.run();
+        server
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn configure(&self, options: &Options) {
+        let mut conf = format!(
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nfsync = {}\n\
+             max_connections = 200\nshared_buffers = 32MB\nmax_wal_size = 256MB\nlog_min_messages = warning\n",
+            self.port,
+            self.dir.path().display(),
+            if options.fsync { "on" } else { "off" },
+        );
+        for (name, value) in &options.settings {
+            conf.push_str(&format!("{name} = '{value}'\n"));
+        }
+        append(&self.data().join("postgresql.conf"), &conf);
+        if !options.hba.is_empty() {
+            let hba = self.data().join("pg_hba.conf");
+            let rest = std::fs::read_to_string(&hba).expect("initdb made pg_hba.conf");
+            std::fs::write(&hba, format!("{}\n{rest}", options.hba.join("\n"))).expect("pg_hba.conf is writable");
+        }
+        for (name, text) in &options.files {
+            let path = self.data().join(name);
+            append(&path, text);
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
+            if let Some((uid, gid)) = server_user() {
+                chown(&path, Some(uid), Some(gid)).expect("root may give a file away");
+            }
+        }
+    }
+
+    /// Starts the process and waits until it answers.
+    fn run(&self) {
+        let log = self.dir.path().join("log");
+        let file = std::fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
+        let mut command = command("postgres");
+        command.arg("-D").arg(self.data()).stdout(file.try_clone().expect("a second handle")).stderr(file);
+        let child = spawn_tied(command).expect("postgres runs");
+        *self.process.lock().unwrap() = Some(child);
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            let ready = command_is_ready(self.port);
+            if ready {
+                return;
+            }
+            let ended =
+                self.process.lock().unwrap().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+            let log = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(!ended && Instant::now() < deadline, "PostgreSQL does not start: {}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of `database` for the superuser.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The directory of the unix socket.
+    #[must_use]
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The postmaster's pid.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        let process = self.process.lock().unwrap();
+        i32::try_from(process.as_ref().expect("the server runs").id()).expect("a pid is an i32")
+    }
+
+    fn end(&self, signal: i32) {
+        let child = self.process.lock().unwrap().take();
+        if let Some(mut child) = child {
+            // SAFETY: signals a child that has not been waited for, so the pid is its own.
+            unsafe { libc::kill(i32::try_from(child.id()).expect("a pid is an i32"), signal) };
+            let _ = child.wait();
+        }
+    }
+
+    /// Stops it the fast way: sessions are told 57P01.
+    pub fn stop(&self) {
+        self.end(libc::SIGINT);
+    }
+
+    /// Stops it the immediate way: sessions are cut off, the next start recovers.
+    pub fn stop_immediately(&self) {
+        self.end(libc::SIGQUIT);
+    }
+
+    /// Runs one statement in the database `postgres`.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub fn execute(&self, sql: &str) {
+        Store::Postgres(self.url("postgres")).rows(sql).expect("the statement");
+    }
+
+    /// `kill -9` to the postmaster, and waits until its backends are gone too.
+    pub fn kill(&self) {
+        let backends = children(self.pid());
+        self.end(libc::SIGKILL);
+        for pid in backends {
+            // SAFETY: only asks whether the process is still there; a reused pid would make us wait longer, no more.
+            wait_until("the backends end", || unsafe { libc::kill(pid, 0) } != 0);
+        }
+    }
+
+    /// Starts it again after [`Server::stop`] or [`Server::kill`].
+    pub fn restart(&self) {
+        self.run();
+    }
+
+    /// Makes every new transaction read-only (25006), or not.
+    pub async fn set_read_only(&self, on: bool) {
+        let admin = connect(&self.url("postgres")).await;
+        // The setting must not catch this very session.
+        let value = if on { "on" } else { "off" };
+        admin.batch_execute("SET default_transaction_read_only = off").await.unwrap();
+        admin.batch_execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {value}")).await.unwrap();
+        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            let probe = connect(&self.url("postgres")).await;
+            let row = probe.query_one("SHOW default_transaction_read_only", &[]).await.unwrap();
+            if row.get::<_, &str>(0) == value {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the setting does not arrive");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end(libc::SIGQUIT);
+    }
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = std::fs::File::options().create(true).append(true).open(path).expect("the file can be written");
+    file.write_all(text.as_bytes()).expect("the file can be written");
+}
+
+fn command_is_ready(port: u16) -> bool {
+    command("pg_isready")
+        .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// Polls `condition` for ten seconds.
+///
+/// # Panics
+/// When it never holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A plain client.
+///
+/// # Panics
+/// When the server cannot be reached.
+pub async fn connect(url: &str) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| panic!("{url}: {error:?}"));
+    tokio::spawn(connection);
+    client
+}
+
+/// A fresh database. It stays until the server ends, or, on a server that is not ours, until it is dropped.
+pub struct TestDatabase {
+    /// Its URL.
+    pub url: String,
+    /// Whether the server is ours.
+    pub ours: bool,
+}
+
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+static SHARED_PID: AtomicI32 = AtomicI32::new(0);
+static SHARED_DIR: OnceLock<PathBuf> = OnceLock::new();
+
+/// The shared server outlives every test, and statics are never dropped: the process's exit ends it.
+extern "C" fn end_shared() {
+    let pid = SHARED_PID.load(Ordering::Relaxed);
+    // SAFETY: our own child, which nobody else waits for.
+    unsafe {
+        libc::kill(pid, libc::SIGQUIT);
+        libc::waitpid(pid, std::ptr::null_mut(), 0);
+    }
+    if let Some(dir) = SHARED_DIR.get() {
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}
+
+fn shared() -> &'static Server {
+    static SHARED: OnceLock<Server> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let server = Server::start(&Options::default());
+        SHARED_PID.store(server.pid(), Ordering::Relaxed);
+        let _ = SHARED_DIR.set(server.dir.path().to_owned());
+        // SAFETY: registers a function that needs nothing but the two statics above.
+        unsafe { libc::atexit(end_shared) };
+        server
+    })
+}
+
+/// A fresh database on the shared server.
+///
+/// # Panics
+/// When there is none to be had.
+pub async fn database() -> TestDatabase {
+    match std::env::var("LOGWEIR_TEST_DATABASE_URL") {
+        Ok(url) => {
+            let name = create_database(&url).await;
+            let config: tokio_postgres::Config = url.parse().expect("LOGWEIR_TEST_DATABASE_URL is a URL");
+            let old = config.get_dbname().expect("LOGWEIR_TEST_DATABASE_URL names a database");
+            TestDatabase { url: url.replacen(&format!("/{old}"), &format!("/{name}"), 1), ours: false }
+        }
+        Err(_) => {
+            let server = tokio::task::spawn_blocking(shared).await.expect("the server starts");
+            let name = create_database(&server.url("postgres")).await;
+            TestDatabase { url: server.url(&name), ours: true }
+        }
+    }
+}
+
+/// Makes a database with a name of its own and returns the name.
+///
+/// # Panics
+/// When the server refuses.
+pub async fn create_database(url: &str) -> String {
+    let name = format!("logweir_test_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
+    let admin = connect(url).await;
+    admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("CREATE DATABASE");
+    name
+}
+
+impl TestDatabase {
+    /// A plain client.
+    pub async fn client(&self) -> Client {
+        connect(&self.url).await
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Where a story fails, its directory (journal, logs of every start, SQLite) is kept and named with the seed.
 
+use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::accounting::{Totals, memory_bound};
 use crate::client::{Client, Load, Running};
 use crate::ledger::{Ledger, Outcome};
 use crate::oracle::{Violation, examine};
-use crate::postgres::Postgres;
+use crate::postgres::{Options, Server as Postgres};
 use crate::process::{Exit, Server, Settings, free_addr, run};
 use crate::proxy::Proxy;
 use crate::store::Store;
@@ -24,6 +25,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The smallest segment that the configuration allows: it holds one frame of the largest payload.
 pub const SEGMENT_BYTES: u64 = 17 << 20;
+
+/// Every story on PostgreSQL has a server of its own, so any database will do.
+const DATABASE: &str = "postgres";
 
 /// What a story happens to.
 pub struct Scenario {
@@ -53,8 +57,8 @@ pub fn on_postgres(name: &str, story: impl FnOnce(&mut Scenario)) {
     scenario(
         name,
         |_| {
-            let postgres = Postgres::start();
-            (Store::Postgres(postgres.url()), Some(postgres), None)
+            let postgres = Postgres::start(&Options::default());
+            (Store::Postgres(postgres.url(DATABASE)), Some(postgres), None)
         },
         story,
     );
@@ -65,9 +69,9 @@ pub fn behind_proxy(name: &str, story: impl FnOnce(&mut Scenario)) {
     scenario(
         name,
         |_| {
-            let postgres = Postgres::start();
-            let proxy = Proxy::start(postgres.addr()).expect("a proxy");
-            (Store::Postgres(postgres.url()), Some(postgres), Some(proxy))
+            let postgres = Postgres::start(&Options::default());
+            let proxy = Proxy::start((Ipv4Addr::LOCALHOST, postgres.port()).into()).expect("a proxy");
+            (Store::Postgres(postgres.url(DATABASE)), Some(postgres), Some(proxy))
         },
         story,
     );
@@ -81,7 +85,7 @@ fn scenario(name: &str, place: impl FnOnce(&Path) -> Place, story: impl FnOnce(&
     let (store, postgres, proxy) = place(dir.path());
     let url = match (&store, &proxy) {
         (Store::Sqlite(path), _) => format!("sqlite:{}", path.display()),
-        (Store::Postgres(_), Some(proxy)) => postgres.as_ref().expect("behind the proxy").url_through(proxy.addr()),
+        (Store::Postgres(_), Some(proxy)) => format!("postgres://postgres@{}/{DATABASE}", proxy.addr()),
         (Store::Postgres(url), None) => url.clone(),
     };
     let mut scenario = Scenario {
@@ -185,8 +189,9 @@ impl Scenario {
     ///
     /// # Panics
     /// There is none in this story.
-    pub fn postgres(&mut self) -> &mut Postgres {
-        self.postgres.as_mut().expect("the story is told on_postgres")
+    #[must_use]
+    pub fn postgres(&self) -> &Postgres {
+        self.postgres.as_ref().expect("the story is told on_postgres")
     }
 
     /// The server's volume.

@@ -32,7 +32,16 @@ fn postgres_killed_and_started_again() {
 
 #[test]
 fn postgres_restarted_at_once() {
-    on_postgres("postgres restarted", |s| survives(s, |s| s.postgres().restart_immediately(), nothing));
+    on_postgres("postgres restarted", |s| {
+        survives(
+            s,
+            |s| {
+                s.postgres().stop_immediately();
+                s.postgres().restart();
+            },
+            nothing,
+        )
+    });
 }
 
 #[test]

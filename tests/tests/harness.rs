@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use logweir_tests::postgres::Postgres;
+use logweir_tests::postgres::{Options, Server};
 use logweir_tests::proxy::{AtCommit, Proxy};
 use logweir_tests::store::Store;
 use tokio_postgres::NoTls;
@@ -21,11 +21,11 @@ fn insert(url: &str) -> Result<(), tokio_postgres::Error> {
 
 #[test]
 fn a_commit_is_lost_before_or_after_it_happened() {
-    let postgres = Postgres::start();
+    let postgres = Server::start(&Options::default());
     postgres.execute("CREATE TABLE t (n int)");
-    let proxy = Proxy::start(postgres.addr()).unwrap();
-    let through = postgres.url_through(proxy.addr());
-    let count = || Store::Postgres(postgres.url()).rows("SELECT count(*) FROM t").unwrap()[0][0].clone();
+    let proxy = Proxy::start(([127, 0, 0, 1], postgres.port()).into()).unwrap();
+    let through = format!("postgres://postgres@{}/postgres", proxy.addr());
+    let count = || Store::Postgres(postgres.url("postgres")).rows("SELECT count(*) FROM t").unwrap()[0][0].clone();
 
     insert(&through).unwrap();
     assert_eq!(count(), "1");
@@ -49,12 +49,13 @@ fn a_commit_is_lost_before_or_after_it_happened() {
 
 #[test]
 fn postgres_comes_back_from_a_crash_and_from_an_immediate_restart() {
-    let mut postgres = Postgres::start();
+    let postgres = Server::start(&Options::default());
     postgres.execute("CREATE TABLE t (n int)");
     postgres.kill();
-    assert!(Store::Postgres(postgres.url()).rows("SELECT 1").is_err());
+    assert!(Store::Postgres(postgres.url("postgres")).rows("SELECT 1").is_err());
     postgres.restart();
     postgres.execute("INSERT INTO t VALUES (1)");
-    postgres.restart_immediately();
+    postgres.stop_immediately();
+    postgres.restart();
     postgres.execute("INSERT INTO t VALUES (1)");
 }

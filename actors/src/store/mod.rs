@@ -8,11 +8,57 @@
 //! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1: dense, unique,
 //! and the proof that nothing is missing or doubled.
 
+pub mod claim;
+pub mod cursor;
+pub mod fault_class;
+mod letter;
+mod rows;
+mod time;
+mod volume;
+pub mod postgres;
+pub mod sqlite;
+
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use logweir_engine::journal::LaneId;
 use uuid::Uuid;
 
+use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
+
+pub use self::letter::LetterRecord;
+
+/// An opened store: what the pipeline needs as [`LogStore`], and what queries need as it is.
+#[derive(Clone)]
+pub enum Opened {
+    /// `PostgreSQL` or `TimescaleDB`.
+    Postgres(Arc<postgres::PostgresStore>),
+    /// `SQLite`.
+    Sqlite(Arc<sqlite::SqliteStore>),
+}
+
+impl Opened {
+    /// The store as the pipeline sees it.
+    #[must_use]
+    pub fn store(&self) -> Arc<dyn LogStore> {
+        match self {
+            Self::Postgres(store) => store.clone(),
+            Self::Sqlite(store) => store.clone(),
+        }
+    }
+}
+
+/// Opens the store that `config.url` names. Connects to nothing yet (`SQLite` makes its file).
+///
+/// # Errors
+/// [`StoreError::Systemic`]: the URL, the CA file or the path is wrong.
+pub fn open(config: &Database) -> Result<Opened, StoreError> {
+    Ok(match &config.url {
+        DatabaseUrl::Postgres(url) => Opened::Postgres(Arc::new(postgres::PostgresStore::new(url, config)?)),
+        DatabaseUrl::Sqlite(path) => Opened::Sqlite(Arc::new(sqlite::SqliteStore::open(path, config)?)),
+    })
+}
 
 /// Who takes over which journal.
 #[derive(Clone, Debug)]
@@ -60,14 +106,49 @@ pub struct LaneRow {
     pub dead: u64,
     /// Records lost to damage in the journal, each range named when it was found.
     pub lost: u64,
+    /// Records of the lane before this writer began it: they are another writer's (see [`LogStore::adopt`]).
+    pub inherited: u64,
 }
 
 impl LaneRow {
     /// Records that are settled: the `lane_records` of the frame at the cursor.
     #[must_use]
     pub fn settled(&self) -> u64 {
-        self.rows + self.dead + self.lost
+        self.inherited + self.rows + self.dead + self.lost
     }
+}
+
+/// What another copy of a journal already had when it took the writer over: everything above is only here.
+///
+/// The database knows every take-over with the journal's tails at that moment. The first take-over by a
+/// stranger after the last one by a run of ours was made by the copy that inherited our frames; whatever
+/// stood in its journal then is its own to flush, and what our runs had flushed until then is stored.
+///
+/// `exact` says that the stranger's run followed directly on one of our runs, so that its tail is the point
+/// at which the two journals parted. Otherwise the stranger ran before without reaching the database; its
+/// tail may then lie above that point, and frames of ours up to it would be taken for inherited.
+/// It also takes for granted that the other copy's journal lives: frames between its cursor and
+/// `up_to_seq` are its to flush.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inheritance {
+    /// The identity to adopt this copy's own frames under: the uuid of its first run that the database does
+    /// not know. It is the same at each repetition, and no other copy has it.
+    pub writer: Uuid,
+    /// Up to which frame of each lane the other copy has it; lanes that are missing here are wholly ours.
+    pub up_to_seq: Vec<(LaneId, u64)>,
+    /// Whether the numbers are exact.
+    pub exact: bool,
+}
+
+/// Where an adopted lane begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneStart {
+    /// The lane.
+    pub lane: LaneId,
+    /// The last frame that is not ours to flush.
+    pub seq: u64,
+    /// `lane_records` of that frame.
+    pub records: u64,
 }
 
 /// What a flush did.
@@ -142,6 +223,14 @@ pub trait LogStore: Send + Sync {
     /// Takes the writer over and fences older owners. Idempotent for the same run.
     async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError>;
 
+    /// For a stale copy (`claim` is the one that was refused): what the other copy has, and the identity to
+    /// adopt the rest under. `None` when this journal is no stale copy.
+    async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError>;
+
+    /// Takes over `claim.writer` (the [`Inheritance::writer`]) and makes those of its lanes that are new, each
+    /// beginning where `starts` says. Lanes that exist keep their cursor, so that a cut adoption goes on where it was.
+    async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
+
     /// Opens the lane's own long-lived connection, and makes its row if it is new. Returns the lane as it stands.
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
 
@@ -207,4 +296,31 @@ pub struct DeadLetter {
     pub raw: String,
     /// When, in microseconds since 1970.
     pub at_us: i64,
+}
+
+/// One flush's metrics, the same for every store.
+fn measure(lane: LaneId, started: tokio::time::Instant, result: &Result<Flushed, StoreError>) {
+    metrics::histogram!("logweir_store_flush_seconds").record(started.elapsed().as_secs_f64());
+    match result {
+        Ok(flushed) => {
+            metrics::counter!("logweir_store_transactions_total").increment(1);
+            metrics::counter!("logweir_store_rows_total", "lane" => lane.to_string()).increment(flushed.rows);
+        }
+        Err(error) => metrics::counter!("logweir_store_errors_total", "class" => error.class()).increment(1),
+    }
+}
+
+impl StoreError {
+    /// For the label of a counter.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Transient(_) => "transient",
+            Self::Systemic(_) => "systemic",
+            Self::Fenced { .. } => "fenced",
+            Self::StaleCopy { .. } => "stale_copy",
+            Self::CursorMoved(_) => "cursor_moved",
+            Self::SequenceReused { .. } => "sequence_reused",
+        }
+    }
 }

@@ -1,0 +1,147 @@
+//! Connections: how they are made, named and thrown away, and what their errors mean.
+//!
+//! - Every connection has a name, `logweir/<writer>/<lane>/<epoch>` for a lane's: a take-over ends frozen holders by it.
+//! - A connection is never used again after an error or a timeout: an abandoned COPY leaves it unusable, and a
+//!   demoted primary still answers `SELECT 1`.
+//! - TLS follows `sslmode`: `disable`, `prefer` (the default: TLS if the server offers it) or `require`; certificates are
+//!   verified in both. `verify-ca` and `verify-full` are understood as `require`, which verifies in full.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::{Client, Config, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::Database;
+use crate::store::StoreError;
+use crate::store::fault_class::{Class, Details, classify};
+use crate::tls;
+
+/// Makes connections to one URL.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) config: Config,
+    pub(super) tls: MakeRustlsConnect,
+    connect_timeout: Duration,
+}
+
+/// A connection of our own, outside of the pools. Dropping it closes it.
+pub(super) struct Link {
+    pub(super) client: Client,
+    driver: AbortHandle,
+}
+
+impl Connector {
+    pub(super) fn new(url: &str, database: &Database) -> Result<Self, StoreError> {
+        let wrong = |what: String| StoreError::Systemic(format!("database.url: {what}"));
+        let mut config: Config = strict_sslmode(url).parse().map_err(|error: Error| wrong(describe(&error)))?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(wrong("it names no host".to_owned()));
+        }
+        let connect_timeout = Duration::from_millis(database.connect_timeout_ms);
+        config
+            .connect_timeout(connect_timeout)
+            .keepalives(true)
+            .keepalives_idle(Duration::from_secs(15))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3)
+            .tcp_user_timeout(Duration::from_secs(15))
+            .target_session_attrs(TargetSessionAttrs::ReadWrite);
+        let tls = tls::client_config(database.ca_file.as_deref())
+            .map_err(|error| StoreError::Systemic(format!("database.{error}")))?;
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls), connect_timeout })
+    }
+
+    /// A fresh connection under `name`.
+    pub(super) async fn connect(&self, name: &str) -> Result<Link, StoreError> {
+        let mut config = self.config.clone();
+        config.application_name(name);
+        // `connect_timeout` covers the TCP handshake with one address; a host that accepts and then says nothing is covered here.
+        let addresses = u32::try_from(config.get_hosts().len().max(config.get_hostaddrs().len())).unwrap_or(1);
+        let limit = self.connect_timeout * (addresses + 1);
+        let (client, connection) = tokio::time::timeout(limit, config.connect(self.tls.clone()))
+            .await
+            .map_err(|_| StoreError::Transient(format!("no answer from the database within {} ms", limit.as_millis())))?
+            .map_err(|error| failure("connecting to the database", &error))?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = describe(&error), "a database connection ended");
+            }
+        });
+        let link = Link { client, driver: driver.abort_handle() };
+        // So that the server notices within moments when we die in mid-statement. Not every platform has it: then the
+        // TCP timeouts do it.
+        let _ = link.client.batch_execute("SET client_connection_check_interval = '200ms'").await;
+        Ok(link)
+    }
+}
+
+impl Link {
+    /// Closes the socket at once, without the farewell that would have to pass through a connection of unknown state.
+    pub(super) fn abandon(self) {
+        self.driver.abort();
+    }
+}
+
+/// `verify-ca` and `verify-full`, which this client's parser does not know, are what `require` does here.
+fn strict_sslmode(url: &str) -> String {
+    url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require")
+}
+
+/// An error of the server or of the connection, classified. Not for the COPY, where a row may be to blame.
+pub(super) fn failure(what: &str, error: &Error) -> StoreError {
+    let text = format!("{what}: {}", describe(error));
+    match class(error) {
+        Class::Transient => StoreError::Transient(text),
+        Class::Row | Class::Systemic => StoreError::Systemic(text),
+    }
+}
+
+pub(super) fn class(error: &Error) -> Class {
+    match error.as_db_error() {
+        Some(db) => classify(db.code().code(), Details { constraint: db.constraint(), table: db.table() }),
+        None if is_certificate_error(error) => Class::Systemic,
+        None => Class::Transient,
+    }
+}
+
+/// Everything that the server said, or the chain of causes.
+pub(super) fn describe(error: &Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        for more in [db.detail(), db.hint()].into_iter().flatten() {
+            text.push_str("; ");
+            text.push_str(more);
+        }
+        return text;
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    if is_certificate_error(error) {
+        text.push_str("; name the server's CA in database.ca_file, or turn TLS off with sslmode=disable");
+    }
+    text
+}
+
+fn is_certificate_error(error: &Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // An io::Error hides what it wraps from `source`.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(rustls::Error::InvalidCertificate(_)) = wrapped.and_then(|error| error.downcast_ref()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,461 @@
+//! One lane's flush: rows, cursor, counters and dead letters in one transaction, exactly once.
+//!
+//! - The cursor moves first, by a compare-and-set on epoch and sequence. Its row lock makes a retry wait for a zombie
+//!   transaction of the same batch, so that what it then sees is settled. A check without the lock would not.
+//! - The last statement before COMMIT reads the lane back: COMMIT of an aborted transaction answers ROLLBACK without
+//!   an error, a SELECT in it fails. It also proves that the counters add up to what the journal says.
+//! - An attempt owns its connection: dropped half-way (timeout, shutdown), the connection goes with it and the server rolls back.
+//! - A row is dead-lettered only after it has failed alone, or as the last row of the shortest part that fails.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use logweir_engine::fault::{armed, kill_point};
+use tokio::time::Instant;
+use tokio_postgres::{Error, Row as SqlRow, Statement};
+use uuid::Uuid;
+
+use super::connect::{Connector, Link, class, describe, failure};
+use super::copy::{COPY_SQL, copy};
+use super::types::Time;
+use crate::message::Batch;
+use crate::store::cursor::{Miss, on_miss};
+use crate::store::fault_class::{Class, copy_line, poison_rows_max};
+use crate::store::rows::{Row, rows, rows_without};
+use crate::store::{Flushed, LaneRow, LaneWriter, StoreError, letter, volume};
+
+const CAS_SQL: &str = "UPDATE logweir_lane \
+    SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
+    WHERE writer_id = $1 AND lane = $2 AND epoch = $3 AND last_seq = $4";
+/// The same without its condition, for the test that shows what the condition is for.
+const NO_CAS_SQL: &str = "UPDATE logweir_lane \
+    SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
+    WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL";
+const VOLUME_SQL: &str = "INSERT INTO log_volume AS v (minute, service, severity, lane_id, records) \
+    SELECT minute, service, severity, $5, records \
+    FROM unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::bigint[]) AS t (minute, service, severity, records) \
+    ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = v.records + excluded.records";
+const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
+    SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
+    FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \
+    AS t (id, seq, row_no, sqlstate, reason, raw)";
+const GUARD_SQL: &str =
+    "SELECT last_seq, inherited + rows + dead + lost FROM logweir_lane WHERE writer_id = $1 AND lane = $2";
+pub(super) const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
+    FROM logweir_lane WHERE writer_id = $1";
+
+pub(super) fn lane_row(row: &SqlRow) -> LaneRow {
+    let count = |column: usize| row.get::<_, i64>(column).cast_unsigned();
+    LaneRow {
+        lane: u16::try_from(row.get::<_, i32>(0)).unwrap_or(u16::MAX),
+        lane_id: i64::from(row.get::<_, i32>(1)),
+        epoch: row.get(2),
+        last_seq: count(3),
+        digest: row.get(4),
+        rows: count(5),
+        dead: count(6),
+        lost: count(7),
+        inherited: count(8),
+    }
+}
+
+/// A lane's connection.
+pub(super) struct PgLane {
+    connector: Connector,
+    /// What the connection is called.
+    name: String,
+    writer: Uuid,
+    epoch: i64,
+    statement_timeout: Duration,
+    /// The lane as we know it.
+    row: LaneRow,
+    session: Option<Session>,
+}
+
+/// A connection with its statements.
+struct Session {
+    link: Link,
+    cas: Statement,
+    copy: Statement,
+    volume: Statement,
+    guard: Statement,
+}
+
+/// A row that the server refused.
+struct Poison {
+    /// Its place in the batch, from 0.
+    place: usize,
+    sqlstate: String,
+    reason: String,
+}
+
+/// How an attempt failed.
+enum Fault {
+    /// A row is to blame; the transaction is rolled back and the connection is good.
+    Row(Box<Error>),
+    /// Anything else; the connection goes.
+    Other(StoreError),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl PgLane {
+    pub(super) async fn open(
+        connector: Connector,
+        writer: Uuid,
+        epoch: i64,
+        row: LaneRow,
+        statement_timeout: Duration,
+    ) -> Result<Self, StoreError> {
+        let name = format!("logweir/{}/{}/{epoch}", writer.simple(), row.lane);
+        let mut lane = Self { connector, name, writer, epoch, statement_timeout, row, session: None };
+        lane.session = Some(lane.connect().await?);
+        Ok(lane)
+    }
+
+    async fn connect(&self) -> Result<Session, StoreError> {
+        let link = self.connector.connect(&self.name).await?;
+        let prepare =
+            async |sql| link.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));
+        let cas = prepare(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL }).await?;
+        let copy = prepare(COPY_SQL).await?;
+        let volume = prepare(VOLUME_SQL).await?;
+        let guard = prepare(GUARD_SQL).await?;
+        Ok(Session { link, cas, copy, volume, guard })
+    }
+
+    fn begin_sql(&self) -> String {
+        // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of ours.
+        format!(
+            "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
+             SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'",
+            self.statement_timeout.as_millis()
+        )
+    }
+
+    /// Flushes, setting rows aside until the rest goes in.
+    async fn settle(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
+        let mut poison = Vec::new();
+        loop {
+            let session = match self.session.take() {
+                Some(session) if !session.link.client.is_closed() => session,
+                _ => self.connect().await?,
+            };
+            // The server's own timeouts do not cover a COPY whose stream stalls.
+            let limit = self.statement_timeout + Duration::from_secs(5);
+            let attempt = tokio::time::timeout(limit, self.attempt(&session, batch, &poison)).await;
+            let error = match attempt {
+                Ok(Ok(flushed)) => {
+                    self.session = Some(session);
+                    return Ok(flushed);
+                }
+                Ok(Err(Fault::Other(error))) => {
+                    session.link.abandon();
+                    return Err(error);
+                }
+                Ok(Err(Fault::Row(error))) => error,
+                Err(_) => {
+                    session.link.abandon();
+                    let limit_ms = limit.as_millis();
+                    return Err(StoreError::Transient(format!("a flush took longer than {limit_ms} ms")));
+                }
+            };
+            match tokio::time::timeout(limit, self.set_aside(&session, batch, &mut poison, *error)).await {
+                Ok(Ok(())) => self.session = Some(session),
+                Ok(Err(error)) => {
+                    session.link.abandon();
+                    return Err(error);
+                }
+                Err(_) => {
+                    session.link.abandon();
+                    return Err(StoreError::Transient("looking for a bad row took too long".to_owned()));
+                }
+            }
+        }
+    }
+
+    /// One transaction.
+    async fn attempt(&mut self, session: &Session, batch: &Batch, poison: &[Poison]) -> Result<Flushed, Fault> {
+        let skip: Vec<usize> = poison.iter().map(|poison| poison.place).collect();
+        let client = &session.link.client;
+        let rows_in = batch.records() - skip.len() as u64;
+        let cursor_first = !armed("mutation.cursor_outside_tx");
+
+        self.simple(session, &self.begin_sql()).await?;
+        if cursor_first && !self.move_cursor(session, batch, rows_in, skip.len() as u64).await? {
+            return Ok(self.missed(session, batch).await?);
+        }
+        kill_point("store.copy.before");
+        if rows_in > 0 {
+            let stream = rows_without(batch, self.row.lane_id, &skip);
+            match copy(client, &session.copy, stream).await {
+                Ok((sent, counted)) if sent == counted => {}
+                Ok((sent, counted)) => {
+                    let text = format!("{sent} rows were sent and the database counted {counted}; rolled back");
+                    return Err(Fault::Other(StoreError::Systemic(text)));
+                }
+                Err(error) if class(&error) == Class::Row => {
+                    self.simple(session, "ROLLBACK").await?;
+                    return Err(Fault::Row(Box::new(error)));
+                }
+                Err(error) => return Err(failure("copying rows", &error).into()),
+            }
+            self.count_volume(session, batch, &skip).await?;
+        }
+        kill_point("store.copy.after");
+        if !poison.is_empty() {
+            self.bury(session, batch, poison).await?;
+        }
+        if !cursor_first {
+            self.simple(session, "COMMIT; BEGIN").await?;
+            self.move_cursor(session, batch, rows_in, skip.len() as u64).await?;
+        }
+        self.guard(session, batch, rows_in, skip.len() as u64).await?;
+        kill_point("store.commit.before");
+        self.simple(session, "COMMIT").await?;
+        kill_point("store.commit.after");
+
+        self.row.last_seq = batch.to_seq();
+        self.row.rows += rows_in;
+        self.row.dead += skip.len() as u64;
+        self.row.lost += batch.lost();
+        self.count_dead(poison);
+        Ok(Flushed { rows: rows_in, dead: skip.len() as u64 })
+    }
+
+    async fn simple(&self, session: &Session, sql: &str) -> Result<(), StoreError> {
+        let what = sql.split(';').next().unwrap_or(sql);
+        session.link.client.batch_execute(sql).await.map_err(|error| failure(what, &error))
+    }
+
+    /// The compare-and-set. `false`: it hit no row.
+    async fn move_cursor(&self, session: &Session, batch: &Batch, rows_in: u64, dead: u64) -> Result<bool, StoreError> {
+        kill_point("store.cas.before");
+        let moved = session
+            .link
+            .client
+            .execute(
+                &session.cas,
+                &[
+                    &self.writer,
+                    &i32::from(batch.lane),
+                    &self.epoch,
+                    &batch.from_seq.cast_signed(),
+                    &batch.to_seq().cast_signed(),
+                    &batch.digest().as_slice(),
+                    &rows_in.cast_signed(),
+                    &dead.cast_signed(),
+                    &batch.lost().cast_signed(),
+                ],
+            )
+            .await
+            .map_err(|error| failure("moving the cursor", &error))?;
+        kill_point("store.cas.after");
+        Ok(moved == 1)
+    }
+
+    /// The compare-and-set hit no row: finds out why.
+    async fn missed(&mut self, session: &Session, batch: &Batch) -> Result<Flushed, StoreError> {
+        let client = &session.link.client;
+        let reading = |error: Error| failure("reading the cursor", &error);
+        let owner = client
+            .query_opt("SELECT epoch, owner FROM logweir_writer WHERE writer_id = $1", &[&self.writer])
+            .await
+            .map_err(reading)?;
+        let sql = format!("{LANE_SQL} AND lane = $2");
+        let row = client.query_opt(&sql, &[&self.writer, &i32::from(batch.lane)]).await.map_err(reading)?;
+        self.simple(session, "ROLLBACK").await?;
+        let row = row.as_ref().map(lane_row);
+        let epoch = owner.as_ref().map(|owner| owner.get(0));
+        let miss = on_miss(self.epoch, epoch, row.as_ref(), batch);
+        match (miss, row) {
+            (Miss::AlreadyApplied, Some(row)) => {
+                let flushed = Flushed {
+                    rows: row.rows.saturating_sub(self.row.rows),
+                    dead: row.dead.saturating_sub(self.row.dead),
+                };
+                self.row = row;
+                Ok(flushed)
+            }
+            (Miss::Moved, Some(row)) => {
+                self.row = row.clone();
+                Err(StoreError::CursorMoved(Box::new(row)))
+            }
+            (Miss::Fenced, _) => Err(StoreError::Fenced {
+                writer: self.writer,
+                epoch: epoch.unwrap_or_default(),
+                mine: self.epoch,
+                owner: owner.map(|owner| owner.get(1)).unwrap_or_default(),
+            }),
+            (Miss::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
+            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, row) => Err(StoreError::Systemic(format!(
+                "lane {}: the database does not know epoch {} of the journal {} (it has {epoch:?}, the lane {:?}): it was \
+                 put back to an earlier time; start this process again, it then flushes what is missing from the journal",
+                batch.lane,
+                self.epoch,
+                self.writer,
+                row.map(|row| row.epoch),
+            ))),
+        }
+    }
+
+    async fn count_volume(&self, session: &Session, batch: &Batch, skip: &[usize]) -> Result<(), StoreError> {
+        let counted = volume::count(rows_without(batch, self.row.lane_id, skip));
+        let minutes: Vec<Time> = counted.iter().map(|(key, _)| Time(key.minute_us)).collect();
+        let services: Vec<&str> = counted.iter().map(|(key, _)| key.service).collect();
+        let severities: Vec<i16> = counted.iter().map(|(key, _)| i16::from(key.severity)).collect();
+        let records: Vec<i64> = counted.iter().map(|(_, records)| *records).collect();
+        let lane_id = i32::try_from(self.row.lane_id).unwrap_or(i32::MAX);
+        session
+            .link
+            .client
+            .execute(&session.volume, &[&minutes, &services, &severities, &records, &lane_id])
+            .await
+            .map_err(|error| failure("counting the volume", &error))?;
+        Ok(())
+    }
+
+    /// Writes the dead letters.
+    async fn bury(&self, session: &Session, batch: &Batch, poison: &[Poison]) -> Result<(), StoreError> {
+        let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
+        let dead: Vec<(&Poison, &Row<'_>)> = poison.iter().map(|poison| (poison, &all[poison.place])).collect();
+        let ids: Vec<i64> = dead.iter().map(|(_, row)| row.id).collect();
+        let seqs: Vec<i64> = dead.iter().map(|(_, row)| row.seq.cast_signed()).collect();
+        let places: Vec<i32> = dead.iter().map(|(_, row)| row.row.cast_signed()).collect();
+        let states: Vec<&str> = dead.iter().map(|(poison, _)| poison.sqlstate.as_str()).collect();
+        let reasons: Vec<&str> = dead.iter().map(|(poison, _)| poison.reason.as_str()).collect();
+        let raws: Vec<String> = dead.iter().map(|(_, row)| letter::raw(&row.record)).collect();
+        session
+            .link
+            .client
+            .execute(DEAD_SQL, &[&ids, &seqs, &places, &states, &reasons, &raws, &self.writer, &i32::from(batch.lane)])
+            .await
+            .map_err(|error| failure("writing dead letters", &error))?;
+        Ok(())
+    }
+
+    /// Reads the lane back inside the transaction and checks that the counters add up.
+    async fn guard(&self, session: &Session, batch: &Batch, rows_in: u64, dead: u64) -> Result<(), StoreError> {
+        let row = session
+            .link
+            .client
+            .query_one(&session.guard, &[&self.writer, &i32::from(batch.lane)])
+            .await
+            .map_err(|error| failure("reading the cursor back", &error))?;
+        let (seq, settled) = (row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i64>(1).cast_unsigned());
+        if seq == batch.to_seq() && settled == batch.to_records() {
+            return Ok(());
+        }
+        Err(StoreError::Systemic(format!(
+            "lane {}: the counts do not add up, rolled back: with this batch ({rows_in} rows, {dead} dead letters, {} lost, \
+             frames after {} to {}) the database would have {settled} records settled at frame {seq}; the journal has {} at frame {}",
+            batch.lane,
+            batch.lost(),
+            batch.from_seq,
+            batch.to_seq(),
+            batch.to_records(),
+            batch.to_seq(),
+        )))
+    }
+
+    /// Finds the row that made `error` and adds it to `poison`, unless there are too many already.
+    async fn set_aside(
+        &self,
+        session: &Session,
+        batch: &Batch,
+        poison: &mut Vec<Poison>,
+        error: Error,
+    ) -> Result<(), StoreError> {
+        let records = usize::try_from(batch.records()).unwrap_or(usize::MAX);
+        let limit = poison_rows_max(records);
+        if poison.len() >= limit {
+            return Err(StoreError::Systemic(format!(
+                "lane {}: the database refuses more than {limit} of {records} rows, the last one with: {}; this is taken for a \
+                 change of the table, not for bad records; nothing was dead-lettered",
+                batch.lane,
+                describe(&error)
+            )));
+        }
+        let found = self.locate(session, batch, poison, error).await?;
+        let at = poison.partition_point(|poison| poison.place < found.place);
+        poison.insert(at, found);
+        Ok(())
+    }
+
+    async fn locate(
+        &self,
+        session: &Session,
+        batch: &Batch,
+        poison: &[Poison],
+        error: Error,
+    ) -> Result<Poison, StoreError> {
+        let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
+        let is_poison = |place: &usize| poison.binary_search_by_key(place, |poison| poison.place).is_ok();
+        let sent: Vec<usize> = (0..all.len()).filter(|place| !is_poison(place)).collect();
+        let line = error.as_db_error().and_then(|db| copy_line(db.where_()?));
+        if let Some(&place) = line.and_then(|line| sent.get(line.checked_sub(1)?))
+            && let Some(error) = self.refused(session, &all[place..=place]).await?
+        {
+            return Ok(Poison::new(place, &error));
+        }
+        // No line, or not that row alone: the last row of the shortest part that is refused.
+        let (mut taken, mut refused, mut last) = (0, sent.len(), error);
+        while refused - taken > 1 {
+            let middle = taken.midpoint(refused);
+            let part: Vec<Row<'_>> = sent[..middle].iter().map(|&place| all[place]).collect();
+            match self.refused(session, &part).await? {
+                Some(error) => (refused, last) = (middle, error),
+                None => taken = middle,
+            }
+        }
+        Ok(Poison::new(sent[refused - 1], &last))
+    }
+
+    /// Whether the server refuses `rows` for a row's sake. Leaves nothing behind.
+    async fn refused(&self, session: &Session, rows: &[Row<'_>]) -> Result<Option<Error>, StoreError> {
+        self.simple(session, &self.begin_sql()).await?;
+        let outcome = copy(&session.link.client, &session.copy, rows.iter().copied()).await;
+        self.simple(session, "ROLLBACK").await?;
+        match outcome {
+            Ok(_) => Ok(None),
+            Err(error) if class(&error) == Class::Row => Ok(Some(error)),
+            Err(error) => Err(failure("looking for a bad row", &error)),
+        }
+    }
+
+    fn count_dead(&self, poison: &[Poison]) {
+        for poison in poison {
+            metrics::counter!("logweir_store_dead_letters_total", "sqlstate" => poison.sqlstate.clone()).increment(1);
+            tracing::warn!(
+                lane = self.row.lane,
+                sqlstate = poison.sqlstate,
+                reason = poison.reason,
+                "a record was dead-lettered"
+            );
+        }
+    }
+}
+
+impl Poison {
+    fn new(place: usize, error: &Error) -> Self {
+        Self {
+            place,
+            sqlstate: error.code().map(|code| code.code().to_owned()).unwrap_or_default(),
+            reason: describe(error),
+        }
+    }
+}
+
+#[async_trait]
+impl LaneWriter for PgLane {
+    async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
+        let started = Instant::now();
+        let result = self.settle(batch).await;
+        crate::store::measure(batch.lane, started, &result);
+        result
+    }
+}

@@ -1,0 +1,34 @@
+//! timestamptz in its binary form, without a date library between.
+
+use bytes::{BufMut, BytesMut};
+use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
+
+use crate::store::time;
+
+/// 2000-01-01T00:00:00Z, from which PostgreSQL counts, in microseconds since 1970.
+pub(super) const EPOCH_US: i64 = 946_684_800_000_000;
+
+type Boxed = Box<dyn std::error::Error + Sync + Send>;
+
+/// Microseconds since 1970 as a timestamptz, held inside the years 1 to 9999.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time(pub(super) i64);
+
+impl ToSql for Time {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Boxed> {
+        out.put_i64(time::clamp(self.0) - EPOCH_US);
+        Ok(IsNull::No)
+    }
+
+    accepts!(TIMESTAMPTZ);
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Time {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Boxed> {
+        let raw: [u8; 8] = raw.try_into()?;
+        Ok(Self(i64::from_be_bytes(raw).saturating_add(EPOCH_US)))
+    }
+
+    accepts!(TIMESTAMPTZ);
+}

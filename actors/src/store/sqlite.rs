@@ -1,0 +1,700 @@
+//! SQLite: the same protocol in one file, for a laptop or a small machine.
+//!
+//! - One connection writes, shared by all lanes (SQLite has one writer anyway), another reads. Both work on blocking threads.
+//! - WAL with `synchronous = FULL`: a commit is on disk when it returns.
+//! - A transaction is IMMEDIATE: it has the write lock before it reads the cursor, so nothing moves between look and update.
+//! - `ts` is text of fixed width, `YYYY-MM-DDTHH:MM:SS.ffffffZ`: it sorts as time and reads as such.
+//! - SQLite takes any text, so only a constraint that a user added can refuse a row; that row is dead-lettered on the spot.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use logweir_engine::clock::wall_us;
+use logweir_engine::fault::{armed, kill_point};
+use logweir_engine::journal::LaneId;
+use rusqlite::{
+    Connection, Error, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::claim::{Owner, Past, inheritance, succeed, tails};
+use super::cursor::{Miss, ORDINAL_BITS, on_miss};
+use super::fault_class::poison_rows_max;
+use super::time::{self, DAY_US};
+use super::volume::{self, Key};
+use super::{
+    Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
+    letter, rows,
+};
+use crate::config::Database;
+use crate::message::Batch;
+
+mod embedded {
+    refinery::embed_migrations!("src/store/sql/sqlite");
+}
+
+const HISTORY_TABLE: &str = "logweir_schema_history";
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows that one DELETE of retention takes, and how often it is repeated in one round.
+const DELETE_ROWS: u32 = 5_000;
+const DELETE_ROUNDS: u32 = 100;
+
+const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
+    FROM logweir_lane WHERE writer_id = ?1";
+const CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
+    WHERE writer_id = ?1 AND lane = ?2 AND epoch = ?3 AND last_seq = ?4";
+/// The same without its condition, for the test that shows what the condition is for.
+const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
+    WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL";
+const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) VALUES (?1, ?2, ?3, ?4, ?5) \
+    ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = records + excluded.records";
+const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+
+/// The store in a file.
+pub struct SqliteStore {
+    path: PathBuf,
+    write: Arc<Mutex<Connection>>,
+    read: Arc<Mutex<Connection>>,
+    retention_days: u32,
+}
+
+/// An error of SQLite, classified.
+fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
+    move |error| {
+        let text = format!("{what}: {error}");
+        match error.sqlite_error_code() {
+            // A lock, a full disk, an I/O error: it may pass. A full disk also where SQLite calls it I/O.
+            Some(
+                ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::OutOfMemory
+                | ErrorCode::OperationInterrupted
+                | ErrorCode::ReadOnly
+                | ErrorCode::CannotOpen,
+            ) => StoreError::Transient(text),
+            _ => StoreError::Systemic(text),
+        }
+    }
+}
+
+fn lane_row(row: &Row<'_>) -> rusqlite::Result<LaneRow> {
+    let count = |column: usize| row.get::<_, i64>(column).map(i64::cast_unsigned);
+    Ok(LaneRow {
+        lane: row.get(0)?,
+        lane_id: row.get(1)?,
+        epoch: row.get(2)?,
+        last_seq: count(3)?,
+        digest: row.get(4)?,
+        rows: count(5)?,
+        dead: count(6)?,
+        lost: count(7)?,
+        inherited: count(8)?,
+    })
+}
+
+/// A panic inside a transaction has rolled it back by dropping it: the connection is good.
+fn locked(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn blocking<T: Send + 'static>(
+    connection: &Arc<Mutex<Connection>>,
+    work: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let connection = connection.clone();
+    tokio::task::spawn_blocking(move || work(&mut locked(&connection)))
+        .await
+        .unwrap_or_else(|error| Err(StoreError::Transient(format!("the work on SQLite ended early: {error}"))))
+}
+
+fn immediate<'c>(connection: &'c mut Connection, what: &'static str) -> Result<Transaction<'c>, StoreError> {
+    connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed(what))
+}
+
+impl SqliteStore {
+    /// Opens the file, making it and its directory if they are missing.
+    ///
+    /// # Errors
+    /// The path cannot be opened.
+    pub fn open(path: &Path, database: &Database) -> Result<Self, StoreError> {
+        let wrong = |what: String| StoreError::Systemic(format!("database.url: sqlite:{}: {what}", path.display()));
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(|error| wrong(error.to_string()))?;
+        }
+        let open = |setup: &str| {
+            let connection = Connection::open(path)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.execute_batch(setup)?;
+            connection.set_prepared_statement_cache_capacity(64);
+            Ok(connection)
+        };
+        let failure = |error: Error| wrong(error.to_string());
+        let write =
+            open("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON").map_err(failure)?;
+        let read = open("PRAGMA query_only = ON").map_err(failure)?;
+        Ok(Self {
+            path: path.to_owned(),
+            write: Arc::new(Mutex::new(write)),
+            read: Arc::new(Mutex::new(read)),
+            retention_days: database.retention_days,
+        })
+    }
+
+    /// The connection for queries: read-only. Use it on a blocking thread.
+    #[must_use]
+    pub fn reader(&self) -> Arc<Mutex<Connection>> {
+        self.read.clone()
+    }
+
+    /// A further read-only connection, for queries that must not wait for each other.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open_reader(&self) -> Result<Connection, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags).map_err(failed("opening for reading"))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("opening for reading"))?;
+        Ok(connection)
+    }
+}
+
+fn take_over(connection: &mut Connection, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+    let failed = failed("taking the journal over");
+    let transaction = immediate(connection, "taking the journal over")?;
+    let owner = transaction
+        .query_row("SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = ?1", [claim.writer], |row| {
+            Ok(Owner { epoch: row.get(0)?, run: row.get(1)?, owner: row.get(2)? })
+        })
+        .optional()
+        .map_err(&failed)?;
+    let epoch = succeed(owner.as_ref(), claim)?;
+    let again = owner.is_some_and(|owner| owner.epoch == epoch);
+    let now = time::text(wall_us());
+    if !again {
+        transaction
+            .execute(
+                "INSERT INTO logweir_writer (writer_id, epoch, run_id, owner, taken_at) VALUES (?1, ?2, ?3, ?4, ?5) \
+                 ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = excluded.run_id, \
+                 owner = excluded.owner, taken_at = excluded.taken_at",
+                params![claim.writer, epoch, claim.run, claim.owner, now],
+            )
+            .map_err(&failed)?;
+    }
+    transaction
+        .execute("UPDATE logweir_lane SET epoch = ?2 WHERE writer_id = ?1", params![claim.writer, epoch])
+        .map_err(&failed)?;
+    for start in starts {
+        transaction
+            .execute(
+                "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5) \
+                 ON CONFLICT (writer_id, lane) DO NOTHING",
+                params![claim.writer, start.lane, epoch, start.seq.cast_signed(), start.records.cast_signed()],
+            )
+            .map_err(&failed)?;
+    }
+    let lanes = all_lanes(&transaction, claim.writer).map_err(&failed)?;
+    if !again {
+        for (lane, tail, cursor) in tails(claim, &lanes) {
+            transaction
+                .execute(
+                    "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, cursor_seq) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                    params![
+                        claim.writer,
+                        epoch,
+                        claim.run,
+                        claim.runs.last(),
+                        claim.owner,
+                        now,
+                        lane,
+                        tail.cast_signed(),
+                        cursor.cast_signed()
+                    ],
+                )
+                .map_err(&failed)?;
+        }
+    }
+    transaction.commit().map_err(&failed)?;
+    Ok(Lease { writer: claim.writer, epoch, lanes })
+}
+
+fn all_lanes(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<LaneRow>> {
+    let mut statement = connection.prepare_cached(&format!("{LANE_SQL} ORDER BY lane"))?;
+    statement.query_map([writer], lane_row)?.collect()
+}
+
+fn one_lane(connection: &Connection, writer: Uuid, lane: LaneId) -> rusqlite::Result<Option<LaneRow>> {
+    let mut statement = connection.prepare_cached(&format!("{LANE_SQL} AND lane = ?2"))?;
+    statement.query_row(params![writer, lane], lane_row).optional()
+}
+
+fn owner_of(connection: &Connection, writer: Uuid) -> rusqlite::Result<Option<(i64, String)>> {
+    let mut statement = connection.prepare_cached("SELECT epoch, owner FROM logweir_writer WHERE writer_id = ?1")?;
+    statement.query_row([writer], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+}
+
+fn open_lane(connection: &mut Connection, lease: &Lease, lane: LaneId) -> Result<LaneRow, StoreError> {
+    let failed = failed("opening the lane");
+    let transaction = immediate(connection, "opening the lane")?;
+    match owner_of(&transaction, lease.writer).map_err(&failed)? {
+        Some((epoch, _)) if epoch == lease.epoch => {}
+        Some((epoch, owner)) if epoch > lease.epoch => {
+            return Err(StoreError::Fenced { writer: lease.writer, epoch, mine: lease.epoch, owner });
+        }
+        _ => return Err(went_back(lease.writer, lease.epoch)),
+    }
+    transaction
+        .execute(
+            "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES (?1, ?2, ?3) ON CONFLICT (writer_id, lane) DO NOTHING",
+            params![lease.writer, lane, lease.epoch],
+        )
+        .map_err(&failed)?;
+    let row = one_lane(&transaction, lease.writer, lane).map_err(&failed)?;
+    transaction.commit().map_err(&failed)?;
+    row.ok_or_else(|| StoreError::Systemic(format!("the row of lane {lane} is gone")))
+}
+
+fn went_back(writer: Uuid, epoch: i64) -> StoreError {
+    StoreError::Systemic(format!(
+        "the database does not know epoch {epoch} of the journal {writer}: it was put back to an earlier time; \
+         start this process again, it then flushes what is missing from the journal"
+    ))
+}
+
+/// One lane on the shared connection.
+struct SqliteLane {
+    connection: Arc<Mutex<Connection>>,
+    /// What the blocking thread needs of it.
+    state: LaneState,
+}
+
+#[derive(Clone)]
+struct LaneState {
+    writer: Uuid,
+    epoch: i64,
+    row: LaneRow,
+}
+
+impl LaneState {
+    /// One transaction. Returns the lane as it stands after it.
+    fn flush(&self, connection: &mut Connection, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
+        let failed = failed("flushing");
+        let cursor_first = !armed("mutation.cursor_outside_tx");
+        let mut transaction = immediate(connection, "flushing")?;
+        if cursor_first && !self.move_cursor(&transaction, batch)? {
+            return self.missed(transaction, batch);
+        }
+        kill_point("store.copy.before");
+        let dead = self.insert(&transaction, batch)?;
+        kill_point("store.copy.after");
+        if !cursor_first {
+            transaction.commit().map_err(&failed)?;
+            kill_point("store.mutation.between");
+            transaction = immediate(connection, "flushing")?;
+            self.move_cursor(&transaction, batch)?;
+        }
+        let flushed = Flushed { rows: batch.records() - dead, dead };
+        transaction
+            .prepare_cached("UPDATE logweir_lane SET rows = rows + ?2, dead = dead + ?3 WHERE lane_id = ?1")
+            .and_then(|mut statement| {
+                statement.execute(params![self.row.lane_id, flushed.rows.cast_signed(), flushed.dead.cast_signed()])
+            })
+            .map_err(&failed)?;
+        let row = self.guard(&transaction, batch, &flushed)?;
+        kill_point("store.commit.before");
+        transaction.commit().map_err(&failed)?;
+        kill_point("store.commit.after");
+        Ok((flushed, row))
+    }
+
+    fn move_cursor(&self, transaction: &Transaction<'_>, batch: &Batch) -> Result<bool, StoreError> {
+        kill_point("store.cas.before");
+        let sql = if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL };
+        let moved = transaction
+            .prepare_cached(sql)
+            .and_then(|mut statement| {
+                statement.execute(params![
+                    self.writer,
+                    batch.lane,
+                    self.epoch,
+                    batch.from_seq.cast_signed(),
+                    batch.to_seq().cast_signed(),
+                    batch.digest(),
+                    batch.lost().cast_signed(),
+                ])
+            })
+            .map_err(failed("moving the cursor"))?;
+        kill_point("store.cas.after");
+        Ok(moved == 1)
+    }
+
+    fn missed(&self, transaction: Transaction<'_>, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
+        let failed = failed("reading the cursor");
+        let owner = owner_of(&transaction, self.writer).map_err(&failed)?;
+        let row = one_lane(&transaction, self.writer, batch.lane).map_err(&failed)?;
+        transaction.rollback().map_err(&failed)?;
+        let epoch = owner.as_ref().map(|(epoch, _)| *epoch);
+        match (on_miss(self.epoch, epoch, row.as_ref(), batch), row) {
+            (Miss::AlreadyApplied, Some(row)) => {
+                let flushed = Flushed {
+                    rows: row.rows.saturating_sub(self.row.rows),
+                    dead: row.dead.saturating_sub(self.row.dead),
+                };
+                Ok((flushed, row))
+            }
+            (Miss::Moved, Some(row)) => Err(StoreError::CursorMoved(Box::new(row))),
+            (Miss::Fenced, _) => {
+                let (epoch, owner) = owner.unwrap_or_default();
+                Err(StoreError::Fenced { writer: self.writer, epoch, mine: self.epoch, owner })
+            }
+            (Miss::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
+            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, _) => Err(went_back(self.writer, self.epoch)),
+        }
+    }
+
+    /// Inserts the rows and counts them; returns how many were dead-lettered.
+    fn insert(&self, transaction: &Transaction<'_>, batch: &Batch) -> Result<u64, StoreError> {
+        let failed = failed("inserting rows");
+        let mut statement = transaction.prepare_cached(INSERT_SQL).map_err(&failed)?;
+        let mut refused: Vec<(usize, Error)> = Vec::new();
+        let limit = poison_rows_max(usize::try_from(batch.records()).unwrap_or(usize::MAX));
+        let mut ts = time::Text::new();
+        let mut clamped = 0;
+        for (place, row) in rows::rows(batch, self.row.lane_id).enumerate() {
+            let record = &row.record;
+            clamped += u64::from(time::clamp(record.ts_us) != record.ts_us);
+            let attributes = (!record.attributes.is_empty()).then_some(record.attributes);
+            let inserted = statement.execute(params![
+                row.id,
+                ts.write(record.ts_us),
+                record.severity.number(),
+                record.service,
+                record.host,
+                record.message,
+                attributes
+            ]);
+            match inserted {
+                Ok(_) => {}
+                Err(error) if is_rows_fault(&error) && refused.len() < limit => refused.push((place, error)),
+                Err(error) if is_rows_fault(&error) => {
+                    return Err(StoreError::Systemic(format!(
+                        "lane {}: the database refuses more than {limit} of {} rows, the last one with: {error}; this is taken \
+                         for a change of the table, not for bad records; nothing was dead-lettered",
+                        batch.lane,
+                        batch.records()
+                    )));
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        if clamped > 0 {
+            metrics::counter!("logweir_store_ts_clamped_total").increment(clamped);
+        }
+        self.bury(transaction, batch, &refused)?;
+        let skip: Vec<usize> = refused.iter().map(|(place, _)| *place).collect();
+        self.count_volume(transaction, batch, &skip)?;
+        Ok(skip.len() as u64)
+    }
+
+    fn count_volume(&self, transaction: &Transaction<'_>, batch: &Batch, skip: &[usize]) -> Result<(), StoreError> {
+        let failed = failed("counting the volume");
+        let mut statement = transaction.prepare_cached(VOLUME_SQL).map_err(&failed)?;
+        let mut minute = time::Text::new();
+        for (key, records) in volume::count(rows::rows_without(batch, self.row.lane_id, skip)) {
+            let minute = minute.write(key.minute_us);
+            statement
+                .execute(params![minute, key.service, key.severity, self.row.lane_id, records])
+                .map_err(&failed)?;
+        }
+        Ok(())
+    }
+
+    fn bury(&self, transaction: &Transaction<'_>, batch: &Batch, refused: &[(usize, Error)]) -> Result<(), StoreError> {
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let failed = failed("writing dead letters");
+        let all: Vec<rows::Row<'_>> = rows::rows(batch, self.row.lane_id).collect();
+        let now = time::text(wall_us());
+        for (place, error) in refused {
+            let (row, state) = (&all[*place], extended_code(error));
+            transaction
+                .execute(
+                    DEAD_SQL,
+                    params![
+                        row.id,
+                        self.writer,
+                        batch.lane,
+                        row.seq.cast_signed(),
+                        row.row,
+                        state,
+                        error.to_string(),
+                        letter::raw(&row.record),
+                        now
+                    ],
+                )
+                .map_err(&failed)?;
+            metrics::counter!("logweir_store_dead_letters_total", "sqlstate" => state).increment(1);
+            tracing::warn!(lane = batch.lane, error = %error, "a record was dead-lettered");
+        }
+        Ok(())
+    }
+
+    fn guard(&self, transaction: &Transaction<'_>, batch: &Batch, flushed: &Flushed) -> Result<LaneRow, StoreError> {
+        let row = one_lane(transaction, self.writer, batch.lane)
+            .map_err(failed("reading the cursor back"))?
+            .ok_or_else(|| went_back(self.writer, self.epoch))?;
+        if row.last_seq == batch.to_seq() && row.settled() == batch.to_records() {
+            return Ok(row);
+        }
+        Err(StoreError::Systemic(format!(
+            "lane {}: the counts do not add up, rolled back: with this batch ({} rows, {} dead letters, {} lost, \
+             frames after {} to {}) the database would have {} records settled at frame {}; the journal has {} at frame {}",
+            batch.lane,
+            flushed.rows,
+            flushed.dead,
+            batch.lost(),
+            batch.from_seq,
+            batch.to_seq(),
+            row.settled(),
+            row.last_seq,
+            batch.to_records(),
+            batch.to_seq(),
+        )))
+    }
+}
+
+/// A constraint that a user added (CHECK, UNIQUE, a trigger's RAISE). Not the id: two rows with one id are our fault.
+fn is_rows_fault(error: &Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
+        && !matches!(
+            error.sqlite_error().map(|error| error.extended_code),
+            Some(rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY | rusqlite::ffi::SQLITE_CONSTRAINT_ROWID)
+        )
+}
+
+/// What stands where an SQLSTATE would: SQLite's extended result code.
+fn extended_code(error: &Error) -> String {
+    format!("SQLITE-{}", error.sqlite_error().map_or(0, |error| error.extended_code))
+}
+
+#[async_trait]
+impl LaneWriter for SqliteLane {
+    async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
+        let started = Instant::now();
+        let (state, cloned) = (self.state.clone(), batch.clone());
+        let result = blocking(&self.connection, move |connection| state.flush(connection, &cloned)).await;
+        let result = result.map(|(flushed, row)| {
+            self.state.row = row;
+            flushed
+        });
+        super::measure(batch.lane, started, &result);
+        result
+    }
+}
+
+#[async_trait]
+impl LogStore for SqliteStore {
+    fn name(&self) -> String {
+        "SQLite".to_owned()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        blocking(&self.write, |connection| {
+            // The lock file's part is played by SQLite's write lock: each migration is one transaction.
+            let mut runner = embedded::migrations::runner();
+            runner.set_migration_table_name(HISTORY_TABLE);
+            runner.run(connection).map(drop).map_err(|error| {
+                StoreError::Systemic(format!("migrating the schema: {error}; was the file used by a newer version?"))
+            })
+        })
+        .await?;
+        self.maintain(wall_us()).await
+    }
+
+    async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        self.adopt(claim, &[]).await
+    }
+
+    async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError> {
+        let claim = claim.clone();
+        blocking(&self.read, move |connection| {
+            let past = history(connection, claim.writer).map_err(failed("reading the take-overs"))?;
+            Ok(inheritance(&past, &claim))
+        })
+        .await
+    }
+
+    async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+        let (claim, starts) = (claim.clone(), starts.to_vec());
+        blocking(&self.write, move |connection| take_over(connection, &claim, &starts)).await
+    }
+
+    async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
+        let cloned = lease.clone();
+        let row = blocking(&self.write, move |connection| open_lane(connection, &cloned, lane)).await?;
+        let state = LaneState { writer: lease.writer, epoch: lease.epoch, row: row.clone() };
+        Ok((Box::new(SqliteLane { connection: self.write.clone(), state }), row))
+    }
+
+    async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {
+        if self.retention_days == 0 {
+            return Ok(());
+        }
+        let oldest = now_us.div_euclid(DAY_US) - i64::from(self.retention_days);
+        let before = time::text(oldest * DAY_US);
+        for sql in [
+            "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)",
+            "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
+             (SELECT minute, service, severity, lane_id FROM log_volume WHERE minute < ?1 LIMIT ?2)",
+        ] {
+            for _ in 0..DELETE_ROUNDS {
+                // One short transaction per step: flushes go in between.
+                let before = before.clone();
+                let deleted = blocking(&self.write, move |connection| {
+                    connection.execute(sql, params![before, DELETE_ROWS]).map_err(failed("deleting old rows"))
+                })
+                .await?;
+                metrics::counter!("logweir_store_retention_deleted_total").increment(deleted as u64);
+                if deleted < DELETE_ROWS as usize {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+        blocking(&self.read, move |connection| all_lanes(connection, writer).map_err(failed("reading the lanes"))).await
+    }
+
+    async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
+        let lane_id = row.lane_id;
+        let (first, end) = (lane_id << ORDINAL_BITS, (lane_id + 1) << ORDINAL_BITS);
+        blocking(&self.read, move |connection| {
+            let count = |row: &Row<'_>, column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+            connection
+                .query_row(
+                    "SELECT count(*), (SELECT count(*) FROM logweir_dead_letter WHERE id >= ?1 AND id < ?2), \
+                     (SELECT coalesce(sum(records), 0) FROM logweir_replayed WHERE lane_id = ?3) \
+                     FROM logs WHERE id >= ?1 AND id < ?2",
+                    [first, end, lane_id],
+                    |row| {
+                        // id is the primary key: each row has its own.
+                        let rows = count(row, 0)?;
+                        let (dead_letters, replayed) = (count(row, 1)?, count(row, 2)?);
+                        Ok(StoredCount { rows, distinct: rows, dead_letters, replayed })
+                    },
+                )
+                .map_err(failed("counting rows"))
+        })
+        .await
+    }
+
+    async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
+        blocking(&self.read, move |connection| read_letters(connection, limit).map_err(failed("reading dead letters")))
+            .await
+    }
+
+    async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
+        let record = letter::mend(&dead.raw)?;
+        let id = dead.id;
+        blocking(&self.write, move |connection| {
+            let failed = failed("replaying a dead letter");
+            let transaction = immediate(connection, "replaying a dead letter")?;
+            let removed =
+                transaction.execute("DELETE FROM logweir_dead_letter WHERE id = ?1", [id]).map_err(&failed)?;
+            if removed == 0 {
+                return Err(StoreError::Systemic(format!("there is no dead letter {id} any more")));
+            }
+            let severity = record.severity.number();
+            transaction
+                .execute(
+                    INSERT_SQL,
+                    params![
+                        id,
+                        time::text(record.ts_us),
+                        severity,
+                        record.service,
+                        record.host,
+                        record.message,
+                        record.attributes
+                    ],
+                )
+                .map_err(&failed)?;
+            let key = Key::new(record.ts_us, &record.service, severity);
+            let lane_id = id >> ORDINAL_BITS;
+            transaction
+                .execute(VOLUME_SQL, params![time::text(key.minute_us), key.service, severity, lane_id, 1])
+                .map_err(&failed)?;
+            transaction
+                .execute(
+                    "INSERT INTO logweir_replayed (lane_id, records) VALUES (?1, 1) \
+                     ON CONFLICT (lane_id) DO UPDATE SET records = records + 1",
+                    [lane_id],
+                )
+                .map_err(&failed)?;
+            transaction.commit().map_err(&failed)
+        })
+        .await
+    }
+
+    async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
+        let before = time::text(before_us);
+        let purged = blocking(&self.write, move |connection| {
+            connection
+                .execute("DELETE FROM logweir_dead_letter WHERE at < ?1", [before])
+                .map_err(failed("purging dead letters"))
+        })
+        .await? as u64;
+        metrics::counter!("logweir_store_dead_letters_purged_total").increment(purged);
+        Ok(purged)
+    }
+}
+
+fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<Past>> {
+    let mut statement = connection.prepare(
+        "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM logweir_takeover \
+         WHERE writer_id = ?1 ORDER BY epoch, lane",
+    )?;
+    let past = |row: &Row<'_>| {
+        Ok(Past {
+            epoch: row.get(0)?,
+            run: row.get(1)?,
+            run_before: row.get(2)?,
+            lane: row.get(3)?,
+            tail_seq: row.get::<_, i64>(4)?.cast_unsigned(),
+            cursor_seq: row.get::<_, i64>(5)?.cast_unsigned(),
+        })
+    };
+    statement.query_map([writer], past)?.collect()
+}
+
+fn read_letters(connection: &Connection, limit: u32) -> rusqlite::Result<Vec<DeadLetter>> {
+    let mut statement = connection.prepare(
+        "SELECT id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at FROM logweir_dead_letter \
+         ORDER BY at DESC, id DESC LIMIT ?1",
+    )?;
+    let letter = |row: &Row<'_>| {
+        Ok(DeadLetter {
+            id: row.get(0)?,
+            writer: row.get(1)?,
+            lane: row.get(2)?,
+            seq: row.get::<_, i64>(3)?.cast_unsigned(),
+            row: row.get(4)?,
+            sqlstate: row.get(5)?,
+            reason: row.get(6)?,
+            raw: row.get(7)?,
+            at_us: time::parse(&row.get::<_, String>(8)?).unwrap_or_default(),
+        })
+    };
+    statement.query_map([limit], letter)?.collect()
+}
