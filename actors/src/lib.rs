@@ -26,5 +26,6 @@ pub mod cache;
 pub mod breaker;
 pub mod tls;
 pub mod pipeline;
+pub mod logweir;
 pub mod run;
 pub mod cli;

@@ -14,11 +14,11 @@ use tokio::time::{Duration, Instant};
 
 use crate::cache::{self, HotCache};
 use crate::config::{Config, Shutdown};
-use crate::db_flusher::Session;
+use crate::db_flusher::{Session, lanes_needed};
 use crate::message::{Defaults, Delivery, Encoding, Format, Receipt, Refusal};
 use crate::pipeline::{self, Parts};
 use crate::producer::IntakeHandle;
-use crate::progress::{Accounting, Progress};
+use crate::progress::{Progress, Recovery, Snapshot};
 use crate::store::{self, LogStore};
 
 /// How often partitions are made ahead and retention is applied.
@@ -63,20 +63,23 @@ impl Logweir {
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
         let (journal, recovered) = open_journal(&config).await?;
-        let progress = Progress::new(&journal, &recovered, pipeline::lanes(&config, &journal));
-        let session = Session::new(Arc::clone(&store), &recovered, owner(), progress.clone());
+        let progress = Progress::default();
+        progress.names(store.name(), cache.name());
+        let session = Arc::new(Session::new(Arc::clone(&store), &recovered, owner(), progress.clone()));
         let drain = DrainControl::default();
         let parts = Parts {
             config: Arc::clone(&config),
             journal: journal.clone(),
-            session: Arc::new(session),
+            session: Arc::clone(&session),
+            writer: recovered.writer,
             cache: Arc::clone(&cache),
             progress: progress.clone(),
             drain: drain.watch(),
         };
         let (topology, producers) =
             if takes_in { pipeline::build(&parts) } else { (pipeline::build_drain_only(&parts), Vec::new()) };
-        actix_rt::spawn(maintain(Arc::clone(&store), progress.clone(), drain.watch()));
+        actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
+        progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self {
             intake: IntakeHandle::new(producers),
             config,
@@ -165,7 +168,8 @@ impl Logweir {
     /// The most bytes that are held for records, by holder.
     #[must_use]
     pub fn memory_bytes_max(&self) -> Vec<(&'static str, usize)> {
-        pipeline::memory_bytes_max(&self.config, self.topology.bytes_max(), self.progress.lanes())
+        let lanes = usize::from(lanes_needed(self.config.lanes, &self.journal));
+        pipeline::memory_bytes_max(&self.config, self.topology.bytes_max(), lanes)
     }
 
     /// Completes when a stage wants the process to end, has failed too often, or the disk has failed.
@@ -226,7 +230,7 @@ impl Logweir {
             Err(error) => Some(error.to_string()),
         };
         drain.advance(Phase::Done);
-        Stopped { accounting: self.progress.accounting(), stuck, seal_error }
+        Stopped { accounting: Accounting::of(&self.progress.snapshot(&self.journal.lanes())), stuck, seal_error }
     }
 }
 
@@ -241,6 +245,35 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The sum over all lanes: `accepted = committed + dead + lost + backlog`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Accounting {
+    /// Records that the journal was given.
+    pub accepted: u64,
+    /// Rows in the database.
+    pub committed: u64,
+    /// Records dead-lettered.
+    pub dead: u64,
+    /// Records lost to damage in the journal, each range named when it was found.
+    pub lost: u64,
+    /// Records that only the journal has.
+    pub backlog: u64,
+}
+
+impl Accounting {
+    /// The sum over the lanes of `snapshot`.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        snapshot.lanes.iter().fold(Self::default(), |sum, lane| Self {
+            accepted: sum.accepted + lane.accepted,
+            committed: sum.committed + lane.committed,
+            dead: sum.dead + lane.dead,
+            lost: sum.lost + lane.lost,
+            backlog: sum.backlog + lane.backlog,
+        })
     }
 }
 
@@ -284,11 +317,11 @@ fn owner() -> String {
 }
 
 /// Partitions ahead and retention, once the schema is there.
-async fn maintain(store: Arc<dyn LogStore>, progress: Progress, drain: DrainWatch) {
+async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainWatch) {
     loop {
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,
-            () = progress.taken_over_once() => {}
+            () = session.held() => {}
         }
         if let Err(error) = store.maintain(clock::wall_us()).await {
             tracing::warn!(%error, "partitions and retention could not be looked after: trying again in five minutes");

@@ -155,6 +155,8 @@ pub struct Batch {
     pub from_seq: u64,
     /// Records of the lane up to and including `from_seq`.
     pub from_records: u64,
+    /// The journal's generation in which its numbers were given.
+    pub generation: u64,
     /// Its frames, in order; not empty.
     pub frames: Vec<BatchFrame>,
 }

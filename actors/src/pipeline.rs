@@ -7,6 +7,8 @@ use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
 
+use uuid::Uuid;
+
 use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::breaker::{Breaker, BreakerSettings};
 use crate::cache::HotCache;
@@ -33,6 +35,8 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// The open journal.
     pub journal: Journal,
+    /// The journal's identity.
+    pub writer: Uuid,
     /// The hold on the log store.
     pub session: Arc<Session>,
     /// The hot cache.
@@ -93,7 +97,7 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
 }
 
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
-    let (cache, journal, writer) = (Arc::clone(&parts.cache), parts.journal.clone(), parts.progress.writer());
+    let (cache, journal, writer) = (Arc::clone(&parts.cache), parts.journal.clone(), parts.writer);
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
         CacheWriter::new(context, Arc::clone(&cache), journal.clone(), writer)
@@ -117,7 +121,7 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
     let (journal, progress, limits) = (parts.journal.clone(), parts.progress.clone(), parts.config.batch);
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     let batcher = topology.spawn(spec(format!("batcher-{lane}"), &arbiter, bound, Some(TICK_MS)), move |context| {
-        Batcher::new(context, lane, journal.clone(), progress.clone(), downstream.clone(), limits)
+        Batcher::new(context, lane, journal.clone(), &progress, downstream.clone(), limits)
     });
     let config = Arc::clone(&parts.config);
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };

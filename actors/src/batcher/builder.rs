@@ -33,19 +33,20 @@ impl BatchBuilder {
         Self { lane, limits, open: None }
     }
 
-    /// Adds a frame; `prev_seq` is the lane's frame before it. Returns what has to leave now, in order: the open
+    /// Adds a frame; `prev_seq` is the lane's frame before it, `generation` the journal's. Returns what has to leave now, in order: the open
     /// batch if the frame does not fit or does not follow, and the frame's own batch if it is full.
-    pub fn push(&mut self, frame: BatchFrame, prev_seq: u64, now: Instant) -> [Option<Batch>; 2] {
+    pub fn push(&mut self, frame: BatchFrame, prev_seq: u64, generation: u64, now: Instant) -> [Option<Batch>; 2] {
         let (records, bytes) = (frame.chunk.len(), frame.chunk.bytes());
         let fits = self.open.as_ref().is_none_or(|open| {
             open.batch.to_seq() == prev_seq
+                && open.batch.generation == generation
                 && open.records + records <= self.limits.rows_max
                 && open.bytes + bytes <= self.limits.bytes_max
         });
         let left = if fits { None } else { self.take() };
         let from_records = frame.lane_records - records as u64;
         let open = self.open.get_or_insert_with(|| Open {
-            batch: Batch { lane: self.lane, from_seq: prev_seq, from_records, frames: Vec::new() },
+            batch: Batch { lane: self.lane, from_seq: prev_seq, from_records, generation, frames: Vec::new() },
             records: 0,
             bytes: 0,
             due: now + Duration::from_millis(self.limits.linger_ms),
@@ -105,8 +106,8 @@ mod tests {
     fn a_batch_leaves_when_it_is_full_and_covers_a_range() {
         let mut builder = builder(4);
         let now = Instant::now();
-        assert_eq!(builder.push(frame(7, 12, 2), 5, now).iter().flatten().count(), 0);
-        let [left, filled] = builder.push(frame(9, 14, 2), 7, now);
+        assert_eq!(builder.push(frame(7, 12, 2), 5, 0, now).iter().flatten().count(), 0);
+        let [left, filled] = builder.push(frame(9, 14, 2), 7, 0, now);
         assert!(left.is_none());
         let batch = filled.expect("four rows are full");
         assert_eq!((batch.from_seq, batch.to_seq(), batch.from_records, batch.to_records()), (5, 9, 10, 14));
@@ -117,8 +118,8 @@ mod tests {
     fn a_frame_that_does_not_fit_sends_the_open_batch_ahead() {
         let mut builder = builder(4);
         let now = Instant::now();
-        let _ = builder.push(frame(1, 3, 3), 0, now);
-        let [left, filled] = builder.push(frame(2, 13, 10), 1, now);
+        let _ = builder.push(frame(1, 3, 3), 0, 0, now);
+        let [left, filled] = builder.push(frame(2, 13, 10), 1, 0, now);
         assert_eq!(seqs(left.as_ref()), Some(vec![1]));
         assert_eq!(seqs(filled.as_ref()), Some(vec![2]), "a single larger frame is its own batch");
     }
@@ -127,10 +128,20 @@ mod tests {
     fn a_gap_in_the_lane_ends_the_batch() {
         let mut builder = builder(100);
         let now = Instant::now();
-        let _ = builder.push(frame(1, 1, 1), 0, now);
-        let [left, _] = builder.push(frame(5, 9, 1), 4, now);
+        let _ = builder.push(frame(1, 1, 1), 0, 0, now);
+        let [left, _] = builder.push(frame(5, 9, 1), 4, 0, now);
         assert_eq!(seqs(left.as_ref()), Some(vec![1]));
         assert_eq!(builder.take().map(|batch| batch.from_seq), Some(4));
+    }
+
+    #[test]
+    fn numbers_that_were_taken_back_do_not_mix_with_new_ones() {
+        let mut builder = builder(100);
+        let now = Instant::now();
+        let _ = builder.push(frame(1, 1, 1), 0, 0, now);
+        let [left, _] = builder.push(frame(2, 2, 1), 1, 1, now);
+        assert_eq!(left.map(|batch| batch.generation), Some(0));
+        assert_eq!(builder.take().map(|batch| batch.generation), Some(1));
     }
 
     #[test]
@@ -138,8 +149,8 @@ mod tests {
         let mut builder = builder(100);
         let now = Instant::now();
         assert!(!builder.is_due(now + Duration::from_secs(9)), "nothing is open");
-        let _ = builder.push(frame(1, 1, 1), 0, now);
-        let _ = builder.push(frame(2, 2, 1), 1, now + Duration::from_millis(49));
+        let _ = builder.push(frame(1, 1, 1), 0, 0, now);
+        let _ = builder.push(frame(2, 2, 1), 1, 0, now + Duration::from_millis(49));
         assert!(!builder.is_due(now + Duration::from_millis(49)));
         assert!(builder.is_due(now + Duration::from_millis(50)));
     }

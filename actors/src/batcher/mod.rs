@@ -14,9 +14,10 @@ use logweir_engine::chunk::Chunk;
 use logweir_engine::codec;
 use logweir_engine::fault::kill_point;
 use logweir_engine::journal::{AppendError, Appended, Journal, LaneId, OnDurable};
-use logweir_engine::mailbox::{Mailbox, Message, TrySendError};
+use logweir_engine::mailbox::{Mailbox, TrySendError};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use builder::BatchBuilder;
@@ -62,10 +63,9 @@ pub struct Batcher {
     context: StageContext,
     lane: LaneId,
     journal: Journal,
-    progress: Progress,
     downstream: Downstream,
     open: BatchBuilder,
-    flush_requests: u64,
+    flushes: watch::Receiver<u64>,
     appended_records: u64,
     released_batches: u64,
 }
@@ -77,21 +77,19 @@ impl Batcher {
         context: StageContext,
         lane: LaneId,
         journal: Journal,
-        progress: Progress,
+        progress: &Progress,
         downstream: Downstream,
         limits: BatchLimits,
     ) -> Self {
         let tail = journal.lanes().get(&lane).copied().unwrap_or_default();
         downstream.link.release(tail.seq);
-        let flush_requests = progress.flush_requests();
         Self {
             context,
             lane,
             journal,
-            progress,
             downstream,
             open: BatchBuilder::new(lane, limits),
-            flush_requests,
+            flushes: progress.flushes(),
             appended_records: 0,
             released_batches: 0,
         }
@@ -188,16 +186,16 @@ impl Stage for Batcher {
             payload_crc: appended.payload_crc,
             chunk: Arc::new(chunk),
         };
-        for batch in self.open.push(frame, appended.lane_prev_seq, Instant::now()).into_iter().flatten() {
+        for batch in self.open.push(frame, appended.lane_prev_seq, appended.generation, Instant::now()).into_iter().flatten() {
             self.ship(batch);
         }
         Ok(())
     }
 
     async fn on_tick(&mut self) -> Result<(), Exit> {
-        let requested = self.progress.flush_requests();
-        let asked = requested != self.flush_requests;
-        self.flush_requests = requested;
+        // An error means that nobody can ask any more.
+        let asked = self.flushes.has_changed().unwrap_or(false);
+        self.flushes.mark_unchanged();
         if asked || self.open.is_due(Instant::now()) {
             if let Some(batch) = self.open.take() {
                 self.ship(batch);
@@ -234,5 +232,3 @@ pub fn refusal(error: &AppendError) -> Refusal {
     };
     Refusal { kind, reason, detail: error.to_string() }
 }
-
-const _: fn(&Batch) -> usize = <Batch as Message>::bytes; // a batch is weighed by the same rule in every mailbox

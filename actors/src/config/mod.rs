@@ -1,11 +1,224 @@
-//! Configuration: what was typed becomes what is meant. A [`Config`] that exists is valid.
+//! Configuration: what was typed becomes what is meant. A [`Config`] that [`load`] returned is valid.
+//!
+//! - Layers: defaults < file < `DATABASE_URL`, `REDIS_URL` < `LOGWEIR__SECTION__KEY` < flags.
+//! - Every mistake is found in one go and named with its key, its source and what is allowed.
+//! - Loading reads files and writes none: a bad configuration is refused before the journal is touched, because a
+//!   restart with a typo must not cost a backlog.
+//! - Secrets are in no message.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+pub mod keys;
+pub mod value;
+pub mod layers;
+mod check;
+pub mod reference;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use crate::message::AckLevel;
+use keys::{Fallback, KEYS};
+use layers::{Gathered, Inputs, Source};
+use value::Raw;
 
-/// Everything that can be set. Sizes in bytes, times in milliseconds.
+/// The file that is read from the working directory where no other is named.
+pub const NAME_OF_FILE: &str = "logweir.toml";
+
+/// A valid configuration and who said what of it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Where each value came from; what is missing is a default.
+    pub origins: BTreeMap<&'static str, Source>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The key's path; empty where it is about a whole file or variable.
+    pub key: String,
+    /// Its value, unless that is unreadable or secret.
+    pub value: Option<String>,
+    /// Who said it.
+    pub source: Source,
+    /// What is wrong and what is allowed.
+    pub what: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.key.as_str(), &self.value) {
+            ("", _) => write!(f, "{} {}", self.source, self.what),
+            (key, None) => write!(f, "{key} ({}): {}", self.source, self.what),
+            (key, Some(value)) => write!(f, "{key} = {value} ({}): {}", self.source, self.what),
+        }
+    }
+}
+
+/// Everything that is wrong, at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(pub Vec<Mistake>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(f, "the configuration has {count} mistake{}:", if count == 1 { "" } else { "s" })?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads all layers and checks everything.
+///
+/// # Errors
+/// Every mistake, each with its key, its source and what is allowed.
+pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
+    let Gathered { settings, mut mistakes, file_unread } = layers::gather(inputs);
+    let mut config = defaults();
+    let mut origins = BTreeMap::new();
+    let mut unread: BTreeSet<&'static str> = BTreeSet::new();
+    if file_unread {
+        unread.extend(KEYS.iter().map(|key| key.path));
+    }
+    for setting in settings {
+        let key = setting.key;
+        match value::assign(key, &setting.raw, &mut config) {
+            Ok(()) => _ = origins.insert(key.path, setting.source),
+            Err(what) => {
+                let value = typed(&setting.raw).filter(|_| !key.kind.is_secret());
+                mistakes.push(Mistake { key: key.path.into(), value, source: setting.source, what });
+                unread.insert(key.path);
+            }
+        }
+    }
+    let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
+    check::derive(&mut checker);
+    check::check(&mut checker);
+    mistakes.append(&mut checker.mistakes);
+    if mistakes.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError(mistakes)) }
+}
+
+/// What somebody typed, for a message about it.
+fn typed(raw: &Raw) -> Option<String> {
+    match raw {
+        Raw::Text(text) => Some(format!("{text:?}")),
+        Raw::List(list) => Some(format!("{list:?}")),
+        Raw::Integer(number) => Some(number.to_string()),
+        Raw::Bool(value) => Some(value.to_string()),
+        Raw::Other(what) => Some((*what).to_owned()),
+    }
+}
+
+/// The lowest layer: the table's own texts, read as if they had been typed.
+fn defaults() -> Config {
+    let mut config = blank();
+    for key in KEYS {
+        if let Fallback::Value(text) = key.fallback {
+            value::assign(key, &Raw::Text(text.into()), &mut config).expect("a test reads every default");
+        }
+    }
+    config
+}
+
+impl Default for Config {
+    /// What holds where nobody says anything; for embedding and tests.
+    fn default() -> Self {
+        let mut config = defaults();
+        let (origins, unread) = (BTreeMap::new(), BTreeSet::new());
+        let mut checker =
+            check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
+        check::derive(&mut checker);
+        config
+    }
+}
+
+impl Config {
+    /// Where the journal lies.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.data_dir.join("journal")
+    }
+}
+
+impl Loaded {
+    /// Whether `data_dir`, or the directory it will be made in, can be written by this process. Asked by `run` and not by
+    /// [`load`]: a configuration is also validated on machines that will never run it. Touches nothing.
+    ///
+    /// # Errors
+    /// The mistake, with the directory that refuses.
+    pub fn check_data_dir(&self) -> Result<(), ConfigError> {
+        let absolute = std::path::absolute(&self.config.data_dir).unwrap_or_else(|_| self.config.data_dir.clone());
+        let Some(nearest) = absolute.ancestors().find(|path| path.exists()) else { return Ok(()) };
+        if nearest.is_dir() && writable(nearest) {
+            return Ok(());
+        }
+        let why = if nearest.is_dir() { "cannot be written by this user" } else { "is not a directory" };
+        Err(ConfigError(vec![Mistake {
+            key: "data_dir".into(),
+            value: Some(format!("{:?}", self.config.data_dir)),
+            source: self.origins.get("data_dir").cloned().unwrap_or(Source::Default),
+            what: format!("{} {why}: mend its owner and mode, or choose another data_dir", nearest.display()),
+        }]))
+    }
+}
+
+fn writable(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the path is a NUL-terminated string that lives across the call, which only reads it.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) == 0 }
+}
+
+/// A value in every field, for the lenses to write over. No value of it survives [`defaults`] and `derive`,
+/// except the empty ones.
+fn blank() -> Config {
+    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Config {
+        data_dir: PathBuf::new(),
+        http: Http {
+            listen: nowhere,
+            workers: 0,
+            connections_max: 0,
+            body_bytes_max: 0,
+            decompressed_bytes_max: 0,
+            line_bytes_max: 0,
+            inflight_bytes_max: 0,
+            request_timeout_ms: 0,
+            ack_timeout_ms: 0,
+        },
+        admin: Admin { listen: nowhere },
+        auth: Auth { mode: AuthMode::None, ingest_tokens: vec![], query_tokens: vec![], admin_tokens: vec![] },
+        ack: AckLevel::Journal,
+        lanes: 0,
+        batch: BatchLimits { rows_max: 0, bytes_max: 0, linger_ms: 0 },
+        journal: JournalSettings {
+            segment_bytes: 0,
+            quota_bytes: 0,
+            ballast_bytes: 0,
+            queue_bytes_max: 0,
+            retain_segments: 0,
+        },
+        database: Database {
+            url: DatabaseUrl::Sqlite(PathBuf::new()),
+            read_url: None,
+            pool_size: 0,
+            connect_timeout_ms: 0,
+            statement_timeout_ms: 0,
+            retention_days: 0,
+            compress_after_days: 0,
+            ca_file: None,
+        },
+        cache: Cache { url: CacheUrl::Memory, recent_records: 0, services_max: 0, timeout_ms: 0, ttl_s: 0 },
+        shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
+        sources: Sources::default(),
+        log: Log { level: String::new(), json: false },
+    }
+}
+
+/// Everything that can be set. Sizes in bytes, times in milliseconds; [`keys::KEYS`] holds ranges and defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// `data_dir`: the journal (and SQLite, if that is the store) live here.
@@ -222,3 +435,6 @@ pub struct Log {
     /// `log.format`: `text` or `json`.
     pub json: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,6 +124,10 @@ impl DbFlusher {
             if batch.from_seq <= position.seq {
                 batch.from_seq = position.seq;
                 batch.from_records = position.records;
+                if !self.is_durable(&batch).await? {
+                    self.link.release(batch.to_seq());
+                    return Ok(());
+                }
                 match self.flush(&batch).await {
                     Err(Interrupted::Moved) => continue,
                     outcome => return outcome,
@@ -171,8 +175,8 @@ impl DbFlusher {
         let what = match frames {
             Ok(Ok(frames)) => {
                 self.reader = Some(reader);
-                let batch =
-                    Batch { lane: self.lane, from_seq: position.seq, from_records: position.records, frames };
+                let (from_seq, from_records) = (position.seq, position.records);
+                let batch = Batch { lane: self.lane, from_seq, from_records, generation: 0, frames };
                 return Ok((!batch.frames.is_empty()).then(|| self.name_loss(batch)));
             }
             Ok(Err(undecodable)) => undecodable,
@@ -194,11 +198,18 @@ impl DbFlusher {
         batch
     }
 
-    /// Flushes `batch`, which starts at the position, until it is committed or something else must happen.
-    async fn flush(&mut self, batch: &Batch) -> Result<(), Interrupted> {
-        if self.context.waiting(self.journal.durable(batch.to_seq())).await.is_err() {
-            return Err(Interrupted::Drained); // it never will be durable: not ours to commit
+    /// Waits for the fsync. False when the disk was full and the batch's numbers were taken back: its records were
+    /// refused, other records have (or will have) these numbers.
+    async fn is_durable(&self, batch: &Batch) -> Result<bool, Interrupted> {
+        let durable = self.context.waiting(self.journal.durable(batch.to_seq()));
+        tokio::select! {
+            durable = durable => Ok(durable.is_ok() && self.journal.generation() == batch.generation),
+            () = given_up(&self.context, false) => Err(Interrupted::Drained),
         }
+    }
+
+    /// Flushes `batch`, which is durable and starts at the position, until it is committed or something else must happen.
+    async fn flush(&mut self, batch: &Batch) -> Result<(), Interrupted> {
         loop {
             if self.position().await?.seq != batch.from_seq {
                 return Err(Interrupted::Moved); // an attempt whose outcome was unknown had been committed
@@ -242,8 +253,8 @@ impl DbFlusher {
         self.flushed_batches += 1;
         self.position = Some(Position::from(&self.row));
         self.journal.settle(self.lane, self.row.last_seq);
-        self.progress.lane_row(&self.row);
-        self.progress.store_state(self.lane, StoreState::Ok);
+        self.progress.lane_row_updated(self.row.clone());
+        self.progress.lane_store_state(self.lane, StoreState::Ok);
     }
 
     /// Where the database is, asking it if need be.
@@ -288,7 +299,7 @@ impl DbFlusher {
             StoreError::Transient(what) => {
                 self.breaker.failed(Instant::now());
                 tracing::warn!(lane = self.lane, error = what, "the database did not take a batch: trying again");
-                self.progress.store_state(self.lane, StoreState::Failing(what));
+                self.progress.lane_store_state(self.lane, StoreState::Failing(what));
                 match self.breaker.allow(Instant::now()) {
                     Allow::No { retry_in } => self.pause(retry_in).await,
                     Allow::Yes | Allow::Probe => self.pause(Duration::from_millis(50)).await,
@@ -314,7 +325,7 @@ impl DbFlusher {
     fn stop(&mut self, what: &str) {
         self.failing = true;
         tracing::error!(lane = self.lane, error = what, "the lane is stopped: mend this and it goes on by itself");
-        self.progress.store_state(self.lane, StoreState::Stopped(what.to_owned()));
+        self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
     }
 
     async fn pause(&self, duration: Duration) -> Result<(), Interrupted> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use logweir_engine::journal::{Journal, Recovered};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::progress::Progress;
 use crate::store::{Claim, LaneRow, LaneWriter, Lease, LogStore, StoreError};
@@ -14,6 +14,7 @@ pub struct Session {
     claim: Claim,
     lease: Mutex<Option<Lease>>,
     progress: Progress,
+    held: watch::Sender<bool>,
 }
 
 impl Session {
@@ -27,7 +28,13 @@ impl Session {
             owner,
             tails: recovered.lanes.iter().map(|(&lane, tail)| (lane, tail.seq)).collect(),
         };
-        Self { store, claim, lease: Mutex::new(None), progress }
+        Self { store, claim, lease: Mutex::new(None), progress, held: watch::Sender::new(false) }
+    }
+
+    /// Waits until the writer is ours and the schema is there.
+    pub async fn held(&self) {
+        // The sender is ours: the wait ends only with the take-over.
+        let _ = self.held.subscribe().wait_for(|held| *held).await;
     }
 
     /// The lane's connection and row, after the take-over.
@@ -40,7 +47,8 @@ impl Session {
             self.store.prepare().await?;
             let taken = self.store.take_over(&self.claim).await?;
             tracing::info!(store = self.store.name(), writer = %taken.writer, epoch = taken.epoch, "journal taken over");
-            self.progress.taken_over(&taken);
+            self.progress.epoch(taken.epoch);
+            self.held.send_replace(true);
             *lease = Some(taken);
         }
         let Some(held) = lease.as_ref() else { unreachable!("it was set above") };

@@ -186,6 +186,8 @@ pub struct Appended {
     pub lane_records: u64,
     /// CRC-32C of the payload.
     pub payload_crc: u32,
+    /// [`Journal::generation`] when it was given.
+    pub generation: u64,
 }
 
 /// One data frame read back.
@@ -378,6 +380,7 @@ impl Journal {
             settled: BTreeMap::new(),
             spare: Spare::Missing,
             ballast_now,
+            generation: 0,
         };
         // Each frame may bring the START of a new segment along.
         let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
@@ -498,6 +501,13 @@ impl Journal {
             }
             progress.changed().await.map_err(|_| AppendError::Sealed)?;
         }
+    }
+
+    /// How often numbers were given out and taken back because the disk was full. A sequence number stands for
+    /// the same frame only within one generation, until the frame is durable.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.handle.shared.state().generation
     }
 
     /// The newest durable frame of `lane`.

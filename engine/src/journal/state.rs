@@ -78,6 +78,8 @@ pub(super) struct State {
     pub(super) spare: Spare,
     /// Bytes of the ballast file as it is.
     pub(super) ballast_now: u64,
+    /// How often `given` fell back.
+    pub(super) generation: u64,
 }
 
 impl State {
@@ -131,7 +133,7 @@ impl State {
         let lane_prev_seq = tail.seq;
         self.given.seq += 1;
         *tail = LaneTail { seq: self.given.seq, records: tail.records + u64::from(records) };
-        let appended = Appended { seq: tail.seq, lane_prev_seq, lane_records: tail.records, payload_crc };
+        let appended = Appended { seq: tail.seq, lane_prev_seq, lane_records: tail.records, payload_crc, generation: self.generation };
         let place = self.take(payload_len);
         Ok(Placed { start, place, appended })
     }
@@ -210,6 +212,7 @@ impl State {
     /// The queue is empty and nothing is taken: what was given out and not written never was.
     pub(super) fn fall_back(&mut self) {
         self.given = self.written.clone();
+        self.generation += 1;
     }
 
     pub(super) fn settle(&mut self, lane: LaneId, seq: u64) {
@@ -265,6 +268,7 @@ mod tests {
             settled: BTreeMap::new(),
             spare: Spare::Ready,
             ballast_now: 0,
+            generation: 0,
         }
     }
 

@@ -1,0 +1,207 @@
+//! `logweir dead-letters`: the records that the database would not take, to look at, to try again, to let go.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+
+use super::{ConfigArgs, Failure, Outcome, block_on, exit};
+use crate::config::keys::Unit;
+use crate::config::value::quantity;
+use crate::store::{self, DeadLetter, LogStore, StoreError};
+
+/// How many letters are asked for at once.
+const PAGE: u32 = 500;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLettersCommand {
+    /// Newest first.
+    List(ListArgs),
+    /// Try to insert them again; those that go in are dead letters no longer.
+    Replay(ReplayArgs),
+    /// Remove old ones for good.
+    Purge(PurgeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    /// One JSON object per line, with the whole record
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["id", "all"]))]
+pub(super) struct ReplayArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// This one
+    #[arg(long)]
+    id: Option<i64>,
+    /// Every one
+    #[arg(long)]
+    all: bool,
+    /// The record to insert in its place, mended: one JSON object as `list --json` shows it in `raw`
+    #[arg(long, value_name = "JSON", requires = "id")]
+    raw: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PurgeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Those older than this, such as 7d or 12h
+    #[arg(long, value_name = "AGE", value_parser = age_us)]
+    older_than: i64,
+}
+
+/// An age must have a unit: `--older-than 7` in milliseconds would remove everything.
+fn age_us(text: &str) -> Result<i64, String> {
+    let millis = quantity(text, Unit::Millis).filter(|_| !text.trim().ends_with(|c: char| c.is_ascii_digit()));
+    millis
+        .and_then(|millis| i64::try_from(millis).ok()?.checked_mul(1000))
+        .ok_or("write an age such as 7d, 12h or 30m".into())
+}
+
+pub(super) fn dead_letters(command: &DeadLettersCommand) -> Outcome {
+    match command {
+        DeadLettersCommand::List(args) => {
+            let letters = with_store(&args.config, async |store| store.dead_letters(args.limit).await)?;
+            list(&letters, args.json)?;
+            Ok(exit::OK.into())
+        }
+        DeadLettersCommand::Replay(args) => {
+            if let Some(raw) = &args.raw
+                && !serde_json::from_str::<serde_json::Value>(raw).is_ok_and(|value| value.is_object())
+            {
+                return Err(Failure::told(exit::USAGE, "--raw is not a JSON object"));
+            }
+            let Replayed { done, failed } = with_store(&args.config, async |store| match args.id {
+                Some(id) => replay_one(store.as_ref(), id, args.raw.as_deref()).await,
+                None => replay_all(store.as_ref()).await,
+            })?;
+            let mut out = io::stdout().lock();
+            for (id, why) in &failed {
+                writeln!(out, "{id}: {why}")?;
+            }
+            writeln!(out, "{done} replayed, {} not", failed.len())?;
+            Ok(if failed.is_empty() { exit::OK } else { exit::FAILED }.into())
+        }
+        DeadLettersCommand::Purge(args) => {
+            let before_us = logweir_engine::clock::wall_us().saturating_sub(args.older_than);
+            let purged = with_store(&args.config, async |store| store.purge_dead_letters(before_us).await)?;
+            writeln!(io::stdout(), "{purged} removed")?;
+            Ok(exit::OK.into())
+        }
+    }
+}
+
+/// Opens the configured store, brings its schema up to date and asks it.
+fn with_store<T>(
+    config: &ConfigArgs,
+    ask: impl AsyncFnOnce(Arc<dyn LogStore>) -> Result<T, StoreError>,
+) -> Result<T, Failure> {
+    let database = config.load()?.config.database;
+    let asked = block_on(async move {
+        let store = store::open(&database)?.store();
+        store.prepare().await?;
+        ask(store).await
+    })?;
+    asked.map_err(|error| Failure::told(exit::UNAVAILABLE, format!("the store: {error}")))
+}
+
+struct Replayed {
+    done: u64,
+    failed: Vec<(i64, String)>,
+}
+
+/// The store lists newest first and cannot be asked for one: look further back until it is there or there is no more.
+async fn replay_one(store: &dyn LogStore, id: i64, raw: Option<&str>) -> Result<Replayed, StoreError> {
+    let mut limit = PAGE;
+    loop {
+        let letters = store.dead_letters(limit).await?;
+        let last = letters.len() < limit as usize;
+        if let Some(mut letter) = letters.into_iter().find(|letter| letter.id == id) {
+            if let Some(raw) = raw {
+                raw.clone_into(&mut letter.raw);
+            }
+            return Ok(match store.replay_dead_letter(&letter).await {
+                Ok(()) => Replayed { done: 1, failed: vec![] },
+                Err(error) => Replayed { done: 0, failed: vec![(id, still_dead(error)?)] },
+            });
+        }
+        if last {
+            return Ok(Replayed { done: 0, failed: vec![(id, "there is no such dead letter".into())] });
+        }
+        limit = limit.saturating_mul(4);
+    }
+}
+
+/// Each page is asked for behind those that stay dead, so that they hide none.
+async fn replay_all(store: &dyn LogStore) -> Result<Replayed, StoreError> {
+    let mut replayed = Replayed { done: 0, failed: vec![] };
+    let mut seen = BTreeSet::new();
+    loop {
+        let limit = PAGE.saturating_add(u32::try_from(seen.len()).unwrap_or(u32::MAX));
+        let mut letters = store.dead_letters(limit).await?;
+        letters.retain(|letter| !seen.contains(&letter.id));
+        if letters.is_empty() {
+            return Ok(replayed);
+        }
+        for letter in letters {
+            match store.replay_dead_letter(&letter).await {
+                Ok(()) => replayed.done += 1,
+                Err(error) => {
+                    replayed.failed.push((letter.id, still_dead(error)?));
+                    seen.insert(letter.id);
+                }
+            }
+        }
+    }
+}
+
+/// What a letter's own replay failed with; an unreachable store is not the letter's fault.
+fn still_dead(error: StoreError) -> Result<String, StoreError> {
+    match error {
+        StoreError::Transient(_) => Err(error),
+        error => Ok(error.to_string()),
+    }
+}
+
+fn list(letters: &[DeadLetter], json: bool) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for letter in letters {
+        if json {
+            writeln!(out, "{}", serde_json::to_string(letter).map_err(io::Error::other)?)?;
+        } else {
+            let at = Timestamp::from_microsecond(letter.at_us)
+                .map_or_else(|_| letter.at_us.to_string(), |at| at.to_string());
+            let raw: String = letter.raw.chars().take(200).collect();
+            writeln!(out, "{}  {at}  {} {}\n    {raw}", letter.id, letter.sqlstate, letter.reason)?;
+        }
+    }
+    if letters.is_empty() && !json {
+        writeln!(out, "there are none")?;
+    }
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_needs_a_unit() {
+        assert_eq!(age_us("7d"), Ok(7 * 86_400_000_000));
+        assert_eq!(age_us("30m"), Ok(1_800_000_000));
+        assert!(age_us("7").is_err());
+        assert!(age_us("d").is_err());
+    }
+}

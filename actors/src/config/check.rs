@@ -1,0 +1,175 @@
+//! What must hold between keys, and what follows from others. Each rule says the numbers it compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::keys::{self, Unit};
+use super::layers::Source;
+use super::value::{show, show_number};
+use super::{AuthMode, Config, DatabaseUrl, Mistake};
+
+/// The rules' view of a configuration: values, where each came from, and which of them could not be read.
+pub(super) struct Checker<'a> {
+    pub config: &'a mut Config,
+    pub origins: &'a BTreeMap<&'static str, Source>,
+    pub unread: &'a BTreeSet<&'static str>,
+    pub mistakes: Vec<Mistake>,
+}
+
+impl Checker<'_> {
+    /// `holds`, or a mistake at the first of `keys`. A rule about a value that could not be read says nothing.
+    fn rule(&mut self, keys: &[&'static str], holds: bool, what: impl FnOnce(&Config) -> String) {
+        if holds || keys.iter().any(|key| self.unread.contains(key)) {
+            return;
+        }
+        let key = keys::find(keys[0]).expect("rules name keys of the table");
+        self.mistakes.push(Mistake {
+            key: key.path.into(),
+            value: Some(show(key, self.config)),
+            source: self.origin(key.path),
+            what: what(self.config),
+        });
+    }
+
+    fn origin(&self, path: &str) -> Source {
+        self.origins.get(path).cloned().unwrap_or(Source::Default)
+    }
+
+    fn said(&self, path: &str) -> bool {
+        self.origin(path) != Source::Default
+    }
+}
+
+/// Fills in what follows from other values.
+pub(super) fn derive(check: &mut Checker<'_>) {
+    if !check.said("http.workers") {
+        check.config.http.workers = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
+    }
+    if !check.said("database.url") {
+        check.config.database.url = DatabaseUrl::Sqlite(check.config.data_dir.join("logweir.db"));
+    }
+    if !check.said("auth.mode") {
+        let auth = &check.config.auth;
+        let tokens = auth.ingest_tokens.len() + auth.query_tokens.len() + auth.admin_tokens.len();
+        check.config.auth.mode = if tokens > 0 { AuthMode::Token } else { AuthMode::None };
+    }
+}
+
+/// Checks every rule.
+pub(super) fn check(check: &mut Checker<'_>) {
+    sizes(check);
+    times(check);
+    listeners(check);
+    paths(check);
+}
+
+fn sizes(check: &mut Checker<'_>) {
+    let (http, batch, journal) = (check.config.http.clone(), check.config.batch, check.config.journal.clone());
+    let bytes = |number: usize| show_number(number as u64, Unit::Bytes);
+    check.rule(
+        &["http.decompressed_bytes_max", "http.body_bytes_max"],
+        http.decompressed_bytes_max >= http.body_bytes_max,
+        |_| format!("must be at least http.body_bytes_max, which is {}", bytes(http.body_bytes_max)),
+    );
+    check.rule(
+        &["http.line_bytes_max", "http.decompressed_bytes_max"],
+        http.line_bytes_max <= http.decompressed_bytes_max,
+        |_| format!("must be at most http.decompressed_bytes_max, which is {}", bytes(http.decompressed_bytes_max)),
+    );
+    check.rule(
+        &["http.inflight_bytes_max", "http.decompressed_bytes_max"],
+        http.inflight_bytes_max >= http.decompressed_bytes_max,
+        |_| {
+            let one = bytes(http.decompressed_bytes_max);
+            format!("must be at least http.decompressed_bytes_max, which is {one}: one request must fit")
+        },
+    );
+    check.rule(&["batch.bytes_max", "http.line_bytes_max"], batch.bytes_max >= http.line_bytes_max, |_| {
+        format!("must be at least http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
+    });
+    // Each settled segment that is kept back is one that intake cannot have.
+    let segments = (journal.retain_segments as u64 + 2).max(4);
+    let least = journal.ballast_bytes + segments * journal.segment_bytes;
+    check.rule(
+        &["journal.quota_bytes", "journal.ballast_bytes", "journal.segment_bytes", "journal.retain_segments"],
+        journal.quota_bytes >= least,
+        |_| {
+            format!(
+                "must be at least {} ({least} bytes): journal.ballast_bytes {} and {segments} segments of {}",
+                show_number(least, Unit::Bytes),
+                show_number(journal.ballast_bytes, Unit::Bytes),
+                show_number(journal.segment_bytes, Unit::Bytes),
+            )
+        },
+    );
+}
+
+fn times(check: &mut Checker<'_>) {
+    let (shutdown, batch, ack) = (check.config.shutdown, check.config.batch, check.config.http.ack_timeout_ms);
+    let millis = |number: u64| show_number(number, Unit::Millis);
+    check.rule(&["shutdown.linger_ms", "shutdown.deadline_ms"], shutdown.linger_ms < shutdown.deadline_ms, |_| {
+        format!("must be below shutdown.deadline_ms, which is {}", millis(shutdown.deadline_ms))
+    });
+    check.rule(&["batch.linger_ms", "shutdown.deadline_ms"], batch.linger_ms < shutdown.deadline_ms, |_| {
+        format!("must be below shutdown.deadline_ms, which is {}", millis(shutdown.deadline_ms))
+    });
+    check.rule(&["batch.linger_ms", "http.ack_timeout_ms"], batch.linger_ms < ack, |_| {
+        format!("must be below http.ack_timeout_ms, which is {}: ack=committed could never be answered", millis(ack))
+    });
+}
+
+fn listeners(check: &mut Checker<'_>) {
+    let (http, admin, auth) = (check.config.http.listen, check.config.admin.listen, check.config.auth.clone());
+    check.rule(&["admin.listen", "http.listen"], !collide(http, admin), |_| {
+        format!("must be another port than http.listen, which is {http}")
+    });
+    let lists = ["auth.ingest_tokens", "auth.query_tokens", "auth.admin_tokens"];
+    let any = !(auth.ingest_tokens.is_empty() && auth.query_tokens.is_empty() && auth.admin_tokens.is_empty());
+    let token = auth.mode == AuthMode::Token;
+    check.rule(&["auth.mode", lists[0], lists[1], lists[2]], any || !token, |_| {
+        format!("needs a token: set one of {}", lists.join(", "))
+    });
+    check.rule(&["auth.mode", lists[0], lists[1], lists[2]], token || !any, |_| {
+        "contradicts the tokens that are given: nobody would be asked for them".into()
+    });
+    for (listener, address, tokens, name) in [
+        ("http.listen", http, &auth.ingest_tokens, "auth.ingest_tokens"),
+        ("admin.listen", admin, &auth.admin_tokens, "auth.admin_tokens"),
+    ] {
+        let open = auth.mode == AuthMode::None && check.said("auth.mode");
+        let safe = address.ip().to_canonical().is_loopback() || open || !tokens.is_empty();
+        check.rule(&[listener, "auth.mode", name], safe, |_| {
+            format!("can be reached from other machines: set {name}, or say auth.mode = \"none\" if everybody may")
+        });
+    }
+}
+
+/// Whether two listeners would ask the system for the same port. Port 0 is whatever is free.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+fn paths(check: &mut Checker<'_>) {
+    let data_dir = check.config.data_dir.clone();
+    check.rule(&["data_dir"], !data_dir.exists() || data_dir.is_dir(), |_| "is not a directory".into());
+    if let DatabaseUrl::Sqlite(path) = check.config.database.url.clone() {
+        let parent = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => ".".into(),
+        };
+        check.rule(&["database.url", "data_dir"], parent.is_dir() || parent.starts_with(&data_dir), |_| {
+            format!("its directory {} does not exist (data_dir, and what is below, is made)", parent.display())
+        });
+        check.rule(&["database.url"], !path.is_dir(), |_| "is a directory: name a file in it".into());
+    }
+    if let Some(path) = check.config.database.ca_file.clone() {
+        let read = std::fs::read(&path);
+        let what = match &read {
+            Err(error) => format!("cannot be read: {error}"),
+            Ok(_) => "holds no PEM certificate".into(),
+        };
+        let pem = read.is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("-----BEGIN CERTIFICATE-----"));
+        check.rule(&["database.ca_file"], pem, |_| what);
+    }
+}
