@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -41,7 +41,8 @@ impl Redis {
         let authority = Authority::new();
         std::fs::write(dir.path().join("ca.pem"), authority.0.pem()).expect("ca.pem");
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, "localhost");
         let certificate = params.signed_by(&key, &authority.0).expect("a certificate");
         std::fs::write(dir.path().join("cert.pem"), certificate.pem()).expect("cert.pem");
         std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).expect("key.pem");
@@ -171,10 +172,12 @@ impl Redis {
             if ended {
                 return false;
             }
-            if self.try_command(&["PING"]).is_ok_and(|answer| answer == "PONG") {
-                return true;
+            // A server that asks for a password is ready, too.
+            match self.try_command(&["PING"]) {
+                Ok(answer) if answer == "PONG" => return true,
+                Err(answer) if answer.contains("NOAUTH") => return true,
+                _ => std::thread::sleep(Duration::from_millis(20)),
             }
-            std::thread::sleep(Duration::from_millis(10));
         }
         false
     }
@@ -213,6 +216,7 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test authority");
         let key = KeyPair::generate().expect("a key");
         Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
     }

@@ -25,10 +25,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use fred::clients::{Client, WithOptions};
+use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, HashesInterface, ListInterface, LuaInterface, SortedSetsInterface};
-use fred::types::config::{Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig};
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig};
 use fred::types::{Builder, ConnectHandle, Value};
 use logweir_engine::clock;
 use rustls::pki_types::CertificateDer;
@@ -50,9 +50,11 @@ const QUEUE_MAX: usize = 64;
 const TIMEOUTS_MAX: u32 = 3;
 /// Times that one batch is folded anew because the cursor moved meanwhile or the script was gone.
 const ATTEMPTS_MAX: u32 = 4;
-/// A connection is tried again after the one plus anything up to the other. Constant with much jitter: fred's
-/// exponential policy loses its jitter at the cap, so that all pods would knock at once.
-const RECONNECT_MS: (u32, u32) = (250, 1_250);
+/// Waits between attempts to connect, doubling from the first to the last, in milliseconds. fred waits before the
+/// very first attempt as well, hence so short.
+const RECONNECT_MS: (u32, u32) = (20, 2_000);
+/// Random addition to each of these waits: pods that lose Redis together do not come back together.
+const RECONNECT_JITTER_MS: u32 = 100;
 /// Opening a connection takes several round trips and perhaps TLS: it gets at least this, in milliseconds.
 const CONNECT_MS_MIN: u64 = 2_000;
 
@@ -60,7 +62,6 @@ const CONNECT_MS_MIN: u64 = 2_000;
 pub struct RedisCache {
     limits: Limits,
     builder: Builder,
-    options: Options,
     /// Where connections are spawned: a query's own runtime may end before the process does.
     runtime: Handle,
     link: Mutex<Link>,
@@ -77,7 +78,7 @@ struct Link {
     client: Client,
     task: ConnectHandle,
     /// Why the connection was lost or could not be made, which a command that fails without one cannot know.
-    trouble: Arc<Mutex<Option<String>>>,
+    trouble: Arc<Mutex<Option<CacheError>>>,
 }
 
 impl Drop for Link {
@@ -92,10 +93,10 @@ impl Link {
         let trouble = Arc::new(Mutex::new(None));
         let seen = Arc::clone(&trouble);
         client.on_error(move |(error, _)| {
-            let text = error.to_string();
-            let before = lock(&seen).replace(text.clone());
-            if before.as_ref() != Some(&text) {
-                tracing::warn!(error = text, "no connection to Redis; trying again, nothing else waits for it");
+            let error = refused(&error);
+            let before = lock(&seen).replace(error.clone());
+            if before.as_ref() != Some(&error) {
+                tracing::warn!(error = error.detail, "no connection to Redis; trying again, nothing else waits for it");
             }
             async { Ok(()) }
         });
@@ -119,13 +120,12 @@ impl RedisCache {
     pub async fn connect(url: &str, settings: &config::Cache, ca_file: Option<&Path>) -> Result<Self, CacheError> {
         let timeout = Duration::from_millis(settings.timeout_ms.max(1));
         let builder = builder(url, timeout, ca_file)?;
-        let link = Link::open(&builder).map_err(|error| refused(&error, None))?;
+        let link = Link::open(&builder).map_err(|error| refused(&error))?;
         // Not being there is no error here; the batches that come meanwhile are counted as discarded.
         let _ = tokio::time::timeout(timeout, link.client.wait_for_connect()).await;
         Ok(Self {
             limits: settings.into(),
             builder,
-            options: Options { timeout: Some(timeout), max_attempts: Some(1), fail_fast: true, ..Options::default() },
             runtime: Handle::current(),
             link: Mutex::new(link),
             timeouts: AtomicU32::new(0),
@@ -134,8 +134,16 @@ impl RedisCache {
         })
     }
 
-    fn client(&self) -> WithOptions<Client> {
-        lock(&self.link).client.with_options(&self.options)
+    /// The connection, if there is one: a command without one would only wait for its timeout.
+    ///
+    /// fred has an option for that, but its scripting commands silently ignore options.
+    fn client(&self) -> Result<Client, CacheError> {
+        let link = lock(&self.link);
+        if link.client.is_connected() {
+            return Ok(link.client.clone());
+        }
+        let connecting = || CacheError { reason: "connection", detail: "Redis: still connecting".to_owned() };
+        Err(lock(&link.trouble).clone().unwrap_or_else(connecting))
     }
 
     /// Passes an answer on, and notices a connection that is stuck.
@@ -147,11 +155,10 @@ impl RedisCache {
             }
             Err(error) => error,
         };
-        let refusal = refused(&error, lock(&lock(&self.link).trouble).as_deref());
         if *error.kind() == ErrorKind::Timeout && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_MAX {
             self.replace_link();
         }
-        Err(refusal)
+        Err(refused(&error))
     }
 
     fn replace_link(&self) {
@@ -165,7 +172,7 @@ impl RedisCache {
     }
 
     async fn load_script(&self) -> Result<&str, CacheError> {
-        let sha = self.checked(self.client().script_load(APPLY).await)?;
+        let sha = self.checked(self.client()?.script_load(APPLY).await)?;
         Ok(self.sha.get_or_init(|| sha))
     }
 
@@ -176,7 +183,7 @@ impl RedisCache {
             None => self.load_script().await?,
         };
         let keys = vec![format!("logweir:cursor:{writer}"), SERVICES.to_owned()];
-        self.checked(self.client().evalsha(sha, keys, args).await)
+        self.checked(self.client()?.evalsha(sha, keys, args).await)
     }
 
     /// The script's arguments, in the order that `apply.lua` names.
@@ -257,13 +264,13 @@ impl HotCache for RedisCache {
     async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError> {
         let Some(last) = limit.min(self.limits.recent_records).checked_sub(1) else { return Ok(Vec::new()) };
         let last = i64::try_from(last).unwrap_or(i64::MAX);
-        self.checked(self.client().lrange(format!("logweir:recent:{service}"), 0, last).await)
+        self.checked(self.client()?.lrange(format!("logweir:recent:{service}"), 0, last).await)
     }
 
     async fn services(&self) -> Result<Vec<String>, CacheError> {
         #[allow(clippy::cast_precision_loss)] // scores are microseconds, exact below 2^53
         let oldest = (clock::wall_us() - self.limits.ttl_us()) as f64;
-        self.checked(self.client().zrevrangebyscore(SERVICES, f64::INFINITY, oldest, false, None).await)
+        self.checked(self.client()?.zrevrangebyscore(SERVICES, f64::INFINITY, oldest, false, None).await)
     }
 
     async fn volume(&self, service: &str, since_us: i64) -> Result<Vec<(i64, u8, u64)>, CacheError> {
@@ -273,7 +280,7 @@ impl HotCache for RedisCache {
         if hours.is_empty() {
             return Ok(Vec::new());
         }
-        let pipeline = lock(&self.link).client.pipeline().with_options(&self.options);
+        let pipeline = self.client()?.pipeline();
         for hour in &hours {
             let _queued: () = self.checked(pipeline.hgetall(format!("logweir:volume:{service}:{hour}")).await)?;
         }
@@ -289,7 +296,7 @@ impl HotCache for RedisCache {
     }
 
     async fn ping(&self) -> Result<(), CacheError> {
-        self.checked(self.client().ping(None).await)
+        self.checked(self.client()?.ping(None).await)
     }
 }
 
@@ -313,8 +320,8 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
         config.tls = Some(client_config(ca_file).map_err(unusable)?.into());
     }
     let connect = timeout.max(Duration::from_millis(CONNECT_MS_MIN));
-    let mut reconnect = ReconnectPolicy::new_constant(0, RECONNECT_MS.0);
-    reconnect.set_jitter(RECONNECT_MS.1);
+    let mut reconnect = ReconnectPolicy::new_exponential(0, RECONNECT_MS.0, RECONNECT_MS.1, 2);
+    reconnect.set_jitter(RECONNECT_JITTER_MS);
     let mut builder = Builder::from_config(config);
     builder
         .set_policy(reconnect)
@@ -347,7 +354,7 @@ fn client_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, String>
 }
 
 /// Names an error for its counter. Redis starts its own errors with a word that says which it is.
-fn refused(error: &Error, trouble: Option<&str>) -> CacheError {
+fn refused(error: &Error) -> CacheError {
     let reason = match error.kind() {
         ErrorKind::Timeout => "timeout",
         ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => "connection",
@@ -366,8 +373,7 @@ fn refused(error: &Error, trouble: Option<&str>) -> CacheError {
             _ => "refused",
         },
     };
-    let because = trouble.filter(|_| reason == "connection").map_or_else(String::new, |text| format!(" ({text})"));
-    CacheError { reason, detail: format!("Redis: {error}{because}") }
+    CacheError { reason, detail: format!("Redis: {error}") }
 }
 
 fn number(value: u64) -> Value {
@@ -395,10 +401,8 @@ mod tests {
             (ErrorKind::Timeout, "Request timed out.", "timeout"),
             (ErrorKind::Backpressure, "Max in-flight commands reached.", "queue_full"),
         ] {
-            assert_eq!(refused(&Error::new(kind, text), None).reason, reason, "{text}");
+            assert_eq!(refused(&Error::new(kind, text)).reason, reason, "{text}");
         }
-        let away = refused(&Error::new(ErrorKind::Canceled, "Connection closed."), Some("connection refused"));
-        assert!(away.detail.contains("connection refused"), "{away}");
     }
 
     #[test]

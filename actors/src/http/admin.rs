@@ -72,17 +72,11 @@ fn refresh_gauges(shared: &Shared) {
     let gauge = |name: &'static str, value: u64| metrics::gauge!(name).set(value as f64);
     metrics::gauge!("logweir_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge("logweir_uptime_seconds", shared.started.elapsed().as_secs());
-    gauge("logweir_http_inflight_bytes", shared.inflight.taken() as u64);
+    gauge("logweir_http_inflight_bytes", shared.inflight_bytes() as u64);
     gauge("logweir_phase", shared.drain.phase() as u64);
     let Ok(running) = shared.running() else { return };
-    let stats = running.journal.stats();
-    gauge("logweir_journal_bytes", stats.bytes);
-    gauge("logweir_journal_quota_bytes", stats.quota_bytes);
-    gauge("logweir_journal_segments", stats.segments as u64);
-    gauge("logweir_journal_queue_bytes", stats.queue_bytes);
-    gauge("logweir_journal_quarantine_bytes", stats.quarantine_bytes);
-    gauge("logweir_journal_damaged_frames", stats.damaged_frames);
-    gauge("logweir_journal_writable", u64::from(stats.refuses.is_none()));
+    // The journal's and the mailboxes' own gauges are written by themselves.
+    gauge("logweir_journal_writable", u64::from(running.journal.check_writable().is_ok()));
     for lane in shared.progress.snapshot(&running.journal.lanes()).lanes {
         let id = lane.lane.to_string();
         let gauge = |name: &'static str, value: u64| metrics::gauge!(name, "lane" => id.clone()).set(value as f64);

@@ -15,7 +15,7 @@ const RETRY_UNAVAILABLE_S: &str = "5";
 
 /// An answer on its way out.
 #[derive(Debug)]
-pub struct Answer(HttpResponse);
+pub struct Answer(Box<HttpResponse>);
 
 #[derive(Serialize)]
 struct ErrorBody<'a> {
@@ -27,12 +27,12 @@ impl Answer {
     /// `value` as JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self(HttpResponse::build(status).json(value))
+        Self(Box::new(HttpResponse::build(status).json(value)))
     }
 
     /// Plain text.
     pub fn text(content_type: &'static str, text: String) -> Self {
-        Self(HttpResponse::Ok().content_type(content_type).body(text))
+        Self(Box::new(HttpResponse::Ok().content_type(content_type).body(text)))
     }
 
     /// An error: its name, and one sentence for a person.
@@ -85,7 +85,7 @@ impl From<Refusal> for Answer {
 
 impl From<Answer> for HttpResponse {
     fn from(answer: Answer) -> Self {
-        answer.0
+        *answer.0
     }
 }
 
@@ -93,6 +93,6 @@ impl Responder for Answer {
     type Body = BoxBody;
 
     fn respond_to(self, _request: &HttpRequest) -> HttpResponse {
-        self.0
+        *self.0
     }
 }

@@ -100,6 +100,12 @@ impl Shared {
         self.0.running.set(running).is_ok()
     }
 
+    /// Bytes of bodies that are being read now, all together.
+    #[must_use]
+    pub fn inflight_bytes(&self) -> usize {
+        self.0.inflight.taken()
+    }
+
     /// The running engine, or the answer that it is not there yet.
     fn running(&self) -> Result<&Running, Answer> {
         self.0.running.get().ok_or_else(|| {

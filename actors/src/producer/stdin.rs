@@ -130,13 +130,15 @@ impl LineSource {
     }
 }
 
-fn count_lines(body: &[u8]) -> u64 {
-    body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count() as u64
-}
-
-fn discarded(reason: &'static str, lines: u64) {
-    let labels = [("component", "stdin"), ("reason", reason), ("intentional", "false")];
-    metrics::counter!("logweir_discarded_records_total", &labels).increment(lines);
+/// Why [`Lines::fill`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filled {
+    /// There is enough, or it is old enough.
+    Due,
+    /// The input has ended; its last line may have no line feed.
+    End,
+    /// The way down came first; the last line may be cut off.
+    Drained,
 }
 
 /// Bytes cut into bodies of whole lines. Never holds more than one line of the largest size, a body and one read.
@@ -155,8 +157,8 @@ impl Lines {
         Self { pending: BytesMut::new(), whole: 0, skipping: false, line_bytes_max, discarded: 0 }
     }
 
-    /// Reads until a body is due. Says whether there may be more.
-    async fn fill(&mut self, input: &mut (impl AsyncRead + Unpin), drain: &DrainWatch) -> std::io::Result<bool> {
+    /// Reads until a body is due.
+    async fn fill(&mut self, input: &mut (impl AsyncRead + Unpin), drain: &DrainWatch) -> std::io::Result<Filled> {
         let mut due: Option<Instant> = None;
         while self.whole < BODY_BYTES {
             let before = self.pending.len();
@@ -164,14 +166,14 @@ impl Lines {
             let linger_end = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
             let read = tokio::select! {
                 read = timeout_at(linger_end, input.read_buf(&mut self.pending)) => read,
-                () = drain.reached(Phase::Draining) => return Ok(false),
+                () = drain.reached(Phase::Draining) => return Ok(Filled::Drained),
             };
             match read {
                 Err(_) if due.is_none() => {} // a day without a byte
-                Err(_) => return Ok(true),
+                Err(_) => return Ok(Filled::Due),
                 Ok(read) => {
                     if read? == 0 {
-                        return Ok(false);
+                        return Ok(Filled::End);
                     }
                     self.cut(before);
                     if self.whole > 0 && due.is_none() {
@@ -180,7 +182,7 @@ impl Lines {
                 }
             }
         }
-        Ok(true)
+        Ok(Filled::Due)
     }
 
     /// Looks at the bytes after `before`: where whole lines end, and whether the open line is too long.
@@ -205,9 +207,22 @@ impl Lines {
         if self.pending.len() - self.whole > self.line_bytes_max + 1 {
             self.pending.truncate(self.whole);
             self.skipping = true;
-            self.discarded += 1;
-            discarded("line_too_long", 1);
+            self.discard("line_too_long", 1);
         }
+    }
+
+    /// Counts lines that will not be stored.
+    fn discard(&mut self, reason: &'static str, lines: u64) {
+        self.discarded += lines;
+        let labels = [("component", "stdin"), ("reason", reason), ("intentional", "false")];
+        metrics::counter!("logweir_discarded_records_total", &labels).increment(lines);
+    }
+
+    /// Counts the lines of `body`, which nobody took, and says so.
+    fn give_up(&mut self, body: &[u8], reason: &'static str) {
+        let left = body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count() as u64;
+        tracing::warn!(reason, lines = left, "lines of the input were read and are not stored");
+        self.discard(reason, left);
     }
 
     fn take_whole(&mut self) -> Option<Bytes> {

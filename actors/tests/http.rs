@@ -1,0 +1,816 @@
+//! The HTTP listeners, the producer and the parser over real sockets and a real journal. Only the batcher and the
+//! database are stood in for: by a stage that appends to the journal, and settles what it appended when it is told to.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use logweir::config::{
+    Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Http, JournalSettings, Log,
+    Shutdown, Sources, Token,
+};
+use logweir::http::{Running, Shared, serve_admin, serve_data};
+use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
+use logweir::parser::Parser;
+use logweir::producer::stdin::LineSource;
+use logweir::producer::{IntakeHandle, Producer, demo};
+use logweir::progress::{Progress, Recovery};
+use logweir::store::LaneRow;
+use logweir_engine::codec;
+use logweir_engine::drain::{DrainControl, Phase};
+use logweir_engine::journal::{Journal, JournalConfig, LaneId};
+use logweir_engine::mailbox::{Bound, Mailbox};
+use logweir_engine::stage::{Exit, Stage, StageContext};
+use logweir_engine::topology::{StageSpec, Supervision, Topology};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a test may do to the stand-in for batcher and database.
+struct Levers {
+    /// Whether what is in the journal is committed.
+    commits: AtomicBool,
+    /// Whether chunks are taken.
+    open: watch::Sender<bool>,
+}
+
+/// Appends each chunk to the journal as the batcher does.
+struct Appender {
+    context: StageContext,
+    lane: LaneId,
+    journal: Journal,
+    progress: Progress,
+    levers: Arc<Levers>,
+}
+
+impl Stage for Appender {
+    type Message = ParsedChunk;
+
+    async fn receive(&mut self, message: ParsedChunk) -> Result<(), Exit> {
+        let ParsedChunk { chunk, report, ack: _, reply } = message;
+        let mut open = self.levers.open.subscribe();
+        let _ = self.context.waiting(open.wait_for(|open| *open)).await;
+        assert!(!chunk.iter().any(|record| record.message == "panic now"), "as the test asked");
+        let lane = self.lane;
+        if chunk.is_empty() {
+            let _ = reply.send(Ok(Receipt { lane, seq: 0, report }));
+            return Ok(());
+        }
+        let (codec, payload) = codec::encode(&chunk).expect("the parser keeps chunks below the limit");
+        let credit = match self.context.waiting(self.journal.reserve(payload.len())).await {
+            Ok(credit) => credit,
+            Err(error) => {
+                let _ = reply.send(Err(Refusal::of_journal(&error)));
+                return Ok(());
+            }
+        };
+        let (progress, levers) = (self.progress.clone(), self.levers.clone());
+        let seq = Arc::new(OnceLock::new());
+        let told = seq.clone();
+        let on_durable = Box::new(move |outcome: Result<(), _>| {
+            let (seq, rows): (u64, u64) = *told.wait();
+            let _ = reply.send(match outcome {
+                Ok(()) => Ok(Receipt { lane, seq, report }),
+                Err(error) => Err(Refusal::of_journal(&error)),
+            });
+            if levers.commits.load(Ordering::SeqCst) {
+                progress.lane_row_updated(LaneRow { lane, last_seq: seq, rows, ..LaneRow::default() });
+            }
+        });
+        let records = u32::try_from(chunk.len()).expect("fits");
+        match self.journal.append(credit, lane, codec, records, payload, on_durable) {
+            Ok(appended) => seq.set((appended.seq, appended.lane_records)).expect("set once"),
+            Err(error) => panic!("the credit was taken, yet: {error}"),
+        }
+        Ok(())
+    }
+}
+
+/// A process in a thread: listeners, stages and journal.
+struct Rig {
+    data: SocketAddr,
+    admin: SocketAddr,
+    shared: Shared,
+    levers: Arc<Levers>,
+    control: Arc<DrainControl>,
+    drains_asked: Arc<AtomicUsize>,
+    source: Option<LineSource>,
+    stop: Arc<Notify>,
+    thread: Option<JoinHandle<()>>,
+    dir: tempfile::TempDir,
+}
+
+/// What a test changes before the start.
+struct Plan {
+    config: Config,
+    room: Bound,
+    start: bool,
+}
+
+impl Plan {
+    fn new() -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = Config {
+            data_dir: "unused".into(),
+            http: Http {
+                listen: loopback,
+                workers: 1,
+                connections_max: 64,
+                body_bytes_max: 1 << 20,
+                decompressed_bytes_max: 2 << 20,
+                line_bytes_max: 64 << 10,
+                inflight_bytes_max: 4 << 20,
+                request_timeout_ms: 10_000,
+                ack_timeout_ms: 10_000,
+            },
+            admin: Admin { listen: loopback },
+            auth: Auth { mode: AuthMode::None, ingest_tokens: vec![], query_tokens: vec![], admin_tokens: vec![] },
+            ack: AckLevel::Journal,
+            lanes: 2,
+            batch: BatchLimits { rows_max: 1000, bytes_max: 1 << 20, linger_ms: 10 },
+            journal: JournalSettings {
+                segment_bytes: 4 << 20,
+                quota_bytes: 64 << 20,
+                ballast_bytes: 0,
+                queue_bytes_max: 8 << 20,
+                retain_segments: 0,
+            },
+            database: Database {
+                url: DatabaseUrl::Sqlite("unused".into()),
+                read_url: None,
+                pool_size: 1,
+                connect_timeout_ms: 1000,
+                statement_timeout_ms: 1000,
+                retention_days: 0,
+                compress_after_days: 0,
+                ca_file: None,
+            },
+            cache: Cache { url: CacheUrl::Memory, recent_records: 1, services_max: 1, timeout_ms: 1, ttl_s: 1 },
+            shutdown: Shutdown { linger_ms: 0, deadline_ms: 5000 },
+            sources: Sources::default(),
+            log: Log { level: "info".into(), json: false },
+        };
+        Self { config, room: Bound { messages_max: 64, bytes_max: 32 << 20 }, start: true }
+    }
+
+    fn launch(self) -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let journal_dir = dir.path().join("journal");
+        let levers = Arc::new(Levers { commits: AtomicBool::new(true), open: watch::Sender::new(true) });
+        let (control, drains_asked) = (Arc::new(DrainControl::default()), Arc::new(AtomicUsize::new(0)));
+        let asked = drains_asked.clone();
+        let Self { config, room, start } = self;
+        let progress = Progress::default();
+        progress.names("none", "none");
+        let shared = Shared::new(
+            Arc::new(config),
+            control.watch(),
+            progress,
+            prometheus(),
+            Arc::new(move || _ = asked.fetch_add(1, Ordering::SeqCst)),
+            "rig".into(),
+        );
+        let stop = Arc::new(Notify::new());
+        let (ready, listening) = mpsc::channel();
+        let inside = (shared.clone(), levers.clone(), stop.clone(), control.clone());
+        let thread = std::thread::spawn(move || {
+            let (shared, levers, stop, control) = inside;
+            actix_rt::System::new().block_on(async move {
+                let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+                let data = serve_data(&shared, listener()).unwrap();
+                let admin = serve_admin(&shared, listener()).unwrap();
+                let handles = [data.handle.clone(), admin.handle.clone()];
+                actix_rt::spawn(data.server);
+                actix_rt::spawn(admin.server);
+                let engine = start.then(|| engine(&shared, journal_dir, room, &levers, &control));
+                let source = engine.as_ref().map(|engine| engine.source.clone());
+                ready.send((data.address, admin.address, source)).unwrap();
+                stop.notified().await;
+                levers.open.send_replace(true);
+                for handle in handles {
+                    handle.stop(false).await;
+                }
+                if let Some(mut engine) = engine {
+                    assert!(engine.topology.drain().await.is_empty());
+                    engine.journal.seal().unwrap();
+                }
+            });
+        });
+        let (data, admin, source) = listening.recv_timeout(DEADLINE).unwrap();
+        Rig { data, admin, shared, levers, control, drains_asked, source, stop, thread: Some(thread), dir }
+    }
+}
+
+struct Engine {
+    topology: Topology,
+    journal: Journal,
+    source: LineSource,
+}
+
+fn engine(
+    shared: &Shared,
+    dir: std::path::PathBuf,
+    room: Bound,
+    levers: &Arc<Levers>,
+    control: &DrainControl,
+) -> Engine {
+    let settings = &shared.config.journal;
+    let (journal, recovered) = Journal::open(JournalConfig {
+        dir,
+        segment_bytes: settings.segment_bytes,
+        quota_bytes: settings.quota_bytes,
+        ballast_bytes: settings.ballast_bytes,
+        queue_bytes_max: settings.queue_bytes_max,
+        retain_segments: settings.retain_segments,
+    })
+    .unwrap();
+    let supervision = Supervision { stall_ms: 10_000, restarts_max: 5, restart_window_ms: 60_000 };
+    let mut topology = Topology::new(supervision, control.watch());
+    let spec = |stage: &str, lane: u16| StageSpec {
+        name: format!("{stage}-{lane}"),
+        arbiter: format!("lane-{lane}"),
+        bound: room,
+        tick_ms: None,
+    };
+    let line_bytes_max = shared.config.http.line_bytes_max;
+    let plain_bytes_max = shared.config.http.decompressed_bytes_max;
+    let producers = (0..shared.config.lanes)
+        .map(|lane| {
+            let parts = (journal.clone(), shared.progress.clone(), levers.clone());
+            let batcher: Mailbox<ParsedChunk> = topology.spawn(spec("batcher", lane), move |context| {
+                let (journal, progress, levers) = parts.clone();
+                Appender { context, lane, journal, progress, levers }
+            });
+            let parser: Mailbox<RawChunk> = topology
+                .spawn(spec("parser", lane), move |context| Parser::new(context, batcher.clone(), line_bytes_max));
+            let producer: Mailbox<Delivery> = topology
+                .spawn(spec("producer", lane), move |context| Producer::new(context, parser.clone(), plain_bytes_max));
+            producer
+        })
+        .collect();
+    let intake = IntakeHandle::new(producers);
+    let source = LineSource {
+        intake: intake.clone(),
+        progress: shared.progress.clone(),
+        drain: control.watch(),
+        ack: AckLevel::Committed,
+        line_bytes_max,
+        defaults: Defaults { service: Some("piped".into()), host: None },
+    };
+    let observer = topology.observer();
+    assert!(shared.start(Running { intake, journal: journal.clone(), observer, writer: recovered.writer }));
+    shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
+    Engine { topology, journal, source }
+}
+
+/// The metrics of all rigs of this process.
+fn prometheus() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap()).clone()
+}
+
+/// An answer as a client sees it.
+#[derive(Debug)]
+struct Seen {
+    status: u16,
+    headers: BTreeMap<String, String>,
+    text: String,
+}
+
+impl Seen {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Checks status, name and that somebody took the trouble of a sentence; returns the sentence.
+    fn refusal(&self, status: u16, error: &str) -> String {
+        let json = self.json();
+        assert_eq!((self.status, json["error"].as_str()), (status, Some(error)), "{self:?}");
+        json["detail"].as_str().filter(|detail| !detail.is_empty()).expect("a sentence").to_owned()
+    }
+}
+
+impl Rig {
+    fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Seen {
+        self.post_with(path, &[], body)
+    }
+
+    fn post_with(&self, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Seen {
+        exchange(self.data, "POST", path, headers, body.as_ref())
+    }
+
+    fn admin(&self, method: &str, path: &str) -> Seen {
+        exchange(self.admin, method, path, &[], b"")
+    }
+
+    /// The sum of a counter over all actors.
+    fn actors(&self, counter: &str) -> u64 {
+        let status = self.admin("GET", "/api/v1/status").json();
+        status["actors"].as_array().unwrap().iter().map(|actor| actor[counter].as_u64().unwrap()).sum()
+    }
+
+    /// Stops everything and reads back all messages that lie in the journal, with service and host.
+    fn into_journal(mut self) -> Vec<(String, String, String)> {
+        self.end();
+        let (journal, recovered) = Journal::open(JournalConfig {
+            dir: self.dir.path().join("journal"),
+            segment_bytes: self.shared.config.journal.segment_bytes,
+            quota_bytes: self.shared.config.journal.quota_bytes,
+            ballast_bytes: 0,
+            queue_bytes_max: 1 << 20,
+            retain_segments: 0,
+        })
+        .unwrap();
+        let mut all = Vec::new();
+        for &lane in recovered.lanes.keys() {
+            let mut reader = journal.reader(lane, 0);
+            loop {
+                let frames = reader.next_frames(1000, 1 << 20).unwrap();
+                if frames.is_empty() {
+                    break;
+                }
+                for frame in frames {
+                    let chunk = codec::decode(frame.codec, &frame.payload).unwrap();
+                    let own = |text: &str| text.to_owned();
+                    all.extend(chunk.iter().map(|record| (own(record.message), own(record.service), own(record.host))));
+                }
+            }
+        }
+        journal.seal().unwrap();
+        all
+    }
+
+    fn messages(self) -> Vec<String> {
+        self.into_journal().into_iter().map(|(message, ..)| message).collect()
+    }
+
+    fn end(&mut self) {
+        self.stop.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the rig's thread panicked");
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// One request on a connection of its own, by hand: so that the tests say what is on the wire.
+fn exchange(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Seen {
+    let mut socket = connect(to);
+    socket.write_all(head(method, path, headers, body.len()).as_bytes()).unwrap();
+    // An early answer may come while this is still being written.
+    let _ = socket.write_all(body);
+    answer(&mut socket)
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(to).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket
+}
+
+fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> String {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("{method} {path} HTTP/1.1\r\nHost: logweir\r\nContent-Length: {length}\r\n{headers}\r\n")
+}
+
+/// Reads one answer; its length is announced, or it has no body.
+fn answer(socket: &mut TcpStream) -> Seen {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        let mut piece = [0; 4096];
+        match socket.read(&mut piece).expect("an answer before the deadline") {
+            0 => panic!("closed without an answer after {:?}", String::from_utf8_lossy(&bytes)),
+            read => bytes.extend_from_slice(&piece[..read]),
+        }
+    };
+    let text = String::from_utf8(bytes[..end].to_vec()).unwrap();
+    let mut lines = text.trim_end().split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let headers: BTreeMap<_, _> = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    let length: usize = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = bytes[end..].to_vec();
+    let already = body.len().min(length);
+    body.resize(length.max(already), 0);
+    socket.read_exact(&mut body[already..]).unwrap();
+    Seen { status, headers, text: String::from_utf8(body).unwrap() }
+}
+
+fn poll(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn lines(count: usize) -> String {
+    (0..count).map(|index| format!("line {index}\n")).collect()
+}
+
+#[test]
+fn a_body_is_in_the_journal_when_its_account_comes_back() {
+    let rig = Plan::new().launch();
+    let seen =
+        rig.post("/ingest?service=shop&host=n1", "{\"msg\":\"one\"}\n\n{\"msg\":\"two\",\"service\":\"own\"}\n{\"ms\n");
+    let json = seen.json();
+    assert_eq!(seen.status, 200);
+    assert_eq!((&json["accepted"], &json["rejected"], &json["parse_errors"]), (&3.into(), &0.into(), &1.into()));
+    assert_eq!(json["errors"][0]["line"], 4);
+    assert_eq!(json["ack"], "journal");
+    assert!(json["seq"].as_u64().unwrap() > 0);
+    let by_header = [("X-Logweir-Service", "cart"), ("X-Logweir-Host", "n2")];
+    assert_eq!(rig.post_with("/ingest?format=plain&ack=committed", &by_header, "{three}").json()["ack"], "committed");
+    assert_eq!(rig.post("/ingest", "\n\n").json()["seq"], 0);
+    let mut stored = rig.into_journal();
+    stored.sort();
+    let stored: Vec<_> = stored.iter().map(|(message, service, host)| (&**message, &**service, &**host)).collect();
+    assert_eq!(
+        stored,
+        [("one", "shop", "n1"), ("two", "own", "n1"), ("{\"ms", "shop", "n1"), ("{three}", "cart", "n2")]
+    );
+}
+
+#[test]
+fn requests_of_one_connection_stay_in_one_lane_in_order() {
+    let rig = Plan::new().launch();
+    let mut socket = connect(rig.data);
+    let mut lanes = Vec::new();
+    for index in 0..20 {
+        let body = format!("line {index}");
+        socket.write_all((head("POST", "/ingest", &[], body.len()) + &body).as_bytes()).unwrap();
+        lanes.push(answer(&mut socket).json()["lane"].as_u64().unwrap());
+    }
+    lanes.dedup();
+    assert_eq!(lanes.len(), 1);
+    let other: std::collections::BTreeSet<_> =
+        (0..4).map(|_| rig.post("/ingest?format=json", "{}").json()["lane"].as_u64().unwrap()).collect();
+    assert_eq!(other.len(), 2, "new connections use all lanes");
+    let stored: Vec<_> = rig.messages().into_iter().filter(|message| message != "{}").collect();
+    assert_eq!(stored, (0..20).map(|index| format!("line {index}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn compressed_bodies_are_taken_and_bombs_are_not() {
+    let rig = Plan::new().launch();
+    let gzip = |plain: &[u8]| {
+        let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        writer.write_all(plain).unwrap();
+        writer.finish().unwrap()
+    };
+    let zstd = |plain: &[u8]| zstd::encode_all(plain, 1).unwrap();
+    for (name, body) in [("gzip", gzip(b"one")), ("zstd", zstd(b"two")), ("identity", b"three".to_vec())] {
+        assert_eq!(rig.post_with("/ingest", &[("Content-Encoding", name)], body).json()["accepted"], 1, "{name}");
+    }
+    let bomb = vec![b'\n'; 32 << 20];
+    for (name, body) in [("gzip", gzip(&bomb)), ("zstd", zstd(&bomb))] {
+        rig.post_with("/ingest", &[("Content-Encoding", name)], body).refusal(413, "decompressed_too_large");
+        let reason = format!("bad_{name}");
+        rig.post_with("/ingest", &[("Content-Encoding", name)], "plain").refusal(400, &reason);
+    }
+    let detail = rig.post_with("/ingest", &[("Content-Encoding", "br")], "x").refusal(415, "unknown_encoding");
+    assert!(detail.contains("gzip, zstd, identity"), "{detail}");
+    let mut stored = rig.messages();
+    stored.sort();
+    assert_eq!(stored, ["one", "three", "two"]);
+}
+
+#[test]
+fn wrong_parameters_are_refused_with_the_right_ones() {
+    let rig = Plan::new().launch();
+    for (query, allowed) in [
+        ("ack=maybe", "received, journal, committed"),
+        ("format=xml", "auto, json, lines, ndjson, access_log, plain"),
+        ("service=", "1 to 255 bytes"),
+        ("host=a%00b", "no NUL"),
+        ("sevice=shop", "ack, format, service, host"),
+    ] {
+        let detail = rig.post(&format!("/ingest?{query}"), "x").refusal(400, "bad_parameter");
+        assert!(detail.contains(allowed), "{query}: {detail}");
+    }
+    let detail = rig.post("/ingest", "[{\"a\":1},\n{\"b\"").refusal(400, "malformed_json");
+    assert!(detail.contains("line 2 column 4"), "{detail}");
+    assert_eq!(rig.messages(), [""; 0]);
+}
+
+#[test]
+fn a_body_above_the_limit_is_refused_whether_its_length_is_announced_or_not() {
+    let rig = Plan::new().launch();
+    rig.post("/ingest", vec![b'x'; (1 << 20) + 1]).refusal(413, "body_too_large");
+    // Announced and never sent: refused without waiting for it.
+    let mut socket = connect(rig.data);
+    socket.write_all(head("POST", "/ingest", &[], 1 << 40).as_bytes()).unwrap();
+    answer(&mut socket).refusal(413, "body_too_large");
+    // Chunked without end.
+    let mut socket = connect(rig.data);
+    socket.write_all(b"POST /ingest HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    let chunk = [b"10000\r\n".to_vec(), vec![b'x'; 0x10000], b"\r\n".to_vec()].concat();
+    for _ in 0..17 {
+        socket.write_all(&chunk).unwrap();
+    }
+    answer(&mut socket).refusal(413, "body_too_large");
+    poll("the budget is given back", || rig.shared.inflight_bytes() == 0);
+}
+
+#[test]
+fn a_body_that_does_not_come_ends_at_the_request_timeout() {
+    let mut plan = Plan::new();
+    plan.config.http.request_timeout_ms = 300;
+    let rig = plan.launch();
+    let mut socket = connect(rig.data);
+    socket.write_all(head("POST", "/ingest", &[], 100).as_bytes()).unwrap();
+    socket.write_all(b"only this").unwrap();
+    answer(&mut socket).refusal(408, "request_timeout");
+    assert_eq!(rig.shared.inflight_bytes(), 0);
+    assert_eq!(rig.messages(), [""; 0]);
+}
+
+#[test]
+fn all_bodies_together_stay_below_the_budget() {
+    let mut plan = Plan::new();
+    plan.config.http.inflight_bytes_max = 1000;
+    let rig = plan.launch();
+    let mut slow = connect(rig.data);
+    slow.write_all(head("POST", "/ingest", &[], 900).as_bytes()).unwrap();
+    poll("the slow body has its share", || rig.shared.inflight_bytes() == 900);
+    let seen = rig.post("/ingest", vec![b'x'; 200]);
+    seen.refusal(429, "inflight_bytes");
+    assert_eq!(seen.headers["retry-after"], "1");
+    assert_eq!(rig.post("/ingest", vec![b'x'; 50]).status, 200);
+    drop(slow); // a client that goes away gives its share back
+    poll("the share is back", || rig.shared.inflight_bytes() == 0);
+    assert_eq!(rig.post("/ingest", vec![b'x'; 200]).status, 200);
+}
+
+#[test]
+fn full_mailboxes_answer_429_and_what_was_accepted_is_there() {
+    let mut plan = Plan::new();
+    plan.room = Bound { messages_max: 1, bytes_max: 1 << 20 };
+    plan.config.lanes = 1;
+    let rig = plan.launch();
+    rig.levers.open.send_replace(false);
+    let waiting: Vec<_> = (0..10)
+        .map(|index| {
+            let to = rig.data;
+            std::thread::spawn(move || {
+                (index, exchange(to, "POST", "/ingest", &[], format!("line {index}").as_bytes()))
+            })
+        })
+        .collect();
+    poll("somebody was refused", || rig.actors("refused") > 0);
+    rig.levers.open.send_replace(true);
+    let mut accepted = Vec::new();
+    for thread in waiting {
+        let (index, seen) = thread.join().unwrap();
+        if seen.status == 200 {
+            accepted.push(format!("line {index}"));
+        } else {
+            seen.refusal(429, "mailbox_full");
+            assert_eq!(seen.headers["retry-after"], "1");
+        }
+    }
+    assert!((1..10).contains(&accepted.len()), "{accepted:?}");
+    let mut stored = rig.messages();
+    stored.sort();
+    assert_eq!(stored, accepted);
+}
+
+#[test]
+fn committed_is_not_said_before_it_is_so() {
+    let mut plan = Plan::new();
+    plan.config.http.ack_timeout_ms = 200;
+    let rig = plan.launch();
+    rig.levers.commits.store(false, Ordering::SeqCst);
+    let seen = rig.post("/ingest?ack=committed", "late");
+    let detail = seen.refusal(503, "ack_timeout");
+    assert!(detail.contains("is in the journal") && detail.contains("a re-send would be a new record"), "{detail}");
+    assert_eq!(seen.headers["retry-after"], "5");
+    let flush = rig.admin("POST", "/flush");
+    assert_eq!((flush.status, &flush.json()["backlog"]), (503, &1.into()));
+    rig.levers.commits.store(true, Ordering::SeqCst);
+    assert_eq!(rig.post("/ingest?ack=committed", "soon").status, 200);
+    assert_eq!(rig.messages().len(), 2);
+}
+
+#[test]
+fn a_journal_that_takes_no_more_is_said_so_before_the_body_is_read() {
+    let mut plan = Plan::new();
+    plan.config.journal.segment_bytes = 1 << 16;
+    plan.config.journal.quota_bytes = 3 << 16;
+    let rig = plan.launch();
+    rig.levers.commits.store(false, Ordering::SeqCst); // nothing is settled
+    let body = lines(1000);
+    poll("the quota", || rig.post("/ingest", &body).status == 503);
+    let mut socket = connect(rig.data);
+    socket.write_all(head("POST", "/ingest", &[], 1000).as_bytes()).unwrap(); // and no body
+    let seen = answer(&mut socket);
+    seen.refusal(503, "journal_quota");
+    assert_eq!(seen.headers["retry-after"], "5");
+    let ready = rig.admin("GET", "/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(ready.text.contains("quota"), "{}", ready.text);
+    assert_eq!(rig.admin("GET", "/livez").status, 200);
+}
+
+#[test]
+fn on_the_way_down_readiness_turns_first_and_intake_after_it() {
+    let rig = Plan::new().launch();
+    assert_eq!(rig.admin("GET", "/readyz").status, 200);
+    rig.control.advance(Phase::Closing);
+    let ready = rig.admin("GET", "/readyz");
+    assert_eq!((ready.status, &ready.json()["phase"]), (503, &"closing".into()));
+    assert_eq!(rig.post("/ingest", "still").status, 200);
+    rig.control.advance(Phase::Draining);
+    let seen = rig.post("/ingest", "no more");
+    seen.refusal(503, "draining");
+    assert_eq!((&*seen.headers["retry-after"], &*seen.headers["connection"]), ("5", "close"));
+    assert_eq!(rig.admin("GET", "/livez").status, 200);
+    assert_eq!(rig.messages(), ["still"]);
+}
+
+#[test]
+fn before_the_journal_is_open_the_probes_answer_and_intake_says_starting() {
+    let mut plan = Plan::new();
+    plan.start = false;
+    let rig = plan.launch();
+    rig.shared.progress.recovery(Recovery { bytes_read: 5, bytes: 10, finished: false });
+    let startup = rig.admin("GET", "/startupz");
+    assert_eq!((startup.status, &startup.json()["bytes_read"]), (503, &5.into()));
+    assert_eq!(rig.admin("GET", "/livez").status, 200);
+    assert_eq!(rig.admin("GET", "/readyz").status, 503);
+    assert_eq!(rig.admin("GET", "/api/v1/status").json()["writer"], Value::Null);
+    rig.post("/ingest", "early").refusal(503, "starting");
+    let started = Plan::new().launch();
+    assert_eq!(started.admin("GET", "/startupz").status, 200);
+}
+
+#[test]
+fn a_stage_that_panics_costs_its_body_an_answer_and_nobody_else_anything() {
+    let rig = Plan::new().launch();
+    assert_eq!(rig.post("/ingest", "before").status, 200);
+    let detail = rig.post("/ingest", "panic now").refusal(503, "restarted");
+    assert!(detail.contains("may be stored or not"), "{detail}");
+    for _ in 0..2 {
+        assert_eq!(rig.post("/ingest", "after").status, 200);
+    }
+    assert_eq!(rig.actors("restarts"), 1);
+}
+
+#[test]
+fn tokens_open_what_they_are_for() {
+    let mut plan = Plan::new();
+    let token = |text: &str| vec![Token(text.to_owned())];
+    plan.config.auth = Auth {
+        mode: AuthMode::Token,
+        ingest_tokens: token("in"),
+        query_tokens: token("query"),
+        admin_tokens: token("root"),
+    };
+    let rig = plan.launch();
+    let seen = rig.post("/ingest", "x");
+    seen.refusal(401, "unauthorized");
+    assert!(seen.headers["www-authenticate"].starts_with("Bearer"));
+    assert_eq!(rig.post_with("/ingest", &[("Authorization", "Bearer in")], "x").status, 200);
+    rig.post_with("/ingest", &[("Authorization", "Bearer root")], "x").refusal(401, "unauthorized");
+    let get =
+        |to, path, token: &str| exchange(to, "GET", path, &[("Authorization", &format!("Bearer {token}"))], b"").status;
+    assert_eq!(get(rig.data, "/api/v1/status", "query"), 200);
+    assert_eq!(get(rig.admin, "/api/v1/status", "root"), 200);
+    assert_eq!(get(rig.admin, "/api/v1/status", "in"), 401);
+    assert_eq!(get(rig.admin, "/metrics", "root"), 200);
+    assert_eq!(get(rig.admin, "/metrics", "query"), 401);
+    assert_eq!(rig.admin("POST", "/drain").status, 401);
+    assert_eq!(rig.drains_asked.load(Ordering::SeqCst), 0);
+    for path in ["/livez", "/readyz", "/startupz", "/healthz", "/ready", "/health"] {
+        assert_eq!(rig.admin("GET", path).status, 200, "{path}");
+    }
+    assert_eq!(rig.messages(), ["x"]);
+}
+
+#[test]
+fn the_accounting_adds_up_and_the_metrics_have_their_names() {
+    let rig = Plan::new().launch();
+    assert_eq!(rig.post("/ingest?ack=committed", lines(7)).status, 200);
+    rig.levers.commits.store(false, Ordering::SeqCst);
+    assert_eq!(rig.post("/ingest", lines(5)).status, 200);
+    for to in [rig.data, rig.admin] {
+        let status = exchange(to, "GET", "/api/v1/status", &[], b"").json();
+        let sum = |name: &str| -> u64 {
+            status["lanes"].as_array().unwrap().iter().map(|lane| lane[name].as_u64().unwrap()).sum()
+        };
+        assert_eq!((sum("accepted"), sum("committed"), sum("backlog")), (12, 7, 5));
+        assert_eq!((&status["phase"], &status["instance"]), (&"accepting".into(), &"rig".into()));
+        assert_eq!(status["actors"].as_array().unwrap().len(), 6);
+        assert!(status["journal"]["seq_durable"].as_u64().unwrap() > 0);
+    }
+    let metrics = rig.admin("GET", "/metrics").text;
+    for name in [
+        "logweir_received_records_total",
+        "logweir_received_bytes_total",
+        "logweir_http_requests_total{route=\"/ingest\",status=\"200\"}",
+        "logweir_http_request_duration_seconds",
+        "logweir_lane_backlog_records{lane=\"0\"}",
+        "logweir_mailbox_depth_bytes",
+        "logweir_journal_bytes",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in\n{metrics}");
+    }
+}
+
+#[test]
+fn what_is_not_there_says_what_is() {
+    let rig = Plan::new().launch();
+    let detail = rig.post("/injest", "x").refusal(404, "not_found");
+    assert!(detail.contains("POST /ingest"), "{detail}");
+    let seen = exchange(rig.data, "GET", "/ingest", &[], b"");
+    seen.refusal(405, "method_not_allowed");
+    assert_eq!(seen.headers["allow"], "POST");
+    assert!(rig.admin("GET", "/").refusal(404, "not_found").contains("/readyz"));
+    let welcome = exchange(rig.data, "GET", "/", &[], b"");
+    assert!(welcome.text.contains("/ingest?service=my-app"), "{}", welcome.text);
+    let mut socket = connect(rig.admin);
+    socket.write_all(head("HEAD", "/readyz", &[], 0).as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[test]
+fn drain_and_flush_are_asked_for_over_http() {
+    let rig = Plan::new().launch();
+    assert_eq!(rig.post("/ingest", lines(3)).status, 200);
+    let before = rig.shared.progress.flushes();
+    let flush = rig.admin("POST", "/flush");
+    assert_eq!((flush.status, &flush.json()["backlog"]), (200, &0.into()));
+    assert!(before.has_changed().unwrap());
+    assert_eq!(rig.admin("POST", "/drain").status, 202);
+    assert_eq!(rig.drains_asked.load(Ordering::SeqCst), 1);
+    assert_eq!(rig.admin("GET", "/drain").status, 405);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn lines_from_a_pipe_are_stored_to_the_last_one() {
+    let rig = Plan::new().launch();
+    let source = rig.source.clone().unwrap();
+    // `[{` at the start of a body must not make a document of it.
+    let input = format!("[{{\"one\"}}\n{}no line feed", lines(20_000));
+    let summary = runtime().block_on(source.run(input.as_bytes())).unwrap();
+    assert_eq!((summary.records, summary.discarded), (20_002, 0));
+    let stored = rig.messages();
+    assert_eq!(stored.join("\n"), input);
+}
+
+#[test]
+fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
+    let mut plan = Plan::new();
+    plan.config.journal.segment_bytes = 1 << 16;
+    plan.config.journal.quota_bytes = 3 << 16;
+    plan.config.lanes = 1;
+    let rig = plan.launch();
+    rig.levers.commits.store(false, Ordering::SeqCst);
+    let mut source = rig.source.clone().unwrap();
+    source.ack = AckLevel::Journal;
+    let input = lines(50_000);
+    let reading = std::thread::spawn(move || runtime().block_on(source.run(input.as_bytes())).unwrap());
+    poll("the quota", || rig.admin("GET", "/readyz").status == 503);
+    assert!(!reading.is_finished());
+    rig.control.advance(Phase::Draining);
+    let summary = reading.join().unwrap();
+    let stored = rig.messages();
+    assert_eq!(summary.records as usize, stored.len());
+    assert_eq!(stored, lines(stored.len()).lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_demo_shop_runs_until_the_drain() {
+    let rig = Plan::new().launch();
+    let source = rig.source.clone().unwrap();
+    let running = std::thread::spawn(move || runtime().block_on(demo::run(&source, 2000, 1)));
+    poll("some records came", || {
+        rig.shared.progress.snapshot(&BTreeMap::new()).lanes.iter().any(|lane| lane.committed > 50)
+    });
+    rig.control.advance(Phase::Draining);
+    let stored = running.join().unwrap();
+    assert_eq!(stored as usize, rig.messages().len());
+}
