@@ -30,7 +30,8 @@ pub fn binary() -> &'static Path {
 
 fn build() -> PathBuf {
     let built = Command::new(env!("CARGO"))
-        .args(["build", "-p", "logweir", "--bin", "logweir", "--features", "faults"])
+        // With the tests' own package, so that the features of all dependencies are those that are built already.
+        .args(["build", "-p", "logweir", "-p", "logweir-tests", "--bin", "logweir", "--features", "logweir/faults"])
         .args(["--message-format", "json-render-diagnostics"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::inherit())
