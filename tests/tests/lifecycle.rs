@@ -63,6 +63,7 @@ fn database_away(s: &Scenario) {
 fn a_second_sigterm_ends_a_drain_that_takes_long() {
     behind_proxy("two SIGTERMs", |s| {
         s.set("shutdown.linger_ms", 60_000);
+        s.set("shutdown.deadline_ms", 120_000);
         s.start();
         let load = s.load(Load::default());
         s.acknowledged(200);
