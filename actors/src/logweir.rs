@@ -1,5 +1,6 @@
 //! A running logweir without sockets and signals: what a program embeds, and what the server wraps.
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -15,14 +16,17 @@ use tokio::time::{Duration, Instant};
 use crate::cache::{self, HotCache};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
-use crate::message::{Defaults, Delivery, Encoding, Format, Receipt, Refusal};
+use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Refusal};
 use crate::pipeline::{self, Parts};
-use crate::producer::IntakeHandle;
-use crate::progress::{Progress, Recovery, Snapshot};
+use crate::producer::{IntakeHandle, answer_channel};
+use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
 use crate::store::{self, LogStore};
 
 /// How often partitions are made ahead and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);
+
+/// How often somebody who empties a journal looks whether it is done.
+const EMPTIED_POLL: Duration = Duration::from_millis(20);
 
 /// A running pipeline: intake, journal, flushers, cache-writer. Lives on the thread that started it.
 pub struct Logweir {
@@ -32,7 +36,7 @@ pub struct Logweir {
     store: Arc<dyn LogStore>,
     cache: Arc<dyn HotCache>,
     progress: Progress,
-    intake: IntakeHandle,
+    intake: Option<IntakeHandle>,
     topology: Topology,
     drain: DrainControl,
 }
@@ -45,28 +49,26 @@ impl Logweir {
     /// # Errors
     /// The journal cannot be opened, or the database or cache settings cannot work.
     pub async fn start(config: Config) -> Result<Self, Exit> {
-        Self::start_with(config, true).await
+        Self::start_seen(Arc::new(config), DrainControl::default(), Progress::default()).await
     }
 
-    /// As [`Logweir::start`], but takes nothing in: empties the journal into the database.
+    /// As [`Logweir::start`], for a server that shows the start-up to others.
     ///
     /// # Errors
     /// As [`Logweir::start`].
-    pub async fn start_draining(config: Config) -> Result<Self, Exit> {
-        Self::start_with(config, false).await
+    pub async fn start_seen(config: Arc<Config>, drain: DrainControl, progress: Progress) -> Result<Self, Exit> {
+        Self::start_with(config, Work::Serve, drain, progress).await
     }
 
-    async fn start_with(config: Config, takes_in: bool) -> Result<Self, Exit> {
-        let config = Arc::new(config);
-        let store = store::open(&config.database).await.map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+    async fn start_with(config: Arc<Config>, work: Work, drain: DrainControl, progress: Progress) -> Result<Self, Exit> {
+        let store = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?.store();
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
-        let (journal, recovered) = open_journal(&config).await?;
-        let progress = Progress::default();
+        let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
-        let session = Arc::new(Session::new(Arc::clone(&store), &recovered, owner(), progress.clone()));
-        let drain = DrainControl::default();
+        let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
+        let session = Arc::new(if work.adopts() { session.adopting(journal.clone()) } else { session });
         let parts = Parts {
             config: Arc::clone(&config),
             journal: journal.clone(),
@@ -76,12 +78,17 @@ impl Logweir {
             progress: progress.clone(),
             drain: drain.watch(),
         };
-        let (topology, producers) =
-            if takes_in { pipeline::build(&parts) } else { (pipeline::build_drain_only(&parts), Vec::new()) };
+        let (topology, intake) = match work {
+            Work::Serve => {
+                let (topology, producers) = pipeline::build(&parts);
+                (topology, Some(IntakeHandle::new(producers)))
+            }
+            Work::Empty { .. } => (pipeline::build_drain_only(&parts), None),
+        };
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self {
-            intake: IntakeHandle::new(producers),
+            intake,
             config,
             journal,
             recovered,
@@ -96,11 +103,12 @@ impl Logweir {
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
     ///
     /// # Errors
-    /// Nothing of the body is stored; the refusal says why and whether a retry helps.
+    /// The refusal says why, and whether a retry helps.
     pub async fn ingest(&self, body: impl Into<Bytes>) -> Result<Receipt, Refusal> {
-        let (reply, answer) = tokio::sync::oneshot::channel();
+        let (reply, answer) = answer_channel();
+        let intake = self.intake();
         let delivery = Delivery {
-            stream: 0,
+            stream: intake.new_stream(),
             body: body.into(),
             encoding: Encoding::Identity,
             format: Format::Auto,
@@ -109,9 +117,9 @@ impl Logweir {
             ack: self.config.ack,
             reply,
         };
-        self.intake.submit(delivery).await?;
-        let receipt = answer.await.unwrap_or_else(|_| Err(Refusal::restarted()))?;
-        if self.config.ack == crate::message::AckLevel::Committed {
+        intake.submit(delivery).await?;
+        let receipt = answer.wait().await?;
+        if self.config.ack == AckLevel::Committed && receipt.seq > 0 {
             self.progress.committed(receipt.lane, receipt.seq).await;
         }
         Ok(receipt)
@@ -120,7 +128,7 @@ impl Logweir {
     /// The way in, for sources.
     #[must_use]
     pub fn intake(&self) -> IntakeHandle {
-        self.intake.clone()
+        self.intake.clone().expect("only what is started to empty a journal has no way in, and that is never handed out")
     }
 
     /// The journal.
@@ -179,6 +187,21 @@ impl Logweir {
             what = self.journal.poisoned() => Exit::new(Exit::IO_ERROR, format!(
                 "the journal in {} cannot be trusted any more: {what}; what was acknowledged is on disk, restart to read it again",
                 self.config.data_dir.display())),
+        }
+    }
+
+    /// Completes when every lane of the journal is in the database, or with the reason why one cannot be brought there.
+    async fn emptied(&self) -> Option<String> {
+        loop {
+            let lanes = self.progress.snapshot(&self.journal.lanes()).lanes;
+            let behind = |lane: &&LaneSnapshot| self.journal.lane_durable(lane.lane).seq > lane.seq_committed;
+            match lanes.iter().find(behind) {
+                None => return None,
+                Some(LaneSnapshot { lane, store: StoreState::Stopped(reason), .. }) => {
+                    return Some(format!("lane {lane}: {reason}"));
+                }
+                Some(_) => tokio::time::sleep(EMPTIED_POLL).await,
+            }
         }
     }
 
@@ -288,10 +311,44 @@ pub struct Stopped {
     pub seal_error: Option<String>,
 }
 
-async fn open_journal(config: &Config) -> Result<(Journal, Recovered), Exit> {
+/// Empties the journal in `dir` into the database and seals it. With `adopt`, a copy that another copy has overtaken gives
+/// what only it has, under a new identity.
+///
+/// # Errors
+/// The journal cannot be opened, the database refuses for good, or a lane stands still until somebody mends something.
+pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<Stopped, Exit> {
+    let logweir = Logweir::start_with(Arc::new(config), Work::Empty { dir, adopt }, DrainControl::default(), Progress::default()).await?;
+    let failure = tokio::select! {
+        exit = logweir.failed() => Some(exit),
+        stopped = logweir.emptied() => stopped.map(|reason| Exit::new(Exit::UNAVAILABLE, reason)),
+    };
+    let stopped = logweir.stop().await;
+    failure.map_or(Ok(stopped), Err)
+}
+
+/// What a [`Logweir`] is started for.
+enum Work {
+    Serve,
+    Empty { dir: PathBuf, adopt: bool },
+}
+
+impl Work {
+    fn journal_dir(&self, config: &Config) -> PathBuf {
+        match self {
+            Self::Serve => config.data_dir.join("journal"),
+            Self::Empty { dir, .. } => dir.clone(),
+        }
+    }
+
+    fn adopts(&self) -> bool {
+        matches!(self, Self::Empty { adopt: true, .. })
+    }
+}
+
+async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recovered), Exit> {
     let settings = &config.journal;
     let journal_config = JournalConfig {
-        dir: config.data_dir.join("journal"),
+        dir,
         segment_bytes: settings.segment_bytes,
         quota_bytes: settings.quota_bytes,
         ballast_bytes: settings.ballast_bytes,
@@ -311,7 +368,8 @@ async fn open_journal(config: &Config) -> Result<(Journal, Recovered), Exit> {
 }
 
 /// Host and process, so that a person who reads the database knows whom to look for.
-fn owner() -> String {
+#[must_use]
+pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}/{}", host.trim(), std::process::id())
 }

@@ -13,7 +13,7 @@ use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::breaker::{Breaker, BreakerSettings};
 use crate::cache::HotCache;
 use crate::cache_writer::CacheWriter;
-use crate::config::Config;
+use crate::config::{Config, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
 use crate::message::{Batch, Delivery};
 use crate::parser::Parser;
@@ -28,6 +28,9 @@ const STALL_MS: u64 = 30_000;
 const RESTARTS_MAX: usize = 10;
 /// How often batcher and flusher look at the clock.
 const TICK_MS: u64 = 10;
+
+/// A database that fails is left alone for a moment, for longer each time.
+const DATABASE_BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
 
 /// What the stages share.
 pub struct Parts {
@@ -100,7 +103,7 @@ fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> 
     let (cache, journal, writer) = (Arc::clone(&parts.cache), parts.journal.clone(), parts.writer);
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
-        CacheWriter::new(context, Arc::clone(&cache), journal.clone(), writer)
+        CacheWriter::new(context, journal.clone(), Arc::clone(&cache), writer)
     })
 }
 
@@ -110,7 +113,7 @@ fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_wri
     let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
     let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
     let flusher = topology.spawn(spec(format!("db-flusher-{lane}"), "store", bound, Some(TICK_MS)), move |context| {
-        let breaker = Breaker::new(BreakerSettings::database());
+        let breaker = Breaker::new(DATABASE_BREAKER);
         DbFlusher::new(context, lane, Arc::clone(&session), journal.clone(), Arc::clone(&flusher_link), progress.clone(), limits, breaker)
     });
     Downstream { flusher, cache_writer: cache_writer.clone(), link }
@@ -123,15 +126,14 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
     let batcher = topology.spawn(spec(format!("batcher-{lane}"), &arbiter, bound, Some(TICK_MS)), move |context| {
         Batcher::new(context, lane, journal.clone(), &progress, downstream.clone(), limits)
     });
-    let config = Arc::clone(&parts.config);
+    let Http { line_bytes_max, decompressed_bytes_max, .. } = parts.config.http;
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     let parser = topology.spawn(spec(format!("parser-{lane}"), &arbiter, bound, None), move |context| {
-        Parser::new(context, batcher.clone(), &config.http)
+        Parser::new(context, batcher.clone(), line_bytes_max)
     });
-    let config = Arc::clone(&parts.config);
     let bound = Bound { messages_max: 64, bytes_max: 16 * MIB };
     topology.spawn(spec(format!("producer-{lane}"), &arbiter, bound, None), move |context| {
-        Producer::new(context, parser.clone(), &config.http)
+        Producer::new(context, parser.clone(), decompressed_bytes_max)
     })
 }
 

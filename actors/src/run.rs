@@ -1,52 +1,104 @@
 //! The life of the server process: listen, recover, serve, drain, exit with a code that says why.
 //!
-//! Order matters: the configuration is valid before this starts, both ports are ours before the journal is touched, intake is
-//! open before the database answers, and the listeners outlive the stages so that requests in flight get their answer.
+//! Order matters: the configuration is valid before this starts, both ports are ours before the journal is touched, the
+//! admin listener answers while the journal is read, intake is open before the database answers, and the listeners
+//! outlive the stages so that requests in flight get their answer.
 
 use std::future::Future;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use logweir_engine::drain::DrainEvent;
+use logweir_engine::drain::{DrainControl, DrainEvent};
+use logweir_engine::fault;
 use logweir_engine::stage::Exit;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Duration;
+use tokio::time::{Duration, timeout};
+use tracing_subscriber::EnvFilter;
 
-use crate::config::Config;
-use crate::http::{self, Servers, Shared};
-use crate::logweir::{Logweir, Stopped};
-use crate::producer::{demo, stdin};
+use crate::config::{Config, DatabaseUrl};
+use crate::http::{self, Running, Shared};
+use crate::logweir::{Logweir, Stopped, process_name};
+use crate::message::Defaults;
+use crate::producer::demo;
+use crate::producer::stdin::LineSource;
+use crate::progress::Progress;
 
-/// How long requests in flight have for their last bytes once everything behind them has stopped.
+/// How long requests that are at work when intake closes may take to hand their bodies in.
+const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long they then have for their last bytes, once everything behind them has stopped.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// The demo makes the same services in every run.
+const DEMO_SEED: u64 = 1;
+
+/// Buckets of every `_seconds` histogram: from a fast fsync to a slow transaction.
+const SECONDS: [f64; 14] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Buckets of `logweir_journal_group_frames`.
+const FRAMES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1024.0];
 
 /// Runs the server until a signal, the end of standard input, a drain request or a failure; returns the exit code.
 #[must_use]
 pub fn run(config: Config) -> ExitCode {
-    let outcome = actix_rt::System::new().block_on(serve(config));
-    let code = match outcome {
-        Ok(()) => 0,
+    process(&config.clone(), serve(config))
+}
+
+/// Empties the journal in `dir` into the database and seals it; returns the exit code.
+#[must_use]
+pub fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode {
+    let dir = dir.to_owned();
+    process(&config.clone(), async move {
+        let stopped = crate::logweir::drain_journal(config, dir, adopt).await?;
+        close(&stopped);
+        Ok(())
+    })
+}
+
+/// What every command that runs the engine has around it.
+fn process(config: &Config, work: impl Future<Output = Result<(), Exit>>) -> ExitCode {
+    let _armed = fault::arm_from_environment();
+    log_to_stderr(config);
+    match actix_rt::System::new().block_on(work) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
             tracing::error!(exit_code = exit.code, "{}", exit.reason);
-            exit.code
+            ExitCode::from(exit.code)
         }
-    };
-    ExitCode::from(code)
+    }
 }
 
 async fn serve(config: Config) -> Result<(), Exit> {
+    let config = Arc::new(config);
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
     let mut signals = signals()?;
-    let logweir = Logweir::start(config.clone()).await?;
-    let drain_asked = Arc::new(Notify::new());
-    let servers = http::serve(shared(&config, &logweir, &drain_asked), data, admin)
-        .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the listeners cannot be started: {error}")))?;
-    announce(&config, &logweir, &servers);
+    let (drain, progress, drain_asked) = (DrainControl::default(), Progress::default(), Arc::new(Notify::new()));
+    let asked = Arc::clone(&drain_asked);
+    let shared = Shared::new(
+        Arc::clone(&config),
+        drain.watch(),
+        progress.clone(),
+        metrics_recorder()?,
+        Arc::new(move || asked.notify_one()),
+        process_name(),
+    );
+    let admin = http::serve_admin(&shared, admin).map_err(|error| unavailable("admin.listen", &error))?;
+    actix_rt::spawn(admin.server);
+
+    let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
+    shared.start(Running {
+        intake: logweir.intake(),
+        journal: logweir.journal(),
+        observer: logweir.observer(),
+        writer: logweir.recovered().writer,
+    });
+    let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;
+    actix_rt::spawn(data.server);
+    announce(&config, &logweir, data.address, admin.address);
     let sources_ended = sources(&config, &logweir);
 
     let mut failure = None;
@@ -59,69 +111,99 @@ async fn serve(config: Config) -> Result<(), Exit> {
             DrainEvent::Requested
         }
     };
-    let stopped = logweir.stop_on(first, &mut signals, servers.idle()).await;
-    servers.stop(LAST_ANSWERS).await;
+    let intake_idle = async {
+        let _ = timeout(INTAKE_PATIENCE, shared.idle()).await; // who is slower gets 503
+    };
+    let stopped = logweir.stop_on(first, &mut signals, intake_idle).await;
+    for handle in [data.handle, admin.handle] {
+        let _ = timeout(LAST_ANSWERS, handle.stop(true)).await;
+    }
     close(&stopped);
     failure.map_or(Ok(()), Err)
 }
 
-/// Empties the journal of `dir` into the database and seals it.
-#[must_use]
-pub fn drain_journal(mut config: Config, dir: PathBuf, adopt: bool) -> ExitCode {
-    config.data_dir = dir;
-    let _ = adopt;
-    ExitCode::SUCCESS
-}
-
 fn listen(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
     TcpListener::bind(address).map_err(|error| {
-        Exit::new(Exit::UNAVAILABLE, format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there"))
+        let detail = format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there");
+        Exit::new(Exit::UNAVAILABLE, detail)
     })
 }
 
-fn shared(config: &Config, logweir: &Logweir, drain_asked: &Arc<Notify>) -> Shared {
-    let drain_asked = Arc::clone(drain_asked);
-    Shared::new(config.clone(), logweir, Arc::new(move || drain_asked.notify_one()))
+fn unavailable(key: &str, error: &std::io::Error) -> Exit {
+    Exit::new(Exit::UNAVAILABLE, format!("{key}: the listener cannot be served: {error}"))
+}
+
+fn log_to_stderr(config: &Config) {
+    // The filter was checked with the configuration.
+    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An error means that the embedding program logs already.
+    let _ = if config.log.json { log.json().try_init() } else { log.try_init() };
+}
+
+fn metrics_recorder() -> Result<PrometheusHandle, Exit> {
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_frames".to_owned()), &FRAMES));
+    let handle = builder.and_then(PrometheusBuilder::install_recorder);
+    handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))
 }
 
 /// Starts the producers beside HTTP; the future completes when standard input was read to its end.
 fn sources(config: &Config, logweir: &Logweir) -> impl Future<Output = ()> + use<> {
+    let source = LineSource {
+        intake: logweir.intake(),
+        progress: logweir.progress(),
+        drain: logweir.watch(),
+        ack: config.ack,
+        line_bytes_max: config.http.line_bytes_max,
+        defaults: Defaults::default(),
+    };
     if config.sources.demo_rate > 0 {
-        actix_rt::spawn(demo::run(logweir.intake(), config.sources.demo_rate, logweir.watch()));
+        let (source, rate) = (source.clone(), config.sources.demo_rate);
+        actix_rt::spawn(async move { demo::run(&source, rate, DEMO_SEED).await });
     }
-    let stdin = config.sources.stdin.then(|| stdin::run(logweir.intake(), config.ack, logweir.watch()));
+    let reads_stdin = config.sources.stdin;
     async move {
-        match stdin {
-            Some(reading) => reading.await,
-            None => std::future::pending().await,
+        if !reads_stdin {
+            return std::future::pending().await;
+        }
+        match source.run(tokio::io::stdin()).await {
+            Ok(summary) => {
+                tracing::info!(records = summary.records, discarded = summary.discarded, "standard input has ended");
+            }
+            Err(error) => tracing::error!(%error, "standard input cannot be read any more"),
         }
     }
 }
 
 /// What a person who has just started it wants to know.
-fn announce(config: &Config, logweir: &Logweir, servers: &Servers) {
+fn announce(config: &Config, logweir: &Logweir, data: std::net::SocketAddr, admin: std::net::SocketAddr) {
     let recovered = logweir.recovered();
     let holders = logweir.memory_bytes_max();
     let memory_bytes_max: usize = holders.iter().map(|(_, bytes)| bytes).sum();
-    let (data, admin) = (servers.data_address(), servers.admin_address());
     tracing::info!(writer = %recovered.writer, clean = recovered.clean, torn_bytes = recovered.torn_bytes,
         damage = recovered.damage.len(), dir = %config.data_dir.display(), "journal open");
     for damage in &recovered.damage {
         tracing::error!(segment = damage.segment, offset = damage.offset, seq_first = damage.seq_first,
             seq_last = damage.seq_last, "damage in the journal, kept aside in quarantine/: {}", damage.what);
     }
-    tracing::info!(memory_bytes_max, holders = ?holders, "memory stays below this");
+    tracing::info!(memory_bytes_max, ?holders, "memory stays below this");
+    let read = match &config.database.url {
+        DatabaseUrl::Sqlite(path) => {
+            format!("sqlite3 -header -column {} 'select ts, service, severity, message from logs'", path.display())
+        }
+        DatabaseUrl::Postgres(_) => "psql YOUR_DATABASE -c 'select ts, service, severity, message from logs'".to_owned(),
+    };
     eprintln!(
-        "logweir {version}: {store}, cache {cache}\n\
+        "logweir {version}: {store}, cache {cache}, memory_bytes_max={memory_bytes_max}\n\
          \x20 post lines to   http://{data}/ingest\n\
          \x20 try             curl -sS http://{data}/ingest -d '{{\"level\":\"info\",\"service\":\"hello\",\"msg\":\"first record\"}}'\n\
          \x20 look at         http://{data}/api/v1/status   http://{admin}/metrics\n\
-         \x20 read back       {read}\n\
-         \x20 memory_bytes_max={memory_bytes_max}",
-        version = env!("CARGO_PKG_VERSION"),
+         \x20 read back       {read}",
+        version = crate::cli::VERSION,
         store = logweir.store().name(),
         cache = logweir.cache().name(),
-        read = logweir.store().how_to_read(),
     );
 }
 

@@ -1,6 +1,8 @@
 //! The HTTP listeners, the producer and the parser over real sockets and a real journal. Only the batcher and the
 //! database are stood in for: by a stage that appends to the journal, and settles what it appended when it is told to.
 
+#![allow(clippy::unwrap_used)] // the helpers of a test are a test
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -784,14 +786,14 @@ fn lines_from_a_pipe_are_stored_to_the_last_one() {
 #[test]
 fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
     let mut plan = Plan::new();
-    plan.config.journal.segment_bytes = 1 << 16;
-    plan.config.journal.quota_bytes = 3 << 16;
+    plan.config.journal.segment_bytes = 1 << 20;
+    plan.config.journal.quota_bytes = 3 << 20;
     plan.config.lanes = 1;
     let rig = plan.launch();
     rig.levers.commits.store(false, Ordering::SeqCst);
     let mut source = rig.source.clone().unwrap();
     source.ack = AckLevel::Journal;
-    let input = lines(50_000);
+    let input = lines(200_000);
     let reading = std::thread::spawn(move || runtime().block_on(source.run(input.as_bytes())).unwrap());
     poll("the quota", || rig.admin("GET", "/readyz").status == 503);
     assert!(!reading.is_finished());

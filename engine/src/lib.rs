@@ -44,20 +44,23 @@
 //!     type Message = Line;
 //!     async fn receive(&mut self, line: Line) -> Result<(), Exit> {
 //!         let line = Line(line.0.trim().to_owned());
-//!         self.ctx.waiting(self.next.send(line)).await.expect("downstream closes after us");
-//!         Ok(())
+//!         Ok(self.ctx.waiting(self.next.send(line)).await?)
 //!     }
 //! }
 //! impl Stage for Pair {
 //!     type Message = Line;
 //!     async fn receive(&mut self, line: Line) -> Result<(), Exit> {
 //!         self.open.push(line.0);
-//!         if self.open.len() == 2 { self.on_drain().await } else { Ok(()) }
+//!         if self.open.len() == 2 { self.hand_on().await } else { Ok(()) }
 //!     }
 //!     async fn on_drain(&mut self) -> Result<(), Exit> {
+//!         if self.open.is_empty() { Ok(()) } else { self.hand_on().await }
+//!     }
+//! }
+//! impl Pair {
+//!     async fn hand_on(&mut self) -> Result<(), Exit> {
 //!         let lines = Lines(std::mem::take(&mut self.open));
-//!         self.ctx.waiting(self.next.send(lines)).await.expect("downstream closes after us");
-//!         Ok(())
+//!         Ok(self.ctx.waiting(self.next.send(lines)).await?)
 //!     }
 //! }
 //! impl Stage for Sink {

@@ -17,7 +17,7 @@ use actix::dev::channel::AddressSender;
 
 use crate::room::{Permit, Refused, Room};
 use crate::shell::{Drain, Shell};
-use crate::stage::Stage;
+use crate::stage::{Exit, Stage};
 
 /// What can travel through a [`Mailbox`].
 pub trait Message: Send + 'static {
@@ -52,6 +52,14 @@ pub struct Closed<M>(pub M);
 impl<M> fmt::Debug for Closed<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Closed(..)")
+    }
+}
+
+/// So that a stage can say `ctx.waiting(next.send(message)).await?`: drains go upstream first, so the stage
+/// downstream can only have ended by an exit of its own. That one came first and is the one that counts.
+impl<M> From<Closed<M>> for Exit {
+    fn from(_: Closed<M>) -> Self {
+        Self::new(Self::SOFTWARE, "the stage downstream has ended; see the log for its exit")
     }
 }
 
@@ -114,6 +122,9 @@ impl<M: Message> Credit<M> {
     ///
     /// # Errors
     /// The stage has closed since; the message comes back.
+    ///
+    /// # Panics
+    /// In a debug build, when the message weighs more than was reserved: then the bound would not hold.
     pub fn send(self, message: M) -> Result<(), Closed<M>> {
         self.mailbox.deliver(self.permit, message)
     }
@@ -161,6 +172,11 @@ impl<M: Message> Mailbox<M> {
     /// # Errors
     /// The stage takes no more messages; the message comes back.
     pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
+        let message = match self.enter(message) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(message)) => return Err(Closed(message)),
+            Err(TrySendError::Full(message)) => message,
+        };
         match self.0.room.take(message.bytes()).await {
             Some(permit) => self.deliver(permit, message),
             None => Err(Closed(message)),
@@ -172,14 +188,11 @@ impl<M: Message> Mailbox<M> {
     /// # Errors
     /// Full or closed; the message comes back.
     pub fn try_send(&self, message: M) -> Result<(), TrySendError<M>> {
-        match self.0.room.try_take(message.bytes()) {
-            Ok(permit) => self.deliver(permit, message).map_err(|Closed(message)| TrySendError::Closed(message)),
-            Err(Refused::Closed) => Err(TrySendError::Closed(message)),
-            Err(Refused::Full) => {
-                self.0.room.meter.refused.add(1);
-                Err(TrySendError::Full(message))
-            }
+        let sent = self.enter(message);
+        if let Err(TrySendError::Full(_)) = sent {
+            self.0.room.meter.refused.add(1);
         }
+        sent
     }
 
     /// Takes no more messages from now on; what is queued is still handled.
@@ -187,13 +200,36 @@ impl<M: Message> Mailbox<M> {
         self.0.room.close();
     }
 
+    /// Room and delivery under one lock.
+    fn enter(&self, message: M) -> Result<(), TrySendError<M>> {
+        let bytes = message.bytes();
+        let mut message = Some(message); // stays here if there is no room for it
+        let entered = self.0.room.enter(bytes, |mut permit| {
+            permit.depart(bytes);
+            let message = message.take().expect("pushed once");
+            self.0.queue.push(Envelope { message, permit })
+        });
+        let refused = match entered {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(envelope)) => return Err(TrySendError::Closed(envelope.recall())),
+            Err(refused) => refused,
+        };
+        let message = message.expect("not pushed");
+        Err(match refused {
+            Refused::Full => TrySendError::Full(message),
+            Refused::Closed => TrySendError::Closed(message),
+        })
+    }
+
     fn deliver(&self, mut permit: Permit, message: M) -> Result<(), Closed<M>> {
         permit.depart(message.bytes());
-        let envelope = Envelope { message, permit };
-        self.0.room.if_open(envelope, |envelope| self.0.queue.push(envelope)).map_err(|mut envelope| {
-            envelope.permit.recall();
-            Closed(envelope.message)
-        })
+        let mut envelope = Some(Envelope { message, permit });
+        let passed = self.0.room.if_open(|| self.0.queue.push(envelope.take().expect("pushed once")));
+        match (passed, envelope) {
+            (Ok(Ok(())), _) => Ok(()),
+            (Ok(Err(envelope)), _) | (Err(_), Some(envelope)) => Err(Closed(envelope.recall())),
+            (Err(_), None) => unreachable!("a closed door pushes nothing"),
+        }
     }
 }
 
@@ -201,6 +237,14 @@ impl<M: Message> Mailbox<M> {
 pub(crate) struct Envelope<M> {
     pub(crate) message: M,
     pub(crate) permit: Permit,
+}
+
+impl<M> Envelope<M> {
+    /// Nobody takes it: the message goes back to its sender, the room is free.
+    fn recall(mut self) -> M {
+        self.permit.recall();
+        self.message
+    }
 }
 
 impl<M: Message> actix::Message for Envelope<M> {

@@ -180,7 +180,7 @@ impl Vitals {
             depth_messages,
             depth_bytes,
             bound: self.room.bound(),
-            entered: meter.entered.load(Ordering::Relaxed),
+            entered: self.room.entered(),
             handled: self.handled.get(),
             discarded: meter.discards.iter().map(Tally::get).sum(),
             refused: meter.refused.get(),
@@ -196,7 +196,6 @@ impl Vitals {
 
 /// What is measured at the door of one mailbox.
 pub(crate) struct MailboxMeter {
-    pub(crate) entered: AtomicU64,
     pub(crate) refused: Tally,
     pub(crate) waited: Seconds,
     discards: [Tally; Discard::ALL.len()],
@@ -214,7 +213,6 @@ impl MailboxMeter {
             Tally::new(metrics::counter!("logweir_mailbox_discarded_total", &labels))
         });
         Self {
-            entered: AtomicU64::new(0),
             refused: Tally::new(metrics::counter!("logweir_mailbox_refused_total", "stage" => stage.clone())),
             waited: Seconds::new(metrics::counter!("logweir_mailbox_wait_seconds_total", "stage" => stage.clone())),
             discards,

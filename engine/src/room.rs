@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -48,6 +48,8 @@ impl Discard {
 pub(crate) struct Room {
     bound: Bound,
     state: Mutex<State>,
+    /// A copy of `state.messages`, for those who need a hint only.
+    messages: AtomicUsize,
     /// What a message that is dropped now dies of; set by the supervisor before it drops anything.
     discard: AtomicU8,
     pub(crate) meter: MailboxMeter,
@@ -57,6 +59,7 @@ pub(crate) struct Room {
 struct State {
     messages: usize,
     bytes: usize,
+    entered: u64,
     closed: bool,
     next_ticket: u64,
     /// By ticket, so that the first is the one who has waited longest and any can leave cheaply.
@@ -104,7 +107,8 @@ impl Room {
         assert!(bound.messages_max > 0, "mailbox of {stage}: messages_max must be at least 1");
         assert!(bound.bytes_max > 0, "mailbox of {stage}: bytes_max must be at least 1");
         let meter = MailboxMeter::new(stage, bound);
-        Arc::new(Self { bound, state: Mutex::default(), discard: AtomicU8::new(Discard::Panic as u8), meter })
+        let discard = AtomicU8::new(Discard::Panic as u8);
+        Arc::new(Self { bound, state: Mutex::default(), messages: AtomicUsize::new(0), discard, meter })
     }
 
     pub(crate) fn bound(&self) -> Bound {
@@ -115,6 +119,16 @@ impl Room {
     pub(crate) fn taken(&self) -> (usize, usize) {
         let state = self.lock();
         (state.messages, state.bytes)
+    }
+
+    /// Messages that have been pushed since the beginning.
+    pub(crate) fn entered(&self) -> u64 {
+        self.lock().entered
+    }
+
+    /// Whether nothing was taken a moment ago. Takes no lock.
+    pub(crate) fn looks_empty(&self) -> bool {
+        self.messages.load(Ordering::Relaxed) == 0
     }
 
     /// Takes room, or waits for it; `None` when closed.
@@ -131,10 +145,6 @@ impl Room {
         waiting.await
     }
 
-    pub(crate) fn try_take(self: &Arc<Self>, bytes: usize) -> Result<Permit, Refused> {
-        self.take_now(&mut self.lock(), self.cost(bytes))
-    }
-
     /// Nobody gets in from now on; who waits is told.
     pub(crate) fn close(&self) {
         let waiting = {
@@ -146,16 +156,28 @@ impl Room {
     }
 
     /// Runs `push` if the mailbox is open, so that nothing is pushed after [`Room::close`] has returned:
-    /// what the closer pushes then is the last. `push` may drop no permit.
-    pub(crate) fn if_open<T>(&self, value: T, push: impl FnOnce(T) -> Result<(), T>) -> Result<(), T> {
-        let state = self.lock();
+    /// what the closer pushes then is the last. `push` may drop no permit: it runs under the lock.
+    pub(crate) fn if_open<T>(&self, push: impl FnOnce() -> Result<(), T>) -> Result<Result<(), T>, Refused> {
+        let mut state = self.lock();
         if state.closed {
-            return Err(value);
+            return Err(Refused::Closed);
         }
-        self.meter.entered.fetch_add(1, Ordering::Relaxed); // before the handler can count it
-        push(value).inspect_err(|_| {
-            self.meter.entered.fetch_sub(1, Ordering::Relaxed);
-        })
+        let pushed = push();
+        state.entered += u64::from(pushed.is_ok());
+        Ok(pushed)
+    }
+
+    /// Takes room if there is any now, and runs `push` under the same lock.
+    pub(crate) fn enter<T>(
+        self: &Arc<Self>,
+        bytes: usize,
+        push: impl FnOnce(Permit) -> Result<(), T>,
+    ) -> Result<Result<(), T>, Refused> {
+        let mut state = self.lock();
+        let permit = self.take_now(&mut state, self.cost(bytes))?;
+        let pushed = push(permit);
+        state.entered += u64::from(pushed.is_ok());
+        Ok(pushed)
     }
 
     pub(crate) fn set_discard(&self, reason: Discard) {
@@ -174,6 +196,7 @@ impl Room {
             return Err(Refused::Full);
         }
         state.take(cost);
+        self.messages.store(state.messages, Ordering::Relaxed);
         Ok(self.permit(cost))
     }
 
@@ -197,6 +220,7 @@ impl Room {
             let mut state = self.lock();
             state.messages -= messages;
             state.bytes -= bytes;
+            self.messages.store(state.messages, Ordering::Relaxed);
             if state.waiting.is_empty() {
                 return;
             }
@@ -208,9 +232,16 @@ impl Room {
     /// nobody takes comes back as a release.
     fn admit(self: &Arc<Self>) {
         loop {
-            let Some(waiter) = self.lock().admit(self.bound) else { return };
+            let Some(waiter) = self.admit_one() else { return };
             drop(waiter.grant.send(self.permit(waiter.cost)));
         }
+    }
+
+    fn admit_one(&self) -> Option<Waiter> {
+        let mut state = self.lock();
+        let waiter = state.admit(self.bound)?;
+        self.messages.store(state.messages, Ordering::Relaxed);
+        Some(waiter)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -311,7 +342,10 @@ mod tests {
     }
 
     fn now(room: &Arc<Room>, bytes: usize) -> Option<Permit> {
-        room.try_take(bytes).ok()
+        match room.enter(bytes, Err) {
+            Ok(Err(permit)) => Some(permit),
+            _ => None,
+        }
     }
 
     #[test]
@@ -372,8 +406,8 @@ mod tests {
         assert!(poll(&mut waiter).is_pending());
         room.close();
         assert!(matches!(poll(&mut waiter), Poll::Ready(None)));
-        assert_eq!(room.try_take(1).err(), Some(Refused::Closed));
-        assert!(room.if_open((), |()| panic!("nothing passes a closed door")).is_err());
+        assert!(now(&room, 1).is_none());
+        assert!(room.if_open::<()>(|| panic!("nothing passes a closed door")).is_err());
         drop(held);
         assert_eq!(room.taken(), (0, 0));
     }

@@ -1,25 +1,22 @@
 //! The one actix actor: it hosts any [`Stage`], in order, one message at a time.
 //!
-//! - For each message the stage is taken out and moved into a future that the context waits for, so
-//!   nothing else reaches the actor until the handler has ended. Of actix's ways to answer with a future
-//!   only this one keeps the order.
+//! - For each message the stage is taken out and moved into a future. Unless that ends at its first poll,
+//!   the context waits for it, so nothing else reaches the actor until the handler has ended. Of actix's
+//!   ways to answer with a future only this one keeps the order.
 //! - actix polls timers only when the mailbox has run empty. So each turn looks at the clock after its
 //!   message, and a timer of the actor's own covers idle times.
 //! - actix goes on until the mailbox is empty, so a busy actor would keep its thread. A turn therefore
 //!   gives way after [`SLICE_TURNS`] messages or [`SLICE`] of time.
 //! - The stage is built in `started`, under the supervisor's eyes: at first and after each restart alike.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
-use actix::{
-    Actor, ActorContext, ActorFuture, ActorFutureExt, ActorState, AsyncContext, Context, Handler, Supervised,
-    WrapFuture,
-};
+use actix::{Actor, ActorContext, ActorFuture, ActorState, AsyncContext, Context, Handler, Supervised};
 use tokio::time::{Instant, Sleep};
 
 use crate::mailbox::Envelope;
@@ -40,9 +37,8 @@ pub(crate) type Factory<S> = Box<dyn Fn(StageContext) -> S + Send>;
 pub(crate) struct Shell<S: Stage> {
     factory: Factory<S>,
     context: StageContext,
-    vitals: Arc<Vitals>,
+    host: Rc<Host>,
     exits: Exits,
-    slice: Rc<Slice>,
     pace: Option<Pace>,
     /// Absent while a turn runs, and before the factory has made it.
     stage: Option<Box<S>>,
@@ -77,20 +73,24 @@ impl<S: Stage> Shell<S> {
     pub(crate) fn new(
         factory: Factory<S>,
         context: StageContext,
-        vitals: Arc<Vitals>,
+        host: Rc<Host>,
         exits: Exits,
-        slice: Rc<Slice>,
         tick: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
         let pace = tick.map(|period| Pace { period, next: now + period });
-        Self { factory, context, vitals, exits, slice, pace, stage: None, draining: false, snapshot_at: now }
+        Self { factory, context, host, exits, pace, stage: None, draining: false, snapshot_at: now }
     }
 
+    /// Starts a turn. Most end at their first poll, and then actix need not wait for anything.
     fn turn(&mut self, work: Work<S::Message>, ctx: &mut Context<Self>) {
         let stage = self.stage.take().expect("nothing reaches the actor while its stage is out");
-        let turn = run(stage, work, self.pace, self.vitals.clone(), self.slice.clone());
-        ctx.wait(turn.into_actor(self).map(|turned, shell, ctx| shell.turned(turned, ctx)));
+        let mut turn = Box::pin(run(stage, work, self.pace, self.host.clone()));
+        let poll = turn.as_mut().poll(&mut TaskContext::from_waker(&self.host.waker.borrow()));
+        match poll {
+            Poll::Ready(turned) => self.turned(turned, ctx),
+            Poll::Pending => ctx.wait(Rest { turn, just_polled: true }),
+        }
     }
 
     fn turned(&mut self, turned: Turned<S>, ctx: &mut Context<Self>) {
@@ -101,17 +101,17 @@ impl<S: Stage> Shell<S> {
             self.exits.report(&self.context.name, exit);
             ctx.stop();
         } else if turned.drained {
-            self.vitals.drained();
+            self.host.vitals.drained();
             ctx.stop();
         }
     }
 
     /// Copying the counters allocates, so under load it is done now and then only.
     fn snapshot(&mut self, stage: &S, last: bool) {
-        let now = self.slice.now.get();
-        if last || now.duration_since(self.snapshot_at) >= SNAPSHOT_AGE_MAX || self.vitals.room.taken().0 == 0 {
+        let now = self.host.slice.now.get();
+        if last || now.duration_since(self.snapshot_at) >= SNAPSHOT_AGE_MAX || self.host.vitals.room.looks_empty() {
             self.snapshot_at = now;
-            self.vitals.snapshot(stage.observe());
+            self.host.vitals.snapshot(stage.observe());
         }
     }
 }
@@ -125,7 +125,7 @@ impl<S: Stage> Actor for Shell<S> {
             return;
         }
         let stage = Box::new((self.factory)(self.context.clone()));
-        self.vitals.snapshot(stage.observe());
+        self.host.vitals.snapshot(stage.observe());
         self.stage = Some(stage);
         if let Some(pace) = &mut self.pace {
             pace.next = Instant::now() + pace.period;
@@ -160,19 +160,39 @@ impl<S: Stage> Handler<Drain> for Shell<S> {
     }
 }
 
+/// What is left of a turn after its first poll.
+struct Rest<T> {
+    turn: Pin<Box<T>>,
+    /// actix polls at once what it is to wait for. The first poll had the same waker, so nothing is
+    /// missed by leaving that one out, and a `yield_now` in the turn really yields.
+    just_polled: bool,
+}
+
+impl<S: Stage, T: Future<Output = Turned<S>>> ActorFuture<Shell<S>> for Rest<T> {
+    type Output = ();
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        shell: &mut Shell<S>,
+        ctx: &mut Context<Shell<S>>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        if std::mem::take(&mut self.just_polled) {
+            return Poll::Pending;
+        }
+        self.turn.as_mut().poll(cx).map(|turned| shell.turned(turned, ctx))
+    }
+}
+
 /// One turn: gives way if the slice is used up, does the work, then a tick if one is due.
-async fn run<S: Stage>(
-    mut stage: Box<S>,
-    work: Work<S::Message>,
-    mut pace: Option<Pace>,
-    vitals: Arc<Vitals>,
-    slice: Rc<Slice>,
-) -> Turned<S> {
+async fn run<S: Stage>(mut stage: Box<S>, work: Work<S::Message>, mut pace: Option<Pace>, host: Rc<Host>) -> Turned<S> {
+    let Host { vitals, slice, .. } = &*host;
     if slice.is_used_up() {
         tokio::task::yield_now().await;
     }
     let drained = matches!(work, Work::Drain);
-    let began = vitals.progress.begin();
+    // The clock was read when the last turn ended or the actor's poll began: nothing lies in between.
+    let began = vitals.progress.begin(slice.now.get());
     let mut result = match work {
         Work::Message(Envelope { message, permit }) => {
             let result = stage.receive(message).await;
@@ -183,19 +203,39 @@ async fn run<S: Stage>(
         Work::Tick => Ok(()), // due below
         Work::Drain => stage.on_drain().await,
     };
-    let now = Instant::now();
+    slice.look();
     if result.is_ok()
-        && let Some(pace) = &mut pace
-        && pace.is_due(now)
         && !drained
+        && let Some(pace) = &mut pace
+        && pace.is_due(slice.now.get())
     {
+        pace.next = slice.now.get() + pace.period;
         vitals.progress.beat();
-        pace.next = now + pace.period;
         result = stage.on_tick().await;
+        slice.look();
     }
-    let now = vitals.progress.end(began, &vitals.busy);
-    slice.now.set(now);
+    vitals.busy.add(vitals.progress.end(began, slice.now.get()));
     Turned { stage, pace, drained: drained && result.is_ok(), result }
+}
+
+/// What a shell and its supervisor share.
+pub(crate) struct Host {
+    pub(crate) vitals: Arc<Vitals>,
+    slice: Slice,
+    /// The waker of the poll that is under way: actix gives a handler none.
+    waker: RefCell<Waker>,
+}
+
+impl Host {
+    pub(crate) fn new(vitals: Arc<Vitals>) -> Rc<Self> {
+        Rc::new(Self { vitals, slice: Slice::new(), waker: RefCell::new(Waker::noop().clone()) })
+    }
+
+    /// The thread has come back to the actor.
+    pub(crate) fn begin_poll(&self, cx: &TaskContext<'_>) {
+        self.slice.begin();
+        self.waker.borrow_mut().clone_from(cx.waker());
+    }
 }
 
 /// When the next tick is due. A late tick delays those after it: ticks never come in bursts.
@@ -211,25 +251,28 @@ impl Pace {
     }
 }
 
-/// How long the actor has had its thread; shared with the supervisor, which sees each poll begin.
-pub(crate) struct Slice {
+/// How long the actor has had its thread, and the clock as it was last read: reading it costs more than
+/// a small message does.
+struct Slice {
     began: Cell<Instant>,
     now: Cell<Instant>,
     turns: Cell<u32>,
 }
 
 impl Slice {
-    pub(crate) fn new() -> Rc<Self> {
+    fn new() -> Self {
         let now = Instant::now();
-        Rc::new(Self { began: Cell::new(now), now: Cell::new(now), turns: Cell::new(0) })
+        Self { began: Cell::new(now), now: Cell::new(now), turns: Cell::new(0) }
     }
 
-    /// The thread has come back to the actor.
-    pub(crate) fn begin(&self) {
-        let now = Instant::now();
-        self.began.set(now);
-        self.now.set(now);
+    fn begin(&self) {
+        self.look();
+        self.began.set(self.now.get());
         self.turns.set(0);
+    }
+
+    fn look(&self) {
+        self.now.set(Instant::now());
     }
 
     fn is_used_up(&self) -> bool {

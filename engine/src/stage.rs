@@ -20,7 +20,8 @@ pub trait Stage: 'static {
     /// Handles one message. The next one waits until this future has ended.
     ///
     /// # Errors
-    /// An [`Exit`] ends the process in order; whatever can be mended is mended inside.
+    /// An [`Exit`] ends the process in order; whatever can be mended is mended inside. The stage ends here:
+    /// its mailbox closes, and what is queued is discarded and counted.
     async fn receive(&mut self, message: Self::Message) -> Result<(), Exit>;
 
     /// Called every `tick_ms` of the stage's spec, also between messages under full load.

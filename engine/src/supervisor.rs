@@ -29,9 +29,9 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::observe::{Observer, Seconds, Vitals};
+use crate::observe::{Observer, Vitals};
 use crate::room::Discard;
-use crate::shell::{Shell, Slice};
+use crate::shell::{Host, Shell};
 use crate::stage::{Exit, Stage};
 
 /// How the supervisor treats every stage.
@@ -140,19 +140,17 @@ impl Progress {
     }
 
     /// A turn begins.
-    pub(crate) fn begin(&self) -> Began {
-        self.busy.store(true, Ordering::Relaxed);
+    pub(crate) fn begin(&self, now: Instant) -> Began {
         self.beat();
-        Began { at: Instant::now(), waited: self.waited.load(Ordering::Relaxed) }
+        self.busy.store(true, Ordering::Release);
+        Began { at: now, waited: self.waited.load(Ordering::Relaxed) }
     }
 
-    /// The turn has ended; its time without the known waits is added to `busy`.
-    pub(crate) fn end(&self, began: Began, busy: &Seconds) -> Instant {
+    /// The turn has ended. Gives its time without the known waits.
+    pub(crate) fn end(&self, began: Began, now: Instant) -> Duration {
         self.rest();
-        let now = Instant::now();
         let waited = Duration::from_nanos(self.waited.load(Ordering::Relaxed) - began.waited);
-        busy.add(now.duration_since(began.at).saturating_sub(waited));
-        now
+        now.duration_since(began.at).saturating_sub(waited)
     }
 
     pub(crate) fn beat(&self) {
@@ -161,8 +159,7 @@ impl Progress {
 
     /// No turn runs any more, however it ended.
     fn rest(&self) {
-        self.busy.store(false, Ordering::Relaxed);
-        self.beat();
+        self.busy.store(false, Ordering::Release);
     }
 
     pub(crate) fn wait(&self) -> Wait<'_> {
@@ -184,7 +181,7 @@ impl Progress {
     }
 
     fn is_silent(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) && self.waits.load(Ordering::Relaxed) == 0
+        self.busy.load(Ordering::Acquire) && self.waits.load(Ordering::Relaxed) == 0
     }
 
     fn glance(&self) -> Glance {
@@ -262,7 +259,7 @@ pub(crate) struct Supervisor<S: Stage> {
     vitals: Arc<Vitals>,
     exits: Exits,
     restarts: Restarts,
-    slice: Rc<Slice>,
+    host: Rc<Host>,
     /// Dropped after the actor.
     _lifetime: Lifetime,
 }
@@ -273,17 +270,17 @@ impl<S: Stage> Supervisor<S> {
         lifetime: Lifetime,
         exits: Exits,
         supervision: Supervision,
-        slice: Rc<Slice>,
+        host: Rc<Host>,
     ) -> Self {
         let vitals = lifetime.0.clone();
-        Self { actor: Some(actor), vitals, exits, restarts: Restarts::new(supervision), slice, _lifetime: lifetime }
+        Self { actor: Some(actor), vitals, exits, restarts: Restarts::new(supervision), host, _lifetime: lifetime }
     }
 
     /// Polls the actor once. `Err` says why it must be rebuilt.
     fn poll_actor(&mut self, cx: &mut TaskContext<'_>) -> Result<Poll<()>, Cause> {
         let progress = &self.vitals.progress;
         let Some(actor) = &mut self.actor else { return Ok(Poll::Ready(())) };
-        self.slice.begin();
+        self.host.begin_poll(cx);
         progress.polling.store(true, Ordering::Relaxed);
         let poll = catch_unwind(AssertUnwindSafe(|| Pin::new(actor).poll(cx)));
         progress.polling.store(false, Ordering::Relaxed);

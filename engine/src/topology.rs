@@ -20,12 +20,13 @@ use crate::drain::{DrainWatch, Phase};
 use crate::mailbox::{Bound, Mailbox};
 pub use crate::observe::Observer;
 use crate::observe::Vitals;
-use crate::shell::{Factory, Shell, Slice};
+use crate::shell::{Factory, Host, Shell};
 use crate::stage::{Exit, Stage, StageContext};
 pub use crate::supervisor::Supervision;
 use crate::supervisor::{Exits, Lifetime, Supervisor, watch_over};
 
 /// The arbiter of this name is the thread that made the topology; every other is a thread of its own.
+/// The watchdog lives on that thread too: a stage that blocks it is not found.
 pub const SYSTEM_ARBITER: &str = "system";
 
 /// How long cancelled stages, and then the arbiters' threads, may take to end.
@@ -256,10 +257,9 @@ struct Birth<S: Stage> {
 
 impl<S: Stage> Birth<S> {
     fn spawn(self) {
-        let slice = Slice::new();
-        let exits = self.exits.clone();
-        let shell = Shell::new(self.factory, self.context, self.vitals, self.exits, slice.clone(), self.tick);
+        let host = Host::new(self.vitals);
+        let shell = Shell::new(self.factory, self.context, host.clone(), self.exits.clone(), self.tick);
         let actor = Context::with_receiver(self.receiver).into_future(shell);
-        actix_rt::spawn(Supervisor::new(actor, self.lifetime, exits, self.supervision, slice));
+        actix_rt::spawn(Supervisor::new(actor, self.lifetime, self.exits, self.supervision, host));
     }
 }

@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, mpsc};
+use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
@@ -97,7 +97,7 @@ fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
         Mutex::new(jobs)
     });
     let (answer, child) = mpsc::channel();
-    spawner.lock().unwrap().send((command, answer)).expect("the spawner never ends");
+    spawner.lock().expect("nobody panics with it").send((command, answer)).expect("the spawner never ends");
     child.recv().expect("the spawner answers")
 }
 
@@ -122,6 +122,10 @@ impl Server {
         server.configure(options);
         server.run();
         server
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().expect("nobody panics with it")
     }
 
     fn data(&self) -> PathBuf {
@@ -162,15 +166,14 @@ impl Server {
         let mut command = command("postgres");
         command.arg("-D").arg(self.data()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = spawn_tied(command).expect("postgres runs");
-        *self.process.lock().unwrap() = Some(child);
+        *self.process() = Some(child);
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             let ready = command_is_ready(self.port);
             if ready {
                 return;
             }
-            let ended =
-                self.process.lock().unwrap().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+            let ended = self.process().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
             let log = || std::fs::read_to_string(&log).unwrap_or_default();
             assert!(!ended && Instant::now() < deadline, "PostgreSQL does not start: {}", log());
             std::thread::sleep(Duration::from_millis(20));
@@ -201,12 +204,12 @@ impl Server {
     /// When it does not run.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        let process = self.process.lock().unwrap();
+        let process = self.process();
         i32::try_from(process.as_ref().expect("the server runs").id()).expect("a pid is an i32")
     }
 
     fn end(&self, signal: i32) {
-        let child = self.process.lock().unwrap().take();
+        let child = self.process().take();
         if let Some(mut child) = child {
             // SAFETY: signals a child that has not been waited for, so the pid is its own.
             unsafe { libc::kill(i32::try_from(child.id()).expect("a pid is an i32"), signal) };
@@ -247,18 +250,25 @@ impl Server {
         self.run();
     }
 
-    /// Makes every new transaction read-only (25006), or not.
+    /// Makes every new transaction read-only (25006), or not; returns when the setting has arrived.
+    ///
+    /// # Panics
+    /// When the server refuses.
     pub async fn set_read_only(&self, on: bool) {
-        let admin = connect(&self.url("postgres")).await;
-        // The setting must not catch this very session.
         let value = if on { "on" } else { "off" };
-        admin.batch_execute("SET default_transaction_read_only = off").await.unwrap();
-        admin.batch_execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {value}")).await.unwrap();
-        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let admin = connect(&self.url("postgres")).await;
+        for sql in [
+            // The setting must not stand in its own way.
+            "SET default_transaction_read_only = off",
+            &format!("ALTER SYSTEM SET default_transaction_read_only = {value}"),
+            "SELECT pg_reload_conf()",
+        ] {
+            admin.batch_execute(sql).await.expect(sql);
+        }
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             let probe = connect(&self.url("postgres")).await;
-            let row = probe.query_one("SHOW default_transaction_read_only", &[]).await.unwrap();
+            let row = probe.query_one("SHOW default_transaction_read_only", &[]).await.expect("SHOW");
             if row.get::<_, &str>(0) == value {
                 return;
             }
@@ -317,12 +327,26 @@ pub async fn connect(url: &str) -> Client {
     client
 }
 
-/// A fresh database. It stays until the server ends, or, on a server that is not ours, until it is dropped.
+/// A fresh database. On a server of ours it goes with the server, on another when this is dropped.
 pub struct TestDatabase {
     /// Its URL.
     pub url: String,
-    /// Whether the server is ours.
-    pub ours: bool,
+    /// Where to say `DROP DATABASE`, and its name.
+    foreign: Option<(String, String)>,
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let Some((url, name)) = self.foreign.take() else { return };
+        // A test's own runtime may be the one that runs this drop, and cannot be waited for from inside.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let _ = connect(&url).await.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
+            });
+        });
+        let _ = dropping.join();
+    }
 }
 
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -362,14 +386,14 @@ pub async fn database() -> TestDatabase {
     match std::env::var("LOGWEIR_TEST_DATABASE_URL") {
         Ok(url) => {
             let name = create_database(&url).await;
-            let config: tokio_postgres::Config = url.parse().expect("LOGWEIR_TEST_DATABASE_URL is a URL");
-            let old = config.get_dbname().expect("LOGWEIR_TEST_DATABASE_URL names a database");
-            TestDatabase { url: url.replacen(&format!("/{old}"), &format!("/{name}"), 1), ours: false }
+            let (server, database) = url.rsplit_once('/').expect("LOGWEIR_TEST_DATABASE_URL ends in /DATABASE");
+            let options = database.find('?').map_or("", |at| &database[at..]);
+            TestDatabase { url: format!("{server}/{name}{options}"), foreign: Some((url.clone(), name)) }
         }
         Err(_) => {
             let server = tokio::task::spawn_blocking(shared).await.expect("the server starts");
             let name = create_database(&server.url("postgres")).await;
-            TestDatabase { url: server.url(&name), ours: true }
+            TestDatabase::on(server, &name)
         }
     }
 }
@@ -386,6 +410,12 @@ pub async fn create_database(url: &str) -> String {
 }
 
 impl TestDatabase {
+    /// The database `name` on a server of ours.
+    #[must_use]
+    pub fn on(server: &Server, name: &str) -> Self {
+        Self { url: server.url(name), foreign: None }
+    }
+
     /// A plain client.
     pub async fn client(&self) -> Client {
         connect(&self.url).await

@@ -1,14 +1,20 @@
 //! The log stores against a real PostgreSQL and a real SQLite file: each record once, whatever happens.
 
+// Helpers of tests unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
 use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Opened, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::record::{Record, Severity};
-use logweir_tests::postgres::{self, TestDatabase};
+use logweir_tests::postgres::{self, Options, Server, TestDatabase};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 const NOON_US: i64 = 1_763_640_000_000_000;
@@ -147,11 +153,6 @@ impl Feed {
         Self { lane, seq: 0, records: 0 }
     }
 
-    /// Where the database has the lane.
-    fn at(row: &LaneRow) -> Self {
-        Self { lane: row.lane, seq: row.last_seq, records: row.settled() }
-    }
-
     fn frame(&mut self, records: &[Record<'_>]) -> BatchFrame {
         let mut chunk = Chunk::with_capacity(NOON_US, records.len(), 64 * records.len());
         for &record in records {
@@ -225,12 +226,899 @@ async fn rows_cursor_and_counters_move_together(on: Fixture) {
     assert_eq!(on.number("SELECT max(id) FROM logs").await, first + 5_006);
     assert_eq!(on.number("SELECT max(length(message)) FROM logs").await, 1 << 20);
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE attributes IS NULL").await, 1);
+    let year = |what: &str| match on.place {
+        Place::Postgres(_) => format!("SELECT extract(year FROM {what}(ts)) FROM logs WHERE isfinite(ts)"),
+        Place::Sqlite(_) => format!("SELECT CAST(substr({what}(ts), 1, 4) AS INTEGER) FROM logs"),
+    };
+    assert_eq!((on.number(&year("min")).await, on.number(&year("max")).await), (1, 9999));
     assert_eq!(
         on.number("SELECT id FROM logs WHERE message LIKE '𝕦nicode%\\' ESCAPE '!' AND service = 'zwölf ✓'").await,
         first + 3
     );
 }
 
+async fn the_same_batch_twice_is_once(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut first = lane(&on.store, &lease, 0).await;
+    let mut second = lane(&on.store, &lease, 0).await;
+    let batch = Feed::new(0).plain(10);
+    assert_eq!(first.flush(&batch).await.unwrap(), flushed(10, 0));
+    assert_eq!(first.flush(&batch).await.unwrap(), flushed(0, 0));
+    // The other one does not know that it was done: it is told what the batch was worth.
+    assert_eq!(second.flush(&batch).await.unwrap(), flushed(10, 0));
+    on.assert_whole(writer, 10).await;
+}
+
+async fn an_older_epoch_is_fenced(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let (old_store, new_store) = (on.other(), on.other());
+    let old = old_store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut old_lane = lane(&old_store, &old, 0).await;
+    let mut feed = Feed::new(0);
+    old_lane.flush(&feed.plain(5)).await.unwrap();
+
+    let new = new_store.take_over(&claim(writer, &[1], 2)).await.unwrap();
+    assert_eq!((new.epoch, new.lanes[0].last_seq, new.lanes[0].epoch), (2, 1, 2));
+    let zombie = feed.clone().plain(7);
+    match old_lane.flush(&zombie).await.unwrap_err() {
+        StoreError::Fenced { epoch: 2, mine: 1, owner, .. } => assert_eq!(owner, "run 2"),
+        other => panic!("{other}"),
+    }
+    let refused = old_store.open_lane(&old, 1).await.err().expect("an old lease opens no lane");
+    assert!(matches!(refused, StoreError::Fenced { .. }), "{refused}");
+    let mut new_lane = lane(&new_store, &new, 0).await;
+    assert_eq!(new_lane.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
+    on.assert_whole(writer, 8).await;
+}
+
+async fn a_writer_goes_on_through_its_own_runs_and_refuses_a_copy(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let take = async |runs: &[u128], run| on.store.take_over(&claim(writer, runs, run)).await;
+    assert_eq!(take(&[], 1).await.unwrap().epoch, 1);
+    assert_eq!(take(&[], 1).await.unwrap().epoch, 1, "the same run again");
+    assert_eq!(take(&[1], 2).await.unwrap().epoch, 2);
+    assert_eq!(take(&[1, 2, 3, 4], 5).await.unwrap().epoch, 3, "runs 3 and 4 never reached the database");
+    match take(&[1, 2, 30], 31).await.unwrap_err() {
+        StoreError::StaleCopy { epoch: 3, owner, .. } => assert_eq!(owner, "run 5"),
+        other => panic!("{other}"),
+    }
+    assert_eq!(on.number("SELECT count(*) FROM logweir_takeover").await, 3);
+    assert_eq!(take(&[1, 2, 3, 4, 5], 6).await.unwrap().epoch, 4, "the refused copy has changed nothing");
+}
+
+async fn a_stale_copys_own_frames_are_adopted_once(on: Fixture) {
+    let writer = Uuid::new_v4();
+    // Run 1 flushes 10 of 30 records. Then the volume is copied; the copy takes over as run 20 and flushes 25.
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut common = Feed::new(0);
+    lane(&on.store, &lease, 0).await.flush(&common.plain(10)).await.unwrap();
+    let inherited = common.plain(20);
+    let mut theirs = Claim { tails: vec![(0, common.seq)], ..claim(writer, &[1], 20) };
+    let lease = on.store.take_over(&theirs).await.unwrap();
+    let mut copy = lane(&on.store, &lease, 0).await;
+    copy.flush(&inherited).await.unwrap();
+    copy.flush(&common.clone().plain(5)).await.unwrap();
+
+    // We, run 2, have 7 records of our own after the common 30.
+    let mine = claim(writer, &[1], 2);
+    assert!(matches!(on.store.take_over(&mine).await.unwrap_err(), StoreError::StaleCopy { .. }));
+    let found = on.store.inheritance(&mine).await.unwrap().unwrap();
+    assert_eq!((found.writer, found.exact), (Uuid::from_u128(2), true));
+    assert_eq!(found.up_to_seq, [(0, common.seq)]);
+    let own = common.plain(7);
+    let starts = [store::LaneStart { lane: 0, seq: own.from_seq, records: own.from_records }];
+    for run in [2, 3] {
+        // The second round is a repeated command: another run, the same identity.
+        let adopted = Claim { writer: found.writer, ..claim(writer, &[1, 2], run) };
+        let lease = on.store.adopt(&adopted, &starts).await.unwrap();
+        assert_eq!(lease.epoch, i64::try_from(run).unwrap() - 1);
+        lane(&on.store, &lease, 0).await.flush(&own).await.unwrap();
+    }
+    let again = on.store.inheritance(&claim(writer, &[1, 2, 3], 4)).await.unwrap().unwrap();
+    assert_eq!(again.writer, found.writer);
+    on.assert_whole(writer, 35).await;
+    on.assert_whole(found.writer, 37).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 42);
+    theirs.runs.push(theirs.run);
+    theirs.run = Uuid::from_u128(21);
+    assert_eq!(on.store.inheritance(&theirs).await.unwrap(), None, "the copy itself is not stale");
+}
+
+async fn a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    let start = feed.clone();
+    flusher.flush(&feed.plain(6)).await.unwrap();
+
+    // Boundaries moved: frames 2 and 3 in one batch, of which 2 is in.
+    let mut wide = start.clone();
+    let batch = wide.batch(&[&[record("x"); 6], &[record("y")]]);
+    match flusher.flush(&batch).await.unwrap_err() {
+        StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.rows), (2, 11)),
+        other => panic!("{other}"),
+    }
+    let mut other = start.clone().plain(6);
+    other.frames[0].payload_crc ^= 1;
+    assert!(matches!(flusher.flush(&other).await.unwrap_err(), StoreError::SequenceReused { lane: 0, seq: 2 }));
+    on.assert_whole(writer, 11).await;
+}
+
+async fn counts_that_do_not_add_up_are_refused_with_their_numbers(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    let good = feed.plain(3);
+    let mut bad = good.clone();
+    bad.from_records += 1;
+    bad.frames[0].lane_records += 1;
+    let error = flusher.flush(&bad).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("8 records") && text.contains("has 9"), "{text}");
+    on.assert_whole(writer, 5).await;
+    flusher.flush(&good).await.unwrap();
+    on.assert_whole(writer, 8).await;
+}
+
+async fn records_that_the_journal_lost_are_counted(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    let mut batch = feed.batch(&[&[record("a"); 2], &[record("damaged"); 4], &[record("c"); 3]]);
+    batch.frames.remove(1);
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
+    let row = &on.store.lanes(writer).await.unwrap()[0];
+    assert_eq!((row.rows, row.lost, row.settled()), (5, 4, 9));
+    let first = row.lane_id << 44;
+    assert_eq!(on.number(&format!("SELECT count(*) FROM logs WHERE id - {first} IN (1, 2, 7, 8, 9)")).await, 5);
+}
+
+async fn the_histogram_is_a_group_by_of_the_rows(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    for number in 0..2 {
+        let mut flusher = lane(&on.store, &lease, number).await;
+        let mut feed = Feed::new(number);
+        for round in 0..3_i64 {
+            let records: Vec<Record<'_>> = (0..200)
+                .map(|n| Record {
+                    ts_us: NOON_US + (n * 7 + round) * 1_000_000,
+                    service: ["a", "b", "c\u{fffd}"][usize::try_from(n % 3).unwrap()],
+                    severity: if n % 5 == 0 { Severity::WARN } else { Severity::INFO },
+                    ..record("m")
+                })
+                .collect();
+            flusher.flush(&feed.batch(&[&records])).await.unwrap();
+        }
+    }
+    let minute = match on.place {
+        Place::Postgres(_) => "date_trunc('minute', ts)",
+        Place::Sqlite(_) => "substr(ts, 1, 17) || '00.000000Z'",
+    };
+    let differing = format!(
+        "SELECT count(*) FROM (SELECT {minute} AS m, service, severity, id / 17592186044416 AS l, count(*) AS n FROM logs \
+         GROUP BY 1, 2, 3, 4) AS g FULL JOIN log_volume AS v ON v.minute = g.m AND v.service = g.service \
+         AND v.severity = g.severity AND v.lane_id = g.l WHERE g.n IS NULL OR v.records IS NULL OR g.n <> v.records"
+    );
+    assert_eq!(on.number(&differing).await, 0);
+    assert!(on.number("SELECT count(*) FROM log_volume").await > 100);
+    on.assert_whole(writer, 1_200).await;
+}
+
+async fn a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed(on: Fixture) {
+    let (on_rule, off_rule) = match on.place {
+        Place::Postgres(_) => (
+            "ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')",
+            "ALTER TABLE logs DROP CONSTRAINT polite",
+        ),
+        Place::Sqlite(_) => (
+            "CREATE TRIGGER polite BEFORE INSERT ON logs WHEN new.message = 'rude' BEGIN SELECT RAISE(ABORT, 'polite'); END",
+            "DROP TRIGGER polite",
+        ),
+    };
+    on.execute(on_rule).await;
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&[record("a")], &[record("b"), record("rude"), record("c")]]);
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(3, 1));
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0));
+    on.assert_whole(writer, 4).await;
+    let letters = on.store.dead_letters(10).await.unwrap();
+    let letter = &letters[0];
+    assert_eq!((letters.len(), letter.lane, letter.seq, letter.row), (1, 0, 2, 1));
+    assert_eq!(letter.id, (row.lane_id << 44) + 3);
+    assert!(letter.reason.contains("polite") && letter.raw.contains("rude"), "{letter:?}");
+
+    assert!(on.store.replay_dead_letter(letter).await.is_err(), "the rule still stands");
+    assert_eq!(on.store.dead_letters(10).await.unwrap().len(), 1);
+    on.execute(off_rule).await;
+    on.store.replay_dead_letter(letter).await.unwrap();
+    assert!(on.store.replay_dead_letter(letter).await.is_err(), "it is gone");
+    on.assert_whole(writer, 4).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 1);
+}
+
+async fn old_dead_letters_are_purged(on: Fixture) {
+    let at = match on.place {
+        Place::Postgres(_) => "to_timestamp(1000 * g)",
+        Place::Sqlite(_) => "'1970-01-01T00:16:40.000000Z'",
+    };
+    let from = match on.place {
+        Place::Postgres(_) => "generate_series(1, 3) AS g",
+        Place::Sqlite(_) => "(SELECT 1 AS g)",
+    };
+    let blob = match on.place {
+        Place::Postgres(_) => "gen_random_uuid()",
+        Place::Sqlite(_) => "randomblob(16)",
+    };
+    on.execute(&format!(
+        "INSERT INTO logweir_dead_letter SELECT g, {blob}, 0, 1, 0, '22021', 'why', '{{}}', {at} FROM {from}"
+    ))
+    .await;
+    assert_eq!(on.store.purge_dead_letters(1_000_000_000).await.unwrap(), 0);
+    assert_eq!(on.store.purge_dead_letters(1_000_000_001).await.unwrap(), 1);
+}
+
 both! {
     rows_cursor_and_counters_move_together
+    the_same_batch_twice_is_once
+    an_older_epoch_is_fenced
+    a_writer_goes_on_through_its_own_runs_and_refuses_a_copy
+    a_stale_copys_own_frames_are_adopted_once
+    a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops
+    counts_that_do_not_add_up_are_refused_with_their_numbers
+    records_that_the_journal_lost_are_counted
+    the_histogram_is_a_group_by_of_the_rows
+    a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed
+    old_dead_letters_are_purged
+}
+
+// PostgreSQL alone from here on.
+
+fn is_transient(error: &StoreError) -> bool {
+    matches!(error, StoreError::Transient(_))
+}
+
+fn is_systemic(error: &StoreError) -> bool {
+    matches!(error, StoreError::Systemic(_))
+}
+
+/// Flushes as the flusher does: transient errors are tried again for a while. Returns how many there were.
+async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed, u32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut tries = 0;
+    loop {
+        match flusher.flush(batch).await {
+            Ok(flushed) => return (flushed, tries),
+            Err(error) => assert!(is_transient(&error) && Instant::now() < deadline, "{error}"),
+        }
+        tries += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A prepared store, its writer and lane 0.
+async fn started(on: &Fixture) -> (Uuid, Lease, Box<dyn LaneWriter>) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let flusher = lane(&on.store, &lease, 0).await;
+    (writer, lease, flusher)
+}
+
+impl Fixture {
+    fn url(&self) -> &str {
+        match &self.place {
+            Place::Postgres(database) => &database.url,
+            Place::Sqlite(_) => panic!("this store has no URL"),
+        }
+    }
+
+    /// A private server with one prepared database.
+    async fn private(options: Options) -> (Server, Self) {
+        let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
+        let name = postgres::create_database(&server.url("postgres")).await;
+        let store = open_postgres(&server.url(&name));
+        store.prepare().await.unwrap();
+        let database = TestDatabase::on(&server, &name);
+        (server, Self { store, place: Place::Postgres(database) })
+    }
+
+    /// Waits until some session waits for a lock.
+    async fn somebody_waits(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self
+            .number(
+                "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+                           WHERE NOT granted AND a.datname = current_database()",
+            )
+            .await
+            == 0
+        {
+            assert!(Instant::now() < deadline, "nobody waits for a lock");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_lanes_flush_the_same_minute_without_waiting_for_each_other() {
+    let on = Fixture::postgres().await;
+    let (writer, lease, mut first) = started(&on).await;
+    let mut second = lane(&on.store, &lease, 1).await;
+    let (mut feed, mut other) = (Feed::new(0), Feed::new(1));
+    first.flush(&feed.plain(5)).await.unwrap();
+    second.flush(&other.plain(5)).await.unwrap();
+    // Lane 0's next flush, stopped before its COMMIT by hand: its row, its rows and its counter are locked.
+    let beside = postgres::connect(on.url()).await;
+    beside
+        .batch_execute(
+            "BEGIN; UPDATE logweir_lane SET last_seq = 2, rows = 6 WHERE lane = 0; \
+             INSERT INTO logs SELECT id + 5, ts, severity, service, host, message FROM logs ORDER BY id LIMIT 1; \
+             UPDATE log_volume SET records = 6 WHERE lane_id = (SELECT lane_id FROM logweir_lane WHERE lane = 0)",
+        )
+        .await
+        .unwrap();
+    assert_eq!(second.flush(&other.plain(4)).await.unwrap(), flushed(4, 0));
+    beside.batch_execute("COMMIT").await.unwrap();
+    on.assert_whole(writer, 15).await;
+}
+
+#[tokio::test]
+async fn a_take_over_waits_for_an_open_flush_and_sees_what_it_did() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    flusher.flush(&Feed::new(0).plain(5)).await.unwrap();
+    let beside = postgres::connect(on.url()).await;
+    beside.batch_execute("BEGIN; UPDATE logweir_lane SET last_seq = 77 WHERE lane = 0").await.unwrap();
+    let store = on.other();
+    let taking = tokio::spawn(async move { store.take_over(&claim(writer, &[1], 2)).await });
+    on.somebody_waits().await;
+    assert!(!taking.is_finished());
+    beside.batch_execute("COMMIT").await.unwrap();
+    let lease = taking.await.unwrap().unwrap();
+    assert_eq!((lease.epoch, lease.lanes[0].last_seq, lease.lanes[0].epoch), (2, 77, 2));
+}
+
+#[tokio::test]
+async fn a_take_over_ends_the_connection_of_a_frozen_holder() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    // A process of epoch 1 that was stopped in the middle of its flush.
+    let name = format!("logweir/{}/0/1", writer.simple());
+    let frozen = postgres::connect(on.url()).await;
+    frozen
+        .batch_execute(&format!("SET application_name = '{name}'; BEGIN; UPDATE logweir_lane SET last_seq = 9"))
+        .await
+        .unwrap();
+    let lease = on.other().take_over(&claim(writer, &[1], 2)).await.unwrap();
+    assert_eq!((lease.epoch, lease.lanes[0].last_seq), (2, 1));
+    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection is gone");
+    on.assert_whole(writer, 5).await;
+}
+
+const CUT_NOT: u8 = 0;
+const CUT_REQUEST: u8 = 1;
+const CUT_REPLY: u8 = 2;
+
+/// A proxy that cuts the connection once, at the next COMMIT: before it reaches the server, or after the server has answered.
+async fn proxy(port: u16) -> (u16, Arc<AtomicU8>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    let cut = Arc::new(AtomicU8::new(CUT_NOT));
+    let armed = cut.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            tokio::spawn(pass(client, server, armed.clone()));
+        }
+    });
+    (own, cut)
+}
+
+async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStream, cut: Arc<AtomicU8>) -> Option<()> {
+    let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => {
+                let read = read.ok().filter(|&read| read > 0)?;
+                let bytes = &up[..read];
+                let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");
+                match if commits { cut.swap(CUT_NOT, Ordering::SeqCst) } else { CUT_NOT } {
+                    CUT_REQUEST => return None,
+                    CUT_REPLY => {
+                        server.write_all(bytes).await.ok()?;
+                        let _answer_bytes = server.read(&mut down).await.ok()?;
+                        return None;
+                    }
+                    _ => server.write_all(bytes).await.ok()?,
+                }
+            }
+            read = server.read(&mut down) => {
+                let read = read.ok().filter(|&read| read > 0)?;
+                client.write_all(&down[..read]).await.ok()?;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_cut_at_commit_leaves_each_record_once() {
+    let on = Fixture::postgres().await;
+    let config: tokio_postgres::Config = on.url().parse().unwrap();
+    let (port, cut) = proxy(config.get_ports()[0]).await;
+    let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
+    let store = open_postgres(&url);
+    let writer = Uuid::new_v4();
+    let lease = store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    for (round, how) in [CUT_REQUEST, CUT_REPLY, CUT_REPLY, CUT_REQUEST].into_iter().enumerate() {
+        let batch = feed.plain(100);
+        cut.store(how, Ordering::SeqCst);
+        let error = flusher.flush(&batch).await.unwrap_err();
+        assert!(is_transient(&error), "{error}");
+        assert_eq!(cut.load(Ordering::SeqCst), CUT_NOT, "the cut was made");
+        assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(100, 0));
+        on.assert_whole(writer, 100 * (round as u64 + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let with = |attributes| Record { attributes, ..record("bad attributes") };
+    let poison = [
+        (record("a NUL \0 in the message"), "22021"),
+        (Record { service: "a\0b", ..record("m") }, "22021"),
+        (Record { host: "\0", ..record("m") }, "22021"),
+        (with(r#"{"a":"\u0000"}"#), "22P05"),
+        (with(r#"{"a":"\ud800"}"#), "22P02"),
+        (with(r#"{"a":"\udc00\ud800"}"#), "22P02"),
+        (with(r#"{"a":NaN}"#), "22P02"),
+        (with(r#"{"a":"#), "22P02"),
+        (with("COPY logs, line 1"), "22P02"),
+        (with(r#"{"a":1e400000}"#), "22003"),
+        (with(&deep), "54001"),
+    ];
+    // Every bad one between two good ones, one at the start, two in a row at the end, over several frames.
+    let mut records = Vec::new();
+    for (bad, _) in &poison {
+        records.extend([*bad, record("good"), record("good")]);
+    }
+    records.extend([poison[0].0, poison[3].0]);
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&records[..7], &records[7..8], &records[8..]]);
+    let dead = poison.len() as u64 + 2;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(2 * poison.len() as u64, dead));
+    on.assert_whole(writer, records.len() as u64).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'good'").await, 2 * poison.len() as i64);
+
+    let mut letters = on.store.dead_letters(100).await.unwrap();
+    letters.sort_by_key(|letter| letter.id);
+    let states: Vec<&str> = letters.iter().map(|letter| letter.sqlstate.as_str()).collect();
+    let expected: Vec<&str> = poison.iter().map(|(_, state)| *state).chain(["22021", "22P05"]).collect();
+    assert_eq!(states, expected);
+    assert_eq!((letters[0].seq, letters[0].row, letters[2].seq, letters[2].row), (1, 0, 1, 6));
+    assert!(letters.iter().all(|letter| !letter.reason.is_empty() && letter.at_us > NOON_US));
+    let raw: serde_json::Value = serde_json::from_str(&letters[3].raw).unwrap();
+    assert_eq!(raw["attributes"], r#"{"a":"\u0000"}"#);
+
+    // What can be mended goes in; the rest says why not, and stays.
+    let mut replayed = 0;
+    for letter in &letters {
+        match on.store.replay_dead_letter(letter).await {
+            Ok(()) => replayed += 1,
+            Err(error) => assert!(error.to_string().contains(&letter.sqlstate), "{error}"),
+        }
+    }
+    assert_eq!(replayed, 8, "NULs, \\u0000 and lone surrogates");
+    on.assert_whole(writer, records.len() as u64).await;
+
+    // The lane goes on.
+    assert_eq!(flusher.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
+}
+
+#[tokio::test]
+async fn a_batch_of_poison_stops_the_lane_and_sets_nothing_aside() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&[record("\0"); 150]]);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("more than 100 of 150"), "{error}");
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 0).await;
+}
+
+#[tokio::test]
+async fn a_bad_row_is_found_without_a_line_and_when_it_is_bad_only_beside_another() {
+    let on = Fixture::postgres().await;
+    // A trigger after the statement's rows has no COPY line in its context.
+    on.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN RAISE 'rude' USING ERRCODE = '22000'; END$$; \
+         CREATE TRIGGER polite AFTER INSERT ON logs FOR EACH ROW WHEN (new.message = 'rude') EXECUTE FUNCTION refuse(); \
+         CREATE UNIQUE INDEX once ON logs (ts, message)",
+    )
+    .await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let texts: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
+    let mut records: Vec<Record<'_>> = texts.iter().map(|text| record(text)).collect();
+    records[300] = record("rude");
+    records[700] = record("699");
+    records[999] = record("rude");
+    assert_eq!(flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap(), flushed(997, 3));
+    on.assert_whole(writer, 1_000).await;
+    let mut found: Vec<(u32, String)> =
+        on.store.dead_letters(9).await.unwrap().into_iter().map(|letter| (letter.row, letter.sqlstate)).collect();
+    found.sort();
+    assert_eq!(found, [(300, "22000".into()), (700, "23505".into()), (999, "22000".into())]);
+}
+
+#[tokio::test]
+async fn a_changed_schema_stops_the_lane_until_it_is_mended_and_sets_nothing_aside() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    // What the open session says, and what a fresh one says.
+    let drifts = [
+        ("RENAME COLUMN host TO machine", "RENAME COLUMN machine TO host", "42703", "host (text) is missing"),
+        ("ALTER host TYPE bigint USING 0", "ALTER host TYPE text", "08P01", "host is bigint and must be text"),
+        ("ALTER severity TYPE integer", "ALTER severity TYPE smallint", "08P01", "severity is integer"),
+        ("RENAME TO logs_old", "", "42P01", "no table logs"),
+        ("DROP COLUMN attributes", "ADD COLUMN attributes jsonb", "42703", "attributes (jsonb) is missing"),
+    ]
+    .map(|(break_it, mend_it, open, fresh)| {
+        let mend = match mend_it {
+            "" => "ALTER TABLE logs_old RENAME TO logs".to_owned(),
+            other => format!("ALTER TABLE logs {other}"),
+        };
+        (format!("ALTER TABLE logs {break_it}"), mend, open, fresh)
+    });
+    let counters = [
+        (
+            "ALTER TABLE log_volume RENAME TO v".to_owned(),
+            "ALTER TABLE v RENAME TO log_volume".to_owned(),
+            "42P01",
+            "42P01",
+        ),
+        (
+            "ALTER TABLE log_volume ADD CONSTRAINT few CHECK (records < 0) NOT VALID".to_owned(),
+            "ALTER TABLE log_volume DROP CONSTRAINT few".to_owned(),
+            "23514",
+            "23514",
+        ),
+    ];
+    for (round, (break_it, mend_it, open, fresh)) in drifts.into_iter().chain(counters).enumerate() {
+        let batch = feed.plain(10);
+        on.execute(&break_it).await;
+        for said in [open, fresh] {
+            let error = flusher.flush(&batch).await.unwrap_err();
+            assert!(is_systemic(&error) && error.to_string().contains(said), "{break_it}: {error}");
+        }
+        on.execute(&mend_it).await;
+        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0), "{mend_it}");
+        assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+        on.assert_whole(writer, 10 * (round as u64 + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_permission_stops_and_a_connection_limit_passes() {
+    let on = Fixture::postgres().await;
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    let database = on.url().rsplit('/').next().unwrap();
+    on.execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; \
+         GRANT ALL ON DATABASE {database} TO {role}"
+    ))
+    .await;
+    let at = on.url().split('@').next_back().unwrap();
+    let store = open_postgres(&format!("postgres://{role}:p@{at}"));
+    let writer = Uuid::new_v4();
+    let lease = store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+
+    let batch = feed.plain(10);
+    on.execute(&format!("REVOKE INSERT ON logs FROM {role}")).await;
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("42501"), "{error}");
+    on.execute(&format!("GRANT INSERT ON logs TO {role}; ALTER ROLE {role} CONNECTION LIMIT 0")).await;
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("53300"), "{error}");
+    on.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await;
+    assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(10, 0));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 10).await;
+    drop((flusher, store));
+    on.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
+async fn a_held_lock_a_slow_statement_and_an_ended_session_pass() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+
+    let batch = feed.plain(10);
+    let beside = postgres::connect(on.url()).await;
+    beside.batch_execute("BEGIN; LOCK TABLE logs").await.unwrap();
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("55P03"), "{error}");
+    beside.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
+
+    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let store = store::open(&hasty).unwrap().store();
+    let lease = store.take_over(&claim(writer, &[1], 2)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    on.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN new; END$$; \
+         CREATE TRIGGER slow BEFORE INSERT ON log_volume FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    .await;
+    let batch = feed.plain(10);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("57014"), "{error}");
+    on.execute("DROP TRIGGER slow ON log_volume").await;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
+
+    on.number(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE 'logweir/%'",
+    )
+    .await;
+    assert_eq!(flush_on(&mut flusher, &feed.plain(10)).await.0, flushed(10, 0));
+    on.assert_whole(writer, 30).await;
+}
+
+#[tokio::test]
+async fn a_server_that_dies_restarts_or_turns_read_only_costs_time_and_nothing_else() {
+    let (server, on) = Fixture::private(Options::default()).await;
+    let (writer, lease, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(10)).await.unwrap();
+    let server = Arc::new(server);
+    let control = async |what: fn(&Server)| {
+        let server = server.clone();
+        tokio::task::spawn_blocking(move || what(&server)).await.unwrap();
+    };
+
+    for end in [Server::kill, Server::stop] {
+        let batch = feed.plain(10);
+        control(end).await;
+        let error = flusher.flush(&batch).await.unwrap_err();
+        assert!(is_transient(&error), "{error}");
+        assert!(is_transient(&on.store.lanes(writer).await.unwrap_err()));
+        control(Server::restart).await;
+        assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(10, 0));
+    }
+
+    let batch = feed.plain(10);
+    server.set_read_only(true).await;
+    // The session has its own setting; a session begun now is read-only from the start.
+    let mut fresh = on.store.open_lane(&lease, 0).await.err();
+    let error = fresh.take().expect("a read-only server opens no lane");
+    assert!(is_transient(&error), "{error}");
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("25006"), "{error}");
+    server.set_read_only(false).await;
+    assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(10, 0));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 40).await;
+}
+
+const DAY_US: i64 = 86_400_000_000;
+
+#[tokio::test]
+async fn partitions_are_made_ahead_take_over_the_default_ones_rows_and_are_dropped() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'logs'::regclass";
+    assert_eq!(on.number(partitions).await, 6, "yesterday to three days ahead, and the default one");
+    on.store.prepare().await.unwrap();
+    assert_eq!(on.number(partitions).await, 6, "once");
+
+    let (writer, _, mut flusher) = started(&on).await;
+    let today = 20_000 * DAY_US; // 2024-10-04
+    let at = |ts_us| Record { ts_us, ..record("m") };
+    let records = [at(today), at(today + 3 * DAY_US), at(today + 4 * DAY_US), at(today - 40 * DAY_US), at(i64::MAX)];
+    flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 5);
+
+    let keeping = Database { retention_days: 30, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    on.store.maintain(today).await.unwrap();
+    assert_eq!(on.number(partitions).await, 11);
+    assert_eq!(on.number("SELECT count(*) FROM logs_p20241004").await, 1);
+    assert_eq!(on.number("SELECT count(*) FROM logs_p20241007").await, 1);
+    assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 3, "moved");
+    assert_eq!(on.number("SELECT count(*) FROM pg_indexes WHERE tablename = 'logs_p20241007'").await, 1);
+    on.assert_whole(writer, 5).await;
+
+    let keeping = store::open(&keeping).unwrap().store();
+    keeping.maintain(today).await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 4, "what was 40 days old went from the default partition");
+    keeping.maintain(today + 32 * DAY_US).await.unwrap();
+    let old = "SELECT count(*) FROM pg_class WHERE relname IN ('logs_p20241003', 'logs_p20241004', 'logs_p20241005')";
+    assert_eq!(on.number(old).await, 0);
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "three days and four days ahead, and the end of time");
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3, "the histogram follows");
+}
+
+#[tokio::test]
+async fn retention_deletes_old_rows_from_sqlite() {
+    let on = Fixture::sqlite().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let at = |ts_us| Record { ts_us, ..record("m") };
+    let today = 20_000 * DAY_US;
+    flusher
+        .flush(&Feed::new(0).batch(&[&[at(today), at(today - 31 * DAY_US), at(today - 30 * DAY_US)]]))
+        .await
+        .unwrap();
+    let keeping = Database { retention_days: 30, ..settings(DatabaseUrl::Sqlite(on.file())) };
+    store::open(&keeping).unwrap().store().maintain(today + 5).await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
+}
+
+#[tokio::test]
+async fn queries_have_a_pool_of_their_own_that_cannot_write_and_does_not_hang() {
+    let on = Fixture::postgres().await;
+    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let Opened::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
+    let client = store.read_pool().get().await.unwrap();
+    let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
+    assert_eq!(code(client.execute("DELETE FROM logs", &[]).await.unwrap_err()).as_deref(), Some("25006"));
+    assert_eq!(code(client.execute("SELECT pg_sleep(9)", &[]).await.unwrap_err()).as_deref(), Some("57014"));
+    assert_eq!(client.query_one("SELECT count(*) FROM logs", &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn tls_is_verified() {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let options = Options {
+        settings: vec![("ssl", "on".to_owned())],
+        hba: vec!["hostssl all all 127.0.0.1/32 trust", "hostnossl all all all reject"],
+        files: vec![("server.crt", certificate.pem()), ("server.key", key.serialize_pem())],
+        ..Options::default()
+    };
+    let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        Some(path)
+    };
+    let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap().cert.pem();
+    let (right, wrong) = (write("ca.pem", &ca_pem), write("other.pem", &other));
+    let with = |ca_file, mode: &str| {
+        let url = format!("{}?sslmode={mode}", server.url("postgres"));
+        store::open(&Database { ca_file, ..settings(DatabaseUrl::Postgres(url)) }).unwrap().store()
+    };
+    for mode in ["prefer", "require", "verify-full"] {
+        let error = with(wrong.clone(), mode).prepare().await.unwrap_err();
+        assert!(is_systemic(&error) && error.to_string().contains("database.ca_file"), "{mode}: {error}");
+        with(right.clone(), mode).prepare().await.unwrap();
+    }
+    let store = with(right.clone(), "require");
+    let lease = store.take_over(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
+    lane(&store, &lease, 0).await.flush(&Feed::new(0).plain(1_000)).await.unwrap();
+    assert_eq!(store.lanes(lease.writer).await.unwrap()[0].rows, 1_000);
+    let error = with(right, "disable").prepare().await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("28000"), "{error}");
+}
+
+// Kill points and mutations: a switch is thrown for a whole process, so each of these runs in one of its own.
+
+const CHILD_STORE: &str = "LOGWEIR_TEST_CHILD_STORE";
+
+/// Not a test by itself: what the child process does. Run 1 flushes two batches; then run 2 takes over and run 1 goes on.
+#[tokio::test]
+#[ignore = "started by the tests below"]
+async fn child() {
+    let Ok(url) = std::env::var(CHILD_STORE) else { return };
+    let _armed = logweir_engine::fault::arm_from_environment();
+    let url = match url.strip_prefix("sqlite:") {
+        Some(path) => DatabaseUrl::Sqlite(path.into()),
+        None => DatabaseUrl::Postgres(url),
+    };
+    let store = store::open(&settings(url)).unwrap().store();
+    let lease = store.take_over(&claim(Uuid::nil(), &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    for _ in 0..2 {
+        flusher.flush(&feed.plain(100)).await.unwrap();
+    }
+    store.take_over(&claim(Uuid::nil(), &[1], 2)).await.unwrap();
+    match flusher.flush(&feed.plain(100)).await {
+        Ok(_) => println!("the old epoch was let in"),
+        Err(StoreError::Fenced { .. }) => println!("the old epoch was fenced"),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Runs the child with `faults` switched on; returns whether it lived, and what it said.
+async fn run_child(on: &Fixture, faults: &str) -> (bool, String) {
+    let url = match &on.place {
+        Place::Postgres(database) => database.url.clone(),
+        Place::Sqlite(_) => format!("sqlite:{}", on.file().display()),
+    };
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--ignored", "--nocapture"]).env(CHILD_STORE, url).env("FAILPOINTS", faults);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The next run: takes over and flushes from the journal what is missing, as replay does.
+async fn replay(on: &Fixture) -> Result<(), StoreError> {
+    let lease = on.store.take_over(&claim(Uuid::nil(), &[1], 2)).await?;
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await?;
+    let mut feed = Feed::new(0);
+    for _ in 0..2 {
+        let batch = feed.plain(100);
+        if batch.to_seq() > row.last_seq {
+            flusher.flush(&batch).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_kill_at_any_point_leaves_each_record_once(first: Fixture) {
+    let mut on = first;
+    for point in ["cas.before", "cas.after", "copy.before", "copy.after", "commit.before", "commit.after"] {
+        // In the second flush, so that there is something before it.
+        let (lived, said) = run_child(&on, &format!("store.{point}=1*off->return")).await;
+        assert!(!lived, "{point}: {said}");
+        replay(&on).await.unwrap();
+        on.assert_whole(Uuid::nil(), 200).await;
+        assert_eq!(on.number("SELECT count(*) FROM logs").await, 200, "{point}");
+        on = match on.place {
+            Place::Postgres(_) => Fixture::postgres().await,
+            Place::Sqlite(_) => Fixture::sqlite().await,
+        };
+    }
+    let (lived, said) = run_child(&on, "").await;
+    assert!(lived && said.contains("the old epoch was fenced"), "{said}");
+    on.assert_whole(Uuid::nil(), 200).await;
+}
+
+async fn without_the_compare_and_set_an_old_epoch_gets_in(on: Fixture) {
+    let (lived, said) = run_child(&on, "mutation.no_cas=return").await;
+    assert!(lived && said.contains("the old epoch was let in"), "{said}");
+}
+
+async fn a_cursor_outside_of_the_transaction_doubles_rows(on: Fixture) {
+    let (lived, said) = run_child(&on, "mutation.cursor_outside_tx=return;store.mutation.between=1*off->return").await;
+    assert!(!lived, "{said}");
+    let outcome = replay(&on).await;
+    let whole = outcome.is_ok() && on.number("SELECT count(*) FROM logs").await == 200;
+    assert!(!whole, "the mutation is not noticed");
+}
+
+both! {
+    a_kill_at_any_point_leaves_each_record_once
+    without_the_compare_and_set_an_old_epoch_gets_in
+    a_cursor_outside_of_the_transaction_doubles_rows
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
-use super::{ConfigArgs, Failure, Outcome, block_on, exit};
+use super::{ConfigArgs, Failure, Outcome, block_on, exit, open_store};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::store::{self, DeadLetter, LogStore, StoreError};
+use crate::store::{DeadLetter, LogStore, StoreError};
 
 /// How many letters are asked for at once.
 const PAGE: u32 = 500;
@@ -103,18 +103,13 @@ pub(super) fn dead_letters(command: &DeadLettersCommand) -> Outcome {
     }
 }
 
-/// Opens the configured store, brings its schema up to date and asks it.
+/// Asks the configured store.
 fn with_store<T>(
     config: &ConfigArgs,
     ask: impl AsyncFnOnce(Arc<dyn LogStore>) -> Result<T, StoreError>,
 ) -> Result<T, Failure> {
     let database = config.load()?.config.database;
-    let asked = block_on(async move {
-        let store = store::open(&database)?.store();
-        store.prepare().await?;
-        ask(store).await
-    })?;
-    asked.map_err(|error| Failure::told(exit::UNAVAILABLE, format!("the store: {error}")))
+    block_on(async move { ask(open_store(&database)?).await.map_err(Failure::store) })?
 }
 
 struct Replayed {

@@ -15,11 +15,13 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::layers::Inputs;
-use crate::config::{self, Loaded};
+use crate::config::{self, Database, DatabaseUrl, Loaded};
+use crate::store::{self, LogStore, StoreError};
 
 /// Version and build, as `--version` says them.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LOGWEIR_BUILD"), ")");
@@ -157,9 +159,12 @@ impl Failure {
         Self::Told(code, message.to_string())
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
     fn config(error: config::ConfigError) -> Self {
         Self::told(exit::CONFIG, error)
+    }
+
+    fn store(error: StoreError) -> Self {
+        Self::told(exit::UNAVAILABLE, format!("the store: {error}"))
     }
 }
 
@@ -201,6 +206,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn complain(code: u8, message: &str) -> ExitCode {
     let _ = writeln!(io::stderr(), "logweir: {message}");
     code.into()
+}
+
+/// The configured store, which a server has made: the operator's commands bring no schema up to date and make no file.
+fn open_store(database: &Database) -> Result<Arc<dyn LogStore>, Failure> {
+    if let DatabaseUrl::Sqlite(path) = &database.url
+        && !path.is_file()
+    {
+        let message = format!("the store: there is no file {} (database.url)", path.display());
+        return Err(Failure::told(exit::UNAVAILABLE, message));
+    }
+    Ok(store::open(database).map_err(Failure::store)?.store())
 }
 
 /// Runs `future` on this thread: the operator's commands do one thing after another.

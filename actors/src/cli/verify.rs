@@ -16,9 +16,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::journal::{journal_dir, refused, told};
-use super::{ConfigArgs, Failure, Outcome, block_on, exit};
+use super::{ConfigArgs, Failure, Outcome, block_on, exit, open_store};
 use crate::config::Database;
-use crate::store::{self, LaneRow, StoreError, StoredCount};
+use crate::store::{LaneRow, StoredCount};
 
 /// How often a journal is read again because a running server removed a settled segment under the reader.
 const READS_MAX: u32 = 5;
@@ -258,21 +258,21 @@ pub(super) fn verify(args: &VerifyArgs) -> Outcome {
 
 async fn compare(database: &Database, dir: &Path) -> Result<Verdict, Failure> {
     let report = reading(|| journal::check(dir))?;
-    let store = store::open(database).map_err(unavailable)?.store();
+    let store = open_store(database)?;
     let Some(writer) = report.writer else {
         // No journal has accepted anything here.
         let wrong = open_ends(&report.damage, &[]);
         let (damage, proved) = (report.damage, wrong.is_empty());
         return Ok(Verdict { writer: None, store: store.name(), lanes: vec![], damage, wrong, locked: false, proved });
     };
-    let before = store.lanes(writer).await.map_err(unavailable)?;
+    let before = store.lanes(writer).await.map_err(Failure::store)?;
     // Read again, now behind the cursor: the journal must not be older than it.
     let (report, backlogs) = reading(|| backlogs(dir, &before))?;
     let mut stored = BTreeMap::new();
     for row in &before {
-        stored.insert(row.lane, store.count_stored(row).await.map_err(unavailable)?);
+        stored.insert(row.lane, store.count_stored(row).await.map_err(Failure::store)?);
     }
-    let after = store.lanes(writer).await.map_err(unavailable)?;
+    let after = store.lanes(writer).await.map_err(Failure::store)?;
     let lanes = accounts(&report, backlogs, &before, &after, &stored, database.retention_days);
     let Report { damage, locked, .. } = report;
     let wrong = open_ends(&damage, &lanes);
@@ -334,11 +334,6 @@ fn reading<T>(mut read: impl FnMut() -> Result<T, OpenError>) -> Result<T, Failu
         }
     }
     read().map_err(refused)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
-fn unavailable(error: StoreError) -> Failure {
-    Failure::told(exit::UNAVAILABLE, format!("the store: {error}"))
 }
 
 fn print(verdict: &Verdict, out: &mut impl io::Write) -> io::Result<()> {

@@ -6,6 +6,7 @@
 //!   says that the records may be stored all the same.
 //! - The name of every refusal is counted once, here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{HeaderMap, HeaderValue};
@@ -81,6 +82,7 @@ impl From<Refusal> for Refused {
 
 async fn take(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<Answer, Refused> {
     let parameters = Parameters::read(request.query_string(), request.headers(), &shared.config)?;
+    let _in_flight = Arc::clone(&shared.in_flight); // before the look at the phase: the way down waits for it
     if shared.drain.phase() >= Phase::Draining {
         return Err(Refusal::draining().into());
     }

@@ -40,6 +40,9 @@ use budget::Budget;
 /// and not a reset connection.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How often the way down looks whether requests are at work.
+const IDLE_POLL: Duration = Duration::from_millis(5);
+
 /// Starts the drain; called by `POST /drain`. May be called more than once.
 pub type StartDrain = Arc<dyn Fn() + Send + Sync>;
 
@@ -62,6 +65,8 @@ pub struct Parts {
     /// Host name, or whatever tells this process from its siblings, for people.
     pub instance: String,
     started: Instant,
+    /// Requests that may still hand a body in.
+    in_flight: Arc<()>,
     inflight: Budget,
     running: OnceLock<Running>,
 }
@@ -92,7 +97,19 @@ impl Shared {
         let inflight = Budget::new(config.http.inflight_bytes_max);
         let running = OnceLock::new();
         let started = Instant::now();
-        Self(Arc::new(Parts { config, drain, progress, prometheus, start_drain, instance, started, inflight, running }))
+        let in_flight = Arc::default();
+        Self(Arc::new(Parts {
+            config,
+            drain,
+            progress,
+            prometheus,
+            start_drain,
+            instance,
+            started,
+            in_flight,
+            inflight,
+            running,
+        }))
     }
 
     /// The rest is there, too: from now on bodies are taken. Says whether this was the first call.
@@ -104,6 +121,13 @@ impl Shared {
     #[must_use]
     pub fn inflight_bytes(&self) -> usize {
         self.0.inflight.taken()
+    }
+
+    /// Completes when no request is at work that came before the way down. Puts no limit on the time.
+    pub async fn idle(&self) {
+        while Arc::strong_count(&self.0.in_flight) > 1 {
+            tokio::time::sleep(IDLE_POLL).await;
+        }
     }
 
     /// The running engine, or the answer that it is not there yet.

@@ -108,6 +108,25 @@ mod tests {
         assert_eq!(refusal(vec![b'x'; 5], Encoding::Identity, 4), too_large);
     }
 
+    /// Gives for ever, and counts.
+    struct Endless(usize);
+
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            buffer.fill(b'x');
+            self.0 += buffer.len();
+            assert!(self.0 <= 1 << 20, "read far past the limit");
+            Ok(buffer.len())
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_past_the_limit_but_the_one_byte_that_tells() {
+        let mut endless = Endless(0);
+        let refusal = read_up_to(&mut endless, 10, 1000, "bad", "test").unwrap_err();
+        assert_eq!((refusal.reason, endless.0), ("decompressed_too_large", 1001));
+    }
+
     #[test]
     fn a_zstd_window_above_the_limit_is_refused_before_it_is_allocated() {
         let mut writer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();

@@ -60,26 +60,25 @@ impl LineSource {
         let mut lines = Lines::new(self.line_bytes_max);
         let mut summary = Summary::default();
         loop {
-            let more = lines.fill(&mut input, &self.drain).await?;
-            let body = if more { lines.take_whole() } else { lines.take_all() };
+            let filled = lines.fill(&mut input, &self.drain).await?;
+            let body = if filled == Filled::End { lines.take_all() } else { lines.take_whole() };
             if let Some(body) = body {
                 match self.deliver(stream, &body).await {
                     Ok(records) => summary.records += records,
                     Err(refusal) => {
-                        let left = count_lines(&body);
-                        tracing::warn!(
-                            reason = refusal.reason,
-                            lines = left,
-                            "lines from standard input are not stored"
-                        );
-                        discarded("not_taken", left);
-                        summary.discarded += left + lines.take_discarded();
+                        lines.give_up(&body, refusal.reason);
+                        summary.discarded += lines.take_discarded();
                         return Ok(summary);
                     }
                 }
             }
+            if filled == Filled::Drained
+                && let Some(cut) = lines.take_all()
+            {
+                lines.give_up(&cut, "draining");
+            }
             summary.discarded += lines.take_discarded();
-            if !more {
+            if filled != Filled::Due {
                 return Ok(summary);
             }
         }

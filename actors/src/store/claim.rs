@@ -7,6 +7,9 @@ use uuid::Uuid;
 
 use super::{Claim, Inheritance, LaneRow, StoreError};
 
+/// So many take-overs of a writer are remembered: as many as a journal keeps runs.
+pub(super) const TAKEOVERS_MAX: i64 = 1024;
+
 /// The writer's row as the database has it.
 #[derive(Clone, Debug)]
 pub struct Owner {

@@ -35,6 +35,8 @@ pub struct Details<'a> {
     pub constraint: Option<&'a str>,
     /// The table it was about.
     pub table: Option<&'a str>,
+    /// Whether it was found while reading a row of a COPY.
+    pub in_copy: bool,
 }
 
 /// Classifies `sqlstate`. What nobody foresaw is systemic: nothing is lost while a lane stands.
@@ -43,6 +45,8 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
     match sqlstate {
         // Wrong width or number of columns in binary COPY: our encoding is fixed, so the table has changed.
         "22P03" | "22P04" => Class::Systemic,
+        // The same for a column that got a wider type. Elsewhere a pooler says this when its server is away.
+        "08P01" if details.in_copy => Class::Systemic,
         // A partition's own bounds carry no constraint name. `logs`: no partition takes the row. A partition
         // (the default one): another session attached a better one while we were copying; it is there at the next try.
         "23514" if details.constraint.is_none() => match details.table {
@@ -119,10 +123,17 @@ mod tests {
 
     #[test]
     fn a_check_of_the_user_is_the_rows_fault_and_a_partitions_bound_is_not() {
-        let user = Details { constraint: Some("service_known"), table: Some("logs") };
+        let bound = Details { in_copy: true, ..Details::default() };
+        let user = Details { constraint: Some("service_known"), table: Some("logs"), in_copy: true };
         assert_eq!(classify("23514", user), Class::Row);
-        assert_eq!(classify("23514", Details { constraint: None, table: Some("logs") }), Class::Systemic);
-        assert_eq!(classify("23514", Details { constraint: None, table: Some("logs_default") }), Class::Transient);
+        assert_eq!(classify("23514", Details { table: Some("logs"), ..bound }), Class::Systemic);
+        assert_eq!(classify("23514", Details { table: Some("logs_default"), ..bound }), Class::Transient);
+    }
+
+    #[test]
+    fn too_few_bytes_in_a_row_are_a_changed_column_and_a_poolers_complaint_passes() {
+        assert_eq!(classify("08P01", Details { in_copy: true, ..Details::default() }), Class::Systemic);
+        assert_eq!(classify("08P01", Details::default()), Class::Transient);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use rusqlite::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::claim::{Owner, Past, inheritance, succeed, tails};
+use super::claim::{Owner, Past, TAKEOVERS_MAX, inheritance, succeed, tails};
 use super::cursor::{Miss, ORDINAL_BITS, on_miss};
 use super::fault_class::poison_rows_max;
 use super::time::{self, DAY_US};
@@ -221,6 +221,12 @@ fn take_over(connection: &mut Connection, claim: &Claim, starts: &[LaneStart]) -
                 )
                 .map_err(&failed)?;
         }
+        transaction
+            .execute(
+                "DELETE FROM logweir_takeover WHERE writer_id = ?1 AND epoch <= ?2",
+                params![claim.writer, epoch - TAKEOVERS_MAX],
+            )
+            .map_err(&failed)?;
     }
     transaction.commit().map_err(&failed)?;
     Ok(Lease { writer: claim.writer, epoch, lanes })

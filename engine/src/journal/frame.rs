@@ -234,7 +234,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn header() -> FrameHeader {
@@ -300,5 +300,33 @@ mod tests {
         bytes.push(0);
         assert_eq!(Start::decode(&bytes), None);
         assert_eq!(Start::decode(&[0xff; 64]), None);
+    }
+
+    #[test]
+    fn each_kind_of_frame_has_the_bytes_it_always_had() {
+        let seed = Seed::new(Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff), 5);
+        let start = Start {
+            run: Uuid::from_u128(3),
+            runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
+            lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
+        };
+        let frames = [
+            (header(), b"abc".to_vec(), include_str!("../../tests/golden/frame-data.hex")),
+            (
+                FrameHeader::of_run(Kind::Start, 1 << 21, 9, &start.encode()),
+                start.encode(),
+                include_str!("../../tests/golden/frame-start.hex"),
+            ),
+            (FrameHeader::of_run(Kind::Seal, 77, 76, &[]), vec![], include_str!("../../tests/golden/frame-seal.hex")),
+        ];
+        for (header, payload, golden) in frames {
+            let mut bytes = Vec::new();
+            push_frame(&mut bytes, &header.encode(seed), &payload);
+            assert_eq!(hex(&bytes), golden.trim_end(), "{:?}", header.kind);
+        }
+    }
+
+    pub(in crate::journal) fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

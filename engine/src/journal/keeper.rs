@@ -6,6 +6,7 @@
 //! only when the file system says that there is room: a try that fails would take the room from others.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -46,11 +47,14 @@ impl Keeper {
     fn work(&self, retry_at: Option<Instant>) -> Option<Instant> {
         let removed = self.remove_settled();
         let full = self.shared.refuses() == Some(AppendError::DiskFull);
-        let gave = full && self.give_ballast_away();
-        if !gave && retry_at.is_some_and(|at| Instant::now() < at) {
+        if full && (self.give_ballast_away() || retry_at.is_none()) {
+            // The room that there is now is for others: look again after a while.
+            return Some(Instant::now() + PROBE_INTERVAL);
+        }
+        if retry_at.is_some_and(|at| Instant::now() < at) {
             return retry_at;
         }
-        let made = !gave && (!full || self.has_room()) && self.make_spare() & self.make_ballast();
+        let made = (!full || self.has_room()) && self.make_spare() & self.make_ballast();
         if made && full {
             tracing::info!("the journal's disk has room again");
             self.shared.accept_again();
@@ -76,7 +80,7 @@ impl Keeper {
             fault::kill_point("journal.segment.remove.before");
             match fs::remove_file(&path) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "cannot remove a settled segment yet");
                     return false;
@@ -105,6 +109,8 @@ impl Keeper {
                 self.shared.set_spare(Spare::NoRoom);
                 false
             }
+            // The journal stops; what was begun is removed again.
+            Err(error) if error.kind() == ErrorKind::Interrupted => false,
             Err(error) => {
                 tracing::warn!(%error, "cannot make the next segment ahead");
                 false
@@ -126,7 +132,9 @@ impl Keeper {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot make the ballast yet");
+                if error.kind() != ErrorKind::Interrupted {
+                    tracing::warn!(%error, "cannot make the ballast yet");
+                }
                 self.shared.set_ballast(0);
                 false
             }

@@ -291,7 +291,7 @@ struct Shared {
     /// The writer's queue; `None` from the seal on. Taken together with `state`, in that order, so that
     /// the queue's order is the order of sequence numbers.
     queue: Mutex<Option<Sender<Item>>>,
-    /// The file of the spare, once it is whole. Held while it is made: the writer then waits for it.
+    /// The file of the spare, once it is whole. Held by whoever makes it or gives it its place.
     spare: Mutex<Option<File>>,
     wake: Sender<()>,
     stop: AtomicBool,
@@ -326,6 +326,7 @@ impl Journal {
         let lock = check::lock(&dir)?;
         let segment_bytes = config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX) & !4095;
         let opened = recover::recover(&dir, segment_bytes)?;
+        recover::forget_old_torn_tails(&dir);
         let recovered = opened.recovered.clone();
         recover::report(&recovered);
         let (journal, writer, keeper) = Self::assemble(&config, dir, segment_bytes, opened);
@@ -362,10 +363,15 @@ impl Journal {
             frames_end: newest.size - SEAL_BYTES,
             lanes: recovered.lanes.clone(),
         };
+        let offset = cursor.offset;
         let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
+        let quota_bytes = config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes);
+        if quota_bytes > config.quota_bytes {
+            tracing::warn!(asked = config.quota_bytes, quota_bytes, "the journal's quota is too small and was raised");
+        }
         let sizes = Sizes {
             segment_bytes,
-            quota_bytes: config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes),
+            quota_bytes,
             ballast_bytes: config.ballast_bytes,
             retain_segments: config.retain_segments,
         };
@@ -374,7 +380,7 @@ impl Journal {
             run: recovered.run,
             runs: recovered.runs.clone(),
             given: cursor.clone(),
-            written: cursor.clone(),
+            written: cursor,
             refuses: full.then_some(AppendError::DiskFull),
             segments,
             settled: BTreeMap::new(),
@@ -413,7 +419,8 @@ impl Journal {
             run_seq,
             file: active,
             number,
-            cursor,
+            seq: run_seq,
+            offset,
             crc_last,
             held: None,
             buffer: Vec::new(),
@@ -471,7 +478,13 @@ impl Journal {
     /// # Errors
     /// The reason.
     pub fn check_writable(&self) -> Result<(), AppendError> {
-        self.handle.shared.check_room(0)
+        // Asked by probes: not counted as a refusal.
+        let shared = &self.handle.shared;
+        let checked = shared.state().check_room(0);
+        if checked == Err(AppendError::DiskFull) {
+            shared.wake();
+        }
+        checked
     }
 
     /// Waits until `seq` is covered by a completed fsync.
@@ -693,18 +706,14 @@ impl Shared {
 
     // What the writer says.
 
-    fn written(&self, cursor: &Cursor, lanes: &BTreeMap<LaneId, u64>) {
-        self.state().advance(cursor.clone(), lanes);
-        self.progress.send_modify(|progress| progress.seq_durable = cursor.seq);
+    fn written(&self, seq: u64, offset: u64, lanes: &BTreeMap<LaneId, LaneTail>) {
+        self.state().advance(seq, offset, lanes);
+        self.progress.send_modify(|progress| progress.seq_durable = seq);
     }
 
     /// A new segment has its name.
-    fn enlisted(&self, number: u64, segment: Segment, cursor: Cursor) {
-        {
-            let mut state = self.state();
-            state.segments.insert(number, segment);
-            state.written = cursor;
-        }
+    fn enlisted(&self, number: u64, segment: Segment) {
+        self.state().enlist(number, segment);
         self.wake();
     }
 
@@ -752,9 +761,8 @@ impl Shared {
         self.wants_seal.load(Ordering::Acquire)
     }
 
-    /// The spare's file: made ahead, being made, or made now.
-    fn take_spare(&self) -> io::Result<File> {
-        let mut spare = locked(&self.spare);
+    /// The spare's file: made ahead, or made now.
+    fn take_spare(&self, spare: &mut Option<File>) -> io::Result<File> {
         let file = match spare.take() {
             Some(file) => file,
             None => make_zeros(&self.dir.spare(), self.segment_bytes, &AtomicBool::new(false))?,

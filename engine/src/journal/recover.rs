@@ -3,12 +3,14 @@
 //! The order is what makes it safe to be killed at any instant and to start over:
 //! 1. fsync the newest segment and the directory, then read;
 //! 2. keep aside torn and damaged bytes and foreign files (a name in `quarantine/` is written once);
-//! 3. write the next segment as `spare.tmp`: its header (fdatasync), copies of the frames above `D`, a
+//! 3. remove segments that a newer one has superseded (a start that was killed after step 4 left them);
+//! 4. write the next segment as `spare.tmp`: its header (fdatasync), copies of the frames above `D`, a
 //!    START frame that jumps ahead, fdatasync; rename, fsync the directory. That rename is the commit;
-//! 4. only now cut the old segment to what counts, or remove it when nothing in it does.
+//! 5. only now cut the old segment to what counts, or remove it when nothing in it does.
 //!
-//! A crash loop therefore leaves the disk as large as it was. A full disk gives the ballast away, and
-//! makes the new segment only as large as it must be: start-up and the seal still work.
+//! A crash loop therefore leaves the disk as large as it was. On a full disk the new segment is only as
+//! large as it must be, in the room of the old one's unused zeros or of the ballast: start-up and the seal
+//! still work.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +27,7 @@ use super::segment::{
     At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, adopt_spare, enlist_spare,
     is_full, make_zeros, sync_data, sync_dir,
 };
-use super::survey::{Aside, Depth, Kept, Surveyed, Tail, settle_page_cache, survey};
+use super::survey::{Aside, Depth, Kept, Surveyed, Tail, settle_page_cache, survey, used_end};
 use super::{Damage, LaneId, OpenError, Recovered};
 use crate::{clock, fault};
 
@@ -64,6 +66,13 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     settle_page_cache(dir)?;
     let found = survey(dir, Depth::Open)?;
     let asides_kept = set_aside(dir, &found.aside);
+    let last = found.segments.last();
+    let is_last = |segment: &Surveyed| last.is_some_and(|last| last.number == segment.number);
+    if asides_kept {
+        let superseded = found.segments.iter().filter(|segment| !is_last(segment) && segment.kept.frames == 0);
+        found.empty.iter().chain(superseded.map(|segment| &segment.path)).for_each(|path| remove(path));
+        dir.sync().at(dir.path(), "fsync the directory")?;
+    }
 
     let runs = runs_before(found.start.as_ref(), segment_bytes);
     let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone() };
@@ -75,10 +84,9 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         return Err(OpenError::Io { path: dir.path().to_owned(), what: "give out another sequence number", source });
     }
 
-    let last = found.segments.last();
-    let stays = |segment: &&Surveyed| match last {
-        Some(last) if last.number == segment.number => segment.kept.data_frames > 0,
-        _ => segment.kept.frames > 0,
+    let stays = |segment: &&Surveyed| match is_last(segment) {
+        true => segment.kept.data_frames > 0,
+        false => segment.kept.frames > 0,
     };
     let before = found.segments.iter().rev().find(stays);
     let tail = last.map(|last| last.tail.clone()).unwrap_or_default();
@@ -99,15 +107,11 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     let mut segments = BTreeMap::new();
     for segment in &found.segments {
         if stays(&segment) {
-            let is_last = last.is_some_and(|last| last.number == segment.number);
-            let size = if is_last && asides_kept { cut(segment) } else { segment.size };
+            let size = if is_last(segment) && asides_kept { cut(segment) } else { segment.size };
             segments.insert(segment.number, known(segment, size));
-        } else if asides_kept {
+        } else if is_last(segment) && asides_kept {
             remove(&segment.path);
         }
-    }
-    if asides_kept {
-        found.empty.iter().for_each(|path| remove(path));
     }
     dir.sync().at(dir.path(), "fsync the directory")?;
     let number = header.number;
@@ -191,7 +195,7 @@ fn write_first_segment(
     let start_payload = start.encode();
     let start_bytes = frame_bytes(start_payload.len());
     let need = SEGMENT_HEADER_BYTES as u64 + tail.data_bytes + start_bytes + SEAL_BYTES;
-    let (file, size, full) = make_room(dir, segment_bytes.max(need), need)?;
+    let (file, size, full) = make_room(dir, old, segment_bytes.max(need), need)?;
     let seed = Seed::new(header.writer, header.number);
     let path = dir.spare();
 
@@ -246,26 +250,37 @@ fn copy_tail(
     Ok(())
 }
 
-/// A file of zeros under the spare's name: of `size` if there is room, else of what is needed, if need
-/// be in the place of the ballast. Says its size and whether the disk is full.
-fn make_room(dir: &Dir, size: u64, need: u64) -> Result<(File, u64, bool), OpenError> {
+/// A file of zeros under the spare's name: of `size` if there is room, else of what is needed, if need be
+/// in room that the old segment or the ballast gives up. Says its size and whether the disk is full.
+fn make_room(dir: &Dir, old: Option<&Surveyed>, size: u64, need: u64) -> Result<(File, u64, bool), OpenError> {
     let path = dir.spare();
-    let what = "make a segment";
     if let Some(file) = adopt_spare(dir, size).at(&path, "look at the spare segment")? {
         return Ok((file, size, false));
     }
     let never = AtomicBool::new(false);
-    match make_zeros(&path, size, &never) {
-        Err(error) if is_full(&error) => {}
-        made => return Ok((made.at(&path, what)?, size, false)),
+    let mut made = make_zeros(&path, size, &never);
+    let mut full = false;
+    let ways_out: [&dyn Fn() -> io::Result<()>; 3] =
+        [&|| Ok(()), &|| old.map_or(Ok(()), trim), &|| fs::remove_file(dir.ballast())];
+    for way_out in ways_out {
+        match &made {
+            Err(error) if is_full(error) => {}
+            _ => break,
+        }
+        full = true;
+        if way_out().is_ok() {
+            made = make_zeros(&path, need, &never);
+        }
     }
-    match make_zeros(&path, need, &never) {
-        Err(error) if is_full(&error) => {}
-        made => return Ok((made.at(&path, what)?, need, true)),
-    }
-    let _ = fs::remove_file(dir.ballast());
-    let file = make_zeros(&path, need, &never).at(&path, what)?;
-    Ok((file, need, true))
+    let file = made.at(&path, "make a segment")?;
+    Ok((file, if full { need } else { size }, full))
+}
+
+/// Gives back the zeros behind the last byte of a segment that nothing will be written to again.
+fn trim(old: &Surveyed) -> io::Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(&old.path)?;
+    let used = used_end(&file, old.kept.end.max(old.tail.end), old.size)?;
+    file.set_len(used)
 }
 
 /// Keeps aside what the survey names. Says whether all of it is safe there; if not (the disk is full),
@@ -331,6 +346,22 @@ fn copy_range(from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()>
         }
     }
     to.sync_all()
+}
+
+/// Torn tails are kept to be looked at; nobody was promised them, so only the newest stay.
+pub(super) fn forget_old_torn_tails(dir: &Dir) {
+    const TORN_TAILS_MAX: usize = 16;
+    let Ok(entries) = fs::read_dir(dir.quarantine()) else { return };
+    let segment = |name: &str| name.strip_prefix("torn-")?.split('-').next()?.parse::<u64>().ok();
+    let mut torn: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str().and_then(segment)?, entry.path())))
+        .collect();
+    torn.sort_unstable();
+    for (_, path) in &torn[..torn.len().saturating_sub(TORN_TAILS_MAX)] {
+        tracing::info!(path = %path.display(), "an old torn tail is removed from the quarantine");
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Damage in words, for the log, and counted.

@@ -45,6 +45,9 @@ const _: () = assert!(2 * SEGMENT_BYTES_MAX / FRAME_HEADER_BYTES as u64 <= SEQ_J
 /// Sequence numbers fit a signed 64-bit column, with room for many more restarts above this.
 pub(super) const SEQ_MAX: u64 = i64::MAX as u64 - (1 << 32);
 
+/// Zeros that are written before the disk has to take them.
+const ZEROS_STEP_BYTES: u64 = 4 << 20;
+
 const MAGIC: u64 = u64::from_le_bytes(*b"LOGWEIR\x01");
 const CRC_AT: usize = 92;
 
@@ -242,8 +245,10 @@ pub(super) fn make_zeros(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Resu
             if stop.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let next = bytes.min(at + (1 << 20));
+            let next = bytes.min(at + ZEROS_STEP_BYTES);
             write_zeros(&file, at, next)?;
+            // In steps, so that neither the writer's fdatasync nor a seal waits behind 64 MiB.
+            file.sync_data()?;
             at = next;
         }
         file.sync_all()?;
@@ -313,6 +318,12 @@ mod tests {
         let mut worse = bytes;
         worse[40..48].fill(0xee);
         assert_eq!(SegmentHeader::mend(&worse), None);
+    }
+
+    #[test]
+    fn a_segment_header_has_the_bytes_it_always_had() {
+        let golden = include_str!("../../tests/golden/segment-header.hex");
+        assert_eq!(super::super::frame::tests::hex(&header().encode()), golden.trim_end());
     }
 
     #[test]

@@ -200,13 +200,23 @@ impl State {
         self.bytes_with(1) <= self.sizes.quota_bytes
     }
 
-    /// A group is on disk.
-    pub(super) fn advance(&mut self, written: Cursor, lanes: &BTreeMap<LaneId, u64>) {
-        if let Some(segment) = self.segments.get_mut(&written.segment) {
-            segment.end = written.offset;
-            segment.lanes.extend(lanes);
+    /// The writer goes on in a new segment.
+    pub(super) fn enlist(&mut self, number: u64, segment: Segment) {
+        self.written.segment = number;
+        self.written.offset = segment.end;
+        self.written.frames_end = segment.size - SEAL_BYTES;
+        self.segments.insert(number, segment);
+    }
+
+    /// A group is on disk: up to `seq`, which ends at `offset`; `lanes` are the newest frames in it.
+    pub(super) fn advance(&mut self, seq: u64, offset: u64, lanes: &BTreeMap<LaneId, LaneTail>) {
+        if let Some(segment) = self.segments.get_mut(&self.written.segment) {
+            segment.end = offset;
+            segment.lanes.extend(lanes.iter().map(|(lane, tail)| (*lane, tail.seq)));
         }
-        self.written = written;
+        self.written.seq = seq;
+        self.written.offset = offset;
+        self.written.lanes.extend(lanes);
     }
 
     /// The queue is empty and nothing is taken: what was given out and not written never was.
@@ -304,9 +314,8 @@ mod tests {
         }
         assert_eq!(state.place(0, 1, 60_000, 0).err(), Some(AppendError::Quota));
         assert_eq!(state.check_room(1), Err(AppendError::Quota), "small ones are refused alike");
-        let given = state.given.clone();
-        state.segments.insert(2, segment(1 << 16));
-        state.advance(given, &BTreeMap::from([(0, 4)]));
+        state.enlist(2, segment(1 << 16));
+        state.advance(4, 60_000, &BTreeMap::from([(0, LaneTail { seq: 4, records: 2 })]));
         assert!(state.removable().is_some(), "segment 1 holds no lane");
         state.removed(1);
         assert_eq!(state.check_room(60_000), Ok(()));
@@ -358,5 +367,10 @@ mod tests {
         state.place(0, 7, 60_000, 0).ok().unwrap();
         state.fall_back();
         assert_eq!(state.given, before);
+        // Into the new segment, but its first group finds no room: the next one still opens with a START.
+        state.place(0, 7, 60_000, 0).ok().unwrap();
+        state.enlist(2, segment(1 << 16));
+        state.fall_back();
+        assert!(state.place(0, 7, 100, 0).ok().unwrap().start.is_some());
     }
 }

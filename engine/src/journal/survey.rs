@@ -127,7 +127,7 @@ pub(super) fn survey(dir: &Dir, depth: Depth) -> Result<Survey, OpenError> {
     let placed = survey.place(heads)?;
     let limits = limits(&placed);
     for (index, (number, head)) in placed.iter().enumerate() {
-        let next = placed.range(number + 1..).next().map(|(number, _)| *number);
+        let next = placed.range(number + 1..).next().map(|(number, head)| (*number, head.header.is_some()));
         survey.examine(*number, head, next, limits[index], depth).at(&head.path, "read the segment")?;
     }
     Ok(survey)
@@ -269,7 +269,7 @@ impl Survey {
         &mut self,
         number: u64,
         head: &Head,
-        next: Option<u64>,
+        next: Option<(u64, bool)>,
         limit: Option<u64>,
         depth: Depth,
     ) -> io::Result<()> {
@@ -279,7 +279,7 @@ impl Survey {
         let durable = if is_last { durable_upto(head, seed)? } else { u64::MAX };
         let everything = is_last || depth == Depth::Everything;
         let (payloads, window) = if everything { (Payloads::Check, WINDOW_BYTES) } else { (Payloads::Skip, HOP_BYTES) };
-        let before = self.segments.last().filter(|before| before.kept.frames > 0);
+        let before = self.segments.iter().rev().find(|before| before.kept.frames > 0);
         if let (Some(header), Some(before)) = (head.header, before)
             && header.prev_seq_last == before.kept.seq_last
             && header.prev_crc != before.kept.crc_last
@@ -351,7 +351,7 @@ fn durable_upto(head: &Head, seed: Seed) -> io::Result<u64> {
 }
 
 /// Where the last byte that is not zero ends, at or after `from`; `from` if there is none.
-fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
+pub(super) fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
     let mut buffer = vec![0; HOP_BYTES];
     let (mut at, mut end) = (from, from);
     while at < size {
@@ -385,7 +385,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn run(&mut self, next: Option<u64>) -> io::Result<()> {
+    fn run(&mut self, next: Option<(u64, bool)>) -> io::Result<()> {
         while self.segment.kept.seq_last < self.limit
             && let Some(found) = self.scanner.next()?
         {
@@ -540,19 +540,21 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What the segment, or the ones behind it, should still have held.
-    fn finish(&mut self, next: Option<u64>) {
+    /// What the segment, or the ones behind it, should still have held. `next` is the number of the segment
+    /// that follows and whether its header, which says so, could be read.
+    fn finish(&mut self, next: Option<(u64, bool)>) {
         let offset = self.segment.kept.end;
-        let bounded = self.limit != u64::MAX;
         match next {
-            Some(next) if bounded && self.expects() <= self.limit => {
+            Some((next, true)) if self.expects() <= self.limit => {
                 let what = match next - self.segment.number {
                     1 => "the end of the segment is missing".to_owned(),
                     _ => format!("the segments between {} and {next} are missing", self.segment.number),
                 };
                 self.explain_all(self.limit, offset, &what);
             }
-            None if self.pending.is_some() => self.explain(self.durable, offset, "frames are missing"),
+            // How far it went is not known; a hole shows in the sequence of the next segment.
+            Some((_, false)) if self.pending.is_some() => self.explain(self.expects() - 1, offset, ""),
+            None if self.pending.is_some() => self.explain(self.durable, offset, ""),
             _ => self.pending = None,
         }
     }

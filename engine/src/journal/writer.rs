@@ -24,8 +24,8 @@ use super::recover::Segment;
 use super::segment::{
     FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, enlist_spare, is_full, sync_data, write_zeros,
 };
-use super::state::{Cursor, Place};
-use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared};
+use super::state::Place;
+use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, locked};
 use crate::{clock, fault};
 
 /// A group ends when it passes this many payload bytes …
@@ -67,8 +67,9 @@ pub(super) struct Writer {
     pub(super) run_seq: u64,
     pub(super) file: File,
     pub(super) number: u64,
-    /// Where the written frames end, and the lanes' newest among them.
-    pub(super) cursor: Cursor,
+    /// Last sequence number that is on disk, and where its frame ends.
+    pub(super) seq: u64,
+    pub(super) offset: u64,
     /// Header CRC of the last frame.
     pub(super) crc_last: u32,
     /// Taken from the queue, but for the next group.
@@ -128,7 +129,7 @@ impl Writer {
         if first.place.segment != self.number {
             self.rotate(first.place.segment, first.header.seq)?;
         }
-        debug_assert_eq!(first.place.offset, self.cursor.offset, "the queue and the file agree");
+        debug_assert_eq!(first.place.offset, self.offset, "the queue and the file agree");
         self.write(group)?;
         if fault::armed("mutation.ack_before_fsync") {
             return Ok(());
@@ -138,7 +139,7 @@ impl Writer {
 
     fn write(&mut self, group: &[Item]) -> Result<(), Failed> {
         let seed = Seed::new(self.writer, self.number);
-        let durable_upto = self.cursor.seq;
+        let durable_upto = self.seq;
         self.buffer.clear();
         let mut crc = self.crc_last;
         for item in group {
@@ -146,7 +147,7 @@ impl Writer {
             crc = header_crc(&header);
             push_frame(&mut self.buffer, &header, &item.payload);
         }
-        let offset = self.cursor.offset;
+        let offset = self.offset;
         fault::kill_point("journal.append.before");
         if let Err(error) = write_group(&self.file, &self.buffer, offset) {
             return Err(self.take_back(offset, error));
@@ -191,7 +192,10 @@ impl Writer {
     /// Goes on in a new segment; the old one is wholly on disk before the new one has a name.
     fn rotate(&mut self, number: u64, first_seq: u64) -> Result<(), Failed> {
         sync_data(&self.file).map_err(|error| Failed::Broken("fsync the full segment", error))?;
-        let file = self.shared.take_spare().map_err(Failed::from("make a segment"))?;
+        // Held until the spare has its new name: the keeper makes the next one under the old name.
+        let shared = self.shared.clone();
+        let mut spare = locked(&shared.spare);
+        let file = shared.take_spare(&mut spare).map_err(Failed::from("make a segment"))?;
         let header = SegmentHeader {
             format_version: FORMAT_VERSION,
             min_reader_version: FORMAT_VERSION,
@@ -199,7 +203,7 @@ impl Writer {
             number,
             first_seq,
             created_at_us: clock::wall_us(),
-            prev_seq_last: self.cursor.seq,
+            prev_seq_last: self.seq,
             prev_crc: self.crc_last,
             run_seq: self.run_seq,
         };
@@ -215,6 +219,7 @@ impl Writer {
                 Failed::Broken("name a new segment", error)
             });
         }
+        drop(spare);
         let offset = SEGMENT_HEADER_BYTES as u64;
         let segment = Segment {
             path: self.shared.dir.segment(number),
@@ -225,35 +230,27 @@ impl Writer {
         };
         self.file = file;
         self.number = number;
-        self.cursor = Cursor {
-            segment: number,
-            offset,
-            frames_end: size - super::recover::SEAL_BYTES,
-            seq: self.cursor.seq,
-            lanes: std::mem::take(&mut self.cursor.lanes),
-        };
-        self.shared.enlisted(number, segment, self.cursor.clone());
+        self.offset = offset;
+        self.shared.enlisted(number, segment);
         Ok(())
     }
 
     /// The group is on disk: say so to everybody, then to each waiter in order.
     fn acknowledge(&mut self, group: Vec<Item>) {
-        let mut lanes: BTreeMap<LaneId, u64> = BTreeMap::new();
+        let mut lanes: BTreeMap<LaneId, LaneTail> = BTreeMap::new();
         let mut bytes = 0;
         for Item { header, place, .. } in &group {
-            self.cursor.seq = header.seq;
-            self.cursor.offset = place.offset + header.frame_bytes();
+            self.seq = header.seq;
+            self.offset = place.offset + header.frame_bytes();
             bytes += u64::from(header.payload_len);
             if header.kind == Kind::Data {
-                lanes.insert(header.lane, header.seq);
-                let tail = LaneTail { seq: header.seq, records: header.lane_records };
-                self.cursor.lanes.insert(header.lane, tail);
+                lanes.insert(header.lane, LaneTail { seq: header.seq, records: header.lane_records });
             }
         }
         metrics::counter!("logweir_journal_appended_frames_total").increment(group.len() as u64);
         metrics::counter!("logweir_journal_appended_bytes_total").increment(bytes);
         metrics::histogram!("logweir_journal_group_frames").record(group.len() as f64);
-        self.shared.written(&self.cursor, &lanes);
+        self.shared.written(self.seq, self.offset, &lanes);
         fault::kill_point("journal.ack.before");
         self.answer(group, &Ok(()));
         fault::kill_point("journal.ack.after");
@@ -303,10 +300,10 @@ impl Writer {
     /// The last frame of the run, in the room that the segment has kept for it.
     fn seal(&mut self) -> Result<(), AppendError> {
         let sealed = sync_data(&self.file).and_then(|()| {
-            let seq = self.cursor.seq;
+            let seq = self.seq;
             let header = FrameHeader::of_run(Kind::Seal, seq + 1, seq, &[]);
             let seal = header.encode(Seed::new(self.writer, self.number));
-            self.file.write_all_at(&seal, self.cursor.offset)?;
+            self.file.write_all_at(&seal, self.offset)?;
             sync_data(&self.file)
         });
         sealed.map_err(|error| AppendError::Poisoned(format!("seal the journal: {error}")))

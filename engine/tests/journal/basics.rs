@@ -213,7 +213,7 @@ fn a_second_process_is_kept_out_until_the_first_has_sealed() {
     assert!(recovered.clean);
     assert_eq!(clone.check_writable(), Err(AppendError::Sealed));
     assert_eq!(append(&clone, 0, 1, b"x").unwrap_err(), AppendError::Sealed);
-    assert_eq!(block_on(clone.durable(u64::MAX)).is_err(), true);
+    assert!(block_on(clone.durable(u64::MAX)).is_err());
 }
 
 #[test]

@@ -11,6 +11,37 @@ use tempfile::TempDir;
 pub const SEGMENT_BYTES: u64 = 64 << 10;
 pub const SEGMENT_HEADER_BYTES: usize = 96;
 pub const FRAME_HEADER_BYTES: usize = 64;
+pub const DATA: u8 = 1;
+
+/// A frame as it lies in a file, found without the journal's own code.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw {
+    pub offset: usize,
+    pub kind: u8,
+    pub payload_bytes: usize,
+    pub seq: u64,
+    pub end: usize,
+}
+
+/// Walks over a sound segment.
+pub fn raw_frames(bytes: &[u8]) -> Vec<Raw> {
+    let mut frames = Vec::new();
+    let mut offset = SEGMENT_HEADER_BYTES;
+    while bytes.len() >= offset + FRAME_HEADER_BYTES && bytes[offset..offset + 4] != [0; 4] {
+        let payload_bytes = u32::from_le_bytes(bytes[offset + 12..offset + 16].try_into().unwrap()) as usize;
+        let seq = u64::from_le_bytes(bytes[offset + 24..offset + 32].try_into().unwrap());
+        let end = (offset + FRAME_HEADER_BYTES + payload_bytes).next_multiple_of(8);
+        frames.push(Raw { offset, kind: bytes[offset + 5], payload_bytes, seq, end });
+        offset = end;
+    }
+    frames
+}
+
+pub fn flip(path: &Path, bit: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    std::fs::write(path, bytes).unwrap();
+}
 
 /// A directory in memory where fsync costs nothing: for tests that do not need a disk.
 pub fn scratch() -> TempDir {

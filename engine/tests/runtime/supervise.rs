@@ -44,9 +44,11 @@ fn a_panic_loses_nothing_but_the_message_in_hand_and_its_sender_hears_of_it() {
             }
         }
         assert_eq!(lost, (0..SENT).filter(|id| id % 10 == 7).collect::<Vec<_>>());
+        // The last answer comes from inside the handler: the handler has yet to end.
+        eventually("every credit is back", || mailbox.depth().messages == 0).await;
         let seen = observation(&topology, "fragile");
         assert_eq!((seen.entered, seen.handled, seen.discarded), (SENT, SENT - FATAL, FATAL));
-        assert_eq!((seen.restarts, seen.depth_messages), (FATAL, 0));
+        assert_eq!(seen.restarts, FATAL);
         assert!(seen.last_panic.unwrap().contains("poison 997"));
         assert_eq!(lives.load(Ordering::SeqCst), 1 + FATAL);
         assert!(topology.drain().await.is_empty());
@@ -247,17 +249,32 @@ fn a_silent_stage_is_cancelled_and_rebuilt_but_one_that_waits_is_left_alone() {
         let gate = Gate::shut();
         let silent = topology.spawn(here("silent", 4, 100), act(silent));
         let waiting = topology.spawn(here("waiting", 4, 100), gated(&gate));
+        let delegate = {
+            let gate = gate.clone();
+            move |ctx: StageContext, item: Item| {
+                let gate = gate.clone();
+                async move {
+                    // Polling the stage does not poll the wait, so only the count of waits speaks for it.
+                    actix_rt::spawn(async move { gate.pass(&ctx).await }).await.unwrap();
+                    item.answer();
+                    Ok(())
+                }
+            }
+        };
+        let delegating = topology.spawn(here("delegating", 4, 100), act(delegate));
         let (item, waited_for) = Item::asking(1);
+        let (other, delegated) = Item::asking(2);
         waiting.try_send(item).unwrap();
+        delegating.try_send(other).unwrap();
         assert_eq!(ask(&silent, 7).await, None);
         assert_eq!(ask(&silent, 8).await, Some(8));
         tokio::time::sleep(Duration::from_secs(1_000)).await;
         assert_eq!(observation(&topology, "waiting").state, "waiting");
-        gate.open(1);
-        assert_eq!(waited_for.await, Ok(1));
+        gate.open(2);
+        assert_eq!((waited_for.await, delegated.await), (Ok(1), Ok(2)));
         let seen = observation(&topology, "silent");
         assert_eq!((seen.restarts, seen.handled, seen.discarded, seen.last_panic), (1, 1, 1, None));
-        assert_eq!(observation(&topology, "waiting").restarts, 0);
+        assert_eq!((observation(&topology, "waiting").restarts, observation(&topology, "delegating").restarts), (0, 0));
         assert!(futures_util::FutureExt::now_or_never(topology.exited()).is_none());
     });
 }
@@ -337,5 +354,67 @@ fn code_that_keeps_the_thread_inside_a_known_wait_is_still_the_stages_own() {
         mailbox.send(Item::new(1)).await.unwrap();
         assert_eq!(topology.exited().await.code, Exit::SOFTWARE);
         drop(release);
+    });
+}
+
+/// Asks for an exit where it is told to.
+struct Quit {
+    at: &'static str,
+}
+
+impl Quit {
+    fn exit(&self, at: &str) -> Result<(), Exit> {
+        if self.at == at { Err(Exit::new(Exit::IO_ERROR, format!("in {at}"))) } else { Ok(()) }
+    }
+}
+
+impl Stage for Quit {
+    type Message = Item;
+
+    async fn receive(&mut self, _: Item) -> Result<(), Exit> {
+        self.exit("receive")
+    }
+
+    async fn on_tick(&mut self) -> Result<(), Exit> {
+        self.exit("on_tick")
+    }
+
+    async fn on_drain(&mut self) -> Result<(), Exit> {
+        self.exit("on_drain")
+    }
+}
+
+#[test]
+fn an_exit_from_a_tick_or_a_drain_is_heard_too() {
+    for (at, state) in [("receive", "stopped"), ("on_tick", "stopped"), ("on_drain", "stopped"), ("never", "drained")] {
+        run_paused(async {
+            let (mut topology, _control) = topology(LENIENT);
+            let mailbox = topology.spawn(ticking(here("quits", 4, 100), 10), move |_| Quit { at });
+            mailbox.try_send(Item::new(1)).unwrap();
+            tokio::time::sleep(Duration::from_millis(15)).await;
+            assert!(topology.drain().await.is_empty());
+            let exit = futures_util::FutureExt::now_or_never(topology.exited());
+            assert_eq!(exit, (at != "never").then(|| Exit::new(Exit::IO_ERROR, format!("in {at}"))));
+            assert_eq!(observation(&topology, "quits").state, state);
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "two stages named twin")]
+fn two_stages_of_one_name_do_not_start() {
+    run(async {
+        let (mut topology, _control) = topology(LENIENT);
+        topology.spawn(here("twin", 1, 1), |_| Quit { at: "never" });
+        topology.spawn(here("twin", 1, 1), |_| Quit { at: "never" });
+    });
+}
+
+#[test]
+#[should_panic(expected = "mailbox of narrow: messages_max must be at least 1")]
+fn a_mailbox_without_room_does_not_start() {
+    run(async {
+        let (mut topology, _control) = topology(LENIENT);
+        topology.spawn(here("narrow", 0, 1), |_| Quit { at: "never" });
     });
 }

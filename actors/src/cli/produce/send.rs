@@ -56,7 +56,8 @@ fn decide(attempt: Attempt) -> Next {
             }
         },
         Attempt::Answer { status: status @ (429 | 503), retry_after, text } => {
-            Next::Again { why: format!("{status} {}", shown(&text)), retry_after, doubtful: false }
+            let doubtful = may_be_stored(&text);
+            Next::Again { why: format!("{status} {}", shown(&text)), retry_after, doubtful }
         }
         // A proxy between us lost the answer.
         Attempt::Answer { status: status @ (502 | 504), retry_after, text } => {
@@ -72,6 +73,13 @@ fn decide(attempt: Attempt) -> Next {
             Next::Stop(format!("refused with {status}: {}{hint}", shown(&text)))
         }
     }
+}
+
+/// Whether a refusal is one that says so itself: the body did not get as far as was asked in time, or a stage went down
+/// with it.
+fn may_be_stored(answer: &str) -> bool {
+    let error = serde_json::from_str::<serde_json::Value>(answer).ok();
+    error.is_some_and(|error| matches!(error["error"].as_str(), Some("ack_timeout" | "restarted")))
 }
 
 /// The pause before attempt `attempt + 1`; `random` from 0 to 1.
@@ -243,6 +251,7 @@ mod tests {
         assert!(matches!(decide(Attempt::Lost("".into())), Next::Again { doubtful: true, .. }));
         assert!(matches!(answer(503, ""), Next::Again { doubtful: false, .. }));
         assert!(matches!(answer(504, ""), Next::Again { doubtful: true, .. }));
+        assert!(matches!(answer(503, r#"{"error":"ack_timeout"}"#), Next::Again { doubtful: true, .. }));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::Database;
 use crate::store::StoreError;
-use crate::store::fault_class::{Class, Details, classify};
+use crate::store::fault_class::{Class, Details, classify, copy_line};
 use crate::tls;
 
 /// Makes connections to one URL.
@@ -101,7 +101,10 @@ pub(super) fn failure(what: &str, error: &Error) -> StoreError {
 
 pub(super) fn class(error: &Error) -> Class {
     match error.as_db_error() {
-        Some(db) => classify(db.code().code(), Details { constraint: db.constraint(), table: db.table() }),
+        Some(db) => {
+            let in_copy = db.where_().and_then(copy_line).is_some();
+            classify(db.code().code(), Details { constraint: db.constraint(), table: db.table(), in_copy })
+        }
         None if is_certificate_error(error) => Class::Systemic,
         None => Class::Transient,
     }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::connect::{Connector, Link, class, describe, failure};
 use super::copy::{COPY_SQL, copy};
+use super::schema;
 use super::types::Time;
 use crate::message::Batch;
 use crate::store::cursor::{Miss, on_miss};
@@ -119,6 +120,7 @@ impl PgLane {
 
     async fn connect(&self) -> Result<Session, StoreError> {
         let link = self.connector.connect(&self.name).await?;
+        schema::check_columns(&link.client).await?;
         let prepare =
             async |sql| link.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));
         let cas = prepare(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL }).await?;
@@ -211,7 +213,9 @@ impl PgLane {
             self.bury(session, batch, poison).await?;
         }
         if !cursor_first {
-            self.simple(session, "COMMIT; BEGIN").await?;
+            self.simple(session, "COMMIT").await?;
+            kill_point("store.mutation.between");
+            self.simple(session, "BEGIN").await?;
             self.move_cursor(session, batch, rows_in, skip.len() as u64).await?;
         }
         self.guard(session, batch, rows_in, skip.len() as u64).await?;

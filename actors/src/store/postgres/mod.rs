@@ -133,7 +133,14 @@ impl LogStore for PostgresStore {
     async fn prepare(&self) -> Result<(), StoreError> {
         let hypertable = schema::prepare(self.connector.connect("logweir/prepare").await?).await?;
         let _ = self.hypertable.set(hypertable);
-        self.maintain(logweir_engine::clock::wall_us()).await
+        match self.maintain(logweir_engine::clock::wall_us()).await {
+            // A lock in the way: the default partition takes the rows until the next round.
+            Err(StoreError::Transient(error)) => {
+                tracing::warn!(error, "partitions could not be made ahead yet");
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {

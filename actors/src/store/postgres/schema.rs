@@ -3,8 +3,13 @@
 //! - Migrations run under an advisory lock, maintenance under another that is only tried: one pod does it.
 //! - A partition is made as a plain table and attached, which does not block the flushes; `CREATE … PARTITION OF` would.
 //!   Rows of its day that already lie in the default partition move in the same transaction.
+//! - ATTACH reads the whole default partition once (for rows of the day), and keeps old events out meanwhile. It is small
+//!   unless old logs are being imported.
 //! - Locks that stand in the way of flushes are waited for half a second at most: the next round comes soon.
 
+use std::collections::HashMap;
+
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use super::connect::{Link, describe, failure};
@@ -25,6 +30,18 @@ const DAYS_AHEAD: std::ops::RangeInclusive<i64> = -1..=3;
 /// Rows that one DELETE takes, and how often it is repeated in one round.
 const DELETE_ROWS: i64 = 10_000;
 const DELETE_ROUNDS: u32 = 100;
+
+/// The columns that a flush writes, with their types. A binary COPY into another type of the same width
+/// would be taken without a word: an id as a double, the version byte of a jsonb as the first character of a text.
+const COLUMNS: [(&str, &str); 7] = [
+    ("id", "bigint"),
+    ("ts", "timestamp with time zone"),
+    ("severity", "smallint"),
+    ("service", "text"),
+    ("host", "text"),
+    ("message", "text"),
+    ("attributes", "jsonb"),
+];
 
 /// What the user set.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +114,33 @@ async fn is_hypertable(client: &Client) -> Result<bool, StoreError> {
     Ok(row.get(0))
 }
 
-/// Partitions ahead and retention. Uses up the connection: with it the lock goes.
+/// Checks that `logs` has the columns that a flush writes.
+pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
+    let rows = client
+        .query(
+            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute \
+             WHERE attrelid = to_regclass('logs') AND attnum > 0 AND NOT attisdropped",
+            &[],
+        )
+        .await
+        .map_err(failed("looking at the table logs"))?;
+    let found: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    if found.is_empty() {
+        return Err(StoreError::Systemic("there is no table logs in the schema that search_path leads to".to_owned()));
+    }
+    let wrong = |&(name, right): &(&str, &str)| match found.get(name) {
+        Some(kind) if kind == right => None,
+        Some(kind) => Some(format!("{name} is {kind} and must be {right}")),
+        None => Some(format!("{name} ({right}) is missing")),
+    };
+    let wrong: Vec<String> = COLUMNS.iter().filter_map(wrong).collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(StoreError::Systemic(format!("the table logs was changed: {}", wrong.join(", ")))),
+    }
+}
+
+/// Partitions ahead and retention, unless another process is at it. Uses up the connection.
 pub(super) async fn maintain(link: Link, keep: Keep, now_us: i64) -> Result<(), StoreError> {
     let client = &link.client;
     client
@@ -112,6 +155,13 @@ pub(super) async fn maintain(link: Link, keep: Keep, now_us: i64) -> Result<(), 
     if !ours {
         return Ok(());
     }
+    let done = round(client, keep, now_us).await;
+    // The session's end gives it back too, but later than the next round may ask for it.
+    let _ = client.execute("SELECT pg_advisory_unlock($1)", &[&MAINTAIN_LOCK]).await;
+    done
+}
+
+async fn round(client: &Client, keep: Keep, now_us: i64) -> Result<(), StoreError> {
     let today = now_us.div_euclid(DAY_US);
     let hypertable = is_hypertable(client).await?;
     if hypertable {
@@ -207,31 +257,33 @@ async fn delete_before(client: &Client, table: &str, column: &str, oldest: i64) 
     Ok(())
 }
 
-/// TimescaleDB's own jobs do retention and compression; here they are told how.
+/// TimescaleDB's own jobs do retention and compression; here they are told how. The Apache-licensed build has
+/// neither: that is said, and is no reason to store nothing.
 async fn set_policies(client: &Client, keep: Keep) -> Result<(), StoreError> {
-    let retention = policy(client, "retention", "drop_after", keep.retention_days).await;
-    retention.map_err(failed("setting the retention policy"))?;
+    match try_policies(client, keep).await {
+        Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
+            tracing::warn!(error = describe(&error), "this TimescaleDB has no retention or compression policies");
+            Ok(())
+        }
+        done => done.map_err(failed("setting the retention and compression policies")),
+    }
+}
+
+async fn try_policies(client: &Client, keep: Keep) -> Result<(), Error> {
+    policy(client, "retention", "drop_after", keep.retention_days).await?;
     if keep.compress_after_days > 0 {
-        let compressed: bool = client
-            .query_one(
-                "SELECT compression_enabled FROM timescaledb_information.hypertables WHERE hypertable_name = 'logs'",
-                &[],
-            )
-            .await
-            .map_err(failed("looking at compression"))?
-            .get(0);
+        let sql = "SELECT compression_enabled FROM timescaledb_information.hypertables WHERE hypertable_name = 'logs'";
+        let compressed: bool = client.query_one(sql, &[]).await?.get(0);
         if !compressed {
             client
                 .batch_execute(
                     "ALTER TABLE logs SET (timescaledb.compress, timescaledb.compress_segmentby = 'service', \
                      timescaledb.compress_orderby = 'ts')",
                 )
-                .await
-                .map_err(failed("switching compression on"))?;
+                .await?;
         }
     }
-    let compression = policy(client, "compression", "compress_after", keep.compress_after_days).await;
-    compression.map_err(failed("setting the compression policy"))
+    policy(client, "compression", "compress_after", keep.compress_after_days).await
 }
 
 /// Brings one policy of `logs` to `days`; 0 removes it.

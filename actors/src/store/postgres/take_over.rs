@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::connect::{Connector, Link, failure};
 use super::flush::{LANE_SQL, lane_row};
-use crate::store::claim::{Owner, Past, succeed, tails};
+use crate::store::claim::{Owner, Past, TAKEOVERS_MAX, succeed, tails};
 use crate::store::{Claim, LaneRow, LaneStart, Lease, StoreError};
 
 /// After so many waits of five seconds each it is told as it is.
@@ -141,6 +141,8 @@ async fn remember(link: &Link, claim: &Claim, epoch: i64, lanes: &[LaneRow]) -> 
             )
             .await?;
     }
+    let sql = "DELETE FROM logweir_takeover WHERE writer_id = $1 AND epoch <= $2";
+    link.client.execute(sql, &[&claim.writer, &(epoch - TAKEOVERS_MAX)]).await?;
     Ok(())
 }
 

@@ -1,0 +1,170 @@
+//! One hop of a message into a stage, beside the bare limits: an actix actor without a bound that
+//! holds, a bounded tokio channel, a bounded crossbeam channel.
+//!
+//! Every variant moves the same message through a queue of the same length, and the clock stops when the
+//! last message has been handled. A message of logweir is a chunk of hundreds of records, so a hop is
+//! paid once per chunk.
+
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, Context, Handler};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use logweir_engine::drain::DrainControl;
+use logweir_engine::mailbox::{Bound, Message};
+use logweir_engine::stage::{Exit, Stage};
+use logweir_engine::topology::{SYSTEM_ARBITER, StageSpec, Supervision, Topology};
+use tokio::sync::{mpsc, oneshot};
+
+const QUEUE: usize = 1024;
+
+/// The last message of a run says so.
+struct Hop(Option<oneshot::Sender<()>>);
+
+impl Message for Hop {
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+}
+
+impl actix::Message for Hop {
+    type Result = ();
+}
+
+fn handle(Hop(last): Hop) {
+    if let Some(last) = last {
+        let _ = last.send(());
+    }
+}
+
+struct Sink;
+
+impl Stage for Sink {
+    type Message = Hop;
+
+    async fn receive(&mut self, hop: Hop) -> Result<(), Exit> {
+        handle(hop);
+        Ok(())
+    }
+}
+
+impl Actor for Sink {
+    type Context = Context<Self>;
+}
+
+impl Handler<Hop> for Sink {
+    type Result = ();
+
+    fn handle(&mut self, hop: Hop, _: &mut Self::Context) {
+        handle(hop);
+    }
+}
+
+/// The messages of one run; the receiver completes with the last of them.
+fn hops(count: u64) -> (impl Iterator<Item = Hop>, oneshot::Receiver<()>) {
+    let (last, done) = oneshot::channel();
+    (std::iter::repeat_with(|| Hop(None)).take(count as usize - 1).chain(std::iter::once(Hop(Some(last)))), done)
+}
+
+fn mailbox(arbiter: &str, count: u64) -> Duration {
+    actix_rt::System::new().block_on(async {
+        let supervision = Supervision { stall_ms: 60_000, restarts_max: 0, restart_window_ms: 1 };
+        let mut topology = Topology::new(supervision, DrainControl::default().watch());
+        let bound = Bound { messages_max: QUEUE, bytes_max: QUEUE * 1024 };
+        let spec = StageSpec { name: "sink".to_owned(), arbiter: arbiter.to_owned(), bound, tick_ms: None };
+        let mailbox = topology.spawn(spec, |_| Sink);
+        let (hops, done) = hops(count);
+        let began = Instant::now();
+        for hop in hops {
+            mailbox.send(hop).await.expect("the sink is open");
+        }
+        done.await.expect("the sink answers");
+        began.elapsed()
+    })
+}
+
+/// An actor without logweir. Its bound does not hold, so the sender looks up once per queue length.
+#[expect(clippy::disallowed_methods, reason = "this is the bare limit")]
+fn bare_actix(same_thread: bool, count: u64) -> Duration {
+    actix_rt::System::new().block_on(async {
+        let arbiter = (!same_thread).then(actix_rt::Arbiter::new);
+        let sink: Addr<Sink> = match &arbiter {
+            None => Sink.start(),
+            Some(arbiter) => Sink::start_in_arbiter(&arbiter.handle(), |_| Sink),
+        };
+        let (hops, done) = hops(count);
+        let began = Instant::now();
+        for (index, hop) in hops.enumerate() {
+            if index % QUEUE == QUEUE - 1 {
+                sink.send(hop).await.expect("the sink is open");
+            } else {
+                sink.do_send(hop);
+            }
+        }
+        done.await.expect("the sink answers");
+        let elapsed = began.elapsed();
+        if let Some(arbiter) = arbiter {
+            arbiter.stop();
+        }
+        elapsed
+    })
+}
+
+async fn send_all(sender: mpsc::Sender<Hop>, count: u64) -> Duration {
+    let (hops, done) = hops(count);
+    let began = Instant::now();
+    for hop in hops {
+        sender.send(hop).await.expect("the sink is open");
+    }
+    done.await.expect("the sink answers");
+    began.elapsed()
+}
+
+async fn receive_all(mut receiver: mpsc::Receiver<Hop>) {
+    while let Some(hop) = receiver.recv().await {
+        handle(hop);
+    }
+}
+
+fn bare_tokio(same_thread: bool, count: u64) -> Duration {
+    actix_rt::System::new().block_on(async {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        if same_thread {
+            actix_rt::spawn(receive_all(receiver));
+        } else {
+            std::thread::spawn(|| actix_rt::System::new().block_on(receive_all(receiver)));
+        }
+        send_all(sender, count).await
+    })
+}
+
+fn bare_crossbeam(count: u64) -> Duration {
+    let (sender, receiver) = crossbeam_channel::bounded(QUEUE);
+    std::thread::spawn(move || receiver.into_iter().for_each(handle));
+    let (hops, done) = hops(count);
+    let began = Instant::now();
+    for hop in hops {
+        sender.send(hop).expect("the sink is open");
+    }
+    done.blocking_recv().expect("the sink answers");
+    began.elapsed()
+}
+
+fn hop(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mailbox/hop");
+    group.throughput(Throughput::Elements(1));
+    for (place, same_thread) in [("same_thread", true), ("other_thread", false)] {
+        let arbiter = if same_thread { SYSTEM_ARBITER } else { "other" };
+        group.bench_function(BenchmarkId::new("mailbox", place), |b| b.iter_custom(|count| mailbox(arbiter, count)));
+        group.bench_function(BenchmarkId::new("actix", place), |b| {
+            b.iter_custom(|count| bare_actix(same_thread, count))
+        });
+        group.bench_function(BenchmarkId::new("tokio", place), |b| {
+            b.iter_custom(|count| bare_tokio(same_thread, count))
+        });
+    }
+    group.bench_function(BenchmarkId::new("crossbeam", "other_thread"), |b| b.iter_custom(bare_crossbeam));
+    group.finish();
+}
+
+criterion_group!(benches, hop);
+criterion_main!(benches);

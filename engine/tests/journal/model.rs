@@ -1,0 +1,162 @@
+//! Random lives of a journal against a model that is a list per lane.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use logweir_engine::journal::{Journal, JournalConfig, LaneTail};
+use proptest::prelude::*;
+
+use crate::kit::*;
+
+const LANES: u16 = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Appended and acknowledged.
+    Append {
+        lane: u16,
+        bytes: usize,
+        records: u32,
+    },
+    /// Settles a part of what a lane has.
+    Settle {
+        lane: u16,
+        part: f64,
+    },
+    Seal,
+    /// Frames that nobody waits for, then the power goes: from somewhere in them on the file holds
+    /// what it held before, zeros, or something else.
+    Crash {
+        frames: Vec<(u16, usize)>,
+        part: f64,
+        fill: u8,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let lane = 0..LANES;
+    prop_oneof![
+        8 => (lane.clone(), 0_usize..20_000, 0_u32..9)
+            .prop_map(|(lane, bytes, records)| Step::Append { lane, bytes, records }),
+        2 => (lane.clone(), 0.0..=1.0).prop_map(|(lane, part)| Step::Settle { lane, part }),
+        1 => Just(Step::Seal),
+        2 => (proptest::collection::vec((lane, 0_usize..9000), 0..4), 0.0..=1.0, prop_oneof![Just(0_u8), any::<u8>()])
+            .prop_map(|(frames, part, fill)| Step::Crash { frames, part, fill }),
+    ]
+}
+
+#[derive(Default)]
+struct Lane {
+    /// Sequence number, payload and records of each frame that the journal has promised.
+    frames: Vec<(u64, Vec<u8>, u32)>,
+    records_before: u64,
+    settled: u64,
+}
+
+impl Lane {
+    fn tail(&self) -> LaneTail {
+        let records: u32 = self.frames.iter().map(|frame| frame.2).sum();
+        LaneTail {
+            seq: self.frames.last().map_or(0, |frame| frame.0),
+            records: self.records_before + u64::from(records),
+        }
+    }
+}
+
+/// The journal has each frame that is not settled, and of the settled ones the newest or none.
+fn compare(journal: &Journal, model: &BTreeMap<u16, Lane>) -> Result<(), TestCaseError> {
+    for (number, lane) in model {
+        let frames = read(journal, *number);
+        let gone = lane.frames.len().checked_sub(frames.len());
+        prop_assert!(gone.is_some(), "frames that nobody wrote");
+        let (gone, there) = lane.frames.split_at(gone.unwrap());
+        prop_assert!(gone.iter().all(|frame| frame.0 <= lane.settled), "a frame is gone that was not settled");
+        for (frame, (seq, payload, records)) in frames.iter().zip(there) {
+            prop_assert_eq!((frame.seq, &frame.payload, frame.records), (*seq, payload, *records));
+        }
+        prop_assert_eq!(journal.lanes().get(number).copied().unwrap_or_default(), lane.tail());
+        prop_assert_eq!(journal.lane_durable(*number), lane.tail());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_journal_is_a_list_per_lane_whatever_happens(steps in proptest::collection::vec(step(), 1..60)) {
+        let dir = scratch();
+        let config = JournalConfig { retain_segments: 1, ..config(dir.path()) };
+        let mut model: BTreeMap<u16, Lane> = (0..LANES).map(|lane| (lane, Lane::default())).collect();
+        let (mut journal, _) = Journal::open(config.clone()).unwrap();
+        let mut seq_last = 0;
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Append { lane, bytes, records } => {
+                    let payload = payload(number, bytes);
+                    let before = model[&lane].tail();
+                    let appended = append(&journal, lane, records, &payload).unwrap();
+                    prop_assert!(appended.seq > seq_last);
+                    prop_assert_eq!(appended.lane_prev_seq, before.seq);
+                    prop_assert_eq!(appended.lane_records, before.records + u64::from(records));
+                    seq_last = appended.seq;
+                    model.get_mut(&lane).unwrap().frames.push((appended.seq, payload, records));
+                }
+                Step::Settle { lane, part } => {
+                    let lane_model = model.get_mut(&lane).unwrap();
+                    let index = (part * lane_model.frames.len() as f64) as usize;
+                    if let Some(frame) = lane_model.frames[..index].last() {
+                        lane_model.settled = lane_model.settled.max(frame.0);
+                        journal.settle(lane, frame.0);
+                    }
+                }
+                Step::Seal => {
+                    journal.seal().unwrap();
+                    drop(journal);
+                    let (next, recovered) = Journal::open(config.clone()).unwrap();
+                    prop_assert!(recovered.clean);
+                    prop_assert_eq!((recovered.torn_bytes, recovered.damage), (0, vec![]));
+                    journal = next;
+                }
+                Step::Crash { frames, part, fill } => {
+                    let promised = segments(dir.path()).pop().map(|path| (fs::metadata(&path).unwrap().len(), path));
+                    let promised_end = raw_frames(&fs::read(&promised.unwrap().1).unwrap()).last().unwrap().end;
+                    let segment = segments(dir.path()).pop().unwrap();
+                    let mut unpromised = Vec::new();
+                    for (index, (lane, bytes)) in frames.into_iter().enumerate() {
+                        let payload = payload(1000 * number + index, bytes);
+                        let (appended, _) = begin(&journal, lane, 1, &payload).unwrap();
+                        unpromised.push((lane, appended.seq, payload));
+                    }
+                    drop(journal);
+                    // Only in the segment that was active: a rotation fsyncs what is before it.
+                    if segments(dir.path()).pop().unwrap() == segment {
+                        let mut bytes = fs::read(&segment).unwrap();
+                        let end = raw_frames(&bytes).last().unwrap().end;
+                        let from = promised_end + (part * (end - promised_end) as f64) as usize;
+                        let until = bytes.len().min(end + 100);
+                        bytes[from..until].fill(fill);
+                        fs::write(&segment, bytes).unwrap();
+                    }
+                    let (next, recovered) = Journal::open(config.clone()).unwrap();
+                    prop_assert_eq!(recovered.damage, vec![]);
+                    prop_assert!(!recovered.clean);
+                    journal = next;
+                    // Which of them are there is the journal's choice, but in order, and for good.
+                    let mut lost = false;
+                    for (lane, seq, payload) in unpromised {
+                        let there = read(&journal, lane).iter().any(|frame| frame.seq == seq);
+                        prop_assert!(!(there && lost), "a hole in what was not acknowledged");
+                        lost |= !there;
+                        if there {
+                            model.get_mut(&lane).unwrap().frames.push((seq, payload, 1));
+                        }
+                        seq_last = seq_last.max(seq);
+                    }
+                    prop_assert!(journal.stats().seq_last > seq_last);
+                }
+            }
+            compare(&journal, &model)?;
+        }
+    }
+}
