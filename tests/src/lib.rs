@@ -7,5 +7,15 @@
 //!    └─ ledger ──┴───────────── oracle ────────────────┘
 //! ```
 
+pub mod lines;
+pub mod ledger;
+pub mod client;
+pub mod process;
+pub mod proxy;
+pub mod disk;
 pub mod postgres;
 pub mod redis;
+pub mod store;
+pub mod oracle;
+pub mod accounting;
+pub mod scenario;

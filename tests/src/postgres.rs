@@ -7,7 +7,6 @@
 //!   process, however that ends.
 
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +16,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
+
+use crate::process::free_addr;
+use crate::store::Store;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -99,10 +101,6 @@ fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
     child.recv().expect("the spawner answers")
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port on loopback").port()
-}
-
 impl Server {
     /// Makes a data directory and starts a server on it.
     ///
@@ -114,7 +112,7 @@ impl Server {
         if let Some((uid, gid)) = server_user() {
             chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
         }
-        let server = Self { dir, port: free_port(), process: Mutex::new(None) };
+        let server = Self { dir, port: free_addr().port(), process: Mutex::new(None) };
         let output = command("initdb")
             .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(server.data())
@@ -222,6 +220,19 @@ impl Server {
     /// Stops it the fast way: sessions are told 57P01.
     pub fn stop(&self) {
         self.end(libc::SIGINT);
+    }
+
+    /// Stops it the immediate way: sessions are cut off, the next start recovers.
+    pub fn stop_immediately(&self) {
+        self.end(libc::SIGQUIT);
+    }
+
+    /// Runs one statement in the database `postgres`.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub fn execute(&self, sql: &str) {
+        Store::Postgres(self.url("postgres")).rows(sql).expect("the statement");
     }
 
     /// `kill -9` to the postmaster, and waits until its backends are gone too.

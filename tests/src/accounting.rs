@@ -1,0 +1,96 @@
+//! Reads the numbers that the program says of itself: in its status, and in the lines of its start and its end.
+
+use serde_json::Value;
+
+/// `accepted = committed + dead-lettered + lost + backlog`, over all lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Records taken.
+    pub accepted: u64,
+    /// Rows in the table.
+    pub committed: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Lost to damage.
+    pub lost: u64,
+    /// Still in the journal only.
+    pub backlog: u64,
+}
+
+impl Totals {
+    /// The sum over the lanes of a status; none if a number is missing, or a lane does not add up.
+    #[must_use]
+    pub fn of(status: &Value) -> Option<Self> {
+        let mut sum = Self::default();
+        for lane in status["lanes"].as_array()? {
+            let number = |name: &str| lane[name].as_u64();
+            let lane = Self {
+                accepted: number("accepted")?,
+                committed: number("committed")?,
+                dead: number("dead")?,
+                lost: number("lost")?,
+                backlog: number("backlog")?,
+            };
+            lane.add_up().then_some(())?;
+            sum.accepted += lane.accepted;
+            sum.committed += lane.committed;
+            sum.dead += lane.dead;
+            sum.lost += lane.lost;
+            sum.backlog += lane.backlog;
+        }
+        Some(sum)
+    }
+
+    /// The numbers of the line that a log ends with.
+    #[must_use]
+    pub fn at_the_end_of(log: &str) -> Option<Self> {
+        let line = log.lines().rev().find_map(|line| line.strip_prefix("logweir stopped: "))?;
+        let number = |name: &str| {
+            line.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<u64>().ok())
+        };
+        Some(Self {
+            accepted: number("accepted")?,
+            committed: number("committed")?,
+            dead: number("dead_lettered")?,
+            lost: number("lost")?,
+            backlog: number("left_in_journal")?,
+        })
+    }
+
+    /// Whether nothing is missing between the numbers.
+    #[must_use]
+    pub fn add_up(&self) -> bool {
+        self.accepted == self.committed + self.dead + self.lost + self.backlog
+    }
+}
+
+/// The bound of memory that a log begins with, in bytes.
+#[must_use]
+pub fn memory_bound(log: &str) -> Option<u64> {
+    log.lines().find_map(|line| line.trim().strip_prefix("memory_bytes_max=")?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_summed_and_a_lane_that_does_not_add_up_is_no_answer() {
+        let lane = |backlog: u64| serde_json::json!({"accepted": 10, "committed": 5, "dead": 1, "lost": 1, "backlog": backlog});
+        let status = serde_json::json!({"lanes": [lane(3), lane(3)]});
+        let sum = Totals { accepted: 20, committed: 10, dead: 2, lost: 2, backlog: 6 };
+        assert_eq!(Totals::of(&status), Some(sum));
+        assert_eq!(Totals::of(&serde_json::json!({"lanes": [lane(3), lane(2)]})), None);
+        assert_eq!(Totals::of(&Value::Null), None);
+    }
+
+    #[test]
+    fn the_first_and_the_last_lines_are_read() {
+        let log = "logweir 0.1.0: SQLite\n  memory_bytes_max=1234\nnoise\nlogweir stopped: accepted=6 committed=3 \
+                   dead_lettered=1 lost=0 left_in_journal=2\n";
+        assert_eq!(memory_bound(log), Some(1234));
+        let totals = Totals { accepted: 6, committed: 3, dead: 1, lost: 0, backlog: 2 };
+        assert_eq!(Totals::at_the_end_of(log), Some(totals));
+        assert_eq!(Totals::at_the_end_of("killed"), None);
+    }
+}

@@ -1,0 +1,229 @@
+//! Senders: threads that post batches, believe nothing but a complete answer, and write down what they know.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::ledger::{Key, Ledger, Outcome, Post, write_line};
+
+/// How much is sent, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Concurrent clients, each with its own connection and one post in flight.
+    pub clients: usize,
+    /// Records in one post.
+    pub records: u32,
+    /// Length of a message.
+    pub message_bytes: usize,
+    /// `?ack=`.
+    pub ack: &'static str,
+    /// A client's rest after each post.
+    pub pause: Duration,
+    /// Posts of one client; then it stops by itself.
+    pub posts_max: u32,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            clients: 4,
+            records: 20,
+            message_bytes: 120,
+            ack: "journal",
+            pause: Duration::from_millis(2),
+            posts_max: u32::MAX,
+        }
+    }
+}
+
+impl Load {
+    /// Bodies of about 4 MiB, so that a few of them fill a segment of the journal.
+    #[must_use]
+    pub fn large() -> Self {
+        Self { clients: 2, records: 32, message_bytes: 128 << 10, ..Self::default() }
+    }
+
+    /// Starts the clients; they go on, through refusals and lost connections, until [`Running::stop`].
+    #[must_use]
+    pub fn start(self, ledger: &Arc<Ledger>, to: SocketAddr) -> Running {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..self.clients)
+            .map(|_| {
+                let (ledger, stop) = (ledger.clone(), stop.clone());
+                std::thread::spawn(move || {
+                    let mut client = Client::new(&ledger, to);
+                    for _ in 0..self.posts_max {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let rest = match client.post(self) {
+                            Outcome::Acknowledged => self.pause,
+                            Outcome::Unknown => self.pause.max(Duration::from_millis(10)),
+                        };
+                        std::thread::sleep(rest);
+                    }
+                })
+            })
+            .collect();
+        Running { stop, threads }
+    }
+}
+
+/// Clients at work.
+pub struct Running {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Lets each client finish its post and waits for it.
+    pub fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.join();
+    }
+
+    /// Waits until each client has sent its `posts_max`.
+    pub fn finish(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a client has panicked");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // The test has failed already where this is dropped with clients running.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One sender: sequential, over one kept connection.
+pub struct Client<'a> {
+    ledger: &'a Ledger,
+    agent: ureq::Agent,
+    to: SocketAddr,
+    id: u32,
+    next: u32,
+}
+
+impl<'a> Client<'a> {
+    /// A sender nobody was before.
+    #[must_use]
+    pub fn new(ledger: &'a Ledger, to: SocketAddr) -> Self {
+        Self { ledger, agent: agent(Duration::from_secs(30)), to, id: ledger.new_client(), next: 0 }
+    }
+
+    /// The key of the record that is sent next.
+    #[must_use]
+    pub fn next_key(&self) -> Key {
+        Key { client: self.id, number: self.next }
+    }
+
+    /// Sends one post of new records and writes down what became of it.
+    pub fn post(&mut self, load: Load) -> Outcome {
+        self.send_judged(load).0
+    }
+
+    /// As [`Client::post`], for who wants to see the answer; none where no answer came.
+    pub fn send(&mut self, load: Load) -> Option<Answer> {
+        self.send_judged(load).1
+    }
+
+    fn send_judged(&mut self, load: Load) -> (Outcome, Option<Answer>) {
+        let post = Post { client: self.id, first: self.next, count: load.records, outcome: Outcome::Unknown };
+        self.next += load.records;
+        let now = now_text();
+        let mut body = String::with_capacity(load.records as usize * (load.message_bytes + 160));
+        for key in post.keys() {
+            write_line(&mut body, key, load.message_bytes, &now);
+        }
+        let url = format!("http://{}/ingest?ack={}", self.to, load.ack);
+        let answer = post_body(&self.agent, &url, "application/x-ndjson", &body).ok();
+        let outcome = answer.as_ref().map_or(Outcome::Unknown, |answer| self.judge(answer, post));
+        self.ledger.enter(Post { outcome, ..post });
+        (outcome, answer)
+    }
+
+    fn judge(&self, answer: &Answer, post: Post) -> Outcome {
+        match answer.status {
+            200 if answer.json()["accepted"].as_u64() == Some(u64::from(post.count)) => Outcome::Acknowledged,
+            // A refusal promises that nothing is stored only where it says so; here it promises nothing.
+            429 | 503 => {
+                if answer.retry_after.is_none() {
+                    self.ledger.offend(format!("{} without Retry-After: {}", answer.status, answer.body));
+                }
+                Outcome::Unknown
+            }
+            status => {
+                self.ledger.offend(format!("{post:?} was answered {status} {}", answer.body));
+                Outcome::Unknown
+            }
+        }
+    }
+}
+
+/// What a server said.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// The `Retry-After` header.
+    pub retry_after: Option<String>,
+    /// The body.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON; null if it is none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+/// An HTTP client that reports every status as an answer and never waits longer than `within`.
+#[must_use]
+pub fn agent(within: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(within)).http_status_as_error(false).build().into()
+}
+
+/// Posts `body` once.
+///
+/// # Errors
+/// No complete answer came.
+pub fn post_body(agent: &ureq::Agent, url: &str, kind: &str, body: &str) -> Result<Answer, ureq::Error> {
+    read(agent.post(url).header("content-type", kind).send(body)?)
+}
+
+/// Gets `url` once.
+///
+/// # Errors
+/// No complete answer came.
+pub fn get(agent: &ureq::Agent, url: &str) -> Result<Answer, ureq::Error> {
+    read(agent.get(url).call()?)
+}
+
+fn read(mut response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq::Error> {
+    let retry_after =
+        response.headers().get("retry-after").and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+    let status = response.status().as_u16();
+    let body = response.body_mut().with_config().limit(256 << 20).read_to_string()?;
+    Ok(Answer { status, retry_after, body })
+}
+
+/// Now, as RFC 3339.
+#[must_use]
+pub fn now_text() -> String {
+    jiff::Timestamp::now().to_string()
+}

@@ -1,0 +1,210 @@
+//! What was sent and what became of it, as the senders know it: the truth that the database is
+//! held against. It lives outside the process that is killed.
+//!
+//! - A record's text follows from its key alone, so that nothing but the outcome of each post has
+//!   to be remembered and a stored message can be compared whole.
+//! - A key is used once. Whoever sends again after an unknown outcome takes new keys.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher};
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Names one record for ever: who sent it, and which of the sender's records it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The client.
+    pub client: u32,
+    /// Counts the client's records from 0.
+    pub number: u32,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}-{}", self.client, self.number)
+    }
+}
+
+impl FromStr for Key {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (client, number) = text.strip_prefix('c')?.split_once('-')?;
+            Some(Self { client: client.parse().ok()?, number: number.parse().ok()? })
+        };
+        parse().ok_or_else(|| format!("{text:?} is not a key"))
+    }
+}
+
+/// The message of `key`: the key, the length, and text up to that length.
+#[must_use]
+pub fn message(key: Key, bytes: usize) -> String {
+    let mut text = format!("{key}/{bytes} ");
+    let filler = filler();
+    let mut from = (key.client as usize * 7919 + key.number as usize * 104_729) % filler.len();
+    while text.len() < bytes {
+        let piece = &filler[from..];
+        text.push_str(&piece[..piece.len().min(bytes - text.len())]);
+        from = 0;
+    }
+    text
+}
+
+/// Reads the key back out of a message; the error says what of it is not as it was sent.
+///
+/// # Errors
+/// The message is not one that [`message`] makes.
+pub fn key_of(text: &str) -> Result<Key, String> {
+    let shown = || text.chars().take(40).collect::<String>();
+    let head = text.split(' ').next().unwrap_or_default();
+    let (key, bytes) = head.split_once('/').ok_or_else(|| format!("no key in {:?}", shown()))?;
+    let key: Key = key.parse()?;
+    let bytes: usize = bytes.parse().map_err(|_| format!("no length in {:?}", shown()))?;
+    if text == message(key, bytes) { Ok(key) } else { Err(format!("the text of {key} was changed: {:?}", shown())) }
+}
+
+/// A checksum of `text` in the form in which it stands in a record's attributes.
+#[must_use]
+pub fn checksum(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text.as_bytes());
+    format!("{:016x}", hasher.finish())
+}
+
+/// One record as a line of NDJSON.
+pub fn write_line(body: &mut String, key: Key, bytes: usize, now: &str) {
+    let message = message(key, bytes);
+    let sum = checksum(&message);
+    let Key { client, .. } = key;
+    let _ = writeln!(
+        body,
+        r#"{{"timestamp":"{now}","level":"info","service":"chaos-{client}","host":"bench","message":"{message}","key":"{key}","sum":"{sum}"}}"#
+    );
+}
+
+/// Text that compresses badly: repeated filler would make a database's work look smaller than it is.
+fn filler() -> &'static str {
+    static FILLER: OnceLock<String> = OnceLock::new();
+    FILLER.get_or_init(|| {
+        let mut random = StdRng::seed_from_u64(0x10c);
+        (0..64 << 10).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect()
+    })
+}
+
+/// What a sender knows of one post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 200 with as many accepted as were sent: each record must be in the database, once.
+    Acknowledged,
+    /// No answer, or a refusal: it may be in the database, then whole and once.
+    Unknown,
+}
+
+/// One post: `count` records of `client` from the number `first`.
+#[derive(Clone, Copy, Debug)]
+pub struct Post {
+    /// Who sent it.
+    pub client: u32,
+    /// The first record's number.
+    pub first: u32,
+    /// How many records.
+    pub count: u32,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl Post {
+    /// The keys of its records.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + use<> {
+        let Self { client, first, count, .. } = *self;
+        (first..first + count).map(move |number| Key { client, number })
+    }
+}
+
+/// All posts of all clients, in each client's order.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    posts: BTreeMap<u32, Vec<Post>>,
+    offences: Vec<String>,
+}
+
+impl Ledger {
+    /// A client that nobody was before.
+    pub fn new_client(&self) -> u32 {
+        let mut inner = self.lock();
+        let client = u32::try_from(inner.posts.len()).expect("fewer than 2^32 clients");
+        inner.posts.insert(client, Vec::new());
+        client
+    }
+
+    /// Writes down what became of a post.
+    pub fn enter(&self, post: Post) {
+        self.lock().posts.entry(post.client).or_default().push(post);
+    }
+
+    /// Writes down an answer that the contract does not know.
+    pub fn offend(&self, what: String) {
+        self.lock().offences.push(what);
+    }
+
+    /// Answers that the contract does not know.
+    #[must_use]
+    pub fn offences(&self) -> Vec<String> {
+        self.lock().offences.clone()
+    }
+
+    /// Every post of every client.
+    #[must_use]
+    pub fn posts(&self) -> Vec<Post> {
+        self.lock().posts.values().flatten().copied().collect()
+    }
+
+    /// Records with this outcome.
+    #[must_use]
+    pub fn records(&self, outcome: Outcome) -> u64 {
+        self.posts().iter().filter(|post| post.outcome == outcome).map(|post| u64::from(post.count)).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A client that panicked has still told the truth up to then.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_tells_its_key_and_betrays_a_single_changed_byte() {
+        let key = Key { client: 3, number: 17 };
+        for bytes in [0, 40, 200_000] {
+            assert_eq!(key_of(&message(key, bytes)), Ok(key));
+        }
+        let text = message(key, 100);
+        for at in 0..text.len() {
+            let mut changed = text.clone().into_bytes();
+            changed[at] ^= 1;
+            let changed = String::from_utf8(changed).unwrap();
+            assert_ne!(key_of(&changed), Ok(key), "byte {at}");
+        }
+        assert!(key_of(&text[..99]).is_err());
+    }
+
+    #[test]
+    fn messages_of_neighbours_differ_beyond_the_key() {
+        let [a, b] = [1, 2].map(|number| message(Key { client: 0, number }, 100));
+        assert_ne!(a[12..], b[12..]);
+    }
+}

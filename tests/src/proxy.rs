@@ -1,0 +1,437 @@
+//! A TCP proxy that stands between logweir and a server and does what networks do.
+//!
+//! It understands as much of PostgreSQL's protocol as it takes to see a COMMIT pass: every message
+//! after the start-up is a type byte and a length. For another protocol switch the faults by mode only.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How bytes fare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// They pass.
+    Pass,
+    /// Nobody listens; what is open stays open.
+    Refuse,
+    /// Half-open: connections stand, new ones too, and nothing passes.
+    Swallow,
+    /// Each piece waits this long.
+    Delay(Duration),
+    /// So many bytes per second, in each direction of each connection.
+    Throttle(u32),
+}
+
+/// What is lost when a connection is cut at its COMMIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtCommit {
+    /// The server never sees the COMMIT.
+    RequestLost,
+    /// The server commits and nobody hears of it.
+    ReplyLost,
+    /// The client's side is cut at once; the COMMIT reaches the server this much later, when its sender has
+    /// long looked for it.
+    Late(Duration),
+}
+
+/// The proxy; ends with its value.
+pub struct Proxy {
+    listen: SocketAddr,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    target: SocketAddr,
+    state: Mutex<State>,
+    changed: Condvar,
+    commits_cut: AtomicU32,
+}
+
+struct State {
+    mode: Mode,
+    at_commit: Option<(AtCommit, u32)>,
+    open: Vec<(TcpStream, TcpStream)>,
+    closed: bool,
+}
+
+impl Proxy {
+    /// A proxy on a free port of the loopback that leads to `target`.
+    ///
+    /// # Errors
+    /// No port could be bound.
+    pub fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let listen = listener.local_addr()?;
+        let state = State { mode: Mode::Pass, at_commit: None, open: Vec::new(), closed: false };
+        let shared = Arc::new(Shared {
+            target,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            commits_cut: AtomicU32::new(0),
+        });
+        let acceptor = std::thread::spawn({
+            let shared = shared.clone();
+            move || shared.accept(listener, listen)
+        });
+        Ok(Self { listen, shared, acceptor: Some(acceptor) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// How bytes fare from now on.
+    pub fn set(&self, mode: Mode) {
+        self.shared.lock().mode = mode;
+        self.shared.changed.notify_all();
+    }
+
+    /// Ends all connections that are open now.
+    pub fn cut(&self) {
+        for (client, server) in self.shared.lock().open.drain(..) {
+            close(&client, &server);
+        }
+    }
+
+    /// Cuts the connections of the next `times` COMMITs that pass.
+    pub fn cut_at_commit(&self, what: AtCommit, times: u32) {
+        self.shared.lock().at_commit = Some((what, times));
+    }
+
+    /// How many connections were cut at their COMMIT so far.
+    #[must_use]
+    pub fn commits_cut(&self) -> u32 {
+        self.shared.commits_cut.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+        self.cut();
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+    }
+}
+
+/// How often a thread that waits for the network looks whether the mode has changed.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(self: Arc<Self>, listener: TcpListener, listen: SocketAddr) {
+        let mut listener = Some(listener);
+        loop {
+            let state = self.lock();
+            if state.closed {
+                return;
+            }
+            let refuse = state.mode == Mode::Refuse;
+            drop(state);
+            if refuse {
+                listener = None;
+            } else if listener.is_none() {
+                // The address may be taken for a moment by a connection that is just ending.
+                listener = TcpListener::bind(listen).ok();
+            }
+            let accepted = listener.as_ref().and_then(|listener| {
+                listener.set_nonblocking(true).ok()?;
+                listener.accept().ok()
+            });
+            match accepted {
+                Some((client, _)) => self.connect(client),
+                None => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Leads `client` to the target; a target that does not answer closes it.
+    fn connect(self: &Arc<Self>, client: TcpStream) {
+        let connect = || -> io::Result<_> {
+            client.set_nonblocking(false)?;
+            let server = TcpStream::connect_timeout(&self.target, Duration::from_secs(1))?;
+            for stream in [&client, &server] {
+                stream.set_nodelay(true)?;
+            }
+            let pair = || io::Result::Ok((client.try_clone()?, server.try_clone()?));
+            Ok((pair()?, pair()?, pair()?))
+        };
+        if let Ok((kept, up, down)) = connect() {
+            let mut state = self.lock();
+            state.open.retain(|(client, _)| client.peer_addr().is_ok());
+            state.open.push(kept);
+            drop(state);
+            let reply_lost = Arc::new(Mutex::new(false));
+            let (shared, flag) = (self.clone(), reply_lost.clone());
+            std::thread::spawn(move || shared.pump_up(&up, &flag));
+            let shared = self.clone();
+            std::thread::spawn(move || shared.pump_down(&down, &reply_lost));
+        }
+    }
+
+    /// Client to server: message by message, so that a COMMIT can be seen before it passes.
+    fn pump_up(&self, (client, server): &(TcpStream, TcpStream), reply_lost: &Mutex<bool>) {
+        let mut messages = Messages::default();
+        let mut buffer = vec![0; 64 << 10];
+        while let Some(piece) = read(client, &mut buffer) {
+            messages.push(piece);
+            while let Some(message) = messages.next() {
+                match is_commit(&message).then(|| self.take_cut()).flatten() {
+                    Some(AtCommit::RequestLost) => {
+                        self.commits_cut.fetch_add(1, Ordering::SeqCst);
+                        close(client, server);
+                        return;
+                    }
+                    Some(late_or_unanswered) => {
+                        // Set before the message leaves, so that the reply cannot slip by.
+                        *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                        if let AtCommit::Late(time) = late_or_unanswered {
+                            let _ = client.shutdown(Shutdown::Both);
+                            std::thread::sleep(time);
+                            // The other pump closes when the server has answered.
+                            return drop(self.pass(server, &message));
+                        }
+                    }
+                    None => {}
+                }
+                if self.pass(server, &message).is_err() {
+                    close(client, server);
+                    return;
+                }
+            }
+        }
+        close(client, server);
+    }
+
+    /// Server to client: as the bytes come.
+    fn pump_down(&self, (client, server): &(TcpStream, TcpStream), reply_lost: &Mutex<bool>) {
+        let mut buffer = vec![0; 64 << 10];
+        let mut swallowed = Vec::new();
+        while let Some(piece) = read(server, &mut buffer) {
+            if *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) {
+                swallowed.extend_from_slice(piece);
+                if contains(&swallowed, b"COMMIT\0") {
+                    self.commits_cut.fetch_add(1, Ordering::SeqCst);
+                    break;
+                }
+            } else if self.pass(client, piece).is_err() {
+                break;
+            }
+        }
+        close(client, server);
+    }
+
+    fn take_cut(&self) -> Option<AtCommit> {
+        let mut state = self.lock();
+        let (what, times) = state.at_commit?;
+        state.at_commit = (times > 1).then(|| (what, times - 1));
+        Some(what)
+    }
+
+    /// Sends `bytes` on as the mode wants it; under [`Mode::Swallow`] that is when the mode has changed.
+    fn pass(&self, mut to: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
+        while state.mode == Mode::Swallow && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let mode = state.mode;
+        drop(state);
+        match mode {
+            Mode::Delay(time) => std::thread::sleep(time),
+            Mode::Throttle(per_second) => {
+                std::thread::sleep(Duration::from_secs_f64(bytes.len() as f64 / f64::from(per_second)));
+            }
+            Mode::Pass | Mode::Refuse | Mode::Swallow => {}
+        }
+        to.write_all(bytes)
+    }
+}
+
+fn read<'a>(mut from: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    match from.read(buffer) {
+        Ok(0) | Err(_) => None,
+        Ok(len) => Some(&buffer[..len]),
+    }
+}
+
+fn close(client: &TcpStream, server: &TcpStream) {
+    for stream in [client, server] {
+        // An error says that it is closed already.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+/// A simple query or a statement being prepared that says COMMIT (`ON COMMIT DROP` does not count).
+fn is_commit(message: &[u8]) -> bool {
+    matches!(message.first(), Some(b'Q' | b'P'))
+        && String::from_utf8_lossy(message).to_ascii_uppercase().replace("ON COMMIT", "").contains("COMMIT")
+}
+
+/// Splits what a PostgreSQL client sends into messages.
+#[derive(Default)]
+struct Messages {
+    buffer: Vec<u8>,
+    started: bool,
+}
+
+/// Codes of the messages that come before the start-up message and leave the connection before it.
+const BEFORE_STARTUP: [u32; 2] = [80_877_103, 80_877_104];
+
+impl Messages {
+    fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        // Without a type byte until the connection is started: SSLRequest, then the start-up message.
+        let at = usize::from(self.started);
+        let number = |from: usize| Some(u32::from_be_bytes(self.buffer.get(from..from + 4)?.try_into().ok()?));
+        let len = at + number(at)? as usize;
+        if self.buffer.len() < len {
+            return None;
+        }
+        if !self.started {
+            self.started = !BEFORE_STARTUP.contains(&number(4)?);
+        }
+        let rest = self.buffer.split_off(len);
+        Some(std::mem::replace(&mut self.buffer, rest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that answers everything it reads with the same bytes.
+    fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Some(piece) = read(&stream, &mut buffer).map(<[u8]>::to_vec) {
+                        stream.write_all(&piece).unwrap();
+                    }
+                });
+            }
+        });
+        addr
+    }
+
+    fn message(kind: u8, text: &str) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend((text.len() as u32 + 5).to_be_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+        bytes
+    }
+
+    fn startup() -> Vec<u8> {
+        [[0, 0, 0, 8], 196_608_u32.to_be_bytes()].concat()
+    }
+
+    fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(bytes)?;
+        let mut answer = vec![0; bytes.len()];
+        stream.read_exact(&mut answer)?;
+        assert_eq!(answer, bytes);
+        Ok(())
+    }
+
+    fn started(proxy: &Proxy) -> TcpStream {
+        let mut stream = TcpStream::connect(proxy.addr()).unwrap();
+        exchange(&mut stream, &startup()).unwrap();
+        stream
+    }
+
+    #[test]
+    fn messages_are_split_wherever_the_pieces_end() {
+        let ssl = [[0, 0, 0, 8], 80_877_103_u32.to_be_bytes()].concat();
+        let all = [ssl, startup(), message(b'Q', "BEGIN"), message(b'd', &"x".repeat(300))];
+        let bytes = all.concat();
+        for size in [1, 7, bytes.len()] {
+            let mut messages = Messages::default();
+            let mut seen = Vec::new();
+            for piece in bytes.chunks(size) {
+                messages.push(piece);
+                seen.extend(std::iter::from_fn(|| messages.next()));
+            }
+            assert_eq!(seen, all);
+        }
+    }
+
+    #[test]
+    fn bytes_pass_and_a_cut_ends_the_connection() {
+        let proxy = Proxy::start(echo()).unwrap();
+        let mut stream = started(&proxy);
+        exchange(&mut stream, &message(b'Q', "SELECT 1")).unwrap();
+        proxy.cut();
+        assert!(exchange(&mut stream, &message(b'Q', "SELECT 1")).is_err());
+        started(&proxy);
+    }
+
+    #[test]
+    fn refused_connections_come_back_with_the_mode() {
+        let proxy = Proxy::start(echo()).unwrap();
+        let mut kept = started(&proxy);
+        proxy.set(Mode::Refuse);
+        while TcpStream::connect(proxy.addr()).is_ok() {
+            std::thread::sleep(LOOK);
+        }
+        exchange(&mut kept, &message(b'Q', "still here")).unwrap();
+        proxy.set(Mode::Pass);
+        while TcpStream::connect(proxy.addr()).is_err() {
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    #[test]
+    fn a_half_open_connection_is_silent_until_it_heals() {
+        let proxy = Proxy::start(echo()).unwrap();
+        let mut stream = started(&proxy);
+        proxy.set(Mode::Swallow);
+        stream.write_all(&message(b'Q', "SELECT 1")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(stream.read(&mut [0; 16]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+        proxy.set(Mode::Pass);
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.read_exact(&mut [0; 14]).unwrap();
+    }
+
+    #[test]
+    fn a_commit_is_cut_before_it_arrives_or_before_it_is_answered() {
+        let proxy = Proxy::start(echo()).unwrap();
+        for (what, commit) in [
+            (AtCommit::RequestLost, message(b'Q', "SELECT 1; commit")),
+            (AtCommit::RequestLost, message(b'P', "COMMIT")),
+            // The echo is the reply that is swallowed: it says COMMIT as a server's does.
+            (AtCommit::ReplyLost, message(b'Q', "COMMIT")),
+        ] {
+            let before = proxy.commits_cut();
+            proxy.cut_at_commit(what, 1);
+            let mut stream = started(&proxy);
+            exchange(&mut stream, &message(b'Q', "CREATE TEMP TABLE t () ON COMMIT DROP")).unwrap();
+            exchange(&mut stream, &message(b'd', "COMMIT inside of data")).unwrap();
+            assert!(exchange(&mut stream, &commit).is_err());
+            assert_eq!(proxy.commits_cut(), before + 1);
+            exchange(&mut started(&proxy), &message(b'Q', "COMMIT")).unwrap();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Reads the log store from outside, past all of logweir's own code.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+use serde_json::Value;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use crate::oracle::{Contents, LaneTotals, Stored};
+
+/// Where the records end up.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server, by its direct URL: what stands between it and logweir does not stand between it and the oracle.
+    Postgres(String),
+}
+
+/// One row as text; NULL is empty.
+type Row = Vec<String>;
+
+impl Store {
+    /// Rows, dead letters and lanes.
+    ///
+    /// # Errors
+    /// The store cannot be read, or its tables are not there.
+    pub fn contents(&self) -> Result<Contents, String> {
+        let stored = |row: Row| -> Result<Stored, String> {
+            let [id, message, attributes] = row.try_into().map_err(|row| format!("{row:?}"))?;
+            Ok(Stored { id: id.parse().map_err(|_| format!("id {id:?}"))?, message, attributes })
+        };
+        let rows = self.rows("SELECT id, message, coalesce(CAST(attributes AS text), '') FROM logs")?;
+        let rows = rows.into_iter().map(stored).collect::<Result<_, _>>()?;
+        let dead = self.rows("SELECT id, raw FROM logweir_dead_letter")?;
+        let dead = dead.into_iter().map(letter).collect::<Result<_, _>>()?;
+        let lanes = self.rows("SELECT lane_id, rows, dead, lost, inherited FROM logweir_lane")?;
+        let lanes = lanes.into_iter().map(lane).collect::<Result<_, _>>()?;
+        Ok(Contents { rows, dead, lanes })
+    }
+
+    /// How many rows the table has.
+    ///
+    /// # Errors
+    /// As in [`Store::rows`].
+    pub fn count(&self) -> Result<u64, String> {
+        let rows = self.rows("SELECT count(*) FROM logs")?;
+        rows.first().and_then(|row| row.first()?.parse().ok()).ok_or_else(|| format!("{rows:?} is not a count"))
+    }
+
+    /// Runs `sql` and returns what it gives, as text.
+    ///
+    /// # Errors
+    /// The server's, with the statement.
+    pub fn rows(&self, sql: &str) -> Result<Vec<Row>, String> {
+        match self {
+            Self::Sqlite(path) => sqlite_rows(path, sql).map_err(|error| format!("{sql}: {error}")),
+            Self::Postgres(url) => postgres_rows(url, sql).map_err(|error| format!("{sql}: {error:?}")),
+        }
+    }
+}
+
+fn letter(row: Row) -> Result<Stored, String> {
+    let [id, raw] = row.try_into().map_err(|row| format!("{row:?}"))?;
+    let record: Value = serde_json::from_str(&raw).map_err(|error| format!("dead letter {raw:?}: {error}"))?;
+    let text = |name: &str| match &record[name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Ok(Stored {
+        id: id.parse().map_err(|_| format!("id {id:?}"))?,
+        message: text("message"),
+        attributes: text("attributes"),
+    })
+}
+
+fn lane(row: Row) -> Result<LaneTotals, String> {
+    let numbers: Vec<i64> = row.iter().filter_map(|text| text.parse().ok()).collect();
+    let [lane_id, rows, dead, lost, inherited] = numbers[..] else { return Err(format!("lane {row:?}")) };
+    Ok(LaneTotals { lane_id, rows, dead, lost, inherited })
+}
+
+fn sqlite_rows(path: &PathBuf, sql: &str) -> rusqlite::Result<Vec<Row>> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(Duration::from_secs(30))?;
+    let mut statement = connection.prepare(sql)?;
+    let columns = statement.column_count();
+    let text = |value: rusqlite::types::Value| match value {
+        rusqlite::types::Value::Null => String::new(),
+        rusqlite::types::Value::Integer(number) => number.to_string(),
+        rusqlite::types::Value::Real(number) => number.to_string(),
+        rusqlite::types::Value::Text(text) => text,
+        rusqlite::types::Value::Blob(bytes) => format!("{bytes:02x?}"),
+    };
+    let rows = statement.query_map([], |row| (0..columns).map(|column| row.get(column).map(text)).collect())?;
+    rows.collect()
+}
+
+fn postgres_rows(url: &str, sql: &str) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        let connection = tokio::spawn(connection);
+        let messages = client.simple_query(sql).await?;
+        drop(client);
+        let _ = connection.await;
+        let row = |message| match message {
+            SimpleQueryMessage::Row(row) => {
+                Some((0..row.len()).map(|column| row.get(column).unwrap_or_default().to_owned()).collect())
+            }
+            _ => None,
+        };
+        Ok(messages.into_iter().filter_map(row).collect())
+    })
+}

@@ -1,0 +1,230 @@
+//! A slow or dead neighbour stalls only itself: PostgreSQL and Redis killed, restarted, read-only, cut off,
+//! half-open and slow, under load. In the end everything acknowledged is in the table, once.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use logweir_tests::client::{Client, Load};
+use logweir_tests::disk::{Disk, may_mount};
+use logweir_tests::proxy::{AtCommit, Mode};
+use logweir_tests::redis::Redis;
+use logweir_tests::scenario::{PATIENCE, SEGMENT_BYTES, Scenario, behind_proxy, on_postgres, on_sqlite};
+
+/// Starts, sends, does `fault` to the neighbour, demands that intake goes on, mends it, and demands everything.
+fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), mend: impl FnOnce(&mut Scenario)) {
+    s.start();
+    let load = s.load(Load::default());
+    s.acknowledged(200);
+    fault(s);
+    s.acknowledged(1000);
+    mend(s);
+    s.acknowledged(200);
+    load.stop();
+    s.conserve();
+}
+
+fn nothing(_: &mut Scenario) {}
+
+#[test]
+fn postgres_killed_and_started_again() {
+    on_postgres("postgres killed", |s| survives(s, |s| s.postgres().kill(), |s| s.postgres().restart()));
+}
+
+#[test]
+fn postgres_restarted_at_once() {
+    on_postgres("postgres restarted", |s| {
+        survives(
+            s,
+            |s| {
+                s.postgres().stop_immediately();
+                s.postgres().restart();
+            },
+            nothing,
+        )
+    });
+}
+
+#[test]
+fn postgres_read_only_for_a_while() {
+    let read_only = |s: &mut Scenario, on: &str| {
+        s.postgres().execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {on}"));
+        s.postgres().execute("SELECT pg_reload_conf()");
+    };
+    on_postgres("postgres read-only", |s| survives(s, |s| read_only(s, "on"), |s| read_only(s, "off")));
+}
+
+#[test]
+fn a_commit_that_never_arrives_is_sent_again() {
+    behind_proxy("commit lost", |s| cut_at_commits(s, AtCommit::RequestLost));
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_not_done_again() {
+    behind_proxy("answer to commit lost", |s| cut_at_commits(s, AtCommit::ReplyLost));
+}
+
+#[test]
+fn a_commit_that_arrives_after_its_sender_has_given_up_is_not_done_again() {
+    behind_proxy("late commit", |s| cut_at_commits(s, AtCommit::Late(Duration::from_secs(1))));
+}
+
+fn cut_at_commits(s: &mut Scenario, what: AtCommit) {
+    survives(s, |s| s.proxy().cut_at_commit(what, 5), |s| s.wait("five cuts", |s| s.proxy().commits_cut() == 5));
+}
+
+#[test]
+fn connections_cut_again_and_again() {
+    behind_proxy("connections cut", |s| survives(s, |s| s.proxy().cut(), |s| s.proxy().cut()));
+}
+
+#[test]
+fn a_half_open_connection_is_given_up() {
+    behind_proxy("half-open", |s| {
+        s.set("database.statement_timeout_ms", 1000);
+        s.set("database.connect_timeout_ms", 1000);
+        survives(
+            s,
+            |s| s.proxy().set(Mode::Swallow),
+            |s| {
+                // The bytes that were swallowed never come: only connections that are given up and made anew go on.
+                s.proxy().cut();
+                s.proxy().set(Mode::Pass);
+            },
+        );
+    });
+}
+
+#[test]
+fn a_database_that_refuses_connections_for_a_while() {
+    behind_proxy("refused", |s| {
+        let refuse = |s: &mut Scenario| {
+            s.proxy().set(Mode::Refuse);
+            s.proxy().cut();
+        };
+        survives(s, refuse, |s| s.proxy().set(Mode::Pass));
+    });
+}
+
+#[test]
+fn a_slow_database() {
+    behind_proxy("slow", |s| {
+        survives(s, |s| s.proxy().set(Mode::Delay(Duration::from_millis(100))), |s| s.proxy().set(Mode::Pass));
+    });
+    behind_proxy("narrow", |s| {
+        survives(s, |s| s.proxy().set(Mode::Throttle(50_000)), |s| s.proxy().set(Mode::Pass));
+    });
+}
+
+/// What Redis does is nobody's business: commits go on as well.
+fn redis(name: &str, fault: impl FnOnce(&mut Redis), mend: impl FnOnce(&mut Redis)) {
+    on_sqlite(name, |s| {
+        let redis = RefCell::new(Redis::start());
+        let url = redis.borrow().url();
+        s.set("cache.url", url);
+        let stores_without = |s: &mut Scenario| {
+            fault(&mut redis.borrow_mut());
+            let before = s.store.count().expect("a table");
+            s.wait("rows are stored without Redis", |s| s.store.count().is_ok_and(|count| count > before + 500));
+        };
+        survives(s, stores_without, |_| mend(&mut redis.borrow_mut()));
+    });
+}
+
+#[test]
+fn redis_killed_and_started_again() {
+    redis("redis killed", Redis::kill, Redis::restart);
+}
+
+#[test]
+fn redis_frozen_and_thawed() {
+    redis("redis frozen", |redis| redis.freeze(), |redis| redis.thaw());
+}
+
+#[test]
+fn redis_out_of_memory() {
+    redis(
+        "redis out of memory",
+        |redis| redis.config_set("maxmemory", "1"),
+        |redis| redis.config_set("maxmemory", "0"),
+    );
+}
+
+#[test]
+fn redis_not_there_at_start() {
+    on_sqlite("no redis", |s| {
+        s.set("cache.url", "redis://127.0.0.1:1/");
+        survives(s, nothing, nothing);
+    });
+}
+
+#[test]
+fn a_database_not_there_at_start_is_waited_for() {
+    behind_proxy("no database at start", |s| {
+        s.proxy().set(Mode::Refuse);
+        survives(s, nothing, |s| s.proxy().set(Mode::Pass));
+    });
+}
+
+#[test]
+fn a_journal_at_its_quota_answers_503_until_the_database_is_back() {
+    on_sqlite("quota", |s| {
+        s.set("journal.quota_bytes", 4 * SEGMENT_BYTES);
+        fills_up_and_goes_on(s);
+    });
+}
+
+#[test]
+fn a_full_disk_answers_503_until_the_database_is_back() {
+    with_a_small_disk("full disk", fills_up_and_goes_on);
+}
+
+#[test]
+fn sigterm_on_a_full_disk_loses_nothing() {
+    with_a_small_disk("SIGTERM on a full disk", |s| {
+        s.start();
+        let lock = s.lock_store();
+        let load = s.load(Load::large());
+        until_full(s);
+        s.stop();
+        load.stop();
+        drop(lock);
+        s.conserve();
+    });
+}
+
+/// The journal on a disk with room for three segments; the quota alone would allow more.
+fn with_a_small_disk(name: &str, story: impl FnOnce(&mut Scenario)) {
+    if !may_mount() {
+        eprintln!("skipped: a small disk takes root");
+        return;
+    }
+    on_sqlite(name, |s| {
+        let disk = Disk::small(&s.dir.join("volume"), 3 * SEGMENT_BYTES + (8 << 20));
+        s.set("data_dir", disk.path().join("data").display());
+        story(s);
+        s.kill_server();
+    });
+}
+
+fn fills_up_and_goes_on(s: &mut Scenario) {
+    s.start();
+    let lock = s.lock_store();
+    let load = s.load(Load::large());
+    until_full(s);
+    drop(lock);
+    s.acknowledged(500);
+    load.stop();
+    s.conserve();
+}
+
+/// Until a record is refused as the contract says: 503, with the time of the next try, and readiness gone.
+fn until_full(s: &mut Scenario) {
+    let ledger = s.ledger.clone();
+    let mut client = Client::new(&ledger, s.server().http);
+    s.wait("a refusal", |_| {
+        client.send(Load { records: 1, ..Load::large() }).is_some_and(|answer| answer.status == 503)
+    });
+    s.server()
+        .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
+        .expect("it goes on");
+}

@@ -1,0 +1,61 @@
+//! The harness itself against a real PostgreSQL: does a cut at COMMIT cut where it says?
+
+use std::time::{Duration, Instant};
+
+use logweir_tests::postgres::{Options, Server};
+use logweir_tests::proxy::{AtCommit, Proxy};
+use logweir_tests::store::Store;
+use tokio_postgres::NoTls;
+
+/// Inserts one row in a transaction through the proxy, as logweir's own client library does it.
+fn insert(url: &str) -> Result<(), tokio_postgres::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (mut client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        tokio::spawn(connection);
+        let transaction = client.transaction().await?;
+        transaction.execute("INSERT INTO t VALUES (1)", &[]).await?;
+        transaction.commit().await
+    })
+}
+
+#[test]
+fn a_commit_is_lost_before_or_after_it_happened() {
+    let postgres = Server::start(&Options::default());
+    postgres.execute("CREATE TABLE t (n int)");
+    let proxy = Proxy::start(([127, 0, 0, 1], postgres.port()).into()).unwrap();
+    let through = format!("postgres://postgres@{}/postgres", proxy.addr());
+    let count = || Store::Postgres(postgres.url("postgres")).rows("SELECT count(*) FROM t").unwrap()[0][0].clone();
+
+    insert(&through).unwrap();
+    assert_eq!(count(), "1");
+    proxy.cut_at_commit(AtCommit::RequestLost, 1);
+    insert(&through).unwrap_err();
+    assert_eq!(count(), "1");
+    proxy.cut_at_commit(AtCommit::ReplyLost, 1);
+    insert(&through).unwrap_err();
+    assert_eq!(count(), "2");
+    proxy.cut_at_commit(AtCommit::Late(Duration::from_millis(200)), 1);
+    insert(&through).unwrap_err();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while count() == "2" {
+        assert!(Instant::now() < deadline, "the late COMMIT never arrives");
+    }
+    assert_eq!(count(), "3");
+    assert_eq!(proxy.commits_cut(), 3);
+    insert(&through).unwrap();
+    assert_eq!(count(), "4");
+}
+
+#[test]
+fn postgres_comes_back_from_a_crash_and_from_an_immediate_restart() {
+    let postgres = Server::start(&Options::default());
+    postgres.execute("CREATE TABLE t (n int)");
+    postgres.kill();
+    assert!(Store::Postgres(postgres.url("postgres")).rows("SELECT 1").is_err());
+    postgres.restart();
+    postgres.execute("INSERT INTO t VALUES (1)");
+    postgres.stop_immediately();
+    postgres.restart();
+    postgres.execute("INSERT INTO t VALUES (1)");
+}

@@ -1,0 +1,248 @@
+//! Starting, stopping, and who may own a journal: SIGTERM and SIGINT under every condition, two processes on
+//! one volume, on copies of one volume, and one that wakes up after it was replaced.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use logweir_tests::client::{Load, Running};
+use logweir_tests::proxy::Mode;
+use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, copy_volume, files, on_postgres, on_sqlite};
+
+#[test]
+fn sigterm_under_load_ends_cleanly_and_its_numbers_add_up() {
+    on_postgres("SIGTERM under load", |s| {
+        for _ in 0..3 {
+            s.start();
+            let load = s.load(Load::default());
+            s.acknowledged(500);
+            let closing = s.stop();
+            assert_eq!(closing.backlog, 0, "the database is up: {closing:?}");
+            load.stop();
+        }
+        s.conserve();
+    });
+}
+
+#[test]
+fn sigint_is_sigterm() {
+    on_sqlite("SIGINT", |s| {
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(200);
+        s.server().signal(libc::SIGINT);
+        assert_eq!(s.ended().code(), Some(0));
+        load.stop();
+        s.conserve();
+    });
+}
+
+#[test]
+fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
+    behind_proxy("SIGTERM without database", |s| {
+        s.start();
+        database_away(s);
+        let load = s.load(Load::default());
+        s.acknowledged(500);
+        load.stop();
+        let begun = Instant::now();
+        let closing = s.stop();
+        // The one timed bound of the contract.
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(closing.backlog >= 500, "{closing:?}");
+        s.proxy().set(Mode::Pass);
+        s.conserve();
+    });
+}
+
+fn database_away(s: &Scenario) {
+    s.proxy().set(Mode::Refuse);
+    s.proxy().cut();
+}
+
+#[test]
+fn a_second_sigterm_ends_a_drain_that_takes_long() {
+    behind_proxy("two SIGTERMs", |s| {
+        s.set("shutdown.linger_ms", 60_000);
+        s.set("shutdown.deadline_ms", 120_000);
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(200);
+        s.server().signal(libc::SIGTERM);
+        s.server()
+            .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
+            .expect("it lingers");
+        s.server().signal(libc::SIGTERM);
+        assert_eq!(s.server().wait(Duration::from_secs(20)).code(), Some(0), "a minute of linger is not waited for");
+        load.stop();
+        s.conserve();
+    });
+}
+
+#[test]
+fn after_sigterm_readiness_is_gone_at_once_while_intake_lingers() {
+    on_sqlite("linger", |s| {
+        s.set("shutdown.linger_ms", 2000);
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(100);
+        s.server().signal(libc::SIGTERM);
+        s.server()
+            .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
+            .expect("it lingers");
+        s.acknowledged(100);
+        assert_eq!(s.ended().code(), Some(0));
+        load.stop();
+        s.conserve();
+    });
+}
+
+#[test]
+fn sigterm_while_a_backlog_is_replayed() {
+    behind_proxy("SIGTERM during replay", |s| {
+        s.start();
+        database_away(s);
+        let load = s.load(Load { records: 500, ..Load::default() });
+        s.acknowledged(50_000);
+        load.stop();
+        s.stop();
+        s.proxy().set(Mode::Throttle(2_000_000));
+        for _ in 0..3 {
+            s.start();
+            s.stop();
+        }
+        s.proxy().set(Mode::Pass);
+        s.conserve();
+    });
+}
+
+#[test]
+fn a_deadline_shorter_than_the_drain_leaves_the_rest_in_the_journal() {
+    behind_proxy("short deadline", |s| {
+        s.set("shutdown.deadline_ms", 1000);
+        s.start();
+        let load = s.load(Load { records: 500, ..Load::default() });
+        s.acknowledged(1000);
+        s.proxy().set(Mode::Throttle(20_000));
+        s.acknowledged(20_000);
+        load.stop();
+        let closing = s.stop();
+        assert!(closing.backlog > 0, "{closing:?}");
+        s.proxy().set(Mode::Pass);
+        s.conserve();
+    });
+}
+
+#[test]
+fn a_second_process_on_the_same_volume_is_refused() {
+    on_sqlite("one volume, two processes", |s| {
+        s.start();
+        let load = s.load(Load::default());
+        let data_dir = s.data_dir();
+        let mut second = s.launch_beside(&data_dir);
+        assert_eq!(second.wait(PATIENCE).code(), Some(69), "{}", second.log_text());
+        assert!(second.log_text().contains("in use by another process"), "{}", second.log_text());
+        s.acknowledged(200);
+        load.stop();
+        s.conserve();
+    });
+}
+
+#[test]
+fn of_two_processes_on_copies_of_a_volume_one_is_fenced_and_nothing_is_lost() {
+    behind_proxy("copies of a clean volume", |s| two_on_copies(s, Scenario::stop));
+    behind_proxy("copies of a volume after a crash", |s| two_on_copies(s, |s| s.server().kill()));
+}
+
+fn two_on_copies<T>(s: &mut Scenario, end: impl FnOnce(&mut Scenario) -> T) {
+    s.start();
+    let load = s.load(Load::default());
+    s.acknowledged(300);
+    load.stop();
+    end(s);
+    let original = s.data_dir();
+    let copy = s.dir.join("copy");
+    copy_volume(&original, &copy);
+    // Without a database nobody can tell the two apart: both take records.
+    s.proxy().set(Mode::Refuse);
+    s.start();
+    let mut second = s.launch_beside(&copy);
+    second.ready().expect("the database will decide, and it is not there");
+    let loads = [s.load(Load::default()), Load::default().start(&s.ledger, second.http)];
+    s.acknowledged(1000);
+    s.proxy().set(Mode::Pass);
+    let mut fenced = None;
+    while fenced.is_none() {
+        fenced = s.server().exited().map(|exit| (exit, original.clone()));
+        fenced = fenced.or_else(|| second.exited().map(|exit| (exit, copy.clone())));
+        s.acknowledged(1);
+    }
+    let (exit, fenced) = fenced.expect("one of the two has ended");
+    assert_eq!(exit.code(), Some(75), "{} {}", s.server().log_text(), second.log_text());
+    loads.into_iter().for_each(Running::stop);
+    let (winner, data_dir) = if fenced == copy { (&mut *s.server(), original) } else { (&mut second, copy) };
+    winner.signal(libc::SIGTERM);
+    assert_eq!(winner.wait(PATIENCE).code(), Some(0), "{}", winner.log_text());
+    s.set("data_dir", data_dir.display());
+    adopt(s, &fenced);
+    s.conserve();
+}
+
+/// Saves what only this copy of a journal has.
+fn adopt(s: &mut Scenario, copy: &Path) {
+    let dir = copy.join("journal");
+    let output = s.run(&["journal", "drain", "--adopt", "--dir", &dir.to_string_lossy()]);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_process_that_was_asleep_while_another_took_its_journal_over_is_fenced() {
+    on_postgres("zombie", |s| {
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        s.server().signal(libc::SIGSTOP);
+        let copy = s.dir.join("copy");
+        copy_volume(&s.data_dir(), &copy);
+        let mut heir = s.launch_beside(&copy);
+        heir.ready().expect("a copy of a journal is a journal");
+        let heirs_load = Load::default().start(&s.ledger, heir.http);
+        s.acknowledged(300);
+        s.server().signal(libc::SIGCONT);
+        assert_eq!(s.ended().code(), Some(75), "{}", s.server().log_text());
+        s.acknowledged(100);
+        load.stop();
+        heirs_load.stop();
+        // The heir has the journal now; what the sleeper took after it woke up is in its own.
+        heir.signal(libc::SIGTERM);
+        assert_eq!(heir.wait(PATIENCE).code(), Some(0));
+        let sleeper = s.data_dir();
+        s.set("data_dir", copy.display());
+        adopt(s, &sleeper);
+        s.conserve();
+    });
+}
+
+#[test]
+fn a_wrong_configuration_at_a_restart_with_backlog_touches_nothing() {
+    on_sqlite("wrong configuration", |s| {
+        s.start();
+        let lock = s.lock_store();
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        s.server().kill();
+        load.stop();
+        let before = files(&s.data_dir());
+        s.set("journal.quota_bytes", "plenty");
+        s.set("batch.rows_max", 0);
+        s.launch("");
+        assert_eq!(s.ended().code(), Some(78));
+        for key in ["journal.quota_bytes", "batch.rows_max"] {
+            assert!(s.server().log_text().contains(key), "{}", s.server().log_text());
+        }
+        assert!(files(&s.data_dir()) == before, "the volume was changed");
+        s.set("journal.quota_bytes", 268_435_456);
+        s.set("batch.rows_max", 20_000);
+        drop(lock);
+        s.conserve();
+    });
+}

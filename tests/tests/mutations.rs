@@ -1,0 +1,109 @@
+//! Tests of the tests: each bug that can be switched on must be caught by the very check that passes without it.
+
+use std::time::Duration;
+
+use logweir_tests::client::Load;
+use logweir_tests::disk::{Disk, may_mount};
+use logweir_tests::oracle::Violation;
+use logweir_tests::proxy::AtCommit;
+use logweir_tests::scenario::{PATIENCE, behind_proxy, on_postgres, on_sqlite};
+
+/// Tells the story twice: as it is, where nothing may be wrong, and with the mutation armed, where `catches` must be.
+fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str) -> Vec<Violation>) {
+    let sound = tell("");
+    assert!(sound.is_empty(), "without the mutation: {sound:?}");
+    let found = tell(&format!("{mutation}=return"));
+    assert!(found.iter().any(catches), "{mutation} was not caught: {found:?}");
+}
+
+fn is_lost(violation: &Violation) -> bool {
+    matches!(violation, Violation::Lost(_))
+}
+
+fn is_doubled(violation: &Violation) -> bool {
+    matches!(violation, Violation::Doubled(_))
+}
+
+#[test]
+fn forgetting_the_compare_and_set_is_caught_by_a_late_commit() {
+    caught("mutation.no_cas", is_doubled, |faults| {
+        let mut found = Vec::new();
+        behind_proxy("late commits", |s| {
+            s.start_with(faults);
+            let load = s.load(Load::default());
+            s.acknowledged(100);
+            s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1)), 3);
+            s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
+            load.stop();
+            found = s.findings();
+        });
+        found
+    });
+}
+
+#[test]
+fn moving_the_cursor_outside_of_the_transaction_is_caught_by_a_kill() {
+    caught(
+        "mutation.cursor_outside_tx",
+        |found| is_doubled(found) || is_lost(found),
+        |faults| {
+            let mut found = Vec::new();
+            on_postgres("kill at commit", |s| {
+                let load = s.load(Load::default());
+                for point in ["store.commit.before", "store.commit.after"] {
+                    let exit = s.launch(&format!("{faults};{point}=3*off->return")).wait(PATIENCE);
+                    assert!(exit.killed(), "{exit:?}: {}", s.server().log_text());
+                }
+                load.stop();
+                found = s.findings();
+            });
+            found
+        },
+    );
+}
+
+#[test]
+fn acknowledging_before_the_fsync_is_caught_by_a_power_cut() {
+    if cannot_cut_power() {
+        return;
+    }
+    caught("mutation.ack_before_fsync", is_lost, power_cut);
+}
+
+#[test]
+fn not_syncing_at_all_is_caught_by_a_power_cut() {
+    if cannot_cut_power() {
+        return;
+    }
+    caught("mutation.skip_fsync", is_lost, power_cut);
+}
+
+fn cannot_cut_power() -> bool {
+    if !may_mount() {
+        eprintln!("skipped: a disk that loses power takes root");
+    }
+    !may_mount()
+}
+
+/// The journal's disk loses power under load, while the database does not take anything. Each fsync waits a
+/// moment before it starts: that is the window in which an answer that comes too early is a lie.
+fn power_cut(faults: &str) -> Vec<Violation> {
+    let mut found = Vec::new();
+    on_sqlite("power cut", |s| {
+        let disk = Disk::ext4(&s.dir.join("volume"), 256 << 20);
+        s.set("data_dir", disk.path().join("data").display());
+        s.start();
+        let lock = s.lock_store();
+        s.start_with(&format!("{faults};journal.fsync.before=sleep(300)"));
+        let load = s.load(Load { records: 200, ..Load::default() });
+        s.acknowledged(3000);
+        disk.power_off();
+        assert_eq!(s.ended().code(), Some(74), "{}", s.server().log_text());
+        load.stop();
+        disk.power_on();
+        drop(lock);
+        found = s.findings();
+        s.kill_server();
+    });
+    found
+}
