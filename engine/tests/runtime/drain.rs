@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use logweir_engine::drain::Phase;
-use logweir_engine::mailbox::{Closed, Depth};
+use logweir_engine::mailbox::{Closed, Depth, TrySendError};
 
 use super::*;
 
@@ -107,6 +107,24 @@ fn whoever_sends_during_a_drain_is_answered_or_gets_the_message_back() {
         let seen = observation(&topology, "sink");
         assert_eq!((seen.entered, seen.handled, seen.discarded), (sent, sent, 0));
         assert_eq!(mailbox.depth(), Depth::default());
+    });
+}
+
+#[test]
+fn the_drain_is_the_last_to_enter_the_mailbox() {
+    run_paused(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let gate = Gate::shut();
+        let mailbox = topology.spawn(here("gate", 4, 100), gated(&gate));
+        let (item, answer) = Item::asking(1);
+        mailbox.try_send(item).unwrap();
+        let drained = actix_rt::spawn(async move { topology.drain().await });
+        tokio::task::yield_now().await; // the drain stands in the queue, behind a message in hand
+        assert!(matches!(mailbox.try_send(Item::new(2)), Err(TrySendError::Closed(Item { id: 2, .. }))));
+        assert!(!drained.is_finished());
+        gate.open(1);
+        assert_eq!(answer.await, Ok(1));
+        assert!(drained.await.unwrap().is_empty());
     });
 }
 
