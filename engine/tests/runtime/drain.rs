@@ -215,3 +215,24 @@ fn dropping_a_topology_ends_its_stages_and_their_senders_hear_of_it() {
         assert!(mailbox.send(Item::new(2)).await.is_err());
     });
 }
+
+#[test]
+fn a_stage_that_is_cancelled_before_its_first_turn_is_never_built() {
+    run_paused(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let built = Arc::new(AtomicU64::new(0));
+        let factory = {
+            let (built, build) = (built.clone(), act(|_, _: Item| async { Ok(()) }));
+            move |ctx| {
+                built.fetch_add(1, Ordering::SeqCst);
+                build(ctx)
+            }
+        };
+        let mailbox = topology.spawn(here("unborn", 1, 1), factory);
+        let (item, answer) = Item::asking(1);
+        mailbox.try_send(item).unwrap();
+        drop(topology);
+        assert!(answer.await.is_err());
+        assert_eq!(built.load(Ordering::SeqCst), 0);
+    });
+}
