@@ -454,7 +454,7 @@ impl LaneState {
     fn guard(&self, transaction: &Transaction<'_>, batch: &Batch, flushed: &Flushed) -> Result<LaneRow, StoreError> {
         let row = one_lane(transaction, self.writer, batch.lane)
             .map_err(failed("reading the cursor back"))?
-            .ok_or_else(|| StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
+            .ok_or(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
         if row.last_seq == batch.to_seq() && row.settled() == batch.to_records() {
             return Ok(row);
         }
