@@ -240,6 +240,14 @@ impl Refusal {
         Self { kind: RefusalKind::Unavailable, reason: "draining", detail }
     }
 
+    /// The commit did not come in time.
+    #[must_use]
+    pub fn not_committed() -> Self {
+        let detail = "the database has not committed it in time: it is in the journal and will be committed; a re-send \
+                      would be a new record";
+        Self { kind: RefusalKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
+    }
+
     /// The journal takes nothing, for this reason.
     #[must_use]
     pub fn of_journal(error: &AppendError) -> Self {
