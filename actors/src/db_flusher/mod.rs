@@ -128,6 +128,7 @@ impl DbFlusher {
                     self.link.release(batch.to_seq());
                     return Ok(());
                 }
+                self.reader = None; // it would read again what goes past it here
                 match self.flush(&batch).await {
                     Err(Interrupted::Moved) => continue,
                     outcome => return outcome,
