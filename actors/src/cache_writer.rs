@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
 use crate::cache::{CacheError, HotCache};
 use crate::message::Batch;
+use crate::progress::Progress;
 
 /// The component's name in metrics.
 const NAME: &str = "cache-writer";
@@ -29,14 +30,23 @@ const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min:
 pub struct CacheWriter {
     context: StageContext,
     journal: Journal,
+    progress: Progress,
     feed: CacheFeed,
 }
 
 impl CacheWriter {
     /// Feeds `cache` with the batches of `writer`, once `journal` has them on disk.
     #[must_use]
-    pub fn new(context: StageContext, journal: Journal, cache: Arc<dyn HotCache>, writer: Uuid) -> Self {
-        Self { context, journal, feed: CacheFeed::new(cache, writer) }
+    pub fn new(
+        context: StageContext,
+        journal: Journal,
+        progress: Progress,
+        cache: Arc<dyn HotCache>,
+        writer: Uuid,
+    ) -> Self {
+        let feed = CacheFeed::new(cache, writer);
+        progress.breaker_state(NAME, feed.breaker.state());
+        Self { context, journal, progress, feed }
     }
 
     /// A drain waits for at most one batch that fails.
@@ -55,11 +65,12 @@ impl Stage for CacheWriter {
             return Ok(());
         }
         // A journal that has failed ends the process elsewhere; here the batch is only not worth caching.
-        if self.context.waiting(self.journal.durable(batch.to_seq())).await.is_err() {
+        if !self.context.waiting(batch.is_durable(&self.journal)).await {
             self.feed.discard(&batch, "not_durable");
             return Ok(());
         }
         self.context.waiting(self.feed.apply(&batch)).await;
+        self.progress.breaker_state(NAME, self.feed.breaker.state());
         Ok(())
     }
 

@@ -60,7 +60,12 @@ impl Logweir {
         Self::start_with(config, Work::Serve, drain, progress).await
     }
 
-    async fn start_with(config: Arc<Config>, work: Work, drain: DrainControl, progress: Progress) -> Result<Self, Exit> {
+    async fn start_with(
+        config: Arc<Config>,
+        work: Work,
+        drain: DrainControl,
+        progress: Progress,
+    ) -> Result<Self, Exit> {
         let store = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?.store();
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
@@ -87,17 +92,7 @@ impl Logweir {
         };
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self {
-            intake,
-            config,
-            journal,
-            recovered,
-            store,
-            cache,
-            progress,
-            topology,
-            drain,
-        })
+        Ok(Self { intake, config, journal, recovered, store, cache, progress, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -128,7 +123,9 @@ impl Logweir {
     /// The way in, for sources.
     #[must_use]
     pub fn intake(&self) -> IntakeHandle {
-        self.intake.clone().expect("only what is started to empty a journal has no way in, and that is never handed out")
+        self.intake
+            .clone()
+            .expect("only what is started to empty a journal has no way in, and that is never handed out")
     }
 
     /// The journal.
@@ -317,7 +314,9 @@ pub struct Stopped {
 /// # Errors
 /// The journal cannot be opened, the database refuses for good, or a lane stands still until somebody mends something.
 pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<Stopped, Exit> {
-    let logweir = Logweir::start_with(Arc::new(config), Work::Empty { dir, adopt }, DrainControl::default(), Progress::default()).await?;
+    let logweir =
+        Logweir::start_with(Arc::new(config), Work::Empty { dir, adopt }, DrainControl::default(), Progress::default())
+            .await?;
     let failure = tokio::select! {
         exit = logweir.failed() => Some(exit),
         stopped = logweir.emptied() => stopped.map(|reason| Exit::new(Exit::UNAVAILABLE, reason)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::{AppendError, LaneId};
+use logweir_engine::journal::{AppendError, Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use tokio::sync::oneshot;
 
@@ -162,6 +162,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Waits for the fsync that covers it. False when that never comes: the disk was full and its numbers were taken
+    /// back, so that other records have (or will have) them.
+    pub async fn is_durable(&self, journal: &Journal) -> bool {
+        journal.durable(self.to_seq()).await.is_ok() && journal.generation() == self.generation
+    }
+
     /// The cursor after it.
     #[must_use]
     pub fn to_seq(&self) -> u64 {

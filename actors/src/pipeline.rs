@@ -100,10 +100,11 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
 }
 
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
-    let (cache, journal, writer) = (Arc::clone(&parts.cache), parts.journal.clone(), parts.writer);
+    let (cache, journal) = (Arc::clone(&parts.cache), parts.journal.clone());
+    let (progress, writer) = (parts.progress.clone(), parts.writer);
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
-        CacheWriter::new(context, journal.clone(), Arc::clone(&cache), writer)
+        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), writer)
     })
 }
 
@@ -114,7 +115,16 @@ fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_wri
     let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
     let flusher = topology.spawn(spec(format!("db-flusher-{lane}"), "store", bound, Some(TICK_MS)), move |context| {
         let breaker = Breaker::new(DATABASE_BREAKER);
-        DbFlusher::new(context, lane, Arc::clone(&session), journal.clone(), Arc::clone(&flusher_link), progress.clone(), limits, breaker)
+        DbFlusher::new(
+            context,
+            lane,
+            Arc::clone(&session),
+            journal.clone(),
+            Arc::clone(&flusher_link),
+            progress.clone(),
+            limits,
+            breaker,
+        )
     });
     Downstream { flusher, cache_writer: cache_writer.clone(), link }
 }

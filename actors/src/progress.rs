@@ -14,6 +14,7 @@ use logweir_engine::journal::{LaneId, LaneTail};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::breaker::BreakerState;
 use crate::store::LaneRow;
 
 /// How a lane's way into the store is.
@@ -75,13 +76,11 @@ pub struct Snapshot {
     /// Every lane that the journal or the database knows.
     pub lanes: Vec<LaneSnapshot>,
     /// Circuit breakers by name.
-    pub breakers: BTreeMap<&'static str, String>,
+    pub breakers: BTreeMap<String, BreakerState>,
     /// The store's name.
     pub store: String,
     /// The cache's name.
     pub cache: String,
-    /// The cache's state, in words.
-    pub cache_state: String,
 }
 
 /// Shared by all that write or read it; a clone is a handle.
@@ -99,10 +98,9 @@ struct State {
     epoch: Option<i64>,
     recovery: Recovery,
     lanes: BTreeMap<LaneId, Lane>,
-    breakers: BTreeMap<&'static str, String>,
+    breakers: BTreeMap<String, BreakerState>,
     store: String,
     cache: String,
-    cache_state: String,
 }
 
 #[derive(Default)]
@@ -137,14 +135,13 @@ impl Progress {
         (state.store, state.cache) = (store.into(), cache.into());
     }
 
-    /// How the cache is, in words.
-    pub fn cache_state(&self, state: impl Into<String>) {
-        self.state().cache_state = state.into();
-    }
-
-    /// How the circuit breaker called `name` stands, in words.
-    pub fn breaker_state(&self, name: &'static str, state: impl Into<String>) {
-        self.state().breakers.insert(name, state.into());
+    /// How the circuit breaker called `name` stands.
+    pub fn breaker_state(&self, name: &str, breaker: BreakerState) {
+        let breakers = &mut self.state().breakers;
+        match breakers.get_mut(name) {
+            Some(known) => *known = breaker,
+            None => drop(breakers.insert(name.to_owned(), breaker)),
+        }
     }
 
     /// How far the start-up has come.
@@ -197,7 +194,6 @@ impl Progress {
             breakers: state.breakers.clone(),
             store: state.store.clone(),
             cache: state.cache.clone(),
-            cache_state: state.cache_state.clone(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! outlive the stages so that requests in flight get their answer.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,6 +35,9 @@ const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// The demo makes the same services in every run.
 const DEMO_SEED: u64 = 1;
+
+/// Libraries that say at `info` what only concerns themselves; `log.level` may ask for more.
+const QUIET: &str = "actix_server=warn,refinery_core=warn,fred=warn";
 
 /// Buckets of every `_seconds` histogram: from a fast fsync to a slow transaction.
 const SECONDS: [f64; 14] =
@@ -124,7 +128,8 @@ async fn serve(config: Config) -> Result<(), Exit> {
 
 fn listen(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
     TcpListener::bind(address).map_err(|error| {
-        let detail = format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there");
+        let detail =
+            format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there");
         Exit::new(Exit::UNAVAILABLE, detail)
     })
 }
@@ -135,8 +140,10 @@ fn unavailable(key: &str, error: &std::io::Error) -> Exit {
 
 fn log_to_stderr(config: &Config) {
     // The filter was checked with the configuration.
-    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let quiet = format!("{QUIET},{}", config.log.level);
+    let filter = EnvFilter::try_new(quiet).unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
     // An error means that the embedding program logs already.
     let _ = if config.log.json { log.json().try_init() } else { log.try_init() };
 }
@@ -185,15 +192,23 @@ fn announce(config: &Config, logweir: &Logweir, data: std::net::SocketAddr, admi
     tracing::info!(writer = %recovered.writer, clean = recovered.clean, torn_bytes = recovered.torn_bytes,
         damage = recovered.damage.len(), dir = %config.data_dir.display(), "journal open");
     for damage in &recovered.damage {
-        tracing::error!(segment = damage.segment, offset = damage.offset, seq_first = damage.seq_first,
-            seq_last = damage.seq_last, "damage in the journal, kept aside in quarantine/: {}", damage.what);
+        tracing::error!(
+            segment = damage.segment,
+            offset = damage.offset,
+            seq_first = damage.seq_first,
+            seq_last = damage.seq_last,
+            "damage in the journal, kept aside in quarantine/: {}",
+            damage.what
+        );
     }
     tracing::info!(memory_bytes_max, ?holders, "memory stays below this");
     let read = match &config.database.url {
         DatabaseUrl::Sqlite(path) => {
             format!("sqlite3 -header -column {} 'select ts, service, severity, message from logs'", path.display())
         }
-        DatabaseUrl::Postgres(_) => "psql YOUR_DATABASE -c 'select ts, service, severity, message from logs'".to_owned(),
+        DatabaseUrl::Postgres(_) => {
+            "psql YOUR_DATABASE -c 'select ts, service, severity, message from logs'".to_owned()
+        }
     };
     eprintln!(
         "logweir {version}: {store}, cache {cache}, memory_bytes_max={memory_bytes_max}\n\
@@ -213,7 +228,10 @@ fn close(stopped: &Stopped) {
         tracing::warn!(stage, "was still at work at the deadline; what it held is in the journal");
     }
     if let Some(error) = &stopped.seal_error {
-        tracing::warn!(error, "the journal could not be sealed; what was acknowledged is safe, the next start recovers");
+        tracing::warn!(
+            error,
+            "the journal could not be sealed; what was acknowledged is safe, the next start recovers"
+        );
     }
     let sum = &stopped.accounting;
     eprintln!(

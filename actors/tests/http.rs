@@ -75,10 +75,10 @@ impl Stage for Appender {
         let (progress, levers) = (self.progress.clone(), self.levers.clone());
         let seq = Arc::new(OnceLock::new());
         let told = seq.clone();
-        let on_durable = Box::new(move |outcome: Result<(), _>| {
+        let on_durable = Box::new(move |outcome: Result<u64, _>| {
             let (seq, rows): (u64, u64) = *told.wait();
             let _ = reply.send(match outcome {
-                Ok(()) => Ok(Receipt { lane, seq, report }),
+                Ok(_) => Ok(Receipt { lane, seq, report }),
                 Err(error) => Err(Refusal::of_journal(&error)),
             });
             if levers.commits.load(Ordering::SeqCst) {

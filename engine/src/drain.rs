@@ -247,6 +247,19 @@ mod tests {
     }
 
     #[test]
+    fn the_next_wake_up_is_the_end_of_the_linger_or_the_deadline_whichever_comes_first() {
+        let wake = |linger_ms, deadline_ms| {
+            let mut machine = DrainMachine::new(DrainSettings { linger_ms, deadline_ms });
+            assert_eq!(machine.on(Woken, 4).wake_at_ms, None);
+            machine.on(Signal, 5).wake_at_ms
+        };
+        assert_eq!(wake(100, 1_000), Some(105));
+        assert_eq!(wake(100, 10), Some(15));
+        assert_eq!(wake(0, 10), Some(15));
+        assert_eq!(wake(0, 0), None);
+    }
+
+    #[test]
     fn without_a_linger_intake_ends_at_once() {
         check(DrainSettings { linger_ms: 0, ..SETTINGS }, &[(Signal, 7, Phase::Draining)]);
     }

@@ -106,7 +106,7 @@ impl Journal {
     fn again(&self, lane: LaneId, from: usize, to: usize) -> Batch {
         let frames = &self.frames[&lane];
         let from_seq = from.checked_sub(1).map_or(0, |before| frames[before].seq);
-        Batch { lane, from_seq, from_records: 0, frames: frames[from..to].to_vec() }
+        Batch { lane, from_seq, from_records: 0, generation: 0, frames: frames[from..to].to_vec() }
     }
 }
 

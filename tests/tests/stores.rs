@@ -172,7 +172,7 @@ impl Feed {
     fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
         let (from_seq, from_records) = (self.seq, self.records);
         let frames = frames.iter().map(|records| self.frame(records)).collect();
-        Batch { lane: self.lane, from_seq, from_records, frames }
+        Batch { lane: self.lane, from_seq, from_records, generation: 0, frames }
     }
 
     /// A batch of `n` records.

@@ -89,7 +89,14 @@ mod tests {
     fn frame(seq: u64, lane_records: u64, records: usize) -> BatchFrame {
         let mut chunk = Chunk::default();
         for _ in 0..records {
-            chunk.push(Record { ts_us: 0, severity: Severity::INFO, service: "s", host: "", message: "m", attributes: "" });
+            chunk.push(Record {
+                ts_us: 0,
+                severity: Severity::INFO,
+                service: "s",
+                host: "",
+                message: "m",
+                attributes: "",
+            });
         }
         BatchFrame { seq, lane_records, payload_crc: 0, chunk: Arc::new(chunk) }
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::codec;
 use logweir_engine::fault::kill_point;
-use logweir_engine::journal::{AppendError, Appended, Journal, LaneId, OnDurable};
+use logweir_engine::journal::{Appended, Journal, LaneId, OnDurable};
 use logweir_engine::mailbox::{Mailbox, TrySendError};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
@@ -113,41 +113,26 @@ impl Batcher {
         let credit = match self.context.waiting(self.journal.reserve(payload.len())).await {
             Ok(credit) => credit,
             Err(error) => {
-                let _ = reply.send(Err(refusal(&error)));
+                let _ = reply.send(Err(Refusal::of_journal(&error)));
                 return None;
             }
         };
         let records = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-        // The sequence number is known only once the frame is taken, the callback is needed before.
-        let (seq_sender, seq_receiver) = std::sync::mpsc::sync_channel::<u64>(1);
         let lane = self.lane;
-        let mut reply = Some(reply);
-        let early = if ack == AckLevel::Received { reply.take() } else { None };
-        let report_late = report.clone();
+        let (early, late) = if ack == AckLevel::Received { (Some(reply), None) } else { (None, Some(reply)) };
+        let (report_early, report_late) = (report.clone(), report);
         let on_durable: OnDurable = Box::new(move |outcome| {
-            if let (Some(reply), Ok(seq)) = (reply, seq_receiver.recv()) {
-                let answer = match outcome {
-                    Ok(()) => Ok(Receipt { lane, seq, report: report_late }),
-                    Err(error) => Err(refusal(&error)),
-                };
-                let _ = reply.send(answer);
+            if let Some(reply) = late {
+                let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late });
+                let _ = reply.send(receipt.map_err(|error| Refusal::of_journal(&error)));
             }
         });
-        match self.journal.append(credit, lane, codec, records, payload, on_durable) {
-            Ok(appended) => {
-                let _ = seq_sender.send(appended.seq);
-                if let Some(reply) = early {
-                    let _ = reply.send(Ok(Receipt { lane, seq: appended.seq, report }));
-                }
-                Some((appended, chunk))
-            }
-            Err(error) => {
-                if let Some(reply) = early {
-                    let _ = reply.send(Err(refusal(&error)));
-                }
-                None
-            }
+        let appended = self.journal.append(credit, lane, codec, records, payload, on_durable);
+        if let Some(reply) = early {
+            let receipt = appended.clone().map(|appended| Receipt { lane, seq: appended.seq, report: report_early });
+            let _ = reply.send(receipt.map_err(|error| Refusal::of_journal(&error)));
         }
+        appended.ok().map(|appended| (appended, chunk))
     }
 
     fn ship(&mut self, batch: Batch) {
@@ -186,7 +171,9 @@ impl Stage for Batcher {
             payload_crc: appended.payload_crc,
             chunk: Arc::new(chunk),
         };
-        for batch in self.open.push(frame, appended.lane_prev_seq, appended.generation, Instant::now()).into_iter().flatten() {
+        for batch in
+            self.open.push(frame, appended.lane_prev_seq, appended.generation, Instant::now()).into_iter().flatten()
+        {
             self.ship(batch);
         }
         Ok(())
@@ -218,17 +205,4 @@ impl Stage for Batcher {
             Counter { name: "open_records", value: self.open.records() },
         ]
     }
-}
-
-/// How the journal's refusal reads to a sender.
-#[must_use]
-pub fn refusal(error: &AppendError) -> Refusal {
-    let (kind, reason) = match error {
-        AppendError::Quota => (RefusalKind::Unavailable, "journal_quota"),
-        AppendError::DiskFull => (RefusalKind::Unavailable, "disk_full"),
-        AppendError::Poisoned(_) => (RefusalKind::Unavailable, "journal_poisoned"),
-        AppendError::Sealed => (RefusalKind::Unavailable, "draining"),
-        AppendError::TooLarge { .. } => (RefusalKind::TooLarge, "chunk_too_large"),
-    };
-    Refusal { kind, reason, detail: error.to_string() }
 }

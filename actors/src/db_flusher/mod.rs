@@ -24,7 +24,7 @@ use tokio::time::{Duration, Instant};
 pub use session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
-use crate::breaker::{Allow, Breaker};
+use crate::breaker::{self, Allow, Breaker};
 use crate::config::BatchLimits;
 use crate::message::{Batch, BatchFrame};
 use crate::progress::{Progress, StoreState};
@@ -191,20 +191,23 @@ impl DbFlusher {
     fn name_loss(&self, batch: Batch) -> Batch {
         let lost = batch.lost();
         if lost > 0 {
-            tracing::error!(lane = self.lane, records = lost, after_seq = batch.from_seq, to_seq = batch.to_seq(),
-                "records are missing from the journal (damaged, or no longer kept): counted as lost");
+            tracing::error!(
+                lane = self.lane,
+                records = lost,
+                after_seq = batch.from_seq,
+                to_seq = batch.to_seq(),
+                "records are missing from the journal (damaged, or no longer kept): counted as lost"
+            );
             metrics::counter!("logweir_discarded_records_total",
-                "component" => "journal", "reason" => "damaged", "intentional" => "false").increment(lost);
+                "component" => "journal", "reason" => "damaged", "intentional" => "false")
+            .increment(lost);
         }
         batch
     }
 
-    /// Waits for the fsync. False when the disk was full and the batch's numbers were taken back: its records were
-    /// refused, other records have (or will have) these numbers.
     async fn is_durable(&self, batch: &Batch) -> Result<bool, Interrupted> {
-        let durable = self.context.waiting(self.journal.durable(batch.to_seq()));
         tokio::select! {
-            durable = durable => Ok(durable.is_ok() && self.journal.generation() == batch.generation),
+            durable = self.context.waiting(batch.is_durable(&self.journal)) => Ok(durable),
             () = given_up(&self.context, false) => Err(Interrupted::Drained),
         }
     }
@@ -235,8 +238,12 @@ impl DbFlusher {
                 }
                 Err(StoreError::CursorMoved(row)) => {
                     if row.last_seq < batch.from_seq {
-                        tracing::error!(lane = self.lane, database_seq = row.last_seq, expected_seq = batch.from_seq,
-                            "the database has gone back in time: reading the journal again from its cursor");
+                        tracing::error!(
+                            lane = self.lane,
+                            database_seq = row.last_seq,
+                            expected_seq = batch.from_seq,
+                            "the database has gone back in time: reading the journal again from its cursor"
+                        );
                     }
                     self.row = *row;
                     self.committed();
@@ -250,6 +257,7 @@ impl DbFlusher {
     /// The position is the row's: says so to everybody who waits for it.
     fn committed(&mut self) {
         self.breaker.succeeded(Instant::now());
+        self.publish_breaker();
         self.failing = false;
         self.flushed_batches += 1;
         self.position = Some(Position::from(&self.row));
@@ -299,6 +307,7 @@ impl DbFlusher {
         match error {
             StoreError::Transient(what) => {
                 self.breaker.failed(Instant::now());
+                self.publish_breaker();
                 tracing::warn!(lane = self.lane, error = what, "the database did not take a batch: trying again");
                 self.progress.lane_store_state(self.lane, StoreState::Failing(what));
                 match self.breaker.allow(Instant::now()) {
@@ -310,6 +319,11 @@ impl DbFlusher {
                 self.stop(&error.to_string());
                 Err(Interrupted::Exit(Exit::new(Exit::FENCED, error.to_string())))
             }
+            StoreError::LeaseLost { .. } => {
+                tracing::error!(lane = self.lane, "{error}: taking over again");
+                self.session.forget().await;
+                self.pause(Duration::from_millis(50)).await
+            }
             StoreError::CursorMoved(row) => {
                 self.position = Some(Position::from(&*row));
                 self.row = *row;
@@ -320,6 +334,11 @@ impl DbFlusher {
                 self.pause(SYSTEMIC_RETRY).await
             }
         }
+    }
+
+    fn publish_breaker(&self) {
+        breaker::publish(&self.context.name, self.breaker.state());
+        self.progress.breaker_state(&self.context.name, self.breaker.state());
     }
 
     /// The lane stands still until somebody mends what is named; the journal keeps taking records.

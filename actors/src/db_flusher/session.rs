@@ -30,14 +30,7 @@ impl Session {
             owner,
             tails: recovered.lanes.iter().map(|(&lane, tail)| (lane, tail.seq)).collect(),
         };
-        Self {
-            store,
-            claim,
-            adopt_from: None,
-            lease: Mutex::new(None),
-            progress,
-            held: watch::Sender::new(false),
-        }
+        Self { store, claim, adopt_from: None, lease: Mutex::new(None), progress, held: watch::Sender::new(false) }
     }
 
     /// For a copy that another copy has overtaken: flush what only `journal` has, under an identity of its own.
@@ -59,8 +52,10 @@ impl Session {
         };
         let Some((journal, inherited)) = inherited else { return self.store.take_over(&self.claim).await };
         if !inherited.exact {
-            tracing::warn!("the other copy has run without reaching the database before: frames that it shares with \
-                            this one are taken for its own, see the documentation of `journal drain --adopt`");
+            tracing::warn!(
+                "the other copy has run without reaching the database before: frames that it shares with \
+                            this one are taken for its own, see the documentation of `journal drain --adopt`"
+            );
         }
         let claim = Claim { writer: inherited.writer, ..self.claim.clone() };
         self.store.adopt(&claim, &lane_starts(journal, &inherited).await?).await

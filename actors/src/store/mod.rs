@@ -196,6 +196,15 @@ pub enum StoreError {
         /// Who has it.
         owner: String,
     },
+    /// The database does not know our take-over: it was put back to an earlier time. Take over again, then flush from its
+    /// cursor what the journal still has.
+    #[error("the database does not know epoch {mine} of the journal {writer}: it was put back to an earlier time")]
+    LeaseLost {
+        /// The writer.
+        writer: Uuid,
+        /// Our epoch.
+        mine: i64,
+    },
     /// The cursor is not where this flush starts; the decision is the flusher's.
     #[error("the cursor of lane {} is at {}, not where this batch starts", .0.lane, .0.last_seq)]
     CursorMoved(Box<LaneRow>),
@@ -319,6 +328,7 @@ impl StoreError {
             Self::Systemic(_) => "systemic",
             Self::Fenced { .. } => "fenced",
             Self::StaleCopy { .. } => "stale_copy",
+            Self::LeaseLost { .. } => "lease_lost",
             Self::CursorMoved(_) => "cursor_moved",
             Self::SequenceReused { .. } => "sequence_reused",
         }

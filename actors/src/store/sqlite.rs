@@ -255,7 +255,7 @@ fn open_lane(connection: &mut Connection, lease: &Lease, lane: LaneId) -> Result
         Some((epoch, owner)) if epoch > lease.epoch => {
             return Err(StoreError::Fenced { writer: lease.writer, epoch, mine: lease.epoch, owner });
         }
-        _ => return Err(went_back(lease.writer, lease.epoch)),
+        _ => return Err(StoreError::LeaseLost { writer: lease.writer, mine: lease.epoch }),
     }
     transaction
         .execute(
@@ -266,13 +266,6 @@ fn open_lane(connection: &mut Connection, lease: &Lease, lane: LaneId) -> Result
     let row = one_lane(&transaction, lease.writer, lane).map_err(&failed)?;
     transaction.commit().map_err(&failed)?;
     row.ok_or_else(|| StoreError::Systemic(format!("the row of lane {lane} is gone")))
-}
-
-fn went_back(writer: Uuid, epoch: i64) -> StoreError {
-    StoreError::Systemic(format!(
-        "the database does not know epoch {epoch} of the journal {writer}: it was put back to an earlier time; \
-         start this process again, it then flushes what is missing from the journal"
-    ))
 }
 
 /// One lane on the shared connection.
@@ -362,7 +355,9 @@ impl LaneState {
                 Err(StoreError::Fenced { writer: self.writer, epoch, mine: self.epoch, owner })
             }
             (Miss::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
-            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, _) => Err(went_back(self.writer, self.epoch)),
+            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, _) => {
+                Err(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })
+            }
         }
     }
 
@@ -457,7 +452,7 @@ impl LaneState {
     fn guard(&self, transaction: &Transaction<'_>, batch: &Batch, flushed: &Flushed) -> Result<LaneRow, StoreError> {
         let row = one_lane(transaction, self.writer, batch.lane)
             .map_err(failed("reading the cursor back"))?
-            .ok_or_else(|| went_back(self.writer, self.epoch))?;
+            .ok_or_else(|| StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
         if row.last_seq == batch.to_seq() && row.settled() == batch.to_records() {
             return Ok(row);
         }

@@ -220,8 +220,9 @@ pub struct AppendCredit {
     _frame: OwnedSemaphorePermit,
 }
 
-/// Called once by the writer thread: `Ok` when the frame is covered by a completed fsync.
-pub type OnDurable = Box<dyn FnOnce(Result<(), AppendError>) + Send>;
+/// Called exactly once: with the frame's sequence number, by the writer thread, when it is covered by a completed fsync;
+/// with the reason, by whoever finds out, when it never will be.
+pub type OnDurable = Box<dyn FnOnce(Result<u64, AppendError>) + Send>;
 
 /// How the journal stands, for metrics and status.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -454,7 +455,7 @@ impl Journal {
     /// When `on_durable` gets an error the sequence number is void: another frame may get it.
     ///
     /// # Errors
-    /// The frame was not taken; `on_durable` is not called.
+    /// The frame was not taken; `on_durable` was told, too.
     pub fn append(
         &self,
         credit: AppendCredit,
@@ -465,12 +466,16 @@ impl Journal {
         on_durable: OnDurable,
     ) -> Result<Appended, AppendError> {
         let bytes = payload.len();
-        if bytes > credit.bytes {
-            return Err(AppendError::TooLarge { bytes });
-        }
+        let fits = if bytes > credit.bytes { Err(AppendError::TooLarge { bytes }) } else { Ok(()) };
         // Checksummed here, on the caller's core and outside the mutex.
         let payload_crc = crc32c::crc32c(&payload);
-        self.handle.shared.append(lane, codec, records, payload, payload_crc, (on_durable, credit))
+        let mut waiter = Some((on_durable, credit));
+        let appended =
+            fits.and_then(|()| self.handle.shared.append(lane, codec, records, payload, payload_crc, &mut waiter));
+        if let (Err(reason), Some((on_durable, _))) = (&appended, waiter) {
+            on_durable(Err(reason.clone()));
+        }
+        appended
     }
 
     /// Whether an append would be refused now, and why. What readiness and intake ask.
@@ -661,7 +666,7 @@ impl Shared {
         records: u32,
         payload: Vec<u8>,
         payload_crc: u32,
-        waiter: (OnDurable, AppendCredit),
+        waiter: &mut Option<(OnDurable, AppendCredit)>,
     ) -> Result<Appended, AppendError> {
         let mut state = self.state();
         let placed =
@@ -687,7 +692,7 @@ impl Shared {
         };
         let bytes = self.queue_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed) + payload.len() as u64;
         metrics::gauge!("logweir_journal_queue_bytes").set(bytes as f64);
-        send(queue, Item { header, place: placed.place, payload, waiter: Some(waiter) });
+        send(queue, Item { header, place: placed.place, payload, waiter: waiter.take() });
         Ok(appended)
     }
 

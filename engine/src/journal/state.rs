@@ -133,7 +133,13 @@ impl State {
         let lane_prev_seq = tail.seq;
         self.given.seq += 1;
         *tail = LaneTail { seq: self.given.seq, records: tail.records + u64::from(records) };
-        let appended = Appended { seq: tail.seq, lane_prev_seq, lane_records: tail.records, payload_crc, generation: self.generation };
+        let appended = Appended {
+            seq: tail.seq,
+            lane_prev_seq,
+            lane_records: tail.records,
+            payload_crc,
+            generation: self.generation,
+        };
         let place = self.take(payload_len);
         Ok(Placed { start, place, appended })
     }

@@ -287,9 +287,9 @@ impl Writer {
 
     /// A waiter that panics must not take the others' answers with it.
     fn answer(&self, group: Vec<Item>, result: &Result<(), AppendError>) {
-        for Item { payload, waiter, .. } in group {
+        for Item { header, payload, waiter, .. } in group {
             let Some((on_durable, credit)) = waiter else { continue };
-            if catch_unwind(AssertUnwindSafe(|| on_durable(result.clone()))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| on_durable(result.clone().map(|()| header.seq)))).is_err() {
                 tracing::error!("a journal waiter has panicked");
             }
             self.shared.left_queue(payload.len());

@@ -146,7 +146,7 @@ fn the_child() {
             begun.push_back(begin(&journal, 0, 1, &payload(n + begun.len(), bytes)));
         }
         let begun = begun.pop_front().unwrap();
-        match begun.and_then(|(appended, answer)| answer.recv().unwrap().map(|()| appended)) {
+        match begun.and_then(|(appended, answer)| answer.recv().unwrap().map(|_| appended)) {
             Ok(appended) => {
                 say(&format!("ack {n} {}", appended.seq));
                 seqs.push(appended.seq);

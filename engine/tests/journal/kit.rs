@@ -67,7 +67,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
-pub type Answer = mpsc::Receiver<Result<(), AppendError>>;
+pub type Answer = mpsc::Receiver<Result<u64, AppendError>>;
 
 /// Appends without waiting.
 pub fn begin(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {

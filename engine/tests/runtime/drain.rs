@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use logweir_engine::drain::Phase;
-use logweir_engine::mailbox::{Closed, Depth};
+use logweir_engine::mailbox::{Closed, Depth, TrySendError};
 
 use super::*;
 
@@ -111,6 +111,24 @@ fn whoever_sends_during_a_drain_is_answered_or_gets_the_message_back() {
 }
 
 #[test]
+fn the_drain_is_the_last_to_enter_the_mailbox() {
+    run_paused(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let gate = Gate::shut();
+        let mailbox = topology.spawn(here("gate", 4, 100), gated(&gate));
+        let (item, answer) = Item::asking(1);
+        mailbox.try_send(item).unwrap();
+        let drained = actix_rt::spawn(async move { topology.drain().await });
+        tokio::task::yield_now().await; // the drain stands in the queue, behind a message in hand
+        assert!(matches!(mailbox.try_send(Item::new(2)), Err(TrySendError::Closed(Item { id: 2, .. }))));
+        assert!(!drained.is_finished());
+        gate.open(1);
+        assert_eq!(answer.await, Ok(1));
+        assert!(drained.await.unwrap().is_empty());
+    });
+}
+
+#[test]
 fn a_stage_in_the_way_is_named_and_cancelled_at_persisting() {
     run_paused(async {
         let (mut topology, control) = topology(SUPERVISION);
@@ -195,5 +213,26 @@ fn dropping_a_topology_ends_its_stages_and_their_senders_hear_of_it() {
         drop(topology);
         assert!(answer.await.is_err());
         assert!(mailbox.send(Item::new(2)).await.is_err());
+    });
+}
+
+#[test]
+fn a_stage_that_is_cancelled_before_its_first_turn_is_never_built() {
+    run_paused(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let built = Arc::new(AtomicU64::new(0));
+        let factory = {
+            let (built, build) = (built.clone(), act(|_, _: Item| async { Ok(()) }));
+            move |ctx| {
+                built.fetch_add(1, Ordering::SeqCst);
+                build(ctx)
+            }
+        };
+        let mailbox = topology.spawn(here("unborn", 1, 1), factory);
+        let (item, answer) = Item::asking(1);
+        mailbox.try_send(item).unwrap();
+        drop(topology);
+        assert!(answer.await.is_err());
+        assert_eq!(built.load(Ordering::SeqCst), 0);
     });
 }

@@ -135,3 +135,32 @@ fn actors_are_shown_in_the_order_of_a_records_way_from_any_thread() {
         assert_eq!(look(), [("first".to_owned(), "drained"), ("last".to_owned(), "drained")]);
     });
 }
+
+/// Counts at once, so that the clock stands still.
+struct Quick(u64);
+
+impl Stage for Quick {
+    type Message = Item;
+
+    async fn receive(&mut self, item: Item) -> Result<(), Exit> {
+        self.0 += 1;
+        item.answer();
+        Ok(())
+    }
+
+    fn observe(&self) -> Vec<Counter> {
+        vec![Counter { name: "messages", value: self.0 }]
+    }
+}
+
+#[test]
+fn the_counters_of_an_idle_stage_are_never_old() {
+    run_paused(async {
+        let (mut topology, _control) = topology(SUPERVISION);
+        let mailbox = topology.spawn(here("quick", 8, 100), |_| Quick(0));
+        for handled in 1..=20 {
+            ask(&mailbox, handled).await.unwrap();
+            assert_eq!(observation(&topology, "quick").counters, [Counter { name: "messages", value: handled }]);
+        }
+    });
+}

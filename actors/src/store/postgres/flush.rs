@@ -296,14 +296,9 @@ impl PgLane {
                 owner: owner.map(|owner| owner.get(1)).unwrap_or_default(),
             }),
             (Miss::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
-            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, row) => Err(StoreError::Systemic(format!(
-                "lane {}: the database does not know epoch {} of the journal {} (it has {epoch:?}, the lane {:?}): it was \
-                 put back to an earlier time; start this process again, it then flushes what is missing from the journal",
-                batch.lane,
-                self.epoch,
-                self.writer,
-                row.map(|row| row.epoch),
-            ))),
+            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, _) => {
+                Err(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })
+            }
         }
     }
 
