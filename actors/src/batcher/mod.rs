@@ -183,10 +183,10 @@ impl Stage for Batcher {
         // An error means that nobody can ask any more.
         let asked = self.flushes.has_changed().unwrap_or(false);
         self.flushes.mark_unchanged();
-        if asked || self.open.is_due(Instant::now()) {
-            if let Some(batch) = self.open.take() {
-                self.ship(batch);
-            }
+        if (asked || self.open.is_due(Instant::now()))
+            && let Some(batch) = self.open.take()
+        {
+            self.ship(batch);
         }
         Ok(())
     }

@@ -307,6 +307,21 @@ pub struct DeadLetter {
     pub at_us: i64,
 }
 
+/// The driver's error inside keeps its class; anything else is a schema that this version does not understand.
+fn migration_failure<E: std::error::Error + 'static>(
+    error: &refinery::Error,
+    classify: impl Fn(&str, &E) -> StoreError,
+) -> StoreError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<E>() {
+            return classify("migrating the schema", error);
+        }
+        cause = error.source();
+    }
+    StoreError::Systemic(format!("migrating the schema: {error}; was the database used by a newer version?"))
+}
+
 /// One flush's metrics, the same for every store.
 fn measure(lane: LaneId, started: tokio::time::Instant, result: &Result<Flushed, StoreError>) {
     metrics::histogram!("logweir_store_flush_seconds").record(started.elapsed().as_secs_f64());

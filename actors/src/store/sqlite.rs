@@ -27,7 +27,7 @@ use super::time::{self, DAY_US};
 use super::volume::{self, Key};
 use super::{
     Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
-    letter, rows,
+    letter, migration_failure, rows,
 };
 use crate::config::Database;
 use crate::message::Batch;
@@ -66,22 +66,24 @@ pub struct SqliteStore {
 
 /// An error of SQLite, classified.
 fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
-    move |error| {
-        let text = format!("{what}: {error}");
-        match error.sqlite_error_code() {
-            // A lock, a full disk, an I/O error: it may pass. A full disk also where SQLite calls it I/O.
-            Some(
-                ErrorCode::DatabaseBusy
-                | ErrorCode::DatabaseLocked
-                | ErrorCode::DiskFull
-                | ErrorCode::SystemIoFailure
-                | ErrorCode::OutOfMemory
-                | ErrorCode::OperationInterrupted
-                | ErrorCode::ReadOnly
-                | ErrorCode::CannotOpen,
-            ) => StoreError::Transient(text),
-            _ => StoreError::Systemic(text),
-        }
+    move |error| failure(what, &error)
+}
+
+fn failure(what: &str, error: &Error) -> StoreError {
+    let text = format!("{what}: {error}");
+    match error.sqlite_error_code() {
+        // A lock, a full disk, an I/O error: it may pass. A full disk also where SQLite calls it I/O.
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::DiskFull
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::OutOfMemory
+            | ErrorCode::OperationInterrupted
+            | ErrorCode::ReadOnly
+            | ErrorCode::CannotOpen,
+        ) => StoreError::Transient(text),
+        _ => StoreError::Systemic(text),
     }
 }
 
@@ -452,7 +454,7 @@ impl LaneState {
     fn guard(&self, transaction: &Transaction<'_>, batch: &Batch, flushed: &Flushed) -> Result<LaneRow, StoreError> {
         let row = one_lane(transaction, self.writer, batch.lane)
             .map_err(failed("reading the cursor back"))?
-            .ok_or_else(|| StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
+            .ok_or(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
         if row.last_seq == batch.to_seq() && row.settled() == batch.to_records() {
             return Ok(row);
         }
@@ -513,9 +515,7 @@ impl LogStore for SqliteStore {
             // The lock file's part is played by SQLite's write lock: each migration is one transaction.
             let mut runner = embedded::migrations::runner();
             runner.set_migration_table_name(HISTORY_TABLE);
-            runner.run(connection).map(drop).map_err(|error| {
-                StoreError::Systemic(format!("migrating the schema: {error}; was the file used by a newer version?"))
-            })
+            runner.run(connection).map(drop).map_err(|error| migration_failure(&error, failure))
         })
         .await?;
         self.maintain(wall_us()).await

@@ -14,8 +14,8 @@ use tokio_postgres::{Client, Error};
 
 use super::connect::{Link, describe, failure};
 use super::types::Time;
-use crate::store::StoreError;
 use crate::store::time::{self, DAY_US};
+use crate::store::{StoreError, migration_failure};
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/postgres");
@@ -69,20 +69,8 @@ pub(super) async fn prepare(mut link: Link) -> Result<bool, StoreError> {
     create_timescale(&link.client).await?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name(HISTORY_TABLE);
-    runner.run_async(&mut link.client).await.map_err(|error| migration_failure(&error))?;
+    runner.run_async(&mut link.client).await.map_err(|error| migration_failure(&error, failure))?;
     is_hypertable(&link.client).await
-}
-
-/// The driver's error keeps its class; anything else is a schema that this version does not understand.
-fn migration_failure(error: &refinery::Error) -> StoreError {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<Error>() {
-            return failure("migrating the schema", error);
-        }
-        cause = error.source();
-    }
-    StoreError::Systemic(format!("migrating the schema: {error}; was the database used by a newer version?"))
 }
 
 /// Makes the extension where it is installed; without the right to, partitions are used.
