@@ -205,7 +205,6 @@ impl Shared {
             while let Some(message) = messages.next() {
                 match is_commit(&message).then(|| self.take_cut()).flatten() {
                     Some(AtCommit::RequestLost) => {
-                        self.commits_cut.fetch_add(1, Ordering::SeqCst);
                         close(client, server);
                         return;
                     }
@@ -238,7 +237,6 @@ impl Shared {
             if *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) {
                 swallowed.extend_from_slice(piece);
                 if contains(&swallowed, b"COMMIT\0") {
-                    self.commits_cut.fetch_add(1, Ordering::SeqCst);
                     break;
                 }
             } else if self.pass(client, *number, piece).is_err() {
@@ -252,6 +250,7 @@ impl Shared {
         let mut state = self.lock();
         let (what, times) = state.at_commit?;
         state.at_commit = (times > 1).then(|| (what, times - 1));
+        self.commits_cut.fetch_add(1, Ordering::SeqCst);
         Some(what)
     }
 

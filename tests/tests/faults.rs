@@ -16,6 +16,7 @@ use logweir_tests::scenario::{PATIENCE, SEGMENT_BYTES, Scenario, behind_proxy, o
 fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), mend: impl FnOnce(&mut Scenario)) {
     s.start();
     let load = s.load(Load::default());
+    s.stored();
     s.acknowledged(200);
     fault(s);
     s.acknowledged(1000);
@@ -176,7 +177,13 @@ fn redis_not_there_at_start() {
 fn a_database_not_there_at_start_is_waited_for() {
     behind_proxy("no database at start", |s| {
         s.proxy().set(Mode::Refuse);
-        survives(s, nothing, |s| s.proxy().set(Mode::Pass));
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(1000);
+        s.proxy().set(Mode::Pass);
+        s.stored();
+        load.stop();
+        s.conserve();
     });
 }
 

@@ -44,7 +44,7 @@ fn late_commits(faults: &str) -> Vec<Violation> {
     behind_proxy("late commits", |s| {
         s.start_with(faults);
         let load = s.load(Load::default());
-        s.acknowledged(100);
+        s.stored();
         s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1)), 3);
         s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
         load.stop();
