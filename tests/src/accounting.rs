@@ -67,7 +67,8 @@ impl Totals {
 /// The bound of memory that a log begins with, in bytes.
 #[must_use]
 pub fn memory_bound(log: &str) -> Option<u64> {
-    log.lines().find_map(|line| line.trim().strip_prefix("memory_bytes_max=")?.parse().ok())
+    let (_, after) = log.split_once("memory_bytes_max=")?;
+    after.split(|byte: char| !byte.is_ascii_digit()).next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -86,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_first_and_the_last_lines_are_read() {
-        let log = "logweir 0.1.0: SQLite\n  memory_bytes_max=1234\nnoise\nlogweir stopped: accepted=6 committed=3 \
+        let log = "logweir 0.1.0: SQLite, memory_bytes_max=1234\nnoise\nlogweir stopped: accepted=6 committed=3 \
                    dead_lettered=1 lost=0 left_in_journal=2\n";
         assert_eq!(memory_bound(log), Some(1234));
         let totals = Totals { accepted: 6, committed: 3, dead: 1, lost: 0, backlog: 2 };

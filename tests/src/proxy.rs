@@ -17,7 +17,8 @@ pub enum Mode {
     Pass,
     /// Nobody listens; what is open stays open.
     Refuse,
-    /// Half-open: connections stand, new ones too, and nothing passes.
+    /// Half-open: connections stand, new ones too, and nothing passes. They stay silent for ever; those that are
+    /// made under another mode afterwards are not concerned.
     Swallow,
     /// Each piece waits this long.
     Delay(Duration),
@@ -55,8 +56,15 @@ struct State {
     mode: Mode,
     at_commit: Option<(AtCommit, u32)>,
     open: Vec<(TcpStream, TcpStream)>,
+    /// Connections made so far; each is known by its number.
+    made: u64,
+    /// Connections up to this number are silent for ever.
+    silent_up_to: u64,
     closed: bool,
 }
+
+/// Client, server, and the number of the connection.
+type Link = (TcpStream, TcpStream, u64);
 
 impl Proxy {
     /// A proxy on a free port of the loopback that leads to `target`.
@@ -66,7 +74,8 @@ impl Proxy {
     pub fn start(target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let listen = listener.local_addr()?;
-        let state = State { mode: Mode::Pass, at_commit: None, open: Vec::new(), closed: false };
+        let state =
+            State { mode: Mode::Pass, at_commit: None, open: Vec::new(), made: 0, silent_up_to: 0, closed: false };
         let shared = Arc::new(Shared {
             target,
             state: Mutex::new(state),
@@ -88,7 +97,11 @@ impl Proxy {
 
     /// How bytes fare from now on.
     pub fn set(&self, mode: Mode) {
-        self.shared.lock().mode = mode;
+        let mut state = self.shared.lock();
+        if state.mode == Mode::Swallow {
+            state.silent_up_to = state.made;
+        }
+        state.mode = mode;
         self.shared.changed.notify_all();
     }
 
@@ -171,7 +184,10 @@ impl Shared {
             let mut state = self.lock();
             state.open.retain(|(client, _)| client.peer_addr().is_ok());
             state.open.push(kept);
+            state.made += 1;
+            let number = state.made;
             drop(state);
+            let [up, down] = [up, down].map(|(client, server)| (client, server, number));
             let reply_lost = Arc::new(Mutex::new(false));
             let (shared, flag) = (self.clone(), reply_lost.clone());
             std::thread::spawn(move || shared.pump_up(&up, &flag));
@@ -181,7 +197,7 @@ impl Shared {
     }
 
     /// Client to server: message by message, so that a COMMIT can be seen before it passes.
-    fn pump_up(&self, (client, server): &(TcpStream, TcpStream), reply_lost: &Mutex<bool>) {
+    fn pump_up(&self, (client, server, number): &Link, reply_lost: &Mutex<bool>) {
         let mut messages = Messages::default();
         let mut buffer = vec![0; 64 << 10];
         while let Some(piece) = read(client, &mut buffer) {
@@ -189,7 +205,6 @@ impl Shared {
             while let Some(message) = messages.next() {
                 match is_commit(&message).then(|| self.take_cut()).flatten() {
                     Some(AtCommit::RequestLost) => {
-                        self.commits_cut.fetch_add(1, Ordering::SeqCst);
                         close(client, server);
                         return;
                     }
@@ -200,12 +215,12 @@ impl Shared {
                             let _ = client.shutdown(Shutdown::Both);
                             std::thread::sleep(time);
                             // The other pump closes when the server has answered.
-                            return drop(self.pass(server, &message));
+                            return drop(self.pass(server, *number, &message));
                         }
                     }
                     None => {}
                 }
-                if self.pass(server, &message).is_err() {
+                if self.pass(server, *number, &message).is_err() {
                     close(client, server);
                     return;
                 }
@@ -215,17 +230,16 @@ impl Shared {
     }
 
     /// Server to client: as the bytes come.
-    fn pump_down(&self, (client, server): &(TcpStream, TcpStream), reply_lost: &Mutex<bool>) {
+    fn pump_down(&self, (client, server, number): &Link, reply_lost: &Mutex<bool>) {
         let mut buffer = vec![0; 64 << 10];
         let mut swallowed = Vec::new();
         while let Some(piece) = read(server, &mut buffer) {
             if *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) {
                 swallowed.extend_from_slice(piece);
                 if contains(&swallowed, b"COMMIT\0") {
-                    self.commits_cut.fetch_add(1, Ordering::SeqCst);
                     break;
                 }
-            } else if self.pass(client, piece).is_err() {
+            } else if self.pass(client, *number, piece).is_err() {
                 break;
             }
         }
@@ -236,17 +250,21 @@ impl Shared {
         let mut state = self.lock();
         let (what, times) = state.at_commit?;
         state.at_commit = (times > 1).then(|| (what, times - 1));
+        self.commits_cut.fetch_add(1, Ordering::SeqCst);
         Some(what)
     }
 
-    /// Sends `bytes` on as the mode wants it; under [`Mode::Swallow`] that is when the mode has changed.
-    fn pass(&self, mut to: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    /// Sends `bytes` of connection `number` on as the mode wants it; where nothing passes, that is never.
+    fn pass(&self, mut to: &TcpStream, number: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
-        while state.mode == Mode::Swallow && !state.closed {
+        while (state.mode == Mode::Swallow || number <= state.silent_up_to) && !state.closed {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let mode = state.mode;
+        let State { mode, closed, .. } = *state;
         drop(state);
+        if closed {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         match mode {
             Mode::Delay(time) => std::thread::sleep(time),
             Mode::Throttle(per_second) => {
@@ -403,16 +421,19 @@ mod tests {
     }
 
     #[test]
-    fn a_half_open_connection_is_silent_until_it_heals() {
+    fn a_half_open_connection_stays_silent_and_new_ones_pass_once_it_has_healed() {
         let proxy = Proxy::start(echo()).unwrap();
         let mut stream = started(&proxy);
+        let mut is_silent = || {
+            stream.write_all(&message(b'Q', "SELECT 1")).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            stream.read(&mut [0; 16]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
         proxy.set(Mode::Swallow);
-        stream.write_all(&message(b'Q', "SELECT 1")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        assert!(stream.read(&mut [0; 16]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+        assert!(is_silent());
         proxy.set(Mode::Pass);
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.read_exact(&mut [0; 14]).unwrap();
+        started(&proxy);
+        assert!(is_silent());
     }
 
     #[test]

@@ -217,6 +217,14 @@ impl Scenario {
         });
     }
 
+    /// Waits until the store has rows: from then on a COMMIT is one of records, not of the start-up.
+    ///
+    /// # Panics
+    /// It has none in time.
+    pub fn stored(&self) {
+        self.wait("the first rows", |s| s.store.count().is_ok_and(|count| count > 0));
+    }
+
     /// Looks until `holds`.
     ///
     /// # Panics

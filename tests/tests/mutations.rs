@@ -10,10 +10,14 @@ use logweir_tests::scenario::{PATIENCE, behind_proxy, on_postgres, on_sqlite};
 
 /// Tells the story twice: as it is, where nothing may be wrong, and with the mutation armed, where `catches` must be.
 fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str) -> Vec<Violation>) {
-    let sound = tell("");
-    assert!(sound.is_empty(), "without the mutation: {sound:?}");
-    let found = tell(&format!("{mutation}=return"));
+    harmless("", &tell);
+    let found = tell(mutation);
     assert!(found.iter().any(catches), "{mutation} was not caught: {found:?}");
+}
+
+fn harmless(mutation: &str, tell: impl Fn(&str) -> Vec<Violation>) {
+    let found = tell(mutation);
+    assert!(found.is_empty(), "with {mutation:?}: {found:?}");
 }
 
 fn is_lost(violation: &Violation) -> bool {
@@ -25,26 +29,34 @@ fn is_doubled(violation: &Violation) -> bool {
 }
 
 #[test]
-fn forgetting_the_compare_and_set_is_caught_by_a_late_commit() {
-    caught("mutation.no_cas", is_doubled, |faults| {
-        let mut found = Vec::new();
-        behind_proxy("late commits", |s| {
-            s.start_with(faults);
-            let load = s.load(Load::default());
-            s.acknowledged(100);
-            s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1)), 3);
-            s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
-            load.stop();
-            found = s.findings();
-        });
-        found
+fn forgetting_the_compare_and_set_and_the_count_before_the_commit_is_caught_by_a_late_commit() {
+    caught("mutation.no_cas=return;mutation.no_guard=return", is_doubled, late_commits);
+}
+
+#[test]
+fn the_compare_and_set_and_the_count_before_the_commit_hold_alone() {
+    harmless("mutation.no_cas=return", late_commits);
+    harmless("mutation.no_guard=return", late_commits);
+}
+
+fn late_commits(faults: &str) -> Vec<Violation> {
+    let mut found = Vec::new();
+    behind_proxy("late commits", |s| {
+        s.start_with(faults);
+        let load = s.load(Load::default());
+        s.stored();
+        s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1)), 3);
+        s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
+        load.stop();
+        found = s.findings();
     });
+    found
 }
 
 #[test]
 fn moving_the_cursor_outside_of_the_transaction_is_caught_by_a_kill() {
     caught(
-        "mutation.cursor_outside_tx",
+        "mutation.cursor_outside_tx=return",
         |found| is_doubled(found) || is_lost(found),
         |faults| {
             let mut found = Vec::new();
@@ -67,7 +79,7 @@ fn acknowledging_before_the_fsync_is_caught_by_a_power_cut() {
     if cannot_cut_power() {
         return;
     }
-    caught("mutation.ack_before_fsync", is_lost, power_cut);
+    caught("mutation.ack_before_fsync=return", is_lost, power_cut);
 }
 
 #[test]
@@ -75,7 +87,7 @@ fn not_syncing_at_all_is_caught_by_a_power_cut() {
     if cannot_cut_power() {
         return;
     }
-    caught("mutation.skip_fsync", is_lost, power_cut);
+    caught("mutation.skip_fsync=return", is_lost, power_cut);
 }
 
 fn cannot_cut_power() -> bool {

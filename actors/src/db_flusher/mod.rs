@@ -136,6 +136,7 @@ impl DbFlusher {
                     self.leave_to_journal();
                     return Ok(());
                 }
+                self.reader = None; // it would read again what goes past it here
                 match self.flush(&batch).await {
                     Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
                     outcome => return outcome,

@@ -4,9 +4,16 @@ use std::sync::Arc;
 
 use logweir_engine::journal::{Journal, Recovered};
 use tokio::sync::{Mutex, watch};
+use tokio::time::{Duration, timeout};
 
 use crate::progress::Progress;
 use crate::store::{Claim, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
+
+/// How long a migration may take: longer than any, since a big table may be rebuilt in it.
+const PREPARE_LIMIT: Duration = Duration::from_secs(3600);
+/// How long the rest of a take-over may take: longer than the limits that the server itself has been given. They do not help
+/// where the server takes connections and then says nothing (it is frozen, or the network has forgotten the connection).
+const ANSWER_LIMIT: Duration = Duration::from_secs(45);
 
 /// Shared by the flushers of all lanes. The first that gets through prepares the store and takes the writer over.
 pub struct Session {
@@ -45,12 +52,14 @@ impl Session {
     }
 
     async fn take(&self) -> Result<Lease, StoreError> {
-        self.store.prepare().await?;
+        limited(PREPARE_LIMIT, self.store.prepare()).await?;
         let inherited = match &self.adopt_from {
             Some(journal) => self.store.inheritance(&self.claim).await?.map(|inherited| (journal, inherited)),
             None => None,
         };
-        let Some((journal, inherited)) = inherited else { return self.store.take_over(&self.claim).await };
+        let Some((journal, inherited)) = inherited else {
+            return limited(ANSWER_LIMIT, self.store.take_over(&self.claim)).await;
+        };
         if !inherited.exact {
             tracing::warn!(
                 "the other copy has run without reaching the database before: frames that it shares with \
@@ -81,8 +90,13 @@ impl Session {
             *lease = Some(taken);
         }
         let Some(held) = lease.as_ref() else { unreachable!("it was set above") };
-        self.store.open_lane(held, lane).await
+        limited(ANSWER_LIMIT, self.store.open_lane(held, lane)).await
     }
+}
+
+async fn limited<T>(limit: Duration, step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let silent = |_| Err(StoreError::Transient(format!("the database has not answered for {} s", limit.as_secs())));
+    timeout(limit, step).await.unwrap_or_else(silent)
 }
 
 /// Where each lane begins that another copy shares up to a frame: after that frame, with the records counted until then.

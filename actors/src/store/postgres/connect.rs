@@ -73,7 +73,9 @@ impl Connector {
         let link = Link { client, driver: driver.abort_handle() };
         // So that the server notices within moments when we die in mid-statement. Not every platform has it: then the
         // TCP timeouts do it.
-        let _ = link.client.batch_execute("SET client_connection_check_interval = '200ms'").await;
+        let _ =
+            tokio::time::timeout(limit, link.client.batch_execute("SET client_connection_check_interval = '200ms'"))
+                .await;
         Ok(link)
     }
 }

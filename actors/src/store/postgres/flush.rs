@@ -346,7 +346,7 @@ impl PgLane {
             .await
             .map_err(|error| failure("reading the cursor back", &error))?;
         let (seq, settled) = (row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i64>(1).cast_unsigned());
-        if seq == batch.to_seq() && settled == batch.to_records() {
+        if (seq == batch.to_seq() && settled == batch.to_records()) || armed("mutation.no_guard") {
             return Ok(());
         }
         Err(StoreError::Systemic(format!(
