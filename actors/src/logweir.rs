@@ -351,7 +351,7 @@ enum Work {
 impl Work {
     fn journal_dir(&self, config: &Config) -> PathBuf {
         match self {
-            Self::Serve => config.data_dir.join("journal"),
+            Self::Serve => config.journal_dir(),
             Self::Empty { dir, .. } => dir.clone(),
         }
     }

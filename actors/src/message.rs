@@ -221,7 +221,7 @@ pub struct Receipt {
     pub report: ParseReport,
 }
 
-/// A chunk was not taken. Nothing of it is stored.
+/// A chunk was not taken, or not as far as was asked. Nothing of it is stored, unless `detail` says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What kind of refusal, which decides the status code.
@@ -230,6 +230,14 @@ pub struct Refusal {
     pub reason: &'static str,
     /// One sentence for a person.
     pub detail: String,
+}
+
+impl std::error::Error for Refusal {}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
 }
 
 impl Refusal {
