@@ -31,14 +31,12 @@ use fred::interfaces::{ClientLike, EventInterface, HashesInterface, ListInterfac
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig};
 use fred::types::{Builder, ConnectHandle, Value};
 use logweir_engine::clock;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::fold::{Fold, HOUR_US, Limits, MINUTE_US};
 use super::{CacheError, HotCache, RecentRecord, render};
-use crate::config;
+use crate::{config, tls};
 use crate::message::Batch;
 
 const APPLY: &str = include_str!("apply.lua");
@@ -317,7 +315,7 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
     // A Redis that is away at start is waited for like one that goes away later.
     config.fail_fast = false;
     if tls {
-        config.tls = Some(client_config(ca_file).map_err(unusable)?.into());
+        config.tls = Some(tls::client_config(ca_file).map_err(|error| unusable(error.to_string()))?.into());
     }
     let connect = timeout.max(Duration::from_millis(CONNECT_MS_MIN));
     let mut reconnect = ReconnectPolicy::new_exponential(0, RECONNECT_MS.0, RECONNECT_MS.1, 2);
@@ -335,22 +333,6 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
             ..ConnectionConfig::default()
         });
     Ok(builder)
-}
-
-/// Trusts the system's certificates and those of `ca_file`.
-fn client_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = ca_file {
-        let unreadable = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
-            let certificate = certificate.map_err(|error| unreadable(&error))?;
-            roots.add(certificate).map_err(|error| unreadable(&error))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(versions.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Names an error for its counter. Redis starts its own errors with a word that says which it is.
