@@ -11,6 +11,26 @@
 //! ```
 //!
 //! The `mod` lines stand in the order of a record's way.
+//!
+//! The server is `logweir run` (see the README). Embedded in a program, the same pipeline runs without sockets:
+//!
+//! ```
+//! use logweir::config::Config;
+//! use logweir::logweir::Logweir;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! actix_rt::System::new().block_on(async {
+//!     let logweir = Logweir::start(Config::in_dir(dir)).await?; // journal and SQLite in `dir`
+//!     let receipt = logweir.ingest("{\"level\":\"warn\",\"msg\":\"low on paper\"}\nplain lines work too").await?;
+//!     assert_eq!(receipt.report.accepted, 2); // covered by an fsync
+//!     let stopped = logweir.stop().await; // drains into the database, seals the journal
+//!     assert_eq!(stopped.accounting.committed, 2);
+//!     Ok(())
+//! })
+//! # }
+//! ```
 
 pub mod config;
 pub mod message;

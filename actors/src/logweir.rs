@@ -11,7 +11,7 @@ use logweir_engine::journal::{Journal, JournalConfig, OpenError, Recovered};
 use logweir_engine::stage::Exit;
 use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout};
 
 use crate::cache::{self, HotCache};
 use crate::config::{Config, Shutdown};
@@ -115,7 +115,11 @@ impl Logweir {
         intake.submit(delivery).await?;
         let receipt = answer.wait().await?;
         if self.config.ack == AckLevel::Committed && receipt.seq > 0 {
-            self.progress.committed(receipt.lane, receipt.seq).await;
+            let committed = self.progress.committed(receipt.lane, receipt.seq);
+            let patience = Duration::from_millis(self.config.http.ack_timeout_ms);
+            if timeout(patience, committed).await.is_err() {
+                return Err(Refusal::not_committed());
+            }
         }
         Ok(receipt)
     }
@@ -221,6 +225,7 @@ impl Logweir {
         let mut machine = DrainMachine::new(DrainSettings { linger_ms, deadline_ms });
         let mut step = machine.on(first, 0);
         let (drain, mut stuck) = (&self.drain, None);
+        let (mut failure, mut exited) = (None, pin!(self.topology.exited()));
         let (mut intake_idle, mut draining) = (pin!(intake_idle), pin!(self.topology.drain()));
         while step.phase < Phase::Persisting {
             if drain.advance(step.phase) {
@@ -230,6 +235,10 @@ impl Logweir {
             let event = tokio::select! {
                 () = next_signal(signals) => DrainEvent::Signal,
                 () = sleep_until(wake_at) => DrainEvent::Woken,
+                exit = &mut exited, if failure.is_none() => {
+                    failure = Some(exit);
+                    DrainEvent::Requested // it is under way already
+                }
                 () = &mut intake_idle, if step.phase == Phase::Draining && !step.drain_stages => DrainEvent::IntakeIdle,
                 late = &mut draining, if step.drain_stages && stuck.is_none() => {
                     stuck = Some(late);
@@ -244,13 +253,17 @@ impl Logweir {
             None => draining.await,
         };
         let journal = self.journal.clone();
-        let seal_error = match tokio::task::spawn_blocking(move || journal.seal()).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
+        let sealed = tokio::task::spawn_blocking(move || journal.seal()).await;
+        let sealed =
+            sealed.map_err(|error| error.to_string()).and_then(|sealed| sealed.map_err(|error| error.to_string()));
+        let failure = failure.or(sealed.err().map(|error| {
+            Exit::new(Exit::IO_ERROR, format!(
+                "the journal could not be sealed: {error}; what was acknowledged is on disk, the next start recovers"
+            ))
+        }));
         drain.advance(Phase::Done);
-        Stopped { accounting: Accounting::of(&self.progress.snapshot(&self.journal.lanes())), stuck, seal_error }
+        let accounting = Accounting::of(&self.progress.snapshot(&self.journal.lanes()));
+        Stopped { accounting, stuck, failure }
     }
 }
 
@@ -281,18 +294,22 @@ pub struct Accounting {
     pub lost: u64,
     /// Records that only the journal has.
     pub backlog: u64,
+    /// Whether the database has said what it has, of every lane. Until then everything counts as backlog.
+    pub asked: bool,
 }
 
 impl Accounting {
     /// The sum over the lanes of `snapshot`.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
-        snapshot.lanes.iter().fold(Self::default(), |sum, lane| Self {
+        let nothing = Self { asked: true, ..Self::default() };
+        snapshot.lanes.iter().fold(nothing, |sum, lane| Self {
             accepted: sum.accepted + lane.accepted,
             committed: sum.committed + lane.committed,
             dead: sum.dead + lane.dead,
             lost: sum.lost + lane.lost,
             backlog: sum.backlog + lane.backlog,
+            asked: sum.asked && lane.asked,
         })
     }
 }
@@ -304,8 +321,8 @@ pub struct Stopped {
     pub accounting: Accounting,
     /// Stages that had to be cancelled at the deadline; what they held is in the journal.
     pub stuck: Vec<String>,
-    /// Why the journal could not be sealed; what was acknowledged is safe all the same.
-    pub seal_error: Option<String>,
+    /// What went wrong on the way down: a stage that was fenced or failed too often, a journal that could not be sealed.
+    pub failure: Option<Exit>,
 }
 
 /// Empties the journal in `dir` into the database and seals it. With `adopt`, a copy that another copy has overtaken gives
@@ -334,7 +351,7 @@ enum Work {
 impl Work {
     fn journal_dir(&self, config: &Config) -> PathBuf {
         match self {
-            Self::Serve => config.data_dir.join("journal"),
+            Self::Serve => config.journal_dir(),
             Self::Empty { dir, .. } => dir.clone(),
         }
     }

@@ -221,7 +221,7 @@ pub struct Receipt {
     pub report: ParseReport,
 }
 
-/// A chunk was not taken. Nothing of it is stored.
+/// A chunk was not taken, or not as far as was asked. Nothing of it is stored, unless `detail` says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What kind of refusal, which decides the status code.
@@ -232,12 +232,28 @@ pub struct Refusal {
     pub detail: String,
 }
 
+impl std::error::Error for Refusal {}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
 impl Refusal {
     /// The mailboxes do not take anything more: the process is on its way down.
     #[must_use]
     pub fn draining() -> Self {
         let detail = "this process is shutting down: send to another one, or again in a while".to_owned();
         Self { kind: RefusalKind::Unavailable, reason: "draining", detail }
+    }
+
+    /// The commit did not come in time.
+    #[must_use]
+    pub fn not_committed() -> Self {
+        let detail = "the database has not committed it in time: it is in the journal and will be committed; a re-send \
+                      would be a new record";
+        Self { kind: RefusalKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 
     /// The journal takes nothing, for this reason.

@@ -10,7 +10,6 @@ use logweir_engine::topology::{StageSpec, Supervision, Topology};
 use uuid::Uuid;
 
 use crate::batcher::{Batcher, Downstream, LaneLink};
-use crate::breaker::{Breaker, BreakerSettings};
 use crate::cache::HotCache;
 use crate::cache_writer::CacheWriter;
 use crate::config::{Config, Http};
@@ -28,9 +27,6 @@ const STALL_MS: u64 = 30_000;
 const RESTARTS_MAX: usize = 10;
 /// How often batcher and flusher look at the clock.
 const TICK_MS: u64 = 10;
-
-/// A database that fails is left alone for a moment, for longer each time.
-const DATABASE_BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
 
 /// What the stages share.
 pub struct Parts {
@@ -86,7 +82,7 @@ pub fn build_drain_only(parts: &Parts) -> Topology {
 /// The most bytes that the process holds for records, by holder.
 #[must_use]
 pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<(&'static str, usize)> {
-    let batch = config.batch.bytes_max.max(logweir_engine::codec::PAYLOAD_BYTES_MAX);
+    let batch = batch_bytes_max(config);
     vec![
         ("mailboxes", mailboxes),
         ("request bodies being read", config.http.inflight_bytes_max),
@@ -97,6 +93,10 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("recent records in process", 64 * MIB),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]
+}
+
+fn batch_bytes_max(config: &Config) -> usize {
+    config.batch.bytes_max.max(logweir_engine::codec::PAYLOAD_BYTES_MAX)
 }
 
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
@@ -110,11 +110,11 @@ fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> 
 
 fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_writer: &Mailbox<Batch>) -> Downstream {
     let link = Arc::new(LaneLink::default());
-    let bound = Bound { messages_max: 4, bytes_max: 2 * parts.config.batch.bytes_max };
+    // A batch may be one frame that is larger than a batch should be.
+    let bound = Bound { messages_max: 4, bytes_max: 2 * batch_bytes_max(&parts.config) };
     let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
     let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
     let flusher = topology.spawn(spec(format!("db-flusher-{lane}"), "store", bound, Some(TICK_MS)), move |context| {
-        let breaker = Breaker::new(DATABASE_BREAKER);
         DbFlusher::new(
             context,
             lane,
@@ -123,7 +123,6 @@ fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_wri
             Arc::clone(&flusher_link),
             progress.clone(),
             limits,
-            breaker,
         )
     });
     Downstream { flusher, cache_writer: cache_writer.clone(), link }

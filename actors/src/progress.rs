@@ -58,6 +58,8 @@ pub struct LaneSnapshot {
     pub lost: u64,
     /// Records in the journal that are not settled yet.
     pub backlog: u64,
+    /// Whether the database has said what it has. Until then `committed` is 0 and everything counts as backlog.
+    pub asked: bool,
     /// The newest frame in the journal.
     pub seq_last: u64,
     /// The newest frame that the database has.
@@ -105,7 +107,7 @@ struct State {
 
 #[derive(Default)]
 struct Lane {
-    row: LaneRow,
+    row: Option<LaneRow>,
     store: StoreState,
     committed_seq: watch::Sender<u64>,
 }
@@ -116,7 +118,7 @@ impl Progress {
         let mut state = self.state();
         let lane = state.lanes.entry(row.lane).or_default();
         lane.committed_seq.send_replace(row.last_seq);
-        lane.row = row;
+        lane.row = Some(row);
     }
 
     /// How the lane's way into the store is now.
@@ -204,16 +206,19 @@ impl Progress {
 }
 
 fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneSnapshot {
-    let row = lane.map(|lane| lane.row.clone()).unwrap_or_default();
-    // A journal that was emptied by hand knows less than the database.
-    let accepted = tail.map_or(0, |tail| tail.records).max(row.settled());
+    let known = lane.and_then(|lane| lane.row.clone());
+    let asked = known.is_some();
+    let row = known.unwrap_or_default();
+    // A journal that was emptied by hand knows less than the database. What a lane inherited is another writer's.
+    let accepted = tail.map_or(0, |tail| tail.records).max(row.settled()) - row.inherited;
     LaneSnapshot {
         lane: id,
         accepted,
         committed: row.rows,
         dead: row.dead,
         lost: row.lost,
-        backlog: accepted - row.settled(),
+        backlog: accepted - (row.rows + row.dead + row.lost),
+        asked,
         seq_last: tail.map_or(0, |tail| tail.seq).max(row.last_seq),
         seq_committed: row.last_seq,
         store: lane.map(|lane| lane.store.clone()).unwrap_or_default(),

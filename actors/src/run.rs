@@ -33,6 +33,8 @@ use crate::progress::Progress;
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long they then have for their last bytes, once everything behind them has stopped.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// How often the metrics are looked after.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// The demo makes the same services in every run.
 const DEMO_SEED: u64 = 1;
 
@@ -58,7 +60,7 @@ pub fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode {
     process(&config.clone(), async move {
         let stopped = crate::logweir::drain_journal(config, dir, adopt).await?;
         close(&stopped);
-        Ok(())
+        stopped.failure.map_or(Ok(()), Err)
     })
 }
 
@@ -66,7 +68,11 @@ pub fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode {
 fn process(config: &Config, work: impl Future<Output = Result<(), Exit>>) -> ExitCode {
     let _armed = fault::arm_from_environment();
     log_to_stderr(config);
-    match actix_rt::System::new().block_on(work) {
+    let system = actix_rt::System::new();
+    let outcome = system.block_on(work);
+    // Dropping the runtime would wait for a read of standard input that may never end.
+    std::mem::forget(system);
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
             tracing::error!(exit_code = exit.code, "{}", exit.reason);
@@ -82,11 +88,13 @@ async fn serve(config: Config) -> Result<(), Exit> {
     let mut signals = signals()?;
     let (drain, progress, drain_asked) = (DrainControl::default(), Progress::default(), Arc::new(Notify::new()));
     let asked = Arc::clone(&drain_asked);
+    let prometheus = metrics_recorder()?;
+    actix_rt::spawn(upkeep(prometheus.clone()));
     let shared = Shared::new(
         Arc::clone(&config),
         drain.watch(),
         progress.clone(),
-        metrics_recorder()?,
+        prometheus,
         Arc::new(move || asked.notify_one()),
         process_name(),
     );
@@ -123,7 +131,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
         let _ = timeout(LAST_ANSWERS, handle.stop(true)).await;
     }
     close(&stopped);
-    failure.map_or(Ok(()), Err)
+    failure.or(stopped.failure).map_or(Ok(()), Err)
 }
 
 fn listen(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
@@ -154,6 +162,14 @@ fn metrics_recorder() -> Result<PrometheusHandle, Exit> {
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_frames".to_owned()), &FRAMES));
     let handle = builder.and_then(PrometheusBuilder::install_recorder);
     handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))
+}
+
+/// Folds the samples of histograms: without it they pile up when nobody scrapes.
+async fn upkeep(prometheus: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        prometheus.run_upkeep();
+    }
 }
 
 /// Starts the producers beside HTTP; the future completes when standard input was read to its end.
@@ -227,15 +243,11 @@ fn close(stopped: &Stopped) {
     for stage in &stopped.stuck {
         tracing::warn!(stage, "was still at work at the deadline; what it held is in the journal");
     }
-    if let Some(error) = &stopped.seal_error {
-        tracing::warn!(
-            error,
-            "the journal could not be sealed; what was acknowledged is safe, the next start recovers"
-        );
-    }
     let sum = &stopped.accounting;
+    let caveat =
+        if sum.asked { "" } else { " (the database was not reached: what it has counts as left in the journal)" };
     eprintln!(
-        "logweir stopped: accepted={} committed={} dead_lettered={} lost={} left_in_journal={}",
+        "logweir stopped: accepted={} committed={} dead_lettered={} lost={} left_in_journal={}{caveat}",
         sum.accepted, sum.committed, sum.dead, sum.lost, sum.backlog
     );
 }

@@ -122,9 +122,15 @@ impl Batcher {
         let (early, late) = if ack == AckLevel::Received { (Some(reply), None) } else { (None, Some(reply)) };
         let (report_early, report_late) = (report.clone(), report);
         let on_durable: OnDurable = Box::new(move |outcome| {
-            if let Some(reply) = late {
-                let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late });
-                let _ = reply.send(receipt.map_err(|error| Refusal::of_journal(&error)));
+            let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late });
+            let answer = receipt.map_err(|error| Refusal::of_journal(&error));
+            match (late, answer) {
+                (Some(reply), answer) => drop(reply.send(answer)),
+                // Its sender was told on admission, and asked for no more than that.
+                (None, Err(refusal)) => metrics::counter!("logweir_discarded_records_total",
+                    "component" => "journal", "reason" => refusal.reason, "intentional" => "false")
+                .increment(u64::from(records)),
+                (None, Ok(_)) => {}
             }
         });
         let appended = self.journal.append(credit, lane, codec, records, payload, on_durable);

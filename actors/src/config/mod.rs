@@ -126,16 +126,25 @@ fn defaults() -> Config {
 impl Default for Config {
     /// What holds where nobody says anything; for embedding and tests.
     fn default() -> Self {
-        let mut config = defaults();
-        let (origins, unread) = (BTreeMap::new(), BTreeSet::new());
-        let mut checker =
-            check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
-        check::derive(&mut checker);
-        config
+        derived(defaults())
     }
 }
 
+/// With the settings that follow from others.
+fn derived(mut config: Config) -> Config {
+    let (origins, unread) = (BTreeMap::new(), BTreeSet::new());
+    let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
+    check::derive(&mut checker);
+    config
+}
+
 impl Config {
+    /// The defaults, with journal and SQLite file in `data_dir`: what an embedding program starts from.
+    #[must_use]
+    pub fn in_dir(data_dir: impl Into<PathBuf>) -> Self {
+        derived(Self { data_dir: data_dir.into(), ..defaults() })
+    }
+
     /// Where the journal lies.
     #[must_use]
     pub fn journal_dir(&self) -> PathBuf {

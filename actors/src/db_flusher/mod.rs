@@ -16,7 +16,7 @@ use std::sync::Arc;
 use logweir_engine::codec;
 use logweir_engine::drain::Phase;
 use logweir_engine::fault::kill_point;
-use logweir_engine::journal::{Frame, Journal, LaneId, LaneReader};
+use logweir_engine::journal::{Frame, Journal, LaneId, LaneReader, LaneTail};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use tokio::time::{Duration, Instant};
 pub use session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
-use crate::breaker::{self, Allow, Breaker};
+use crate::breaker::{self, Allow, Breaker, BreakerSettings};
 use crate::config::BatchLimits;
 use crate::message::{Batch, BatchFrame};
 use crate::progress::{Progress, StoreState};
@@ -32,6 +32,12 @@ use crate::store::{LaneRow, LaneWriter, StoreError};
 
 /// How long a lane that somebody must mend (schema, permission) waits before it tries again.
 const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
+
+/// A database that fails is left alone for a moment, for longer each time.
+const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
+
+/// Between two attempts of which the first failed at once.
+const SHORT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a connection may take to come about while draining.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
@@ -72,6 +78,8 @@ pub struct DbFlusher {
     breaker: Breaker,
     /// The last attempt failed.
     failing: bool,
+    /// A flush has failed since the last commit: that a connection comes about proves nothing then.
+    flush_failing: bool,
     connection: Option<Box<dyn LaneWriter>>,
     position: Option<Position>,
     reader: Option<LaneReader>,
@@ -91,7 +99,6 @@ impl DbFlusher {
         link: Arc<LaneLink>,
         progress: Progress,
         limits: BatchLimits,
-        breaker: Breaker,
     ) -> Self {
         link.release(journal.lanes().get(&lane).copied().unwrap_or_default().seq);
         Self {
@@ -102,8 +109,9 @@ impl DbFlusher {
             link,
             progress,
             limits,
-            breaker,
+            breaker: Breaker::new(BREAKER),
             failing: false,
+            flush_failing: false,
             connection: None,
             position: None,
             reader: None,
@@ -125,23 +133,34 @@ impl DbFlusher {
                 batch.from_seq = position.seq;
                 batch.from_records = position.records;
                 if !self.is_durable(&batch).await? {
-                    self.link.release(batch.to_seq());
+                    self.leave_to_journal();
                     return Ok(());
                 }
                 self.reader = None; // it would read again what goes past it here
                 match self.flush(&batch).await {
-                    Err(Interrupted::Moved) => continue,
+                    Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
                     outcome => return outcome,
                 }
+                continue;
             }
             let before = batch.from_seq;
             self.catch_up(before).await?;
             if self.position().await?.seq < before {
                 // The frames before it cannot be read (yet): leave the batch to the journal, in order.
-                self.link.release(batch.to_seq());
+                self.leave_to_journal();
                 return Ok(());
             }
         }
+    }
+
+    /// Everything that the lane has now is read from the journal.
+    fn leave_to_journal(&self) {
+        self.link.release(self.tail().seq);
+    }
+
+    /// The lane's newest frame given out, durable or not.
+    fn tail(&self) -> LaneTail {
+        self.journal.lanes().get(&self.lane).copied().unwrap_or_default()
     }
 
     /// Reads the lane from the journal and flushes it until the position has passed `until_seq` or the durable end.
@@ -155,33 +174,46 @@ impl DbFlusher {
             self.read_back_records += batch.records();
             match self.flush(&batch).await {
                 Ok(()) => {}
-                Err(Interrupted::Moved) => self.reader = None,
-                Err(other) => {
-                    self.reader = None; // it is past frames that were not committed
-                    return Err(other);
-                }
+                Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
+                Err(other) => return Err(other),
             }
         }
     }
 
     /// The next frames after `position`, as a batch; `None` at the durable end.
+    ///
+    /// A durable tail that cannot be read (damaged, or no longer kept) is a batch without records: it is counted as
+    /// lost, or the lane could never be settled.
     async fn read_batch(&mut self, position: Position) -> Result<Option<Batch>, Interrupted> {
-        let mut reader = self.reader.take().unwrap_or_else(|| self.journal.reader(self.lane, position.seq));
+        let tail = self.journal.lane_durable(self.lane); // before the read: all of it should be there
+        let mut reader = match self.reader.take().filter(|reader| reader.after_seq() <= position.seq) {
+            Some(mut reader) => {
+                reader.skip_to(position.seq); // batches from memory have moved the position
+                reader
+            }
+            None => self.journal.reader(self.lane, position.seq),
+        };
         let BatchLimits { rows_max, bytes_max, .. } = self.limits;
         let reading = tokio::task::spawn_blocking(move || {
             let frames = reader.next_frames(rows_max, bytes_max);
             (reader, frames.map(|frames| frames.into_iter().map(decode).collect::<Result<Vec<_>, _>>()))
         });
-        let Ok((reader, frames)) = self.context.waiting(reading).await else { return Ok(None) };
-        let what = match frames {
-            Ok(Ok(frames)) => {
+        let what = match self.context.waiting(reading).await {
+            Ok((reader, Ok(Ok(mut frames)))) => {
                 self.reader = Some(reader);
+                if frames.is_empty() && position.seq < tail.seq {
+                    frames.push(unreadable(tail));
+                }
+                if frames.is_empty() {
+                    return Ok(None);
+                }
                 let (from_seq, from_records) = (position.seq, position.records);
-                let batch = Batch { lane: self.lane, from_seq, from_records, generation: 0, frames };
-                return Ok((!batch.frames.is_empty()).then(|| self.name_loss(batch)));
+                let generation = self.journal.generation();
+                return Ok(Some(self.name_loss(Batch { lane: self.lane, from_seq, from_records, generation, frames })));
             }
-            Ok(Err(undecodable)) => undecodable,
-            Err(error) => format!("the journal cannot be read: {error}"),
+            Ok((_, Ok(Err(undecodable)))) => undecodable,
+            Ok((_, Err(error))) => format!("the journal cannot be read: {error}"),
+            Err(error) => format!("reading the journal failed: {error}"),
         };
         self.stop(&what);
         self.pause(SYSTEMIC_RETRY).await?;
@@ -229,11 +261,16 @@ impl DbFlusher {
             };
             match outcome {
                 Ok(flushed) => {
-                    self.row.rows += flushed.rows;
-                    self.row.dead += flushed.dead;
-                    self.row.lost += batch.lost();
-                    self.row.last_seq = batch.to_seq();
-                    self.committed();
+                    self.flushed_batches += 1;
+                    let row = self.row.clone();
+                    self.at_row(LaneRow {
+                        rows: row.rows + flushed.rows,
+                        dead: row.dead + flushed.dead,
+                        lost: row.lost + batch.lost(),
+                        last_seq: batch.to_seq(),
+                        ..row
+                    });
+                    self.succeeded();
                     return Ok(());
                 }
                 Err(StoreError::CursorMoved(row)) => {
@@ -245,24 +282,31 @@ impl DbFlusher {
                             "the database has gone back in time: reading the journal again from its cursor"
                         );
                     }
-                    self.row = *row;
-                    self.committed();
+                    self.at_row(*row);
                     return Err(Interrupted::Moved);
                 }
-                Err(error) => self.failed(error).await?,
+                Err(error) => {
+                    self.flush_failing = true;
+                    self.failed(error).await?;
+                }
             }
         }
     }
 
-    /// The position is the row's: says so to everybody who waits for it.
-    fn committed(&mut self) {
+    /// The database is at `row`: says so to everybody who waits for it.
+    fn at_row(&mut self, row: LaneRow) {
+        self.position = Some(Position::from(&row));
+        self.journal.settle(self.lane, row.last_seq);
+        self.progress.lane_row_updated(row.clone());
+        self.row = row;
+    }
+
+    /// The database does what it is asked to.
+    fn succeeded(&mut self) {
         self.breaker.succeeded(Instant::now());
         self.publish_breaker();
         self.failing = false;
-        self.flushed_batches += 1;
-        self.position = Some(Position::from(&self.row));
-        self.journal.settle(self.lane, self.row.last_seq);
-        self.progress.lane_row_updated(self.row.clone());
+        self.flush_failing = false;
         self.progress.lane_store_state(self.lane, StoreState::Ok);
     }
 
@@ -284,18 +328,26 @@ impl DbFlusher {
             let opened = tokio::select! {
                 opened = context.waiting(session.open_lane(lane)) => opened,
                 () = given_up(&context, failing) => return Err(Interrupted::Drained),
-                () = connect_patience(&context) => return Err(Interrupted::Drained),
+                () = connect_patience(&context) => {
+                    self.failing = true;
+                    return Err(Interrupted::Drained);
+                }
             };
             match opened {
                 Ok((connection, row)) => {
                     self.connection = Some(connection);
-                    if self.position != Some(Position::from(&row)) {
-                        self.reader = None;
+                    self.at_row(row);
+                    if !self.flush_failing {
+                        self.succeeded();
                     }
-                    self.row = row;
-                    self.committed();
                 }
-                Err(error) => self.failed(error).await?,
+                Err(error) => {
+                    if matches!(error, StoreError::Systemic(_)) {
+                        // Perhaps it is another database now: look at its schema and take over again.
+                        self.forget_lease().await?;
+                    }
+                    self.failed(error).await?;
+                }
             }
         }
     }
@@ -312,7 +364,7 @@ impl DbFlusher {
                 self.progress.lane_store_state(self.lane, StoreState::Failing(what));
                 match self.breaker.allow(Instant::now()) {
                     Allow::No { retry_in } => self.pause(retry_in).await,
-                    Allow::Yes | Allow::Probe => self.pause(Duration::from_millis(50)).await,
+                    Allow::Yes | Allow::Probe => self.pause(SHORT_PAUSE).await,
                 }
             }
             StoreError::Fenced { .. } | StoreError::StaleCopy { .. } => {
@@ -321,19 +373,27 @@ impl DbFlusher {
             }
             StoreError::LeaseLost { .. } => {
                 tracing::error!(lane = self.lane, "{error}: taking over again");
-                self.session.forget().await;
-                self.pause(Duration::from_millis(50)).await
+                self.forget_lease().await?;
+                self.pause(SHORT_PAUSE).await
             }
-            StoreError::CursorMoved(row) => {
-                self.position = Some(Position::from(&*row));
-                self.row = *row;
-                Ok(())
-            }
+            StoreError::CursorMoved(_) => Ok(()), // the next connection says where it is
             StoreError::Systemic(_) | StoreError::SequenceReused { .. } => {
                 self.stop(&error.to_string());
                 self.pause(SYSTEMIC_RETRY).await
             }
         }
+    }
+
+    async fn forget_lease(&self) -> Result<(), Interrupted> {
+        tokio::select! {
+            () = self.context.waiting(self.session.forget()) => Ok(()),
+            () = given_up(&self.context, true) => Err(Interrupted::Drained),
+        }
+    }
+
+    /// A cursor that is said to have moved and has not is asked for again after a moment, not in a hot loop.
+    async fn pause_unless_moved(&self, before: Position) -> Result<(), Interrupted> {
+        if self.position == Some(before) { self.pause(SHORT_PAUSE).await } else { Ok(()) }
     }
 
     fn publish_breaker(&self) {
@@ -366,6 +426,11 @@ async fn given_up(context: &StageContext, failing: bool) {
 async fn connect_patience(context: &StageContext) {
     context.drain.reached(Phase::Draining).await;
     tokio::time::sleep(CONNECT_PATIENCE).await;
+}
+
+/// Stands for a lane's newest frame, of which only the header's numbers are known.
+fn unreadable(tail: LaneTail) -> BatchFrame {
+    BatchFrame { seq: tail.seq, lane_records: tail.records, payload_crc: 0, chunk: Arc::default() }
 }
 
 fn decode(frame: Frame) -> Result<BatchFrame, String> {
@@ -412,7 +477,12 @@ impl Stage for DbFlusher {
 
     /// Everything that is in the journal, as far as the deadline allows.
     async fn on_drain(&mut self) -> Result<(), Exit> {
-        let tail = self.journal.lanes().get(&self.lane).copied().unwrap_or_default();
+        let tail = self.tail();
+        tokio::select! {
+            // An error means that its numbers were taken back: then there is nothing more to read.
+            _ = self.context.waiting(self.journal.durable(tail.seq)) => {}
+            () = given_up(&self.context, self.failing) => {}
+        }
         ended(self.catch_up(tail.seq).await)
     }
 

@@ -114,7 +114,10 @@ pub async fn flush(shared: web::Data<Shared>) -> Answer {
             shared.progress.committed(lane, tail.seq).await;
         }
     };
-    let flushed = timeout_at(until, all).await.is_ok();
+    let flushed = tokio::select! {
+        flushed = timeout_at(until, all) => flushed.is_ok(),
+        () = shared.drain.reached(Phase::Persisting) => false,
+    };
     // Of what was there when it began: what came since is not this flush's.
     let backlog = shared.progress.snapshot(&tails).lanes.iter().map(|lane| lane.backlog).sum();
     let answer = Answer::json(if flushed { 200 } else { 503 }, &FlushOutcome { flushed, backlog });

@@ -82,7 +82,7 @@ impl From<Refusal> for Refused {
 
 async fn take(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<Answer, Refused> {
     let parameters = Parameters::read(request.query_string(), request.headers(), &shared.config)?;
-    let _in_flight = Arc::clone(&shared.in_flight); // before the look at the phase: the way down waits for it
+    let in_flight = Arc::clone(&shared.in_flight); // before the look at the phase: the way down waits for it
     if shared.drain.phase() >= Phase::Draining {
         return Err(Refusal::draining().into());
     }
@@ -97,12 +97,18 @@ async fn take(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> 
     let stream = stream_of(request);
     let delivery = Delivery { stream, body, encoding, format, defaults, received_us, ack, reply };
     running.intake.try_submit(delivery)?;
+    drop(in_flight); // the stages have it: they drain
 
     let patience = Patience::new(shared.config.http.ack_timeout_ms);
     let receipt = patience.wait(answer.wait(), "it may be stored or not").await??;
     if ack == AckLevel::Committed && receipt.seq > 0 {
-        let committed = shared.progress.committed(receipt.lane, receipt.seq);
-        patience.wait(committed, "it is in the journal and will be committed").await?;
+        let committed = async {
+            tokio::select! {
+                () = shared.progress.committed(receipt.lane, receipt.seq) => Ok(()),
+                () = shared.drain.reached(Phase::Persisting) => Err(Refusal::not_committed()),
+            }
+        };
+        patience.wait(committed, "it is in the journal and will be committed").await??;
     }
     Ok(Answer::json(200, &Taken::new(&receipt, ack)))
 }

@@ -840,11 +840,8 @@ impl Shared {
         let state = self.state();
         let has = |segment: &Segment| segment.lanes.get(&lane).is_some_and(|seq| *seq > after_seq);
         let (number, segment) = state.segments.range(from..).find(|(_, segment)| has(segment))?;
-        Some(View { number: *number, path: segment.path.clone(), seed: segment.seed, end: segment.end })
-    }
-
-    fn is_active(&self, number: u64) -> bool {
-        self.state().written.segment == number
+        let active = state.written.segment == *number;
+        Some(View { number: *number, path: segment.path.clone(), seed: segment.seed, end: segment.end, active })
     }
 
     /// A reader has met bytes that it cannot read: counted and kept aside, once.

@@ -20,6 +20,8 @@ pub(super) struct View {
     pub(super) path: std::path::PathBuf,
     pub(super) seed: Seed,
     pub(super) end: u64,
+    /// Frames may still come into it.
+    pub(super) active: bool,
 }
 
 /// Reads one lane in order. `Send`; blocking I/O: call it on a blocking thread.
@@ -36,6 +38,17 @@ pub struct LaneReader {
 impl LaneReader {
     pub(super) fn new(shared: Arc<Shared>, lane: LaneId, after_seq: u64) -> Self {
         Self { shared, lane, after_seq, open: None, from: 0 }
+    }
+
+    /// The sequence number after which it reads on.
+    #[must_use]
+    pub fn after_seq(&self) -> u64 {
+        self.after_seq
+    }
+
+    /// Skips what is settled up to `seq`. A reader never goes back: take a new one for that.
+    pub fn skip_to(&mut self, seq: u64) {
+        self.after_seq = self.after_seq.max(seq);
     }
 
     /// The next durable frames, until `records_max` or `bytes_max` is passed (at least one frame when
@@ -62,7 +75,7 @@ impl LaneReader {
                 self.after_seq = frame.seq;
                 return Ok(Some(frame));
             }
-            if self.shared.is_active(view.number) {
+            if view.active {
                 return Ok(None);
             }
             self.from = view.number + 1;
