@@ -85,8 +85,13 @@ fn a_half_open_connection_is_given_up() {
     behind_proxy("half-open", |s| {
         s.set("database.statement_timeout_ms", 1000);
         s.set("database.connect_timeout_ms", 1000);
-        // The connections that fell silent stay so: only who gives them up goes on.
-        survives(s, |s| s.proxy().set(Mode::Swallow), |s| s.proxy().set(Mode::Pass));
+        // The connections that fall silent, in the midst of a long COPY, stay so: only who gives them up goes on.
+        let silence = |s: &mut Scenario| {
+            s.proxy().set(Mode::Throttle(20_000));
+            s.acknowledged(2000);
+            s.proxy().set(Mode::Swallow);
+        };
+        survives(s, silence, |s| s.proxy().set(Mode::Pass));
     });
 }
 

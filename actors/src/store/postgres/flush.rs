@@ -32,6 +32,8 @@ const CAS_SQL: &str = "UPDATE logweir_lane \
 const NO_CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
     WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL";
+const END_STALLED_SQL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+    WHERE application_name = $1 AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'";
 const VOLUME_SQL: &str = "INSERT INTO log_volume AS v (minute, service, severity, lane_id, records) \
     SELECT minute, service, severity, $5, records \
     FROM unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::bigint[]) AS t (minute, service, severity, records) \
@@ -120,6 +122,9 @@ impl PgLane {
 
     async fn connect(&self) -> Result<Session, StoreError> {
         let link = self.connector.connect(&self.name).await?;
+        // A COPY that was cut off without a word waits for its client as long as TCP lets it, and holds the lane's row
+        // all that time; no other limit of the server's ends it. Where this is not allowed, time does it.
+        let _ = link.client.execute(END_STALLED_SQL, &[&self.name]).await;
         schema::check_columns(&link.client).await?;
         let prepare =
             async |sql| link.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));
