@@ -759,8 +759,11 @@ async fn a_take_over_ends_the_connection_of_a_frozen_holder() {
 const CUT_NOT: u8 = 0;
 const CUT_REQUEST: u8 = 1;
 const CUT_REPLY: u8 = 2;
+const SILENT_AFTER_CONNECTING: u8 = 3;
+const SILENT_WHILE_OPENING: u8 = 4;
 
 /// A proxy that cuts the connection once, at the next COMMIT: before it reaches the server, or after the server has answered.
+/// Or it falls silent for as long as it is told to, at the first statement of a connection or of a lane's opening.
 async fn proxy(port: u16) -> (u16, Arc<AtomicU8>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -782,6 +785,12 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
             read = client.read(&mut up) => {
                 let read = read.ok().filter(|&read| read > 0)?;
                 let bytes = &up[..read];
+                let says = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+                match cut.load(Ordering::SeqCst) {
+                    SILENT_AFTER_CONNECTING if says(b"client_connection_check_interval") => std::future::pending().await,
+                    SILENT_WHILE_OPENING if says(b"FROM logweir_writer") => std::future::pending().await,
+                    _ => {}
+                }
                 let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");
                 match if commits { cut.swap(CUT_NOT, Ordering::SeqCst) } else { CUT_NOT } {
                     CUT_REQUEST => return None,
@@ -820,6 +829,27 @@ async fn a_connection_cut_at_commit_leaves_each_record_once() {
         assert_eq!(cut.load(Ordering::SeqCst), CUT_NOT, "the cut was made");
         assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(100, 0));
         on.assert_whole(writer, 100 * (round as u64 + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_while_a_lane_is_opened_is_given_up() {
+    let on = Fixture::postgres().await;
+    let (_, lease, _flusher) = started(&on).await;
+    let config: tokio_postgres::Config = on.url().parse().unwrap();
+    let (port, cut) = proxy(config.get_ports()[0]).await;
+    let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
+    let hasty = Database { connect_timeout_ms: 300, statement_timeout_ms: 100, ..settings(DatabaseUrl::Postgres(url)) };
+    let store = store::open(&hasty).unwrap().store();
+    for (silence, said) in
+        [(SILENT_AFTER_CONNECTING, "connecting to the database"), (SILENT_WHILE_OPENING, "opening the lane")]
+    {
+        cut.store(silence, Ordering::SeqCst);
+        let opened = tokio::time::timeout(Duration::from_secs(60), store.open_lane(&lease, 0)).await;
+        let error = opened.expect("it is given up").err().expect("nobody answers");
+        assert!(is_transient(&error) && error.to_string().contains(said), "{error}");
+        cut.store(CUT_NOT, Ordering::SeqCst);
+        store.open_lane(&lease, 0).await.unwrap();
     }
 }
 
