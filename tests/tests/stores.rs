@@ -12,6 +12,7 @@ use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
 use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Opened, StoreError};
 use logweir_engine::chunk::Chunk;
+use logweir_engine::journal::LaneTail;
 use logweir_engine::record::{Record, Severity};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -175,6 +176,11 @@ impl Feed {
         Batch { lane: self.lane, from_seq, from_records, generation: 0, frames }
     }
 
+    /// What the journal's opening says of the lane now.
+    fn tail(&self) -> (u16, LaneTail) {
+        (self.lane, LaneTail { seq: self.seq, records: self.records })
+    }
+
     /// A batch of `n` records.
     fn plain(&mut self, n: usize) -> Batch {
         let records = vec![record("plain"); n];
@@ -192,6 +198,11 @@ fn claim(writer: Uuid, runs: &[u128], run: u128) -> Claim {
     }
 }
 
+/// The claim of a later run, whose journal ends where `feed` is.
+fn claim_at(feed: &Feed, writer: Uuid, runs: &[u128], run: u128) -> Claim {
+    Claim { tails: vec![feed.tail()], ..claim(writer, runs, run) }
+}
+
 async fn lane(store: &Arc<dyn LogStore>, lease: &Lease, lane: u16) -> Box<dyn LaneWriter> {
     store.open_lane(lease, lane).await.unwrap().0
 }
@@ -203,7 +214,7 @@ fn flushed(rows: u64, dead: u64) -> Flushed {
 async fn rows_cursor_and_counters_move_together(on: Fixture) {
     let writer = Uuid::new_v4();
     let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
-    assert_eq!((lease.epoch, lease.lanes.len()), (1, 0));
+    assert_eq!(lease.epoch, 1);
     let (mut flusher, row) = on.store.open_lane(&lease, 3).await.unwrap();
     assert_eq!((row.lane, row.last_seq, row.settled(), row.epoch), (3, 0, 0, 1));
 
@@ -258,8 +269,9 @@ async fn an_older_epoch_is_fenced(on: Fixture) {
     let mut feed = Feed::new(0);
     old_lane.flush(&feed.plain(5)).await.unwrap();
 
-    let new = new_store.take_over(&claim(writer, &[1], 2)).await.unwrap();
-    assert_eq!((new.epoch, new.lanes[0].last_seq, new.lanes[0].epoch), (2, 1, 2));
+    let new = new_store.take_over(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
+    let row = &new_store.lanes(writer).await.unwrap()[0];
+    assert_eq!((new.epoch, row.last_seq, row.epoch), (2, 1, 2));
     let zombie = feed.clone().plain(7);
     match old_lane.flush(&zombie).await.unwrap_err() {
         StoreError::Fenced { epoch: 2, mine: 1, owner, .. } => assert_eq!(owner, "run 2"),
@@ -294,7 +306,7 @@ async fn a_stale_copys_own_frames_are_adopted_once(on: Fixture) {
     let mut common = Feed::new(0);
     lane(&on.store, &lease, 0).await.flush(&common.plain(10)).await.unwrap();
     let inherited = common.plain(20);
-    let mut theirs = Claim { tails: vec![(0, common.seq)], ..claim(writer, &[1], 20) };
+    let mut theirs = claim_at(&common, writer, &[1], 20);
     let lease = on.store.take_over(&theirs).await.unwrap();
     let mut copy = lane(&on.store, &lease, 0).await;
     copy.flush(&inherited).await.unwrap();
@@ -323,6 +335,121 @@ async fn a_stale_copys_own_frames_are_adopted_once(on: Fixture) {
     theirs.runs.push(theirs.run);
     theirs.run = Uuid::from_u128(21);
     assert_eq!(on.store.inheritance(&theirs).await.unwrap(), None, "the copy itself is not stale");
+}
+
+async fn a_journal_older_than_the_database_begins_its_lanes_anew(on: Fixture) {
+    let writer = Uuid::new_v4();
+    // Run 1 flushes 10 records of lane 0; then its volume is snapshotted. It flushes 25 more, and 4 of a new lane 1.
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let (mut flusher, old) = on.store.open_lane(&lease, 0).await.unwrap();
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(10)).await.unwrap();
+    let mut restored = feed.clone();
+    for _ in 0..5 {
+        flusher.flush(&feed.plain(5)).await.unwrap();
+    }
+    let (mut flusher, old_second) = on.store.open_lane(&lease, 1).await.unwrap();
+    flusher.flush(&Feed::new(1).plain(4)).await.unwrap();
+
+    // The snapshot is restored, and run 2 knows nothing of what came after it.
+    let older = claim_at(&restored, writer, &[1], 2);
+    let lease = on.store.take_over(&older).await.unwrap();
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
+    assert_eq!((row.last_seq, row.inherited, row.settled(), row.epoch), (1, 10, 10, 2));
+    assert!(row.digest.is_empty() && row.lane_id > old_second.lane_id, "{row:?}");
+    let (mut second, row_second) = on.store.open_lane(&lease, 1).await.unwrap();
+    assert_eq!((row_second.last_seq, row_second.settled()), (0, 0), "the journal never had this lane");
+    assert!(row_second.lane_id > old_second.lane_id && row_second.lane_id != row.lane_id);
+
+    // New frames have numbers that the database has seen already: below its old cursor, at it and above.
+    for _ in 0..6 {
+        let batch = restored.plain(7);
+        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(7, 0));
+        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0), "once");
+    }
+    let mut restored_second = Feed::new(1);
+    assert_eq!(second.flush(&restored_second.plain(3)).await.unwrap(), flushed(3, 0));
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 35 + 4 + 42 + 3);
+    assert_eq!(on.number("SELECT count(DISTINCT id) FROM logs").await, 35 + 4 + 42 + 3);
+    on.assert_whole(writer, 10 + 42 + 3).await;
+    for (row, rows) in [(&old, 35), (&old_second, 4), (&row, 42), (&row_second, 3)] {
+        assert_eq!(on.store.count_stored(row).await.unwrap().rows, rows, "{row:?}");
+    }
+
+    // The same run again, as after a lost connection: its cursor is past the tail that it opened with, and stays.
+    let lease = on.store.take_over(&older).await.unwrap();
+    let again = on.store.open_lane(&lease, 0).await.unwrap().1;
+    assert_eq!((lease.epoch, again.last_seq, again.lane_id), (2, 7, row.lane_id));
+    // And a next run with the whole journal goes on where it was.
+    let tails = vec![restored.tail(), restored_second.tail()];
+    let lease = on.store.take_over(&Claim { tails, ..claim(writer, &[1, 2], 3) }).await.unwrap();
+    let next = on.store.open_lane(&lease, 0).await.unwrap().1;
+    assert_eq!((next.last_seq, next.rows, next.lane_id), (7, 42, row.lane_id));
+}
+
+async fn a_newer_journal_that_turns_up_later_adopts_only_what_was_not_stored(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut feed = Feed::new(0);
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    flusher.flush(&feed.plain(10)).await.unwrap();
+    let snapshot = feed.clone();
+    flusher.flush(&feed.plain(20)).await.unwrap();
+    on.store.take_over(&claim_at(&snapshot, writer, &[1], 20)).await.unwrap();
+    // The cursor that counts is the one from before the lane was begun anew.
+    let found = on.store.inheritance(&claim(writer, &[1], 2)).await.unwrap().unwrap();
+    assert_eq!((found.up_to_seq, found.exact), (vec![(0, 2)], true));
+}
+
+async fn a_database_put_back_to_before_the_take_over_is_taken_over_again(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut feed = Feed::new(0);
+    lane(&on.store, &lease, 0).await.flush(&feed.plain(10)).await.unwrap();
+    let lost = feed.clone();
+    let second = claim_at(&feed, writer, &[1], 2);
+    let lease = on.store.take_over(&second).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    let batch = feed.plain(5);
+    flusher.flush(&batch).await.unwrap();
+
+    let run = match on.place {
+        Place::Postgres(_) => "'00000000-0000-0000-0000-000000000001'",
+        Place::Sqlite(_) => "x'00000000000000000000000000000001'",
+    };
+    on.execute(&format!(
+        "UPDATE logweir_writer SET epoch = 1, run_id = {run}; DELETE FROM logweir_takeover WHERE epoch = 2; \
+         UPDATE logweir_lane SET epoch = 1, last_seq = {}, rows = 10; \
+         DELETE FROM logs WHERE id % 17592186044416 > 10; UPDATE log_volume SET records = 10",
+        lost.seq
+    ))
+    .await;
+    let error = on.store.open_lane(&lease, 0).await.err().expect("the lease is from a future that is gone");
+    assert!(matches!(error, StoreError::LeaseLost { mine: 2, .. }), "{error}");
+    let error = flusher.flush(&feed.clone().plain(1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::LeaseLost { .. }), "{error}");
+
+    let lease = on.store.take_over(&second).await.unwrap();
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
+    assert_eq!((row.last_seq, row.rows), (lost.seq, 10), "where it was, not anew");
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
+    on.assert_whole(writer, 15).await;
+}
+
+async fn a_lane_begun_anew_under_an_open_connection_is_opened_again(on: Fixture) {
+    let writer = Uuid::new_v4();
+    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    // As after a restored database whose new take-over got the same epoch: only the lane's number is another.
+    match on.place {
+        Place::Postgres(_) => on.execute("UPDATE logweir_lane SET lane_id = DEFAULT").await,
+        Place::Sqlite(_) => on.execute("UPDATE logweir_lane SET lane_id = lane_id + 1").await,
+    }
+    let batch = Feed::new(0).plain(5);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(matches!(error, StoreError::LeaseLost { .. }), "{error}");
+    assert_eq!(lane(&on.store, &lease, 0).await.flush(&batch).await.unwrap(), flushed(5, 0));
+    on.assert_whole(writer, 5).await;
 }
 
 async fn a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops(on: Fixture) {
@@ -473,6 +600,10 @@ both! {
     an_older_epoch_is_fenced
     a_writer_goes_on_through_its_own_runs_and_refuses_a_copy
     a_stale_copys_own_frames_are_adopted_once
+    a_journal_older_than_the_database_begins_its_lanes_anew
+    a_newer_journal_that_turns_up_later_adopts_only_what_was_not_stored
+    a_database_put_back_to_before_the_take_over_is_taken_over_again
+    a_lane_begun_anew_under_an_open_connection_is_opened_again
     a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops
     counts_that_do_not_add_up_are_refused_with_their_numbers
     records_that_the_journal_lost_are_counted
@@ -575,16 +706,19 @@ async fn two_lanes_flush_the_same_minute_without_waiting_for_each_other() {
 async fn a_take_over_waits_for_an_open_flush_and_sees_what_it_did() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
-    flusher.flush(&Feed::new(0).plain(5)).await.unwrap();
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    feed.seq = 80;
     let beside = postgres::connect(on.url()).await;
     beside.batch_execute("BEGIN; UPDATE logweir_lane SET last_seq = 77 WHERE lane = 0").await.unwrap();
     let store = on.other();
-    let taking = tokio::spawn(async move { store.take_over(&claim(writer, &[1], 2)).await });
+    let taking = tokio::spawn(async move { store.take_over(&claim_at(&feed, writer, &[1], 2)).await });
     on.somebody_waits().await;
     assert!(!taking.is_finished());
     beside.batch_execute("COMMIT").await.unwrap();
     let lease = taking.await.unwrap().unwrap();
-    assert_eq!((lease.epoch, lease.lanes[0].last_seq, lease.lanes[0].epoch), (2, 77, 2));
+    let row = &on.store.lanes(writer).await.unwrap()[0];
+    assert_eq!((lease.epoch, row.last_seq, row.epoch), (2, 77, 2));
 }
 
 #[tokio::test]
@@ -600,17 +734,36 @@ async fn a_take_over_ends_the_connection_of_a_frozen_holder() {
         .batch_execute(&format!("SET application_name = '{name}'; BEGIN; UPDATE logweir_lane SET last_seq = 9"))
         .await
         .unwrap();
-    let lease = on.other().take_over(&claim(writer, &[1], 2)).await.unwrap();
-    assert_eq!((lease.epoch, lease.lanes[0].last_seq), (2, 1));
+    let lease = on.other().take_over(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
+    assert_eq!((lease.epoch, on.store.lanes(writer).await.unwrap()[0].last_seq), (2, 1));
     assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection is gone");
     on.assert_whole(writer, 5).await;
+
+    // One that was stopped while it opened a lane: it holds the writer's row.
+    let name = format!("logweir/{}/open-lane/2", writer.simple());
+    let frozen = postgres::connect(on.url()).await;
+    frozen
+        .batch_execute(&format!(
+            "SET application_name = '{name}'; BEGIN; SELECT FROM logweir_writer WHERE writer_id = '{writer}' FOR SHARE"
+        ))
+        .await
+        .unwrap();
+    let stale = on.other().take_over(&claim_at(&feed, writer, &[1, 30], 31)).await.unwrap_err();
+    assert!(matches!(stale, StoreError::StaleCopy { epoch: 2, .. }), "a copy ends nobody's connection: {stale}");
+    frozen.batch_execute("SELECT 1").await.unwrap();
+    let lease = on.other().take_over(&claim_at(&feed, writer, &[1, 2], 3)).await.unwrap();
+    assert_eq!(lease.epoch, 3);
+    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection is gone");
 }
 
 const CUT_NOT: u8 = 0;
 const CUT_REQUEST: u8 = 1;
 const CUT_REPLY: u8 = 2;
+const SILENT_AFTER_CONNECTING: u8 = 3;
+const SILENT_WHILE_OPENING: u8 = 4;
 
 /// A proxy that cuts the connection once, at the next COMMIT: before it reaches the server, or after the server has answered.
+/// Or it falls silent for as long as it is told to, at the first statement of a connection or of a lane's opening.
 async fn proxy(port: u16) -> (u16, Arc<AtomicU8>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -632,6 +785,12 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
             read = client.read(&mut up) => {
                 let read = read.ok().filter(|&read| read > 0)?;
                 let bytes = &up[..read];
+                let says = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+                match cut.load(Ordering::SeqCst) {
+                    SILENT_AFTER_CONNECTING if says(b"client_connection_check_interval") => std::future::pending().await,
+                    SILENT_WHILE_OPENING if says(b"FROM logweir_writer") => std::future::pending().await,
+                    _ => {}
+                }
                 let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");
                 match if commits { cut.swap(CUT_NOT, Ordering::SeqCst) } else { CUT_NOT } {
                     CUT_REQUEST => return None,
@@ -670,6 +829,27 @@ async fn a_connection_cut_at_commit_leaves_each_record_once() {
         assert_eq!(cut.load(Ordering::SeqCst), CUT_NOT, "the cut was made");
         assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(100, 0));
         on.assert_whole(writer, 100 * (round as u64 + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_while_a_lane_is_opened_is_given_up() {
+    let on = Fixture::postgres().await;
+    let (_, lease, _flusher) = started(&on).await;
+    let config: tokio_postgres::Config = on.url().parse().unwrap();
+    let (port, cut) = proxy(config.get_ports()[0]).await;
+    let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
+    let hasty = Database { connect_timeout_ms: 300, statement_timeout_ms: 100, ..settings(DatabaseUrl::Postgres(url)) };
+    let store = store::open(&hasty).unwrap().store();
+    for (silence, said) in
+        [(SILENT_AFTER_CONNECTING, "connecting to the database"), (SILENT_WHILE_OPENING, "opening the lane")]
+    {
+        cut.store(silence, Ordering::SeqCst);
+        let opened = tokio::time::timeout(Duration::from_secs(60), store.open_lane(&lease, 0)).await;
+        let error = opened.expect("it is given up").err().expect("nobody answers");
+        assert!(is_transient(&error) && error.to_string().contains(said), "{error}");
+        cut.store(CUT_NOT, Ordering::SeqCst);
+        store.open_lane(&lease, 0).await.unwrap();
     }
 }
 
@@ -731,11 +911,65 @@ async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_batch_of_poison_stops_the_lane_and_sets_nothing_aside() {
+async fn a_flood_of_bad_values_is_set_aside_and_the_lane_goes_on() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
-    let batch = feed.batch(&[&[record("\0"); 150]]);
+    let bad = Record { attributes: r#"{"a":1e400000}"#, ..record("bad") };
+    let mixed: Vec<Record<'_>> = (0..1_000).map(|n| if n % 2 == 0 { bad } else { record("good") }).collect();
+    assert_eq!(flusher.flush(&feed.batch(&[&mixed])).await.unwrap(), flushed(500, 500));
+    on.assert_whole(writer, 1_000).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'good'").await, 500);
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter WHERE sqlstate = '22003'").await, 500);
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter WHERE row_no % 2 = 0").await, 500);
+
+    let all_bad = feed.batch(&[&[bad; 300], &[record("a\0b"); 300]]);
+    assert_eq!(flusher.flush(&all_bad).await.unwrap(), flushed(0, 600));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter WHERE sqlstate = '22021'").await, 300);
+    assert_eq!(flusher.flush(&all_bad).await.unwrap(), flushed(0, 0));
+    assert_eq!(flusher.flush(&feed.plain(10)).await.unwrap(), flushed(10, 0));
+    on.assert_whole(writer, 1_610).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_bad_values_hides_no_rows_that_a_rule_forbids() {
+    let on = Fixture::postgres().await;
+    on.execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')").await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let bad = Record { attributes: r#"{"a":1e400000}"#, ..record("bad") };
+    let mixed: Vec<Record<'_>> = (0..400)
+        .map(|n| match n % 40 {
+            39 => record("rude"),
+            n if n % 2 == 0 => bad,
+            _ => record("good"),
+        })
+        .collect();
+    assert_eq!(flusher.flush(&feed.batch(&[&mixed])).await.unwrap(), flushed(190, 210));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter WHERE sqlstate = '23514'").await, 10);
+    on.assert_whole(writer, 400).await;
+}
+
+#[tokio::test]
+async fn a_column_that_refuses_everything_with_a_values_code_stops_the_lane() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    // An enum says 22P02 to each text that it does not know, as jsonb does.
+    on.execute("CREATE TYPE mood AS ENUM ('sad'); ALTER TABLE logs ALTER host TYPE mood USING 'sad'").await;
+    let mut feed = Feed::new(0);
+    let error = flusher.flush(&feed.plain(150)).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("more than 100 of 150"), "{error}");
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.assert_whole(writer, 0).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_the_table_refuses_stops_the_lane_and_sets_nothing_aside() {
+    let on = Fixture::postgres().await;
+    on.execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')").await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let batch = feed.batch(&[&[record("rude"); 150]]);
     let error = flusher.flush(&batch).await.unwrap_err();
     assert!(is_systemic(&error) && error.to_string().contains("more than 100 of 150"), "{error}");
     assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
@@ -863,7 +1097,7 @@ async fn a_held_lock_a_slow_statement_and_an_ended_session_pass() {
 
     let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
     let store = store::open(&hasty).unwrap().store();
-    let lease = store.take_over(&claim(writer, &[1], 2)).await.unwrap();
+    let lease = store.take_over(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
     on.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN new; END$$; \
@@ -1051,7 +1285,7 @@ async fn child() {
     for _ in 0..2 {
         flusher.flush(&feed.plain(100)).await.unwrap();
     }
-    store.take_over(&claim(Uuid::nil(), &[1], 2)).await.unwrap();
+    store.take_over(&claim_at(&feed, Uuid::nil(), &[1], 2)).await.unwrap();
     match flusher.flush(&feed.plain(100)).await {
         Ok(_) => println!("the old epoch was let in"),
         Err(StoreError::Fenced { .. }) => println!("the old epoch was fenced"),
@@ -1073,11 +1307,11 @@ async fn run_child(on: &Fixture, faults: &str) -> (bool, String) {
 
 /// The next run: takes over and flushes from the journal what is missing, as replay does.
 async fn replay(on: &Fixture) -> Result<(), StoreError> {
-    let lease = on.store.take_over(&claim(Uuid::nil(), &[1], 2)).await?;
-    let (mut flusher, row) = on.store.open_lane(&lease, 0).await?;
     let mut feed = Feed::new(0);
-    for _ in 0..2 {
-        let batch = feed.plain(100);
+    let batches = [feed.plain(100), feed.plain(100)];
+    let lease = on.store.take_over(&claim_at(&feed, Uuid::nil(), &[1], 2)).await?;
+    let (mut flusher, row) = on.store.open_lane(&lease, 0).await?;
+    for batch in batches {
         if batch.to_seq() > row.last_seq {
             flusher.flush(&batch).await?;
         }

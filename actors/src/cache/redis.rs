@@ -36,8 +36,8 @@ use uuid::Uuid;
 
 use super::fold::{Fold, HOUR_US, Limits, MINUTE_US};
 use super::{CacheError, HotCache, RecentRecord, render};
-use crate::{config, tls};
 use crate::message::Batch;
+use crate::{config, tls};
 
 const APPLY: &str = include_str!("apply.lua");
 const SERVICES: &str = "logweir:services";

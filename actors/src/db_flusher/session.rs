@@ -35,7 +35,7 @@ impl Session {
             run: recovered.run,
             runs: recovered.runs.clone(),
             owner,
-            tails: recovered.lanes.iter().map(|(&lane, tail)| (lane, tail.seq)).collect(),
+            tails: recovered.lanes.iter().map(|(&lane, &tail)| (lane, tail)).collect(),
         };
         Self { store, claim, adopt_from: None, lease: Mutex::new(None), progress, held: watch::Sender::new(false) }
     }

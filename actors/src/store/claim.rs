@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use logweir_engine::journal::LaneId;
+use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
-use super::{Claim, Inheritance, LaneRow, StoreError};
+use super::{Claim, Inheritance, LaneRow, LaneStart, StoreError};
 
 /// So many take-overs of a writer are remembered: as many as a journal keeps runs.
 pub(super) const TAKEOVERS_MAX: i64 = 1024;
@@ -78,11 +78,28 @@ pub fn inheritance(past: &[Past], claim: &Claim) -> Option<Inheritance> {
     })
 }
 
+/// The lanes that must begin anew, since their cursor is above the journal's tail: the journal is older than the database.
+///
+/// Beginning at the tail is exact: every frame up to it is settled (the cursor passed it), and every frame after it is
+/// one that the database has not seen, whatever its number. A lane that is missing in the journal was never in it, so
+/// that its tail is 0. The row gets a new `lane_id`, since the ordinals after the tail are used up under the old one.
+/// Not to be asked again by the same run: its cursor rightly passes the tail that it opened with.
+#[must_use]
+pub(super) fn anew(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
+    let tails: BTreeMap<LaneId, LaneTail> = claim.tails.iter().copied().collect();
+    lanes
+        .iter()
+        .map(|row| (row, tails.get(&row.lane).copied().unwrap_or_default()))
+        .filter(|(row, tail)| row.last_seq > tail.seq)
+        .map(|(row, tail)| LaneStart { lane: row.lane, seq: tail.seq, records: tail.records })
+        .collect()
+}
+
 /// Every lane that the journal or the database knows, with tail and cursor; one line without a lane where there is none.
 pub(super) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u64, u64)> {
     let mut all: BTreeMap<LaneId, (u64, u64)> = lanes.iter().map(|row| (row.lane, (0, row.last_seq))).collect();
     for &(lane, tail) in &claim.tails {
-        all.entry(lane).or_default().0 = tail;
+        all.entry(lane).or_default().0 = tail.seq;
     }
     match all.is_empty() {
         true => vec![(None, 0, 0)],
@@ -138,6 +155,16 @@ mod tests {
         assert_eq!(again.writer, run(3));
         // And the copy itself is none.
         assert_eq!(inheritance(&history, &claim(&[1, 2, 20, 21], 22)), None);
+    }
+
+    #[test]
+    fn a_lane_begins_anew_only_where_the_cursor_is_above_the_tail() {
+        let tail = |seq, records| LaneTail { seq, records };
+        let row = |lane, last_seq| LaneRow { lane, last_seq, ..LaneRow::default() };
+        let claim = Claim { tails: vec![(0, tail(9, 90)), (1, tail(9, 90)), (2, tail(9, 90))], ..claim(&[], 1) };
+        let rows = [row(0, 8), row(1, 9), row(2, 10), row(3, 1), row(4, 0)];
+        let start = |lane, seq, records| LaneStart { lane, seq, records };
+        assert_eq!(anew(&claim, &rows), [start(2, 9, 90), start(3, 0, 0)]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub enum Miss {
     AlreadyApplied,
     /// A newer epoch owns the writer.
     Fenced,
-    /// The database has never heard of this epoch (or lane): it was put back to an earlier time.
+    /// The database has never heard of this epoch, this lane or its `lane_id`: it was put back to an earlier time.
     /// No retry helps, only a new take-over.
     WentBack,
     /// The cursor stands elsewhere: the flusher rebuilds its range from there.
@@ -25,15 +25,16 @@ pub enum Miss {
     Reused,
 }
 
-/// Decides. `writer_epoch` is the writer's row, `row` the lane's; `None` where the row is missing.
+/// Decides. `mine` and `lane_id` are what we hold, `writer_epoch` is the writer's row, `row` the lane's; `None` where the
+/// row is missing.
 #[must_use]
-pub fn on_miss(mine: i64, writer_epoch: Option<i64>, row: Option<&LaneRow>, batch: &Batch) -> Miss {
+pub fn on_miss(mine: i64, lane_id: i64, writer_epoch: Option<i64>, row: Option<&LaneRow>, batch: &Batch) -> Miss {
     let (Some(writer_epoch), Some(row)) = (writer_epoch, row) else { return Miss::WentBack };
     let epoch = writer_epoch.max(row.epoch);
     if epoch > mine {
         return Miss::Fenced;
     }
-    if row.epoch < mine || writer_epoch < mine {
+    if row.epoch < mine || writer_epoch < mine || row.lane_id != lane_id {
         return Miss::WentBack;
     }
     if row.last_seq != batch.to_seq() {
@@ -75,8 +76,10 @@ mod tests {
             (Some(2), row(2, 5, &other), Miss::WentBack, "restored to before our take-over"),
             (Some(3), row(2, 5, &other), Miss::WentBack, "the lane's row is older than our take-over"),
         ];
+        let begun_anew = row(3, 9, &ours);
+        assert_eq!(on_miss(3, 1, Some(3), begun_anew.as_ref(), &batch), Miss::WentBack, "another lane_id");
         for (writer_epoch, row, miss, why) in table {
-            assert_eq!(on_miss(3, writer_epoch, row.as_ref(), &batch), miss, "{why}");
+            assert_eq!(on_miss(3, 0, writer_epoch, row.as_ref(), &batch), miss, "{why}");
         }
     }
 }

@@ -3,11 +3,19 @@
 //! Wrongly calling an error a row's fault dead-letters good records; wrongly calling it systemic stops a lane for
 //! one bad record. So a row is blamed only for what its own values can cause through a binary COPY with fixed types,
 //! only in the COPY itself, and (in the store) only after it has failed alone.
+//!
+//! What a client can send must not stop a lane. The parser mends NUL, lone surrogates, bytes that are no UTF-8 and deep
+//! nesting; numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and whatever was journaled
+//! before it mended so, remain. These fail in the types' input functions, without any table ([`Class::Value`]), and are set
+//! aside without a limit. The limit is for what the table refuses ([`Class::Row`]): its constraints, triggers and indexes are
+//! the operator's.
 
 /// What must happen after an error of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The data of one row, if the error came from the COPY.
+    /// A value that its type does not take, if the error came from the COPY: the record's fault, whatever the table is.
+    Value,
+    /// A row that the table does not take, if the error came from the COPY: the record's fault, or a changed table's.
     Row,
     /// Passes by itself: try again.
     Transient,
@@ -20,6 +28,7 @@ impl Class {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Value => "value",
             Self::Row => "row",
             Self::Transient => "transient",
             Self::Systemic => "systemic",
@@ -53,8 +62,10 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
             Some("logs") | None => Class::Systemic,
             Some(_) => Class::Transient,
         },
-        // Stack depth (deep JSON) and sizes of one value (an index entry above a page).
-        "54000" | "54001" => Class::Row,
+        // No JSON, or no such escape in it; bytes that are no text; a number beyond `numeric`; nesting beyond the stack.
+        "22P02" | "22P05" | "22021" | "22003" | "54001" => Class::Value,
+        // Sizes: an index entry above a page. The index is a user's, ours have nothing of variable length.
+        "54000" => Class::Row,
         // Read-only: a demoted primary. A fresh connection looks for the new one.
         "25006" => Class::Transient,
         // In an aborted transaction; its session was idle in it for too long.
@@ -76,11 +87,11 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
     }
 }
 
-/// How many rows of a batch may be set aside before the batch is taken for a sign that the table has changed.
+/// How many rows that the table refuses may be set aside before the batch is taken for a sign that it has changed.
 ///
-/// One per cent, but never less than 100: a client that sends a handful of bad records in one small batch must not
-/// stop a lane, while a table that refuses everything is noticed within one batch of normal size. What small batches
-/// set aside meanwhile is kept, counted and can be replayed.
+/// One per cent, but never less than 100: a handful of rows that a user's constraint forbids must not stop a lane,
+/// while a table that refuses everything is noticed within one batch of normal size. What small batches set aside
+/// meanwhile is kept, counted and can be replayed.
 #[must_use]
 pub fn poison_rows_max(batch_rows: usize) -> usize {
     (batch_rows / 100).max(100)
@@ -101,10 +112,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_sqlstate_is_blamed_on_the_row_the_moment_or_the_schema() {
+    fn each_sqlstate_is_blamed_on_the_value_the_row_the_moment_or_the_schema() {
         let none = Details::default();
-        for code in ["22021", "22P05", "22P02", "22003", "22008", "22001", "23502", "23505", "23503", "54000", "54001"]
-        {
+        for code in ["22021", "22P05", "22P02", "22003", "54001"] {
+            assert_eq!(classify(code, none), Class::Value, "{code}");
+        }
+        for code in ["22000", "22008", "22001", "23502", "23505", "23503", "54000"] {
             assert_eq!(classify(code, none), Class::Row, "{code}");
         }
         for code in [

@@ -2,8 +2,12 @@
 //!
 //! Identity follows the volume: the *writer* is the journal's uuid. At start a process takes the writer
 //! over (epoch + 1), which fences every older owner. Each flush is a compare-and-set on the lane's row,
-//! guarded by epoch and cursor. `rows + dead + lost` of a lane's row equals the `lane_records` of the frame at
-//! its cursor: checked before each commit.
+//! guarded by epoch and cursor. `inherited + rows + dead + lost` of a lane's row equals the `lane_records` of the
+//! frame at its cursor: checked before each commit.
+//!
+//! A journal may be older than the database (a restored snapshot of its volume, a disk that lied at power loss): a
+//! lane's cursor is then above its tail, and frames to come would pass for stored ones. The take-over begins such
+//! a lane anew, at the tail and under a new `lane_id`.
 //!
 //! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1: dense, unique,
 //! and the proof that nothing is missing or doubled.
@@ -21,7 +25,7 @@ pub mod sqlite;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use logweir_engine::journal::LaneId;
+use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
 use crate::config::{Database, DatabaseUrl};
@@ -72,8 +76,9 @@ pub struct Claim {
     pub runs: Vec<Uuid>,
     /// Host and pid, for people.
     pub owner: String,
-    /// The newest sequence number of each lane in the journal at its opening, kept beside the take-over.
-    pub tails: Vec<(LaneId, u64)>,
+    /// The newest frame of each lane in the journal at its opening. Every lane that the journal ever had is here: its
+    /// START frames carry them all. Kept beside the take-over, and compared with the cursors.
+    pub tails: Vec<(LaneId, LaneTail)>,
 }
 
 /// What a take-over gave.
@@ -83,8 +88,6 @@ pub struct Lease {
     pub writer: Uuid,
     /// The epoch that is ours.
     pub epoch: i64,
-    /// The cursor of each lane that the database knows.
-    pub lanes: Vec<LaneRow>,
 }
 
 /// A lane as the database has it.
@@ -106,7 +109,8 @@ pub struct LaneRow {
     pub dead: u64,
     /// Records lost to damage in the journal, each range named when it was found.
     pub lost: u64,
-    /// Records of the lane before this writer began it: they are another writer's (see [`LogStore::adopt`]).
+    /// Records of the lane before this row began: they are another writer's (see [`LogStore::adopt`]), or stored
+    /// under the `lane_id` that the lane had before it was begun anew.
     pub inherited: u64,
 }
 
@@ -140,7 +144,7 @@ pub struct Inheritance {
     pub exact: bool,
 }
 
-/// Where an adopted lane begins.
+/// Where an adopted lane begins, or one that is begun anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneStart {
     /// The lane.
@@ -185,8 +189,10 @@ pub enum StoreError {
     },
     /// This journal is a copy that another copy of it has overtaken.
     #[error(
-        "this journal ({writer}) is a copy: {owner} has taken the same journal over since, in epoch {epoch}; \
-             stop one of the two, then save what only this copy has with `logweir journal drain --adopt --dir DIR`"
+        "this journal ({writer}) does not know the run that took it over last: {owner}, in epoch {epoch}. Either it is a \
+             copy that another copy has overtaken: stop one of the two, then save what only this one has with `logweir \
+             journal drain --adopt --dir DIR`. Or damage has taken the START frame of that run (`logweir journal check` \
+             names it) and there is no other copy: then do not adopt, what that run has stored would be stored twice"
     )]
     StaleCopy {
         /// The writer.
@@ -196,8 +202,8 @@ pub enum StoreError {
         /// Who has it.
         owner: String,
     },
-    /// The database does not know our take-over: it was put back to an earlier time. Take over again, then flush from its
-    /// cursor what the journal still has.
+    /// The database does not know our take-over (or the lane was begun anew since): it was put back to an earlier time.
+    /// Take over again, then flush from its cursor what the journal still has.
     #[error("the database does not know epoch {mine} of the journal {writer}: it was put back to an earlier time")]
     LeaseLost {
         /// The writer.
@@ -229,7 +235,8 @@ pub trait LogStore: Send + Sync {
     /// Brings the schema up to date, under a lock.
     async fn prepare(&self) -> Result<(), StoreError>;
 
-    /// Takes the writer over and fences older owners. Idempotent for the same run.
+    /// Takes the writer over and fences older owners. Idempotent for the same run. A lane whose cursor is above its tail
+    /// in the journal begins anew.
     async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError>;
 
     /// For a stale copy (`claim` is the one that was refused): what the other copy has, and the identity to
@@ -320,6 +327,20 @@ fn migration_failure<E: std::error::Error + 'static>(
         cause = error.source();
     }
     StoreError::Systemic(format!("migrating the schema: {error}; was the database used by a newer version?"))
+}
+
+/// Says which lanes a take-over has begun anew.
+fn report_anew(claim: &Claim, anew: &[LaneStart]) {
+    for start in anew {
+        tracing::error!(
+            writer = %claim.writer,
+            lane = start.lane,
+            tail_seq = start.seq,
+            "the journal is older than the database (a restored snapshot, or a disk that lost what it had confirmed): \
+             the lane begins anew after the journal's last frame; records that only the newer journal had are gone"
+        );
+        metrics::counter!("logweir_lanes_begun_anew_total").increment(1);
+    }
 }
 
 /// One flush's metrics, the same for every store.

@@ -20,14 +20,14 @@ use rusqlite::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::claim::{Owner, Past, TAKEOVERS_MAX, inheritance, succeed, tails};
+use super::claim::{Owner, Past, TAKEOVERS_MAX, anew, inheritance, succeed, tails};
 use super::cursor::{Miss, ORDINAL_BITS, on_miss};
 use super::fault_class::poison_rows_max;
 use super::time::{self, DAY_US};
 use super::volume::{self, Key};
 use super::{
     Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
-    letter, migration_failure, rows,
+    letter, migration_failure, report_anew, rows,
 };
 use crate::config::Database;
 use crate::message::Batch;
@@ -45,10 +45,10 @@ const DELETE_ROUNDS: u32 = 100;
 const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
     FROM logweir_lane WHERE writer_id = ?1";
 const CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
-    WHERE writer_id = ?1 AND lane = ?2 AND epoch = ?3 AND last_seq = ?4";
+    WHERE writer_id = ?1 AND lane = ?2 AND epoch = ?3 AND last_seq = ?4 AND lane_id = ?8";
 /// The same without its condition, for the test that shows what the condition is for.
 const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
-    WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL";
+    WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?8 IS NOT NULL";
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) VALUES (?1, ?2, ?3, ?4, ?5) \
@@ -168,7 +168,8 @@ impl SqliteStore {
     }
 }
 
-fn take_over(connection: &mut Connection, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+/// Takes `claim.writer` over. Adopting (`adopted` is there), it makes the lanes that are new.
+fn take_over(connection: &mut Connection, claim: &Claim, adopted: Option<&[LaneStart]>) -> Result<Lease, StoreError> {
     let failed = failed("taking the journal over");
     let transaction = immediate(connection, "taking the journal over")?;
     let owner = transaction
@@ -193,7 +194,7 @@ fn take_over(connection: &mut Connection, claim: &Claim, starts: &[LaneStart]) -
     transaction
         .execute("UPDATE logweir_lane SET epoch = ?2 WHERE writer_id = ?1", params![claim.writer, epoch])
         .map_err(&failed)?;
-    for start in starts {
+    for start in adopted.unwrap_or_default() {
         transaction
             .execute(
                 "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5) \
@@ -202,8 +203,9 @@ fn take_over(connection: &mut Connection, claim: &Claim, starts: &[LaneStart]) -
             )
             .map_err(&failed)?;
     }
-    let lanes = all_lanes(&transaction, claim.writer).map_err(&failed)?;
+    let mut begun = Vec::new();
     if !again {
+        let lanes = all_lanes(&transaction, claim.writer).map_err(&failed)?;
         for (lane, tail, cursor) in tails(claim, &lanes) {
             transaction
                 .execute(
@@ -229,9 +231,27 @@ fn take_over(connection: &mut Connection, claim: &Claim, starts: &[LaneStart]) -
                 params![claim.writer, epoch - TAKEOVERS_MAX],
             )
             .map_err(&failed)?;
+        if adopted.is_none() {
+            begun = anew(claim, &lanes);
+            begin_anew(&transaction, claim.writer, epoch, &begun).map_err(&failed)?;
+        }
     }
     transaction.commit().map_err(&failed)?;
-    Ok(Lease { writer: claim.writer, epoch, lanes })
+    report_anew(claim, &begun);
+    Ok(Lease { writer: claim.writer, epoch })
+}
+
+/// AUTOINCREMENT gives the new rows numbers that no lane has had.
+fn begin_anew(transaction: &Transaction<'_>, writer: Uuid, epoch: i64, starts: &[LaneStart]) -> rusqlite::Result<()> {
+    for start in starts {
+        transaction
+            .execute("DELETE FROM logweir_lane WHERE writer_id = ?1 AND lane = ?2", params![writer, start.lane])?;
+        transaction.execute(
+            "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![writer, start.lane, epoch, start.seq.cast_signed(), start.records.cast_signed()],
+        )?;
+    }
+    Ok(())
 }
 
 fn all_lanes(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<LaneRow>> {
@@ -330,6 +350,7 @@ impl LaneState {
                     batch.to_seq().cast_signed(),
                     batch.digest(),
                     batch.lost().cast_signed(),
+                    self.row.lane_id,
                 ])
             })
             .map_err(failed("moving the cursor"))?;
@@ -343,7 +364,7 @@ impl LaneState {
         let row = one_lane(&transaction, self.writer, batch.lane).map_err(&failed)?;
         transaction.rollback().map_err(&failed)?;
         let epoch = owner.as_ref().map(|(epoch, _)| *epoch);
-        match (on_miss(self.epoch, epoch, row.as_ref(), batch), row) {
+        match (on_miss(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch), row) {
             (Miss::AlreadyApplied, Some(row)) => {
                 let flushed = Flushed {
                     rows: row.rows.saturating_sub(self.row.rows),
@@ -522,7 +543,8 @@ impl LogStore for SqliteStore {
     }
 
     async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
-        self.adopt(claim, &[]).await
+        let claim = claim.clone();
+        blocking(&self.write, move |connection| take_over(connection, &claim, None)).await
     }
 
     async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError> {
@@ -536,7 +558,7 @@ impl LogStore for SqliteStore {
 
     async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
         let (claim, starts) = (claim.clone(), starts.to_vec());
-        blocking(&self.write, move |connection| take_over(connection, &claim, &starts)).await
+        blocking(&self.write, move |connection| take_over(connection, &claim, Some(&starts))).await
     }
 
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {

@@ -27,7 +27,8 @@ pub(super) struct Connector {
     connect_timeout: Duration,
 }
 
-/// A connection of our own, outside of the pools. Dropping it closes it.
+/// A connection of our own, outside of the pools. Dropping it closes the socket at once: the farewell would have to pass
+/// through a connection of unknown state, and one to a frozen server would wait for its answer for ever.
 pub(super) struct Link {
     pub(super) client: Client,
     driver: AbortHandle,
@@ -61,10 +62,12 @@ impl Connector {
         // `connect_timeout` covers the TCP handshake with one address; a host that accepts and then says nothing is covered here.
         let addresses = u32::try_from(config.get_hosts().len().max(config.get_hostaddrs().len())).unwrap_or(1);
         let limit = self.connect_timeout * (addresses + 1);
-        let (client, connection) = tokio::time::timeout(limit, config.connect(self.tls.clone()))
-            .await
-            .map_err(|_| StoreError::Transient(format!("no answer from the database within {} ms", limit.as_millis())))?
-            .map_err(|error| failure("connecting to the database", &error))?;
+        within(limit, "connecting to the database", self.open(&config)).await
+    }
+
+    async fn open(&self, config: &Config) -> Result<Link, StoreError> {
+        let (client, connection) =
+            config.connect(self.tls.clone()).await.map_err(|error| failure("connecting to the database", &error))?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = describe(&error), "a database connection ended");
@@ -73,16 +76,24 @@ impl Connector {
         let link = Link { client, driver: driver.abort_handle() };
         // So that the server notices within moments when we die in mid-statement. Not every platform has it: then the
         // TCP timeouts do it.
-        let _ =
-            tokio::time::timeout(limit, link.client.batch_execute("SET client_connection_check_interval = '200ms'"))
-                .await;
+        let _ = link.client.batch_execute("SET client_connection_check_interval = '200ms'").await;
         Ok(link)
     }
 }
 
-impl Link {
-    /// Closes the socket at once, without the farewell that would have to pass through a connection of unknown state.
-    pub(super) fn abandon(self) {
+/// Bounds `work`: a server or a network that falls silent is something to try again.
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(StoreError::Transient(format!("{what}: no answer from the database within {} ms", limit.as_millis())))
+    })
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
         self.driver.abort();
     }
 }
@@ -97,7 +108,7 @@ pub(super) fn failure(what: &str, error: &Error) -> StoreError {
     let text = format!("{what}: {}", describe(error));
     match class(error) {
         Class::Transient => StoreError::Transient(text),
-        Class::Row | Class::Systemic => StoreError::Systemic(text),
+        Class::Value | Class::Row | Class::Systemic => StoreError::Systemic(text),
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Error, Statement};
 
-use super::types::EPOCH_US;
+use super::types::{EPOCH_US, JSONB_VERSION};
 use crate::store::rows::Row;
 use crate::store::time;
 
@@ -18,8 +18,6 @@ pub(super) const COPY_SQL: &str =
 const COLUMNS: i16 = 7;
 /// A piece leaves when it has reached this: large enough that a write costs nothing, small enough to stay in the L2 cache.
 const PIECE_BYTES: usize = 128 << 10;
-/// The first byte of a binary jsonb value: its version.
-const JSONB_VERSION: u8 = 1;
 
 /// Copies `rows` into the table and returns how many were sent and how many the server counted.
 pub(super) async fn copy<'a>(

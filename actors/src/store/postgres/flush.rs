@@ -6,19 +6,24 @@
 //!   an error, a SELECT in it fails. It also proves that the counters add up to what the journal says.
 //! - An attempt owns its connection: dropped half-way (timeout, shutdown), the connection goes with it and the server rolls back.
 //! - A row is dead-lettered only after it has failed alone, or as the last row of the shortest part that fails.
+//! - The server's round trips are bounded: finding a row costs about two attempts, and only so many rows are looked for.
+//!   Where more are refused for their values, all rows are sifted at once, without the table.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use logweir_engine::fault::{armed, kill_point};
 use tokio::time::Instant;
-use tokio_postgres::{Error, Row as SqlRow, Statement};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Row as SqlRow, Statement};
 use uuid::Uuid;
 
-use super::connect::{Connector, Link, class, describe, failure};
+use super::GRACE;
+use super::connect::{Connector, Link, class, describe, failure, within};
 use super::copy::{COPY_SQL, copy};
 use super::schema;
-use super::types::Time;
+use super::types::{Json, Time};
 use crate::message::Batch;
 use crate::store::cursor::{Miss, on_miss};
 use crate::store::fault_class::{Class, copy_line, poison_rows_max};
@@ -27,11 +32,12 @@ use crate::store::{Flushed, LaneRow, LaneWriter, StoreError, letter, volume};
 
 const CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
-    WHERE writer_id = $1 AND lane = $2 AND epoch = $3 AND last_seq = $4";
+    WHERE writer_id = $1 AND lane = $2 AND epoch = $3 AND last_seq = $4 AND lane_id = $10";
 /// The same without its condition, for the test that shows what the condition is for.
 const NO_CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
-    WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL";
+    WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL \
+    AND $10::integer IS NOT NULL";
 const END_STALLED_SQL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
     WHERE application_name = $1 AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'";
 const VOLUME_SQL: &str = "INSERT INTO log_volume AS v (minute, service, severity, lane_id, records) \
@@ -62,6 +68,13 @@ pub(super) fn lane_row(row: &SqlRow) -> LaneRow {
     }
 }
 
+/// So many rows are looked for one by one before all are sifted: by then that is cheaper than an attempt for each.
+const SIFT_AFTER: usize = 8;
+/// Rows of a sifting that share a round trip.
+const SIFT_WINDOW: usize = 256;
+/// So many dead letters of a batch are told one by one; the rest as a number. All are in the table.
+const TOLD_MAX: usize = 8;
+
 /// A lane's connection.
 pub(super) struct PgLane {
     connector: Connector,
@@ -82,6 +95,17 @@ struct Session {
     copy: Statement,
     volume: Statement,
     guard: Statement,
+}
+
+/// The rows of a batch that the server refused.
+#[derive(Default)]
+struct Refused {
+    /// In order of their places.
+    poison: Vec<Poison>,
+    /// How many of them were looked for one by one: these are limited.
+    located: usize,
+    /// All rows were sifted: whatever is refused from here on, the table refuses.
+    sifted: bool,
 }
 
 /// A row that the server refused.
@@ -121,6 +145,15 @@ impl PgLane {
     }
 
     async fn connect(&self) -> Result<Session, StoreError> {
+        within(self.limit(), "opening the lane's connection", self.connect_unbounded()).await
+    }
+
+    /// The server's own timeouts do not cover a COPY whose stream stalls.
+    fn limit(&self) -> Duration {
+        self.statement_timeout + GRACE
+    }
+
+    async fn connect_unbounded(&self) -> Result<Session, StoreError> {
         let link = self.connector.connect(&self.name).await?;
         // A COPY that was cut off without a word waits for its client as long as TCP lets it, and holds the lane's row
         // all that time; no other limit of the server's ends it. Where this is not allowed, time does it.
@@ -146,40 +179,33 @@ impl PgLane {
 
     /// Flushes, setting rows aside until the rest goes in.
     async fn settle(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
-        let mut poison = Vec::new();
+        let mut refused = Refused::default();
         loop {
             let session = match self.session.take() {
                 Some(session) if !session.link.client.is_closed() => session,
                 _ => self.connect().await?,
             };
-            // The server's own timeouts do not cover a COPY whose stream stalls.
-            let limit = self.statement_timeout + Duration::from_secs(5);
-            let attempt = tokio::time::timeout(limit, self.attempt(&session, batch, &poison)).await;
+            let limit = self.limit();
+            let attempt = tokio::time::timeout(limit, self.attempt(&session, batch, &refused.poison)).await;
             let error = match attempt {
                 Ok(Ok(flushed)) => {
                     self.session = Some(session);
                     return Ok(flushed);
                 }
                 Ok(Err(Fault::Other(error))) => {
-                    session.link.abandon();
                     return Err(error);
                 }
                 Ok(Err(Fault::Row(error))) => error,
                 Err(_) => {
-                    session.link.abandon();
                     let limit_ms = limit.as_millis();
                     return Err(StoreError::Transient(format!("a flush took longer than {limit_ms} ms")));
                 }
             };
-            match tokio::time::timeout(limit, self.set_aside(&session, batch, &mut poison, *error)).await {
-                Ok(Ok(())) => self.session = Some(session),
-                Ok(Err(error)) => {
-                    session.link.abandon();
+            let found = self.set_aside(&session, batch, &mut refused, *error);
+            match within(limit, "looking for bad rows", found).await {
+                Ok(()) => self.session = Some(session),
+                Err(error) => {
                     return Err(error);
-                }
-                Err(_) => {
-                    session.link.abandon();
-                    return Err(StoreError::Transient("looking for a bad row took too long".to_owned()));
                 }
             }
         }
@@ -205,7 +231,7 @@ impl PgLane {
                     let text = format!("{sent} rows were sent and the database counted {counted}; rolled back");
                     return Err(Fault::Other(StoreError::Systemic(text)));
                 }
-                Err(error) if class(&error) == Class::Row => {
+                Err(error) if blames_a_row(&error) => {
                     self.simple(session, "ROLLBACK").await?;
                     return Err(Fault::Row(Box::new(error)));
                 }
@@ -259,6 +285,7 @@ impl PgLane {
                     &rows_in.cast_signed(),
                     &dead.cast_signed(),
                     &batch.lost().cast_signed(),
+                    &self.lane_id(),
                 ],
             )
             .await
@@ -280,7 +307,7 @@ impl PgLane {
         self.simple(session, "ROLLBACK").await?;
         let row = row.as_ref().map(lane_row);
         let epoch = owner.as_ref().map(|owner| owner.get(0));
-        let miss = on_miss(self.epoch, epoch, row.as_ref(), batch);
+        let miss = on_miss(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch);
         match (miss, row) {
             (Miss::AlreadyApplied, Some(row)) => {
                 let flushed = Flushed {
@@ -313,11 +340,10 @@ impl PgLane {
         let services: Vec<&str> = counted.iter().map(|(key, _)| key.service).collect();
         let severities: Vec<i16> = counted.iter().map(|(key, _)| i16::from(key.severity)).collect();
         let records: Vec<i64> = counted.iter().map(|(_, records)| *records).collect();
-        let lane_id = i32::try_from(self.row.lane_id).unwrap_or(i32::MAX);
         session
             .link
             .client
-            .execute(&session.volume, &[&minutes, &services, &severities, &records, &lane_id])
+            .execute(&session.volume, &[&minutes, &services, &severities, &records, &self.lane_id()])
             .await
             .map_err(|error| failure("counting the volume", &error))?;
         Ok(())
@@ -366,17 +392,26 @@ impl PgLane {
         )))
     }
 
-    /// Finds the row that made `error` and adds it to `poison`, unless there are too many already.
+    /// Finds the row that made `error` (or all rows like it) and sets it aside, unless there are too many already.
     async fn set_aside(
         &self,
         session: &Session,
         batch: &Batch,
-        poison: &mut Vec<Poison>,
+        refused: &mut Refused,
         error: Error,
     ) -> Result<(), StoreError> {
+        if class(&error) == Class::Value && refused.located >= SIFT_AFTER && !refused.sifted {
+            refused.sifted = true;
+            let found = self.sift(session, batch, &refused.poison).await?;
+            if !found.is_empty() {
+                refused.poison.extend(found);
+                refused.poison.sort_by_key(|poison| poison.place);
+                return Ok(());
+            }
+        }
         let records = usize::try_from(batch.records()).unwrap_or(usize::MAX);
         let limit = poison_rows_max(records);
-        if poison.len() >= limit {
+        if refused.located >= limit {
             return Err(StoreError::Systemic(format!(
                 "lane {}: the database refuses more than {limit} of {records} rows, the last one with: {}; this is taken for a \
                  change of the table, not for bad records; nothing was dead-lettered",
@@ -384,10 +419,40 @@ impl PgLane {
                 describe(&error)
             )));
         }
-        let found = self.locate(session, batch, poison, error).await?;
-        let at = poison.partition_point(|poison| poison.place < found.place);
-        poison.insert(at, found);
+        let found = self.locate(session, batch, &refused.poison, error).await?;
+        let at = refused.poison.partition_point(|poison| poison.place < found.place);
+        refused.poison.insert(at, found);
+        refused.located += 1;
         Ok(())
+    }
+
+    /// Shows each row's values to the input functions of their types, the same that COPY uses, and to no table. What fails
+    /// here is the record's own fault and no sign of a changed table. Pipelined: one round trip for
+    /// each [`SIFT_WINDOW`] rows.
+    async fn sift(&self, session: &Session, batch: &Batch, poison: &[Poison]) -> Result<Vec<Poison>, StoreError> {
+        const WHAT: &str = "sifting rows";
+        let client = &session.link.client;
+        // Parameters that nothing uses are read all the same.
+        let types = [Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
+        let statement = client.prepare_typed("SELECT", &types).await.map_err(|error| failure(WHAT, &error))?;
+        let skip: Vec<usize> = poison.iter().map(|poison| poison.place).collect();
+        let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
+        let sent: Vec<usize> = (0..all.len()).filter(|place| skip.binary_search(place).is_err()).collect();
+        let mut found = Vec::new();
+        for places in sent.chunks(SIFT_WINDOW) {
+            let mut answers = Vec::with_capacity(places.len());
+            for &place in places {
+                answers.push(read_values(client, &statement, &all[place]));
+            }
+            for (&place, answer) in places.iter().zip(join_all(answers).await) {
+                match answer {
+                    Ok(()) => {}
+                    Err(error) if class(&error) == Class::Value => found.push(Poison::new(place, &error)),
+                    Err(error) => return Err(failure(WHAT, &error)),
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn locate(
@@ -426,14 +491,28 @@ impl PgLane {
         self.simple(session, "ROLLBACK").await?;
         match outcome {
             Ok(_) => Ok(None),
-            Err(error) if class(&error) == Class::Row => Ok(Some(error)),
+            Err(error) if blames_a_row(&error) => Ok(Some(error)),
             Err(error) => Err(failure("looking for a bad row", &error)),
         }
+    }
+
+    fn lane_id(&self) -> i32 {
+        i32::try_from(self.row.lane_id).unwrap_or(i32::MAX)
     }
 
     fn count_dead(&self, poison: &[Poison]) {
         for poison in poison {
             metrics::counter!("logweir_store_dead_letters_total", "sqlstate" => poison.sqlstate.clone()).increment(1);
+        }
+        if poison.len() > TOLD_MAX {
+            let records = poison.len() - TOLD_MAX;
+            tracing::warn!(
+                lane = self.row.lane,
+                records,
+                "more records of the batch were dead-lettered than are told here"
+            );
+        }
+        for poison in poison.iter().take(TOLD_MAX) {
             tracing::warn!(
                 lane = self.row.lane,
                 sqlstate = poison.sqlstate,
@@ -442,6 +521,16 @@ impl PgLane {
             );
         }
     }
+}
+
+async fn read_values(client: &Client, statement: &Statement, row: &Row<'_>) -> Result<(), Error> {
+    let record = &row.record;
+    let attributes = (!record.attributes.is_empty()).then_some(Json(record.attributes));
+    client.execute(statement, &[&record.service, &record.host, &record.message, &attributes]).await.map(drop)
+}
+
+fn blames_a_row(error: &Error) -> bool {
+    matches!(class(error), Class::Value | Class::Row)
 }
 
 impl Poison {

@@ -20,7 +20,7 @@ use tokio_postgres::Error;
 use tokio_postgres::config::TargetSessionAttrs;
 use uuid::Uuid;
 
-use self::connect::{Connector, failure};
+use self::connect::{Connector, failure, within};
 use self::flush::{LANE_SQL, PgLane, lane_row};
 use self::schema::Keep;
 use self::types::Time;
@@ -34,6 +34,12 @@ use crate::config::{Database, DatabaseUrl};
 
 /// Connections for administration: few, since only commands and maintenance use them.
 const ADMIN_CONNECTIONS: usize = 2;
+
+/// How long a migration may take with all its locks, and a take-over with its three tries: the flusher waits for both.
+const PREPARE_LIMIT: Duration = Duration::from_secs(600);
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(40);
+/// What a client waits longer than the server's own limit.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The store in a `PostgreSQL` server.
 pub struct PostgresStore {
@@ -131,9 +137,11 @@ impl LogStore for PostgresStore {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        let hypertable = schema::prepare(self.connector.connect("logweir/prepare").await?).await?;
+        let link = self.connector.connect("logweir/prepare").await?;
+        let hypertable = within(PREPARE_LIMIT, "preparing the schema", schema::prepare(link)).await?;
         let _ = self.hypertable.set(hypertable);
-        match self.maintain(logweir_engine::clock::wall_us()).await {
+        let ahead = self.maintain(logweir_engine::clock::wall_us());
+        match within(PREPARE_LIMIT, "making partitions ahead", ahead).await {
             // A lock in the way: the default partition takes the rows until the next round.
             Err(StoreError::Transient(error)) => {
                 tracing::warn!(error, "partitions could not be made ahead yet");
@@ -144,7 +152,8 @@ impl LogStore for PostgresStore {
     }
 
     async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
-        take_over::take_over(&self.connector, claim, &[]).await
+        let taking = take_over::take_over(&self.connector, claim, None);
+        within(TAKE_OVER_LIMIT, "taking the journal over", taking).await
     }
 
     async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError> {
@@ -153,14 +162,21 @@ impl LogStore for PostgresStore {
     }
 
     async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
-        take_over::take_over(&self.connector, claim, starts).await
+        let taking = take_over::take_over(&self.connector, claim, Some(starts));
+        within(TAKE_OVER_LIMIT, "adopting the journal", taking).await
     }
 
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
-        let row = take_over::lane(&self.connector.connect("logweir/open-lane").await?, lease, lane).await?;
-        let connector = self.connector.clone();
-        let writer = PgLane::open(connector, lease.writer, lease.epoch, row.clone(), self.statement_timeout).await?;
-        Ok((Box::new(writer), row))
+        let opening = async {
+            // With the epoch in its name, so that a take-over can end it.
+            let name = format!("logweir/{}/open-lane/{}", lease.writer.simple(), lease.epoch);
+            let row = take_over::lane(&self.connector.connect(&name).await?, lease, lane).await?;
+            let connector = self.connector.clone();
+            let writer =
+                PgLane::open(connector, lease.writer, lease.epoch, row.clone(), self.statement_timeout).await?;
+            Ok((Box::new(writer) as Box<dyn LaneWriter>, row))
+        };
+        within(self.statement_timeout + GRACE, "opening the lane", opening).await
     }
 
     async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@
 //!   open flush either commits before (and is seen in the cursor) or finds itself fenced.
 //! - A holder that does not let go within 5 seconds (a frozen process, a half-open connection) loses its connection by its
 //!   name, but only once it is certain that the writer is ours to take.
+//! - A journal that is older than the database has its lanes begun anew in the same transaction.
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Error, Row};
@@ -11,11 +12,16 @@ use uuid::Uuid;
 
 use super::connect::{Connector, Link, failure};
 use super::flush::{LANE_SQL, lane_row};
-use crate::store::claim::{Owner, Past, TAKEOVERS_MAX, succeed, tails};
-use crate::store::{Claim, LaneRow, LaneStart, Lease, StoreError};
+use crate::store::claim::{Owner, Past, TAKEOVERS_MAX, anew, succeed, tails};
+use crate::store::{Claim, LaneRow, LaneStart, Lease, StoreError, report_anew};
 
 /// After so many waits of five seconds each it is told as it is.
 const TRIES: u32 = 3;
+
+/// The lock is short-lived in a sound process: whoever waits longer meets a frozen one, which the idle timeout ends.
+const BEGIN_SQL: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '5s'; \
+    SET LOCAL statement_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '15s'";
+const OWNER_SQL: &str = "SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = $1";
 
 /// How one try went wrong.
 enum Fault {
@@ -26,13 +32,20 @@ enum Fault {
     Other(StoreError),
 }
 
-/// Takes `claim.writer` over and makes the lanes in `starts` that are new.
-pub(super) async fn take_over(connector: &Connector, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+/// Takes `claim.writer` over. Adopting (`adopted` is there), it makes the lanes that are new.
+pub(super) async fn take_over(
+    connector: &Connector,
+    claim: &Claim,
+    adopted: Option<&[LaneStart]>,
+) -> Result<Lease, StoreError> {
     let name = format!("logweir/{}/take-over", claim.writer.simple());
     for _ in 0..TRIES {
         let link = connector.connect(&name).await?;
-        match transaction(&link, claim, starts).await {
-            Ok(lease) => return Ok(lease),
+        match transaction(&link, claim, adopted).await {
+            Ok((lease, begun)) => {
+                report_anew(claim, &begun);
+                return Ok(lease);
+            }
             Err(Fault::Other(error)) => return Err(error),
             Err(Fault::Held { epoch }) => {
                 link.client.batch_execute("ROLLBACK").await.map_err(|error| failure("ROLLBACK", &error))?;
@@ -41,34 +54,27 @@ pub(super) async fn take_over(connector: &Connector, claim: &Claim, starts: &[La
         }
     }
     Err(StoreError::Transient(format!(
-        "the journal {} cannot be taken over: another session holds its rows in logweir_lane; see pg_stat_activity",
+        "the journal {} cannot be taken over: another session holds its rows in logweir_writer or logweir_lane; see pg_stat_activity",
         claim.writer
     )))
 }
 
-async fn transaction(link: &Link, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, Fault> {
+/// One try; returns the lanes that were begun anew, too.
+async fn transaction(
+    link: &Link,
+    claim: &Claim,
+    adopted: Option<&[LaneStart]>,
+) -> Result<(Lease, Vec<LaneStart>), Fault> {
     let client = &link.client;
     let failed = |error: Error| Fault::Other(failure("taking the journal over", &error));
-    client
-        .batch_execute(
-            "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'; \
-             SET LOCAL idle_in_transaction_session_timeout = '15s'",
-        )
-        .await
-        .map_err(failed)?;
-    let owner = client
-        .query_opt(
-            "SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = $1 FOR NO KEY UPDATE",
-            &[&claim.writer],
-        )
-        .await
-        .map_err(failed)?
-        .map(|row| Owner { epoch: row.get(0), run: row.get(1), owner: row.get(2) });
-    let epoch = succeed(owner.as_ref(), claim).map_err(Fault::Other)?;
-    let held = |error: Error| match error.code() {
-        Some(&SqlState::LOCK_NOT_AVAILABLE) => Fault::Held { epoch },
-        _ => failed(error),
+    client.batch_execute(BEGIN_SQL).await.map_err(failed)?;
+    let owner = match client.query_opt(&format!("{OWNER_SQL} FOR NO KEY UPDATE"), &[&claim.writer]).await {
+        Ok(row) => row.as_ref().map(owner_row),
+        Err(error) if is_held(&error) => return Err(held_writer(link, claim).await),
+        Err(error) => return Err(failed(error)),
     };
+    let epoch = succeed(owner.as_ref(), claim).map_err(Fault::Other)?;
+    let held = |error: Error| if is_held(&error) { Fault::Held { epoch } } else { failed(error) };
     let again = owner.is_some_and(|owner| owner.epoch == epoch);
     if !again {
         client
@@ -91,7 +97,7 @@ async fn transaction(link: &Link, claim: &Claim, starts: &[LaneStart]) -> Result
         .execute("UPDATE logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2", &[&claim.writer, &epoch])
         .await
         .map_err(held)?;
-    for start in starts {
+    for start in adopted.unwrap_or_default() {
         client
             .execute(
                 "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES ($1, $2, $3, $4, $5) \
@@ -107,18 +113,55 @@ async fn transaction(link: &Link, claim: &Claim, starts: &[LaneStart]) -> Result
             .await
             .map_err(failed)?;
     }
-    let lanes: Vec<LaneRow> = client
-        .query(&format!("{LANE_SQL} ORDER BY lane"), &[&claim.writer])
-        .await
-        .map_err(failed)?
-        .iter()
-        .map(lane_row)
-        .collect();
+    let mut begun = Vec::new();
     if !again {
+        let rows = client.query(&format!("{LANE_SQL} ORDER BY lane"), &[&claim.writer]).await.map_err(failed)?;
+        let lanes: Vec<LaneRow> = rows.iter().map(lane_row).collect();
         remember(link, claim, epoch, &lanes).await.map_err(failed)?;
+        if adopted.is_none() {
+            begun = anew(claim, &lanes);
+            begin_anew(link, claim.writer, &begun).await.map_err(failed)?;
+        }
     }
     client.batch_execute("COMMIT").await.map_err(failed)?;
-    Ok(Lease { writer: claim.writer, epoch, lanes })
+    Ok((Lease { writer: claim.writer, epoch }, begun))
+}
+
+fn owner_row(row: &Row) -> Owner {
+    Owner { epoch: row.get(0), run: row.get(1), owner: row.get(2) }
+}
+
+fn is_held(error: &Error) -> bool {
+    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+/// Somebody holds the writer's row: reads it without a lock, to know whether it is ours to take and from which epoch on.
+async fn held_writer(link: &Link, claim: &Claim) -> Fault {
+    let failed = |error: Error| Fault::Other(failure("taking the journal over", &error));
+    if let Err(error) = link.client.batch_execute("ROLLBACK").await {
+        return failed(error);
+    }
+    match link.client.query_opt(OWNER_SQL, &[&claim.writer]).await {
+        Ok(row) => match succeed(row.as_ref().map(owner_row).as_ref(), claim) {
+            Ok(epoch) => Fault::Held { epoch },
+            Err(error) => Fault::Other(error),
+        },
+        Err(error) => failed(error),
+    }
+}
+
+/// `DEFAULT` is the identity's next number, which no lane has had.
+async fn begin_anew(link: &Link, writer: Uuid, starts: &[LaneStart]) -> Result<(), Error> {
+    for start in starts {
+        link.client
+            .execute(
+                "UPDATE logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
+                 digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2",
+                &[&writer, &i32::from(start.lane), &start.seq.cast_signed(), &start.records.cast_signed()],
+            )
+            .await?;
+    }
+    Ok(())
 }
 
 /// Writes the history: each lane's tail in the journal and cursor in the database.
@@ -146,7 +189,7 @@ async fn remember(link: &Link, claim: &Claim, epoch: i64, lanes: &[LaneRow]) -> 
     Ok(())
 }
 
-/// Ends the connections of the writer's lanes that belong to epochs before `epoch`.
+/// Ends the connections of the writer (for its lanes, and those that open one) that belong to epochs before `epoch`.
 async fn terminate(link: &Link, writer: Uuid, epoch: i64) -> Result<(), StoreError> {
     let ended = link
         .client
@@ -193,10 +236,7 @@ pub(super) async fn history(link: &Link, writer: Uuid) -> Result<Vec<Past>, Stor
 pub(super) async fn lane(link: &Link, lease: &Lease, lane: u16) -> Result<LaneRow, StoreError> {
     let failed = |error: Error| failure("opening the lane", &error);
     let client = &link.client;
-    client
-        .batch_execute("BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'")
-        .await
-        .map_err(failed)?;
+    client.batch_execute(BEGIN_SQL).await.map_err(failed)?;
     let owner = client
         .query_opt("SELECT epoch, owner FROM logweir_writer WHERE writer_id = $1 FOR SHARE", &[&lease.writer])
         .await
@@ -211,12 +251,7 @@ pub(super) async fn lane(link: &Link, lease: &Lease, lane: u16) -> Result<LaneRo
                 owner: owner.get(1),
             });
         }
-        _ => {
-            return Err(StoreError::Systemic(format!(
-                "the database does not know epoch {} of the journal {}: it was put back to an earlier time; start this process again",
-                lease.epoch, lease.writer
-            )));
-        }
+        _ => return Err(StoreError::LeaseLost { writer: lease.writer, mine: lease.epoch }),
     }
     let find = format!("{LANE_SQL} AND lane = $2");
     let number = i32::from(lane);

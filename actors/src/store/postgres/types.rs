@@ -1,4 +1,4 @@
-//! timestamptz in its binary form, without a date library between.
+//! timestamptz and jsonb in their binary form, without a library between.
 
 use bytes::{BufMut, BytesMut};
 use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
@@ -7,6 +7,9 @@ use crate::store::time;
 
 /// 2000-01-01T00:00:00Z, from which PostgreSQL counts, in microseconds since 1970.
 pub(super) const EPOCH_US: i64 = 946_684_800_000_000;
+
+/// The first byte of a binary jsonb value: its version.
+pub(super) const JSONB_VERSION: u8 = 1;
 
 type Boxed = Box<dyn std::error::Error + Sync + Send>;
 
@@ -31,4 +34,19 @@ impl<'a> FromSql<'a> for Time {
     }
 
     accepts!(TIMESTAMPTZ);
+}
+
+/// The text of a jsonb. Not looked at: the server shall say what is wrong with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Json<'a>(pub(super) &'a str);
+
+impl ToSql for Json<'_> {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Boxed> {
+        out.put_u8(JSONB_VERSION);
+        out.put_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    accepts!(JSONB);
+    to_sql_checked!();
 }
