@@ -49,3 +49,6 @@ pub mod pipeline;
 pub mod logweir;
 pub mod run;
 pub mod cli;
+
+/// Version and build, as `--version` says them.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LOGWEIR_BUILD"), ")");

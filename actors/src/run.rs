@@ -232,7 +232,7 @@ fn announce(config: &Config, logweir: &Logweir, data: std::net::SocketAddr, admi
          \x20 try             curl -sS http://{data}/ingest -d '{{\"level\":\"info\",\"service\":\"hello\",\"msg\":\"first record\"}}'\n\
          \x20 look at         http://{data}/api/v1/status   http://{admin}/metrics\n\
          \x20 read back       {read}",
-        version = crate::cli::VERSION,
+        version = crate::VERSION,
         store = logweir.store().name(),
         cache = logweir.cache().name(),
     );

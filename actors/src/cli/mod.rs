@@ -23,9 +23,6 @@ use crate::config::layers::Inputs;
 use crate::config::{self, Database, DatabaseUrl, Loaded};
 use crate::store::{self, LogStore, StoreError};
 
-/// Version and build, as `--version` says them.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LOGWEIR_BUILD"), ")");
-
 /// Logs into PostgreSQL, each acknowledged record exactly once.
 #[derive(Debug, Parser)]
 #[command(name = "logweir", version = VERSION, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]

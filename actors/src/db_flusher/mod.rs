@@ -24,7 +24,7 @@ use tokio::time::{Duration, Instant};
 pub use session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
-use crate::breaker::{self, Allow, Breaker, BreakerSettings};
+use crate::breaker::{self, Allow, Breaker, BreakerSettings, retry};
 use crate::config::BatchLimits;
 use crate::message::{Batch, BatchFrame};
 use crate::progress::{Progress, StoreState};
@@ -35,6 +35,9 @@ const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
 
 /// A database that fails is left alone for a moment, for longer each time.
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
+
+/// By how much the moment of a new attempt is spread.
+const SPREAD_MAX: Duration = Duration::from_millis(250);
 
 /// Between two attempts of which the first failed at once.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
@@ -362,8 +365,13 @@ impl DbFlusher {
                 self.publish_breaker();
                 tracing::warn!(lane = self.lane, error = what, "the database did not take a batch: trying again");
                 self.progress.lane_store_state(self.lane, StoreState::Failing(what));
+                metrics::counter!("logweir_network_errors_total", "peer" => "database").increment(1);
                 match self.breaker.allow(Instant::now()) {
-                    Allow::No { retry_in } => self.pause(retry_in).await,
+                    Allow::No { retry_in } => {
+                        // Many pods lost the same server at the same moment: they need not come back at one.
+                        let spread = retry::delay(0, SPREAD_MAX, SPREAD_MAX, &mut rand::rng());
+                        self.pause(retry_in + spread).await
+                    }
                     Allow::Yes | Allow::Probe => self.pause(SHORT_PAUSE).await,
                 }
             }

@@ -4,6 +4,9 @@
 //! - Readiness asks whether a body would be taken now. Never the database or Redis: the journal stands in for them, and
 //!   a process that is taken out of service because of them would only move the load to others with the same trouble.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use actix_web::web;
@@ -74,6 +77,9 @@ fn refresh_gauges(shared: &Shared) {
     gauge("logweir_uptime_seconds", shared.started.elapsed().as_secs());
     gauge("logweir_http_inflight_bytes", shared.inflight_bytes() as u64);
     gauge("logweir_phase", shared.drain.phase() as u64);
+    if let Some(bytes) = volume_bytes_free(&shared.config.data_dir) {
+        gauge("logweir_volume_free_bytes", bytes);
+    }
     let Ok(running) = shared.running() else { return };
     // The journal's and the mailboxes' own gauges are written by themselves.
     gauge("logweir_journal_writable", u64::from(running.journal.check_writable().is_ok()));
@@ -86,6 +92,15 @@ fn refresh_gauges(shared: &Shared) {
         gauge("logweir_lane_lost_records", lane.lost);
         gauge("logweir_lane_backlog_records", lane.backlog);
     }
+}
+
+/// What the volume of `dir` has left for a process without privileges.
+fn volume_bytes_free(dir: &Path) -> Option<u64> {
+    let path = CString::new(dir.as_os_str().as_bytes()).ok()?;
+    let mut volume = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path is terminated and `volume` is as large as it must be; it is read only after success.
+    unsafe { (libc::statvfs(path.as_ptr(), volume.as_mut_ptr()) == 0).then(|| volume.assume_init()) }
+        .map(|volume| volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
 /// Starts the drain, as SIGTERM does: 202 at once.

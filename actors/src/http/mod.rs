@@ -2,7 +2,7 @@
 //!
 //! - Overload and the way down are answered, never sat out: every wait has a limit, every refusal a reason, a sentence
 //!   and, where a retry helps, `Retry-After`.
-//! - Each request passes [`gate`]: who may come in is decided there, by path, closed by default; and each answer is counted.
+//! - Each request passes `gate`: who may come in is decided there, by path, closed by default; and each answer is counted.
 //! - The admin listener can be up before the journal is open: until [`Shared::start`] everything but the probes says
 //!   `starting`.
 

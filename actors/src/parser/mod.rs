@@ -9,7 +9,7 @@
 //!
 //! # To add a format
 //! One file with `looks_like` (a cheap look at one line) and `parse` (one line into one record, or an error in words), and
-//! one line in [`LINE_FORMATS`], before those that it is more special than. Its name in `?format=` needs a variant of
+//! one line in `LINE_FORMATS`, before those that it is more special than. Its name in `?format=` needs a variant of
 //! [`Format`], too.
 
 use logweir_engine::chunk::Chunk;

@@ -1,6 +1,6 @@
 //! PostgreSQL and TimescaleDB.
 //!
-//! Flushes go over one long-lived connection per lane ([`flush`]); take-over, preparation and maintenance over connections of
+//! Flushes go over one long-lived connection per lane (`flush`); take-over, preparation and maintenance over connections of
 //! their own; queries and administration over two small pools.
 
 mod connect;
