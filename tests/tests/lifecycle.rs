@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use logweir_tests::client::{Load, Running};
+use logweir_tests::process::Server;
 use logweir_tests::proxy::Mode;
 use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, copy_volume, files, on_postgres, on_sqlite};
 
@@ -15,12 +16,18 @@ fn sigterm_under_load_ends_cleanly_and_its_numbers_add_up() {
             s.start();
             let load = s.load(Load::default());
             s.acknowledged(500);
+            s.server().until("connected", PATIENCE, connected).expect("it goes on");
             let closing = s.stop();
             assert_eq!(closing.backlog, 0, "the database is up: {closing:?}");
             load.stop();
         }
         s.conserve();
     });
+}
+
+/// Every lane has flushed: before that a drain does not wait long for a database that may hang.
+fn connected(server: &Server) -> bool {
+    server.status()["lanes"].as_array().is_some_and(|lanes| lanes.iter().all(|lane| lane["store"]["state"] == "ok"))
 }
 
 #[test]
