@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::VERSION;
 use crate::config::layers::Inputs;
 use crate::config::{self, Database, DatabaseUrl, Loaded};
 use crate::store::{self, LogStore, StoreError};
