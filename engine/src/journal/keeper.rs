@@ -1,5 +1,5 @@
 //! The keeper: a thread for what must not make the writer or a caller wait. It makes the next segment
-//! ahead, removes settled ones, and minds a full disk.
+//! ahead, of a settled one where there is one, removes the other settled ones, and minds a full disk.
 //!
 //! A full disk: the ballast goes at once, so that the database beside the journal can be drained. Intake
 //! stays refused until ballast and spare could both be made again. A try is made at most each 500 ms, and
@@ -76,8 +76,11 @@ impl Keeper {
     /// Removes settled segments, oldest first. An unlink that fails only delays, and stops here: a hole
     /// between segments would look like damage.
     fn remove_settled(&self) -> bool {
-        while let Some((number, path)) = self.shared.removable() {
+        while let Some((number, path, reusable)) = self.shared.removable() {
             fault::kill_point("journal.segment.remove.before");
+            if reusable && self.shared.needs_spare() && self.shared.reuse(number) {
+                continue;
+            }
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

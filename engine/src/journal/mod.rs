@@ -283,6 +283,13 @@ struct Progress {
     end: Option<AppendError>,
 }
 
+/// The file of the next segment.
+struct SpareFile {
+    file: File,
+    /// It was a segment before.
+    reused: bool,
+}
+
 /// What callers, the writer and the keeper share.
 struct Shared {
     dir: Dir,
@@ -293,11 +300,13 @@ struct Shared {
     /// the queue's order is the order of sequence numbers.
     queue: Mutex<Option<Sender<Item>>>,
     /// The file of the spare, once it is whole. Held by whoever makes it or gives it its place.
-    spare: Mutex<Option<File>>,
+    spare: Mutex<Option<SpareFile>>,
     wake: Sender<()>,
     stop: AtomicBool,
     wants_seal: AtomicBool,
     progress: watch::Sender<Progress>,
+    /// The end alone: who waits for nothing else need not wake at each fsync.
+    ends: watch::Sender<Option<AppendError>>,
     queue_bytes: AtomicU64,
     bytes_max: usize,
     bytes: Arc<Semaphore>,
@@ -364,7 +373,7 @@ impl Journal {
             frames_end: newest.size - SEAL_BYTES,
             lanes: recovered.lanes.clone(),
         };
-        let offset = cursor.offset;
+        let (offset, newest_bytes) = (cursor.offset, newest.size);
         let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
         let quota_bytes = config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes);
         if quota_bytes > config.quota_bytes {
@@ -404,6 +413,7 @@ impl Journal {
             stop: AtomicBool::new(false),
             wants_seal: AtomicBool::new(false),
             progress: watch::Sender::new(Progress { seq_durable: run_seq, falls: 0, fell_from: 0, end: None }),
+            ends: watch::Sender::new(None),
             queue_bytes: AtomicU64::new(0),
             bytes_max,
             bytes: Arc::new(Semaphore::new(bytes_max)),
@@ -420,6 +430,7 @@ impl Journal {
             run_seq,
             file: active,
             number,
+            size: newest_bytes,
             seq: run_seq,
             offset,
             crc_last,
@@ -580,12 +591,12 @@ impl Journal {
 
     /// Completes with the reason when a write or fsync has failed for good (exit 74).
     pub async fn poisoned(&self) -> String {
-        let mut progress = self.handle.shared.progress.subscribe();
+        let mut ends = self.handle.shared.ends.subscribe();
         loop {
-            if let Some(AppendError::Poisoned(reason)) = &progress.borrow_and_update().end {
+            if let Some(AppendError::Poisoned(reason)) = &*ends.borrow_and_update() {
                 return reason.clone();
             }
-            if progress.changed().await.is_err() {
+            if ends.changed().await.is_err() {
                 return std::future::pending().await;
             }
         }
@@ -619,7 +630,10 @@ impl Handle {
         let result = wrote.unwrap_or_else(|_| Err(AppendError::Poisoned(writer::PANICKED.to_owned())));
         let end = result.clone().err().unwrap_or(AppendError::Sealed);
         self.shared.progress.send_modify(|progress| {
-            progress.end.get_or_insert(end);
+            progress.end.get_or_insert(end.clone());
+        });
+        self.shared.ends.send_modify(|first| {
+            first.get_or_insert(end);
         });
         result
     }
@@ -752,7 +766,8 @@ impl Shared {
     fn poison(&self, reason: String) {
         let reason = AppendError::Poisoned(reason);
         self.state().refuses = Some(reason.clone());
-        self.progress.send_modify(|progress| progress.end = Some(reason));
+        self.progress.send_modify(|progress| progress.end = Some(reason.clone()));
+        self.ends.send_replace(Some(reason));
     }
 
     fn poison_reason(&self) -> Option<String> {
@@ -767,13 +782,17 @@ impl Shared {
     }
 
     /// The spare's file: made ahead, or made now.
-    fn take_spare(&self, spare: &mut Option<File>) -> io::Result<File> {
+    fn take_spare(&self, spare: &mut Option<SpareFile>) -> io::Result<SpareFile> {
         let file = match spare.take() {
             Some(file) => file,
-            None => make_zeros(&self.dir.spare(), self.segment_bytes, &AtomicBool::new(false))?,
+            None => self.make_spare_file(&AtomicBool::new(false))?,
         };
         self.set_spare(Spare::Missing);
         Ok(file)
+    }
+
+    fn make_spare_file(&self, stop: &AtomicBool) -> io::Result<SpareFile> {
+        Ok(SpareFile { file: make_zeros(&self.dir.spare(), self.segment_bytes, stop)?, reused: false })
     }
 
     // What the keeper asks and says.
@@ -786,7 +805,7 @@ impl Shared {
     fn make_spare(&self) -> io::Result<()> {
         let mut spare = locked(&self.spare);
         if spare.is_none() {
-            *spare = Some(make_zeros(&self.dir.spare(), self.segment_bytes, &self.stop)?);
+            *spare = Some(self.make_spare_file(&self.stop)?);
         }
         self.set_spare(Spare::Ready);
         Ok(())
@@ -816,13 +835,46 @@ impl Shared {
         }
     }
 
-    fn removable(&self) -> Option<(u64, PathBuf)> {
-        self.state().removable().map(|(number, segment)| (number, segment.path.clone()))
+    /// The oldest segment, if it may go, and whether its file could be the next one's.
+    fn removable(&self) -> Option<(u64, PathBuf, bool)> {
+        let state = self.state();
+        let (number, segment) = state.removable()?;
+        Some((number, segment.path.clone(), state.is_reusable(segment)))
     }
 
     fn removed(&self, number: u64) {
         self.state().removed(number);
         locked(&self.damage_known).retain(|(segment, _)| *segment != number);
+    }
+
+    /// Makes the file of the settled segment `number` the spare; says whether it has.
+    fn reuse(&self, number: u64) -> bool {
+        let mut spare = locked(&self.spare);
+        if spare.is_some() {
+            return false;
+        }
+        // First off the list: a reader that has the file open then knows that what it meets is not the segment any more.
+        let Some(segment) = self.state().removed(number) else { return false };
+        match segment::reuse(&self.dir, &segment.path) {
+            Ok(file) => *spare = Some(SpareFile { file, reused: true }),
+            Err(error) => {
+                tracing::warn!(path = %segment.path.display(), %error, "cannot use a settled segment's file again");
+                if segment.path.exists() {
+                    self.state().stays(number, segment);
+                    return false;
+                }
+                return true;
+            }
+        }
+        self.set_spare(Spare::Ready);
+        drop(spare);
+        locked(&self.damage_known).retain(|(segment, _)| *segment != number);
+        true
+    }
+
+    /// Whether the segment is still one.
+    fn is_listed(&self, number: u64) -> bool {
+        self.state().segments.contains_key(&number)
     }
 
     fn publish_gauges(&self) {

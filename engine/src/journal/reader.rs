@@ -1,6 +1,8 @@
 //! Reads one lane of the running journal, in order, beside the writer.
 //!
 //! - Only what is durable is read, so that nothing is ever taken from here that a crash could take back.
+//! - A segment that is settled meanwhile goes off the list before its file is used again: what cannot be read in a file
+//!   that is no longer listed is no damage, and nothing in it is needed.
 //! - A place that cannot be read is counted and kept aside once, however many lanes pass it, and skipped.
 
 use std::fs::File;
@@ -101,6 +103,7 @@ impl LaneReader {
         while let Some(found) = scanner.next()? {
             let (offset, header) = match found {
                 Found::Frame { offset, header, .. } => (offset, header),
+                Found::Bad { .. } if !self.shared.is_listed(view.number) => return Ok(None),
                 Found::Bad { offset, bytes, what, .. } => {
                     let seq_next = peek_seq(scanner)?.unwrap_or(seq_before + 1);
                     self.shared.found_damage(view, offset, bytes, seq_before + 1, seq_next - 1, what);
@@ -113,6 +116,7 @@ impl LaneReader {
             }
             match scanner.payload(&header, offset)? {
                 Some(payload) => return Ok(Some(frame(&header, payload))),
+                None if !self.shared.is_listed(view.number) => return Ok(None),
                 None => {
                     let (bytes, seq) = (header.frame_bytes(), header.seq);
                     self.shared.found_damage(view, offset, bytes, seq, seq, "the payload does not match");

@@ -24,8 +24,8 @@ use uuid::Uuid;
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, RUNS_MAX, Seed, Start, frame_bytes, header_crc, push_frame};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
-    At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, adopt_spare, enlist_spare,
-    is_full, make_zeros, sync_data, sync_dir,
+    At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, adopt_spare,
+    enlist_spare, is_full, make_zeros, sync_data, sync_dir,
 };
 use super::survey::{Aside, Depth, Kept, Surveyed, Tail, settle_page_cache, survey, used_end};
 use super::{Damage, LaneId, OpenError, Recovered};
@@ -92,7 +92,8 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     let tail = last.map(|last| last.tail.clone()).unwrap_or_default();
     let header = SegmentHeader {
         format_version: FORMAT_VERSION,
-        min_reader_version: FORMAT_VERSION,
+        min_reader_version: MIN_READER_VERSION,
+        reused: false,
         writer: found.writer.unwrap_or_else(Uuid::new_v4),
         number: found.number_last + 1,
         first_seq: if tail.data_frames > 0 { tail.data_seq_first } else { run_seq },

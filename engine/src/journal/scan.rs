@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, Seed, header_crc, looks_like_header};
-use super::segment::{SEGMENT_HEADER_BYTES, ZEROS};
+use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_KEPT, ZEROS};
 
 /// Window for reading everything.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
@@ -82,13 +82,20 @@ pub(super) struct Scanner {
     payloads: Payloads,
     offset: u64,
     end: u64,
+    /// Older bytes lie behind the newest frame.
+    reused: bool,
 }
 
 impl Scanner {
     /// A walk from the first frame up to `end`.
     pub(super) fn new(file: File, seed: Seed, payloads: Payloads, window_bytes: usize, end: u64) -> Self {
         let window = Window { file, bytes: Vec::new(), start: 0, size: window_bytes };
-        Self { window, seed, payloads, offset: SEGMENT_HEADER_BYTES as u64, end }
+        Self { window, seed, payloads, offset: SEGMENT_HEADER_BYTES as u64, end, reused: false }
+    }
+
+    /// Of a file that was used before: zeros, where a frame should be, are its end, whatever lies behind them.
+    pub(super) fn reused(self, reused: bool) -> Self {
+        Self { reused, ..self }
     }
 
     pub(super) fn offset(&self) -> u64 {
@@ -171,6 +178,12 @@ impl Scanner {
         }
     }
 
+    /// Whether zeros stand where a frame's magic would.
+    fn is_terminated(&mut self, offset: u64) -> io::Result<bool> {
+        let bytes = self.window.get(offset, FRAME_ALIGN as usize, self.end)?;
+        Ok(bytes == &TERMINATOR[..bytes.len()])
+    }
+
     /// Searches the next valid header behind a place that has none.
     fn resync(&mut self) -> io::Result<Option<Found>> {
         let (offset, end) = (self.offset, self.end);
@@ -198,8 +211,11 @@ impl Scanner {
             }
             at += block as u64;
         }
-        if used_end == offset {
+        if used_end == offset || self.reused && self.is_terminated(offset)? {
             return Ok(None);
+        }
+        if self.reused {
+            used_end = used_end.min(offset + TORN_BYTES_KEPT);
         }
         self.offset = end;
         Ok(Some(Found::Bad { offset, bytes: used_end - offset, what, header: None }))

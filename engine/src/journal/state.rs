@@ -236,26 +236,39 @@ impl State {
         *settled = seq.max(*settled);
     }
 
-    /// The oldest segment, if it may go.
+    /// The oldest segment, if it may go. One more than are retained waits until its file is needed for the next.
     pub(super) fn removable(&self) -> Option<(u64, &Segment)> {
         let closed = || self.segments.range(..self.written.segment);
-        let settled = closed().take_while(|(_, segment)| self.is_settled(segment)).take(self.sizes.retain_segments + 1);
-        let count = settled.count();
+        let (number, oldest) = closed().next()?;
+        let waits = usize::from(self.is_reusable(oldest) && self.spare == Spare::Ready);
+        let keep = self.sizes.retain_segments + waits;
+        let count = closed().take_while(|(_, segment)| self.is_settled(segment)).take(keep + 1).count();
         let pressed = self.check_next_segment() == Err(AppendError::Quota);
-        let may_go = count > self.sizes.retain_segments || (count > 0 && pressed);
-        closed().next().filter(|_| may_go).map(|(number, segment)| (*number, segment))
+        let may_go = count > keep || (count > 0 && pressed);
+        may_go.then_some((*number, oldest))
+    }
+
+    /// Whether the segment's file is like one that is made for the next.
+    pub(super) fn is_reusable(&self, segment: &Segment) -> bool {
+        segment.size == self.sizes.segment_bytes
     }
 
     fn is_settled(&self, segment: &Segment) -> bool {
         segment.lanes.iter().all(|(lane, seq)| self.settled.get(lane).is_some_and(|settled| settled >= seq))
     }
 
-    /// A segment's file is gone.
-    pub(super) fn removed(&mut self, number: u64) {
-        self.segments.remove(&number);
+    /// A segment's file could not go after all.
+    pub(super) fn stays(&mut self, number: u64, segment: Segment) {
+        self.segments.insert(number, segment);
+    }
+
+    /// A segment's file is gone, or about to.
+    pub(super) fn removed(&mut self, number: u64) -> Option<Segment> {
+        let removed = self.segments.remove(&number);
         if self.refuses == Some(AppendError::Quota) && self.check_next_segment() != Err(AppendError::Quota) {
             self.refuses = None;
         }
+        removed
     }
 }
 
@@ -335,6 +348,8 @@ mod tests {
         state.segments.insert(3, segment(1 << 16));
         state.written.segment = 3;
         state.given.segment = 3;
+        assert_eq!(state.removable().map(|(number, _)| number), None, "one waits to be used again");
+        state.spare = Spare::Missing;
         assert_eq!(state.removable().map(|(number, _)| number), Some(1));
         state.removed(1);
         assert_eq!(state.removable().map(|(number, _)| number), None);

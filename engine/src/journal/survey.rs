@@ -7,6 +7,7 @@
 //!   where sequence number `e` should be are damage if `e <= D`: somebody was promised them. Else they
 //!   are a torn write, and nothing from there on was promised to anybody. In older segments everything
 //!   was on disk before the next one was named, so every such place is damage.
+//! - In a file that was used before, zeros where a frame should be end the segment, whatever lies behind them.
 //! - Stated limit: damage to the very last group, with nothing written after it, looks torn.
 //! - Memory: one window, and per segment the lanes in it.
 
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use super::frame::{FrameHeader, Kind, Seed, Start};
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
-use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, ZEROS};
+use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_KEPT, ZEROS};
 use super::{Damage, LaneId, LaneTail, OpenError};
 
 /// How much is read.
@@ -111,6 +112,13 @@ struct Head {
     header: Option<SegmentHeader>,
     /// The header was read only after a bit of it was mended, or not at all.
     damaged: bool,
+}
+
+impl Head {
+    /// Where nothing says that the file was new, anything may lie behind its frames.
+    fn is_reused(&self) -> bool {
+        self.header.is_none_or(|header| header.reused)
+    }
 }
 
 /// Reads the directory.
@@ -291,7 +299,7 @@ impl Survey {
         }
         let mut walk = Walk {
             survey: self,
-            scanner: Scanner::new(File::open(&head.path)?, seed, payloads, window, head.size),
+            scanner: Scanner::new(File::open(&head.path)?, seed, payloads, window, head.size).reused(head.is_reused()),
             segment: Surveyed {
                 number,
                 path: head.path.clone(),
@@ -302,6 +310,7 @@ impl Survey {
             },
             expected: head.header.map(|header| header.first_seq),
             pending: None,
+            reused: head.is_reused(),
             durable,
             limit: limit.unwrap_or(u64::MAX),
             sealed: false,
@@ -379,6 +388,8 @@ struct Walk<'a> {
     expected: Option<u64>,
     /// Bad bytes whose sequence range the next valid frame will tell: offset, bytes, what.
     pending: Option<(u64, u64, &'static str)>,
+    /// Older bytes lie behind the newest frame.
+    reused: bool,
     durable: u64,
     limit: u64,
     sealed: bool,
@@ -472,7 +483,10 @@ impl Walk<'_> {
     /// Everything from `offset` on was never promised to anybody.
     fn tear(&mut self, offset: u64) -> io::Result<()> {
         self.pending = None;
-        let bytes = used_end(&File::open(&self.segment.path)?, offset, self.segment.size)? - offset;
+        let mut bytes = used_end(&File::open(&self.segment.path)?, offset, self.segment.size)? - offset;
+        if self.reused {
+            bytes = bytes.min(TORN_BYTES_KEPT);
+        }
         if bytes > 0 {
             self.sealed = false;
             self.survey.torn_bytes += bytes;

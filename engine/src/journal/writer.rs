@@ -22,10 +22,11 @@ use uuid::Uuid;
 use super::frame::{FrameHeader, Kind, Seed, header_crc, push_frame};
 use super::recover::Segment;
 use super::segment::{
-    FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, enlist_spare, is_full, sync_data, write_zeros,
+    FORMAT_VERSION, MIN_READER_VERSION, MIN_READER_VERSION_REUSED, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR,
+    enlist_spare, is_full, sync_data, write_zeros,
 };
 use super::state::Place;
-use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, locked};
+use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, SpareFile, locked};
 use crate::{clock, fault};
 
 /// A group ends when it passes this many payload bytes …
@@ -67,6 +68,8 @@ pub(super) struct Writer {
     pub(super) run_seq: u64,
     pub(super) file: File,
     pub(super) number: u64,
+    /// Bytes of the file.
+    pub(super) size: u64,
     /// Last sequence number that is on disk, and where its frame ends.
     pub(super) seq: u64,
     pub(super) offset: u64,
@@ -148,6 +151,7 @@ impl Writer {
             push_frame(&mut self.buffer, &header, &item.payload);
         }
         let offset = self.offset;
+        terminate(&mut self.buffer, offset, self.size);
         fault::kill_point("journal.append.before");
         if let Err(error) = write_group(&self.file, &self.buffer, offset) {
             return Err(self.take_back(offset, error));
@@ -195,10 +199,11 @@ impl Writer {
         // Held until the spare has its new name: the keeper makes the next one under the old name.
         let shared = self.shared.clone();
         let mut spare = locked(&shared.spare);
-        let file = shared.take_spare(&mut spare).map_err(Failed::from("make a segment"))?;
+        let SpareFile { file, reused } = shared.take_spare(&mut spare).map_err(Failed::from("make a segment"))?;
         let header = SegmentHeader {
             format_version: FORMAT_VERSION,
-            min_reader_version: FORMAT_VERSION,
+            min_reader_version: if reused { MIN_READER_VERSION_REUSED } else { MIN_READER_VERSION },
+            reused,
             writer: self.writer,
             number,
             first_seq,
@@ -207,9 +212,11 @@ impl Writer {
             prev_crc: self.crc_last,
             run_seq: self.run_seq,
         };
-        file.write_all_at(&header.encode(), 0).map_err(Failed::from("write a segment header"))?;
-        sync_data(&file).map_err(|error| Failed::Broken("fsync a segment header", error))?;
         let size = file.metadata().map_err(|error| Failed::Broken("look at a new segment", error))?.len();
+        let mut head = header.encode().to_vec();
+        terminate(&mut head, 0, size);
+        file.write_all_at(&head, 0).map_err(Failed::from("write a segment header"))?;
+        sync_data(&file).map_err(|error| Failed::Broken("fsync a segment header", error))?;
         if let Err(error) = enlist_spare(&self.shared.dir, number) {
             // Once the name is there, frames that went on in the old segment would not count.
             let named = self.shared.dir.segment(number).exists();
@@ -230,6 +237,7 @@ impl Writer {
         };
         self.file = file;
         self.number = number;
+        self.size = size;
         self.offset = offset;
         self.shared.enlisted(number, segment);
         Ok(())
@@ -302,12 +310,20 @@ impl Writer {
         let sealed = sync_data(&self.file).and_then(|()| {
             let seq = self.seq;
             let header = FrameHeader::of_run(Kind::Seal, seq + 1, seq, &[]);
-            let seal = header.encode(Seed::new(self.writer, self.number));
+            let mut seal = header.encode(Seed::new(self.writer, self.number)).to_vec();
+            terminate(&mut seal, self.offset, self.size);
             self.file.write_all_at(&seal, self.offset)?;
             sync_data(&self.file)
         });
         sealed.map_err(|error| AppendError::Poisoned(format!("seal the journal: {error}")))
     }
+}
+
+/// Appends zeros to what is written at `offset` of a file of `size`: nothing of the journal lies behind it.
+fn terminate(bytes: &mut Vec<u8>, offset: u64, size: u64) {
+    let room = size.saturating_sub(offset + bytes.len() as u64);
+    let zeros = TERMINATOR.len().min(usize::try_from(room).unwrap_or(TERMINATOR.len()));
+    bytes.extend_from_slice(&TERMINATOR[..zeros]);
 }
 
 fn write_group(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {

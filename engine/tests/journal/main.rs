@@ -4,6 +4,7 @@
 mod kit;
 mod basics;
 mod damage;
+mod reuse;
 mod model;
 mod golden;
 #[cfg(feature = "faults")]
