@@ -23,6 +23,7 @@ use crate::message::{Defaults, Format, ParseReport, ParsedChunk, RawChunk, Refus
 mod access_log;
 mod document;
 mod json;
+mod members;
 mod plain;
 mod sink;
 mod text;

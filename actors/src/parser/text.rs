@@ -53,10 +53,12 @@ fn mend(body: &[u8], counts: &mut Sanitised) -> String {
 
 /// Whether JSON in `body` may hold an escape that must be mended: the only reason to look at attributes more closely.
 pub fn has_bad_escapes(body: &str) -> bool {
-    static NUL: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(r"\u0000"));
-    static SURROGATE: LazyLock<[Finder<'_>; 2]> = LazyLock::new(|| [Finder::new(r"\ud"), Finder::new(r"\uD")]);
+    // One look first: most bodies have no such escape at all.
+    static ANY: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(r"\u"));
+    static BAD: LazyLock<[Finder<'_>; 3]> =
+        LazyLock::new(|| [Finder::new(r"\u0000"), Finder::new(r"\ud"), Finder::new(r"\uD")]);
     let body = body.as_bytes();
-    NUL.find(body).is_some() || SURROGATE.iter().any(|finder| finder.find(body).is_some())
+    ANY.find(body).is_some_and(|first| BAD.iter().any(|finder| finder.find(&body[first..]).is_some()))
 }
 
 /// Replaces `\u0000` and lone surrogates in JSON text, in place: all escapes have the same length.
