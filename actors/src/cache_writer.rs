@@ -3,6 +3,8 @@
 //! - Nothing waits for it: the batcher hands batches over with `try_send` and counts those that find no room.
 //! - Only durable batches are applied. A frame that a crash takes back has its sequence number used again, and
 //!   the cache, which saw the first, would refuse the second.
+//! - Rendering a record for the windows costs as much as all that the rest of the way does with it, so only so many a
+//!   second are: at a higher rate the newest of each batch, counted as left out. Counters always count everything.
 //! - A batch is tried once. What the cache refuses is discarded and counted with its reason; the database has it.
 
 use std::sync::Arc;
@@ -43,8 +45,9 @@ impl CacheWriter {
         progress: Progress,
         cache: Arc<dyn HotCache>,
         writer: Uuid,
+        recent_records_per_s: usize,
     ) -> Self {
-        let feed = CacheFeed::new(cache, writer);
+        let feed = CacheFeed::new(cache, writer, recent_records_per_s);
         progress.breaker_state(NAME, feed.breaker.state());
         Self { context, journal, progress, feed }
     }
@@ -79,23 +82,53 @@ impl Stage for CacheWriter {
     }
 }
 
+/// How many records may go into the windows: so many a second, and what a quiet second has left over.
+#[derive(Debug)]
+struct Allowance {
+    per_s: usize,
+    left: usize,
+    since: Instant,
+}
+
+impl Allowance {
+    fn new(per_s: usize, now: Instant) -> Self {
+        Self { per_s, left: per_s, since: now }
+    }
+
+    /// What is left at `now`.
+    fn at(&mut self, now: Instant) -> usize {
+        let earned = (now.saturating_duration_since(self.since).as_secs_f64() * self.per_s as f64) as usize;
+        if earned > 0 {
+            self.left = self.left.saturating_add(earned).min(self.per_s);
+            self.since = now;
+        }
+        self.left
+    }
+
+    fn spend(&mut self, records: usize) {
+        self.left = self.left.saturating_sub(records);
+    }
+}
+
 /// Applies batches to a cache behind a breaker, or discards and counts them.
 pub struct CacheFeed {
     cache: Arc<dyn HotCache>,
     writer: Uuid,
     breaker: Breaker,
+    allowance: Allowance,
     applied_batches: u64,
     applied_records: u64,
     discarded_records: u64,
 }
 
 impl CacheFeed {
-    /// A feed whose breaker is closed.
+    /// A feed whose breaker is closed, with so many records a second for the windows.
     #[must_use]
-    pub fn new(cache: Arc<dyn HotCache>, writer: Uuid) -> Self {
+    pub fn new(cache: Arc<dyn HotCache>, writer: Uuid, recent_records_per_s: usize) -> Self {
         let breaker = Breaker::new(BREAKER);
         breaker::publish(NAME, breaker.state());
-        Self { cache, writer, breaker, applied_batches: 0, applied_records: 0, discarded_records: 0 }
+        let allowance = Allowance::new(recent_records_per_s, Instant::now());
+        Self { cache, writer, breaker, allowance, applied_batches: 0, applied_records: 0, discarded_records: 0 }
     }
 
     /// Applies `batch` if the breaker lets it and the cache takes it.
@@ -105,10 +138,18 @@ impl CacheFeed {
             self.discard(batch, "breaker_open");
             return;
         }
-        let outcome = self.cache.apply(self.writer, batch).await;
+        let recent_max = self.allowance.at(started);
+        let outcome = self.cache.apply_within(self.writer, batch, recent_max).await;
         metrics::histogram!("logweir_cache_apply_seconds").record(started.elapsed().as_secs_f64());
         match outcome {
-            Ok(()) => self.succeeded(batch),
+            Ok(recent) => {
+                self.allowance.spend(recent);
+                if recent == recent_max {
+                    let left_out = batch.records().saturating_sub(recent as u64);
+                    metrics::counter!("logweir_cache_windows_left_out_records_total").increment(left_out);
+                }
+                self.succeeded(batch);
+            }
             Err(error) => self.failed(batch, &error),
         }
         breaker::publish(NAME, self.breaker.state());
@@ -163,5 +204,28 @@ impl CacheFeed {
             );
         }
         self.discard(batch, error.reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_allowance_grows_with_time_up_to_one_second() {
+        let begun = Instant::now();
+        let mut allowance = Allowance::new(1000, begun);
+        allowance.spend(1000);
+        assert_eq!(allowance.at(begun), 0);
+        // Steps too short for a whole record are not lost.
+        let mut now = begun;
+        for _ in 0..100 {
+            now += Duration::from_micros(500);
+            let _ = allowance.at(now);
+        }
+        assert_eq!(allowance.at(now), 50);
+        assert_eq!(allowance.at(now + Duration::from_secs(60)), 1000);
     }
 }

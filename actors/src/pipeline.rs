@@ -102,9 +102,10 @@ fn batch_bytes_max(config: &Config) -> usize {
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
     let (cache, journal) = (Arc::clone(&parts.cache), parts.journal.clone());
     let (progress, writer) = (parts.progress.clone(), parts.writer);
+    let recent_records_per_s = parts.config.cache.recent_records_per_s;
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
-        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), writer)
+        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), writer, recent_records_per_s)
     })
 }
 
@@ -129,7 +130,7 @@ fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_wri
 }
 
 fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream: Downstream) -> Mailbox<Delivery> {
-    let arbiter = format!("lane-{lane}");
+    let arbiter = format!("lanes-{}", usize::from(lane) % threads_for_lanes());
     let (journal, progress, limits) = (parts.journal.clone(), parts.progress.clone(), parts.config.batch);
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     let batcher = topology.spawn(spec(format!("batcher-{lane}"), &arbiter, bound, Some(TICK_MS)), move |context| {
@@ -144,6 +145,12 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
     topology.spawn(spec(format!("producer-{lane}"), &arbiter, bound, None), move |context| {
         Producer::new(context, parser.clone(), decompressed_bytes_max)
     })
+}
+
+/// Threads that parse. One core is left to those who write to disk and database: a thread more than there are cores only
+/// makes them take turns.
+fn threads_for_lanes() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
 }
 
 fn spec(name: String, arbiter: &str, bound: Bound, tick_ms: Option<u64>) -> StageSpec {

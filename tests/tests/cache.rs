@@ -31,7 +31,14 @@ const TIMEOUT_SHORT_MS: u64 = 300;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
-    Settings { url: CacheUrl::Memory, recent_records: 7, services_max: 50, timeout_ms: TIMEOUT_MS, ttl_s: 4 * 3600 }
+    Settings {
+        url: CacheUrl::Memory,
+        recent_records: 7,
+        recent_records_per_s: 20_000,
+        services_max: 50,
+        timeout_ms: TIMEOUT_MS,
+        ttl_s: 4 * 3600,
+    }
 }
 
 async fn connect(redis: &Redis, settings: &Settings) -> Arc<dyn HotCache> {
@@ -538,7 +545,7 @@ async fn a_password_is_asked_for() {
 async fn the_feed_counts_each_record_as_applied_or_discarded_and_comes_back() {
     let mut redis = Redis::start();
     let (mut journal, writer) = (Journal::new(17), Uuid::new_v4());
-    let mut feed = CacheFeed::new(connect(&redis, &settings()).await, writer);
+    let mut feed = CacheFeed::new(connect(&redis, &settings()).await, writer, 20_000);
     let counter =
         |feed: &CacheFeed, name: &str| feed.observe().iter().find(|counter| counter.name == name).expect(name).value;
     let mut sent = 0;

@@ -5,12 +5,13 @@
 //! - The hours that are counted lie around the time of arrival, never around the clock: the same batch folds
 //!   to the same counters whenever it is replayed, and a wrong clock somewhere cannot make endless keys.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use logweir_engine::record::Record;
 
 use crate::config;
 use crate::message::{Batch, BatchFrame};
+use crate::store::volume::{Counts, Minutes, Tally};
 
 pub(super) const MINUTE_US: i64 = 60_000_000;
 pub(super) const HOUR_US: i64 = 60 * MINUTE_US;
@@ -54,9 +55,6 @@ impl Limits {
     }
 }
 
-/// Counts of one minute by severity number, 0 to 24.
-pub(super) type Counts = [u32; 25];
-
 /// What a batch adds to one service.
 #[derive(Debug)]
 pub(super) struct ServiceFold<'a> {
@@ -91,69 +89,86 @@ pub(super) struct Fold<'a> {
 }
 
 impl<'a> Fold<'a> {
-    /// Folds the frames after `after_seq`; `None` if there are none.
-    pub(super) fn of(batch: &'a Batch, after_seq: u64, limits: &Limits) -> Option<Self> {
+    /// Folds the frames after `after_seq`, with at most `recent_max` records to look at closely; `None` if there are none.
+    pub(super) fn of(batch: &'a Batch, after_seq: u64, limits: &Limits, recent_max: usize) -> Option<Self> {
         let frames = &batch.frames[batch.frames.partition_point(|frame| frame.seq <= after_seq)..];
         let (first, last) = (frames.first()?, frames.last()?);
-        let mut services = Services::default();
+        let limits = Limits { recent_records: limits.recent_records.min(recent_max), ..*limits };
+        let mut services = Tally::default();
         for frame in frames.iter().rev() {
-            services.add(frame, limits);
+            add(&mut services, frame, &limits);
         }
-        Some(Self {
-            first_seq: first.seq,
-            last_seq: last.seq,
-            received_us: last.chunk.received_us(),
-            services: services.newest(limits.services_max),
-        })
+        let mut services = newest(services, limits.services_max);
+        share(&mut services, recent_max);
+        Some(Self { first_seq: first.seq, last_seq: last.seq, received_us: last.chunk.received_us(), services })
+    }
+
+    /// Records for the windows.
+    pub(super) fn recent(&self) -> usize {
+        self.services.iter().map(|service| service.newest.len()).sum()
+    }
+}
+
+/// Cuts the windows so that together they take at most `recent_max`: the longest first, so that a noisy service never
+/// pushes the quiet ones out.
+fn share(services: &mut [ServiceFold<'_>], recent_max: usize) {
+    let mut lengths: Vec<usize> = services.iter().map(|service| service.newest.len()).collect();
+    if lengths.iter().sum::<usize>() <= recent_max {
+        return;
+    }
+    lengths.sort_unstable();
+    let mut left = recent_max;
+    let mut each = 0;
+    for (nth, &length) in lengths.iter().enumerate() {
+        each = left / (lengths.len() - nth);
+        if length > each {
+            break; // this one and all after it get the same
+        }
+        left -= length;
+    }
+    for service in services {
+        service.newest.truncate(each);
     }
 }
 
 #[derive(Default)]
-struct Services<'a> {
-    by_name: HashMap<&'a str, usize>,
-    folds: Vec<ServiceFold<'a>>,
+struct Service<'a> {
+    seen_us: Option<i64>,
+    newest: Vec<Entry<'a>>,
+    minutes: Minutes,
 }
 
-impl<'a> Services<'a> {
-    /// Adds the records of one frame, newest first.
-    fn add(&mut self, frame: &'a BatchFrame, limits: &Limits) {
-        let received_us = frame.chunk.received_us();
-        let (hour_first, hour_last) = limits.hours(received_us);
-        let minutes = hour_first * 60..(hour_last + 1) * 60;
-        let mut at = usize::MAX;
-        for row in (0..frame.chunk.len()).rev() {
-            let Some(record) = frame.chunk.get(row) else { continue };
-            // Neighbours mostly come from the same service: one comparison instead of a hash.
-            if self.folds.get(at).is_none_or(|fold| fold.name != record.service) {
-                at = self.place(record.service, received_us);
-            }
-            let fold = &mut self.folds[at];
-            if fold.newest.len() < limits.recent_records {
-                fold.newest.push(Entry { record, seq: frame.seq, row });
-            }
-            let minute = record.ts_us.div_euclid(MINUTE_US);
-            if minutes.contains(&minute) {
-                fold.minutes.entry(minute).or_default()[usize::from(record.severity.number())] += 1;
-            }
+/// Adds the records of one frame, newest first.
+fn add<'a>(services: &mut Tally<'a, Service<'a>>, frame: &'a BatchFrame, limits: &Limits) {
+    let received_us = frame.chunk.received_us();
+    let (hour_first, hour_last) = limits.hours(received_us);
+    let minutes = hour_first * 60..(hour_last + 1) * 60;
+    for row in (0..frame.chunk.len()).rev() {
+        let Some(record) = frame.chunk.get(row) else { continue };
+        let (_, service) = services.of(record.service);
+        service.seen_us.get_or_insert(received_us);
+        if service.newest.len() < limits.recent_records {
+            service.newest.push(Entry { record, seq: frame.seq, row });
+        }
+        let minute = record.ts_us.div_euclid(MINUTE_US);
+        if minutes.contains(&minute) {
+            service.minutes.add(minute, record.severity.number());
         }
     }
+}
 
-    fn place(&mut self, name: &'a str, received_us: i64) -> usize {
-        *self.by_name.entry(name).or_insert_with(|| {
-            let fold = ServiceFold { name, seen_us: received_us, newest: Vec::new(), minutes: BTreeMap::new() };
-            self.folds.push(fold);
-            self.folds.len() - 1
-        })
+/// Those seen last; among equals the order of names decides, as it does in a Redis sorted set.
+fn newest<'a>(services: Tally<'a, Service<'a>>, services_max: usize) -> Vec<ServiceFold<'a>> {
+    let fold = |(name, service): (&'a str, Service<'a>)| {
+        let Service { seen_us, newest, minutes } = service;
+        ServiceFold { name, seen_us: seen_us.unwrap_or_default(), newest, minutes: minutes.finish() }
+    };
+    let mut folds: Vec<_> = services.all.into_iter().map(fold).collect();
+    if folds.len() > services_max {
+        folds.sort_unstable_by(|a, b| (b.seen_us, b.name).cmp(&(a.seen_us, a.name)));
+        folds.truncate(services_max);
     }
-
-    /// Those seen last; among equals the order of names decides, as it does in a Redis sorted set.
-    fn newest(mut self, services_max: usize) -> Vec<ServiceFold<'a>> {
-        if self.folds.len() > services_max {
-            self.folds.sort_unstable_by(|a, b| (b.seen_us, b.name).cmp(&(a.seen_us, a.name)));
-            self.folds.truncate(services_max);
-        }
-        self.folds
-    }
+    folds
 }
 
 #[cfg(test)]
@@ -187,7 +202,9 @@ mod tests {
     #[test]
     fn only_frames_behind_the_cursor_are_folded() {
         let batch = batch(&[(3, &[("a", NOW)]), (5, &[("a", NOW), ("a", NOW)]), (9, &[("a", NOW)])]);
-        let seen = |after| Fold::of(&batch, after, &LIMITS).map(|fold| (fold.first_seq, fold.last_seq, counted(&fold)));
+        let seen = |after| {
+            Fold::of(&batch, after, &LIMITS, usize::MAX).map(|fold| (fold.first_seq, fold.last_seq, counted(&fold)))
+        };
         assert_eq!(seen(0), Some((3, 9, 4)));
         assert_eq!(seen(3), Some((5, 9, 3)));
         assert_eq!(seen(7), Some((9, 9, 1)));
@@ -197,7 +214,7 @@ mod tests {
     #[test]
     fn the_newest_records_of_each_service_are_kept_and_all_are_counted() {
         let batch = batch(&[(1, &[("a", NOW), ("b", NOW), ("a", NOW)]), (2, &[("a", NOW)])]);
-        let fold = Fold::of(&batch, 0, &LIMITS).unwrap();
+        let fold = Fold::of(&batch, 0, &LIMITS, usize::MAX).unwrap();
         let a = fold.services.iter().find(|service| service.name == "a").unwrap();
         assert_eq!(a.newest.iter().map(|entry| (entry.seq, entry.row)).collect::<Vec<_>>(), [(2, 0), (1, 2)]);
         assert_eq!(a.seen_us, NOW + 2);
@@ -205,9 +222,26 @@ mod tests {
     }
 
     #[test]
+    fn a_short_allowance_goes_to_the_quiet_services_first() {
+        let noisy = [("noisy", NOW); 9];
+        let batch = batch(&[(1, &[("a", NOW), ("b", NOW), ("b", NOW)]), (2, &noisy)]);
+        let limits = Limits { recent_records: 100, services_max: 9, ..LIMITS };
+        let lengths = |recent_max| {
+            let fold = Fold::of(&batch, 0, &limits, recent_max).unwrap();
+            assert!(fold.recent() <= recent_max && counted(&fold) == 12);
+            let length = |name| fold.services.iter().find(|service| service.name == name).unwrap().newest.len();
+            ["a", "b", "noisy"].map(length)
+        };
+        assert_eq!(lengths(usize::MAX), [1, 2, 9]);
+        assert_eq!(lengths(8), [1, 2, 5]);
+        assert_eq!(lengths(4), [1, 1, 1]);
+        assert_eq!(lengths(0), [0, 0, 0]);
+    }
+
+    #[test]
     fn a_flood_of_services_keeps_those_seen_last() {
         let batch = batch(&[(1, &[("z", NOW)]), (2, &[("a", NOW), ("b", NOW), ("c", NOW)])]);
-        let fold = Fold::of(&batch, 0, &LIMITS).unwrap();
+        let fold = Fold::of(&batch, 0, &LIMITS, usize::MAX).unwrap();
         assert_eq!(fold.services.iter().map(|service| service.name).collect::<Vec<_>>(), ["c", "b"]);
     }
 
@@ -219,7 +253,7 @@ mod tests {
             [(first * HOUR_US - 1, 0), (first * HOUR_US, 1), ((last + 1) * HOUR_US - 1, 1), ((last + 1) * HOUR_US, 0)];
         for (ts_us, expected) in edges.into_iter().chain([(i64::MIN, 0), (i64::MAX, 0)]) {
             let batch = batch(&[(1, &[("a", ts_us)])]);
-            assert_eq!(counted(&Fold::of(&batch, 0, &LIMITS).unwrap()), expected, "{ts_us}");
+            assert_eq!(counted(&Fold::of(&batch, 0, &LIMITS, usize::MAX).unwrap()), expected, "{ts_us}");
         }
         assert_eq!(Limits { ttl_s: u64::MAX / 2, ..LIMITS }.hours(0), (-HOURS_MAX, 1));
     }

@@ -83,17 +83,17 @@ impl HotCache for MemoryCache {
         "memory".to_owned()
     }
 
-    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError> {
+    async fn apply_within(&self, writer: Uuid, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
         let mut state = self.state();
         let cursor = state.cursors.entry((writer, batch.lane)).or_default();
-        let Some(fold) = Fold::of(batch, *cursor, &self.limits) else { return Ok(()) };
+        let Some(fold) = Fold::of(batch, *cursor, &self.limits, recent_max) else { return Ok(0) };
         *cursor = fold.last_seq;
         for service in &fold.services {
             state.add(batch.lane, service, &self.limits);
         }
         state.expire(fold.received_us, &self.limits);
         state.shrink(self.limits.services_max, self.bytes_max);
-        Ok(())
+        Ok(fold.recent())
     }
 
     async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError> {
@@ -134,7 +134,7 @@ impl State {
         for entry in fold.newest.iter().rev() {
             text.clear();
             render::record(&mut text, lane, entry);
-            service.push(String::from_utf8_lossy(&text).into());
+            service.push(std::str::from_utf8(&text).expect("JSON text is UTF-8").into());
         }
         while service.recent.len() > limits.recent_records {
             service.pop_oldest();

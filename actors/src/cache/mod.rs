@@ -42,7 +42,13 @@ pub trait HotCache: Send + Sync {
 
     /// Applies a batch: newest records per service, counters per minute and severity. Applying it twice equals
     /// applying it once (guarded by a cursor per writer and lane in the cache itself).
-    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError>;
+    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError> {
+        self.apply_within(writer, batch, usize::MAX).await.map(drop)
+    }
+
+    /// As [`HotCache::apply`], with at most `recent_max` new records in the windows of all services together: the newest
+    /// of each service, and all where there are few. Counters count everything. Returns how many went into the windows.
+    async fn apply_within(&self, writer: Uuid, batch: &Batch, recent_max: usize) -> Result<usize, CacheError>;
 
     /// The newest records of `service`, newest first, at most `limit`.
     async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError>;

@@ -240,15 +240,15 @@ impl HotCache for RedisCache {
         "Redis".to_owned()
     }
 
-    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError> {
+    async fn apply_within(&self, writer: Uuid, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
         let mut after_seq = 0;
         for _ in 0..ATTEMPTS_MAX {
-            let (first_seq, args) = match Fold::of(batch, after_seq, &self.limits) {
-                Some(fold) => (fold.first_seq, self.arguments(batch, &fold)),
-                None => return Ok(()),
+            let (first_seq, recent, args) = match Fold::of(batch, after_seq, &self.limits, recent_max) {
+                Some(fold) => (fold.first_seq, fold.recent(), self.arguments(batch, &fold)),
+                None => return Ok(0),
             };
             match self.run(writer, args).await {
-                Ok(stored_seq) if stored_seq < first_seq => return Ok(()),
+                Ok(stored_seq) if stored_seq < first_seq => return Ok(recent),
                 Ok(stored_seq) => after_seq = stored_seq,
                 // Redis was restarted, or its scripts were flushed.
                 Err(error) if error.reason == "noscript" => drop(self.load_script().await?),

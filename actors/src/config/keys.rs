@@ -333,6 +333,12 @@ pub static KEYS: &[Key] = &[
         "records kept per service",
     ),
     key(
+        "cache.recent_records_per_s",
+        "20000",
+        number(Usize(|c| &mut c.cache.recent_records_per_s), Count, 1, 10_000_000),
+        "records that enter the windows in a second; at a higher rate the newest of each batch do",
+    ),
+    key(
         "cache.services_max",
         "1000",
         number(Usize(|c| &mut c.cache.services_max), Count, 1, 1_000_000),

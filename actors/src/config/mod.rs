@@ -220,7 +220,14 @@ fn blank() -> Config {
             compress_after_days: 0,
             ca_file: None,
         },
-        cache: Cache { url: CacheUrl::Memory, recent_records: 0, services_max: 0, timeout_ms: 0, ttl_s: 0 },
+        cache: Cache {
+            url: CacheUrl::Memory,
+            recent_records: 0,
+            recent_records_per_s: 0,
+            services_max: 0,
+            timeout_ms: 0,
+            ttl_s: 0,
+        },
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         sources: Sources::default(),
         log: Log { level: String::new(), json: false },
@@ -374,6 +381,8 @@ pub enum DatabaseUrl {
     Sqlite(PathBuf),
     /// `postgres://…`, as typed (it may hold a password).
     Postgres(String),
+    /// `blackhole:`, for measurements: every record is taken and none is kept.
+    Blackhole,
 }
 
 impl std::fmt::Debug for DatabaseUrl {
@@ -381,6 +390,7 @@ impl std::fmt::Debug for DatabaseUrl {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
             Self::Postgres(_) => f.write_str("postgres://***"),
+            Self::Blackhole => f.write_str("blackhole:"),
         }
     }
 }
@@ -392,6 +402,8 @@ pub struct Cache {
     pub url: CacheUrl,
     /// `cache.recent_records`: records kept per service (1000).
     pub recent_records: usize,
+    /// `cache.recent_records_per_s`: records that enter the windows in a second (20,000).
+    pub recent_records_per_s: usize,
     /// `cache.services_max`: services kept (1000); the least recent goes.
     pub services_max: usize,
     /// `cache.timeout_ms`: per command (500).

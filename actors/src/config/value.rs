@@ -58,6 +58,7 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
                 "" => None,
                 url => match database(url)? {
                     DatabaseUrl::Sqlite(_) => return Err("SQLite has no replica: leave it out".into()),
+                    DatabaseUrl::Blackhole => return Err("a blackhole gives nothing back: leave it out".into()),
                     postgres @ DatabaseUrl::Postgres(_) => Some(postgres),
                 },
             };
@@ -162,6 +163,7 @@ fn show_database(url: &DatabaseUrl) -> String {
     match url {
         DatabaseUrl::Sqlite(path) => format!("sqlite:{}", path.display()),
         DatabaseUrl::Postgres(url) => without_secrets(url),
+        DatabaseUrl::Blackhole => "blackhole:".to_owned(),
     }
 }
 
@@ -288,6 +290,9 @@ fn tokens(raw: &Raw) -> Result<Vec<Token>, String> {
 fn database(url: &str) -> Result<DatabaseUrl, String> {
     if let Some(path) = url.strip_prefix("sqlite:") {
         return sqlite(path);
+    }
+    if url == "blackhole:" {
+        return Ok(DatabaseUrl::Blackhole);
     }
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err("must be postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH".into());

@@ -1,6 +1,6 @@
 //! Records per minute, service and severity of one batch: what the histogram reads.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::rows::Row;
 use super::time::{MINUTE_US, clamp};
@@ -27,26 +27,80 @@ impl<'a> Key<'a> {
 
 /// Counts `rows`. Sorted by key, so that two transactions that touch the same counters never wait for each other in a ring.
 pub(crate) fn count<'a>(rows: impl Iterator<Item = Row<'a>>) -> Vec<(Key<'a>, i64)> {
-    let mut counts: HashMap<Key<'a>, i64> = HashMap::new();
-    // Neighbours mostly share their key: hash once per run of equal ones.
-    let mut run: Option<(Key<'a>, i64)> = None;
+    let mut services: Tally<'_, Minutes> = Tally::default();
     for row in rows {
-        let key = Key::new(row.record.ts_us, row.record.service, row.record.severity.number());
-        match &mut run {
-            Some((current, records)) if *current == key => *records += 1,
-            _ => {
-                if let Some((key, records)) = run.replace((key, 1)) {
-                    *counts.entry(key).or_default() += records;
-                }
+        let Key { minute_us, service, severity } =
+            Key::new(row.record.ts_us, row.record.service, row.record.severity.number());
+        services.of(service).1.add(minute_us, severity);
+    }
+    let mut counts = Vec::new();
+    for (service, minutes) in services.all {
+        for (minute_us, by_severity) in minutes.finish() {
+            for (severity, records) in (0..).zip(by_severity).filter(|&(_, records)| records > 0) {
+                counts.push((Key { minute_us, service, severity }, records.into()));
             }
         }
     }
-    if let Some((key, records)) = run {
-        *counts.entry(key).or_default() += records;
-    }
-    let mut counts: Vec<_> = counts.into_iter().collect();
     counts.sort_unstable();
     counts
+}
+
+/// Records of one minute by severity number.
+pub(crate) type Counts = [u32; 25];
+
+/// Counts by minute. Neighbours mostly share theirs: the tree is asked only when it changes.
+#[derive(Default)]
+pub(crate) struct Minutes {
+    open: Option<(i64, Counts)>,
+    closed: BTreeMap<i64, Counts>,
+}
+
+impl Minutes {
+    /// Counts one record.
+    pub(crate) fn add(&mut self, minute: i64, severity: u8) {
+        if self.open.is_none_or(|(open, _)| open != minute) {
+            let counts = self.closed.remove(&minute).unwrap_or_default();
+            if let Some((minute, counts)) = self.open.replace((minute, counts)) {
+                self.closed.insert(minute, counts);
+            }
+        }
+        if let Some((_, counts)) = &mut self.open {
+            counts[usize::from(severity)] += 1;
+        }
+    }
+
+    /// All of them, by minute.
+    pub(crate) fn finish(mut self) -> BTreeMap<i64, Counts> {
+        self.closed.extend(self.open);
+        self.closed
+    }
+}
+
+/// Something per service. One hash per record, unless it has the service of the one before.
+pub(crate) struct Tally<'a, T> {
+    places: HashMap<&'a str, usize, foldhash::fast::RandomState>,
+    last: usize,
+    /// In the order in which they came.
+    pub(crate) all: Vec<(&'a str, T)>,
+}
+
+impl<T> Default for Tally<'_, T> {
+    fn default() -> Self {
+        Self { places: HashMap::default(), last: usize::MAX, all: Vec::new() }
+    }
+}
+
+impl<'a, T: Default> Tally<'a, T> {
+    /// What there is of `service`.
+    pub(crate) fn of(&mut self, service: &'a str) -> &mut (&'a str, T) {
+        if self.all.get(self.last).is_none_or(|&(name, _)| name != service) {
+            self.last = *self.places.entry(service).or_insert_with(|| {
+                self.all.push((service, T::default()));
+                self.all.len() - 1
+            });
+        }
+        &mut self.all[self.last]
+    }
 }
 
 #[cfg(test)]
