@@ -225,6 +225,7 @@ fn announce(config: &Config, logweir: &Logweir, data: std::net::SocketAddr, admi
         DatabaseUrl::Postgres(_) => {
             "psql YOUR_DATABASE -c 'select ts, service, severity, message from logs'".to_owned()
         }
+        DatabaseUrl::Blackhole => "nothing: the store is a blackhole".to_owned(),
     };
     eprintln!(
         "logweir {version}: {store}, cache {cache}, memory_bytes_max={memory_bytes_max}\n\

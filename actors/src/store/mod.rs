@@ -18,9 +18,10 @@ pub mod fault_class;
 mod letter;
 mod rows;
 mod time;
-mod volume;
+pub(crate) mod volume;
 pub mod postgres;
 pub mod sqlite;
+pub mod blackhole;
 
 use std::sync::Arc;
 
@@ -40,6 +41,8 @@ pub enum Opened {
     Postgres(Arc<postgres::PostgresStore>),
     /// `SQLite`.
     Sqlite(Arc<sqlite::SqliteStore>),
+    /// Nothing is kept.
+    Blackhole(Arc<blackhole::BlackholeStore>),
 }
 
 impl Opened {
@@ -49,6 +52,7 @@ impl Opened {
         match self {
             Self::Postgres(store) => store.clone(),
             Self::Sqlite(store) => store.clone(),
+            Self::Blackhole(store) => store.clone(),
         }
     }
 }
@@ -61,6 +65,7 @@ pub fn open(config: &Database) -> Result<Opened, StoreError> {
     Ok(match &config.url {
         DatabaseUrl::Postgres(url) => Opened::Postgres(Arc::new(postgres::PostgresStore::new(url, config)?)),
         DatabaseUrl::Sqlite(path) => Opened::Sqlite(Arc::new(sqlite::SqliteStore::open(path, config)?)),
+        DatabaseUrl::Blackhole => Opened::Blackhole(Arc::default()),
     })
 }
 

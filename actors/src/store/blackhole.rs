@@ -1,0 +1,107 @@
+//! The store that keeps nothing: to measure what comes before a database, and for those who want only the hot cache.
+//!
+//! It commits each batch at once, and knows no past: whatever a journal holds when it is taken over counts as swallowed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use logweir_engine::journal::LaneId;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
+};
+use crate::message::Batch;
+
+/// Cheap to clone; every clone knows the same lanes.
+#[derive(Clone, Default)]
+pub struct BlackholeStore {
+    lanes: Arc<Mutex<BTreeMap<LaneId, LaneRow>>>,
+}
+
+impl BlackholeStore {
+    fn lanes(&self) -> MutexGuard<'_, BTreeMap<LaneId, LaneRow>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct BlackholeLane {
+    store: BlackholeStore,
+    lane: LaneId,
+}
+
+#[async_trait]
+impl LogStore for BlackholeStore {
+    fn name(&self) -> String {
+        "blackhole".to_owned()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        tracing::warn!("the store is a blackhole: every record is taken, counted as committed, and gone");
+        Ok(())
+    }
+
+    async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        let mut lanes = self.lanes();
+        for &(lane, tail) in &claim.tails {
+            let row = LaneRow { lane, last_seq: tail.seq, inherited: tail.records, ..LaneRow::default() };
+            lanes.entry(lane).or_insert(row);
+        }
+        Ok(Lease { writer: claim.writer, epoch: 1 })
+    }
+
+    async fn inheritance(&self, _: &Claim) -> Result<Option<Inheritance>, StoreError> {
+        Ok(None)
+    }
+
+    async fn adopt(&self, claim: &Claim, _: &[LaneStart]) -> Result<Lease, StoreError> {
+        self.take_over(claim).await
+    }
+
+    async fn open_lane(&self, _: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
+        let row = self.lanes().entry(lane).or_insert_with(|| LaneRow { lane, ..LaneRow::default() }).clone();
+        Ok((Box::new(BlackholeLane { store: self.clone(), lane }), row))
+    }
+
+    async fn maintain(&self, _: i64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn lanes(&self, _: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+        Ok(self.lanes().values().cloned().collect())
+    }
+
+    async fn count_stored(&self, _: &LaneRow) -> Result<StoredCount, StoreError> {
+        Err(StoreError::Systemic("a blackhole keeps nothing that could be counted".to_owned()))
+    }
+
+    async fn dead_letters(&self, _: u32) -> Result<Vec<DeadLetter>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError> {
+        Err(StoreError::Systemic(format!("there is no dead letter {}: a blackhole has none", letter.id)))
+    }
+
+    async fn purge_dead_letters(&self, _: i64) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+#[async_trait]
+impl LaneWriter for BlackholeLane {
+    async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
+        let started = Instant::now();
+        let flushed = Flushed { rows: batch.records(), dead: 0 };
+        if let Some(row) = self.store.lanes().get_mut(&self.lane) {
+            row.last_seq = batch.to_seq();
+            row.rows += flushed.rows;
+            row.lost += batch.lost();
+        }
+        let flushed = Ok(flushed);
+        super::measure(batch.lane, started, &flushed);
+        flushed
+    }
+}
