@@ -1,1 +1,16 @@
-//! Inputs and helpers shared by the benches.
+//! What the benches share, and the end-to-end harness of `logweir-bench`:
+//!
+//! ```text
+//! corpus ──> load ──HTTP──> logweir (process) ──> PostgreSQL, Redis        subject, meter
+//!    └─────> bare ─────────COPY────────────────>      │                    probe: bare fdatasync
+//!                                scenario ────────────┴──> report
+//! ```
+
+pub mod corpus;
+pub mod load;
+pub mod meter;
+pub mod probe;
+pub mod bare;
+pub mod subject;
+pub mod scenario;
+pub mod report;

@@ -62,7 +62,12 @@ pub type Settings = BTreeMap<String, String>;
 /// `logweir` with `arguments`, this configuration and nothing else from the environment.
 #[must_use]
 pub fn command(settings: &Settings, faults: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    command_of(binary(), settings, faults, arguments)
+}
+
+/// As [`command`], for another binary.
+fn command_of(binary: &Path, settings: &Settings, faults: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     let environment = settings.iter().map(|(key, value)| {
         (OsString::from(format!("LOGWEIR__{}", key.to_uppercase().replace('.', "__"))), OsString::from(value))
     });
@@ -161,9 +166,18 @@ impl Server {
     /// The settings lack a listener, or the binary does not start.
     #[must_use]
     pub fn start(settings: &Settings, faults: &str, log: PathBuf) -> Self {
+        Self::start_binary(binary(), settings, faults, log)
+    }
+
+    /// As [`Server::start`], for another binary.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn start_binary(binary: &Path, settings: &Settings, faults: &str, log: PathBuf) -> Self {
         let addr = |key: &str| settings[key].parse().expect("an address");
         let file = File::create(&log).expect("the log's directory exists");
-        let child = command(settings, faults, &["run"])
+        let child = command_of(binary, settings, faults, &["run"])
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)

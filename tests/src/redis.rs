@@ -78,6 +78,15 @@ impl Redis {
         self.port
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    /// It does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("redis-server runs").id()
+    }
+
     /// The certificate of its authority, for a client that shall trust it.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {

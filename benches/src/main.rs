@@ -1,0 +1,157 @@
+//! `logweir-bench`: the whole path, measured beside bare limits in one run.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use logweir_benches::report::Report;
+use logweir_benches::scenario::peer::Peer;
+use logweir_benches::scenario::{Options, backlog, intake, latency, store};
+use logweir_benches::subject::{Setup, build};
+
+/// Measures logweir from the first byte sent to the last row committed, beside bare limits in the same run.
+///
+/// Starts PostgreSQL and Redis of its own from the installed packages, on free ports and in temporary directories.
+#[derive(Parser)]
+#[command(name = "logweir-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Only these scenarios, in this order (all but the longest if none is named)
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Scenario>,
+    /// Rounds; the first is not counted
+    #[arg(long, default_value_t = 5, global = true)]
+    rounds: usize,
+    /// Events of a round
+    #[arg(long, default_value_t = 2_000_000, global = true)]
+    events: u64,
+    /// Bytes of an event
+    #[arg(long, default_value_t = 300, global = true)]
+    event_bytes: usize,
+    /// Bytes of a request's body
+    #[arg(long, default_value_t = 64 << 10, global = true, conflicts_with = "events_per_request")]
+    body_bytes: usize,
+    /// Events of a request, instead of --body-bytes
+    #[arg(long, global = true)]
+    events_per_request: Option<usize>,
+    /// Connections of the load generator
+    #[arg(long, default_value_t = 8, global = true)]
+    connections: usize,
+    /// Lanes of logweir
+    #[arg(long)]
+    lanes: Option<u16>,
+    /// received, journal or committed
+    #[arg(long, default_value = "journal")]
+    ack: String,
+    /// Rows of logweir's batches, and to a transaction of the bare COPY
+    #[arg(long, default_value_t = 20_000)]
+    batch_rows: u64,
+    /// Any other setting of logweir, as in its configuration
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// The program under test (built from this checkout if it is not given)
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Writes the results as JSON, too
+    #[arg(long, global = true)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Drives another log shipper with the same load
+    Peer {
+        /// Its command line
+        #[arg(long, conflicts_with = "pid")]
+        command: Option<String>,
+        /// Its process, if it runs already
+        #[arg(long)]
+        pid: Option<u32>,
+        /// Where it takes NDJSON
+        #[arg(long)]
+        url: String,
+        /// The database that it writes to
+        #[arg(long)]
+        database_url: String,
+        /// Its table
+        #[arg(long)]
+        table: String,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Scenario {
+    /// HTTP to PostgreSQL, beside bare COPY; then a drain
+    Postgres,
+    /// Parse, journal, acknowledge; nothing is stored
+    Intake,
+    /// One event to a request
+    Small,
+    /// Acknowledgements at 50 k and 200 k events/s, and saturated
+    Latency,
+    /// The cache-writer on Redis
+    Redis,
+    /// The embedded default
+    Sqlite,
+    /// The database down, a kill, a new start
+    Backlog,
+}
+
+impl Scenario {
+    fn run(self, options: &Options, report: &mut Report) {
+        match self {
+            Self::Postgres => store::postgres(options, report),
+            Self::Intake => intake::large(options, report),
+            Self::Small => intake::small(options, report),
+            Self::Latency => latency::open_loop(options, report),
+            Self::Redis => store::redis(options, report),
+            Self::Sqlite => store::sqlite(options, report),
+            Self::Backlog => backlog::backlog(options, report),
+        }
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let binary = match (&arguments.binary, &arguments.command) {
+        (Some(binary), _) => binary.clone(),
+        (None, Some(_)) => PathBuf::new(),
+        (None, None) => build(),
+    };
+    let mut setup = Setup::default().with("batch.rows_max", arguments.batch_rows);
+    if let Some(lanes) = arguments.lanes {
+        setup = setup.with("lanes", lanes);
+    }
+    for setting in &arguments.settings {
+        let (key, value) = setting.split_once('=').expect("--set KEY=VALUE");
+        setup = setup.with(key, value);
+    }
+    let options = Options {
+        binary,
+        rounds: arguments.rounds.max(2),
+        events: arguments.events,
+        event_bytes: arguments.event_bytes,
+        body_bytes: arguments.events_per_request.map_or(arguments.body_bytes, |events| events * arguments.event_bytes),
+        connections: arguments.connections,
+        ack: arguments.ack,
+        setup,
+        batch_rows: arguments.batch_rows,
+        base_us: logweir_engine::clock::wall_us(),
+    };
+    let mut report = Report::new();
+    report.note("events of a round", options.events);
+    report.note("event", format!("{} B", options.event_bytes));
+    report.note("body", format!("{} B, {} connections", options.body_bytes, options.connections));
+    if let Some(Command::Peer { command, pid, url, database_url, table }) = arguments.command {
+        Peer { command, pid, url, database_url, table }.measure(&options, &mut report);
+    } else {
+        let all = Scenario::value_variants().to_vec();
+        for scenario in if arguments.only.is_empty() { all } else { arguments.only } {
+            scenario.run(&options, &mut report);
+        }
+    }
+    println!("\n{report}");
+    if let Some(path) = arguments.json {
+        std::fs::write(&path, report.json()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
