@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Context, Handler};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use logweir_benches::ratio::timed_ratio;
 use logweir_engine::drain::DrainControl;
 use logweir_engine::mailbox::{Bound, Message};
 use logweir_engine::stage::{Exit, Stage};
@@ -17,8 +18,15 @@ use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 1024;
 
-/// The last message of a run says so.
-struct Hop(Option<oneshot::Sender<()>>);
+/// A message, with what a chunk's message carries besides: as large, and with an allocation that is freed on the other
+/// side. The last one of a run says so.
+struct Hop {
+    last: Option<oneshot::Sender<()>>,
+    chunk: Option<Box<[u8; CHUNK_BYTES]>>,
+}
+
+/// What a chunk of logweir takes inside its message, beside its arrays.
+const CHUNK_BYTES: usize = 256;
 
 impl Message for Hop {
     fn bytes(&self) -> usize {
@@ -30,7 +38,8 @@ impl actix::Message for Hop {
     type Result = ();
 }
 
-fn handle(Hop(last): Hop) {
+fn handle(Hop { last, chunk }: Hop) {
+    drop(std::hint::black_box(chunk));
     if let Some(last) = last {
         let _ = last.send(());
     }
@@ -59,20 +68,32 @@ impl Handler<Hop> for Sink {
     }
 }
 
-/// The messages of one run; the receiver completes with the last of them.
-fn hops(count: u64) -> (impl Iterator<Item = Hop>, oneshot::Receiver<()>) {
-    let (last, done) = oneshot::channel();
-    (std::iter::repeat_with(|| Hop(None)).take(count as usize - 1).chain(std::iter::once(Hop(Some(last)))), done)
+/// What is moved.
+#[derive(Clone, Copy)]
+struct Run {
+    with_chunk: bool,
+    count: u64,
 }
 
-fn mailbox(arbiter: &str, count: u64) -> Duration {
+/// The messages of one run; the receiver completes with the last of them.
+fn hops(run: Run) -> (impl Iterator<Item = Hop>, oneshot::Receiver<()>) {
+    let (last, done) = oneshot::channel();
+    let mut last = Some(last);
+    let hop = move |nth| Hop {
+        last: if nth + 1 == run.count { last.take() } else { None },
+        chunk: run.with_chunk.then(|| Box::new([0; CHUNK_BYTES])),
+    };
+    ((0..run.count).map(hop), done)
+}
+
+fn mailbox(arbiter: &str, run: Run) -> Duration {
     actix_rt::System::new().block_on(async {
         let supervision = Supervision { stall_ms: 60_000, restarts_max: 0, restart_window_ms: 1 };
         let mut topology = Topology::new(supervision, DrainControl::default().watch());
         let bound = Bound { messages_max: QUEUE, bytes_max: QUEUE * 1024 };
         let spec = StageSpec { name: "sink".to_owned(), arbiter: arbiter.to_owned(), bound, tick_ms: None };
         let mailbox = topology.spawn(spec, |_| Sink);
-        let (hops, done) = hops(count);
+        let (hops, done) = hops(run);
         let began = Instant::now();
         for hop in hops {
             mailbox.send(hop).await.expect("the sink is open");
@@ -84,14 +105,14 @@ fn mailbox(arbiter: &str, count: u64) -> Duration {
 
 /// An actor without logweir. Its bound does not hold, so the sender looks up once per queue length.
 #[expect(clippy::disallowed_methods, reason = "this is the bare limit")]
-fn bare_actix(same_thread: bool, count: u64) -> Duration {
+fn bare_actix(same_thread: bool, run: Run) -> Duration {
     actix_rt::System::new().block_on(async {
         let arbiter = (!same_thread).then(actix_rt::Arbiter::new);
         let sink: Addr<Sink> = match &arbiter {
             None => Sink.start(),
             Some(arbiter) => Sink::start_in_arbiter(&arbiter.handle(), |_| Sink),
         };
-        let (hops, done) = hops(count);
+        let (hops, done) = hops(run);
         let began = Instant::now();
         for (index, hop) in hops.enumerate() {
             if index % QUEUE == QUEUE - 1 {
@@ -109,8 +130,8 @@ fn bare_actix(same_thread: bool, count: u64) -> Duration {
     })
 }
 
-async fn send_all(sender: mpsc::Sender<Hop>, count: u64) -> Duration {
-    let (hops, done) = hops(count);
+async fn send_all(sender: mpsc::Sender<Hop>, run: Run) -> Duration {
+    let (hops, done) = hops(run);
     let began = Instant::now();
     for hop in hops {
         sender.send(hop).await.expect("the sink is open");
@@ -125,7 +146,7 @@ async fn receive_all(mut receiver: mpsc::Receiver<Hop>) {
     }
 }
 
-fn bare_tokio(same_thread: bool, count: u64) -> Duration {
+fn bare_tokio(same_thread: bool, run: Run) -> Duration {
     actix_rt::System::new().block_on(async {
         let (sender, receiver) = mpsc::channel(QUEUE);
         if same_thread {
@@ -133,14 +154,14 @@ fn bare_tokio(same_thread: bool, count: u64) -> Duration {
         } else {
             std::thread::spawn(|| actix_rt::System::new().block_on(receive_all(receiver)));
         }
-        send_all(sender, count).await
+        send_all(sender, run).await
     })
 }
 
-fn bare_crossbeam(count: u64) -> Duration {
+fn bare_crossbeam(run: Run) -> Duration {
     let (sender, receiver) = crossbeam_channel::bounded(QUEUE);
     std::thread::spawn(move || receiver.into_iter().for_each(handle));
-    let (hops, done) = hops(count);
+    let (hops, done) = hops(run);
     let began = Instant::now();
     for hop in hops {
         sender.send(hop).expect("the sink is open");
@@ -150,20 +171,33 @@ fn bare_crossbeam(count: u64) -> Duration {
 }
 
 fn hop(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("mailbox/hop");
-    group.throughput(Throughput::Elements(1));
-    for (place, same_thread) in [("same_thread", true), ("other_thread", false)] {
-        let arbiter = if same_thread { SYSTEM_ARBITER } else { "other" };
-        group.bench_function(BenchmarkId::new("mailbox", place), |b| b.iter_custom(|count| mailbox(arbiter, count)));
-        group.bench_function(BenchmarkId::new("actix", place), |b| {
-            b.iter_custom(|count| bare_actix(same_thread, count))
+    for (message, with_chunk) in [("message", false), ("chunk", true)] {
+        let mut group = criterion.benchmark_group(format!("mailbox/{message}"));
+        group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(800));
+        group.throughput(Throughput::Elements(1));
+        let of = move |count| Run { with_chunk, count };
+        for (place, same_thread) in [("same_thread", true), ("other_thread", false)] {
+            let arbiter = if same_thread { SYSTEM_ARBITER } else { "other" };
+            group.bench_function(BenchmarkId::new("mailbox", place), |b| {
+                b.iter_custom(|count| mailbox(arbiter, of(count)));
+            });
+            group.bench_function(BenchmarkId::new("actix", place), |b| {
+                b.iter_custom(|count| bare_actix(same_thread, of(count)));
+            });
+            group.bench_function(BenchmarkId::new("tokio", place), |b| {
+                b.iter_custom(|count| bare_tokio(same_thread, of(count)));
+            });
+        }
+        group.bench_function(BenchmarkId::new("crossbeam", "other_thread"), |b| {
+            b.iter_custom(|count| bare_crossbeam(of(count)));
         });
-        group.bench_function(BenchmarkId::new("tokio", place), |b| {
-            b.iter_custom(|count| bare_tokio(same_thread, count))
-        });
+        group.finish();
     }
-    group.bench_function(BenchmarkId::new("crossbeam", "other_thread"), |b| b.iter_custom(bare_crossbeam));
-    group.finish();
+    let run = Run { with_chunk: true, count: 200_000 };
+    for (place, arbiter, same_thread) in [("same thread", SYSTEM_ARBITER, true), ("other thread", "other", false)] {
+        let name = format!("mailbox hop of a chunk, {place} / bare actix do_send");
+        timed_ratio(&name, || mailbox(arbiter, run), || bare_actix(same_thread, run));
+    }
 }
 
 criterion_group!(benches, hop);

@@ -14,3 +14,4 @@ pub mod bare;
 pub mod subject;
 pub mod scenario;
 pub mod report;
+pub mod ratio;

@@ -56,6 +56,14 @@ impl Severity {
     /// alert → ERROR3, emerg → FATAL.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
+        // As most programs write them, before any other form is tried.
+        match text {
+            "info" | "INFO" => return Some(Self::INFO),
+            "warn" | "WARN" => return Some(Self::WARN),
+            "error" | "ERROR" => return Some(Self::ERROR),
+            "debug" | "DEBUG" => return Some(Self::DEBUG),
+            _ => {}
+        }
         let mut lower = [0_u8; 16];
         let text = text.trim().as_bytes();
         let lower = lower.get_mut(..text.len())?;

@@ -62,17 +62,26 @@ pub(super) struct ServiceFold<'a> {
     /// Arrival of its newest record.
     pub seen_us: i64,
     /// Its newest records, newest first.
-    pub newest: Vec<Entry<'a>>,
+    pub newest: Vec<Entry>,
     /// Counts by minute since 1970.
     pub minutes: BTreeMap<i64, Counts>,
 }
 
-/// One record and which it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Entry<'a> {
-    pub record: Record<'a>,
-    pub seq: u64,
-    pub row: usize,
+/// Which record it is: small, since there may be thousands that are cut off again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The frame's place in the batch.
+    pub frame: u32,
+    /// The record's place in the frame.
+    pub row: u32,
+}
+
+impl Entry {
+    /// The record, and the sequence number of its frame.
+    pub(super) fn of<'b>(&self, batch: &'b Batch) -> Option<(Record<'b>, u64)> {
+        let frame = batch.frames.get(self.frame as usize)?;
+        Some((frame.chunk.get(self.row as usize)?, frame.seq))
+    }
 }
 
 /// What the frames of a batch behind a cursor add to a cache.
@@ -91,12 +100,13 @@ pub(super) struct Fold<'a> {
 impl<'a> Fold<'a> {
     /// Folds the frames after `after_seq`, with at most `recent_max` records to look at closely; `None` if there are none.
     pub(super) fn of(batch: &'a Batch, after_seq: u64, limits: &Limits, recent_max: usize) -> Option<Self> {
-        let frames = &batch.frames[batch.frames.partition_point(|frame| frame.seq <= after_seq)..];
+        let known = batch.frames.partition_point(|frame| frame.seq <= after_seq);
+        let frames = &batch.frames[known..];
         let (first, last) = (frames.first()?, frames.last()?);
         let limits = Limits { recent_records: limits.recent_records.min(recent_max), ..*limits };
         let mut services = Tally::default();
-        for frame in frames.iter().rev() {
-            add(&mut services, frame, &limits);
+        for (at, frame) in batch.frames.iter().enumerate().skip(known).rev() {
+            add(&mut services, u32::try_from(at).ok()?, frame, &limits);
         }
         let mut services = newest(services, limits.services_max);
         share(&mut services, recent_max);
@@ -132,14 +142,14 @@ fn share(services: &mut [ServiceFold<'_>], recent_max: usize) {
 }
 
 #[derive(Default)]
-struct Service<'a> {
+struct Service {
     seen_us: Option<i64>,
-    newest: Vec<Entry<'a>>,
+    newest: Vec<Entry>,
     minutes: Minutes,
 }
 
 /// Adds the records of one frame, newest first.
-fn add<'a>(services: &mut Tally<'a, Service<'a>>, frame: &'a BatchFrame, limits: &Limits) {
+fn add<'a>(services: &mut Tally<'a, Service>, at: u32, frame: &'a BatchFrame, limits: &Limits) {
     let received_us = frame.chunk.received_us();
     let (hour_first, hour_last) = limits.hours(received_us);
     let minutes = hour_first * 60..(hour_last + 1) * 60;
@@ -148,7 +158,7 @@ fn add<'a>(services: &mut Tally<'a, Service<'a>>, frame: &'a BatchFrame, limits:
         let (_, service) = services.of(record.service);
         service.seen_us.get_or_insert(received_us);
         if service.newest.len() < limits.recent_records {
-            service.newest.push(Entry { record, seq: frame.seq, row });
+            service.newest.push(Entry { frame: at, row: u32::try_from(row).unwrap_or(u32::MAX) });
         }
         let minute = record.ts_us.div_euclid(MINUTE_US);
         if minutes.contains(&minute) {
@@ -158,8 +168,8 @@ fn add<'a>(services: &mut Tally<'a, Service<'a>>, frame: &'a BatchFrame, limits:
 }
 
 /// Those seen last; among equals the order of names decides, as it does in a Redis sorted set.
-fn newest<'a>(services: Tally<'a, Service<'a>>, services_max: usize) -> Vec<ServiceFold<'a>> {
-    let fold = |(name, service): (&'a str, Service<'a>)| {
+fn newest<'a>(services: Tally<'a, Service>, services_max: usize) -> Vec<ServiceFold<'a>> {
+    let fold = |(name, service): (&'a str, Service)| {
         let Service { seen_us, newest, minutes } = service;
         ServiceFold { name, seen_us: seen_us.unwrap_or_default(), newest, minutes: minutes.finish() }
     };
@@ -216,7 +226,7 @@ mod tests {
         let batch = batch(&[(1, &[("a", NOW), ("b", NOW), ("a", NOW)]), (2, &[("a", NOW)])]);
         let fold = Fold::of(&batch, 0, &LIMITS, usize::MAX).unwrap();
         let a = fold.services.iter().find(|service| service.name == "a").unwrap();
-        assert_eq!(a.newest.iter().map(|entry| (entry.seq, entry.row)).collect::<Vec<_>>(), [(2, 0), (1, 2)]);
+        assert_eq!(a.newest, [Entry { frame: 1, row: 0 }, Entry { frame: 0, row: 2 }]);
         assert_eq!(a.seen_us, NOW + 2);
         assert_eq!(a.minutes[&(NOW / MINUTE_US)][usize::from(Severity::WARN.number())], 3);
     }

@@ -89,7 +89,7 @@ impl HotCache for MemoryCache {
         let Some(fold) = Fold::of(batch, *cursor, &self.limits, recent_max) else { return Ok(0) };
         *cursor = fold.last_seq;
         for service in &fold.services {
-            state.add(batch.lane, service, &self.limits);
+            state.add(batch, service, &self.limits);
         }
         state.expire(fold.received_us, &self.limits);
         state.shrink(self.limits.services_max, self.bytes_max);
@@ -126,14 +126,15 @@ impl HotCache for MemoryCache {
 }
 
 impl State {
-    fn add(&mut self, lane: LaneId, fold: &ServiceFold<'_>, limits: &Limits) {
+    fn add(&mut self, batch: &Batch, fold: &ServiceFold<'_>, limits: &Limits) {
         let service = self.services.entry(fold.name.into()).or_default();
         let before = service.bytes;
         service.seen_us = service.seen_us.max(fold.seen_us);
         let mut text = Vec::new();
         for entry in fold.newest.iter().rev() {
+            let Some((record, seq)) = entry.of(batch) else { continue };
             text.clear();
-            render::record(&mut text, lane, entry);
+            render::record(&mut text, batch.lane, seq, entry.row, &record);
             service.push(std::str::from_utf8(&text).expect("JSON text is UTF-8").into());
         }
         while service.recent.len() > limits.recent_records {

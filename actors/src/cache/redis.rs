@@ -223,7 +223,9 @@ impl RedisCache {
         let mut text = std::mem::take(&mut *lock(&self.scratch));
         let mut ends = Vec::with_capacity(fold.services.iter().map(|service| service.newest.len()).sum());
         for entry in fold.services.iter().flat_map(|service| service.newest.iter().rev()) {
-            render::record(&mut text, batch.lane, entry);
+            if let Some((record, seq)) = entry.of(batch) {
+                render::record(&mut text, batch.lane, seq, entry.row, &record);
+            }
             ends.push(text.len());
         }
         let rendered = text.split().freeze();

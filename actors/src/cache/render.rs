@@ -5,13 +5,11 @@ use std::io::Write;
 use bytes::BufMut;
 use jiff::Timestamp;
 use logweir_engine::journal::LaneId;
+use logweir_engine::record::Record;
 
-use super::fold::Entry;
-
-/// Appends the JSON text of `entry`. The attributes are JSON text already (the parser has checked them) and go
+/// Appends the JSON text of one record of frame `seq`. The attributes are JSON text already (the parser has checked them) and go
 /// in as they are.
-pub(super) fn record(out: &mut impl BufMut, lane: LaneId, entry: &Entry<'_>) {
-    let Entry { record, seq, row } = entry;
+pub(super) fn record(out: &mut impl BufMut, lane: LaneId, seq: u64, row: u32, record: &Record<'_>) {
     let mut out = out.writer();
     put(&mut out, format_args!(r#"{{"ts":"{:.6}","severity":{}"#, time(record.ts_us), record.severity.number()));
     for (key, text) in [("service", record.service), ("host", record.host), ("message", record.message)] {
@@ -34,13 +32,13 @@ fn time(ts_us: i64) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::record::{Record, Severity};
+    use logweir_engine::record::Severity;
 
     use super::*;
 
     fn rendered(record: Record<'_>) -> String {
         let mut out = Vec::new();
-        super::record(&mut out, 3, &Entry { record, seq: 17, row: 4 });
+        super::record(&mut out, 3, 17, 4, &record);
         String::from_utf8(out).unwrap()
     }
 

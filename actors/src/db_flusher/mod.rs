@@ -19,6 +19,7 @@ use logweir_engine::fault::kill_point;
 use logweir_engine::journal::{Frame, Journal, LaneId, LaneReader, LaneTail};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
+use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
 
 pub use session::{Session, lanes_needed};
@@ -59,6 +60,20 @@ impl From<&LaneRow> for Position {
     }
 }
 
+/// A batch on its way from the journal.
+struct Reading {
+    /// What it begins after.
+    after: Position,
+    /// The journal's, when it began.
+    generation: u64,
+    /// The lane's durable end, when it began.
+    tail: LaneTail,
+    task: JoinHandle<(LaneReader, ReadFrames)>,
+}
+
+/// The frames, or which one does not decode; or what the disk said.
+type ReadFrames = std::io::Result<Result<Vec<BatchFrame>, String>>;
+
 /// Why a flush did not come to a commit.
 enum Interrupted {
     /// The way down has reached the point where the rest stays in the journal.
@@ -86,6 +101,8 @@ pub struct DbFlusher {
     connection: Option<Box<dyn LaneWriter>>,
     position: Option<Position>,
     reader: Option<LaneReader>,
+    /// What follows the batch that is being flushed, on its way from the disk.
+    ahead: Option<Reading>,
     row: LaneRow,
     flushed_batches: u64,
     read_back_records: u64,
@@ -118,6 +135,7 @@ impl DbFlusher {
             connection: None,
             position: None,
             reader: None,
+            ahead: None,
             row: LaneRow::default(),
             flushed_batches: 0,
             read_back_records: 0,
@@ -139,7 +157,7 @@ impl DbFlusher {
                     self.leave_to_journal();
                     return Ok(());
                 }
-                self.reader = None; // it would read again what goes past it here
+                (self.reader, self.ahead) = (None, None); // they would read again what goes past them here
                 match self.flush(&batch).await {
                     Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
                     outcome => return outcome,
@@ -175,6 +193,9 @@ impl DbFlusher {
             }
             let Some(batch) = self.read_batch(position).await? else { return Ok(()) };
             self.read_back_records += batch.records();
+            if batch.to_seq() < until_seq {
+                self.ahead = Some(self.begin_reading(Position { seq: batch.to_seq(), records: batch.to_records() }));
+            }
             match self.flush(&batch).await {
                 Ok(()) => {}
                 Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
@@ -188,20 +209,13 @@ impl DbFlusher {
     /// A durable tail that cannot be read (damaged, or no longer kept) is a batch without records: it is counted as
     /// lost, or the lane could never be settled.
     async fn read_batch(&mut self, position: Position) -> Result<Option<Batch>, Interrupted> {
-        let tail = self.journal.lane_durable(self.lane); // before the read: all of it should be there
-        let mut reader = match self.reader.take().filter(|reader| reader.after_seq() <= position.seq) {
-            Some(mut reader) => {
-                reader.skip_to(position.seq); // batches from memory have moved the position
-                reader
-            }
-            None => self.journal.reader(self.lane, position.seq),
+        let ahead = self.ahead.take().filter(|reading| reading.after == position);
+        let reading = match ahead {
+            Some(reading) if reading.generation == self.journal.generation() => reading,
+            _ => self.begin_reading(position),
         };
-        let BatchLimits { rows_max, bytes_max, .. } = self.limits;
-        let reading = tokio::task::spawn_blocking(move || {
-            let frames = reader.next_frames(rows_max, bytes_max);
-            (reader, frames.map(|frames| frames.into_iter().map(decode).collect::<Result<Vec<_>, _>>()))
-        });
-        let what = match self.context.waiting(reading).await {
+        let Reading { tail, generation, task, .. } = reading;
+        let what = match self.context.waiting(task).await {
             Ok((reader, Ok(Ok(mut frames)))) => {
                 self.reader = Some(reader);
                 if frames.is_empty() && position.seq < tail.seq {
@@ -211,7 +225,6 @@ impl DbFlusher {
                     return Ok(None);
                 }
                 let (from_seq, from_records) = (position.seq, position.records);
-                let generation = self.journal.generation();
                 return Ok(Some(self.name_loss(Batch { lane: self.lane, from_seq, from_records, generation, frames })));
             }
             Ok((_, Ok(Err(undecodable)))) => undecodable,
@@ -221,6 +234,25 @@ impl DbFlusher {
         self.stop(&what);
         self.pause(SYSTEMIC_RETRY).await?;
         Ok(None)
+    }
+
+    /// Begins to read what follows `position`, on a thread that may wait for the disk.
+    fn begin_reading(&mut self, position: Position) -> Reading {
+        let generation = self.journal.generation();
+        let tail = self.journal.lane_durable(self.lane); // before the read: all of it should be there
+        let mut reader = match self.reader.take().filter(|reader| reader.after_seq() <= position.seq) {
+            Some(mut reader) => {
+                reader.skip_to(position.seq); // batches from memory have moved the position
+                reader
+            }
+            None => self.journal.reader(self.lane, position.seq),
+        };
+        let BatchLimits { rows_max, bytes_max, .. } = self.limits;
+        let task = tokio::task::spawn_blocking(move || {
+            let frames = reader.next_frames(rows_max, bytes_max);
+            (reader, frames.map(|frames| frames.into_iter().map(decode).collect()))
+        });
+        Reading { after: position, generation, tail, task }
     }
 
     fn name_loss(&self, batch: Batch) -> Batch {

@@ -49,6 +49,8 @@ struct Member<'a> {
     value: &'a str,
     /// It may hold an escape.
     escaped: bool,
+    /// See [`mark`].
+    mark: u8,
     /// What it may be used as, and its rank among the names of that field.
     stands_for: Option<(Field, u8)>,
     /// Used up, replaced by a later one, or merged: not written.
@@ -73,18 +75,28 @@ struct Members<'a> {
     list: Vec<Member<'a>>,
     /// For each field a bit for each member that may stand for it, as far as there are bits.
     of_field: [u64; 6],
+    /// A bit for each name that stands for a field, one for the mixed letters of each other name, and whether two names
+    /// have met in one bit: only then can a name have come twice.
+    names: [u64; 2],
+    alike: bool,
 }
 
 impl<'a> Members<'a> {
     fn clear(&mut self) {
         self.list.clear();
         self.of_field = [0; 6];
+        self.names = [0; 2];
+        self.alike = false;
     }
 
     fn push(&mut self, member: Member<'a>) {
         if let Some((field, _)) = member.stands_for {
             self.of_field[field as usize] |= 1_u64.checked_shl(self.list.len() as u32).unwrap_or(0);
         }
+        let bit = 1 << (member.mark % 64);
+        let names = &mut self.names[usize::from(member.mark / 64)];
+        self.alike |= *names & bit != 0;
+        *names |= bit;
         self.list.push(member);
     }
 
@@ -181,6 +193,19 @@ fn field(name: &str) -> Option<(Field, u8)> {
     Some(found)
 }
 
+/// A number below 128 for a name: its own below 64 if it stands for a field, else one that others may have, too.
+fn mark(name: &str, stands_for: Option<(Field, u8)>) -> u8 {
+    match stands_for {
+        Some((field, rank)) => (field as u8 * 10 + rank) % 64,
+        None => {
+            let end = |byte: Option<&u8>| byte.map_or(0, |&byte| usize::from(byte));
+            let name = name.as_bytes();
+            let mix = name.len() * 7 + end(name.first()) * 3 + end(name.last());
+            64 + u8::try_from(mix % 64).expect("below 64")
+        }
+    }
+}
+
 /// Whether a line starts as an object does.
 pub fn looks_like(line: &str) -> bool {
     line.trim_ascii_start().starts_with('{')
@@ -212,7 +237,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     if members.list.iter().any(|member| too_deep(member.value)) {
         return Err(format!("nested deeper than {DEPTH_MAX}"));
     }
-    drop_duplicates(&mut members.list, &mut sink.sanitised);
+    drop_duplicates(members, &mut sink.sanitised);
     let merged = merge(members, nested)?;
 
     let counts = &mut sink.sanitised;
@@ -223,7 +248,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     let own_host = take(members, Field::Host, |member| name(member, nested));
     let said = take(members, Field::Message, text_or_json);
     if merged {
-        drop_duplicates(&mut members.list, counts);
+        drop_duplicates(members, counts);
     }
     write_attributes(&members.list, text.len(), attributes);
     if sink.bad_escapes {
@@ -250,7 +275,9 @@ fn read_members<'a>(text: &'a str, into: &mut Members<'a>) -> Result<(), String>
     into.clear();
     let mut push = |member: RawMember<'a>| {
         let RawMember { name, value, escaped } = member;
-        into.push(Member { name: Cow::Borrowed(name), value, escaped, stands_for: field(name), gone: false });
+        let stands_for = field(name);
+        let mark = mark(name, stands_for);
+        into.push(Member { name: Cow::Borrowed(name), value, escaped, mark, stands_for, gone: false });
     };
     if members(text, &mut push) {
         return Ok(());
@@ -293,7 +320,8 @@ impl<'a> Visitor<'a> for AnyMembers<'_, 'a> {
         while let Some(name) = map.next_key_seed(Name)? {
             let value = map.next_value::<&'a RawValue>()?.get();
             let stands_for = field(&name);
-            self.0.push(Member { name, value, escaped: true, stands_for, gone: false });
+            let mark = mark(&name, stands_for);
+            self.0.push(Member { name, value, escaped: true, mark, stands_for, gone: false });
         }
         Ok(())
     }
@@ -327,22 +355,16 @@ impl<'a> Visitor<'a> for Name {
 }
 
 /// Marks each member whose name comes again later.
-fn drop_duplicates(members: &mut [Member<'_>], counts: &mut Sanitised) {
-    // One bit per name; only where two names share a bit are they compared.
-    let mut seen = 0_u64;
-    let alike = members.iter().filter(|member| !member.gone).any(|member| {
-        let name = member.name.as_bytes();
-        let end = |byte: Option<&u8>| byte.map_or(0, |&byte| usize::from(byte));
-        let bit = 1 << ((name.len() * 7 + end(name.first()) * 3 + end(name.last())) % 64);
-        let met = seen & bit != 0;
-        seen |= bit;
-        met
-    });
-    if !alike {
-        return;
+fn drop_duplicates(members: &mut Members<'_>, counts: &mut Sanitised) {
+    if members.alike {
+        drop_alike(&mut members.list, counts);
     }
+}
+
+#[cold]
+fn drop_alike(members: &mut [Member<'_>], counts: &mut Sanitised) {
     if members.len() > LINEAR_MAX {
-        return drop_duplicates_by_sorting(members, counts);
+        return drop_alike_by_sorting(members, counts);
     }
     for index in 0..members.len() {
         let (member, later) = members[index..].split_first_mut().expect("index is below len");
@@ -353,8 +375,7 @@ fn drop_duplicates(members: &mut [Member<'_>], counts: &mut Sanitised) {
     }
 }
 
-#[cold]
-fn drop_duplicates_by_sorting(members: &mut [Member<'_>], counts: &mut Sanitised) {
+fn drop_alike_by_sorting(members: &mut [Member<'_>], counts: &mut Sanitised) {
     let mut order: Vec<usize> = (0..members.len()).filter(|&index| !members[index].gone).collect();
     order.sort_by(|&a, &b| members[a].name.cmp(&members[b].name)); // stable: equal names stay in order
     for pair in order.windows(2) {

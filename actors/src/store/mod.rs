@@ -375,3 +375,25 @@ impl StoreError {
         }
     }
 }
+
+/// What the benches measure of the insides.
+#[doc(hidden)]
+pub mod bench {
+    use bytes::Bytes;
+
+    use super::{postgres, rows, volume};
+    use crate::message::Batch;
+
+    /// The rows of `batch` as COPY takes them, in the pieces that go to the socket one after another.
+    pub fn copy_rows(batch: &Batch) -> impl Iterator<Item = Bytes> {
+        postgres::copy::pieces(rows::rows(batch, 1))
+    }
+
+    /// How many counters the rows of `batch` move.
+    #[must_use]
+    pub fn count_volume(batch: &Batch) -> usize {
+        let mut volume = volume::Counter::default();
+        rows::rows(batch, 1).for_each(|row| volume.add(&row));
+        volume.finish().len()
+    }
+}

@@ -392,6 +392,7 @@ impl LaneState {
         let limit = poison_rows_max(usize::try_from(batch.records()).unwrap_or(usize::MAX));
         let mut ts = time::Text::new();
         let mut clamped = 0;
+        let mut volume = volume::Counter::default();
         for (place, row) in rows::rows(batch, self.row.lane_id).enumerate() {
             let record = &row.record;
             clamped += u64::from(time::clamp(record.ts_us) != record.ts_us);
@@ -406,7 +407,7 @@ impl LaneState {
                 attributes
             ]);
             match inserted {
-                Ok(_) => {}
+                Ok(_) => volume.add(&row),
                 Err(error) if is_rows_fault(&error) && refused.len() < limit => refused.push((place, error)),
                 Err(error) if is_rows_fault(&error) => {
                     return Err(StoreError::Systemic(format!(
@@ -423,16 +424,19 @@ impl LaneState {
             metrics::counter!("logweir_store_ts_clamped_total").increment(clamped);
         }
         self.bury(transaction, batch, &refused)?;
-        let skip: Vec<usize> = refused.iter().map(|(place, _)| *place).collect();
-        self.count_volume(transaction, batch, &skip)?;
-        Ok(skip.len() as u64)
+        self.count_volume(transaction, volume.finish())?;
+        Ok(refused.len() as u64)
     }
 
-    fn count_volume(&self, transaction: &Transaction<'_>, batch: &Batch, skip: &[usize]) -> Result<(), StoreError> {
+    fn count_volume(
+        &self,
+        transaction: &Transaction<'_>,
+        counted: Vec<(volume::Key<'_>, i64)>,
+    ) -> Result<(), StoreError> {
         let failed = failed("counting the volume");
         let mut statement = transaction.prepare_cached(VOLUME_SQL).map_err(&failed)?;
         let mut minute = time::Text::new();
-        for (key, records) in volume::count(rows::rows_without(batch, self.row.lane_id, skip)) {
+        for (key, records) in counted {
             let minute = minute.write(key.minute_us);
             statement
                 .execute(params![minute, key.service, key.severity, self.row.lane_id, records])

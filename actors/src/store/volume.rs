@@ -25,24 +25,31 @@ impl<'a> Key<'a> {
     }
 }
 
-/// Counts `rows`. Sorted by key, so that two transactions that touch the same counters never wait for each other in a ring.
-pub(crate) fn count<'a>(rows: impl Iterator<Item = Row<'a>>) -> Vec<(Key<'a>, i64)> {
-    let mut services: Tally<'_, Minutes> = Tally::default();
-    for row in rows {
+/// Counts the rows of one batch while they pass by.
+#[derive(Default)]
+pub(crate) struct Counter<'a>(Tally<'a, Minutes>);
+
+impl<'a> Counter<'a> {
+    /// Counts one row.
+    pub(crate) fn add(&mut self, row: &Row<'a>) {
         let Key { minute_us, service, severity } =
             Key::new(row.record.ts_us, row.record.service, row.record.severity.number());
-        services.of(service).1.add(minute_us, severity);
+        self.0.of(service).1.add(minute_us, severity);
     }
-    let mut counts = Vec::new();
-    for (service, minutes) in services.all {
-        for (minute_us, by_severity) in minutes.finish() {
-            for (severity, records) in (0..).zip(by_severity).filter(|&(_, records)| records > 0) {
-                counts.push((Key { minute_us, service, severity }, records.into()));
+
+    /// The counts. Sorted by key, so that two transactions that touch the same counters never wait for each other in a ring.
+    pub(crate) fn finish(self) -> Vec<(Key<'a>, i64)> {
+        let mut counts = Vec::new();
+        for (service, minutes) in self.0.all {
+            for (minute_us, by_severity) in minutes.finish() {
+                for (severity, records) in (0..).zip(by_severity).filter(|&(_, records)| records > 0) {
+                    counts.push((Key { minute_us, service, severity }, records.into()));
+                }
             }
         }
+        counts.sort_unstable();
+        counts
     }
-    counts.sort_unstable();
-    counts
 }
 
 /// Records of one minute by severity number.
@@ -125,7 +132,9 @@ mod tests {
             row(-1, "a", Severity::WARN),
             row(0, &long, Severity::WARN),
         ];
-        let counted = count(rows.into_iter());
+        let mut counter = Counter::default();
+        rows.iter().for_each(|row| counter.add(row));
+        let counted = counter.finish();
         let cut = &long[..512];
         let key = |minute, service, severity: Severity| Key {
             minute_us: minute * MINUTE_US,

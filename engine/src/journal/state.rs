@@ -50,6 +50,17 @@ pub(super) struct Sizes {
     pub(super) retain_segments: usize,
 }
 
+/// The most settled segments whose files wait to be used again: what a busy minute takes.
+const WAITING_MAX: u64 = 8;
+
+impl Sizes {
+    /// How many settled segments may wait: an eighth of the quota.
+    fn waiting_max(&self) -> usize {
+        let waiting = (self.quota_bytes / 8 / self.segment_bytes).clamp(1, WAITING_MAX);
+        usize::try_from(waiting).expect("a small number")
+    }
+}
+
 /// Where a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -236,14 +247,15 @@ impl State {
         *settled = seq.max(*settled);
     }
 
-    /// The oldest segment, if it may go. One more than are retained waits until its file is needed for the next.
+    /// The oldest segment, if it may go. Some more than are retained wait until their files are needed again.
     pub(super) fn removable(&self) -> Option<(u64, &Segment)> {
         let closed = || self.segments.range(..self.written.segment);
         let (number, oldest) = closed().next()?;
-        let waits = usize::from(self.is_reusable(oldest) && self.spare == Spare::Ready);
+        let waits = if self.is_reusable(oldest) && self.spare == Spare::Ready { self.sizes.waiting_max() } else { 0 };
         let keep = self.sizes.retain_segments + waits;
         let count = closed().take_while(|(_, segment)| self.is_settled(segment)).take(keep + 1).count();
-        let pressed = self.check_next_segment() == Err(AppendError::Quota);
+        let pressed =
+            self.refuses == Some(AppendError::DiskFull) || self.check_next_segment() == Err(AppendError::Quota);
         let may_go = count > keep || (count > 0 && pressed);
         may_go.then_some((*number, oldest))
     }

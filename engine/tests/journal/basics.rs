@@ -125,7 +125,8 @@ fn a_payload_that_fits_no_segment_is_refused_before_it_has_a_number() {
 #[test]
 fn settled_segments_go_and_the_retained_ones_stay() {
     let dir = scratch();
-    let (journal, _) = Journal::open(JournalConfig { retain_segments: 2, ..config(dir.path()) }).unwrap();
+    let quota_bytes = 16 * SEGMENT_BYTES;
+    let (journal, _) = Journal::open(JournalConfig { retain_segments: 2, quota_bytes, ..config(dir.path()) }).unwrap();
     let mut last = [0, 0];
     for n in 0..40 {
         last[n % 2] = append(&journal, (n % 2) as u16, 1, &payload(n, 15_000)).unwrap().seq;
@@ -134,9 +135,9 @@ fn settled_segments_go_and_the_retained_ones_stay() {
     journal.settle(0, last[0]);
     assert_eq!(journal.stats().segments, before, "lane 1 was never settled");
     journal.settle(1, last[1]);
-    // Two are retained, and the next one's file waits to be used again.
-    eventually("all but three settled segments and the active one go", || segments(dir.path()).len() == 4);
-    assert_eq!(journal.stats().segments, 4);
+    // Two are retained, and the files of two more, an eighth of the quota, wait to be used again.
+    eventually("all but four settled segments and the active one go", || segments(dir.path()).len() == 5);
+    assert_eq!(journal.stats().segments, 5);
     let left = read(&journal, 0);
     assert!(!left.is_empty() && left.len() < 20);
     drop(journal);

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use logweir_engine::fault::{armed, kill_point};
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
@@ -223,8 +223,9 @@ impl PgLane {
             return Ok(self.missed(session, batch).await?);
         }
         kill_point("store.copy.before");
+        let mut volume = volume::Counter::default();
         if rows_in > 0 {
-            let stream = rows_without(batch, self.row.lane_id, &skip);
+            let stream = rows_without(batch, self.row.lane_id, &skip).inspect(|row| volume.add(row));
             match copy(client, &session.copy, stream).await {
                 Ok((sent, counted)) if sent == counted => {}
                 Ok((sent, counted)) => {
@@ -237,19 +238,25 @@ impl PgLane {
                 }
                 Err(error) => return Err(failure("copying rows", &error).into()),
             }
-            self.count_volume(session, batch, &skip).await?;
         }
         kill_point("store.copy.after");
+        let counting = self.count_volume(session, volume.finish());
         if !poison.is_empty() {
             self.bury(session, batch, poison).await?;
         }
-        if !cursor_first {
+        if cursor_first {
+            // One round trip for both. Where counting fails so does the other: the transaction is aborted then.
+            let (counted, guarded) = join(counting, self.guard(session, batch, rows_in, skip.len() as u64)).await;
+            counted?;
+            guarded?;
+        } else {
+            counting.await?;
             self.simple(session, "COMMIT").await?;
             kill_point("store.mutation.between");
             self.simple(session, "BEGIN").await?;
             self.move_cursor(session, batch, rows_in, skip.len() as u64).await?;
+            self.guard(session, batch, rows_in, skip.len() as u64).await?;
         }
-        self.guard(session, batch, rows_in, skip.len() as u64).await?;
         kill_point("store.commit.before");
         self.simple(session, "COMMIT").await?;
         kill_point("store.commit.after");
@@ -334,8 +341,10 @@ impl PgLane {
         }
     }
 
-    async fn count_volume(&self, session: &Session, batch: &Batch, skip: &[usize]) -> Result<(), StoreError> {
-        let counted = volume::count(rows_without(batch, self.row.lane_id, skip));
+    async fn count_volume(&self, session: &Session, counted: Vec<(volume::Key<'_>, i64)>) -> Result<(), StoreError> {
+        if counted.is_empty() {
+            return Ok(());
+        }
         let minutes: Vec<Time> = counted.iter().map(|(key, _)| Time(key.minute_us)).collect();
         let services: Vec<&str> = counted.iter().map(|(key, _)| key.service).collect();
         let severities: Vec<i16> = counted.iter().map(|(key, _)| i16::from(key.severity)).collect();

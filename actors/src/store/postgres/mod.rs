@@ -4,7 +4,7 @@
 //! their own; queries and administration over two small pools.
 
 mod connect;
-mod copy;
+pub(super) mod copy;
 mod flush;
 mod schema;
 mod take_over;

@@ -1,0 +1,124 @@
+//! Append and group commit, beside bare `pwrite` + `fdatasync` of the same sizes one after another into blocks that
+//! have been written before, on the same disk.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use logweir_benches::ratio::timed_ratio;
+use logweir_benches::subject::on_a_runtime;
+use logweir_engine::journal::{Journal, JournalConfig};
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+/// Bytes that a round of a ratio appends.
+const ROUND_BYTES: usize = 8 << 20;
+
+struct Ours {
+    journal: Journal,
+    _dir: TempDir,
+}
+
+impl Ours {
+    fn open() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = JournalConfig {
+            dir: dir.path().join("journal"),
+            segment_bytes: 64 * MIB,
+            quota_bytes: 1024 * MIB,
+            ballast_bytes: 0,
+            queue_bytes_max: 32 << 20,
+            retain_segments: 0,
+        };
+        let (journal, _) = Journal::open(config).expect("it opens");
+        Self { journal, _dir: dir }
+    }
+
+    /// Appends `count` payloads with at most `waiters` of them unanswered; settles what is durable.
+    fn append(&self, payload: &[u8], waiters: usize, count: u64) -> Duration {
+        let (tell, answers) = mpsc::channel();
+        let begun = Instant::now();
+        on_a_runtime(async {
+            for nth in 0..count {
+                if nth >= waiters as u64 {
+                    self.settle(&answers);
+                }
+                let credit = self.journal.reserve(payload.len()).await.expect("there is room");
+                let tell = tell.clone();
+                let on_durable = Box::new(move |outcome| drop(tell.send(outcome)));
+                self.journal.append(credit, 0, 1, 1, payload.to_vec(), on_durable).expect("it is taken");
+            }
+            for _ in 0..count.min(waiters as u64) {
+                self.settle(&answers);
+            }
+        });
+        begun.elapsed()
+    }
+
+    fn settle(&self, answers: &mpsc::Receiver<Result<u64, logweir_engine::journal::AppendError>>) {
+        let seq = answers.recv().expect("an answer").expect("it is durable");
+        self.journal.settle(0, seq);
+    }
+}
+
+/// A file of written blocks.
+struct Bare {
+    file: std::fs::File,
+    _dir: TempDir,
+}
+
+impl Bare {
+    fn open() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = OpenOptions::new().create(true).truncate(true).write(true).open(dir.path().join("bare"));
+        let file = file.expect("a file");
+        for step in 0..64 {
+            file.write_all_at(&vec![0; 1 << 20], step * MIB).expect("there is room");
+        }
+        file.sync_all().expect("fsync");
+        Self { file, _dir: dir }
+    }
+
+    fn append(&self, payload: &[u8], count: u64) -> Duration {
+        let begun = Instant::now();
+        for nth in 0..count {
+            let at = nth * payload.len() as u64 % (63 * MIB);
+            self.file.write_all_at(payload, at).expect("the disk writes");
+            self.file.sync_data().expect("fdatasync");
+        }
+        begun.elapsed()
+    }
+}
+
+fn bench(criterion: &mut Criterion) {
+    let (ours, bare) = (Ours::open(), Bare::open());
+    let sizes = [4 << 10, 64 << 10, 256 << 10];
+    let mut group = criterion.benchmark_group("journal");
+    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(800));
+    for bytes in sizes {
+        let payload = vec![0x5a; bytes];
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(BenchmarkId::new("bare pwrite + fdatasync", bytes), |bencher| {
+            bencher.iter_custom(|count| bare.append(&payload, count));
+        });
+        for waiters in [1, 8, 64] {
+            group.bench_function(BenchmarkId::new(format!("append, {waiters} waiters"), bytes), |bencher| {
+                bencher.iter_custom(|count| ours.append(&payload, waiters, count));
+            });
+        }
+    }
+    group.finish();
+    for bytes in sizes {
+        let payload = vec![0x5a; bytes];
+        let count = (ROUND_BYTES / bytes).min(500) as u64;
+        for waiters in [1, 8, 64] {
+            let name = format!("journal append of {bytes} B, {waiters} waiters / pwrite + fdatasync");
+            timed_ratio(&name, || ours.append(&payload, waiters, count), || bare.append(&payload, count));
+        }
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
