@@ -12,12 +12,13 @@ use uuid::Uuid;
 use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::cache::HotCache;
 use crate::cache_writer::CacheWriter;
-use crate::config::{Config, Http};
+use crate::config::{Config, DatabaseUrl, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
 use crate::message::{Batch, Delivery};
 use crate::parser::Parser;
 use crate::producer::Producer;
 use crate::progress::Progress;
+use crate::store::sqlite::CACHE_BYTES;
 
 const MIB: usize = 1 << 20;
 
@@ -91,6 +92,7 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("batches read back and flushed", lanes * 3 * batch),
         ("journal queue", config.journal.queue_bytes_max + 2 * MIB),
         ("recent records in process", 64 * MIB),
+        ("pages of SQLite", if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { CACHE_BYTES } else { 0 }),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]
 }
@@ -111,8 +113,9 @@ fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> 
 
 fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_writer: &Mailbox<Batch>) -> Downstream {
     let link = Arc::new(LaneLink::default());
-    // A batch may be one frame that is larger than a batch should be.
-    let bound = Bound { messages_max: 4, bytes_max: 2 * batch_bytes_max(&parts.config) };
+    // One waits while one is flushed; what does not fit is in the journal. A batch may be one frame that is larger than a
+    // batch should be.
+    let bound = Bound { messages_max: 2, bytes_max: 2 * batch_bytes_max(&parts.config) };
     let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
     let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
     let flusher = topology.spawn(spec(format!("db-flusher-{lane}"), "store", bound, Some(TICK_MS)), move |context| {

@@ -6,6 +6,10 @@
 //!                                scenario ────────────┴──> report
 //! ```
 
+/// As in the program itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod corpus;
 pub mod load;
 pub mod meter;

@@ -7,12 +7,15 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
 
 use crate::corpus::Corpus;
 use crate::meter::{histogram, thread_cpu_seconds};
@@ -70,6 +73,8 @@ pub struct Sent {
 
 struct Tally {
     next: Cell<u64>,
+    /// Bodies whose time has come.
+    due: Arc<Semaphore>,
     accepted: Cell<u64>,
     refused: Cell<u64>,
     latency_us: RefCell<Histogram<u64>>,
@@ -91,9 +96,29 @@ impl Load {
         thread.expect("a thread").join().expect("the load generator does not panic")
     }
 
+    /// When body `nth` should leave, after the first.
+    fn due(&self, nth: u64, rate: f64) -> Duration {
+        Duration::from_secs_f64((nth * self.corpus.events_per_body()) as f64 / rate)
+    }
+
+    /// Says when a body's time has come, from a thread of its own: the runtime's timer only knows milliseconds, which is
+    /// more than what is measured.
+    fn pace(&self, rate: f64, begun: Instant, due: Arc<Semaphore>) -> JoinHandle<()> {
+        let (load, connections) = (self.clone(), self.connections);
+        std::thread::spawn(move || {
+            for nth in 0..load.bodies {
+                let at = begun + load.due(nth, rate);
+                std::thread::sleep(at.saturating_duration_since(Instant::now()));
+                due.add_permits(1);
+            }
+            due.add_permits(connections);
+        })
+    }
+
     async fn send(self) -> Sent {
         let tally = Rc::new(Tally {
             next: Cell::new(self.first),
+            due: Arc::new(Semaphore::new(0)),
             accepted: Cell::new(0),
             refused: Cell::new(0),
             latency_us: RefCell::new(histogram()),
@@ -104,6 +129,7 @@ impl Load {
             clients.push(Client::connect(&self).await);
         }
         let (cpu, begun) = (thread_cpu_seconds(), Instant::now());
+        let pacer = self.rate.map(|rate| self.pace(rate, begun, Arc::clone(&tally.due)));
         let tasks: Vec<_> = clients
             .into_iter()
             .map(|client| tokio::task::spawn_local(client.work(self.clone(), begun, Rc::clone(&tally))))
@@ -112,6 +138,7 @@ impl Load {
             task.await.expect("a connection does not panic");
         }
         let took = begun.elapsed();
+        drop(pacer.map(JoinHandle::join));
         let cpu_seconds = thread_cpu_seconds() - cpu;
         let tally = Rc::into_inner(tally).expect("all tasks have ended");
         Sent {
@@ -143,19 +170,19 @@ impl Client {
     async fn work(mut self, load: Load, begun: Instant, tally: Rc<Tally>) {
         let events = load.corpus.events_per_body();
         loop {
+            if tally.next.get() >= load.first + load.bodies {
+                return;
+            }
+            if load.rate.is_some() {
+                // One for each body of the timetable, and one for each connection to end on.
+                tally.due.acquire().await.expect("it is never closed").forget();
+            }
             let number = tally.next.get();
             if number >= load.first + load.bodies {
                 return;
             }
             tally.next.set(number + 1);
-            let since = match load.rate {
-                None => Instant::now(),
-                Some(rate) => {
-                    let due = begun + Duration::from_secs_f64(((number - load.first) * events) as f64 / rate);
-                    sleep_until(due).await;
-                    due
-                }
-            };
+            let since = load.rate.map_or_else(Instant::now, |rate| begun + load.due(number - load.first, rate));
             loop {
                 let status = self.exchange(&load, number).await;
                 match status {

@@ -75,6 +75,22 @@ impl Database {
         tree_cpu_seconds(u32::try_from(self.server.pid()).expect("a pid"))
     }
 
+    /// Waits until a logweir has made its schema.
+    ///
+    /// # Panics
+    /// That takes too long.
+    pub fn prepared(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let is_there = async || {
+            let row = connect(&self.url()).await.query_one("SELECT to_regclass('logs_ts_idx') IS NOT NULL", &[]).await;
+            row.expect("the question").get::<_, bool>(0)
+        };
+        while !on_a_runtime(is_there()) {
+            assert!(Instant::now() < deadline, "logweir makes no schema");
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// An empty table and a fresh checkpoint, so that each round begins alike.
     ///
     /// # Panics

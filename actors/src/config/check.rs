@@ -49,6 +49,10 @@ pub(super) fn derive(check: &mut Checker<'_>) {
     if !check.said("database.url") {
         check.config.database.url = DatabaseUrl::Sqlite(check.config.data_dir.join("logweir.db"));
     }
+    if !check.said("lanes") {
+        // Three: while one commits and one is read from the journal, the third keeps the database busy.
+        check.config.lanes = if matches!(check.config.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 };
+    }
     if !check.said("auth.mode") {
         let auth = &check.config.auth;
         let tokens = auth.ingest_tokens.len() + auth.query_tokens.len() + auth.admin_tokens.len();

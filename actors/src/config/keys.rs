@@ -167,7 +167,12 @@ pub static KEYS: &[Key] = &[
         },
         "when a request is answered that does not choose: admitted, on disk, or in the database",
     ),
-    key("lanes", "2", number(U16(|c| &mut c.lanes), Count, 1, 64), "units of order and of parallel flushing"),
+    derived(
+        "lanes",
+        "3; 1 with SQLite, which has one writer",
+        number(U16(|c| &mut c.lanes), Count, 1, 64),
+        "units of order and of parallel flushing",
+    ),
     key("http.listen", "127.0.0.1:8080", Kind::Address(|c| &mut c.http.listen), "intake, query API and web page"),
     derived(
         "http.workers",

@@ -52,7 +52,8 @@ fn every_default_is_read_and_makes_a_valid_configuration() {
     let loaded = load(&Inputs::default()).unwrap();
     assert_eq!(loaded.config, Config::default());
     assert_eq!(loaded.origins, BTreeMap::new());
-    assert_eq!(loaded.config.lanes, 2);
+    assert_eq!(loaded.config.lanes, 1);
+    assert_eq!(load_all("", &[("DATABASE_URL", "postgres://u@h/d")], &[]).unwrap().config.lanes, 3);
     assert_eq!(loaded.config.http.body_bytes_max, 8 << 20);
     assert_eq!(loaded.config.http.request_timeout_ms, 30_000);
     assert_eq!(loaded.config.cache.ttl_s, 86_400);

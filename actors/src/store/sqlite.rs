@@ -49,6 +49,11 @@ const CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost 
 /// The same without its condition, for the test that shows what the condition is for.
 const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
     WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?8 IS NOT NULL";
+/// A batch of 20,000 rows takes 6 MiB of pages: with less room than some batches they are written before the commit, and
+/// once more at each checkpoint.
+pub(crate) const CACHE_BYTES: usize = 32 << 20;
+/// Pages of 4 KiB in the write-ahead log between two checkpoints.
+const WAL_PAGES: u32 = 8192;
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) VALUES (?1, ?2, ?3, ?4, ?5) \
@@ -139,8 +144,12 @@ impl SqliteStore {
             Ok(connection)
         };
         let failure = |error: Error| wrong(error.to_string());
-        let write =
-            open("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON").map_err(failure)?;
+        let write = open(&format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+                 PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {WAL_PAGES}",
+            CACHE_BYTES >> 10
+        ))
+        .map_err(failure)?;
         let read = open("PRAGMA query_only = ON").map_err(failure)?;
         Ok(Self {
             path: path.to_owned(),

@@ -27,6 +27,7 @@ const LOOK: Duration = Duration::from_millis(4);
 pub fn open_loop(options: &Options, report: &mut Report) {
     let database = Database::start();
     let mut subject = Subject::start(&options.binary, &options.setup.clone().with("database.url", database.url()));
+    database.prepared();
     for (name, rate) in [("at 50 k", Some(50_000.0)), ("at 200 k", Some(200_000.0)), ("saturated", None)] {
         let mut rounds = Rounds::new(name);
         for round in 0..options.rounds.min(4) {

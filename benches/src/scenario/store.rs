@@ -33,6 +33,7 @@ impl Run {
 pub fn postgres(options: &Options, report: &mut Report) {
     let database = Database::start();
     let mut subject = Subject::start(&options.binary, &options.setup.clone().with("database.url", database.url()));
+    database.prepared();
     let corpus = options.corpus();
     let rows = Rows::new(&corpus, options.bodies(&corpus), options.batch_rows);
     let mut rounds = Rounds::new("postgres");
@@ -45,6 +46,12 @@ pub fn postgres(options: &Options, report: &mut Report) {
         let run = measure(options, &mut subject, &corpus, Some(&database), &mut rounds);
         assert_eq!(database.rows() as f64, run.events, "every accepted event is one row");
         rounds.add_with_goal("of bare COPY, 2 connections", "x", "≥ 0.85", run.rate() / bare_two.rate());
+        rounds.add_with_goal(
+            "CPU of logweir of PostgreSQL's at the bare COPY",
+            "x",
+            "≤ 0.25",
+            run.own_cpu / bare_two.database_cpu,
+        );
         rounds.add("of bare COPY, 1 connection", "x", run.rate() / bare_one.rate());
         rounds.add("bare COPY, 2 connections", "events/s", bare_two.rate());
         rounds.add("bare COPY, 1 connection", "events/s", bare_one.rate());
@@ -90,6 +97,7 @@ pub fn redis(options: &Options, report: &mut Report) {
     let corpus = options.corpus();
     let mut without = Subject::start(&options.binary, &setup);
     let mut with = Subject::start(&options.binary, &setup.with("cache.url", redis.url()));
+    database.prepared();
     let mut rounds = Rounds::new("redis");
     let mut ignored = Rounds::new("");
     for round in 0..options.rounds {
