@@ -17,5 +17,7 @@ check:
 deps:
 	./tests/install-servers
 
-bench:
-	cargo bench --workspace
+# Each part beside a bare limit, then the whole path beside bare limits.
+bench: deps
+	cargo bench
+	cargo run --release -p logweir-benches

@@ -109,6 +109,7 @@ fn sigkill_while_segments_come_and_go_loses_and_doubles_nothing() {
             "journal.segment.rename.after",
             "journal.segment.remove.before",
             "journal.segment.remove.after",
+            "journal.segment.reuse",
         ];
         kill_at(s, &points, &[0, 1], Load::large());
     });

@@ -25,13 +25,25 @@ pub struct Orders<'a> {
     pub burst: usize,
     /// Settles each frame this many frames later; 0 for never.
     pub settle_behind: usize,
+    /// Settles everything after each so many frames, with a quota of 16 segments: then segments are made, used again and
+    /// removed. 0 for never.
+    pub settle_every: usize,
     /// Bytes a file may have; 0 for any.
     pub file_bytes_max: u64,
 }
 
 impl<'a> Orders<'a> {
     pub fn new(dir: &'a Path, faults: &'a str) -> Self {
-        Self { dir, faults, frames: 40, frame_bytes: 6000, burst: 1, settle_behind: 0, file_bytes_max: 0 }
+        Self {
+            dir,
+            faults,
+            frames: 40,
+            frame_bytes: 6000,
+            burst: 1,
+            settle_behind: 0,
+            settle_every: 0,
+            file_bytes_max: 0,
+        }
     }
 
     pub fn spawn(&self) -> Running {
@@ -43,6 +55,7 @@ impl<'a> Orders<'a> {
             .env("CHILD_FRAME_BYTES", self.frame_bytes.to_string())
             .env("CHILD_BURST", self.burst.to_string())
             .env("CHILD_SETTLE_BEHIND", self.settle_behind.to_string())
+            .env("CHILD_SETTLE_EVERY", self.settle_every.to_string())
             .env("CHILD_FILE_BYTES_MAX", self.file_bytes_max.to_string())
             .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())
@@ -129,7 +142,12 @@ fn the_child() {
         // SAFETY: the struct is complete and only read.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
     }
-    let opened = Journal::open(JournalConfig { queue_bytes_max: 4 << 20, ..config(Path::new(&dir)) });
+    let every = order("CHILD_SETTLE_EVERY") as usize;
+    let mut config = JournalConfig { queue_bytes_max: 4 << 20, ..config(Path::new(&dir)) };
+    if every > 0 {
+        config.quota_bytes = 16 * SEGMENT_BYTES;
+    }
+    let opened = Journal::open(config);
     let journal = match opened {
         Ok((journal, _)) => journal,
         Err(error) => return say(&format!("error {error}")),
@@ -167,9 +185,14 @@ fn the_child() {
                 }
             }
         }
-        if behind > 0 && n >= behind {
-            say(&format!("settled {}", seqs[n - behind]));
-            journal.settle(0, seqs[n - behind]);
+        let settled = match n {
+            _ if behind > 0 && n >= behind => Some(seqs[n - behind]),
+            _ if every > 0 && (n + 1).is_multiple_of(every) => seqs.last().copied(),
+            _ => None,
+        };
+        if let Some(seq) = settled {
+            say(&format!("settled {seq}"));
+            journal.settle(0, seq);
         }
     }
     say("done");

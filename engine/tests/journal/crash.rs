@@ -47,6 +47,7 @@ fn killed_at_any_named_point_it_keeps_what_it_has_acknowledged() {
         "journal.segment.rename.after",
         "journal.segment.remove.before",
         "journal.segment.remove.after",
+        "journal.segment.reuse",
         "journal.recover.copied",
     ];
     for point in points {
@@ -56,7 +57,8 @@ fn killed_at_any_named_point_it_keeps_what_it_has_acknowledged() {
             let mut before = Orders { frames: 15, ..Orders::new(dir.path(), "") }.run();
             assert!(before.done);
             let faults = format!("{point}={pass}*off->return");
-            let told = Orders { settle_behind: 3, ..Orders::new(dir.path(), &faults) }.run();
+            let orders = Orders { frames: 160, settle_every: 40, ..Orders::new(dir.path(), &faults) };
+            let told = orders.run();
             let passes = match point {
                 "journal.recover.copied" => 1,
                 _ if point.contains("segment") => 2,
