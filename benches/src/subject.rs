@@ -34,6 +34,8 @@ pub fn build() -> PathBuf {
             "json-render-diagnostics",
         ])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        // A build script of a dependency asks for it, and would be built again, and with it half of the tree.
+        .env_remove("CARGO_MANIFEST_DIR")
         .stderr(std::process::Stdio::inherit())
         .output()
         .expect("cargo runs where the bench was built");

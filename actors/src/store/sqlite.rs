@@ -52,8 +52,9 @@ const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lo
 /// A batch of 20,000 rows takes 6 MiB of pages: with less room than some batches they are written before the commit, and
 /// once more at each checkpoint.
 pub(crate) const CACHE_BYTES: usize = 32 << 20;
-/// Pages of 4 KiB in the write-ahead log between two checkpoints.
-const WAL_PAGES: u32 = 8192;
+/// Pages of 4 KiB in the write-ahead log between two checkpoints: more than a batch takes, and few enough to be read again
+/// quickly after a kill.
+const WAL_PAGES: u32 = 2048;
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) VALUES (?1, ?2, ?3, ?4, ?5) \

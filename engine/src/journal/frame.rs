@@ -27,7 +27,9 @@ pub(super) const FRAME_ALIGN: u64 = 8;
 /// Runs that a START frame remembers.
 pub(super) const RUNS_MAX: usize = 1024;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"LWf1");
+/// What each frame begins with: the cheap first look of a search.
+pub(super) const MAGIC_BYTES: [u8; 4] = *b"LWf1";
+const MAGIC: u32 = u32::from_le_bytes(MAGIC_BYTES);
 const VERSION: u8 = 1;
 const HEADER_CRC_AT: usize = 60;
 
@@ -149,11 +151,6 @@ pub(super) fn push_frame(out: &mut Vec<u8>, header: &[u8; FRAME_HEADER_BYTES], p
     out.extend_from_slice(header);
     out.extend_from_slice(payload);
     out.resize(out.len().next_multiple_of(FRAME_ALIGN as usize), 0);
-}
-
-/// Whether a header could start with these bytes: the cheap first look of a search.
-pub(super) fn looks_like_header(bytes: &[u8]) -> bool {
-    bytes.starts_with(&MAGIC.to_le_bytes())
 }
 
 /// The header's own CRC, as the next segment repeats it.

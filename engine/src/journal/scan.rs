@@ -10,7 +10,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, Seed, header_crc, looks_like_header};
+use memchr::memmem::Finder;
+
+use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
 use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_KEPT, ZEROS};
 
 /// Window for reading everything.
@@ -188,6 +190,7 @@ impl Scanner {
     fn resync(&mut self) -> io::Result<Option<Found>> {
         let (offset, end) = (self.offset, self.end);
         let what = "no valid frame header";
+        let magic = Finder::new(&MAGIC_BYTES);
         let mut at = offset;
         let mut used_end = offset;
         while at < end {
@@ -198,9 +201,9 @@ impl Scanner {
             }
             let block = bytes.len().min(HOP_BYTES);
             if bytes[..block] != ZEROS[..block] {
-                for step in (0..block).step_by(FRAME_ALIGN as usize) {
-                    let rest = &bytes[step..];
-                    if looks_like_header(rest) && FrameHeader::decode(rest, self.seed).is_some() {
+                let steps = magic.find_iter(bytes).take_while(|&step| step < block);
+                for step in steps.filter(|&step| step.is_multiple_of(FRAME_ALIGN as usize)) {
+                    if FrameHeader::decode(&bytes[step..], self.seed).is_some() {
                         let found = at + step as u64;
                         self.offset = found;
                         return Ok(Some(Found::Bad { offset, bytes: found - offset, what, header: None }));
