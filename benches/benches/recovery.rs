@@ -1,5 +1,5 @@
 //! A journal of 256 MiB that a killed process has left: recovering it, and reading all of it back as chunks; beside a bare
-//! sequential read with CRC-32C of the same bytes.
+//! sequential read with CRC-32C of the same bytes. Both find them in the page cache.
 
 use std::fs::File;
 use std::io::Read;

@@ -19,7 +19,7 @@ mod bare_sqlite;
 use bare_sqlite::{BareSqlite, ROWS_MAX};
 
 /// Batches of a round.
-const BATCHES: u64 = 5;
+const BATCHES: u64 = 2;
 
 /// A lane of a store of ours.
 struct Lane {
