@@ -1,6 +1,7 @@
-//! A chunk to the journal's bytes and back, beside a memcpy of those bytes.
+//! A chunk to the journal's bytes and back (which checks it, too), beside a memcpy of those bytes.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir_benches::corpus::Corpus;
@@ -16,9 +17,11 @@ fn bench(criterion: &mut Criterion) {
     let (id, payload) = codec::encode(&chunk).expect("it fits");
     let mut copy = vec![0_u8; payload.len()];
     let mut group = criterion.benchmark_group("chunk");
-    group.sample_size(20).throughput(Throughput::Bytes(payload.len() as u64));
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    group.throughput(Throughput::Bytes(payload.len() as u64));
     group.bench_function("encode", |bencher| bencher.iter(|| codec::encode(black_box(&chunk))));
     group.bench_function("decode", |bencher| bencher.iter(|| codec::decode(id, black_box(&payload))));
+    group.bench_function("validate", |bencher| bencher.iter(|| black_box(&chunk).validate()));
     group.bench_function("bare memcpy", |bencher| {
         bencher.iter(|| black_box(&mut copy).copy_from_slice(black_box(&payload)));
     });
@@ -30,7 +33,9 @@ fn bench(criterion: &mut Criterion) {
         &mut bare,
     );
     let decode = || (0..TIMES).for_each(|_| drop(black_box(codec::decode(id, black_box(&payload)))));
-    ratio("chunk decode / memcpy", decode, &mut bare);
+    ratio("chunk decode and validate / memcpy", decode, &mut bare);
+    let validate = || (0..TIMES).for_each(|_| black_box(&chunk).validate().expect("it is sound"));
+    ratio("chunk validate / memcpy", validate, &mut bare);
     println!("{} records, {} bytes", chunk.len(), payload.len());
 }
 

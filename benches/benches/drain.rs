@@ -1,38 +1,67 @@
-//! How long the way down takes: an embedded logweir with SQLite that has just taken so many records in.
+//! How long the way down takes: from the request to the end of an embedded logweir with SQLite that has records in flight,
+//! beside bare inserts of as many rows.
 
-use std::time::Instant;
+use std::cell::Cell;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use logweir::config::Config;
-use logweir::logweir::Logweir;
+use logweir::logweir::{Accounting, Logweir};
 use logweir_benches::corpus::Corpus;
+use logweir_benches::ratio::timed_ratio;
+use tempfile::TempDir;
 
+mod bare_sqlite;
+
+use bare_sqlite::BareSqlite;
+
+/// Taken in before the request; the database has a part of them by then.
 const BODIES: u64 = 1_000;
-const ROUNDS: usize = 5;
+/// Bodies taken in at the same time, so that intake runs ahead of the database.
+const SENDERS: usize = 16;
+
+/// Takes the bodies in and goes down. Returns how many records were in flight at the request, and how long they took.
+async fn drain(dir: &Path, corpus: &mut Corpus) -> (u64, Duration) {
+    let logweir = Logweir::start(Config::in_dir(dir)).await.expect("it starts");
+    let sent = stream::iter(0..BODIES).map(|number| logweir.ingest(corpus.body(number).to_vec()));
+    sent.buffered(SENDERS).for_each(async |answer| drop(answer.expect("it is taken"))).await;
+    let in_flight = Accounting::of(&logweir.progress().snapshot(&logweir.journal().lanes())).backlog;
+    let begun = Instant::now();
+    let stopped = logweir.stop().await;
+    let took = begun.elapsed();
+    assert_eq!(stopped.accounting.committed, BODIES * corpus.events_per_body(), "all of it is in the database");
+    (in_flight, took)
+}
+
+fn on_the_disk() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
+}
 
 fn main() {
     let mut corpus = Corpus::of_bodies(300, 64 << 10, 1_700_000_000_000_000);
-    let mut seconds = Vec::new();
-    for _ in 0..ROUNDS {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (accepted, took) = actix_rt::System::new().block_on(async {
-            let logweir = Logweir::start(Config::in_dir(dir.path())).await.expect("it starts");
-            let mut accepted = 0;
-            for number in 0..BODIES {
-                let receipt = logweir.ingest(corpus.body(number).to_vec()).await.expect("it is taken");
-                accepted += receipt.report.accepted;
-            }
-            let begun = Instant::now();
-            let stopped = logweir.stop().await;
-            assert_eq!(stopped.accounting.committed, u64::from(accepted), "all of it is in the database");
-            (accepted, begun.elapsed())
-        });
-        seconds.push(took.as_secs_f64() / f64::from(accepted) * 1e6);
-    }
-    seconds.sort_by(f64::total_cmp);
+    let bare_corpus = corpus.clone();
+    let mut seconds_per_million = Vec::new();
+    let in_flight = Cell::new(0);
+    let ours = || {
+        let dir = on_the_disk();
+        let (records, took) = actix_rt::System::new().block_on(drain(dir.path(), &mut corpus));
+        in_flight.set(records);
+        seconds_per_million.push(took.as_secs_f64() / (records as f64 / 1e6));
+        took
+    };
+    let bare = || {
+        let dir = on_the_disk();
+        let mut bare = BareSqlite::open(&dir.path().join("bare.db"), &bare_corpus);
+        bare.insert(in_flight.get() / bare_corpus.events_per_body())
+    };
+    timed_ratio("drain into SQLite / bare inserts of as many rows", ours, bare);
+    seconds_per_million.sort_by(f64::total_cmp);
     println!(
-        "drain into SQLite, seconds per million accepted just before: {:.2} ({:.2} .. {:.2})",
-        seconds[ROUNDS / 2],
-        seconds[0],
-        seconds[ROUNDS - 1]
+        "drain into SQLite, seconds per million records in flight: {:.2} ({:.2}..{:.2}), {} in flight in the last round",
+        seconds_per_million[seconds_per_million.len() / 2],
+        seconds_per_million[0],
+        seconds_per_million[seconds_per_million.len() - 1],
+        in_flight.get()
     );
 }

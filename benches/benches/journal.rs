@@ -13,8 +13,15 @@ use logweir_engine::journal::{Journal, JournalConfig};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-/// Bytes that a round of a ratio appends.
+/// Bytes that a round of a ratio appends, at least.
 const ROUND_BYTES: usize = 8 << 20;
+/// Appends of a round, at most.
+const ROUND_APPENDS_MAX: usize = 500;
+
+/// Beside what is built: `/tmp` may lie in memory.
+fn on_the_disk() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
+}
 
 struct Ours {
     journal: Journal,
@@ -23,7 +30,7 @@ struct Ours {
 
 impl Ours {
     fn open() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = on_the_disk();
         let config = JournalConfig {
             dir: dir.path().join("journal"),
             segment_bytes: 64 * MIB,
@@ -71,7 +78,7 @@ struct Bare {
 
 impl Bare {
     fn open() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = on_the_disk();
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(dir.path().join("bare"));
         let file = file.expect("a file");
         for step in 0..64 {
@@ -112,8 +119,9 @@ fn bench(criterion: &mut Criterion) {
     group.finish();
     for bytes in sizes {
         let payload = vec![0x5a; bytes];
-        let count = (ROUND_BYTES / bytes).min(500) as u64;
         for waiters in [1, 8, 64] {
+            // Twice as many as wait, so that all of them do.
+            let count = (ROUND_BYTES / bytes).min(ROUND_APPENDS_MAX).max(2 * waiters) as u64;
             let name = format!("journal append of {bytes} B, {waiters} waiters / pwrite + fdatasync");
             timed_ratio(&name, || ours.append(&payload, waiters, count), || bare.append(&payload, count));
         }

@@ -4,21 +4,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logweir::batcher::BatchBuilder;
-use logweir::config::{BatchLimits, Config, DatabaseUrl};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use logweir::config::{Config, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::store::{Claim, LaneWriter, LogStore};
+use logweir::store::{Claim, LaneWriter};
 use logweir_benches::bare::Rows;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::timed_ratio;
 use logweir_benches::subject::{Database, on_a_runtime};
 use uuid::Uuid;
 
-const BATCHES: u64 = 5;
-const ROWS_MAX: usize = 20_000;
-const NOW_US: i64 = 1_700_000_000_000_000;
+mod bare_sqlite;
 
-/// Consecutive batches of one lane.
+use bare_sqlite::{BareSqlite, ROWS_MAX};
+
+/// Batches of a round.
+const SQLITE_BATCHES: u64 = 2;
+/// More, since each round of the bare COPY begins with a new backend, which first has to look up the table.
+const POSTGRES_BATCHES: u64 = 5;
+
+/// A lane of a store of ours.
 struct Lane {
     corpus: Corpus,
     seq: u64,
@@ -30,7 +35,7 @@ impl Lane {
     async fn open(url: DatabaseUrl, corpus: &Corpus) -> Self {
         let mut config = Config::in_dir("unused");
         config.database.url = url;
-        let store: Arc<dyn LogStore> = logweir::store::open(&config.database).expect("it opens").store();
+        let store = logweir::store::open(&config.database).expect("it opens").store();
         store.prepare().await.expect("the schema");
         let claim = Claim {
             writer: Uuid::from_u128(1),
@@ -44,112 +49,88 @@ impl Lane {
         Self { corpus: corpus.clone(), seq: 0, records: 0, writer }
     }
 
+    /// The next batch: the rows of as many bodies as fit.
     fn batch(&mut self) -> Batch {
-        let limits = BatchLimits { rows_max: ROWS_MAX, bytes_max: usize::MAX, linger_ms: 0 };
-        let mut builder = BatchBuilder::new(0, limits);
-        let now = tokio::time::Instant::now();
-        let per_batch = ROWS_MAX as u64 / self.corpus.events_per_body();
-        for _ in 0..per_batch {
+        let (from_seq, from_records) = (self.seq, self.records);
+        let frames = (0..bodies(&self.corpus)).map(|_| {
             let chunk = Arc::new(self.corpus.chunk(self.seq));
             self.seq += 1;
             self.records += chunk.len() as u64;
-            let frame = BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 0, chunk };
-            let full = builder.push(frame, self.seq - 1, 0, now);
-            assert!(full.iter().all(Option::is_none), "the batch has room");
-        }
-        builder.take().expect("it is open")
+            BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 0, chunk }
+        });
+        Batch { lane: 0, from_seq, from_records, generation: 0, frames: frames.collect() }
     }
 
     /// Flushes some batches, prepared before the clock runs.
-    async fn flush(&mut self) -> Duration {
-        let batches: Vec<_> = (0..BATCHES).map(|_| self.batch()).collect();
+    async fn flush(&mut self, batches: u64) -> Duration {
+        let batches: Vec<_> = (0..batches).map(|_| self.batch()).collect();
         let begun = Instant::now();
         for batch in &batches {
-            self.writer.flush(batch).await.expect("it is committed");
+            let flushed = self.writer.flush(batch).await.expect("it is committed");
+            assert_eq!(flushed.rows, batch.records(), "each record is a row");
         }
         begun.elapsed()
     }
 }
 
+/// Bodies of a batch.
 fn bodies(corpus: &Corpus) -> u64 {
-    BATCHES * (ROWS_MAX as u64 / corpus.events_per_body())
+    ROWS_MAX / corpus.events_per_body()
 }
 
-fn sqlite(corpus: &Corpus) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("bench.db");
-    let mut ours = on_a_runtime(Lane::open(DatabaseUrl::Sqlite(path.clone()), corpus));
-    let bare = dir.path().join("bare.db");
-    let mut connection = bare_sqlite(&bare);
-    let mut id = 0;
-    let insert = || {
-        let mut corpus = corpus.clone();
-        let chunks: Vec<_> = (0..bodies(&corpus)).map(|number| corpus.chunk(number)).collect();
-        let begun = Instant::now();
-        for chunks in chunks.chunks(chunks.len() / BATCHES as usize) {
-            let transaction = connection.transaction().expect("BEGIN");
-            {
-                let mut statement = transaction
-                    .prepare_cached("INSERT INTO logs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
-                    .expect("the statement");
-                for record in chunks.iter().flat_map(logweir_engine::chunk::Chunk::iter) {
-                    id += 1;
-                    let values = (
-                        id,
-                        "2026-01-01T00:00:00.000000Z",
-                        record.severity.number(),
-                        record.service,
-                        record.host,
-                        record.message,
-                        record.attributes,
-                    );
-                    statement.execute(values).expect("the row");
-                }
-            }
-            transaction.commit().expect("COMMIT");
-        }
-        begun.elapsed()
-    };
-    timed_ratio("SQLite flush / bare insert", || on_a_runtime(ours.flush()), insert);
+fn corpus() -> Corpus {
+    Corpus::of_bodies(300, 64 << 10, 1_700_000_000_000_000)
 }
 
-/// The same table and index, and the same promises.
-fn bare_sqlite(path: &Path) -> rusqlite::Connection {
-    let connection = rusqlite::Connection::open(path).expect("it opens");
-    connection
-        .execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-             CREATE TABLE logs (id INTEGER PRIMARY KEY, ts TEXT NOT NULL, severity INTEGER NOT NULL, service TEXT NOT NULL,
-                 host TEXT NOT NULL, message TEXT NOT NULL, attributes TEXT) STRICT;
-             CREATE INDEX logs_ts_idx ON logs (ts);",
-        )
-        .expect("the schema");
-    connection
+/// Both in turn for the ratio, then each alone for its time.
+fn beside(
+    criterion: &mut Criterion,
+    store: &str,
+    limit: &str,
+    batches: u64,
+    mut ours: impl FnMut(u64) -> Duration,
+    mut bare: impl FnMut(u64) -> Duration,
+) {
+    timed_ratio(&format!("{store} flush / {limit}"), || ours(batches), || bare(batches));
+    let mut group = criterion.benchmark_group(format!("stores/{store}"));
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(1));
+    group.throughput(Throughput::Elements(batches * bodies(&corpus()) * corpus().events_per_body()));
+    group.bench_function("flush", |bencher| bencher.iter_custom(|count| ours(count * batches)));
+    group.bench_function(limit, |bencher| bencher.iter_custom(|count| bare(count * batches)));
+    group.finish();
 }
 
-fn postgres(corpus: &Corpus) {
+fn sqlite(criterion: &mut Criterion) {
+    let corpus = corpus();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let mut bare = BareSqlite::open(&dir.path().join("bare.db"), &corpus);
+    let mut ours = on_a_runtime(Lane::open(DatabaseUrl::Sqlite(dir.path().join("ours.db")), &corpus));
+    let flush = |batches| on_a_runtime(ours.flush(batches));
+    let insert = |batches| bare.insert(batches * bodies(&corpus));
+    beside(criterion, "SQLite", "bare inserts", SQLITE_BATCHES, flush, insert);
+}
+
+fn postgres(criterion: &mut Criterion) {
+    if !Path::new("/usr/lib/postgresql").is_dir() {
+        println!("PostgreSQL is not installed: left out");
+        return;
+    }
+    let corpus = corpus();
     let database = Database::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let mut ours = runtime.block_on(Lane::open(DatabaseUrl::Postgres(database.url()), corpus));
-    let rows = Rows::new(corpus, bodies(corpus), ROWS_MAX as u64 - corpus.events_per_body());
-    let flush = || {
+    let mut ours = runtime.block_on(Lane::open(DatabaseUrl::Postgres(database.url()), &corpus));
+    let flush = |batches| {
         database.empty();
-        runtime.block_on(ours.flush())
+        runtime.block_on(ours.flush(batches))
     };
-    let bare = || {
+    let bare = |batches| {
+        let rows = Rows::new(&corpus, batches * bodies(&corpus), bodies(&corpus) * corpus.events_per_body());
         database.empty();
         on_a_runtime(rows.copy(&database.url(), 1))
     };
-    timed_ratio("PostgreSQL flush / bare COPY, 1 connection", flush, bare);
+    beside(criterion, "PostgreSQL", "bare COPY", POSTGRES_BATCHES, flush, bare);
 }
 
-fn main() {
-    let corpus = Corpus::of_bodies(300, 64 << 10, NOW_US);
-    println!("{BATCHES} batches of {ROWS_MAX} rows a round");
-    sqlite(&corpus);
-    if Path::new("/usr/lib/postgresql").is_dir() {
-        postgres(&corpus);
-    } else {
-        println!("PostgreSQL is not installed: left out");
-    }
-}
+criterion_group!(benches, sqlite, postgres);
+criterion_main!(benches);

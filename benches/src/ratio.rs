@@ -15,7 +15,7 @@ pub fn timed_ratio(name: &str, mut ours: impl FnMut() -> Duration, mut bare: imp
     let mut ratios: Vec<f64> = (0..ROUNDS).map(|_| ours().as_secs_f64() / bare().as_secs_f64()).skip(1).collect();
     ratios.sort_by(f64::total_cmp);
     let (min, max) = (ratios[0], ratios[ratios.len() - 1]);
-    println!("ratio {name}: {:.2} ({min:.2} .. {max:.2})", ratios[ratios.len() / 2]);
+    println!("ratio {name}: {:.2} ({min:.2}..{max:.2})", ratios[ratios.len() / 2]);
 }
 
 fn time(run: &mut impl FnMut()) -> Duration {
