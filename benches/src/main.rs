@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use logweir_benches::report::Report;
 use logweir_benches::scenario::peer::Peer;
 use logweir_benches::scenario::{Options, backlog, intake, latency, store};
-use logweir_benches::subject::{Setup, build};
+use logweir_benches::subject::Setup;
+use logweir_tests::process::build_logweir;
 
 /// Measures logweir from the first byte sent to the last row committed, beside bare limits in the same run.
 ///
@@ -116,7 +117,7 @@ fn main() {
     let binary = match (&arguments.binary, &arguments.command) {
         (Some(binary), _) => binary.clone(),
         (None, Some(_)) => PathBuf::new(),
-        (None, None) => build(),
+        (None, None) => build_logweir(&["--release"]),
     };
     let mut setup = Setup::default().with("batch.rows_max", arguments.batch_rows);
     if let Some(lanes) = arguments.lanes {

@@ -1,7 +1,6 @@
 //! What is measured: the real `logweir` binary, as its users start it, with a PostgreSQL and a Redis of its own.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use logweir_tests::postgres::{self, create_database};
@@ -15,39 +14,6 @@ use crate::meter::{forget_peak, peak_rss_bytes, tree_cpu_seconds};
 const LOOK: Duration = Duration::from_millis(10);
 /// The slowest store empties a backlog within this.
 const EMPTY_WITHIN: Duration = Duration::from_secs(300);
-
-/// Builds the release binary, and says where it is.
-///
-/// # Panics
-/// It does not build.
-#[must_use]
-pub fn build() -> PathBuf {
-    let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--release",
-            "-p",
-            "logweir",
-            "--bin",
-            "logweir",
-            "--message-format",
-            "json-render-diagnostics",
-        ])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        // A build script of a dependency asks for it, and would be built again, and with it half of the tree.
-        .env_remove("CARGO_MANIFEST_DIR")
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .expect("cargo runs where the bench was built");
-    assert!(built.status.success(), "logweir does not build");
-    let messages = String::from_utf8_lossy(&built.stdout).into_owned();
-    let executable = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "logweir")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executable.expect("cargo names the executable")
-}
 
 /// A PostgreSQL that fsyncs, with a database that has logweir's schema once a logweir has run on it.
 pub struct Database {

@@ -29,23 +29,8 @@ pub fn binary() -> &'static Path {
 }
 
 fn build() -> PathBuf {
-    let built = Command::new(env!("CARGO"))
-        // With the tests' own package, so that the features of all dependencies are those that are built already.
-        .args(["build", "-p", "logweir", "-p", "logweir-tests", "--bin", "logweir", "--features", "logweir/faults"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        // A build script of a dependency asks for it, and would be built again, and with it half of the tree.
-        .env_remove("CARGO_MANIFEST_DIR")
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("cargo runs where the tests were built");
-    assert!(built.status.success(), "logweir does not build");
-    let executable = String::from_utf8_lossy(&built.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "logweir")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the executable");
+    // With the tests' own package, so that the features of all dependencies are those that are built already.
+    let executable = build_logweir(&["-p", "logweir-tests", "--features", "logweir/faults"]);
     // A link of its own: another build into the same directory would change the program under the tests.
     let link = executable.with_file_name(format!("logweir-under-test-{}", std::process::id()));
     let _ = fs::remove_file(&link);
@@ -56,6 +41,36 @@ fn build() -> PathBuf {
     // SAFETY: the handler touches nothing but a path that lives as long as the process.
     unsafe { libc::atexit(unlink) };
     link
+}
+
+/// The `logweir` binary, built by the cargo that built us, with these arguments too.
+///
+/// # Panics
+/// It does not build.
+#[must_use]
+pub fn build_logweir(arguments: &[&str]) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    // A dependency's build script asks for what `cargo run` and `cargo test` say of our own package: it would be run
+    // again, and half of the tree be built again.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            cargo.env_remove(name);
+        }
+    }
+    let built = cargo
+        .args(["build", "-p", "logweir", "--bin", "logweir", "--message-format", "json-render-diagnostics"])
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo runs where the tests were built");
+    assert!(built.status.success(), "logweir does not build");
+    String::from_utf8_lossy(&built.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "logweir")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .expect("cargo names the executable")
 }
 
 /// Configuration keys and values, e.g. `journal.quota_bytes` = `1000000`.

@@ -301,7 +301,8 @@ impl Scenario {
         let deadline = Instant::now() + PATIENCE;
         while fresh.post(fresh_one) != Outcome::Acknowledged {
             if Instant::now() > deadline {
-                return Some(Violation::Stuck("a fresh record does not reach the store".to_owned()));
+                let (status, log) = (self.server().status(), self.server().log_text());
+                return Some(Violation::Stuck(format!("a fresh record does not reach the store: {status}\n{log}")));
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -50,16 +50,25 @@ enum Place {
 
 impl Fixture {
     async fn postgres() -> Self {
-        let database = postgres::database().await;
-        let store = open_postgres(&database.url);
-        store.prepare().await.unwrap();
-        Self { store, place: Place::Postgres(database) }
+        let on = Self::empty_postgres().await;
+        on.store.prepare().await.unwrap();
+        on
     }
 
     async fn sqlite() -> Self {
+        let on = Self::empty_sqlite();
+        on.store.prepare().await.unwrap();
+        on
+    }
+
+    async fn empty_postgres() -> Self {
+        let database = postgres::database().await;
+        Self { store: open_postgres(&database.url), place: Place::Postgres(database) }
+    }
+
+    fn empty_sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&settings(DatabaseUrl::Sqlite(dir.path().join("logs.db")))).unwrap().store();
-        store.prepare().await.unwrap();
         Self { store, place: Place::Sqlite(dir) }
     }
 
@@ -135,6 +144,41 @@ macro_rules! both {
             }
         }
     )* };
+}
+
+#[tokio::test]
+async fn a_migration_that_ends_halfway_leaves_nothing_behind_in_postgres() {
+    a_migration_that_ends_halfway(Fixture::empty_postgres().await).await;
+}
+
+#[tokio::test]
+async fn a_migration_that_ends_halfway_leaves_nothing_behind_in_sqlite() {
+    a_migration_that_ends_halfway(Fixture::empty_sqlite()).await;
+}
+
+/// As when the process is killed between the tables and the note that they are there.
+async fn a_migration_that_ends_halfway(on: Fixture) {
+    on.execute(
+        "CREATE TABLE logweir_schema_history (version integer PRIMARY KEY CHECK (version < 0), name varchar(255), \
+         applied_on varchar(255), checksum varchar(255))",
+    )
+    .await;
+    on.store.prepare().await.unwrap_err();
+    on.execute("DROP TABLE logweir_schema_history").await;
+    on.store.prepare().await.unwrap();
+    on.other().prepare().await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 0);
+}
+
+#[tokio::test]
+async fn two_processes_prepare_one_new_sqlite_file() {
+    for _ in 0..20 {
+        let on = Fixture::empty_sqlite();
+        let (one, other) = (on.store.clone(), on.other());
+        let (one, other) = tokio::join!(one.prepare(), other.prepare());
+        one.unwrap();
+        other.unwrap();
+    }
 }
 
 /// A journal's lane as far as a store sees it: it makes frames with dense numbers.

@@ -547,10 +547,13 @@ impl LogStore for SqliteStore {
 
     async fn prepare(&self) -> Result<(), StoreError> {
         blocking(&self.write, |connection| {
-            // The lock file's part is played by SQLite's write lock: each migration is one transaction.
-            let mut runner = embedded::migrations::runner();
+            // Grouped: without it refinery makes the tables in one transaction and notes that they are there in the next,
+            // and a process killed in between could never start on this file again.
+            let mut runner = embedded::migrations::runner().set_grouped(true);
             runner.set_migration_table_name(HISTORY_TABLE);
-            runner.run(connection).map(drop).map_err(|error| migration_failure(&error, failure))
+            // Who lost a race for the write lock finds, at the second look, that the other one has made the tables.
+            let made = runner.run(connection).or_else(|_| runner.run(connection));
+            made.map(drop).map_err(|error| migration_failure(&error, failure))
         })
         .await?;
         self.maintain(wall_us()).await
