@@ -1,8 +1,11 @@
 //! Room behind one mailbox, counted in messages and in bytes at once.
 //!
-//! - `taken <= bound` in both dimensions, always: room is taken under one lock, both dimensions
-//!   together. Two semaphores were refused: a sender that holds the one and waits for the other counts
-//!   as a message that is not there, and two of them can overtake each other in between.
+//! - What is in use is within the bound in both dimensions, always: room is taken under one lock, both
+//!   dimensions together. Two semaphores were refused: a sender that holds the one and waits for the other
+//!   counts as a message that is not there, and two of them can overtake each other in between.
+//! - Room is given back without the lock, so that sender and receiver do not fight for it at each message:
+//!   taken and returned are two sums that only grow, and who takes subtracts. A sum that is read a moment too
+//!   early shows too little room, never too much.
 //! - First come, first served: while anybody waits, nobody who comes later gets in, however small.
 //!   A heavy message therefore cannot be starved by light ones.
 //! - A cost is clamped to the bound, so the heaviest message fits an empty mailbox.
@@ -11,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -48,8 +51,11 @@ impl Discard {
 pub(crate) struct Room {
     bound: Bound,
     state: Mutex<State>,
+    returned: Returned,
     /// A copy of `state.messages`, for those who need a hint only.
-    messages: AtomicUsize,
+    messages: AtomicU64,
+    /// Whether anybody stands in `state.waiting`: who gives room back then lets them in.
+    awaited: AtomicBool,
     /// What a message that is dropped now dies of; set by the supervisor before it drops anything.
     discard: AtomicU8,
     pub(crate) meter: MailboxMeter,
@@ -57,13 +63,22 @@ pub(crate) struct Room {
 
 #[derive(Default)]
 struct State {
-    messages: usize,
-    bytes: usize,
+    /// Taken since the beginning.
+    messages: u64,
+    bytes: u64,
     entered: u64,
     closed: bool,
     next_ticket: u64,
     /// By ticket, so that the first is the one who has waited longest and any can leave cheaply.
     waiting: BTreeMap<u64, Waiter>,
+}
+
+/// Given back since the beginning. On cache lines of its own: the receiver writes it, the senders write the rest.
+#[derive(Default)]
+#[repr(align(128))]
+struct Returned {
+    messages: AtomicU64,
+    bytes: AtomicU64,
 }
 
 struct Waiter {
@@ -78,28 +93,6 @@ pub(crate) enum Refused {
     Closed,
 }
 
-impl State {
-    fn fits(&self, cost: usize, bound: Bound) -> bool {
-        self.messages < bound.messages_max && cost <= bound.bytes_max - self.bytes
-    }
-
-    fn take(&mut self, cost: usize) {
-        self.messages += 1;
-        self.bytes += cost;
-    }
-
-    /// The longest waiter, if there is room for it now; the room is taken.
-    fn admit(&mut self, bound: Bound) -> Option<Waiter> {
-        let (_, first) = self.waiting.first_key_value()?;
-        if !self.fits(first.cost, bound) {
-            return None;
-        }
-        let (_, waiter) = self.waiting.pop_first()?;
-        self.take(waiter.cost);
-        Some(waiter)
-    }
-}
-
 impl Room {
     /// # Panics
     /// When the bound has no room for a single message.
@@ -108,17 +101,24 @@ impl Room {
         assert!(bound.bytes_max > 0, "mailbox of {stage}: bytes_max must be at least 1");
         let meter = MailboxMeter::new(stage, bound);
         let discard = AtomicU8::new(Discard::Panic as u8);
-        Arc::new(Self { bound, state: Mutex::default(), messages: AtomicUsize::new(0), discard, meter })
+        Arc::new(Self {
+            bound,
+            state: Mutex::default(),
+            returned: Returned::default(),
+            messages: AtomicU64::new(0),
+            awaited: AtomicBool::new(false),
+            discard,
+            meter,
+        })
     }
 
     pub(crate) fn bound(&self) -> Bound {
         self.bound
     }
 
-    /// Messages and bytes that are taken now.
+    /// Messages and bytes that are in use now.
     pub(crate) fn taken(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.messages, state.bytes)
+        self.in_use(&self.lock())
     }
 
     /// Messages that have been pushed since the beginning.
@@ -128,7 +128,7 @@ impl Room {
 
     /// Whether nothing was taken a moment ago. Takes no lock.
     pub(crate) fn looks_empty(&self) -> bool {
-        self.messages.load(Ordering::Relaxed) == 0
+        self.messages.load(Ordering::Relaxed) == self.returned.messages.load(Ordering::Relaxed)
     }
 
     /// Takes room, or waits for it; `None` when closed.
@@ -142,6 +142,7 @@ impl Room {
                 Err(Refused::Full) => self.wait(&mut state, cost),
             }
         };
+        self.admit(); // what was given back before anybody was known to wait
         waiting.await
     }
 
@@ -150,6 +151,7 @@ impl Room {
         let waiting = {
             let mut state = self.lock();
             state.closed = true;
+            self.awaited.store(false, Ordering::Relaxed);
             std::mem::take(&mut state.waiting)
         };
         drop(waiting); // wakes them, outside the lock
@@ -192,12 +194,29 @@ impl Room {
         if state.closed {
             return Err(Refused::Closed);
         }
-        if !state.waiting.is_empty() || !state.fits(cost, self.bound) {
+        if !state.waiting.is_empty() || !self.fits(state, cost) {
             return Err(Refused::Full);
         }
-        state.take(cost);
-        self.messages.store(state.messages, Ordering::Relaxed);
+        self.take_room(state, cost);
         Ok(self.permit(cost))
+    }
+
+    fn take_room(&self, state: &mut State, cost: usize) {
+        state.messages += 1;
+        state.bytes += cost as u64;
+        self.messages.store(state.messages, Ordering::Relaxed);
+    }
+
+    fn fits(&self, state: &State, cost: usize) -> bool {
+        let (messages, bytes) = self.in_use(state);
+        messages < self.bound.messages_max && cost <= self.bound.bytes_max - bytes
+    }
+
+    /// With the lock held nothing is taken, so that no more than was taken can have been returned.
+    fn in_use(&self, state: &State) -> (usize, usize) {
+        let messages = state.messages - self.returned.messages.load(Ordering::Acquire);
+        let bytes = state.bytes - self.returned.bytes.load(Ordering::Acquire);
+        (messages as usize, bytes as usize)
     }
 
     /// The permit for room that has been taken.
@@ -211,21 +230,20 @@ impl Room {
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.waiting.insert(ticket, Waiter { cost, grant });
+        self.awaited.store(true, Ordering::Relaxed);
+        // Against the fence of `give_back`: either it sees that somebody waits, or who waits sees what it gave back.
+        fence(Ordering::SeqCst);
         Waiting { room: self, ticket, granted, since: Instant::now() }
     }
 
     fn give_back(self: &Arc<Self>, messages: usize, bytes: usize) {
         self.meter.depth_shrank(messages, bytes);
-        {
-            let mut state = self.lock();
-            state.messages -= messages;
-            state.bytes -= bytes;
-            self.messages.store(state.messages, Ordering::Relaxed);
-            if state.waiting.is_empty() {
-                return;
-            }
+        self.returned.bytes.fetch_add(bytes as u64, Ordering::Release);
+        self.returned.messages.fetch_add(messages as u64, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.awaited.load(Ordering::Relaxed) {
+            self.admit();
         }
-        self.admit();
     }
 
     /// Lets in whoever has room now. Grants outside the lock: a grant wakes a task, and one that
@@ -237,10 +255,16 @@ impl Room {
         }
     }
 
+    /// The longest waiter, if there is room for it now; the room is taken.
     fn admit_one(&self) -> Option<Waiter> {
         let mut state = self.lock();
-        let waiter = state.admit(self.bound)?;
-        self.messages.store(state.messages, Ordering::Relaxed);
+        let (_, first) = state.waiting.first_key_value()?;
+        if !self.fits(&state, first.cost) {
+            return None;
+        }
+        let (_, waiter) = state.waiting.pop_first()?;
+        self.awaited.store(!state.waiting.is_empty(), Ordering::Relaxed);
+        self.take_room(&mut state, waiter.cost);
         Some(waiter)
     }
 
@@ -271,7 +295,12 @@ impl Future for Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.room.meter.waited.add(self.since.elapsed());
-        let gave_up = self.room.lock().waiting.remove(&self.ticket).is_some();
+        let gave_up = {
+            let mut state = self.room.lock();
+            let gave_up = state.waiting.remove(&self.ticket).is_some();
+            self.room.awaited.store(!state.waiting.is_empty(), Ordering::Relaxed);
+            gave_up
+        };
         if gave_up {
             self.room.admit(); // a heavy first one may have held up lighter ones
         }
@@ -322,6 +351,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use std::task::Waker;
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -412,6 +442,29 @@ mod tests {
         assert_eq!(room.taken(), (0, 0));
     }
 
+    #[test]
+    fn nobody_waits_for_room_that_another_thread_gave_back_meanwhile() {
+        const TAKES: usize = 300_000;
+        let room = Room::new("s", Bound { messages_max: 1, bytes_max: 100 });
+        let start = std::sync::Barrier::new(2);
+        let take_and_return = || {
+            start.wait();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                for _ in 0..TAKES {
+                    let taken = tokio::time::timeout(Duration::from_secs(5), room.take(1)).await;
+                    drop(taken.expect("no wake-up is lost"));
+                }
+            });
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(take_and_return);
+            }
+        });
+        assert_eq!(room.taken(), (0, 0));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Take(usize),
@@ -461,15 +514,16 @@ mod tests {
                     _ => {}
                 }
                 let state = room.lock();
-                prop_assert!(state.messages <= BOUND.messages_max && state.bytes <= BOUND.bytes_max);
+                let (messages, bytes) = room.in_use(&state);
+                prop_assert!(messages <= BOUND.messages_max && bytes <= BOUND.bytes_max);
                 // Who still stands in the queue came after all who were let in, and the first does not fit.
                 let let_in = waiting.len() - state.waiting.len();
                 let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
                 prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
-                prop_assert!(costs.first().is_none_or(|&cost| !state.fits(cost, BOUND)), "room stands empty");
+                prop_assert!(costs.first().is_none_or(|&cost| !room.fits(&state, cost)), "room stands empty");
                 let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
-                prop_assert_eq!(state.bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
-                prop_assert_eq!(state.messages, let_in + held.len());
+                prop_assert_eq!(bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
+                prop_assert_eq!(messages, let_in + held.len());
             }
             drop((waiting, held));
             prop_assert_eq!(room.taken(), (0, 0));

@@ -11,7 +11,7 @@ use rusqlite::Connection;
 
 /// As logweir's store sets its own connection.
 const SETUP: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-    PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 8192";
+    PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 1024";
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
