@@ -58,6 +58,8 @@ pub struct Defaults {
     pub service: Option<Arc<str>>,
     /// Host name; empty where nobody gives one.
     pub host: Option<Arc<str>>,
+    /// Members of a JSON object that each record gets, without braces: where the source found it.
+    pub attributes: Option<Arc<str>>,
 }
 
 /// One body as a source received it. The producer's message.

@@ -270,7 +270,7 @@ fn engine(
         drain: control.watch(),
         ack: AckLevel::Committed,
         line_bytes_max,
-        defaults: Defaults { service: Some("piped".into()), host: None },
+        defaults: Defaults { service: Some("piped".into()), ..Defaults::default() },
     };
     let observer = topology.observer();
     assert!(shared.start(Running { intake, journal: journal.clone(), observer, writer: recovered.writer }));

@@ -215,6 +215,7 @@ impl Parameters {
             defaults: Defaults {
                 service: header_name(headers, "X-Logweir-Service")?,
                 host: header_name(headers, "X-Logweir-Host")?,
+                attributes: None,
             },
         };
         let pairs = web::Query::<Vec<(String, String)>>::from_query(query)

@@ -38,8 +38,8 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         400.. => Severity::WARN,
         _ => Severity::INFO,
     };
-    let (service, host) = (sink.service, sink.host);
-    sink.push(Record { ts_us: entry.time.us, severity, service, host, message: line, attributes: &scratch.attributes });
+    let (ts_us, attributes) = (entry.time.us, &*scratch.attributes);
+    sink.push(Record { ts_us, severity, service: "", host: "", message: line, attributes });
     Ok(())
 }
 

@@ -240,6 +240,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     drop_duplicates(members, &mut sink.sanitised);
     let merged = merge(members, nested)?;
 
+    let default_ts_us = sink.ts_us();
     let counts = &mut sink.sanitised;
     let ts = take(members, Field::Time, event_time);
     counts.timestamp += u64::from(ts.is_some_and(|time| time.clamped));
@@ -255,10 +256,10 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         mend_escapes(attributes, counts);
     }
     let record = Record {
-        ts_us: ts.map_or(sink.received_us, |time| time.us),
+        ts_us: ts.map_or(default_ts_us, |time| time.us),
         severity: severity.unwrap_or_default(),
-        service: own_service.map_or(sink.service, |raw| resolve(raw, service, counts)),
-        host: own_host.map_or(sink.host, |raw| resolve(raw, host, counts)),
+        service: own_service.map_or("", |raw| resolve(raw, service, counts)),
+        host: own_host.map_or("", |raw| resolve(raw, host, counts)),
         message: match said {
             Some(Said::Text(raw)) => resolve(raw, message, counts),
             Some(Said::Json(json)) => json,

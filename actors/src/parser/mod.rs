@@ -109,10 +109,8 @@ pub fn parse(
     let text = text::clean(body, &mut sanitised);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = memchr::memchr_iter(b'\n', text.as_bytes()).count() + 1;
-    let service = defaults.service.as_deref().unwrap_or(SERVICE_UNKNOWN);
-    let host = defaults.host.as_deref().unwrap_or_default();
     let new_sink = || {
-        let mut sink = Sink::new(received_us, service, host, lines, text.len());
+        let mut sink = Sink::new(received_us, defaults, lines, text.len());
         sink.sanitised = sanitised;
         sink.bad_escapes = text::has_bad_escapes(text);
         sink
@@ -154,7 +152,7 @@ fn too_large() -> Refusal {
 /// Each line that is not empty becomes one record.
 fn parse_lines(text: &str, format: Format, line_bytes_max: usize, sink: &mut Sink<'_>) {
     let mut scratch = Scratch::default();
-    let named = LINE_FORMATS.iter().find(|known| known.format == format);
+    let mut lines = LineParser::new(format);
     let mut start = 0;
     for end in memchr::memchr_iter(b'\n', text.as_bytes()).chain([text.len()]) {
         let line = &text[start..end];
@@ -168,13 +166,30 @@ fn parse_lines(text: &str, format: Format, line_bytes_max: usize, sink: &mut Sin
             sink.discard_too_long(line.len(), line_bytes_max);
             continue;
         }
-        let chosen = named.or_else(|| LINE_FORMATS.iter().find(|known| (known.looks_like)(line)));
-        let Some(chosen) = chosen else { continue };
-        if let Err(error) = (chosen.parse)(line, &mut scratch, sink) {
-            sink.push_not_understood(line, chosen.name, error);
-        }
+        lines.parse(line, &mut scratch, sink);
         if sink.is_full() {
             return;
+        }
+    }
+}
+
+/// Reads one line at a time, in a format that is named or found by looking.
+struct LineParser {
+    named: Option<&'static LineFormat>,
+}
+
+impl LineParser {
+    /// For lines of `format`; one that names no line format means looking at each line.
+    fn new(format: Format) -> Self {
+        Self { named: LINE_FORMATS.iter().find(|known| known.format == format) }
+    }
+
+    /// Pushes exactly one record: what the line's format understood, or the line as it is.
+    fn parse<'a>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) {
+        let looked = || LINE_FORMATS.iter().find(|known| (known.looks_like)(line));
+        let chosen = self.named.or_else(looked).expect("any line looks like plain text");
+        if let Err(error) = (chosen.parse)(line, scratch, sink) {
+            sink.push_not_understood(line, chosen.name, error);
         }
     }
 }

@@ -4,14 +4,45 @@ use logweir_engine::chunk::Chunk;
 use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 use logweir_engine::record::{Record, Severity};
 
+use super::SERVICE_UNKNOWN;
 use super::text::Sanitised;
-use crate::message::{LineError, ParseReport};
+use crate::message::{Defaults, LineError, ParseReport};
 
 /// A longer service or host name is no name: an index entry must hold it together with a time.
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// Errors that are told to the sender; the others are counted.
 const ERRORS_MAX: usize = 10;
+
+/// What stands around a record and says something of it: a Loki stream, an OTLP resource, a container runtime's line.
+/// A format that opens one sets it before the inner text is parsed, and clears it afterwards.
+#[derive(Debug, Default)]
+pub struct Envelope {
+    /// The time of records that say none.
+    pub ts_us: Option<i64>,
+    /// The protocol's own time: it counts whatever the inner text says.
+    pub ts_is_fixed: bool,
+    /// The severity of records that say none.
+    pub severity: Severity,
+    /// The service of records that name none; empty for none.
+    pub service: String,
+    /// The host of records that name none; empty for none.
+    pub host: String,
+    /// Members of a JSON object that come before the record's own, without braces.
+    pub attributes: String,
+}
+
+impl Envelope {
+    /// Says nothing, and keeps its memory.
+    pub fn clear(&mut self) {
+        self.ts_us = None;
+        self.ts_is_fixed = false;
+        self.severity = Severity::UNSPECIFIED;
+        self.service.clear();
+        self.host.clear();
+        self.attributes.clear();
+    }
+}
 
 /// The chunk under construction and the report on it.
 pub struct Sink<'d> {
@@ -25,11 +56,17 @@ pub struct Sink<'d> {
     /// Lines kept whole because their format was not understood, and the format of the newest.
     pub parse_errors: Vec<(&'static str, u64)>,
     /// When the body arrived: the time of records that have none.
-    pub received_us: i64,
+    received_us: i64,
     /// The service of records that name none.
-    pub service: &'d str,
+    service: &'d str,
     /// The host of records that name none.
-    pub host: &'d str,
+    host: &'d str,
+    /// Members of a JSON object that each record gets, without braces; empty for none.
+    attributes: &'d str,
+    /// What stands around the record that is being parsed.
+    pub envelope: Envelope,
+    /// For attributes that are put together.
+    joined: String,
     /// Whether the body may hold escapes that PostgreSQL refuses.
     pub bad_escapes: bool,
     /// The line (or array element) that is being parsed, from 1.
@@ -39,9 +76,13 @@ pub struct Sink<'d> {
 
 impl<'d> Sink<'d> {
     /// An empty chunk for `records` records with `text_bytes` of text (a guess, which is capped).
-    pub fn new(received_us: i64, service: &'d str, host: &'d str, records: usize, text_bytes: usize) -> Self {
+    pub fn new(received_us: i64, defaults: &'d Defaults, records: usize, text_bytes: usize) -> Self {
+        let service = defaults.service.as_deref().unwrap_or(SERVICE_UNKNOWN);
+        let host = defaults.host.as_deref().unwrap_or_default();
+        let attributes = defaults.attributes.as_deref().unwrap_or_default();
         let records = records.min(PAYLOAD_BYTES_MAX / 64);
-        let text_bytes = (text_bytes + records * (service.len() + host.len())).min(PAYLOAD_BYTES_MAX);
+        let each = service.len() + host.len() + attributes.len();
+        let text_bytes = (text_bytes + records * each).min(PAYLOAD_BYTES_MAX);
         Self {
             chunk: Chunk::with_capacity(received_us, records, text_bytes),
             report: ParseReport::default(),
@@ -51,15 +92,34 @@ impl<'d> Sink<'d> {
             received_us,
             service,
             host,
+            attributes,
+            envelope: Envelope::default(),
+            joined: String::new(),
             bad_escapes: false,
             line: 0,
             full: false,
         }
     }
 
+    /// The time of a record that says none.
+    pub fn ts_us(&self) -> i64 {
+        self.envelope.ts_us.unwrap_or(self.received_us)
+    }
+
     /// Appends a record, unless the chunk would no longer fit into a frame: then it is [full](Self::is_full).
+    ///
+    /// An empty service or host and an unspecified severity are those of the envelope, or of the sender.
     pub fn push(&mut self, record: Record<'_>) {
         const ROW: usize = 8 + 1 + 4 * size_of::<u32>();
+        let Self { envelope, joined, .. } = self;
+        let record = Record {
+            ts_us: envelope.ts_us.filter(|_| envelope.ts_is_fixed).unwrap_or(record.ts_us),
+            severity: if record.severity == Severity::UNSPECIFIED { envelope.severity } else { record.severity },
+            service: first_of([record.service, &envelope.service, self.service]),
+            host: first_of([record.host, &envelope.host, self.host]),
+            message: record.message,
+            attributes: join(joined, [self.attributes, &envelope.attributes], record.attributes),
+        };
         let texts = record.service.len() + record.host.len() + record.message.len() + record.attributes.len();
         if self.chunk.bytes() + ROW + texts > PAYLOAD_BYTES_MAX {
             self.full = true;
@@ -71,9 +131,8 @@ impl<'d> Sink<'d> {
 
     /// Appends a record of which nothing is known but its text.
     pub fn push_plain(&mut self, message: &str) {
-        let (service, host) = (self.service, self.host);
-        let severity = Severity::UNSPECIFIED;
-        self.push(Record { ts_us: self.received_us, severity, service, host, message, attributes: "" });
+        let (ts_us, severity) = (self.ts_us(), Severity::UNSPECIFIED);
+        self.push(Record { ts_us, severity, service: "", host: "", message, attributes: "" });
     }
 
     /// Keeps a line that `format` could not read whole, and reports why.
@@ -109,4 +168,25 @@ impl<'d> Sink<'d> {
             self.report.errors.push(LineError { line: self.line, error: error() });
         }
     }
+}
+
+/// The first that says something.
+fn first_of(texts: [&str; 3]) -> &str {
+    texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
+}
+
+/// One JSON object of `members` and then those of the object `own`; nothing for nothing. Where a name comes twice the
+/// later one counts, as in `jsonb`.
+fn join<'a>(joined: &'a mut String, members: [&str; 2], own: &'a str) -> &'a str {
+    if members.iter().all(|members| members.is_empty()) {
+        return own;
+    }
+    joined.clear();
+    let own = own.strip_prefix('{').and_then(|own| own.strip_suffix('}')).unwrap_or_default();
+    for members in [members[0], members[1], own].into_iter().filter(|members| !members.is_empty()) {
+        joined.push(if joined.is_empty() { '{' } else { ',' });
+        joined.push_str(members);
+    }
+    joined.push('}');
+    joined
 }
