@@ -66,10 +66,10 @@ fn marks_outlive_the_segments_that_they_came_in() {
     {
         let (journal, _) = open(dir.path());
         take(&journal, mark(1, 0), b"request").unwrap();
-        let mut last = take(&journal, mark(2, 77), b"file").unwrap().seq;
+        take(&journal, mark(2, 77), b"file").unwrap();
         for _ in 0..30 {
             append(&journal, 0, 1, &bulk).unwrap();
-            last = append(&journal, 3, 1, b"y").unwrap().seq;
+            let last = append(&journal, 3, 1, b"y").unwrap().seq;
             journal.settle(0, last);
             journal.settle(3, last);
         }
