@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::{AppendError, Journal, LaneId};
+use logweir_engine::journal::{AppendError, Journal, LaneId, Mark};
 use logweir_engine::mailbox::Message;
 use tokio::sync::oneshot;
 
@@ -77,6 +77,8 @@ pub struct Delivery {
     pub defaults: Defaults,
     /// Time of arrival in microseconds since 1970.
     pub received_us: i64,
+    /// What tells it from a repetition: it is stored once.
+    pub mark: Option<Mark>,
     /// When to answer.
     pub ack: AckLevel,
     /// Where the answer goes. Dropping it unanswered (a panic) reads as `Refusal` "lost in a restart".
@@ -95,6 +97,8 @@ pub struct RawChunk {
     /// As in [`Delivery`].
     pub received_us: i64,
     /// As in [`Delivery`].
+    pub mark: Option<Mark>,
+    /// As in [`Delivery`].
     pub ack: AckLevel,
     /// As in [`Delivery`].
     pub reply: Reply,
@@ -107,6 +111,8 @@ pub struct ParsedChunk {
     pub chunk: Chunk,
     /// What the parser has to say to the sender.
     pub report: ParseReport,
+    /// As in [`Delivery`].
+    pub mark: Option<Mark>,
     /// As in [`Delivery`].
     pub ack: AckLevel,
     /// As in [`Delivery`].
@@ -221,6 +227,8 @@ pub struct Receipt {
     pub seq: u64,
     /// What became of its lines.
     pub report: ParseReport,
+    /// It was stored by an earlier request with the same mark, whose frame this is; not again.
+    pub repeated: bool,
 }
 
 /// A chunk was not taken, or not as far as was asked. Nothing of it is stored, unless `detail` says otherwise.
@@ -275,6 +283,9 @@ impl Refusal {
                 (RefusalKind::Unavailable, "journal_failed", "nothing can be promised before a restart")
             }
             AppendError::Sealed => return Self::draining(),
+            AppendError::Repeated => {
+                (RefusalKind::Unavailable, "in_progress", "its first sending is on its way to the disk, ask again")
+            }
         };
         Self { kind, reason, detail: format!("{error}: {advice}") }
     }

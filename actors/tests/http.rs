@@ -55,13 +55,13 @@ impl Stage for Appender {
     type Message = ParsedChunk;
 
     async fn receive(&mut self, message: ParsedChunk) -> Result<(), Exit> {
-        let ParsedChunk { chunk, report, ack: _, reply } = message;
+        let ParsedChunk { chunk, report, reply, .. } = message;
         let mut open = self.levers.open.subscribe();
         let _ = self.context.waiting(open.wait_for(|open| *open)).await;
         assert!(!chunk.iter().any(|record| record.message == "panic now"), "as the test asked");
         let lane = self.lane;
         if chunk.is_empty() {
-            let _ = reply.send(Ok(Receipt { lane, seq: 0, report }));
+            let _ = reply.send(Ok(Receipt { lane, seq: 0, report, repeated: false }));
             return Ok(());
         }
         let (codec, payload) = codec::encode(&chunk).expect("the parser keeps chunks below the limit");
@@ -78,7 +78,7 @@ impl Stage for Appender {
         let on_durable = Box::new(move |outcome: Result<u64, _>| {
             let (seq, rows): (u64, u64) = *told.wait();
             let _ = reply.send(match outcome {
-                Ok(_) => Ok(Receipt { lane, seq, report }),
+                Ok(_) => Ok(Receipt { lane, seq, report, repeated: false }),
                 Err(error) => Err(Refusal::of_journal(&error)),
             });
             if levers.commits.load(Ordering::SeqCst) {

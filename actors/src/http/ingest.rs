@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::Answer;
-use super::{Shared, stream_of};
+use super::{Shared, idempotency, stream_of};
 use crate::config::Config;
 use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, LineError, Receipt, Refusal};
 use crate::parser::{NAME_BYTES_MAX, format_named, format_names};
@@ -39,6 +39,8 @@ struct Taken<'a> {
     lane: LaneId,
     seq: u64,
     ack: AckLevel,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repeated: bool,
 }
 
 /// What a request says besides its body.
@@ -63,13 +65,13 @@ pub async fn ingest(shared: web::Data<Shared>, request: HttpRequest, payload: we
 
 /// A refusal with the name that it is counted by.
 #[derive(Debug)]
-struct Refused {
+pub struct Refused {
     reason: &'static str,
     answer: Answer,
 }
 
 impl Refused {
-    fn new(status: u16, reason: &'static str, detail: impl AsRef<str>) -> Self {
+    pub fn new(status: u16, reason: &'static str, detail: impl AsRef<str>) -> Self {
         Self { reason, answer: Answer::error(status, reason, detail) }
     }
 }
@@ -94,8 +96,9 @@ async fn take(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> 
     let Parameters { encoding, format, ack, defaults } = parameters;
     let (reply, answer) = answer_channel();
     let received_us = wall_us();
+    let mark = idempotency::mark(request.headers(), received_us)?;
     let stream = stream_of(request);
-    let delivery = Delivery { stream, body, encoding, format, defaults, received_us, ack, reply };
+    let delivery = Delivery { stream, body, encoding, format, defaults, received_us, mark, ack, reply };
     running.intake.try_submit(delivery)?;
     drop(in_flight); // the stages have it: they drain
 
@@ -115,7 +118,7 @@ async fn take(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> 
 
 impl<'a> Taken<'a> {
     fn new(receipt: &'a Receipt, ack: AckLevel) -> Self {
-        let Receipt { lane, seq, report } = receipt;
+        let Receipt { lane, seq, report, repeated } = receipt;
         Self {
             accepted: report.accepted,
             rejected: report.rejected,
@@ -124,6 +127,7 @@ impl<'a> Taken<'a> {
             lane: *lane,
             seq: *seq,
             ack,
+            repeated: *repeated,
         }
     }
 }

@@ -29,6 +29,7 @@ pub mod answer;
 pub mod auth;
 mod admin;
 mod budget;
+mod idempotency;
 mod ingest;
 mod status;
 

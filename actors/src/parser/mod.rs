@@ -244,7 +244,7 @@ impl Stage for Parser {
 
     async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
         kill_point("stage.parser");
-        let RawChunk { body, format, defaults, received_us, ack, reply } = raw;
+        let RawChunk { body, format, defaults, received_us, mark, ack, reply } = raw;
         let parsed = match parse(&body, format, &defaults, received_us, self.line_bytes_max) {
             Ok(parsed) => parsed,
             Err(refusal) => {
@@ -255,7 +255,7 @@ impl Stage for Parser {
         drop(body);
         self.count(&parsed);
         let Parsed { chunk, report, .. } = parsed;
-        let message = ParsedChunk { chunk, report, ack, reply };
+        let message = ParsedChunk { chunk, report, mark, ack, reply };
         if let Err(Closed(message)) = self.context.waiting(self.batcher.send(message)).await {
             let _ = message.reply.send(Err(Refusal::draining()));
         }

@@ -33,6 +33,7 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    #[allow(dead_code)]
     /// Says nothing, and keeps its memory.
     pub fn clear(&mut self) {
         self.ts_us = None;

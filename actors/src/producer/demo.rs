@@ -236,6 +236,7 @@ async fn hand_in(source: &LineSource, stream: u64, body: Vec<u8>, received_us: i
         format: Format::Ndjson,
         defaults: source.defaults.clone(),
         received_us,
+        mark: None,
         ack: source.ack,
         reply,
     };

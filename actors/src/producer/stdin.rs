@@ -113,6 +113,7 @@ impl LineSource {
             format: Format::Lines,
             defaults: self.defaults.clone(),
             received_us: wall_us(),
+            mark: None,
             ack: self.ack,
             reply,
         };
