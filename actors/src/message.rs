@@ -262,7 +262,7 @@ impl Refusal {
     #[must_use]
     pub fn not_committed() -> Self {
         let detail = "the database has not committed it in time: it is in the journal and will be committed; a re-send \
-                      would be a new record";
+                      without an Idempotency-Key would be a new record";
         Self { kind: RefusalKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 

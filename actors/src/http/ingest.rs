@@ -147,7 +147,7 @@ impl Patience {
     async fn wait<F: Future>(&self, future: F, standing: &str) -> Result<F::Output, Refused> {
         timeout_at(self.until, future).await.map_err(|_| {
             let detail = format!(
-                "the body did not come as far as ?ack= asks within {} ms: {standing}; a re-send would be a new record",
+                "the body did not come as far as ?ack= asks within {} ms: {standing}; a re-send without an Idempotency-Key would be a new record",
                 self.ack_timeout_ms
             );
             Refused { reason: "ack_timeout", answer: Answer::unavailable("ack_timeout", detail) }
