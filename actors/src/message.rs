@@ -31,6 +31,10 @@ pub enum Encoding {
     Gzip,
     /// zstd.
     Zstd,
+    /// zlib, or raw deflate.
+    Deflate,
+    /// A snappy block, or a stream of snappy frames.
+    Snappy,
 }
 
 /// How the lines of a body are understood.
@@ -49,6 +53,18 @@ pub enum Format {
     Plain,
     /// Apache/nginx common or combined access log.
     AccessLog,
+    /// The JSON of Loki's push API.
+    LokiJson,
+    /// The protobuf of Loki's push API.
+    LokiProtobuf,
+    /// `ExportLogsServiceRequest` as JSON.
+    OtlpJson,
+    /// `ExportLogsServiceRequest` as protobuf.
+    OtlpProtobuf,
+    /// Elasticsearch's bulk API: a line that says what to do, and a document.
+    ElasticBulk,
+    /// Events of Splunk's HTTP Event Collector: JSON objects one after the other.
+    SplunkEvents,
 }
 
 /// What the sender says of its records, for those that do not say it themselves.
@@ -60,6 +76,27 @@ pub struct Defaults {
     pub host: Option<Arc<str>>,
     /// Members of a JSON object that each record gets, without braces: where the source found it.
     pub attributes: Option<Arc<str>>,
+    /// Elasticsearch's index, for documents that name none.
+    pub index: Option<Arc<str>>,
+    /// Which of their fields means what, where the usual names do not fit.
+    pub fields: Option<Arc<FieldMap>>,
+}
+
+/// Which fields of a JSON record mean what; names that are named here come before the usual ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldMap {
+    /// The event time.
+    pub time: Vec<String>,
+    /// The severity.
+    pub level: Vec<String>,
+    /// The message.
+    pub message: Vec<String>,
+    /// The service.
+    pub service: Vec<String>,
+    /// The host.
+    pub host: Vec<String>,
+    /// Fields that are left out; a `*` at the end stands for any rest.
+    pub ignore: Vec<String>,
 }
 
 /// One body as a source received it. The producer's message.
@@ -130,6 +167,31 @@ pub struct ParseReport {
     pub parse_errors: u32,
     /// The first errors.
     pub errors: Vec<LineError>,
+    /// What became of each item of a bulk request; empty for every other format.
+    #[serde(skip)]
+    pub items: Vec<BulkItem>,
+}
+
+/// One item of an Elasticsearch bulk request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BulkItem {
+    /// `create`, `index`, `update` or `delete`.
+    pub action: &'static str,
+    /// The index it was for; empty where neither it nor the path names one.
+    pub index: Arc<str>,
+    /// What became of it.
+    pub outcome: ItemOutcome,
+}
+
+/// What became of one item of a bulk request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemOutcome {
+    /// It is a record.
+    Stored,
+    /// It asks to change what is stored, which a log does not do.
+    Unsupported,
+    /// Its document is above the limit of a line.
+    TooLong,
 }
 
 /// One line's error.
@@ -302,6 +364,8 @@ pub enum RefusalKind {
     TooLarge,
     /// No retry mends it: 400.
     Malformed,
+    /// The same, and this item of the body (from 0) is to blame.
+    MalformedItem(u32),
 }
 
 impl Message for Delivery {

@@ -87,7 +87,8 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
     vec![
         ("mailboxes", mailboxes),
         ("request bodies being read", config.http.inflight_bytes_max),
-        ("chunks being decompressed and parsed", lanes * 2 * (config.http.decompressed_bytes_max + batch)),
+        // One more than the lanes': the body that `?debug=1` looks at.
+        ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
         ("open batches", lanes * batch),
         ("batches read back and flushed", lanes * 3 * batch),
         ("journal queue", config.journal.queue_bytes_max + 2 * MIB),

@@ -609,7 +609,11 @@ fn committed_is_not_said_before_it_is_so() {
     rig.levers.commits.store(false, Ordering::SeqCst);
     let seen = rig.post("/ingest?ack=committed", "late");
     let detail = seen.refusal(503, "ack_timeout");
-    assert!(detail.contains("is in the journal") && detail.contains("a re-send without an Idempotency-Key would be a new record"), "{detail}");
+    assert!(
+        detail.contains("is in the journal")
+            && detail.contains("a re-send without an Idempotency-Key would be a new record"),
+        "{detail}"
+    );
     assert_eq!(seen.headers["retry-after"], "5");
     let flush = rig.admin("POST", "/flush");
     assert_eq!((flush.status, &flush.json()["backlog"]), (503, &1.into()));

@@ -9,7 +9,7 @@ use actix_web::http::header::HeaderMap;
 use logweir_engine::journal::Mark;
 use sha2::{Digest, Sha256};
 
-use super::ingest::Refused;
+use super::answer::Refused;
 
 /// Longer keys are refused.
 const KEY_BYTES_MAX: usize = 255;
