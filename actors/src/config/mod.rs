@@ -199,7 +199,14 @@ fn blank() -> Config {
             ack_timeout_ms: 0,
         },
         admin: Admin { listen: nowhere },
-        auth: Auth { mode: AuthMode::None, ingest_tokens: vec![], query_tokens: vec![], admin_tokens: vec![] },
+        auth: Auth {
+            mode: AuthMode::None,
+            ingest_tokens: vec![],
+            query_tokens: vec![],
+            admin_tokens: vec![],
+            stamp_token: false,
+        },
+        limits: Limits::default(),
         ack: AckLevel::Journal,
         lanes: 0,
         batch: BatchLimits { rows_max: 0, bytes_max: 0, linger_ms: 0 },
@@ -245,6 +252,8 @@ pub struct Config {
     pub admin: Admin,
     /// `auth`
     pub auth: Auth,
+    /// `limits`
+    pub limits: Limits,
     /// `ack`: the level for requests that do not choose one.
     pub ack: AckLevel,
     /// `lanes`: units of order and parallelism.
@@ -306,6 +315,17 @@ pub struct Auth {
     pub query_tokens: Vec<Token>,
     /// `auth.admin_tokens`
     pub admin_tokens: Vec<Token>,
+    /// `auth.stamp_token`: each record gets the attribute `logweir.token` with the name of its sender's token.
+    pub stamp_token: bool,
+}
+
+/// What one token may send. 0: as much as it likes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `limits.bytes_per_s`: of bodies as sent.
+    pub bytes_per_s: u64,
+    /// `limits.bytes_per_day`: of bodies as sent, in a day of UTC.
+    pub bytes_per_day: u64,
 }
 
 /// Whether requests need a bearer token.
@@ -320,6 +340,32 @@ pub enum AuthMode {
 /// A secret; prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(pub String);
+
+impl Token {
+    /// What a sender must say: what stands behind `NAME=`, or all of it.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        self.parts().1
+    }
+
+    /// Its name; `unnamed` where it has none.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.parts().0
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        };
+        match self.0.split_once('=') {
+            // Base64 may end in one or two of these.
+            Some((name, secret)) if is_name(name) && !secret.trim_end_matches('=').is_empty() => (name, secret),
+            _ => ("unnamed", &self.0),
+        }
+    }
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -277,8 +277,9 @@ fn tokens(raw: &Raw) -> Result<Vec<Token>, String> {
         if !token.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') {
             return Err(format!("token {} holds a character that is not visible ASCII, or a comma", index + 1));
         }
-        if token.len() < TOKEN_CHARS_MIN {
-            let (number, chars) = (index + 1, token.len());
+        let chars = Token((*token).to_owned()).secret().len();
+        if chars < TOKEN_CHARS_MIN {
+            let number = index + 1;
             return Err(format!(
                 "token {number} has {chars} characters, at least {TOKEN_CHARS_MIN} are needed: `openssl rand -hex 24` makes one"
             ));
