@@ -109,6 +109,7 @@ impl Logweir {
             format: Format::Auto,
             defaults: Defaults::default(),
             received_us: clock::wall_us(),
+            mark: None,
             ack: self.config.ack,
             reply,
         };

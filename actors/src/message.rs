@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::{AppendError, Journal, LaneId};
+use logweir_engine::journal::{AppendError, Journal, LaneId, Mark};
 use logweir_engine::mailbox::Message;
 use tokio::sync::oneshot;
 
@@ -31,6 +31,10 @@ pub enum Encoding {
     Gzip,
     /// zstd.
     Zstd,
+    /// zlib, or raw deflate.
+    Deflate,
+    /// A snappy block, or a stream of snappy frames.
+    Snappy,
 }
 
 /// What ends a record of [`Format::Records`]: ASCII's record separator. Sources write U+241E where a record holds it.
@@ -55,6 +59,18 @@ pub enum Format {
     Plain,
     /// Apache/nginx common or combined access log.
     AccessLog,
+    /// The JSON of Loki's push API.
+    LokiJson,
+    /// The protobuf of Loki's push API.
+    LokiProtobuf,
+    /// `ExportLogsServiceRequest` as JSON.
+    OtlpJson,
+    /// `ExportLogsServiceRequest` as protobuf.
+    OtlpProtobuf,
+    /// Elasticsearch's bulk API: a line that says what to do, and a document.
+    ElasticBulk,
+    /// Events of Splunk's HTTP Event Collector: JSON objects one after the other.
+    SplunkEvents,
 }
 
 /// What the sender says of its records, for those that do not say it themselves.
@@ -66,6 +82,27 @@ pub struct Defaults {
     pub host: Option<Arc<str>>,
     /// Members of a JSON object that each record gets, without braces: where the source found it.
     pub attributes: Option<Arc<str>>,
+    /// Elasticsearch's index, for documents that name none.
+    pub index: Option<Arc<str>>,
+    /// Which of their fields means what, where the usual names do not fit.
+    pub fields: Option<Arc<FieldMap>>,
+}
+
+/// Which fields of a JSON record mean what; names that are named here come before the usual ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldMap {
+    /// The event time.
+    pub time: Vec<String>,
+    /// The severity.
+    pub level: Vec<String>,
+    /// The message.
+    pub message: Vec<String>,
+    /// The service.
+    pub service: Vec<String>,
+    /// The host.
+    pub host: Vec<String>,
+    /// Fields that are left out; a `*` at the end stands for any rest.
+    pub ignore: Vec<String>,
 }
 
 /// One body as a source received it. The producer's message.
@@ -83,6 +120,8 @@ pub struct Delivery {
     pub defaults: Defaults,
     /// Time of arrival in microseconds since 1970.
     pub received_us: i64,
+    /// What tells it from a repetition: it is stored once.
+    pub mark: Option<Mark>,
     /// When to answer.
     pub ack: AckLevel,
     /// Where the answer goes. Dropping it unanswered (a panic) reads as `Refusal` "lost in a restart".
@@ -101,6 +140,8 @@ pub struct RawChunk {
     /// As in [`Delivery`].
     pub received_us: i64,
     /// As in [`Delivery`].
+    pub mark: Option<Mark>,
+    /// As in [`Delivery`].
     pub ack: AckLevel,
     /// As in [`Delivery`].
     pub reply: Reply,
@@ -113,6 +154,8 @@ pub struct ParsedChunk {
     pub chunk: Chunk,
     /// What the parser has to say to the sender.
     pub report: ParseReport,
+    /// As in [`Delivery`].
+    pub mark: Option<Mark>,
     /// As in [`Delivery`].
     pub ack: AckLevel,
     /// As in [`Delivery`].
@@ -130,6 +173,31 @@ pub struct ParseReport {
     pub parse_errors: u32,
     /// The first errors.
     pub errors: Vec<LineError>,
+    /// What became of each item of a bulk request; empty for every other format.
+    #[serde(skip)]
+    pub items: Vec<BulkItem>,
+}
+
+/// One item of an Elasticsearch bulk request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BulkItem {
+    /// `create`, `index`, `update` or `delete`.
+    pub action: &'static str,
+    /// The index it was for; empty where neither it nor the path names one.
+    pub index: Arc<str>,
+    /// What became of it.
+    pub outcome: ItemOutcome,
+}
+
+/// What became of one item of a bulk request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemOutcome {
+    /// It is a record.
+    Stored,
+    /// It asks to change what is stored, which a log does not do.
+    Unsupported,
+    /// Its document is above the limit of a line.
+    TooLong,
 }
 
 /// One line's error.
@@ -227,6 +295,8 @@ pub struct Receipt {
     pub seq: u64,
     /// What became of its lines.
     pub report: ParseReport,
+    /// It was stored by an earlier request with the same mark, whose frame this is; not again.
+    pub repeated: bool,
 }
 
 /// A chunk was not taken, or not as far as was asked. Nothing of it is stored, unless `detail` says otherwise.
@@ -260,7 +330,7 @@ impl Refusal {
     #[must_use]
     pub fn not_committed() -> Self {
         let detail = "the database has not committed it in time: it is in the journal and will be committed; a re-send \
-                      would be a new record";
+                      without an Idempotency-Key would be a new record";
         Self { kind: RefusalKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 
@@ -281,6 +351,9 @@ impl Refusal {
                 (RefusalKind::Unavailable, "journal_failed", "nothing can be promised before a restart")
             }
             AppendError::Sealed => return Self::draining(),
+            AppendError::Repeated => {
+                (RefusalKind::Unavailable, "in_progress", "its first sending is on its way to the disk, ask again")
+            }
         };
         Self { kind, reason, detail: format!("{error}: {advice}") }
     }
@@ -297,6 +370,8 @@ pub enum RefusalKind {
     TooLarge,
     /// No retry mends it: 400.
     Malformed,
+    /// The same, and this item of the body (from 0) is to blame.
+    MalformedItem(u32),
 }
 
 impl Message for Delivery {

@@ -87,7 +87,8 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
     vec![
         ("mailboxes", mailboxes),
         ("request bodies being read", config.http.inflight_bytes_max),
-        ("chunks being decompressed and parsed", lanes * 2 * (config.http.decompressed_bytes_max + batch)),
+        // One more than the lanes': the body that `?debug=1` looks at.
+        ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
         ("syslog connections and datagrams", syslog::memory_bytes_max(&config.syslog)),
         ("tailed files", files::memory_bytes_max(config)),
         ("open batches", lanes * batch),

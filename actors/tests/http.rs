@@ -57,13 +57,13 @@ impl Stage for Appender {
     type Message = ParsedChunk;
 
     async fn receive(&mut self, message: ParsedChunk) -> Result<(), Exit> {
-        let ParsedChunk { chunk, report, ack: _, reply } = message;
+        let ParsedChunk { chunk, report, reply, .. } = message;
         let mut open = self.levers.open.subscribe();
         let _ = self.context.waiting(open.wait_for(|open| *open)).await;
         assert!(!chunk.iter().any(|record| record.message == "panic now"), "as the test asked");
         let lane = self.lane;
         if chunk.is_empty() {
-            let _ = reply.send(Ok(Receipt { lane, seq: 0, report }));
+            let _ = reply.send(Ok(Receipt { lane, seq: 0, report, repeated: false }));
             return Ok(());
         }
         let (codec, payload) = codec::encode(&chunk).expect("the parser keeps chunks below the limit");
@@ -80,7 +80,7 @@ impl Stage for Appender {
         let on_durable = Box::new(move |outcome: Result<u64, _>| {
             let (seq, rows): (u64, u64) = *told.wait();
             let _ = reply.send(match outcome {
-                Ok(_) => Ok(Receipt { lane, seq, report }),
+                Ok(_) => Ok(Receipt { lane, seq, report, repeated: false }),
                 Err(error) => Err(Refusal::of_journal(&error)),
             });
             if levers.commits.load(Ordering::SeqCst) {
@@ -620,7 +620,11 @@ fn committed_is_not_said_before_it_is_so() {
     rig.levers.commits.store(false, Ordering::SeqCst);
     let seen = rig.post("/ingest?ack=committed", "late");
     let detail = seen.refusal(503, "ack_timeout");
-    assert!(detail.contains("is in the journal") && detail.contains("a re-send would be a new record"), "{detail}");
+    assert!(
+        detail.contains("is in the journal")
+            && detail.contains("a re-send without an Idempotency-Key would be a new record"),
+        "{detail}"
+    );
     assert_eq!(seen.headers["retry-after"], "5");
     let flush = rig.admin("POST", "/flush");
     assert_eq!((flush.status, &flush.json()["backlog"]), (503, &1.into()));

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::ledger::{Key, Ledger, Outcome, Post, write_line};
+
+/// A post with a key is sent again for this long.
+const RESEND_FOR: Duration = Duration::from_secs(60);
 
 /// How much is sent, and how.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +28,8 @@ pub struct Load {
     pub pause: Duration,
     /// Posts of one client; then it stops by itself.
     pub posts_max: u32,
+    /// Each post carries an `Idempotency-Key` and is sent again until it is acknowledged.
+    pub keyed: bool,
 }
 
 impl Default for Load {
@@ -36,6 +41,7 @@ impl Default for Load {
             ack: "journal",
             pause: Duration::from_millis(2),
             posts_max: u32::MAX,
+            keyed: false,
         }
     }
 }
@@ -149,10 +155,25 @@ impl<'a> Client<'a> {
             write_line(&mut body, key, load.message_bytes, &now);
         }
         let url = format!("http://{}/ingest?ack={}", self.to, load.ack);
-        let answer = post_body(&self.agent, &url, "application/x-ndjson", &body).ok();
-        let outcome = answer.as_ref().map_or(Outcome::Unknown, |answer| self.judge(answer, post));
-        self.ledger.enter(Post { outcome, ..post });
-        (outcome, answer)
+        let idempotency_key = load.keyed.then(|| format!("{}-{}", post.client, post.first));
+        let deadline = Instant::now() + RESEND_FOR;
+        loop {
+            let answer = self.request(&url, idempotency_key.as_deref(), &body);
+            let outcome = answer.as_ref().map_or(Outcome::Unknown, |answer| self.judge(answer, post));
+            if outcome == Outcome::Acknowledged || !load.keyed || Instant::now() > deadline {
+                self.ledger.enter(Post { outcome, ..post });
+                return (outcome, answer);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn request(&self, url: &str, idempotency_key: Option<&str>, body: &str) -> Option<Answer> {
+        let mut request = self.agent.post(url).header("content-type", "application/x-ndjson");
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
+        }
+        request.send(body).ok().and_then(|response| read(response).ok())
     }
 
     fn judge(&self, answer: &Answer, post: Post) -> Outcome {

@@ -29,6 +29,34 @@ fn sigkill_at_random_moments_loses_and_doubles_nothing_in_sqlite() {
     });
 }
 
+#[test]
+fn what_is_sent_again_under_its_key_across_kills_is_stored_once_in_postgres() {
+    on_postgres("idempotency", sends_again);
+}
+
+#[test]
+fn what_is_sent_again_under_its_key_across_kills_is_stored_once_in_sqlite() {
+    on_sqlite("idempotency", sends_again);
+}
+
+/// Each client repeats each request until it is acknowledged: of what it sent nothing may be missing, and nothing doubled,
+/// wherever the answer was lost. Small segments, so that keys outlive the files that they came in.
+fn sends_again(s: &mut Scenario) {
+    s.start();
+    let load = s.load(Load { keyed: true, ..Load::default() });
+    for _ in 0..12 {
+        s.server().ready().expect("a server that nobody has killed");
+        std::thread::sleep(Duration::from_millis(s.random.random_range(0..350)));
+        s.server().kill();
+        s.launch("");
+    }
+    load.stop();
+    let sent: u64 = s.ledger.posts().iter().map(|post| u64::from(post.count)).sum();
+    assert_eq!(s.ledger.records(Outcome::Acknowledged), sent, "every request came through in the end");
+    s.conserve();
+    assert_eq!(s.store.count(), Ok(sent + 1), "and the oracle's own record");
+}
+
 /// A database of its own for every 250 kills: the oracle holds a story's records in memory.
 fn in_rounds(kills: u32, mut round: impl FnMut(u32)) {
     for done in (0..kills).step_by(250) {

@@ -1,7 +1,9 @@
 //! The way of a record from a client to the table, through the real program, with nothing going wrong.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
-use logweir_tests::client::{Client, Load};
+use logweir_tests::client::{Client, Load, agent};
 use logweir_tests::ledger::Outcome;
 use logweir_tests::lines::{Line, access_log, json};
 use logweir_tests::scenario::{Scenario, behind_proxy, on_postgres, on_sqlite};
@@ -32,6 +34,29 @@ fn a_committed_answer_means_that_the_row_can_be_read() {
             assert_eq!(client.post(Load { records: 7, ack: "committed", ..Load::default() }), Outcome::Acknowledged);
             assert_eq!(s.store.count(), Ok(posts * 7));
         }
+    });
+}
+
+#[test]
+fn a_request_that_is_repeated_under_its_key_gets_the_same_answer_and_no_new_row() {
+    on_sqlite("idempotency", |s| {
+        s.start();
+        let url = format!("http://{}/ingest?ack=committed", s.server().http);
+        let post = |key: &str| {
+            let request = agent(Duration::from_secs(30)).post(&url).header("idempotency-key", key);
+            let mut response = request.send("one\ntwo").unwrap();
+            let text = response.body_mut().read_to_string().unwrap();
+            (response.status().as_u16(), serde_json::from_str::<serde_json::Value>(&text).unwrap())
+        };
+        let (status, first) = post("k1");
+        assert_eq!((status, &first["accepted"], &first["repeated"]), (200, &2.into(), &serde_json::Value::Null));
+        let (status, second) = post("k1");
+        assert_eq!((status, &second["accepted"], &second["repeated"]), (200, &2.into(), &true.into()));
+        assert_eq!((&second["seq"], &second["lane"]), (&first["seq"], &first["lane"]));
+        assert_eq!(post("k2").1["repeated"], serde_json::Value::Null);
+        assert_eq!(s.store.count(), Ok(4));
+        let (status, refused) = post(&"k".repeat(256));
+        assert_eq!((status, &refused["error"]), (400, &"bad_idempotency_key".into()));
     });
 }
 

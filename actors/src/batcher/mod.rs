@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::codec;
 use logweir_engine::fault::kill_point;
-use logweir_engine::journal::{Appended, Journal, LaneId, OnDurable};
+use logweir_engine::journal::{AppendError, Appended, Journal, LaneId, Mark, Marked, NewFrame, OnDurable};
 use logweir_engine::mailbox::{Mailbox, TrySendError};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 pub use builder::BatchBuilder;
 
 use crate::config::BatchLimits;
-use crate::message::{AckLevel, Batch, BatchFrame, ParsedChunk, Receipt, Refusal, RefusalKind};
+use crate::message::{AckLevel, Batch, BatchFrame, ParseReport, ParsedChunk, Receipt, Refusal, RefusalKind, Reply};
 use crate::progress::Progress;
 
 /// What batcher and flusher of one lane know of each other beside the mailbox.
@@ -97,7 +97,14 @@ impl Batcher {
 
     /// Encodes the chunk and hands it to the journal; the reply goes along unless the sender wants it at once.
     async fn append(&mut self, parsed: ParsedChunk) -> Option<(Appended, Chunk)> {
-        let ParsedChunk { chunk, report, ack, reply } = parsed;
+        let ParsedChunk { chunk, report, mark, ack, reply } = parsed;
+        if let Some(mark) = mark
+            && let Some((first, durable)) = self.journal.marked(&mark.key)
+            && first.mark.position >= mark.position
+        {
+            self.repeat(chunk.len(), durable.then_some(first), report, reply);
+            return None;
+        }
         let encoded = codec::encode(&chunk).map_err(|error| Refusal {
             kind: RefusalKind::TooLarge,
             reason: "chunk_too_large",
@@ -110,7 +117,8 @@ impl Batcher {
                 return None;
             }
         };
-        let credit = match self.context.waiting(self.journal.reserve(payload.len())).await {
+        let bytes = payload.len() + mark.map_or(0, |_| Mark::BYTES);
+        let credit = match self.context.waiting(self.journal.reserve(bytes)).await {
             Ok(credit) => credit,
             Err(error) => {
                 let _ = reply.send(Err(Refusal::of_journal(&error)));
@@ -122,7 +130,7 @@ impl Batcher {
         let (early, late) = if ack == AckLevel::Received { (Some(reply), None) } else { (None, Some(reply)) };
         let (report_early, report_late) = (report.clone(), report);
         let on_durable: OnDurable = Box::new(move |outcome| {
-            let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late });
+            let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late, repeated: false });
             let answer = receipt.map_err(|error| Refusal::of_journal(&error));
             match (late, answer) {
                 (Some(reply), answer) => drop(reply.send(answer)),
@@ -133,12 +141,27 @@ impl Batcher {
                 (None, Ok(_)) => {}
             }
         });
-        let appended = self.journal.append(credit, lane, codec, records, payload, on_durable);
+        let frame = NewFrame { lane, codec, records, mark, payload };
+        let appended = self.journal.append_frame(credit, frame, on_durable);
         if let Some(reply) = early {
-            let receipt = appended.clone().map(|appended| Receipt { lane, seq: appended.seq, report: report_early });
+            let receipt = appended.clone().map(|appended| Receipt {
+                lane,
+                seq: appended.seq,
+                report: report_early,
+                repeated: false,
+            });
             let _ = reply.send(receipt.map_err(|error| Refusal::of_journal(&error)));
         }
         appended.ok().map(|appended| (appended, chunk))
+    }
+
+    /// Answers a chunk that was there before; `first` is missing while that is not on disk yet.
+    fn repeat(&self, records: usize, first: Option<Marked>, report: ParseReport, reply: Reply) {
+        metrics::counter!("logweir_discarded_records_total",
+            "component" => "batcher", "reason" => "repeated", "intentional" => "true")
+        .increment(records as u64);
+        let receipt = first.map(|first| Receipt { lane: first.lane, seq: first.seq, report, repeated: true });
+        let _ = reply.send(receipt.ok_or_else(|| Refusal::of_journal(&AppendError::Repeated)));
     }
 
     fn ship(&mut self, batch: Batch) {
@@ -166,7 +189,7 @@ impl Stage for Batcher {
     async fn receive(&mut self, parsed: ParsedChunk) -> Result<(), Exit> {
         kill_point("stage.batcher");
         if parsed.chunk.is_empty() {
-            let _ = parsed.reply.send(Ok(Receipt { lane: self.lane, seq: 0, report: parsed.report }));
+            let _ = parsed.reply.send(Ok(Receipt { lane: self.lane, seq: 0, report: parsed.report, repeated: false }));
             return Ok(());
         }
         let Some((appended, chunk)) = self.append(parsed).await else { return Ok(()) };

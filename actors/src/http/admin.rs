@@ -119,7 +119,7 @@ struct FlushOutcome {
 pub async fn flush(shared: web::Data<Shared>) -> Answer {
     let running = match shared.running() {
         Ok(running) => running,
-        Err(answer) => return answer,
+        Err(refused) => return refused.into(),
     };
     let tails = running.journal.lanes();
     shared.progress.flush_now();

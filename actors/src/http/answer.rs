@@ -17,6 +17,21 @@ const RETRY_UNAVAILABLE_S: &str = "5";
 #[derive(Debug)]
 pub struct Answer(Box<HttpResponse>);
 
+/// Why a request is refused, before it has the shape that its protocol gives it.
+#[derive(Debug)]
+pub struct Refused {
+    /// The status code in HTTP's own sense; a protocol may know a better one.
+    pub status: u16,
+    /// Its name, which it is counted by.
+    pub reason: &'static str,
+    /// One sentence for a person.
+    pub detail: String,
+    /// The item of the body that is to blame, from 0, where there is one.
+    pub item: Option<u32>,
+    /// The connection is closed after the answer, so that the sender's next request finds another process.
+    pub close: bool,
+}
+
 #[derive(Serialize)]
 struct ErrorBody<'a> {
     error: &'a str,
@@ -26,28 +41,27 @@ struct ErrorBody<'a> {
 impl Answer {
     /// `value` as JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Self {
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self(Box::new(HttpResponse::build(status).json(value)))
+        Self(Box::new(HttpResponse::build(status_code(status)).json(value)))
+    }
+
+    /// A body of any kind.
+    pub fn body(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        Self(Box::new(HttpResponse::build(status_code(status)).content_type(content_type).body(body.into())))
     }
 
     /// Plain text.
     pub fn text(content_type: &'static str, text: String) -> Self {
-        Self(Box::new(HttpResponse::Ok().content_type(content_type).body(text)))
+        Self::body(200, content_type, text)
+    }
+
+    /// An answer without a body.
+    pub fn empty(status: u16) -> Self {
+        Self(Box::new(HttpResponse::build(status_code(status)).finish()))
     }
 
     /// An error: its name, and one sentence for a person.
     pub fn error(status: u16, error: &'static str, detail: impl AsRef<str>) -> Self {
         Self::json(status, &ErrorBody { error, detail: detail.as_ref() })
-    }
-
-    /// 503, to be tried again.
-    pub fn unavailable(error: &'static str, detail: impl AsRef<str>) -> Self {
-        Self::error(503, error, detail).with_header("Retry-After", RETRY_UNAVAILABLE_S)
-    }
-
-    /// 429, to be tried again.
-    pub fn busy(error: &'static str, detail: impl AsRef<str>) -> Self {
-        Self::error(429, error, detail).with_header("Retry-After", RETRY_BUSY_S)
     }
 
     /// The same with a header.
@@ -58,8 +72,20 @@ impl Answer {
         self
     }
 
-    /// The same, and the connection is closed after it, so that the sender's next request finds another process.
-    pub fn and_close(mut self) -> Self {
+    /// The same with what HTTP itself says of a refusal, whatever shape the body has.
+    pub fn of(self, refused: &Refused) -> Self {
+        let answer = match refused.retry_after() {
+            Some(seconds) => self.with_header("Retry-After", seconds),
+            None => self,
+        };
+        let answer = match refused.status {
+            401 => answer.with_header("WWW-Authenticate", "Bearer realm=\"logweir\""),
+            _ => answer,
+        };
+        if refused.close { answer.and_close() } else { answer }
+    }
+
+    fn and_close(mut self) -> Self {
         self.0.head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
         self.with_header("Connection", "close")
     }
@@ -70,16 +96,57 @@ impl Answer {
     }
 }
 
-impl From<Refusal> for Answer {
+fn status_code(status: u16) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+impl Refused {
+    /// A refusal of this name.
+    pub fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, reason, detail: detail.into(), item: None, close: false }
+    }
+
+    /// The same, with the end of the connection.
+    pub fn and_close(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    /// Counts it.
+    pub fn counted(self) -> Self {
+        metrics::counter!("logweir_refused_total", "reason" => self.reason).increment(1);
+        self
+    }
+
+    /// Seconds after which the same request may be taken; none where a retry alone mends nothing.
+    pub fn retry_after(&self) -> Option<&'static str> {
+        match self.status {
+            429 => Some(RETRY_BUSY_S),
+            503 => Some(RETRY_UNAVAILABLE_S),
+            _ => None,
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         let Refusal { kind, reason, detail } = refusal;
-        match kind {
-            RefusalKind::Busy => Self::busy(reason, detail),
-            RefusalKind::Unavailable if reason == "draining" => Self::unavailable(reason, detail).and_close(),
-            RefusalKind::Unavailable => Self::unavailable(reason, detail),
-            RefusalKind::TooLarge => Self::error(413, reason, detail),
-            RefusalKind::Malformed => Self::error(400, reason, detail),
-        }
+        let status = match kind {
+            RefusalKind::Busy => 429,
+            RefusalKind::Unavailable => 503,
+            RefusalKind::TooLarge => 413,
+            RefusalKind::Malformed | RefusalKind::MalformedItem(_) => 400,
+        };
+        let item = match kind {
+            RefusalKind::MalformedItem(item) => Some(item),
+            _ => None,
+        };
+        Self { status, reason, detail, item, close: reason == "draining" }
+    }
+}
+
+impl From<Refused> for Answer {
+    fn from(refused: Refused) -> Self {
+        Self::error(refused.status, refused.reason, &refused.detail).of(&refused)
     }
 }
 

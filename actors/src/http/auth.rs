@@ -1,12 +1,18 @@
-//! Who may do what: bearer tokens, one list per kind of use.
+//! Who may do what: tokens, one list per kind of use.
 //!
 //! - A path that nobody has thought of needs a token: ingest on the data listener, admin on the admin listener.
 //! - The probes and the welcome page are open, since a kubelet has no token. `/metrics` is not: it tells service names.
+//! - A token comes as each kind of client brings it: `Bearer TOKEN`, `Splunk TOKEN`, as the password of `Basic` whatever
+//!   the user is called, or as the key of `ApiKey`.
 //! - Tokens are compared in a time that does not depend on where they differ, and with every token of the list.
 
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq;
 
-use super::answer::Answer;
+use super::answer::Refused;
 use crate::config::{Auth, AuthMode, Token};
 
 /// Which listener a request came on.
@@ -35,7 +41,8 @@ pub enum Need {
 #[must_use]
 pub fn need(listener: Listener, path: &str) -> Need {
     match (listener, path) {
-        (Listener::Data, "/") => Need::Open,
+        (Listener::Data, "/" | "/ready") => Need::Open,
+        (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
         (_, "/api/v1/status") => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
@@ -47,7 +54,7 @@ pub fn need(listener: Listener, path: &str) -> Need {
 ///
 /// # Errors
 /// 401, and what is asked for.
-pub fn check(auth: &Auth, need: Need, given: Option<&[u8]>) -> Result<(), Answer> {
+pub fn check(auth: &Auth, need: Need, given: Option<&[u8]>) -> Result<(), Refused> {
     let nobody: &[Token] = &[];
     let (name, lists) = match need {
         Need::Open => return Ok(()),
@@ -58,24 +65,35 @@ pub fn check(auth: &Auth, need: Need, given: Option<&[u8]>) -> Result<(), Answer
     if auth.mode == AuthMode::None {
         return Ok(());
     }
-    let token = given.and_then(bearer).unwrap_or_default();
+    let token = given.and_then(token).unwrap_or_default();
     let mut known = subtle::Choice::from(0);
     for candidate in lists.concat() {
-        known |= candidate.0.as_bytes().ct_eq(token);
+        known |= candidate.0.as_bytes().ct_eq(&token);
     }
     // An empty token in the configuration must not open the door to those who send none.
     if bool::from(known) && !token.is_empty() {
         return Ok(());
     }
-    metrics::counter!("logweir_refused_total", "reason" => "unauthorized").increment(1);
     let detail = format!("this needs `Authorization: Bearer TOKEN` with a token of {name}");
-    Err(Answer::error(401, "unauthorized", detail).with_header("WWW-Authenticate", "Bearer realm=\"logweir\""))
+    Err(Refused::new(401, "unauthorized", detail))
 }
 
-/// The token of `Bearer TOKEN`.
-fn bearer(header: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = header.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+/// The token in an `Authorization` header; none where it has no scheme that is known.
+pub fn token(header: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let space = header.iter().position(|&byte| byte == b' ')?;
+    let (scheme, value) = (&header[..space], header[space..].trim_ascii());
+    let behind_colon = |decoded: Vec<u8>| {
+        let colon = decoded.iter().position(|&byte| byte == b':')?;
+        Some(Cow::Owned(decoded[colon + 1..].to_vec()))
+    };
+    let decoded = || STANDARD.decode(value).ok().and_then(behind_colon);
+    match &*scheme.to_ascii_lowercase() {
+        b"bearer" | b"splunk" => Some(Cow::Borrowed(value)),
+        b"basic" => decoded(),
+        // What Elasticsearch gives out is base64 of `id:key`; what people type is the token.
+        b"apikey" => Some(decoded().unwrap_or(Cow::Borrowed(value))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -94,8 +112,8 @@ mod tests {
 
     fn allowed(need: Need, header: Option<&str>) -> bool {
         let outcome = check(&auth(AuthMode::Token), need, header.map(str::as_bytes));
-        if let Err(answer) = &outcome {
-            assert_eq!(answer.status(), 401);
+        if let Err(refused) = &outcome {
+            assert_eq!(refused.status, 401);
         }
         outcome.is_ok()
     }
@@ -111,6 +129,16 @@ mod tests {
             (Need::Ingest, Some("Bearer in-11"), false),
             (Need::Ingest, Some("Basic in-1"), false),
             (Need::Ingest, Some("in-1"), false),
+            (Need::Ingest, Some("Splunk in-1"), true),
+            (Need::Ingest, Some("Splunk in-9"), false),
+            (Need::Ingest, Some("Basic dXNlcjppbi0x"), true), // user:in-1
+            (Need::Ingest, Some("Basic OmluLTE="), true),     // :in-1
+            (Need::Ingest, Some("Basic aW4tMTp1c2Vy"), false), // in-1:user
+            (Need::Ingest, Some("Basic aW4tMQ=="), false),    // in-1
+            (Need::Ingest, Some("ApiKey aWQ6aW4tMQ=="), true), // id:in-1
+            (Need::Ingest, Some("ApiKey in-1"), true),
+            (Need::Ingest, Some("ApiKey in-9"), false),
+            (Need::Ingest, Some("Digest in-1"), false),
             (Need::Ingest, Some("Bearer "), false),
             (Need::Ingest, Some(""), false),
             (Need::Ingest, None, false),
@@ -131,6 +159,9 @@ mod tests {
             (Listener::Data, "/", Need::Open),
             (Listener::Data, "/ingest", Need::Ingest),
             (Listener::Data, "/livez", Need::Ingest),
+            (Listener::Data, "/services/collector/health", Need::Open),
+            (Listener::Data, "/services/collector/healthy", Need::Ingest),
+            (Listener::Data, "/loki/api/v1/push", Need::Ingest),
             (Listener::Data, "/anything", Need::Ingest),
             (Listener::Data, "/api/v1/status", Need::QueryOrAdmin),
             (Listener::Admin, "/", Need::Admin),

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{Server, ServerHandle, ServiceRequest, ServiceResponse};
+use actix_web::http::header::HeaderMap;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{App, Error, HttpResponse, HttpServer};
-use logweir_engine::drain::DrainWatch;
+use actix_web::{App, Error, HttpRequest, HttpResponse, HttpServer};
+use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
 use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -29,10 +30,17 @@ pub mod answer;
 pub mod auth;
 mod admin;
 mod budget;
+mod idempotency;
+mod elastic;
 mod ingest;
+mod intake;
+mod loki;
+mod otlp;
+mod parameters;
+mod splunk;
 mod status;
 
-use answer::Answer;
+use answer::{Answer, Refused};
 use auth::Listener;
 use budget::Budget;
 
@@ -117,6 +125,12 @@ impl Shared {
         self.0.running.set(running).is_ok()
     }
 
+    /// Whether a body would be taken now.
+    fn takes_bodies(&self) -> bool {
+        self.drain.phase() < Phase::Draining
+            && self.running().is_ok_and(|running| running.journal.check_writable().is_ok())
+    }
+
     /// Bytes of bodies that are being read now, all together.
     #[must_use]
     pub fn inflight_bytes(&self) -> usize {
@@ -136,10 +150,11 @@ impl Shared {
         Arc::clone(&self.0.in_flight)
     }
 
-    /// The running engine, or the answer that it is not there yet.
-    fn running(&self) -> Result<&Running, Answer> {
+    /// The running engine, or the refusal that it is not there yet.
+    fn running(&self) -> Result<&Running, Refused> {
         self.0.running.get().ok_or_else(|| {
-            Answer::unavailable("starting", "this process is reading its journal: see /startupz of the admin listener")
+            let detail = "this process is reading its journal: see /startupz of the admin listener";
+            Refused::new(503, "starting", detail)
         })
     }
 }
@@ -221,10 +236,20 @@ fn serve(
 
 fn data_routes(routes: &mut ServiceConfig) {
     routes
-        .route("/", web::get().to(welcome))
+        .service(only("/", &["GET", "HEAD"]).route(web::get().to(welcome)).route(web::head().to(elastic::product)))
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
-        .default_service(web::to(|| not_found("/, POST /ingest, GET /api/v1/status")));
+        .service(readable("/ready", ready))
+        .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
+        .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
+        .configure(splunk::routes)
+        .configure(elastic::routes)
+        .default_service(web::to(|| {
+            not_found(
+                "/, POST /ingest, GET /api/v1/status, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
+                 POST /services/collector",
+            )
+        }));
 }
 
 fn admin_routes(routes: &mut ServiceConfig) {
@@ -267,12 +292,28 @@ async fn not_found(routes: &'static str) -> Answer {
     Answer::error(404, "not_found", format!("there is no such path; there are {routes}"))
 }
 
-async fn welcome() -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(
+/// What shippers ask before they send: 200 if a body would be taken now.
+async fn ready(shared: web::Data<Shared>) -> Answer {
+    if shared.takes_bodies() {
+        Answer::text("text/plain; charset=utf-8", "ready\n".to_owned())
+    } else {
+        Refused::new(503, "not_ready", "no body would be taken now: see /readyz of the admin listener").into()
+    }
+}
+
+/// A page for people; Elasticsearch's clients ask here which product they talk to.
+async fn welcome(request: HttpRequest) -> Answer {
+    if elastic::is_asked(request.headers()) {
+        return elastic::product().await;
+    }
+    Answer::text(
+        "text/plain; charset=utf-8",
         "logweir takes logs here, one record per line, as JSON or as plain text:\n\n  \
          curl --data-binary @app.log 'http://THIS_ADDRESS/ingest?service=my-app'\n\n\
-         Gzip and zstd bodies are welcome (Content-Encoding). ?ack=received, journal or committed says how far a\n\
-         record must have come before the answer. How it all is: GET /api/v1/status\n",
+         Loki, OTLP/HTTP, Elasticsearch and Splunk HEC clients find their usual paths.\n\
+         Bodies may be compressed (Content-Encoding). ?ack=received, journal or committed says how far a\n\
+         record must have come before the answer. How it all is: GET /api/v1/status\n"
+            .to_owned(),
     )
 }
 
@@ -283,7 +324,10 @@ async fn gate(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let start = Instant::now();
     let response = match check_token(&request) {
-        Err(denied) => request.into_response(HttpResponse::from(denied)).map_into_right_body(),
+        Err(denied) => {
+            let answer = shape(request.path())(denied.counted(), request.headers());
+            request.into_response(HttpResponse::from(answer)).map_into_right_body()
+        }
         Ok(()) => next.call(request).await?.map_into_left_body(),
     };
     let route = response.request().match_pattern().unwrap_or_else(|| "other".to_owned());
@@ -294,10 +338,21 @@ async fn gate(
     Ok(response)
 }
 
-fn check_token(request: &ServiceRequest) -> Result<(), Answer> {
+/// The shape that the protocol which owns `path` gives its refusals.
+fn shape(path: &str) -> fn(Refused, &HeaderMap) -> Answer {
+    match path {
+        "/v1/logs" => otlp::refusal,
+        _ if path.starts_with("/loki/") => loki::refusal,
+        _ if path.starts_with("/services/collector") => splunk::refusal,
+        _ if path.starts_with("/_") || path.ends_with("/_bulk") => elastic::refusal,
+        _ => |refused, _| refused.into(),
+    }
+}
+
+fn check_token(request: &ServiceRequest) -> Result<(), Refused> {
     let (Some(shared), Some(&listener)) = (request.app_data::<web::Data<Shared>>(), request.app_data::<Listener>())
     else {
-        return Err(Answer::error(500, "internal", "the listener was built without its state"));
+        return Err(Refused::new(500, "internal", "the listener was built without its state"));
     };
     let given = request.headers().get("authorization").map(|value| value.as_bytes());
     auth::check(&shared.config.auth, auth::need(listener, request.path()), given)
@@ -305,6 +360,6 @@ fn check_token(request: &ServiceRequest) -> Result<(), Answer> {
 
 /// What a connection's requests have in common: their stream. Requests on a connection that is older than the engine
 /// share stream 0.
-fn stream_of(request: &actix_web::HttpRequest) -> u64 {
+fn stream_of(request: &HttpRequest) -> u64 {
     request.conn_data::<Connection>().map_or(0, |connection| connection.0)
 }

@@ -22,6 +22,7 @@ use super::members::{RawMember, members};
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitised, mend_escapes, push_json_string, unescape};
 use super::time;
+use crate::message::FieldMap;
 
 /// Deeper values are refused: what serde_json reads, too.
 const DEPTH_MAX: usize = 127;
@@ -39,6 +40,14 @@ pub struct Scratch<'a> {
     message: String,
     service: String,
     host: String,
+}
+
+impl Scratch<'_> {
+    /// The same buffers, for texts that live differently long.
+    pub fn recycle<'b>(self) -> Scratch<'b> {
+        let Self { members, nested, attributes, message, service, host } = self;
+        Scratch { members: members.recycle(), nested: nested.recycle(), attributes, message, service, host }
+    }
 }
 
 /// One member of an object.
@@ -79,6 +88,15 @@ struct Members<'a> {
     /// have met in one bit: only then can a name have come twice.
     names: [u64; 2],
     alike: bool,
+}
+
+impl Members<'_> {
+    fn recycle<'b>(mut self) -> Members<'b> {
+        self.list.clear();
+        // Nothing is moved: an empty vector is collected into its own memory.
+        let list = self.list.into_iter().map(|_| unreachable!("it was cleared")).collect();
+        Members { list, ..Members::default() }
+    }
 }
 
 impl<'a> Members<'a> {
@@ -239,6 +257,9 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     }
     drop_duplicates(members, &mut sink.sanitised);
     let merged = merge(members, nested)?;
+    if let Some(fields) = sink.fields {
+        map_fields(members, fields);
+    }
 
     let default_ts_us = sink.ts_us();
     let counts = &mut sink.sanitised;
@@ -329,7 +350,7 @@ impl<'a> Visitor<'a> for AnyMembers<'_, 'a> {
 }
 
 /// A name, borrowed where it can be; a NUL in it becomes U+FFFD.
-struct Name;
+pub struct Name;
 
 impl<'a> DeserializeSeed<'a> for Name {
     type Value = Cow<'a, str>;
@@ -354,6 +375,38 @@ impl<'a> Visitor<'a> for Name {
         Ok(Cow::Owned(name.replace('\0', "\u{fffd}")))
     }
 }
+
+/// What the sender says of its fields comes before what their names usually mean.
+#[cold]
+fn map_fields(members: &mut Members<'_>, fields: &FieldMap) {
+    let lists = [
+        (Field::Time, &fields.time),
+        (Field::Level, &fields.level),
+        (Field::Message, &fields.message),
+        (Field::Service, &fields.service),
+        (Field::Host, &fields.host),
+    ];
+    members.of_field = [0; 6];
+    for (at, member) in members.list.iter_mut().enumerate() {
+        member.stands_for = member.stands_for.map(|(field, rank)| (field, rank + USUAL));
+        for (field, names) in lists {
+            if let Some(rank) = names.iter().position(|name| *name == member.name) {
+                member.stands_for = Some((field, u8::try_from(rank).unwrap_or(USUAL).min(USUAL)));
+            }
+        }
+        if let Some((field, _)) = member.stands_for {
+            members.of_field[field as usize] |= 1_u64.checked_shl(at as u32).unwrap_or(0);
+        }
+        let ignored = |name: &String| match name.strip_suffix('*') {
+            Some(start) => member.name.starts_with(start),
+            None => *name == member.name,
+        };
+        member.gone |= fields.ignore.iter().any(ignored);
+    }
+}
+
+/// The rank of the first usual name, where the sender has named others: above every rank of these.
+const USUAL: u8 = 50;
 
 /// Marks each member whose name comes again later.
 fn drop_duplicates(members: &mut Members<'_>, counts: &mut Sanitised) {
@@ -561,7 +614,7 @@ fn write_attributes(members: &[Member<'_>], text_bytes: usize, attributes: &mut 
 }
 
 /// Whether a value nests deeper than [`DEPTH_MAX`].
-fn too_deep(value: &str) -> bool {
+pub fn too_deep(value: &str) -> bool {
     // A value that deep takes at least a bracket and its partner per level.
     if value.len() <= 2 * DEPTH_MAX || !value.starts_with(['{', '[']) {
         return false;

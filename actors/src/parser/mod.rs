@@ -18,21 +18,30 @@ use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 
-use crate::message::{Defaults, Format, ParseReport, ParsedChunk, RECORD_END, RawChunk, Refusal, RefusalKind};
+use crate::message::{
+    Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RECORD_END, RawChunk, Refusal, RefusalKind,
+};
 
 mod access_log;
 mod document;
+mod elastic;
 mod json;
+mod loki;
 mod members;
+mod otlp;
 mod plain;
 mod sink;
+mod splunk;
 mod text;
 pub mod time;
+mod walk;
+mod wire;
 
 use json::Scratch;
 pub use sink::NAME_BYTES_MAX;
 use sink::Sink;
 pub use text::Sanitised;
+pub(crate) use text::{push_json_string, push_member};
 
 /// The service of records for which nobody names one.
 pub const SERVICE_UNKNOWN: &str = "unknown_service";
@@ -105,6 +114,17 @@ pub fn parse(
     received_us: i64,
     line_bytes_max: usize,
 ) -> Result<Parsed, Refusal> {
+    let protobuf: Option<Protocol> = match format {
+        Format::LokiProtobuf => Some(loki::parse_protobuf),
+        Format::OtlpProtobuf => Some(otlp::parse_protobuf),
+        _ => None,
+    };
+    if let Some(parse) = protobuf {
+        let mut sink = Sink::new(received_us, defaults, body.len() / RECORD_BYTES, body.len());
+        sink.bad_escapes = true; // what a line holds is not known yet
+        let outcome = parse(body, line_bytes_max, &mut sink);
+        return finish(sink, outcome.map_err(|error| malformed("malformed_protobuf", &error)));
+    }
     let mut sanitised = Sanitised::default();
     let text = text::clean(body, &mut sanitised);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -116,26 +136,59 @@ pub fn parse(
         sink
     };
     let mut sink = new_sink();
-    match (format, document::looks_like(text)) {
-        (Format::Json, _) | (Format::Auto, Some(document::Kind::Array)) => {
-            document::parse(text, line_bytes_max, &mut sink)?;
+    let outcome = match format {
+        Format::LokiJson => loki::parse_json(text, line_bytes_max, &mut sink).map_err(|error| malformed_json(&error)),
+        Format::OtlpJson => otlp::parse_json(text, line_bytes_max, &mut sink).map_err(|error| malformed_json(&error)),
+        Format::ElasticBulk => {
+            elastic::parse(text, line_bytes_max, &mut sink).map_err(|error| malformed("malformed_bulk", &error))
         }
-        // Text may begin with a lone brace and still be no JSON: then its lines are kept as lines.
-        (Format::Auto, Some(document::Kind::Object)) => {
-            if document::parse(text, line_bytes_max, &mut sink).is_err() {
-                sink = new_sink();
-                parse_lines(text, format, line_bytes_max, &mut sink);
+        Format::SplunkEvents => splunk::parse(text, line_bytes_max, &mut sink),
+        _ => match (format, document::looks_like(text)) {
+            (Format::Json, _) | (Format::Auto, Some(document::Kind::Array)) => {
+                document::parse(text, line_bytes_max, &mut sink)
             }
-        }
-        _ => parse_lines(text, format, line_bytes_max, &mut sink),
-    }
+            // Text may begin with a lone brace and still be no JSON: then its lines are kept as lines.
+            (Format::Auto, Some(document::Kind::Object)) => {
+                if document::parse(text, line_bytes_max, &mut sink).is_err() {
+                    sink = new_sink();
+                    parse_lines(text, format, line_bytes_max, &mut sink);
+                }
+                Ok(())
+            }
+            _ => {
+                parse_lines(text, format, line_bytes_max, &mut sink);
+                Ok(())
+            }
+        },
+    };
+    finish(sink, outcome)
+}
+
+/// Parses a whole body of a protocol.
+type Protocol = for<'d> fn(&[u8], usize, &mut Sink<'d>) -> Result<(), String>;
+
+/// A guess at the bytes of one record in protobuf.
+const RECORD_BYTES: usize = 128;
+
+/// What was parsed, unless it is too large (which ends the parsing, whatever the outcome was called there) or refused.
+fn finish(mut sink: Sink<'_>, outcome: Result<(), Refusal>) -> Result<Parsed, Refusal> {
     if sink.is_full() {
         return Err(too_large());
     }
+    outcome?;
     let Sink { sanitised, too_long, .. } = sink;
     let parse_errors = std::mem::take(&mut sink.parse_errors);
     let (chunk, report) = sink.into_chunk();
     Ok(Parsed { chunk, report, sanitised, too_long, parse_errors })
+}
+
+fn malformed_json(error: &str) -> Refusal {
+    malformed("malformed_json", error)
+}
+
+fn malformed(reason: &'static str, error: &str) -> Refusal {
+    let detail = format!("the body cannot be read: {error}; nothing of it was stored");
+    Refusal { kind: RefusalKind::Malformed, reason, detail }
 }
 
 fn too_large() -> Refusal {
@@ -229,6 +282,11 @@ impl Parser {
             let labels = [("component", "parser"), ("reason", "line_too_long"), ("intentional", "false")];
             metrics::counter!("logweir_discarded_records_total", &labels).increment(parsed.too_long);
         }
+        let unsupported = parsed.report.items.iter().filter(|item| item.outcome == ItemOutcome::Unsupported).count();
+        if unsupported > 0 {
+            let labels = [("component", "parser"), ("reason", "unsupported_action"), ("intentional", "true")];
+            metrics::counter!("logweir_discarded_records_total", &labels).increment(unsupported as u64);
+        }
         let Sanitised { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp } = parsed.sanitised;
         for (what, count) in [
             ("invalid_utf8", invalid_utf8),
@@ -249,7 +307,7 @@ impl Stage for Parser {
 
     async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
         kill_point("stage.parser");
-        let RawChunk { body, format, defaults, received_us, ack, reply } = raw;
+        let RawChunk { body, format, defaults, received_us, mark, ack, reply } = raw;
         let parsed = match parse(&body, format, &defaults, received_us, self.line_bytes_max) {
             Ok(parsed) => parsed,
             Err(refusal) => {
@@ -260,7 +318,7 @@ impl Stage for Parser {
         drop(body);
         self.count(&parsed);
         let Parsed { chunk, report, .. } = parsed;
-        let message = ParsedChunk { chunk, report, ack, reply };
+        let message = ParsedChunk { chunk, report, mark, ack, reply };
         if let Err(Closed(message)) = self.context.waiting(self.batcher.send(message)).await {
             let _ = message.reply.send(Err(Refusal::draining()));
         }
@@ -276,5 +334,7 @@ impl Stage for Parser {
     }
 }
 
+#[cfg(test)]
+mod protocol_tests;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use logweir_engine::record::{Record, Severity};
 
 use super::SERVICE_UNKNOWN;
 use super::text::Sanitised;
-use crate::message::{Defaults, LineError, ParseReport};
+use crate::message::{Defaults, FieldMap, LineError, ParseReport};
 
 /// A longer service or host name is no name: an index entry must hold it together with a time.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -67,6 +67,10 @@ pub struct Sink<'d> {
     pub envelope: Envelope,
     /// For attributes that are put together.
     joined: String,
+    /// Which fields of a JSON record mean what, where the sender says so.
+    pub fields: Option<&'d FieldMap>,
+    /// Elasticsearch's index of documents that name none.
+    index: &'d str,
     /// Whether the body may hold escapes that PostgreSQL refuses.
     pub bad_escapes: bool,
     /// The line (or array element) that is being parsed, from 1.
@@ -95,10 +99,22 @@ impl<'d> Sink<'d> {
             attributes,
             envelope: Envelope::default(),
             joined: String::new(),
+            fields: defaults.fields.as_deref(),
+            index: defaults.index.as_deref().unwrap_or_default(),
             bad_escapes: false,
             line: 0,
             full: false,
         }
+    }
+
+    /// When the body arrived.
+    pub fn received_us(&self) -> i64 {
+        self.received_us
+    }
+
+    /// Elasticsearch's index of documents that name none; empty for none.
+    pub fn index(&self) -> &'d str {
+        self.index
     }
 
     /// The time of a record that says none.

@@ -281,7 +281,7 @@ fn a_service_name_that_no_index_could_hold_stays_an_attribute() {
 
 #[test]
 fn the_senders_defaults_hold_for_records_that_do_not_say_it_themselves() {
-    let defaults = Defaults { service: Some("billing".into()), host: Some("n3".into()), attributes: None };
+    let defaults = Defaults { service: Some("billing".into()), host: Some("n3".into()), ..Defaults::default() };
     let body = b"plain\n{\"msg\":\"m\",\"service\":\"own\"}";
     let parsed = parse(body, Format::Auto, &defaults, NOW_US, LINE_BYTES_MAX).unwrap();
     let names: Vec<_> = parsed.chunk.iter().map(|record| (record.service, record.host)).collect();

@@ -154,6 +154,16 @@ pub fn push_json_string(out: &mut String, text: &str) {
     }
 }
 
+/// Appends a member whose value is text.
+pub fn push_member(out: &mut String, name: &str, value: &str) {
+    if !out.is_empty() {
+        out.push(',');
+    }
+    push_json_string(out, name);
+    out.push(':');
+    push_json_string(out, value);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,14 @@
 //! Hands bodies in for sources that can wait: again and again, until they are taken.
 //!
 //! A refusal that a retry mends is retried for ever, with growing delays; only the drain ends it. A body whose answer was
-//! lost in a restart of a stage is sent again: without a key, that is at least once.
+//! lost in a restart of a stage is sent again: without a mark, that is at least once.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use logweir_engine::clock::wall_us;
 use logweir_engine::drain::{DrainWatch, Phase};
+use logweir_engine::journal::Mark;
 use tokio::time::sleep;
 
 use super::{IntakeHandle, answer_channel};
@@ -39,8 +40,8 @@ pub struct Parcel {
     pub body: Bytes,
     /// As in [`Delivery`].
     pub defaults: Defaults,
-    /// The same for the same bytes of the same source in every life of the process: what `Delivery.key` is to be.
-    pub key: Option<String>,
+    /// As in [`Delivery`]: for sources that can read the same bytes again in the next life of the process.
+    pub mark: Option<Mark>,
 }
 
 impl Parcel {
@@ -83,6 +84,7 @@ impl Courier {
             format: Format::Records,
             defaults: parcel.defaults.clone(),
             received_us: wall_us(),
+            mark: parcel.mark,
             ack: self.ack,
             reply,
         };

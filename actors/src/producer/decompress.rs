@@ -1,7 +1,9 @@
-//! gzip and zstd bodies, within limits.
+//! Compressed bodies, within limits.
 //!
 //! - The limit is on what comes out: a few kilobytes can hold gigabytes. Reading stops one byte past it.
 //! - zstd asks for a window before it gives a byte: larger windows than 8 MiB (what its highest usual level takes) are refused.
+//! - A snappy block says its length in its first bytes: it is looked at before anything is allocated.
+//! - deflate is zlib's format by the letter, and raw deflate by habit: the first two bytes tell which.
 //! - Several gzip members or zstd frames, one after the other, are one body: `cat a.gz b.gz` is a valid file.
 
 use std::io::Read;
@@ -12,6 +14,9 @@ use crate::message::{Encoding, Refusal, RefusalKind};
 
 /// Largest zstd window, as a power of two: 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// How a snappy stream (a sequence of frames) begins; anything else is one block.
+const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 
 /// What `body` holds, if that is at most `bytes_max`.
 ///
@@ -31,7 +36,33 @@ pub fn decompress(body: &Bytes, encoding: Encoding, bytes_max: usize) -> Result<
             reader.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(bad)?;
             read_up_to(reader, body.len(), bytes_max, "bad_zstd", "zstd")
         }
+        Encoding::Deflate if is_zlib(body) => {
+            let reader = flate2::bufread::ZlibDecoder::new(&**body);
+            read_up_to(reader, body.len(), bytes_max, "bad_deflate", "deflate")
+        }
+        Encoding::Deflate => {
+            let reader = flate2::bufread::DeflateDecoder::new(&**body);
+            read_up_to(reader, body.len(), bytes_max, "bad_deflate", "deflate")
+        }
+        Encoding::Snappy if body.starts_with(SNAPPY_STREAM) => {
+            let reader = snap::read::FrameDecoder::new(&**body);
+            read_up_to(reader, body.len(), bytes_max, "bad_snappy", "snappy")
+        }
+        Encoding::Snappy => snappy_block(body, bytes_max),
     }
+}
+
+/// A zlib header: the method is deflate, and its two bytes are a multiple of 31.
+fn is_zlib(body: &[u8]) -> bool {
+    matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
+}
+
+fn snappy_block(body: &[u8], bytes_max: usize) -> Result<Bytes, Refusal> {
+    let bad = |error: snap::Error| malformed("bad_snappy", "snappy", &error.into());
+    if snap::raw::decompress_len(body).map_err(bad)? > bytes_max {
+        return Err(too_large(bytes_max));
+    }
+    snap::raw::Decoder::new().decompress_vec(body).map(Bytes::from).map_err(bad)
 }
 
 fn read_up_to(
@@ -85,6 +116,41 @@ mod tests {
         (refusal.kind, refusal.reason)
     }
 
+    fn zlib(plain: &[u8]) -> Vec<u8> {
+        let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        writer.write_all(plain).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn deflate(plain: &[u8]) -> Vec<u8> {
+        let mut writer = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+        writer.write_all(plain).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn snappy(plain: &[u8]) -> Vec<u8> {
+        snap::raw::Encoder::new().compress_vec(plain).unwrap()
+    }
+
+    fn snappy_stream(plain: &[u8]) -> Vec<u8> {
+        let mut writer = snap::write::FrameEncoder::new(Vec::new());
+        writer.write_all(plain).unwrap();
+        writer.into_inner().unwrap()
+    }
+
+    #[test]
+    fn deflate_and_snappy_are_read_in_both_of_their_forms() {
+        let text = b"a line that is long enough\n".repeat(20);
+        for (body, encoding) in [
+            (zlib(&text), Encoding::Deflate),
+            (deflate(&text), Encoding::Deflate),
+            (snappy(&text), Encoding::Snappy),
+            (snappy_stream(&text), Encoding::Snappy),
+        ] {
+            assert_eq!(decompress(&body.into(), encoding, text.len()).unwrap(), text);
+        }
+    }
+
     #[test]
     fn several_members_are_one_body() {
         let body = [gzip(b"one\n"), gzip(b""), gzip(b"two\n")].concat();
@@ -104,6 +170,15 @@ mod tests {
         let bomb = zstd::encode_all(&zeros[..], 3).unwrap();
         assert!(bomb.len() < 10_000);
         assert_eq!(refusal(bomb, Encoding::Zstd, 1 << 20), too_large);
+        for (bomb, encoding) in [
+            (zlib(&zeros), Encoding::Deflate),
+            (snappy(&zeros), Encoding::Snappy),
+            (snappy_stream(&zeros), Encoding::Snappy),
+        ] {
+            assert_eq!(refusal(bomb, encoding, 1 << 20), too_large);
+        }
+        // It claims four gigabytes and has five bytes.
+        assert_eq!(refusal(vec![0xff, 0xff, 0xff, 0xff, 0x0f], Encoding::Snappy, 1 << 20), too_large);
         assert_eq!(refusal(gzip(b"12345"), Encoding::Gzip, 4), too_large);
         assert_eq!(refusal(vec![b'x'; 5], Encoding::Identity, 4), too_large);
     }
@@ -147,6 +222,10 @@ mod tests {
             (cut(gzip(&text)), Encoding::Gzip, "bad_gzip"),
             (b"no zstd at all".to_vec(), Encoding::Zstd, "bad_zstd"),
             (cut(zstd::encode_all(&text[..], 3).unwrap()), Encoding::Zstd, "bad_zstd"),
+            (cut(zlib(&text)), Encoding::Deflate, "bad_deflate"),
+            (cut(deflate(&text)), Encoding::Deflate, "bad_deflate"),
+            (cut(snappy(&text)), Encoding::Snappy, "bad_snappy"),
+            (cut(snappy_stream(&text)), Encoding::Snappy, "bad_snappy"),
         ] {
             assert_eq!(refusal(body, encoding, 1 << 20), (RefusalKind::Malformed, reason));
         }

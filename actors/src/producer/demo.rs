@@ -237,6 +237,7 @@ async fn hand_in(source: &Courier, stream: u64, body: Vec<u8>, received_us: i64)
         format: Format::Ndjson,
         defaults: Defaults::default(),
         received_us,
+        mark: None,
         ack: source.ack,
         reply,
     };

@@ -85,7 +85,7 @@ impl Answer {
                 kind: RefusalKind::Unavailable,
                 reason: "restarted",
                 detail: "a part of this process was restarted while it held the body: it may be stored or not, \
-                         and a re-send would be a new record"
+                         and a re-send without an Idempotency-Key would be a new record"
                     .into(),
             })
         })

@@ -14,7 +14,7 @@ pub struct Composer {
     body: Vec<u8>,
     fed: usize,
     discarded: Discarded,
-    whole: Mark,
+    whole: Boundary,
 }
 
 /// Records that are not kept, by reason.
@@ -28,7 +28,7 @@ pub struct Discarded {
 
 /// A place in the input at which no record is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct Boundary {
     /// Bytes of the input before it.
     pub fed: usize,
     /// The input goes on inside of a line that is too long.
@@ -47,7 +47,7 @@ impl Composer {
             body: Vec::new(),
             fed: 0,
             discarded: Discarded::default(),
-            whole: Mark { skipping: cutter.is_skipping(), ..Mark::default() },
+            whole: Boundary { skipping: cutter.is_skipping(), ..Boundary::default() },
         }
     }
 
@@ -61,7 +61,7 @@ impl Composer {
                 (Content::Record(line), Some(joiner)) => {
                     if joiner.push(line, &mut self.body) && joiner.is_open() {
                         let (fed, discarded, body_len) = (self.fed, self.discarded, self.body.len());
-                        self.whole = Mark { fed, skipping: false, discarded, body_len };
+                        self.whole = Boundary { fed, skipping: false, discarded, body_len };
                     }
                 }
                 (Content::Discarded(reason), joiner) => {
@@ -72,7 +72,7 @@ impl Composer {
             }
             used += bytes;
             self.fed += bytes;
-            self.mark();
+            self.note_boundary();
         }
         used
     }
@@ -80,13 +80,13 @@ impl Composer {
     /// Ends what is open.
     pub fn close(&mut self) {
         self.joiner.iter_mut().for_each(|joiner| joiner.close(&mut self.body));
-        self.mark();
+        self.note_boundary();
     }
 
-    fn mark(&mut self) {
+    fn note_boundary(&mut self) {
         if !self.is_open() {
             let (fed, discarded, body_len) = (self.fed, self.discarded, self.body.len());
-            self.whole = Mark { fed, skipping: self.cutter.is_skipping(), discarded, body_len };
+            self.whole = Boundary { fed, skipping: self.cutter.is_skipping(), discarded, body_len };
         }
     }
 
@@ -111,12 +111,12 @@ impl Composer {
     }
 
     /// The last place at which no record was open.
-    pub fn whole(&self) -> Mark {
+    pub fn whole(&self) -> Boundary {
         self.whole
     }
 
     /// The last place at which no record was open, and the body up to there.
-    pub fn into_whole(mut self) -> (Mark, Bytes) {
+    pub fn into_whole(mut self) -> (Boundary, Bytes) {
         self.body.truncate(self.whole.body_len);
         (self.whole, self.body.into())
     }
@@ -135,19 +135,19 @@ mod tests {
         Composer::new(Cutter::new(Framing::Lines, max), Some(Multiline::new(&rules)))
     }
 
-    fn whole(input: &[u8], max: usize) -> (Mark, Vec<u8>) {
+    fn whole(input: &[u8], max: usize) -> (Boundary, Vec<u8>) {
         let mut composer = composer(max);
         composer.feed(input, false);
-        let (mark, body) = composer.into_whole();
-        (mark, body.to_vec())
+        let (boundary, body) = composer.into_whole();
+        (boundary, body.to_vec())
     }
 
     #[test]
     fn what_may_go_on_is_left_for_the_next_time() {
-        let (mark, body) = whole(b"one\n two\nthree\n fo", 100);
-        assert_eq!((mark.fed, &*body), (9, &b"one\n two\x1e"[..]));
-        let (mark, body) = whole(b"2026-11-21T08:00:00.1Z stdout F one\n2026-11-21T08:00:00.1Z stdout P t\n", 100);
-        assert_eq!((mark.fed, &*body), (36, &b"2026-11-21T08:00:00.1Z stdout F one\x1e"[..]));
+        let (boundary, body) = whole(b"one\n two\nthree\n fo", 100);
+        assert_eq!((boundary.fed, &*body), (9, &b"one\n two\x1e"[..]));
+        let (boundary, body) = whole(b"2026-11-21T08:00:00.1Z stdout F one\n2026-11-21T08:00:00.1Z stdout P t\n", 100);
+        assert_eq!((boundary.fed, &*body), (36, &b"2026-11-21T08:00:00.1Z stdout F one\x1e"[..]));
     }
 
     proptest! {
@@ -177,14 +177,14 @@ mod tests {
                     }
                     composer.into_whole()
                 };
-                let (mut mark, mut body) = compose(end, false);
-                if mark.fed == 0 {
-                    (mark, body) = compose(input.len(), true);
+                let (mut boundary, mut body) = compose(end, false);
+                if boundary.fed == 0 {
+                    (boundary, body) = compose(input.len(), true);
                 }
-                let (again, same) = compose(at + mark.fed, true);
-                prop_assert_eq!((&mark.fed, &body), (&again.fed, &same));
-                at += mark.fed;
-                skipping = mark.skipping;
+                let (again, same) = compose(at + boundary.fed, true);
+                prop_assert_eq!((&boundary.fed, &body), (&again.fed, &same));
+                at += boundary.fed;
+                skipping = boundary.skipping;
                 bodies.extend_from_slice(&body);
             }
             let records = |body: &[u8]| body.split(|&byte| byte == RECORD_END).map(<[u8]>::to_vec).collect::<Vec<_>>();

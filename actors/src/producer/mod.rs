@@ -49,7 +49,7 @@ impl Stage for Producer {
 
     async fn receive(&mut self, delivery: Delivery) -> Result<(), Exit> {
         kill_point("stage.producer");
-        let Delivery { stream: _, body, encoding, format, defaults, received_us, ack, reply } = delivery;
+        let Delivery { stream: _, body, encoding, format, defaults, received_us, mark, ack, reply } = delivery;
         self.bodies += 1;
         self.bytes += body.len() as u64;
         metrics::counter!("logweir_received_bytes_total").increment(body.len() as u64);
@@ -64,7 +64,7 @@ impl Stage for Producer {
                 }
             },
         };
-        let raw = RawChunk { body, format, defaults, received_us, ack, reply };
+        let raw = RawChunk { body, format, defaults, received_us, mark, ack, reply };
         if let Err(Closed(raw)) = self.context.waiting(self.parser.send(raw)).await {
             let _ = raw.reply.send(Err(Refusal::draining()));
         }

@@ -90,7 +90,7 @@ impl StreamSource {
             summary.discarded += self.discard("line_too_long", discarded.too_long);
             summary.discarded += self.discard("frame_incomplete", discarded.incomplete);
             if let Some(body) = composer.take_body() {
-                let parcel = Parcel { stream, body, defaults: self.defaults.clone(), key: None };
+                let parcel = Parcel { stream, body, defaults: self.defaults.clone(), mark: None };
                 match self.courier.deliver(&parcel).await {
                     Ok(records) => summary.records += records,
                     Err(refusal) => {

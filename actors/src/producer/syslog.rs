@@ -206,7 +206,7 @@ fn said_by(ip: IpAddr, port: Option<u16>) -> Defaults {
     if let Some(port) = port {
         attributes.push_str(&format!(",\"network.peer.port\":{port}"));
     }
-    Defaults { service: None, host: Some(address.into()), attributes: Some(attributes.into()) }
+    Defaults { host: Some(address.into()), attributes: Some(attributes.into()), ..Defaults::default() }
 }
 
 /// Datagrams that wait to be handed in.
@@ -307,7 +307,7 @@ async fn hand_in(courier: &Courier, stream: u64, datagrams: VecDeque<(IpAddr, By
             stream,
             body: body.into(),
             defaults: defaults.clone(),
-            key: None,
+            mark: None,
         })
     });
     join_all(parcels.map(|parcel| async move {

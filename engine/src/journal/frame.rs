@@ -11,12 +11,14 @@
 //!   from another journal or another segment is not a frame.
 //! - `durable_upto` is the highest sequence number known to be on disk when the frame was encoded. It
 //!   is what tells a torn write (nobody was promised it) from damage (somebody was).
+//! - Flag 1: the payload begins with a mark (key 16, position u64, time in microseconds i64), which its length and CRC cover.
 //! - The bytes are frozen by golden files.
 
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::marks::{Marked, REMEMBERED_BYTES};
 use super::{LaneId, LaneTail};
 use crate::codec::PAYLOAD_BYTES_MAX;
 
@@ -68,7 +70,12 @@ pub(super) struct FrameHeader {
     pub(super) durable_upto: u64,
     pub(super) lane_prev_seq: u64,
     pub(super) lane_records: u64,
+    /// The payload begins with a [`Mark`].
+    pub(super) marked: bool,
 }
+
+/// Bit of the header's flags.
+const MARKED: u8 = 1;
 
 impl FrameHeader {
     /// The header of a frame that belongs to no lane.
@@ -84,6 +91,7 @@ impl FrameHeader {
             durable_upto,
             lane_prev_seq: 0,
             lane_records: 0,
+            marked: false,
         }
     }
 
@@ -93,6 +101,7 @@ impl FrameHeader {
         bytes[4] = VERSION;
         bytes[5] = self.kind as u8;
         bytes[6] = self.codec;
+        bytes[7] = if self.marked { MARKED } else { 0 };
         bytes[8..10].copy_from_slice(&self.lane.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.records.to_le_bytes());
@@ -129,6 +138,7 @@ impl FrameHeader {
             durable_upto: u64_at(bytes, 32),
             lane_prev_seq: u64_at(bytes, 40),
             lane_records: u64_at(bytes, 48),
+            marked: bytes[7] & MARKED != 0,
         };
         // The CRC says that we wrote it; this says that we would.
         let sound = bytes[4] == VERSION && header.payload_len as usize <= PAYLOAD_BYTES_MAX && header.seq > 0;
@@ -161,13 +171,15 @@ pub(super) fn header_crc(bytes: &[u8; FRAME_HEADER_BYTES]) -> u32 {
 /// Payload of a START frame: what would be forgotten when the segments before it are removed.
 ///
 /// ```text
-/// run 16 | runs u32 | lanes u32 | run uuids, newest last, 16 each | lane u16, seq u64, records u64 each
+/// run 16 | runs u32 | lanes u32 | run uuids, newest last, 16 each | lane u16, seq u64, records u64 each | marks
+/// mark: key 16, position u64, time in microseconds i64, seq u64, lane u16 each, to the end
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Start {
     pub(super) run: Uuid,
     pub(super) runs: Vec<Uuid>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
+    pub(super) marks: Vec<Marked>,
 }
 
 const START_FIXED_BYTES: usize = 24;
@@ -175,7 +187,8 @@ const START_LANE_BYTES: usize = 18;
 
 impl Start {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len()));
+        let marks_bytes = self.marks.len() * REMEMBERED_BYTES;
+        let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len(), marks_bytes));
         bytes.extend_from_slice(self.run.as_bytes());
         bytes.extend_from_slice(&count(self.runs.len()).to_le_bytes());
         bytes.extend_from_slice(&count(self.lanes.len()).to_le_bytes());
@@ -187,6 +200,7 @@ impl Start {
             bytes.extend_from_slice(&tail.seq.to_le_bytes());
             bytes.extend_from_slice(&tail.records.to_le_bytes());
         }
+        self.marks.iter().for_each(|marked| marked.encode(&mut bytes));
         bytes
     }
 
@@ -194,10 +208,15 @@ impl Start {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (fixed, rest) = bytes.split_at_checked(START_FIXED_BYTES)?;
         let (runs, lanes) = (u32_at(fixed, 16) as usize, u32_at(fixed, 20) as usize);
-        if runs > RUNS_MAX || lanes > 1 << 16 || bytes.len() != Self::payload_bytes(runs, lanes) {
+        if runs > RUNS_MAX || lanes > 1 << 16 {
             return None;
         }
-        let (runs, lanes) = rest.split_at(runs * 16);
+        let marks_bytes = bytes.len().checked_sub(Self::payload_bytes(runs, lanes, 0))?;
+        if !marks_bytes.is_multiple_of(REMEMBERED_BYTES) {
+            return None;
+        }
+        let (runs, rest) = rest.split_at(runs * 16);
+        let (lanes, marks) = rest.split_at(lanes * START_LANE_BYTES);
         let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).ok();
         Some(Self {
             run: uuid(&fixed[..16])?,
@@ -209,12 +228,13 @@ impl Start {
                     (u16::from_le_bytes([lane[0], lane[1]]), tail)
                 })
                 .collect(),
+            marks: marks.chunks_exact(REMEMBERED_BYTES).map(Marked::decode).collect::<Option<_>>()?,
         })
     }
 
-    /// Bytes of the payload for so many runs and lanes.
-    pub(super) fn payload_bytes(runs: usize, lanes: usize) -> usize {
-        START_FIXED_BYTES + runs * 16 + lanes * START_LANE_BYTES
+    /// Bytes of the payload for so many runs and lanes, and so many bytes of marks.
+    pub(super) fn payload_bytes(runs: usize, lanes: usize, marks_bytes: usize) -> usize {
+        START_FIXED_BYTES + runs * 16 + lanes * START_LANE_BYTES + marks_bytes
     }
 }
 
@@ -233,6 +253,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::journal::Mark;
 
     fn header() -> FrameHeader {
         FrameHeader {
@@ -246,6 +267,7 @@ pub(super) mod tests {
             durable_upto: 8,
             lane_prev_seq: 4,
             lane_records: 11,
+            marked: false,
         }
     }
 
@@ -259,6 +281,8 @@ pub(super) mod tests {
         let seed = Seed::new(Uuid::from_u128(1), 5);
         let bytes = header().encode(seed);
         assert_eq!(FrameHeader::decode(&bytes, seed), Some(header()));
+        let marked = FrameHeader { marked: true, ..header() };
+        assert_eq!(FrameHeader::decode(&marked.encode(seed), seed), Some(marked));
         assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(1), 6)), None);
         assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(2), 5)), None);
         assert_eq!(FrameHeader::decode(&bytes[..63], seed), None);
@@ -288,10 +312,13 @@ pub(super) mod tests {
             run: Uuid::from_u128(3),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
+            marks: vec![Marked { mark: Mark { key: [7; 16], position: 9, at_us: 1 }, lane: 9, seq: 6 }],
         };
         let mut bytes = start.encode();
-        assert_eq!(Start::decode(&bytes), Some(start));
-        for end in 0..bytes.len() {
+        assert_eq!(Start::decode(&bytes), Some(start.clone()));
+        let without = bytes.len() - REMEMBERED_BYTES;
+        assert_eq!(Start::decode(&bytes[..without]), Some(Start { marks: vec![], ..start }));
+        for end in (0..bytes.len()).filter(|&end| end != without) {
             assert_eq!(Start::decode(&bytes[..end]), None);
         }
         bytes.push(0);
@@ -306,6 +333,7 @@ pub(super) mod tests {
             run: Uuid::from_u128(3),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
+            marks: vec![],
         };
         let frames = [
             (header(), b"abc".to_vec(), include_str!("../../tests/golden/frame-data.hex")),

@@ -18,6 +18,7 @@
 //! - Memory does not grow with the journal: it is one window per reader, and per segment its lanes.
 
 mod frame;
+mod marks;
 mod segment;
 mod state;
 mod writer;
@@ -42,10 +43,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 
 pub use self::check::{Report, SegmentReport, check, dump, repair};
+pub use self::marks::{Mark, Marked, WINDOW};
 pub use self::reader::LaneReader;
 
 use self::frame::{FrameHeader, Kind};
 use self::keeper::Keeper;
+use self::marks::Marks;
 use self::reader::View;
 use self::recover::{SEAL_BYTES, Segment};
 use self::segment::{At, Dir, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, make_zeros};
@@ -173,6 +176,9 @@ pub enum AppendError {
     /// The journal has been sealed.
     #[error("the journal is sealed")]
     Sealed,
+    /// A frame with the same mark was taken before.
+    #[error("the same was taken before")]
+    Repeated,
 }
 
 /// What an append was given, at once.
@@ -188,6 +194,21 @@ pub struct Appended {
     pub payload_crc: u32,
     /// [`Journal::generation`] when it was given.
     pub generation: u64,
+}
+
+/// One data frame on its way in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewFrame {
+    /// Lane.
+    pub lane: LaneId,
+    /// How to decode the payload.
+    pub codec: u8,
+    /// Records in it.
+    pub records: u32,
+    /// What tells it from a repetition, where something does.
+    pub mark: Option<Mark>,
+    /// The payload.
+    pub payload: Vec<u8>,
 }
 
 /// One data frame read back.
@@ -364,7 +385,7 @@ impl Journal {
         segment_bytes: u64,
         opened: recover::Opened,
     ) -> (Self, Writer, Keeper) {
-        let recover::Opened { recovered, segments, active, number, run_seq, crc_last, full } = opened;
+        let recover::Opened { recovered, segments, marks, active, number, run_seq, crc_last, full } = opened;
         let newest = &segments[&number];
         let cursor = Cursor {
             seq: run_seq,
@@ -394,6 +415,7 @@ impl Journal {
             refuses: full.then_some(AppendError::DiskFull),
             segments,
             settled: BTreeMap::new(),
+            marks: Marks::new(segment_bytes, marks),
             spare: Spare::Missing,
             ballast_now,
             generation: 0,
@@ -476,17 +498,40 @@ impl Journal {
         payload: Vec<u8>,
         on_durable: OnDurable,
     ) -> Result<Appended, AppendError> {
-        let bytes = payload.len();
+        self.append_frame(credit, NewFrame { lane, codec, records, mark: None, payload }, on_durable)
+    }
+
+    /// As [`Journal::append`]; a frame with a mark is taken once, and needs [`Mark::BYTES`] more of credit.
+    ///
+    /// # Errors
+    /// [`AppendError::Repeated`] if its mark is known: ask [`Journal::marked`] for the frame that was there before.
+    /// Otherwise as there.
+    pub fn append_frame(
+        &self,
+        credit: AppendCredit,
+        mut frame: NewFrame,
+        on_durable: OnDurable,
+    ) -> Result<Appended, AppendError> {
+        if let Some(mark) = frame.mark {
+            frame.payload.splice(..0, mark.encode());
+        }
+        let bytes = frame.payload.len();
         let fits = if bytes > credit.bytes { Err(AppendError::TooLarge { bytes }) } else { Ok(()) };
         // Checksummed here, on the caller's core and outside the mutex.
-        let payload_crc = crc32c::crc32c(&payload);
+        let payload_crc = crc32c::crc32c(&frame.payload);
         let mut waiter = Some((on_durable, credit));
-        let appended =
-            fits.and_then(|()| self.handle.shared.append(lane, codec, records, payload, payload_crc, &mut waiter));
+        let appended = fits.and_then(|()| self.handle.shared.append(frame, payload_crc, &mut waiter));
         if let (Err(reason), Some((on_durable, _))) = (&appended, waiter) {
             on_durable(Err(reason.clone()));
         }
         appended
+    }
+
+    /// The newest frame with the mark of `key`, and whether it is durable.
+    #[must_use]
+    pub fn marked(&self, key: &[u8; 16]) -> Option<(Marked, bool)> {
+        let state = self.handle.shared.state();
+        state.marks.of(key).map(|marked| (marked, marked.seq <= state.written.seq))
     }
 
     /// Whether an append would be refused now, and why. What readiness and intake ask.
@@ -666,6 +711,7 @@ impl Shared {
             AppendError::TooLarge { .. } => "too_large",
             AppendError::Poisoned(_) => "poisoned",
             AppendError::Sealed => "sealed",
+            AppendError::Repeated => "repeated",
         };
         metrics::counter!("logweir_journal_refused_total", "reason" => label).increment(1);
         if *reason == AppendError::DiskFull {
@@ -675,16 +721,14 @@ impl Shared {
 
     fn append(
         &self,
-        lane: LaneId,
-        codec: u8,
-        records: u32,
-        payload: Vec<u8>,
+        frame: NewFrame,
         payload_crc: u32,
         waiter: &mut Option<(OnDurable, AppendCredit)>,
     ) -> Result<Appended, AppendError> {
+        let NewFrame { lane, codec, records, mark, payload } = frame;
         let mut state = self.state();
         let placed =
-            state.place(lane, records, payload.len(), payload_crc).inspect_err(|reason| self.refused(reason))?;
+            state.place(lane, records, payload.len(), payload_crc, mark).inspect_err(|reason| self.refused(reason))?;
         let queue = locked(&self.queue);
         let Some(queue) = queue.as_ref() else { return Err(AppendError::Sealed) };
         if let Some((place, seq, start)) = placed.start {
@@ -703,6 +747,7 @@ impl Shared {
             durable_upto: 0,
             lane_prev_seq: appended.lane_prev_seq,
             lane_records: appended.lane_records,
+            marked: mark.is_some(),
         };
         let bytes = self.queue_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed) + payload.len() as u64;
         metrics::gauge!("logweir_journal_queue_bytes").set(bytes as f64);

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::frame::{FrameHeader, Kind, Seed};
+use super::marks::Mark;
 use super::scan::{Found, Payloads, Scanner};
 use super::{Frame, LaneId, Shared};
 
@@ -139,7 +140,10 @@ fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
 }
 
 /// A frame as the outside sees it.
-pub(super) fn frame(header: &FrameHeader, payload: Vec<u8>) -> Frame {
+pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
+    if header.marked {
+        payload.drain(..Mark::BYTES.min(payload.len()));
+    }
     Frame {
         seq: header.seq,
         lane: header.lane,

@@ -22,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 use uuid::Uuid;
 
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, RUNS_MAX, Seed, Start, frame_bytes, header_crc, push_frame};
+use super::marks::{Marked, Marks};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, adopt_spare,
@@ -51,6 +52,7 @@ pub(super) struct Segment {
 pub(super) struct Opened {
     pub(super) recovered: Recovered,
     pub(super) segments: BTreeMap<u64, Segment>,
+    pub(super) marks: Vec<Marked>,
     /// The new segment, open for writing.
     pub(super) active: File,
     pub(super) number: u64,
@@ -75,7 +77,8 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     }
 
     let runs = runs_before(found.start.as_ref(), segment_bytes);
-    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone() };
+    let marks = Marks::new(segment_bytes, found.marks).list();
+    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), marks };
     let fresh = found.segments.is_empty() && found.number_last == 0;
     let jump = if fresh { 1 } else { SEQ_JUMP.saturating_mul(1 + 2 * found.unreadable) };
     let run_seq = found.seq_last.saturating_add(jump);
@@ -129,6 +132,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
             damage: found.damage,
         },
         segments,
+        marks: start.marks,
         active: new.file,
         number,
         run_seq,

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use memchr::memmem::Finder;
 
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
+use super::marks::Mark;
 use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_KEPT, ZEROS};
 
 /// Window for reading everything.
@@ -144,6 +145,14 @@ impl Scanner {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The mark that a frame's payload begins with.
+    pub(super) fn mark(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<Mark>> {
+        if !header.marked {
+            return Ok(None);
+        }
+        self.window.get(offset + FRAME_HEADER_BYTES as u64, Mark::BYTES, self.end).map(Mark::decode)
     }
 
     /// Hands the payload over in pieces that fit the window.

@@ -37,12 +37,11 @@ pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
 pub(super) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// The smallest: a START frame of 1024 runs and a few hundred lanes leaves most of it for data.
 pub(super) const SEGMENT_BYTES_MIN: u64 = 64 << 10;
-/// The format that this program writes, and the newest that it reads. Version 2 knows reused files.
-pub(super) const FORMAT_VERSION: u16 = 2;
-/// What a reader must understand to read a file that was not used before.
-pub(super) const MIN_READER_VERSION: u16 = 1;
-/// And one that was: an older reader would take what lies behind the newest frame for a torn write.
-pub(super) const MIN_READER_VERSION_REUSED: u16 = 2;
+/// The format that this program writes, and the newest that it reads. Version 2 knows reused files: an older reader would
+/// take what lies behind the newest frame for a torn write. Version 3 knows marks: an older one would take them for payload.
+pub(super) const FORMAT_VERSION: u16 = 3;
+/// What a reader must understand to read a file of ours.
+pub(super) const MIN_READER_VERSION: u16 = 3;
 /// Written behind each group, in the same write, as far as the file has room; the next group goes over it.
 pub(super) const TERMINATOR: [u8; FRAME_HEADER_BYTES] = [0; FRAME_HEADER_BYTES];
 /// As much of a torn write is kept aside where older bytes lie behind it: about a group.
@@ -351,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_reused_file_says_so_and_older_readers_keep_away() {
-        let reused = SegmentHeader { reused: true, min_reader_version: MIN_READER_VERSION_REUSED, ..header() };
+        let reused = SegmentHeader { reused: true, min_reader_version: 2, ..header() };
         assert_eq!(SegmentHeader::decode(&reused.encode()), Some(reused));
     }
 

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::frame::{FRAME_ALIGN, Start, frame_bytes};
+use super::marks::{Mark, Marked, Marks};
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
 use super::{AppendError, Appended, LaneId, LaneTail};
@@ -86,6 +87,7 @@ pub(super) struct State {
     pub(super) refuses: Option<AppendError>,
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) settled: BTreeMap<LaneId, u64>,
+    pub(super) marks: Marks,
     pub(super) spare: Spare,
     /// Bytes of the ballast file as it is.
     pub(super) ballast_now: u64,
@@ -123,15 +125,19 @@ impl State {
         Ok(())
     }
 
-    /// Gives a frame its place in the order.
+    /// Gives a frame its place in the order, unless it has a mark that says that it was there before.
     pub(super) fn place(
         &mut self,
         lane: LaneId,
         records: u32,
         payload_len: usize,
         payload_crc: u32,
+        mark: Option<Mark>,
     ) -> Result<Placed, AppendError> {
         self.check_room(payload_len)?;
+        if mark.is_some_and(|mark| self.marks.repeated(&mark).is_some()) {
+            return Err(AppendError::Repeated);
+        }
         if self.given.seq + 2 > SEQ_MAX {
             return Err(AppendError::Poisoned("the sequence numbers are used up".to_owned()));
         }
@@ -152,6 +158,9 @@ impl State {
             generation: self.generation,
         };
         let place = self.take(payload_len);
+        if let Some(mark) = mark {
+            self.marks.give(Marked { mark, lane, seq: appended.seq });
+        }
         Ok(Placed { start, place, appended })
     }
 
@@ -167,7 +176,8 @@ impl State {
 
     /// The frame that opens a segment: it carries what would go with the segments before it.
     fn start_frame(&mut self) -> (Place, u64, Vec<u8>) {
-        let start = Start { run: self.run, runs: self.runs.clone(), lanes: self.given.lanes.clone() }.encode();
+        let (runs, lanes, marks) = (self.runs.clone(), self.given.lanes.clone(), self.marks.list());
+        let start = Start { run: self.run, runs, lanes, marks }.encode();
         self.given.seq += 1;
         (self.take(start.len()), self.given.seq, start)
     }
@@ -186,7 +196,8 @@ impl State {
     /// The largest payload that a new segment takes.
     fn payload_max(&self) -> usize {
         // One lane more than now: the frame may be its first.
-        let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.given.lanes.len() + 1));
+        let marks_bytes = self.marks.bytes_max();
+        let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.given.lanes.len() + 1, marks_bytes));
         let taken = SEGMENT_HEADER_BYTES as u64 + start + frame_bytes(0) + SEAL_BYTES;
         let room = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
         (room & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
@@ -231,6 +242,7 @@ impl State {
             segment.end = offset;
             segment.lanes.extend(lanes.iter().map(|(lane, tail)| (*lane, tail.seq)));
         }
+        self.marks.written(seq);
         self.written.seq = seq;
         self.written.offset = offset;
         self.written.lanes.extend(lanes);
@@ -239,6 +251,7 @@ impl State {
     /// The queue is empty and nothing is taken: what was given out and not written never was.
     pub(super) fn fall_back(&mut self) {
         self.given = self.written.clone();
+        self.marks.fall_back();
         self.generation += 1;
     }
 
@@ -307,6 +320,7 @@ mod tests {
             refuses: None,
             segments: BTreeMap::from([(1, segment(segment_bytes))]),
             settled: BTreeMap::new(),
+            marks: Marks::new(segment_bytes, vec![]),
             spare: Spare::Ready,
             ballast_now: 0,
             generation: 0,
@@ -316,9 +330,9 @@ mod tests {
     #[test]
     fn a_lane_counts_its_records_and_knows_its_frame_before() {
         let mut state = state(1 << 16, 1 << 20);
-        let first = state.place(3, 10, 100, 0).ok().unwrap().appended;
-        let other = state.place(4, 1, 100, 0).ok().unwrap().appended;
-        let second = state.place(3, 5, 100, 0).ok().unwrap().appended;
+        let first = state.place(3, 10, 100, 0, None).ok().unwrap().appended;
+        let other = state.place(4, 1, 100, 0, None).ok().unwrap().appended;
+        let second = state.place(3, 5, 100, 0, None).ok().unwrap().appended;
         assert_eq!((first.seq, first.lane_prev_seq, first.lane_records), (2, 0, 10));
         assert_eq!((other.seq, other.lane_prev_seq, other.lane_records), (3, 0, 1));
         assert_eq!((second.seq, second.lane_prev_seq, second.lane_records), (4, 2, 15));
@@ -327,8 +341,8 @@ mod tests {
     #[test]
     fn a_new_segment_opens_with_a_start_that_takes_a_sequence_number() {
         let mut state = state(1 << 16, 1 << 20);
-        state.place(0, 1, 60_000, 0).ok().unwrap();
-        let placed = state.place(0, 1, 60_000, 0).ok().unwrap();
+        state.place(0, 1, 60_000, 0, None).ok().unwrap();
+        let placed = state.place(0, 1, 60_000, 0, None).ok().unwrap();
         let (place, seq, payload) = placed.start.unwrap();
         assert_eq!((place, seq), (Place { segment: 2, offset: 96 }, 3));
         assert_eq!(Start::decode(&payload).unwrap().lanes[&0], LaneTail { seq: 2, records: 1 });
@@ -341,9 +355,9 @@ mod tests {
         // Active, one more and the spare: three segments.
         let mut state = state(1 << 16, 3 << 16);
         for _ in 0..2 {
-            state.place(0, 1, 60_000, 0).ok().unwrap();
+            state.place(0, 1, 60_000, 0, None).ok().unwrap();
         }
-        assert_eq!(state.place(0, 1, 60_000, 0).err(), Some(AppendError::Quota));
+        assert_eq!(state.place(0, 1, 60_000, 0, None).err(), Some(AppendError::Quota));
         assert_eq!(state.check_room(1), Err(AppendError::Quota), "small ones are refused alike");
         state.enlist(2, segment(1 << 16));
         state.advance(4, 60_000, &BTreeMap::from([(0, LaneTail { seq: 4, records: 2 })]));
@@ -388,22 +402,22 @@ mod tests {
     fn sequence_numbers_end_before_a_signed_column_does() {
         let mut state = state(1 << 16, 1 << 20);
         state.given.seq = SEQ_MAX - 2;
-        assert!(state.place(0, 1, 1, 0).is_ok());
-        assert!(matches!(state.place(0, 1, 1, 0), Err(AppendError::Poisoned(_))));
+        assert!(state.place(0, 1, 1, 0, None).is_ok());
+        assert!(matches!(state.place(0, 1, 1, 0, None), Err(AppendError::Poisoned(_))));
     }
 
     #[test]
     fn what_was_given_out_and_not_written_falls_back() {
         let mut state = state(1 << 16, 1 << 20);
         let before = state.given.clone();
-        state.place(0, 7, 60_000, 0).ok().unwrap();
-        state.place(0, 7, 60_000, 0).ok().unwrap();
+        state.place(0, 7, 60_000, 0, None).ok().unwrap();
+        state.place(0, 7, 60_000, 0, None).ok().unwrap();
         state.fall_back();
         assert_eq!(state.given, before);
         // Into the new segment, but its first group finds no room: the next one still opens with a START.
-        state.place(0, 7, 60_000, 0).ok().unwrap();
+        state.place(0, 7, 60_000, 0, None).ok().unwrap();
         state.enlist(2, segment(1 << 16));
         state.fall_back();
-        assert!(state.place(0, 7, 100, 0).ok().unwrap().start.is_some());
+        assert!(state.place(0, 7, 100, 0, None).ok().unwrap().start.is_some());
     }
 }

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::frame::{FrameHeader, Kind, Seed, Start};
+use super::marks::Marked;
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_KEPT, ZEROS};
 use super::{Damage, LaneId, LaneTail, OpenError};
@@ -90,6 +91,8 @@ pub(super) struct Survey {
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
     /// Newest START.
     pub(super) start: Option<Start>,
+    /// Marks of frames, and those that STARTs remember; some of them more than once.
+    pub(super) marks: Vec<Marked>,
     /// Highest sequence number that a frame was found or is known to have.
     pub(super) seq_last: u64,
     /// Highest number that a file has.
@@ -329,6 +332,10 @@ impl Survey {
                 *newest = tail;
             }
         }
+        // The newest START repeats what the ones before it knew, and knows what was forgotten since.
+        let first = start.marks.first().map_or(u64::MAX, |marked| marked.seq);
+        self.marks.retain(|marked| marked.seq >= first);
+        self.marks.extend(&start.marks);
         self.start = Some(start);
     }
 }
@@ -512,6 +519,9 @@ impl Walk<'_> {
                 let newest = self.survey.lanes.entry(header.lane).or_default();
                 if tail.seq > newest.seq {
                     *newest = tail;
+                }
+                if let Some(mark) = self.scanner.mark(header, offset)? {
+                    self.survey.marks.push(Marked { mark, lane: header.lane, seq: header.seq });
                 }
             }
             Kind::Start => match self.scanner.payload(header, offset)?.as_deref().and_then(Start::decode) {

@@ -22,8 +22,8 @@ use uuid::Uuid;
 use super::frame::{FrameHeader, Kind, Seed, header_crc, push_frame};
 use super::recover::Segment;
 use super::segment::{
-    FORMAT_VERSION, MIN_READER_VERSION, MIN_READER_VERSION_REUSED, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR,
-    enlist_spare, is_full, sync_data, write_zeros,
+    FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR, enlist_spare, is_full,
+    sync_data, write_zeros,
 };
 use super::state::Place;
 use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, SpareFile, locked};
@@ -202,7 +202,7 @@ impl Writer {
         let SpareFile { file, reused } = shared.take_spare(&mut spare).map_err(Failed::from("make a segment"))?;
         let header = SegmentHeader {
             format_version: FORMAT_VERSION,
-            min_reader_version: if reused { MIN_READER_VERSION_REUSED } else { MIN_READER_VERSION },
+            min_reader_version: MIN_READER_VERSION,
             reused,
             writer: self.writer,
             number,

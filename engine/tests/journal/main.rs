@@ -7,6 +7,7 @@ mod damage;
 mod reuse;
 mod model;
 mod golden;
+mod marks;
 #[cfg(feature = "faults")]
 mod child;
 #[cfg(feature = "faults")]

@@ -171,8 +171,8 @@ impl Tally {
         if self.maybe_doubled > 0 {
             writeln!(
                 out,
-                "{} bodies were sent again after their answer was lost: their records may be in twice, unless the server \
-                 knows the Idempotency-Key",
+                "{} bodies were sent again after their answer was lost: their records are in twice if they went to another \
+                 process than before, which does not know their Idempotency-Key",
                 self.maybe_doubled
             )?;
         }

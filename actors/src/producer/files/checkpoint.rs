@@ -2,7 +2,7 @@
 //!
 //! - An offset moves only with what is acknowledged.
 //! - Before bytes are handed in, their range is written down (`sending`). After a crash exactly this range is handed in
-//!   again, under the same key, so that whoever keeps keys can tell that it is the same.
+//!   again with the same [`Mark`](logweir_engine::journal::Mark), so that the journal can tell whether it has it.
 //! - The file is replaced as a whole: written beside, fsynced, renamed, directory fsynced.
 
 use std::fs::{self, File};
@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Its name in `data_dir`.
 pub const NAME: &str = "files.json";
@@ -30,7 +31,7 @@ pub struct Position {
     /// Its inode: a file that is renamed is the same file.
     pub ino: u64,
     /// Another number for each new content, however often an inode is used again.
-    pub incarnation: u64,
+    pub incarnation: Uuid,
     /// Where it was last.
     pub path: PathBuf,
     /// Where it was first: what its records say.

@@ -3,7 +3,7 @@
 //!
 //! One round after the other: read a piece of some files, write down what is on its way, hand it in, and move the offsets of
 //! what is acknowledged. So memory is bounded by the round, files are read in turn, and after a crash exactly one round is
-//! handed in again. Files are looked at every `files.poll_ms`: that works on every volume, which inotify does not.
+//! handed in again, with marks by which the journal knows it: each line is stored once. Files are looked at every `files.poll_ms`: that works on every volume, which inotify does not.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -121,7 +121,7 @@ async fn hand_in(courier: &Courier, piece: &Piece) -> bool {
     let is_final = !matches!(refusal.kind, RefusalKind::Busy | RefusalKind::Unavailable);
     if is_final {
         tracing::error!(
-            key = piece.parcel.key,
+            file = %piece.incarnation,
             reason = refusal.reason,
             "a piece of a file is not stored: {}",
             refusal.detail

@@ -15,10 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use logweir_engine::clock::wall_us;
+use logweir_engine::journal::Mark;
+use uuid::Uuid;
+
 use super::super::container;
 use super::super::courier::{Parcel, discard};
 use super::super::framing::{Cutter, Framing};
-use super::super::lines::{Composer, Discarded, Mark};
+use super::super::lines::{Boundary, Composer, Discarded};
 use super::super::multiline::Multiline;
 use super::checkpoint::{Checkpoint, Former, Head, Position, Sending};
 use crate::message::Defaults;
@@ -99,7 +103,7 @@ struct Tailed {
 #[derive(Debug)]
 pub struct Piece {
     /// The file, by its incarnation.
-    pub incarnation: u64,
+    pub incarnation: Uuid,
     /// The body.
     pub parcel: Parcel,
 }
@@ -161,7 +165,7 @@ impl Tailer {
     }
 
     /// The body of this file was taken, or will never be (then its records are counted as discarded).
-    pub fn settle(&mut self, incarnation: u64) {
+    pub fn settle(&mut self, incarnation: Uuid) {
         let Some(tailed) = self.files.iter_mut().find(|tailed| tailed.position.incarnation == incarnation) else {
             return;
         };
@@ -253,7 +257,7 @@ impl Tailer {
         let mut position = Position {
             dev: metadata.dev(),
             ino: metadata.ino(),
-            incarnation: rand::random(),
+            incarnation: Uuid::new_v4(),
             offset: if self.is_first && self.settings.from_end { metadata.size() } else { 0 },
             origin: path.clone(),
             path,
@@ -317,10 +321,10 @@ impl Tailer {
         if again.is_some() || (is_quiet && reaches_end) || (!reaches_end && composer.whole().fed == 0) {
             composer.close();
         }
-        let (mark, body) = composer.into_whole();
+        let (boundary, body) = composer.into_whole();
         tailed.looked = Some((size, is_quiet)).filter(|_| reaches_end);
-        let piece = tailed.take(mark, body, again)?;
-        self.is_dirty |= piece.is_none() && mark.fed > 0;
+        let piece = tailed.take(boundary, body, again)?;
+        self.is_dirty |= piece.is_none() && boundary.fed > 0;
         Ok(piece)
     }
 
@@ -403,7 +407,7 @@ impl Tailed {
             }
             let former = Former { offset: position.offset, skipping: position.skipping, head: position.head };
             *position = Position {
-                incarnation: rand::random(),
+                incarnation: Uuid::new_v4(),
                 offset: 0,
                 skipping: false,
                 head: Head::default(),
@@ -436,18 +440,18 @@ impl Tailed {
         Ok(window)
     }
 
-    /// Writes down that the bytes up to `mark` are on their way; those without a record are done with at once.
-    fn take(&mut self, mark: Mark, body: bytes::Bytes, again: Option<Sending>) -> io::Result<Option<Piece>> {
-        if mark.fed == 0 && again.is_none() {
+    /// Writes down that the bytes up to `boundary` are on their way; those without a record are done with at once.
+    fn take(&mut self, boundary: Boundary, body: bytes::Bytes, again: Option<Sending>) -> io::Result<Option<Piece>> {
+        if boundary.fed == 0 && again.is_none() {
             return Ok(None);
         }
-        let end = self.position.offset + mark.fed as u64;
+        let end = self.position.offset + boundary.fed as u64;
         let head = match &self.file {
             Some(file) if self.position.head.len < HEAD_BYTES => read_head(file, end.min(HEAD_BYTES))?,
             _ => self.position.head,
         };
-        self.discarded = mark.discarded;
-        let sending = again.unwrap_or(Sending { end, skipping: mark.skipping, head });
+        self.discarded = boundary.discarded;
+        let sending = again.unwrap_or(Sending { end, skipping: boundary.skipping, head });
         if body.is_empty() {
             let position = &mut self.position;
             (position.offset, position.skipping, position.head) = (sending.end, sending.skipping, sending.head);
@@ -455,13 +459,14 @@ impl Tailed {
             self.count_discarded();
             return Ok(None);
         }
-        let Position { incarnation, offset, .. } = self.position;
+        let incarnation = self.position.incarnation;
         self.position.sending = Some(sending);
         let parcel = Parcel {
             stream: self.stream,
             body,
             defaults: self.defaults.clone(),
-            key: Some(format!("file-{incarnation:016x}-{offset}-{}", sending.end)),
+            // The same in every life of the process, and higher with each piece.
+            mark: Some(Mark { key: incarnation.into_bytes(), position: sending.end, at_us: wall_us() }),
         };
         Ok(Some(Piece { incarnation, parcel }))
     }
@@ -556,5 +561,6 @@ fn defaults(path: &Path, host: &str) -> Defaults {
         service: container.map(|container| container.name.into()),
         host: (!host.is_empty()).then(|| host.into()),
         attributes: Some(attributes.into()),
+        ..Defaults::default()
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn copy<'a>(
     Ok((sent, counted))
 }
 
-/// What [`copy`] sends, without a server.
+/// What [`copy`] sends before the two bytes at the end, without a server.
 pub(in crate::store) fn pieces<'a>(rows: impl Iterator<Item = Row<'a>>) -> impl Iterator<Item = Bytes> {
     let mut encoder = Encoder::new();
     let mut rows = rows;

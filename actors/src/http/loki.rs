@@ -1,0 +1,55 @@
+//! `POST /loki/api/v1/push`: 204 for what is stored.
+//!
+//! - A body of `application/json` is JSON; anything else is protobuf in a snappy block, as Loki has it.
+//! - Errors are plain text, as Loki's are. A line above the limit is discarded and told with 400; the others of that body
+//!   are stored, and the text says so.
+
+use actix_web::http::header::HeaderMap;
+use actix_web::{HttpRequest, web};
+
+use super::Shared;
+use super::answer::{Answer, Refused};
+use super::intake::take;
+use super::parameters::Parameters;
+use crate::message::{Encoding, Format, ParseReport};
+
+/// The handler.
+pub async fn push(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
+    match stored(&shared, &request, payload).await {
+        Ok(report) if report.rejected == 0 => Answer::empty(204),
+        Ok(report) => {
+            let first = report.errors.iter().find(|error| error.error.starts_with("discarded"));
+            let detail = first.map_or(String::new(), |error| format!("; entry {}: {}", error.line, error.error));
+            text(400, format!("{} lines are stored, {} are not{detail}", report.accepted, report.rejected))
+        }
+        Err(refused) => refusal(refused.counted(), request.headers()),
+    }
+}
+
+async fn stored(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<ParseReport, Refused> {
+    let (mut parameters, _) = Parameters::read(request, &shared.config)?;
+    if is_json(request.headers()) {
+        parameters.format = Format::LokiJson;
+    } else {
+        parameters.format = Format::LokiProtobuf;
+        if parameters.encoding == Encoding::Identity {
+            parameters.encoding = Encoding::Snappy;
+        }
+    }
+    take(shared, request, payload, parameters).await.map(|receipt| receipt.report)
+}
+
+/// Whether the body is announced as JSON.
+pub fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// A refusal as Loki writes them.
+pub fn refusal(refused: Refused, _: &HeaderMap) -> Answer {
+    text(refused.status, format!("{}: {}", refused.reason, refused.detail)).of(&refused)
+}
+
+fn text(status: u16, text: String) -> Answer {
+    Answer::body(status, "text/plain; charset=utf-8", text + "\n")
+}

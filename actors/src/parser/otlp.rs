@@ -1,0 +1,489 @@
+//! OpenTelemetry's logs, as protobuf and as JSON.
+//!
+//! - `service.name` and `host.name` of the resource are the record's service and host. Every other attribute keeps its
+//!   name, whether it is the resource's, the scope's or the record's own; the inner one counts where two have one name.
+//! - A text body is the message; any other is the message as JSON text. Trace and span ids are hexadecimal attributes.
+//! - A record's time is `time`, else `observed_time`, else that of its arrival.
+//! - Resources, scopes and records are walked through, never built: a record takes memory while it is read.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use logweir_engine::record::{Record, Severity};
+
+use super::loki::full;
+use super::sink::{NAME_BYTES_MAX, Sink};
+use super::text::{Sanitised, clean, mend_escapes, push_json_string, push_member};
+use super::walk::{elements, given, members, string};
+use super::wire::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
+
+/// Parses an `ExportLogsServiceRequest` in protobuf.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
+    let mut draft = Draft::default();
+    each_bytes(body, 1, |resource_logs| {
+        sink.envelope.clear();
+        let resource = last_bytes(resource_logs, 1)?;
+        check_size("resource", resource.len(), line_bytes_max)?;
+        each_bytes(resource, 1, |attribute| resource_attribute(attribute, sink))?;
+        let of_resource = sink.envelope.attributes.len();
+        each_bytes(resource_logs, 2, |scope_logs| {
+            sink.envelope.attributes.truncate(of_resource);
+            let scope = last_bytes(scope_logs, 1)?;
+            check_size("scope", scope.len(), line_bytes_max)?;
+            scope_protobuf(scope, sink)?;
+            each_bytes(scope_logs, 2, |record| {
+                sink.line += 1;
+                if record.len() > line_bytes_max {
+                    sink.discard_too_long(record.len(), line_bytes_max);
+                    return Ok(());
+                }
+                draft.clear();
+                draft.read_protobuf(record, &mut sink.sanitised)?;
+                draft.push(sink);
+                full(sink)
+            })
+        })
+    })
+}
+
+/// Parses an `ExportLogsServiceRequest` in JSON.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
+    let mut draft = Draft::default();
+    each_element(text, ["resourceLogs", "resource_logs"], |resource_logs| {
+        sink.envelope.clear();
+        let resource = member(resource_logs, ["resource", "resource"])?;
+        check_size("resource", resource.len(), line_bytes_max)?;
+        each_element(resource, ["attributes", "attributes"], |attribute| resource_attribute_json(attribute, sink))?;
+        let of_resource = sink.envelope.attributes.len();
+        each_element(resource_logs, ["scopeLogs", "scope_logs"], |scope_logs| {
+            sink.envelope.attributes.truncate(of_resource);
+            let scope = member(scope_logs, ["scope", "scope"])?;
+            check_size("scope", scope.len(), line_bytes_max)?;
+            scope_json(scope, sink)?;
+            each_element(scope_logs, ["logRecords", "log_records"], |record| {
+                sink.line += 1;
+                if record.len() > line_bytes_max {
+                    sink.discard_too_long(record.len(), line_bytes_max);
+                    return Ok(());
+                }
+                draft.clear();
+                draft.read_json(record, &mut sink.sanitised)?;
+                draft.push(sink);
+                full(sink)
+            })
+        })
+    })
+}
+
+fn check_size(what: &str, bytes: usize, bytes_max: usize) -> Result<(), String> {
+    let too_large = || format!("a {what} of {bytes} bytes is above http.line_bytes_max of {bytes_max}");
+    (bytes <= bytes_max).then_some(()).ok_or_else(too_large)
+}
+
+/// What is known of the record that is being read; its memory is used again for the next.
+#[derive(Default)]
+struct Draft {
+    time_ns: u64,
+    observed_ns: u64,
+    number: u64,
+    severity_text: String,
+    message: String,
+    /// Members of a JSON object.
+    attributes: String,
+    buffer: String,
+}
+
+impl Draft {
+    fn clear(&mut self) {
+        (self.time_ns, self.observed_ns, self.number) = (0, 0, 0);
+        for text in [&mut self.severity_text, &mut self.message, &mut self.attributes] {
+            text.clear();
+        }
+    }
+
+    fn read_protobuf(&mut self, record: &[u8], counts: &mut Sanitised) -> Result<(), String> {
+        for field in fields(record) {
+            match field? {
+                (1, Value::Fixed64(nanos)) => self.time_ns = nanos,
+                (11, Value::Fixed64(nanos)) => self.observed_ns = nanos,
+                (2, Value::Varint(number)) => self.number = number,
+                (3, Value::Bytes(text)) => assign(&mut self.severity_text, &clean(text, counts)),
+                (5, Value::Bytes(body)) => self.body_protobuf(body, counts)?,
+                (6, Value::Bytes(attribute)) => key_value(&mut self.attributes, attribute, 0, counts)?,
+                (7, Value::Varint(count)) if count > 0 => self.number_attribute("dropped_attributes_count", count),
+                (8, Value::Fixed32(flags)) if flags > 0 => self.number_attribute("trace_flags", flags.into()),
+                (9, Value::Bytes(id)) => self.hex_attribute("trace_id", id),
+                (10, Value::Bytes(id)) => self.hex_attribute("span_id", id),
+                (12, Value::Bytes(name)) if !name.is_empty() => {
+                    push_member(&mut self.attributes, "event.name", &clean(name, counts));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn body_protobuf(&mut self, body: &[u8], counts: &mut Sanitised) -> Result<(), String> {
+        self.message.clear();
+        match text_of(body) {
+            Some(text) => self.message.push_str(&clean(text, counts)),
+            None => any_value(&mut self.message, body, 0, counts)?,
+        }
+        Ok(())
+    }
+
+    fn read_json(&mut self, record: &str, counts: &mut Sanitised) -> Result<(), String> {
+        let Self { time_ns, observed_ns, number, severity_text, message, attributes, buffer } = self;
+        members(record, |name, value| {
+            if !given(value) {
+                return Ok(());
+            }
+            let count = |value: &str| value.trim_matches('"').parse::<u64>().map_err(|_| bad_member(&name, value));
+            match &*name {
+                "timeUnixNano" | "time_unix_nano" => *time_ns = count(value)?,
+                "observedTimeUnixNano" | "observed_time_unix_nano" => *observed_ns = count(value)?,
+                "severityNumber" | "severity_number" => *number = severity_number(value)?,
+                "severityText" | "severity_text" => _ = string(value, severity_text, counts),
+                "body" => body_json(value, message, counts)?,
+                "attributes" => elements(value, |attribute| key_value_json(attributes, attribute, 0))?,
+                "droppedAttributesCount" | "dropped_attributes_count" if count(value)? > 0 => {
+                    push_number(attributes, "dropped_attributes_count", count(value)?);
+                }
+                "flags" if count(value)? > 0 => push_number(attributes, "trace_flags", count(value)?),
+                "traceId" | "trace_id" | "spanId" | "span_id" => {
+                    let id = string(value, buffer, counts).ok_or_else(|| bad_member(&name, value))?;
+                    if !id.is_empty() {
+                        let name = if name.starts_with('t') { "trace_id" } else { "span_id" };
+                        push_member(attributes, name, &id.to_ascii_lowercase());
+                    }
+                }
+                "eventName" | "event_name" => {
+                    if let Some(name) = string(value, buffer, counts).filter(|name| !name.is_empty()) {
+                        push_member(attributes, "event.name", name);
+                    }
+                }
+                _ => {}
+            }
+            Ok(())
+        })?;
+        mend_escapes(attributes, counts);
+        Ok(())
+    }
+
+    fn number_attribute(&mut self, name: &str, number: u64) {
+        push_number(&mut self.attributes, name, number);
+    }
+
+    fn hex_attribute(&mut self, name: &str, id: &[u8]) {
+        if !id.is_empty() {
+            self.buffer.clear();
+            for byte in id {
+                let _ = write!(self.buffer, "{byte:02x}");
+            }
+            push_member(&mut self.attributes, name, &self.buffer);
+        }
+    }
+
+    fn push(&mut self, sink: &mut Sink<'_>) {
+        let numbered = u8::try_from(self.number).ok().and_then(Severity::from_number).filter(|s| s.number() > 0);
+        let named = Severity::from_text(&self.severity_text);
+        let severity = numbered.or(named).unwrap_or_default();
+        if !self.severity_text.is_empty() && named != Some(severity) {
+            push_member(&mut self.attributes, "severity_text", &self.severity_text);
+        }
+        let nanos = if self.time_ns > 0 { self.time_ns } else { self.observed_ns };
+        let ts_us = i64::try_from(nanos / 1000).ok().filter(|&us| us > 0).unwrap_or(sink.ts_us());
+        if !self.attributes.is_empty() {
+            self.attributes.insert(0, '{');
+            self.attributes.push('}');
+        }
+        let (message, attributes) = (&*self.message, &*self.attributes);
+        sink.push(Record { ts_us, severity, service: "", host: "", message, attributes });
+    }
+}
+
+fn assign(text: &mut String, value: &str) {
+    text.clear();
+    text.push_str(value);
+}
+
+fn bad_member(name: &str, value: &str) -> String {
+    format!("{name} cannot be {value:.100}")
+}
+
+/// A number, or the name that protobuf has for it.
+fn severity_number(value: &str) -> Result<u64, String> {
+    let text = value.trim_matches('"');
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let name = text.strip_prefix("SEVERITY_NUMBER_").ok_or_else(|| bad_member("severityNumber", value))?;
+    let (word, nth) = match name.as_bytes().last() {
+        Some(digit @ b'2'..=b'4') => (&name[..name.len() - 1], u64::from(digit - b'1')),
+        _ => (name, 0),
+    };
+    Ok(Severity::from_text(word).map_or(0, |severity| u64::from(severity.number()) + nth))
+}
+
+fn push_name(out: &mut String, name: &str) {
+    if !out.is_empty() && !out.ends_with('{') {
+        out.push(',');
+    }
+    push_json_string(out, name);
+    out.push(':');
+}
+
+fn push_number(out: &mut String, name: &str, number: u64) {
+    push_name(out, name);
+    let _ = write!(out, "{number}");
+}
+
+/// An attribute of a resource: its service, its host, or one more member around its records.
+fn resource_attribute(attribute: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {
+    let (key, value) = (last_bytes(attribute, 1)?, last_bytes(attribute, 2)?);
+    let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
+    if let Some(place) = place_of(key, &mut envelope.service, &mut envelope.host)
+        && let Some(text) = text_of(value)
+        && is_name(text.len())
+    {
+        let text = clean(text, counts);
+        if is_name(text.len()) {
+            assign(place, &text);
+            return Ok(());
+        }
+    }
+    key_value(&mut envelope.attributes, attribute, 0, counts)
+}
+
+fn resource_attribute_json(attribute: &str, sink: &mut Sink<'_>) -> Result<(), String> {
+    let mut text = String::new();
+    let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
+    let key = string(member(attribute, ["key", "key"])?, &mut text, counts).unwrap_or_default();
+    if let Some(place) = place_of(key.as_bytes(), &mut envelope.service, &mut envelope.host) {
+        let value = member(member(attribute, ["value", "value"])?, ["stringValue", "string_value"])?;
+        if let Some(text) = string(value, &mut text, counts).filter(|text| is_name(text.len())) {
+            assign(place, text);
+            return Ok(());
+        }
+    }
+    key_value_json(&mut envelope.attributes, attribute, 0)?;
+    mend_escapes(&mut envelope.attributes, counts);
+    Ok(())
+}
+
+fn place_of<'e>(key: &[u8], service: &'e mut String, host: &'e mut String) -> Option<&'e mut String> {
+    match key {
+        b"service.name" => Some(service),
+        b"host.name" => Some(host),
+        _ => None,
+    }
+}
+
+fn is_name(bytes: usize) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&bytes)
+}
+
+fn scope_protobuf(scope: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {
+    let (out, counts) = (&mut sink.envelope.attributes, &mut sink.sanitised);
+    for field in fields(scope) {
+        match field? {
+            (1, Value::Bytes(name)) if !name.is_empty() => push_member(out, "scope.name", &clean(name, counts)),
+            (2, Value::Bytes(version)) if !version.is_empty() => {
+                push_member(out, "scope.version", &clean(version, counts));
+            }
+            (3, Value::Bytes(attribute)) => key_value(out, attribute, 0, counts)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn scope_json(scope: &str, sink: &mut Sink<'_>) -> Result<(), String> {
+    let (out, counts) = (&mut sink.envelope.attributes, &mut sink.sanitised);
+    if !given(scope) {
+        return Ok(());
+    }
+    let mut text = String::new();
+    members(scope, |name, value| {
+        let said = string(value, &mut text, counts).filter(|said| !said.is_empty());
+        match (&*name, said) {
+            ("name", Some(said)) => push_member(out, "scope.name", said),
+            ("version", Some(said)) => push_member(out, "scope.version", said),
+            ("attributes", _) if given(value) => elements(value, |attribute| key_value_json(out, attribute, 0))?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    mend_escapes(out, counts);
+    Ok(())
+}
+
+/// Appends a protobuf `KeyValue` as a member.
+fn key_value(out: &mut String, attribute: &[u8], depth: usize, counts: &mut Sanitised) -> Result<(), String> {
+    push_name(out, &clean(last_bytes(attribute, 1)?, counts));
+    any_value(out, last_bytes(attribute, 2)?, depth, counts)
+}
+
+/// The text of a protobuf `AnyValue` that is a text.
+fn text_of(value: &[u8]) -> Option<&[u8]> {
+    let mut fields = fields(value);
+    match (fields.next()?.ok()?, fields.next()) {
+        ((1, Value::Bytes(text)), None) => Some(text),
+        _ => None,
+    }
+}
+
+/// Appends a protobuf `AnyValue` as JSON.
+fn any_value(out: &mut String, value: &[u8], depth: usize, counts: &mut Sanitised) -> Result<(), String> {
+    check_depth(depth)?;
+    let start = out.len();
+    for field in fields(value) {
+        let field = field?;
+        if matches!(field.0, 1..=7) {
+            out.truncate(start); // of one-of fields the last one counts
+        }
+        match field {
+            (1, Value::Bytes(text)) => push_json_string(out, &clean(text, counts)),
+            (2, Value::Varint(value)) => out.push_str(if value == 0 { "false" } else { "true" }),
+            (3, Value::Varint(value)) => _ = write!(out, "{}", value.cast_signed()),
+            (4, Value::Fixed64(bits)) => push_double(out, f64::from_bits(bits)),
+            (5, Value::Bytes(array)) => {
+                out.push('[');
+                each_bytes(array, 1, |element| {
+                    if !out.ends_with('[') {
+                        out.push(',');
+                    }
+                    any_value(out, element, depth + 1, counts)
+                })?;
+                out.push(']');
+            }
+            (6, Value::Bytes(list)) => {
+                out.push('{');
+                each_bytes(list, 1, |attribute| key_value(out, attribute, depth + 1, counts))?;
+                out.push('}');
+            }
+            (7, Value::Bytes(bytes)) => push_json_string(out, &STANDARD.encode(bytes)),
+            _ => {}
+        }
+    }
+    if out.len() == start {
+        out.push_str("null");
+    }
+    Ok(())
+}
+
+fn check_depth(depth: usize) -> Result<(), String> {
+    let too_deep = || format!("a value is nested deeper than {DEPTH_MAX}");
+    (depth < DEPTH_MAX).then_some(()).ok_or_else(too_deep)
+}
+
+/// A double as JSON; what JSON has no number for is text, as in protobuf's JSON.
+fn push_double(out: &mut String, value: f64) {
+    match serde_json::Number::from_f64(value) {
+        Some(number) => _ = write!(out, "{number}"),
+        None if value.is_nan() => out.push_str("\"NaN\""),
+        None => out.push_str(if value > 0.0 { "\"Infinity\"" } else { "\"-Infinity\"" }),
+    }
+}
+
+/// The raw member of `object` under either name; empty where there is none.
+fn member<'a>(object: &'a str, names: [&str; 2]) -> Result<&'a str, String> {
+    let mut found = "";
+    if given(object) {
+        members(object, |name, value| {
+            if names.contains(&&*name) && given(value) {
+                found = value;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// Hands each element of the array that `object` has under either name to `each`.
+fn each_element<'a>(
+    object: &'a str,
+    names: [&str; 2],
+    each: impl FnMut(&'a str) -> Result<(), String>,
+) -> Result<(), String> {
+    match member(object, names)? {
+        "" => Ok(()),
+        array => elements(array, each),
+    }
+}
+
+/// Appends a `KeyValue` of OTLP's JSON as a member.
+fn key_value_json(out: &mut String, attribute: &str, depth: usize) -> Result<(), String> {
+    let key = member(attribute, ["key", "key"])?;
+    if !out.is_empty() && !out.ends_with('{') {
+        out.push(',');
+    }
+    out.push_str(if key.starts_with('"') { key } else { "\"\"" });
+    out.push(':');
+    any_value_json(out, member(attribute, ["value", "value"])?, depth)
+}
+
+/// Appends an `AnyValue` of OTLP's JSON as plain JSON.
+fn any_value_json(out: &mut String, value: &str, depth: usize) -> Result<(), String> {
+    check_depth(depth)?;
+    let start = out.len();
+    if given(value) {
+        members(value, |name, value| {
+            if !given(value) {
+                return Ok(());
+            }
+            out.truncate(start);
+            match &*name {
+                "stringValue" | "string_value" | "boolValue" | "bool_value" | "bytesValue" | "bytes_value"
+                | "doubleValue" | "double_value" => {
+                    if value.starts_with(['{', '[']) {
+                        return Err(bad_member(&name, value));
+                    }
+                    out.push_str(value);
+                }
+                "intValue" | "int_value" => {
+                    let number: i64 = value.trim_matches('"').parse().map_err(|_| bad_member(&name, value))?;
+                    let _ = write!(out, "{number}");
+                }
+                "arrayValue" | "array_value" => {
+                    out.push('[');
+                    each_element(value, ["values", "values"], |element| {
+                        if !out.ends_with('[') {
+                            out.push(',');
+                        }
+                        any_value_json(out, element, depth + 1)
+                    })?;
+                    out.push(']');
+                }
+                "kvlistValue" | "kvlist_value" => {
+                    out.push('{');
+                    each_element(value, ["values", "values"], |attribute| key_value_json(out, attribute, depth + 1))?;
+                    out.push('}');
+                }
+                _ => {}
+            }
+            Ok(())
+        })?;
+    }
+    if out.len() == start {
+        out.push_str("null");
+    }
+    Ok(())
+}
+
+fn body_json(body: &str, message: &mut String, counts: &mut Sanitised) -> Result<(), String> {
+    let text = member(body, ["stringValue", "string_value"])?;
+    if string(text, message, counts).is_none() {
+        message.clear();
+        any_value_json(message, body, 0)?;
+        mend_escapes(message, counts);
+    }
+    Ok(())
+}

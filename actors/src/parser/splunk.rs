@@ -1,0 +1,179 @@
+//! Events of Splunk's HTTP Event Collector: JSON objects, one after the other.
+//!
+//! - `time` is the record's time. `event` is read as a line if it is a text, as a JSON record if it is an object; anything
+//!   else is the message as JSON text.
+//! - `host` is the host; the service is `service.name` or `service` of `fields`, else `sourcetype`. A `level` or `severity`
+//!   of `fields` is the severity of an event that says none. `source`, `sourcetype`, `index` and the rest of `fields` are
+//!   attributes.
+//! - An event that cannot be read refuses the whole body, so that nobody has to guess what is stored.
+
+use logweir_engine::record::{Record, Severity};
+use serde_json::value::RawValue;
+
+use super::json::{self, Scratch, in_column, too_deep};
+use super::sink::{NAME_BYTES_MAX, Sink};
+use super::text::{mend_escapes, push_json_string};
+use super::walk::{given, members, string};
+use super::{LineParser, time};
+use crate::message::{Format, Refusal, RefusalKind};
+
+/// Parses a body of events.
+///
+/// # Errors
+/// [`RefusalKind::MalformedItem`] for an event that cannot be read.
+pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Refusal> {
+    let mut collector = Collector::default();
+    for (number, event) in (0..).zip(serde_json::Deserializer::from_str(body).into_iter::<&RawValue>()) {
+        sink.line += 1;
+        let event = event.map_err(|error| malformed(number, "malformed_json", &in_column(&error)))?.get();
+        if event.len() > line_bytes_max {
+            sink.discard_too_long(event.len(), line_bytes_max);
+            continue;
+        }
+        collector.event(event, sink).map_err(|(reason, what)| malformed(number, reason, &what))?;
+        if sink.is_full() {
+            break;
+        }
+    }
+    sink.envelope.clear();
+    Ok(())
+}
+
+fn malformed(number: u32, reason: &'static str, what: &str) -> Refusal {
+    let detail = format!("event {number} (from 0): {what}; nothing of the body was stored");
+    Refusal { kind: RefusalKind::MalformedItem(number), reason, detail }
+}
+
+/// A reason to be counted, and words.
+type Wrong = (&'static str, String);
+
+struct Collector {
+    lines: LineParser,
+    scratch: Scratch<'static>,
+    text: String,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        Self { lines: LineParser::new(Format::Lines), scratch: Scratch::default(), text: String::new() }
+    }
+}
+
+/// The members of an event that are not read at once, as raw JSON.
+#[derive(Default)]
+struct Event<'a> {
+    time: &'a str,
+    event: &'a str,
+    fields: &'a str,
+    sourcetype: &'a str,
+}
+
+impl Collector {
+    fn event(&mut self, raw: &str, sink: &mut Sink<'_>) -> Result<(), Wrong> {
+        sink.envelope.clear();
+        let mut event = Event::default();
+        members(raw, |name, value| {
+            match &*name {
+                "time" => event.time = value,
+                "event" => event.event = value,
+                "fields" => event.fields = value,
+                "host" => self.host(value, sink),
+                "source" | "sourcetype" | "index" if given(value) && !too_deep(value) => {
+                    if name == "sourcetype" {
+                        event.sourcetype = value;
+                    }
+                    push_raw(&mut sink.envelope.attributes, &name, value);
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+        .map_err(|what| ("malformed_json", what))?;
+        match event.event {
+            "" | "null" => return Err(("event_required", "it has no `event`".to_owned())),
+            "\"\"" => return Err(("event_blank", "its `event` is blank".to_owned())),
+            _ => {}
+        }
+        self.time(event.time, sink);
+        if given(event.fields) {
+            self.fields(event.fields, sink).map_err(|what| ("malformed_json", format!("fields: {what}")))?;
+        }
+        if sink.envelope.service.is_empty()
+            && let Some(sourcetype) = string(event.sourcetype, &mut self.text, &mut sink.sanitised).filter(is_name)
+        {
+            sink.envelope.service.push_str(sourcetype);
+        }
+        mend_escapes(&mut sink.envelope.attributes, &mut sink.sanitised);
+        self.push(event.event, sink);
+        Ok(())
+    }
+
+    fn host(&mut self, value: &str, sink: &mut Sink<'_>) {
+        match string(value, &mut self.text, &mut sink.sanitised).filter(is_name) {
+            Some(host) => host.clone_into(&mut sink.envelope.host),
+            None if given(value) && !too_deep(value) => push_raw(&mut sink.envelope.attributes, "host", value),
+            None => {}
+        }
+    }
+
+    /// Seconds since 1970, as a number or as text. What is none stays an attribute.
+    fn time(&mut self, value: &str, sink: &mut Sink<'_>) {
+        if !given(value) {
+            return;
+        }
+        let time = time::from_text(value.trim_matches('"'));
+        sink.envelope.ts_us = time.map(|time| time.us);
+        sink.envelope.ts_is_fixed = time.is_some();
+        let clamped = time.is_some_and(|time| time.clamped);
+        sink.sanitised.timestamp += u64::from(clamped);
+        if (clamped || time.is_none()) && !too_deep(value) {
+            push_raw(&mut sink.envelope.attributes, "time", value);
+        }
+    }
+
+    fn fields(&mut self, fields: &str, sink: &mut Sink<'_>) -> Result<(), String> {
+        let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
+        members(fields, |name, value| {
+            let text = string(value, &mut self.text, counts);
+            match (&*name, text) {
+                ("service.name" | "service", Some(text)) if is_name(&text) => text.clone_into(&mut envelope.service),
+                ("level" | "severity", Some(text)) if Severity::from_text(text).is_some() => {
+                    envelope.severity = Severity::from_text(text).unwrap_or_default();
+                }
+                _ if too_deep(value) => return Err(format!("{name} is nested too deep")),
+                _ => push_raw(&mut envelope.attributes, &name, value),
+            }
+            Ok(())
+        })
+    }
+
+    /// The record, now that everything around it is known.
+    fn push(&mut self, event: &str, sink: &mut Sink<'_>) {
+        let Self { lines, scratch, text } = self;
+        let mut own = std::mem::take(scratch).recycle();
+        if event.starts_with('{') {
+            if let Err(error) = json::parse(event, &mut own, sink) {
+                sink.push_not_understood(event, "json", error);
+            }
+        } else if let Some(line) = string(event, text, &mut sink.sanitised) {
+            lines.parse(line, &mut own, sink);
+        } else {
+            let (ts_us, severity) = (sink.ts_us(), Severity::UNSPECIFIED);
+            sink.push(Record { ts_us, severity, service: "", host: "", message: event, attributes: "" });
+        }
+        *scratch = own.recycle();
+    }
+}
+
+fn is_name(text: &&str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len())
+}
+
+fn push_raw(out: &mut String, name: &str, value: &str) {
+    if !out.is_empty() {
+        out.push(',');
+    }
+    push_json_string(out, name);
+    out.push(':');
+    out.push_str(value);
+}

@@ -1,0 +1,79 @@
+//! Walks over JSON whose shape is a protocol's: elements and members one after the other, as raw text, without a tree.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::json::{Name, in_column};
+use super::text::{Sanitised, unescape};
+
+/// Hands each element of the array `text` to `each`.
+///
+/// # Errors
+/// `text` is no array, or what `each` says.
+pub fn elements<'a>(text: &'a str, each: impl FnMut(&'a str) -> Result<(), String>) -> Result<(), String> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let walk = Elements(each, PhantomData);
+    json.deserialize_seq(walk).and_then(|()| json.end()).map_err(|error| in_column(&error))
+}
+
+/// Hands each member of the object `text` to `each`, with its name.
+///
+/// # Errors
+/// `text` is no object, or what `each` says.
+pub fn members<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str) -> Result<(), String>) -> Result<(), String> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let walk = Members(each, PhantomData);
+    json.deserialize_map(walk).and_then(|()| json.end()).map_err(|error| in_column(&error))
+}
+
+/// What the JSON string `value` says, unescaped into `buffer`; none if it is no string.
+pub fn string<'b>(value: &str, buffer: &'b mut String, counts: &mut Sanitised) -> Option<&'b str> {
+    let raw = value.strip_prefix('"')?.strip_suffix('"')?;
+    buffer.clear();
+    unescape(raw, buffer, counts);
+    Some(buffer)
+}
+
+/// Whether `value` is worth a look: an absent member and `null` are the same.
+pub fn given(value: &str) -> bool {
+    !matches!(value, "" | "null")
+}
+
+struct Elements<'a, F>(F, PhantomData<&'a ()>);
+
+impl<'a, F: FnMut(&'a str) -> Result<(), String>> Visitor<'a> for Elements<'a, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(mut self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(element) = seq.next_element::<&'a RawValue>()? {
+            (self.0)(element.get()).map_err(A::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+struct Members<'a, F>(F, PhantomData<&'a ()>);
+
+impl<'a, F: FnMut(Cow<'a, str>, &'a str) -> Result<(), String>> Visitor<'a> for Members<'a, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key_seed(Name)? {
+            let value = map.next_value::<&'a RawValue>()?.get();
+            (self.0)(name, value).map_err(A::Error::custom)?;
+        }
+        Ok(())
+    }
+}

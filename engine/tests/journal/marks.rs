@@ -1,0 +1,109 @@
+//! What was taken once is not taken again, whatever happened in between.
+
+use std::time::{Duration, Instant};
+
+use logweir_engine::journal::{AppendError, Appended, Journal, Mark, NewFrame};
+
+use crate::kit::{Answer, SEGMENT_BYTES, append, block_on, config, open, payloads, read, scratch};
+
+fn mark(key: u8, position: u64) -> Mark {
+    Mark { key: [key; 16], position, at_us: 1_763_640_000_000_000 }
+}
+
+fn begin(journal: &Journal, mark: Mark, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
+    let credit = block_on(journal.reserve(payload.len() + Mark::BYTES))?;
+    let (tell, answer) = std::sync::mpsc::channel();
+    let on_durable = Box::new(move |result| drop(tell.send(result)));
+    let frame = NewFrame { lane: 3, codec: 1, records: 1, mark: Some(mark), payload: payload.to_vec() };
+    journal.append_frame(credit, frame, on_durable).map(|appended| (appended, answer))
+}
+
+fn take(journal: &Journal, mark: Mark, payload: &[u8]) -> Result<Appended, AppendError> {
+    let (appended, answer) = begin(journal, mark, payload)?;
+    answer.recv().unwrap()?;
+    Ok(appended)
+}
+
+#[test]
+fn a_repetition_is_refused_and_names_the_first() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    let first = take(&journal, mark(1, 0), b"one").unwrap();
+    assert_eq!(take(&journal, mark(1, 0), b"one").unwrap_err(), AppendError::Repeated);
+    let (known, durable) = journal.marked(&[1; 16]).unwrap();
+    assert_eq!((known.seq, known.lane, durable), (first.seq, 3, true));
+    assert_eq!(journal.marked(&[2; 16]), None);
+    take(&journal, mark(2, 10), b"two").unwrap();
+    take(&journal, mark(2, 20), b"three").unwrap();
+    assert_eq!(take(&journal, mark(2, 20), b"three").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, mark(2, 5), b"two").unwrap_err(), AppendError::Repeated);
+    assert_eq!(payloads(&read(&journal, 3)), [&b"one"[..], b"two", b"three"], "without their marks");
+}
+
+#[test]
+fn a_restart_knows_what_was_taken_with_and_without_a_seal() {
+    let dir = scratch();
+    for run in 0..6_u8 {
+        let (journal, recovered) = open(dir.path());
+        assert_eq!(recovered.damage, []);
+        for known in 0..run {
+            assert_eq!(take(&journal, mark(known, 0), b"again").unwrap_err(), AppendError::Repeated, "run {run}");
+            assert_eq!(take(&journal, mark(100, u64::from(known) + 1), b"x").unwrap_err(), AppendError::Repeated);
+        }
+        take(&journal, mark(run, 0), b"new").unwrap();
+        take(&journal, mark(100, u64::from(run) + 1), b"x").unwrap();
+        if run % 2 == 0 {
+            journal.seal().unwrap();
+        }
+    }
+    assert_eq!(read(&open(dir.path()).0, 3).len(), 12);
+}
+
+#[test]
+fn marks_outlive_the_segments_that_they_came_in() {
+    let dir = scratch();
+    let bulk = vec![7; 20_000];
+    {
+        let (journal, _) = open(dir.path());
+        take(&journal, mark(1, 0), b"request").unwrap();
+        take(&journal, mark(2, 77), b"file").unwrap();
+        for _ in 0..30 {
+            append(&journal, 0, 1, &bulk).unwrap();
+            let last = append(&journal, 3, 1, b"y").unwrap().seq;
+            journal.settle(0, last);
+            journal.settle(3, last);
+        }
+        let first = dir.path().join(format!("{:020}.wal", 1));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while first.exists() {
+            assert!(Instant::now() < deadline, "the first segment stays");
+            std::thread::yield_now();
+        }
+        assert_eq!(take(&journal, mark(1, 0), b"request").unwrap_err(), AppendError::Repeated);
+    }
+    let (journal, _) = open(dir.path());
+    assert_eq!(take(&journal, mark(1, 0), b"request").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, mark(2, 77), b"file").unwrap_err(), AppendError::Repeated);
+    take(&journal, mark(2, 78), b"file").unwrap();
+}
+
+#[test]
+fn more_marks_than_are_remembered_leave_a_segment_its_room() {
+    let dir = scratch();
+    let most = usize::try_from(SEGMENT_BYTES).unwrap() - 12_000;
+    for _ in 0..2 {
+        let (journal, _) = open(dir.path());
+        for n in 0..2_000_u64 {
+            let mut one = mark(0, n % 3);
+            one.key[..8].copy_from_slice(&(n * 7 + journal.stats().seq_last).to_le_bytes());
+            begin(&journal, one, b"z").unwrap();
+        }
+        append(&journal, 0, 1, &vec![1; most]).unwrap();
+        let seq = journal.stats().seq_last;
+        journal.settle(0, seq);
+        journal.settle(3, seq);
+    }
+    let mut small = config(dir.path());
+    small.segment_bytes = SEGMENT_BYTES;
+    assert!(Journal::open(small).unwrap().1.damage.is_empty());
+}
