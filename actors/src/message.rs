@@ -37,6 +37,9 @@ pub enum Encoding {
     Snappy,
 }
 
+/// What ends a record of [`Format::Records`]: ASCII's record separator. Sources write U+241E where a record holds it.
+pub const RECORD_END: u8 = 0x1E;
+
 /// How the lines of a body are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Format {
@@ -45,6 +48,9 @@ pub enum Format {
     Auto,
     /// By looking at each line: for sources whose bodies are cut anywhere between two lines.
     Lines,
+    /// Records that each end with [`RECORD_END`] and may have many lines, each then looked at like a line. For sources
+    /// that know where a record ends; not for `?format=`.
+    Records,
     /// One JSON object per line.
     Ndjson,
     /// One JSON array of objects, or one object.

@@ -16,7 +16,7 @@ use crate::config::{Config, DatabaseUrl, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
 use crate::message::{Batch, Delivery};
 use crate::parser::Parser;
-use crate::producer::Producer;
+use crate::producer::{Producer, files, syslog};
 use crate::progress::Progress;
 use crate::store::sqlite::CACHE_BYTES;
 
@@ -89,6 +89,8 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("request bodies being read", config.http.inflight_bytes_max),
         // One more than the lanes': the body that `?debug=1` looks at.
         ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
+        ("syslog connections and datagrams", syslog::memory_bytes_max(&config.syslog)),
+        ("tailed files", files::memory_bytes_max(config)),
         ("open batches", lanes * batch),
         ("batches read back and flushed", lanes * 3 * batch),
         ("journal queue", config.journal.queue_bytes_max + 2 * MIB),

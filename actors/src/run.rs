@@ -25,8 +25,11 @@ use crate::config::{Config, DatabaseUrl};
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, Stopped, process_name};
 use crate::message::Defaults;
-use crate::producer::demo;
-use crate::producer::stdin::LineSource;
+use crate::producer::courier::Courier;
+use crate::producer::framing::Framing;
+use crate::producer::multiline::Multiline;
+use crate::producer::stream::StreamSource;
+use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
 
 /// How long requests that are at work when intake closes may take to hand their bodies in.
@@ -85,6 +88,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
     let config = Arc::new(config);
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
+    let syslog = syslog::bind(&config.syslog).map_err(|detail| Exit::new(Exit::UNAVAILABLE, detail))?;
     let mut signals = signals()?;
     let (drain, progress, drain_asked) = (DrainControl::default(), Progress::default(), Arc::new(Notify::new()));
     let asked = Arc::clone(&drain_asked);
@@ -111,7 +115,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);
     announce(&config, &logweir, data.address, admin.address);
-    let sources_ended = sources(&config, &logweir);
+    let sources_ended = sources(&config, &logweir, syslog, &shared);
 
     let mut failure = None;
     let first = tokio::select! {
@@ -172,26 +176,50 @@ async fn upkeep(prometheus: PrometheusHandle) {
     }
 }
 
-/// Starts the producers beside HTTP; the future completes when standard input was read to its end.
-fn sources(config: &Config, logweir: &Logweir) -> impl Future<Output = ()> + use<> {
-    let source = LineSource {
-        intake: logweir.intake(),
-        progress: logweir.progress(),
-        drain: logweir.watch(),
-        ack: config.ack,
-        line_bytes_max: config.http.line_bytes_max,
+/// Starts the producers beside HTTP; the future completes when standard input was read to its end. The way down waits for
+/// what they have read.
+fn sources(
+    config: &Arc<Config>,
+    logweir: &Logweir,
+    syslog: syslog::Listeners,
+    shared: &Shared,
+) -> impl Future<Output = ()> + use<> {
+    let courier =
+        Courier { intake: logweir.intake(), progress: logweir.progress(), drain: logweir.watch(), ack: config.ack };
+    if config.sources.demo_rate > 0 {
+        let (courier, rate) = (courier.clone(), config.sources.demo_rate);
+        actix_rt::spawn(async move { demo::run(&courier, rate, DEMO_SEED).await });
+    }
+    {
+        let (courier, config, in_flight) = (courier.clone(), Arc::clone(config), shared.in_flight());
+        actix_rt::spawn(async move {
+            syslog::serve(syslog, &courier, &config.syslog).await;
+            drop(in_flight);
+        });
+    }
+    if !config.files.include.is_empty() {
+        let (courier, config, in_flight) = (courier.clone(), Arc::clone(config), shared.in_flight());
+        actix_rt::spawn(async move {
+            files::run(&courier, &config).await;
+            drop(in_flight);
+        });
+    }
+    let wait = Duration::from_millis(config.multiline.timeout_ms);
+    let stdin = StreamSource {
+        courier,
+        component: "stdin",
+        framing: Framing::Lines,
+        record_bytes_max: config.http.line_bytes_max,
+        multiline: Some((Multiline::new(&config.multiline), wait)),
+        idle_timeout: None,
         defaults: Defaults::default(),
     };
-    if config.sources.demo_rate > 0 {
-        let (source, rate) = (source.clone(), config.sources.demo_rate);
-        actix_rt::spawn(async move { demo::run(&source, rate, DEMO_SEED).await });
-    }
     let reads_stdin = config.sources.stdin;
     async move {
         if !reads_stdin {
             return std::future::pending().await;
         }
-        match source.run(tokio::io::stdin()).await {
+        match stdin.run(tokio::io::stdin()).await {
             Ok(summary) => {
                 tracing::info!(records = summary.records, discarded = summary.discarded, "standard input has ended");
             }

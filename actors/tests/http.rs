@@ -12,13 +12,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use logweir::config::{
-    Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Http, JournalSettings, Limits,
-    Log, Shutdown, Sources, Token,
+    Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
+    Limits, Log, Multiline, Shutdown, Sources, Syslog, Token,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
 use logweir::parser::Parser;
-use logweir::producer::stdin::LineSource;
+use logweir::producer::courier::Courier;
+use logweir::producer::framing::Framing;
+use logweir::producer::stream::StreamSource;
 use logweir::producer::{IntakeHandle, Producer, demo};
 use logweir::progress::{Progress, Recovery};
 use logweir::store::LaneRow;
@@ -103,7 +105,7 @@ struct Rig {
     levers: Arc<Levers>,
     control: Arc<DrainControl>,
     drains_asked: Arc<AtomicUsize>,
-    source: Option<LineSource>,
+    source: Option<StreamSource>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     dir: tempfile::TempDir,
@@ -171,6 +173,9 @@ impl Plan {
             },
             shutdown: Shutdown { linger_ms: 0, deadline_ms: 5000 },
             sources: Sources::default(),
+            syslog: Syslog::default(),
+            files: Files::default(),
+            multiline: Multiline::default(),
             log: Log { level: "info".into(), json: false },
         };
         Self { config, room: Bound { messages_max: 64, bytes_max: 32 << 20 }, start: true }
@@ -227,7 +232,7 @@ impl Plan {
 struct Engine {
     topology: Topology,
     journal: Journal,
-    source: LineSource,
+    source: StreamSource,
 }
 
 fn engine(
@@ -272,12 +277,18 @@ fn engine(
         })
         .collect();
     let intake = IntakeHandle::new(producers);
-    let source = LineSource {
-        intake: intake.clone(),
-        progress: shared.progress.clone(),
-        drain: control.watch(),
-        ack: AckLevel::Committed,
-        line_bytes_max,
+    let source = StreamSource {
+        courier: Courier {
+            intake: intake.clone(),
+            progress: shared.progress.clone(),
+            drain: control.watch(),
+            ack: AckLevel::Committed,
+        },
+        component: "stdin",
+        framing: Framing::Lines,
+        record_bytes_max: line_bytes_max,
+        multiline: None,
+        idle_timeout: None,
         defaults: Defaults { service: Some("piped".into()), ..Defaults::default() },
     };
     let observer = topology.observer();
@@ -844,7 +855,7 @@ fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
     let rig = plan.launch();
     rig.levers.commits.store(false, Ordering::SeqCst);
     let mut source = rig.source.clone().unwrap();
-    source.ack = AckLevel::Journal;
+    source.courier.ack = AckLevel::Journal;
     let input = lines(200_000);
     let reading = std::thread::spawn(move || runtime().block_on(source.run(input.as_bytes())).unwrap());
     poll("the quota", || rig.admin("GET", "/readyz").status == 503);
@@ -860,7 +871,7 @@ fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
 fn the_demo_shop_runs_until_the_drain() {
     let rig = Plan::new().launch();
     let source = rig.source.clone().unwrap();
-    let running = std::thread::spawn(move || runtime().block_on(demo::run(&source, 2000, 1)));
+    let running = std::thread::spawn(move || runtime().block_on(demo::run(&source.courier, 2000, 1)));
     poll("some records came", || {
         rig.shared.progress.snapshot(&BTreeMap::new()).lanes.iter().any(|lane| lane.committed > 50)
     });

@@ -65,6 +65,7 @@ pub(super) fn check(check: &mut Checker<'_>) {
     sizes(check);
     times(check);
     listeners(check);
+    syslog(check);
     paths(check);
 }
 
@@ -92,6 +93,12 @@ fn sizes(check: &mut Checker<'_>) {
     check.rule(&["batch.bytes_max", "http.line_bytes_max"], batch.bytes_max >= http.line_bytes_max, |_| {
         format!("must be at least http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
     });
+    let (message, multiline) = (check.config.syslog.message_bytes_max, check.config.multiline.bytes_max);
+    for (key, size) in [("syslog.message_bytes_max", message), ("multiline.bytes_max", multiline)] {
+        check.rule(&[key, "http.line_bytes_max"], size <= http.line_bytes_max, |_| {
+            format!("must be at most http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
+        });
+    }
     // Each settled segment that is kept back is one that intake cannot have.
     let segments = (journal.retain_segments as u64 + 2).max(4);
     let least = journal.ballast_bytes + segments * journal.segment_bytes;
@@ -145,6 +152,48 @@ fn listeners(check: &mut Checker<'_>) {
         let safe = address.ip().to_canonical().is_loopback() || open || !tokens.is_empty();
         check.rule(&[listener, "auth.mode", name], safe, |_| {
             format!("can be reached from other machines: set {name}, or say auth.mode = \"none\" if everybody may")
+        });
+    }
+}
+
+fn syslog(check: &mut Checker<'_>) {
+    let config = check.config.clone();
+    let open = config.auth.mode == AuthMode::None && check.said("auth.mode");
+    let syslog = &config.syslog;
+    let certified = syslog.client_ca_file.is_some();
+    let listeners = [
+        ("syslog.tcp_listen", syslog.tcp_listen, false),
+        ("syslog.udp_listen", syslog.udp_listen, false),
+        ("syslog.tls_listen", syslog.tls_listen, certified),
+    ];
+    for (key, address, certified) in listeners {
+        let Some(address) = address else { continue };
+        let safe = address.ip().to_canonical().is_loopback() || open || certified;
+        check.rule(&[key, "auth.mode", "syslog.client_ca_file"], safe, |_| {
+            "can be reached from other machines, and syslog knows no tokens: set syslog.client_ca_file and use \
+             syslog.tls_listen, or say auth.mode = \"none\" if everybody may send"
+                .into()
+        });
+    }
+    let tcp = [("http.listen", Some(config.http.listen)), ("admin.listen", Some(config.admin.listen))];
+    let tcp = [tcp[0], tcp[1], ("syslog.tcp_listen", syslog.tcp_listen), ("syslog.tls_listen", syslog.tls_listen)];
+    for (index, (key, address)) in tcp.iter().enumerate().skip(2) {
+        for (other, taken) in &tcp[..index] {
+            let apart = !address.zip(*taken).is_some_and(|(address, taken)| collide(address, taken));
+            check.rule(&[key, other], apart, |_| format!("must be another port than {other}, which has it"));
+        }
+    }
+    if syslog.tls_listen.is_none() {
+        return;
+    }
+    let files = syslog.tls_cert_file.as_deref().zip(syslog.tls_key_file.as_deref());
+    check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], files.is_some(), |_| {
+        "needs syslog.tls_cert_file and syslog.tls_key_file".into()
+    });
+    let Some((cert, key)) = files else { return };
+    if let Err(error) = crate::tls::server_config(cert, key, syslog.client_ca_file.as_deref()) {
+        check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], false, |_| {
+            format!("cannot be served: {error}")
         });
     }
 }

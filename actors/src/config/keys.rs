@@ -91,6 +91,8 @@ pub enum Kind {
     },
     /// `IP:PORT`.
     Address(Lens<SocketAddr>),
+    /// `IP:PORT`, or none.
+    OptionalAddress(Lens<Option<SocketAddr>>),
     /// A path.
     Path(Lens<PathBuf>),
     /// A path, or none.
@@ -105,6 +107,12 @@ pub enum Kind {
     Cache(Lens<CacheUrl>),
     /// A filter of log lines.
     Filter(Lens<String>),
+    /// Paths with `*`, `**`, `?` and `[…]`.
+    Globs(Lens<Vec<String>>),
+    /// A regular expression, or none.
+    Pattern(Lens<String>),
+    /// A name, or none.
+    Name(Lens<String>),
 }
 
 impl Kind {
@@ -406,6 +414,114 @@ pub static KEYS: &[Key] = &[
         "0",
         number(U32(|c| &mut c.sources.demo_rate), Count, 0, 10_000_000),
         "records per second of made-up services; 0 for none",
+    ),
+    unset(
+        "syslog.tcp_listen",
+        Kind::OptionalAddress(|c| &mut c.syslog.tcp_listen),
+        "syslog over TCP, octet-counted frames and lines; empty for off",
+    ),
+    unset(
+        "syslog.udp_listen",
+        Kind::OptionalAddress(|c| &mut c.syslog.udp_listen),
+        "syslog over UDP, one message per datagram; empty for off",
+    ),
+    unset(
+        "syslog.tls_listen",
+        Kind::OptionalAddress(|c| &mut c.syslog.tls_listen),
+        "syslog over TLS (RFC 5425); empty for off",
+    ),
+    unset(
+        "syslog.tls_cert_file",
+        Kind::OptionalPath(|c| &mut c.syslog.tls_cert_file),
+        "PEM: the TLS listener's certificate and what leads to its root",
+    ),
+    unset("syslog.tls_key_file", Kind::OptionalPath(|c| &mut c.syslog.tls_key_file), "PEM: the certificate's key"),
+    unset(
+        "syslog.client_ca_file",
+        Kind::OptionalPath(|c| &mut c.syslog.client_ca_file),
+        "PEM: senders on the TLS listener must have a certificate of these",
+    ),
+    key(
+        "syslog.connections_max",
+        "128",
+        number(Usize(|c| &mut c.syslog.connections_max), Count, 1, 10_000),
+        "open connections, TCP and TLS together; further ones are closed and counted",
+    ),
+    key(
+        "syslog.message_bytes_max",
+        "64KiB",
+        number(Usize(|c| &mut c.syslog.message_bytes_max), Bytes, KIB, MIB),
+        "one message; longer ones are discarded and counted",
+    ),
+    key(
+        "syslog.idle_timeout_ms",
+        "1h",
+        number(U64(|c| &mut c.syslog.idle_timeout_ms), Millis, SECOND, 24 * HOUR),
+        "a connection on which nothing comes for so long is closed",
+    ),
+    key(
+        "syslog.udp_buffer_bytes",
+        "8MiB",
+        number(Usize(|c| &mut c.syslog.udp_buffer_bytes), Bytes, 64 * KIB, GIB),
+        "datagrams that wait; further ones are dropped and counted",
+    ),
+    unset("files.include", Kind::Globs(|c| &mut c.files.include), "files that are tailed; none for off"),
+    unset("files.exclude", Kind::Globs(|c| &mut c.files.exclude), "files that are left out of it"),
+    key(
+        "files.from",
+        "beginning",
+        Kind::Choice {
+            words: &["beginning", "end"],
+            get: |c| usize::from(c.files.from_end),
+            set: |c, word| c.files.from_end = word == 1,
+        },
+        "where files are begun that are there at the very first start; later ones are read from the beginning",
+    ),
+    unset(
+        "files.host",
+        Kind::Name(|c| &mut c.files.host),
+        "the host of records that name none, such as the node's name",
+    ),
+    key(
+        "files.poll_ms",
+        "200",
+        number(U64(|c| &mut c.files.poll_ms), Millis, 10, MINUTE),
+        "how often the files are looked at",
+    ),
+    key(
+        "files.rescan_ms",
+        "2s",
+        number(U64(|c| &mut c.files.rescan_ms), Millis, 10, HOUR),
+        "how often the globs are looked through for new and rotated files",
+    ),
+    key(
+        "files.open_max",
+        "256",
+        number(Usize(|c| &mut c.files.open_max), Count, 16, 100_000),
+        "descriptors that are kept open",
+    ),
+    unset(
+        "multiline.start",
+        Kind::Pattern(|c| &mut c.multiline.start),
+        "files and standard input: a line that does not match belongs to the record before; instead of stack_traces",
+    ),
+    key(
+        "multiline.stack_traces",
+        "true",
+        Kind::Bool(|c| &mut c.multiline.stack_traces),
+        "files and standard input: the lines of a stack trace belong to the record before",
+    ),
+    key(
+        "multiline.timeout_ms",
+        "500",
+        number(U64(|c| &mut c.multiline.timeout_ms), Millis, 10, MINUTE),
+        "how long a record waits for its next line",
+    ),
+    key(
+        "multiline.bytes_max",
+        "64KiB",
+        number(Usize(|c| &mut c.multiline.bytes_max), Bytes, 256, FRAME_BYTES_MAX),
+        "a record that would become longer is ended, and begun anew",
     ),
     key(
         "log.level",

@@ -237,6 +237,9 @@ fn blank() -> Config {
         },
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         sources: Sources::default(),
+        syslog: Syslog::default(),
+        files: Files::default(),
+        multiline: Multiline::default(),
         log: Log { level: String::new(), json: false },
     }
 }
@@ -270,6 +273,12 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// `sources`: producers beside HTTP.
     pub sources: Sources,
+    /// `syslog`
+    pub syslog: Syslog,
+    /// `files`
+    pub files: Files,
+    /// `multiline`: for files and standard input.
+    pub multiline: Multiline,
     /// `log`
     pub log: Log,
 }
@@ -492,6 +501,63 @@ pub struct Sources {
     pub stdin: bool,
     /// `sources.demo_rate`: records per second of made-up services; 0 for none.
     pub demo_rate: u32,
+}
+
+/// Syslog listeners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Syslog {
+    /// `syslog.tcp_listen`: octet-counted frames and lines; none for off.
+    pub tcp_listen: Option<SocketAddr>,
+    /// `syslog.udp_listen`: one message per datagram; none for off.
+    pub udp_listen: Option<SocketAddr>,
+    /// `syslog.tls_listen`: as TCP, in TLS; none for off.
+    pub tls_listen: Option<SocketAddr>,
+    /// `syslog.tls_cert_file`: PEM, the listener's certificate and what leads to its root.
+    pub tls_cert_file: Option<PathBuf>,
+    /// `syslog.tls_key_file`: PEM, the certificate's key.
+    pub tls_key_file: Option<PathBuf>,
+    /// `syslog.client_ca_file`: PEM; senders on the TLS listener must have a certificate of these.
+    pub client_ca_file: Option<PathBuf>,
+    /// `syslog.connections_max`: open connections, TCP and TLS together (128).
+    pub connections_max: usize,
+    /// `syslog.message_bytes_max`: longer messages are discarded and counted (64 KiB).
+    pub message_bytes_max: usize,
+    /// `syslog.idle_timeout_ms`: a connection on which nothing comes is closed (1 h).
+    pub idle_timeout_ms: u64,
+    /// `syslog.udp_buffer_bytes`: datagrams that wait; further ones are dropped and counted (8 MiB).
+    pub udp_buffer_bytes: usize,
+}
+
+/// Tailed files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// `files.include`: globs; none for off.
+    pub include: Vec<String>,
+    /// `files.exclude`: globs of what is left out of it.
+    pub exclude: Vec<String>,
+    /// `files.from`: whether files that are there at the very first start are passed over.
+    pub from_end: bool,
+    /// `files.host`: the host of records that name none, such as the node's name.
+    pub host: String,
+    /// `files.poll_ms`: how often files are looked at (200).
+    pub poll_ms: u64,
+    /// `files.rescan_ms`: how often the globs are (2 s).
+    pub rescan_ms: u64,
+    /// `files.open_max`: descriptors that are kept open (256).
+    pub open_max: usize,
+}
+
+/// Lines that are one record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Multiline {
+    /// `multiline.start`: a regular expression; lines that do not match belong to the record before. Empty for none.
+    pub start: String,
+    /// `multiline.stack_traces`: the lines of a stack trace belong to the record before.
+    pub stack_traces: bool,
+    /// `multiline.timeout_ms`: how long a record may wait for its next line (500 ms).
+    pub timeout_ms: u64,
+    /// `multiline.bytes_max`: a longer record is begun anew (64 KiB).
+    pub bytes_max: usize,
 }
 
 /// The program's own log lines.

@@ -49,6 +49,9 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
             set(config, word.ok_or_else(|| format!("must be {}", allowed(&key.kind)))?);
         }
         Kind::Address(at) => *at(config) = address(raw)?,
+        Kind::OptionalAddress(at) => {
+            *at(config) = if text(raw) == Some("") { None } else { Some(address(raw)?) };
+        }
         Kind::Path(at) => *at(config) = path(raw)?.ok_or("must be a path")?,
         Kind::OptionalPath(at) => *at(config) = path(raw)?,
         Kind::Tokens(at) => *at(config) = tokens(raw)?,
@@ -64,6 +67,18 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
             };
         }
         Kind::Cache(at) => *at(config) = cache(text(raw).ok_or("must be a string")?)?,
+        Kind::Globs(at) => *at(config) = globs(raw)?,
+        Kind::Pattern(at) => {
+            let text = text(raw).ok_or("must be a string")?;
+            if let Err(error) = regex::bytes::Regex::new(text) {
+                return Err(format!("must be {}: {error}", allowed(&key.kind)));
+            }
+            text.clone_into(at(config));
+        }
+        Kind::Name(at) => {
+            let text = text(raw).filter(|text| text.len() <= 255 && !text.contains('\0'));
+            text.ok_or_else(|| format!("must be {}", allowed(&key.kind)))?.clone_into(at(config));
+        }
         Kind::Filter(at) => {
             let text =
                 text(raw).filter(|text| !text.is_empty()).ok_or_else(|| format!("must be {}", allowed(&key.kind)))?;
@@ -96,6 +111,7 @@ pub fn allowed(kind: &Kind) -> String {
             _ => format!("one of {}", words.join(", ")),
         },
         Kind::Address(_) => "IP:PORT, such as 127.0.0.1:8080 or [::1]:8080".into(),
+        Kind::OptionalAddress(_) => "IP:PORT, or empty".into(),
         Kind::Path(_) => "a path".into(),
         Kind::OptionalPath(_) => "a path, or empty".into(),
         Kind::Tokens(_) => {
@@ -104,6 +120,9 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::Database(_) => "postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH".into(),
         Kind::OptionalDatabase(_) => "postgres://USER:PASSWORD@HOST/DATABASE, or empty".into(),
         Kind::Cache(_) => "memory: or redis://HOST:PORT (rediss:// for TLS)".into(),
+        Kind::Globs(_) => "a list of paths with `*`, `**`, `?` and `[…]`".into(),
+        Kind::Pattern(_) => "a regular expression, or empty".into(),
+        Kind::Name(_) => "a text of at most 255 bytes, or empty".into(),
         Kind::Filter(_) => "error, warn, info, debug, trace, or a filter such as info,logweir=debug".into(),
     }
 }
@@ -121,6 +140,7 @@ pub fn show(key: &Key, config: &Config) -> String {
         Kind::Bool(at) => at(config).to_string(),
         Kind::Choice { words, get, .. } => format!("\"{}\"", words[get(config)]),
         Kind::Address(at) => format!("\"{}\"", at(config)),
+        Kind::OptionalAddress(at) => quote(&at(config).map(|address| address.to_string()).unwrap_or_default()),
         Kind::Path(at) => quote(&at(config).display().to_string()),
         Kind::OptionalPath(at) => {
             quote(&at(config).as_ref().map(|path| path.display().to_string()).unwrap_or_default())
@@ -132,7 +152,8 @@ pub fn show(key: &Key, config: &Config) -> String {
             CacheUrl::Memory => quote("memory:"),
             CacheUrl::Redis(url) => quote(&without_secrets(url)),
         },
-        Kind::Filter(at) => quote(at(config)),
+        Kind::Globs(at) => format!("[{}]", at(config).iter().map(|glob| quote(glob)).collect::<Vec<_>>().join(", ")),
+        Kind::Filter(at) | Kind::Pattern(at) | Kind::Name(at) => quote(at(config)),
     }
 }
 
@@ -264,6 +285,20 @@ fn path(raw: &Raw) -> Result<Option<PathBuf>, String> {
         return Err("holds a NUL character, which no path can".into());
     }
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+}
+
+fn globs(raw: &Raw) -> Result<Vec<String>, String> {
+    let given: Vec<&str> = match raw {
+        Raw::Text(text) => text.split(',').collect(),
+        Raw::List(list) => list.iter().map(String::as_str).collect(),
+        _ => return Err("must be a list of strings".into()),
+    };
+    let given: Vec<String> =
+        given.into_iter().map(|glob| glob.trim().to_owned()).filter(|glob| !glob.is_empty()).collect();
+    for glob in &given {
+        glob::Pattern::new(glob).map_err(|error| format!("{glob:?} is no pattern: {error}"))?;
+    }
+    Ok(given)
 }
 
 fn tokens(raw: &Raw) -> Result<Vec<Token>, String> {

@@ -149,6 +149,12 @@ impl Shared {
         }
     }
 
+    /// Held by whoever has something to hand in that the way down must wait for.
+    #[must_use]
+    pub fn in_flight(&self) -> Arc<()> {
+        Arc::clone(&self.0.in_flight)
+    }
+
     /// The running engine, or the refusal that it is not there yet.
     fn running(&self) -> Result<&Running, Refused> {
         self.0.running.get().ok_or_else(|| {

@@ -18,7 +18,9 @@ use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 
-use crate::message::{Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RawChunk, Refusal, RefusalKind};
+use crate::message::{
+    Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RECORD_END, RawChunk, Refusal, RefusalKind,
+};
 
 mod access_log;
 mod document;
@@ -126,7 +128,7 @@ pub fn parse(
     let mut sanitised = Sanitised::default();
     let text = text::clean(body, &mut sanitised);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let lines = memchr::memchr_iter(b'\n', text.as_bytes()).count() + 1;
+    let lines = memchr::memchr_iter(line_end(format), text.as_bytes()).count() + 1;
     let new_sink = || {
         let mut sink = Sink::new(received_us, defaults, lines, text.len());
         sink.sanitised = sanitised;
@@ -200,12 +202,17 @@ fn too_large() -> Refusal {
     }
 }
 
+/// The byte that ends a line.
+fn line_end(format: Format) -> u8 {
+    if format == Format::Records { RECORD_END } else { b'\n' }
+}
+
 /// Each line that is not empty becomes one record.
 fn parse_lines(text: &str, format: Format, line_bytes_max: usize, sink: &mut Sink<'_>) {
     let mut scratch = Scratch::default();
     let mut lines = LineParser::new(format);
     let mut start = 0;
-    for end in memchr::memchr_iter(b'\n', text.as_bytes()).chain([text.len()]) {
+    for end in memchr::memchr_iter(line_end(format), text.as_bytes()).chain([text.len()]) {
         let line = &text[start..end];
         start = end + 1;
         sink.line += 1;

@@ -16,8 +16,9 @@ use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep_until};
 
 use super::answer_channel;
-use super::stdin::LineSource;
-use crate::message::{Delivery, Encoding, Format};
+use super::courier::Courier;
+use super::stream::BODY_BYTES;
+use crate::message::{Defaults, Delivery, Encoding, Format};
 
 /// One request in this many begins a burst of errors.
 const BURST_EVERY: u32 = 400;
@@ -198,7 +199,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Makes `rate` lines a second until the drain. What the pipeline does not take in time is not made up for: a demo must
 /// not fill the memory. Returns the number of records stored.
-pub async fn run(source: &LineSource, rate: u32, seed: u64) -> u64 {
+pub async fn run(source: &Courier, rate: u32, seed: u64) -> u64 {
     let (stream, mut demo, mut stored) = (source.intake.new_stream(), Demo::new(seed), 0);
     let (start, mut made, mut next) = (Instant::now(), 0_u64, Instant::now());
     while source.drain.phase() < Phase::Draining {
@@ -210,7 +211,7 @@ pub async fn run(source: &LineSource, rate: u32, seed: u64) -> u64 {
         for _ in 0..due {
             body.extend_from_slice(demo.next_line(now_us).as_bytes());
             body.push(b'\n');
-            if body.len() >= super::stdin::BODY_BYTES {
+            if body.len() >= BODY_BYTES {
                 stored += hand_in(source, stream, std::mem::take(&mut body), now_us).await;
             }
         }
@@ -224,7 +225,7 @@ pub async fn run(source: &LineSource, rate: u32, seed: u64) -> u64 {
     stored
 }
 
-async fn hand_in(source: &LineSource, stream: u64, body: Vec<u8>, received_us: i64) -> u64 {
+async fn hand_in(source: &Courier, stream: u64, body: Vec<u8>, received_us: i64) -> u64 {
     if body.is_empty() {
         return 0;
     }
@@ -234,7 +235,7 @@ async fn hand_in(source: &LineSource, stream: u64, body: Vec<u8>, received_us: i
         body: Bytes::from(body),
         encoding: Encoding::Identity,
         format: Format::Ndjson,
-        defaults: source.defaults.clone(),
+        defaults: Defaults::default(),
         received_us,
         mark: None,
         ack: source.ack,
@@ -256,7 +257,6 @@ async fn hand_in(source: &LineSource, stream: u64, body: Vec<u8>, received_us: i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Defaults;
     use logweir_engine::record::Severity;
     use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,9 +12,16 @@ use logweir_engine::stage::{Exit, Stage, StageContext};
 use crate::message::{Delivery, Encoding, RawChunk, Refusal};
 
 mod decompress;
-pub mod demo;
 mod intake;
-pub mod stdin;
+pub mod courier;
+pub mod framing;
+mod container;
+pub mod multiline;
+mod lines;
+pub mod stream;
+pub mod syslog;
+pub mod files;
+pub mod demo;
 
 pub use decompress::decompress;
 pub use intake::{Answer, IntakeHandle, answer_channel};

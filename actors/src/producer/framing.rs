@@ -1,0 +1,227 @@
+//! Where a record of a stream of bytes ends. Pure: bytes in, records out, whatever the pieces they came in.
+//!
+//! Syslog over TCP has two framings, and senders use both on one port (RFC 6587): `LEN SP MESSAGE`, or a message up to a
+//! line feed. They are told apart for each frame: a count is digits, a space and the `<` that every message begins with,
+//! so that a bare line that begins with a number stays a line.
+
+/// How records are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// By line feeds.
+    Lines,
+    /// As syslog senders do on TCP and TLS.
+    Syslog,
+}
+
+/// A longer count is no count.
+const COUNT_DIGITS_MAX: usize = 8;
+
+/// What the head of the input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// A record, without what ends it.
+    Record(&'a [u8]),
+    /// The start of a record that is not kept, and the reason by which it is counted.
+    Discarded(&'static str),
+    /// The rest of such a record.
+    Skipped,
+}
+
+/// Cuts records off the head of an input. Remembers only what it is in the middle of skipping.
+#[derive(Clone, Copy, Debug)]
+pub struct Cutter {
+    framing: Framing,
+    record_bytes_max: usize,
+    skipping: Skipping,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skipping {
+    Nothing,
+    Line,
+    Octets(usize),
+}
+
+/// What a syslog frame begins with.
+enum Head {
+    Counted {
+        head: usize,
+        len: usize,
+    },
+    Line,
+    /// Too few bytes to say.
+    Open,
+}
+
+impl Cutter {
+    /// Discards records above `record_bytes_max`.
+    pub fn new(framing: Framing, record_bytes_max: usize) -> Self {
+        Self { framing, record_bytes_max, skipping: Skipping::Nothing }
+    }
+
+    /// The same in the middle of a line that is too long, or at a beginning.
+    pub fn in_a_line(mut self, skipping: bool) -> Self {
+        self.skipping = if skipping { Skipping::Line } else { Skipping::Nothing };
+        self
+    }
+
+    /// Whether it is in the middle of a record that is too long.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping != Skipping::Nothing
+    }
+
+    /// What the head of `input` is and how many bytes it takes; none if that takes more input. Nothing follows at an `end`.
+    ///
+    /// Never asks for more than [`Self::record_bytes_max`] and a few bytes of input.
+    pub fn next<'a>(&mut self, input: &'a [u8], end: bool) -> Option<(Content<'a>, usize)> {
+        if input.is_empty() {
+            return None;
+        }
+        match self.skipping {
+            Skipping::Octets(left) => {
+                let used = left.min(input.len());
+                self.skipping = if used == left { Skipping::Nothing } else { Skipping::Octets(left - used) };
+                return Some((Content::Skipped, used));
+            }
+            Skipping::Line => {
+                let line_end = memchr::memchr(b'\n', input);
+                if line_end.is_some() {
+                    self.skipping = Skipping::Nothing;
+                }
+                return Some((Content::Skipped, line_end.map_or(input.len(), |at| at + 1)));
+            }
+            Skipping::Nothing => {}
+        }
+        match if self.framing == Framing::Syslog { head(input) } else { Head::Line } {
+            Head::Counted { head, len } => self.counted(input, head, len, end),
+            Head::Open if !end => None,
+            Head::Line | Head::Open => self.line(input, end),
+        }
+    }
+
+    fn counted<'a>(&mut self, input: &'a [u8], head: usize, len: usize, end: bool) -> Option<(Content<'a>, usize)> {
+        if len > self.record_bytes_max {
+            self.skipping = Skipping::Octets(len);
+            return Some((Content::Discarded("line_too_long"), head));
+        }
+        match input.get(head..head + len) {
+            Some(message) => Some((Content::Record(trimmed(message)), head + len)),
+            None if end => Some((Content::Discarded("frame_incomplete"), input.len())),
+            None => None,
+        }
+    }
+
+    fn line<'a>(&mut self, input: &'a [u8], end: bool) -> Option<(Content<'a>, usize)> {
+        let (line, used) = match memchr::memchr(b'\n', input) {
+            Some(at) => (&input[..at], at + 1),
+            None if end => (input, input.len()),
+            None if input.len() > self.record_bytes_max + 1 => {
+                self.skipping = Skipping::Line;
+                return Some((Content::Discarded("line_too_long"), input.len()));
+            }
+            None => return None,
+        };
+        let line = trimmed(line);
+        let content = if line.len() > self.record_bytes_max {
+            Content::Discarded("line_too_long")
+        } else {
+            Content::Record(line)
+        };
+        Some((content, used))
+    }
+}
+
+fn head(input: &[u8]) -> Head {
+    let digits = input.iter().take(COUNT_DIGITS_MAX + 1).take_while(|byte| byte.is_ascii_digit()).count();
+    if digits == 0 || digits > COUNT_DIGITS_MAX || input[0] == b'0' {
+        return Head::Line;
+    }
+    match (input.get(digits), input.get(digits + 1)) {
+        (Some(b' '), Some(b'<')) => {
+            let len = input[..digits].iter().fold(0, |len, digit| len * 10 + usize::from(digit - b'0'));
+            Head::Counted { head: digits + 1, len }
+        }
+        (None, _) | (Some(b' '), None) => Head::Open,
+        _ => Head::Line,
+    }
+}
+
+/// Without the line ends and NULs that some senders add.
+fn trimmed(record: &[u8]) -> &[u8] {
+    let end = record.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r' | 0)).map_or(0, |at| at + 1);
+    &record[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Cuts `input`, which comes in pieces of these sizes.
+    fn cut(framing: Framing, input: &[u8], pieces: &[usize], max: usize) -> (Vec<String>, Vec<&'static str>) {
+        let (mut cutter, mut pending, mut rest) = (Cutter::new(framing, max), Vec::new(), input);
+        let (mut records, mut discarded) = (Vec::new(), Vec::new());
+        for &piece in pieces.iter().cycle() {
+            let (head, tail) = rest.split_at(piece.clamp(1, rest.len().max(1)).min(rest.len()));
+            pending.extend_from_slice(head);
+            rest = tail;
+            while let Some((content, used)) = cutter.next(&pending, rest.is_empty()) {
+                match content {
+                    Content::Record(record) => records.push(String::from_utf8(record.to_vec()).unwrap()),
+                    Content::Discarded(reason) => discarded.push(reason),
+                    Content::Skipped => {}
+                }
+                pending.drain(..used);
+            }
+            assert!(pending.len() <= max + COUNT_DIGITS_MAX + 2 + piece, "{} bytes are held", pending.len());
+            if rest.is_empty() {
+                assert_eq!(pending, b"");
+                return (records, discarded);
+            }
+        }
+        unreachable!("the pieces go round")
+    }
+
+    #[test]
+    fn counted_frames_and_lines_may_follow_each_other() {
+        let input = b"12 <13>one\ntwo\n<13>three\n2026 was a year\n8 <13>four6 <1>end\n42 is no frame\r\n17 <13>";
+        let (records, discarded) = cut(Framing::Syslog, input, &[3], 100);
+        assert_eq!(
+            records,
+            ["<13>one\ntwo", "<13>three", "2026 was a year", "<13>four", "<1>end", "", "42 is no frame"]
+        );
+        assert_eq!(discarded, ["frame_incomplete"]);
+    }
+
+    #[test]
+    fn what_is_too_long_is_skipped_and_what_follows_is_not() {
+        let input = b"14 <13>0123456789<13>after\n<13>01234567890123456789\n99999999 <13>the rest";
+        let (records, discarded) = cut(Framing::Syslog, input, &[4], 10);
+        assert_eq!(records, ["<13>after"]);
+        assert_eq!(discarded, ["line_too_long", "line_too_long", "line_too_long"]);
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_whole_and_in_order_however_they_came_in(
+            messages in prop::collection::vec("<[a-z \n0-9]{0,30}x", 0..8),
+            pieces in prop::collection::vec(1_usize..40, 1..6),
+        ) {
+            let counted: String = messages.iter().map(|message| format!("{} {message}", message.len())).collect();
+            let (records, discarded) = cut(Framing::Syslog, counted.as_bytes(), &pieces, 100);
+            prop_assert_eq!((&records, discarded.len()), (&messages, 0));
+            let lines: Vec<String> = messages.iter().map(|message| message.replace('\n', " ")).collect();
+            let (records, discarded) = cut(Framing::Lines, (lines.join("\n") + "\n").as_bytes(), &pieces, 100);
+            let lines = if lines.is_empty() { vec![String::new()] } else { lines };
+            prop_assert_eq!((records, discarded.len()), (lines, 0));
+        }
+
+        #[test]
+        fn any_bytes_are_cut_to_the_end(
+            input in prop::collection::vec(prop::sample::select(&b"1290 <\nab\r\0"[..]), 0..200),
+            pieces in prop::collection::vec(1_usize..40, 1..6),
+        ) {
+            let _ = cut(Framing::Syslog, &input, &pieces, 20);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Syslog listeners: TCP, UDP and TLS.
+//!
+//! - **What syslog acknowledges: nothing.** A sender has handed a message over when its kernel has it. Here TCP and TLS are
+//!   read only as fast as the journal takes what was read, so that a slow journal fills the sender's queue and not our
+//!   memory; what is lost when this process is killed is what lay in the two kernels' buffers and one body per connection.
+//!   At SIGTERM what was read is stored before the connections are closed. UDP may lose anything at any time; what is
+//!   dropped here, by the kernel or by our own bound, is counted. Who needs to know uses HTTP.
+//! - Frames are records and are never split; what a line means is the parser's to say.
+//! - The sender's address is the host of messages that name none, and an attribute of all.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use logweir_engine::drain::Phase;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::courier::{Courier, Parcel, discard};
+use super::framing::Framing;
+use super::multiline::push_record;
+use super::stream::{BODY_BYTES, LINGER, READ_BYTES, StreamSource};
+use crate::config;
+use crate::message::Defaults;
+use crate::tls;
+
+/// How long a sender may take to shake hands.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After a failed accept (no descriptor is left, say) the next try waits.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The largest datagram.
+const DATAGRAM_BYTES: usize = 64 << 10;
+/// What the kernel is asked to keep of datagrams; it may give less.
+const KERNEL_BYTES: usize = 4 << 20;
+
+/// The sockets, bound.
+pub struct Listeners {
+    tcp: Option<std::net::TcpListener>,
+    udp: Option<std::net::UdpSocket>,
+    tls: Option<(std::net::TcpListener, TlsAcceptor)>,
+}
+
+/// Binds what the configuration asks for.
+///
+/// # Errors
+/// Which key cannot have what it names, and why.
+pub fn bind(config: &config::Syslog) -> Result<Listeners, String> {
+    let wrong = |key: &str, address: SocketAddr, error: io::Error| {
+        format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there")
+    };
+    let tcp = |key, address: Option<SocketAddr>| -> Result<_, String> {
+        let Some(address) = address else { return Ok(None) };
+        let listener = std::net::TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        listener.map(Some).map_err(|error| wrong(key, address, error))
+    };
+    let udp = config.udp_listen.map(|address| {
+        let socket = std::net::UdpSocket::bind(address).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(KERNEL_BYTES);
+            Ok(socket)
+        });
+        socket.map_err(|error| wrong("syslog.udp_listen", address, error))
+    });
+    let tls = match tcp("syslog.tls_listen", config.tls_listen)? {
+        None => None,
+        Some(listener) => {
+            let files = config.tls_cert_file.as_deref().zip(config.tls_key_file.as_deref());
+            let (cert, key) = files.ok_or("syslog.tls_listen needs syslog.tls_cert_file and syslog.tls_key_file")?;
+            let server = tls::server_config(cert, key, config.client_ca_file.as_deref())
+                .map_err(|error| format!("syslog.tls_listen: {error}"))?;
+            Some((listener, TlsAcceptor::from(Arc::new(server))))
+        }
+    };
+    Ok(Listeners { tcp: tcp("syslog.tcp_listen", config.tcp_listen)?, udp: udp.transpose()?, tls })
+}
+
+/// The most bytes that the listeners hold.
+#[must_use]
+pub fn memory_bytes_max(config: &config::Syslog) -> usize {
+    // What is read, the body in the making, and the one in flight.
+    let connection = 3 * (config.message_bytes_max + READ_BYTES) + 2 * BODY_BYTES;
+    let any_tcp = config.tcp_listen.is_some() || config.tls_listen.is_some();
+    let tcp = if any_tcp { config.connections_max * connection } else { 0 };
+    // Waiting, and once more in bodies under way.
+    tcp + if config.udp_listen.is_some() { 2 * config.udp_buffer_bytes + DATAGRAM_BYTES } else { 0 }
+}
+
+/// Serves the listeners until the drain; completes when all that was read is handed in.
+///
+/// # Panics
+/// Outside of a runtime.
+pub async fn serve(listeners: Listeners, courier: &Courier, config: &config::Syslog) {
+    let server = Server {
+        courier: courier.clone(),
+        config: config.clone(),
+        room: Arc::new(Semaphore::new(config.connections_max)),
+    };
+    let registered = "the listener is a socket that does not block";
+    let tcp = async {
+        let Some(listener) = listeners.tcp else { return };
+        server.accept(TcpListener::from_std(listener).expect(registered), None).await;
+    };
+    let tls = async {
+        let Some((listener, acceptor)) = listeners.tls else { return };
+        server.accept(TcpListener::from_std(listener).expect(registered), Some(acceptor)).await;
+    };
+    let udp = async {
+        let Some(socket) = listeners.udp else { return };
+        datagrams(UdpSocket::from_std(socket).expect(registered), &server).await;
+    };
+    tokio::join!(tcp, tls, udp);
+    // Every connection has seen the drain, too, and ends when what it has read is stored.
+    let all = u32::try_from(server.config.connections_max).unwrap_or(u32::MAX);
+    let _ = server.room.acquire_many(all).await;
+}
+
+#[derive(Clone)]
+struct Server {
+    courier: Courier,
+    config: config::Syslog,
+    room: Arc<Semaphore>,
+}
+
+impl Server {
+    async fn accept(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+        let component = if tls.is_some() { "syslog_tls" } else { "syslog_tcp" };
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.courier.drain.reached(Phase::Draining) => return,
+            };
+            let (socket, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    network_error(component, "accept");
+                    tracing::warn!(component, %error, "no connection can be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+                metrics::counter!("logweir_refused_total", "reason" => "syslog_connections_max").increment(1);
+                continue; // dropping the socket closes it
+            };
+            let (server, tls) = (self.clone(), tls.clone());
+            actix_rt::spawn(async move {
+                match tls {
+                    None => server.connection(socket, peer, component, permit).await,
+                    Some(tls) => match timeout(HANDSHAKE, tls.accept(socket)).await {
+                        Ok(Ok(socket)) => server.connection(socket, peer, component, permit).await,
+                        Ok(Err(error)) => {
+                            network_error(component, "handshake");
+                            tracing::warn!(component, %peer, %error, "a sender was not let in");
+                        }
+                        Err(_) => network_error(component, "handshake_timeout"),
+                    },
+                }
+            });
+        }
+    }
+
+    async fn connection(
+        &self,
+        socket: impl AsyncRead + AsyncWrite + Unpin,
+        peer: SocketAddr,
+        component: &'static str,
+        _permit: OwnedSemaphorePermit,
+    ) {
+        metrics::gauge!("logweir_syslog_connections", "component" => component).increment(1.0);
+        let source = StreamSource {
+            courier: self.courier.clone(),
+            component,
+            framing: Framing::Syslog,
+            record_bytes_max: self.config.message_bytes_max,
+            multiline: None,
+            idle_timeout: Some(Duration::from_millis(self.config.idle_timeout_ms)),
+            defaults: said_by(peer.ip(), Some(peer.port())),
+        };
+        if let Err(error) = source.run(socket).await {
+            network_error(component, "read");
+            tracing::debug!(component, %peer, %error, "a sender's connection broke off");
+        }
+        metrics::gauge!("logweir_syslog_connections", "component" => component).decrement(1.0);
+    }
+}
+
+fn network_error(component: &'static str, kind: &'static str) {
+    metrics::counter!("logweir_network_errors_total", "component" => component, "kind" => kind).increment(1);
+}
+
+/// What is known of a sender's messages: where they came from.
+fn said_by(ip: IpAddr, port: Option<u16>) -> Defaults {
+    let address = ip.to_canonical().to_string();
+    let mut attributes = format!("\"network.peer.address\":\"{address}\"");
+    if let Some(port) = port {
+        attributes.push_str(&format!(",\"network.peer.port\":{port}"));
+    }
+    Defaults { host: Some(address.into()), attributes: Some(attributes.into()), ..Defaults::default() }
+}
+
+/// Datagrams that wait to be handed in.
+struct Waiting {
+    queue: Mutex<(VecDeque<(IpAddr, Bytes)>, usize)>,
+    came: Notify,
+    bytes_max: usize,
+}
+
+impl Waiting {
+    /// Whether there was room for it.
+    fn push(&self, peer: IpAddr, datagram: &[u8]) -> bool {
+        let mut queue = self.queue.lock().expect("nobody panics in here");
+        let (datagrams, bytes) = &mut *queue;
+        let size = datagram.len() + size_of::<(IpAddr, Bytes)>();
+        if *bytes + size > self.bytes_max {
+            return false;
+        }
+        *bytes += size;
+        datagrams.push_back((peer, Bytes::copy_from_slice(datagram)));
+        drop(queue);
+        self.came.notify_one();
+        true
+    }
+
+    fn take(&self) -> VecDeque<(IpAddr, Bytes)> {
+        let mut queue = self.queue.lock().expect("nobody panics in here");
+        queue.1 = 0;
+        std::mem::take(&mut queue.0)
+    }
+}
+
+/// Reads datagrams as fast as they come, and hands them in as fast as they are taken.
+async fn datagrams(socket: UdpSocket, server: &Server) {
+    let (courier, bytes_max) = (&server.courier, server.config.udp_buffer_bytes);
+    let waiting = Waiting { queue: Mutex::default(), came: Notify::new(), bytes_max };
+    let stream = courier.intake.new_stream();
+    let receiving = async {
+        let mut buffer = vec![0; DATAGRAM_BYTES];
+        loop {
+            match socket.recv_from(&mut buffer).await {
+                Ok((len, _)) if len > server.config.message_bytes_max => discard(UDP, "line_too_long", 1),
+                Ok((len, peer)) if !waiting.push(peer.ip(), &buffer[..len]) => discard(UDP, "udp_buffer_full", 1),
+                Ok(_) => {}
+                Err(error) => {
+                    network_error(UDP, "read");
+                    tracing::warn!(%error, "no datagram can be read");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    let handing_in = async {
+        let mut dropped = 0;
+        while courier.drain.phase() < Phase::Draining {
+            tokio::select! {
+                () = waiting.came.notified() => sleep(LINGER).await,
+                () = courier.drain.reached(Phase::Draining) => {}
+            }
+            hand_in(courier, stream, waiting.take()).await;
+            let now = dropped_by_kernel(&socket);
+            if now > dropped {
+                discard(UDP, "udp_kernel_buffer_full", (now - dropped).into());
+            }
+            dropped = now.max(dropped);
+        }
+    };
+    tokio::select! {
+        () = receiving => {}
+        () = handing_in => {}
+    }
+    // What came in between the last look and the end.
+    hand_in(courier, stream, waiting.take()).await;
+}
+
+const UDP: &str = "syslog_udp";
+
+/// One body for each sender.
+async fn hand_in(courier: &Courier, stream: u64, datagrams: VecDeque<(IpAddr, Bytes)>) {
+    let mut senders: Vec<(IpAddr, Vec<Vec<u8>>)> = Vec::new();
+    for (peer, datagram) in datagrams {
+        let index = senders.iter().position(|(sender, _)| *sender == peer).unwrap_or_else(|| {
+            senders.push((peer, vec![Vec::new()]));
+            senders.len() - 1
+        });
+        let bodies = &mut senders[index].1;
+        if bodies.last().is_none_or(|body| body.len() >= BODY_BYTES) {
+            bodies.push(Vec::new());
+        }
+        if let Some(body) = bodies.last_mut() {
+            let end = datagram.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r' | 0)).map_or(0, |at| at + 1);
+            push_record(body, &datagram[..end]);
+        }
+    }
+    let parcels = senders.into_iter().flat_map(|(peer, bodies)| {
+        let defaults = said_by(peer, None);
+        bodies.into_iter().filter(|body| !body.is_empty()).map(move |body| Parcel {
+            stream,
+            body: body.into(),
+            defaults: defaults.clone(),
+            mark: None,
+        })
+    });
+    join_all(parcels.map(|parcel| async move {
+        if let Err(refusal) = courier.deliver(&parcel).await {
+            tracing::warn!(
+                reason = refusal.reason,
+                messages = parcel.records(),
+                "datagrams were read and are not stored"
+            );
+            discard(UDP, refusal.reason, parcel.records());
+        }
+    }))
+    .await;
+}
+
+/// Datagrams that the kernel has thrown away because nobody read them in time.
+fn dropped_by_kernel(socket: &UdpSocket) -> u32 {
+    const DROPS: usize = 8; // SK_MEMINFO_DROPS
+    let mut info = [0_u32; 16];
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or_default();
+    // SAFETY: the kernel writes at most `bytes` bytes into an array that has as many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    };
+    if result == 0 { info[DROPS] } else { 0 }
+}
