@@ -49,6 +49,10 @@ pub enum Format {
     Plain,
     /// Apache/nginx common or combined access log.
     AccessLog,
+    /// The parser's line format of this name.
+    Line(&'static str),
+    /// The configured format with this number.
+    Custom(u16),
 }
 
 /// What the sender says of its records, for those that do not say it themselves.

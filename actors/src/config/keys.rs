@@ -105,6 +105,8 @@ pub enum Kind {
     Cache(Lens<CacheUrl>),
     /// A filter of log lines.
     Filter(Lens<String>),
+    /// A time zone by its IANA name.
+    Zone(Lens<jiff::tz::TimeZone>),
 }
 
 impl Kind {
@@ -372,6 +374,12 @@ pub static KEYS: &[Key] = &[
         "25s",
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
         "how long the flusher may go on after SIGTERM",
+    ),
+    key(
+        "parse.time_zone",
+        "UTC",
+        Kind::Zone(|c| &mut c.parse.time_zone),
+        "the zone of times that name none, such as `Europe/Berlin`",
     ),
     key(
         "sources.stdin",

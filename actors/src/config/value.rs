@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use jiff::tz::TimeZone;
+
 use super::keys::{Key, Kind, Place, Unit};
 use super::{CacheUrl, Config, DatabaseUrl, Token};
 
@@ -72,6 +74,10 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
             }
             text.clone_into(at(config));
         }
+        Kind::Zone(at) => {
+            let name = text(raw).ok_or_else(|| format!("must be {}", allowed(&key.kind)))?;
+            *at(config) = TimeZone::get(name).map_err(|_| format!("must be {}", allowed(&key.kind)))?;
+        }
     }
     Ok(())
 }
@@ -105,6 +111,7 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::OptionalDatabase(_) => "postgres://USER:PASSWORD@HOST/DATABASE, or empty".into(),
         Kind::Cache(_) => "memory: or redis://HOST:PORT (rediss:// for TLS)".into(),
         Kind::Filter(_) => "error, warn, info, debug, trace, or a filter such as info,logweir=debug".into(),
+        Kind::Zone(_) => "UTC or an IANA name such as Europe/Berlin".into(),
     }
 }
 
@@ -133,6 +140,7 @@ pub fn show(key: &Key, config: &Config) -> String {
             CacheUrl::Redis(url) => quote(&without_secrets(url)),
         },
         Kind::Filter(at) => quote(at(config)),
+        Kind::Zone(at) => quote(at(config).iana_name().unwrap_or("UTC")),
     }
 }
 
@@ -167,7 +175,7 @@ fn show_database(url: &DatabaseUrl) -> String {
     }
 }
 
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 

@@ -23,7 +23,7 @@ use super::answer::Answer;
 use super::{Shared, stream_of};
 use crate::config::Config;
 use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, LineError, Receipt, Refusal};
-use crate::parser::{NAME_BYTES_MAX, format_named, format_names};
+use crate::parser::NAME_BYTES_MAX;
 use crate::producer::answer_channel;
 
 /// A body whose length is not announced is read in steps of at least this many bytes of the budget.
@@ -223,7 +223,7 @@ impl Parameters {
         for (name, value) in pairs.into_inner() {
             match &*name {
                 "ack" => parameters.ack = ack(&value)?,
-                "format" => parameters.format = format(&value)?,
+                "format" => parameters.format = format(&value, config)?,
                 "service" => parameters.defaults.service = Some(sender_name("service", &value)?),
                 "host" => parameters.defaults.host = Some(sender_name("host", &value)?),
                 _ => {
@@ -261,9 +261,9 @@ fn ack(value: &str) -> Result<AckLevel, Refused> {
     }
 }
 
-fn format(value: &str) -> Result<Format, Refused> {
-    format_named(value).ok_or_else(|| {
-        let detail = format!("format={value:?} is not understood; there are {}", format_names());
+fn format(value: &str, config: &Config) -> Result<Format, Refused> {
+    config.parse.format_named(value).ok_or_else(|| {
+        let detail = format!("format={value:?} is not understood; there are {}", config.parse.format_names());
         Refused::new(400, "bad_parameter", detail)
     })
 }

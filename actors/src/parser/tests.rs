@@ -91,7 +91,7 @@ fn the_loggers_of_many_languages_are_understood() {
     // Docker's json-file driver
     check(
         r#"{"log":"ready\n","stream":"stdout","time":"2015-05-17T10:05:03Z"}"#,
-        Record { severity: Severity::UNSPECIFIED, message: "ready\n", attributes: r#"{"stream":"stdout"}"#, ..at },
+        Record { severity: Severity::UNSPECIFIED, message: "ready", attributes: r#"{"stream":"stdout"}"#, ..at },
     );
     // OpenTelemetry
     check(
