@@ -78,7 +78,7 @@ impl Severity {
             | b"success" => Self::INFO,
             b"notice" | b"audit" => Self(10),
             b"warn" | b"warning" | b"wrn" => Self::WARN,
-            b"error" | b"err" | b"eror" | b"severe" | b"fail" => Self::ERROR,
+            b"error" | b"err" | b"eror" | b"erro" | b"severe" | b"fail" => Self::ERROR,
             b"critical" | b"crit" | b"dpanic" => Self(18),
             b"alert" => Self(19),
             b"fatal" | b"emerg" | b"emergency" | b"panic" | b"ftl" | b"pnc" | b"failure" => Self::FATAL,

@@ -14,6 +14,7 @@ use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
 use super::stamp;
+use super::text::mend_escapes;
 use super::time::EventTime;
 
 /// So many fields a header may have before its level, at most.
@@ -63,24 +64,24 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     attributes.number("pid", header.pid);
     attributes.number("tid", header.tid);
     attributes.text("file", file);
-    let message = match header.fields {
-        "" => message,
-        fields => {
-            attributes.text("fields", fields);
-            message
-        }
-    };
+    if is_object(header.fields) {
+        attributes.raw("fields", header.fields);
+    } else {
+        attributes.text("fields", header.fields);
+    }
     attributes.tail(message);
-    let ts_us = time.map_or(now_us, |time| sink.instant(time));
-    sink.push(Record {
-        ts_us,
-        severity: header.severity,
-        service: "",
-        host: "",
-        message,
-        attributes: attributes.finish(),
-    });
+    attributes.finish();
+    if sink.bad_escapes {
+        mend_escapes(&mut scratch.attributes, &mut sink.sanitised);
+    }
+    let (ts_us, attributes) = (time.map_or(now_us, |time| sink.instant(time)), &*scratch.attributes);
+    sink.push(Record { ts_us, severity: header.severity, service: "", host: "", message, attributes });
     Ok(())
+}
+
+/// Whether it is a JSON object that a reader of the attributes could read, too.
+fn is_object(text: &str) -> bool {
+    text.starts_with('{') && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
 }
 
 /// How the time stands, which says what follows.
@@ -202,6 +203,8 @@ impl<'a> Header<'a> {
         let inner = inner.trim_ascii();
         if !inner.is_empty() && inner.bytes().all(|byte| byte.is_ascii_digit()) {
             self.number(inner);
+        } else if self.logger.is_empty() && inner.contains('.') && !inner.contains([':', '@']) && is_name(inner) {
+            self.logger = inner;
         } else if self.thread.is_empty() {
             self.thread = inner;
         } else {
@@ -485,6 +488,7 @@ fn bare_level(word: &str) -> Option<Severity> {
             | "FTL"
             | "PNC"
             | "SUCCESS"
+            | "ERRO"
     );
     known.then(|| Severity::from_text(word)).flatten()
 }

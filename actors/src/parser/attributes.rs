@@ -57,11 +57,9 @@ impl<'b> Attributes<'b> {
         }
     }
 
-    /// Adds the `name=value` pairs that `message` ends with. They stay in the message, too.
-    pub fn tail(&mut self, message: &str) {
-        for pair in tail(message) {
-            self.pair(pair);
-        }
+    /// Adds the `name=value` pairs that `message` ends with, and says how many there are. They stay in the message, too.
+    pub fn tail(&mut self, message: &str) -> usize {
+        tail(message).map(|pair| self.pair(pair)).count()
     }
 
     /// The object; empty for none.

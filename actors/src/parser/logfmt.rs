@@ -76,3 +76,26 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     sink.push(Record { ts_us, severity, service, host, message, attributes: attributes.finish() });
     Ok(())
 }
+
+/// Whether the last word is a pair.
+pub fn may_have_tail(line: &str) -> bool {
+    let bytes = line.as_bytes();
+    line.ends_with('"') || {
+        let last = memchr::memrchr(b' ', bytes).map_or(0, |at| at + 1);
+        memchr::memchr(b'=', &bytes[last..]).is_some()
+    }
+}
+
+/// Reads a sentence with pairs behind it: `order placed user=7 total=9.99`. The line is the message.
+///
+/// # Errors
+/// There are not two pairs: one `=` is no format. Nothing was pushed then.
+pub fn parse_tail<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let mut attributes = Attributes::new(&mut scratch.attributes);
+    if attributes.tail(line) < 2 {
+        return Err("no key=value tail: it does not end with two pairs".into());
+    }
+    let (ts_us, severity) = (sink.ts_us(), Severity::UNSPECIFIED);
+    sink.push(Record { ts_us, severity, service: "", host: "", message: line, attributes: attributes.finish() });
+    Ok(())
+}

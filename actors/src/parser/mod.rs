@@ -96,17 +96,19 @@ static POSTGRES: LineFormat = likely("postgres", database::looks_like_postgres, 
 static SUPERCOMPUTER: LineFormat = likely("supercomputer", supercomputer::looks_like, supercomputer::parse);
 static LOGCAT: LineFormat = likely("logcat", logcat::looks_like, logcat::parse);
 static LOGFMT: LineFormat = likely("logfmt", logfmt::looks_like, logfmt::parse);
+static KEY_VALUE: LineFormat = likely("key_value", logfmt::may_have_tail, logfmt::parse_tail);
 static APPLICATION: LineFormat = likely("application", application::looks_like, application::parse);
 static PLAIN: LineFormat = likely("plain", plain::looks_like, plain::parse);
 
 /// Every line format.
-static LINE_FORMATS: [&LineFormat; 15] = [
+static LINE_FORMATS: [&LineFormat; 16] = [
     &NDJSON,
     &ACCESS_LOG,
     &SYSLOG,
     &NGINX_ERROR,
     &APACHE_ERROR,
     &LOGFMT,
+    &KEY_VALUE,
     &APPLICATION,
     &GLOG,
     &REDIS,
@@ -124,7 +126,7 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static BRACE: [&LineFormat; 2] = [&DOCKER, &NDJSON];
     static DIGIT: [&LineFormat; 9] =
         [&CRI, &NGINX_ERROR, &POSTGRES, &REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
-    static LETTER: [&LineFormat; 6] = [&SYSLOG, &GLOG, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &APPLICATION];
+    static LETTER: [&LineFormat; 7] = [&SYSLOG, &GLOG, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
     static BRACKET: [&LineFormat; 3] = [&APACHE_ERROR, &REDIS, &APPLICATION];
     static ANGLE: [&LineFormat; 1] = [&SYSLOG];
     static DASH: [&LineFormat; 2] = [&SUPERCOMPUTER, &ACCESS_LOG];
@@ -371,12 +373,12 @@ impl LineParser {
 
 impl LineFormat {
     fn is_envelope(&self) -> bool {
-        std::ptr::eq(self, &raw const CRI) || std::ptr::eq(self, &raw const DOCKER)
+        [&CRI, &DOCKER].iter().any(|envelope| std::ptr::eq(self, *envelope))
     }
 
     /// Whether it can read lines that others can read better.
     fn is_general(&self) -> bool {
-        std::ptr::eq(self, &raw const APPLICATION) || std::ptr::eq(self, &raw const NDJSON)
+        [&APPLICATION, &NDJSON, &KEY_VALUE].iter().any(|general| std::ptr::eq(self, *general))
     }
 }
 
@@ -503,5 +505,7 @@ impl Stage for Parser {
     }
 }
 
+#[cfg(test)]
+mod format_tests;
 #[cfg(test)]
 mod tests;

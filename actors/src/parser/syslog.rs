@@ -201,19 +201,21 @@ impl<'a> Rfc3164<'a> {
     fn read(text: &'a str, has_priority: bool, sink: &Sink<'_>) -> Option<Self> {
         let arrival = sink.ts_us();
         let text = text.trim_ascii_start();
-        let (ts_us, rest) = match stamp::leading(text, arrival) {
-            Some((time, rest)) => (sink.instant(time), rest),
-            None if has_priority => (arrival, text),
-            None => return None,
-        };
+        let time = stamp::leading(text, arrival);
+        if time.is_none() && !has_priority {
+            return None;
+        }
+        let (ts_us, rest) = time.map_or((arrival, text), |(time, rest)| (sink.instant(time), rest));
         // Cisco writes a colon behind the time.
         let rest = rest.strip_prefix(':').unwrap_or(rest).trim_ascii_start();
         if has_priority && let Some(tag) = Tag::read(rest).filter(|tag| !tag.name.contains(' ')) {
             return Some(Self { ts_us, host: "", tag: Some(tag), message: tag.message });
         }
-        let (host, behind) = rest.split_once(' ')?;
-        let is_host =
-            !host.is_empty() && host.len() <= NAME_BYTES_MAX && !host.contains(['[', '=', '"']) && !is_level(host);
+        let (host, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+        let is_host = time.is_some()
+            && (1..=NAME_BYTES_MAX).contains(&host.len())
+            && !host.contains(['[', '=', '"'])
+            && !is_level(host);
         if !is_host || host.ends_with(':') {
             return has_priority.then_some(Self { ts_us, host: "", tag: None, message: rest });
         }
