@@ -18,6 +18,7 @@ use logweir::config::{
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
 use logweir::parser::Parser;
+use logweir::parser::Rules;
 use logweir::producer::courier::Courier;
 use logweir::producer::framing::Framing;
 use logweir::producer::stream::StreamSource;
@@ -143,6 +144,7 @@ impl Plan {
                 stamp_token: false,
             },
             limits: Limits::default(),
+            parse: Rules::default(),
             ack: AckLevel::Journal,
             lanes: 2,
             batch: BatchLimits { rows_max: 1000, bytes_max: 1 << 20, linger_ms: 10 },

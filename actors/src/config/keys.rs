@@ -113,6 +113,8 @@ pub enum Kind {
     Pattern(Lens<String>),
     /// A name, or none.
     Name(Lens<String>),
+    /// A time zone by its IANA name.
+    Zone(Lens<jiff::tz::TimeZone>),
 }
 
 impl Kind {
@@ -402,6 +404,12 @@ pub static KEYS: &[Key] = &[
         "25s",
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
         "how long the flusher may go on after SIGTERM",
+    ),
+    key(
+        "parse.time_zone",
+        "UTC",
+        Kind::Zone(|c| &mut c.parse.time_zone),
+        "the zone of times that name none, such as `Europe/Berlin`",
     ),
     key(
         "sources.stdin",
