@@ -53,6 +53,14 @@ pub(super) fn derive(check: &mut Checker<'_>) {
         // Three: while one commits and one is read from the journal, the third keeps the database busy.
         check.config.lanes = if matches!(check.config.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 };
     }
+    // Who allows shorter lines need not say it three times.
+    let line_bytes_max = check.config.http.line_bytes_max;
+    if !check.said("syslog.message_bytes_max") {
+        check.config.syslog.message_bytes_max = check.config.syslog.message_bytes_max.min(line_bytes_max);
+    }
+    if !check.said("multiline.bytes_max") {
+        check.config.multiline.bytes_max = check.config.multiline.bytes_max.min(line_bytes_max);
+    }
     if !check.said("auth.mode") {
         let auth = &check.config.auth;
         let tokens = auth.ingest_tokens.len() + auth.query_tokens.len() + auth.admin_tokens.len();
