@@ -483,6 +483,7 @@ fn shippers_find_what_they_ask_an_elasticsearch_for() {
             "/_index_template/logs",
             "/_ingest/pipeline/x",
             "/_component_template/x",
+            "/logstash",
         ] {
             let seen = send(s, "GET", path, &[], "");
             assert_eq!((seen.status, seen.header("x-elastic-product")), (200, "Elasticsearch"), "{path}");
