@@ -7,6 +7,10 @@
 //! - A chunk that a journal frame could not hold is refused as a whole, before it has taken more memory than that.
 //! - No heap allocation per record: texts are borrowed from the body or unescaped into buffers that the body's records share.
 //!
+//! # To add a protocol
+//! One file that walks through its bodies, says in `sink::Envelope` what stands around a record, and hands each line on to
+//! `LineParser`; a variant of [`Format`]; and one file in `http/` that gives receipts and refusals its shape.
+//!
 //! # To add a format
 //! One file with `looks_like` (a cheap look at one line) and `parse` (one line into one record, or an error in words), one
 //! line in `LINE_FORMATS`, and a place in `candidates`, before those that it is more special than.
