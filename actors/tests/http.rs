@@ -162,6 +162,7 @@ impl Plan {
                 ttl_s: 1,
             },
             shutdown: Shutdown { linger_ms: 0, deadline_ms: 5000 },
+            parse: Default::default(),
             sources: Sources::default(),
             log: Log { level: "info".into(), json: false },
         };
