@@ -139,7 +139,8 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static BRACE: [&LineFormat; 2] = [&DOCKER, &NDJSON];
     static DIGIT: [&LineFormat; 9] =
         [&CRI, &NGINX_ERROR, &POSTGRES, &REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
-    static LETTER: [&LineFormat; 7] = [&SYSLOG, &GLOG, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
+    static CAPITAL: [&LineFormat; 7] = [&SYSLOG, &GLOG, &APPLICATION, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &KEY_VALUE];
+    static SMALL: [&LineFormat; 4] = [&LOGFMT, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
     static BRACKET: [&LineFormat; 3] = [&APACHE_ERROR, &REDIS, &APPLICATION];
     static ANGLE: [&LineFormat; 1] = [&SYSLOG];
     static DASH: [&LineFormat; 2] = [&SUPERCOMPUTER, &ACCESS_LOG];
@@ -148,7 +149,8 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     match line.as_bytes() {
         [b'{', ..] => &BRACE,
         [b'0'..=b'9', ..] => &DIGIT,
-        [b'A'..=b'Z' | b'a'..=b'z', ..] => &LETTER,
+        [b'A'..=b'Z', ..] => &CAPITAL,
+        [b'a'..=b'z', ..] => &SMALL,
         [b'[', ..] => &BRACKET,
         [b'<', ..] => &ANGLE,
         [b'-', ..] => &DASH,
