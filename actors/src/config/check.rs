@@ -53,6 +53,16 @@ pub(super) fn derive(check: &mut Checker<'_>) {
         // Three: while one commits and one is read from the journal, the third keeps the database busy.
         check.config.lanes = if matches!(check.config.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 };
     }
+    // Nobody who lowers the limit of a line should have to lower these as well.
+    let line_bytes_max = check.config.http.line_bytes_max;
+    if !check.said("syslog.message_bytes_max") {
+        let message = &mut check.config.syslog.message_bytes_max;
+        *message = line_bytes_max.min(*message);
+    }
+    if !check.said("multiline.bytes_max") {
+        let record = &mut check.config.multiline.bytes_max;
+        *record = line_bytes_max.min(*record);
+    }
     if !check.said("auth.mode") {
         let auth = &check.config.auth;
         let tokens = auth.ingest_tokens.len() + auth.query_tokens.len() + auth.admin_tokens.len();

@@ -80,6 +80,8 @@ pub struct Tailer {
     is_dirty: bool,
     new_stream: Box<dyn Fn() -> u64 + Send>,
     is_crowded: bool,
+    /// Files that begin as another one does that still stands there.
+    copies: usize,
 }
 
 struct Tailed {
@@ -124,6 +126,7 @@ impl Tailer {
             is_dirty: true,
             new_stream: Box::new(new_stream),
             is_crowded: false,
+            copies: 0,
         };
         for position in checkpoint.unwrap_or_default().files {
             tailer.add(position, Instant::now());
@@ -235,9 +238,12 @@ impl Tailer {
         for tailed in &mut self.files {
             tailed.is_rotated = !tailed.is_matched;
         }
+        self.copies = 0;
         for (path, metadata) in new {
             self.begin(path, &metadata, now);
         }
+        metrics::gauge!("logweir_files_watched").set(self.files.len() as f64);
+        metrics::gauge!("logweir_files_left_alone_as_copies").set(self.copies as f64);
         self.is_first = false;
         let before = self.files.len();
         self.files.retain(|tailed| !tailed.is_done(now));
@@ -260,12 +266,15 @@ impl Tailer {
             incarnation: Uuid::new_v4(),
             offset: if self.is_first && self.settings.from_end { metadata.size() } else { 0 },
             origin: path.clone(),
-            path,
+            path: real(path),
             ..Position::default()
         };
         match self.original_of(&position.path, metadata.size(), now) {
             Original::None => {}
-            Original::Intact => return, // looked at again in the next scan
+            Original::Intact => {
+                self.copies += 1;
+                return; // looked at again in the next scan
+            }
             Original::Truncated(Former { offset, skipping, head }) => {
                 (position.offset, position.skipping, position.head) = (offset, skipping, head);
             }
@@ -383,7 +392,7 @@ impl Tailed {
         self.is_matched = true;
         self.is_lost = false;
         if self.position.path != path && !fs::metadata(&self.position.path).is_ok_and(|at| self.position.is(&at)) {
-            self.position.path = path;
+            self.position.path = real(path);
         }
     }
 
@@ -488,7 +497,7 @@ impl Tailed {
     fn is_done(&self, now: Instant) -> bool {
         if self.is_lost {
             // It was renamed to where nobody finds it, or removed, while no descriptor was open.
-            if self.is_rotated {
+            if self.is_rotated && !self.is_read() {
                 tracing::warn!(path = %self.position.path.display(), offset = self.position.offset,
                     "a file is gone; what it may have held after this offset is not stored");
                 metrics::counter!("logweir_files_gone_total").increment(1);
@@ -532,6 +541,11 @@ fn is_name_of_copy(original: &Path, copy: &Path) -> bool {
         copy.len() > original.len() && copy.as_encoded_bytes().starts_with(original.as_encoded_bytes())
     });
     goes_on && original.parent() == copy.parent()
+}
+
+/// Where a link leads to: a file that is renamed is looked for beside itself, not beside what points to it.
+fn real(path: PathBuf) -> PathBuf {
+    fs::canonicalize(&path).unwrap_or(path)
 }
 
 /// Rotated files that were compressed hold what was read already.
