@@ -284,22 +284,39 @@ impl Tailer {
     }
 
     /// Whether `path` is a copy of a file that is being read: its name goes on from that one's, and it begins as that one does
-    /// or did.
+    /// (a copy in the making may still be shorter) or did.
     fn original_of(&mut self, path: &Path, size: u64, now: Instant) -> Original {
         let Ok(copy) = File::open(path) else { return Original::None };
-        let begins =
-            |head: Head| head.len > 0 && head.len <= size && read_head(&copy, head.len).is_ok_and(|is| is == head);
         for tailed in &mut self.files {
             if !is_name_of_copy(&tailed.position.path, path) {
                 continue;
             }
-            let _ = tailed.refresh(now);
-            if let Some(former) = tailed.position.former.filter(|former| former.offset <= size && begins(former.head)) {
-                tailed.position.former = None;
-                return Original::Truncated(former);
+            let had_file = tailed.file.is_some();
+            if !had_file {
+                tailed.file = tailed.position.open().ok().flatten();
             }
-            if tailed.position.offset <= size && begins(tailed.position.head) {
-                return Original::Intact;
+            let _ = tailed.refresh(now);
+            let is_former = |former: &Former| {
+                let Head { len, .. } = former.head;
+                len > 0 && former.offset <= size && read_head(&copy, len).is_ok_and(|head| head == former.head)
+            };
+            let compared = HEAD_BYTES.min(size).min(tailed.size);
+            let begins_alike = |original: &File| {
+                let heads = read_head(original, compared).ok().zip(read_head(&copy, compared).ok());
+                heads.is_some_and(|(original, copy)| original == copy)
+            };
+            let found = if tailed.position.former.as_ref().is_some_and(is_former) {
+                tailed.position.former.take().map(Original::Truncated)
+            } else if size == 0 || (compared > 0 && tailed.file.as_ref().is_some_and(begins_alike)) {
+                Some(Original::Intact)
+            } else {
+                None
+            };
+            if !had_file {
+                tailed.file = None;
+            }
+            if let Some(found) = found {
+                return found;
             }
         }
         Original::None
@@ -399,7 +416,7 @@ impl Tailed {
     /// Size and content as they are now; a content that is another one is begun.
     fn refresh(&mut self, now: Instant) -> io::Result<()> {
         let Some(size) = self.open_size()? else { return Ok(()) };
-        if size == self.size {
+        if size == self.size && size >= self.position.offset {
             return Ok(());
         }
         (self.size, self.changed) = (size, now);
@@ -517,6 +534,12 @@ impl Position {
     /// Whether it is the file that `metadata` is about.
     fn is(&self, metadata: &Metadata) -> bool {
         (metadata.dev(), metadata.ino()) == (self.dev, self.ino)
+    }
+
+    /// The file, if it is still where it was.
+    fn open(&self) -> io::Result<Option<File>> {
+        let file = File::open(&self.path)?;
+        Ok(self.is(&file.metadata()?).then_some(file))
     }
 
     /// Where in its directory the file is now: it may have been renamed to a name that no glob has.
