@@ -71,6 +71,10 @@ pub enum Format {
     ElasticBulk,
     /// Events of Splunk's HTTP Event Collector: JSON objects one after the other.
     SplunkEvents,
+    /// The parser's line format of this name.
+    Line(&'static str),
+    /// The configured format with this number.
+    Custom(u16),
 }
 
 /// What the sender says of its records, for those that do not say it themselves.

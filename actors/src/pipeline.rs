@@ -143,9 +143,10 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
         Batcher::new(context, lane, journal.clone(), &progress, downstream.clone(), limits)
     });
     let Http { line_bytes_max, decompressed_bytes_max, .. } = parts.config.http;
+    let rules = Arc::new(parts.config.parse.clone());
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     let parser = topology.spawn(spec(format!("parser-{lane}"), &arbiter, bound, None), move |context| {
-        Parser::new(context, batcher.clone(), line_bytes_max)
+        Parser::new(context, batcher.clone(), line_bytes_max).with_rules(Arc::clone(&rules))
     });
     let bound = Bound { messages_max: 64, bytes_max: 16 * MIB };
     topology.spawn(spec(format!("producer-{lane}"), &arbiter, bound, None), move |context| {

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
-    Log, Multiline, Shutdown, Sources, Syslog, Token,
+    Limits, Log, Multiline, Shutdown, Sources, Syslog, Token,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
 use logweir::parser::Parser;
+use logweir::parser::Rules;
 use logweir::producer::courier::Courier;
 use logweir::producer::framing::Framing;
 use logweir::producer::stream::StreamSource;
@@ -28,6 +29,7 @@ use logweir_engine::codec;
 use logweir_engine::drain::{DrainControl, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
+use logweir_engine::record::Record;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -134,7 +136,15 @@ impl Plan {
                 ack_timeout_ms: 10_000,
             },
             admin: Admin { listen: loopback },
-            auth: Auth { mode: AuthMode::None, ingest_tokens: vec![], query_tokens: vec![], admin_tokens: vec![] },
+            auth: Auth {
+                mode: AuthMode::None,
+                ingest_tokens: vec![],
+                query_tokens: vec![],
+                admin_tokens: vec![],
+                stamp_token: false,
+            },
+            limits: Limits::default(),
+            parse: Rules::default(),
             ack: AckLevel::Journal,
             lanes: 2,
             batch: BatchLimits { rows_max: 1000, bytes_max: 1 << 20, linger_ms: 10 },
@@ -336,7 +346,18 @@ impl Rig {
     }
 
     /// Stops everything and reads back all messages that lie in the journal, with service and host.
-    fn into_journal(mut self) -> Vec<(String, String, String)> {
+    fn into_journal(self) -> Vec<(String, String, String)> {
+        self.records(|record| (record.message.to_owned(), record.service.to_owned(), record.host.to_owned()))
+    }
+
+    fn attributes(self) -> Vec<String> {
+        let mut attributes = self.records(|record| record.attributes.to_owned());
+        attributes.sort();
+        attributes
+    }
+
+    /// Ends everything and reads the journal.
+    fn records<T>(mut self, of: impl Fn(Record<'_>) -> T) -> Vec<T> {
         self.end();
         let (journal, recovered) = Journal::open(JournalConfig {
             dir: self.dir.path().join("journal"),
@@ -357,8 +378,7 @@ impl Rig {
                 }
                 for frame in frames {
                     let chunk = codec::decode(frame.codec, &frame.payload).unwrap();
-                    let own = |text: &str| text.to_owned();
-                    all.extend(chunk.iter().map(|record| (own(record.message), own(record.service), own(record.host))));
+                    all.extend(chunk.iter().map(&of));
                 }
             }
         }
@@ -506,7 +526,7 @@ fn compressed_bodies_are_taken_and_bombs_are_not() {
         rig.post_with("/ingest", &[("Content-Encoding", name)], "plain").refusal(400, &reason);
     }
     let detail = rig.post_with("/ingest", &[("Content-Encoding", "br")], "x").refusal(415, "unknown_encoding");
-    assert!(detail.contains("gzip, zstd, identity"), "{detail}");
+    assert!(detail.contains("gzip, zstd, deflate, snappy, identity"), "{detail}");
     let mut stored = rig.messages();
     stored.sort();
     assert_eq!(stored, ["one", "three", "two"]);
@@ -517,7 +537,7 @@ fn wrong_parameters_are_refused_with_the_right_ones() {
     let rig = Plan::new().launch();
     for (query, allowed) in [
         ("ack=maybe", "received, journal, committed"),
-        ("format=xml", "auto, json, lines, ndjson, access_log, plain"),
+        ("format=xml", "auto, json, lines, ndjson, access_log, "),
         ("service=", "1 to 255 bytes"),
         ("host=a%00b", "no NUL"),
         ("sevice=shop", "ack, format, service, host"),
@@ -698,6 +718,28 @@ fn a_stage_that_panics_costs_its_body_an_answer_and_nobody_else_anything() {
 }
 
 #[test]
+fn each_token_has_a_limit_of_its_own_and_leaves_its_name() {
+    let mut plan = Plan::new();
+    plan.config.auth.mode = AuthMode::Token;
+    plan.config.auth.ingest_tokens = vec![Token("shop=secret-1".to_owned()), Token("secret-2".to_owned())];
+    plan.config.auth.stamp_token = true;
+    plan.config.limits = Limits { bytes_per_s: 0, bytes_per_day: 40 };
+    let rig = plan.launch();
+    let post = |token: &str, body: &str| {
+        rig.post_with("/ingest?extra_fields=a=b", &[("Authorization", &format!("Bearer {token}"))], body)
+    };
+    post("shop=secret-1", "x").refusal(401, "unauthorized");
+    let body = "y".repeat(30);
+    assert_eq!(post("secret-1", &body).status, 200);
+    let seen = post("secret-1", &body);
+    let detail = seen.refusal(429, "quota_exceeded");
+    assert!(detail.contains("limits.bytes_per_day = 40"), "{detail}");
+    assert!((1..=86_400).contains(&seen.headers["retry-after"].parse::<u32>().unwrap()));
+    assert_eq!(post("secret-2", &body).status, 200, "another token has its own");
+    assert_eq!(rig.attributes(), [r#"{"a":"b","logweir.token":"shop"}"#, r#"{"a":"b","logweir.token":"unnamed"}"#]);
+}
+
+#[test]
 fn tokens_open_what_they_are_for() {
     let mut plan = Plan::new();
     let token = |text: &str| vec![Token(text.to_owned())];
@@ -706,6 +748,7 @@ fn tokens_open_what_they_are_for() {
         ingest_tokens: token("in"),
         query_tokens: token("query"),
         admin_tokens: token("root"),
+        stamp_token: false,
     };
     let rig = plan.launch();
     let seen = rig.post("/ingest", "x");

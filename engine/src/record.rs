@@ -70,16 +70,18 @@ impl Severity {
         lower.copy_from_slice(text);
         lower.make_ascii_lowercase();
         Some(match &*lower {
-            b"trace" | b"trc" | b"finest" | b"verbose" | b"silly" => Self::TRACE,
+            b"trace" | b"trc" | b"trce" | b"finest" | b"verbose" | b"vrb" | b"silly" => Self::TRACE,
             b"finer" => Self(2),
-            b"debug" | b"dbg" | b"fine" | b"config" => Self::DEBUG,
-            b"info" | b"inf" | b"information" | b"informational" | b"log" | b"http" => Self::INFO,
-            b"notice" => Self(10),
+            b"debug" | b"dbg" | b"dbug" | b"fine" | b"config" | b"debug1" | b"debug2" | b"debug3" | b"debug4"
+            | b"debug5" => Self::DEBUG,
+            b"info" | b"inf" | b"information" | b"informational" | b"log" | b"http" | b"note" | b"system"
+            | b"success" => Self::INFO,
+            b"notice" | b"audit" => Self(10),
             b"warn" | b"warning" | b"wrn" => Self::WARN,
-            b"error" | b"err" | b"eror" | b"severe" => Self::ERROR,
+            b"error" | b"err" | b"eror" | b"erro" | b"severe" | b"fail" => Self::ERROR,
             b"critical" | b"crit" | b"dpanic" => Self(18),
             b"alert" => Self(19),
-            b"fatal" | b"emerg" | b"emergency" | b"panic" | b"ftl" => Self::FATAL,
+            b"fatal" | b"emerg" | b"emergency" | b"panic" | b"ftl" | b"pnc" | b"failure" => Self::FATAL,
             _ => return None,
         })
     }
@@ -127,6 +129,12 @@ mod tests {
             ("alert", 19),
             ("emerg", 21),
             (" fatal ", 21),
+            ("SEVERE", 17),
+            ("FAILURE", 21),
+            ("DEBUG3", 5),
+            ("Note", 9),
+            ("FTL", 21),
+            ("trce", 1),
         ] {
             assert_eq!(Severity::from_text(text).map(Severity::number), Some(number), "{text}");
         }

@@ -607,7 +607,7 @@ fn container_logs_are_put_together_and_say_where_they_came_from() {
             |end: &str| rows.iter().find(|row| row[0].ends_with(end)).unwrap_or_else(|| panic!("{end:?}: {rows:?}"));
         assert_eq!(ends("one half and the other")[1..], ["node-1", "nginx", "web-7f", "shop"]);
         assert_eq!(
-            ends("ERROR it broke\njava.lang.Error: no\n\tat a.B(C.java:1)")[1..],
+            ends("it broke\njava.lang.Error: no\n\tat a.B(C.java:1)")[1..],
             ["node-1", "nginx", "web-7f", "shop"]
         );
         assert_eq!(ends("a piece and its end")[1..], ["node-1", "postgres", "db-0", "shop"]);

@@ -5,6 +5,7 @@
 //! - The configuration is checked as a whole before a command does anything.
 
 pub mod exit;
+mod parse;
 mod validate;
 pub mod produce;
 pub mod verify;
@@ -43,6 +44,8 @@ enum Command {
     Run(RunArgs),
     /// Check the configuration, touch nothing.
     Validate(validate::ValidateArgs),
+    /// Show what each line of standard input becomes, store nothing.
+    Parse(parse::ParseArgs),
     /// Send a file, standard input or generated load to a server.
     Produce(produce::ProduceArgs),
     /// Prove that journal and database agree, or name what is missing.
@@ -188,6 +191,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => cli.run.run(),
         Some(Command::Run(args)) => args.run(),
         Some(Command::Validate(args)) => validate::validate(&args),
+        Some(Command::Parse(args)) => parse::parse(&args),
         Some(Command::Produce(args)) => produce::produce(&args),
         Some(Command::Verify(args)) => verify::verify(&args),
         Some(Command::Journal(command)) => journal::journal(&command),

@@ -53,15 +53,13 @@ pub(super) fn derive(check: &mut Checker<'_>) {
         // Three: while one commits and one is read from the journal, the third keeps the database busy.
         check.config.lanes = if matches!(check.config.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 };
     }
-    // Nobody who lowers the limit of a line should have to lower these as well.
+    // Who allows shorter lines need not say it three times.
     let line_bytes_max = check.config.http.line_bytes_max;
     if !check.said("syslog.message_bytes_max") {
-        let message = &mut check.config.syslog.message_bytes_max;
-        *message = line_bytes_max.min(*message);
+        check.config.syslog.message_bytes_max = check.config.syslog.message_bytes_max.min(line_bytes_max);
     }
     if !check.said("multiline.bytes_max") {
-        let record = &mut check.config.multiline.bytes_max;
-        *record = line_bytes_max.min(*record);
+        check.config.multiline.bytes_max = check.config.multiline.bytes_max.min(line_bytes_max);
     }
     if !check.said("auth.mode") {
         let auth = &check.config.auth;

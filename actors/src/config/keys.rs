@@ -113,6 +113,8 @@ pub enum Kind {
     Pattern(Lens<String>),
     /// A name, or none.
     Name(Lens<String>),
+    /// A time zone by its IANA name.
+    Zone(Lens<jiff::tz::TimeZone>),
 }
 
 impl Kind {
@@ -241,9 +243,31 @@ pub static KEYS: &[Key] = &[
         },
         "whether requests need a bearer token; off loopback `none` must be said explicitly",
     ),
-    unset("auth.ingest_tokens", Kind::Tokens(|c| &mut c.auth.ingest_tokens), "tokens that may send records"),
+    unset(
+        "auth.ingest_tokens",
+        Kind::Tokens(|c| &mut c.auth.ingest_tokens),
+        "tokens that may send records, as TOKEN or NAME=TOKEN",
+    ),
     unset("auth.query_tokens", Kind::Tokens(|c| &mut c.auth.query_tokens), "tokens that may read records"),
     unset("auth.admin_tokens", Kind::Tokens(|c| &mut c.auth.admin_tokens), "tokens that may use the admin listener"),
+    key(
+        "auth.stamp_token",
+        "false",
+        Kind::Bool(|c| &mut c.auth.stamp_token),
+        "each record gets the attribute logweir.token with the name of its sender's token",
+    ),
+    key(
+        "limits.bytes_per_s",
+        "0",
+        number(U64(|c| &mut c.limits.bytes_per_s), Bytes, 0, 1 << 40),
+        "bytes of bodies that one token may send in a second; 0 for any; 429 above",
+    ),
+    key(
+        "limits.bytes_per_day",
+        "0",
+        number(U64(|c| &mut c.limits.bytes_per_day), Bytes, 0, 1 << 50),
+        "bytes of bodies that one token may send in a day of UTC; 0 for any; 429 above",
+    ),
     key(
         "batch.rows_max",
         "20000",
@@ -380,6 +404,12 @@ pub static KEYS: &[Key] = &[
         "25s",
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
         "how long the flusher may go on after SIGTERM",
+    ),
+    key(
+        "parse.time_zone",
+        "UTC",
+        Kind::Zone(|c| &mut c.parse.time_zone),
+        "the zone of times that name none, such as `Europe/Berlin`",
     ),
     key(
         "sources.stdin",

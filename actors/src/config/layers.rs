@@ -68,11 +68,24 @@ pub struct Setting {
     pub source: Source,
 }
 
+/// One `[formats.NAME]`.
+#[derive(Debug)]
+pub struct FormatSetting {
+    /// Its name.
+    pub name: String,
+    /// Its pattern; `None` where there is none, or no text.
+    pub pattern: Option<String>,
+    /// The line that says so.
+    pub source: Source,
+}
+
 /// Everything that was said, later settings above earlier ones.
 #[derive(Debug, Default)]
 pub struct Gathered {
     /// In rising precedence.
     pub settings: Vec<Setting>,
+    /// Formats of lines, `[formats.NAME]`: only a file can hold them.
+    pub formats: Vec<FormatSetting>,
     /// What cannot be a setting.
     pub mistakes: Vec<Mistake>,
     /// The file could not be read, so nothing can be concluded from what is missing.
@@ -164,6 +177,10 @@ fn read_toml(text: &str, file: &Path, gathered: &mut Gathered) {
             };
             // A quoted name with a dot in it is one name, and no key has one.
             let key = keys::find(&path).filter(|_| !name.contains('.'));
+            if path.starts_with("formats.") || path == "formats" {
+                read_format(&path, value.get_ref(), source, gathered, &mut tables);
+                continue;
+            }
             match (key, value.get_ref()) {
                 (None, DeValue::Table(inner)) if !inner.is_empty() => tables.push((path, inner)),
                 (None, DeValue::Table(_)) if is_section(&path) => {}
@@ -177,6 +194,31 @@ fn read_toml(text: &str, file: &Path, gathered: &mut Gathered) {
                 (Some(key), value) => gathered.set(key, raw(value), source),
             }
         }
+    }
+}
+
+fn read_format<'t, 'd>(
+    path: &str,
+    value: &'t DeValue<'d>,
+    source: Source,
+    gathered: &mut Gathered,
+    tables: &mut Vec<(String, &'t DeTable<'d>)>,
+) {
+    let parts: Vec<&str> = path.splitn(3, '.').collect();
+    match (parts.as_slice(), value) {
+        (["formats"], DeValue::Table(inner)) => tables.push((path.to_owned(), inner)),
+        (["formats", name], DeValue::Table(inner)) => {
+            let pattern = inner.iter().find(|(name, _)| name.get_ref() == "pattern");
+            let pattern = pattern.and_then(|(_, value)| value.get_ref().as_str()).map(str::to_owned);
+            gathered.formats.push(FormatSetting { name: (*name).to_owned(), pattern, source });
+            tables.push((path.to_owned(), inner));
+        }
+        (["formats", _, "pattern"], _) => {}
+        (["formats", ..], _) => {
+            let what = "is not a key: a format is a section [formats.NAME] with a pattern".to_owned();
+            gathered.wrong(path, source, what);
+        }
+        _ => {}
     }
 }
 

@@ -18,8 +18,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::message::AckLevel;
+use crate::parser::{CUSTOM_MAX, CustomFormat, Rules};
 use keys::{Fallback, KEYS};
-use layers::{Gathered, Inputs, Source};
+use layers::{FormatSetting, Gathered, Inputs, Source};
 use value::Raw;
 
 /// The file that is read from the working directory where no other is named.
@@ -76,7 +77,7 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// Every mistake, each with its key, its source and what is allowed.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
-    let Gathered { settings, mut mistakes, file_unread } = layers::gather(inputs);
+    let Gathered { settings, formats, mut mistakes, file_unread } = layers::gather(inputs);
     let mut config = defaults();
     let mut origins = BTreeMap::new();
     let mut unread: BTreeSet<&'static str> = BTreeSet::new();
@@ -94,11 +95,40 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
             }
         }
     }
+    config.parse.custom = custom_formats(formats, &mut mistakes);
     let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
     check::derive(&mut checker);
     check::check(&mut checker);
     mistakes.append(&mut checker.mistakes);
     if mistakes.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError(mistakes)) }
+}
+
+/// The formats that can be used, in the order of their names.
+fn custom_formats(mut settings: Vec<FormatSetting>, mistakes: &mut Vec<Mistake>) -> Vec<CustomFormat> {
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut formats = Vec::new();
+    for FormatSetting { name, pattern, source } in settings {
+        let mut wrong = |key: String, value: Option<String>, what: String| {
+            mistakes.push(Mistake { key, value, source: source.clone(), what });
+        };
+        let key = format!("formats.{name}");
+        let usual = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(usual) {
+            wrong(key, None, "is no name for a format: write up to 64 of a-z, 0-9, _ and -".into());
+        } else if crate::parser::format_named(&name).is_some() {
+            wrong(key, None, "is the name of a built-in format: choose another one".into());
+        } else if formats.len() == CUSTOM_MAX {
+            wrong(key, None, format!("is one format too many: there may be {CUSTOM_MAX}"));
+        } else if let Some(pattern) = pattern {
+            match CustomFormat::new(&name, &pattern) {
+                Ok(format) => formats.push(format),
+                Err(what) => wrong(format!("{key}.pattern"), Some(format!("{pattern:?}")), what),
+            }
+        } else {
+            wrong(format!("{key}.pattern"), None, "must be a regular expression as a string".into());
+        }
+    }
+    formats
 }
 
 /// What somebody typed, for a message about it.
@@ -199,7 +229,14 @@ fn blank() -> Config {
             ack_timeout_ms: 0,
         },
         admin: Admin { listen: nowhere },
-        auth: Auth { mode: AuthMode::None, ingest_tokens: vec![], query_tokens: vec![], admin_tokens: vec![] },
+        auth: Auth {
+            mode: AuthMode::None,
+            ingest_tokens: vec![],
+            query_tokens: vec![],
+            admin_tokens: vec![],
+            stamp_token: false,
+        },
+        limits: Limits::default(),
         ack: AckLevel::Journal,
         lanes: 0,
         batch: BatchLimits { rows_max: 0, bytes_max: 0, linger_ms: 0 },
@@ -229,6 +266,7 @@ fn blank() -> Config {
             ttl_s: 0,
         },
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
+        parse: Rules::default(),
         sources: Sources::default(),
         syslog: Syslog::default(),
         files: Files::default(),
@@ -248,6 +286,8 @@ pub struct Config {
     pub admin: Admin,
     /// `auth`
     pub auth: Auth,
+    /// `limits`
+    pub limits: Limits,
     /// `ack`: the level for requests that do not choose one.
     pub ack: AckLevel,
     /// `lanes`: units of order and parallelism.
@@ -262,6 +302,8 @@ pub struct Config {
     pub cache: Cache,
     /// `shutdown`
     pub shutdown: Shutdown,
+    /// `parse`, and the formats of `[formats.NAME]`.
+    pub parse: Rules,
     /// `sources`: producers beside HTTP.
     pub sources: Sources,
     /// `syslog`
@@ -315,6 +357,17 @@ pub struct Auth {
     pub query_tokens: Vec<Token>,
     /// `auth.admin_tokens`
     pub admin_tokens: Vec<Token>,
+    /// `auth.stamp_token`: each record gets the attribute `logweir.token` with the name of its sender's token.
+    pub stamp_token: bool,
+}
+
+/// What one token may send. 0: as much as it likes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `limits.bytes_per_s`: of bodies as sent.
+    pub bytes_per_s: u64,
+    /// `limits.bytes_per_day`: of bodies as sent, in a day of UTC.
+    pub bytes_per_day: u64,
 }
 
 /// Whether requests need a bearer token.
@@ -329,6 +382,32 @@ pub enum AuthMode {
 /// A secret; prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(pub String);
+
+impl Token {
+    /// What a sender must say: what stands behind `NAME=`, or all of it.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        self.parts().1
+    }
+
+    /// Its name; `unnamed` where it has none.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.parts().0
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        };
+        match self.0.split_once('=') {
+            // Base64 may end in one or two of these.
+            Some((name, secret)) if is_name(name) && !secret.trim_end_matches('=').is_empty() => (name, secret),
+            _ => ("unnamed", &self.0),
+        }
+    }
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

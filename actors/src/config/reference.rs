@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::Loaded;
 use super::keys::{Fallback, KEYS, Key};
 use super::layers::{Source, variable};
-use super::value::{allowed, show};
+use super::value::{allowed, quote, show};
 
 /// Every key as a table of Markdown. The README holds the same text; a test compares them.
 #[must_use]
@@ -43,6 +43,10 @@ pub fn effective(loaded: &Loaded) -> String {
         }
         let source = loaded.origins.get(key.path).unwrap_or(&Source::Default);
         writeln!(text, "{line:width$}  # {source}").expect("a String takes all");
+    }
+    for format in &loaded.config.parse.custom {
+        writeln!(text, "\n[formats.{}]\npattern = {}", format.name, quote(format.pattern()))
+            .expect("a String takes all");
     }
     text
 }

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use jiff::tz::TimeZone;
+
 use super::keys::{Key, Kind, Place, Unit};
 use super::{CacheUrl, Config, DatabaseUrl, Token};
 
@@ -87,6 +89,10 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
             }
             text.clone_into(at(config));
         }
+        Kind::Zone(at) => {
+            let name = text(raw).ok_or_else(|| format!("must be {}", allowed(&key.kind)))?;
+            *at(config) = TimeZone::get(name).map_err(|_| format!("must be {}", allowed(&key.kind)))?;
+        }
     }
     Ok(())
 }
@@ -124,6 +130,7 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::Pattern(_) => "a regular expression, or empty".into(),
         Kind::Name(_) => "a text of at most 255 bytes, or empty".into(),
         Kind::Filter(_) => "error, warn, info, debug, trace, or a filter such as info,logweir=debug".into(),
+        Kind::Zone(_) => "UTC or an IANA name such as Europe/Berlin".into(),
     }
 }
 
@@ -154,6 +161,7 @@ pub fn show(key: &Key, config: &Config) -> String {
         },
         Kind::Globs(at) => format!("[{}]", at(config).iter().map(|glob| quote(glob)).collect::<Vec<_>>().join(", ")),
         Kind::Filter(at) | Kind::Pattern(at) | Kind::Name(at) => quote(at(config)),
+        Kind::Zone(at) => quote(at(config).iana_name().unwrap_or("UTC")),
     }
 }
 
@@ -188,7 +196,7 @@ fn show_database(url: &DatabaseUrl) -> String {
     }
 }
 
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
@@ -312,8 +320,9 @@ fn tokens(raw: &Raw) -> Result<Vec<Token>, String> {
         if !token.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') {
             return Err(format!("token {} holds a character that is not visible ASCII, or a comma", index + 1));
         }
-        if token.len() < TOKEN_CHARS_MIN {
-            let (number, chars) = (index + 1, token.len());
+        let chars = Token((*token).to_owned()).secret().len();
+        if chars < TOKEN_CHARS_MIN {
+            let number = index + 1;
             return Err(format!(
                 "token {number} has {chars} characters, at least {TOKEN_CHARS_MIN} are needed: `openssl rand -hex 24` makes one"
             ));

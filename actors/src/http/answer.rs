@@ -9,9 +9,9 @@ use serde::Serialize;
 use crate::message::{Refusal, RefusalKind};
 
 /// Seconds that a sender that is too fast should wait.
-const RETRY_BUSY_S: &str = "1";
+const RETRY_BUSY_S: u64 = 1;
 /// Seconds after which a process that takes nothing now may have recovered, or have been replaced.
-const RETRY_UNAVAILABLE_S: &str = "5";
+const RETRY_UNAVAILABLE_S: u64 = 5;
 
 /// An answer on its way out.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Refused {
     pub detail: String,
     /// The item of the body that is to blame, from 0, where there is one.
     pub item: Option<u32>,
+    /// Seconds after which it may be tried again, where they are known.
+    pub retry_after_s: Option<u64>,
     /// The connection is closed after the answer, so that the sender's next request finds another process.
     pub close: bool,
 }
@@ -74,8 +76,8 @@ impl Answer {
 
     /// The same with what HTTP itself says of a refusal, whatever shape the body has.
     pub fn of(self, refused: &Refused) -> Self {
-        let answer = match refused.retry_after() {
-            Some(seconds) => self.with_header("Retry-After", seconds),
+        let answer = match refused.retry_after_s() {
+            Some(seconds) => self.with_header("Retry-After", seconds.to_string()),
             None => self,
         };
         let answer = match refused.status {
@@ -103,7 +105,7 @@ fn status_code(status: u16) -> StatusCode {
 impl Refused {
     /// A refusal of this name.
     pub fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, reason, detail: detail.into(), item: None, close: false }
+        Self { status, reason, detail: detail.into(), item: None, retry_after_s: None, close: false }
     }
 
     /// The same, with the end of the connection.
@@ -117,11 +119,16 @@ impl Refused {
         self
     }
 
+    /// The same, to be tried again after so many seconds.
+    pub fn with_retry_after(self, seconds: u64) -> Self {
+        Self { retry_after_s: Some(seconds.max(RETRY_BUSY_S)), ..self }
+    }
+
     /// Seconds after which the same request may be taken; none where a retry alone mends nothing.
-    pub fn retry_after(&self) -> Option<&'static str> {
+    pub fn retry_after_s(&self) -> Option<u64> {
         match self.status {
-            429 => Some(RETRY_BUSY_S),
-            503 => Some(RETRY_UNAVAILABLE_S),
+            429 => Some(self.retry_after_s.unwrap_or(RETRY_BUSY_S)),
+            503 => Some(self.retry_after_s.unwrap_or(RETRY_UNAVAILABLE_S)),
             _ => None,
         }
     }
@@ -140,7 +147,7 @@ impl From<Refusal> for Refused {
             RefusalKind::MalformedItem(item) => Some(item),
             _ => None,
         };
-        Self { status, reason, detail, item, close: reason == "draining" }
+        Self { status, reason, detail, item, retry_after_s: None, close: reason == "draining" }
     }
 }
 

@@ -10,9 +10,10 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use subtle::ConstantTimeEq;
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::answer::Refused;
+use super::limits::Sender;
 use crate::config::{Auth, AuthMode, Token};
 
 /// Which listener a request came on.
@@ -52,27 +53,32 @@ pub fn need(listener: Listener, path: &str) -> Need {
 
 /// Whether the `Authorization` header `given` is enough for `need`.
 ///
+/// Returns whose token it is.
+///
 /// # Errors
 /// 401, and what is asked for.
-pub fn check(auth: &Auth, need: Need, given: Option<&[u8]>) -> Result<(), Refused> {
+pub fn check(auth: &Auth, need: Need, given: Option<&[u8]>) -> Result<Sender, Refused> {
     let nobody: &[Token] = &[];
     let (name, lists) = match need {
-        Need::Open => return Ok(()),
+        Need::Open => return Ok(Sender(None)),
         Need::Ingest => ("auth.ingest_tokens", [&*auth.ingest_tokens, nobody]),
         Need::QueryOrAdmin => ("auth.query_tokens or auth.admin_tokens", [&*auth.query_tokens, &*auth.admin_tokens]),
         Need::Admin => ("auth.admin_tokens", [&*auth.admin_tokens, nobody]),
     };
     if auth.mode == AuthMode::None {
-        return Ok(());
+        return Ok(Sender(None));
     }
     let token = given.and_then(token).unwrap_or_default();
     let mut known = subtle::Choice::from(0);
-    for candidate in lists.concat() {
-        known |= candidate.0.as_bytes().ct_eq(&token);
+    let mut sender = 0_u64;
+    for (index, candidate) in (0..).zip(lists.concat()) {
+        let same = candidate.secret().as_bytes().ct_eq(&token);
+        known |= same;
+        sender.conditional_assign(&index, same);
     }
     // An empty token in the configuration must not open the door to those who send none.
     if bool::from(known) && !token.is_empty() {
-        return Ok(());
+        return Ok(Sender(usize::try_from(sender).ok()));
     }
     let detail = format!("this needs `Authorization: Bearer TOKEN` with a token of {name}");
     Err(Refused::new(401, "unauthorized", detail))
@@ -107,6 +113,7 @@ mod tests {
             ingest_tokens: tokens(&["in-1", "in-2", ""]),
             query_tokens: tokens(&["query"]),
             admin_tokens: tokens(&["admin"]),
+            stamp_token: false,
         }
     }
 

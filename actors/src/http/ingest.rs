@@ -2,6 +2,8 @@
 //!
 //! `?debug=1` answers the records that the body would become, and stores nothing.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, web};
 use jiff::Timestamp;
 use logweir_engine::clock::wall_us;
@@ -16,7 +18,7 @@ use super::answer::{Answer, Refused};
 use super::intake::{read_body, take};
 use super::parameters::{Parameters, format};
 use crate::message::{AckLevel, LineError, ParseReport, Receipt};
-use crate::parser::{Parsed, parse};
+use crate::parser::{Memory, Parsed, parse_by};
 use crate::producer::decompress;
 
 /// Records that `?debug=1` shows.
@@ -49,7 +51,7 @@ async fn answer(shared: &Shared, request: &HttpRequest, payload: web::Payload) -
     let mut debug = false;
     for (name, value) in others {
         match (&*name, &*value) {
-            ("format", _) => parameters.format = format(&value)?,
+            ("format", _) => parameters.format = format(&value, &shared.config)?,
             ("debug", "1" | "true") => debug = true,
             ("debug", "0" | "false") => debug = false,
             ("debug", _) => return Err(Refused::new(400, "bad_parameter", "debug is 1 or 0")),
@@ -104,11 +106,11 @@ async fn show(
         return Err(Refused::new(429, "debug_busy", "another body is being looked at: try again"));
     };
     let Parameters { encoding, format, defaults, .. } = parameters;
-    let http = &shared.config.http;
-    let (plain_bytes_max, line_bytes_max) = (http.decompressed_bytes_max, http.line_bytes_max);
+    let config = Arc::clone(&shared.config);
     let parsed = web::block(move || {
-        let plain = decompress(&body, encoding, plain_bytes_max)?;
-        parse(&plain, format, &defaults, wall_us(), line_bytes_max)
+        let plain = decompress(&body, encoding, config.http.decompressed_bytes_max)?;
+        let memory = &mut Memory::default();
+        parse_by(&config.parse, memory, &plain, format, &defaults, wall_us(), config.http.line_bytes_max)
     });
     let unfinished = |_| Refused::new(503, "restarted", "the body was not looked at to the end");
     let Parsed { chunk, report, .. } = parsed.await.map_err(unfinished)??;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{HeaderMap, HeaderValue};
-use actix_web::{HttpRequest, web};
+use actix_web::{HttpMessage, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use logweir_engine::clock::wall_us;
@@ -19,9 +19,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::Refused;
 use super::budget::Share;
+use super::limits::{Now, Sender};
 use super::parameters::Parameters;
 use super::{Shared, idempotency, stream_of};
-use crate::message::{AckLevel, Delivery, Encoding, Receipt, Refusal};
+use crate::config::Auth;
+use crate::message::{AckLevel, Defaults, Delivery, Encoding, Receipt, Refusal};
+use crate::parser::push_member;
 use crate::producer::answer_channel;
 
 /// A body whose length is not announced is read in steps of at least this many bytes of the budget.
@@ -41,9 +44,20 @@ pub async fn take(
     let running = shared.running()?;
     running.journal.check_writable().map_err(|error| Refused::from(Refusal::of_journal(&error)))?;
 
+    let sender = request.extensions().get::<Sender>().copied().unwrap_or_default();
+    let charge = |bytes| {
+        let now = Now { uptime: shared.started.elapsed(), wall_s: wall_us().unsigned_abs() / 1_000_000 };
+        shared.limits.charge(sender, bytes, now)
+    };
+    let announced = announced_length(request.headers())?;
+    announced.map_or(Ok(()), charge)?;
     let (body, share) = read_body(shared, request, payload).await?;
+    if announced.is_none() {
+        charge(body.len())?;
+    }
     drop(share); // from here the mailboxes count it
-    let Parameters { encoding, format, ack, defaults } = parameters;
+    let Parameters { encoding, format, ack, mut defaults } = parameters;
+    stamp(&shared.config.auth, sender, &mut defaults);
     let (reply, answer) = answer_channel();
     let received_us = wall_us();
     let mark = idempotency::mark(request.headers(), received_us)?;
@@ -64,6 +78,16 @@ pub async fn take(
         patience.wait(committed, "it is in the journal and will be committed").await??;
     }
     Ok(receipt)
+}
+
+/// The name of the sender's token goes along with its records, where that is asked for.
+fn stamp(auth: &Auth, sender: Sender, defaults: &mut Defaults) {
+    let Some(token) = sender.0.filter(|_| auth.stamp_token).and_then(|index| auth.ingest_tokens.get(index)) else {
+        return;
+    };
+    let mut members = defaults.attributes.as_deref().unwrap_or_default().to_owned();
+    push_member(&mut members, "logweir.token", token.name());
+    defaults.attributes = Some(members.into());
 }
 
 /// One limit on all that an answer waits for.

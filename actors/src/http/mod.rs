@@ -15,7 +15,7 @@ use actix_web::dev::{Server, ServerHandle, ServiceRequest, ServiceResponse};
 use actix_web::http::header::HeaderMap;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{App, Error, HttpRequest, HttpResponse, HttpServer};
+use actix_web::{App, Error, HttpMessage, HttpRequest, HttpResponse, HttpServer};
 use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
 use logweir_engine::topology::Observer;
@@ -34,6 +34,7 @@ mod idempotency;
 mod elastic;
 mod ingest;
 mod intake;
+mod limits;
 mod loki;
 mod otlp;
 mod parameters;
@@ -43,6 +44,7 @@ mod status;
 use answer::{Answer, Refused};
 use auth::Listener;
 use budget::Budget;
+use limits::Limits;
 
 /// How long an unread rest of a body is read and thrown away after an early answer, so that the client sees the answer
 /// and not a reset connection.
@@ -76,6 +78,7 @@ pub struct Parts {
     /// Requests that may still hand a body in.
     in_flight: Arc<()>,
     inflight: Budget,
+    limits: Limits,
     running: OnceLock<Running>,
 }
 
@@ -103,6 +106,7 @@ impl Shared {
         instance: String,
     ) -> Self {
         let inflight = Budget::new(config.http.inflight_bytes_max);
+        let limits = Limits::new(config.limits);
         let running = OnceLock::new();
         let started = Instant::now();
         let in_flight = Arc::default();
@@ -116,6 +120,7 @@ impl Shared {
             started,
             in_flight,
             inflight,
+            limits,
             running,
         }))
     }
@@ -355,7 +360,9 @@ fn check_token(request: &ServiceRequest) -> Result<(), Refused> {
         return Err(Refused::new(500, "internal", "the listener was built without its state"));
     };
     let given = request.headers().get("authorization").map(|value| value.as_bytes());
-    auth::check(&shared.config.auth, auth::need(listener, request.path()), given)
+    let sender = auth::check(&shared.config.auth, auth::need(listener, request.path()), given)?;
+    request.extensions_mut().insert(sender);
+    Ok(())
 }
 
 /// What a connection's requests have in common: their stream. Requests on a connection that is older than the engine

@@ -12,7 +12,7 @@ use super::answer::Refused;
 use super::intake::encoding;
 use crate::config::Config;
 use crate::message::{AckLevel, Defaults, Encoding, FieldMap, Format};
-use crate::parser::{NAME_BYTES_MAX, format_named, format_names, push_member};
+use crate::parser::{NAME_BYTES_MAX, push_member};
 
 /// More names than these for a field are no mapping but an attempt at something else.
 const NAMES_MAX: usize = 32;
@@ -137,9 +137,9 @@ fn ack(value: &str) -> Result<AckLevel, Refused> {
 }
 
 /// `?format=`.
-pub fn format(value: &str) -> Result<Format, Refused> {
-    format_named(value).ok_or_else(|| {
-        let detail = format!("format={value:?} is not understood; there are {}", format_names());
+pub fn format(value: &str, config: &Config) -> Result<Format, Refused> {
+    config.parse.format_named(value).ok_or_else(|| {
+        let detail = format!("format={value:?} is not understood; there are {}", config.parse.format_names());
         Refused::new(400, "bad_parameter", detail)
     })
 }

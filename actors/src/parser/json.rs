@@ -37,7 +37,8 @@ pub struct Scratch<'a> {
     nested: Members<'a>,
     /// For a record's attributes while they are written.
     pub attributes: String,
-    message: String,
+    /// For a message with escapes.
+    pub message: String,
     service: String,
     host: String,
 }
@@ -261,9 +262,9 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         map_fields(members, fields);
     }
 
-    let default_ts_us = sink.ts_us();
-    let counts = &mut sink.sanitised;
     let ts = take(members, Field::Time, event_time);
+    let ts_us = ts.map_or_else(|| sink.ts_us(), |time| sink.instant(time));
+    let counts = &mut sink.sanitised;
     counts.timestamp += u64::from(ts.is_some_and(|time| time.clamped));
     let severity = take(members, Field::Level, severity).or_else(|| ecs_level(members, nested));
     let own_service = take(members, Field::Service, |member| name(member, nested));
@@ -277,7 +278,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         mend_escapes(attributes, counts);
     }
     let record = Record {
-        ts_us: ts.map_or(default_ts_us, |time| time.us),
+        ts_us,
         severity: severity.unwrap_or_default(),
         service: own_service.map_or("", |raw| resolve(raw, service, counts)),
         host: own_host.map_or("", |raw| resolve(raw, host, counts)),

@@ -8,9 +8,10 @@
 //! - No heap allocation per record: texts are borrowed from the body or unescaped into buffers that the body's records share.
 //!
 //! # To add a format
-//! One file with `looks_like` (a cheap look at one line) and `parse` (one line into one record, or an error in words), and
-//! one line in `LINE_FORMATS`, before those that it is more special than. Its name in `?format=` needs a variant of
-//! [`Format`], too.
+//! One file with `looks_like` (a cheap look at one line) and `parse` (one line into one record, or an error in words), one
+//! line in `LINE_FORMATS`, and a place in `candidates`, before those that it is more special than.
+
+use std::sync::Arc;
 
 use logweir_engine::chunk::Chunk;
 use logweir_engine::fault::kill_point;
@@ -23,21 +24,36 @@ use crate::message::{
 };
 
 mod access_log;
+mod application;
+mod attributes;
+mod container;
+mod custom;
+mod database;
 mod document;
 mod elastic;
+mod glog;
 mod json;
+mod logcat;
+mod logfmt;
 mod loki;
 mod members;
 mod otlp;
 mod plain;
+mod rules;
 mod sink;
 mod splunk;
+mod stamp;
+mod supercomputer;
+mod syslog;
 mod text;
 pub mod time;
 mod walk;
+mod web_error;
 mod wire;
 
+pub use custom::CustomFormat;
 use json::Scratch;
+pub use rules::{CUSTOM_MAX, Rules};
 pub use sink::NAME_BYTES_MAX;
 use sink::Sink;
 pub use text::Sanitised;
@@ -48,36 +64,111 @@ pub const SERVICE_UNKNOWN: &str = "unknown_service";
 
 /// How one line is read.
 struct LineFormat {
-    format: Format,
     /// Its name in `?format=` and in metrics.
     name: &'static str,
     /// Whether a line is worth a try when nobody has named its format.
     looks_like: fn(&str) -> bool,
     /// Pushes one record, or says in words what is wrong and pushes nothing.
     parse: for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>,
+    /// What looks like it is meant to be it: then it is an error if it cannot be read. Otherwise the next format is tried.
+    is_meant: bool,
 }
 
-/// Every line format; `auto` takes the first that a line looks like.
-const LINE_FORMATS: [LineFormat; 3] = [
-    LineFormat { format: Format::Ndjson, name: "ndjson", looks_like: json::looks_like, parse: json::parse },
-    LineFormat {
-        format: Format::AccessLog,
-        name: "access_log",
-        looks_like: access_log::looks_like,
-        parse: access_log::parse,
-    },
-    LineFormat { format: Format::Plain, name: "plain", looks_like: plain::looks_like, parse: plain::parse },
+/// What is meant by whoever writes it so.
+const fn meant(
+    name: &'static str,
+    looks_like: fn(&str) -> bool,
+    parse: for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>,
+) -> LineFormat {
+    LineFormat { name, looks_like, parse, is_meant: true }
+}
+
+/// What other lines may resemble.
+const fn likely(
+    name: &'static str,
+    looks_like: fn(&str) -> bool,
+    parse: for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>,
+) -> LineFormat {
+    LineFormat { name, looks_like, parse, is_meant: false }
+}
+
+static DOCKER: LineFormat = likely("docker", container::looks_like_docker, container::parse_docker);
+static NDJSON: LineFormat = meant("ndjson", json::looks_like, json::parse);
+static ACCESS_LOG: LineFormat = meant("access_log", access_log::looks_like, access_log::parse);
+static CRI: LineFormat = likely("cri", container::looks_like_cri, container::parse_cri);
+static SYSLOG: LineFormat = likely("syslog", syslog::looks_like, syslog::parse);
+static NGINX_ERROR: LineFormat = likely("nginx_error", web_error::looks_like_nginx, web_error::parse_nginx);
+static APACHE_ERROR: LineFormat = likely("apache_error", web_error::looks_like_apache, web_error::parse_apache);
+static GLOG: LineFormat = likely("glog", glog::looks_like, glog::parse);
+static REDIS: LineFormat = likely("redis", database::looks_like_redis, database::parse_redis);
+static POSTGRES: LineFormat = likely("postgres", database::looks_like_postgres, database::parse_postgres);
+static SUPERCOMPUTER: LineFormat = likely("supercomputer", supercomputer::looks_like, supercomputer::parse);
+static LOGCAT: LineFormat = likely("logcat", logcat::looks_like, logcat::parse);
+static LOGFMT: LineFormat = likely("logfmt", logfmt::looks_like, logfmt::parse);
+static KEY_VALUE: LineFormat = likely("key_value", logfmt::may_have_tail, logfmt::parse_tail);
+static APPLICATION: LineFormat = likely("application", application::looks_like, application::parse);
+static PLAIN: LineFormat = likely("plain", plain::looks_like, plain::parse);
+
+/// Every line format.
+static LINE_FORMATS: [&LineFormat; 16] = [
+    &NDJSON,
+    &ACCESS_LOG,
+    &SYSLOG,
+    &NGINX_ERROR,
+    &APACHE_ERROR,
+    &LOGFMT,
+    &KEY_VALUE,
+    &APPLICATION,
+    &GLOG,
+    &REDIS,
+    &POSTGRES,
+    &CRI,
+    &DOCKER,
+    &LOGCAT,
+    &SUPERCOMPUTER,
+    &PLAIN,
 ];
 
-/// The format called `name`.
+/// The formats that a line may have, told by its first byte: the special before the general, since the first that can read
+/// the line is taken. Text that begins with a space belongs to a line before it, such as a stack trace.
+fn candidates(line: &str) -> &'static [&'static LineFormat] {
+    static BRACE: [&LineFormat; 2] = [&DOCKER, &NDJSON];
+    static DIGIT: [&LineFormat; 9] =
+        [&CRI, &NGINX_ERROR, &POSTGRES, &REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
+    static LETTER: [&LineFormat; 7] = [&SYSLOG, &GLOG, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
+    static BRACKET: [&LineFormat; 3] = [&APACHE_ERROR, &REDIS, &APPLICATION];
+    static ANGLE: [&LineFormat; 1] = [&SYSLOG];
+    static DASH: [&LineFormat; 2] = [&SUPERCOMPUTER, &ACCESS_LOG];
+    static SPACE: [&LineFormat; 1] = [&NDJSON];
+    static OTHER: [&LineFormat; 2] = [&LOGFMT, &ACCESS_LOG];
+    match line.as_bytes() {
+        [b'{', ..] => &BRACE,
+        [b'0'..=b'9', ..] => &DIGIT,
+        [b'A'..=b'Z' | b'a'..=b'z', ..] => &LETTER,
+        [b'[', ..] => &BRACKET,
+        [b'<', ..] => &ANGLE,
+        [b'-', ..] => &DASH,
+        [b' ' | b'\t', ..] => &SPACE,
+        _ => &OTHER,
+    }
+}
+
+/// The format called `name`, or the one that reads the lines of a logger of this name.
 #[must_use]
 pub fn format_named(name: &str) -> Option<Format> {
-    match name {
-        "auto" => Some(Format::Auto),
-        "json" => Some(Format::Json),
-        "lines" => Some(Format::Lines),
-        _ => LINE_FORMATS.iter().find(|known| known.name == name).map(|known| known.format),
-    }
+    let name = match name {
+        "auto" => return Some(Format::Auto),
+        "json" => return Some(Format::Json),
+        "lines" => return Some(Format::Lines),
+        "ndjson" => return Some(Format::Ndjson),
+        "plain" => return Some(Format::Plain),
+        "access_log" => return Some(Format::AccessLog),
+        "log4j" | "logback" | "hadoop" | "spark" | "zookeeper" | "python" | "go" | "zap" | "zerolog" => "application",
+        "klog" => "glog",
+        "clf" | "combined" => return Some(Format::AccessLog),
+        other => other,
+    };
+    LINE_FORMATS.iter().find(|known| known.name == name).map(|known| Format::Line(known.name))
 }
 
 /// The names that [`format_named`] knows, for people.
@@ -103,11 +194,27 @@ pub struct Parsed {
     pub parse_errors: Vec<(&'static str, u64)>,
 }
 
-/// Parses a whole body.
+/// Parses a whole body by the built-in rules, knowing nothing of those before it.
+///
+/// # Errors
+/// As [`parse_by`].
+pub fn parse(
+    body: &[u8],
+    format: Format,
+    defaults: &Defaults,
+    received_us: i64,
+    line_bytes_max: usize,
+) -> Result<Parsed, Refusal> {
+    parse_by(Rules::built_in(), &mut Memory::default(), body, format, defaults, received_us, line_bytes_max)
+}
+
+/// Parses a whole body by `rules`; `memory` is that of the bodies before it.
 ///
 /// # Errors
 /// [`RefusalKind::Malformed`] for a broken JSON document, [`RefusalKind::TooLarge`] if no journal frame could hold it.
-pub fn parse(
+pub fn parse_by(
+    rules: &Rules,
+    memory: &mut Memory,
     body: &[u8],
     format: Format,
     defaults: &Defaults,
@@ -121,6 +228,7 @@ pub fn parse(
     };
     if let Some(parse) = protobuf {
         let mut sink = Sink::new(received_us, defaults, body.len() / RECORD_BYTES, body.len());
+        sink.rules = rules;
         sink.bad_escapes = true; // what a line holds is not known yet
         let outcome = parse(body, line_bytes_max, &mut sink);
         return finish(sink, outcome.map_err(|error| malformed("malformed_protobuf", &error)));
@@ -132,6 +240,7 @@ pub fn parse(
     let new_sink = || {
         let mut sink = Sink::new(received_us, defaults, lines, text.len());
         sink.sanitised = sanitised;
+        sink.rules = rules;
         sink.bad_escapes = text::has_bad_escapes(text);
         sink
     };
@@ -151,12 +260,12 @@ pub fn parse(
             (Format::Auto, Some(document::Kind::Object)) => {
                 if document::parse(text, line_bytes_max, &mut sink).is_err() {
                     sink = new_sink();
-                    parse_lines(text, format, line_bytes_max, &mut sink);
+                    parse_lines(text, format, line_bytes_max, memory, &mut sink);
                 }
                 Ok(())
             }
             _ => {
-                parse_lines(text, format, line_bytes_max, &mut sink);
+                parse_lines(text, format, line_bytes_max, memory, &mut sink);
                 Ok(())
             }
         },
@@ -208,9 +317,9 @@ fn line_end(format: Format) -> u8 {
 }
 
 /// Each line that is not empty becomes one record.
-fn parse_lines(text: &str, format: Format, line_bytes_max: usize, sink: &mut Sink<'_>) {
+fn parse_lines(text: &str, format: Format, line_bytes_max: usize, memory: &mut Memory, sink: &mut Sink<'_>) {
     let mut scratch = Scratch::default();
-    let mut lines = LineParser::new(format);
+    let mut lines = LineParser { memory: *memory, ..LineParser::new(format) };
     let mut start = 0;
     for end in memchr::memchr_iter(line_end(format), text.as_bytes()).chain([text.len()]) {
         let line = &text[start..end];
@@ -226,30 +335,146 @@ fn parse_lines(text: &str, format: Format, line_bytes_max: usize, sink: &mut Sin
         }
         lines.parse(line, &mut scratch, sink);
         if sink.is_full() {
-            return;
+            break;
         }
     }
+    *memory = lines.memory;
+}
+
+/// Which format could read the last line: the next one is most likely of the same.
+///
+/// It makes looking cheaper and decides nothing: a format that would also read the lines of others is not remembered.
+#[derive(Clone, Copy, Default)]
+pub struct Memory {
+    built_in: Option<&'static LineFormat>,
+    custom: usize,
 }
 
 /// Reads one line at a time, in a format that is named or found by looking.
 struct LineParser {
     named: Option<&'static LineFormat>,
+    custom: Option<u16>,
+    memory: Memory,
+    /// Whether a line may be an envelope with a line in it.
+    opens_envelopes: bool,
 }
 
 impl LineParser {
     /// For lines of `format`; one that names no line format means looking at each line.
     fn new(format: Format) -> Self {
-        Self { named: LINE_FORMATS.iter().find(|known| known.format == format) }
+        let named = match format {
+            Format::Ndjson => Some(&NDJSON),
+            Format::Plain => Some(&PLAIN),
+            Format::AccessLog => Some(&ACCESS_LOG),
+            Format::Line(name) => LINE_FORMATS.iter().find(|known| known.name == name).copied(),
+            _ => None,
+        };
+        let custom = if let Format::Custom(number) = format { Some(number) } else { None };
+        Self { named, custom, memory: Memory::default(), opens_envelopes: true }
     }
 
-    /// Pushes exactly one record: what the line's format understood, or the line as it is.
-    fn parse<'a>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) {
-        let looked = || LINE_FORMATS.iter().find(|known| (known.looks_like)(line));
-        let chosen = self.named.or_else(looked).expect("any line looks like plain text");
-        if let Err(error) = (chosen.parse)(line, scratch, sink) {
-            sink.push_not_understood(line, chosen.name, error);
-        }
+    /// For what stands in an envelope: that is none itself, so that nobody can nest them without end.
+    fn inner() -> Self {
+        Self { opens_envelopes: false, ..Self::new(Format::Lines) }
     }
+
+    /// Pushes exactly one record: what the line's format understood, or the line as it is. Returns the format's name.
+    fn parse<'a, 'd>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'d>) -> &'d str {
+        let rules = sink.rules;
+        let custom = self.custom.and_then(|number| rules.custom.get(usize::from(number)));
+        let (name, label, read) = match (self.named, custom) {
+            (Some(named), _) => (named.name, named.name, (named.parse)(line, scratch, sink)),
+            (None, Some(custom)) => (&*custom.name, "custom", custom.parse(line, scratch, sink)),
+            (None, None) => return self.look(line, scratch, sink),
+        };
+        if let Err(error) = read {
+            sink.push_not_understood(line, label, error);
+        }
+        name
+    }
+
+    /// The first format that can read the line: one's own, the last one, those that begin like this, plain text.
+    fn look<'a, 'd>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'d>) -> &'d str {
+        let rules = sink.rules;
+        for number in 0..rules.custom.len() {
+            let number = (self.memory.custom + number) % rules.custom.len();
+            if rules.custom[number].parse(line, scratch, sink).is_ok() {
+                self.memory.custom = number;
+                return &rules.custom[number].name;
+            }
+        }
+        let last = self.memory.built_in;
+        if let Some(last) = last.filter(|last| (last.looks_like)(line))
+            && (last.parse)(line, scratch, sink).is_ok()
+        {
+            return last.name;
+        }
+        for format in candidates(line).iter().filter(|format| self.opens_envelopes || !format.is_envelope()) {
+            if !(format.looks_like)(line) {
+                continue;
+            }
+            match (format.parse)(line, scratch, sink) {
+                Ok(()) => {
+                    self.memory.built_in = Some(*format).filter(|format| !format.is_general());
+                    return format.name;
+                }
+                Err(error) if format.is_meant => {
+                    sink.push_not_understood(line, format.name, error);
+                    return format.name;
+                }
+                Err(_) => {}
+            }
+        }
+        sink.push_plain(line);
+        PLAIN.name
+    }
+}
+
+impl LineFormat {
+    fn is_envelope(&self) -> bool {
+        [&CRI, &DOCKER].iter().any(|envelope| std::ptr::eq(self, *envelope))
+    }
+
+    /// Whether it can read lines that others can read better.
+    fn is_general(&self) -> bool {
+        [&APPLICATION, &NDJSON, &KEY_VALUE].iter().any(|general| std::ptr::eq(self, *general))
+    }
+}
+
+/// What became of one line, for people who want to see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// Its record: a chunk of one.
+    pub chunk: Chunk,
+    /// The format that read it.
+    pub format: String,
+    /// Why the format that it looks like could not.
+    pub parse_error: Option<String>,
+}
+
+/// Reads one line, which may be empty, as a part of a body would be read.
+#[must_use]
+pub fn explain(rules: &Rules, memory: &mut Memory, line: &[u8], format: Format, received_us: i64) -> Explained {
+    let defaults = Defaults::default();
+    let mut sink = Sink::new(received_us, &defaults, 1, line.len());
+    let text = text::clean(line, &mut sink.sanitised);
+    sink.rules = rules;
+    sink.bad_escapes = text::has_bad_escapes(&text);
+    let line = text.strip_suffix('\r').unwrap_or(&text);
+    let mut lines = LineParser { memory: *memory, ..LineParser::new(format) };
+    let name = match format {
+        _ if line.trim_ascii().is_empty() => {
+            sink.push_plain(line);
+            PLAIN.name
+        }
+        Format::Json => LineParser::new(Format::Ndjson).parse(line, &mut Scratch::default(), &mut sink),
+        _ => lines.parse(line, &mut Scratch::default(), &mut sink),
+    };
+    let format = name.to_owned();
+    *memory = lines.memory;
+    let (chunk, mut report) = sink.into_chunk();
+    let parse_error = report.errors.pop().map(|error| error.error);
+    Explained { chunk, format, parse_error }
 }
 
 /// The stage.
@@ -257,6 +482,8 @@ pub struct Parser {
     context: StageContext,
     batcher: Mailbox<ParsedChunk>,
     line_bytes_max: usize,
+    rules: Arc<Rules>,
+    memory: Memory,
     records: u64,
     parse_errors: u64,
     discarded: u64,
@@ -266,7 +493,14 @@ impl Parser {
     /// A parser that sends chunks to `batcher`, and discards lines above `line_bytes_max`.
     #[must_use]
     pub fn new(context: StageContext, batcher: Mailbox<ParsedChunk>, line_bytes_max: usize) -> Self {
-        Self { context, batcher, line_bytes_max, records: 0, parse_errors: 0, discarded: 0 }
+        let (rules, memory) = (Arc::default(), Memory::default());
+        Self { context, batcher, line_bytes_max, rules, memory, records: 0, parse_errors: 0, discarded: 0 }
+    }
+
+    /// With these rules of the configuration.
+    #[must_use]
+    pub fn with_rules(self, rules: Arc<Rules>) -> Self {
+        Self { rules, ..self }
     }
 
     /// Counts once per body, never per record.
@@ -308,7 +542,8 @@ impl Stage for Parser {
     async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
         kill_point("stage.parser");
         let RawChunk { body, format, defaults, received_us, mark, ack, reply } = raw;
-        let parsed = match parse(&body, format, &defaults, received_us, self.line_bytes_max) {
+        let Self { rules, memory, line_bytes_max, .. } = self;
+        let parsed = match parse_by(rules, memory, &body, format, &defaults, received_us, *line_bytes_max) {
             Ok(parsed) => parsed,
             Err(refusal) => {
                 let _ = reply.send(Err(refusal));
@@ -334,6 +569,8 @@ impl Stage for Parser {
     }
 }
 
+#[cfg(test)]
+mod format_tests;
 #[cfg(test)]
 mod protocol_tests;
 #[cfg(test)]

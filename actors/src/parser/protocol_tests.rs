@@ -597,7 +597,7 @@ fn deep_json_in_an_envelope_is_refused_before_a_database_meets_it() {
     let event = format!(r#"{{"event":"a","fields":{{"deep":{deep}}}}}"#);
     assert_eq!(refusal(Format::SplunkEvents, event).reason, "malformed_json");
     let event = format!(r#"{{"event":"a","source":{deep}}}"#);
-    assert_eq!(records(&parsed(Format::SplunkEvents, event))[0].attributes, "");
+    assert_eq!(refusal(Format::SplunkEvents, event).reason, "malformed_json");
     let record =
         format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{{"doubleValue":{deep}}}}}]}}]}}]}}"#);
     assert_eq!(refusal(Format::OtlpJson, record).reason, "malformed_json");

@@ -5,7 +5,9 @@ use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 use logweir_engine::record::{Record, Severity};
 
 use super::SERVICE_UNKNOWN;
+use super::rules::Rules;
 use super::text::Sanitised;
+use super::time::EventTime;
 use crate::message::{Defaults, FieldMap, LineError, ParseReport};
 
 /// A longer service or host name is no name: an index entry must hold it together with a time.
@@ -34,6 +36,7 @@ pub struct Envelope {
 
 impl Envelope {
     /// Says nothing, and keeps its memory.
+    #[allow(dead_code)] // for protocols
     pub fn clear(&mut self) {
         self.ts_us = None;
         self.ts_is_fixed = false;
@@ -65,6 +68,8 @@ pub struct Sink<'d> {
     attributes: &'d str,
     /// What stands around the record that is being parsed.
     pub envelope: Envelope,
+    /// What the configuration says of times and formats.
+    pub rules: &'d Rules,
     /// For attributes that are put together.
     joined: String,
     /// Which fields of a JSON record mean what, where the sender says so.
@@ -98,6 +103,7 @@ impl<'d> Sink<'d> {
             host,
             attributes,
             envelope: Envelope::default(),
+            rules: Rules::built_in(),
             joined: String::new(),
             fields: defaults.fields.as_deref(),
             index: defaults.index.as_deref().unwrap_or_default(),
@@ -120,6 +126,11 @@ impl<'d> Sink<'d> {
     /// The time of a record that says none.
     pub fn ts_us(&self) -> i64 {
         self.envelope.ts_us.unwrap_or(self.received_us)
+    }
+
+    /// The instant that a record's own time means, in the configured time zone where it names none.
+    pub fn instant(&self, time: EventTime) -> i64 {
+        time.in_zone(&self.rules.time_zone)
     }
 
     /// Appends a record, unless the chunk would no longer fit into a frame: then it is [full](Self::is_full).

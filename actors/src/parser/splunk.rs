@@ -15,7 +15,7 @@ use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{mend_escapes, push_json_string};
 use super::walk::{given, members, string};
 use super::{LineParser, time};
-use crate::message::{Format, Refusal, RefusalKind};
+use crate::message::{Refusal, RefusalKind};
 
 /// Parses a body of events.
 ///
@@ -55,7 +55,7 @@ struct Collector {
 
 impl Default for Collector {
     fn default() -> Self {
-        Self { lines: LineParser::new(Format::Lines), scratch: Scratch::default(), text: String::new() }
+        Self { lines: LineParser::inner(), scratch: Scratch::default(), text: String::new() }
     }
 }
 
@@ -73,12 +73,15 @@ impl Collector {
         sink.envelope.clear();
         let mut event = Event::default();
         members(raw, |name, value| {
+            if name != "event" && too_deep(value) {
+                return Err(format!("{name} is nested too deep"));
+            }
             match &*name {
                 "time" => event.time = value,
                 "event" => event.event = value,
                 "fields" => event.fields = value,
                 "host" => self.host(value, sink),
-                "source" | "sourcetype" | "index" if given(value) && !too_deep(value) => {
+                "source" | "sourcetype" | "index" if given(value) => {
                     if name == "sourcetype" {
                         event.sourcetype = value;
                     }
@@ -111,7 +114,7 @@ impl Collector {
     fn host(&mut self, value: &str, sink: &mut Sink<'_>) {
         match string(value, &mut self.text, &mut sink.sanitised).filter(is_name) {
             Some(host) => host.clone_into(&mut sink.envelope.host),
-            None if given(value) && !too_deep(value) => push_raw(&mut sink.envelope.attributes, "host", value),
+            None if given(value) => push_raw(&mut sink.envelope.attributes, "host", value),
             None => {}
         }
     }
@@ -126,7 +129,7 @@ impl Collector {
         sink.envelope.ts_is_fixed = time.is_some();
         let clamped = time.is_some_and(|time| time.clamped);
         sink.sanitised.timestamp += u64::from(clamped);
-        if (clamped || time.is_none()) && !too_deep(value) {
+        if clamped || time.is_none() {
             push_raw(&mut sink.envelope.attributes, "time", value);
         }
     }
@@ -140,7 +143,6 @@ impl Collector {
                 ("level" | "severity", Some(text)) if Severity::from_text(text).is_some() => {
                     envelope.severity = Severity::from_text(text).unwrap_or_default();
                 }
-                _ if too_deep(value) => return Err(format!("{name} is nested too deep")),
                 _ => push_raw(&mut envelope.attributes, &name, value),
             }
             Ok(())

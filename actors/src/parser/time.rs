@@ -11,6 +11,10 @@
 
 use std::ops::Range;
 
+use jiff::tz::TimeZone;
+
+use super::stamp;
+
 /// 0001-01-01 00:00:00 UTC.
 pub const TS_MIN_US: i64 = -62_135_596_800_000_000;
 /// 9999-12-31 23:59:59.999999 UTC.
@@ -26,13 +30,27 @@ pub struct EventTime {
     pub us: i64,
     /// It lay outside and was moved to the edge.
     pub clamped: bool,
+    /// It was written without a zone, and `us` takes it for UTC.
+    pub local: bool,
 }
 
 impl EventTime {
-    fn from_us(us: i128) -> Self {
+    pub(super) fn from_us(us: i128) -> Self {
         let inside = us.clamp(i128::from(TS_MIN_US), i128::from(TS_MAX_US));
-        Self { us: i64::try_from(inside).unwrap_or(TS_MAX_US), clamped: inside != us }
+        Self { us: i64::try_from(inside).unwrap_or(TS_MAX_US), clamped: inside != us, local: false }
     }
+
+    /// The time that a clock in `zone` shows like this, unless its zone was written.
+    #[must_use]
+    pub fn in_zone(self, zone: &TimeZone) -> i64 {
+        if !self.local || *zone == TimeZone::UTC { self.us } else { moved(self.us, zone).unwrap_or(self.us) }
+    }
+}
+
+#[cold]
+fn moved(us: i64, zone: &TimeZone) -> Option<i64> {
+    let civil = TimeZone::UTC.to_datetime(jiff::Timestamp::from_microsecond(us).ok()?);
+    Some(zone.to_timestamp(civil).ok()?.as_microsecond().clamp(TS_MIN_US, TS_MAX_US))
 }
 
 /// Reads a time written as text: a date with a time in one of the usual forms, or an epoch time in digits.
@@ -42,10 +60,10 @@ pub fn from_text(text: &str) -> Option<EventTime> {
     if text.len() > TEXT_BYTES_MAX {
         return None;
     }
-    if let Some(us) = iso(text.as_bytes()) {
-        return Some(EventTime::from_us(us.into()));
+    if let Some((us, local)) = iso(text.as_bytes()) {
+        return Some(EventTime { local, ..EventTime::from_us(us.into()) });
     }
-    from_number(text).or_else(|| by_jiff(text))
+    from_number(text).or_else(|| by_jiff(text)).or_else(|| stamp::whole(text))
 }
 
 /// Reads an epoch time as JSON or a program prints it: digits, perhaps a sign, a fraction, an exponent.
@@ -100,7 +118,8 @@ fn from_float(value: f64) -> Option<EventTime> {
 }
 
 /// `YYYY-MM-DD[T ]HH:MM:SS[.fraction][ ][zone]`, also with slashes in the date.
-fn iso(b: &[u8]) -> Option<i64> {
+/// In microseconds, and whether there was no zone.
+fn iso(b: &[u8]) -> Option<(i64, bool)> {
     if b.len() < 19 || b[7] != b[4] || !matches!(b[4], b'-' | b'/') || !matches!(b[10], b'T' | b't' | b' ' | b'_') {
         return None;
     }
@@ -108,7 +127,7 @@ fn iso(b: &[u8]) -> Option<i64> {
     let second = clock(&b[11..19])?;
     let (micros, rest) = fraction(&b[19..])?;
     let offset = offset_seconds(rest)?;
-    Some((days * 86_400 + second - offset) * 1_000_000 + micros)
+    Some(((days * 86_400 + second - offset) * 1_000_000 + micros, rest.is_empty()))
 }
 
 /// `17/May/2015:10:05:03 +0000`, as web servers write it.
@@ -118,12 +137,17 @@ pub fn from_access_log(text: &str) -> Option<EventTime> {
     if b.len() < 20 || b[2] != b'/' || b[6] != b'/' || b[11] != b':' {
         return None;
     }
-    const MONTHS: [&[u8; 3]; 12] =
-        [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
-    let month = (1..).zip(MONTHS).find(|(_, name)| b[3..6].eq_ignore_ascii_case(*name))?.0;
-    let days = days(number(b, 7..11)?, month, number(b, 0..2)?)?;
+    let days = days(number(b, 7..11)?, month(&b[3..6])?, number(b, 0..2)?)?;
     let seconds = days * 86_400 + clock(&b[12..20])? - offset_seconds(&b[20..])?;
     Some(EventTime::from_us(i128::from(seconds) * 1_000_000))
+}
+
+/// The number of the month with this English name of three letters.
+pub(super) fn month(name: &[u8]) -> Option<i64> {
+    const MONTHS: [&[u8; 3]; 12] =
+        [b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec"];
+    let lower = <[u8; 3]>::try_from(name).ok()?.map(|byte| byte | 0x20);
+    (1..).zip(MONTHS).find(|(_, name)| **name == lower).map(|(number, _)| number)
 }
 
 /// `HH:MM:SS` in seconds. A leap second goes to jiff, which knows what to do with it.
@@ -175,7 +199,7 @@ fn number(b: &[u8], range: Range<usize>) -> Option<i64> {
 }
 
 /// Days from 1970-01-01 to a date of the Gregorian calendar; `None` if there is no such date.
-fn days(year: i64, month: i64, day: i64) -> Option<i64> {
+pub(super) fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let length = match month {
         4 | 6 | 9 | 11 => 30,
@@ -195,16 +219,14 @@ fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     Some(era * 146_097 + of_era_days - 719_468)
 }
 
-/// The forms that are rare enough to be slow: any ISO 8601 that jiff knows, RFC 2822, `Mon Jan  2 15:04:05 2006`.
+/// The forms that are rare enough to be slow: any ISO 8601 that jiff knows, RFC 2822.
 fn by_jiff(text: &str) -> Option<EventTime> {
-    let utc = |civil: jiff::civil::DateTime| civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|at| at.timestamp());
-    let at = text
-        .parse::<jiff::Timestamp>()
-        .ok()
-        .or_else(|| utc(text.parse().ok()?))
-        .or_else(|| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok())
-        .or_else(|| utc(jiff::civil::DateTime::strptime("%a %b %e %H:%M:%S %Y", text).ok()?))?;
-    Some(EventTime::from_us(at.as_nanosecond().div_euclid(1000)))
+    let zoned = || jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
+    let (at, local) = match text.parse::<jiff::Timestamp>().ok().or_else(zoned) {
+        Some(at) => (at, false),
+        None => (TimeZone::UTC.to_timestamp(text.parse::<jiff::civil::DateTime>().ok()?).ok()?, true),
+    };
+    Some(EventTime { local, ..EventTime::from_us(at.as_nanosecond().div_euclid(1000)) })
 }
 
 #[cfg(test)]
@@ -216,7 +238,8 @@ mod tests {
     const THAT_DAY_US: i64 = 1_431_857_103_000_000;
 
     fn check(text: &str, us: i64) {
-        assert_eq!(from_text(text), Some(EventTime { us, clamped: false }), "{text}");
+        let time = from_text(text).map(|time| (time.us, time.clamped));
+        assert_eq!(time, Some((us, false)), "{text}");
     }
 
     #[test]
@@ -285,8 +308,8 @@ mod tests {
 
     #[test]
     fn what_no_store_can_hold_is_moved_to_the_edge_and_says_so() {
-        let high = Some(EventTime { us: TS_MAX_US, clamped: true });
-        let low = Some(EventTime { us: TS_MIN_US, clamped: true });
+        let high = Some(EventTime { us: TS_MAX_US, clamped: true, local: false });
+        let low = Some(EventTime { us: TS_MIN_US, clamped: true, local: false });
         assert_eq!(from_text("99999999999999999999999"), high);
         assert_eq!(from_number("1e300"), high);
         assert_eq!(from_text("-99999999999999999999999"), low);
@@ -324,14 +347,14 @@ mod tests {
             let at = jiff::Timestamp::new(seconds, 0).unwrap() + jiff::SignedDuration::from_nanos(nanos.into());
             let text = at.to_string();
             let expect = i64::try_from(at.as_nanosecond().div_euclid(1000)).unwrap();
-            prop_assert_eq!(iso(text.as_bytes()), Some(expect), "{}", text);
+            prop_assert_eq!(iso(text.as_bytes()), Some((expect, false)), "{}", text);
         }
 
         #[test]
         fn offsets_agree_with_jiff(seconds in -1_000_000_000_i64..5_000_000_000, hours in -23_i8..=23) {
             let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(hours));
             let text = jiff::Timestamp::new(seconds, 0).unwrap().to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
-            prop_assert_eq!(iso(text.as_bytes()), Some(seconds * 1_000_000), "{}", text);
+            prop_assert_eq!(iso(text.as_bytes()), Some((seconds * 1_000_000, false)), "{}", text);
         }
 
         #[test]

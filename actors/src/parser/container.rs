@@ -1,0 +1,101 @@
+//! What container runtimes write around each line: CRI `2016-10-06T00:17:09.669794202Z stdout F …` and Docker's json-file
+//! `{"log":"…\n","stream":"stdout","time":"…"}`.
+//!
+//! The inner line is read by looking at it; what it does not say (its time, above all) is said by the envelope. A line that
+//! the runtime cut (`P`) keeps that mark: joining is the business of who reads the file.
+
+use super::json::Scratch;
+use super::sink::Sink;
+use super::text::unescape;
+use super::{LineParser, stamp, time};
+
+/// Whether a stream stands behind a time of RFC 3339.
+pub fn looks_like_cri(line: &str) -> bool {
+    let head = &line.as_bytes()[..line.len().min(48)];
+    matches!(head, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', ..])
+        && memchr::memchr(b' ', head).is_some_and(|at| {
+            let rest = &line.as_bytes()[at + 1..];
+            rest.starts_with(b"stdout ") || rest.starts_with(b"stderr ")
+        })
+}
+
+/// Reads a line of a CRI runtime, and the line in it.
+///
+/// # Errors
+/// The part that does not fit. Nothing was pushed then.
+pub fn parse_cri<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let wrong = |part: &str| format!("no line of a CRI runtime: {part} is missing or malformed");
+    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let mut words = rest.trim_ascii_start().splitn(3, ' ');
+    let stream = words.next().filter(|stream| is_stream(stream)).ok_or_else(|| wrong("the stream"))?;
+    let tags = words.next().ok_or_else(|| wrong("the tag"))?;
+    let inner = words.next().unwrap_or_default();
+    match tags.split(':').next() {
+        Some("F") => read_inner(inner, sink.instant(time), &[("stream", stream)], sink),
+        Some("P") => read_inner(inner, sink.instant(time), &[("stream", stream), ("logtag", "P")], sink),
+        _ => return Err(wrong("the tag")),
+    }
+    Ok(())
+}
+
+fn is_stream(word: &str) -> bool {
+    matches!(word, "stdout" | "stderr")
+}
+
+/// Whether it begins as Docker's json-file driver begins each line.
+pub fn looks_like_docker(line: &str) -> bool {
+    line.starts_with("{\"log\":\"")
+}
+
+/// One line of Docker.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Docker<'a> {
+    #[serde(borrow)]
+    log: &'a serde_json::value::RawValue,
+    stream: &'a str,
+    time: &'a str,
+}
+
+/// Reads a line of Docker's, and the line in it.
+///
+/// # Errors
+/// It has other members than Docker's. Nothing was pushed then.
+pub fn parse_docker<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let wrong = || "no line of Docker's json-file driver".to_owned();
+    let Docker { log, stream, time } = serde_json::from_str(line).map_err(|_| wrong())?;
+    let log = log.get().strip_prefix('"').and_then(|log| log.strip_suffix('"')).ok_or_else(wrong)?;
+    let time = time::from_text(time).filter(|_| is_stream(stream)).ok_or_else(wrong)?;
+    let whole = log.strip_suffix("\\n");
+    let inner = whole.unwrap_or(log);
+    let mut unescaped = String::new();
+    let inner = if memchr::memchr(b'\\', inner.as_bytes()).is_some() {
+        unescape(inner, &mut unescaped, &mut sink.sanitised);
+        &*unescaped
+    } else {
+        inner
+    };
+    let said = [("stream", stream), ("logtag", "P")];
+    read_inner(inner, sink.instant(time), if whole.is_some() { &said[..1] } else { &said }, sink);
+    Ok(())
+}
+
+/// Reads `inner` by looking at it, in an envelope that is added to the one that may be there.
+fn read_inner(inner: &str, ts_us: i64, said: &[(&str, &str)], sink: &mut Sink<'_>) {
+    let inner = inner.trim_end_matches(['\r', '\n']);
+    let (outer_bytes, outer_ts_us) = (sink.envelope.attributes.len(), sink.envelope.ts_us);
+    sink.envelope.ts_us = outer_ts_us.or(Some(ts_us));
+    for (name, value) in said {
+        let members = &mut sink.envelope.attributes;
+        for part in [if members.is_empty() { "\"" } else { ",\"" }, name, "\":\"", value, "\""] {
+            members.push_str(part);
+        }
+    }
+    if inner.is_empty() {
+        sink.push_plain(inner);
+    } else {
+        LineParser::inner().parse(inner, &mut Scratch::default(), sink);
+    }
+    sink.envelope.attributes.truncate(outer_bytes);
+    sink.envelope.ts_us = outer_ts_us;
+}

@@ -1,0 +1,54 @@
+//! Google's log and Kubernetes' klog: `I0115 10:00:00.123456   1234 file.go:123] message`, with structured messages
+//! `"message" name="value"`. C++ writes the year, too: `I20210115 …`.
+
+use logweir_engine::record::{Record, Severity};
+
+use super::attributes::{Attributes, pair};
+use super::json::Scratch;
+use super::sink::Sink;
+use super::stamp;
+
+/// Whether there is a letter, four or eight digits and a clock.
+pub fn looks_like(line: &str) -> bool {
+    match line.as_bytes() {
+        [b'I' | b'W' | b'E' | b'F', b'0'..=b'9', _, _, b'0'..=b'9', b' ', ..] => true,
+        [b'I' | b'W' | b'E' | b'F', b'0'..=b'9', _, _, _, _, _, _, b'0'..=b'9', b' ', ..] => true,
+        _ => false,
+    }
+}
+
+/// Reads the line.
+///
+/// # Errors
+/// The part that does not fit. Nothing was pushed then.
+pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let wrong = |part: &str| format!("no line of glog: {part} is missing or malformed");
+    let severity = match line.as_bytes().first() {
+        Some(b'I') => Severity::INFO,
+        Some(b'W') => Severity::WARN,
+        Some(b'E') => Severity::ERROR,
+        Some(b'F') => Severity::FATAL,
+        _ => return Err(wrong("the level")),
+    };
+    let (time, rest) = stamp::leading_packed(&line[1..], sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let (thread, rest) = rest.trim_ascii_start().split_once(' ').ok_or_else(|| wrong("the thread"))?;
+    let (caller, message) = rest.split_once(']').ok_or_else(|| wrong("the place in the source"))?;
+    let message = message.trim_ascii();
+    let mut attributes = Attributes::new(&mut scratch.attributes);
+    attributes.number("tid", thread);
+    attributes.text("caller", caller);
+    attributes.tail(message);
+    let message = structured(message).unwrap_or(message);
+    let ts_us = sink.instant(time);
+    sink.push(Record { ts_us, severity, service: "", host: "", message, attributes: attributes.finish() });
+    Ok(())
+}
+
+/// What stands in the quotes, if only pairs follow.
+fn structured(message: &str) -> Option<&str> {
+    let (quoted, mut rest) = message.strip_prefix('"')?.split_once('"')?;
+    while !rest.trim_ascii_start().is_empty() {
+        (_, rest) = pair(rest.trim_ascii_start())?;
+    }
+    (!quoted.contains('\\')).then_some(quoted)
+}

@@ -1,0 +1,50 @@
+//! Android's logcat, as `threadtime` prints it: `03-17 16:13:38.811  1702  2395 D WindowManager: …`.
+
+use logweir_engine::record::{Record, Severity};
+
+use super::attributes::Attributes;
+use super::json::Scratch;
+use super::sink::Sink;
+use super::stamp;
+
+/// Whether there is a date without a year and a clock with milliseconds.
+pub fn looks_like(line: &str) -> bool {
+    matches!(
+        line.as_bytes(),
+        [b'0'..=b'1', b'0'..=b'9', b'-', b'0'..=b'3', _, b' ', _, _, b':', _, _, b':', _, _, b'.', _, _, _, b' ', ..]
+    )
+}
+
+/// Reads the line.
+///
+/// # Errors
+/// The part that does not fit. Nothing was pushed then.
+pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let wrong = |part: &str| format!("no line of logcat: {part} is missing or malformed");
+    let (time, mut rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let mut next = || {
+        let (word, behind) = rest.trim_ascii_start().split_once(' ')?;
+        rest = behind;
+        Some(word)
+    };
+    let (pid, tid) = (next().ok_or_else(|| wrong("the process"))?, next().ok_or_else(|| wrong("the thread"))?);
+    let severity = match next() {
+        Some("V") => Severity::TRACE,
+        Some("D") => Severity::DEBUG,
+        Some("I") => Severity::INFO,
+        Some("W") => Severity::WARN,
+        Some("E") => Severity::ERROR,
+        Some("F" | "A") => Severity::FATAL,
+        _ => return Err(wrong("the level")),
+    };
+    // A tag may hold a colon, but no colon with a space behind it.
+    let ends = || rest.strip_suffix(':').map(|tag| (tag, ""));
+    let (tag, message) = rest.split_once(": ").or_else(ends).ok_or_else(|| wrong("the tag"))?;
+    let mut attributes = Attributes::new(&mut scratch.attributes);
+    attributes.number("pid", pid);
+    attributes.number("tid", tid);
+    attributes.text("logger", tag.trim_ascii());
+    let (ts_us, message) = (sink.instant(time), message.trim_ascii());
+    sink.push(Record { ts_us, severity, service: "", host: "", message, attributes: attributes.finish() });
+    Ok(())
+}

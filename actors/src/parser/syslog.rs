@@ -1,0 +1,300 @@
+//! Syslog lines: RFC 5424, and RFC 3164 as it is written on the wire and into files, with and without `<PRI>`.
+//!
+//! - The program is the service, the host the host; severity and facility come from `<PRI>`, where there is one.
+//! - Structured data become one object per id.
+//! - RFC 3164 describes what was seen, not what must be: a host, a process number, the tag and even the time may be missing
+//!   behind a `<PRI>`. Without one, time, host and tag must be there, or it is not syslog.
+
+use logweir_engine::record::{Record, Severity};
+
+use super::application::is_level;
+use super::attributes::Attributes;
+use super::json::Scratch;
+use super::sink::{NAME_BYTES_MAX, Sink};
+use super::stamp;
+use super::text::push_json_string;
+use super::time;
+
+/// By code, RFC 5424 table 2 in OpenTelemetry's numbers: emergency, alert, critical, error, warning, notice, info, debug.
+const SEVERITIES: [u8; 8] = [21, 19, 18, 17, 13, 10, 9, 5];
+
+const FACILITIES: [&str; 24] = [
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
+    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+];
+
+/// What `<PRI>` says; nothing where there is none.
+#[derive(Clone, Copy, Default)]
+struct Priority {
+    severity: Severity,
+    facility: &'static str,
+}
+
+/// Whether it begins with `<PRI>`, or with the time of a file that a syslog daemon writes.
+pub fn looks_like(line: &str) -> bool {
+    match line.as_bytes() {
+        [b'<', b'0'..=b'9', ..] => true,
+        [b'1', b' ', b'0'..=b'9', ..] => true,
+        [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', b' ' | b'0'..=b'9', _, b' ', ..] => true,
+        [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', b'1'..=b'9', b' ', ..] => true,
+        b => b.len() > 30 && b[10] == b'T' && b[13] == b':',
+    }
+}
+
+/// Reads the line.
+///
+/// # Errors
+/// The part that is missing. Nothing was pushed then.
+pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let (priority, rest) = match line.strip_prefix('<') {
+        Some(rest) => priority(rest).ok_or("no syslog: its <PRI> is no number from 0 to 191")?,
+        None => (Priority::default(), line),
+    };
+    if let Some(rest) = rest.strip_prefix("1 ") {
+        let entry = Rfc5424::read(rest).ok_or("no syslog: a field of RFC 5424 is missing or malformed")?;
+        entry.push(priority, scratch, sink);
+        return Ok(());
+    }
+    let has_priority = rest.len() < line.len();
+    let entry = Rfc3164::read(rest, has_priority, sink).ok_or("no syslog: time, host and tag are not all there")?;
+    entry.push(priority, scratch, sink);
+    Ok(())
+}
+
+fn priority(text: &str) -> Option<(Priority, &str)> {
+    let end = text.bytes().take(4).position(|byte| byte == b'>')?;
+    let code: u8 = text[..end].parse().ok()?;
+    let facility = FACILITIES.get(usize::from(code / 8))?;
+    let severity = Severity::from_number(SEVERITIES[usize::from(code % 8)])?;
+    Some((Priority { severity, facility }, &text[end + 1..]))
+}
+
+/// What is not there is written `-`.
+fn there(text: &str) -> &str {
+    if text == "-" { "" } else { text }
+}
+
+struct Rfc5424<'a> {
+    time: Option<time::EventTime>,
+    host: &'a str,
+    app: &'a str,
+    process: &'a str,
+    message_id: &'a str,
+    data: &'a str,
+    message: &'a str,
+}
+
+impl<'a> Rfc5424<'a> {
+    fn read(text: &'a str) -> Option<Self> {
+        let mut words = text.splitn(6, ' ');
+        let mut next = || words.next();
+        let (time, host, app, process, message_id) = (next()?, next()?, next()?, next()?, next()?);
+        let rest = next()?;
+        let time = match time {
+            "-" => None,
+            time => Some(time::from_text(time)?),
+        };
+        let (data, message) = match rest.strip_prefix('-') {
+            Some(message) => ("", message),
+            None => rest.split_at(data_end(rest)?),
+        };
+        let message = message.strip_prefix(' ').unwrap_or(message);
+        let message = message.strip_prefix('\u{feff}').unwrap_or(message);
+        let [host, app, process, message_id] = [host, app, process, message_id].map(there);
+        Some(Self { time, host, app, process, message_id, data, message })
+    }
+
+    fn push(&self, priority: Priority, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) {
+        let Scratch { attributes, .. } = scratch;
+        let mut attributes = Attributes::new(attributes);
+        attributes.text("facility", priority.facility);
+        attributes.number("pid", self.process);
+        attributes.text("msgid", self.message_id);
+        let names = [("service", self.app), ("host", self.host)].map(|(name, value)| fit(name, value, &mut attributes));
+        let mut rest = self.data;
+        while let Some(behind) = element(rest, &mut attributes) {
+            rest = behind;
+        }
+        let ts_us = self.time.map_or_else(|| sink.ts_us(), |time| sink.instant(time));
+        let [service, host] = names;
+        let (message, attributes) = (self.message, attributes.finish());
+        sink.push(Record { ts_us, severity: priority.severity, service, host, message, attributes });
+    }
+}
+
+/// A name that no index could hold becomes an attribute.
+fn fit<'a>(name: &str, value: &'a str, attributes: &mut Attributes<'_>) -> &'a str {
+    if value.len() <= NAME_BYTES_MAX {
+        return value;
+    }
+    attributes.text(name, value);
+    ""
+}
+
+/// The length of the structured data that `text` begins with.
+fn data_end(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while bytes.get(at) == Some(&b'[') {
+        let mut in_value = false;
+        loop {
+            match bytes.get(at)? {
+                b'\\' if in_value => at += 1,
+                b'"' => in_value = !in_value,
+                b']' if !in_value => break,
+                _ => {}
+            }
+            at += 1;
+        }
+        at += 1;
+    }
+    (at > 0 && matches!(bytes.get(at), None | Some(b' '))).then_some(at)
+}
+
+/// Adds the element that `data` begins with as an object; returns what stands behind it.
+fn element<'a>(data: &'a str, attributes: &mut Attributes<'_>) -> Option<&'a str> {
+    let inner = data.strip_prefix('[')?;
+    let id_end = inner.find([' ', ']'])?;
+    let (id, mut rest) = inner.split_at(id_end);
+    let mut object = String::from("{");
+    loop {
+        rest = rest.trim_ascii_start();
+        if let Some(behind) = rest.strip_prefix(']') {
+            object.push('}');
+            attributes.raw(id, &object);
+            return Some(behind);
+        }
+        let (name, value) = rest.split_once("=\"")?;
+        let end = value_end(value)?;
+        if object.len() > 1 {
+            object.push(',');
+        }
+        push_json_string(&mut object, name);
+        object.push(':');
+        push_json_string(&mut object, &plain(&value[..end]));
+        rest = &value[end + 1..];
+    }
+}
+
+fn value_end(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.bytes().position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    })
+}
+
+/// Without the backslash before `"`, `\` and `]`, the only ones that have to be escaped.
+fn plain(value: &str) -> String {
+    value.replace("\\\"", "\"").replace("\\]", "]").replace("\\\\", "\\")
+}
+
+struct Rfc3164<'a> {
+    ts_us: i64,
+    host: &'a str,
+    tag: Option<Tag<'a>>,
+    message: &'a str,
+}
+
+impl<'a> Rfc3164<'a> {
+    fn read(text: &'a str, has_priority: bool, sink: &Sink<'_>) -> Option<Self> {
+        let arrival = sink.ts_us();
+        let text = text.trim_ascii_start();
+        let time = stamp::leading(text, arrival);
+        if time.is_none() && !has_priority {
+            return None;
+        }
+        let (ts_us, rest) = time.map_or((arrival, text), |(time, rest)| (sink.instant(time), rest));
+        // Cisco writes a colon behind the time.
+        let rest = rest.strip_prefix(':').unwrap_or(rest).trim_ascii_start();
+        if has_priority && let Some(tag) = Tag::read(rest).filter(|tag| !tag.name.contains(' ')) {
+            return Some(Self { ts_us, host: "", tag: Some(tag), message: tag.message });
+        }
+        let (host, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+        let is_host = time.is_some()
+            && (1..=NAME_BYTES_MAX).contains(&host.len())
+            && !host.contains(['[', '=', '"'])
+            && !is_level(host);
+        if !is_host || host.ends_with(':') {
+            return has_priority.then_some(Self { ts_us, host: "", tag: None, message: rest });
+        }
+        let behind = behind.trim_ascii_start();
+        let tag = Tag::read(behind);
+        // A file's line whose time has a zone may come from any program: only a tag with its process says otherwise.
+        let from_file = !has_priority && text.as_bytes()[0].is_ascii_digit();
+        let sure = match &tag {
+            Some(tag) => !from_file || !tag.pid.is_empty() || tag.name == "kernel",
+            None => has_priority || (!from_file && is_repetition(behind)),
+        };
+        sure.then(|| Self { ts_us, host, message: tag.as_ref().map_or(behind, |tag| tag.message), tag })
+    }
+
+    fn push(&self, priority: Priority, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) {
+        let mut attributes = Attributes::new(&mut scratch.attributes);
+        attributes.text("facility", priority.facility);
+        let (mut service, mut address) = ("", "");
+        if let Some(tag) = &self.tag {
+            attributes.number("pid", tag.pid);
+            service = fit("service", tag.name, &mut attributes);
+            address = tag.address;
+        }
+        attributes.text("address", address);
+        let message = self.message.trim_ascii_end();
+        attributes.tail(message);
+        let (ts_us, severity, host) = (self.ts_us, priority.severity, self.host);
+        sink.push(Record { ts_us, severity, service, host, message, attributes: attributes.finish() });
+    }
+}
+
+/// `last message repeated 3 times`: said by the daemon itself, which has no tag.
+fn is_repetition(text: &str) -> bool {
+    ["last message", "message repeated", "--- last message"].iter().any(|words| text.starts_with(words))
+}
+
+/// The program, the process and the message of a line that begins with a tag.
+pub(super) fn tag(text: &str) -> Option<(&str, &str, &str)> {
+    Tag::read(text).map(|tag| (tag.name, tag.pid, tag.message))
+}
+
+/// `program[pid]: message`, `program: message`, `Two Words[pid]: message`, `program[1] (address): message`.
+#[derive(Clone, Copy)]
+struct Tag<'a> {
+    name: &'a str,
+    pid: &'a str,
+    address: &'a str,
+    message: &'a str,
+}
+
+impl<'a> Tag<'a> {
+    /// A tag is no longer.
+    const BYTES_MAX: usize = 128;
+
+    fn read(text: &'a str) -> Option<Self> {
+        let head = &text.as_bytes()[..text.len().min(Self::BYTES_MAX)];
+        let end = head.iter().position(|byte| matches!(byte, b'[' | b':'))?;
+        let name = &text[..end];
+        if name.is_empty() || name.contains(['"', '=', ',']) {
+            return None;
+        }
+        if head[end] == b':' {
+            let rest = &text[end + 1..];
+            let named = match name.split_once(' ') {
+                None => true,
+                Some((_, version)) => version.starts_with(|first: char| first.is_ascii_digit()), // `syslogd 1.4.1: `
+            };
+            let ends = rest.is_empty() || rest.starts_with(' ') || rest.starts_with('\t');
+            return (named && ends).then(|| Self { name, pid: "", address: "", message: rest.trim_ascii_start() });
+        }
+        let (pid, rest) = text[end + 1..].split_once(']')?;
+        let is_pid = !pid.is_empty() && pid.len() <= 20 && !pid.contains(' ');
+        if !is_pid || name.split(' ').count() > 3 {
+            return None;
+        }
+        if let Some(message) = rest.strip_prefix(':') {
+            return Some(Self { name, pid, address: "", message: message.trim_ascii_start() });
+        }
+        let (address, message) = rest.strip_prefix(" (")?.split_once("): ")?;
+        Some(Self { name, pid, address, message })
+    }
+}

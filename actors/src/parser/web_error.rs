@@ -1,0 +1,99 @@
+//! Error logs of web servers: nginx `2015/05/17 10:05:03 [error] 7#0: *1 …, client: …`, Apache `[Sun Dec 04 04:47:44 2005] [error] …`
+//! and Apache 2.4 `[Fri Sep 09 10:42:29.902022 2011] [core:error] [pid 7:tid 9] [client 10.0.0.1:80] AH00124: …`.
+//!
+//! The message is what stands behind level and process; what it says of client, request and so on is in the attributes, too.
+
+use logweir_engine::record::{Record, Severity};
+
+use super::application::bracketed;
+use super::attributes::Attributes;
+use super::json::Scratch;
+use super::sink::Sink;
+use super::stamp;
+
+/// Whether there is a date with slashes and then a bracket.
+pub fn looks_like_nginx(line: &str) -> bool {
+    matches!(line.as_bytes(), [_, _, _, _, b'/', _, _, b'/', _, _, b' ', _, _, b':', _, _, b':', _, _, b' ', b'[', ..])
+}
+
+/// Reads a line of nginx.
+///
+/// # Errors
+/// The part that does not fit. Nothing was pushed then.
+pub fn parse_nginx<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let wrong = |part: &str| format!("no error log of nginx: {part} is missing or malformed");
+    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let (level, rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| wrong("the level"))?;
+    let severity = Severity::from_text(level).ok_or_else(|| wrong("the level"))?;
+    let (process, rest) = rest.trim_ascii_start().split_once(':').ok_or_else(|| wrong("the process"))?;
+    let (pid, tid) = process.split_once('#').ok_or_else(|| wrong("the process"))?;
+    let rest = rest.trim_ascii();
+    let (connection, message) = match rest.strip_prefix('*').and_then(|rest| rest.split_once(' ')) {
+        Some((connection, message)) if connection.bytes().all(|byte| byte.is_ascii_digit()) => (connection, message),
+        _ => ("", rest),
+    };
+    let mut attributes = Attributes::new(&mut scratch.attributes);
+    attributes.number("pid", pid);
+    attributes.number("tid", tid);
+    attributes.number("connection", connection);
+    for name in ["client", "server", "request", "upstream", "host", "referrer"] {
+        attributes.text(name, said_of(message, name).unwrap_or_default());
+    }
+    let ts_us = sink.instant(time);
+    sink.push(Record { ts_us, severity, service: "", host: "", message, attributes: attributes.finish() });
+    Ok(())
+}
+
+/// What stands behind `, name: `, without quotes.
+fn said_of<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+    let mut rest = message;
+    loop {
+        let (_, behind) = rest.split_once(", ")?;
+        rest = behind;
+        if let Some(value) = rest.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")) {
+            return match value.strip_prefix('"') {
+                Some(quoted) => quoted.split('"').next(),
+                None => value.split(", ").next(),
+            };
+        }
+    }
+}
+
+/// Whether a weekday stands in a bracket.
+pub fn looks_like_apache(line: &str) -> bool {
+    matches!(line.as_bytes(), [b'[', b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', b'A'..=b'Z', _, _, b' ', ..])
+}
+
+/// Reads a line of Apache.
+///
+/// # Errors
+/// The part that does not fit. Nothing was pushed then.
+pub fn parse_apache<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+    let wrong = |part: &str| format!("no error log of Apache: {part} is missing or malformed");
+    let (time, rest) = line
+        .strip_prefix('[')
+        .and_then(|rest| stamp::leading(rest, sink.ts_us()))
+        .and_then(|(time, rest)| Some((time, rest.strip_prefix(']')?)))
+        .ok_or_else(|| wrong("the time"))?;
+    let (level, mut rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| wrong("the level"))?;
+    let (module, level) = level.rsplit_once(':').unwrap_or(("", level));
+    // 2.4 has levels trace1 to trace8.
+    let level = if level.starts_with("trace") { "trace" } else { level };
+    let severity = Severity::from_text(level).ok_or_else(|| wrong("the level"))?;
+    let mut attributes = Attributes::new(&mut scratch.attributes);
+    attributes.text("module", module);
+    if let Some((process, behind)) = bracketed(rest.trim_ascii_start())
+        && let Some(process) = process.strip_prefix("pid ")
+    {
+        let (pid, tid) = process.split_once(":tid ").unwrap_or((process, ""));
+        attributes.number("pid", pid);
+        attributes.number("tid", tid);
+        rest = behind;
+    }
+    let message = rest.trim_ascii();
+    let client = bracketed(message).and_then(|(inner, _)| inner.strip_prefix("client "));
+    attributes.text("client", client.unwrap_or_default());
+    let ts_us = sink.instant(time);
+    sink.push(Record { ts_us, severity, service: "", host: "", message, attributes: attributes.finish() });
+    Ok(())
+}
