@@ -3,8 +3,8 @@
 //! ```text
 //! socket ─ producer ─> parser ─> batcher ─┬─> db-flusher ──> PostgreSQL/TimescaleDB (or SQLite)
 //!          (http,      (columnar  (seq,   │      rows + cursor + counters, one transaction
-//!           stdin,      chunk)     open   └─> cache-writer ─> Redis (or in-process)
-//!           demo)                  batch)        recent window, counters; may lose, may not delay
+//!           syslog,     chunk)     open   └─> cache-writer ─> Redis (or in-process)
+//!           files …)              batch)        recent window, counters; may lose, may not delay
 //!                                    │
 //!                                    ▼
 //!    ack <─────────────────── journal (one OS thread: append, group-commit fsync)

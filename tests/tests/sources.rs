@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logweir_tests::process::free_addr;
+use logweir_tests::process::{Settings, free_addr, run};
 use logweir_tests::scenario::{Scenario, on_sqlite};
 use rand::Rng;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -557,8 +557,6 @@ fn new_files_are_found_half_lines_wait_and_compressed_ones_are_left_alone() {
         let logs = tail(s, "**/*.log*");
         s.set("files.exclude", format!("{}/**/noise*", logs.display()));
         s.set("http.line_bytes_max", "4KiB");
-        s.set("multiline.bytes_max", "4KiB");
-        s.set("syslog.message_bytes_max", "4KiB");
         s.start();
         append(&logs.join("a.log"), "MARK 0 \nMARK 1");
         wait_for_messages(s, 1);
@@ -631,5 +629,42 @@ fn files_that_are_there_at_the_very_first_start_can_be_passed_over() {
         s.start();
         wait_for_messages(s, 2);
         assert_eq!(numbers(s).keys().copied().collect::<Vec<_>>(), [1, 2]);
+    });
+}
+
+#[test]
+fn the_example_for_a_node_is_a_valid_configuration() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/node-agent.toml");
+    let output = run(&Settings::new(), &["validate", "--config", &example.to_string_lossy()], Duration::from_secs(30));
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn many_files_are_read_with_few_descriptors_and_a_large_one_delays_no_other() {
+    on_sqlite("many files", |s| {
+        let logs = tail(s, "*.log");
+        s.set("files.open_max", 16);
+        let large: String = (0..100_000).map(|n| format!("{n} {}\n", "x".repeat(200))).collect();
+        append(&logs.join("large.log"), &large);
+        for n in 0..200 {
+            append(&logs.join(format!("small-{n}.log")), &format!("MARK {n}\n"));
+        }
+        s.start();
+        let sql = "SELECT count(*) FROM logs WHERE message LIKE 'MARK%'";
+        let small =
+            |s: &Scenario| s.store.rows(sql).ok().and_then(|rows| rows[0][0].parse::<usize>().ok()).unwrap_or(0);
+        s.wait("the small files", |s| small(s) == 200);
+        let pid = s.server().pid();
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("our own child").flatten();
+        let of_logs = open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&logs))).count();
+        assert!(of_logs <= 16, "{of_logs} descriptors");
+        // Each goes on where it was, with or without a descriptor.
+        for n in 0..200 {
+            append(&logs.join(format!("small-{n}.log")), &format!("MARK {n} again\n"));
+        }
+        s.wait("the second lines", |s| small(s) == 400);
+        s.wait("everything", |s| s.store.count() == Ok(100_400));
+        let (bound, (_, most)) = (s.memory_bound(), s.server().memory_bytes());
+        assert!(most < bound, "{most} bytes of memory, {bound} were promised");
     });
 }

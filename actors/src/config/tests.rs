@@ -387,3 +387,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_syslog_listener_that_others_reach_needs_certificates_or_an_explicit_none() {
+    let refused = "can be reached from other machines";
+    assert_mistake(load_toml("[syslog]\ntcp_listen = '0.0.0.0:514'\n"), &["syslog.tcp_listen", refused]);
+    assert_mistake(load_toml("[syslog]\nudp_listen = '0.0.0.0:514'\n"), &["syslog.udp_listen", refused]);
+    assert_mistake(load_toml("[syslog]\ntls_listen = '0.0.0.0:6514'\n"), &["syslog.tls_listen", refused]);
+    assert_mistake(
+        load_toml("[syslog]\ntls_listen = '127.0.0.1:6514'\n"),
+        &["syslog.tls_listen", "needs syslog.tls_cert_file and syslog.tls_key_file"],
+    );
+    assert_mistake(
+        load_toml("[syslog]\ntcp_listen = '127.0.0.1:8080'\n"),
+        &["syslog.tcp_listen", "another port than http.listen"],
+    );
+    load_toml("[auth]\nmode = 'none'\n[syslog]\ntcp_listen = '0.0.0.0:514'\nudp_listen = '0.0.0.0:514'\n").unwrap();
+    let off = load_toml("[syslog]\ntcp_listen = ''\n").unwrap().config.syslog;
+    assert_eq!(off.tcp_listen, None);
+}
+
+#[test]
+fn what_files_are_read_and_joined_by_is_checked() {
+    assert_mistake(load_toml("[files]\ninclude = ['a***']\n"), &["files.include", "is no pattern"]);
+    assert_mistake(load_toml("[multiline]\nstart = '('\n"), &["multiline.start", "regular expression"]);
+    let mistake = load_toml("[http]\nline_bytes_max = '4KiB'\n[multiline]\nbytes_max = '8KiB'\n");
+    assert_mistake(mistake, &["multiline.bytes_max", "http.line_bytes_max"]);
+    let config = load_toml("[http]\nline_bytes_max = '4KiB'\n").unwrap().config;
+    assert_eq!((config.multiline.bytes_max, config.syslog.message_bytes_max), (4096, 4096));
+}

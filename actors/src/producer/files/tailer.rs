@@ -80,6 +80,8 @@ pub struct Tailer {
     is_dirty: bool,
     new_stream: Box<dyn Fn() -> u64 + Send>,
     is_crowded: bool,
+    /// Files that begin as another one does that still stands there.
+    copies: usize,
 }
 
 struct Tailed {
@@ -124,6 +126,7 @@ impl Tailer {
             is_dirty: true,
             new_stream: Box::new(new_stream),
             is_crowded: false,
+            copies: 0,
         };
         for position in checkpoint.unwrap_or_default().files {
             tailer.add(position, Instant::now());
@@ -235,9 +238,12 @@ impl Tailer {
         for tailed in &mut self.files {
             tailed.is_rotated = !tailed.is_matched;
         }
+        self.copies = 0;
         for (path, metadata) in new {
             self.begin(path, &metadata, now);
         }
+        metrics::gauge!("logweir_files_watched").set(self.files.len() as f64);
+        metrics::gauge!("logweir_files_left_alone_as_copies").set(self.copies as f64);
         self.is_first = false;
         let before = self.files.len();
         self.files.retain(|tailed| !tailed.is_done(now));
@@ -260,12 +266,15 @@ impl Tailer {
             incarnation: Uuid::new_v4(),
             offset: if self.is_first && self.settings.from_end { metadata.size() } else { 0 },
             origin: path.clone(),
-            path,
+            path: real(path),
             ..Position::default()
         };
         match self.original_of(&position.path, metadata.size(), now) {
             Original::None => {}
-            Original::Intact => return, // looked at again in the next scan
+            Original::Intact => {
+                self.copies += 1;
+                return; // looked at again in the next scan
+            }
             Original::Truncated(Former { offset, skipping, head }) => {
                 (position.offset, position.skipping, position.head) = (offset, skipping, head);
             }
@@ -275,22 +284,39 @@ impl Tailer {
     }
 
     /// Whether `path` is a copy of a file that is being read: its name goes on from that one's, and it begins as that one does
-    /// or did.
+    /// (a copy in the making may still be shorter) or did.
     fn original_of(&mut self, path: &Path, size: u64, now: Instant) -> Original {
         let Ok(copy) = File::open(path) else { return Original::None };
-        let begins =
-            |head: Head| head.len > 0 && head.len <= size && read_head(&copy, head.len).is_ok_and(|is| is == head);
         for tailed in &mut self.files {
             if !is_name_of_copy(&tailed.position.path, path) {
                 continue;
             }
-            let _ = tailed.refresh(now);
-            if let Some(former) = tailed.position.former.filter(|former| former.offset <= size && begins(former.head)) {
-                tailed.position.former = None;
-                return Original::Truncated(former);
+            let had_file = tailed.file.is_some();
+            if !had_file {
+                tailed.file = tailed.position.open().ok().flatten();
             }
-            if tailed.position.offset <= size && begins(tailed.position.head) {
-                return Original::Intact;
+            let _ = tailed.refresh(now);
+            let is_former = |former: &Former| {
+                let Head { len, .. } = former.head;
+                len > 0 && former.offset <= size && read_head(&copy, len).is_ok_and(|head| head == former.head)
+            };
+            let compared = HEAD_BYTES.min(size).min(tailed.size);
+            let begins_alike = |original: &File| {
+                let heads = read_head(original, compared).ok().zip(read_head(&copy, compared).ok());
+                heads.is_some_and(|(original, copy)| original == copy)
+            };
+            let found = if tailed.position.former.as_ref().is_some_and(is_former) {
+                tailed.position.former.take().map(Original::Truncated)
+            } else if size == 0 || (compared > 0 && tailed.file.as_ref().is_some_and(begins_alike)) {
+                Some(Original::Intact)
+            } else {
+                None
+            };
+            if !had_file {
+                tailed.file = None;
+            }
+            if let Some(found) = found {
+                return found;
             }
         }
         Original::None
@@ -383,14 +409,14 @@ impl Tailed {
         self.is_matched = true;
         self.is_lost = false;
         if self.position.path != path && !fs::metadata(&self.position.path).is_ok_and(|at| self.position.is(&at)) {
-            self.position.path = path;
+            self.position.path = real(path);
         }
     }
 
     /// Size and content as they are now; a content that is another one is begun.
     fn refresh(&mut self, now: Instant) -> io::Result<()> {
         let Some(size) = self.open_size()? else { return Ok(()) };
-        if size == self.size {
+        if size == self.size && size >= self.position.offset {
             return Ok(());
         }
         (self.size, self.changed) = (size, now);
@@ -488,7 +514,7 @@ impl Tailed {
     fn is_done(&self, now: Instant) -> bool {
         if self.is_lost {
             // It was renamed to where nobody finds it, or removed, while no descriptor was open.
-            if self.is_rotated {
+            if self.is_rotated && !self.is_read() {
                 tracing::warn!(path = %self.position.path.display(), offset = self.position.offset,
                     "a file is gone; what it may have held after this offset is not stored");
                 metrics::counter!("logweir_files_gone_total").increment(1);
@@ -508,6 +534,12 @@ impl Position {
     /// Whether it is the file that `metadata` is about.
     fn is(&self, metadata: &Metadata) -> bool {
         (metadata.dev(), metadata.ino()) == (self.dev, self.ino)
+    }
+
+    /// The file, if it is still where it was.
+    fn open(&self) -> io::Result<Option<File>> {
+        let file = File::open(&self.path)?;
+        Ok(self.is(&file.metadata()?).then_some(file))
     }
 
     /// Where in its directory the file is now: it may have been renamed to a name that no glob has.
@@ -532,6 +564,11 @@ fn is_name_of_copy(original: &Path, copy: &Path) -> bool {
         copy.len() > original.len() && copy.as_encoded_bytes().starts_with(original.as_encoded_bytes())
     });
     goes_on && original.parent() == copy.parent()
+}
+
+/// Where a link leads to: a file that is renamed is looked for beside itself, not beside what points to it.
+fn real(path: PathBuf) -> PathBuf {
+    fs::canonicalize(&path).unwrap_or(path)
 }
 
 /// Rotated files that were compressed hold what was read already.
