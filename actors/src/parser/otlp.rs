@@ -15,7 +15,7 @@ use logweir_engine::record::{Record, Severity};
 use super::loki::full;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitised, clean, mend_escapes, push_json_string, push_member};
-use super::walk::{elements, given, members, string};
+use super::walk::{elements, given, members, pick, string};
 use super::wire::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
 
 /// Parses an `ExportLogsServiceRequest` in protobuf.
@@ -58,13 +58,13 @@ pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Res
     let mut draft = Draft::default();
     each_element(text, ["resourceLogs", "resource_logs"], |resource_logs| {
         sink.envelope.clear();
-        let resource = member(resource_logs, ["resource", "resource"])?;
+        let [resource] = pick(resource_logs, [["resource"; 2]])?;
         check_size("resource", resource.len(), line_bytes_max)?;
-        each_element(resource, ["attributes", "attributes"], |attribute| resource_attribute_json(attribute, sink))?;
+        each_element(resource, ["attributes"; 2], |attribute| resource_attribute_json(attribute, sink))?;
         let of_resource = sink.envelope.attributes.len();
         each_element(resource_logs, ["scopeLogs", "scope_logs"], |scope_logs| {
             sink.envelope.attributes.truncate(of_resource);
-            let scope = member(scope_logs, ["scope", "scope"])?;
+            let [scope] = pick(scope_logs, [["scope"; 2]])?;
             check_size("scope", scope.len(), line_bytes_max)?;
             scope_json(scope, sink)?;
             each_element(scope_logs, ["logRecords", "log_records"], |record| {
@@ -140,40 +140,49 @@ impl Draft {
     }
 
     fn read_json(&mut self, record: &str, counts: &mut Sanitised) -> Result<(), String> {
-        let Self { time_ns, observed_ns, number, severity_text, message, attributes, buffer } = self;
-        members(record, |name, value| {
-            if !given(value) {
-                return Ok(());
+        let [time, observed, number, text, body, attributes, dropped, flags, trace, span, event] = pick(
+            record,
+            [
+                ["timeUnixNano", "time_unix_nano"],
+                ["observedTimeUnixNano", "observed_time_unix_nano"],
+                ["severityNumber", "severity_number"],
+                ["severityText", "severity_text"],
+                ["body"; 2],
+                ["attributes"; 2],
+                ["droppedAttributesCount", "dropped_attributes_count"],
+                ["flags"; 2],
+                ["traceId", "trace_id"],
+                ["spanId", "span_id"],
+                ["eventName", "event_name"],
+            ],
+        )?;
+        self.time_ns = count("timeUnixNano", time)?;
+        self.observed_ns = count("observedTimeUnixNano", observed)?;
+        self.number = severity_number(number)?;
+        string(text, &mut self.severity_text, counts);
+        body_json(body, &mut self.message, counts)?;
+        if !attributes.is_empty() {
+            elements(attributes, |attribute| key_value_json(&mut self.attributes, attribute, 0))?;
+        }
+        for (name, value) in [("dropped_attributes_count", dropped), ("trace_flags", flags)] {
+            match count(name, value)? {
+                0 => {}
+                number => self.number_attribute(name, number),
             }
-            let count = |value: &str| value.trim_matches('"').parse::<u64>().map_err(|_| bad_member(&name, value));
-            match &*name {
-                "timeUnixNano" | "time_unix_nano" => *time_ns = count(value)?,
-                "observedTimeUnixNano" | "observed_time_unix_nano" => *observed_ns = count(value)?,
-                "severityNumber" | "severity_number" => *number = severity_number(value)?,
-                "severityText" | "severity_text" => _ = string(value, severity_text, counts),
-                "body" => body_json(value, message, counts)?,
-                "attributes" => elements(value, |attribute| key_value_json(attributes, attribute, 0))?,
-                "droppedAttributesCount" | "dropped_attributes_count" if count(value)? > 0 => {
-                    push_number(attributes, "dropped_attributes_count", count(value)?);
-                }
-                "flags" if count(value)? > 0 => push_number(attributes, "trace_flags", count(value)?),
-                "traceId" | "trace_id" | "spanId" | "span_id" => {
-                    let id = string(value, buffer, counts).ok_or_else(|| bad_member(&name, value))?;
-                    if !id.is_empty() {
-                        let name = if name.starts_with('t') { "trace_id" } else { "span_id" };
-                        push_member(attributes, name, &id.to_ascii_lowercase());
-                    }
-                }
-                "eventName" | "event_name" => {
-                    if let Some(name) = string(value, buffer, counts).filter(|name| !name.is_empty()) {
-                        push_member(attributes, "event.name", name);
-                    }
-                }
-                _ => {}
+        }
+        for (name, value) in [("trace_id", trace), ("span_id", span), ("event.name", event)] {
+            if value.is_empty() {
+                continue;
             }
-            Ok(())
-        })?;
-        mend_escapes(attributes, counts);
+            string(value, &mut self.buffer, counts).ok_or_else(|| bad_member(name, value))?;
+            if name != "event.name" {
+                self.buffer.make_ascii_lowercase(); // hexadecimal
+            }
+            if !self.buffer.is_empty() {
+                push_member(&mut self.attributes, name, &self.buffer);
+            }
+        }
+        mend_escapes(&mut self.attributes, counts);
         Ok(())
     }
 
@@ -218,8 +227,19 @@ fn bad_member(name: &str, value: &str) -> String {
     format!("{name} cannot be {value:.100}")
 }
 
-/// A number, or the name that protobuf has for it.
+/// A whole number, as such or in quotes; 0 for none.
+fn count(name: &str, value: &str) -> Result<u64, String> {
+    if value.is_empty() {
+        return Ok(0);
+    }
+    value.trim_matches('"').parse().map_err(|_| bad_member(name, value))
+}
+
+/// A number, or the name that protobuf has for it; 0 for none.
 fn severity_number(value: &str) -> Result<u64, String> {
+    if value.is_empty() {
+        return Ok(0);
+    }
     let text = value.trim_matches('"');
     if let Ok(number) = text.parse() {
         return Ok(number);
@@ -265,9 +285,10 @@ fn resource_attribute(attribute: &[u8], sink: &mut Sink<'_>) -> Result<(), Strin
 fn resource_attribute_json(attribute: &str, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut text = String::new();
     let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
-    let key = string(member(attribute, ["key", "key"])?, &mut text, counts).unwrap_or_default();
+    let [key, value] = key_and_value(attribute)?;
+    let key = string(key, &mut text, counts).unwrap_or_default();
     if let Some(place) = place_of(key.as_bytes(), &mut envelope.service, &mut envelope.host) {
-        let value = member(member(attribute, ["value", "value"])?, ["stringValue", "string_value"])?;
+        let [value] = pick(value, [STRING])?;
         if let Some(text) = string(value, &mut text, counts).filter(|text| is_name(text.len())) {
             assign(place, text);
             return Ok(());
@@ -393,94 +414,82 @@ fn push_double(out: &mut String, value: f64) {
     }
 }
 
-/// The raw member of `object` under either name; empty where there is none.
-fn member<'a>(object: &'a str, names: [&str; 2]) -> Result<&'a str, String> {
-    let mut found = "";
-    if given(object) {
-        members(object, |name, value| {
-            if names.contains(&&*name) && given(value) {
-                found = value;
-            }
-            Ok(())
-        })?;
-    }
-    Ok(found)
-}
-
 /// Hands each element of the array that `object` has under either name to `each`.
 fn each_element<'a>(
     object: &'a str,
     names: [&str; 2],
     each: impl FnMut(&'a str) -> Result<(), String>,
 ) -> Result<(), String> {
-    match member(object, names)? {
-        "" => Ok(()),
-        array => elements(array, each),
+    match pick(object, [names])? {
+        [""] => Ok(()),
+        [array] => elements(array, each),
     }
+}
+
+/// Key and value of a `KeyValue`, as raw JSON.
+fn key_and_value(attribute: &str) -> Result<[&str; 2], String> {
+    pick(attribute, [["key"; 2], ["value"; 2]])
 }
 
 /// Appends a `KeyValue` of OTLP's JSON as a member.
 fn key_value_json(out: &mut String, attribute: &str, depth: usize) -> Result<(), String> {
-    let key = member(attribute, ["key", "key"])?;
+    let [key, value] = key_and_value(attribute)?;
     if !out.is_empty() && !out.ends_with('{') {
         out.push(',');
     }
     out.push_str(if key.starts_with('"') { key } else { "\"\"" });
     out.push(':');
-    any_value_json(out, member(attribute, ["value", "value"])?, depth)
+    any_value_json(out, value, depth)
 }
+
+const STRING: [&str; 2] = ["stringValue", "string_value"];
 
 /// Appends an `AnyValue` of OTLP's JSON as plain JSON.
 fn any_value_json(out: &mut String, value: &str, depth: usize) -> Result<(), String> {
     check_depth(depth)?;
-    let start = out.len();
-    if given(value) {
-        members(value, |name, value| {
-            if !given(value) {
-                return Ok(());
+    let [text, boolean, bytes, double, integer, array, list] = pick(
+        value,
+        [
+            STRING,
+            ["boolValue", "bool_value"],
+            ["bytesValue", "bytes_value"],
+            ["doubleValue", "double_value"],
+            ["intValue", "int_value"],
+            ["arrayValue", "array_value"],
+            ["kvlistValue", "kvlist_value"],
+        ],
+    )?;
+    let scalar = [text, boolean, bytes, double].into_iter().find(|value| !value.is_empty());
+    if let Some(scalar) = scalar {
+        if scalar.starts_with(['{', '[']) {
+            return Err(bad_member("a single value", scalar));
+        }
+        out.push_str(scalar);
+    } else if !integer.is_empty() {
+        let number: i64 = integer.trim_matches('"').parse().map_err(|_| bad_member("intValue", integer))?;
+        let _ = write!(out, "{number}");
+    } else if !array.is_empty() {
+        out.push('[');
+        each_element(array, ["values"; 2], |element| {
+            if !out.ends_with('[') {
+                out.push(',');
             }
-            out.truncate(start);
-            match &*name {
-                "stringValue" | "string_value" | "boolValue" | "bool_value" | "bytesValue" | "bytes_value"
-                | "doubleValue" | "double_value" => {
-                    if value.starts_with(['{', '[']) {
-                        return Err(bad_member(&name, value));
-                    }
-                    out.push_str(value);
-                }
-                "intValue" | "int_value" => {
-                    let number: i64 = value.trim_matches('"').parse().map_err(|_| bad_member(&name, value))?;
-                    let _ = write!(out, "{number}");
-                }
-                "arrayValue" | "array_value" => {
-                    out.push('[');
-                    each_element(value, ["values", "values"], |element| {
-                        if !out.ends_with('[') {
-                            out.push(',');
-                        }
-                        any_value_json(out, element, depth + 1)
-                    })?;
-                    out.push(']');
-                }
-                "kvlistValue" | "kvlist_value" => {
-                    out.push('{');
-                    each_element(value, ["values", "values"], |attribute| key_value_json(out, attribute, depth + 1))?;
-                    out.push('}');
-                }
-                _ => {}
-            }
-            Ok(())
+            any_value_json(out, element, depth + 1)
         })?;
-    }
-    if out.len() == start {
+        out.push(']');
+    } else if !list.is_empty() {
+        out.push('{');
+        each_element(list, ["values"; 2], |attribute| key_value_json(out, attribute, depth + 1))?;
+        out.push('}');
+    } else {
         out.push_str("null");
     }
     Ok(())
 }
 
 fn body_json(body: &str, message: &mut String, counts: &mut Sanitised) -> Result<(), String> {
-    let text = member(body, ["stringValue", "string_value"])?;
-    if string(text, message, counts).is_none() {
+    let [text] = pick(body, [STRING])?;
+    if string(text, message, counts).is_none() && given(body) {
         message.clear();
         any_value_json(message, body, 0)?;
         mend_escapes(message, counts);

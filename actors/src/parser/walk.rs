@@ -30,6 +30,33 @@ pub fn members<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str) -> Res
     json.deserialize_map(walk).and_then(|()| json.end()).map_err(|error| in_column(&error))
 }
 
+/// The members of the object `text` that have these names (each has two, and the last one given counts), as raw JSON;
+/// empty where there is none. An absent object has none.
+///
+/// # Errors
+/// `text` is no object.
+pub fn pick<'a, const N: usize>(text: &'a str, names: [[&str; 2]; N]) -> Result<[&'a str; N], String> {
+    let mut found = [""; N];
+    if !given(text) {
+        return Ok(found);
+    }
+    let mut put = |name: &str, value: &'a str| {
+        if given(value)
+            && let Some(at) = names.iter().position(|names| names.contains(&name))
+        {
+            found[at] = value;
+        }
+    };
+    // What is usual is found in one pass; what it has found until it gives up is found again.
+    if !super::members::members(text, |member| put(member.name, member.value)) {
+        members(text, |name, value| {
+            put(&name, value);
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
 /// What the JSON string `value` says, unescaped into `buffer`; none if it is no string.
 pub fn string<'b>(value: &str, buffer: &'b mut String, counts: &mut Sanitised) -> Option<&'b str> {
     let raw = value.strip_prefix('"')?.strip_suffix('"')?;
