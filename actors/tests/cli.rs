@@ -392,3 +392,39 @@ fn several_connections_send_everything_once() {
     expected.sort_unstable();
     assert_eq!(sent, expected);
 }
+
+#[test]
+fn parse_shows_what_each_line_becomes() {
+    let dir = temporary();
+    let config =
+        "[parse]\ntime_zone = 'Europe/Berlin'\n[formats.till]\npattern = '^till (?<n>\\d+): (?<message>.*)$'\n";
+    std::fs::write(dir.path().join("logweir.toml"), config).unwrap();
+    let shown = |arguments: &[&str], input: &str| {
+        let mut child = logweir(dir.path())
+            .arg("parse")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let lines = stdout(&output);
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    let lines = shown(&[], "2015-05-17 12:05:03,250 WARN a.B: hot\n\ntill 7: paid\n");
+    let told = |line: &serde_json::Value| ["ts", "severity_text", "message", "format"].map(|name| line[name].clone());
+    assert_eq!(told(&lines[0]), ["2015-05-17T10:05:03.25Z", "WARN", "hot", "application"]);
+    assert_eq!((&lines[1]["message"], &lines[1]["parse_error"]), (&"".into(), &serde_json::Value::Null));
+    assert_eq!((&lines[2]["message"], &lines[2]["attributes"]), (&"paid".into(), &serde_json::json!({"n": 7})));
+    assert_eq!((lines.len(), &lines[2]["format"]), (3, &"till".into()));
+
+    let fixed = shown(&["--format", "till"], "something else");
+    assert_eq!(fixed[0]["message"], "something else");
+    assert!(fixed[0]["parse_error"].as_str().unwrap().contains("formats.till.pattern"));
+
+    let wrong = run(dir.path(), &["parse", "--format", "none"]);
+    assert_eq!(wrong.status.code(), Some(64));
+    assert!(stderr(&wrong).contains("syslog") && stderr(&wrong).contains("till"), "{}", stderr(&wrong));
+}

@@ -537,7 +537,7 @@ fn wrong_parameters_are_refused_with_the_right_ones() {
     let rig = Plan::new().launch();
     for (query, allowed) in [
         ("ack=maybe", "received, journal, committed"),
-        ("format=xml", "auto, json, lines, ndjson, access_log, "),
+        ("format=xml", "auto, json, lines, ndjson, access_log, syslog"),
         ("service=", "1 to 255 bytes"),
         ("host=a%00b", "no NUL"),
         ("sevice=shop", "ack, format, service, host"),

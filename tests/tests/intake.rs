@@ -337,6 +337,8 @@ fn a_token_is_asked_for_and_taken_as_each_client_brings_it() {
         }
         assert_eq!(send(s, "GET", "/services/collector/health", &[], "").json()["code"], 17);
         assert_eq!(send(s, "GET", "/ready", &[], "").status, 200);
+        let seen = send(s, "OPTIONS", "/services/collector/event/1.0", &[], "");
+        assert_eq!((seen.status, seen.header("allow")), (200, "POST, OPTIONS"));
         assert_eq!(send(s, "GET", "/_license", &[], "").status, 401);
         // Six requests with four kinds of a token, and nothing of what came without.
         assert_eq!(s.stop().accepted, 24);
@@ -483,6 +485,7 @@ fn shippers_find_what_they_ask_an_elasticsearch_for() {
             "/_index_template/logs",
             "/_ingest/pipeline/x",
             "/_component_template/x",
+            "/logstash",
         ] {
             let seen = send(s, "GET", path, &[], "");
             assert_eq!((seen.status, seen.header("x-elastic-product")), (200, "Elasticsearch"), "{path}");

@@ -166,6 +166,18 @@ fn each_wrong_value_is_refused_with_what_is_allowed() {
         ("[cache]\nurl = 'http://h'", &["cache.url", "memory: or redis://"]),
         ("[log]\nlevel = 'a=b=c'", &["log.level", "error, warn, info"]),
         ("http = 5", &["http (logweir.toml:1)", "write [http]"]),
+        ("[parse]\ntime_zone = 'Mars/Olympus'", &["parse.time_zone = \"Mars/Olympus\"", "Europe/Berlin"]),
+        ("formats = 5", &["formats (logweir.toml:1)", "[formats.NAME]"]),
+        (
+            "[formats.till]\npattern = '(?<ts>'",
+            &["formats.till.pattern = \"(?<ts>\" (logweir.toml:1)", "no regular expression"],
+        ),
+        ("[formats.till]\npattern = 'x'", &["formats.till.pattern", "no named group"]),
+        ("[formats.till]\npattern = 5", &["formats.till.pattern (", "must be a regular expression"]),
+        ("[formats.till]\n", &["formats.till.pattern (", "must be a regular expression"]),
+        ("[formats.syslog]\npattern = '(?<ts>.)'", &["formats.syslog (", "a built-in format"]),
+        ("[formats.'A b']\npattern = '(?<ts>.)'", &["formats.A b (", "no name for a format"]),
+        ("[formats.till]\npattern = '(?<ts>.)'\nregex = ''", &["formats.till.regex (logweir.toml:3)", "is not a key"]),
     ] {
         assert_mistake(load_toml(toml), parts);
     }
@@ -305,7 +317,8 @@ fn a_missing_file_is_a_mistake_only_if_it_was_named() {
 
 #[test]
 fn the_effective_configuration_loads_as_itself() {
-    let toml = "lanes = 7\n[http]\nlisten = '127.0.0.1:1'\nbody_bytes_max = 5000\n[batch]\nlinger_ms = 1500\n";
+    let toml = "lanes = 7\n[http]\nlisten = '127.0.0.1:1'\nbody_bytes_max = 5000\n[batch]\nlinger_ms = 1500\n\
+                [parse]\ntime_zone = 'Asia/Tokyo'\n[formats.till]\npattern = '^(?<ts>\\S+) \"(?<message>.*)$'\n";
     let loaded = load_all(toml, &[("LOGWEIR__LOG__FORMAT", "json")], &[]).unwrap();
     let text = reference::effective(&loaded);
     assert_eq!(load_toml(&text).unwrap().config, loaded.config, "{text}");

@@ -49,6 +49,7 @@ pub fn routes(routes: &mut ServiceConfig) {
         "/_ingest/pipeline/{name}",
         "/_data_stream/{name}",
         "/_alias/{name}",
+        "/logstash", // Logstash's rollover alias
     ] {
         routes.service(set_up(path));
     }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use actix_web::HttpRequest;
+use actix_web::http::Method;
 use actix_web::http::header::HeaderMap;
 use actix_web::web::{self, ServiceConfig};
 use serde_json::{Value, json};
@@ -38,7 +39,8 @@ const UNHEALTHY: Code = (18, "HEC is unhealthy, queues are full");
 /// Its paths.
 pub fn routes(routes: &mut ServiceConfig) {
     for path in ["/services/collector", "/services/collector/event", "/services/collector/event/1.0"] {
-        routes.service(only(path, &["POST"]).route(web::post().to(events)));
+        let resource = only(path, &["POST", "OPTIONS"]).route(web::post().to(events));
+        routes.service(resource.route(web::method(Method::OPTIONS).to(is_there)));
     }
     for path in ["/services/collector/raw", "/services/collector/raw/1.0"] {
         routes.service(only(path, &["POST"]).route(web::post().to(raw)));
@@ -51,6 +53,11 @@ pub fn routes(routes: &mut ServiceConfig) {
 
 async fn events(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
     collected(&shared, &request, payload, Format::SplunkEvents).await
+}
+
+/// Docker's log driver asks so whether somebody is there, before it brings its token.
+async fn is_there() -> Answer {
+    Answer::empty(200).with_header("Allow", "POST, OPTIONS")
 }
 
 async fn raw(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {

@@ -50,11 +50,11 @@ pub fn parse_redis<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink
     Ok(())
 }
 
-/// Whether two spaces stand behind the first colon of a word, as they do behind PostgreSQL's levels.
+/// Whether a process stands in brackets soon behind a time.
 pub fn looks_like_postgres(line: &str) -> bool {
-    let head = &line.as_bytes()[..line.len().min(256)];
-    matches!(head, [_, _, _, _, b'-', _, _, b'-', _, _, b' ', ..])
-        && memchr::memmem::find(head, b":  ").is_some_and(|at| head[at - 1].is_ascii_alphanumeric())
+    let head = &line.as_bytes()[..line.len().min(40)];
+    matches!(head, [_, _, _, _, b'-', _, _, b'-', _, _, b' ', _, _, b':', _, _, b':', _, _, b'.' | b' ', ..])
+        && memchr::memchr(b'[', &head[20..]).is_some_and(|at| head.get(21 + at).is_some_and(u8::is_ascii_digit))
 }
 
 /// Reads a line of PostgreSQL, with the prefix that Debian or the default writes.

@@ -30,7 +30,8 @@ struct Action {
 pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut scratch = Scratch::default();
     let mut lines = LineParser::new(Format::Ndjson);
-    let mut last_index: Arc<str> = sink.index().into();
+    let default_index: Arc<str> = sink.index().into();
+    let mut last_index = Arc::clone(&default_index);
     let mut waiting: Option<Action> = None;
     for line in body.split('\n') {
         sink.line += 1;
@@ -39,7 +40,7 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
             continue;
         }
         let Some(action) = waiting.take() else {
-            let action = read_action(line, &mut last_index, sink)
+            let action = read_action(line, &default_index, &mut last_index, sink)
                 .map_err(|error| format!("malformed action/metadata line [{}]: {error}", sink.line))?;
             match action.name {
                 "delete" => answer(sink, action, ItemOutcome::Unsupported)?,
@@ -67,9 +68,15 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
     }
 }
 
-fn read_action(line: &str, last_index: &mut Arc<str>, sink: &mut Sink<'_>) -> Result<Action, String> {
+/// `last_index` saves a copy of the name where one action after the other names the same.
+fn read_action(
+    line: &str,
+    default_index: &Arc<str>,
+    last_index: &mut Arc<str>,
+    sink: &mut Sink<'_>,
+) -> Result<Action, String> {
     let mut actions = 0;
-    let mut read = Action { name: "", index: sink.index().into(), id: None };
+    let mut read = Action { name: "", index: Arc::clone(default_index), id: None };
     members(line, |name, details| {
         actions += 1;
         read.name = match &*name {

@@ -10,11 +10,11 @@ use super::stamp;
 
 /// Whether there is a letter, four or eight digits and a clock.
 pub fn looks_like(line: &str) -> bool {
-    match line.as_bytes() {
-        [b'I' | b'W' | b'E' | b'F', b'0'..=b'9', _, _, b'0'..=b'9', b' ', ..] => true,
-        [b'I' | b'W' | b'E' | b'F', b'0'..=b'9', _, _, _, _, _, _, b'0'..=b'9', b' ', ..] => true,
-        _ => false,
-    }
+    matches!(
+        line.as_bytes(),
+        [b'I' | b'W' | b'E' | b'F', b'0'..=b'9', _, _, b'0'..=b'9', b' ', ..]
+            | [b'I' | b'W' | b'E' | b'F', b'0'..=b'9', _, _, _, _, _, _, b'0'..=b'9', b' ', ..]
+    )
 }
 
 /// Reads the line.

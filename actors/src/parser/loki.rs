@@ -106,13 +106,15 @@ impl Push {
         let entry = sink.line;
         let ts_us = entry_time(ts.trim_matches('"'), sink.received_us())
             .ok_or_else(|| format!("entry {entry}: {ts} is no time"))?;
-        if line.len() > self.line_bytes_max {
-            sink.discard_too_long(line.len(), self.line_bytes_max);
-            return Ok(());
-        }
         let mut text = std::mem::take(&mut self.text);
         string(line, &mut text, &mut sink.sanitised)
             .ok_or_else(|| format!("entry {entry}: the line is no JSON string"))?;
+        let longest = text.len().max(metadata.len());
+        if longest > self.line_bytes_max {
+            sink.discard_too_long(longest, self.line_bytes_max);
+            self.text = text;
+            return Ok(());
+        }
         self.read_labels(metadata, &mut sink.sanitised)?;
         self.push(ts_us, &text, own, sink);
         self.text = text;

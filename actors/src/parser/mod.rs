@@ -7,6 +7,10 @@
 //! - A chunk that a journal frame could not hold is refused as a whole, before it has taken more memory than that.
 //! - No heap allocation per record: texts are borrowed from the body or unescaped into buffers that the body's records share.
 //!
+//! # To add a protocol
+//! One file that walks through its bodies, says in `sink::Envelope` what stands around a record, and hands each line on to
+//! `LineParser`; a variant of [`Format`]; and one file in `http/` that gives receipts and refusals its shape.
+//!
 //! # To add a format
 //! One file with `looks_like` (a cheap look at one line) and `parse` (one line into one record, or an error in words), one
 //! line in `LINE_FORMATS`, and a place in `candidates`, before those that it is more special than.
@@ -135,7 +139,8 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static BRACE: [&LineFormat; 2] = [&DOCKER, &NDJSON];
     static DIGIT: [&LineFormat; 9] =
         [&CRI, &NGINX_ERROR, &POSTGRES, &REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
-    static LETTER: [&LineFormat; 7] = [&SYSLOG, &GLOG, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
+    static CAPITAL: [&LineFormat; 7] = [&SYSLOG, &GLOG, &APPLICATION, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &KEY_VALUE];
+    static SMALL: [&LineFormat; 4] = [&LOGFMT, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
     static BRACKET: [&LineFormat; 3] = [&APACHE_ERROR, &REDIS, &APPLICATION];
     static ANGLE: [&LineFormat; 1] = [&SYSLOG];
     static DASH: [&LineFormat; 2] = [&SUPERCOMPUTER, &ACCESS_LOG];
@@ -144,7 +149,8 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     match line.as_bytes() {
         [b'{', ..] => &BRACE,
         [b'0'..=b'9', ..] => &DIGIT,
-        [b'A'..=b'Z' | b'a'..=b'z', ..] => &LETTER,
+        [b'A'..=b'Z', ..] => &CAPITAL,
+        [b'a'..=b'z', ..] => &SMALL,
         [b'[', ..] => &BRACKET,
         [b'<', ..] => &ANGLE,
         [b'-', ..] => &DASH,

@@ -394,14 +394,14 @@ fn a_record_above_the_limit_is_told_and_a_value_too_deep_refuses_the_body() {
         (0..depth)
             .fold(text("in").unwrap(), |inner, _| value(Any::Array(proto::Array { values: vec![inner] })).unwrap())
     };
-    assert_eq!(records(&self::parsed(Format::OtlpProtobuf, export(vec![record(Some(nested(60)))]))).len(), 1);
-    assert!(refusal(Format::OtlpProtobuf, export(vec![record(Some(nested(70)))])).detail.contains("deeper"));
+    assert_eq!(records(&self::parsed(Format::OtlpProtobuf, export(vec![record(Some(nested(30)))]))).len(), 1);
+    assert!(refusal(Format::OtlpProtobuf, export(vec![record(Some(nested(33)))])).detail.contains("deeper"));
     let json = |depth: usize| {
         let (open, close) = (r#"{"arrayValue":{"values":["#.repeat(depth), "]}}".repeat(depth));
         format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{open}{{"intValue":1}}{close}}}]}}]}}]}}"#)
     };
-    assert_eq!(records(&self::parsed(Format::OtlpJson, json(40))).len(), 1);
-    assert_eq!(refusal(Format::OtlpJson, json(70)).kind, RefusalKind::Malformed);
+    assert_eq!(records(&self::parsed(Format::OtlpJson, json(30))).len(), 1);
+    assert_eq!(refusal(Format::OtlpJson, json(33)).kind, RefusalKind::Malformed);
 }
 
 #[test]
@@ -601,4 +601,17 @@ fn deep_json_in_an_envelope_is_refused_before_a_database_meets_it() {
     let record =
         format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{{"doubleValue":{deep}}}}}]}}]}}]}}"#);
     assert_eq!(refusal(Format::OtlpJson, record).reason, "malformed_json");
+}
+
+#[test]
+fn a_body_of_empty_records_is_refused_before_it_takes_more_memory() {
+    let records = b"\x12\x00".repeat(5 << 20);
+    let mut scope_logs = vec![0x12];
+    prost::encoding::encode_varint(records.len() as u64, &mut scope_logs);
+    scope_logs.extend(records);
+    let mut body = vec![0x0a];
+    prost::encoding::encode_varint(scope_logs.len() as u64, &mut body);
+    body.extend(scope_logs);
+    let refusal = refusal(Format::OtlpProtobuf, body);
+    assert_eq!((refusal.kind, refusal.reason), (RefusalKind::TooLarge, "chunk_too_large"));
 }

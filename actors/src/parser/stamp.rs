@@ -80,11 +80,10 @@ pub fn whole(text: &str) -> Option<EventTime> {
 
 /// Whether `text` may begin with a time that has a date: a cheap look.
 pub fn may_lead(text: &str) -> bool {
-    match text.as_bytes() {
-        [b'0'..=b'9', b'0'..=b'9', ..] => true,
-        [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', ..] => true,
-        _ => false,
-    }
+    matches!(
+        text.as_bytes(),
+        [b'0'..=b'9', b'0'..=b'9' | b':', ..] | [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ' | b',', ..]
+    )
 }
 
 /// Digits that are an epoch time, up to a space.

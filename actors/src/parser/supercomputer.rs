@@ -16,8 +16,10 @@ use super::{application, syslog, time};
 /// Whether an epoch time stands where one of them has it.
 pub fn looks_like(line: &str) -> bool {
     let head = &line.as_bytes()[..line.len().min(96)];
-    if head.first().is_some_and(u8::is_ascii_digit) {
-        return line.get(..head.len()).unwrap_or_default().split(' ').nth(4).is_some_and(is_epoch);
+    let digits = head.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if digits > 0 {
+        return head.get(digits) == Some(&b' ')
+            && line.get(..head.len()).unwrap_or_default().split(' ').nth(4).is_some_and(is_epoch);
     }
     memchr::memchr(b' ', head).is_some_and(|at| {
         matches!(

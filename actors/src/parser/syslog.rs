@@ -37,8 +37,15 @@ pub fn looks_like(line: &str) -> bool {
         [b'1', b' ', b'0'..=b'9', ..] => true,
         [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', b' ' | b'0'..=b'9', _, b' ', ..] => true,
         [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', b'1'..=b'9', b' ', ..] => true,
-        b => b.len() > 30 && b[10] == b'T' && b[13] == b':',
+        [b'0'..=b'9', _, _, _, _, _, _, _, _, _, b'T', ..] => has_tag(line.as_bytes()),
+        _ => false,
     }
+}
+
+/// Whether a process in brackets, or the kernel, stands where a tag may.
+fn has_tag(line: &[u8]) -> bool {
+    let head = &line[..line.len().min(20 + Tag::BYTES_MAX)];
+    memchr::memchr_iter(b':', head).any(|at| head[..at].ends_with(b"]") || head[..at].ends_with(b" kernel"))
 }
 
 /// Reads the line.

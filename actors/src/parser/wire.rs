@@ -2,8 +2,8 @@
 
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-/// Messages are not read deeper than this.
-pub const DEPTH_MAX: usize = 64;
+/// Values are not read deeper than this: JSON is looked at again for each level, and nobody's attributes are that deep.
+pub const DEPTH_MAX: usize = 32;
 
 /// One field's value, as it is on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]

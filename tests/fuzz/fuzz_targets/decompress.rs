@@ -1,0 +1,17 @@
+//! The first byte names the encoding. Nothing takes more than it may.
+#![no_main]
+
+use bytes::Bytes;
+use logweir::message::Encoding;
+use logweir::producer::decompress;
+
+const PLAIN_BYTES_MAX: usize = 1 << 20;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Some((&choice, data)) = data.split_first() else { return };
+    let encodings = [Encoding::Identity, Encoding::Gzip, Encoding::Zstd, Encoding::Deflate, Encoding::Snappy];
+    let encoding = encodings[usize::from(choice) % encodings.len()];
+    if let Ok(plain) = decompress(&Bytes::copy_from_slice(data), encoding, PLAIN_BYTES_MAX) {
+        assert!(plain.len() <= PLAIN_BYTES_MAX || encoding == Encoding::Identity);
+    }
+});
