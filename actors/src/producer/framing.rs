@@ -72,7 +72,7 @@ impl Cutter {
 
     /// What the head of `input` is and how many bytes it takes; none if that takes more input. Nothing follows at an `end`.
     ///
-    /// Never asks for more than [`Self::record_bytes_max`] and a few bytes of input.
+    /// Never asks for more input than the longest record and a few bytes.
     pub fn next<'a>(&mut self, input: &'a [u8], end: bool) -> Option<(Content<'a>, usize)> {
         if input.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! Tailed files: globs, rotation, container logs; see [`tailer`] for how a file is followed and [`checkpoint`] for what is
+//! Tailed files: globs, rotation, container logs; see `tailer` for how a file is followed and `checkpoint` for what is
 //! remembered.
 //!
 //! One round after the other: read a piece of some files, write down what is on its way, hand it in, and move the offsets of
