@@ -12,6 +12,7 @@ use super::text::{Sanitised, clean, push_member};
 use super::walk::{elements, given, members, string};
 use super::wire::{Value, each_bytes, fields, last_bytes};
 use super::{LineParser, time};
+use crate::message::Format;
 use logweir_engine::record::Severity;
 
 /// Labels that name a service, in the order of Loki's own `service_name` discovery.
@@ -69,7 +70,7 @@ struct Push {
 
 impl Push {
     fn new(line_bytes_max: usize) -> Self {
-        let (lines, scratch) = (LineParser::inner(), Scratch::default());
+        let (lines, scratch) = (LineParser::new(Format::Lines), Scratch::default());
         Self { line_bytes_max, lines, scratch, labels: Vec::new(), text: String::new() }
     }
 

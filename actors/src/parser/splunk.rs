@@ -15,7 +15,7 @@ use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{mend_escapes, push_json_string};
 use super::walk::{given, members, string};
 use super::{LineParser, time};
-use crate::message::{Refusal, RefusalKind};
+use crate::message::{Format, Refusal, RefusalKind};
 
 /// Parses a body of events.
 ///
@@ -55,7 +55,7 @@ struct Collector {
 
 impl Default for Collector {
     fn default() -> Self {
-        Self { lines: LineParser::inner(), scratch: Scratch::default(), text: String::new() }
+        Self { lines: LineParser::new(Format::Lines), scratch: Scratch::default(), text: String::new() }
     }
 }
 
