@@ -23,13 +23,7 @@ pub fn looks_like(line: &str) -> bool {
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let wrong = |part: &str| format!("no line of glog: {part} is missing or malformed");
-    let severity = match line.as_bytes().first() {
-        Some(b'I') => Severity::INFO,
-        Some(b'W') => Severity::WARN,
-        Some(b'E') => Severity::ERROR,
-        Some(b'F') => Severity::FATAL,
-        _ => return Err(wrong("the level")),
-    };
+    let severity = line.bytes().next().and_then(severity).ok_or_else(|| wrong("the level"))?;
     let (time, rest) = stamp::leading_packed(&line[1..], sink.ts_us()).ok_or_else(|| wrong("the time"))?;
     let (thread, rest) = rest.trim_ascii_start().split_once(' ').ok_or_else(|| wrong("the thread"))?;
     let (caller, message) = rest.split_once(']').ok_or_else(|| wrong("the place in the source"))?;
@@ -51,4 +45,16 @@ fn structured(message: &str) -> Option<&str> {
         (_, rest) = pair(rest.trim_ascii_start())?;
     }
     (!quoted.contains('\\')).then_some(quoted)
+}
+
+/// What the letter before everything says; `D` is MongoDB's.
+pub fn severity(letter: u8) -> Option<Severity> {
+    Some(match letter {
+        b'D' => Severity::DEBUG,
+        b'I' => Severity::INFO,
+        b'W' => Severity::WARN,
+        b'E' => Severity::ERROR,
+        b'F' => Severity::FATAL,
+        _ => return None,
+    })
 }

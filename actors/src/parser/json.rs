@@ -7,8 +7,9 @@
 //!   written, whatever its name. So a level that nobody knows, a time that is none and the second of two messages are kept.
 //! - Of the names a field may have, the first of the list that holds something usable wins, wherever it stands.
 //! - An object `attributes` or `fields` is merged flat. A `fields.message` counts as message where there is no other.
-//! - A name that comes twice: the last one wins, as in `jsonb`; the others are counted as `duplicate_key`. Inside nested
-//!   objects nothing is looked at.
+//! - The members of other nested objects get dotted names: `{"a":{"b":1}}` is the attribute `a.b`. Lists stay JSON, and so
+//!   does what lies deeper than [`FLAT_DEPTH_MAX`] or would get a name above [`FLAT_NAME_BYTES_MAX`].
+//! - A name that comes twice: the last one wins, as in `jsonb`; the others are counted as `duplicate_key`.
 //! - Nesting is limited, so that no reader of the attributes meets a stack overflow.
 
 use std::borrow::Cow;
@@ -22,10 +23,17 @@ use super::members::{RawMember, members};
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitised, mend_escapes, push_json_string, unescape};
 use super::time;
+use super::{glog, syslog};
 use crate::message::FieldMap;
 
 /// Deeper values are refused: what serde_json reads, too.
 const DEPTH_MAX: usize = 127;
+
+/// Objects nested deeper than this keep their form: each level is looked at once more.
+const FLAT_DEPTH_MAX: usize = 6;
+
+/// Objects under longer names keep their form: the name comes again with each member.
+pub const FLAT_NAME_BYTES_MAX: usize = 96;
 
 /// Above this many members, duplicates are found by sorting: 40,000 names in one line must not take seconds.
 const LINEAR_MAX: usize = 32;
@@ -145,10 +153,14 @@ fn field(name: &str) -> Option<(Field, u8)> {
     let found = match name.len() {
         1 => match name {
             "t" => (Time, 7),
+            "s" => (Level, 11), // MongoDB
             _ => return None,
         },
         2 => match name {
             "ts" => (Time, 0),
+            "@t" => (Time, 8), // Serilog
+            "@l" => (Level, 12),
+            "@m" => (Message, 5),
             _ => return None,
         },
         3 => match name {
@@ -157,6 +169,7 @@ fn field(name: &str) -> Option<(Field, u8)> {
             "log" => (Message, 2),
             "app" => (Service, 3),
             "pod" => (Host, 3),
+            "@mt" => (Message, 6),
             _ => return None,
         },
         4 => match name {
@@ -179,6 +192,7 @@ fn field(name: &str) -> Option<(Field, u8)> {
             "message" => (Message, 0),
             "service" => (Service, 0),
             "program" => (Service, 5),
+            "MESSAGE" => (Message, 7), // journald
             _ => return None,
         },
         8 => match name {
@@ -186,6 +200,7 @@ fn field(name: &str) -> Option<(Field, u8)> {
             "loglevel" => (Level, 3),
             "datetime" => (Time, 4),
             "hostname" => (Host, 1),
+            "PRIORITY" => (Level, 10),
             _ => return None,
         },
         9 => match name {
@@ -194,6 +209,7 @@ fn field(name: &str) -> Option<(Field, u8)> {
             "levelname" => (Level, 8),
             "log.level" => (Level, 9),
             "host.name" => (Host, 2),
+            "_HOSTNAME" => (Host, 4),
             _ => return None,
         },
         _ => match name {
@@ -206,6 +222,10 @@ fn field(name: &str) -> Option<(Field, u8)> {
             "severityNumber" => (Level, 5),
             "severity_text" => (Level, 6),
             "severityText" => (Level, 7),
+            "short_message" => (Message, 8), // GELF
+            "textPayload" => (Message, 9),   // Google Cloud
+            "SYSLOG_IDENTIFIER" => (Service, 6),
+            "__REALTIME_TIMESTAMP" => (Time, 9),
             _ => return None,
         },
     };
@@ -257,9 +277,9 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         return Err(format!("nested deeper than {DEPTH_MAX}"));
     }
     drop_duplicates(members, &mut sink.sanitised);
-    let merged = merge(members, nested)?;
+    let mut more = merge(members, nested)?;
     if let Some(fields) = sink.fields {
-        map_fields(members, fields);
+        more |= map_fields(members, nested, fields);
     }
 
     let ts = take(members, Field::Time, event_time);
@@ -270,7 +290,8 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     let own_service = take(members, Field::Service, |member| name(member, nested));
     let own_host = take(members, Field::Host, |member| name(member, nested));
     let said = take(members, Field::Message, text_or_json);
-    if merged {
+    more |= flatten(members, nested, |_| true);
+    if more {
         drop_duplicates(members, counts);
     }
     write_attributes(&members.list, text.len(), attributes);
@@ -315,10 +336,12 @@ fn read_by_serde<'a>(text: &'a str, into: &mut Members<'a>) -> Result<(), String
     AnyMembers(into).deserialize(&mut json).and_then(|()| json.end()).map_err(|error| in_column(&error))
 }
 
-/// serde_json's words, without its line number: the line is named by the caller.
+/// serde_json's words, without its line number: the line is named by the caller. Of a text in a text, the outer column
+/// counts: the sender sees that one.
 pub fn in_column(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+    let what = what.rsplit_once(" in column ").map_or(what, |(what, _)| what);
     format!("{what} in column {}", error.column())
 }
 
@@ -377,9 +400,10 @@ impl<'a> Visitor<'a> for Name {
     }
 }
 
-/// What the sender says of its fields comes before what their names usually mean.
+/// What the sender says of its fields comes before what their names usually mean. It may name members of nested objects;
+/// says whether there were any.
 #[cold]
-fn map_fields(members: &mut Members<'_>, fields: &FieldMap) {
+fn map_fields<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, fields: &FieldMap) -> bool {
     let lists = [
         (Field::Time, &fields.time),
         (Field::Level, &fields.level),
@@ -387,22 +411,36 @@ fn map_fields(members: &mut Members<'_>, fields: &FieldMap) {
         (Field::Service, &fields.service),
         (Field::Host, &fields.host),
     ];
-    members.of_field = [0; 6];
-    for (at, member) in members.list.iter_mut().enumerate() {
+    let map = |member: &mut Member<'_>| {
         member.stands_for = member.stands_for.map(|(field, rank)| (field, rank + USUAL));
         for (field, names) in lists {
             if let Some(rank) = names.iter().position(|name| *name == member.name) {
                 member.stands_for = Some((field, u8::try_from(rank).unwrap_or(USUAL).min(USUAL)));
             }
         }
+        member.gone |= fields.ignore.iter().any(|name| is_ignored(&member.name, name));
+    };
+    members.list.iter_mut().for_each(map);
+    // A message may be an object; the others are looked into.
+    let is_message =
+        |member: &Member<'_>| matches!(member.stands_for, Some((Field::Message, _)) if member.name != "log");
+    let top = members.list.len();
+    let flattened = flatten(members, nested, |member| !is_message(member));
+    members.list[top..].iter_mut().for_each(map);
+    members.of_field = [0; 6];
+    for (at, member) in members.list.iter().enumerate() {
         if let Some((field, _)) = member.stands_for {
             members.of_field[field as usize] |= 1_u64.checked_shl(at as u32).unwrap_or(0);
         }
-        let ignored = |name: &String| match name.strip_suffix('*') {
-            Some(start) => member.name.starts_with(start),
-            None => *name == member.name,
-        };
-        member.gone |= fields.ignore.iter().any(ignored);
+    }
+    flattened
+}
+
+/// Whether `ignore` names `name`, an object that it was in, or its beginning (`tmp_*`).
+fn is_ignored(name: &str, ignore: &str) -> bool {
+    match ignore.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name.strip_prefix(ignore).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
     }
 }
 
@@ -465,6 +503,37 @@ fn merge<'a>(members: &mut Members<'a>, nested: &mut Members<'a>) -> Result<bool
     Ok(merged)
 }
 
+/// Puts the members of those nested objects that are `wanted` in place of these, under dotted names; says whether there
+/// were any.
+fn flatten<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, wanted: impl Fn(&Member<'a>) -> bool) -> bool {
+    let (mut level, mut flattened) = (0, false);
+    for _ in 0..FLAT_DEPTH_MAX {
+        let end = members.list.len();
+        for at in level..end {
+            let outer = &members.list[at];
+            if !outer.value.starts_with('{') || outer.gone || outer.name.len() > FLAT_NAME_BYTES_MAX || !wanted(outer) {
+                continue;
+            }
+            if read_members(outer.value, nested).is_err() || nested.list.is_empty() {
+                continue;
+            }
+            flattened = true;
+            members.list[at].gone = true;
+            for inner in nested.list.drain(..) {
+                let name = format!("{}.{}", members.list[at].name, inner.name);
+                let stands_for = field(&name);
+                let mark = mark(&name, stands_for);
+                members.push(Member { name: Cow::Owned(name), mark, stands_for, ..inner });
+            }
+        }
+        if members.list.len() == end {
+            break;
+        }
+        level = end;
+    }
+    flattened
+}
+
 /// The first usable value of `field` in the order of its names. Its member is gone, unless `read` says that there is
 /// more in it than was used.
 fn take<'a, T>(
@@ -500,9 +569,12 @@ enum Used {
 }
 
 fn event_time(member: &Member<'_>) -> Option<(time::EventTime, Used)> {
-    let time = match string(member.value) {
+    // MongoDB's {"$date": "…"}
+    let dated = member.value.strip_prefix("{\"$date\":").and_then(|value| value.strip_suffix('}'));
+    let value = dated.unwrap_or(member.value);
+    let time = match string(value) {
         Some(text) => time::from_text(text)?,
-        None => time::from_number(member.value)?,
+        None => time::from_number(value)?,
     };
     Some((time, if time.clamped { Used::Partly } else { Used::Wholly }))
 }
@@ -512,15 +584,20 @@ fn severity(member: &Member<'_>) -> Option<(Severity, Used)> {
     let severity = match text.as_bytes() {
         // Most are words, and a number that fails to parse costs more than one that is not tried.
         [b'+' | b'0'..=b'9', ..] => numbered(&member.name, text.parse().ok()?),
+        [_] | [b'D', b'1'..=b'5'] if member.name == "s" => glog::severity(text.as_bytes()[0]),
         _ => Severity::from_text(text),
     };
     Some((severity?, Used::Wholly))
 }
 
-/// OpenTelemetry's numbers under its own names; elsewhere those of pino and bunyan, 10 (trace) to 60 (fatal).
+/// OpenTelemetry's numbers under its own names, syslog's under journald's; elsewhere those of pino and bunyan, 10 (trace) to
+/// 60 (fatal). Others have no scale of their own: a `"level": 3` is somebody's error and somebody else's trace.
 fn numbered(name: &str, number: u8) -> Option<Severity> {
     if matches!(name, "severity_number" | "severityNumber") {
         return Severity::from_number(number).filter(|&severity| severity != Severity::UNSPECIFIED);
+    }
+    if name == "PRIORITY" {
+        return syslog::severity(number);
     }
     let levels = [Severity::TRACE, Severity::DEBUG, Severity::INFO, Severity::WARN, Severity::ERROR, Severity::FATAL];
     (10..=60).contains(&number).then(|| levels[usize::from(number / 10 - 1)])

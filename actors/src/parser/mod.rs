@@ -136,12 +136,17 @@ static LINE_FORMATS: [&LineFormat; 16] = [
     &PLAIN,
 ];
 
-/// The formats that a line may have, told by its first byte: the special before the general, since the first that can read
+/// The formats that a line may have, told by its first bytes: the special before the general, since the first that can read
 /// the line is taken. Text that begins with a space belongs to a line before it, such as a stack trace.
+///
+/// A look costs little, and nine of them a fifth of what reading the line does: so lines that begin with a date, which are
+/// most of what programs write, are told apart by where its signs stand. A test looks for lines that the tree sends away.
 fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static BRACE: [&LineFormat; 2] = [&DOCKER, &NDJSON];
-    static DIGIT: [&LineFormat; 9] =
-        [&CRI, &NGINX_ERROR, &POSTGRES, &REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
+    static DATE_T: [&LineFormat; 3] = [&CRI, &SYSLOG, &APPLICATION]; // 2015-10-18T
+    static DATE: [&LineFormat; 2] = [&POSTGRES, &APPLICATION]; // 2015-10-18 18:01
+    static DATE_SLASHED: [&LineFormat; 2] = [&NGINX_ERROR, &APPLICATION]; // 2015/10/18, 17/06/09
+    static NUMBER: [&LineFormat; 6] = [&REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
     static CAPITAL: [&LineFormat; 7] = [&SYSLOG, &GLOG, &APPLICATION, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &KEY_VALUE];
     static SMALL: [&LineFormat; 4] = [&LOGFMT, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
     static BRACKET: [&LineFormat; 3] = [&APACHE_ERROR, &REDIS, &APPLICATION];
@@ -151,7 +156,10 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static OTHER: [&LineFormat; 2] = [&LOGFMT, &ACCESS_LOG];
     match line.as_bytes() {
         [b'{', ..] => &BRACE,
-        [b'0'..=b'9', ..] => &DIGIT,
+        [b'0'..=b'9', _, _, _, b'-', _, _, b'-', _, _, b'T', ..] => &DATE_T,
+        [b'0'..=b'9', _, _, _, b'-', _, _, b'-', _, _, b' ', ..] => &DATE,
+        [b'0'..=b'9', _, b'/', ..] | [b'0'..=b'9', _, _, _, b'/', ..] => &DATE_SLASHED,
+        [b'0'..=b'9', ..] => &NUMBER,
         [b'A'..=b'Z', ..] => &CAPITAL,
         [b'a'..=b'z', ..] => &SMALL,
         [b'[', ..] => &BRACKET,

@@ -401,7 +401,8 @@ fn a_record_above_the_limit_is_told_and_a_value_too_deep_refuses_the_body() {
         format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{open}{{"intValue":1}}{close}}}]}}]}}]}}"#)
     };
     assert_eq!(records(&self::parsed(Format::OtlpJson, json(30))).len(), 1);
-    assert_eq!(refusal(Format::OtlpJson, json(33)).kind, RefusalKind::Malformed);
+    let refusal = refusal(Format::OtlpJson, json(33));
+    assert_eq!((refusal.kind, refusal.detail.matches("in column").count()), (RefusalKind::Malformed, 1), "{refusal}");
 }
 
 #[test]
@@ -547,6 +548,26 @@ fn a_request_says_which_fields_mean_what() {
     let usual = parsed_with(Format::Auto, br#"{"msg":"m","fields":{"prio":"error"}}"#, &defaults).unwrap();
     let usual = records(&usual)[0];
     assert_eq!((usual.message, usual.severity), ("m", Severity::ERROR));
+    // They may be members of nested objects.
+    let fields = FieldMap {
+        message: vec!["log.text".into()],
+        service: vec!["k8s.app".into()],
+        ignore: vec!["k8s.labels".into()],
+        ..FieldMap::default()
+    };
+    let defaults = Defaults { fields: Some(std::sync::Arc::new(fields)), ..Defaults::default() };
+    let line = r#"{"ts":"2015-05-17T10:05:03.25Z","log":{"text":"hello","level":"warn"},"k8s":{"app":"u","labels":{"a":1},"pod":"p"}}"#;
+    let mapped = parsed_with(Format::Auto, line.as_bytes(), &defaults).unwrap();
+    assert_eq!(
+        records(&mapped),
+        [Record {
+            severity: Severity::WARN,
+            service: "u",
+            message: "hello",
+            attributes: r#"{"k8s.pod":"p"}"#,
+            ..blank()
+        }]
+    );
 }
 
 const PROTOCOLS: [Format; 6] = [

@@ -68,11 +68,16 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     Ok(())
 }
 
+/// What a number from 0 (emergency) to 7 (debug) says.
+pub fn severity(code: u8) -> Option<Severity> {
+    SEVERITIES.get(usize::from(code)).and_then(|&number| Severity::from_number(number))
+}
+
 fn priority(text: &str) -> Option<(Priority, &str)> {
     let end = text.bytes().take(4).position(|byte| byte == b'>')?;
     let code: u8 = text[..end].parse().ok()?;
     let facility = FACILITIES.get(usize::from(code / 8))?;
-    let severity = Severity::from_number(SEVERITIES[usize::from(code % 8)])?;
+    let severity = severity(code % 8)?;
     Some((Priority { severity, facility }, &text[end + 1..]))
 }
 

@@ -117,8 +117,52 @@ fn the_first_usable_name_wins_and_the_others_stay_attributes() {
     );
     check(
         r#"{"msg":"m","host":{"name":"n1","ip":"10.0.0.1"}}"#,
-        Record { message: "m", host: "n1", attributes: r#"{"host":{"name":"n1","ip":"10.0.0.1"}}"#, ..blank() },
+        Record { message: "m", host: "n1", attributes: r#"{"host.name":"n1","host.ip":"10.0.0.1"}"#, ..blank() },
     );
+}
+
+#[test]
+fn other_families_have_other_names() {
+    let at = Record { ts_us: THAT_DAY_US, severity: Severity::WARN, message: "ready", ..blank() };
+    // MongoDB
+    check(
+        r#"{"t":{"$date":"2015-05-17T10:05:03.000+00:00"},"s":"W","c":"NETWORK","msg":"ready","attr":{"port":1}}"#,
+        Record { attributes: r#"{"c":"NETWORK","attr.port":1}"#, ..at },
+    );
+    check(
+        r#"{"t":{"$date":"2015-05-17T10:05:03Z"},"s":"D2","msg":"ready"}"#,
+        Record { severity: Severity::DEBUG, ..at },
+    );
+    // Serilog's compact format
+    check(
+        r#"{"@t":"2015-05-17T10:05:03Z","@l":"Warning","@mt":"ready","N":1}"#,
+        Record { attributes: r#"{"N":1}"#, ..at },
+    );
+    // journalctl -o json
+    check(
+        r#"{"__REALTIME_TIMESTAMP":"1431857103000000","PRIORITY":"4","_HOSTNAME":"n1","SYSLOG_IDENTIFIER":"sshd","MESSAGE":"ready"}"#,
+        Record { service: "sshd", host: "n1", ..at },
+    );
+    // Google Cloud
+    check(r#"{"timestamp":"2015-05-17T10:05:03Z","severity":"WARNING","textPayload":"ready"}"#, at);
+}
+
+#[test]
+fn nested_objects_become_dotted_attributes() {
+    let at = |attributes| Record { message: "m", attributes, ..blank() };
+    check(r#"{"msg":"m","a":{"b":{"c":1,"d":[{"e":2}]},"f":{}}}"#, at(r#"{"a.f":{},"a.b.c":1,"a.b.d":[{"e":2}]}"#));
+    // As everywhere, the last of two equal names wins.
+    check(r#"{"msg":"m","a":{"b":2},"a.b":1}"#, at(r#"{"a.b":2}"#));
+    // What is said of a level is kept where nobody uses it.
+    check(
+        r#"{"msg":"m","level":"warn","log":{"level":"info"}}"#,
+        Record { severity: Severity::WARN, ..at(r#"{"log.level":"info"}"#) },
+    );
+    // Deep down, and under long names, objects stay objects.
+    check(r#"{"msg":"m","a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":1}}}}}}}}"#, at(r#"{"a.a.a.a.a.a.a":{"a":1}}"#));
+    let long = "n".repeat(json::FLAT_NAME_BYTES_MAX + 1);
+    let attributes = format!(r#"{{"{long}":{{"a":1}}}}"#);
+    check(&format!(r#"{{"msg":"m","{long}":{{"a":1}}}}"#), at(&attributes));
 }
 
 #[test]
@@ -169,7 +213,7 @@ fn escapes_are_read_in_fields_and_kept_in_attributes() {
 fn attributes_and_fields_are_merged_flat() {
     check(
         r#"{"msg":"m","attributes":{"a":1,"level":"high","b":{"c":2}},"d":3}"#,
-        Record { message: "m", attributes: r#"{"d":3,"a":1,"level":"high","b":{"c":2}}"#, ..blank() },
+        Record { message: "m", attributes: r#"{"d":3,"a":1,"level":"high","b.c":2}"#, ..blank() },
     );
     check(r#"{"msg":"m","attributes":{}}"#, Record { message: "m", ..blank() });
     check(
@@ -305,7 +349,7 @@ fn an_array_gives_one_record_per_element() {
 #[test]
 fn an_object_over_many_lines_is_one_record() {
     let body = "{\n  \"msg\": \"m\",\n  \"nested\": {\n    \"a\": 1\n  }\n}\n";
-    let record_attributes = "{\"nested\":{\n    \"a\": 1\n  }}";
+    let record_attributes = "{\"nested.a\":1}";
     check(body, Record { message: "m", attributes: record_attributes, ..blank() });
     let two = parsed_as(Format::Json, format!("{body}{body}").as_bytes());
     assert_eq!(two.report.accepted, 2);
