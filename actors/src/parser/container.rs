@@ -11,7 +11,7 @@ use super::{LineParser, stamp, time};
 
 /// Whether a stream stands behind a time of RFC 3339.
 pub fn looks_like_cri(line: &str) -> bool {
-    let head = &line.as_bytes()[..line.len().min(48)];
+    let head = &line.as_bytes()[..line.len().min(36)];
     matches!(head, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', ..])
         && memchr::memchr(b' ', head).is_some_and(|at| {
             let rest = &line.as_bytes()[at + 1..];

@@ -332,6 +332,18 @@ fn envelopes_of_container_runtimes_say_what_the_inner_line_does_not() {
 }
 
 #[test]
+fn a_name_is_cut_to_what_an_index_can_hold() {
+    // Bytes that are no UTF-8 become three each.
+    let node = [&b"R02"[..], &[0xff; 90]].concat();
+    let line = [&b"- 1117838570 2005.06.03 "[..], &node, b" 2005-06-03-15.42.50.363779 n RAS KERNEL INFO x"].concat();
+    let mut memory = Memory::default();
+    let parsed = parse_by(Rules::built_in(), &mut memory, &line, Format::Lines, &Defaults::default(), NOW_US, 1024);
+    let parsed = parsed.unwrap();
+    let host = parsed.chunk.get(0).unwrap().host.to_owned();
+    assert_eq!((host.len(), parsed.sanitised.name_too_long), (NAME_BYTES_MAX, 1), "{host}");
+}
+
+#[test]
 fn stack_traces_and_prose_stay_text() {
     for line in [
         "\tat org.apache.Foo.bar(Foo.java:12)",

@@ -149,6 +149,10 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static NUMBER: [&LineFormat; 6] = [&REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
     static CAPITAL: [&LineFormat; 7] = [&SYSLOG, &GLOG, &APPLICATION, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &KEY_VALUE];
     static SMALL: [&LineFormat; 4] = [&LOGFMT, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
+    // Without a pair and a bracket, as in prose.
+    static CAPITAL_PROSE: [&LineFormat; 4] = [&SYSLOG, &GLOG, &APPLICATION, &SUPERCOMPUTER];
+    static SMALL_PROSE: [&LineFormat; 1] = [&APPLICATION];
+    let is_prose = || memchr::memchr2(b'=', b'[', line.as_bytes()).is_none();
     static BRACKET: [&LineFormat; 3] = [&APACHE_ERROR, &REDIS, &APPLICATION];
     static ANGLE: [&LineFormat; 1] = [&SYSLOG];
     static DASH: [&LineFormat; 2] = [&SUPERCOMPUTER, &ACCESS_LOG];
@@ -160,7 +164,9 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
         [b'0'..=b'9', _, _, _, b'-', _, _, b'-', _, _, b' ', ..] => &DATE,
         [b'0'..=b'9', _, b'/', ..] | [b'0'..=b'9', _, _, _, b'/', ..] => &DATE_SLASHED,
         [b'0'..=b'9', ..] => &NUMBER,
+        [b'A'..=b'Z', ..] if is_prose() => &CAPITAL_PROSE,
         [b'A'..=b'Z', ..] => &CAPITAL,
+        [b'a'..=b'z', ..] if is_prose() => &SMALL_PROSE,
         [b'a'..=b'z', ..] => &SMALL,
         [b'[', ..] => &BRACKET,
         [b'<', ..] => &ANGLE,
@@ -538,13 +544,14 @@ impl Parser {
             let labels = [("component", "parser"), ("reason", "unsupported_action"), ("intentional", "true")];
             metrics::counter!("logweir_discarded_records_total", &labels).increment(unsupported as u64);
         }
-        let Sanitised { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp } = parsed.sanitised;
+        let Sanitised { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = parsed.sanitised;
         for (what, count) in [
             ("invalid_utf8", invalid_utf8),
             ("nul", nul),
             ("lone_surrogate", lone_surrogate),
             ("duplicate_key", duplicate_key),
             ("timestamp", timestamp),
+            ("name_too_long", name_too_long),
         ] {
             if count > 0 {
                 metrics::counter!("logweir_sanitised_total", "what" => what).increment(count);

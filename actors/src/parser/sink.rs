@@ -138,12 +138,12 @@ impl<'d> Sink<'d> {
     /// An empty service or host and an unspecified severity are those of the envelope, or of the sender.
     pub fn push(&mut self, record: Record<'_>) {
         const ROW: usize = 8 + 1 + 4 * size_of::<u32>();
-        let Self { envelope, joined, .. } = self;
+        let Self { envelope, joined, sanitised, .. } = self;
         let record = Record {
             ts_us: envelope.ts_us.filter(|_| envelope.ts_is_fixed).unwrap_or(record.ts_us),
             severity: if record.severity == Severity::UNSPECIFIED { envelope.severity } else { record.severity },
-            service: first_of([record.service, &envelope.service, self.service]),
-            host: first_of([record.host, &envelope.host, self.host]),
+            service: cut(first_of([record.service, &envelope.service, self.service]), sanitised),
+            host: cut(first_of([record.host, &envelope.host, self.host]), sanitised),
             message: record.message,
             attributes: join(joined, [self.attributes, &envelope.attributes], record.attributes),
         };
@@ -200,6 +200,15 @@ impl<'d> Sink<'d> {
 /// The first that says something.
 fn first_of(texts: [&str; 3]) -> &str {
     texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
+}
+
+/// What an index can hold of a name. Whoever has somewhere else to put a long name does so before.
+fn cut<'n>(name: &'n str, counts: &mut Sanitised) -> &'n str {
+    if name.len() <= NAME_BYTES_MAX {
+        return name;
+    }
+    counts.name_too_long += 1;
+    &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
 }
 
 /// One JSON object of `members` and then those of the object `own`; nothing for nothing. Where a name comes twice the

@@ -42,10 +42,17 @@ pub fn looks_like(line: &str) -> bool {
     }
 }
 
+/// 2015-10-18T18:01:02: its colons end no tag.
+const TIME_BYTES_MIN: usize = 19;
+/// A fraction, a zone and the space behind them.
+const TIME_BYTES_MORE: usize = 17;
+
 /// Whether a process in brackets, or the kernel, stands where a tag may.
 fn has_tag(line: &[u8]) -> bool {
-    let head = &line[..line.len().min(20 + Tag::BYTES_MAX)];
-    memchr::memchr_iter(b':', head).any(|at| head[..at].ends_with(b"]") || head[..at].ends_with(b" kernel"))
+    let head = line.get(TIME_BYTES_MIN..line.len().min(20 + Tag::BYTES_MAX)).unwrap_or_default();
+    let host_follows = memchr::memchr(b' ', &head[..head.len().min(TIME_BYTES_MORE)]).is_some();
+    host_follows
+        && memchr::memchr_iter(b':', head).any(|at| head[..at].ends_with(b"]") || head[..at].ends_with(b" kernel"))
 }
 
 /// Reads the line.

@@ -20,6 +20,8 @@ pub struct Sanitised {
     pub duplicate_key: u64,
     /// Times outside the years 0001..=9999, moved to the edge; the original is an attribute.
     pub timestamp: u64,
+    /// Services and hosts of text lines above [`NAME_BYTES_MAX`](super::NAME_BYTES_MAX), cut to it.
+    pub name_too_long: u64,
 }
 
 /// The body as text without NUL. Borrowed when there is nothing to mend, which is checked at memory speed.
