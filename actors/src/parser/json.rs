@@ -35,6 +35,9 @@ const FLAT_DEPTH_MAX: usize = 6;
 /// Objects under longer names keep their form: the name comes again with each member.
 pub const FLAT_NAME_BYTES_MAX: usize = 96;
 
+/// A longer number is more exact than `numeric` is.
+const NUMBER_BYTES_MAX: usize = 1000;
+
 /// Above this many members, duplicates are found by sorting: 40,000 names in one line must not take seconds.
 const LINEAR_MAX: usize = 32;
 
@@ -365,6 +368,9 @@ impl<'a> Visitor<'a> for AnyMembers<'_, 'a> {
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key_seed(Name)? {
             let value = map.next_value::<&'a RawValue>()?.get();
+            if let Some(number) = out_of_range(value) {
+                return Err(serde::de::Error::custom(format_args!("number out of range: {number}")));
+            }
             let stands_for = field(&name);
             let mark = mark(&name, stands_for);
             self.0.push(Member { name, value, escaped: true, mark, stands_for, gone: false });
@@ -689,6 +695,48 @@ fn write_attributes(members: &[Member<'_>], text_bytes: usize, attributes: &mut 
     if !attributes.is_empty() {
         attributes.push('}');
     }
+}
+
+/// The first number in the JSON `value` that no double holds: PostgreSQL would refuse the record for it, or a reader.
+pub fn out_of_range(value: &str) -> Option<&str> {
+    let bytes = value.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let is_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+        match bytes[at] {
+            b'"' => at = string_end(bytes, at + 1),
+            b'-' | b'0'..=b'9' => {
+                let len = bytes[at..].iter().take_while(|byte| is_number(byte)).count();
+                let number = &value[at..at + len];
+                if !is_double(number) {
+                    return Some(&number[..number.len().min(40)]);
+                }
+                at += len;
+            }
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// Neither too large nor, being something, so small that nothing would be left; and not of thousands of digits.
+fn is_double(number: &str) -> bool {
+    let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+    let is_something = mantissa.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+    number.len() <= NUMBER_BYTES_MAX
+        && number.parse().is_ok_and(|value: f64| value.is_finite() && (value != 0.0) == is_something)
+}
+
+/// The index behind the string that goes on at `at`.
+fn string_end(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
 }
 
 /// Whether a value nests deeper than [`DEPTH_MAX`].
