@@ -100,6 +100,8 @@ struct Members<'a> {
     /// have met in one bit: only then can a name have come twice.
     names: [u64; 2],
     alike: bool,
+    /// Whether a value is an object or a list.
+    nests: bool,
 }
 
 impl Members<'_> {
@@ -117,6 +119,7 @@ impl<'a> Members<'a> {
         self.of_field = [0; 6];
         self.names = [0; 2];
         self.alike = false;
+        self.nests = false;
     }
 
     fn push(&mut self, member: Member<'a>) {
@@ -127,6 +130,7 @@ impl<'a> Members<'a> {
         let names = &mut self.names[usize::from(member.mark / 64)];
         self.alike |= *names & bit != 0;
         *names |= bit;
+        self.nests |= member.escaped && member.value.starts_with(['{', '[']);
         self.list.push(member);
     }
 
@@ -276,7 +280,7 @@ pub fn parse_value<'a>(value: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sin
 pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let Scratch { members, nested, attributes, message, service, host } = scratch;
     read_members(text, members)?;
-    if members.list.iter().any(|member| too_deep(member.value)) {
+    if members.nests && members.list.iter().any(|member| too_deep(member.value)) {
         return Err(format!("nested deeper than {DEPTH_MAX}"));
     }
     drop_duplicates(members, &mut sink.sanitised);
@@ -293,7 +297,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     let own_service = take(members, Field::Service, |member| name(member, nested));
     let own_host = take(members, Field::Host, |member| name(member, nested));
     let said = take(members, Field::Message, text_or_json);
-    more |= flatten(members, nested, |_| true);
+    more |= members.nests && flatten(members, nested, |_| true);
     if more {
         drop_duplicates(members, counts);
     }
