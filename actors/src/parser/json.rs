@@ -130,7 +130,7 @@ impl<'a> Members<'a> {
         let names = &mut self.names[usize::from(member.mark / 64)];
         self.alike |= *names & bit != 0;
         *names |= bit;
-        self.nests |= member.escaped && member.value.starts_with(['{', '[']);
+        self.nests |= member.escaped && matches!(member.value.as_bytes(), [b'{' | b'[', ..]);
         self.list.push(member);
     }
 
