@@ -1,0 +1,27 @@
+#!/bin/sh
+# One base backup. Kept are the newest KEEP of them, and the WAL since the oldest that is kept.
+set -eu
+: "${PGHOST:?}" "${PGUSER:?}" "${BACKUP_DIR:?}" "${KEEP:?}"
+[ -z "${PGPASSWORD_FILE:-}" ] || PGPASSWORD=$(cat "$PGPASSWORD_FILE")
+export PGPASSWORD
+name=$(date -u +%Y%m%dT%H%M%SZ)
+mkdir -p "$BACKUP_DIR/base"
+rm -rf "$BACKUP_DIR"/base/*.partial # of runs that were cut off
+# The WAL that makes it consistent comes with it, so that it can be restored without the archive, too.
+pg_basebackup --pgdata "$BACKUP_DIR/base/$name.partial" --wal-method stream --checkpoint fast --label "$name"
+pg_verifybackup --quiet "$BACKUP_DIR/base/$name.partial"
+sync
+mv "$BACKUP_DIR/base/$name.partial" "$BACKUP_DIR/base/$name"
+
+ls -d "$BACKUP_DIR"/base/*Z | sort | head -n "-$KEEP" | while read -r old; do rm -rf "$old"; done
+oldest=$(ls -d "$BACKUP_DIR"/base/*Z | sort | head -n 1)
+# "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)"
+first=$(sed -n 's/^START WAL LOCATION:.*(file \(.*\))$/\1/p' "$oldest/backup_label")
+# Of the same and of earlier timelines; names of timelines' histories stay.
+for file in "$BACKUP_DIR"/wal/????????????????????????; do
+  [ -e "$file" ] || continue
+  segment=$(basename "$file")
+  # The first eight digits are the timeline, the rest is the place.
+  if expr "X${segment#????????}" '<' "X${first#????????}" >/dev/null; then rm -f "$file"; fi
+done
+echo "backup $name; kept: $(ls "$BACKUP_DIR/base" | tr '\n' ' ')"

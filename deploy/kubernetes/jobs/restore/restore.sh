@@ -1,0 +1,43 @@
+#!/bin/sh
+# Makes PGDATA what the database was at TARGET_TIME (empty: as late as the archive knows), from a base backup and the WAL.
+# What was in PGDATA is put aside beside it, not deleted. It ends with a primary that was shut down cleanly.
+set -eu
+: "${PGDATA:?}" "${BACKUP_DIR:?}"
+TARGET_TIME=${TARGET_TIME:-}
+BACKUP=${BACKUP:-}
+if [ -z "$BACKUP" ]; then
+  # The newest that ended before the target; names are times in UTC.
+  limit=$([ -z "$TARGET_TIME" ] && echo 99999999T999999Z || date -u -d "$TARGET_TIME" +%Y%m%dT%H%M%SZ)
+  for dir in "$BACKUP_DIR"/base/*Z; do
+    name=$(basename "$dir")
+    if [ "$name" = "$(printf '%s\n%s\n' "$name" "$limit" | sort | head -n 1)" ]; then BACKUP=$name; fi
+  done
+fi
+[ -f "$BACKUP_DIR/base/$BACKUP/PG_VERSION" ] || { echo "no base backup before $TARGET_TIME in $BACKUP_DIR/base" >&2; exit 1; }
+if [ -e "$PGDATA/postmaster.pid" ] && pg_ctl status --pgdata "$PGDATA" >/dev/null 2>&1; then
+  echo "a server runs on $PGDATA: scale it to 0 first" >&2
+  exit 1
+fi
+[ ! -e "$PGDATA" ] || mv "$PGDATA" "$PGDATA.before-$(date -u +%Y%m%dT%H%M%SZ)"
+echo "restoring $BACKUP to ${TARGET_TIME:-the end of the archive}"
+cp -R "$BACKUP_DIR/base/$BACKUP" "$PGDATA"
+chmod 700 "$PGDATA"
+touch "$PGDATA/recovery.signal"
+# The last segment has no end yet, and is called .partial.
+restore="cp \"$BACKUP_DIR/wal/%f\" \"%p\" 2>/dev/null || cp \"$BACKUP_DIR/wal/%f.partial\" \"%p\""
+set -- -c "restore_command=$restore" -c recovery_target_action=promote -c hot_standby=on \
+  -c listen_addresses= -c "unix_socket_directories=${SOCKET_DIR:-/tmp}" -c logging_collector=off ${POSTGRES_OPTIONS:-}
+[ -z "$TARGET_TIME" ] || set -- "$@" -c "recovery_target_time=$TARGET_TIME"
+postgres -D "$PGDATA" "$@" &
+server=$!
+trap 'kill -INT $server; wait $server; exit 1' TERM INT
+export PGHOST="${SOCKET_DIR:-/tmp}"
+until [ "$(psql --username "${PGSUPERUSER:-postgres}" --dbname postgres -Atc 'SELECT pg_is_in_recovery()' 2>/dev/null)" = f ]; do
+  kill -0 $server 2>/dev/null || { echo "recovery has failed: see above" >&2; exit 1; }
+  sleep 1
+done
+psql --username "${PGSUPERUSER:-postgres}" --dbname postgres -c CHECKPOINT
+pg_ctl stop --pgdata "$PGDATA" --mode fast --wait
+wait $server || true
+rm -f "$PGDATA/recovery.signal"
+echo "restored: start the database, then the processors"
