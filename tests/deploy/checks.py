@@ -1,0 +1,719 @@
+"""Holds everything under deploy/ against what it says of itself, and against the program.
+
+    checks.py --program LOGWEIR [--node-modules DIR]     every check; prints what is wrong, exit 1 if anything is
+    checks.py … --mutations                              breaks a copy in one place at a time: its check must turn red
+
+It needs a renderer (`kubectl` 1.27 or newer, or `kustomize` 5) and `promtool`; where one is missing it says so and goes on
+with what is left.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+KUBERNETES = "1.37"
+
+# What is rendered: overlays as they stand, and the production overlay with its alternatives.
+STANDING = ["overlays/dev", "overlays/production", "node-agent", "velero", "jobs/drain-journal", "jobs/restore"]
+VARIANTS = {
+    "production with Istio": {"add": ["istio"]},
+    "production with Linkerd": {"add": ["linkerd"]},
+    "production with a load balancer and the CSI driver": {
+        "add": ["load-balancer", "secrets-store-csi"],
+        "drop": ["ingress", "external-secrets"],
+    },
+}
+STACKS = {"overlays/dev", "overlays/production", *VARIANTS}
+
+# Who has to reach whom, by app.kubernetes.io/name and port. Nobody else may.
+EDGES = {
+    ("gateway", "processor", 8080),
+    ("producer", "processor", 8080),
+    ("processor", "database", 5432),
+    ("processor", "redis", 6379),
+    ("gateway", "database", 5432),
+    ("gateway", "redis", 6379),
+    ("gateway", "pgbouncer", 6432),
+    ("pgbouncer", "database", 5432),
+    ("pgbouncer", "database-replica", 5432),
+    ("database-replica", "database", 5432),
+    ("backup", "database", 5432),
+}
+# Who has to come in from other namespaces.
+FROM_OUTSIDE = {
+    ("ingress-nginx", "processor", 8080),
+    ("ingress-nginx", "gateway", 8080),
+    ("monitoring", "processor", 9600),
+    ("monitoring", "gateway", 9600),
+}
+# Without a port there is nothing to probe; they end when they cannot work.
+UNPROBED = {"producer", "wal-archiver"}
+# Reads root's files on the node.
+ROOT = {"node-agent"}
+
+
+class Wrong(list):
+    """What is wrong, each with the check that found it."""
+
+    def say(self, check, where, what):
+        self.append((check, where, what))
+
+
+# ---------------------------------------------------------------------------------------------------------------- rendering
+
+
+def renderer():
+    if shutil.which("kustomize"):
+        return ["kustomize", "build"]
+    if shutil.which("kubectl"):
+        version = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True).stdout
+        found = re.search(r"Kustomize Version: v(\d+)", version)
+        if found and int(found[1]) >= 5:
+            return ["kubectl", "kustomize"]
+    return None
+
+
+def render(command, folder):
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip())
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def rendered(deploy, wrong):
+    command = renderer()
+    if not command:
+        print("NOT CHECKED: neither kustomize 5 nor kubectl 1.27 is here, so that no manifest can be rendered", file=sys.stderr)
+        return {}
+    root = deploy / "kubernetes"
+    folders = {name: root / name for name in STANDING}
+    production = yaml.safe_load((root / "overlays/production/kustomization.yaml").read_text())
+    made = root / "overlays/.variants"
+    for number, (name, change) in enumerate(VARIANTS.items()):
+        components = [c for c in production["components"] if Path(c).name not in change.get("drop", [])]
+        components += [f"../../components/{added}" for added in change["add"]]
+        folder = made / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        kustomization = {
+            **production,
+            "resources": [f"../{r}" for r in production["resources"]],
+            "components": [f"../{c}" for c in components],
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        folders[name] = folder
+    found = {}
+    try:
+        for name, folder in folders.items():
+            try:
+                found[name] = render(command, folder)
+            except RuntimeError as error:
+                wrong.say("render", name, str(error))
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------ schemas
+
+
+def is_custom(document):
+    group = document["apiVersion"].split("/")[0] if "/" in document["apiVersion"] else ""
+    return "." in group and (not group.endswith(".k8s.io") or "snapshot" in group or "secrets-store" in group)
+
+
+def schemas(name, documents, node_modules, wrong):
+    custom = [document for document in documents if is_custom(document)]
+    for document in documents:
+        if document in custom:
+            continue
+        try:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            wrong.say("schema", f"{name}: {label(document)}", f"{error.path}: {error.message}")
+    if not custom or not node_modules:
+        return {label(document) for document in custom}
+    command = ["node", str(HERE / "custom_resources.mjs"), str(node_modules)]
+    done = subprocess.run(command, input=json.dumps(custom), capture_output=True, text=True, check=True)
+    unknown = set()
+    for document, answer in zip(custom, json.loads(done.stdout), strict=True):
+        if answer == "unknown":
+            unknown.add(f"{document['apiVersion'].split('/')[0]} {document['kind']}")
+        elif answer:
+            wrong.say("schema", f"{name}: {label(document)}", answer)
+    return unknown
+
+
+# ----------------------------------------------------------------------------------------------------------------- looking
+
+
+def label(document):
+    return f"{document['kind']}/{document['metadata']['name']}"
+
+
+def kind(documents, *kinds):
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def template(document):
+    """The pod template of a workload."""
+    if document["kind"] == "CronJob":
+        return document["spec"]["jobTemplate"]["spec"]["template"]
+    return document["spec"]["template"]
+
+
+def workloads(documents):
+    return kind(documents, "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
+
+
+def app(document):
+    return template(document)["metadata"]["labels"].get("app.kubernetes.io/name", "")
+
+
+def containers(document):
+    spec = template(document)["spec"]
+    return spec.get("initContainers", []), spec["containers"]
+
+
+def selects(selector, labels):
+    """Whether a label selector selects what has these labels."""
+    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    for expression in selector.get("matchExpressions") or []:
+        inside = labels.get(expression["key"]) in (expression.get("values") or [])
+        if {"In": not inside, "NotIn": inside, "Exists": expression["key"] not in labels}.get(expression["operator"]):
+            return False
+    return True
+
+
+def size(text):
+    number, unit = re.fullmatch(r"(\d+)([A-Za-z]*)", str(text)).groups()
+    units = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+    return int(number) * units[unit.removesuffix("B")]
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(ms|s|m|h|)", str(text)).groups()
+    return int(number) * {"ms": 0.001, "": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
+
+
+def environment(documents, container):
+    """The variables that a container gets, as far as they stand in the manifests."""
+    maps = {document["metadata"]["name"]: document.get("data", {}) for document in kind(documents, "ConfigMap")}
+    found = {}
+    for source in container.get("envFrom", []):
+        found.update(maps.get(source.get("configMapRef", {}).get("name"), {}))
+    found.update({variable["name"]: variable.get("value", "") for variable in container.get("env", [])})
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- policies
+
+
+def privileges(name, documents, wrong):
+    for document in workloads(documents):
+        where, spec = f"{name}: {label(document)}", template(document)["spec"]
+        pod = spec.get("securityContext", {})
+        if app(document) not in ROOT:
+            if pod.get("runAsNonRoot") is not True or not pod.get("runAsUser"):
+                wrong.say("privilege", where, "runs as root, or as nobody knows whom")
+            if any("hostPath" in volume for volume in spec.get("volumes", [])):
+                wrong.say("privilege", where, "mounts from its node")
+        if pod.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            wrong.say("privilege", where, "has no seccomp profile")
+        if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+            wrong.say("privilege", where, "shares a namespace with its node")
+        if spec.get("automountServiceAccountToken") is not False:
+            wrong.say("privilege", where, "gets a token for the API server")
+        for container in sum(containers(document), []):
+            context = container.get("securityContext", {})
+            if context.get("allowPrivilegeEscalation") is not False:
+                wrong.say("privilege", where, f"{container['name']} may gain privileges")
+            if context.get("readOnlyRootFilesystem") is not True:
+                wrong.say("privilege", where, f"{container['name']} may write to its image")
+            if context.get("capabilities", {}).get("drop") != ["ALL"] or context.get("capabilities", {}).get("add"):
+                wrong.say("privilege", where, f"{container['name']} keeps capabilities")
+
+
+def limits(name, documents, wrong):
+    for document in workloads(documents):
+        for container in sum(containers(document), []):
+            resources = container.get("resources", {})
+            for what in ("cpu", "memory", "ephemeral-storage"):
+                for bound in ("requests", "limits"):
+                    if what not in resources.get(bound, {}):
+                        wrong.say("limits", f"{name}: {label(document)}", f"{container['name']}: no {bound}.{what}")
+
+
+def images(name, documents, wrong):
+    for document in workloads(documents):
+        for container in sum(containers(document), []):
+            image = container["image"]
+            if not re.search(r"(@sha256:[0-9a-f]{64}|:[\w.-]*\d[\w.-]*)$", image):
+                wrong.say("images", f"{name}: {label(document)}", f"{image} is not pinned")
+
+
+def probes(name, documents, wrong):
+    for document in kind(documents, "Deployment", "StatefulSet", "DaemonSet"):
+        for container in containers(document)[1]:
+            where = f"{name}: {label(document)}: {container['name']}"
+            ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+            found = {key: container[key] for key in ("startupProbe", "readinessProbe", "livenessProbe") if key in container}
+            if len(found) != 3 and not {app(document), container["name"]} & UNPROBED:
+                wrong.say("probes", where, f"has only {sorted(found)}")
+            for key, probe in found.items():
+                asked = probe.get("httpGet") or probe.get("tcpSocket")
+                if asked and asked["port"] not in ports and asked["port"] not in ports.values():
+                    wrong.say("probes", where, f"{key} asks port {asked['port']}, which is none of {ports}")
+                if probe.get("httpGet") and asked["path"] not in ("/livez", "/readyz", "/startupz"):
+                    wrong.say("probes", where, f"{key} asks {asked['path']}")
+            path = container.get("livenessProbe", {}).get("httpGet", {}).get("path", "/livez")
+            if path != "/livez":
+                wrong.say("probes", where, "liveness asks for more than life")
+
+
+def selectors(name, documents, wrong):
+    pods = [(document, template(document)["metadata"]["labels"]) for document in workloads(documents)]
+    for document in kind(documents, "Deployment", "StatefulSet", "DaemonSet"):
+        if not selects(document["spec"]["selector"], template(document)["metadata"]["labels"]):
+            wrong.say("selectors", f"{name}: {label(document)}", "does not select its own pods")
+        if document["kind"] == "StatefulSet":
+            services = {s["metadata"]["name"]: s for s in kind(documents, "Service")}
+            service = services.get(document["spec"]["serviceName"])
+            if not service or service["spec"].get("clusterIP") != "None":
+                wrong.say("selectors", f"{name}: {label(document)}", "has no headless service")
+    for service in kind(documents, "Service"):
+        where = f"{name}: {label(service)}"
+        chosen = [d for d, labels in pods if selects({"matchLabels": service["spec"]["selector"]}, labels)]
+        if not chosen:
+            wrong.say("selectors", where, "selects nobody")
+        for document in chosen:
+            ports = [port for container in containers(document)[1] for port in container.get("ports", [])]
+            for port in service["spec"]["ports"]:
+                if port["targetPort"] not in [p["name"] for p in ports] + [p["containerPort"] for p in ports]:
+                    wrong.say("selectors", where, f"{label(document)} has no port {port['targetPort']}")
+    chosen_by = [(d, d["spec"]["selector"]) for d in kind(documents, "PodDisruptionBudget")]
+    chosen_by += [(d, d["spec"]["podSelector"]) for d in kind(documents, "NetworkPolicy")]
+    chosen_by += [(d, d["spec"]["selector"]) for d in kind(documents, "PodMonitor")]
+    for document, selector in chosen_by:
+        if selector and not any(selects(selector, labels) for _, labels in pods):
+            wrong.say("selectors", f"{name}: {label(document)}", "selects nobody")
+    for document in kind(documents, "PodMonitor"):
+        for endpoint in document["spec"]["podMetricsEndpoints"]:
+            for workload, labels in pods:
+                names = [p["name"] for c in containers(workload)[1] for p in c.get("ports", [])]
+                if selects(document["spec"]["selector"], labels) and endpoint["port"] not in names:
+                    wrong.say("selectors", f"{name}: {label(document)}", f"{label(workload)} has no port {endpoint['port']}")
+    for document in kind(documents, "HorizontalPodAutoscaler"):
+        target = document["spec"]["scaleTargetRef"]
+        if not any(w["kind"] == target["kind"] and w["metadata"]["name"] == target["name"] for w, _ in pods):
+            wrong.say("selectors", f"{name}: {label(document)}", "scales nothing")
+    names = {service["metadata"]["name"]: service for service in kind(documents, "Service")}
+    for document in kind(documents, "Ingress"):
+        for rule in document["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                backend = path["backend"]["service"]
+                ports = names.get(backend["name"], {"spec": {"ports": []}})["spec"]["ports"]
+                if backend["port"].get("name") not in [port["name"] for port in ports]:
+                    wrong.say("selectors", f"{name}: {label(document)}", f"{path['path']} leads to nobody")
+    for document in kind(documents, "DestinationRule", "VirtualService"):
+        for host in document["spec"].get("hosts", [document["spec"].get("host")]):
+            if host not in names:
+                wrong.say("selectors", f"{name}: {label(document)}", f"there is no service {host}")
+
+
+def references(name, documents, wrong):
+    """ConfigMaps, Secrets, their keys, and accounts that are named must be there."""
+    maps = {d["metadata"]["name"]: {*d.get("data", {}), *d.get("binaryData", {})} for d in kind(documents, "ConfigMap")}
+    secrets = {d["metadata"]["name"]: {*d.get("data", {}), *d.get("stringData", {})} for d in kind(documents, "Secret")}
+    for document in kind(documents, "ExternalSecret"):
+        target = document["spec"]["target"]
+        keys = target.get("template", {}).get("data") or {entry["secretKey"] for entry in document["spec"]["data"]}
+        secrets[target["name"]] = set(keys)
+    for document in kind(documents, "SecretProviderClass"):
+        for entry in document["spec"]["secretObjects"]:
+            secrets[entry["secretName"]] = {item["key"] for item in entry["data"]}
+    accounts = {d["metadata"]["name"] for d in kind(documents, "ServiceAccount")}
+
+    def need(where, what, have, wanted, keys):
+        if wanted not in have:
+            wrong.say("references", where, f"there is no {what} {wanted}")
+        for key in keys:
+            if wanted in have and key not in have[wanted]:
+                wrong.say("references", where, f"{what} {wanted} has no key {key}")
+
+    for document in workloads(documents):
+        where, spec = f"{name}: {label(document)}", template(document)["spec"]
+        if spec.get("serviceAccountName") and spec["serviceAccountName"] not in accounts:
+            wrong.say("references", where, f"there is no account {spec['serviceAccountName']}")
+        volumes = {volume["name"] for volume in spec.get("volumes", [])}
+        volumes |= {claim["metadata"]["name"] for claim in document["spec"].get("volumeClaimTemplates", [])}
+        for container in sum(containers(document), []):
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] not in volumes:
+                    wrong.say("references", where, f"there is no volume {mount['name']}")
+            for source in container.get("envFrom", []):
+                need(where, "ConfigMap", maps, source["configMapRef"]["name"], [])
+            for variable in container.get("env", []):
+                reference = variable.get("valueFrom", {}).get("secretKeyRef")
+                if reference and name in STACKS:
+                    need(where, "Secret", secrets, reference["name"], [reference["key"]])
+        for volume in spec.get("volumes", []):
+            if "configMap" in volume:
+                need(where, "ConfigMap", maps, volume["configMap"]["name"], [])
+            parts = [volume] if "secret" in volume else volume.get("projected", {}).get("sources", [])
+            for part in parts:
+                secret = part.get("secret", {})
+                if name in STACKS:
+                    keys = [item["key"] for item in secret.get("items", [])]
+                    need(where, "Secret", secrets, secret.get("secretName") or secret.get("name"), keys)
+        # What the program is told to read must be mounted.
+        for container in containers(document)[1]:
+            files = set()
+            for mount in container.get("volumeMounts", []):
+                volume = next((v for v in spec.get("volumes", []) if v["name"] == mount["name"]), {})
+                parts = [volume] if "secret" in volume else volume.get("projected", {}).get("sources", [])
+                items = [item for part in parts for item in part.get("secret", {}).get("items", [])]
+                files |= {f"{mount['mountPath']}/{item['path']}" for item in items}
+            for key, value in environment(documents, container).items():
+                if key.endswith("_FILE") and name in STACKS and value not in files:
+                    wrong.say("references", where, f"{key}: {value} is not mounted")
+
+
+def network(name, documents, wrong):
+    policies = kind(documents, "NetworkPolicy")
+    if not any(p["spec"]["podSelector"] == {} and set(p["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+               and not p["spec"].get("ingress") and not p["spec"].get("egress") for p in policies):
+        wrong.say("network", name, "there is no default-deny policy")
+    pods = {}
+    for document in kind(documents, "Deployment", "StatefulSet", "CronJob"):
+        ports = {port["containerPort"] for container in containers(document)[1] for port in container.get("ports", [])}
+        known = pods.setdefault(app(document), (template(document)["metadata"]["labels"], set()))
+        known[1].update(ports)
+
+    def allowed(labels, direction, peer):
+        """Ports on which pods with `labels` may be reached by (or reach) `peer`: ('pod', labels) or ('namespace', name)."""
+        found = set()
+        for policy in policies:
+            if not selects(policy["spec"]["podSelector"], labels):
+                continue
+            for rule in policy["spec"].get(direction, []):
+                for side in rule.get("from" if direction == "ingress" else "to", [{}]):
+                    if peer[0] == "pod":
+                        fits = "namespaceSelector" not in side and "ipBlock" not in side
+                        fits = fits and selects(side.get("podSelector", {}), peer[1])
+                    else:
+                        chosen = side.get("namespaceSelector", {}).get("matchLabels", {})
+                        fits = chosen.get("kubernetes.io/metadata.name") == peer[1]
+                    if fits:
+                        found |= {port["port"] for port in rule.get("ports", [])} or {"any"}
+        return found
+
+    for source, (source_labels, _) in pods.items():
+        for target, (target_labels, ports) in pods.items():
+            into = allowed(target_labels, "ingress", ("pod", source_labels))
+            out = allowed(source_labels, "egress", ("pod", target_labels))
+            needed = {port for a, b, port in EDGES if (a, b) == (source, target)}
+            for port in needed - (into & out):
+                side = " and ".join(s for s, has in ((f"leave {source}", out), (f"enter {target}", into)) if port not in has)
+                wrong.say("network", name, f"{source} needs {target}:{port}, and may not {side}")
+            for port in (into | out) - needed:
+                wrong.say("network", name, f"{source} may reach {target}:{port}, and nobody knows what for")
+            for port in into - ports:
+                wrong.say("network", name, f"{target} is open on {port}, where nothing listens")
+    for namespace, target, port in FROM_OUTSIDE:
+        if target in pods and port not in allowed(pods[target][0], "ingress", ("namespace", namespace)):
+            wrong.say("network", name, f"{namespace} needs {target}:{port}")
+    for source, (labels, _) in pods.items():
+        if 53 not in allowed(labels, "egress", ("namespace", "kube-system")):
+            wrong.say("network", name, f"{source} cannot look up names")
+    # Istio's policies say the same by certificate.
+    tiers = [d for d in kind(documents, "AuthorizationPolicy") if d["apiVersion"].startswith("security.istio.io")]
+    accounts = {app(document): template(document)["spec"].get("serviceAccountName") for document in workloads(documents)}
+    for document in tiers:
+        target = document["spec"].get("selector", {}).get("matchLabels", {}).get("app.kubernetes.io/name")
+        text = json.dumps(document)
+        for a, b, _ in EDGES:
+            if b == target and a in pods and f"/sa/{accounts[a]}\"" not in text:
+                wrong.say("network", f"{name}: {label(document)}", f"{a} needs {b}")
+
+
+def constant(path, pattern):
+    """Seconds of a constant in the program's source."""
+    found = re.search(pattern + r": Duration = Duration::from_(secs|millis)\((\d+)\)", (REPOSITORY / path).read_text())
+    return int(found[2]) / (1 if found[1] == "secs" else 1000)
+
+
+def grace(name, documents, wrong):
+    inside = constant("engine/src/topology.rs", "END_WAIT_MAX") + 2 * constant("actors/src/run.rs", "LAST_ANSWERS")
+    seal = 10  # a slow disk
+    for document in kind(documents, "StatefulSet", "DaemonSet"):
+        for container in containers(document)[1]:
+            if container["name"] != "logweir":
+                continue
+            set_to = environment(documents, container).get("LOGWEIR__SHUTDOWN__DEADLINE_MS", "25s")
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            needs = sleep + seconds(set_to) + inside + seal
+            has = template(document)["spec"].get("terminationGracePeriodSeconds", 30)
+            if has <= needs:
+                wrong.say("grace", f"{name}: {label(document)}", f"{has} s of grace for a drain of {needs} s")
+
+
+def volumes(name, documents, wrong):
+    for document in kind(documents, "StatefulSet"):
+        if document["spec"].get("persistentVolumeClaimRetentionPolicy") != {"whenDeleted": "Retain", "whenScaled": "Retain"}:
+            wrong.say("volumes", f"{name}: {label(document)}", "its volumes do not outlive it")
+        quota = environment(documents, containers(document)[1][0]).get("LOGWEIR__JOURNAL__QUOTA_BYTES")
+        if quota:
+            claim = size(document["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"])
+            if claim < 1.2 * size(quota):
+                wrong.say("volumes", f"{name}: {label(document)}", f"a quota of {quota} does not fit into its volume")
+
+
+# -------------------------------------------------------------------------------------------------------- with the program
+
+
+class Program:
+    """What the binary says of itself."""
+
+    def __init__(self, path):
+        self.path = path
+        text = subprocess.run([path, "validate", "--reference"], capture_output=True, text=True, check=True).stdout
+        self.keys = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.M))
+        self.has_roles = "role" in self.keys
+        self.bounds = {}
+
+    def memory_bytes_max(self, variables):
+        """The bound that is printed at start, with this configuration and the servers away."""
+        skipped = {"DATABASE__URL", "DATABASE__READ_URL", "CACHE__URL", "HTTP__LISTEN", "ADMIN__LISTEN", "DATA_DIR", "ROLE"}
+        set_to = {k: v for k, v in variables.items() if k.startswith("LOGWEIR__") and not k.endswith("_FILE")}
+        set_to = {k: v for k, v in set_to.items() if k.removeprefix("LOGWEIR__") not in skipped}
+        for key in [key for key in set_to if config_key(key) not in self.keys]:
+            del set_to[key]
+        known = json.dumps(set_to, sort_keys=True)
+        if known not in self.bounds:
+            with tempfile.TemporaryDirectory() as folder:
+                set_to.update(
+                    LOGWEIR__DATABASE__URL="postgres://nobody@127.0.0.1:1/logs",
+                    LOGWEIR__CACHE__URL="redis://127.0.0.1:1",
+                    LOGWEIR__HTTP__LISTEN="127.0.0.1:0",
+                    LOGWEIR__ADMIN__LISTEN="127.0.0.1:0",
+                    LOGWEIR__DATA_DIR=folder,
+                    LOGWEIR__AUTH__MODE="none",
+                    PATH=os.environ["PATH"],
+                )
+                set_to["LOGWEIR__JOURNAL__QUOTA_BYTES"] = "1GiB"  # it does not count for memory, and disks of tests are small
+                process = subprocess.Popen([self.path, "run"], env=set_to, stderr=subprocess.PIPE, text=True)
+                try:
+                    line = ""
+                    for line in process.stderr:
+                        found = re.search(r"memory_bytes_max=(\d+)", line)
+                        if found:
+                            self.bounds[known] = int(found[1])
+                            break
+                    else:
+                        raise RuntimeError(f"no bound was printed: {line}")
+                finally:
+                    process.send_signal(signal.SIGTERM)
+                    process.stderr.read()
+                    process.wait()
+        return self.bounds[known]
+
+
+def config_key(variable):
+    """LOGWEIR__HTTP__LISTEN_FILE is http.listen."""
+    return variable.removeprefix("LOGWEIR__").removesuffix("_FILE").lower().replace("__", ".")
+
+
+# Where the program at hand is from before the roles.
+FROM_ROLES = ("role", "gateway.", "query.", "tail.", "alerting.")
+
+
+def keys(name, documents, program, wrong):
+    for document in workloads(documents):
+        for container in containers(document)[1]:
+            for variable in environment(documents, container):
+                key = config_key(variable)
+                # A key may itself end in _file.
+                if not variable.startswith("LOGWEIR__") or key in program.keys or f"{key}_file" in program.keys:
+                    continue
+                if not program.has_roles and key.startswith(FROM_ROLES):
+                    continue
+                wrong.say("keys", f"{name}: {label(document)}", f"there is no key {key}")
+
+
+def memory(name, documents, program, wrong):
+    for document in kind(documents, "StatefulSet", "DaemonSet", "Job"):
+        for container in containers(document)[1]:
+            if container["name"] == "logweir":
+                bound = program.memory_bytes_max(environment(documents, container))
+                limit = size(container["resources"]["limits"]["memory"])
+                if limit <= bound:
+                    wrong.say("memory", f"{name}: {label(document)}", f"its limit is {limit}, the bound {bound}")
+
+
+# ------------------------------------------------------------------------------------------------------------------- alerts
+
+
+def alerts(documents, deploy, program, wrong):
+    rule = next(d for d in documents if d["kind"] == "PrometheusRule")
+    source = "".join(path.read_text() for folder in ("actors/src", "engine/src") for path in (REPOSITORY / folder).rglob("*.rs"))
+    names = set(re.findall(r'"(logweir_[a-z_]+)"', source))
+    if not program.has_roles:
+        names |= {"logweir_gateway_processors", "logweir_gateway_lookup_errors_total"}
+    dashboards = [p.read_text() for p in (deploy / "kubernetes/components/monitoring/dashboards").glob("*.json")]
+    texts = {"alerts": json.dumps(rule), **{f"dashboard {n}": text for n, text in enumerate(dashboards)}}
+    for where, text in texts.items():
+        json.loads(text)
+        for metric in set(re.findall(r"\blogweir_(?!read\b)[a-z_]+\b", text)):
+            if metric.removesuffix("_bucket") not in names and metric != "logweir_backlog_records":
+                wrong.say("metrics", where, f"the program has no {metric}")
+    tests = (HERE / "alerts.test.yaml").read_text()
+    guide = (deploy / "operations.md").read_text() if (deploy / "operations.md").exists() else ""
+    for alert in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
+        for state in ("fires", "is silent"):
+            if f"name: {alert} {state}\n" not in tests:
+                wrong.say("alerts", alert, f"no test that it {state}")
+        if f"\n### {alert}\n" not in guide:
+            wrong.say("alerts", alert, "operations.md does not say what to do")
+    if not shutil.which("promtool"):
+        print("NOT CHECKED: promtool is not here (Debian's package prometheus has it): alerts are not tested", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+        shutil.copy(HERE / "alerts.test.yaml", folder)
+        for command in (["check", "rules", "rules.yaml"], ["test", "rules", "alerts.test.yaml"]):
+            done = subprocess.run(["promtool", *command], cwd=folder, capture_output=True, text=True)
+            if done.returncode != 0:
+                wrong.say("alerts", " ".join(command), (done.stdout + done.stderr).strip()[:2000])
+
+
+def beside(deploy, wrong):
+    """What stands twice, because each reader wants its own, must be the same."""
+    if (deploy / "node-agent.toml").read_text() != (deploy / "kubernetes/node-agent/logweir.toml").read_text():
+        wrong.say("beside", "node-agent.toml", "differs from kubernetes/node-agent/logweir.toml")
+    own, replica = (deploy / "kubernetes" / path / "pgbouncer.ini" for path in ("base/database", "components/replica"))
+    differing = [line for line in set(own.read_text().splitlines()) ^ set(replica.read_text().splitlines())]
+    if any("host=" not in line and not line.startswith(";") for line in differing):
+        wrong.say("beside", "pgbouncer.ini", f"base and replica differ in {differing}")
+
+
+# --------------------------------------------------------------------------------------------------------------------- all
+
+
+def check(deploy, program, node_modules, told=True):
+    wrong = Wrong()
+    stacks = rendered(deploy, wrong)
+    unknown = set()
+    for name, documents in stacks.items():
+        unknown |= schemas(name, documents, node_modules, wrong)
+        for policy in (privileges, limits, images, probes, selectors, references, grace, volumes):
+            policy(name, documents, wrong)
+        if name in STACKS:
+            network(name, documents, wrong)
+        keys(name, documents, program, wrong)
+        memory(name, documents, program, wrong)
+    application = [yaml.safe_load((deploy / "kubernetes/argocd/application.yaml").read_text())]
+    unknown |= schemas("argocd", application, node_modules, wrong)
+    if "overlays/production" in stacks:
+        alerts(stacks["overlays/production"], deploy, program, wrong)
+    beside(deploy, wrong)
+    if told:
+        objects = sum(len(documents) for documents in stacks.values())
+        print(f"{len(stacks)} renderings, {objects} objects, {len(wrong)} things wrong")
+        if unknown:
+            print(f"NOT CHECKED against a schema, since no registry has it: {', '.join(sorted(unknown))}", file=sys.stderr)
+        if not program.has_roles:
+            print("NOT CHECKED: this program has no roles yet, so keys of theirs are taken on trust", file=sys.stderr)
+    return wrong
+
+
+# One broken place at a time: (check that must see it, file under deploy/, what stands there, what stands there instead).
+MUTATIONS = [
+    ("render", "kubernetes/overlays/dev/kustomization.yaml", "../../base]", "../../bass]"),
+    ("schema", "kubernetes/base/processor.yaml", "podManagementPolicy:", "podManagmentPolicy:"),
+    ("schema", "kubernetes/components/istio/istio.yaml", "mode: PERMISSIVE", "mode: SOMETIMES"),
+    ("privilege", "kubernetes/base/gateway.yaml", "allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"),
+    ("privilege", "kubernetes/base/redis.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
+    ("privilege", "kubernetes/base/database.yaml", "runAsNonRoot: true", "runAsNonRoot: false"),
+    ("limits", "kubernetes/base/processor.yaml", 'limits: { cpu: "2", memory: 1280Mi', 'limits: { memory: 1280Mi'),
+    ("images", "kubernetes/base/redis.yaml", "redis:7.4.1-alpine", "redis:latest"),
+    ("probes", "kubernetes/base/processor.yaml", "path: /readyz, port: admin", "path: /readyz, port: 9601"),
+    ("probes", "kubernetes/base/gateway.yaml", "path: /livez", "path: /readyz"),
+    ("selectors", "kubernetes/base/redis.yaml", "selector: { app.kubernetes.io/name: redis }", "selector: { app: redis }"),
+    ("selectors", "kubernetes/base/processor.yaml", "kind: StatefulSet, name: processor }", "kind: StatefulSet, name: p }"),
+    ("selectors", "kubernetes/components/ingress/ingress.yaml", "{ name: gateway, port", "{ name: dashboard, port"),
+    ("references", "kubernetes/base/gateway.yaml", "{ key: read-url,", "{ key: reed-url,"),
+    ("references", "kubernetes/base/config/processor.env", "secrets/cache-url", "secrets/cash-url"),
+    ("references", "kubernetes/components/external-secrets/secrets.yaml", "        read-url:", "        reed-url:"),
+    ("network", "kubernetes/base/network.yaml", "{ protocol: TCP, port: 6432 }", "{ protocol: TCP, port: 6433 }"),
+    ("network", "kubernetes/base/network.yaml", "  name: default-deny\nspec:\n  podSelector: {}",
+     "  name: default-deny\nspec:\n  podSelector: { matchLabels: { app.kubernetes.io/name: redis } }"),
+    ("network", "kubernetes/components/demo/producer.yaml", 'logweir/producer: "true"', 'logweir/producer: "false"'),
+    ("network", "kubernetes/components/istio/istio.yaml", "cluster.local/ns/logweir/sa/backup", "cluster.local/ns/logweir/sa/x"),
+    ("grace", "kubernetes/base/processor.yaml", "terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: 40"),
+    ("grace", "kubernetes/base/config/processor.env", "DEADLINE_MS=25s", "DEADLINE_MS=55s"),
+    ("volumes", "kubernetes/base/config/processor.env", "QUOTA_BYTES=8GiB", "QUOTA_BYTES=10GiB"),
+    ("volumes", "kubernetes/base/database.yaml", "whenDeleted: Retain", "whenDeleted: Delete"),
+    ("keys", "kubernetes/base/config/processor.env", "LOGWEIR__LOG__FORMAT", "LOGWEIR__LOG__SHAPE"),
+    ("memory", "kubernetes/base/processor.yaml", "memory: 1280Mi", "memory: 512Mi"),
+    ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
+    ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", "== 2\n          for: 2m", "== 3\n          for: 2m"),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", "alert: LogweirDown", "alert: LogweirDone"),
+    ("alerts", "operations.md", "### LogweirDown\n", "### LogweirGone\n"),
+    ("beside", "kubernetes/node-agent/logweir.toml", "2GiB", "3GiB"),
+]
+
+
+def mutations(program, node_modules):
+    missed = 0
+    for wanted, path, old, new in MUTATIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            deploy = Path(folder) / "deploy"
+            shutil.copytree(REPOSITORY / "deploy", deploy)
+            text = (deploy / path).read_text()
+            if old not in text:
+                print(f"NOT THERE  {wanted:11} {path}: {old!r}")
+                missed += 1
+                continue
+            (deploy / path).write_text(text.replace(old, new))
+            seen = {found for found, _, _ in check(deploy, program, node_modules, told=False)}
+        missed += wanted not in seen
+        print(f"{'seen' if wanted in seen else 'NOT SEEN':10} {wanted:11} {path}: {old.splitlines()[0]!r} -> {new.splitlines()[0]!r}")
+    return missed
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--program", required=True)
+    arguments.add_argument("--node-modules", type=Path)
+    arguments.add_argument("--mutations", action="store_true")
+    given = arguments.parse_args()
+    program = Program(given.program)
+    began = time.monotonic()
+    if given.mutations:
+        failed = mutations(program, given.node_modules)
+    else:
+        wrong = check(REPOSITORY / "deploy", program, given.node_modules)
+        for found in wrong:
+            print("{}: {}: {}".format(*found))
+        failed = len(wrong)
+    print(f"{time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
