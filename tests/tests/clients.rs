@@ -9,9 +9,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use logweir_tests::installed;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
 
 /// Records that a client must be told are stored before the server is killed, and in all.
@@ -143,57 +143,14 @@ fn scripts() -> PathBuf {
 
 /// A Python that has the clients.
 fn python() -> Option<PathBuf> {
-    let wanted = std::fs::read_to_string(scripts().join("requirements.txt")).expect("the list of clients");
-    let dir = installed("python", &wanted, |dir| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
-        let requirements = scripts().join("requirements.txt");
-        run(Command::new(dir.join("bin/pip")).args(["install", "--quiet", "--requirement"]).arg(requirements))
-    })?;
-    Some(dir.join("bin/python"))
+    installed::python(&below(), &scripts().join("requirements.txt"))
 }
 
 /// A folder of Node's modules that has the clients.
 fn node_modules() -> Option<PathBuf> {
-    let wanted = std::fs::read_to_string(scripts().join("package.json")).expect("the list of clients");
-    let dir = installed("node", &wanted, |dir| {
-        std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
-        std::fs::write(dir.join("package.json"), &wanted).map_err(|error| error.to_string())?;
-        run(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(dir))
-    })?;
-    Some(dir.join("node_modules"))
+    installed::node_modules(&below(), &scripts().join("package.json"))
 }
 
-/// The folder in which `install` has put what `wanted` lists; none, loudly, where the registry cannot be reached.
-fn installed(name: &str, wanted: &str, install: impl FnOnce(&Path) -> Result<(), String>) -> Option<PathBuf> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients").join(name);
-    let mark = dir.join("installed");
-    if std::fs::read_to_string(&mark).is_ok_and(|has| has == wanted) {
-        return Some(dir);
-    }
-    let _ = std::fs::remove_dir_all(&dir);
-    match install(&dir) {
-        Ok(()) => {
-            std::fs::write(mark, wanted).expect("the target directory");
-            Some(dir)
-        }
-        Err(error) if UNREACHABLE.iter().any(|sign| error.contains(sign)) => {
-            eprintln!(
-                "PASSED OVER: the clients for {name} cannot be installed, their registry is out of reach: {error}"
-            );
-            None
-        }
-        Err(error) => panic!("the clients for {name} cannot be installed: {error}"),
-    }
-}
-
-/// How pip and npm say that they reach nobody.
-const UNREACHABLE: [&str; 6] =
-    ["NewConnectionError", "ConnectTimeoutError", "Failed to establish", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED"];
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    output.status.success().then_some(()).ok_or_else(|| format!("{command:?}: {}: {said}", output.status))
+fn below() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients")
 }

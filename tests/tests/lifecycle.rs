@@ -44,6 +44,27 @@ fn sigint_is_sigterm() {
 }
 
 #[test]
+fn health_is_told_by_the_exit_code() {
+    on_sqlite("health", |s| {
+        let code = |s: &Scenario, arguments: &[&str]| s.run(arguments).status.code();
+        assert_eq!(code(s, &["health"]), Some(1), "nobody listens");
+        s.start();
+        assert_eq!(code(s, &["health"]), Some(0));
+        assert_eq!(code(s, &["health", "--ready"]), Some(0));
+        // It lives, and takes nothing more.
+        s.set("shutdown.linger_ms", "30s");
+        s.stop();
+        s.start();
+        s.server().signal(libc::SIGTERM);
+        let closing = |server: &Server| server.admin("/readyz").is_some_and(|answer| answer.status == 503);
+        s.server().until("closing", PATIENCE, closing).expect("it lingers");
+        assert_eq!(code(s, &["health"]), Some(0));
+        assert_eq!(code(s, &["health", "--ready"]), Some(1));
+        s.stop();
+    });
+}
+
+#[test]
 fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
     behind_proxy("SIGTERM without database", |s| {
         s.start();

@@ -7,6 +7,7 @@
 pub mod exit;
 mod parse;
 mod validate;
+mod health;
 pub mod produce;
 pub mod verify;
 mod journal;
@@ -44,6 +45,8 @@ enum Command {
     Run(RunArgs),
     /// Check the configuration, touch nothing.
     Validate(validate::ValidateArgs),
+    /// Ask a running server on this machine whether it is well: exit 0 or 1.
+    Health(health::HealthArgs),
     /// Show what each line of standard input becomes, store nothing.
     Parse(parse::ParseArgs),
     /// Send a file, standard input or generated load to a server.
@@ -191,6 +194,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => cli.run.run(),
         Some(Command::Run(args)) => args.run(),
         Some(Command::Validate(args)) => validate::validate(&args),
+        Some(Command::Health(args)) => health::health(&args),
         Some(Command::Parse(args)) => parse::parse(&args),
         Some(Command::Produce(args)) => produce::produce(&args),
         Some(Command::Verify(args)) => verify::verify(&args),

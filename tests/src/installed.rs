@@ -1,0 +1,80 @@
+//! What a test takes from a registry, installed once below the target directory.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+/// The folder below `below` in which `install` has put what `wanted` lists; none, loudly, where the registry cannot be reached.
+///
+/// # Panics
+/// Anything else keeps it from being installed.
+#[must_use]
+pub fn installed(
+    below: &Path,
+    name: &str,
+    wanted: &str,
+    install: impl FnOnce(&Path) -> Result<(), String>,
+) -> Option<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = below.join(name);
+    let mark = dir.join("installed");
+    if std::fs::read_to_string(&mark).is_ok_and(|has| has == wanted) {
+        return Some(dir);
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    match install(&dir) {
+        Ok(()) => {
+            std::fs::write(mark, wanted).expect("the target directory");
+            Some(dir)
+        }
+        Err(error) if UNREACHABLE.iter().any(|sign| error.contains(sign)) => {
+            eprintln!("PASSED OVER: {name} cannot be installed, its registry is out of reach: {error}");
+            None
+        }
+        Err(error) => panic!("{name} cannot be installed: {error}"),
+    }
+}
+
+/// How pip and npm say that they reach nobody.
+const UNREACHABLE: [&str; 6] =
+    ["NewConnectionError", "ConnectTimeoutError", "Failed to establish", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED"];
+
+/// Runs `command` to its end.
+///
+/// # Errors
+/// It cannot be started, or fails: what it said.
+pub fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    output.status.success().then_some(()).ok_or_else(|| format!("{command:?}: {}: {said}", output.status))
+}
+
+/// The interpreter of a virtual environment below `below` that has what the file `requirements` lists.
+///
+/// # Panics
+/// See [`installed`].
+#[must_use]
+pub fn python(below: &Path, requirements: &Path) -> Option<PathBuf> {
+    let wanted = std::fs::read_to_string(requirements).expect("the list of packages");
+    let dir = installed(below, "python", &wanted, |dir| {
+        run(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
+        run(Command::new(dir.join("bin/pip")).args(["install", "--quiet", "--requirement"]).arg(requirements))
+    })?;
+    Some(dir.join("bin/python"))
+}
+
+/// A folder of Node's modules below `below` that has what the file `package` lists.
+///
+/// # Panics
+/// See [`installed`].
+#[must_use]
+pub fn node_modules(below: &Path, package: &Path) -> Option<PathBuf> {
+    let wanted = std::fs::read_to_string(package).expect("the list of packages");
+    let dir = installed(below, "node", &wanted, |dir| {
+        std::fs::create_dir_all(dir).map_err(|error| error.to_string())?;
+        std::fs::write(dir.join("package.json"), &wanted).map_err(|error| error.to_string())?;
+        run(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]).arg(dir))
+    })?;
+    Some(dir.join("node_modules"))
+}

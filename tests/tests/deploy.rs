@@ -1,0 +1,39 @@
+//! Everything under `deploy/`, held against what it says of itself and against the program: see `tests/deploy/checks.py`.
+//!
+//! `LOGWEIR_MUTATIONS=1` breaks a copy of it in one place after another, and each check must see its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use logweir_tests::{installed, process};
+
+#[test]
+fn what_is_deployed_is_what_is_said() {
+    checks(&[]);
+}
+
+#[test]
+fn each_check_sees_what_it_is_there_for() {
+    if std::env::var_os("LOGWEIR_MUTATIONS").is_none() {
+        eprintln!("PASSED OVER: it takes minutes; LOGWEIR_MUTATIONS=1 runs it");
+        return;
+    }
+    checks(&["--mutations"]);
+}
+
+fn checks(arguments: &[&str]) {
+    let below = Path::new(env!("CARGO_TARGET_TMPDIR")).join("deploy");
+    let Some(python) = installed::python(&below, &folder().join("requirements.txt")) else { return };
+    let mut command = Command::new(python);
+    command.env("PYTHONDONTWRITEBYTECODE", "1").arg(folder().join("checks.py")).args(arguments);
+    command.arg("--program").arg(process::binary());
+    if let Some(modules) = installed::node_modules(&below, &folder().join("package.json")) {
+        command.arg("--node-modules").arg(modules);
+    }
+    let status = command.stdin(Stdio::null()).status().expect("Python starts");
+    assert!(status.success(), "what is wrong stands above");
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
+}
