@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs once, when the volume is new: logweir owns the schema, which it makes itself; logweir_read reads.
+set -eu
+psql -v ON_ERROR_STOP=1 --username postgres --dbname "$POSTGRES_DB" \
+  -v owner="$(cat /run/secrets/owner-password)" -v reader="$(cat /run/secrets/reader-password)" <<'SQL'
+CREATE ROLE logweir LOGIN PASSWORD :'owner';
+CREATE ROLE logweir_read LOGIN PASSWORD :'reader';
+ALTER ROLE logweir_read SET default_transaction_read_only = on;
+ALTER DATABASE logs OWNER TO logweir;
+ALTER SCHEMA public OWNER TO logweir;
+GRANT USAGE ON SCHEMA public TO logweir_read;
+ALTER DEFAULT PRIVILEGES FOR ROLE logweir IN SCHEMA public GRANT SELECT ON TABLES TO logweir_read;
+SQL
