@@ -134,26 +134,38 @@ def is_custom(document):
     return "." in group and (not group.endswith(".k8s.io") or "snapshot" in group or "secrets-store" in group)
 
 
+# What each document was found to be: many stand in several renderings, and most in every mutation.
+SEEN = {}
+
+
 def schemas(name, documents, node_modules, wrong):
-    custom = [document for document in documents if is_custom(document)]
-    for document in documents:
-        if document in custom:
-            continue
-        try:
-            kubernetes_validate.validate(document, KUBERNETES, strict=True)
-        except kubernetes_validate.ValidationError as error:
-            wrong.say("schema", f"{name}: {label(document)}", f"{error.path}: {error.message}")
-    if not custom or not node_modules:
-        return {label(document) for document in custom}
-    command = ["node", str(HERE / "custom_resources.mjs"), str(node_modules)]
-    done = subprocess.run(command, input=json.dumps(custom), capture_output=True, text=True, check=True)
+    """Returns the custom resources for which there is no schema."""
+    texts = [json.dumps(document, sort_keys=True) for document in documents]
+    new = {text: document for text, document in zip(texts, documents, strict=True) if text not in SEEN}
+    custom = [text for text, document in new.items() if is_custom(document)]
+    for text in new.keys() - set(custom):
+        SEEN[text] = built_in(new[text])
+    answers = ["unknown"] * len(custom)
+    if custom and node_modules:
+        command = ["node", str(HERE / "custom_resources.mjs"), str(node_modules)]
+        given = json.dumps([new[text] for text in custom])
+        answers = json.loads(subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout)
+    SEEN.update(zip(custom, answers, strict=True))
     unknown = set()
-    for document, answer in zip(custom, json.loads(done.stdout), strict=True):
-        if answer == "unknown":
+    for text, document in zip(texts, documents, strict=True):
+        if SEEN[text] == "unknown":
             unknown.add(f"{document['apiVersion'].split('/')[0]} {document['kind']}")
-        elif answer:
-            wrong.say("schema", f"{name}: {label(document)}", answer)
+        elif SEEN[text]:
+            wrong.say("schema", f"{name}: {label(document)}", SEEN[text])
     return unknown
+
+
+def built_in(document):
+    try:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{error.path}: {error.message}"
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------------- looking
@@ -571,7 +583,7 @@ def alerts(documents, deploy, program, wrong):
     rule = next(d for d in documents if d["kind"] == "PrometheusRule")
     source = "".join(path.read_text() for folder in ("actors/src", "engine/src") for path in (REPOSITORY / folder).rglob("*.rs"))
     names = set(re.findall(r'"(logweir_[a-z_]+)"', source))
-    if not program.has_roles:
+    if not (REPOSITORY / "actors/src/gateway").exists():  # the source is from before the roles
         names |= {"logweir_gateway_processors", "logweir_gateway_lookup_errors_total"}
     dashboards = [p.read_text() for p in (deploy / "kubernetes/components/monitoring/dashboards").glob("*.json")]
     texts = {"alerts": json.dumps(rule), **{f"dashboard {n}": text for n, text in enumerate(dashboards)}}

@@ -23,8 +23,12 @@ pub(super) fn health(args: &HealthArgs) -> Outcome {
     let address = reachable(loaded.config.admin.listen);
     let path = if args.ready { "readyz" } else { "livez" };
     let url = format!("http://{address}/{path}");
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().http_status_as_error(false).proxy(None).timeout_global(Some(PATIENCE)).build().into();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .into();
     let mut answer = agent.get(&url).call().map_err(|error| Failure::told(exit::FAILED, format!("{url}: {error}")))?;
     if answer.status().is_success() {
         return Ok(exit::OK.into());
@@ -49,7 +53,8 @@ mod tests {
 
     #[test]
     fn every_address_is_reached_on_loopback() {
-        for (listen, asked) in [("0.0.0.0:9600", "127.0.0.1:9600"), ("[::]:1", "[::1]:1"), ("10.0.0.7:2", "10.0.0.7:2")] {
+        for (listen, asked) in [("0.0.0.0:9600", "127.0.0.1:9600"), ("[::]:1", "[::1]:1"), ("10.0.0.7:2", "10.0.0.7:2")]
+        {
             let address = |text: &str| text.parse().expect("an address");
             assert_eq!(reachable(address(listen)), address(asked));
         }
