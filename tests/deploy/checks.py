@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import compose_spec
 import kubernetes_validate
 import yaml
 
@@ -622,6 +623,71 @@ def beside(deploy, wrong):
         wrong.say("beside", "pgbouncer.ini", f"base and replica differ in {differing}")
 
 
+# ------------------------------------------------------------------------------------------------------------------ compose
+
+
+def compose(deploy, program, wrong):
+    folder = deploy / "compose"
+    stack = yaml.safe_load((folder / "compose.yaml").read_text())
+    try:
+        compose_spec.PyCompose.from_json(json.dumps({key: value for key, value in stack.items() if not key.startswith("x-")}))
+    except Exception as error:  # the package has no type of its own for it
+        wrong.say("compose", "schema", str(error))
+        return
+    services = stack["services"]
+    networks = {name: set(service["networks"]) for name, service in services.items()}
+    aliases = {alias: name for name, service in services.items() if isinstance(service["networks"], dict)
+               for network in service["networks"].values() for alias in (network or {}).get("aliases", [])}
+    if networks["producer"] & networks["database"]:
+        wrong.say("compose", "producer", "reaches the database")
+    if {name for name, network in stack["networks"].items() if not network.get("internal")} != {"frontend"}:
+        wrong.say("compose", "networks", "only frontend leads outside")
+    for name, service in services.items():
+        where = f"compose: {name}"
+        published = service.get("ports", [])
+        if any(not port.startswith("127.0.0.1:") for port in published) or published and name not in ("gateway", "grafana"):
+            wrong.say("compose", where, f"publishes {published}")
+        if not {"cpus", "memory"} <= set(service.get("deploy", {}).get("resources", {}).get("limits", {})):
+            wrong.say("compose", where, "has no limits")
+        if not re.search(r":[\w.-]*\d[\w.-]*$", service["image"]):
+            wrong.say("compose", where, f"{service['image']} is not pinned")
+        if "no-new-privileges:true" not in service.get("security_opt", []):
+            wrong.say("compose", where, "may gain privileges")
+        if not service["image"].startswith("logweir:") and "healthcheck" not in service:
+            wrong.say("compose", where, "says nothing of its health")
+        for needed, how in service.get("depends_on", {}).items():
+            if how["condition"] != "service_healthy" or needed not in services:
+                wrong.say("compose", where, f"waits for {needed} in vain")
+        variables = service.get("environment", {})
+        mounted = {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}
+        files = [value for key, value in variables.items() if key.endswith("_FILE")]
+        for missing in set(files) - mounted:
+            wrong.say("compose", where, f"{missing} is not mounted")
+        if not service["image"].startswith("logweir:"):
+            continue
+        # A name that is called must be on a network of the caller's.
+        called = re.findall(r"http://([a-z-]+):", " ".join(service.get("command", [])))
+        called += [variables["LOGWEIR__GATEWAY__PROCESSORS"].split(":")[0]] if "LOGWEIR__GATEWAY__PROCESSORS" in variables else []
+        called += ["database"] if "LOGWEIR__DATABASE__URL_FILE" in variables else []
+        called += ["redis"] if "LOGWEIR__CACHE__URL_FILE" in variables else []
+        for host in called:
+            if not networks[name] & networks.get(aliases.get(host, host), set()):
+                wrong.say("compose", where, f"does not reach {host}")
+        for variable in variables:
+            key = config_key(variable)
+            if key not in program.keys and (program.has_roles or not key.startswith(FROM_ROLES)):
+                wrong.say("keys", where, f"there is no key {key}")
+        if variables.get("LOGWEIR__ROLE") == "processor":
+            bound = program.memory_bytes_max(variables)
+            limit = size(service["deploy"]["resources"]["limits"]["memory"].replace("M", "Mi"))
+            if limit <= bound:
+                wrong.say("memory", where, f"its limit is {limit}, the bound {bound}")
+    made = (folder / "make-secrets").read_text()
+    for secret, how in stack["secrets"].items():
+        if how["file"] != f"./secrets/{secret}" or not re.search(rf"\b{secret}\b", made):
+            wrong.say("compose", "secrets", f"make-secrets does not make {secret}")
+
+
 # --------------------------------------------------------------------------------------------------------------------- all
 
 
@@ -641,6 +707,7 @@ def check(deploy, program, node_modules, told=True):
     unknown |= schemas("argocd", application, node_modules, wrong)
     if "overlays/production" in stacks:
         alerts(stacks["overlays/production"], deploy, program, wrong)
+    compose(deploy, program, wrong)
     beside(deploy, wrong)
     if told:
         objects = sum(len(documents) for documents in stacks.values())
@@ -686,13 +753,21 @@ MUTATIONS = [
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "== 2\n          for: 2m", "== 3\n          for: 2m"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "alert: LogweirDown", "alert: LogweirDone"),
     ("alerts", "operations.md", "### LogweirDown\n", "### LogweirGone\n"),
+    ("compose", "compose/compose.yaml", "condition: service_healthy", "condition: service_helthy"),
+    ("compose", "compose/compose.yaml", "networks: [backend]\n    depends_on", "networks: [backend, data]\n    depends_on"),
+    ("compose", "compose/compose.yaml", '"127.0.0.1:8080:8080"', '"8080:8080"'),
+    ("compose", "compose/compose.yaml", "redis:7.4.1-alpine", "redis:latest"),
+    ("compose", "compose/compose.yaml", "{ aliases: [processors] }", "{ aliases: [workers] }"),
+    ("compose", "compose/make-secrets", "redis-password", "redis-pass"),
     ("beside", "kubernetes/node-agent/logweir.toml", "2GiB", "3GiB"),
 ]
 
 
-def mutations(program, node_modules):
+def mutations(program, node_modules, only):
     missed = 0
     for wanted, path, old, new in MUTATIONS:
+        if only not in ("", wanted):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             deploy = Path(folder) / "deploy"
             shutil.copytree(REPOSITORY / "deploy", deploy)
@@ -712,12 +787,12 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--program", required=True)
     arguments.add_argument("--node-modules", type=Path)
-    arguments.add_argument("--mutations", action="store_true")
+    arguments.add_argument("--mutations", nargs="?", const="", metavar="CHECK", help="only those of one check, if it is named")
     given = arguments.parse_args()
     program = Program(given.program)
     began = time.monotonic()
-    if given.mutations:
-        failed = mutations(program, given.node_modules)
+    if given.mutations is not None:
+        failed = mutations(program, given.node_modules, given.mutations)
     else:
         wrong = check(REPOSITORY / "deploy", program, given.node_modules)
         for found in wrong:
