@@ -21,6 +21,13 @@ fn each_check_sees_what_it_is_there_for() {
     checks(&["--mutations"]);
 }
 
+#[test]
+fn a_backup_is_restored_to_a_moment() {
+    let kubernetes = folder().join("../../deploy/kubernetes");
+    let status = Command::new("sh").arg(folder().join("backup.sh")).arg(kubernetes).stdin(Stdio::null()).status();
+    assert!(status.expect("sh starts").success(), "why stands above");
+}
+
 fn checks(arguments: &[&str]) {
     let below = Path::new(env!("CARGO_TARGET_TMPDIR")).join("deploy");
     let Some(python) = installed::python(&below, &folder().join("requirements.txt")) else { return };

@@ -4,7 +4,9 @@ set -eu
 : "${PGHOST:?}" "${PGUSER:?}" "${BACKUP_DIR:?}"
 [ -z "${PGPASSWORD_FILE:-}" ] || PGPASSWORD=$(cat "$PGPASSWORD_FILE")
 export PGPASSWORD
-mkdir -p "$BACKUP_DIR/wal"
+# A folder for each timeline: after a restore the database goes another way than the WAL that was fetched before.
+timeline=$(psql "dbname=postgres replication=true" -AtF ' ' -c IDENTIFY_SYSTEM | cut -d ' ' -f 2)
+mkdir -p "$BACKUP_DIR/wal/$timeline"
 # The slot keeps what was not fetched while this was away (up to max_slot_wal_keep_size).
 pg_receivewal --create-slot --if-not-exists --slot backup
-exec pg_receivewal --directory "$BACKUP_DIR/wal" --slot backup --synchronous --status-interval 5
+exec pg_receivewal --directory "$BACKUP_DIR/wal/$timeline" --slot backup --synchronous --status-interval 5

@@ -17,8 +17,8 @@ ls -d "$BACKUP_DIR"/base/*Z | sort | head -n "-$KEEP" | while read -r old; do rm
 oldest=$(ls -d "$BACKUP_DIR"/base/*Z | sort | head -n 1)
 # "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)"
 first=$(sed -n 's/^START WAL LOCATION:.*(file \(.*\))$/\1/p' "$oldest/backup_label")
-# Of the same and of earlier timelines; names of timelines' histories stay.
-for file in "$BACKUP_DIR"/wal/????????????????????????; do
+# On whatever timeline; histories and what is still being written stay.
+for file in "$BACKUP_DIR"/wal/*/????????????????????????; do
   [ -e "$file" ] || continue
   segment=$(basename "$file")
   # The first eight digits are the timeline, the rest is the place.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes PGDATA what the database was at TARGET_TIME (empty: as late as the archive knows), from a base backup and the WAL.
+# Makes PGDATA what the database was at TARGET_TIME (empty: as late as the archive knows; in UTC), from a base backup and the WAL.
 # What was in PGDATA is put aside beside it, not deleted. It ends with a primary that was shut down cleanly.
 set -eu
 : "${PGDATA:?}" "${BACKUP_DIR:?}"
@@ -7,7 +7,7 @@ TARGET_TIME=${TARGET_TIME:-}
 BACKUP=${BACKUP:-}
 if [ -z "$BACKUP" ]; then
   # The newest that ended before the target; names are times in UTC.
-  limit=$([ -z "$TARGET_TIME" ] && echo 99999999T999999Z || date -u -d "$TARGET_TIME" +%Y%m%dT%H%M%SZ)
+  limit=$([ -z "$TARGET_TIME" ] && echo 99999999T999999Z || echo "$(echo "$TARGET_TIME" | cut -c 1-19 | tr -d ':-' | tr ' ' T)Z")
   for dir in "$BACKUP_DIR"/base/*Z; do
     name=$(basename "$dir")
     if [ "$name" = "$(printf '%s\n%s\n' "$name" "$limit" | sort | head -n 1)" ]; then BACKUP=$name; fi
@@ -23,11 +23,11 @@ echo "restoring $BACKUP to ${TARGET_TIME:-the end of the archive}"
 cp -R "$BACKUP_DIR/base/$BACKUP" "$PGDATA"
 chmod 700 "$PGDATA"
 touch "$PGDATA/recovery.signal"
-# The last segment has no end yet, and is called .partial.
-restore="cp \"$BACKUP_DIR/wal/%f\" \"%p\" 2>/dev/null || cp \"$BACKUP_DIR/wal/%f.partial\" \"%p\""
+# Each timeline has a folder; the last segment has no end yet, and is called .partial.
+restore="for f in $BACKUP_DIR/wal/*/%f $BACKUP_DIR/wal/*/%f.partial; do [ -e \"\$f\" ] && exec cp \"\$f\" \"%p\"; done; exit 1"
 set -- -c "restore_command=$restore" -c recovery_target_action=promote -c hot_standby=on \
   -c listen_addresses= -c "unix_socket_directories=${SOCKET_DIR:-/tmp}" -c logging_collector=off ${POSTGRES_OPTIONS:-}
-[ -z "$TARGET_TIME" ] || set -- "$@" -c "recovery_target_time=$TARGET_TIME"
+[ -z "$TARGET_TIME" ] || set -- "$@" -c "recovery_target_time=$TARGET_TIME+00"
 postgres -D "$PGDATA" "$@" &
 server=$!
 trap 'kill -INT $server; wait $server; exit 1' TERM INT

@@ -1,0 +1,70 @@
+#!/bin/sh
+# The scripts of the backup and of the restore, as they stand in the manifests, with a real PostgreSQL: a base backup and the
+# WAL under writes; back to a moment; on from there, on the timeline that begins then; and to the end of that.
+set -eu
+kubernetes=$1
+# PostgreSQL refuses root, and its user may not be able to look in here.
+if [ "$(id -u)" = 0 ]; then
+  copy=$(mktemp -d)
+  trap 'rm -rf "$copy"' EXIT
+  cp -R "$0" "$kubernetes/components" "$kubernetes/jobs" "$copy"
+  chmod -R a+rX "$copy"
+  setpriv --reuid=postgres --regid=postgres --init-groups sh "$copy/$(basename "$0")" "$copy"
+  exit
+fi
+PATH=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1):$PATH
+dir=$(mktemp -d)
+cd "$dir"
+mkdir sock
+archiver=""
+# A restore that is cut off must leave no server.
+trap '[ -z "$archiver" ] || kill $archiver; pg_ctl -D "$dir/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$dir"' EXIT
+export PGHOST="$dir/sock" PGPORT=5432 PGUSER=postgres BACKUP_DIR="$dir/backup" PGDATA="$dir/data" SOCKET_DIR="$dir/sock"
+
+start() { pg_ctl -o "-c unix_socket_directories=$dir/sock -c listen_addresses=" -l log --wait start >/dev/null; }
+query() { psql --dbname postgres -qAtc "$1"; }
+write() { query "INSERT INTO t SELECT generate_series(1, $1)"; }
+archive() { sh "$kubernetes/components/backup/archive.sh" & archiver=$!; }
+# Until the archiver has what was written, as the server sees it.
+archived() {
+  place=$(query 'SELECT pg_current_wal_flush_lsn()')
+  for _ in $(seq 600); do
+    [ "$(query "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pg_receivewal' AND flush_lsn >= '$place'")" = 0 ] || return 0
+    sleep 0.1
+  done
+  echo "the archiver does not follow" >&2
+  exit 1
+}
+stop_archive() { kill $archiver; wait $archiver || true; archiver=""; }
+restore() { TARGET_TIME=$1 sh "$kubernetes/jobs/restore/restore.sh" >restore.log 2>&1 || { cat restore.log >&2; exit 1; }; start; }
+expect() { [ "$(query 'SELECT count(*) FROM t')" = "$1" ] || { echo "$(query 'SELECT count(*) FROM t') rows instead of $1 $2" >&2; exit 1; }; }
+
+initdb -U postgres --auth=trust --data-checksums >/dev/null
+start
+query 'CREATE TABLE t (i int)'
+archive
+write 1000
+KEEP=2 sh "$kubernetes/components/backup/backup.sh"
+write 1000
+moment=$(query "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
+write 1000
+archived
+stop_archive
+pg_ctl -m immediate stop >/dev/null
+rm -rf data
+
+restore "$moment"
+expect 2000 "at the moment"
+archive
+write 500
+KEEP=1 sh "$kubernetes/components/backup/backup.sh"
+[ "$(ls backup/base | wc -l)" = 1 ] || { echo "the older base backup is still there" >&2; exit 1; }
+write 250
+archived
+stop_archive
+pg_ctl -m immediate stop >/dev/null
+
+restore ""
+expect 2750 "at the end of the second timeline"
+[ -n "$(ls -d data.before-*)" ] || { echo "what was there was not kept" >&2; exit 1; }
+echo "restored to a moment, and to the end"
