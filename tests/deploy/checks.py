@@ -489,7 +489,7 @@ def volumes(name, documents, wrong):
         if document["spec"].get("persistentVolumeClaimRetentionPolicy") != {"whenDeleted": "Retain", "whenScaled": "Retain"}:
             wrong.say("volumes", f"{name}: {label(document)}", "its volumes do not outlive it")
         quota = environment(documents, containers(document)[1][0]).get("LOGWEIR__JOURNAL__QUOTA_BYTES")
-        if quota:
+        if quota and re.fullmatch(r"\d+[KMGT]iB", quota):
             claim = size(document["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"])
             if claim < 1.2 * size(quota):
                 wrong.say("volumes", f"{name}: {label(document)}", f"a quota of {quota} does not fit into its volume")
@@ -565,6 +565,33 @@ def keys(name, documents, program, wrong):
                 if not program.has_roles and key.startswith(FROM_ROLES):
                     continue
                 wrong.say("keys", f"{name}: {label(document)}", f"there is no key {key}")
+
+
+def configuration(name, documents, program, wrong):
+    """The program itself finds each configuration valid, with secrets that look like some."""
+    secrets = {"TOKENS_FILE": "a-token-of-some-length", "URL_FILE": "postgres://user:secret@host/logs", "CACHE__URL_FILE": "redis://host"}
+    for document in workloads(documents):
+        for container in containers(document)[1]:
+            arguments = list(container.get("args", []))
+            variables = environment(documents, container)
+            if container["name"] != "logweir" or arguments[0] != "run":
+                continue
+            if not program.has_roles and "LOGWEIR__ROLE" in variables:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                for key in [key for key in variables if key.endswith("_FILE")]:
+                    secret = Path(folder) / key
+                    secret.write_text(next(secrets[end] for end in sorted(secrets, key=len, reverse=True) if key.endswith(end)))
+                    variables[key] = str(secret)
+                for found in kind(documents, "ConfigMap"):
+                    for file, text in found.get("data", {}).items():
+                        if arguments[-1].endswith("/" + file):
+                            (Path(folder) / file).write_text(text)
+                            arguments[-1] = str(Path(folder) / file)
+                command = [program.path, "validate", *arguments[1:]]
+                done = subprocess.run(command, env={**variables, "PATH": os.environ["PATH"]}, cwd=folder, capture_output=True, text=True)
+                if done.returncode != 0:
+                    wrong.say("configuration", f"{name}: {label(document)}", done.stderr.strip())
 
 
 def memory(name, documents, program, wrong):
@@ -703,6 +730,7 @@ def check(deploy, program, node_modules, told=True):
             network(name, documents, wrong)
         keys(name, documents, program, wrong)
         memory(name, documents, program, wrong)
+        configuration(name, documents, program, wrong)
     application = [yaml.safe_load((deploy / "kubernetes/argocd/application.yaml").read_text())]
     unknown |= schemas("argocd", application, node_modules, wrong)
     if "overlays/production" in stacks:
@@ -747,6 +775,8 @@ MUTATIONS = [
     ("volumes", "kubernetes/base/config/processor.env", "QUOTA_BYTES=8GiB", "QUOTA_BYTES=10GiB"),
     ("volumes", "kubernetes/base/database.yaml", "whenDeleted: Retain", "whenDeleted: Delete"),
     ("keys", "kubernetes/base/config/processor.env", "LOGWEIR__LOG__FORMAT", "LOGWEIR__LOG__SHAPE"),
+    ("configuration", "kubernetes/base/config/processor.env", "QUOTA_BYTES=8GiB", "QUOTA_BYTES=8 apples"),
+    ("configuration", "kubernetes/node-agent/logweir.toml", "stack_traces = true", "stack_traces = 7"),
     ("memory", "kubernetes/base/processor.yaml", "memory: 1280Mi", "memory: 512Mi"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
     ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
