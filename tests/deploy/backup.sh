@@ -30,6 +30,8 @@ archived() {
   place=$(query 'SELECT pg_current_wal_flush_lsn()')
   for _ in $(seq 600); do
     [ "$(query "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pg_receivewal' AND flush_lsn >= '$place'")" = 0 ] || return 0
+    # Behind the end of a segment nothing is sent until something is written.
+    query "SELECT pg_logical_emit_message(true, 'test', '')" >/dev/null
     sleep 0.1
   done
   echo "the archiver does not follow" >&2
