@@ -21,6 +21,7 @@ use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
 use crate::store::{self, LogStore};
+use crate::tail::TailHub;
 
 /// How often partitions are made ahead and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);
@@ -36,6 +37,7 @@ pub struct Logweir {
     store: Arc<dyn LogStore>,
     cache: Arc<dyn HotCache>,
     progress: Progress,
+    tail: TailHub,
     intake: Option<IntakeHandle>,
     topology: Topology,
     drain: DrainControl,
@@ -90,9 +92,11 @@ impl Logweir {
             }
             Work::Empty { .. } => (pipeline::build_drain_only(&parts), None),
         };
+        let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
+            .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self { intake, config, journal, recovered, store, cache, progress, topology, drain })
+        Ok(Self { intake, config, journal, recovered, store, cache, progress, tail, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -167,6 +171,12 @@ impl Logweir {
     #[must_use]
     pub fn observer(&self) -> Observer {
         self.topology.observer()
+    }
+
+    /// Where durable records can be followed as they come.
+    #[must_use]
+    pub fn tail(&self) -> TailHub {
+        self.tail.clone()
     }
 
     /// Sees where the way down stands.

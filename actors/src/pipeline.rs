@@ -19,6 +19,7 @@ use crate::parser::Parser;
 use crate::producer::{Producer, files, syslog};
 use crate::progress::Progress;
 use crate::store::sqlite::CACHE_BYTES;
+use crate::tail;
 
 const MIB: usize = 1 << 20;
 
@@ -95,6 +96,7 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("batches read back and flushed", lanes * 3 * batch),
         ("journal queue", config.journal.queue_bytes_max + 2 * MIB),
         ("recent records in process", 64 * MIB),
+        ("live tails", tail::memory_bytes_max(&config.tail)),
         ("pages of SQLite", if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { CACHE_BYTES } else { 0 }),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]

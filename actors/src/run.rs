@@ -110,6 +110,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
         intake: logweir.intake(),
         journal: logweir.journal(),
         observer: logweir.observer(),
+        tail: logweir.tail(),
         writer: logweir.recovered().writer,
     });
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;

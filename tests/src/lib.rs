@@ -11,6 +11,7 @@ pub mod lines;
 pub mod ledger;
 pub mod client;
 pub mod process;
+pub mod tail;
 pub mod proxy;
 pub mod disk;
 pub mod postgres;

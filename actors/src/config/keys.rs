@@ -394,6 +394,24 @@ pub static KEYS: &[Key] = &[
         "entries that nobody renews go after this",
     ),
     key(
+        "tail.clients_max",
+        "32",
+        number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
+        "live tails at once; 429 above",
+    ),
+    key(
+        "tail.buffer_bytes",
+        "8MiB",
+        number(Usize(|c| &mut c.tail.buffer_bytes), Bytes, 64 * KIB, GIB),
+        "newest records, kept once for all tails; who falls behind them is told how many went past unseen",
+    ),
+    key(
+        "tail.records_per_s",
+        "10000",
+        number(Usize(|c| &mut c.tail.records_per_s), Count, 1, 10_000_000),
+        "records that one tail gets in a second; how many more there were is told",
+    ),
+    key(
         "shutdown.linger_ms",
         "0",
         number(U64(|c| &mut c.shutdown.linger_ms), Millis, 0, 10 * MINUTE),

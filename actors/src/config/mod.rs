@@ -265,6 +265,7 @@ fn blank() -> Config {
             timeout_ms: 0,
             ttl_s: 0,
         },
+        tail: Tail::default(),
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         parse: Rules::default(),
         sources: Sources::default(),
@@ -300,6 +301,8 @@ pub struct Config {
     pub database: Database,
     /// `cache`
     pub cache: Cache,
+    /// `tail`
+    pub tail: Tail,
     /// `shutdown`
     pub shutdown: Shutdown,
     /// `parse`, and the formats of `[formats.NAME]`.
@@ -516,6 +519,17 @@ impl std::fmt::Debug for CacheUrl {
             Self::Redis(_) => f.write_str("redis://***"),
         }
     }
+}
+
+/// The live tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// `tail.clients_max`: streams at once (32); 0 for none.
+    pub clients_max: usize,
+    /// `tail.buffer_bytes`: the newest records, kept once for all while anybody listens (8 MiB).
+    pub buffer_bytes: usize,
+    /// `tail.records_per_s`: what one stream gets in a second (10,000); the rest is told as dropped.
+    pub records_per_s: usize,
 }
 
 /// The way down.

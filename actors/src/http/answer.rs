@@ -1,9 +1,13 @@
 //! What a handler says: a status, a JSON body, and whether and when to try again.
 
+use std::convert::Infallible;
+
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, Responder};
+use bytes::Bytes;
+use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
@@ -54,6 +58,11 @@ impl Answer {
     /// Plain text.
     pub fn text(content_type: &'static str, text: String) -> Self {
         Self::body(200, content_type, text)
+    }
+
+    /// A body that comes piece by piece, as long as it lasts.
+    pub fn stream(content_type: &'static str, pieces: impl Stream<Item = Result<Bytes, Infallible>> + 'static) -> Self {
+        Self(Box::new(HttpResponse::Ok().content_type(content_type).streaming(pieces)))
     }
 
     /// An answer without a body.

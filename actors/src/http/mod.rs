@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
+use crate::tail::TailHub;
 
 pub mod answer;
 pub mod auth;
@@ -42,6 +43,7 @@ mod page;
 mod parameters;
 mod splunk;
 mod status;
+mod tail;
 
 use answer::{Answer, Refused};
 use auth::Listener;
@@ -92,6 +94,8 @@ pub struct Running {
     pub journal: Journal,
     /// Sees every actor.
     pub observer: Observer,
+    /// Where durable records can be followed.
+    pub tail: TailHub,
     /// The identity of the journal, which the database knows as the writer.
     pub writer: uuid::Uuid,
 }
@@ -246,6 +250,7 @@ fn data_routes(routes: &mut ServiceConfig) {
         .configure(page::routes)
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
+        .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
         .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
         .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
