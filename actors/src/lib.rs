@@ -44,6 +44,7 @@ pub mod cache_writer;
 pub mod store;
 pub mod cache;
 pub mod breaker;
+pub mod gateway;
 pub mod tls;
 pub mod pipeline;
 pub mod logweir;
