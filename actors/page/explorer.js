@@ -4,7 +4,7 @@ import { serverNow } from "./api.js";
 import { resolve, UNITS } from "./time.js";
 import { toAddress, zoneOf } from "./state.js";
 import { and, has, marks, term, without, words } from "./terms.js";
-import { count, html, Icon, IconButton, openMenu, plural, copy, useCallback, useEffect, useLatest, useMedia, useMemo, useRef, useState } from "./view.js";
+import { copy, count, html, Icon, IconButton, openMenu, plural, useCallback, useEffect, useLatest, useMedia, useMemo, useRef, useState } from "./view.js";
 import { RECORDS_MAX, useSearch } from "./search.js";
 import { useTail } from "./tail.js";
 import { Context } from "./context.js";
@@ -154,7 +154,7 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
     <form class="bar" role="search" onSubmit=${(event) => { event.preventDefault(); submit(typed); }}>
       <div class="query ${problem ? "wrong" : ""}"><${Icon} name="search" />
         <input ref=${input} class="query-input" type="search" name="query" aria-label="Query" aria-invalid=${problem ? "true" : "false"} aria-describedby=${problem ? "query-problem" : undefined}
-          placeholder="timeout   service:cart   severity>=warn   -path:*health*   ~&quot;time(d )?out&quot;" autocomplete="off" autocapitalize="off" spellcheck=${false}
+          placeholder='timeout   service:cart   severity>=warn   -path:*health*   ~"time(d )?out"'  autocomplete="off" autocapitalize="off" spellcheck=${false}
           value=${typed} onInput=${(event) => { setTyped(event.target.value); if (event.target.value === "" && state.query) submit(""); }} />
       </div>
       <${Picker} state=${state} zone=${zone} open=${picking} setOpen=${setPicking} onRange=${onRange} onZone=${(zone) => go({ zone }, true)} />

@@ -88,10 +88,10 @@ function Page() {
     ${failure && LOUD.includes(failure.kind) && html`<${Trouble} failure=${failure} onAgain=${() => setGeneration(generation + 1)} />`}
     <div id="content" class="content" key=${generation}>
       ${state.view === "logs" && html`<${Explorer} state=${state} go=${go} onFailure=${onFailure} shortcuts=${shortcuts} />`}
-      ${state.view === "pipeline" && html`<${Pipeline} onFailure=${onFailure} />`}
+      ${state.view === "pipeline" && html`<${Pipeline} state=${state} onFailure=${onFailure} />`}
       ${state.view === "alerts" && html`<${Alerts} state=${state} go=${go} onFailure=${onFailure} />`}
     </div>
-    ${failure?.kind === "token" && html`<${Token} detail=${failure.message} onDone=${() => { setFailure(null); setGeneration(generation + 1); }} />`}
+    ${failure?.kind === "token" && html`<${Token} detail=${failure.message} onClose=${() => setFailure(null)} onDone=${() => { setFailure(null); setGeneration(generation + 1); }} />`}
     ${keys && html`<${Dialog} title="Keys" onClose=${() => setKeys(false)}><dl class="keys">${KEYS.map(([key, what]) => html`<div><dt>${key.split("  ").map((one) => html`<kbd>${one}</kbd> `)}</dt><dd>${what}</dd></div>`)}</dl><//>`}
     <${Menu} /><${Word} />`;
 }
@@ -103,7 +103,7 @@ function Trouble({ failure, onAgain }) {
     <button type="button" onClick=${onAgain}>Try now</button></div>`;
 }
 
-function Token({ detail, onDone }) {
+function Token({ detail, onDone, onClose }) {
   const [value, setValue] = useState("");
   const [keep, setKeep] = useState(false);
   const onSubmit = (event) => {
@@ -111,13 +111,12 @@ function Token({ detail, onDone }) {
     setToken(value.trim(), keep);
     onDone();
   };
-  return html`<${Dialog} title="A token is needed" className="token" onClose=${() => {}}>
+  return html`<${Dialog} title="A token is needed" className="token" onClose=${onClose}>
     <form onSubmit=${onSubmit}>
-      <p>Reading needs one of <code>auth.query_tokens</code>.</p>
-      <label>Token<input type="password" name="token" autocomplete="current-password" required value=${value} onInput=${(event) => setValue(event.target.value)} /></label>
+      <p>The server says: ${detail}.</p>
+            <label>Token<input type="password" name="token" autocomplete="current-password" required value=${value} onInput=${(event) => setValue(event.target.value)} /></label>
       <label class="choice"><input type="checkbox" checked=${keep} onChange=${(event) => setKeep(event.target.checked)} /><span>Remember it in this browser <span class="soft">(else until the tab is closed)</span></span></label>
-      <p class="soft">${detail}</p>
-      <footer><button type="submit" class="primary"><${Icon} name="key" />Use it</button></footer>
+            <footer><button type="submit" class="primary"><${Icon} name="key" />Use it</button></footer>
     </form><//>`;
 }
 

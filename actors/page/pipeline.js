@@ -3,6 +3,7 @@
 import { get } from "./api.js";
 import { bytes, count, html, Icon, plural, short, useEffect, useRef, useState } from "./view.js";
 import { duration } from "./time.js";
+import { zoneOf } from "./state.js";
 import { Letters } from "./letters.js";
 
 const LOOK_MS = 2000;
@@ -98,7 +99,7 @@ function Processor({ processor, before, seconds }) {
   </section>`;
 }
 
-export function Pipeline({ onFailure }) {
+export function Pipeline({ state, onFailure }) {
   const [view, setView] = useState(null);
   const last = useRef(null);
   useEffect(() => {
@@ -127,6 +128,6 @@ export function Pipeline({ onFailure }) {
     ${!view && html`<p class="soft">Looking…</p>`}
     ${view?.processors.length === 0 && html`<div class="empty"><h2>No processors</h2><p>None was found under the names of <code>gateway.processors</code>.</p></div>`}
     ${view?.processors.map((processor) => html`<${Processor} key=${processor.name} processor=${processor} before=${view.before?.get(processor.name)} seconds=${view.seconds} />`)}
-    ${view && html`<${Letters} known=${dead} />`}
+    ${view && html`<${Letters} known=${dead} zone=${zoneOf(state)} onFailure=${onFailure} />`}
   </main>`;
 }

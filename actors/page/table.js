@@ -1,6 +1,6 @@
 // Records as rows. Only those that are seen are drawn, however many there are; an open record is as high as it is.
 
-import { html, Icon, IconButton, openMenu, severityClass, useEffect, useLatest, useLayoutEffect, useMedia, useMemo, useRef, useState } from "./view.js";
+import { html, Icon, IconButton, plural, severityClass, useEffect, useLatest, useLayoutEffect, useMedia, useMemo, useRef, useState } from "./view.js";
 import { attribute, marked, oneLine } from "./record.js";
 import { rowTime } from "./time.js";
 
@@ -101,7 +101,7 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
     const record = records[index];
     const top = place.top(index);
     if (record.gap) {
-      rows.push(html`<div key=${record.id} role="row" aria-rowindex=${index + 2} class="row gap" style=${{ top: `${top}px` }}><span role="gridcell"><${Icon} name="alert" /> Records are missing here: the connection was away for longer than the server keeps them. ${record.detail}</span></div>`);
+      rows.push(html`<div key=${record.id} role="row" aria-rowindex=${index + 2} class="row gap" style=${{ top: `${top}px` }}><span role="gridcell"><${Icon} name="alert" /> ${record.missing === null ? "Records" : plural(record.missing, "record")} may be missing here: what came while the connection was away is kept no longer for a tail. A search finds them.</span></div>`);
       continue;
     }
     const isOpen = open.has(record.id);

@@ -71,7 +71,7 @@ export function useTail(query, on) {
       } else if (event === "dropped") waiting.dropped += value.dropped;
       else if (event === "gap") {
         waiting.gaps += 1;
-        waiting.records.push({ gap: true, id: `gap-${Date.now()}-${Math.random()}`, detail: value.detail ?? "" });
+        waiting.records.push({ gap: true, id: `gap-${Date.now()}-${Math.random()}`, missing: value.missing ?? null });
       } else return;
       later();
     };
@@ -82,6 +82,12 @@ export function useTail(query, on) {
         await events("tail", { query }, { signal, lastEventId: lastId.current, onEvent, onOpen: () => { tries = 0; act({ type: "open" }); } });
       } catch (error) {
         if (signal.aborted) return;
+        // A token that the server does not know any more: from now on, then, and that is said.
+        if (error.status === 400 && lastId.current) {
+          lastId.current = "";
+          onEvent("gap", "{}", "");
+          return listen();
+        }
         const known = error instanceof Failure ? error : new Failure("away", "the connection broke off");
         if (["query", "token", "forbidden", "missing"].includes(known.kind)) return act({ type: "refused", error: known });
         act({ type: "lost", error: known });

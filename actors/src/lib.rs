@@ -46,6 +46,7 @@ pub mod store;
 pub mod cache;
 pub mod allowance;
 pub mod breaker;
+pub mod gateway;
 pub mod tls;
 pub mod pipeline;
 pub mod logweir;

@@ -22,7 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::VERSION;
 use crate::config::layers::Inputs;
-use crate::config::{self, Database, DatabaseUrl, Loaded};
+use crate::config::{self, Database, DatabaseUrl, Loaded, Role};
 use crate::store::{self, LogStore, StoreError};
 
 /// Logs into PostgreSQL, each acknowledged record exactly once.
@@ -82,6 +82,9 @@ pub struct ConfigArgs {
 struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Shorthand for --set role=…: all, processor or gateway
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
     /// Shorthand for --set http.listen=…
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
@@ -126,6 +129,7 @@ impl RunArgs {
         let mut inputs = self.config.inputs();
         let stdin = self.stdin.then(|| "true".to_owned());
         for (flag, path, value) in [
+            ("--role", "role", &self.role),
             ("--listen", "http.listen", &self.listen),
             ("--admin-listen", "admin.listen", &self.admin_listen),
             ("--demo", "sources.demo_rate", &self.demo),
@@ -138,7 +142,9 @@ impl RunArgs {
 
     fn run(&self) -> Outcome {
         let loaded = config::load(&self.inputs()).map_err(Failure::config)?;
-        loaded.check_data_dir().map_err(Failure::config)?;
+        if loaded.config.role != Role::Gateway {
+            loaded.check_data_dir().map_err(Failure::config)?;
+        }
         Ok(crate::run::run(loaded.config))
     }
 }

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{AuthMode, CacheUrl, Config, DatabaseUrl, Token};
+use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role, Token};
 use crate::message::AckLevel;
 
 /// Where in the typed [`Config`] a key's value stands.
@@ -113,6 +113,8 @@ pub enum Kind {
     Pattern(Lens<String>),
     /// A name, or none.
     Name(Lens<String>),
+    /// Names of hosts, each with or without a port.
+    Hosts(Lens<Vec<HostPort>>),
     /// A time zone by its IANA name.
     Zone(Lens<jiff::tz::TimeZone>),
 }
@@ -157,6 +159,16 @@ use Unit::{Bytes, Count, Days, Millis, Seconds};
 
 /// Every key, in the order in which people read about them.
 pub static KEYS: &[Key] = &[
+    key(
+        "role",
+        "all",
+        Kind::Choice {
+            words: &["all", "processor", "gateway"],
+            get: |c| c.role as usize,
+            set: |c, word| c.role = [Role::All, Role::Processor, Role::Gateway][word],
+        },
+        "processor: takes and stores records; gateway: page and query API; all: both",
+    ),
     key(
         "data_dir",
         "logweir-data",
@@ -361,6 +373,29 @@ pub static KEYS: &[Key] = &[
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),
         "PEM certificates to trust besides the system's",
+    ),
+    unset(
+        "gateway.processors",
+        Kind::Hosts(|c| &mut c.gateway.processors),
+        "role gateway: where the processors are; a name that has several addresses stands for all of them",
+    ),
+    key(
+        "gateway.lookup_ms",
+        "5s",
+        number(U64(|c| &mut c.gateway.lookup_ms), Millis, 100, HOUR),
+        "how often the names are looked up",
+    ),
+    key(
+        "gateway.timeout_ms",
+        "2s",
+        number(U64(|c| &mut c.gateway.timeout_ms), Millis, 10, 5 * MINUTE),
+        "how long a processor may take to answer, and a name to be looked up",
+    ),
+    key(
+        "gateway.requests_max",
+        "16",
+        number(Usize(|c| &mut c.gateway.requests_max), Count, 1, 1000),
+        "processors that are asked at once; further ones wait",
     ),
     key("cache.url", "memory:", Kind::Cache(|c| &mut c.cache.url), "the hot cache; REDIS_URL is understood too"),
     key(

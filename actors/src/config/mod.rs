@@ -217,6 +217,7 @@ fn blank() -> Config {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Config {
         data_dir: PathBuf::new(),
+        role: Role::All,
         http: Http {
             listen: nowhere,
             workers: 0,
@@ -266,6 +267,7 @@ fn blank() -> Config {
             ttl_s: 0,
         },
         tail: Tail::default(),
+        gateway: Gateway::default(),
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         parse: Rules::default(),
         sources: Sources::default(),
@@ -281,6 +283,8 @@ fn blank() -> Config {
 pub struct Config {
     /// `data_dir`: the journal (and SQLite, if that is the store) live here.
     pub data_dir: PathBuf,
+    /// `role`: which part of logweir this process is.
+    pub role: Role,
     /// `http`
     pub http: Http,
     /// `admin`
@@ -303,6 +307,8 @@ pub struct Config {
     pub cache: Cache,
     /// `tail`
     pub tail: Tail,
+    /// `gateway`: where a gateway finds the processors.
+    pub gateway: Gateway,
     /// `shutdown`
     pub shutdown: Shutdown,
     /// `parse`, and the formats of `[formats.NAME]`.
@@ -317,6 +323,76 @@ pub struct Config {
     pub multiline: Multiline,
     /// `log`
     pub log: Log,
+}
+
+/// Which part of logweir a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything in one process.
+    All,
+    /// Takes records and stores them.
+    Processor,
+    /// Page and query API: keeps nothing, so that there may be as many as one likes.
+    Gateway,
+}
+
+/// Where a gateway finds the processors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gateway {
+    /// `gateway.processors`: their data listeners.
+    pub processors: Vec<HostPort>,
+    /// `gateway.lookup_ms`: how often the names are looked up (5 s).
+    pub lookup_ms: u64,
+    /// `gateway.timeout_ms`: how long one answer may take (2 s).
+    pub timeout_ms: u64,
+    /// `gateway.requests_max`: processors that are asked at once (16).
+    pub requests_max: usize,
+}
+
+/// A host by name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Where a processor's data listener is unless it says otherwise.
+    pub const PORT: u16 = 8080;
+
+    fn read(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| format!("{text:?} is no HOST or HOST:PORT, such as logweir-processor:8080: {why}");
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, "")) => (address, None),
+            Some((address, port)) => (address, Some(port.strip_prefix(':').ok_or_else(|| wrong("after the `]`"))?)),
+            None if text.parse::<std::net::Ipv6Addr>().is_ok() => (text, None),
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        let named = !host.is_empty() && host.len() <= 253 && host.bytes().all(usual);
+        if !named && host.parse::<std::net::Ipv6Addr>().is_err() {
+            return Err(wrong("a host has letters, digits, `.`, `-` and `_` (no http://)"));
+        }
+        let port = match port.map(str::parse) {
+            None => Self::PORT,
+            Some(Ok(port)) if port > 0 => port,
+            Some(_) => return Err(wrong("a port is a number from 1 to 65535")),
+        };
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// The data listener.

@@ -230,6 +230,27 @@ fn a_listener_that_others_can_reach_needs_tokens_or_a_word() {
 }
 
 #[test]
+fn a_gateway_is_told_where_the_processors_and_their_database_are() {
+    let gateway = "role = 'gateway'\n[database]\nurl = 'postgres://u@h/d'\n[gateway]\n";
+    let processors = "processors = ['logweir-processor', '10.0.0.1:81', '::1', '[::2]:82']\n";
+    let loaded = load_toml(&format!("{gateway}{processors}")).unwrap();
+    let processors: Vec<String> = loaded.config.gateway.processors.iter().map(ToString::to_string).collect();
+    assert_eq!(processors, ["logweir-processor:8080", "10.0.0.1:81", "[::1]:8080", "[::2]:82"]);
+    for (toml, parts) in [
+        (gateway.to_owned(), &["role = \"gateway\"", "needs gateway.processors"][..]),
+        ("role = 'gateway'\n[gateway]\nprocessors = 'a'".to_owned(), &["role", "needs database.url"]),
+        (format!("{gateway}processors = 'a'\n[sources]\nstdin = true"), &["sources.stdin = true", "to a processor"]),
+        ("[gateway]\nprocessors = 'a'".to_owned(), &["gateway.processors = [\"a:8080\"]", "role = \"gateway\""]),
+        (format!("{gateway}processors = 'http://a'"), &["gateway.processors", "no http://"]),
+        (format!("{gateway}processors = 'a:0'"), &["gateway.processors", "from 1 to 65535"]),
+        (format!("{gateway}processors = 'a'\n[http]\nlisten = '0.0.0.0:80'"), &["http.listen", "auth.query_tokens"]),
+        ("role = 'prozessor'".to_owned(), &["role", "one of all, processor, gateway"]),
+    ] {
+        assert_mistake(load_toml(&toml), parts);
+    }
+}
+
+#[test]
 fn all_mistakes_are_told_at_once_each_with_its_source() {
     let toml = "lanes = 0\n[batch]\nlinger = 5\nrows_max = 'many'\n\n[cahe]\nurl = 'x'\n";
     let environment = [("LOGWEIR__HTTP__LISTN", "x"), ("LOGWEIR__HTTP__WORKERS", "none"), ("DATABASE_URL", "secret")];

@@ -23,7 +23,8 @@ use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, Role};
+use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
 use crate::tail::TailHub;
@@ -41,6 +42,8 @@ mod loki;
 mod otlp;
 mod page;
 mod parameters;
+mod pipeline;
+mod role;
 mod splunk;
 mod status;
 mod tail;
@@ -78,6 +81,8 @@ pub struct Parts {
     pub start_drain: StartDrain,
     /// Host name, or whatever tells this process from its siblings, for people.
     pub instance: String,
+    /// The processors, where this is a gateway.
+    pub gateway: Option<Gateway>,
     started: Instant,
     /// Requests that may still hand a body in.
     in_flight: Arc<()>,
@@ -116,6 +121,7 @@ impl Shared {
         let running = OnceLock::new();
         let started = Instant::now();
         let in_flight = Arc::default();
+        let gateway = (config.role == Role::Gateway).then(|| Gateway::new(&config));
         Self(Arc::new(Parts {
             config,
             drain,
@@ -123,6 +129,7 @@ impl Shared {
             prometheus,
             start_drain,
             instance,
+            gateway,
             started,
             in_flight,
             inflight,
@@ -140,6 +147,14 @@ impl Shared {
     fn takes_bodies(&self) -> bool {
         self.drain.phase() < Phase::Draining
             && self.running().is_ok_and(|running| running.journal.check_writable().is_ok())
+    }
+
+    /// Whether this process does its part now: takes bodies, or, being a gateway, answers.
+    fn is_ready(&self) -> bool {
+        match self.config.role {
+            Role::Gateway => self.drain.phase() == Phase::Accepting,
+            Role::All | Role::Processor => self.takes_bodies(),
+        }
     }
 
     /// Bytes of bodies that are being read now, all together.
@@ -164,6 +179,13 @@ impl Shared {
     /// The running engine, or the refusal that it is not there yet.
     fn running(&self) -> Result<&Running, Refused> {
         self.0.running.get().ok_or_else(|| {
+            if self.config.role == Role::Gateway {
+                return Refused::new(
+                    404,
+                    "not_served_here",
+                    "this is a gateway, which has no pipeline: ask a processor",
+                );
+            }
             let detail = "this process is reading its journal: see /startupz of the admin listener";
             Refused::new(503, "starting", detail)
         })
@@ -251,6 +273,7 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
         .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
+        .service(readable("/api/v1/pipeline", pipeline::pipeline))
         .service(readable("/ready", ready))
         .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
         .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
@@ -304,9 +327,9 @@ async fn not_found(routes: &'static str) -> Answer {
     Answer::error(404, "not_found", format!("there is no such path; there are {routes}"))
 }
 
-/// What shippers ask before they send: 200 if a body would be taken now.
+/// What shippers ask before they send, and Grafana of a gateway: 200 if it would be answered now.
 async fn ready(shared: web::Data<Shared>) -> Answer {
-    if shared.takes_bodies() {
+    if shared.is_ready() {
         Answer::text("text/plain; charset=utf-8", "ready\n".to_owned())
     } else {
         Refused::new(503, "not_ready", "no body would be taken now: see /readyz of the admin listener").into()
@@ -353,6 +376,9 @@ fn check_token(request: &ServiceRequest) -> Result<(), Refused> {
     // What may be asked of a path is no secret, and Docker's log driver asks it without its token.
     if request.method() == Method::OPTIONS && request.path().starts_with("/services/collector") {
         return Ok(());
+    }
+    if listener == Listener::Data {
+        role::check(shared.config.role, request.path())?;
     }
     let given = request.headers().get("authorization").map(|value| value.as_bytes());
     let sender = auth::check(&shared.config.auth, auth::need(listener, request.path()), given)?;

@@ -18,7 +18,8 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
-use super::{elastic, not_found, only};
+use super::{Shared, elastic, not_found, only};
+use crate::config::Role;
 
 /// No inline script, nothing from elsewhere, in nobody's frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -143,9 +144,10 @@ pub fn is_page(path: &str) -> bool {
     path == "/" || VIEWS.contains(&path) || path.starts_with("/assets/")
 }
 
-async fn root(request: HttpRequest) -> Answer {
+async fn root(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
     let accept = request.headers().get("accept").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if accept.contains("text/html") {
+    // A processor has nothing that the page could ask: it answers a browser as it answers curl.
+    if accept.contains("text/html") && shared.config.role != Role::Processor {
         return document(request).await;
     }
     let answer = if elastic::is_asked(request.headers()) || request.method() == actix_web::http::Method::HEAD {
