@@ -20,3 +20,4 @@ pub mod store;
 pub mod oracle;
 pub mod accounting;
 pub mod scenario;
+pub mod browser;
