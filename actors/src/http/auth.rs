@@ -45,7 +45,7 @@ pub fn need(listener: Listener, path: &str) -> Need {
         (Listener::Data, "/" | "/ready") => Need::Open,
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
-        (_, "/api/v1/status") => Need::QueryOrAdmin,
+        (_, path) if path.starts_with("/api/v1/") => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
         (Listener::Admin, _) => Need::Admin,
     }
