@@ -45,6 +45,8 @@ pub mod tail;
 pub mod store;
 pub mod cache;
 pub mod allowance;
+pub mod query;
+pub mod search;
 pub mod breaker;
 pub mod gateway;
 pub mod tls;

@@ -116,6 +116,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
     }
 
     let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
+    shared.search_with(logweir.searcher());
     shared.start(Running {
         intake: logweir.intake(),
         journal: logweir.journal(),

@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::common::capabilities::chromium::ChromiumLikeCapabilities as _;
 use thirtyfour::error::WebDriverResult;
-use thirtyfour::extensions::cdp::ChromeDevTools;
 use thirtyfour::{By, ChromeCapabilities, WebDriver, WebElement};
 use tokio::runtime::Runtime;
 
@@ -239,8 +238,7 @@ impl Browser {
     }
 
     fn devtools(&self, command: &str, parameters: Value) {
-        let devtools = ChromeDevTools::new(std::sync::Arc::clone(&self.window().handle));
-        let _ = self.run(devtools.execute_cdp_with_params(command, parameters));
+        let _ = self.run(self.window().cdp().send_raw(command, parameters));
     }
 
     fn window(&self) -> &WebDriver {

@@ -47,8 +47,7 @@ pub fn need(listener: Listener, path: &str) -> Need {
         (Listener::Data, path) if page::is_page(path) => Need::Open,
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
-        (_, "/api/v1/status" | "/api/v1/pipeline") => Need::QueryOrAdmin,
-        (Listener::Data, "/api/v1/tail") => Need::QueryOrAdmin,
+        (_, path) if path.starts_with("/api/v1/") => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
         (Listener::Admin, _) => Need::Admin,
     }
