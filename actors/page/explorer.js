@@ -166,7 +166,7 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
         <${IconButton} icon="download" label="Export (e)" disabled=${live || !search.range} onClick=${() => setExporting(true)} />
       </div>
       ${problem && html`<p class="query-problem problem" id="query-problem" role="alert"><${Icon} name="alert" />${problem.column !== null && html`<code>${[...state.query].slice(0, problem.column - 1).join("")}<mark>${[...state.query][problem.column - 1] ?? " "}</mark>${[...state.query].slice(problem.column).join("")}</code>`}
-        <span>${problem.column !== null && `Column ${problem.column}: `}${problem.message}</span></p>`}
+        <span>${problem.column !== null && `Column ${problem.column}: `}${problem.message.replace(/^at column \d+: /, "")}</span></p>`}
     </form>
     ${live ? html`<${LiveBar} tail=${tail} act=${act} onStop=${() => setLive(false)} />` :
       html`<${Histogram} hits=${search.hits} error=${search.hitsError?.kind === error?.kind ? null : search.hitsError} busy=${search.busy} by=${state.by} zone=${zone} onZoom=${onZoom} onZoomOut=${onZoomOut} onBy=${(by) => go({ by }, true)} onName=${onName} />`}

@@ -43,7 +43,7 @@ export function Histogram({ hits, error, busy, by, zone, onZoom, onZoomOut, onBy
   const [at, setAt] = useState(null);
   const [from, setFrom] = useState(null);
   const series = arrange(hits, by);
-  const buckets = hits ? Math.max(1, Math.round((hits.end_ms - hits.start_ms) / hits.step_ms)) : 1;
+  const buckets = hits ? Math.max(1, Math.ceil((hits.end_ms - hits.start_ms) / hits.step_ms)) : 1;
   const totals = Array.from({ length: buckets }, (_, i) => series.reduce((sum, one) => sum + (one.counts[i] ?? 0), 0));
   const peak = Math.max(1, ...totals);
   const bar = width / buckets;

@@ -27,8 +27,8 @@ use crate::config::{Config, Role};
 use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
-use crate::tail::TailHub;
 use crate::search::Searcher;
+use crate::tail::TailHub;
 
 pub mod answer;
 pub mod api;
