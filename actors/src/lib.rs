@@ -45,6 +45,7 @@ pub mod tail;
 pub mod store;
 pub mod cache;
 pub mod allowance;
+pub mod query;
 pub mod breaker;
 pub mod tls;
 pub mod pipeline;

@@ -11,6 +11,7 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
+use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
 const RETRY_BUSY_S: u64 = 1;
@@ -32,6 +33,8 @@ pub struct Refused {
     pub detail: String,
     /// The item of the body that is to blame, from 0, where there is one.
     pub item: Option<u32>,
+    /// The character of a query that is to blame, from 1, where there is one.
+    pub column: Option<usize>,
     /// Seconds after which it may be tried again, where they are known.
     pub retry_after_s: Option<u64>,
     /// The connection is closed after the answer, so that the sender's next request finds another process.
@@ -42,6 +45,8 @@ pub struct Refused {
 struct ErrorBody<'a> {
     error: &'a str,
     detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
 }
 
 impl Answer {
@@ -72,7 +77,7 @@ impl Answer {
 
     /// An error: its name, and one sentence for a person.
     pub fn error(status: u16, error: &'static str, detail: impl AsRef<str>) -> Self {
-        Self::json(status, &ErrorBody { error, detail: detail.as_ref() })
+        Self::json(status, &ErrorBody { error, detail: detail.as_ref(), column: None })
     }
 
     /// The same with a header.
@@ -114,7 +119,7 @@ fn status_code(status: u16) -> StatusCode {
 impl Refused {
     /// A refusal of this name.
     pub fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, reason, detail: detail.into(), item: None, retry_after_s: None, close: false }
+        Self { status, reason, detail: detail.into(), item: None, column: None, retry_after_s: None, close: false }
     }
 
     /// The same, with the end of the connection.
@@ -156,13 +161,20 @@ impl From<Refusal> for Refused {
             RefusalKind::MalformedItem(item) => Some(item),
             _ => None,
         };
-        Self { status, reason, detail, item, retry_after_s: None, close: reason == "draining" }
+        Self { status, reason, detail, item, column: None, retry_after_s: None, close: reason == "draining" }
+    }
+}
+
+impl From<BadQuery> for Refused {
+    fn from(BadQuery { column, detail }: BadQuery) -> Self {
+        Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
     }
 }
 
 impl From<Refused> for Answer {
     fn from(refused: Refused) -> Self {
-        Self::error(refused.status, refused.reason, &refused.detail).of(&refused)
+        let body = ErrorBody { error: refused.reason, detail: &refused.detail, column: refused.column };
+        Self::json(refused.status, &body).of(&refused)
     }
 }
 
