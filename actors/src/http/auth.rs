@@ -46,7 +46,7 @@ pub fn need(listener: Listener, path: &str) -> Need {
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
         (_, "/api/v1/status") => Need::QueryOrAdmin,
-        (Listener::Data, "/api/v1/tail") => Need::QueryOrAdmin,
+        (Listener::Data, "/api/v1/tail" | "/api/v1/alerts") => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
         (Listener::Admin, _) => Need::Admin,
     }

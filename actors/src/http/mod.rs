@@ -23,6 +23,7 @@ use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::Instant;
 
+use crate::alerts::Board;
 use crate::config::Config;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
@@ -31,6 +32,7 @@ use crate::tail::TailHub;
 pub mod answer;
 pub mod auth;
 mod admin;
+mod alerts;
 mod budget;
 mod idempotency;
 mod elastic;
@@ -95,6 +97,8 @@ pub struct Running {
     pub observer: Observer,
     /// Where durable records can be followed.
     pub tail: TailHub,
+    /// How the alerts stand.
+    pub alerts: Board,
     /// The identity of the journal, which the database knows as the writer.
     pub writer: uuid::Uuid,
 }
@@ -249,6 +253,7 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(only("/", &["GET", "HEAD"]).route(web::get().to(welcome)).route(web::head().to(elastic::product)))
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
+        .service(readable("/api/v1/alerts", alerts::alerts))
         .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
         .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
