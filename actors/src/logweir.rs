@@ -13,6 +13,7 @@ use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
+use crate::alerts::Board;
 use crate::cache::{self, HotCache};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
@@ -40,6 +41,7 @@ pub struct Logweir {
     searcher: Searcher,
     progress: Progress,
     tail: TailHub,
+    alerts: Board,
     intake: Option<IntakeHandle>,
     topology: Topology,
     drain: DrainControl,
@@ -80,7 +82,9 @@ impl Logweir {
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
         let session = Arc::new(if work.adopts() { session.adopting(journal.clone()) } else { session });
+        let alerts = Board::new(&config.alerts, clock::wall_us(), process_name());
         let parts = Parts {
+            alerts: alerts.clone(),
             config: Arc::clone(&config),
             journal: journal.clone(),
             session: Arc::clone(&session),
@@ -100,7 +104,7 @@ impl Logweir {
             .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, topology, drain })
+        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -187,6 +191,12 @@ impl Logweir {
     #[must_use]
     pub fn tail(&self) -> TailHub {
         self.tail.clone()
+    }
+
+    /// How the alerts stand.
+    #[must_use]
+    pub fn alerts(&self) -> Board {
+        self.alerts.clone()
     }
 
     /// Sees where the way down stands.

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use logweir::alerts::Board;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
     Limits, Log, Multiline, Shutdown, Sources, Syslog, Token,
@@ -297,7 +298,14 @@ fn engine(
     let observer = topology.observer();
     let (progress, tails) = (shared.progress.clone(), shared.config.tail);
     let tail = TailHub::start(journal.clone(), recovered.writer, progress, control.watch(), tails).unwrap();
-    assert!(shared.start(Running { intake, journal: journal.clone(), observer, tail, writer: recovered.writer }));
+    assert!(shared.start(Running {
+        intake,
+        journal: journal.clone(),
+        observer,
+        tail,
+        alerts: Board::default(),
+        writer: recovered.writer
+    }));
     shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
     Engine { topology, journal, source }
 }

@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod client;
 pub mod process;
 pub mod tail;
+pub mod webhook;
 pub mod proxy;
 pub mod disk;
 pub mod postgres;

@@ -170,7 +170,7 @@ fn a_query_says_what_comes_and_a_bad_one_where_it_is_bad() {
         assert_eq!((some.messages(), none.messages()), (expected(150..200), vec!["the only one".to_owned()]));
         let refused = s.server().data("/api/v1/tail?query=a%20AND%20(b").unwrap();
         let body = refused.json();
-        assert_eq!((refused.status, &body["error"], &body["column"]), (400, &"bad_query".into(), &9.into()), "{body}");
+        assert_eq!((refused.status, &body["error"], &body["column"]), (400, &"bad_query".into(), &7.into()), "{body}");
     });
 }
 

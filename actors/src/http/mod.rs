@@ -23,6 +23,7 @@ use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::Instant;
 
+use crate::alerts::Board;
 use crate::config::{Config, Role};
 use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
@@ -34,6 +35,7 @@ pub mod answer;
 pub mod api;
 pub mod auth;
 mod admin;
+mod alerts;
 mod budget;
 mod idempotency;
 mod elastic;
@@ -104,6 +106,8 @@ pub struct Running {
     pub observer: Observer,
     /// Where durable records can be followed.
     pub tail: TailHub,
+    /// How the alerts stand.
+    pub alerts: Board,
     /// The identity of the journal, which the database knows as the writer.
     pub writer: uuid::Uuid,
 }
@@ -286,6 +290,7 @@ fn data_routes(routes: &mut ServiceConfig) {
         .configure(page::routes)
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
+        .service(readable("/api/v1/alerts", alerts::alerts))
         .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))
         .service(readable("/ready", ready))

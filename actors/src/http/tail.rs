@@ -12,12 +12,15 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::answer::{Answer, Refused};
+use crate::query;
 use crate::tail::{Matches, Unheard};
 
 /// What may be asked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameters {
+    #[serde(default)]
+    query: String,
     last_event_id: Option<String>,
 }
 
@@ -33,7 +36,8 @@ fn stream_of_records(shared: &Shared, request: &HttpRequest) -> Result<Answer, R
     // What a browser says by itself is newer than what the page had put into the address.
     let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
     let token = header.or(asked.last_event_id.as_deref()).filter(|token| !token.is_empty());
-    let matches: Matches = Arc::new(|_| true);
+    let filter = query::parse(&asked.query)?;
+    let matches: Matches = Arc::new(move |record| filter.matches(record));
     let pieces = running.tail.subscribe(matches, token).map_err(refusal)?;
     let pieces = stream::unfold(pieces, async |mut pieces| {
         let piece = pieces.recv().await?;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use logweir_engine::record::Record;
 use uuid::Uuid;
 
-use super::position::Position;
+use crate::follow::Position;
 use crate::store::time;
 
 /// Appends a record, with the token to go on after it. `id` is missing until the database has told the lane's number.

@@ -9,18 +9,17 @@
 //! - Everything runs on one thread of its own: however many listen to whatever, intake keeps its cores but one.
 //! - It ends with the journal's seal: what is accepted on the way down is seen, too.
 
-pub mod position;
 pub mod ring;
 mod event;
-mod follow;
+mod client;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use logweir_engine::codec::{self, PAYLOAD_BYTES_MAX};
+use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 use logweir_engine::drain::{DrainWatch, Phase};
-use logweir_engine::journal::{Frame, Journal, Reader};
+use logweir_engine::journal::Journal;
 use logweir_engine::record::Record;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -28,18 +27,16 @@ use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
 use crate::config;
+use crate::follow::{self, DurableFrame, Follower, Position};
 use crate::progress::Progress;
-use position::Position;
-use ring::{Ring, TailFrame};
+use ring::Ring;
 
 /// What is read from the journal at once, unless one frame is larger.
 const READ_BYTES: usize = 1 << 20;
 /// Those who read the journal themselves at one time.
 const CATCHING_UP_MAX: usize = 2;
-/// What a client has on its way, in pieces of [`follow::PIECE_BYTES`] and one record more.
+/// What a client has on its way, in pieces of [`client::PIECE_BYTES`] and one record more.
 const CLIENT_BYTES: usize = 1 << 20;
-/// After the disk has refused a read.
-const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long streams may take to end after the seal.
 const LAST_PIECES: Duration = Duration::from_millis(400);
 
@@ -52,8 +49,10 @@ pub fn memory_bytes_max(config: &config::Tail) -> usize {
     if config.clients_max == 0 {
         return 0;
     }
-    let reading = 2 * (READ_BYTES + PAYLOAD_BYTES_MAX); // as read, and decoded
-    config.buffer_bytes.max(PAYLOAD_BYTES_MAX) + (1 + CATCHING_UP_MAX) * reading + config.clients_max * CLIENT_BYTES
+    config.buffer_bytes.max(PAYLOAD_BYTES_MAX)
+        + follow::memory_bytes_max(READ_BYTES)
+        + CATCHING_UP_MAX * follow::memory_bytes_max(client::PIECE_BYTES)
+        + config.clients_max * CLIENT_BYTES
 }
 
 /// Where clients come to. Cheap to clone.
@@ -134,13 +133,13 @@ impl TailHub {
         }
         let (listening, live) = self.listen()?;
         let begin = match token {
-            None => follow::Begin::Live,
+            None => client::Begin::Live,
             // What a journal that was put back to an earlier time has is not what this token has seen.
-            Some((home, at)) if home.is(self.0.writer) && at.seq <= live.seq => follow::Begin::After(at),
-            Some(_) => follow::Begin::Elsewhere,
+            Some((home, at)) if home.is(self.0.writer) && at.seq <= live.seq => client::Begin::After(at),
+            Some(_) => client::Begin::Elsewhere,
         };
         let (out, pieces) = mpsc::channel(1);
-        self.0.runtime.spawn(follow::Client::new(listening, matches, begin, live, out).run());
+        self.0.runtime.spawn(client::Client::new(listening, matches, begin, live, out).run());
         Ok(pieces)
     }
 
@@ -191,21 +190,16 @@ impl TailHub {
             let state = self.state();
             (state.era, state.ring.end().seq)
         };
-        let mut reader = self.0.journal.reader_of_all(from);
+        let mut follower = Follower::new(self.0.journal.clone(), from, READ_BYTES);
         loop {
-            let durable = self.0.journal.durable_now().0;
-            let Some((back, frames)) = read(reader, READ_BYTES).await else {
-                tokio::time::sleep(READ_AGAIN).await;
-                return true;
-            };
-            reader = back;
+            let frames = follower.next().await;
             let at_end = frames.is_empty();
             if !self.push(era, frames) {
                 return true;
             }
             if at_end {
                 tokio::select! {
-                    more = self.0.journal.durable_beyond(durable) => if more.is_err() { return false },
+                    more = follower.more() => if more.is_err() { return false },
                     () = self.nobody() => {}
                 }
             }
@@ -213,7 +207,7 @@ impl TailHub {
     }
 
     /// Adds frames that were read in `era`. False when nobody waits for them.
-    fn push(&self, era: u64, frames: Vec<TailFrame>) -> bool {
+    fn push(&self, era: u64, frames: Vec<DurableFrame>) -> bool {
         let mut state = self.state();
         if state.clients == 0 || state.era != era {
             return false;
@@ -251,31 +245,4 @@ impl Drop for Listening {
             self.0.0.wake.notify_one();
         }
     }
-}
-
-/// The next frames, decoded, on a thread that may wait for the disk. `None` when the disk refused, which was told.
-///
-/// What does not decode is left out, and is missing between its neighbours.
-async fn read(mut reader: Reader, bytes_max: usize) -> Option<(Reader, Vec<TailFrame>)> {
-    let task = tokio::task::spawn_blocking(move || {
-        let frames = reader.next_frames(usize::MAX, bytes_max)?;
-        Ok::<_, io::Error>((reader, frames.into_iter().filter_map(decode).collect()))
-    });
-    match task.await {
-        Ok(Ok(read)) => Some(read),
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the journal cannot be read for live tails: trying again");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(%error, "reading the journal for live tails failed: trying again");
-            None
-        }
-    }
-}
-
-fn decode(frame: Frame) -> Option<TailFrame> {
-    let chunk = codec::decode(frame.codec, &frame.payload).ok()?;
-    let records_before = frame.lane_records.saturating_sub(chunk.len() as u64);
-    Some(TailFrame { seq: frame.seq, lane: frame.lane, records_before, chunk })
 }

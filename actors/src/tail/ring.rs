@@ -7,37 +7,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::LaneId;
-
-use super::position::Position;
-
-/// One frame.
-#[derive(Debug)]
-pub struct TailFrame {
-    /// Its number.
-    pub seq: u64,
-    /// Its lane.
-    pub lane: LaneId,
-    /// Records of the lane before it.
-    pub records_before: u64,
-    /// Its records.
-    pub chunk: Chunk,
-}
-
-impl TailFrame {
-    /// Records of the lane up to its end.
-    #[must_use]
-    pub fn records_after(&self) -> u64 {
-        self.records_before + self.chunk.len() as u64
-    }
-}
+use crate::follow::{DurableFrame, Position};
 
 /// What comes next for somebody.
 #[derive(Debug)]
 pub enum Next {
     /// This frame, of which some may have gone past.
-    Frame(Arc<TailFrame>),
+    Frame(Arc<DurableFrame>),
     /// What came next is here no more; this is where the rest begins.
     Gone(Position),
     /// Nothing yet.
@@ -49,7 +25,7 @@ pub enum Next {
 pub struct Ring {
     bytes_max: usize,
     bytes: usize,
-    frames: VecDeque<Arc<TailFrame>>,
+    frames: VecDeque<Arc<DurableFrame>>,
     start: Position,
     end: Position,
 }
@@ -83,7 +59,7 @@ impl Ring {
     }
 
     /// Adds the frame that follows.
-    pub fn push(&mut self, frame: TailFrame) {
+    pub fn push(&mut self, frame: DurableFrame) {
         self.end.seq = frame.seq;
         self.end.pass(frame.lane, frame.records_after());
         self.bytes += frame.chunk.bytes();
@@ -105,25 +81,27 @@ impl Ring {
             return Next::Gone(self.start.clone());
         }
         let first = self.frames.partition_point(|frame| frame.seq < position.seq);
-        let unseen = |frame: &&Arc<TailFrame>| frame.records_after() > position.records(frame.lane);
+        let unseen = |frame: &&Arc<DurableFrame>| frame.records_after() > position.records(frame.lane);
         self.frames.range(first..).find(unseen).map_or(Next::Nothing, |frame| Next::Frame(Arc::clone(frame)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use logweir_engine::chunk::Chunk;
+    use logweir_engine::journal::LaneId;
     use logweir_engine::record::{Record, Severity};
 
     use super::*;
 
-    fn frame(seq: u64, lane: LaneId, records_before: u64, records: u64) -> TailFrame {
+    fn frame(seq: u64, lane: LaneId, records_before: u64, records: u64) -> DurableFrame {
         let mut chunk = Chunk::default();
         for _ in 0..records {
             let record =
                 Record { ts_us: 0, severity: Severity::INFO, service: "s", host: "", message: "m", attributes: "" };
             chunk.push(record);
         }
-        TailFrame { seq, lane, records_before, chunk }
+        DurableFrame { seq, lane, records_before, chunk }
     }
 
     /// Three frames of two lanes.
@@ -152,7 +130,8 @@ mod tests {
     #[test]
     fn every_record_of_every_frame_comes_once() {
         assert_eq!(seen(&ring(3), Position::default()), [4, 4, 5, 5, 9, 9]);
-        let mut within = Position { seq: 4, ..Position::default() };
+        let mut within = Position::default();
+        within.seq = 4;
         within.pass(0, 1);
         assert_eq!(seen(&ring(3), within), [4, 5, 5, 9, 9]);
     }

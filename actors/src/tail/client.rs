@@ -11,10 +11,10 @@ use logweir_engine::record::Record;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
-use super::position::Position;
-use super::ring::{Next, TailFrame};
-use super::{Listening, Matches, TailHub, event, read};
+use super::ring::Next;
+use super::{Listening, Matches, TailHub, event};
 use crate::allowance::Allowance;
+use crate::follow::{DurableFrame, Follower, Position};
 
 /// A piece of the stream leaves when it is this large, or when there is nothing to add.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
@@ -149,9 +149,9 @@ impl Client {
         // Nobody closes it.
         let _turn = hub.0.catching_up.acquire().await.map_err(|_| Gone)?;
         // The frame that it is in is read again: some of it may be missing.
-        let mut reader = hub.0.journal.reader_of_all(self.position.seq.saturating_sub(1));
-        'reading: while let Some((back, frames)) = read(reader, PIECE_BYTES).await {
-            reader = back;
+        let mut follower = Follower::new(hub.0.journal.clone(), self.position.seq.saturating_sub(1), PIECE_BYTES);
+        'reading: loop {
+            let frames = follower.next().await;
             if frames.is_empty() {
                 break;
             }
@@ -188,7 +188,7 @@ impl Client {
     }
 
     /// Looks at some of `frame`'s records that have not gone past yet. Says whether the rate has been reached.
-    fn look_at(&mut self, frame: &TailFrame) -> bool {
+    fn look_at(&mut self, frame: &DurableFrame) -> bool {
         let before = self.position.records(frame.lane).max(frame.records_before);
         self.missed(before - self.position.records(frame.lane), if self.resuming { "not_kept" } else { "behind" });
         self.position.seq = frame.seq;
@@ -223,7 +223,7 @@ impl Client {
         self.resuming && left == 0
     }
 
-    fn add(&mut self, lane_id: Option<i64>, frame: &TailFrame, record: &Record<'_>) {
+    fn add(&mut self, lane_id: Option<i64>, frame: &DurableFrame, record: &Record<'_>) {
         let ordinal = self.position.records(frame.lane).cast_signed();
         let id = lane_id.map(|lane_id| crate::store::id_of(lane_id, ordinal));
         event::record(&mut self.buffer, self.hub.0.writer, &self.position, id, record);
