@@ -107,9 +107,9 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
   const index = records.findIndex((record) => record.id === selected);
   const select = (to) => records.length && setSelected(records[Math.max(0, Math.min(records.length - 1, to))].id);
   const current = () => records[index] && !records[index].gap && records[index];
-  const tableKeys = (event) => {
+  const tableKeys = (event, height) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("button, input")) return;
-    const page = Math.max(1, Math.floor(event.currentTarget.clientHeight / 30) - 2);
+    const page = Math.max(1, Math.floor(height / 30) - 2);
     const moves = { ArrowDown: index + 1, ArrowUp: Math.max(0, index - 1), PageDown: index + page, PageUp: Math.max(0, index - page), Home: 0, End: records.length - 1 };
     if (event.key in moves) select(moves[event.key]);
     else if (["Enter", " "].includes(event.key) && current()) onToggle(selected);
@@ -161,7 +161,7 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
       <div class="acts">
         <button type="submit" class="primary" title="Search again (r)"><${Icon} name="refresh" /><span class="wide">Search</span></button>
         <button type="button" class="live-button" aria-pressed=${live} title="Live tail (l)" onClick=${() => setLive(!live)}><${Icon} name=${live ? "stop" : "play"} />Live</button>
-        <${IconButton} icon="filter" label="Values and fields (f)" aria-pressed=${side} aria-controls="side" onClick=${() => setSide(!side)} />
+        <${IconButton} icon="filter" label="Values and fields (f)" aria-pressed=${side} aria-controls=${side ? "side" : undefined} onClick=${() => setSide(!side)} />
         <${IconButton} icon="link" label="Copy a link to this (y)" onClick=${() => copy(linkTo(), "Link")} />
         <${IconButton} icon="download" label="Export (e)" disabled=${live || !search.range} onClick=${() => setExporting(true)} />
       </div>
@@ -169,7 +169,7 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
         <span>${problem.column !== null && `Column ${problem.column}: `}${problem.message.replace(/^at column \d+: /, "")}</span></p>`}
     </form>
     ${live ? html`<${LiveBar} tail=${tail} act=${act} onStop=${() => setLive(false)} />` :
-      html`<${Histogram} hits=${search.hits} error=${search.hitsError?.kind === error?.kind ? null : search.hitsError} busy=${search.busy} by=${state.by} zone=${zone} onZoom=${onZoom} onZoomOut=${onZoomOut} onBy=${(by) => go({ by }, true)} onName=${onName} />`}
+      html`<${Histogram} hits=${search.hits} exact=${search.records && !search.older ? records.length : null} error=${search.hitsError?.kind === error?.kind ? null : search.hitsError} busy=${search.busy} by=${state.by} zone=${zone} onZoom=${onZoom} onZoomOut=${onZoomOut} onBy=${(by) => go({ by }, true)} onName=${onName} />`}
     <div class="body">
       ${side && html`<aside id="side" class="side" aria-label="Values and fields"><header class="side-head"><h2>Filter</h2><${IconButton} icon="close" label="Close" onClick=${() => setSide(false)} /></header>
         <${Facets} query=${problem ? "" : state.query} range=${search.range ?? (live ? liveRange : null)} chosen=${state.facets} columns=${state.columns} onInclude=${include} onExclude=${exclude} onFacet=${onFacet} onColumn=${onColumn} /></aside>`}

@@ -37,7 +37,7 @@ function paths(series, buckets, width, peak) {
   });
 }
 
-export function Histogram({ hits, error, busy, by, zone, onZoom, onZoomOut, onBy, onName }) {
+export function Histogram({ hits, exact, error, busy, by, zone, onZoom, onZoomOut, onBy, onName }) {
   const plot = useRef();
   const width = useWidth(plot);
   const [at, setAt] = useState(null);
@@ -47,6 +47,8 @@ export function Histogram({ hits, error, busy, by, zone, onZoom, onZoomOut, onBy
   const totals = Array.from({ length: buckets }, (_, i) => series.reduce((sum, one) => sum + (one.counts[i] ?? 0), 0));
   const peak = Math.max(1, ...totals);
   const bar = width / buckets;
+  // The first bar begins before the range does: where all of the range's records are here, their number is known better.
+  const total = exact ?? hits?.total;
   useEffect(() => { setAt(null); setFrom(null); }, [hits]);
 
   const time = (bucket) => hits.start_ms + bucket * hits.step_ms;
@@ -91,7 +93,7 @@ export function Histogram({ hits, error, busy, by, zone, onZoom, onZoomOut, onBy
 
   return html`<section class="histogram ${busy ? "busy" : ""}" aria-label="Volume">
     <div class="legend">
-      <strong class="total">${hits ? count(hits.total) : "–"}<span class="soft"> ${hits?.total === 1 ? "record" : "records"}</span></strong>
+      <strong class="total">${hits ? count(total) : "–"}<span class="soft"> ${total === 1 ? "record" : "records"}</span></strong>
       <ul aria-label="Series">${series.slice(0, 8).map((one) => html`<li key=${one.name}>
         <button type="button" class="legend-item" onClick=${(event) => onName(event, one.name)}>
           <span class="swatch ${one.color}"></span>${one.name || "none"} <span class="soft">${short(one.total)}</span></button></li>`)}

@@ -79,7 +79,7 @@ function Page() {
   return html`
     <a class="skip" href="#content">To the content</a>
     <header class="top">
-      <a class="brand" href="/" onClick=${link("logs")}><img src="/assets/icon.svg" alt="" width="22" height="22" /><span>logweir</span></a>
+      <a class="brand" href="/" aria-label="logweir: logs" onClick=${link("logs")}><img src="/assets/icon.svg" alt="" width="22" height="22" /><span>logweir</span></a>
       <nav aria-label="Views">${VIEWS.map(([view, title]) => html`<a href=${toAddress({ ...state, view })} aria-current=${state.view === view ? "page" : undefined} onClick=${link(view)}>${title}</a>`)}</nav>
       <span class="grow"></span>
       <${IconButton} icon="keyboard" label="Keys (?)" onClick=${() => setKeys(true)} />

@@ -37,7 +37,8 @@ export function Picker({ state, zone, open, setOpen, onRange, onZone }) {
   };
   const onZoneInput = (event) => {
     setZoneText(event.target.value);
-    if (isZone(event.target.value) && zones().includes(event.target.value)) onZone(event.target.value);
+    // The list has one name of each zone; whoever types may know another one.
+    if (isZone(event.target.value)) onZone(event.target.value);
   };
   const onKeyDown = (event) => {
     if (event.key === "Escape") close();

@@ -44,10 +44,10 @@ export function Detail({ record, zone, words, columns, onInclude, onExclude, onC
     // An empty or composed value has no text that a filter could name.
     const filters = text !== "" && (typeof value !== "object" || value === null);
     return html`<div class="field" key=${name}>
-      <div class="field-acts">${filters && html`<${IconButton} icon="plus" label=${`Only ${name} = ${text}`} onClick=${() => onInclude(name, value)} />
+      <dt>${name}</dt><dd><bdi>${marked(text, words)}</bdi></dd>
+      <dd class="field-acts">${filters && html`<${IconButton} icon="plus" label=${`Only ${name} = ${text}`} onClick=${() => onInclude(name, value)} />
         <${IconButton} icon="minus" label=${`Without ${name} = ${text}`} onClick=${() => onExclude(name, value)} />`}
-        ${name !== "service" && name !== "severity" && html`<button type="button" class="icon-button" aria-pressed=${columns.includes(name)} aria-label=${`Show ${name} as a column`} title=${`Show ${name} as a column`} onClick=${() => onColumn(name)}><${Icon} name="columns" /></button>`}</div>
-      <dt>${name}</dt><dd><bdi>${marked(text, words)}</bdi></dd></div>`;
+        ${name !== "service" && name !== "severity" && html`<button type="button" class="icon-button" aria-pressed=${columns.includes(name)} aria-label=${`Show ${name} as a column`} title=${`Show ${name} as a column`} onClick=${() => onColumn(name)}><${Icon} name="columns" /></button>`}</dd></div>`;
   };
   return html`<article class="detail ${severityClass(record.severity_text)}">
     <div class="detail-acts">
@@ -57,10 +57,10 @@ export function Detail({ record, zone, words, columns, onInclude, onExclude, onC
     </div>
     <pre class="detail-message"><bdi>${marked(record.message, words)}</bdi></pre>
     <dl>
-      <div class="field"><div class="field-acts"></div><dt>time</dt><dd>${fullTime(record.ts, zone)}</dd></div>
+      <div class="field"><dt>time</dt><dd>${fullTime(record.ts, zone)}</dd></div>
       ${record.severity_text && line("severity", record.severity_text)}
       ${fields.map(([name, value]) => line(name, value))}
-      <div class="field"><div class="field-acts"></div><dt>id</dt><dd class="soft">${record.id}</dd></div>
+      <div class="field"><dt>id</dt><dd class="soft">${record.id}</dd></div>
     </dl>
   </article>`;
 }

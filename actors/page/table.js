@@ -97,6 +97,7 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
   };
 
   const rows = [];
+  let seen = false;
   for (let index = from; index < to; index += 1) {
     const record = records[index];
     const top = place.top(index);
@@ -105,6 +106,7 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
       continue;
     }
     const isOpen = open.has(record.id);
+    seen ||= record.id === selected;
     rows.push(html`<div key=${record.id} id=${`row-${record.id}`} role="row" aria-rowindex=${index + 2} aria-selected=${record.id === selected}
         class="row ${severityClass(record.severity_text)} ${isOpen ? "is-open" : ""} ${record.id === selected ? "selected" : ""} ${record.mark ? "marked" : ""}"
         style=${{ top: `${top}px` }} onClick=${(event) => onRow(event, record)}>
@@ -122,16 +124,17 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
 
   return html`<div class="table-box">
     ${head}
-    <div class="table" role="grid" aria-label=${label} aria-rowcount=${records.length + 1} aria-activedescendant=${selected ? `row-${selected}` : undefined} tabindex="0" ref=${box}
-        data-columns=${columns.length} style=${{ "--columns": columns.length ? `repeat(${columns.length}, minmax(80px, 150px))` : "" }}
-        onScroll=${look} onKeyDown=${keys} onMouseUp=${onWords}>
-      <div class="row head" role="row" aria-rowindex="1">
-        <span role="columnheader"><span class="hidden">Open</span></span>
-        <span role="columnheader">Time</span><span role="columnheader">Severity</span><span role="columnheader">Service</span>
-        ${columns.map((name) => html`<span role="columnheader" class="chosen" key=${name}><span class="name" title=${name}>${name}</span><${IconButton} icon="close" label=${`Remove the column ${name}`} onClick=${() => onColumn(name)} /></span>`)}
-        <span role="columnheader">Message</span>
+    <div class="table" ref=${box} onScroll=${look} onMouseUp=${onWords}>
+      <div class="grid" role="grid" aria-label=${label} aria-rowcount=${records.length + 1} aria-activedescendant=${seen ? `row-${selected}` : undefined} tabindex="0"
+          style=${{ "--columns": columns.length ? `repeat(${columns.length}, minmax(80px, 150px))` : "" }} onKeyDown=${(event) => keys(event, view.height)}>
+        <div class="row head" role="row" aria-rowindex="1">
+          <span role="columnheader"><span class="hidden">Open</span></span>
+          <span role="columnheader">Time</span><span role="columnheader">Severity</span><span role="columnheader">Service</span>
+          ${columns.map((name) => html`<span role="columnheader" class="chosen" key=${name}><span class="name" title=${name}>${name}</span><${IconButton} icon="close" label=${`Remove the column ${name}`} onClick=${() => onColumn(name)} /></span>`)}
+          <span role="columnheader">Message</span>
+        </div>
+        <div class="canvas" role=${rows.length ? "rowgroup" : undefined} style=${{ height: `${place.height}px` }}>${rows}</div>
       </div>
-      <div class="canvas" role="rowgroup" style=${{ height: `${place.height}px` }}>${rows}</div>
       ${bottom}
     </div>
   </div>`;
