@@ -43,6 +43,7 @@ pub mod db_flusher;
 pub mod cache_writer;
 pub mod store;
 pub mod cache;
+pub mod query;
 pub mod breaker;
 pub mod gateway;
 pub mod tls;
