@@ -9,6 +9,7 @@ pub mod filter;
 pub mod text;
 mod attribute;
 pub mod language;
+pub mod logql;
 
 pub use self::filter::{Comparison, Field, Filter, SeverityRange, Test};
 pub use self::language::{BadQuery, parse};
