@@ -20,6 +20,7 @@ use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Re
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
+use crate::search::Searcher;
 use crate::store::{self, LogStore};
 
 /// How often partitions are made ahead and retention is applied.
@@ -35,6 +36,7 @@ pub struct Logweir {
     recovered: Recovered,
     store: Arc<dyn LogStore>,
     cache: Arc<dyn HotCache>,
+    searcher: Searcher,
     progress: Progress,
     intake: Option<IntakeHandle>,
     topology: Topology,
@@ -66,7 +68,9 @@ impl Logweir {
         drain: DrainControl,
         progress: Progress,
     ) -> Result<Self, Exit> {
-        let store = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?.store();
+        let opened = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+        let store = opened.store();
+        let searcher = Searcher::new(opened.reader(Duration::from_millis(config.query.timeout_ms)), config.query);
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
@@ -92,7 +96,7 @@ impl Logweir {
         };
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self { intake, config, journal, recovered, store, cache, progress, topology, drain })
+        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -155,6 +159,12 @@ impl Logweir {
     #[must_use]
     pub fn store(&self) -> Arc<dyn LogStore> {
         Arc::clone(&self.store)
+    }
+
+    /// Answers queries.
+    #[must_use]
+    pub fn searcher(&self) -> Searcher {
+        self.searcher.clone()
     }
 
     /// The hot cache.

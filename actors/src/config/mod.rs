@@ -267,6 +267,7 @@ fn blank() -> Config {
             ttl_s: 0,
         },
         gateway: Gateway::default(),
+        query: Query::default(),
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         parse: Rules::default(),
         sources: Sources::default(),
@@ -306,6 +307,8 @@ pub struct Config {
     pub cache: Cache,
     /// `gateway`: where a gateway finds the processors.
     pub gateway: Gateway,
+    /// `query`
+    pub query: Query,
     /// `shutdown`
     pub shutdown: Shutdown,
     /// `parse`, and the formats of `[formats.NAME]`.
@@ -574,6 +577,19 @@ pub struct Cache {
     pub timeout_ms: u64,
     /// `cache.ttl_s`: keys expire after this (86,400).
     pub ttl_s: u64,
+}
+
+/// Queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// `query.timeout_ms`: how long one may take (30 s).
+    pub timeout_ms: u64,
+    /// `query.running_max`: how many run at once (4).
+    pub running_max: usize,
+    /// `query.waiting_max`: how many more wait for their turn (32).
+    pub waiting_max: usize,
+    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (8 MiB).
+    pub page_bytes_max: usize,
 }
 
 /// Where the cache is.

@@ -3,7 +3,7 @@
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
@@ -28,6 +28,8 @@ pub struct Refused {
     pub detail: String,
     /// The item of the body that is to blame, from 0, where there is one.
     pub item: Option<u32>,
+    /// The character of the query that is to blame, from 1, where there is one.
+    pub column: Option<usize>,
     /// Seconds after which it may be tried again, where they are known.
     pub retry_after_s: Option<u64>,
     /// The connection is closed after the answer, so that the sender's next request finds another process.
@@ -38,6 +40,8 @@ pub struct Refused {
 struct ErrorBody<'a> {
     error: &'a str,
     detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
 }
 
 impl Answer {
@@ -63,7 +67,7 @@ impl Answer {
 
     /// An error: its name, and one sentence for a person.
     pub fn error(status: u16, error: &'static str, detail: impl AsRef<str>) -> Self {
-        Self::json(status, &ErrorBody { error, detail: detail.as_ref() })
+        Self::json(status, &ErrorBody { error, detail: detail.as_ref(), column: None })
     }
 
     /// The same with a header.
@@ -105,7 +109,7 @@ fn status_code(status: u16) -> StatusCode {
 impl Refused {
     /// A refusal of this name.
     pub fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, reason, detail: detail.into(), item: None, retry_after_s: None, close: false }
+        Self { status, reason, detail: detail.into(), item: None, column: None, retry_after_s: None, close: false }
     }
 
     /// The same, with the end of the connection.
@@ -147,19 +151,43 @@ impl From<Refusal> for Refused {
             RefusalKind::MalformedItem(item) => Some(item),
             _ => None,
         };
-        Self { status, reason, detail, item, retry_after_s: None, close: reason == "draining" }
+        Self { status, reason, detail, item, column: None, retry_after_s: None, close: reason == "draining" }
     }
 }
 
 impl From<Refused> for Answer {
     fn from(refused: Refused) -> Self {
-        Self::error(refused.status, refused.reason, &refused.detail).of(&refused)
+        Self::from(&refused)
+    }
+}
+
+impl From<&Refused> for Answer {
+    fn from(refused: &Refused) -> Self {
+        let &Refused { status, reason: error, ref detail, column, .. } = refused;
+        Self::json(status, &ErrorBody { error, detail, column }).of(refused)
     }
 }
 
 impl From<Answer> for HttpResponse {
     fn from(answer: Answer) -> Self {
         *answer.0
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
+/// So that a handler can end early with one.
+impl ResponseError for Refused {
+    fn status_code(&self) -> StatusCode {
+        status_code(self.status)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        Answer::from(self).into()
     }
 }
 

@@ -27,8 +27,10 @@ use crate::config::{Config, Role};
 use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
+use crate::search::Searcher;
 
 pub mod answer;
+pub mod api;
 pub mod auth;
 mod admin;
 mod budget;
@@ -86,6 +88,7 @@ pub struct Parts {
     inflight: Budget,
     limits: Limits,
     running: OnceLock<Running>,
+    searcher: OnceLock<Searcher>,
 }
 
 /// What is there once the journal is open and the stages are spawned.
@@ -130,12 +133,23 @@ impl Shared {
             inflight,
             limits,
             running,
+            searcher: OnceLock::new(),
         }))
     }
 
     /// The rest is there, too: from now on bodies are taken. Says whether this was the first call.
     pub fn start(&self, running: Running) -> bool {
         self.0.running.set(running).is_ok()
+    }
+
+    /// From now on queries are answered. Says whether this was the first call.
+    pub fn search_with(&self, searcher: Searcher) -> bool {
+        self.0.searcher.set(searcher).is_ok()
+    }
+
+    /// Whoever answers queries, or the refusal that nobody is there yet.
+    fn searcher(&self) -> Result<&Searcher, Refused> {
+        self.0.searcher.get().ok_or_else(|| Refused::new(503, "starting", "queries are not answered yet"))
     }
 
     /// Whether a body would be taken now.
@@ -269,13 +283,14 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(readable("/api/v1/status", status::status))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))
         .service(readable("/ready", ready))
-        .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
+        .configure(api::routes)
+        .configure(loki::routes)
         .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
         .configure(splunk::routes)
         .configure(elastic::routes)
         .default_service(web::to(|| {
             not_found(
-                "/, POST /ingest, GET /api/v1/status, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
+                "/, POST /ingest, GET /api/v1/{query,hits,facets,context,fields,services,status}, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
                  POST /services/collector",
             )
         }));
