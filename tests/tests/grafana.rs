@@ -67,8 +67,8 @@ fn records_are_found_by_labels_lines_and_attributes() {
         for (query, count) in [
             ("{}", 27),
             (r#"{service_name="cart"}"#, 20),
-            (r#"{service_name=~".+"}"#, 26),
-            (r#"{service_name=""}"#, 1),
+            (r#"{service_name=~".+"}"#, 27),
+            (r#"{service_name="unknown_service"}"#, 1),
             (r#"{service_name=~"cart|shop", level!="info"}"#, 10),
             (r#"{detected_level="unknown"}"#, 1),
             (r#"{level=~"warn|error"} |= "stock""#, 6),
@@ -160,7 +160,7 @@ fn what_a_data_source_asks_besides_is_answered() {
         assert_eq!(server.data("/ready").map(|answer| answer.status), Some(200));
 
         assert_eq!(ask(server, "labels", &[]), json!(["host", "level", "service_name"]));
-        assert_eq!(ask(server, "label/service_name/values", &[]), json!(["cart", "shop"]));
+        assert_eq!(ask(server, "label/service_name/values", &[]), json!(["cart", "shop", "unknown_service"]));
         let warned = [("query", r#"{level="warn"}"#)];
         assert_eq!(ask(server, "label/service_name/values", &warned), json!(["shop"]));
         assert_eq!(ask(server, "label/host/values", &warned), json!(["pod-2"]));
