@@ -17,6 +17,7 @@ use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::allowance::Allowance;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
 use crate::cache::{CacheError, HotCache};
 use crate::message::Batch;
@@ -79,34 +80,6 @@ impl Stage for CacheWriter {
 
     fn observe(&self) -> Vec<Counter> {
         self.feed.observe()
-    }
-}
-
-/// How many records may go into the windows: so many a second, and what a quiet second has left over.
-#[derive(Debug)]
-struct Allowance {
-    per_s: usize,
-    left: usize,
-    since: Instant,
-}
-
-impl Allowance {
-    fn new(per_s: usize, now: Instant) -> Self {
-        Self { per_s, left: per_s, since: now }
-    }
-
-    /// What is left at `now`.
-    fn at(&mut self, now: Instant) -> usize {
-        let earned = (now.saturating_duration_since(self.since).as_secs_f64() * self.per_s as f64) as usize;
-        if earned > 0 {
-            self.left = self.left.saturating_add(earned).min(self.per_s);
-            self.since = now;
-        }
-        self.left
-    }
-
-    fn spend(&mut self, records: usize) {
-        self.left = self.left.saturating_sub(records);
     }
 }
 
@@ -204,28 +177,5 @@ impl CacheFeed {
             );
         }
         self.discard(batch, error.reason);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn an_allowance_grows_with_time_up_to_one_second() {
-        let begun = Instant::now();
-        let mut allowance = Allowance::new(1000, begun);
-        allowance.spend(1000);
-        assert_eq!(allowance.at(begun), 0);
-        // Steps too short for a whole record are not lost.
-        let mut now = begun;
-        for _ in 0..100 {
-            now += Duration::from_micros(500);
-            let _ = allowance.at(now);
-        }
-        assert_eq!(allowance.at(now), 50);
-        assert_eq!(allowance.at(now + Duration::from_secs(60)), 1000);
     }
 }

@@ -13,6 +13,7 @@ use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
+use crate::alerts::Board;
 use crate::cache::{self, HotCache};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
@@ -22,6 +23,7 @@ use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
 use crate::search::Searcher;
 use crate::store::{self, LogStore};
+use crate::tail::TailHub;
 
 /// How often partitions are made ahead and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);
@@ -38,6 +40,8 @@ pub struct Logweir {
     cache: Arc<dyn HotCache>,
     searcher: Searcher,
     progress: Progress,
+    tail: TailHub,
+    alerts: Board,
     intake: Option<IntakeHandle>,
     topology: Topology,
     drain: DrainControl,
@@ -78,7 +82,9 @@ impl Logweir {
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
         let session = Arc::new(if work.adopts() { session.adopting(journal.clone()) } else { session });
+        let alerts = Board::new(&config.alerts, clock::wall_us(), process_name());
         let parts = Parts {
+            alerts: alerts.clone(),
             config: Arc::clone(&config),
             journal: journal.clone(),
             session: Arc::clone(&session),
@@ -94,9 +100,11 @@ impl Logweir {
             }
             Work::Empty { .. } => (pipeline::build_drain_only(&parts), None),
         };
+        let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
+            .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, topology, drain })
+        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -177,6 +185,18 @@ impl Logweir {
     #[must_use]
     pub fn observer(&self) -> Observer {
         self.topology.observer()
+    }
+
+    /// Where durable records can be followed as they come.
+    #[must_use]
+    pub fn tail(&self) -> TailHub {
+        self.tail.clone()
+    }
+
+    /// How the alerts stand.
+    #[must_use]
+    pub fn alerts(&self) -> Board {
+        self.alerts.clone()
     }
 
     /// Sees where the way down stands.

@@ -9,6 +9,7 @@ use logweir_engine::topology::{StageSpec, Supervision, Topology};
 
 use uuid::Uuid;
 
+use crate::alerts::{self, Board};
 use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::cache::HotCache;
 use crate::cache_writer::CacheWriter;
@@ -19,6 +20,7 @@ use crate::parser::Parser;
 use crate::producer::{Producer, files, syslog};
 use crate::progress::Progress;
 use crate::store::sqlite::CACHE_BYTES;
+use crate::tail;
 
 const MIB: usize = 1 << 20;
 
@@ -41,6 +43,8 @@ pub struct Parts {
     pub session: Arc<Session>,
     /// The hot cache.
     pub cache: Arc<dyn HotCache>,
+    /// How the alerts stand.
+    pub alerts: Board,
     /// The accounting that everybody sees.
     pub progress: Progress,
     /// Where the way down stands.
@@ -57,6 +61,7 @@ pub fn supervision() -> Supervision {
 #[must_use]
 pub fn build(parts: &Parts) -> (Topology, Vec<Mailbox<Delivery>>) {
     let mut topology = Topology::new(supervision(), parts.drain.clone());
+    alerts::spawn(&mut topology, &parts.config, &parts.journal, &parts.alerts);
     let cache_writer = spawn_cache_writer(&mut topology, parts);
     let mut producers = Vec::new();
     for lane in 0..lanes_needed(parts.config.lanes, &parts.journal) {
@@ -95,6 +100,8 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("batches read back and flushed", lanes * 3 * batch),
         ("journal queue", config.journal.queue_bytes_max + 2 * MIB),
         ("recent records in process", 64 * MIB),
+        ("alerts", alerts::memory_bytes_max(&config.alerts)),
+        ("live tails", tail::memory_bytes_max(&config.tail)),
         ("pages of SQLite", if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { CACHE_BYTES } else { 0 }),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]

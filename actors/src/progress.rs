@@ -121,6 +121,12 @@ impl Progress {
         lane.row = Some(row);
     }
 
+    /// The number that stands in the ids of the lane's records, once the database has told it.
+    #[must_use]
+    pub fn lane_id(&self, lane: LaneId) -> Option<i64> {
+        Some(self.state().lanes.get(&lane)?.row.as_ref()?.lane_id)
+    }
+
     /// How the lane's way into the store is now.
     pub fn lane_store_state(&self, lane: LaneId, store: StoreState) {
         self.state().lanes.entry(lane).or_default().store = store;

@@ -122,6 +122,8 @@ async fn serve(config: Config) -> Result<(), Exit> {
         intake: logweir.intake(),
         journal: logweir.journal(),
         observer: logweir.observer(),
+        tail: logweir.tail(),
+        alerts: logweir.alerts(),
         writer: logweir.recovered().writer,
     });
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use logweir::alerts::Board;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
     Limits, Log, Multiline, Shutdown, Sources, Syslog, Token,
@@ -25,6 +26,7 @@ use logweir::producer::stream::StreamSource;
 use logweir::producer::{IntakeHandle, Producer, demo};
 use logweir::progress::{Progress, Recovery};
 use logweir::store::LaneRow;
+use logweir::tail::TailHub;
 use logweir_engine::codec;
 use logweir_engine::drain::{DrainControl, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, LaneId};
@@ -294,7 +296,16 @@ fn engine(
         defaults: Defaults { service: Some("piped".into()), ..Defaults::default() },
     };
     let observer = topology.observer();
-    assert!(shared.start(Running { intake, journal: journal.clone(), observer, writer: recovered.writer }));
+    let (progress, tails) = (shared.progress.clone(), shared.config.tail);
+    let tail = TailHub::start(journal.clone(), recovered.writer, progress, control.watch(), tails).unwrap();
+    assert!(shared.start(Running {
+        intake,
+        journal: journal.clone(),
+        observer,
+        tail,
+        alerts: Board::default(),
+        writer: recovered.writer
+    }));
     shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
     Engine { topology, journal, source }
 }

@@ -11,6 +11,8 @@ pub mod lines;
 pub mod ledger;
 pub mod client;
 pub mod process;
+pub mod tail;
+pub mod webhook;
 pub mod proxy;
 pub mod disk;
 pub mod postgres;

@@ -99,6 +99,8 @@ pub enum Kind {
     OptionalPath(Lens<Option<PathBuf>>),
     /// Secrets that a header can carry.
     Tokens(Lens<Vec<Token>>),
+    /// An address that may hold a secret, or none.
+    Webhook(Lens<Option<Token>>),
     /// Where the database is.
     Database(Lens<DatabaseUrl>),
     /// Where the database is, or none. Only `PostgreSQL` has replicas.
@@ -123,7 +125,10 @@ impl Kind {
     /// Whether the value must not be shown, and may be given as a file.
     #[must_use]
     pub fn is_secret(&self) -> bool {
-        matches!(self, Self::Tokens(_) | Self::Database(_) | Self::OptionalDatabase(_) | Self::Cache(_))
+        matches!(
+            self,
+            Self::Tokens(_) | Self::Webhook(_) | Self::Database(_) | Self::OptionalDatabase(_) | Self::Cache(_)
+        )
     }
 }
 
@@ -451,6 +456,29 @@ pub static KEYS: &[Key] = &[
         "8MiB",
         number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
         "a page of records ends when it has so many bytes",
+    ),
+    key(
+        "tail.clients_max",
+        "32",
+        number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
+        "live tails at once; 429 above",
+    ),
+    key(
+        "tail.buffer_bytes",
+        "8MiB",
+        number(Usize(|c| &mut c.tail.buffer_bytes), Bytes, 64 * KIB, GIB),
+        "newest records, kept once for all tails; who falls behind them is told how many went past unseen",
+    ),
+    key(
+        "tail.records_per_s",
+        "10000",
+        number(Usize(|c| &mut c.tail.records_per_s), Count, 1, 10_000_000),
+        "records that one tail gets in a second; how many more there were is told",
+    ),
+    unset(
+        "alerting.webhook_url",
+        Kind::Webhook(|c| &mut c.alerting.webhook_url),
+        "where alerts are told that name no webhook of their own; alerts are sections [alerts.NAME] of the file",
     ),
     key(
         "shutdown.linger_ms",

@@ -17,10 +17,11 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::alerts::rule::{RULES_MAX, Rule};
 use crate::message::AckLevel;
 use crate::parser::{CUSTOM_MAX, CustomFormat, Rules};
 use keys::{Fallback, KEYS};
-use layers::{FormatSetting, Gathered, Inputs, Source};
+use layers::{AlertSetting, FormatSetting, Gathered, Inputs, Source};
 use value::Raw;
 
 /// The file that is read from the working directory where no other is named.
@@ -77,7 +78,7 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// Every mistake, each with its key, its source and what is allowed.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
-    let Gathered { settings, formats, mut mistakes, file_unread } = layers::gather(inputs);
+    let Gathered { settings, formats, alerts, mut mistakes, file_unread } = layers::gather(inputs);
     let mut config = defaults();
     let mut origins = BTreeMap::new();
     let mut unread: BTreeSet<&'static str> = BTreeSet::new();
@@ -96,6 +97,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         }
     }
     config.parse.custom = custom_formats(formats, &mut mistakes);
+    config.alerts = rules(alerts, &mut mistakes);
     let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
     check::derive(&mut checker);
     check::check(&mut checker);
@@ -129,6 +131,41 @@ fn custom_formats(mut settings: Vec<FormatSetting>, mistakes: &mut Vec<Mistake>)
         }
     }
     formats
+}
+
+/// The alerts that can be watched, in the order of their names.
+fn rules(mut settings: Vec<AlertSetting>, mistakes: &mut Vec<Mistake>) -> Vec<Rule> {
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut rules = Vec::new();
+    for AlertSetting { name, members, source } in settings {
+        let mut wrong = |key: String, value: Option<String>, source: &Source, what: String| {
+            mistakes.push(Mistake { key, value, source: source.clone(), what });
+        };
+        let key = format!("alerts.{name}");
+        let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(usual) {
+            let what = "is no name for an alert: write up to 64 of a-z, A-Z, 0-9, _ and -";
+            wrong(key, None, &source, what.into());
+            continue;
+        }
+        if rules.len() == RULES_MAX {
+            wrong(key, None, &source, format!("is one alert too many: there may be {RULES_MAX}"));
+            continue;
+        }
+        let plain: Vec<_> = members.iter().map(|(name, raw, _)| (name.clone(), raw.clone())).collect();
+        match Rule::read(&name, &plain) {
+            Ok(rule) => rules.push(rule),
+            Err(wrongs) => {
+                for (member, what) in wrongs {
+                    let said = members.iter().find(|(name, ..)| *name == member);
+                    let value = said.and_then(|(_, raw, _)| typed(raw)).filter(|_| member != "webhook");
+                    let source = said.map_or(&source, |(_, _, source)| source);
+                    wrong(format!("{key}.{member}"), value, source, what);
+                }
+            }
+        }
+    }
+    rules
 }
 
 /// What somebody typed, for a message about it.
@@ -268,6 +305,9 @@ fn blank() -> Config {
         },
         gateway: Gateway::default(),
         query: Query::default(),
+        tail: Tail::default(),
+        alerting: Alerting::default(),
+        alerts: vec![],
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         parse: Rules::default(),
         sources: Sources::default(),
@@ -309,6 +349,12 @@ pub struct Config {
     pub gateway: Gateway,
     /// `query`
     pub query: Query,
+    /// `tail`
+    pub tail: Tail,
+    /// `alerting`
+    pub alerting: Alerting,
+    /// `[alerts.NAME]`
+    pub alerts: Vec<Rule>,
     /// `shutdown`
     pub shutdown: Shutdown,
     /// `parse`, and the formats of `[formats.NAME]`.
@@ -608,6 +654,24 @@ impl std::fmt::Debug for CacheUrl {
             Self::Redis(_) => f.write_str("redis://***"),
         }
     }
+}
+
+/// The live tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// `tail.clients_max`: streams at once (32); 0 for none.
+    pub clients_max: usize,
+    /// `tail.buffer_bytes`: the newest records, kept once for all while anybody listens (8 MiB).
+    pub buffer_bytes: usize,
+    /// `tail.records_per_s`: what one stream gets in a second (10,000); the rest is told as dropped.
+    pub records_per_s: usize,
+}
+
+/// What holds for all alerts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Alerting {
+    /// `alerting.webhook_url`: where alerts are told that name no webhook; such an address may hold a secret.
+    pub webhook_url: Option<Token>,
 }
 
 /// The way down.

@@ -176,6 +176,19 @@ fn each_wrong_value_is_refused_with_what_is_allowed() {
         ("[formats.till]\npattern = 5", &["formats.till.pattern (", "must be a regular expression"]),
         ("[formats.till]\n", &["formats.till.pattern (", "must be a regular expression"]),
         ("[formats.syslog]\npattern = '(?<ts>.)'", &["formats.syslog (", "a built-in format"]),
+        ("alerts = 5", &["alerts (logweir.toml:1)", "[alerts.NAME]"]),
+        ("[alerts]\ncart = 5", &["alerts.cart (logweir.toml:2)", "[alerts.NAME]"]),
+        ("[alerts.cart]\nabove = 1", &["alerts.cart.query (logweir.toml:1)", "is missing"]),
+        ("[alerts.'c t']\nquery = ''", &["alerts.c t (", "no name for an alert"]),
+        (
+            "[alerts.cart]\nabove = 1\nquery = 'a AND ('",
+            &["alerts.cart.query = \"a AND (\" (logweir.toml:3)", "is no query: at column 7"],
+        ),
+        (
+            "[alerts.cart]\nquery = ''\nabove = 1\nwebhook = 'x://secret'",
+            &["alerts.cart.webhook (logweir.toml:4)", "https://"],
+        ),
+        ("[alerting]\nwebhook_url = 'x://secret'", &["alerting.webhook_url (logweir.toml:2)", "https://"]),
         ("[formats.'A b']\npattern = '(?<ts>.)'", &["formats.A b (", "no name for a format"]),
         ("[formats.till]\npattern = '(?<ts>.)'\nregex = ''", &["formats.till.regex (logweir.toml:3)", "is not a key"]),
     ] {
@@ -339,7 +352,8 @@ fn a_missing_file_is_a_mistake_only_if_it_was_named() {
 #[test]
 fn the_effective_configuration_loads_as_itself() {
     let toml = "lanes = 7\n[http]\nlisten = '127.0.0.1:1'\nbody_bytes_max = 5000\n[batch]\nlinger_ms = 1500\n\
-                [parse]\ntime_zone = 'Asia/Tokyo'\n[formats.till]\npattern = '^(?<ts>\\S+) \"(?<message>.*)$'\n";
+                [parse]\ntime_zone = 'Asia/Tokyo'\n[formats.till]\npattern = '^(?<ts>\\S+) \"(?<message>.*)$'\n\
+                [alerts.share]\nquery = 'a:\"b\"'\nof = 'c'\nmeasure = 'ratio'\nbelow = '0.25'\nwindow = '1m'\nfor = '30s'\n";
     let loaded = load_all(toml, &[("LOGWEIR__LOG__FORMAT", "json")], &[]).unwrap();
     let text = reference::effective(&loaded);
     assert_eq!(load_toml(&text).unwrap().config, loaded.config, "{text}");

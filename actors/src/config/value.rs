@@ -57,6 +57,13 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
         Kind::Path(at) => *at(config) = path(raw)?.ok_or("must be a path")?,
         Kind::OptionalPath(at) => *at(config) = path(raw)?,
         Kind::Tokens(at) => *at(config) = tokens(raw)?,
+        Kind::Webhook(at) => {
+            *at(config) = match text(raw).map(str::trim) {
+                Some("") => None,
+                Some(url) if url.starts_with("http://") || url.starts_with("https://") => Some(Token(url.to_owned())),
+                _ => return Err(format!("must be {}", allowed(&key.kind))),
+            };
+        }
         Kind::Database(at) => *at(config) = database(text(raw).ok_or("must be a string")?)?,
         Kind::OptionalDatabase(at) => {
             *at(config) = match text(raw).ok_or("must be a string")? {
@@ -124,6 +131,7 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::Tokens(_) => {
             format!("a list of tokens, each of at least {TOKEN_CHARS_MIN} visible ASCII characters and no comma")
         }
+        Kind::Webhook(_) => "http://… or https://…, or empty".into(),
         Kind::Database(_) => "postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH".into(),
         Kind::OptionalDatabase(_) => "postgres://USER:PASSWORD@HOST/DATABASE, or empty".into(),
         Kind::Cache(_) => "memory: or redis://HOST:PORT (rediss:// for TLS)".into(),
@@ -155,6 +163,7 @@ pub fn show(key: &Key, config: &Config) -> String {
             quote(&at(config).as_ref().map(|path| path.display().to_string()).unwrap_or_default())
         }
         Kind::Tokens(at) => format!("[{}]", vec!["\"***\""; at(config).len()].join(", ")),
+        Kind::Webhook(at) => quote(if at(config).is_some() { "***" } else { "" }),
         Kind::Database(at) => quote(&show_database(at(config))),
         Kind::OptionalDatabase(at) => quote(&at(config).as_ref().map(show_database).unwrap_or_default()),
         Kind::Cache(at) => match at(config) {

@@ -1,12 +1,17 @@
 //! What a handler says: a status, a JSON body, and whether and when to try again.
 
+use std::convert::Infallible;
+
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
+use bytes::Bytes;
+use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
+use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
 const RETRY_BUSY_S: u64 = 1;
@@ -58,6 +63,11 @@ impl Answer {
     /// Plain text.
     pub fn text(content_type: &'static str, text: String) -> Self {
         Self::body(200, content_type, text)
+    }
+
+    /// A body that comes piece by piece, as long as it lasts.
+    pub fn stream(content_type: &'static str, pieces: impl Stream<Item = Result<Bytes, Infallible>> + 'static) -> Self {
+        Self(Box::new(HttpResponse::Ok().content_type(content_type).streaming(pieces)))
     }
 
     /// An answer without a body.
@@ -152,6 +162,12 @@ impl From<Refusal> for Refused {
             _ => None,
         };
         Self { status, reason, detail, item, column: None, retry_after_s: None, close: reason == "draining" }
+    }
+}
+
+impl From<BadQuery> for Refused {
+    fn from(BadQuery { column, detail }: BadQuery) -> Self {
+        Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
     }
 }
 

@@ -23,16 +23,19 @@ use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::Instant;
 
+use crate::alerts::Board;
 use crate::config::{Config, Role};
 use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
 use crate::search::Searcher;
+use crate::tail::TailHub;
 
 pub mod answer;
 pub mod api;
 pub mod auth;
 mod admin;
+mod alerts;
 mod budget;
 mod idempotency;
 mod elastic;
@@ -46,6 +49,7 @@ mod pipeline;
 mod role;
 mod splunk;
 mod status;
+mod tail;
 
 use answer::{Answer, Refused};
 use auth::Listener;
@@ -99,6 +103,10 @@ pub struct Running {
     pub journal: Journal,
     /// Sees every actor.
     pub observer: Observer,
+    /// Where durable records can be followed.
+    pub tail: TailHub,
+    /// How the alerts stand.
+    pub alerts: Board,
     /// The identity of the journal, which the database knows as the writer.
     pub writer: uuid::Uuid,
 }
@@ -282,6 +290,8 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))
+        .service(readable("/api/v1/alerts", alerts::alerts))
+        .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
         .configure(api::routes)
         .configure(loki::routes)

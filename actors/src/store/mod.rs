@@ -18,7 +18,7 @@ pub mod cursor;
 pub mod fault_class;
 mod letter;
 mod rows;
-mod time;
+pub(crate) mod time;
 pub(crate) mod volume;
 pub mod postgres;
 pub mod sqlite;
@@ -69,6 +69,12 @@ impl Opened {
             Self::Blackhole(_) => None,
         }
     }
+}
+
+/// The id of the record that is a lane's `ordinal`-th.
+#[must_use]
+pub fn id_of(lane_id: i64, ordinal: i64) -> i64 {
+    lane_id << cursor::ORDINAL_BITS | ordinal
 }
 
 /// Opens the store that `config.url` names. Connects to nothing yet (`SQLite` makes its file).
