@@ -32,6 +32,7 @@ use crate::producer::multiline::Multiline;
 use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
+use crate::search::Searcher;
 
 /// How long requests that are at work when intake closes may take to hand their bodies in.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
@@ -153,6 +154,8 @@ async fn serve(config: Config) -> Result<(), Exit> {
 
 /// A gateway answers from the store and from the processors; it has no journal and no stages.
 fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Exit> {
+    let searcher = Searcher::open(&shared.config).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+    shared.search_with(searcher);
     if let Some(gateway) = shared.gateway.clone() {
         actix_rt::spawn(async move { gateway.look_up().await });
     }

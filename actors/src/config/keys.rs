@@ -434,29 +434,6 @@ pub static KEYS: &[Key] = &[
         "entries that nobody renews go after this",
     ),
     key(
-        "tail.clients_max",
-        "32",
-        number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
-        "live tails at once; 429 above",
-    ),
-    key(
-        "tail.buffer_bytes",
-        "8MiB",
-        number(Usize(|c| &mut c.tail.buffer_bytes), Bytes, 64 * KIB, GIB),
-        "newest records, kept once for all tails; who falls behind them is told how many went past unseen",
-    ),
-    key(
-        "tail.records_per_s",
-        "10000",
-        number(Usize(|c| &mut c.tail.records_per_s), Count, 1, 10_000_000),
-        "records that one tail gets in a second; how many more there were is told",
-    ),
-    unset(
-        "alerting.webhook_url",
-        Kind::Webhook(|c| &mut c.alerting.webhook_url),
-        "where alerts are told that name no webhook of their own; alerts are sections [alerts.NAME] of the file",
-    ),
-    key(
         "query.timeout_ms",
         "30s",
         number(U64(|c| &mut c.query.timeout_ms), Millis, 10, HOUR),
@@ -479,6 +456,29 @@ pub static KEYS: &[Key] = &[
         "8MiB",
         number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
         "a page of records ends when it has so many bytes",
+    ),
+    key(
+        "tail.clients_max",
+        "32",
+        number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
+        "live tails at once; 429 above",
+    ),
+    key(
+        "tail.buffer_bytes",
+        "8MiB",
+        number(Usize(|c| &mut c.tail.buffer_bytes), Bytes, 64 * KIB, GIB),
+        "newest records, kept once for all tails; who falls behind them is told how many went past unseen",
+    ),
+    key(
+        "tail.records_per_s",
+        "10000",
+        number(Usize(|c| &mut c.tail.records_per_s), Count, 1, 10_000_000),
+        "records that one tail gets in a second; how many more there were is told",
+    ),
+    unset(
+        "alerting.webhook_url",
+        Kind::Webhook(|c| &mut c.alerting.webhook_url),
+        "where alerts are told that name no webhook of their own; alerts are sections [alerts.NAME] of the file",
     ),
     key(
         "shutdown.linger_ms",

@@ -303,9 +303,9 @@ fn blank() -> Config {
             timeout_ms: 0,
             ttl_s: 0,
         },
-        tail: Tail::default(),
         gateway: Gateway::default(),
         query: Query::default(),
+        tail: Tail::default(),
         alerting: Alerting::default(),
         alerts: vec![],
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
@@ -345,12 +345,12 @@ pub struct Config {
     pub database: Database,
     /// `cache`
     pub cache: Cache,
-    /// `tail`
-    pub tail: Tail,
     /// `gateway`: where a gateway finds the processors.
     pub gateway: Gateway,
     /// `query`
     pub query: Query,
+    /// `tail`
+    pub tail: Tail,
     /// `alerting`
     pub alerting: Alerting,
     /// `[alerts.NAME]`
@@ -423,12 +423,12 @@ impl HostPort {
         let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         let named = !host.is_empty() && host.len() <= 253 && host.bytes().all(usual);
         if !named && host.parse::<std::net::Ipv6Addr>().is_err() {
-            return Err(wrong("a host has letters, digits, `.`, `-` and `_` (no http://)"));
+            return Err(wrong("a host has letters, digits, `.`, `-` and `_`, and there is no http:// before"));
         }
         let port = match port.map(str::parse) {
             None => Self::PORT,
             Some(Ok(port)) if port > 0 => port,
-            Some(_) => return Err(wrong("a port is a number from 1 to 65535")),
+            Some(_) => return Err(wrong("a port is a number from 1 to 65535, and there is no http:// before")),
         };
         Ok(Self { host: host.to_owned(), port })
     }

@@ -48,6 +48,7 @@ pub fn need(listener: Listener, path: &str) -> Need {
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
         (_, path) if path.starts_with("/api/v1/") => Need::QueryOrAdmin,
+        (Listener::Data, path) if path.starts_with("/loki/") && path != "/loki/api/v1/push" => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
         (Listener::Admin, _) => Need::Admin,
     }
@@ -176,6 +177,7 @@ mod tests {
             (Listener::Data, "/services/collector/health", Need::Open),
             (Listener::Data, "/services/collector/healthy", Need::Ingest),
             (Listener::Data, "/loki/api/v1/push", Need::Ingest),
+            (Listener::Data, "/loki/api/v1/query_range", Need::QueryOrAdmin),
             (Listener::Data, "/anything", Need::Ingest),
             (Listener::Data, "/api/v1/status", Need::QueryOrAdmin),
             (Listener::Admin, "/", Need::Admin),

@@ -35,10 +35,10 @@ use super::text::{Text, TextKind, number};
 pub const QUERY_BYTES_MAX: usize = 16 * 1024;
 
 /// Most tests in a query: each is a part of the statement that a database plans.
-const TESTS_MAX: usize = 256;
+pub(super) const TESTS_MAX: usize = 256;
 
 /// Parentheses and negations inside of each other.
-const DEPTH_MAX: usize = 32;
+pub(super) const DEPTH_MAX: usize = 32;
 
 /// What is wrong with a query, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +55,14 @@ pub struct BadQuery {
 /// # Errors
 /// Says what is wrong, and at which column.
 pub fn parse(query: &str) -> Result<Filter, BadQuery> {
+    read(query, whole)
+}
+
+/// Reads all of `query` by `whole`.
+pub(super) fn read<'q, T>(
+    query: &'q str,
+    whole: impl FnOnce(&mut Input<'q>) -> ModalResult<T, Wrong>,
+) -> Result<T, BadQuery> {
     let bad = |at: usize, detail: String| {
         let column = query[..query.floor_char_boundary(at)].chars().count() + 1;
         BadQuery { column, detail }
@@ -67,27 +75,27 @@ pub fn parse(query: &str) -> Result<Filter, BadQuery> {
     }
     let mut input = Input { input: query, state: Nesting::default() };
     let start = input.checkpoint();
-    let filter = whole(&mut input).map_err(|error| {
+    let meaning = whole(&mut input).map_err(|error| {
         let Wrong { left, detail } = error.into_inner().unwrap_or_default();
         bad(query.len() - left.min(query.len()), detail)
     })?;
     debug_assert_eq!(input.offset_from(&start), query.len(), "all of it was read");
-    Ok(filter)
+    Ok(meaning)
 }
 
 /// The rest of the query.
-type Input<'q> = winnow::stream::Stateful<&'q str, Nesting>;
+pub(super) type Input<'q> = winnow::stream::Stateful<&'q str, Nesting>;
 
 /// How deep, and how much.
 #[derive(Clone, Copy, Debug, Default)]
-struct Nesting {
-    depth: usize,
-    tests: usize,
+pub(super) struct Nesting {
+    pub(super) depth: usize,
+    pub(super) tests: usize,
 }
 
 /// A mistake, and how many bytes are left where it is.
 #[derive(Clone, Debug, Default)]
-struct Wrong {
+pub(super) struct Wrong {
     left: usize,
     detail: String,
 }
@@ -111,7 +119,7 @@ impl<'q> ParserError<Input<'q>> for Wrong {
 }
 
 /// The mistake begins where `left` bytes are left.
-fn wrong<T>(left: usize, detail: impl Into<String>) -> ModalResult<T, Wrong> {
+pub(super) fn wrong<T>(left: usize, detail: impl Into<String>) -> ModalResult<T, Wrong> {
     Err(ErrMode::Cut(Wrong { left, detail: detail.into() }))
 }
 
@@ -518,12 +526,12 @@ fn text(left: usize, kind: TextKind, pattern: String, case_sensitive: bool) -> M
 }
 
 /// What stood in quotes, and in which.
-struct Quoted {
-    text: String,
+pub(super) struct Quoted {
+    pub(super) text: String,
     quotes: Option<char>,
 }
 
-fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, Wrong> {
+pub(super) fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, Wrong> {
     let left = input.input.len();
     let mark = one_of(['"', '\'', '`']).parse_next(input)?;
     let mut text = String::new();

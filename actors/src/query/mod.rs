@@ -11,10 +11,12 @@ pub mod text;
 mod pattern;
 pub(crate) mod attribute;
 pub mod language;
+pub mod logql;
 pub mod moment;
 pub mod hits;
 pub mod facets;
 pub mod page;
+pub mod windows;
 
 pub use self::filter::{Comparison, Field, Filter, SeverityRange, Test};
 pub use self::language::{BadQuery, parse};
