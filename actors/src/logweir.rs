@@ -21,6 +21,7 @@ use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Re
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
+use crate::search::Searcher;
 use crate::store::{self, LogStore};
 use crate::tail::TailHub;
 
@@ -37,6 +38,7 @@ pub struct Logweir {
     recovered: Recovered,
     store: Arc<dyn LogStore>,
     cache: Arc<dyn HotCache>,
+    searcher: Searcher,
     progress: Progress,
     tail: TailHub,
     alerts: Board,
@@ -70,7 +72,9 @@ impl Logweir {
         drain: DrainControl,
         progress: Progress,
     ) -> Result<Self, Exit> {
-        let store = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?.store();
+        let opened = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+        let store = opened.store();
+        let searcher = Searcher::new(opened.reader(Duration::from_millis(config.query.timeout_ms)), config.query);
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
@@ -100,7 +104,7 @@ impl Logweir {
             .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self { intake, config, journal, recovered, store, cache, progress, tail, alerts, topology, drain })
+        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -163,6 +167,12 @@ impl Logweir {
     #[must_use]
     pub fn store(&self) -> Arc<dyn LogStore> {
         Arc::clone(&self.store)
+    }
+
+    /// Answers queries.
+    #[must_use]
+    pub fn searcher(&self) -> Searcher {
+        self.searcher.clone()
     }
 
     /// The hot cache.

@@ -106,6 +106,8 @@ async fn serve(config: Config) -> Result<(), Exit> {
     actix_rt::spawn(admin.server);
 
     let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
+    shared.search_with(logweir.searcher());
+    shared.letters_of(logweir.store());
     shared.start(Running {
         intake: logweir.intake(),
         journal: logweir.journal(),

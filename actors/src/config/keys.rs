@@ -422,6 +422,30 @@ pub static KEYS: &[Key] = &[
         "where alerts are told that name no webhook of their own; alerts are sections [alerts.NAME] of the file",
     ),
     key(
+        "query.timeout_ms",
+        "30s",
+        number(U64(|c| &mut c.query.timeout_ms), Millis, 10, HOUR),
+        "how long a query may take; 504 after it",
+    ),
+    key(
+        "query.running_max",
+        "4",
+        number(Usize(|c| &mut c.query.running_max), Count, 1, 256),
+        "queries that run at once, each on a connection of database.pool_size",
+    ),
+    key(
+        "query.waiting_max",
+        "32",
+        number(Usize(|c| &mut c.query.waiting_max), Count, 0, 10_000),
+        "queries that wait for their turn; 429 above",
+    ),
+    key(
+        "query.page_bytes_max",
+        "8MiB",
+        number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
+        "a page of records ends when it has so many bytes",
+    ),
+    key(
         "shutdown.linger_ms",
         "0",
         number(U64(|c| &mut c.shutdown.linger_ms), Millis, 0, 10 * MINUTE),

@@ -305,6 +305,7 @@ fn blank() -> Config {
         tail: Tail::default(),
         alerting: Alerting::default(),
         alerts: vec![],
+        query: Query::default(),
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         parse: Rules::default(),
         sources: Sources::default(),
@@ -346,6 +347,8 @@ pub struct Config {
     pub alerting: Alerting,
     /// `[alerts.NAME]`
     pub alerts: Vec<Rule>,
+    /// `query`
+    pub query: Query,
     /// `shutdown`
     pub shutdown: Shutdown,
     /// `parse`, and the formats of `[formats.NAME]`.
@@ -544,6 +547,19 @@ pub struct Cache {
     pub timeout_ms: u64,
     /// `cache.ttl_s`: keys expire after this (86,400).
     pub ttl_s: u64,
+}
+
+/// Queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// `query.timeout_ms`: how long one may take (30 s).
+    pub timeout_ms: u64,
+    /// `query.running_max`: how many run at once (4).
+    pub running_max: usize,
+    /// `query.waiting_max`: how many more wait for their turn (32).
+    pub waiting_max: usize,
+    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (8 MiB).
+    pub page_bytes_max: usize,
 }
 
 /// Where the cache is.

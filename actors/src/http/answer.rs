@@ -5,13 +5,12 @@ use std::convert::Infallible;
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
-use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
 const RETRY_BUSY_S: u64 = 1;
@@ -33,7 +32,7 @@ pub struct Refused {
     pub detail: String,
     /// The item of the body that is to blame, from 0, where there is one.
     pub item: Option<u32>,
-    /// The character of a query that is to blame, from 1, where there is one.
+    /// The character of the query that is to blame, from 1, where there is one.
     pub column: Option<usize>,
     /// Seconds after which it may be tried again, where they are known.
     pub retry_after_s: Option<u64>,
@@ -165,22 +164,39 @@ impl From<Refusal> for Refused {
     }
 }
 
-impl From<BadQuery> for Refused {
-    fn from(BadQuery { column, detail }: BadQuery) -> Self {
-        Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
+impl From<Refused> for Answer {
+    fn from(refused: Refused) -> Self {
+        Self::from(&refused)
     }
 }
 
-impl From<Refused> for Answer {
-    fn from(refused: Refused) -> Self {
-        let body = ErrorBody { error: refused.reason, detail: &refused.detail, column: refused.column };
-        Self::json(refused.status, &body).of(&refused)
+impl From<&Refused> for Answer {
+    fn from(refused: &Refused) -> Self {
+        let &Refused { status, reason: error, ref detail, column, .. } = refused;
+        Self::json(status, &ErrorBody { error, detail, column }).of(refused)
     }
 }
 
 impl From<Answer> for HttpResponse {
     fn from(answer: Answer) -> Self {
         *answer.0
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
+/// So that a handler can end early with one.
+impl ResponseError for Refused {
+    fn status_code(&self) -> StatusCode {
+        status_code(self.status)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        Answer::from(self).into()
     }
 }
 

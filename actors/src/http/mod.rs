@@ -21,19 +21,24 @@ use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
 use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::alerts::Board;
 use crate::config::Config;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
+use crate::search::Searcher;
+use crate::store::LogStore;
 use crate::tail::TailHub;
 
 pub mod answer;
+pub mod api;
 pub mod auth;
 mod admin;
 mod alerts;
 mod budget;
+mod dead_letters;
 mod idempotency;
 mod elastic;
 mod ingest;
@@ -85,6 +90,10 @@ pub struct Parts {
     inflight: Budget,
     limits: Limits,
     running: OnceLock<Running>,
+    searcher: OnceLock<Searcher>,
+    letters: OnceLock<Arc<dyn LogStore>>,
+    /// Whoever changes dead letters does so alone.
+    letters_turn: Semaphore,
 }
 
 /// What is there once the journal is open and the stages are spawned.
@@ -131,12 +140,34 @@ impl Shared {
             inflight,
             limits,
             running,
+            searcher: OnceLock::new(),
+            letters: OnceLock::new(),
+            letters_turn: Semaphore::new(1),
         }))
     }
 
     /// The rest is there, too: from now on bodies are taken. Says whether this was the first call.
     pub fn start(&self, running: Running) -> bool {
         self.0.running.set(running).is_ok()
+    }
+
+    /// From now on queries are answered. Says whether this was the first call.
+    pub fn search_with(&self, searcher: Searcher) -> bool {
+        self.0.searcher.set(searcher).is_ok()
+    }
+
+    /// Whoever answers queries, or the refusal that nobody is there yet.
+    /// Where the dead letters are.
+    pub fn letters_of(&self, store: Arc<dyn LogStore>) -> bool {
+        self.0.letters.set(store).is_ok()
+    }
+
+    fn letters(&self) -> Result<&Arc<dyn LogStore>, Refused> {
+        self.0.letters.get().ok_or_else(|| Refused::new(503, "starting", "dead letters are not shown yet"))
+    }
+
+    fn searcher(&self) -> Result<&Searcher, Refused> {
+        self.0.searcher.get().ok_or_else(|| Refused::new(503, "starting", "queries are not answered yet"))
     }
 
     /// Whether a body would be taken now.
@@ -253,16 +284,18 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(only("/", &["GET", "HEAD"]).route(web::get().to(welcome)).route(web::head().to(elastic::product)))
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
-        .service(readable("/api/v1/alerts", alerts::alerts))
+        .service(only("/api/v1/alerts", &["GET"]).route(web::get().to(alerts::alerts)))
+        .configure(dead_letters::routes)
         .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
+        .configure(api::routes)
         .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
         .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
         .configure(splunk::routes)
         .configure(elastic::routes)
         .default_service(web::to(|| {
             not_found(
-                "/, POST /ingest, GET /api/v1/status, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
+                "/, POST /ingest, GET /api/v1/{query,hits,facets,context,fields,services,status}, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
                  POST /services/collector",
             )
         }));

@@ -66,6 +66,32 @@ impl<'de> Visitor<'de> for Member<'_> {
     }
 }
 
+/// Gives the name of each member of the object `attributes` to `see`.
+pub(super) fn names(attributes: &str, see: &mut dyn FnMut(&str)) {
+    if !attributes.is_empty() {
+        let mut json = serde_json::Deserializer::from_str(attributes);
+        // What is no object has no names.
+        let _ = json.deserialize_map(Each(see));
+    }
+}
+
+struct Each<'s>(&'s mut dyn FnMut(&str));
+
+impl<'de> Visitor<'de> for Each<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((Name(name), IgnoredAny)) = map.next_entry()? {
+            (self.0)(&name);
+        }
+        Ok(())
+    }
+}
+
 /// The text of a JSON value; none for null, objects and arrays.
 pub(super) fn text(json: &str) -> Option<Cow<'_, str>> {
     match json.as_bytes().first()? {

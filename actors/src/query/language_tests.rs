@@ -12,7 +12,7 @@ const RECORD: Record<'_> = Record {
     host: "pod-7",
     message: "GET /api/carts/12 Connection reset by peer, timed out (straße)",
     attributes: r#"{"status":502,"path":"/api/carts/12","user.id":"u-1","took_ms":12.50,"ok":false,"none":null,
-        "nested":{"a.b":{"c":"deep"}},"list":[1],"size":"1e3"}"#,
+        "nested":{"a":{"b":{"c":"deep"}}},"list":[1],"size":"1e3"}"#,
 };
 
 #[test]

@@ -7,6 +7,8 @@ use std::fmt;
 
 use regex::{Regex, RegexBuilder};
 
+use super::pattern;
+
 /// Longest pattern in bytes.
 pub const PATTERN_BYTES_MAX: usize = 1024;
 
@@ -25,6 +27,8 @@ pub struct Text {
     /// Whether A to Z differ from a to z. A regular expression says itself what differs.
     case_sensitive: bool,
     regex: Regex,
+    /// The same for `PostgreSQL`.
+    postgres: String,
 }
 
 /// Where the pattern must stand.
@@ -61,16 +65,18 @@ impl Text {
         if pattern.len() > PATTERN_BYTES_MAX {
             return Err(BadPattern(format!("a text to look for has at most {PATTERN_BYTES_MAX} bytes")));
         }
-        let regex = expression(kind, &pattern, case_sensitive);
-        let regex = RegexBuilder::new(&regex).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
+        let unusable = |detail: String| BadPattern(format!("the regular expression cannot be used: {detail}"));
+        let expression = expression(kind, &pattern, case_sensitive);
+        let regex = RegexBuilder::new(&expression).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
             let detail = match error {
                 regex::Error::CompiledTooBig(_) => "it would become too large".to_owned(),
                 // The last line names the mistake; those before it draw where it is.
                 error => error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
             };
-            BadPattern(format!("the regular expression cannot be used: {detail}"))
+            unusable(detail)
         })?;
-        Ok(Self { pattern, kind, case_sensitive, regex })
+        let postgres = pattern::postgres(&expression).map_err(unusable)?;
+        Ok(Self { pattern, kind, case_sensitive, regex, postgres })
     }
 
     /// Whether `text` is like it.
@@ -97,10 +103,16 @@ impl Text {
         self.case_sensitive
     }
 
-    /// The whole of it as one regular expression.
+    /// The whole of it as a regular expression of the crate `regex`.
     #[must_use]
     pub fn expression(&self) -> &str {
         self.regex.as_str()
+    }
+
+    /// The whole of it as a regular expression of `PostgreSQL`.
+    #[must_use]
+    pub(crate) fn postgres(&self) -> &str {
+        &self.postgres
     }
 }
 
@@ -146,7 +158,7 @@ fn literal(text: &str, case_sensitive: bool) -> String {
 }
 
 /// The number that `text` is in decimal notation. What a double cannot hold is none; that is said by counting digits, so that
-/// a database can say the same with [`NUMBER`].
+/// a database can say the same with a regular expression.
 #[must_use]
 pub fn number(text: &str) -> Option<f64> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);

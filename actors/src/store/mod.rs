@@ -12,18 +12,20 @@
 //! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1: dense, unique,
 //! and the proof that nothing is missing or doubled.
 
+pub mod read;
 pub mod claim;
 pub mod cursor;
 pub mod fault_class;
 mod letter;
 mod rows;
-pub(crate) mod time;
+mod time;
 pub(crate) mod volume;
 pub mod postgres;
 pub mod sqlite;
 pub mod blackhole;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use logweir_engine::journal::{LaneId, LaneTail};
@@ -31,6 +33,8 @@ use uuid::Uuid;
 
 use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
+
+pub(crate) use self::time::text as time_text;
 
 pub use self::letter::LetterRecord;
 
@@ -53,6 +57,16 @@ impl Opened {
             Self::Postgres(store) => store.clone(),
             Self::Sqlite(store) => store.clone(),
             Self::Blackhole(store) => store.clone(),
+        }
+    }
+
+    /// The store as queries see it; none where nothing is kept.
+    #[must_use]
+    pub fn reader(&self, timeout: Duration) -> Option<Arc<dyn read::LogReader>> {
+        match self {
+            Self::Postgres(store) => Some(Arc::new(store.log_reader(timeout))),
+            Self::Sqlite(store) => Some(Arc::new(store.log_reader(timeout))),
+            Self::Blackhole(_) => None,
         }
     }
 }

@@ -1,0 +1,337 @@
+//! Queries: how many may run, what they read, and how the answers are put together.
+//!
+//! A query cannot hurt intake: it has connections of its own, so many run at once and so many wait; who comes then is told
+//! to come again. Each has a range of time, a limit of records, of bytes and of time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout};
+
+use crate::config;
+use crate::query::Filter;
+use crate::query::facets::{Facet, Facets, NameCount};
+use crate::query::hits::{By, Hits, Series, Steps};
+use crate::query::page::{Direction, Found, Position, Range};
+use crate::query::{Field, filter};
+use crate::store::read::{LogReader, ReadError, Sample, Scan};
+
+/// Records that facets look at.
+pub const FACET_RECORDS_MAX: usize = 50_000;
+
+/// Records that the list of fields looks at.
+pub const NAME_RECORDS_MAX: usize = 20_000;
+
+/// How far around a record its context is looked for, in microseconds: further only where nearer there is not enough.
+const CONTEXT_US: [i64; 3] = [600_000_000, 3_600_000_000, 86_400_000_000];
+
+/// Runs queries. A clone is a handle on the same.
+#[derive(Clone)]
+pub struct Searcher(Arc<Parts>);
+
+struct Parts {
+    reader: Option<Arc<dyn LogReader>>,
+    settings: config::Query,
+    running: Semaphore,
+    waiting: AtomicUsize,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// Too many queries run and wait.
+    #[error("{0} queries are running and {1} wait: try again in a moment")]
+    Busy(usize, usize),
+    /// What is asked for does not go together.
+    #[error("{0}")]
+    Wrong(String),
+    /// Nothing is kept that could be read.
+    #[error("nothing can be read: the store is a blackhole")]
+    NothingKept,
+    /// The store has no answer.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// A page that is asked for.
+#[derive(Clone, Debug)]
+pub struct PageRequest {
+    /// Which records.
+    pub filter: Filter,
+    /// When.
+    pub range: Range,
+    /// Which way.
+    pub direction: Direction,
+    /// Behind which place.
+    pub after: Option<Position>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// A page.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The records, in the order of the request's direction.
+    pub records: Vec<Found>,
+    /// Whether there may be more this way.
+    pub more: bool,
+    /// Where they come from.
+    pub source: Source,
+}
+
+/// Where the records of an answer come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Source {
+    /// From the database.
+    pub database: usize,
+    /// Only from the cache: the database does not have them yet.
+    pub cache: usize,
+    /// The database was away: this is what the cache has.
+    pub partial: bool,
+}
+
+/// A histogram.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    /// Its bars.
+    pub steps: Steps,
+    /// Their heights.
+    pub series: Vec<Series>,
+    /// Whether the minute counters were enough.
+    pub from_counters: bool,
+}
+
+/// Counted over the newest records.
+#[derive(Clone, Debug)]
+pub struct Sampled<T> {
+    /// The counts.
+    pub value: T,
+    /// The number of records looked at, where there were more.
+    pub sampled: Option<u64>,
+}
+
+/// What was logged around a record by the same service on the same host, from the oldest to the newest.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Before it.
+    pub before: Vec<Found>,
+    /// It.
+    pub record: Found,
+    /// After it.
+    pub after: Vec<Found>,
+}
+
+impl Searcher {
+    /// Reads from `reader`; none where nothing is kept.
+    #[must_use]
+    pub fn new(reader: Option<Arc<dyn LogReader>>, settings: config::Query) -> Self {
+        let running = Semaphore::new(settings.running_max);
+        Self(Arc::new(Parts { reader, settings, running, waiting: AtomicUsize::new(0) }))
+    }
+
+    /// One page of records.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn page(&self, request: &PageRequest) -> Result<Page, SearchError> {
+        let (_running, reader) = self.admit("query").await?;
+        Ok(self.read_page(reader, request).await?)
+    }
+
+    async fn read_page(&self, reader: &dyn LogReader, request: &PageRequest) -> Result<Page, ReadError> {
+        let scan = Scan {
+            range: request.range,
+            filter: request.filter.clone(),
+            direction: request.direction,
+            after: request.after,
+            limit: request.limit,
+            bytes_max: self.0.settings.page_bytes_max,
+        };
+        let records = reader.records(&scan).await?.value;
+        let bytes: usize = records.iter().map(Found::bytes).sum();
+        let more = records.len() >= scan.limit || bytes >= scan.bytes_max;
+        let source = Source { database: records.len(), ..Source::default() };
+        Ok(Page { records, more, source })
+    }
+
+    /// Counts per step of time.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn hits(
+        &self,
+        filter: &Filter,
+        range: Range,
+        step_us: Option<i64>,
+        by: By,
+    ) -> Result<Histogram, SearchError> {
+        let steps = Steps::over(range, step_us).map_err(SearchError::Wrong)?;
+        let (_running, reader) = self.admit("hits").await?;
+        let from_counters = filter.is_counted() && steps.are_minutes();
+        let counts = match from_counters {
+            true => reader.volume(filter, steps, by).await?,
+            false => reader.count(filter, steps, by).await?,
+        };
+        let mut hits = Hits::new(steps, by);
+        for (ts_us, severity, service, records) in counts.value {
+            hits.add_many(ts_us, severity, &service, records);
+        }
+        Ok(Histogram { steps, series: hits.finish(), from_counters })
+    }
+
+    /// The most frequent values of the fields with these names.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn facets(
+        &self,
+        filter: &Filter,
+        range: Range,
+        fields: Vec<String>,
+        limit: usize,
+    ) -> Result<Sampled<Vec<Facet>>, SearchError> {
+        let (_running, reader) = self.admit("facets").await?;
+        let sample = Sample { range, filter: filter.clone(), records_max: FACET_RECORDS_MAX };
+        let (facets, records) = reader.facets(&sample, Facets::of(fields)).await?.value;
+        Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX) })
+    }
+
+    /// The names of the attributes.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn fields(&self, filter: &Filter, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
+        let (_running, reader) = self.admit("fields").await?;
+        let sample = Sample { range, filter: filter.clone(), records_max: NAME_RECORDS_MAX };
+        let (names, records) = reader.names(&sample).await?.value;
+        Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX) })
+    }
+
+    /// The services, and how many records they have in the minutes of `range`.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn services(&self, range: Range) -> Result<Vec<NameCount>, SearchError> {
+        let (_running, reader) = self.admit("services").await?;
+        Ok(reader.services(range).await?.value)
+    }
+
+    /// What the same service on the same host logged around the record at `position`; none where there is no such record.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn context(
+        &self,
+        position: Position,
+        before: usize,
+        after: usize,
+    ) -> Result<Option<Context>, SearchError> {
+        let (_running, reader) = self.admit("context").await?;
+        let Some(record) = self.record_at(reader, position).await? else { return Ok(None) };
+        let mut older = self.beside(reader, &record, Direction::Backward, before).await?;
+        older.reverse();
+        let newer = self.beside(reader, &record, Direction::Forward, after).await?;
+        Ok(Some(Context { before: older, record, after: newer }))
+    }
+
+    async fn record_at(&self, reader: &dyn LogReader, position: Position) -> Result<Option<Found>, ReadError> {
+        let Position { ts_us, id } = position;
+        let Some(before) = id.checked_sub(1) else { return Ok(None) };
+        let request = PageRequest {
+            filter: Filter::All,
+            range: Range { start_us: ts_us, end_us: ts_us.saturating_add(1) },
+            direction: Direction::Forward,
+            after: Some(Position { ts_us, id: before }),
+            limit: 1,
+        };
+        let page = self.read_page(reader, &request).await?;
+        Ok(page.records.into_iter().find(|found| found.position() == position))
+    }
+
+    /// The neighbours of `record` one way, the nearest first.
+    async fn beside(
+        &self,
+        reader: &dyn LogReader,
+        record: &Found,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<Found>, ReadError> {
+        let same = |field, value: &str| filter::Filter::equals(field, value);
+        let filter = same(Field::Service, &record.service).and(same(Field::Host, &record.host));
+        let mut records = Vec::new();
+        for reach_us in CONTEXT_US {
+            let range = match direction {
+                Direction::Backward => {
+                    Range { start_us: record.ts_us.saturating_sub(reach_us), end_us: record.ts_us.saturating_add(1) }
+                }
+                Direction::Forward => Range { start_us: record.ts_us, end_us: record.ts_us.saturating_add(reach_us) },
+            };
+            let after = Some(record.position());
+            let request = PageRequest { filter: filter.clone(), range, direction, after, limit };
+            let page = self.read_page(reader, &request).await?;
+            records = page.records;
+            if page.more {
+                break;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Waits for the turn of one more query.
+    async fn admit(&self, kind: &'static str) -> Result<(Running<'_>, &dyn LogReader), SearchError> {
+        let Parts { reader, settings, running, waiting } = &*self.0;
+        let reader = reader.as_deref().ok_or(SearchError::NothingKept)?;
+        let busy = || {
+            metrics::counter!("logweir_queries_refused_total", "reason" => "busy").increment(1);
+            SearchError::Busy(settings.running_max, settings.waiting_max)
+        };
+        let permit = match running.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let _place = Place::take(waiting, settings.waiting_max).ok_or_else(busy)?;
+                let patience = Duration::from_millis(settings.timeout_ms);
+                match timeout(patience, running.acquire()).await {
+                    Ok(Ok(permit)) => permit,
+                    _ => return Err(busy()),
+                }
+            }
+        };
+        Ok((Running { _permit: permit, kind, since: Instant::now() }, reader))
+    }
+}
+
+fn sampled(records: u64, records_max: usize) -> Option<u64> {
+    (records >= records_max as u64).then_some(records)
+}
+
+/// A query at work; measured when it ends, however it ends.
+struct Running<'s> {
+    _permit: SemaphorePermit<'s>,
+    kind: &'static str,
+    since: Instant,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        metrics::histogram!("logweir_query_duration_seconds", "kind" => self.kind)
+            .record(self.since.elapsed().as_secs_f64());
+    }
+}
+
+/// A place among those who wait.
+struct Place<'s>(&'s AtomicUsize);
+
+impl<'s> Place<'s> {
+    fn take(waiting: &'s AtomicUsize, max: usize) -> Option<Self> {
+        let taken = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
+        taken.ok().map(|_| Self(waiting))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
