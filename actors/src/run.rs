@@ -118,6 +118,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
 
     let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
     shared.search_with(logweir.searcher());
+    shared.letters_of(logweir.store());
     shared.start(Running {
         intake: logweir.intake(),
         journal: logweir.journal(),

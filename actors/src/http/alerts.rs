@@ -4,7 +4,7 @@ use actix_web::web;
 use serde::Serialize;
 
 use super::Shared;
-use super::answer::Answer;
+use super::answer::{Answer, Refused};
 use crate::alerts::Status;
 
 #[derive(Serialize)]
@@ -13,9 +13,6 @@ struct Alerts {
 }
 
 /// The handler.
-pub async fn alerts(shared: web::Data<Shared>) -> Answer {
-    match shared.running() {
-        Ok(running) => Answer::json(200, &Alerts { alerts: running.alerts.alerts() }),
-        Err(refused) => refused.into(),
-    }
+pub async fn alerts(shared: web::Data<Shared>) -> Result<Answer, Refused> {
+    Ok(Answer::json(200, &Alerts { alerts: shared.running()?.alerts.alerts() }))
 }

@@ -11,7 +11,6 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
-use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
 const RETRY_BUSY_S: u64 = 1;

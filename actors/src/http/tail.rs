@@ -8,37 +8,22 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, web};
 use futures_util::stream;
-use serde::Deserialize;
 
 use super::Shared;
 use super::answer::{Answer, Refused};
-use crate::query;
+use super::api::Asked;
 use crate::tail::{Matches, Unheard};
 
-/// What may be asked.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Parameters {
-    #[serde(default)]
-    query: String,
-    last_event_id: Option<String>,
-}
-
 /// The handler.
-pub async fn tail(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
-    stream_of_records(&shared, &request).unwrap_or_else(|refused| refused.counted().into())
-}
-
-fn stream_of_records(shared: &Shared, request: &HttpRequest) -> Result<Answer, Refused> {
-    let running = shared.running()?;
-    let asked = web::Query::<Parameters>::from_query(request.query_string())
-        .map_err(|error| Refused::new(400, "bad_parameter", error.to_string()))?;
+pub async fn tail(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
+    let mut asked = Asked::of(&request)?;
+    let (filter, token) = (asked.filter()?, asked.text("last_event_id")?);
+    asked.finish()?;
     // What a browser says by itself is newer than what the page had put into the address.
     let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
-    let token = header.or(asked.last_event_id.as_deref()).filter(|token| !token.is_empty());
-    let filter = query::parse(&asked.query)?;
+    let token = header.filter(|header| !header.is_empty()).or(token.as_deref());
     let matches: Matches = Arc::new(move |record| filter.matches(record));
-    let pieces = running.tail.subscribe(matches, token).map_err(refusal)?;
+    let pieces = shared.running()?.tail.subscribe(matches, token).map_err(refusal)?;
     let pieces = stream::unfold(pieces, async |mut pieces| {
         let piece = pieces.recv().await?;
         Some((Ok::<_, Infallible>(piece), pieces))
