@@ -164,12 +164,6 @@ impl From<Refusal> for Refused {
     }
 }
 
-impl From<BadQuery> for Refused {
-    fn from(BadQuery { column, detail }: BadQuery) -> Self {
-        Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
-    }
-}
-
 impl From<Refused> for Answer {
     fn from(refused: Refused) -> Self {
         Self::from(&refused)

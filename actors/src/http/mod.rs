@@ -308,7 +308,7 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))
-        .service(readable("/api/v1/alerts", alerts::alerts))
+        .service(only("/api/v1/alerts", &["GET"]).route(web::get().to(alerts::alerts)))
         .configure(dead_letters::routes)
         .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
