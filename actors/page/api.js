@@ -130,7 +130,8 @@ function eventReader(onEvent) {
   let [event, data, id] = ["", [], ""];
   return (line) => {
     if (line === "") {
-      if (data.length) onEvent(event || "message", data.join("\n"), id);
+      // An id without data only says from where to go on.
+      if (data.length || id) onEvent(data.length ? event || "message" : "", data.join("\n"), id);
       [event, data] = ["", []];
       return;
     }

@@ -124,7 +124,7 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
     j: () => select(index + 1),
     k: () => select(Math.max(0, index - 1)),
     Enter: () => current() && onToggle(selected),
-    c: () => current() && go({ record: recordKey(current()) }),
+    c: () => current() && /^-?\d+$/.test(selected) && go({ record: recordKey(current()) }),
     t: () => setPicking(!picking),
     r: again,
     l: () => setLive(!live),

@@ -49,11 +49,12 @@ export function Detail({ record, zone, words, columns, onInclude, onExclude, onC
         <${IconButton} icon="minus" label=${`Without ${name} = ${text}`} onClick=${() => onExclude(name, value)} />`}
         ${name !== "service" && name !== "severity" && html`<button type="button" class="icon-button" aria-pressed=${columns.includes(name)} aria-label=${`Show ${name} as a column`} title=${`Show ${name} as a column`} onClick=${() => onColumn(name)}><${Icon} name="columns" /></button>`}</dd></div>`;
   };
+  const hasId = /^-?\d+$/.test(record.id);
   return html`<article class="detail ${severityClass(record.severity_text)}">
     <div class="detail-acts">
-      <button type="button" onClick=${onContext}><${Icon} name="context" />Context</button>
+      <button type="button" disabled=${!hasId} onClick=${onContext}><${Icon} name="context" />Context</button>
       <button type="button" onClick=${() => copy(JSON.stringify(record, null, 2), "Record")}><${Icon} name="copy" />Copy JSON</button>
-      <button type="button" onClick=${() => copy(link, "Link")}><${Icon} name="link" />Copy link</button>
+      <button type="button" disabled=${!hasId} onClick=${() => copy(link, "Link")}><${Icon} name="link" />Copy link</button>
     </div>
     <pre class="detail-message"><bdi>${marked(record.message, words)}</bdi></pre>
     <dl>

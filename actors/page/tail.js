@@ -47,6 +47,7 @@ export function useTail(query, on) {
     const { signal } = abort;
     let waiting = { records: [], received: 0, dropped: 0, gaps: 0 };
     let rate = 0;
+    let serial = 0;
     lastId.current = "";
     act({ type: "clear" });
 
@@ -62,8 +63,11 @@ export function useTail(query, on) {
 
     const onEvent = (event, data, id) => {
       if (id) lastId.current = id;
+      if (!event) return;
       const value = JSON.parse(data);
       if (event === "record") {
+        // Until the database has been asked once, a new record has no number yet: rows are told apart all the same.
+        value.id ??= `new-${(serial += 1)}`;
         waiting.records.push(value);
         waiting.received += 1;
         rate += 1;
@@ -71,7 +75,7 @@ export function useTail(query, on) {
       } else if (event === "dropped") waiting.dropped += value.dropped;
       else if (event === "gap") {
         waiting.gaps += 1;
-        waiting.records.push({ gap: true, id: `gap-${Date.now()}-${Math.random()}`, missing: value.missing ?? null });
+        waiting.records.push({ gap: true, id: `gap-${(serial += 1)}`, missing: value.missing ?? null });
       } else return;
       later();
     };

@@ -637,6 +637,81 @@ fn the_pipeline_shows_what_the_status_says() {
 }
 
 #[test]
+fn dead_letters_are_shown_tried_again_and_deleted() {
+    on_postgres("page dead letters", |s| {
+        s.start();
+        shop(s);
+        s.store.rows("ALTER TABLE logs ADD CONSTRAINT no_poison CHECK (message NOT LIKE 'poison%')").unwrap();
+        let poison = |nth: u32| json!({ "service": "cart", "msg": format!("poison <b>{nth}</b>") });
+        send(s, &[poison(1), poison(2)]);
+        let browser = open(s, Screen::Desktop, "/pipeline");
+        browser.see(".letters", "poison <b>2</b>");
+        assert_eq!(browser.count(".letters tbody tr"), 2);
+        browser.see(".letters .reason", "23514"); // check_violation
+        browser.click(".letters tbody button");
+        browser.see(".word", "0 records stored, 1 refused again");
+        s.store.rows("ALTER TABLE logs DROP CONSTRAINT no_poison").unwrap();
+        browser.click(".letters tbody button");
+        browser.until("one is left", |browser| browser.count(".letters tbody tr") == 1);
+        browser.click_on(".letters button", "Delete all");
+        browser.click_on("dialog button", "Keep them");
+        browser.click_on(".letters button", "Try all again");
+        browser.see(".letters", "None: the database took every record");
+        assert_eq!(s.store.count(), Ok(62));
+
+        s.store.rows("ALTER TABLE logs ADD CONSTRAINT no_poison CHECK (message NOT LIKE 'poison%') NOT VALID").unwrap();
+        send(s, &[poison(3)]);
+        browser.see(".letters", "poison <b>3</b>");
+        browser.click_on(".letters button", "Delete all");
+        browser.click_on("dialog button", "Delete");
+        browser.see(".letters", "None: the database took every record");
+        assert_eq!(s.store.count(), Ok(62));
+        sound(&browser);
+    });
+}
+
+#[test]
+fn alerts_are_shown_with_what_they_look_at() {
+    on_sqlite("page alerts", |s| {
+        let file = s.dir.join("alerts.toml");
+        std::fs::write(&file, "[alerts.declined]\nquery = 'service:cart severity>=error'\nabove = 1\nwindow = '2s'\nevery = '500ms'\ngrace = '500ms'\n").unwrap();
+        s.set("config", file.display());
+        s.start();
+        shop(s);
+        let browser = open(s, Screen::Desktop, "/alerts");
+        browser.see(".alert-card", "declined");
+        browser.see(".alert-card .chip", "inactive");
+        browser.until("it fires", |browser| {
+            send(s, &vec![json!({ "level": "error", "service": "cart", "msg": "card declined" }); 5]);
+            browser.text(".alert-card .chip") == "firing"
+        });
+        browser.click(".alert-card a");
+        browser.until("its query", |browser| browser.path().contains("service%3Acart"));
+        browser.see(&format!("{ROW} .message"), "card declined");
+        sound(&browser);
+    });
+}
+
+#[test]
+fn what_a_tail_could_not_send_is_counted() {
+    on_sqlite("page dropped", |s| {
+        s.set("tail.records_per_s", 5);
+        s.start();
+        let browser = open(s, Screen::Desktop, "/?live=1");
+        browser.see(".live-state", "Live");
+        let records: Vec<_> =
+            (0..200).map(|nth| json!({ "service": "fast", "msg": format!("number {nth}") })).collect();
+        send(s, &records);
+        let shown = |browser: &Browser, css: &str| browser.text(css).replace(',', "").parse::<u32>().unwrap();
+        browser.until("every record is accounted for", |browser| {
+            shown(browser, ".received") + shown(browser, ".dropped") == 200
+        });
+        assert!(shown(&browser, ".dropped") > 0);
+        sound(&browser);
+    });
+}
+
+#[test]
 fn light_and_dark_are_kept() {
     on_sqlite("page theme", |s| {
         s.start();
@@ -659,7 +734,7 @@ fn light_and_dark_are_kept() {
 /// Each view as it is looked at: its address, and what is done there first.
 type View = (&'static str, &'static str, fn(&Browser));
 
-const VIEWS: [View; 9] = [
+const VIEWS: [View; 10] = [
     ("logs", "/", |browser| counted(browser, "60")),
     ("record", "/?query=declined&columns=order", |browser| {
         counted(browser, "12");
@@ -683,6 +758,7 @@ const VIEWS: [View; 9] = [
         browser.see(".sums", "adds up");
         browser.until("rates", |browser| browser.text(".sums").contains("/s"));
     }),
+    ("alerts", "/alerts", |browser| browser.see(".empty", "No alerts")),
     ("keys", "/pipeline", |browser| {
         browser.see(".sums", "adds up");
         browser.click("[aria-label^=Keys]");
