@@ -1,6 +1,6 @@
 //! A real browser, used as a person would use it: headless Chromium through WebDriver.
 //!
-//! - Whatever is clicked or read is waited for: a page is never asked too early, and never later than [`PATIENCE`].
+//! - Whatever is clicked or read is waited for: a page is never asked too early, and never later than half a minute.
 //! - What goes wrong inside (an exception, a refusal of the page's policy) is kept and asked for by [`Browser::troubles`].
 
 use std::cell::RefCell;

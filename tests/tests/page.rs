@@ -374,7 +374,7 @@ fn context_shows_the_neighbours_and_has_an_address() {
         let lines = browser.texts(".context li .message");
         // The same service and host: each fourth record, the oldest first.
         let expect = |nth: usize| {
-            if nth % 5 == 0 { format!("card declined, try {nth}") } else { format!("order {nth} is paid") }
+            if nth.is_multiple_of(5) { format!("card declined, try {nth}") } else { format!("order {nth} is paid") }
         };
         assert_eq!(lines, (0..15).rev().map(|nth| expect(nth * 4)).take(15).collect::<Vec<_>>());
         let address = browser.path();
