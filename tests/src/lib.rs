@@ -8,6 +8,7 @@
 //! ```
 
 pub mod lines;
+pub mod protobuf;
 pub mod ledger;
 pub mod client;
 pub mod process;
