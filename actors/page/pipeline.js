@@ -86,16 +86,16 @@ function Processor({ processor, before, seconds }) {
       ${journal && html`<section><h3>Journal</h3><${Meter} label="Journal" value=${journal.bytes} most=${journal.quota_bytes} text=${`${bytes(journal.bytes)} of ${bytes(journal.quota_bytes)}`} />
         <dl class="numbers"><div><dt>segments</dt><dd>${count(journal.segments)}</dd></div><div><dt>waiting for fsync</dt><dd>${count(journal.seq_last - journal.seq_durable)} frames</dd></div>
           <div><dt>backlog</dt><dd>${plural(sums.backlog, "record")}</dd></div>
-          ${journal.backlog_age_ms !== undefined && html`<div><dt>oldest of it</dt><dd>${journal.backlog_age_ms === null ? "–" : duration(journal.backlog_age_ms)}</dd></div>`}
+          <div><dt>oldest of it</dt><dd class="age">${sums.backlog ? duration(Math.max(...lanes.map((lane) => lane.backlog_age_ms))) : "–"}</dd></div>
           <div class=${journal.damaged_frames ? "problem" : ""}><dt>damaged frames</dt><dd>${count(journal.damaged_frames)}</dd></div>
           ${journal.quarantine_bytes > 0 && html`<div class="problem"><dt>kept aside</dt><dd>${bytes(journal.quarantine_bytes)}</dd></div>`}</dl>
         ${journal.refuses && html`<p class="problem"><${Icon} name="alert" />Takes no records: ${journal.refuses}</p>`}</section>`}
       <section><h3>Breakers</h3><ul class="breakers">${Object.entries(breakers ?? {}).map(([name, breaker]) => html`<li><span class="dot ${breaker === "closed" ? "good" : breaker === "open" ? "bad" : "warn"}"></span>${name}<span class="soft">${{ closed: "closed: calls pass", half_open: "half open: one call is trying", open: "open: calls are turned away" }[breaker] ?? breaker}</span></li>`)}
         ${!Object.keys(breakers ?? {}).length && html`<li class="soft">none was needed yet</li>`}</ul></section>
     </div>
-    <div class="scroll" tabindex="0" role="group" aria-label="Lanes"><table><caption>Lanes</caption><thead><tr>${["Lane", "Database", "Behind (frames)", "Backlog", "Accepted", "Committed", "Dead", "Lost"].map((title, nth) => html`<th scope="col" class=${nth > 1 ? "number" : ""}>${title}</th>`)}</tr></thead>
+    <div class="scroll" tabindex="0" role="group" aria-label="Lanes"><table><caption>Lanes</caption><thead><tr>${["Lane", "Database", "Behind (frames)", "Backlog", "Oldest", "Accepted", "Committed", "Dead", "Lost"].map((title, nth) => html`<th scope="col" class=${nth > 1 ? "number" : ""}>${title}</th>`)}</tr></thead>
       <tbody>${lanes.map((lane) => html`<tr><th scope="row">${lane.lane}</th><td><span class="dot ${{ ok: "good", connecting: "warn" }[state(lane).state] ?? "bad"}"></span>${state(lane).state}${state(lane).reason ? `: ${state(lane).reason}` : ""}</td>
-        <td class="number">${count(lane.seq_last - lane.seq_committed)}</td><td class="number">${count(lane.backlog)}</td><td class="number">${count(lane.accepted)}</td><td class="number">${count(lane.committed)}</td><td class="number">${count(lane.dead)}</td><td class="number">${count(lane.lost)}</td></tr>`)}</tbody></table></div>
+        <td class="number">${count(lane.seq_last - lane.seq_committed)}</td><td class="number">${count(lane.backlog)}</td><td class="number">${lane.backlog ? duration(lane.backlog_age_ms) : "–"}</td><td class="number">${count(lane.accepted)}</td><td class="number">${count(lane.committed)}</td><td class="number">${count(lane.dead)}</td><td class="number">${count(lane.lost)}</td></tr>`)}</tbody></table></div>
   </section>`;
 }
 

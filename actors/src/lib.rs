@@ -50,6 +50,7 @@ pub mod cache;
 pub mod allowance;
 pub mod query;
 pub mod search;
+pub mod backlog;
 pub mod breaker;
 pub mod gateway;
 pub mod tls;

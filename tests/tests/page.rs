@@ -632,6 +632,16 @@ fn the_pipeline_shows_what_the_status_says() {
         assert_eq!(browser.count(".processor tbody tr"), lanes);
         shop(s);
         browser.see(".sums", "120");
+
+        // A database that is down: what waits in the journal is shown, with its age.
+        s.postgres().stop_immediately();
+        let answer = s.server().post("/ingest?ack=journal", "text/plain", "one more").expect("an answer");
+        assert_eq!(answer.status, 200);
+        browser.see(".numbers", "1 record");
+        browser.until("it grows older", |browser| {
+            browser.text(".age").strip_suffix(" s").and_then(|age| age.parse::<u32>().ok()).is_some_and(|age| age >= 3)
+        });
+        browser.see(".processor tbody", "failing");
         sound(&browser);
     });
 }
