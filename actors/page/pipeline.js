@@ -47,8 +47,8 @@ function Stage({ stage, before, seconds }) {
   const waits = perSecond(stage.wait, before?.wait, seconds);
   const busy = perSecond(stage.busy, before?.busy, seconds);
   const troubled = stage.dropped > 0 || stage.restarts > 0;
-  return html`<li class="stage ${troubled ? "troubled" : ""}">
-    <h3>${stage.title}<span class="soft"> ×${stage.actors.length}</span></h3>
+  return html`<li class="stage ${stage.prefix} ${troubled ? "troubled" : ""}">
+    <h3>${stage.title}<span class="soft"> ×${stage.actors.length}${stage.prefix === "cache-writer" ? ", beside the flusher" : ""}</span></h3>
     <dl class="numbers">
       <div><dt>in</dt><dd>${rate(enters)}</dd></div><div><dt>out</dt><dd>${rate(leaves)}</dd></div>
       <div class=${stage.dropped ? "problem" : ""}><dt>dropped</dt><dd>${count(stage.dropped)}</dd></div>
