@@ -50,6 +50,7 @@ pub mod allowance;
 pub mod query;
 pub mod search;
 pub mod breaker;
+pub mod sse;
 pub mod gateway;
 pub mod tls;
 pub mod pipeline;

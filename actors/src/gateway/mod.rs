@@ -14,6 +14,7 @@
 //! the one who knows.
 
 pub mod members;
+pub mod tail;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,8 @@ struct Parts {
     timeout: Duration,
     lookup_every: Duration,
     at_once: Semaphore,
+    /// Places for live tails.
+    tails: Arc<Semaphore>,
     statuses: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Processor>>)>>,
 }
 
@@ -111,6 +114,7 @@ impl Gateway {
             timeout,
             lookup_every: Duration::from_millis(settings.lookup_ms),
             at_once: Semaphore::new(settings.requests_max),
+            tails: Arc::new(Semaphore::new(config.tail.clients_max)),
             statuses: tokio::sync::Mutex::default(),
         }))
     }

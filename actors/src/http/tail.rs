@@ -30,15 +30,21 @@ pub async fn tail(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
 }
 
 fn stream_of_records(shared: &Shared, request: &HttpRequest) -> Result<Answer, Refused> {
-    let running = shared.running()?;
     let asked = web::Query::<Parameters>::from_query(request.query_string())
         .map_err(|error| Refused::new(400, "bad_parameter", error.to_string()))?;
     // What a browser says by itself is newer than what the page had put into the address.
     let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
     let token = header.or(asked.last_event_id.as_deref()).filter(|token| !token.is_empty());
     let filter = query::parse(&asked.query)?;
-    let matches: Matches = Arc::new(move |record| filter.matches(record));
-    let pieces = running.tail.subscribe(matches, token).map_err(refusal)?;
+    let pieces = match &shared.gateway {
+        Some(gateway) => {
+            gateway.tail(&asked.query, token, shared.drain.clone()).ok_or(Unheard::TooMany).map_err(refusal)?
+        }
+        None => {
+            let matches: Matches = Arc::new(move |record| filter.matches(record));
+            shared.running()?.tail.subscribe(matches, token).map_err(refusal)?
+        }
+    };
     let pieces = stream::unfold(pieces, async |mut pieces| {
         let piece = pieces.recv().await?;
         Some((Ok::<_, Infallible>(piece), pieces))
