@@ -287,7 +287,7 @@ fn a_tail_has_the_records_of_all_processors_and_goes_on_where_it_was() {
         assert!(tail.seen.iter().all(|event| event.name != "gap"), "{:?}", tail.seen);
 
         let refused = gateway.data("/api/v1/tail?query=(").expect("an answer");
-        assert_eq!((refused.status, refused.json()["column"].as_u64()), (400, Some(1)), "{}", refused.body);
+        assert_eq!((refused.status, refused.json()["column"].as_u64()), (400, Some(2)), "{}", refused.body);
     });
 }
 

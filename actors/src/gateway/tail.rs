@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Gateway, away};
 use crate::breaker::{Allow, retry};
+use crate::query::Wanted;
 use crate::sse::{Event, Events};
 
 /// Between the tokens of a merged one.
@@ -40,12 +41,12 @@ const RECONNECT_MAX: Duration = Duration::from_secs(5);
 impl Gateway {
     /// Begins a stream of server-sent events; none where there are as many as there may be.
     #[must_use]
-    pub fn tail(&self, query: &str, token: Option<&str>, drain: DrainWatch) -> Option<mpsc::Receiver<Bytes>> {
+    pub fn tail(&self, query: &Wanted, token: Option<&str>, drain: DrainWatch) -> Option<mpsc::Receiver<Bytes>> {
         let place = self.0.tails.clone().try_acquire_owned().ok()?;
         let (out, pieces) = mpsc::channel(1);
         let merger = Merger {
             gateway: self.clone(),
-            query: query.to_owned(),
+            query: query.clone(),
             begin: token.map(ToOwned::to_owned),
             tokens: tokens(token.unwrap_or_default()),
             dropped: 0,
@@ -66,7 +67,7 @@ fn tokens(merged: &str) -> BTreeMap<String, String> {
 
 struct Merger {
     gateway: Gateway,
-    query: String,
+    query: Wanted,
     /// Where the client had been before.
     begin: Option<String>,
     tokens: BTreeMap<String, String>,
@@ -156,7 +157,7 @@ impl Merger {
 async fn hear(
     gateway: Gateway,
     address: SocketAddr,
-    query: String,
+    query: Wanted,
     mut token: Option<String>,
     to: mpsc::Sender<Event>,
 ) {
@@ -193,12 +194,13 @@ async fn hear(
 async fn open(
     gateway: &Gateway,
     address: SocketAddr,
-    query: &str,
+    query: &Wanted,
     token: Option<&str>,
 ) -> Result<reqwest::Response, (String, bool)> {
     let mut url =
         reqwest::Url::parse(&format!("http://{address}/api/v1/tail")).map_err(|error| (error.to_string(), true))?;
-    url.query_pairs_mut().append_pair("query", query);
+    let (parameter, text) = query.parameter();
+    url.query_pairs_mut().append_pair(parameter, text);
     let mut request = gateway.0.client.get(url);
     if let Some(token) = token {
         request = request.header("Last-Event-ID", token);
