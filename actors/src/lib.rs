@@ -45,6 +45,7 @@ pub mod follow;
 pub mod tail;
 pub mod alerts;
 pub mod store;
+pub mod letters;
 pub mod cache;
 pub mod allowance;
 pub mod query;

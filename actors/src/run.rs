@@ -33,6 +33,7 @@ use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
 use crate::search::Searcher;
+use crate::store;
 
 /// How long requests that are at work when intake closes may take to hand their bodies in.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
@@ -118,6 +119,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
 
     let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
     shared.search_with(logweir.searcher());
+    shared.letters_of(logweir.store());
     shared.start(Running {
         intake: logweir.intake(),
         journal: logweir.journal(),
@@ -154,8 +156,10 @@ async fn serve(config: Config) -> Result<(), Exit> {
 
 /// A gateway answers from the store and from the processors; it has no journal and no stages.
 fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Exit> {
-    let searcher = Searcher::open(&shared.config).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
-    shared.search_with(searcher);
+    let opened = store::open(&shared.config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+    let query = shared.config.query;
+    shared.search_with(Searcher::new(opened.reader(Duration::from_millis(query.timeout_ms)), query));
+    shared.letters_of(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
         actix_rt::spawn(async move { gateway.look_up().await });
     }

@@ -10,14 +10,13 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
-use crate::config::{self, Config};
+use crate::config;
 use crate::query::Filter;
 use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
 use crate::store::read::{LogReader, ReadError, Sample, Scan};
-use crate::store::{self, StoreError};
 
 /// Records that facets look at.
 pub const FACET_RECORDS_MAX: usize = 50_000;
@@ -125,15 +124,6 @@ pub struct Context {
 }
 
 impl Searcher {
-    /// Reads what `config` says, beside no pipeline: for a gateway.
-    ///
-    /// # Errors
-    /// The database's settings cannot work.
-    pub fn open(config: &Config) -> Result<Self, StoreError> {
-        let opened = store::open(&config.database)?;
-        Ok(Self::new(opened.reader(Duration::from_millis(config.query.timeout_ms)), config.query))
-    }
-
     /// Reads from `reader`; none where nothing is kept.
     #[must_use]
     pub fn new(reader: Option<Arc<dyn LogReader>>, settings: config::Query) -> Self {

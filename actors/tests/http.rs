@@ -181,6 +181,7 @@ impl Plan {
             files: Files::default(),
             multiline: Multiline::default(),
             log: Log { level: "info".into(), json: false },
+            ..Config::default()
         };
         Self { config, room: Bound { messages_max: 64, bytes_max: 32 << 20 }, start: true }
     }

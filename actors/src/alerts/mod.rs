@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::follow::{self, DurableFrame, Follower, Position};
-use crate::store::time;
+use crate::store::time_text;
 use notify::Notice;
 use rule::{Measure, Rule, Tally};
 use state::{Change, Machine, State};
@@ -186,7 +186,7 @@ impl Board {
             let status = Status {
                 name: rule.name.clone(),
                 state: State::Inactive,
-                since: time::text(now_us),
+                since: time_text(now_us),
                 value: None,
                 threshold: rule.threshold.limit(),
                 condition: rule.threshold.name(),
@@ -219,8 +219,8 @@ impl Board {
         let began_us = machine.state().1;
         let change = machine.on(value.is_some_and(|value| rule.threshold.is_passed(value)), window.end_us);
         let (state, since_us) = machine.state();
-        (status.state, status.since, status.value) = (state, time::text(since_us), value);
-        status.last_evaluated = Some(time::text(window.end_us));
+        (status.state, status.since, status.value) = (state, time_text(since_us), value);
+        status.last_evaluated = Some(time_text(window.end_us));
         let alert = || rule.name.clone();
         metrics::gauge!("logweir_alert_state", "alert" => alert()).set(f64::from(state as u8));
         metrics::gauge!("logweir_alert_value", "alert" => alert()).set(value.unwrap_or(0.0));
@@ -246,7 +246,7 @@ impl Board {
         Notice {
             alert: rule.name.clone(),
             state,
-            since: time::text(since_us),
+            since: time_text(since_us),
             value,
             threshold: limit,
             condition,
@@ -262,7 +262,7 @@ impl Board {
     fn told(&self, alert: &str, error: Option<String>) {
         if let Some(Entry { status, .. }) = self.entries().get_mut(alert) {
             if error.is_none() {
-                status.last_notified = Some(time::text(logweir_engine::clock::wall_us()));
+                status.last_notified = Some(time_text(logweir_engine::clock::wall_us()));
             }
             status.last_error = error;
         }

@@ -11,6 +11,11 @@ pub mod produce;
 pub mod verify;
 mod journal;
 mod dead_letters;
+mod remote;
+mod print;
+mod events;
+mod query;
+mod tail;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -50,6 +55,10 @@ enum Command {
     Produce(produce::ProduceArgs),
     /// Prove that journal and database agree, or name what is missing.
     Verify(verify::VerifyArgs),
+    /// Show records that a running server has.
+    Query(query::QueryArgs),
+    /// Show records as they come.
+    Tail(tail::TailArgs),
     /// Look into a journal directory, mend it or empty it.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -200,6 +209,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Parse(args)) => parse::parse(&args),
         Some(Command::Produce(args)) => produce::produce(&args),
         Some(Command::Verify(args)) => verify::verify(&args),
+        Some(Command::Query(args)) => query::query(&args),
+        Some(Command::Tail(args)) => tail::tail(&args),
         Some(Command::Journal(command)) => journal::journal(&command),
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(&command),
     };

@@ -64,9 +64,12 @@ fn every_default_is_read_and_makes_a_valid_configuration() {
 
 #[test]
 fn the_table_has_a_key_for_every_field() {
-    // A leaf of the pretty-printed configuration is a line `name: value,`.
+    // A leaf of the pretty-printed configuration is a line `name: value,`. Alerts are sections, not keys.
     let debug = format!("{:#?}", Config::default());
-    let leaves = debug.lines().filter(|line| line.contains(": ") && line.ends_with(',')).count();
+    let leaves = debug
+        .lines()
+        .filter(|line| line.contains(": ") && line.ends_with(',') && !line.ends_with(" alerts: [],"))
+        .count();
     assert_eq!(leaves, KEYS.len(), "{debug}");
 }
 
@@ -182,7 +185,7 @@ fn each_wrong_value_is_refused_with_what_is_allowed() {
         ("[alerts.'c t']\nquery = ''", &["alerts.c t (", "no name for an alert"]),
         (
             "[alerts.cart]\nabove = 1\nquery = 'a AND ('",
-            &["alerts.cart.query = \"a AND (\" (logweir.toml:3)", "is no query: at column 7"],
+            &["alerts.cart.query = \"a AND (\" (logweir.toml:3)", "is no query: at column 8"],
         ),
         (
             "[alerts.cart]\nquery = ''\nabove = 1\nwebhook = 'x://secret'",

@@ -171,6 +171,20 @@ impl Gateway {
         statuses
     }
 
+    /// The alerts of all processors that answer, each with the address of its processor.
+    pub async fn alerts(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for (member, outcome) in self.ask_all("/api/v1/alerts").await {
+            let Ok(Value::Object(mut body)) = outcome else { continue };
+            let Some(Value::Array(alerts)) = body.remove("alerts") else { continue };
+            for mut alert in alerts {
+                alert["processor"] = member.address.to_string().into();
+                all.push(alert);
+            }
+        }
+        all
+    }
+
     fn processor(&self, member: &Member, outcome: Result<Value, AskError>) -> Processor {
         let breaker = self.members(|members| members.breaker(member.address, Instant::now()));
         let (status, error) = match outcome {

@@ -21,6 +21,7 @@ use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
 use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::alerts::Board;
@@ -29,6 +30,7 @@ use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
 use crate::search::Searcher;
+use crate::store::LogStore;
 use crate::tail::TailHub;
 
 pub mod answer;
@@ -37,6 +39,7 @@ pub mod auth;
 mod admin;
 mod alerts;
 mod budget;
+mod dead_letters;
 mod idempotency;
 mod elastic;
 mod ingest;
@@ -93,6 +96,9 @@ pub struct Parts {
     limits: Limits,
     running: OnceLock<Running>,
     searcher: OnceLock<Searcher>,
+    letters: OnceLock<Arc<dyn LogStore>>,
+    /// Whoever changes dead letters does so alone.
+    letters_turn: Semaphore,
 }
 
 /// What is there once the journal is open and the stages are spawned.
@@ -142,6 +148,8 @@ impl Shared {
             limits,
             running,
             searcher: OnceLock::new(),
+            letters: OnceLock::new(),
+            letters_turn: Semaphore::new(1),
         }))
     }
 
@@ -156,6 +164,15 @@ impl Shared {
     }
 
     /// Whoever answers queries, or the refusal that nobody is there yet.
+    /// Where the dead letters are.
+    pub fn letters_of(&self, store: Arc<dyn LogStore>) -> bool {
+        self.0.letters.set(store).is_ok()
+    }
+
+    fn letters(&self) -> Result<&Arc<dyn LogStore>, Refused> {
+        self.0.letters.get().ok_or_else(|| Refused::new(503, "starting", "dead letters are not shown yet"))
+    }
+
     fn searcher(&self) -> Result<&Searcher, Refused> {
         self.0.searcher.get().ok_or_else(|| Refused::new(503, "starting", "queries are not answered yet"))
     }
@@ -290,7 +307,8 @@ fn data_routes(routes: &mut ServiceConfig) {
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))
-        .service(readable("/api/v1/alerts", alerts::alerts))
+        .service(only("/api/v1/alerts", &["GET"]).route(web::get().to(alerts::alerts)))
+        .configure(dead_letters::routes)
         .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
         .configure(api::routes)

@@ -18,7 +18,7 @@ pub mod cursor;
 pub mod fault_class;
 mod letter;
 mod rows;
-pub(crate) mod time;
+mod time;
 pub(crate) mod volume;
 pub mod postgres;
 pub mod sqlite;

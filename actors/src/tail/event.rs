@@ -6,7 +6,7 @@ use logweir_engine::record::Record;
 use uuid::Uuid;
 
 use crate::follow::Position;
-use crate::store::time;
+use crate::store::time_text;
 
 /// Appends a record, with the token to go on after it. `id` is missing until the database has told the lane's number.
 pub fn record(out: &mut String, writer: Uuid, position: &Position, id: Option<i64>, record: &Record<'_>) {
@@ -51,7 +51,7 @@ fn json(out: &mut String, id: Option<i64>, record: &Record<'_>) {
         Some(id) => put(out, format_args!(r#"{{"id":"{id}","#)),
         None => out.push_str(r#"{"id":null,"#),
     }
-    let (ts, severity) = (time::text(record.ts_us), record.severity);
+    let (ts, severity) = (time_text(record.ts_us), record.severity);
     let (number, name) = (severity.number(), severity.name());
     put(out, format_args!(r#""ts":"{ts}","severity":{number},"severity_text":"{name}""#));
     for (key, text) in [("service", record.service), ("host", record.host), ("message", record.message)] {
