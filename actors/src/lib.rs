@@ -44,6 +44,7 @@ pub mod cache_writer;
 pub mod store;
 pub mod cache;
 pub mod query;
+pub mod recent;
 pub mod search;
 pub mod breaker;
 pub mod tls;
