@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::alerts::Board;
+use crate::backlog::NOTE_EVERY;
 use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
@@ -103,6 +104,7 @@ impl Logweir {
         };
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
             .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
+        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), drain.watch()));
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
@@ -420,6 +422,17 @@ async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recover
 pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}/{}", host.trim(), std::process::id())
+}
+
+/// Notes where the lanes stand, until nothing comes any more.
+async fn note_tails(journal: Journal, progress: Progress, drain: DrainWatch) {
+    loop {
+        progress.note_tails(&journal.lanes(), Instant::now());
+        tokio::select! {
+            () = drain.reached(Phase::Draining) => return,
+            () = tokio::time::sleep(NOTE_EVERY) => {}
+        }
+    }
 }
 
 /// Partitions ahead and retention, once the schema is there.

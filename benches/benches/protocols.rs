@@ -8,6 +8,9 @@ use logweir::message::{Defaults, Format};
 use logweir::parser::parse;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
+use logweir_tests::protobuf::{
+    Entry, ExportLogs, KeyValue, LogRecord, PushRequest, ResourceLogs, ScopeLogs, Stream, Text, Timestamp,
+};
 use prost::Message as _;
 use serde_json::{Value, json};
 use std::hint::black_box;
@@ -19,69 +22,6 @@ const LINE_BYTES_MAX: usize = 256 << 10;
 /// Per measured run, so that a run is long enough for the clock.
 const TIMES: usize = 10;
 const TEXTS: [&str; 5] = ["ts", "level", "service", "host", "message"];
-
-#[derive(prost::Message)]
-struct Export {
-    #[prost(message, repeated, tag = "1")]
-    resource_logs: Vec<ResourceLogs>,
-}
-#[derive(prost::Message)]
-struct ResourceLogs {
-    #[prost(message, repeated, tag = "2")]
-    scope_logs: Vec<ScopeLogs>,
-}
-#[derive(prost::Message)]
-struct ScopeLogs {
-    #[prost(message, repeated, tag = "2")]
-    log_records: Vec<LogRecord>,
-}
-#[derive(prost::Message)]
-struct LogRecord {
-    #[prost(fixed64, tag = "1")]
-    time: u64,
-    #[prost(string, tag = "3")]
-    severity: String,
-    #[prost(message, optional, tag = "5")]
-    body: Option<Text>,
-    #[prost(message, repeated, tag = "6")]
-    attributes: Vec<KeyValue>,
-}
-#[derive(prost::Message)]
-struct KeyValue {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(message, optional, tag = "2")]
-    value: Option<Text>,
-}
-#[derive(prost::Message)]
-struct Text {
-    #[prost(string, tag = "1")]
-    text: String,
-}
-#[derive(prost::Message)]
-struct Push {
-    #[prost(message, repeated, tag = "1")]
-    streams: Vec<Stream>,
-}
-#[derive(prost::Message)]
-struct Stream {
-    #[prost(string, tag = "1")]
-    labels: String,
-    #[prost(message, repeated, tag = "2")]
-    entries: Vec<Entry>,
-}
-#[derive(prost::Message)]
-struct Entry {
-    #[prost(message, optional, tag = "1")]
-    timestamp: Option<Timestamp>,
-    #[prost(string, tag = "2")]
-    line: String,
-}
-#[derive(prost::Message)]
-struct Timestamp {
-    #[prost(int64, tag = "1")]
-    seconds: i64,
-}
 
 fn ndjson() -> String {
     let mut corpus = Corpus::of_bodies(300, BODY_BYTES, NOW_US);
@@ -96,7 +36,7 @@ fn loki_json(lines: &[&str]) -> Vec<u8> {
 fn loki_protobuf(lines: &[&str]) -> Vec<u8> {
     let timestamp = || Some(Timestamp { seconds: NOW_US / 1_000_000 });
     let entries = lines.iter().map(|line| Entry { timestamp: timestamp(), line: (*line).to_owned() }).collect();
-    Push { streams: vec![Stream { labels: r#"{app="shop",env="prod"}"#.to_owned(), entries }] }.encode_to_vec()
+    PushRequest { streams: vec![Stream { labels: r#"{app="shop",env="prod"}"#.to_owned(), entries }] }.encode_to_vec()
 }
 
 fn text(record: &Value, name: &str) -> String {
@@ -109,13 +49,14 @@ fn otlp_protobuf(lines: &[&str]) -> Vec<u8> {
         let value = |name: &str| Some(Text { text: text(&record, name) });
         LogRecord {
             time: NOW_US.unsigned_abs() * 1000,
-            severity: text(&record, "level"),
+            severity_text: text(&record, "level"),
             body: value("message"),
             attributes: TEXTS.iter().map(|name| KeyValue { key: (*name).to_owned(), value: value(name) }).collect(),
+            ..LogRecord::default()
         }
     };
     let scope_logs = vec![ScopeLogs { log_records: lines.iter().map(record).collect() }];
-    Export { resource_logs: vec![ResourceLogs { scope_logs }] }.encode_to_vec()
+    ExportLogs { resource_logs: vec![ResourceLogs { resource: None, scope_logs }] }.encode_to_vec()
 }
 
 fn otlp_json(lines: &[&str]) -> Vec<u8> {

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod lines;
+pub mod protobuf;
 pub mod ledger;
 pub mod client;
 pub mod process;
@@ -21,3 +22,4 @@ pub mod store;
 pub mod oracle;
 pub mod accounting;
 pub mod scenario;
+pub mod browser;

@@ -7,6 +7,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use logweir_tests::client::agent;
+use logweir_tests::protobuf::{
+    Entry, ExportLogs, KeyValue, LogRecord, PushRequest, Resource, ResourceLogs, ScopeLogs, Stream, Text, Timestamp,
+};
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -67,78 +70,6 @@ fn gzip(plain: &[u8]) -> Vec<u8> {
     writer.finish().expect("memory")
 }
 
-/// logproto's `PushRequest`.
-#[derive(prost::Message)]
-struct PushRequest {
-    #[prost(message, repeated, tag = "1")]
-    streams: Vec<Stream>,
-}
-#[derive(prost::Message)]
-struct Stream {
-    #[prost(string, tag = "1")]
-    labels: String,
-    #[prost(message, repeated, tag = "2")]
-    entries: Vec<Entry>,
-}
-#[derive(prost::Message)]
-struct Entry {
-    #[prost(message, optional, tag = "1")]
-    timestamp: Option<Timestamp>,
-    #[prost(string, tag = "2")]
-    line: String,
-}
-#[derive(prost::Message)]
-struct Timestamp {
-    #[prost(int64, tag = "1")]
-    seconds: i64,
-}
-
-/// As much of OTLP as one record takes.
-#[derive(prost::Message)]
-struct ExportLogs {
-    #[prost(message, repeated, tag = "1")]
-    resource_logs: Vec<ResourceLogs>,
-}
-#[derive(prost::Message)]
-struct ResourceLogs {
-    #[prost(message, optional, tag = "1")]
-    resource: Option<Resource>,
-    #[prost(message, repeated, tag = "2")]
-    scope_logs: Vec<ScopeLogs>,
-}
-#[derive(prost::Message)]
-struct Resource {
-    #[prost(message, repeated, tag = "1")]
-    attributes: Vec<KeyValue>,
-}
-#[derive(prost::Message)]
-struct KeyValue {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(message, optional, tag = "2")]
-    value: Option<Text>,
-}
-#[derive(prost::Message)]
-struct ScopeLogs {
-    #[prost(message, repeated, tag = "2")]
-    log_records: Vec<LogRecord>,
-}
-#[derive(prost::Message)]
-struct LogRecord {
-    #[prost(fixed64, tag = "1")]
-    time: u64,
-    #[prost(int32, tag = "2")]
-    severity: i32,
-    #[prost(message, optional, tag = "5")]
-    body: Option<Text>,
-    #[prost(bytes = "vec", tag = "9")]
-    trace_id: Vec<u8>,
-}
-#[derive(prost::Message)]
-struct Text {
-    #[prost(string, tag = "1")]
-    text: String,
-}
 #[derive(prost::Message)]
 struct Response {
     #[prost(message, optional, tag = "1")]
@@ -175,12 +106,13 @@ fn loki_json(line: &str) -> String {
 }
 
 fn otlp_protobuf(bodies: &[&str]) -> Vec<u8> {
-    let text = |text: &str| Some(Text { text: text.to_owned() });
+    let text = |text: &str| Some(Text::from(text));
     let record = |body: &&str| LogRecord {
         time: THEN_S.unsigned_abs() * 1_000_000_000,
         severity: 17,
         body: text(body),
         trace_id: vec![0xab; 16],
+        ..LogRecord::default()
     };
     let service = KeyValue { key: "service.name".to_owned(), value: text("otlp") };
     let scope_logs = vec![ScopeLogs { log_records: bodies.iter().map(record).collect() }];

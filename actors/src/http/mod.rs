@@ -47,6 +47,7 @@ mod intake;
 mod limits;
 mod loki;
 mod otlp;
+mod page;
 mod parameters;
 mod pipeline;
 mod role;
@@ -305,7 +306,7 @@ fn serve(
 
 fn data_routes(routes: &mut ServiceConfig) {
     routes
-        .service(only("/", &["GET", "HEAD"]).route(web::get().to(welcome)).route(web::head().to(elastic::product)))
+        .configure(page::routes)
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))
@@ -373,22 +374,6 @@ async fn ready(shared: web::Data<Shared>) -> Answer {
     } else {
         Refused::new(503, "not_ready", "no body would be taken now: see /readyz of the admin listener").into()
     }
-}
-
-/// A page for people; Elasticsearch's clients ask here which product they talk to.
-async fn welcome(request: HttpRequest) -> Answer {
-    if elastic::is_asked(request.headers()) {
-        return elastic::product().await;
-    }
-    Answer::text(
-        "text/plain; charset=utf-8",
-        "logweir takes logs here, one record per line, as JSON or as plain text:\n\n  \
-         curl --data-binary @app.log 'http://THIS_ADDRESS/ingest?service=my-app'\n\n\
-         Loki, OTLP/HTTP, Elasticsearch and Splunk HEC clients find their usual paths.\n\
-         Bodies may be compressed (Content-Encoding). ?ack=received, journal or committed says how far a\n\
-         record must have come before the answer. How it all is: GET /api/v1/status\n"
-            .to_owned(),
-    )
 }
 
 /// Lets in who may come in, and counts every answer.

@@ -5,6 +5,7 @@
 //! of is intake, which a gateway refuses.
 
 use super::answer::Refused;
+use super::page;
 use crate::config::Role;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,9 @@ fn part(path: &str) -> Part {
     match path {
         "/" | "/ready" | "/api/v1/status" | "/api/v1/pipeline" | "/api/v1/tail" | "/api/v1/alerts" => Part::Both,
         _ if path.starts_with("/api/v1/dead-letters") => Part::Both,
-        "/pipeline" => Part::Read, // the page
+        _ if page::is_page(path) => Part::Read,
         "/loki/api/v1/push" => Part::Intake,
-        _ if ["/api/", "/loki/", "/assets/", "/favicon", "/docs"].iter().any(|prefix| path.starts_with(prefix)) => {
-            Part::Read
-        }
+        _ if ["/api/", "/loki/", "/docs"].iter().any(|prefix| path.starts_with(prefix)) => Part::Read,
         _ => Part::Intake,
     }
 }

@@ -35,6 +35,9 @@ const FLAT_DEPTH_MAX: usize = 6;
 /// Objects under longer names keep their form: the name comes again with each member.
 pub const FLAT_NAME_BYTES_MAX: usize = 96;
 
+/// A longer number is more exact than `numeric` is.
+const NUMBER_BYTES_MAX: usize = 1000;
+
 /// Above this many members, duplicates are found by sorting: 40,000 names in one line must not take seconds.
 const LINEAR_MAX: usize = 32;
 
@@ -97,6 +100,8 @@ struct Members<'a> {
     /// have met in one bit: only then can a name have come twice.
     names: [u64; 2],
     alike: bool,
+    /// Whether a value is an object or a list.
+    nests: bool,
 }
 
 impl Members<'_> {
@@ -114,6 +119,7 @@ impl<'a> Members<'a> {
         self.of_field = [0; 6];
         self.names = [0; 2];
         self.alike = false;
+        self.nests = false;
     }
 
     fn push(&mut self, member: Member<'a>) {
@@ -124,6 +130,7 @@ impl<'a> Members<'a> {
         let names = &mut self.names[usize::from(member.mark / 64)];
         self.alike |= *names & bit != 0;
         *names |= bit;
+        self.nests |= member.escaped && matches!(member.value.as_bytes(), [b'{' | b'[', ..]);
         self.list.push(member);
     }
 
@@ -273,7 +280,7 @@ pub fn parse_value<'a>(value: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sin
 pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let Scratch { members, nested, attributes, message, service, host } = scratch;
     read_members(text, members)?;
-    if members.list.iter().any(|member| too_deep(member.value)) {
+    if members.nests && members.list.iter().any(|member| too_deep(member.value)) {
         return Err(format!("nested deeper than {DEPTH_MAX}"));
     }
     drop_duplicates(members, &mut sink.sanitised);
@@ -290,7 +297,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     let own_service = take(members, Field::Service, |member| name(member, nested));
     let own_host = take(members, Field::Host, |member| name(member, nested));
     let said = take(members, Field::Message, text_or_json);
-    more |= flatten(members, nested, |_| true);
+    more |= members.nests && flatten(members, nested, |_| true);
     if more {
         drop_duplicates(members, counts);
     }
@@ -365,6 +372,9 @@ impl<'a> Visitor<'a> for AnyMembers<'_, 'a> {
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key_seed(Name)? {
             let value = map.next_value::<&'a RawValue>()?.get();
+            if let Some(number) = out_of_range(value) {
+                return Err(serde::de::Error::custom(format_args!("number out of range: {number}")));
+            }
             let stands_for = field(&name);
             let mark = mark(&name, stands_for);
             self.0.push(Member { name, value, escaped: true, mark, stands_for, gone: false });
@@ -689,6 +699,48 @@ fn write_attributes(members: &[Member<'_>], text_bytes: usize, attributes: &mut 
     if !attributes.is_empty() {
         attributes.push('}');
     }
+}
+
+/// The first number in the JSON `value` that no double holds: PostgreSQL would refuse the record for it, or a reader.
+pub fn out_of_range(value: &str) -> Option<&str> {
+    let bytes = value.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let is_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+        match bytes[at] {
+            b'"' => at = string_end(bytes, at + 1),
+            b'-' | b'0'..=b'9' => {
+                let len = bytes[at..].iter().take_while(|byte| is_number(byte)).count();
+                let number = &value[at..at + len];
+                if !is_double(number) {
+                    return Some(&number[..number.len().min(40)]);
+                }
+                at += len;
+            }
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// Neither too large nor, being something, so small that nothing would be left; and not of thousands of digits.
+fn is_double(number: &str) -> bool {
+    let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+    let is_something = mantissa.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+    number.len() <= NUMBER_BYTES_MAX
+        && number.parse().is_ok_and(|value: f64| value.is_finite() && (value != 0.0) == is_something)
+}
+
+/// The index behind the string that goes on at `at`.
+fn string_end(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
 }
 
 /// Whether a value nests deeper than [`DEPTH_MAX`].

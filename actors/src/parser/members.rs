@@ -1,12 +1,14 @@
 //! The members of a JSON object, found in one pass over its bytes.
 //!
-//! - It says yes only to what is certainly valid JSON, and to nothing unusual: a name with an escape, deep nesting or
-//!   any mistake sends the text to serde_json, which knows the words for what is wrong. So the two cannot disagree on
+//! - It says yes only to what is certainly valid JSON, and to nothing unusual: a name with an escape, deep nesting, a
+//!   number that a double may not hold or any mistake sends the text to serde_json, which knows the words for what is wrong. So the two cannot disagree on
 //!   what is stored, and a test compares them.
 //! - serde_json alone takes twice as long: it looks at each raw value byte by byte, and again as UTF-8.
 
 /// Deeper values are left to serde_json.
 const DEPTH_MAX: usize = 16;
+/// Longer numbers, and exponents above two digits, may be more than a double holds.
+const MANTISSA_MAX: usize = 200;
 /// Bytes that are looked at together.
 const BLOCK: usize = 16;
 
@@ -133,6 +135,7 @@ fn literal(bytes: &[u8], at: usize, word: &[u8]) -> Option<usize> {
 }
 
 fn number(bytes: &[u8], mut at: usize) -> Option<usize> {
+    let start = at;
     at += usize::from(bytes[at] == b'-');
     match bytes.get(at)? {
         b'0' => at += 1,
@@ -142,12 +145,17 @@ fn number(bytes: &[u8], mut at: usize) -> Option<usize> {
     if bytes.get(at) == Some(&b'.') {
         at = digits(bytes, at + 1)?;
     }
+    let mantissa = at - start;
     if matches!(bytes.get(at), Some(b'e' | b'E')) {
         at += 1;
         at += usize::from(matches!(bytes.get(at), Some(b'+' | b'-')));
+        let exponent = at;
         at = digits(bytes, at)?;
+        if at - exponent > 2 {
+            return None;
+        }
     }
-    Some(at)
+    (mantissa <= MANTISSA_MAX).then_some(at)
 }
 
 /// At least one digit.

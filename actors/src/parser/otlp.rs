@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use logweir_engine::record::{Record, Severity};
 
+use super::json::out_of_range;
 use super::loki::full;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitised, clean, mend_escapes, push_json_string, push_member};
@@ -464,7 +465,11 @@ fn any_value_json(out: &mut String, value: &str, depth: usize) -> Result<(), Str
         if scalar.starts_with(['{', '[']) {
             return Err(bad_member("a single value", scalar));
         }
-        out.push_str(scalar);
+        if out_of_range(scalar).is_some() {
+            push_json_string(out, scalar); // rather than refuse the whole body
+        } else {
+            out.push_str(scalar);
+        }
     } else if !integer.is_empty() {
         let number: i64 = integer.trim_matches('"').parse().map_err(|_| bad_member("intValue", integer))?;
         let _ = write!(out, "{number}");

@@ -625,6 +625,14 @@ fn deep_json_in_an_envelope_is_refused_before_a_database_meets_it() {
 }
 
 #[test]
+fn a_number_that_no_double_holds_is_text_in_an_envelope() {
+    let hec = parsed(Format::SplunkEvents, r#"{"event":"a","fields":{"n":1e999}}"#);
+    assert_eq!(hec.chunk.get(0).unwrap().attributes, r#"{"n":"1e999"}"#);
+    let otlp = r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"attributes":[{"key":"n","value":{"doubleValue":1e999}}]}]}]}]}"#;
+    assert_eq!(parsed(Format::OtlpJson, otlp).chunk.get(0).unwrap().attributes, r#"{"n":"1e999"}"#);
+}
+
+#[test]
 fn a_body_of_empty_records_is_refused_before_it_takes_more_memory() {
     let records = b"\x12\x00".repeat(5 << 20);
     let mut scope_logs = vec![0x12];

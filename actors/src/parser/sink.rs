@@ -142,8 +142,8 @@ impl<'d> Sink<'d> {
         let record = Record {
             ts_us: envelope.ts_us.filter(|_| envelope.ts_is_fixed).unwrap_or(record.ts_us),
             severity: if record.severity == Severity::UNSPECIFIED { envelope.severity } else { record.severity },
-            service: cut(first_of([record.service, &envelope.service, self.service]), sanitised),
-            host: cut(first_of([record.host, &envelope.host, self.host]), sanitised),
+            service: cut(or(record.service, or(&envelope.service, self.service)), sanitised),
+            host: cut(or(record.host, or(&envelope.host, self.host)), sanitised),
             message: record.message,
             attributes: join(joined, [self.attributes, &envelope.attributes], record.attributes),
         };
@@ -197,9 +197,9 @@ impl<'d> Sink<'d> {
     }
 }
 
-/// The first that says something.
-fn first_of(texts: [&str; 3]) -> &str {
-    texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
+/// The first, if it says something; else the second.
+fn or<'n>(first: &'n str, second: &'n str) -> &'n str {
+    if first.is_empty() { second } else { first }
 }
 
 /// What an index can hold of a name. Whoever has somewhere else to put a long name does so before.
@@ -214,9 +214,15 @@ fn cut<'n>(name: &'n str, counts: &mut Sanitised) -> &'n str {
 /// One JSON object of `members` and then those of the object `own`; nothing for nothing. Where a name comes twice the
 /// later one counts, as in `jsonb`.
 fn join<'a>(joined: &'a mut String, members: [&str; 2], own: &'a str) -> &'a str {
-    if members.iter().all(|members| members.is_empty()) {
+    if members == ["", ""] {
         return own;
     }
+    join_some(joined, members, own)
+}
+
+/// Not in line: records without either, which are most, shall not carry it.
+#[inline(never)]
+fn join_some<'a>(joined: &'a mut String, members: [&str; 2], own: &str) -> &'a str {
     joined.clear();
     let own = own.strip_prefix('{').and_then(|own| own.strip_suffix('}')).unwrap_or_default();
     for members in [members[0], members[1], own].into_iter().filter(|members| !members.is_empty()) {

@@ -177,5 +177,9 @@ fn push_raw(out: &mut String, name: &str, value: &str) {
     }
     push_json_string(out, name);
     out.push(':');
-    out.push_str(value);
+    if json::out_of_range(value).is_some() {
+        push_json_string(out, value); // a number that no reader could hold
+    } else {
+        out.push_str(value);
+    }
 }

@@ -148,6 +148,33 @@ fn other_families_have_other_names() {
 }
 
 #[test]
+fn a_number_that_no_double_holds_leaves_the_line_as_it_is() {
+    for number in [
+        "33333332e3313331",
+        "-1e999",
+        "1e-99999",
+        &"9".repeat(400),
+        &format!("0.{}", "1".repeat(1000)),
+        "[0,{\"b\":1E+400}]",
+    ] {
+        let line = format!(r#"{{"msg":"m\"1e999","a":{number}}}"#);
+        let parsed = parsed(&line);
+        assert_eq!(parsed.report.parse_errors, 1, "{line}");
+        assert!(parsed.report.errors[0].error.contains("out of range"), "{:?}", parsed.report.errors);
+        assert_eq!(parsed.chunk.get(0).unwrap().message, line);
+    }
+    let line = r#"{"msg":"1e999","a":1e-300,"b":1e300,"c":"1e999","d":-0.5E+2,"e":0e999}"#;
+    check(
+        line,
+        Record {
+            message: "1e999",
+            attributes: r#"{"a":1e-300,"b":1e300,"c":"1e999","d":-0.5E+2,"e":0e999}"#,
+            ..blank()
+        },
+    );
+}
+
+#[test]
 fn nested_objects_become_dotted_attributes() {
     let at = |attributes| Record { message: "m", attributes, ..blank() };
     check(r#"{"msg":"m","a":{"b":{"c":1,"d":[{"e":2}]},"f":{}}}"#, at(r#"{"a.f":{},"a.b.c":1,"a.b.d":[{"e":2}]}"#));

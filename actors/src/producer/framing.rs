@@ -121,12 +121,9 @@ impl Cutter {
             }
             None => return None,
         };
-        let line = trimmed(line);
-        let content = if line.len() > self.record_bytes_max {
-            Content::Discarded("line_too_long")
-        } else {
-            Content::Record(line)
-        };
+        // By what came, but for a carriage return, and not by what is left of it: the same whatever the pieces.
+        let is_too_long = line.len() > self.record_bytes_max + 1 || trimmed(line).len() > self.record_bytes_max;
+        let content = if is_too_long { Content::Discarded("line_too_long") } else { Content::Record(trimmed(line)) };
         Some((content, used))
     }
 }
@@ -199,6 +196,15 @@ mod tests {
         let (records, discarded) = cut(Framing::Syslog, input, &[4], 10);
         assert_eq!(records, ["<13>after"]);
         assert_eq!(discarded, ["line_too_long", "line_too_long", "line_too_long"]);
+    }
+
+    #[test]
+    fn a_line_that_ends_in_many_nuls_is_too_long_whatever_the_pieces() {
+        let input = b"0123456789\0\0\0\n0123456789\r\n0123456789\0";
+        for piece in [1, 3, input.len()] {
+            let (records, discarded) = cut(Framing::Lines, input, &[piece], 10);
+            assert_eq!((records.len(), &*discarded), (2, &["line_too_long"][..]), "{records:?}");
+        }
     }
 
     proptest! {
