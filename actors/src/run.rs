@@ -22,6 +22,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Duration, timeout};
 use tracing_subscriber::EnvFilter;
 
+use crate::cache;
 use crate::config::{Config, DatabaseUrl, Role};
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, Stopped, process_name};
@@ -33,6 +34,7 @@ use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
 use crate::search::Searcher;
+use crate::store;
 
 /// How long requests that are at work when intake closes may take to hand their bodies in.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
@@ -107,7 +109,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
     let admin = http::serve_admin(&shared, admin).map_err(|error| unavailable("admin.listen", &error))?;
     actix_rt::spawn(admin.server);
     if config.role == Role::Gateway {
-        let data = serve_gateway(&shared, data, admin.address)?;
+        let data = serve_gateway(&shared, data, admin.address).await?;
         tokio::select! {
             _ = signals.recv() => {}
             () = drain_asked.notified() => {}
@@ -154,9 +156,14 @@ async fn serve(config: Config) -> Result<(), Exit> {
 }
 
 /// A gateway answers from the store and from the processors; it has no journal and no stages.
-fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Exit> {
-    let searcher = Searcher::open(&shared.config).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
-    shared.search_with(searcher);
+async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Exit> {
+    let config = &shared.config;
+    let wrong = |error: &dyn std::fmt::Display| Exit::new(Exit::CONFIG, error.to_string());
+    let opened = store::open(&config.database).map_err(|error| wrong(&error))?;
+    let cache = cache::open(&config.cache, config.database.ca_file.as_deref()).await.map_err(|error| wrong(&error))?;
+    let reader = opened.reader(Duration::from_millis(config.query.timeout_ms));
+    shared.search_with(Searcher::new(reader, cache, config.query));
+    shared.letters_of(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
         actix_rt::spawn(async move { gateway.look_up().await });
     }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use logweir_tests::client::Load;
 use logweir_tests::process::{Server, Settings, binary, free_addr};
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
+use logweir_tests::tail::Tail;
 use serde_json::Value;
 
 /// A gateway to `processors` that reads what the story's server stores.
@@ -222,5 +223,86 @@ fn processors_and_gateway_share_their_tokens_for_queries() {
         let mut answer = agent.get(&url).header("Authorization", format!("Bearer {TOKEN}")).call().expect("an answer");
         let pipeline = answer.body_mut().read_to_string().expect("a body");
         assert!(pipeline.contains("\"ok\":true") && !pipeline.contains(TOKEN), "{pipeline}");
+    });
+}
+
+/// Posts one record to `server`.
+fn say(server: &Server, message: &str) {
+    let answer = server.post("/ingest", "text/plain", &format!("{message}\n")).expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+fn messages(tail: &mut Tail, count: usize) -> Vec<String> {
+    tail.until("records of all processors", |seen| seen.iter().filter(|event| event.name == "record").count() >= count);
+    let mut messages = tail.messages();
+    messages.sort_unstable();
+    messages
+}
+
+#[test]
+fn a_tail_has_the_records_of_all_processors_and_goes_on_where_it_was() {
+    on_sqlite("a merged tail", |s| {
+        s.set("role", "processor");
+        s.start();
+        let first = s.server().http;
+        let second_dir = s.dir.join("second");
+        let mut second = s.launch_beside(&second_dir);
+        second.ready().expect("a second processor");
+        let processors = format!("{first},{}", second.http);
+        let mut gateway = gateway(s, &processors, &[]);
+        let address = second.http;
+        until(&mut gateway, first, "found", is_well);
+        until(&mut gateway, address, "found", is_well);
+
+        let mut tail = Tail::open(gateway.http, "query=wanted", None);
+        let mut heard = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
+        s.server().until("heard", PATIENCE, &mut heard).expect("it goes on");
+        second.until("heard", PATIENCE, &mut heard).expect("it goes on");
+        say(s.server(), "wanted a");
+        say(s.server(), "not so");
+        say(&second, "wanted b");
+        assert_eq!(messages(&mut tail, 2), ["wanted a", "wanted b"]);
+
+        // A processor that is killed and comes back is heard from where it was, by the same stream.
+        say(&second, "wanted c");
+        messages(&mut tail, 3);
+        second.kill();
+        let mut settings = s.settings.clone();
+        settings.insert("data_dir".into(), second_dir.display().to_string());
+        settings.insert("http.listen".into(), address.to_string());
+        settings.insert("admin.listen".into(), free_addr().to_string());
+        let mut second = Server::start(&settings, "", s.dir.join("again.log"));
+        second.ready().expect("the second again");
+        say(&second, "wanted d");
+        assert_eq!(messages(&mut tail, 4), ["wanted a", "wanted b", "wanted c", "wanted d"]);
+
+        // And so is the stream itself, by another gateway.
+        let token = tail.token().expect("a token");
+        gateway.kill();
+        say(s.server(), "wanted e");
+        say(&second, "wanted f");
+        let gateway = self::gateway(s, &processors, &[]);
+        let mut tail = Tail::open(gateway.http, "query=wanted", Some(&token));
+        assert_eq!(messages(&mut tail, 2), ["wanted e", "wanted f"]);
+        assert!(tail.seen.iter().all(|event| event.name != "gap"), "{:?}", tail.seen);
+
+        let refused = gateway.data("/api/v1/tail?query=(").expect("an answer");
+        assert_eq!((refused.status, refused.json()["column"].as_u64()), (400, Some(2)), "{}", refused.body);
+    });
+}
+
+#[test]
+fn a_gateway_answers_queries_about_what_processors_store() {
+    on_postgres("queries through a gateway", |s| {
+        s.set("role", "processor");
+        s.start();
+        let address = s.server().http.to_string();
+        let stored = s.server().post("/ingest?ack=committed&service=till", "text/plain", "low on paper\n");
+        assert_eq!(stored.expect("an answer").status, 200);
+        let gateway = gateway(s, &address, &[]);
+        let found = gateway.data("/api/v1/query?query=service:till").expect("an answer");
+        assert_eq!(found.json()["records"][0]["message"], "low on paper", "{}", found.body);
+        let found = gateway.data("/loki/api/v1/label/service_name/values").expect("an answer");
+        assert_eq!(found.json()["data"], serde_json::json!(["till"]), "{}", found.body);
     });
 }

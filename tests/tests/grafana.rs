@@ -183,6 +183,7 @@ fn what_a_data_source_asks_besides_is_answered() {
 fn beyond_the_subset_there_is_a_sentence_and_not_a_wrong_answer() {
     on_sqlite("beyond the subset", |s| {
         s.start();
+        fill(s.server());
         let server = s.server();
         for (path, query, status, part) in [
             ("query_range", r#"{a="b"} | line_format "x""#, 400, "col 11: `line_format` is not in the subset"),
@@ -190,6 +191,8 @@ fn beyond_the_subset_there_is_a_sentence_and_not_a_wrong_answer() {
             ("query_range", r#"{a="b""#, 400, "parse error at line 1, col"),
             ("query", "{}", 400, "asked for with query_range"),
             ("query_range", "sum(rate({}[1ms]))", 400, "steps would have to be counted"),
+            ("tail", "{}", 400, "this is for websockets"),
+            ("tail", "rate({}[1m])", 400, "must be a selector"),
             ("patterns", "{}", 404, "this part of Loki's API is not here"),
         ] {
             let (told, body) = asked(server, path, &[("query", query)]);
@@ -197,5 +200,38 @@ fn beyond_the_subset_there_is_a_sentence_and_not_a_wrong_answer() {
         }
         let (told, body) = asked(server, "query_range", &[("query", "{}"), ("limit", "5001")]);
         assert!(told == 400 && body.contains("from 1 to 5000"), "{body}");
+    });
+}
+
+#[test]
+fn a_live_tail_has_what_is_stored_and_then_what_comes() {
+    on_both("a websocket", |server| {
+        let query = "query=%7Bservice_name%3D%22shop%22%7D&limit=2&start=1795168800000000000&end=1795169400000000000";
+        let address = std::net::TcpStream::connect(server.http).expect("a connection");
+        address.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let url = format!("ws://{}/loki/api/v1/tail?{query}", server.http);
+        let (mut socket, _) = tungstenite::client(url, address).expect("a websocket");
+        let mut lines = Vec::new();
+        let mut until = |count: usize| {
+            while lines.len() < count {
+                let message = socket.read().expect("a frame before its time is over");
+                let frame: Value = match message {
+                    tungstenite::Message::Text(text) => serde_json::from_str(&text).expect("JSON"),
+                    _ => continue,
+                };
+                for stream in frame["streams"].as_array().expect("streams") {
+                    assert_eq!(stream["stream"]["service_name"], "shop");
+                    let values = stream["values"].as_array().expect("values");
+                    lines.extend(values.iter().map(|value| value[1].as_str().expect("a line").to_owned()));
+                }
+            }
+            lines.clone()
+        };
+        assert_eq!(until(2), ["stock is low"; 2]);
+        for (service, message) in [("shop", "one"), ("cart", "two"), ("shop", "three")] {
+            let answer = server.post(&format!("/ingest?service={service}"), "text/plain", &format!("{message}\n"));
+            assert_eq!(answer.map(|answer| answer.status), Some(200));
+        }
+        assert_eq!(until(4)[2..], ["one", "three"]);
     });
 }

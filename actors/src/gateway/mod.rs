@@ -14,6 +14,7 @@
 //! the one who knows.
 
 pub mod members;
+pub mod tail;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,8 @@ struct Parts {
     timeout: Duration,
     lookup_every: Duration,
     at_once: Semaphore,
+    /// Places for live tails.
+    tails: Arc<Semaphore>,
     statuses: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Processor>>)>>,
 }
 
@@ -111,6 +114,7 @@ impl Gateway {
             timeout,
             lookup_every: Duration::from_millis(settings.lookup_ms),
             at_once: Semaphore::new(settings.requests_max),
+            tails: Arc::new(Semaphore::new(config.tail.clients_max)),
             statuses: tokio::sync::Mutex::default(),
         }))
     }
@@ -165,6 +169,20 @@ impl Gateway {
         let statuses = Arc::new(processors);
         *last = Some((Instant::now(), Arc::clone(&statuses)));
         statuses
+    }
+
+    /// The alerts of all processors that answer, each with the address of its processor.
+    pub async fn alerts(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for (member, outcome) in self.ask_all("/api/v1/alerts").await {
+            let Ok(Value::Object(mut body)) = outcome else { continue };
+            let Some(Value::Array(alerts)) = body.remove("alerts") else { continue };
+            for mut alert in alerts {
+                alert["processor"] = member.address.to_string().into();
+                all.push(alert);
+            }
+        }
+        all
     }
 
     fn processor(&self, member: &Member, outcome: Result<Value, AskError>) -> Processor {

@@ -11,6 +11,7 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
+use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
 const RETRY_BUSY_S: u64 = 1;
@@ -161,6 +162,12 @@ impl From<Refusal> for Refused {
             _ => None,
         };
         Self { status, reason, detail, item, column: None, retry_after_s: None, close: reason == "draining" }
+    }
+}
+
+impl From<BadQuery> for Refused {
+    fn from(BadQuery { column, detail }: BadQuery) -> Self {
+        Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
     }
 }
 

@@ -21,3 +21,34 @@ pub mod windows;
 pub use self::filter::{Comparison, Field, Filter, SeverityRange, Test};
 pub use self::language::{BadQuery, parse};
 pub use self::text::{BadPattern, Text, TextKind};
+
+/// Which records are wanted, as somebody has written it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// In our own language.
+    Query(String),
+    /// In LogQL.
+    LogQl(String),
+}
+
+impl Wanted {
+    /// What it means.
+    ///
+    /// # Errors
+    /// Says what is wrong, and at which column.
+    pub fn filter(&self) -> Result<Filter, BadQuery> {
+        match self {
+            Self::Query(text) => parse(text),
+            Self::LogQl(text) => logql::parse_selector(text),
+        }
+    }
+
+    /// The parameter that it is given by, and its text.
+    #[must_use]
+    pub fn parameter(&self) -> (&'static str, &str) {
+        match self {
+            Self::Query(text) => ("query", text),
+            Self::LogQl(text) => ("logql", text),
+        }
+    }
+}

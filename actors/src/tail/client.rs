@@ -79,6 +79,8 @@ impl Client {
                 (live, false)
             }
         };
+        // Who is cut off before the first record comes back to here.
+        event::place(&mut buffer, hub.0.writer, &position);
         let now = Instant::now();
         let allowance = Allowance::new(hub.0.config.records_per_s, now);
         Self {

@@ -28,6 +28,13 @@ pub fn gap(out: &mut String, missing: Option<u64>, reason: &str) {
     put(out, format_args!("event: gap\ndata: {{\"missing\":{missing},\"reason\":\"{reason}\"}}\n\n"));
 }
 
+/// Appends where the stream stands: an id without an event, which a browser keeps and tells nobody.
+pub fn place(out: &mut String, writer: Uuid, position: &Position) {
+    out.push_str("id: ");
+    position.write_token(writer, out);
+    out.push_str("\n\n");
+}
+
 /// Appends what keeps the connection alive.
 pub fn keep_alive(out: &mut String) {
     out.push_str(":\n\n");

@@ -27,7 +27,9 @@ use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
 use crate::config;
+use crate::follow::position::Home;
 use crate::follow::{self, DurableFrame, Follower, Position};
+use crate::gateway::tail::BETWEEN_TOKENS;
 use crate::progress::Progress;
 use ring::Ring;
 
@@ -127,7 +129,7 @@ impl TailHub {
     /// # Errors
     /// Why not.
     pub fn subscribe(&self, matches: Matches, token: Option<&str>) -> Result<mpsc::Receiver<Bytes>, Unheard> {
-        let token = token.map(|token| Position::from_token(token).ok_or(Unheard::BadToken)).transpose()?;
+        let token = token.map(|token| self.own(token)).transpose()?;
         if self.0.drain.phase() >= Phase::Draining {
             return Err(Unheard::Draining);
         }
@@ -141,6 +143,14 @@ impl TailHub {
         let (out, pieces) = mpsc::channel(1);
         self.0.runtime.spawn(client::Client::new(listening, matches, begin, live, out).run());
         Ok(pieces)
+    }
+
+    /// What a token stands for. A gateway's is one of each processor, joined: ours counts, if it is among them.
+    fn own(&self, token: &str) -> Result<(Home, Position), Unheard> {
+        let tokens: Option<Vec<_>> = token.split(BETWEEN_TOKENS).map(Position::from_token).collect();
+        let mut tokens = tokens.ok_or(Unheard::BadToken)?;
+        let ours = tokens.iter().position(|(home, _)| home.is(self.0.writer)).unwrap_or(0);
+        Ok(tokens.swap_remove(ours))
     }
 
     /// Counts somebody who listens, and says where the live edge is.

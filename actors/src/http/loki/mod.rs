@@ -12,6 +12,7 @@ mod metric;
 mod push;
 mod query;
 mod streams;
+mod tail;
 
 use actix_web::http::header::HeaderMap;
 use actix_web::web::{self, ServiceConfig};
@@ -38,6 +39,7 @@ pub fn routes(routes: &mut ServiceConfig) {
         .service(read!("index/stats", labels::stats))
         .service(read!("index/volume", labels::volume))
         .service(read!("index/volume_range", labels::volume_range))
+        .service(only("/loki/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(web::resource("/loki/{path:.*}").default_service(web::to(|| async { unknown() })));
 }
 
