@@ -49,6 +49,7 @@ pub mod letters;
 pub mod cache;
 pub mod allowance;
 pub mod query;
+pub mod recent;
 pub mod search;
 pub mod breaker;
 pub mod tls;

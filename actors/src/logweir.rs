@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::alerts::Board;
-use crate::cache::{self, HotCache};
+use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
 use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Refusal};
@@ -74,10 +74,11 @@ impl Logweir {
     ) -> Result<Self, Exit> {
         let opened = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
         let store = opened.store();
-        let searcher = Searcher::new(opened.reader(Duration::from_millis(config.query.timeout_ms)), config.query);
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms));
+        let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
@@ -88,7 +89,7 @@ impl Logweir {
             config: Arc::clone(&config),
             journal: journal.clone(),
             session: Arc::clone(&session),
-            writer: recovered.writer,
+            origin: Origin { writer: recovered.writer, run: recovered.run },
             cache: Arc::clone(&cache),
             progress: progress.clone(),
             drain: drain.watch(),

@@ -7,11 +7,9 @@ use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
 
-use uuid::Uuid;
-
 use crate::alerts::{self, Board};
 use crate::batcher::{Batcher, Downstream, LaneLink};
-use crate::cache::HotCache;
+use crate::cache::{HotCache, Origin};
 use crate::cache_writer::CacheWriter;
 use crate::config::{Config, DatabaseUrl, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
@@ -38,7 +36,7 @@ pub struct Parts {
     /// The open journal.
     pub journal: Journal,
     /// The journal's identity.
-    pub writer: Uuid,
+    pub origin: Origin,
     /// The hold on the log store.
     pub session: Arc<Session>,
     /// The hot cache.
@@ -113,11 +111,11 @@ fn batch_bytes_max(config: &Config) -> usize {
 
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
     let (cache, journal) = (Arc::clone(&parts.cache), parts.journal.clone());
-    let (progress, writer) = (parts.progress.clone(), parts.writer);
+    let (progress, origin) = (parts.progress.clone(), parts.origin);
     let recent_records_per_s = parts.config.cache.recent_records_per_s;
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
-        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), writer, recent_records_per_s)
+        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), origin, recent_records_per_s)
     })
 }
 

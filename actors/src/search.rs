@@ -3,20 +3,24 @@
 //! A query cannot hurt intake: it has connections of its own, so many run at once and so many wait; who comes then is told
 //! to come again. Each has a range of time, a limit of records, of bytes and of time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use logweir_engine::record::Record;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
+use crate::cache::HotCache;
 use crate::config;
 use crate::query::Filter;
 use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
-use crate::store::read::{LogReader, ReadError, Sample, Scan};
+use crate::recent::Recent;
+use crate::store::read::{LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
 
 /// Records that facets look at.
 pub const FACET_RECORDS_MAX: usize = 50_000;
@@ -33,6 +37,7 @@ pub struct Searcher(Arc<Parts>);
 
 struct Parts {
     reader: Option<Arc<dyn LogReader>>,
+    recent: Recent,
     settings: config::Query,
     running: Semaphore,
     waiting: AtomicUsize,
@@ -124,11 +129,11 @@ pub struct Context {
 }
 
 impl Searcher {
-    /// Reads from `reader`; none where nothing is kept.
+    /// Reads from `reader` (none where nothing is kept), and from `cache` what is not there yet.
     #[must_use]
-    pub fn new(reader: Option<Arc<dyn LogReader>>, settings: config::Query) -> Self {
+    pub fn new(reader: Option<Arc<dyn LogReader>>, cache: Arc<dyn HotCache>, settings: config::Query) -> Self {
         let running = Semaphore::new(settings.running_max);
-        Self(Arc::new(Parts { reader, settings, running, waiting: AtomicUsize::new(0) }))
+        Self(Arc::new(Parts { reader, recent: Recent::new(cache), settings, running, waiting: AtomicUsize::new(0) }))
     }
 
     /// One page of records.
@@ -149,11 +154,32 @@ impl Searcher {
             limit: request.limit,
             bytes_max: self.0.settings.page_bytes_max,
         };
-        let records = reader.records(&scan).await?.value;
-        let bytes: usize = records.iter().map(Found::bytes).sum();
-        let more = records.len() >= scan.limit || bytes >= scan.bytes_max;
-        let source = Source { database: records.len(), ..Source::default() };
-        Ok(Page { records, more, source })
+        let (stored, recent) = match reader.records(&scan).await {
+            Ok(Snapshot { value, lanes }) => (value, self.0.recent.unsettled(lanes).await),
+            Err(ReadError::Unavailable(error)) => {
+                return self.cached_page(&scan).await.ok_or(ReadError::Unavailable(error));
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(merged(&scan, stored, recent))
+    }
+
+    /// What the cache has of a page, while the database is away.
+    async fn cached_page(&self, scan: &Scan) -> Option<Page> {
+        let recent = self.0.recent.all().await?;
+        metrics::counter!("logweir_queries_partial_total").increment(1);
+        let page = merged(scan, Vec::new(), recent);
+        Some(Page { source: Source { partial: true, ..page.source }, ..page })
+    }
+
+    /// Gives the records that the database does not have yet to `see`.
+    async fn unsettled(&self, lanes: Vec<LaneCursor>, filter: &Filter, range: Range, mut see: impl FnMut(&Record<'_>)) {
+        for found in self.0.recent.unsettled(lanes).await {
+            let record = found.record();
+            if range.holds(record.ts_us) && filter.matches(&record) {
+                see(&record);
+            }
+        }
     }
 
     /// Counts per step of time.
@@ -178,6 +204,7 @@ impl Searcher {
         for (ts_us, severity, service, records) in counts.value {
             hits.add_many(ts_us, severity, &service, records);
         }
+        self.unsettled(counts.lanes, filter, steps.range, |record| hits.add(record)).await;
         Ok(Histogram { steps, series: hits.finish(), from_counters })
     }
 
@@ -194,7 +221,8 @@ impl Searcher {
     ) -> Result<Sampled<Vec<Facet>>, SearchError> {
         let (_running, reader) = self.admit("facets").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: FACET_RECORDS_MAX };
-        let (facets, records) = reader.facets(&sample, Facets::of(fields)).await?.value;
+        let Snapshot { value: (mut facets, records), lanes } = reader.facets(&sample, Facets::of(fields)).await?;
+        self.unsettled(lanes, filter, range, |record| facets.add(record)).await;
         Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX) })
     }
 
@@ -205,7 +233,8 @@ impl Searcher {
     pub async fn fields(&self, filter: &Filter, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
         let (_running, reader) = self.admit("fields").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: NAME_RECORDS_MAX };
-        let (names, records) = reader.names(&sample).await?.value;
+        let Snapshot { value: (mut names, records), lanes } = reader.names(&sample).await?;
+        self.unsettled(lanes, filter, range, |record| names.add(record)).await;
         Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX) })
     }
 
@@ -215,7 +244,15 @@ impl Searcher {
     /// See [`SearchError`].
     pub async fn services(&self, range: Range) -> Result<Vec<NameCount>, SearchError> {
         let (_running, reader) = self.admit("services").await?;
-        Ok(reader.services(range).await?.value)
+        let Snapshot { value: mut services, lanes } = reader.services(range).await?;
+        self.unsettled(lanes, &Filter::All, range, |record| {
+            match services.iter_mut().find(|service| service.name == record.service) {
+                Some(service) => service.count += 1,
+                None => services.push(NameCount { name: record.service.to_owned(), count: 1 }),
+            }
+        })
+        .await;
+        Ok(services)
     }
 
     /// What the same service on the same host logged around the record at `position`; none where there is no such record.
@@ -281,7 +318,7 @@ impl Searcher {
 
     /// Waits for the turn of one more query.
     async fn admit(&self, kind: &'static str) -> Result<(Running<'_>, &dyn LogReader), SearchError> {
-        let Parts { reader, settings, running, waiting } = &*self.0;
+        let Parts { reader, settings, running, waiting, .. } = &*self.0;
         let reader = reader.as_deref().ok_or(SearchError::NothingKept)?;
         let busy = || {
             metrics::counter!("logweir_queries_refused_total", "reason" => "busy").increment(1);
@@ -300,6 +337,34 @@ impl Searcher {
         };
         Ok((Running { _permit: permit, kind, since: Instant::now() }, reader))
     }
+}
+
+/// The page that `stored` rows and `recent` records, which are not among them, make together.
+fn merged(scan: &Scan, stored: Vec<Found>, recent: Vec<Found>) -> Page {
+    let bytes: usize = stored.iter().map(Found::bytes).sum();
+    let mut more = stored.len() >= scan.limit || bytes >= scan.bytes_max;
+    // What lies behind the last row belongs to a later page, if there is one.
+    let last = stored.last().map(Found::position).filter(|_| more);
+    let from_database: BTreeSet<i64> = stored.iter().map(|found| found.id).collect();
+    let mut records = stored;
+    records.extend(recent.into_iter().filter(|found| {
+        let position = found.position();
+        scan.range.holds(found.ts_us)
+            && scan.after.is_none_or(|after| scan.direction.is_behind(position, after))
+            && last.is_none_or(|last| scan.direction.is_behind(last, position))
+            && scan.filter.matches(&found.record())
+    }));
+    if records.len() > from_database.len() {
+        match scan.direction {
+            Direction::Backward => records.sort_by_key(|found| std::cmp::Reverse(found.position())),
+            Direction::Forward => records.sort_by_key(Found::position),
+        }
+        more |= records.len() > scan.limit;
+        records.truncate(scan.limit);
+    }
+    let database = records.iter().filter(|found| from_database.contains(&found.id)).count();
+    let source = Source { database, cache: records.len() - database, partial: false };
+    Page { records, more, source }
 }
 
 fn sampled(records: u64, records_max: usize) -> Option<u64> {

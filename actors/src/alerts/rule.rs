@@ -188,7 +188,7 @@ impl Reading<'_> {
         };
         let window_ms = self.millis("window", 5 * 60_000, 1000);
         let every_ms = self.millis("every", 10_000.min(window_ms), 100);
-        if window_ms % every_ms != 0 || window_ms / every_ms > PANES_MAX {
+        if !window_ms.is_multiple_of(every_ms) || window_ms / every_ms > PANES_MAX {
             self.complain("every", &format!("must go into window a whole number of times, at most {PANES_MAX}"));
         }
         Rule {

@@ -263,6 +263,8 @@ fn serve(
     .max_connections(connections_max.div_ceil(workers))
     .client_request_timeout(request_timeout)
     .client_disconnect_timeout(LINGER)
+    // A client that goes away ends its query. Whoever closes its half of a connection has gone, too.
+    .h1_allow_half_closed(false)
     .keep_alive(request_timeout.max(Duration::from_secs(75)))
     .on_connect(move |connection, data| {
         if let Some(socket) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {

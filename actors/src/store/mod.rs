@@ -34,7 +34,7 @@ use uuid::Uuid;
 use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
 
-pub(crate) use self::time::text as time_text;
+pub(crate) use self::time::{parse as time_of, text as time_text};
 
 pub use self::letter::LetterRecord;
 
