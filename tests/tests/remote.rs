@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // clippy knows test functions as tests, not the helpers between them
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Output, Stdio};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Command, Output, Stdio};
 
-use logweir_tests::process::command;
+use logweir_tests::process::{binary, command};
 use logweir_tests::scenario::{Scenario, on_postgres, on_sqlite};
 use logweir_tests::store::Store;
 use serde_json::Value;
@@ -97,6 +97,42 @@ fn tails(s: &Scenario) -> f64 {
     let metrics = agent.get(&url).call().unwrap().body_mut().read_to_string().unwrap();
     let line = metrics.lines().find_map(|line| line.strip_prefix("logweir_tail_clients "));
     line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+#[test]
+fn top_shows_the_pipeline_and_says_when_there_is_none() {
+    on_sqlite("cli top", |s| {
+        s.start();
+        send(s, 0..50);
+        let output = s.run(&["top", "--url", &url(s), "--every", "100ms", "--once"]);
+        assert!(output.status.success(), "{output:?}");
+        let screen = text(&output.stdout);
+        for part in
+            ["logweir 0.1.0", "accepting", "SQLite", "accepted     50", "committed    50", "batcher-0", "db-flusher-0"]
+        {
+            assert!(screen.contains(part), "{part} is missing in\n{screen}");
+        }
+        // On a terminal, until somebody has seen enough.
+        let top = format!("stty rows 40 cols 120; exec {} top --every 100ms --url {}", binary().display(), url(s));
+        let mut terminal = Command::new("script")
+            .args(["-qefc", &top, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut keys, mut shown) = (terminal.stdin.take().unwrap(), terminal.stdout.take().unwrap());
+        let (mut seen, mut piece) = (String::new(), [0; 4096]);
+        while !seen.contains("db-flusher-0") {
+            let read = shown.read(&mut piece).unwrap();
+            assert!(read > 0, "it has ended: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+        keys.write_all(b"q").unwrap();
+        shown.read_to_string(&mut seen).unwrap();
+        assert!(terminal.wait().unwrap().success(), "{seen}");
+        s.kill_server();
+        assert_eq!(s.run(&["top", "--url", &url(s)]).status.code(), Some(69));
+    });
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod print;
 mod events;
 mod query;
 mod tail;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -59,6 +60,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Show records as they come.
     Tail(tail::TailArgs),
+    /// Watch the stages, lanes and the journal of a running server.
+    Top(top::TopArgs),
     /// Look into a journal directory, mend it or empty it.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -211,6 +214,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Verify(args)) => verify::verify(&args),
         Some(Command::Query(args)) => query::query(&args),
         Some(Command::Tail(args)) => tail::tail(&args),
+        Some(Command::Top(args)) => top::top(&args),
         Some(Command::Journal(command)) => journal::journal(&command),
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(&command),
     };
