@@ -58,6 +58,7 @@ pub mod gateway;
 pub mod tls;
 pub mod pipeline;
 pub mod logweir;
+pub mod metric_help;
 pub mod run;
 pub mod cli;
 

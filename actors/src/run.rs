@@ -27,6 +27,7 @@ use crate::config::{Config, DatabaseUrl, Role};
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, Stopped, process_name};
 use crate::message::Defaults;
+use crate::metric_help;
 use crate::producer::courier::Courier;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
@@ -225,7 +226,9 @@ fn metrics_recorder() -> Result<PrometheusHandle, Exit> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_frames".to_owned()), &FRAMES));
     let handle = builder.and_then(PrometheusBuilder::install_recorder);
-    handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))
+    let handle = handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))?;
+    metric_help::describe();
+    Ok(handle)
 }
 
 /// Folds the samples of histograms: without it they pile up when nobody scrapes.

@@ -235,3 +235,61 @@ fn a_live_tail_has_what_is_stored_and_then_what_comes() {
         assert_eq!(until(4)[2..], ["one", "three"]);
     });
 }
+
+/// What Grafana makes of a panel's SQL before it asks PostgreSQL.
+fn expanded(sql: &str) -> String {
+    let column_of = |sql: &str, name: &str| {
+        let rest = sql.split_once(name)?.1.strip_prefix('(')?;
+        Some(rest.split_once(')')?.0.to_owned())
+    };
+    let mut sql = sql.to_owned();
+    while let Some(column) = column_of(&sql, "$__timeFilter") {
+        let range = format!("{column} BETWEEN '2026-11-20T10:00:00Z' AND '2026-11-20T10:10:00Z'");
+        sql = sql.replace(&format!("$__timeFilter({column})"), &range);
+    }
+    while let Some(arguments) = column_of(&sql, "$__timeGroupAlias") {
+        let column = arguments.split(',').next().unwrap_or_default();
+        let group = format!("floor(extract(epoch from {column}) / 60) * 60 AS \"time\"");
+        sql = sql.replace(&format!("$__timeGroupAlias({arguments})"), &group);
+    }
+    let variables =
+        [("${service:sqlstring}", "'cart','shop'"), ("${search:sqlstring}", "'STOCK'"), ("$severity", "13")];
+    let sql = variables.iter().fold(sql, |sql, (name, value)| sql.replace(name, value));
+    assert!(!sql.contains('$'), "nobody has said what this stands for: {sql}");
+    sql
+}
+
+#[test]
+fn every_panel_of_the_dashboard_shows_what_is_stored() {
+    on_postgres("the dashboard", |s| {
+        s.start();
+        fill(s.server());
+        let dashboard = include_str!("../../deploy/grafana/dashboards/logweir.json");
+        let dashboard: Value = serde_json::from_str(dashboard).expect("JSON");
+        let panels = dashboard["panels"].as_array().expect("panels");
+        let rows = |title: &str| {
+            let panel = panels.iter().find(|panel| panel["title"] == title).unwrap_or_else(|| panic!("no {title}"));
+            let sql = expanded(panel["targets"][0]["rawSql"].as_str().expect("SQL"));
+            let rows = s.store.rows(&sql).unwrap_or_else(|error| panic!("{title}: {error}: {sql}"));
+            rows.into_iter().map(|row| format!("{row:?}")).collect::<Vec<_>>()
+        };
+        for (title, count, part) in [
+            ("Records", 1, "26"),
+            ("Errors", 1, "4"),
+            ("Share of errors", 1, "0.1538"),
+            ("Dead letters", 1, "0"),
+            ("Records by severity", 20, "WARN"),
+            ("Errors by service", 4, "cart"),
+            ("Services", 2, "shop"),
+            ("Newest records", 6, "stock is low"),
+        ] {
+            let rows = rows(title);
+            assert!(rows.len() == count && rows.iter().any(|row| row.contains(part)), "{title}: {rows:#?}");
+        }
+        assert!(rows("Journals and lanes").iter().any(|row| row.contains("27")), "{:?}", rows("Journals and lanes"));
+        let titles: Vec<&str> = panels.iter().filter_map(|panel| panel["title"].as_str()).collect();
+        assert_eq!(titles.len(), 9, "each of them is asked for above: {titles:?}");
+        let services = dashboard["templating"]["list"][1]["query"].as_str().expect("SQL");
+        assert_eq!(s.store.rows(&expanded(services)).map(|rows| rows.len()), Ok(3));
+    });
+}

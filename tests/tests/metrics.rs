@@ -20,7 +20,8 @@ fn check(server: &Server) -> String {
         .expect("promtool: tests/install-servers brings it");
     promtool.stdin.take().expect("its input").write_all(metrics.as_bytes()).expect("it reads");
     let output = promtool.wait_with_output().expect("it ends");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &*String::from_utf8_lossy(&output.stderr);
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told).into_owned();
     if output.status.success() { told } else { format!("{}: {told}", output.status) }
 }
 
