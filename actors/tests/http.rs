@@ -163,6 +163,7 @@ impl Plan {
                 statement_timeout_ms: 1000,
                 retention_days: 0,
                 compress_after_days: 0,
+                text_index: true,
                 ca_file: None,
             },
             cache: Cache {

@@ -11,8 +11,11 @@ use logweir_tests::client::{Answer, agent, post_body};
 use logweir_tests::process::free_addr;
 use logweir_tests::scenario::{Scenario, on_sqlite};
 
+/// A path, a content type, and how a text becomes a body.
+type Door = (&'static str, &'static str, fn(&str) -> String);
+
 /// Each door that a body can come in by, and a way to put text where a record's line goes.
-const DOORS: [(&str, &str, fn(&str) -> String); 7] = [
+const DOORS: [Door; 7] = [
     ("/ingest", "application/x-ndjson", str::to_owned),
     ("/ingest?format=json", "application/json", |text| format!("[{text}]")),
     ("/loki/api/v1/push", "application/json", |text| {

@@ -357,6 +357,12 @@ pub static KEYS: &[Key] = &[
         number(U32(|c| &mut c.database.compress_after_days), Days, 0, 36_500),
         "TimescaleDB only: when a chunk is compressed; 0 for never",
     ),
+    key(
+        "database.text_index",
+        "true",
+        Kind::Bool(|c| &mut c.database.text_index),
+        "PostgreSQL without TimescaleDB: partitions of days that are over get an index for text (pg_trgm), as large as the text",
+    ),
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),

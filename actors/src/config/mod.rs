@@ -255,6 +255,7 @@ fn blank() -> Config {
             statement_timeout_ms: 0,
             retention_days: 0,
             compress_after_days: 0,
+            text_index: false,
             ca_file: None,
         },
         cache: Cache {
@@ -461,6 +462,8 @@ pub struct Database {
     pub retention_days: u32,
     /// `database.compress_after_days`: TimescaleDB only (7); 0 for never.
     pub compress_after_days: u32,
+    /// `database.text_index`: partitions of days that are over get an index for text (true).
+    pub text_index: bool,
     /// `database.ca_file`: PEM certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
 }
