@@ -87,7 +87,7 @@ pub struct Page {
 }
 
 /// Where the records of an answer come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Source {
     /// From the database.
     pub database: usize,

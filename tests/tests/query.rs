@@ -204,6 +204,10 @@ fn what_is_wrong_with_a_request_is_said() {
         s.set("auth.query_tokens", "a-token-to-read-with");
         s.start();
         assert_eq!(ask(s, "/query").status, 401);
+        // What can be asked is no secret.
+        let described = asked(s, "/openapi.json");
+        assert!(described["paths"]["/api/v1/query"]["get"]["parameters"].as_array().unwrap().len() >= 7);
+        assert!(ask(s, "/docs").body.contains("docs.js"));
     });
 }
 

@@ -45,6 +45,10 @@ pub fn need(listener: Listener, path: &str) -> Need {
         (Listener::Data, "/" | "/ready") => Need::Open,
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
+        // What can be asked is no secret.
+        (Listener::Data, "/api/v1/openapi.json" | "/api/v1/docs" | "/api/v1/docs.js" | "/api/v1/docs.css") => {
+            Need::Open
+        }
         (_, path) if path.starts_with("/api/v1/") => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
         (Listener::Admin, _) => Need::Admin,

@@ -5,13 +5,14 @@ mod context;
 mod facets;
 mod fields;
 mod hits;
+mod openapi;
 mod query;
 mod record;
 
 use actix_web::web::{self, ServiceConfig};
 
 use super::answer::Refused;
-use super::only;
+use super::{only, readable};
 use crate::search::SearchError;
 use crate::store::read::ReadError;
 
@@ -27,7 +28,11 @@ pub fn routes(routes: &mut ServiceConfig) {
         .service(only("/api/v1/facets", get).route(web::get().to(facets::facets)))
         .service(only("/api/v1/context", get).route(web::get().to(context::context)))
         .service(only("/api/v1/fields", get).route(web::get().to(fields::fields)))
-        .service(only("/api/v1/services", get).route(web::get().to(fields::services)));
+        .service(only("/api/v1/services", get).route(web::get().to(fields::services)))
+        .service(readable("/api/v1/openapi.json", openapi::openapi))
+        .service(readable("/api/v1/docs", openapi::docs))
+        .service(readable("/api/v1/docs.js", openapi::script))
+        .service(readable("/api/v1/docs.css", openapi::style));
 }
 
 impl From<SearchError> for Refused {
