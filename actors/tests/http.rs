@@ -174,7 +174,7 @@ impl Plan {
                 timeout_ms: 1,
                 ttl_s: 1,
             },
-            query: Query { timeout_ms: 1000, running_max: 1, waiting_max: 1, page_bytes_max: 1 << 20 },
+            query: Query { timeout_ms: 1000, running_max: 1, waiting_max: 1, streams_max: 1, page_bytes_max: 1 << 20 },
             shutdown: Shutdown { linger_ms: 0, deadline_ms: 5000 },
             sources: Sources::default(),
             syslog: Syslog::default(),

@@ -418,8 +418,14 @@ pub static KEYS: &[Key] = &[
         "queries that wait for their turn; 429 above",
     ),
     key(
+        "query.streams_max",
+        "8",
+        number(Usize(|c| &mut c.query.streams_max), Count, 1, 10_000),
+        "answers that are streamed at once; 429 above",
+    ),
+    key(
         "query.page_bytes_max",
-        "8MiB",
+        "4MiB",
         number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
         "a page of records ends when it has so many bytes",
     ),

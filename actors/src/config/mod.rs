@@ -515,7 +515,9 @@ pub struct Query {
     pub running_max: usize,
     /// `query.waiting_max`: how many more wait for their turn (32).
     pub waiting_max: usize,
-    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (8 MiB).
+    /// `query.streams_max`: answers that are streamed at once (8).
+    pub streams_max: usize,
+    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (4 MiB).
     pub page_bytes_max: usize,
 }
 

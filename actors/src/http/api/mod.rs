@@ -39,7 +39,7 @@ impl From<SearchError> for Refused {
     fn from(error: SearchError) -> Self {
         let detail = error.to_string();
         match error {
-            SearchError::Busy(..) => Self::new(429, "too_many_queries", detail),
+            SearchError::Busy(..) | SearchError::Streams(_) => Self::new(429, "too_many_queries", detail),
             SearchError::Wrong(_) => Self::new(400, "bad_parameter", detail),
             SearchError::NothingKept => Self::new(501, "nothing_kept", detail),
             SearchError::Read(ReadError::Timeout(_)) => Self::new(504, "query_timeout", detail),

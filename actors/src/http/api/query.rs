@@ -11,6 +11,8 @@ use actix_web::{HttpRequest, HttpResponse};
 use futures_util::stream;
 use serde::Serialize;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::super::Shared;
 use super::super::answer::{Answer, ErrorBody, Refused};
 use super::asked::{Asked, bad};
@@ -127,21 +129,23 @@ struct Streaming {
     /// Records that may still be given.
     left: usize,
     format: Format,
+    _permit: OwnedSemaphorePermit,
     /// A page that is there already.
     ready: Option<Page>,
     head: &'static str,
 }
 
 async fn streamed(searcher: Searcher, wanted: PageRequest, format: Format) -> Result<HttpResponse, SearchError> {
+    let permit = searcher.stream()?;
     let left = wanted.limit;
     let wanted = PageRequest { limit: left.min(STREAM_PAGE), ..wanted };
     // Before the answer begins: what is wrong can still be said.
-    let ready = Some(searcher.page(&wanted).await?);
+    let ready = Some(searcher.portion(&wanted).await?);
     let (content_type, head) = match format {
         Format::Csv => ("text/csv; charset=utf-8; header=present", CSV_HEADER),
         Format::Json | Format::Ndjson => ("application/x-ndjson", ""),
     };
-    let streaming = Streaming { searcher, wanted, left, format, ready, head };
+    let streaming = Streaming { searcher, wanted, left, format, _permit: permit, ready, head };
     let body = stream::try_unfold(Some(streaming), async |streaming| match streaming {
         None => Ok(None),
         Some(streaming) => streaming.next().await.map(Some),
@@ -154,7 +158,7 @@ impl Streaming {
     async fn next(mut self) -> Result<(Bytes, Option<Self>), SearchError> {
         let page = match self.ready.take() {
             Some(page) => page,
-            None => self.searcher.page(&self.wanted).await.inspect_err(|error| {
+            None => self.searcher.portion(&self.wanted).await.inspect_err(|error| {
                 tracing::warn!(%error, "a stream of records is cut off");
             })?,
         };
