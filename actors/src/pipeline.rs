@@ -17,7 +17,8 @@ use crate::message::{Batch, Delivery};
 use crate::parser::Parser;
 use crate::producer::{Producer, files, syslog};
 use crate::progress::Progress;
-use crate::store::sqlite::CACHE_BYTES;
+use crate::search;
+use crate::store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
 use crate::tail;
 
 const MIB: usize = 1 << 20;
@@ -100,9 +101,18 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("recent records in process", 64 * MIB),
         ("alerts", alerts::memory_bytes_max(&config.alerts)),
         ("live tails", tail::memory_bytes_max(&config.tail)),
-        ("pages of SQLite", if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { CACHE_BYTES } else { 0 }),
+        ("queries and their answers", search::bytes_max(&config.query)),
+        (
+            "pages of SQLite",
+            if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { sqlite_bytes_max(config) } else { 0 },
+        ),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]
+}
+
+/// Of the connection that writes, and of those that read.
+fn sqlite_bytes_max(config: &Config) -> usize {
+    CACHE_BYTES + config.query.running_max * READ_CACHE_BYTES
 }
 
 fn batch_bytes_max(config: &Config) -> usize {

@@ -21,10 +21,12 @@ use crate::store::read::LaneCursor;
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 2, open_ms_min: 1_000, open_ms_max: 15_000 };
 
 /// Records of one service, and of all, that one query looks at.
-const SERVICE_RECORDS_MAX: usize = 500;
+const SERVICE_RECORDS_MAX: usize = 200;
 const RECORDS_MAX: usize = 10_000;
+/// What they weigh together: reading ends above it.
+pub const BYTES_MAX: usize = 4 << 20;
 /// Commands that are under way at once.
-const COMMANDS: usize = 16;
+const COMMANDS: usize = 4;
 
 /// The recent records of a cache.
 pub struct Recent {
@@ -105,15 +107,17 @@ impl Recent {
             .map(async |service| self.cache.recent(&service, SERVICE_RECORDS_MAX).await)
             .buffered(COMMANDS);
         let mut windows = std::pin::pin!(windows);
-        let (mut found, mut looked_at) = (BTreeMap::<Position, Found>::new(), 0);
+        let (mut found, mut looked_at, mut bytes) = (BTreeMap::<Position, Found>::new(), 0, 0);
         while let Some(window) = windows.try_next().await? {
             looked_at += window.len();
             for text in &window {
                 let Some(cached) = Cached::read(text) else { continue };
                 let Some(lane) = cached.lane(lanes).filter(|lane| wanted(&cached, lane)) else { continue };
-                found.extend(cached.found(lane).map(|found| (found.position(), found)));
+                let Some(record) = cached.found(lane) else { continue };
+                bytes += record.bytes();
+                found.insert(record.position(), record);
             }
-            if looked_at >= RECORDS_MAX {
+            if looked_at >= RECORDS_MAX || bytes >= BYTES_MAX {
                 break;
             }
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use logweir_engine::record::Record;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use crate::cache::HotCache;
@@ -19,7 +19,7 @@ use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
-use crate::recent::Recent;
+use crate::recent::{self, Recent};
 use crate::store::read::{LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
 
 /// Records that facets look at.
@@ -27,6 +27,9 @@ pub const FACET_RECORDS_MAX: usize = 50_000;
 
 /// Records that the list of fields looks at.
 pub const NAME_RECORDS_MAX: usize = 20_000;
+
+/// Bytes of a stream's page.
+pub const PORTION_BYTES_MAX: usize = 1 << 20;
 
 /// How far around a record its context is looked for, in microseconds: further only where nearer there is not enough.
 const CONTEXT_US: [i64; 3] = [600_000_000, 3_600_000_000, 86_400_000_000];
@@ -41,6 +44,7 @@ struct Parts {
     settings: config::Query,
     running: Semaphore,
     waiting: AtomicUsize,
+    streams: Arc<Semaphore>,
 }
 
 /// Why there is no answer.
@@ -49,6 +53,9 @@ pub enum SearchError {
     /// Too many queries run and wait.
     #[error("{0} queries are running and {1} wait: try again in a moment")]
     Busy(usize, usize),
+    /// Too many answers are streamed.
+    #[error("{0} answers are streamed already: try again when one has ended")]
+    Streams(usize),
     /// What is asked for does not go together.
     #[error("{0}")]
     Wrong(String),
@@ -87,7 +94,7 @@ pub struct Page {
 }
 
 /// Where the records of an answer come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Source {
     /// From the database.
     pub database: usize,
@@ -133,7 +140,15 @@ impl Searcher {
     #[must_use]
     pub fn new(reader: Option<Arc<dyn LogReader>>, cache: Arc<dyn HotCache>, settings: config::Query) -> Self {
         let running = Semaphore::new(settings.running_max);
-        Self(Arc::new(Parts { reader, recent: Recent::new(cache), settings, running, waiting: AtomicUsize::new(0) }))
+        let streams = Arc::new(Semaphore::new(settings.streams_max));
+        Self(Arc::new(Parts {
+            reader,
+            recent: Recent::new(cache),
+            settings,
+            running,
+            waiting: AtomicUsize::new(0),
+            streams,
+        }))
     }
 
     /// One page of records.
@@ -142,17 +157,43 @@ impl Searcher {
     /// See [`SearchError`].
     pub async fn page(&self, request: &PageRequest) -> Result<Page, SearchError> {
         let (_running, reader) = self.admit("query").await?;
-        Ok(self.read_page(reader, request).await?)
+        Ok(self.read_page(reader, request, self.0.settings.page_bytes_max).await?)
     }
 
-    async fn read_page(&self, reader: &dyn LogReader, request: &PageRequest) -> Result<Page, ReadError> {
+    /// One page of a stream: smaller, since one waits for each client.
+    ///
+    /// # Errors
+    /// See [`SearchError`].
+    pub async fn portion(&self, request: &PageRequest) -> Result<Page, SearchError> {
+        let (_running, reader) = self.admit("stream").await?;
+        let bytes_max = self.0.settings.page_bytes_max.min(PORTION_BYTES_MAX);
+        Ok(self.read_page(reader, request, bytes_max).await?)
+    }
+
+    /// The right to stream, for as long as it is held.
+    ///
+    /// # Errors
+    /// Too many are streamed.
+    pub fn stream(&self) -> Result<OwnedSemaphorePermit, SearchError> {
+        Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| {
+            metrics::counter!("logweir_queries_refused_total", "reason" => "streams").increment(1);
+            SearchError::Streams(self.0.settings.streams_max)
+        })
+    }
+
+    async fn read_page(
+        &self,
+        reader: &dyn LogReader,
+        request: &PageRequest,
+        bytes_max: usize,
+    ) -> Result<Page, ReadError> {
         let scan = Scan {
             range: request.range,
             filter: request.filter.clone(),
             direction: request.direction,
             after: request.after,
             limit: request.limit,
-            bytes_max: self.0.settings.page_bytes_max,
+            bytes_max,
         };
         let (stored, recent) = match reader.records(&scan).await {
             Ok(Snapshot { value, lanes }) => (value, self.0.recent.unsettled(lanes).await),
@@ -283,7 +324,7 @@ impl Searcher {
             after: Some(Position { ts_us, id: before }),
             limit: 1,
         };
-        let page = self.read_page(reader, &request).await?;
+        let page = self.read_page(reader, &request, self.0.settings.page_bytes_max).await?;
         Ok(page.records.into_iter().find(|found| found.position() == position))
     }
 
@@ -307,7 +348,7 @@ impl Searcher {
             };
             let after = Some(record.position());
             let request = PageRequest { filter: filter.clone(), range, direction, after, limit };
-            let page = self.read_page(reader, &request).await?;
+            let page = self.read_page(reader, &request, self.0.settings.page_bytes_max).await?;
             records = page.records;
             if page.more {
                 break;
@@ -399,4 +440,12 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// The most bytes that queries and their answers take: rows, their copy as text, and what a connection still sends; records
+/// of the cache while they are taken apart; a page on its way to each stream's client.
+#[must_use]
+pub fn bytes_max(settings: &config::Query) -> usize {
+    settings.running_max * (3 * settings.page_bytes_max + recent::BYTES_MAX)
+        + settings.streams_max * 3 * PORTION_BYTES_MAX
 }

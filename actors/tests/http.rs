@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use logweir::alerts::Board;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
-    Limits, Log, Multiline, Shutdown, Sources, Syslog, Token,
+    Limits, Log, Multiline, Query, Shutdown, Sources, Syslog, Token,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
@@ -165,6 +165,7 @@ impl Plan {
                 statement_timeout_ms: 1000,
                 retention_days: 0,
                 compress_after_days: 0,
+                text_index: true,
                 ca_file: None,
             },
             cache: Cache {
@@ -175,6 +176,7 @@ impl Plan {
                 timeout_ms: 1,
                 ttl_s: 1,
             },
+            query: Query { timeout_ms: 1000, running_max: 1, waiting_max: 1, streams_max: 1, page_bytes_max: 1 << 20 },
             shutdown: Shutdown { linger_ms: 0, deadline_ms: 5000 },
             sources: Sources::default(),
             syslog: Syslog::default(),

@@ -204,6 +204,10 @@ fn what_is_wrong_with_a_request_is_said() {
         s.set("auth.query_tokens", "a-token-to-read-with");
         s.start();
         assert_eq!(ask(s, "/query").status, 401);
+        // What can be asked is no secret.
+        let described = asked(s, "/openapi.json");
+        assert!(described["paths"]["/api/v1/query"]["get"]["parameters"].as_array().unwrap().len() >= 7);
+        assert!(ask(s, "/docs").body.contains("docs.js"));
     });
 }
 
@@ -329,6 +333,7 @@ fn a_stream_that_nobody_reads_holds_nothing_and_one_that_is_read_is_whole() {
     on_postgres("a_stream_that_nobody_reads_holds_nothing", |s| {
         s.set("query.running_max", 1);
         s.set("query.waiting_max", 0);
+        s.set("query.streams_max", 1);
         s.start();
         let line =
             format!("{{\"ts\":\"2025-11-20T00:00:00Z\",\"service\":\"wide\",\"msg\":\"{}\"}}\n", "x".repeat(2_000));
@@ -347,6 +352,8 @@ fn a_stream_that_nobody_reads_holds_nothing_and_one_that_is_read_is_whole() {
         client.read_exact(&mut first).unwrap();
         // 40 MB do not fit between the two: the stream stands, and others are answered.
         s.wait("an answer to somebody else", |s| ask(s, "/services").status == 200);
+        let second = ask(s, &format!("/query?{DAY}&format=csv"));
+        assert_eq!((second.status, &second.json()["error"]), (429, &"too_many_queries".into()));
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).unwrap();
         let records = rest.windows(8).filter(|window| window == b"\"service").count();

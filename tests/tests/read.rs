@@ -162,6 +162,7 @@ fn settings(url: DatabaseUrl) -> Database {
         statement_timeout_ms: 60_000,
         retention_days: 0,
         compress_after_days: 0,
+        text_index: true,
         ca_file: None,
     }
 }
@@ -222,27 +223,28 @@ fn scan(filter: Filter, range: Range) -> Scan {
 /// A PostgreSQL database with the locale that folds case most unlike ASCII, and a SQLite file.
 struct Both {
     stores: [On; 2],
-    _database: postgres::TestDatabase,
+    database: postgres::TestDatabase,
     _dir: tempfile::TempDir,
 }
 
 async fn both() -> Both {
-    let database = postgres::database().await;
+    let server = postgres::database().await;
     let turkish = format!("turkish_{}", Uuid::new_v4().simple());
-    let client = database.client().await;
+    let client = server.client().await;
     client
         .batch_execute(&format!(
             "CREATE DATABASE {turkish} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'tr-TR' LOCALE 'C.UTF-8'"
         ))
         .await
         .unwrap();
-    let (rest, _) = database.url.rsplit_once('/').unwrap();
+    let (rest, _) = server.url.rsplit_once('/').unwrap();
+    let database = postgres::TestDatabase::at(format!("{rest}/{turkish}"));
     let dir = tempfile::tempdir().unwrap();
     let stores = [
-        On::open("PostgreSQL", DatabaseUrl::Postgres(format!("{rest}/{turkish}"))).await,
+        On::open("PostgreSQL", DatabaseUrl::Postgres(database.url.clone())).await,
         On::open("SQLite", DatabaseUrl::Sqlite(dir.path().join("logs.db"))).await,
     ];
-    Both { stores, _database: database, _dir: dir }
+    Both { stores, database, _dir: dir }
 }
 
 fn random_record(random: &mut StdRng) -> Record<'static> {
@@ -497,4 +499,44 @@ async fn queries_as_they_are_typed_are_answered_by_both() {
         }
         on.store.maintain(NOON_US).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn closed_partitions_get_their_indexes_and_text_is_found_by_them() {
+    const DAY_US: i64 = 86_400_000_000;
+    let Both { stores: [mut on, _], database, .. } = both().await;
+    on.store.maintain(NOON_US).await.unwrap();
+    let record =
+        |message| Record { ts_us: NOON_US, severity: Severity::INFO, service: "s", host: "", message, attributes: "" };
+    on.store(&[record("a needle"), record("hay"), record("NEEDLES")]).await;
+    let client = database.client().await;
+    let indexes = "SELECT indexname::text FROM pg_indexes WHERE tablename = 'logs_p20251120' ORDER BY 1";
+    let names =
+        async || client.query(indexes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect::<Vec<String>>();
+    // A build that was cut off.
+    client.batch_execute("CREATE INDEX logs_p20251120_service_ts_idx ON logs_p20251120 (host)").await.unwrap();
+    client
+        .batch_execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'logs_p20251120_service_ts_idx'::regclass",
+        )
+        .await
+        .unwrap();
+    on.store.maintain(NOON_US + DAY_US).await.unwrap();
+    assert_eq!(names().await.len(), 2, "a day that has just ended is not closed");
+    // Two days are closed now, and each round builds one index.
+    for _ in 0..4 {
+        on.store.maintain(NOON_US + 2 * DAY_US).await.unwrap();
+    }
+    let built = ["logs_p20251120_message_trgm_idx", "logs_p20251120_service_ts_idx", "logs_p20251120_ts_idx"];
+    assert_eq!(names().await, built);
+    let sql = "SELECT pg_get_indexdef('logs_p20251120_service_ts_idx'::regclass)";
+    let definition: String = client.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(definition.ends_with("(service, ts)"), "{definition}");
+
+    client.batch_execute("SET enable_seqscan = off").await.unwrap();
+    let sql = "EXPLAIN SELECT * FROM logs_p20251120 WHERE message COLLATE \"C\" ILIKE '%needle%'";
+    let plan: Vec<String> = client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(plan.concat().contains("message_trgm_idx"), "{plan:#?}");
+    assert_eq!(on.ids(&parse("needle").unwrap()).await.len(), 1);
+    assert_eq!(on.ids(&parse("needle*").unwrap()).await.len(), 2);
 }

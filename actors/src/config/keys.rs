@@ -374,6 +374,12 @@ pub static KEYS: &[Key] = &[
         number(U32(|c| &mut c.database.compress_after_days), Days, 0, 36_500),
         "TimescaleDB only: when a chunk is compressed; 0 for never",
     ),
+    key(
+        "database.text_index",
+        "true",
+        Kind::Bool(|c| &mut c.database.text_index),
+        "PostgreSQL without TimescaleDB: partitions of days that are over get an index for text (pg_trgm), as large as the text",
+    ),
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),
@@ -452,8 +458,14 @@ pub static KEYS: &[Key] = &[
         "queries that wait for their turn; 429 above",
     ),
     key(
+        "query.streams_max",
+        "8",
+        number(Usize(|c| &mut c.query.streams_max), Count, 1, 10_000),
+        "answers that are streamed at once; 429 above",
+    ),
+    key(
         "query.page_bytes_max",
-        "8MiB",
+        "4MiB",
         number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
         "a page of records ends when it has so many bytes",
     ),

@@ -293,6 +293,7 @@ fn blank() -> Config {
             statement_timeout_ms: 0,
             retention_days: 0,
             compress_after_days: 0,
+            text_index: false,
             ca_file: None,
         },
         cache: Cache {
@@ -583,6 +584,8 @@ pub struct Database {
     pub retention_days: u32,
     /// `database.compress_after_days`: TimescaleDB only (7); 0 for never.
     pub compress_after_days: u32,
+    /// `database.text_index`: partitions of days that are over get an index for text (true).
+    pub text_index: bool,
     /// `database.ca_file`: PEM certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
 }
@@ -634,7 +637,9 @@ pub struct Query {
     pub running_max: usize,
     /// `query.waiting_max`: how many more wait for their turn (32).
     pub waiting_max: usize,
-    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (8 MiB).
+    /// `query.streams_max`: answers that are streamed at once (8).
+    pub streams_max: usize,
+    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (4 MiB).
     pub page_bytes_max: usize,
 }
 

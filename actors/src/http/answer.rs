@@ -41,10 +41,15 @@ pub struct Refused {
     pub close: bool,
 }
 
-#[derive(Serialize)]
-struct ErrorBody<'a> {
+/// The body of an error.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Error)]
+pub struct ErrorBody<'a> {
+    /// Its name, in snake case.
     error: &'a str,
+    /// What is wrong, where, and what to do.
     detail: &'a str,
+    /// The character of the query that is to blame, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
 }

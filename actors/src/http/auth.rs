@@ -48,6 +48,10 @@ pub fn need(listener: Listener, path: &str) -> Need {
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
         (_, "/api/v1/dead-letters/replay" | "/api/v1/dead-letters/purge") => Need::Admin,
+        // What can be asked is no secret.
+        (Listener::Data, "/api/v1/openapi.json" | "/api/v1/docs" | "/api/v1/docs.js" | "/api/v1/docs.css") => {
+            Need::Open
+        }
         (_, path) if path.starts_with("/api/v1/") => Need::QueryOrAdmin,
         (Listener::Data, path) if path.starts_with("/loki/") && path != "/loki/api/v1/push" => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,

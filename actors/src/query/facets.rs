@@ -32,7 +32,7 @@ struct Values {
 }
 
 /// The values of one field, the most frequent first.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Facet {
     /// The field's name.
     pub field: String,
@@ -43,7 +43,7 @@ pub struct Facet {
 }
 
 /// How often a value was seen.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct ValueCount {
     /// The value.
     pub value: String,
@@ -108,7 +108,7 @@ impl Values {
 pub struct Names(HashMap<String, u64, foldhash::fast::RandomState>);
 
 /// How many records have a field.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct NameCount {
     /// The field's name.
     pub name: String,

@@ -98,7 +98,7 @@ pub struct Hits {
 }
 
 /// One series.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Series {
     /// A severity's name or a service.
     pub name: String,

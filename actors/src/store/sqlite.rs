@@ -8,6 +8,8 @@
 
 mod read;
 
+pub(crate) use self::read::CACHE_BYTES as READ_CACHE_BYTES;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -4,19 +4,42 @@ use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
+use super::super::answer::{Answer, ErrorBody, Refused};
 use super::asked::{Asked, bad};
 use super::record::RecordBody;
 use crate::query::page::Position;
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Context)]
 struct Body<'a> {
+    #[schema(value_type = Vec<super::record::Body<'a>>)]
     before: Vec<RecordBody<'a>>,
+    #[schema(value_type = super::record::Body<'a>)]
     record: RecordBody<'a>,
+    #[schema(value_type = Vec<super::record::Body<'a>>)]
     after: Vec<RecordBody<'a>>,
 }
 
 /// The handler.
+#[utoipa::path(
+    get,
+    path = "/api/v1/context",
+    params(
+        ("id" = String, Query, description = "the record's id"),
+        ("ts" = String, Query, description = "the record's ts"),
+        ("before" = Option<usize>, Query, description = "records before it; 10"),
+        ("after" = Option<usize>, Query, description = "records after it; 10"),
+    ),
+    responses(
+        (status = 200, description = "what the same service on the same host logged around a record", body = Body<'_>),
+        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
+        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
+        (status = 404, description = "there is no such record", body = ErrorBody<'_>),
+        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
+        (status = 503, description = "the database is away", body = ErrorBody<'_>),
+        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+    )
+)]
 pub async fn context(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
     let mut asked = Asked::of(&request)?;
     let id = asked.text("id")?.and_then(|id| id.parse().ok());

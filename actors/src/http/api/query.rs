@@ -11,8 +11,10 @@ use actix_web::{HttpRequest, HttpResponse};
 use futures_util::stream;
 use serde::Serialize;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
+use super::super::answer::{Answer, ErrorBody, Refused};
 use super::asked::{Asked, bad};
 use super::record::{CSV_HEADER, RecordBody, csv};
 use crate::query::page::{Direction, Position};
@@ -32,8 +34,10 @@ enum Format {
     Csv,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Page)]
 struct Body<'a> {
+    #[schema(value_type = Vec<super::record::Body<'a>>)]
     records: Vec<RecordBody<'a>>,
     cursor: Cursor,
     source: Source,
@@ -41,13 +45,35 @@ struct Body<'a> {
 }
 
 /// Where the next page begins, each way. None: there is nothing that way now.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct Cursor {
     older: Option<String>,
     newer: Option<String>,
 }
 
 /// The handler.
+#[utoipa::path(
+    get,
+    path = "/api/v1/query",
+    params(
+        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
+        ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
+        ("end" = Option<String>, Query, description = "the moment behind the last, in the same forms; now"),
+        ("limit" = Option<usize>, Query, minimum = 1, description = "100; at most 10000, in a stream 10000000"),
+        ("cursor" = Option<String>, Query, description = "where to go on, from an answer"),
+        ("direction" = Option<String>, Query, description = "backward (newest first) or forward"),
+        ("format" = Option<String>, Query, description = "json, or streamed: ndjson, csv"),
+    ),
+    responses(
+        (status = 200, description = "records"
+            , content((Body<'_> = "application/json"), (String = "application/x-ndjson"), (String = "text/csv"))),
+        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
+        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
+        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
+        (status = 503, description = "the database is away", body = ErrorBody<'_>),
+        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+    )
+)]
 pub async fn query(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, Refused> {
     let began = Instant::now();
     let (format, wanted) = read(&request)?;
@@ -103,21 +129,23 @@ struct Streaming {
     /// Records that may still be given.
     left: usize,
     format: Format,
+    _permit: OwnedSemaphorePermit,
     /// A page that is there already.
     ready: Option<Page>,
     head: &'static str,
 }
 
 async fn streamed(searcher: Searcher, wanted: PageRequest, format: Format) -> Result<HttpResponse, SearchError> {
+    let permit = searcher.stream()?;
     let left = wanted.limit;
     let wanted = PageRequest { limit: left.min(STREAM_PAGE), ..wanted };
     // Before the answer begins: what is wrong can still be said.
-    let ready = Some(searcher.page(&wanted).await?);
+    let ready = Some(searcher.portion(&wanted).await?);
     let (content_type, head) = match format {
         Format::Csv => ("text/csv; charset=utf-8; header=present", CSV_HEADER),
         Format::Json | Format::Ndjson => ("application/x-ndjson", ""),
     };
-    let streaming = Streaming { searcher, wanted, left, format, ready, head };
+    let streaming = Streaming { searcher, wanted, left, format, _permit: permit, ready, head };
     let body = stream::try_unfold(Some(streaming), async |streaming| match streaming {
         None => Ok(None),
         Some(streaming) => streaming.next().await.map(Some),
@@ -130,7 +158,7 @@ impl Streaming {
     async fn next(mut self) -> Result<(Bytes, Option<Self>), SearchError> {
         let page = match self.ready.take() {
             Some(page) => page,
-            None => self.searcher.page(&self.wanted).await.inspect_err(|error| {
+            None => self.searcher.portion(&self.wanted).await.inspect_err(|error| {
                 tracing::warn!(%error, "a stream of records is cut off");
             })?,
         };

@@ -9,8 +9,9 @@ use crate::store::time_text;
 /// A record as one JSON object.
 pub struct RecordBody<'a>(pub &'a Found);
 
-#[derive(Serialize)]
-struct Body<'a> {
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Record)]
+pub(super) struct Body<'a> {
     /// Text: it has more digits than a double holds.
     id: String,
     ts: String,
@@ -19,6 +20,7 @@ struct Body<'a> {
     service: &'a str,
     host: &'a str,
     message: &'a str,
+    #[schema(value_type = Object)]
     attributes: &'a RawValue,
 }
 

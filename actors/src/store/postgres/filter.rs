@@ -143,7 +143,8 @@ impl Sql {
     /// looks for words, as what the index can do of it.
     fn like(&mut self, text: &str, wanted: &Text) -> String {
         let pattern = wanted.pattern();
-        if pattern.contains('\0') {
+        // No text has a NUL. A regular expression with one may still match.
+        if wanted.kind() != TextKind::Regex && pattern.contains('\0') {
             return "FALSE".to_owned();
         }
         let operator = if wanted.case_sensitive() { "LIKE" } else { "ILIKE" };

@@ -5,6 +5,7 @@
 
 mod connect;
 mod filter;
+mod index;
 mod read;
 pub(super) mod copy;
 mod flush;
@@ -78,7 +79,11 @@ impl PostgresStore {
             reader_tls: reader.tls,
             connector,
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
-            keep: Keep { retention_days: database.retention_days, compress_after_days: database.compress_after_days },
+            keep: Keep {
+                retention_days: database.retention_days,
+                compress_after_days: database.compress_after_days,
+                text_index: database.text_index,
+            },
             hypertable: OnceLock::new(),
         })
     }
