@@ -180,7 +180,8 @@ impl TailHub {
             }
             tokio::select! {
                 () = self.0.wake.notified() => {}
-                () = self.0.drain.reached(Phase::Done) => break,
+                // Who came in the last moment gets the last records.
+                () = self.0.drain.reached(Phase::Done) => if self.state().clients == 0 { break },
             }
         }
         self.0.moved.send_replace(true);
