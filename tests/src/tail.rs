@@ -49,12 +49,11 @@ impl Tail {
                     Some(("event", name)) => event.name = name.to_owned(),
                     Some(("id", id)) => event.id = id.to_owned(),
                     Some(("data", data)) => event.data = serde_json::from_str(data).expect("an event's data is JSON"),
-                    _ if line.is_empty() && !event.name.is_empty() => {
-                        if sender.send(std::mem::take(&mut event)).is_err() {
-                            return;
-                        }
-                    }
                     _ => {}
+                }
+                let whole = line.is_empty() && !event.name.is_empty();
+                if whole && sender.send(std::mem::take(&mut event)).is_err() {
+                    return;
                 }
             }
         });
