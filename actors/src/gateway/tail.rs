@@ -5,7 +5,7 @@
 //! - The token of the merged stream is the last token of each processor, joined by `_`: each processor finds its own in it,
 //!   and tells a gap where there is none. So a client may come back to any gateway.
 //! - A client that is slow holds up the tasks, these the processors, and they tell what they drop: no record waits here but
-//!   those of a few dozen events and of one piece per processor.
+//!   those of `WAITING` events and of one piece per processor.
 //! - A processor that has just come is heard from the moment its name stands for it.
 //! - Order is kept within a processor; between processors there is none to keep.
 
