@@ -51,6 +51,7 @@ pub mod allowance;
 pub mod query;
 pub mod recent;
 pub mod search;
+pub mod kept;
 pub mod backlog;
 pub mod breaker;
 pub mod sse;

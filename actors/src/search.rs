@@ -14,13 +14,14 @@ use tokio::time::{Instant, timeout};
 
 use crate::cache::HotCache;
 use crate::config;
+use crate::kept::{self, Kept, Question};
 use crate::query::Filter;
 use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
 use crate::recent::{self, Recent};
-use crate::store::read::{LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
+use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
 
 /// Records that facets look at.
 pub const FACET_RECORDS_MAX: usize = 50_000;
@@ -41,6 +42,7 @@ pub struct Searcher(Arc<Parts>);
 struct Parts {
     reader: Option<Arc<dyn LogReader>>,
     recent: Recent,
+    kept: Kept,
     settings: config::Query,
     running: Semaphore,
     waiting: AtomicUsize,
@@ -144,6 +146,7 @@ impl Searcher {
         Self(Arc::new(Parts {
             reader,
             recent: Recent::new(cache),
+            kept: Kept::default(),
             settings,
             running,
             waiting: AtomicUsize::new(0),
@@ -238,15 +241,38 @@ impl Searcher {
         let (_running, reader) = self.admit("hits").await?;
         let from_counters = filter.is_counted() && steps.are_minutes();
         let counts = match from_counters {
-            true => reader.volume(filter, steps, by).await?,
-            false => reader.count(filter, steps, by).await?,
+            true => {
+                let Snapshot { value, lanes } = reader.volume(filter, steps, by).await?;
+                Snapshot { value: Arc::new(value), lanes }
+            }
+            false => self.counted(reader, filter, steps, by).await?,
         };
         let mut hits = Hits::new(steps, by);
-        for (ts_us, severity, service, records) in counts.value {
-            hits.add_many(ts_us, severity, &service, records);
+        for (ts_us, severity, service, records) in &*counts.value {
+            hits.add_many(*ts_us, *severity, service, *records);
         }
         self.unsettled(counts.lanes, filter, steps.range, |record| hits.add(record)).await;
         Ok(Histogram { steps, series: hits.finish(), from_counters })
+    }
+
+    /// Counts record by record, unless that was done before and nothing has come into the range since.
+    async fn counted(
+        &self,
+        reader: &dyn LogReader,
+        filter: &Filter,
+        steps: Steps,
+        by: By,
+    ) -> Result<Snapshot<Arc<Vec<Count>>>, ReadError> {
+        let question = Question { filter: format!("{filter:?}"), steps, by };
+        let total = reader.total(steps.range).await?;
+        if let Some(value) = self.0.kept.get(&question, total.value) {
+            metrics::counter!("logweir_queries_kept_total").increment(1);
+            return Ok(Snapshot { value, lanes: total.lanes });
+        }
+        let Snapshot { value, lanes } = reader.count(filter, steps, by).await?;
+        let value = Arc::new(value);
+        self.0.kept.put(question, total.value, Arc::clone(&value));
+        Ok(Snapshot { value, lanes })
     }
 
     /// The most frequent values of the fields with these names.
@@ -443,9 +469,10 @@ impl Drop for Place<'_> {
 }
 
 /// The most bytes that queries and their answers take: rows, their copy as text, and what a connection still sends; records
-/// of the cache while they are taken apart; a page on its way to each stream's client.
+/// of the cache while they are taken apart; a page on its way to each stream's client; histograms that are kept.
 #[must_use]
 pub fn bytes_max(settings: &config::Query) -> usize {
     settings.running_max * (3 * settings.page_bytes_max + recent::BYTES_MAX)
         + settings.streams_max * 3 * PORTION_BYTES_MAX
+        + kept::BYTES_MAX
 }

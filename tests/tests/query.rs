@@ -105,6 +105,27 @@ fn assert_each_once(ids: &[String], expected: usize) {
 }
 
 #[test]
+fn what_was_counted_is_not_counted_again_until_a_record_comes_late() {
+    on_sqlite("counted_once_on_sqlite", counted_once);
+    on_postgres("counted_once_on_postgres", counted_once);
+}
+
+fn counted_once(s: &mut Scenario) {
+    s.start();
+    hand_in(s, 600, "committed");
+    let kept = |s: &mut Scenario| s.server().metric("logweir_queries_kept_total", "");
+    let total = |s: &Scenario| number(&asked(s, &format!("/hits?query=record&{DAY}&step=1h"))["total"]);
+    assert_eq!((total(s), total(s), total(s)), (600, 600, 600));
+    assert_eq!(kept(s), 2.0);
+    // Another question is another count.
+    assert_eq!(number(&asked(s, &format!("/hits?query=RECORD&{DAY}&step=2h"))["total"]), 600);
+    assert_eq!(kept(s), 2.0);
+    hand_in(s, 1, "committed");
+    assert_eq!((total(s), total(s)), (601, 601));
+    assert_eq!(kept(s), 3.0);
+}
+
+#[test]
 fn everything_is_answered_on_sqlite() {
     on_sqlite("everything_is_answered_on_sqlite", everything_is_answered);
 }

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::kept::Volume;
 use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
@@ -93,6 +94,9 @@ pub trait LogReader: Send + Sync {
     /// Counts per step from the minute counters; `filter` [is counted](Filter::is_counted), `steps`
     /// [are minutes](Steps::are_minutes).
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError>;
+
+    /// What the counters of the minutes of `range` add up to.
+    async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError>;
 
     /// The services that have records in the minutes of `range`, from the counters.
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<facets::NameCount>>, ReadError>;

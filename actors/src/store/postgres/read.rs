@@ -19,6 +19,7 @@ use super::connect::failure;
 use super::filter::Sql;
 use super::pool_failure;
 use super::types::Time;
+use crate::kept::Volume;
 use crate::query::Filter;
 use crate::query::facets::{self, Facets, NameCount, Names};
 use crate::query::hits::{By, Steps};
@@ -276,6 +277,18 @@ impl LogReader for PostgresReader {
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
         let sql = counts_sql(filter, steps, by, "log_volume", "minute", "sum(records)::bigint");
         self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(count).collect())).await
+    }
+
+    async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
+        let mut sql = Sql::new("SELECT coalesce(sum(records), 0)::bigint, count(*) FROM log_volume WHERE ");
+        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
+        let end = sql.time(range.end_us);
+        sql.push(&format!("minute >= {start} AND minute < {end}"));
+        let volume = |row: &Row| Volume {
+            records: row.get::<_, i64>(0).cast_unsigned(),
+            counters: row.get::<_, i64>(1).cast_unsigned(),
+        };
+        self.read(async |transaction| Ok(rows(transaction, &sql).await?.first().map(volume).unwrap_or_default())).await
     }
 
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {

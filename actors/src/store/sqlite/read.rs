@@ -16,6 +16,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, OpenFlags, Row, Transaction, params};
 
 use super::failed;
+use crate::kept::Volume;
 use crate::query::facets::{Facets, NameCount, Names};
 use crate::query::filter::SeverityRange;
 use crate::query::hits::{By, Hits, Steps};
@@ -258,6 +259,20 @@ impl LogReader for SqliteReader {
                 }
             })?;
             Ok(hits.counts())
+        })
+        .await
+    }
+
+    async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
+        self.read(move |reading| {
+            let (from, to) = minutes(range);
+            let mut statement = reading.transaction.prepare_cached(
+                "SELECT coalesce(sum(records), 0), count(*) FROM log_volume WHERE minute >= ?1 AND minute < ?2",
+            )?;
+            statement.query_row(params![from, to], |row| {
+                let [records, counters] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
+                Ok(Volume { records, counters })
+            })
         })
         .await
     }
