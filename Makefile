@@ -4,7 +4,7 @@
 
 # Everything: installs what the tests need where it is missing, then runs them all.
 test: deps
-	cargo test --workspace --all-features
+	cargo test --workspace --all-features --no-fail-fast
 
 # What a reviewer would ask for first.
 check:
