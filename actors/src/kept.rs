@@ -42,18 +42,22 @@ pub struct Volume {
 
 /// The histograms, the one used last at the back.
 #[derive(Default)]
-pub struct Kept(Mutex<VecDeque<(Question, Volume, Arc<Vec<Count>>)>>);
+pub struct Kept(Mutex<VecDeque<Answered>>);
+
+struct Answered {
+    question: Question,
+    volume: Volume,
+    counts: Arc<Vec<Count>>,
+}
 
 impl Kept {
     /// The counts that answer `question`, if the counters of its range still say `volume`.
     pub fn get(&self, question: &Question, volume: Volume) -> Option<Arc<Vec<Count>>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = all.iter().position(|(asked, ..)| asked == question)?;
-        let (question, then, counts) = all.remove(at)?;
-        if then != volume {
-            return None;
-        }
-        all.push_back((question, then, Arc::clone(&counts)));
+        let at = all.iter().position(|answered| answered.question == *question)?;
+        let answered = all.remove(at).filter(|answered| answered.volume == volume)?;
+        let counts = Arc::clone(&answered.counts);
+        all.push_back(answered);
         Some(counts)
     }
 
@@ -63,8 +67,8 @@ impl Kept {
             return;
         }
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(asked, ..)| *asked != question);
-        all.push_back((question, volume, counts));
+        all.retain(|answered| answered.question != question);
+        all.push_back(Answered { question, volume, counts });
         while all.len() > KEPT_MAX {
             all.pop_front();
         }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::cache::HotCache;
 use crate::config;
-use crate::kept::{self, Kept, Question};
+use crate::kept::{self, Kept, Question, Volume};
 use crate::query::Filter;
 use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
@@ -198,7 +198,7 @@ impl Searcher {
             limit: request.limit,
             bytes_max,
         };
-        let (stored, recent) = match reader.records(&scan).await {
+        let (stored, recent) = match Snapshot::or_empty(reader.records(&scan).await, Vec::new) {
             Ok(Snapshot { value, lanes }) => (value, self.0.recent.unsettled(lanes).await),
             Err(ReadError::Unavailable(error)) => {
                 return self.cached_page(&scan).await.ok_or(ReadError::Unavailable(error));
@@ -242,7 +242,7 @@ impl Searcher {
         let from_counters = filter.is_counted() && steps.are_minutes();
         let counts = match from_counters {
             true => {
-                let Snapshot { value, lanes } = reader.volume(filter, steps, by).await?;
+                let Snapshot { value, lanes } = Snapshot::or_empty(reader.volume(filter, steps, by).await, Vec::new)?;
                 Snapshot { value: Arc::new(value), lanes }
             }
             false => self.counted(reader, filter, steps, by).await?,
@@ -264,12 +264,12 @@ impl Searcher {
         by: By,
     ) -> Result<Snapshot<Arc<Vec<Count>>>, ReadError> {
         let question = Question { filter: format!("{filter:?}"), steps, by };
-        let total = reader.total(steps.range).await?;
+        let total = Snapshot::or_empty(reader.total(steps.range).await, Volume::default)?;
         if let Some(value) = self.0.kept.get(&question, total.value) {
             metrics::counter!("logweir_queries_kept_total").increment(1);
             return Ok(Snapshot { value, lanes: total.lanes });
         }
-        let Snapshot { value, lanes } = reader.count(filter, steps, by).await?;
+        let Snapshot { value, lanes } = Snapshot::or_empty(reader.count(filter, steps, by).await, Vec::new)?;
         let value = Arc::new(value);
         self.0.kept.put(question, total.value, Arc::clone(&value));
         Ok(Snapshot { value, lanes })
@@ -288,7 +288,8 @@ impl Searcher {
     ) -> Result<Sampled<Vec<Facet>>, SearchError> {
         let (_running, reader) = self.admit("facets").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: FACET_RECORDS_MAX };
-        let Snapshot { value: (mut facets, records), lanes } = reader.facets(&sample, Facets::of(fields)).await?;
+        let counted = reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
+        let Snapshot { value: (mut facets, records), lanes } = Snapshot::or_empty(counted, || (Facets::of(fields), 0))?;
         self.unsettled(lanes, filter, range, |record| facets.add(record)).await;
         Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX) })
     }
@@ -300,7 +301,8 @@ impl Searcher {
     pub async fn fields(&self, filter: &Filter, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
         let (_running, reader) = self.admit("fields").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: NAME_RECORDS_MAX };
-        let Snapshot { value: (mut names, records), lanes } = reader.names(&sample).await?;
+        let counted = reader.names(&sample).await;
+        let Snapshot { value: (mut names, records), lanes } = Snapshot::or_empty(counted, Default::default)?;
         self.unsettled(lanes, filter, range, |record| names.add(record)).await;
         Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX) })
     }
@@ -311,7 +313,7 @@ impl Searcher {
     /// See [`SearchError`].
     pub async fn services(&self, range: Range) -> Result<Vec<NameCount>, SearchError> {
         let (_running, reader) = self.admit("services").await?;
-        let Snapshot { value: mut services, lanes } = reader.services(range).await?;
+        let Snapshot { value: mut services, lanes } = Snapshot::or_empty(reader.services(range).await, Vec::new)?;
         self.unsettled(lanes, &Filter::All, range, |record| {
             match services.iter_mut().find(|service| service.name == record.service) {
                 Some(service) => service.count += 1,

@@ -284,6 +284,24 @@ impl Server {
         signal_pid(self.pid(), signal);
     }
 
+    /// SIGSTOP, and waits until no thread of it moves: on a busy machine they go on for a while.
+    ///
+    /// # Panics
+    /// They do not stop.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+        let is_stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a process has threads");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !tasks().flatten().all(is_stopped) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// SIGKILL, and waits for the end.
     pub fn kill(&mut self) -> Exit {
         self.signal(libc::SIGKILL);

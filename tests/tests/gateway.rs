@@ -107,7 +107,7 @@ fn a_processor_that_hangs_costs_its_own_line_and_no_other() {
         second.ready().expect("a second processor");
         let mut gateway = gateway(s, &format!("{first},{}", second.http), &[("gateway.timeout_ms", "100")]);
         until(&mut gateway, second.http, "shown", is_well);
-        second.signal(libc::SIGSTOP);
+        second.freeze();
         until(&mut gateway, second.http, "told to be slow", |one| {
             one["error"].as_str().is_some_and(|error| error.contains("gateway.timeout_ms (100 ms)"))
         });

@@ -105,6 +105,23 @@ fn assert_each_once(ids: &[String], expected: usize) {
 }
 
 #[test]
+fn before_the_first_record_there_is_nothing_and_no_mistake() {
+    on_sqlite("nothing_on_sqlite", nothing_yet);
+    on_postgres("nothing_on_postgres", nothing_yet);
+}
+
+fn nothing_yet(s: &mut Scenario) {
+    s.start();
+    assert_eq!(asked(s, "/query")["records"], Value::Array(vec![]));
+    for path in ["/hits", "/hits?query=word"] {
+        assert_eq!(number(&asked(s, path)["total"]), 0, "{path}");
+    }
+    for path in ["/facets?fields=service", "/fields", "/services"] {
+        let _ = asked(s, path);
+    }
+}
+
+#[test]
 fn what_was_counted_is_not_counted_again_until_a_record_comes_late() {
     on_sqlite("counted_once_on_sqlite", counted_once);
     on_postgres("counted_once_on_postgres", counted_once);

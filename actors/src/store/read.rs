@@ -63,6 +63,9 @@ pub enum ReadError {
     /// The database does not answer.
     #[error("{0}")]
     Unavailable(String),
+    /// There are no tables yet: the first record makes them.
+    #[error("nothing was ever stored here")]
+    Unprepared,
     /// It never will.
     #[error("{0}")]
     Failed(String),
@@ -107,6 +110,16 @@ pub trait LogReader: Send + Sync {
 
     /// Counts the names of attributes over `sample`. Returns the number of records looked at.
     async fn names(&self, sample: &Sample) -> Result<Snapshot<(facets::Names, u64)>, ReadError>;
+}
+
+impl<T> Snapshot<T> {
+    /// What `reading` gave, or `empty` where nothing was ever stored.
+    pub(crate) fn or_empty(reading: Result<Self, ReadError>, empty: impl FnOnce() -> T) -> Result<Self, ReadError> {
+        match reading {
+            Err(ReadError::Unprepared) => Ok(Self { value: empty(), lanes: Vec::new() }),
+            other => other,
+        }
+    }
 }
 
 impl From<StoreError> for ReadError {

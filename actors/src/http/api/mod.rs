@@ -43,7 +43,9 @@ impl From<SearchError> for Refused {
             SearchError::Wrong(_) => Self::new(400, "bad_parameter", detail),
             SearchError::NothingKept => Self::new(501, "nothing_kept", detail),
             SearchError::Read(ReadError::Timeout(_)) => Self::new(504, "query_timeout", detail),
-            SearchError::Read(ReadError::Unavailable(_)) => Self::new(503, "database_unavailable", detail),
+            SearchError::Read(ReadError::Unavailable(_) | ReadError::Unprepared) => {
+                Self::new(503, "database_unavailable", detail)
+            }
             SearchError::Read(ReadError::Failed(_)) => Self::new(500, "query_failed", detail),
         }
     }

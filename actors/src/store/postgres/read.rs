@@ -57,6 +57,9 @@ impl PostgresReader {
         if error.code() == Some(&SqlState::QUERY_CANCELED) {
             return self.too_slow();
         }
+        if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
+            return ReadError::Unprepared;
+        }
         failure("reading", error).into()
     }
 

@@ -57,19 +57,24 @@ impl SqliteReader {
         let guard = StopOnDrop(Arc::clone(&stop));
         let stock = Arc::clone(&self.stock);
         let task = tokio::task::spawn_blocking(move || {
-            let mut connection = stock.take()?;
+            let mut connection = stock.take().map_err(ReadError::from)?;
             let done = snapshot(&mut connection, &stop, work);
             if done.is_ok() {
                 stock.give_back(connection);
             }
-            done.map_err(failed("reading"))
+            done.map_err(|error| match &error {
+                rusqlite::Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => {
+                    ReadError::Unprepared
+                }
+                _ => failed("reading")(error).into(),
+            })
         });
         let joined = tokio::time::timeout(self.timeout, task).await;
         drop(guard);
         match joined {
             Err(_) => Err(ReadError::Timeout(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX))),
             Ok(Err(error)) => Err(ReadError::Failed(format!("the work on SQLite ended early: {error}"))),
-            Ok(Ok(done)) => done.map_err(ReadError::from),
+            Ok(Ok(done)) => done,
         }
     }
 }
