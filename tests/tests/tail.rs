@@ -132,12 +132,11 @@ fn a_client_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
         let mut head = [0; 12];
         slow.read_exact(&mut head).unwrap();
         assert_eq!(&head, b"HTTP/1.1 200");
-        // More than sockets hold.
+        // More than sockets hold, so that it stands still until somebody reads, and the ring goes on.
         let mut sent = 0_u64;
-        while s.server().metric("logweir_tail_dropped_records_total", "behind") == 0.0 {
+        for _ in 0..40 {
             send(s, 0..2000);
             sent += 2000;
-            assert!(sent < 10_000_000, "nothing is dropped");
         }
         slow.set_read_timeout(Some(PATIENCE)).unwrap();
         let (mut text, mut piece) = (String::new(), [0; 65536]);

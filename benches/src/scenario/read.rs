@@ -33,8 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Question = (&'static str, &'static str, Option<&'static str>);
 
 const QUESTIONS: [Question; 8] = [
-    ("last hour, service and severity", "query?query=service:checkout%20severity:>=warn&start=-1h", Some("≤ 200")),
-    ("last hour, a word and severity", "query?query=retry%20severity:>=error&start=-1h", Some("≤ 200")),
+    ("last hour, service and severity", "query?query=service:checkout%20severity%3E=warn&start=-1h", Some("≤ 200")),
+    ("last hour, a word and severity", "query?query=retry%20severity%3E=error&start=-1h", Some("≤ 200")),
     ("last hour, an attribute", "query?query=status:217&start=-1h", Some("≤ 200")),
     ("last day, a rare word", "query?query=zzzzunheard&start=-24h", None),
     ("histogram of a day", "hits?start=-24h", Some("≤ 200")),
