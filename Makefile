@@ -13,7 +13,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 	./deploy/check-dependencies
 
-# PostgreSQL and Redis as Debian packages; the tests start their own servers on free ports.
+# Servers, senders and a browser as Debian packages; the tests start their own on free ports.
 deps:
 	./tests/install-servers
 

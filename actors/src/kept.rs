@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::query::hits::{By, Steps};
-use crate::store::read::Count;
+use crate::store::read::{Count, Volume};
 
 /// Histograms that are kept.
 const KEPT_MAX: usize = 32;
@@ -29,15 +29,6 @@ pub struct Question {
     pub steps: Steps,
     /// What makes a series.
     pub by: By,
-}
-
-/// What the minute counters say of a range: it changes whenever a record comes into it, or goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Volume {
-    /// Records in its minutes.
-    pub records: u64,
-    /// Counters of its minutes.
-    pub counters: u64,
 }
 
 /// The histograms, the one used last at the back.

@@ -14,14 +14,14 @@ use tokio::time::{Instant, timeout};
 
 use crate::cache::HotCache;
 use crate::config;
-use crate::kept::{self, Kept, Question, Volume};
+use crate::kept::{self, Kept, Question};
 use crate::query::Filter;
 use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
 use crate::recent::{self, Recent};
-use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
+use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 
 /// Records that facets look at.
 pub const FACET_RECORDS_MAX: usize = 50_000;

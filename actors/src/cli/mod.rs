@@ -13,7 +13,6 @@ mod journal;
 mod dead_letters;
 mod remote;
 mod print;
-mod events;
 mod query;
 mod tail;
 mod top;

@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::kept::Volume;
 use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
@@ -84,6 +83,15 @@ pub struct Sample {
 
 /// One count of a histogram: the step's beginning, severity, service (empty unless it is asked by service) and records.
 pub type Count = (i64, u8, String, u64);
+
+/// What the minute counters say of a range: it changes whenever a record comes into it, or goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Records in its minutes.
+    pub records: u64,
+    /// Counters of its minutes.
+    pub counters: u64,
+}
 
 /// Where stored records are read.
 #[async_trait]

@@ -19,12 +19,11 @@ use super::connect::failure;
 use super::filter::Sql;
 use super::pool_failure;
 use super::types::Time;
-use crate::kept::Volume;
 use crate::query::Filter;
 use crate::query::facets::{self, Facets, NameCount, Names};
 use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Range};
-use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
+use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::store::time::MINUTE_US;
 
 /// Rows that are asked for at once.

@@ -16,14 +16,13 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, OpenFlags, Row, Transaction, params};
 
 use super::failed;
-use crate::kept::Volume;
 use crate::query::facets::{Facets, NameCount, Names};
 use crate::query::filter::SeverityRange;
 use crate::query::hits::{By, Hits, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
 use crate::store::StoreError;
-use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
+use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::store::time::{self, MAX_US, MINUTE_US};
 
 /// What one connection keeps of the file in memory.
