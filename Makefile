@@ -4,7 +4,7 @@
 
 # Everything: installs what the tests need where it is missing, then runs them all.
 test: deps
-	cargo test --workspace --all-features
+	cargo test --workspace --all-features --no-fail-fast
 
 # What a reviewer would ask for first.
 check:
@@ -13,7 +13,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 	./deploy/check-dependencies
 
-# PostgreSQL and Redis as Debian packages; the tests start their own servers on free ports.
+# Servers, senders and a browser as Debian packages; the tests start their own on free ports.
 deps:
 	./tests/install-servers
 

@@ -15,10 +15,10 @@ use logweir_engine::journal::Journal;
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::time::Instant;
-use uuid::Uuid;
 
+use crate::allowance::Allowance;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
-use crate::cache::{CacheError, HotCache};
+use crate::cache::{CacheError, HotCache, Origin};
 use crate::message::Batch;
 use crate::progress::Progress;
 
@@ -37,17 +37,17 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// Feeds `cache` with the batches of `writer`, once `journal` has them on disk.
+    /// Feeds `cache` with the batches of `origin`, once `journal` has them on disk.
     #[must_use]
     pub fn new(
         context: StageContext,
         journal: Journal,
         progress: Progress,
         cache: Arc<dyn HotCache>,
-        writer: Uuid,
+        origin: Origin,
         recent_records_per_s: usize,
     ) -> Self {
-        let feed = CacheFeed::new(cache, writer, recent_records_per_s);
+        let feed = CacheFeed::new(cache, origin, recent_records_per_s);
         progress.breaker_state(NAME, feed.breaker.state());
         Self { context, journal, progress, feed }
     }
@@ -82,38 +82,10 @@ impl Stage for CacheWriter {
     }
 }
 
-/// How many records may go into the windows: so many a second, and what a quiet second has left over.
-#[derive(Debug)]
-struct Allowance {
-    per_s: usize,
-    left: usize,
-    since: Instant,
-}
-
-impl Allowance {
-    fn new(per_s: usize, now: Instant) -> Self {
-        Self { per_s, left: per_s, since: now }
-    }
-
-    /// What is left at `now`.
-    fn at(&mut self, now: Instant) -> usize {
-        let earned = (now.saturating_duration_since(self.since).as_secs_f64() * self.per_s as f64) as usize;
-        if earned > 0 {
-            self.left = self.left.saturating_add(earned).min(self.per_s);
-            self.since = now;
-        }
-        self.left
-    }
-
-    fn spend(&mut self, records: usize) {
-        self.left = self.left.saturating_sub(records);
-    }
-}
-
 /// Applies batches to a cache behind a breaker, or discards and counts them.
 pub struct CacheFeed {
     cache: Arc<dyn HotCache>,
-    writer: Uuid,
+    origin: Origin,
     breaker: Breaker,
     allowance: Allowance,
     applied_batches: u64,
@@ -124,11 +96,11 @@ pub struct CacheFeed {
 impl CacheFeed {
     /// A feed whose breaker is closed, with so many records a second for the windows.
     #[must_use]
-    pub fn new(cache: Arc<dyn HotCache>, writer: Uuid, recent_records_per_s: usize) -> Self {
+    pub fn new(cache: Arc<dyn HotCache>, origin: Origin, recent_records_per_s: usize) -> Self {
         let breaker = Breaker::new(BREAKER);
         breaker::publish(NAME, breaker.state());
         let allowance = Allowance::new(recent_records_per_s, Instant::now());
-        Self { cache, writer, breaker, allowance, applied_batches: 0, applied_records: 0, discarded_records: 0 }
+        Self { cache, origin, breaker, allowance, applied_batches: 0, applied_records: 0, discarded_records: 0 }
     }
 
     /// Applies `batch` if the breaker lets it and the cache takes it.
@@ -139,7 +111,7 @@ impl CacheFeed {
             return;
         }
         let recent_max = self.allowance.at(started);
-        let outcome = self.cache.apply_within(self.writer, batch, recent_max).await;
+        let outcome = self.cache.apply_within(self.origin, batch, recent_max).await;
         metrics::histogram!("logweir_cache_apply_seconds").record(started.elapsed().as_secs_f64());
         match outcome {
             Ok(recent) => {
@@ -204,28 +176,5 @@ impl CacheFeed {
             );
         }
         self.discard(batch, error.reason);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn an_allowance_grows_with_time_up_to_one_second() {
-        let begun = Instant::now();
-        let mut allowance = Allowance::new(1000, begun);
-        allowance.spend(1000);
-        assert_eq!(allowance.at(begun), 0);
-        // Steps too short for a whole record are not lost.
-        let mut now = begun;
-        for _ in 0..100 {
-            now += Duration::from_micros(500);
-            let _ = allowance.at(now);
-        }
-        assert_eq!(allowance.at(now), 50);
-        assert_eq!(allowance.at(now + Duration::from_secs(60)), 1000);
     }
 }

@@ -13,14 +13,18 @@ use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
-use crate::cache::{self, HotCache};
+use crate::alerts::Board;
+use crate::backlog::NOTE_EVERY;
+use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
 use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Refusal};
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
+use crate::search::Searcher;
 use crate::store::{self, LogStore};
+use crate::tail::TailHub;
 
 /// How often partitions are made ahead and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);
@@ -35,7 +39,10 @@ pub struct Logweir {
     recovered: Recovered,
     store: Arc<dyn LogStore>,
     cache: Arc<dyn HotCache>,
+    searcher: Searcher,
     progress: Progress,
+    tail: TailHub,
+    alerts: Board,
     intake: Option<IntakeHandle>,
     topology: Topology,
     drain: DrainControl,
@@ -66,19 +73,24 @@ impl Logweir {
         drain: DrainControl,
         progress: Progress,
     ) -> Result<Self, Exit> {
-        let store = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?.store();
+        let opened = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+        let store = opened.store();
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms));
+        let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
         let session = Arc::new(if work.adopts() { session.adopting(journal.clone()) } else { session });
+        let alerts = Board::new(&config.alerts, clock::wall_us(), process_name());
         let parts = Parts {
+            alerts: alerts.clone(),
             config: Arc::clone(&config),
             journal: journal.clone(),
             session: Arc::clone(&session),
-            writer: recovered.writer,
+            origin: Origin { writer: recovered.writer, run: recovered.run },
             cache: Arc::clone(&cache),
             progress: progress.clone(),
             drain: drain.watch(),
@@ -90,9 +102,12 @@ impl Logweir {
             }
             Work::Empty { .. } => (pipeline::build_drain_only(&parts), None),
         };
+        let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
+            .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
+        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), drain.watch()));
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
-        Ok(Self { intake, config, journal, recovered, store, cache, progress, topology, drain })
+        Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
 
     /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
@@ -157,6 +172,12 @@ impl Logweir {
         Arc::clone(&self.store)
     }
 
+    /// Answers queries.
+    #[must_use]
+    pub fn searcher(&self) -> Searcher {
+        self.searcher.clone()
+    }
+
     /// The hot cache.
     #[must_use]
     pub fn cache(&self) -> Arc<dyn HotCache> {
@@ -167,6 +188,18 @@ impl Logweir {
     #[must_use]
     pub fn observer(&self) -> Observer {
         self.topology.observer()
+    }
+
+    /// Where durable records can be followed as they come.
+    #[must_use]
+    pub fn tail(&self) -> TailHub {
+        self.tail.clone()
+    }
+
+    /// How the alerts stand.
+    #[must_use]
+    pub fn alerts(&self) -> Board {
+        self.alerts.clone()
     }
 
     /// Sees where the way down stands.
@@ -389,6 +422,17 @@ async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recover
 pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}/{}", host.trim(), std::process::id())
+}
+
+/// Notes where the lanes stand, until nothing comes any more.
+async fn note_tails(journal: Journal, progress: Progress, drain: DrainWatch) {
+    loop {
+        progress.note_tails(&journal.lanes(), Instant::now());
+        tokio::select! {
+            () = drain.reached(Phase::Draining) => return,
+            () = tokio::time::sleep(NOTE_EVERY) => {}
+        }
+    }
 }
 
 /// Partitions ahead and retention, once the schema is there.

@@ -7,10 +7,9 @@ use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
 
-use uuid::Uuid;
-
+use crate::alerts::{self, Board};
 use crate::batcher::{Batcher, Downstream, LaneLink};
-use crate::cache::HotCache;
+use crate::cache::{HotCache, Origin};
 use crate::cache_writer::CacheWriter;
 use crate::config::{Config, DatabaseUrl, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
@@ -18,7 +17,9 @@ use crate::message::{Batch, Delivery};
 use crate::parser::Parser;
 use crate::producer::{Producer, files, syslog};
 use crate::progress::Progress;
-use crate::store::sqlite::CACHE_BYTES;
+use crate::search;
+use crate::store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
+use crate::tail;
 
 const MIB: usize = 1 << 20;
 
@@ -36,11 +37,13 @@ pub struct Parts {
     /// The open journal.
     pub journal: Journal,
     /// The journal's identity.
-    pub writer: Uuid,
+    pub origin: Origin,
     /// The hold on the log store.
     pub session: Arc<Session>,
     /// The hot cache.
     pub cache: Arc<dyn HotCache>,
+    /// How the alerts stand.
+    pub alerts: Board,
     /// The accounting that everybody sees.
     pub progress: Progress,
     /// Where the way down stands.
@@ -57,6 +60,7 @@ pub fn supervision() -> Supervision {
 #[must_use]
 pub fn build(parts: &Parts) -> (Topology, Vec<Mailbox<Delivery>>) {
     let mut topology = Topology::new(supervision(), parts.drain.clone());
+    alerts::spawn(&mut topology, &parts.config, &parts.journal, &parts.alerts);
     let cache_writer = spawn_cache_writer(&mut topology, parts);
     let mut producers = Vec::new();
     for lane in 0..lanes_needed(parts.config.lanes, &parts.journal) {
@@ -95,9 +99,20 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("batches read back and flushed", lanes * 3 * batch),
         ("journal queue", config.journal.queue_bytes_max + 2 * MIB),
         ("recent records in process", 64 * MIB),
-        ("pages of SQLite", if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { CACHE_BYTES } else { 0 }),
+        ("alerts", alerts::memory_bytes_max(&config.alerts)),
+        ("live tails", tail::memory_bytes_max(&config.tail)),
+        ("queries and their answers", search::bytes_max(&config.query)),
+        (
+            "pages of SQLite",
+            if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { sqlite_bytes_max(config) } else { 0 },
+        ),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]
+}
+
+/// Of the connection that writes, and of those that read.
+fn sqlite_bytes_max(config: &Config) -> usize {
+    CACHE_BYTES + config.query.running_max * READ_CACHE_BYTES
 }
 
 fn batch_bytes_max(config: &Config) -> usize {
@@ -106,11 +121,11 @@ fn batch_bytes_max(config: &Config) -> usize {
 
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {
     let (cache, journal) = (Arc::clone(&parts.cache), parts.journal.clone());
-    let (progress, writer) = (parts.progress.clone(), parts.writer);
+    let (progress, origin) = (parts.progress.clone(), parts.origin);
     let recent_records_per_s = parts.config.cache.recent_records_per_s;
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     topology.spawn(spec("cache-writer".to_owned(), "cache", bound, None), move |context| {
-        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), writer, recent_records_per_s)
+        CacheWriter::new(context, journal.clone(), progress.clone(), Arc::clone(&cache), origin, recent_records_per_s)
     })
 }
 

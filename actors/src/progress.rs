@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use logweir_engine::journal::{LaneId, LaneTail};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::backlog::Backlog;
 use crate::breaker::BreakerState;
 use crate::store::LaneRow;
 
@@ -58,6 +60,8 @@ pub struct LaneSnapshot {
     pub lost: u64,
     /// Records in the journal that are not settled yet.
     pub backlog: u64,
+    /// How long the oldest of them has been waiting, to a second; since the start where it is older than this process.
+    pub backlog_age_ms: u64,
     /// Whether the database has said what it has. Until then `committed` is 0 and everything counts as backlog.
     pub asked: bool,
     /// The newest frame in the journal.
@@ -110,6 +114,7 @@ struct Lane {
     row: Option<LaneRow>,
     store: StoreState,
     committed_seq: watch::Sender<u64>,
+    backlog: Backlog,
 }
 
 impl Progress {
@@ -119,6 +124,12 @@ impl Progress {
         let lane = state.lanes.entry(row.lane).or_default();
         lane.committed_seq.send_replace(row.last_seq);
         lane.row = Some(row);
+    }
+
+    /// The number that stands in the ids of the lane's records, once the database has told it.
+    #[must_use]
+    pub fn lane_id(&self, lane: LaneId) -> Option<i64> {
+        Some(self.state().lanes.get(&lane)?.row.as_ref()?.lane_id)
     }
 
     /// How the lane's way into the store is now.
@@ -135,6 +146,15 @@ impl Progress {
     pub fn names(&self, store: impl Into<String>, cache: impl Into<String>) {
         let mut state = self.state();
         (state.store, state.cache) = (store.into(), cache.into());
+    }
+
+    /// The newest frames now, every [`NOTE_EVERY`](crate::backlog::NOTE_EVERY): how old the backlog is, follows from it.
+    pub fn note_tails(&self, tails: &BTreeMap<LaneId, LaneTail>, now: Instant) {
+        let mut state = self.state();
+        for (&id, tail) in tails {
+            let lane = state.lanes.entry(id).or_default();
+            lane.backlog.note(tail.seq, lane.row.as_ref().map_or(0, |row| row.last_seq), now);
+        }
     }
 
     /// How the circuit breaker called `name` stands.
@@ -211,13 +231,16 @@ fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneS
     let row = known.unwrap_or_default();
     // A journal that was emptied by hand knows less than the database. What a lane inherited is another writer's.
     let accepted = tail.map_or(0, |tail| tail.records).max(row.settled()) - row.inherited;
+    let backlog = accepted - (row.rows + row.dead + row.lost);
+    let age = lane.filter(|_| backlog > 0).map(|lane| lane.backlog.age(row.last_seq, Instant::now()));
     LaneSnapshot {
         lane: id,
         accepted,
         committed: row.rows,
         dead: row.dead,
         lost: row.lost,
-        backlog: accepted - (row.rows + row.dead + row.lost),
+        backlog,
+        backlog_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         asked,
         seq_last: tail.map_or(0, |tail| tail.seq).max(row.last_seq),
         seq_committed: row.last_seq,

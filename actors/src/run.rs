@@ -6,12 +6,13 @@
 
 use std::future::Future;
 use std::io::IsTerminal;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use logweir_engine::drain::{DrainControl, DrainEvent};
+use actix_web::dev::ServerHandle;
+use logweir_engine::drain::{DrainControl, DrainEvent, Phase};
 use logweir_engine::fault;
 use logweir_engine::stage::Exit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -21,16 +22,20 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Duration, timeout};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, DatabaseUrl};
+use crate::cache;
+use crate::config::{Config, DatabaseUrl, Role};
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, Stopped, process_name};
 use crate::message::Defaults;
+use crate::metric_help;
 use crate::producer::courier::Courier;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
 use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
+use crate::search::Searcher;
+use crate::store;
 
 /// How long requests that are at work when intake closes may take to hand their bodies in.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
@@ -104,12 +109,25 @@ async fn serve(config: Config) -> Result<(), Exit> {
     );
     let admin = http::serve_admin(&shared, admin).map_err(|error| unavailable("admin.listen", &error))?;
     actix_rt::spawn(admin.server);
+    if config.role == Role::Gateway {
+        let data = serve_gateway(&shared, data, admin.address).await?;
+        tokio::select! {
+            _ = signals.recv() => {}
+            () = drain_asked.notified() => {}
+        }
+        stop_gateway(&drain, config.shutdown.linger_ms, &mut signals, [data, admin.handle]).await;
+        return Ok(());
+    }
 
     let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
+    shared.search_with(logweir.searcher());
+    shared.letters_of(logweir.store());
     shared.start(Running {
         intake: logweir.intake(),
         journal: logweir.journal(),
         observer: logweir.observer(),
+        tail: logweir.tail(),
+        alerts: logweir.alerts(),
         writer: logweir.recovered().writer,
     });
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;
@@ -136,6 +154,49 @@ async fn serve(config: Config) -> Result<(), Exit> {
     }
     close(&stopped);
     failure.or(stopped.failure).map_or(Ok(()), Err)
+}
+
+/// A gateway answers from the store and from the processors; it has no journal and no stages.
+async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Exit> {
+    let config = &shared.config;
+    let wrong = |error: &dyn std::fmt::Display| Exit::new(Exit::CONFIG, error.to_string());
+    let opened = store::open(&config.database).map_err(|error| wrong(&error))?;
+    let cache = cache::open(&config.cache, config.database.ca_file.as_deref()).await.map_err(|error| wrong(&error))?;
+    let reader = opened.reader(Duration::from_millis(config.query.timeout_ms));
+    shared.search_with(Searcher::new(reader, cache, config.query));
+    shared.letters_of(opened.store());
+    if let Some(gateway) = shared.gateway.clone() {
+        actix_rt::spawn(async move { gateway.look_up().await });
+    }
+    let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;
+    actix_rt::spawn(data.server);
+    let names: Vec<String> = shared.config.gateway.processors.iter().map(ToString::to_string).collect();
+    eprintln!(
+        "logweir {version}: a gateway to {processors}\n\
+         \x20 look at         http://{data}/   http://{data}/api/v1/pipeline   http://{admin}/metrics",
+        version = crate::VERSION,
+        processors = names.join(", "),
+        data = data.address,
+    );
+    Ok(data.handle)
+}
+
+/// The way down of a gateway: readiness goes at once, answers go on for the linger, then what is at work ends.
+async fn stop_gateway(
+    drain: &DrainControl,
+    linger_ms: u64,
+    signals: &mut mpsc::Receiver<()>,
+    listeners: [ServerHandle; 2],
+) {
+    drain.advance(Phase::Closing);
+    // A second signal is in a hurry.
+    let _ = timeout(Duration::from_millis(linger_ms), signals.recv()).await;
+    drain.advance(Phase::Draining);
+    for listener in listeners {
+        let _ = timeout(LAST_ANSWERS, listener.stop(true)).await;
+    }
+    drain.advance(Phase::Done);
+    eprintln!("logweir stopped: a gateway keeps nothing");
 }
 
 fn listen(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
@@ -165,7 +226,9 @@ fn metrics_recorder() -> Result<PrometheusHandle, Exit> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_frames".to_owned()), &FRAMES));
     let handle = builder.and_then(PrometheusBuilder::install_recorder);
-    handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))
+    let handle = handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))?;
+    metric_help::describe();
+    Ok(handle)
 }
 
 /// Folds the samples of histograms: without it they pile up when nobody scrapes.

@@ -11,9 +11,10 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use logweir::alerts::Board;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
-    Limits, Log, Multiline, Shutdown, Sources, Syslog, Token,
+    Limits, Log, Multiline, Query, Shutdown, Sources, Syslog, Token,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
@@ -25,6 +26,7 @@ use logweir::producer::stream::StreamSource;
 use logweir::producer::{IntakeHandle, Producer, demo};
 use logweir::progress::{Progress, Recovery};
 use logweir::store::LaneRow;
+use logweir::tail::TailHub;
 use logweir_engine::codec;
 use logweir_engine::drain::{DrainControl, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, LaneId};
@@ -163,6 +165,7 @@ impl Plan {
                 statement_timeout_ms: 1000,
                 retention_days: 0,
                 compress_after_days: 0,
+                text_index: true,
                 ca_file: None,
             },
             cache: Cache {
@@ -173,12 +176,14 @@ impl Plan {
                 timeout_ms: 1,
                 ttl_s: 1,
             },
+            query: Query { timeout_ms: 1000, running_max: 1, waiting_max: 1, streams_max: 1, page_bytes_max: 1 << 20 },
             shutdown: Shutdown { linger_ms: 0, deadline_ms: 5000 },
             sources: Sources::default(),
             syslog: Syslog::default(),
             files: Files::default(),
             multiline: Multiline::default(),
             log: Log { level: "info".into(), json: false },
+            ..Config::default()
         };
         Self { config, room: Bound { messages_max: 64, bytes_max: 32 << 20 }, start: true }
     }
@@ -294,7 +299,16 @@ fn engine(
         defaults: Defaults { service: Some("piped".into()), ..Defaults::default() },
     };
     let observer = topology.observer();
-    assert!(shared.start(Running { intake, journal: journal.clone(), observer, writer: recovered.writer }));
+    let (progress, tails) = (shared.progress.clone(), shared.config.tail);
+    let tail = TailHub::start(journal.clone(), recovered.writer, progress, control.watch(), tails).unwrap();
+    assert!(shared.start(Running {
+        intake,
+        journal: journal.clone(),
+        observer,
+        tail,
+        alerts: Board::default(),
+        writer: recovered.writer
+    }));
     shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
     Engine { topology, journal, source }
 }

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 const SEED: u64 = 42;
 /// Bodies that differ; body `n` is made from number `n % BODIES`.
 const BODIES: u64 = 16;
-/// Between two events, in microseconds of event time.
+/// Between two events, in microseconds of event time, unless it is said otherwise.
 const STEP_US: i64 = 10;
 /// `2026-11-20T10:00:00.000000`, the part of an event that changes with its number.
 const STAMP_BYTES: usize = 26;
@@ -43,6 +43,7 @@ const WORDS: [&str; 16] = [
 pub struct Corpus {
     events_per_body: u64,
     base_us: i64,
+    step_us: i64,
     bodies: Vec<Body>,
 }
 
@@ -59,13 +60,19 @@ impl Corpus {
     pub fn new(event_bytes: usize, events_per_body: usize, base_us: i64) -> Self {
         let mut random = StdRng::seed_from_u64(SEED);
         let bodies = (0..BODIES).map(|_| Body::new(&mut random, event_bytes, events_per_body)).collect();
-        Self { events_per_body: events_per_body as u64, base_us, bodies }
+        Self { events_per_body: events_per_body as u64, base_us, step_us: STEP_US, bodies }
     }
 
     /// As many events to a body as fit into `body_bytes`, at least one.
     #[must_use]
     pub fn of_bodies(event_bytes: usize, body_bytes: usize, base_us: i64) -> Self {
         Self::new(event_bytes, (body_bytes / event_bytes).max(1), base_us)
+    }
+
+    /// The same with so much time between two events.
+    #[must_use]
+    pub fn spread(self, step_us: i64) -> Self {
+        Self { step_us, ..self }
     }
 
     /// Events in one body.
@@ -82,7 +89,7 @@ impl Corpus {
 
     /// Body `number`, with its events' times. The buffer is part of the corpus: clone one per connection.
     pub fn body(&mut self, number: u64) -> &[u8] {
-        let mut us = self.base_us + i64::try_from(number * self.events_per_body).expect("a count") * STEP_US;
+        let mut us = self.base_us + i64::try_from(number * self.events_per_body).expect("a count") * self.step_us;
         let place = usize::try_from(number % BODIES).expect("below BODIES");
         let Body { bytes, stamps } = &mut self.bodies[place];
         let mut second = i64::MIN;
@@ -102,7 +109,7 @@ impl Corpus {
                 *digit = b'0' + u8::try_from(micros % 10).expect("a digit");
                 micros /= 10;
             }
-            us += STEP_US;
+            us += self.step_us;
         }
         bytes
     }

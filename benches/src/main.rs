@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use logweir_benches::report::Report;
 use logweir_benches::scenario::peer::Peer;
-use logweir_benches::scenario::{Options, backlog, intake, latency, store};
+use logweir_benches::scenario::{Options, backlog, intake, latency, read, store};
 use logweir_benches::subject::Setup;
 use logweir_tests::process::build_logweir;
 
@@ -96,6 +96,8 @@ enum Scenario {
     Sqlite,
     /// The database down, a kill, a new start
     Backlog,
+    /// Queries over a day of events, live tail, and what ten people who query cost intake
+    Read,
 }
 
 impl Scenario {
@@ -108,6 +110,7 @@ impl Scenario {
             Self::Redis => store::redis(options, report),
             Self::Sqlite => store::sqlite(options, report),
             Self::Backlog => backlog::backlog(options, report),
+            Self::Read => read::read(options, report),
         }
     }
 }

@@ -104,6 +104,7 @@ pub mod chunk;
 mod room;
 pub mod mailbox;
 pub mod stage;
+pub mod window;
 mod shell;
 pub mod supervisor;
 pub mod codec;

@@ -416,6 +416,12 @@ impl TestDatabase {
         Self { url: server.url(name), foreign: None }
     }
 
+    /// The database at `url`, which somebody else made and takes away.
+    #[must_use]
+    pub fn at(url: String) -> Self {
+        Self { url, foreign: None }
+    }
+
     /// A plain client.
     pub async fn client(&self) -> Client {
         connect(&self.url).await

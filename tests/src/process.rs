@@ -73,7 +73,7 @@ pub fn build_logweir(arguments: &[&str]) -> PathBuf {
         .expect("cargo names the executable")
 }
 
-/// Configuration keys and values, e.g. `journal.quota_bytes` = `1000000`.
+/// Configuration keys and values, e.g. `journal.quota_bytes` = `1000000`; and `config` for the file.
 pub type Settings = BTreeMap<String, String>;
 
 /// `logweir` with `arguments`, this configuration and nothing else from the environment.
@@ -85,8 +85,9 @@ pub fn command(settings: &Settings, faults: &str, arguments: &[&str]) -> Command
 /// As [`command`], for another binary.
 fn command_of(binary: &Path, settings: &Settings, faults: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary);
-    let environment = settings.iter().map(|(key, value)| {
-        (OsString::from(format!("LOGWEIR__{}", key.to_uppercase().replace('.', "__"))), OsString::from(value))
+    let environment = settings.iter().map(|(key, value)| match key.as_str() {
+        "config" => (OsString::from("LOGWEIR_CONFIG"), OsString::from(value)),
+        key => (OsString::from(format!("LOGWEIR__{}", key.to_uppercase().replace('.', "__"))), OsString::from(value)),
     });
     command.args(arguments).env_clear().envs(environment).env("FAILPOINTS", faults).env("RUST_BACKTRACE", "1");
     // SAFETY: `prctl` is one system call and touches no memory. It ends the child with the thread that
@@ -281,6 +282,24 @@ impl Server {
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         signal_pid(self.pid(), signal);
+    }
+
+    /// SIGSTOP, and waits until no thread of it moves: on a busy machine they go on for a while.
+    ///
+    /// # Panics
+    /// They do not stop.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+        let is_stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a process has threads");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !tasks().flatten().all(is_stopped) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// SIGKILL, and waits for the end.

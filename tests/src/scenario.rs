@@ -319,7 +319,7 @@ impl Scenario {
 
     fn verify(&mut self) -> Option<Violation> {
         let output = run(&self.settings, &["verify"], PATIENCE);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &*String::from_utf8_lossy(&output.stderr);
         (!output.status.success()).then(|| Violation::Verify(format!("{:?} {text}", output.status)))
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use logweir::cache::memory::MemoryCache;
-use logweir::cache::{self, CacheError, HotCache};
+use logweir::cache::{self, CacheError, HotCache, Origin};
 use logweir::cache_writer::CacheFeed;
 use logweir::config::{Cache as Settings, CacheUrl};
 use logweir::message::{Batch, BatchFrame};
@@ -49,8 +49,13 @@ async fn open(url: String, settings: &Settings, ca_file: Option<&Path>) -> Resul
     cache::open(&Settings { url: CacheUrl::Redis(url), ..settings.clone() }, ca_file).await
 }
 
+/// A journal of its own.
+fn origin() -> Origin {
+    Origin { writer: Uuid::new_v4(), run: Uuid::new_v4() }
+}
+
 /// Applies until it works, which must happen by itself.
-async fn applies_again(cache: &dyn HotCache, writer: Uuid, batch: &Batch) {
+async fn applies_again(cache: &dyn HotCache, writer: Origin, batch: &Batch) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = cache.apply(writer, batch).await {
         assert!(Instant::now() < deadline, "it does not recover: {error}");
@@ -59,7 +64,7 @@ async fn applies_again(cache: &dyn HotCache, writer: Uuid, batch: &Batch) {
 }
 
 /// Applies until it fails, and says why.
-async fn refuses(cache: &dyn HotCache, writer: Uuid, batches: &mut Journal) -> CacheError {
+async fn refuses(cache: &dyn HotCache, writer: Origin, batches: &mut Journal) -> CacheError {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let batch = batches.batch(0, 1);
@@ -168,7 +173,7 @@ fn identity(text: &str, service: &str) -> (LaneId, u64, usize, String) {
 /// What every cache must do.
 async fn check(cache: &dyn HotCache, settings: &Settings) {
     let (mut journal, mut model) = (Journal::new(1), Model::default());
-    let writer = Uuid::new_v4();
+    let writer = origin();
     cache.ping().await.unwrap();
     model.assert_equals(cache, settings, "at first").await;
 
@@ -194,7 +199,7 @@ async fn check(cache: &dyn HotCache, settings: &Settings) {
     cache.apply(writer, &fresh).await.unwrap();
     model.assert_equals(cache, settings, "after the same once more").await;
 
-    let (mut other, other_writer) = (Journal::new(2), Uuid::new_v4());
+    let (mut other, other_writer) = (Journal::new(2), origin());
     let batch = other.batch(0, 2);
     cache.apply(other_writer, &batch).await.unwrap();
     model.apply(&batch);
@@ -215,7 +220,7 @@ async fn check(cache: &dyn HotCache, settings: &Settings) {
 
 /// The least recently seen service goes, with all that it had.
 async fn check_services_max(cache: &dyn HotCache, settings: &Settings) {
-    let (mut journal, writer) = (Journal::new(3), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(3), origin());
     for number in 0..settings.services_max + 3 {
         // `steady` is seen in every batch; the others once each.
         let name = format!("s{number:02}");
@@ -268,7 +273,7 @@ async fn redis_keeps_the_services_seen_last_and_no_key_of_the_others() {
 async fn the_memory_cache_stays_within_its_bytes_and_a_noisy_service_pays_for_itself() {
     let settings = Settings { recent_records: 100_000, ..settings() };
     let cache = MemoryCache::with_bytes_max(&settings, 50_000);
-    let (mut journal, writer) = (Journal::new(4), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(4), origin());
     cache.apply(writer, &journal.batch_of(0, 1, |_| "quiet".to_owned())).await.unwrap();
     let quiet = cache.recent("quiet", 100).await.unwrap();
     for _ in 0..50 {
@@ -284,7 +289,7 @@ async fn the_memory_cache_stays_within_its_bytes_and_a_noisy_service_pays_for_it
 #[tokio::test]
 async fn what_has_outlived_its_time_is_gone() {
     let settings = Settings { ttl_s: 3600, ..settings() };
-    let (mut journal, writer) = (Journal::new(5), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(5), origin());
     journal.now_us -= 2 * 3600 * 1_000_000;
     let old = journal.batch(0, 2);
     journal.now_us = clock::wall_us();
@@ -304,7 +309,7 @@ async fn what_has_outlived_its_time_is_gone() {
 async fn every_key_in_redis_expires() {
     let redis = Redis::start();
     let cache = connect(&redis, &settings()).await;
-    let (mut journal, writer) = (Journal::new(6), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(6), origin());
     cache.apply(writer, &journal.batch_of(0, 20, |rng| format!("s{}", rng.random_range(0..3)))).await.unwrap();
     let keys = redis.command(&["KEYS", "*"]);
     assert!(keys.lines().count() > 5, "{keys}");
@@ -320,7 +325,7 @@ async fn every_key_in_redis_expires() {
 async fn a_replay_after_flushall_counts_once() {
     let redis = Redis::start();
     let cache = connect(&redis, &settings()).await;
-    let (mut journal, mut model, writer) = (Journal::new(7), Model::default(), Uuid::new_v4());
+    let (mut journal, mut model, writer) = (Journal::new(7), Model::default(), origin());
     cache.apply(writer, &journal.batch(0, 5)).await.unwrap();
     redis.command(&["FLUSHALL"]);
     redis.command(&["SCRIPT", "FLUSH"]);
@@ -336,7 +341,7 @@ async fn a_replay_after_flushall_counts_once() {
 async fn two_processes_that_feed_the_same_lane_count_once() {
     let redis = Redis::start();
     let (old, new) = (connect(&redis, &settings()).await, connect(&redis, &settings()).await);
-    let (mut journal, mut model, writer) = (Journal::new(8), Model::default(), Uuid::new_v4());
+    let (mut journal, mut model, writer) = (Journal::new(8), Model::default(), origin());
     for round in 0..20 {
         model.apply(&journal.batch(0, 3));
         let (a, b) = (journal.again(0, round, round * 3 + 2), journal.again(0, 0, round * 3 + 3));
@@ -351,7 +356,7 @@ async fn two_processes_that_feed_the_same_lane_count_once() {
 /// same batch is taken when the state has passed.
 async fn check_refusal(redis: &Redis, reason: &str, enter: impl FnOnce(), leave: impl FnOnce()) {
     let cache = connect(redis, &settings()).await;
-    let (mut journal, mut model, writer) = (Journal::new(9), Model::default(), Uuid::new_v4());
+    let (mut journal, mut model, writer) = (Journal::new(9), Model::default(), origin());
     let before = journal.batch(0, 3);
     cache.apply(writer, &before).await.unwrap();
     model.apply(&before);
@@ -405,7 +410,7 @@ async fn a_frozen_redis_times_out_holds_no_memory_and_recovers() {
     let redis = Redis::start();
     let settings = Settings { recent_records: 100_000, timeout_ms: TIMEOUT_SHORT_MS, ..settings() };
     let cache = connect(&redis, &settings).await;
-    let (mut journal, writer) = (Journal::new(10), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(10), origin());
     cache.apply(writer, &journal.batch(0, 1)).await.unwrap();
     redis.freeze();
     // More than the kernel's buffers take, so that the writes themselves hang.
@@ -450,7 +455,7 @@ fn resident_bytes() -> usize {
 async fn a_killed_redis_is_an_error_and_a_restarted_one_is_used_by_itself() {
     let mut redis = Redis::start();
     let cache = connect(&redis, &settings()).await;
-    let (mut journal, writer) = (Journal::new(11), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(11), origin());
     cache.apply(writer, &journal.batch(0, 3)).await.unwrap();
     redis.kill();
     let error = refuses(&*cache, writer, &mut journal).await;
@@ -467,7 +472,7 @@ async fn a_redis_that_is_away_at_start_is_used_when_it_comes() {
     let mut redis = Redis::start();
     redis.kill();
     let cache = connect(&redis, &settings()).await;
-    let (mut journal, writer) = (Journal::new(12), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(12), origin());
     let batch = journal.batch(0, 3);
     let error = cache.apply(writer, &batch).await.unwrap_err();
     assert_eq!(error.reason, "connection", "{error}");
@@ -481,7 +486,7 @@ async fn a_redis_without_room_for_a_client_is_used_when_there_is_room() {
     let redis = Redis::start_with(&["--maxclients", "1"]);
     let occupied = idle_connection(redis.port());
     let cache = connect(&redis, &settings()).await;
-    let (mut journal, writer) = (Journal::new(13), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(13), origin());
     let batch = journal.batch(0, 3);
     cache.apply(writer, &batch).await.unwrap_err();
     drop(occupied);
@@ -497,7 +502,7 @@ async fn a_redis_that_is_still_loading_refuses_and_is_used_afterwards() {
     redis.command(&["SAVE"]);
     let cache = connect(&redis, &Settings { timeout_ms: TIMEOUT_SHORT_MS, ..settings() }).await;
     redis.restart_loading(&["--key-load-delay", "30000", "--loading-process-events-interval-bytes", "1024"]);
-    let (mut journal, writer) = (Journal::new(14), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(14), origin());
     let batch = journal.batch(0, 3);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -514,7 +519,7 @@ async fn a_redis_that_is_still_loading_refuses_and_is_used_afterwards() {
 #[tokio::test]
 async fn tls_works_with_the_right_authority_and_with_no_other() {
     let redis = Redis::start_tls();
-    let (mut journal, writer) = (Journal::new(15), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(15), origin());
     let batch = journal.batch(0, 3);
     let cache = open(redis.url(), &settings(), Some(&redis.ca_file())).await.unwrap();
     applies_again(&*cache, writer, &batch).await;
@@ -534,7 +539,7 @@ async fn tls_works_with_the_right_authority_and_with_no_other() {
 async fn a_password_is_asked_for() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let with_password = redis.url().replace("redis://", "redis://:secret@");
-    let (mut journal, writer) = (Journal::new(16), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(16), origin());
     let batch = journal.batch(0, 3);
     applies_again(&*open(with_password, &settings(), None).await.unwrap(), writer, &batch).await;
     let error = open(redis.url(), &settings(), None).await.unwrap().apply(writer, &batch).await.unwrap_err();
@@ -544,7 +549,7 @@ async fn a_password_is_asked_for() {
 #[tokio::test]
 async fn the_feed_counts_each_record_as_applied_or_discarded_and_comes_back() {
     let mut redis = Redis::start();
-    let (mut journal, writer) = (Journal::new(17), Uuid::new_v4());
+    let (mut journal, writer) = (Journal::new(17), origin());
     let mut feed = CacheFeed::new(connect(&redis, &settings()).await, writer, 20_000);
     let counter =
         |feed: &CacheFeed, name: &str| feed.observe().iter().find(|counter| counter.name == name).expect(name).value;

@@ -226,7 +226,7 @@ fn a_process_that_was_asleep_while_another_took_its_journal_over_is_fenced() {
         s.start();
         let load = s.load(Load::default());
         s.acknowledged(300);
-        s.server().signal(libc::SIGSTOP);
+        s.server().freeze();
         let copy = s.dir.join("copy");
         copy_volume(&s.data_dir(), &copy);
         let mut heir = s.launch_beside(&copy);

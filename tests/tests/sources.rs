@@ -235,7 +235,7 @@ fn tls_takes_frames_and_asks_for_a_certificate_where_a_ca_is_given() {
         // What the configuration says is checked before anything is started.
         s.set("syslog.tls_key_file", certificates.path("sender.key"));
         let output = s.run(&["validate"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(78), "{said}");
         assert!(said.contains("syslog.tls_listen") && said.contains("cannot be served"), "{said}");
     });

@@ -29,6 +29,7 @@ fn settings(url: DatabaseUrl) -> Database {
         statement_timeout_ms: 60_000,
         retention_days: 0,
         compress_after_days: 0,
+        text_index: true,
         ca_file: None,
     }
 }

@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use logweir_engine::record::Record;
+use uuid::Uuid;
 
+use super::render::Place;
 use crate::config;
 use crate::message::{Batch, BatchFrame};
 use crate::store::volume::{Counts, Minutes, Tally};
@@ -77,10 +79,13 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The record, and the sequence number of its frame.
-    pub(super) fn of<'b>(&self, batch: &'b Batch) -> Option<(Record<'b>, u64)> {
+    /// The record, and which it is.
+    pub(super) fn of<'b>(&self, batch: &'b Batch, run: Uuid) -> Option<(Record<'b>, Place)> {
         let frame = batch.frames.get(self.frame as usize)?;
-        Some((frame.chunk.get(self.row as usize)?, frame.seq))
+        let before = frame.lane_records.saturating_sub(frame.chunk.len() as u64);
+        let ordinal = before + u64::from(self.row) + 1;
+        let place = Place { run, lane: batch.lane, seq: frame.seq, row: self.row, ordinal };
+        Some((frame.chunk.get(self.row as usize)?, place))
     }
 }
 

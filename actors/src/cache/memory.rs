@@ -13,7 +13,7 @@ use logweir_engine::journal::LaneId;
 use uuid::Uuid;
 
 use super::fold::{Fold, HOUR_US, Limits, MINUTE_US, ServiceFold};
-use super::{CacheError, HotCache, RecentRecord, render};
+use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::config;
 use crate::message::Batch;
 
@@ -83,17 +83,23 @@ impl HotCache for MemoryCache {
         "memory".to_owned()
     }
 
-    async fn apply_within(&self, writer: Uuid, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
+    async fn apply_within(&self, origin: Origin, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
         let mut state = self.state();
-        let cursor = state.cursors.entry((writer, batch.lane)).or_default();
+        let cursor = state.cursors.entry((origin.writer, batch.lane)).or_default();
         let Some(fold) = Fold::of(batch, *cursor, &self.limits, recent_max) else { return Ok(0) };
         *cursor = fold.last_seq;
         for service in &fold.services {
-            state.add(batch, service, &self.limits);
+            state.add(origin, batch, service, &self.limits);
         }
         state.expire(fold.received_us, &self.limits);
         state.shrink(self.limits.services_max, self.bytes_max);
         Ok(fold.recent())
+    }
+
+    async fn cursors(&self, writer: Uuid) -> Result<HashMap<LaneId, u64>, CacheError> {
+        let state = self.state();
+        let ours = state.cursors.iter().filter(|((owner, _), _)| *owner == writer);
+        Ok(ours.map(|(&(_, lane), &seq)| (lane, seq)).collect())
     }
 
     async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError> {
@@ -126,15 +132,15 @@ impl HotCache for MemoryCache {
 }
 
 impl State {
-    fn add(&mut self, batch: &Batch, fold: &ServiceFold<'_>, limits: &Limits) {
+    fn add(&mut self, origin: Origin, batch: &Batch, fold: &ServiceFold<'_>, limits: &Limits) {
         let service = self.services.entry(fold.name.into()).or_default();
         let before = service.bytes;
         service.seen_us = service.seen_us.max(fold.seen_us);
         let mut text = Vec::new();
         for entry in fold.newest.iter().rev() {
-            let Some((record, seq)) = entry.of(batch) else { continue };
+            let Some((record, place)) = entry.of(batch, origin.run) else { continue };
             text.clear();
-            render::record(&mut text, batch.lane, seq, entry.row, &record);
+            render::record(&mut text, &place, &record);
             service.push(std::str::from_utf8(&text).expect("JSON text is UTF-8").into());
         }
         while service.recent.len() > limits.recent_records {

@@ -5,10 +5,12 @@
 //! - What is lost (a full or absent cache, an evicted key) stays lost: the database has every record.
 //! - Everything has a bound: newest records per service, services, hours of counters, time to live.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use logweir_engine::journal::LaneId;
 use uuid::Uuid;
 
 use crate::config;
@@ -16,13 +18,24 @@ use crate::message::Batch;
 
 mod fold;
 mod render;
+pub mod read;
 pub mod redis;
 pub mod memory;
 
 /// One recent record as the cache keeps it: the JSON text
-/// `{"ts":RFC 3339,"severity":n,"service":…,"host":…,"message":…,"attributes":{…}|null,"lane":n,"seq":n,"row":n}`,
-/// where lane, seq and row say which record of which frame it is.
+/// `{"ts":RFC 3339,"severity":n,"service":…,"host":…,"message":…,"attributes":{…}|null,"run":uuid,"lane":n,"seq":n,
+/// "row":n,"ordinal":n}`, where run, lane, seq and row say which record of which frame it is, and the ordinal which of its
+/// lane: the id that its row will have follows from that. [`read`] takes it apart.
 pub type RecentRecord = String;
+
+/// Whose batches they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The journal.
+    pub writer: Uuid,
+    /// This run of it. A frame of an earlier run may have been taken back with its number.
+    pub run: Uuid,
+}
 
 /// Why the cache did not do it. Never stops anything else.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,13 +55,16 @@ pub trait HotCache: Send + Sync {
 
     /// Applies a batch: newest records per service, counters per minute and severity. Applying it twice equals
     /// applying it once (guarded by a cursor per writer and lane in the cache itself).
-    async fn apply(&self, writer: Uuid, batch: &Batch) -> Result<(), CacheError> {
-        self.apply_within(writer, batch, usize::MAX).await.map(drop)
+    async fn apply(&self, origin: Origin, batch: &Batch) -> Result<(), CacheError> {
+        self.apply_within(origin, batch, usize::MAX).await.map(drop)
     }
 
     /// As [`HotCache::apply`], with at most `recent_max` new records in the windows of all services together: the newest
     /// of each service, and all where there are few. Counters count everything. Returns how many went into the windows.
-    async fn apply_within(&self, writer: Uuid, batch: &Batch, recent_max: usize) -> Result<usize, CacheError>;
+    async fn apply_within(&self, origin: Origin, batch: &Batch, recent_max: usize) -> Result<usize, CacheError>;
+
+    /// The last frame of each of the writer's lanes that the cache has seen.
+    async fn cursors(&self, writer: Uuid) -> Result<HashMap<LaneId, u64>, CacheError>;
 
     /// The newest records of `service`, newest first, at most `limit`.
     async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError>;

@@ -31,11 +31,12 @@ use fred::interfaces::{ClientLike, EventInterface, HashesInterface, ListInterfac
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig};
 use fred::types::{Builder, ConnectHandle, Value};
 use logweir_engine::clock;
+use logweir_engine::journal::LaneId;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::fold::{Fold, HOUR_US, Limits, MINUTE_US};
-use super::{CacheError, HotCache, RecentRecord, render};
+use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::message::Batch;
 use crate::{config, tls};
 
@@ -185,8 +186,8 @@ impl RedisCache {
     }
 
     /// The script's arguments, in the order that `apply.lua` names.
-    fn arguments(&self, batch: &Batch, fold: &Fold<'_>) -> Vec<Value> {
-        let mut texts = self.render(batch, fold).into_iter();
+    fn arguments(&self, origin: Origin, batch: &Batch, fold: &Fold<'_>) -> Vec<Value> {
+        let mut texts = self.render(origin, batch, fold).into_iter();
         let (hour_first, hour_last) = self.limits.hours(fold.received_us);
         let mut args: Vec<Value> = vec![
             i64::from(batch.lane).into(),
@@ -219,12 +220,12 @@ impl RedisCache {
     }
 
     /// The newest records of each service as slices of one buffer, from the oldest to the newest.
-    fn render(&self, batch: &Batch, fold: &Fold<'_>) -> Vec<Bytes> {
+    fn render(&self, origin: Origin, batch: &Batch, fold: &Fold<'_>) -> Vec<Bytes> {
         let mut text = std::mem::take(&mut *lock(&self.scratch));
         let mut ends = Vec::with_capacity(fold.services.iter().map(|service| service.newest.len()).sum());
         for entry in fold.services.iter().flat_map(|service| service.newest.iter().rev()) {
-            if let Some((record, seq)) = entry.of(batch) {
-                render::record(&mut text, batch.lane, seq, entry.row, &record);
+            if let Some((record, place)) = entry.of(batch, origin.run) {
+                render::record(&mut text, &place, &record);
             }
             ends.push(text.len());
         }
@@ -242,14 +243,14 @@ impl HotCache for RedisCache {
         "Redis".to_owned()
     }
 
-    async fn apply_within(&self, writer: Uuid, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
+    async fn apply_within(&self, origin: Origin, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
         let mut after_seq = 0;
         for _ in 0..ATTEMPTS_MAX {
             let (first_seq, recent, args) = match Fold::of(batch, after_seq, &self.limits, recent_max) {
-                Some(fold) => (fold.first_seq, fold.recent(), self.arguments(batch, &fold)),
+                Some(fold) => (fold.first_seq, fold.recent(), self.arguments(origin, batch, &fold)),
                 None => return Ok(0),
             };
-            match self.run(writer, args).await {
+            match self.run(origin.writer, args).await {
                 Ok(stored_seq) if stored_seq < first_seq => return Ok(recent),
                 Ok(stored_seq) => after_seq = stored_seq,
                 // Redis was restarted, or its scripts were flushed.
@@ -259,6 +260,12 @@ impl HotCache for RedisCache {
         }
         let detail = format!("lane {}: its cursor in Redis moves while a batch is applied", batch.lane);
         Err(CacheError { reason: "contended", detail })
+    }
+
+    async fn cursors(&self, writer: Uuid) -> Result<HashMap<LaneId, u64>, CacheError> {
+        let cursors: HashMap<String, u64> =
+            self.checked(self.client()?.hgetall(format!("logweir:cursor:{writer}")).await)?;
+        Ok(cursors.into_iter().filter_map(|(lane, seq)| Some((lane.parse().ok()?, seq))).collect())
     }
 
     async fn recent(&self, service: &str, limit: usize) -> Result<Vec<RecentRecord>, CacheError> {

@@ -6,10 +6,23 @@ use bytes::BufMut;
 use jiff::Timestamp;
 use logweir_engine::journal::LaneId;
 use logweir_engine::record::Record;
+use uuid::Uuid;
 
-/// Appends the JSON text of one record of frame `seq`. The attributes are JSON text already (the parser has checked them) and go
+/// Which record it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub run: Uuid,
+    pub lane: LaneId,
+    pub seq: u64,
+    /// Its place in the frame, from 0.
+    pub row: u32,
+    /// Its place in the lane, from 1.
+    pub ordinal: u64,
+}
+
+/// Appends the JSON text of one record. The attributes are JSON text already (the parser has checked them) and go
 /// in as they are.
-pub(super) fn record(out: &mut impl BufMut, lane: LaneId, seq: u64, row: u32, record: &Record<'_>) {
+pub(super) fn record(out: &mut impl BufMut, place: &Place, record: &Record<'_>) {
     let mut out = out.writer();
     put(&mut out, format_args!(r#"{{"ts":"{:.6}","severity":{}"#, time(record.ts_us), record.severity.number()));
     for (key, text) in [("service", record.service), ("host", record.host), ("message", record.message)] {
@@ -17,7 +30,13 @@ pub(super) fn record(out: &mut impl BufMut, lane: LaneId, seq: u64, row: u32, re
         serde_json::to_writer(&mut out, text).expect("text in memory becomes JSON without an error");
     }
     let attributes = if record.attributes.is_empty() { "null" } else { record.attributes };
-    put(&mut out, format_args!(r#","attributes":{attributes},"lane":{lane},"seq":{seq},"row":{row}}}"#));
+    let Place { run, lane, seq, row, ordinal } = place;
+    put(
+        &mut out,
+        format_args!(
+            r#","attributes":{attributes},"run":"{run}","lane":{lane},"seq":{seq},"row":{row},"ordinal":{ordinal}}}"#
+        ),
+    );
 }
 
 fn put(out: &mut impl Write, text: std::fmt::Arguments<'_>) {
@@ -38,7 +57,8 @@ mod tests {
 
     fn rendered(record: Record<'_>) -> String {
         let mut out = Vec::new();
-        super::record(&mut out, 3, 17, 4, &record);
+        let place = Place { run: Uuid::nil(), lane: 3, seq: 17, row: 4, ordinal: 9 };
+        super::record(&mut out, &place, &record);
         String::from_utf8(out).unwrap()
     }
 
@@ -57,7 +77,8 @@ mod tests {
             rendered(RECORD),
             concat!(
                 r#"{"ts":"2023-11-14T22:13:20.000500Z","severity":17,"service":"api","host":"","#,
-                r#""message":"said \"no\"\n\u0001✓","attributes":{"a":[1,{"b":null}]},"lane":3,"seq":17,"row":4}"#
+                r#""message":"said \"no\"\n\u0001✓","attributes":{"a":[1,{"b":null}]},"#,
+                r#""run":"00000000-0000-0000-0000-000000000000","lane":3,"seq":17,"row":4,"ordinal":9}"#
             )
         );
         assert!(rendered(Record { attributes: "", ..RECORD }).contains(r#""attributes":null,"#));

@@ -1,6 +1,5 @@
 //! `logweir dead-letters`: the records that the database would not take, to look at, to try again, to let go.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::sync::Arc;
 
@@ -10,10 +9,8 @@ use jiff::Timestamp;
 use super::{ConfigArgs, Failure, Outcome, block_on, exit, open_store};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
+use crate::letters::{Replayed, replay_all, replay_one};
 use crate::store::{DeadLetter, LogStore, StoreError};
-
-/// How many letters are asked for at once.
-const PAGE: u32 = 500;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLettersCommand {
@@ -83,9 +80,9 @@ pub(super) fn dead_letters(command: &DeadLettersCommand) -> Outcome {
             {
                 return Err(Failure::told(exit::USAGE, "--raw is not a JSON object"));
             }
-            let Replayed { done, failed } = with_store(&args.config, async |store| match args.id {
+            let Replayed { done, failed, .. } = with_store(&args.config, async |store| match args.id {
                 Some(id) => replay_one(store.as_ref(), id, args.raw.as_deref()).await,
-                None => replay_all(store.as_ref()).await,
+                None => replay_all(store.as_ref(), usize::MAX).await,
             })?;
             let mut out = io::stdout().lock();
             for (id, why) in &failed {
@@ -110,64 +107,6 @@ fn with_store<T>(
 ) -> Result<T, Failure> {
     let database = config.load()?.config.database;
     block_on(async move { ask(open_store(&database)?).await.map_err(Failure::store) })?
-}
-
-struct Replayed {
-    done: u64,
-    failed: Vec<(i64, String)>,
-}
-
-/// The store lists newest first and cannot be asked for one: look further back until it is there or there is no more.
-async fn replay_one(store: &dyn LogStore, id: i64, raw: Option<&str>) -> Result<Replayed, StoreError> {
-    let mut limit = PAGE;
-    loop {
-        let letters = store.dead_letters(limit).await?;
-        let last = letters.len() < limit as usize;
-        if let Some(mut letter) = letters.into_iter().find(|letter| letter.id == id) {
-            if let Some(raw) = raw {
-                raw.clone_into(&mut letter.raw);
-            }
-            return Ok(match store.replay_dead_letter(&letter).await {
-                Ok(()) => Replayed { done: 1, failed: vec![] },
-                Err(error) => Replayed { done: 0, failed: vec![(id, still_dead(error)?)] },
-            });
-        }
-        if last {
-            return Ok(Replayed { done: 0, failed: vec![(id, "there is no such dead letter".into())] });
-        }
-        limit = limit.saturating_mul(4);
-    }
-}
-
-/// Each page is asked for behind those that stay dead, so that they hide none.
-async fn replay_all(store: &dyn LogStore) -> Result<Replayed, StoreError> {
-    let mut replayed = Replayed { done: 0, failed: vec![] };
-    let mut seen = BTreeSet::new();
-    loop {
-        let limit = PAGE.saturating_add(u32::try_from(seen.len()).unwrap_or(u32::MAX));
-        let mut letters = store.dead_letters(limit).await?;
-        letters.retain(|letter| !seen.contains(&letter.id));
-        if letters.is_empty() {
-            return Ok(replayed);
-        }
-        for letter in letters {
-            match store.replay_dead_letter(&letter).await {
-                Ok(()) => replayed.done += 1,
-                Err(error) => {
-                    replayed.failed.push((letter.id, still_dead(error)?));
-                    seen.insert(letter.id);
-                }
-            }
-        }
-    }
-}
-
-/// What a letter's own replay failed with; an unreachable store is not the letter's fault.
-fn still_dead(error: StoreError) -> Result<String, StoreError> {
-    match error {
-        StoreError::Transient(_) => Err(error),
-        error => Ok(error.to_string()),
-    }
 }
 
 fn list(letters: &[DeadLetter], json: bool) -> io::Result<()> {

@@ -12,6 +12,11 @@ pub mod produce;
 pub mod verify;
 mod journal;
 mod dead_letters;
+mod remote;
+mod print;
+mod query;
+mod tail;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -23,7 +28,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::VERSION;
 use crate::config::layers::Inputs;
-use crate::config::{self, Database, DatabaseUrl, Loaded};
+use crate::config::{self, Database, DatabaseUrl, Loaded, Role};
 use crate::store::{self, LogStore, StoreError};
 
 /// Logs into PostgreSQL, each acknowledged record exactly once.
@@ -53,6 +58,12 @@ enum Command {
     Produce(produce::ProduceArgs),
     /// Prove that journal and database agree, or name what is missing.
     Verify(verify::VerifyArgs),
+    /// Show records that a running server has.
+    Query(query::QueryArgs),
+    /// Show records as they come.
+    Tail(tail::TailArgs),
+    /// Watch the stages, lanes and the journal of a running server.
+    Top(top::TopArgs),
     /// Look into a journal directory, mend it or empty it.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -85,6 +96,9 @@ pub struct ConfigArgs {
 struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Shorthand for --set role=…: all, processor or gateway
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
     /// Shorthand for --set http.listen=…
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
@@ -129,6 +143,7 @@ impl RunArgs {
         let mut inputs = self.config.inputs();
         let stdin = self.stdin.then(|| "true".to_owned());
         for (flag, path, value) in [
+            ("--role", "role", &self.role),
             ("--listen", "http.listen", &self.listen),
             ("--admin-listen", "admin.listen", &self.admin_listen),
             ("--demo", "sources.demo_rate", &self.demo),
@@ -141,7 +156,9 @@ impl RunArgs {
 
     fn run(&self) -> Outcome {
         let loaded = config::load(&self.inputs()).map_err(Failure::config)?;
-        loaded.check_data_dir().map_err(Failure::config)?;
+        if loaded.config.role != Role::Gateway {
+            loaded.check_data_dir().map_err(Failure::config)?;
+        }
         Ok(crate::run::run(loaded.config))
     }
 }
@@ -198,6 +215,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Parse(args)) => parse::parse(&args),
         Some(Command::Produce(args)) => produce::produce(&args),
         Some(Command::Verify(args)) => verify::verify(&args),
+        Some(Command::Query(args)) => query::query(&args),
+        Some(Command::Tail(args)) => tail::tail(&args),
+        Some(Command::Top(args)) => top::top(&args),
         Some(Command::Journal(command)) => journal::journal(&command),
         Some(Command::DeadLetters(command)) => dead_letters::dead_letters(&command),
     };

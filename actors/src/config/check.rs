@@ -7,7 +7,7 @@ use std::path::Path;
 use super::keys::{self, Unit};
 use super::layers::Source;
 use super::value::{show, show_number};
-use super::{AuthMode, Config, DatabaseUrl, Mistake};
+use super::{AuthMode, Config, DatabaseUrl, Mistake, Role};
 
 /// The rules' view of a configuration: values, where each came from, and which of them could not be read.
 pub(super) struct Checker<'a> {
@@ -75,6 +75,32 @@ pub(super) fn check(check: &mut Checker<'_>) {
     listeners(check);
     syslog(check);
     paths(check);
+    role(check);
+}
+
+fn role(check: &mut Checker<'_>) {
+    let (role, config) = (check.config.role, check.config.clone());
+    let processors = !config.gateway.processors.is_empty();
+    if role != Role::Gateway {
+        check.rule(&["gateway.processors", "role"], !processors, |_| "is only asked by role = \"gateway\"".into());
+        return;
+    }
+    check.rule(&["role", "gateway.processors"], processors, |_| {
+        "needs gateway.processors: the host names of the processors' data listeners".into()
+    });
+    let said = check.said("database.url");
+    check.rule(&["role", "database.url"], said, |_| "needs database.url: where the processors store".into());
+    let takes = [
+        ("sources.stdin", config.sources.stdin),
+        ("sources.demo_rate", config.sources.demo_rate > 0),
+        ("syslog.tcp_listen", config.syslog.tcp_listen.is_some()),
+        ("syslog.udp_listen", config.syslog.udp_listen.is_some()),
+        ("syslog.tls_listen", config.syslog.tls_listen.is_some()),
+        ("files.include", !config.files.include.is_empty()),
+    ];
+    for (key, set) in takes {
+        check.rule(&[key, "role"], !set, |_| "takes records, and a gateway takes none: leave it to a processor".into());
+    }
 }
 
 fn sizes(check: &mut Checker<'_>) {
@@ -152,10 +178,13 @@ fn listeners(check: &mut Checker<'_>) {
     check.rule(&["auth.mode", lists[0], lists[1], lists[2]], token || !any, |_| {
         "contradicts the tokens that are given: nobody would be asked for them".into()
     });
-    for (listener, address, tokens, name) in [
-        ("http.listen", http, &auth.ingest_tokens, "auth.ingest_tokens"),
-        ("admin.listen", admin, &auth.admin_tokens, "auth.admin_tokens"),
-    ] {
+    let data = match check.config.role {
+        Role::Gateway => (&auth.query_tokens, "auth.query_tokens"),
+        Role::All | Role::Processor => (&auth.ingest_tokens, "auth.ingest_tokens"),
+    };
+    for (listener, address, tokens, name) in
+        [("http.listen", http, data.0, data.1), ("admin.listen", admin, &auth.admin_tokens, "auth.admin_tokens")]
+    {
         let open = auth.mode == AuthMode::None && check.said("auth.mode");
         let safe = address.ip().to_canonical().is_loopback() || open || !tokens.is_empty();
         check.rule(&[listener, "auth.mode", name], safe, |_| {

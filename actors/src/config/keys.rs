@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{AuthMode, CacheUrl, Config, DatabaseUrl, Token};
+use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role, Token};
 use crate::message::AckLevel;
 
 /// Where in the typed [`Config`] a key's value stands.
@@ -99,6 +99,8 @@ pub enum Kind {
     OptionalPath(Lens<Option<PathBuf>>),
     /// Secrets that a header can carry.
     Tokens(Lens<Vec<Token>>),
+    /// An address that may hold a secret, or none.
+    Webhook(Lens<Option<Token>>),
     /// Where the database is.
     Database(Lens<DatabaseUrl>),
     /// Where the database is, or none. Only `PostgreSQL` has replicas.
@@ -113,6 +115,8 @@ pub enum Kind {
     Pattern(Lens<String>),
     /// A name, or none.
     Name(Lens<String>),
+    /// Names of hosts, each with or without a port.
+    Hosts(Lens<Vec<HostPort>>),
     /// A time zone by its IANA name.
     Zone(Lens<jiff::tz::TimeZone>),
 }
@@ -121,7 +125,10 @@ impl Kind {
     /// Whether the value must not be shown, and may be given as a file.
     #[must_use]
     pub fn is_secret(&self) -> bool {
-        matches!(self, Self::Tokens(_) | Self::Database(_) | Self::OptionalDatabase(_) | Self::Cache(_))
+        matches!(
+            self,
+            Self::Tokens(_) | Self::Webhook(_) | Self::Database(_) | Self::OptionalDatabase(_) | Self::Cache(_)
+        )
     }
 }
 
@@ -157,6 +164,16 @@ use Unit::{Bytes, Count, Days, Millis, Seconds};
 
 /// Every key, in the order in which people read about them.
 pub static KEYS: &[Key] = &[
+    key(
+        "role",
+        "all",
+        Kind::Choice {
+            words: &["all", "processor", "gateway"],
+            get: |c| c.role as usize,
+            set: |c, word| c.role = [Role::All, Role::Processor, Role::Gateway][word],
+        },
+        "processor: takes and stores records; gateway: page and query API; all: both",
+    ),
     key(
         "data_dir",
         "logweir-data",
@@ -357,10 +374,39 @@ pub static KEYS: &[Key] = &[
         number(U32(|c| &mut c.database.compress_after_days), Days, 0, 36_500),
         "TimescaleDB only: when a chunk is compressed; 0 for never",
     ),
+    key(
+        "database.text_index",
+        "true",
+        Kind::Bool(|c| &mut c.database.text_index),
+        "PostgreSQL without TimescaleDB: partitions of days that are over get an index for text (pg_trgm), as large as the text",
+    ),
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),
         "PEM certificates to trust besides the system's",
+    ),
+    unset(
+        "gateway.processors",
+        Kind::Hosts(|c| &mut c.gateway.processors),
+        "role gateway: where the processors are; a name that has several addresses stands for all of them",
+    ),
+    key(
+        "gateway.lookup_ms",
+        "5s",
+        number(U64(|c| &mut c.gateway.lookup_ms), Millis, 100, HOUR),
+        "how often the names are looked up",
+    ),
+    key(
+        "gateway.timeout_ms",
+        "2s",
+        number(U64(|c| &mut c.gateway.timeout_ms), Millis, 10, 5 * MINUTE),
+        "how long a processor may take to answer, and a name to be looked up",
+    ),
+    key(
+        "gateway.requests_max",
+        "16",
+        number(Usize(|c| &mut c.gateway.requests_max), Count, 1, 1000),
+        "processors that are asked at once; further ones wait",
     ),
     key("cache.url", "memory:", Kind::Cache(|c| &mut c.cache.url), "the hot cache; REDIS_URL is understood too"),
     key(
@@ -392,6 +438,59 @@ pub static KEYS: &[Key] = &[
         "1d",
         number(U64(|c| &mut c.cache.ttl_s), Seconds, 1, 365 * 86_400),
         "entries that nobody renews go after this",
+    ),
+    key(
+        "query.timeout_ms",
+        "30s",
+        number(U64(|c| &mut c.query.timeout_ms), Millis, 10, HOUR),
+        "how long a query may take; 504 after it",
+    ),
+    key(
+        "query.running_max",
+        "4",
+        number(Usize(|c| &mut c.query.running_max), Count, 1, 256),
+        "queries that run at once, each on a connection of database.pool_size",
+    ),
+    key(
+        "query.waiting_max",
+        "32",
+        number(Usize(|c| &mut c.query.waiting_max), Count, 0, 10_000),
+        "queries that wait for their turn; 429 above",
+    ),
+    key(
+        "query.streams_max",
+        "8",
+        number(Usize(|c| &mut c.query.streams_max), Count, 1, 10_000),
+        "answers that are streamed at once; 429 above",
+    ),
+    key(
+        "query.page_bytes_max",
+        "4MiB",
+        number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
+        "a page of records ends when it has so many bytes",
+    ),
+    key(
+        "tail.clients_max",
+        "32",
+        number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
+        "live tails at once; 429 above",
+    ),
+    key(
+        "tail.buffer_bytes",
+        "8MiB",
+        number(Usize(|c| &mut c.tail.buffer_bytes), Bytes, 64 * KIB, GIB),
+        "newest records, kept once for all tails; who falls behind them is told how many went past unseen",
+    ),
+    key(
+        "tail.records_per_s",
+        "10000",
+        number(Usize(|c| &mut c.tail.records_per_s), Count, 1, 10_000_000),
+        "records that one tail gets in a second; how many more there were is told",
+    ),
+    unset(
+        "alerting.webhook_url",
+        Kind::Webhook(|c| &mut c.alerting.webhook_url),
+        "where alerts are told that name no webhook of their own; alerts are sections [alerts.NAME] of the file",
     ),
     key(
         "shutdown.linger_ms",

@@ -79,6 +79,17 @@ pub struct FormatSetting {
     pub source: Source,
 }
 
+/// One `[alerts.NAME]`.
+#[derive(Debug)]
+pub struct AlertSetting {
+    /// Its name.
+    pub name: String,
+    /// What stands in it, each with the line that says so.
+    pub members: Vec<(String, Raw, Source)>,
+    /// The line that it begins with.
+    pub source: Source,
+}
+
 /// Everything that was said, later settings above earlier ones.
 #[derive(Debug, Default)]
 pub struct Gathered {
@@ -86,6 +97,8 @@ pub struct Gathered {
     pub settings: Vec<Setting>,
     /// Formats of lines, `[formats.NAME]`: only a file can hold them.
     pub formats: Vec<FormatSetting>,
+    /// Alerts, `[alerts.NAME]`: only a file can hold them, too.
+    pub alerts: Vec<AlertSetting>,
     /// What cannot be a setting.
     pub mistakes: Vec<Mistake>,
     /// The file could not be read, so nothing can be concluded from what is missing.
@@ -181,6 +194,14 @@ fn read_toml(text: &str, file: &Path, gathered: &mut Gathered) {
                 read_format(&path, value.get_ref(), source, gathered, &mut tables);
                 continue;
             }
+            if section == "alerts" || path == "alerts" {
+                match value.get_ref() {
+                    DeValue::Table(inner) if section.is_empty() => tables.push((path, inner)),
+                    DeValue::Table(inner) => gathered.alerts.push(alert(name, inner, source, file, &line_at)),
+                    _ => gathered.wrong(path, source, "is not a key: an alert is a section [alerts.NAME] with a query"),
+                }
+                continue;
+            }
             match (key, value.get_ref()) {
                 (None, DeValue::Table(inner)) if !inner.is_empty() => tables.push((path, inner)),
                 (None, DeValue::Table(_)) if is_section(&path) => {}
@@ -195,6 +216,20 @@ fn read_toml(text: &str, file: &Path, gathered: &mut Gathered) {
             }
         }
     }
+}
+
+fn alert(
+    name: &str,
+    inner: &DeTable<'_>,
+    source: Source,
+    file: &Path,
+    line_at: &impl Fn(usize) -> usize,
+) -> AlertSetting {
+    let member = |(name, value): (&toml::Spanned<std::borrow::Cow<'_, str>>, &toml::Spanned<DeValue<'_>>)| {
+        let source = Source::File(file.into(), line_at(name.span().start));
+        (name.get_ref().to_string(), raw(value.get_ref()), source)
+    };
+    AlertSetting { name: name.to_owned(), members: inner.iter().map(member).collect(), source }
 }
 
 fn read_format<'t, 'd>(

@@ -17,10 +17,11 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::alerts::rule::{RULES_MAX, Rule};
 use crate::message::AckLevel;
 use crate::parser::{CUSTOM_MAX, CustomFormat, Rules};
 use keys::{Fallback, KEYS};
-use layers::{FormatSetting, Gathered, Inputs, Source};
+use layers::{AlertSetting, FormatSetting, Gathered, Inputs, Source};
 use value::Raw;
 
 /// The file that is read from the working directory where no other is named.
@@ -77,7 +78,7 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// Every mistake, each with its key, its source and what is allowed.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
-    let Gathered { settings, formats, mut mistakes, file_unread } = layers::gather(inputs);
+    let Gathered { settings, formats, alerts, mut mistakes, file_unread } = layers::gather(inputs);
     let mut config = defaults();
     let mut origins = BTreeMap::new();
     let mut unread: BTreeSet<&'static str> = BTreeSet::new();
@@ -96,6 +97,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         }
     }
     config.parse.custom = custom_formats(formats, &mut mistakes);
+    config.alerts = rules(alerts, &mut mistakes);
     let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
     check::derive(&mut checker);
     check::check(&mut checker);
@@ -129,6 +131,41 @@ fn custom_formats(mut settings: Vec<FormatSetting>, mistakes: &mut Vec<Mistake>)
         }
     }
     formats
+}
+
+/// The alerts that can be watched, in the order of their names.
+fn rules(mut settings: Vec<AlertSetting>, mistakes: &mut Vec<Mistake>) -> Vec<Rule> {
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut rules = Vec::new();
+    for AlertSetting { name, members, source } in settings {
+        let mut wrong = |key: String, value: Option<String>, source: &Source, what: String| {
+            mistakes.push(Mistake { key, value, source: source.clone(), what });
+        };
+        let key = format!("alerts.{name}");
+        let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(usual) {
+            let what = "is no name for an alert: write up to 64 of a-z, A-Z, 0-9, _ and -";
+            wrong(key, None, &source, what.into());
+            continue;
+        }
+        if rules.len() == RULES_MAX {
+            wrong(key, None, &source, format!("is one alert too many: there may be {RULES_MAX}"));
+            continue;
+        }
+        let plain: Vec<_> = members.iter().map(|(name, raw, _)| (name.clone(), raw.clone())).collect();
+        match Rule::read(&name, &plain) {
+            Ok(rule) => rules.push(rule),
+            Err(wrongs) => {
+                for (member, what) in wrongs {
+                    let said = members.iter().find(|(name, ..)| *name == member);
+                    let value = said.and_then(|(_, raw, _)| typed(raw)).filter(|_| member != "webhook");
+                    let source = said.map_or(&source, |(_, _, source)| source);
+                    wrong(format!("{key}.{member}"), value, source, what);
+                }
+            }
+        }
+    }
+    rules
 }
 
 /// What somebody typed, for a message about it.
@@ -217,6 +254,7 @@ fn blank() -> Config {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Config {
         data_dir: PathBuf::new(),
+        role: Role::All,
         http: Http {
             listen: nowhere,
             workers: 0,
@@ -255,6 +293,7 @@ fn blank() -> Config {
             statement_timeout_ms: 0,
             retention_days: 0,
             compress_after_days: 0,
+            text_index: false,
             ca_file: None,
         },
         cache: Cache {
@@ -265,6 +304,11 @@ fn blank() -> Config {
             timeout_ms: 0,
             ttl_s: 0,
         },
+        gateway: Gateway::default(),
+        query: Query::default(),
+        tail: Tail::default(),
+        alerting: Alerting::default(),
+        alerts: vec![],
         shutdown: Shutdown { linger_ms: 0, deadline_ms: 0 },
         parse: Rules::default(),
         sources: Sources::default(),
@@ -280,6 +324,8 @@ fn blank() -> Config {
 pub struct Config {
     /// `data_dir`: the journal (and SQLite, if that is the store) live here.
     pub data_dir: PathBuf,
+    /// `role`: which part of logweir this process is.
+    pub role: Role,
     /// `http`
     pub http: Http,
     /// `admin`
@@ -300,6 +346,16 @@ pub struct Config {
     pub database: Database,
     /// `cache`
     pub cache: Cache,
+    /// `gateway`: where a gateway finds the processors.
+    pub gateway: Gateway,
+    /// `query`
+    pub query: Query,
+    /// `tail`
+    pub tail: Tail,
+    /// `alerting`
+    pub alerting: Alerting,
+    /// `[alerts.NAME]`
+    pub alerts: Vec<Rule>,
     /// `shutdown`
     pub shutdown: Shutdown,
     /// `parse`, and the formats of `[formats.NAME]`.
@@ -314,6 +370,76 @@ pub struct Config {
     pub multiline: Multiline,
     /// `log`
     pub log: Log,
+}
+
+/// Which part of logweir a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything in one process.
+    All,
+    /// Takes records and stores them.
+    Processor,
+    /// Page and query API: keeps nothing, so that there may be as many as one likes.
+    Gateway,
+}
+
+/// Where a gateway finds the processors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gateway {
+    /// `gateway.processors`: their data listeners.
+    pub processors: Vec<HostPort>,
+    /// `gateway.lookup_ms`: how often the names are looked up (5 s).
+    pub lookup_ms: u64,
+    /// `gateway.timeout_ms`: how long one answer may take (2 s).
+    pub timeout_ms: u64,
+    /// `gateway.requests_max`: processors that are asked at once (16).
+    pub requests_max: usize,
+}
+
+/// A host by name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// A name, or an address without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Where a processor's data listener is unless it says otherwise.
+    pub const PORT: u16 = 8080;
+
+    fn read(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| format!("{text:?} is no HOST or HOST:PORT, such as logweir-processor:8080: {why}");
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, "")) => (address, None),
+            Some((address, port)) => (address, Some(port.strip_prefix(':').ok_or_else(|| wrong("after the `]`"))?)),
+            None if text.parse::<std::net::Ipv6Addr>().is_ok() => (text, None),
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        let named = !host.is_empty() && host.len() <= 253 && host.bytes().all(usual);
+        if !named && host.parse::<std::net::Ipv6Addr>().is_err() {
+            return Err(wrong("a host has letters, digits, `.`, `-` and `_`, and there is no http:// before"));
+        }
+        let port = match port.map(str::parse) {
+            None => Self::PORT,
+            Some(Ok(port)) if port > 0 => port,
+            Some(_) => return Err(wrong("a port is a number from 1 to 65535, and there is no http:// before")),
+        };
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// The data listener.
@@ -458,6 +584,8 @@ pub struct Database {
     pub retention_days: u32,
     /// `database.compress_after_days`: TimescaleDB only (7); 0 for never.
     pub compress_after_days: u32,
+    /// `database.text_index`: partitions of days that are over get an index for text (true).
+    pub text_index: bool,
     /// `database.ca_file`: PEM certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
 }
@@ -500,6 +628,21 @@ pub struct Cache {
     pub ttl_s: u64,
 }
 
+/// Queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// `query.timeout_ms`: how long one may take (30 s).
+    pub timeout_ms: u64,
+    /// `query.running_max`: how many run at once (4).
+    pub running_max: usize,
+    /// `query.waiting_max`: how many more wait for their turn (32).
+    pub waiting_max: usize,
+    /// `query.streams_max`: answers that are streamed at once (8).
+    pub streams_max: usize,
+    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (4 MiB).
+    pub page_bytes_max: usize,
+}
+
 /// Where the cache is.
 #[derive(Clone, PartialEq, Eq)]
 pub enum CacheUrl {
@@ -516,6 +659,24 @@ impl std::fmt::Debug for CacheUrl {
             Self::Redis(_) => f.write_str("redis://***"),
         }
     }
+}
+
+/// The live tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// `tail.clients_max`: streams at once (32); 0 for none.
+    pub clients_max: usize,
+    /// `tail.buffer_bytes`: the newest records, kept once for all while anybody listens (8 MiB).
+    pub buffer_bytes: usize,
+    /// `tail.records_per_s`: what one stream gets in a second (10,000); the rest is told as dropped.
+    pub records_per_s: usize,
+}
+
+/// What holds for all alerts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Alerting {
+    /// `alerting.webhook_url`: where alerts are told that name no webhook; such an address may hold a secret.
+    pub webhook_url: Option<Token>,
 }
 
 /// The way down.

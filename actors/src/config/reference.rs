@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use super::Loaded;
-use super::keys::{Fallback, KEYS, Key};
+use super::keys::{Fallback, KEYS, Key, Unit};
 use super::layers::{Source, variable};
-use super::value::{allowed, quote, show};
+use super::value::{allowed, quote, show, show_number};
+use crate::alerts::rule::Rule;
 
 /// Every key as a table of Markdown. The README holds the same text; a test compares them.
 #[must_use]
@@ -47,6 +48,29 @@ pub fn effective(loaded: &Loaded) -> String {
     for format in &loaded.config.parse.custom {
         writeln!(text, "\n[formats.{}]\npattern = {}", format.name, quote(format.pattern()))
             .expect("a String takes all");
+    }
+    for rule in &loaded.config.alerts {
+        writeln!(text, "\n{}", alert(rule)).expect("a String takes all");
+    }
+    text
+}
+
+/// An alert as the file could say it, with its webhook hidden.
+fn alert(rule: &Rule) -> String {
+    let mut text = format!("[alerts.{}]\nquery = {}\n", rule.name, quote(&rule.query));
+    let mut put = |name: &str, value: String| writeln!(text, "{name} = {value}").expect("a String takes all");
+    put("measure", quote(rule.measure.name()));
+    if let Some(of) = &rule.of {
+        put("of", quote(of));
+    }
+    put(rule.threshold.name(), quote(&rule.threshold.limit().to_string()));
+    for (name, millis) in
+        [("window", rule.window_ms), ("every", rule.every_ms), ("grace", rule.grace_ms), ("for", rule.for_ms)]
+    {
+        put(name, quote(&show_number(millis, Unit::Millis)));
+    }
+    if rule.webhook.is_some() {
+        text.push_str("# webhook = \"***\"\n");
     }
     text
 }

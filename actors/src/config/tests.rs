@@ -64,9 +64,12 @@ fn every_default_is_read_and_makes_a_valid_configuration() {
 
 #[test]
 fn the_table_has_a_key_for_every_field() {
-    // A leaf of the pretty-printed configuration is a line `name: value,`.
+    // A leaf of the pretty-printed configuration is a line `name: value,`. Alerts are sections, not keys.
     let debug = format!("{:#?}", Config::default());
-    let leaves = debug.lines().filter(|line| line.contains(": ") && line.ends_with(',')).count();
+    let leaves = debug
+        .lines()
+        .filter(|line| line.contains(": ") && line.ends_with(',') && !line.ends_with(" alerts: [],"))
+        .count();
     assert_eq!(leaves, KEYS.len(), "{debug}");
 }
 
@@ -176,6 +179,19 @@ fn each_wrong_value_is_refused_with_what_is_allowed() {
         ("[formats.till]\npattern = 5", &["formats.till.pattern (", "must be a regular expression"]),
         ("[formats.till]\n", &["formats.till.pattern (", "must be a regular expression"]),
         ("[formats.syslog]\npattern = '(?<ts>.)'", &["formats.syslog (", "a built-in format"]),
+        ("alerts = 5", &["alerts (logweir.toml:1)", "[alerts.NAME]"]),
+        ("[alerts]\ncart = 5", &["alerts.cart (logweir.toml:2)", "[alerts.NAME]"]),
+        ("[alerts.cart]\nabove = 1", &["alerts.cart.query (logweir.toml:1)", "is missing"]),
+        ("[alerts.'c t']\nquery = ''", &["alerts.c t (", "no name for an alert"]),
+        (
+            "[alerts.cart]\nabove = 1\nquery = 'a AND ('",
+            &["alerts.cart.query = \"a AND (\" (logweir.toml:3)", "is no query: at column 8"],
+        ),
+        (
+            "[alerts.cart]\nquery = ''\nabove = 1\nwebhook = 'x://secret'",
+            &["alerts.cart.webhook (logweir.toml:4)", "https://"],
+        ),
+        ("[alerting]\nwebhook_url = 'x://secret'", &["alerting.webhook_url (logweir.toml:2)", "https://"]),
         ("[formats.'A b']\npattern = '(?<ts>.)'", &["formats.A b (", "no name for a format"]),
         ("[formats.till]\npattern = '(?<ts>.)'\nregex = ''", &["formats.till.regex (logweir.toml:3)", "is not a key"]),
     ] {
@@ -227,6 +243,27 @@ fn a_listener_that_others_can_reach_needs_tokens_or_a_word() {
         load_toml(&format!("{open}[auth]\nmode = 'none'\n[admin]\nlisten = '127.0.0.1:8080'")),
         &["admin.listen", "another port"],
     );
+}
+
+#[test]
+fn a_gateway_is_told_where_the_processors_and_their_database_are() {
+    let gateway = "role = 'gateway'\n[database]\nurl = 'postgres://u@h/d'\n[gateway]\n";
+    let processors = "processors = ['logweir-processor', '10.0.0.1:81', '::1', '[::2]:82']\n";
+    let loaded = load_toml(&format!("{gateway}{processors}")).unwrap();
+    let processors: Vec<String> = loaded.config.gateway.processors.iter().map(ToString::to_string).collect();
+    assert_eq!(processors, ["logweir-processor:8080", "10.0.0.1:81", "[::1]:8080", "[::2]:82"]);
+    for (toml, parts) in [
+        (gateway.to_owned(), &["role = \"gateway\"", "needs gateway.processors"][..]),
+        ("role = 'gateway'\n[gateway]\nprocessors = 'a'".to_owned(), &["role", "needs database.url"]),
+        (format!("{gateway}processors = 'a'\n[sources]\nstdin = true"), &["sources.stdin = true", "to a processor"]),
+        ("[gateway]\nprocessors = 'a'".to_owned(), &["gateway.processors = [\"a:8080\"]", "role = \"gateway\""]),
+        (format!("{gateway}processors = 'http://a'"), &["gateway.processors", "no http://"]),
+        (format!("{gateway}processors = 'a:0'"), &["gateway.processors", "from 1 to 65535"]),
+        (format!("{gateway}processors = 'a'\n[http]\nlisten = '0.0.0.0:80'"), &["http.listen", "auth.query_tokens"]),
+        ("role = 'prozessor'".to_owned(), &["role", "one of all, processor, gateway"]),
+    ] {
+        assert_mistake(load_toml(&toml), parts);
+    }
 }
 
 #[test]
@@ -318,7 +355,8 @@ fn a_missing_file_is_a_mistake_only_if_it_was_named() {
 #[test]
 fn the_effective_configuration_loads_as_itself() {
     let toml = "lanes = 7\n[http]\nlisten = '127.0.0.1:1'\nbody_bytes_max = 5000\n[batch]\nlinger_ms = 1500\n\
-                [parse]\ntime_zone = 'Asia/Tokyo'\n[formats.till]\npattern = '^(?<ts>\\S+) \"(?<message>.*)$'\n";
+                [parse]\ntime_zone = 'Asia/Tokyo'\n[formats.till]\npattern = '^(?<ts>\\S+) \"(?<message>.*)$'\n\
+                [alerts.share]\nquery = 'a:\"b\"'\nof = 'c'\nmeasure = 'ratio'\nbelow = '0.25'\nwindow = '1m'\nfor = '30s'\n";
     let loaded = load_all(toml, &[("LOGWEIR__LOG__FORMAT", "json")], &[]).unwrap();
     let text = reference::effective(&loaded);
     assert_eq!(load_toml(&text).unwrap().config, loaded.config, "{text}");

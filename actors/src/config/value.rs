@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::tz::TimeZone;
 
 use super::keys::{Key, Kind, Place, Unit};
-use super::{CacheUrl, Config, DatabaseUrl, Token};
+use super::{CacheUrl, Config, DatabaseUrl, HostPort, Token};
 
 /// A value as a layer gave it.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +57,13 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
         Kind::Path(at) => *at(config) = path(raw)?.ok_or("must be a path")?,
         Kind::OptionalPath(at) => *at(config) = path(raw)?,
         Kind::Tokens(at) => *at(config) = tokens(raw)?,
+        Kind::Webhook(at) => {
+            *at(config) = match text(raw).map(str::trim) {
+                Some("") => None,
+                Some(url) if url.starts_with("http://") || url.starts_with("https://") => Some(Token(url.to_owned())),
+                _ => return Err(format!("must be {}", allowed(&key.kind))),
+            };
+        }
         Kind::Database(at) => *at(config) = database(text(raw).ok_or("must be a string")?)?,
         Kind::OptionalDatabase(at) => {
             *at(config) = match text(raw).ok_or("must be a string")? {
@@ -70,6 +77,7 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
         }
         Kind::Cache(at) => *at(config) = cache(text(raw).ok_or("must be a string")?)?,
         Kind::Globs(at) => *at(config) = globs(raw)?,
+        Kind::Hosts(at) => *at(config) = hosts(raw)?,
         Kind::Pattern(at) => {
             let text = text(raw).ok_or("must be a string")?;
             if let Err(error) = regex::bytes::Regex::new(text) {
@@ -123,10 +131,12 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::Tokens(_) => {
             format!("a list of tokens, each of at least {TOKEN_CHARS_MIN} visible ASCII characters and no comma")
         }
+        Kind::Webhook(_) => "http://… or https://…, or empty".into(),
         Kind::Database(_) => "postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH".into(),
         Kind::OptionalDatabase(_) => "postgres://USER:PASSWORD@HOST/DATABASE, or empty".into(),
         Kind::Cache(_) => "memory: or redis://HOST:PORT (rediss:// for TLS)".into(),
         Kind::Globs(_) => "a list of paths with `*`, `**`, `?` and `[…]`".into(),
+        Kind::Hosts(_) => format!("a list of HOST or HOST:PORT; the port is {} where none is given", HostPort::PORT),
         Kind::Pattern(_) => "a regular expression, or empty".into(),
         Kind::Name(_) => "a text of at most 255 bytes, or empty".into(),
         Kind::Filter(_) => "error, warn, info, debug, trace, or a filter such as info,logweir=debug".into(),
@@ -153,6 +163,7 @@ pub fn show(key: &Key, config: &Config) -> String {
             quote(&at(config).as_ref().map(|path| path.display().to_string()).unwrap_or_default())
         }
         Kind::Tokens(at) => format!("[{}]", vec!["\"***\""; at(config).len()].join(", ")),
+        Kind::Webhook(at) => quote(if at(config).is_some() { "***" } else { "" }),
         Kind::Database(at) => quote(&show_database(at(config))),
         Kind::OptionalDatabase(at) => quote(&at(config).as_ref().map(show_database).unwrap_or_default()),
         Kind::Cache(at) => match at(config) {
@@ -160,6 +171,9 @@ pub fn show(key: &Key, config: &Config) -> String {
             CacheUrl::Redis(url) => quote(&without_secrets(url)),
         },
         Kind::Globs(at) => format!("[{}]", at(config).iter().map(|glob| quote(glob)).collect::<Vec<_>>().join(", ")),
+        Kind::Hosts(at) => {
+            format!("[{}]", at(config).iter().map(|host| quote(&host.to_string())).collect::<Vec<_>>().join(", "))
+        }
         Kind::Filter(at) | Kind::Pattern(at) | Kind::Name(at) => quote(at(config)),
         Kind::Zone(at) => quote(at(config).iana_name().unwrap_or("UTC")),
     }
@@ -295,14 +309,22 @@ fn path(raw: &Raw) -> Result<Option<PathBuf>, String> {
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
 }
 
-fn globs(raw: &Raw) -> Result<Vec<String>, String> {
+/// A list as TOML has it, or with commas; without empty items.
+fn list(raw: &Raw) -> Result<Vec<String>, String> {
     let given: Vec<&str> = match raw {
         Raw::Text(text) => text.split(',').collect(),
         Raw::List(list) => list.iter().map(String::as_str).collect(),
         _ => return Err("must be a list of strings".into()),
     };
-    let given: Vec<String> =
-        given.into_iter().map(|glob| glob.trim().to_owned()).filter(|glob| !glob.is_empty()).collect();
+    Ok(given.into_iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect())
+}
+
+fn hosts(raw: &Raw) -> Result<Vec<HostPort>, String> {
+    list(raw)?.iter().map(|text| HostPort::read(text)).collect()
+}
+
+fn globs(raw: &Raw) -> Result<Vec<String>, String> {
+    let given = list(raw)?;
     for glob in &given {
         glob::Pattern::new(glob).map_err(|error| format!("{glob:?} is no pattern: {error}"))?;
     }

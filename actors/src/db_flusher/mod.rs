@@ -16,7 +16,7 @@ use std::sync::Arc;
 use logweir_engine::codec;
 use logweir_engine::drain::Phase;
 use logweir_engine::fault::kill_point;
-use logweir_engine::journal::{Frame, Journal, LaneId, LaneReader, LaneTail};
+use logweir_engine::journal::{Frame, Journal, LaneId, LaneTail, Reader};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::task::JoinHandle;
@@ -68,7 +68,7 @@ struct Reading {
     generation: u64,
     /// The lane's durable end, when it began.
     tail: LaneTail,
-    task: JoinHandle<(LaneReader, ReadFrames)>,
+    task: JoinHandle<(Reader, ReadFrames)>,
 }
 
 /// The frames, or which one does not decode; or what the disk said.
@@ -100,7 +100,7 @@ pub struct DbFlusher {
     flush_failing: bool,
     connection: Option<Box<dyn LaneWriter>>,
     position: Option<Position>,
-    reader: Option<LaneReader>,
+    reader: Option<Reader>,
     /// What follows the batch that is being flushed, on its way from the disk.
     ahead: Option<Reading>,
     row: LaneRow,

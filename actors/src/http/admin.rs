@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
 use super::answer::Answer;
+use crate::config::Role;
 use crate::progress::Recovery;
 
 /// 200 as long as the listener answers.
@@ -36,6 +37,11 @@ pub async fn readyz(shared: web::Data<Shared>) -> Answer {
     let mut reasons = Vec::new();
     if phase > Phase::Accepting {
         reasons.push("on the way down".to_owned());
+    }
+    if shared.config.role == Role::Gateway {
+        // It answers, so it is ready: nothing of its own could be away.
+        let ready = reasons.is_empty();
+        return Answer::json(if ready { 200 } else { 503 }, &Ready { ready, phase, reasons });
     }
     if !shared.progress.recovered() {
         reasons.push("still reading the journal: see /startupz".to_owned());
@@ -58,7 +64,7 @@ struct Startup {
 /// 503 with how far it has come until the journal was read; then 200 for ever.
 pub async fn startupz(shared: web::Data<Shared>) -> Answer {
     let recovery = shared.progress.recovery_now();
-    let started = recovery.finished && shared.running().is_ok();
+    let started = shared.config.role == Role::Gateway || recovery.finished && shared.running().is_ok();
     Answer::json(if started { 200 } else { 503 }, &Startup { started, recovery })
 }
 
@@ -77,7 +83,9 @@ fn refresh_gauges(shared: &Shared) {
     gauge("logweir_uptime_seconds", shared.started.elapsed().as_secs());
     gauge("logweir_http_inflight_bytes", shared.inflight_bytes() as u64);
     gauge("logweir_phase", shared.drain.phase() as u64);
-    if let Some(bytes) = volume_bytes_free(&shared.config.data_dir) {
+    if shared.config.role != Role::Gateway
+        && let Some(bytes) = volume_bytes_free(&shared.config.data_dir)
+    {
         gauge("logweir_volume_free_bytes", bytes);
     }
     let Ok(running) = shared.running() else { return };

@@ -1,12 +1,17 @@
 //! What a handler says: a status, a JSON body, and whether and when to try again.
 
+use std::convert::Infallible;
+
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
+use bytes::Bytes;
+use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Refusal, RefusalKind};
+use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
 const RETRY_BUSY_S: u64 = 1;
@@ -28,16 +33,25 @@ pub struct Refused {
     pub detail: String,
     /// The item of the body that is to blame, from 0, where there is one.
     pub item: Option<u32>,
+    /// The character of the query that is to blame, from 1, where there is one.
+    pub column: Option<usize>,
     /// Seconds after which it may be tried again, where they are known.
     pub retry_after_s: Option<u64>,
     /// The connection is closed after the answer, so that the sender's next request finds another process.
     pub close: bool,
 }
 
-#[derive(Serialize)]
-struct ErrorBody<'a> {
+/// The body of an error.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Error)]
+pub struct ErrorBody<'a> {
+    /// Its name, in snake case.
     error: &'a str,
+    /// What is wrong, where, and what to do.
     detail: &'a str,
+    /// The character of the query that is to blame, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
 }
 
 impl Answer {
@@ -56,6 +70,11 @@ impl Answer {
         Self::body(200, content_type, text)
     }
 
+    /// A body that comes piece by piece, as long as it lasts.
+    pub fn stream(content_type: &'static str, pieces: impl Stream<Item = Result<Bytes, Infallible>> + 'static) -> Self {
+        Self(Box::new(HttpResponse::Ok().content_type(content_type).streaming(pieces)))
+    }
+
     /// An answer without a body.
     pub fn empty(status: u16) -> Self {
         Self(Box::new(HttpResponse::build(status_code(status)).finish()))
@@ -63,7 +82,7 @@ impl Answer {
 
     /// An error: its name, and one sentence for a person.
     pub fn error(status: u16, error: &'static str, detail: impl AsRef<str>) -> Self {
-        Self::json(status, &ErrorBody { error, detail: detail.as_ref() })
+        Self::json(status, &ErrorBody { error, detail: detail.as_ref(), column: None })
     }
 
     /// The same with a header.
@@ -105,7 +124,7 @@ fn status_code(status: u16) -> StatusCode {
 impl Refused {
     /// A refusal of this name.
     pub fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, reason, detail: detail.into(), item: None, retry_after_s: None, close: false }
+        Self { status, reason, detail: detail.into(), item: None, column: None, retry_after_s: None, close: false }
     }
 
     /// The same, with the end of the connection.
@@ -147,19 +166,49 @@ impl From<Refusal> for Refused {
             RefusalKind::MalformedItem(item) => Some(item),
             _ => None,
         };
-        Self { status, reason, detail, item, retry_after_s: None, close: reason == "draining" }
+        Self { status, reason, detail, item, column: None, retry_after_s: None, close: reason == "draining" }
+    }
+}
+
+impl From<BadQuery> for Refused {
+    fn from(BadQuery { column, detail }: BadQuery) -> Self {
+        Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
     }
 }
 
 impl From<Refused> for Answer {
     fn from(refused: Refused) -> Self {
-        Self::error(refused.status, refused.reason, &refused.detail).of(&refused)
+        Self::from(&refused)
+    }
+}
+
+impl From<&Refused> for Answer {
+    fn from(refused: &Refused) -> Self {
+        let &Refused { status, reason: error, ref detail, column, .. } = refused;
+        Self::json(status, &ErrorBody { error, detail, column }).of(refused)
     }
 }
 
 impl From<Answer> for HttpResponse {
     fn from(answer: Answer) -> Self {
         *answer.0
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
+/// So that a handler can end early with one.
+impl ResponseError for Refused {
+    fn status_code(&self) -> StatusCode {
+        status_code(self.status)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        Answer::from(self).into()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who may do what: tokens, one list per kind of use.
 //!
 //! - A path that nobody has thought of needs a token: ingest on the data listener, admin on the admin listener.
-//! - The probes and the welcome page are open, since a kubelet has no token. `/metrics` is not: it tells service names.
+//! - The probes are open, since a kubelet has no token, and so are the page's files, which ask for one. `/metrics` is not: it tells service names.
 //! - A token comes as each kind of client brings it: `Bearer TOKEN`, `Splunk TOKEN`, as the password of `Basic` whatever
 //!   the user is called, or as the key of `ApiKey`.
 //! - Tokens are compared in a time that does not depend on where they differ, and with every token of the list.
@@ -14,6 +14,7 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::answer::Refused;
 use super::limits::Sender;
+use super::page;
 use crate::config::{Auth, AuthMode, Token};
 
 /// Which listener a request came on.
@@ -42,10 +43,17 @@ pub enum Need {
 #[must_use]
 pub fn need(listener: Listener, path: &str) -> Need {
     match (listener, path) {
-        (Listener::Data, "/" | "/ready") => Need::Open,
+        (Listener::Data, "/ready") => Need::Open,
+        (Listener::Data, path) if page::is_page(path) => Need::Open,
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
-        (_, "/api/v1/status") => Need::QueryOrAdmin,
+        (_, "/api/v1/dead-letters/replay" | "/api/v1/dead-letters/purge") => Need::Admin,
+        // What can be asked is no secret.
+        (Listener::Data, "/api/v1/openapi.json" | "/api/v1/docs" | "/api/v1/docs.js" | "/api/v1/docs.css") => {
+            Need::Open
+        }
+        (_, path) if path.starts_with("/api/v1/") => Need::QueryOrAdmin,
+        (Listener::Data, path) if path.starts_with("/loki/") && path != "/loki/api/v1/push" => Need::QueryOrAdmin,
         (Listener::Data, _) => Need::Ingest,
         (Listener::Admin, _) => Need::Admin,
     }
@@ -164,13 +172,22 @@ mod tests {
     fn what_nobody_has_thought_of_is_closed() {
         for (listener, path, expect) in [
             (Listener::Data, "/", Need::Open),
+            (Listener::Data, "/pipeline", Need::Open),
+            (Listener::Data, "/pipeline/", Need::Ingest),
+            (Listener::Data, "/assets/main.js", Need::Open),
+            (Listener::Data, "/assets", Need::Ingest),
+            (Listener::Admin, "/assets/main.js", Need::Admin),
             (Listener::Data, "/ingest", Need::Ingest),
             (Listener::Data, "/livez", Need::Ingest),
             (Listener::Data, "/services/collector/health", Need::Open),
             (Listener::Data, "/services/collector/healthy", Need::Ingest),
             (Listener::Data, "/loki/api/v1/push", Need::Ingest),
+            (Listener::Data, "/loki/api/v1/query_range", Need::QueryOrAdmin),
             (Listener::Data, "/anything", Need::Ingest),
             (Listener::Data, "/api/v1/status", Need::QueryOrAdmin),
+            (Listener::Data, "/api/v1/dead-letters", Need::QueryOrAdmin),
+            (Listener::Data, "/api/v1/dead-letters/replay", Need::Admin),
+            (Listener::Data, "/api/v1/dead-letters/purge", Need::Admin),
             (Listener::Admin, "/", Need::Admin),
             (Listener::Admin, "/readyz", Need::Open),
             (Listener::Admin, "/readyz/", Need::Admin),

@@ -21,16 +21,25 @@ use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
 use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::alerts::Board;
+use crate::config::{Config, Role};
+use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
+use crate::search::Searcher;
+use crate::store::LogStore;
+use crate::tail::TailHub;
 
 pub mod answer;
+pub mod api;
 pub mod auth;
 mod admin;
+mod alerts;
 mod budget;
+mod dead_letters;
 mod idempotency;
 mod elastic;
 mod ingest;
@@ -38,9 +47,13 @@ mod intake;
 mod limits;
 mod loki;
 mod otlp;
+mod page;
 mod parameters;
+mod pipeline;
+mod role;
 mod splunk;
 mod status;
+mod tail;
 
 use answer::{Answer, Refused};
 use auth::Listener;
@@ -75,12 +88,18 @@ pub struct Parts {
     pub start_drain: StartDrain,
     /// Host name, or whatever tells this process from its siblings, for people.
     pub instance: String,
+    /// The processors, where this is a gateway.
+    pub gateway: Option<Gateway>,
     started: Instant,
     /// Requests that may still hand a body in.
     in_flight: Arc<()>,
     inflight: Budget,
     limits: Limits,
     running: OnceLock<Running>,
+    searcher: OnceLock<Searcher>,
+    letters: OnceLock<Arc<dyn LogStore>>,
+    /// Whoever changes dead letters does so alone.
+    letters_turn: Semaphore,
 }
 
 /// What is there once the journal is open and the stages are spawned.
@@ -91,6 +110,10 @@ pub struct Running {
     pub journal: Journal,
     /// Sees every actor.
     pub observer: Observer,
+    /// Where durable records can be followed.
+    pub tail: TailHub,
+    /// How the alerts stand.
+    pub alerts: Board,
     /// The identity of the journal, which the database knows as the writer.
     pub writer: uuid::Uuid,
 }
@@ -111,6 +134,7 @@ impl Shared {
         let running = OnceLock::new();
         let started = Instant::now();
         let in_flight = Arc::default();
+        let gateway = (config.role == Role::Gateway).then(|| Gateway::new(&config));
         Self(Arc::new(Parts {
             config,
             drain,
@@ -118,11 +142,15 @@ impl Shared {
             prometheus,
             start_drain,
             instance,
+            gateway,
             started,
             in_flight,
             inflight,
             limits,
             running,
+            searcher: OnceLock::new(),
+            letters: OnceLock::new(),
+            letters_turn: Semaphore::new(1),
         }))
     }
 
@@ -131,10 +159,37 @@ impl Shared {
         self.0.running.set(running).is_ok()
     }
 
+    /// From now on queries are answered. Says whether this was the first call.
+    pub fn search_with(&self, searcher: Searcher) -> bool {
+        self.0.searcher.set(searcher).is_ok()
+    }
+
+    /// Whoever answers queries, or the refusal that nobody is there yet.
+    /// Where the dead letters are.
+    pub fn letters_of(&self, store: Arc<dyn LogStore>) -> bool {
+        self.0.letters.set(store).is_ok()
+    }
+
+    fn letters(&self) -> Result<&Arc<dyn LogStore>, Refused> {
+        self.0.letters.get().ok_or_else(|| Refused::new(503, "starting", "dead letters are not shown yet"))
+    }
+
+    fn searcher(&self) -> Result<&Searcher, Refused> {
+        self.0.searcher.get().ok_or_else(|| Refused::new(503, "starting", "queries are not answered yet"))
+    }
+
     /// Whether a body would be taken now.
     fn takes_bodies(&self) -> bool {
         self.drain.phase() < Phase::Draining
             && self.running().is_ok_and(|running| running.journal.check_writable().is_ok())
+    }
+
+    /// Whether this process does its part now: takes bodies, or, being a gateway, answers.
+    fn is_ready(&self) -> bool {
+        match self.config.role {
+            Role::Gateway => self.drain.phase() == Phase::Accepting,
+            Role::All | Role::Processor => self.takes_bodies(),
+        }
     }
 
     /// Bytes of bodies that are being read now, all together.
@@ -159,6 +214,13 @@ impl Shared {
     /// The running engine, or the refusal that it is not there yet.
     fn running(&self) -> Result<&Running, Refused> {
         self.0.running.get().ok_or_else(|| {
+            if self.config.role == Role::Gateway {
+                return Refused::new(
+                    404,
+                    "not_served_here",
+                    "this is a gateway, which has no pipeline: ask a processor",
+                );
+            }
             let detail = "this process is reading its journal: see /startupz of the admin listener";
             Refused::new(503, "starting", detail)
         })
@@ -224,6 +286,8 @@ fn serve(
     .max_connections(connections_max.div_ceil(workers))
     .client_request_timeout(request_timeout)
     .client_disconnect_timeout(LINGER)
+    // A client that goes away ends its query. Whoever closes its half of a connection has gone, too.
+    .h1_allow_half_closed(false)
     .keep_alive(request_timeout.max(Duration::from_secs(75)))
     .on_connect(move |connection, data| {
         if let Some(socket) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
@@ -242,17 +306,22 @@ fn serve(
 
 fn data_routes(routes: &mut ServiceConfig) {
     routes
-        .service(only("/", &["GET", "HEAD"]).route(web::get().to(welcome)).route(web::head().to(elastic::product)))
+        .configure(page::routes)
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
+        .service(readable("/api/v1/pipeline", pipeline::pipeline))
+        .service(only("/api/v1/alerts", &["GET"]).route(web::get().to(alerts::alerts)))
+        .configure(dead_letters::routes)
+        .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(readable("/ready", ready))
-        .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(loki::push)))
+        .configure(api::routes)
+        .configure(loki::routes)
         .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
         .configure(splunk::routes)
         .configure(elastic::routes)
         .default_service(web::to(|| {
             not_found(
-                "/, POST /ingest, GET /api/v1/status, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
+                "/, POST /ingest, GET /api/v1/{query,hits,facets,context,fields,services,status}, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
                  POST /services/collector",
             )
         }));
@@ -298,29 +367,13 @@ async fn not_found(routes: &'static str) -> Answer {
     Answer::error(404, "not_found", format!("there is no such path; there are {routes}"))
 }
 
-/// What shippers ask before they send: 200 if a body would be taken now.
+/// What shippers ask before they send, and Grafana of a gateway: 200 if it would be answered now.
 async fn ready(shared: web::Data<Shared>) -> Answer {
-    if shared.takes_bodies() {
+    if shared.is_ready() {
         Answer::text("text/plain; charset=utf-8", "ready\n".to_owned())
     } else {
         Refused::new(503, "not_ready", "no body would be taken now: see /readyz of the admin listener").into()
     }
-}
-
-/// A page for people; Elasticsearch's clients ask here which product they talk to.
-async fn welcome(request: HttpRequest) -> Answer {
-    if elastic::is_asked(request.headers()) {
-        return elastic::product().await;
-    }
-    Answer::text(
-        "text/plain; charset=utf-8",
-        "logweir takes logs here, one record per line, as JSON or as plain text:\n\n  \
-         curl --data-binary @app.log 'http://THIS_ADDRESS/ingest?service=my-app'\n\n\
-         Loki, OTLP/HTTP, Elasticsearch and Splunk HEC clients find their usual paths.\n\
-         Bodies may be compressed (Content-Encoding). ?ack=received, journal or committed says how far a\n\
-         record must have come before the answer. How it all is: GET /api/v1/status\n"
-            .to_owned(),
-    )
 }
 
 /// Lets in who may come in, and counts every answer.
@@ -363,6 +416,9 @@ fn check_token(request: &ServiceRequest) -> Result<(), Refused> {
     // What may be asked of a path is no secret, and Docker's log driver asks it without its token.
     if request.method() == Method::OPTIONS && request.path().starts_with("/services/collector") {
         return Ok(());
+    }
+    if listener == Listener::Data {
+        role::check(shared.config.role, request.path())?;
     }
     let given = request.headers().get("authorization").map(|value| value.as_bytes());
     let sender = auth::check(&shared.config.auth, auth::need(listener, request.path()), given)?;

@@ -8,11 +8,14 @@ use serde::Serialize;
 
 use super::Shared;
 use super::answer::Answer;
+use crate::config::Role;
 use crate::progress::Snapshot;
 
+/// What is known.
 #[derive(Serialize)]
-struct Status<'a> {
+pub struct Status<'a> {
     version: &'static str,
+    role: Role,
     instance: &'a str,
     uptime_s: u64,
     phase: Phase,
@@ -23,14 +26,14 @@ struct Status<'a> {
     actors: Vec<Observation>,
 }
 
-/// The handler.
-pub async fn status(shared: web::Data<Shared>) -> Answer {
-    let running = shared.running().ok();
-    let tails = running.map(|running| running.journal.lanes()).unwrap_or_default();
-    Answer::json(
-        200,
-        &Status {
+impl<'a> Status<'a> {
+    /// Now.
+    pub fn of(shared: &'a Shared) -> Self {
+        let running = shared.running().ok();
+        let tails = running.map(|running| running.journal.lanes()).unwrap_or_default();
+        Self {
             version: env!("CARGO_PKG_VERSION"),
+            role: shared.config.role,
             instance: &shared.instance,
             uptime_s: shared.started.elapsed().as_secs(),
             phase: shared.drain.phase(),
@@ -38,6 +41,11 @@ pub async fn status(shared: web::Data<Shared>) -> Answer {
             progress: shared.progress.snapshot(&tails),
             journal: running.map(|running| running.journal.stats()),
             actors: running.map(|running| running.observer.observe()).unwrap_or_default(),
-        },
-    )
+        }
+    }
+}
+
+/// The handler.
+pub async fn status(shared: web::Data<Shared>) -> Answer {
+    Answer::json(200, &Status::of(&shared))
 }

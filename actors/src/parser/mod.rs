@@ -74,29 +74,24 @@ struct LineFormat {
     /// Its name in `?format=` and in metrics.
     name: &'static str,
     /// Whether a line is worth a try when nobody has named its format.
-    looks_like: fn(&str) -> bool,
+    looks_like: Look,
     /// Pushes one record, or says in words what is wrong and pushes nothing.
-    parse: for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>,
+    parse: Read,
     /// What looks like it is meant to be it: then it is an error if it cannot be read. Otherwise the next format is tried.
     is_meant: bool,
 }
 
+type Look = fn(&str) -> bool;
+type Read = for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>;
+
 /// What is meant by whoever writes it so.
-const fn meant(
-    name: &'static str,
-    looks_like: fn(&str) -> bool,
-    parse: for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>,
-) -> LineFormat {
+const fn meant(name: &'static str, looks_like: Look, parse: Read) -> LineFormat {
     LineFormat { name, looks_like, parse, is_meant: true }
 }
 
 /// What other lines may resemble.
-const fn likely(
-    name: &'static str,
-    looks_like: fn(&str) -> bool,
-    parse: for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>,
-) -> LineFormat {
-    LineFormat { name, looks_like, parse, is_meant: false }
+const fn likely(name: &'static str, looks_like: Look, parse: Read) -> LineFormat {
+    LineFormat { is_meant: false, ..meant(name, looks_like, parse) }
 }
 
 static DOCKER: LineFormat = likely("docker", container::looks_like_docker, container::parse_docker);

@@ -12,6 +12,7 @@
 //! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1: dense, unique,
 //! and the proof that nothing is missing or doubled.
 
+pub mod read;
 pub mod claim;
 pub mod cursor;
 pub mod fault_class;
@@ -24,6 +25,7 @@ pub mod sqlite;
 pub mod blackhole;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use logweir_engine::journal::{LaneId, LaneTail};
@@ -31,6 +33,8 @@ use uuid::Uuid;
 
 use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
+
+pub(crate) use self::time::{parse as time_of, text as time_text};
 
 pub use self::letter::LetterRecord;
 
@@ -55,6 +59,22 @@ impl Opened {
             Self::Blackhole(store) => store.clone(),
         }
     }
+
+    /// The store as queries see it; none where nothing is kept.
+    #[must_use]
+    pub fn reader(&self, timeout: Duration) -> Option<Arc<dyn read::LogReader>> {
+        match self {
+            Self::Postgres(store) => Some(Arc::new(store.log_reader(timeout))),
+            Self::Sqlite(store) => Some(Arc::new(store.log_reader(timeout))),
+            Self::Blackhole(_) => None,
+        }
+    }
+}
+
+/// The id of the record that is a lane's `ordinal`-th.
+#[must_use]
+pub fn id_of(lane_id: i64, ordinal: i64) -> i64 {
+    lane_id << cursor::ORDINAL_BITS | ordinal
 }
 
 /// Opens the store that `config.url` names. Connects to nothing yet (`SQLite` makes its file).

@@ -6,6 +6,10 @@
 //! - `ts` is text of fixed width, `YYYY-MM-DDTHH:MM:SS.ffffffZ`: it sorts as time and reads as such.
 //! - SQLite takes any text, so only a constraint that a user added can refuse a row; that row is dead-lettered on the spot.
 
+mod read;
+
+pub(crate) use self::read::CACHE_BYTES as READ_CACHE_BYTES;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -161,6 +165,12 @@ impl SqliteStore {
             read: Arc::new(Mutex::new(read)),
             retention_days: database.retention_days,
         })
+    }
+
+    /// Reads with connections of its own, each reading at most for `timeout`.
+    #[must_use]
+    pub fn log_reader(&self, timeout: Duration) -> read::SqliteReader {
+        read::SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout)
     }
 
     /// The connection for queries: read-only. Use it on a blocking thread.

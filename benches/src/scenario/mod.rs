@@ -4,6 +4,7 @@ pub mod store;
 pub mod intake;
 pub mod latency;
 pub mod backlog;
+pub mod read;
 pub mod peer;
 
 use std::path::PathBuf;

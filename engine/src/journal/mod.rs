@@ -44,7 +44,7 @@ use uuid::Uuid;
 
 pub use self::check::{Report, SegmentReport, check, dump, repair};
 pub use self::marks::{Mark, Marked, WINDOW};
-pub use self::reader::LaneReader;
+pub use self::reader::Reader;
 
 use self::frame::{FrameHeader, Kind};
 use self::keeper::Keeper;
@@ -596,10 +596,37 @@ impl Journal {
         self.handle.shared.state().given.lanes.clone()
     }
 
+    /// How far it is durable: the newest frame, and the newest one of each lane at that moment.
+    #[must_use]
+    pub fn durable_now(&self) -> (u64, BTreeMap<LaneId, LaneTail>) {
+        let state = self.handle.shared.state();
+        (state.written.seq, state.written.lanes.clone())
+    }
+
+    /// Waits until a frame above `seq` is durable, whichever it is.
+    ///
+    /// # Errors
+    /// None ever will be.
+    pub async fn durable_beyond(&self, seq: u64) -> Result<(), AppendError> {
+        let mut progress = self.handle.shared.progress.subscribe();
+        let now = progress.wait_for(|now| now.seq_durable > seq || now.end.is_some()).await;
+        let now = now.map_err(|_| AppendError::Sealed)?;
+        match &now.end {
+            Some(end) if now.seq_durable <= seq => Err(end.clone()),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the durable frames of `lane` after `after_seq`, in order.
     #[must_use]
-    pub fn reader(&self, lane: LaneId, after_seq: u64) -> LaneReader {
-        LaneReader::new(self.handle.shared.clone(), lane, after_seq)
+    pub fn reader(&self, lane: LaneId, after_seq: u64) -> Reader {
+        Reader::new(self.handle.shared.clone(), Some(lane), after_seq)
+    }
+
+    /// Reads the durable frames of all lanes after `after_seq`, in the order of their numbers.
+    #[must_use]
+    pub fn reader_of_all(&self, after_seq: u64) -> Reader {
+        Reader::new(self.handle.shared.clone(), None, after_seq)
     }
 
     /// The database has everything of `lane` up to `seq`: segments that no lane needs may go, the oldest
@@ -933,9 +960,12 @@ impl Shared {
     // What readers ask and say.
 
     /// The first segment from `from` on that has durable frames of `lane` after `after_seq`.
-    fn view(&self, lane: LaneId, after_seq: u64, from: u64) -> Option<View> {
+    fn view(&self, lane: Option<LaneId>, after_seq: u64, from: u64) -> Option<View> {
         let state = self.state();
-        let has = |segment: &Segment| segment.lanes.get(&lane).is_some_and(|seq| *seq > after_seq);
+        let has = |segment: &Segment| match lane {
+            Some(lane) => segment.lanes.get(&lane).is_some_and(|seq| *seq > after_seq),
+            None => segment.lanes.values().any(|seq| *seq > after_seq),
+        };
         let (number, segment) = state.segments.range(from..).find(|(_, segment)| has(segment))?;
         let active = state.written.segment == *number;
         Some(View { number: *number, path: segment.path.clone(), seed: segment.seed, end: segment.end, active })

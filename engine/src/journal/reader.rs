@@ -1,4 +1,4 @@
-//! Reads one lane of the running journal, in order, beside the writer.
+//! Reads one lane of the running journal, or all of them, in order, beside the writer.
 //!
 //! - Only what is durable is read, so that nothing is ever taken from here that a crash could take back.
 //! - A segment that is settled meanwhile goes off the list before its file is used again: what cannot be read in a file
@@ -27,10 +27,11 @@ pub(super) struct View {
     pub(super) active: bool,
 }
 
-/// Reads one lane in order. `Send`; blocking I/O: call it on a blocking thread.
-pub struct LaneReader {
+/// Reads one lane, or all lanes as they lie in the journal, in order. `Send`; blocking I/O: call it on a blocking thread.
+pub struct Reader {
     shared: Arc<Shared>,
-    lane: LaneId,
+    /// None for all.
+    lane: Option<LaneId>,
     after_seq: u64,
     /// The segment that is open, and the walk over it.
     open: Option<(u64, Scanner)>,
@@ -38,8 +39,8 @@ pub struct LaneReader {
     from: u64,
 }
 
-impl LaneReader {
-    pub(super) fn new(shared: Arc<Shared>, lane: LaneId, after_seq: u64) -> Self {
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, lane: Option<LaneId>, after_seq: u64) -> Self {
         Self { shared, lane, after_seq, open: None, from: 0 }
     }
 
@@ -112,7 +113,8 @@ impl LaneReader {
                 }
             };
             seq_before = header.seq;
-            if header.kind != Kind::Data || header.lane != self.lane || header.seq <= self.after_seq {
+            let other_lane = self.lane.is_some_and(|lane| lane != header.lane);
+            if header.kind != Kind::Data || other_lane || header.seq <= self.after_seq {
                 continue;
             }
             match scanner.payload(&header, offset)? {

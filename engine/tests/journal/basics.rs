@@ -272,3 +272,31 @@ fn a_restart_without_data_leaves_the_disk_as_it_was() {
     }
     assert_eq!(sizes[19], (1, 19));
 }
+
+#[test]
+fn a_reader_of_all_lanes_follows_them_in_the_order_of_their_numbers() {
+    let dir = scratch();
+    let (journal, _) = open(dir.path());
+    let mut reader = journal.reader_of_all(0);
+    let mut appended = Vec::new();
+    for n in 0..60 {
+        appended.push(append(&journal, (n % 3) as u16, 2, &payload(n, 5000)).unwrap().seq);
+    }
+    assert!(journal.stats().segments > 3);
+    let mut seqs = Vec::new();
+    loop {
+        let frames = reader.next_frames(7, 1 << 20).unwrap();
+        if frames.is_empty() {
+            break;
+        }
+        seqs.extend(frames.iter().map(|frame| frame.seq));
+    }
+    assert_eq!(seqs, appended);
+    let (seq, lanes) = journal.durable_now();
+    assert_eq!((seq, lanes[&2]), (appended[59], LaneTail { seq: appended[59], records: 40 }));
+    block_on(journal.durable_beyond(appended[58])).unwrap();
+    let waits = block_on(async { tokio::time::timeout(Duration::from_millis(1), journal.durable_beyond(seq)).await });
+    assert!(waits.is_err(), "nothing is above the newest frame");
+    journal.seal().unwrap();
+    assert_eq!(block_on(journal.durable_beyond(seq)), Err(AppendError::Sealed));
+}

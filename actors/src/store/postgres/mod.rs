@@ -4,6 +4,9 @@
 //! their own; queries and administration over two small pools.
 
 mod connect;
+mod filter;
+mod index;
+mod read;
 pub(super) mod copy;
 mod flush;
 mod schema;
@@ -18,6 +21,7 @@ use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, P
 use logweir_engine::journal::LaneId;
 use tokio_postgres::Error;
 use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
 use self::connect::{Connector, failure, within};
@@ -46,6 +50,7 @@ pub struct PostgresStore {
     connector: Connector,
     admin: Pool,
     read: Pool,
+    reader_tls: MakeRustlsConnect,
     statement_timeout: Duration,
     keep: Keep,
     hypertable: OnceLock<bool>,
@@ -71,9 +76,14 @@ impl PostgresStore {
         Ok(Self {
             admin: pool(&connector, "logweir/admin", ADMIN_CONNECTIONS, database, None)?,
             read: pool(&reader, "logweir/query", database.pool_size, database, Some(setup))?,
+            reader_tls: reader.tls,
             connector,
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
-            keep: Keep { retention_days: database.retention_days, compress_after_days: database.compress_after_days },
+            keep: Keep {
+                retention_days: database.retention_days,
+                compress_after_days: database.compress_after_days,
+                text_index: database.text_index,
+            },
             hypertable: OnceLock::new(),
         })
     }
@@ -82,6 +92,12 @@ impl PostgresStore {
     #[must_use]
     pub fn read_pool(&self) -> &Pool {
         &self.read
+    }
+
+    /// Reads where queries go, each reading at most as long as the server lets a statement run.
+    #[must_use]
+    pub fn log_reader(&self, timeout: Duration) -> read::PostgresReader {
+        read::PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout)
     }
 
     async fn admin(&self) -> Result<Object, StoreError> {

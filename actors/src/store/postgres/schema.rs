@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use super::connect::{Link, describe, failure};
+use super::index;
 use super::types::Time;
 use crate::store::time::{self, DAY_US};
 use crate::store::{StoreError, migration_failure};
@@ -50,6 +51,8 @@ pub(super) struct Keep {
     pub(super) retention_days: u32,
     /// 0: never. `TimescaleDB` only.
     pub(super) compress_after_days: u32,
+    /// Whether closed partitions get an index for text.
+    pub(super) text_index: bool,
 }
 
 fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
@@ -167,11 +170,12 @@ async fn round(client: &Client, keep: Keep, now_us: i64) -> Result<(), StoreErro
         }
         delete_before(client, "log_volume", "minute", oldest).await?;
     }
-    Ok(())
+    // Last, since it may take long.
+    if hypertable { Ok(()) } else { index::build(client, today, keep.text_index).await }
 }
 
 /// `logs_pYYYYMMDD`.
-fn partition_name(day: i64) -> String {
+pub(super) fn partition_name(day: i64) -> String {
     let (year, month, day) = time::civil(day);
     format!("logs_p{year:04}{month:02}{day:02}")
 }

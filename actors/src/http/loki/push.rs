@@ -7,10 +7,11 @@
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, web};
 
-use super::Shared;
-use super::answer::{Answer, Refused};
-use super::intake::take;
-use super::parameters::Parameters;
+use super::super::Shared;
+use super::super::answer::{Answer, Refused};
+use super::super::intake::take;
+use super::super::parameters::Parameters;
+use super::{refusal, text};
 use crate::message::{Encoding, Format, ParseReport};
 
 /// The handler.
@@ -43,13 +44,4 @@ async fn stored(shared: &Shared, request: &HttpRequest, payload: web::Payload) -
 pub fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
-}
-
-/// A refusal as Loki writes them.
-pub fn refusal(refused: Refused, _: &HeaderMap) -> Answer {
-    text(refused.status, format!("{}: {}", refused.reason, refused.detail)).of(&refused)
-}
-
-fn text(status: u16, text: String) -> Answer {
-    Answer::body(status, "text/plain; charset=utf-8", text + "\n")
 }

@@ -1,0 +1,179 @@
+// What every view is made of: markup, icons, a menu at the pointer, dialogs, a word at the bottom.
+
+import { h, render } from "./vendor/preact.js";
+import { useEffect, useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
+import htm from "./vendor/htm.js";
+
+export { render, useEffect, useLayoutEffect, useRef, useState };
+export { useCallback, useMemo } from "./vendor/hooks.js";
+export const html = htm.bind(h);
+
+const PATHS = {
+  search: "M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM16.5 16.5 21 21",
+  clock: "M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18zM12 7v5l3.5 2",
+  play: "M7 5l12 7-12 7z",
+  pause: "M8 5v14M16 5v14",
+  stop: "M6 6h12v12H6z",
+  refresh: "M20 11a8 8 0 1 0-2.3 6.3M20 5v6h-6",
+  plus: "M12 5v14M5 12h14",
+  minus: "M5 12h14",
+  close: "M6 6l12 12M18 6L6 18",
+  right: "M9 5l7 7-7 7",
+  left: "M15 5l-7 7 7 7",
+  down: "M5 9l7 7 7-7",
+  columns: "M4 5h16v14H4zM10 5v14M15 5v14",
+  link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
+  copy: "M9 9h11v11H9zM5 15H4V4h11v1",
+  download: "M12 4v11M7 11l5 5 5-5M5 20h14",
+  context: "M4 6h16M4 12h16M4 18h16M2 12h.01",
+  filter: "M4 5h16l-6 8v6l-4-2v-4z",
+  keyboard: "M3 6h18v12H3zM7 10h.01M11 10h.01M15 10h.01M8 14h8",
+  theme: "M12 3a9 9 0 1 0 0 18zM12 3a9 9 0 0 1 0 18",
+  zoomOut: "M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM16.5 16.5 21 21M8 11h6",
+  key: "M14 10a4 4 0 1 0-3.5 5.9L12 14.5h2V12.5h2V10.5zM14 10l6-6M18 6l2 2",
+  check: "M5 13l4 4L19 7",
+  alert: "M12 4l9 16H3zM12 10v4M12 17h.01",
+};
+
+export const Icon = ({ name }) => html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d=${PATHS[name]} /></svg>`;
+
+/** A button that shows only its icon, and says the rest. */
+export const IconButton = ({ icon, label, ...rest }) =>
+  html`<button type="button" class="icon-button" aria-label=${label} title=${label} ...${rest}><${Icon} name=${icon} /></button>`;
+
+const number = new Intl.NumberFormat("en");
+export const count = (value) => (Number.isFinite(value) ? number.format(value) : "–");
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+export const short = (value) => (Number.isFinite(value) ? (value < 10000 ? number.format(value) : compact.format(value)) : "–");
+export const plural = (value, word) => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+export function bytes(value) {
+  if (!Number.isFinite(value)) return "–";
+  const step = value < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(value) / 10));
+  return `${(value / 1024 ** step).toLocaleString("en", { maximumFractionDigits: step ? 1 : 0 })} ${["B", "KiB", "MiB", "GiB", "TiB"][step]}`;
+}
+
+/** `ERROR` → the class that colours it. */
+export const severityClass = (text) => `severity-${(/^(TRACE|DEBUG|INFO|WARN|ERROR|FATAL)/.exec(text ?? "")?.[1] ?? "none").toLowerCase()}`;
+
+/** The latest value, for what is called back later. */
+export function useLatest(value) {
+  const ref = useRef(value);
+  ref.current = value;
+  return ref;
+}
+
+export function useMedia(query) {
+  const [matches, setMatches] = useState(() => matchMedia(query).matches);
+  useEffect(() => {
+    const media = matchMedia(query);
+    const look = () => setMatches(media.matches);
+    media.addEventListener("change", look);
+    return () => media.removeEventListener("change", look);
+  }, [query]);
+  return matches;
+}
+
+export function useWidth(ref) {
+  const [width, setWidth] = useState(0);
+  useLayoutEffect(() => {
+    const observer = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
+    observer.observe(ref.current);
+    return () => observer.disconnect();
+  }, []);
+  return width;
+}
+
+/** One menu for the whole page: `openMenu(event, label, [{ icon, text, run }])`. */
+let showMenu = () => {};
+export function openMenu(event, label, items) {
+  event.stopPropagation();
+  const box = event.currentTarget?.getBoundingClientRect?.();
+  const [x, y] = event.clientX || event.clientY || !box ? [event.clientX, event.clientY] : [box.left, box.bottom];
+  showMenu({ x, y, label, items, from: document.activeElement });
+}
+
+export function Menu() {
+  const [menu, setMenu] = useState(null);
+  const box = useRef();
+  showMenu = setMenu;
+  useLayoutEffect(() => {
+    if (!menu) return undefined;
+    const { width, height } = box.current.getBoundingClientRect();
+    box.current.style.left = `${Math.max(4, Math.min(menu.x, innerWidth - width - 4))}px`;
+    box.current.style.top = `${Math.max(4, Math.min(menu.y + 4, innerHeight - height - 4))}px`;
+    box.current.querySelector("button").focus();
+    const away = (event) => box.current?.contains(event.target) || setMenu(null);
+    const gone = () => setMenu(null);
+    addEventListener("pointerdown", away, true);
+    addEventListener("resize", gone);
+    return () => {
+      removeEventListener("pointerdown", away, true);
+      removeEventListener("resize", gone);
+    };
+  }, [menu]);
+  if (!menu) return null;
+  const close = () => {
+    setMenu(null);
+    menu.from?.focus?.({ preventScroll: true });
+  };
+  const onKeyDown = (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape" || event.key === "Tab") close();
+    else if (step) {
+      const buttons = [...box.current.querySelectorAll("button")];
+      buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
+    } else if (event.key !== "Enter" && event.key !== " ") return;
+    else return event.stopPropagation();
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  return html`<div class="menu" role="menu" aria-label=${menu.label} ref=${box} onKeyDown=${onKeyDown}>
+    <div class="menu-label" role="presentation">${menu.label}</div>
+    ${menu.items.map(({ icon, text, run }) => html`<button type="button" role="menuitem" onClick=${() => { close(); run(); }}><${Icon} name=${icon} />${text}</button>`)}
+  </div>`;
+}
+
+/** A dialog that is open as long as it is drawn. */
+export function Dialog({ title, onClose, className = "", children }) {
+  const box = useRef();
+  useEffect(() => {
+    const from = document.activeElement;
+    box.current.showModal();
+    return () => from?.focus?.({ preventScroll: true });
+  }, []);
+  const outside = (event) => event.target === box.current && onClose();
+  const keys = (event) => event.stopPropagation();
+  return html`<dialog ref=${box} class=${className} aria-label=${title} onKeyDown=${keys} onClick=${outside}
+      onCancel=${(event) => { event.preventDefault(); onClose(); }}>
+    <header><h2>${title}</h2><${IconButton} icon="close" label="Close" onClick=${onClose} /></header>
+    <div class="dialog-body">${children}</div>
+  </dialog>`;
+}
+
+/** A word at the bottom, gone after a while. */
+let showWord = () => {};
+export const say = (text) => showWord(text);
+export function Word() {
+  const [text, setText] = useState("");
+  showWord = setText;
+  useEffect(() => {
+    const timer = text && setTimeout(() => setText(""), 4000);
+    return () => clearTimeout(timer);
+  }, [text]);
+  return html`<div class="word ${text ? "shown" : ""}" role="status">${text}</div>`;
+}
+
+export async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without TLS off loopback there is no clipboard: the old way.
+    const field = document.createElement("textarea");
+    field.value = text;
+    (document.querySelector("dialog[open]") ?? document.body).append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+  say(`${what} copied`);
+}

@@ -1,0 +1,125 @@
+//! When an alert fires, and when it is over. Pure: the time comes with each window.
+
+use serde::Serialize;
+
+/// Where an alert stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// All is well.
+    #[default]
+    Inactive,
+    /// Its condition holds, but not for long enough yet.
+    Pending,
+    /// Its condition has held for as long as it must.
+    Firing,
+}
+
+/// What has to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// It fires.
+    Firing,
+    /// It is over.
+    Resolved,
+}
+
+/// One alert on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    for_us: i64,
+    state: State,
+    since_us: i64,
+}
+
+impl Machine {
+    /// One that is inactive since `now_us`, and whose condition must hold for `for_us`.
+    #[must_use]
+    pub fn new(for_us: i64, now_us: i64) -> Self {
+        Self { for_us, state: State::Inactive, since_us: now_us }
+    }
+
+    /// Where it stands, and since when.
+    #[must_use]
+    pub fn state(&self) -> (State, i64) {
+        (self.state, self.since_us)
+    }
+
+    /// A window that ended at `at_us` passes the threshold, or does not.
+    pub fn on(&mut self, holds: bool, at_us: i64) -> Option<Change> {
+        match (self.state, holds) {
+            (State::Inactive, true) => {
+                self.enter(State::Pending, at_us);
+                self.fire_if_due(at_us)
+            }
+            (State::Pending, true) => self.fire_if_due(at_us),
+            (State::Pending, false) => {
+                self.enter(State::Inactive, at_us);
+                None
+            }
+            (State::Firing, false) => {
+                self.enter(State::Inactive, at_us);
+                Some(Change::Resolved)
+            }
+            (State::Firing, true) | (State::Inactive, false) => None,
+        }
+    }
+
+    fn fire_if_due(&mut self, at_us: i64) -> Option<Change> {
+        if at_us - self.since_us < self.for_us {
+            return None;
+        }
+        self.enter(State::Firing, at_us);
+        Some(Change::Firing)
+    }
+
+    fn enter(&mut self, state: State, at_us: i64) {
+        (self.state, self.since_us) = (state, at_us);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(for_us: i64, windows: &[(bool, i64)]) -> Vec<(State, i64, Option<Change>)> {
+        let mut machine = Machine::new(for_us, 0);
+        windows
+            .iter()
+            .map(|&(holds, at_us)| {
+                let change = machine.on(holds, at_us);
+                let (state, since_us) = machine.state();
+                (state, since_us, change)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn it_fires_at_once_where_nothing_else_was_asked_and_is_told_once() {
+        assert_eq!(
+            run(0, &[(false, 1), (true, 2), (true, 3), (false, 4)]),
+            [
+                (State::Inactive, 0, None),
+                (State::Firing, 2, Some(Change::Firing)),
+                (State::Firing, 2, None),
+                (State::Inactive, 4, Some(Change::Resolved)),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_holds_too_short_never_fires() {
+        assert_eq!(
+            run(10, &[(true, 5), (true, 14), (false, 15), (true, 20), (true, 30), (true, 40)]),
+            [
+                (State::Pending, 5, None),
+                (State::Pending, 5, None),
+                (State::Inactive, 15, None),
+                (State::Pending, 20, None),
+                (State::Firing, 30, Some(Change::Firing)),
+                (State::Firing, 30, None),
+            ]
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! The screen: head, figures with the curve of intake, journal, lanes, stages. Draws what the model holds, and knows no clock.
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize as _};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Gauge, Paragraph, Row, Sparkline, Table};
+use serde_json::Value;
+
+use super::model::{Actor, Journal, Lane, Look, Model, Status, bytes, short, span, sum};
+
+/// Draws everything. `first_stage` is where the table of stages begins.
+pub fn draw(frame: &mut Frame<'_>, model: &Model, url: &str, first_stage: usize) {
+    let Some(look) = &model.now else {
+        let why = model.away.as_deref().unwrap_or("asking …");
+        frame.render_widget(Paragraph::new(format!("{url}: {why}")).red(), frame.area());
+        return;
+    };
+    let lanes = shown_lanes(&look.status);
+    let [head, figures, journal, lane_table, stages, foot] = Layout::vertical([
+        Constraint::Length(2),
+        Constraint::Length(5),
+        Constraint::Length(3),
+        Constraint::Length(lanes + 3),
+        Constraint::Min(4),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    frame.render_widget(Paragraph::new(head_lines(model, look)), head);
+    draw_figures(frame, figures, model, look);
+    if let Some(stats) = &look.status.journal {
+        draw_journal(frame, journal, stats);
+    }
+    draw_lanes(frame, lane_table, &look.status.lanes);
+    draw_stages(frame, stages, model, look, first_stage);
+    frame.render_widget(Line::from(format!("q quit   ↑ ↓ stages   {url}")).dim(), foot);
+}
+
+/// Lines that are enough for everything.
+pub fn height(status: &Status) -> u16 {
+    let stages = u16::try_from(status.actors.len()).unwrap_or(u16::MAX);
+    (2 + 5 + 3 + 3 + 3 + 1 + shown_lanes(status)).saturating_add(stages)
+}
+
+/// Lanes that have a line of their own; the figures count them all.
+fn shown_lanes(status: &Status) -> u16 {
+    u16::try_from(status.lanes.len()).unwrap_or(u16::MAX).min(8)
+}
+
+fn head_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
+    let status = &look.status;
+    let phase = if status.phase == "accepting" { status.phase.clone().green() } else { status.phase.clone().yellow() };
+    let mut first = vec![
+        Span::from(format!("logweir {} ", status.version)).bold(),
+        Span::from(format!("{}  ", status.instance)),
+        phase,
+        Span::from(format!("  up {}  {} + {}", span(status.uptime_s), status.store, status.cache)),
+    ];
+    for (name, state) in &status.breakers {
+        if text(state) != "closed" {
+            first.push(format!("  breaker {name} {}", text(state)).red());
+        }
+    }
+    let second = match &model.away {
+        Some(why) => Line::from(format!("does not answer: {why}")).red().bold(),
+        None => alerts_line(look),
+    };
+    vec![Line::from(first), second]
+}
+
+fn alerts_line(look: &Look) -> Line<'static> {
+    if look.alerts.is_empty() {
+        return Line::default();
+    }
+    let named = |state: &str| {
+        let names: Vec<&str> =
+            look.alerts.iter().filter(|alert| alert.state == state).map(|alert| &*alert.name).collect();
+        names.join(", ")
+    };
+    let (firing, pending) = (named("firing"), named("pending"));
+    let mut spans = vec![Span::from(format!("{} alerts", look.alerts.len())).dim()];
+    if !firing.is_empty() {
+        spans.push(format!("  firing: {firing}").red().bold());
+    }
+    if !pending.is_empty() {
+        spans.push(format!("  pending: {pending}").yellow());
+    }
+    Line::from(spans)
+}
+
+fn draw_figures(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
+    let [numbers, curve] = Layout::horizontal([Constraint::Length(46), Constraint::Min(10)]).areas(area);
+    let status = &look.status;
+    let total = |of: fn(&Lane) -> u64| sum(status, of);
+    let rate = |of: fn(&Lane) -> u64| {
+        let rate = model.rate(|status| sum(status, of));
+        rate.map_or("–".to_owned(), |rate| format!("{}/s", short(rate)))
+    };
+    let warn = |number: u64| if number > 0 { Style::new().fg(Color::Red) } else { Style::new() };
+    let rows = [
+        Row::new(["accepted".into(), short(total(|lane| lane.accepted) as f64), rate(|lane| lane.accepted)]),
+        Row::new(["committed".into(), short(total(|lane| lane.committed) as f64), rate(|lane| lane.committed)]),
+        Row::new(["backlog".into(), short(total(|lane| lane.backlog) as f64), String::new()]),
+        Row::new(["dead".into(), short(total(|lane| lane.dead) as f64), String::new()])
+            .style(warn(total(|lane| lane.dead))),
+        Row::new(["lost".into(), short(total(|lane| lane.lost) as f64), String::new()])
+            .style(warn(total(|lane| lane.lost))),
+    ];
+    frame.render_widget(
+        Table::new(rows, [Constraint::Length(12), Constraint::Length(14), Constraint::Length(14)]),
+        numbers,
+    );
+    let room = usize::from(curve.width);
+    let history: Vec<u64> = model.history.iter().rev().take(room).rev().copied().collect();
+    frame.render_widget(Sparkline::default().data(&history).style(Style::new().fg(Color::Cyan)), curve);
+}
+
+fn draw_journal(frame: &mut Frame<'_>, area: Rect, journal: &Journal) {
+    let share = if journal.quota_bytes == 0 { 0.0 } else { journal.bytes as f64 / journal.quota_bytes as f64 };
+    let colour = match share {
+        share if share >= 0.9 => Color::Red,
+        share if share >= 0.7 => Color::Yellow,
+        _ => Color::Green,
+    };
+    let title = match &journal.refuses {
+        Some(why) => format!(" journal refuses: {why} "),
+        None => format!(
+            " journal  {} segments  seq {}  queue {}  damaged {} ",
+            journal.segments,
+            journal.seq_last,
+            bytes(journal.queue_bytes),
+            journal.damaged_frames
+        ),
+    };
+    let label = format!("{} of {}", bytes(journal.bytes), bytes(journal.quota_bytes));
+    let block = Block::bordered().title(title);
+    frame.render_widget(
+        Gauge::default().block(block).gauge_style(colour).ratio(share.clamp(0.0, 1.0)).label(label),
+        area,
+    );
+}
+
+fn draw_lanes(frame: &mut Frame<'_>, area: Rect, lanes: &[Lane]) {
+    let header = Row::new(["lane", "accepted", "committed", "dead", "lost", "backlog", "store"]);
+    let rows = lanes.iter().map(|lane| {
+        let (state, reason) = (text(&lane.store["state"]), text(&lane.store["reason"]));
+        let numbers = [lane.accepted, lane.committed, lane.dead, lane.lost, lane.backlog].map(|n| n.to_string());
+        let cells = std::iter::once(lane.lane.to_string()).chain(numbers).chain([format!("{state} {reason}")]);
+        Row::new(cells).style(if state == "ok" { Style::new() } else { Style::new().fg(Color::Yellow) })
+    });
+    let widths = [5, 12, 12, 8, 8, 10].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
+    let table = Table::new(rows, widths).header(header.style(heading())).block(Block::bordered().title(" lanes "));
+    frame.render_widget(table, area);
+}
+
+fn draw_stages(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look, first: usize) {
+    let header = Row::new(["stage", "state", "handled/s", "busy", "wait", "mailbox", "refused", "dropped", "restarts"]);
+    let rows = look.status.actors.iter().skip(first).map(|actor| stage_row(model, actor));
+    let widths = [16, 9, 10, 6, 6, 10, 9, 9, 8].map(Constraint::Length);
+    let table = Table::new(rows, widths).header(header.style(heading())).block(Block::bordered().title(" stages "));
+    frame.render_widget(table, area);
+}
+
+fn stage_row(model: &Model, actor: &Actor) -> Row<'static> {
+    let rate = |of: fn(&Actor) -> f64| model.rate_of(&actor.name, of);
+    let share = |of: fn(&Actor) -> f64| rate(of).map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0));
+    let style = match () {
+        () if actor.restarts > 0 || actor.discarded > 0 => Style::new().fg(Color::Red),
+        () if actor.bound.messages_max > 0 && actor.depth_messages >= actor.bound.messages_max => {
+            Style::new().fg(Color::Yellow)
+        }
+        () => Style::new(),
+    };
+    Row::new([
+        actor.name.clone(),
+        actor.state.clone(),
+        rate(|actor| actor.handled as f64).map_or("–".to_owned(), short),
+        share(|actor| actor.busy_seconds),
+        share(|actor| actor.wait_seconds),
+        format!("{}/{}", actor.depth_messages, actor.bound.messages_max),
+        short(actor.refused as f64),
+        short(actor.discarded as f64),
+        actor.restarts.to_string(),
+    ])
+    .style(style)
+}
+
+fn heading() -> Style {
+    Style::new().add_modifier(Modifier::BOLD)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::super::model::Alert;
+    use super::*;
+
+    const STATUS: &str = r#"{"version":"0.1.0","instance":"web-1/7","uptime_s":3700,"phase":"accepting","store":"SQLite",
+        "cache":"memory","breakers":{"cache-writer":"open"},
+        "lanes":[{"lane":0,"accepted":12345,"committed":12000,"dead":3,"lost":0,"backlog":342,"store":{"state":"ok"}}],
+        "journal":{"bytes":1073741824,"quota_bytes":4294967296,"segments":17,"seq_last":99,"seq_durable":99,
+            "queue_bytes":0,"refuses":null,"damaged_frames":0},
+        "actors":[{"name":"parser-0","depth_messages":2,"bound":{"messages_max":16},"handled":50,"discarded":0,
+            "refused":1,"wait_seconds":0.5,"busy_seconds":1.5,"restarts":0,"state":"busy"}]}"#;
+
+    fn screen(model: &Model) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(120, 26)).unwrap();
+        terminal.draw(|frame| draw(frame, model, "http://x", 0)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn the_screen_shows_what_goes_on_and_what_is_wrong() {
+        let mut model = Model::default();
+        assert!(screen(&model).contains("http://x: asking"));
+        let status: Status = serde_json::from_str(STATUS).unwrap();
+        let alerts = vec![Alert { name: "declined".into(), state: "firing".into() }];
+        let before = Look { at_s: 0.0, status: status.clone(), alerts: alerts.clone() };
+        let mut later = Look { at_s: 1.0, status, alerts };
+        later.status.lanes[0].accepted += 500;
+        later.status.actors[0].handled += 30;
+        later.status.actors[0].busy_seconds += 0.25;
+        model.take(Ok(before));
+        model.take(Ok(later));
+        let shown = screen(&model);
+        for part in [
+            "logweir 0.1.0 web-1/7  accepting  up 1 h 1 min  SQLite + memory",
+            "breaker cache-writer open",
+            "firing: declined",
+            "12.8 k",
+            "500/s",
+            "1.0 GiB of 4.0 GiB",
+            "parser-0",
+            "25 %",
+            "2/16",
+        ] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+        model.take(Err("connection refused".into()));
+        assert!(screen(&model).contains("does not answer: connection refused"));
+    }
+}

@@ -1,0 +1,106 @@
+//! Records as Loki's streams.
+
+use std::collections::BTreeMap;
+
+use actix_web::http::header::HeaderMap;
+use logweir_engine::record::Severity;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::query::logql::label_name;
+use crate::query::page::Found;
+
+/// Labels of a stream.
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// Says that metadata is kept apart from labels.
+pub(super) const APART: &str = "categorize-labels";
+
+#[derive(Serialize)]
+pub(super) struct Stream {
+    stream: Labels,
+    values: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry {
+    Line(String, String),
+    Described(String, String, Described),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Described {
+    structured_metadata: Labels,
+}
+
+/// Whether who asks tells metadata from labels.
+pub(super) fn apart(headers: &HeaderMap) -> bool {
+    let flags = headers.get("x-loki-response-encoding-flags").and_then(|flags| flags.to_str().ok()).unwrap_or_default();
+    flags.split(',').any(|flag| flag.trim() == APART)
+}
+
+/// `records` by stream, in their order.
+pub(super) fn streams<'a>(records: impl IntoIterator<Item = &'a Found>, apart: bool) -> Vec<Stream> {
+    let mut streams: BTreeMap<Labels, Vec<Entry>> = BTreeMap::new();
+    for found in records {
+        let (ts_ns, line) = ((i128::from(found.ts_us) * 1_000).to_string(), found.message.clone());
+        let mut labels = labels(found);
+        let metadata = metadata(&found.attributes);
+        let entry = if apart {
+            Entry::Described(ts_ns, line, Described { structured_metadata: metadata })
+        } else {
+            for (name, value) in metadata {
+                labels.entry(name).or_insert(value);
+            }
+            Entry::Line(ts_ns, line)
+        };
+        streams.entry(labels).or_default().push(entry);
+    }
+    streams.into_iter().map(|(stream, values)| Stream { stream, values }).collect()
+}
+
+fn labels(found: &Found) -> Labels {
+    let own = [("service_name", &*found.service), ("host", &*found.host), ("level", level(found.severity.name()))];
+    let there = own.into_iter().filter(|(_, value)| !value.is_empty());
+    there.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// The word for a severity by its name.
+pub(super) fn level(severity: &str) -> &'static str {
+    match severity {
+        "FATAL" => "fatal",
+        "ERROR" => "error",
+        "WARN" => "warn",
+        "INFO" => "info",
+        "DEBUG" => "debug",
+        "TRACE" => "trace",
+        name => {
+            debug_assert_eq!(name, Severity::UNSPECIFIED.name());
+            "unknown"
+        }
+    }
+}
+
+/// Attributes as texts; objects inside of them by names with underscores, as Loki flattens them.
+fn metadata(attributes: &str) -> Labels {
+    let mut metadata = Labels::new();
+    // What the store holds is an object; the store has seen to it.
+    if let Ok(Value::Object(members)) = serde_json::from_str(attributes) {
+        members.iter().for_each(|(name, value)| add(&mut metadata, name.clone(), value));
+    }
+    metadata
+}
+
+fn add(metadata: &mut Labels, name: String, value: &Value) {
+    let text = match value {
+        Value::Null => return,
+        Value::Object(members) => {
+            return members.iter().for_each(|(inner, value)| add(metadata, format!("{name}.{inner}"), value));
+        }
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    metadata.insert(label_name(&name), text);
+}

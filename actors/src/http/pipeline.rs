@@ -1,0 +1,40 @@
+//! `GET /api/v1/pipeline`: every processor with its status; of a process that has a pipeline itself, that one.
+
+use std::sync::Arc;
+
+use actix_web::web;
+use serde::Serialize;
+
+use super::Shared;
+use super::answer::Answer;
+use super::status::Status;
+use crate::gateway::Processor;
+
+#[derive(Serialize)]
+struct Pipeline<T> {
+    processors: T,
+}
+
+/// The handler.
+pub async fn pipeline(shared: web::Data<Shared>) -> Answer {
+    let processors = match &shared.gateway {
+        Some(gateway) => gateway.statuses().await,
+        None => Arc::new(vec![itself(&shared)]),
+    };
+    Answer::json(200, &Pipeline { processors: &*processors })
+}
+
+fn itself(shared: &Shared) -> Processor {
+    let (status, error) = match serde_json::to_value(Status::of(shared)) {
+        Ok(status) => (Some(status), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    Processor {
+        name: shared.instance.clone(),
+        address: Some(shared.config.http.listen),
+        ok: error.is_none(),
+        error,
+        status,
+        breaker: None,
+    }
+}

@@ -1,0 +1,173 @@
+//! How texts are compared: everything becomes one regular expression of the crate `regex`, which the stores translate.
+//!
+//! A word ends where no letter, digit or underscore follows. Everything above ASCII counts as a letter: what is one
+//! depends on a database's locale, and must not depend on which store is asked.
+
+use std::fmt;
+
+use regex::{Regex, RegexBuilder};
+
+use super::pattern;
+
+/// Longest pattern in bytes.
+pub const PATTERN_BYTES_MAX: usize = 1024;
+
+/// What a compiled pattern may weigh.
+const COMPILED_BYTES_MAX: usize = 1 << 20;
+
+/// What a word is not made of.
+const OUTSIDE: &str = r"[^0-9A-Za-z_\x{80}-\x{10FFFF}]";
+
+/// A way to compare texts, ready to use.
+#[derive(Clone)]
+pub struct Text {
+    /// What is looked for.
+    pattern: String,
+    kind: TextKind,
+    /// Whether A to Z differ from a to z. A regular expression says itself what differs.
+    case_sensitive: bool,
+    regex: Regex,
+    /// The same for `PostgreSQL`.
+    postgres: String,
+}
+
+/// Where the pattern must stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextKind {
+    /// Anywhere, but no word goes on before or after it: a word, or a phrase of several.
+    Words,
+    /// Anywhere, but no word goes on before it.
+    WordsFrom,
+    /// Anywhere, but no word goes on after it.
+    WordsTo,
+    /// Anywhere.
+    Substring,
+    /// At the beginning.
+    Prefix,
+    /// At the end.
+    Suffix,
+    /// It is a regular expression that matches anywhere.
+    Regex,
+}
+
+/// Why something is no pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadPattern(String);
+
+impl Text {
+    /// A pattern.
+    ///
+    /// # Errors
+    /// It is no regular expression, or too long.
+    pub fn new(kind: TextKind, pattern: impl Into<String>, case_sensitive: bool) -> Result<Self, BadPattern> {
+        let pattern = pattern.into();
+        if pattern.len() > PATTERN_BYTES_MAX {
+            return Err(BadPattern(format!("a text to look for has at most {PATTERN_BYTES_MAX} bytes")));
+        }
+        let unusable = |detail: String| BadPattern(format!("the regular expression cannot be used: {detail}"));
+        let expression = expression(kind, &pattern, case_sensitive);
+        let regex = RegexBuilder::new(&expression).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
+            let detail = match error {
+                regex::Error::CompiledTooBig(_) => "it would become too large".to_owned(),
+                // The last line names the mistake; those before it draw where it is.
+                error => error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+            };
+            unusable(detail)
+        })?;
+        let postgres = pattern::postgres(&expression).map_err(unusable)?;
+        Ok(Self { pattern, kind, case_sensitive, regex, postgres })
+    }
+
+    /// Whether `text` is like it.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        self.regex.is_match(text)
+    }
+
+    /// What is looked for.
+    #[must_use]
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// Where it must stand.
+    #[must_use]
+    pub fn kind(&self) -> TextKind {
+        self.kind
+    }
+
+    /// Whether A to Z differ from a to z.
+    #[must_use]
+    pub fn case_sensitive(&self) -> bool {
+        self.case_sensitive
+    }
+
+    /// The whole of it as a regular expression of the crate `regex`.
+    #[must_use]
+    pub fn expression(&self) -> &str {
+        self.regex.as_str()
+    }
+
+    /// The whole of it as a regular expression of `PostgreSQL`.
+    #[must_use]
+    pub(crate) fn postgres(&self) -> &str {
+        &self.postgres
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.pattern, self.kind, self.case_sensitive) == (&other.pattern, other.kind, other.case_sensitive)
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({:?}{})", self.kind, self.pattern, if self.case_sensitive { "" } else { ", any case" })
+    }
+}
+
+fn expression(kind: TextKind, pattern: &str, case_sensitive: bool) -> String {
+    let is_word = |letter: Option<char>| letter.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_' || !c.is_ascii());
+    let before = if is_word(pattern.chars().next()) { format!(r"(?:\A|{OUTSIDE})") } else { String::new() };
+    let after = if is_word(pattern.chars().next_back()) { format!(r"(?:{OUTSIDE}|\z)") } else { String::new() };
+    let literal = || literal(pattern, case_sensitive);
+    match kind {
+        TextKind::Words => format!("{before}{}{after}", literal()),
+        TextKind::WordsFrom => format!("{before}{}", literal()),
+        TextKind::WordsTo => format!("{}{after}", literal()),
+        TextKind::Substring => literal(),
+        TextKind::Prefix => format!(r"\A{}", literal()),
+        TextKind::Suffix => format!(r"{}\z", literal()),
+        TextKind::Regex => pattern.to_owned(),
+    }
+}
+
+/// A regular expression for `text` itself.
+fn literal(text: &str, case_sensitive: bool) -> String {
+    let mut expression = String::with_capacity(text.len() * 2);
+    for letter in text.chars() {
+        if !case_sensitive && letter.is_ascii_alphabetic() {
+            expression.extend(['[', letter.to_ascii_lowercase(), letter.to_ascii_uppercase(), ']']);
+        } else {
+            expression.push_str(&regex::escape(letter.encode_utf8(&mut [0; 4])));
+        }
+    }
+    expression
+}
+
+/// The number that `text` is in decimal notation. What a double cannot hold is none; that is said by counting digits, so that
+/// a database can say the same with a regular expression.
+#[must_use]
+pub fn number(text: &str) -> Option<f64> {
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
+    let (whole, fraction) = mantissa.split_once('.').map_or((mantissa, None), |(w, f)| (w, Some(f)));
+    let digits = |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    let exponent = exponent.map(|exponent| exponent.strip_prefix(['-', '+']).unwrap_or(exponent));
+    let is_number = digits(whole, 100)
+        && fraction.is_none_or(|fraction| digits(fraction, 100))
+        && exponent.is_none_or(|exponent| digits(exponent, 2));
+    is_number.then(|| text.parse().ok()).flatten()
+}

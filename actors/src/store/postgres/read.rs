@@ -1,0 +1,313 @@
+//! Reading PostgreSQL.
+//!
+//! - One transaction, REPEATABLE READ and read-only: rows and cursors of one snapshot. On a replica too.
+//! - Rows come in portions, so that a page that has enough bytes asks for no more.
+//! - A reading that is dropped before its end (the client has gone, its time is over) is cancelled in the server, and its
+//!   connection is not used again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool_postgres::{Object, Pool};
+use futures_util::{TryStreamExt, pin_mut};
+use logweir_engine::record::{Record, Severity};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{CancelToken, Error, IsolationLevel, Row, Transaction};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::connect::failure;
+use super::filter::Sql;
+use super::pool_failure;
+use super::types::Time;
+use crate::query::Filter;
+use crate::query::facets::{self, Facets, NameCount, Names};
+use crate::query::hits::{By, Steps};
+use crate::query::page::{Direction, Found, Range};
+use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use crate::store::time::MINUTE_US;
+
+/// Rows that are asked for at once.
+const PORTION: usize = 500;
+
+/// What the server gets beyond its own limit before the reading is cut.
+const GRACE: Duration = Duration::from_secs(2);
+
+const LANES: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
+     FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
+
+/// Reads through a pool.
+pub struct PostgresReader {
+    pool: Pool,
+    tls: MakeRustlsConnect,
+    /// The server's limit for a statement.
+    timeout: Duration,
+}
+
+impl PostgresReader {
+    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration) -> Self {
+        Self { pool, tls, timeout }
+    }
+
+    fn too_slow(&self) -> ReadError {
+        ReadError::Timeout(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn failed(&self, error: &Error) -> ReadError {
+        if error.code() == Some(&SqlState::QUERY_CANCELED) {
+            return self.too_slow();
+        }
+        if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
+            return ReadError::Unprepared;
+        }
+        failure("reading", error).into()
+    }
+
+    /// Runs `work` inside of one snapshot.
+    async fn read<T>(
+        &self,
+        work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<Snapshot<T>, ReadError> {
+        let object = self.pool.get().await.map_err(|error| ReadError::from(pool_failure(&error)))?;
+        let mut lease = Lease { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
+        let client = lease.object.as_mut().expect("it is taken at the end only");
+        let reading = async {
+            let transaction = client
+                .build_transaction()
+                .isolation_level(IsolationLevel::RepeatableRead)
+                .read_only(true)
+                .start()
+                .await?;
+            let limit = format!("SET LOCAL statement_timeout = {}", self.timeout.as_millis());
+            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), transaction.query(LANES, &[]));
+            limited?;
+            let lanes = lanes?.iter().map(lane).collect();
+            let value = work(&transaction).await?;
+            transaction.commit().await?;
+            Ok(Snapshot { value, lanes })
+        };
+        match tokio::time::timeout(self.timeout + GRACE, reading).await {
+            Err(_) => Err(self.too_slow()),
+            Ok(done) => {
+                // An error has ended the statement as well; the transaction's own drop rolls it back.
+                lease.finish();
+                done.map_err(|error| self.failed(&error))
+            }
+        }
+    }
+
+    async fn sampled<T>(
+        &self,
+        sample: &Sample,
+        columns: &str,
+        mut fold: T,
+        add: fn(&mut T, &Record<'_>),
+    ) -> Result<Snapshot<(T, u64)>, ReadError> {
+        let mut sql = Sql::new("SELECT ");
+        sql.push(columns).push(" FROM logs WHERE ");
+        within(&mut sql, sample.range);
+        sql.push(" AND ").filter(&sample.filter);
+        let limit = sql.number(i64::try_from(sample.records_max).unwrap_or(i64::MAX));
+        sql.push(&format!(" ORDER BY ts DESC LIMIT {limit}"));
+        self.read(async |transaction| {
+            let rows = stream(transaction, &sql).await?;
+            pin_mut!(rows);
+            let mut records = 0;
+            while let Some(row) = rows.try_next().await? {
+                add(&mut fold, &record(&row));
+                records += 1;
+            }
+            Ok((fold, records))
+        })
+        .await
+    }
+}
+
+/// A connection of the pool that is cancelled and thrown away unless its reading ends.
+struct Lease {
+    object: Option<Object>,
+    cancel: CancelToken,
+    tls: MakeRustlsConnect,
+}
+
+impl Lease {
+    fn finish(mut self) {
+        drop(self.object.take());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(object) = self.object.take() else { return };
+        let client = Object::take(object);
+        let (cancel, tls) = (self.cancel.clone(), self.tls.clone());
+        metrics::counter!("logweir_queries_cancelled_total").increment(1);
+        tokio::spawn(async move {
+            if let Err(error) = cancel.cancel_query(tls).await {
+                tracing::debug!(%error, "a query could not be cancelled; its time limit ends it");
+            }
+            drop(client);
+        });
+    }
+}
+
+async fn stream(transaction: &Transaction<'_>, sql: &Sql) -> Result<tokio_postgres::RowStream, Error> {
+    let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
+    transaction.query_raw(&statement, sql.parameters()).await
+}
+
+async fn rows(transaction: &Transaction<'_>, sql: &Sql) -> Result<Vec<Row>, Error> {
+    let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
+    transaction.query(&statement, &sql.parameters()).await
+}
+
+fn lane(row: &Row) -> LaneCursor {
+    LaneCursor {
+        writer: row.get(0),
+        run: row.get(1),
+        lane: u16::try_from(row.get::<_, i32>(2)).unwrap_or(u16::MAX),
+        lane_id: row.get::<_, i32>(3).into(),
+        last_seq: row.get::<_, i64>(4).cast_unsigned(),
+    }
+}
+
+/// All that a record has; what is not needed can be left empty.
+const COLUMNS: &str = "id, ts, severity, service, host, message, attributes::text";
+const WITHOUT_MESSAGE: &str = "id, ts, severity, service, host, '' AS message, attributes::text";
+const ATTRIBUTES_ONLY: &str = "id, ts, severity, '' AS service, '' AS host, '' AS message, attributes::text";
+
+fn record(row: &Row) -> Record<'_> {
+    Record {
+        ts_us: row.get::<_, Time>(1).0,
+        severity: u8::try_from(row.get::<_, i16>(2)).ok().and_then(Severity::from_number).unwrap_or_default(),
+        service: row.get(3),
+        host: row.get(4),
+        message: row.get(5),
+        attributes: row.get::<_, Option<&str>>(6).unwrap_or_default(),
+    }
+}
+
+fn within(sql: &mut Sql, range: Range) {
+    let (start, end) = (sql.time(range.start_us), sql.time(range.end_us));
+    sql.push(&format!("ts >= {start} AND ts < {end}"));
+}
+
+fn scan_sql(scan: &Scan) -> Sql {
+    let mut sql = Sql::new("SELECT ");
+    sql.push(COLUMNS).push(" FROM logs WHERE ");
+    // The cursor's time bounds the range as well: partitions are left out by it.
+    let range = match (scan.direction, scan.after) {
+        (Direction::Backward, Some(after)) => {
+            Range { end_us: scan.range.end_us.min(after.ts_us.saturating_add(1)), ..scan.range }
+        }
+        (Direction::Forward, Some(after)) => Range { start_us: scan.range.start_us.max(after.ts_us), ..scan.range },
+        (_, None) => scan.range,
+    };
+    within(&mut sql, range);
+    let (sign, order) = match scan.direction {
+        Direction::Backward => ("<", "DESC"),
+        Direction::Forward => (">", "ASC"),
+    };
+    if let Some(after) = scan.after {
+        let (ts, id) = (sql.time(after.ts_us), sql.number(after.id));
+        sql.push(&format!(" AND (ts, id) {sign} ({ts}, {id})"));
+    }
+    sql.push(" AND ").filter(&scan.filter);
+    let limit = sql.number(i64::try_from(scan.limit).unwrap_or(i64::MAX));
+    sql.push(&format!(" ORDER BY ts {order}, id {order} LIMIT {limit}"));
+    sql
+}
+
+async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, Error> {
+    let sql = scan_sql(scan);
+    let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
+    let portal = transaction.bind(&statement, &sql.parameters()).await?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    loop {
+        let portion = transaction.query_portal_raw(&portal, i32::try_from(PORTION).unwrap_or(i32::MAX)).await?;
+        pin_mut!(portion);
+        let before = found.len();
+        while let Some(row) = portion.try_next().await? {
+            if bytes < scan.bytes_max {
+                let record = Found::of(row.get(0), &record(&row));
+                bytes += record.bytes();
+                found.push(record);
+            }
+        }
+        if found.len() < before + PORTION || found.len() >= scan.limit {
+            return Ok(found);
+        }
+    }
+}
+
+fn key(by: By) -> (&'static str, &'static str) {
+    match by {
+        By::Severity => ("severity", "''"),
+        By::Service => ("0::int2", "service"),
+    }
+}
+
+/// Bars from `table`, whose time is `ts`; each row counts `records`.
+fn counts_sql(filter: &Filter, steps: Steps, by: By, table: &str, ts: &str, records: &str) -> Sql {
+    let (severity, service) = key(by);
+    let mut sql = Sql::new("SELECT date_bin(");
+    let (step, origin) = (sql.number(steps.step_us), sql.time(steps.range.start_us));
+    sql.push(&format!(
+        "{step} * interval '1 microsecond', {ts}, {origin}), {severity}, {service}, {records} FROM {table}"
+    ));
+    let (start, end) = (sql.time(steps.range.start_us), sql.time(steps.range.end_us));
+    sql.push(&format!(" WHERE {ts} >= {start} AND {ts} < {end} AND ")).filter(filter);
+    sql.push(" GROUP BY 1, 2, 3");
+    sql
+}
+
+fn count(row: &Row) -> Count {
+    let severity = u8::try_from(row.get::<_, i16>(1)).unwrap_or_default();
+    (row.get::<_, Time>(0).0, severity, row.get(2), row.get::<_, i64>(3).cast_unsigned())
+}
+
+#[async_trait]
+impl LogReader for PostgresReader {
+    async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError> {
+        self.read(async |transaction| page(transaction, scan).await).await
+    }
+
+    async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
+        let sql = counts_sql(filter, steps, by, "logs", "ts", "count(*)");
+        self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(count).collect())).await
+    }
+
+    async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
+        let sql = counts_sql(filter, steps, by, "log_volume", "minute", "sum(records)::bigint");
+        self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(count).collect())).await
+    }
+
+    async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
+        let mut sql = Sql::new("SELECT coalesce(sum(records), 0)::bigint, count(*) FROM log_volume WHERE ");
+        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
+        let end = sql.time(range.end_us);
+        sql.push(&format!("minute >= {start} AND minute < {end}"));
+        let volume = |row: &Row| Volume {
+            records: row.get::<_, i64>(0).cast_unsigned(),
+            counters: row.get::<_, i64>(1).cast_unsigned(),
+        };
+        self.read(async |transaction| Ok(rows(transaction, &sql).await?.first().map(volume).unwrap_or_default())).await
+    }
+
+    async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
+        let mut sql = Sql::new("SELECT service, sum(records)::bigint FROM log_volume WHERE ");
+        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
+        let (end, limit) = (sql.time(range.end_us), sql.number(facets::SERVICES_MAX.into()));
+        sql.push(&format!("minute >= {start} AND minute < {end} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"));
+        let service = |row: &Row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() };
+        self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(service).collect())).await
+    }
+
+    async fn facets(&self, sample: &Sample, into: Facets) -> Result<Snapshot<(Facets, u64)>, ReadError> {
+        let columns = if into.needs_message() { COLUMNS } else { WITHOUT_MESSAGE };
+        self.sampled(sample, columns, into, Facets::add).await
+    }
+
+    async fn names(&self, sample: &Sample) -> Result<Snapshot<(Names, u64)>, ReadError> {
+        self.sampled(sample, ATTRIBUTES_ONLY, Names::default(), Names::add).await
+    }
+}

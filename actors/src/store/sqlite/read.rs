@@ -1,0 +1,353 @@
+//! Reading SQLite: rows go by in the order of the index on `ts`, and the filter itself decides for each.
+//!
+//! - A reading has a connection of its own from a small stock, on a blocking thread, inside one transaction: one snapshot.
+//! - SQLite works inside this process, so nothing is won by saying the filter in SQL; only severities are, where that alone
+//!   passes over most rows.
+//! - Dropping a reading, or its time's end, interrupts it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use logweir_engine::record::{Record, Severity};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Error, OpenFlags, Row, Transaction, params};
+
+use super::failed;
+use crate::query::facets::{Facets, NameCount, Names};
+use crate::query::filter::SeverityRange;
+use crate::query::hits::{By, Hits, Steps};
+use crate::query::page::{Direction, Found, Position, Range};
+use crate::query::{Filter, facets};
+use crate::store::StoreError;
+use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use crate::store::time::{self, MAX_US, MINUTE_US};
+
+/// What one connection keeps of the file in memory.
+pub(crate) const CACHE_BYTES: usize = 8 << 20;
+
+/// Reads one file.
+pub struct SqliteReader {
+    stock: Arc<Stock>,
+    timeout: Duration,
+}
+
+/// Connections that nobody uses now.
+struct Stock {
+    path: PathBuf,
+    busy_timeout: Duration,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl SqliteReader {
+    pub(super) fn new(path: PathBuf, busy_timeout: Duration, timeout: Duration) -> Self {
+        Self { stock: Arc::new(Stock { path, busy_timeout, idle: Mutex::default() }), timeout }
+    }
+
+    /// Runs `work` in a transaction on a connection of its own.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<Snapshot<T>, ReadError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        // Dropped with the future: whoever goes away takes the work along.
+        let guard = StopOnDrop(Arc::clone(&stop));
+        let stock = Arc::clone(&self.stock);
+        let task = tokio::task::spawn_blocking(move || {
+            let mut connection = stock.take().map_err(ReadError::from)?;
+            let done = snapshot(&mut connection, &stop, work);
+            if done.is_ok() {
+                stock.give_back(connection);
+            }
+            done.map_err(|error| match &error {
+                rusqlite::Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => {
+                    ReadError::Unprepared
+                }
+                _ => failed("reading")(error).into(),
+            })
+        });
+        let joined = tokio::time::timeout(self.timeout, task).await;
+        drop(guard);
+        match joined {
+            Err(_) => Err(ReadError::Timeout(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX))),
+            Ok(Err(error)) => Err(ReadError::Failed(format!("the work on SQLite ended early: {error}"))),
+            Ok(Ok(done)) => done,
+        }
+    }
+}
+
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Stock {
+    fn take(&self) -> Result<Connection, StoreError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(|| self.open().map_err(failed("opening for reading")), Ok)
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(self.busy_timeout)?;
+        connection.execute_batch(&format!("PRAGMA cache_size = -{}", CACHE_BYTES >> 10))?;
+        Ok(connection)
+    }
+
+    fn give_back(&self, connection: Connection) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+}
+
+/// One snapshot, and whether it is still wanted.
+struct Reading<'c> {
+    transaction: Transaction<'c>,
+}
+
+fn snapshot<T>(
+    connection: &mut Connection,
+    stop: &Arc<AtomicBool>,
+    work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Snapshot<T>> {
+    let stopped = Arc::clone(stop);
+    // Asked every so many steps of SQLite's machine: well under a millisecond.
+    connection.progress_handler(10_000, Some(move || stopped.load(Ordering::Relaxed)))?;
+    let reading = Reading { transaction: connection.transaction()? };
+    let lanes = reading.lanes()?;
+    let value = work(&reading)?;
+    drop(reading);
+    connection.progress_handler(0, None::<fn() -> bool>)?;
+    Ok(Snapshot { value, lanes })
+}
+
+impl Reading<'_> {
+    fn lanes(&self) -> rusqlite::Result<Vec<LaneCursor>> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq FROM logweir_lane l JOIN logweir_writer w USING (writer_id)",
+        )?;
+        let lane = |row: &Row<'_>| {
+            Ok(LaneCursor {
+                writer: row.get(0)?,
+                run: row.get(1)?,
+                lane: row.get(2)?,
+                lane_id: row.get(3)?,
+                last_seq: row.get::<_, i64>(4)?.cast_unsigned(),
+            })
+        };
+        statement.query_map([], lane)?.collect()
+    }
+
+    /// Gives each record that is wanted to `see` until that says no.
+    fn scan(
+        &self,
+        range: Range,
+        filter: &Filter,
+        direction: Direction,
+        after: Option<Position>,
+        mut see: impl FnMut(i64, &Record<'_>) -> bool,
+    ) -> rusqlite::Result<()> {
+        let order = match direction {
+            Direction::Backward => "DESC",
+            Direction::Forward => "ASC",
+        };
+        let narrowed = match (direction, after) {
+            (Direction::Backward, Some(after)) => {
+                Range { end_us: range.end_us.min(after.ts_us.saturating_add(1)), ..range }
+            }
+            (Direction::Forward, Some(after)) => Range { start_us: range.start_us.max(after.ts_us), ..range },
+            (_, None) => range,
+        };
+        let severities = severities(filter);
+        let mut statement = self.transaction.prepare_cached(&format!(
+            "SELECT id, ts, severity, service, host, message, attributes FROM logs \
+             WHERE ts >= ?1 AND ts < ?2 AND +severity BETWEEN ?3 AND ?4 ORDER BY ts {order}, id {order}"
+        ))?;
+        let (from, to) = bounds(narrowed);
+        let mut rows = statement.query(params![from, to, severities.min, severities.max])?;
+        while let Some(row) = rows.next()? {
+            let (id, record) = record(row)?;
+            let position = Position { ts_us: record.ts_us, id };
+            let is_behind = after.is_none_or(|after| direction.is_behind(position, after));
+            if is_behind && filter.matches(&record) && !see(id, &record) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The severities that a filter may want at all.
+fn severities(filter: &Filter) -> SeverityRange {
+    match filter {
+        Filter::Severity(range) => *range,
+        Filter::And(filters) => filters
+            .iter()
+            .map(severities)
+            .fold(SeverityRange::ALL, |a, b| SeverityRange { min: a.min.max(b.min), max: a.max.min(b.max) }),
+        _ => SeverityRange::ALL,
+    }
+}
+
+/// A range as texts. What lies at the end of all times is in it.
+fn bounds(range: Range) -> (String, String) {
+    let end = if range.end_us > MAX_US { "~".to_owned() } else { time::text(range.end_us) };
+    (time::text(range.start_us), end)
+}
+
+fn record<'r>(row: &'r Row<'_>) -> rusqlite::Result<(i64, Record<'r>)> {
+    let record = Record {
+        ts_us: time::parse(text(row, 1)?).unwrap_or_default(),
+        severity: Severity::from_number(row.get(2)?).unwrap_or_default(),
+        service: text(row, 3)?,
+        host: text(row, 4)?,
+        message: text(row, 5)?,
+        attributes: match row.get_ref(6)? {
+            ValueRef::Null => "",
+            _ => text(row, 6)?,
+        },
+    };
+    Ok((row.get(0)?, record))
+}
+
+fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<&'r str> {
+    row.get_ref(column)?
+        .as_str()
+        .map_err(|error| Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error)))
+}
+
+#[async_trait]
+impl LogReader for SqliteReader {
+    async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError> {
+        let scan = scan.clone();
+        self.read(move |reading| {
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            if scan.limit == 0 {
+                return Ok(found);
+            }
+            reading.scan(scan.range, &scan.filter, scan.direction, scan.after, |id, record| {
+                found.push(Found::of(id, record));
+                bytes += found.last().map_or(0, Found::bytes);
+                found.len() < scan.limit && bytes < scan.bytes_max
+            })?;
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
+        let filter = filter.clone();
+        self.read(move |reading| {
+            let mut hits = Hits::new(steps, by);
+            reading.scan(steps.range, &filter, Direction::Forward, None, |_, record| {
+                hits.add(record);
+                true
+            })?;
+            Ok(hits.counts())
+        })
+        .await
+    }
+
+    async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
+        let filter = filter.clone();
+        self.read(move |reading| {
+            let mut hits = Hits::new(steps, by);
+            reading.volume(steps.range, |minute_us, service, severity, records| {
+                if filter.matches(&counted(service, severity)) {
+                    hits.add_many(minute_us, severity, service, records);
+                }
+            })?;
+            Ok(hits.counts())
+        })
+        .await
+    }
+
+    async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
+        self.read(move |reading| {
+            let (from, to) = minutes(range);
+            let mut statement = reading.transaction.prepare_cached(
+                "SELECT coalesce(sum(records), 0), count(*) FROM log_volume WHERE minute >= ?1 AND minute < ?2",
+            )?;
+            statement.query_row(params![from, to], |row| {
+                let [records, counters] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
+                Ok(Volume { records, counters })
+            })
+        })
+        .await
+    }
+
+    async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
+        self.read(move |reading| {
+            let (from, to) = minutes(range);
+            let mut statement = reading.transaction.prepare_cached(
+                "SELECT service, sum(records) FROM log_volume WHERE minute >= ?1 AND minute < ?2 \
+                 GROUP BY service ORDER BY 2 DESC, 1 LIMIT ?3",
+            )?;
+            let service =
+                |row: &Row<'_>| Ok(NameCount { name: row.get(0)?, count: row.get::<_, i64>(1)?.cast_unsigned() });
+            statement.query_map(params![from, to, facets::SERVICES_MAX], service)?.collect()
+        })
+        .await
+    }
+
+    async fn facets(&self, sample: &Sample, mut into: Facets) -> Result<Snapshot<(Facets, u64)>, ReadError> {
+        let sample = sample.clone();
+        self.read(move |reading| {
+            let records = reading.sample(&sample, |record| into.add(record))?;
+            Ok((into, records))
+        })
+        .await
+    }
+
+    async fn names(&self, sample: &Sample) -> Result<Snapshot<(Names, u64)>, ReadError> {
+        let sample = sample.clone();
+        self.read(move |reading| {
+            let mut names = Names::default();
+            let records = reading.sample(&sample, |record| names.add(record))?;
+            Ok((names, records))
+        })
+        .await
+    }
+}
+
+impl Reading<'_> {
+    fn sample(&self, sample: &Sample, mut see: impl FnMut(&Record<'_>)) -> rusqlite::Result<u64> {
+        let mut records = 0;
+        self.scan(sample.range, &sample.filter, Direction::Backward, None, |_, record| {
+            see(record);
+            records += 1;
+            records < sample.records_max as u64
+        })?;
+        Ok(records)
+    }
+
+    fn volume(&self, range: Range, mut see: impl FnMut(i64, &str, u8, u64)) -> rusqlite::Result<()> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT minute, service, severity, sum(records) FROM log_volume WHERE minute >= ?1 AND minute < ?2 \
+             GROUP BY minute, service, severity",
+        )?;
+        let (from, to) = minutes(range);
+        let mut rows = statement.query([from, to])?;
+        while let Some(row) = rows.next()? {
+            let minute_us = time::parse(text(row, 0)?).unwrap_or_default();
+            see(minute_us, text(row, 1)?, row.get(2)?, row.get::<_, i64>(3)?.cast_unsigned());
+        }
+        Ok(())
+    }
+}
+
+/// The minutes that `range` touches.
+fn minutes(range: Range) -> (String, String) {
+    bounds(Range { start_us: range.start_us.div_euclid(MINUTE_US) * MINUTE_US, ..range })
+}
+
+/// A record as the counters know it.
+fn counted(service: &str, severity: u8) -> Record<'_> {
+    let severity = Severity::from_number(severity).unwrap_or_default();
+    Record { ts_us: 0, severity, service, host: "", message: "", attributes: "" }
+}

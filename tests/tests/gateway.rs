@@ -1,0 +1,308 @@
+//! Roles: a gateway in front of real processors that come, go, hang and are killed.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use logweir_tests::client::Load;
+use logweir_tests::process::{Server, Settings, binary, free_addr};
+use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
+use logweir_tests::tail::Tail;
+use serde_json::Value;
+
+/// A gateway to `processors` that reads what the story's server stores.
+fn gateway(s: &Scenario, processors: &str, more: &[(&str, &str)]) -> Server {
+    gateway_of(binary(), s, processors, more)
+}
+
+fn gateway_of(binary: &Path, s: &Scenario, processors: &str, more: &[(&str, &str)]) -> Server {
+    let mut settings = Settings::new();
+    for key in ["database.url", "cache.url"] {
+        settings.extend(s.settings.get(key).map(|value| (key.to_owned(), value.clone())));
+    }
+    let (http, admin) = (free_addr().to_string(), free_addr().to_string());
+    let own = [
+        ("role", "gateway"),
+        ("data_dir", "/nowhere/and/never/made"),
+        ("http.listen", &http),
+        ("admin.listen", &admin),
+        ("gateway.processors", processors),
+        ("gateway.lookup_ms", "100"),
+        ("gateway.timeout_ms", "1000"),
+    ];
+    settings.extend(own.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    let mut gateway = Server::start_binary(binary, &settings, "", s.dir.join(format!("gateway-{}.log", http)));
+    gateway.ready().unwrap_or_else(|exit| panic!("{exit:?}: {}", gateway.log_text()));
+    gateway
+}
+
+/// What `/api/v1/pipeline` says, by address.
+fn processor(gateway: &Server, address: SocketAddr) -> Value {
+    let pipeline = gateway.data("/api/v1/pipeline").map_or(Value::Null, |answer| answer.json());
+    let all = pipeline["processors"].as_array().cloned().unwrap_or_default();
+    all.into_iter().find(|one| one["address"] == address.to_string()).unwrap_or(Value::Null)
+}
+
+/// Looks until what the gateway says of `address` `holds`.
+fn until(gateway: &mut Server, address: SocketAddr, what: &str, holds: impl Fn(&Value) -> bool) {
+    let told = gateway.until(what, PATIENCE, |gateway| holds(&processor(gateway, address)));
+    told.unwrap_or_else(|exit| panic!("{exit:?}: {}", gateway.log_text()));
+}
+
+fn is_well(one: &Value) -> bool {
+    one["ok"] == true && one["status"]["phase"] == "accepting" && one["breaker"]["state"] == "closed"
+}
+
+#[test]
+fn a_gateway_shows_each_processor_and_says_why_one_is_away() {
+    on_postgres("processors behind a gateway", |s| {
+        s.set("role", "processor");
+        s.start();
+        let mut second = s.launch_beside(&s.dir.join("second"));
+        second.ready().expect("a second processor");
+        let (first, other) = (s.server().http, second.http);
+        let mut gateway = gateway(s, &format!("{first},{other}"), &[]);
+
+        let load = s.load(Load { ack: "committed", ..Load::default() });
+        s.acknowledged(200);
+        load.stop();
+        let writer = s.server().status()["writer"].clone();
+        until(&mut gateway, first, "shown with what it has stored", |one| {
+            is_well(one)
+                && one["status"]["lanes"][0]["committed"].as_u64() > Some(0)
+                && one["status"]["writer"] == writer
+        });
+        until(&mut gateway, other, "shown", is_well);
+
+        second.kill();
+        until(&mut gateway, other, "told to be away", |one| {
+            one["ok"] == false && one["error"].as_str().is_some_and(|error| error.starts_with("no answer: "))
+        });
+        until(&mut gateway, other, "asked no more", |one| {
+            one["breaker"]["state"] == "open"
+                && one["error"].as_str().is_some_and(|error| error.starts_with("not asked"))
+        });
+        assert!(is_well(&processor(&gateway, first)), "the other one is not to blame");
+        assert!(gateway.metric("logweir_gateway_requests_total", "not_asked") > 0.0);
+
+        s.kill_server();
+        let mut settings = s.settings.clone();
+        settings.insert("http.listen".into(), other.to_string());
+        settings.insert("admin.listen".into(), free_addr().to_string());
+        let mut again = Server::start(&settings, "", s.dir.join("again.log"));
+        again.ready().expect("somebody at the second's address");
+        until(&mut gateway, other, "back", is_well);
+        until(&mut gateway, first, "away", |one| one["ok"] == false);
+    });
+}
+
+#[test]
+fn a_processor_that_hangs_costs_its_own_line_and_no_other() {
+    on_sqlite("a frozen processor", |s| {
+        s.set("role", "processor");
+        s.start();
+        let first = s.server().http;
+        let mut second = s.launch_beside(&s.dir.join("second"));
+        second.ready().expect("a second processor");
+        let mut gateway = gateway(s, &format!("{first},{}", second.http), &[("gateway.timeout_ms", "100")]);
+        until(&mut gateway, second.http, "shown", is_well);
+        second.freeze();
+        until(&mut gateway, second.http, "told to be slow", |one| {
+            one["error"].as_str().is_some_and(|error| error.contains("gateway.timeout_ms (100 ms)"))
+        });
+        assert!(is_well(&processor(&gateway, first)));
+        second.signal(libc::SIGCONT);
+        until(&mut gateway, second.http, "back", is_well);
+    });
+}
+
+/// The binary in a world of its own, where `/etc/hosts` is `hosts`; none where this user may not have one.
+fn with_hosts(dir: &Path, hosts: &Path) -> Option<PathBuf> {
+    let unshare = ["-m", "-rm"].into_iter().find(|flags| {
+        let tried = Command::new("unshare").args([flags, "true"]).stderr(Stdio::null()).status();
+        tried.is_ok_and(|status| status.success())
+    })?;
+    let script = format!(
+        "#!/bin/sh\nexec unshare {unshare} sh -c 'mount --bind {} /etc/hosts && exec {} \"$@\"' sh \"$@\"\n",
+        hosts.display(),
+        binary().display()
+    );
+    let path = dir.join("logweir-with-hosts");
+    fs::write(&path, script).expect("a script");
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("an executable one");
+    Some(path)
+}
+
+#[test]
+fn a_name_stands_for_as_many_processors_as_it_has_addresses_now() {
+    on_sqlite("a headless name", |s| {
+        let hosts = s.dir.join("hosts");
+        fs::write(&hosts, "127.0.0.2 processors\n").expect("hosts");
+        let Some(binary) = with_hosts(&s.dir, &hosts) else {
+            eprintln!("LEFT OUT: this user may have no mount namespace, so names cannot be made to change");
+            return;
+        };
+        s.set("role", "processor");
+        let port = free_addr().port();
+        let at = |last: u8| SocketAddr::from(([127, 0, 0, last], port));
+        s.set("http.listen", at(2));
+        s.start();
+        let mut settings = s.settings.clone();
+        settings.insert("data_dir".into(), s.dir.join("second").display().to_string());
+        settings.insert("http.listen".into(), at(3).to_string());
+        settings.insert("admin.listen".into(), free_addr().to_string());
+        let mut second = Server::start(&settings, "", s.dir.join("second.log"));
+        second.ready().expect("a second processor");
+
+        let mut gateway = gateway_of(&binary, s, &format!("processors:{port}"), &[]);
+        until(&mut gateway, at(2), "found", is_well);
+        assert_eq!(processor(&gateway, at(3)), Value::Null);
+        fs::write(&hosts, "127.0.0.2 processors\n127.0.0.3 processors\n").expect("hosts");
+        until(&mut gateway, at(3), "found when it has come", is_well);
+        fs::write(&hosts, "127.0.0.3 processors\n").expect("hosts");
+        until(&mut gateway, at(2), "let go of", Value::is_null);
+        fs::write(&hosts, "127.0.0.9 nobody\n").expect("hosts");
+        gateway
+            .until("asking in vain", PATIENCE, |gateway| {
+                gateway.metric("logweir_gateway_lookup_errors_total", "") > 0.0
+            })
+            .expect("it goes on");
+        assert!(is_well(&processor(&gateway, at(3))), "a name server that is away makes nobody vanish");
+    });
+}
+
+#[test]
+fn each_role_serves_its_part_and_a_gateway_keeps_nothing() {
+    on_sqlite("roles", |s| {
+        s.set("role", "processor");
+        s.start();
+        let refused = s.server().data("/api/v1/query").expect("an answer");
+        assert_eq!(
+            (refused.status, refused.json()["error"].as_str()),
+            (404, Some("not_served_here")),
+            "{}",
+            refused.body
+        );
+        assert_eq!(s.server().status()["role"], "processor");
+
+        let address = s.server().http.to_string();
+        let mut gateway = gateway(s, &address, &[]);
+        assert_eq!(gateway.status()["role"], "gateway");
+        for (path, kind) in [("/ingest", "text/plain"), ("/loki/api/v1/push", "application/json")] {
+            let refused = gateway.post(path, kind, "line\n").expect("an answer");
+            assert_eq!(refused.status, 404, "{}", refused.body);
+            assert!(refused.body.contains("send them to a processor"), "{}", refused.body);
+        }
+        for path in ["/ready", "/api/v1/pipeline"] {
+            assert_eq!(gateway.data(path).map(|answer| answer.status), Some(200), "{path}");
+        }
+        assert!(!Path::new("/nowhere").exists());
+        gateway.signal(libc::SIGTERM);
+        assert_eq!(gateway.wait(PATIENCE).code(), Some(0), "{}", gateway.log_text());
+    });
+}
+
+#[test]
+fn processors_and_gateway_share_their_tokens_for_queries() {
+    const TOKEN: &str = "0123456789abcdef";
+    on_sqlite("a gateway's token", |s| {
+        s.set("role", "processor");
+        s.set("auth.query_tokens", TOKEN);
+        s.start();
+        let address = s.server().http;
+        let stranger = gateway(s, &address.to_string(), &[]);
+        let told = processor(&stranger, address);
+        assert!(told["error"].as_str().is_some_and(|error| error.contains("auth.query_tokens")), "{told}");
+        assert_eq!(told["breaker"]["state"], "closed", "who refuses is well");
+
+        let friend = gateway(s, &address.to_string(), &[("auth.query_tokens", TOKEN)]);
+        let url = format!("http://{}/api/v1/pipeline", friend.http);
+        let agent = logweir_tests::client::agent(PATIENCE);
+        assert_eq!(agent.get(&url).call().expect("an answer").status(), 401, "it asks for one itself");
+        let mut answer = agent.get(&url).header("Authorization", format!("Bearer {TOKEN}")).call().expect("an answer");
+        let pipeline = answer.body_mut().read_to_string().expect("a body");
+        assert!(pipeline.contains("\"ok\":true") && !pipeline.contains(TOKEN), "{pipeline}");
+    });
+}
+
+/// Posts one record to `server`.
+fn say(server: &Server, message: &str) {
+    let answer = server.post("/ingest", "text/plain", &format!("{message}\n")).expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+fn messages(tail: &mut Tail, count: usize) -> Vec<String> {
+    tail.until("records of all processors", |seen| seen.iter().filter(|event| event.name == "record").count() >= count);
+    let mut messages = tail.messages();
+    messages.sort_unstable();
+    messages
+}
+
+#[test]
+fn a_tail_has_the_records_of_all_processors_and_goes_on_where_it_was() {
+    on_sqlite("a merged tail", |s| {
+        s.set("role", "processor");
+        s.start();
+        let first = s.server().http;
+        let second_dir = s.dir.join("second");
+        let mut second = s.launch_beside(&second_dir);
+        second.ready().expect("a second processor");
+        let processors = format!("{first},{}", second.http);
+        let mut gateway = gateway(s, &processors, &[]);
+        let address = second.http;
+        until(&mut gateway, first, "found", is_well);
+        until(&mut gateway, address, "found", is_well);
+
+        let mut tail = Tail::open(gateway.http, "query=wanted", None);
+        let mut heard = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
+        s.server().until("heard", PATIENCE, &mut heard).expect("it goes on");
+        second.until("heard", PATIENCE, &mut heard).expect("it goes on");
+        say(s.server(), "wanted a");
+        say(s.server(), "not so");
+        say(&second, "wanted b");
+        assert_eq!(messages(&mut tail, 2), ["wanted a", "wanted b"]);
+
+        // A processor that is killed and comes back is heard from where it was, by the same stream.
+        say(&second, "wanted c");
+        messages(&mut tail, 3);
+        second.kill();
+        let mut settings = s.settings.clone();
+        settings.insert("data_dir".into(), second_dir.display().to_string());
+        settings.insert("http.listen".into(), address.to_string());
+        settings.insert("admin.listen".into(), free_addr().to_string());
+        let mut second = Server::start(&settings, "", s.dir.join("again.log"));
+        second.ready().expect("the second again");
+        say(&second, "wanted d");
+        assert_eq!(messages(&mut tail, 4), ["wanted a", "wanted b", "wanted c", "wanted d"]);
+
+        // And so is the stream itself, by another gateway.
+        let token = tail.token().expect("a token");
+        gateway.kill();
+        say(s.server(), "wanted e");
+        say(&second, "wanted f");
+        let gateway = self::gateway(s, &processors, &[]);
+        let mut tail = Tail::open(gateway.http, "query=wanted", Some(&token));
+        assert_eq!(messages(&mut tail, 2), ["wanted e", "wanted f"]);
+        assert!(tail.seen.iter().all(|event| event.name != "gap"), "{:?}", tail.seen);
+
+        let refused = gateway.data("/api/v1/tail?query=(").expect("an answer");
+        assert_eq!((refused.status, refused.json()["column"].as_u64()), (400, Some(2)), "{}", refused.body);
+    });
+}
+
+#[test]
+fn a_gateway_answers_queries_about_what_processors_store() {
+    on_postgres("queries through a gateway", |s| {
+        s.set("role", "processor");
+        s.start();
+        let address = s.server().http.to_string();
+        let stored = s.server().post("/ingest?ack=committed&service=till", "text/plain", "low on paper\n");
+        assert_eq!(stored.expect("an answer").status, 200);
+        let gateway = gateway(s, &address, &[]);
+        let found = gateway.data("/api/v1/query?query=service:till").expect("an answer");
+        assert_eq!(found.json()["records"][0]["message"], "low on paper", "{}", found.body);
+        let found = gateway.data("/loki/api/v1/label/service_name/values").expect("an answer");
+        assert_eq!(found.json()["data"], serde_json::json!(["till"]), "{}", found.body);
+    });
+}

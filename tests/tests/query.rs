@@ -1,0 +1,412 @@
+//! The query API on the real server: what is asked over HTTP, while databases and caches come and go.
+
+// Helpers of tests unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use logweir_tests::client::{Answer, Load, agent, get};
+use logweir_tests::postgres::connect;
+use logweir_tests::redis::Redis;
+use logweir_tests::scenario::{Scenario, behind_proxy, on_postgres, on_sqlite};
+use logweir_tests::store::Store;
+use serde_json::Value;
+
+const API: &str = "/api/v1";
+
+fn address(s: &Scenario) -> SocketAddr {
+    s.settings["http.listen"].parse().unwrap()
+}
+
+/// Asks, and gives whatever the answer is.
+fn ask(s: &Scenario, path: &str) -> Answer {
+    get(&agent(Duration::from_secs(30)), &format!("http://{}{API}{path}", address(s))).unwrap()
+}
+
+/// Asks, and gives the answer of 200.
+fn asked(s: &Scenario, path: &str) -> Value {
+    let answer = ask(s, path);
+    assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    answer.json()
+}
+
+/// Hands `count` records in, one minute apart from each other from long ago on, and waits for `ack`.
+fn hand_in(s: &mut Scenario, count: usize, ack: &str) {
+    let lines: String = (0..count)
+        .map(|n| {
+            let level = ["info", "warn", "error"][n % 3];
+            format!(
+                "{{\"ts\":\"2025-11-20T{:02}:{:02}:00Z\",\"level\":\"{level}\",\"service\":\"s{}\",\"host\":\"h\",\
+                 \"msg\":\"record number {n}\",\"n\":{n}}}\n",
+                n / 60 % 24,
+                n % 60,
+                n % 2
+            )
+        })
+        .collect();
+    let answer = s.server().post(&format!("/ingest?ack={ack}"), "application/x-ndjson", &lines).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+/// A transaction of somebody else that stands in the way.
+struct Held {
+    runtime: tokio::runtime::Runtime,
+    client: tokio_postgres::Client,
+}
+
+fn hold(s: &Scenario, sql: &str) -> Held {
+    let Store::Postgres(url) = &s.store else { panic!("the story is told on PostgreSQL") };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = runtime.block_on(async {
+        let client = connect(url).await;
+        client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
+        client
+    });
+    Held { runtime, client }
+}
+
+impl Held {
+    fn release(self) {
+        self.runtime.block_on(self.client.batch_execute("ROLLBACK")).unwrap();
+    }
+}
+
+const DAY: &str = "start=2025-11-20T00:00:00Z&end=2025-11-21T00:00:00Z";
+
+fn ids(answer: &Value) -> Vec<String> {
+    answer["records"].as_array().unwrap().iter().map(|record| record["id"].as_str().unwrap().to_owned()).collect()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap()
+}
+
+/// Every record from the newest to the oldest, by pages.
+fn walk(s: &Scenario, query: &str, mut between: impl FnMut(usize)) -> Vec<String> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    for page in 0.. {
+        let answer = asked(s, &format!("/query?{query}&limit=50&cursor={cursor}"));
+        all.extend(ids(&answer));
+        match answer["cursor"]["older"].as_str() {
+            Some(older) => cursor = older.to_owned(),
+            None => break,
+        }
+        between(page);
+    }
+    all
+}
+
+fn assert_each_once(ids: &[String], expected: usize) {
+    let different: BTreeSet<_> = ids.iter().collect();
+    assert_eq!((ids.len(), different.len()), (expected, expected));
+}
+
+#[test]
+fn before_the_first_record_there_is_nothing_and_no_mistake() {
+    on_sqlite("nothing_on_sqlite", nothing_yet);
+    on_postgres("nothing_on_postgres", nothing_yet);
+}
+
+fn nothing_yet(s: &mut Scenario) {
+    s.start();
+    assert_eq!(asked(s, "/query")["records"], Value::Array(vec![]));
+    for path in ["/hits", "/hits?query=word"] {
+        assert_eq!(number(&asked(s, path)["total"]), 0, "{path}");
+    }
+    for path in ["/facets?fields=service", "/fields", "/services"] {
+        let _ = asked(s, path);
+    }
+}
+
+#[test]
+fn what_was_counted_is_not_counted_again_until_a_record_comes_late() {
+    on_sqlite("counted_once_on_sqlite", counted_once);
+    on_postgres("counted_once_on_postgres", counted_once);
+}
+
+fn counted_once(s: &mut Scenario) {
+    s.start();
+    hand_in(s, 600, "committed");
+    let kept = |s: &mut Scenario| s.server().metric("logweir_queries_kept_total", "");
+    let total = |s: &Scenario| number(&asked(s, &format!("/hits?query=record&{DAY}&step=1h"))["total"]);
+    assert_eq!((total(s), total(s), total(s)), (600, 600, 600));
+    assert_eq!(kept(s), 2.0);
+    // Another question is another count.
+    assert_eq!(number(&asked(s, &format!("/hits?query=RECORD&{DAY}&step=2h"))["total"]), 600);
+    assert_eq!(kept(s), 2.0);
+    hand_in(s, 1, "committed");
+    assert_eq!((total(s), total(s)), (601, 601));
+    assert_eq!(kept(s), 3.0);
+}
+
+#[test]
+fn everything_is_answered_on_sqlite() {
+    on_sqlite("everything_is_answered_on_sqlite", everything_is_answered);
+}
+
+#[test]
+fn everything_is_answered_on_postgres() {
+    on_postgres("everything_is_answered_on_postgres", everything_is_answered);
+}
+
+fn everything_is_answered(s: &mut Scenario) {
+    s.start();
+    hand_in(s, 600, "committed");
+
+    let page = asked(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&limit=3"));
+    let first = &page["records"][0];
+    assert_eq!(first["message"], "record number 599");
+    assert_eq!((&first["severity_text"], &first["attributes"]["n"]), (&"ERROR".into(), &599.into()));
+    assert_eq!((ids(&page).len(), &page["source"]["partial"]), (3, &false.into()));
+    let older = page["cursor"]["older"].as_str().unwrap();
+    let next = asked(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&limit=3&cursor={older}"));
+    assert_eq!(next["records"][0]["message"], "record number 581");
+    let newer = next["cursor"]["newer"].as_str().unwrap();
+    let back =
+        asked(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&direction=forward&cursor={newer}"));
+    assert_eq!(ids(&back), ids(&page).into_iter().rev().collect::<Vec<_>>());
+
+    for (step, source) in [("1h", "counters"), ("90s", "records")] {
+        let hits = asked(s, &format!("/hits?{DAY}&step={step}"));
+        assert_eq!((number(&hits["total"]), &hits["source"]), (600, &source.into()));
+        let names: Vec<_> = hits["series"].as_array().unwrap().iter().map(|series| &series["name"]).collect();
+        assert_eq!(names, ["ERROR", "WARN", "INFO"]);
+        let bars = (number(&hits["end_ms"]) - number(&hits["start_ms"])) / number(&hits["step_ms"]);
+        assert_eq!(hits["series"][0]["counts"].as_array().unwrap().len() as u64, bars);
+    }
+    let hits = asked(s, &format!("/hits?{DAY}&by=service&query=number&step=6h"));
+    assert_eq!((number(&hits["series"][0]["total"]), &hits["source"]), (300, &"records".into()));
+
+    let facets = asked(s, &format!("/facets?{DAY}&fields=service,n,severity&limit=2&query=n%3C10"));
+    assert_eq!(facets["facets"][0]["values"][1], serde_json::json!({"value": "s1", "count": 5}));
+    assert_eq!((&facets["facets"][1]["more"], &facets["facets"][2]["more"]), (&true.into(), &true.into()));
+    assert_eq!(facets["sampled"], Value::Null);
+
+    assert_eq!(asked(s, &format!("/services?{DAY}"))["services"][0], serde_json::json!({"name": "s0", "records": 300}));
+    assert_eq!(asked(s, &format!("/fields?{DAY}"))["fields"][0], serde_json::json!({"name": "n", "count": 600}));
+
+    let (id, ts) = (first["id"].as_str().unwrap(), first["ts"].as_str().unwrap());
+    let context = asked(s, &format!("/context?id={id}&ts={ts}&before=2&after=2"));
+    assert_eq!(context["before"][0]["message"], "record number 595");
+    assert_eq!(context["before"][1]["message"], "record number 597");
+    assert_eq!((&context["record"]["id"], context["after"].as_array().unwrap().len()), (&id.into(), 0));
+    assert_eq!(ask(s, &format!("/context?id=1&ts={ts}")).status, 404);
+
+    let stream = ask(s, &format!("/query?{DAY}&format=ndjson&limit=10000&direction=forward"));
+    let lines: Vec<Value> = stream.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines[599]["message"]), (600, &"record number 599".into()));
+    let csv = ask(s, &format!("/query?{DAY}&format=csv&limit=2")).body;
+    let lines: Vec<_> = csv.lines().collect();
+    assert_eq!(lines[0], "id,ts,severity,severity_text,service,host,message,attributes");
+    assert_eq!(
+        lines[1].split_once("Z,").unwrap().1.replace("\"\"n\"\": ", "\"\"n\"\":"),
+        r#"17,ERROR,s1,h,record number 599,"{""n"":599}""#
+    );
+
+    // Pages go on where they were, whatever the server has been through.
+    let page = asked(s, &format!("/query?{DAY}&limit=400"));
+    let older = page["cursor"]["older"].as_str().unwrap().to_owned();
+    s.kill_server();
+    s.start();
+    let rest = asked(s, &format!("/query?{DAY}&limit=400&cursor={older}"));
+    assert_each_once(&[ids(&page), ids(&rest)].concat(), 600);
+    assert_eq!(rest["cursor"]["older"], Value::Null);
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_said() {
+    on_sqlite("what_is_wrong_with_a_request_is_said", |s| {
+        s.start();
+        for (path, error, part) in [
+            ("/query?query=a%20(b", "bad_query", "column 3"),
+            ("/query?qery=a", "bad_parameter", "qery"),
+            ("/query?limit=10001", "bad_parameter", "from 1 to 10000"),
+            ("/query?start=yesterday", "bad_parameter", "start"),
+            ("/query?start=now&end=-1h", "bad_parameter", "start is after end"),
+            ("/query?cursor=abc", "bad_parameter", "cursor"),
+            ("/query?format=xml", "bad_parameter", "json, ndjson, csv"),
+            ("/query?query=a&query=b", "bad_parameter", "twice"),
+            ("/hits?step=1ms", "bad_parameter", "bars"),
+            ("/hits?step=soon", "bad_parameter", "step"),
+            ("/context?id=1", "bad_parameter", "id and its ts"),
+        ] {
+            let answer = ask(s, path);
+            assert_eq!((answer.status, &answer.json()["error"]), (400, &error.into()), "{path}");
+            assert!(answer.json()["detail"].as_str().unwrap().contains(part), "{path}: {}", answer.body);
+        }
+        assert_eq!(ask(s, "/query?query=a%20(b").json()["column"], 3);
+        s.stop();
+        s.set("auth.query_tokens", "a-token-to-read-with");
+        s.start();
+        assert_eq!(ask(s, "/query").status, 401);
+        // What can be asked is no secret.
+        let described = asked(s, "/openapi.json");
+        assert!(described["paths"]["/api/v1/query"]["get"]["parameters"].as_array().unwrap().len() >= 7);
+        assert!(ask(s, "/docs").body.contains("docs.js"));
+    });
+}
+
+/// Records are shown from the cache until the database has them, and are then the same.
+#[test]
+fn records_are_seen_before_the_database_has_them() {
+    let redis = Redis::start();
+    for cache in ["memory:".to_owned(), redis.url()] {
+        on_postgres("records_are_seen_before_the_database_has_them", |s| {
+            s.set("cache.url", &cache);
+            s.start();
+            hand_in(s, 30, "committed");
+            let held = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
+            hand_in(s, 20, "journal");
+            let query = format!("/query?{DAY}&limit=60");
+            s.wait("the cache's records", |s| number(&asked(s, &query)["source"]["cache"]) == 20);
+            let before = asked(s, &query);
+            assert_eq!(number(&before["source"]["database"]), 30);
+            let walked = walk(s, DAY, |_| ());
+            assert_each_once(&walked, 50);
+            assert_eq!(number(&asked(s, &format!("/hits?{DAY}&step=1h"))["total"]), 50);
+            assert_eq!(number(&asked(s, &format!("/hits?{DAY}&step=90s"))["total"]), 50);
+            assert_eq!(number(&asked(s, &format!("/services?{DAY}"))["services"][0]["records"]), 25);
+            let facets = asked(s, &format!("/facets?{DAY}&fields=service"));
+            assert_eq!(number(&facets["facets"][0]["values"][0]["count"]), 25);
+            held.release();
+            s.wait("the database's records", |s| number(&asked(s, &query)["source"]["cache"]) == 0);
+            let after = asked(s, &query);
+            assert_eq!((&after["records"], &after["cursor"]), (&before["records"], &before["cursor"]));
+            assert_eq!(walk(s, DAY, |_| ()), walked);
+        });
+        redis.command(&["FLUSHALL"]);
+    }
+}
+
+#[test]
+fn the_cache_answers_in_part_while_the_database_is_away() {
+    on_postgres("the_cache_answers_in_part_while_the_database_is_away", |s| {
+        s.set("database.connect_timeout_ms", 1_000);
+        s.start();
+        hand_in(s, 30, "committed");
+        let whole = asked(s, &format!("/query?{DAY}"));
+        s.postgres().stop_immediately();
+        hand_in(s, 5, "journal");
+        let query = format!("/query?{DAY}");
+        s.wait("what the cache has", |s| {
+            let answer = ask(s, &query);
+            answer.status == 200 && ids(&answer.json()).len() == 35
+        });
+        let part = asked(s, &query);
+        assert_eq!(part["source"], serde_json::json!({"database": 0, "cache": 35, "partial": true}));
+        assert!(ids(&whole).iter().all(|id| ids(&part).contains(id)), "the ids are those of the rows");
+        let answer = ask(s, &format!("/hits?{DAY}&step=1h"));
+        assert_eq!((answer.status, &answer.json()["error"]), (503, &"database_unavailable".into()));
+        s.postgres().restart();
+        s.wait("the database's own answer", |s| {
+            let answer = ask(s, &query);
+            answer.status == 200 && answer.json()["source"]["database"] == 35
+        });
+        assert_eq!(ids(&asked(s, &query)), ids(&part));
+    });
+}
+
+/// Redis is flushed, frozen and killed while pages are read and records come in: no page is wrong.
+#[test]
+fn a_cache_that_comes_and_goes_makes_no_answer_wrong() {
+    let mut redis = Redis::start();
+    on_postgres("a_cache_that_comes_and_goes_makes_no_answer_wrong", |s| {
+        s.set("cache.url", redis.url());
+        s.set("cache.timeout_ms", 100);
+        s.start();
+        hand_in(s, 1_000, "committed");
+        let load = s.load(Load { clients: 1, pause: Duration::from_millis(50), ..Load::default() });
+        for fault in ["none", "flush", "freeze", "thaw", "kill", "restart"] {
+            match fault {
+                "flush" => drop(redis.command(&["FLUSHALL"])),
+                "freeze" => redis.freeze(),
+                "thaw" => redis.thaw(),
+                "kill" => redis.kill(),
+                "restart" => redis.restart(),
+                _ => {}
+            }
+            assert_each_once(&walk(s, DAY, |_| ()), 1_000);
+            // While new ones come in at this very time, no page repeats one.
+            let recent = walk(s, "start=-10m", |_| ());
+            let different: BTreeSet<_> = recent.iter().collect();
+            assert_eq!(different.len(), recent.len(), "{fault}");
+        }
+        load.stop();
+    });
+}
+
+#[test]
+fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
+    on_postgres("queries_are_bounded_in_time_and_number_and_end_with_their_client", |s| {
+        s.set("query.timeout_ms", 1_000);
+        s.set("query.running_max", 1);
+        s.set("query.waiting_max", 0);
+        s.start();
+        hand_in(s, 10, "committed");
+        let held = hold(s, "LOCK TABLE logs IN ACCESS EXCLUSIVE MODE");
+        let answer = ask(s, &format!("/query?{DAY}"));
+        assert_eq!((answer.status, &answer.json()["error"]), (504, &"query_timeout".into()));
+
+        let running =
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'logweir/query' AND wait_event_type = 'Lock'";
+        let mut client = TcpStream::connect(address(s)).unwrap();
+        write!(client, "GET {API}/query?{DAY} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        s.wait("a query that waits for a lock", |s| s.store.rows(running).unwrap().len() == 1);
+        let answer = ask(s, "/services");
+        assert_eq!((answer.status, &answer.json()["error"]), (429, &"too_many_queries".into()));
+        assert!(answer.retry_after.is_some());
+        drop(client);
+        s.wait("its end", |s| s.store.rows(running).unwrap().is_empty());
+        assert!(s.server().metric("logweir_queries_cancelled_total", "") >= 1.0);
+        held.release();
+        assert_eq!(ids(&asked(s, &format!("/query?{DAY}"))).len(), 10);
+    });
+}
+
+#[test]
+fn a_stream_that_nobody_reads_holds_nothing_and_one_that_is_read_is_whole() {
+    on_postgres("a_stream_that_nobody_reads_holds_nothing", |s| {
+        s.set("query.running_max", 1);
+        s.set("query.waiting_max", 0);
+        s.set("query.streams_max", 1);
+        s.start();
+        let line =
+            format!("{{\"ts\":\"2025-11-20T00:00:00Z\",\"service\":\"wide\",\"msg\":\"{}\"}}\n", "x".repeat(2_000));
+        for _ in 0..10 {
+            let body = line.repeat(2_000);
+            let answer = s.server().post("/ingest?ack=committed", "application/x-ndjson", &body).unwrap();
+            assert_eq!(answer.status, 200);
+        }
+        let mut client = TcpStream::connect(address(s)).unwrap();
+        write!(
+            client,
+            "GET {API}/query?{DAY}&format=ndjson&limit=1000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut first = [0; 1];
+        client.read_exact(&mut first).unwrap();
+        // 40 MB do not fit between the two: the stream stands, and others are answered.
+        s.wait("an answer to somebody else", |s| ask(s, "/services").status == 200);
+        let second = ask(s, &format!("/query?{DAY}&format=csv"));
+        assert_eq!((second.status, &second.json()["error"]), (429, &"too_many_queries".into()));
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        let records = rest.windows(8).filter(|window| window == b"\"service").count();
+        assert_eq!(records, 20_000);
+    });
+}
+
+#[test]
+fn an_unreachable_database_is_said() {
+    behind_proxy("an_unreachable_database_is_said", |s| {
+        s.set("database.connect_timeout_ms", 500);
+        s.postgres().stop_immediately();
+        s.start();
+        let answer = ask(s, "/query");
+        assert_eq!((answer.status, &answer.json()["error"]), (503, &"database_unavailable".into()));
+        assert!(answer.retry_after.is_some());
+    });
+}
