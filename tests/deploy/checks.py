@@ -416,6 +416,9 @@ def network(name, documents, wrong):
         known = pods.setdefault(app(document), (template(document)["metadata"]["labels"], set()))
         known[1].update(ports)
 
+    # Between Linkerd's proxies each edge goes to this port, whatever port was called.
+    meshed = {4143} if any("linkerd.io/inject" in d["metadata"].get("annotations", {}) for d in kind(documents, "Namespace")) else set()
+
     def allowed(labels, direction, peer):
         """Ports on which pods with `labels` may be reached by (or reach) `peer`: ('pod', labels) or ('namespace', name)."""
         found = set()
@@ -439,12 +442,13 @@ def network(name, documents, wrong):
             into = allowed(target_labels, "ingress", ("pod", source_labels))
             out = allowed(source_labels, "egress", ("pod", target_labels))
             needed = {port for a, b, port in EDGES if (a, b) == (source, target)}
+            needed |= meshed if needed else set()
             for port in needed - (into & out):
                 side = " and ".join(s for s, has in ((f"leave {source}", out), (f"enter {target}", into)) if port not in has)
                 wrong.say("network", name, f"{source} needs {target}:{port}, and may not {side}")
             for port in (into | out) - needed:
                 wrong.say("network", name, f"{source} may reach {target}:{port}, and nobody knows what for")
-            for port in into - ports:
+            for port in into - ports - meshed:
                 wrong.say("network", name, f"{target} is open on {port}, where nothing listens")
     for namespace, target, port in FROM_OUTSIDE:
         if target in pods and port not in allowed(pods[target][0], "ingress", ("namespace", namespace)):
@@ -452,15 +456,130 @@ def network(name, documents, wrong):
     for source, (labels, _) in pods.items():
         if 53 not in allowed(labels, "egress", ("namespace", "kube-system")):
             wrong.say("network", name, f"{source} cannot look up names")
-    # Istio's policies say the same by certificate.
-    tiers = [d for d in kind(documents, "AuthorizationPolicy") if d["apiVersion"].startswith("security.istio.io")]
+
+
+def principals(documents, target):
+    """Which accounts of this namespace the mesh lets in to `target`, or none where it says nothing of it."""
+    found = None
+    for document in kind(documents, "AuthorizationPolicy"):
+        if document["apiVersion"].startswith("security.istio.io"):
+            selected = document["spec"].get("selector", {}).get("matchLabels", {}).get("app.kubernetes.io/name")
+            named = re.findall(r"/ns/logweir/sa/([\w-]+)", json.dumps(document["spec"].get("rules", [])))
+        else:
+            selected = document["spec"]["targetRef"]["name"]
+            wanted = {reference["name"] for reference in document["spec"]["requiredAuthenticationRefs"]}
+            lists = [d["spec"]["identityRefs"] for d in kind(documents, "MeshTLSAuthentication") if d["metadata"]["name"] in wanted]
+            named = [entry["name"] for entry in sum(lists, []) if entry.get("namespace", "logweir") == "logweir"]
+        if selected == target:
+            found = (found or set()) | set(named)
+    return found
+
+
+def mesh(name, documents, wrong):
+    """A mesh says of each tier by certificate what NetworkPolicies say by label, and its proxies outlive the drain."""
+    istio = [d for d in documents if d["apiVersion"].startswith("security.istio.io")]
+    linkerd = [d for d in documents if d["apiVersion"].startswith("policy.linkerd.io")]
+    if not istio and not linkerd:
+        return
     accounts = {app(document): template(document)["spec"].get("serviceAccountName") for document in workloads(documents)}
-    for document in tiers:
-        target = document["spec"].get("selector", {}).get("matchLabels", {}).get("app.kubernetes.io/name")
-        text = json.dumps(document)
-        for a, b, _ in EDGES:
-            if b == target and a in pods and f"/sa/{accounts[a]}\"" not in text:
-                wrong.say("network", f"{name}: {label(document)}", f"{a} needs {b}")
+    for target in sorted({b for _, b, _ in EDGES} & accounts.keys()):
+        needed = {accounts[a] for a, b, _ in EDGES if b == target and a in accounts}
+        # The accounts of the jobs, and producers that this overlay does not have.
+        spare = {"default", "producer"}
+        found = principals(documents, target)
+        if found is None or needed - found or found - needed - spare:
+            wrong.say("mesh", f"{name}: {target}", f"lets in {sorted(found or [])}, and {sorted(needed)} need it")
+    namespace = kind(documents, "Namespace")[0]["metadata"]
+    if linkerd:
+        if namespace["annotations"].get("config.beta.linkerd.io/proxy-enable-native-sidecar") != "true":
+            wrong.say("mesh", name, "its proxies end before the drain does")
+        if namespace["annotations"].get("config.linkerd.io/default-inbound-policy") != "deny":
+            wrong.say("mesh", name, "lets in who is not named")
+        servers = {(d["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"], d["spec"]["port"]) for d in kind(documents, "Server")}
+        for document in workloads(documents):
+            for port in [port["name"] for container in containers(document)[1] for port in container.get("ports", [])]:
+                if (app(document), port) not in servers:
+                    wrong.say("mesh", f"{name}: {label(document)}", f"nobody says who may reach {port}")
+        return
+    if namespace["labels"].get("istio-injection") != "enabled":
+        wrong.say("mesh", name, "gets no proxies")
+    for document in workloads(documents):
+        if template(document)["metadata"].get("annotations", {}).get("sidecar.istio.io/nativeSidecar") != "true":
+            wrong.say("mesh", f"{name}: {label(document)}", "its proxy ends before its drain, or never")
+    for document in kind(documents, "PeerAuthentication"):
+        spec = document["spec"]
+        if spec["mtls"]["mode"] != "STRICT" or spec.get("portLevelMtls", {}).keys() - {"9600"}:
+            wrong.say("mesh", f"{name}: {label(document)}", "takes what is not encrypted")
+    if not any(d["spec"].get("selector") is None for d in kind(documents, "PeerAuthentication")):
+        wrong.say("mesh", name, "mTLS is not the rule")
+    if not any(not d["spec"] for d in kind(documents, "AuthorizationPolicy")):
+        wrong.say("mesh", name, "lets in who is not named")
+    rules = {d["spec"]["host"]: d["spec"]["trafficPolicy"] for d in kind(documents, "DestinationRule")}
+    routes = {d["spec"]["hosts"][0]: d["spec"]["http"] for d in kind(documents, "VirtualService")}
+    for service in kind(documents, "Service"):
+        host, ports = service["metadata"]["name"], service["spec"]["ports"]
+        if service["spec"].get("type") == "LoadBalancer":
+            continue
+        if service["spec"].get("clusterIP") == "None":
+            # Pods are called by their addresses, which an HTTP route does not know.
+            if any(port["appProtocol"] != "tcp" for port in ports):
+                wrong.say("mesh", f"{name}: {host}", "would be routed by the name that was called")
+        elif ports[0]["appProtocol"] == "http":
+            rule = rules.get(host, {})
+            if rule.get("loadBalancer") != {"simple": "LEAST_REQUEST"} or not {"outlierDetection", "connectionPool"} <= rule.keys():
+                wrong.say("mesh", f"{name}: {host}", "no balancing by load, no outlier detection, or no connection pool")
+            for route in routes.get(host, [{}]):
+                retried = set(route.get("retries", {}).get("retryOn", "").split(",")) - {""}
+                if "timeout" not in route or retried - {"connect-failure", "refused-stream"}:
+                    wrong.say("mesh", f"{name}: {host}", "no timeout, or retries of what may have been stored")
+
+
+def operated(name, documents, wrong):
+    """What keeps a stack going while nodes are drained, releases rolled out and volumes moved."""
+    budgets = [d["spec"] for d in kind(documents, "PodDisruptionBudget")]
+    scaled = {d["spec"]["scaleTargetRef"]["name"]: d["spec"] for d in kind(documents, "HorizontalPodAutoscaler")}
+    for document in kind(documents, "Deployment", "StatefulSet"):
+        where, spec, pod = f"{name}: {label(document)}", document["spec"], template(document)
+        if app(document) == "producer":
+            continue
+        autoscaled = scaled.get(document["metadata"]["name"])
+        if autoscaled and "replicas" in spec:
+            wrong.say("operated", where, "says how many there are, which is the autoscaler's")
+        many = autoscaled or spec.get("replicas", 1) > 1
+        chosen = [budget for budget in budgets if selects(budget["selector"], pod["metadata"]["labels"])]
+        if (many or document["kind"] == "StatefulSet") and [budget.get("maxUnavailable") for budget in chosen] != [1]:
+            wrong.say("operated", where, "has no disruption budget of one")
+        if many and not pod["spec"].get("topologySpreadConstraints"):
+            wrong.say("operated", where, "may be on one node as a whole")
+        if document["kind"] == "StatefulSet" and document["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] != "data":
+            wrong.say("operated", where, "operations.md calls its volumes data-…")
+        if app(document) in ("processor", "gateway"):
+            sleep = containers(document)[1][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            if sleep < 5:
+                wrong.say("operated", where, "ends before those who call it know")
+        if app(document) == "processor":
+            rolling = spec.get("updateStrategy", {}).get("rollingUpdate", {})
+            if "partition" not in rolling or spec.get("podManagementPolicy") != "Parallel" or not spec.get("minReadySeconds"):
+                wrong.say("operated", where, "is not rolled out in parts")
+            measured = {metric["type"] for metric in autoscaled["metrics"]} if autoscaled else set()
+            if "Resource" not in measured or name != "overlays/dev" and "Pods" not in measured:
+                wrong.say("operated", where, f"is scaled on {sorted(measured)}")
+    if name == "overlays/dev":
+        return
+    adapter = next((d["data"] for d in kind(documents, "ConfigMap") if d["metadata"]["name"] == "logweir-metrics-adapter"), {})
+    for document in kind(documents, "HorizontalPodAutoscaler"):
+        for metric in [metric["pods"]["metric"]["name"] for metric in document["spec"]["metrics"] if metric["type"] == "Pods"]:
+            if f"as: {metric} " not in "".join(adapter.values()):
+                wrong.say("operated", f"{name}: {label(document)}", f"the adapter has no {metric}")
+    classes = {d["metadata"]["name"]: d for d in kind(documents, "StorageClass")}
+    for document in classes.values():
+        kept = (document.get("volumeBindingMode"), document.get("allowVolumeExpansion"), document.get("reclaimPolicy"))
+        if kept != ("WaitForFirstConsumer", True, "Retain"):
+            wrong.say("operated", f"{name}: {label(document)}", f"is {kept}")
+    claims = [c for d in kind(documents, "StatefulSet") for c in d["spec"]["volumeClaimTemplates"]] + kind(documents, "PersistentVolumeClaim")
+    for claim in claims:
+        if claim["spec"].get("storageClassName") not in classes:
+            wrong.say("operated", f"{name}: {claim['metadata']['name']}", "lies on whatever the cluster has")
 
 
 def constant(path, pattern):
@@ -505,7 +624,6 @@ class Program:
         self.path = path
         text = subprocess.run([path, "validate", "--reference"], capture_output=True, text=True, check=True).stdout
         self.keys = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.M))
-        self.has_roles = "role" in self.keys
         self.bounds = {}
 
     def memory_bytes_max(self, variables):
@@ -550,10 +668,6 @@ def config_key(variable):
     return variable.removeprefix("LOGWEIR__").removesuffix("_FILE").lower().replace("__", ".")
 
 
-# Where the program at hand is from before the roles.
-FROM_ROLES = ("role", "gateway.", "query.", "tail.", "alerting.")
-
-
 def keys(name, documents, program, wrong):
     for document in workloads(documents):
         for container in containers(document)[1]:
@@ -561,8 +675,6 @@ def keys(name, documents, program, wrong):
                 key = config_key(variable)
                 # A key may itself end in _file.
                 if not variable.startswith("LOGWEIR__") or key in program.keys or f"{key}_file" in program.keys:
-                    continue
-                if not program.has_roles and key.startswith(FROM_ROLES):
                     continue
                 wrong.say("keys", f"{name}: {label(document)}", f"there is no key {key}")
 
@@ -575,8 +687,6 @@ def configuration(name, documents, program, wrong):
             arguments = list(container.get("args", []))
             variables = environment(documents, container)
             if container["name"] != "logweir" or arguments[0] != "run":
-                continue
-            if not program.has_roles and "LOGWEIR__ROLE" in variables:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 for key in [key for key in variables if key.endswith("_FILE")]:
@@ -607,12 +717,14 @@ def memory(name, documents, program, wrong):
 # ------------------------------------------------------------------------------------------------------------------- alerts
 
 
+# What Prometheus adds to a series.
+TARGET_LABELS = {"namespace", "pod", "job", "container", "instance"}
+
+
 def alerts(documents, deploy, program, wrong):
     rule = next(d for d in documents if d["kind"] == "PrometheusRule")
     source = "".join(path.read_text() for folder in ("actors/src", "engine/src") for path in (REPOSITORY / folder).rglob("*.rs"))
     names = set(re.findall(r'"(logweir_[a-z_]+)"', source))
-    if not (REPOSITORY / "actors/src/gateway").exists():  # the source is from before the roles
-        names |= {"logweir_gateway_processors", "logweir_gateway_lookup_errors_total"}
     dashboards = [p.read_text() for p in (deploy / "kubernetes/components/monitoring/dashboards").glob("*.json")]
     texts = {"alerts": json.dumps(rule), **{f"dashboard {n}": text for n, text in enumerate(dashboards)}}
     for where, text in texts.items():
@@ -620,6 +732,12 @@ def alerts(documents, deploy, program, wrong):
         for metric in set(re.findall(r"\blogweir_(?!read\b)[a-z_]+\b", text)):
             if metric.removesuffix("_bucket") not in names and metric != "logweir_backlog_records":
                 wrong.say("metrics", where, f"the program has no {metric}")
+        # A label that never has the value is an alert that never fires.
+        for matchers in re.findall(r"\blogweir_[a-z_]+\{([^}]*)\}", text.replace('\\"', '"')):
+            for key, values in re.findall(r'(\w+)=~?"([^"]*)"', matchers):
+                for value in values.removesuffix(".*").split("|") if key not in TARGET_LABELS else []:
+                    if not value[0].isdigit() and f'"{value}' not in source:
+                        wrong.say("metrics", where, f"{key} is never {value}")
     tests = (HERE / "alerts.test.yaml").read_text()
     guide = (deploy / "operations.md").read_text() if (deploy / "operations.md").exists() else ""
     for alert in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
@@ -638,6 +756,40 @@ def alerts(documents, deploy, program, wrong):
             done = subprocess.run(["promtool", *command], cwd=folder, capture_output=True, text=True)
             if done.returncode != 0:
                 wrong.say("alerts", " ".join(command), (done.stdout + done.stderr).strip()[:2000])
+
+
+def delivery(deploy, node_modules, wrong):
+    """What builds and delivers it: workflows, the release that they make, and where Argo CD and Velero look."""
+    workflows = {path.name: path.read_text() for path in sorted((deploy.parent / ".github/workflows").glob("*.yml"))}
+    for name, text in workflows.items():
+        workflow = yaml.safe_load(text)
+        if workflow.get("permissions") != {"contents": "read"}:
+            wrong.say("delivery", name, "does not begin with the right to read and no other")
+        for used in re.findall(r"uses: (\S+.*)", text):
+            if not re.fullmatch(r"\./\S+|[\w./-]+@[0-9a-f]{40} # v[\d.]+", used):
+                wrong.say("delivery", name, f"{used} is not pinned to a commit")
+        for key, job in workflow["jobs"].items():
+            if "uses" not in job and (job.get("runs-on") != "ubuntu-24.04" or "timeout-minutes" not in job):
+                wrong.say("delivery", f"{name}: {key}", "runs anywhere, or for ever")
+    if node_modules:
+        command = ["node", str(HERE / "workflows.mjs"), str(node_modules)]
+        done = subprocess.run(command, input=json.dumps(workflows), capture_output=True, text=True, check=True)
+        for found in json.loads(done.stdout):
+            wrong.say("delivery", "actionlint", found)
+    version = re.search(r'^version = "(.*)"', (REPOSITORY / "Cargo.toml").read_text(), re.M)[1]
+    kubernetes = deploy / "kubernetes"
+    tag = yaml.safe_load((kubernetes / "components/image/kustomization.yaml").read_text())["images"][0]["newTag"]
+    application = yaml.safe_load((kubernetes / "argocd/application.yaml").read_text())["spec"]
+    source = application["source"]
+    if tag != version or source["targetRevision"] != f"v{version}":
+        wrong.say("delivery", "version", f"the program is {version}, the image {tag}, Argo CD's revision {source['targetRevision']}")
+    if not (deploy.parent / source["path"]).is_dir():
+        wrong.say("delivery", "argocd", f"there is no {source['path']}")
+    if application["syncPolicy"]["automated"]["prune"] or not application.get("ignoreDifferences"):
+        wrong.say("delivery", "argocd", "takes away what is not in the repository, or fights the autoscaler")
+    schedule = yaml.safe_load((kubernetes / "velero/schedule.yaml").read_text())["spec"]["template"]
+    if "logweir" not in schedule["includedNamespaces"] or not schedule["snapshotVolumes"]:
+        wrong.say("delivery", "velero", "does not take the volumes along")
 
 
 def beside(deploy, wrong):
@@ -702,7 +854,7 @@ def compose(deploy, program, wrong):
                 wrong.say("compose", where, f"does not reach {host}")
         for variable in variables:
             key = config_key(variable)
-            if key not in program.keys and (program.has_roles or not key.startswith(FROM_ROLES)):
+            if key not in program.keys:
                 wrong.say("keys", where, f"there is no key {key}")
         if variables.get("LOGWEIR__ROLE") == "processor":
             bound = program.memory_bytes_max(variables)
@@ -728,6 +880,8 @@ def check(deploy, program, node_modules, told=True):
             policy(name, documents, wrong)
         if name in STACKS:
             network(name, documents, wrong)
+            mesh(name, documents, wrong)
+            operated(name, documents, wrong)
         keys(name, documents, program, wrong)
         memory(name, documents, program, wrong)
         configuration(name, documents, program, wrong)
@@ -736,14 +890,13 @@ def check(deploy, program, node_modules, told=True):
     if "overlays/production" in stacks:
         alerts(stacks["overlays/production"], deploy, program, wrong)
     compose(deploy, program, wrong)
+    delivery(deploy, node_modules, wrong)
     beside(deploy, wrong)
     if told:
         objects = sum(len(documents) for documents in stacks.values())
         print(f"{len(stacks)} renderings, {objects} objects, {len(wrong)} things wrong")
         if unknown:
             print(f"NOT CHECKED against a schema, since no registry has it: {', '.join(sorted(unknown))}", file=sys.stderr)
-        if not program.has_roles:
-            print("NOT CHECKED: this program has no roles yet, so keys of theirs are taken on trust", file=sys.stderr)
     return wrong
 
 
@@ -769,7 +922,33 @@ MUTATIONS = [
     ("network", "kubernetes/base/network.yaml", "  name: default-deny\nspec:\n  podSelector: {}",
      "  name: default-deny\nspec:\n  podSelector: { matchLabels: { app.kubernetes.io/name: redis } }"),
     ("network", "kubernetes/components/demo/producer.yaml", 'logweir/producer: "true"', 'logweir/producer: "false"'),
-    ("network", "kubernetes/components/istio/istio.yaml", "cluster.local/ns/logweir/sa/backup", "cluster.local/ns/logweir/sa/x"),
+    ("network", "kubernetes/components/linkerd/kustomization.yaml", "path: /spec/egress/3/ports/-", "path: /spec/egress/2/ports/-"),
+    ("mesh", "kubernetes/components/istio/istio.yaml", "cluster.local/ns/logweir/sa/backup", "cluster.local/ns/logweir/sa/x"),
+    ("mesh", "kubernetes/components/istio/istio.yaml", "name: default\nspec:\n  mtls: { mode: STRICT }",
+     "name: default\nspec:\n  mtls: { mode: PERMISSIVE }"),
+    ("mesh", "kubernetes/components/istio/istio.yaml", "name: default-deny\nspec: {}", "name: default-deny\nspec: { rules: [{}] }"),
+    ("mesh", "kubernetes/components/istio/istio.yaml", 'perTryTimeout: 15s, retryOn: "connect-failure', 'perTryTimeout: 15s, retryOn: "5xx'),
+    ("mesh", "kubernetes/components/istio/istio.yaml", "LEAST_REQUEST", "RANDOM"),
+    ("mesh", "kubernetes/components/istio/kustomization.yaml", "{ kind: CronJob }", "{ kind: Job }"),
+    ("mesh", "kubernetes/base/processor.yaml", "appProtocol: tcp", "appProtocol: http"),
+    ("mesh", "kubernetes/components/linkerd/linkerd.yaml", "{ kind: ServiceAccount, name: backup }", "{ kind: ServiceAccount, name: x }"),
+    ("mesh", "kubernetes/components/linkerd/linkerd.yaml", "  port: redis", "  port: radish"),
+    ("mesh", "kubernetes/components/linkerd/kustomization.yaml", "config.beta.linkerd.io/", "config.linkerd.io/"),
+    ("operated", "kubernetes/base/processor.yaml", "partition: 0 }", "maxUnavailable: 1 }"),
+    ("operated", "kubernetes/base/processor.yaml", "{ sleep: { seconds: 5 } }", "{ sleep: { seconds: 1 } }"),
+    ("operated", "kubernetes/base/processor.yaml", "kind: PodDisruptionBudget\nmetadata:\n  name: processor\nspec:\n  maxUnavailable: 1",
+     "kind: PodDisruptionBudget\nmetadata:\n  name: processor\nspec:\n  maxUnavailable: 0"),
+    ("operated", "kubernetes/base/gateway.yaml", "topologySpreadConstraints:", "x-spread:"),
+    ("operated", "kubernetes/components/backlog-autoscaling/kustomization.yaml", "logweir_backlog_records", "logweir_backlog"),
+    ("operated", "kubernetes/overlays/production/kustomization.yaml", "  - ../../components/backlog-autoscaling\n", ""),
+    ("operated", "kubernetes/components/storage/storage.yaml", "WaitForFirstConsumer", "Immediate"),
+    ("operated", "kubernetes/overlays/production/kustomization.yaml", "  - ../../components/backup\n  - ../../components/storage\n",
+     "  - ../../components/storage\n  - ../../components/backup\n"),
+    ("delivery", "../.github/workflows/ci.yml", "@11bd71901bbe5b1630ceea73d27597364c9af683 # v4.2.2", "@v4"),
+    ("delivery", "../.github/workflows/release.yml", "needs.version.outputs.version", "needs.version.outputs.revision"),
+    ("delivery", "../.github/workflows/image.yml", "    timeout-minutes: 90\n", ""),
+    ("delivery", "kubernetes/components/image/kustomization.yaml", "newTag: 0.1.0", "newTag: 0.1.1"),
+    ("delivery", "kubernetes/argocd/application.yaml", "prune: false", "prune: true"),
     ("grace", "kubernetes/base/processor.yaml", "terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: 40"),
     ("grace", "kubernetes/base/config/processor.env", "DEADLINE_MS=25s", "DEADLINE_MS=55s"),
     ("volumes", "kubernetes/base/config/processor.env", "QUOTA_BYTES=8GiB", "QUOTA_BYTES=10GiB"),
@@ -780,6 +959,8 @@ MUTATIONS = [
     ("memory", "kubernetes/base/processor.yaml", "memory: 1280Mi", "memory: 512Mi"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
     ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
+    ("metrics", "kubernetes/components/monitoring/alerts.yaml", 'outcome=~"failed|refused"', 'outcome=~"failed|denied"'),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", " unless logweir_stage_restarts_total offset 15m", " > 99"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "== 2\n          for: 2m", "== 3\n          for: 2m"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "alert: LogweirDown", "alert: LogweirDone"),
     ("alerts", "operations.md", "### LogweirDown\n", "### LogweirGone\n"),
@@ -801,6 +982,7 @@ def mutations(program, node_modules, only):
         with tempfile.TemporaryDirectory() as folder:
             deploy = Path(folder) / "deploy"
             shutil.copytree(REPOSITORY / "deploy", deploy)
+            shutil.copytree(REPOSITORY / ".github", deploy.parent / ".github")
             text = (deploy / path).read_text()
             if old not in text:
                 print(f"NOT THERE  {wanted:11} {path}: {old!r}")
@@ -819,7 +1001,7 @@ def main():
     arguments.add_argument("--node-modules", type=Path)
     arguments.add_argument("--mutations", nargs="?", const="", metavar="CHECK", help="only those of one check, if it is named")
     given = arguments.parse_args()
-    program = Program(given.program)
+    program = Program(Path(given.program).resolve())
     began = time.monotonic()
     if given.mutations is not None:
         failed = mutations(program, given.node_modules, given.mutations)
