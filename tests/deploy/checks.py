@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import compose_spec
@@ -117,11 +118,13 @@ def rendered(deploy, wrong):
         folders[name] = folder
     found = {}
     try:
-        for name, folder in folders.items():
-            try:
-                found[name] = render(command, folder)
-            except RuntimeError as error:
-                wrong.say("render", name, str(error))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            rendering = {name: pool.submit(render, command, folder) for name, folder in folders.items()}
+            for name, documents in rendering.items():
+                try:
+                    found[name] = documents.result()
+                except RuntimeError as error:
+                    wrong.say("render", name, str(error))
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return found
@@ -628,7 +631,7 @@ class Program:
 
     def memory_bytes_max(self, variables):
         """The bound that is printed at start, with this configuration and the servers away."""
-        skipped = {"DATABASE__URL", "DATABASE__READ_URL", "CACHE__URL", "HTTP__LISTEN", "ADMIN__LISTEN", "DATA_DIR", "ROLE"}
+        skipped = {"DATABASE__URL", "DATABASE__READ_URL", "CACHE__URL", "HTTP__LISTEN", "ADMIN__LISTEN", "DATA_DIR"}
         set_to = {k: v for k, v in variables.items() if k.startswith("LOGWEIR__") and not k.endswith("_FILE")}
         set_to = {k: v for k, v in set_to.items() if k.removeprefix("LOGWEIR__") not in skipped}
         for key in [key for key in set_to if config_key(key) not in self.keys]:
@@ -704,7 +707,7 @@ def configuration(name, documents, program, wrong):
                     wrong.say("configuration", f"{name}: {label(document)}", done.stderr.strip())
 
 
-def memory(name, documents, program, wrong):
+def memory(name, documents, program, deploy, wrong):
     for document in kind(documents, "StatefulSet", "DaemonSet", "Job"):
         for container in containers(document)[1]:
             if container["name"] == "logweir":
@@ -712,6 +715,8 @@ def memory(name, documents, program, wrong):
                 limit = size(container["resources"]["limits"]["memory"])
                 if limit <= bound:
                     wrong.say("memory", f"{name}: {label(document)}", f"its limit is {limit}, the bound {bound}")
+                if app(document) == "processor" and f"{bound:,}" not in (deploy / "operations.md").read_text():
+                    wrong.say("memory", "operations.md", f"the bound is {bound:,}")
 
 
 # ------------------------------------------------------------------------------------------------------------------- alerts
@@ -746,6 +751,9 @@ def alerts(documents, deploy, program, wrong):
                 wrong.say("alerts", alert, f"no test that it {state}")
         if f"\n### {alert}\n" not in guide:
             wrong.say("alerts", alert, "operations.md does not say what to do")
+    for told in re.findall(r"^### (Logweir\w+)$", guide, re.M):
+        if told not in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
+            wrong.say("alerts", told, "operations.md tells of it, and it never fires")
     if not shutil.which("promtool"):
         print("NOT CHECKED: promtool is not here (Debian's package prometheus has it): alerts are not tested", file=sys.stderr)
         return
@@ -790,6 +798,24 @@ def delivery(deploy, node_modules, wrong):
     schedule = yaml.safe_load((kubernetes / "velero/schedule.yaml").read_text())["spec"]["template"]
     if "logweir" not in schedule["includedNamespaces"] or not schedule["snapshotVolumes"]:
         wrong.say("delivery", "velero", "does not take the volumes along")
+
+
+def guide(documents, deploy, program, wrong):
+    """Commands, keys and objects that operations.md names are there."""
+    text = (deploy / "operations.md").read_text()
+    said = subprocess.run([program.path, "--help"], capture_output=True, text=True, check=True).stdout
+    commands = set(re.findall(r"^  ([a-z-]+)  ", said, re.M))
+    for command in set(re.findall(r"(?<![\w./-])logweir ([a-z][a-z-]+)", "".join(re.findall(r"`[^`\n]+`|```sh.*?```", text, re.S)))):
+        if command not in commands:
+            wrong.say("guide", "operations.md", f"there is no command logweir {command}")
+    sections = {key.split(".")[0] for key in program.keys if "." in key}
+    for key in set(re.findall(r"`([a-z]+\.[a-z_]+)`", text)):
+        if key.split(".")[0] in sections and key not in program.keys:
+            wrong.say("guide", "operations.md", f"there is no key {key}")
+    names = {(d["kind"].lower(), d["metadata"]["name"]) for d in documents}
+    for what, name in set(re.findall(r"\b(statefulset|deployment|cronjob|networkpolicy)[/ ]([a-z][a-z-]*[a-z])(?= |`|\b)", text)):
+        if (what, name) not in names:
+            wrong.say("guide", "operations.md", f"there is no {what}/{name}")
 
 
 def beside(deploy, wrong):
@@ -870,29 +896,45 @@ def compose(deploy, program, wrong):
 # --------------------------------------------------------------------------------------------------------------------- all
 
 
-def check(deploy, program, node_modules, told=True):
-    wrong = Wrong()
-    stacks = rendered(deploy, wrong)
-    unknown = set()
+# Checks of rendered objects that need nothing else, by what they find; the second ones hold of a whole stack only.
+OF_OBJECTS = {
+    "privilege": privileges, "limits": limits, "images": images, "probes": probes, "selectors": selectors,
+    "references": references, "grace": grace, "volumes": volumes,
+}
+OF_STACKS = {"network": network, "mesh": mesh, "operated": operated}
+WITH_PROGRAM = {"keys": keys, "configuration": configuration}
+OF_FILES = {"compose", "grafana", "delivery", "beside"}
+
+
+def check(deploy, program, node_modules, wanted=None):
+    """Every check, or only those that may find `wanted`."""
+    wrong, unknown = Wrong(), set()
+    stacks = {} if wanted in OF_FILES else rendered(deploy, wrong)
     for name, documents in stacks.items():
-        unknown |= schemas(name, documents, node_modules, wrong)
-        for policy in (privileges, limits, images, probes, selectors, references, grace, volumes):
-            policy(name, documents, wrong)
-        if name in STACKS:
-            network(name, documents, wrong)
-            mesh(name, documents, wrong)
-            operated(name, documents, wrong)
-        keys(name, documents, program, wrong)
-        memory(name, documents, program, wrong)
-        configuration(name, documents, program, wrong)
-    application = [yaml.safe_load((deploy / "kubernetes/argocd/application.yaml").read_text())]
-    unknown |= schemas("argocd", application, node_modules, wrong)
-    if "overlays/production" in stacks:
+        if wanted in (None, "schema"):
+            unknown |= schemas(name, documents, node_modules, wrong)
+        for finds, policy in {**OF_OBJECTS, **(OF_STACKS if name in STACKS else {})}.items():
+            if wanted in (None, finds):
+                policy(name, documents, wrong)
+        for finds, policy in WITH_PROGRAM.items():
+            if wanted in (None, finds):
+                policy(name, documents, program, wrong)
+        if wanted in (None, "memory"):
+            memory(name, documents, program, deploy, wrong)
+    if wanted in (None, "schema"):
+        application = [yaml.safe_load((deploy / "kubernetes/argocd/application.yaml").read_text())]
+        unknown |= schemas("argocd", application, node_modules, wrong)
+    if wanted in (None, "alerts", "metrics") and "overlays/production" in stacks:
         alerts(stacks["overlays/production"], deploy, program, wrong)
-    compose(deploy, program, wrong)
-    delivery(deploy, node_modules, wrong)
-    beside(deploy, wrong)
-    if told:
+    if wanted in (None, "guide") and "overlays/production" in stacks:
+        guide(stacks["overlays/production"], deploy, program, wrong)
+    if wanted in (None, "compose", "grafana", "keys", "memory"):
+        compose(deploy, program, wrong)
+    if wanted in (None, "delivery"):
+        delivery(deploy, node_modules, wrong)
+    if wanted in (None, "beside"):
+        beside(deploy, wrong)
+    if wanted is None:
         objects = sum(len(documents) for documents in stacks.values())
         print(f"{len(stacks)} renderings, {objects} objects, {len(wrong)} things wrong")
         if unknown:
@@ -957,6 +999,10 @@ MUTATIONS = [
     ("configuration", "kubernetes/base/config/processor.env", "QUOTA_BYTES=8GiB", "QUOTA_BYTES=8 apples"),
     ("configuration", "kubernetes/node-agent/logweir.toml", "stack_traces = true", "stack_traces = 7"),
     ("memory", "kubernetes/base/processor.yaml", "memory: 1280Mi", "memory: 512Mi"),
+    ("memory", "operations.md", "(`memory_bytes_max=…`): 1,", "(`memory_bytes_max=…`): 2,"),
+    ("guide", "operations.md", "logweir journal check", "logweir journals check"),
+    ("guide", "operations.md", "`journal.quota_bytes`", "`journal.quota`"),
+    ("guide", "operations.md", "deployment/wal-archiver", "deployment/archiver"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
     ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", 'outcome=~"failed|refused"', 'outcome=~"failed|denied"'),
@@ -989,9 +1035,10 @@ def mutations(program, node_modules, only):
                 missed += 1
                 continue
             (deploy / path).write_text(text.replace(old, new))
-            seen = {found for found, _, _ in check(deploy, program, node_modules, told=False)}
+            seen = {found for found, _, _ in check(deploy, program, node_modules, wanted)}
         missed += wanted not in seen
-        print(f"{'seen' if wanted in seen else 'NOT SEEN':10} {wanted:11} {path}: {old.splitlines()[0]!r} -> {new.splitlines()[0]!r}")
+        was, became = ((text.splitlines() or [""])[0] for text in (old, new))
+        print(f"{'seen' if wanted in seen else 'NOT SEEN':10} {wanted:11} {path}: {was!r} -> {became!r}", flush=True)
     return missed
 
 
