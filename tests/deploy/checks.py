@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 KUBERNETES = "1.37"
 
 # What is rendered: overlays as they stand, and the production overlay with its alternatives.
-STANDING = ["overlays/dev", "overlays/production", "node-agent", "velero", "jobs/drain-journal", "jobs/restore"]
+STANDING = ["overlays/dev", "overlays/production", "overlays/node-agent", "velero", "jobs/drain-journal", "jobs/restore"]
 VARIANTS = {
     "production with Istio": {"add": ["istio"]},
     "production with Linkerd": {"add": ["linkerd"]},
@@ -1005,7 +1005,7 @@ MUTATIONS = [
     ("guide", "operations.md", "deployment/wal-archiver", "deployment/archiver"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
     ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
-    ("metrics", "kubernetes/components/monitoring/alerts.yaml", 'outcome=~"failed|refused"', 'outcome=~"failed|denied"'),
+    ("metrics", "kubernetes/components/monitoring/alerts.yaml", '{outcome="refused"}', '{outcome="denied"}'),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", " unless logweir_stage_restarts_total offset 15m", " > 99"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "== 2\n          for: 2m", "== 3\n          for: 2m"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "alert: LogweirDown", "alert: LogweirDone"),
