@@ -261,6 +261,10 @@ def privileges(name, documents, wrong):
                 wrong.say("privilege", where, f"{container['name']} may write to its image")
             if context.get("capabilities", {}).get("drop") != ["ALL"] or context.get("capabilities", {}).get("add"):
                 wrong.say("privilege", where, f"{container['name']} keeps capabilities")
+    for document in kind(documents, "Role", "ClusterRole"):
+        named = {value for rule in document["rules"] for key in ("apiGroups", "resources", "verbs") for value in rule[key]}
+        for much in named & {"*", "secrets", "pods/exec", "serviceaccounts/token", "escalate", "bind", "impersonate"}:
+            wrong.say("privilege", f"{name}: {label(document)}", f"grants {much}")
 
 
 def limits(name, documents, wrong):
@@ -950,6 +954,7 @@ MUTATIONS = [
     ("privilege", "kubernetes/base/gateway.yaml", "allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"),
     ("privilege", "kubernetes/base/redis.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
     ("privilege", "kubernetes/base/database.yaml", "runAsNonRoot: true", "runAsNonRoot: false"),
+    ("privilege", "kubernetes/base/access.yaml", "[pods/portforward]", "[pods/portforward, secrets]"),
     ("limits", "kubernetes/base/processor.yaml", 'limits: { cpu: "2", memory: 1280Mi', 'limits: { memory: 1280Mi'),
     ("images", "kubernetes/base/redis.yaml", "redis:7.4.1-alpine", "redis:latest"),
     ("probes", "kubernetes/base/processor.yaml", "path: /readyz, port: admin", "path: /readyz, port: 9601"),
