@@ -70,8 +70,7 @@ pub struct Cluster {
     store: Store,
     world: World,
     tokens: BTreeMap<String, &'static str>,
-    /// The fewest pods that were ready since [`Cluster::watch`].
-    fewest_ready: usize,
+    most_away: usize,
     _postgres: Postgres,
     _redis: Redis,
 }
@@ -115,7 +114,7 @@ impl Cluster {
             world,
             // Senders are told it as text that outlives them.
             tokens: tokens.into_iter().map(|(key, token)| (key, &*token.leak())).collect(),
-            fewest_ready: 0,
+            most_away: 0,
             _postgres: postgres,
             _redis: redis,
         })
@@ -134,8 +133,7 @@ impl Cluster {
                 endpoints.push(pod.plan().port("http"));
             }
         }
-        let ready = self.set.pods().values().filter(|p| p.ready_since().is_some() && p.deleted_since().is_none()).count();
-        self.fewest_ready = self.fewest_ready.min(ready);
+        self.most_away = self.most_away.max(self.set.pods().values().filter(|pod| pod.is_away()).count());
         self.service.lead_to(endpoints);
     }
 
@@ -180,15 +178,15 @@ impl Cluster {
         self.until("more records are acknowledged", |c| c.ledger.records(Outcome::Acknowledged) >= target);
     }
 
-    /// Counts from now on how few pods are ready.
+    /// Counts from now on how many pods are away at once: on their way out, or new and not ready yet.
     pub fn watch(&mut self) {
-        self.fewest_ready = usize::MAX;
+        self.most_away = 0;
     }
 
-    /// The fewest pods that were ready since [`Cluster::watch`].
+    /// The most pods that were away at once since [`Cluster::watch`].
     #[must_use]
-    pub fn fewest_ready(&self) -> usize {
-        self.fewest_ready
+    pub fn most_away(&self) -> usize {
+        self.most_away
     }
 
     /// Starts senders to the Service.
@@ -216,6 +214,18 @@ impl Cluster {
     /// There is none.
     pub fn pod(&mut self, ordinal: u32) -> &mut pod::Pod {
         self.set.pods().get_mut(&ordinal).unwrap_or_else(|| panic!("there is no pod {ordinal}"))
+    }
+
+    /// The identity of the journal on this claim, as a pod's program reads it.
+    ///
+    /// # Panics
+    /// The program does not say.
+    pub fn writer(&mut self, ordinal: u32, claim: &str) -> String {
+        let volume = self.set.claim(claim);
+        let arguments = ["journal", "check", "--json", "--dir", &volume.to_string_lossy()];
+        let output = run_command(self.pod(ordinal).plan().command(&arguments), PATIENCE);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        report["writer"].as_str().unwrap_or_else(|| panic!("no writer: {output:?}")).to_owned()
     }
 
     /// Runs a Job on a claim, as often as it says, and returns its last output.

@@ -17,8 +17,6 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
 use super::manifest::{Container, EnvFrom, FieldPath, Item, Manifests, PodSpec, Probe, Projection, ValueFrom};
 use super::manifest::{PreStop, VolumeSource};
 use crate::client::{agent, get};
@@ -399,10 +397,11 @@ impl Pod {
         matches!(self.state, State::Gone)
     }
 
-    /// Whether SIGTERM was sent.
+    /// Whether it is on its way out, or was never ready so far.
     #[must_use]
-    pub fn was_told(&self) -> bool {
-        matches!(&self.state, State::Running(running) if running.ending.as_ref().is_some_and(|ending| ending.told))
+    pub fn is_away(&self) -> bool {
+        let was_ready = matches!(&self.state, State::Running(running) if running.readiness.succeeded);
+        self.deleted.is_some() || !was_ready
     }
 
     /// Wishes it away: preStop, SIGTERM, and at the end of the grace period SIGKILL.
@@ -581,18 +580,6 @@ impl Asked {
         }
         None
     }
-}
-
-/// The identity of the journal that lies below `volume`.
-///
-/// # Panics
-/// The program does not say.
-#[must_use]
-pub fn writer_of(plan: &Plan, volume: &Path) -> String {
-    let mut command = plan.command(&["journal", "check", "--json", "--dir", &volume.to_string_lossy()]);
-    let output = command.output().expect("the program runs");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    report["writer"].as_str().unwrap_or_else(|| panic!("no writer: {output:?}")).to_owned()
 }
 
 #[cfg(test)]
