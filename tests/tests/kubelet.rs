@@ -13,7 +13,7 @@ use logweir_tests::kubelet::{Cluster, in_cluster, kubernetes};
 use logweir_tests::ledger::Outcome;
 use logweir_tests::oracle::Violation;
 use logweir_tests::proxy::Mode;
-use logweir_tests::scenario::{PATIENCE, copy_volume};
+use logweir_tests::scenario::copy_volume;
 use rand::Rng as _;
 use serde_json::json;
 
@@ -215,17 +215,17 @@ fn a_pod_that_was_given_up_while_it_lived_keeps_its_volume_until_it_ends() {
         c.ready(2);
         let load = c.load(Load::default());
         c.acknowledged(300);
-        let mut stuck = c.lose_contact(1);
-        stuck.freeze();
+        c.lose_contact(1);
+        c.lost().freeze();
         // The journal's lock keeps the heir out: it says so and ends, again and again.
         c.until("the heir has tried", |c| !c.set.ends().is_empty());
         let end = &c.set.ends()[0];
         assert_eq!((end.exit.code(), end.wish), (Some(69), Wish::Nobodys), "{}", end.log);
         assert!(end.log.contains("in use by another process"), "{}", end.log);
-        stuck.signal(libc::SIGCONT);
+        c.lost().signal(libc::SIGCONT);
         c.acknowledged(300);
-        assert_eq!(stuck.exited(), None, "the volume is still its own");
-        stuck.kill();
+        assert!(c.lost_ends().is_empty(), "the volume is still its own");
+        c.end_lost();
         c.ready(2);
         load.stop();
         c.conserve();
@@ -241,8 +241,8 @@ fn a_pod_that_was_given_up_and_overtaken_is_fenced() {
         c.ready(2);
         let load = c.load(Load::default());
         c.acknowledged(300);
-        let mut stuck = c.lose_contact(1);
-        stuck.freeze();
+        c.lose_contact(1);
+        c.lost().freeze();
         // Its volume is attached elsewhere, as it is now.
         let (old, new) = (c.set.claim("data-processor-1"), c.dir.join("elsewhere"));
         copy_volume(&old, &new);
@@ -250,8 +250,13 @@ fn a_pod_that_was_given_up_and_overtaken_is_fenced() {
         c.set.move_claim("overtaken", old);
         c.ready(2);
         c.acknowledged(300);
-        stuck.signal(libc::SIGCONT);
-        assert_eq!(stuck.wait(PATIENCE).code(), Some(75), "{}", stuck.log_text());
+        c.lost().signal(libc::SIGCONT);
+        // Its own kubelet, which nobody reaches, starts it again: it must not take the journal back.
+        c.until("it has been fenced, and fenced again", |c| c.lost_ends().len() == 2);
+        for end in c.lost_ends() {
+            assert_eq!(end.exit.code(), Some(75), "{}", end.log);
+        }
+        c.end_lost();
         c.acknowledged(300);
         load.stop();
         // What it took after it woke up is on its own volume only.
@@ -357,7 +362,7 @@ fn the_production_overlay_runs() {
         objects.add_secret(name, &dev.secret(dev.named("Secret", name).expect("a Secret")).expect("text"));
     }
     in_cluster("production", &objects, 2, |c| {
-        c.settle();
+        c.ready(2);
         let load = c.load(Load::default());
         c.acknowledged(300);
         load.stop();

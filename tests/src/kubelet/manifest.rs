@@ -21,7 +21,10 @@ const ELSEWHERE: [(&str, &str); 14] = [
     ("/spec/template/spec/securityContext", "pods run as whoever runs the test"),
     ("/spec/template/spec/serviceAccountName", "there is no API server to ask"),
     ("/spec/template/spec/automountServiceAccountToken", "there is no API server to ask"),
-    ("/spec/template/spec/containers/0/image", "the program under test is the image; its entry point is deploy/Dockerfile's"),
+    (
+        "/spec/template/spec/containers/0/image",
+        "the program under test is the image; its entry point is deploy/Dockerfile's",
+    ),
     ("/spec/template/spec/containers/0/imagePullPolicy", "nothing is pulled"),
     ("/spec/template/spec/containers/0/securityContext", "pods run as whoever runs the test"),
     ("/spec/template/spec/containers/0/resources/requests", "there is one host"),
@@ -550,7 +553,8 @@ impl TryFrom<Map<String, Value>> for Volume {
 
     fn try_from(mut fields: Map<String, Value>) -> Result<Self, String> {
         let name = fields.remove("name").and_then(|name| name.as_str().map(ToOwned::to_owned)).ok_or("no name")?;
-        let source = serde_json::from_value(Value::Object(fields)).map_err(|error| format!("volume {name}: {error}"))?;
+        let source =
+            serde_json::from_value(Value::Object(fields)).map_err(|error| format!("volume {name}: {error}"))?;
         Ok(Self { name, source })
     }
 }
@@ -690,7 +694,8 @@ spec:
 
     #[test]
     fn a_secret_is_decoded_and_one_that_is_missing_is_named() {
-        let mut manifests = Manifests::parse("kind: Secret\nmetadata: { name: s-1 }\ndata:\n  url: |\n    YWJj\n    ZA==\n").unwrap();
+        let mut manifests =
+            Manifests::parse("kind: Secret\nmetadata: { name: s-1 }\ndata:\n  url: |\n    YWJj\n    ZA==\n").unwrap();
         assert_eq!(manifests.secret("s-1").unwrap()["url"], "abcd");
         assert_eq!(manifests.named("Secret", "s-"), Ok("s-1"));
         manifests.add_secret("t", &BTreeMap::from([("k".to_owned(), "v".to_owned())]));

@@ -34,7 +34,7 @@ use crate::redis::Redis;
 use crate::scenario::PATIENCE;
 use crate::store::Store;
 use manifest::Manifests;
-use pod::{Image, Plan, World};
+use pod::{End, Image, Plan, Pod, World};
 use service::Service;
 use set::Set;
 
@@ -71,6 +71,8 @@ pub struct Cluster {
     world: World,
     tokens: BTreeMap<String, &'static str>,
     most_away: usize,
+    lost: Vec<Pod>,
+    lost_ends: Vec<End>,
     _postgres: Postgres,
     _redis: Redis,
 }
@@ -115,6 +117,8 @@ impl Cluster {
             // Senders are told it as text that outlives them.
             tokens: tokens.into_iter().map(|(key, token)| (key, &*token.leak())).collect(),
             most_away: 0,
+            lost: Vec::new(),
+            lost_ends: Vec::new(),
             _postgres: postgres,
             _redis: redis,
         })
@@ -126,6 +130,7 @@ impl Cluster {
     /// A pod cannot be made.
     pub fn step(&mut self) {
         self.set.step().unwrap_or_else(|error| panic!("{error}"));
+        self.lost_ends.extend(self.lost.iter_mut().filter_map(Pod::step));
         let mut endpoints = Vec::new();
         for pod in self.set.pods().values_mut() {
             let leaving = pod.deleted_since().is_some_and(|since| since.elapsed() > ENDPOINTS_LAG);
@@ -200,19 +205,38 @@ impl Cluster {
         drop(self.set.forget(ordinal));
     }
 
-    /// Takes a pod out of the books while its process goes on.
+    /// Takes a pod out of the books while its process goes on, and its node's kubelet too, which nobody reaches any more.
     ///
     /// # Panics
-    /// It has no process.
-    pub fn lose_contact(&mut self, ordinal: u32) -> Server {
-        self.set.forget(ordinal).and_then(pod::Pod::abandon).expect("a pod with a process")
+    /// There is no such pod.
+    pub fn lose_contact(&mut self, ordinal: u32) {
+        self.lost.push(self.set.forget(ordinal).expect("a pod"));
+    }
+
+    /// The process of the pod that nobody reaches any more.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn lost(&mut self) -> &mut Server {
+        self.lost.last_mut().and_then(Pod::server).expect("a lost pod whose process runs")
+    }
+
+    /// How containers of lost pods ended.
+    #[must_use]
+    pub fn lost_ends(&self) -> &[End] {
+        &self.lost_ends
+    }
+
+    /// Ends what runs where nobody reaches it: the node is switched off.
+    pub fn end_lost(&mut self) {
+        self.lost.clear();
     }
 
     /// The pod with this ordinal.
     ///
     /// # Panics
     /// There is none.
-    pub fn pod(&mut self, ordinal: u32) -> &mut pod::Pod {
+    pub fn pod(&mut self, ordinal: u32) -> &mut Pod {
         self.set.pods().get_mut(&ordinal).unwrap_or_else(|| panic!("there is no pod {ordinal}"))
     }
 
@@ -310,7 +334,7 @@ impl Cluster {
 
     /// `logweir verify` on each volume that a pod has; what a Job has emptied was verified by its end.
     fn verify(&mut self) -> Vec<Violation> {
-        let command = |pod: &pod::Pod| (pod.name.clone(), pod.plan().command(&["verify"]));
+        let command = |pod: &Pod| (pod.name.clone(), pod.plan().command(&["verify"]));
         let commands: Vec<(String, Command)> = self.set.pods().values().map(command).collect();
         let mut wrong = Vec::new();
         for (name, command) in commands {

@@ -419,15 +419,6 @@ impl Pod {
         }
     }
 
-    /// Lets go of its process, which goes on: nobody will look after it any more.
-    #[must_use]
-    pub fn abandon(self) -> Option<Server> {
-        match self.state {
-            State::Running(running) => Some(running.server),
-            _ => None,
-        }
-    }
-
     fn end(&mut self, wish: Wish) {
         let now = Instant::now();
         let grace = Duration::from_secs(self.spec.termination_grace_period_seconds);
@@ -588,7 +579,8 @@ mod tests {
 
     #[test]
     fn the_image_is_what_the_last_stage_of_its_dockerfile_says() {
-        let text = "FROM a AS b\nENTRYPOINT [\"/no\"]\n\nFROM scratch\nENV A=b\nENTRYPOINT [\"/logweir\"]\nCMD [\"run\"]\n";
+        let text =
+            "FROM a AS b\nENTRYPOINT [\"/no\"]\n\nFROM scratch\nENV A=b\nENTRYPOINT [\"/logweir\"]\nCMD [\"run\"]\n";
         let image = Image::read(text).unwrap();
         assert_eq!((image.entry_point, image.arguments), (vec!["/logweir".to_owned()], vec!["run".to_owned()]));
         assert_eq!(image.env["A"], "b");

@@ -144,7 +144,9 @@ impl Set {
         let gone: Vec<u32> = self.pods.iter().filter(|(_, pod)| pod.is_gone()).map(|(&ordinal, _)| ordinal).collect();
         for ordinal in gone {
             self.pods.remove(&ordinal);
-            if ordinal >= self.replicas && self.asked.persistent_volume_claim_retention_policy.when_scaled == Keep::Delete {
+            if ordinal >= self.replicas
+                && self.asked.persistent_volume_claim_retention_policy.when_scaled == Keep::Delete
+            {
                 self.remove_claims(ordinal)?;
             }
         }
