@@ -81,6 +81,7 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.ready(3);
         let load = c.load(Load::default());
         c.acknowledged(300);
+        c.connected();
         c.watch();
         c.set.apply(&canary).expect("it is understood");
         c.settle();
@@ -90,6 +91,7 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.force_delete(0);
         c.ready(3);
         assert_eq!(revisions(c), [1, 1, 2]);
+        c.connected();
         c.watch();
         c.set.apply(&all).expect("it is understood");
         c.settle();
@@ -169,7 +171,7 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
             2 => c.pod(ordinal).delete(),
             _ => c.force_delete(ordinal),
         }
-        let moment = Duration::from_millis(c.random.random_range(0..1000));
+        let moment = Duration::from_millis(c.random.random_range(0..800));
         c.go_on_for(moment);
     }
     c.ready(3);

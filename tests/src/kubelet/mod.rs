@@ -177,6 +177,20 @@ impl Cluster {
         });
     }
 
+    /// Goes on until every lane of every pod has stored something: before that a drain does not wait long for a database that
+    /// may hang, and leaves what it has in the journal.
+    pub fn connected(&mut self) {
+        let token = self.tokens["query"];
+        self.until("every lane has stored something", |cluster| {
+            cluster.set.pods().values_mut().all(|pod| {
+                let status = pod.server().and_then(|server| server.data_as(token, "/api/v1/status"));
+                let status = status.map(|answer| answer.json()).unwrap_or_default();
+                let mut lanes = status["lanes"].as_array().into_iter().flatten().peekable();
+                lanes.peek().is_some() && lanes.all(|lane| lane["store"]["state"] == "ok")
+            })
+        });
+    }
+
     /// Goes on until `records` more records are acknowledged than now.
     pub fn acknowledged(&mut self, records: u64) {
         let target = self.ledger.records(Outcome::Acknowledged) + records;
