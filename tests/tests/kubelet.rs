@@ -306,6 +306,7 @@ fn pods_that_wait_for_each_other_come_and_go_in_order() {
         c.until("the second one comes", |c| c.set.pods().len() == 2);
         assert!(c.pod(0).ready_since().is_some(), "the first one is ready by then");
         c.ready(2);
+        c.connected();
         c.set.scale(0);
         c.until("one is gone", |c| c.set.pods().len() == 1);
         assert_eq!(c.set.ends().len(), 1);

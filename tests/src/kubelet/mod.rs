@@ -177,11 +177,11 @@ impl Cluster {
         });
     }
 
-    /// Goes on until every lane of every pod has stored something: before that a drain does not wait long for a database that
+    /// Goes on until every lane of every pod has reached the database: before that a drain does not wait long for a database that
     /// may hang, and leaves what it has in the journal.
     pub fn connected(&mut self) {
         let token = self.tokens["query"];
-        self.until("every lane has stored something", |cluster| {
+        self.until("every lane has reached the database", |cluster| {
             cluster.set.pods().values_mut().all(|pod| {
                 let status = pod.server().and_then(|server| server.data_as(token, "/api/v1/status"));
                 let status = status.map(|answer| answer.json()).unwrap_or_default();
