@@ -178,6 +178,7 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
     c.acknowledged(100);
     load.stop();
     let acknowledged = c.ledger.records(Outcome::Acknowledged);
+    eprintln!("{kills} kills, {acknowledged} records acknowledged");
     assert!(acknowledged > u64::from(kills) * 20, "too little traffic to prove anything: {acknowledged}");
     c.conserve();
 }

@@ -335,6 +335,7 @@ impl Cluster {
             let mut empty = false;
             while !empty && Instant::now() < deadline {
                 self.step();
+                std::thread::sleep(Duration::from_millis(10));
                 let answer = self.pod(ordinal).server().and_then(|s| s.data_as(tokens["query"], "/api/v1/status"));
                 status = answer.map(|answer| answer.json()).unwrap_or_default();
                 empty = Totals::of(&status).is_some_and(|totals| totals.backlog == 0);
