@@ -1,5 +1,5 @@
 //! Reads what the renderer prints. What a manifest may say stands here as types: each field is obeyed, or it is one of
-//! [`ELSEWHERE`], or it is an error. Nothing that somebody wrote into a manifest is passed over in silence.
+//! `ELSEWHERE`, or it is an error. Nothing that somebody wrote into a manifest is passed over in silence.
 
 use std::collections::BTreeMap;
 use std::path::Path;
