@@ -30,6 +30,8 @@ pub struct Load {
     pub posts_max: u32,
     /// Each post carries an `Idempotency-Key` and is sent again until it is acknowledged.
     pub keyed: bool,
+    /// What is sent as `Authorization: Bearer`.
+    pub token: Option<&'static str>,
 }
 
 impl Default for Load {
@@ -42,6 +44,7 @@ impl Default for Load {
             pause: Duration::from_millis(2),
             posts_max: u32::MAX,
             keyed: false,
+            token: None,
         }
     }
 }
@@ -158,7 +161,7 @@ impl<'a> Client<'a> {
         let idempotency_key = load.keyed.then(|| format!("{}-{}", post.client, post.first));
         let deadline = Instant::now() + RESEND_FOR;
         loop {
-            let answer = self.request(&url, idempotency_key.as_deref(), &body);
+            let answer = self.request(&url, idempotency_key.as_deref(), load.token, &body);
             let outcome = answer.as_ref().map_or(Outcome::Unknown, |answer| self.judge(answer, post));
             if outcome == Outcome::Acknowledged || !load.keyed || Instant::now() > deadline {
                 self.ledger.enter(Post { outcome, ..post });
@@ -168,8 +171,11 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn request(&self, url: &str, idempotency_key: Option<&str>, body: &str) -> Option<Answer> {
+    fn request(&self, url: &str, idempotency_key: Option<&str>, token: Option<&str>, body: &str) -> Option<Answer> {
         let mut request = self.agent.post(url).header("content-type", "application/x-ndjson");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         if let Some(key) = idempotency_key {
             request = request.header("idempotency-key", key);
         }
@@ -233,6 +239,14 @@ pub fn post_body(agent: &ureq::Agent, url: &str, kind: &str, body: &str) -> Resu
 /// No complete answer came.
 pub fn get(agent: &ureq::Agent, url: &str) -> Result<Answer, ureq::Error> {
     read(agent.get(url).call()?)
+}
+
+/// Gets `url` once, with a token.
+///
+/// # Errors
+/// No complete answer came.
+pub fn get_as(agent: &ureq::Agent, token: &str, url: &str) -> Result<Answer, ureq::Error> {
+    read(agent.get(url).header("authorization", format!("Bearer {token}")).call()?)
 }
 
 fn read(mut response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq::Error> {

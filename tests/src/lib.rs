@@ -22,5 +22,6 @@ pub mod store;
 pub mod oracle;
 pub mod accounting;
 pub mod scenario;
+pub mod kubelet;
 pub mod installed;
 pub mod browser;

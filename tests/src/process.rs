@@ -1,7 +1,7 @@
 //! The real binary as a child: started through environment variables, watched from outside, ended by signals.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use serde_json::Value;
 
-use crate::client::{Answer, agent, get, post_body};
+use crate::client::{Answer, agent, get, get_as, post_body};
 
 /// How often something that cannot be waited for is looked at.
 const LOOK: Duration = Duration::from_millis(5);
@@ -79,16 +79,24 @@ pub type Settings = BTreeMap<String, String>;
 /// `logweir` with `arguments`, this configuration and nothing else from the environment.
 #[must_use]
 pub fn command(settings: &Settings, faults: &str, arguments: &[&str]) -> Command {
-    command_of(binary(), settings, faults, arguments)
+    command_of(binary(), variables(settings), faults, arguments)
 }
 
-/// As [`command`], for another binary.
-fn command_of(binary: &Path, settings: &Settings, faults: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary);
-    let environment = settings.iter().map(|(key, value)| match key.as_str() {
+fn variables(settings: &Settings) -> impl Iterator<Item = (OsString, OsString)> + '_ {
+    settings.iter().map(|(key, value)| match key.as_str() {
         "config" => (OsString::from("LOGWEIR_CONFIG"), OsString::from(value)),
         key => (OsString::from(format!("LOGWEIR__{}", key.to_uppercase().replace('.', "__"))), OsString::from(value)),
-    });
+    })
+}
+
+/// As [`command`], for another binary and with variables as they stand.
+pub fn command_of<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    binary: &Path,
+    environment: impl IntoIterator<Item = (K, V)>,
+    faults: &str,
+    arguments: &[&str],
+) -> Command {
+    let mut command = Command::new(binary);
     command.args(arguments).env_clear().envs(environment).env("FAILPOINTS", faults).env("RUST_BACKTRACE", "1");
     // SAFETY: `prctl` is one system call and touches no memory. It ends the child with the thread that
     // started it, so that a test program that is killed leaves nothing behind.
@@ -107,8 +115,16 @@ fn command_of(binary: &Path, settings: &Settings, faults: &str, arguments: &[&st
 /// It does not end in time.
 #[must_use]
 pub fn run(settings: &Settings, arguments: &[&str], within: Duration) -> Output {
-    let child =
-        command(settings, "", arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    run_command(command(settings, "", arguments), within)
+}
+
+/// Runs a command to its end, at most `within`.
+///
+/// # Panics
+/// It does not end in time.
+#[must_use]
+pub fn run_command(mut command: Command, within: Duration) -> Output {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = child.expect("the binary starts");
     let pid = child.id();
     let (ended, waiter) = std::sync::mpsc::channel::<()>();
@@ -120,7 +136,7 @@ pub fn run(settings: &Settings, arguments: &[&str], within: Duration) -> Output 
     let output = child.wait_with_output().expect("its output can be read");
     drop(ended);
     guard.join().expect("the guard does not panic");
-    assert_ne!(output.status.signal(), Some(libc::SIGKILL), "logweir {arguments:?} did not end within {within:?}");
+    assert_ne!(output.status.signal(), Some(libc::SIGKILL), "{command:?} did not end within {within:?}");
     output
 }
 
@@ -194,15 +210,25 @@ impl Server {
     #[must_use]
     pub fn start_binary(binary: &Path, settings: &Settings, faults: &str, log: PathBuf) -> Self {
         let addr = |key: &str| settings[key].parse().expect("an address");
+        let command = command_of(binary, variables(settings), faults, &["run"]);
+        Self::spawn(command, addr("http.listen"), addr("admin.listen"), log)
+    }
+
+    /// Starts a command that listens there.
+    ///
+    /// # Panics
+    /// The binary does not start.
+    #[must_use]
+    pub fn spawn(mut command: Command, http: SocketAddr, admin: SocketAddr, log: PathBuf) -> Self {
         let file = File::create(&log).expect("the log's directory exists");
-        let child = command_of(binary, settings, faults, &["run"])
+        let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)
             .spawn()
             .expect("the binary starts");
         let agent = agent(Duration::from_secs(10));
-        Self { child, agent, http: addr("http.listen"), admin: addr("admin.listen"), log, exit: None }
+        Self { child, agent, http, admin, log, exit: None }
     }
 
     /// Its process id.
@@ -255,6 +281,12 @@ impl Server {
     #[must_use]
     pub fn data(&self, path: &str) -> Option<Answer> {
         get(&self.agent, &format!("http://{}{path}", self.http)).ok()
+    }
+
+    /// As [`Server::data`], with a token.
+    #[must_use]
+    pub fn data_as(&self, token: &str, path: &str) -> Option<Answer> {
+        get_as(&self.agent, token, &format!("http://{}{path}", self.http)).ok()
     }
 
     /// Posts a body to the data listener; none where no answer comes.
