@@ -53,6 +53,7 @@ pub mod recent;
 pub mod search;
 pub mod kept;
 pub mod backlog;
+pub mod pace;
 pub mod breaker;
 pub mod sse;
 pub mod gateway;

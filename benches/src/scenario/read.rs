@@ -18,8 +18,9 @@ use crate::subject::{Database, Subject};
 
 /// The events happen over this time, which ends now.
 const DAY_US: i64 = 86_400_000_000;
-/// Each query so often; the first is not counted.
-const TIMES: u32 = 21;
+/// Each query so often, or as often as fits into this time; the first is not counted.
+const TIMES: usize = 21;
+const ASKING: Duration = Duration::from_secs(15);
 /// Records whose way into the tail is measured.
 const TAIL_RECORDS: u32 = 500;
 const TAIL_PAUSE: Duration = Duration::from_millis(10);
@@ -78,7 +79,7 @@ pub fn read(options: &Options, report: &mut Report) {
         let paths = [format!("/api/v1/{path}")];
         let (median, worst) = ask(to, &paths);
         rounds.add_with_goal(what, "ms", goal, median);
-        rounds.add(format!("{what}, slowest of {}", TIMES - 1), "ms", worst);
+        rounds.add(format!("{what}, slowest"), "ms", worst);
     }
     let (median, _) = ask(to, &FIRST_SCREEN.map(str::to_owned));
     rounds.add_with_goal("all that the page asks for at first", "ms", "≤ 1000", median);
@@ -96,7 +97,9 @@ pub fn read(options: &Options, report: &mut Report) {
 
 /// Median and worst of the times that all `paths` together take, in milliseconds.
 fn ask(to: SocketAddr, paths: &[String]) -> (f64, f64) {
+    let end = Instant::now() + ASKING;
     let mut took: Vec<f64> = (0..TIMES)
+        .take_while(|&time| time < 2 || Instant::now() < end)
         .map(|_| {
             let begun = Instant::now();
             std::thread::scope(|scope| {
