@@ -58,6 +58,7 @@ pub mod breaker;
 pub mod sse;
 pub mod gateway;
 pub mod tls;
+pub mod token;
 pub mod pipeline;
 pub mod logweir;
 pub mod metric_help;
