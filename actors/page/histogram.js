@@ -68,9 +68,10 @@ export function Histogram({ hits, exact, error, busy, by, zone, onZoom, onZoomOu
     if (from === null) return;
     const to = bucketAt(event);
     // A touch or a click only shows a bar; a finger's breadth narrows the time.
-    if (to !== from || event.detail >= 2) zoom(from, to);
+    if (to !== from) zoom(from, to);
     setFrom(null);
   };
+  const onDblClick = (event) => hits && zoom(bucketAt(event), bucketAt(event));
   const onKeyDown = (event) => {
     if (!hits) return;
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -106,7 +107,7 @@ export function Histogram({ hits, exact, error, busy, by, zone, onZoom, onZoomOu
       <${IconButton} icon="zoomOut" label="Zoom out: three times the range" onClick=${onZoomOut} />
     </div>
     <div class="plot" ref=${plot} tabindex="0" role="group" aria-label="Records over time. Arrow keys look at a bar, with Shift they choose several, Enter narrows the time to them."
-        onPointerDown=${onPointerDown} onPointerMove=${(event) => hits && setAt(bucketAt(event))} onPointerUp=${onPointerUp}
+        onPointerDown=${onPointerDown} onPointerMove=${(event) => hits && setAt(bucketAt(event))} onPointerUp=${onPointerUp} onDblClick=${onDblClick}
         onPointerCancel=${() => setFrom(null)} onPointerLeave=${() => from === null && setAt(null)} onKeyDown=${onKeyDown} onBlur=${() => { setAt(null); setFrom(null); }}>
       <svg width=${width} height=${HEIGHT} aria-hidden="true">${hits && width > 0 && paths(series, buckets, width, peak)}</svg>
       ${hits && hits.total > 0 && html`<span class="peak soft" aria-hidden="true">${short(peak)}</span>`}

@@ -122,10 +122,10 @@ export function Menu() {
     else if (step) {
       const buttons = [...box.current.querySelectorAll("button")];
       buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
-    } else if (event.key !== "Enter" && event.key !== " ") return;
-    else return event.stopPropagation();
-    event.preventDefault();
+    }
+    // As long as it is open, keys are its own.
     event.stopPropagation();
+    if (step || ["Escape", "Tab"].includes(event.key)) event.preventDefault();
   };
   return html`<div class="menu" role="menu" aria-label=${menu.label} ref=${box} onKeyDown=${onKeyDown}>
     <div class="menu-label" role="presentation">${menu.label}</div>

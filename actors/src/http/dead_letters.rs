@@ -113,7 +113,7 @@ struct StillDead {
         ("id" = Option<String>, Query, description = "the one to try again"),
         ("all" = Option<bool>, Query, description = "true: the thousand oldest of those that the database refused"),
     ),
-    request_body(content = Option<String>, content_type = "application/json", description = "with id: the mended record, a JSON object such as `raw` in the list; as it was without it"),
+    request_body(content = Option<Object>, content_type = "application/json", description = "with id: the mended record, a JSON object such as `raw` in the list; as it was without it"),
     responses(
         (status = 200, description = "how many are stored now, and which were refused again", body = ReplayBody),
         (status = 413, description = "the mended record is too large", body = ErrorBody<'_>),
@@ -136,7 +136,10 @@ pub(super) async fn replay(
             let raw = mended(&request, body).await?;
             replay_one(store.as_ref(), id, raw.as_deref()).await
         }
-        (None, true) => replay_all(store.as_ref(), TRIES_MAX).await,
+        (None, true) => match mended(&request, body).await? {
+            None => replay_all(store.as_ref(), TRIES_MAX).await,
+            Some(_) => return Err(bad("a mended record goes with its id")),
+        },
         _ => return Err(bad("say which: id=ID or all=true")),
     };
     let Replayed { done, failed, more } = replayed.map_err(refusal)?;

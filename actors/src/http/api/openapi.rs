@@ -45,7 +45,17 @@ impl Modify for Token {
 }
 
 fn description() -> utoipa::openapi::OpenApi {
-    Description::openapi().merge_from(loki::Described::openapi())
+    let mut description = Description::openapi().merge_from(loki::Described::openapi());
+    // Handlers of two protocols have the same names, and some paths two methods: an operation must be named once.
+    for (path, item) in &mut description.paths.paths {
+        for (method, operation) in [("get", &mut item.get), ("post", &mut item.post)] {
+            if let Some(operation) = operation {
+                let name = path.replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");
+                operation.operation_id = Some(format!("{method}{name}"));
+            }
+        }
+    }
+    description
 }
 
 /// What the page may load: only itself.
@@ -115,7 +125,7 @@ mod tests {
                 "tail"
             ]
         );
-        let mut schemas = Vec::new();
+        let (mut schemas, mut operations) = (Vec::new(), std::collections::BTreeSet::new());
         for (path, methods) in paths {
             for (method, described) in methods.as_object().unwrap() {
                 let none_to_give = ["alerts", "pipeline", "status", "labels"].iter().any(|name| path.ends_with(name));
@@ -125,6 +135,10 @@ mod tests {
                 let upgraded = path == "/loki/api/v1/tail" && responses["101"].is_object();
                 assert!(upgraded || responses["200"]["content"].is_object(), "{method} {path}");
                 assert!(responses["401"]["content"].is_object() && responses["503"].is_object(), "{method} {path}");
+                assert!(
+                    operations.insert(described["operationId"].to_string()),
+                    "{method} {path} has a name of its own"
+                );
                 schemas.push(described.to_string());
             }
         }
