@@ -43,6 +43,9 @@ export class Failure extends Error {
   }
 }
 
+/** Why something is not counted, in few words: what is wrong as a whole stands elsewhere. */
+export const uncounted = (error) => (error.reason === "database_unavailable" ? "Not counted while the database is away." : error.message);
+
 const KINDS = { 400: "query", 401: "token", 403: "forbidden", 404: "missing", 429: "busy", 502: "away", 503: "unavailable", 504: "timeout" };
 
 async function failure(response) {

@@ -1,5 +1,6 @@
 // How many records there were when, by severity or service: one bar per step, stacked. Dragging over it narrows the time.
 
+import { uncounted } from "./api.js";
 import { count, html, Icon, IconButton, severityClass, short, useEffect, useRef, useState, useWidth } from "./view.js";
 import { duration, stamp, tick } from "./time.js";
 
@@ -100,7 +101,7 @@ export function Histogram({ hits, exact, error, busy, by, zone, onZoom, onZoomOu
           <span class="swatch ${one.color}"></span>${one.name || "none"} <span class="soft">${short(one.total)}</span></button></li>`)}
         ${series.length > 8 && html`<li class="soft">and ${series.length - 8} more</li>`}</ul>
       <span class="grow"></span>
-      ${error && html`<span class="problem"><${Icon} name="alert" />${error.message}</span>`}
+      ${error && html`<span class="problem"><${Icon} name="alert" />${uncounted(error)}</span>`}
       ${hits && html`<span class="soft step" title="One bar">${duration(hits.step_ms)} a bar</span>`}
       <label class="select"><span class="hidden">Bars by</span><select value=${by} onChange=${(event) => onBy(event.target.value)}>
         <option value="severity">by severity</option><option value="service">by service</option></select></label>

@@ -73,13 +73,24 @@ export function useMedia(query) {
   return matches;
 }
 
+/** Looks now, and in the frame after each change of size: what is drawn by it must change no size while sizes are being told. */
+export function whenResized(element, look) {
+  let frame = 0;
+  const observer = new ResizeObserver(() => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(look);
+  });
+  observer.observe(element);
+  look();
+  return () => {
+    observer.disconnect();
+    cancelAnimationFrame(frame);
+  };
+}
+
 export function useWidth(ref) {
   const [width, setWidth] = useState(0);
-  useLayoutEffect(() => {
-    const observer = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
-    observer.observe(ref.current);
-    return () => observer.disconnect();
-  }, []);
+  useLayoutEffect(() => whenResized(ref.current, () => setWidth(ref.current.clientWidth)), []);
   return width;
 }
 

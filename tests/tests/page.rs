@@ -734,6 +734,7 @@ fn the_newest_records_are_shown_while_the_database_is_away() {
             browser.click_on(".bar button", "Search");
             browser.text(".table-box .note").contains("The database does not answer")
         });
+        browser.see(".legend", "Not counted while the database is away");
         browser.picture("partial-desktop-light");
         browser.see(&format!("{ROW} .message"), "said meanwhile");
         browser.see(&format!("{ROW} .message"), "order 1 is paid");
