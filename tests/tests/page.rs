@@ -1002,7 +1002,7 @@ fn light_and_dark_are_kept() {
 /// Each view as it is looked at: its address, and what is done there first.
 type View = (&'static str, &'static str, fn(&Browser));
 
-const VIEWS: [View; 10] = [
+const VIEWS: [View; 14] = [
     ("logs", "/", |browser| counted(browser, "60")),
     ("record", "/?query=declined&columns=order", |browser| {
         counted(browser, "12");
@@ -1026,7 +1026,30 @@ const VIEWS: [View; 10] = [
         browser.see(".sums", "adds up");
         browser.until("rates", |browser| browser.text(".sums").contains("/s"));
     }),
-    ("alerts", "/alerts", |browser| browser.see(".empty", "No alerts")),
+    ("alerts", "/alerts", |browser| browser.see(".alert-card.firing", "silent")),
+    ("values", "/?facets=order", |browser| {
+        counted(browser, "60");
+        if browser.count(".side") == 0 {
+            browser.click("[aria-label^='Values and fields']");
+        }
+        browser.see(".facet[aria-label=order]", "47");
+    }),
+    ("context", "/?query=declined", |browser| {
+        counted(browser, "12");
+        browser.click(&format!("{ROW} .toggle button"));
+        browser.click_on(".detail-acts button", "Context");
+        browser.see(".context .here", "card declined");
+    }),
+    ("export", "/?query=declined", |browser| {
+        counted(browser, "12");
+        browser.click("[aria-label^=Export]");
+        browser.see("dialog .code", "curl");
+    }),
+    ("description", "/api/v1/docs", |browser| {
+        browser.click_on("summary", "GET /api/v1/query");
+        browser.click_on("details[open] button", "Send");
+        browser.see("details[open] pre", "200 OK");
+    }),
     ("keys", "/pipeline", |browser| {
         browser.see(".sums", "adds up");
         browser.click("[aria-label^=Keys]");
@@ -1041,6 +1064,10 @@ const AXE: &str = "/usr/local/lib/logweir-tests/axe-core/package/axe.min.js";
 fn everybody_can_use_each_view_in_light_and_dark() {
     let axe = std::fs::read_to_string(AXE).expect("axe-core is there: tests/install-servers fetches it");
     on_sqlite("page accessibility", |s| {
+        let file = s.dir.join("alerts.toml");
+        let rule = "query = 'service:cart'\nbelow = 5\nwindow = '2s'\nevery = '500ms'\ngrace = '500ms'\n";
+        std::fs::write(&file, format!("[alerts.silent]\n{rule}")).unwrap();
+        s.set("config", file.display());
         s.start();
         shop(s);
         let mut findings = Vec::new();
