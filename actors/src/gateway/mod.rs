@@ -57,17 +57,19 @@ struct Parts {
 }
 
 /// One processor, as `/api/v1/pipeline` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Processor {
     /// Its host name as it says itself, else the name that stands for it.
     pub name: String,
     /// Where it is; none where the name stands for nobody.
+    #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
     /// Whether it has answered.
     pub ok: bool,
     /// Why not.
     pub error: Option<String>,
     /// What it said: its `/api/v1/status`.
+    #[schema(value_type = Option<Object>)]
     pub status: Option<Value>,
     /// Where the breaker before it stands.
     pub breaker: Option<BreakerSnapshot>,
