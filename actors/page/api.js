@@ -15,6 +15,8 @@ const stored = () => {
     return null;
   }
 };
+/** The server says something each ten seconds where it is live: after so long a silence, nobody is there. */
+const SILENCE_MS = 30e3;
 let token = stored();
 let skew = 0;
 
@@ -35,19 +37,23 @@ export const serverNow = () => Date.now() + skew;
 
 /** `kind`: away, token, forbidden, query, busy, timeout, unavailable, missing or other. */
 export class Failure extends Error {
-  constructor(kind, detail, { status = 0, column = null, retryAfter = null } = {}) {
+  constructor(kind, detail, { status = 0, reason = "", column = null, retryAfter = null } = {}) {
     super(detail);
-    Object.assign(this, { kind, status, column, retryAfter });
+    Object.assign(this, { kind, status, reason, column, retryAfter });
   }
 }
 
-const KINDS = { 400: "query", 401: "token", 403: "forbidden", 404: "missing", 429: "busy", 503: "unavailable", 504: "timeout" };
+/** Why something is not counted, in few words: what is wrong as a whole stands elsewhere. */
+export const uncounted = (error) => (error.reason === "database_unavailable" ? "Not counted while the database is away." : error.message);
+
+const KINDS = { 400: "query", 401: "token", 403: "forbidden", 404: "missing", 429: "busy", 502: "away", 503: "unavailable", 504: "timeout" };
 
 async function failure(response) {
   const body = await response.json().catch(() => ({}));
   const detail = typeof body.detail === "string" ? body.detail : `the server answered ${response.status}`;
   return new Failure(KINDS[response.status] ?? "other", detail, {
     status: response.status,
+    reason: String(body.error ?? ""),
     column: Number.isInteger(body.column) ? body.column : null,
     retryAfter: Number(response.headers.get("retry-after")) || null,
   });
@@ -71,10 +77,10 @@ async function request(path, parameters, { signal, method = "GET", headers = {} 
     if (error.name === "AbortError") throw error;
     throw new Failure("away", "the server does not answer");
   }
-  // `Date` has whole seconds: a smaller difference is none.
+  // It was answered somewhere between sending and now, and `Date` has whole seconds: what fits in there is no difference.
   const theirs = Date.parse(response.headers.get("date"));
-  const difference = theirs + 500 - (sent + Date.now()) / 2;
-  if (Number.isFinite(difference)) skew = Math.abs(difference) > 2000 ? difference : 0;
+  const [ahead, behind] = [theirs - Date.now(), theirs + 1000 - sent];
+  if (Number.isFinite(theirs)) skew = ahead > 1000 ? ahead : behind < -1000 ? behind : 0;
   if (!response.ok) throw await failure(response);
   return response;
 }
@@ -117,11 +123,25 @@ export async function events(path, parameters, { signal, lastEventId, onOpen, on
   const line = eventReader(onEvent);
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await inTime(reader);
     if (done) return;
     const lines = (rest + value).split(/\r\n|\n/);
     rest = lines.pop();
     lines.forEach(line);
+  }
+}
+
+/** What is read next; a connection that is silent for too long is given up. */
+async function inTime(reader) {
+  let timer = 0;
+  const silence = new Promise((_, reject) => { timer = setTimeout(() => reject(new Failure("away", "the server is silent")), SILENCE_MS); });
+  try {
+    return await Promise.race([reader.read(), silence]);
+  } catch (error) {
+    reader.cancel().catch(() => {}); // it is lost in any case
+    throw error;
+  } finally {
+    clearTimeout(timer);
   }
 }
 

@@ -39,13 +39,14 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
 
   useEffect(() => setTyped(state.query), [state.query]);
   useEffect(() => { setOpen(new Set()); setSelected(null); }, [state.query, state.start, state.end, live]);
-  useEffect(() => onFailure(error), [error]);
-  // A server that is away, or too busy, is asked again.
+  // What a live tail lacks stands beside it; only a token is asked for.
+  useEffect(() => onFailure(live && error?.kind !== "token" ? null : error), [error, live]);
+  // A server that is away, or too busy, is asked again; so is one whose database is away.
   useEffect(() => {
-    const again = !live && error && ["away", "busy", "unavailable"].includes(error.kind);
-    const timer = again && setTimeout(() => setRun((run) => run + 1), (error.retryAfter ?? 0) * 1000 || RETRY_MS);
+    const again = !live && (error ? ["away", "busy", "unavailable"].includes(error.kind) : search.source?.partial);
+    const timer = again && setTimeout(() => setRun((run) => run + 1), (error?.retryAfter ?? 0) * 1000 || RETRY_MS);
     return () => clearTimeout(timer);
-  }, [error, live]);
+  }, [error, live, search.source]);
 
   const again = () => setRun((run) => run + 1);
   const submit = (query) => (query.trim() === state.query ? again() : go({ query: query.trim() }));
@@ -172,7 +173,7 @@ export function Explorer({ state, go, onFailure, shortcuts }) {
       html`<${Histogram} hits=${search.hits} exact=${search.records && !search.older ? records.length : null} error=${search.hitsError?.kind === error?.kind ? null : search.hitsError} busy=${search.busy} by=${state.by} zone=${zone} onZoom=${onZoom} onZoomOut=${onZoomOut} onBy=${(by) => go({ by }, true)} onName=${onName} />`}
     <div class="body">
       ${side && html`<aside id="side" class="side" aria-label="Values and fields"><header class="side-head"><h2>Filter</h2><${IconButton} icon="close" label="Close" onClick=${() => setSide(false)} /></header>
-        <${Facets} query=${problem ? "" : state.query} range=${search.range ?? (live ? liveRange : null)} chosen=${state.facets} columns=${state.columns} onInclude=${include} onExclude=${exclude} onFacet=${onFacet} onColumn=${onColumn} /></aside>`}
+        <${Facets} query=${problem ? "" : live ? state.query : search.query} range=${search.range ?? (live ? liveRange : null)} chosen=${state.facets} columns=${state.columns} onInclude=${include} onExclude=${exclude} onFacet=${onFacet} onColumn=${onColumn} /></aside>`}
       ${nothing ? html`<${Empty} state=${state} onRange=${onRange} onQuery=${(query) => go({ query })} onFilled=${again} />` :
         html`<${Table} label="Records" records=${records} columns=${state.columns} zone=${zone} withDate=${withDate} words=${found} open=${open} selected=${selected} follow=${live}
           onToggle=${onToggle} onSelect=${setSelected} onEnd=${live ? null : onEnd} onColumn=${onColumn} valueMenu=${valueMenu} wordMenu=${wordMenu} timeMenu=${timeMenu} detail=${detail} keys=${tableKeys}
@@ -193,7 +194,7 @@ function LiveBar({ tail, act, onStop }) {
   const word = paused ? "Paused" : { connecting: "Connecting…", open: "Live", lost: "Connection lost, trying again…", refused: "Refused" }[status];
   return html`<section class="live-bar ${paused ? "paused" : status}" aria-label="Live tail">
     <span class="live-state" role="status"><span class="dot"></span>${word}</span>
-    ${status === "refused" && error && error.kind !== "query" && html`<span class="problem"><${Icon} name="alert" />${error.message}</span>`}
+    ${error && !["query", "away"].includes(error.kind) && html`<span class="problem"><${Icon} name="alert" />${error.message}</span>`}
     <span><b>${count(perSecond)}</b> <span class="soft">a second</span></span>
     <span><b class="received">${count(received)}</b> <span class="soft">received</span></span>
     <span class=${dropped ? "problem" : ""} title="Records that were not sent because this page, or the network, was too slow. They are stored."><b class="dropped">${count(dropped)}</b> <span class="soft">dropped</span></span>

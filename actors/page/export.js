@@ -1,7 +1,7 @@
 // What is seen as a file, or as a line for the shell.
 
 import { address, download, hasToken } from "./api.js";
-import { copy, Dialog, html, Icon, say, useState } from "./view.js";
+import { copy, Dialog, html, Icon, plural, say, useState } from "./view.js";
 
 const FORMATS = [["ndjson", "NDJSON", "one JSON object per line"], ["csv", "CSV", "for spreadsheets"], ["json", "JSON", "one document"]];
 const MOST = 10000;
@@ -16,13 +16,17 @@ export function Export({ query, range, total, onClose }) {
   const onSave = async () => {
     setState({ busy: true, error: null });
     try {
-      const url = URL.createObjectURL(await download("query", parameters));
+      const file = await download("query", parameters);
+      // One document is one page, which may end before so many records.
+      const page = format === "json" && JSON.parse(await file.text());
+      const url = URL.createObjectURL(file);
       const link = document.createElement("a");
       link.href = url;
       link.download = `logweir-${new Date(range.start).toISOString().replaceAll(":", "-").slice(0, 19)}.${format}`;
       link.click();
       setTimeout(() => URL.revokeObjectURL(url), 60e3);
-      say(`${link.download} saved`);
+      const left = page && page.cursor.older && page.records.length < MOST;
+      say(`${link.download} saved${left ? `: the newest ${plural(page.records.length, "record")}; NDJSON and CSV hold more` : ""}`);
       onClose();
     } catch (error) {
       setState({ busy: false, error });

@@ -1,6 +1,6 @@
 // What values there are, and how many records have each: in the range, with what was filtered already.
 
-import { get } from "./api.js";
+import { get, uncounted } from "./api.js";
 import { count, html, Icon, IconButton, plural, severityClass, short, useEffect, useState } from "./view.js";
 
 const ALWAYS = ["service", "severity", "host"];
@@ -55,7 +55,7 @@ export function Facets({ query, range, chosen, columns, onInclude, onExclude, on
 
   const others = (view.fields ?? []).filter(({ name }) => !names.includes(name) && name.toLowerCase().includes(find.toLowerCase()));
   return html`<div class="facets">
-    ${view.error && html`<p class="problem"><${Icon} name="alert" />${view.error.message}</p>`}
+    ${view.error && html`<p class="problem"><${Icon} name="alert" />${uncounted(view.error)}</p>`}
     ${view.sampled && html`<p class="soft">Counted among ${count(view.sampled)} of the records.</p>`}
     ${names.map(facet)}
     <section class="facet" aria-label="Other fields"><h3>Fields</h3>

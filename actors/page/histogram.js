@@ -1,5 +1,6 @@
 // How many records there were when, by severity or service: one bar per step, stacked. Dragging over it narrows the time.
 
+import { uncounted } from "./api.js";
 import { count, html, Icon, IconButton, severityClass, short, useEffect, useRef, useState, useWidth } from "./view.js";
 import { duration, stamp, tick } from "./time.js";
 
@@ -68,9 +69,10 @@ export function Histogram({ hits, exact, error, busy, by, zone, onZoom, onZoomOu
     if (from === null) return;
     const to = bucketAt(event);
     // A touch or a click only shows a bar; a finger's breadth narrows the time.
-    if (to !== from || event.detail >= 2) zoom(from, to);
+    if (to !== from) zoom(from, to);
     setFrom(null);
   };
+  const onDblClick = (event) => hits && zoom(bucketAt(event), bucketAt(event));
   const onKeyDown = (event) => {
     if (!hits) return;
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -99,14 +101,14 @@ export function Histogram({ hits, exact, error, busy, by, zone, onZoom, onZoomOu
           <span class="swatch ${one.color}"></span>${one.name || "none"} <span class="soft">${short(one.total)}</span></button></li>`)}
         ${series.length > 8 && html`<li class="soft">and ${series.length - 8} more</li>`}</ul>
       <span class="grow"></span>
-      ${error && html`<span class="problem"><${Icon} name="alert" />${error.message}</span>`}
+      ${error && html`<span class="problem"><${Icon} name="alert" />${uncounted(error)}</span>`}
       ${hits && html`<span class="soft step" title="One bar">${duration(hits.step_ms)} a bar</span>`}
       <label class="select"><span class="hidden">Bars by</span><select value=${by} onChange=${(event) => onBy(event.target.value)}>
         <option value="severity">by severity</option><option value="service">by service</option></select></label>
       <${IconButton} icon="zoomOut" label="Zoom out: three times the range" onClick=${onZoomOut} />
     </div>
     <div class="plot" ref=${plot} tabindex="0" role="group" aria-label="Records over time. Arrow keys look at a bar, with Shift they choose several, Enter narrows the time to them."
-        onPointerDown=${onPointerDown} onPointerMove=${(event) => hits && setAt(bucketAt(event))} onPointerUp=${onPointerUp}
+        onPointerDown=${onPointerDown} onPointerMove=${(event) => hits && setAt(bucketAt(event))} onPointerUp=${onPointerUp} onDblClick=${onDblClick}
         onPointerCancel=${() => setFrom(null)} onPointerLeave=${() => from === null && setAt(null)} onKeyDown=${onKeyDown} onBlur=${() => { setAt(null); setFrom(null); }}>
       <svg width=${width} height=${HEIGHT} aria-hidden="true">${hits && width > 0 && paths(series, buckets, width, peak)}</svg>
       ${hits && hits.total > 0 && html`<span class="peak soft" aria-hidden="true">${short(peak)}</span>`}

@@ -5,19 +5,25 @@ import { stamp } from "./time.js";
 import { count, Dialog, html, Icon, plural, say, useEffect, useState } from "./view.js";
 
 const MOST = 50;
+const RETRY_MS = 3000;
 
 export function Letters({ known, zone, onFailure }) {
-  const [view, setView] = useState({ letters: null, more: false, error: null, busy: false });
+  const [view, setView] = useState({ letters: null, more: false, unread: null, error: null, busy: false });
   const [asking, setAsking] = useState(false);
-  const look = async () => {
-    try {
-      const found = await get("dead-letters", { limit: MOST });
-      setView((view) => ({ ...view, letters: found.dead_letters, more: found.more, busy: false }));
-    } catch (error) {
-      setView((view) => ({ ...view, error, busy: false }));
-    }
-  };
-  useEffect(() => { look(); }, [known]);
+  const [turn, setTurn] = useState(0);
+  useEffect(() => {
+    const abort = new AbortController();
+    let timer = 0;
+    get("dead-letters", { limit: MOST }, abort.signal).then(
+      (found) => abort.signal.aborted || setView((view) => ({ ...view, letters: found.dead_letters, more: found.more, unread: null, busy: false })),
+      (unread) => {
+        if (abort.signal.aborted) return;
+        setView((view) => ({ ...view, unread, busy: false }));
+        timer = setTimeout(() => setTurn((turn) => turn + 1), RETRY_MS);
+      },
+    );
+    return () => { abort.abort(); clearTimeout(timer); };
+  }, [known, turn]);
   const act = async (what, parameters, told) => {
     setView((view) => ({ ...view, busy: true, error: null }));
     try {
@@ -25,7 +31,7 @@ export function Letters({ known, zone, onFailure }) {
     } catch (error) {
       setView((view) => ({ ...view, error }));
     }
-    await look();
+    setTurn((turn) => turn + 1);
   };
   const replay = (which) => act("replay", which, ({ replayed, failed, more }) =>
     `${plural(replayed, "record")} stored${failed.length ? `, ${count(failed.length)} refused again` : ""}${more ? "; there are more" : ""}`);
@@ -33,7 +39,8 @@ export function Letters({ known, zone, onFailure }) {
     setAsking(false);
     act("purge", { older_than: "0s" }, ({ purged }) => `${plural(purged, "dead letter")} deleted`);
   };
-  const { letters, more, error, busy } = view;
+  const { letters, more, busy } = view;
+  const error = view.error ?? view.unread;
   return html`<section class="letters" aria-label="Dead letters">
     <header><h2>Dead letters</h2><span class="soft">${letters ? (more ? `the first ${letters.length}` : plural(letters.length, "record")) : ""}</span><span class="grow"></span>
       <button type="button" disabled=${busy || !letters?.length} onClick=${() => replay({ all: true })}><${Icon} name="refresh" />Try all again</button>

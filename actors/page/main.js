@@ -97,7 +97,8 @@ function Page() {
 }
 
 function Trouble({ failure, onAgain }) {
-  const titles = { away: `${location.host} does not answer.`, busy: "Too many queries run at once.", unavailable: "The database does not answer.", timeout: "This query took too long.", forbidden: "This token may not do that.", missing: "This server does not offer that." };
+  const unavailable = failure.reason === "database_unavailable" ? "The database does not answer." : "The server does not answer queries now.";
+  const titles = { away: `${location.host} does not answer.`, busy: "Too many queries run at once.", unavailable, timeout: "This query took too long.", forbidden: "This token may not do that.", missing: "This server does not offer that." };
   const hints = { away: "What is below was fetched before. It is tried again every few seconds.", busy: "It is tried again by itself.", unavailable: `${failure.message}. It is tried again by itself.`, timeout: "Narrow the time, or look for less." };
   return html`<div class="trouble" role="alert"><${Icon} name="alert" /><p><b>${titles[failure.kind] ?? "Something went wrong."}</b> ${hints[failure.kind] ?? failure.message}</p>
     <button type="button" onClick=${onAgain}>Try now</button></div>`;

@@ -7,6 +7,8 @@ import { zoneOf } from "./state.js";
 import { Letters } from "./letters.js";
 
 const LOOK_MS = 2000;
+/** A backlog this old is not on its usual way: the journal is being read back. */
+const BEHIND_MS = 3000;
 const STAGES = [["producer", "Admission"], ["parser", "Parser"], ["batcher", "Batcher"], ["db-flusher", "Flusher"], ["cache-writer", "Cache writer"]];
 
 /** What changed between two looks, per second. */
@@ -62,6 +64,18 @@ function Stage({ stage, before, seconds }) {
   </li>`;
 }
 
+/** How far the database has come with what the journal holds, since this page has seen it behind. */
+function Replay({ lanes, sums, before, seconds }) {
+  const most = useRef(0);
+  const behind = sums.backlog > 0 && Math.max(...lanes.map((lane) => lane.backlog_age_ms)) >= BEHIND_MS;
+  most.current = behind ? Math.max(most.current, sums.backlog) : 0;
+  if (!behind) return null;
+  const closing = perSecond(before?.backlog ?? 0, sums.backlog, seconds);
+  const left = closing > 0 ? `, about ${duration((sums.backlog / closing) * 1000)} left` : "";
+  return html`<div class="replay"><h3>The database catches up with the journal</h3>
+    <${Meter} label="Replay" value=${most.current - sums.backlog} most=${most.current} low=${2} text=${`${plural(sums.backlog, "record")} to go${left}`} /></div>`;
+}
+
 function Processor({ processor, before, seconds }) {
   const { status } = processor;
   if (!status) return html`<section class="processor" aria-label=${processor.name}><header><span class="dot bad"></span><h2>${processor.name}</h2><span class="soft">${processor.address}</span></header><p class="problem"><${Icon} name="alert" />${processor.error ?? "does not answer"}</p></section>`;
@@ -76,6 +90,7 @@ function Processor({ processor, before, seconds }) {
       <span class="soft">${status.store} · ${status.cache}</span>${processor.address && html`<span class="soft">${processor.address}</span>`}</header>
     ${!processor.ok && html`<p class="problem"><${Icon} name="alert" />${processor.error ?? "does not answer; this is what it said last"}</p>`}
     ${recovery && !recovery.finished && html`<div class="replay"><h3>Reading the journal back</h3><${Meter} label="Replay" value=${recovery.bytes_read} most=${recovery.bytes} low=${2} text=${`${bytes(recovery.bytes_read)} of ${bytes(recovery.bytes)}`} /></div>`}
+    <${Replay} lanes=${lanes} sums=${sums} before=${oldSums} seconds=${seconds} />
     <dl class="sums">
       ${[["accepted", "Accepted"], ["committed", "In the database"], ["backlog", "In the journal only"], ["dead", "Dead letters"], ["lost", "Lost to damage"]].map(([name, title]) => html`<div class=${name === "lost" && sums.lost ? "problem" : ""}><dt>${title}</dt><dd>${count(sums[name])}</dd>
         <dd class="soft">${["accepted", "committed"].includes(name) && oldSums ? rate(perSecond(sums[name], oldSums[name], seconds)) : " "}</dd></div>`)}

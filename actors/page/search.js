@@ -10,8 +10,11 @@ export const RECORDS_MAX = 20000;
 const BUCKETS = 120;
 const STEPS_S = [0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 2592000];
 
-/** The range in milliseconds, by the server's clock. */
-export const rangeOf = (state) => ({ start: Math.floor(resolve(state.start, serverNow())), end: Math.ceil(resolve(state.end, serverNow())) });
+/** The range in milliseconds, by the server's clock; it begins in 1970 at the earliest. */
+export function rangeOf(state) {
+  const now = serverNow();
+  return { start: Math.max(0, Math.floor(resolve(state.start, now))), end: Math.max(1, Math.ceil(resolve(state.end, now))) };
+}
 
 /** A step with which the range has at most `BUCKETS` buckets; over an hour whole minutes, which the counters answer. */
 export function stepOf({ start, end }) {
@@ -20,27 +23,29 @@ export function stepOf({ start, end }) {
   return step < 1 ? `${step * 1000}ms` : `${step}s`;
 }
 
-const EMPTY = { records: null, hits: null, range: null, older: null, source: null, tookMs: null, error: null, hitsError: null, busy: true, paging: false, full: false };
+const EMPTY = { records: null, hits: null, range: null, query: "", older: null, source: null, tookMs: null, error: null, hitsError: null, busy: true, paging: false, full: false };
 
 /** Asks again when what is looked at changes, or `run` does. What was there before stays until the answer is here. */
 export function useSearch(state, run) {
   const [view, setView] = useState(EMPTY);
   const latest = useLatest(view);
   const current = useRef(null);
+  const asked = useRef(null); // the cursor that is being followed: a page is asked for once
   const { query, start, end, by, live } = state;
 
   useEffect(() => {
     if (live) return setView({ ...EMPTY, busy: false });
     const abort = new AbortController();
     current.current = abort;
+    asked.current = null;
     const range = rangeOf(state);
     const put = (patch) => abort.signal.aborted || setView((view) => ({ ...view, ...patch }));
     put({ busy: true, paging: false });
     get("query", { query, ...range, limit: PAGE }, abort.signal).then(
       (page) => put({
-        records: page.records, older: page.cursor.older, source: page.source, tookMs: page.took_ms, range, full: false, error: null, busy: false,
+        records: page.records, older: page.cursor.older, source: page.source, tookMs: page.took_ms, range, query, full: false, error: null, busy: false,
       }),
-      (error) => error.name === "AbortError" || put({ error, busy: false, range, ...(error.kind === "query" ? { records: [], older: null } : {}) }),
+      (error) => error.name === "AbortError" || put({ error, busy: false, range, query, ...(error.kind === "query" ? { records: [], older: null } : {}) }),
     );
     get("hits", { query, ...range, by, step: stepOf(range) }, abort.signal).then(
       (hits) => put({ hits, hitsError: null }),
@@ -50,17 +55,22 @@ export function useSearch(state, run) {
   }, [query, start, end, by, live, run]);
 
   const more = useCallback(() => {
-    const { older, paging, busy, records, range } = latest.current;
+    const { older, busy, records, range, query } = latest.current;
     const { signal } = current.current ?? {};
-    if (!older || paging || busy || !records) return;
+    if (!older || older === asked.current || busy || !records) return;
     if (records.length >= RECORDS_MAX) return setView((view) => ({ ...view, full: true }));
+    asked.current = older;
     const put = (patch) => signal.aborted || setView((view) => ({ ...view, ...patch(view) }));
     put(() => ({ paging: true }));
-    get("query", { query: state.query, ...range, limit: PAGE * 5, cursor: older }, signal).then(
+    get("query", { query, ...range, limit: PAGE * 5, cursor: older }, signal).then(
       (page) => put((view) => ({ records: view.records.concat(page.records), older: page.cursor.older, paging: false, error: null })),
-      (error) => error.name === "AbortError" || put(() => ({ error, paging: false })),
+      (error) => {
+        if (error.name === "AbortError") return;
+        asked.current = null;
+        put(() => ({ error, paging: false }));
+      },
     );
-  }, [state.query]);
+  }, []);
 
   return { ...view, more };
 }

@@ -1,6 +1,6 @@
 // Records as rows. Only those that are seen are drawn, however many there are; an open record is as high as it is.
 
-import { html, Icon, IconButton, plural, severityClass, useEffect, useLatest, useLayoutEffect, useMedia, useMemo, useRef, useState } from "./view.js";
+import { html, Icon, IconButton, plural, severityClass, useEffect, useLatest, useLayoutEffect, useMedia, useMemo, useRef, useState, whenResized } from "./view.js";
 import { attribute, marked, oneLine } from "./record.js";
 import { rowTime } from "./time.js";
 
@@ -30,11 +30,7 @@ export function layout(records, open, heights, row) {
 /** Says how high it is. */
 function Opened({ id, top, onHeight, children }) {
   const box = useRef();
-  useLayoutEffect(() => {
-    const observer = new ResizeObserver(() => box.current && onHeight(id, box.current.offsetHeight));
-    observer.observe(box.current);
-    return () => observer.disconnect();
-  }, [id]);
+  useLayoutEffect(() => whenResized(box.current, () => onHeight(id, box.current.offsetHeight)), [id]);
   return html`<div class="opened" role="row" ref=${box} style=${{ top: `${top}px` }}><div role="gridcell">${children}</div></div>`;
 }
 
@@ -52,11 +48,7 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
   const onHeight = (id, height) => setHeights((known) => (known.get(id) === height ? known : new Map(known).set(id, height)));
   const look = () => setView({ from: box.current.scrollTop, height: box.current.clientHeight });
 
-  useLayoutEffect(() => {
-    const observer = new ResizeObserver(look);
-    observer.observe(box.current);
-    return () => observer.disconnect();
-  }, []);
+  useLayoutEffect(() => whenResized(box.current, look), []);
   // Live: who has scrolled down keeps what is before the eyes while new rows come in above.
   const first = useRef(null);
   useLayoutEffect(() => {
@@ -112,7 +104,7 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
         style=${{ top: `${top}px` }} onClick=${(event) => onRow(event, record)}>
       <span role="gridcell" class="cell toggle"><button type="button" tabindex="-1" aria-expanded=${isOpen} aria-label=${isOpen ? "Close this record" : "Open this record"} onClick=${() => { onSelect(record.id); onToggle(record.id); }}><${Icon} name=${isOpen ? "down" : "right"} /></button></span>
       <span role="gridcell" class="cell time"><button type="button" tabindex="-1" class="value" onClick=${(event) => timeMenu(event, record)}>${rowTime(record.ts, zone, withDate)}</button></span>
-      <span role="gridcell" class="cell severity">${record.severity_text && html`<button type="button" tabindex="-1" class="value" onClick=${(event) => valueMenu(event, "severity", record.severity_text)}>${record.severity_text}</button>`}</span>
+      <span role="gridcell" class="cell severity">${record.severity_text && html`<button type="button" tabindex="-1" class="value" onClick=${(event) => valueMenu(event, "severity", record.severity_text)}>${record.severity_text === "UNSPECIFIED" ? html`<span title="No severity was given">–</span>` : record.severity_text}</button>`}</span>
       ${value(record, "service", record.service)}
       ${columns.map((name) => value(record, name, attribute(record, name)))}
       <span role="gridcell" class="cell message"><bdi>${marked(oneLine(record.message), words)}</bdi></span>

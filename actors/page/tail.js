@@ -18,9 +18,10 @@ const newest = (fresh, old, most) => {
 /** Pure, so that each step can be followed. `skipped` are those that came while paused and found no room. */
 export function step(tail, action) {
   switch (action.type) {
+    case "begin": return START;
     case "open": return { ...tail, status: "open", error: null };
-    case "lost": return { ...tail, status: "lost", error: action.error };
-    case "refused": return { ...tail, status: "refused", error: action.error };
+    case "lost": return { ...tail, status: "lost", error: action.error, perSecond: 0 };
+    case "refused": return { ...tail, status: "refused", error: action.error, perSecond: 0 };
     case "rate": return tail.perSecond === action.perSecond ? tail : { ...tail, perSecond: action.perSecond };
     case "clear": return { ...tail, records: [], held: [] };
     case "pause": return { ...tail, paused: true };
@@ -30,7 +31,7 @@ export function step(tail, action) {
       const sums = { received: tail.received + action.received, dropped: tail.dropped + action.dropped, gaps: tail.gaps + action.gaps };
       if (!tail.paused) return { ...tail, ...sums, records: newest(fresh, tail.records, SHOWN_MAX)[0] };
       const [held, over] = newest(fresh, tail.held, HELD_MAX);
-      return { ...tail, ...sums, held, skipped: tail.skipped + over };
+      return { ...tail, ...sums, held, skipped: tail.skipped + over + action.over };
     }
     default: return tail;
   }
@@ -45,18 +46,19 @@ export function useTail(query, on) {
     if (!on) return undefined;
     const abort = new AbortController();
     const { signal } = abort;
-    let waiting = { records: [], received: 0, dropped: 0, gaps: 0 };
+    const nothing = () => ({ records: [], received: 0, dropped: 0, gaps: 0, over: 0 });
+    let waiting = nothing();
     let rate = 0;
     let serial = 0;
     lastId.current = "";
-    act({ type: "clear" });
+    act({ type: "begin" });
 
     // What comes within a frame is drawn once. A page in the background has no frames: hence the timer.
     let timer = 0;
     const flush = () => {
       timer = 0;
       act({ type: "batch", ...waiting });
-      waiting = { records: [], received: 0, dropped: 0, gaps: 0 };
+      waiting = nothing();
     };
     const later = () => { timer ||= setTimeout(flush, 50); };
     const rates = setInterval(() => { act({ type: "rate", perSecond: rate }); rate = 0; }, 1000);
@@ -71,7 +73,10 @@ export function useTail(query, on) {
         waiting.records.push(value);
         waiting.received += 1;
         rate += 1;
-        if (waiting.records.length > HELD_MAX) waiting.records.shift();
+        if (waiting.records.length > HELD_MAX) {
+          waiting.records.shift();
+          waiting.over += 1;
+        }
       } else if (event === "dropped") waiting.dropped += value.dropped;
       else if (event === "gap") {
         waiting.gaps += 1;
@@ -82,6 +87,7 @@ export function useTail(query, on) {
 
     let tries = 0;
     const listen = async () => {
+      let lost = null;
       try {
         await events("tail", { query }, { signal, lastEventId: lastId.current, onEvent, onOpen: () => { tries = 0; act({ type: "open" }); } });
       } catch (error) {
@@ -94,11 +100,12 @@ export function useTail(query, on) {
         }
         const known = error instanceof Failure ? error : new Failure("away", "the connection broke off");
         if (["query", "token", "forbidden", "missing"].includes(known.kind)) return act({ type: "refused", error: known });
-        act({ type: "lost", error: known });
+        lost = known;
       }
       if (signal.aborted) return;
-      act({ type: "lost", error: null });
-      retry = setTimeout(listen, RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)]);
+      act({ type: "lost", error: lost });
+      const pause = RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)];
+      retry = setTimeout(listen, Math.max(pause, (lost?.retryAfter ?? 0) * 1000));
     };
     let retry = setTimeout(listen, 0);
     return () => {

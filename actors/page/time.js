@@ -67,13 +67,15 @@ function offset(ms, zone) {
   return Date.UTC(p.year, p.month - 1, p.day, p.hour, p.minute, p.second) - Math.floor(ms / 1000) * 1000;
 }
 
-/** `2026-11-20T10:15:00` on the clocks of `zone`, in milliseconds; where the clocks show it twice, the first time. */
+/** `2026-11-20T10:15:00` on the clocks of `zone`, in milliseconds; where the clocks show it twice, the first time; where they leave it out, as if they had not yet been changed. */
 export function fromZone(text, zone) {
   const p = /^(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,3}))?)?$/.exec(text);
   if (!p) return NaN;
   const wall = Date.UTC(p[1], p[2] - 1, p[3], p[4], p[5], p[6] ?? 0, (p[7] ?? "0").padEnd(3, "0"));
   const guess = wall - offset(wall - 86400e3, zone);
-  return offset(guess, zone) === wall - guess ? guess : wall - offset(wall + 86400e3, zone);
+  if (offset(guess, zone) === wall - guess) return guess;
+  const after = wall - offset(wall + 86400e3, zone);
+  return offset(after, zone) === wall - after ? after : guess;
 }
 
 /** `2026-11-20T10:15:00`, for an input of the type datetime-local. */

@@ -73,13 +73,24 @@ export function useMedia(query) {
   return matches;
 }
 
+/** Looks now, and in the frame after each change of size: what is drawn by it must change no size while sizes are being told. */
+export function whenResized(element, look) {
+  let frame = 0;
+  const observer = new ResizeObserver(() => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(look);
+  });
+  observer.observe(element);
+  look();
+  return () => {
+    observer.disconnect();
+    cancelAnimationFrame(frame);
+  };
+}
+
 export function useWidth(ref) {
   const [width, setWidth] = useState(0);
-  useLayoutEffect(() => {
-    const observer = new ResizeObserver(([entry]) => setWidth(Math.floor(entry.contentRect.width)));
-    observer.observe(ref.current);
-    return () => observer.disconnect();
-  }, []);
+  useLayoutEffect(() => whenResized(ref.current, () => setWidth(ref.current.clientWidth)), []);
   return width;
 }
 
@@ -122,10 +133,10 @@ export function Menu() {
     else if (step) {
       const buttons = [...box.current.querySelectorAll("button")];
       buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
-    } else if (event.key !== "Enter" && event.key !== " ") return;
-    else return event.stopPropagation();
-    event.preventDefault();
+    }
+    // As long as it is open, keys are its own.
     event.stopPropagation();
+    if (step || ["Escape", "Tab"].includes(event.key)) event.preventDefault();
   };
   return html`<div class="menu" role="menu" aria-label=${menu.label} ref=${box} onKeyDown=${onKeyDown}>
     <div class="menu-label" role="presentation">${menu.label}</div>

@@ -43,7 +43,7 @@ pub enum Allow {
 }
 
 /// Where a breaker stands, without its details.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
     /// Calls pass.
@@ -55,7 +55,7 @@ pub enum BreakerState {
 }
 
 /// A breaker as `/api/v1/status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct BreakerSnapshot {
     /// Where it stands.
     pub state: BreakerState,

@@ -19,6 +19,7 @@ use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
 use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Refusal};
+use crate::pace::Pace;
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
@@ -78,7 +79,8 @@ impl Logweir {
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
-        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms));
+        let pace = Pace::default();
+        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), pace.clone());
         let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
@@ -104,7 +106,7 @@ impl Logweir {
         };
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
             .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
-        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), drain.watch()));
+        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), pace, drain.watch()));
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
@@ -424,10 +426,12 @@ pub fn process_name() -> String {
     format!("{}/{}", host.trim(), std::process::id())
 }
 
-/// Notes where the lanes stand, until nothing comes any more.
-async fn note_tails(journal: Journal, progress: Progress, drain: DrainWatch) {
+/// Notes where the lanes stand, until nothing comes any more, and tells readers how far behind the rows are.
+async fn note_tails(journal: Journal, progress: Progress, pace: Pace, drain: DrainWatch) {
     loop {
-        progress.note_tails(&journal.lanes(), Instant::now());
+        let now = Instant::now();
+        progress.note_tails(&journal.lanes(), now);
+        pace.backlog_is(progress.backlog_age(now));
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,
             () = tokio::time::sleep(NOTE_EVERY) => {}

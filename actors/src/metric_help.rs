@@ -64,6 +64,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_queries_refused_total", "Queries that were refused, by reason."),
     ("logweir_query_cache_errors_total", "Times that a query could not read the cache and did without it."),
     ("logweir_query_duration_seconds", "How long queries take, by kind."),
+    ("logweir_query_rests_total", "Rests of readers while the database was behind what came in."),
     ("logweir_received_bytes_total", "Bytes of bodies taken in."),
     ("logweir_received_records_total", "Records taken in."),
     ("logweir_refused_total", "Requests that were refused, by reason."),

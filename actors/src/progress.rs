@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use logweir_engine::journal::{LaneId, LaneTail};
 use serde::Serialize;
@@ -155,6 +156,13 @@ impl Progress {
             let lane = state.lanes.entry(id).or_default();
             lane.backlog.note(tail.seq, lane.row.as_ref().map_or(0, |row| row.last_seq), now);
         }
+    }
+
+    /// How long the oldest record has been waiting that the database does not have.
+    #[must_use]
+    pub fn backlog_age(&self, now: Instant) -> Duration {
+        let age = |lane: &Lane| lane.backlog.age(lane.row.as_ref().map_or(0, |row| row.last_seq), now);
+        self.state().lanes.values().map(age).max().unwrap_or_default()
     }
 
     /// How the circuit breaker called `name` stands.

@@ -28,6 +28,7 @@ use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, Stopped, process_name};
 use crate::message::Defaults;
 use crate::metric_help;
+use crate::pace::Pace;
 use crate::producer::courier::Courier;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
@@ -162,11 +163,12 @@ async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) ->
     let wrong = |error: &dyn std::fmt::Display| Exit::new(Exit::CONFIG, error.to_string());
     let opened = store::open(&config.database).map_err(|error| wrong(&error))?;
     let cache = cache::open(&config.cache, config.database.ca_file.as_deref()).await.map_err(|error| wrong(&error))?;
-    let reader = opened.reader(Duration::from_millis(config.query.timeout_ms));
+    let pace = Pace::default();
+    let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), pace.clone());
     shared.search_with(Searcher::new(reader, cache, config.query));
     shared.letters_of(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
-        actix_rt::spawn(async move { gateway.look_up().await });
+        actix_rt::spawn(async move { gateway.look_up(&pace).await });
     }
     let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use logweir::alerts::Board;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
-    Limits, Log, Multiline, Query, Shutdown, Sources, Syslog, Token,
+    Limits, Log, Multiline, Query, Shutdown, Sources, Syslog,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
@@ -27,6 +27,7 @@ use logweir::producer::{IntakeHandle, Producer, demo};
 use logweir::progress::{Progress, Recovery};
 use logweir::store::LaneRow;
 use logweir::tail::TailHub;
+use logweir::token::Token;
 use logweir_engine::codec;
 use logweir_engine::drain::{DrainControl, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, LaneId};

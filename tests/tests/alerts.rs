@@ -99,6 +99,36 @@ fn a_ratio_is_of_what_it_says_and_fires_after_a_kill_too() {
     });
 }
 
+/// What was counted is not kept: a restart begins with empty windows, and with every alert inactive.
+#[test]
+fn what_fires_at_a_restart_is_told_anew_and_what_is_over_by_then_is_not_told() {
+    on_sqlite("alert restart", |s| {
+        let hook = Webhook::start(vec![]);
+        let rule = "query = 'service:cart severity>=error'\nabove = 3\n";
+        alerts(s, &format!("[alerts.declined]\n{rule}{SHORT}webhook = '{}'\n", hook.url()));
+        s.start();
+        let (_, notice) = send_until(s, &[BAD], |_| hook.try_next());
+        assert_eq!(notice["state"], "firing");
+        s.server().kill();
+        while hook.try_next().is_some() {} // it may have been over, and fired again, before the kill
+        s.start();
+        let started = jiff::Timestamp::now();
+        assert_eq!(alert(s, "declined")["state"], "inactive");
+        assert_eq!(alert(s, "declined")["last_notified"], Value::Null);
+        // Two windows later it has been looked at more than once, and nothing was told.
+        let deadline = Instant::now() + PATIENCE;
+        let looked = |s: &mut Scenario| alert(s, "declined")["last_evaluated"].as_str().map(ToOwned::to_owned);
+        let two_windows = jiff::SignedDuration::from_secs(4);
+        while looked(s).is_none_or(|at| at.parse::<jiff::Timestamp>().unwrap() < started + two_windows) {
+            assert!(Instant::now() < deadline, "nobody looks");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!((alert(s, "declined")["state"].as_str(), hook.try_next()), (Some("inactive"), None));
+        let (_, notice) = send_until(s, &[BAD], |_| hook.try_next());
+        assert_eq!(notice["state"], "firing", "told anew");
+    });
+}
+
 #[test]
 fn who_is_late_is_counted_and_stored_all_the_same() {
     on_sqlite("alert late", |s| {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use logweir_tests::browser::{Browser, Screen};
 use logweir_tests::client::Load;
 use logweir_tests::process::{Server, Settings, binary, free_addr};
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
@@ -304,5 +305,64 @@ fn a_gateway_answers_queries_about_what_processors_store() {
         assert_eq!(found.json()["records"][0]["message"], "low on paper", "{}", found.body);
         let found = gateway.data("/loki/api/v1/label/service_name/values").expect("an answer");
         assert_eq!(found.json()["data"], serde_json::json!(["till"]), "{}", found.body);
+    });
+}
+
+#[test]
+fn a_person_sees_all_processors_on_the_page_of_a_gateway() {
+    on_postgres("the page of a gateway", |s| {
+        let file = s.dir.join("alerts.toml");
+        fs::write(&file, "[alerts.declined]\nquery = 'service:till'\nabove = 100\n").expect("a configuration");
+        s.set("config", file.display());
+        s.set("role", "processor");
+        s.start();
+        let first = s.server().http;
+        let mut second = s.launch_beside(&s.dir.join("second"));
+        second.ready().expect("a second processor");
+        let other = second.http;
+        let mut gateway = gateway(s, &format!("{first},{other}"), &[]);
+        until(&mut gateway, first, "found", is_well);
+        until(&mut gateway, other, "found", is_well);
+        for server in [s.server(), &second] {
+            let stored = server.post("/ingest?ack=committed&service=till", "text/plain", "low on paper\n");
+            assert_eq!(stored.expect("an answer").status, 200);
+        }
+
+        let browser = Browser::open(gateway.http, Screen::Desktop);
+        browser.goto("/");
+        browser.until("both records", |browser| browser.text(".total").starts_with("2 "));
+        browser.see(".row .message", "low on paper");
+        browser.click(".live-button");
+        browser.see(".live-state", "Live");
+        let mut heard = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
+        s.server().until("heard", PATIENCE, &mut heard).expect("it goes on");
+        second.until("heard", PATIENCE, &mut heard).expect("it goes on");
+        say(s.server(), "said to the first");
+        browser.see(".row .message", "said to the first");
+        say(&second, "said to the second");
+        browser.see(".row .message", "said to the second");
+
+        browser.keys("2");
+        browser.until("a card of each", |browser| browser.count(".processor .stages") == 2);
+        for address in [first, other] {
+            browser.see(".processor header", &address.to_string());
+        }
+        browser.until("both add up", |browser| {
+            browser.texts(".sums").iter().all(|sums| sums.contains("adds up") && sums.starts_with("Accepted\n2"))
+        });
+        browser.keys("3");
+        browser.until("an alert of each", |browser| browser.count(".alert-card") == 2);
+        for address in [first, other] {
+            browser.see(".alert-card header", &address.to_string());
+        }
+
+        // One that is killed is a line that says why; the other one stays as it is.
+        browser.keys("2");
+        second.kill();
+        browser.see(".processor .problem", "no answer");
+        assert_eq!(browser.count(".processor"), 2);
+        browser.until("one is left", |browser| browser.count(".processor .stages") == 1);
+        browser.picture("gateway-desktop-light");
+        assert_eq!(browser.troubles(), Vec::<String>::new());
     });
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use logweir_tests::browser::{Browser, Screen};
 use logweir_tests::client::agent;
-use logweir_tests::scenario::{Scenario, on_postgres, on_sqlite};
+use logweir_tests::scenario::{SEGMENT_BYTES, Scenario, on_postgres, on_sqlite};
 use serde_json::{Value, json};
 
 /// The rows of the table that are drawn now.
@@ -288,6 +288,160 @@ fn dragging_over_the_bars_narrows_the_time() {
 }
 
 #[test]
+fn clocks_that_are_changed_have_hours_twice_and_not_at_all() {
+    on_sqlite("page clocks", |s| {
+        s.start();
+        let at = |ts: &str, message: &str| json!({ "ts": ts, "service": "night", "msg": message });
+        send(
+            s,
+            &[
+                at("2025-10-26T00:30:00Z", "half past two"),
+                at("2025-10-26T01:30:00Z", "half past two again"),
+                at("2025-03-30T01:30:00Z", "half past three"),
+            ],
+        );
+        let browser = open(s, Screen::Desktop, "/?zone=Europe/Berlin");
+        browser.see(".empty", "Nothing found here");
+        let choose = |from: &str, to: &str| {
+            browser.click(".range");
+            browser.set("[name=from]", from);
+            browser.set("[name=to]", to);
+            browser.click_on(".own button", "Apply from, to");
+        };
+        choose("2025-10-26T02:00:00", "2025-10-26T03:00:00");
+        counted(&browser, "2");
+        assert_eq!(browser.texts(&format!("{ROW} .time")), ["02:30:00.000"; 2]);
+        assert_eq!(browser.texts(&format!("{ROW} .message")), ["half past two again", "half past two"]);
+        browser.click(&format!("{ROW} .toggle button"));
+        browser.see(".detail", "2025-10-26 02:30:00.000000 +01:00");
+
+        // From an hour that there was not to one that there was.
+        choose("2025-03-30T02:15:00", "2025-03-30T03:45:00");
+        counted(&browser, "1");
+        assert!(browser.path().contains("start=2025-03-30T01%3A15"), "{}", browser.path());
+        browser.see(&format!("{ROW} .time"), "03:30:00.000");
+        sound(&browser);
+    });
+}
+
+/// Answers that come in another order than they were asked for, and a way back through what was looked at.
+#[test]
+fn the_newest_question_is_the_one_that_is_answered() {
+    on_sqlite("page races", |s| {
+        s.start();
+        shop(s);
+        let browser = open(s, Screen::Desktop, "/");
+        counted(&browser, "60");
+        // The first of two is held back until the second is answered.
+        let _ = browser.js(
+            "const real = window.fetch; window.held = [];
+             window.fetch = (url, init) => String(url).includes('query=service%3Acart')
+                 ? new Promise((resolve, reject) => held.push(() => real(url, { ...init, signal: undefined }).then(resolve, reject)))
+                 : real(url, init);",
+        );
+        browser.write("[name=query]", "service:cart");
+        browser.keys("\u{E007}");
+        browser.until("it was asked", |browser| browser.js("return held.length >= 2") == json!(true));
+        browser.write("[name=query]", "declined");
+        browser.keys("\u{E007}");
+        counted(&browser, "12");
+        let _ = browser.js_later(
+            "const done = arguments[arguments.length - 1];
+             Promise.allSettled(held.map(one => one())).then(() => setTimeout(done, 100))",
+        );
+        assert!(browser.text(".total").starts_with("12 "), "{}", browser.text(".total"));
+        assert!(browser.texts(&format!("{ROW} .message")).iter().all(|message| message.contains("declined")));
+
+        // Back and forth: what stands in the field, in the table and in the address is the same.
+        browser.goto("/");
+        counted(&browser, "60");
+        for query in ["service:cart", "declined service:cart"] {
+            browser.write("[name=query]", query);
+            browser.keys("\u{E007}");
+            browser.until("asked", |browser| browser.path().contains(&query.replace(' ', "+").replace(':', "%3A")));
+        }
+        counted(&browser, "6");
+        browser.back();
+        counted(&browser, "30");
+        assert_eq!(browser.js("return document.querySelector('[name=query]').value"), json!("service:cart"));
+        browser.back();
+        counted(&browser, "60");
+        assert_eq!(browser.js("return document.querySelector('[name=query]').value"), json!(""));
+        let _ = browser.js("history.forward()");
+        counted(&browser, "30");
+        sound(&browser);
+    });
+}
+
+#[test]
+fn a_copied_link_stands_still_and_a_bar_is_looked_into() {
+    on_sqlite("page copied link", |s| {
+        s.start();
+        shop(s);
+        let browser = open(s, Screen::Desktop, "/?query=declined&zone=UTC");
+        counted(&browser, "12");
+        let _ = browser.js("navigator.clipboard.writeText = async text => { window.copied = text }");
+        browser.keys("y");
+        browser.see(".word", "Link copied");
+        let link = browser.js("return new URL(copied).pathname + new URL(copied).search");
+        let link = link.as_str().unwrap().to_owned();
+        assert!(link.contains("start=20") && link.contains("end=20") && link.contains("query=declined"), "{link}");
+        let elsewhere = open(s, Screen::Desktop, &link);
+        counted(&elsewhere, "12");
+        send(s, &[json!({ "service": "cart", "msg": "declined later" })]);
+        elsewhere.click_on(".bar button", "Search");
+        counted(&elsewhere, "12");
+        browser.click_on(".bar button", "Search");
+        counted(&browser, "13");
+
+        // The newest bar, by a double click.
+        let _ = browser.js(
+            "const plot = document.querySelector('.plot'), box = plot.getBoundingClientRect();
+             plot.dispatchEvent(new MouseEvent('dblclick', { bubbles: true, clientX: box.right - 2, clientY: box.top + 20 }));",
+        );
+        browser.until("a minute", |browser| browser.path().contains("start=20"));
+        browser.until("few", |browser| browser.count(ROW) < 12 && browser.count(".histogram.busy") == 0);
+        sound(&browser);
+        sound(&elsewhere);
+    });
+}
+
+#[test]
+fn the_description_can_be_tried() {
+    on_sqlite("page description", |s| {
+        s.start();
+        shop(s);
+        let browser = open(s, Screen::Desktop, "/api/v1/docs");
+        let answer = |operation: &str, fields: &[(&str, &str)], expect: &str| {
+            browser.until(operation, |browser| browser.texts("summary").iter().any(|one| one.trim() == operation));
+            let _ = browser.js(&format!(
+                "const one = [...document.querySelectorAll('details')].find(one => one.querySelector('summary').textContent === {operation:?});
+                 document.querySelectorAll('details').forEach(other => {{ other.open = other === one; other.id = other === one ? 'tried' : ''; }});"
+            ));
+            for (name, value) in fields {
+                browser.write(&format!("#tried [name='{name}']"), value);
+            }
+            browser.click_on("#tried button", "Send");
+            browser.see("#tried pre", expect);
+        };
+        answer("GET /api/v1/query", &[("query", "declined"), ("limit", "3")], "card declined, try 0");
+        answer("GET /api/v1/alerts", &[], "\"alerts\": []");
+        answer("GET /api/v1/pipeline", &[], "\"phase\": \"accepting\"");
+        answer("GET /loki/api/v1/label/{name}/values", &[("name", "service_name")], "checkout");
+        answer("GET /api/v1/dead-letters", &[], "\"dead_letters\": []");
+        answer("POST /api/v1/dead-letters/replay", &[("all", "true")], "\"replayed\": 0");
+        answer("POST /api/v1/dead-letters/replay", &[("(body)", "{\"msg\":\"mended\"}")], "goes with its id");
+        answer("POST /api/v1/dead-letters/purge", &[("older_than", "7d")], "\"purged\": 0");
+        answer("GET /api/v1/tail", &[("query", "service:live")], "200 OK");
+        send(s, &[json!({ "service": "live", "msg": "as it comes" })]);
+        browser.see("#tried pre", "as it comes");
+        browser.click_on("#tried button", "Stop");
+        browser.until("nobody listens", |_| s.server().metric("logweir_tail_clients", "") == 0.0);
+        sound(&browser);
+    });
+}
+
+#[test]
 fn thousands_of_records_are_rows_of_which_few_are_drawn() {
     on_sqlite("page rows", |s| {
         s.start();
@@ -426,6 +580,78 @@ fn the_tail_is_live_pauses_and_goes_on_after_a_kill() {
     });
 }
 
+/// A stream that was cut off, and a server that has no longer, or never had, what came meanwhile.
+#[test]
+fn a_tail_shows_where_records_are_missing() {
+    on_sqlite("page gap", |s| {
+        s.set("lanes", 1);
+        s.start();
+        let browser = open(s, Screen::Desktop, "/?live=1&query=service:live");
+        browser.see(".live-state", "Live");
+        let one = |nth: u32| json!({ "level": "info", "service": "live", "msg": format!("live {nth}") });
+        send(s, &[one(1)]);
+        browser.see(&format!("{ROW} .message"), "live 1");
+
+        // Where the page does not look, so much comes that the journal lets go of its first segments.
+        let here = s.settings["http.listen"].clone();
+        s.stop();
+        s.set("http.listen", logweir_tests::process::free_addr());
+        s.start();
+        let body = format!("{}\n", "x".repeat(64 << 10)).repeat(64);
+        for _ in 0..SEGMENT_BYTES * 5 / (4 << 20) + 1 {
+            assert_eq!(s.server().post("/ingest?ack=committed", "text/plain", &body).unwrap().status, 200);
+        }
+        s.stop();
+        s.set("http.listen", &here);
+        s.start();
+        browser.see(".row.gap", "records may be missing here");
+        browser.see(".live-bar", "1 gap");
+        send(s, &[one(2)]);
+        browser.see(&format!("{ROW} .message"), "live 2");
+
+        // Another volume at the same address: how many are missing, nobody knows.
+        s.stop();
+        s.set("data_dir", s.dir.join("another").display());
+        s.start();
+        browser.see(".live-bar", "2 gaps");
+        browser.see(".row.gap", "Records may be missing here");
+        send(s, &[one(3)]);
+        browser.see(&format!("{ROW} .message"), "live 3");
+        let shown = browser.texts(&format!("{ROW}:not(.gap) .message"));
+        assert_eq!(shown, ["live 3", "live 2", "live 1"]);
+        sound(&browser);
+    });
+}
+
+#[test]
+fn a_tail_begins_anew_and_says_why_it_is_refused() {
+    on_sqlite("page tail anew", |s| {
+        s.set("tail.clients_max", 1);
+        s.start();
+        let browser = open(s, Screen::Desktop, "/?live=1");
+        browser.see(".live-state", "Live");
+        send(s, &[json!({ "service": "live", "msg": "the first" })]);
+        browser.see(&format!("{ROW} .message"), "the first");
+        browser.keys("p");
+        browser.see(".live-state", "Paused");
+
+        let other = open(s, Screen::Phone, "/?live=1");
+        other.see(".live-bar", "as many live tails as tail.clients_max allows");
+        browser.keys("l");
+        other.see(".live-state", "Live");
+        assert!(!other.text(".live-bar").contains("clients_max"));
+        other.click(".live-button");
+        other.until("no tail", |other| other.count(".live-bar") == 0);
+
+        // Neither the pause nor the numbers of the one before.
+        browser.keys("l");
+        browser.see(".live-state", "Live");
+        assert_eq!((browser.text(".received").as_str(), browser.count(".held")), ("0", 0));
+        sound(&browser);
+        sound(&other);
+    });
+}
+
 #[test]
 fn what_is_seen_can_be_saved() {
     on_sqlite("page export", |s| {
@@ -489,6 +715,34 @@ fn a_server_that_is_away_is_told_and_found_again() {
         s.start();
         browser.until("the trouble is over", |browser| browser.count(".trouble") == 0);
         counted(&browser, "60");
+    });
+}
+
+#[test]
+fn the_newest_records_are_shown_while_the_database_is_away() {
+    on_postgres("page partial", |s| {
+        s.set("database.connect_timeout_ms", 1_000);
+        s.start();
+        shop(s);
+        let browser = open(s, Screen::Desktop, "/");
+        counted(&browser, "60");
+        assert_eq!(browser.count(".table-box .note"), 0);
+        s.postgres().stop_immediately();
+        let answer = s.server().post("/ingest?service=cart", "text/plain", "said meanwhile").expect("an answer");
+        assert_eq!(answer.status, 200);
+        browser.until("only what the cache has", |browser| {
+            browser.click_on(".bar button", "Search");
+            browser.text(".table-box .note").contains("The database does not answer")
+        });
+        browser.see(".legend", "Not counted while the database is away");
+        browser.picture("partial-desktop-light");
+        browser.see(&format!("{ROW} .message"), "said meanwhile");
+        browser.see(&format!("{ROW} .message"), "order 1 is paid");
+        // Nobody has to ask again.
+        s.postgres().restart();
+        browser.until("the database's answer", |browser| browser.count(".table-box .note") == 0);
+        counted(&browser, "61");
+        sound(&browser);
     });
 }
 
@@ -642,6 +896,10 @@ fn the_pipeline_shows_what_the_status_says() {
             browser.text(".age").strip_suffix(" s").and_then(|age| age.parse::<u32>().ok()).is_some_and(|age| age >= 3)
         });
         browser.see(".processor tbody", "failing");
+        // What is to be replayed is a bar, as long as there is something.
+        browser.see(".replay", "1 record to go");
+        s.postgres().restart();
+        browser.until("replayed", |browser| browser.count(".replay") == 0 && browser.text(".sums").contains("121\n"));
         sound(&browser);
     });
 }
@@ -744,7 +1002,7 @@ fn light_and_dark_are_kept() {
 /// Each view as it is looked at: its address, and what is done there first.
 type View = (&'static str, &'static str, fn(&Browser));
 
-const VIEWS: [View; 10] = [
+const VIEWS: [View; 14] = [
     ("logs", "/", |browser| counted(browser, "60")),
     ("record", "/?query=declined&columns=order", |browser| {
         counted(browser, "12");
@@ -768,7 +1026,30 @@ const VIEWS: [View; 10] = [
         browser.see(".sums", "adds up");
         browser.until("rates", |browser| browser.text(".sums").contains("/s"));
     }),
-    ("alerts", "/alerts", |browser| browser.see(".empty", "No alerts")),
+    ("alerts", "/alerts", |browser| browser.see(".alert-card.firing", "silent")),
+    ("values", "/?facets=order", |browser| {
+        counted(browser, "60");
+        if browser.count(".side") == 0 {
+            browser.click("[aria-label^='Values and fields']");
+        }
+        browser.see(".facet[aria-label=order]", "47");
+    }),
+    ("context", "/?query=declined", |browser| {
+        counted(browser, "12");
+        browser.click(&format!("{ROW} .toggle button"));
+        browser.click_on(".detail-acts button", "Context");
+        browser.see(".context .here", "card declined");
+    }),
+    ("export", "/?query=declined", |browser| {
+        counted(browser, "12");
+        browser.click("[aria-label^=Export]");
+        browser.see("dialog .code", "curl");
+    }),
+    ("description", "/api/v1/docs", |browser| {
+        browser.click_on("summary", "GET /api/v1/query");
+        browser.click_on("details[open] button", "Send");
+        browser.see("details[open] pre", "200 OK");
+    }),
     ("keys", "/pipeline", |browser| {
         browser.see(".sums", "adds up");
         browser.click("[aria-label^=Keys]");
@@ -783,6 +1064,10 @@ const AXE: &str = "/usr/local/lib/logweir-tests/axe-core/package/axe.min.js";
 fn everybody_can_use_each_view_in_light_and_dark() {
     let axe = std::fs::read_to_string(AXE).expect("axe-core is there: tests/install-servers fetches it");
     on_sqlite("page accessibility", |s| {
+        let file = s.dir.join("alerts.toml");
+        let rule = "query = 'service:cart'\nbelow = 5\nwindow = '2s'\nevery = '500ms'\ngrace = '500ms'\n";
+        std::fs::write(&file, format!("[alerts.silent]\n{rule}")).unwrap();
+        s.set("config", file.display());
         s.start();
         shop(s);
         let mut findings = Vec::new();

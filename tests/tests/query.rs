@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use logweir_tests::client::{Answer, Load, agent, get};
 use logweir_tests::postgres::connect;
+use logweir_tests::process::Server;
 use logweir_tests::redis::Redis;
-use logweir_tests::scenario::{Scenario, behind_proxy, on_postgres, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, on_postgres, on_sqlite};
 use logweir_tests::store::Store;
 use serde_json::Value;
 
@@ -363,6 +364,44 @@ fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
         assert!(s.server().metric("logweir_queries_cancelled_total", "") >= 1.0);
         held.release();
         assert_eq!(ids(&asked(s, &format!("/query?{DAY}"))).len(), 10);
+    });
+}
+
+#[test]
+fn queries_step_back_while_the_rows_are_behind_and_find_the_same() {
+    on_postgres("queries_step_back_while_the_rows_are_behind", |s| {
+        s.start();
+        hand_in(s, 1_000, "committed");
+        let questions =
+            ["/query?limit=300&query=severity:error", "/hits?step=90s", "/facets?fields=service", "/fields?"];
+        let answers = |s: &Scenario| -> Vec<Value> {
+            let found = |path: &&str| {
+                let mut answer = asked(s, &format!("{path}&{DAY}"));
+                answer["took_ms"].take();
+                answer
+            };
+            questions.iter().map(found).collect()
+        };
+        let before = answers(s);
+        assert_eq!(ids(&before[0]).len(), 300);
+        let held = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
+        let late = r#"{"ts":"2025-11-21T12:00:00Z","msg":"waits for the lock"}"#;
+        assert_eq!(s.server().post("/ingest?ack=journal", "application/json", late).unwrap().status, 200);
+        let url = format!("http://{}{API}/services?{DAY}", address(s));
+        let behind = |server: &Server| {
+            let _ = get(&agent(PATIENCE), &url);
+            server.metric("logweir_query_rests_total", "") > 0.0
+        };
+        s.server().until("a query that steps back", PATIENCE, behind).unwrap();
+        assert_eq!(answers(s), before);
+        held.release();
+        s.wait("the rows to catch up", |s| s.store.count().is_ok_and(|count| count == 1_001));
+        let at_full_speed = |server: &Server| {
+            let rests = server.metric("logweir_query_rests_total", "");
+            let _ = get(&agent(PATIENCE), &url);
+            server.metric("logweir_query_rests_total", "") <= rests
+        };
+        s.server().until("a query that does not", PATIENCE, at_full_speed).unwrap();
     });
 }
 

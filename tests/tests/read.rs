@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
+use logweir::pace::{self, Pace};
 use logweir::query::facets::{Facets, Names};
 use logweir::query::hits::{By, Hits, Steps};
 use logweir::query::page::{Direction, Found, Range};
 use logweir::query::{Comparison, Field, Filter, SeverityRange, Test, Text, TextKind, parse};
-use logweir::store::read::{LogReader, Sample, Scan};
+use logweir::store::read::{Count, LogReader, Sample, Scan, Snapshot};
 use logweir::store::{self, Claim, LaneWriter, LogStore};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::record::{Record, Severity};
@@ -172,6 +173,8 @@ struct On {
     name: &'static str,
     store: Arc<dyn LogStore>,
     reader: Arc<dyn LogReader>,
+    /// The same while the rows are behind.
+    stepping_back: Arc<dyn LogReader>,
     lane: Box<dyn LaneWriter>,
     seq: u64,
     records: u64,
@@ -187,8 +190,11 @@ impl On {
         let claim = Claim { writer: Uuid::new_v4(), run, runs: vec![run], owner: "test".into(), tails: Vec::new() };
         let lease = store.take_over(&claim).await.unwrap();
         let (lane, row) = store.open_lane(&lease, 0).await.unwrap();
-        let reader = opened.reader(Duration::from_secs(30)).unwrap();
-        Self { name, store, reader, lane, seq: 0, records: 0, lane_id: row.lane_id }
+        let reader = |pace: &Pace| opened.reader(Duration::from_secs(30), pace.clone()).unwrap();
+        let behind = Pace::default();
+        behind.backlog_is(pace::BEHIND * 2);
+        let (reader, stepping_back) = (reader(&Pace::default()), reader(&behind));
+        Self { name, store, reader, stepping_back, lane, seq: 0, records: 0, lane_id: row.lane_id }
     }
 
     /// Stores `records` in one transaction; returns them with their ids.
@@ -405,6 +411,42 @@ fn counts_are_the_same_everywhere() {
             if on.name == "SQLite" {
                 prop_assert_eq!(&counted.finish(), &names, "{}", on.name);
             }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn who_steps_back_reads_the_same() {
+    let range = Range { start_us: NOON_US + 7_000_000, end_us: NOON_US + 333_000_000 };
+    let steps = Steps::over(range, Some(10_000_000)).unwrap();
+    let series = |counts: Snapshot<Vec<Count>>| {
+        let mut hits = Hits::new(steps, By::Service);
+        counts.value.iter().for_each(|(at, severity, service, n)| hits.add_many(*at, *severity, service, *n));
+        hits.finish()
+    };
+    for_random_filters(25, |runtime, both, found, filter| {
+        for on in &both.stores {
+            let page = Scan { limit: 60, bytes_max: 4_000, ..scan(filter.clone(), range) };
+            let after = Some(found[found.len() / 2].position());
+            for page in [
+                page.clone(),
+                Scan { direction: Direction::Forward, after, ..page.clone() },
+                Scan { after, limit: 7, bytes_max: usize::MAX, ..page },
+            ] {
+                let read = |reader: &Arc<dyn LogReader>| runtime.block_on(reader.records(&page)).unwrap().value;
+                prop_assert_eq!(read(&on.stepping_back), read(&on.reader), "{}", on.name);
+            }
+            let count = |reader: &Arc<dyn LogReader>| {
+                series(runtime.block_on(reader.count(&filter, steps, By::Service)).unwrap())
+            };
+            prop_assert_eq!(count(&on.stepping_back), count(&on.reader), "{}", on.name);
+            let sample = Sample { range, filter: filter.clone(), records_max: 10_000 };
+            let names = |reader: &Arc<dyn LogReader>| {
+                let (names, records) = runtime.block_on(reader.names(&sample)).unwrap().value;
+                (names.finish(), records)
+            };
+            prop_assert_eq!(names(&on.stepping_back), names(&on.reader), "{}", on.name);
         }
         Ok(())
     });

@@ -105,13 +105,18 @@ fn what_a_token_stands_for_and_is_here_no_more_is_told_as_a_gap() {
         }
         s.wait("all rows", |s| s.store.count() == Ok(10 + others));
         send(s, 10..11);
-        for (token, before) in [(token, 0), (from_the_middle, 5)] {
+        for (token, before) in [(token, 0), (from_the_middle.clone(), 5)] {
             let mut again = tail(s, Some(&token));
             again.until("the newest record", |seen| seen.last().is_some_and(|event| event.data["message"] == "m10"));
             let missing = again.sum("gap", "missing");
             assert!(missing > 0, "the first segment is still there");
             assert_eq!(missing + again.messages().len() as u64, before + others + 1);
         }
+        // And on the command line.
+        let url = format!("http://{}", s.server().http);
+        let told = s.run(&["tail", "--url", &url, "--after", &from_the_middle, "--records", "1"]);
+        let said = String::from_utf8_lossy(&told.stderr).into_owned();
+        assert!(told.status.success() && said.contains("records are missing"), "{told:?}");
         let mut elsewhere = tail(s, Some("0123456789abcdef.5.5"));
         send(s, 11..12);
         elsewhere.until("a gap and a record", |seen| seen.len() == 2);

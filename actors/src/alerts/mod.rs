@@ -159,7 +159,8 @@ struct Entry {
 }
 
 /// One alert, for people and scripts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = Alert)]
 pub struct Status {
     name: String,
     state: State,

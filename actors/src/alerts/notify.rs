@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::Board;
 use super::state::Change;
-use crate::config::Token;
+use crate::token::Token;
 
 /// An attempt ends after this.
 const PATIENCE: Duration = Duration::from_secs(10);

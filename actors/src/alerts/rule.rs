@@ -2,10 +2,10 @@
 
 use logweir_engine::window::{Aggregate, WindowSpec};
 
-use crate::config::Token;
 use crate::config::keys::Unit;
 use crate::config::value::{Raw, quantity};
 use crate::query::{self, Filter};
+use crate::token::Token;
 
 /// Alerts that there may be.
 pub const RULES_MAX: usize = 100;

@@ -6,8 +6,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role, Token};
+use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role};
 use crate::message::AckLevel;
+use crate::token::Token;
 
 /// Where in the typed [`Config`] a key's value stands.
 pub type Lens<T> = fn(&mut Config) -> &mut T;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use jiff::tz::TimeZone;
 
 use super::keys::{Key, Kind, Place, Unit};
-use super::{CacheUrl, Config, DatabaseUrl, HostPort, Token};
+use super::{CacheUrl, Config, DatabaseUrl, HostPort};
+use crate::token::Token;
 
 /// A value as a layer gave it.
 #[derive(Clone, Debug, PartialEq)]

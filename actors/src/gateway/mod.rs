@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::breaker::{Allow, BreakerSnapshot, retry};
 use crate::config::{Auth, AuthMode, Config, HostPort};
+use crate::pace::Pace;
 use members::{Member, Members};
 
 /// Longest answer of a processor that is read.
@@ -56,17 +57,19 @@ struct Parts {
 }
 
 /// One processor, as `/api/v1/pipeline` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Processor {
     /// Its host name as it says itself, else the name that stands for it.
     pub name: String,
     /// Where it is; none where the name stands for nobody.
+    #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
     /// Whether it has answered.
     pub ok: bool,
     /// Why not.
     pub error: Option<String>,
     /// What it said: its `/api/v1/status`.
+    #[schema(value_type = Option<Object>)]
     pub status: Option<Value>,
     /// Where the breaker before it stands.
     pub breaker: Option<BreakerSnapshot>,
@@ -119,10 +122,11 @@ impl Gateway {
         }))
     }
 
-    /// Looks the names up, again and again. Never completes.
-    pub async fn look_up(&self) {
+    /// Looks the names up, again and again, and tells readers how far behind the processors' rows are. Never completes.
+    pub async fn look_up(&self, pace: &Pace) {
         loop {
             self.look_up_once().await;
+            pace.backlog_is(self.backlog_age().await);
             tokio::time::sleep(self.0.lookup_every).await;
         }
     }
@@ -169,6 +173,13 @@ impl Gateway {
         let statuses = Arc::new(processors);
         *last = Some((Instant::now(), Arc::clone(&statuses)));
         statuses
+    }
+
+    /// How long the oldest record of a processor that answers has been waiting for the database.
+    async fn backlog_age(&self) -> Duration {
+        let statuses = self.statuses().await;
+        let lanes = statuses.iter().filter_map(|processor| processor.status.as_ref()?["lanes"].as_array()).flatten();
+        Duration::from_millis(lanes.filter_map(|lane| lane["backlog_age_ms"].as_u64()).max().unwrap_or(0))
     }
 
     /// The alerts of all processors that answer, each with the address of its processor.

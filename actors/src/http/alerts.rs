@@ -6,13 +6,21 @@ use serde::Serialize;
 
 use super::Shared;
 use super::answer::{Answer, Refused};
+use super::described::{STATE, Told};
+use crate::alerts::Status;
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct Alerts<T> {
     alerts: Vec<T>,
 }
 
 /// The handler.
+#[utoipa::path(
+    get,
+    tag = STATE,
+    path = "/api/v1/alerts",
+    responses((status = 200, description = "how every alert stands; of a gateway, those of each processor", body = Alerts<Status>), Told)
+)]
 pub async fn alerts(shared: web::Data<Shared>) -> Result<Answer, Refused> {
     Ok(match &shared.gateway {
         Some(gateway) => Answer::json(200, &Alerts { alerts: gateway.alerts().await }),

@@ -15,7 +15,8 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 use super::answer::Refused;
 use super::limits::Sender;
 use super::page;
-use crate::config::{Auth, AuthMode, Token};
+use crate::config::{Auth, AuthMode};
+use crate::token::Token;
 
 /// Which listener a request came on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,8 +10,9 @@ use logweir_engine::clock;
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
-use super::answer::{Answer, Refused};
+use super::answer::{Answer, ErrorBody, Refused};
 use super::api::Asked;
+use super::described::{Changed, LETTERS, Letters as LettersRefused};
 use super::{Shared, only};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
@@ -31,17 +32,20 @@ pub fn routes(routes: &mut ServiceConfig) {
         .service(only("/api/v1/dead-letters/purge", &["POST"]).route(web::post().to(purge)));
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = DeadLetters)]
 struct Letters<'a> {
     dead_letters: Vec<Letter<'a>>,
     more: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = DeadLetter)]
 struct Letter<'a> {
     /// Text: it has more digits than a double holds.
     id: String,
     at: String,
+    #[schema(value_type = String)]
     writer: uuid::Uuid,
     lane: u16,
     seq: String,
@@ -68,7 +72,15 @@ impl<'a> From<&'a DeadLetter> for Letter<'a> {
     }
 }
 
-async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
+/// The oldest ones.
+#[utoipa::path(
+    get,
+    tag = LETTERS,
+    path = "/api/v1/dead-letters",
+    params(("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "100")),
+    responses((status = 200, description = "records that the database would not take", body = Letters<'_>), LettersRefused)
+)]
+pub(super) async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
     let mut asked = Asked::of(&request)?;
     let limit = asked.number("limit", 100, 1, LIMIT_MAX)?;
     asked.finish()?;
@@ -78,21 +90,41 @@ async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer,
     Ok(Answer::json(200, &Letters { dead_letters, more }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = Replayed)]
 struct ReplayBody {
     replayed: u64,
     failed: Vec<StillDead>,
     more: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct StillDead {
     id: String,
     reason: String,
 }
 
 /// `?id=` for one, with its mended record as the body where it is to be another; `?all=true` for every one.
-async fn replay(request: HttpRequest, shared: web::Data<Shared>, body: web::Payload) -> Result<Answer, Refused> {
+#[utoipa::path(
+    post,
+    tag = LETTERS,
+    path = "/api/v1/dead-letters/replay",
+    params(
+        ("id" = Option<String>, Query, description = "the one to try again"),
+        ("all" = Option<bool>, Query, description = "true: the thousand oldest of those that the database refused"),
+    ),
+    request_body(content = Option<Object>, content_type = "application/json", description = "with id: the mended record, a JSON object such as `raw` in the list; as it was without it"),
+    responses(
+        (status = 200, description = "how many are stored now, and which were refused again", body = ReplayBody),
+        (status = 413, description = "the mended record is too large", body = ErrorBody<'_>),
+        Changed,
+    )
+)]
+pub(super) async fn replay(
+    request: HttpRequest,
+    shared: web::Data<Shared>,
+    body: web::Payload,
+) -> Result<Answer, Refused> {
     let _turn = turn(&request, &shared)?;
     let mut asked = Asked::of(&request)?;
     let (id, all) = (asked.text("id")?, asked.word("all", false, &[("true", true), ("false", false)])?);
@@ -104,7 +136,10 @@ async fn replay(request: HttpRequest, shared: web::Data<Shared>, body: web::Payl
             let raw = mended(&request, body).await?;
             replay_one(store.as_ref(), id, raw.as_deref()).await
         }
-        (None, true) => replay_all(store.as_ref(), TRIES_MAX).await,
+        (None, true) => match mended(&request, body).await? {
+            None => replay_all(store.as_ref(), TRIES_MAX).await,
+            Some(_) => return Err(bad("a mended record goes with its id")),
+        },
         _ => return Err(bad("say which: id=ID or all=true")),
     };
     let Replayed { done, failed, more } = replayed.map_err(refusal)?;
@@ -128,8 +163,20 @@ async fn mended(request: &HttpRequest, body: web::Payload) -> Result<Option<Stri
         .ok_or_else(|| bad("the body is no JSON object, such as `raw` in the list"))
 }
 
+#[derive(Serialize, utoipa::ToSchema)]
+struct Purged {
+    purged: u64,
+}
+
 /// `?older_than=7d`; `0s` for all.
-async fn purge(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
+#[utoipa::path(
+    post,
+    tag = LETTERS,
+    path = "/api/v1/dead-letters/purge",
+    params(("older_than" = String, Query, description = "an age such as 7d or 12h; 0s for all")),
+    responses((status = 200, description = "how many are gone", body = Purged), Changed)
+)]
+pub(super) async fn purge(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
     let _turn = turn(&request, &shared)?;
     let mut asked = Asked::of(&request)?;
     let age = asked.text("older_than")?.unwrap_or_default();
@@ -141,7 +188,7 @@ async fn purge(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer
     let purged =
         shared.letters()?.purge_dead_letters(clock::wall_us().saturating_sub(age_us)).await.map_err(refusal)?;
     tracing::info!(purged, "dead letters were removed");
-    Ok(Answer::json(200, &serde_json::json!({ "purged": purged })))
+    Ok(Answer::json(200, &Purged { purged }))
 }
 
 /// Who may change something now: one at a time, and no other site's page.

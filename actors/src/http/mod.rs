@@ -40,6 +40,7 @@ mod admin;
 mod alerts;
 mod budget;
 mod dead_letters;
+mod described;
 mod idempotency;
 mod elastic;
 mod ingest;

@@ -7,15 +7,22 @@ use serde::Serialize;
 
 use super::Shared;
 use super::answer::Answer;
+use super::described::{STATE, Told};
 use super::status::Status;
 use crate::gateway::Processor;
 
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 struct Pipeline<T> {
     processors: T,
 }
 
 /// The handler.
+#[utoipa::path(
+    get,
+    tag = STATE,
+    path = "/api/v1/pipeline",
+    responses((status = 200, description = "every processor with its status", body = Pipeline<Vec<Processor>>), Told)
+)]
 pub async fn pipeline(shared: web::Data<Shared>) -> Answer {
     let processors = match &shared.gateway {
         Some(gateway) => gateway.statuses().await,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Shared;
 use super::answer::Answer;
+use super::described::{STATE, Told};
 use crate::config::Role;
 use crate::progress::Snapshot;
 
@@ -46,6 +47,12 @@ impl<'a> Status<'a> {
 }
 
 /// The handler.
+#[utoipa::path(
+    get,
+    tag = STATE,
+    path = "/api/v1/status",
+    responses((status = 200, description = "this process: accounting per lane, journal, breakers, every actor", body = Object), Told)
+)]
 pub async fn status(shared: web::Data<Shared>) -> Answer {
     Answer::json(200, &Status::of(&shared))
 }

@@ -14,10 +14,26 @@ use tokio::sync::mpsc;
 use super::Shared;
 use super::answer::{Answer, Refused};
 use super::api::Asked;
+use super::described::{LIVE, Live};
 use crate::query::Wanted;
 use crate::tail::{Matches, Unheard};
 
 /// The handler.
+#[utoipa::path(
+    get,
+    tag = LIVE,
+    path = "/api/v1/tail",
+    params(
+        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
+        ("last_event_id" = Option<String>, Query, description = "where to go on: the id of the last event that came; now without it"),
+        ("Last-Event-ID" = Option<String>, Header, description = "the same, as browsers send it by themselves; it comes before the parameter"),
+    ),
+    responses(
+        (status = 200, description = "server-sent events without end: `record`, `dropped` with how many went past unseen, `gap` where what the token stands for is kept no more"
+            , content((String = "text/event-stream"))),
+        Live,
+    )
+)]
 pub async fn tail(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
     let mut asked = Asked::of(&request)?;
     let query = asked.text("query")?;

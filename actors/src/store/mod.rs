@@ -33,6 +33,7 @@ use uuid::Uuid;
 
 use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
+use crate::pace::Pace;
 
 pub(crate) use self::time::{parse as time_of, text as time_text};
 
@@ -60,12 +61,12 @@ impl Opened {
         }
     }
 
-    /// The store as queries see it; none where nothing is kept.
+    /// The store as queries see it, which step back as `pace` says; none where nothing is kept.
     #[must_use]
-    pub fn reader(&self, timeout: Duration) -> Option<Arc<dyn read::LogReader>> {
+    pub fn reader(&self, timeout: Duration, pace: Pace) -> Option<Arc<dyn read::LogReader>> {
         match self {
-            Self::Postgres(store) => Some(Arc::new(store.log_reader(timeout))),
-            Self::Sqlite(store) => Some(Arc::new(store.log_reader(timeout))),
+            Self::Postgres(store) => Some(Arc::new(store.log_reader(timeout, pace))),
+            Self::Sqlite(store) => Some(Arc::new(store.log_reader(timeout, pace))),
             Self::Blackhole(_) => None,
         }
     }

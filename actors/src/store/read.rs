@@ -4,10 +4,13 @@
 //! - Whoever drops a reading ends it in the database too.
 //! - With the rows come the lanes' cursors of the same snapshot: what a cache has above them is not among the rows.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::pace::Pace;
 use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
@@ -27,6 +30,19 @@ pub struct Scan {
     pub limit: usize,
     /// Reading ends with the record that passes these bytes.
     pub bytes_max: usize,
+}
+
+impl Scan {
+    /// The part of the range that lies behind `after`: partitions are left out by it.
+    pub(crate) fn range_left(&self) -> Range {
+        match (self.direction, self.after) {
+            (Direction::Backward, Some(after)) => {
+                Range { end_us: self.range.end_us.min(after.ts_us.saturating_add(1)), ..self.range }
+            }
+            (Direction::Forward, Some(after)) => Range { start_us: self.range.start_us.max(after.ts_us), ..self.range },
+            (_, None) => self.range,
+        }
+    }
 }
 
 /// How far a lane's records are in the rows.
@@ -59,6 +75,12 @@ pub enum ReadError {
     /// It took longer than a query may.
     #[error("the query took longer than {0} ms; ask for a shorter time or for something rarer")]
     Timeout(u64),
+    /// It had to step back for the rows, and its time was over.
+    #[error(
+        "the query took longer than {0} ms, for it had to wait: the database is behind what comes in, which goes first; \
+         ask for a shorter time, or try again when it has caught up"
+    )]
+    Waited(u64),
     /// The database does not answer.
     #[error("{0}")]
     Unavailable(String),
@@ -118,6 +140,14 @@ pub trait LogReader: Send + Sync {
 
     /// Counts the names of attributes over `sample`. Returns the number of records looked at.
     async fn names(&self, sample: &Sample) -> Result<Snapshot<(facets::Names, u64)>, ReadError>;
+}
+
+impl ReadError {
+    /// A reading's time was over.
+    pub(crate) fn too_slow(timeout: Duration, pace: &Pace) -> Self {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        if pace.is_behind() { Self::Waited(timeout_ms) } else { Self::Timeout(timeout_ms) }
+    }
 }
 
 impl<T> Snapshot<T> {

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::config::Database;
 use crate::message::Batch;
+use crate::pace::Pace;
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/sqlite");
@@ -169,8 +170,8 @@ impl SqliteStore {
 
     /// Reads with connections of its own, each reading at most for `timeout`.
     #[must_use]
-    pub fn log_reader(&self, timeout: Duration) -> read::SqliteReader {
-        read::SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout)
+    pub fn log_reader(&self, timeout: Duration, pace: Pace) -> read::SqliteReader {
+        read::SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, pace)
     }
 
     /// The connection for queries: read-only. Use it on a blocking thread.

@@ -4,7 +4,8 @@ use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, ErrorBody, Refused};
+use super::super::answer::{Answer, Refused};
+use super::super::described::{READ, Read};
 use super::asked::{Asked, bad};
 use super::record::RecordBody;
 use crate::query::page::Position;
@@ -23,6 +24,7 @@ struct Body<'a> {
 /// The handler.
 #[utoipa::path(
     get,
+    tag = READ,
     path = "/api/v1/context",
     params(
         ("id" = String, Query, description = "the record's id"),
@@ -32,12 +34,7 @@ struct Body<'a> {
     ),
     responses(
         (status = 200, description = "what the same service on the same host logged around a record", body = Body<'_>),
-        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
-        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
-        (status = 404, description = "there is no such record", body = ErrorBody<'_>),
-        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
-        (status = 503, description = "the database is away", body = ErrorBody<'_>),
-        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+        Read,
     )
 )]
 pub async fn context(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {

@@ -13,37 +13,90 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-async function send(event, path, output) {
-  event.preventDefault();
-  const given = [...new FormData(event.target)].filter(([, value]) => value !== "");
-  const url = `${path}?${new URLSearchParams(given)}`;
-  output.hidden = false;
-  output.textContent = `GET ${url}\n\n…`;
-  try {
-    const answer = await fetch(url, { headers: headers() });
-    let text = await answer.text();
-    if (answer.headers.get("content-type")?.startsWith("application/json")) {
-      text = JSON.stringify(JSON.parse(text), null, 2);
-    }
-    output.textContent = `GET ${url}\n${answer.status} ${answer.statusText}\n\n${text.slice(0, SHOWN_MAX)}`;
-  } catch (error) {
-    output.textContent = `GET ${url}\n\nno answer: ${error.message}`;
+/** What the form asks: a URL, and what goes with it. */
+function asked(form, method, path, described) {
+  const given = new FormData(form);
+  const request = { method, headers: headers() };
+  const query = new URLSearchParams();
+  let filled = path;
+  for (const { name, in: place } of described.parameters ?? []) {
+    const value = given.get(name);
+    if (value === "") continue;
+    if (place === "path") filled = filled.replace(`{${name}}`, encodeURIComponent(value));
+    else if (place === "header") request.headers[name] = value;
+    else query.append(name, value);
   }
+  if (given.get("(body)")) request.body = given.get("(body)");
+  return [query.size ? `${filled}?${query}` : filled, request];
 }
 
-function section(path, { get }) {
+/** Shows the answer as it comes: what is live has no end, and is stopped by the next one, by `Stop`, or when it is long. */
+async function send(event, method, path, described, output, stop) {
+  event.preventDefault();
+  stop.onclick?.();
+  const [url, request] = asked(event.target, method, path, described);
+  const abort = new AbortController();
+  const show = (text) => abort.signal.aborted || (output.textContent = `${request.method} ${url}\n${text}`);
+  stop.onclick = () => abort.abort();
+  stop.hidden = output.hidden = false;
+  show("\n…");
+  try {
+    const answer = await fetch(url, { ...request, signal: abort.signal });
+    const head = `${answer.status} ${answer.statusText}\n\n`;
+    const reader = answer.body?.pipeThrough(new TextDecoderStream()).getReader();
+    const isJson = answer.headers.get("content-type")?.startsWith("application/json");
+    let text = "";
+    for (;;) {
+      const { done, value } = (await reader?.read()) ?? { done: true };
+      if (done) break;
+      text += value;
+      if (!isJson) show(head + text.slice(0, SHOWN_MAX));
+      if (!isJson && text.length > SHOWN_MAX) {
+        reader.cancel();
+        break;
+      }
+    }
+    show(head + (isJson ? JSON.stringify(JSON.parse(text), null, 2) : text).slice(0, SHOWN_MAX));
+  } catch (error) {
+    if (!abort.signal.aborted) show(`\nno answer: ${error.message}`);
+  }
+  if (!abort.signal.aborted) stop.hidden = true;
+}
+
+function input({ name, description, required }) {
+  const field = element("input", { name, required: required === true });
+  return element("label", {}, name, field, element("small", { textContent: description ?? "" }));
+}
+
+function section(method, path, described) {
   const output = element("pre", { hidden: true, tabIndex: 0 });
-  const inputs = (get.parameters ?? []).map(({ name, description, required }) =>
-    element("label", {}, name, element("input", { name, required: required === true }), element("small", { textContent: description ?? "" })));
-  const form = element("form", {}, ...inputs, element("button", { textContent: "Send" }));
-  form.addEventListener("submit", (event) => send(event, path, output));
-  return element("details", {}, element("summary", { textContent: `GET ${path}` }), form, output);
+  const inputs = (described.parameters ?? []).map(input);
+  if (described.requestBody) {
+    const small = element("small", { textContent: described.requestBody.description ?? "" });
+    inputs.push(element("label", {}, "Body", element("textarea", { name: "(body)", rows: 3 }), small));
+  }
+  const stop = element("button", { type: "button", textContent: "Stop", hidden: true });
+  stop.addEventListener("click", () => { stop.hidden = true; });
+  const form = element("form", {}, ...inputs, element("div", {}, element("button", { textContent: "Send" }), " ", stop));
+  form.addEventListener("submit", (event) => send(event, method, path, described, output, stop));
+  const what = (described.responses["200"] ?? described.responses["101"])?.description ?? "";
+  return element("details", {}, element("summary", { textContent: `${method} ${path}` }), element("p", { textContent: what }), form, output);
 }
 
 const main = document.getElementById("paths");
 try {
   const { paths } = await (await fetch("openapi.json", { headers: headers() })).json();
-  main.replaceChildren(...Object.entries(paths).map(([path, described]) => section(path, described)));
+  const tags = new Map();
+  for (const [path, methods] of Object.entries(paths)) {
+    for (const [method, described] of Object.entries(methods)) {
+      // Where there are both, POST is the same with the parameters as a form.
+      if (method === "post" && methods.get) continue;
+      const tag = described.tags?.[0] ?? "";
+      if (!tags.has(tag)) tags.set(tag, []);
+      tags.get(tag).push(section(method.toUpperCase(), path, described));
+    }
+  }
+  main.replaceChildren(...[...tags].flatMap(([tag, sections]) => [element("h2", { textContent: tag }), ...sections]));
 } catch (error) {
   main.replaceChildren(element("p", { textContent: `The description cannot be read: ${error.message}` }));
 }

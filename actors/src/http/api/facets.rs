@@ -4,7 +4,8 @@ use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, ErrorBody, Refused};
+use super::super::answer::{Answer, Refused};
+use super::super::described::{READ, Read};
 use super::asked::{Asked, bad};
 use crate::query::facets::Facet;
 
@@ -21,6 +22,7 @@ struct Body {
 /// The handler.
 #[utoipa::path(
     get,
+    tag = READ,
     path = "/api/v1/facets",
     params(
         ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
@@ -31,11 +33,7 @@ struct Body {
     ),
     responses(
         (status = 200, description = "the most frequent values of fields", body = Body),
-        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
-        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
-        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
-        (status = 503, description = "the database is away", body = ErrorBody<'_>),
-        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+        Read,
     )
 )]
 pub async fn facets(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {

@@ -4,7 +4,8 @@ use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, ErrorBody, Refused};
+use super::super::answer::{Answer, Refused};
+use super::super::described::{READ, Read};
 use super::asked::Asked;
 use crate::query::facets::NameCount;
 
@@ -28,6 +29,7 @@ struct Service {
 /// The names of attributes.
 #[utoipa::path(
     get,
+    tag = READ,
     path = "/api/v1/fields",
     params(
         ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
@@ -36,11 +38,7 @@ struct Service {
     ),
     responses(
         (status = 200, description = "names of attributes", body = Fields),
-        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
-        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
-        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
-        (status = 503, description = "the database is away", body = ErrorBody<'_>),
-        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+        Read,
     )
 )]
 pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
@@ -54,6 +52,7 @@ pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<A
 /// The names of services.
 #[utoipa::path(
     get,
+    tag = READ,
     path = "/api/v1/services",
     params(
         ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
@@ -61,11 +60,7 @@ pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<A
     ),
     responses(
         (status = 200, description = "services and how many records they have", body = Services),
-        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
-        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
-        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
-        (status = 503, description = "the database is away", body = ErrorBody<'_>),
-        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+        Read,
     )
 )]
 pub async fn services(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {

@@ -1,34 +1,69 @@
 //! `GET /api/v1/openapi.json`, made from the handlers, and `GET /api/v1/docs`, a page to try it.
 
 use actix_web::web;
-use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
-use super::super::Shared;
-use super::super::answer::Answer;
+use super::super::answer::{Answer, ErrorBody};
+use super::super::{Shared, alerts, dead_letters, loki, pipeline, status, tail};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "logweir",
-        description = "Reading logs. Requests need a query token as soon as auth.query_tokens are set."
+        description = "Reading logs. Requests need a query token as soon as auth.query_tokens are set; what changes dead letters needs one of auth.admin_tokens."
     ),
+    security((), ("token" = [])),
+    modifiers(&Token),
+    components(schemas(ErrorBody<'_>)),
     paths(
         super::query::query,
         super::hits::hits,
         super::facets::facets,
         super::context::context,
         super::fields::fields,
-        super::fields::services
+        super::fields::services,
+        tail::tail,
+        alerts::alerts,
+        pipeline::pipeline,
+        status::status,
+        dead_letters::list,
+        dead_letters::replay,
+        dead_letters::purge
     )
 )]
 struct Description;
+
+/// How a token is sent.
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        description.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+fn description() -> utoipa::openapi::OpenApi {
+    let mut description = Description::openapi().merge_from(loki::Described::openapi());
+    // Handlers of two protocols have the same names, and some paths two methods: an operation must be named once.
+    for (path, item) in &mut description.paths.paths {
+        for (method, operation) in [("get", &mut item.get), ("post", &mut item.post)] {
+            if let Some(operation) = operation {
+                let name = path.replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");
+                operation.operation_id = Some(format!("{method}{name}"));
+            }
+        }
+    }
+    description
+}
 
 /// What the page may load: only itself.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'";
 
 /// The description.
 pub async fn openapi(_shared: web::Data<Shared>) -> Answer {
-    Answer::json(200, &Description::openapi())
+    Answer::json(200, &description())
 }
 
 /// The page.
@@ -55,13 +90,61 @@ mod tests {
 
     #[test]
     fn every_path_is_described_with_its_parameters() {
-        let text = serde_json::to_value(Description::openapi()).unwrap();
+        let text = serde_json::to_value(description()).unwrap();
         let paths = text["paths"].as_object().unwrap();
-        let names: Vec<_> = paths.keys().map(|path| path.trim_start_matches("/api/v1/")).collect();
-        assert_eq!(names, ["context", "facets", "fields", "hits", "query", "services"]);
-        for (path, described) in paths {
-            assert!(described["get"]["parameters"].as_array().is_some_and(|all| all.len() >= 2), "{path}");
-            assert!(described["get"]["responses"]["200"]["content"].is_object(), "{path}");
+        let names = |prefix: &str| -> Vec<&str> { paths.keys().filter_map(|path| path.strip_prefix(prefix)).collect() };
+        assert_eq!(
+            names("/api/v1/"),
+            [
+                "alerts",
+                "context",
+                "dead-letters",
+                "dead-letters/purge",
+                "dead-letters/replay",
+                "facets",
+                "fields",
+                "hits",
+                "pipeline",
+                "query",
+                "services",
+                "status",
+                "tail"
+            ]
+        );
+        assert_eq!(
+            names("/loki/api/v1/"),
+            [
+                "index/stats",
+                "index/volume",
+                "index/volume_range",
+                "label/{name}/values",
+                "labels",
+                "query",
+                "query_range",
+                "series",
+                "tail"
+            ]
+        );
+        let (mut schemas, mut operations) = (Vec::new(), std::collections::BTreeSet::new());
+        for (path, methods) in paths {
+            for (method, described) in methods.as_object().unwrap() {
+                let none_to_give = ["alerts", "pipeline", "status", "labels"].iter().any(|name| path.ends_with(name));
+                let parameters = described["parameters"].as_array().map_or(0, Vec::len);
+                assert!(none_to_give || parameters >= 1, "{method} {path}");
+                let responses = &described["responses"];
+                let upgraded = path == "/loki/api/v1/tail" && responses["101"].is_object();
+                assert!(upgraded || responses["200"]["content"].is_object(), "{method} {path}");
+                assert!(responses["401"]["content"].is_object() && responses["503"].is_object(), "{method} {path}");
+                assert!(
+                    operations.insert(described["operationId"].to_string()),
+                    "{method} {path} has a name of its own"
+                );
+                schemas.push(described.to_string());
+            }
+        }
+        for reference in schemas.iter().flat_map(|text| text.split("#/components/schemas/").skip(1)) {
+            let name = reference.split('"').next().unwrap();
+            assert!(text["components"]["schemas"][name].is_object(), "{name} is described");
         }
     }
 }

@@ -14,7 +14,8 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::Shared;
-use super::super::answer::{Answer, ErrorBody, Refused};
+use super::super::answer::{Answer, Refused};
+use super::super::described::{READ, Read};
 use super::asked::{Asked, bad};
 use super::record::{CSV_HEADER, RecordBody, csv};
 use crate::query::page::{Direction, Position};
@@ -54,6 +55,7 @@ struct Cursor {
 /// The handler.
 #[utoipa::path(
     get,
+    tag = READ,
     path = "/api/v1/query",
     params(
         ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
@@ -67,11 +69,7 @@ struct Cursor {
     responses(
         (status = 200, description = "records"
             , content((Body<'_> = "application/json"), (String = "application/x-ndjson"), (String = "text/csv"))),
-        (status = 400, description = "a parameter or the query is wrong; `column` says where", body = ErrorBody<'_>),
-        (status = 401, description = "a query token is needed", body = ErrorBody<'_>),
-        (status = 429, description = "too many queries run and wait", body = ErrorBody<'_>),
-        (status = 503, description = "the database is away", body = ErrorBody<'_>),
-        (status = 504, description = "it took too long", body = ErrorBody<'_>)
+        Read,
     )
 )]
 pub async fn query(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, Refused> {

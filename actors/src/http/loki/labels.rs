@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::super::Shared;
 use super::super::answer::{Answer, Refused};
+use super::super::described::{LOKI, LokiRead};
 use super::asked::{Asked, bad, bad_query};
 use super::metric::{points, rows, windows};
 use super::query::{result, success, whole};
@@ -22,11 +23,29 @@ use crate::search::Searcher;
 const VALUES_MAX: usize = 1_000;
 
 /// `labels`
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/labels",
+    responses((status = 200, description = "names of labels, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn labels() -> Answer {
     success(["host", "level", "service_name"])
 }
 
 /// `label/{name}/values`
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/label/{name}/values",
+    params(
+        ("name" = String, Path, description = "service_name, host, level or an attribute"),
+        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
+        ("end" = Option<String>, Query, description = "the same; now"),
+    ),
+    responses((status = 200, description = "values of a label, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn values(
     request: HttpRequest,
     body: web::Bytes,
@@ -72,6 +91,17 @@ fn name(field: Field) -> String {
 }
 
 /// `series`: the services that each selector finds.
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/series",
+    params(
+        ("match[]" = Option<Vec<String>>, Query, description = "selectors; every service without one"),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
+        ("end" = Option<String>, Query, description = "the same; now"),
+    ),
+    responses((status = 200, description = "the services that each selector finds, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn series(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
         let asked = Asked::of(&request, &body)?;
@@ -102,6 +132,17 @@ struct Stats {
 }
 
 /// `index/stats`: how many records and services. There are no chunks, and nobody counts bytes.
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/index/stats",
+    params(
+        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
+        ("end" = Option<String>, Query, description = "the same; now"),
+    ),
+    responses((status = 200, description = "how many records and services", body = Object), LokiRead)
+)]
 pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
         let asked = Asked::of(&request, &body)?;
@@ -115,6 +156,18 @@ pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::D
 }
 
 /// `index/volume`: records of each service, or level.
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/index/volume",
+    params(
+        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
+        ("end" = Option<String>, Query, description = "the same; now"),
+        ("targetLabels" = Option<String>, Query, description = "service_name or level"),
+    ),
+    responses((status = 200, description = "records of each service or level, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn volume(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
         let asked = Asked::of(&request, &body)?;
@@ -127,6 +180,19 @@ pub(super) async fn volume(request: HttpRequest, body: web::Bytes, shared: web::
 }
 
 /// `index/volume_range`: the same per step.
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/index/volume_range",
+    params(
+        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
+        ("end" = Option<String>, Query, description = "the same; now"),
+        ("targetLabels" = Option<String>, Query, description = "service_name or level"),
+        ("step" = Option<String>, Query, description = "seconds, or a time such as 30s; a 250th of the range"),
+    ),
+    responses((status = 200, description = "records of each service or level, per step, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn volume_range(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
         let asked = Asked::of(&request, &body)?;

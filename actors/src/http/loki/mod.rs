@@ -20,6 +20,21 @@ use actix_web::web::{self, ServiceConfig};
 use super::answer::{Answer, Refused};
 use super::only;
 
+/// What of it is read, described.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(
+    query::query,
+    query::query_range,
+    labels::labels,
+    labels::values,
+    labels::series,
+    labels::stats,
+    labels::volume,
+    labels::volume_range,
+    tail::tail
+))]
+pub struct Described;
+
 /// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
     let both = &["GET", "POST"];

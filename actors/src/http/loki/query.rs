@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::super::Shared;
 use super::super::answer::{Answer, Refused};
+use super::super::described::{LOKI, LokiRead};
 use super::asked::{Asked, bad};
 use super::metric::{points, rows, sample, windows};
 use super::refusal;
@@ -45,6 +46,21 @@ pub(super) fn result(result_type: &'static str, result: impl Serialize) -> Answe
 }
 
 /// `GET`/`POST /loki/api/v1/query_range`
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/query_range",
+    params(
+        ("query" = String, Query, description = "LogQL: a selector with filters, or rate or count_over_time of it"),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
+        ("end" = Option<String>, Query, description = "the same; now"),
+        ("since" = Option<String>, Query, description = "instead of start: such as 1h"),
+        ("step" = Option<String>, Query, description = "seconds, or a time such as 30s; a 250th of the range"),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 5000, description = "records; 100"),
+        ("direction" = Option<String>, Query, description = "backward (newest first) or forward"),
+    ),
+    responses((status = 200, description = "records, or counts per step, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn query_range(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     over_range(&request, &body, &shared).await.unwrap_or_else(|refused| refusal(refused.counted(), request.headers()))
 }
@@ -75,6 +91,16 @@ async fn over_range(request: &HttpRequest, body: &web::Bytes, shared: &Shared) -
 }
 
 /// `GET`/`POST /loki/api/v1/query`
+#[utoipa::path(
+    method(get, post),
+    tag = LOKI,
+    path = "/loki/api/v1/query",
+    params(
+        ("query" = String, Query, description = "LogQL: rate, count_over_time or sum of a selector with filters"),
+        ("time" = Option<String>, Query, description = "RFC 3339 or a number since 1970; now"),
+    ),
+    responses((status = 200, description = "counts at one moment, in Loki's envelope", body = Object), LokiRead)
+)]
 pub(super) async fn query(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     at_once(&request, &body, &shared).await.unwrap_or_else(|refused| refusal(refused.counted(), request.headers()))
 }

@@ -20,6 +20,7 @@ use tokio::time::interval;
 
 use super::super::Shared;
 use super::super::answer::Refused;
+use super::super::described::{LOKI, LokiRead};
 use super::super::tail::subscribe;
 use super::asked::{Asked, bad};
 use super::query::whole;
@@ -59,6 +60,17 @@ struct Told {
 }
 
 /// `GET /loki/api/v1/tail`
+#[utoipa::path(
+    get,
+    tag = LOKI,
+    path = "/loki/api/v1/tail",
+    params(
+        ("query" = Option<String>, Query, description = "LogQL: a selector with filters; every record without it"),
+        ("start" = Option<String>, Query, description = "stored records from here on come first; an hour ago"),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 5000, description = "so many of them at most; 100"),
+    ),
+    responses((status = 101, description = "a websocket: records as they come"), LokiRead)
+)]
 pub(super) async fn tail(request: HttpRequest, payload: web::Payload, shared: web::Data<Shared>) -> HttpResponse {
     match begin(&request, payload, &shared).await {
         Ok(response) => response,

@@ -35,6 +35,7 @@ use super::{
     letter,
 };
 use crate::config::{Database, DatabaseUrl};
+use crate::pace::Pace;
 
 /// Connections for administration: few, since only commands and maintenance use them.
 const ADMIN_CONNECTIONS: usize = 2;
@@ -96,8 +97,8 @@ impl PostgresStore {
 
     /// Reads where queries go, each reading at most as long as the server lets a statement run.
     #[must_use]
-    pub fn log_reader(&self, timeout: Duration) -> read::PostgresReader {
-        read::PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout)
+    pub fn log_reader(&self, timeout: Duration, pace: Pace) -> read::PostgresReader {
+        read::PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, pace)
     }
 
     async fn admin(&self) -> Result<Object, StoreError> {

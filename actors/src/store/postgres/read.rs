@@ -19,6 +19,7 @@ use super::connect::failure;
 use super::filter::Sql;
 use super::pool_failure;
 use super::types::Time;
+use crate::pace::Pace;
 use crate::query::Filter;
 use crate::query::facets::{self, Facets, NameCount, Names};
 use crate::query::hits::{By, Steps};
@@ -41,15 +42,16 @@ pub struct PostgresReader {
     tls: MakeRustlsConnect,
     /// The server's limit for a statement.
     timeout: Duration,
+    pace: Pace,
 }
 
 impl PostgresReader {
-    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration) -> Self {
-        Self { pool, tls, timeout }
+    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration, pace: Pace) -> Self {
+        Self { pool, tls, timeout, pace }
     }
 
     fn too_slow(&self) -> ReadError {
-        ReadError::Timeout(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX))
+        ReadError::too_slow(self.timeout, &self.pace)
     }
 
     fn failed(&self, error: &Error) -> ReadError {
@@ -102,21 +104,36 @@ impl PostgresReader {
         mut fold: T,
         add: fn(&mut T, &Record<'_>),
     ) -> Result<Snapshot<(T, u64)>, ReadError> {
-        let mut sql = Sql::new("SELECT ");
-        sql.push(columns).push(" FROM logs WHERE ");
-        within(&mut sql, sample.range);
-        sql.push(" AND ").filter(&sample.filter);
-        let limit = sql.number(i64::try_from(sample.records_max).unwrap_or(i64::MAX));
-        sql.push(&format!(" ORDER BY ts DESC LIMIT {limit}"));
         self.read(async |transaction| {
-            let rows = stream(transaction, &sql).await?;
-            pin_mut!(rows);
             let mut records = 0;
-            while let Some(row) = rows.try_next().await? {
-                add(&mut fold, &record(&row));
-                records += 1;
+            let mut pieces = self.pace.pieces(sample.range, Direction::Backward);
+            while let Some(range) = pieces.next() {
+                let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
+                let looked_at = pieces.read(async {
+                    let rows = stream(transaction, &sql).await?;
+                    pin_mut!(rows);
+                    let mut looked_at = 0;
+                    while let Some(row) = rows.try_next().await? {
+                        add(&mut fold, &record(&row));
+                        looked_at += 1;
+                    }
+                    Ok(looked_at)
+                });
+                records += looked_at.await?;
+                if records >= sample.records_max {
+                    break;
+                }
             }
-            Ok((fold, records))
+            Ok((fold, records as u64))
+        })
+        .await
+    }
+
+    /// Reads rows by one statement.
+    async fn rows<T>(&self, sql: &Sql, each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
+        self.read(async |transaction| {
+            let rows = self.pace.whole(rows(transaction, sql)).await?;
+            Ok(rows.iter().map(each).collect())
         })
         .await
     }
@@ -191,18 +208,20 @@ fn within(sql: &mut Sql, range: Range) {
     sql.push(&format!("ts >= {start} AND ts < {end}"));
 }
 
+fn sample_sql(columns: &str, range: Range, filter: &Filter, records_max: usize) -> Sql {
+    let mut sql = Sql::new("SELECT ");
+    sql.push(columns).push(" FROM logs WHERE ");
+    within(&mut sql, range);
+    sql.push(" AND ").filter(filter);
+    let limit = sql.number(i64::try_from(records_max).unwrap_or(i64::MAX));
+    sql.push(&format!(" ORDER BY ts DESC LIMIT {limit}"));
+    sql
+}
+
 fn scan_sql(scan: &Scan) -> Sql {
     let mut sql = Sql::new("SELECT ");
     sql.push(COLUMNS).push(" FROM logs WHERE ");
-    // The cursor's time bounds the range as well: partitions are left out by it.
-    let range = match (scan.direction, scan.after) {
-        (Direction::Backward, Some(after)) => {
-            Range { end_us: scan.range.end_us.min(after.ts_us.saturating_add(1)), ..scan.range }
-        }
-        (Direction::Forward, Some(after)) => Range { start_us: scan.range.start_us.max(after.ts_us), ..scan.range },
-        (_, None) => scan.range,
-    };
-    within(&mut sql, range);
+    within(&mut sql, scan.range_left());
     let (sign, order) = match scan.direction {
         Direction::Backward => ("<", "DESC"),
         Direction::Forward => (">", "ASC"),
@@ -246,15 +265,16 @@ fn key(by: By) -> (&'static str, &'static str) {
     }
 }
 
-/// Bars from `table`, whose time is `ts`; each row counts `records`.
-fn counts_sql(filter: &Filter, steps: Steps, by: By, table: &str, ts: &str, records: &str) -> Sql {
+/// The part of the bars that `range` holds, from `table`, whose time is `ts`; each row counts `records`.
+fn counts_sql(filter: &Filter, range: Range, steps: Steps, by: By, table: [&str; 3]) -> Sql {
+    let [table, ts, records] = table;
     let (severity, service) = key(by);
     let mut sql = Sql::new("SELECT date_bin(");
     let (step, origin) = (sql.number(steps.step_us), sql.time(steps.range.start_us));
     sql.push(&format!(
         "{step} * interval '1 microsecond', {ts}, {origin}), {severity}, {service}, {records} FROM {table}"
     ));
-    let (start, end) = (sql.time(steps.range.start_us), sql.time(steps.range.end_us));
+    let (start, end) = (sql.time(range.start_us), sql.time(range.end_us));
     sql.push(&format!(" WHERE {ts} >= {start} AND {ts} < {end} AND ")).filter(filter);
     sql.push(" GROUP BY 1, 2, 3");
     sql
@@ -268,17 +288,40 @@ fn count(row: &Row) -> Count {
 #[async_trait]
 impl LogReader for PostgresReader {
     async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError> {
-        self.read(async |transaction| page(transaction, scan).await).await
+        self.read(async |transaction| {
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            let mut pieces = self.pace.pieces(scan.range_left(), scan.direction);
+            while let Some(range) = pieces.next() {
+                let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
+                let piece = Scan { range, limit, bytes_max, ..scan.clone() };
+                let page = pieces.read(page(transaction, &piece)).await?;
+                bytes += page.iter().map(Found::bytes).sum::<usize>();
+                found.extend(page);
+                if found.len() >= scan.limit || bytes >= scan.bytes_max {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+        .await
     }
 
     async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
-        let sql = counts_sql(filter, steps, by, "logs", "ts", "count(*)");
-        self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(count).collect())).await
+        self.read(async |transaction| {
+            let mut counts = Vec::new();
+            let mut pieces = self.pace.pieces(steps.range, Direction::Backward);
+            while let Some(range) = pieces.next() {
+                let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
+                counts.extend(pieces.read(rows(transaction, &sql)).await?.iter().map(count));
+            }
+            Ok(counts)
+        })
+        .await
     }
 
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
-        let sql = counts_sql(filter, steps, by, "log_volume", "minute", "sum(records)::bigint");
-        self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(count).collect())).await
+        let sql = counts_sql(filter, steps.range, steps, by, ["log_volume", "minute", "sum(records)::bigint"]);
+        self.rows(&sql, count).await
     }
 
     async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
@@ -290,7 +333,8 @@ impl LogReader for PostgresReader {
             records: row.get::<_, i64>(0).cast_unsigned(),
             counters: row.get::<_, i64>(1).cast_unsigned(),
         };
-        self.read(async |transaction| Ok(rows(transaction, &sql).await?.first().map(volume).unwrap_or_default())).await
+        let Snapshot { mut value, lanes } = self.rows(&sql, volume).await?;
+        Ok(Snapshot { value: value.pop().unwrap_or_default(), lanes })
     }
 
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
@@ -298,8 +342,7 @@ impl LogReader for PostgresReader {
         let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
         let (end, limit) = (sql.time(range.end_us), sql.number(facets::SERVICES_MAX.into()));
         sql.push(&format!("minute >= {start} AND minute < {end} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"));
-        let service = |row: &Row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() };
-        self.read(async |transaction| Ok(rows(transaction, &sql).await?.iter().map(service).collect())).await
+        self.rows(&sql, |row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() }).await
     }
 
     async fn facets(&self, sample: &Sample, into: Facets) -> Result<Snapshot<(Facets, u64)>, ReadError> {

@@ -16,6 +16,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, OpenFlags, Row, Transaction, params};
 
 use super::failed;
+use crate::pace::Pace;
 use crate::query::facets::{Facets, NameCount, Names};
 use crate::query::filter::SeverityRange;
 use crate::query::hits::{By, Hits, Steps};
@@ -32,6 +33,7 @@ pub(crate) const CACHE_BYTES: usize = 8 << 20;
 pub struct SqliteReader {
     stock: Arc<Stock>,
     timeout: Duration,
+    pace: Pace,
 }
 
 /// Connections that nobody uses now.
@@ -42,8 +44,8 @@ struct Stock {
 }
 
 impl SqliteReader {
-    pub(super) fn new(path: PathBuf, busy_timeout: Duration, timeout: Duration) -> Self {
-        Self { stock: Arc::new(Stock { path, busy_timeout, idle: Mutex::default() }), timeout }
+    pub(super) fn new(path: PathBuf, busy_timeout: Duration, timeout: Duration, pace: Pace) -> Self {
+        Self { stock: Arc::new(Stock { path, busy_timeout, idle: Mutex::default() }), timeout, pace }
     }
 
     /// Runs `work` in a transaction on a connection of its own.
@@ -54,10 +56,10 @@ impl SqliteReader {
         let stop = Arc::new(AtomicBool::new(false));
         // Dropped with the future: whoever goes away takes the work along.
         let guard = StopOnDrop(Arc::clone(&stop));
-        let stock = Arc::clone(&self.stock);
+        let (stock, pace) = (Arc::clone(&self.stock), self.pace.clone());
         let task = tokio::task::spawn_blocking(move || {
             let mut connection = stock.take().map_err(ReadError::from)?;
-            let done = snapshot(&mut connection, &stop, work);
+            let done = snapshot(&mut connection, &stop, pace, work);
             if done.is_ok() {
                 stock.give_back(connection);
             }
@@ -71,7 +73,7 @@ impl SqliteReader {
         let joined = tokio::time::timeout(self.timeout, task).await;
         drop(guard);
         match joined {
-            Err(_) => Err(ReadError::Timeout(u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX))),
+            Err(_) => Err(ReadError::too_slow(self.timeout, &self.pace)),
             Ok(Err(error)) => Err(ReadError::Failed(format!("the work on SQLite ended early: {error}"))),
             Ok(Ok(done)) => done,
         }
@@ -113,11 +115,17 @@ struct Reading<'c> {
 fn snapshot<T>(
     connection: &mut Connection,
     stop: &Arc<AtomicBool>,
+    pace: Pace,
     work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Snapshot<T>> {
     let stopped = Arc::clone(stop);
+    let mut turn = None;
     // Asked every so many steps of SQLite's machine: well under a millisecond.
-    connection.progress_handler(10_000, Some(move || stopped.load(Ordering::Relaxed)))?;
+    let progress = move || {
+        pace.keep(&mut turn);
+        stopped.load(Ordering::Relaxed)
+    };
+    connection.progress_handler(10_000, Some(progress))?;
     let reading = Reading { transaction: connection.transaction()? };
     let lanes = reading.lanes()?;
     let value = work(&reading)?;
@@ -156,19 +164,12 @@ impl Reading<'_> {
             Direction::Backward => "DESC",
             Direction::Forward => "ASC",
         };
-        let narrowed = match (direction, after) {
-            (Direction::Backward, Some(after)) => {
-                Range { end_us: range.end_us.min(after.ts_us.saturating_add(1)), ..range }
-            }
-            (Direction::Forward, Some(after)) => Range { start_us: range.start_us.max(after.ts_us), ..range },
-            (_, None) => range,
-        };
         let severities = severities(filter);
         let mut statement = self.transaction.prepare_cached(&format!(
             "SELECT id, ts, severity, service, host, message, attributes FROM logs \
              WHERE ts >= ?1 AND ts < ?2 AND +severity BETWEEN ?3 AND ?4 ORDER BY ts {order}, id {order}"
         ))?;
-        let (from, to) = bounds(narrowed);
+        let (from, to) = bounds(range);
         let mut rows = statement.query(params![from, to, severities.min, severities.max])?;
         while let Some(row) = rows.next()? {
             let (id, record) = record(row)?;
@@ -230,7 +231,7 @@ impl LogReader for SqliteReader {
             if scan.limit == 0 {
                 return Ok(found);
             }
-            reading.scan(scan.range, &scan.filter, scan.direction, scan.after, |id, record| {
+            reading.scan(scan.range_left(), &scan.filter, scan.direction, scan.after, |id, record| {
                 found.push(Found::of(id, record));
                 bytes += found.last().map_or(0, Found::bytes);
                 found.len() < scan.limit && bytes < scan.bytes_max
