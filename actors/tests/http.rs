@@ -156,6 +156,7 @@ impl Plan {
                 ballast_bytes: 0,
                 queue_bytes_max: 8 << 20,
                 retain_segments: 0,
+                retain_s: 0,
             },
             database: Database {
                 url: DatabaseUrl::Sqlite("unused".into()),
@@ -257,6 +258,7 @@ fn engine(
         ballast_bytes: settings.ballast_bytes,
         queue_bytes_max: settings.queue_bytes_max,
         retain_segments: settings.retain_segments,
+        retain_for: Duration::from_secs(settings.retain_s),
     })
     .unwrap();
     let supervision = Supervision { stall_ms: 10_000, restarts_max: 5, restart_window_ms: 60_000 };
@@ -380,6 +382,7 @@ impl Rig {
             ballast_bytes: 0,
             queue_bytes_max: 1 << 20,
             retain_segments: 0,
+            retain_for: Duration::ZERO,
         })
         .unwrap();
         let mut all = Vec::new();

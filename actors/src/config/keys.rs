@@ -333,6 +333,12 @@ pub static KEYS: &[Key] = &[
         number(Usize(|c| &mut c.journal.retain_segments), Count, 0, 1000),
         "settled segments kept in case the database goes back in time",
     ),
+    key(
+        "journal.retain_s",
+        "0s",
+        number(U64(|c| &mut c.journal.retain_s), Seconds, 0, 365 * 86_400),
+        "how long settled segments are kept for the same reason, as far as the quota has room",
+    ),
     derived(
         "database.url",
         "sqlite:DATA_DIR/logweir.db",

@@ -284,6 +284,7 @@ fn blank() -> Config {
             ballast_bytes: 0,
             queue_bytes_max: 0,
             retain_segments: 0,
+            retain_s: 0,
         },
         database: Database {
             url: DatabaseUrl::Sqlite(PathBuf::new()),
@@ -565,6 +566,8 @@ pub struct JournalSettings {
     pub queue_bytes_max: usize,
     /// `journal.retain_segments`: settled segments kept in case the database goes back in time (2).
     pub retain_segments: usize,
+    /// `journal.retain_s`: how long they are kept for the same reason, as far as the quota has room (0).
+    pub retain_s: u64,
 }
 
 /// The log store.
