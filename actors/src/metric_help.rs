@@ -39,6 +39,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_journal_quota_bytes", "Bytes that the journal may have."),
     ("logweir_journal_recovery_seconds", "How long reading the journal took at start."),
     ("logweir_journal_refused_total", "Appends that the journal refused, by reason."),
+    (
+        "logweir_journal_retained_bytes",
+        "Bytes of the journal that the database has, kept in case it goes back in time; they give way.",
+    ),
     ("logweir_journal_segments", "Segment files of the journal."),
     ("logweir_journal_torn_bytes_total", "Bytes of a torn end that were cut off and kept aside."),
     ("logweir_journal_writable", "Whether the journal takes records: 1 or 0."),

@@ -638,12 +638,11 @@ impl Journal {
     /// that the database has gone back in time: what lies above it is needed again, as far as it is there.
     pub fn settle(&self, lane: LaneId, seq: u64) {
         let shared = &self.handle.shared;
-        let removable = {
+        let news = {
             let (mut state, now) = (shared.state(), Instant::now());
-            state.settle(lane, seq, now);
-            state.removable(now).is_some()
+            state.settle(lane, seq, now) | state.removable(now).is_some()
         };
-        if removable {
+        if news {
             shared.wake();
         }
     }
@@ -965,6 +964,7 @@ impl Shared {
         let state = self.state();
         metrics::gauge!("logweir_journal_bytes").set(state.bytes() as f64);
         metrics::gauge!("logweir_journal_quota_bytes").set(state.sizes.quota_bytes as f64);
+        metrics::gauge!("logweir_journal_retained_bytes").set(state.retained_bytes() as f64);
         metrics::gauge!("logweir_journal_segments").set(state.segments.len() as f64);
         metrics::gauge!("logweir_journal_quarantine_bytes").set(self.quarantine_bytes.load(Ordering::Relaxed) as f64);
     }

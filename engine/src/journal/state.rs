@@ -259,11 +259,22 @@ impl State {
         self.generation += 1;
     }
 
-    pub(super) fn settle(&mut self, lane: LaneId, seq: u64, now: Instant) {
+    /// Says whether a segment is settled now that was not, or is not any more.
+    pub(super) fn settle(&mut self, lane: LaneId, seq: u64, now: Instant) -> bool {
         self.settled.insert(lane, seq);
+        let mut changed = false;
         for (_, segment) in self.segments.range_mut(..self.written.segment) {
-            segment.settled_at = is_settled(&self.settled, segment).then(|| segment.settled_at.unwrap_or(now));
+            let before = segment.settled_at;
+            segment.settled_at = is_settled(&self.settled, segment).then(|| before.unwrap_or(now));
+            changed |= before.is_some() != segment.settled_at.is_some();
         }
+        changed
+    }
+
+    /// Bytes of segments that the database has, and that are kept all the same: they give way to what it does not have.
+    pub(super) fn retained_bytes(&self) -> u64 {
+        let closed = self.segments.range(..self.written.segment).map(|(_, segment)| segment);
+        closed.take_while(|segment| is_settled(&self.settled, segment)).map(|segment| segment.size).sum()
     }
 
     /// The oldest segment, if it may go. Some more than are retained wait until their files are needed again.
@@ -418,11 +429,13 @@ mod tests {
         (state.written.segment, state.given.segment) = (2, 2);
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        state.settle(0, 10, start);
+        assert!(state.settle(0, 10, start));
         assert!(state.removable(after(59)).is_none());
+        assert_eq!(state.retained_bytes(), 1 << 16);
         assert!(state.removable(after(60)).is_some());
         state.settle(0, 9, after(61));
         assert!(state.removable(after(1000)).is_none(), "the database has it no more");
+        assert_eq!(state.retained_bytes(), 0);
         state.settle(0, 11, after(70));
         assert!(state.removable(after(129)).is_none(), "its time begins anew");
         assert!(state.removable(after(130)).is_some());
