@@ -135,6 +135,9 @@ impl Plan {
                 line_bytes_max: 64 << 10,
                 inflight_bytes_max: 4 << 20,
                 request_timeout_ms: 10_000,
+                tls_cert_file: None,
+                tls_key_file: None,
+                tls_client_ca_file: None,
                 ack_timeout_ms: 10_000,
             },
             admin: Admin { listen: loopback },
@@ -205,7 +208,8 @@ impl Plan {
             prometheus(),
             Arc::new(move || _ = asked.fetch_add(1, Ordering::SeqCst)),
             "rig".into(),
-        );
+        )
+        .unwrap();
         let stop = Arc::new(Notify::new());
         let (ready, listening) = mpsc::channel();
         let inside = (shared.clone(), levers.clone(), stop.clone(), control.clone());
