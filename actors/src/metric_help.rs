@@ -96,6 +96,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_tail_dropped_records_total", "Records that a live tail was not shown, by reason; each tail is told."),
     ("logweir_tail_records_total", "Records sent to live tails."),
     ("logweir_tail_stalled_clients_total", "Live tails that were ended because their client took nothing any more."),
+    (
+        "logweir_tls_rereads_total",
+        "Certificates that have changed on disk, by whose they are and whether they could be used.",
+    ),
     ("logweir_uptime_seconds", "Time since the start."),
     ("logweir_volume_free_bytes", "Bytes that the journal's volume has left."),
 ];

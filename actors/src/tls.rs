@@ -22,6 +22,10 @@ use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertSto
 
 use reread::Kept;
 
+/// What a connection holds in both directions: the record that comes in, as it was sent and in the clear, and what rustls keeps to
+/// be sent (64 KiB).
+pub const CONNECTION_BYTES: usize = 96 << 10;
+
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
