@@ -82,11 +82,11 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_store_indexes_built_total", "Indexes that were built on partitions of days that are over."),
     ("logweir_store_partitions_dropped_total", "Partitions dropped because of their age."),
     ("logweir_store_retention_deleted_total", "Rows deleted because of their age."),
-    ("logweir_store_rows_total", "Rows committed."),
     (
         "logweir_store_rewinds_total",
         "Times that a lane found the database at an earlier time, and read the journal again.",
     ),
+    ("logweir_store_rows_total", "Rows committed."),
     ("logweir_store_terminated_holders_total", "Sessions of former owners that held a lane's row and were ended."),
     ("logweir_store_transactions_total", "Transactions, by outcome."),
     ("logweir_store_ts_clamped_total", "Records whose time no partition can hold; it was moved to the nearest."),
