@@ -406,6 +406,7 @@ async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recover
         ballast_bytes: settings.ballast_bytes,
         queue_bytes_max: settings.queue_bytes_max,
         retain_segments: settings.retain_segments,
+        retain_for: Duration::from_secs(settings.retain_s),
     };
     let opened = tokio::task::spawn_blocking(move || Journal::open(journal_config)).await;
     let opened = opened.map_err(|error| Exit::new(Exit::SOFTWARE, format!("opening the journal failed: {error}")))?;

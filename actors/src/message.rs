@@ -226,6 +226,17 @@ pub struct BatchFrame {
     pub chunk: Arc<Chunk>,
 }
 
+/// Records of a lane that must be in the journal and are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Gap {
+    /// The first sequence number that they can have had.
+    pub seq_first: u64,
+    /// The last one.
+    pub seq_last: u64,
+    /// How many.
+    pub records: u64,
+}
+
 /// Consecutive chunks of one lane that enter the database in one transaction: the range `(from_seq, to_seq]`.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -264,6 +275,24 @@ impl Batch {
     #[must_use]
     pub fn records(&self) -> u64 {
         self.frames.iter().map(|frame| frame.chunk.len() as u64).sum()
+    }
+
+    /// Where records should lie in the range and do not.
+    #[must_use]
+    pub fn gaps(&self) -> Vec<Gap> {
+        let (mut seq, mut records) = (self.from_seq, self.from_records);
+        let mut gaps = Vec::new();
+        for frame in &self.frames {
+            let here = frame.chunk.len() as u64;
+            let missing = frame.lane_records.saturating_sub(here).saturating_sub(records);
+            if missing > 0 {
+                // A frame without records stands for one that cannot be read itself.
+                let seq_last = if here > 0 { frame.seq - 1 } else { frame.seq };
+                gaps.push(Gap { seq_first: seq + 1, seq_last, records: missing });
+            }
+            (seq, records) = (frame.seq, frame.lane_records);
+        }
+        gaps
     }
 
     /// Records that should lie in the range and do not: damaged in the journal, or gone from it.

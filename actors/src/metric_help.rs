@@ -39,6 +39,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_journal_quota_bytes", "Bytes that the journal may have."),
     ("logweir_journal_recovery_seconds", "How long reading the journal took at start."),
     ("logweir_journal_refused_total", "Appends that the journal refused, by reason."),
+    (
+        "logweir_journal_retained_bytes",
+        "Bytes of the journal that the database has, kept in case it goes back in time; they give way.",
+    ),
     ("logweir_journal_segments", "Segment files of the journal."),
     ("logweir_journal_torn_bytes_total", "Bytes of a torn end that were cut off and kept aside."),
     ("logweir_journal_writable", "Whether the journal takes records: 1 or 0."),
@@ -46,7 +50,7 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_lane_backlog_records", "Records of a lane that only the journal has."),
     ("logweir_lane_committed_records", "Records of a lane in the database."),
     ("logweir_lane_dead_records", "Records of a lane that the database would not take."),
-    ("logweir_lane_lost_records", "Records of a lane lost to damage in the journal, each range named in the log."),
+    ("logweir_lane_lost_records", "Records of a lane that the journal no longer had, each range named in the log."),
     ("logweir_lanes_begun_anew_total", "Lanes that had to begin anew because the database did not know them."),
     ("logweir_mailbox_capacity_bytes", "Bytes that a mailbox may hold."),
     ("logweir_mailbox_capacity_messages", "Messages that a mailbox may hold."),
@@ -79,6 +83,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_store_indexes_built_total", "Indexes that were built on partitions of days that are over."),
     ("logweir_store_partitions_dropped_total", "Partitions dropped because of their age."),
     ("logweir_store_retention_deleted_total", "Rows deleted because of their age."),
+    (
+        "logweir_store_rewinds_total",
+        "Times that a lane found the database at an earlier time, and read the journal again.",
+    ),
     ("logweir_store_rows_total", "Rows committed."),
     ("logweir_store_terminated_holders_total", "Sessions of former owners that held a lane's row and were ended."),
     ("logweir_store_transactions_total", "Transactions, by outcome."),
@@ -89,6 +97,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_tail_dropped_records_total", "Records that a live tail was not shown, by reason; each tail is told."),
     ("logweir_tail_records_total", "Records sent to live tails."),
     ("logweir_tail_stalled_clients_total", "Live tails that were ended because their client took nothing any more."),
+    (
+        "logweir_tls_rereads_total",
+        "Certificates that have changed on disk, by whose they are and whether they could be used.",
+    ),
     ("logweir_uptime_seconds", "Time since the start."),
     ("logweir_volume_free_bytes", "Bytes that the journal's volume has left."),
 ];

@@ -20,6 +20,7 @@ use crate::progress::Progress;
 use crate::search;
 use crate::store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
 use crate::tail;
+use crate::tls;
 
 const MIB: usize = 1 << 20;
 
@@ -93,6 +94,10 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("request bodies being read", config.http.inflight_bytes_max),
         // One more than the lanes': the body that `?debug=1` looks at.
         ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
+        (
+            "TLS of the data listener",
+            config.http.tls().map_or(0, |_| config.http.connections_max * tls::CONNECTION_BYTES),
+        ),
         ("syslog connections and datagrams", syslog::memory_bytes_max(&config.syslog)),
         ("tailed files", files::memory_bytes_max(config)),
         ("open batches", lanes * batch),

@@ -57,7 +57,7 @@ pub struct LaneSnapshot {
     pub committed: u64,
     /// Records dead-lettered.
     pub dead: u64,
-    /// Records lost to damage in the journal.
+    /// Records that the journal no longer had when the database needed them: damaged, or not kept long enough.
     pub lost: u64,
     /// Records in the journal that are not settled yet.
     pub backlog: u64,

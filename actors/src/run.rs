@@ -107,7 +107,8 @@ async fn serve(config: Config) -> Result<(), Exit> {
         prometheus,
         Arc::new(move || asked.notify_one()),
         process_name(),
-    );
+    )
+    .map_err(|error| Exit::new(Exit::CONFIG, format!("gateway.tls_ca_file, gateway.tls_cert_file: {error}")))?;
     let admin = http::serve_admin(&shared, admin).map_err(|error| unavailable("admin.listen", &error))?;
     actix_rt::spawn(admin.server);
     if config.role == Role::Gateway {

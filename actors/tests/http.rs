@@ -136,6 +136,9 @@ impl Plan {
                 line_bytes_max: 64 << 10,
                 inflight_bytes_max: 4 << 20,
                 request_timeout_ms: 10_000,
+                tls_cert_file: None,
+                tls_key_file: None,
+                tls_client_ca_file: None,
                 ack_timeout_ms: 10_000,
             },
             admin: Admin { listen: loopback },
@@ -157,6 +160,7 @@ impl Plan {
                 ballast_bytes: 0,
                 queue_bytes_max: 8 << 20,
                 retain_segments: 0,
+                retain_s: 0,
             },
             database: Database {
                 url: DatabaseUrl::Sqlite("unused".into()),
@@ -205,7 +209,8 @@ impl Plan {
             prometheus(),
             Arc::new(move || _ = asked.fetch_add(1, Ordering::SeqCst)),
             "rig".into(),
-        );
+        )
+        .unwrap();
         let stop = Arc::new(Notify::new());
         let (ready, listening) = mpsc::channel();
         let inside = (shared.clone(), levers.clone(), stop.clone(), control.clone());
@@ -258,6 +263,7 @@ fn engine(
         ballast_bytes: settings.ballast_bytes,
         queue_bytes_max: settings.queue_bytes_max,
         retain_segments: settings.retain_segments,
+        retain_for: Duration::from_secs(settings.retain_s),
     })
     .unwrap();
     let supervision = Supervision { stall_ms: 10_000, restarts_max: 5, restart_window_ms: 60_000 };
@@ -381,6 +387,7 @@ impl Rig {
             ballast_bytes: 0,
             queue_bytes_max: 1 << 20,
             retain_segments: 0,
+            retain_for: Duration::ZERO,
         })
         .unwrap();
         let mut all = Vec::new();

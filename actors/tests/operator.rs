@@ -42,6 +42,7 @@ impl Volume {
             ballast_bytes: 0,
             queue_bytes_max: 16 << 20,
             retain_segments: 0,
+            retain_for: std::time::Duration::ZERO,
         })
         .unwrap();
         let mut database = Config::default().database;

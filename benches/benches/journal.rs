@@ -38,6 +38,7 @@ impl Ours {
             ballast_bytes: 0,
             queue_bytes_max: 32 << 20,
             retain_segments: 0,
+            retain_for: std::time::Duration::ZERO,
         };
         let (journal, _) = Journal::open(config).expect("it opens");
         Self { journal, _dir: dir }

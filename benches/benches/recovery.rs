@@ -27,6 +27,7 @@ fn config(dir: &Path) -> JournalConfig {
         ballast_bytes: 0,
         queue_bytes_max: 32 << 20,
         retain_segments: 0,
+        retain_for: std::time::Duration::ZERO,
     }
 }
 

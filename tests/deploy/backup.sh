@@ -1,6 +1,7 @@
 #!/bin/sh
 # The scripts of the backup and of the restore, as they stand in the manifests, with a real PostgreSQL: a base backup and the
-# WAL under writes; back to a moment; on from there, on the timeline that begins then; and to the end of that.
+# WAL under writes; back to a moment; on from there, on the timeline that begins then; to the end of that; and an archive whose
+# slot has lost its WAL.
 set -eu
 kubernetes=$1
 # PostgreSQL refuses root, and its user may not be able to look in here.
@@ -18,25 +19,33 @@ cd "$dir"
 mkdir sock
 archiver=""
 # A restore that is cut off must leave no server.
-trap '[ -z "$archiver" ] || kill $archiver; pg_ctl -D "$dir/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$dir"' EXIT
+trap '[ -z "$archiver" ] || { kill $archiver; wait $archiver; } || true; pg_ctl -D "$dir/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$dir"' EXIT
 export PGHOST="$dir/sock" PGPORT=5432 PGUSER=postgres BACKUP_DIR="$dir/backup" PGDATA="$dir/data" SOCKET_DIR="$dir/sock"
 
 start() { pg_ctl -o "-c unix_socket_directories=$dir/sock -c listen_addresses=" -l log --wait start >/dev/null; }
 query() { psql --dbname postgres -qAtc "$1"; }
+switch_wal() { for _ in 1 2 3; do write 1000; query 'SELECT pg_switch_wal()' >/dev/null; done; }
 write() { query "INSERT INTO t SELECT generate_series(1, $1)"; }
-archive() { sh "$kubernetes/components/backup/archive.sh" & archiver=$!; }
-# Until the archiver has what was written, as the server sees it.
-archived() {
-  place=$(query 'SELECT pg_current_wal_flush_lsn()')
+# `until_ 'what' 'condition'`, for a minute.
+until_() {
   for _ in $(seq 600); do
-    [ "$(query "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pg_receivewal' AND flush_lsn >= '$place'")" = 0 ] || return 0
-    # Behind the end of a segment nothing is sent until something is written.
-    query "SELECT pg_logical_emit_message(true, 'test', '')" >/dev/null
+    [ "$(query "SELECT coalesce(bool_or($2), false) FROM pg_replication_slots LEFT JOIN pg_stat_replication ON active_pid = pid")" != t ] || return 0
+    ${3:-true}
     sleep 0.1
   done
-  echo "the archiver does not follow" >&2
+  echo "in vain: $1" >&2
   exit 1
 }
+# Returns when it has the WAL up to here: a checkpoint, such as a base backup's, that falls together with the making of a slot may
+# cut off the WAL that it was made for (the archiver finds its way out of that, but with a gap).
+archive() {
+  sh "$kubernetes/components/backup/archive.sh" &
+  archiver=$!
+  until_ "the archiver connects" "state = 'streaming'"
+}
+# Behind the end of a segment nothing is sent until something is written.
+touch_wal() { query "SELECT pg_logical_emit_message(true, 'test', '')" >/dev/null; }
+archived() { until_ "the archiver follows" "flush_lsn >= '$(query 'SELECT pg_current_wal_flush_lsn()')'" touch_wal; }
 stop_archive() { kill $archiver; wait $archiver || true; archiver=""; }
 restore() { TARGET_TIME=$1 sh "$kubernetes/jobs/restore/restore.sh" >restore.log 2>&1 || { cat restore.log >&2; exit 1; }; start; }
 expect() { [ "$(query 'SELECT count(*) FROM t')" = "$1" ] || { echo "$(query 'SELECT count(*) FROM t') rows instead of $1 $2" >&2; exit 1; }; }
@@ -50,10 +59,7 @@ KEEP=2 sh "$kubernetes/components/backup/backup.sh"
 write 1000
 moment=$(query "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
 # The archive gets ahead of where the database goes on after the restore.
-for _ in 1 2 3; do
-  write 1000
-  query 'SELECT pg_switch_wal()' >/dev/null
-done
+switch_wal
 archived
 stop_archive
 pg_ctl -m immediate stop >/dev/null
@@ -73,4 +79,17 @@ pg_ctl -m immediate stop >/dev/null
 restore ""
 expect 2750 "at the end of the second timeline"
 [ -n "$(ls -d data.before-*)" ] || { echo "what was there was not kept" >&2; exit 1; }
+# What the slot kept is cut off while the archiver is away: it begins anew, beside what it had.
+archive
+archived
+stop_archive
+query "ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'"
+query 'SELECT pg_reload_conf()' >/dev/null
+switch_wal
+query CHECKPOINT
+until_ "the slot is lost" "wal_status = 'lost'"
+archive
+archived
+stop_archive
+[ "$(ls -d backup/wal/3 backup/wal/3-until-* | wc -l)" = 2 ] || { echo "the archive did not begin anew" >&2; exit 1; }
 echo "restored to a moment, and to the end"

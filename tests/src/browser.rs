@@ -67,6 +67,8 @@ impl Browser {
             });
         }
         let driver = command.spawn().expect("chromedriver starts: tests/install-servers installs it");
+        // Its client is built with TLS, since the program's is, and asks the process for an implementation of it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let url = format!("http://127.0.0.1:{port}");
         let window = runtime.block_on(connect(&url, folder.path(), screen));

@@ -17,6 +17,7 @@ pub mod webhook;
 pub mod proxy;
 pub mod disk;
 pub mod postgres;
+pub mod backup;
 pub mod redis;
 pub mod store;
 pub mod oracle;

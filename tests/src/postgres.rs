@@ -67,7 +67,10 @@ fn server_user() -> Option<(u32, u32)> {
 }
 
 fn command(name: &str) -> Command {
-    let mut command = Command::new(bin(name));
+    as_server(Command::new(bin(name)))
+}
+
+fn as_server(mut command: Command) -> Command {
     if let Some((uid, gid)) = server_user() {
         command.uid(uid).gid(gid);
     }
@@ -128,7 +131,9 @@ impl Server {
         self.process.lock().expect("nobody panics with it")
     }
 
-    fn data(&self) -> PathBuf {
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
@@ -215,6 +220,29 @@ impl Server {
             unsafe { libc::kill(i32::try_from(child.id()).expect("a pid is an i32"), signal) };
             let _ = child.wait();
         }
+    }
+
+    /// Runs the shell script `text` beside it, as its user and with its programs; ends with the test process.
+    ///
+    /// # Panics
+    /// There is no shell.
+    #[must_use]
+    pub fn script(&self, text: &str, environment: &[(&str, &str)], log: &Path) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(log).expect("the log can be written");
+        let programs = bin("").display().to_string();
+        let mut command = as_server(Command::new("sh"));
+        command
+            .args(["-c", text])
+            .env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()))
+            .env("PGHOST", self.dir.path())
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATA", self.data())
+            .env("SOCKET_DIR", self.dir.path())
+            .envs(environment.iter().copied())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log);
+        spawn_tied(command).expect("sh runs")
     }
 
     /// Stops it the fast way: sessions are told 57P01.

@@ -43,7 +43,7 @@ pub struct Scenario {
     pub ledger: Arc<Ledger>,
     server: Option<Server>,
     proxy: Option<Proxy>,
-    postgres: Option<Postgres>,
+    postgres: Option<Arc<Postgres>>,
     starts: u32,
 }
 
@@ -96,7 +96,7 @@ fn scenario(name: &str, place: impl FnOnce(&Path) -> Place, story: impl FnOnce(&
         ledger: Arc::default(),
         server: None,
         proxy,
-        postgres,
+        postgres: postgres.map(Arc::new),
         starts: 0,
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| story(&mut scenario))) {
@@ -192,6 +192,15 @@ impl Scenario {
     #[must_use]
     pub fn postgres(&self) -> &Postgres {
         self.postgres.as_ref().expect("the story is told on_postgres")
+    }
+
+    /// As [`Scenario::postgres`], for something that goes on beside the story.
+    ///
+    /// # Panics
+    /// There is none in this story.
+    #[must_use]
+    pub fn postgres_shared(&self) -> Arc<Postgres> {
+        self.postgres.clone().expect("the story is told on_postgres")
     }
 
     /// The server's volume.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use logweir_tests::browser::{Browser, Screen};
 use logweir_tests::client::Load;
 use logweir_tests::process::{Server, Settings, binary, free_addr};
+use logweir_tests::redis::Authority;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
 use logweir_tests::tail::Tail;
 use serde_json::Value;
@@ -364,5 +365,43 @@ fn a_person_sees_all_processors_on_the_page_of_a_gateway() {
         browser.until("one is left", |browser| browser.count(".processor .stages") == 1);
         browser.picture("gateway-desktop-light");
         assert_eq!(browser.troubles(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_gateway_and_its_processors_show_each_other_certificates() {
+    on_sqlite("mTLS to the processors", |s| {
+        let (servers, clients) = (Authority::new(), Authority::new());
+        let file = |name: &str| s.dir.join(name).display().to_string();
+        let files = ["ca.crt", "clients.crt", "tls.crt", "tls.key", "own.crt", "own.key"].map(file);
+        let [ca, client_ca, cert, key, own_cert, own_key] = files.each_ref().map(String::as_str);
+        let write = |path: &str, text: &str| fs::write(path, text).expect("the file is written");
+        let (shown, own) = (servers.issue(&["localhost"]), clients.issue(&["gateway"]));
+        for (path, text) in [(cert, &shown.0), (key, &shown.1), (own_cert, &own.0), (own_key, &own.1)] {
+            write(path, text);
+        }
+        write(ca, &servers.pem());
+        write(client_ca, &clients.pem());
+        for (name, path) in [("tls_cert_file", cert), ("tls_key_file", key), ("tls_client_ca_file", client_ca)] {
+            s.set(&format!("http.{name}"), path);
+        }
+        s.set("role", "processor");
+        s.start();
+        let address = s.server().http;
+        let named = format!("localhost:{}", address.port());
+
+        let trust = ("gateway.tls_ca_file", ca);
+        let identity = [trust, ("gateway.tls_cert_file", own_cert), ("gateway.tls_key_file", own_key)];
+        let mut whole = gateway(s, &named, &identity);
+        until(&mut whole, address, "asked over TLS", is_well);
+        let refused = |one: &Value| one["ok"] == false && one["error"].as_str().is_some_and(|error| !error.is_empty());
+        let mut nobody = gateway(s, &named, &[trust]);
+        until(&mut nobody, address, "without a certificate it gets no answer", refused);
+        let mut elsewhere = gateway(s, &address.to_string(), &identity);
+        until(&mut elsewhere, address, "a certificate for another name is not trusted", |one| {
+            one["error"].as_str().is_some_and(|error| error.contains("not valid for name"))
+        });
+        let mut plain = gateway(s, &named, &[]);
+        until(&mut plain, address, "plain HTTP is not answered", refused);
     });
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::journal::{journal_dir, refused, told};
 use super::{ConfigArgs, Failure, Outcome, block_on, exit, open_store};
 use crate::config::Database;
+use crate::message::Gap;
 use crate::store::{LaneRow, StoredCount};
 
 /// How often a journal is read again because a running server removed a settled segment under the reader.
@@ -43,17 +44,6 @@ pub struct FrameSeen {
     /// Records of the lane up to and including it.
     pub lane_records: u64,
     /// Records in it.
-    pub records: u64,
-}
-
-/// Records that must be in the journal and are not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Gap {
-    /// The first sequence number that they can have had.
-    pub seq_first: u64,
-    /// The last one.
-    pub seq_last: u64,
-    /// How many.
     pub records: u64,
 }
 
@@ -111,7 +101,7 @@ pub struct LaneAccount {
     pub rows: u64,
     /// Dead-lettered, by the counters.
     pub dead: u64,
-    /// Lost to damage that was found and named when it was flushed.
+    /// No longer in the journal when the database needed them: found and named then.
     pub lost: u64,
     /// Records behind the cursor that can be read from the journal.
     pub backlog: u64,
@@ -172,7 +162,7 @@ pub fn judge(
         account.notes.push(format!("moving: {moved} records were settled meanwhile"));
     }
     if account.lost > 0 {
-        account.notes.push(format!("{} records were lost to damage and named when they were flushed", account.lost));
+        account.notes.push(format!("{} records were no longer in the journal (damaged, or not kept long enough): named in the log when they were missed", account.lost));
     }
     table(&mut account, before, after, retention_days);
     account

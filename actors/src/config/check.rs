@@ -186,10 +186,28 @@ fn listeners(check: &mut Checker<'_>) {
         [("http.listen", http, data.0, data.1), ("admin.listen", admin, &auth.admin_tokens, "auth.admin_tokens")]
     {
         let open = auth.mode == AuthMode::None && check.said("auth.mode");
-        let safe = address.ip().to_canonical().is_loopback() || open || !tokens.is_empty();
+        let certified = listener == "http.listen" && check.config.http.tls_client_ca_file.is_some();
+        let safe = address.ip().to_canonical().is_loopback() || open || certified || !tokens.is_empty();
         check.rule(&[listener, "auth.mode", name], safe, |_| {
             format!("can be reached from other machines: set {name}, or say auth.mode = \"none\" if everybody may")
         });
+    }
+    let (http, gateway) = (check.config.http.clone(), check.config.gateway.clone());
+    let keys = ["http.tls_cert_file", "http.tls_key_file", "http.tls_client_ca_file"];
+    let whole = http.tls_cert_file.is_some() == http.tls_key_file.is_some()
+        && (http.tls_client_ca_file.is_none() || http.tls_cert_file.is_some());
+    check.rule(&keys, whole, |_| {
+        "belong together: a certificate, its key, and the clients' CA where they need one".into()
+    });
+    if let Some(Err(error)) = http.tls().filter(|_| whole).map(|files| files.check()) {
+        check.rule(&keys, false, |_| format!("cannot be served: {error}"));
+    }
+    let keys = ["gateway.tls_ca_file", "gateway.tls_cert_file", "gateway.tls_key_file"];
+    let whole = gateway.tls_cert_file.is_some() == gateway.tls_key_file.is_some()
+        && (gateway.tls_ca_file.is_some() || gateway.tls_cert_file.is_none());
+    check.rule(&keys, whole, |_| "belong together: the processors' CA, and a certificate with its key".into());
+    if let Some(Err(error)) = gateway.tls().filter(|_| whole).map(|files| files.check()) {
+        check.rule(&keys, false, |_| format!("cannot be used: {error}"));
     }
 }
 
@@ -223,12 +241,11 @@ fn syslog(check: &mut Checker<'_>) {
     if syslog.tls_listen.is_none() {
         return;
     }
-    let files = syslog.tls_cert_file.as_deref().zip(syslog.tls_key_file.as_deref());
+    let files = syslog.tls();
     check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], files.is_some(), |_| {
         "needs syslog.tls_cert_file and syslog.tls_key_file".into()
     });
-    let Some((cert, key)) = files else { return };
-    if let Err(error) = crate::tls::server_config(cert, key, syslog.client_ca_file.as_deref()) {
+    if let Some(Err(error)) = files.map(|files| files.check()) {
         check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], false, |_| {
             format!("cannot be served: {error}")
         });

@@ -250,6 +250,17 @@ pub static KEYS: &[Key] = &[
         number(U64(|c| &mut c.http.ack_timeout_ms), Millis, 10, 10 * MINUTE),
         "how long an answer may wait for its ack level before 503",
     ),
+    unset(
+        "http.tls_cert_file",
+        Kind::OptionalPath(|c| &mut c.http.tls_cert_file),
+        "PEM: the certificate and what leads to its root; empty for plain HTTP. Read again when it changes",
+    ),
+    unset("http.tls_key_file", Kind::OptionalPath(|c| &mut c.http.tls_key_file), "PEM: the certificate's key"),
+    unset(
+        "http.tls_client_ca_file",
+        Kind::OptionalPath(|c| &mut c.http.tls_client_ca_file),
+        "PEM: clients must have a certificate of these",
+    ),
     key("admin.listen", "127.0.0.1:9600", Kind::Address(|c| &mut c.admin.listen), "health, metrics, status and drain"),
     derived(
         "auth.mode",
@@ -334,6 +345,12 @@ pub static KEYS: &[Key] = &[
         number(Usize(|c| &mut c.journal.retain_segments), Count, 0, 1000),
         "settled segments kept in case the database goes back in time",
     ),
+    key(
+        "journal.retain_s",
+        "0s",
+        number(U64(|c| &mut c.journal.retain_s), Seconds, 0, 365 * 86_400),
+        "how long settled segments are kept for the same reason, as far as the quota has room",
+    ),
     derived(
         "database.url",
         "sqlite:DATA_DIR/logweir.db",
@@ -409,6 +426,17 @@ pub static KEYS: &[Key] = &[
         number(Usize(|c| &mut c.gateway.requests_max), Count, 1, 1000),
         "processors that are asked at once; further ones wait",
     ),
+    unset(
+        "gateway.tls_ca_file",
+        Kind::OptionalPath(|c| &mut c.gateway.tls_ca_file),
+        "PEM: processors are asked over TLS, and must have a certificate of these for a name in gateway.processors",
+    ),
+    unset(
+        "gateway.tls_cert_file",
+        Kind::OptionalPath(|c| &mut c.gateway.tls_cert_file),
+        "PEM: the certificate that processors are shown",
+    ),
+    unset("gateway.tls_key_file", Kind::OptionalPath(|c| &mut c.gateway.tls_key_file), "PEM: the certificate's key"),
     key("cache.url", "memory:", Kind::Cache(|c| &mut c.cache.url), "the hot cache; REDIS_URL is understood too"),
     key(
         "cache.recent_records",

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use crate::alerts::rule::{RULES_MAX, Rule};
 use crate::message::AckLevel;
 use crate::parser::{CUSTOM_MAX, CustomFormat, Rules};
+use crate::tls::{ClientFiles, ServerFiles};
 use crate::token::Token;
 use keys::{Fallback, KEYS};
 use layers::{AlertSetting, FormatSetting, Gathered, Inputs, Source};
@@ -266,6 +267,9 @@ fn blank() -> Config {
             inflight_bytes_max: 0,
             request_timeout_ms: 0,
             ack_timeout_ms: 0,
+            tls_cert_file: None,
+            tls_key_file: None,
+            tls_client_ca_file: None,
         },
         admin: Admin { listen: nowhere },
         auth: Auth {
@@ -285,6 +289,7 @@ fn blank() -> Config {
             ballast_bytes: 0,
             queue_bytes_max: 0,
             retain_segments: 0,
+            retain_s: 0,
         },
         database: Database {
             url: DatabaseUrl::Sqlite(PathBuf::new()),
@@ -396,6 +401,21 @@ pub struct Gateway {
     pub timeout_ms: u64,
     /// `gateway.requests_max`: processors that are asked at once (16).
     pub requests_max: usize,
+    /// `gateway.tls_ca_file`: PEM; processors are asked over TLS, and must have a certificate of these.
+    pub tls_ca_file: Option<PathBuf>,
+    /// `gateway.tls_cert_file`: PEM, the certificate that processors are shown.
+    pub tls_cert_file: Option<PathBuf>,
+    /// `gateway.tls_key_file`: PEM, its key.
+    pub tls_key_file: Option<PathBuf>,
+}
+
+impl Gateway {
+    /// Whom the gateway trusts, and what it shows, where processors speak TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<ClientFiles> {
+        let identity = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
+        Some(ClientFiles { ca: self.tls_ca_file.clone()?, identity })
+    }
 }
 
 /// A host by name or address, and a port.
@@ -464,6 +484,21 @@ pub struct Http {
     pub request_timeout_ms: u64,
     /// `http.ack_timeout_ms`: how long an answer may wait for its ack level before 503 (10 s).
     pub ack_timeout_ms: u64,
+    /// `http.tls_cert_file`: PEM, the certificate and what leads to its root; none for plain HTTP.
+    pub tls_cert_file: Option<PathBuf>,
+    /// `http.tls_key_file`: PEM, the certificate's key.
+    pub tls_key_file: Option<PathBuf>,
+    /// `http.tls_client_ca_file`: PEM; clients must have a certificate of these.
+    pub tls_client_ca_file: Option<PathBuf>,
+}
+
+impl Http {
+    /// What the data listener shows, where it speaks TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<ServerFiles> {
+        let (cert, key) = self.tls_cert_file.clone().zip(self.tls_key_file.clone())?;
+        Some(ServerFiles { cert, key, client_ca: self.tls_client_ca_file.clone() })
+    }
 }
 
 /// The admin listener.
@@ -530,6 +565,8 @@ pub struct JournalSettings {
     pub queue_bytes_max: usize,
     /// `journal.retain_segments`: settled segments kept in case the database goes back in time (2).
     pub retain_segments: usize,
+    /// `journal.retain_s`: how long they are kept for the same reason, as far as the quota has room (0).
+    pub retain_s: u64,
 }
 
 /// The log store.
@@ -685,6 +722,15 @@ pub struct Syslog {
     pub idle_timeout_ms: u64,
     /// `syslog.udp_buffer_bytes`: datagrams that wait; further ones are dropped and counted (8 MiB).
     pub udp_buffer_bytes: usize,
+}
+
+impl Syslog {
+    /// What the TLS listener shows, where it has a certificate.
+    #[must_use]
+    pub fn tls(&self) -> Option<ServerFiles> {
+        let (cert, key) = self.tls_cert_file.clone().zip(self.tls_key_file.clone())?;
+        Some(ServerFiles { cert, key, client_ca: self.client_ca_file.clone() })
+    }
 }
 
 /// Tailed files.

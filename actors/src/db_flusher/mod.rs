@@ -6,6 +6,8 @@
 //! - No transaction begins before its frames are covered by a completed fsync.
 //! - An unknown outcome (COMMIT cut off) is decided by flushing the same range again: the compare-and-set knows.
 //! - The journal lets go of a segment only for a cursor that the database has confirmed.
+//! - The database may be put back to an earlier time, also while nothing is flushed: a connection that has ended is made anew at
+//!   once, and a cursor below ours means to read the journal again from there. What it no longer has is named and counted as lost.
 //! - A wait for the database ends when the drain reaches `Persisting`, or at once while draining if the database is
 //!   failing: the journal has everything.
 
@@ -27,7 +29,7 @@ pub use session::{Session, lanes_needed};
 use crate::batcher::LaneLink;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, retry};
 use crate::config::BatchLimits;
-use crate::message::{Batch, BatchFrame};
+use crate::message::{Batch, BatchFrame, Gap};
 use crate::progress::{Progress, StoreState};
 use crate::store::{LaneRow, LaneWriter, StoreError};
 
@@ -256,18 +258,19 @@ impl DbFlusher {
     }
 
     fn name_loss(&self, batch: Batch) -> Batch {
-        let lost = batch.lost();
-        if lost > 0 {
-            tracing::error!(
-                lane = self.lane,
-                records = lost,
-                after_seq = batch.from_seq,
-                to_seq = batch.to_seq(),
-                "records are missing from the journal (damaged, or no longer kept): counted as lost"
-            );
+        let first_kept_seq = self.journal.first_kept_seq();
+        for Gap { seq_first, seq_last, records } in batch.gaps() {
+            let (reason, what) = match seq_first < first_kept_seq {
+                true => {
+                    ("not_kept", "the database went back further than the journal keeps records (journal.retain_s)")
+                }
+                false => ("damaged", "the journal is damaged there"),
+            };
+            let lane = self.lane;
+            tracing::error!(lane, seq_first, seq_last, records, reason = what, "records are counted as lost");
             metrics::counter!("logweir_discarded_records_total",
-                "component" => "journal", "reason" => "damaged", "intentional" => "false")
-            .increment(lost);
+                "component" => "journal", "reason" => reason, "intentional" => "false")
+            .increment(records);
         }
         batch
     }
@@ -309,14 +312,6 @@ impl DbFlusher {
                     return Ok(());
                 }
                 Err(StoreError::CursorMoved(row)) => {
-                    if row.last_seq < batch.from_seq {
-                        tracing::error!(
-                            lane = self.lane,
-                            database_seq = row.last_seq,
-                            expected_seq = batch.from_seq,
-                            "the database has gone back in time: reading the journal again from its cursor"
-                        );
-                    }
                     self.at_row(*row);
                     return Err(Interrupted::Moved);
                 }
@@ -330,6 +325,19 @@ impl DbFlusher {
 
     /// The database is at `row`: says so to everybody who waits for it.
     fn at_row(&mut self, row: LaneRow) {
+        if let Some(before) = self.position.filter(|before| row.last_seq < before.seq) {
+            let (lane, database_seq, expected_seq) = (self.lane, row.last_seq, before.seq);
+            let settled = before.records.saturating_sub(row.settled());
+            tracing::error!(
+                lane,
+                database_seq,
+                expected_seq,
+                records = settled,
+                "the database has gone back in time: reading the journal again from its cursor"
+            );
+            metrics::counter!("logweir_store_rewinds_total").increment(1);
+            self.leave_to_journal(); // what it had from memory, too
+        }
         self.position = Some(Position::from(&row));
         self.journal.settle(self.lane, row.last_seq);
         self.progress.lane_row_updated(row.clone());
@@ -506,8 +514,9 @@ impl Stage for DbFlusher {
 
     /// Reads from the journal what never came through the mailbox.
     async fn on_tick(&mut self) -> Result<(), Exit> {
-        if self.position.is_none() {
-            // Take the writer over as soon as the database answers, also when there is nothing to flush.
+        self.connection.take_if(|connection| !connection.is_open());
+        if self.position.is_none() || self.connection.is_none() {
+            // Take the writer over as soon as the database answers, and see where it is, also when there is nothing to flush.
             if let Err(interrupted) = self.position().await {
                 return ended(Err(interrupted));
             }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use reqwest::header::AUTHORIZATION;
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -30,6 +31,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::breaker::{Allow, BreakerSnapshot, retry};
 use crate::config::{Auth, AuthMode, Config, HostPort};
 use crate::pace::Pace;
+use crate::tls::{self, TlsError};
 use members::{Member, Members};
 
 /// Longest answer of a processor that is read.
@@ -46,6 +48,8 @@ pub struct Gateway(Arc<Parts>);
 struct Parts {
     members: Mutex<Members>,
     client: reqwest::Client,
+    /// `http` or `https`.
+    scheme: &'static str,
     /// `Authorization`, where the processors ask for it.
     token: Option<String>,
     timeout: Duration,
@@ -104,22 +108,29 @@ impl AskError {
 
 impl Gateway {
     /// Nobody is known and nothing looked up until [`Gateway::look_up`].
-    #[must_use]
-    pub fn new(config: &Config) -> Self {
+    ///
+    /// # Errors
+    /// A file for TLS cannot be read.
+    pub fn new(config: &Config) -> Result<Self, TlsError> {
         let settings = &config.gateway;
         let timeout = Duration::from_millis(settings.timeout_ms);
-        // Builds without TLS and proxies: nothing is left that could fail.
-        let client = reqwest::Client::builder().no_proxy().connect_timeout(timeout).build().unwrap_or_default();
-        Self(Arc::new(Parts {
+        let client = reqwest::Client::builder().no_proxy().connect_timeout(timeout);
+        let (scheme, tls) = match settings.tls() {
+            None => ("http", tls::trusting_nobody()?),
+            Some(files) => ("https", tls::asking_config("gateway", files, names(&settings.processors))?),
+        };
+        let client = client.tls_backend_preconfigured(tls).build().expect("its TLS configuration is one of rustls");
+        Ok(Self(Arc::new(Parts {
             members: Mutex::new(Members::new(&settings.processors, Instant::now())),
             client,
+            scheme,
             token: token(&config.auth),
             timeout,
             lookup_every: Duration::from_millis(settings.lookup_ms),
             at_once: Semaphore::new(settings.requests_max),
             tails: Arc::new(Semaphore::new(config.tail.clients_max)),
             statuses: tokio::sync::Mutex::default(),
-        }))
+        })))
     }
 
     /// Looks the names up, again and again, and tells readers how far behind the processors' rows are. Never completes.
@@ -248,7 +259,7 @@ impl Gateway {
 
     async fn attempt(&self, address: SocketAddr, path: &str) -> Result<Value, AskError> {
         let until = Instant::now() + self.0.timeout;
-        let mut request = self.0.client.get(format!("http://{address}{path}"));
+        let mut request = self.0.client.get(format!("{}://{address}{path}", self.0.scheme));
         if let Some(token) = &self.0.token {
             request = request.header(AUTHORIZATION, token);
         }
@@ -286,6 +297,11 @@ impl Gateway {
 fn token(auth: &Auth) -> Option<String> {
     let token = auth.query_tokens.first().filter(|_| auth.mode == AuthMode::Token)?;
     Some(format!("Bearer {}", token.secret()))
+}
+
+/// What processors' certificates may be for.
+fn names(processors: &[HostPort]) -> Vec<ServerName<'static>> {
+    processors.iter().filter_map(|name| ServerName::try_from(name.host.clone()).ok()).collect()
 }
 
 async fn resolve(name: &HostPort, within: Duration) -> Result<Vec<SocketAddr>, String> {

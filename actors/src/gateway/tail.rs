@@ -197,8 +197,8 @@ async fn open(
     query: &Wanted,
     token: Option<&str>,
 ) -> Result<reqwest::Response, (String, bool)> {
-    let mut url =
-        reqwest::Url::parse(&format!("http://{address}/api/v1/tail")).map_err(|error| (error.to_string(), true))?;
+    let mut url = reqwest::Url::parse(&format!("{}://{address}/api/v1/tail", gateway.0.scheme))
+        .map_err(|error| (error.to_string(), true))?;
     let (parameter, text) = query.parameter();
     url.query_pairs_mut().append_pair(parameter, text);
     let mut request = gateway.0.client.get(url);

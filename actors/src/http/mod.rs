@@ -21,6 +21,7 @@ use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
 use logweir_engine::topology::Observer;
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::ServerConfig;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -32,6 +33,7 @@ use crate::progress::Progress;
 use crate::search::Searcher;
 use crate::store::LogStore;
 use crate::tail::TailHub;
+use crate::tls::{self, TlsError};
 
 pub mod answer;
 pub mod api;
@@ -121,7 +123,9 @@ pub struct Running {
 
 impl Shared {
     /// What is there from the start.
-    #[must_use]
+    ///
+    /// # Errors
+    /// What a gateway needs to speak TLS with processors cannot be read.
     pub fn new(
         config: Arc<Config>,
         drain: DrainWatch,
@@ -129,14 +133,14 @@ impl Shared {
         prometheus: PrometheusHandle,
         start_drain: StartDrain,
         instance: String,
-    ) -> Self {
+    ) -> Result<Self, TlsError> {
         let inflight = Budget::new(config.http.inflight_bytes_max);
         let limits = Limits::new(config.limits);
         let running = OnceLock::new();
         let started = Instant::now();
         let in_flight = Arc::default();
-        let gateway = (config.role == Role::Gateway).then(|| Gateway::new(&config));
-        Self(Arc::new(Parts {
+        let gateway = (config.role == Role::Gateway).then(|| Gateway::new(&config)).transpose()?;
+        Ok(Self(Arc::new(Parts {
             config,
             drain,
             progress,
@@ -152,7 +156,7 @@ impl Shared {
             searcher: OnceLock::new(),
             letters: OnceLock::new(),
             letters_turn: Semaphore::new(1),
-        }))
+        })))
     }
 
     /// The rest is there, too: from now on bodies are taken. Says whether this was the first call.
@@ -257,7 +261,9 @@ pub struct Serving {
 pub fn serve_data(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
     let workers = shared.config.http.workers;
     let connections_max = shared.config.http.connections_max;
-    serve(shared, listener, Listener::Data, workers, connections_max, data_routes)
+    let tls = shared.config.http.tls().map(|files| tls::server_config("http", files)).transpose();
+    let tls = tls.map_err(std::io::Error::other)?;
+    serve(shared, listener, tls, Listener::Data, workers, connections_max, data_routes)
 }
 
 /// The admin listener on `listener`. Must be called inside an actix system.
@@ -265,12 +271,14 @@ pub fn serve_data(shared: &Shared, listener: TcpListener) -> std::io::Result<Ser
 /// # Errors
 /// The listener does not work.
 pub fn serve_admin(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
-    serve(shared, listener, Listener::Admin, 1, 64, admin_routes)
+    // Never in TLS: probes have no certificate, and it is for this machine and its kubelet.
+    serve(shared, listener, None, Listener::Admin, 1, 64, admin_routes)
 }
 
 fn serve(
     shared: &Shared,
     listener: TcpListener,
+    tls: Option<ServerConfig>,
     which: Listener,
     workers: usize,
     connections_max: usize,
@@ -290,17 +298,18 @@ fn serve(
     // A client that goes away ends its query. Whoever closes its half of a connection has gone, too.
     .h1_allow_half_closed(false)
     .keep_alive(request_timeout.max(Duration::from_secs(75)))
-    .on_connect(move |connection, data| {
-        if let Some(socket) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
-            // A short answer must not wait for the client's next acknowledgement. Without it: slower, not wrong.
-            let _ = socket.set_nodelay(true);
-        }
+    // A short answer must not wait for the client's next acknowledgement.
+    .tcp_nodelay(true)
+    .on_connect(move |_, data| {
         if let Some(running) = streams.running.get() {
             data.insert(Connection(running.intake.new_stream()));
         }
     })
-    .disable_signals()
-    .listen(listener)?
+    .disable_signals();
+    let server = match tls {
+        None => server.listen(listener)?,
+        Some(tls) => server.listen_rustls_0_23(listener, tls)?,
+    }
     .run();
     Ok(Serving { handle: server.handle(), server, address })
 }

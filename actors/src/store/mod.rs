@@ -133,7 +133,7 @@ pub struct LaneRow {
     pub rows: u64,
     /// Records dead-lettered.
     pub dead: u64,
-    /// Records lost to damage in the journal, each range named when it was found.
+    /// Records that the journal no longer had (damaged, or not kept long enough), each range named when it was found.
     pub lost: u64,
     /// Records of the lane before this row began: they are another writer's (see [`LogStore::adopt`]), or stored
     /// under the `lane_id` that the lane had before it was begun anew.
@@ -315,6 +315,11 @@ pub trait LaneWriter: Send {
     ///
     /// An error leaves the outcome open (a COMMIT may have been cut off): flushing the same batch again decides it.
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
+
+    /// Whether the connection is still there, as far as it has heard, without asking.
+    fn is_open(&self) -> bool {
+        true
+    }
 }
 
 /// A record that the database would not take.

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -74,6 +74,9 @@ pub struct JournalConfig {
     pub queue_bytes_max: usize,
     /// Settled segments kept in case the database goes back in time.
     pub retain_segments: usize,
+    /// How long a settled segment is kept for the same reason, counted from the moment when the database was known to
+    /// have it (after a restart: from then on). Zero: not for a time.
+    pub retain_for: Duration,
 }
 
 /// The newest frame of a lane that recovery found.
@@ -405,6 +408,7 @@ impl Journal {
             quota_bytes,
             ballast_bytes: config.ballast_bytes,
             retain_segments: config.retain_segments,
+            retain_for: config.retain_for,
         };
         let state = State {
             sizes,
@@ -630,17 +634,24 @@ impl Journal {
     }
 
     /// The database has everything of `lane` up to `seq`: segments that no lane needs may go, the oldest
-    /// first. A lane that has frames in the journal and was never settled keeps them.
+    /// first. A lane that has frames in the journal and was never settled keeps them. A `seq` below the one before says
+    /// that the database has gone back in time: what lies above it is needed again, as far as it is there.
     pub fn settle(&self, lane: LaneId, seq: u64) {
         let shared = &self.handle.shared;
-        let removable = {
-            let mut state = shared.state();
-            state.settle(lane, seq);
-            state.removable().is_some()
+        let news = {
+            let (mut state, now) = (shared.state(), Instant::now());
+            state.settle(lane, seq, now) | state.removable(now).is_some()
         };
-        if removable {
+        if news {
             shared.wake();
         }
+    }
+
+    /// The first sequence number that is still kept: frames below it were settled, and have gone with their segments.
+    #[must_use]
+    pub fn first_kept_seq(&self) -> u64 {
+        let state = self.handle.shared.state();
+        state.segments.first_key_value().map_or(0, |(_, segment)| segment.first_seq)
     }
 
     /// How it stands.
@@ -910,7 +921,7 @@ impl Shared {
     /// The oldest segment, if it may go, and whether its file could be the next one's.
     fn removable(&self) -> Option<(u64, PathBuf, bool)> {
         let state = self.state();
-        let (number, segment) = state.removable()?;
+        let (number, segment) = state.removable(Instant::now())?;
         Some((number, segment.path.clone(), state.is_reusable(segment)))
     }
 
@@ -953,6 +964,7 @@ impl Shared {
         let state = self.state();
         metrics::gauge!("logweir_journal_bytes").set(state.bytes() as f64);
         metrics::gauge!("logweir_journal_quota_bytes").set(state.sizes.quota_bytes as f64);
+        metrics::gauge!("logweir_journal_retained_bytes").set(state.retained_bytes() as f64);
         metrics::gauge!("logweir_journal_segments").set(state.segments.len() as f64);
         metrics::gauge!("logweir_journal_quarantine_bytes").set(self.quarantine_bytes.load(Ordering::Relaxed) as f64);
     }

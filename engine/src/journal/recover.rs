@@ -18,6 +18,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -44,8 +45,12 @@ pub(super) struct Segment {
     /// Where the last durable frame that counts ends.
     pub(super) end: u64,
     pub(super) seed: Seed,
+    /// The number of its first frame; 0 where its header was damaged.
+    pub(super) first_seq: u64,
     /// Newest durable frame of each lane in it.
     pub(super) lanes: BTreeMap<LaneId, u64>,
+    /// Since when the database is known to have all of it, as far as it is closed.
+    pub(super) settled_at: Option<Instant>,
 }
 
 /// An opened journal, before its threads run.
@@ -153,7 +158,8 @@ fn runs_before(start: Option<&Start>, segment_bytes: u64) -> Vec<Uuid> {
 
 fn known(segment: &Surveyed, size: u64) -> Segment {
     let Kept { end, ref lanes, .. } = segment.kept;
-    Segment { path: segment.path.clone(), size, end, seed: segment.seed, lanes: lanes.clone() }
+    let (path, first_seq) = (segment.path.clone(), segment.first_seq);
+    Segment { path, size, end, seed: segment.seed, first_seq, lanes: lanes.clone(), settled_at: None }
 }
 
 /// Cuts the old last segment to what counts. Not essential: the next segment's header says it too.
@@ -220,7 +226,8 @@ fn write_first_segment(
     sync_data(&file).at(&path, "fsync the new segment")?;
     enlist_spare(dir, header.number).at(&path, "give the new segment its name")?;
     let end = at + start_bytes;
-    let segment = Segment { path: dir.segment(header.number), size, end, seed, lanes };
+    let (path, first_seq) = (dir.segment(header.number), header.first_seq);
+    let segment = Segment { path, size, end, seed, first_seq, lanes, settled_at: None };
     Ok(NewSegment { file, segment, crc_last: header_crc(&start_header), full })
 }
 

@@ -9,8 +9,11 @@
 //!   SEAL. So a journal at its quota can still be sealed and opened.
 //! - Segments go from the oldest on, without a hole, so that a missing one is always damage.
 //! - Retained segments give way to the quota.
+//! - How far a lane is settled is what the database says, also when that is less than before: it may be put back to an
+//!   earlier time, and then needs again what it had.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -49,6 +52,7 @@ pub(super) struct Sizes {
     pub(super) quota_bytes: u64,
     pub(super) ballast_bytes: u64,
     pub(super) retain_segments: usize,
+    pub(super) retain_for: Duration,
 }
 
 /// The most settled segments whose files wait to be used again: what a busy minute takes.
@@ -255,21 +259,34 @@ impl State {
         self.generation += 1;
     }
 
-    pub(super) fn settle(&mut self, lane: LaneId, seq: u64) {
-        let settled = self.settled.entry(lane).or_default();
-        *settled = seq.max(*settled);
+    /// Says whether a segment is settled now that was not, or is not any more.
+    pub(super) fn settle(&mut self, lane: LaneId, seq: u64, now: Instant) -> bool {
+        self.settled.insert(lane, seq);
+        let mut changed = false;
+        for (_, segment) in self.segments.range_mut(..self.written.segment) {
+            let before = segment.settled_at;
+            segment.settled_at = is_settled(&self.settled, segment).then(|| before.unwrap_or(now));
+            changed |= before.is_some() != segment.settled_at.is_some();
+        }
+        changed
+    }
+
+    /// Bytes of segments that the database has, and that are kept all the same: they give way to what it does not have.
+    pub(super) fn retained_bytes(&self) -> u64 {
+        let closed = self.segments.range(..self.written.segment).map(|(_, segment)| segment);
+        closed.take_while(|segment| is_settled(&self.settled, segment)).map(|segment| segment.size).sum()
     }
 
     /// The oldest segment, if it may go. Some more than are retained wait until their files are needed again.
-    pub(super) fn removable(&self) -> Option<(u64, &Segment)> {
+    pub(super) fn removable(&self, now: Instant) -> Option<(u64, &Segment)> {
         let closed = || self.segments.range(..self.written.segment);
         let (number, oldest) = closed().next()?;
         let waits = if self.is_reusable(oldest) && self.spare == Spare::Ready { self.sizes.waiting_max() } else { 0 };
         let keep = self.sizes.retain_segments + waits;
-        let count = closed().take_while(|(_, segment)| self.is_settled(segment)).take(keep + 1).count();
+        let count = closed().take_while(|(_, segment)| is_settled(&self.settled, segment)).take(keep + 1).count();
         let pressed =
             self.refuses == Some(AppendError::DiskFull) || self.check_next_segment() == Err(AppendError::Quota);
-        let may_go = count > keep || (count > 0 && pressed);
+        let may_go = (count > keep && self.is_old(oldest, now)) || (count > 0 && pressed);
         may_go.then_some((*number, oldest))
     }
 
@@ -278,8 +295,10 @@ impl State {
         segment.size == self.sizes.segment_bytes
     }
 
-    fn is_settled(&self, segment: &Segment) -> bool {
-        segment.lanes.iter().all(|(lane, seq)| self.settled.get(lane).is_some_and(|settled| settled >= seq))
+    /// Whether a settled segment has been kept for as long as it is to be.
+    fn is_old(&self, segment: &Segment, now: Instant) -> bool {
+        let kept_for = segment.settled_at.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        kept_for >= self.sizes.retain_for
     }
 
     /// A segment's file could not go after all.
@@ -297,6 +316,10 @@ impl State {
     }
 }
 
+fn is_settled(settled: &BTreeMap<LaneId, u64>, segment: &Segment) -> bool {
+    segment.lanes.iter().all(|(lane, seq)| settled.get(lane).is_some_and(|settled| settled >= seq))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -305,14 +328,28 @@ mod tests {
     use crate::journal::frame::Seed;
 
     fn segment(size: u64) -> Segment {
-        Segment { path: PathBuf::new(), size, end: 96, seed: Seed::new(Uuid::nil(), 1), lanes: BTreeMap::new() }
+        Segment {
+            path: PathBuf::new(),
+            size,
+            end: 96,
+            seed: Seed::new(Uuid::nil(), 1),
+            first_seq: 1,
+            lanes: BTreeMap::new(),
+            settled_at: None,
+        }
     }
 
     fn state(segment_bytes: u64, quota_bytes: u64) -> State {
         let cursor =
             Cursor { seq: 1, segment: 1, offset: 200, frames_end: segment_bytes - SEAL_BYTES, lanes: BTreeMap::new() };
         State {
-            sizes: Sizes { segment_bytes, quota_bytes, ballast_bytes: 0, retain_segments: 0 },
+            sizes: Sizes {
+                segment_bytes,
+                quota_bytes,
+                ballast_bytes: 0,
+                retain_segments: 0,
+                retain_for: Duration::ZERO,
+            },
             run: Uuid::nil(),
             runs: Vec::new(),
             given: cursor.clone(),
@@ -361,7 +398,7 @@ mod tests {
         assert_eq!(state.check_room(1), Err(AppendError::Quota), "small ones are refused alike");
         state.enlist(2, segment(1 << 16));
         state.advance(4, 60_000, &BTreeMap::from([(0, LaneTail { seq: 4, records: 2 })]));
-        assert!(state.removable().is_some(), "segment 1 holds no lane");
+        assert!(state.removable(Instant::now()).is_some(), "segment 1 holds no lane");
         state.removed(1);
         assert_eq!(state.check_room(60_000), Ok(()));
     }
@@ -374,13 +411,38 @@ mod tests {
         state.segments.insert(3, segment(1 << 16));
         state.written.segment = 3;
         state.given.segment = 3;
-        assert_eq!(state.removable().map(|(number, _)| number), None, "one waits to be used again");
+        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), None, "one waits to be used again");
         state.spare = Spare::Missing;
-        assert_eq!(state.removable().map(|(number, _)| number), Some(1));
+        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), Some(1));
         state.removed(1);
-        assert_eq!(state.removable().map(|(number, _)| number), None);
+        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), None);
         state.sizes.quota_bytes = 3 << 16;
-        assert_eq!(state.removable().map(|(number, _)| number), Some(2));
+        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), Some(2));
+    }
+
+    #[test]
+    fn a_settled_segment_stays_for_its_time_and_is_needed_again_when_the_database_goes_back() {
+        let mut state = state(1 << 16, 10 << 16);
+        (state.sizes.retain_for, state.spare) = (Duration::from_secs(60), Spare::Missing);
+        state.segments.get_mut(&1).unwrap().lanes.insert(0, 10);
+        state.segments.insert(2, segment(1 << 16));
+        (state.written.segment, state.given.segment) = (2, 2);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(state.settle(0, 10, start));
+        assert!(state.removable(after(59)).is_none());
+        assert_eq!(state.retained_bytes(), 1 << 16);
+        assert!(state.removable(after(60)).is_some());
+        state.settle(0, 9, after(61));
+        assert!(state.removable(after(1000)).is_none(), "the database has it no more");
+        assert_eq!(state.retained_bytes(), 0);
+        state.settle(0, 11, after(70));
+        assert!(state.removable(after(129)).is_none(), "its time begins anew");
+        assert!(state.removable(after(130)).is_some());
+        state.settle(0, 12, after(100));
+        assert!(state.removable(after(130)).is_some(), "and with that settling, not with each");
+        state.sizes.quota_bytes = 2 << 16;
+        assert!(state.removable(after(71)).is_some(), "the quota comes first");
     }
 
     #[test]
@@ -390,12 +452,12 @@ mod tests {
         state.segments.insert(2, segment(1 << 16));
         state.segments.insert(3, segment(1 << 16));
         state.written.segment = 3;
-        state.settle(0, 100);
-        assert!(state.removable().is_none());
-        state.settle(1, 10);
-        assert!(state.removable().is_none());
-        state.settle(1, 11);
-        assert_eq!(state.removable().map(|(number, _)| number), Some(1));
+        state.settle(0, 100, Instant::now());
+        assert!(state.removable(Instant::now()).is_none());
+        state.settle(1, 10, Instant::now());
+        assert!(state.removable(Instant::now()).is_none());
+        state.settle(1, 11, Instant::now());
+        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), Some(1));
     }
 
     #[test]

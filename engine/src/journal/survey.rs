@@ -79,6 +79,8 @@ pub(super) struct Surveyed {
     pub(super) path: PathBuf,
     pub(super) size: u64,
     pub(super) seed: Seed,
+    /// What its header says; 0 where that is damaged.
+    pub(super) first_seq: u64,
     pub(super) kept: Kept,
     pub(super) tail: Tail,
 }
@@ -308,6 +310,7 @@ impl Survey {
                 path: head.path.clone(),
                 size: head.size,
                 seed,
+                first_seq: head.header.map_or(0, |header| header.first_seq),
                 kept: Kept { end: SEGMENT_HEADER_BYTES as u64, ..Kept::default() },
                 tail: Tail::default(),
             },

@@ -233,7 +233,9 @@ impl Writer {
             size,
             end: offset,
             seed: Seed::new(self.writer, number),
+            first_seq,
             lanes: BTreeMap::new(),
+            settled_at: None,
         };
         self.file = file;
         self.number = number;

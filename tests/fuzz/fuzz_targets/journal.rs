@@ -26,5 +26,6 @@ fn config(dir: &Path) -> JournalConfig {
         ballast_bytes: 0,
         queue_bytes_max: 1 << 20,
         retain_segments: 0,
+        retain_for: std::time::Duration::ZERO,
     }
 }

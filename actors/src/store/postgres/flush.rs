@@ -560,4 +560,8 @@ impl LaneWriter for PgLane {
         crate::store::measure(batch.lane, started, &result);
         result
     }
+
+    fn is_open(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| !session.link.client.is_closed())
+    }
 }

@@ -4,14 +4,16 @@ set -eu
 : "${PGHOST:?}" "${PGUSER:?}" "${BACKUP_DIR:?}" "${KEEP:?}"
 [ -z "${PGPASSWORD_FILE:-}" ] || PGPASSWORD=$(cat "$PGPASSWORD_FILE")
 export PGPASSWORD
-name=$(date -u +%Y%m%dT%H%M%SZ)
 mkdir -p "$BACKUP_DIR/base"
 rm -rf "$BACKUP_DIR"/base/*.partial # of runs that were cut off
 # The WAL that makes it consistent comes with it, so that it can be restored without the archive, too.
-pg_basebackup --pgdata "$BACKUP_DIR/base/$name.partial" --wal-method stream --checkpoint fast --label "$name"
-pg_verifybackup --quiet "$BACKUP_DIR/base/$name.partial"
+pg_basebackup --pgdata "$BACKUP_DIR/base/next.partial" --wal-method stream --checkpoint fast --label logweir
+# Called by its end, which no moment before it can be restored from; in whole seconds, so the next one.
+sleep 1
+name=$(date -u +%Y%m%dT%H%M%SZ)
+pg_verifybackup --quiet "$BACKUP_DIR/base/next.partial"
 sync
-mv "$BACKUP_DIR/base/$name.partial" "$BACKUP_DIR/base/$name"
+mv "$BACKUP_DIR/base/next.partial" "$BACKUP_DIR/base/$name"
 
 ls -d "$BACKUP_DIR"/base/*Z | sort | head -n "-$KEEP" | while read -r old; do rm -rf "$old"; done
 oldest=$(ls -d "$BACKUP_DIR"/base/*Z | sort | head -n 1)

@@ -1,0 +1,95 @@
+//! The database is destroyed under load and restored to a moment before, with the scripts of the manifests: what it lost comes in
+//! again from the journal, once, or is named exactly where the journal no longer has it.
+
+use logweir_tests::backup::Backup;
+use logweir_tests::client::Load;
+use logweir_tests::oracle::Violation;
+use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres};
+
+/// A few segments of the journal: the first of them have been settled when the last one begins.
+fn fill_segments(s: &Scenario) {
+    s.load(Load { posts_max: 10, ..Load::large() }).finish();
+}
+
+fn settled(s: &mut Scenario) {
+    let no_backlog = |server: &logweir_tests::process::Server| {
+        logweir_tests::accounting::Totals::of(&server.status()).is_some_and(|totals| totals.backlog == 0)
+    };
+    s.server().until("without backlog", PATIENCE, no_backlog).expect("it goes on");
+}
+
+fn rewinds(s: &mut Scenario) -> f64 {
+    s.server().metric("logweir_store_rewinds_total", "")
+}
+
+#[test]
+fn what_a_restored_database_lost_comes_in_again_from_the_journal() {
+    on_postgres("restored", |s| {
+        s.set("journal.retain_s", "1h");
+        s.start();
+        let load = s.load(Load::default());
+        s.stored();
+        let postgres = s.postgres_shared();
+        let mut backup = Backup::begin(&postgres);
+        s.acknowledged(500);
+        backup.take();
+        s.acknowledged(1000);
+        let moment = backup.now();
+        fill_segments(s);
+        s.acknowledged(1000);
+        backup.end();
+        backup.destroy();
+        s.acknowledged(500);
+        backup.restore(&moment);
+        s.acknowledged(500);
+        load.stop();
+        s.conserve();
+        assert!(rewinds(s) >= 1.0, "a lane has gone back");
+
+        // Once more, and nobody sends anything: the processor has to see it by itself.
+        settled(s);
+        let stored = s.store.count().expect("a table");
+        backup.destroy();
+        backup.restore(&moment);
+        s.wait("everything is there again", |s| s.store.count().is_ok_and(|count| count == stored));
+        s.conserve();
+    });
+}
+
+#[test]
+fn what_the_journal_no_longer_has_is_named_exactly() {
+    on_postgres("restored too far back", |s| {
+        s.start();
+        let load = s.load(Load::default());
+        s.stored();
+        let postgres = s.postgres_shared();
+        let mut backup = Backup::begin(&postgres);
+        backup.take();
+        s.acknowledged(500);
+        let moment = backup.now();
+        s.acknowledged(500);
+        fill_segments(s);
+        settled(s);
+        fill_segments(s);
+        backup.end();
+        backup.destroy();
+        backup.restore(&moment);
+        s.acknowledged(500);
+        load.stop();
+
+        // Nothing is wrong but that: nothing doubled, nothing that does not add up, and `logweir verify` agrees.
+        let mut findings = s.findings();
+        findings.retain(|found| !matches!(found, Violation::Accounting(what) if what.ends_with("records are lost")));
+        let [Violation::Lost(missing)] = &findings[..] else { panic!("{findings:?}") };
+        let lost: i64 = s.store.contents().expect("a table").lanes.iter().map(|lane| lane.lost).sum();
+        assert_eq!(missing.len() as i64, lost, "the accounting knows each record that is missing");
+        let log = s.server().log_text();
+        let named = log.lines().filter(|line| line.contains("records are counted as lost"));
+        let records = |line: &str| -> i64 {
+            let (_, rest) = line.split_once(" records=").expect("a number of records");
+            rest.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+        };
+        assert_eq!(named.map(records).sum::<i64>(), lost, "and each gap is named");
+        assert!(s.server().metric("logweir_discarded_records_total", "reason=\"not_kept\"") > 0.0);
+    });
+}

@@ -1,0 +1,122 @@
+//! TLS on the data listener, with the clients' certificates: who comes in, and what happens when the files change under load.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use logweir_tests::client::{get, post_body};
+use logweir_tests::process::Server;
+use logweir_tests::redis::Authority;
+use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+/// A client that trusts `servers`, and shows `identity`.
+fn client(servers: &[&Authority], identity: Option<&(String, String)>) -> ureq::Agent {
+    let certificate = |pem: &str| Certificate::from_pem(pem.as_bytes()).expect("a certificate").to_owned();
+    let roots: Vec<_> = servers.iter().map(|authority| certificate(&authority.pem())).collect();
+    let identity = identity.map(|(pem, key)| {
+        ClientCert::new_with_certs(&[certificate(pem)], PrivateKey::from_pem(key.as_bytes()).expect("a key"))
+    });
+    let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).client_cert(identity).build();
+    let config = ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false);
+    config.timeout_global(Some(Duration::from_secs(30))).build().into()
+}
+
+fn post(agent: &ureq::Agent, to: SocketAddr) -> Result<(), String> {
+    let answer = post_body(agent, &format!("https://localhost:{}/ingest", to.port()), "text/plain", "one line\n");
+    match answer {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        Ok(answer) => Err(format!("{}: {}", answer.status, answer.body)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// As a Secret's volume does it not: one file after the other, so that they do not belong together for a moment.
+fn show(dir: &Path, (certificate, key): &(String, String)) {
+    fs::write(dir.join("tls.crt"), certificate).expect("the certificate is written");
+    fs::write(dir.join("tls.key"), key).expect("the key is written");
+}
+
+fn with_tls(s: &mut Scenario, clients: &Authority) {
+    let dir = s.dir.clone();
+    clients.write(&dir.join("clients.crt"));
+    for (key, file) in
+        [("tls_cert_file", "tls.crt"), ("tls_key_file", "tls.key"), ("tls_client_ca_file", "clients.crt")]
+    {
+        s.set(&format!("http.{key}"), dir.join(file).display());
+    }
+}
+
+fn rereads(s: &mut Scenario, outcome: &str, at_least: f64) {
+    let label = format!("outcome=\"{outcome}\"");
+    let told = |server: &Server| server.metric("logweir_tls_rereads_total", &label) >= at_least;
+    s.server().until(&format!("{outcome} {at_least} times"), PATIENCE, told).expect("it goes on");
+}
+
+#[test]
+fn a_certificate_is_needed_and_rotation_under_load_fails_no_request() {
+    on_sqlite("mTLS", |s| {
+        let (first, second, clients) = (Authority::new(), Authority::new(), Authority::new());
+        let identity = clients.issue(&["sender"]);
+        show(&s.dir, &first.issue(&["localhost"]));
+        with_tls(s, &clients);
+        let to = s.start().http;
+
+        let both = [&first, &second];
+        assert_eq!(post(&client(&both, Some(&identity)), to), Ok(()));
+        assert!(post(&client(&both, None), to).is_err(), "no certificate");
+        assert!(post(&client(&both, Some(&second.issue(&["sender"]))), to).is_err(), "one of somebody else");
+        assert!(
+            post(&client(&[&second], Some(&identity)), to).is_err(),
+            "the server is another than the client trusts"
+        );
+        let plain = get(&client(&both, None), &format!("http://{to}/ready"));
+        assert!(plain.map_or(true, |answer| answer.status != 200), "plain HTTP is not answered");
+
+        let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(1));
+        let kept = client(&both, Some(&identity));
+        std::thread::scope(|threads| {
+            for fresh in [true, false] {
+                let (stop, taken, both, identity, kept) = (&stop, &taken, &both, &identity, &kept);
+                threads.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let fresh = fresh.then(|| client(both, Some(identity)));
+                        post(fresh.as_ref().unwrap_or(kept), to).expect("no request fails");
+                        taken.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            let rotated = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                for (times, authority) in [(1.0, &second), (2.0, &first), (3.0, &second)] {
+                    show(&s.dir, &authority.issue(&["localhost"]));
+                    rereads(s, "taken", times);
+                    assert_eq!(post(&client(&[authority], Some(&identity)), to), Ok(()), "the new one is shown");
+                    taken.fetch_add(1, Ordering::Relaxed);
+                }
+                fs::write(s.dir.join("tls.key"), "nothing").expect("the key is written");
+                rereads(s, "refused", 1.0);
+                assert_eq!(post(&client(&[&second], Some(&identity)), to), Ok(()), "the one before stays");
+                taken.fetch_add(1, Ordering::Relaxed);
+            }));
+            stop.store(true, Ordering::Relaxed);
+            rotated.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
+
+        // The clients' authority is another one: who was let in before is not any more, whatever it resumes.
+        show(&s.dir, &second.issue(&["localhost"]));
+        second.write(&s.dir.join("clients.crt"));
+        let mut let_in = 0;
+        s.wait("the former clients are refused", |_| {
+            let refused = post(&client(&both, Some(&identity)), to).is_err();
+            let_in += u64::from(!refused);
+            refused
+        });
+        assert_eq!(post(&client(&both, Some(&second.issue(&["sender"]))), to), Ok(()));
+        let sent = taken.load(Ordering::Relaxed) + let_in + 1;
+        s.wait("each is stored once", |s| s.store.count().is_ok_and(|count| count >= sent));
+        assert_eq!(s.store.count(), Ok(sent));
+        assert!(s.stop().add_up());
+    });
+}
