@@ -121,7 +121,7 @@ impl Stack {
     /// The program sends `records` from a container of the producer's kind, until each is acknowledged.
     fn load(&self, records: u64) -> Child {
         let records = records.to_string();
-        let (url, rate) = ("http://processors:8080/ingest", "2000");
+        let (url, rate) = ("http://processors:8080/ingest", "1000");
         let produce = ["produce", "--demo", "--url", url, "--records", &records, "--rate", rate, "--retry-for", "10m", "--json"];
         let run = [&["run", "--rm", "--no-deps", "-T", "producer"], &produce[..]].concat();
         self.command(&self.composed(&run)).stdout(Stdio::piped()).spawn().expect("docker starts")
@@ -246,7 +246,8 @@ impl Stack {
         let (id, process) = (told["Id"].as_str().expect("an id"), told["State"]["Pid"].to_string());
         // Not `docker kill`: that counts as being stopped by somebody, who wants it to stay so.
         let image = self.inspect("database")["Config"]["Image"].as_str().expect("an image").to_owned();
-        self.docker(&["run", "--rm", "--user=0", "--pid=host", "--network=none", "--entrypoint=kill", &image, "-9", &process]);
+        let kill = format!("kill -9 {process}");
+        self.docker(&["run", "--rm", "--user=0", "--pid=host", "--network=none", "--entrypoint=sh", &image, "-c", &kill]);
         until(&format!("{service} again"), || self.healthy(service));
         let told = self.inspect(service);
         assert_eq!(told["Id"], id, "the same container");
@@ -255,7 +256,7 @@ impl Stack {
 
     fn killed(&self) {
         self.drained();
-        let (before, records) = (self.rows().expect("a database"), 60_000);
+        let (before, records) = (self.rows().expect("a database"), 20_000);
         let load = self.load(records);
         for (share, service) in (1..).zip(["processor", "database", "processor", "redis", "processor"]) {
             self.rows_reach(before + share * records / 8);
@@ -279,7 +280,7 @@ impl Stack {
     }
 
     fn stopped(&self) {
-        let (before, records) = (self.rows().expect("a database"), 30_000);
+        let (before, records) = (self.rows().expect("a database"), 10_000);
         let load = self.load(records);
         self.rows_reach(before + records / 4);
         self.compose(&["stop", "processor"]);
