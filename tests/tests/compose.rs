@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Its own project: a stack that somebody has up by the same file keeps its volumes.
 const PROJECT: &str = "logweir-test";
 
+/// Each profile.
+const EVERYTHING: [&str; 6] = ["--profile", "demo", "--profile", "scale", "--profile", "monitoring"];
+
 /// Where the gateway is published.
 const PAGE: &str = "127.0.0.1:8080";
 
@@ -24,6 +27,7 @@ fn the_stack_of_a_laptop() {
         eprintln!("PASSED OVER: it needs a Docker engine, and minutes; `make compose` runs it");
         return;
     };
+    stack.away();
     stack.compose(&["--profile", "demo", "up", "--wait", "--wait-timeout", "300"]);
     stack.step("the page shows records as they come", Stack::page);
     stack.step("containers may do little", Stack::privileges);
@@ -49,6 +53,12 @@ impl Stack {
         let made = Command::new(folder.join("make-secrets")).stdout(Stdio::null()).status().expect("make-secrets");
         assert!(made.success());
         Some(Self { docker: docker.split_whitespace().map(str::to_owned).collect(), folder })
+    }
+
+    /// Takes all of it away, also what `run` has left.
+    fn away(&self) {
+        let down = ["down", "--volumes", "--remove-orphans", "--timeout=5"];
+        let _ = self.try_docker(&self.composed(&[&EVERYTHING[..], &down].concat()));
     }
 
     fn step(&self, what: &str, step: impl Fn(&Self)) {
@@ -122,7 +132,8 @@ impl Stack {
     fn load(&self, records: u64) -> Child {
         let records = records.to_string();
         let (url, rate) = ("http://processors:8080/ingest", "1000");
-        let produce = ["produce", "--demo", "--url", url, "--records", &records, "--rate", rate, "--retry-for", "10m", "--json"];
+        let produce =
+            ["produce", "--demo", "--url", url, "--records", &records, "--rate", rate, "--retry-for", "10m", "--json"];
         let run = [&["run", "--rm", "--no-deps", "-T", "producer"], &produce[..]].concat();
         self.command(&self.composed(&run)).stdout(Stdio::piped()).spawn().expect("docker starts")
     }
@@ -165,19 +176,31 @@ impl Stack {
         let said = self.compose(&["ps", "--format", "{{.Service}}"]);
         let services: Vec<&str> = said.lines().collect();
         assert_eq!(services.len(), 5, "{services:?}");
-        let secrets = ["ingest-token", "query-token", "admin-token", "owner-password", "superuser-password", "redis-password"];
+        let secrets =
+            ["ingest-token", "query-token", "admin-token", "owner-password", "superuser-password", "redis-password"];
         for service in services {
             let told = self.inspect(service);
             let host = &told["HostConfig"];
             let ports = host["PortBindings"].to_string();
-            let published = if service == "gateway" { r#"{"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}"# } else { "{}" };
+            let published =
+                if service == "gateway" { r#"{"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}"# } else { "{}" };
             assert_eq!(ports, published, "{service}");
-            assert_eq!((&host["Privileged"], &host["SecurityOpt"][0]), (&false.into(), &"no-new-privileges:true".into()), "{service}");
-            assert!(host["Memory"].as_u64() > Some(0) && host["NanoCpus"].as_u64() > Some(0), "{service} has no limits");
+            assert_eq!(
+                (&host["Privileged"], &host["SecurityOpt"][0]),
+                (&false.into(), &"no-new-privileges:true".into()),
+                "{service}"
+            );
+            assert!(
+                host["Memory"].as_u64() > Some(0) && host["NanoCpus"].as_u64() > Some(0),
+                "{service} has no limits"
+            );
             for secret in secrets {
                 // `produce` takes its token from the environment only.
                 let may = service == "producer" && secret == "ingest-token";
-                assert!(may || !told.to_string().contains(&self.secret(secret)), "{service} shows {secret} to `docker inspect`");
+                assert!(
+                    may || !told.to_string().contains(&self.secret(secret)),
+                    "{service} shows {secret} to `docker inspect`"
+                );
             }
             if told["Config"]["Image"] != "logweir:0.1.0" {
                 continue;
@@ -187,7 +210,10 @@ impl Stack {
             for shell in ["sh", "/bin/sh", "/bin/bash", "/bin/busybox"] {
                 let output = self.try_docker(&["exec", &self.container(service), shell, "-c", ":"]);
                 let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-                assert!(!output.status.success() && said.contains("no such file") || said.contains("not found"), "{said}");
+                assert!(
+                    !output.status.success() && said.contains("no such file") || said.contains("not found"),
+                    "{said}"
+                );
             }
         }
     }
@@ -201,7 +227,11 @@ impl Stack {
         let (image, command, answer): (_, &[&str], _) = match server {
             "database" => (&*database, &["pg_isready", "--timeout=3", "--host", host], "accepting connections"),
             "redis" => (&redis, &["timeout", "3", "redis-cli", "-h", host, "ping"], "NOAUTH"),
-            _ => ("logweir:0.1.0", &["/logweir", "produce", "--demo", "--records=1", "--retry-for=2s", "--url", &url], "401"),
+            _ => (
+                "logweir:0.1.0",
+                &["/logweir", "produce", "--demo", "--records=1", "--retry-for=2s", "--url", &url],
+                "401",
+            ),
         };
         let run = [&["run", "--rm", "--network", network, "--entrypoint", command[0], image], &command[1..]].concat();
         let output = self.try_docker(&run);
@@ -213,25 +243,42 @@ impl Stack {
         let inside = |service: &str| format!("container:{}", self.container(service));
         let address = |service: &str, network: &str| {
             let told = self.inspect(service);
-            told["NetworkSettings"]["Networks"][format!("{PROJECT}_{network}")]["IPAddress"].as_str().expect("one").to_owned()
+            told["NetworkSettings"]["Networks"][format!("{PROJECT}_{network}")]["IPAddress"]
+                .as_str()
+                .expect("one")
+                .to_owned()
         };
         for server in ["database", "redis"] {
             let address = address(server, "data");
             for host in [server, &address] {
                 assert!(!self.reaches(&inside("producer"), server, host), "the producer reaches {server} as {host}");
-                assert!(!self.reaches(&format!("{PROJECT}_frontend"), server, host), "{server} is reached from frontend as {host}");
-                assert!(self.reaches(&inside("processor"), server, host), "the processor does not reach {server} as {host}");
-                assert!(self.reaches(&inside("gateway"), server, host), "the gateway does not reach {server} as {host}");
+                assert!(
+                    !self.reaches(&format!("{PROJECT}_frontend"), server, host),
+                    "{server} is reached from frontend as {host}"
+                );
+                assert!(
+                    self.reaches(&inside("processor"), server, host),
+                    "the processor does not reach {server} as {host}"
+                );
+                assert!(
+                    self.reaches(&inside("gateway"), server, host),
+                    "the gateway does not reach {server} as {host}"
+                );
             }
         }
         let processor = address("processor", "backend");
         for host in ["processors", &processor] {
             assert!(self.reaches(&inside("producer"), "processor", host), "the producer does not reach {host}");
-            assert!(!self.reaches(&format!("{PROJECT}_frontend"), "processor", host), "{host} is reached from frontend");
+            assert!(
+                !self.reaches(&format!("{PROJECT}_frontend"), "processor", host),
+                "{host} is reached from frontend"
+            );
             assert!(!self.reaches(&format!("{PROJECT}_data"), "processor", host), "{host} is reached from data");
         }
         // Only the gateway has a way out of its networks.
-        for (service, leads_out) in [("producer", false), ("processor", false), ("database", false), ("redis", false), ("gateway", true)] {
+        for (service, leads_out) in
+            [("producer", false), ("processor", false), ("database", false), ("redis", false), ("gateway", true)]
+        {
             let image = self.inspect("database")["Config"]["Image"].as_str().expect("an image").to_owned();
             let run = ["run", "--rm", "--network", &inside(service), "--entrypoint", "cat", &image, "/proc/net/route"];
             let routes = self.docker(&run);
@@ -247,11 +294,25 @@ impl Stack {
         // Not `docker kill`: that counts as being stopped by somebody, who wants it to stay so.
         let image = self.inspect("database")["Config"]["Image"].as_str().expect("an image").to_owned();
         let kill = format!("kill -9 {process}");
-        self.docker(&["run", "--rm", "--user=0", "--pid=host", "--network=none", "--entrypoint=sh", &image, "-c", &kill]);
+        self.docker(&[
+            "run",
+            "--rm",
+            "--user=0",
+            "--pid=host",
+            "--network=none",
+            "--entrypoint=sh",
+            &image,
+            "-c",
+            &kill,
+        ]);
         until(&format!("{service} again"), || self.healthy(service));
         let told = self.inspect(service);
         assert_eq!(told["Id"], id, "the same container");
-        assert!(told["State"]["Pid"].to_string() != process && told["RestartCount"].as_u64() > Some(0), "{service}: {}", told["State"]);
+        assert!(
+            told["State"]["Pid"].to_string() != process && told["RestartCount"].as_u64() > Some(0),
+            "{service}: {}",
+            told["State"]
+        );
     }
 
     fn killed(&self) {
@@ -314,7 +375,8 @@ impl Stack {
         let authorization = format!("authorization: Bearer {}", self.secret("query-token"));
         until("three processors that are well", || {
             let url = format!("http://{PAGE}/api/v1/pipeline");
-            let output = Command::new("curl").args(["--silent", "--header", &authorization, &url]).output().expect("curl");
+            let output =
+                Command::new("curl").args(["--silent", "--header", &authorization, &url]).output().expect("curl");
             let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
             told["processors"].as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|one| one["ok"] == true))
         });
@@ -334,14 +396,13 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        let everything = ["--profile", "demo", "--profile", "scale", "--profile", "monitoring"];
         if std::thread::panicking() {
             for more in [&["ps", "--all"][..], &["logs", "--tail=15"]] {
-                let output = self.try_docker(&self.composed(&[&everything[..], more].concat()));
+                let output = self.try_docker(&self.composed(&[&EVERYTHING[..], more].concat()));
                 eprintln!("{}", String::from_utf8_lossy(&output.stdout));
             }
         }
-        let _ = self.try_docker(&self.composed(&[&everything[..], &["down", "--volumes", "--timeout=5"]].concat()));
+        self.away();
     }
 }
 
