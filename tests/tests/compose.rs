@@ -148,17 +148,23 @@ impl Stack {
         self.verify();
     }
 
-    fn healthy(&self, service: &str) -> bool {
-        let output = self.try_docker(&["inspect", "--format", "{{.State.Health.Status}}", &self.container(service)]);
-        output.stdout.starts_with(b"healthy")
+    /// What a service's container is made from.
+    fn image(&self, service: &str) -> String {
+        self.inspect(service)["Config"]["Image"].as_str().expect("an image").to_owned()
     }
 
-    fn page(&self) {
+    /// The page, opened by one who has the token.
+    fn browser(&self) -> Browser {
         let browser = Browser::open(PAGE, Screen::Desktop);
         browser.goto("/");
         browser.see("dialog", "auth.query_tokens");
         browser.write("[name=token]", &self.secret("query-token"));
         browser.click_on("dialog button", "Use it");
+        browser
+    }
+
+    fn page(&self) {
+        let browser = self.browser();
         browser.until("records", |browser| browser.count(".row:not(.head)") > 5);
         browser.click(".live-button");
         browser.see(".live-state", "Live");
@@ -220,8 +226,8 @@ impl Stack {
 
     /// Can somebody on `network` (of Docker, or `container:ID`) talk with the server at `host`?
     fn reaches(&self, network: &str, server: &str, host: &str) -> bool {
-        let database = self.inspect("database")["Config"]["Image"].as_str().expect("an image").to_owned();
-        let redis = self.inspect("redis")["Config"]["Image"].as_str().expect("an image").to_owned();
+        let database = self.image("database");
+        let redis = self.image("redis");
         let url = format!("http://{host}:8080/ingest");
         // Each answers in its way to one that it does not know.
         let (image, command, answer): (_, &[&str], _) = match server {
@@ -279,7 +285,7 @@ impl Stack {
         for (service, leads_out) in
             [("producer", false), ("processor", false), ("database", false), ("redis", false), ("gateway", true)]
         {
-            let image = self.inspect("database")["Config"]["Image"].as_str().expect("an image").to_owned();
+            let image = self.image("database");
             let run = ["run", "--rm", "--network", &inside(service), "--entrypoint", "cat", &image, "/proc/net/route"];
             let routes = self.docker(&run);
             let default = routes.lines().any(|route| route.split_whitespace().nth(1) == Some("00000000"));
@@ -289,30 +295,19 @@ impl Stack {
 
     /// The first process of a service's container dies as by the kernel's hand; the engine starts it again.
     fn kill(&self, service: &str) {
-        let told = self.inspect(service);
-        let (id, process) = (told["Id"].as_str().expect("an id"), told["State"]["Pid"].to_string());
+        let process = |told: &Value| told["State"]["Pid"].as_u64().expect("a number");
+        let before = self.inspect(service);
         // Not `docker kill`: that counts as being stopped by somebody, who wants it to stay so.
-        let image = self.inspect("database")["Config"]["Image"].as_str().expect("an image").to_owned();
-        let kill = format!("kill -9 {process}");
-        self.docker(&[
-            "run",
-            "--rm",
-            "--user=0",
-            "--pid=host",
-            "--network=none",
-            "--entrypoint=sh",
-            &image,
-            "-c",
-            &kill,
-        ]);
-        until(&format!("{service} again"), || self.healthy(service));
-        let told = self.inspect(service);
-        assert_eq!(told["Id"], id, "the same container");
-        assert!(
-            told["State"]["Pid"].to_string() != process && told["RestartCount"].as_u64() > Some(0),
-            "{service}: {}",
-            told["State"]
-        );
+        let kill = format!("kill -9 {}", process(&before));
+        let image = self.image("database");
+        let host = ["run", "--rm", "--user=0", "--pid=host", "--network=none", "--entrypoint=sh", &image];
+        self.docker(&[&host[..], &["-c", &kill]].concat());
+        until(&format!("{service} again"), || {
+            let now = self.inspect(service);
+            assert_eq!(now["Id"], before["Id"], "the same container");
+            let again = now["RestartCount"].as_u64() > before["RestartCount"].as_u64();
+            again && ![0, process(&before)].contains(&process(&now)) && now["State"]["Health"]["Status"] == "healthy"
+        });
     }
 
     fn killed(&self) {
@@ -365,21 +360,9 @@ impl Stack {
 
     fn scaled(&self) {
         self.compose(&["--profile", "demo", "--profile", "scale", "up", "--wait", "--wait-timeout", "300"]);
-        let browser = Browser::open(PAGE, Screen::Desktop);
-        browser.goto("/");
-        browser.see("dialog", "auth.query_tokens");
-        browser.write("[name=token]", &self.secret("query-token"));
-        browser.click_on("dialog button", "Use it");
+        let browser = self.browser();
         browser.goto("/pipeline");
-        browser.see(".sums", "Accepted");
-        let authorization = format!("authorization: Bearer {}", self.secret("query-token"));
-        until("three processors that are well", || {
-            let url = format!("http://{PAGE}/api/v1/pipeline");
-            let output =
-                Command::new("curl").args(["--silent", "--header", &authorization, &url]).output().expect("curl");
-            let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            told["processors"].as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|one| one["ok"] == true))
-        });
+        browser.until("three processors that accept", |browser| browser.text("body").matches("accepting").count() == 3);
         browser.picture("compose-scale");
     }
 
