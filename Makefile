@@ -1,6 +1,6 @@
 # Two commands matter: `cargo run --release` starts logweir, `make test` proves it.
 
-.PHONY: test check deps bench
+.PHONY: test check deps bench compose
 
 # Everything: installs what the tests need where it is missing, then runs them all.
 test: deps
@@ -21,3 +21,7 @@ deps:
 bench: deps
 	cargo bench
 	cargo run --release -p logweir-benches
+
+# The image is built and the Compose stack run, killed, stopped and restarted; with a Docker engine of its own where there is none.
+compose: deps
+	./tests/deploy/compose

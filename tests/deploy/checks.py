@@ -891,10 +891,30 @@ def compose(deploy, program, wrong):
             limit = size(service["deploy"]["resources"]["limits"]["memory"].replace("M", "Mi"))
             if limit <= bound:
                 wrong.say("memory", where, f"its limit is {limit}, the bound {bound}")
+    grafana(deploy, services["grafana"], wrong)
     made = (folder / "make-secrets").read_text()
     for secret, how in stack["secrets"].items():
         if how["file"] != f"./secrets/{secret}" or not re.search(rf"\b{secret}\b", made):
             wrong.say("compose", "secrets", f"make-secrets does not make {secret}")
+
+
+def grafana(deploy, service, wrong):
+    """What is provisioned gets its variables, files and folders from the service, and no dashboard hides another one."""
+    provisioned = "".join(path.read_text() for path in (deploy / "grafana/provisioning").rglob("*.yaml"))
+    for variable in set(re.findall(r"\$([A-Z]\w+)", provisioned)) - set(service["environment"]):
+        wrong.say("grafana", "provisioning", f"the service does not set {variable}")
+    for secret in set(re.findall(r"\$__file\{/run/secrets/([\w-]+)\}", provisioned)) - set(service["secrets"]):
+        wrong.say("grafana", "provisioning", f"the service does not mount {secret}")
+    mounts = [volume.split(":")[:2] for volume in service["volumes"] if volume.startswith("../")]
+    sources = [(deploy / "compose" / source).resolve() for source, _ in mounts]
+    for source in [source for source in sources if not source.is_dir()]:
+        wrong.say("grafana", "volumes", f"{source} is not there")
+    shown = [json.loads(path.read_text()) for source in sources for path in source.glob("*.json")]
+    if not re.search(r"path: /var/lib/grafana/dashboards\b", provisioned) or len(shown) < 2:
+        wrong.say("grafana", "volumes", "the dashboards are not where they are looked for")
+    for name in ("uid", "title"):
+        if len({dashboard[name] for dashboard in shown}) < len(shown):
+            wrong.say("grafana", "dashboards", f"two have the same {name}")
 
 
 # --------------------------------------------------------------------------------------------------------------------- all
@@ -1021,6 +1041,10 @@ MUTATIONS = [
     ("compose", "compose/compose.yaml", "redis:7.4.1-alpine", "redis:latest"),
     ("compose", "compose/compose.yaml", "{ aliases: [processors] }", "{ aliases: [workers] }"),
     ("compose", "compose/make-secrets", "redis-password", "redis-pass"),
+    ("grafana", "compose/compose.yaml", "LOGWEIR_POSTGRES_USER: ", "POSTGRES_USER: "),
+    ("grafana", "compose/compose.yaml", "[grafana-password, query-token, reader-password]", "[grafana-password, query-token]"),
+    ("grafana", "compose/compose.yaml", "../grafana/dashboards:", "../grafana/dashboard:"),
+    ("grafana", "grafana/dashboards/logweir.json", '"uid": "logweir-records"', '"uid": "logweir-pipeline"'),
     ("beside", "kubernetes/node-agent/logweir.toml", "2GiB", "3GiB"),
 ]
 
