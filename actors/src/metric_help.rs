@@ -62,7 +62,10 @@ pub const METRICS: &[(&str, &str)] = &[
     ("logweir_network_errors_total", "Connections that failed, by component."),
     ("logweir_parse_errors_total", "Lines that were kept whole because their format was not understood."),
     ("logweir_phase", "The way down: 0 accepting, 1 closing, 2 draining, 3 persisting, 4 done."),
-    ("logweir_queries_cancelled_total", "Queries that were ended because nobody waited for them any more."),
+    (
+        "logweir_queries_cancelled_total",
+        "Queries that were ended in the database: nobody waited for them any more, or the rows had fallen behind.",
+    ),
     ("logweir_queries_kept_total", "Histograms that were not counted again because nothing had come into their range."),
     ("logweir_queries_partial_total", "Queries answered from the cache alone because the database was away."),
     ("logweir_queries_refused_total", "Queries that were refused, by reason."),

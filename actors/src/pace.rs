@@ -3,23 +3,26 @@
 //! Queries have connections of their own, but the database's processors and disks are everybody's: four long queries on a
 //! machine of two processors halve the rate of rows. So while the oldest record that the database lacks is older than
 //! [`BEHIND`], queries share a tenth of one processor: one reads at a time, a piece of its range at a time, and then all
-//! rest nine times as long as that took. Short queries stay quick; what is too long for this ends at its time limit, and
-//! that says why. As soon as the rows have caught up, everybody reads as before.
+//! rest nine times as long as that took. Short queries stay quick; who has read for [`READING_MAX`] is told to come again,
+//! for the others wait. What was begun at full speed is ended, and begun anew in pieces. As soon as the rows have caught
+//! up, everybody reads as before.
 //!
 //! Refused: priorities inside of the server, which need an extension or a right that a reader should not have; fewer
 //! queries at once, since one alone can take all there is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
 use crate::query::page::{Direction, Range};
 
 /// A backlog of this age is more than a batch that waits to be full.
 pub const BEHIND: Duration = Duration::from_secs(2);
+
+/// What one query may read while the rows are behind, without its rests.
+pub const READING_MAX: Duration = Duration::from_millis(500);
 
 /// A rest is so many times as long as the reading before it, and at most so long.
 const REST: u32 = 9;
@@ -37,26 +40,33 @@ pub struct Pace(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    behind: AtomicBool,
+    behind: watch::Sender<bool>,
     turn: Arc<Mutex<()>>,
 }
 
 impl Pace {
     /// Tells how old the oldest record is that the database lacks.
     pub fn backlog_is(&self, age: Duration) {
-        self.0.behind.store(age > BEHIND, Ordering::Relaxed);
+        let behind = age > BEHIND;
+        self.0.behind.send_if_modified(|before| std::mem::replace(before, behind) != behind);
     }
 
     /// Whether readers step back.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.0.behind.load(Ordering::Relaxed)
+        *self.0.behind.borrow()
+    }
+
+    /// Waits until readers have to step back.
+    pub(crate) async fn falls_behind(&self) {
+        // The sender lives as long as `self`, so the wait ends only with the word.
+        let _ = self.0.behind.subscribe().wait_for(|&behind| behind).await;
     }
 
     /// The pieces in which `range` is read, from the side where `direction` begins.
     pub(crate) fn pieces(&self, range: Range, direction: Direction) -> Pieces<'_> {
         let length_us = (range.end_us.saturating_sub(range.start_us) / FIRST_PART).max(LENGTH_US_MIN);
-        Pieces { pace: self, left: range, direction, length_us }
+        Pieces { pace: self, left: range, direction, length_us, reading: Duration::ZERO }
     }
 
     /// Reads what cannot be read in pieces.
@@ -67,20 +77,21 @@ impl Pace {
         done
     }
 
-    /// For who reads on a thread of its own and asks every few milliseconds, with the turn that it has: waits until it
-    /// may go on.
-    pub(crate) fn keep(&self, turn: &mut Option<Turn>) {
-        match turn {
-            _ if !self.is_behind() => *turn = None,
-            None => *turn = Some(Turn::begin(Some(Arc::clone(&self.0.turn).blocking_lock_owned()))),
+    /// For who reads on a thread of its own and asks every few milliseconds: waits until it may go on. Whether it may;
+    /// not where others have waited for long enough.
+    pub(crate) fn keep(&self, steps: &mut Steps) -> bool {
+        match &steps.turn {
+            _ if !self.is_behind() => steps.turn = None,
+            None => steps.turn = Some(Turn::begin(Some(Arc::clone(&self.0.turn).blocking_lock_owned()))),
             Some(at_work) => {
                 let took = at_work.since.elapsed();
                 if took > *PIECE.end() {
                     std::thread::sleep(rest_after(took));
-                    *turn = None;
+                    *steps = Steps { turn: None, reading: steps.reading + took };
                 }
             }
         }
+        steps.reading < READING_MAX || !self.is_behind()
     }
 
     /// Waits for the turn, if turns are taken now.
@@ -92,9 +103,17 @@ impl Pace {
     }
 }
 
+/// How far a reading on a thread of its own has come.
+#[derive(Debug, Default)]
+pub(crate) struct Steps {
+    turn: Option<Turn>,
+    /// What its turns took.
+    reading: Duration,
+}
+
 /// Somebody's turn to read.
 #[derive(Debug)]
-pub(crate) struct Turn {
+struct Turn {
     held: Option<OwnedMutexGuard<()>>,
     since: Instant,
 }
@@ -130,6 +149,8 @@ pub(crate) struct Pieces<'p> {
     direction: Direction,
     /// How long the next one is.
     length_us: i64,
+    /// What those before took while the rows were behind.
+    reading: Duration,
 }
 
 impl Pieces<'_> {
@@ -141,12 +162,17 @@ impl Pieces<'_> {
         Some(piece)
     }
 
-    /// Reads the piece in its turn.
-    pub(crate) async fn read<T>(&mut self, reading: impl Future<Output = T>) -> T {
+    /// Reads the piece in its turn. Nothing where others have waited for long enough.
+    pub(crate) async fn read<T>(&mut self, reading: impl Future<Output = T>) -> Option<T> {
         let mut turn = self.pace.turn().await;
+        if self.reading >= READING_MAX && self.pace.is_behind() {
+            return None;
+        }
         let done = reading.await;
-        self.length_us = adapted(self.length_us, turn.end());
-        done
+        let took = turn.end();
+        self.reading += took;
+        self.length_us = adapted(self.length_us, took);
+        Some(done)
     }
 }
 
@@ -234,6 +260,27 @@ mod tests {
         assert_eq!([length(10), length(100), length(500)], [2 * HOUR_US, HOUR_US, HOUR_US / 2]);
         assert_eq!(adapted(LENGTH_US_MIN, Duration::from_secs(9)), LENGTH_US_MIN);
         assert_eq!(adapted(i64::MAX, Duration::ZERO), i64::MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_read_for_long_makes_room_unless_nobody_is_behind() {
+        let pace = behind();
+        let mut pieces = pace.pieces(HOUR, Direction::Forward);
+        let mut read = async || pieces.read(async { tokio::time::sleep(READING_MAX).await }).await;
+        assert_eq!(read().await, Some(()));
+        assert_eq!(read().await, None);
+        pace.backlog_is(Duration::ZERO);
+        assert_eq!(read().await, Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_learns_that_the_rows_fall_behind() {
+        let pace = Pace::default();
+        let mut falls = std::pin::pin!(pace.falls_behind());
+        assert!(tokio::time::timeout(BEHIND, &mut falls).await.is_err());
+        pace.backlog_is(BEHIND * 2);
+        falls.await;
+        behind().falls_behind().await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,11 +20,12 @@ const VALUE_BYTES_MAX: usize = 256;
 const NAMES_MAX: usize = 1_000;
 
 /// The values of some fields, being counted.
+#[derive(Clone)]
 pub struct Facets {
     fields: Vec<(String, Values)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Values {
     counts: HashMap<String, u64, foldhash::fast::RandomState>,
     /// Some were left out.

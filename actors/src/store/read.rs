@@ -75,12 +75,12 @@ pub enum ReadError {
     /// It took longer than a query may.
     #[error("the query took longer than {0} ms; ask for a shorter time or for something rarer")]
     Timeout(u64),
-    /// It had to step back for the rows, and its time was over.
+    /// It had to step back for the rows.
     #[error(
-        "the query took longer than {0} ms, for it had to wait: the database is behind what comes in, which goes first; \
-         ask for a shorter time, or try again when it has caught up"
+        "the database is behind what comes in, which goes first: there is no time for a query that reads so much; \
+         ask for a shorter time, or again when it has caught up"
     )]
-    Waited(u64),
+    MadeRoom,
     /// The database does not answer.
     #[error("{0}")]
     Unavailable(String),
@@ -145,8 +145,10 @@ pub trait LogReader: Send + Sync {
 impl ReadError {
     /// A reading's time was over.
     pub(crate) fn too_slow(timeout: Duration, pace: &Pace) -> Self {
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        if pace.is_behind() { Self::Waited(timeout_ms) } else { Self::Timeout(timeout_ms) }
+        match pace.is_behind() {
+            true => Self::MadeRoom,
+            false => Self::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        }
     }
 }
 

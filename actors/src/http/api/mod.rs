@@ -42,7 +42,7 @@ impl From<SearchError> for Refused {
             SearchError::Busy(..) | SearchError::Streams(_) => Self::new(429, "too_many_queries", detail),
             SearchError::Wrong(_) => Self::new(400, "bad_parameter", detail),
             SearchError::NothingKept => Self::new(501, "nothing_kept", detail),
-            SearchError::Read(ReadError::Timeout(_) | ReadError::Waited(_)) => Self::new(504, "query_timeout", detail),
+            SearchError::Read(ReadError::Timeout(_) | ReadError::MadeRoom) => Self::new(504, "query_timeout", detail),
             SearchError::Read(ReadError::Unavailable(_) | ReadError::Unprepared) => {
                 Self::new(503, "database_unavailable", detail)
             }

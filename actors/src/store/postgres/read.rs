@@ -2,8 +2,8 @@
 //!
 //! - One transaction, REPEATABLE READ and read-only: rows and cursors of one snapshot. On a replica too.
 //! - Rows come in portions, so that a page that has enough bytes asks for no more.
-//! - A reading that is dropped before its end (the client has gone, its time is over) is cancelled in the server, and its
-//!   connection is not used again.
+//! - A reading that is dropped before its end (the client has gone, its time is over, the rows have fallen behind) is
+//!   cancelled in the server, and its connection is not used again.
 
 use std::time::Duration;
 
@@ -64,10 +64,24 @@ impl PostgresReader {
         failure("reading", error).into()
     }
 
+    /// Reads; anew, and then in pieces, if the rows fall behind meanwhile.
+    async fn paced<T, F>(&self, reading: impl Fn() -> F) -> Result<Snapshot<T>, ReadError>
+    where
+        F: Future<Output = Result<Snapshot<T>, ReadError>>,
+    {
+        if !self.pace.is_behind() {
+            tokio::select! {
+                done = reading() => return done,
+                () = self.pace.falls_behind() => {}
+            }
+        }
+        reading().await
+    }
+
     /// Runs `work` inside of one snapshot.
     async fn read<T>(
         &self,
-        work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, Error>,
+        work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, Stop>,
     ) -> Result<Snapshot<T>, ReadError> {
         let object = self.pool.get().await.map_err(|error| ReadError::from(pool_failure(&error)))?;
         let mut lease = Lease { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
@@ -92,7 +106,10 @@ impl PostgresReader {
             Ok(done) => {
                 // An error has ended the statement as well; the transaction's own drop rolls it back.
                 lease.finish();
-                done.map_err(|error| self.failed(&error))
+                done.map_err(|stop| match stop {
+                    Stop::Failed(error) => self.failed(&error),
+                    Stop::MadeRoom => ReadError::MadeRoom,
+                })
             }
         }
     }
@@ -101,41 +118,58 @@ impl PostgresReader {
         &self,
         sample: &Sample,
         columns: &str,
-        mut fold: T,
+        empty: impl Fn() -> T,
         add: fn(&mut T, &Record<'_>),
     ) -> Result<Snapshot<(T, u64)>, ReadError> {
-        self.read(async |transaction| {
-            let mut records = 0;
-            let mut pieces = self.pace.pieces(sample.range, Direction::Backward);
-            while let Some(range) = pieces.next() {
-                let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
-                let looked_at = pieces.read(async {
-                    let rows = stream(transaction, &sql).await?;
-                    pin_mut!(rows);
-                    let mut looked_at = 0;
-                    while let Some(row) = rows.try_next().await? {
-                        add(&mut fold, &record(&row));
-                        looked_at += 1;
+        let reading = || {
+            self.read(async |transaction| {
+                let (mut fold, mut records) = (empty(), 0);
+                let mut pieces = self.pace.pieces(sample.range, Direction::Backward);
+                while let Some(range) = pieces.next() {
+                    let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
+                    let looked_at = pieces.read(async {
+                        let rows = stream(transaction, &sql).await?;
+                        pin_mut!(rows);
+                        let mut looked_at = 0;
+                        while let Some(row) = rows.try_next().await? {
+                            add(&mut fold, &record(&row));
+                            looked_at += 1;
+                        }
+                        Ok::<_, Error>(looked_at)
+                    });
+                    records += looked_at.await.ok_or(Stop::MadeRoom)??;
+                    if records >= sample.records_max {
+                        break;
                     }
-                    Ok(looked_at)
-                });
-                records += looked_at.await?;
-                if records >= sample.records_max {
-                    break;
                 }
-            }
-            Ok((fold, records as u64))
-        })
-        .await
+                Ok((fold, records as u64))
+            })
+        };
+        self.paced(reading).await
     }
 
     /// Reads rows by one statement.
     async fn rows<T>(&self, sql: &Sql, each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
-        self.read(async |transaction| {
-            let rows = self.pace.whole(rows(transaction, sql)).await?;
-            Ok(rows.iter().map(each).collect())
-        })
-        .await
+        let reading = || {
+            self.read(async |transaction| {
+                let rows = self.pace.whole(rows(transaction, sql)).await?;
+                Ok(rows.iter().map(each).collect())
+            })
+        };
+        self.paced(reading).await
+    }
+}
+
+/// Why a reading has no answer.
+enum Stop {
+    Failed(Error),
+    /// It has read for long enough while the rows are behind.
+    MadeRoom,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -288,35 +322,40 @@ fn count(row: &Row) -> Count {
 #[async_trait]
 impl LogReader for PostgresReader {
     async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError> {
-        self.read(async |transaction| {
-            let (mut found, mut bytes) = (Vec::new(), 0);
-            let mut pieces = self.pace.pieces(scan.range_left(), scan.direction);
-            while let Some(range) = pieces.next() {
-                let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
-                let piece = Scan { range, limit, bytes_max, ..scan.clone() };
-                let page = pieces.read(page(transaction, &piece)).await?;
-                bytes += page.iter().map(Found::bytes).sum::<usize>();
-                found.extend(page);
-                if found.len() >= scan.limit || bytes >= scan.bytes_max {
-                    break;
+        let reading = || {
+            self.read(async |transaction| {
+                let (mut found, mut bytes) = (Vec::new(), 0);
+                let mut pieces = self.pace.pieces(scan.range_left(), scan.direction);
+                while let Some(range) = pieces.next() {
+                    let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
+                    let piece = Scan { range, limit, bytes_max, ..scan.clone() };
+                    let page = pieces.read(page(transaction, &piece)).await.ok_or(Stop::MadeRoom)??;
+                    bytes += page.iter().map(Found::bytes).sum::<usize>();
+                    found.extend(page);
+                    if found.len() >= scan.limit || bytes >= scan.bytes_max {
+                        break;
+                    }
                 }
-            }
-            Ok(found)
-        })
-        .await
+                Ok(found)
+            })
+        };
+        self.paced(reading).await
     }
 
     async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
-        self.read(async |transaction| {
-            let mut counts = Vec::new();
-            let mut pieces = self.pace.pieces(steps.range, Direction::Backward);
-            while let Some(range) = pieces.next() {
-                let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
-                counts.extend(pieces.read(rows(transaction, &sql)).await?.iter().map(count));
-            }
-            Ok(counts)
-        })
-        .await
+        let reading = || {
+            self.read(async |transaction| {
+                let mut counts = Vec::new();
+                let mut pieces = self.pace.pieces(steps.range, Direction::Backward);
+                while let Some(range) = pieces.next() {
+                    let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
+                    let rows = pieces.read(rows(transaction, &sql)).await.ok_or(Stop::MadeRoom)??;
+                    counts.extend(rows.iter().map(count));
+                }
+                Ok(counts)
+            })
+        };
+        self.paced(reading).await
     }
 
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
@@ -347,10 +386,10 @@ impl LogReader for PostgresReader {
 
     async fn facets(&self, sample: &Sample, into: Facets) -> Result<Snapshot<(Facets, u64)>, ReadError> {
         let columns = if into.needs_message() { COLUMNS } else { WITHOUT_MESSAGE };
-        self.sampled(sample, columns, into, Facets::add).await
+        self.sampled(sample, columns, || into.clone(), Facets::add).await
     }
 
     async fn names(&self, sample: &Sample) -> Result<Snapshot<(Names, u64)>, ReadError> {
-        self.sampled(sample, ATTRIBUTES_ONLY, Names::default(), Names::add).await
+        self.sampled(sample, ATTRIBUTES_ONLY, Names::default, Names::add).await
     }
 }

@@ -13,10 +13,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use logweir_engine::record::{Record, Severity};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Error, OpenFlags, Row, Transaction, params};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
 
 use super::failed;
-use crate::pace::Pace;
+use crate::pace::{self, Pace};
 use crate::query::facets::{Facets, NameCount, Names};
 use crate::query::filter::SeverityRange;
 use crate::query::hits::{By, Hits, Steps};
@@ -67,6 +67,8 @@ impl SqliteReader {
                 rusqlite::Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => {
                     ReadError::Unprepared
                 }
+                // Nobody hears of it where it was stopped from outside.
+                _ if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => ReadError::MadeRoom,
                 _ => failed("reading")(error).into(),
             })
         });
@@ -119,12 +121,9 @@ fn snapshot<T>(
     work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Snapshot<T>> {
     let stopped = Arc::clone(stop);
-    let mut turn = None;
+    let mut steps = pace::Steps::default();
     // Asked every so many steps of SQLite's machine: well under a millisecond.
-    let progress = move || {
-        pace.keep(&mut turn);
-        stopped.load(Ordering::Relaxed)
-    };
+    let progress = move || !pace.keep(&mut steps) || stopped.load(Ordering::Relaxed);
     connection.progress_handler(10_000, Some(progress))?;
     let reading = Reading { transaction: connection.transaction()? };
     let lanes = reading.lanes()?;
