@@ -57,7 +57,9 @@ fn killed_at_any_named_point_it_keeps_what_it_has_acknowledged() {
             let mut before = Orders { frames: 15, ..Orders::new(dir.path(), "") }.run();
             assert!(before.done);
             let faults = format!("{point}={pass}*off->return");
-            let orders = Orders { frames: 160, settle_every: 40, ..Orders::new(dir.path(), &faults) };
+            // Whether a settled segment is used again or goes depends on who is first: among many, both come by.
+            let frames = if point.contains("segment") { 1_000 } else { 160 };
+            let orders = Orders { frames, settle_every: 40, ..Orders::new(dir.path(), &faults) };
             let told = orders.run();
             let passes = match point {
                 "journal.recover.copied" => 1,
