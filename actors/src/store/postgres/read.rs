@@ -19,7 +19,7 @@ use super::connect::failure;
 use super::filter::Sql;
 use super::pool_failure;
 use super::types::Time;
-use crate::pace::Pace;
+use crate::pace::{Pace, READING_MAX};
 use crate::query::Filter;
 use crate::query::facets::{self, Facets, NameCount, Names};
 use crate::query::hits::{By, Steps};
@@ -48,6 +48,17 @@ pub struct PostgresReader {
 impl PostgresReader {
     pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration, pace: Pace) -> Self {
         Self { pool, tls, timeout, pace }
+    }
+
+    /// What the server holds a statement to: while the rows are behind, a short time and one process.
+    fn limit(&self) -> String {
+        match self.pace.is_behind() {
+            false => format!("SET LOCAL statement_timeout = {}", self.timeout.as_millis()),
+            true => format!(
+                "SET LOCAL statement_timeout = {}; SET LOCAL max_parallel_workers_per_gather = 0",
+                READING_MAX.min(self.timeout).as_millis()
+            ),
+        }
     }
 
     fn too_slow(&self) -> ReadError {
@@ -93,7 +104,7 @@ impl PostgresReader {
                 .read_only(true)
                 .start()
                 .await?;
-            let limit = format!("SET LOCAL statement_timeout = {}", self.timeout.as_millis());
+            let limit = self.limit();
             let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), transaction.query(LANES, &[]));
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
