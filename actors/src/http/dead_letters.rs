@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
 use super::answer::{Answer, ErrorBody, Refused};
-use super::api::Asked;
+use super::api::asked::Asked;
 use super::described::{Changed, LETTERS, Letters as LettersRefused};
 use super::{Shared, only};
 use crate::config::keys::Unit;

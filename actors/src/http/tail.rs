@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::answer::{Answer, Refused};
-use super::api::Asked;
+use super::api::asked::Asked;
 use super::described::{LIVE, Live};
 use crate::query::Wanted;
 use crate::tail::{Matches, Unheard};

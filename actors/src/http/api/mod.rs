@@ -1,6 +1,6 @@
 //! The query API, `/api/v1/…` on the data listener.
 
-mod asked;
+pub(super) mod asked;
 mod context;
 mod facets;
 mod fields;
@@ -16,7 +16,6 @@ use super::{only, readable};
 use crate::search::SearchError;
 use crate::store::read::ReadError;
 
-pub use self::asked::Asked;
 pub use self::record::RecordBody;
 
 /// The routes.
