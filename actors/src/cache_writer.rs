@@ -16,11 +16,11 @@ use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::time::Instant;
 
-use crate::allowance::Allowance;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
 use crate::cache::{CacheError, HotCache, Origin};
 use crate::message::Batch;
 use crate::progress::Progress;
+use crate::rate_limit::RateLimiter;
 
 /// The component's name in metrics.
 const NAME: &str = "cache-writer";
@@ -87,7 +87,7 @@ pub struct CacheFeed {
     cache: Arc<dyn HotCache>,
     origin: Origin,
     breaker: Breaker,
-    allowance: Allowance,
+    allowance: RateLimiter,
     applied_batches: u64,
     applied_records: u64,
     discarded_records: u64,
@@ -99,7 +99,7 @@ impl CacheFeed {
     pub fn new(cache: Arc<dyn HotCache>, origin: Origin, recent_records_per_s: usize) -> Self {
         let breaker = Breaker::new(BREAKER);
         breaker::publish(NAME, breaker.state());
-        let allowance = Allowance::new(recent_records_per_s, Instant::now());
+        let allowance = RateLimiter::new(recent_records_per_s, Instant::now());
         Self { cache, origin, breaker, allowance, applied_batches: 0, applied_records: 0, discarded_records: 0 }
     }
 
@@ -118,7 +118,7 @@ impl CacheFeed {
                 self.allowance.spend(recent);
                 if recent == recent_max {
                     let left_out = batch.records().saturating_sub(recent as u64);
-                    metrics::counter!("logweir_cache_windows_left_out_records_total").increment(left_out);
+                    metrics::counter!("logweir_cache_recent_skipped_records_total").increment(left_out);
                 }
                 self.succeeded(batch);
             }

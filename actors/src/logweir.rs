@@ -13,16 +13,16 @@ use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
-use crate::alerts::Board;
+use crate::alerts::AlertRegistry;
 use crate::backlog::NOTE_EVERY;
 use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
-use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Refusal};
-use crate::pace::Pace;
+use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Rejection};
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
+use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
 use crate::store::{self, LogStore};
 use crate::tail::TailHub;
@@ -43,7 +43,7 @@ pub struct Logweir {
     searcher: Searcher,
     progress: Progress,
     tail: TailHub,
-    alerts: Board,
+    alerts: AlertRegistry,
     intake: Option<IntakeHandle>,
     topology: Topology,
     drain: DrainControl,
@@ -79,14 +79,14 @@ impl Logweir {
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
-        let pace = Pace::default();
-        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), pace.clone());
+        let throttle = QueryThrottle::default();
+        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
         let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
         let session = Arc::new(if work.adopts() { session.adopting(journal.clone()) } else { session });
-        let alerts = Board::new(&config.alerts, clock::wall_us(), process_name());
+        let alerts = AlertRegistry::new(&config.alerts, clock::wall_us(), process_name());
         let parts = Parts {
             alerts: alerts.clone(),
             config: Arc::clone(&config),
@@ -106,7 +106,7 @@ impl Logweir {
         };
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
             .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
-        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), pace, drain.watch()));
+        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), throttle, drain.watch()));
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
@@ -116,7 +116,7 @@ impl Logweir {
     ///
     /// # Errors
     /// The refusal says why, and whether a retry helps.
-    pub async fn ingest(&self, body: impl Into<Bytes>) -> Result<Receipt, Refusal> {
+    pub async fn ingest(&self, body: impl Into<Bytes>) -> Result<Receipt, Rejection> {
         let (reply, answer) = answer_channel();
         let intake = self.intake();
         let delivery = Delivery {
@@ -126,7 +126,7 @@ impl Logweir {
             format: Format::Auto,
             defaults: Defaults::default(),
             received_us: clock::wall_us(),
-            mark: None,
+            dedup_key: None,
             ack: self.config.ack,
             reply,
         };
@@ -136,7 +136,7 @@ impl Logweir {
             let committed = self.progress.committed(receipt.lane, receipt.seq);
             let patience = Duration::from_millis(self.config.http.ack_timeout_ms);
             if timeout(patience, committed).await.is_err() {
-                return Err(Refusal::not_committed());
+                return Err(Rejection::not_committed());
             }
         }
         Ok(receipt)
@@ -200,7 +200,7 @@ impl Logweir {
 
     /// How the alerts stand.
     #[must_use]
-    pub fn alerts(&self) -> Board {
+    pub fn alerts(&self) -> AlertRegistry {
         self.alerts.clone()
     }
 
@@ -234,7 +234,7 @@ impl Logweir {
             let behind = |lane: &&LaneSnapshot| self.journal.lane_durable(lane.lane).seq > lane.seq_committed;
             match lanes.iter().find(behind) {
                 None => return None,
-                Some(LaneSnapshot { lane, store: StoreState::Stopped(reason), .. }) => {
+                Some(LaneSnapshot { lane, store: StoreState::ShutdownReport(reason), .. }) => {
                     return Some(format!("lane {lane}: {reason}"));
                 }
                 Some(_) => tokio::time::sleep(EMPTIED_POLL).await,
@@ -243,7 +243,7 @@ impl Logweir {
     }
 
     /// The way down without a server around it: see [`Logweir::stop_on`].
-    pub async fn stop(self) -> Stopped {
+    pub async fn stop(self) -> ShutdownReport {
         let (_, mut no_signals) = mpsc::channel(1);
         self.stop_on(DrainEvent::Requested, &mut no_signals, std::future::ready(())).await
     }
@@ -255,7 +255,7 @@ impl Logweir {
         first: DrainEvent,
         signals: &mut mpsc::Receiver<()>,
         intake_idle: impl Future<Output = ()>,
-    ) -> Stopped {
+    ) -> ShutdownReport {
         let began = Instant::now();
         let Shutdown { linger_ms, deadline_ms } = self.config.shutdown;
         let mut machine = DrainMachine::new(DrainSettings { linger_ms, deadline_ms });
@@ -299,7 +299,7 @@ impl Logweir {
         }));
         drain.advance(Phase::Done);
         let accounting = Accounting::of(&self.progress.snapshot(&self.journal.lanes()));
-        Stopped { accounting, stuck, failure }
+        ShutdownReport { accounting, stuck, failure }
     }
 }
 
@@ -352,7 +352,7 @@ impl Accounting {
 
 /// How a [`Logweir`] ended.
 #[derive(Clone, Debug)]
-pub struct Stopped {
+pub struct ShutdownReport {
     /// The sum over all lanes.
     pub accounting: Accounting,
     /// Stages that had to be cancelled at the deadline; what they held is in the journal.
@@ -366,7 +366,7 @@ pub struct Stopped {
 ///
 /// # Errors
 /// The journal cannot be opened, the database refuses for good, or a lane stands still until somebody mends something.
-pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<Stopped, Exit> {
+pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<ShutdownReport, Exit> {
     let logweir =
         Logweir::start_with(Arc::new(config), Work::Empty { dir, adopt }, DrainControl::default(), Progress::default())
             .await?;
@@ -428,11 +428,11 @@ pub fn process_name() -> String {
 }
 
 /// Notes where the lanes stand, until nothing comes any more, and tells readers how far behind the rows are.
-async fn note_tails(journal: Journal, progress: Progress, pace: Pace, drain: DrainWatch) {
+async fn note_tails(journal: Journal, progress: Progress, throttle: QueryThrottle, drain: DrainWatch) {
     loop {
         let now = Instant::now();
         progress.note_tails(&journal.lanes(), now);
-        pace.backlog_is(progress.backlog_age(now));
+        throttle.backlog_is(progress.backlog_age(now));
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,
             () = tokio::time::sleep(NOTE_EVERY) => {}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::{AppendError, Journal, LaneId, Mark};
+use logweir_engine::journal::{AppendError, DedupKey, Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use tokio::sync::oneshot;
 
@@ -125,10 +125,10 @@ pub struct Delivery {
     /// Time of arrival in microseconds since 1970.
     pub received_us: i64,
     /// What tells it from a repetition: it is stored once.
-    pub mark: Option<Mark>,
+    pub dedup_key: Option<DedupKey>,
     /// When to answer.
     pub ack: AckLevel,
-    /// Where the answer goes. Dropping it unanswered (a panic) reads as `Refusal` "lost in a restart".
+    /// Where the answer goes. Dropping it unanswered (a panic) reads as `Rejection` "lost in a restart".
     pub reply: Reply,
 }
 
@@ -144,7 +144,7 @@ pub struct RawChunk {
     /// As in [`Delivery`].
     pub received_us: i64,
     /// As in [`Delivery`].
-    pub mark: Option<Mark>,
+    pub dedup_key: Option<DedupKey>,
     /// As in [`Delivery`].
     pub ack: AckLevel,
     /// As in [`Delivery`].
@@ -159,7 +159,7 @@ pub struct ParsedChunk {
     /// What the parser has to say to the sender.
     pub report: ParseReport,
     /// As in [`Delivery`].
-    pub mark: Option<Mark>,
+    pub dedup_key: Option<DedupKey>,
     /// As in [`Delivery`].
     pub ack: AckLevel,
     /// As in [`Delivery`].
@@ -316,7 +316,7 @@ impl Batch {
 }
 
 /// The answer's way back to the source.
-pub type Reply = oneshot::Sender<Result<Receipt, Refusal>>;
+pub type Reply = oneshot::Sender<Result<Receipt, Rejection>>;
 
 /// A chunk is stored as far as its [`AckLevel`] asks (for `Committed`: it is in the journal, the
 /// source then waits for the lane's cursor to pass `seq`).
@@ -334,29 +334,29 @@ pub struct Receipt {
 
 /// A chunk was not taken, or not as far as was asked. Nothing of it is stored, unless `detail` says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Rejection {
     /// What kind of refusal, which decides the status code.
-    pub kind: RefusalKind,
+    pub kind: RejectionKind,
     /// Snake-case reason, the label of the counter, e.g. `journal_quota`.
     pub reason: &'static str,
     /// One sentence for a person.
     pub detail: String,
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for Rejection {}
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for Rejection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.reason, self.detail)
     }
 }
 
-impl Refusal {
+impl Rejection {
     /// The mailboxes do not take anything more: the process is on its way down.
     #[must_use]
     pub fn draining() -> Self {
         let detail = "this process is shutting down: send to another one, or again in a while".to_owned();
-        Self { kind: RefusalKind::Unavailable, reason: "draining", detail }
+        Self { kind: RejectionKind::Unavailable, reason: "draining", detail }
     }
 
     /// The commit did not come in time.
@@ -364,7 +364,7 @@ impl Refusal {
     pub fn not_committed() -> Self {
         let detail = "the database has not committed it in time: it is in the journal and will be committed; a re-send \
                       without an Idempotency-Key would be a new record";
-        Self { kind: RefusalKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
+        Self { kind: RejectionKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 
     /// The journal takes nothing, for this reason.
@@ -372,20 +372,20 @@ impl Refusal {
     pub fn of_journal(error: &AppendError) -> Self {
         let (kind, reason, advice) = match error {
             AppendError::Quota => (
-                RefusalKind::Unavailable,
+                RejectionKind::Unavailable,
                 "journal_quota",
                 "it goes on when the database has taken what waits, or with a larger journal.quota_bytes",
             ),
             AppendError::DiskFull => {
-                (RefusalKind::Unavailable, "journal_disk_full", "it goes on when there is room on the volume")
+                (RejectionKind::Unavailable, "journal_disk_full", "it goes on when there is room on the volume")
             }
-            AppendError::TooLarge { .. } => (RefusalKind::TooLarge, "chunk_too_large", "send smaller bodies"),
+            AppendError::TooLarge { .. } => (RejectionKind::TooLarge, "chunk_too_large", "send smaller bodies"),
             AppendError::Poisoned(_) => {
-                (RefusalKind::Unavailable, "journal_failed", "nothing can be promised before a restart")
+                (RejectionKind::Unavailable, "journal_failed", "nothing can be promised before a restart")
             }
             AppendError::Sealed => return Self::draining(),
             AppendError::Repeated => {
-                (RefusalKind::Unavailable, "in_progress", "its first sending is on its way to the disk, ask again")
+                (RejectionKind::Unavailable, "in_progress", "its first sending is on its way to the disk, ask again")
             }
         };
         Self { kind, reason, detail: format!("{error}: {advice}") }
@@ -394,7 +394,7 @@ impl Refusal {
 
 /// What kind of refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalKind {
+pub enum RejectionKind {
     /// The mailboxes are full: 429.
     Busy,
     /// Draining, quota, disk: 503.

@@ -7,7 +7,7 @@ use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
 
-use crate::alerts::{self, Board};
+use crate::alerts::{self, AlertRegistry};
 use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::cache::{HotCache, Origin};
 use crate::cache_writer::CacheWriter;
@@ -44,7 +44,7 @@ pub struct Parts {
     /// The hot cache.
     pub cache: Arc<dyn HotCache>,
     /// How the alerts stand.
-    pub alerts: Board,
+    pub alerts: AlertRegistry,
     /// The accounting that everybody sees.
     pub progress: Progress,
     /// Where the way down stands.

@@ -32,7 +32,7 @@ pub enum StoreState {
     /// Flushes fail and are tried again.
     Failing(String),
     /// Given up until somebody mends it.
-    Stopped(String),
+    ShutdownReport(String),
 }
 
 /// The start-up: reading the journal back.

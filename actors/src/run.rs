@@ -25,16 +25,16 @@ use tracing_subscriber::EnvFilter;
 use crate::cache;
 use crate::config::{Config, DatabaseUrl, Role};
 use crate::http::{self, Running, Shared};
-use crate::logweir::{Logweir, Stopped, process_name};
+use crate::logweir::{Logweir, ShutdownReport, process_name};
 use crate::message::Defaults;
 use crate::metric_help;
-use crate::pace::Pace;
-use crate::producer::courier::Courier;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
+use crate::producer::source_client::SourceClient;
 use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
+use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
 use crate::store;
 
@@ -164,12 +164,12 @@ async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) ->
     let wrong = |error: &dyn std::fmt::Display| Exit::new(Exit::CONFIG, error.to_string());
     let opened = store::open(&config.database).map_err(|error| wrong(&error))?;
     let cache = cache::open(&config.cache, config.database.ca_file.as_deref()).await.map_err(|error| wrong(&error))?;
-    let pace = Pace::default();
-    let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), pace.clone());
+    let throttle = QueryThrottle::default();
+    let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
     shared.search_with(Searcher::new(reader, cache, config.query));
     shared.letters_of(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
-        actix_rt::spawn(async move { gateway.look_up(&pace).await });
+        actix_rt::spawn(async move { gateway.look_up(&throttle).await });
     }
     let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);
@@ -250,29 +250,33 @@ fn sources(
     syslog: syslog::Listeners,
     shared: &Shared,
 ) -> impl Future<Output = ()> + use<> {
-    let courier =
-        Courier { intake: logweir.intake(), progress: logweir.progress(), drain: logweir.watch(), ack: config.ack };
+    let source_client = SourceClient {
+        intake: logweir.intake(),
+        progress: logweir.progress(),
+        drain: logweir.watch(),
+        ack: config.ack,
+    };
     if config.sources.demo_rate > 0 {
-        let (courier, rate) = (courier.clone(), config.sources.demo_rate);
-        actix_rt::spawn(async move { demo::run(&courier, rate, DEMO_SEED).await });
+        let (source_client, rate) = (source_client.clone(), config.sources.demo_rate);
+        actix_rt::spawn(async move { demo::run(&source_client, rate, DEMO_SEED).await });
     }
     {
-        let (courier, config, in_flight) = (courier.clone(), Arc::clone(config), shared.in_flight());
+        let (source_client, config, in_flight) = (source_client.clone(), Arc::clone(config), shared.in_flight());
         actix_rt::spawn(async move {
-            syslog::serve(syslog, &courier, &config.syslog).await;
+            syslog::serve(syslog, &source_client, &config.syslog).await;
             drop(in_flight);
         });
     }
     if !config.files.include.is_empty() {
-        let (courier, config, in_flight) = (courier.clone(), Arc::clone(config), shared.in_flight());
+        let (source_client, config, in_flight) = (source_client.clone(), Arc::clone(config), shared.in_flight());
         actix_rt::spawn(async move {
-            files::run(&courier, &config).await;
+            files::run(&source_client, &config).await;
             drop(in_flight);
         });
     }
     let wait = Duration::from_millis(config.multiline.timeout_ms);
     let stdin = StreamSource {
-        courier,
+        source_client,
         component: "stdin",
         framing: Framing::Lines,
         record_bytes_max: config.http.line_bytes_max,
@@ -334,7 +338,7 @@ fn announce(config: &Config, logweir: &Logweir, data: std::net::SocketAddr, admi
 }
 
 /// The one line that says what became of everything.
-fn close(stopped: &Stopped) {
+fn close(stopped: &ShutdownReport) {
     for stage in &stopped.stuck {
         tracing::warn!(stage, "was still at work at the deadline; what it held is in the journal");
     }

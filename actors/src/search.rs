@@ -14,13 +14,13 @@ use tokio::time::{Instant, timeout};
 
 use crate::cache::HotCache;
 use crate::config;
-use crate::kept::{self, Kept, Question};
 use crate::query::Filter;
 use crate::query::facets::{Facet, Facets, NameCount};
 use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
 use crate::recent::{self, Recent};
+use crate::result_cache::{self, Question, ResultCache};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 
 /// Records that facets look at.
@@ -42,7 +42,7 @@ pub struct Searcher(Arc<Parts>);
 struct Parts {
     reader: Option<Arc<dyn LogReader>>,
     recent: Recent,
-    kept: Kept,
+    kept: ResultCache,
     settings: config::Query,
     running: Semaphore,
     waiting: AtomicUsize,
@@ -146,7 +146,7 @@ impl Searcher {
         Self(Arc::new(Parts {
             reader,
             recent: Recent::new(cache),
-            kept: Kept::default(),
+            kept: ResultCache::default(),
             settings,
             running,
             waiting: AtomicUsize::new(0),
@@ -179,7 +179,7 @@ impl Searcher {
     /// Too many are streamed.
     pub fn stream(&self) -> Result<OwnedSemaphorePermit, SearchError> {
         Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| {
-            metrics::counter!("logweir_queries_refused_total", "reason" => "streams").increment(1);
+            metrics::counter!("logweir_queries_rejected_total", "reason" => "streams").increment(1);
             SearchError::Streams(self.0.settings.streams_max)
         })
     }
@@ -266,7 +266,7 @@ impl Searcher {
         let question = Question { filter: format!("{filter:?}"), steps, by };
         let total = Snapshot::or_empty(reader.total(steps.range).await, Volume::default)?;
         if let Some(value) = self.0.kept.get(&question, total.value) {
-            metrics::counter!("logweir_queries_kept_total").increment(1);
+            metrics::counter!("logweir_query_result_cache_hits_total").increment(1);
             return Ok(Snapshot { value, lanes: total.lanes });
         }
         let Snapshot { value, lanes } = Snapshot::or_empty(reader.count(filter, steps, by).await, Vec::new)?;
@@ -390,7 +390,7 @@ impl Searcher {
         let Parts { reader, settings, running, waiting, .. } = &*self.0;
         let reader = reader.as_deref().ok_or(SearchError::NothingKept)?;
         let busy = || {
-            metrics::counter!("logweir_queries_refused_total", "reason" => "busy").increment(1);
+            metrics::counter!("logweir_queries_rejected_total", "reason" => "busy").increment(1);
             SearchError::Busy(settings.running_max, settings.waiting_max)
         };
         let permit = match running.try_acquire() {
@@ -476,5 +476,5 @@ impl Drop for Place<'_> {
 pub fn bytes_max(settings: &config::Query) -> usize {
     settings.running_max * (3 * settings.page_bytes_max + recent::BYTES_MAX)
         + settings.streams_max * 3 * PORTION_BYTES_MAX
-        + kept::BYTES_MAX
+        + result_cache::BYTES_MAX
 }

@@ -6,7 +6,7 @@
 //! - Where certificates are short-lived (cert-manager), files change under a running process: those of listeners and gateway are
 //!   read again (`reread`), new handshakes use them, connections go on.
 
-mod reread;
+mod reload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 
-use reread::Kept;
+use reload::Reloadable;
 
 /// What a connection holds in both directions: the record that comes in, as it was sent and in the clear, and what rustls keeps to
 /// be sent (64 KiB).
@@ -135,7 +135,7 @@ impl ClientFiles {
 /// No thread can be started.
 pub fn server_config(listener: &'static str, files: ServerFiles) -> Result<ServerConfig, TlsError> {
     let asks = files.client_ca.is_some();
-    let shown = reread::keep(listener, files.all(), move || files.read())?;
+    let shown = reload::keep(listener, files.all(), move || files.read())?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match asks {
         true => builder.with_client_cert_verifier(Arc::clone(&shown) as Arc<dyn ClientCertVerifier>),
@@ -163,7 +163,7 @@ pub fn asking_config(
     files: ClientFiles,
     names: Vec<ServerName<'static>>,
 ) -> Result<ClientConfig, TlsError> {
-    let trusted = reread::keep(client, files.all(), move || files.read())?;
+    let trusted = reload::keep(client, files.all(), move || files.read())?;
     let verifier = Named { trusted: Arc::clone(&trusted), names };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
@@ -190,19 +190,19 @@ struct Shown {
     clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-impl ResolvesServerCert for Kept<Shown> {
+impl ResolvesServerCert for Reloadable<Shown> {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.now().key)
     }
 }
 
-impl Kept<Shown> {
+impl Reloadable<Shown> {
     fn clients(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
         self.now().clients.ok_or_else(|| rustls::Error::General("no CA for clients".to_owned()))
     }
 }
 
-impl ClientCertVerifier for Kept<Shown> {
+impl ClientCertVerifier for Reloadable<Shown> {
     /// Only a hint, and one that could not be borrowed from what changes.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -247,7 +247,7 @@ struct Trusted {
     key: Option<Arc<CertifiedKey>>,
 }
 
-impl ResolvesClientCert for Kept<Trusted> {
+impl ResolvesClientCert for Reloadable<Trusted> {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.now().key
     }
@@ -260,7 +260,7 @@ impl ResolvesClientCert for Kept<Trusted> {
 /// Verifies a server that is connected to by its address, by the names that stand for it.
 #[derive(Debug)]
 struct Named {
-    trusted: Arc<Kept<Trusted>>,
+    trusted: Arc<Reloadable<Trusted>>,
     names: Vec<ServerName<'static>>,
 }
 

@@ -11,17 +11,17 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use logweir::alerts::Board;
+use logweir::alerts::AlertRegistry;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
     Limits, Log, Multiline, Query, Shutdown, Sources, Syslog,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
-use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Refusal};
+use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Rejection};
 use logweir::parser::Parser;
 use logweir::parser::Rules;
-use logweir::producer::courier::Courier;
 use logweir::producer::framing::Framing;
+use logweir::producer::source_client::SourceClient;
 use logweir::producer::stream::StreamSource;
 use logweir::producer::{IntakeHandle, Producer, demo};
 use logweir::progress::{Progress, Recovery};
@@ -75,7 +75,7 @@ impl Stage for Appender {
         let credit = match self.context.waiting(self.journal.reserve(payload.len())).await {
             Ok(credit) => credit,
             Err(error) => {
-                let _ = reply.send(Err(Refusal::of_journal(&error)));
+                let _ = reply.send(Err(Rejection::of_journal(&error)));
                 return Ok(());
             }
         };
@@ -86,7 +86,7 @@ impl Stage for Appender {
             let (seq, rows): (u64, u64) = *told.wait();
             let _ = reply.send(match outcome {
                 Ok(_) => Ok(Receipt { lane, seq, report, repeated: false }),
-                Err(error) => Err(Refusal::of_journal(&error)),
+                Err(error) => Err(Rejection::of_journal(&error)),
             });
             if levers.commits.load(Ordering::SeqCst) {
                 progress.lane_row_updated(LaneRow { lane, last_seq: seq, rows, ..LaneRow::default() });
@@ -292,7 +292,7 @@ fn engine(
         .collect();
     let intake = IntakeHandle::new(producers);
     let source = StreamSource {
-        courier: Courier {
+        source_client: SourceClient {
             intake: intake.clone(),
             progress: shared.progress.clone(),
             drain: control.watch(),
@@ -313,7 +313,7 @@ fn engine(
         journal: journal.clone(),
         observer,
         tail,
-        alerts: Board::default(),
+        alerts: AlertRegistry::default(),
         writer: recovered.writer
     }));
     shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
@@ -879,7 +879,7 @@ fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
     let rig = plan.launch();
     rig.levers.commits.store(false, Ordering::SeqCst);
     let mut source = rig.source.clone().unwrap();
-    source.courier.ack = AckLevel::Journal;
+    source.source_client.ack = AckLevel::Journal;
     let input = lines(200_000);
     let reading = std::thread::spawn(move || runtime().block_on(source.run(input.as_bytes())).unwrap());
     poll("the quota", || rig.admin("GET", "/readyz").status == 503);
@@ -895,7 +895,7 @@ fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
 fn the_demo_shop_runs_until_the_drain() {
     let rig = Plan::new().launch();
     let source = rig.source.clone().unwrap();
-    let running = std::thread::spawn(move || runtime().block_on(demo::run(&source.courier, 2000, 1)));
+    let running = std::thread::spawn(move || runtime().block_on(demo::run(&source.source_client, 2000, 1)));
     poll("some records came", || {
         rig.shared.progress.snapshot(&BTreeMap::new()).lanes.iter().any(|lane| lane.committed > 50)
     });

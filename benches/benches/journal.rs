@@ -67,7 +67,7 @@ impl Ours {
 
     fn settle(&self, answers: &mpsc::Receiver<Result<u64, logweir_engine::journal::AppendError>>) {
         let seq = answers.recv().expect("an answer").expect("it is durable");
-        self.journal.settle(0, seq);
+        self.journal.commit(0, seq);
     }
 }
 

@@ -103,7 +103,7 @@ impl Load {
 
     /// Says when a body's time has come, from a thread of its own: the runtime's timer only knows milliseconds, which is
     /// more than what is measured.
-    fn pace(&self, rate: f64, begun: Instant, due: Arc<Semaphore>) -> JoinHandle<()> {
+    fn throttle(&self, rate: f64, begun: Instant, due: Arc<Semaphore>) -> JoinHandle<()> {
         let (load, connections) = (self.clone(), self.connections);
         std::thread::spawn(move || {
             for nth in 0..load.bodies {
@@ -129,7 +129,7 @@ impl Load {
             clients.push(Client::connect(&self).await);
         }
         let (cpu, begun) = (thread_cpu_seconds(), Instant::now());
-        let pacer = self.rate.map(|rate| self.pace(rate, begun, Arc::clone(&tally.due)));
+        let pacer = self.rate.map(|rate| self.throttle(rate, begun, Arc::clone(&tally.due)));
         let tasks: Vec<_> = clients
             .into_iter()
             .map(|client| tokio::task::spawn_local(client.work(self.clone(), begun, Rc::clone(&tally))))

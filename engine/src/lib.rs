@@ -101,11 +101,11 @@
 
 pub mod record;
 pub mod chunk;
-mod room;
+mod semaphore;
 pub mod mailbox;
 pub mod stage;
 pub mod window;
-mod shell;
+mod actor_host;
 pub mod supervisor;
 pub mod codec;
 pub mod journal;

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use actix::dev::SendError;
 use actix::dev::channel::AddressSender;
 
-use crate::room::{Permit, Refused, Room};
-use crate::shell::{Drain, Shell};
+use crate::actor_host::{ActorHost, Drain};
+use crate::semaphore::{Permit, Refused, Semaphore};
 use crate::stage::{Exit, Stage};
 
 /// What can travel through a [`Mailbox`].
@@ -88,7 +88,7 @@ pub struct Mailbox<M: Message>(Arc<Inner<M>>);
 
 struct Inner<M> {
     name: String,
-    room: Arc<Room>,
+    semaphore: Arc<Semaphore>,
     queue: Box<dyn Queue<M>>,
 }
 
@@ -104,7 +104,7 @@ impl<M: Message> fmt::Debug for Mailbox<M> {
     }
 }
 
-/// Room for one message, taken from the bound and given back when this (or the envelope it rides in) drops.
+/// Semaphore for one message, taken from the bound and given back when this (or the envelope it rides in) drops.
 pub struct Credit<M: Message> {
     permit: Permit,
     mailbox: Mailbox<M>,
@@ -131,8 +131,8 @@ impl<M: Message> Credit<M> {
 }
 
 impl<M: Message> Mailbox<M> {
-    pub(crate) fn new(name: &str, room: Arc<Room>, queue: Box<dyn Queue<M>>) -> Self {
-        Self(Arc::new(Inner { name: name.to_owned(), room, queue }))
+    pub(crate) fn new(name: &str, semaphore: Arc<Semaphore>, queue: Box<dyn Queue<M>>) -> Self {
+        Self(Arc::new(Inner { name: name.to_owned(), semaphore, queue }))
     }
 
     /// The receiving stage's name.
@@ -144,13 +144,13 @@ impl<M: Message> Mailbox<M> {
     /// The most that it holds.
     #[must_use]
     pub fn bound(&self) -> Bound {
-        self.0.room.bound()
+        self.0.semaphore.bound()
     }
 
     /// What it holds now.
     #[must_use]
     pub fn depth(&self) -> Depth {
-        let (messages, bytes) = self.0.room.taken();
+        let (messages, bytes) = self.0.semaphore.taken();
         Depth { messages, bytes }
     }
 
@@ -162,7 +162,7 @@ impl<M: Message> Mailbox<M> {
     /// # Errors
     /// The stage takes no more messages.
     pub async fn reserve(&self, bytes: usize) -> Result<Credit<M>, Closed<()>> {
-        let permit = self.0.room.take(bytes).await.ok_or(Closed(()))?;
+        let permit = self.0.semaphore.take(bytes).await.ok_or(Closed(()))?;
         Ok(Credit { permit, mailbox: self.clone() })
     }
 
@@ -177,7 +177,7 @@ impl<M: Message> Mailbox<M> {
             Err(TrySendError::Closed(message)) => return Err(Closed(message)),
             Err(TrySendError::Full(message)) => message,
         };
-        match self.0.room.take(message.bytes()).await {
+        match self.0.semaphore.take(message.bytes()).await {
             Some(permit) => self.deliver(permit, message),
             None => Err(Closed(message)),
         }
@@ -190,21 +190,21 @@ impl<M: Message> Mailbox<M> {
     pub fn try_send(&self, message: M) -> Result<(), TrySendError<M>> {
         let sent = self.enter(message);
         if let Err(TrySendError::Full(_)) = sent {
-            self.0.room.meter.refused.add(1);
+            self.0.semaphore.meter.refused.add(1);
         }
         sent
     }
 
     /// Takes no more messages from now on; what is queued is still handled.
     pub fn close(&self) {
-        self.0.room.close();
+        self.0.semaphore.close();
     }
 
-    /// Room and delivery under one lock.
+    /// Semaphore and delivery under one lock.
     fn enter(&self, message: M) -> Result<(), TrySendError<M>> {
         let bytes = message.bytes();
         let mut message = Some(message); // stays here if there is no room for it
-        let entered = self.0.room.enter(bytes, |mut permit| {
+        let entered = self.0.semaphore.enter(bytes, |mut permit| {
             permit.depart(bytes);
             let message = message.take().expect("pushed once");
             self.0.queue.push(Envelope { message, permit })
@@ -224,7 +224,7 @@ impl<M: Message> Mailbox<M> {
     fn deliver(&self, mut permit: Permit, message: M) -> Result<(), Closed<M>> {
         permit.depart(message.bytes());
         let mut envelope = Some(Envelope { message, permit });
-        let passed = self.0.room.if_open(|| self.0.queue.push(envelope.take().expect("pushed once")));
+        let passed = self.0.semaphore.if_open(|| self.0.queue.push(envelope.take().expect("pushed once")));
         match (passed, envelope) {
             (Ok(Ok(())), _) => Ok(()),
             (Ok(Err(envelope)), _) | (Err(_), Some(envelope)) => Err(Closed(envelope.recall())),
@@ -260,7 +260,7 @@ pub(crate) trait Queue<M>: Send + Sync {
     fn push_drain(&self) -> bool;
 }
 
-impl<S: Stage> Queue<S::Message> for AddressSender<Shell<S>> {
+impl<S: Stage> Queue<S::Message> for AddressSender<ActorHost<S>> {
     fn push(&self, envelope: Envelope<S::Message>) -> Result<(), Envelope<S::Message>> {
         #[expect(clippy::disallowed_methods, reason = "the one place: the envelope holds a credit")]
         self.do_send(envelope).map_err(|error| match error {

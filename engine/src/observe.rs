@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::mailbox::Bound;
-use crate::room::{Discard, Room};
+use crate::semaphore::{Discard, Semaphore};
 use crate::supervisor::{Cause, Progress};
 
 /// One counter of a stage: a name and a value that only grows, or a gauge.
@@ -64,21 +64,21 @@ pub struct Observation {
 #[derive(Clone, Default)]
 pub struct Observer {
     /// In the order in which they were spawned: downstream first.
-    stages: Arc<Mutex<Vec<Arc<Vitals>>>>,
+    stages: Arc<Mutex<Vec<Arc<StageState>>>>,
 }
 
 impl Observer {
     /// Every actor as it is now, in the order of a record's way.
     #[must_use]
     pub fn observe(&self) -> Vec<Observation> {
-        self.vitals().iter().rev().map(|vitals| vitals.observe()).collect()
+        self.stage_state().iter().rev().map(|stage_state| stage_state.observe()).collect()
     }
 
-    pub(crate) fn add(&self, vitals: Arc<Vitals>) {
-        self.stages.lock().unwrap_or_else(PoisonError::into_inner).push(vitals);
+    pub(crate) fn add(&self, stage_state: Arc<StageState>) {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner).push(stage_state);
     }
 
-    pub(crate) fn vitals(&self) -> Vec<Arc<Vitals>> {
+    pub(crate) fn stage_state(&self) -> Vec<Arc<StageState>> {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -96,9 +96,9 @@ pub(crate) enum Life {
 }
 
 /// What shell, supervisor, mailbox and topology know of one actor.
-pub(crate) struct Vitals {
+pub(crate) struct StageState {
     pub(crate) name: String,
-    pub(crate) room: Arc<Room>,
+    pub(crate) semaphore: Arc<Semaphore>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) handled: Tally,
     pub(crate) busy: Seconds,
@@ -108,7 +108,7 @@ pub(crate) struct Vitals {
     counters: Mutex<Vec<Counter>>,
 }
 
-impl Vitals {
+impl StageState {
     pub(crate) fn new(name: &str, bound: Bound) -> Arc<Self> {
         let stage = name.to_owned();
         let restarts = Cause::ALL.map(|cause| {
@@ -118,7 +118,7 @@ impl Vitals {
         });
         Arc::new(Self {
             name: name.to_owned(),
-            room: Room::new(name, bound),
+            semaphore: Semaphore::new(name, bound),
             progress: Arc::new(Progress::new()),
             handled: Tally::new(metrics::counter!("logweir_stage_handled_total", "stage" => stage.clone())),
             busy: Seconds::new(metrics::counter!("logweir_stage_busy_seconds_total", "stage" => stage)),
@@ -173,14 +173,14 @@ impl Vitals {
     }
 
     fn observe(&self) -> Observation {
-        let (depth_messages, depth_bytes) = self.room.taken();
-        let meter = &self.room.meter;
+        let (depth_messages, depth_bytes) = self.semaphore.taken();
+        let meter = &self.semaphore.meter;
         Observation {
             name: self.name.clone(),
             depth_messages,
             depth_bytes,
-            bound: self.room.bound(),
-            entered: self.room.entered(),
+            bound: self.semaphore.bound(),
+            entered: self.semaphore.entered(),
             handled: self.handled.get(),
             discarded: meter.discards.iter().map(Tally::get).sum(),
             refused: meter.refused.get(),
@@ -213,7 +213,7 @@ impl MailboxMeter {
             Tally::new(metrics::counter!("logweir_mailbox_discarded_total", &labels))
         });
         Self {
-            refused: Tally::new(metrics::counter!("logweir_mailbox_refused_total", "stage" => stage.clone())),
+            refused: Tally::new(metrics::counter!("logweir_mailbox_full_total", "stage" => stage.clone())),
             waited: Seconds::new(metrics::counter!("logweir_mailbox_wait_seconds_total", "stage" => stage.clone())),
             discards,
             depth_messages: metrics::gauge!("logweir_mailbox_depth_messages", "stage" => stage.clone()),

@@ -29,9 +29,9 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::observe::{Observer, Vitals};
-use crate::room::Discard;
-use crate::shell::{Host, Shell};
+use crate::actor_host::{ActorHost, Host};
+use crate::observe::{Observer, StageState};
+use crate::semaphore::Discard;
 use crate::stage::{Exit, Stage};
 
 /// How the supervisor treats every stage.
@@ -237,17 +237,17 @@ impl Drop for Wait<'_> {
 }
 
 /// Says that an actor has ended when it is dropped, also when its arbiter stopped before it was born.
-pub(crate) struct Lifetime(Arc<Vitals>);
+pub(crate) struct Lifetime(Arc<StageState>);
 
 impl Lifetime {
-    pub(crate) fn new(vitals: Arc<Vitals>) -> Self {
-        Self(vitals)
+    pub(crate) fn new(stage_state: Arc<StageState>) -> Self {
+        Self(stage_state)
     }
 }
 
 impl Drop for Lifetime {
     fn drop(&mut self) {
-        self.0.room.close();
+        self.0.semaphore.close();
         self.0.end();
     }
 }
@@ -255,8 +255,8 @@ impl Drop for Lifetime {
 /// The future of one actor: polls it, catches what it throws, rebuilds it.
 pub(crate) struct Supervisor<S: Stage> {
     /// Gone once the actor has ended; its queue goes with it.
-    actor: Option<ContextFut<Shell<S>, Context<Shell<S>>>>,
-    vitals: Arc<Vitals>,
+    actor: Option<ContextFut<ActorHost<S>, Context<ActorHost<S>>>>,
+    stage_state: Arc<StageState>,
     exits: Exits,
     restarts: Restarts,
     host: Rc<Host>,
@@ -266,19 +266,19 @@ pub(crate) struct Supervisor<S: Stage> {
 
 impl<S: Stage> Supervisor<S> {
     pub(crate) fn new(
-        actor: ContextFut<Shell<S>, Context<Shell<S>>>,
+        actor: ContextFut<ActorHost<S>, Context<ActorHost<S>>>,
         lifetime: Lifetime,
         exits: Exits,
         supervision: Supervision,
         host: Rc<Host>,
     ) -> Self {
-        let vitals = lifetime.0.clone();
-        Self { actor: Some(actor), vitals, exits, restarts: Restarts::new(supervision), host, _lifetime: lifetime }
+        let stage_state = lifetime.0.clone();
+        Self { actor: Some(actor), stage_state, exits, restarts: Restarts::new(supervision), host, _lifetime: lifetime }
     }
 
     /// Polls the actor once. `Err` says why it must be rebuilt.
     fn poll_actor(&mut self, cx: &mut TaskContext<'_>) -> Result<Poll<()>, Cause> {
-        let progress = &self.vitals.progress;
+        let progress = &self.stage_state.progress;
         let Some(actor) = &mut self.actor else { return Ok(Poll::Ready(())) };
         self.host.begin_poll(cx);
         progress.polling.store(true, Ordering::Relaxed);
@@ -295,8 +295,8 @@ impl<S: Stage> Supervisor<S> {
 
     /// False when the stage has failed too often, or nobody can reach it any more.
     fn rebuild(&mut self, cause: Cause) -> bool {
-        let name = self.vitals.name.as_str();
-        self.vitals.restarted(&cause);
+        let name = self.stage_state.name.as_str();
+        self.stage_state.restarted(&cause);
         match &cause {
             Cause::Panic(message) => tracing::error!(stage = name, panic = message, "stage panicked"),
             Cause::Stall => tracing::error!(stage = name, "stage stalled; cancelled"),
@@ -307,13 +307,13 @@ impl<S: Stage> Supervisor<S> {
             return false;
         }
         if cause == Cause::Stall {
-            self.vitals.room.set_discard(Discard::Stall);
+            self.stage_state.semaphore.set_discard(Discard::Stall);
         }
         // Drops the future with the old stage, whose `drop` may panic as well.
         let Some(actor) = &mut self.actor else { return false };
         let restarted = catch_unwind(AssertUnwindSafe(|| actor.restart()));
-        self.vitals.progress.rest();
-        self.vitals.room.set_discard(Discard::Panic);
+        self.stage_state.progress.rest();
+        self.stage_state.semaphore.set_discard(Discard::Panic);
         match restarted {
             Ok(connected) => connected,
             Err(payload) => self.rebuild(Cause::from_panic(&*payload)),
@@ -323,12 +323,12 @@ impl<S: Stage> Supervisor<S> {
     /// Closes the mailbox and drops the queue.
     fn end(&mut self) {
         let Some(actor) = self.actor.take() else { return };
-        self.vitals.room.close();
-        self.vitals.room.set_discard(Discard::Stopped);
+        self.stage_state.semaphore.close();
+        self.stage_state.semaphore.set_discard(Discard::Stopped);
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(actor))) {
-            tracing::error!(stage = self.vitals.name, cause = ?Cause::from_panic(&*payload), "stage panicked at its end");
+            tracing::error!(stage = self.stage_state.name, cause = ?Cause::from_panic(&*payload), "stage panicked at its end");
         }
-        self.vitals.progress.rest();
+        self.stage_state.progress.rest();
     }
 }
 
@@ -336,8 +336,8 @@ impl<S: Stage> Future for Supervisor<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
-        self.vitals.progress.supervisor.register(cx.waker());
-        while !self.vitals.progress.cancelled.load(Ordering::Acquire) {
+        self.stage_state.progress.supervisor.register(cx.waker());
+        while !self.stage_state.progress.cancelled.load(Ordering::Acquire) {
             match self.poll_actor(cx) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(())) => break,
@@ -457,17 +457,17 @@ pub(crate) async fn watch_over(stages: Observer, supervision: Supervision, exits
     loop {
         tokio::time::sleep(period).await;
         let now = Instant::now();
-        let vitals = stages.vitals();
-        silences.resize(vitals.len(), Silence::new(now));
-        for (vitals, silence) in vitals.iter().zip(&mut silences) {
-            match silence.look(vitals.progress.glance(), now, stall) {
+        let stage_state = stages.stage_state();
+        silences.resize(stage_state.len(), Silence::new(now));
+        for (stage_state, silence) in stage_state.iter().zip(&mut silences) {
+            match silence.look(stage_state.progress.glance(), now, stall) {
                 Verdict::Alive => {}
                 Verdict::Stalled => {
-                    vitals.progress.stalled_at.store(silence.beats, Ordering::Release);
-                    vitals.progress.supervisor.wake();
+                    stage_state.progress.stalled_at.store(silence.beats, Ordering::Release);
+                    stage_state.progress.supervisor.wake();
                 }
                 Verdict::Blocked(silent) => {
-                    let (name, silent_ms) = (&vitals.name, silent.as_millis());
+                    let (name, silent_ms) = (&stage_state.name, silent.as_millis());
                     let reason = format!("stage {name} has blocked its thread for {silent_ms} ms; restart the process");
                     exits.report(name, Exit::new(Exit::SOFTWARE, reason));
                 }

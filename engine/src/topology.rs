@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::actor_host::{ActorHost, Factory, Host};
 use crate::drain::{DrainWatch, Phase};
 use crate::mailbox::{Bound, Mailbox};
 pub use crate::observe::Observer;
-use crate::observe::Vitals;
-use crate::shell::{Factory, Host, Shell};
+use crate::observe::StageState;
 use crate::stage::{Exit, Stage, StageContext};
 pub use crate::supervisor::Supervision;
 use crate::supervisor::{Exits, Lifetime, Supervisor, watch_over};
@@ -60,7 +60,7 @@ pub struct Topology {
 }
 
 struct Spawned {
-    vitals: Arc<Vitals>,
+    stage_state: Arc<StageState>,
     /// Closes the mailbox and sends the in-band drain. Holds the mailbox, so the actor outlives its senders.
     drain: Box<dyn Fn()>,
 }
@@ -85,29 +85,29 @@ impl Topology {
         S: Stage,
         F: Fn(StageContext) -> S + Send + 'static,
     {
-        assert!(self.stages.iter().all(|stage| stage.vitals.name != spec.name), "two stages named {}", spec.name);
+        assert!(self.stages.iter().all(|stage| stage.stage_state.name != spec.name), "two stages named {}", spec.name);
         assert!(spec.tick_ms != Some(0), "stage {}: tick_ms must be at least 1", spec.name);
-        let vitals = Vitals::new(&spec.name, spec.bound);
+        let stage_state = StageState::new(&spec.name, spec.bound);
         // The capacity is actix's own and bounds nothing here: the credits do.
         let (sender, receiver) = channel(0);
-        let mailbox = Mailbox::new(&spec.name, vitals.room.clone(), Box::new(sender));
+        let mailbox = Mailbox::new(&spec.name, stage_state.semaphore.clone(), Box::new(sender));
         let birth = Birth {
             factory: Box::new(factory) as Factory<S>,
-            context: StageContext::new(spec.name, self.drain.clone(), vitals.progress.clone()),
-            vitals: vitals.clone(),
+            context: StageContext::new(spec.name, self.drain.clone(), stage_state.progress.clone()),
+            stage_state: stage_state.clone(),
             exits: self.exits.clone(),
-            lifetime: Lifetime::new(vitals.clone()),
+            lifetime: Lifetime::new(stage_state.clone()),
             supervision: self.supervision,
             tick: spec.tick_ms.map(Duration::from_millis),
             receiver,
         };
         self.arbiter(&spec.arbiter).spawn_fn(move || birth.spawn());
-        self.observer.add(vitals.clone());
+        self.observer.add(stage_state.clone());
         let drain = Box::new({
             let mailbox = mailbox.clone();
             move || mailbox.drain()
         });
-        self.stages.push(Spawned { vitals, drain });
+        self.stages.push(Spawned { stage_state, drain });
         mailbox
     }
 
@@ -115,7 +115,7 @@ impl Topology {
     /// mailbox passes alone and counts as the mailbox: keep single messages below `bytes_max`.
     #[must_use]
     pub fn bytes_max(&self) -> usize {
-        self.stages.iter().map(|stage| stage.vitals.room.bound().bytes_max).sum()
+        self.stages.iter().map(|stage| stage.stage_state.semaphore.bound().bytes_max).sum()
     }
 
     /// A handle by which any thread sees every actor.
@@ -147,26 +147,26 @@ impl Topology {
     async fn drain_in_order(&self) {
         for stage in self.stages.iter().rev() {
             (stage.drain)();
-            stage.vitals.ended().await;
-            tracing::debug!(stage = stage.vitals.name, "stage ended");
+            stage.stage_state.ended().await;
+            tracing::debug!(stage = stage.stage_state.name, "stage ended");
         }
     }
 
     /// Cancels whatever has not ended, names it, and waits a moment for it to go.
     async fn cancel(&self) -> Vec<String> {
-        let late: Vec<_> = self.stages.iter().rev().filter(|stage| !stage.vitals.has_ended()).collect();
+        let late: Vec<_> = self.stages.iter().rev().filter(|stage| !stage.stage_state.has_ended()).collect();
         for stage in &late {
-            stage.vitals.progress.cancel();
+            stage.stage_state.progress.cancel();
         }
         let gone = async {
             for stage in &late {
-                stage.vitals.ended().await;
+                stage.stage_state.ended().await;
             }
         };
         if timeout(END_WAIT_MAX, gone).await.is_err() {
             tracing::error!("a cancelled stage keeps its thread; going on without it");
         }
-        late.iter().map(|stage| stage.vitals.name.clone()).collect()
+        late.iter().map(|stage| stage.stage_state.name.clone()).collect()
     }
 
     fn arbiter(&mut self, name: &str) -> ArbiterHandle {
@@ -205,7 +205,7 @@ impl Drop for Topology {
     fn drop(&mut self) {
         self.watchdog.abort();
         for stage in &self.stages {
-            stage.vitals.progress.cancel();
+            stage.stage_state.progress.cancel();
         }
         for (_, arbiter) in &self.arbiters {
             arbiter.stop();
@@ -247,19 +247,19 @@ fn name_thread(name: &str) {
 struct Birth<S: Stage> {
     factory: Factory<S>,
     context: StageContext,
-    vitals: Arc<Vitals>,
+    stage_state: Arc<StageState>,
     exits: Exits,
     lifetime: Lifetime,
     supervision: Supervision,
     tick: Option<Duration>,
-    receiver: AddressReceiver<Shell<S>>,
+    receiver: AddressReceiver<ActorHost<S>>,
 }
 
 impl<S: Stage> Birth<S> {
     fn spawn(self) {
-        let host = Host::new(self.vitals);
-        let shell = Shell::new(self.factory, self.context, host.clone(), self.exits.clone(), self.tick);
-        let actor = Context::with_receiver(self.receiver).into_future(shell);
+        let host = Host::new(self.stage_state);
+        let actor_host = ActorHost::new(self.factory, self.context, host.clone(), self.exits.clone(), self.tick);
+        let actor = Context::with_receiver(self.receiver).into_future(actor_host);
         actix_rt::spawn(Supervisor::new(actor, self.lifetime, self.exits, self.supervision, host));
     }
 }

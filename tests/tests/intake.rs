@@ -366,7 +366,7 @@ fn overload_and_the_way_down_have_each_protocols_shape() {
             .until("full", PATIENCE, |server| server.metric("logweir_http_inflight_bytes", "") == 65536.0)
             .expect("it runs");
         check_refusals(s, "", 429, "inflight_bytes");
-        assert_eq!(s.server().metric("logweir_refused_total", "inflight_bytes"), 6.0);
+        assert_eq!(s.server().metric("logweir_rejected_requests_total", "inflight_bytes"), 6.0);
         drop(hog);
     });
     on_sqlite("drain", |s| {

@@ -131,7 +131,7 @@ fn what_was_counted_is_not_counted_again_until_a_record_comes_late() {
 fn counted_once(s: &mut Scenario) {
     s.start();
     hand_in(s, 600, "committed");
-    let kept = |s: &mut Scenario| s.server().metric("logweir_queries_kept_total", "");
+    let kept = |s: &mut Scenario| s.server().metric("logweir_query_result_cache_hits_total", "");
     let total = |s: &Scenario| number(&asked(s, &format!("/hits?query=record&{DAY}&step=1h"))["total"]);
     assert_eq!((total(s), total(s), total(s)), (600, 600, 600));
     assert_eq!(kept(s), 2.0);
@@ -397,16 +397,16 @@ fn queries_step_back_while_the_rows_are_behind_and_find_the_same() {
         let url = format!("http://{}{API}/services?{DAY}", address(s));
         let behind = |server: &Server| {
             let _ = get(&agent(PATIENCE), &url);
-            server.metric("logweir_query_rests_total", "") > 0.0
+            server.metric("logweir_query_throttle_pauses_total", "") > 0.0
         };
         s.server().until("a query that steps back", PATIENCE, behind).unwrap();
         assert_eq!(answers(s), before);
         held.release();
         s.wait("the rows to catch up", |s| s.store.count().is_ok_and(|count| count == 1_001));
         let at_full_speed = |server: &Server| {
-            let rests = server.metric("logweir_query_rests_total", "");
+            let rests = server.metric("logweir_query_throttle_pauses_total", "");
             let _ = get(&agent(PATIENCE), &url);
-            server.metric("logweir_query_rests_total", "") <= rests
+            server.metric("logweir_query_throttle_pauses_total", "") <= rests
         };
         s.server().until("a query that does not", PATIENCE, at_full_speed).unwrap();
     });

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::pace::{self, Pace};
 use logweir::query::facets::{Facets, Names};
 use logweir::query::hits::{By, Hits, Steps};
 use logweir::query::page::{Direction, Found, Range};
 use logweir::query::{Comparison, Field, Filter, SeverityRange, Test, Text, TextKind, parse};
+use logweir::query_throttle::{self, QueryThrottle};
 use logweir::store::read::{Count, LogReader, ReadError, Sample, Scan, Snapshot};
 use logweir::store::{self, Claim, LaneWriter, LogStore};
 use logweir_engine::chunk::Chunk;
@@ -173,7 +173,7 @@ struct On {
     name: &'static str,
     store: Arc<dyn LogStore>,
     reader: Arc<dyn LogReader>,
-    pace: Pace,
+    throttle: QueryThrottle,
     /// The same while the rows are behind.
     stepping_back: Arc<dyn LogReader>,
     lane: Box<dyn LaneWriter>,
@@ -191,12 +191,12 @@ impl On {
         let claim = Claim { writer: Uuid::new_v4(), run, runs: vec![run], owner: "test".into(), tails: Vec::new() };
         let lease = store.take_over(&claim).await.unwrap();
         let (lane, row) = store.open_lane(&lease, 0).await.unwrap();
-        let reader = |pace: &Pace| opened.reader(Duration::from_secs(30), pace.clone()).unwrap();
-        let behind = Pace::default();
-        behind.backlog_is(pace::BEHIND * 2);
-        let pace = Pace::default();
-        let (reader, stepping_back) = (reader(&pace), reader(&behind));
-        Self { name, store, reader, pace, stepping_back, lane, seq: 0, records: 0, lane_id: row.lane_id }
+        let reader = |throttle: &QueryThrottle| opened.reader(Duration::from_secs(30), throttle.clone()).unwrap();
+        let behind = QueryThrottle::default();
+        behind.backlog_is(query_throttle::BEHIND * 2);
+        let throttle = QueryThrottle::default();
+        let (reader, stepping_back) = (reader(&throttle), reader(&behind));
+        Self { name, store, reader, throttle, stepping_back, lane, seq: 0, records: 0, lane_id: row.lane_id }
     }
 
     /// Stores `records` in one transaction; returns them with their ids.
@@ -488,9 +488,9 @@ async fn what_was_begun_at_full_speed_begins_anew_when_the_rows_fall_behind() {
         }
     };
     let first = waits(0).await;
-    on.pace.backlog_is(pace::BEHIND * 2);
+    on.throttle.backlog_is(query_throttle::BEHIND * 2);
     waits(first).await;
-    on.pace.backlog_is(Duration::ZERO);
+    on.throttle.backlog_is(Duration::ZERO);
     holder.batch_execute("COMMIT").await.unwrap();
     match reading.await.unwrap() {
         Ok(page) => assert_eq!(page.value.len(), 10),

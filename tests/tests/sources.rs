@@ -113,7 +113,7 @@ fn connections_above_the_limit_are_closed_and_idle_ones_too() {
         s.wait("the third is closed at once, the others when nothing comes", |_| {
             open.iter().all(|mut stream| std::io::copy(&mut stream, &mut std::io::sink()).is_ok())
         });
-        let refused = s.server().metric("logweir_refused_total", "syslog_connections_max");
+        let refused = s.server().metric("logweir_rejected_requests_total", "syslog_connections_max");
         assert_eq!(refused, 1.0);
         let mut again = connect(addr);
         again.write_all(b"<13>MARK there is room again\n").expect("the listener reads");
@@ -438,7 +438,7 @@ fn write_and_rotate(
                 file = OpenOptions::new().create(true).append(true).open(&path).expect("a log file");
             }
             if n % 50 == 0 {
-                std::thread::sleep(Duration::from_millis(1)); // the pace of a busy service
+                std::thread::sleep(Duration::from_millis(1)); // the throttle of a busy service
             }
         }
     })

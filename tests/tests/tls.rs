@@ -51,7 +51,7 @@ fn with_tls(s: &mut Scenario, clients: &Authority) {
 
 fn rereads(s: &mut Scenario, outcome: &str, at_least: f64) {
     let label = format!("outcome=\"{outcome}\"");
-    let told = |server: &Server| server.metric("logweir_tls_rereads_total", &label) >= at_least;
+    let told = |server: &Server| server.metric("logweir_tls_certificate_reloads_total", &label) >= at_least;
     s.server().until(&format!("{outcome} {at_least} times"), PATIENCE, told).expect("it goes on");
 }
 

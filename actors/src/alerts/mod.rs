@@ -46,16 +46,16 @@ pub fn memory_bytes_max(rules: &[Rule]) -> usize {
 
 /// One frame on its way to the alerts.
 #[derive(Clone, Debug)]
-pub struct Seen(Arc<DurableFrame>);
+pub struct FrameMessage(Arc<DurableFrame>);
 
-impl Message for Seen {
+impl Message for FrameMessage {
     fn bytes(&self) -> usize {
         self.0.chunk.bytes()
     }
 }
 
 /// Spawns a stage for each alert, and whoever feeds them and tells their webhooks.
-pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, board: &Board) {
+pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, board: &AlertRegistry) {
     if config.alerts.is_empty() {
         return;
     }
@@ -73,12 +73,12 @@ pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, board:
             WindowStage::new(rule.spec(), watch)
         })
     });
-    let stages: Vec<Mailbox<Seen>> = stages.collect();
+    let stages: Vec<Mailbox<FrameMessage>> = stages.collect();
     actix_rt::spawn(feed(journal, stages));
 }
 
 /// Gives every stage every frame that becomes durable from now on.
-fn feed(journal: &Journal, stages: Vec<Mailbox<Seen>>) -> impl Future<Output = ()> + use<> {
+fn feed(journal: &Journal, stages: Vec<Mailbox<FrameMessage>>) -> impl Future<Output = ()> + use<> {
     let (seq, tails) = journal.durable_now();
     let mut position = Position::of(seq, &tails);
     let mut follower = Follower::new(journal.clone(), seq, READ_BYTES);
@@ -94,7 +94,7 @@ fn feed(journal: &Journal, stages: Vec<Mailbox<Seen>>) -> impl Future<Output = (
                 position.pass(frame.lane, frame.records_after());
                 let frame = Arc::new(frame);
                 for stage in &stages {
-                    if stage.send(Seen(Arc::clone(&frame))).await.is_err() {
+                    if stage.send(FrameMessage(Arc::clone(&frame))).await.is_err() {
                         return; // on the way down
                     }
                 }
@@ -106,16 +106,16 @@ fn feed(journal: &Journal, stages: Vec<Mailbox<Seen>>) -> impl Future<Output = (
 /// What one alert's stage does.
 struct Watch {
     rule: Arc<Rule>,
-    board: Board,
+    board: AlertRegistry,
     notices: Option<Arc<watch::Sender<Option<Notice>>>>,
     late: u64,
 }
 
 impl Windowed for Watch {
-    type Message = Seen;
+    type Message = FrameMessage;
     type Value = Tally;
 
-    fn gather(&mut self, Seen(frame): &Seen, windows: &mut Windows<Tally>) {
+    fn gather(&mut self, FrameMessage(frame): &FrameMessage, windows: &mut Windows<Tally>) {
         for record in frame.chunk.iter() {
             let of = match &self.rule.measure {
                 Measure::Ratio(of) => of.matches(&record),
@@ -145,7 +145,7 @@ impl Windowed for Watch {
 
 /// How all alerts stand; outlives the stages. A clone is a handle on the same.
 #[derive(Clone, Default)]
-pub struct Board(Arc<Inner>);
+pub struct AlertRegistry(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -179,7 +179,7 @@ pub struct Status {
     last_error: Option<String>,
 }
 
-impl Board {
+impl AlertRegistry {
     /// All of `rules` inactive since `now_us`.
     #[must_use]
     pub fn new(rules: &[Rule], now_us: i64, instance: String) -> Self {

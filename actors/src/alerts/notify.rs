@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Board;
+use super::AlertRegistry;
 use super::state::Change;
 use crate::token::Token;
 
@@ -58,7 +58,7 @@ enum Attempt {
 }
 
 /// Tells `webhook` whatever comes through `notices`, the newest; until they end.
-pub async fn tell(alert: String, webhook: Token, mut notices: watch::Receiver<Option<Notice>>, board: Board) {
+pub async fn tell(alert: String, webhook: Token, mut notices: watch::Receiver<Option<Notice>>, board: AlertRegistry) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(PATIENCE))
         .http_status_as_error(false)

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::codec;
 use logweir_engine::fault::kill_point;
-use logweir_engine::journal::{AppendError, Appended, Journal, LaneId, Mark, Marked, NewFrame, OnDurable};
+use logweir_engine::journal::{AppendError, Appended, DedupEntry, DedupKey, Journal, LaneId, NewFrame, OnDurable};
 use logweir_engine::mailbox::{Mailbox, TrySendError};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 pub use builder::BatchBuilder;
 
 use crate::config::BatchLimits;
-use crate::message::{AckLevel, Batch, BatchFrame, ParseReport, ParsedChunk, Receipt, Refusal, RefusalKind, Reply};
+use crate::message::{AckLevel, Batch, BatchFrame, ParseReport, ParsedChunk, Receipt, Rejection, RejectionKind, Reply};
 use crate::progress::Progress;
 
 /// What batcher and flusher of one lane know of each other beside the mailbox.
@@ -97,16 +97,16 @@ impl Batcher {
 
     /// Encodes the chunk and hands it to the journal; the reply goes along unless the sender wants it at once.
     async fn append(&mut self, parsed: ParsedChunk) -> Option<(Appended, Chunk)> {
-        let ParsedChunk { chunk, report, mark, ack, reply } = parsed;
-        if let Some(mark) = mark
-            && let Some((first, durable)) = self.journal.marked(&mark.key)
-            && first.mark.position >= mark.position
+        let ParsedChunk { chunk, report, dedup_key, ack, reply } = parsed;
+        if let Some(dedup_key) = dedup_key
+            && let Some((first, durable)) = self.journal.dedup_entry(&dedup_key.key)
+            && first.dedup_key.position >= dedup_key.position
         {
             self.repeat(chunk.len(), durable.then_some(first), report, reply);
             return None;
         }
-        let encoded = codec::encode(&chunk).map_err(|error| Refusal {
-            kind: RefusalKind::TooLarge,
+        let encoded = codec::encode(&chunk).map_err(|error| Rejection {
+            kind: RejectionKind::TooLarge,
             reason: "chunk_too_large",
             detail: format!("{error}: send fewer records in one request"),
         });
@@ -117,11 +117,11 @@ impl Batcher {
                 return None;
             }
         };
-        let bytes = payload.len() + mark.map_or(0, |_| Mark::BYTES);
+        let bytes = payload.len() + dedup_key.map_or(0, |_| DedupKey::BYTES);
         let credit = match self.context.waiting(self.journal.reserve(bytes)).await {
             Ok(credit) => credit,
             Err(error) => {
-                let _ = reply.send(Err(Refusal::of_journal(&error)));
+                let _ = reply.send(Err(Rejection::of_journal(&error)));
                 return None;
             }
         };
@@ -131,7 +131,7 @@ impl Batcher {
         let (report_early, report_late) = (report.clone(), report);
         let on_durable: OnDurable = Box::new(move |outcome| {
             let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late, repeated: false });
-            let answer = receipt.map_err(|error| Refusal::of_journal(&error));
+            let answer = receipt.map_err(|error| Rejection::of_journal(&error));
             match (late, answer) {
                 (Some(reply), answer) => drop(reply.send(answer)),
                 // Its sender was told on admission, and asked for no more than that.
@@ -141,7 +141,7 @@ impl Batcher {
                 (None, Ok(_)) => {}
             }
         });
-        let frame = NewFrame { lane, codec, records, mark, payload };
+        let frame = NewFrame { lane, codec, records, dedup_key, payload };
         let appended = self.journal.append_frame(credit, frame, on_durable);
         if let Some(reply) = early {
             let receipt = appended.clone().map(|appended| Receipt {
@@ -150,18 +150,18 @@ impl Batcher {
                 report: report_early,
                 repeated: false,
             });
-            let _ = reply.send(receipt.map_err(|error| Refusal::of_journal(&error)));
+            let _ = reply.send(receipt.map_err(|error| Rejection::of_journal(&error)));
         }
         appended.ok().map(|appended| (appended, chunk))
     }
 
     /// Answers a chunk that was there before; `first` is missing while that is not on disk yet.
-    fn repeat(&self, records: usize, first: Option<Marked>, report: ParseReport, reply: Reply) {
+    fn repeat(&self, records: usize, first: Option<DedupEntry>, report: ParseReport, reply: Reply) {
         metrics::counter!("logweir_discarded_records_total",
             "component" => "batcher", "reason" => "repeated", "intentional" => "true")
         .increment(records as u64);
         let receipt = first.map(|first| Receipt { lane: first.lane, seq: first.seq, report, repeated: true });
-        let _ = reply.send(receipt.ok_or_else(|| Refusal::of_journal(&AppendError::Repeated)));
+        let _ = reply.send(receipt.ok_or_else(|| Rejection::of_journal(&AppendError::Repeated)));
     }
 
     fn ship(&mut self, batch: Batch) {

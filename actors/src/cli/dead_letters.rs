@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{ConfigArgs, Failure, Outcome, block_on, exit, open_store};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::letters::{Replayed, replay_all, replay_one};
+use crate::dead_letters::{Replayed, replay_all, replay_one};
 use crate::store::{DeadLetter, LogStore, StoreError};
 
 #[derive(Debug, Subcommand)]

@@ -145,7 +145,7 @@ impl DbFlusher {
     }
 
     /// Brings `batch` into the database, and first whatever lies between the position and it.
-    async fn settle(&mut self, mut batch: Batch) -> Result<(), Interrupted> {
+    async fn commit(&mut self, mut batch: Batch) -> Result<(), Interrupted> {
         loop {
             let position = self.position().await?;
             batch.frames.retain(|frame| frame.seq > position.seq);
@@ -339,7 +339,7 @@ impl DbFlusher {
             self.leave_to_journal(); // what it had from memory, too
         }
         self.position = Some(Position::from(&row));
-        self.journal.settle(self.lane, row.last_seq);
+        self.journal.commit(self.lane, row.last_seq);
         self.progress.lane_row_updated(row.clone());
         self.row = row;
     }
@@ -453,7 +453,7 @@ impl DbFlusher {
     fn stop(&mut self, what: &str) {
         self.failing = true;
         tracing::error!(lane = self.lane, error = what, "the lane is stopped: mend this and it goes on by itself");
-        self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
+        self.progress.lane_store_state(self.lane, StoreState::ShutdownReport(what.to_owned()));
     }
 
     async fn pause(&self, duration: Duration) -> Result<(), Interrupted> {
@@ -505,7 +505,7 @@ impl Stage for DbFlusher {
     async fn receive(&mut self, batch: Batch) -> Result<(), Exit> {
         kill_point("stage.db_flusher");
         let (from_seq, to_seq) = (batch.from_seq, batch.to_seq());
-        let outcome = self.settle(batch).await;
+        let outcome = self.commit(batch).await;
         if matches!(outcome, Err(Interrupted::Drained)) {
             tracing::debug!(lane = self.lane, from_seq, to_seq, "left to the journal");
         }

@@ -78,11 +78,11 @@ impl Members {
                 }
             }
         }
-        self.settle();
+        self.complete_round();
     }
 
     /// One breaker for each address, and none for what is gone.
-    fn settle(&mut self) {
+    fn complete_round(&mut self) {
         let mut addresses: Vec<SocketAddr> = self.names.iter().flat_map(|name| name.addresses.clone()).collect();
         addresses.sort_unstable();
         addresses.dedup();

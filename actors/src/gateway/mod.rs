@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::breaker::{Allow, BreakerSnapshot, retry};
 use crate::config::{Auth, AuthMode, Config, HostPort};
-use crate::pace::Pace;
+use crate::query_throttle::QueryThrottle;
 use crate::tls::{self, TlsError};
 use members::{Member, Members};
 
@@ -134,10 +134,10 @@ impl Gateway {
     }
 
     /// Looks the names up, again and again, and tells readers how far behind the processors' rows are. Never completes.
-    pub async fn look_up(&self, pace: &Pace) {
+    pub async fn look_up(&self, throttle: &QueryThrottle) {
         loop {
             self.look_up_once().await;
-            pace.backlog_is(self.backlog_age().await);
+            throttle.backlog_is(self.backlog_age().await);
             tokio::time::sleep(self.0.lookup_every).await;
         }
     }

@@ -82,7 +82,7 @@ fn refresh_gauges(shared: &Shared) {
     metrics::gauge!("logweir_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge("logweir_uptime_seconds", shared.started.elapsed().as_secs());
     gauge("logweir_http_inflight_bytes", shared.inflight_bytes() as u64);
-    gauge("logweir_phase", shared.drain.phase() as u64);
+    gauge("logweir_shutdown_phase", shared.drain.phase() as u64);
     if shared.config.role != Role::Gateway
         && let Some(bytes) = volume_bytes_free(&shared.config.data_dir)
     {
@@ -94,10 +94,10 @@ fn refresh_gauges(shared: &Shared) {
     for lane in shared.progress.snapshot(&running.journal.lanes()).lanes {
         let id = lane.lane.to_string();
         let gauge = |name: &'static str, value: u64| metrics::gauge!(name, "lane" => id.clone()).set(value as f64);
-        gauge("logweir_lane_accepted_records", lane.accepted);
-        gauge("logweir_lane_committed_records", lane.committed);
-        gauge("logweir_lane_dead_records", lane.dead);
-        gauge("logweir_lane_lost_records", lane.lost);
+        gauge("logweir_lane_accepted_records_total", lane.accepted);
+        gauge("logweir_lane_committed_records_total", lane.committed);
+        gauge("logweir_lane_dead_lettered_records_total", lane.dead);
+        gauge("logweir_lane_lost_records_total", lane.lost);
         gauge("logweir_lane_backlog_records", lane.backlog);
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use serde::Serialize;
 
-use crate::message::{Refusal, RefusalKind};
+use crate::message::{Rejection, RejectionKind};
 use crate::query::BadQuery;
 
 /// Seconds that a sender that is too fast should wait.
@@ -134,7 +134,7 @@ impl Refused {
 
     /// Counts it.
     pub fn counted(self) -> Self {
-        metrics::counter!("logweir_refused_total", "reason" => self.reason).increment(1);
+        metrics::counter!("logweir_rejected_requests_total", "reason" => self.reason).increment(1);
         self
     }
 
@@ -153,17 +153,17 @@ impl Refused {
     }
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        let Refusal { kind, reason, detail } = refusal;
+impl From<Rejection> for Refused {
+    fn from(refusal: Rejection) -> Self {
+        let Rejection { kind, reason, detail } = refusal;
         let status = match kind {
-            RefusalKind::Busy => 429,
-            RefusalKind::Unavailable => 503,
-            RefusalKind::TooLarge => 413,
-            RefusalKind::Malformed | RefusalKind::MalformedItem(_) => 400,
+            RejectionKind::Busy => 429,
+            RejectionKind::Unavailable => 503,
+            RejectionKind::TooLarge => 413,
+            RejectionKind::Malformed | RejectionKind::MalformedItem(_) => 400,
         };
         let item = match kind {
-            RefusalKind::MalformedItem(item) => Some(item),
+            RejectionKind::MalformedItem(item) => Some(item),
             _ => None,
         };
         Self { status, reason, detail, item, column: None, retry_after_s: None, close: reason == "draining" }

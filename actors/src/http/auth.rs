@@ -14,7 +14,7 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::answer::Refused;
 use super::limits::Sender;
-use super::page;
+use super::ui;
 use crate::config::{Auth, AuthMode};
 use crate::token::Token;
 
@@ -45,7 +45,7 @@ pub enum Need {
 pub fn need(listener: Listener, path: &str) -> Need {
     match (listener, path) {
         (Listener::Data, "/ready") => Need::Open,
-        (Listener::Data, path) if page::is_page(path) => Need::Open,
+        (Listener::Data, path) if ui::is_asset(path) => Need::Open,
         (Listener::Data, "/services/collector/health" | "/services/collector/health/1.0") => Need::Open,
         (Listener::Admin, "/livez" | "/readyz" | "/startupz" | "/healthz" | "/ready" | "/health") => Need::Open,
         (_, "/api/v1/dead-letters/replay" | "/api/v1/dead-letters/purge") => Need::Admin,

@@ -16,7 +16,7 @@ use super::described::{Changed, LETTERS, Letters as LettersRefused};
 use super::{Shared, only};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::letters::{Replayed, replay_all, replay_one};
+use crate::dead_letters::{Replayed, replay_all, replay_one};
 use crate::store::{DeadLetter, StoreError, time_text};
 
 /// Letters in one answer at most.

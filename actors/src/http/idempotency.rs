@@ -6,7 +6,7 @@
 //! - Each process has its own memory: a key holds for those who send to the same one.
 
 use actix_web::http::header::HeaderMap;
-use logweir_engine::journal::Mark;
+use logweir_engine::journal::DedupKey;
 use sha2::{Digest, Sha256};
 
 use super::answer::Refused;
@@ -18,7 +18,7 @@ const KEY_BYTES_MAX: usize = 255;
 ///
 /// # Errors
 /// The key cannot be one.
-pub fn mark(headers: &HeaderMap, received_us: i64) -> Result<Option<Mark>, Refused> {
+pub fn key(headers: &HeaderMap, received_us: i64) -> Result<Option<DedupKey>, Refused> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let key = key.as_bytes();
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
@@ -31,5 +31,5 @@ pub fn mark(headers: &HeaderMap, received_us: i64) -> Result<Option<Mark>, Refus
     hash.update(sender);
     hash.update(key);
     let key = hash.finalize()[..16].try_into().expect("a hash has 32 bytes");
-    Ok(Some(Mark { key, position: 0, at_us: received_us }))
+    Ok(Some(DedupKey { key, position: 0, at_us: received_us }))
 }

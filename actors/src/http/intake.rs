@@ -23,7 +23,7 @@ use super::limits::{Now, Sender};
 use super::parameters::Parameters;
 use super::{Shared, idempotency, stream_of};
 use crate::config::Auth;
-use crate::message::{AckLevel, Defaults, Delivery, Encoding, Receipt, Refusal};
+use crate::message::{AckLevel, Defaults, Delivery, Encoding, Receipt, Rejection};
 use crate::parser::push_member;
 use crate::producer::answer_channel;
 
@@ -39,10 +39,10 @@ pub async fn take(
 ) -> Result<Receipt, Refused> {
     let in_flight = Arc::clone(&shared.in_flight); // before the look at the phase: the way down waits for it
     if shared.drain.phase() >= Phase::Draining {
-        return Err(Refusal::draining().into());
+        return Err(Rejection::draining().into());
     }
     let running = shared.running()?;
-    running.journal.check_writable().map_err(|error| Refused::from(Refusal::of_journal(&error)))?;
+    running.journal.check_writable().map_err(|error| Refused::from(Rejection::of_journal(&error)))?;
 
     let sender = request.extensions().get::<Sender>().copied().unwrap_or_default();
     let charge = |bytes| {
@@ -60,9 +60,9 @@ pub async fn take(
     stamp(&shared.config.auth, sender, &mut defaults);
     let (reply, answer) = answer_channel();
     let received_us = wall_us();
-    let mark = idempotency::mark(request.headers(), received_us)?;
+    let dedup_key = idempotency::key(request.headers(), received_us)?;
     let stream = stream_of(request);
-    let delivery = Delivery { stream, body, encoding, format, defaults, received_us, mark, ack, reply };
+    let delivery = Delivery { stream, body, encoding, format, defaults, received_us, dedup_key, ack, reply };
     running.intake.try_submit(delivery)?;
     drop(in_flight); // the stages have it: they drain
 
@@ -72,7 +72,7 @@ pub async fn take(
         let committed = async {
             tokio::select! {
                 () = shared.progress.committed(receipt.lane, receipt.seq) => Ok(()),
-                () = shared.drain.reached(Phase::Persisting) => Err(Refusal::not_committed()),
+                () = shared.drain.reached(Phase::Persisting) => Err(Rejection::not_committed()),
             }
         };
         patience.wait(committed, "it is in the journal and will be committed").await??;

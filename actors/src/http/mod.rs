@@ -25,7 +25,7 @@ use rustls::ServerConfig;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::alerts::Board;
+use crate::alerts::AlertRegistry;
 use crate::config::{Config, Role};
 use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
@@ -50,7 +50,7 @@ mod intake;
 mod limits;
 mod loki;
 mod otlp;
-mod page;
+mod ui;
 mod parameters;
 mod pipeline;
 mod role;
@@ -116,7 +116,7 @@ pub struct Running {
     /// Where durable records can be followed.
     pub tail: TailHub,
     /// How the alerts stand.
-    pub alerts: Board,
+    pub alerts: AlertRegistry,
     /// The identity of the journal, which the database knows as the writer.
     pub writer: uuid::Uuid,
 }
@@ -316,7 +316,7 @@ fn serve(
 
 fn data_routes(routes: &mut ServiceConfig) {
     routes
-        .configure(page::routes)
+        .configure(ui::routes)
         .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
         .service(readable("/api/v1/status", status::status))
         .service(readable("/api/v1/pipeline", pipeline::pipeline))

@@ -5,7 +5,7 @@
 //! of is intake, which a gateway refuses.
 
 use super::answer::Refused;
-use super::page;
+use super::ui;
 use crate::config::Role;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ fn part(path: &str) -> Part {
     match path {
         "/" | "/ready" | "/api/v1/status" | "/api/v1/pipeline" | "/api/v1/tail" | "/api/v1/alerts" => Part::Both,
         _ if path.starts_with("/api/v1/dead-letters") => Part::Both,
-        _ if page::is_page(path) => Part::Read,
+        _ if ui::is_asset(path) => Part::Read,
         "/loki/api/v1/push" => Part::Intake,
         _ if ["/api/", "/loki/", "/docs"].iter().any(|prefix| path.starts_with(prefix)) => Part::Read,
         _ => Part::Intake,

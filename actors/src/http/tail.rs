@@ -16,7 +16,7 @@ use super::answer::{Answer, Refused};
 use super::api::asked::Asked;
 use super::described::{LIVE, Live};
 use crate::query::Wanted;
-use crate::tail::{Matches, Unheard};
+use crate::tail::{Matches, TailRejection};
 
 /// The handler.
 #[utoipa::path(
@@ -58,7 +58,9 @@ pub async fn tail(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ans
 pub fn subscribe(shared: &Shared, wanted: &Wanted, token: Option<&str>) -> Result<mpsc::Receiver<Bytes>, Refused> {
     let filter = wanted.filter()?;
     match &shared.gateway {
-        Some(gateway) => gateway.tail(wanted, token, shared.drain.clone()).ok_or(Unheard::TooMany).map_err(refusal),
+        Some(gateway) => {
+            gateway.tail(wanted, token, shared.drain.clone()).ok_or(TailRejection::TooMany).map_err(refusal)
+        }
         None => {
             let matches: Matches = Arc::new(move |record| filter.matches(record));
             shared.running()?.tail.subscribe(matches, token).map_err(refusal)
@@ -66,17 +68,17 @@ pub fn subscribe(shared: &Shared, wanted: &Wanted, token: Option<&str>) -> Resul
     }
 }
 
-fn refusal(why: Unheard) -> Refused {
+fn refusal(why: TailRejection) -> Refused {
     match why {
-        Unheard::TooMany => Refused::new(
+        TailRejection::TooMany => Refused::new(
             429,
             "too_many_tails",
             "there are as many live tails as tail.clients_max allows: close one, or allow more",
         ),
-        Unheard::Draining => {
+        TailRejection::Draining => {
             Refused::new(503, "draining", "this process is shutting down: ask another one").and_close()
         }
-        Unheard::BadToken => Refused::new(
+        TailRejection::BadToken => Refused::new(
             400,
             "bad_last_event_id",
             "Last-Event-ID is not one that this endpoint has given out: leave it out to begin now",

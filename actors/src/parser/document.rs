@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Scratch};
 use super::sink::Sink;
-use crate::message::{Refusal, RefusalKind};
+use crate::message::{Rejection, RejectionKind};
 
 /// What a document starts as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,8 @@ pub fn looks_like(text: &str) -> Option<Kind> {
 /// Parses the body: one array, or any number of objects one after the other.
 ///
 /// # Errors
-/// [`RefusalKind::Malformed`], with line and column.
-pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Refusal> {
+/// [`RejectionKind::Malformed`], with line and column.
+pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Rejection> {
     let mut elements = Elements { sink, scratch: Scratch::default(), element_bytes_max };
     let mut json = serde_json::Deserializer::from_str(text);
     let outcome = if text.trim_ascii_start().starts_with('[') {
@@ -49,8 +49,8 @@ pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Resul
         values.try_for_each(|value| value.map(|value| elements.take(value.get())))
     };
     match outcome {
-        Err(error) if !elements.sink.is_full() => Err(Refusal {
-            kind: RefusalKind::Malformed,
+        Err(error) if !elements.sink.is_full() => Err(Rejection {
+            kind: RejectionKind::Malformed,
             reason: "malformed_json",
             detail: format!("the body is no JSON array and no JSON object: {error}; nothing of it was stored"),
         }),

@@ -27,7 +27,7 @@ use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 
 use crate::message::{
-    Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RECORD_END, RawChunk, Refusal, RefusalKind,
+    Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RECORD_END, RawChunk, Rejection, RejectionKind,
 };
 
 mod access_log;
@@ -222,14 +222,14 @@ pub fn parse(
     defaults: &Defaults,
     received_us: i64,
     line_bytes_max: usize,
-) -> Result<Parsed, Refusal> {
+) -> Result<Parsed, Rejection> {
     parse_by(Rules::built_in(), &mut Memory::default(), body, format, defaults, received_us, line_bytes_max)
 }
 
 /// Parses a whole body by `rules`; `memory` is that of the bodies before it.
 ///
 /// # Errors
-/// [`RefusalKind::Malformed`] for a broken JSON document, [`RefusalKind::TooLarge`] if no journal frame could hold it.
+/// [`RejectionKind::Malformed`] for a broken JSON document, [`RejectionKind::TooLarge`] if no journal frame could hold it.
 pub fn parse_by(
     rules: &Rules,
     memory: &mut Memory,
@@ -238,7 +238,7 @@ pub fn parse_by(
     defaults: &Defaults,
     received_us: i64,
     line_bytes_max: usize,
-) -> Result<Parsed, Refusal> {
+) -> Result<Parsed, Rejection> {
     let protobuf: Option<Protocol> = match format {
         Format::LokiProtobuf => Some(loki::parse_protobuf),
         Format::OtlpProtobuf => Some(otlp::parse_protobuf),
@@ -298,7 +298,7 @@ type Protocol = for<'d> fn(&[u8], usize, &mut Sink<'d>) -> Result<(), String>;
 const RECORD_BYTES: usize = 128;
 
 /// What was parsed, unless it is too large (which ends the parsing, whatever the outcome was called there) or refused.
-fn finish(mut sink: Sink<'_>, outcome: Result<(), Refusal>) -> Result<Parsed, Refusal> {
+fn finish(mut sink: Sink<'_>, outcome: Result<(), Rejection>) -> Result<Parsed, Rejection> {
     if sink.is_full() {
         return Err(too_large());
     }
@@ -309,18 +309,18 @@ fn finish(mut sink: Sink<'_>, outcome: Result<(), Refusal>) -> Result<Parsed, Re
     Ok(Parsed { chunk, report, sanitised, too_long, parse_errors })
 }
 
-fn malformed_json(error: &str) -> Refusal {
+fn malformed_json(error: &str) -> Rejection {
     malformed("malformed_json", error)
 }
 
-fn malformed(reason: &'static str, error: &str) -> Refusal {
+fn malformed(reason: &'static str, error: &str) -> Rejection {
     let detail = format!("the body cannot be read: {error}; nothing of it was stored");
-    Refusal { kind: RefusalKind::Malformed, reason, detail }
+    Rejection { kind: RejectionKind::Malformed, reason, detail }
 }
 
-fn too_large() -> Refusal {
-    Refusal {
-        kind: RefusalKind::TooLarge,
+fn too_large() -> Rejection {
+    Rejection {
+        kind: RejectionKind::TooLarge,
         reason: "chunk_too_large",
         detail: format!(
             "the records of this body take more than {} bytes in the journal: send them in smaller bodies",
@@ -549,7 +549,7 @@ impl Parser {
             ("name_too_long", name_too_long),
         ] {
             if count > 0 {
-                metrics::counter!("logweir_sanitised_total", "what" => what).increment(count);
+                metrics::counter!("logweir_sanitized_values_total", "what" => what).increment(count);
             }
         }
     }
@@ -560,7 +560,7 @@ impl Stage for Parser {
 
     async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
         kill_point("stage.parser");
-        let RawChunk { body, format, defaults, received_us, mark, ack, reply } = raw;
+        let RawChunk { body, format, defaults, received_us, dedup_key, ack, reply } = raw;
         let Self { rules, memory, line_bytes_max, .. } = self;
         let parsed = match parse_by(rules, memory, &body, format, &defaults, received_us, *line_bytes_max) {
             Ok(parsed) => parsed,
@@ -572,9 +572,9 @@ impl Stage for Parser {
         drop(body);
         self.count(&parsed);
         let Parsed { chunk, report, .. } = parsed;
-        let message = ParsedChunk { chunk, report, mark, ack, reply };
+        let message = ParsedChunk { chunk, report, dedup_key, ack, reply };
         if let Err(Closed(message)) = self.context.waiting(self.batcher.send(message)).await {
-            let _ = message.reply.send(Err(Refusal::draining()));
+            let _ = message.reply.send(Err(Rejection::draining()));
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ const NOW_US: i64 = 1_700_000_000_000_000;
 const THEN_US: i64 = 1_431_857_103_250_000;
 const LINE_BYTES_MAX: usize = 4096;
 
-fn parsed_with(format: Format, body: &[u8], defaults: &Defaults) -> Result<Parsed, Refusal> {
+fn parsed_with(format: Format, body: &[u8], defaults: &Defaults) -> Result<Parsed, Rejection> {
     let parsed = parse(body, format, defaults, NOW_US, LINE_BYTES_MAX)?;
     assert_eq!(parsed.chunk.validate(), Ok(()));
     for record in parsed.chunk.iter().filter(|record| !record.attributes.is_empty()) {
@@ -26,7 +26,7 @@ fn parsed(format: Format, body: impl AsRef<[u8]>) -> Parsed {
     parsed_with(format, body.as_ref(), &Defaults::default()).unwrap()
 }
 
-fn refusal(format: Format, body: impl AsRef<[u8]>) -> Refusal {
+fn refusal(format: Format, body: impl AsRef<[u8]>) -> Rejection {
     parsed_with(format, body.as_ref(), &Defaults::default()).unwrap_err()
 }
 
@@ -266,7 +266,7 @@ fn what_is_no_push_request_is_refused_as_a_whole() {
         (r#"{"streams":[{"stream":{"a":"b"},"values":[["1431857103250000000","l"]]}"#, "EOF"),
     ] {
         let refusal = refusal(Format::LokiJson, body);
-        assert_eq!((refusal.kind, refusal.reason), (RefusalKind::Malformed, "malformed_json"));
+        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::Malformed, "malformed_json"));
         assert!(refusal.detail.contains(word), "{body}: {refusal}");
     }
     let labels = |labels: &str| {
@@ -402,7 +402,7 @@ fn a_record_above_the_limit_is_told_and_a_value_too_deep_refuses_the_body() {
     };
     assert_eq!(records(&self::parsed(Format::OtlpJson, json(30))).len(), 1);
     let refusal = refusal(Format::OtlpJson, json(33));
-    assert_eq!((refusal.kind, refusal.detail.matches("in column").count()), (RefusalKind::Malformed, 1), "{refusal}");
+    assert_eq!((refusal.kind, refusal.detail.matches("in column").count()), (RejectionKind::Malformed, 1), "{refusal}");
 }
 
 #[test]
@@ -468,7 +468,7 @@ fn a_bulk_request_that_breaks_off_is_refused() {
         ("nonsense\n", "line [1]"),
     ] {
         let refusal = refusal(Format::ElasticBulk, body);
-        assert_eq!((refusal.kind, refusal.reason), (RefusalKind::Malformed, "malformed_bulk"));
+        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::Malformed, "malformed_bulk"));
         assert!(refusal.detail.contains(word), "{body}: {refusal}");
     }
     let many = "{\"index\":{}}\n{}\n".repeat((1 << 16) + 1);
@@ -511,7 +511,7 @@ fn a_splunk_event_that_cannot_be_read_is_named() {
         (r#"{"event":"a","fields":[1]}"#, 0, "malformed_json"),
     ] {
         let refusal = refusal(Format::SplunkEvents, body);
-        assert_eq!((refusal.kind, refusal.reason), (RefusalKind::MalformedItem(number), reason), "{body}");
+        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::MalformedItem(number), reason), "{body}");
     }
     assert_eq!(parsed(Format::SplunkEvents, " \n ").report.accepted, 0);
 }
@@ -642,5 +642,5 @@ fn a_body_of_empty_records_is_refused_before_it_takes_more_memory() {
     prost::encoding::encode_varint(scope_logs.len() as u64, &mut body);
     body.extend(scope_logs);
     let refusal = refusal(Format::OtlpProtobuf, body);
-    assert_eq!((refusal.kind, refusal.reason), (RefusalKind::TooLarge, "chunk_too_large"));
+    assert_eq!((refusal.kind, refusal.reason), (RejectionKind::TooLarge, "chunk_too_large"));
 }

@@ -15,13 +15,13 @@ use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{mend_escapes, push_json_string};
 use super::walk::{given, members, string};
 use super::{LineParser, time};
-use crate::message::{Format, Refusal, RefusalKind};
+use crate::message::{Format, Rejection, RejectionKind};
 
 /// Parses a body of events.
 ///
 /// # Errors
-/// [`RefusalKind::MalformedItem`] for an event that cannot be read.
-pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Refusal> {
+/// [`RejectionKind::MalformedItem`] for an event that cannot be read.
+pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Rejection> {
     let mut collector = Collector::default();
     for (number, event) in (0..).zip(serde_json::Deserializer::from_str(body).into_iter::<&RawValue>()) {
         sink.line += 1;
@@ -39,9 +39,9 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
     Ok(())
 }
 
-fn malformed(number: u32, reason: &'static str, what: &str) -> Refusal {
+fn malformed(number: u32, reason: &'static str, what: &str) -> Rejection {
     let detail = format!("event {number} (from 0): {what}; nothing of the body was stored");
-    Refusal { kind: RefusalKind::MalformedItem(number), reason, detail }
+    Rejection { kind: RejectionKind::MalformedItem(number), reason, detail }
 }
 
 /// A reason to be counted, and words.

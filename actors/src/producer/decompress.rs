@@ -10,7 +10,7 @@ use std::io::Read;
 
 use bytes::Bytes;
 
-use crate::message::{Encoding, Refusal, RefusalKind};
+use crate::message::{Encoding, Rejection, RejectionKind};
 
 /// Largest zstd window, as a power of two: 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
@@ -21,8 +21,8 @@ const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 /// What `body` holds, if that is at most `bytes_max`.
 ///
 /// # Errors
-/// [`RefusalKind::Malformed`] for a damaged body, [`RefusalKind::TooLarge`] above the limit.
-pub fn decompress(body: &Bytes, encoding: Encoding, bytes_max: usize) -> Result<Bytes, Refusal> {
+/// [`RejectionKind::Malformed`] for a damaged body, [`RejectionKind::TooLarge`] above the limit.
+pub fn decompress(body: &Bytes, encoding: Encoding, bytes_max: usize) -> Result<Bytes, Rejection> {
     match encoding {
         Encoding::Identity if body.len() > bytes_max => Err(too_large(bytes_max)),
         Encoding::Identity => Ok(body.clone()),
@@ -57,7 +57,7 @@ fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
 
-fn snappy_block(body: &[u8], bytes_max: usize) -> Result<Bytes, Refusal> {
+fn snappy_block(body: &[u8], bytes_max: usize) -> Result<Bytes, Rejection> {
     let bad = |error: snap::Error| malformed("bad_snappy", "snappy", &error.into());
     if snap::raw::decompress_len(body).map_err(bad)? > bytes_max {
         return Err(too_large(bytes_max));
@@ -71,7 +71,7 @@ fn read_up_to(
     bytes_max: usize,
     reason: &'static str,
     name: &str,
-) -> Result<Bytes, Refusal> {
+) -> Result<Bytes, Rejection> {
     // Logs shrink to a sixth or so; a wrong guess costs a copy.
     let mut plain = Vec::with_capacity((compressed * 6).min(bytes_max));
     let past_the_limit = bytes_max as u64 + 1;
@@ -82,17 +82,17 @@ fn read_up_to(
     Ok(plain.into())
 }
 
-fn malformed(reason: &'static str, name: &str, error: &std::io::Error) -> Refusal {
-    Refusal {
-        kind: RefusalKind::Malformed,
+fn malformed(reason: &'static str, name: &str, error: &std::io::Error) -> Rejection {
+    Rejection {
+        kind: RejectionKind::Malformed,
         reason,
         detail: format!("the body is no {name} stream: {error}; nothing of it was stored"),
     }
 }
 
-fn too_large(bytes_max: usize) -> Refusal {
-    Refusal {
-        kind: RefusalKind::TooLarge,
+fn too_large(bytes_max: usize) -> Rejection {
+    Rejection {
+        kind: RejectionKind::TooLarge,
         reason: "decompressed_too_large",
         detail: format!(
             "the decompressed body is above http.decompressed_bytes_max of {bytes_max}: send smaller bodies"
@@ -111,7 +111,7 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn refusal(body: Vec<u8>, encoding: Encoding, bytes_max: usize) -> (RefusalKind, &'static str) {
+    fn refusal(body: Vec<u8>, encoding: Encoding, bytes_max: usize) -> (RejectionKind, &'static str) {
         let refusal = decompress(&body.into(), encoding, bytes_max).unwrap_err();
         (refusal.kind, refusal.reason)
     }
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn bombs_are_refused_at_the_limit() {
         let zeros = vec![0; 64 << 20];
-        let too_large = (RefusalKind::TooLarge, "decompressed_too_large");
+        let too_large = (RejectionKind::TooLarge, "decompressed_too_large");
         let bomb = gzip(&zeros);
         assert!(bomb.len() < 100_000);
         assert_eq!(refusal(bomb, Encoding::Gzip, 1 << 20), too_large);
@@ -207,7 +207,7 @@ mod tests {
         let mut writer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         writer.window_log(27).unwrap();
         writer.write_all(b"small").unwrap();
-        assert_eq!(refusal(writer.finish().unwrap(), Encoding::Zstd, 1 << 20), (RefusalKind::Malformed, "bad_zstd"));
+        assert_eq!(refusal(writer.finish().unwrap(), Encoding::Zstd, 1 << 20), (RejectionKind::Malformed, "bad_zstd"));
     }
 
     #[test]
@@ -227,7 +227,7 @@ mod tests {
             (cut(snappy(&text)), Encoding::Snappy, "bad_snappy"),
             (cut(snappy_stream(&text)), Encoding::Snappy, "bad_snappy"),
         ] {
-            assert_eq!(refusal(body, encoding, 1 << 20), (RefusalKind::Malformed, reason));
+            assert_eq!(refusal(body, encoding, 1 << 20), (RejectionKind::Malformed, reason));
         }
     }
 }

@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep_until};
 
 use super::answer_channel;
-use super::courier::Courier;
+use super::source_client::SourceClient;
 use super::stream::BODY_BYTES;
 use crate::message::{Defaults, Delivery, Encoding, Format};
 
@@ -199,7 +199,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Makes `rate` lines a second until the drain. What the pipeline does not take in time is not made up for: a demo must
 /// not fill the memory. Returns the number of records stored.
-pub async fn run(source: &Courier, rate: u32, seed: u64) -> u64 {
+pub async fn run(source: &SourceClient, rate: u32, seed: u64) -> u64 {
     let (stream, mut demo, mut stored) = (source.intake.new_stream(), Demo::new(seed), 0);
     let (start, mut made, mut next) = (Instant::now(), 0_u64, Instant::now());
     while source.drain.phase() < Phase::Draining {
@@ -225,7 +225,7 @@ pub async fn run(source: &Courier, rate: u32, seed: u64) -> u64 {
     stored
 }
 
-async fn hand_in(source: &Courier, stream: u64, body: Vec<u8>, received_us: i64) -> u64 {
+async fn hand_in(source: &SourceClient, stream: u64, body: Vec<u8>, received_us: i64) -> u64 {
     if body.is_empty() {
         return 0;
     }
@@ -237,7 +237,7 @@ async fn hand_in(source: &Courier, stream: u64, body: Vec<u8>, received_us: i64)
         format: Format::Ndjson,
         defaults: Defaults::default(),
         received_us,
-        mark: None,
+        dedup_key: None,
         ack: source.ack,
         reply,
     };
@@ -248,7 +248,7 @@ async fn hand_in(source: &Courier, stream: u64, body: Vec<u8>, received_us: i64)
     match outcome {
         Ok(receipt) => receipt.report.accepted.into(),
         Err(refusal) => {
-            metrics::counter!("logweir_refused_total", "reason" => refusal.reason).increment(1);
+            metrics::counter!("logweir_rejected_requests_total", "reason" => refusal.reason).increment(1);
             0
         }
     }

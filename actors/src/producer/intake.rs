@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use logweir_engine::mailbox::{Closed, Mailbox, TrySendError};
 use tokio::sync::oneshot;
 
-use crate::message::{Delivery, Receipt, Refusal, RefusalKind, Reply};
+use crate::message::{Delivery, Receipt, Rejection, RejectionKind, Reply};
 
 /// Holds the mailbox of each lane's producer. A clone is a handle on the same.
 #[derive(Clone)]
@@ -35,26 +35,26 @@ impl IntakeHandle {
     /// Hands the body in if there is room now.
     ///
     /// # Errors
-    /// [`RefusalKind::Busy`] without room, [`RefusalKind::Unavailable`] on the way down.
-    pub fn try_submit(&self, delivery: Delivery) -> Result<(), Refusal> {
+    /// [`RejectionKind::Busy`] without room, [`RejectionKind::Unavailable`] on the way down.
+    pub fn try_submit(&self, delivery: Delivery) -> Result<(), Rejection> {
         self.producer(&delivery).try_send(delivery).map_err(|error| match error {
-            TrySendError::Full(_) => Refusal {
-                kind: RefusalKind::Busy,
+            TrySendError::Full(_) => Rejection {
+                kind: RejectionKind::Busy,
                 reason: "mailbox_full",
                 detail: "more comes in than can be taken now: send it again after the time that Retry-After names"
                     .into(),
             },
-            TrySendError::Closed(_) => Refusal::draining(),
+            TrySendError::Closed(_) => Rejection::draining(),
         })
     }
 
     /// Hands the body in as soon as there is room: for sources that can wait.
     ///
     /// # Errors
-    /// [`RefusalKind::Unavailable`] on the way down.
-    pub async fn submit(&self, delivery: Delivery) -> Result<(), Refusal> {
+    /// [`RejectionKind::Unavailable`] on the way down.
+    pub async fn submit(&self, delivery: Delivery) -> Result<(), Rejection> {
         let sent = self.producer(&delivery).send(delivery).await;
-        sent.map_err(|Closed(_)| Refusal::draining())
+        sent.map_err(|Closed(_)| Rejection::draining())
     }
 
     fn producer(&self, delivery: &Delivery) -> &Mailbox<Delivery> {
@@ -65,7 +65,7 @@ impl IntakeHandle {
 
 /// Where the answer to one delivery comes out.
 #[derive(Debug)]
-pub struct Answer(oneshot::Receiver<Result<Receipt, Refusal>>);
+pub struct Answer(oneshot::Receiver<Result<Receipt, Rejection>>);
 
 /// A way back for one delivery, and its end.
 #[must_use]
@@ -79,10 +79,10 @@ impl Answer {
     ///
     /// # Errors
     /// The refusal; one called `restarted` if a stage went down with the body in its hands.
-    pub async fn wait(self) -> Result<Receipt, Refusal> {
+    pub async fn wait(self) -> Result<Receipt, Rejection> {
         self.0.await.unwrap_or_else(|_| {
-            Err(Refusal {
-                kind: RefusalKind::Unavailable,
+            Err(Rejection {
+                kind: RejectionKind::Unavailable,
                 reason: "restarted",
                 detail: "a part of this process was restarted while it held the body: it may be stored or not, \
                          and a re-send without an Idempotency-Key would be a new record"

@@ -9,11 +9,11 @@ use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 
-use crate::message::{Delivery, Encoding, RawChunk, Refusal};
+use crate::message::{Delivery, Encoding, RawChunk, Rejection};
 
 mod decompress;
 mod intake;
-pub mod courier;
+pub mod source_client;
 pub mod framing;
 mod container;
 pub mod multiline;
@@ -49,7 +49,7 @@ impl Stage for Producer {
 
     async fn receive(&mut self, delivery: Delivery) -> Result<(), Exit> {
         kill_point("stage.producer");
-        let Delivery { stream: _, body, encoding, format, defaults, received_us, mark, ack, reply } = delivery;
+        let Delivery { stream: _, body, encoding, format, defaults, received_us, dedup_key, ack, reply } = delivery;
         self.bodies += 1;
         self.bytes += body.len() as u64;
         metrics::counter!("logweir_received_bytes_total").increment(body.len() as u64);
@@ -64,9 +64,9 @@ impl Stage for Producer {
                 }
             },
         };
-        let raw = RawChunk { body, format, defaults, received_us, mark, ack, reply };
+        let raw = RawChunk { body, format, defaults, received_us, dedup_key, ack, reply };
         if let Err(Closed(raw)) = self.context.waiting(self.parser.send(raw)).await {
-            let _ = raw.reply.send(Err(Refusal::draining()));
+            let _ = raw.reply.send(Err(Rejection::draining()));
         }
         Ok(())
     }

@@ -11,10 +11,10 @@ use logweir_engine::drain::Phase;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::courier::{Courier, Parcel, discard};
 use super::framing::{Cutter, Framing};
 use super::lines::Composer;
 use super::multiline::Multiline;
+use super::source_client::{SourceBatch, SourceClient, discard};
 use crate::message::Defaults;
 
 /// A body leaves when it has this many bytes …
@@ -28,7 +28,7 @@ pub(super) const READ_BYTES: usize = 16 << 10;
 #[derive(Clone)]
 pub struct StreamSource {
     /// Hands bodies in.
-    pub courier: Courier,
+    pub source_client: SourceClient,
     /// The name by which what is discarded is counted.
     pub component: &'static str,
     /// Where a record ends.
@@ -69,7 +69,7 @@ impl StreamSource {
     /// # Errors
     /// Reading failed; what was read before is stored.
     pub async fn run(&self, mut input: impl AsyncRead + Unpin) -> std::io::Result<Summary> {
-        let stream = self.courier.intake.new_stream();
+        let stream = self.source_client.intake.new_stream();
         let cutter = Cutter::new(self.framing, self.record_bytes_max);
         let mut composer = Composer::new(cutter, self.multiline.as_ref().map(|(rules, _)| rules.clone()));
         let (mut pending, mut summary) = (BytesMut::new(), Summary::default());
@@ -90,11 +90,11 @@ impl StreamSource {
             summary.discarded += self.discard("line_too_long", discarded.too_long);
             summary.discarded += self.discard("frame_incomplete", discarded.incomplete);
             if let Some(body) = composer.take_body() {
-                let parcel = Parcel { stream, body, defaults: self.defaults.clone(), mark: None };
-                match self.courier.deliver(&parcel).await {
+                let source_batch = SourceBatch { stream, body, defaults: self.defaults.clone(), dedup_key: None };
+                match self.source_client.deliver(&source_batch).await {
                     Ok(records) => summary.records += records,
                     Err(refusal) => {
-                        let lines = parcel.records() + u64::from(!pending.is_empty());
+                        let lines = source_batch.records() + u64::from(!pending.is_empty());
                         tracing::warn!(
                             source = self.component,
                             reason = refusal.reason,
@@ -138,7 +138,7 @@ impl StreamSource {
             pending.reserve(READ_BYTES);
             let read = tokio::select! {
                 read = timeout_at(wake, input.read_buf(pending)) => read,
-                () = self.courier.drain.reached(Phase::Draining) => return Filled::Cut("draining", None),
+                () = self.source_client.drain.reached(Phase::Draining) => return Filled::Cut("draining", None),
             };
             match read {
                 Ok(Ok(0)) => return Filled::End,

@@ -24,9 +24,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::courier::{Courier, Parcel, discard};
 use super::framing::Framing;
 use super::multiline::push_record;
+use super::source_client::{SourceBatch, SourceClient, discard};
 use super::stream::{BODY_BYTES, LINGER, READ_BYTES, StreamSource};
 use crate::config;
 use crate::message::Defaults;
@@ -98,9 +98,9 @@ pub fn memory_bytes_max(config: &config::Syslog) -> usize {
 ///
 /// # Panics
 /// Outside of a runtime.
-pub async fn serve(listeners: Listeners, courier: &Courier, config: &config::Syslog) {
+pub async fn serve(listeners: Listeners, source_client: &SourceClient, config: &config::Syslog) {
     let server = Server {
-        courier: courier.clone(),
+        source_client: source_client.clone(),
         config: config.clone(),
         room: Arc::new(Semaphore::new(config.connections_max)),
     };
@@ -125,7 +125,7 @@ pub async fn serve(listeners: Listeners, courier: &Courier, config: &config::Sys
 
 #[derive(Clone)]
 struct Server {
-    courier: Courier,
+    source_client: SourceClient,
     config: config::Syslog,
     room: Arc<Semaphore>,
 }
@@ -136,7 +136,7 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.courier.drain.reached(Phase::Draining) => return,
+                () = self.source_client.drain.reached(Phase::Draining) => return,
             };
             let (socket, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -148,7 +148,7 @@ impl Server {
                 }
             };
             let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
-                metrics::counter!("logweir_refused_total", "reason" => "syslog_connections_max").increment(1);
+                metrics::counter!("logweir_rejected_requests_total", "reason" => "syslog_connections_max").increment(1);
                 continue; // dropping the socket closes it
             };
             let (server, tls) = (self.clone(), tls.clone());
@@ -177,7 +177,7 @@ impl Server {
     ) {
         metrics::gauge!("logweir_syslog_connections", "component" => component).increment(1.0);
         let source = StreamSource {
-            courier: self.courier.clone(),
+            source_client: self.source_client.clone(),
             component,
             framing: Framing::Syslog,
             record_bytes_max: self.config.message_bytes_max,
@@ -239,9 +239,9 @@ impl Waiting {
 
 /// Reads datagrams as fast as they come, and hands them in as fast as they are taken.
 async fn datagrams(socket: UdpSocket, server: &Server) {
-    let (courier, bytes_max) = (&server.courier, server.config.udp_buffer_bytes);
+    let (source_client, bytes_max) = (&server.source_client, server.config.udp_buffer_bytes);
     let waiting = Waiting { queue: Mutex::default(), came: Notify::new(), bytes_max };
-    let stream = courier.intake.new_stream();
+    let stream = source_client.intake.new_stream();
     let receiving = async {
         let mut buffer = vec![0; DATAGRAM_BYTES];
         loop {
@@ -259,12 +259,12 @@ async fn datagrams(socket: UdpSocket, server: &Server) {
     };
     let handing_in = async {
         let mut dropped = 0;
-        while courier.drain.phase() < Phase::Draining {
+        while source_client.drain.phase() < Phase::Draining {
             tokio::select! {
                 () = waiting.came.notified() => sleep(LINGER).await,
-                () = courier.drain.reached(Phase::Draining) => {}
+                () = source_client.drain.reached(Phase::Draining) => {}
             }
-            hand_in(courier, stream, waiting.take()).await;
+            hand_in(source_client, stream, waiting.take()).await;
             let now = dropped_by_kernel(&socket);
             if now > dropped {
                 discard(UDP, "udp_kernel_buffer_full", (now - dropped).into());
@@ -277,13 +277,13 @@ async fn datagrams(socket: UdpSocket, server: &Server) {
         () = handing_in => {}
     }
     // What came in between the last look and the end.
-    hand_in(courier, stream, waiting.take()).await;
+    hand_in(source_client, stream, waiting.take()).await;
 }
 
 const UDP: &str = "syslog_udp";
 
 /// One body for each sender.
-async fn hand_in(courier: &Courier, stream: u64, datagrams: VecDeque<(IpAddr, Bytes)>) {
+async fn hand_in(source_client: &SourceClient, stream: u64, datagrams: VecDeque<(IpAddr, Bytes)>) {
     let mut senders: Vec<(IpAddr, Vec<Vec<u8>>)> = Vec::new();
     for (peer, datagram) in datagrams {
         let index = senders.iter().position(|(sender, _)| *sender == peer).unwrap_or_else(|| {
@@ -301,21 +301,21 @@ async fn hand_in(courier: &Courier, stream: u64, datagrams: VecDeque<(IpAddr, By
     }
     let parcels = senders.into_iter().flat_map(|(peer, bodies)| {
         let defaults = said_by(peer, None);
-        bodies.into_iter().filter(|body| !body.is_empty()).map(move |body| Parcel {
+        bodies.into_iter().filter(|body| !body.is_empty()).map(move |body| SourceBatch {
             stream,
             body: body.into(),
             defaults: defaults.clone(),
-            mark: None,
+            dedup_key: None,
         })
     });
-    join_all(parcels.map(|parcel| async move {
-        if let Err(refusal) = courier.deliver(&parcel).await {
+    join_all(parcels.map(|source_batch| async move {
+        if let Err(refusal) = source_client.deliver(&source_batch).await {
             tracing::warn!(
                 reason = refusal.reason,
-                messages = parcel.records(),
+                messages = source_batch.records(),
                 "datagrams were read and are not stored"
             );
-            discard(UDP, refusal.reason, parcel.records());
+            discard(UDP, refusal.reason, source_batch.records());
         }
     }))
     .await;

@@ -16,7 +16,7 @@ pub mod read;
 pub mod claim;
 pub mod cursor;
 pub mod fault_class;
-mod letter;
+mod dead_letter;
 mod rows;
 mod time;
 pub(crate) mod volume;
@@ -33,11 +33,11 @@ use uuid::Uuid;
 
 use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
-use crate::pace::Pace;
+use crate::query_throttle::QueryThrottle;
 
 pub(crate) use self::time::{parse as time_of, text as time_text};
 
-pub use self::letter::LetterRecord;
+pub use self::dead_letter::DeadLetterRecord;
 
 /// An opened store: what the pipeline needs as [`LogStore`], and what queries need as it is.
 #[derive(Clone)]
@@ -63,10 +63,10 @@ impl Opened {
 
     /// The store as queries see it, which step back as `pace` says; none where nothing is kept.
     #[must_use]
-    pub fn reader(&self, timeout: Duration, pace: Pace) -> Option<Arc<dyn read::LogReader>> {
+    pub fn reader(&self, timeout: Duration, throttle: QueryThrottle) -> Option<Arc<dyn read::LogReader>> {
         match self {
-            Self::Postgres(store) => Some(Arc::new(store.log_reader(timeout, pace))),
-            Self::Sqlite(store) => Some(Arc::new(store.log_reader(timeout, pace))),
+            Self::Postgres(store) => Some(Arc::new(store.log_reader(timeout, throttle))),
+            Self::Sqlite(store) => Some(Arc::new(store.log_reader(timeout, throttle))),
             Self::Blackhole(_) => None,
         }
     }
@@ -103,7 +103,7 @@ pub struct Claim {
     /// Host and pid, for people.
     pub owner: String,
     /// The newest frame of each lane in the journal at its opening. Every lane that the journal ever had is here: its
-    /// START frames carry them all. Kept beside the take-over, and compared with the cursors.
+    /// START frames carry them all. ResultCache beside the take-over, and compared with the cursors.
     pub tails: Vec<(LaneId, LaneTail)>,
 }
 
@@ -370,7 +370,7 @@ fn report_anew(claim: &Claim, anew: &[LaneStart]) {
             "the journal is older than the database (a restored snapshot, or a disk that lost what it had confirmed): \
              the lane begins anew after the journal's last frame; records that only the newer journal had are gone"
         );
-        metrics::counter!("logweir_lanes_begun_anew_total").increment(1);
+        metrics::counter!("logweir_lane_resets_total").increment(1);
     }
 }
 

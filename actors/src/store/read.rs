@@ -10,10 +10,10 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::pace::Pace;
 use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
+use crate::query_throttle::QueryThrottle;
 
 /// Records to be read, in order.
 #[derive(Clone, Debug)]
@@ -144,8 +144,8 @@ pub trait LogReader: Send + Sync {
 
 impl ReadError {
     /// A reading's time was over.
-    pub(crate) fn too_slow(timeout: Duration, pace: &Pace) -> Self {
-        match pace.is_behind() {
+    pub(crate) fn too_slow(timeout: Duration, throttle: &QueryThrottle) -> Self {
+        match throttle.is_behind() {
             true => Self::MadeRoom,
             false => Self::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         }

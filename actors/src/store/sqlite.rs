@@ -31,11 +31,11 @@ use super::time::{self, DAY_US};
 use super::volume::{self, Key};
 use super::{
     Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
-    letter, migration_failure, report_anew, rows,
+    dead_letter, migration_failure, report_anew, rows,
 };
 use crate::config::Database;
 use crate::message::Batch;
-use crate::pace::Pace;
+use crate::query_throttle::QueryThrottle;
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/sqlite");
@@ -170,8 +170,8 @@ impl SqliteStore {
 
     /// Reads with connections of its own, each reading at most for `timeout`.
     #[must_use]
-    pub fn log_reader(&self, timeout: Duration, pace: Pace) -> read::SqliteReader {
-        read::SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, pace)
+    pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> read::SqliteReader {
+        read::SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, throttle)
     }
 
     /// The connection for queries: read-only. Use it on a blocking thread.
@@ -445,7 +445,7 @@ impl LaneState {
             }
         }
         if clamped > 0 {
-            metrics::counter!("logweir_store_ts_clamped_total").increment(clamped);
+            metrics::counter!("logweir_store_clamped_timestamps_total").increment(clamped);
         }
         self.bury(transaction, batch, &refused)?;
         self.count_volume(transaction, volume.finish())?;
@@ -489,7 +489,7 @@ impl LaneState {
                         row.row,
                         state,
                         error.to_string(),
-                        letter::raw(&row.record),
+                        dead_letter::raw(&row.record),
                         now
                     ],
                 )
@@ -659,7 +659,7 @@ impl LogStore for SqliteStore {
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
-        let record = letter::mend(&dead.raw)?;
+        let record = dead_letter::mend(&dead.raw)?;
         let id = dead.id;
         blocking(&self.write, move |connection| {
             let failed = failed("replaying a dead letter");

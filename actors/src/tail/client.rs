@@ -13,8 +13,8 @@ use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::ring::Next;
 use super::{Listening, Matches, TailHub, event};
-use crate::allowance::Allowance;
 use crate::follow::{DurableFrame, Follower, Position};
+use crate::rate_limit::RateLimiter;
 
 /// A piece of the stream leaves when it is this large, or when there is nothing to add.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
@@ -52,7 +52,7 @@ pub(super) struct Client {
     position: Position,
     /// It has not met the live edge yet.
     resuming: bool,
-    allowance: Allowance,
+    allowance: RateLimiter,
     buffer: String,
     out: mpsc::Sender<Bytes>,
     dropped: u64,
@@ -82,7 +82,7 @@ impl Client {
         // Who is cut off before the first record comes back to here.
         event::place(&mut buffer, hub.0.writer, &position);
         let now = Instant::now();
-        let allowance = Allowance::new(hub.0.config.records_per_s, now);
+        let allowance = RateLimiter::new(hub.0.config.records_per_s, now);
         Self {
             hub,
             _listening: listening,

@@ -85,7 +85,7 @@ struct State {
 
 /// Why somebody cannot listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unheard {
+pub enum TailRejection {
     /// There are `tail.clients_max` already.
     TooMany,
     /// The process is on its way down.
@@ -128,10 +128,10 @@ impl TailHub {
     ///
     /// # Errors
     /// Why not.
-    pub fn subscribe(&self, matches: Matches, token: Option<&str>) -> Result<mpsc::Receiver<Bytes>, Unheard> {
+    pub fn subscribe(&self, matches: Matches, token: Option<&str>) -> Result<mpsc::Receiver<Bytes>, TailRejection> {
         let token = token.map(|token| self.own(token)).transpose()?;
         if self.0.drain.phase() >= Phase::Draining {
-            return Err(Unheard::Draining);
+            return Err(TailRejection::Draining);
         }
         let (listening, live) = self.listen()?;
         let begin = match token {
@@ -146,18 +146,18 @@ impl TailHub {
     }
 
     /// What a token stands for. A gateway's is one of each processor, joined: ours counts, if it is among them.
-    fn own(&self, token: &str) -> Result<(Home, Position), Unheard> {
+    fn own(&self, token: &str) -> Result<(Home, Position), TailRejection> {
         let tokens: Option<Vec<_>> = token.split(BETWEEN_TOKENS).map(Position::from_token).collect();
-        let mut tokens = tokens.ok_or(Unheard::BadToken)?;
+        let mut tokens = tokens.ok_or(TailRejection::BadToken)?;
         let ours = tokens.iter().position(|(home, _)| home.is(self.0.writer)).unwrap_or(0);
         Ok(tokens.swap_remove(ours))
     }
 
     /// Counts somebody who listens, and says where the live edge is.
-    fn listen(&self) -> Result<(Listening, Position), Unheard> {
+    fn listen(&self) -> Result<(Listening, Position), TailRejection> {
         let mut state = self.state();
         if state.clients >= self.0.config.clients_max {
-            return Err(Unheard::TooMany);
+            return Err(TailRejection::TooMany);
         }
         if state.clients == 0 {
             let (seq, tails) = self.0.journal.durable_now();

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::directory_scan::{Depth, DirectoryScan, SegmentScan, directory_scan};
 use super::frame::Kind;
 use super::reader::frame;
 use super::recover::set_aside;
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir};
-use super::survey::{Depth, Survey, Surveyed, survey};
 use super::{Damage, Frame, LaneId, LaneTail, OpenError};
 
 /// What [`check`] found.
@@ -67,7 +67,7 @@ pub struct SegmentReport {
 /// [`OpenError`]: too new, or the disk refused a read. Damage is not an error.
 pub fn check(dir: &Path) -> Result<Report, OpenError> {
     let dir = Dir::new(dir.to_owned());
-    Ok(report(&dir, survey(&dir, Depth::Everything)?, is_locked(&dir)))
+    Ok(report(&dir, directory_scan(&dir, Depth::Everything)?, is_locked(&dir)))
 }
 
 /// Hands every data frame of `lane` (or of all lanes) from `from_seq` on to `visit`, in order, with its
@@ -82,14 +82,14 @@ pub fn dump(
     visit: &mut dyn FnMut(Frame, u64, u64),
 ) -> Result<(), OpenError> {
     let dir = Dir::new(dir.to_owned());
-    for segment in survey(&dir, Depth::Open)?.segments {
+    for segment in directory_scan(&dir, Depth::Open)?.segments {
         dump_segment(&segment, lane, from_seq, visit).at(&segment.path, "read the segment")?;
     }
     Ok(())
 }
 
 fn dump_segment(
-    segment: &Surveyed,
+    segment: &SegmentScan,
     lane: Option<LaneId>,
     from_seq: u64,
     visit: &mut dyn FnMut(Frame, u64, u64),
@@ -117,7 +117,7 @@ fn dump_segment(
 pub fn repair(dir: &Path) -> Result<Report, OpenError> {
     let dir = Dir::new(dir.to_owned());
     let _lock = lock(&dir)?;
-    let found = survey(&dir, Depth::Everything)?;
+    let found = directory_scan(&dir, Depth::Everything)?;
     if !set_aside(&dir, &found.aside) {
         let source = std::io::Error::other("see the log for which bytes and why");
         return Err(OpenError::Io { path: dir.quarantine(), what: "keep bytes aside", source });
@@ -125,7 +125,7 @@ pub fn repair(dir: &Path) -> Result<Report, OpenError> {
     Ok(report(&dir, found, false))
 }
 
-fn report(dir: &Dir, found: Survey, locked: bool) -> Report {
+fn report(dir: &Dir, found: DirectoryScan, locked: bool) -> Report {
     let start = found.start.unwrap_or_default();
     Report {
         writer: found.writer,
@@ -142,8 +142,8 @@ fn report(dir: &Dir, found: Survey, locked: bool) -> Report {
     }
 }
 
-fn segment_report(segment: Surveyed) -> SegmentReport {
-    let Surveyed { number, path, size, kept, tail, .. } = segment;
+fn segment_report(segment: SegmentScan) -> SegmentReport {
+    let SegmentScan { number, path, size, kept, tail, .. } = segment;
     let mut lanes = kept.lanes;
     lanes.extend(tail.lanes);
     let seq_first = if kept.frames > 0 { kept.seq_first } else { tail.seq_first };

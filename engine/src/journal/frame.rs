@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::marks::{Marked, REMEMBERED_BYTES};
+use super::dedup_index::{DedupEntry, REMEMBERED_BYTES};
 use super::{LaneId, LaneTail};
 use crate::codec::PAYLOAD_BYTES_MAX;
 
@@ -70,8 +70,8 @@ pub(super) struct FrameHeader {
     pub(super) durable_upto: u64,
     pub(super) lane_prev_seq: u64,
     pub(super) lane_records: u64,
-    /// The payload begins with a [`Mark`].
-    pub(super) marked: bool,
+    /// The payload begins with a [`DedupKey`].
+    pub(super) dedup_entry: bool,
 }
 
 /// Bit of the header's flags.
@@ -91,7 +91,7 @@ impl FrameHeader {
             durable_upto,
             lane_prev_seq: 0,
             lane_records: 0,
-            marked: false,
+            dedup_entry: false,
         }
     }
 
@@ -101,7 +101,7 @@ impl FrameHeader {
         bytes[4] = VERSION;
         bytes[5] = self.kind as u8;
         bytes[6] = self.codec;
-        bytes[7] = if self.marked { MARKED } else { 0 };
+        bytes[7] = if self.dedup_entry { MARKED } else { 0 };
         bytes[8..10].copy_from_slice(&self.lane.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.records.to_le_bytes());
@@ -138,7 +138,7 @@ impl FrameHeader {
             durable_upto: u64_at(bytes, 32),
             lane_prev_seq: u64_at(bytes, 40),
             lane_records: u64_at(bytes, 48),
-            marked: bytes[7] & MARKED != 0,
+            dedup_entry: bytes[7] & MARKED != 0,
         };
         // The CRC says that we wrote it; this says that we would.
         let sound = bytes[4] == VERSION && header.payload_len as usize <= PAYLOAD_BYTES_MAX && header.seq > 0;
@@ -179,7 +179,7 @@ pub(super) struct Start {
     pub(super) run: Uuid,
     pub(super) runs: Vec<Uuid>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
-    pub(super) marks: Vec<Marked>,
+    pub(super) dedup_index: Vec<DedupEntry>,
 }
 
 const START_FIXED_BYTES: usize = 24;
@@ -187,7 +187,7 @@ const START_LANE_BYTES: usize = 18;
 
 impl Start {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let marks_bytes = self.marks.len() * REMEMBERED_BYTES;
+        let marks_bytes = self.dedup_index.len() * REMEMBERED_BYTES;
         let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len(), marks_bytes));
         bytes.extend_from_slice(self.run.as_bytes());
         bytes.extend_from_slice(&count(self.runs.len()).to_le_bytes());
@@ -200,7 +200,7 @@ impl Start {
             bytes.extend_from_slice(&tail.seq.to_le_bytes());
             bytes.extend_from_slice(&tail.records.to_le_bytes());
         }
-        self.marks.iter().for_each(|marked| marked.encode(&mut bytes));
+        self.dedup_index.iter().for_each(|dedup_entry| dedup_entry.encode(&mut bytes));
         bytes
     }
 
@@ -216,7 +216,7 @@ impl Start {
             return None;
         }
         let (runs, rest) = rest.split_at(runs * 16);
-        let (lanes, marks) = rest.split_at(lanes * START_LANE_BYTES);
+        let (lanes, dedup_index) = rest.split_at(lanes * START_LANE_BYTES);
         let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).ok();
         Some(Self {
             run: uuid(&fixed[..16])?,
@@ -228,7 +228,7 @@ impl Start {
                     (u16::from_le_bytes([lane[0], lane[1]]), tail)
                 })
                 .collect(),
-            marks: marks.chunks_exact(REMEMBERED_BYTES).map(Marked::decode).collect::<Option<_>>()?,
+            dedup_index: dedup_index.chunks_exact(REMEMBERED_BYTES).map(DedupEntry::decode).collect::<Option<_>>()?,
         })
     }
 
@@ -253,7 +253,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::journal::Mark;
+    use crate::journal::DedupKey;
 
     fn header() -> FrameHeader {
         FrameHeader {
@@ -267,7 +267,7 @@ pub(super) mod tests {
             durable_upto: 8,
             lane_prev_seq: 4,
             lane_records: 11,
-            marked: false,
+            dedup_entry: false,
         }
     }
 
@@ -281,8 +281,8 @@ pub(super) mod tests {
         let seed = Seed::new(Uuid::from_u128(1), 5);
         let bytes = header().encode(seed);
         assert_eq!(FrameHeader::decode(&bytes, seed), Some(header()));
-        let marked = FrameHeader { marked: true, ..header() };
-        assert_eq!(FrameHeader::decode(&marked.encode(seed), seed), Some(marked));
+        let dedup_entry = FrameHeader { dedup_entry: true, ..header() };
+        assert_eq!(FrameHeader::decode(&dedup_entry.encode(seed), seed), Some(dedup_entry));
         assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(1), 6)), None);
         assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(2), 5)), None);
         assert_eq!(FrameHeader::decode(&bytes[..63], seed), None);
@@ -312,12 +312,16 @@ pub(super) mod tests {
             run: Uuid::from_u128(3),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
-            marks: vec![Marked { mark: Mark { key: [7; 16], position: 9, at_us: 1 }, lane: 9, seq: 6 }],
+            dedup_index: vec![DedupEntry {
+                dedup_key: DedupKey { key: [7; 16], position: 9, at_us: 1 },
+                lane: 9,
+                seq: 6,
+            }],
         };
         let mut bytes = start.encode();
         assert_eq!(Start::decode(&bytes), Some(start.clone()));
         let without = bytes.len() - REMEMBERED_BYTES;
-        assert_eq!(Start::decode(&bytes[..without]), Some(Start { marks: vec![], ..start }));
+        assert_eq!(Start::decode(&bytes[..without]), Some(Start { dedup_index: vec![], ..start }));
         for end in (0..bytes.len()).filter(|&end| end != without) {
             assert_eq!(Start::decode(&bytes[..end]), None);
         }
@@ -333,7 +337,7 @@ pub(super) mod tests {
             run: Uuid::from_u128(3),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
-            marks: vec![],
+            dedup_index: vec![],
         };
         let frames = [
             (header(), b"abc".to_vec(), include_str!("../../tests/golden/frame-data.hex")),

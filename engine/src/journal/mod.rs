@@ -18,13 +18,13 @@
 //! - Memory does not grow with the journal: it is one window per reader, and per segment its lanes.
 
 mod frame;
-mod marks;
+mod dedup_index;
 mod segment;
 mod state;
 mod writer;
-mod keeper;
+mod housekeeper;
 mod scan;
-mod survey;
+mod directory_scan;
 mod recover;
 mod reader;
 mod check;
@@ -43,17 +43,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 
 pub use self::check::{Report, SegmentReport, check, dump, repair};
-pub use self::marks::{Mark, Marked, WINDOW};
+pub use self::dedup_index::{DedupEntry, DedupKey, WINDOW};
 pub use self::reader::Reader;
 
+use self::dedup_index::DedupIndex;
+use self::directory_scan::Quarantined;
 use self::frame::{FrameHeader, Kind};
-use self::keeper::Keeper;
-use self::marks::Marks;
+use self::housekeeper::Housekeeper;
 use self::reader::View;
 use self::recover::{SEAL_BYTES, Segment};
 use self::segment::{At, Dir, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, make_zeros};
 use self::state::{Cursor, Sizes, Spare, State};
-use self::survey::Aside;
 use self::writer::{Item, Writer};
 
 /// Number of a lane.
@@ -209,7 +209,7 @@ pub struct NewFrame {
     /// Records in it.
     pub records: u32,
     /// What tells it from a repetition, where something does.
-    pub mark: Option<Mark>,
+    pub dedup_key: Option<DedupKey>,
     /// The payload.
     pub payload: Vec<u8>,
 }
@@ -235,7 +235,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// Room in the writer's queue, from [`Journal::reserve`]. Given back when the frame has left the queue,
+/// Semaphore in the writer's queue, from [`Journal::reserve`]. Given back when the frame has left the queue,
 /// or when it is dropped.
 #[derive(Debug)]
 pub struct AppendCredit {
@@ -293,7 +293,7 @@ struct Handle {
 /// What runs. Each thread holds the directory's lock until it has ended.
 struct Threads {
     writer: JoinHandle<Result<(), AppendError>>,
-    keeper: JoinHandle<()>,
+    housekeeper: JoinHandle<()>,
 }
 
 /// How far the journal is on disk.
@@ -363,7 +363,7 @@ impl Journal {
         recover::forget_old_torn_tails(&dir);
         let recovered = opened.recovered.clone();
         recover::report(&recovered);
-        let (journal, writer, keeper) = Self::assemble(&config, dir, segment_bytes, opened);
+        let (journal, writer, housekeeper) = Self::assemble(&config, dir, segment_bytes, opened);
         let lock = Arc::new(lock);
         let keeper_lock = lock.clone();
         let threads = Threads {
@@ -371,9 +371,9 @@ impl Journal {
                 let _lock = lock;
                 writer.guarded_run()
             })?,
-            keeper: spawn("journal-keeper", move || {
+            housekeeper: spawn("journal-keeper", move || {
                 let _lock = keeper_lock;
-                keeper.run();
+                housekeeper.run();
             })?,
         };
         *locked(&journal.handle.threads) = Some(threads);
@@ -387,8 +387,8 @@ impl Journal {
         dir: Dir,
         segment_bytes: u64,
         opened: recover::Opened,
-    ) -> (Self, Writer, Keeper) {
-        let recover::Opened { recovered, segments, marks, active, number, run_seq, crc_last, full } = opened;
+    ) -> (Self, Writer, Housekeeper) {
+        let recover::Opened { recovered, segments, dedup_index, active, number, run_seq, crc_last, full } = opened;
         let newest = &segments[&number];
         let cursor = Cursor {
             seq: run_seq,
@@ -419,7 +419,7 @@ impl Journal {
             refuses: full.then_some(AppendError::DiskFull),
             segments,
             settled: BTreeMap::new(),
-            marks: Marks::new(segment_bytes, marks),
+            dedup_index: DedupIndex::new(segment_bytes, dedup_index),
             spare: Spare::Missing,
             ballast_now,
             generation: 0,
@@ -463,9 +463,9 @@ impl Journal {
             held: None,
             buffer: Vec::new(),
         };
-        let keeper = Keeper { shared: shared.clone(), wake: woken };
+        let housekeeper = Housekeeper { shared: shared.clone(), wake: woken };
         let handle = Handle { shared, threads: Mutex::new(None), sealed: Mutex::new(None) };
-        (Self { handle: Arc::new(handle) }, writer, keeper)
+        (Self { handle: Arc::new(handle) }, writer, housekeeper)
     }
 
     /// Waits for room for `bytes` of payload in the writer's queue.
@@ -502,10 +502,10 @@ impl Journal {
         payload: Vec<u8>,
         on_durable: OnDurable,
     ) -> Result<Appended, AppendError> {
-        self.append_frame(credit, NewFrame { lane, codec, records, mark: None, payload }, on_durable)
+        self.append_frame(credit, NewFrame { lane, codec, records, dedup_key: None, payload }, on_durable)
     }
 
-    /// As [`Journal::append`]; a frame with a mark is taken once, and needs [`Mark::BYTES`] more of credit.
+    /// As [`Journal::append`]; a frame with a mark is taken once, and needs [`DedupKey::BYTES`] more of credit.
     ///
     /// # Errors
     /// [`AppendError::Repeated`] if its mark is known: ask [`Journal::marked`] for the frame that was there before.
@@ -516,8 +516,8 @@ impl Journal {
         mut frame: NewFrame,
         on_durable: OnDurable,
     ) -> Result<Appended, AppendError> {
-        if let Some(mark) = frame.mark {
-            frame.payload.splice(..0, mark.encode());
+        if let Some(dedup_key) = frame.dedup_key {
+            frame.payload.splice(..0, dedup_key.encode());
         }
         let bytes = frame.payload.len();
         let fits = if bytes > credit.bytes { Err(AppendError::TooLarge { bytes }) } else { Ok(()) };
@@ -533,9 +533,9 @@ impl Journal {
 
     /// The newest frame with the mark of `key`, and whether it is durable.
     #[must_use]
-    pub fn marked(&self, key: &[u8; 16]) -> Option<(Marked, bool)> {
+    pub fn dedup_entry(&self, key: &[u8; 16]) -> Option<(DedupEntry, bool)> {
         let state = self.handle.shared.state();
-        state.marks.of(key).map(|marked| (marked, marked.seq <= state.written.seq))
+        state.dedup_index.of(key).map(|dedup_entry| (dedup_entry, dedup_entry.seq <= state.written.seq))
     }
 
     /// Whether an append would be refused now, and why. What readiness and intake ask.
@@ -636,11 +636,11 @@ impl Journal {
     /// The database has everything of `lane` up to `seq`: segments that no lane needs may go, the oldest
     /// first. A lane that has frames in the journal and was never settled keeps them. A `seq` below the one before says
     /// that the database has gone back in time: what lies above it is needed again, as far as it is there.
-    pub fn settle(&self, lane: LaneId, seq: u64) {
+    pub fn commit(&self, lane: LaneId, seq: u64) {
         let shared = &self.handle.shared;
         let news = {
             let (mut state, now) = (shared.state(), Instant::now());
-            state.settle(lane, seq, now) | state.removable(now).is_some()
+            state.commit(lane, seq, now) | state.removable(now).is_some()
         };
         if news {
             shared.wake();
@@ -709,7 +709,7 @@ impl Handle {
             return Ok(());
         }
         let wrote = threads.writer.join();
-        let _ = threads.keeper.join();
+        let _ = threads.housekeeper.join();
         let result = wrote.unwrap_or_else(|_| Err(AppendError::Poisoned(writer::PANICKED.to_owned())));
         let end = result.clone().err().unwrap_or(AppendError::Sealed);
         self.shared.progress.send_modify(|progress| {
@@ -751,7 +751,7 @@ impl Shared {
             AppendError::Sealed => "sealed",
             AppendError::Repeated => "repeated",
         };
-        metrics::counter!("logweir_journal_refused_total", "reason" => label).increment(1);
+        metrics::counter!("logweir_journal_rejected_appends_total", "reason" => label).increment(1);
         if *reason == AppendError::DiskFull {
             self.wake();
         }
@@ -763,10 +763,11 @@ impl Shared {
         payload_crc: u32,
         waiter: &mut Option<(OnDurable, AppendCredit)>,
     ) -> Result<Appended, AppendError> {
-        let NewFrame { lane, codec, records, mark, payload } = frame;
+        let NewFrame { lane, codec, records, dedup_key, payload } = frame;
         let mut state = self.state();
-        let placed =
-            state.place(lane, records, payload.len(), payload_crc, mark).inspect_err(|reason| self.refused(reason))?;
+        let placed = state
+            .place(lane, records, payload.len(), payload_crc, dedup_key)
+            .inspect_err(|reason| self.refused(reason))?;
         let queue = locked(&self.queue);
         let Some(queue) = queue.as_ref() else { return Err(AppendError::Sealed) };
         if let Some((place, seq, start)) = placed.start {
@@ -785,7 +786,7 @@ impl Shared {
             durable_upto: 0,
             lane_prev_seq: appended.lane_prev_seq,
             lane_records: appended.lane_records,
-            marked: mark.is_some(),
+            dedup_entry: dedup_key.is_some(),
         };
         let bytes = self.queue_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed) + payload.len() as u64;
         metrics::gauge!("logweir_journal_queue_bytes").set(bytes as f64);
@@ -993,8 +994,8 @@ impl Shared {
         let frames = (seq_last + 1).saturating_sub(seq_first);
         self.damaged_frames.fetch_add(frames, Ordering::Relaxed);
         metrics::counter!("logweir_journal_damaged_frames_total").increment(frames);
-        let name = survey::damage_name(segment, offset, seq_first, seq_last);
-        recover::set_aside(&self.dir, &[Aside::Copy { from: view.path.clone(), offset, bytes, name }]);
+        let name = directory_scan::damage_name(segment, offset, seq_first, seq_last);
+        recover::set_aside(&self.dir, &[Quarantined::Copy { from: view.path.clone(), offset, bytes, name }]);
         self.quarantine_bytes.store(self.dir.quarantine_bytes(), Ordering::Relaxed);
         self.publish_gauges();
     }
@@ -1003,7 +1004,7 @@ impl Shared {
 fn send(queue: &Sender<Item>, item: Item) {
     match queue.try_send(item) {
         Ok(()) => {}
-        // Room for it is what the credit stands for.
+        // Semaphore for it is what the credit stands for.
         Err(TrySendError::Full(_)) => unreachable!("the journal's queue holds a frame for each credit"),
         // The writer has panicked: the waiter's drop tells it.
         Err(TrySendError::Disconnected(_)) => tracing::error!("the journal's writer is gone"),

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use super::dedup_index::DedupKey;
 use super::frame::{FrameHeader, Kind, Seed};
-use super::marks::Mark;
 use super::scan::{Found, Payloads, Scanner};
 use super::{Frame, LaneId, Shared};
 
@@ -143,8 +143,8 @@ fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
 
 /// A frame as the outside sees it.
 pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
-    if header.marked {
-        payload.drain(..Mark::BYTES.min(payload.len()));
+    if header.dedup_entry {
+        payload.drain(..DedupKey::BYTES.min(payload.len()));
     }
     Frame {
         seq: header.seq,

@@ -22,18 +22,20 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
+use super::dedup_index::{DedupEntry, DedupIndex};
+use super::directory_scan::{
+    Depth, Quarantined, SegmentScan, Tail, ValidPrefix, directory_scan, flush_page_cache, used_end,
+};
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, RUNS_MAX, Seed, Start, frame_bytes, header_crc, push_frame};
-use super::marks::{Marked, Marks};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, adopt_spare,
     enlist_spare, is_full, make_zeros, sync_data, sync_dir,
 };
-use super::survey::{Aside, Depth, Kept, Surveyed, Tail, settle_page_cache, survey, used_end};
 use super::{Damage, LaneId, OpenError, Recovered};
 use crate::{clock, fault};
 
-/// Room that every segment keeps for the SEAL frame.
+/// Semaphore that every segment keeps for the SEAL frame.
 pub(super) const SEAL_BYTES: u64 = FRAME_HEADER_BYTES as u64;
 
 /// A segment as the running journal knows it: what is durable in it.
@@ -57,7 +59,7 @@ pub(super) struct Segment {
 pub(super) struct Opened {
     pub(super) recovered: Recovered,
     pub(super) segments: BTreeMap<u64, Segment>,
-    pub(super) marks: Vec<Marked>,
+    pub(super) dedup_index: Vec<DedupEntry>,
     /// The new segment, open for writing.
     pub(super) active: File,
     pub(super) number: u64,
@@ -70,11 +72,11 @@ pub(super) struct Opened {
 
 /// Reads the directory (under the lock), keeps aside what cannot be read, and starts a new run.
 pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError> {
-    settle_page_cache(dir)?;
-    let found = survey(dir, Depth::Open)?;
+    flush_page_cache(dir)?;
+    let found = directory_scan(dir, Depth::Open)?;
     let asides_kept = set_aside(dir, &found.aside);
     let last = found.segments.last();
-    let is_last = |segment: &Surveyed| last.is_some_and(|last| last.number == segment.number);
+    let is_last = |segment: &SegmentScan| last.is_some_and(|last| last.number == segment.number);
     if asides_kept {
         let superseded = found.segments.iter().filter(|segment| !is_last(segment) && segment.kept.frames == 0);
         found.empty.iter().chain(superseded.map(|segment| &segment.path)).for_each(|path| remove(path));
@@ -82,8 +84,8 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     }
 
     let runs = runs_before(found.start.as_ref(), segment_bytes);
-    let marks = Marks::new(segment_bytes, found.marks).list();
-    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), marks };
+    let dedup_index = DedupIndex::new(segment_bytes, found.dedup_index).list();
+    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), dedup_index };
     let fresh = found.segments.is_empty() && found.number_last == 0;
     let jump = if fresh { 1 } else { SEQ_JUMP.saturating_mul(1 + 2 * found.unreadable) };
     let run_seq = found.seq_last.saturating_add(jump);
@@ -92,7 +94,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         return Err(OpenError::Io { path: dir.path().to_owned(), what: "give out another sequence number", source });
     }
 
-    let stays = |segment: &&Surveyed| match is_last(segment) {
+    let stays = |segment: &&SegmentScan| match is_last(segment) {
         true => segment.kept.data_frames > 0,
         false => segment.kept.frames > 0,
     };
@@ -137,7 +139,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
             damage: found.damage,
         },
         segments,
-        marks: start.marks,
+        dedup_index: start.dedup_index,
         active: new.file,
         number,
         run_seq,
@@ -156,14 +158,14 @@ fn runs_before(start: Option<&Start>, segment_bytes: u64) -> Vec<Uuid> {
     runs
 }
 
-fn known(segment: &Surveyed, size: u64) -> Segment {
-    let Kept { end, ref lanes, .. } = segment.kept;
+fn known(segment: &SegmentScan, size: u64) -> Segment {
+    let ValidPrefix { end, ref lanes, .. } = segment.kept;
     let (path, first_seq) = (segment.path.clone(), segment.first_seq);
     Segment { path, size, end, seed: segment.seed, first_seq, lanes: lanes.clone(), settled_at: None }
 }
 
 /// Cuts the old last segment to what counts. Not essential: the next segment's header says it too.
-fn cut(segment: &Surveyed) -> u64 {
+fn cut(segment: &SegmentScan) -> u64 {
     let end = segment.kept.end;
     let cut = fs::OpenOptions::new().write(true).open(&segment.path).and_then(|file| {
         file.set_len(end)?;
@@ -197,7 +199,7 @@ struct NewSegment {
 fn write_first_segment(
     dir: &Dir,
     header: &SegmentHeader,
-    old: Option<&Surveyed>,
+    old: Option<&SegmentScan>,
     tail: &Tail,
     start: &Start,
     durable: u64,
@@ -233,7 +235,7 @@ fn write_first_segment(
 
 /// Copies the data frames above `D`: same sequence numbers, the new segment's seed.
 fn copy_tail(
-    old: &Surveyed,
+    old: &SegmentScan,
     tail: &Tail,
     seed: Seed,
     to: &File,
@@ -264,7 +266,7 @@ fn copy_tail(
 
 /// A file of zeros under the spare's name: of `size` if there is room, else of what is needed, if need be
 /// in room that the old segment or the ballast gives up. Says its size and whether the disk is full.
-fn make_room(dir: &Dir, old: Option<&Surveyed>, size: u64, need: u64) -> Result<(File, u64, bool), OpenError> {
+fn make_room(dir: &Dir, old: Option<&SegmentScan>, size: u64, need: u64) -> Result<(File, u64, bool), OpenError> {
     let path = dir.spare();
     if let Some(file) = adopt_spare(dir, size).at(&path, "look at the spare segment")? {
         return Ok((file, size, false));
@@ -289,7 +291,7 @@ fn make_room(dir: &Dir, old: Option<&Surveyed>, size: u64, need: u64) -> Result<
 }
 
 /// Gives back the zeros behind the last byte of a segment that nothing will be written to again.
-fn trim(old: &Surveyed) -> io::Result<()> {
+fn trim(old: &SegmentScan) -> io::Result<()> {
     let file = fs::OpenOptions::new().read(true).write(true).open(&old.path)?;
     let used = used_end(&file, old.kept.end.max(old.tail.end), old.size)?;
     file.set_len(used)
@@ -297,7 +299,7 @@ fn trim(old: &Surveyed) -> io::Result<()> {
 
 /// Keeps aside what the survey names. Says whether all of it is safe there; if not (the disk is full),
 /// the originals stay where they are.
-pub(super) fn set_aside(dir: &Dir, asides: &[Aside]) -> bool {
+pub(super) fn set_aside(dir: &Dir, asides: &[Quarantined]) -> bool {
     let mut all = true;
     for aside in asides {
         if let Err(error) = set_one_aside(dir, aside) {
@@ -308,14 +310,14 @@ pub(super) fn set_aside(dir: &Dir, asides: &[Aside]) -> bool {
     all
 }
 
-fn set_one_aside(dir: &Dir, aside: &Aside) -> io::Result<()> {
+fn set_one_aside(dir: &Dir, aside: &Quarantined) -> io::Result<()> {
     let quarantine = dir.quarantine();
     if !quarantine.is_dir() {
         fs::create_dir(&quarantine)?;
         dir.sync()?;
     }
     match aside {
-        Aside::Copy { from, offset, bytes, name } => {
+        Quarantined::Copy { from, offset, bytes, name } => {
             let to = quarantine.join(name);
             if to.exists() {
                 return Ok(());
@@ -327,7 +329,7 @@ fn set_one_aside(dir: &Dir, aside: &Aside) -> io::Result<()> {
             }
             drafted?;
         }
-        Aside::Move { from, name } => {
+        Quarantined::Move { from, name } => {
             let mut to = quarantine.join(name);
             let mut copy = 1;
             while to.exists() {

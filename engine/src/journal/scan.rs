@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 
 use memchr::memmem::Finder;
 
+use super::dedup_index::DedupKey;
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
-use super::marks::Mark;
 use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_KEPT, ZEROS};
 
 /// Window for reading everything.
@@ -148,11 +148,11 @@ impl Scanner {
     }
 
     /// The mark that a frame's payload begins with.
-    pub(super) fn mark(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<Mark>> {
-        if !header.marked {
+    pub(super) fn dedup_key(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<DedupKey>> {
+        if !header.dedup_entry {
             return Ok(None);
         }
-        self.window.get(offset + FRAME_HEADER_BYTES as u64, Mark::BYTES, self.end).map(Mark::decode)
+        self.window.get(offset + FRAME_HEADER_BYTES as u64, DedupKey::BYTES, self.end).map(DedupKey::decode)
     }
 
     /// Hands the payload over in pieces that fit the window.

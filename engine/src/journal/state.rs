@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::dedup_index::{DedupEntry, DedupIndex, DedupKey};
 use super::frame::{FRAME_ALIGN, Start, frame_bytes};
-use super::marks::{Mark, Marked, Marks};
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
 use super::{AppendError, Appended, LaneId, LaneTail};
@@ -91,7 +91,7 @@ pub(super) struct State {
     pub(super) refuses: Option<AppendError>,
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) settled: BTreeMap<LaneId, u64>,
-    pub(super) marks: Marks,
+    pub(super) dedup_index: DedupIndex,
     pub(super) spare: Spare,
     /// Bytes of the ballast file as it is.
     pub(super) ballast_now: u64,
@@ -136,10 +136,10 @@ impl State {
         records: u32,
         payload_len: usize,
         payload_crc: u32,
-        mark: Option<Mark>,
+        dedup_key: Option<DedupKey>,
     ) -> Result<Placed, AppendError> {
         self.check_room(payload_len)?;
-        if mark.is_some_and(|mark| self.marks.repeated(&mark).is_some()) {
+        if dedup_key.is_some_and(|dedup_key| self.dedup_index.repeated(&dedup_key).is_some()) {
             return Err(AppendError::Repeated);
         }
         if self.given.seq + 2 > SEQ_MAX {
@@ -162,8 +162,8 @@ impl State {
             generation: self.generation,
         };
         let place = self.take(payload_len);
-        if let Some(mark) = mark {
-            self.marks.give(Marked { mark, lane, seq: appended.seq });
+        if let Some(dedup_key) = dedup_key {
+            self.dedup_index.give(DedupEntry { dedup_key, lane, seq: appended.seq });
         }
         Ok(Placed { start, place, appended })
     }
@@ -180,8 +180,8 @@ impl State {
 
     /// The frame that opens a segment: it carries what would go with the segments before it.
     fn start_frame(&mut self) -> (Place, u64, Vec<u8>) {
-        let (runs, lanes, marks) = (self.runs.clone(), self.given.lanes.clone(), self.marks.list());
-        let start = Start { run: self.run, runs, lanes, marks }.encode();
+        let (runs, lanes, dedup_index) = (self.runs.clone(), self.given.lanes.clone(), self.dedup_index.list());
+        let start = Start { run: self.run, runs, lanes, dedup_index }.encode();
         self.given.seq += 1;
         (self.take(start.len()), self.given.seq, start)
     }
@@ -200,11 +200,11 @@ impl State {
     /// The largest payload that a new segment takes.
     fn payload_max(&self) -> usize {
         // One lane more than now: the frame may be its first.
-        let marks_bytes = self.marks.bytes_max();
+        let marks_bytes = self.dedup_index.bytes_max();
         let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.given.lanes.len() + 1, marks_bytes));
         let taken = SEGMENT_HEADER_BYTES as u64 + start + frame_bytes(0) + SEAL_BYTES;
-        let room = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
-        (room & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
+        let semaphore = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
+        (semaphore & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
     }
 
     /// Segments that queued frames will make.
@@ -246,7 +246,7 @@ impl State {
             segment.end = offset;
             segment.lanes.extend(lanes.iter().map(|(lane, tail)| (*lane, tail.seq)));
         }
-        self.marks.written(seq);
+        self.dedup_index.written(seq);
         self.written.seq = seq;
         self.written.offset = offset;
         self.written.lanes.extend(lanes);
@@ -255,12 +255,12 @@ impl State {
     /// The queue is empty and nothing is taken: what was given out and not written never was.
     pub(super) fn fall_back(&mut self) {
         self.given = self.written.clone();
-        self.marks.fall_back();
+        self.dedup_index.fall_back();
         self.generation += 1;
     }
 
     /// Says whether a segment is settled now that was not, or is not any more.
-    pub(super) fn settle(&mut self, lane: LaneId, seq: u64, now: Instant) -> bool {
+    pub(super) fn commit(&mut self, lane: LaneId, seq: u64, now: Instant) -> bool {
         self.settled.insert(lane, seq);
         let mut changed = false;
         for (_, segment) in self.segments.range_mut(..self.written.segment) {
@@ -357,7 +357,7 @@ mod tests {
             refuses: None,
             segments: BTreeMap::from([(1, segment(segment_bytes))]),
             settled: BTreeMap::new(),
-            marks: Marks::new(segment_bytes, vec![]),
+            dedup_index: DedupIndex::new(segment_bytes, vec![]),
             spare: Spare::Ready,
             ballast_now: 0,
             generation: 0,
@@ -429,17 +429,17 @@ mod tests {
         (state.written.segment, state.given.segment) = (2, 2);
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        assert!(state.settle(0, 10, start));
+        assert!(state.commit(0, 10, start));
         assert!(state.removable(after(59)).is_none());
         assert_eq!(state.retained_bytes(), 1 << 16);
         assert!(state.removable(after(60)).is_some());
-        state.settle(0, 9, after(61));
+        state.commit(0, 9, after(61));
         assert!(state.removable(after(1000)).is_none(), "the database has it no more");
         assert_eq!(state.retained_bytes(), 0);
-        state.settle(0, 11, after(70));
+        state.commit(0, 11, after(70));
         assert!(state.removable(after(129)).is_none(), "its time begins anew");
         assert!(state.removable(after(130)).is_some());
-        state.settle(0, 12, after(100));
+        state.commit(0, 12, after(100));
         assert!(state.removable(after(130)).is_some(), "and with that settling, not with each");
         state.sizes.quota_bytes = 2 << 16;
         assert!(state.removable(after(71)).is_some(), "the quota comes first");
@@ -452,11 +452,11 @@ mod tests {
         state.segments.insert(2, segment(1 << 16));
         state.segments.insert(3, segment(1 << 16));
         state.written.segment = 3;
-        state.settle(0, 100, Instant::now());
+        state.commit(0, 100, Instant::now());
         assert!(state.removable(Instant::now()).is_none());
-        state.settle(1, 10, Instant::now());
+        state.commit(1, 10, Instant::now());
         assert!(state.removable(Instant::now()).is_none());
-        state.settle(1, 11, Instant::now());
+        state.commit(1, 11, Instant::now());
         assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), Some(1));
     }
 

@@ -323,8 +323,8 @@ impl Writer {
 
 /// Appends zeros to what is written at `offset` of a file of `size`: nothing of the journal lies behind it.
 fn terminate(bytes: &mut Vec<u8>, offset: u64, size: u64) {
-    let room = size.saturating_sub(offset + bytes.len() as u64);
-    let zeros = TERMINATOR.len().min(usize::try_from(room).unwrap_or(TERMINATOR.len()));
+    let semaphore = size.saturating_sub(offset + bytes.len() as u64);
+    let zeros = TERMINATOR.len().min(usize::try_from(semaphore).unwrap_or(TERMINATOR.len()));
     bytes.extend_from_slice(&TERMINATOR[..zeros]);
 }
 

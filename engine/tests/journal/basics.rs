@@ -132,9 +132,9 @@ fn settled_segments_go_and_the_retained_ones_stay() {
         last[n % 2] = append(&journal, (n % 2) as u16, 1, &payload(n, 15_000)).unwrap().seq;
     }
     let before = journal.stats().segments;
-    journal.settle(0, last[0]);
+    journal.commit(0, last[0]);
     assert_eq!(journal.stats().segments, before, "lane 1 was never settled");
-    journal.settle(1, last[1]);
+    journal.commit(1, last[1]);
     // Two are retained, and the files of two more, an eighth of the quota, wait to be used again.
     eventually("all but four settled segments and the active one go", || segments(dir.path()).len() == 5);
     assert_eq!(journal.stats().segments, 5);
@@ -152,10 +152,10 @@ fn a_lane_whose_segments_are_gone_keeps_its_tail_and_the_runs_are_remembered() {
     let (journal, first) = open(dir.path());
     let old = append(&journal, 7, 5, b"only one").unwrap();
     let first_segment = segments(dir.path())[0].clone();
-    journal.settle(7, old.seq);
+    journal.commit(7, old.seq);
     for n in 0..12 {
         let seq = append(&journal, 0, 1, &payload(n, 30_000)).unwrap().seq;
-        journal.settle(0, seq);
+        journal.commit(0, seq);
     }
     eventually("the first segment goes", || !first_segment.exists());
     drop(journal);
@@ -189,7 +189,7 @@ fn the_quota_refuses_until_something_is_settled() {
     assert_eq!(recovered.damage, []);
     assert!(disk_bytes(dir.path()) <= 5 * SEGMENT_BYTES, "{}", disk_bytes(dir.path()));
     assert_eq!(read(&journal, 0).len(), taken.len());
-    journal.settle(0, *taken.last().unwrap());
+    journal.commit(0, *taken.last().unwrap());
     eventually("there is room again", || append(&journal, 0, 1, &payload(0, 20_000)).is_ok());
     for n in 0..50 {
         let seq = loop {
@@ -199,7 +199,7 @@ fn the_quota_refuses_until_something_is_settled() {
                 Err(other) => panic!("{other}"),
             }
         };
-        journal.settle(0, seq);
+        journal.commit(0, seq);
     }
     assert_eq!(block_on(journal.durable(journal.stats().seq_last)), Ok(()));
 }

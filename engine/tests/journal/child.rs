@@ -192,7 +192,7 @@ fn the_child() {
         };
         if let Some(seq) = settled {
             say(&format!("settled {seq}"));
-            journal.settle(0, seq);
+            journal.commit(0, seq);
         }
     }
     say("done");

@@ -7,7 +7,7 @@ mod damage;
 mod reuse;
 mod model;
 mod golden;
-mod marks;
+mod dedup_index;
 #[cfg(feature = "faults")]
 mod child;
 #[cfg(feature = "faults")]

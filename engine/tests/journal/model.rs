@@ -124,7 +124,7 @@ proptest! {
                     let index = (part * lane_model.frames.len() as f64) as usize;
                     if let Some(frame) = lane_model.frames[..index].last() {
                         lane_model.settled = lane_model.settled.max(frame.0);
-                        journal.settle(lane, frame.0);
+                        journal.commit(lane, frame.0);
                     }
                 }
                 Step::Seal => {

@@ -21,7 +21,7 @@ fn sample(dir: &Path) -> (Journal, PathBuf, Vec<Vec<u8>>) {
     let mut number = 0;
     loop {
         let seq = append(&journal, 0, 1, &payload(number, 7_000)).unwrap().seq;
-        journal.settle(0, seq);
+        journal.commit(0, seq);
         number += 1;
         let newest = segments(dir).pop().unwrap();
         if is_reused(&newest) && raw_frames(&fs::read(&newest).unwrap()).len() > 2 {
@@ -132,7 +132,7 @@ fn a_reader_of_a_file_that_is_used_again_meets_no_damage() {
     let mut number = 7;
     loop {
         let seq = append(&journal, 0, 1, &payload(number, 9_000)).unwrap().seq;
-        journal.settle(0, seq);
+        journal.commit(0, seq);
         number += 1;
         if !begun.exists() && segments(dir.path()).iter().filter(|path| is_reused(path)).count() > 0 && number > 60 {
             break;

@@ -76,7 +76,7 @@ fn the_numbers_match_what_was_done() {
             "logweir_mailbox_depth_bytes{stage=\"counting\"} 0",
             "logweir_mailbox_capacity_messages{stage=\"counting\"} 2",
             "logweir_mailbox_capacity_bytes{stage=\"counting\"} 50",
-            "logweir_mailbox_refused_total{stage=\"counting\"} 1",
+            "logweir_mailbox_full_total{stage=\"counting\"} 1",
             "logweir_mailbox_discarded_total{stage=\"counting\",reason=\"panic\"} 1",
             "logweir_stage_handled_total{stage=\"counting\"} 3",
             "logweir_stage_restarts_total{stage=\"counting\",cause=\"panic\"} 1",

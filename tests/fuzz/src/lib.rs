@@ -1,6 +1,6 @@
 //! What must hold for any bytes at all. A target is one line: it says which door the bytes come in by.
 
-use logweir::message::{Defaults, Format, RefusalKind};
+use logweir::message::{Defaults, Format, RejectionKind};
 use logweir::parser::{NAME_BYTES_MAX, Parsed, parse};
 use logweir_engine::codec;
 
@@ -15,7 +15,7 @@ pub fn body(format: Format, data: &[u8]) {
         match parse(data, format, &Defaults::default(), RECEIVED_US, LINE_BYTES_MAX) {
             Ok(parsed) => parsed,
             Err(refusal) => {
-                let is_the_senders = !matches!(refusal.kind, RefusalKind::Busy | RefusalKind::Unavailable);
+                let is_the_senders = !matches!(refusal.kind, RejectionKind::Busy | RejectionKind::Unavailable);
                 assert!(is_the_senders && !refusal.detail.is_empty(), "{refusal}");
                 return;
             }

@@ -2,7 +2,7 @@
 //!
 //! - An offset moves only with what is acknowledged.
 //! - Before bytes are handed in, their range is written down (`sending`). After a crash exactly this range is handed in
-//!   again with the same [`Mark`](logweir_engine::journal::Mark), so that the journal can tell whether it has it.
+//!   again with the same [`DedupKey`](logweir_engine::journal::DedupKey), so that the journal can tell whether it has it.
 //! - The file is replaced as a whole: written beside, fsynced, renamed, directory fsynced.
 
 use std::fs::{self, File};

@@ -13,10 +13,10 @@ use futures_util::future::join_all;
 use logweir_engine::drain::Phase;
 use logweir_engine::fault::kill_point;
 
-use super::courier::{Courier, discard};
 use super::multiline::Multiline;
+use super::source_client::{SourceClient, discard};
 use crate::config::Config;
-use crate::message::{AckLevel, RefusalKind};
+use crate::message::{AckLevel, RejectionKind};
 
 mod checkpoint;
 mod tailer;
@@ -41,11 +41,11 @@ pub fn memory_bytes_max(config: &Config) -> usize {
 ///
 /// # Panics
 /// The configuration was not checked.
-pub async fn run(courier: &Courier, config: &Config) {
-    let courier = Courier {
+pub async fn run(source_client: &SourceClient, config: &Config) {
+    let source_client = SourceClient {
         // An offset that moved on less would not be a promise.
-        ack: if courier.ack == AckLevel::Received { AckLevel::Journal } else { courier.ack },
-        ..courier.clone()
+        ack: if source_client.ack == AckLevel::Received { AckLevel::Journal } else { source_client.ack },
+        ..source_client.clone()
     };
     let exclude =
         config.files.exclude.iter().map(|glob| glob::Pattern::new(glob).expect("the configuration was checked"));
@@ -61,9 +61,9 @@ pub async fn run(courier: &Courier, config: &Config) {
         multiline: Multiline::new(&config.multiline),
         multiline_timeout: Duration::from_millis(config.multiline.timeout_ms),
     };
-    let intake = courier.intake.clone();
-    let Some(mut tailer) = open(settings, &courier, move || intake.new_stream()).await else { return };
-    while courier.drain.phase() < Phase::Draining {
+    let intake = source_client.intake.clone();
+    let Some(mut tailer) = open(settings, &source_client, move || intake.new_stream()).await else { return };
+    while source_client.drain.phase() < Phase::Draining {
         let gathered;
         (tailer, gathered) = blocking(tailer, |tailer| tailer.gather(Instant::now())).await;
         let pieces = gathered.unwrap_or_else(|error| {
@@ -73,16 +73,16 @@ pub async fn run(courier: &Courier, config: &Config) {
         if pieces.is_empty() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(config.files.poll_ms)) => {}
-                () = courier.drain.reached(Phase::Draining) => {}
+                () = source_client.drain.reached(Phase::Draining) => {}
             }
             continue;
         }
         kill_point("files.written_down");
-        let taken = join_all(pieces.iter().map(|piece| hand_in(&courier, piece))).await;
+        let taken = join_all(pieces.iter().map(|piece| hand_in(&source_client, piece))).await;
         kill_point("files.acknowledged");
         for (piece, taken) in pieces.iter().zip(taken) {
             if taken {
-                tailer.settle(piece.incarnation);
+                tailer.acknowledge(piece.incarnation);
             }
         }
     }
@@ -95,7 +95,7 @@ pub async fn run(courier: &Courier, config: &Config) {
 /// Opens the checkpoint, again and again until the disk lets it.
 async fn open(
     settings: Settings,
-    courier: &Courier,
+    source_client: &SourceClient,
     new_stream: impl Fn() -> u64 + Send + Sync + 'static,
 ) -> Option<Tailer> {
     let (settings, new_stream) = (Arc::new(settings), Arc::new(new_stream));
@@ -109,16 +109,16 @@ async fn open(
         }
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
-            () = courier.drain.reached(Phase::Draining) => return None,
+            () = source_client.drain.reached(Phase::Draining) => return None,
         }
     }
 }
 
 /// Whether the body is done with: taken, or such that nobody will ever take it. Otherwise the drain came first, and the next
 /// start hands it in again.
-async fn hand_in(courier: &Courier, piece: &Piece) -> bool {
-    let Err(refusal) = courier.deliver(&piece.parcel).await else { return true };
-    let is_final = !matches!(refusal.kind, RefusalKind::Busy | RefusalKind::Unavailable);
+async fn hand_in(source_client: &SourceClient, piece: &Piece) -> bool {
+    let Err(refusal) = source_client.deliver(&piece.source_batch).await else { return true };
+    let is_final = !matches!(refusal.kind, RejectionKind::Busy | RejectionKind::Unavailable);
     if is_final {
         tracing::error!(
             file = %piece.incarnation,
@@ -126,7 +126,7 @@ async fn hand_in(courier: &Courier, piece: &Piece) -> bool {
             "a piece of a file is not stored: {}",
             refusal.detail
         );
-        discard(COMPONENT, refusal.reason, piece.parcel.records());
+        discard(COMPONENT, refusal.reason, piece.source_batch.records());
     }
     is_final
 }

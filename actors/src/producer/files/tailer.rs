@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use logweir_engine::clock::wall_us;
-use logweir_engine::journal::Mark;
+use logweir_engine::journal::DedupKey;
 use uuid::Uuid;
 
 use super::super::container;
-use super::super::courier::{Parcel, discard};
 use super::super::framing::{Cutter, Framing};
 use super::super::lines::{Boundary, Composer, Discarded};
 use super::super::multiline::Multiline;
+use super::super::source_client::{SourceBatch, discard};
 use super::checkpoint::{Checkpoint, Former, Head, Position, Sending};
 use crate::message::Defaults;
 
@@ -107,7 +107,7 @@ pub struct Piece {
     /// The file, by its incarnation.
     pub incarnation: Uuid,
     /// The body.
-    pub parcel: Parcel,
+    pub source_batch: SourceBatch,
 }
 
 impl Tailer {
@@ -134,7 +134,7 @@ impl Tailer {
         Ok(tailer)
     }
 
-    /// The next bodies. Their ranges are on disk when this returns; each must be [settled](Self::settle) before the next call.
+    /// The next bodies. Their ranges are on disk when this returns; each must be [settled](Self::acknowledge) before the next call.
     ///
     /// # Errors
     /// The checkpoint cannot be written: nothing may be handed in.
@@ -168,7 +168,7 @@ impl Tailer {
     }
 
     /// The body of this file was taken, or will never be (then its records are counted as discarded).
-    pub fn settle(&mut self, incarnation: Uuid) {
+    pub fn acknowledge(&mut self, incarnation: Uuid) {
         let Some(tailed) = self.files.iter_mut().find(|tailed| tailed.position.incarnation == incarnation) else {
             return;
         };
@@ -243,7 +243,7 @@ impl Tailer {
             self.begin(path, &metadata, now);
         }
         metrics::gauge!("logweir_files_watched").set(self.files.len() as f64);
-        metrics::gauge!("logweir_files_left_alone_as_copies").set(self.copies as f64);
+        metrics::gauge!("logweir_files_ignored_duplicates").set(self.copies as f64);
         self.is_first = false;
         let before = self.files.len();
         self.files.retain(|tailed| !tailed.is_done(now));
@@ -487,14 +487,14 @@ impl Tailed {
         }
         let incarnation = self.position.incarnation;
         self.position.sending = Some(sending);
-        let parcel = Parcel {
+        let source_batch = SourceBatch {
             stream: self.stream,
             body,
             defaults: self.defaults.clone(),
             // The same in every life of the process, and higher with each piece.
-            mark: Some(Mark { key: incarnation.into_bytes(), position: sending.end, at_us: wall_us() }),
+            dedup_key: Some(DedupKey { key: incarnation.into_bytes(), position: sending.end, at_us: wall_us() }),
         };
-        Ok(Some(Piece { incarnation, parcel }))
+        Ok(Some(Piece { incarnation, source_batch }))
     }
 
     fn count_discarded(&mut self) {
@@ -517,7 +517,7 @@ impl Tailed {
             if self.is_rotated && !self.is_read() {
                 tracing::warn!(path = %self.position.path.display(), offset = self.position.offset,
                     "a file is gone; what it may have held after this offset is not stored");
-                metrics::counter!("logweir_files_gone_total").increment(1);
+                metrics::counter!("logweir_files_removed_unread_total").increment(1);
             }
             return self.is_rotated;
         }

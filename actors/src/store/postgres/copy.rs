@@ -45,7 +45,7 @@ pub(super) async fn copy<'a>(
     sink.feed(encoder.piece()).await?;
     let counted = sink.as_mut().finish().await?;
     if encoder.clamped > 0 {
-        metrics::counter!("logweir_store_ts_clamped_total").increment(encoder.clamped);
+        metrics::counter!("logweir_store_clamped_timestamps_total").increment(encoder.clamped);
     }
     Ok((sent, counted))
 }

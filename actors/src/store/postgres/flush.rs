@@ -28,7 +28,7 @@ use crate::message::Batch;
 use crate::store::cursor::{Miss, on_miss};
 use crate::store::fault_class::{Class, copy_line, poison_rows_max};
 use crate::store::rows::{Row, rows, rows_without};
-use crate::store::{Flushed, LaneRow, LaneWriter, StoreError, letter, volume};
+use crate::store::{Flushed, LaneRow, LaneWriter, StoreError, dead_letter, volume};
 
 const CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
@@ -178,7 +178,7 @@ impl PgLane {
     }
 
     /// Flushes, setting rows aside until the rest goes in.
-    async fn settle(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
+    async fn flush_isolating_bad_rows(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
         let mut refused = Refused::default();
         loop {
             let session = match self.session.take() {
@@ -367,7 +367,7 @@ impl PgLane {
         let places: Vec<i32> = dead.iter().map(|(_, row)| row.row.cast_signed()).collect();
         let states: Vec<&str> = dead.iter().map(|(poison, _)| poison.sqlstate.as_str()).collect();
         let reasons: Vec<&str> = dead.iter().map(|(poison, _)| poison.reason.as_str()).collect();
-        let raws: Vec<String> = dead.iter().map(|(_, row)| letter::raw(&row.record)).collect();
+        let raws: Vec<String> = dead.iter().map(|(_, row)| dead_letter::raw(&row.record)).collect();
         session
             .link
             .client
@@ -556,7 +556,7 @@ impl Poison {
 impl LaneWriter for PgLane {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
         let started = Instant::now();
-        let result = self.settle(batch).await;
+        let result = self.flush_isolating_bad_rows(batch).await;
         crate::store::measure(batch.lane, started, &result);
         result
     }

@@ -32,10 +32,10 @@ use super::cursor::ORDINAL_BITS;
 use super::volume::Key;
 use super::{
     Claim, DeadLetter, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount, claim,
-    letter,
+    dead_letter,
 };
 use crate::config::{Database, DatabaseUrl};
-use crate::pace::Pace;
+use crate::query_throttle::QueryThrottle;
 
 /// Connections for administration: few, since only commands and maintenance use them.
 const ADMIN_CONNECTIONS: usize = 2;
@@ -97,8 +97,8 @@ impl PostgresStore {
 
     /// Reads where queries go, each reading at most as long as the server lets a statement run.
     #[must_use]
-    pub fn log_reader(&self, timeout: Duration, pace: Pace) -> read::PostgresReader {
-        read::PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, pace)
+    pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> read::PostgresReader {
+        read::PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, throttle)
     }
 
     async fn admin(&self) -> Result<Object, StoreError> {
@@ -253,7 +253,7 @@ impl LogStore for PostgresStore {
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
-        let record = letter::mend(&dead.raw)?;
+        let record = dead_letter::mend(&dead.raw)?;
         let mut client = self.admin().await?;
         let failed = failed("replaying a dead letter");
         let transaction = client.transaction().await.map_err(&failed)?;

@@ -19,11 +19,11 @@ use super::connect::failure;
 use super::filter::Sql;
 use super::pool_failure;
 use super::types::Time;
-use crate::pace::{Pace, READING_MAX};
 use crate::query::Filter;
 use crate::query::facets::{self, Facets, NameCount, Names};
 use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Range};
+use crate::query_throttle::{QueryThrottle, READING_MAX};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::store::time::MINUTE_US;
 
@@ -42,17 +42,17 @@ pub struct PostgresReader {
     tls: MakeRustlsConnect,
     /// The server's limit for a statement.
     timeout: Duration,
-    pace: Pace,
+    throttle: QueryThrottle,
 }
 
 impl PostgresReader {
-    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration, pace: Pace) -> Self {
-        Self { pool, tls, timeout, pace }
+    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration, throttle: QueryThrottle) -> Self {
+        Self { pool, tls, timeout, throttle }
     }
 
     /// What the server holds a statement to: while the rows are behind, a short time and one process.
     fn limit(&self) -> String {
-        match self.pace.is_behind() {
+        match self.throttle.is_behind() {
             false => format!("SET LOCAL statement_timeout = {}", self.timeout.as_millis()),
             true => format!(
                 "SET LOCAL statement_timeout = {}; SET LOCAL max_parallel_workers_per_gather = 0",
@@ -62,7 +62,7 @@ impl PostgresReader {
     }
 
     fn too_slow(&self) -> ReadError {
-        ReadError::too_slow(self.timeout, &self.pace)
+        ReadError::too_slow(self.timeout, &self.throttle)
     }
 
     fn failed(&self, error: &Error) -> ReadError {
@@ -80,10 +80,10 @@ impl PostgresReader {
     where
         F: Future<Output = Result<Snapshot<T>, ReadError>>,
     {
-        if !self.pace.is_behind() {
+        if !self.throttle.is_behind() {
             tokio::select! {
                 done = reading() => return done,
-                () = self.pace.falls_behind() => {}
+                () = self.throttle.falls_behind() => {}
             }
         }
         reading().await
@@ -135,7 +135,7 @@ impl PostgresReader {
         let reading = || {
             self.read(async |transaction| {
                 let (mut fold, mut records) = (empty(), 0);
-                let mut pieces = self.pace.pieces(sample.range, Direction::Backward);
+                let mut pieces = self.throttle.pieces(sample.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
                     let looked_at = pieces.read(async {
@@ -163,7 +163,7 @@ impl PostgresReader {
     async fn rows<T>(&self, sql: &Sql, each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
         let reading = || {
             self.read(async |transaction| {
-                let rows = self.pace.whole(rows(transaction, sql)).await?;
+                let rows = self.throttle.whole(rows(transaction, sql)).await?;
                 Ok(rows.iter().map(each).collect())
             })
         };
@@ -336,7 +336,7 @@ impl LogReader for PostgresReader {
         let reading = || {
             self.read(async |transaction| {
                 let (mut found, mut bytes) = (Vec::new(), 0);
-                let mut pieces = self.pace.pieces(scan.range_left(), scan.direction);
+                let mut pieces = self.throttle.pieces(scan.range_left(), scan.direction);
                 while let Some(range) = pieces.next() {
                     let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
                     let piece = Scan { range, limit, bytes_max, ..scan.clone() };
@@ -357,7 +357,7 @@ impl LogReader for PostgresReader {
         let reading = || {
             self.read(async |transaction| {
                 let mut counts = Vec::new();
-                let mut pieces = self.pace.pieces(steps.range, Direction::Backward);
+                let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
                     let rows = pieces.read(rows(transaction, &sql)).await.ok_or(Stop::MadeRoom)??;

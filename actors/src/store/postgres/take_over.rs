@@ -205,7 +205,7 @@ async fn terminate(link: &Link, writer: Uuid, epoch: i64) -> Result<(), StoreErr
     for row in ended {
         let (pid, name): (i32, String) = (row.get(0), row.get(1));
         tracing::warn!(pid, name, "ended a connection of the journal's older owner, which held a lock");
-        metrics::counter!("logweir_store_terminated_holders_total").increment(1);
+        metrics::counter!("logweir_store_terminated_sessions_total").increment(1);
     }
     Ok(())
 }

@@ -16,12 +16,12 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
 
 use super::failed;
-use crate::pace::{self, Pace};
 use crate::query::facets::{Facets, NameCount, Names};
 use crate::query::filter::SeverityRange;
 use crate::query::hits::{By, Hits, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
+use crate::query_throttle::{self, QueryThrottle};
 use crate::store::StoreError;
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::store::time::{self, MAX_US, MINUTE_US};
@@ -33,7 +33,7 @@ pub(crate) const CACHE_BYTES: usize = 8 << 20;
 pub struct SqliteReader {
     stock: Arc<Stock>,
     timeout: Duration,
-    pace: Pace,
+    throttle: QueryThrottle,
 }
 
 /// Connections that nobody uses now.
@@ -44,8 +44,8 @@ struct Stock {
 }
 
 impl SqliteReader {
-    pub(super) fn new(path: PathBuf, busy_timeout: Duration, timeout: Duration, pace: Pace) -> Self {
-        Self { stock: Arc::new(Stock { path, busy_timeout, idle: Mutex::default() }), timeout, pace }
+    pub(super) fn new(path: PathBuf, busy_timeout: Duration, timeout: Duration, throttle: QueryThrottle) -> Self {
+        Self { stock: Arc::new(Stock { path, busy_timeout, idle: Mutex::default() }), timeout, throttle }
     }
 
     /// Runs `work` in a transaction on a connection of its own.
@@ -56,10 +56,10 @@ impl SqliteReader {
         let stop = Arc::new(AtomicBool::new(false));
         // Dropped with the future: whoever goes away takes the work along.
         let guard = StopOnDrop(Arc::clone(&stop));
-        let (stock, pace) = (Arc::clone(&self.stock), self.pace.clone());
+        let (stock, throttle) = (Arc::clone(&self.stock), self.throttle.clone());
         let task = tokio::task::spawn_blocking(move || {
             let mut connection = stock.take().map_err(ReadError::from)?;
-            let done = snapshot(&mut connection, &stop, pace, work);
+            let done = snapshot(&mut connection, &stop, throttle, work);
             if done.is_ok() {
                 stock.give_back(connection);
             }
@@ -75,7 +75,7 @@ impl SqliteReader {
         let joined = tokio::time::timeout(self.timeout, task).await;
         drop(guard);
         match joined {
-            Err(_) => Err(ReadError::too_slow(self.timeout, &self.pace)),
+            Err(_) => Err(ReadError::too_slow(self.timeout, &self.throttle)),
             Ok(Err(error)) => Err(ReadError::Failed(format!("the work on SQLite ended early: {error}"))),
             Ok(Ok(done)) => done,
         }
@@ -117,13 +117,13 @@ struct Reading<'c> {
 fn snapshot<T>(
     connection: &mut Connection,
     stop: &Arc<AtomicBool>,
-    pace: Pace,
+    throttle: QueryThrottle,
     work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Snapshot<T>> {
     let stopped = Arc::clone(stop);
-    let mut steps = pace::Steps::default();
+    let mut steps = query_throttle::Steps::default();
     // Asked every so many steps of SQLite's machine: well under a millisecond.
-    let progress = move || !pace.keep(&mut steps) || stopped.load(Ordering::Relaxed);
+    let progress = move || !throttle.keep(&mut steps) || stopped.load(Ordering::Relaxed);
     connection.progress_handler(10_000, Some(progress))?;
     let reading = Reading { transaction: connection.transaction()? };
     let lanes = reading.lanes()?;

@@ -19,8 +19,8 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use super::dedup_index::DedupEntry;
 use super::frame::{FrameHeader, Kind, Seed, Start};
-use super::marks::Marked;
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_KEPT, ZEROS};
 use super::{Damage, LaneId, LaneTail, OpenError};
@@ -36,7 +36,7 @@ pub(super) enum Depth {
 
 /// Something to keep aside in `quarantine/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Aside {
+pub(super) enum Quarantined {
     /// Some bytes of a file.
     Copy { from: PathBuf, offset: u64, bytes: u64, name: String },
     /// A whole file that is no segment of this journal.
@@ -45,7 +45,7 @@ pub(super) enum Aside {
 
 /// Frames of a segment that count, up to `D`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct ValidPrefix {
     pub(super) frames: u64,
     pub(super) data_frames: u64,
     pub(super) seq_first: u64,
@@ -74,27 +74,27 @@ pub(super) struct Tail {
 
 /// One segment as it was found.
 #[derive(Clone, Debug)]
-pub(super) struct Surveyed {
+pub(super) struct SegmentScan {
     pub(super) number: u64,
     pub(super) path: PathBuf,
     pub(super) size: u64,
     pub(super) seed: Seed,
     /// What its header says; 0 where that is damaged.
     pub(super) first_seq: u64,
-    pub(super) kept: Kept,
+    pub(super) kept: ValidPrefix,
     pub(super) tail: Tail,
 }
 
 /// What lies in the directory.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(super) struct DirectoryScan {
     pub(super) writer: Option<Uuid>,
-    pub(super) segments: Vec<Surveyed>,
+    pub(super) segments: Vec<SegmentScan>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
     /// Newest START.
     pub(super) start: Option<Start>,
-    /// Marks of frames, and those that STARTs remember; some of them more than once.
-    pub(super) marks: Vec<Marked>,
+    /// DedupIndex of frames, and those that STARTs remember; some of them more than once.
+    pub(super) dedup_index: Vec<DedupEntry>,
     /// Highest sequence number that a frame was found or is known to have.
     pub(super) seq_last: u64,
     /// Highest number that a file has.
@@ -104,7 +104,7 @@ pub(super) struct Survey {
     pub(super) clean: bool,
     pub(super) torn_bytes: u64,
     pub(super) damage: Vec<Damage>,
-    pub(super) aside: Vec<Aside>,
+    pub(super) aside: Vec<Quarantined>,
     /// Files of nothing but zeros.
     pub(super) empty: Vec<PathBuf>,
 }
@@ -130,20 +130,20 @@ impl Head {
 ///
 /// # Errors
 /// [`OpenError::TooNew`], or the disk refused a read.
-pub(super) fn survey(dir: &Dir, depth: Depth) -> Result<Survey, OpenError> {
+pub(super) fn directory_scan(dir: &Dir, depth: Depth) -> Result<DirectoryScan, OpenError> {
     let heads = read_heads(dir)?;
-    let mut survey = Survey {
+    let mut directory_scan = DirectoryScan {
         writer: owner(&heads),
         number_last: heads.iter().map(|head| head.name_number).max().unwrap_or(0),
-        ..Survey::default()
+        ..DirectoryScan::default()
     };
-    let placed = survey.place(heads)?;
+    let placed = directory_scan.place(heads)?;
     let limits = limits(&placed);
     for (index, (number, head)) in placed.iter().enumerate() {
         let next = placed.range(number + 1..).next().map(|(number, head)| (*number, head.header.is_some()));
-        survey.examine(*number, head, next, limits[index], depth).at(&head.path, "read the segment")?;
+        directory_scan.examine(*number, head, next, limits[index], depth).at(&head.path, "read the segment")?;
     }
-    Ok(survey)
+    Ok(directory_scan)
 }
 
 fn read_heads(dir: &Dir) -> Result<Vec<Head>, OpenError> {
@@ -196,7 +196,7 @@ fn limits(placed: &BTreeMap<u64, Head>) -> Vec<Option<u64>> {
     limits
 }
 
-impl Survey {
+impl DirectoryScan {
     /// Decides which file is which segment: the header's number counts, not the file's name.
     fn place(&mut self, heads: Vec<Head>) -> Result<BTreeMap<u64, Head>, OpenError> {
         let mut placed = BTreeMap::new();
@@ -274,7 +274,7 @@ impl Survey {
     fn expel(&mut self, head: &Head, why: &str, what: String) {
         self.note(head, what);
         let name = head.path.file_name().unwrap_or_default().to_string_lossy();
-        self.aside.push(Aside::Move { from: head.path.clone(), name: format!("{why}-{name}") });
+        self.aside.push(Quarantined::Move { from: head.path.clone(), name: format!("{why}-{name}") });
     }
 
     /// Walks over one segment.
@@ -303,15 +303,15 @@ impl Survey {
             self.seq_last = self.seq_last.max(header.run_seq).max(header.prev_seq_last).max(header.first_seq);
         }
         let mut walk = Walk {
-            survey: self,
+            directory_scan: self,
             scanner: Scanner::new(File::open(&head.path)?, seed, payloads, window, head.size).reused(head.is_reused()),
-            segment: Surveyed {
+            segment: SegmentScan {
                 number,
                 path: head.path.clone(),
                 size: head.size,
                 seed,
                 first_seq: head.header.map_or(0, |header| header.first_seq),
-                kept: Kept { end: SEGMENT_HEADER_BYTES as u64, ..Kept::default() },
+                kept: ValidPrefix { end: SEGMENT_HEADER_BYTES as u64, ..ValidPrefix::default() },
                 tail: Tail::default(),
             },
             expected: head.header.map(|header| header.first_seq),
@@ -336,9 +336,9 @@ impl Survey {
             }
         }
         // The newest START repeats what the ones before it knew, and knows what was forgotten since.
-        let first = start.marks.first().map_or(u64::MAX, |marked| marked.seq);
-        self.marks.retain(|marked| marked.seq >= first);
-        self.marks.extend(&start.marks);
+        let first = start.dedup_index.first().map_or(u64::MAX, |dedup_entry| dedup_entry.seq);
+        self.dedup_index.retain(|dedup_entry| dedup_entry.seq >= first);
+        self.dedup_index.extend(&start.dedup_index);
         self.start = Some(start);
     }
 }
@@ -391,9 +391,9 @@ pub(super) fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
 
 /// The walk over one segment.
 struct Walk<'a> {
-    survey: &'a mut Survey,
+    directory_scan: &'a mut DirectoryScan,
     scanner: Scanner,
-    segment: Surveyed,
+    segment: SegmentScan,
     /// Sequence number that must come next, where it is known.
     expected: Option<u64>,
     /// Bad bytes whose sequence range the next valid frame will tell: offset, bytes, what.
@@ -445,7 +445,7 @@ impl Walk<'_> {
     }
 
     fn expects(&self) -> u64 {
-        self.expected.unwrap_or(self.survey.seq_last + 1)
+        self.expected.unwrap_or(self.directory_scan.seq_last + 1)
     }
 
     /// Notes bad bytes, unless the journal ends here: then they are cut.
@@ -468,7 +468,7 @@ impl Walk<'_> {
         }
         self.damage(offset, from + bytes - offset, header.seq, header.seq, what);
         self.expected = Some(header.seq + 1);
-        self.survey.seq_last = self.survey.seq_last.max(header.seq);
+        self.directory_scan.seq_last = self.directory_scan.seq_last.max(header.seq);
     }
 
     /// Turns pending bad bytes, or none, into damage that ends with `seq_last`.
@@ -480,14 +480,14 @@ impl Walk<'_> {
     fn damage(&mut self, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, what: &str) {
         let segment = self.segment.number;
         if bytes > 0 {
-            self.survey.aside.push(Aside::Copy {
+            self.directory_scan.aside.push(Quarantined::Copy {
                 from: self.segment.path.clone(),
                 offset,
                 bytes,
                 name: damage_name(segment, offset, seq_first, seq_last),
             });
         }
-        self.survey.damage.push(Damage { segment, offset, bytes, seq_first, seq_last, what: what.to_owned() });
+        self.directory_scan.damage.push(Damage { segment, offset, bytes, seq_first, seq_last, what: what.to_owned() });
     }
 
     /// Everything from `offset` on was never promised to anybody.
@@ -499,8 +499,8 @@ impl Walk<'_> {
         }
         if bytes > 0 {
             self.sealed = false;
-            self.survey.torn_bytes += bytes;
-            self.survey.aside.push(Aside::Copy {
+            self.directory_scan.torn_bytes += bytes;
+            self.directory_scan.aside.push(Quarantined::Copy {
                 from: self.segment.path.clone(),
                 offset,
                 bytes,
@@ -515,20 +515,20 @@ impl Walk<'_> {
         let is_data = header.kind == Kind::Data;
         self.expected = Some(header.seq + 1);
         self.sealed = header.kind == Kind::Seal;
-        self.survey.seq_last = self.survey.seq_last.max(header.seq);
+        self.directory_scan.seq_last = self.directory_scan.seq_last.max(header.seq);
         match header.kind {
             Kind::Data => {
                 let tail = LaneTail { seq: header.seq, records: header.lane_records };
-                let newest = self.survey.lanes.entry(header.lane).or_default();
+                let newest = self.directory_scan.lanes.entry(header.lane).or_default();
                 if tail.seq > newest.seq {
                     *newest = tail;
                 }
-                if let Some(mark) = self.scanner.mark(header, offset)? {
-                    self.survey.marks.push(Marked { mark, lane: header.lane, seq: header.seq });
+                if let Some(dedup_key) = self.scanner.dedup_key(header, offset)? {
+                    self.directory_scan.dedup_index.push(DedupEntry { dedup_key, lane: header.lane, seq: header.seq });
                 }
             }
             Kind::Start => match self.scanner.payload(header, offset)?.as_deref().and_then(Start::decode) {
-                Some(start) => self.survey.see_start(start),
+                Some(start) => self.directory_scan.see_start(start),
                 None => {
                     self.damage(offset, header.frame_bytes(), header.seq, header.seq, "a START frame is unreadable")
                 }
@@ -598,7 +598,7 @@ pub(super) fn damage_name(segment: u64, offset: u64, seq_first: u64, seq_last: u
 }
 
 /// fsync before reading: what is acted on must not be something that only the page cache holds.
-pub(super) fn settle_page_cache(dir: &Dir) -> Result<(), OpenError> {
+pub(super) fn flush_page_cache(dir: &Dir) -> Result<(), OpenError> {
     if let Some((_, path)) = dir.segments().at(dir.path(), "list the segments")?.pop() {
         let file = OpenOptions::new().read(true).write(true).open(&path).at(&path, "open the segment")?;
         file.sync_all().at(&path, "fsync the segment")?;

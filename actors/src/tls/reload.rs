@@ -15,9 +15,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What was read last and could be used.
 #[derive(Debug)]
-pub(super) struct Kept<T>(RwLock<T>);
+pub(super) struct Reloadable<T>(RwLock<T>);
 
-impl<T: Clone> Kept<T> {
+impl<T: Clone> Reloadable<T> {
     pub(super) fn now(&self) -> T {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -28,9 +28,9 @@ pub(super) fn keep<T: Clone + Send + Sync + 'static>(
     what: &'static str,
     files: Vec<PathBuf>,
     read: impl Fn() -> Result<T, TlsError> + Send + 'static,
-) -> Result<Arc<Kept<T>>, TlsError> {
+) -> Result<Arc<Reloadable<T>>, TlsError> {
     let mut seen = contents(&files); // before it is read, so that nothing in between is missed
-    let kept = Arc::new(Kept(RwLock::new(read()?)));
+    let kept = Arc::new(Reloadable(RwLock::new(read()?)));
     let held = Arc::downgrade(&kept);
     let look = move || {
         loop {
@@ -52,7 +52,8 @@ pub(super) fn keep<T: Clone + Send + Sync + 'static>(
                     "refused"
                 }
             };
-            metrics::counter!("logweir_tls_rereads_total", "what" => what, "outcome" => outcome).increment(1);
+            metrics::counter!("logweir_tls_certificate_reloads_total", "what" => what, "outcome" => outcome)
+                .increment(1);
         }
     };
     std::thread::Builder::new().name(format!("tls-{what}")).spawn(look).expect("a thread can be started");

@@ -4,13 +4,13 @@ use tokio::time::Instant;
 
 /// What may still be spent.
 #[derive(Debug)]
-pub struct Allowance {
+pub struct RateLimiter {
     per_s: usize,
     left: usize,
     since: Instant,
 }
 
-impl Allowance {
+impl RateLimiter {
     /// A whole second's at `now`.
     #[must_use]
     pub fn new(per_s: usize, now: Instant) -> Self {
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn an_allowance_grows_with_time_up_to_one_second() {
         let begun = Instant::now();
-        let mut allowance = Allowance::new(1000, begun);
+        let mut allowance = RateLimiter::new(1000, begun);
         allowance.spend(1000);
         assert_eq!(allowance.at(begun), 0);
         // Steps too short for a whole one are not lost.

@@ -2,24 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use logweir_engine::journal::{AppendError, Appended, Journal, Mark, NewFrame};
+use logweir_engine::journal::{AppendError, Appended, DedupKey, Journal, NewFrame};
 
 use crate::kit::{Answer, SEGMENT_BYTES, append, block_on, config, open, payloads, read, scratch};
 
-fn mark(key: u8, position: u64) -> Mark {
-    Mark { key: [key; 16], position, at_us: 1_763_640_000_000_000 }
+fn dedup_key(key: u8, position: u64) -> DedupKey {
+    DedupKey { key: [key; 16], position, at_us: 1_763_640_000_000_000 }
 }
 
-fn begin(journal: &Journal, mark: Mark, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
-    let credit = block_on(journal.reserve(payload.len() + Mark::BYTES))?;
+fn begin(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
+    let credit = block_on(journal.reserve(payload.len() + DedupKey::BYTES))?;
     let (tell, answer) = std::sync::mpsc::channel();
     let on_durable = Box::new(move |result| drop(tell.send(result)));
-    let frame = NewFrame { lane: 3, codec: 1, records: 1, mark: Some(mark), payload: payload.to_vec() };
+    let frame = NewFrame { lane: 3, codec: 1, records: 1, dedup_key: Some(dedup_key), payload: payload.to_vec() };
     journal.append_frame(credit, frame, on_durable).map(|appended| (appended, answer))
 }
 
-fn take(journal: &Journal, mark: Mark, payload: &[u8]) -> Result<Appended, AppendError> {
-    let (appended, answer) = begin(journal, mark, payload)?;
+fn take(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<Appended, AppendError> {
+    let (appended, answer) = begin(journal, dedup_key, payload)?;
     answer.recv().unwrap()?;
     Ok(appended)
 }
@@ -28,15 +28,15 @@ fn take(journal: &Journal, mark: Mark, payload: &[u8]) -> Result<Appended, Appen
 fn a_repetition_is_refused_and_names_the_first() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
-    let first = take(&journal, mark(1, 0), b"one").unwrap();
-    assert_eq!(take(&journal, mark(1, 0), b"one").unwrap_err(), AppendError::Repeated);
-    let (known, durable) = journal.marked(&[1; 16]).unwrap();
+    let first = take(&journal, dedup_key(1, 0), b"one").unwrap();
+    assert_eq!(take(&journal, dedup_key(1, 0), b"one").unwrap_err(), AppendError::Repeated);
+    let (known, durable) = journal.dedup_entry(&[1; 16]).unwrap();
     assert_eq!((known.seq, known.lane, durable), (first.seq, 3, true));
-    assert_eq!(journal.marked(&[2; 16]), None);
-    take(&journal, mark(2, 10), b"two").unwrap();
-    take(&journal, mark(2, 20), b"three").unwrap();
-    assert_eq!(take(&journal, mark(2, 20), b"three").unwrap_err(), AppendError::Repeated);
-    assert_eq!(take(&journal, mark(2, 5), b"two").unwrap_err(), AppendError::Repeated);
+    assert_eq!(journal.dedup_entry(&[2; 16]), None);
+    take(&journal, dedup_key(2, 10), b"two").unwrap();
+    take(&journal, dedup_key(2, 20), b"three").unwrap();
+    assert_eq!(take(&journal, dedup_key(2, 20), b"three").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, dedup_key(2, 5), b"two").unwrap_err(), AppendError::Repeated);
     assert_eq!(payloads(&read(&journal, 3)), [&b"one"[..], b"two", b"three"], "without their marks");
 }
 
@@ -47,11 +47,11 @@ fn a_restart_knows_what_was_taken_with_and_without_a_seal() {
         let (journal, recovered) = open(dir.path());
         assert_eq!(recovered.damage, []);
         for known in 0..run {
-            assert_eq!(take(&journal, mark(known, 0), b"again").unwrap_err(), AppendError::Repeated, "run {run}");
-            assert_eq!(take(&journal, mark(100, u64::from(known) + 1), b"x").unwrap_err(), AppendError::Repeated);
+            assert_eq!(take(&journal, dedup_key(known, 0), b"again").unwrap_err(), AppendError::Repeated, "run {run}");
+            assert_eq!(take(&journal, dedup_key(100, u64::from(known) + 1), b"x").unwrap_err(), AppendError::Repeated);
         }
-        take(&journal, mark(run, 0), b"new").unwrap();
-        take(&journal, mark(100, u64::from(run) + 1), b"x").unwrap();
+        take(&journal, dedup_key(run, 0), b"new").unwrap();
+        take(&journal, dedup_key(100, u64::from(run) + 1), b"x").unwrap();
         if run % 2 == 0 {
             journal.seal().unwrap();
         }
@@ -65,13 +65,13 @@ fn marks_outlive_the_segments_that_they_came_in() {
     let bulk = vec![7; 20_000];
     {
         let (journal, _) = open(dir.path());
-        take(&journal, mark(1, 0), b"request").unwrap();
-        take(&journal, mark(2, 77), b"file").unwrap();
+        take(&journal, dedup_key(1, 0), b"request").unwrap();
+        take(&journal, dedup_key(2, 77), b"file").unwrap();
         for _ in 0..30 {
             append(&journal, 0, 1, &bulk).unwrap();
             let last = append(&journal, 3, 1, b"y").unwrap().seq;
-            journal.settle(0, last);
-            journal.settle(3, last);
+            journal.commit(0, last);
+            journal.commit(3, last);
         }
         let first = dir.path().join(format!("{:020}.wal", 1));
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -79,12 +79,12 @@ fn marks_outlive_the_segments_that_they_came_in() {
             assert!(Instant::now() < deadline, "the first segment stays");
             std::thread::yield_now();
         }
-        assert_eq!(take(&journal, mark(1, 0), b"request").unwrap_err(), AppendError::Repeated);
+        assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Repeated);
     }
     let (journal, _) = open(dir.path());
-    assert_eq!(take(&journal, mark(1, 0), b"request").unwrap_err(), AppendError::Repeated);
-    assert_eq!(take(&journal, mark(2, 77), b"file").unwrap_err(), AppendError::Repeated);
-    take(&journal, mark(2, 78), b"file").unwrap();
+    assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, dedup_key(2, 77), b"file").unwrap_err(), AppendError::Repeated);
+    take(&journal, dedup_key(2, 78), b"file").unwrap();
 }
 
 #[test]
@@ -94,14 +94,14 @@ fn more_marks_than_are_remembered_leave_a_segment_its_room() {
     for _ in 0..2 {
         let (journal, _) = open(dir.path());
         for n in 0..2_000_u64 {
-            let mut one = mark(0, n % 3);
+            let mut one = dedup_key(0, n % 3);
             one.key[..8].copy_from_slice(&(n * 7 + journal.stats().seq_last).to_le_bytes());
             begin(&journal, one, b"z").unwrap();
         }
         append(&journal, 0, 1, &vec![1; most]).unwrap();
         let seq = journal.stats().seq_last;
-        journal.settle(0, seq);
-        journal.settle(3, seq);
+        journal.commit(0, seq);
+        journal.commit(3, seq);
     }
     let mut small = config(dir.path());
     small.segment_bytes = SEGMENT_BYTES;

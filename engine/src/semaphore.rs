@@ -1,9 +1,9 @@
-//! Room behind one mailbox, counted in messages and in bytes at once.
+//! Semaphore behind one mailbox, counted in messages and in bytes at once.
 //!
 //! - What is in use is within the bound in both dimensions, always: room is taken under one lock, both
 //!   dimensions together. Two semaphores were refused: a sender that holds the one and waits for the other
 //!   counts as a message that is not there, and two of them can overtake each other in between.
-//! - Room is given back without the lock, so that sender and receiver do not fight for it at each message:
+//! - Semaphore is given back without the lock, so that sender and receiver do not fight for it at each message:
 //!   taken and returned are two sums that only grow, and who takes subtracts. A sum that is read a moment too
 //!   early shows too little room, never too much.
 //! - First come, first served: while anybody waits, nobody who comes later gets in, however small.
@@ -48,7 +48,7 @@ impl Discard {
     }
 }
 
-pub(crate) struct Room {
+pub(crate) struct Semaphore {
     bound: Bound,
     state: Mutex<State>,
     returned: Returned,
@@ -86,14 +86,14 @@ struct Waiter {
     grant: oneshot::Sender<Permit>,
 }
 
-/// Room refused.
+/// Semaphore refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Full,
     Closed,
 }
 
-impl Room {
+impl Semaphore {
     /// # Panics
     /// When the bound has no room for a single message.
     pub(crate) fn new(stage: &str, bound: Bound) -> Arc<Self> {
@@ -157,7 +157,7 @@ impl Room {
         drop(waiting); // wakes them, outside the lock
     }
 
-    /// Runs `push` if the mailbox is open, so that nothing is pushed after [`Room::close`] has returned:
+    /// Runs `push` if the mailbox is open, so that nothing is pushed after [`Semaphore::close`] has returned:
     /// what the closer pushes then is the last. `push` may drop no permit: it runs under the lock.
     pub(crate) fn if_open<T>(&self, push: impl FnOnce() -> Result<(), T>) -> Result<Result<(), T>, Refused> {
         let mut state = self.lock();
@@ -222,7 +222,7 @@ impl Room {
     /// The permit for room that has been taken.
     fn permit(self: &Arc<Self>, cost: usize) -> Permit {
         self.meter.depth_grew(1, cost);
-        Permit { room: self.clone(), cost, travelling: false }
+        Permit { semaphore: self.clone(), cost, travelling: false }
     }
 
     fn wait<'a>(self: &'a Arc<Self>, state: &mut State, cost: usize) -> Waiting<'a> {
@@ -233,7 +233,7 @@ impl Room {
         self.awaited.store(true, Ordering::Relaxed);
         // Against the fence of `give_back`: either it sees that somebody waits, or who waits sees what it gave back.
         fence(Ordering::SeqCst);
-        Waiting { room: self, ticket, granted, since: Instant::now() }
+        Waiting { semaphore: self, ticket, granted, since: Instant::now() }
     }
 
     fn give_back(self: &Arc<Self>, messages: usize, bytes: usize) {
@@ -276,7 +276,7 @@ impl Room {
 
 /// A place in the queue for room. Dropping it gives the place up.
 struct Waiting<'a> {
-    room: &'a Arc<Room>,
+    semaphore: &'a Arc<Semaphore>,
     ticket: u64,
     /// A grant that arrived but was never taken out is dropped with this, which releases it.
     granted: oneshot::Receiver<Permit>,
@@ -294,22 +294,22 @@ impl Future for Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.room.meter.waited.add(self.since.elapsed());
+        self.semaphore.meter.waited.add(self.since.elapsed());
         let gave_up = {
-            let mut state = self.room.lock();
+            let mut state = self.semaphore.lock();
             let gave_up = state.waiting.remove(&self.ticket).is_some();
-            self.room.awaited.store(!state.waiting.is_empty(), Ordering::Relaxed);
+            self.semaphore.awaited.store(!state.waiting.is_empty(), Ordering::Relaxed);
             gave_up
         };
         if gave_up {
-            self.room.admit(); // a heavy first one may have held up lighter ones
+            self.semaphore.admit(); // a heavy first one may have held up lighter ones
         }
     }
 }
 
-/// Room for one message; dropping it gives the room back.
+/// Semaphore for one message; dropping it gives the room back.
 pub(crate) struct Permit {
-    room: Arc<Room>,
+    semaphore: Arc<Semaphore>,
     cost: usize,
     /// On its way with a message that has not been handled yet.
     travelling: bool,
@@ -318,10 +318,10 @@ pub(crate) struct Permit {
 impl Permit {
     /// Sets off with a message of `bytes`. What was reserved beyond that is given back.
     pub(crate) fn depart(&mut self, bytes: usize) {
-        let cost = self.room.cost(bytes);
+        let cost = self.semaphore.cost(bytes);
         debug_assert!(cost <= self.cost, "a message of {bytes} bytes on a credit for {}", self.cost);
         if cost < self.cost {
-            self.room.give_back(0, self.cost - cost);
+            self.semaphore.give_back(0, self.cost - cost);
             self.cost = cost;
         }
         self.travelling = true;
@@ -333,7 +333,7 @@ impl Permit {
     }
 
     /// The message has been handled: the room is free.
-    pub(crate) fn settle(mut self) {
+    pub(crate) fn release(mut self) {
         self.travelling = false;
     }
 }
@@ -341,10 +341,10 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.travelling {
-            let reason = self.room.discard.load(Ordering::Relaxed);
-            self.room.meter.discarded(reason);
+            let reason = self.semaphore.discard.load(Ordering::Relaxed);
+            self.semaphore.meter.discarded(reason);
         }
-        self.room.give_back(1, self.cost);
+        self.semaphore.give_back(1, self.cost);
     }
 }
 
@@ -362,17 +362,17 @@ mod tests {
     type Taking = Pin<Box<dyn Future<Output = Option<Permit>>>>;
 
     /// A `take` that runs only when it is polled.
-    fn taking(room: &Arc<Room>, bytes: usize) -> Taking {
-        let room = room.clone();
-        Box::pin(async move { room.take(bytes).await })
+    fn taking(semaphore: &Arc<Semaphore>, bytes: usize) -> Taking {
+        let semaphore = semaphore.clone();
+        Box::pin(async move { semaphore.take(bytes).await })
     }
 
     fn poll(taking: &mut Taking) -> Poll<Option<Permit>> {
         taking.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    fn now(room: &Arc<Room>, bytes: usize) -> Option<Permit> {
-        match room.enter(bytes, Err) {
+    fn now(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<Permit> {
+        match semaphore.enter(bytes, Err) {
             Ok(Err(permit)) => Some(permit),
             _ => None,
         }
@@ -380,29 +380,29 @@ mod tests {
 
     #[test]
     fn both_dimensions_hold_at_once() {
-        let room = Room::new("s", BOUND);
-        let light: Vec<_> = (0..3).map(|_| now(&room, 1).unwrap()).collect();
-        assert!(now(&room, 1).is_none(), "messages are used up");
+        let semaphore = Semaphore::new("s", BOUND);
+        let light: Vec<_> = (0..3).map(|_| now(&semaphore, 1).unwrap()).collect();
+        assert!(now(&semaphore, 1).is_none(), "messages are used up");
         drop(light);
-        let heavy = now(&room, 60).unwrap();
-        assert!(now(&room, 41).is_none(), "bytes are used up");
-        assert!(now(&room, 40).is_some());
+        let heavy = now(&semaphore, 60).unwrap();
+        assert!(now(&semaphore, 41).is_none(), "bytes are used up");
+        assert!(now(&semaphore, 40).is_some());
         drop(heavy);
-        assert_eq!(room.taken(), (0, 0));
+        assert_eq!(semaphore.taken(), (0, 0));
     }
 
     #[test]
     fn nobody_overtakes_a_heavy_waiter() {
-        let room = Room::new("s", BOUND);
-        let held = now(&room, 60).unwrap();
-        let mut heavy = taking(&room, 1_000); // oversized: needs the whole room
-        let mut light = taking(&room, 1);
+        let semaphore = Semaphore::new("s", BOUND);
+        let held = now(&semaphore, 60).unwrap();
+        let mut heavy = taking(&semaphore, 1_000); // oversized: needs the whole room
+        let mut light = taking(&semaphore, 1);
         assert!(poll(&mut heavy).is_pending());
         assert!(poll(&mut light).is_pending(), "there is room, but not for who comes later");
-        assert!(now(&room, 1).is_none());
+        assert!(now(&semaphore, 1).is_none());
         drop(held);
         let Poll::Ready(Some(alone)) = poll(&mut heavy) else { panic!("the heavy one is first") };
-        assert_eq!(room.taken(), (1, 100));
+        assert_eq!(semaphore.taken(), (1, 100));
         assert!(poll(&mut light).is_pending());
         drop(alone);
         assert!(poll(&mut light).is_ready());
@@ -410,9 +410,9 @@ mod tests {
 
     #[test]
     fn a_heavy_waiter_that_gives_up_lets_the_lighter_ones_in() {
-        let room = Room::new("s", BOUND);
-        let _held = now(&room, 60).unwrap();
-        let (mut heavy, mut light) = (taking(&room, 90), taking(&room, 1));
+        let semaphore = Semaphore::new("s", BOUND);
+        let _held = now(&semaphore, 60).unwrap();
+        let (mut heavy, mut light) = (taking(&semaphore, 90), taking(&semaphore, 1));
         assert!(poll(&mut heavy).is_pending() && poll(&mut light).is_pending());
         drop(heavy);
         assert!(poll(&mut light).is_ready());
@@ -420,9 +420,9 @@ mod tests {
 
     #[test]
     fn what_was_reserved_beyond_the_need_is_given_back_on_departure() {
-        let room = Room::new("s", BOUND);
-        let mut permit = now(&room, 100).unwrap();
-        let mut waiter = taking(&room, 70);
+        let semaphore = Semaphore::new("s", BOUND);
+        let mut permit = now(&semaphore, 100).unwrap();
+        let mut waiter = taking(&semaphore, 70);
         assert!(poll(&mut waiter).is_pending());
         permit.depart(30);
         assert!(poll(&mut waiter).is_ready());
@@ -430,29 +430,29 @@ mod tests {
 
     #[test]
     fn closing_tells_who_waits_and_who_comes() {
-        let room = Room::new("s", BOUND);
-        let held = now(&room, 100).unwrap();
-        let mut waiter = taking(&room, 1);
+        let semaphore = Semaphore::new("s", BOUND);
+        let held = now(&semaphore, 100).unwrap();
+        let mut waiter = taking(&semaphore, 1);
         assert!(poll(&mut waiter).is_pending());
-        room.close();
+        semaphore.close();
         assert!(matches!(poll(&mut waiter), Poll::Ready(None)));
-        assert!(now(&room, 1).is_none());
-        assert!(room.if_open::<()>(|| panic!("nothing passes a closed door")).is_err());
+        assert!(now(&semaphore, 1).is_none());
+        assert!(semaphore.if_open::<()>(|| panic!("nothing passes a closed door")).is_err());
         drop(held);
-        assert_eq!(room.taken(), (0, 0));
+        assert_eq!(semaphore.taken(), (0, 0));
     }
 
     #[test]
     fn nobody_waits_for_room_that_another_thread_gave_back_meanwhile() {
         const TAKES: usize = 300_000;
-        let room = Room::new("s", Bound { messages_max: 1, bytes_max: 100 });
+        let semaphore = Semaphore::new("s", Bound { messages_max: 1, bytes_max: 100 });
         let start = std::sync::Barrier::new(2);
         let take_and_return = || {
             start.wait();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
                 for _ in 0..TAKES {
-                    let taken = tokio::time::timeout(Duration::from_secs(5), room.take(1)).await;
+                    let taken = tokio::time::timeout(Duration::from_secs(5), semaphore.take(1)).await;
                     drop(taken.expect("no wake-up is lost"));
                 }
             });
@@ -462,7 +462,7 @@ mod tests {
                 scope.spawn(take_and_return);
             }
         });
-        assert_eq!(room.taken(), (0, 0));
+        assert_eq!(semaphore.taken(), (0, 0));
     }
 
     #[derive(Clone, Debug)]
@@ -489,19 +489,19 @@ mod tests {
     proptest! {
         #[test]
         fn the_bound_holds_and_no_room_is_lost(steps in prop::collection::vec(any_step(), 1..200)) {
-            let room = Room::new("s", BOUND);
+            let semaphore = Semaphore::new("s", BOUND);
             let mut waiting: Vec<(Taking, usize)> = Vec::new();
             let mut held: Vec<Permit> = Vec::new();
             for step in steps {
                 match step {
                     Step::Take(bytes) => {
-                        let mut taking = taking(&room, bytes);
+                        let mut taking = taking(&semaphore, bytes);
                         match poll(&mut taking) {
                             Poll::Ready(permit) => held.push(permit.unwrap()),
-                            Poll::Pending => waiting.push((taking, room.cost(bytes))),
+                            Poll::Pending => waiting.push((taking, semaphore.cost(bytes))),
                         }
                     }
-                    Step::TryTake(bytes) => held.extend(now(&room, bytes)),
+                    Step::TryTake(bytes) => held.extend(now(&semaphore, bytes)),
                     Step::Poll(n) if !waiting.is_empty() => {
                         let n = n % waiting.len();
                         if let Poll::Ready(permit) = poll(&mut waiting[n].0) {
@@ -513,20 +513,20 @@ mod tests {
                     Step::Release(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
                     _ => {}
                 }
-                let state = room.lock();
-                let (messages, bytes) = room.in_use(&state);
+                let state = semaphore.lock();
+                let (messages, bytes) = semaphore.in_use(&state);
                 prop_assert!(messages <= BOUND.messages_max && bytes <= BOUND.bytes_max);
                 // Who still stands in the queue came after all who were let in, and the first does not fit.
                 let let_in = waiting.len() - state.waiting.len();
                 let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
                 prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
-                prop_assert!(costs.first().is_none_or(|&cost| !room.fits(&state, cost)), "room stands empty");
+                prop_assert!(costs.first().is_none_or(|&cost| !semaphore.fits(&state, cost)), "room stands empty");
                 let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
                 prop_assert_eq!(bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
                 prop_assert_eq!(messages, let_in + held.len());
             }
             drop((waiting, held));
-            prop_assert_eq!(room.taken(), (0, 0));
+            prop_assert_eq!(semaphore.taken(), (0, 0));
         }
     }
 }

@@ -41,7 +41,7 @@ struct File {
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
-        [$(($name, include_bytes!(concat!("../../page/", $name)) as &[u8])),*]
+        [$(($name, include_bytes!(concat!("../../ui/", $name)) as &[u8])),*]
     };
 }
 
@@ -140,7 +140,7 @@ pub fn routes(routes: &mut ServiceConfig) {
 }
 
 /// Whether `path` is the page's: its files hold no record and need no token.
-pub fn is_page(path: &str) -> bool {
+pub fn is_asset(path: &str) -> bool {
     path == "/" || VIEWS.contains(&path) || path.starts_with("/assets/")
 }
 

@@ -9,7 +9,7 @@ use super::{StoreError, time};
 
 /// What [`DeadLetter::raw`](super::DeadLetter::raw) holds. `attributes` is text, since it may be what was wrong with the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LetterRecord<'a> {
+pub struct DeadLetterRecord<'a> {
     /// RFC 3339.
     pub ts: Cow<'a, str>,
     /// OpenTelemetry's number.
@@ -26,7 +26,7 @@ pub struct LetterRecord<'a> {
 
 /// The record as one JSON object.
 pub(crate) fn raw(record: &Record<'_>) -> String {
-    let letter = LetterRecord {
+    let letter = DeadLetterRecord {
         ts: time::text(record.ts_us).into(),
         severity: record.severity.number(),
         service: record.service.into(),
@@ -51,7 +51,7 @@ pub(crate) struct Mended {
 /// Reads `raw` (as it was written, or as a person has mended it).
 pub(crate) fn mend(raw: &str) -> Result<Mended, StoreError> {
     let wrong = |what: String| StoreError::Systemic(format!("the dead letter cannot be read: {what}"));
-    let letter: LetterRecord<'_> = serde_json::from_str(raw).map_err(|error| wrong(error.to_string()))?;
+    let letter: DeadLetterRecord<'_> = serde_json::from_str(raw).map_err(|error| wrong(error.to_string()))?;
     let ts_us = time::parse(&letter.ts).ok_or_else(|| wrong(format!("`{}` is no RFC 3339 time", letter.ts)))?;
     let severity = Severity::from_number(letter.severity)
         .ok_or_else(|| wrong(format!("severity {} is above 24", letter.severity)))?;

@@ -20,7 +20,7 @@ use actix::{Actor, ActorContext, ActorFuture, ActorState, AsyncContext, Context,
 use tokio::time::{Instant, Sleep};
 
 use crate::mailbox::Envelope;
-use crate::observe::Vitals;
+use crate::observe::StageState;
 use crate::stage::{Exit, Stage, StageContext};
 use crate::supervisor::Exits;
 
@@ -34,7 +34,7 @@ const SNAPSHOT_AGE_MAX: Duration = Duration::from_millis(100);
 /// Builds a stage, at start and after each panic or stall.
 pub(crate) type Factory<S> = Box<dyn Fn(StageContext) -> S + Send>;
 
-pub(crate) struct Shell<S: Stage> {
+pub(crate) struct ActorHost<S: Stage> {
     factory: Factory<S>,
     context: StageContext,
     host: Rc<Host>,
@@ -69,7 +69,7 @@ struct Turned<S> {
     drained: bool,
 }
 
-impl<S: Stage> Shell<S> {
+impl<S: Stage> ActorHost<S> {
     pub(crate) fn new(
         factory: Factory<S>,
         context: StageContext,
@@ -101,7 +101,7 @@ impl<S: Stage> Shell<S> {
             self.exits.report(&self.context.name, exit);
             ctx.stop();
         } else if turned.drained {
-            self.host.vitals.drained();
+            self.host.stage_state.drained();
             ctx.stop();
         }
     }
@@ -109,14 +109,17 @@ impl<S: Stage> Shell<S> {
     /// Copying the counters allocates, so under load it is done now and then only.
     fn snapshot(&mut self, stage: &S, last: bool) {
         let now = self.host.slice.now.get();
-        if last || now.duration_since(self.snapshot_at) >= SNAPSHOT_AGE_MAX || self.host.vitals.room.looks_empty() {
+        if last
+            || now.duration_since(self.snapshot_at) >= SNAPSHOT_AGE_MAX
+            || self.host.stage_state.semaphore.looks_empty()
+        {
             self.snapshot_at = now;
-            self.host.vitals.snapshot(stage.observe());
+            self.host.stage_state.snapshot(stage.observe());
         }
     }
 }
 
-impl<S: Stage> Actor for Shell<S> {
+impl<S: Stage> Actor for ActorHost<S> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
@@ -125,7 +128,7 @@ impl<S: Stage> Actor for Shell<S> {
             return;
         }
         let stage = Box::new((self.factory)(self.context.clone()));
-        self.host.vitals.snapshot(stage.observe());
+        self.host.stage_state.snapshot(stage.observe());
         self.stage = Some(stage);
         if let Some(pace) = &mut self.pace {
             pace.next = Instant::now() + pace.period;
@@ -137,13 +140,13 @@ impl<S: Stage> Actor for Shell<S> {
     }
 }
 
-impl<S: Stage> Supervised for Shell<S> {
+impl<S: Stage> Supervised for ActorHost<S> {
     fn restarting(&mut self, _: &mut Self::Context) {
         self.stage = None; // `started` builds the next one
     }
 }
 
-impl<S: Stage> Handler<Envelope<S::Message>> for Shell<S> {
+impl<S: Stage> Handler<Envelope<S::Message>> for ActorHost<S> {
     type Result = ();
 
     fn handle(&mut self, envelope: Envelope<S::Message>, ctx: &mut Self::Context) {
@@ -151,7 +154,7 @@ impl<S: Stage> Handler<Envelope<S::Message>> for Shell<S> {
     }
 }
 
-impl<S: Stage> Handler<Drain> for Shell<S> {
+impl<S: Stage> Handler<Drain> for ActorHost<S> {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
@@ -168,36 +171,36 @@ struct Rest<T> {
     just_polled: bool,
 }
 
-impl<S: Stage, T: Future<Output = Turned<S>>> ActorFuture<Shell<S>> for Rest<T> {
+impl<S: Stage, T: Future<Output = Turned<S>>> ActorFuture<ActorHost<S>> for Rest<T> {
     type Output = ();
 
     fn poll(
         mut self: Pin<&mut Self>,
-        shell: &mut Shell<S>,
-        ctx: &mut Context<Shell<S>>,
+        actor_host: &mut ActorHost<S>,
+        ctx: &mut Context<ActorHost<S>>,
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
         if std::mem::take(&mut self.just_polled) {
             return Poll::Pending;
         }
-        self.turn.as_mut().poll(cx).map(|turned| shell.turned(turned, ctx))
+        self.turn.as_mut().poll(cx).map(|turned| actor_host.turned(turned, ctx))
     }
 }
 
 /// One turn: gives way if the slice is used up, does the work, then a tick if one is due.
 async fn run<S: Stage>(mut stage: Box<S>, work: Work<S::Message>, mut pace: Option<Pace>, host: Rc<Host>) -> Turned<S> {
-    let Host { vitals, slice, .. } = &*host;
+    let Host { stage_state, slice, .. } = &*host;
     if slice.is_used_up() {
         tokio::task::yield_now().await;
     }
     let drained = matches!(work, Work::Drain);
     // The clock was read when the last turn ended or the actor's poll began: nothing lies in between.
-    let began = vitals.progress.begin(slice.now.get());
+    let began = stage_state.progress.begin(slice.now.get());
     let mut result = match work {
         Work::Message(Envelope { message, permit }) => {
             let result = stage.receive(message).await;
-            vitals.handled.add(1); // before the room is free: who sees the room sees the count
-            permit.settle();
+            stage_state.handled.add(1); // before the room is free: who sees the room sees the count
+            permit.release();
             result
         }
         Work::Tick => Ok(()), // due below
@@ -210,25 +213,25 @@ async fn run<S: Stage>(mut stage: Box<S>, work: Work<S::Message>, mut pace: Opti
         && pace.is_due(slice.now.get())
     {
         pace.next = slice.now.get() + pace.period;
-        vitals.progress.beat();
+        stage_state.progress.beat();
         result = stage.on_tick().await;
         slice.look();
     }
-    vitals.busy.add(vitals.progress.end(began, slice.now.get()));
+    stage_state.busy.add(stage_state.progress.end(began, slice.now.get()));
     Turned { stage, pace, drained: drained && result.is_ok(), result }
 }
 
 /// What a shell and its supervisor share.
 pub(crate) struct Host {
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) stage_state: Arc<StageState>,
     slice: Slice,
     /// The waker of the poll that is under way: actix gives a handler none.
     waker: RefCell<Waker>,
 }
 
 impl Host {
-    pub(crate) fn new(vitals: Arc<Vitals>) -> Rc<Self> {
-        Rc::new(Self { vitals, slice: Slice::new(), waker: RefCell::new(Waker::noop().clone()) })
+    pub(crate) fn new(stage_state: Arc<StageState>) -> Rc<Self> {
+        Rc::new(Self { stage_state, slice: Slice::new(), waker: RefCell::new(Waker::noop().clone()) })
     }
 
     /// The thread has come back to the actor.
@@ -284,22 +287,22 @@ impl Slice {
 /// Ticks while the mailbox is empty; actix does not poll it while a turn runs.
 struct Metronome(Pin<Box<Sleep>>);
 
-impl<S: Stage> ActorFuture<Shell<S>> for Metronome {
+impl<S: Stage> ActorFuture<ActorHost<S>> for Metronome {
     type Output = ();
 
     fn poll(
         mut self: Pin<&mut Self>,
-        shell: &mut Shell<S>,
-        ctx: &mut Context<Shell<S>>,
+        actor_host: &mut ActorHost<S>,
+        ctx: &mut Context<ActorHost<S>>,
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
         while self.0.as_mut().poll(cx).is_ready() {
-            let Some(pace) = shell.pace else { return Poll::Ready(()) };
+            let Some(pace) = actor_host.pace else { return Poll::Ready(()) };
             let now = Instant::now();
             let due = pace.is_due(now);
             // With the stage out a turn is about to run, and it looks at the clock itself.
-            if due && shell.stage.is_some() {
-                shell.turn(Work::Tick, ctx);
+            if due && actor_host.stage.is_some() {
+                actor_host.turn(Work::Tick, ctx);
             }
             self.0.as_mut().reset(if due { now + pace.period } else { pace.next });
         }

@@ -20,12 +20,12 @@ use crate::fault;
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-pub(super) struct Keeper {
+pub(super) struct Housekeeper {
     pub(super) shared: Arc<Shared>,
     pub(super) wake: Receiver<()>,
 }
 
-impl Keeper {
+impl Housekeeper {
     /// Until the journal stops.
     pub(super) fn run(self) {
         // `Some` while something is left to try again: then, and not before.

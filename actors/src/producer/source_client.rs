@@ -8,11 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use logweir_engine::clock::wall_us;
 use logweir_engine::drain::{DrainWatch, Phase};
-use logweir_engine::journal::Mark;
+use logweir_engine::journal::DedupKey;
 use tokio::time::sleep;
 
 use super::{IntakeHandle, answer_channel};
-use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, RECORD_END, Refusal, RefusalKind};
+use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, RECORD_END, Rejection, RejectionKind};
 use crate::progress::Progress;
 
 /// First and longest delay between two attempts.
@@ -20,7 +20,7 @@ const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration:
 
 /// What a source needs to hand bodies in.
 #[derive(Clone)]
-pub struct Courier {
+pub struct SourceClient {
     /// The door.
     pub intake: IntakeHandle,
     /// For [`AckLevel::Committed`].
@@ -33,7 +33,7 @@ pub struct Courier {
 
 /// A body of [`Format::Records`].
 #[derive(Clone, Debug)]
-pub struct Parcel {
+pub struct SourceBatch {
     /// As in [`Delivery`].
     pub stream: u64,
     /// The records.
@@ -41,30 +41,30 @@ pub struct Parcel {
     /// As in [`Delivery`].
     pub defaults: Defaults,
     /// As in [`Delivery`]: for sources that can read the same bytes again in the next life of the process.
-    pub mark: Option<Mark>,
+    pub dedup_key: Option<DedupKey>,
 }
 
-impl Parcel {
+impl SourceBatch {
     /// Records in it.
     pub fn records(&self) -> u64 {
         memchr::memchr_iter(RECORD_END, &self.body).count() as u64
     }
 }
 
-impl Courier {
+impl SourceClient {
     /// Hands one body in, again and again if need be. Returns the number of its records.
     ///
     /// # Errors
     /// No retry mends it, or the drain came first.
-    pub async fn deliver(&self, parcel: &Parcel) -> Result<u64, Refusal> {
+    pub async fn deliver(&self, source_batch: &SourceBatch) -> Result<u64, Rejection> {
         let (mut delay, delay_max) = RETRY_DELAYS;
         loop {
-            let refusal = match self.attempt(parcel).await {
+            let refusal = match self.attempt(source_batch).await {
                 Ok(records) => return Ok(records),
                 Err(refusal) => refusal,
             };
-            metrics::counter!("logweir_refused_total", "reason" => refusal.reason).increment(1);
-            let mendable = matches!(refusal.kind, RefusalKind::Busy | RefusalKind::Unavailable);
+            metrics::counter!("logweir_rejected_requests_total", "reason" => refusal.reason).increment(1);
+            let mendable = matches!(refusal.kind, RejectionKind::Busy | RejectionKind::Unavailable);
             if !mendable || self.drain.phase() >= Phase::Draining {
                 return Err(refusal);
             }
@@ -75,16 +75,16 @@ impl Courier {
         }
     }
 
-    async fn attempt(&self, parcel: &Parcel) -> Result<u64, Refusal> {
+    async fn attempt(&self, source_batch: &SourceBatch) -> Result<u64, Rejection> {
         let (reply, answer) = answer_channel();
         let delivery = Delivery {
-            stream: parcel.stream,
-            body: parcel.body.clone(),
+            stream: source_batch.stream,
+            body: source_batch.body.clone(),
             encoding: Encoding::Identity,
             format: Format::Records,
-            defaults: parcel.defaults.clone(),
+            defaults: source_batch.defaults.clone(),
             received_us: wall_us(),
-            mark: parcel.mark,
+            dedup_key: source_batch.dedup_key,
             ack: self.ack,
             reply,
         };

@@ -33,7 +33,7 @@ pub struct Question {
 
 /// The histograms, the one used last at the back.
 #[derive(Default)]
-pub struct Kept(Mutex<VecDeque<Answered>>);
+pub struct ResultCache(Mutex<VecDeque<Answered>>);
 
 struct Answered {
     question: Question,
@@ -41,7 +41,7 @@ struct Answered {
     counts: Arc<Vec<Count>>,
 }
 
-impl Kept {
+impl ResultCache {
     /// The counts that answer `question`, if the counters of its range still say `volume`.
     pub fn get(&self, question: &Question, volume: Volume) -> Option<Arc<Vec<Count>>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_count_is_good_until_a_record_comes_or_goes() {
-        let kept = Kept::default();
+        let kept = ResultCache::default();
         let counts = Arc::new(vec![(0, 9, String::new(), 7)]);
         kept.put(question("a"), THEN, Arc::clone(&counts));
         assert_eq!(kept.get(&question("a"), THEN), Some(counts));
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn few_are_kept_those_used_last_and_none_that_is_large() {
-        let kept = Kept::default();
+        let kept = ResultCache::default();
         let put = |name: &str, len| kept.put(question(name), THEN, Arc::new(vec![(0, 9, String::new(), 1); len]));
         put("large", COUNTS_MAX + 1);
         put("used", 1);

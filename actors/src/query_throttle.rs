@@ -36,7 +36,7 @@ const LENGTH_US_MIN: i64 = 100_000;
 
 /// How queries share what the writers leave. A clone is a handle on the same.
 #[derive(Clone, Debug, Default)]
-pub struct Pace(Arc<Shared>);
+pub struct QueryThrottle(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -44,7 +44,7 @@ struct Shared {
     turn: Arc<Mutex<()>>,
 }
 
-impl Pace {
+impl QueryThrottle {
     /// Tells how old the oldest record is that the database lacks.
     pub fn backlog_is(&self, age: Duration) {
         let behind = age > BEHIND;
@@ -66,7 +66,7 @@ impl Pace {
     /// The pieces in which `range` is read, from the side where `direction` begins.
     pub(crate) fn pieces(&self, range: Range, direction: Direction) -> Pieces<'_> {
         let length_us = (range.end_us.saturating_sub(range.start_us) / FIRST_PART).max(LENGTH_US_MIN);
-        Pieces { pace: self, left: range, direction, length_us, reading: Duration::ZERO }
+        Pieces { throttle: self, left: range, direction, length_us, reading: Duration::ZERO }
     }
 
     /// Reads what cannot be read in pieces.
@@ -137,14 +137,14 @@ impl Turn {
 }
 
 fn rest_after(took: Duration) -> Duration {
-    metrics::counter!("logweir_query_rests_total").increment(1);
+    metrics::counter!("logweir_query_throttle_pauses_total").increment(1);
     (took * REST).min(REST_MAX)
 }
 
 /// A range on its way through the hands of a reader.
 #[derive(Debug)]
 pub(crate) struct Pieces<'p> {
-    pace: &'p Pace,
+    throttle: &'p QueryThrottle,
     left: Range,
     direction: Direction,
     /// How long the next one is.
@@ -156,7 +156,7 @@ pub(crate) struct Pieces<'p> {
 impl Pieces<'_> {
     /// The next one: all that is left, unless readers step back.
     pub(crate) fn next(&mut self) -> Option<Range> {
-        let length_us = if self.pace.is_behind() { self.length_us } else { i64::MAX };
+        let length_us = if self.throttle.is_behind() { self.length_us } else { i64::MAX };
         let (piece, left) = cut(self.left, self.direction, length_us)?;
         self.left = left;
         Some(piece)
@@ -164,8 +164,8 @@ impl Pieces<'_> {
 
     /// Reads the piece in its turn. Nothing where others have waited for long enough.
     pub(crate) async fn read<T>(&mut self, reading: impl Future<Output = T>) -> Option<T> {
-        let mut turn = self.pace.turn().await;
-        if self.reading >= READING_MAX && self.pace.is_behind() {
+        let mut turn = self.throttle.turn().await;
+        if self.reading >= READING_MAX && self.throttle.is_behind() {
             return None;
         }
         let done = reading.await;
@@ -212,17 +212,17 @@ mod tests {
     const HOUR_US: i64 = 3_600_000_000;
     const HOUR: Range = Range { start_us: 7, end_us: 7 + HOUR_US };
 
-    fn behind() -> Pace {
-        let pace = Pace::default();
-        pace.backlog_is(BEHIND * 2);
-        pace
+    fn behind() -> QueryThrottle {
+        let throttle = QueryThrottle::default();
+        throttle.backlog_is(BEHIND * 2);
+        throttle
     }
 
     #[test]
     fn pieces_lie_side_by_side_and_are_the_range() {
         for direction in [Direction::Backward, Direction::Forward] {
-            let pace = behind();
-            let mut pieces = pace.pieces(HOUR, direction);
+            let throttle = behind();
+            let mut pieces = throttle.pieces(HOUR, direction);
             let mut all: Vec<Range> = std::iter::from_fn(|| pieces.next()).collect();
             assert_eq!(all.len(), 1024);
             if direction == Direction::Backward {
@@ -235,10 +235,10 @@ mod tests {
 
     #[test]
     fn a_range_is_one_piece_as_soon_as_nobody_is_behind() {
-        let pace = behind();
-        let mut pieces = pace.pieces(HOUR, Direction::Forward);
+        let throttle = behind();
+        let mut pieces = throttle.pieces(HOUR, Direction::Forward);
         let first = pieces.next().expect("a piece");
-        pace.backlog_is(BEHIND);
+        throttle.backlog_is(BEHIND);
         let rest = pieces.next();
         assert_eq!(rest, Some(Range { start_us: first.end_us, ..HOUR }));
         assert_eq!(pieces.next(), None);
@@ -247,11 +247,11 @@ mod tests {
     #[test]
     fn ranges_without_end_and_without_length_are_cut_as_well() {
         let ever = Range { start_us: i64::MIN, end_us: i64::MAX };
-        let pace = behind();
-        let mut pieces = pace.pieces(ever, Direction::Backward);
+        let throttle = behind();
+        let mut pieces = throttle.pieces(ever, Direction::Backward);
         assert_eq!(pieces.next().map(|piece| piece.end_us), Some(i64::MAX));
         assert!(std::iter::from_fn(|| pieces.next()).count() < 3000);
-        assert_eq!(pace.pieces(Range { start_us: 5, end_us: 5 }, Direction::Forward).next(), None);
+        assert_eq!(throttle.pieces(Range { start_us: 5, end_us: 5 }, Direction::Forward).next(), None);
     }
 
     #[test]
@@ -264,21 +264,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_read_for_long_makes_room_unless_nobody_is_behind() {
-        let pace = behind();
-        let mut pieces = pace.pieces(HOUR, Direction::Forward);
+        let throttle = behind();
+        let mut pieces = throttle.pieces(HOUR, Direction::Forward);
         let mut read = async || pieces.read(async { tokio::time::sleep(READING_MAX).await }).await;
         assert_eq!(read().await, Some(()));
         assert_eq!(read().await, None);
-        pace.backlog_is(Duration::ZERO);
+        throttle.backlog_is(Duration::ZERO);
         assert_eq!(read().await, Some(()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_reads_learns_that_the_rows_fall_behind() {
-        let pace = Pace::default();
-        let mut falls = std::pin::pin!(pace.falls_behind());
+        let throttle = QueryThrottle::default();
+        let mut falls = std::pin::pin!(throttle.falls_behind());
         assert!(tokio::time::timeout(BEHIND, &mut falls).await.is_err());
-        pace.backlog_is(BEHIND * 2);
+        throttle.backlog_is(BEHIND * 2);
         falls.await;
         behind().falls_behind().await;
     }
@@ -286,13 +286,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_rows_are_behind_one_reads_at_a_time_and_then_all_rest() {
         const READING: Duration = Duration::from_millis(100);
-        let took = async |pace: &Pace| {
+        let took = async |throttle: &QueryThrottle| {
             let begun = Instant::now();
-            let one = || pace.whole(async { tokio::time::sleep(READING).await });
+            let one = || throttle.whole(async { tokio::time::sleep(READING).await });
             tokio::join!(one(), one(), one());
             begun.elapsed()
         };
-        assert_eq!(took(&Pace::default()).await, READING);
+        assert_eq!(took(&QueryThrottle::default()).await, READING);
         assert_eq!(took(&behind()).await, READING * 21, "three readings and two rests");
     }
 }
