@@ -85,7 +85,7 @@ impl Logweir {
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
-        let session = Arc::new(if work.adopts() { session.adopting(journal.clone()) } else { session });
+        let session = Arc::new(if work.adopts() { session.forking(journal.clone()) } else { session });
         let alerts = AlertRegistry::new(&config.alerts, clock::wall_us(), process_name());
         let parts = Parts {
             alerts: alerts.clone(),
@@ -234,7 +234,7 @@ impl Logweir {
             let behind = |lane: &&LaneSnapshot| self.journal.lane_durable(lane.lane).seq > lane.seq_committed;
             match lanes.iter().find(behind) {
                 None => return None,
-                Some(LaneSnapshot { lane, store: StoreState::ShutdownReport(reason), .. }) => {
+                Some(LaneSnapshot { lane, store: StoreState::Stopped(reason), .. }) => {
                     return Some(format!("lane {lane}: {reason}"));
                 }
                 Some(_) => tokio::time::sleep(EMPTIED_POLL).await,
@@ -413,7 +413,7 @@ async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recover
     opened.map_err(|error| {
         let code = match error {
             OpenError::Locked { .. } => Exit::UNAVAILABLE,
-            OpenError::TooNew { .. } => Exit::CONFIG,
+            OpenError::TooNew { .. } | OpenError::InvalidConfig { .. } => Exit::CONFIG,
             OpenError::Io { .. } => Exit::IO_ERROR,
         };
         Exit::new(code, error.to_string())

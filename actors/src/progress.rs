@@ -32,7 +32,7 @@ pub enum StoreState {
     /// Flushes fail and are tried again.
     Failing(String),
     /// Given up until somebody mends it.
-    ShutdownReport(String),
+    Stopped(String),
 }
 
 /// The start-up: reading the journal back.
@@ -238,14 +238,14 @@ fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneS
     let asked = known.is_some();
     let row = known.unwrap_or_default();
     // A journal that was emptied by hand knows less than the database. What a lane inherited is another writer's.
-    let accepted = tail.map_or(0, |tail| tail.records).max(row.settled()) - row.inherited;
-    let backlog = accepted - (row.rows + row.dead + row.lost);
+    let accepted = tail.map_or(0, |tail| tail.records).max(row.accounted()) - row.inherited;
+    let backlog = accepted - (row.rows + row.dead_lettered + row.lost);
     let age = lane.filter(|_| backlog > 0).map(|lane| lane.backlog.age(row.last_seq, Instant::now()));
     LaneSnapshot {
         lane: id,
         accepted,
         committed: row.rows,
-        dead: row.dead,
+        dead: row.dead_lettered,
         lost: row.lost,
         backlog,
         backlog_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
@@ -262,7 +262,7 @@ mod tests {
     use futures_util::FutureExt;
 
     fn row(lane: LaneId, last_seq: u64, rows: u64) -> LaneRow {
-        LaneRow { lane, last_seq, rows, dead: 2, lost: 1, ..LaneRow::default() }
+        LaneRow { lane, last_seq, rows, dead_lettered: 2, lost: 1, ..LaneRow::default() }
     }
 
     #[test]

@@ -58,7 +58,7 @@ struct Position {
 
 impl From<&LaneRow> for Position {
     fn from(row: &LaneRow) -> Self {
-        Self { seq: row.last_seq, records: row.settled() }
+        Self { seq: row.last_seq, records: row.accounted() }
     }
 }
 
@@ -303,7 +303,7 @@ impl DbFlusher {
                     let row = self.row.clone();
                     self.at_row(LaneRow {
                         rows: row.rows + flushed.rows,
-                        dead: row.dead + flushed.dead,
+                        dead_lettered: row.dead_lettered + flushed.dead_lettered,
                         lost: row.lost + batch.lost(),
                         last_seq: batch.to_seq(),
                         ..row
@@ -327,7 +327,7 @@ impl DbFlusher {
     fn at_row(&mut self, row: LaneRow) {
         if let Some(before) = self.position.filter(|before| row.last_seq < before.seq) {
             let (lane, database_seq, expected_seq) = (self.lane, row.last_seq, before.seq);
-            let settled = before.records.saturating_sub(row.settled());
+            let settled = before.records.saturating_sub(row.accounted());
             tracing::error!(
                 lane,
                 database_seq,
@@ -453,7 +453,7 @@ impl DbFlusher {
     fn stop(&mut self, what: &str) {
         self.failing = true;
         tracing::error!(lane = self.lane, error = what, "the lane is stopped: mend this and it goes on by itself");
-        self.progress.lane_store_state(self.lane, StoreState::ShutdownReport(what.to_owned()));
+        self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
     }
 
     async fn pause(&self, duration: Duration) -> Result<(), Interrupted> {
