@@ -73,7 +73,7 @@
 //! actix_rt::System::new().block_on(async {
 //!     let supervision = Supervision { stall_ms: 5_000, restarts_max: 3, restart_window_ms: 60_000 };
 //!     let control = DrainControl::default();
-//!     let mut topology = Topology::new(supervision, control.watch());
+//!     let mut topology = Topology::new("lines", supervision, control.watch());
 //!     let spec = |name: &str| StageSpec {
 //!         name: name.to_owned(),
 //!         arbiter: name.to_owned(), // a thread for each

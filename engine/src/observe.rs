@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use metrics::Label;
 use tokio::sync::watch;
 
 use crate::mailbox::Bound;
@@ -109,19 +110,18 @@ pub(crate) struct StageState {
 }
 
 impl StageState {
-    pub(crate) fn new(name: &str, bound: Bound) -> Arc<Self> {
-        let stage = name.to_owned();
+    pub(crate) fn new(pipeline: &str, name: &str, bound: Bound) -> Arc<Self> {
+        let labels = labels(pipeline, name);
         let restarts = Cause::ALL.map(|cause| {
-            Tally::new(
-                metrics::counter!("logweir_stage_restarts_total", "stage" => stage.clone(), "cause" => cause.label()),
-            )
+            let labels = labels.iter().cloned().chain([Label::new("cause", cause.label())]);
+            Tally::new(metrics::counter!("logweir_stage_restarts_total", labels.collect::<Vec<_>>()))
         });
         Arc::new(Self {
             name: name.to_owned(),
-            semaphore: Semaphore::new(name, bound),
+            semaphore: Semaphore::new(pipeline, name, bound),
             progress: Arc::new(Progress::new()),
-            handled: Tally::new(metrics::counter!("logweir_stage_handled_total", "stage" => stage.clone())),
-            busy: Seconds::new(metrics::counter!("logweir_stage_busy_seconds_total", "stage" => stage)),
+            handled: Tally::new(metrics::counter!("logweir_stage_handled_total", labels.clone())),
+            busy: Seconds::new(metrics::counter!("logweir_stage_busy_seconds_total", labels)),
             restarts,
             life: watch::Sender::new(Life::Running),
             last_panic: Mutex::default(),
@@ -194,7 +194,12 @@ impl StageState {
     }
 }
 
-/// What is measured at the door of one mailbox.
+/// Labels that every metric of a stage and of its mailbox carries.
+fn labels(pipeline: &str, stage: &str) -> Vec<Label> {
+    vec![Label::new("pipeline", pipeline.to_owned()), Label::new("stage", stage.to_owned())]
+}
+
+/// Metrics of one mailbox.
 pub(crate) struct MailboxMeter {
     pub(crate) refused: Tally,
     pub(crate) waited: Seconds,
@@ -204,20 +209,20 @@ pub(crate) struct MailboxMeter {
 }
 
 impl MailboxMeter {
-    pub(crate) fn new(stage: &str, bound: Bound) -> Self {
-        let stage = stage.to_owned();
-        metrics::gauge!("logweir_mailbox_capacity_messages", "stage" => stage.clone()).set(bound.messages_max as f64);
-        metrics::gauge!("logweir_mailbox_capacity_bytes", "stage" => stage.clone()).set(bound.bytes_max as f64);
+    pub(crate) fn new(pipeline: &str, stage: &str, bound: Bound) -> Self {
+        let labels = labels(pipeline, stage);
+        metrics::gauge!("logweir_mailbox_capacity_messages", labels.clone()).set(bound.messages_max as f64);
+        metrics::gauge!("logweir_mailbox_capacity_bytes", labels.clone()).set(bound.bytes_max as f64);
         let discards = Discard::ALL.map(|reason| {
-            let labels = [("stage", stage.clone()), ("reason", reason.label().to_owned())];
-            Tally::new(metrics::counter!("logweir_mailbox_discarded_total", &labels))
+            let labels = labels.iter().cloned().chain([Label::new("reason", reason.label())]);
+            Tally::new(metrics::counter!("logweir_mailbox_discarded_total", labels.collect::<Vec<_>>()))
         });
         Self {
-            refused: Tally::new(metrics::counter!("logweir_mailbox_full_total", "stage" => stage.clone())),
-            waited: Seconds::new(metrics::counter!("logweir_mailbox_wait_seconds_total", "stage" => stage.clone())),
+            refused: Tally::new(metrics::counter!("logweir_mailbox_full_total", labels.clone())),
+            waited: Seconds::new(metrics::counter!("logweir_mailbox_wait_seconds_total", labels.clone())),
             discards,
-            depth_messages: metrics::gauge!("logweir_mailbox_depth_messages", "stage" => stage.clone()),
-            depth_bytes: metrics::gauge!("logweir_mailbox_depth_bytes", "stage" => stage),
+            depth_messages: metrics::gauge!("logweir_mailbox_depth_messages", labels.clone()),
+            depth_bytes: metrics::gauge!("logweir_mailbox_depth_bytes", labels),
         }
     }
 

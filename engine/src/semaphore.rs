@@ -96,10 +96,10 @@ pub(crate) enum Refused {
 impl Semaphore {
     /// # Panics
     /// When the bound has no room for a single message.
-    pub(crate) fn new(stage: &str, bound: Bound) -> Arc<Self> {
+    pub(crate) fn new(pipeline: &str, stage: &str, bound: Bound) -> Arc<Self> {
         assert!(bound.messages_max > 0, "mailbox of {stage}: messages_max must be at least 1");
         assert!(bound.bytes_max > 0, "mailbox of {stage}: bytes_max must be at least 1");
-        let meter = MailboxMeter::new(stage, bound);
+        let meter = MailboxMeter::new(pipeline, stage, bound);
         let discard = AtomicU8::new(Discard::Panic as u8);
         Arc::new(Self {
             bound,
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn both_dimensions_hold_at_once() {
-        let semaphore = Semaphore::new("s", BOUND);
+        let semaphore = Semaphore::new("p", "s", BOUND);
         let light: Vec<_> = (0..3).map(|_| now(&semaphore, 1).unwrap()).collect();
         assert!(now(&semaphore, 1).is_none(), "messages are used up");
         drop(light);
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn nobody_overtakes_a_heavy_waiter() {
-        let semaphore = Semaphore::new("s", BOUND);
+        let semaphore = Semaphore::new("p", "s", BOUND);
         let held = now(&semaphore, 60).unwrap();
         let mut heavy = taking(&semaphore, 1_000); // oversized: needs the whole room
         let mut light = taking(&semaphore, 1);
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_heavy_waiter_that_gives_up_lets_the_lighter_ones_in() {
-        let semaphore = Semaphore::new("s", BOUND);
+        let semaphore = Semaphore::new("p", "s", BOUND);
         let _held = now(&semaphore, 60).unwrap();
         let (mut heavy, mut light) = (taking(&semaphore, 90), taking(&semaphore, 1));
         assert!(poll(&mut heavy).is_pending() && poll(&mut light).is_pending());
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_was_reserved_beyond_the_need_is_given_back_on_departure() {
-        let semaphore = Semaphore::new("s", BOUND);
+        let semaphore = Semaphore::new("p", "s", BOUND);
         let mut permit = now(&semaphore, 100).unwrap();
         let mut waiter = taking(&semaphore, 70);
         assert!(poll(&mut waiter).is_pending());
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn closing_tells_who_waits_and_who_comes() {
-        let semaphore = Semaphore::new("s", BOUND);
+        let semaphore = Semaphore::new("p", "s", BOUND);
         let held = now(&semaphore, 100).unwrap();
         let mut waiter = taking(&semaphore, 1);
         assert!(poll(&mut waiter).is_pending());
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_room_that_another_thread_gave_back_meanwhile() {
         const TAKES: usize = 300_000;
-        let semaphore = Semaphore::new("s", Bound { messages_max: 1, bytes_max: 100 });
+        let semaphore = Semaphore::new("p", "s", Bound { messages_max: 1, bytes_max: 100 });
         let start = std::sync::Barrier::new(2);
         let take_and_return = || {
             start.wait();
@@ -489,7 +489,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_bound_holds_and_no_room_is_lost(steps in prop::collection::vec(any_step(), 1..200)) {
-            let semaphore = Semaphore::new("s", BOUND);
+            let semaphore = Semaphore::new("p", "s", BOUND);
             let mut waiting: Vec<(Taking, usize)> = Vec::new();
             let mut held: Vec<Permit> = Vec::new();
             for step in steps {

@@ -451,7 +451,7 @@ impl Silence {
 
 /// Looks at every stage, four times per `stall_ms`, from a thread that runs no stage.
 pub(crate) async fn watch_over(stages: Observer, supervision: Supervision, exits: Exits) {
-    let stall = Duration::from_millis(supervision.stall_ms.max(1));
+    let stall = Duration::from_millis(supervision.stall_ms);
     let period = (stall / 4).max(Duration::from_millis(1));
     let mut silences: Vec<Silence> = Vec::new();
     loop {

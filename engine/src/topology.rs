@@ -49,6 +49,7 @@ pub struct StageSpec {
 ///
 /// End it with [`Topology::drain`]. Dropping it instead cancels every stage and discards what is queued.
 pub struct Topology {
+    name: String,
     supervision: Supervision,
     drain: DrainWatch,
     exits: Exits,
@@ -66,12 +67,20 @@ struct Spawned {
 }
 
 impl Topology {
-    /// An empty topology. Must be called inside an actix system.
+    /// Creates an empty topology. Must be called inside an actix system.
+    ///
+    /// `name` is the value of the label `pipeline` on every `logweir_stage_*` and `logweir_mailbox_*` metric. Two topologies
+    /// of one process need different names: otherwise stages of the same name add to the same time series.
+    ///
+    /// # Panics
+    /// If `supervision.stall_ms` is 0.
     #[must_use]
-    pub fn new(supervision: Supervision, drain: DrainWatch) -> Self {
+    pub fn new(name: &str, supervision: Supervision, drain: DrainWatch) -> Self {
+        assert!(supervision.stall_ms > 0, "topology {name}: stall_ms must be at least 1");
+        let name = name.to_owned();
         let (exits, observer) = (Exits::new(), Observer::default());
         let watchdog = actix_rt::spawn(watch_over(observer.clone(), supervision, exits.clone()));
-        Self { supervision, drain, exits, observer, watchdog, stages: Vec::new(), arbiters: Vec::new() }
+        Self { name, supervision, drain, exits, observer, watchdog, stages: Vec::new(), arbiters: Vec::new() }
     }
 
     /// Spawns a stage. Spawn downstream first: the stage's factory holds the mailboxes it sends to.
@@ -87,7 +96,7 @@ impl Topology {
     {
         assert!(self.stages.iter().all(|stage| stage.stage_state.name != spec.name), "two stages named {}", spec.name);
         assert!(spec.tick_ms != Some(0), "stage {}: tick_ms must be at least 1", spec.name);
-        let stage_state = StageState::new(&spec.name, spec.bound);
+        let stage_state = StageState::new(&self.name, &spec.name, spec.bound);
         // The capacity is actix's own and bounds nothing here: the credits do.
         let (sender, receiver) = channel(0);
         let mailbox = Mailbox::new(&spec.name, stage_state.semaphore.clone(), Box::new(sender));

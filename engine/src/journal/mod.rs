@@ -45,6 +45,7 @@ use uuid::Uuid;
 pub use self::check::{Report, SegmentReport, check, dump, repair};
 pub use self::dedup_index::{DedupEntry, DedupKey, WINDOW};
 pub use self::reader::Reader;
+pub use self::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
 use self::dedup_index::DedupIndex;
 use self::directory_scan::Quarantined;
@@ -52,7 +53,7 @@ use self::frame::{FrameHeader, Kind};
 use self::housekeeper::Housekeeper;
 use self::reader::View;
 use self::recover::{SEAL_BYTES, Segment};
-use self::segment::{At, Dir, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, make_zeros};
+use self::segment::{At, Dir, make_zeros};
 use self::state::{Cursor, Sizes, Spare, State};
 use self::writer::{Item, Writer};
 
@@ -64,13 +65,16 @@ pub type LaneId = u16;
 pub struct JournalConfig {
     /// The directory; made if it is missing.
     pub dir: PathBuf,
-    /// Size of a segment file (64 MiB); holds at least one frame of the largest payload.
+    /// Size of a segment file: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], rounded down to a multiple of 4096. A frame
+    /// never spans two segments, so this also bounds the payload of an append.
     pub segment_bytes: u64,
-    /// All files of the journal together; an append that would need more is refused.
+    /// Limit for all files of the journal together; an append that would exceed it fails with [`AppendError::Quota`].
+    /// At least three segments (active, next, spare) plus `ballast_bytes`.
     pub quota_bytes: u64,
-    /// A file kept back so that a full disk can still be drained and sealed; 0 for none.
+    /// Size of a file that reserves disk space: it is deleted when the disk fills up, so that the journal can still be
+    /// drained and sealed. 0 disables it.
     pub ballast_bytes: u64,
-    /// Payload bytes that may wait for the writer thread.
+    /// Limit for payload bytes waiting for the writer thread; at least 1. A larger payload is appended alone.
     pub queue_bytes_max: usize,
     /// Settled segments kept in case the database goes back in time.
     pub retain_segments: usize,
@@ -79,7 +83,29 @@ pub struct JournalConfig {
     pub retain_for: Duration,
 }
 
-/// The newest frame of a lane that recovery found.
+impl JournalConfig {
+    /// Returns the segment size that is used.
+    fn check(&self) -> Result<u64, OpenError> {
+        let invalid = |field, value, expected| Err(OpenError::InvalidConfig { field, value, expected });
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
+            let expected = format!("{SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes");
+            return invalid("segment_bytes", self.segment_bytes, expected);
+        }
+        let segment_bytes = self.segment_bytes & !4095;
+        let quota_bytes_min = self.ballast_bytes.saturating_add(3 * segment_bytes);
+        if self.quota_bytes < quota_bytes_min {
+            let expected = format!("at least {quota_bytes_min} bytes, three segments and the ballast");
+            return invalid("quota_bytes", self.quota_bytes, expected);
+        }
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.queue_bytes_max) {
+            let expected = format!("1 to {} bytes", Semaphore::MAX_PERMITS);
+            return invalid("queue_bytes_max", self.queue_bytes_max as u64, expected);
+        }
+        Ok(segment_bytes)
+    }
+}
+
+/// Last frame of a lane: its sequence number, and the lane's record count up to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LaneTail {
     /// Its sequence number; 0 where there is none.
@@ -119,9 +145,11 @@ pub struct Recovered {
     pub seq_last: u64,
     /// Newest frame of every lane found.
     pub lanes: BTreeMap<LaneId, LaneTail>,
-    /// Whether the last run ended with a seal.
+    /// Whether this open created the journal: the directory held no segment. `clean` is false then, too, and means nothing.
+    pub created: bool,
+    /// Whether the previous run ended with a seal.
     pub clean: bool,
-    /// Bytes of a torn tail that were cut and kept aside.
+    /// Bytes of a torn tail that were truncated and moved to the quarantine.
     pub torn_bytes: u64,
     /// Damage found.
     pub damage: Vec<Damage>,
@@ -130,6 +158,16 @@ pub struct Recovered {
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// A field of [`JournalConfig`] is out of range; nothing was touched.
+    #[error("invalid journal {field} {value}: expected {expected}")]
+    InvalidConfig {
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// The values that are accepted.
+        expected: String,
+    },
     /// Another process holds the lock.
     #[error("journal {dir} is in use by another process: stop it, or choose another data_dir")]
     Locked {
@@ -344,12 +382,11 @@ struct Shared {
 impl Journal {
     /// Locks, recovers and opens the journal, and starts its writer thread.
     ///
-    /// Sizes outside of what works are moved to the nearest that does: a segment is 64 KiB to 64 MiB, the
-    /// quota holds at least three segments (the active, the next, the spare) and the ballast.
-    ///
     /// # Errors
-    /// [`OpenError`]; damage is not an error.
+    /// [`OpenError::InvalidConfig`] if a size is out of the range given at [`JournalConfig`]; [`OpenError::Locked`],
+    /// [`OpenError::TooNew`] or [`OpenError::Io`] otherwise. Damage is not an error: see [`Recovered::damage`].
     pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
+        let segment_bytes = config.check()?;
         ignore_file_size_signal();
         let begun = Instant::now();
         let dir = Dir::new(config.dir.clone());
@@ -358,7 +395,6 @@ impl Journal {
             segment::sync_dir(parent).at(parent, "fsync the directory")?;
         }
         let lock = check::lock(&dir)?;
-        let segment_bytes = config.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX) & !4095;
         let opened = recover::recover(&dir, segment_bytes)?;
         recover::forget_old_torn_tails(&dir);
         let recovered = opened.recovered.clone();
@@ -399,13 +435,9 @@ impl Journal {
         };
         let (offset, newest_bytes) = (cursor.offset, newest.size);
         let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
-        let quota_bytes = config.quota_bytes.max(3 * segment_bytes + config.ballast_bytes);
-        if quota_bytes > config.quota_bytes {
-            tracing::warn!(asked = config.quota_bytes, quota_bytes, "the journal's quota is too small and was raised");
-        }
         let sizes = Sizes {
             segment_bytes,
-            quota_bytes,
+            quota_bytes: config.quota_bytes,
             ballast_bytes: config.ballast_bytes,
             retain_segments: config.retain_segments,
             retain_for: config.retain_for,
@@ -427,7 +459,7 @@ impl Journal {
         // Each frame may bring the START of a new segment along.
         let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
         let (wake, woken) = crossbeam_channel::bounded(1);
-        let bytes_max = config.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS);
+        let bytes_max = config.queue_bytes_max;
         let damage_known = recovered.damage.iter().map(|damage| (damage.segment, damage.offset)).collect();
         let shared = Arc::new(Shared {
             segment_bytes,

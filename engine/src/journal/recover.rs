@@ -87,6 +87,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     let dedup_index = DedupIndex::new(segment_bytes, found.dedup_index).list();
     let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), dedup_index };
     let fresh = found.segments.is_empty() && found.number_last == 0;
+    let created = fresh && found.empty.is_empty() && found.aside.is_empty();
     let jump = if fresh { 1 } else { SEQ_JUMP.saturating_mul(1 + 2 * found.unreadable) };
     let run_seq = found.seq_last.saturating_add(jump);
     if run_seq > SEQ_MAX {
@@ -134,6 +135,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
             runs: start.runs,
             seq_last: found.seq_last,
             lanes: found.lanes,
+            created,
             clean: found.clean,
             torn_bytes: found.torn_bytes,
             damage: found.damage,

@@ -33,10 +33,11 @@ use crate::fault;
 
 /// Bytes of a segment header; a multiple of the frame alignment.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
-/// The largest segment that is written.
-pub(super) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// The smallest: a START frame of 1024 runs and a few hundred lanes leaves most of it for data.
-pub(super) const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Largest size of a segment file, in bytes: 64 MiB.
+pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Smallest size of a segment file, in bytes: 64 KiB. A START frame of 1024 runs and a few hundred lanes leaves most of it
+/// for data.
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// The format that this program writes, and the newest that it reads. Version 2 knows reused files: an older reader would
 /// take what lies behind the newest frame for a torn write. Version 3 knows marks: an older one would take them for payload.
 pub(super) const FORMAT_VERSION: u16 = 3;

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use logweir_engine::journal::{AppendError, Journal, JournalConfig, LaneTail, OpenError};
+use logweir_engine::journal::{
+    AppendError, Journal, JournalConfig, LaneTail, OpenError, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+};
 
 use crate::kit::*;
 
@@ -11,7 +13,7 @@ use crate::kit::*;
 fn what_was_acknowledged_is_read_back_by_the_next_run() {
     let dir = scratch();
     let (journal, first) = open(dir.path());
-    assert_eq!((first.runs.len(), first.seq_last, first.clean), (0, 0, false));
+    assert_eq!((first.runs.len(), first.seq_last, first.created, first.clean), (0, 0, true, false));
     let appended: Vec<_> = (0..5).map(|n| append(&journal, (n % 2) as u16, 10, &payload(n, 50)).unwrap()).collect();
     assert_eq!(read(&journal, 0).len(), 3);
     assert_eq!(journal.lane_durable(0), LaneTail { seq: appended[4].seq, records: 30 });
@@ -20,7 +22,7 @@ fn what_was_acknowledged_is_read_back_by_the_next_run() {
     let (journal, second) = open(dir.path());
     assert_eq!(second.writer, first.writer);
     assert_eq!(second.runs, [first.run]);
-    assert!(second.clean);
+    assert!(second.clean && !second.created);
     assert_eq!(second.lanes, journal.lanes());
     assert_eq!(second.lanes[&0], LaneTail { seq: appended[4].seq, records: 30 });
     assert_eq!((second.torn_bytes, second.damage.len()), (0, 0));
@@ -202,6 +204,38 @@ fn the_quota_refuses_until_something_is_settled() {
         journal.commit(0, seq);
     }
     assert_eq!(block_on(journal.durable(journal.stats().seq_last)), Ok(()));
+}
+
+#[test]
+fn sizes_out_of_range_are_rejected_and_the_directory_is_not_touched() {
+    let dir = scratch();
+    let valid = config(&dir.path().join("journal"));
+    let ballast_bytes = 1 << 20;
+    let quota_bytes = ballast_bytes + 3 * SEGMENT_BYTES;
+    for (config, message) in [
+        (
+            JournalConfig { segment_bytes: SEGMENT_BYTES_MIN - 1, ..valid.clone() },
+            "invalid journal segment_bytes 65535: expected 65536 to 67108864 bytes",
+        ),
+        (
+            JournalConfig { segment_bytes: SEGMENT_BYTES_MAX + 1, ..valid.clone() },
+            "invalid journal segment_bytes 67108865: expected 65536 to 67108864 bytes",
+        ),
+        (
+            JournalConfig { ballast_bytes, quota_bytes: quota_bytes - 1, ..valid.clone() },
+            "invalid journal quota_bytes 1245183: expected at least 1245184 bytes, three segments and the ballast",
+        ),
+        (
+            JournalConfig { queue_bytes_max: 0, ..valid.clone() },
+            "invalid journal queue_bytes_max 0: expected 1 to 2305843009213693951 bytes",
+        ),
+    ] {
+        let error = Journal::open(config).err().expect("the configuration is invalid");
+        assert!(matches!(error, OpenError::InvalidConfig { .. }));
+        assert_eq!(error.to_string(), message);
+    }
+    assert!(!valid.dir.exists());
+    Journal::open(JournalConfig { ballast_bytes, quota_bytes, ..valid }).unwrap().0.seal().unwrap();
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn run_paused<T>(test: impl Future<Output = T>) -> T {
 
 fn topology(supervision: Supervision) -> (Topology, DrainControl) {
     let control = DrainControl::default();
-    (Topology::new(supervision, control.watch()), control)
+    (Topology::new("test", supervision, control.watch()), control)
 }
 
 /// A stage on the system's own thread.

@@ -47,7 +47,7 @@ fn the_numbers_match_what_was_done() {
         assert!(mailbox.try_send(Item::new(3)).is_err());
         let before = observation(&topology, "counting");
         assert_eq!((before.depth_messages, before.depth_bytes, before.handled), (2, 2, 0));
-        assert!(exported.render().contains("logweir_mailbox_depth_messages{stage=\"counting\"} 2"));
+        assert!(exported.render().contains("logweir_mailbox_depth_messages{pipeline=\"test\",stage=\"counting\"} 2"));
         // Two wait: the one for the first message's 100 ms, the other for another's as well.
         let waiters: Vec<_> = (0..2)
             .map(|id| {
@@ -72,21 +72,50 @@ fn the_numbers_match_what_was_done() {
 
         let text = exported.render();
         for line in [
-            "logweir_mailbox_depth_messages{stage=\"counting\"} 0",
-            "logweir_mailbox_depth_bytes{stage=\"counting\"} 0",
-            "logweir_mailbox_capacity_messages{stage=\"counting\"} 2",
-            "logweir_mailbox_capacity_bytes{stage=\"counting\"} 50",
-            "logweir_mailbox_full_total{stage=\"counting\"} 1",
-            "logweir_mailbox_discarded_total{stage=\"counting\",reason=\"panic\"} 1",
-            "logweir_stage_handled_total{stage=\"counting\"} 3",
-            "logweir_stage_restarts_total{stage=\"counting\",cause=\"panic\"} 1",
-            "logweir_stage_restarts_total{stage=\"counting\",cause=\"stall\"} 0",
-            "logweir_mailbox_wait_seconds_total{stage=\"counting\"} 0",
-            "logweir_stage_busy_seconds_total{stage=\"counting\"} 0",
+            "logweir_mailbox_depth_messages{pipeline=\"test\",stage=\"counting\"} 0",
+            "logweir_mailbox_depth_bytes{pipeline=\"test\",stage=\"counting\"} 0",
+            "logweir_mailbox_capacity_messages{pipeline=\"test\",stage=\"counting\"} 2",
+            "logweir_mailbox_capacity_bytes{pipeline=\"test\",stage=\"counting\"} 50",
+            "logweir_mailbox_full_total{pipeline=\"test\",stage=\"counting\"} 1",
+            "logweir_mailbox_discarded_total{pipeline=\"test\",stage=\"counting\",reason=\"panic\"} 1",
+            "logweir_stage_handled_total{pipeline=\"test\",stage=\"counting\"} 3",
+            "logweir_stage_restarts_total{pipeline=\"test\",stage=\"counting\",cause=\"panic\"} 1",
+            "logweir_stage_restarts_total{pipeline=\"test\",stage=\"counting\",cause=\"stall\"} 0",
+            "logweir_mailbox_wait_seconds_total{pipeline=\"test\",stage=\"counting\"} 0",
+            "logweir_stage_busy_seconds_total{pipeline=\"test\",stage=\"counting\"} 0",
         ] {
             assert!(text.contains(line), "missing {line} in:\n{text}");
         }
     });
+}
+
+#[test]
+fn two_topologies_with_a_stage_of_the_same_name_export_separate_series() {
+    run_paused(async {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let control = DrainControl::default();
+        let mut topologies = ["a", "b"].map(|name| Topology::new(name, SUPERVISION, control.watch()));
+        let mailboxes = topologies.each_mut().map(|topology| {
+            metrics::with_local_recorder(&recorder, || {
+                topology.spawn(here("parser", 4, 100), act(|_, _: Item| async { Ok(()) }))
+            })
+        });
+        mailboxes[0].send(Item::new(1)).await.unwrap();
+        mailboxes[1].send(Item::new(2)).await.unwrap();
+        mailboxes[1].send(Item::new(3)).await.unwrap();
+        eventually("all are handled", || mailboxes.iter().all(|mailbox| mailbox.depth().messages == 0)).await;
+        let text = recorder.handle().render();
+        for (pipeline, handled) in [("a", 1), ("b", 2)] {
+            let line = format!("logweir_stage_handled_total{{pipeline=\"{pipeline}\",stage=\"parser\"}} {handled}");
+            assert!(text.contains(&line), "missing {line} in:\n{text}");
+        }
+    });
+}
+
+#[test]
+#[should_panic(expected = "topology test: stall_ms must be at least 1")]
+fn a_stall_time_of_zero_is_rejected() {
+    run(async { topology(Supervision { stall_ms: 0, ..SUPERVISION }) });
 }
 
 #[test]
@@ -109,7 +138,7 @@ fn known_waits_are_no_busy_time_and_seconds_are_exported_whole() {
         let busy = observation(&topology, "mixed").busy_seconds;
         assert!((busy - 3.0).abs() < 0.1, "{busy}");
         let text = recorder.handle().render();
-        assert!(text.contains("logweir_stage_busy_seconds_total{stage=\"mixed\"} 3"), "{text}");
+        assert!(text.contains("logweir_stage_busy_seconds_total{pipeline=\"test\",stage=\"mixed\"} 3"), "{text}");
     });
 }
 
