@@ -1,36 +1,83 @@
-//! logweir: logs into PostgreSQL, each acknowledged record exactly once.
+#![doc = include_str!("../README.md")]
+//! # Code map
+//!
+//! The `mod` lines below are in pipeline order.
 //!
 //! ```text
-//! socket ─ producer ─> parser ─> batcher ─┬─> db-flusher ──> PostgreSQL/TimescaleDB (or SQLite)
-//!          (http,      (columnar  (seq,   │      rows + cursor + counters, one transaction
-//!           syslog,     chunk)     open   └─> cache-writer ─> Redis (or in-process)
-//!           files …)              batch)        recent window, counters; may lose, may not delay
-//!                                    │
-//!                                    ▼
-//!    ack <─────────────────── journal (one OS thread: append, group-commit fsync)
+//! config/             validation of all settings at once; the only module that reads the environment
+//! message, progress   what the stages exchange; the accounting per lane
+//! http/               data and admin listeners; one file per protocol formats the responses
+//! ../ui/              the web UI: one module per part, preact and htm in vendor/, no build step
+//! producer/           admission, decompression; syslog, file, stdin and demo sources; framing, multi-line records
+//! parser/             one file per line format, and one per protocol that wraps records
+//! batcher/            appends a chunk to the journal, then adds it to a batch
+//! db_flusher/         writes one lane to the database, from memory or from the journal
+//! cache_writer, cache/    recent records and counters in Redis or in-process
+//! follow/             reads durable frames of all lanes, from any position to the live edge
+//! tail/, alerts/      consumers of follow: live tails; windows, thresholds, webhooks
+//! store/              PostgreSQL/TimescaleDB and SQLite: the exactly-once protocol and its reader; a blackhole for measurements
+//! dead_letters        replay of dead letters
+//! query/              the query language, filters, steps, facets, cursors; pure
+//! search, recent, result_cache    query execution: concurrency limits, merging rows and cache, cached histograms
+//! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; per-token limits; backlog age; circuit breakers
+//! gateway/, sse       discovery of processors by name, a breaker for each, their live tails merged; server-sent events
+//! pipeline            wiring of the stages;  logweir, run: life cycle of the process
+//! cli/                one file per command
 //! ```
 //!
-//! The `mod` lines stand in the order of a record's way.
+//! # Invariants
 //!
-//! The server is `logweir run` (see the README). Embedded in a program, the same pipeline runs without sockets:
+//! Each has one owner.
 //!
-//! ```
-//! use logweir::config::Config;
-//! use logweir::logweir::Logweir;
+//! - *mailbox*: credits held equal messages queued or being handled, and never exceed the bound, in messages and in
+//!   bytes.
+//! - *journal*: a frame is read back whole or not at all; nothing is acknowledged before its fsync; after a failed
+//!   fsync nothing more is acknowledged.
+//! - *batcher*: a chunk is in the journal before it lingers; dropping a batch from memory never loses it.
+//! - *db_flusher*: the position is always the database's cursor; no transaction begins before its frames are durable; a
+//!   segment is removed only after the database has confirmed its commit.
+//! - *store*: rows, cursor and counters move in one transaction; `rows + dead + lost` at the cursor equals the count in
+//!   the frame's header, checked before each COMMIT.
+//! - *cache_writer*: may lose, never delays.
+//! - *tail*: a record is delivered once, or counted as dropped or missing; no tail delays anything else.
+//! - *query*: a filter means the same in Rust, PostgreSQL and SQLite; user input enters a statement only as a
+//!   parameter.
+//! - *search*: a cached record is added to rows only if its frame is above its lane's cursor in their snapshot; every
+//!   query is bounded in time, concurrency, bytes and records.
+//! - *files*: an offset advances only with what is acknowledged; a range is recorded before it is submitted.
+//! - *parser*: n lines in, n records out; lines above the limit are discarded, counted and reported.
+//! - *config*: a `Config` returned by `config::load` is valid; only `config/` reads the environment.
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let dir = tempfile::tempdir()?;
-//! # let dir = dir.path();
-//! actix_rt::System::new().block_on(async {
-//!     let logweir = Logweir::start(Config::in_dir(dir)).await?; // journal and SQLite in `dir`
-//!     let receipt = logweir.ingest("{\"level\":\"warn\",\"msg\":\"low on paper\"}\nplain lines work too").await?;
-//!     assert_eq!(receipt.report.accepted, 2); // covered by an fsync
-//!     let stopped = logweir.stop().await; // drains into the database, seals the journal
-//!     assert_eq!(stopped.accounting.committed, 2);
-//!     Ok(())
-//! })
-//! # }
-//! ```
+//! # Glossary
+//!
+//! - **record**: one log event. **chunk**: the records of one request or one read; unit of admission and
+//!   acknowledgment.
+//! - **journal**: the write-ahead log on the volume. **segment**: one of its files. **frame**: a chunk as written to
+//!   it.
+//! - **lane**: an ordered shard of the stream. Order is kept within a lane; lanes are flushed in parallel.
+//! - **batch**: consecutive chunks of one lane that commit in one database transaction.
+//! - **cursor**: the last sequence number of a lane that the database has committed. **backlog**: what lies above it.
+//! - **acknowledge**: answer the sender with success. **commit**: rows and cursor are in the database.
+//! - **dead letter**: a record that the database rejected, kept with the reason.
+//! - **writer**, **epoch**, **lease**, **takeover**: identity of a journal, its fencing number, its ownership, and
+//!   acquiring the lease.
+//! - **mailbox**, **credit**: a bounded queue and its admission accounting. **semaphore**, **permit**: the primitive
+//!   below it.
+//! - **stage**, **actor host**, **supervisor**, **topology**: user code, the actor that runs it, its restarts, the
+//!   wiring.
+//! - **drain**, **shutdown phase**: the orderly stop: accepting, closing, draining, persisting, done.
+//! - **dedup key**, **dedup index**: an idempotency key as journaled, and the index of recent ones.
+//! - **housekeeper**: the journal's background thread: spare segments, removal, full disk.
+//! - **quarantine**: the directory to which damaged bytes are moved. **torn tail**: an incomplete frame at the end of
+//!   the journal.
+//! - **valid prefix**: the part of a segment that can be read. **directory scan**, **segment scan**: reading a journal
+//!   at startup.
+//! - **source client**, **source batch**: the retrying in-process client of sources other than HTTP, and what it
+//!   submits.
+//! - **rejection**: a request or chunk that is not accepted, with a reason.
+//! - **rate limiter**, **query throttle**, **result cache**: limits per token; queries yielding to writes; cached
+//!   histograms.
+//! - **data listener**, **admin listener**: the two HTTP ports.
 
 pub mod config;
 pub mod message;
@@ -55,6 +102,7 @@ pub mod result_cache;
 pub mod backlog;
 pub mod query_throttle;
 pub mod breaker;
+pub mod record_json;
 pub mod sse;
 pub mod gateway;
 pub mod tls;
@@ -65,5 +113,10 @@ pub mod metric_help;
 pub mod run;
 pub mod cli;
 
-/// Version and build, as `--version` says them.
+/// Version and build, as printed by `--version`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LOGWEIR_BUILD"), ")");
+
+/// Compiles and runs the Rust blocks of the repository's front page.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct FrontPage;
