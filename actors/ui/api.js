@@ -1,4 +1,4 @@
-// The way to the server: JSON, and records as they come. Every failure has a kind, so that the page can say what to do.
+// HTTP client for the query API: JSON, downloads, and server-sent events. Every failure has a kind, so that the UI can suggest a remedy.
 
 const session = () => {
   try {
@@ -15,27 +15,27 @@ const stored = () => {
     return null;
   }
 };
-/** The server says something each ten seconds where it is live: after so long a silence, nobody is there. */
-const SILENCE_MS = 30e3;
+/** A live server sends an event or a comment every ten seconds; after this long a silence the connection counts as lost. */
+const SILENCE_MAX_MS = 30e3;
 let token = stored();
 let skew = 0;
 
 export const hasToken = () => Boolean(token);
 
-/** Keeps the token for this tab, or for this browser. */
-export function setToken(value, keep) {
+/** Stores the token for this tab or, with `keep`, for this browser. */
+export function setToken(value, persist) {
   token = value || null;
   session().removeItem(KEY);
   try {
     localStorage.removeItem(KEY);
-    if (token) (keep ? localStorage : session()).setItem(KEY, token);
-  } catch { /* without storage it is kept until the page is closed */ }
+    if (token) (persist ? localStorage : session()).setItem(KEY, token);
+  } catch { /* without storage the token lasts until the document is unloaded */ }
 }
 
-/** Now by the server's clock, which is the one that gave the records their times. */
+/** Current time on the server's clock, which stamps records that carry no timestamp. */
 export const serverNow = () => Date.now() + skew;
 
-/** `kind`: away, token, forbidden, query, busy, timeout, unavailable, missing or other. */
+/** A failed request. `kind`: unreachable, token, forbidden, query, busy, timeout, unavailable, missing, or other. */
 export class Failure extends Error {
   constructor(kind, detail, { status = 0, reason = "", column = null, retryAfter = null } = {}) {
     super(detail);
@@ -43,14 +43,14 @@ export class Failure extends Error {
   }
 }
 
-/** Why something is not counted, in few words: what is wrong as a whole stands elsewhere. */
-export const uncounted = (error) => (error.reason === "database_unavailable" ? "Not counted while the database is away." : error.message);
+/** Short reason why counts are missing; the error banner shows the failure itself. */
+export const countsError = (error) => (error.reason === "database_unavailable" ? "Counts are unavailable while the database is down." : error.message);
 
-const KINDS = { 400: "query", 401: "token", 403: "forbidden", 404: "missing", 429: "busy", 502: "away", 503: "unavailable", 504: "timeout" };
+const KINDS = { 400: "query", 401: "token", 403: "forbidden", 404: "missing", 429: "busy", 502: "unreachable", 503: "unavailable", 504: "timeout" };
 
 async function failure(response) {
   const body = await response.json().catch(() => ({}));
-  const detail = typeof body.detail === "string" ? body.detail : `the server answered ${response.status}`;
+  const detail = typeof body.detail === "string" ? body.detail : `the server returned HTTP ${response.status}`;
   return new Failure(KINDS[response.status] ?? "other", detail, {
     status: response.status,
     reason: String(body.error ?? ""),
@@ -59,33 +59,33 @@ async function failure(response) {
   });
 }
 
-export const address = (path, parameters = {}) => {
-  const given = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) if (value !== undefined && value !== null && value !== "") given.set(name, value);
-  return `/api/v1/${path}${given.size ? `?${given}` : ""}`;
+export const apiUrl = (path, parameters = {}) => {
+  const encoded = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) if (value !== undefined && value !== null && value !== "") encoded.set(name, value);
+  return `/api/v1/${path}${encoded.size ? `?${encoded}` : ""}`;
 };
 
 async function request(path, parameters, { signal, method = "GET", headers = {} } = {}) {
   const sent = Date.now();
   let response;
   try {
-    response = await fetch(address(path, parameters), {
+    response = await fetch(apiUrl(path, parameters), {
       method, signal, cache: "no-store", credentials: "same-origin", redirect: "error",
       headers: { ...headers, ...(token ? { authorization: `Bearer ${token}` } : {}) },
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("away", "the server does not answer");
+    throw new Failure("unreachable", "the server is unreachable");
   }
-  // It was answered somewhere between sending and now, and `Date` has whole seconds: what fits in there is no difference.
-  const theirs = Date.parse(response.headers.get("date"));
-  const [ahead, behind] = [theirs - Date.now(), theirs + 1000 - sent];
-  if (Number.isFinite(theirs)) skew = ahead > 1000 ? ahead : behind < -1000 ? behind : 0;
+  // The server answered at some moment between sending and now, and `Date` has whole seconds: a difference within that is no skew.
+  const serverTime = Date.parse(response.headers.get("date"));
+  const [ahead, behind] = [serverTime - Date.now(), serverTime + 1000 - sent];
+  if (Number.isFinite(serverTime)) skew = ahead > 1000 ? ahead : behind < -1000 ? behind : 0;
   if (!response.ok) throw await failure(response);
   return response;
 }
 
-/** A JSON answer. */
+/** Fetches JSON. */
 export async function get(path, parameters, signal) {
   const response = await request(path, parameters, { signal });
   return body(response, (response) => response.json());
@@ -96,7 +96,7 @@ export async function post(path, parameters) {
   return response.json().catch(() => ({}));
 }
 
-/** An answer as a file. */
+/** Fetches a response as a Blob. */
 export async function download(path, parameters, signal) {
   const response = await request(path, parameters, { signal });
   return body(response, (response) => response.blob());
@@ -107,13 +107,13 @@ async function body(response, read) {
     return await read(response);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("away", "the server's answer broke off");
+    throw new Failure("unreachable", "the response was interrupted");
   }
 }
 
 /**
- * Server-sent events until the connection ends or `signal` says so: `onEvent(event, data, id)`.
- * The browser's own EventSource cannot carry a token.
+ * Receives server-sent events until the connection ends or `signal` aborts; calls `onEvent(event, data, id)`.
+ * The browser's EventSource cannot send an Authorization header.
  */
 export async function events(path, parameters, { signal, lastEventId, onOpen, onEvent }) {
   const headers = { accept: "text/event-stream", ...(lastEventId ? { "last-event-id": lastEventId } : {}) };
@@ -123,7 +123,7 @@ export async function events(path, parameters, { signal, lastEventId, onOpen, on
   const line = eventReader(onEvent);
   let rest = "";
   for (;;) {
-    const { done, value } = await inTime(reader);
+    const { done, value } = await readWithTimeout(reader);
     if (done) return;
     const lines = (rest + value).split(/\r\n|\n/);
     rest = lines.pop();
@@ -131,26 +131,26 @@ export async function events(path, parameters, { signal, lastEventId, onOpen, on
   }
 }
 
-/** What is read next; a connection that is silent for too long is given up. */
-async function inTime(reader) {
+/** Reads the next chunk; fails when the connection is silent for too long. */
+async function readWithTimeout(reader) {
   let timer = 0;
-  const silence = new Promise((_, reject) => { timer = setTimeout(() => reject(new Failure("away", "the server is silent")), SILENCE_MS); });
+  const silence = new Promise((_, reject) => { timer = setTimeout(() => reject(new Failure("unreachable", "the connection timed out")), SILENCE_MAX_MS); });
   try {
     return await Promise.race([reader.read(), silence]);
   } catch (error) {
-    reader.cancel().catch(() => {}); // it is lost in any case
+    reader.cancel().catch(() => {}); // the connection is lost either way
     throw error;
   } finally {
     clearTimeout(timer);
   }
 }
 
-/** Puts events together from lines. */
+/** Returns a function that assembles events from lines. */
 function eventReader(onEvent) {
   let [event, data, id] = ["", [], ""];
   return (line) => {
     if (line === "") {
-      // An id without data only says from where to go on.
+      // An id without data only moves the resume position.
       if (data.length || id) onEvent(data.length ? event || "message" : "", data.join("\n"), id);
       [event, data] = ["", []];
       return;

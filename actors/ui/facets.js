@@ -1,26 +1,26 @@
-// What values there are, and how many records have each: in the range, with what was filtered already.
+// Facets: the most frequent values of each field among the records that match, with counts.
 
-import { get, uncounted } from "./api.js";
-import { count, html, Icon, IconButton, plural, severityClass, short, useEffect, useState } from "./view.js";
+import { get, countsError } from "./api.js";
+import { count, html, Icon, IconButton, plural, severityClass, short, useEffect, useState } from "./components.js";
 
-const ALWAYS = ["service", "severity", "host"];
+const DEFAULT_FIELDS = ["service", "severity", "host"];
 const VALUES = 8;
-const VALUES_MORE = 50;
+const VALUES_EXPANDED = 50;
 
 export function Facets({ query, range, chosen, columns, onInclude, onExclude, onFacet, onColumn }) {
   const [view, setView] = useState({ facets: null, fields: null, error: null, sampled: null });
-  const [long, setLong] = useState(() => new Set());
+  const [expanded, setExpanded] = useState(() => new Set());
   const [find, setFind] = useState("");
-  const names = [...ALWAYS, ...chosen.filter((name) => !ALWAYS.includes(name))];
-  const limit = long.size ? VALUES_MORE : VALUES;
+  const names = [...DEFAULT_FIELDS, ...chosen.filter((name) => !DEFAULT_FIELDS.includes(name))];
+  const limit = expanded.size ? VALUES_EXPANDED : VALUES;
 
   useEffect(() => {
     if (!range) return undefined;
     const abort = new AbortController();
-    const put = (patch) => abort.signal.aborted || setView((view) => ({ ...view, ...patch }));
+    const update = (patch) => abort.signal.aborted || setView((view) => ({ ...view, ...patch }));
     get("facets", { query, ...range, fields: names.join(","), limit }, abort.signal).then(
-      ({ facets, sampled }) => put({ facets, sampled, error: null }),
-      (error) => error.name === "AbortError" || put({ error }),
+      ({ facets, sampled }) => update({ facets, sampled, error: null }),
+      (error) => error.name === "AbortError" || update({ error }),
     );
     return () => abort.abort();
   }, [query, range, names.join(","), limit]);
@@ -29,7 +29,7 @@ export function Facets({ query, range, chosen, columns, onInclude, onExclude, on
     const abort = new AbortController();
     get("fields", range, abort.signal).then(
       ({ fields }) => abort.signal.aborted || setView((view) => ({ ...view, fields })),
-      () => {}, // the same trouble is told above
+      () => {}, // the request above reports the same error
     );
     return () => abort.abort();
   }, [range]);
@@ -38,34 +38,34 @@ export function Facets({ query, range, chosen, columns, onInclude, onExclude, on
     const known = view.facets?.find((facet) => facet.field === name);
     const values = known?.values ?? [];
     const most = Math.max(1, ...values.map((value) => value.count));
-    const shown = long.has(name) ? values : values.slice(0, VALUES);
+    const shown = expanded.has(name) ? values : values.slice(0, VALUES);
     const more = known?.more || values.length > shown.length;
     return html`<section class="facet" key=${name} aria-label=${name}>
-      <h3>${name}${!ALWAYS.includes(name) && html`<${IconButton} icon="columns" label=${`${columns.includes(name) ? "Remove the column" : "Show as a column:"} ${name}`} aria-pressed=${columns.includes(name)} onClick=${() => onColumn(name)} /><${IconButton} icon="close" label=${`Close ${name}`} onClick=${() => onFacet(name)} />`}</h3>
-      ${known && !values.length && html`<p class="soft">none</p>`}
+      <h3>${name}${!DEFAULT_FIELDS.includes(name) && html`<${IconButton} icon="columns" label=${columns.includes(name) ? `Remove column ${name}` : `Show ${name} as a column`} aria-pressed=${columns.includes(name)} onClick=${() => onColumn(name)} /><${IconButton} icon="close" label=${`Remove facet ${name}`} onClick=${() => onFacet(name)} />`}</h3>
+      ${known && !values.length && html`<p class="muted">No values</p>`}
       <ul>${shown.map(({ value, count: records }) => html`<li key=${value} class=${name === "severity" ? severityClass(value) : ""}>
         <span class="share" style=${{ width: `${(records / most) * 100}%` }}></span>
-        <button type="button" class="facet-value" title=${`Only ${name} = ${value}`} onClick=${() => onInclude(name, value)}><bdi>${value === "" ? "(none)" : value}</bdi></button>
+        <button type="button" class="facet-value" title=${`Filter for ${name} = ${value}`} onClick=${() => onInclude(name, value)}><bdi>${value === "" ? "(none)" : value}</bdi></button>
         <span class="facet-count" title=${plural(records, "record")}>${short(records)}</span>
-        <${IconButton} icon="minus" label=${`Without ${name} = ${value}`} onClick=${() => onExclude(name, value)} />
+        <${IconButton} icon="minus" label=${`Exclude ${name} = ${value}`} onClick=${() => onExclude(name, value)} />
       </li>`)}</ul>
-      ${more && !long.has(name) && html`<button type="button" class="more" onClick=${() => setLong(new Set(long).add(name))}>More</button>`}
+      ${more && !expanded.has(name) && html`<button type="button" class="more" onClick=${() => setExpanded(new Set(expanded).add(name))}>Show more</button>`}
     </section>`;
   };
 
-  const others = (view.fields ?? []).filter(({ name }) => !names.includes(name) && name.toLowerCase().includes(find.toLowerCase()));
+  const otherFields = (view.fields ?? []).filter(({ name }) => !names.includes(name) && name.toLowerCase().includes(find.toLowerCase()));
   return html`<div class="facets">
-    ${view.error && html`<p class="problem"><${Icon} name="alert" />${uncounted(view.error)}</p>`}
-    ${view.sampled && html`<p class="soft">Counted among ${count(view.sampled)} of the records.</p>`}
+    ${view.error && html`<p class="problem"><${Icon} name="alert" />${countsError(view.error)}</p>`}
+    ${view.sampled && html`<p class="muted">Counts are based on a sample of ${count(view.sampled)} records.</p>`}
     ${names.map(facet)}
     <section class="facet" aria-label="Other fields"><h3>Fields</h3>
       ${(view.fields?.length ?? 0) > 12 && html`<input type="search" aria-label="Find a field" placeholder="Find a field" value=${find} onInput=${(event) => setFind(event.target.value)} />`}
-      ${view.fields && !others.length && html`<p class="soft">${find ? "none of this name" : "no other fields"}</p>`}
-      <ul>${others.slice(0, 60).map(({ name, count: records }) => html`<li key=${name}>
-        <button type="button" class="facet-value" title=${`Values of ${name}`} onClick=${() => onFacet(name)}><bdi>${name}</bdi></button>
+      ${view.fields && !otherFields.length && html`<p class="muted">${find ? "No matching fields" : "No other fields"}</p>`}
+      <ul>${otherFields.slice(0, 60).map(({ name, count: records }) => html`<li key=${name}>
+        <button type="button" class="facet-value" title=${`Show values of ${name}`} onClick=${() => onFacet(name)}><bdi>${name}</bdi></button>
         <span class="facet-count">${short(records)}</span>
-        <${IconButton} icon="columns" label=${`${columns.includes(name) ? "Remove the column" : "Show as a column:"} ${name}`} aria-pressed=${columns.includes(name)} onClick=${() => onColumn(name)} /></li>`)}</ul>
-      ${others.length > 60 && html`<p class="soft">and ${others.length - 60} more: find them by name</p>`}
+        <${IconButton} icon="columns" label=${columns.includes(name) ? `Remove column ${name}` : `Show ${name} as a column`} aria-pressed=${columns.includes(name)} onClick=${() => onColumn(name)} /></li>`)}</ul>
+      ${otherFields.length > 60 && html`<p class="muted">${otherFields.length - 60} more. Search by name to see them.</p>`}
     </section>
   </div>`;
 }

@@ -1,4 +1,4 @@
-// What is looked at: kept in the address, so that a link shows the same to somebody else.
+// View state. It lives entirely in the URL, so that a link reproduces the view.
 
 import { isZone, localZone, resolve } from "./time.js";
 
@@ -7,8 +7,8 @@ const VIEWS = { "/": "logs", "/pipeline": "pipeline", "/alerts": "alerts" };
 const LISTS = ["columns", "facets"];
 const LIST_MAX = 20;
 
-/** The state that an address stands for; what it says wrongly is as if it were not said. */
-export function fromAddress(path, search) {
+/** Returns the state encoded in a URL. Invalid parameters fall back to their defaults. */
+export function fromUrl(path, search) {
   const given = new URLSearchParams(search);
   const state = { ...DEFAULTS, view: VIEWS[path] ?? "logs" };
   for (const name of ["query", "record"]) state[name] = given.get(name) ?? "";
@@ -22,8 +22,8 @@ export function fromAddress(path, search) {
   return state;
 }
 
-/** The address of a state: only what differs from the usual. */
-export function toAddress(state) {
+/** Returns the URL of a state. It holds only values that differ from the defaults. */
+export function toUrl(state) {
   const given = new URLSearchParams();
   for (const name of ["query", "start", "end", "zone", "by", "record"]) {
     if (state[name] !== DEFAULTS[name]) given.set(name, state[name]);
@@ -36,13 +36,13 @@ export function toAddress(state) {
 
 export const zoneOf = (state) => state.zone || localZone();
 
-/** What this browser remembers beside the address. */
-export const remembered = {
+/** Preferences stored in this browser. */
+export const preferences = {
   get: (name, fallback) => {
     try {
       return localStorage.getItem(`logweir.${name}`) ?? fallback;
     } catch {
-      return fallback; // storage is switched off: then nothing is remembered
+      return fallback; // storage is disabled: preferences are not kept
     }
   },
   set: (name, value) => {

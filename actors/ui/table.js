@@ -1,19 +1,19 @@
-// Records as rows. Only those that are seen are drawn, however many there are; an open record is as high as it is.
+// Virtual table of records: renders only visible rows. Expanded records have their natural height.
 
-import { html, Icon, IconButton, plural, severityClass, useEffect, useLatest, useLayoutEffect, useMedia, useMemo, useRef, useState, whenResized } from "./view.js";
-import { attribute, marked, oneLine } from "./record.js";
+import { html, Icon, IconButton, plural, severityClass, useEffect, useLatest, useLayoutEffect, useMedia, useMemo, useRef, useState, onResize } from "./components.js";
+import { attribute, highlighted, oneLine } from "./record.js";
 import { rowTime } from "./time.js";
 
 const ROW = 27;
 const ROW_PHONE = 50;
 const HEAD = 29;
-const BEYOND = 12;
-const OPEN_GUESS = 260;
+const OVERSCAN = 12;
+const EXPANDED_HEIGHT_ESTIMATE = 260;
 
-/** Where each row begins, of which only the open ones are higher than the others. */
+/** Returns the vertical layout of the rows; expanded records add their measured height. */
 export function layout(records, open, heights, row) {
   const opened = [];
-  if (open.size) records.forEach((record, index) => open.has(record.id) && opened.push([index, heights.get(record.id) ?? OPEN_GUESS]));
+  if (open.size) records.forEach((record, index) => open.has(record.id) && opened.push([index, heights.get(record.id) ?? EXPANDED_HEIGHT_ESTIMATE]));
   const top = (index) => index * row + opened.reduce((sum, [at, height]) => (at < index ? sum + height : sum), 0);
   const at = (y) => {
     let [low, high] = [0, records.length];
@@ -27,52 +27,52 @@ export function layout(records, open, heights, row) {
   return { top, at, height: top(records.length) };
 }
 
-/** Says how high it is. */
-function Opened({ id, top, onHeight, children }) {
+/** An expanded record; reports its height. */
+function ExpandedRow({ id, top, onHeight, children }) {
   const box = useRef();
-  useLayoutEffect(() => whenResized(box.current, () => onHeight(id, box.current.offsetHeight)), [id]);
+  useLayoutEffect(() => onResize(box.current, () => onHeight(id, box.current.offsetHeight)), [id]);
   return html`<div class="opened" role="row" ref=${box} style=${{ top: `${top}px` }}><div role="gridcell">${children}</div></div>`;
 }
 
 /**
- * `head`: what stands before the first row. `onEnd`: the last rows are near. `detail`: what an open record shows.
- * `open`: a set of ids. `selected`: the id of the record that the keyboard is at.
+ * `head`: content above the table. `onEnd`: called near the last row. `detail`: renders an expanded record.
+ * `open`: set of expanded ids. `selected`: id of the record with keyboard focus.
  */
-export function Table({ label, records, columns, zone, withDate, words, open, selected, top: head, bottom, onToggle, onSelect, onEnd, onColumn, valueMenu, wordMenu, timeMenu, detail, follow, keys }) {
+export function Table({ label, records, columns, zone, withDate, highlight, open, selected, top: head, bottom, onToggle, onSelect, onEnd, onColumn, valueMenu, textMenu, timeMenu, detail, follow, keys }) {
   const box = useRef();
   const phone = useMedia("(max-width: 720px)");
   const row = phone ? ROW_PHONE : ROW;
   const [view, setView] = useState({ from: 0, height: 800 });
   const [heights, setHeights] = useState(() => new Map());
-  const place = useMemo(() => layout(records, open, heights, row), [records, open, heights, row]);
+  const positions = useMemo(() => layout(records, open, heights, row), [records, open, heights, row]);
   const onHeight = (id, height) => setHeights((known) => (known.get(id) === height ? known : new Map(known).set(id, height)));
-  const look = () => setView({ from: box.current.scrollTop, height: box.current.clientHeight });
+  const measure = () => setView({ from: box.current.scrollTop, height: box.current.clientHeight });
 
-  useLayoutEffect(() => whenResized(box.current, look), []);
-  // Live: who has scrolled down keeps what is before the eyes while new rows come in above.
+  useLayoutEffect(() => onResize(box.current, measure), []);
+  // Live tail: when scrolled down, keeps the visible rows in place while new rows arrive above.
   const first = useRef(null);
   useLayoutEffect(() => {
     const before = first.current;
     first.current = records[0]?.id ?? null;
     if (!follow || before === null || box.current.scrollTop <= row) return;
     const index = records.findIndex((record) => record.id === before);
-    if (index > 0) box.current.scrollTop += place.top(index);
+    if (index > 0) box.current.scrollTop += positions.top(index);
   }, [records]);
 
-  const from = Math.max(0, place.at(view.from - HEAD) - BEYOND);
-  const to = Math.min(records.length, place.at(view.from + view.height) + BEYOND);
+  const from = Math.max(0, positions.at(view.from - HEAD) - OVERSCAN);
+  const to = Math.min(records.length, positions.at(view.from + view.height) + OVERSCAN);
   const near = to >= records.length - 40;
   useEffect(() => { if (near && onEnd) onEnd(); }, [near, records]);
 
-  // The row that the keyboard is at is in sight.
-  const latest = useLatest({ place, records });
+  // Scrolls the selected row into view.
+  const latest = useLatest({ positions, records });
   useEffect(() => {
     const index = selected ? latest.current.records.findIndex((record) => record.id === selected) : -1;
     if (index < 0) return;
-    const top = latest.current.place.top(index);
-    const seen = box.current;
-    if (top < seen.scrollTop) seen.scrollTop = top;
-    else if (top + row + HEAD > seen.scrollTop + seen.clientHeight) seen.scrollTop = top + row + HEAD - seen.clientHeight;
+    const top = latest.current.positions.top(index);
+    const viewport = box.current;
+    if (top < viewport.scrollTop) viewport.scrollTop = top;
+    else if (top + row + HEAD > viewport.scrollTop + viewport.clientHeight) viewport.scrollTop = top + row + HEAD - viewport.clientHeight;
   }, [selected]);
 
   const value = (record, field, text, shown) =>
@@ -83,49 +83,49 @@ export function Table({ label, records, columns, zone, withDate, words, open, se
     onSelect(record.id);
     onToggle(record.id);
   };
-  const onWords = (event) => {
+  const onSelection = (event) => {
     const text = String(getSelection()).trim();
-    if (text && text.length <= 200 && event.target.closest?.(".message, .detail-message")) wordMenu(event, text);
+    if (text && text.length <= 200 && event.target.closest?.(".message, .detail-message")) textMenu(event, text);
   };
 
   const rows = [];
-  let seen = false;
+  let selectedRendered = false;
   for (let index = from; index < to; index += 1) {
     const record = records[index];
-    const top = place.top(index);
+    const top = positions.top(index);
     if (record.gap) {
-      rows.push(html`<div key=${record.id} role="row" aria-rowindex=${index + 2} class="row gap" style=${{ top: `${top}px` }}><span role="gridcell"><${Icon} name="alert" /> ${record.missing === null ? "Records" : plural(record.missing, "record")} may be missing here: what came while the connection was away is kept no longer for a tail. A search finds them.</span></div>`);
+      rows.push(html`<div key=${record.id} role="row" aria-rowindex=${index + 2} class="row gap" style=${{ top: `${top}px` }}><span role="gridcell"><${Icon} name="alert" /> ${record.missing === null ? "Records" : plural(record.missing, "record")} may be missing here: the connection was interrupted, and the server no longer has them for the live tail. Stop the tail and search to see them.</span></div>`);
       continue;
     }
     const isOpen = open.has(record.id);
-    seen ||= record.id === selected;
+    selectedRendered ||= record.id === selected;
     rows.push(html`<div key=${record.id} id=${`row-${record.id}`} role="row" aria-rowindex=${index + 2} aria-selected=${record.id === selected}
-        class="row ${severityClass(record.severity_text)} ${isOpen ? "is-open" : ""} ${record.id === selected ? "selected" : ""} ${record.mark ? "marked" : ""}"
+        class="row ${severityClass(record.severity_text)} ${isOpen ? "is-open" : ""} ${record.id === selected ? "selected" : ""}"
         style=${{ top: `${top}px` }} onClick=${(event) => onRow(event, record)}>
-      <span role="gridcell" class="cell toggle"><button type="button" tabindex="-1" aria-expanded=${isOpen} aria-label=${isOpen ? "Close this record" : "Open this record"} onClick=${() => { onSelect(record.id); onToggle(record.id); }}><${Icon} name=${isOpen ? "down" : "right"} /></button></span>
+      <span role="gridcell" class="cell toggle"><button type="button" tabindex="-1" aria-expanded=${isOpen} aria-label=${isOpen ? "Collapse record" : "Expand record"} onClick=${() => { onSelect(record.id); onToggle(record.id); }}><${Icon} name=${isOpen ? "down" : "right"} /></button></span>
       <span role="gridcell" class="cell time"><button type="button" tabindex="-1" class="value" onClick=${(event) => timeMenu(event, record)}>${rowTime(record.ts, zone, withDate)}</button></span>
-      <span role="gridcell" class="cell severity">${record.severity_text && html`<button type="button" tabindex="-1" class="value" onClick=${(event) => valueMenu(event, "severity", record.severity_text)}>${record.severity_text === "UNSPECIFIED" ? html`<span title="No severity was given">–</span>` : record.severity_text}</button>`}</span>
+      <span role="gridcell" class="cell severity">${record.severity_text && html`<button type="button" tabindex="-1" class="value" onClick=${(event) => valueMenu(event, "severity", record.severity_text)}>${record.severity_text === "UNSPECIFIED" ? html`<span title="No severity">–</span>` : record.severity_text}</button>`}</span>
       ${value(record, "service", record.service)}
       ${columns.map((name) => value(record, name, attribute(record, name)))}
-      <span role="gridcell" class="cell message"><bdi>${marked(oneLine(record.message), words)}</bdi></span>
+      <span role="gridcell" class="cell message"><bdi>${highlighted(oneLine(record.message), highlight)}</bdi></span>
     </div>`);
     if (isOpen) {
-      rows.push(html`<${Opened} key=${`open-${record.id}`} id=${record.id} top=${top + row} onHeight=${onHeight}>${detail(record)}<//>`);
+      rows.push(html`<${ExpandedRow} key=${`open-${record.id}`} id=${record.id} top=${top + row} onHeight=${onHeight}>${detail(record)}<//>`);
     }
   }
 
   return html`<div class="table-box">
     ${head}
-    <div class="table" ref=${box} onScroll=${look} onMouseUp=${onWords}>
-      <div class="grid" role="grid" aria-label=${label} aria-rowcount=${records.length + 1} aria-activedescendant=${seen ? `row-${selected}` : undefined} tabindex="0"
+    <div class="table" ref=${box} onScroll=${measure} onMouseUp=${onSelection}>
+      <div class="grid" role="grid" aria-label=${label} aria-rowcount=${records.length + 1} aria-activedescendant=${selectedRendered ? `row-${selected}` : undefined} tabindex="0"
           style=${{ "--columns": columns.length ? `repeat(${columns.length}, minmax(80px, 150px))` : "" }} onKeyDown=${(event) => keys(event, view.height)}>
         <div class="row head" role="row" aria-rowindex="1">
-          <span role="columnheader"><span class="hidden">Open</span></span>
+          <span role="columnheader"><span class="hidden">Expand</span></span>
           <span role="columnheader">Time</span><span role="columnheader">Severity</span><span role="columnheader">Service</span>
-          ${columns.map((name) => html`<span role="columnheader" class="chosen" key=${name}><span class="name" title=${name}>${name}</span><${IconButton} icon="close" label=${`Remove the column ${name}`} onClick=${() => onColumn(name)} /></span>`)}
+          ${columns.map((name) => html`<span role="columnheader" class="chosen" key=${name}><span class="name" title=${name}>${name}</span><${IconButton} icon="close" label=${`Remove column ${name}`} onClick=${() => onColumn(name)} /></span>`)}
           <span role="columnheader">Message</span>
         </div>
-        <div class="canvas" role=${rows.length ? "rowgroup" : undefined} style=${{ height: `${place.height}px` }}>${rows}</div>
+        <div class="canvas" role=${rows.length ? "rowgroup" : undefined} style=${{ height: `${positions.height}px` }}>${rows}</div>
       </div>
       ${bottom}
     </div>

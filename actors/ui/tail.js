@@ -1,4 +1,4 @@
-// Live tail: records as they become durable, at most so many kept, what is left out counted.
+// Live tail: streams records as they become durable, keeps a bounded number, and counts what it leaves out.
 
 import { events, Failure } from "./api.js";
 import { useEffect, useReducer, useRef } from "./vendor/hooks.js";
@@ -9,16 +9,16 @@ const RETRY_MS = [500, 1000, 2000, 5000];
 
 const START = { records: [], held: [], received: 0, dropped: 0, skipped: 0, gaps: 0, paused: false, status: "connecting", error: null, perSecond: 0 };
 
-/** The newest `most` of new and old, newest first; and how many were cut off. */
+/** Returns the newest `most` of both lists, newest first, and the number cut off. */
 const newest = (fresh, old, most) => {
   const all = fresh.concat(old);
   return [all.slice(0, most), Math.max(0, all.length - most)];
 };
 
-/** Pure, so that each step can be followed. `skipped` are those that came while paused and found no room. */
+/** Pure reducer. `skipped` counts records that arrived while paused and exceeded the buffer. */
 export function step(tail, action) {
   switch (action.type) {
-    case "begin": return START;
+    case "reset": return START;
     case "open": return { ...tail, status: "open", error: null };
     case "lost": return { ...tail, status: "lost", error: action.error, perSecond: 0 };
     case "refused": return { ...tail, status: "refused", error: action.error, perSecond: 0 };
@@ -37,38 +37,38 @@ export function step(tail, action) {
   }
 }
 
-/** Listens while `on`; connects again by itself, from the last record that came. */
+/** Streams while `on`; reconnects automatically from the last record received. */
 export function useTail(query, on) {
-  const [tail, act] = useReducer(step, START);
+  const [tail, dispatch] = useReducer(step, START);
   const lastId = useRef("");
 
   useEffect(() => {
     if (!on) return undefined;
     const abort = new AbortController();
     const { signal } = abort;
-    const nothing = () => ({ records: [], received: 0, dropped: 0, gaps: 0, over: 0 });
-    let waiting = nothing();
+    const emptyBatch = () => ({ records: [], received: 0, dropped: 0, gaps: 0, over: 0 });
+    let waiting = emptyBatch();
     let rate = 0;
     let serial = 0;
     lastId.current = "";
-    act({ type: "begin" });
+    dispatch({ type: "reset" });
 
-    // What comes within a frame is drawn once. A page in the background has no frames: hence the timer.
+    // Batches records so that they render together. A timer, because background tabs get no animation frames.
     let timer = 0;
     const flush = () => {
       timer = 0;
-      act({ type: "batch", ...waiting });
-      waiting = nothing();
+      dispatch({ type: "batch", ...waiting });
+      waiting = emptyBatch();
     };
-    const later = () => { timer ||= setTimeout(flush, 50); };
-    const rates = setInterval(() => { act({ type: "rate", perSecond: rate }); rate = 0; }, 1000);
+    const scheduleFlush = () => { timer ||= setTimeout(flush, 50); };
+    const rates = setInterval(() => { dispatch({ type: "rate", perSecond: rate }); rate = 0; }, 1000);
 
     const onEvent = (event, data, id) => {
       if (id) lastId.current = id;
       if (!event) return;
       const value = JSON.parse(data);
       if (event === "record") {
-        // Until the database has been asked once, a new record has no number yet: rows are told apart all the same.
+        // A record has no id until the database has assigned its lane; rows still need a key.
         value.id ??= `new-${(serial += 1)}`;
         waiting.records.push(value);
         waiting.received += 1;
@@ -82,32 +82,32 @@ export function useTail(query, on) {
         waiting.gaps += 1;
         waiting.records.push({ gap: true, id: `gap-${(serial += 1)}`, missing: value.missing ?? null });
       } else return;
-      later();
+      scheduleFlush();
     };
 
-    let tries = 0;
-    const listen = async () => {
+    let attempts = 0;
+    const connect = async () => {
       let lost = null;
       try {
-        await events("tail", { query }, { signal, lastEventId: lastId.current, onEvent, onOpen: () => { tries = 0; act({ type: "open" }); } });
+        await events("tail", { query }, { signal, lastEventId: lastId.current, onEvent, onOpen: () => { attempts = 0; dispatch({ type: "open" }); } });
       } catch (error) {
         if (signal.aborted) return;
-        // A token that the server does not know any more: from now on, then, and that is said.
+        // The server no longer recognizes the resume token: start from now, and show a gap.
         if (error.status === 400 && lastId.current) {
           lastId.current = "";
           onEvent("gap", "{}", "");
-          return listen();
+          return connect();
         }
-        const known = error instanceof Failure ? error : new Failure("away", "the connection broke off");
-        if (["query", "token", "forbidden", "missing"].includes(known.kind)) return act({ type: "refused", error: known });
-        lost = known;
+        const failure = error instanceof Failure ? error : new Failure("unreachable", "the connection was interrupted");
+        if (["query", "token", "forbidden", "missing"].includes(failure.kind)) return dispatch({ type: "refused", error: failure });
+        lost = failure;
       }
       if (signal.aborted) return;
-      act({ type: "lost", error: lost });
-      const pause = RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)];
-      retry = setTimeout(listen, Math.max(pause, (lost?.retryAfter ?? 0) * 1000));
+      dispatch({ type: "lost", error: lost });
+      const delay = RETRY_MS[Math.min(attempts++, RETRY_MS.length - 1)];
+      retry = setTimeout(connect, Math.max(delay, (lost?.retryAfter ?? 0) * 1000));
     };
-    let retry = setTimeout(listen, 0);
+    let retry = setTimeout(connect, 0);
     return () => {
       abort.abort();
       clearTimeout(retry);
@@ -116,5 +116,5 @@ export function useTail(query, on) {
     };
   }, [query, on]);
 
-  return [tail, act];
+  return [tail, dispatch];
 }

@@ -1,7 +1,7 @@
-// The query as text: its terms, how a value becomes one, and what to mark in a message. The language itself is the server's.
+// Query text: splitting it into terms, building terms from values, and finding what to highlight. The server parses the language itself.
 
 const FIELDS = ["service", "host", "severity"];
-/** Names that mean something else than an attribute unless they stand in quotes. */
+/** Names that refer to a built-in field, not to an attribute, unless quoted. */
 const RESERVED = [...FIELDS, "level", "message", "msg"];
 const OPERATORS = ["AND", "OR", "NOT"];
 
@@ -10,28 +10,28 @@ const bareValue = (text) => (/^[\p{L}\p{N}_][\p{L}\p{N}_.\/@:-]*$/u.test(text) &
 const bareName = (name, isAttribute) =>
   /^[\p{L}_@][\p{L}\p{N}_.\/@-]*$/u.test(name) && !OPERATORS.includes(name) && !(isAttribute && RESERVED.includes(name)) ? name : quoted(name);
 
-/** The term that wants `name` to be exactly `value`. */
+/** Returns the term that matches records whose `name` equals `value`. */
 export function term(name, value, isAttribute = !FIELDS.includes(name)) {
   const text = typeof value === "string" ? value : JSON.stringify(value);
   return `${bareName(name, isAttribute)}:${bareValue(name === "severity" && !isAttribute ? text.toLowerCase() : text)}`;
 }
 
-/** The term that wants the message to have `text` anywhere. */
-export const words = (text) => (/^[\p{L}\p{N}_]+$/u.test(text) && !OPERATORS.includes(text) ? `*${text}*` : `*${quoted(text)}*`);
+/** Returns the term that matches messages containing `text`. */
+export const containsTerm = (text) => (/^[\p{L}\p{N}_]+$/u.test(text) && !OPERATORS.includes(text) ? `*${text}*` : `*${quoted(text)}*`);
 
-/** The query's terms: cut at blanks that are in no quotes and no parentheses. */
+/** Splits a query into terms at whitespace outside of quotes and parentheses. */
 export function terms(query) {
   const found = [];
-  let [from, depth, mark] = [0, 0, ""];
+  let [from, depth, quote] = [0, 0, ""];
   for (let i = 0; i <= query.length; i += 1) {
-    const letter = query[i] ?? " ";
-    if (mark && i < query.length) {
-      if (letter === "\\" && mark !== "`") i += 1;
-      else if (letter === mark) mark = "";
-    } else if ("\"'`".includes(letter)) mark = letter;
-    else if (letter === "(") depth += 1;
-    else if (letter === ")") depth -= 1;
-    else if (i >= query.length || (depth <= 0 && /\s/.test(letter))) {
+    const char = query[i] ?? " ";
+    if (quote && i < query.length) {
+      if (char === "\\" && quote !== "`") i += 1;
+      else if (char === quote) quote = "";
+    } else if ("\"'`".includes(char)) quote = char;
+    else if (char === "(") depth += 1;
+    else if (char === ")") depth -= 1;
+    else if (i >= query.length || (depth <= 0 && /\s/.test(char))) {
       if (i > from) found.push(query.slice(from, i));
       from = i + 1;
     }
@@ -40,23 +40,23 @@ export function terms(query) {
 }
 
 const joined = (query) => (terms(query).includes("OR") ? `(${query.trim()})` : query.trim());
-export const has = (query, one) => terms(query).includes(one);
+export const hasTerm = (query, one) => terms(query).includes(one);
 
-/** The query without this term. */
-export const without = (query, one) => terms(query).filter((known) => known !== one).join(" ");
+/** Returns the query without this term. */
+export const removeTerm = (query, one) => terms(query).filter((known) => known !== one).join(" ");
 
-/** The query that wants this, too; what wants the opposite goes. */
-export function and(query, one) {
+/** Returns the query with this term added and its negation removed. */
+export function addTerm(query, one) {
   const opposite = one.startsWith("-") ? one.slice(1) : `-${one}`;
-  const rest = terms(query).includes("OR") ? query : has(query, opposite) ? without(query, opposite) : query.trim();
-  if (has(rest, one)) return rest;
+  const rest = terms(query).includes("OR") ? query : hasTerm(query, opposite) ? removeTerm(query, opposite) : query.trim();
+  if (hasTerm(rest, one)) return rest;
   return `${joined(rest)} ${one}`.trim();
 }
 
 const escape = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
-/** A regular expression with one group that finds what the query looks for in messages; null where there is nothing. */
-export function marks(query) {
+/** Returns a regular expression with one group that matches the text the query searches for; null if there is none. */
+export function highlightPattern(query) {
   const patterns = [];
   for (const one of terms(query.replace(/[()]/g, (paren, at) => (/["'`]/.test(query.slice(0, at)) ? paren : " ")))) {
     if (OPERATORS.includes(one) || /^[-!]/.test(one)) continue;
@@ -65,7 +65,7 @@ export function marks(query) {
     const text = /^\*?(?:(["'`])(.*)\1|([^"'`:=<>~]+|\d[^"'`=<>~]*))\*?$/s.exec(own);
     if (regex) {
       const plain = regex[2].replace(/\\(.)|\((?!\?)/gs, (all) => (all === "(" ? "(?:" : all));
-      // What could take for ever on a long line is not marked.
+      // Patterns prone to catastrophic backtracking on a long line are not highlighted.
       if (!/[*+}]\)?[*+{]|\)[*+{]|\(\?[^:]/.test(plain)) patterns.push(plain);
     } else if (text) patterns.push(escape(text[2]?.replace(/\\(["'\\`])/g, "$1") ?? text[3].replace(/\*+$/, "")));
   }
@@ -73,6 +73,6 @@ export function marks(query) {
     const found = new RegExp(`(${patterns.join("|")})`, "gi");
     return patterns.length && !found.test("") ? found : null;
   } catch {
-    return null; // the server's regular expressions know more than the browser's
+    return null; // the server's syntax has features that the browser's lacks
   }
 }

@@ -1,15 +1,15 @@
-// Times as people write them, and as a zone shows them. No state: what is now comes as an argument.
+// Parsing and formatting of times, ranges, and durations. Pure: the current time is an argument.
 
 export const UNITS = { s: 1e3, m: 60e3, h: 3600e3, d: 86400e3, w: 7 * 86400e3 };
 
-export const QUICK = [
+export const PRESETS = [
   ["-5m", "Last 5 minutes"], ["-15m", "Last 15 minutes"], ["-1h", "Last hour"], ["-3h", "Last 3 hours"],
   ["-12h", "Last 12 hours"], ["-24h", "Last 24 hours"], ["-2d", "Last 2 days"], ["-7d", "Last 7 days"], ["-30d", "Last 30 days"],
 ];
 
 const RELATIVE = /^(?:now)?-(\d{1,6})([smhdw])$/;
 
-/** Milliseconds since 1970 of `now`, `-15m`, `now-15m`, a number of milliseconds or RFC 3339; NaN for anything else. */
+/** Parses `now`, `-15m`, `now-15m`, a number of milliseconds, or RFC 3339 into milliseconds since 1970; NaN for anything else. */
 export function resolve(text, now) {
   if (text === "now") return now;
   const relative = RELATIVE.exec(text);
@@ -20,10 +20,10 @@ export function resolve(text, now) {
 
 export const isRelative = (text) => text === "now" || RELATIVE.test(text);
 
-/** What a range is called on its button. */
+/** Returns the label of a range. */
 export function rangeLabel(start, end, zone) {
   if (end === "now") {
-    const quick = QUICK.find(([value]) => value === start);
+    const quick = PRESETS.find(([value]) => value === start);
     if (quick) return quick[1];
     const relative = RELATIVE.exec(start);
     if (relative) return `Last ${relative[1]} ${{ s: "seconds", m: "minutes", h: "hours", d: "days", w: "weeks" }[relative[2]]}`;
@@ -61,13 +61,16 @@ function parts(ms, zone) {
 
 const pad = (number, width) => String(number).padStart(width, "0");
 
-/** The clock's offset from UTC in `zone` at that instant, in milliseconds. */
+/** Returns the UTC offset of `zone` at that instant, in milliseconds. */
 function offset(ms, zone) {
   const p = parts(ms, zone);
   return Date.UTC(p.year, p.month - 1, p.day, p.hour, p.minute, p.second) - Math.floor(ms / 1000) * 1000;
 }
 
-/** `2026-11-20T10:15:00` on the clocks of `zone`, in milliseconds; where the clocks show it twice, the first time; where they leave it out, as if they had not yet been changed. */
+/**
+ * Converts local time such as `2026-11-20T10:15:00` in `zone` into milliseconds. An ambiguous time is the earlier instant;
+ * a time skipped by a clock change uses the offset before it.
+ */
 export function fromZone(text, zone) {
   const p = /^(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,3}))?)?$/.exec(text);
   if (!p) return NaN;
@@ -78,16 +81,16 @@ export function fromZone(text, zone) {
   return offset(after, zone) === wall - after ? after : guess;
 }
 
-/** `2026-11-20T10:15:00`, for an input of the type datetime-local. */
+/** Formats as `2026-11-20T10:15:00`, the value of a datetime-local input. */
 export function inZone(ms, zone) {
   const p = parts(ms, zone);
   return `${p.year}-${p.month}-${p.day}T${p.hour}:${p.minute}:${p.second}`;
 }
 
-/** `2026-11-20 10:15:00` */
+/** Formats as `2026-11-20 10:15:00`. */
 export const stamp = (ms, zone) => (Number.isFinite(ms) ? inZone(ms, zone).replace("T", " ") : "?");
 
-/** A record's time in a row: with the date where the range spans several. */
+/** Formats a record's time for a table row, with the date if the range spans several days. */
 export function rowTime(ts, zone, withDate) {
   const ms = Date.parse(ts);
   if (!Number.isFinite(ms)) return ts;
@@ -95,7 +98,7 @@ export function rowTime(ts, zone, withDate) {
   return `${withDate ? `${p.month}-${p.day} ` : ""}${p.hour}:${p.minute}:${p.second}.${pad(((ms % 1000) + 1000) % 1000, 3)}`;
 }
 
-/** A record's time in full, with its microseconds and the zone's offset. */
+/** Formats a record's full time with microseconds and UTC offset. */
 export function fullTime(ts, zone) {
   const ms = Date.parse(ts);
   if (!Number.isFinite(ms)) return ts;
@@ -106,15 +109,15 @@ export function fullTime(ts, zone) {
   return `${stamp(ms, zone)}${fraction ? `.${fraction.padEnd(6, "0").slice(0, 6)}` : ""} ${off}`;
 }
 
-/** A tick of an axis that spans `span` milliseconds. */
+/** Formats an axis tick for a span of `span` milliseconds. */
 export function tick(ms, zone, span) {
   const p = parts(ms, zone);
-  if (span > 4 * UNITS.d) return `${p.day}.${p.month}.`;
-  if (span > UNITS.d) return `${p.day}.${p.month}. ${p.hour}:${p.minute}`;
+  if (span > 4 * UNITS.d) return `${p.month}-${p.day}`;
+  if (span > UNITS.d) return `${p.month}-${p.day} ${p.hour}:${p.minute}`;
   return span > 10 * UNITS.m ? `${p.hour}:${p.minute}` : `${p.hour}:${p.minute}:${p.second}`;
 }
 
-/** `2 h 5 min`, for an age or a step. */
+/** Formats a duration as `2 h 5 min`. */
 export function duration(ms) {
   if (!(ms >= 0)) return "–";
   if (ms < 1000) return `${Math.round(ms)} ms`;

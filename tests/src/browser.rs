@@ -1,7 +1,7 @@
-//! A real browser, used as a person would use it: headless Chromium through WebDriver.
+//! A real browser, driven as a user would: headless Chromium through WebDriver.
 //!
-//! - Whatever is clicked or read is waited for: a page is never asked too early, and never later than half a minute.
-//! - What goes wrong inside (an exception, a refusal of the page's policy) is kept and asked for by [`Browser::troubles`].
+//! - Every click and every expectation waits for its element, for at most half a minute.
+//! - Exceptions and content security policy violations in the browser are recorded; see [`Browser::errors`].
 
 use std::cell::RefCell;
 use std::os::unix::process::CommandExt as _;
@@ -18,28 +18,30 @@ use tokio::runtime::Runtime;
 
 use crate::process::free_addr;
 
-/// How long a page may take to show what it should, on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for an expected state; generous, for slow machines.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(25);
+/// Polling interval.
+const POLL: Duration = Duration::from_millis(25);
 
-/// Keeps what goes wrong before the page's own first line runs.
-const WATCH: &str = "window.__troubles = [];
-    addEventListener('error', event => __troubles.push(String(event.message)));
-    addEventListener('unhandledrejection', event => __troubles.push(String(event.reason)));
-    addEventListener('securitypolicyviolation', event => __troubles.push(`policy: ${event.violatedDirective} ${event.blockedURI}`));";
+/// Records errors; installed before any script of the document runs.
+const RECORD_ERRORS: &str = "window.__errors = [];
+    addEventListener('error', event => __errors.push(String(event.message)));
+    addEventListener('unhandledrejection', event => __errors.push(String(event.reason)));
+    addEventListener('securitypolicyviolation', event => __errors.push(`policy: ${event.violatedDirective} ${event.blockedURI}`));";
 
-/// The screen that a test is told on.
+/// Screen of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Screen {
     /// 1360 × 800.
     Desktop,
-    /// 390 × 780, with fingers.
+    /// 390 × 780, with a touch screen.
     Phone,
+    /// 1280 × 800, for the screenshot in the documentation.
+    Documentation,
 }
 
-/// One window of a browser of its own; closed with its value.
+/// A window of a dedicated browser process, closed on drop.
 pub struct Browser {
     runtime: Runtime,
     window: Option<WebDriver>,
@@ -49,87 +51,94 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// A window on `http://{address}`, whose pages are asked for by their path.
+    /// Opens a window; [`Browser::goto`] takes paths below `http://{address}`.
     ///
     /// # Panics
-    /// Chromium or its driver is missing (`tests/install-servers` installs both), or does not start.
+    /// Panics if Chromium or its driver is missing (`tests/install-servers` installs both) or does not start.
     #[must_use]
     pub fn open(address: impl std::fmt::Display, screen: Screen) -> Self {
         let folder = tempfile::Builder::new().prefix("logweir-browser-").tempdir().expect("a temporary directory");
         let port = free_addr().port();
         let mut command = Command::new("chromedriver");
         command.arg(format!("--port={port}")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: `prctl` is one system call and touches no memory. The driver, and with it its browser, ends with us.
+        // SAFETY: `prctl` is a single system call and touches no memory. It ends the driver and its browser with us.
         unsafe {
             command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        let driver = command.spawn().expect("chromedriver starts: tests/install-servers installs it");
-        // Its client is built with TLS, since the program's is, and asks the process for an implementation of it.
+        let driver = command.spawn().expect("chromedriver should start; tests/install-servers installs it");
+        // The WebDriver client is built with TLS, because features are unified with the program's, and needs a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let url = format!("http://127.0.0.1:{port}");
         let window = runtime.block_on(connect(&url, folder.path(), screen));
         let browser = Self { runtime, window: Some(window), driver, base: RefCell::default(), folder };
         *browser.base.borrow_mut() = format!("http://{address}");
-        browser.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": WATCH }));
+        browser.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": RECORD_ERRORS }));
         let downloads = json!({ "behavior": "allow", "downloadPath": browser.folder.path() });
         browser.devtools("Browser.setDownloadBehavior", downloads);
-        if screen == Screen::Phone {
-            let metrics = json!({ "width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": true });
+        let metrics = |width, height, scale, mobile| {
+            let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile });
             browser.devtools("Emulation.setDeviceMetricsOverride", metrics);
+        };
+        // A headless window has a title bar, too: its document is smaller than the window.
+        if screen == Screen::Documentation {
+            metrics(1280, 800, 1, false);
+        }
+        if screen == Screen::Phone {
+            metrics(390, 780, 2, true);
             browser.devtools("Emulation.setTouchEmulationEnabled", json!({ "enabled": true }));
         }
         browser
     }
 
-    /// Shows what is at `path`.
+    /// Navigates to `path`.
     pub fn goto(&self, path: &str) {
         let url = format!("{}{path}", self.base.borrow());
         self.run(self.window().goto(&url));
     }
 
-    /// The path and query of what is shown now.
+    /// Returns the path and query of the current URL.
     #[must_use]
     pub fn path(&self) -> String {
         self.js("return location.pathname + location.search").as_str().unwrap_or_default().to_owned()
     }
 
-    /// One step back.
+    /// Goes back one step in the history.
     pub fn back(&self) {
         self.run(self.window().back());
     }
 
-    /// Light or dark, as the system would say.
-    pub fn scheme(&self, scheme: &str) {
+    /// Emulates the system's color scheme, `light` or `dark`.
+    pub fn color_scheme(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.devtools("Emulation.setEmulatedMedia", features);
     }
 
-    /// Runs a function's body inside of the page.
+    /// Runs a function body in the document and returns its result.
     #[must_use]
     pub fn js(&self, body: &str) -> Value {
         self.run(async { Ok(self.window().execute(body, Vec::new()).await?.json().clone()) })
     }
 
-    /// As [`Browser::js`], for what calls its last argument when it is done.
+    /// As [`Browser::js`], for asynchronous code that passes its result to its last argument.
     #[must_use]
-    pub fn js_later(&self, body: &str) -> Value {
+    pub fn js_async(&self, body: &str) -> Value {
         self.run(async { Ok(self.window().execute_async(body, Vec::new()).await?.json().clone()) })
     }
 
-    /// Clicks on what `css` finds first.
+    /// Clicks the first element that matches `css`.
     pub fn click(&self, css: &str) {
-        self.trying(&format!("a click on {css}"), async |window: &WebDriver| {
+        self.retry(&format!("a click on {css}"), async |window: &WebDriver| {
             window.find(By::Css(css)).await?.click().await
         });
     }
 
-    /// Clicks on the first of `css` whose text, label or title has `text`.
+    /// Clicks the first element that matches `css` and whose text or label contains `text`.
     pub fn click_on(&self, css: &str, text: &str) {
-        self.trying(&format!("a click on {css} with {text:?}"), async |window: &WebDriver| {
+        self.retry(&format!("a click on {css} with {text:?}"), async |window: &WebDriver| {
             for element in window.find_all(By::Css(css)).await? {
                 if named(&element).await?.contains(text) {
                     return element.click().await;
@@ -139,21 +148,21 @@ impl Browser {
         });
     }
 
-    /// Replaces a field's text by what is typed.
-    pub fn write(&self, css: &str, text: &str) {
-        self.trying(&format!("writing into {css}"), async |window: &WebDriver| {
+    /// Clears a field and types `text` into it.
+    pub fn fill(&self, css: &str, text: &str) {
+        self.retry(&format!("writing into {css}"), async |window: &WebDriver| {
             let field = window.find(By::Css(css)).await?;
             field.clear().await?;
             field.send_keys(text).await
         });
     }
 
-    /// Types into whatever has the focus.
+    /// Types into the focused element.
     pub fn keys(&self, keys: &str) {
-        self.trying("typing", async |window: &WebDriver| window.active_element().await?.send_keys(keys).await);
+        self.retry("typing", async |window: &WebDriver| window.active_element().await?.send_keys(keys).await);
     }
 
-    /// Sets a field that has a picker of its own, such as a date's.
+    /// Sets the value of a field with a native picker, such as a date field.
     pub fn set(&self, css: &str, value: &str) {
         let _ = self.js(&format!(
             "const field = document.querySelector({css:?}); field.value = {value:?};
@@ -161,7 +170,7 @@ impl Browser {
         ));
     }
 
-    /// Drags from one share of the width of what `css` finds to another.
+    /// Drags across the element that matches `css`, between two fractions of its width.
     pub fn drag(&self, css: &str, from: f64, to: f64) {
         let place = self.js(&format!("const box = document.querySelector({css:?}).getBoundingClientRect(); return [box.left, box.width, box.top + box.height / 2]"));
         let number = |index: usize| place[index].as_f64().unwrap_or_default();
@@ -174,7 +183,7 @@ impl Browser {
         self.run(actions.perform());
     }
 
-    /// The texts of everything that `css` finds now.
+    /// Returns the texts of all elements that match `css` now.
     #[must_use]
     pub fn texts(&self, css: &str) -> Vec<String> {
         let found = self.js(&format!("return [...document.querySelectorAll({css:?})].map(one => one.innerText)"));
@@ -182,48 +191,48 @@ impl Browser {
         texts.map(|text| text.as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// The text of what `css` finds first; empty where there is nothing.
+    /// Returns the text of the first element that matches `css`; empty without a match.
     #[must_use]
     pub fn text(&self, css: &str) -> String {
         self.texts(css).into_iter().next().unwrap_or_default()
     }
 
-    /// How many elements `css` finds now.
+    /// Returns the number of elements that match `css` now.
     #[must_use]
     pub fn count(&self, css: &str) -> usize {
         self.texts(css).len()
     }
 
-    /// Looks until `holds`.
+    /// Waits until `holds` returns true.
     ///
     /// # Panics
-    /// It does not in time; says what the page shows instead.
+    /// Panics after the timeout, with the visible text.
     pub fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !holds(self) {
             if Instant::now() > deadline {
                 let shown = self.text("body");
-                panic!("not within {PATIENCE:?}: {what}; {} {:?} shows:\n{shown}", self.path(), self.troubles());
+                panic!("not within {TIMEOUT:?}: {what}; {}, errors {:?}, text:\n{shown}", self.path(), self.errors());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
 
-    /// Waits until something that `css` finds has this text.
+    /// Waits until an element that matches `css` contains `text`.
     pub fn see(&self, css: &str, text: &str) {
         self.until(&format!("{text:?} in {css}"), |browser| {
             browser.texts(css).iter().any(|found| found.contains(text))
         });
     }
 
-    /// Exceptions inside of the page, and what its policy has refused.
+    /// Returns the exceptions and policy violations recorded in the document.
     #[must_use]
-    pub fn troubles(&self) -> Vec<String> {
-        let found = self.js("return window.__troubles ?? []");
+    pub fn errors(&self) -> Vec<String> {
+        let found = self.js("return window.__errors ?? []");
         found.as_array().into_iter().flatten().map(|text| text.as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Where the page's downloads lie.
+    /// Returns the files downloaded so far.
     #[must_use]
     pub fn downloads(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
@@ -231,12 +240,18 @@ impl Browser {
         files.filter(|path| path.extension().is_some_and(|extension| extension != "crdownload")).collect()
     }
 
-    /// Keeps a picture in the directory that `LOGWEIR_SCREENSHOTS` names; nothing without it.
-    pub fn picture(&self, name: &str) {
+    /// Saves a screenshot to the directory named by `LOGWEIR_SCREENSHOTS`; does nothing without it.
+    pub fn screenshot(&self, name: &str) {
         let Some(folder) = std::env::var_os("LOGWEIR_SCREENSHOTS") else { return };
-        let png = self.run(self.window().screenshot_as_png());
-        std::fs::create_dir_all(&folder).expect("the directory of the pictures");
-        std::fs::write(Path::new(&folder).join(format!("{name}.png")), png).expect("a picture is written");
+        std::fs::create_dir_all(&folder).expect("the screenshot directory should be writable");
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), self.png())
+            .expect("a screenshot should be written");
+    }
+
+    /// Returns a screenshot of the window as PNG.
+    #[must_use]
+    pub fn png(&self) -> Vec<u8> {
+        self.run(self.window().screenshot_as_png())
     }
 
     fn devtools(&self, command: &str, parameters: Value) {
@@ -244,25 +259,25 @@ impl Browser {
     }
 
     fn window(&self) -> &WebDriver {
-        self.window.as_ref().expect("there until the end")
+        self.window.as_ref().expect("the window should be open until drop")
     }
 
     fn run<T>(&self, command: impl Future<Output = WebDriverResult<T>>) -> T {
-        self.runtime.block_on(command).expect("the browser does what it is told")
+        self.runtime.block_on(command).expect("the browser should execute the command")
     }
 
-    /// Tries until it works: what is not there yet, or is being drawn anew, is soon.
-    fn trying<F>(&self, what: &str, act: F)
+    /// Retries until `act` succeeds: the element may not exist yet, or may be replaced by a render.
+    fn retry<F>(&self, what: &str, act: F)
     where
         F: AsyncFn(&WebDriver) -> WebDriverResult<()>,
     {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while let Err(error) = self.runtime.block_on(act(self.window())) {
             if Instant::now() > deadline {
                 let shown = self.text("body");
-                panic!("{what}: {error}; {} {:?} shows:\n{shown}", self.path(), self.troubles());
+                panic!("{what}: {error}; {}, errors {:?}, text:\n{shown}", self.path(), self.errors());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL);
         }
     }
 }
@@ -277,33 +292,34 @@ impl Drop for Browser {
     }
 }
 
-/// Text, label and title of an element.
+/// Returns the text and label of an element.
 async fn named(element: &WebElement) -> WebDriverResult<String> {
     let label = element.attr("aria-label").await?.unwrap_or_default();
     Ok(format!("{}\n{label}", element.text().await?))
 }
 
 async fn connect(url: &str, profile: &Path, screen: Screen) -> WebDriver {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        match WebDriver::new(url, capabilities(profile, screen).expect("Chromium's options")).await {
+        match WebDriver::new(url, capabilities(profile, screen).expect("the options should be valid")).await {
             Ok(window) => return window,
-            Err(error) => assert!(Instant::now() < deadline, "no session with Chromium: {error}"),
+            Err(error) => assert!(Instant::now() < deadline, "no Chromium session: {error}"),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
 fn capabilities(profile: &Path, screen: Screen) -> WebDriverResult<ChromeCapabilities> {
     let mut chromium = ChromeCapabilities::new();
     chromium.add_arg("--headless=new")?;
-    // Containers have neither the sandbox's privileges nor a large /dev/shm.
-    for argument in ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--lang=en-GB"] {
+    // Containers lack the privileges for the sandbox and a large /dev/shm.
+    for argument in ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--lang=en-US"] {
         chromium.add_arg(argument)?;
     }
     chromium.add_arg(match screen {
         Screen::Desktop => "--window-size=1360,800",
         Screen::Phone => "--window-size=500,900",
+        Screen::Documentation => "--window-size=1280,800",
     })?;
     chromium.add_arg(&format!("--user-data-dir={}", profile.join("profile").display()))?;
     Ok(chromium)

@@ -1,12 +1,12 @@
-//! The page for people: the explorer, the pipeline and the alerts.
+//! The web UI: log explorer, pipeline view, and alerts view.
 //!
-//! - Its files are compiled in and need no build step; they are compressed once, when first asked for.
-//! - A browser keeps them and asks each time whether they are still the same (`ETag`): no file of an older version is
-//!   ever mixed with those of a newer one, and that costs a 304.
-//! - The policy that goes with each of them allows no script, style or connection but our own: a record's text that
-//!   found its way into the page as markup could still do nothing.
-//! - `/` is asked by three kinds of clients: browsers say `text/html`, Elasticsearch's clients ask which product it is,
-//!   everybody else (curl) gets a few lines of text.
+//! - The files are compiled in and need no build step. They are compressed once, on first use.
+//! - Browsers cache the files and revalidate them on every use (`ETag`), at the cost of a 304: files of different
+//!   versions never mix.
+//! - The content security policy allows only our own scripts, styles, and connections: a record's text that ended up as
+//!   markup by mistake could still do nothing.
+//! - `/` serves three kinds of clients: browsers, which accept `text/html`; Elasticsearch clients, which check the
+//!   product; and all others (such as curl), which get a short text.
 
 use std::io::Write as _;
 use std::sync::LazyLock;
@@ -21,16 +21,16 @@ use super::answer::Answer;
 use super::{Shared, elastic, not_found, only};
 use crate::config::Role;
 
-/// No inline script, nothing from elsewhere, in nobody's frame.
+/// Content security policy: no inline scripts, no third-party content, no framing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The views, all of which are the same document: which one is shown is decided in the browser.
+/// Paths of the views. All of them serve the same document; the script selects the view.
 const VIEWS: [&str; 2] = ["/pipeline", "/alerts"];
 
 const DOCUMENT: &str = "index.html";
 
-/// A file of the page.
+/// A file of the web UI.
 struct File {
     name: &'static str,
     content_type: &'static str,
@@ -51,7 +51,7 @@ static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
         "style.css",
         "icon.svg",
         "main.js",
-        "view.js",
+        "components.js",
         "api.js",
         "state.js",
         "time.js",
@@ -59,16 +59,16 @@ static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
         "explorer.js",
         "search.js",
         "tail.js",
-        "picker.js",
+        "time-picker.js",
         "histogram.js",
         "facets.js",
         "table.js",
         "record.js",
         "context.js",
         "export.js",
-        "empty.js",
+        "empty-state.js",
         "pipeline.js",
-        "letters.js",
+        "dead-letters.js",
         "alerts.js",
         "vendor/preact.js",
         "vendor/hooks.js",
@@ -80,7 +80,7 @@ static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
 impl File {
     fn new(name: &'static str, bytes: &'static [u8]) -> Self {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        // Writing into memory does not fail; if it did, an empty vector would stand for "not compressed".
+        // Writing to memory cannot fail; if it did, an empty vector means "not compressed".
         let gzip = encoder.write_all(bytes).and_then(|()| encoder.finish()).unwrap_or_default();
         let digest = Sha256::digest(bytes);
         let etag = digest[..12].iter().fold(String::from("\""), |text, byte| text + &format!("{byte:02x}")) + "\"";
@@ -90,7 +90,7 @@ impl File {
     fn answer(&self, request: &HttpRequest) -> Answer {
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let known = header("if-none-match").split(',').any(|tag| tag.trim().trim_start_matches("W/") == self.etag);
-        let compressed = !self.gzip.is_empty() && takes_gzip(header("accept-encoding"));
+        let compressed = !self.gzip.is_empty() && accepts_gzip(header("accept-encoding"));
         let answer = if known {
             Answer::empty(304)
         } else if compressed {
@@ -111,12 +111,12 @@ impl File {
     }
 }
 
-/// Whether `gzip` is among the encodings, and not refused by a weight of nought.
-fn takes_gzip(accepted: &str) -> bool {
+/// Whether `gzip` is among the encodings, with a weight other than zero.
+fn accepts_gzip(accepted: &str) -> bool {
     accepted.split(',').any(|part| {
         let (name, weight) = part.split_once(';').unwrap_or((part, ""));
-        let refused = weight.trim().strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()) == Some(0.0);
-        name.trim().eq_ignore_ascii_case("gzip") && !refused
+        let excluded = weight.trim().strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()) == Some(0.0);
+        name.trim().eq_ignore_ascii_case("gzip") && !excluded
     })
 }
 
@@ -129,7 +129,7 @@ fn content_type(name: &str) -> &'static str {
     }
 }
 
-/// Its paths.
+/// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
     routes.service(only("/", &["GET", "HEAD"]).route(web::get().to(root)).route(web::head().to(root)));
     for view in VIEWS {
@@ -139,14 +139,14 @@ pub fn routes(routes: &mut ServiceConfig) {
         .service(only("/assets/{name:.*}", &["GET", "HEAD"]).route(web::get().to(asset)).route(web::head().to(asset)));
 }
 
-/// Whether `path` is the page's: its files hold no record and need no token.
+/// Whether `path` belongs to the web UI. Its files contain no records and need no token.
 pub fn is_asset(path: &str) -> bool {
     path == "/" || VIEWS.contains(&path) || path.starts_with("/assets/")
 }
 
 async fn root(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
     let accept = request.headers().get("accept").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    // A processor has nothing that the page could ask: it answers a browser as it answers curl.
+    // A processor has no query API, so it answers a browser as it answers curl.
     if accept.contains("text/html") && shared.config.role != Role::Processor {
         return document(request).await;
     }
@@ -169,20 +169,20 @@ async fn asset(request: HttpRequest) -> Answer {
 async fn file(name: &str, request: &HttpRequest) -> Answer {
     match FILES.iter().find(|file| file.name == name) {
         Some(file) => file.answer(request),
-        None => not_found("/, /pipeline and /alerts, which name their files").await,
+        None => not_found(request.clone(), "/, /pipeline, /alerts, and the files they refer to").await,
     }
 }
 
-/// For whoever asks without a browser.
+/// The text for clients other than browsers.
 fn welcome() -> Answer {
     Answer::text(
         "text/plain; charset=utf-8",
-        "logweir takes logs here, one record per line, as JSON or as plain text:\n\n  \
+        "logweir receives logs here, one record per line, as JSON or plain text:\n\n  \
          curl --data-binary @app.log 'http://THIS_ADDRESS/ingest?service=my-app'\n\n\
-         Open this address in a browser to look at them.\n\
-         Loki, OTLP/HTTP, Elasticsearch and Splunk HEC clients find their usual paths.\n\
-         Bodies may be compressed (Content-Encoding). ?ack=received, journal or committed says how far a\n\
-         record must have come before the answer. How it all is: GET /api/v1/status\n"
+         Open this address in a browser for the log explorer.\n\
+         Loki, OTLP/HTTP, Elasticsearch, and Splunk HEC clients use their usual paths.\n\
+         Bodies may be compressed (Content-Encoding). ?ack=received, journal, or committed sets how far\n\
+         records must be processed before the response. Status: GET /api/v1/status\n"
             .to_owned(),
     )
 }
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gzip_is_sent_to_whoever_takes_it() {
+    fn gzip_is_sent_only_to_clients_that_accept_it() {
         for (accepted, expect) in [
             ("gzip, deflate, br", true),
             ("br;q=1.0, GZIP;q=0.5", true),
@@ -201,26 +201,26 @@ mod tests {
             ("deflate", false),
             ("", false),
         ] {
-            assert_eq!(takes_gzip(accepted), expect, "{accepted:?}");
+            assert_eq!(accepts_gzip(accepted), expect, "{accepted:?}");
         }
     }
 
-    /// A module that is imported and not compiled in would be missed only by the browser.
+    /// Without this test, only a browser would notice an imported module that is not compiled in.
     #[test]
-    fn what_the_files_name_is_there() {
+    fn referenced_files_are_compiled_in() {
         let names: Vec<_> = FILES.iter().map(|file| file.name).collect();
         for file in FILES.iter() {
             let text = String::from_utf8_lossy(file.bytes);
             let folder = file.name.rsplit_once('/').map_or("", |(folder, _)| folder);
-            for named in text.split(['"', '\'', '`']) {
-                let path = match (named.strip_prefix("/assets/"), named.strip_prefix("./")) {
+            for reference in text.split(['"', '\'', '`']) {
+                let path = match (reference.strip_prefix("/assets/"), reference.strip_prefix("./")) {
                     (Some(path), _) => path.to_owned(),
                     (None, Some(path)) if path.ends_with(".js") => {
                         format!("{folder}/{path}").trim_matches('/').to_owned()
                     }
                     _ => continue,
                 };
-                assert!(names.contains(&&*path), "{} names {path}, which is not compiled in", file.name);
+                assert!(names.contains(&&*path), "{} refers to {path}, which is not compiled in", file.name);
             }
         }
     }

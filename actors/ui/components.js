@@ -1,4 +1,4 @@
-// What every view is made of: markup, icons, a menu at the pointer, dialogs, a word at the bottom.
+// Shared components: icons, buttons, number formatting, context menu, dialogs, toasts.
 
 import { h, render } from "./vendor/preact.js";
 import { useEffect, useLayoutEffect, useRef, useState } from "./vendor/hooks.js";
@@ -37,7 +37,7 @@ const PATHS = {
 
 export const Icon = ({ name }) => html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d=${PATHS[name]} /></svg>`;
 
-/** A button that shows only its icon, and says the rest. */
+/** A button that shows only an icon; its label is the tooltip and the accessible name. */
 export const IconButton = ({ icon, label, ...rest }) =>
   html`<button type="button" class="icon-button" aria-label=${label} title=${label} ...${rest}><${Icon} name=${icon} /></button>`;
 
@@ -52,10 +52,10 @@ export function bytes(value) {
   return `${(value / 1024 ** step).toLocaleString("en", { maximumFractionDigits: step ? 1 : 0 })} ${["B", "KiB", "MiB", "GiB", "TiB"][step]}`;
 }
 
-/** `ERROR` → the class that colours it. */
+/** Returns the CSS class that colors a severity such as `ERROR`. */
 export const severityClass = (text) => `severity-${(/^(TRACE|DEBUG|INFO|WARN|ERROR|FATAL)/.exec(text ?? "")?.[1] ?? "none").toLowerCase()}`;
 
-/** The latest value, for what is called back later. */
+/** Ref to the latest value, for callbacks that outlive a render. */
 export function useLatest(value) {
   const ref = useRef(value);
   ref.current = value;
@@ -66,22 +66,22 @@ export function useMedia(query) {
   const [matches, setMatches] = useState(() => matchMedia(query).matches);
   useEffect(() => {
     const media = matchMedia(query);
-    const look = () => setMatches(media.matches);
-    media.addEventListener("change", look);
-    return () => media.removeEventListener("change", look);
+    const update = () => setMatches(media.matches);
+    media.addEventListener("change", update);
+    return () => media.removeEventListener("change", update);
   }, [query]);
   return matches;
 }
 
-/** Looks now, and in the frame after each change of size: what is drawn by it must change no size while sizes are being told. */
-export function whenResized(element, look) {
+/** Calls `measure` now and one frame after each resize: resizing inside of the observer's callback would raise its loop error. */
+export function onResize(element, measure) {
   let frame = 0;
   const observer = new ResizeObserver(() => {
     cancelAnimationFrame(frame);
-    frame = requestAnimationFrame(look);
+    frame = requestAnimationFrame(measure);
   });
   observer.observe(element);
-  look();
+  measure();
   return () => {
     observer.disconnect();
     cancelAnimationFrame(frame);
@@ -90,11 +90,11 @@ export function whenResized(element, look) {
 
 export function useWidth(ref) {
   const [width, setWidth] = useState(0);
-  useLayoutEffect(() => whenResized(ref.current, () => setWidth(ref.current.clientWidth)), []);
+  useLayoutEffect(() => onResize(ref.current, () => setWidth(ref.current.clientWidth)), []);
   return width;
 }
 
-/** One menu for the whole page: `openMenu(event, label, [{ icon, text, run }])`. */
+/** The context menu, one for the whole app: `openMenu(event, label, [{ icon, text, run }])`. */
 let showMenu = () => {};
 export function openMenu(event, label, items) {
   event.stopPropagation();
@@ -113,13 +113,13 @@ export function Menu() {
     box.current.style.left = `${Math.max(4, Math.min(menu.x, innerWidth - width - 4))}px`;
     box.current.style.top = `${Math.max(4, Math.min(menu.y + 4, innerHeight - height - 4))}px`;
     box.current.querySelector("button").focus();
-    const away = (event) => box.current?.contains(event.target) || setMenu(null);
-    const gone = () => setMenu(null);
-    addEventListener("pointerdown", away, true);
-    addEventListener("resize", gone);
+    const onPointerDown = (event) => box.current?.contains(event.target) || setMenu(null);
+    const dismiss = () => setMenu(null);
+    addEventListener("pointerdown", onPointerDown, true);
+    addEventListener("resize", dismiss);
     return () => {
-      removeEventListener("pointerdown", away, true);
-      removeEventListener("resize", gone);
+      removeEventListener("pointerdown", onPointerDown, true);
+      removeEventListener("resize", dismiss);
     };
   }, [menu]);
   if (!menu) return null;
@@ -134,7 +134,7 @@ export function Menu() {
       const buttons = [...box.current.querySelectorAll("button")];
       buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length].focus();
     }
-    // As long as it is open, keys are its own.
+    // While the menu is open, shortcuts must not see its keys.
     event.stopPropagation();
     if (step || ["Escape", "Tab"].includes(event.key)) event.preventDefault();
   };
@@ -144,7 +144,7 @@ export function Menu() {
   </div>`;
 }
 
-/** A dialog that is open as long as it is drawn. */
+/** A modal dialog, open while mounted. */
 export function Dialog({ title, onClose, className = "", children }) {
   const box = useRef();
   useEffect(() => {
@@ -152,33 +152,33 @@ export function Dialog({ title, onClose, className = "", children }) {
     box.current.showModal();
     return () => from?.focus?.({ preventScroll: true });
   }, []);
-  const outside = (event) => event.target === box.current && onClose();
-  const keys = (event) => event.stopPropagation();
-  return html`<dialog ref=${box} class=${className} aria-label=${title} onKeyDown=${keys} onClick=${outside}
+  const onBackdropClick = (event) => event.target === box.current && onClose();
+  const onKeyDown = (event) => event.stopPropagation();
+  return html`<dialog ref=${box} class=${className} aria-label=${title} onKeyDown=${onKeyDown} onClick=${onBackdropClick}
       onCancel=${(event) => { event.preventDefault(); onClose(); }}>
     <header><h2>${title}</h2><${IconButton} icon="close" label="Close" onClick=${onClose} /></header>
     <div class="dialog-body">${children}</div>
   </dialog>`;
 }
 
-/** A word at the bottom, gone after a while. */
-let showWord = () => {};
-export const say = (text) => showWord(text);
-export function Word() {
+/** A short status message that disappears after a few seconds. */
+let setToast = () => {};
+export const showToast = (text) => setToast(text);
+export function Toast() {
   const [text, setText] = useState("");
-  showWord = setText;
+  setToast = setText;
   useEffect(() => {
     const timer = text && setTimeout(() => setText(""), 4000);
     return () => clearTimeout(timer);
   }, [text]);
-  return html`<div class="word ${text ? "shown" : ""}" role="status">${text}</div>`;
+  return html`<div class="toast ${text ? "shown" : ""}" role="status">${text}</div>`;
 }
 
-export async function copy(text, what) {
+export async function copy(text, label) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without TLS off loopback there is no clipboard: the old way.
+    // The Clipboard API needs a secure context: TLS or loopback.
     const field = document.createElement("textarea");
     field.value = text;
     (document.querySelector("dialog[open]") ?? document.body).append(field);
@@ -186,5 +186,5 @@ export async function copy(text, what) {
     document.execCommand("copy");
     field.remove();
   }
-  say(`${what} copied`);
+  showToast(`${label} copied`);
 }
