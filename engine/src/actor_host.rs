@@ -1,13 +1,13 @@
-//! The one actix actor: it hosts any [`Stage`], in order, one message at a time.
+//! The only actix actor: it hosts any [`Stage`] and calls it in order, one message at a time.
 //!
-//! - For each message the stage is taken out and moved into a future. Unless that ends at its first poll,
-//!   the context waits for it, so nothing else reaches the actor until the handler has ended. Of actix's
-//!   ways to answer with a future only this one keeps the order.
-//! - actix polls timers only when the mailbox has run empty. So each turn looks at the clock after its
-//!   message, and a timer of the actor's own covers idle times.
-//! - actix goes on until the mailbox is empty, so a busy actor would keep its thread. A turn therefore
-//!   gives way after [`SLICE_TURNS`] messages or [`SLICE`] of time.
-//! - The stage is built in `started`, under the supervisor's eyes: at first and after each restart alike.
+//! - For each message the stage is moved into a future. Unless the future completes at its first poll, the context
+//!   waits for it (`ctx.wait`), so no other message reaches the actor until the handler has completed. Of actix's ways
+//!   to run a future only this one keeps the order.
+//! - actix polls timers only when the mailbox is empty. So each turn checks the clock after its message, and the
+//!   actor's own timer covers idle periods.
+//! - actix processes messages until the mailbox is empty, so a busy actor would monopolize its thread. A turn therefore
+//!   yields after [`SLICE_TURNS`] messages or [`SLICE`] of time.
+//! - The stage is built in `started`, where the supervisor catches a panic, both initially and after each restart.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -24,11 +24,11 @@ use crate::observe::StageState;
 use crate::stage::{Exit, Stage, StageContext};
 use crate::supervisor::Exits;
 
-/// Messages after which an actor gives way to its neighbours on the thread.
+/// Number of messages after which an actor yields to the other actors on its thread.
 const SLICE_TURNS: u32 = 64;
-/// Time after which it gives way.
+/// Time after which it yields.
 const SLICE: Duration = Duration::from_millis(1);
-/// How old the copy of a stage's counters may become under load.
+/// Maximum age of the copy of a stage's counters under load.
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// Builds a stage, at start and after each panic or stall.
@@ -39,32 +39,32 @@ pub(crate) struct ActorHost<S: Stage> {
     context: StageContext,
     host: Rc<Host>,
     exits: Exits,
-    pace: Option<Pace>,
-    /// Absent while a turn runs, and before the factory has made it.
+    schedule: Option<TickSchedule>,
+    /// `None` while a turn runs, and before the factory has built the stage.
     stage: Option<Box<S>>,
-    /// The in-band drain has come: it outlives a restart, or the drain would be lost with it.
+    /// Whether the in-band drain has arrived. Survives a restart: otherwise the drain would be lost.
     draining: bool,
     snapshot_at: Instant,
 }
 
-/// Follows the last message through the mailbox.
+/// The in-band drain: the last message of a mailbox.
 pub(crate) struct Drain;
 
 impl actix::Message for Drain {
     type Result = ();
 }
 
-/// What a turn is about.
+/// What a turn processes.
 enum Work<M> {
     Message(Envelope<M>),
     Tick,
     Drain,
 }
 
-/// What comes back from a turn.
-struct Turned<S> {
+/// Result of a turn.
+struct TurnOutcome<S> {
     stage: Box<S>,
-    pace: Option<Pace>,
+    schedule: Option<TickSchedule>,
     result: Result<(), Exit>,
     drained: bool,
 }
@@ -78,40 +78,40 @@ impl<S: Stage> ActorHost<S> {
         tick: Option<Duration>,
     ) -> Self {
         let now = Instant::now();
-        let pace = tick.map(|period| Pace { period, next: now + period });
-        Self { factory, context, host, exits, pace, stage: None, draining: false, snapshot_at: now }
+        let schedule = tick.map(|period| TickSchedule { period, next: now + period });
+        Self { factory, context, host, exits, schedule, stage: None, draining: false, snapshot_at: now }
     }
 
-    /// Starts a turn. Most end at their first poll, and then actix need not wait for anything.
+    /// Starts a turn. Most turns complete at their first poll, and then actix has nothing to wait for.
     fn turn(&mut self, work: Work<S::Message>, ctx: &mut Context<Self>) {
-        let stage = self.stage.take().expect("nothing reaches the actor while its stage is out");
-        let mut turn = Box::pin(run(stage, work, self.pace, self.host.clone()));
+        let stage = self.stage.take().expect("no message reaches the actor during a turn");
+        let mut turn = Box::pin(run(stage, work, self.schedule, self.host.clone()));
         let poll = turn.as_mut().poll(&mut TaskContext::from_waker(&self.host.waker.borrow()));
         match poll {
-            Poll::Ready(turned) => self.turned(turned, ctx),
-            Poll::Pending => ctx.wait(Rest { turn, just_polled: true }),
+            Poll::Ready(outcome) => self.finish_turn(outcome, ctx),
+            Poll::Pending => ctx.wait(PendingTurn { turn, just_polled: true }),
         }
     }
 
-    fn turned(&mut self, turned: Turned<S>, ctx: &mut Context<Self>) {
-        self.snapshot(&turned.stage, turned.drained || turned.result.is_err());
-        self.stage = Some(turned.stage);
-        self.pace = turned.pace;
-        if let Err(exit) = turned.result {
+    fn finish_turn(&mut self, outcome: TurnOutcome<S>, ctx: &mut Context<Self>) {
+        self.snapshot(&outcome.stage, outcome.drained || outcome.result.is_err());
+        self.stage = Some(outcome.stage);
+        self.schedule = outcome.schedule;
+        if let Err(exit) = outcome.result {
             self.exits.report(&self.context.name, exit);
             ctx.stop();
-        } else if turned.drained {
+        } else if outcome.drained {
             self.host.stage_state.drained();
             ctx.stop();
         }
     }
 
-    /// Copying the counters allocates, so under load it is done now and then only.
+    /// Copies the stage's counters. That allocates, so under load it is done only every [`SNAPSHOT_AGE_MAX`].
     fn snapshot(&mut self, stage: &S, last: bool) {
         let now = self.host.slice.now.get();
         if last
             || now.duration_since(self.snapshot_at) >= SNAPSHOT_AGE_MAX
-            || self.host.stage_state.semaphore.looks_empty()
+            || self.host.stage_state.semaphore.is_probably_empty()
         {
             self.snapshot_at = now;
             self.host.stage_state.snapshot(stage.observe());
@@ -123,16 +123,16 @@ impl<S: Stage> Actor for ActorHost<S> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // A context that is dropped before its first poll is started all the same, only to be stopped.
+        // actix also starts a context that is dropped before its first poll, only to stop it.
         if ctx.state() != ActorState::Running {
             return;
         }
         let stage = Box::new((self.factory)(self.context.clone()));
         self.host.stage_state.snapshot(stage.observe());
         self.stage = Some(stage);
-        if let Some(pace) = &mut self.pace {
-            pace.next = Instant::now() + pace.period;
-            ctx.spawn(Metronome(Box::pin(tokio::time::sleep_until(pace.next))));
+        if let Some(schedule) = &mut self.schedule {
+            schedule.next = Instant::now() + schedule.period;
+            ctx.spawn(TickTimer(Box::pin(tokio::time::sleep_until(schedule.next))));
         }
         if self.draining {
             self.turn(Work::Drain, ctx);
@@ -163,15 +163,15 @@ impl<S: Stage> Handler<Drain> for ActorHost<S> {
     }
 }
 
-/// What is left of a turn after its first poll.
-struct Rest<T> {
+/// A turn that was pending at its first poll.
+struct PendingTurn<T> {
     turn: Pin<Box<T>>,
-    /// actix polls at once what it is to wait for. The first poll had the same waker, so nothing is
-    /// missed by leaving that one out, and a `yield_now` in the turn really yields.
+    /// actix polls a future immediately when told to wait for it. The first poll had the same waker, so skipping that
+    /// poll misses nothing, and a `yield_now` in the turn really yields.
     just_polled: bool,
 }
 
-impl<S: Stage, T: Future<Output = Turned<S>>> ActorFuture<ActorHost<S>> for Rest<T> {
+impl<S: Stage, T: Future<Output = TurnOutcome<S>>> ActorFuture<ActorHost<S>> for PendingTurn<T> {
     type Output = ();
 
     fn poll(
@@ -183,98 +183,103 @@ impl<S: Stage, T: Future<Output = Turned<S>>> ActorFuture<ActorHost<S>> for Rest
         if std::mem::take(&mut self.just_polled) {
             return Poll::Pending;
         }
-        self.turn.as_mut().poll(cx).map(|turned| actor_host.turned(turned, ctx))
+        self.turn.as_mut().poll(cx).map(|outcome| actor_host.finish_turn(outcome, ctx))
     }
 }
 
-/// One turn: gives way if the slice is used up, does the work, then a tick if one is due.
-async fn run<S: Stage>(mut stage: Box<S>, work: Work<S::Message>, mut pace: Option<Pace>, host: Rc<Host>) -> Turned<S> {
+/// One turn: yields if the slice is used up, processes the work, then a tick if one is due.
+async fn run<S: Stage>(
+    mut stage: Box<S>,
+    work: Work<S::Message>,
+    mut schedule: Option<TickSchedule>,
+    host: Rc<Host>,
+) -> TurnOutcome<S> {
     let Host { stage_state, slice, .. } = &*host;
     if slice.is_used_up() {
         tokio::task::yield_now().await;
     }
     let drained = matches!(work, Work::Drain);
-    // The clock was read when the last turn ended or the actor's poll began: nothing lies in between.
+    // The clock was read when the last turn ended or the actor's poll began: nothing ran in between.
     let began = stage_state.progress.begin(slice.now.get());
     let mut result = match work {
         Work::Message(Envelope { message, permit }) => {
             let result = stage.receive(message).await;
-            stage_state.handled.add(1); // before the room is free: who sees the room sees the count
+            stage_state.handled.add(1); // before the credit is released: an observer that sees the free credit sees the count
             permit.release();
             result
         }
-        Work::Tick => Ok(()), // due below
+        Work::Tick => Ok(()), // handled below
         Work::Drain => stage.on_drain().await,
     };
-    slice.look();
+    slice.read_clock();
     if result.is_ok()
         && !drained
-        && let Some(pace) = &mut pace
-        && pace.is_due(slice.now.get())
+        && let Some(schedule) = &mut schedule
+        && schedule.is_due(slice.now.get())
     {
-        pace.next = slice.now.get() + pace.period;
+        schedule.next = slice.now.get() + schedule.period;
         stage_state.progress.beat();
         result = stage.on_tick().await;
-        slice.look();
+        slice.read_clock();
     }
     stage_state.busy.add(stage_state.progress.end(began, slice.now.get()));
-    Turned { stage, pace, drained: drained && result.is_ok(), result }
+    TurnOutcome { stage, schedule, drained: drained && result.is_ok(), result }
 }
 
-/// What a shell and its supervisor share.
+/// State that an actor host and its supervisor share.
 pub(crate) struct Host {
     pub(crate) stage_state: Arc<StageState>,
-    slice: Slice,
-    /// The waker of the poll that is under way: actix gives a handler none.
+    slice: TimeSlice,
+    /// The waker of the current poll: actix does not pass it to handlers.
     waker: RefCell<Waker>,
 }
 
 impl Host {
     pub(crate) fn new(stage_state: Arc<StageState>) -> Rc<Self> {
-        Rc::new(Self { stage_state, slice: Slice::new(), waker: RefCell::new(Waker::noop().clone()) })
+        Rc::new(Self { stage_state, slice: TimeSlice::new(), waker: RefCell::new(Waker::noop().clone()) })
     }
 
-    /// The thread has come back to the actor.
+    /// Called at the start of each poll of the actor.
     pub(crate) fn begin_poll(&self, cx: &TaskContext<'_>) {
         self.slice.begin();
         self.waker.borrow_mut().clone_from(cx.waker());
     }
 }
 
-/// When the next tick is due. A late tick delays those after it: ticks never come in bursts.
+/// When the next tick is due. A late tick delays the following ones: ticks never come in bursts.
 #[derive(Clone, Copy)]
-struct Pace {
+struct TickSchedule {
     period: Duration,
     next: Instant,
 }
 
-impl Pace {
+impl TickSchedule {
     fn is_due(&self, now: Instant) -> bool {
         now >= self.next
     }
 }
 
-/// How long the actor has had its thread, and the clock as it was last read: reading it costs more than
-/// a small message does.
-struct Slice {
+/// How long the actor has had its thread, and the last reading of the clock: reading it costs more than handling a
+/// small message.
+struct TimeSlice {
     began: Cell<Instant>,
     now: Cell<Instant>,
     turns: Cell<u32>,
 }
 
-impl Slice {
+impl TimeSlice {
     fn new() -> Self {
         let now = Instant::now();
         Self { began: Cell::new(now), now: Cell::new(now), turns: Cell::new(0) }
     }
 
     fn begin(&self) {
-        self.look();
+        self.read_clock();
         self.began.set(self.now.get());
         self.turns.set(0);
     }
 
-    fn look(&self) {
+    fn read_clock(&self) {
         self.now.set(Instant::now());
     }
 
@@ -285,9 +290,9 @@ impl Slice {
 }
 
 /// Ticks while the mailbox is empty; actix does not poll it while a turn runs.
-struct Metronome(Pin<Box<Sleep>>);
+struct TickTimer(Pin<Box<Sleep>>);
 
-impl<S: Stage> ActorFuture<ActorHost<S>> for Metronome {
+impl<S: Stage> ActorFuture<ActorHost<S>> for TickTimer {
     type Output = ();
 
     fn poll(
@@ -297,14 +302,14 @@ impl<S: Stage> ActorFuture<ActorHost<S>> for Metronome {
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
         while self.0.as_mut().poll(cx).is_ready() {
-            let Some(pace) = actor_host.pace else { return Poll::Ready(()) };
+            let Some(schedule) = actor_host.schedule else { return Poll::Ready(()) };
             let now = Instant::now();
-            let due = pace.is_due(now);
-            // With the stage out a turn is about to run, and it looks at the clock itself.
+            let due = schedule.is_due(now);
+            // If the stage is absent a turn is about to run, which checks the clock itself.
             if due && actor_host.stage.is_some() {
                 actor_host.turn(Work::Tick, ctx);
             }
-            self.0.as_mut().reset(if due { now + pace.period } else { pace.next });
+            self.0.as_mut().reset(if due { now + schedule.period } else { schedule.next });
         }
         Poll::Pending
     }

@@ -1,20 +1,20 @@
-//! A chunk: the records of one intake request, as columns over one text arena.
+//! A chunk: the records of one request or one read, stored as columns over one text arena.
 //!
-//! - A chunk is the unit of admission, of acknowledgement and of the journal (one frame).
-//! - It is columnar, so that encoding it is close to a memcpy, a database row is written in one
-//!   pass, and a record costs no allocation of its own.
-//! - The texts of record `i` lie side by side in the arena, in the order service, host, message,
-//!   attributes; `ends` holds where each of them ends. So `ends.len() == 4 * len`.
+//! - A chunk is the unit of admission and of acknowledgement, and becomes one journal frame.
+//! - The columnar layout makes encoding close to a memcpy, lets a database row be written in one pass, and avoids an
+//!   allocation per record.
+//! - The arena holds the texts of record `i` next to each other, in the order service, host, message, attributes;
+//!   `ends` holds the end offset of each text. So `ends.len() == 4 * len`.
 
 use crate::record::{Record, Severity};
 
-/// The texts of one record, in the order in which they lie in the arena.
+/// Texts per record, in the order of the arena.
 const TEXTS: usize = 4;
 
-/// Records of one intake request, in order.
+/// Records of one request or one read, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Chunk {
-    /// Time of arrival in microseconds since 1970, the same for all records of the chunk.
+    /// Time of arrival, in microseconds since the Unix epoch; the same for all records of the chunk.
     received_us: i64,
     ts_us: Vec<i64>,
     severity: Vec<u8>,
@@ -22,13 +22,14 @@ pub struct Chunk {
     text: String,
 }
 
-/// Why bytes that decoded well are still no chunk.
+/// Why successfully decoded bytes are not a valid chunk.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("not a chunk: {0}")]
+#[error("invalid chunk: {0}")]
 pub struct InvalidChunk(&'static str);
 
 impl Chunk {
-    /// An empty chunk that arrived at `received_us`, with room for `records` and `text_bytes`.
+    /// Creates an empty chunk that arrived at `received_us`, with capacity for `records` records and `text_bytes` bytes
+    /// of text.
     #[must_use]
     pub fn with_capacity(received_us: i64, records: usize, text_bytes: usize) -> Self {
         Self {
@@ -43,7 +44,7 @@ impl Chunk {
     /// Appends one record, copying its texts into the arena.
     ///
     /// # Panics
-    /// When the arena would pass 4 GiB; intake limits are far below.
+    /// If the arena would exceed 4 GiB; intake limits are far below.
     pub fn push(&mut self, record: Record<'_>) {
         self.ts_us.push(record.ts_us);
         self.severity.push(record.severity.number());
@@ -54,7 +55,7 @@ impl Chunk {
         }
     }
 
-    /// Time of arrival in microseconds since 1970.
+    /// Time of arrival, in microseconds since the Unix epoch.
     #[must_use]
     pub fn received_us(&self) -> i64 {
         self.received_us
@@ -66,19 +67,19 @@ impl Chunk {
         self.ts_us.len()
     }
 
-    /// Whether there are none.
+    /// Whether the chunk holds no records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ts_us.is_empty()
     }
 
-    /// What the chunk weighs in memory, in bytes: the unit of every byte bound in the engine.
+    /// Size in memory, in bytes. Every byte limit of the engine is measured in this unit.
     #[must_use]
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.ts_us.len() * (8 + 1 + 4 * TEXTS) + self.text.len()
     }
 
-    /// The record at `index`, or `None` past the end.
+    /// Returns the record at `index`, or `None` if `index >= len()`.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Record<'_>> {
         let ends = self.ends.get(index * TEXTS..(index + 1) * TEXTS)?;
@@ -101,7 +102,7 @@ impl Chunk {
         })
     }
 
-    /// All records, in order.
+    /// Iterates over all records, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Record<'_>> + '_ {
         (0..self.len()).map(|index| self.get(index).expect("index is below len"))
     }
@@ -112,27 +113,27 @@ impl Chunk {
         Some((*self.ts_us.iter().min()?, *self.ts_us.iter().max()?))
     }
 
-    /// Checks what [`Chunk::get`] relies on; called on whatever was read from a disk.
+    /// Checks the invariants that [`Chunk::get`] relies on. Call it on every chunk that was read from disk.
     ///
     /// # Errors
-    /// [`InvalidChunk`] names the first rule that does not hold.
+    /// [`InvalidChunk`] names the first invariant that is violated.
     pub fn validate(&self) -> Result<(), InvalidChunk> {
         if self.severity.len() != self.ts_us.len() || self.ends.len() != self.ts_us.len() * TEXTS {
-            return Err(InvalidChunk("its columns differ in length"));
+            return Err(InvalidChunk("columns differ in length"));
         }
         if self.severity.iter().any(|&number| Severity::from_number(number).is_none()) {
-            return Err(InvalidChunk("a severity is above 24"));
+            return Err(InvalidChunk("severity above 24"));
         }
         let mut start = 0;
         for &end in &self.ends {
             let end = end as usize;
             if end < start || !self.text.is_char_boundary(end) {
-                return Err(InvalidChunk("a text ends before it starts, past the arena or inside a character"));
+                return Err(InvalidChunk("a text ends before its start, beyond the arena or inside a character"));
             }
             start = end;
         }
         if start != self.text.len() {
-            return Err(InvalidChunk("text is left over"));
+            return Err(InvalidChunk("the arena is longer than its texts"));
         }
         Ok(())
     }
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_in_comes_out_in_order() {
+    fn records_are_returned_in_order() {
         let mut chunk = Chunk::with_capacity(1, 2, 64);
         let records = [record("one"), record("zwei ✓"), record("")];
         for record in records {
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_columns_are_named() {
+    fn invalid_columns_are_rejected() {
         let mut chunk = Chunk::default();
         chunk.push(record("häh"));
         let mut cut = chunk.clone();

@@ -1,17 +1,17 @@
-//! How a chunk becomes the payload of a journal frame, and back. The only user of bincode.
+//! Encodes a chunk as the payload of a journal frame and decodes it. The only user of bincode.
 //!
-//! - The codec id stands in the frame header. A change of [`Chunk`]'s fields is a new id and a new
-//!   decoder beside the old one, never an appended field: bincode does not describe itself, an
-//!   older type decodes a newer payload without complaint.
-//! - Bytes are decoded only after their CRC has matched, with a size limit (a 9-byte input can
-//!   claim 2^40 elements; without the limit the allocator aborts the process), and to the last byte.
+//! - The codec id is stored in the frame header. A change of [`Chunk`]'s fields needs a new id and a new decoder next
+//!   to the old one, never an appended field: bincode is not self-describing, so an older type decodes a newer payload
+//!   without an error.
+//! - Bytes are decoded only after their CRC has matched, with a size limit (9 bytes of input can claim 2^40 elements;
+//!   without the limit the allocator aborts the process), and must be consumed to the last byte.
 //! - The bytes are frozen by golden files in `engine/tests/golden`.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
 use crate::chunk::{Chunk, InvalidChunk};
 
-/// The largest payload that is written or read, in bytes: 16 MiB.
+/// Largest payload that is encoded or decoded, in bytes: 16 MiB.
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
 /// Codec id of a bincode 2, fixed-width, little-endian [`Chunk`].
@@ -20,23 +20,23 @@ pub const CHUNK_V1: u8 = 1;
 /// Why a payload cannot be encoded or decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The chunk is larger than a frame may be.
-    #[error("a chunk of {bytes} bytes is above the limit of {PAYLOAD_BYTES_MAX}")]
+    /// The chunk is larger than a frame's payload may be.
+    #[error("chunk of {bytes} bytes exceeds the limit of {PAYLOAD_BYTES_MAX} bytes")]
     TooLarge {
-        /// What it would take.
+        /// Size of the chunk, in bytes.
         bytes: usize,
     },
-    /// The codec id is not one of this program's.
-    #[error("codec {0} is unknown to this version")]
+    /// This version does not know the codec id.
+    #[error("unknown codec {0}: this version reads codec {CHUNK_V1}")]
     UnknownCodec(u8),
-    /// bincode could not make sense of the bytes.
-    #[error("payload does not decode: {0}")]
+    /// bincode rejected the bytes.
+    #[error("cannot decode the payload: {0}")]
     Malformed(#[from] bincode::error::DecodeError),
-    /// bincode could not encode (not seen in practice: the target is memory).
-    #[error("chunk does not encode: {0}")]
+    /// bincode failed to encode. Not expected: the target is memory.
+    #[error("cannot encode the chunk: {0}")]
     Encode(#[from] bincode::error::EncodeError),
-    /// Bytes are left after the chunk.
-    #[error("{0} bytes are left over after the chunk")]
+    /// Bytes follow the chunk.
+    #[error("{0} trailing bytes after the chunk")]
     LeftOver(usize),
     /// The columns contradict each other.
     #[error(transparent)]
@@ -47,12 +47,12 @@ fn config() -> Configuration<LittleEndian, Fixint, Limit<PAYLOAD_BYTES_MAX>> {
     bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<PAYLOAD_BYTES_MAX>()
 }
 
-/// Encodes `chunk` with the newest codec and returns its id and the payload.
+/// Encodes `chunk` with the latest codec. Returns the codec id and the payload.
 ///
 /// # Errors
-/// [`CodecError::TooLarge`] above [`PAYLOAD_BYTES_MAX`].
+/// [`CodecError::TooLarge`] if the chunk exceeds [`PAYLOAD_BYTES_MAX`].
 pub fn encode(chunk: &Chunk) -> Result<(u8, Vec<u8>), CodecError> {
-    // `bytes()` counts the struct itself, the encoding five length prefixes: never less room than needed.
+    // `bytes()` includes the struct itself, the encoding five length prefixes: the capacity is never too small.
     let bytes = chunk.bytes();
     if bytes > PAYLOAD_BYTES_MAX {
         return Err(CodecError::TooLarge { bytes });
@@ -65,7 +65,7 @@ pub fn encode(chunk: &Chunk) -> Result<(u8, Vec<u8>), CodecError> {
 /// Decodes a payload whose CRC has matched.
 ///
 /// # Errors
-/// [`CodecError`] says what is wrong with it; nothing is allocated beyond the limit.
+/// [`CodecError`] describes the first problem. Never allocates more than [`PAYLOAD_BYTES_MAX`].
 pub fn decode(codec: u8, payload: &[u8]) -> Result<Chunk, CodecError> {
     if codec != CHUNK_V1 {
         return Err(CodecError::UnknownCodec(codec));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_left_over_are_an_error() {
+    fn trailing_bytes_are_an_error() {
         let (codec, mut payload) = encode(&Chunk::default()).expect("encodes");
         payload.push(0);
         assert!(matches!(decode(codec, &payload), Err(CodecError::LeftOver(1))));

@@ -1,27 +1,27 @@
-//! The way down: `Accepting → Closing → Draining → Persisting → Done`, one way.
+//! The shutdown phases `Accepting → Closing → Draining → Persisting → Done`, and the state machine that advances them.
 
-/// Where the way down stands. Only ever moves forward.
+/// Phase of the shutdown. Only ever advances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Normal work.
+    /// Normal operation.
     Accepting,
-    /// Not ready any more, but intake still goes on for `shutdown.linger_ms`: load balancers are slow to notice.
+    /// Not ready any more, but intake continues for `shutdown.linger_ms`: load balancers notice with a delay.
     Closing,
-    /// New requests are refused; an in-band drain follows the last message through every mailbox.
+    /// New requests are rejected; an in-band drain follows the last message through every mailbox.
     Draining,
-    /// Whatever is not committed stays in the journal: last fsync, seal.
+    /// Uncommitted records stay in the journal: last fsync, seal.
     Persisting,
-    /// Over.
+    /// The shutdown is complete.
     Done,
 }
 
-/// Sees the phase and can wait for it. Cheap to clone.
+/// Reads the phase and waits for it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct DrainWatch(tokio::sync::watch::Receiver<Phase>);
 
 impl DrainWatch {
-    /// The phase now.
+    /// The current phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
         *self.0.borrow()
@@ -30,12 +30,12 @@ impl DrainWatch {
     /// Waits until `phase` or a later one is reached.
     pub async fn reached(&self, phase: Phase) {
         let mut receiver = self.0.clone();
-        // An error means that the drain's owner is gone: then everything is over as well.
+        // An error means that the control was dropped: the shutdown is complete then, too.
         let _ = receiver.wait_for(|now| *now >= phase).await;
     }
 }
 
-/// Moves the phase forward and tells every [`DrainWatch`].
+/// Advances the phase and notifies every [`DrainWatch`].
 #[derive(Debug)]
 pub struct DrainControl(tokio::sync::watch::Sender<Phase>);
 
@@ -46,13 +46,13 @@ impl Default for DrainControl {
 }
 
 impl DrainControl {
-    /// A watch on this control.
+    /// Returns a watch on this control.
     #[must_use]
     pub fn watch(&self) -> DrainWatch {
         DrainWatch(self.0.subscribe())
     }
 
-    /// Moves to `phase` if that is forward; says whether it moved.
+    /// Advances to `phase` unless it has been reached already. Returns whether the phase changed.
     pub fn advance(&self, phase: Phase) -> bool {
         self.0.send_if_modified(|now| {
             let forward = phase > *now;
@@ -64,27 +64,27 @@ impl DrainControl {
     }
 }
 
-/// The section `shutdown` of a configuration, in milliseconds from the first signal or request.
+/// The configuration section `shutdown`, in milliseconds from the first signal or request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainSettings {
-    /// How long intake goes on after readiness has turned.
+    /// How long intake continues after readiness has been withdrawn.
     pub linger_ms: u64,
-    /// When [`Phase::Persisting`] begins at the latest.
+    /// Latest start of [`Phase::Persisting`].
     pub deadline_ms: u64,
 }
 
-/// What happens to a process on its way down.
+/// An event during shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainEvent {
-    /// Somebody asks for a drain (`POST /drain`, a stage's exit). Unlike a signal it may come any
-    /// number of times: a preStop hook asks first, and the SIGTERM that follows must not cut the drain short.
+    /// A drain was requested (`POST /drain`, a stage's exit). Unlike a signal it may be repeated: a preStop hook
+    /// requests a drain, and the SIGTERM that follows must not cut it short.
     Requested,
-    /// SIGTERM or SIGINT. The second one goes straight to [`Phase::Persisting`].
+    /// SIGTERM or SIGINT. The second one advances to [`Phase::Persisting`] at once.
     Signal,
-    /// Time has passed; as good as any other event, and harmless when it comes early.
-    Woken,
-    /// The last request in flight has ended. Counts only after [`Phase::Draining`] has begun: before,
-    /// the next request may still come in.
+    /// Time has passed. Equivalent to any other event, and harmless if early.
+    Timer,
+    /// The last request in flight has completed. Ignored before [`Phase::Draining`]: until then a new request may
+    /// arrive.
     IntakeIdle,
     /// Every stage has drained.
     StagesDrained,
@@ -92,21 +92,21 @@ pub enum DrainEvent {
     Sealed,
 }
 
-/// What follows from an event.
+/// Consequences of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainStep {
-    /// Where the way down stands now.
+    /// The current phase.
     pub phase: Phase,
-    /// No request is in flight any more: the stages may drain. Stays true.
+    /// Whether the stages may be drained: no request is in flight and none can arrive. Stays true.
     pub drain_stages: bool,
-    /// When [`DrainEvent::Woken`] is due at the latest.
+    /// When [`DrainEvent::Timer`] is due at the latest.
     pub wake_at_ms: Option<u64>,
 }
 
-/// Decides the way down. Pure: the time, in milliseconds since any moment, comes with the event.
+/// State machine of the shutdown. Pure: the time, in milliseconds since an arbitrary moment, is passed with the event.
 ///
-/// - Phases go one way; time alone leads to `Persisting`, which begins no later than the deadline.
-/// - `Persisting` and `Done` wait for no clock: a seal that takes long is still better than none.
+/// - Phases only advance. Time alone leads to `Persisting`, which starts no later than the deadline.
+/// - `Persisting` and `Done` have no time limit: a slow seal is better than none.
 #[derive(Clone, Debug)]
 pub struct DrainMachine {
     settings: DrainSettings,
@@ -117,13 +117,13 @@ pub struct DrainMachine {
 }
 
 impl DrainMachine {
-    /// A machine that accepts.
+    /// Creates a machine in [`Phase::Accepting`].
     #[must_use]
     pub fn new(settings: DrainSettings) -> Self {
         Self { settings, phase: Phase::Accepting, began_ms: None, signalled: false, intake_idle: false }
     }
 
-    /// Takes in one event that happened at `now_ms`.
+    /// Processes an event that happened at `now_ms`.
     pub fn on(&mut self, event: DrainEvent, now_ms: u64) -> DrainStep {
         match event {
             DrainEvent::Requested => self.begin(now_ms),
@@ -132,7 +132,7 @@ impl DrainMachine {
                 self.signalled = true;
                 self.begin(now_ms);
             }
-            DrainEvent::Woken => {}
+            DrainEvent::Timer => {}
             DrainEvent::IntakeIdle => self.intake_idle |= self.phase == Phase::Draining,
             DrainEvent::StagesDrained if self.phase == Phase::Draining => self.advance(Phase::Persisting),
             DrainEvent::Sealed if self.phase == Phase::Persisting => self.advance(Phase::Done),
@@ -187,7 +187,7 @@ mod tests {
 
     const SETTINGS: DrainSettings = DrainSettings { linger_ms: 100, deadline_ms: 1_000 };
 
-    /// Feeds `(event, at_ms)` and expects the phase after each.
+    /// Feeds `(event, at_ms)` and checks the phase after each.
     fn check(settings: DrainSettings, story: &[(DrainEvent, u64, Phase)]) {
         let mut machine = DrainMachine::new(settings);
         for (index, &(event, at_ms, phase)) in story.iter().enumerate() {
@@ -197,14 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_leads_down_step_by_step() {
+    fn a_signal_starts_an_orderly_shutdown() {
         check(
             SETTINGS,
             &[
-                (Woken, 4, Phase::Accepting),
+                (Timer, 4, Phase::Accepting),
                 (Signal, 5, Phase::Closing),
-                (Woken, 104, Phase::Closing),
-                (Woken, 105, Phase::Draining),
+                (Timer, 104, Phase::Closing),
+                (Timer, 105, Phase::Draining),
                 (IntakeIdle, 200, Phase::Draining),
                 (StagesDrained, 300, Phase::Persisting),
                 (Sealed, 310, Phase::Done),
@@ -214,43 +214,43 @@ mod tests {
     }
 
     #[test]
-    fn the_second_signal_goes_straight_to_persisting() {
+    fn the_second_signal_advances_to_persisting_at_once() {
         check(SETTINGS, &[(Signal, 5, Phase::Closing), (Signal, 6, Phase::Persisting), (Sealed, 7, Phase::Done)]);
-        let draining = [(Signal, 5, Phase::Closing), (Woken, 105, Phase::Draining), (Signal, 106, Phase::Persisting)];
+        let draining = [(Signal, 5, Phase::Closing), (Timer, 105, Phase::Draining), (Signal, 106, Phase::Persisting)];
         check(SETTINGS, &draining);
     }
 
     #[test]
-    fn the_signal_that_follows_a_request_is_the_first() {
+    fn a_signal_after_a_request_counts_as_the_first() {
         check(
             SETTINGS,
             &[
                 (Requested, 0, Phase::Closing),
                 (Requested, 1, Phase::Closing),
                 (Signal, 50, Phase::Closing),
-                (Woken, 100, Phase::Draining), // lingers since the request, not since the signal
+                (Timer, 100, Phase::Draining), // the linger counts from the request, not from the signal
                 (Signal, 101, Phase::Persisting),
             ],
         );
     }
 
     #[test]
-    fn the_deadline_ends_whatever_hangs() {
+    fn the_deadline_ends_a_drain_that_hangs() {
         check(
             SETTINGS,
-            &[(Signal, 0, Phase::Closing), (Woken, 100, Phase::Draining), (Woken, 1_000, Phase::Persisting)],
+            &[(Signal, 0, Phase::Closing), (Timer, 100, Phase::Draining), (Timer, 1_000, Phase::Persisting)],
         );
-        // Even when nobody looked at the clock in between, or the deadline is the shorter one.
+        // Also if no timer event came in between, or if the deadline is shorter than the linger.
         check(SETTINGS, &[(Signal, 0, Phase::Closing), (IntakeIdle, 5_000, Phase::Persisting)]);
         let short = DrainSettings { linger_ms: 100, deadline_ms: 10 };
-        check(short, &[(Signal, 0, Phase::Closing), (Woken, 10, Phase::Persisting)]);
+        check(short, &[(Signal, 0, Phase::Closing), (Timer, 10, Phase::Persisting)]);
     }
 
     #[test]
-    fn the_next_wake_up_is_the_end_of_the_linger_or_the_deadline_whichever_comes_first() {
+    fn the_timer_is_due_at_the_end_of_the_linger_or_at_the_deadline() {
         let wake = |linger_ms, deadline_ms| {
             let mut machine = DrainMachine::new(DrainSettings { linger_ms, deadline_ms });
-            assert_eq!(machine.on(Woken, 4).wake_at_ms, None);
+            assert_eq!(machine.on(Timer, 4).wake_at_ms, None);
             machine.on(Signal, 5).wake_at_ms
         };
         assert_eq!(wake(100, 1_000), Some(105));
@@ -260,21 +260,21 @@ mod tests {
     }
 
     #[test]
-    fn without_a_linger_intake_ends_at_once() {
+    fn a_linger_of_zero_ends_intake_at_once() {
         check(DrainSettings { linger_ms: 0, ..SETTINGS }, &[(Signal, 7, Phase::Draining)]);
     }
 
     #[test]
-    fn idle_counts_only_once_no_request_can_come_any_more() {
+    fn idle_intake_is_ignored_before_draining() {
         let mut machine = DrainMachine::new(SETTINGS);
         machine.on(Signal, 0);
         assert!(!machine.on(IntakeIdle, 50).drain_stages);
-        assert!(!machine.on(Woken, 100).drain_stages);
+        assert!(!machine.on(Timer, 100).drain_stages);
         assert!(machine.on(IntakeIdle, 120).drain_stages);
     }
 
     #[test]
-    fn events_out_of_place_change_nothing() {
+    fn unexpected_events_are_ignored() {
         check(SETTINGS, &[(StagesDrained, 0, Phase::Accepting), (Sealed, 1, Phase::Accepting)]);
         check(
             SETTINGS,
@@ -283,12 +283,12 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = DrainEvent> {
-        prop::sample::select(vec![Requested, Signal, Woken, IntakeIdle, StagesDrained, Sealed])
+        prop::sample::select(vec![Requested, Signal, Timer, IntakeIdle, StagesDrained, Sealed])
     }
 
     proptest! {
         #[test]
-        fn whatever_happens_the_way_is_one_way_and_ends_by_the_deadline(
+        fn phases_only_advance_and_the_deadline_is_kept(
             linger_ms in 0_u64..300,
             deadline_ms in 0_u64..300,
             story in prop::collection::vec((any_event(), 0_u64..100), 1..40),
@@ -302,7 +302,7 @@ mod tests {
                 if matches!(event, Signal | Requested) {
                     began_ms.get_or_insert(now_ms);
                 }
-                prop_assert!(step.phase >= before, "one way");
+                prop_assert!(step.phase >= before, "phases only advance");
                 prop_assert_eq!(step.phase == Phase::Accepting, began_ms.is_none());
                 prop_assert!(signals < 2 || step.phase >= Phase::Persisting);
                 prop_assert!(step.phase != Phase::Done || before == Phase::Done || event == Sealed);
@@ -310,7 +310,7 @@ mod tests {
                 prop_assert!(!overdue || step.phase >= Phase::Persisting, "the deadline holds");
                 let timed = matches!(step.phase, Phase::Closing | Phase::Draining);
                 prop_assert_eq!(step.wake_at_ms.is_some(), timed);
-                prop_assert!(step.wake_at_ms.is_none_or(|at| at > now_ms), "a wake-up lies ahead");
+                prop_assert!(step.wake_at_ms.is_none_or(|at| at > now_ms), "the timer is due in the future");
                 before = step.phase;
             }
         }

@@ -1,11 +1,11 @@
-//! What can be seen of every actor from outside, without asking it.
+//! Observes every actor from outside, without a message to it.
 //!
-//! A stage that waits hears nothing, so nobody asks it: its mailbox, shell and supervisor write to
-//! atomics that are shared with every [`Observer`], and the stage's own counters are copied after a
-//! message when the mailbox ran empty, or at least ten times a second under load.
+//! An actor that waits processes no message, so none is sent: its mailbox, host and supervisor write to atomics shared
+//! with every [`Observer`]. The stage's own counters are copied after a message if the mailbox is empty, or under load
+//! at least ten times a second.
 //!
-//! The same numbers go to the `metrics` facade through handles that are made once, when the stage is
-//! spawned: install the recorder before the topology is built.
+//! The same numbers are exported through the `metrics` facade. Its handles are created when a stage is spawned: install
+//! the recorder before building the topology.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,58 +18,58 @@ use crate::mailbox::Bound;
 use crate::semaphore::{Discard, Semaphore};
 use crate::supervisor::{Cause, Progress};
 
-/// One counter of a stage: a name and a value that only grows, or a gauge.
+/// One counter or gauge of a stage.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Counter {
-    /// Snake case, with its unit last.
+    /// Name in snake case, with the unit as suffix.
     pub name: &'static str,
-    /// Its value now.
+    /// Current value.
     pub value: u64,
 }
 
-/// One actor as it is now.
+/// State of one actor at one moment.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Observation {
-    /// The stage's name.
+    /// Name of the stage.
     pub name: String,
-    /// Messages queued or being handled, and credits that senders hold.
+    /// Messages queued or being handled, and credits held by senders.
     pub depth_messages: usize,
-    /// Bytes queued or being handled, and credits that senders hold.
+    /// Bytes queued or being handled, and credits held by senders.
     pub depth_bytes: usize,
-    /// The mailbox's bound.
+    /// Bound of the mailbox.
     pub bound: Bound,
     /// Messages that entered the mailbox: `handled + discarded +` those still in it.
     pub entered: u64,
     /// Messages handled since start.
     pub handled: u64,
-    /// Messages that entered and were dropped unhandled: in hand at a panic or a stall, or queued
-    /// when the stage ended.
+    /// Messages that were dropped without being handled: being processed at a panic or a stall, or queued when the
+    /// stage stopped.
     pub discarded: u64,
-    /// Messages that found the mailbox full and went back to their sender.
-    pub refused: u64,
-    /// Seconds that senders have waited for room, all together.
+    /// Messages returned to their sender because the mailbox was full.
+    pub rejected: u64,
+    /// Total time that senders have waited for a credit, in seconds.
     pub wait_seconds: f64,
-    /// Seconds in the stage's own code, known waits left out.
+    /// Total time spent in the stage's own code, without known waits, in seconds.
     pub busy_seconds: f64,
-    /// How often it was rebuilt after a panic or a stall.
+    /// Number of restarts after a panic or a stall.
     pub restarts: u64,
-    /// What its last panic said.
+    /// Message of the last panic.
     pub last_panic: Option<String>,
-    /// `idle`, `busy`, `waiting` (for something outside), `drained` or `stopped`.
+    /// `idle`, `busy`, `waiting` (in a known wait), `drained` or `stopped`.
     pub state: &'static str,
     /// The stage's own counters.
     pub counters: Vec<Counter>,
 }
 
-/// Sees every actor of a topology. Cheap to clone, usable from any thread.
+/// Observes every actor of a topology. Cheap to clone, usable from any thread.
 #[derive(Clone, Default)]
 pub struct Observer {
-    /// In the order in which they were spawned: downstream first.
+    /// In spawn order: downstream first.
     stages: Arc<Mutex<Vec<Arc<StageState>>>>,
 }
 
 impl Observer {
-    /// Every actor as it is now, in the order of a record's way.
+    /// Returns the state of every actor, in pipeline order.
     #[must_use]
     pub fn observe(&self) -> Vec<Observation> {
         self.stage_state().iter().rev().map(|stage_state| stage_state.observe()).collect()
@@ -84,27 +84,27 @@ impl Observer {
     }
 }
 
-/// How an actor's life ended, or that it goes on.
+/// Lifecycle of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
+pub(crate) enum Lifecycle {
     Running,
-    /// On its way out: everything is handled, and handed on.
+    /// The stage has handled and sent everything; the actor is about to stop.
     Drained,
-    /// Its future is gone, after a drain.
+    /// The actor's future has completed, after a drain.
     EndedDrained,
-    /// Its future is gone.
+    /// The actor's future has completed without a drain.
     EndedStopped,
 }
 
-/// What shell, supervisor, mailbox and topology know of one actor.
+/// State of one actor that its host, supervisor, mailbox and topology share.
 pub(crate) struct StageState {
     pub(crate) name: String,
     pub(crate) semaphore: Arc<Semaphore>,
     pub(crate) progress: Arc<Progress>,
-    pub(crate) handled: Tally,
-    pub(crate) busy: Seconds,
-    restarts: [Tally; 2],
-    life: watch::Sender<Life>,
+    pub(crate) handled: Count,
+    pub(crate) busy: DurationSum,
+    restarts: [Count; 2],
+    lifecycle: watch::Sender<Lifecycle>,
     last_panic: Mutex<Option<String>>,
     counters: Mutex<Vec<Counter>>,
 }
@@ -114,16 +114,16 @@ impl StageState {
         let labels = labels(pipeline, name);
         let restarts = Cause::ALL.map(|cause| {
             let labels = labels.iter().cloned().chain([Label::new("cause", cause.label())]);
-            Tally::new(metrics::counter!("logweir_stage_restarts_total", labels.collect::<Vec<_>>()))
+            Count::new(metrics::counter!("logweir_stage_restarts_total", labels.collect::<Vec<_>>()))
         });
         Arc::new(Self {
             name: name.to_owned(),
             semaphore: Semaphore::new(pipeline, name, bound),
             progress: Arc::new(Progress::new()),
-            handled: Tally::new(metrics::counter!("logweir_stage_handled_total", labels.clone())),
-            busy: Seconds::new(metrics::counter!("logweir_stage_busy_seconds_total", labels)),
+            handled: Count::new(metrics::counter!("logweir_stage_handled_total", labels.clone())),
+            busy: DurationSum::new(metrics::counter!("logweir_stage_busy_seconds_total", labels)),
             restarts,
-            life: watch::Sender::new(Life::Running),
+            lifecycle: watch::Sender::new(Lifecycle::Running),
             last_panic: Mutex::default(),
             counters: Mutex::default(),
         })
@@ -141,39 +141,40 @@ impl StageState {
     }
 
     pub(crate) fn drained(&self) {
-        self.life.send_replace(Life::Drained);
+        self.lifecycle.send_replace(Lifecycle::Drained);
     }
 
-    /// The actor's future is gone, and its queue with it.
+    /// Called when the actor's future, and with it its queue, has been dropped.
     pub(crate) fn end(&self) {
-        self.life.send_modify(|life| {
-            *life = match *life {
-                Life::Drained | Life::EndedDrained => Life::EndedDrained,
-                Life::Running | Life::EndedStopped => Life::EndedStopped,
+        self.lifecycle.send_modify(|lifecycle| {
+            *lifecycle = match *lifecycle {
+                Lifecycle::Drained | Lifecycle::EndedDrained => Lifecycle::EndedDrained,
+                Lifecycle::Running | Lifecycle::EndedStopped => Lifecycle::EndedStopped,
             }
         });
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(*self.life.borrow(), Life::EndedDrained | Life::EndedStopped)
+        matches!(*self.lifecycle.borrow(), Lifecycle::EndedDrained | Lifecycle::EndedStopped)
     }
 
     pub(crate) async fn ended(&self) {
-        let mut life = self.life.subscribe();
-        let ended = life.wait_for(|life| matches!(life, Life::EndedDrained | Life::EndedStopped));
-        ended.await.expect("the sender lives in self");
+        let mut lifecycle = self.lifecycle.subscribe();
+        let ended =
+            lifecycle.wait_for(|lifecycle| matches!(lifecycle, Lifecycle::EndedDrained | Lifecycle::EndedStopped));
+        ended.await.expect("self holds the sender");
     }
 
     fn state(&self) -> &'static str {
-        match *self.life.borrow() {
-            Life::EndedStopped => "stopped",
-            Life::Drained | Life::EndedDrained => "drained",
-            Life::Running => self.progress.state(),
+        match *self.lifecycle.borrow() {
+            Lifecycle::EndedStopped => "stopped",
+            Lifecycle::Drained | Lifecycle::EndedDrained => "drained",
+            Lifecycle::Running => self.progress.state(),
         }
     }
 
     fn observe(&self) -> Observation {
-        let (depth_messages, depth_bytes) = self.semaphore.taken();
+        let (depth_messages, depth_bytes) = self.semaphore.in_use();
         let meter = &self.semaphore.meter;
         Observation {
             name: self.name.clone(),
@@ -182,11 +183,11 @@ impl StageState {
             bound: self.semaphore.bound(),
             entered: self.semaphore.entered(),
             handled: self.handled.get(),
-            discarded: meter.discards.iter().map(Tally::get).sum(),
-            refused: meter.refused.get(),
+            discarded: meter.discards.iter().map(Count::get).sum(),
+            rejected: meter.rejected.get(),
             wait_seconds: meter.waited.get().as_secs_f64(),
             busy_seconds: self.busy.get().as_secs_f64(),
-            restarts: self.restarts.iter().map(Tally::get).sum(),
+            restarts: self.restarts.iter().map(Count::get).sum(),
             last_panic: self.last_panic.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             state: self.state(),
             counters: self.counters.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -201,9 +202,9 @@ fn labels(pipeline: &str, stage: &str) -> Vec<Label> {
 
 /// Metrics of one mailbox.
 pub(crate) struct MailboxMeter {
-    pub(crate) refused: Tally,
-    pub(crate) waited: Seconds,
-    discards: [Tally; Discard::ALL.len()],
+    pub(crate) rejected: Count,
+    pub(crate) waited: DurationSum,
+    discards: [Count; Discard::ALL.len()],
     depth_messages: metrics::Gauge,
     depth_bytes: metrics::Gauge,
 }
@@ -215,11 +216,11 @@ impl MailboxMeter {
         metrics::gauge!("logweir_mailbox_capacity_bytes", labels.clone()).set(bound.bytes_max as f64);
         let discards = Discard::ALL.map(|reason| {
             let labels = labels.iter().cloned().chain([Label::new("reason", reason.label())]);
-            Tally::new(metrics::counter!("logweir_mailbox_discarded_total", labels.collect::<Vec<_>>()))
+            Count::new(metrics::counter!("logweir_mailbox_discarded_total", labels.collect::<Vec<_>>()))
         });
         Self {
-            refused: Tally::new(metrics::counter!("logweir_mailbox_full_total", labels.clone())),
-            waited: Seconds::new(metrics::counter!("logweir_mailbox_wait_seconds_total", labels.clone())),
+            rejected: Count::new(metrics::counter!("logweir_mailbox_full_total", labels.clone())),
+            waited: DurationSum::new(metrics::counter!("logweir_mailbox_wait_seconds_total", labels.clone())),
             discards,
             depth_messages: metrics::gauge!("logweir_mailbox_depth_messages", labels.clone()),
             depth_bytes: metrics::gauge!("logweir_mailbox_depth_bytes", labels),
@@ -227,7 +228,7 @@ impl MailboxMeter {
     }
 
     pub(crate) fn depth_grew(&self, messages: usize, bytes: usize) {
-        // Increments commute, so no lock is needed for the gauge to end where the depth ends.
+        // Increments commute, so the gauge ends at the right depth without a lock.
         self.depth_messages.increment(messages as f64);
         self.depth_bytes.increment(bytes as f64);
     }
@@ -242,13 +243,13 @@ impl MailboxMeter {
     }
 }
 
-/// A count that is read here and exported by the `metrics` facade.
-pub(crate) struct Tally {
+/// A counter that can be read here and is exported through the `metrics` facade.
+pub(crate) struct Count {
     total: AtomicU64,
     exported: metrics::Counter,
 }
 
-impl Tally {
+impl Count {
     fn new(exported: metrics::Counter) -> Self {
         Self { total: AtomicU64::new(0), exported }
     }
@@ -263,14 +264,14 @@ impl Tally {
     }
 }
 
-/// A sum of durations. The facade's counters are whole numbers, so the exported one moves by whole
-/// seconds; the exact sum is in the [`Observation`].
-pub(crate) struct Seconds {
+/// A sum of durations. The facade's counters are integers, so the exported one advances by whole seconds; the exact sum
+/// is in the [`Observation`].
+pub(crate) struct DurationSum {
     nanos: AtomicU64,
     exported: metrics::Counter,
 }
 
-impl Seconds {
+impl DurationSum {
     const NANOS: u64 = 1_000_000_000;
 
     fn new(exported: metrics::Counter) -> Self {

@@ -1,42 +1,42 @@
-//! One log event, as every part of the engine sees it: borrowed, never owned.
+//! One log event, borrowed from the chunk or the input that owns its text.
 
 use std::fmt;
 
-/// How bad an event is, in OpenTelemetry's severity numbers: 1..=24, and 0 where none was given.
+/// Severity of an event as an OpenTelemetry severity number: 1..=24, or 0 if unspecified.
 ///
 /// Source: OpenTelemetry, "Logs Data Model", field `SeverityNumber`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Severity(u8);
 
 impl Severity {
-    /// No severity was given.
+    /// 0: no severity was specified.
     pub const UNSPECIFIED: Self = Self(0);
-    /// Number 1.
+    /// 1.
     pub const TRACE: Self = Self(1);
-    /// Number 5.
+    /// 5.
     pub const DEBUG: Self = Self(5);
-    /// Number 9.
+    /// 9.
     pub const INFO: Self = Self(9);
-    /// Number 13.
+    /// 13.
     pub const WARN: Self = Self(13);
-    /// Number 17.
+    /// 17.
     pub const ERROR: Self = Self(17);
-    /// Number 21.
+    /// 21.
     pub const FATAL: Self = Self(21);
 
-    /// The severity with this OpenTelemetry number, or `None` above 24.
+    /// Returns the severity with this OpenTelemetry number, or `None` above 24.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         if number <= 24 { Some(Self(number)) } else { None }
     }
 
-    /// The OpenTelemetry number, 0..=24.
+    /// The OpenTelemetry severity number, 0..=24.
     #[must_use]
     pub const fn number(self) -> u8 {
         self.0
     }
 
-    /// The short name of the range the number is in: `TRACE`, `DEBUG`, … `FATAL`, or `UNSPECIFIED`.
+    /// The short name of the number's range: `TRACE`, `DEBUG`, … `FATAL`, or `UNSPECIFIED`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self.0 {
@@ -50,13 +50,14 @@ impl Severity {
         }
     }
 
-    /// Reads a level as programs write it, in any case: `info`, `WARNING`, `err`, `crit`, …
+    /// Parses a level name as programs write it, case-insensitively: `info`, `WARNING`, `err`, `crit`, … Returns `None`
+    /// for an unknown name.
     ///
-    /// Syslog's words map as OpenTelemetry's appendix B does: notice → INFO2, crit → ERROR2,
-    /// alert → ERROR3, emerg → FATAL.
+    /// Syslog's names are mapped as in OpenTelemetry's appendix B: notice → INFO2, crit → ERROR2, alert → ERROR3, emerg
+    /// → FATAL.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
-        // As most programs write them, before any other form is tried.
+        // Fast path for the most common spellings.
         match text {
             "info" | "INFO" => return Some(Self::INFO),
             "warn" | "WARN" => return Some(Self::WARN),
@@ -98,15 +99,15 @@ impl fmt::Debug for Severity {
 pub struct Record<'a> {
     /// Event time in microseconds since 1970-01-01 00:00 UTC.
     pub ts_us: i64,
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
-    /// The program that wrote it.
+    /// Name of the program that wrote the event.
     pub service: &'a str,
-    /// The machine, pod or container it came from; empty where unknown.
+    /// Machine, pod or container that the event came from; empty if unknown.
     pub host: &'a str,
-    /// What it says.
+    /// Message text.
     pub message: &'a str,
-    /// Everything else: the text of one JSON object, or empty for none.
+    /// All other fields: the text of one JSON object, or empty.
     pub attributes: &'a str,
 }
 
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_of_all_families_map_to_opentelemetry_numbers() {
+    fn level_names_map_to_opentelemetry_numbers() {
         for (text, number) in [
             ("TRACE", 1),
             ("debug", 5),

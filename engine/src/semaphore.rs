@@ -1,15 +1,15 @@
-//! Semaphore behind one mailbox, counted in messages and in bytes at once.
+//! The semaphore of one mailbox, which accounts messages and bytes together.
 //!
-//! - What is in use is within the bound in both dimensions, always: room is taken under one lock, both
-//!   dimensions together. Two semaphores were refused: a sender that holds the one and waits for the other
-//!   counts as a message that is not there, and two of them can overtake each other in between.
-//! - Semaphore is given back without the lock, so that sender and receiver do not fight for it at each message:
-//!   taken and returned are two sums that only grow, and who takes subtracts. A sum that is read a moment too
-//!   early shows too little room, never too much.
-//! - First come, first served: while anybody waits, nobody who comes later gets in, however small.
-//!   A heavy message therefore cannot be starved by light ones.
-//! - A cost is clamped to the bound, so the heaviest message fits an empty mailbox.
-//! - A waiter that gives up leaves no trace: the queue of waiters is as long as there are waiters.
+//! - The usage never exceeds the bound in either dimension: both are charged under one lock. Two semaphores were
+//!   rejected: a sender that holds a permit of one and waits for the other counts as a message that is not there, and
+//!   two such senders can overtake each other.
+//! - Permits are returned without the lock, so that sender and receiver do not contend at each message: acquired and
+//!   returned amounts are two sums that only grow, and an acquire subtracts them. A stale sum shows too little free
+//!   capacity, never too much.
+//! - FIFO: while a sender waits, later ones wait too, however small their message. So light messages cannot starve a
+//!   heavy one.
+//! - A cost is clamped to the bound, so the heaviest message fits into an empty mailbox.
+//! - A canceled waiter leaves the queue: the queue is as long as there are waiters.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,15 +24,15 @@ use tokio::time::Instant;
 use crate::mailbox::Bound;
 use crate::observe::MailboxMeter;
 
-/// Why a message left its mailbox without having been handled.
+/// Why a message left its mailbox without being handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Discard {
     /// Its handler panicked.
     Panic,
-    /// Its handler was silent for too long and was cancelled.
+    /// Its handler made no progress for too long and was canceled.
     Stall,
-    /// Its stage has ended.
+    /// Its stage has stopped.
     Stopped,
 }
 
@@ -52,28 +52,28 @@ pub(crate) struct Semaphore {
     bound: Bound,
     state: Mutex<State>,
     returned: Returned,
-    /// A copy of `state.messages`, for those who need a hint only.
+    /// A copy of `state.messages` that can be read without the lock, as a hint.
     messages: AtomicU64,
-    /// Whether anybody stands in `state.waiting`: who gives room back then lets them in.
-    awaited: AtomicBool,
-    /// What a message that is dropped now dies of; set by the supervisor before it drops anything.
+    /// Whether `state.waiting` is not empty: whoever returns a permit must then grant waiters.
+    has_waiters: AtomicBool,
+    /// The reason counted for a message that is dropped now; set by the supervisor before it drops messages.
     discard: AtomicU8,
     pub(crate) meter: MailboxMeter,
 }
 
 #[derive(Default)]
 struct State {
-    /// Taken since the beginning.
+    /// Acquired since the start.
     messages: u64,
     bytes: u64,
     entered: u64,
     closed: bool,
     next_ticket: u64,
-    /// By ticket, so that the first is the one who has waited longest and any can leave cheaply.
+    /// Keyed by ticket, so that the first has waited longest and any waiter can leave cheaply.
     waiting: BTreeMap<u64, Waiter>,
 }
 
-/// Given back since the beginning. On cache lines of its own: the receiver writes it, the senders write the rest.
+/// Returned since the start. On cache lines of its own: the receiver writes it, the senders write the rest.
 #[derive(Default)]
 #[repr(align(128))]
 struct Returned {
@@ -86,16 +86,16 @@ struct Waiter {
     grant: oneshot::Sender<Permit>,
 }
 
-/// Semaphore refused.
+/// Why no permit was acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum AcquireError {
     Full,
     Closed,
 }
 
 impl Semaphore {
     /// # Panics
-    /// When the bound has no room for a single message.
+    /// If a limit of the bound is 0.
     pub(crate) fn new(pipeline: &str, stage: &str, bound: Bound) -> Arc<Self> {
         assert!(bound.messages_max > 0, "mailbox of {stage}: messages_max must be at least 1");
         assert!(bound.bytes_max > 0, "mailbox of {stage}: bytes_max must be at least 1");
@@ -106,7 +106,7 @@ impl Semaphore {
             state: Mutex::default(),
             returned: Returned::default(),
             messages: AtomicU64::new(0),
-            awaited: AtomicBool::new(false),
+            has_waiters: AtomicBool::new(false),
             discard,
             meter,
         })
@@ -116,67 +116,67 @@ impl Semaphore {
         self.bound
     }
 
-    /// Messages and bytes that are in use now.
-    pub(crate) fn taken(&self) -> (usize, usize) {
-        self.in_use(&self.lock())
+    /// Messages and bytes in use.
+    pub(crate) fn in_use(&self) -> (usize, usize) {
+        self.in_use_locked(&self.lock())
     }
 
-    /// Messages that have been pushed since the beginning.
+    /// Messages that have entered the mailbox since the start.
     pub(crate) fn entered(&self) -> u64 {
         self.lock().entered
     }
 
-    /// Whether nothing was taken a moment ago. Takes no lock.
-    pub(crate) fn looks_empty(&self) -> bool {
+    /// Whether nothing was in use a moment ago. Takes no lock.
+    pub(crate) fn is_probably_empty(&self) -> bool {
         self.messages.load(Ordering::Relaxed) == self.returned.messages.load(Ordering::Relaxed)
     }
 
-    /// Takes room, or waits for it; `None` when closed.
-    pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+    /// Acquires a permit, waiting if necessary; `None` if the semaphore is closed.
+    pub(crate) async fn acquire(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         let cost = self.cost(bytes);
         let waiting = {
             let mut state = self.lock();
-            match self.take_now(&mut state, cost) {
+            match self.try_acquire(&mut state, cost) {
                 Ok(permit) => return Some(permit),
-                Err(Refused::Closed) => return None,
-                Err(Refused::Full) => self.wait(&mut state, cost),
+                Err(AcquireError::Closed) => return None,
+                Err(AcquireError::Full) => self.enqueue(&mut state, cost),
             }
         };
-        self.admit(); // what was given back before anybody was known to wait
+        self.grant_waiters(); // permits that were returned before `has_waiters` was set
         waiting.await
     }
 
-    /// Nobody gets in from now on; who waits is told.
+    /// Closes the semaphore: every later acquire fails, and waiters are woken with `None`.
     pub(crate) fn close(&self) {
         let waiting = {
             let mut state = self.lock();
             state.closed = true;
-            self.awaited.store(false, Ordering::Relaxed);
+            self.has_waiters.store(false, Ordering::Relaxed);
             std::mem::take(&mut state.waiting)
         };
         drop(waiting); // wakes them, outside the lock
     }
 
-    /// Runs `push` if the mailbox is open, so that nothing is pushed after [`Semaphore::close`] has returned:
-    /// what the closer pushes then is the last. `push` may drop no permit: it runs under the lock.
-    pub(crate) fn if_open<T>(&self, push: impl FnOnce() -> Result<(), T>) -> Result<Result<(), T>, Refused> {
+    /// Runs `push` if the semaphore is open. Nothing is pushed after [`Semaphore::close`] has returned, so that the
+    /// in-band drain is the last message. `push` must not drop a permit: it runs under the lock.
+    pub(crate) fn push_if_open<T>(&self, push: impl FnOnce() -> Result<(), T>) -> Result<Result<(), T>, AcquireError> {
         let mut state = self.lock();
         if state.closed {
-            return Err(Refused::Closed);
+            return Err(AcquireError::Closed);
         }
         let pushed = push();
         state.entered += u64::from(pushed.is_ok());
         Ok(pushed)
     }
 
-    /// Takes room if there is any now, and runs `push` under the same lock.
-    pub(crate) fn enter<T>(
+    /// Acquires a permit if one is free now, and runs `push` under the same lock.
+    pub(crate) fn try_enter<T>(
         self: &Arc<Self>,
         bytes: usize,
         push: impl FnOnce(Permit) -> Result<(), T>,
-    ) -> Result<Result<(), T>, Refused> {
+    ) -> Result<Result<(), T>, AcquireError> {
         let mut state = self.lock();
-        let permit = self.take_now(&mut state, self.cost(bytes))?;
+        let permit = self.try_acquire(&mut state, self.cost(bytes))?;
         let pushed = push(permit);
         state.entered += u64::from(pushed.is_ok());
         Ok(pushed)
@@ -190,95 +190,95 @@ impl Semaphore {
         bytes.min(self.bound.bytes_max)
     }
 
-    fn take_now(self: &Arc<Self>, state: &mut State, cost: usize) -> Result<Permit, Refused> {
+    fn try_acquire(self: &Arc<Self>, state: &mut State, cost: usize) -> Result<Permit, AcquireError> {
         if state.closed {
-            return Err(Refused::Closed);
+            return Err(AcquireError::Closed);
         }
         if !state.waiting.is_empty() || !self.fits(state, cost) {
-            return Err(Refused::Full);
+            return Err(AcquireError::Full);
         }
-        self.take_room(state, cost);
+        self.charge(state, cost);
         Ok(self.permit(cost))
     }
 
-    fn take_room(&self, state: &mut State, cost: usize) {
+    fn charge(&self, state: &mut State, cost: usize) {
         state.messages += 1;
         state.bytes += cost as u64;
         self.messages.store(state.messages, Ordering::Relaxed);
     }
 
     fn fits(&self, state: &State, cost: usize) -> bool {
-        let (messages, bytes) = self.in_use(state);
+        let (messages, bytes) = self.in_use_locked(state);
         messages < self.bound.messages_max && cost <= self.bound.bytes_max - bytes
     }
 
-    /// With the lock held nothing is taken, so that no more than was taken can have been returned.
-    fn in_use(&self, state: &State) -> (usize, usize) {
+    /// Acquiring needs the lock, so under the lock no more than was acquired can have been returned.
+    fn in_use_locked(&self, state: &State) -> (usize, usize) {
         let messages = state.messages - self.returned.messages.load(Ordering::Acquire);
         let bytes = state.bytes - self.returned.bytes.load(Ordering::Acquire);
         (messages as usize, bytes as usize)
     }
 
-    /// The permit for room that has been taken.
+    /// The permit for an amount that has been charged.
     fn permit(self: &Arc<Self>, cost: usize) -> Permit {
         self.meter.depth_grew(1, cost);
-        Permit { semaphore: self.clone(), cost, travelling: false }
+        Permit { semaphore: self.clone(), cost, in_flight: false }
     }
 
-    fn wait<'a>(self: &'a Arc<Self>, state: &mut State, cost: usize) -> Waiting<'a> {
+    fn enqueue<'a>(self: &'a Arc<Self>, state: &mut State, cost: usize) -> Waiting<'a> {
         let (grant, granted) = oneshot::channel();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.waiting.insert(ticket, Waiter { cost, grant });
-        self.awaited.store(true, Ordering::Relaxed);
-        // Against the fence of `give_back`: either it sees that somebody waits, or who waits sees what it gave back.
+        self.has_waiters.store(true, Ordering::Relaxed);
+        // Pairs with the fence of `return_credit`: either it sees the waiter, or the waiter sees what it returned.
         fence(Ordering::SeqCst);
         Waiting { semaphore: self, ticket, granted, since: Instant::now() }
     }
 
-    fn give_back(self: &Arc<Self>, messages: usize, bytes: usize) {
+    fn return_credit(self: &Arc<Self>, messages: usize, bytes: usize) {
         self.meter.depth_shrank(messages, bytes);
         self.returned.bytes.fetch_add(bytes as u64, Ordering::Release);
         self.returned.messages.fetch_add(messages as u64, Ordering::Release);
         fence(Ordering::SeqCst);
-        if self.awaited.load(Ordering::Relaxed) {
-            self.admit();
+        if self.has_waiters.load(Ordering::Relaxed) {
+            self.grant_waiters();
         }
     }
 
-    /// Lets in whoever has room now. Grants outside the lock: a grant wakes a task, and one that
-    /// nobody takes comes back as a release.
-    fn admit(self: &Arc<Self>) {
+    /// Grants waiters as long as permits are free. Grants outside the lock: sending a grant wakes a task, and a grant
+    /// that is not received is dropped, which returns it.
+    fn grant_waiters(self: &Arc<Self>) {
         loop {
-            let Some(waiter) = self.admit_one() else { return };
+            let Some(waiter) = self.pop_grantable() else { return };
             drop(waiter.grant.send(self.permit(waiter.cost)));
         }
     }
 
-    /// The longest waiter, if there is room for it now; the room is taken.
-    fn admit_one(&self) -> Option<Waiter> {
+    /// Removes and returns the longest waiter if its cost fits now; the cost has been charged.
+    fn pop_grantable(&self) -> Option<Waiter> {
         let mut state = self.lock();
         let (_, first) = state.waiting.first_key_value()?;
         if !self.fits(&state, first.cost) {
             return None;
         }
         let (_, waiter) = state.waiting.pop_first()?;
-        self.awaited.store(!state.waiting.is_empty(), Ordering::Relaxed);
-        self.take_room(&mut state, waiter.cost);
+        self.has_waiters.store(!state.waiting.is_empty(), Ordering::Relaxed);
+        self.charge(&mut state, waiter.cost);
         Some(waiter)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No user code runs under the lock, so the numbers hold whatever panicked meanwhile.
+        // No user code runs under the lock, so the state is consistent even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A place in the queue for room. Dropping it gives the place up.
+/// A place in the queue of waiters. Dropping it leaves the queue.
 struct Waiting<'a> {
     semaphore: &'a Arc<Semaphore>,
     ticket: u64,
-    /// A grant that arrived but was never taken out is dropped with this, which releases it.
+    /// A grant that was sent but not received is dropped with this, which returns the permit.
     granted: oneshot::Receiver<Permit>,
     since: Instant,
 }
@@ -287,7 +287,7 @@ impl Future for Waiting<'_> {
     type Output = Option<Permit>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // An error means that the mailbox was closed.
+        // An error means that the semaphore was closed.
         Poll::Ready(ready!(Pin::new(&mut self.granted).poll(cx)).ok())
     }
 }
@@ -295,56 +295,56 @@ impl Future for Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.semaphore.meter.waited.add(self.since.elapsed());
-        let gave_up = {
+        let was_waiting = {
             let mut state = self.semaphore.lock();
-            let gave_up = state.waiting.remove(&self.ticket).is_some();
-            self.semaphore.awaited.store(!state.waiting.is_empty(), Ordering::Relaxed);
-            gave_up
+            let was_waiting = state.waiting.remove(&self.ticket).is_some();
+            self.semaphore.has_waiters.store(!state.waiting.is_empty(), Ordering::Relaxed);
+            was_waiting
         };
-        if gave_up {
-            self.semaphore.admit(); // a heavy first one may have held up lighter ones
+        if was_waiting {
+            self.semaphore.grant_waiters(); // a heavy waiter at the head may have blocked lighter ones
         }
     }
 }
 
-/// Semaphore for one message; dropping it gives the room back.
+/// Permit for one message; dropping it returns it.
 pub(crate) struct Permit {
     semaphore: Arc<Semaphore>,
     cost: usize,
-    /// On its way with a message that has not been handled yet.
-    travelling: bool,
+    /// Whether it belongs to a message that has not been handled yet.
+    in_flight: bool,
 }
 
 impl Permit {
-    /// Sets off with a message of `bytes`. What was reserved beyond that is given back.
-    pub(crate) fn depart(&mut self, bytes: usize) {
+    /// Attaches the permit to a message of `bytes`. The excess of the reservation is returned.
+    pub(crate) fn attach(&mut self, bytes: usize) {
         let cost = self.semaphore.cost(bytes);
         debug_assert!(cost <= self.cost, "a message of {bytes} bytes on a credit for {}", self.cost);
         if cost < self.cost {
-            self.semaphore.give_back(0, self.cost - cost);
+            self.semaphore.return_credit(0, self.cost - cost);
             self.cost = cost;
         }
-        self.travelling = true;
+        self.in_flight = true;
     }
 
-    /// The message went back to its sender.
-    pub(crate) fn recall(&mut self) {
-        self.travelling = false;
+    /// The message was returned to its sender.
+    pub(crate) fn detach(&mut self) {
+        self.in_flight = false;
     }
 
-    /// The message has been handled: the room is free.
+    /// The message has been handled: returns the permit.
     pub(crate) fn release(mut self) {
-        self.travelling = false;
+        self.in_flight = false;
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.travelling {
+        if self.in_flight {
             let reason = self.semaphore.discard.load(Ordering::Relaxed);
             self.semaphore.meter.discarded(reason);
         }
-        self.semaphore.give_back(1, self.cost);
+        self.semaphore.return_credit(1, self.cost);
     }
 }
 
@@ -361,10 +361,10 @@ mod tests {
 
     type Taking = Pin<Box<dyn Future<Output = Option<Permit>>>>;
 
-    /// A `take` that runs only when it is polled.
+    /// An `acquire` that runs only when it is polled.
     fn taking(semaphore: &Arc<Semaphore>, bytes: usize) -> Taking {
         let semaphore = semaphore.clone();
-        Box::pin(async move { semaphore.take(bytes).await })
+        Box::pin(async move { semaphore.acquire(bytes).await })
     }
 
     fn poll(taking: &mut Taking) -> Poll<Option<Permit>> {
@@ -372,44 +372,44 @@ mod tests {
     }
 
     fn now(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<Permit> {
-        match semaphore.enter(bytes, Err) {
+        match semaphore.try_enter(bytes, Err) {
             Ok(Err(permit)) => Some(permit),
             _ => None,
         }
     }
 
     #[test]
-    fn both_dimensions_hold_at_once() {
+    fn both_limits_hold_at_once() {
         let semaphore = Semaphore::new("p", "s", BOUND);
         let light: Vec<_> = (0..3).map(|_| now(&semaphore, 1).unwrap()).collect();
-        assert!(now(&semaphore, 1).is_none(), "messages are used up");
+        assert!(now(&semaphore, 1).is_none(), "no message permit is left");
         drop(light);
         let heavy = now(&semaphore, 60).unwrap();
-        assert!(now(&semaphore, 41).is_none(), "bytes are used up");
+        assert!(now(&semaphore, 41).is_none(), "no byte permit is left");
         assert!(now(&semaphore, 40).is_some());
         drop(heavy);
-        assert_eq!(semaphore.taken(), (0, 0));
+        assert_eq!(semaphore.in_use(), (0, 0));
     }
 
     #[test]
-    fn nobody_overtakes_a_heavy_waiter() {
+    fn later_waiters_do_not_overtake_a_heavy_one() {
         let semaphore = Semaphore::new("p", "s", BOUND);
         let held = now(&semaphore, 60).unwrap();
-        let mut heavy = taking(&semaphore, 1_000); // oversized: needs the whole room
+        let mut heavy = taking(&semaphore, 1_000); // oversized: needs the whole capacity
         let mut light = taking(&semaphore, 1);
         assert!(poll(&mut heavy).is_pending());
-        assert!(poll(&mut light).is_pending(), "there is room, but not for who comes later");
+        assert!(poll(&mut light).is_pending(), "there is capacity, but an earlier waiter comes first");
         assert!(now(&semaphore, 1).is_none());
         drop(held);
-        let Poll::Ready(Some(alone)) = poll(&mut heavy) else { panic!("the heavy one is first") };
-        assert_eq!(semaphore.taken(), (1, 100));
+        let Poll::Ready(Some(alone)) = poll(&mut heavy) else { panic!("the heavy waiter is first") };
+        assert_eq!(semaphore.in_use(), (1, 100));
         assert!(poll(&mut light).is_pending());
         drop(alone);
         assert!(poll(&mut light).is_ready());
     }
 
     #[test]
-    fn a_heavy_waiter_that_gives_up_lets_the_lighter_ones_in() {
+    fn canceling_a_heavy_waiter_grants_the_lighter_ones() {
         let semaphore = Semaphore::new("p", "s", BOUND);
         let _held = now(&semaphore, 60).unwrap();
         let (mut heavy, mut light) = (taking(&semaphore, 90), taking(&semaphore, 1));
@@ -419,17 +419,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reserved_beyond_the_need_is_given_back_on_departure() {
+    fn the_excess_of_a_reservation_is_returned_when_the_message_is_sent() {
         let semaphore = Semaphore::new("p", "s", BOUND);
         let mut permit = now(&semaphore, 100).unwrap();
         let mut waiter = taking(&semaphore, 70);
         assert!(poll(&mut waiter).is_pending());
-        permit.depart(30);
+        permit.attach(30);
         assert!(poll(&mut waiter).is_ready());
     }
 
     #[test]
-    fn closing_tells_who_waits_and_who_comes() {
+    fn closing_fails_current_and_later_acquires() {
         let semaphore = Semaphore::new("p", "s", BOUND);
         let held = now(&semaphore, 100).unwrap();
         let mut waiter = taking(&semaphore, 1);
@@ -437,13 +437,13 @@ mod tests {
         semaphore.close();
         assert!(matches!(poll(&mut waiter), Poll::Ready(None)));
         assert!(now(&semaphore, 1).is_none());
-        assert!(semaphore.if_open::<()>(|| panic!("nothing passes a closed door")).is_err());
+        assert!(semaphore.push_if_open::<()>(|| panic!("a closed semaphore runs no push")).is_err());
         drop(held);
-        assert_eq!(semaphore.taken(), (0, 0));
+        assert_eq!(semaphore.in_use(), (0, 0));
     }
 
     #[test]
-    fn nobody_waits_for_room_that_another_thread_gave_back_meanwhile() {
+    fn a_permit_returned_by_another_thread_wakes_the_waiter() {
         const TAKES: usize = 300_000;
         let semaphore = Semaphore::new("p", "s", Bound { messages_max: 1, bytes_max: 100 });
         let start = std::sync::Barrier::new(2);
@@ -452,7 +452,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
                 for _ in 0..TAKES {
-                    let taken = tokio::time::timeout(Duration::from_secs(5), semaphore.take(1)).await;
+                    let taken = tokio::time::timeout(Duration::from_secs(5), semaphore.acquire(1)).await;
                     drop(taken.expect("no wake-up is lost"));
                 }
             });
@@ -462,7 +462,7 @@ mod tests {
                 scope.spawn(take_and_return);
             }
         });
-        assert_eq!(semaphore.taken(), (0, 0));
+        assert_eq!(semaphore.in_use(), (0, 0));
     }
 
     #[derive(Clone, Debug)]
@@ -471,7 +471,7 @@ mod tests {
         TryTake(usize),
         /// Polls the n-th waiter.
         Poll(usize),
-        /// The n-th waiter gives up, whether or not its grant is already under way.
+        /// Cancels the n-th waiter, whether or not its grant has been sent.
         GiveUp(usize),
         Release(usize),
     }
@@ -514,19 +514,19 @@ mod tests {
                     _ => {}
                 }
                 let state = semaphore.lock();
-                let (messages, bytes) = semaphore.in_use(&state);
+                let (messages, bytes) = semaphore.in_use_locked(&state);
                 prop_assert!(messages <= BOUND.messages_max && bytes <= BOUND.bytes_max);
-                // Who still stands in the queue came after all who were let in, and the first does not fit.
+                // Queued waiters came after all granted ones, and the first of them does not fit.
                 let let_in = waiting.len() - state.waiting.len();
                 let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
                 prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
-                prop_assert!(costs.first().is_none_or(|&cost| !semaphore.fits(&state, cost)), "room stands empty");
+                prop_assert!(costs.first().is_none_or(|&cost| !semaphore.fits(&state, cost)), "free capacity is not granted");
                 let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
                 prop_assert_eq!(bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
                 prop_assert_eq!(messages, let_in + held.len());
             }
             drop((waiting, held));
-            prop_assert_eq!(semaphore.taken(), (0, 0));
+            prop_assert_eq!(semaphore.in_use(), (0, 0));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a person writes: a plain struct that handles one message at a time, in order.
+//! The user's side of the runtime: a plain struct that handles one message at a time, in order.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -10,66 +10,67 @@ use crate::mailbox::Message;
 use crate::observe::Counter;
 use crate::supervisor::Progress;
 
-/// One step of a pipeline. Lives on one arbiter, is never called twice at once, and is rebuilt from
-/// its factory after a panic or a stall while its queue and address stay.
-#[allow(async_fn_in_trait)] // a stage never leaves its arbiter: its futures need not be `Send`
+/// One step of a pipeline. A stage lives on one arbiter and is never called concurrently. After a panic or a stall it
+/// is rebuilt by its factory; its queue and its address survive.
+#[allow(async_fn_in_trait)] // a stage never leaves its arbiter, so its futures need not be `Send`
 pub trait Stage: 'static {
-    /// What it receives.
+    /// The message type of the stage's mailbox.
     type Message: Message;
 
-    /// Handles one message. The next one waits until this future has ended.
+    /// Handles one message. The next message is handled after this future has completed.
     ///
     /// # Errors
-    /// An [`Exit`] ends the process in order; whatever can be mended is mended inside. The stage ends here:
-    /// its mailbox closes, and what is queued is discarded and counted.
+    /// An [`Exit`] starts an orderly shutdown of the process, so return one only for errors that cannot be handled
+    /// inside the stage. The stage stops: its mailbox closes, and queued messages are discarded and counted.
     async fn receive(&mut self, message: Self::Message) -> Result<(), Exit>;
 
-    /// Called every `tick_ms` of the stage's spec, also between messages under full load.
+    /// Called every `tick_ms` of the stage's [`StageSpec`](crate::topology::StageSpec), under full load between two
+    /// messages.
     ///
     /// # Errors
-    /// As [`Stage::receive`].
+    /// See [`Stage::receive`].
     async fn on_tick(&mut self) -> Result<(), Exit> {
         Ok(())
     }
 
-    /// Called once, after the last message: hand on whatever is still held. If it panics, it is called
-    /// once more on the rebuilt stage.
+    /// Called once after the last message: send everything that the stage still holds. If it panics, it is called once
+    /// more on the rebuilt stage.
     ///
     /// # Errors
-    /// As [`Stage::receive`].
+    /// See [`Stage::receive`].
     async fn on_drain(&mut self) -> Result<(), Exit> {
         Ok(())
     }
 
-    /// The stage's counters; what operators and tests see. Read after a message or tick when the mailbox
-    /// has run empty, and at least ten times a second under load.
+    /// Returns the stage's own counters for [`Observer`](crate::observe::Observer). Called after a message or a tick if
+    /// the mailbox is empty, and under load at least ten times a second.
     fn observe(&self) -> Vec<Counter> {
         Vec::new()
     }
 }
 
-/// Why the process must end, and with which exit code.
+/// Why the process must exit, and with which exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The process's exit code.
+    /// The exit code of the process.
     pub code: u8,
     /// One sentence: what happened, where, and what to do.
     pub reason: String,
 }
 
 impl Exit {
-    /// 69: something needed is not there (a lock, a port).
+    /// 69: a required resource (a lock, a port) is unavailable.
     pub const UNAVAILABLE: u8 = 69;
     /// 70: a stage failed too often.
     pub const SOFTWARE: u8 = 70;
-    /// 74: the disk failed; nothing more can be promised.
+    /// 74: the disk failed; no further record can be acknowledged.
     pub const IO_ERROR: u8 = 74;
     /// 75: another process has taken over this journal's identity.
     pub const FENCED: u8 = 75;
-    /// 78: the configuration is wrong.
+    /// 78: the configuration is invalid.
     pub const CONFIG: u8 = 78;
 
-    /// An exit with `code` and `reason`.
+    /// Creates an exit with `code` and `reason`.
     #[must_use]
     pub fn new(code: u8, reason: impl Into<String>) -> Self {
         Self { code, reason: reason.into() }
@@ -84,19 +85,19 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What the engine hands to a stage when it builds (or rebuilds) it.
+/// What the engine passes to a stage's factory.
 #[derive(Clone)]
 pub struct StageContext {
     /// The stage's name, e.g. `db-flusher-0`.
     pub name: String,
-    /// Where the drain stands; a stage that waits for something outside selects on this.
+    /// The drain phase. A stage that waits for something outside the process selects on it.
     pub drain: DrainWatch,
-    /// Where the supervisor looks to tell a wait from a stall.
+    /// How the watchdog distinguishes a wait from a stall.
     progress: Arc<Progress>,
 }
 
 impl StageContext {
-    /// A context that no supervisor looks at: for a stage that is driven by hand, in a test or a bench.
+    /// Creates a context that no supervisor watches, for a stage that is driven by hand in a test or a benchmark.
     #[must_use]
     pub fn detached(name: impl Into<String>, drain: DrainWatch) -> Self {
         Self::new(name.into(), drain, Arc::new(Progress::new()))
@@ -106,11 +107,11 @@ impl StageContext {
         Self { name, drain, progress }
     }
 
-    /// Runs `future` as a known wait: a stage that waits for a database or for room downstream is
-    /// healthy, one that is silent in its own code is not.
+    /// Runs `future` as a known wait: a stage that waits for a database or for space downstream is healthy, a stage
+    /// that makes no progress in its own code is stalled.
     ///
-    /// It waits only while `future` is pending: code inside that keeps the thread is the stage's own.
-    /// A send to the next stage is such a wait: `ctx.waiting(next.reserve(bytes)).await`.
+    /// Only the time in which `future` is pending counts as waiting: code inside it that blocks the thread is the
+    /// stage's own. Wrap every send to the next stage: `ctx.waiting(next.send(message)).await`.
     pub async fn waiting<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         let mut wait = self.progress.wait();

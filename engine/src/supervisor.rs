@@ -1,16 +1,14 @@
-//! Turns a panic or a stall into an exit with a name and rebuilds the stage.
+//! Rebuilds a stage after a panic or a stall, and turns repeated failures into an [`Exit`] that names the stage.
 //!
-//! - A panic never escapes as silence: it becomes a count, a log line with the stage's name and a fresh
-//!   stage. Queue and address stay; the message in hand is dropped with its credit and its reply
-//!   channel, so that its sender hears of it.
-//! - A stage is **stalled** when it has been silent in its own code for `stall_ms`: no turn began or
-//!   ended, no known wait began or ended. If its future gives the thread back, it is cancelled and rebuilt like
-//!   after a panic. If the thread itself is stuck for another `stall_ms`, nothing in this process can
-//!   mend that: an [`Exit`] names the stage.
-//! - More than `restarts_max` restarts within `restart_window_ms` end in an [`Exit`]: a stage that
-//!   cannot live must not look alive.
+//! - A panic is never silent: it is counted, logged with the stage's name, and the stage is rebuilt. Queue and address
+//!   survive. The message being processed is dropped with its credit and its reply channel, so its sender is notified.
+//! - A stage is **stalled** when it has made no progress in its own code for `stall_ms`: no turn and no known wait
+//!   began or ended. If its future yields, it is canceled and rebuilt as after a panic. If its thread stays blocked for
+//!   another `stall_ms`, nothing in this process can recover it: an [`Exit`] names the stage.
+//! - More than `restarts_max` restarts within `restart_window_ms` end in an [`Exit`]: a crash-looping stage must not
+//!   look healthy.
 //!
-//! actix's own supervisor is not used: it sees no panic and keeps the old struct.
+//! actix's own supervisor is not used: it does not see panics and keeps the old struct.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -34,23 +32,23 @@ use crate::observe::{Observer, StageState};
 use crate::semaphore::Discard;
 use crate::stage::{Exit, Stage};
 
-/// How the supervisor treats every stage.
+/// Supervision policy for every stage of a topology.
 #[derive(Clone, Copy, Debug)]
 pub struct Supervision {
-    /// A stage silent in its own code for this long is stalled, in milliseconds.
+    /// A stage without progress in its own code for this long is stalled, in milliseconds. At least 1.
     pub stall_ms: u64,
-    /// More restarts of one stage than this inside the window end in a drain and exit 70.
+    /// Maximum number of restarts of one stage within the window; one more ends in a drain and exit code 70.
     pub restarts_max: usize,
-    /// The window, in milliseconds.
+    /// Length of the window, in milliseconds.
     pub restart_window_ms: u64,
 }
 
 /// Why a stage is rebuilt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// It panicked, saying this.
+    /// It panicked with this message.
     Panic(String),
-    /// It was silent for too long.
+    /// It made no progress for too long.
     Stall,
 }
 
@@ -74,11 +72,11 @@ impl Cause {
     fn from_panic(payload: &(dyn Any + Send)) -> Self {
         let message = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let message = message.or_else(|| payload.downcast_ref::<String>().cloned());
-        Self::Panic(message.unwrap_or_else(|| "a panic without words".to_owned()))
+        Self::Panic(message.unwrap_or_else(|| "panic without a message".to_owned()))
     }
 }
 
-/// The first [`Exit`] that any stage asked for; later ones are only logged.
+/// The first [`Exit`] that a stage returned; later ones are only logged.
 #[derive(Clone)]
 pub(crate) struct Exits(Arc<watch::Sender<Option<Exit>>>);
 
@@ -88,38 +86,38 @@ impl Exits {
     }
 
     pub(crate) fn report(&self, stage: &str, exit: Exit) {
-        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage asks for the end of the process");
+        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage ends the process");
         self.0.send_if_modified(|first| first.is_none().then(|| *first = Some(exit)).is_some());
     }
 
     pub(crate) fn wait(&self) -> impl Future<Output = Exit> + use<> {
         let mut exits = self.0.subscribe();
-        let sender = self.0.clone(); // so that the wait outlives the topology
+        let sender = self.0.clone(); // keeps the channel open after the topology is dropped
         async move {
-            let exit = exits.wait_for(Option::is_some).await.expect("the sender is held here").clone();
+            let exit = exits.wait_for(Option::is_some).await.expect("this future holds the sender").clone();
             drop(sender);
-            exit.expect("waited for")
+            exit.expect("wait_for returned")
         }
     }
 }
 
-/// Whether a stage moves, written by its thread and read by the watchdog.
+/// Progress of a stage, written by its thread and read by the watchdog.
 pub(crate) struct Progress {
     epoch: Instant,
-    /// Grows with everything that shows life.
+    /// Incremented by every sign of progress.
     beats: AtomicU64,
-    /// A turn runs.
+    /// Whether a turn runs.
     busy: AtomicBool,
-    /// Known waits that are pending now.
+    /// Number of known waits that are pending.
     waits: AtomicUsize,
-    /// When the first of them began, and how long there was any, in nanoseconds since the epoch.
+    /// When the first pending wait began, and the total time of waits, in nanoseconds since the epoch.
     wait_began: AtomicU64,
     waited: AtomicU64,
-    /// The stage's thread is inside the actor at this moment.
+    /// Whether the stage's thread is inside the actor.
     polling: AtomicBool,
-    /// The beat at which the watchdog found the stage silent; 0 for never.
+    /// The beat at which the watchdog found the stage stalled; 0 for never.
     stalled_at: AtomicU64,
-    cancelled: AtomicBool,
+    canceled: AtomicBool,
     supervisor: AtomicWaker,
 }
 
@@ -134,21 +132,21 @@ impl Progress {
             waited: AtomicU64::new(0),
             polling: AtomicBool::new(false),
             stalled_at: AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
+            canceled: AtomicBool::new(false),
             supervisor: AtomicWaker::new(),
         }
     }
 
-    /// A turn begins.
-    pub(crate) fn begin(&self, now: Instant) -> Began {
+    /// Called at the start of a turn.
+    pub(crate) fn begin(&self, now: Instant) -> TurnStart {
         self.beat();
         self.busy.store(true, Ordering::Release);
-        Began { at: now, waited: self.waited.load(Ordering::Relaxed) }
+        TurnStart { at: now, waited: self.waited.load(Ordering::Relaxed) }
     }
 
-    /// The turn has ended. Gives its time without the known waits.
-    pub(crate) fn end(&self, began: Began, now: Instant) -> Duration {
-        self.rest();
+    /// Called at the end of a turn. Returns its duration without known waits.
+    pub(crate) fn end(&self, began: TurnStart, now: Instant) -> Duration {
+        self.end_turn();
         let waited = Duration::from_nanos(self.waited.load(Ordering::Relaxed) - began.waited);
         now.duration_since(began.at).saturating_sub(waited)
     }
@@ -157,8 +155,8 @@ impl Progress {
         self.beats.fetch_add(1, Ordering::Release);
     }
 
-    /// No turn runs any more, however it ended.
-    fn rest(&self) {
+    /// Called when a turn is over, however it ended.
+    fn end_turn(&self) {
         self.busy.store(false, Ordering::Release);
     }
 
@@ -174,9 +172,9 @@ impl Progress {
         }
     }
 
-    /// Cancels whatever the stage does, for good.
+    /// Cancels the stage permanently.
     pub(crate) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
+        self.canceled.store(true, Ordering::Release);
         self.supervisor.wake();
     }
 
@@ -184,8 +182,8 @@ impl Progress {
         self.busy.load(Ordering::Acquire) && self.waits.load(Ordering::Relaxed) == 0
     }
 
-    fn glance(&self) -> Glance {
-        Glance {
+    fn sample(&self) -> ProgressSample {
+        ProgressSample {
             beats: self.beats.load(Ordering::Acquire),
             silent: self.is_silent(),
             polling: self.polling.load(Ordering::Relaxed),
@@ -197,13 +195,13 @@ impl Progress {
     }
 }
 
-/// When a turn began, and how long the stage had waited by then.
-pub(crate) struct Began {
+/// Start of a turn, and the stage's total waiting time at that point.
+pub(crate) struct TurnStart {
     at: Instant,
     waited: u64,
 }
 
-/// One known wait. Left when it is dropped.
+/// One known wait. Dropping it leaves the wait.
 pub(crate) struct Wait<'a> {
     progress: &'a Progress,
     entered: bool,
@@ -236,38 +234,38 @@ impl Drop for Wait<'_> {
     }
 }
 
-/// Says that an actor has ended when it is dropped, also when its arbiter stopped before it was born.
-pub(crate) struct Lifetime(Arc<StageState>);
+/// Marks the actor as stopped when it is dropped, even if its arbiter stopped before the actor was created.
+pub(crate) struct LifetimeGuard(Arc<StageState>);
 
-impl Lifetime {
+impl LifetimeGuard {
     pub(crate) fn new(stage_state: Arc<StageState>) -> Self {
         Self(stage_state)
     }
 }
 
-impl Drop for Lifetime {
+impl Drop for LifetimeGuard {
     fn drop(&mut self) {
         self.0.semaphore.close();
         self.0.end();
     }
 }
 
-/// The future of one actor: polls it, catches what it throws, rebuilds it.
+/// The future of one actor: polls it, catches its panics, rebuilds it.
 pub(crate) struct Supervisor<S: Stage> {
-    /// Gone once the actor has ended; its queue goes with it.
+    /// `None` once the actor has stopped; its queue is dropped with it.
     actor: Option<ContextFut<ActorHost<S>, Context<ActorHost<S>>>>,
     stage_state: Arc<StageState>,
     exits: Exits,
     restarts: Restarts,
     host: Rc<Host>,
     /// Dropped after the actor.
-    _lifetime: Lifetime,
+    _lifetime: LifetimeGuard,
 }
 
 impl<S: Stage> Supervisor<S> {
     pub(crate) fn new(
         actor: ContextFut<ActorHost<S>, Context<ActorHost<S>>>,
-        lifetime: Lifetime,
+        lifetime: LifetimeGuard,
         exits: Exits,
         supervision: Supervision,
         host: Rc<Host>,
@@ -276,7 +274,7 @@ impl<S: Stage> Supervisor<S> {
         Self { actor: Some(actor), stage_state, exits, restarts: Restarts::new(supervision), host, _lifetime: lifetime }
     }
 
-    /// Polls the actor once. `Err` says why it must be rebuilt.
+    /// Polls the actor once. Returns an error if the stage must be rebuilt.
     fn poll_actor(&mut self, cx: &mut TaskContext<'_>) -> Result<Poll<()>, Cause> {
         let progress = &self.stage_state.progress;
         let Some(actor) = &mut self.actor else { return Ok(Poll::Ready(())) };
@@ -285,7 +283,7 @@ impl<S: Stage> Supervisor<S> {
         let poll = catch_unwind(AssertUnwindSafe(|| Pin::new(actor).poll(cx)));
         progress.polling.store(false, Ordering::Relaxed);
         let poll = poll.map_err(|payload| Cause::from_panic(&*payload))?;
-        // Only after a poll: a stage that its neighbours kept from its thread gets the chance to move.
+        // Only after a poll: a stage that did not get its thread because of its neighbors gets the chance to proceed.
         if progress.stalled_at.load(Ordering::Acquire) == progress.beats.load(Ordering::Relaxed) && progress.is_silent()
         {
             return Err(Cause::Stall);
@@ -293,13 +291,13 @@ impl<S: Stage> Supervisor<S> {
         Ok(poll)
     }
 
-    /// False when the stage has failed too often, or nobody can reach it any more.
+    /// Returns false if the stage has failed too often, or if all senders are gone.
     fn rebuild(&mut self, cause: Cause) -> bool {
         let name = self.stage_state.name.as_str();
         self.stage_state.restarted(&cause);
         match &cause {
             Cause::Panic(message) => tracing::error!(stage = name, panic = message, "stage panicked"),
-            Cause::Stall => tracing::error!(stage = name, "stage stalled; cancelled"),
+            Cause::Stall => tracing::error!(stage = name, "stage stalled and was canceled"),
         }
         if !self.restarts.allow(Instant::now()) {
             let reason = self.restarts.exceeded(name, &cause);
@@ -309,10 +307,10 @@ impl<S: Stage> Supervisor<S> {
         if cause == Cause::Stall {
             self.stage_state.semaphore.set_discard(Discard::Stall);
         }
-        // Drops the future with the old stage, whose `drop` may panic as well.
+        // Drops the future and the old stage, whose `drop` may panic as well.
         let Some(actor) = &mut self.actor else { return false };
         let restarted = catch_unwind(AssertUnwindSafe(|| actor.restart()));
-        self.stage_state.progress.rest();
+        self.stage_state.progress.end_turn();
         self.stage_state.semaphore.set_discard(Discard::Panic);
         match restarted {
             Ok(connected) => connected,
@@ -326,9 +324,9 @@ impl<S: Stage> Supervisor<S> {
         self.stage_state.semaphore.close();
         self.stage_state.semaphore.set_discard(Discard::Stopped);
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(actor))) {
-            tracing::error!(stage = self.stage_state.name, cause = ?Cause::from_panic(&*payload), "stage panicked at its end");
+            tracing::error!(stage = self.stage_state.name, cause = ?Cause::from_panic(&*payload), "stage panicked while it was dropped");
         }
-        self.stage_state.progress.rest();
+        self.stage_state.progress.end_turn();
     }
 }
 
@@ -337,7 +335,7 @@ impl<S: Stage> Future for Supervisor<S> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
         self.stage_state.progress.supervisor.register(cx.waker());
-        while !self.stage_state.progress.cancelled.load(Ordering::Acquire) {
+        while !self.stage_state.progress.canceled.load(Ordering::Acquire) {
             match self.poll_actor(cx) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(())) => break,
@@ -355,7 +353,7 @@ impl<S: Stage> Future for Supervisor<S> {
 
 impl<S: Stage> Drop for Supervisor<S> {
     fn drop(&mut self) {
-        self.end(); // its arbiter was stopped
+        self.end(); // the arbiter was stopped
     }
 }
 
@@ -373,7 +371,7 @@ impl Restarts {
         Self { max: supervision.restarts_max, window, recent: VecDeque::new() }
     }
 
-    /// Notes a restart; false when it is one too many.
+    /// Records a restart; returns false if it exceeds the limit.
     fn allow(&mut self, now: Instant) -> bool {
         while self.recent.front().is_some_and(|&then| now.duration_since(then) >= self.window) {
             self.recent.pop_front();
@@ -388,49 +386,49 @@ impl Restarts {
             Cause::Stall => "it stalled".to_owned(),
         };
         format!(
-            "stage {stage} failed {} times within {} ms, at last because {why}; see the log for each failure",
+            "stage {stage} failed {} times within {} ms, most recently because {why}; see the log for each failure",
             self.recent.len(),
             self.window.as_millis(),
         )
     }
 }
 
-/// What the watchdog sees of a stage at one moment.
+/// The watchdog's reading of a stage.
 #[derive(Clone, Copy, Debug)]
-struct Glance {
+struct ProgressSample {
     beats: u64,
     /// In a turn, and in no known wait.
     silent: bool,
-    /// Its thread is inside the stage.
+    /// The thread is inside the stage.
     polling: bool,
 }
 
-/// What the watchdog concludes.
+/// The watchdog's conclusion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Alive,
-    /// Silent for too long: cancel it.
+    /// No progress for too long: cancel the stage.
     Stalled,
-    /// Did not even let itself be cancelled: its thread is stuck, for this long by now.
+    /// The stage could not even be canceled: its thread has been blocked for this long.
     Blocked(Duration),
 }
 
-/// How long one stage has been silent. Pure: the time is an argument.
+/// Detects how long one stage has made no progress. Pure: the time is an argument.
 #[derive(Clone, Copy, Debug)]
-struct Silence {
+struct StallDetector {
     beats: u64,
     since: Instant,
     verdicts: u32,
 }
 
-impl Silence {
+impl StallDetector {
     fn new(now: Instant) -> Self {
         Self { beats: 0, since: now, verdicts: 0 }
     }
 
-    fn look(&mut self, glance: Glance, now: Instant, stall: Duration) -> Verdict {
-        if !glance.silent || glance.beats != self.beats {
-            *self = Self { beats: glance.beats, since: now, verdicts: 0 };
+    fn update(&mut self, sample: ProgressSample, now: Instant, stall: Duration) -> Verdict {
+        if !sample.silent || sample.beats != self.beats {
+            *self = Self { beats: sample.beats, since: now, verdicts: 0 };
             return Verdict::Alive;
         }
         let silent = now.duration_since(self.since);
@@ -439,8 +437,8 @@ impl Silence {
                 self.verdicts = 1;
                 Verdict::Stalled
             }
-            // A stage that is merely kept from its thread is not the one to name.
-            1 if silent >= 2 * stall && glance.polling => {
+            // A stage that merely does not get its thread is not the one to blame.
+            1 if silent >= 2 * stall && sample.polling => {
                 self.verdicts = 2;
                 Verdict::Blocked(silent)
             }
@@ -449,21 +447,21 @@ impl Silence {
     }
 }
 
-/// Looks at every stage, four times per `stall_ms`, from a thread that runs no stage.
-pub(crate) async fn watch_over(stages: Observer, supervision: Supervision, exits: Exits) {
+/// Checks every stage four times per `stall_ms`, from a thread that runs no other stage.
+pub(crate) async fn run_watchdog(stages: Observer, supervision: Supervision, exits: Exits) {
     let stall = Duration::from_millis(supervision.stall_ms);
     let period = (stall / 4).max(Duration::from_millis(1));
-    let mut silences: Vec<Silence> = Vec::new();
+    let mut detectors: Vec<StallDetector> = Vec::new();
     loop {
         tokio::time::sleep(period).await;
         let now = Instant::now();
         let stage_state = stages.stage_state();
-        silences.resize(stage_state.len(), Silence::new(now));
-        for (stage_state, silence) in stage_state.iter().zip(&mut silences) {
-            match silence.look(stage_state.progress.glance(), now, stall) {
+        detectors.resize(stage_state.len(), StallDetector::new(now));
+        for (stage_state, detector) in stage_state.iter().zip(&mut detectors) {
+            match detector.update(stage_state.progress.sample(), now, stall) {
                 Verdict::Alive => {}
                 Verdict::Stalled => {
-                    stage_state.progress.stalled_at.store(silence.beats, Ordering::Release);
+                    stage_state.progress.stalled_at.store(detector.beats, Ordering::Release);
                     stage_state.progress.supervisor.wake();
                 }
                 Verdict::Blocked(silent) => {
@@ -500,30 +498,30 @@ mod tests {
     }
 
     #[test]
-    fn no_restart_at_all_may_be_allowed() {
+    fn a_limit_of_zero_allows_no_restart() {
         let mut restarts = Restarts::new(Supervision { restarts_max: 0, ..supervision() });
         assert!(!restarts.allow(Instant::now()));
     }
 
-    /// Shows `(at_ms, beats, silent, polling)` and expects the verdict on each.
-    fn check(glances: &[(u64, u64, bool, bool, Verdict)]) {
+    /// Feeds `(at_ms, beats, silent, polling)` and checks the verdict on each.
+    fn check(samples: &[(u64, u64, bool, bool, Verdict)]) {
         let start = Instant::now();
-        let mut silence = Silence::new(start);
-        for &(at, beats, silent, polling, verdict) in glances {
-            let seen = silence.look(Glance { beats, silent, polling }, start + ms(at), STALL);
+        let mut detector = StallDetector::new(start);
+        for &(at, beats, silent, polling, verdict) in samples {
+            let seen = detector.update(ProgressSample { beats, silent, polling }, start + ms(at), STALL);
             assert_eq!(seen, verdict, "at {at} ms");
         }
     }
 
     #[test]
-    fn a_stage_that_beats_or_waits_is_alive() {
+    fn a_stage_that_makes_progress_or_waits_is_alive() {
         use Verdict::Alive;
         check(&[(0, 1, true, true, Alive), (90, 2, true, true, Alive), (180, 3, true, true, Alive)]);
         check(&[(0, 1, false, false, Alive), (500, 1, false, false, Alive), (900, 1, false, true, Alive)]);
     }
 
     #[test]
-    fn silence_is_a_stall_once_and_a_blocked_thread_after_twice_the_time() {
+    fn no_progress_is_a_stall_once_and_a_blocked_thread_after_twice_the_time() {
         use Verdict::{Alive, Blocked, Stalled};
         check(&[
             (0, 1, true, true, Alive),
@@ -531,23 +529,23 @@ mod tests {
             (100, 1, true, true, Stalled),
             (199, 1, true, true, Alive),
             (200, 1, true, true, Blocked(ms(200))),
-            (300, 1, true, true, Alive), // named once
+            (300, 1, true, true, Alive), // reported once
             (310, 2, true, true, Alive),
-            (410, 2, true, true, Stalled), // a new silence
+            (410, 2, true, true, Stalled), // a new stall
         ]);
     }
 
     #[test]
-    fn a_stage_kept_from_its_thread_by_another_is_not_named() {
+    fn a_stage_whose_thread_another_stage_blocks_is_not_blamed() {
         use Verdict::{Alive, Stalled};
         check(&[(0, 1, true, false, Alive), (100, 1, true, false, Stalled), (900, 1, true, false, Alive)]);
     }
 
     #[test]
-    fn the_words_of_a_panic_are_kept() {
-        let say = |payload: Box<dyn Any + Send>| Cause::from_panic(&*payload);
-        assert_eq!(say(Box::new("static")), Cause::Panic("static".to_owned()));
-        assert_eq!(say(Box::new("owned".to_owned())), Cause::Panic("owned".to_owned()));
-        assert_eq!(say(Box::new(7)), Cause::Panic("a panic without words".to_owned()));
+    fn the_message_of_a_panic_is_extracted() {
+        let cause = |payload: Box<dyn Any + Send>| Cause::from_panic(&*payload);
+        assert_eq!(cause(Box::new("static")), Cause::Panic("static".to_owned()));
+        assert_eq!(cause(Box::new("owned".to_owned())), Cause::Panic("owned".to_owned()));
+        assert_eq!(cause(Box::new(7)), Cause::Panic("panic without a message".to_owned()));
     }
 }

@@ -1,10 +1,11 @@
-//! Builds a pipeline: spawn downstream first, drain upstream first.
+//! Builds and drains a pipeline: spawn downstream first, drain upstream first.
 //!
-//! - A stage's factory holds the mailboxes it sends to, so downstream exists first and there is no cycle.
-//! - Draining goes the other way, one stage at a time: when a stage is asked, everything that could
-//!   send to it has ended, and what it hands on in `on_drain` finds the next one still open.
-//! - Every arbiter is a thread of its own, made on first use. The system itself belongs to the
-//!   embedding program (its web server lives there too): it is never stopped from here.
+//! - A stage's factory holds the mailboxes that the stage sends to. So downstream stages are spawned first, and there
+//!   can be no cycle.
+//! - Stages are drained one at a time, upstream first: when a stage is drained, all of its senders have stopped, and
+//!   whatever it sends in `on_drain` finds the next stage still open.
+//! - Every arbiter is a thread of its own, created on first use. The actix system belongs to the embedding program (its
+//!   web server runs there too) and is never stopped from here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +24,13 @@ pub use crate::observe::Observer;
 use crate::observe::StageState;
 use crate::stage::{Exit, Stage, StageContext};
 pub use crate::supervisor::Supervision;
-use crate::supervisor::{Exits, Lifetime, Supervisor, watch_over};
+use crate::supervisor::{Exits, LifetimeGuard, Supervisor, run_watchdog};
 
-/// The arbiter of this name is the thread that made the topology; every other is a thread of its own.
-/// The watchdog lives on that thread too: a stage that blocks it is not found.
+/// Name of the arbiter that is the thread which created the topology; every other arbiter is a thread of its own. The
+/// watchdog runs on this thread too, so it cannot detect a stage that blocks it.
 pub const SYSTEM_ARBITER: &str = "system";
 
-/// How long cancelled stages, and then the arbiters' threads, may take to end.
+/// Time limit for canceled stages to stop, and then for the arbiters' threads to exit.
 const END_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One stage of a topology.
@@ -37,17 +38,17 @@ const END_WAIT_MAX: Duration = Duration::from_secs(1);
 pub struct StageSpec {
     /// Unique name, e.g. `parser-0`.
     pub name: String,
-    /// The arbiter (a thread with a runtime) it lives on, by name; made on first use.
+    /// Name of the arbiter (a thread with a runtime) that the stage runs on; created on first use.
     pub arbiter: String,
-    /// The bound of its mailbox.
+    /// Bound of its mailbox.
     pub bound: Bound,
-    /// How often `on_tick` is called, in milliseconds; `None` for never.
+    /// Interval of `on_tick` in milliseconds; `None` for no ticks.
     pub tick_ms: Option<u64>,
 }
 
-/// A pipeline under construction, then running. Lives on the system's main thread.
+/// A pipeline, first under construction, then running. Lives on the system's main thread.
 ///
-/// End it with [`Topology::drain`]. Dropping it instead cancels every stage and discards what is queued.
+/// Stop it with [`Topology::drain`]. Dropping it instead cancels every stage and discards queued messages.
 pub struct Topology {
     name: String,
     supervision: Supervision,
@@ -55,7 +56,7 @@ pub struct Topology {
     exits: Exits,
     observer: Observer,
     watchdog: JoinHandle<()>,
-    /// In the order in which they were spawned: downstream first.
+    /// In spawn order: downstream first.
     stages: Vec<Spawned>,
     arbiters: Vec<(String, Arbiter)>,
 }
@@ -79,16 +80,15 @@ impl Topology {
         assert!(supervision.stall_ms > 0, "topology {name}: stall_ms must be at least 1");
         let name = name.to_owned();
         let (exits, observer) = (Exits::new(), Observer::default());
-        let watchdog = actix_rt::spawn(watch_over(observer.clone(), supervision, exits.clone()));
+        let watchdog = actix_rt::spawn(run_watchdog(observer.clone(), supervision, exits.clone()));
         Self { name, supervision, drain, exits, observer, watchdog, stages: Vec::new(), arbiters: Vec::new() }
     }
 
-    /// Spawns a stage. Spawn downstream first: the stage's factory holds the mailboxes it sends to.
-    /// The factory is called on the stage's arbiter, at start and after each panic or stall.
+    /// Spawns a stage and returns its mailbox. Spawn downstream stages first: the stage's factory holds the mailboxes
+    /// that the stage sends to. The factory is called on the stage's arbiter, at start and after each panic or stall.
     ///
     /// # Panics
-    /// When the name is taken, a bound is zero, or the arbiter's thread cannot be made: a topology
-    /// that was wired wrongly does not start.
+    /// If the name is taken, a bound is zero, `tick_ms` is 0, or the arbiter's thread cannot be created.
     pub fn spawn<S, F>(&mut self, spec: StageSpec, factory: F) -> Mailbox<S::Message>
     where
         S: Stage,
@@ -97,20 +97,20 @@ impl Topology {
         assert!(self.stages.iter().all(|stage| stage.stage_state.name != spec.name), "two stages named {}", spec.name);
         assert!(spec.tick_ms != Some(0), "stage {}: tick_ms must be at least 1", spec.name);
         let stage_state = StageState::new(&self.name, &spec.name, spec.bound);
-        // The capacity is actix's own and bounds nothing here: the credits do.
+        // actix's own capacity does not bound the queue (see `mailbox`): the credits do.
         let (sender, receiver) = channel(0);
         let mailbox = Mailbox::new(&spec.name, stage_state.semaphore.clone(), Box::new(sender));
-        let birth = Birth {
+        let pending = PendingStage {
             factory: Box::new(factory) as Factory<S>,
             context: StageContext::new(spec.name, self.drain.clone(), stage_state.progress.clone()),
             stage_state: stage_state.clone(),
             exits: self.exits.clone(),
-            lifetime: Lifetime::new(stage_state.clone()),
+            lifetime: LifetimeGuard::new(stage_state.clone()),
             supervision: self.supervision,
             tick: spec.tick_ms.map(Duration::from_millis),
             receiver,
         };
-        self.arbiter(&spec.arbiter).spawn_fn(move || birth.spawn());
+        self.arbiter(&spec.arbiter).spawn_fn(move || pending.spawn());
         self.observer.add(stage_state.clone());
         let drain = Box::new({
             let mailbox = mailbox.clone();
@@ -120,28 +120,28 @@ impl Topology {
         mailbox
     }
 
-    /// The most bytes that all mailboxes can hold together. A message that is larger than its whole
-    /// mailbox passes alone and counts as the mailbox: keep single messages below `bytes_max`.
+    /// Upper limit for the bytes held by all mailboxes together. A message larger than its mailbox's `bytes_max` is
+    /// admitted alone and counted as `bytes_max`, so keep single messages below it.
     #[must_use]
     pub fn bytes_max(&self) -> usize {
         self.stages.iter().map(|stage| stage.stage_state.semaphore.bound().bytes_max).sum()
     }
 
-    /// A handle by which any thread sees every actor.
+    /// Returns a handle that can observe every actor from any thread.
     #[must_use]
     pub fn observer(&self) -> Observer {
         self.observer.clone()
     }
 
-    /// Completes when a stage wants the process to end, has failed too often, or hangs for good.
-    /// Borrows nothing, so that it can be awaited during [`Topology::drain`] too.
+    /// Completes when a stage returns an [`Exit`], has failed too often, or blocks its thread for good. Borrows
+    /// nothing, so that it can also be awaited during [`Topology::drain`].
     pub fn exited(&self) -> impl Future<Output = Exit> + use<> {
         self.exits.wait()
     }
 
-    /// Drains in order, upstream first: closes each mailbox, lets the stage handle what is queued,
-    /// calls `on_drain`. Returns the names of stages that had not ended when
-    /// [`DrainControl`](crate::drain::DrainControl) moved to `Persisting`, upstream first; those are cancelled.
+    /// Drains the stages in order, upstream first: closes each mailbox, lets the stage handle its queued messages,
+    /// calls `on_drain`. Stages that have not stopped when [`DrainControl`](crate::drain::DrainControl) moves to
+    /// `Persisting` are canceled; their names are returned, upstream first.
     pub async fn drain(&mut self) -> Vec<String> {
         let late = tokio::select! {
             biased;
@@ -161,19 +161,19 @@ impl Topology {
         }
     }
 
-    /// Cancels whatever has not ended, names it, and waits a moment for it to go.
+    /// Cancels and returns the stages that have not stopped, after waiting up to [`END_WAIT_MAX`] for them to stop.
     async fn cancel(&self) -> Vec<String> {
         let late: Vec<_> = self.stages.iter().rev().filter(|stage| !stage.stage_state.has_ended()).collect();
         for stage in &late {
             stage.stage_state.progress.cancel();
         }
-        let gone = async {
+        let stopped = async {
             for stage in &late {
                 stage.stage_state.ended().await;
             }
         };
-        if timeout(END_WAIT_MAX, gone).await.is_err() {
-            tracing::error!("a cancelled stage keeps its thread; going on without it");
+        if timeout(END_WAIT_MAX, stopped).await.is_err() {
+            tracing::error!("a canceled stage still blocks its thread; the shutdown continues without it");
         }
         late.iter().map(|stage| stage.stage_state.name.clone()).collect()
     }
@@ -188,14 +188,14 @@ impl Topology {
         let thread = name.to_owned();
         let arbiter = Arbiter::with_tokio_rt(move || {
             name_thread(&thread);
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the system grants a runtime")
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime can be created")
         });
         let handle = arbiter.handle();
         self.arbiters.push((name.to_owned(), arbiter));
         handle
     }
 
-    /// Stops the threads. One that does not end in time is left behind: the process is about to end.
+    /// Stops the threads. A thread that does not exit in time is abandoned: the process is about to exit.
     async fn stop_arbiters(&mut self) {
         let joins: Vec<_> = self.arbiters.drain(..).map(|(name, arbiter)| (name, join(arbiter))).collect();
         let deadline = sleep(END_WAIT_MAX);
@@ -204,7 +204,7 @@ impl Topology {
             tokio::select! {
                 biased;
                 _ = joined => {}
-                () = &mut deadline => tracing::error!(arbiter = name, "a thread does not end; left behind"),
+                () = &mut deadline => tracing::error!(arbiter = name, "an arbiter's thread does not exit; the shutdown continues without it"),
             }
         }
     }
@@ -222,8 +222,8 @@ impl Drop for Topology {
     }
 }
 
-/// Joins on a thread of its own: tokio's blocking pool would hold up the end of the runtime for a
-/// thread that never ends.
+/// Joins on a separate thread: tokio's blocking pool would delay the shutdown of the runtime for a thread that never
+/// exits.
 fn join(arbiter: Arbiter) -> oneshot::Receiver<()> {
     let (done, joined) = oneshot::channel();
     arbiter.stop();
@@ -231,20 +231,20 @@ fn join(arbiter: Arbiter) -> oneshot::Receiver<()> {
         if arbiter.join().is_err() {
             tracing::error!("an arbiter's thread panicked");
         }
-        let _ = done.send(()); // nobody waits any more
+        let _ = done.send(()); // the receiver may have given up
     });
     if let Err(error) = joiner {
-        tracing::error!(%error, "no thread to join an arbiter with");
+        tracing::error!(%error, "cannot spawn a thread to join an arbiter");
     }
     joined
 }
 
-/// Names the thread for `top -H` and the like, which show 15 bytes.
+/// Names the thread for `top -H` and similar tools, which show 15 bytes.
 fn name_thread(name: &str) {
     let short: Vec<u8> = name.bytes().filter(|&byte| byte != 0).take(15).collect();
     let Ok(short) = std::ffi::CString::new(short) else { return };
     #[cfg(target_os = "linux")]
-    // SAFETY: the calling thread names itself, with a terminated string that lives through the call.
+    // SAFETY: the calling thread names itself, with a NUL-terminated string that outlives the call.
     unsafe {
         libc::pthread_setname_np(libc::pthread_self(), short.as_ptr());
     }
@@ -252,19 +252,19 @@ fn name_thread(name: &str) {
     let _ = short;
 }
 
-/// What a stage's thread needs to bring the actor to life.
-struct Birth<S: Stage> {
+/// What the arbiter's thread needs to build and run the actor.
+struct PendingStage<S: Stage> {
     factory: Factory<S>,
     context: StageContext,
     stage_state: Arc<StageState>,
     exits: Exits,
-    lifetime: Lifetime,
+    lifetime: LifetimeGuard,
     supervision: Supervision,
     tick: Option<Duration>,
     receiver: AddressReceiver<ActorHost<S>>,
 }
 
-impl<S: Stage> Birth<S> {
+impl<S: Stage> PendingStage<S> {
     fn spawn(self) {
         let host = Host::new(self.stage_state);
         let actor_host = ActorHost::new(self.factory, self.context, host.clone(), self.exits.clone(), self.tick);

@@ -1,12 +1,13 @@
-//! Windows over event time: what happened in the last so many minutes, every so often.
+//! Tumbling and sliding windows over event time.
 //!
-//! - Time is cut into *panes* as long as the slide; a window is as many panes as fit into it. A tumbling window is one pane.
-//!   An event costs one addition, however many windows it is in.
-//! - A window closes when the watermark passes its end. The [`WindowStage`]'s watermark is the clock less a grace. The
-//!   newest event time, as other engines take it, was refused: one sender whose clock is ahead would make everybody else late.
-//! - An event that comes after one of its windows has closed is *late*: counted, and still added to those that are open.
-//!   One that is further ahead of the watermark than a window and the grace is *early*: counted, and added to nothing. So
-//!   the number of panes has a bound.
+//! - Time is divided into *panes* as long as the slide; a window consists of `size / slide` panes, a tumbling window of
+//!   one. An event costs one addition, however many windows contain it.
+//! - A window closes when the watermark passes its end. The watermark of a [`WindowStage`] is the wall clock minus a
+//!   grace period. The latest event time, which other engines use, was rejected: one sender whose clock is ahead would
+//!   make the events of all others late.
+//! - An event that arrives after one of its windows has closed is *late*: it is counted, and added to those of its
+//!   windows that are still open. An event further ahead of the watermark than a window plus the grace period is
+//!   *early*: it is counted and dropped, which bounds the number of panes.
 
 use std::collections::BTreeMap;
 
@@ -15,36 +16,36 @@ use crate::mailbox::Message;
 use crate::observe::Counter;
 use crate::stage::{Exit, Stage};
 
-/// Windows that close at one moment at most: after a longer sleep the oldest are left out.
+/// Maximum number of windows that one call closes: after a longer pause the oldest ones are skipped.
 const CLOSED_AT_ONCE_MAX: i64 = 1000;
 
-/// Which windows there are, in microseconds.
+/// Size, slide and grace period of the windows, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowSpec {
-    /// How long one is.
+    /// Length of a window.
     pub size_us: i64,
-    /// How far the next one begins after it; the size for tumbling windows.
+    /// Distance between the starts of two consecutive windows; equal to the size for tumbling windows.
     pub slide_us: i64,
-    /// How long after its end one waits for events that come late.
+    /// How long after its end a window stays open for late events.
     pub grace_us: i64,
 }
 
 impl WindowSpec {
-    /// Windows of `size_us` side by side.
+    /// Returns adjacent windows of `size_us`.
     #[must_use]
     pub fn tumbling(size_us: i64, grace_us: i64) -> Self {
         Self { size_us, slide_us: size_us, grace_us }
     }
 
-    /// Windows of `size_us` that begin every `slide_us`.
+    /// Returns windows of `size_us` that start every `slide_us`.
     #[must_use]
     pub fn sliding(size_us: i64, slide_us: i64, grace_us: i64) -> Self {
         Self { size_us, slide_us, grace_us }
     }
 
-    /// Whether there are such windows: some time in them, and a whole number of slides.
+    /// Whether the slide is positive, the size a multiple of the slide, and the grace period not negative.
     #[must_use]
-    pub fn holds(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.slide_us > 0 && self.size_us >= self.slide_us && self.size_us % self.slide_us == 0 && self.grace_us >= 0
     }
 
@@ -53,9 +54,9 @@ impl WindowSpec {
     }
 }
 
-/// What is gathered in a window.
+/// The aggregate of a window.
 pub trait Aggregate: Default {
-    /// Adds what was gathered in another part of it.
+    /// Merges the aggregate of another part of the same window.
     fn merge(&mut self, other: &Self);
 }
 
@@ -65,23 +66,23 @@ impl Aggregate for u64 {
     }
 }
 
-/// A window that is complete.
+/// A closed window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Closed<V> {
-    /// Its first moment.
+pub struct ClosedWindow<V> {
+    /// Start, inclusive.
     pub start_us: i64,
-    /// The first moment after it.
+    /// End, exclusive.
     pub end_us: i64,
-    /// What was gathered in it.
+    /// The aggregate.
     pub value: V,
 }
 
-/// The windows that are open. Pure: time comes with each call.
+/// The open windows. Pure: the time is passed with each call.
 #[derive(Clone, Debug)]
 pub struct Windows<V> {
     spec: WindowSpec,
     panes: BTreeMap<i64, V>,
-    /// Windows that end up to here have closed; none did that ends before `first_end_us`.
+    /// Windows that end up to here have closed, from `first_end_us` on.
     closed_us: i64,
     first_end_us: i64,
     late: u64,
@@ -89,21 +90,21 @@ pub struct Windows<V> {
 }
 
 impl<V: Aggregate> Windows<V> {
-    /// Windows of which the first to close begins at or after `begun_us`: those before would be incomplete.
+    /// Creates the windows; the first one starts at or after `start_us`, since earlier ones would be incomplete.
     ///
     /// # Panics
-    /// There are no such windows: see [`WindowSpec::holds`].
+    /// If `spec` is invalid: see [`WindowSpec::is_valid`].
     #[must_use]
-    pub fn new(spec: WindowSpec, begun_us: i64) -> Self {
-        assert!(spec.holds(), "no such windows: {spec:?}");
-        let first_pane = spec.pane_of(begun_us.saturating_add(spec.slide_us - 1));
+    pub fn new(spec: WindowSpec, start_us: i64) -> Self {
+        assert!(spec.is_valid(), "invalid window spec: {spec:?}");
+        let first_pane = spec.pane_of(start_us.saturating_add(spec.slide_us - 1));
         let first_end_us = first_pane.saturating_add(spec.size_us);
         let closed_us = first_end_us.saturating_sub(spec.slide_us);
         Self { spec, panes: BTreeMap::new(), closed_us, first_end_us, late: 0, early: 0 }
     }
 
-    /// The pane of an event, to add it to; `None` for one that is in no open window.
-    pub fn at(&mut self, ts_us: i64) -> Option<&mut V> {
+    /// Returns the aggregate of the event's pane, to add the event to; `None` if the event is in no open window.
+    pub fn pane_mut(&mut self, ts_us: i64) -> Option<&mut V> {
         let WindowSpec { size_us, slide_us, grace_us } = self.spec;
         let pane = self.spec.pane_of(ts_us);
         let over = pane.saturating_add(size_us) <= self.closed_us;
@@ -120,8 +121,9 @@ impl<V: Aggregate> Windows<V> {
         Some(self.panes.entry(pane).or_default())
     }
 
-    /// Closes the windows that end at or before `watermark_us`, the oldest first.
-    pub fn advance(&mut self, watermark_us: i64) -> Vec<Closed<V>> {
+    /// Closes the windows that end at or before `watermark_us` and returns them, oldest first. At most 1000 per call:
+    /// older ones are skipped, with the events in them.
+    pub fn advance(&mut self, watermark_us: i64) -> Vec<ClosedWindow<V>> {
         let WindowSpec { size_us, slide_us, .. } = self.spec;
         let until_us = self.spec.pane_of(watermark_us);
         let oldest_us = until_us.saturating_sub(CLOSED_AT_ONCE_MAX * slide_us);
@@ -134,77 +136,78 @@ impl<V: Aggregate> Windows<V> {
             for part in self.panes.range(start_us..end_us).map(|(_, part)| part) {
                 value.merge(part);
             }
-            closed.push(Closed { start_us, end_us, value });
+            closed.push(ClosedWindow { start_us, end_us, value });
             self.closed_us = end_us;
         }
-        // The next window begins one slide after the last one did.
+        // The next window starts one slide after the previous one.
         self.panes = self.panes.split_off(&(self.closed_us + slide_us - size_us));
         closed
     }
 
-    /// Events that came after a window of theirs had closed.
+    /// Number of late events: a window that contains them had closed.
     #[must_use]
     pub fn late(&self) -> u64 {
         self.late
     }
 
-    /// Events that were too far ahead.
+    /// Number of early events: they were too far ahead of the watermark.
     #[must_use]
     pub fn early(&self) -> u64 {
         self.early
     }
 }
 
-/// What a person writes to have a [`WindowStage`].
-#[allow(async_fn_in_trait)] // as for a stage
-pub trait Windowed: 'static {
-    /// What it receives.
+/// The user's side of a [`WindowStage`].
+#[allow(async_fn_in_trait)] // see `Stage`
+pub trait WindowHandler: 'static {
+    /// The message type of the stage's mailbox.
     type Message: Message;
-    /// What it gathers.
+    /// The aggregate of a window.
     type Value: Aggregate + 'static;
 
-    /// Adds the events of `message` to the windows at their times.
-    fn gather(&mut self, message: &Self::Message, windows: &mut Windows<Self::Value>);
+    /// Adds the events of `message` to their windows.
+    fn aggregate(&mut self, message: &Self::Message, windows: &mut Windows<Self::Value>);
 
-    /// Takes a window that is complete.
+    /// Called with each closed window, oldest first.
     ///
     /// # Errors
-    /// As [`Stage::receive`].
-    async fn close(&mut self, window: Closed<Self::Value>) -> Result<(), Exit>;
+    /// See [`Stage::receive`].
+    async fn close(&mut self, window: ClosedWindow<Self::Value>) -> Result<(), Exit>;
 
-    /// As [`Stage::observe`]: beside the events that were late and early.
+    /// See [`Stage::observe`]; returned in addition to the counters `late_events` and `early_events`.
     fn observe(&self) -> Vec<Counter> {
         Vec::new()
     }
 }
 
-/// The stage: gathers as messages come, closes as time goes by. Its spec needs a tick, which is how exact the moment is.
-pub struct WindowStage<W: Windowed> {
+/// A stage that aggregates messages into windows. Its spec needs a tick; the tick's interval is the precision of the
+/// closing time.
+pub struct WindowStage<W: WindowHandler> {
     work: W,
     windows: Windows<W::Value>,
     grace_us: i64,
     now_us: fn() -> i64,
 }
 
-impl<W: Windowed> WindowStage<W> {
-    /// A stage whose first window begins now.
+impl<W: WindowHandler> WindowStage<W> {
+    /// Creates a stage whose first window starts now.
     #[must_use]
     pub fn new(spec: WindowSpec, work: W) -> Self {
         Self::with_clock(spec, work, clock::wall_us)
     }
 
-    /// The same by another clock.
+    /// Creates a stage with another clock.
     #[must_use]
     pub fn with_clock(spec: WindowSpec, work: W, now_us: fn() -> i64) -> Self {
         Self { work, windows: Windows::new(spec, now_us()), grace_us: spec.grace_us, now_us }
     }
 }
 
-impl<W: Windowed> Stage for WindowStage<W> {
+impl<W: WindowHandler> Stage for WindowStage<W> {
     type Message = W::Message;
 
     async fn receive(&mut self, message: W::Message) -> Result<(), Exit> {
-        self.work.gather(&message, &mut self.windows);
+        self.work.aggregate(&message, &mut self.windows);
         Ok(())
     }
 
@@ -230,15 +233,15 @@ mod tests {
     use super::*;
 
     fn add(windows: &mut Windows<u64>, ts_us: i64) -> bool {
-        windows.at(ts_us).map(|count| *count += 1).is_some()
+        windows.pane_mut(ts_us).map(|count| *count += 1).is_some()
     }
 
-    fn values(closed: Vec<Closed<u64>>) -> Vec<(i64, i64, u64)> {
+    fn values(closed: Vec<ClosedWindow<u64>>) -> Vec<(i64, i64, u64)> {
         closed.into_iter().map(|window| (window.start_us, window.end_us, window.value)).collect()
     }
 
     #[test]
-    fn tumbling_windows_lie_side_by_side() {
+    fn tumbling_windows_are_adjacent() {
         let mut windows = Windows::<u64>::new(WindowSpec::tumbling(10, 0), 0);
         for ts_us in [0, 9, 10, 25] {
             assert!(add(&mut windows, ts_us));
@@ -250,22 +253,22 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_in_every_sliding_window_over_it() {
+    fn an_event_is_in_every_sliding_window_that_contains_it() {
         let mut windows = Windows::<u64>::new(WindowSpec::sliding(30, 10, 0), 0);
         add(&mut windows, 25);
         assert_eq!(values(windows.advance(60)), [(0, 30, 1), (10, 40, 1), (20, 50, 1), (30, 60, 0)]);
     }
 
     #[test]
-    fn no_window_closes_that_began_before_the_beginning() {
+    fn windows_that_started_before_the_stage_do_not_close() {
         let mut windows = Windows::<u64>::new(WindowSpec::sliding(20, 10, 0), 15);
         assert!(!add(&mut windows, 16) && add(&mut windows, 25));
-        assert_eq!(windows.late(), 1, "what was before the beginning");
+        assert_eq!(windows.late(), 1, "before the first window");
         assert_eq!(values(windows.advance(50)), [(20, 40, 1), (30, 50, 0)]);
     }
 
     #[test]
-    fn who_comes_late_is_counted_and_in_what_is_still_open() {
+    fn a_late_event_is_counted_and_added_to_the_windows_still_open() {
         let mut windows = Windows::<u64>::new(WindowSpec::sliding(20, 10, 0), 0);
         assert_eq!(values(windows.advance(20)), [(0, 20, 0)]);
         assert!(add(&mut windows, 15), "the window from 10 to 30 is open");
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_far_ahead_is_counted_and_takes_no_memory() {
+    fn an_early_event_is_counted_and_takes_no_memory() {
         let mut windows = Windows::<u64>::new(WindowSpec::tumbling(10, 5), 0);
         for ts_us in [40, 1_000, i64::MAX, i64::MIN] {
             assert!(!add(&mut windows, ts_us));
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_long_sleep_the_newest_windows_close() {
+    fn after_a_long_pause_the_latest_windows_close() {
         let mut windows = Windows::<u64>::new(WindowSpec::tumbling(10, 0), 0);
         let closed = windows.advance(1_000_000);
         assert_eq!(closed.len(), 1000);
@@ -292,26 +295,26 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plainest of means: every window holds exactly the events in it that came before it closed.
+        /// Compared with a brute-force model: every window holds exactly its events that arrived before it closed.
         #[test]
-        fn windows_hold_what_came_in_time(
+        fn windows_hold_the_events_that_arrived_in_time(
             panes in 1_i64..5,
             slide in 1_i64..8,
             steps in proptest::collection::vec((0_i64..6, -40_i64..20), 1..200),
         ) {
             let spec = WindowSpec::sliding(panes * slide, slide, 0);
             let (mut windows, mut now) = (Windows::<u64>::new(spec, 0), 0);
-            let (mut came, mut closed) = (Vec::new(), Vec::new());
+            let (mut arrived, mut closed) = (Vec::new(), Vec::new());
             for (passes, offset) in steps {
                 now += passes;
                 for window in windows.advance(now) {
                     let within = |ts: &&i64| (window.start_us..window.end_us).contains(*ts);
-                    prop_assert_eq!(window.value, came.iter().filter(within).count() as u64);
+                    prop_assert_eq!(window.value, arrived.iter().filter(within).count() as u64);
                     closed.push(window.end_us);
                 }
                 let ts = now + offset;
                 if add(&mut windows, ts) {
-                    came.push(ts);
+                    arrived.push(ts);
                 }
                 prop_assert!(windows.panes.len() as i64 <= 3 * panes + 3);
             }

@@ -1,15 +1,15 @@
-//! What lies in a journal's directory: which file is which segment, which frames count, what is torn,
-//! what is damaged. Reads only; recovery and `check` act on what it says.
+//! Scans a journal's directory: which file is which segment, which frames are valid, what is torn, what is damaged.
+//! Read-only; recovery and `check` act on the result.
 //!
-//! - A frame counts if it is not above the `prev_seq_last` of any later segment: recovery copied what
-//!   lies above into a newer segment, or cut it off.
-//! - **Torn or damaged.** `D` is the highest `durable_upto` in the last segment. Bytes that are no frame
-//!   where sequence number `e` should be are damage if `e <= D`: somebody was promised them. Else they
-//!   are a torn write, and nothing from there on was promised to anybody. In older segments everything
-//!   was on disk before the next one was named, so every such place is damage.
-//! - In a file that was used before, zeros where a frame should be end the segment, whatever lies behind them.
-//! - Stated limit: damage to the very last group, with nothing written after it, looks torn.
-//! - Memory: one window, and per segment the lanes in it.
+//! - A frame is valid if it is not above the `prev_seq_last` of any later segment: recovery has copied the frames above
+//!   it into a newer segment, or truncated them.
+//! - **Torn or damaged.** `D` is the highest `durable_upto` in the last segment. Bytes that are not a frame where
+//!   sequence number `e` is expected are damage if `e <= D`: the frame may have been acknowledged. Otherwise they are a
+//!   torn write, and neither it nor anything behind it was acknowledged. In older segments everything was durable
+//!   before the next one was named, so every such place is damage.
+//! - In a reused file, zeros where a frame is expected end the segment, whatever follows them.
+//! - Known limit: damage to the very last group, with nothing written after it, looks like a torn write.
+//! - Memory: one window, and the lanes of each segment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -22,43 +22,43 @@ use uuid::Uuid;
 use super::dedup_index::DedupEntry;
 use super::frame::{FrameHeader, Kind, Seed, Start};
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
-use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_KEPT, ZEROS};
+use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_MAX, ZEROS};
 use super::{Damage, LaneId, LaneTail, OpenError};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// The last segment wholly, of older ones the headers: what a start needs to know.
+    /// The last segment completely, and the frame headers of older ones: enough for an open.
     Open,
-    /// Every payload.
+    /// Also the payloads of older segments.
     Everything,
 }
 
-/// Something to keep aside in `quarantine/`.
+/// Something to move to `quarantine/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Quarantined {
-    /// Some bytes of a file.
+    /// A range of a file.
     Copy { from: PathBuf, offset: u64, bytes: u64, name: String },
-    /// A whole file that is no segment of this journal.
+    /// A whole file that is not a segment of this journal.
     Move { from: PathBuf, name: String },
 }
 
-/// Frames of a segment that count, up to `D`.
+/// Valid frames of a segment up to `D`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ValidPrefix {
     pub(super) frames: u64,
     pub(super) data_frames: u64,
     pub(super) seq_first: u64,
     pub(super) seq_last: u64,
-    /// Header CRC of the last one.
+    /// Header CRC of the last frame.
     pub(super) crc_last: u32,
-    /// Where the last one ends.
+    /// End of the last frame.
     pub(super) end: u64,
-    /// Newest frame of each lane among them.
+    /// Last frame of each lane among them.
     pub(super) lanes: BTreeMap<LaneId, u64>,
 }
 
-/// Frames of the last segment above `D`: valid, but perhaps only in the page cache.
+/// Frames of the last segment above `D`: valid, but possibly only in the page cache.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tail {
     pub(super) offset: u64,
@@ -72,65 +72,65 @@ pub(super) struct Tail {
     pub(super) lanes: BTreeMap<LaneId, u64>,
 }
 
-/// One segment as it was found.
+/// Scan result of one segment.
 #[derive(Clone, Debug)]
 pub(super) struct SegmentScan {
     pub(super) number: u64,
     pub(super) path: PathBuf,
     pub(super) size: u64,
     pub(super) seed: Seed,
-    /// What its header says; 0 where that is damaged.
+    /// As stated in its header; 0 if that is damaged.
     pub(super) first_seq: u64,
-    pub(super) kept: ValidPrefix,
+    pub(super) valid: ValidPrefix,
     pub(super) tail: Tail,
 }
 
-/// What lies in the directory.
+/// Scan result of the directory.
 #[derive(Debug, Default)]
 pub(super) struct DirectoryScan {
     pub(super) writer: Option<Uuid>,
     pub(super) segments: Vec<SegmentScan>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
-    /// Newest START.
+    /// The latest START.
     pub(super) start: Option<Start>,
-    /// DedupIndex of frames, and those that STARTs remember; some of them more than once.
-    pub(super) dedup_index: Vec<DedupEntry>,
-    /// Highest sequence number that a frame was found or is known to have.
+    /// Dedup entries of frames and of START frames; may contain duplicates.
+    pub(super) dedup_entries: Vec<DedupEntry>,
+    /// Highest sequence number that was found or is known to have been used.
     pub(super) seq_last: u64,
-    /// Highest number that a file has.
+    /// Highest number of any file.
     pub(super) number_last: u64,
-    /// Segments whose frames could not be read at all.
+    /// Number of segments without a readable frame.
     pub(super) unreadable: u64,
     pub(super) clean: bool,
     pub(super) torn_bytes: u64,
     pub(super) damage: Vec<Damage>,
-    pub(super) aside: Vec<Quarantined>,
-    /// Files of nothing but zeros.
+    pub(super) quarantined: Vec<Quarantined>,
+    /// Files that contain only zeros.
     pub(super) empty: Vec<PathBuf>,
 }
 
-/// A segment file and what its header says.
+/// A segment file and its header.
 struct Head {
     name_number: u64,
     path: PathBuf,
     size: u64,
     header: Option<SegmentHeader>,
-    /// The header was read only after a bit of it was mended, or not at all.
+    /// Whether the header is unreadable or had a flipped bit.
     damaged: bool,
 }
 
 impl Head {
-    /// Where nothing says that the file was new, anything may lie behind its frames.
+    /// Without a readable header, stale bytes may follow the frames.
     fn is_reused(&self) -> bool {
         self.header.is_none_or(|header| header.reused)
     }
 }
 
-/// Reads the directory.
+/// Scans the directory.
 ///
 /// # Errors
-/// [`OpenError::TooNew`], or the disk refused a read.
-pub(super) fn directory_scan(dir: &Dir, depth: Depth) -> Result<DirectoryScan, OpenError> {
+/// [`OpenError::TooNew`], or a read failed.
+pub(super) fn scan_directory(dir: &Dir, depth: Depth) -> Result<DirectoryScan, OpenError> {
     let heads = read_heads(dir)?;
     let mut directory_scan = DirectoryScan {
         writer: owner(&heads),
@@ -141,7 +141,7 @@ pub(super) fn directory_scan(dir: &Dir, depth: Depth) -> Result<DirectoryScan, O
     let limits = limits(&placed);
     for (index, (number, head)) in placed.iter().enumerate() {
         let next = placed.range(number + 1..).next().map(|(number, head)| (*number, head.header.is_some()));
-        directory_scan.examine(*number, head, next, limits[index], depth).at(&head.path, "read the segment")?;
+        directory_scan.scan_segment(*number, head, next, limits[index], depth).at(&head.path, "read the segment")?;
     }
     Ok(directory_scan)
 }
@@ -151,7 +151,7 @@ fn read_heads(dir: &Dir) -> Result<Vec<Head>, OpenError> {
     for (name_number, path) in dir.segments().at(dir.path(), "list the segments")? {
         let (size, bytes) = read_head(&path).at(&path, "read the segment's header")?;
         let sound = bytes.as_ref().and_then(SegmentHeader::decode);
-        let header = sound.or_else(|| bytes.as_ref().and_then(SegmentHeader::mend));
+        let header = sound.or_else(|| bytes.as_ref().and_then(SegmentHeader::repair_bit_flip));
         if let Some(header) = header
             && header.min_reader_version > FORMAT_VERSION
         {
@@ -174,7 +174,7 @@ fn read_head(path: &PathBuf) -> io::Result<(u64, Option<[u8; SEGMENT_HEADER_BYTE
     Ok((size, Some(bytes)))
 }
 
-/// Whose journal this is: the uuid of most segments; among equals the one of the lowest segment.
+/// The journal's identity: the uuid of most segments; on a tie that of the lowest segment.
 fn owner(heads: &[Head]) -> Option<Uuid> {
     let headers = || heads.iter().filter_map(|head| head.header);
     let of = |writer: Uuid| headers().filter(move |header| header.writer == writer);
@@ -183,7 +183,7 @@ fn owner(heads: &[Head]) -> Option<Uuid> {
         .max_by_key(|&writer| (of(writer).count(), std::cmp::Reverse(of(writer).map(|header| header.number).min())))
 }
 
-/// The highest sequence number that counts in each segment: what the segments after it say.
+/// The highest valid sequence number of each segment, as stated by the later segments.
 fn limits(placed: &BTreeMap<u64, Head>) -> Vec<Option<u64>> {
     let mut limits = vec![None; placed.len()];
     let mut limit = None;
@@ -197,10 +197,10 @@ fn limits(placed: &BTreeMap<u64, Head>) -> Vec<Option<u64>> {
 }
 
 impl DirectoryScan {
-    /// Decides which file is which segment: the header's number counts, not the file's name.
+    /// Decides which file is which segment: the number in the header counts, not the file name.
     fn place(&mut self, heads: Vec<Head>) -> Result<BTreeMap<u64, Head>, OpenError> {
         let mut placed = BTreeMap::new();
-        // Where two files claim one number, the one whose name agrees has it.
+        // If two files claim the same number, the one with the matching name wins.
         let named: BTreeSet<u64> = heads
             .iter()
             .filter(|head| head.header.is_some_and(|header| self.is_own(&header) && header.number == head.name_number))
@@ -208,20 +208,26 @@ impl DirectoryScan {
             .collect();
         for head in heads {
             let Some(header) = head.header else {
-                self.place_headless(head, &mut placed, &named)?;
+                self.place_without_header(head, &mut placed, &named)?;
                 continue;
             };
             self.number_last = self.number_last.max(header.number);
             let misnamed = header.number != head.name_number;
             if !self.is_own(&header) {
-                self.expel(&head, "foreign", format!("a segment of the journal {}", header.writer));
+                self.quarantine_file(&head, "foreign", format!("segment of another journal, {}", header.writer));
             } else if misnamed && (named.contains(&header.number) || placed.contains_key(&header.number)) {
-                self.expel(&head, "duplicate", format!("a second copy of segment {}", header.number));
+                self.quarantine_file(&head, "duplicate", format!("another copy of segment {}", header.number));
             } else {
                 if misnamed {
-                    self.note(&head, format!("the file holds segment {}; it is read as that", header.number));
+                    self.report_damage(
+                        &head,
+                        format!("the file contains segment {} and is read as such", header.number),
+                    );
                 } else if head.damaged {
-                    self.note(&head, "a bit of the segment header is wrong; it was mended for reading".to_owned());
+                    self.report_damage(
+                        &head,
+                        "the segment header had a flipped bit and was repaired for reading".to_owned(),
+                    );
                 }
                 placed.insert(header.number, head);
             }
@@ -233,8 +239,8 @@ impl DirectoryScan {
         self.writer == Some(header.writer)
     }
 
-    /// A file without a readable header is the segment of its name if frames of it can be found.
-    fn place_headless(
+    /// A file without a readable header is the segment of its name if it contains frames of it.
+    fn place_without_header(
         &mut self,
         head: Head,
         placed: &mut BTreeMap<u64, Head>,
@@ -250,35 +256,39 @@ impl DirectoryScan {
             _ => false,
         };
         if frames {
-            self.note(&head, "the segment header is unreadable; its frames were found all the same".to_owned());
+            self.report_damage(&head, "the segment header is unreadable; its frames are readable".to_owned());
             placed.insert(head.name_number, head);
         } else {
             self.unreadable += 1;
-            self.expel(&head, "unreadable", "neither a header nor a frame of this journal can be read".to_owned());
+            self.quarantine_file(
+                &head,
+                "unreadable",
+                "neither a segment header nor a frame of this journal is readable".to_owned(),
+            );
         }
         Ok(())
     }
 
-    /// Damage that costs no frame, or none that can be named here: the next segment's chain names it.
-    fn note(&mut self, head: &Head, what: String) {
+    /// Reports damage that costs no frame, or none that is known here: the next segment's header reports those.
+    fn report_damage(&mut self, head: &Head, reason: String) {
         self.damage.push(Damage {
             segment: head.name_number,
             offset: 0,
             bytes: SEGMENT_HEADER_BYTES as u64,
             seq_first: 1,
             seq_last: 0,
-            what,
+            reason,
         });
     }
 
-    fn expel(&mut self, head: &Head, why: &str, what: String) {
-        self.note(head, what);
+    fn quarantine_file(&mut self, head: &Head, why: &str, reason: String) {
+        self.report_damage(head, reason);
         let name = head.path.file_name().unwrap_or_default().to_string_lossy();
-        self.aside.push(Quarantined::Move { from: head.path.clone(), name: format!("{why}-{name}") });
+        self.quarantined.push(Quarantined::Move { from: head.path.clone(), name: format!("{why}-{name}") });
     }
 
-    /// Walks over one segment.
-    fn examine(
+    /// Scans one segment.
+    fn scan_segment(
         &mut self,
         number: u64,
         head: &Head,
@@ -286,18 +296,18 @@ impl DirectoryScan {
         limit: Option<u64>,
         depth: Depth,
     ) -> io::Result<()> {
-        let writer = self.writer.expect("a placed segment has an owner");
+        let writer = self.writer.expect("a placed segment implies an identity");
         let seed = Seed::new(writer, number);
         let is_last = next.is_none();
         let durable = if is_last { durable_upto(head, seed)? } else { u64::MAX };
         let everything = is_last || depth == Depth::Everything;
         let (payloads, window) = if everything { (Payloads::Check, WINDOW_BYTES) } else { (Payloads::Skip, HOP_BYTES) };
-        let before = self.segments.iter().rev().find(|before| before.kept.frames > 0);
+        let before = self.segments.iter().rev().find(|before| before.valid.frames > 0);
         if let (Some(header), Some(before)) = (head.header, before)
-            && header.prev_seq_last == before.kept.seq_last
-            && header.prev_crc != before.kept.crc_last
+            && header.prev_seq_last == before.valid.seq_last
+            && header.prev_crc != before.valid.crc_last
         {
-            self.note(head, format!("segment {} before it is not the one that it followed", before.number));
+            self.report_damage(head, format!("it did not follow the present segment {}", before.number));
         }
         if let Some(header) = head.header {
             self.seq_last = self.seq_last.max(header.run_seq).max(header.prev_seq_last).max(header.first_seq);
@@ -311,7 +321,7 @@ impl DirectoryScan {
                 size: head.size,
                 seed,
                 first_seq: head.header.map_or(0, |header| header.first_seq),
-                kept: ValidPrefix { end: SEGMENT_HEADER_BYTES as u64, ..ValidPrefix::default() },
+                valid: ValidPrefix { end: SEGMENT_HEADER_BYTES as u64, ..ValidPrefix::default() },
                 tail: Tail::default(),
             },
             expected: head.header.map(|header| header.first_seq),
@@ -328,17 +338,17 @@ impl DirectoryScan {
         Ok(())
     }
 
-    fn see_start(&mut self, start: Start) {
+    fn apply_start(&mut self, start: Start) {
         for (&lane, &tail) in &start.lanes {
-            let newest = self.lanes.entry(lane).or_default();
-            if tail.seq > newest.seq {
-                *newest = tail;
+            let end = self.lanes.entry(lane).or_default();
+            if tail.seq > end.seq {
+                *end = tail;
             }
         }
-        // The newest START repeats what the ones before it knew, and knows what was forgotten since.
-        let first = start.dedup_index.first().map_or(u64::MAX, |dedup_entry| dedup_entry.seq);
-        self.dedup_index.retain(|dedup_entry| dedup_entry.seq >= first);
-        self.dedup_index.extend(&start.dedup_index);
+        // The latest START repeats the entries of earlier ones that are still remembered.
+        let first = start.dedup_entries.first().map_or(u64::MAX, |dedup_entry| dedup_entry.seq);
+        self.dedup_entries.retain(|dedup_entry| dedup_entry.seq >= first);
+        self.dedup_entries.extend(&start.dedup_entries);
         self.start = Some(start);
     }
 }
@@ -358,7 +368,7 @@ fn has_frames(head: &Head, writer: Uuid) -> io::Result<bool> {
     Ok(false)
 }
 
-/// `D`: the highest `durable_upto` of any header in the segment, behind bad places too.
+/// `D`: the highest `durable_upto` of any header in the segment, including those behind bad bytes.
 fn durable_upto(head: &Head, seed: Seed) -> io::Result<u64> {
     let mut scanner = Scanner::new(File::open(&head.path)?, seed, Payloads::Skip, WINDOW_BYTES, head.size);
     let mut durable = 0;
@@ -369,7 +379,7 @@ fn durable_upto(head: &Head, seed: Seed) -> io::Result<u64> {
     Ok(durable)
 }
 
-/// Where the last byte that is not zero ends, at or after `from`; `from` if there is none.
+/// Returns the end of the last nonzero byte at or after `from`; `from` if there is none.
 pub(super) fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
     let mut buffer = vec![0; HOP_BYTES];
     let (mut at, mut end) = (from, from);
@@ -389,16 +399,16 @@ pub(super) fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
     Ok(end)
 }
 
-/// The walk over one segment.
+/// The scan of one segment in progress.
 struct Walk<'a> {
     directory_scan: &'a mut DirectoryScan,
     scanner: Scanner,
     segment: SegmentScan,
-    /// Sequence number that must come next, where it is known.
+    /// The next sequence number, if known.
     expected: Option<u64>,
-    /// Bad bytes whose sequence range the next valid frame will tell: offset, bytes, what.
+    /// Bad bytes whose sequence range is known only at the next valid frame: offset, bytes, reason.
     pending: Option<(u64, u64, &'static str)>,
-    /// Older bytes lie behind the newest frame.
+    /// Whether stale bytes follow the last frame.
     reused: bool,
     durable: u64,
     limit: u64,
@@ -407,35 +417,35 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn run(&mut self, next: Option<(u64, bool)>) -> io::Result<()> {
-        while self.segment.kept.seq_last < self.limit
+        while self.segment.valid.seq_last < self.limit
             && let Some(found) = self.scanner.next()?
         {
             match found {
                 Found::Frame { header, .. } if header.seq > self.limit => break,
-                Found::Frame { offset, header, crc } if header.seq >= self.expects() => {
-                    // A jump is a new run's right; elsewhere it is a hole.
-                    let hole = header.seq > self.expects() && header.kind != Kind::Start && self.expected.is_some();
-                    if hole && self.expects() > self.durable {
-                        self.tear(offset)?;
+                Found::Frame { offset, header, crc } if header.seq >= self.next_seq() => {
+                    // A START may jump ahead; elsewhere a jump is a gap.
+                    let hole = header.seq > self.next_seq() && header.kind != Kind::Start && self.expected.is_some();
+                    if hole && self.next_seq() > self.durable {
+                        self.truncate_at(offset)?;
                         break;
                     }
                     if hole || self.pending.is_some() {
-                        self.explain(header.seq - 1, offset, "frames are missing");
+                        self.report_gap(header.seq - 1, offset, "missing frames");
                     }
                     self.accept(offset, &header, crc)?;
                 }
                 Found::Frame { offset, header, .. } => {
-                    let bad = (offset, header.frame_bytes(), "a frame out of order");
+                    let bad = (offset, header.frame_bytes(), "frame out of order");
                     if self.is_torn(bad)? {
                         break;
                     }
                 }
-                Found::Bad { offset, bytes, what, header } => {
-                    if self.is_torn((offset, bytes, what))? {
+                Found::Bad { offset, bytes, reason, header } => {
+                    if self.is_torn((offset, bytes, reason))? {
                         break;
                     }
-                    if let Some(header) = header.filter(|header| (self.expects()..=self.limit).contains(&header.seq)) {
-                        self.lose(offset, &header);
+                    if let Some(header) = header.filter(|header| (self.next_seq()..=self.limit).contains(&header.seq)) {
+                        self.report_lost_frame(offset, &header);
                     }
                 }
             }
@@ -444,63 +454,70 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn expects(&self) -> u64 {
+    fn next_seq(&self) -> u64 {
         self.expected.unwrap_or(self.directory_scan.seq_last + 1)
     }
 
-    /// Notes bad bytes, unless the journal ends here: then they are cut.
+    /// Notes bad bytes as pending. Returns true if the journal ends here: then they are truncated.
     fn is_torn(&mut self, bad: (u64, u64, &'static str)) -> io::Result<bool> {
-        if self.expects() > self.durable {
-            self.tear(self.pending.map_or(bad.0, |pending| pending.0))?;
+        if self.next_seq() > self.durable {
+            self.truncate_at(self.pending.map_or(bad.0, |pending| pending.0))?;
             return Ok(true);
         }
-        let (offset, _, what) = *self.pending.get_or_insert(bad);
-        self.pending = Some((offset, bad.0 + bad.1 - offset, what));
+        let (offset, _, reason) = *self.pending.get_or_insert(bad);
+        self.pending = Some((offset, bad.0 + bad.1 - offset, reason));
         Ok(false)
     }
 
-    /// A frame with a sound header and a broken payload: its place in the sequence is known.
-    fn lose(&mut self, offset: u64, header: &FrameHeader) {
-        let (from, bytes, what) = self.pending.take().expect("the caller has just noted it");
-        if header.seq > self.expects() && (header.kind != Kind::Start || offset > from) {
-            self.pending = Some((from, offset - from, what));
-            self.explain(header.seq - 1, offset, what);
+    /// Reports a frame with a valid header and a damaged payload: its sequence number is known.
+    fn report_lost_frame(&mut self, offset: u64, header: &FrameHeader) {
+        let (from, bytes, reason) = self.pending.take().expect("set by is_torn");
+        if header.seq > self.next_seq() && (header.kind != Kind::Start || offset > from) {
+            self.pending = Some((from, offset - from, reason));
+            self.report_gap(header.seq - 1, offset, reason);
         }
-        self.damage(offset, from + bytes - offset, header.seq, header.seq, what);
+        self.damage(offset, from + bytes - offset, header.seq, header.seq, reason);
         self.expected = Some(header.seq + 1);
         self.directory_scan.seq_last = self.directory_scan.seq_last.max(header.seq);
     }
 
-    /// Turns pending bad bytes, or none, into damage that ends with `seq_last`.
-    fn explain(&mut self, seq_last: u64, offset: u64, what: &'static str) {
-        let (offset, bytes, what) = self.pending.take().unwrap_or((offset, 0, what));
-        self.damage(offset, bytes, self.expects(), seq_last, what);
+    /// Reports pending bad bytes, or a gap without bytes, as damage that ends with `seq_last`.
+    fn report_gap(&mut self, seq_last: u64, offset: u64, reason: &'static str) {
+        let (offset, bytes, reason) = self.pending.take().unwrap_or((offset, 0, reason));
+        self.damage(offset, bytes, self.next_seq(), seq_last, reason);
     }
 
-    fn damage(&mut self, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, what: &str) {
+    fn damage(&mut self, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, reason: &str) {
         let segment = self.segment.number;
         if bytes > 0 {
-            self.directory_scan.aside.push(Quarantined::Copy {
+            self.directory_scan.quarantined.push(Quarantined::Copy {
                 from: self.segment.path.clone(),
                 offset,
                 bytes,
                 name: damage_name(segment, offset, seq_first, seq_last),
             });
         }
-        self.directory_scan.damage.push(Damage { segment, offset, bytes, seq_first, seq_last, what: what.to_owned() });
+        self.directory_scan.damage.push(Damage {
+            segment,
+            offset,
+            bytes,
+            seq_first,
+            seq_last,
+            reason: reason.to_owned(),
+        });
     }
 
-    /// Everything from `offset` on was never promised to anybody.
-    fn tear(&mut self, offset: u64) -> io::Result<()> {
+    /// Truncates the segment at `offset`: nothing from there on was acknowledged.
+    fn truncate_at(&mut self, offset: u64) -> io::Result<()> {
         self.pending = None;
         let mut bytes = used_end(&File::open(&self.segment.path)?, offset, self.segment.size)? - offset;
         if self.reused {
-            bytes = bytes.min(TORN_BYTES_KEPT);
+            bytes = bytes.min(TORN_BYTES_MAX);
         }
         if bytes > 0 {
             self.sealed = false;
             self.directory_scan.torn_bytes += bytes;
-            self.directory_scan.aside.push(Quarantined::Copy {
+            self.directory_scan.quarantined.push(Quarantined::Copy {
                 from: self.segment.path.clone(),
                 offset,
                 bytes,
@@ -519,19 +536,21 @@ impl Walk<'_> {
         match header.kind {
             Kind::Data => {
                 let tail = LaneTail { seq: header.seq, records: header.lane_records };
-                let newest = self.directory_scan.lanes.entry(header.lane).or_default();
-                if tail.seq > newest.seq {
-                    *newest = tail;
+                let end = self.directory_scan.lanes.entry(header.lane).or_default();
+                if tail.seq > end.seq {
+                    *end = tail;
                 }
                 if let Some(dedup_key) = self.scanner.dedup_key(header, offset)? {
-                    self.directory_scan.dedup_index.push(DedupEntry { dedup_key, lane: header.lane, seq: header.seq });
+                    self.directory_scan.dedup_entries.push(DedupEntry {
+                        dedup_key,
+                        lane: header.lane,
+                        seq: header.seq,
+                    });
                 }
             }
             Kind::Start => match self.scanner.payload(header, offset)?.as_deref().and_then(Start::decode) {
-                Some(start) => self.directory_scan.see_start(start),
-                None => {
-                    self.damage(offset, header.frame_bytes(), header.seq, header.seq, "a START frame is unreadable")
-                }
+                Some(start) => self.directory_scan.apply_start(start),
+                None => self.damage(offset, header.frame_bytes(), header.seq, header.seq, "unreadable START frame"),
             },
             Kind::Seal => {}
         }
@@ -552,52 +571,52 @@ impl Walk<'_> {
             tail.seq_last = header.seq;
             return Ok(());
         }
-        let kept = &mut self.segment.kept;
-        if kept.frames == 0 {
-            kept.seq_first = header.seq;
+        let valid = &mut self.segment.valid;
+        if valid.frames == 0 {
+            valid.seq_first = header.seq;
         }
-        kept.frames += 1;
-        kept.data_frames += u64::from(is_data);
-        kept.seq_last = header.seq;
-        kept.crc_last = crc;
-        kept.end = end;
+        valid.frames += 1;
+        valid.data_frames += u64::from(is_data);
+        valid.seq_last = header.seq;
+        valid.crc_last = crc;
+        valid.end = end;
         if is_data {
-            kept.lanes.insert(header.lane, header.seq);
+            valid.lanes.insert(header.lane, header.seq);
         }
         Ok(())
     }
 
-    /// What the segment, or the ones behind it, should still have held. `next` is the number of the segment
-    /// that follows and whether its header, which says so, could be read.
+    /// Reports what this segment, or the missing ones behind it, should have contained. `next` is the number of the
+    /// following segment and whether its header was readable.
     fn finish(&mut self, next: Option<(u64, bool)>) {
-        let offset = self.segment.kept.end;
+        let offset = self.segment.valid.end;
         match next {
-            Some((next, true)) if self.expects() <= self.limit => {
-                let what = match next - self.segment.number {
-                    1 => "the end of the segment is missing".to_owned(),
-                    _ => format!("the segments between {} and {next} are missing", self.segment.number),
+            Some((next, true)) if self.next_seq() <= self.limit => {
+                let reason = match next - self.segment.number {
+                    1 => "missing end of the segment".to_owned(),
+                    _ => format!("missing segments between {} and {next}", self.segment.number),
                 };
-                self.explain_all(self.limit, offset, &what);
+                self.report_missing_end(self.limit, offset, &reason);
             }
-            // How far it went is not known; a hole shows in the sequence of the next segment.
-            Some((_, false)) if self.pending.is_some() => self.explain(self.expects() - 1, offset, ""),
-            None if self.pending.is_some() => self.explain(self.durable, offset, ""),
+            // The end of this segment is unknown; a gap shows in the sequence of the next segment.
+            Some((_, false)) if self.pending.is_some() => self.report_gap(self.next_seq() - 1, offset, ""),
+            None if self.pending.is_some() => self.report_gap(self.durable, offset, ""),
             _ => self.pending = None,
         }
     }
 
-    fn explain_all(&mut self, seq_last: u64, offset: u64, what: &str) {
+    fn report_missing_end(&mut self, seq_last: u64, offset: u64, reason: &str) {
         let (offset, bytes, _) = self.pending.take().unwrap_or((offset, 0, ""));
-        self.damage(offset, bytes, self.expects(), seq_last, what);
+        self.damage(offset, bytes, self.next_seq(), seq_last, reason);
     }
 }
 
-/// Name in `quarantine/` of damaged bytes.
+/// Name of damaged bytes in `quarantine/`.
 pub(super) fn damage_name(segment: u64, offset: u64, seq_first: u64, seq_last: u64) -> String {
     format!("damage-{segment}-{offset}-{seq_first}-{seq_last}")
 }
 
-/// fsync before reading: what is acted on must not be something that only the page cache holds.
+/// Fsyncs before reading: recovery must not act on bytes that only the page cache holds.
 pub(super) fn flush_page_cache(dir: &Dir) -> Result<(), OpenError> {
     if let Some((_, path)) = dir.segments().at(dir.path(), "list the segments")?.pop() {
         let file = OpenOptions::new().read(true).write(true).open(&path).at(&path, "open the segment")?;

@@ -6,48 +6,49 @@
 //! 40 lane_prev_seq u64 | 48 lane_records u64 | 56 reserved u32 | 60 header_crc u32     (little-endian)
 //! ```
 //!
-//! - The header has a CRC-32C of its own, so that a length is believed before a byte is allocated for it.
-//! - That CRC starts from the journal's uuid and the segment's number: a block that was copied here
-//!   from another journal or another segment is not a frame.
-//! - `durable_upto` is the highest sequence number known to be on disk when the frame was encoded. It
-//!   is what tells a torn write (nobody was promised it) from damage (somebody was).
-//! - Flag 1: the payload begins with a mark (key 16, position u64, time in microseconds i64), which its length and CRC cover.
+//! - The header has a CRC-32C of its own, so that a length is verified before memory is allocated for it.
+//! - That CRC is seeded with the journal's uuid and the segment's number: a block copied from another journal or
+//!   another segment is not a valid frame.
+//! - `durable_upto` is the highest sequence number known to be durable when the frame was encoded. It distinguishes a
+//!   torn write (not acknowledged) from damage (possibly acknowledged).
+//! - Flag 1: the payload starts with a dedup key (key 16, position u64, time in microseconds i64), which its length and
+//!   CRC include.
 //! - The bytes are frozen by golden files.
 
 use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::dedup_index::{DedupEntry, REMEMBERED_BYTES};
+use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry};
 use super::{LaneId, LaneTail};
 use crate::codec::PAYLOAD_BYTES_MAX;
 
-/// Bytes of a frame header.
+/// Size of a frame header.
 pub(super) const FRAME_HEADER_BYTES: usize = 64;
-/// Frames start at multiples of this, so that a search for the next header can step by it.
+/// Alignment of frames; a search for the next header steps by it.
 pub(super) const FRAME_ALIGN: u64 = 8;
-/// Runs that a START frame remembers.
+/// Maximum number of runs in a START frame.
 pub(super) const RUNS_MAX: usize = 1024;
 
-/// What each frame begins with: the cheap first look of a search.
+/// First bytes of each frame: a cheap filter for the search.
 pub(super) const MAGIC_BYTES: [u8; 4] = *b"LWf1";
 const MAGIC: u32 = u32::from_le_bytes(MAGIC_BYTES);
 const VERSION: u8 = 1;
 const HEADER_CRC_AT: usize = 60;
 
-/// What a frame is for.
+/// Kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
     /// A chunk.
     Data = 1,
-    /// Who writes from here on, and where the lanes stand: at the head of each segment.
+    /// Opens each segment: the run that writes from here on, and the ends of the lanes.
     Start = 2,
-    /// The run ended in order; everything before is on disk.
+    /// The run ended in order; everything before is durable.
     Seal = 3,
 }
 
-/// Where a header CRC starts from: journal and segment.
+/// Seed of the header CRC: journal and segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seed(u32);
 
@@ -70,15 +71,15 @@ pub(super) struct FrameHeader {
     pub(super) durable_upto: u64,
     pub(super) lane_prev_seq: u64,
     pub(super) lane_records: u64,
-    /// The payload begins with a [`DedupKey`].
-    pub(super) dedup_entry: bool,
+    /// Whether the payload starts with a [`DedupKey`].
+    pub(super) has_dedup_key: bool,
 }
 
-/// Bit of the header's flags.
-const MARKED: u8 = 1;
+/// Bit of the header's flags: the payload starts with a dedup key.
+const FLAG_DEDUP_KEY: u8 = 1;
 
 impl FrameHeader {
-    /// The header of a frame that belongs to no lane.
+    /// Builds the header of a frame that belongs to no lane.
     pub(super) fn of_run(kind: Kind, seq: u64, durable_upto: u64, payload: &[u8]) -> Self {
         Self {
             kind,
@@ -91,7 +92,7 @@ impl FrameHeader {
             durable_upto,
             lane_prev_seq: 0,
             lane_records: 0,
-            dedup_entry: false,
+            has_dedup_key: false,
         }
     }
 
@@ -101,7 +102,7 @@ impl FrameHeader {
         bytes[4] = VERSION;
         bytes[5] = self.kind as u8;
         bytes[6] = self.codec;
-        bytes[7] = if self.dedup_entry { MARKED } else { 0 };
+        bytes[7] = if self.has_dedup_key { FLAG_DEDUP_KEY } else { 0 };
         bytes[8..10].copy_from_slice(&self.lane.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.records.to_le_bytes());
@@ -115,7 +116,7 @@ impl FrameHeader {
         bytes
     }
 
-    /// The header in `bytes`, if it is one of this journal and segment.
+    /// Decodes the header in `bytes` if it belongs to this journal and segment.
     pub(super) fn decode(bytes: &[u8], seed: Seed) -> Option<Self> {
         let bytes: &[u8; FRAME_HEADER_BYTES] = bytes.get(..FRAME_HEADER_BYTES)?.try_into().ok()?;
         if u32_at(bytes, 0) != MAGIC || header_crc(bytes) != crc32c::crc32c_append(seed.0, &bytes[..HEADER_CRC_AT]) {
@@ -138,20 +139,20 @@ impl FrameHeader {
             durable_upto: u64_at(bytes, 32),
             lane_prev_seq: u64_at(bytes, 40),
             lane_records: u64_at(bytes, 48),
-            dedup_entry: bytes[7] & MARKED != 0,
+            has_dedup_key: bytes[7] & FLAG_DEDUP_KEY != 0,
         };
-        // The CRC says that we wrote it; this says that we would.
+        // The CRC proves that we wrote it; this checks that we could have.
         let sound = bytes[4] == VERSION && header.payload_len as usize <= PAYLOAD_BYTES_MAX && header.seq > 0;
         sound.then_some(header)
     }
 
-    /// Bytes of the whole frame, padding included.
+    /// Size of the whole frame, including padding.
     pub(super) fn frame_bytes(&self) -> u64 {
         frame_bytes(self.payload_len as usize)
     }
 }
 
-/// Bytes of a frame with a payload of `payload_len`.
+/// Size of a frame with a payload of `payload_len`.
 pub(super) fn frame_bytes(payload_len: usize) -> u64 {
     ((FRAME_HEADER_BYTES + payload_len) as u64).next_multiple_of(FRAME_ALIGN)
 }
@@ -163,23 +164,23 @@ pub(super) fn push_frame(out: &mut Vec<u8>, header: &[u8; FRAME_HEADER_BYTES], p
     out.resize(out.len().next_multiple_of(FRAME_ALIGN as usize), 0);
 }
 
-/// The header's own CRC, as the next segment repeats it.
+/// The header's own CRC, which the next segment repeats.
 pub(super) fn header_crc(bytes: &[u8; FRAME_HEADER_BYTES]) -> u32 {
     u32_at(bytes, HEADER_CRC_AT)
 }
 
-/// Payload of a START frame: what would be forgotten when the segments before it are removed.
+/// Payload of a START frame: state that would be lost when earlier segments are removed.
 ///
 /// ```text
-/// run 16 | runs u32 | lanes u32 | run uuids, newest last, 16 each | lane u16, seq u64, records u64 each | marks
-/// mark: key 16, position u64, time in microseconds i64, seq u64, lane u16 each, to the end
+/// run 16 | runs u32 | lanes u32 | run uuids, latest last, 16 each | lane u16, seq u64, records u64 each | entries
+/// entry: key 16, position u64, time in microseconds i64, seq u64, lane u16 each, to the end
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Start {
     pub(super) run: Uuid,
     pub(super) runs: Vec<Uuid>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
-    pub(super) dedup_index: Vec<DedupEntry>,
+    pub(super) dedup_entries: Vec<DedupEntry>,
 }
 
 const START_FIXED_BYTES: usize = 24;
@@ -187,8 +188,8 @@ const START_LANE_BYTES: usize = 18;
 
 impl Start {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let marks_bytes = self.dedup_index.len() * REMEMBERED_BYTES;
-        let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len(), marks_bytes));
+        let dedup_bytes = self.dedup_entries.len() * DEDUP_ENTRY_BYTES;
+        let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len(), dedup_bytes));
         bytes.extend_from_slice(self.run.as_bytes());
         bytes.extend_from_slice(&count(self.runs.len()).to_le_bytes());
         bytes.extend_from_slice(&count(self.lanes.len()).to_le_bytes());
@@ -200,23 +201,23 @@ impl Start {
             bytes.extend_from_slice(&tail.seq.to_le_bytes());
             bytes.extend_from_slice(&tail.records.to_le_bytes());
         }
-        self.dedup_index.iter().for_each(|dedup_entry| dedup_entry.encode(&mut bytes));
+        self.dedup_entries.iter().for_each(|dedup_entry| dedup_entry.encode(&mut bytes));
         bytes
     }
 
-    /// The payload that [`Start::encode`] wrote; `None` for anything else, a byte too many included.
+    /// Decodes a payload of [`Start::encode`]; `None` for anything else, including trailing bytes.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (fixed, rest) = bytes.split_at_checked(START_FIXED_BYTES)?;
         let (runs, lanes) = (u32_at(fixed, 16) as usize, u32_at(fixed, 20) as usize);
         if runs > RUNS_MAX || lanes > 1 << 16 {
             return None;
         }
-        let marks_bytes = bytes.len().checked_sub(Self::payload_bytes(runs, lanes, 0))?;
-        if !marks_bytes.is_multiple_of(REMEMBERED_BYTES) {
+        let dedup_bytes = bytes.len().checked_sub(Self::payload_bytes(runs, lanes, 0))?;
+        if !dedup_bytes.is_multiple_of(DEDUP_ENTRY_BYTES) {
             return None;
         }
         let (runs, rest) = rest.split_at(runs * 16);
-        let (lanes, dedup_index) = rest.split_at(lanes * START_LANE_BYTES);
+        let (lanes, dedup_entries) = rest.split_at(lanes * START_LANE_BYTES);
         let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).ok();
         Some(Self {
             run: uuid(&fixed[..16])?,
@@ -228,13 +229,16 @@ impl Start {
                     (u16::from_le_bytes([lane[0], lane[1]]), tail)
                 })
                 .collect(),
-            dedup_index: dedup_index.chunks_exact(REMEMBERED_BYTES).map(DedupEntry::decode).collect::<Option<_>>()?,
+            dedup_entries: dedup_entries
+                .chunks_exact(DEDUP_ENTRY_BYTES)
+                .map(DedupEntry::decode)
+                .collect::<Option<_>>()?,
         })
     }
 
-    /// Bytes of the payload for so many runs and lanes, and so many bytes of marks.
-    pub(super) fn payload_bytes(runs: usize, lanes: usize, marks_bytes: usize) -> usize {
-        START_FIXED_BYTES + runs * 16 + lanes * START_LANE_BYTES + marks_bytes
+    /// Size of the payload for a number of runs and lanes and the size of the dedup entries.
+    pub(super) fn payload_bytes(runs: usize, lanes: usize, dedup_bytes: usize) -> usize {
+        START_FIXED_BYTES + runs * 16 + lanes * START_LANE_BYTES + dedup_bytes
     }
 }
 
@@ -267,7 +271,7 @@ pub(super) mod tests {
             durable_upto: 8,
             lane_prev_seq: 4,
             lane_records: 11,
-            dedup_entry: false,
+            has_dedup_key: false,
         }
     }
 
@@ -281,15 +285,15 @@ pub(super) mod tests {
         let seed = Seed::new(Uuid::from_u128(1), 5);
         let bytes = header().encode(seed);
         assert_eq!(FrameHeader::decode(&bytes, seed), Some(header()));
-        let dedup_entry = FrameHeader { dedup_entry: true, ..header() };
-        assert_eq!(FrameHeader::decode(&dedup_entry.encode(seed), seed), Some(dedup_entry));
+        let keyed = FrameHeader { has_dedup_key: true, ..header() };
+        assert_eq!(FrameHeader::decode(&keyed.encode(seed), seed), Some(keyed));
         assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(1), 6)), None);
         assert_eq!(FrameHeader::decode(&bytes, Seed::new(Uuid::from_u128(2), 5)), None);
         assert_eq!(FrameHeader::decode(&bytes[..63], seed), None);
     }
 
     #[test]
-    fn each_flipped_bit_of_a_header_is_seen() {
+    fn each_flipped_bit_of_a_header_is_detected() {
         let seed = Seed::new(Uuid::from_u128(1), 5);
         let bytes = header().encode(seed);
         for bit in 0..bytes.len() * 8 {
@@ -300,7 +304,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_length_above_the_limit_is_refused_although_its_crc_is_right() {
+    fn a_length_above_the_limit_is_rejected_even_with_a_valid_crc() {
         let seed = Seed::new(Uuid::from_u128(1), 5);
         let huge = FrameHeader { payload_len: u32::try_from(PAYLOAD_BYTES_MAX).unwrap() + 1, ..header() };
         assert_eq!(FrameHeader::decode(&huge.encode(seed), seed), None);
@@ -312,7 +316,7 @@ pub(super) mod tests {
             run: Uuid::from_u128(3),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
-            dedup_index: vec![DedupEntry {
+            dedup_entries: vec![DedupEntry {
                 dedup_key: DedupKey { key: [7; 16], position: 9, at_us: 1 },
                 lane: 9,
                 seq: 6,
@@ -320,8 +324,8 @@ pub(super) mod tests {
         };
         let mut bytes = start.encode();
         assert_eq!(Start::decode(&bytes), Some(start.clone()));
-        let without = bytes.len() - REMEMBERED_BYTES;
-        assert_eq!(Start::decode(&bytes[..without]), Some(Start { dedup_index: vec![], ..start }));
+        let without = bytes.len() - DEDUP_ENTRY_BYTES;
+        assert_eq!(Start::decode(&bytes[..without]), Some(Start { dedup_entries: vec![], ..start }));
         for end in (0..bytes.len()).filter(|&end| end != without) {
             assert_eq!(Start::decode(&bytes[..end]), None);
         }
@@ -331,13 +335,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn each_kind_of_frame_has_the_bytes_it_always_had() {
+    fn each_kind_of_frame_matches_its_golden_file() {
         let seed = Seed::new(Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff), 5);
         let start = Start {
             run: Uuid::from_u128(3),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
-            dedup_index: vec![],
+            dedup_entries: vec![],
         };
         let frames = [
             (header(), b"abc".to_vec(), include_str!("../../tests/golden/frame-data.hex")),

@@ -1,9 +1,9 @@
-//! The keeper: a thread for what must not make the writer or a caller wait. It makes the next segment
-//! ahead, of a settled one where there is one, removes the other settled ones, and minds a full disk.
+//! The housekeeper: a background thread for work that must not delay the writer or a caller. It prepares the next
+//! segment's file, from a committed segment if possible, removes other committed segments, and handles a full disk.
 //!
-//! A full disk: the ballast goes at once, so that the database beside the journal can be drained. Intake
-//! stays refused until ballast and spare could both be made again. A try is made at most each 500 ms, and
-//! only when the file system says that there is room: a try that fails would take the room from others.
+//! On a full disk the ballast is deleted at once, so that a database on the same disk can still be drained. Intake
+//! stays rejected until both ballast and spare have been created again. That is tried at most every 500 ms, and only if
+//! the file system reports enough space: a failing attempt would take the space from others.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::segment::{is_full, make_zeros};
+use super::segment::{create_zeroed, is_full};
 use super::state::Spare;
 use super::{AppendError, Shared};
 use crate::fault;
@@ -26,9 +26,9 @@ pub(super) struct Housekeeper {
 }
 
 impl Housekeeper {
-    /// Until the journal stops.
+    /// Runs until the journal stops.
     pub(super) fn run(self) {
-        // `Some` while something is left to try again: then, and not before.
+        // `Some` while something has to be retried; nothing is retried earlier.
         let mut retry_at = self.work(None);
         while !self.shared.stop.load(Ordering::Acquire) {
             self.shared.publish_gauges();
@@ -43,27 +43,27 @@ impl Housekeeper {
         }
     }
 
-    /// One round; says when the next try of what did not succeed may be made.
+    /// One round. Returns when to retry what failed.
     fn work(&self, retry_at: Option<Instant>) -> Option<Instant> {
-        let removed = self.remove_settled();
-        let full = self.shared.refuses() == Some(AppendError::DiskFull);
-        if full && (self.give_ballast_away() || retry_at.is_none()) {
-            // The room that there is now is for others: look again after a while.
+        let removed = self.remove_committed();
+        let full = self.shared.reject_reason() == Some(AppendError::DiskFull);
+        if full && (self.delete_ballast() || retry_at.is_none()) {
+            // The freed space is for others: check again later.
             return Some(Instant::now() + PROBE_INTERVAL);
         }
         if retry_at.is_some_and(|at| Instant::now() < at) {
             return retry_at;
         }
-        let made = (!full || self.has_room()) && self.make_spare() & self.make_ballast();
+        let made = (!full || self.has_space()) && self.make_spare() & self.make_ballast();
         if made && full {
-            tracing::info!("the journal's disk has room again");
-            self.shared.accept_again();
+            tracing::info!("the journal's disk has space again; intake resumes");
+            self.shared.resume();
         }
         (!made || !removed).then(|| Instant::now() + PROBE_INTERVAL)
     }
 
-    /// Whether the file system says that everything that is missing would fit.
-    fn has_room(&self) -> bool {
+    /// Whether the file system reports enough space for everything that is missing.
+    fn has_space(&self) -> bool {
         let (want, have) = self.shared.ballast();
         let spare = if self.shared.needs_spare() { self.shared.segment_bytes } else { 0 };
         self.is_free(want.saturating_sub(have) + spare)
@@ -73,9 +73,9 @@ impl Housekeeper {
         self.shared.dir.free_bytes().is_ok_and(|free| free >= bytes)
     }
 
-    /// Removes settled segments, oldest first. An unlink that fails only delays, and stops here: a hole
-    /// between segments would look like damage.
-    fn remove_settled(&self) -> bool {
+    /// Removes committed segments, oldest first. Stops at a failed unlink, which only delays: a gap between segments
+    /// would look like damage.
+    fn remove_committed(&self) -> bool {
         while let Some((number, path, reusable)) = self.shared.removable() {
             fault::kill_point("journal.segment.remove.before");
             if reusable && self.shared.needs_spare() && self.shared.reuse(number) {
@@ -85,7 +85,7 @@ impl Housekeeper {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "cannot remove a settled segment yet");
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment; trying again");
                     return false;
                 }
             }
@@ -93,7 +93,7 @@ impl Housekeeper {
             if let Err(error) = self.shared.dir.sync() {
                 tracing::warn!(%error, "cannot fsync the journal's directory after a removal");
             }
-            self.shared.removed(number);
+            self.shared.remove_segment(number);
         }
         true
     }
@@ -103,19 +103,19 @@ impl Housekeeper {
             return true;
         }
         if !self.is_free(self.shared.segment_bytes) {
-            self.shared.set_spare(Spare::NoRoom);
+            self.shared.set_spare(Spare::NoSpace);
             return false;
         }
         match self.shared.make_spare() {
             Ok(()) => true,
             Err(error) if is_full(&error) => {
-                self.shared.set_spare(Spare::NoRoom);
+                self.shared.set_spare(Spare::NoSpace);
                 false
             }
-            // The journal stops; what was begun is removed again.
+            // The journal stops; the partial file has been removed.
             Err(error) if error.kind() == ErrorKind::Interrupted => false,
             Err(error) => {
-                tracing::warn!(%error, "cannot make the next segment ahead");
+                tracing::warn!(%error, "cannot create the next segment's file; trying again");
                 false
             }
         }
@@ -129,14 +129,14 @@ impl Housekeeper {
         if !self.is_free(want) {
             return false;
         }
-        match make_zeros(&self.shared.dir.ballast(), want, &self.shared.stop) {
+        match create_zeroed(&self.shared.dir.ballast(), want, &self.shared.stop) {
             Ok(_) => {
                 self.shared.set_ballast(want);
                 true
             }
             Err(error) => {
                 if error.kind() != ErrorKind::Interrupted {
-                    tracing::warn!(%error, "cannot make the ballast yet");
+                    tracing::warn!(%error, "cannot create the ballast; trying again");
                 }
                 self.shared.set_ballast(0);
                 false
@@ -144,11 +144,11 @@ impl Housekeeper {
         }
     }
 
-    /// Says whether there was one to give.
-    fn give_ballast_away(&self) -> bool {
+    /// Returns whether there was a ballast to delete.
+    fn delete_ballast(&self) -> bool {
         let gave = fs::remove_file(self.shared.dir.ballast()).is_ok();
         if gave {
-            tracing::warn!("the ballast is given away, so that the full disk can be drained");
+            tracing::warn!("deleted the ballast, so that the full disk can be drained");
         }
         self.shared.set_ballast(0);
         gave

@@ -1,21 +1,21 @@
-//! The journal: what is acknowledged is here, on disk, until the database has it.
+//! The journal: a write-ahead log on disk that holds every acknowledged record until the database has committed it.
 //!
 //! ```text
 //! reserve ─> append ─> queue ─> writer ─ pwrite, fdatasync ─> on_durable     (state, writer)
-//!            seq, lane counts     │ segments made ahead, removed when settled  (keeper)
+//!            seq, lane counts     │  spare segments, removal, full disk       (housekeeper)
 //!                                 ▼
 //!  DIR/LOCK  DIR/<20 digits>.wal  DIR/spare.tmp  DIR/ballast  DIR/quarantine/ (frame, segment)
 //!                                 │
-//!        reader <─────────────────┴──> survey ─> recover, check               (scan, survey)
+//!        reader <─────────────────┴──> directory scan ─> recover, check       (scan, directory_scan)
 //! ```
 //!
-//! - There is no second file that must agree with the log: every position comes from the frames.
-//! - A file that holds frames is only appended to. A newer segment says which frames of an older one
-//!   count; nothing is marked in place.
-//! - Sequence numbers rise over all lanes, without a hole inside a run; each open starts a new run in a
-//!   fresh segment and jumps ahead, so that a number that vanished with the power is not used again.
-//! - Damage never keeps the journal from opening. It is named by sequence range, counted and kept aside.
-//! - Memory does not grow with the journal: it is one window per reader, and per segment its lanes.
+//! - No second file has to agree with the log: every position is derived from the frames.
+//! - A file that holds frames is only appended to. A newer segment states which frames of an older one are valid;
+//!   nothing is marked in place.
+//! - Sequence numbers increase across all lanes, without gaps inside a run. Each open starts a new run in a new segment
+//!   and jumps ahead, so that a number lost in a power failure is not used again.
+//! - Damage never prevents an open. It is reported by sequence range, counted and quarantined.
+//! - Memory does not grow with the journal: one window per reader, and the lanes of each segment.
 
 mod frame;
 mod dedup_index;
@@ -43,7 +43,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use uuid::Uuid;
 
 pub use self::check::{Report, SegmentReport, check, dump, repair};
-pub use self::dedup_index::{DedupEntry, DedupKey, WINDOW};
+pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey};
 pub use self::reader::Reader;
 pub use self::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
@@ -53,17 +53,17 @@ use self::frame::{FrameHeader, Kind};
 use self::housekeeper::Housekeeper;
 use self::reader::View;
 use self::recover::{SEAL_BYTES, Segment};
-use self::segment::{At, Dir, make_zeros};
-use self::state::{Cursor, Sizes, Spare, State};
+use self::segment::{At, Dir, create_zeroed};
+use self::state::{LogEnd, Sizes, Spare, State};
 use self::writer::{Item, Writer};
 
-/// Number of a lane.
+/// Number of a lane: an ordered shard of the stream.
 pub type LaneId = u16;
 
-/// What [`Journal::open`] needs to know. Sizes in bytes.
+/// Configuration of [`Journal::open`]. Sizes are in bytes.
 #[derive(Clone, Debug)]
 pub struct JournalConfig {
-    /// The directory; made if it is missing.
+    /// Directory of the journal; created if it does not exist.
     pub dir: PathBuf,
     /// Size of a segment file: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], rounded down to a multiple of 4096. A frame
     /// never spans two segments, so this also bounds the payload of an append.
@@ -76,15 +76,15 @@ pub struct JournalConfig {
     pub ballast_bytes: u64,
     /// Limit for payload bytes waiting for the writer thread; at least 1. A larger payload is appended alone.
     pub queue_bytes_max: usize,
-    /// Settled segments kept in case the database goes back in time.
+    /// Number of committed segments to retain in case the database is restored to an earlier state.
     pub retain_segments: usize,
-    /// How long a settled segment is kept for the same reason, counted from the moment when the database was known to
-    /// have it (after a restart: from then on). Zero: not for a time.
+    /// How long to retain a committed segment for the same purpose, counted from its commit (after a restart: from the
+    /// first commit reported to [`Journal::commit`]). Zero: no minimum age.
     pub retain_for: Duration,
 }
 
 impl JournalConfig {
-    /// Returns the segment size that is used.
+    /// Checks every field and returns the effective segment size.
     fn check(&self) -> Result<u64, OpenError> {
         let invalid = |field, value, expected| Err(OpenError::InvalidConfig { field, value, expected });
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
@@ -105,47 +105,48 @@ impl JournalConfig {
     }
 }
 
-/// Last frame of a lane: its sequence number, and the lane's record count up to it.
+/// End of a lane: its last frame, and its record count up to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LaneTail {
-    /// Its sequence number; 0 where there is none.
+    /// Sequence number of the lane's last frame; 0 if it has none.
     pub seq: u64,
-    /// Records of the lane up to and including it, since the journal was made.
+    /// Records of the lane up to and including that frame, since the journal was created.
     pub records: u64,
 }
 
-/// Bytes that recovery could not read. Named, kept aside, counted; never a reason not to start.
-/// Where no frame is lost (a mended header, a misnamed file) the sequence range is empty: 1 to 0.
+/// Bytes that cannot be read. They are reported, quarantined and counted, and never prevent an open. If no frame is
+/// lost (a repaired header, a misnamed file), the sequence range is empty: 1 to 0.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Damage {
-    /// The segment's number.
+    /// Number of the segment.
     pub segment: u64,
-    /// Where in the file it starts.
+    /// Offset in the segment's file.
     pub offset: u64,
-    /// How many bytes.
+    /// Length in bytes.
     pub bytes: u64,
-    /// First sequence number that is missing.
+    /// First lost sequence number.
     pub seq_first: u64,
-    /// Last sequence number that is missing.
+    /// Last lost sequence number.
     pub seq_last: u64,
-    /// What is wrong, in words.
-    pub what: String,
+    /// Description of the damage.
+    pub reason: String,
 }
 
-/// What [`Journal::open`] found.
+/// Result of [`Journal::open`].
 #[derive(Clone, Debug)]
 pub struct Recovered {
-    /// The identity of this journal, made with it. The database knows it as the writer.
+    /// Identity of this journal, assigned when it was created. The database knows it as the writer.
     pub writer: Uuid,
-    /// The identity of this run of it; on disk before `open` returns.
+    /// Identity of this run; on disk before `open` returns.
     pub run: Uuid,
-    /// Runs before this one, newest last (at most 1024).
+    /// Previous runs, latest last (at most 1024).
     pub runs: Vec<Uuid>,
-    /// The last sequence number used before this run.
+    /// Last sequence number used before this run.
     pub seq_last: u64,
-    /// Newest frame of every lane found.
+    /// The end of every lane.
     pub lanes: BTreeMap<LaneId, LaneTail>,
-    /// Whether this open created the journal: the directory held no segment. `clean` is false then, too, and means nothing.
+    /// Whether this open created the journal: the directory held no segment. `clean` is false then, too, and carries no
+    /// information.
     pub created: bool,
     /// Whether the previous run ended with a seal.
     pub clean: bool,
@@ -158,14 +159,14 @@ pub struct Recovered {
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A field of [`JournalConfig`] is out of range; nothing was touched.
+    /// A field of [`JournalConfig`] is out of range; nothing was modified.
     #[error("invalid journal {field} {value}: expected {expected}")]
     InvalidConfig {
-        /// The field's name.
+        /// Name of the field.
         field: &'static str,
         /// Its value.
         value: u64,
-        /// The values that are accepted.
+        /// The accepted values.
         expected: String,
     },
     /// Another process holds the lock.
@@ -174,107 +175,106 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
-    /// Written by a newer version in a way this one cannot read; nothing was touched.
-    #[error("journal {dir} needs a reader of format {needs}, this is {have}: start the newer version again")]
+    /// Written by a newer version in a format that this version cannot read; nothing was modified.
+    #[error("journal {dir} needs format version {needs}, but this version reads up to {have}: run the newer version")]
     TooNew {
         /// The directory.
         dir: PathBuf,
-        /// Format version it needs.
+        /// Format version that is needed to read it.
         needs: u16,
-        /// Format version this program reads.
+        /// Latest format version that this version reads.
         have: u16,
     },
-    /// The directory or the disk refused.
-    #[error("journal {path}: {what}: {source}")]
+    /// An operation on the directory or a file failed.
+    #[error("journal {path}: cannot {action}: {source}")]
     Io {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
+        /// What failed.
+        action: &'static str,
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
-/// Why an append was not taken, or will not become durable.
+/// Why an append was rejected, or why a frame will never become durable.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AppendError {
-    /// The quota is reached: settle something first.
+    /// The quota is reached; appends are accepted again after [`Journal::commit`] has released a segment.
     #[error("the journal has reached its quota")]
     Quota,
-    /// The disk is full (ENOSPC, EDQUOT, EFBIG); goes on by itself when there is room.
+    /// The disk is full (ENOSPC, EDQUOT, EFBIG); appends are accepted again once space is available.
     #[error("the journal's disk is full")]
     DiskFull,
-    /// The payload is above [`crate::codec::PAYLOAD_BYTES_MAX`] or does not fit a segment.
-    #[error("a payload of {bytes} bytes does not fit a frame")]
+    /// The payload exceeds [`crate::codec::PAYLOAD_BYTES_MAX`], the segment size or the reserved credit.
+    #[error("a payload of {bytes} bytes does not fit into a frame")]
     TooLarge {
-        /// Its size.
+        /// Size of the payload, in bytes.
         bytes: usize,
     },
-    /// A write or fsync has failed: nothing more is promised until a restart has read the disk again.
+    /// A write or fsync has failed: nothing is acknowledged until a restart has read the disk again.
     #[error("the journal is poisoned: {0}")]
     Poisoned(String),
     /// The journal has been sealed.
     #[error("the journal is sealed")]
     Sealed,
-    /// A frame with the same mark was taken before.
-    #[error("the same was taken before")]
-    Repeated,
+    /// A frame with the same dedup key has been appended before.
+    #[error("a frame with the same dedup key has been appended before")]
+    Duplicate,
 }
 
-/// What an append was given, at once.
+/// What an accepted append was assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The frame's sequence number.
     pub seq: u64,
-    /// The lane's frame before it; 0 for none.
+    /// Sequence number of the lane's previous frame; 0 if there is none.
     pub lane_prev_seq: u64,
     /// Records of the lane up to and including this frame.
     pub lane_records: u64,
     /// CRC-32C of the payload.
     pub payload_crc: u32,
-    /// [`Journal::generation`] when it was given.
+    /// [`Journal::generation`] at the time of the append.
     pub generation: u64,
 }
 
-/// One data frame on its way in.
+/// A data frame to append.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewFrame {
-    /// Lane.
+    /// Its lane.
     pub lane: LaneId,
-    /// How to decode the payload.
+    /// Codec id of the payload.
     pub codec: u8,
-    /// Records in it.
+    /// Number of records in the payload.
     pub records: u32,
-    /// What tells it from a repetition, where something does.
+    /// Key that identifies a repetition of this frame, if there is one.
     pub dedup_key: Option<DedupKey>,
     /// The payload.
     pub payload: Vec<u8>,
 }
 
-/// One data frame read back.
+/// A data frame read from the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Sequence number.
     pub seq: u64,
-    /// Lane.
+    /// Its lane.
     pub lane: LaneId,
-    /// The lane's frame before it when it was written; 0 for none.
+    /// Sequence number of the lane's previous frame; 0 if there is none.
     pub lane_prev_seq: u64,
-    /// Records of the lane up to and including it.
+    /// Records of the lane up to and including this frame.
     pub lane_records: u64,
-    /// Records in it.
+    /// Number of records in the payload.
     pub records: u32,
-    /// How to decode the payload.
+    /// Codec id of the payload.
     pub codec: u8,
-    /// CRC-32C of the payload, checked.
+    /// CRC-32C of the payload; verified.
     pub payload_crc: u32,
     /// The payload.
     pub payload: Vec<u8>,
 }
 
-/// Semaphore in the writer's queue, from [`Journal::reserve`]. Given back when the frame has left the queue,
-/// or when it is dropped.
+/// Credit for the writer's queue, from [`Journal::reserve`]. Released when the frame has left the queue, or on drop.
 #[derive(Debug)]
 pub struct AppendCredit {
     bytes: usize,
@@ -282,40 +282,41 @@ pub struct AppendCredit {
     _frame: OwnedSemaphorePermit,
 }
 
-/// Called exactly once: with the frame's sequence number, by the writer thread, when it is covered by a completed fsync;
-/// with the reason, by whoever finds out, when it never will be.
+/// Called exactly once. On success: by the writer thread, with the frame's sequence number, after the fsync that covers
+/// it. On failure: with the reason, by the thread that detects it. Must not block: a blocked call delays every later
+/// acknowledgement.
 pub type OnDurable = Box<dyn FnOnce(Result<u64, AppendError>) + Send>;
 
-/// How the journal stands, for metrics and status.
+/// State of the journal, for metrics and status.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct JournalStats {
-    /// Bytes of all its files.
+    /// Size of all files.
     pub bytes: u64,
-    /// Its quota in bytes.
+    /// Configured quota.
     pub quota_bytes: u64,
-    /// Segment files.
+    /// Number of segment files.
     pub segments: usize,
-    /// Highest sequence number given out.
+    /// Highest sequence number assigned.
     pub seq_last: u64,
     /// Highest sequence number covered by an fsync.
     pub seq_durable: u64,
-    /// Payload bytes waiting for the writer.
+    /// Payload bytes that wait for the writer.
     pub queue_bytes: u64,
-    /// Whether an append would be refused now, and why.
-    pub refuses: Option<String>,
-    /// Frames found damaged since the journal was opened (recovery and reads).
+    /// Why appends are rejected now; `None` if they are accepted.
+    pub reject_reason: Option<String>,
+    /// Damaged frames found since the journal was opened, by recovery and by readers.
     pub damaged_frames: u64,
-    /// Bytes kept aside in `quarantine/`.
+    /// Size of the files in `quarantine/`.
     pub quarantine_bytes: u64,
 }
 
-/// Frames that may wait for the writer thread.
+/// Maximum number of frames that wait for the writer thread.
 const QUEUE_FRAMES_MAX: usize = 8192;
 
 /// The journal of one process. Cheap to clone.
 ///
-/// When the last clone is dropped without [`Journal::seal`], what is queued is still written and
-/// acknowledged, but the next open finds no seal.
+/// If the last clone is dropped without [`Journal::seal`], queued frames are still written and acknowledged, but the
+/// next open finds no seal.
 #[derive(Clone)]
 pub struct Journal {
     handle: Arc<Handle>,
@@ -324,50 +325,50 @@ pub struct Journal {
 struct Handle {
     shared: Arc<Shared>,
     threads: Mutex<Option<Threads>>,
-    /// How the seal went, for whoever asks again.
+    /// Result of the seal, for repeated calls.
     sealed: Mutex<Option<Result<(), AppendError>>>,
 }
 
-/// What runs. Each thread holds the directory's lock until it has ended.
+/// The threads. Each holds the directory's lock until it has exited.
 struct Threads {
     writer: JoinHandle<Result<(), AppendError>>,
     housekeeper: JoinHandle<()>,
 }
 
-/// How far the journal is on disk.
+/// Durable end of the journal, as published to waiters.
 #[derive(Clone, Debug)]
 struct Progress {
     seq_durable: u64,
-    /// How often numbers fell back, and the lowest number that did last.
-    falls: u64,
-    fell_from: u64,
-    /// Nothing more will become durable.
+    /// Number of roll-backs, and the lowest sequence number that the last one voided.
+    rollbacks: u64,
+    rolled_back_from: u64,
+    /// Set when nothing more will become durable.
     end: Option<AppendError>,
 }
 
 /// The file of the next segment.
 struct SpareFile {
     file: File,
-    /// It was a segment before.
+    /// Whether it was a segment before.
     reused: bool,
 }
 
-/// What callers, the writer and the keeper share.
+/// State shared by callers, writer and housekeeper.
 struct Shared {
     dir: Dir,
     segment_bytes: u64,
     ballast_bytes: u64,
     state: Mutex<State>,
-    /// The writer's queue; `None` from the seal on. Taken together with `state`, in that order, so that
-    /// the queue's order is the order of sequence numbers.
+    /// The writer's queue; `None` once sealed. Locked after `state`, so that frames are queued in the order of their
+    /// sequence numbers.
     queue: Mutex<Option<Sender<Item>>>,
-    /// The file of the spare, once it is whole. Held by whoever makes it or gives it its place.
+    /// The spare's file, once it is complete. Locked while it is created or renamed.
     spare: Mutex<Option<SpareFile>>,
     wake: Sender<()>,
     stop: AtomicBool,
     wants_seal: AtomicBool,
     progress: watch::Sender<Progress>,
-    /// The end alone: who waits for nothing else need not wake at each fsync.
+    /// `progress.end` alone, for waiters that need no wake-up at each fsync.
     ends: watch::Sender<Option<AppendError>>,
     queue_bytes: AtomicU64,
     bytes_max: usize,
@@ -375,12 +376,12 @@ struct Shared {
     frames: Arc<Semaphore>,
     damaged_frames: AtomicU64,
     quarantine_bytes: AtomicU64,
-    /// Damage that was counted already: segment and offset.
+    /// Damage that has been counted: segment and offset.
     damage_known: Mutex<BTreeSet<(u64, u64)>>,
 }
 
 impl Journal {
-    /// Locks, recovers and opens the journal, and starts its writer thread.
+    /// Locks, recovers and opens the journal, and starts its threads.
     ///
     /// # Errors
     /// [`OpenError::InvalidConfig`] if a size is out of the range given at [`JournalConfig`]; [`OpenError::Locked`],
@@ -388,32 +389,32 @@ impl Journal {
     pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
         let segment_bytes = config.check()?;
         ignore_file_size_signal();
-        let begun = Instant::now();
+        let started = Instant::now();
         let dir = Dir::new(config.dir.clone());
-        fs::create_dir_all(dir.path()).at(dir.path(), "make the directory")?;
+        fs::create_dir_all(dir.path()).at(dir.path(), "create the directory")?;
         if let Some(parent) = dir.path().parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            segment::sync_dir(parent).at(parent, "fsync the directory")?;
+            segment::sync_dir(parent).at(parent, "fsync the parent directory")?;
         }
         let lock = check::lock(&dir)?;
         let opened = recover::recover(&dir, segment_bytes)?;
-        recover::forget_old_torn_tails(&dir);
+        recover::prune_torn_tails(&dir);
         let recovered = opened.recovered.clone();
         recover::report(&recovered);
         let (journal, writer, housekeeper) = Self::assemble(&config, dir, segment_bytes, opened);
         let lock = Arc::new(lock);
-        let keeper_lock = lock.clone();
+        let housekeeper_lock = lock.clone();
         let threads = Threads {
             writer: spawn("journal-writer", move || {
                 let _lock = lock;
                 writer.guarded_run()
             })?,
-            housekeeper: spawn("journal-keeper", move || {
-                let _lock = keeper_lock;
+            housekeeper: spawn("journal-housekeeper", move || {
+                let _lock = housekeeper_lock;
                 housekeeper.run();
             })?,
         };
         *locked(&journal.handle.threads) = Some(threads);
-        metrics::gauge!("logweir_journal_recovery_seconds").set(begun.elapsed().as_secs_f64());
+        metrics::gauge!("logweir_journal_recovery_seconds").set(started.elapsed().as_secs_f64());
         journal.handle.shared.publish_gauges();
         Ok((journal, recovered))
     }
@@ -424,16 +425,16 @@ impl Journal {
         segment_bytes: u64,
         opened: recover::Opened,
     ) -> (Self, Writer, Housekeeper) {
-        let recover::Opened { recovered, segments, dedup_index, active, number, run_seq, crc_last, full } = opened;
-        let newest = &segments[&number];
-        let cursor = Cursor {
+        let recover::Opened { recovered, segments, dedup_entries, active, number, run_seq, crc_last, full } = opened;
+        let first = &segments[&number];
+        let log_end = LogEnd {
             seq: run_seq,
             segment: number,
-            offset: newest.end,
-            frames_end: newest.size - SEAL_BYTES,
+            offset: first.end,
+            frames_end: first.size - SEAL_BYTES,
             lanes: recovered.lanes.clone(),
         };
-        let (offset, newest_bytes) = (cursor.offset, newest.size);
+        let (offset, active_bytes) = (log_end.offset, first.size);
         let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
         let sizes = Sizes {
             segment_bytes,
@@ -446,17 +447,17 @@ impl Journal {
             sizes,
             run: recovered.run,
             runs: recovered.runs.clone(),
-            given: cursor.clone(),
-            written: cursor,
-            refuses: full.then_some(AppendError::DiskFull),
+            allocated: log_end.clone(),
+            durable: log_end,
+            reject_reason: full.then_some(AppendError::DiskFull),
             segments,
-            settled: BTreeMap::new(),
-            dedup_index: DedupIndex::new(segment_bytes, dedup_index),
+            committed: BTreeMap::new(),
+            dedup_index: DedupIndex::new(segment_bytes, dedup_entries),
             spare: Spare::Missing,
             ballast_now,
             generation: 0,
         };
-        // Each frame may bring the START of a new segment along.
+        // Each frame may be preceded by the START of a new segment.
         let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
         let (wake, woken) = crossbeam_channel::bounded(1);
         let bytes_max = config.queue_bytes_max;
@@ -470,7 +471,12 @@ impl Journal {
             wake,
             stop: AtomicBool::new(false),
             wants_seal: AtomicBool::new(false),
-            progress: watch::Sender::new(Progress { seq_durable: run_seq, falls: 0, fell_from: 0, end: None }),
+            progress: watch::Sender::new(Progress {
+                seq_durable: run_seq,
+                rollbacks: 0,
+                rolled_back_from: 0,
+                end: None,
+            }),
             ends: watch::Sender::new(None),
             queue_bytes: AtomicU64::new(0),
             bytes_max,
@@ -488,11 +494,11 @@ impl Journal {
             run_seq,
             file: active,
             number,
-            size: newest_bytes,
+            size: active_bytes,
             seq: run_seq,
             offset,
             crc_last,
-            held: None,
+            pending: None,
             buffer: Vec::new(),
         };
         let housekeeper = Housekeeper { shared: shared.clone(), wake: woken };
@@ -500,14 +506,14 @@ impl Journal {
         (Self { handle: Arc::new(handle) }, writer, housekeeper)
     }
 
-    /// Waits for room for `bytes` of payload in the writer's queue.
+    /// Waits for space for `bytes` of payload in the writer's queue.
     ///
     /// # Errors
-    /// The journal refuses appends now; says why.
+    /// The journal rejects appends; the error is the reason.
     pub async fn reserve(&self, bytes: usize) -> Result<AppendCredit, AppendError> {
         let shared = &self.handle.shared;
-        shared.check_room(bytes)?;
-        // A payload larger than the whole queue goes alone.
+        shared.check_capacity(bytes)?;
+        // A payload larger than the whole queue is queued alone.
         let permits = u32::try_from(bytes.clamp(1, shared.bytes_max)).unwrap_or(u32::MAX);
         let never_closed = "the journal never closes its semaphores";
         let credit = AppendCredit {
@@ -515,16 +521,16 @@ impl Journal {
             _bytes: shared.bytes.clone().acquire_many_owned(permits).await.expect(never_closed),
             _frame: shared.frames.clone().acquire_owned().await.expect(never_closed),
         };
-        shared.check_room(bytes)?;
+        shared.check_capacity(bytes)?;
         Ok(credit)
     }
 
-    /// Gives the frame its place in the order and hands it to the writer thread. Never blocks on the disk.
+    /// Assigns the frame its sequence number and queues it for the writer thread. Never blocks on the disk.
     ///
-    /// When `on_durable` gets an error the sequence number is void: another frame may get it.
+    /// If `on_durable` receives an error, the sequence number is void: another frame may get it.
     ///
     /// # Errors
-    /// The frame was not taken; `on_durable` was told, too.
+    /// The frame was rejected; `on_durable` has received the same error.
     pub fn append(
         &self,
         credit: AppendCredit,
@@ -537,11 +543,12 @@ impl Journal {
         self.append_frame(credit, NewFrame { lane, codec, records, dedup_key: None, payload }, on_durable)
     }
 
-    /// As [`Journal::append`]; a frame with a mark is taken once, and needs [`DedupKey::BYTES`] more of credit.
+    /// Like [`Journal::append`], for a frame that may have a dedup key. The key adds [`DedupKey::BYTES`] to the
+    /// payload: reserve that much more credit.
     ///
     /// # Errors
-    /// [`AppendError::Repeated`] if its mark is known: ask [`Journal::marked`] for the frame that was there before.
-    /// Otherwise as there.
+    /// [`AppendError::Duplicate`] if the key is in the dedup index; [`Journal::dedup_entry`] then returns the earlier
+    /// frame. Otherwise as for [`Journal::append`].
     pub fn append_frame(
         &self,
         credit: AppendCredit,
@@ -553,7 +560,7 @@ impl Journal {
         }
         let bytes = frame.payload.len();
         let fits = if bytes > credit.bytes { Err(AppendError::TooLarge { bytes }) } else { Ok(()) };
-        // Checksummed here, on the caller's core and outside the mutex.
+        // Computed here, on the caller's core and outside the mutex.
         let payload_crc = crc32c::crc32c(&frame.payload);
         let mut waiter = Some((on_durable, credit));
         let appended = fits.and_then(|()| self.handle.shared.append(frame, payload_crc, &mut waiter));
@@ -563,21 +570,21 @@ impl Journal {
         appended
     }
 
-    /// The newest frame with the mark of `key`, and whether it is durable.
+    /// Returns the latest frame with this dedup key, and whether it is durable.
     #[must_use]
     pub fn dedup_entry(&self, key: &[u8; 16]) -> Option<(DedupEntry, bool)> {
         let state = self.handle.shared.state();
-        state.dedup_index.of(key).map(|dedup_entry| (dedup_entry, dedup_entry.seq <= state.written.seq))
+        state.dedup_index.get(key).map(|dedup_entry| (dedup_entry, dedup_entry.seq <= state.durable.seq))
     }
 
-    /// Whether an append would be refused now, and why. What readiness and intake ask.
+    /// Whether an append would be accepted now. For readiness probes and intake.
     ///
     /// # Errors
-    /// The reason.
+    /// The reason why appends are rejected.
     pub fn check_writable(&self) -> Result<(), AppendError> {
-        // Asked by probes: not counted as a refusal.
+        // Not counted as a rejection: probes call this.
         let shared = &self.handle.shared;
-        let checked = shared.state().check_room(0);
+        let checked = shared.state().check_capacity(0);
         if checked == Err(AppendError::DiskFull) {
             shared.wake();
         }
@@ -587,19 +594,19 @@ impl Journal {
     /// Waits until `seq` is covered by a completed fsync.
     ///
     /// # Errors
-    /// It never will be.
+    /// It never will be; the error is the reason.
     pub async fn durable(&self, seq: u64) -> Result<(), AppendError> {
         let shared = &self.handle.shared;
         let mut progress = shared.progress.subscribe();
-        let falls = progress.borrow_and_update().falls;
-        if seq > shared.state().given.seq {
-            // Only a frame that was taken back can have had it.
+        let rollbacks = progress.borrow_and_update().rollbacks;
+        if seq > shared.state().allocated.seq {
+            // Only a frame that was rolled back can have had this number.
             return Err(AppendError::DiskFull);
         }
         loop {
             {
                 let now = progress.borrow_and_update();
-                if now.falls != falls && now.fell_from <= seq {
+                if now.rollbacks != rollbacks && now.rolled_back_from <= seq {
                     return Err(AppendError::DiskFull);
                 }
                 if now.seq_durable >= seq {
@@ -613,36 +620,36 @@ impl Journal {
         }
     }
 
-    /// How often numbers were given out and taken back because the disk was full. A sequence number stands for
-    /// the same frame only within one generation, until the frame is durable.
+    /// Number of roll-backs: sequence numbers that were assigned and voided because the disk was full. Until a frame is
+    /// durable, its sequence number identifies it only within one generation.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.handle.shared.state().generation
     }
 
-    /// The newest durable frame of `lane`.
+    /// Returns the durable end of `lane`.
     #[must_use]
     pub fn lane_durable(&self, lane: LaneId) -> LaneTail {
-        self.handle.shared.state().written.lanes.get(&lane).copied().unwrap_or_default()
+        self.handle.shared.state().durable.lanes.get(&lane).copied().unwrap_or_default()
     }
 
-    /// The newest frame of `lane` given out, durable or not; and every lane that has one.
+    /// Returns the end of every lane, including frames that are not durable yet.
     #[must_use]
     pub fn lanes(&self) -> BTreeMap<LaneId, LaneTail> {
-        self.handle.shared.state().given.lanes.clone()
+        self.handle.shared.state().allocated.lanes.clone()
     }
 
-    /// How far it is durable: the newest frame, and the newest one of each lane at that moment.
+    /// Returns the highest durable sequence number, and the durable end of every lane at that moment.
     #[must_use]
-    pub fn durable_now(&self) -> (u64, BTreeMap<LaneId, LaneTail>) {
+    pub fn durable_position(&self) -> (u64, BTreeMap<LaneId, LaneTail>) {
         let state = self.handle.shared.state();
-        (state.written.seq, state.written.lanes.clone())
+        (state.durable.seq, state.durable.lanes.clone())
     }
 
-    /// Waits until a frame above `seq` is durable, whichever it is.
+    /// Waits until any frame above `seq` is durable.
     ///
     /// # Errors
-    /// None ever will be.
+    /// None ever will be; the error is the reason.
     pub async fn durable_beyond(&self, seq: u64) -> Result<(), AppendError> {
         let mut progress = self.handle.shared.progress.subscribe();
         let now = progress.wait_for(|now| now.seq_durable > seq || now.end.is_some()).await;
@@ -653,40 +660,42 @@ impl Journal {
         }
     }
 
-    /// Reads the durable frames of `lane` after `after_seq`, in order.
+    /// Returns a reader of the durable frames of `lane` above `after_seq`.
     #[must_use]
     pub fn reader(&self, lane: LaneId, after_seq: u64) -> Reader {
         Reader::new(self.handle.shared.clone(), Some(lane), after_seq)
     }
 
-    /// Reads the durable frames of all lanes after `after_seq`, in the order of their numbers.
+    /// Returns a reader of the durable frames of all lanes above `after_seq`, in the order of their sequence numbers.
     #[must_use]
-    pub fn reader_of_all(&self, after_seq: u64) -> Reader {
+    pub fn reader_all_lanes(&self, after_seq: u64) -> Reader {
         Reader::new(self.handle.shared.clone(), None, after_seq)
     }
 
-    /// The database has everything of `lane` up to `seq`: segments that no lane needs may go, the oldest
-    /// first. A lane that has frames in the journal and was never settled keeps them. A `seq` below the one before says
-    /// that the database has gone back in time: what lies above it is needed again, as far as it is there.
+    /// Reports that the database has committed `lane` up to `seq`: segments that no lane needs any more may be removed,
+    /// oldest first. A lane with frames in the journal that was never reported keeps its segments. A `seq` below the
+    /// previous one means that the database was restored to an earlier state: frames above it are needed again, as far
+    /// as they still exist.
     pub fn commit(&self, lane: LaneId, seq: u64) {
         let shared = &self.handle.shared;
-        let news = {
+        let wake = {
             let (mut state, now) = (shared.state(), Instant::now());
             state.commit(lane, seq, now) | state.removable(now).is_some()
         };
-        if news {
+        if wake {
             shared.wake();
         }
     }
 
-    /// The first sequence number that is still kept: frames below it were settled, and have gone with their segments.
+    /// First sequence number that is still in the journal: earlier frames were committed and removed with their
+    /// segments.
     #[must_use]
-    pub fn first_kept_seq(&self) -> u64 {
+    pub fn first_retained_seq(&self) -> u64 {
         let state = self.handle.shared.state();
         state.segments.first_key_value().map_or(0, |(_, segment)| segment.first_seq)
     }
 
-    /// How it stands.
+    /// Returns the state of the journal.
     #[must_use]
     pub fn stats(&self) -> JournalStats {
         let shared = &self.handle.shared;
@@ -695,16 +704,16 @@ impl Journal {
             bytes: state.bytes(),
             quota_bytes: state.sizes.quota_bytes,
             segments: state.segments.len(),
-            seq_last: state.given.seq,
-            seq_durable: state.written.seq,
+            seq_last: state.allocated.seq,
+            seq_durable: state.durable.seq,
             queue_bytes: shared.queue_bytes.load(Ordering::Relaxed),
-            refuses: state.refuses.as_ref().map(ToString::to_string),
+            reject_reason: state.reject_reason.as_ref().map(ToString::to_string),
             damaged_frames: shared.damaged_frames.load(Ordering::Relaxed),
             quarantine_bytes: shared.quarantine_bytes.load(Ordering::Relaxed),
         }
     }
 
-    /// Completes with the reason when a write or fsync has failed for good (exit 74).
+    /// Completes with the reason once a write or fsync has failed for good (exit code 74).
     pub async fn poisoned(&self) -> String {
         let mut ends = self.handle.shared.ends.subscribe();
         loop {
@@ -717,27 +726,27 @@ impl Journal {
         }
     }
 
-    /// Last fsync, a SEAL frame, the writer thread joined, the lock given back. Appends are refused from here on.
+    /// Seals the journal: last fsync, SEAL frame, both threads joined, lock released. Later appends are rejected.
     ///
     /// # Errors
-    /// The disk refused; the frames that were acknowledged are safe all the same.
+    /// The seal could not be written; acknowledged frames are safe nevertheless.
     pub fn seal(&self) -> Result<(), AppendError> {
         let mut sealed = locked(&self.handle.sealed);
         if sealed.is_none() {
             self.handle.shared.wants_seal.store(true, Ordering::Release);
             *sealed = Some(self.handle.stop());
         }
-        sealed.clone().expect("it was set just now")
+        sealed.clone().expect("set above")
     }
 }
 
 impl Handle {
-    /// Ends the threads: the writer when its queue is empty. Then the lock goes.
+    /// Stops the threads, the writer once its queue is empty, and releases the lock.
     fn stop(&self) -> Result<(), AppendError> {
         let Some(threads) = locked(&self.threads).take() else { return Ok(()) };
         self.shared.close();
         if threads.writer.thread().id() == std::thread::current().id() {
-            // The last clone was dropped by a waiter: the writer cannot wait for itself, it just ends.
+            // The last clone was dropped by an `on_durable`: the writer cannot join itself, it just exits.
             return Ok(());
         }
         let wrote = threads.writer.join();
@@ -765,23 +774,23 @@ impl Shared {
         locked(&self.state)
     }
 
-    fn check_room(&self, bytes: usize) -> Result<(), AppendError> {
-        let checked = self.state().check_room(bytes);
+    fn check_capacity(&self, bytes: usize) -> Result<(), AppendError> {
+        let checked = self.state().check_capacity(bytes);
         if let Err(reason) = &checked {
-            self.refused(reason);
+            self.count_rejection(reason);
         }
         checked
     }
 
-    /// Counts a refusal; a full disk is the keeper's business.
-    fn refused(&self, reason: &AppendError) {
+    /// Counts a rejection; a full disk wakes the housekeeper.
+    fn count_rejection(&self, reason: &AppendError) {
         let label = match reason {
             AppendError::Quota => "quota",
             AppendError::DiskFull => "disk_full",
             AppendError::TooLarge { .. } => "too_large",
             AppendError::Poisoned(_) => "poisoned",
             AppendError::Sealed => "sealed",
-            AppendError::Repeated => "repeated",
+            AppendError::Duplicate => "duplicate",
         };
         metrics::counter!("logweir_journal_rejected_appends_total", "reason" => label).increment(1);
         if *reason == AppendError::DiskFull {
@@ -799,7 +808,7 @@ impl Shared {
         let mut state = self.state();
         let placed = state
             .place(lane, records, payload.len(), payload_crc, dedup_key)
-            .inspect_err(|reason| self.refused(reason))?;
+            .inspect_err(|reason| self.count_rejection(reason))?;
         let queue = locked(&self.queue);
         let Some(queue) = queue.as_ref() else { return Err(AppendError::Sealed) };
         if let Some((place, seq, start)) = placed.start {
@@ -811,14 +820,14 @@ impl Shared {
             kind: Kind::Data,
             codec,
             lane,
-            payload_len: u32::try_from(payload.len()).expect("place has checked it"),
+            payload_len: u32::try_from(payload.len()).expect("checked by place"),
             records,
             payload_crc,
             seq: appended.seq,
             durable_upto: 0,
             lane_prev_seq: appended.lane_prev_seq,
             lane_records: appended.lane_records,
-            dedup_entry: dedup_key.is_some(),
+            has_dedup_key: dedup_key.is_some(),
         };
         let bytes = self.queue_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed) + payload.len() as u64;
         metrics::gauge!("logweir_journal_queue_bytes").set(bytes as f64);
@@ -826,62 +835,62 @@ impl Shared {
         Ok(appended)
     }
 
-    /// Nothing is taken from here on; the writer ends when it has written what is queued.
+    /// Rejects appends from now on; the writer exits when it has written its queue.
     fn close(&self) {
-        self.refuse(AppendError::Sealed);
+        self.reject(AppendError::Sealed);
         self.stop.store(true, Ordering::Release);
         locked(&self.queue).take();
         self.wake();
     }
 
     fn wake(&self) {
-        // Full means that it is awake already.
+        // Full means that the housekeeper has been woken already.
         let _ = self.wake.try_send(());
     }
 
-    // What the writer says.
+    // Called by the writer.
 
-    fn written(&self, seq: u64, offset: u64, lanes: &BTreeMap<LaneId, LaneTail>) {
+    fn mark_durable(&self, seq: u64, offset: u64, lanes: &BTreeMap<LaneId, LaneTail>) {
         self.state().advance(seq, offset, lanes);
         self.progress.send_modify(|progress| progress.seq_durable = seq);
     }
 
-    /// A new segment has its name.
-    fn enlisted(&self, number: u64, segment: Segment) {
-        self.state().enlist(number, segment);
+    /// A new segment has been renamed into place.
+    fn segment_added(&self, number: u64, segment: Segment) {
+        self.state().add_segment(number, segment);
         self.wake();
     }
 
-    fn left_queue(&self, bytes: usize) {
+    fn dequeued(&self, bytes: usize) {
         let bytes = bytes as u64;
         let left = self.queue_bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         metrics::gauge!("logweir_journal_queue_bytes").set(left as f64);
     }
 
-    fn refuse(&self, reason: AppendError) {
+    fn reject(&self, reason: AppendError) {
         let mut state = self.state();
-        // Sealed and poisoned are for good.
-        if matches!(state.refuses, None | Some(AppendError::Quota | AppendError::DiskFull)) {
-            state.refuses = Some(reason);
+        // Sealed and poisoned are final.
+        if matches!(state.reject_reason, None | Some(AppendError::Quota | AppendError::DiskFull)) {
+            state.reject_reason = Some(reason);
         }
     }
 
-    fn fell_back(&self) {
-        let fell_from = {
+    fn rolled_back(&self) {
+        let rolled_back_from = {
             let mut state = self.state();
-            state.fall_back();
-            state.given.seq + 1
+            state.roll_back();
+            state.allocated.seq + 1
         };
         self.progress.send_modify(|progress| {
-            progress.falls += 1;
-            progress.fell_from = fell_from;
+            progress.rollbacks += 1;
+            progress.rolled_back_from = rolled_back_from;
         });
         self.wake();
     }
 
     fn poison(&self, reason: String) {
         let reason = AppendError::Poisoned(reason);
-        self.state().refuses = Some(reason.clone());
+        self.state().reject_reason = Some(reason.clone());
         self.progress.send_modify(|progress| progress.end = Some(reason.clone()));
         self.ends.send_replace(Some(reason));
     }
@@ -897,7 +906,7 @@ impl Shared {
         self.wants_seal.load(Ordering::Acquire)
     }
 
-    /// The spare's file: made ahead, or made now.
+    /// Returns the spare's file, creating it if there is none.
     fn take_spare(&self, spare: &mut Option<SpareFile>) -> io::Result<SpareFile> {
         let file = match spare.take() {
             Some(file) => file,
@@ -908,10 +917,10 @@ impl Shared {
     }
 
     fn make_spare_file(&self, stop: &AtomicBool) -> io::Result<SpareFile> {
-        Ok(SpareFile { file: make_zeros(&self.dir.spare(), self.segment_bytes, stop)?, reused: false })
+        Ok(SpareFile { file: create_zeroed(&self.dir.spare(), self.segment_bytes, stop)?, reused: false })
     }
 
-    // What the keeper asks and says.
+    // Called by the housekeeper.
 
     fn needs_spare(&self) -> bool {
         let state = self.state();
@@ -931,7 +940,7 @@ impl Shared {
         self.state().spare = spare;
     }
 
-    /// Bytes of the ballast, as wanted and as it is.
+    /// Size of the ballast, configured and actual.
     fn ballast(&self) -> (u64, u64) {
         (self.ballast_bytes, self.state().ballast_now)
     }
@@ -940,43 +949,44 @@ impl Shared {
         self.state().ballast_now = bytes;
     }
 
-    fn refuses(&self) -> Option<AppendError> {
-        self.state().refuses.clone()
+    fn reject_reason(&self) -> Option<AppendError> {
+        self.state().reject_reason.clone()
     }
 
-    fn accept_again(&self) {
+    fn resume(&self) {
         let mut state = self.state();
-        if state.refuses == Some(AppendError::DiskFull) {
-            state.refuses = None;
+        if state.reject_reason == Some(AppendError::DiskFull) {
+            state.reject_reason = None;
         }
     }
 
-    /// The oldest segment, if it may go, and whether its file could be the next one's.
+    /// Returns the oldest segment if it may be removed, and whether its file can be reused.
     fn removable(&self) -> Option<(u64, PathBuf, bool)> {
         let state = self.state();
         let (number, segment) = state.removable(Instant::now())?;
         Some((number, segment.path.clone(), state.is_reusable(segment)))
     }
 
-    fn removed(&self, number: u64) {
-        self.state().removed(number);
+    fn remove_segment(&self, number: u64) {
+        self.state().remove_segment(number);
         locked(&self.damage_known).retain(|(segment, _)| *segment != number);
     }
 
-    /// Makes the file of the settled segment `number` the spare; says whether it has.
+    /// Makes the file of the committed segment `number` the spare. Returns whether the segment is gone.
     fn reuse(&self, number: u64) -> bool {
         let mut spare = locked(&self.spare);
         if spare.is_some() {
             return false;
         }
-        // First off the list: a reader that has the file open then knows that what it meets is not the segment any more.
-        let Some(segment) = self.state().removed(number) else { return false };
+        // Unlisted before the rename: a reader that has the file open then knows that its bytes are no longer the
+        // segment's.
+        let Some(segment) = self.state().remove_segment(number) else { return false };
         match segment::reuse(&self.dir, &segment.path) {
             Ok(file) => *spare = Some(SpareFile { file, reused: true }),
             Err(error) => {
-                tracing::warn!(path = %segment.path.display(), %error, "cannot use a settled segment's file again");
+                tracing::warn!(path = %segment.path.display(), %error, "cannot reuse the file of a committed segment");
                 if segment.path.exists() {
-                    self.state().stays(number, segment);
+                    self.state().restore_segment(number, segment);
                     return false;
                 }
                 return true;
@@ -988,7 +998,7 @@ impl Shared {
         true
     }
 
-    /// Whether the segment is still one.
+    /// Whether the segment still exists.
     fn is_listed(&self, number: u64) -> bool {
         self.state().segments.contains_key(&number)
     }
@@ -1002,9 +1012,9 @@ impl Shared {
         metrics::gauge!("logweir_journal_quarantine_bytes").set(self.quarantine_bytes.load(Ordering::Relaxed) as f64);
     }
 
-    // What readers ask and say.
+    // Called by readers.
 
-    /// The first segment from `from` on that has durable frames of `lane` after `after_seq`.
+    /// Returns the first segment from `from` on that has durable frames of `lane` above `after_seq`.
     fn view(&self, lane: Option<LaneId>, after_seq: u64, from: u64) -> Option<View> {
         let state = self.state();
         let has = |segment: &Segment| match lane {
@@ -1012,22 +1022,30 @@ impl Shared {
             None => segment.lanes.values().any(|seq| *seq > after_seq),
         };
         let (number, segment) = state.segments.range(from..).find(|(_, segment)| has(segment))?;
-        let active = state.written.segment == *number;
+        let active = state.durable.segment == *number;
         Some(View { number: *number, path: segment.path.clone(), seed: segment.seed, end: segment.end, active })
     }
 
-    /// A reader has met bytes that it cannot read: counted and kept aside, once.
-    fn found_damage(&self, view: &View, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, what: &str) {
+    /// Counts and quarantines bytes that a reader cannot read, once.
+    fn report_damage(&self, view: &View, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, reason: &str) {
         if !locked(&self.damage_known).insert((view.number, offset)) {
             return;
         }
         let segment = view.number;
-        tracing::error!(segment, offset, bytes, seq_first, seq_last, what, "damage in the journal");
+        tracing::error!(
+            segment,
+            offset,
+            bytes,
+            seq_first,
+            seq_last,
+            reason,
+            "the journal is damaged; the bytes are quarantined"
+        );
         let frames = (seq_last + 1).saturating_sub(seq_first);
         self.damaged_frames.fetch_add(frames, Ordering::Relaxed);
         metrics::counter!("logweir_journal_damaged_frames_total").increment(frames);
         let name = directory_scan::damage_name(segment, offset, seq_first, seq_last);
-        recover::set_aside(&self.dir, &[Quarantined::Copy { from: view.path.clone(), offset, bytes, name }]);
+        recover::quarantine(&self.dir, &[Quarantined::Copy { from: view.path.clone(), offset, bytes, name }]);
         self.quarantine_bytes.store(self.dir.quarantine_bytes(), Ordering::Relaxed);
         self.publish_gauges();
     }
@@ -1036,14 +1054,14 @@ impl Shared {
 fn send(queue: &Sender<Item>, item: Item) {
     match queue.try_send(item) {
         Ok(()) => {}
-        // Semaphore for it is what the credit stands for.
-        Err(TrySendError::Full(_)) => unreachable!("the journal's queue holds a frame for each credit"),
-        // The writer has panicked: the waiter's drop tells it.
-        Err(TrySendError::Disconnected(_)) => tracing::error!("the journal's writer is gone"),
+        // Each credit guarantees a slot.
+        Err(TrySendError::Full(_)) => unreachable!("the journal's queue has a slot for each credit"),
+        // The writer has panicked; the journal is poisoned.
+        Err(TrySendError::Disconnected(_)) => tracing::error!("the journal's writer thread has exited"),
     }
 }
 
-/// A mutex whose holder has panicked still guards sound data: no step here leaves it half changed.
+/// Locks a mutex even if a holder has panicked: no step leaves the data half changed.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -1052,10 +1070,10 @@ fn spawn<T: Send + 'static>(
     name: &'static str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, OpenError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(run).at(std::path::Path::new(name), "start a thread")
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).at(std::path::Path::new(name), "start the thread")
 }
 
-/// Without this, a file-size limit ends the process by a signal instead of failing a write.
+/// Makes a write beyond the file-size limit fail instead of killing the process.
 fn ignore_file_size_signal() {
     // SAFETY: ignoring a signal installs no handler that could run.
     unsafe {

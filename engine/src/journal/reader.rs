@@ -1,9 +1,9 @@
-//! Reads one lane of the running journal, or all of them, in order, beside the writer.
+//! Reads one lane of the running journal, or all lanes, in order, concurrently with the writer.
 //!
-//! - Only what is durable is read, so that nothing is ever taken from here that a crash could take back.
-//! - A segment that is settled meanwhile goes off the list before its file is used again: what cannot be read in a file
-//!   that is no longer listed is no damage, and nothing in it is needed.
-//! - A place that cannot be read is counted and kept aside once, however many lanes pass it, and skipped.
+//! - Only durable frames are read, so a crash cannot undo what a reader returned.
+//! - A segment that is committed meanwhile is unlisted before its file is reused: unreadable bytes in an unlisted file
+//!   are not damage, and none of its frames is needed.
+//! - Bytes that cannot be read are counted and quarantined once, however many readers pass them, and skipped.
 
 use std::fs::File;
 use std::io;
@@ -14,28 +14,28 @@ use super::frame::{FrameHeader, Kind, Seed};
 use super::scan::{Found, Payloads, Scanner};
 use super::{Frame, LaneId, Shared};
 
-/// Headers are small and payloads are read past the window.
+/// Headers are small, and payloads bypass the window.
 const WINDOW_BYTES: usize = 16 << 10;
 
-/// Where to read on: what the journal says of the next segment that has frames of the lane.
+/// Where to continue: the next segment that has frames of the lane.
 pub(super) struct View {
     pub(super) number: u64,
     pub(super) path: std::path::PathBuf,
     pub(super) seed: Seed,
     pub(super) end: u64,
-    /// Frames may still come into it.
+    /// Whether frames may still be appended to it.
     pub(super) active: bool,
 }
 
-/// Reads one lane, or all lanes as they lie in the journal, in order. `Send`; blocking I/O: call it on a blocking thread.
+/// Reads one lane, or all lanes in journal order. `Send`. Performs blocking I/O: call it on a blocking thread.
 pub struct Reader {
     shared: Arc<Shared>,
-    /// None for all.
+    /// `None` for all lanes.
     lane: Option<LaneId>,
     after_seq: u64,
-    /// The segment that is open, and the walk over it.
+    /// The open segment and its scanner.
     open: Option<(u64, Scanner)>,
-    /// Segments below this one are done with.
+    /// Segments below this one have been read.
     from: u64,
 }
 
@@ -44,23 +44,23 @@ impl Reader {
         Self { shared, lane, after_seq, open: None, from: 0 }
     }
 
-    /// The sequence number after which it reads on.
+    /// Sequence number after which the reader continues.
     #[must_use]
     pub fn after_seq(&self) -> u64 {
         self.after_seq
     }
 
-    /// Skips what is settled up to `seq`. A reader never goes back: take a new one for that.
+    /// Skips frames up to `seq`, which are committed. A reader never moves back: create a new one instead.
     pub fn skip_to(&mut self, seq: u64) {
         self.after_seq = self.after_seq.max(seq);
     }
 
-    /// The next durable frames, until `records_max` or `bytes_max` is passed (at least one frame when
-    /// there is one). Empty at the durable end. Damaged frames are skipped; the gap shows in the next
-    /// frame's `lane_prev_seq` and `lane_records`.
+    /// Returns the next durable frames, until `records_max` or `bytes_max` is reached (at least one frame if there is
+    /// any). Empty at the durable end. Damaged frames are skipped; the gap is visible in the next frame's
+    /// `lane_prev_seq` and `lane_records`.
     ///
     /// # Errors
-    /// The disk refused a read.
+    /// A read failed.
     pub fn next_frames(&mut self, records_max: usize, bytes_max: usize) -> io::Result<Vec<Frame>> {
         let mut frames = Vec::new();
         let (mut records, mut bytes) = (0, 0);
@@ -87,12 +87,12 @@ impl Reader {
         Ok(None)
     }
 
-    /// The lane's next frame in one segment.
+    /// Returns the lane's next frame in one segment.
     fn next_in(&mut self, view: &View) -> io::Result<Option<Frame>> {
         if self.open.as_ref().is_none_or(|(number, _)| *number != view.number) {
             let file = match File::open(&view.path) {
                 Ok(file) => file,
-                // Settled and removed a moment ago: nothing in it is needed.
+                // Committed and removed meanwhile: none of its frames is needed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             };
@@ -106,9 +106,9 @@ impl Reader {
             let (offset, header) = match found {
                 Found::Frame { offset, header, .. } => (offset, header),
                 Found::Bad { .. } if !self.shared.is_listed(view.number) => return Ok(None),
-                Found::Bad { offset, bytes, what, .. } => {
+                Found::Bad { offset, bytes, reason, .. } => {
                     let seq_next = peek_seq(scanner)?.unwrap_or(seq_before + 1);
-                    self.shared.found_damage(view, offset, bytes, seq_before + 1, seq_next - 1, what);
+                    self.shared.report_damage(view, offset, bytes, seq_before + 1, seq_next - 1, reason);
                     continue;
                 }
             };
@@ -122,7 +122,7 @@ impl Reader {
                 None if !self.shared.is_listed(view.number) => return Ok(None),
                 None => {
                     let (bytes, seq) = (header.frame_bytes(), header.seq);
-                    self.shared.found_damage(view, offset, bytes, seq, seq, "the payload does not match");
+                    self.shared.report_damage(view, offset, bytes, seq, seq, "the payload's CRC does not match");
                 }
             }
         }
@@ -130,7 +130,7 @@ impl Reader {
     }
 }
 
-/// Sequence number of the frame that comes next, without passing it.
+/// Returns the sequence number of the next frame without advancing.
 fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
     let offset = scanner.offset();
     let found = scanner.next()?;
@@ -141,9 +141,9 @@ fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
     })
 }
 
-/// A frame as the outside sees it.
+/// Converts a frame to its public form.
 pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
-    if header.dedup_entry {
+    if header.has_dedup_key {
         payload.drain(..DedupKey::BYTES.min(payload.len()));
     }
     Frame {

@@ -1,16 +1,15 @@
-//! Opening: what was found becomes a journal that can be written again.
+//! Recovery: turns the scanned directory into a journal that can be appended to.
 //!
-//! The order is what makes it safe to be killed at any instant and to start over:
-//! 1. fsync the newest segment and the directory, then read;
-//! 2. keep aside torn and damaged bytes and foreign files (a name in `quarantine/` is written once);
-//! 3. remove segments that a newer one has superseded (a start that was killed after step 4 left them);
-//! 4. write the next segment as `spare.tmp`: its header (fdatasync), copies of the frames above `D`, a
-//!    START frame that jumps ahead, fdatasync; rename, fsync the directory. That rename is the commit;
-//! 5. only now cut the old segment to what counts, or remove it when nothing in it does.
+//! The order of the steps makes it safe to be killed at any moment and to start over:
+//! 1. fsync the latest segment and the directory, then scan;
+//! 2. quarantine torn and damaged bytes and foreign files (each name in `quarantine/` is written once);
+//! 3. remove segments that a newer one has superseded (left by a start that was killed after step 4);
+//! 4. write the next segment as `spare.tmp`: its header (fdatasync), copies of the frames above `D`, a START frame that
+//!    jumps ahead, fdatasync; rename, fsync the directory. The rename is the commit point;
+//! 5. only now truncate the old segment to its valid prefix, or remove it if it contains no valid data frame.
 //!
-//! A crash loop therefore leaves the disk as large as it was. On a full disk the new segment is only as
-//! large as it must be, in the room of the old one's unused zeros or of the ballast: start-up and the seal
-//! still work.
+//! So a crash loop does not grow the disk usage. On a full disk the new segment is only as large as necessary, using
+//! the space of the old segment's unused zeros or of the ballast: start and seal still work.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,82 +23,82 @@ use uuid::Uuid;
 
 use super::dedup_index::{DedupEntry, DedupIndex};
 use super::directory_scan::{
-    Depth, Quarantined, SegmentScan, Tail, ValidPrefix, directory_scan, flush_page_cache, used_end,
+    Depth, Quarantined, SegmentScan, Tail, ValidPrefix, flush_page_cache, scan_directory, used_end,
 };
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, RUNS_MAX, Seed, Start, frame_bytes, header_crc, push_frame};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
-    At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, adopt_spare,
-    enlist_spare, is_full, make_zeros, sync_data, sync_dir,
+    At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, create_zeroed,
+    is_full, open_leftover_spare, publish_spare, sync_data, sync_dir,
 };
 use super::{Damage, LaneId, OpenError, Recovered};
 use crate::{clock, fault};
 
-/// Semaphore that every segment keeps for the SEAL frame.
+/// Space that every segment reserves for the SEAL frame.
 pub(super) const SEAL_BYTES: u64 = FRAME_HEADER_BYTES as u64;
 
-/// A segment as the running journal knows it: what is durable in it.
+/// A segment of the running journal: its durable part.
 #[derive(Clone, Debug)]
 pub(super) struct Segment {
     pub(super) path: PathBuf,
-    /// Bytes of the file.
+    /// Size of the file.
     pub(super) size: u64,
-    /// Where the last durable frame that counts ends.
+    /// End of the last durable, valid frame.
     pub(super) end: u64,
     pub(super) seed: Seed,
-    /// The number of its first frame; 0 where its header was damaged.
+    /// Sequence number of its first frame; 0 if its header was damaged.
     pub(super) first_seq: u64,
-    /// Newest durable frame of each lane in it.
+    /// Last durable frame of each lane in it.
     pub(super) lanes: BTreeMap<LaneId, u64>,
-    /// Since when the database is known to have all of it, as far as it is closed.
-    pub(super) settled_at: Option<Instant>,
+    /// When the database was first known to have committed all of it, if it is closed.
+    pub(super) committed_at: Option<Instant>,
 }
 
-/// An opened journal, before its threads run.
+/// A recovered journal, before its threads run.
 pub(super) struct Opened {
     pub(super) recovered: Recovered,
     pub(super) segments: BTreeMap<u64, Segment>,
-    pub(super) dedup_index: Vec<DedupEntry>,
-    /// The new segment, open for writing.
+    pub(super) dedup_entries: Vec<DedupEntry>,
+    /// The new segment's file, opened for writing.
     pub(super) active: File,
     pub(super) number: u64,
     pub(super) run_seq: u64,
     /// Header CRC of its last frame.
     pub(super) crc_last: u32,
-    /// There was no room for a segment of full size.
+    /// Whether there was no space for a segment of full size.
     pub(super) full: bool,
 }
 
-/// Reads the directory (under the lock), keeps aside what cannot be read, and starts a new run.
+/// Scans the directory (under the lock), quarantines what cannot be read, and starts a new run.
 pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError> {
     flush_page_cache(dir)?;
-    let found = directory_scan(dir, Depth::Open)?;
-    let asides_kept = set_aside(dir, &found.aside);
+    let found = scan_directory(dir, Depth::Open)?;
+    let all_quarantined = quarantine(dir, &found.quarantined);
     let last = found.segments.last();
     let is_last = |segment: &SegmentScan| last.is_some_and(|last| last.number == segment.number);
-    if asides_kept {
-        let superseded = found.segments.iter().filter(|segment| !is_last(segment) && segment.kept.frames == 0);
+    if all_quarantined {
+        let superseded = found.segments.iter().filter(|segment| !is_last(segment) && segment.valid.frames == 0);
         found.empty.iter().chain(superseded.map(|segment| &segment.path)).for_each(|path| remove(path));
         dir.sync().at(dir.path(), "fsync the directory")?;
     }
 
-    let runs = runs_before(found.start.as_ref(), segment_bytes);
-    let dedup_index = DedupIndex::new(segment_bytes, found.dedup_index).list();
-    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), dedup_index };
+    let runs = previous_runs(found.start.as_ref(), segment_bytes);
+    let dedup_entries = DedupIndex::new(segment_bytes, found.dedup_entries).entries();
+    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), dedup_entries };
     let fresh = found.segments.is_empty() && found.number_last == 0;
-    let created = fresh && found.empty.is_empty() && found.aside.is_empty();
+    let created = fresh && found.empty.is_empty() && found.quarantined.is_empty();
     let jump = if fresh { 1 } else { SEQ_JUMP.saturating_mul(1 + 2 * found.unreadable) };
     let run_seq = found.seq_last.saturating_add(jump);
     if run_seq > SEQ_MAX {
         let source = io::Error::other(format!("{run_seq} is above the limit of {SEQ_MAX}"));
-        return Err(OpenError::Io { path: dir.path().to_owned(), what: "give out another sequence number", source });
+        return Err(OpenError::Io { path: dir.path().to_owned(), action: "allocate a sequence number", source });
     }
 
-    let stays = |segment: &&SegmentScan| match is_last(segment) {
-        true => segment.kept.data_frames > 0,
-        false => segment.kept.frames > 0,
+    let is_retained = |segment: &&SegmentScan| match is_last(segment) {
+        true => segment.valid.data_frames > 0,
+        false => segment.valid.frames > 0,
     };
-    let before = found.segments.iter().rev().find(stays);
+    let before = found.segments.iter().rev().find(is_retained);
     let tail = last.map(|last| last.tail.clone()).unwrap_or_default();
     let header = SegmentHeader {
         format_version: FORMAT_VERSION,
@@ -109,19 +108,19 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         number: found.number_last + 1,
         first_seq: if tail.data_frames > 0 { tail.data_seq_first } else { run_seq },
         created_at_us: clock::wall_us(),
-        prev_seq_last: before.map_or(0, |before| before.kept.seq_last),
-        prev_crc: before.map_or(0, |before| before.kept.crc_last),
+        prev_seq_last: before.map_or(0, |before| before.valid.seq_last),
+        prev_crc: before.map_or(0, |before| before.valid.crc_last),
         run_seq,
     };
-    let durable = before.map_or(0, |before| before.kept.seq_last);
+    let durable = before.map_or(0, |before| before.valid.seq_last);
     let new = write_first_segment(dir, &header, last, &tail, &start, durable, segment_bytes)?;
 
     let mut segments = BTreeMap::new();
     for segment in &found.segments {
-        if stays(&segment) {
-            let size = if is_last(segment) && asides_kept { cut(segment) } else { segment.size };
-            segments.insert(segment.number, known(segment, size));
-        } else if is_last(segment) && asides_kept {
+        if is_retained(&segment) {
+            let size = if is_last(segment) && all_quarantined { truncate_segment(segment) } else { segment.size };
+            segments.insert(segment.number, to_segment(segment, size));
+        } else if is_last(segment) && all_quarantined {
             remove(&segment.path);
         }
     }
@@ -141,7 +140,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
             damage: found.damage,
         },
         segments,
-        dedup_index: start.dedup_index,
+        dedup_entries: start.dedup_entries,
         active: new.file,
         number,
         run_seq,
@@ -150,8 +149,8 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     })
 }
 
-/// The runs before the one that starts, as many as leave a segment most of its room.
-fn runs_before(start: Option<&Start>, segment_bytes: u64) -> Vec<Uuid> {
+/// The runs before the new one, limited so that a segment keeps most of its space.
+fn previous_runs(start: Option<&Start>, segment_bytes: u64) -> Vec<Uuid> {
     let Some(start) = start else { return Vec::new() };
     let mut runs = start.runs.clone();
     runs.push(start.run);
@@ -160,15 +159,15 @@ fn runs_before(start: Option<&Start>, segment_bytes: u64) -> Vec<Uuid> {
     runs
 }
 
-fn known(segment: &SegmentScan, size: u64) -> Segment {
-    let ValidPrefix { end, ref lanes, .. } = segment.kept;
+fn to_segment(segment: &SegmentScan, size: u64) -> Segment {
+    let ValidPrefix { end, ref lanes, .. } = segment.valid;
     let (path, first_seq) = (segment.path.clone(), segment.first_seq);
-    Segment { path, size, end, seed: segment.seed, first_seq, lanes: lanes.clone(), settled_at: None }
+    Segment { path, size, end, seed: segment.seed, first_seq, lanes: lanes.clone(), committed_at: None }
 }
 
-/// Cuts the old last segment to what counts. Not essential: the next segment's header says it too.
-fn cut(segment: &SegmentScan) -> u64 {
-    let end = segment.kept.end;
+/// Truncates the old last segment to its valid prefix. Optional: the next segment's header states it as well.
+fn truncate_segment(segment: &SegmentScan) -> u64 {
+    let end = segment.valid.end;
     let cut = fs::OpenOptions::new().write(true).open(&segment.path).and_then(|file| {
         file.set_len(end)?;
         file.sync_all()
@@ -176,7 +175,7 @@ fn cut(segment: &SegmentScan) -> u64 {
     match cut {
         Ok(()) => end,
         Err(error) => {
-            tracing::warn!(path = %segment.path.display(), %error, "cannot cut the old segment to its frames");
+            tracing::warn!(path = %segment.path.display(), %error, "cannot truncate the old segment to its valid frames; the next start does it");
             segment.size
         }
     }
@@ -185,7 +184,7 @@ fn cut(segment: &SegmentScan) -> u64 {
 fn remove(path: &Path) {
     fault::kill_point("journal.segment.remove.before");
     if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "cannot remove a segment of which nothing is needed");
+        tracing::warn!(path = %path.display(), %error, "cannot remove a superseded segment; the next start does it");
     }
     fault::kill_point("journal.segment.remove.after");
 }
@@ -197,7 +196,7 @@ struct NewSegment {
     full: bool,
 }
 
-/// Writes the segment that the new run starts with, wholly, before it gets its name.
+/// Writes the first segment of the new run completely before it gets its name.
 fn write_first_segment(
     dir: &Dir,
     header: &SegmentHeader,
@@ -210,7 +209,7 @@ fn write_first_segment(
     let start_payload = start.encode();
     let start_bytes = frame_bytes(start_payload.len());
     let need = SEGMENT_HEADER_BYTES as u64 + tail.data_bytes + start_bytes + SEAL_BYTES;
-    let (file, size, full) = make_room(dir, old, segment_bytes.max(need), need)?;
+    let (file, size, full) = allocate_segment(dir, old, segment_bytes.max(need), need)?;
     let seed = Seed::new(header.writer, header.number);
     let path = dir.spare();
 
@@ -220,7 +219,7 @@ fn write_first_segment(
     let mut at = SEGMENT_HEADER_BYTES as u64;
     let mut lanes = BTreeMap::new();
     if let Some(old) = old.filter(|_| tail.data_frames > 0) {
-        copy_tail(old, tail, seed, &file, &mut at, &mut lanes).at(&old.path, "copy its last frames")?;
+        copy_tail(old, tail, seed, &file, &mut at, &mut lanes).at(&old.path, "copy the last frames")?;
     }
     fault::kill_point("journal.recover.copied");
     let start_header = FrameHeader::of_run(Kind::Start, header.run_seq, durable, &start_payload).encode(seed);
@@ -228,14 +227,14 @@ fn write_first_segment(
     push_frame(&mut frame, &start_header, &start_payload);
     file.write_all_at(&frame, at).at(&path, "write the START frame")?;
     sync_data(&file).at(&path, "fsync the new segment")?;
-    enlist_spare(dir, header.number).at(&path, "give the new segment its name")?;
+    publish_spare(dir, header.number).at(&path, "rename the new segment into place")?;
     let end = at + start_bytes;
     let (path, first_seq) = (dir.segment(header.number), header.first_seq);
-    let segment = Segment { path, size, end, seed, first_seq, lanes, settled_at: None };
+    let segment = Segment { path, size, end, seed, first_seq, lanes, committed_at: None };
     Ok(NewSegment { file, segment, crc_last: header_crc(&start_header), full })
 }
 
-/// Copies the data frames above `D`: same sequence numbers, the new segment's seed.
+/// Copies the data frames above `D`, with their sequence numbers and the new segment's seed.
 fn copy_tail(
     old: &SegmentScan,
     tail: &Tail,
@@ -248,7 +247,7 @@ fn copy_tail(
     scanner.seek(tail.offset);
     while let Some(found) = scanner.next()? {
         let Found::Frame { offset, header, .. } = found else {
-            return Err(io::Error::other("frames that were valid a moment ago are not any more"));
+            return Err(io::Error::other("the frames changed while they were read"));
         };
         if header.kind != Kind::Data {
             continue;
@@ -266,59 +265,64 @@ fn copy_tail(
     Ok(())
 }
 
-/// A file of zeros under the spare's name: of `size` if there is room, else of what is needed, if need be
-/// in room that the old segment or the ballast gives up. Says its size and whether the disk is full.
-fn make_room(dir: &Dir, old: Option<&SegmentScan>, size: u64, need: u64) -> Result<(File, u64, bool), OpenError> {
+/// Creates a file of zeros under the spare's name: of `size` if there is space, else of `need`, if necessary in the
+/// space freed from the old segment or the ballast. Returns the file, its size, and whether the disk is full.
+fn allocate_segment(
+    dir: &Dir,
+    old: Option<&SegmentScan>,
+    size: u64,
+    need: u64,
+) -> Result<(File, u64, bool), OpenError> {
     let path = dir.spare();
-    if let Some(file) = adopt_spare(dir, size).at(&path, "look at the spare segment")? {
+    if let Some(file) = open_leftover_spare(dir, size).at(&path, "open the spare segment")? {
         return Ok((file, size, false));
     }
     let never = AtomicBool::new(false);
-    let mut made = make_zeros(&path, size, &never);
+    let mut made = create_zeroed(&path, size, &never);
     let mut full = false;
-    let ways_out: [&dyn Fn() -> io::Result<()>; 3] =
+    let fallbacks: [&dyn Fn() -> io::Result<()>; 3] =
         [&|| Ok(()), &|| old.map_or(Ok(()), trim), &|| fs::remove_file(dir.ballast())];
-    for way_out in ways_out {
+    for fallback in fallbacks {
         match &made {
             Err(error) if is_full(error) => {}
             _ => break,
         }
         full = true;
-        if way_out().is_ok() {
-            made = make_zeros(&path, need, &never);
+        if fallback().is_ok() {
+            made = create_zeroed(&path, need, &never);
         }
     }
-    let file = made.at(&path, "make a segment")?;
+    let file = made.at(&path, "create a segment")?;
     Ok((file, if full { need } else { size }, full))
 }
 
-/// Gives back the zeros behind the last byte of a segment that nothing will be written to again.
+/// Frees the zeros behind the last byte of a segment that is never appended to again.
 fn trim(old: &SegmentScan) -> io::Result<()> {
     let file = fs::OpenOptions::new().read(true).write(true).open(&old.path)?;
-    let used = used_end(&file, old.kept.end.max(old.tail.end), old.size)?;
+    let used = used_end(&file, old.valid.end.max(old.tail.end), old.size)?;
     file.set_len(used)
 }
 
-/// Keeps aside what the survey names. Says whether all of it is safe there; if not (the disk is full),
-/// the originals stay where they are.
-pub(super) fn set_aside(dir: &Dir, asides: &[Quarantined]) -> bool {
+/// Moves everything in the list to `quarantine/`. Returns whether all of it is safe there; otherwise (disk full) the
+/// originals stay in place.
+pub(super) fn quarantine(dir: &Dir, quarantined: &[Quarantined]) -> bool {
     let mut all = true;
-    for aside in asides {
-        if let Err(error) = set_one_aside(dir, aside) {
-            tracing::error!(?aside, %error, "cannot keep unreadable bytes aside; they stay where they are");
+    for item in quarantined {
+        if let Err(error) = quarantine_one(dir, item) {
+            tracing::error!(?item, %error, "cannot quarantine unreadable bytes; they stay in place");
             all = false;
         }
     }
     all
 }
 
-fn set_one_aside(dir: &Dir, aside: &Quarantined) -> io::Result<()> {
+fn quarantine_one(dir: &Dir, item: &Quarantined) -> io::Result<()> {
     let quarantine = dir.quarantine();
     if !quarantine.is_dir() {
         fs::create_dir(&quarantine)?;
         dir.sync()?;
     }
-    match aside {
+    match item {
         Quarantined::Copy { from, offset, bytes, name } => {
             let to = quarantine.join(name);
             if to.exists() {
@@ -364,8 +368,8 @@ fn copy_range(from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()>
     to.sync_all()
 }
 
-/// Torn tails are kept to be looked at; nobody was promised them, so only the newest stay.
-pub(super) fn forget_old_torn_tails(dir: &Dir) {
+/// Removes all but the latest torn tails: they are kept for inspection only, since they were never acknowledged.
+pub(super) fn prune_torn_tails(dir: &Dir) {
     const TORN_TAILS_MAX: usize = 16;
     let Ok(entries) = fs::read_dir(dir.quarantine()) else { return };
     let segment = |name: &str| name.strip_prefix("torn-")?.split('-').next()?.parse::<u64>().ok();
@@ -375,21 +379,29 @@ pub(super) fn forget_old_torn_tails(dir: &Dir) {
         .collect();
     torn.sort_unstable();
     for (_, path) in &torn[..torn.len().saturating_sub(TORN_TAILS_MAX)] {
-        tracing::info!(path = %path.display(), "an old torn tail is removed from the quarantine");
+        tracing::info!(path = %path.display(), "removing an old torn tail from the quarantine");
         let _ = fs::remove_file(path);
     }
 }
 
-/// Damage in words, for the log, and counted.
+/// Logs and counts damage.
 pub(super) fn report(recovered: &Recovered) {
     metrics::counter!("logweir_journal_torn_bytes_total").increment(recovered.torn_bytes);
-    for Damage { segment, offset, bytes, seq_first, seq_last, what } in &recovered.damage {
-        tracing::error!(segment, offset, bytes, seq_first, seq_last, what, "damage in the journal");
+    for Damage { segment, offset, bytes, seq_first, seq_last, reason } in &recovered.damage {
+        tracing::error!(
+            segment,
+            offset,
+            bytes,
+            seq_first,
+            seq_last,
+            reason,
+            "the journal is damaged; the bytes are quarantined"
+        );
     }
     metrics::counter!("logweir_journal_damaged_frames_total").increment(damaged_frames(&recovered.damage));
 }
 
-/// How many sequence numbers the damage takes.
+/// Number of sequence numbers lost to the damage.
 pub(super) fn damaged_frames(damage: &[Damage]) -> u64 {
     damage.iter().map(|damage| (damage.seq_last + 1).saturating_sub(damage.seq_first)).sum()
 }

@@ -1,10 +1,9 @@
-//! Walks over the frames of one segment file, in order, whatever its bytes are.
+//! Iterates over the frames of one segment file, in order, whatever its bytes are.
 //!
-//! - Memory is one window; a payload is checked through it and never kept.
-//! - Only bytes below `end` are looked at. What is below it never changes, so a window stays true while
-//!   a writer appends behind it.
-//! - A place where no frame is readable is named and passed: the next valid header is searched at each
-//!   multiple of 8. What it means, a torn write or damage, is not decided here.
+//! - Memory is one window; a payload is verified through it and never held.
+//! - Only bytes below `end` are read. They never change, so a window stays valid while the writer appends behind it.
+//! - A place without a readable frame is reported and skipped: the next valid header is searched at each multiple of 8.
+//!   Whether it is a torn write or damage is not decided here.
 
 use std::fs::File;
 use std::io;
@@ -14,14 +13,14 @@ use memchr::memmem::Finder;
 
 use super::dedup_index::DedupKey;
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
-use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_KEPT, ZEROS};
+use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_MAX, ZEROS};
 
 /// Window for reading everything.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
-/// Window for hopping from header to header.
+/// Window for reading headers only.
 pub(super) const HOP_BYTES: usize = 4 << 10;
 
-/// Bytes of a file around a position.
+/// A cached range of a file.
 struct Window {
     file: File,
     bytes: Vec<u8>,
@@ -30,7 +29,7 @@ struct Window {
 }
 
 impl Window {
-    /// `len` bytes at `offset`, or fewer where `end` or the file stops.
+    /// Returns `len` bytes at `offset`, fewer at `end` or at the end of the file.
     fn get(&mut self, offset: u64, len: usize, end: u64) -> io::Result<&[u8]> {
         let len = len.min(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
         let covered = offset >= self.start && offset + len as u64 <= self.start + self.bytes.len() as u64;
@@ -62,41 +61,41 @@ impl Window {
     }
 }
 
-/// Whether a scan looks at the payloads too.
+/// Whether payloads are verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Payloads {
     Check,
     Skip,
 }
 
-/// What lies at one place of a segment.
+/// The content of one place in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A frame; its payload matches, if payloads are checked.
+    /// A frame, with a matching payload if payloads are verified.
     Frame { offset: u64, header: FrameHeader, crc: u32 },
-    /// Bytes that are no frame, up to the next one or to the last byte that is not zero.
-    Bad { offset: u64, bytes: u64, what: &'static str, header: Option<FrameHeader> },
+    /// Bytes that are not a frame, up to the next frame or the last nonzero byte.
+    Bad { offset: u64, bytes: u64, reason: &'static str, header: Option<FrameHeader> },
 }
 
-/// A walk over one segment file.
+/// Iterator over one segment file.
 pub(super) struct Scanner {
     window: Window,
     seed: Seed,
     payloads: Payloads,
     offset: u64,
     end: u64,
-    /// Older bytes lie behind the newest frame.
+    /// Whether stale bytes follow the last frame.
     reused: bool,
 }
 
 impl Scanner {
-    /// A walk from the first frame up to `end`.
+    /// Creates a scanner that reads from the first frame up to `end`.
     pub(super) fn new(file: File, seed: Seed, payloads: Payloads, window_bytes: usize, end: u64) -> Self {
         let window = Window { file, bytes: Vec::new(), start: 0, size: window_bytes };
         Self { window, seed, payloads, offset: SEGMENT_HEADER_BYTES as u64, end, reused: false }
     }
 
-    /// Of a file that was used before: zeros, where a frame should be, are its end, whatever lies behind them.
+    /// For a reused file: zeros where a frame is expected are its end, whatever follows them.
     pub(super) fn reused(self, reused: bool) -> Self {
         Self { reused, ..self }
     }
@@ -105,17 +104,17 @@ impl Scanner {
         self.offset
     }
 
-    /// Goes on from there.
+    /// Continues at `offset`.
     pub(super) fn seek(&mut self, offset: u64) {
         self.offset = offset;
     }
 
-    /// The writer has appended: what is below `end` may be read now.
+    /// The writer has appended: bytes below `end` may be read now.
     pub(super) fn extend(&mut self, end: u64) {
         self.end = self.end.max(end);
     }
 
-    /// The next frame, or the next place that should be one. `None` where only zeros follow.
+    /// Returns the next frame, or the next place that should be one. `None` if only zeros follow.
     pub(super) fn next(&mut self) -> io::Result<Option<Found>> {
         let offset = self.offset;
         let bytes = self.window.get(offset, FRAME_HEADER_BYTES, self.end)?;
@@ -127,17 +126,22 @@ impl Scanner {
         if end > self.end {
             self.offset = self.end;
             let bytes = self.end - offset;
-            return Ok(Some(Found::Bad { offset, bytes, what: "the frame is cut off", header: Some(header) }));
+            return Ok(Some(Found::Bad { offset, bytes, reason: "the frame is truncated", header: Some(header) }));
         }
         self.offset = end;
         if self.payloads == Payloads::Check && !self.payload_matches(&header, offset)? {
             let bytes = header.frame_bytes();
-            return Ok(Some(Found::Bad { offset, bytes, what: "the payload does not match", header: Some(header) }));
+            return Ok(Some(Found::Bad {
+                offset,
+                bytes,
+                reason: "the payload's CRC does not match",
+                header: Some(header),
+            }));
         }
         Ok(Some(Found::Frame { offset, header, crc }))
     }
 
-    /// The payload of a frame; `None` if its CRC does not match.
+    /// Reads the payload of a frame; `None` if its CRC does not match.
     pub(super) fn payload(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<Vec<u8>>> {
         let mut payload = vec![0; header.payload_len as usize];
         match self.window.file.read_exact_at(&mut payload, offset + FRAME_HEADER_BYTES as u64) {
@@ -147,15 +151,15 @@ impl Scanner {
         }
     }
 
-    /// The mark that a frame's payload begins with.
+    /// Reads the dedup key at the start of a frame's payload.
     pub(super) fn dedup_key(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<DedupKey>> {
-        if !header.dedup_entry {
+        if !header.has_dedup_key {
             return Ok(None);
         }
         self.window.get(offset + FRAME_HEADER_BYTES as u64, DedupKey::BYTES, self.end).map(DedupKey::decode)
     }
 
-    /// Hands the payload over in pieces that fit the window.
+    /// Passes the payload to `piece`, in pieces that fit into the window.
     pub(super) fn stream_payload(
         &mut self,
         header: &FrameHeader,
@@ -189,21 +193,21 @@ impl Scanner {
         }
     }
 
-    /// Whether zeros stand where a frame's magic would.
+    /// Whether zeros stand in the place of a frame's magic.
     fn is_terminated(&mut self, offset: u64) -> io::Result<bool> {
         let bytes = self.window.get(offset, FRAME_ALIGN as usize, self.end)?;
         Ok(bytes == &TERMINATOR[..bytes.len()])
     }
 
-    /// Searches the next valid header behind a place that has none.
+    /// Searches the next valid header behind a place without one.
     fn resync(&mut self) -> io::Result<Option<Found>> {
         let (offset, end) = (self.offset, self.end);
-        let what = "no valid frame header";
+        let reason = "no valid frame header";
         let magic = Finder::new(&MAGIC_BYTES);
         let mut at = offset;
         let mut used_end = offset;
         while at < end {
-            // One header longer than a block, so that none is missed between two blocks.
+            // Each block is extended by one header, so that none is missed between two blocks.
             let bytes = self.window.get(at, HOP_BYTES + FRAME_HEADER_BYTES, end)?;
             if bytes.is_empty() {
                 break;
@@ -215,7 +219,7 @@ impl Scanner {
                     if FrameHeader::decode(&bytes[step..], self.seed).is_some() {
                         let found = at + step as u64;
                         self.offset = found;
-                        return Ok(Some(Found::Bad { offset, bytes: found - offset, what, header: None }));
+                        return Ok(Some(Found::Bad { offset, bytes: found - offset, reason, header: None }));
                     }
                 }
                 let last = bytes[..block].iter().rposition(|&byte| byte != 0).expect("the block is not all zeros");
@@ -227,9 +231,9 @@ impl Scanner {
             return Ok(None);
         }
         if self.reused {
-            used_end = used_end.min(offset + TORN_BYTES_KEPT);
+            used_end = used_end.min(offset + TORN_BYTES_MAX);
         }
         self.offset = end;
-        Ok(Some(Found::Bad { offset, bytes: used_end - offset, what, header: None }))
+        Ok(Some(Found::Bad { offset, bytes: used_end - offset, reason, header: None }))
     }
 }

@@ -1,4 +1,4 @@
-//! A segment: one file of frames behind a header of 96 bytes. And the directory that holds them.
+//! A segment: one file of frames behind a header of 96 bytes. And the directory that contains the segments.
 //!
 //! ```text
 //!  0 magic u64 | 8 format_version u16 | 10 min_reader_version u16 | 12 flags u32 | 16 writer uuid
@@ -6,16 +6,17 @@
 //! 68 reserved u32 | 72 run_seq u64 | 80 reserved 12 | 92 CRC-32C of bytes 0..92        (little-endian)
 //! ```
 //!
-//! - `prev_seq_last` and `prev_crc` name the last frame of the segment before: frames of an older
-//!   segment above it are superseded, so an old file is never changed to say so.
-//! - `run_seq` is the sequence number of the run's first START frame: the floor of the next jump, even
-//!   when that frame itself cannot be read any more.
-//! - A file is filled with zeros and fsynced before it is used. A later fdatasync into written blocks
-//!   touches no file metadata; a sparse file would find the full disk too late.
-//! - A settled segment's file is used again for the next: its blocks are written already and its pages are in memory,
-//!   which costs a third of making zeros. Flag 1 says so: behind the newest frame lies what was there before, whose seed
-//!   is another, so no frame of it can be mistaken. Zeros right behind a group ([`TERMINATOR`]) say that it is the last.
-//! - A new name is on disk only after the directory is fsynced.
+//! - `prev_seq_last` and `prev_crc` identify the last valid frame of the previous segment: frames of older segments
+//!   above it are superseded, so an old file is never modified to say so.
+//! - `run_seq` is the sequence number of the run's first START frame. It is the base of the next run's jump, even if
+//!   that frame cannot be read any more.
+//! - A file is filled with zeros and fsynced before it is used. A later fdatasync into written blocks changes no file
+//!   metadata; a sparse file would discover a full disk too late.
+//! - The file of a committed segment is reused for a later one: its blocks are allocated and its pages are cached,
+//!   which costs a third of writing zeros. Flag 1 marks a reused file: stale bytes follow the last frame. Their CRCs
+//!   have another seed, so no stale frame is valid. Zeros directly behind a group ([`TERMINATOR`]) mark the end of the
+//!   log.
+//! - A new name is durable only after an fsync of the directory.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -31,33 +32,34 @@ use super::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
 use crate::fault;
 
-/// Bytes of a segment header; a multiple of the frame alignment.
+/// Size of a segment header; a multiple of the frame alignment.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
 /// Largest size of a segment file, in bytes: 64 MiB.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Smallest size of a segment file, in bytes: 64 KiB. A START frame of 1024 runs and a few hundred lanes leaves most of it
 /// for data.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
-/// The format that this program writes, and the newest that it reads. Version 2 knows reused files: an older reader would
-/// take what lies behind the newest frame for a torn write. Version 3 knows marks: an older one would take them for payload.
+/// The format version that is written, and the latest that can be read. Version 2 adds reused files: an older reader
+/// would take the stale bytes for a torn write. Version 3 adds dedup keys: an older reader would take them for payload.
 pub(super) const FORMAT_VERSION: u16 = 3;
-/// What a reader must understand to read a file of ours.
+/// The reader version that the written files require.
 pub(super) const MIN_READER_VERSION: u16 = 3;
-/// Written behind each group, in the same write, as far as the file has room; the next group goes over it.
+/// Written behind each group, in the same write, as far as the file has space; the next group overwrites it.
 pub(super) const TERMINATOR: [u8; FRAME_HEADER_BYTES] = [0; FRAME_HEADER_BYTES];
-/// As much of a torn write is kept aside where older bytes lie behind it: about a group.
-pub(super) const TORN_BYTES_KEPT: u64 = 2 << 20;
+/// Limit for the bytes of a torn write that are quarantined from a reused file, where stale bytes follow: about a
+/// group.
+pub(super) const TORN_BYTES_MAX: u64 = 2 << 20;
 const FLAG_REUSED: u32 = 1;
 
-/// How far a new run jumps ahead of the last sequence number it can see. A number that was given to a
-/// frame which then vanished may already be in the database, and must not be given to other data.
+/// How far a new run jumps ahead of the last visible sequence number. A number whose frame was lost may already be in
+/// the database and must not be assigned to other data.
 pub(super) const SEQ_JUMP: u64 = 1 << 21;
-// Even a segment that recovery made larger (copied frames and a START in front) holds fewer frames.
+// Even a segment that recovery enlarged (copied frames and a START) holds fewer frames.
 const _: () = assert!(2 * SEGMENT_BYTES_MAX / FRAME_HEADER_BYTES as u64 <= SEQ_JUMP);
-/// Sequence numbers fit a signed 64-bit column, with room for many more restarts above this.
+/// Largest sequence number: it fits into a signed 64-bit column, with space for many more restarts above.
 pub(super) const SEQ_MAX: u64 = i64::MAX as u64 - (1 << 32);
 
-/// Zeros that are written before the disk has to take them.
+/// Number of zeros written between two fdatasyncs.
 const ZEROS_STEP_BYTES: u64 = 4 << 20;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LOGWEIR\x01");
@@ -68,7 +70,7 @@ const CRC_AT: usize = 92;
 pub(super) struct SegmentHeader {
     pub(super) format_version: u16,
     pub(super) min_reader_version: u16,
-    /// Behind the newest frame lies what an older segment left.
+    /// Whether stale bytes of an older segment follow the last frame.
     pub(super) reused: bool,
     pub(super) writer: Uuid,
     pub(super) number: u64,
@@ -116,9 +118,9 @@ impl SegmentHeader {
         })
     }
 
-    /// The header of which one bit is wrong, found by trying: without this a single flipped bit in the
-    /// journal's only header would take its identity, and with it every frame.
-    pub(super) fn mend(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<Self> {
+    /// Decodes a header with one flipped bit, by trial. Without this a single bit flip in the journal's only header
+    /// would lose its identity, and with it every frame.
+    pub(super) fn repair_bit_flip(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<Self> {
         (0..bytes.len() * 8).find_map(|bit| {
             let mut flipped = *bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -127,23 +129,23 @@ impl SegmentHeader {
     }
 }
 
-/// Adds which file and what was tried to an I/O error.
+/// Adds the path and the failed action to an I/O error.
 pub(super) trait At<T> {
-    fn at(self, path: &Path, what: &'static str) -> Result<T, OpenError>;
+    fn at(self, path: &Path, action: &'static str) -> Result<T, OpenError>;
 }
 
 impl<T> At<T> for io::Result<T> {
-    fn at(self, path: &Path, what: &'static str) -> Result<T, OpenError> {
-        self.map_err(|source| OpenError::Io { path: path.to_owned(), what, source })
+    fn at(self, path: &Path, action: &'static str) -> Result<T, OpenError> {
+        self.map_err(|source| OpenError::Io { path: path.to_owned(), action, source })
     }
 }
 
-/// Whether the error says that there is no room, which may pass, and not that the disk is broken.
+/// Whether the error means that the disk is full, which is transient, and not broken.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
 }
 
-/// The journal's directory and the names in it.
+/// Paths in the journal's directory.
 #[derive(Clone, Debug)]
 pub(super) struct Dir {
     path: PathBuf,
@@ -178,7 +180,7 @@ impl Dir {
         self.path.join(format!("{number:020}.wal"))
     }
 
-    /// The segment files by the number in their name, lowest first.
+    /// Lists the segment files by the number in their name, in ascending order.
     pub(super) fn segments(&self) -> io::Result<Vec<(u64, PathBuf)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.path)? {
@@ -191,15 +193,15 @@ impl Dir {
         Ok(found)
     }
 
-    /// Makes the names in it durable.
+    /// Makes the directory's entries durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         sync_dir(&self.path)
     }
 
-    /// Bytes that an unprivileged process could still write to its file system.
+    /// Space available to an unprivileged process on the file system.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let path = std::ffi::CString::new(self.path.as_os_str().as_bytes())?;
-        // SAFETY: a zeroed statvfs is a valid one; the path ends with a zero; the kernel fills the struct.
+        // SAFETY: an all-zero statvfs is valid; the path is NUL-terminated; the kernel fills the struct.
         unsafe {
             let mut stat: libc::statvfs = std::mem::zeroed();
             if libc::statvfs(path.as_ptr(), &raw mut stat) != 0 {
@@ -209,7 +211,7 @@ impl Dir {
         }
     }
 
-    /// Bytes kept aside.
+    /// Size of the quarantined files.
     pub(super) fn quarantine_bytes(&self) -> u64 {
         let Ok(entries) = fs::read_dir(self.quarantine()) else { return 0 };
         entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
@@ -221,7 +223,7 @@ fn segment_number(name: &OsStr) -> Option<u64> {
     (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// fsync of a directory: makes names durable.
+/// Fsyncs a directory, which makes its entries durable.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     if fault::armed("mutation.skip_dir_fsync") {
         return Ok(());
@@ -229,7 +231,7 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// fdatasync, as the tests can make it fail.
+/// fdatasync, with a fault point.
 pub(super) fn sync_data(file: &File) -> io::Result<()> {
     if fault::armed("mutation.skip_fsync") {
         return Ok(());
@@ -252,8 +254,8 @@ pub(super) fn write_zeros(file: &File, mut from: u64, to: u64) -> io::Result<()>
     Ok(())
 }
 
-/// Makes a file of `bytes` zeros and fsyncs it. Leaves nothing behind when that fails or `stop` is set.
-pub(super) fn make_zeros(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Result<File> {
+/// Creates a file of `bytes` zeros and fsyncs it. Removes it on failure and when `stop` is set.
+pub(super) fn create_zeroed(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Result<File> {
     fault::kill_point("journal.segment.create");
     let made = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).and_then(|file| {
         let mut at = 0;
@@ -263,7 +265,7 @@ pub(super) fn make_zeros(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Resu
             }
             let next = bytes.min(at + ZEROS_STEP_BYTES);
             write_zeros(&file, at, next)?;
-            // In steps, so that neither the writer's fdatasync nor a seal waits behind 64 MiB.
+            // In steps, so that neither the writer's fdatasync nor a seal waits for 64 MiB.
             file.sync_data()?;
             at = next;
         }
@@ -271,15 +273,15 @@ pub(super) fn make_zeros(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Resu
         Ok(file)
     });
     if made.is_err() {
-        // What could not be made is in the way of the next try only by its bytes.
+        // A partial file would only take up space.
         let _ = fs::remove_file(path);
     }
     made
 }
 
-/// The spare that an earlier run left, if it is whole and no header has been written to it: the header
-/// is fdatasynced before anything else goes into the file.
-pub(super) fn adopt_spare(dir: &Dir, bytes: u64) -> io::Result<Option<File>> {
+/// Opens the spare that an earlier run left, if it has the right size and no header has been written to it. A header is
+/// fdatasynced before anything else is written.
+pub(super) fn open_leftover_spare(dir: &Dir, bytes: u64) -> io::Result<Option<File>> {
     let path = dir.spare();
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(file) => file,
@@ -295,8 +297,8 @@ pub(super) fn adopt_spare(dir: &Dir, bytes: u64) -> io::Result<Option<File>> {
     Ok(None)
 }
 
-/// Makes the file of a settled segment the spare. Its old header stays in it, so that after a crash it is not taken for
-/// zeros by [`adopt_spare`]; the old name is gone for good before anything is written to it.
+/// Makes the file of a committed segment the spare. It keeps its old header, so that [`open_leftover_spare`] does not
+/// take it for zeros after a crash. The old name is durably gone before anything is written to the file.
 pub(super) fn reuse(dir: &Dir, old: &Path) -> io::Result<File> {
     fs::rename(old, dir.spare())?;
     fault::kill_point("journal.segment.reuse");
@@ -307,8 +309,8 @@ pub(super) fn reuse(dir: &Dir, old: &Path) -> io::Result<File> {
     reused
 }
 
-/// Gives the spare its place among the segments; it is one only when this has returned.
-pub(super) fn enlist_spare(dir: &Dir, number: u64) -> io::Result<()> {
+/// Renames the spare to its segment name; it is a segment only once this has returned.
+pub(super) fn publish_spare(dir: &Dir, number: u64) -> io::Result<()> {
     fault::kill_point("journal.segment.rename.before");
     fs::rename(dir.spare(), dir.segment(number))?;
     fault::kill_point("journal.segment.rename.after");
@@ -335,34 +337,34 @@ mod tests {
     }
 
     #[test]
-    fn each_flipped_bit_of_a_segment_header_is_seen_and_mended() {
+    fn each_flipped_bit_of_a_segment_header_is_detected_and_repaired() {
         let bytes = header().encode();
         assert_eq!(SegmentHeader::decode(&bytes), Some(header()));
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(SegmentHeader::decode(&flipped), None, "bit {bit}");
-            assert_eq!(SegmentHeader::mend(&flipped), Some(header()), "bit {bit}");
+            assert_eq!(SegmentHeader::repair_bit_flip(&flipped), Some(header()), "bit {bit}");
         }
         let mut worse = bytes;
         worse[40..48].fill(0xee);
-        assert_eq!(SegmentHeader::mend(&worse), None);
+        assert_eq!(SegmentHeader::repair_bit_flip(&worse), None);
     }
 
     #[test]
-    fn a_reused_file_says_so_and_older_readers_keep_away() {
+    fn a_reused_file_is_flagged_and_requires_a_newer_reader() {
         let reused = SegmentHeader { reused: true, min_reader_version: 2, ..header() };
         assert_eq!(SegmentHeader::decode(&reused.encode()), Some(reused));
     }
 
     #[test]
-    fn a_segment_header_has_the_bytes_it_always_had() {
+    fn the_segment_header_matches_the_golden_file() {
         let golden = include_str!("../../tests/golden/segment-header.hex");
         assert_eq!(super::super::frame::tests::hex(&header().encode()), golden.trim_end());
     }
 
     #[test]
-    fn only_twenty_digits_and_wal_name_a_segment() {
+    fn a_segment_name_is_twenty_digits_and_wal() {
         assert_eq!(segment_number(OsStr::new("00000000000000000012.wal")), Some(12));
         for name in ["12.wal", "+0000000000000000012.wal", "00000000000000000012.tmp", "99999999999999999999.wal"] {
             assert_eq!(segment_number(OsStr::new(name)), None, "{name}");

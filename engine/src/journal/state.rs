@@ -1,16 +1,16 @@
-//! The decisions of the running journal, without a file or a thread: where the next frame goes, whether
-//! there is room for it, which segments may go.
+//! The decisions of the running journal, without files or threads: where the next frame goes, whether it fits, which
+//! segments may be removed.
 //!
-//! - `given` runs ahead of `written` by what is in the writer's queue. When a group finds no room, nothing
-//!   more is taken until the queue is empty; then `given` falls back to `written`, so that sequence
-//!   numbers stay without a hole and the record counts true.
-//! - The quota counts file sizes, those of segments that are planned but not made yet included, and always
-//!   one segment more (the spare: the next open needs it) and the ballast. Each segment keeps room for a
-//!   SEAL. So a journal at its quota can still be sealed and opened.
-//! - Segments go from the oldest on, without a hole, so that a missing one is always damage.
-//! - Retained segments give way to the quota.
-//! - How far a lane is settled is what the database says, also when that is less than before: it may be put back to an
-//!   earlier time, and then needs again what it had.
+//! - `allocated` is ahead of `durable` by the contents of the writer's queue. If the disk is full, appends are rejected
+//!   until the queue is empty; then `allocated` rolls back to `durable`, which keeps the sequence numbers without gaps
+//!   and the record counts correct.
+//! - The quota counts file sizes, including planned segments that do not exist yet, plus one more segment (the spare,
+//!   which the next open needs) and the ballast. Each segment reserves space for a SEAL. So a journal at its quota can
+//!   still be sealed and opened.
+//! - Segments are removed oldest first, without gaps, so that a missing segment is always damage.
+//! - Retained segments are removed early if the quota requires it.
+//! - The committed position of a lane is what the database reports, even if it moves back: a restored database needs
+//!   again what it had before.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,29 +23,29 @@ use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
 use super::{AppendError, Appended, LaneId, LaneTail};
 
-/// An end of the journal: of what was given out, or of what is written.
+/// An end of the log: the allocated or the durable one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cursor {
+pub(super) struct LogEnd {
     /// Last sequence number.
     pub(super) seq: u64,
     pub(super) segment: u64,
-    /// Where the next frame starts.
+    /// Offset of the next frame.
     pub(super) offset: u64,
-    /// Where frames must end; the SEAL's room lies behind it.
+    /// Limit for the end of a frame; the space for the SEAL follows.
     pub(super) frames_end: u64,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
 }
 
-/// Whether the next segment lies ready.
+/// State of the next segment's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spare {
     Ready,
     Missing,
-    /// The disk was full when it was to be made.
-    NoRoom,
+    /// The disk was full when it was to be created.
+    NoSpace,
 }
 
-/// What of the configuration is needed here.
+/// The part of the configuration that is needed here.
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
     pub(super) segment_bytes: u64,
@@ -55,25 +55,25 @@ pub(super) struct Sizes {
     pub(super) retain_for: Duration,
 }
 
-/// The most settled segments whose files wait to be used again: what a busy minute takes.
-const WAITING_MAX: u64 = 8;
+/// Maximum number of committed segments whose files are kept for reuse: the need of a busy minute.
+const REUSABLE_MAX: u64 = 8;
 
 impl Sizes {
-    /// How many settled segments may wait: an eighth of the quota.
-    fn waiting_max(&self) -> usize {
-        let waiting = (self.quota_bytes / 8 / self.segment_bytes).clamp(1, WAITING_MAX);
-        usize::try_from(waiting).expect("a small number")
+    /// Number of committed segments kept for reuse: an eighth of the quota.
+    fn reusable_max(&self) -> usize {
+        let count = (self.quota_bytes / 8 / self.segment_bytes).clamp(1, REUSABLE_MAX);
+        usize::try_from(count).expect("at most REUSABLE_MAX")
     }
 }
 
-/// Where a frame goes.
+/// Position of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) segment: u64,
     pub(super) offset: u64,
 }
 
-/// A frame's place, and the START frame that comes before it when it opens a segment.
+/// Position of a frame, and the START frame that precedes it at the head of a segment.
 pub(super) struct Placed {
     pub(super) start: Option<(Place, u64, Vec<u8>)>,
     pub(super) place: Place,
@@ -85,24 +85,24 @@ pub(super) struct State {
     pub(super) sizes: Sizes,
     pub(super) run: Uuid,
     pub(super) runs: Vec<Uuid>,
-    pub(super) given: Cursor,
-    pub(super) written: Cursor,
-    /// Why nothing is taken now.
-    pub(super) refuses: Option<AppendError>,
+    pub(super) allocated: LogEnd,
+    pub(super) durable: LogEnd,
+    /// Why appends are rejected now.
+    pub(super) reject_reason: Option<AppendError>,
     pub(super) segments: BTreeMap<u64, Segment>,
-    pub(super) settled: BTreeMap<LaneId, u64>,
+    pub(super) committed: BTreeMap<LaneId, u64>,
     pub(super) dedup_index: DedupIndex,
     pub(super) spare: Spare,
-    /// Bytes of the ballast file as it is.
+    /// Actual size of the ballast file.
     pub(super) ballast_now: u64,
-    /// How often `given` fell back.
+    /// Number of roll-backs of `allocated`.
     pub(super) generation: u64,
 }
 
 impl State {
-    /// Whether a payload of `payload_len` would be taken now. A refusal stays until there is room again.
-    pub(super) fn check_room(&mut self, payload_len: usize) -> Result<(), AppendError> {
-        if let Some(reason) = &self.refuses {
+    /// Whether a payload of `payload_len` would be accepted now. A rejection persists until space is available again.
+    pub(super) fn check_capacity(&mut self, payload_len: usize) -> Result<(), AppendError> {
+        if let Some(reason) = &self.reject_reason {
             return Err(reason.clone());
         }
         if payload_len > self.payload_max() {
@@ -111,11 +111,11 @@ impl State {
         if self.fits(payload_len) {
             return Ok(());
         }
-        let refused = self.check_next_segment();
-        if let Err(reason) = &refused {
-            self.refuses = Some(reason.clone());
+        let checked = self.check_next_segment();
+        if let Err(reason) = &checked {
+            self.reject_reason = Some(reason.clone());
         }
-        refused
+        checked
     }
 
     /// Whether another segment may be planned.
@@ -123,13 +123,13 @@ impl State {
         if self.bytes_with(self.planned_segments() + 2) > self.sizes.quota_bytes {
             return Err(AppendError::Quota);
         }
-        if self.spare == Spare::NoRoom {
+        if self.spare == Spare::NoSpace {
             return Err(AppendError::DiskFull);
         }
         Ok(())
     }
 
-    /// Gives a frame its place in the order, unless it has a mark that says that it was there before.
+    /// Assigns a frame its sequence number and position, unless its dedup key is known.
     pub(super) fn place(
         &mut self,
         lane: LaneId,
@@ -138,22 +138,22 @@ impl State {
         payload_crc: u32,
         dedup_key: Option<DedupKey>,
     ) -> Result<Placed, AppendError> {
-        self.check_room(payload_len)?;
-        if dedup_key.is_some_and(|dedup_key| self.dedup_index.repeated(&dedup_key).is_some()) {
-            return Err(AppendError::Repeated);
+        self.check_capacity(payload_len)?;
+        if dedup_key.is_some_and(|dedup_key| self.dedup_index.find_duplicate(&dedup_key).is_some()) {
+            return Err(AppendError::Duplicate);
         }
-        if self.given.seq + 2 > SEQ_MAX {
-            return Err(AppendError::Poisoned("the sequence numbers are used up".to_owned()));
+        if self.allocated.seq + 2 > SEQ_MAX {
+            return Err(AppendError::Poisoned("the sequence numbers are exhausted".to_owned()));
         }
         if !self.fits(payload_len) {
             self.next_segment();
         }
-        // Also in a segment whose first group was taken back.
+        // Also in a segment whose first group was rolled back.
         let start = self.at_head().then(|| self.start_frame());
-        let tail = self.given.lanes.entry(lane).or_default();
+        let tail = self.allocated.lanes.entry(lane).or_default();
         let lane_prev_seq = tail.seq;
-        self.given.seq += 1;
-        *tail = LaneTail { seq: self.given.seq, records: tail.records + u64::from(records) };
+        self.allocated.seq += 1;
+        *tail = LaneTail { seq: self.allocated.seq, records: tail.records + u64::from(records) };
         let appended = Appended {
             seq: tail.seq,
             lane_prev_seq,
@@ -163,54 +163,55 @@ impl State {
         };
         let place = self.take(payload_len);
         if let Some(dedup_key) = dedup_key {
-            self.dedup_index.give(DedupEntry { dedup_key, lane, seq: appended.seq });
+            self.dedup_index.record(DedupEntry { dedup_key, lane, seq: appended.seq });
         }
         Ok(Placed { start, place, appended })
     }
 
     fn next_segment(&mut self) {
-        self.given.segment += 1;
-        self.given.offset = SEGMENT_HEADER_BYTES as u64;
-        self.given.frames_end = self.sizes.segment_bytes - SEAL_BYTES;
+        self.allocated.segment += 1;
+        self.allocated.offset = SEGMENT_HEADER_BYTES as u64;
+        self.allocated.frames_end = self.sizes.segment_bytes - SEAL_BYTES;
     }
 
     fn at_head(&self) -> bool {
-        self.given.offset == SEGMENT_HEADER_BYTES as u64
+        self.allocated.offset == SEGMENT_HEADER_BYTES as u64
     }
 
-    /// The frame that opens a segment: it carries what would go with the segments before it.
+    /// Builds the frame that opens a segment: it repeats what would be lost when the previous segments are removed.
     fn start_frame(&mut self) -> (Place, u64, Vec<u8>) {
-        let (runs, lanes, dedup_index) = (self.runs.clone(), self.given.lanes.clone(), self.dedup_index.list());
-        let start = Start { run: self.run, runs, lanes, dedup_index }.encode();
-        self.given.seq += 1;
-        (self.take(start.len()), self.given.seq, start)
+        let (runs, lanes, dedup_entries) =
+            (self.runs.clone(), self.allocated.lanes.clone(), self.dedup_index.entries());
+        let start = Start { run: self.run, runs, lanes, dedup_entries }.encode();
+        self.allocated.seq += 1;
+        (self.take(start.len()), self.allocated.seq, start)
     }
 
     fn take(&mut self, payload_len: usize) -> Place {
-        let place = Place { segment: self.given.segment, offset: self.given.offset };
-        self.given.offset += frame_bytes(payload_len);
+        let place = Place { segment: self.allocated.segment, offset: self.allocated.offset };
+        self.allocated.offset += frame_bytes(payload_len);
         place
     }
 
     fn fits(&self, payload_len: usize) -> bool {
-        // What fits behind a START in an empty segment was checked by `payload_max`.
-        self.at_head() || self.given.offset + frame_bytes(payload_len) <= self.given.frames_end
+        // At the head `payload_max` has ensured that the frame fits behind the START.
+        self.at_head() || self.allocated.offset + frame_bytes(payload_len) <= self.allocated.frames_end
     }
 
-    /// The largest payload that a new segment takes.
+    /// Largest payload that fits into a new segment.
     fn payload_max(&self) -> usize {
-        // One lane more than now: the frame may be its first.
-        let marks_bytes = self.dedup_index.bytes_max();
-        let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.given.lanes.len() + 1, marks_bytes));
+        // One lane more than now: the frame may be the first of its lane.
+        let dedup_bytes = self.dedup_index.bytes_max();
+        let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.allocated.lanes.len() + 1, dedup_bytes));
         let taken = SEGMENT_HEADER_BYTES as u64 + start + frame_bytes(0) + SEAL_BYTES;
-        let semaphore = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
-        (semaphore & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
+        let payload_max = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
+        (payload_max & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
     }
 
-    /// Segments that queued frames will make.
+    /// Number of segments that the queued frames will create.
     fn planned_segments(&self) -> u64 {
         let made = self.segments.last_key_value().map_or(0, |(number, _)| *number);
-        self.given.segment.saturating_sub(made)
+        self.allocated.segment.saturating_sub(made)
     }
 
     fn segment_file_bytes(&self) -> u64 {
@@ -221,103 +222,105 @@ impl State {
         self.segment_file_bytes() + more_segments * self.sizes.segment_bytes + self.sizes.ballast_bytes
     }
 
-    /// Bytes of all files now.
+    /// Current size of all files.
     pub(super) fn bytes(&self) -> u64 {
         let spare = if self.spare == Spare::Ready { self.sizes.segment_bytes } else { 0 };
         self.segment_file_bytes() + spare + self.ballast_now
     }
 
-    /// Whether the quota has room for the spare that lies ready for the next segment.
+    /// Whether the quota allows a spare for the next segment.
     pub(super) fn may_make_spare(&self) -> bool {
         self.bytes_with(1) <= self.sizes.quota_bytes
     }
 
-    /// The writer goes on in a new segment.
-    pub(super) fn enlist(&mut self, number: u64, segment: Segment) {
-        self.written.segment = number;
-        self.written.offset = segment.end;
-        self.written.frames_end = segment.size - SEAL_BYTES;
+    /// The writer continues in a new segment.
+    pub(super) fn add_segment(&mut self, number: u64, segment: Segment) {
+        self.durable.segment = number;
+        self.durable.offset = segment.end;
+        self.durable.frames_end = segment.size - SEAL_BYTES;
         self.segments.insert(number, segment);
     }
 
-    /// A group is on disk: up to `seq`, which ends at `offset`; `lanes` are the newest frames in it.
+    /// A group is durable up to `seq`, which ends at `offset`; `lanes` are the last frames of the lanes in it.
     pub(super) fn advance(&mut self, seq: u64, offset: u64, lanes: &BTreeMap<LaneId, LaneTail>) {
-        if let Some(segment) = self.segments.get_mut(&self.written.segment) {
+        if let Some(segment) = self.segments.get_mut(&self.durable.segment) {
             segment.end = offset;
             segment.lanes.extend(lanes.iter().map(|(lane, tail)| (*lane, tail.seq)));
         }
-        self.dedup_index.written(seq);
-        self.written.seq = seq;
-        self.written.offset = offset;
-        self.written.lanes.extend(lanes);
+        self.dedup_index.mark_durable(seq);
+        self.durable.seq = seq;
+        self.durable.offset = offset;
+        self.durable.lanes.extend(lanes);
     }
 
-    /// The queue is empty and nothing is taken: what was given out and not written never was.
-    pub(super) fn fall_back(&mut self) {
-        self.given = self.written.clone();
-        self.dedup_index.fall_back();
+    /// The queue is empty and appends are rejected: voids everything that was allocated but not written.
+    pub(super) fn roll_back(&mut self) {
+        self.allocated = self.durable.clone();
+        self.dedup_index.roll_back();
         self.generation += 1;
     }
 
-    /// Says whether a segment is settled now that was not, or is not any more.
+    /// Records the committed position of a lane. Returns whether any segment became committed or uncommitted.
     pub(super) fn commit(&mut self, lane: LaneId, seq: u64, now: Instant) -> bool {
-        self.settled.insert(lane, seq);
+        self.committed.insert(lane, seq);
         let mut changed = false;
-        for (_, segment) in self.segments.range_mut(..self.written.segment) {
-            let before = segment.settled_at;
-            segment.settled_at = is_settled(&self.settled, segment).then(|| before.unwrap_or(now));
-            changed |= before.is_some() != segment.settled_at.is_some();
+        for (_, segment) in self.segments.range_mut(..self.durable.segment) {
+            let before = segment.committed_at;
+            segment.committed_at = is_committed(&self.committed, segment).then(|| before.unwrap_or(now));
+            changed |= before.is_some() != segment.committed_at.is_some();
         }
         changed
     }
 
-    /// Bytes of segments that the database has, and that are kept all the same: they give way to what it does not have.
+    /// Size of committed segments that still exist: the quota may reclaim them.
     pub(super) fn retained_bytes(&self) -> u64 {
-        let closed = self.segments.range(..self.written.segment).map(|(_, segment)| segment);
-        closed.take_while(|segment| is_settled(&self.settled, segment)).map(|segment| segment.size).sum()
+        let closed = self.segments.range(..self.durable.segment).map(|(_, segment)| segment);
+        closed.take_while(|segment| is_committed(&self.committed, segment)).map(|segment| segment.size).sum()
     }
 
-    /// The oldest segment, if it may go. Some more than are retained wait until their files are needed again.
+    /// Returns the oldest segment if it may be removed. Some committed segments beyond the retained ones are kept until
+    /// their files are reused.
     pub(super) fn removable(&self, now: Instant) -> Option<(u64, &Segment)> {
-        let closed = || self.segments.range(..self.written.segment);
+        let closed = || self.segments.range(..self.durable.segment);
         let (number, oldest) = closed().next()?;
-        let waits = if self.is_reusable(oldest) && self.spare == Spare::Ready { self.sizes.waiting_max() } else { 0 };
-        let keep = self.sizes.retain_segments + waits;
-        let count = closed().take_while(|(_, segment)| is_settled(&self.settled, segment)).take(keep + 1).count();
-        let pressed =
-            self.refuses == Some(AppendError::DiskFull) || self.check_next_segment() == Err(AppendError::Quota);
-        let may_go = (count > keep && self.is_old(oldest, now)) || (count > 0 && pressed);
+        let reusable =
+            if self.is_reusable(oldest) && self.spare == Spare::Ready { self.sizes.reusable_max() } else { 0 };
+        let keep = self.sizes.retain_segments + reusable;
+        let count = closed().take_while(|(_, segment)| is_committed(&self.committed, segment)).take(keep + 1).count();
+        let needs_space =
+            self.reject_reason == Some(AppendError::DiskFull) || self.check_next_segment() == Err(AppendError::Quota);
+        let may_go = (count > keep && self.is_old(oldest, now)) || (count > 0 && needs_space);
         may_go.then_some((*number, oldest))
     }
 
-    /// Whether the segment's file is like one that is made for the next.
+    /// Whether the segment's file has the size of a new segment.
     pub(super) fn is_reusable(&self, segment: &Segment) -> bool {
         segment.size == self.sizes.segment_bytes
     }
 
-    /// Whether a settled segment has been kept for as long as it is to be.
+    /// Whether a committed segment has been retained for `retain_for`.
     fn is_old(&self, segment: &Segment, now: Instant) -> bool {
-        let kept_for = segment.settled_at.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        kept_for >= self.sizes.retain_for
+        let committed_for = segment.committed_at.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        committed_for >= self.sizes.retain_for
     }
 
-    /// A segment's file could not go after all.
-    pub(super) fn stays(&mut self, number: u64, segment: Segment) {
+    /// Reinstates a segment whose file could not be removed.
+    pub(super) fn restore_segment(&mut self, number: u64, segment: Segment) {
         self.segments.insert(number, segment);
     }
 
-    /// A segment's file is gone, or about to.
-    pub(super) fn removed(&mut self, number: u64) -> Option<Segment> {
+    /// Unlists a segment whose file is, or is about to be, removed.
+    pub(super) fn remove_segment(&mut self, number: u64) -> Option<Segment> {
         let removed = self.segments.remove(&number);
-        if self.refuses == Some(AppendError::Quota) && self.check_next_segment() != Err(AppendError::Quota) {
-            self.refuses = None;
+        if self.reject_reason == Some(AppendError::Quota) && self.check_next_segment() != Err(AppendError::Quota) {
+            self.reject_reason = None;
         }
         removed
     }
 }
 
-fn is_settled(settled: &BTreeMap<LaneId, u64>, segment: &Segment) -> bool {
-    segment.lanes.iter().all(|(lane, seq)| settled.get(lane).is_some_and(|settled| settled >= seq))
+fn is_committed(committed: &BTreeMap<LaneId, u64>, segment: &Segment) -> bool {
+    segment.lanes.iter().all(|(lane, seq)| committed.get(lane).is_some_and(|committed| committed >= seq))
 }
 
 #[cfg(test)]
@@ -335,13 +338,13 @@ mod tests {
             seed: Seed::new(Uuid::nil(), 1),
             first_seq: 1,
             lanes: BTreeMap::new(),
-            settled_at: None,
+            committed_at: None,
         }
     }
 
     fn state(segment_bytes: u64, quota_bytes: u64) -> State {
-        let cursor =
-            Cursor { seq: 1, segment: 1, offset: 200, frames_end: segment_bytes - SEAL_BYTES, lanes: BTreeMap::new() };
+        let log_end =
+            LogEnd { seq: 1, segment: 1, offset: 200, frames_end: segment_bytes - SEAL_BYTES, lanes: BTreeMap::new() };
         State {
             sizes: Sizes {
                 segment_bytes,
@@ -352,11 +355,11 @@ mod tests {
             },
             run: Uuid::nil(),
             runs: Vec::new(),
-            given: cursor.clone(),
-            written: cursor,
-            refuses: None,
+            allocated: log_end.clone(),
+            durable: log_end,
+            reject_reason: None,
             segments: BTreeMap::from([(1, segment(segment_bytes))]),
-            settled: BTreeMap::new(),
+            committed: BTreeMap::new(),
             dedup_index: DedupIndex::new(segment_bytes, vec![]),
             spare: Spare::Ready,
             ballast_now: 0,
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_counts_its_records_and_knows_its_frame_before() {
+    fn a_frame_carries_the_record_count_and_the_previous_frame_of_its_lane() {
         let mut state = state(1 << 16, 1 << 20);
         let first = state.place(3, 10, 100, 0, None).ok().unwrap().appended;
         let other = state.place(4, 1, 100, 0, None).ok().unwrap().appended;
@@ -388,45 +391,45 @@ mod tests {
     }
 
     #[test]
-    fn the_quota_leaves_room_for_the_next_open_and_lasts_until_a_segment_goes() {
-        // Active, one more and the spare: three segments.
+    fn the_quota_reserves_space_for_the_next_open_and_applies_until_a_segment_is_removed() {
+        // Active, next and spare: three segments.
         let mut state = state(1 << 16, 3 << 16);
         for _ in 0..2 {
             state.place(0, 1, 60_000, 0, None).ok().unwrap();
         }
         assert_eq!(state.place(0, 1, 60_000, 0, None).err(), Some(AppendError::Quota));
-        assert_eq!(state.check_room(1), Err(AppendError::Quota), "small ones are refused alike");
-        state.enlist(2, segment(1 << 16));
+        assert_eq!(state.check_capacity(1), Err(AppendError::Quota), "small payloads are rejected, too");
+        state.add_segment(2, segment(1 << 16));
         state.advance(4, 60_000, &BTreeMap::from([(0, LaneTail { seq: 4, records: 2 })]));
         assert!(state.removable(Instant::now()).is_some(), "segment 1 holds no lane");
-        state.removed(1);
-        assert_eq!(state.check_room(60_000), Ok(()));
+        state.remove_segment(1);
+        assert_eq!(state.check_capacity(60_000), Ok(()));
     }
 
     #[test]
-    fn retained_segments_give_way_to_the_quota_only() {
+    fn retained_segments_are_removed_early_only_for_the_quota() {
         let mut state = state(1 << 16, 10 << 16);
         state.sizes.retain_segments = 1;
         state.segments.insert(2, segment(1 << 16));
         state.segments.insert(3, segment(1 << 16));
-        state.written.segment = 3;
-        state.given.segment = 3;
-        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), None, "one waits to be used again");
+        state.durable.segment = 3;
+        state.allocated.segment = 3;
+        assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), None, "one is kept for reuse");
         state.spare = Spare::Missing;
         assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), Some(1));
-        state.removed(1);
+        state.remove_segment(1);
         assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), None);
         state.sizes.quota_bytes = 3 << 16;
         assert_eq!(state.removable(Instant::now()).map(|(number, _)| number), Some(2));
     }
 
     #[test]
-    fn a_settled_segment_stays_for_its_time_and_is_needed_again_when_the_database_goes_back() {
+    fn a_committed_segment_is_retained_and_becomes_uncommitted_when_the_database_moves_back() {
         let mut state = state(1 << 16, 10 << 16);
         (state.sizes.retain_for, state.spare) = (Duration::from_secs(60), Spare::Missing);
         state.segments.get_mut(&1).unwrap().lanes.insert(0, 10);
         state.segments.insert(2, segment(1 << 16));
-        (state.written.segment, state.given.segment) = (2, 2);
+        (state.durable.segment, state.allocated.segment) = (2, 2);
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         assert!(state.commit(0, 10, start));
@@ -434,24 +437,24 @@ mod tests {
         assert_eq!(state.retained_bytes(), 1 << 16);
         assert!(state.removable(after(60)).is_some());
         state.commit(0, 9, after(61));
-        assert!(state.removable(after(1000)).is_none(), "the database has it no more");
+        assert!(state.removable(after(1000)).is_none(), "it is no longer committed");
         assert_eq!(state.retained_bytes(), 0);
         state.commit(0, 11, after(70));
-        assert!(state.removable(after(129)).is_none(), "its time begins anew");
+        assert!(state.removable(after(129)).is_none(), "its retention restarts");
         assert!(state.removable(after(130)).is_some());
         state.commit(0, 12, after(100));
-        assert!(state.removable(after(130)).is_some(), "and with that settling, not with each");
+        assert!(state.removable(after(130)).is_some(), "later commits do not restart it");
         state.sizes.quota_bytes = 2 << 16;
-        assert!(state.removable(after(71)).is_some(), "the quota comes first");
+        assert!(state.removable(after(71)).is_some(), "the quota takes precedence");
     }
 
     #[test]
-    fn a_lane_that_was_never_settled_keeps_its_segments_and_all_newer_ones() {
+    fn a_lane_that_was_never_committed_keeps_its_segments_and_all_later_ones() {
         let mut state = state(1 << 16, 10 << 16);
         state.segments.get_mut(&1).unwrap().lanes.extend([(0, 10), (1, 11)]);
         state.segments.insert(2, segment(1 << 16));
         state.segments.insert(3, segment(1 << 16));
-        state.written.segment = 3;
+        state.durable.segment = 3;
         state.commit(0, 100, Instant::now());
         assert!(state.removable(Instant::now()).is_none());
         state.commit(1, 10, Instant::now());
@@ -461,25 +464,25 @@ mod tests {
     }
 
     #[test]
-    fn sequence_numbers_end_before_a_signed_column_does() {
+    fn sequence_numbers_stay_within_a_signed_column() {
         let mut state = state(1 << 16, 1 << 20);
-        state.given.seq = SEQ_MAX - 2;
+        state.allocated.seq = SEQ_MAX - 2;
         assert!(state.place(0, 1, 1, 0, None).is_ok());
         assert!(matches!(state.place(0, 1, 1, 0, None), Err(AppendError::Poisoned(_))));
     }
 
     #[test]
-    fn what_was_given_out_and_not_written_falls_back() {
+    fn allocated_frames_that_were_not_written_are_rolled_back() {
         let mut state = state(1 << 16, 1 << 20);
-        let before = state.given.clone();
+        let before = state.allocated.clone();
         state.place(0, 7, 60_000, 0, None).ok().unwrap();
         state.place(0, 7, 60_000, 0, None).ok().unwrap();
-        state.fall_back();
-        assert_eq!(state.given, before);
-        // Into the new segment, but its first group finds no room: the next one still opens with a START.
+        state.roll_back();
+        assert_eq!(state.allocated, before);
+        // Rotates, but the disk is full for the first group: the next one still opens with a START.
         state.place(0, 7, 60_000, 0, None).ok().unwrap();
-        state.enlist(2, segment(1 << 16));
-        state.fall_back();
+        state.add_segment(2, segment(1 << 16));
+        state.roll_back();
         assert!(state.place(0, 7, 100, 0, None).ok().unwrap().start.is_some());
     }
 }

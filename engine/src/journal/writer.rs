@@ -1,12 +1,12 @@
 //! The writer: one OS thread that owns the active segment's file.
 //!
-//! - It takes what is there, one frame at least, writes it with one pwrite and makes it durable with one
-//!   fdatasync. While that runs the next group gathers: the window is the disk's own speed, so there is
-//!   no timer to tune.
+//! - Group commit: it takes the queued frames, at least one, writes them with one pwrite and makes them durable with
+//!   one fdatasync. The next group gathers meanwhile: the window is the speed of the disk, so there is no timer to
+//!   tune.
 //! - A frame is acknowledged after the fdatasync that covers it has returned, in the order of sequence numbers.
-//! - No room (ENOSPC, EDQUOT, EFBIG) before the fdatasync: the group is taken back, it and all behind it
-//!   are refused, and the numbers fall back. Anything else that fails poisons the journal: after a failed
-//!   fsync the page cache may say what the disk does not hold, so nothing is tried again.
+//! - Disk full (ENOSPC, EDQUOT, EFBIG) before the fdatasync: the group is erased, it and all queued frames are
+//!   rejected, and the sequence numbers roll back. Any other failure poisons the journal: after a failed fsync the page
+//!   cache may hold what the disk does not, so nothing is retried.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,27 +22,27 @@ use uuid::Uuid;
 use super::frame::{FrameHeader, Kind, Seed, header_crc, push_frame};
 use super::recover::Segment;
 use super::segment::{
-    FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR, enlist_spare, is_full,
+    FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR, is_full, publish_spare,
     sync_data, write_zeros,
 };
 use super::state::Place;
 use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, SpareFile, locked};
 use crate::{clock, fault};
 
-/// A group ends when it passes this many payload bytes …
+/// Limit for the payload bytes of a group.
 const GROUP_BYTES_MAX: usize = 1 << 20;
-/// … or this many frames.
+/// Limit for the frames of a group.
 const GROUP_FRAMES_MAX: usize = 1024;
-/// The write buffer is given back when one large frame has made it larger than this.
-const BUFFER_BYTES_KEPT: usize = 2 << 20;
+/// The write buffer is freed when one large frame has grown it beyond this.
+const BUFFER_BYTES_MAX: usize = 2 << 20;
 
-/// A frame on its way to the disk.
+/// A queued frame.
 pub(super) struct Item {
-    /// Complete but for `durable_upto`.
+    /// Complete except for `durable_upto`.
     pub(super) header: FrameHeader,
     pub(super) place: Place,
     pub(super) payload: Vec<u8>,
-    /// A START frame has neither; nobody waits for it.
+    /// `None` for a START frame.
     pub(super) waiter: Option<(OnDurable, AppendCredit)>,
 }
 
@@ -55,12 +55,12 @@ enum Failed {
 }
 
 impl Failed {
-    fn from(what: &'static str) -> impl Fn(io::Error) -> Self {
-        move |error| if is_full(&error) { Self::Full(error) } else { Self::Broken(what, error) }
+    fn from(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| if is_full(&error) { Self::Full(error) } else { Self::Broken(action, error) }
     }
 }
 
-/// The thread's own state.
+/// State of the thread.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) queue: Receiver<Item>,
@@ -68,20 +68,20 @@ pub(super) struct Writer {
     pub(super) run_seq: u64,
     pub(super) file: File,
     pub(super) number: u64,
-    /// Bytes of the file.
+    /// Size of the file.
     pub(super) size: u64,
-    /// Last sequence number that is on disk, and where its frame ends.
+    /// Last durable sequence number, and the end of its frame.
     pub(super) seq: u64,
     pub(super) offset: u64,
     /// Header CRC of the last frame.
     pub(super) crc_last: u32,
-    /// Taken from the queue, but for the next group.
-    pub(super) held: Option<Item>,
+    /// Taken from the queue, but part of the next group.
+    pub(super) pending: Option<Item>,
     pub(super) buffer: Vec<u8>,
 }
 
 impl Writer {
-    /// A panic here would leave callers waiting: it poisons the journal instead.
+    /// Runs the writer. A panic would leave callers waiting forever: it poisons the journal instead.
     pub(super) fn guarded_run(self) -> Result<(), AppendError> {
         let shared = self.shared.clone();
         catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|_| {
@@ -90,13 +90,13 @@ impl Writer {
         })
     }
 
-    /// Until the journal gives up its end of the queue; with a SEAL if it asks for one.
+    /// Runs until the journal closes the queue, then writes a SEAL if one is requested.
     fn run(mut self) -> Result<(), AppendError> {
         while let Some(group) = self.next_group() {
             match self.commit(&group) {
                 Ok(()) => self.acknowledge(group),
-                Err(Failed::Full(error)) => self.give_back(group, &error),
-                Err(Failed::Broken(what, error)) => self.poison(group, what, &error),
+                Err(Failed::Full(error)) => self.reject_group(group, &error),
+                Err(Failed::Broken(action, error)) => self.poison(group, action, &error),
             }
         }
         match self.shared.poison_reason() {
@@ -106,9 +106,9 @@ impl Writer {
         }
     }
 
-    /// The frames that go to disk together: all of one segment.
+    /// Returns the frames of the next group; all belong to one segment.
     fn next_group(&mut self) -> Option<Vec<Item>> {
-        let first = match self.held.take() {
+        let first = match self.pending.take() {
             Some(item) => item,
             None => self.queue.recv().ok()?,
         };
@@ -118,7 +118,7 @@ impl Writer {
         while bytes < GROUP_BYTES_MAX && group.len() < GROUP_FRAMES_MAX {
             let Ok(item) = self.queue.try_recv() else { break };
             if item.place.segment != segment || bytes + item.payload.len() > GROUP_BYTES_MAX {
-                self.held = Some(item);
+                self.pending = Some(item);
                 break;
             }
             bytes += item.payload.len();
@@ -132,7 +132,7 @@ impl Writer {
         if first.place.segment != self.number {
             self.rotate(first.place.segment, first.header.seq)?;
         }
-        debug_assert_eq!(first.place.offset, self.offset, "the queue and the file agree");
+        debug_assert_eq!(first.place.offset, self.offset, "queue and file disagree about the next offset");
         self.write(group)?;
         if fault::armed("mutation.ack_before_fsync") {
             return Ok(());
@@ -154,24 +154,24 @@ impl Writer {
         terminate(&mut self.buffer, offset, self.size);
         fault::kill_point("journal.append.before");
         if let Err(error) = write_group(&self.file, &self.buffer, offset) {
-            return Err(self.take_back(offset, error));
+            return Err(self.erase_partial_write(offset, error));
         }
         fault::kill_point("journal.append.after");
         self.crc_last = crc;
-        if self.buffer.capacity() > BUFFER_BYTES_KEPT {
+        if self.buffer.capacity() > BUFFER_BYTES_MAX {
             self.buffer = Vec::new();
         }
         Ok(())
     }
 
-    /// After a write that found no room: what it left of the group must not look like frames.
-    fn take_back(&self, offset: u64, error: io::Error) -> Failed {
+    /// After a write on a full disk: the part of the group that was written must not look like frames.
+    fn erase_partial_write(&self, offset: u64, error: io::Error) -> Failed {
         if !is_full(&error) {
             return Failed::Broken("write the journal", error);
         }
         let size = match self.file.metadata() {
             Ok(metadata) => metadata.len(),
-            Err(error) => return Failed::Broken("look at the segment", error),
+            Err(error) => return Failed::Broken("stat the segment", error),
         };
         let end = offset + self.buffer.len() as u64;
         let cleared = write_zeros(&self.file, offset, end)
@@ -179,27 +179,27 @@ impl Writer {
             .and_then(|()| self.file.set_len(size));
         match cleared {
             Ok(()) => Failed::Full(error),
-            Err(error) => Failed::Broken("take back a write that found no room", error),
+            Err(error) => Failed::Broken("erase a partial write on a full disk", error),
         }
     }
 
     fn sync(&self) -> Result<(), Failed> {
         fault::kill_point("journal.fsync.before");
-        let begun = Instant::now();
-        // Out of room at this point is as bad as any other failure: it is not known what is on disk.
+        let started = Instant::now();
+        // A full disk is as bad as any other failure at this point: what is on disk is unknown.
         sync_data(&self.file).map_err(|error| Failed::Broken("fsync the journal", error))?;
-        metrics::histogram!("logweir_journal_fsync_seconds").record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("logweir_journal_fsync_seconds").record(started.elapsed().as_secs_f64());
         fault::kill_point("journal.fsync.after");
         Ok(())
     }
 
-    /// Goes on in a new segment; the old one is wholly on disk before the new one has a name.
+    /// Continues in a new segment. The old one is completely on disk before the new one has a name.
     fn rotate(&mut self, number: u64, first_seq: u64) -> Result<(), Failed> {
         sync_data(&self.file).map_err(|error| Failed::Broken("fsync the full segment", error))?;
-        // Held until the spare has its new name: the keeper makes the next one under the old name.
+        // Locked until the spare has been renamed: the housekeeper creates the next one under the old name.
         let shared = self.shared.clone();
         let mut spare = locked(&shared.spare);
-        let SpareFile { file, reused } = shared.take_spare(&mut spare).map_err(Failed::from("make a segment"))?;
+        let SpareFile { file, reused } = shared.take_spare(&mut spare).map_err(Failed::from("create a segment"))?;
         let header = SegmentHeader {
             format_version: FORMAT_VERSION,
             min_reader_version: MIN_READER_VERSION,
@@ -212,18 +212,18 @@ impl Writer {
             prev_crc: self.crc_last,
             run_seq: self.run_seq,
         };
-        let size = file.metadata().map_err(|error| Failed::Broken("look at a new segment", error))?.len();
+        let size = file.metadata().map_err(|error| Failed::Broken("stat a new segment", error))?.len();
         let mut head = header.encode().to_vec();
         terminate(&mut head, 0, size);
         file.write_all_at(&head, 0).map_err(Failed::from("write a segment header"))?;
         sync_data(&file).map_err(|error| Failed::Broken("fsync a segment header", error))?;
-        if let Err(error) = enlist_spare(&self.shared.dir, number) {
-            // Once the name is there, frames that went on in the old segment would not count.
+        if let Err(error) = publish_spare(&self.shared.dir, number) {
+            // Once the new name exists, frames appended to the old segment would be superseded.
             let named = self.shared.dir.segment(number).exists();
             return Err(if is_full(&error) && !named {
                 Failed::Full(error)
             } else {
-                Failed::Broken("name a new segment", error)
+                Failed::Broken("rename a new segment into place", error)
             });
         }
         drop(spare);
@@ -235,17 +235,17 @@ impl Writer {
             seed: Seed::new(self.writer, number),
             first_seq,
             lanes: BTreeMap::new(),
-            settled_at: None,
+            committed_at: None,
         };
         self.file = file;
         self.number = number;
         self.size = size;
         self.offset = offset;
-        self.shared.enlisted(number, segment);
+        self.shared.segment_added(number, segment);
         Ok(())
     }
 
-    /// The group is on disk: say so to everybody, then to each waiter in order.
+    /// The group is durable: publishes it, then calls its waiters in order.
     fn acknowledge(&mut self, group: Vec<Item>) {
         let mut lanes: BTreeMap<LaneId, LaneTail> = BTreeMap::new();
         let mut bytes = 0;
@@ -260,7 +260,7 @@ impl Writer {
         metrics::counter!("logweir_journal_appended_frames_total").increment(group.len() as u64);
         metrics::counter!("logweir_journal_appended_bytes_total").increment(bytes);
         metrics::histogram!("logweir_journal_group_frames").record(group.len() as f64);
-        self.shared.written(self.seq, self.offset, &lanes);
+        self.shared.mark_durable(self.seq, self.offset, &lanes);
         fault::kill_point("journal.ack.before");
         self.answer(group, &Ok(()));
         fault::kill_point("journal.ack.after");
@@ -269,45 +269,45 @@ impl Writer {
         }
     }
 
-    /// No room: refuses the group and all that is queued behind it, then lets the numbers fall back.
-    fn give_back(&mut self, group: Vec<Item>, error: &io::Error) {
-        tracing::warn!(%error, segment = self.number, "the journal's disk is full; intake is refused until there is room");
-        self.shared.refuse(AppendError::DiskFull);
+    /// Disk full: rejects the group and all queued frames, then rolls the sequence numbers back.
+    fn reject_group(&mut self, group: Vec<Item>, error: &io::Error) {
+        tracing::warn!(%error, segment = self.number, "the journal's disk is full; intake is rejected until space is available");
+        self.shared.reject(AppendError::DiskFull);
         metrics::counter!("logweir_journal_disk_full_failures_total").increment(1);
         self.fail_all(group, &AppendError::DiskFull);
-        self.shared.fell_back();
+        self.shared.rolled_back();
     }
 
-    fn poison(&mut self, group: Vec<Item>, what: &'static str, error: &io::Error) {
-        let reason = format!("{what}, segment {}: {error}", self.number);
-        tracing::error!(reason, "the journal is poisoned");
+    fn poison(&mut self, group: Vec<Item>, action: &'static str, error: &io::Error) {
+        let reason = format!("cannot {action} (segment {}): {error}", self.number);
+        tracing::error!(reason, "the journal is poisoned: nothing is acknowledged until a restart");
         self.shared.poison(reason.clone());
         self.fail_all(group, &AppendError::Poisoned(reason));
     }
 
-    /// Nothing enters the queue any more: whatever is in it fails, in order.
+    /// Fails everything in the queue, in order. Nothing can enter it any more.
     fn fail_all(&mut self, group: Vec<Item>, error: &AppendError) {
         self.answer(group, &Err(error.clone()));
-        let held = self.held.take().into_iter().collect();
-        self.answer(held, &Err(error.clone()));
+        let pending = self.pending.take().into_iter().collect();
+        self.answer(pending, &Err(error.clone()));
         while let Ok(item) = self.queue.try_recv() {
             self.answer(vec![item], &Err(error.clone()));
         }
     }
 
-    /// A waiter that panics must not take the others' answers with it.
+    /// Calls the waiters. A waiter that panics must not prevent the calls of the others.
     fn answer(&self, group: Vec<Item>, result: &Result<(), AppendError>) {
         for Item { header, payload, waiter, .. } in group {
             let Some((on_durable, credit)) = waiter else { continue };
             if catch_unwind(AssertUnwindSafe(|| on_durable(result.clone().map(|()| header.seq)))).is_err() {
-                tracing::error!("a journal waiter has panicked");
+                tracing::error!("an on_durable callback of the journal panicked");
             }
-            self.shared.left_queue(payload.len());
+            self.shared.dequeued(payload.len());
             drop(credit);
         }
     }
 
-    /// The last frame of the run, in the room that the segment has kept for it.
+    /// Writes the last frame of the run, into the space that the segment reserves for it.
     fn seal(&mut self) -> Result<(), AppendError> {
         let sealed = sync_data(&self.file).and_then(|()| {
             let seq = self.seq;
@@ -317,14 +317,14 @@ impl Writer {
             self.file.write_all_at(&seal, self.offset)?;
             sync_data(&self.file)
         });
-        sealed.map_err(|error| AppendError::Poisoned(format!("seal the journal: {error}")))
+        sealed.map_err(|error| AppendError::Poisoned(format!("cannot seal the journal: {error}")))
     }
 }
 
-/// Appends zeros to what is written at `offset` of a file of `size`: nothing of the journal lies behind it.
+/// Appends zeros to what is written at `offset` of a file of `size`, as far as they fit: they mark the end of the log.
 fn terminate(bytes: &mut Vec<u8>, offset: u64, size: u64) {
-    let semaphore = size.saturating_sub(offset + bytes.len() as u64);
-    let zeros = TERMINATOR.len().min(usize::try_from(semaphore).unwrap_or(TERMINATOR.len()));
+    let free = size.saturating_sub(offset + bytes.len() as u64);
+    let zeros = TERMINATOR.len().min(usize::try_from(free).unwrap_or(TERMINATOR.len()));
     bytes.extend_from_slice(&TERMINATOR[..zeros]);
 }
 

@@ -183,7 +183,7 @@ fn the_quota_refuses_until_something_is_settled() {
     assert_eq!(journal.check_writable(), Err(AppendError::Quota));
     assert_eq!(block_on(journal.reserve(1)).unwrap_err(), AppendError::Quota);
     assert!(disk_bytes(dir.path()) <= 5 * SEGMENT_BYTES);
-    assert!(journal.stats().refuses.is_some());
+    assert!(journal.stats().reject_reason.is_some());
 
     // Opening at the quota needs no more room than was left for it.
     drop(journal);
@@ -311,7 +311,7 @@ fn a_restart_without_data_leaves_the_disk_as_it_was() {
 fn a_reader_of_all_lanes_follows_them_in_the_order_of_their_numbers() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
-    let mut reader = journal.reader_of_all(0);
+    let mut reader = journal.reader_all_lanes(0);
     let mut appended = Vec::new();
     for n in 0..60 {
         appended.push(append(&journal, (n % 3) as u16, 2, &payload(n, 5000)).unwrap().seq);
@@ -326,7 +326,7 @@ fn a_reader_of_all_lanes_follows_them_in_the_order_of_their_numbers() {
         seqs.extend(frames.iter().map(|frame| frame.seq));
     }
     assert_eq!(seqs, appended);
-    let (seq, lanes) = journal.durable_now();
+    let (seq, lanes) = journal.durable_position();
     assert_eq!((seq, lanes[&2]), (appended[59], LaneTail { seq: appended[59], records: 40 }));
     block_on(journal.durable_beyond(appended[58])).unwrap();
     let waits = block_on(async { tokio::time::timeout(Duration::from_millis(1), journal.durable_beyond(seq)).await });

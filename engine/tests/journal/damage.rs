@@ -141,7 +141,7 @@ fn a_flipped_payload_bit_in_the_middle_names_exactly_that_frame() {
         bytes: (raw.end - raw.offset) as u64,
         seq_first: raw.seq,
         seq_last: raw.seq,
-        what: "the payload does not match".to_owned(),
+        reason: "the payload's CRC does not match".to_owned(),
     };
     assert_eq!(recovered.damage, [damage]);
     assert_eq!(frames, all.iter().filter(|frame| frame.seq != raw.seq).cloned().collect::<Vec<_>>());
@@ -259,7 +259,7 @@ fn a_segment_of_another_past_breaks_the_chain_and_is_named() {
     let files = segments(one.path());
     fs::copy(&files[1], other.path().join(files[1].file_name().unwrap())).unwrap();
     let (frames, recovered) = reopen(other.path());
-    assert!(recovered.damage.iter().any(|damage| damage.what.contains("not the one that it followed")));
+    assert!(recovered.damage.iter().any(|damage| damage.reason.contains("did not follow the present segment")));
     assert!(frames.is_sorted_by_key(|frame| frame.seq));
 }
 

@@ -29,14 +29,14 @@ fn a_repetition_is_refused_and_names_the_first() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     let first = take(&journal, dedup_key(1, 0), b"one").unwrap();
-    assert_eq!(take(&journal, dedup_key(1, 0), b"one").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, dedup_key(1, 0), b"one").unwrap_err(), AppendError::Duplicate);
     let (known, durable) = journal.dedup_entry(&[1; 16]).unwrap();
     assert_eq!((known.seq, known.lane, durable), (first.seq, 3, true));
     assert_eq!(journal.dedup_entry(&[2; 16]), None);
     take(&journal, dedup_key(2, 10), b"two").unwrap();
     take(&journal, dedup_key(2, 20), b"three").unwrap();
-    assert_eq!(take(&journal, dedup_key(2, 20), b"three").unwrap_err(), AppendError::Repeated);
-    assert_eq!(take(&journal, dedup_key(2, 5), b"two").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, dedup_key(2, 20), b"three").unwrap_err(), AppendError::Duplicate);
+    assert_eq!(take(&journal, dedup_key(2, 5), b"two").unwrap_err(), AppendError::Duplicate);
     assert_eq!(payloads(&read(&journal, 3)), [&b"one"[..], b"two", b"three"], "without their marks");
 }
 
@@ -47,8 +47,8 @@ fn a_restart_knows_what_was_taken_with_and_without_a_seal() {
         let (journal, recovered) = open(dir.path());
         assert_eq!(recovered.damage, []);
         for known in 0..run {
-            assert_eq!(take(&journal, dedup_key(known, 0), b"again").unwrap_err(), AppendError::Repeated, "run {run}");
-            assert_eq!(take(&journal, dedup_key(100, u64::from(known) + 1), b"x").unwrap_err(), AppendError::Repeated);
+            assert_eq!(take(&journal, dedup_key(known, 0), b"again").unwrap_err(), AppendError::Duplicate, "run {run}");
+            assert_eq!(take(&journal, dedup_key(100, u64::from(known) + 1), b"x").unwrap_err(), AppendError::Duplicate);
         }
         take(&journal, dedup_key(run, 0), b"new").unwrap();
         take(&journal, dedup_key(100, u64::from(run) + 1), b"x").unwrap();
@@ -79,11 +79,11 @@ fn marks_outlive_the_segments_that_they_came_in() {
             assert!(Instant::now() < deadline, "the first segment stays");
             std::thread::yield_now();
         }
-        assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Repeated);
+        assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Duplicate);
     }
     let (journal, _) = open(dir.path());
-    assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Repeated);
-    assert_eq!(take(&journal, dedup_key(2, 77), b"file").unwrap_err(), AppendError::Repeated);
+    assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Duplicate);
+    assert_eq!(take(&journal, dedup_key(2, 77), b"file").unwrap_err(), AppendError::Duplicate);
     take(&journal, dedup_key(2, 78), b"file").unwrap();
 }
 

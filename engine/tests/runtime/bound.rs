@@ -142,7 +142,7 @@ fn waiting_senders_are_served_in_the_order_in_which_they_came() {
         }
         eventually("all are handled", || seen.lock().unwrap().len() as u64 == WAITING + 1).await;
         assert_eq!(*seen.lock().unwrap(), (0..=WAITING).collect::<Vec<_>>());
-        assert_eq!(observation(&topology, "gate").refused, WAITING + 1);
+        assert_eq!(observation(&topology, "gate").rejected, WAITING + 1);
     });
 }
 

@@ -129,7 +129,7 @@ fn the_drain_is_the_last_to_enter_the_mailbox() {
 }
 
 #[test]
-fn a_stage_in_the_way_is_named_and_cancelled_at_persisting() {
+fn a_stage_in_the_way_is_named_and_canceled_at_persisting() {
     run_paused(async {
         let (mut topology, control) = topology(SUPERVISION);
         let gate = Gate::shut();
@@ -217,7 +217,7 @@ fn dropping_a_topology_ends_its_stages_and_their_senders_hear_of_it() {
 }
 
 #[test]
-fn a_stage_that_is_cancelled_before_its_first_turn_is_never_built() {
+fn a_stage_that_is_canceled_before_its_first_turn_is_never_built() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let built = Arc::new(AtomicU64::new(0));

@@ -60,7 +60,7 @@ fn the_numbers_match_what_was_done() {
         }
         tokio::time::sleep(Duration::from_millis(10_000)).await; // one tick
         let seen = observation(&topology, "counting");
-        assert_eq!((seen.entered, seen.handled, seen.discarded, seen.refused), (4, 3, 1, 1));
+        assert_eq!((seen.entered, seen.handled, seen.discarded, seen.rejected), (4, 3, 1, 1));
         assert_eq!((seen.depth_messages, seen.depth_bytes, seen.bound), (0, 0, mailbox.bound()));
         assert_eq!((seen.restarts, seen.state), (1, "idle"));
         assert!(seen.last_panic.unwrap().contains("unlucky"));

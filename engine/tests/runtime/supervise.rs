@@ -236,7 +236,7 @@ fn a_stage_that_asks_for_an_exit_gets_it_and_the_first_one_counts() {
 }
 
 #[test]
-fn a_silent_stage_is_cancelled_and_rebuilt_but_one_that_waits_is_left_alone() {
+fn a_silent_stage_is_canceled_and_rebuilt_but_one_that_waits_is_left_alone() {
     run_paused(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 1_000, ..LENIENT });
         let silent = |_, item: Item| async move {
@@ -280,7 +280,7 @@ fn a_silent_stage_is_cancelled_and_rebuilt_but_one_that_waits_is_left_alone() {
 }
 
 #[test]
-fn a_stage_that_spins_but_yields_is_cancelled() {
+fn a_stage_that_spins_but_yields_is_canceled() {
     run(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
         let spin = |_, item: Item| async move {
