@@ -1,11 +1,13 @@
-//! How far each lane has come: written by the flusher and whoever starts the process, read by intake (`ack=committed`),
-//! status and `flush`.
+//! Progress of each lane: written by the flusher and at startup, read by intake (`ack=committed`), the status and
+//! `flush`.
 //!
-//! - What was accepted is the journal's to say ([`Journal::lanes`](logweir_engine::journal::Journal::lanes)), what is
-//!   settled the database's ([`LaneRow`]); this only keeps the newest of the latter and wakes those who wait for it. So the
-//!   two sides of the accounting have different witnesses.
-//! - It is touched once per flush and once per waiting request, never per record: one lock over a small map will do.
-//! - A cursor can move back (the database was restored): who waits for a number then waits for it to come again.
+//! - The journal knows what was accepted ([`Journal::lanes`](logweir_engine::journal::Journal::lanes)), and the
+//!   database what is committed ([`LaneRow`]); this module only holds the latest row and wakes the requests that wait
+//!   for it. The two sides of the accounting thus have independent sources.
+//! - It is accessed once per flush and once per waiting request, never per record, so one lock over a small map is
+//!   sufficient.
+//! - A cursor can move back (the database was restored): a request that waits for a sequence number then waits until it
+//!   is reached again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,77 +22,77 @@ use crate::backlog::Backlog;
 use crate::breaker::BreakerState;
 use crate::store::LaneRow;
 
-/// How a lane's way into the store is.
+/// State of a lane's connection to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "state", content = "reason")]
 pub enum StoreState {
-    /// No connection yet.
+    /// Not connected yet.
     #[default]
     Connecting,
     /// The last flush was committed.
     Ok,
-    /// Flushes fail and are tried again.
+    /// Flushes fail and are retried.
     Failing(String),
-    /// Given up until somebody mends it.
+    /// Stopped until the cause is fixed.
     Stopped(String),
 }
 
-/// The start-up: reading the journal back.
+/// Startup: reading the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Recovery {
-    /// Bytes of the journal that were read.
+    /// Bytes of the journal read so far.
     pub bytes_read: u64,
-    /// Bytes of the journal in all.
+    /// Total bytes of the journal.
     pub bytes: u64,
-    /// Whether it is over: the journal takes appends.
+    /// Whether reading has finished and the journal accepts appends.
     pub finished: bool,
 }
 
-/// One lane's accounting: `accepted = committed + dead + lost + backlog`.
+/// Accounting of one lane: `accepted = committed + dead_lettered + lost + backlog`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LaneSnapshot {
     /// The lane.
     pub lane: LaneId,
-    /// Records that the journal was given.
+    /// Records appended to the journal.
     pub accepted: u64,
-    /// Rows in the database.
+    /// Records committed to the database as rows.
     pub committed: u64,
-    /// Records dead-lettered.
-    pub dead: u64,
-    /// Records that the journal no longer had when the database needed them: damaged, or not kept long enough.
+    /// Dead-lettered records.
+    pub dead_lettered: u64,
+    /// Records that the journal no longer had when the database needed them: damaged, or not retained long enough.
     pub lost: u64,
-    /// Records in the journal that are not settled yet.
+    /// Records in the journal that are not committed yet.
     pub backlog: u64,
-    /// How long the oldest of them has been waiting, to a second; since the start where it is older than this process.
+    /// Age of the oldest of them, to the second; counted from the start of this process if it is older.
     pub backlog_age_ms: u64,
-    /// Whether the database has said what it has. Until then `committed` is 0 and everything counts as backlog.
-    pub asked: bool,
-    /// The newest frame in the journal.
+    /// Whether the database has reported its cursor. Until then `committed` is 0 and everything counts as backlog.
+    pub cursor_known: bool,
+    /// Latest sequence number in the journal.
     pub seq_last: u64,
-    /// The newest frame that the database has.
+    /// Latest committed sequence number.
     pub seq_committed: u64,
-    /// The way into the store.
+    /// State of the connection to the store.
     pub store: StoreState,
 }
 
-/// Everything at one moment.
+/// All progress at one point in time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// The epoch that is ours; `None` before the take-over.
+    /// The epoch that this process owns; `None` before the takeover.
     pub epoch: Option<i64>,
-    /// The start-up.
+    /// Startup.
     pub recovery: Recovery,
-    /// Every lane that the journal or the database knows.
+    /// Every lane known to the journal or the database.
     pub lanes: Vec<LaneSnapshot>,
     /// Circuit breakers by name.
     pub breakers: BTreeMap<String, BreakerState>,
-    /// The store's name.
+    /// Name of the store.
     pub store: String,
-    /// The cache's name.
+    /// Name of the cache.
     pub cache: String,
 }
 
-/// Shared by all that write or read it; a clone is a handle.
+/// Shared by all readers and writers; clones share the same state.
 #[derive(Clone, Default)]
 pub struct Progress(Arc<Inner>);
 
@@ -119,7 +121,7 @@ struct Lane {
 }
 
 impl Progress {
-    /// The database's row of a lane, after a take-over or a flush.
+    /// Sets the database's row of a lane, after a takeover or a flush.
     pub fn lane_row_updated(&self, row: LaneRow) {
         let mut state = self.state();
         let lane = state.lanes.entry(row.lane).or_default();
@@ -127,89 +129,90 @@ impl Progress {
         lane.row = Some(row);
     }
 
-    /// The number that stands in the ids of the lane's records, once the database has told it.
+    /// The lane id that is part of the record ids, once the database has reported it.
     #[must_use]
     pub fn lane_id(&self, lane: LaneId) -> Option<i64> {
         Some(self.state().lanes.get(&lane)?.row.as_ref()?.lane_id)
     }
 
-    /// How the lane's way into the store is now.
+    /// Sets the state of a lane's connection to the store.
     pub fn lane_store_state(&self, lane: LaneId, store: StoreState) {
         self.state().lanes.entry(lane).or_default().store = store;
     }
 
-    /// The epoch that a take-over gave.
+    /// Sets the epoch acquired by a takeover.
     pub fn epoch(&self, epoch: i64) {
         self.state().epoch = Some(epoch);
     }
 
-    /// The names of store and cache, for people.
+    /// Sets the display names of store and cache.
     pub fn names(&self, store: impl Into<String>, cache: impl Into<String>) {
         let mut state = self.state();
         (state.store, state.cache) = (store.into(), cache.into());
     }
 
-    /// The newest frames now, every [`NOTE_EVERY`](crate::backlog::NOTE_EVERY): how old the backlog is, follows from it.
-    pub fn note_tails(&self, tails: &BTreeMap<LaneId, LaneTail>, now: Instant) {
+    /// Samples the latest sequence numbers, every [`SAMPLE_EVERY`](crate::backlog::SAMPLE_EVERY), to derive the age of the
+    /// backlog.
+    pub fn sample_backlog(&self, tails: &BTreeMap<LaneId, LaneTail>, now: Instant) {
         let mut state = self.state();
         for (&id, tail) in tails {
             let lane = state.lanes.entry(id).or_default();
-            lane.backlog.note(tail.seq, lane.row.as_ref().map_or(0, |row| row.last_seq), now);
+            lane.backlog.sample(tail.seq, lane.row.as_ref().map_or(0, |row| row.last_seq), now);
         }
     }
 
-    /// How long the oldest record has been waiting that the database does not have.
+    /// The age of the oldest record that the database lacks.
     #[must_use]
     pub fn backlog_age(&self, now: Instant) -> Duration {
         let age = |lane: &Lane| lane.backlog.age(lane.row.as_ref().map_or(0, |row| row.last_seq), now);
         self.state().lanes.values().map(age).max().unwrap_or_default()
     }
 
-    /// How the circuit breaker called `name` stands.
+    /// Sets the state of the circuit breaker called `name`.
     pub fn breaker_state(&self, name: &str, breaker: BreakerState) {
         let breakers = &mut self.state().breakers;
         match breakers.get_mut(name) {
-            Some(known) => *known = breaker,
+            Some(row) => *row = breaker,
             None => drop(breakers.insert(name.to_owned(), breaker)),
         }
     }
 
-    /// How far the start-up has come.
+    /// Sets the progress of startup.
     pub fn recovery(&self, recovery: Recovery) {
         self.state().recovery = recovery;
     }
 
-    /// Whether the start-up is over.
+    /// Whether startup has finished.
     #[must_use]
     pub fn recovered(&self) -> bool {
         self.state().recovery.finished
     }
 
-    /// How far the start-up has come.
+    /// The progress of startup.
     #[must_use]
     pub fn recovery_now(&self) -> Recovery {
         self.state().recovery
     }
 
-    /// Waits until the database has `lane` up to `seq`. Puts no limit on the time: the caller does.
+    /// Waits until `lane` is committed up to `seq`. Has no timeout; the caller sets one.
     pub async fn committed(&self, lane: LaneId, seq: u64) {
         let mut cursor = self.state().lanes.entry(lane).or_default().committed_seq.subscribe();
-        // The sender lives as long as `self`, so the wait ends only with the number.
+        // The sender lives as long as `self`, so the wait ends only with the sequence number.
         let _ = cursor.wait_for(|&committed| committed >= seq).await;
     }
 
-    /// Asks the batchers to let go of what they hold.
+    /// Requests the batchers to flush open batches.
     pub fn flush_now(&self) {
         self.0.flushes.send_modify(|count| *count += 1);
     }
 
-    /// Changes with each [`Progress::flush_now`]: what a batcher watches.
+    /// Changes with each [`Progress::flush_now`]; watched by the batchers.
     #[must_use]
     pub fn flushes(&self) -> watch::Receiver<u64> {
         self.0.flushes.subscribe()
     }
 
-    /// The accounting, with `tails` as the journal gives them.
+    /// The accounting, given the journal's `tails`.
     #[must_use]
     pub fn snapshot(&self, tails: &BTreeMap<LaneId, LaneTail>) -> Snapshot {
         let state = self.state();
@@ -228,16 +231,16 @@ impl Progress {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each write is one assignment: a panic elsewhere leaves nothing half done.
+        // Each write is a single assignment, so a panic elsewhere leaves the state consistent.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneSnapshot {
-    let known = lane.and_then(|lane| lane.row.clone());
-    let asked = known.is_some();
-    let row = known.unwrap_or_default();
-    // A journal that was emptied by hand knows less than the database. What a lane inherited is another writer's.
+    let row = lane.and_then(|lane| lane.row.clone());
+    let cursor_known = row.is_some();
+    let row = row.unwrap_or_default();
+    // A journal that was emptied by hand knows less than the database. Inherited records belong to another writer.
     let accepted = tail.map_or(0, |tail| tail.records).max(row.accounted()) - row.inherited;
     let backlog = accepted - (row.rows + row.dead_lettered + row.lost);
     let age = lane.filter(|_| backlog > 0).map(|lane| lane.backlog.age(row.last_seq, Instant::now()));
@@ -245,11 +248,11 @@ fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneS
         lane: id,
         accepted,
         committed: row.rows,
-        dead: row.dead_lettered,
+        dead_lettered: row.dead_lettered,
         lost: row.lost,
         backlog,
         backlog_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        asked,
+        cursor_known,
         seq_last: tail.map_or(0, |tail| tail.seq).max(row.last_seq),
         seq_committed: row.last_seq,
         store: lane.map(|lane| lane.store.clone()).unwrap_or_default(),
@@ -266,22 +269,22 @@ mod tests {
     }
 
     #[test]
-    fn accepted_is_the_sum_of_what_became_of_it() {
+    fn accepted_is_the_sum_of_all_outcomes() {
         let progress = Progress::default();
         progress.lane_row_updated(row(0, 5, 100));
-        progress.lane_row_updated(row(3, 9, 7)); // gone from the journal
+        progress.lane_row_updated(row(3, 9, 7)); // no longer in the journal
         let tails = BTreeMap::from([(0, LaneTail { seq: 8, records: 150 }), (1, LaneTail { seq: 6, records: 20 })]);
         let lanes = progress.snapshot(&tails).lanes;
         assert_eq!(lanes.iter().map(|lane| (lane.lane, lane.backlog)).collect::<Vec<_>>(), [(0, 47), (1, 20), (3, 0)]);
         for lane in &lanes {
-            assert_eq!(lane.accepted, lane.committed + lane.dead + lane.lost + lane.backlog);
+            assert_eq!(lane.accepted, lane.committed + lane.dead_lettered + lane.lost + lane.backlog);
         }
     }
 
     #[test]
-    fn who_waits_for_a_commit_is_woken_by_it_and_not_before() {
+    fn a_waiter_is_woken_by_its_commit_and_not_earlier() {
         let progress = Progress::default();
-        let mut early = Box::pin(progress.committed(1, 7)); // before anybody knows the lane
+        let mut early = Box::pin(progress.committed(1, 7)); // before the lane is known
         assert_eq!(early.as_mut().now_or_never(), None);
         progress.lane_row_updated(row(1, 6, 0));
         assert_eq!(early.as_mut().now_or_never(), None);
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_is_seen_by_every_batcher() {
+    fn a_flush_reaches_every_batcher() {
         let progress = Progress::default();
         let (mut one, two) = (progress.flushes(), progress.clone().flushes());
         progress.flush_now();
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_reads_well_as_json() {
+    fn a_snapshot_serializes_to_json() {
         let progress = Progress::default();
         progress.names("SQLite", "memory");
         progress.lane_store_state(0, StoreState::Failing("connection refused".into()));

@@ -1,14 +1,14 @@
-//! Who reads steps back while the rows are behind the journal.
+//! Throttles queries while the database is behind the journal.
 //!
-//! Queries have connections of their own, but the database's processors and disks are everybody's: four long queries on a
-//! machine of two processors halve the rate of rows. So while the oldest record that the database lacks is older than
-//! [`BEHIND`], queries share a tenth of one processor: one reads at a time, a piece of its range at a time, and then all
-//! rest nine times as long as that took. Short queries stay quick; who has read for [`READING_MAX`] is told to come again,
-//! for the others wait. What was begun at full speed is ended, and begun anew in pieces. As soon as the rows have caught
-//! up, everybody reads as before.
+//! Queries have their own connections, but they share the database's CPUs and disks with the writers: four long queries
+//! on a machine with two CPUs halve the rate at which rows are written. Therefore, while the oldest record that the
+//! database lacks is older than [`BEHIND`], all queries together use a tenth of one CPU: one query reads at a time, one
+//! piece of its range at a time, and then all pause nine times as long as the piece took. Short queries stay fast; a
+//! query that has read for [`READING_MAX`] is rejected in favor of the waiting ones. A read that started at full speed
+//! is canceled and restarted in pieces. As soon as the database has caught up, queries run at full speed again.
 //!
-//! Refused: priorities inside of the server, which need an extension or a right that a reader should not have; fewer
-//! queries at once, since one alone can take all there is.
+//! Rejected alternatives: priorities in the database server, which need an extension or a privilege that a reader
+//! should not have; fewer concurrent queries, because a single one can use all resources.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,23 +18,23 @@ use tokio::time::Instant;
 
 use crate::query::page::{Direction, Range};
 
-/// A backlog of this age is more than a batch that waits to be full.
+/// A backlog of this age is more than a batch that is waiting to fill.
 pub const BEHIND: Duration = Duration::from_secs(2);
 
-/// What one query may read while the rows are behind, without its rests.
+/// How long one query may read while the database is behind, excluding pauses.
 pub const READING_MAX: Duration = Duration::from_millis(500);
 
-/// A rest is so many times as long as the reading before it, and at most so long.
-const REST: u32 = 9;
-const REST_MAX: Duration = Duration::from_secs(3);
+/// A pause is this many times as long as the read before it, up to the maximum.
+const PAUSE_FACTOR: u32 = 9;
+const PAUSE_MAX: Duration = Duration::from_secs(3);
 
-/// Pieces are made longer below the first and shorter above the second.
+/// Pieces get longer below this range and shorter above it.
 const PIECE: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(150);
-/// The first one's part of the range, and the shortest there is.
-const FIRST_PART: i64 = 1024;
+/// The first piece is this fraction of the range; the second constant is the minimum length.
+const FIRST_FRACTION: i64 = 1024;
 const LENGTH_US_MIN: i64 = 100_000;
 
-/// How queries share what the writers leave. A clone is a handle on the same.
+/// Shares the capacity that the writers leave among queries. Clones share the same state.
 #[derive(Clone, Debug, Default)]
 pub struct QueryThrottle(Arc<Shared>);
 
@@ -45,56 +45,56 @@ struct Shared {
 }
 
 impl QueryThrottle {
-    /// Tells how old the oldest record is that the database lacks.
-    pub fn backlog_is(&self, age: Duration) {
+    /// Reports the age of the oldest record that the database lacks.
+    pub fn set_backlog_age(&self, age: Duration) {
         let behind = age > BEHIND;
         self.0.behind.send_if_modified(|before| std::mem::replace(before, behind) != behind);
     }
 
-    /// Whether readers step back.
+    /// Whether queries are throttled.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         *self.0.behind.borrow()
     }
 
-    /// Waits until readers have to step back.
-    pub(crate) async fn falls_behind(&self) {
-        // The sender lives as long as `self`, so the wait ends only with the word.
+    /// Waits until queries are throttled.
+    pub(crate) async fn throttled(&self) {
+        // The sender lives as long as `self`, so the wait ends only with the value.
         let _ = self.0.behind.subscribe().wait_for(|&behind| behind).await;
     }
 
-    /// The pieces in which `range` is read, from the side where `direction` begins.
+    /// The pieces in which `range` is read, starting at the side where `direction` starts.
     pub(crate) fn pieces(&self, range: Range, direction: Direction) -> Pieces<'_> {
-        let length_us = (range.end_us.saturating_sub(range.start_us) / FIRST_PART).max(LENGTH_US_MIN);
+        let length_us = (range.end_us.saturating_sub(range.start_us) / FIRST_FRACTION).max(LENGTH_US_MIN);
         Pieces { throttle: self, left: range, direction, length_us, reading: Duration::ZERO }
     }
 
-    /// Reads what cannot be read in pieces.
+    /// Runs a read that cannot be split into pieces.
     pub(crate) async fn whole<T>(&self, reading: impl Future<Output = T>) -> T {
         let mut turn = self.turn().await;
-        let done = reading.await;
+        let result = reading.await;
         turn.end();
-        done
+        result
     }
 
-    /// For who reads on a thread of its own and asks every few milliseconds: waits until it may go on. Whether it may;
-    /// not where others have waited for long enough.
-    pub(crate) fn keep(&self, steps: &mut Steps) -> bool {
-        match &steps.turn {
-            _ if !self.is_behind() => steps.turn = None,
-            None => steps.turn = Some(Turn::begin(Some(Arc::clone(&self.0.turn).blocking_lock_owned()))),
-            Some(at_work) => {
-                let took = at_work.since.elapsed();
+    /// For a read on its own thread, called every few milliseconds: blocks until it may continue. Returns whether it
+    /// may continue; `false` if other queries have waited long enough.
+    pub(crate) fn may_continue(&self, state: &mut ThreadReading) -> bool {
+        match &state.turn {
+            _ if !self.is_behind() => state.turn = None,
+            None => state.turn = Some(Turn::begin(Some(Arc::clone(&self.0.turn).blocking_lock_owned()))),
+            Some(turn) => {
+                let took = turn.since.elapsed();
                 if took > *PIECE.end() {
-                    std::thread::sleep(rest_after(took));
-                    *steps = Steps { turn: None, reading: steps.reading + took };
+                    std::thread::sleep(pause_after(took));
+                    *state = ThreadReading { turn: None, reading: state.reading + took };
                 }
             }
         }
-        steps.reading < READING_MAX || !self.is_behind()
+        state.reading < READING_MAX || !self.is_behind()
     }
 
-    /// Waits for the turn, if turns are taken now.
+    /// Waits for the turn, if queries are throttled.
     async fn turn(&self) -> Turn {
         match self.is_behind() {
             true => Turn::begin(Some(Arc::clone(&self.0.turn).lock_owned().await)),
@@ -103,81 +103,81 @@ impl QueryThrottle {
     }
 }
 
-/// How far a reading on a thread of its own has come.
+/// State of a read on its own thread.
 #[derive(Debug, Default)]
-pub(crate) struct Steps {
+pub(crate) struct ThreadReading {
     turn: Option<Turn>,
-    /// What its turns took.
+    /// Total duration of its turns.
     reading: Duration,
 }
 
-/// Somebody's turn to read.
+/// A turn to read.
 #[derive(Debug)]
 struct Turn {
-    held: Option<OwnedMutexGuard<()>>,
+    guard: Option<OwnedMutexGuard<()>>,
     since: Instant,
 }
 
 impl Turn {
-    fn begin(held: Option<OwnedMutexGuard<()>>) -> Self {
-        Self { held, since: Instant::now() }
+    fn begin(guard: Option<OwnedMutexGuard<()>>) -> Self {
+        Self { guard, since: Instant::now() }
     }
 
-    /// How long it was. Whoever had it goes on; the next one begins after the rest.
+    /// Ends the turn and returns its duration. The caller continues at once; the next turn starts after the pause.
     fn end(&mut self) -> Duration {
         let took = self.since.elapsed();
-        if let Some(held) = self.held.take() {
+        if let Some(guard) = self.guard.take() {
             tokio::spawn(async move {
-                tokio::time::sleep(rest_after(took)).await;
-                drop(held);
+                tokio::time::sleep(pause_after(took)).await;
+                drop(guard);
             });
         }
         took
     }
 }
 
-fn rest_after(took: Duration) -> Duration {
+fn pause_after(took: Duration) -> Duration {
     metrics::counter!("logweir_query_throttle_pauses_total").increment(1);
-    (took * REST).min(REST_MAX)
+    (took * PAUSE_FACTOR).min(PAUSE_MAX)
 }
 
-/// A range on its way through the hands of a reader.
+/// A range that is being read in pieces.
 #[derive(Debug)]
 pub(crate) struct Pieces<'p> {
     throttle: &'p QueryThrottle,
     left: Range,
     direction: Direction,
-    /// How long the next one is.
+    /// Length of the next piece.
     length_us: i64,
-    /// What those before took while the rows were behind.
+    /// Duration of the pieces read while the database was behind.
     reading: Duration,
 }
 
 impl Pieces<'_> {
-    /// The next one: all that is left, unless readers step back.
+    /// Returns the next piece: everything that is left, unless queries are throttled.
     pub(crate) fn next(&mut self) -> Option<Range> {
         let length_us = if self.throttle.is_behind() { self.length_us } else { i64::MAX };
-        let (piece, left) = cut(self.left, self.direction, length_us)?;
+        let (piece, left) = split(self.left, self.direction, length_us)?;
         self.left = left;
         Some(piece)
     }
 
-    /// Reads the piece in its turn. Nothing where others have waited for long enough.
+    /// Reads a piece when it is its turn; `None` if other queries have waited long enough.
     pub(crate) async fn read<T>(&mut self, reading: impl Future<Output = T>) -> Option<T> {
         let mut turn = self.throttle.turn().await;
         if self.reading >= READING_MAX && self.throttle.is_behind() {
             return None;
         }
-        let done = reading.await;
+        let result = reading.await;
         let took = turn.end();
         self.reading += took;
         self.length_us = adapted(self.length_us, took);
-        Some(done)
+        Some(result)
     }
 }
 
-/// The first `length_us` of `range` in this direction, and what is left of it; nothing of nothing.
-fn cut(range: Range, direction: Direction, length_us: i64) -> Option<(Range, Range)> {
+/// Splits the first `length_us` off `range` in this direction; `None` if the range is empty.
+fn split(range: Range, direction: Direction, length_us: i64) -> Option<(Range, Range)> {
     let Range { start_us, end_us } = range;
     if start_us >= end_us {
         return None;
@@ -194,7 +194,7 @@ fn cut(range: Range, direction: Direction, length_us: i64) -> Option<(Range, Ran
     })
 }
 
-/// The length of a piece after one that took so long.
+/// Adapts the length of a piece to the duration of the previous one.
 fn adapted(length_us: i64, took: Duration) -> i64 {
     if took < *PIECE.start() {
         length_us.saturating_mul(2)
@@ -214,12 +214,12 @@ mod tests {
 
     fn behind() -> QueryThrottle {
         let throttle = QueryThrottle::default();
-        throttle.backlog_is(BEHIND * 2);
+        throttle.set_backlog_age(BEHIND * 2);
         throttle
     }
 
     #[test]
-    fn pieces_lie_side_by_side_and_are_the_range() {
+    fn pieces_are_adjacent_and_cover_the_range() {
         for direction in [Direction::Backward, Direction::Forward] {
             let throttle = behind();
             let mut pieces = throttle.pieces(HOUR, direction);
@@ -234,18 +234,18 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_one_piece_as_soon_as_nobody_is_behind() {
+    fn a_range_is_one_piece_once_the_database_has_caught_up() {
         let throttle = behind();
         let mut pieces = throttle.pieces(HOUR, Direction::Forward);
         let first = pieces.next().expect("a piece");
-        throttle.backlog_is(BEHIND);
+        throttle.set_backlog_age(BEHIND);
         let rest = pieces.next();
         assert_eq!(rest, Some(Range { start_us: first.end_us, ..HOUR }));
         assert_eq!(pieces.next(), None);
     }
 
     #[test]
-    fn ranges_without_end_and_without_length_are_cut_as_well() {
+    fn unbounded_and_empty_ranges_are_split_as_well() {
         let ever = Range { start_us: i64::MIN, end_us: i64::MAX };
         let throttle = behind();
         let mut pieces = throttle.pieces(ever, Direction::Backward);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_grow_while_they_are_quick_and_shrink_when_they_are_slow() {
+    fn pieces_grow_while_reads_are_fast_and_shrink_when_they_are_slow() {
         let length = |millis| adapted(HOUR_US, Duration::from_millis(millis));
         assert_eq!([length(10), length(100), length(500)], [2 * HOUR_US, HOUR_US, HOUR_US / 2]);
         assert_eq!(adapted(LENGTH_US_MIN, Duration::from_secs(9)), LENGTH_US_MIN);
@@ -263,28 +263,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_read_for_long_makes_room_unless_nobody_is_behind() {
+    async fn a_long_query_is_rejected_only_while_the_database_is_behind() {
         let throttle = behind();
         let mut pieces = throttle.pieces(HOUR, Direction::Forward);
         let mut read = async || pieces.read(async { tokio::time::sleep(READING_MAX).await }).await;
         assert_eq!(read().await, Some(()));
         assert_eq!(read().await, None);
-        throttle.backlog_is(Duration::ZERO);
+        throttle.set_backlog_age(Duration::ZERO);
         assert_eq!(read().await, Some(()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_reads_learns_that_the_rows_fall_behind() {
+    async fn a_running_query_is_notified_when_the_database_falls_behind() {
         let throttle = QueryThrottle::default();
-        let mut falls = std::pin::pin!(throttle.falls_behind());
+        let mut falls = std::pin::pin!(throttle.throttled());
         assert!(tokio::time::timeout(BEHIND, &mut falls).await.is_err());
-        throttle.backlog_is(BEHIND * 2);
+        throttle.set_backlog_age(BEHIND * 2);
         falls.await;
-        behind().falls_behind().await;
+        behind().throttled().await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_rows_are_behind_one_reads_at_a_time_and_then_all_rest() {
+    async fn while_the_database_is_behind_reads_take_turns_with_pauses() {
         const READING: Duration = Duration::from_millis(100);
         let took = async |throttle: &QueryThrottle| {
             let begun = Instant::now();
@@ -293,6 +293,6 @@ mod tests {
             begun.elapsed()
         };
         assert_eq!(took(&QueryThrottle::default()).await, READING);
-        assert_eq!(took(&behind()).await, READING * 21, "three readings and two rests");
+        assert_eq!(took(&behind()).await, READING * 21, "three reads and two pauses");
     }
 }

@@ -1,35 +1,35 @@
-//! So many things a second, and what a quiet second has left over. Pure.
+//! A rate limiter with a burst of one second. Pure.
 
 use tokio::time::Instant;
 
-/// What may still be spent.
+/// A token bucket that holds at most one second's worth of units.
 #[derive(Debug)]
 pub struct RateLimiter {
     per_s: usize,
-    left: usize,
+    tokens: usize,
     since: Instant,
 }
 
 impl RateLimiter {
-    /// A whole second's at `now`.
+    /// Starts with a full bucket at `now`.
     #[must_use]
     pub fn new(per_s: usize, now: Instant) -> Self {
-        Self { per_s, left: per_s, since: now }
+        Self { per_s, tokens: per_s, since: now }
     }
 
-    /// What is left at `now`.
-    pub fn at(&mut self, now: Instant) -> usize {
-        let earned = (now.saturating_duration_since(self.since).as_secs_f64() * self.per_s as f64) as usize;
-        if earned > 0 {
-            self.left = self.left.saturating_add(earned).min(self.per_s);
+    /// Returns the units available at `now`.
+    pub fn available(&mut self, now: Instant) -> usize {
+        let refill = (now.saturating_duration_since(self.since).as_secs_f64() * self.per_s as f64) as usize;
+        if refill > 0 {
+            self.tokens = self.tokens.saturating_add(refill).min(self.per_s);
             self.since = now;
         }
-        self.left
+        self.tokens
     }
 
-    /// So many were.
-    pub fn spend(&mut self, things: usize) {
-        self.left = self.left.saturating_sub(things);
+    /// Takes units.
+    pub fn take(&mut self, units: usize) {
+        self.tokens = self.tokens.saturating_sub(units);
     }
 }
 
@@ -40,18 +40,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_allowance_grows_with_time_up_to_one_second() {
-        let begun = Instant::now();
-        let mut allowance = RateLimiter::new(1000, begun);
-        allowance.spend(1000);
-        assert_eq!(allowance.at(begun), 0);
-        // Steps too short for a whole one are not lost.
-        let mut now = begun;
+    fn the_bucket_refills_up_to_one_second() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(1000, start);
+        limiter.take(1000);
+        assert_eq!(limiter.available(start), 0);
+        // Intervals too short for a whole unit are not lost.
+        let mut now = start;
         for _ in 0..100 {
             now += Duration::from_micros(500);
-            let _ = allowance.at(now);
+            let _ = limiter.available(now);
         }
-        assert_eq!(allowance.at(now), 50);
-        assert_eq!(allowance.at(now + Duration::from_secs(60)), 1000);
+        assert_eq!(limiter.available(now), 50);
+        assert_eq!(limiter.available(now + Duration::from_secs(60)), 1000);
     }
 }

@@ -1,10 +1,12 @@
-//! What the cache has and the database does not have yet.
+//! Records that the cache has and the database does not have yet.
 //!
-//! The database's cursors tell it exactly: they were read in the snapshot that the rows come from, so a cached record is
-//! missing from the rows if its frame is above its lane's cursor, and only then. What the cache has lost is seen a moment
-//! later, when the database has it; what it has too many (an earlier run's, a restored journal's) is told by its run.
+//! The database's cursors decide exactly: they are read in the same snapshot as the rows, so a cached record is missing
+//! from the rows if and only if its frame is above its lane's cursor. A record that the cache has lost becomes visible
+//! a moment later, once the database has it; a record that the cache has in excess (from an earlier run or a restored
+//! journal) is recognized by its run.
 //!
-//! The cache may be slow or gone: it is asked behind a breaker of its own, and nothing waits for it longer than one timeout.
+//! The cache may be slow or unavailable: it is queried through its own circuit breaker, and a query waits for it no
+//! longer than one timeout.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,32 +22,32 @@ use crate::store::read::LaneCursor;
 
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 2, open_ms_min: 1_000, open_ms_max: 15_000 };
 
-/// Records of one service, and of all, that one query looks at.
+/// Maximum number of records of one service, and in total, that one query reads.
 const SERVICE_RECORDS_MAX: usize = 200;
 const RECORDS_MAX: usize = 10_000;
-/// What they weigh together: reading ends above it.
+/// Maximum total size of the records in bytes: reading stops above it.
 pub const BYTES_MAX: usize = 4 << 20;
-/// Commands that are under way at once.
+/// Maximum number of concurrent commands.
 const COMMANDS: usize = 4;
 
 /// The recent records of a cache.
 pub struct Recent {
     cache: Arc<dyn HotCache>,
     breaker: Mutex<Breaker>,
-    /// The lanes as the database had them when it was asked last: the ids of records follow from them when it is away.
+    /// The lanes of the latest database snapshot: record ids are derived from them while the database is unavailable.
     lanes: Mutex<Vec<LaneCursor>>,
 }
 
 impl Recent {
-    /// Those of `cache`.
+    /// Reads from `cache`.
     #[must_use]
     pub fn new(cache: Arc<dyn HotCache>) -> Self {
         Self { cache, breaker: Mutex::new(Breaker::new(BREAKER)), lanes: Mutex::default() }
     }
 
-    /// Records above the cursors `lanes`, by position. Empty where the cache does not answer.
-    pub async fn unsettled(&self, lanes: Vec<LaneCursor>) -> Vec<Found> {
-        let records = self.guarded(async {
+    /// Records above the cursors `lanes`, by position. Empty if the cache does not respond.
+    pub async fn uncommitted(&self, lanes: Vec<LaneCursor>) -> Vec<Found> {
+        let records = self.through_breaker(async {
             match self.is_ahead(&lanes).await? {
                 true => self.records(&lanes, |cached, lane| cached.seq > lane.last_seq).await,
                 false => Ok(Vec::new()),
@@ -56,25 +58,25 @@ impl Recent {
         records
     }
 
-    /// All records of the lanes that are known, by position; none where no lane is, or the cache does not answer.
+    /// All records of the known lanes, by position; `None` if no lane is known, or the cache does not respond.
     pub async fn all(&self) -> Option<Vec<Found>> {
         let lanes = lock(&self.lanes).clone();
         if lanes.is_empty() {
             return None;
         }
-        self.guarded(self.records(&lanes, |_, _| true)).await
+        self.through_breaker(self.records(&lanes, |_, _| true)).await
     }
 
-    async fn guarded<T>(&self, asking: impl Future<Output = Result<T, CacheError>>) -> Option<T> {
+    async fn through_breaker<T>(&self, request: impl Future<Output = Result<T, CacheError>>) -> Option<T> {
         if let Allow::No { .. } = lock(&self.breaker).allow(Instant::now()) {
             return None;
         }
-        let answer = asking.await;
+        let result = request.await;
         let mut breaker = lock(&self.breaker);
-        match answer {
-            Ok(answer) => {
+        match result {
+            Ok(result) => {
                 breaker.succeeded(Instant::now());
-                Some(answer)
+                Some(result)
             }
             Err(error) => {
                 breaker.failed(Instant::now());
@@ -84,7 +86,7 @@ impl Recent {
         }
     }
 
-    /// Whether the cache has seen a frame that the database does not have.
+    /// Whether the cache has a frame that the database lacks.
     async fn is_ahead(&self, lanes: &[LaneCursor]) -> Result<bool, CacheError> {
         let writers: BTreeSet<_> = lanes.iter().map(|lane| lane.writer).collect();
         for writer in writers {
@@ -100,24 +102,24 @@ impl Recent {
     async fn records(
         &self,
         lanes: &[LaneCursor],
-        wanted: impl Fn(&Cached<'_>, &LaneCursor) -> bool,
+        predicate: impl Fn(&Cached<'_>, &LaneCursor) -> bool,
     ) -> Result<Vec<Found>, CacheError> {
         let services = self.cache.services().await?;
         let windows = stream::iter(services)
             .map(async |service| self.cache.recent(&service, SERVICE_RECORDS_MAX).await)
             .buffered(COMMANDS);
         let mut windows = std::pin::pin!(windows);
-        let (mut found, mut looked_at, mut bytes) = (BTreeMap::<Position, Found>::new(), 0, 0);
+        let (mut found, mut read, mut bytes) = (BTreeMap::<Position, Found>::new(), 0, 0);
         while let Some(window) = windows.try_next().await? {
-            looked_at += window.len();
+            read += window.len();
             for text in &window {
                 let Some(cached) = Cached::read(text) else { continue };
-                let Some(lane) = cached.lane(lanes).filter(|lane| wanted(&cached, lane)) else { continue };
+                let Some(lane) = cached.lane(lanes).filter(|lane| predicate(&cached, lane)) else { continue };
                 let Some(record) = cached.found(lane) else { continue };
                 bytes += record.bytes();
                 found.insert(record.position(), record);
             }
-            if looked_at >= RECORDS_MAX || bytes >= BYTES_MAX {
+            if read >= RECORDS_MAX || bytes >= BYTES_MAX {
                 break;
             }
         }

@@ -1,7 +1,8 @@
-//! Queries: how many may run, what they read, and how the answers are put together.
+//! Queries: admission, reading, and merging of results.
 //!
-//! A query cannot hurt intake: it has connections of its own, so many run at once and so many wait; who comes then is told
-//! to come again. Each has a range of time, a limit of records, of bytes and of time.
+//! Queries cannot slow down intake: they have their own database connections, a limited number of which runs or waits;
+//! further ones are rejected with a request to retry. Each query has a time range and limits on records, bytes and
+//! time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,89 +21,92 @@ use crate::query::hits::{By, Hits, Series, Steps};
 use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Field, filter};
 use crate::recent::{self, Recent};
-use crate::result_cache::{self, Question, ResultCache};
+use crate::result_cache::{self, HistogramKey, ResultCache};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 
-/// Records that facets look at.
+/// Maximum number of records that facets are counted over.
 pub const FACET_RECORDS_MAX: usize = 50_000;
 
-/// Records that the list of fields looks at.
+/// Maximum number of records that field names are counted over.
 pub const NAME_RECORDS_MAX: usize = 20_000;
 
-/// Bytes of a stream's page.
-pub const PORTION_BYTES_MAX: usize = 1 << 20;
+/// Maximum bytes of a page of a stream.
+pub const STREAM_PAGE_BYTES_MAX: usize = 1 << 20;
 
-/// How far around a record its context is looked for, in microseconds: further only where nearer there is not enough.
+/// Time ranges in which the context of a record is searched, in microseconds: the next one only if the previous one has
+/// too few records.
 const CONTEXT_US: [i64; 3] = [600_000_000, 3_600_000_000, 86_400_000_000];
 
-/// Runs queries. A clone is a handle on the same.
+/// Runs queries. Clones share the same state.
 #[derive(Clone)]
 pub struct Searcher(Arc<Parts>);
 
 struct Parts {
     reader: Option<Arc<dyn LogReader>>,
     recent: Recent,
-    kept: ResultCache,
+    result_cache: ResultCache,
     settings: config::Query,
     running: Semaphore,
     waiting: AtomicUsize,
     streams: Arc<Semaphore>,
 }
 
-/// Why there is no answer.
+/// Why a query failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
-    /// Too many queries run and wait.
-    #[error("{0} queries are running and {1} wait: try again in a moment")]
-    Busy(usize, usize),
-    /// Too many answers are streamed.
-    #[error("{0} answers are streamed already: try again when one has ended")]
-    Streams(usize),
-    /// What is asked for does not go together.
+    /// Too many queries are running and waiting.
+    #[error(
+        "too many queries: query.running_max ({0}) are running and query.waiting_max ({1}) are waiting; retry shortly"
+    )]
+    TooManyQueries(usize, usize),
+    /// Too many streams are open.
+    #[error("too many streams: query.streams_max ({0}) are open; retry when one has ended")]
+    TooManyStreams(usize),
+    /// The request is inconsistent.
     #[error("{0}")]
-    Wrong(String),
-    /// Nothing is kept that could be read.
-    #[error("nothing can be read: the store is a blackhole")]
-    NothingKept,
-    /// The store has no answer.
+    InvalidRequest(String),
+    /// The store cannot be queried.
+    #[error("the blackhole store discards all records: configure database.url to query records")]
+    NotSearchable,
+    /// The store failed.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-/// A page that is asked for.
+/// A request for a page of records.
 #[derive(Clone, Debug)]
 pub struct PageRequest {
-    /// Which records.
+    /// Filter on records.
     pub filter: Filter,
-    /// When.
+    /// Time range.
     pub range: Range,
-    /// Which way.
+    /// Order.
     pub direction: Direction,
-    /// Behind which place.
+    /// Position to continue after.
     pub after: Option<Position>,
-    /// At most so many.
+    /// Maximum number of records.
     pub limit: usize,
 }
 
-/// A page.
+/// A page of records.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The records, in the order of the request's direction.
+    /// The records, in the requested order.
     pub records: Vec<Found>,
-    /// Whether there may be more this way.
+    /// Whether there may be more records in this direction.
     pub more: bool,
-    /// Where they come from.
+    /// Where the records come from.
     pub source: Source,
 }
 
-/// Where the records of an answer come from.
+/// Where the records of a response come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Source {
-    /// From the database.
+    /// Number of records from the database.
     pub database: usize,
-    /// Only from the cache: the database does not have them yet.
+    /// Number of records that only the cache has: the database has not committed them yet.
     pub cache: usize,
-    /// The database was away: this is what the cache has.
+    /// The database was unavailable: only records in the cache are included.
     pub partial: bool,
 }
 
@@ -113,32 +117,32 @@ pub struct Histogram {
     pub steps: Steps,
     /// Their heights.
     pub series: Vec<Series>,
-    /// Whether the minute counters were enough.
+    /// Whether the per-minute counters were sufficient.
     pub from_counters: bool,
 }
 
-/// Counted over the newest records.
+/// A result that was counted over the latest records.
 #[derive(Clone, Debug)]
 pub struct Sampled<T> {
     /// The counts.
     pub value: T,
-    /// The number of records looked at, where there were more.
+    /// Number of records counted, if there were more.
     pub sampled: Option<u64>,
 }
 
-/// What was logged around a record by the same service on the same host, from the oldest to the newest.
+/// Records that the same service logged on the same host around a record, oldest first.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Before it.
+    /// Records before it.
     pub before: Vec<Found>,
-    /// It.
+    /// The record.
     pub record: Found,
-    /// After it.
+    /// Records after it.
     pub after: Vec<Found>,
 }
 
 impl Searcher {
-    /// Reads from `reader` (none where nothing is kept), and from `cache` what is not there yet.
+    /// Queries `reader` (`None` if the store cannot be queried), and `cache` for records that are not committed yet.
     #[must_use]
     pub fn new(reader: Option<Arc<dyn LogReader>>, cache: Arc<dyn HotCache>, settings: config::Query) -> Self {
         let running = Semaphore::new(settings.running_max);
@@ -146,7 +150,7 @@ impl Searcher {
         Self(Arc::new(Parts {
             reader,
             recent: Recent::new(cache),
-            kept: ResultCache::default(),
+            result_cache: ResultCache::default(),
             settings,
             running,
             waiting: AtomicUsize::new(0),
@@ -154,7 +158,7 @@ impl Searcher {
         }))
     }
 
-    /// One page of records.
+    /// Reads one page of records.
     ///
     /// # Errors
     /// See [`SearchError`].
@@ -163,24 +167,24 @@ impl Searcher {
         Ok(self.read_page(reader, request, self.0.settings.page_bytes_max).await?)
     }
 
-    /// One page of a stream: smaller, since one waits for each client.
+    /// Reads one page of a stream: smaller, because one is held for each client.
     ///
     /// # Errors
     /// See [`SearchError`].
-    pub async fn portion(&self, request: &PageRequest) -> Result<Page, SearchError> {
+    pub async fn stream_page(&self, request: &PageRequest) -> Result<Page, SearchError> {
         let (_running, reader) = self.admit("stream").await?;
-        let bytes_max = self.0.settings.page_bytes_max.min(PORTION_BYTES_MAX);
+        let bytes_max = self.0.settings.page_bytes_max.min(STREAM_PAGE_BYTES_MAX);
         Ok(self.read_page(reader, request, bytes_max).await?)
     }
 
-    /// The right to stream, for as long as it is held.
+    /// Admits a stream for as long as the permit is held.
     ///
     /// # Errors
-    /// Too many are streamed.
+    /// Too many streams are open.
     pub fn stream(&self) -> Result<OwnedSemaphorePermit, SearchError> {
         Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| {
             metrics::counter!("logweir_queries_rejected_total", "reason" => "streams").increment(1);
-            SearchError::Streams(self.0.settings.streams_max)
+            SearchError::TooManyStreams(self.0.settings.streams_max)
         })
     }
 
@@ -199,7 +203,7 @@ impl Searcher {
             bytes_max,
         };
         let (stored, recent) = match Snapshot::or_empty(reader.records(&scan).await, Vec::new) {
-            Ok(Snapshot { value, lanes }) => (value, self.0.recent.unsettled(lanes).await),
+            Ok(Snapshot { value, lanes }) => (value, self.0.recent.uncommitted(lanes).await),
             Err(ReadError::Unavailable(error)) => {
                 return self.cached_page(&scan).await.ok_or(ReadError::Unavailable(error));
             }
@@ -208,7 +212,7 @@ impl Searcher {
         Ok(merged(&scan, stored, recent))
     }
 
-    /// What the cache has of a page, while the database is away.
+    /// The part of a page that the cache has, while the database is unavailable.
     async fn cached_page(&self, scan: &Scan) -> Option<Page> {
         let recent = self.0.recent.all().await?;
         metrics::counter!("logweir_queries_partial_total").increment(1);
@@ -216,17 +220,23 @@ impl Searcher {
         Some(Page { source: Source { partial: true, ..page.source }, ..page })
     }
 
-    /// Gives the records that the database does not have yet to `see`.
-    async fn unsettled(&self, lanes: Vec<LaneCursor>, filter: &Filter, range: Range, mut see: impl FnMut(&Record<'_>)) {
-        for found in self.0.recent.unsettled(lanes).await {
+    /// Passes the records that the database has not committed yet to `visit`.
+    async fn uncommitted(
+        &self,
+        lanes: Vec<LaneCursor>,
+        filter: &Filter,
+        range: Range,
+        mut visit: impl FnMut(&Record<'_>),
+    ) {
+        for found in self.0.recent.uncommitted(lanes).await {
             let record = found.record();
             if range.holds(record.ts_us) && filter.matches(&record) {
-                see(&record);
+                visit(&record);
             }
         }
     }
 
-    /// Counts per step of time.
+    /// Counts records per time step.
     ///
     /// # Errors
     /// See [`SearchError`].
@@ -237,7 +247,7 @@ impl Searcher {
         step_us: Option<i64>,
         by: By,
     ) -> Result<Histogram, SearchError> {
-        let steps = Steps::over(range, step_us).map_err(SearchError::Wrong)?;
+        let steps = Steps::over(range, step_us).map_err(SearchError::InvalidRequest)?;
         let (_running, reader) = self.admit("hits").await?;
         let from_counters = filter.is_counted() && steps.are_minutes();
         let counts = match from_counters {
@@ -245,37 +255,37 @@ impl Searcher {
                 let Snapshot { value, lanes } = Snapshot::or_empty(reader.volume(filter, steps, by).await, Vec::new)?;
                 Snapshot { value: Arc::new(value), lanes }
             }
-            false => self.counted(reader, filter, steps, by).await?,
+            false => self.count_records(reader, filter, steps, by).await?,
         };
         let mut hits = Hits::new(steps, by);
         for (ts_us, severity, service, records) in &*counts.value {
             hits.add_many(*ts_us, *severity, service, *records);
         }
-        self.unsettled(counts.lanes, filter, steps.range, |record| hits.add(record)).await;
+        self.uncommitted(counts.lanes, filter, steps.range, |record| hits.add(record)).await;
         Ok(Histogram { steps, series: hits.finish(), from_counters })
     }
 
-    /// Counts record by record, unless that was done before and nothing has come into the range since.
-    async fn counted(
+    /// Counts record by record, unless a cached result is still valid because its range has not changed.
+    async fn count_records(
         &self,
         reader: &dyn LogReader,
         filter: &Filter,
         steps: Steps,
         by: By,
     ) -> Result<Snapshot<Arc<Vec<Count>>>, ReadError> {
-        let question = Question { filter: format!("{filter:?}"), steps, by };
+        let key = HistogramKey { filter: format!("{filter:?}"), steps, by };
         let total = Snapshot::or_empty(reader.total(steps.range).await, Volume::default)?;
-        if let Some(value) = self.0.kept.get(&question, total.value) {
+        if let Some(value) = self.0.result_cache.get(&key, total.value) {
             metrics::counter!("logweir_query_result_cache_hits_total").increment(1);
             return Ok(Snapshot { value, lanes: total.lanes });
         }
         let Snapshot { value, lanes } = Snapshot::or_empty(reader.count(filter, steps, by).await, Vec::new)?;
         let value = Arc::new(value);
-        self.0.kept.put(question, total.value, Arc::clone(&value));
+        self.0.result_cache.put(key, total.value, Arc::clone(&value));
         Ok(Snapshot { value, lanes })
     }
 
-    /// The most frequent values of the fields with these names.
+    /// Returns the most frequent values of the fields with these names.
     ///
     /// # Errors
     /// See [`SearchError`].
@@ -288,33 +298,34 @@ impl Searcher {
     ) -> Result<Sampled<Vec<Facet>>, SearchError> {
         let (_running, reader) = self.admit("facets").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: FACET_RECORDS_MAX };
-        let counted = reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
-        let Snapshot { value: (mut facets, records), lanes } = Snapshot::or_empty(counted, || (Facets::of(fields), 0))?;
-        self.unsettled(lanes, filter, range, |record| facets.add(record)).await;
+        let count_records = reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
+        let Snapshot { value: (mut facets, records), lanes } =
+            Snapshot::or_empty(count_records, || (Facets::of(fields), 0))?;
+        self.uncommitted(lanes, filter, range, |record| facets.add(record)).await;
         Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX) })
     }
 
-    /// The names of the attributes.
+    /// Returns the attribute names.
     ///
     /// # Errors
     /// See [`SearchError`].
     pub async fn fields(&self, filter: &Filter, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
         let (_running, reader) = self.admit("fields").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: NAME_RECORDS_MAX };
-        let counted = reader.names(&sample).await;
-        let Snapshot { value: (mut names, records), lanes } = Snapshot::or_empty(counted, Default::default)?;
-        self.unsettled(lanes, filter, range, |record| names.add(record)).await;
+        let count_records = reader.names(&sample).await;
+        let Snapshot { value: (mut names, records), lanes } = Snapshot::or_empty(count_records, Default::default)?;
+        self.uncommitted(lanes, filter, range, |record| names.add(record)).await;
         Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX) })
     }
 
-    /// The services, and how many records they have in the minutes of `range`.
+    /// Returns the services and their numbers of records in the minutes of `range`.
     ///
     /// # Errors
     /// See [`SearchError`].
     pub async fn services(&self, range: Range) -> Result<Vec<NameCount>, SearchError> {
         let (_running, reader) = self.admit("services").await?;
         let Snapshot { value: mut services, lanes } = Snapshot::or_empty(reader.services(range).await, Vec::new)?;
-        self.unsettled(lanes, &Filter::All, range, |record| {
+        self.uncommitted(lanes, &Filter::All, range, |record| {
             match services.iter_mut().find(|service| service.name == record.service) {
                 Some(service) => service.count += 1,
                 None => services.push(NameCount { name: record.service.to_owned(), count: 1 }),
@@ -324,7 +335,8 @@ impl Searcher {
         Ok(services)
     }
 
-    /// What the same service on the same host logged around the record at `position`; none where there is no such record.
+    /// Returns what the same service logged on the same host around the record at `position`; `None` if there is no
+    /// such record.
     ///
     /// # Errors
     /// See [`SearchError`].
@@ -336,9 +348,9 @@ impl Searcher {
     ) -> Result<Option<Context>, SearchError> {
         let (_running, reader) = self.admit("context").await?;
         let Some(record) = self.record_at(reader, position).await? else { return Ok(None) };
-        let mut older = self.beside(reader, &record, Direction::Backward, before).await?;
+        let mut older = self.neighbors(reader, &record, Direction::Backward, before).await?;
         older.reverse();
-        let newer = self.beside(reader, &record, Direction::Forward, after).await?;
+        let newer = self.neighbors(reader, &record, Direction::Forward, after).await?;
         Ok(Some(Context { before: older, record, after: newer }))
     }
 
@@ -356,8 +368,8 @@ impl Searcher {
         Ok(page.records.into_iter().find(|found| found.position() == position))
     }
 
-    /// The neighbours of `record` one way, the nearest first.
-    async fn beside(
+    /// Returns the neighbors of `record` in one direction, nearest first.
+    async fn neighbors(
         &self,
         reader: &dyn LogReader,
         record: &Found,
@@ -385,34 +397,34 @@ impl Searcher {
         Ok(records)
     }
 
-    /// Waits for the turn of one more query.
-    async fn admit(&self, kind: &'static str) -> Result<(Running<'_>, &dyn LogReader), SearchError> {
+    /// Waits until one more query may run.
+    async fn admit(&self, kind: &'static str) -> Result<(RunningQuery<'_>, &dyn LogReader), SearchError> {
         let Parts { reader, settings, running, waiting, .. } = &*self.0;
-        let reader = reader.as_deref().ok_or(SearchError::NothingKept)?;
-        let busy = || {
+        let reader = reader.as_deref().ok_or(SearchError::NotSearchable)?;
+        let rejection = || {
             metrics::counter!("logweir_queries_rejected_total", "reason" => "busy").increment(1);
-            SearchError::Busy(settings.running_max, settings.waiting_max)
+            SearchError::TooManyQueries(settings.running_max, settings.waiting_max)
         };
         let permit = match running.try_acquire() {
             Ok(permit) => permit,
             Err(_) => {
-                let _place = Place::take(waiting, settings.waiting_max).ok_or_else(busy)?;
-                let patience = Duration::from_millis(settings.timeout_ms);
-                match timeout(patience, running.acquire()).await {
+                let _slot = QueueSlot::take(waiting, settings.waiting_max).ok_or_else(rejection)?;
+                let wait_max = Duration::from_millis(settings.timeout_ms);
+                match timeout(wait_max, running.acquire()).await {
                     Ok(Ok(permit)) => permit,
-                    _ => return Err(busy()),
+                    _ => return Err(rejection()),
                 }
             }
         };
-        Ok((Running { _permit: permit, kind, since: Instant::now() }, reader))
+        Ok((RunningQuery { _permit: permit, kind, since: Instant::now() }, reader))
     }
 }
 
-/// The page that `stored` rows and `recent` records, which are not among them, make together.
+/// Merges `stored` rows with `recent` records, which are not among them, into a page.
 fn merged(scan: &Scan, stored: Vec<Found>, recent: Vec<Found>) -> Page {
     let bytes: usize = stored.iter().map(Found::bytes).sum();
     let mut more = stored.len() >= scan.limit || bytes >= scan.bytes_max;
-    // What lies behind the last row belongs to a later page, if there is one.
+    // Records beyond the last row belong to a later page, if there is one.
     let last = stored.last().map(Found::position).filter(|_| more);
     let from_database: BTreeSet<i64> = stored.iter().map(|found| found.id).collect();
     let mut records = stored;
@@ -440,41 +452,41 @@ fn sampled(records: u64, records_max: usize) -> Option<u64> {
     (records >= records_max as u64).then_some(records)
 }
 
-/// A query at work; measured when it ends, however it ends.
-struct Running<'s> {
+/// A running query; its duration is recorded when it ends, however it ends.
+struct RunningQuery<'s> {
     _permit: SemaphorePermit<'s>,
     kind: &'static str,
     since: Instant,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningQuery<'_> {
     fn drop(&mut self) {
         metrics::histogram!("logweir_query_duration_seconds", "kind" => self.kind)
             .record(self.since.elapsed().as_secs_f64());
     }
 }
 
-/// A place among those who wait.
-struct Place<'s>(&'s AtomicUsize);
+/// A slot in the waiting queue.
+struct QueueSlot<'s>(&'s AtomicUsize);
 
-impl<'s> Place<'s> {
+impl<'s> QueueSlot<'s> {
     fn take(waiting: &'s AtomicUsize, max: usize) -> Option<Self> {
         let taken = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
         taken.ok().map(|_| Self(waiting))
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The most bytes that queries and their answers take: rows, their copy as text, and what a connection still sends; records
-/// of the cache while they are taken apart; a page on its way to each stream's client; histograms that are kept.
+/// Maximum number of bytes that queries and their responses use: rows, their copy as text, and what a connection still
+/// has to send; cached records while they are parsed; a page in transit to each client of a stream; cached histograms.
 #[must_use]
 pub fn bytes_max(settings: &config::Query) -> usize {
     settings.running_max * (3 * settings.page_bytes_max + recent::BYTES_MAX)
-        + settings.streams_max * 3 * PORTION_BYTES_MAX
+        + settings.streams_max * 3 * STREAM_PAGE_BYTES_MAX
         + result_cache::BYTES_MAX
 }

@@ -1,16 +1,16 @@
-//! Reading server-sent events from pieces of any size, as our own `/api/v1/tail` sends them. Pure.
+//! Parses server-sent events, as sent by `/api/v1/tail`, from pieces of any size. Pure.
 
-/// Longest event that is read: far above what the longest record gives.
+/// Maximum length of an event: far above that of the longest record.
 pub const EVENT_BYTES_MAX: usize = 32 << 20;
 
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// Its kind: `record`, `dropped`, `gap`; empty where it only says where the stream stands.
+    /// Type: `record`, `dropped` or `gap`; empty if the event carries only the position of the stream.
     pub name: String,
-    /// The token to go on after it, where it has one.
+    /// The token to resume after the event, if it has one.
     pub id: Option<String>,
-    /// Its data.
+    /// Data.
     pub data: String,
 }
 
@@ -19,43 +19,43 @@ pub struct Event {
 #[error("an event is longer than {EVENT_BYTES_MAX} bytes")]
 pub struct TooLong;
 
-/// What of a stream was read and is no whole event yet.
+/// Incremental parser: holds the incomplete event.
 #[derive(Debug, Default)]
 pub struct Events {
     line: Vec<u8>,
     event: Event,
-    is_begun: bool,
+    has_fields: bool,
 }
 
 impl Events {
-    /// The events that `piece` completes.
+    /// Returns the events that `piece` completes.
     ///
     /// # Errors
-    /// One is too long to be read.
+    /// An event is too long.
     pub fn push(&mut self, piece: &[u8]) -> Result<Vec<Event>, TooLong> {
-        let mut whole = Vec::new();
+        let mut events = Vec::new();
         let mut rest = piece;
         while let Some(end) = memchr::memchr(b'\n', rest) {
             self.line.extend_from_slice(&rest[..end]);
             rest = &rest[end + 1..];
             let line = std::mem::take(&mut self.line);
-            whole.extend(self.take(&String::from_utf8_lossy(&line)));
+            events.extend(self.parse_line(&String::from_utf8_lossy(&line)));
             self.check()?;
         }
         self.line.extend_from_slice(rest);
         self.check()?;
-        Ok(whole)
+        Ok(events)
     }
 
     fn check(&self) -> Result<(), TooLong> {
         if self.line.len() + self.event.data.len() > EVENT_BYTES_MAX { Err(TooLong) } else { Ok(()) }
     }
 
-    fn take(&mut self, line: &str) -> Option<Event> {
+    fn parse_line(&mut self, line: &str) -> Option<Event> {
         let line = line.strip_suffix('\r').unwrap_or(line);
         if line.is_empty() {
-            let begun = std::mem::take(&mut self.is_begun);
-            return begun.then(|| std::mem::take(&mut self.event));
+            let complete = std::mem::take(&mut self.has_fields);
+            return complete.then(|| std::mem::take(&mut self.event));
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -67,10 +67,10 @@ impl Events {
                 self.event.data.push('\n');
                 self.event.data.push_str(value);
             }
-            // Comments, and how long to wait before a reconnection.
+            // Comments, and the reconnection delay.
             _ => return None,
         }
-        self.is_begun = true;
+        self.has_fields = true;
         None
     }
 }
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_read_however_it_is_cut() {
+    fn a_stream_is_parsed_from_pieces_of_any_size() {
         let expect = [
             event("", Some("a.1"), ""),
             event("record", Some("a.2"), "{\"message\":\"ä\"}"),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_an_end_is_given_up() {
+    fn an_endless_event_is_rejected() {
         let mut events = Events::default();
         let piece = vec![b'x'; 1 << 20];
         assert!((0..64).any(|_| events.push(&piece) == Err(TooLong)));

@@ -1,9 +1,10 @@
-//! Who the processors are: what the names were last looked up to, and how each address has answered. Pure.
+//! The set of processors: the addresses that their names resolved to last, and a circuit breaker per address. Pure.
 //!
-//! - A name that cannot be looked up keeps its addresses for a while: a name server that is away for a moment must not make
-//!   the processors vanish. After [`FORGET`] they go, since a scaled-down service has no addresses, and that reads the same.
-//! - An address keeps its breaker as long as some name stands for it.
-//! - No more than [`MEMBERS_MAX`] addresses are kept; what is left out is told.
+//! - A name whose lookup fails keeps its addresses for a while: a name server that is briefly unavailable must not make
+//!   the processors disappear. They are dropped after [`FORGET_AFTER`], because a service that was scaled down has no
+//!   addresses and looks the same.
+//! - An address keeps its breaker for as long as a name resolves to it.
+//! - At most [`MEMBERS_MAX`] addresses are used; the number of ignored ones is reported.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,29 +15,29 @@ use tokio::time::Instant;
 use crate::breaker::{Allow, Breaker, BreakerSettings, BreakerSnapshot, BreakerState};
 use crate::config::HostPort;
 
-/// How long the addresses of a name that cannot be looked up any more are kept.
-pub const FORGET: Duration = Duration::from_secs(60);
-/// Most addresses.
+/// How long addresses are kept after the lookup of their name has started to fail.
+pub const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// Maximum number of addresses.
 pub const MEMBERS_MAX: usize = 256;
 
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 1000, open_ms_max: 30_000 };
 
-/// What is known of one configured name.
+/// The state of one configured name.
 #[derive(Debug)]
 struct Name {
     name: HostPort,
     addresses: Vec<SocketAddr>,
-    /// When the last lookup succeeded, and what the last one said if it failed.
+    /// When the last successful lookup was; the error of the latest lookup if it failed.
     known_at: Instant,
     error: Option<String>,
 }
 
-/// A processor to ask.
+/// A processor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// The name that stands for it.
+    /// The name that resolves to it.
     pub name: HostPort,
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
 }
 
@@ -45,15 +46,15 @@ pub struct Member {
 pub struct Members {
     names: Vec<Name>,
     breakers: BTreeMap<SocketAddr, Breaker>,
-    left_out: usize,
+    ignored: usize,
 }
 
 impl Members {
-    /// Nothing is known yet at `now`.
+    /// No addresses are known at `now`.
     #[must_use]
     pub fn new(names: &[HostPort], now: Instant) -> Self {
         let name = |name: &HostPort| Name { name: name.clone(), addresses: Vec::new(), known_at: now, error: None };
-        Self { names: names.iter().map(name).collect(), breakers: BTreeMap::new(), left_out: 0 }
+        Self { names: names.iter().map(name).collect(), breakers: BTreeMap::new(), ignored: 0 }
     }
 
     /// The configured names.
@@ -62,8 +63,8 @@ impl Members {
         self.names.iter().map(|name| name.name.clone()).collect()
     }
 
-    /// What looking up `name` said at `now`.
-    pub fn looked_up(&mut self, name: &HostPort, found: Result<Vec<SocketAddr>, String>, now: Instant) {
+    /// Applies the result of looking up `name` at `now`.
+    pub fn set_addresses(&mut self, name: &HostPort, found: Result<Vec<SocketAddr>, String>, now: Instant) {
         let Some(known) = self.names.iter_mut().find(|known| known.name == *name) else { return };
         match found {
             Ok(mut addresses) => {
@@ -73,7 +74,7 @@ impl Members {
             }
             Err(error) => {
                 known.error = Some(error);
-                if now.saturating_duration_since(known.known_at) >= FORGET {
+                if now.saturating_duration_since(known.known_at) >= FORGET_AFTER {
                     known.addresses.clear();
                 }
             }
@@ -81,12 +82,12 @@ impl Members {
         self.complete_round();
     }
 
-    /// One breaker for each address, and none for what is gone.
+    /// Keeps exactly one breaker per address.
     fn complete_round(&mut self) {
         let mut addresses: Vec<SocketAddr> = self.names.iter().flat_map(|name| name.addresses.clone()).collect();
         addresses.sort_unstable();
         addresses.dedup();
-        self.left_out = addresses.len().saturating_sub(MEMBERS_MAX);
+        self.ignored = addresses.len().saturating_sub(MEMBERS_MAX);
         addresses.truncate(MEMBERS_MAX);
         self.breakers.retain(|address, _| addresses.binary_search(address).is_ok());
         for address in addresses {
@@ -110,30 +111,30 @@ impl Members {
         members
     }
 
-    /// What is wrong with the names: those that stand for nobody, and addresses that are one too many.
+    /// The problems with the names: those without an address, and addresses above the limit.
     #[must_use]
-    pub fn troubles(&self) -> Vec<(HostPort, String)> {
-        let trouble = |name: &Name| match (&name.error, name.addresses.is_empty()) {
-            (Some(error), true) => Some((name.name.clone(), format!("the name cannot be looked up: {error}"))),
-            (None, true) => Some((name.name.clone(), "the name stands for no address".to_owned())),
+    pub fn problems(&self) -> Vec<(HostPort, String)> {
+        let problem = |name: &Name| match (&name.error, name.addresses.is_empty()) {
+            (Some(error), true) => Some((name.name.clone(), format!("DNS lookup failed: {error}"))),
+            (None, true) => Some((name.name.clone(), "DNS lookup returned no address".to_owned())),
             (_, false) => None,
         };
-        let mut troubles: Vec<_> = self.names.iter().filter_map(trouble).collect();
-        if let (1.., Some(last)) = (self.left_out, self.names.last()) {
-            let what = format!("{} addresses above {MEMBERS_MAX} are left out", self.left_out);
-            troubles.push((last.name.clone(), what));
+        let mut problems: Vec<_> = self.names.iter().filter_map(problem).collect();
+        if let (1.., Some(last)) = (self.ignored, self.names.last()) {
+            let what = format!("ignoring {} addresses above the limit of {MEMBERS_MAX}", self.ignored);
+            problems.push((last.name.clone(), what));
         }
-        troubles
+        problems
     }
 
-    /// Whether `address` may be asked at `now`.
+    /// Whether a request to `address` is allowed at `now`.
     pub fn allow(&mut self, address: SocketAddr, now: Instant) -> Allow {
-        // Who has left meanwhile may be asked to the end of what was begun.
+        // Requests to an address that has just been removed may finish.
         self.breakers.get_mut(&address).map_or(Allow::Yes, |breaker| breaker.allow(now))
     }
 
-    /// How asking `address` went.
-    pub fn asked(&mut self, address: SocketAddr, succeeded: bool, now: Instant) {
+    /// Records the outcome of a request to `address`.
+    pub fn record_outcome(&mut self, address: SocketAddr, succeeded: bool, now: Instant) {
         match self.breakers.get_mut(&address) {
             Some(breaker) if succeeded => breaker.succeeded(now),
             Some(breaker) => breaker.failed(now),
@@ -147,7 +148,7 @@ impl Members {
         self.breakers.get(&address).map(|breaker| breaker.snapshot(now))
     }
 
-    /// How many there are, and how many of them are not asked for now.
+    /// The number of processors, and how many of them have an open breaker.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
         let open = self.breakers.values().filter(|breaker| breaker.state() == BreakerState::Open).count();
@@ -172,52 +173,52 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stands_for_what_it_was_last_looked_up_to() {
+    fn a_name_has_the_addresses_of_its_last_lookup() {
         let now = Instant::now();
         let mut members = Members::new(&[name("a"), name("b")], now);
-        members.looked_up(&name("a"), Ok(addresses(1..4)), now);
-        members.looked_up(&name("b"), Ok(addresses(3..5)), now);
+        members.set_addresses(&name("a"), Ok(addresses(1..4)), now);
+        members.set_addresses(&name("b"), Ok(addresses(3..5)), now);
         assert_eq!(seen(&members), [1, 2, 3, 4]);
-        members.looked_up(&name("a"), Ok(addresses(2..3)), now);
-        assert_eq!(seen(&members), [2, 3, 4], "3 is b's now");
-        members.looked_up(&name("c"), Ok(addresses(9..10)), now);
-        assert_eq!(seen(&members), [2, 3, 4], "nobody asked for c");
+        members.set_addresses(&name("a"), Ok(addresses(2..3)), now);
+        assert_eq!(seen(&members), [2, 3, 4], "3 belongs to b now");
+        members.set_addresses(&name("c"), Ok(addresses(9..10)), now);
+        assert_eq!(seen(&members), [2, 3, 4], "c is not configured");
     }
 
     #[test]
     fn a_failed_lookup_keeps_the_addresses_for_a_while() {
         let now = Instant::now();
         let mut members = Members::new(&[name("a")], now);
-        members.looked_up(&name("a"), Ok(addresses(1..3)), now);
-        members.looked_up(&name("a"), Err("no server".to_owned()), now + FORGET - Duration::from_millis(1));
-        assert_eq!((seen(&members), members.troubles()), (vec![1, 2], vec![]));
-        members.looked_up(&name("a"), Err("no server".to_owned()), now + FORGET);
+        members.set_addresses(&name("a"), Ok(addresses(1..3)), now);
+        members.set_addresses(&name("a"), Err("no server".to_owned()), now + FORGET_AFTER - Duration::from_millis(1));
+        assert_eq!((seen(&members), members.problems()), (vec![1, 2], vec![]));
+        members.set_addresses(&name("a"), Err("no server".to_owned()), now + FORGET_AFTER);
         assert_eq!(seen(&members), [0; 0]);
-        assert_eq!(members.troubles(), [(name("a"), "the name cannot be looked up: no server".to_owned())]);
+        assert_eq!(members.problems(), [(name("a"), "DNS lookup failed: no server".to_owned())]);
     }
 
     #[test]
-    fn a_breaker_lives_as_long_as_its_address() {
+    fn a_breaker_exists_for_as_long_as_its_address() {
         let now = Instant::now();
         let mut members = Members::new(&[name("a")], now);
-        members.looked_up(&name("a"), Ok(addresses(1..3)), now);
+        members.set_addresses(&name("a"), Ok(addresses(1..3)), now);
         let broken = addresses(1..2)[0];
-        (0..3).for_each(|_| members.asked(broken, false, now));
+        (0..3).for_each(|_| members.record_outcome(broken, false, now));
         assert!(matches!(members.allow(broken, now), Allow::No { .. }));
-        members.looked_up(&name("a"), Ok(addresses(1..4)), now);
-        assert!(matches!(members.allow(broken, now), Allow::No { .. }), "it is the same processor still");
+        members.set_addresses(&name("a"), Ok(addresses(1..4)), now);
+        assert!(matches!(members.allow(broken, now), Allow::No { .. }), "it is still the same processor");
         assert_eq!(members.count(), (3, 1));
-        members.looked_up(&name("a"), Ok(addresses(2..4)), now);
-        members.looked_up(&name("a"), Ok(addresses(1..4)), now);
-        assert_eq!(members.allow(broken, now), Allow::Yes, "somebody new may have the address");
+        members.set_addresses(&name("a"), Ok(addresses(2..4)), now);
+        members.set_addresses(&name("a"), Ok(addresses(1..4)), now);
+        assert_eq!(members.allow(broken, now), Allow::Yes, "a new processor may have the address");
     }
 
     #[test]
-    fn addresses_above_the_most_are_left_out_and_told() {
+    fn addresses_above_the_limit_are_ignored_and_reported() {
         let now = Instant::now();
         let mut members = Members::new(&[name("a")], now);
-        members.looked_up(&name("a"), Ok(addresses(1..300)), now);
+        members.set_addresses(&name("a"), Ok(addresses(1..300)), now);
         assert_eq!(members.members().len(), MEMBERS_MAX);
-        assert_eq!(members.troubles(), [(name("a"), "43 addresses above 256 are left out".to_owned())]);
+        assert_eq!(members.problems(), [(name("a"), "ignoring 43 addresses above the limit of 256".to_owned())]);
     }
 }

@@ -1,17 +1,20 @@
-//! The gateway's view of the processors: found by name, asked with a bound on everything, remembered by how they answered.
+//! The gateway's view of the processors: discovered by name, queried with limits on everything, with a circuit breaker
+//! each.
 //!
 //! ```text
-//! names ── looked up again and again ──> members (a breaker each) ── asked ──> one answer or one reason per processor
+//! names ── periodic lookup ──> members (each with a breaker) ── requests ──> a response or an error per processor
 //! ```
 //!
-//! - The system's own resolver is asked (`/etc/hosts`, search domains, the cluster's DNS): a second resolver in the program
-//!   would see another world than `curl` in the same pod. It tells no time to live, so names are looked up at an interval.
-//! - One attempt has `gateway.timeout_ms`; a failed one is made once more after a random wait, a breaker's probe is not.
-//! - At most `gateway.requests_max` processors are asked at once, and an answer is at most [`ANSWER_BYTES_MAX`] long.
-//! - A processor that is away is a line with a reason, never an error of the whole.
+//! - Names are resolved by the system (`/etc/hosts`, search domains, the cluster's DNS): a resolver in the program
+//!   could see different addresses than `curl` in the same pod. The system resolver reports no TTL, so names are looked
+//!   up at a fixed interval.
+//! - One attempt may take `gateway.timeout_ms`; a failed one is retried once after a random delay, unless it was a
+//!   breaker's probe.
+//! - At most `gateway.requests_max` requests run at a time, and at most [`ANSWER_BYTES_MAX`] of a response are read.
+//! - An unreachable processor becomes an entry with an error, never an error of the whole response.
 //!
-//! Refused: a list of processors in the database, which would be one more thing to be stale; the platform's name service is
-//! the one who knows.
+//! Rejected alternative: a list of processors in the database, which would be one more thing that can be stale; the
+//! platform's name service is authoritative.
 
 pub mod members;
 pub mod tail;
@@ -34,14 +37,14 @@ use crate::query_throttle::QueryThrottle;
 use crate::tls::{self, TlsError};
 use members::{Member, Members};
 
-/// Longest answer of a processor that is read.
+/// Maximum length of a processor's response.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// The wait before the second attempt, at most.
+/// Maximum delay before the second attempt.
 const RETRY_MS_MAX: Duration = Duration::from_millis(200);
-/// How long the answers to one question are good for the next one: many people look at the same page.
-const FRESH: Duration = Duration::from_millis(500);
+/// How long responses are reused for the next request: many users view the same page.
+const REUSE_FOR: Duration = Duration::from_millis(500);
 
-/// A clone is a handle on the same.
+/// Client of all processors. Clones share the same state.
 #[derive(Clone)]
 pub struct Gateway(Arc<Parts>);
 
@@ -50,67 +53,67 @@ struct Parts {
     client: reqwest::Client,
     /// `http` or `https`.
     scheme: &'static str,
-    /// `Authorization`, where the processors ask for it.
+    /// The `Authorization` header, if the processors require one.
     token: Option<String>,
     timeout: Duration,
     lookup_every: Duration,
-    at_once: Semaphore,
-    /// Places for live tails.
+    requests: Semaphore,
+    /// Limits the number of live tails.
     tails: Arc<Semaphore>,
     statuses: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Processor>>)>>,
 }
 
-/// One processor, as `/api/v1/pipeline` shows it.
+/// One processor, as shown by `/api/v1/pipeline`.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Processor {
-    /// Its host name as it says itself, else the name that stands for it.
+    /// Its host name as it reports it, or the configured name.
     pub name: String,
-    /// Where it is; none where the name stands for nobody.
+    /// Its address; `None` if the name has none.
     #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
-    /// Whether it has answered.
+    /// Whether it responded.
     pub ok: bool,
-    /// Why not.
+    /// Why it did not respond.
     pub error: Option<String>,
-    /// What it said: its `/api/v1/status`.
+    /// Its response to `/api/v1/status`.
     #[schema(value_type = Option<Object>)]
     pub status: Option<Value>,
-    /// Where the breaker before it stands.
+    /// State of its circuit breaker.
     pub breaker: Option<BreakerSnapshot>,
 }
 
-/// Why a processor has given no answer.
+/// Why there is no response from a processor.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
-    /// It was not asked.
-    #[error("not asked: it has failed {failures} times in a row, the next try is in {} ms", retry_in.as_millis())]
-    Open { failures: u64, retry_in: Duration },
-    /// Connecting or reading failed.
-    #[error("no answer: {0}")]
-    Away(String),
-    /// It took longer than it may.
-    #[error("no answer within gateway.timeout_ms ({} ms)", .0.as_millis())]
+enum ProcessorError {
+    /// No request was sent.
+    #[error("circuit breaker open after {failures} consecutive failures: next attempt in {} ms", retry_in.as_millis())]
+    BreakerOpen { failures: u64, retry_in: Duration },
+    /// The connection failed.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// The timeout passed.
+    #[error("no response within gateway.timeout_ms ({} ms)", .0.as_millis())]
     TimedOut(Duration),
-    /// It answered, but not what was asked for.
-    #[error("it answers {0}")]
-    Refused(String),
-    /// More than is read, or no JSON.
-    #[error("its answer is {0}")]
-    Unreadable(&'static str),
+    /// It responded with an error.
+    #[error("unexpected response: {0}")]
+    Rejected(String),
+    /// The response is too long, or not JSON.
+    #[error("invalid response: {0}")]
+    InvalidResponse(&'static str),
 }
 
-impl AskError {
-    /// Whether it says that the other side is not well: a refusal comes from one that is.
-    fn breaks(&self) -> bool {
-        matches!(self, Self::Away(_) | Self::TimedOut(_))
+impl ProcessorError {
+    /// Whether the error counts against the breaker: a rejection proves that the processor is reachable.
+    fn opens_breaker(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::TimedOut(_))
     }
 }
 
 impl Gateway {
-    /// Nobody is known and nothing looked up until [`Gateway::look_up`].
+    /// No processor is known until [`Gateway::look_up`] runs.
     ///
     /// # Errors
-    /// A file for TLS cannot be read.
+    /// A TLS file cannot be read.
     pub fn new(config: &Config) -> Result<Self, TlsError> {
         let settings = &config.gateway;
         let timeout = Duration::from_millis(settings.timeout_ms);
@@ -119,7 +122,7 @@ impl Gateway {
             None => ("http", tls::trusting_nobody()?),
             Some(files) => ("https", tls::asking_config("gateway", files, names(&settings.processors))?),
         };
-        let client = client.tls_backend_preconfigured(tls).build().expect("its TLS configuration is one of rustls");
+        let client = client.tls_backend_preconfigured(tls).build().expect("the TLS configuration is a rustls one");
         Ok(Self(Arc::new(Parts {
             members: Mutex::new(Members::new(&settings.processors, Instant::now())),
             client,
@@ -127,17 +130,18 @@ impl Gateway {
             token: token(&config.auth),
             timeout,
             lookup_every: Duration::from_millis(settings.lookup_ms),
-            at_once: Semaphore::new(settings.requests_max),
+            requests: Semaphore::new(settings.requests_max),
             tails: Arc::new(Semaphore::new(config.tail.clients_max)),
             statuses: tokio::sync::Mutex::default(),
         })))
     }
 
-    /// Looks the names up, again and again, and tells readers how far behind the processors' rows are. Never completes.
+    /// Looks up the names periodically, and reports the age of the processors' backlog to the query throttle. Never
+    /// completes.
     pub async fn look_up(&self, throttle: &QueryThrottle) {
         loop {
             self.look_up_once().await;
-            throttle.backlog_is(self.backlog_age().await);
+            throttle.set_backlog_age(self.backlog_age().await);
             tokio::time::sleep(self.0.lookup_every).await;
         }
     }
@@ -148,32 +152,32 @@ impl Gateway {
             let found = resolve(&name, self.0.timeout).await;
             if let Err(error) = &found {
                 metrics::counter!("logweir_gateway_lookup_errors_total").increment(1);
-                tracing::debug!(%name, error, "a processor's name cannot be looked up");
+                tracing::debug!(%name, error, "DNS lookup of a processor failed");
             }
-            self.members(|members| members.looked_up(&name, found, Instant::now()));
+            self.members(|members| members.set_addresses(&name, found, Instant::now()));
         }
         let (known, open) = self.members(|members| members.count());
         let gauge = |state: &'static str, count: usize| {
             metrics::gauge!("logweir_gateway_processors", "state" => state)
                 .set(u32::try_from(count).map_or(0.0, f64::from));
         };
-        gauge("asked", known - open);
-        gauge("not_asked", open);
+        gauge("available", known - open);
+        gauge("unavailable", open);
     }
 
-    /// The status of every processor, or why there is none. What was asked a moment ago is not asked again.
+    /// The status of every processor, or the error. Responses are reused for [`REUSE_FOR`].
     pub async fn statuses(&self) -> Arc<Vec<Processor>> {
         let mut last = self.0.statuses.lock().await;
         if let Some((at, statuses)) = &*last
-            && at.elapsed() < FRESH
+            && at.elapsed() < REUSE_FOR
         {
             return Arc::clone(statuses);
         }
-        let asked = self.ask_all("/api/v1/status").await;
-        let told = |(member, outcome): (Member, Result<Value, AskError>)| self.processor(&member, outcome);
-        let mut processors: Vec<Processor> = asked.into_iter().map(told).collect();
-        let troubles = self.members(|members| members.troubles());
-        processors.extend(troubles.into_iter().map(|(name, error)| Processor {
+        let responses = self.request_all("/api/v1/status").await;
+        let processor = |(member, outcome): (Member, Result<Value, ProcessorError>)| self.processor(&member, outcome);
+        let mut processors: Vec<Processor> = responses.into_iter().map(processor).collect();
+        let problems = self.members(|members| members.problems());
+        processors.extend(problems.into_iter().map(|(name, error)| Processor {
             name: name.to_string(),
             address: None,
             ok: false,
@@ -186,17 +190,17 @@ impl Gateway {
         statuses
     }
 
-    /// How long the oldest record of a processor that answers has been waiting for the database.
+    /// The age of the oldest backlog of all reachable processors.
     async fn backlog_age(&self) -> Duration {
         let statuses = self.statuses().await;
         let lanes = statuses.iter().filter_map(|processor| processor.status.as_ref()?["lanes"].as_array()).flatten();
         Duration::from_millis(lanes.filter_map(|lane| lane["backlog_age_ms"].as_u64()).max().unwrap_or(0))
     }
 
-    /// The alerts of all processors that answer, each with the address of its processor.
+    /// The alerts of all reachable processors, each with the address of its processor.
     pub async fn alerts(&self) -> Vec<Value> {
         let mut all = Vec::new();
-        for (member, outcome) in self.ask_all("/api/v1/alerts").await {
+        for (member, outcome) in self.request_all("/api/v1/alerts").await {
             let Ok(Value::Object(mut body)) = outcome else { continue };
             let Some(Value::Array(alerts)) = body.remove("alerts") else { continue };
             for mut alert in alerts {
@@ -207,99 +211,103 @@ impl Gateway {
         all
     }
 
-    fn processor(&self, member: &Member, outcome: Result<Value, AskError>) -> Processor {
+    fn processor(&self, member: &Member, outcome: Result<Value, ProcessorError>) -> Processor {
         let breaker = self.members(|members| members.breaker(member.address, Instant::now()));
         let (status, error) = match outcome {
             Ok(status) => (Some(status), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let itself = status.as_ref().and_then(|status| status["instance"].as_str());
-        let name = itself.map_or_else(|| member.name.to_string(), ToOwned::to_owned);
+        let instance = status.as_ref().and_then(|status| status["instance"].as_str());
+        let name = instance.map_or_else(|| member.name.to_string(), ToOwned::to_owned);
         Processor { name, address: Some(member.address), ok: error.is_none(), error, status, breaker }
     }
 
-    /// Asks every processor for `path`, as many at once as may be.
-    async fn ask_all(&self, path: &str) -> Vec<(Member, Result<Value, AskError>)> {
+    /// Requests `path` from every processor, with limited concurrency.
+    async fn request_all(&self, path: &str) -> Vec<(Member, Result<Value, ProcessorError>)> {
         let members = self.members(|members| members.members());
         join_all(members.into_iter().map(async |member| {
-            let outcome = match self.0.at_once.acquire().await {
-                Ok(_permit) => self.ask(member.address, path).await,
-                Err(_) => Err(AskError::Away("the gateway is stopping".to_owned())),
+            let outcome = match self.0.requests.acquire().await {
+                Ok(_permit) => self.request(member.address, path).await,
+                Err(_) => Err(ProcessorError::Unreachable("the gateway is shutting down".to_owned())),
             };
-            let word = match &outcome {
+            let label = match &outcome {
                 Ok(_) => "ok",
-                Err(AskError::Open { .. }) => "not_asked",
+                Err(ProcessorError::BreakerOpen { .. }) => "breaker_open",
                 Err(_) => "failed",
             };
-            metrics::counter!("logweir_gateway_requests_total", "outcome" => word).increment(1);
+            metrics::counter!("logweir_gateway_requests_total", "outcome" => label).increment(1);
             (member, outcome)
         }))
         .await
     }
 
-    /// Asks one processor, through its breaker.
-    async fn ask(&self, address: SocketAddr, path: &str) -> Result<Value, AskError> {
+    /// Requests `path` from one processor, through its breaker.
+    async fn request(&self, address: SocketAddr, path: &str) -> Result<Value, ProcessorError> {
         let attempts = match self.members(|members| members.allow(address, Instant::now())) {
             Allow::Yes => 2,
             Allow::Probe => 1,
             Allow::No { retry_in } => {
                 let breaker = self.members(|members| members.breaker(address, Instant::now()));
-                return Err(AskError::Open { failures: breaker.map_or(0, |breaker| breaker.failures), retry_in });
+                return Err(ProcessorError::BreakerOpen {
+                    failures: breaker.map_or(0, |breaker| breaker.failures),
+                    retry_in,
+                });
             }
         };
         let mut outcome = self.attempt(address, path).await;
-        if attempts > 1 && outcome.as_ref().is_err_and(AskError::breaks) {
+        if attempts > 1 && outcome.as_ref().is_err_and(ProcessorError::opens_breaker) {
             tokio::time::sleep(retry::delay(2, RETRY_MS_MAX / 4, RETRY_MS_MAX, &mut rand::rng())).await;
             outcome = self.attempt(address, path).await;
         }
-        let well = !outcome.as_ref().is_err_and(AskError::breaks);
-        self.members(|members| members.asked(address, well, Instant::now()));
+        let reachable = !outcome.as_ref().is_err_and(ProcessorError::opens_breaker);
+        self.members(|members| members.record_outcome(address, reachable, Instant::now()));
         outcome
     }
 
-    async fn attempt(&self, address: SocketAddr, path: &str) -> Result<Value, AskError> {
+    async fn attempt(&self, address: SocketAddr, path: &str) -> Result<Value, ProcessorError> {
         let until = Instant::now() + self.0.timeout;
         let mut request = self.0.client.get(format!("{}://{address}{path}", self.0.scheme));
         if let Some(token) = &self.0.token {
             request = request.header(AUTHORIZATION, token);
         }
         let answer = async {
-            let mut response = request.send().await.map_err(|error| away(&error))?;
+            let mut response = request.send().await.map_err(|error| unreachable(&error))?;
             match response.status().as_u16() {
                 200 => {}
                 401 => {
-                    return Err(AskError::Refused(
-                        "401: it must know the first of this gateway's auth.query_tokens".into(),
+                    return Err(ProcessorError::Rejected(
+                        "401: its auth.query_tokens must contain the first token of the gateway's auth.query_tokens"
+                            .into(),
                     ));
                 }
-                status @ 500.. => return Err(AskError::Away(format!("status {status}"))),
-                status => return Err(AskError::Refused(status.to_string())),
+                status @ 500.. => return Err(ProcessorError::Unreachable(format!("status {status}"))),
+                status => return Err(ProcessorError::Rejected(status.to_string())),
             }
             let mut body = Vec::new();
-            while let Some(piece) = response.chunk().await.map_err(|error| away(&error))? {
+            while let Some(piece) = response.chunk().await.map_err(|error| unreachable(&error))? {
                 if body.len() + piece.len() > ANSWER_BYTES_MAX {
-                    return Err(AskError::Unreadable("longer than 1 MiB"));
+                    return Err(ProcessorError::InvalidResponse("expected at most 1 MiB"));
                 }
                 body.extend_from_slice(&piece);
             }
-            serde_json::from_slice(&body).map_err(|_| AskError::Unreadable("no JSON"))
+            serde_json::from_slice(&body).map_err(|_| ProcessorError::InvalidResponse("expected JSON"))
         };
-        timeout_at(until, answer).await.unwrap_or(Err(AskError::TimedOut(self.0.timeout)))
+        timeout_at(until, answer).await.unwrap_or(Err(ProcessorError::TimedOut(self.0.timeout)))
     }
 
-    fn members<T>(&self, use_them: impl FnOnce(&mut Members) -> T) -> T {
-        // Nobody panics while holding it, and if somebody did, what is in it is still whole.
-        use_them(&mut self.0.members.lock().unwrap_or_else(PoisonError::into_inner))
+    fn members<T>(&self, access: impl FnOnce(&mut Members) -> T) -> T {
+        // The lock is never held across a panic, and its content would still be consistent.
+        access(&mut self.0.members.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// The `Authorization` that processors get: they share their tokens for queries with the gateway.
+/// The `Authorization` header for processors, which share their query tokens with the gateway.
 fn token(auth: &Auth) -> Option<String> {
     let token = auth.query_tokens.first().filter(|_| auth.mode == AuthMode::Token)?;
     Some(format!("Bearer {}", token.secret()))
 }
 
-/// What processors' certificates may be for.
+/// The names that processors' certificates must be valid for.
 fn names(processors: &[HostPort]) -> Vec<ServerName<'static>> {
     processors.iter().filter_map(|name| ServerName::try_from(name.host.clone()).ok()).collect()
 }
@@ -308,15 +316,15 @@ async fn resolve(name: &HostPort, within: Duration) -> Result<Vec<SocketAddr>, S
     match timeout(within, tokio::net::lookup_host((name.host.as_str(), name.port))).await {
         Ok(Ok(addresses)) => Ok(addresses.collect()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} ms", within.as_millis())),
+        Err(_) => Err(format!("no response within {} ms", within.as_millis())),
     }
 }
 
-/// The innermost reason: "error sending request" alone says nothing.
-fn away(error: &reqwest::Error) -> AskError {
+/// The innermost cause: "error sending request" alone is not informative.
+fn unreachable(error: &reqwest::Error) -> ProcessorError {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    AskError::Away(cause.to_string())
+    ProcessorError::Unreachable(cause.to_string())
 }

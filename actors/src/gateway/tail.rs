@@ -1,13 +1,13 @@
-//! The live tail of all processors as one stream.
+//! Merges the live tails of all processors into one stream.
 //!
-//! - Each processor is listened to by a task of its own, which comes back after a break with the token it had last: what a
-//!   processor that was away has stored meanwhile comes then, as long as its journal keeps it.
-//! - The token of the merged stream is the last token of each processor, joined by `_`: each processor finds its own in it,
-//!   and tells a gap where there is none. So a client may come back to any gateway.
-//! - A client that is slow holds up the tasks, these the processors, and they tell what they drop: no record waits here but
-//!   those of `WAITING` events and of one piece per processor.
-//! - A processor that has just come is heard from the moment its name stands for it.
-//! - Order is kept within a processor; between processors there is none to keep.
+//! - A task per processor receives its stream and, after an interruption, reconnects with the last token: records that
+//!   the processor has stored in the meantime are delivered then, as long as its journal retains them.
+//! - The token of the merged stream consists of the last token of each processor, joined by `_`: each processor finds
+//!   its own in it and reports a gap if there is none. A client can therefore resume on any gateway.
+//! - A slow client blocks the tasks, and these the processors, which report what they drop: at most `QUEUED_EVENTS`
+//!   events and one read per processor are buffered here.
+//! - The stream of a new processor starts when its name resolves to it.
+//! - Order is preserved within a processor; between processors there is no order to preserve.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,67 +20,67 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Gateway, away};
+use super::{Gateway, unreachable};
 use crate::breaker::{Allow, retry};
-use crate::query::Wanted;
+use crate::query::QueryText;
 use crate::sse::{Event, Events};
 
-/// Between the tokens of a merged one.
-pub const BETWEEN_TOKENS: char = '_';
-/// Events of all processors that wait to be passed on.
-const WAITING: usize = 64;
-/// About so much is sent at once.
-const PIECE_BYTES: usize = 64 << 10;
-/// A stream on which nothing comes for so long gets a comment.
+/// Separates the tokens in a merged one.
+pub const TOKEN_SEPARATOR: char = '_';
+/// Events of all processors that are queued.
+const QUEUED_EVENTS: usize = 64;
+/// Approximate number of bytes sent at a time.
+const CHUNK_BYTES: usize = 64 << 10;
+/// After this long without an event, a comment is sent.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// A processor says something at least every few seconds; after so long without a word the connection is dead.
+/// A processor sends something every few seconds; after this long without data, the connection counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
-/// The wait before a reconnection grows up to this.
+/// Maximum delay before a reconnection.
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 impl Gateway {
-    /// Begins a stream of server-sent events; none where there are as many as there may be.
+    /// Starts a stream of server-sent events; `None` if the limit of live tails is reached.
     #[must_use]
-    pub fn tail(&self, query: &Wanted, token: Option<&str>, drain: DrainWatch) -> Option<mpsc::Receiver<Bytes>> {
-        let place = self.0.tails.clone().try_acquire_owned().ok()?;
+    pub fn tail(&self, query: &QueryText, token: Option<&str>, drain: DrainWatch) -> Option<mpsc::Receiver<Bytes>> {
+        let permit = self.0.tails.clone().try_acquire_owned().ok()?;
         let (out, pieces) = mpsc::channel(1);
         let merger = Merger {
             gateway: self.clone(),
             query: query.clone(),
-            begin: token.map(ToOwned::to_owned),
+            resume_token: token.map(ToOwned::to_owned),
             tokens: tokens(token.unwrap_or_default()),
             dropped: 0,
-            listening: BTreeMap::new(),
+            receivers: BTreeMap::new(),
             out,
-            _place: place,
+            _permit: permit,
         };
         tokio::spawn(merger.run(drain));
         Some(pieces)
     }
 }
 
-/// The tokens in a merged one, by the journal that each is for.
+/// The tokens in a merged one, by journal.
 fn tokens(merged: &str) -> BTreeMap<String, String> {
-    let by_home = |token: &str| Some((token.split_once('.')?.0.to_owned(), token.to_owned()));
-    merged.split(BETWEEN_TOKENS).filter_map(by_home).collect()
+    let by_journal = |token: &str| Some((token.split_once('.')?.0.to_owned(), token.to_owned()));
+    merged.split(TOKEN_SEPARATOR).filter_map(by_journal).collect()
 }
 
 struct Merger {
     gateway: Gateway,
-    query: Wanted,
-    /// Where the client had been before.
-    begin: Option<String>,
+    query: QueryText,
+    /// The token that the client resumed with.
+    resume_token: Option<String>,
     tokens: BTreeMap<String, String>,
     dropped: u64,
-    listening: BTreeMap<SocketAddr, Listener>,
+    receivers: BTreeMap<SocketAddr, ReceiverTask>,
     out: mpsc::Sender<Bytes>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// A task that ends with its value.
-struct Listener(AbortHandle);
+/// A task that is aborted when dropped.
+struct ReceiverTask(AbortHandle);
 
-impl Drop for Listener {
+impl Drop for ReceiverTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -88,8 +88,8 @@ impl Drop for Listener {
 
 impl Merger {
     async fn run(mut self, drain: DrainWatch) {
-        let (to_us, mut events) = mpsc::channel(WAITING);
-        let mut look = tokio::time::interval(self.gateway.0.lookup_every.min(Duration::from_secs(1)));
+        let (events_in, mut events) = mpsc::channel(QUEUED_EVENTS);
+        let mut lookup = tokio::time::interval(self.gateway.0.lookup_every.min(Duration::from_secs(1)));
         let mut piece = "retry: 1000\n\n".to_owned();
         loop {
             let mut last = Instant::now();
@@ -97,7 +97,7 @@ impl Merger {
                 tokio::select! {
                     () = self.out.closed() => return,
                     () = drain.reached(Phase::Draining) => return,
-                    _ = look.tick() => self.listen(&to_us),
+                    _ = lookup.tick() => self.update_receivers(&events_in),
                     event = events.recv() => piece = event.map_or(String::new(), |event| self.text(&event)),
                     () = tokio::time::sleep_until(last + KEEP_ALIVE) => {
                         piece.push_str(":\n\n");
@@ -105,7 +105,7 @@ impl Merger {
                     }
                 }
             }
-            while piece.len() < PIECE_BYTES
+            while piece.len() < CHUNK_BYTES
                 && let Ok(event) = events.try_recv()
             {
                 piece.push_str(&self.text(&event));
@@ -116,20 +116,20 @@ impl Merger {
         }
     }
 
-    /// Listens to whom the names stand for now, and to nobody else.
-    fn listen(&mut self, to_us: &mpsc::Sender<Event>) {
+    /// Receives from exactly the processors that the names resolve to now.
+    fn update_receivers(&mut self, events_in: &mpsc::Sender<Event>) {
         let members = self.gateway.members(|members| members.members());
-        self.listening.retain(|address, _| members.iter().any(|member| member.address == *address));
+        self.receivers.retain(|address, _| members.iter().any(|member| member.address == *address));
         for member in members {
-            let (gateway, query, to_us) = (self.gateway.clone(), self.query.clone(), to_us.clone());
-            let token = self.begin.clone();
-            self.listening.entry(member.address).or_insert_with(|| {
-                Listener(tokio::spawn(hear(gateway, member.address, query, token, to_us)).abort_handle())
+            let (gateway, query, events_in) = (self.gateway.clone(), self.query.clone(), events_in.clone());
+            let token = self.resume_token.clone();
+            self.receivers.entry(member.address).or_insert_with(|| {
+                ReceiverTask(tokio::spawn(receive(gateway, member.address, query, token, events_in)).abort_handle())
             });
         }
     }
 
-    /// An event as it goes out.
+    /// Formats an event for the client.
     fn text(&mut self, event: &Event) -> String {
         self.tokens.extend(event.id.as_deref().map(tokens).unwrap_or_default());
         let data = match &*event.name {
@@ -139,7 +139,7 @@ impl Merger {
                 self.dropped += dropped;
                 format!("{{\"dropped\":{dropped},\"total\":{}}}", self.dropped)
             }
-            // It only says where one of the streams stands.
+            // Carries only the position of one of the streams.
             "" => return format!("id: {}\n\n", self.token()),
             _ => event.data.clone(),
         };
@@ -149,15 +149,15 @@ impl Merger {
 
     fn token(&self) -> String {
         let tokens: Vec<&str> = self.tokens.values().map(String::as_str).collect();
-        tokens.join(&BETWEEN_TOKENS.to_string())
+        tokens.join(&TOKEN_SEPARATOR.to_string())
     }
 }
 
-/// Listens to one processor until nobody wants to hear of it.
-async fn hear(
+/// Receives the stream of one processor until the client is gone.
+async fn receive(
     gateway: Gateway,
     address: SocketAddr,
-    query: Wanted,
+    query: QueryText,
     mut token: Option<String>,
     to: mpsc::Sender<Event>,
 ) {
@@ -172,15 +172,15 @@ async fn hear(
         }
         match open(&gateway, address, &query, token.as_deref()).await {
             Ok(response) => {
-                gateway.members(|members| members.asked(address, true, Instant::now()));
+                gateway.members(|members| members.record_outcome(address, true, Instant::now()));
                 attempt = 0;
-                if pass_on(response, &mut token, &to).await.is_none() {
+                if forward(response, &mut token, &to).await.is_none() {
                     return;
                 }
             }
-            Err((why, is_well)) => {
-                gateway.members(|members| members.asked(address, is_well, Instant::now()));
-                tracing::debug!(%address, why, "a processor's tail cannot be heard");
+            Err((reason, reachable)) => {
+                gateway.members(|members| members.record_outcome(address, reachable, Instant::now()));
+                tracing::debug!(%address, reason, "cannot open the live tail of a processor: retrying");
             }
         }
         metrics::counter!("logweir_gateway_tail_reconnects_total").increment(1);
@@ -190,11 +190,11 @@ async fn hear(
     }
 }
 
-/// The stream, or why there is none and whether the processor is well all the same.
+/// Opens the stream. The error says whether the processor is reachable nonetheless.
 async fn open(
     gateway: &Gateway,
     address: SocketAddr,
-    query: &Wanted,
+    query: &QueryText,
     token: Option<&str>,
 ) -> Result<reqwest::Response, (String, bool)> {
     let mut url = reqwest::Url::parse(&format!("{}://{address}/api/v1/tail", gateway.0.scheme))
@@ -210,8 +210,8 @@ async fn open(
     }
     let response = match timeout(gateway.0.timeout, request.send()).await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return Err((away(&error).to_string(), false)),
-        Err(_) => return Err(("no answer in time".to_owned(), false)),
+        Ok(Err(error)) => return Err((unreachable(&error).to_string(), false)),
+        Err(_) => return Err(("timed out".to_owned(), false)),
     };
     match response.status().as_u16() {
         200 => Ok(response),
@@ -219,13 +219,13 @@ async fn open(
     }
 }
 
-/// Passes events on until the stream breaks; none when nobody takes them any more.
-async fn pass_on(mut response: reqwest::Response, token: &mut Option<String>, to: &mpsc::Sender<Event>) -> Option<()> {
+/// Forwards events until the stream breaks; `None` if the client is gone.
+async fn forward(mut response: reqwest::Response, token: &mut Option<String>, to: &mpsc::Sender<Event>) -> Option<()> {
     let mut events = Events::default();
     while let Ok(Ok(Some(piece))) = timeout(SILENCE_MAX, response.chunk()).await {
-        // What is no stream of ours is left, and asked for again.
-        let Ok(whole) = events.push(&piece) else { break };
-        for event in whole {
+        // Anything but an event stream is dropped and requested again.
+        let Ok(complete) = events.push(&piece) else { break };
+        for event in complete {
             if event.id.is_some() {
                 token.clone_from(&event.id);
             }
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_merged_token_holds_one_of_each_journal() {
+    fn a_merged_token_has_one_token_per_journal() {
         let merged = tokens("000000000000000a.5.1_000000000000000b.7");
         assert_eq!(merged.len(), 2);
         assert_eq!(merged["000000000000000a"], "000000000000000a.5.1");

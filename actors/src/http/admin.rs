@@ -1,8 +1,9 @@
 //! Probes, metrics, drain and flush.
 //!
-//! - Liveness asks whether this process can still answer, and nothing else: a restart mends no database.
-//! - Readiness asks whether a body would be taken now. Never the database or Redis: the journal stands in for them, and
-//!   a process that is taken out of service because of them would only move the load to others with the same trouble.
+//! - Liveness reports only whether this process can still answer: a restart does not repair a database.
+//! - Readiness reports whether a body would be accepted now. It never depends on the database or Redis: the journal
+//!   stands in for them, and taking a process out of service because of them would only move the load to others with
+//!   the same problem.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -31,23 +32,23 @@ struct Ready {
     reasons: Vec<String>,
 }
 
-/// 200 if a body would be taken now, else 503 and why.
+/// 200 if a body would be accepted now, otherwise 503 with the reasons.
 pub async fn readyz(shared: web::Data<Shared>) -> Answer {
     let phase = shared.drain.phase();
     let mut reasons = Vec::new();
     if phase > Phase::Accepting {
-        reasons.push("on the way down".to_owned());
+        reasons.push("shutting down".to_owned());
     }
     if shared.config.role == Role::Gateway {
-        // It answers, so it is ready: nothing of its own could be away.
+        // A gateway that answers is ready: nothing of its own can be unavailable.
         let ready = reasons.is_empty();
         return Answer::json(if ready { 200 } else { 503 }, &Ready { ready, phase, reasons });
     }
     if !shared.progress.recovered() {
-        reasons.push("still reading the journal: see /startupz".to_owned());
+        reasons.push("the journal is still being read: see /startupz".to_owned());
     }
     match shared.running() {
-        Err(_) => reasons.push("the stages are not there yet".to_owned()),
+        Err(_) => reasons.push("the pipeline has not started yet".to_owned()),
         Ok(running) => reasons.extend(running.journal.check_writable().err().map(|error| error.to_string())),
     }
     let ready = reasons.is_empty();
@@ -61,21 +62,21 @@ struct Startup {
     recovery: Recovery,
 }
 
-/// 503 with how far it has come until the journal was read; then 200 for ever.
+/// 503 with the progress until the journal has been read, then 200 for as long as the process runs.
 pub async fn startupz(shared: web::Data<Shared>) -> Answer {
     let recovery = shared.progress.recovery_now();
     let started = shared.config.role == Role::Gateway || recovery.finished && shared.running().is_ok();
     Answer::json(if started { 200 } else { 503 }, &Startup { started, recovery })
 }
 
-/// The metrics, in Prometheus' text format.
+/// The metrics, in the Prometheus text format.
 pub async fn metrics(shared: web::Data<Shared>) -> Answer {
     refresh_gauges(&shared);
     shared.prometheus.run_upkeep();
     Answer::text("text/plain; version=0.0.4; charset=utf-8", shared.prometheus.render())
 }
 
-/// What nobody writes when it changes is read when somebody asks.
+/// Updates the metrics that are read on demand rather than written on change.
 #[allow(clippy::cast_precision_loss)] // gauges are doubles
 fn refresh_gauges(shared: &Shared) {
     let gauge = |name: &'static str, value: u64| metrics::gauge!(name).set(value as f64);
@@ -89,29 +90,36 @@ fn refresh_gauges(shared: &Shared) {
         gauge("logweir_volume_free_bytes", bytes);
     }
     let Ok(running) = shared.running() else { return };
-    // The journal's and the mailboxes' own gauges are written by themselves.
+    // The journal and the mailboxes update their own gauges.
     gauge("logweir_journal_writable", u64::from(running.journal.check_writable().is_ok()));
     for lane in shared.progress.snapshot(&running.journal.lanes()).lanes {
         let id = lane.lane.to_string();
-        let gauge = |name: &'static str, value: u64| metrics::gauge!(name, "lane" => id.clone()).set(value as f64);
-        gauge("logweir_lane_accepted_records_total", lane.accepted);
-        gauge("logweir_lane_committed_records_total", lane.committed);
-        gauge("logweir_lane_dead_lettered_records_total", lane.dead);
-        gauge("logweir_lane_lost_records_total", lane.lost);
-        gauge("logweir_lane_backlog_records", lane.backlog);
+        metrics::gauge!("logweir_lane_backlog_records", "lane" => id.clone()).set(lane.backlog as f64);
+        // Until the database has reported its cursor, these numbers are not known.
+        if !lane.cursor_known {
+            continue;
+        }
+        // Counters never decrease: `absolute` keeps the maximum. When the database is restored from a backup, its
+        // committed number goes back and the journal is replayed; the counter then stands still until the database has
+        // caught up. The backlog gauge and the numbers of `/api/v1/status` are exact at all times.
+        let counter = |name: &'static str, value: u64| metrics::counter!(name, "lane" => id.clone()).absolute(value);
+        counter("logweir_lane_accepted_records_total", lane.accepted);
+        counter("logweir_lane_committed_records_total", lane.committed);
+        counter("logweir_lane_dead_lettered_records_total", lane.dead_lettered);
+        counter("logweir_lane_lost_records_total", lane.lost);
     }
 }
 
-/// What the volume of `dir` has left for a process without privileges.
+/// Bytes available to an unprivileged process on the volume of `dir`.
 fn volume_bytes_free(dir: &Path) -> Option<u64> {
     let path = CString::new(dir.as_os_str().as_bytes()).ok()?;
     let mut volume = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path is terminated and `volume` is as large as it must be; it is read only after success.
+    // SAFETY: the path is NUL-terminated, and `volume` has the size of the struct and is read only after success.
     unsafe { (libc::statvfs(path.as_ptr(), volume.as_mut_ptr()) == 0).then(|| volume.assume_init()) }
         .map(|volume| volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
-/// Starts the drain, as SIGTERM does: 202 at once.
+/// Starts the drain, as SIGTERM does, and answers 202 immediately.
 pub async fn drain(shared: web::Data<Shared>) -> Answer {
     (shared.start_drain)();
     Answer::json(202, &serde_json::json!({ "draining": true, "phase": shared.drain.phase() }))
@@ -123,11 +131,11 @@ struct FlushOutcome {
     backlog: u64,
 }
 
-/// Lets go of open batches, and waits until everything accepted before is in the database.
+/// Flushes open batches and waits until everything accepted before is in the database.
 pub async fn flush(shared: web::Data<Shared>) -> Answer {
     let running = match shared.running() {
         Ok(running) => running,
-        Err(refused) => return refused.into(),
+        Err(rejection) => return rejection.into(),
     };
     let tails = running.journal.lanes();
     shared.progress.flush_now();
@@ -141,7 +149,7 @@ pub async fn flush(shared: web::Data<Shared>) -> Answer {
         flushed = timeout_at(until, all) => flushed.is_ok(),
         () = shared.drain.reached(Phase::Persisting) => false,
     };
-    // Of what was there when it began: what came since is not this flush's.
+    // Counts only what was accepted before the flush began.
     let backlog = shared.progress.snapshot(&tails).lanes.iter().map(|lane| lane.backlog).sum();
     let answer = Answer::json(if flushed { 200 } else { 503 }, &FlushOutcome { flushed, backlog });
     if flushed { answer } else { answer.with_header("Retry-After", "5") }

@@ -1,12 +1,12 @@
-//! `GET /api/v1/alerts`: how every alert stands. A gateway tells those of each processor, with its name: each judges what
-//! passes through itself.
+//! `GET /api/v1/alerts`: the state of every alert. A gateway lists those of each processor, with its name: each
+//! processor evaluates the records that pass through itself.
 
 use actix_web::web;
 use serde::Serialize;
 
 use super::Shared;
-use super::answer::{Answer, Refused};
-use super::described::{STATE, Told};
+use super::answer::{Answer, HttpError};
+use super::error_responses::{STATUS, StatusErrors};
 use crate::alerts::Status;
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -17,11 +17,11 @@ struct Alerts<T> {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = STATE,
+    tag = STATUS,
     path = "/api/v1/alerts",
-    responses((status = 200, description = "how every alert stands; of a gateway, those of each processor", body = Alerts<Status>), Told)
+    responses((status = 200, description = "State of every alert; on a gateway, of the alerts of every processor.", body = Alerts<Status>), StatusErrors)
 )]
-pub async fn alerts(shared: web::Data<Shared>) -> Result<Answer, Refused> {
+pub async fn alerts(shared: web::Data<Shared>) -> Result<Answer, HttpError> {
     Ok(match &shared.gateway {
         Some(gateway) => Answer::json(200, &Alerts { alerts: gateway.alerts().await }),
         None => Answer::json(200, &Alerts { alerts: shared.running()?.alerts.alerts() }),

@@ -1,4 +1,4 @@
-//! What a handler says: a status, a JSON body, and whether and when to try again.
+//! HTTP responses: a status, a JSON body, and whether and when to retry.
 
 use std::convert::Infallible;
 
@@ -11,56 +11,62 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Rejection, RejectionKind};
-use crate::query::BadQuery;
+use crate::query::QueryError;
 
-/// Seconds that a sender that is too fast should wait.
+/// Seconds that a sender that exceeds a limit should wait.
 const RETRY_BUSY_S: u64 = 1;
-/// Seconds after which a process that takes nothing now may have recovered, or have been replaced.
+/// Seconds after which an unavailable process may have recovered or have been replaced.
 const RETRY_UNAVAILABLE_S: u64 = 5;
 
-/// An answer on its way out.
+/// A response.
 #[derive(Debug)]
 pub struct Answer(Box<HttpResponse>);
 
-/// Why a request is refused, before it has the shape that its protocol gives it.
+/// An error response before its protocol gives it a shape.
 #[derive(Debug)]
-pub struct Refused {
-    /// The status code in HTTP's own sense; a protocol may know a better one.
+pub struct HttpError {
+    /// The HTTP status code; a protocol may use a more specific one.
     pub status: u16,
-    /// Its name, which it is counted by.
+    /// Reason in snake case, used as a metric label.
     pub reason: &'static str,
-    /// One sentence for a person.
+    /// One sentence for the user.
     pub detail: String,
-    /// The item of the body that is to blame, from 0, where there is one.
+    /// Index of the offending item of the body, from 0, if known.
     pub item: Option<u32>,
-    /// The character of the query that is to blame, from 1, where there is one.
+    /// Character of the query where the error is, from 1, if known.
     pub column: Option<usize>,
-    /// Seconds after which it may be tried again, where they are known.
+    /// Seconds after which to retry, if known.
     pub retry_after_s: Option<u64>,
-    /// The connection is closed after the answer, so that the sender's next request finds another process.
+    /// Whether the connection is closed after the response, so that the sender's next request reaches another process.
     pub close: bool,
 }
 
-/// The body of an error.
+/// The body of an error response.
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = Error)]
 pub struct ErrorBody<'a> {
-    /// Its name, in snake case.
+    /// Reason code, in snake case.
     error: &'a str,
-    /// What is wrong, where, and what to do.
+    /// What is wrong, what is expected, and what to do.
     detail: &'a str,
-    /// The character of the query that is to blame, from 1.
+    /// Character of the query where the error is, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
 }
 
 impl Answer {
-    /// `value` as JSON.
+    /// `value` as JSON, followed by a newline: in a terminal the prompt then starts on its own line.
     pub fn json(status: u16, value: &impl Serialize) -> Self {
-        Self(Box::new(HttpResponse::build(status_code(status)).json(value)))
+        match serde_json::to_vec(value) {
+            Ok(mut body) => {
+                body.push(b'\n');
+                Self::body(status, "application/json", body)
+            }
+            Err(error) => Self::body(500, "text/plain; charset=utf-8", format!("internal error: {error}\n")),
+        }
     }
 
-    /// A body of any kind.
+    /// A body of any content type.
     pub fn body(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
         Self(Box::new(HttpResponse::build(status_code(status)).content_type(content_type).body(body.into())))
     }
@@ -70,22 +76,22 @@ impl Answer {
         Self::body(200, content_type, text)
     }
 
-    /// A body that comes piece by piece, as long as it lasts.
+    /// A streamed body.
     pub fn stream(content_type: &'static str, pieces: impl Stream<Item = Result<Bytes, Infallible>> + 'static) -> Self {
         Self(Box::new(HttpResponse::Ok().content_type(content_type).streaming(pieces)))
     }
 
-    /// An answer without a body.
+    /// A response without a body.
     pub fn empty(status: u16) -> Self {
         Self(Box::new(HttpResponse::build(status_code(status)).finish()))
     }
 
-    /// An error: its name, and one sentence for a person.
+    /// An error: its reason code, and one sentence for the user.
     pub fn error(status: u16, error: &'static str, detail: impl AsRef<str>) -> Self {
         Self::json(status, &ErrorBody { error, detail: detail.as_ref(), column: None })
     }
 
-    /// The same with a header.
+    /// Adds a header.
     pub fn with_header(mut self, name: &'static str, value: impl AsRef<str>) -> Self {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value.as_ref())) {
             self.0.headers_mut().insert(name, value);
@@ -93,17 +99,17 @@ impl Answer {
         self
     }
 
-    /// The same with what HTTP itself says of a refusal, whatever shape the body has.
-    pub fn of(self, refused: &Refused) -> Self {
-        let answer = match refused.retry_after_s() {
+    /// Adds the headers of a rejection, which are the same whatever the shape of the body.
+    pub fn of(self, rejection: &HttpError) -> Self {
+        let answer = match rejection.retry_after_s() {
             Some(seconds) => self.with_header("Retry-After", seconds.to_string()),
             None => self,
         };
-        let answer = match refused.status {
+        let answer = match rejection.status {
             401 => answer.with_header("WWW-Authenticate", "Bearer realm=\"logweir\""),
             _ => answer,
         };
-        if refused.close { answer.and_close() } else { answer }
+        if rejection.close { answer.and_close() } else { answer }
     }
 
     fn and_close(mut self) -> Self {
@@ -111,7 +117,7 @@ impl Answer {
         self.with_header("Connection", "close")
     }
 
-    /// Its status code.
+    /// The status code.
     pub fn status(&self) -> u16 {
         self.0.status().as_u16()
     }
@@ -121,29 +127,35 @@ fn status_code(status: u16) -> StatusCode {
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-impl Refused {
-    /// A refusal of this name.
+impl HttpError {
+    /// A rejection with this reason.
     pub fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
         Self { status, reason, detail: detail.into(), item: None, column: None, retry_after_s: None, close: false }
     }
 
-    /// The same, with the end of the connection.
+    /// 405, with the allowed `methods` as a comma-separated list.
+    pub fn method_not_allowed(request: &HttpRequest, methods: &str) -> Self {
+        let detail = format!("method {} is not allowed for {}: expected {methods}", request.method(), request.path());
+        Self::new(405, "method_not_allowed", detail)
+    }
+
+    /// Closes the connection after the response.
     pub fn and_close(self) -> Self {
         Self { close: true, ..self }
     }
 
-    /// Counts it.
+    /// Counts the rejection.
     pub fn counted(self) -> Self {
         metrics::counter!("logweir_rejected_requests_total", "reason" => self.reason).increment(1);
         self
     }
 
-    /// The same, to be tried again after so many seconds.
+    /// Sets the seconds after which to retry.
     pub fn with_retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds.max(RETRY_BUSY_S)), ..self }
     }
 
-    /// Seconds after which the same request may be taken; none where a retry alone mends nothing.
+    /// Seconds after which the same request may be accepted; `None` where a retry alone cannot succeed.
     pub fn retry_after_s(&self) -> Option<u64> {
         match self.status {
             429 => Some(self.retry_after_s.unwrap_or(RETRY_BUSY_S)),
@@ -153,7 +165,7 @@ impl Refused {
     }
 }
 
-impl From<Rejection> for Refused {
+impl From<Rejection> for HttpError {
     fn from(refusal: Rejection) -> Self {
         let Rejection { kind, reason, detail } = refusal;
         let status = match kind {
@@ -170,22 +182,22 @@ impl From<Rejection> for Refused {
     }
 }
 
-impl From<BadQuery> for Refused {
-    fn from(BadQuery { column, detail }: BadQuery) -> Self {
+impl From<QueryError> for HttpError {
+    fn from(QueryError { column, detail }: QueryError) -> Self {
         Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
     }
 }
 
-impl From<Refused> for Answer {
-    fn from(refused: Refused) -> Self {
-        Self::from(&refused)
+impl From<HttpError> for Answer {
+    fn from(rejection: HttpError) -> Self {
+        Self::from(&rejection)
     }
 }
 
-impl From<&Refused> for Answer {
-    fn from(refused: &Refused) -> Self {
-        let &Refused { status, reason: error, ref detail, column, .. } = refused;
-        Self::json(status, &ErrorBody { error, detail, column }).of(refused)
+impl From<&HttpError> for Answer {
+    fn from(rejection: &HttpError) -> Self {
+        let &HttpError { status, reason: error, ref detail, column, .. } = rejection;
+        Self::json(status, &ErrorBody { error, detail, column }).of(rejection)
     }
 }
 
@@ -195,14 +207,14 @@ impl From<Answer> for HttpResponse {
     }
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for HttpError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.reason, self.detail)
     }
 }
 
-/// So that a handler can end early with one.
-impl ResponseError for Refused {
+/// Lets a handler return early with a rejection.
+impl ResponseError for HttpError {
     fn status_code(&self) -> StatusCode {
         status_code(self.status)
     }

@@ -1,18 +1,18 @@
-//! The bytes of all bodies that are being read, together: a bound that no number of connections goes past.
+//! Bounds the total bytes of all bodies that are being read, regardless of the number of connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Shared by all requests; a clone is a handle on the same.
+/// Shared by all requests; clones share the same budget.
 #[derive(Clone)]
 pub struct Budget(Arc<Inner>);
 
 struct Inner {
-    taken: AtomicUsize,
+    used: AtomicUsize,
     bytes_max: usize,
 }
 
-/// A share of the budget, given back when it is dropped.
+/// A share of the budget, released when dropped.
 pub struct Share {
     budget: Budget,
     bytes: usize,
@@ -21,7 +21,7 @@ pub struct Share {
 impl Budget {
     /// A budget of `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Inner { taken: AtomicUsize::new(0), bytes_max }))
+        Self(Arc::new(Inner { used: AtomicUsize::new(0), bytes_max }))
     }
 
     /// An empty share.
@@ -29,9 +29,9 @@ impl Budget {
         Share { budget: self.clone(), bytes: 0 }
     }
 
-    /// Bytes taken now.
-    pub fn taken(&self) -> usize {
-        self.0.taken.load(Ordering::Relaxed)
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
     }
 }
 
@@ -39,9 +39,9 @@ impl Share {
     /// Grows the share to `bytes`, if the budget has that much left. Never shrinks it.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
-        let Inner { taken, bytes_max } = &*self.budget.0;
-        let grown = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            taken.checked_add(more).filter(|sum| sum <= bytes_max)
+        let Inner { used, bytes_max } = &*self.budget.0;
+        let grown = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(more).filter(|sum| sum <= bytes_max)
         });
         self.bytes += if grown.is_ok() { more } else { 0 };
         grown.is_ok()
@@ -50,7 +50,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.0.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -59,17 +59,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_never_add_up_to_more_than_the_budget_and_come_back() {
+    fn shares_never_exceed_the_budget_and_are_released() {
         let budget = Budget::new(100);
         let (mut one, mut two) = (budget.share(), budget.share());
         assert!(one.grow_to(60) && one.grow_to(60) && one.grow_to(10));
         assert!(!two.grow_to(41) && two.grow_to(40));
-        assert_eq!(budget.taken(), 100);
+        assert_eq!(budget.used(), 100);
         assert!(!two.grow_to(usize::MAX));
         drop(one);
-        assert_eq!(budget.taken(), 40);
+        assert_eq!(budget.used(), 40);
         assert!(two.grow_to(100));
         drop(two);
-        assert_eq!(budget.taken(), 0);
+        assert_eq!(budget.used(), 0);
     }
 }

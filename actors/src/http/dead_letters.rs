@@ -1,8 +1,8 @@
-//! `/api/v1/dead-letters`: what the database would not take, to look at, to try again, to let go.
+//! `/api/v1/dead-letters`: lists, replays and purges records that the database rejected.
 //!
-//! - Whoever changes something does so alone, with a token for administration, and not by a page of somebody else's that a
-//!   browser has open too.
-//! - Each request tries so many letters at most, and says whether there are more: none runs for ever.
+//! - Changes are serialized, require an admin token, and are rejected for requests from another site that is open in
+//!   the same browser.
+//! - A request retries a limited number of dead letters and reports whether there are more, so none runs without end.
 
 use actix_web::web::{self, Bytes, ServiceConfig};
 use actix_web::{FromRequest as _, HttpRequest};
@@ -10,157 +10,127 @@ use logweir_engine::clock;
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
-use super::answer::{Answer, ErrorBody, Refused};
-use super::api::asked::Asked;
-use super::described::{Changed, LETTERS, Letters as LettersRefused};
-use super::{Shared, only};
+use super::answer::{Answer, ErrorBody, HttpError};
+use super::api::query_parameters::QueryParameters;
+use super::error_responses::{DEAD_LETTERS, DeadLetterChangeErrors, DeadLetterErrors};
+use super::{Shared, with_methods};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
 use crate::dead_letters::{Replayed, replay_all, replay_one};
-use crate::store::{DeadLetter, StoreError, time_text};
+use crate::record_json::DeadLetterJson;
+use crate::store::StoreError;
 
-/// Letters in one answer at most.
+/// Maximum number of dead letters in one response.
 const LIMIT_MAX: u32 = 1000;
-/// Letters that one request tries at most.
-const TRIES_MAX: usize = 1000;
+/// Maximum number of dead letters that one request retries.
+const REPLAYS_MAX: usize = 1000;
 
 /// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
     routes
-        .service(only("/api/v1/dead-letters", &["GET"]).route(web::get().to(list)))
-        .service(only("/api/v1/dead-letters/replay", &["POST"]).route(web::post().to(replay)))
-        .service(only("/api/v1/dead-letters/purge", &["POST"]).route(web::post().to(purge)));
+        .service(with_methods("/api/v1/dead-letters", &["GET"]).route(web::get().to(list)))
+        .service(with_methods("/api/v1/dead-letters/replay", &["POST"]).route(web::post().to(replay)))
+        .service(with_methods("/api/v1/dead-letters/purge", &["POST"]).route(web::post().to(purge)));
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = DeadLetters)]
-struct Letters<'a> {
-    dead_letters: Vec<Letter<'a>>,
+struct DeadLetterList<'a> {
+    dead_letters: Vec<DeadLetterJson<'a>>,
     more: bool,
 }
 
-#[derive(Serialize, utoipa::ToSchema)]
-#[schema(as = DeadLetter)]
-struct Letter<'a> {
-    /// Text: it has more digits than a double holds.
-    id: String,
-    at: String,
-    #[schema(value_type = String)]
-    writer: uuid::Uuid,
-    lane: u16,
-    seq: String,
-    row: u32,
-    sqlstate: &'a str,
-    reason: &'a str,
-    /// The record as JSON text, which may be what was wrong with it.
-    raw: &'a str,
-}
-
-impl<'a> From<&'a DeadLetter> for Letter<'a> {
-    fn from(letter: &'a DeadLetter) -> Self {
-        Self {
-            id: letter.id.to_string(),
-            at: time_text(letter.at_us),
-            writer: letter.writer,
-            lane: letter.lane,
-            seq: letter.seq.to_string(),
-            row: letter.row,
-            sqlstate: &letter.sqlstate,
-            reason: &letter.reason,
-            raw: &letter.raw,
-        }
-    }
-}
-
-/// The oldest ones.
+/// The oldest dead letters.
 #[utoipa::path(
     get,
-    tag = LETTERS,
+    tag = DEAD_LETTERS,
     path = "/api/v1/dead-letters",
-    params(("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "100")),
-    responses((status = 200, description = "records that the database would not take", body = Letters<'_>), LettersRefused)
+    params(("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Maximum number of dead letters; default 100.")),
+    responses((status = 200, description = "Dead letters: records that the database rejected, oldest first.", body = DeadLetterList<'_>), DeadLetterErrors)
 )]
-pub(super) async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let limit = asked.number("limit", 100, 1, LIMIT_MAX)?;
-    asked.finish()?;
-    let letters = shared.letters()?.dead_letters(limit + 1).await.map_err(refusal)?;
+pub(super) async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let limit = parameters.number("limit", 100, 1, LIMIT_MAX)?;
+    parameters.finish()?;
+    let letters = shared.dead_letter_store()?.dead_letters(limit + 1).await.map_err(store_error)?;
     let more = letters.len() > limit as usize;
-    let dead_letters = letters.iter().take(limit as usize).map(Letter::from).collect();
-    Ok(Answer::json(200, &Letters { dead_letters, more }))
+    let dead_letters = letters.iter().take(limit as usize).map(DeadLetterJson::from).collect();
+    Ok(Answer::json(200, &DeadLetterList { dead_letters, more }))
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = Replayed)]
 struct ReplayBody {
     replayed: u64,
-    failed: Vec<StillDead>,
+    failed: Vec<FailedReplay>,
     more: bool,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-struct StillDead {
+struct FailedReplay {
     id: String,
     reason: String,
 }
 
-/// `?id=` for one, with its mended record as the body where it is to be another; `?all=true` for every one.
+/// `?id=` replays one dead letter, with the edited record as the body if there is one; `?all=true` replays all.
 #[utoipa::path(
     post,
-    tag = LETTERS,
+    tag = DEAD_LETTERS,
     path = "/api/v1/dead-letters/replay",
     params(
-        ("id" = Option<String>, Query, description = "the one to try again"),
-        ("all" = Option<bool>, Query, description = "true: the thousand oldest of those that the database refused"),
+        ("id" = Option<String>, Query, description = "The dead letter to replay."),
+        ("all" = Option<bool>, Query, description = "true replays the 1000 oldest dead letters."),
     ),
-    request_body(content = Option<Object>, content_type = "application/json", description = "with id: the mended record, a JSON object such as `raw` in the list; as it was without it"),
+    request_body(content = Option<Object>, content_type = "application/json", description = "With `id`: the edited record, a JSON object such as `record` in the list. Without a body, the original record is replayed."),
     responses(
-        (status = 200, description = "how many are stored now, and which were refused again", body = ReplayBody),
-        (status = 413, description = "the mended record is too large", body = ErrorBody<'_>),
-        Changed,
+        (status = 200, description = "Number of replayed records, and those that the database rejected again.", body = ReplayBody),
+        (status = 413, description = "The edited record is too large.", body = ErrorBody<'_>),
+        DeadLetterChangeErrors,
     )
 )]
 pub(super) async fn replay(
     request: HttpRequest,
     shared: web::Data<Shared>,
     body: web::Payload,
-) -> Result<Answer, Refused> {
-    let _turn = turn(&request, &shared)?;
-    let mut asked = Asked::of(&request)?;
-    let (id, all) = (asked.text("id")?, asked.word("all", false, &[("true", true), ("false", false)])?);
-    asked.finish()?;
-    let store = shared.letters()?;
+) -> Result<Answer, HttpError> {
+    let _lock = lock_changes(&request, &shared)?;
+    let mut parameters = QueryParameters::of(&request)?;
+    let (id, all) = (parameters.text("id")?, parameters.word("all", false, &[("true", true), ("false", false)])?);
+    parameters.finish()?;
+    let store = shared.dead_letter_store()?;
     let replayed = match (id, all) {
         (Some(id), false) => {
-            let id = id.parse().map_err(|_| bad("id is a whole number, as the list has it"))?;
-            let raw = mended(&request, body).await?;
+            let id = id.parse().map_err(|_| {
+                bad_parameter("invalid id: expected the id of a dead letter, as listed by GET /api/v1/dead-letters")
+            })?;
+            let raw = edited_record(&request, body).await?;
             replay_one(store.as_ref(), id, raw.as_deref()).await
         }
-        (None, true) => match mended(&request, body).await? {
-            None => replay_all(store.as_ref(), TRIES_MAX).await,
-            Some(_) => return Err(bad("a mended record goes with its id")),
+        (None, true) => match edited_record(&request, body).await? {
+            None => replay_all(store.as_ref(), REPLAYS_MAX).await,
+            Some(_) => return Err(bad_parameter("an edited record requires its id: expected id=ID")),
         },
-        _ => return Err(bad("say which: id=ID or all=true")),
+        _ => return Err(bad_parameter("missing parameter: expected either id=ID or all=true")),
     };
-    let Replayed { done, failed, more } = replayed.map_err(refusal)?;
-    tracing::info!(replayed = done, failed = failed.len(), "dead letters were tried again");
-    let failed = failed.into_iter().map(|(id, reason)| StillDead { id: id.to_string(), reason }).collect();
+    let Replayed { done, failed, more } = replayed.map_err(store_error)?;
+    tracing::info!(replayed = done, failed = failed.len(), "replayed dead letters");
+    let failed = failed.into_iter().map(|(id, reason)| FailedReplay { id: id.to_string(), reason }).collect();
     Ok(Answer::json(200, &ReplayBody { replayed: done, failed, more }))
 }
 
-/// The record that a person has mended; none where the body is empty.
-async fn mended(request: &HttpRequest, body: web::Payload) -> Result<Option<String>, Refused> {
+/// The record as the user edited it; `None` if the body is empty.
+async fn edited_record(request: &HttpRequest, body: web::Payload) -> Result<Option<String>, HttpError> {
     let mut payload = body.into_inner();
     let body = Bytes::from_request(request, &mut payload).await;
     let body =
-        body.map_err(|error| Refused::new(413, "body_too_large", format!("the record cannot be read: {error}")))?;
+        body.map_err(|error| HttpError::new(413, "body_too_large", format!("cannot read the record: {error}")))?;
     if body.is_empty() {
         return Ok(None);
     }
     let record = serde_json::from_slice::<serde_json::Value>(&body).ok().filter(serde_json::Value::is_object);
     record
         .map(|record| Some(record.to_string()))
-        .ok_or_else(|| bad("the body is no JSON object, such as `raw` in the list"))
+        .ok_or_else(|| bad_parameter("invalid body: expected a JSON object such as `record` in the list"))
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -168,47 +138,60 @@ struct Purged {
     purged: u64,
 }
 
-/// `?older_than=7d`; `0s` for all.
+/// `?older_than=7d`; `0s` removes all.
 #[utoipa::path(
     post,
-    tag = LETTERS,
+    tag = DEAD_LETTERS,
     path = "/api/v1/dead-letters/purge",
-    params(("older_than" = String, Query, description = "an age such as 7d or 12h; 0s for all")),
-    responses((status = 200, description = "how many are gone", body = Purged), Changed)
+    params(("older_than" = String, Query, description = "Minimum age, such as 7d or 12h; 0s removes all.")),
+    responses((status = 200, description = "Number of removed dead letters.", body = Purged), DeadLetterChangeErrors)
 )]
-pub(super) async fn purge(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let _turn = turn(&request, &shared)?;
-    let mut asked = Asked::of(&request)?;
-    let age = asked.text("older_than")?.unwrap_or_default();
-    asked.finish()?;
-    // Without a unit, 7 would be 7 ms.
+pub(super) async fn purge(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let _lock = lock_changes(&request, &shared)?;
+    let mut parameters = QueryParameters::of(&request)?;
+    let age = parameters.text("older_than")?.unwrap_or_default();
+    parameters.finish()?;
+    // Without a unit, 7 would mean 7 ms.
     let age_us = quantity(&age, Unit::Millis).filter(|_| !age.ends_with(|c: char| c.is_ascii_digit()));
     let age_us = age_us.and_then(|millis| i64::try_from(millis).ok()?.checked_mul(1000));
-    let age_us = age_us.ok_or_else(|| bad("older_than must be an age such as 7d, 12h or 0s"))?;
-    let purged =
-        shared.letters()?.purge_dead_letters(clock::wall_us().saturating_sub(age_us)).await.map_err(refusal)?;
-    tracing::info!(purged, "dead letters were removed");
+    let age_us = age_us.ok_or_else(|| {
+        bad_parameter("invalid older_than: expected an age with a unit, such as 7d or 12h, or 0s for all")
+    })?;
+    let purged = shared
+        .dead_letter_store()?
+        .purge_dead_letters(clock::wall_us().saturating_sub(age_us))
+        .await
+        .map_err(store_error)?;
+    tracing::info!(purged, "purged dead letters");
     Ok(Answer::json(200, &Purged { purged }))
 }
 
-/// Who may change something now: one at a time, and no other site's page.
-fn turn<'a>(request: &HttpRequest, shared: &'a Shared) -> Result<SemaphorePermit<'a>, Refused> {
+/// Admits one change at a time, and none from another site's page.
+fn lock_changes<'a>(request: &HttpRequest, shared: &'a Shared) -> Result<SemaphorePermit<'a>, HttpError> {
     let site = request.headers().get("sec-fetch-site").map(|value| value.as_bytes());
     if !matches!(site, None | Some(b"same-origin" | b"none")) {
-        return Err(Refused::new(403, "cross_site", "another site's page may not change dead letters"));
+        return Err(HttpError::new(
+            403,
+            "cross_site",
+            "cross-site request: dead letters can be changed only from the web UI itself or from a client that is not a browser",
+        ));
     }
-    shared.letters_turn.try_acquire().map_err(|_| {
-        Refused::new(429, "in_progress", "somebody else is replaying or removing dead letters: try again after that")
+    shared.dead_letters_lock.try_acquire().map_err(|_| {
+        HttpError::new(
+            429,
+            "in_progress",
+            "another request is replaying or purging dead letters: retry when it has finished",
+        )
     })
 }
 
-fn bad(detail: &str) -> Refused {
-    Refused::new(400, "bad_parameter", detail)
+fn bad_parameter(detail: &str) -> HttpError {
+    HttpError::new(400, "bad_parameter", detail)
 }
 
-fn refusal(error: StoreError) -> Refused {
+fn store_error(error: StoreError) -> HttpError {
     match &error {
-        StoreError::Transient(_) => Refused::new(503, "database_unavailable", error.to_string()),
-        _ => Refused::new(500, "store_failed", error.to_string()),
+        StoreError::Transient(_) => HttpError::new(503, "database_unavailable", error.to_string()),
+        _ => HttpError::new(500, "store_failed", error.to_string()),
     }
 }

@@ -1,8 +1,10 @@
-//! Elasticsearch's bulk API, and as much of the rest as shippers ask for before they send.
+//! The bulk API of Elasticsearch, and the requests that log shippers make before they use it.
 //!
-//! - `create` and `index` are stored; `update` and `delete` are refused item by item: a log is not changed.
-//! - Every answer carries `X-Elastic-Product`, without which Elastic's clients hang up.
-//! - What sets an index up (templates, policies, pipelines) is answered as done, and does nothing: there are no indices.
+//! - `create` and `index` are stored; `update` and `delete` are rejected item by item, because log records are
+//!   immutable.
+//! - Every response carries `X-Elastic-Product`, without which Elastic's clients disconnect.
+//! - Requests that set up an index (templates, policies, pipelines) are acknowledged and have no effect: there are no
+//!   indices.
 
 use actix_web::http::header::HeaderMap;
 use actix_web::web::{self, ServiceConfig};
@@ -12,23 +14,23 @@ use std::fmt::Write as _;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::answer::{Answer, Refused};
-use super::intake::take;
+use super::answer::{Answer, HttpError};
+use super::intake::accept;
 use super::parameters::{Parameters, sender_name};
 use crate::message::{BulkItem, Format, ItemOutcome, ParseReport};
 use crate::parser::push_json_string;
 
-/// The version that is claimed: Beats refuse an Elasticsearch that is older than they are.
+/// The Elasticsearch version that is reported: Beats reject a version older than their own.
 const VERSION: &str = "8.19.0";
 
-/// Clients that ask `GET /` without saying that they want JSON.
+/// User agents that send `GET /` without requesting JSON.
 const CLIENTS: [&str; 4] = ["elastic", "logstash", "beat", "vector"];
 
-/// Its paths.
+/// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
     for path in ["/_bulk", "/{index}/_bulk"] {
         let resource = web::resource(path).route(web::post().to(bulk)).route(web::put().to(bulk));
-        routes.service(others(resource, "POST, PUT"));
+        routes.service(with_method_not_allowed(resource, "POST, PUT"));
     }
     for (path, answer) in [
         ("/_license", license as fn() -> Value),
@@ -39,7 +41,7 @@ pub fn routes(routes: &mut ServiceConfig) {
     ] {
         let answer = move || async move { elastic(Answer::json(200, &answer())) };
         let resource = web::resource(path).route(web::get().to(answer)).route(web::head().to(answer));
-        routes.service(others(resource, "GET, HEAD"));
+        routes.service(with_method_not_allowed(resource, "GET, HEAD"));
     }
     for path in [
         "/_ilm/policy/{name}",
@@ -51,45 +53,45 @@ pub fn routes(routes: &mut ServiceConfig) {
         "/_alias/{name}",
         "/logstash", // Logstash's rollover alias
     ] {
-        routes.service(set_up(path));
+        routes.service(setup_resource(path));
     }
     for path in ["/_ilm/policy", "/_index_template", "/_component_template", "/_ingest/pipeline"] {
-        let nothing = || async { elastic(Answer::json(200, &json!({}))) };
-        let resource = web::resource(path).route(web::get().to(nothing)).route(web::head().to(nothing));
-        routes.service(others(resource, "GET, HEAD"));
+        let empty = || async { elastic(Answer::json(200, &json!({}))) };
+        let resource = web::resource(path).route(web::get().to(empty)).route(web::head().to(empty));
+        routes.service(with_method_not_allowed(resource, "GET, HEAD"));
     }
     let empty = || async { elastic(Answer::text("text/plain; charset=utf-8", String::new())) };
-    routes.service(others(web::resource("/_cat/{what:.*}").route(web::get().to(empty)), "GET"));
+    routes.service(with_method_not_allowed(web::resource("/_cat/{what:.*}").route(web::get().to(empty)), "GET"));
 }
 
-/// Something that a client sets up once, and is told is there.
-fn set_up(path: &'static str) -> Resource {
-    let there = || async { elastic(Answer::json(200, &json!({}))) };
-    let done = || async { elastic(Answer::json(200, &json!({ "acknowledged": true }))) };
+/// A resource that a client sets up once and then finds.
+fn setup_resource(path: &'static str) -> Resource {
+    let found = || async { elastic(Answer::json(200, &json!({}))) };
+    let acknowledged = || async { elastic(Answer::json(200, &json!({ "acknowledged": true }))) };
     let resource = web::resource(path)
-        .route(web::get().to(there))
-        .route(web::head().to(there))
-        .route(web::put().to(done))
-        .route(web::post().to(done));
-    others(resource, "GET, HEAD, PUT, POST")
+        .route(web::get().to(found))
+        .route(web::head().to(found))
+        .route(web::put().to(acknowledged))
+        .route(web::post().to(acknowledged));
+    with_method_not_allowed(resource, "GET, HEAD, PUT, POST")
 }
 
-/// The answer to any other method.
-fn others(resource: Resource, methods: &'static str) -> Resource {
+/// Answers every other method.
+fn with_method_not_allowed(resource: Resource, methods: &'static str) -> Resource {
     resource.default_service(web::to(move |request: HttpRequest| async move {
-        let refused = Refused::new(405, "method_not_allowed", format!("{} takes {methods}", request.path()));
-        refusal(refused, request.headers()).with_header("Allow", methods)
+        let rejection = HttpError::method_not_allowed(&request, methods);
+        error_response(rejection, request.headers()).with_header("Allow", methods)
     }))
 }
 
-/// Whether `GET /` comes from a client of Elasticsearch rather than from a person.
-pub fn is_asked(headers: &HeaderMap) -> bool {
+/// Whether `GET /` comes from an Elasticsearch client rather than from a browser.
+pub fn is_elastic_client(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
     let agent = text("user-agent");
     text("accept").contains("json") || CLIENTS.iter().any(|client| agent.contains(client))
 }
 
-/// What `GET /` says to Elasticsearch's clients.
+/// The response to `GET /` for Elasticsearch clients.
 pub async fn product() -> Answer {
     elastic(Answer::json(
         200,
@@ -135,23 +137,23 @@ fn health() -> Value {
 
 async fn bulk(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
     let start = Instant::now();
-    match stored(&shared, &request, payload).await {
-        Ok(report) => elastic(Answer::body(200, "application/json", account(&report.items, start))),
-        Err(refused) => refusal(refused.counted(), request.headers()),
+    match store_body(&shared, &request, payload).await {
+        Ok(report) => elastic(Answer::body(200, "application/json", bulk_response(&report.items, start) + "\n")),
+        Err(rejection) => error_response(rejection.counted(), request.headers()),
     }
 }
 
-async fn stored(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<ParseReport, Refused> {
+async fn store_body(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<ParseReport, HttpError> {
     let (mut parameters, _) = Parameters::read(request, &shared.config)?;
     parameters.format = Format::ElasticBulk;
     if let Some(index) = request.match_info().get("index") {
-        parameters.defaults.index = Some(sender_name("the index", index)?);
+        parameters.defaults.index = Some(sender_name("index", index)?);
     }
-    take(shared, request, payload, parameters).await.map(|receipt| receipt.report)
+    accept(shared, request, payload, parameters).await.map(|receipt| receipt.report)
 }
 
-/// What became of each item, in the order of the request.
-fn account(items: &[BulkItem], start: Instant) -> String {
+/// The outcome of each item, in the order of the request.
+fn bulk_response(items: &[BulkItem], start: Instant) -> String {
     let errors = items.iter().any(|item| item.outcome != ItemOutcome::Stored);
     let took = start.elapsed().as_millis();
     let mut text = format!(r#"{{"took":{took},"errors":{errors},"items":["#);
@@ -163,11 +165,11 @@ fn account(items: &[BulkItem], start: Instant) -> String {
             ItemOutcome::Stored => r#","result":"created","status":201}}"#,
             ItemOutcome::Unsupported => concat!(
                 r#","status":400,"error":{"type":"illegal_argument_exception","#,
-                r#""reason":"only create and index are taken: a log record is not changed"}}}"#
+                r#""reason":"unsupported action: expected create or index, because log records are immutable"}}}"#
             ),
             ItemOutcome::TooLong => concat!(
                 r#","status":413,"error":{"type":"illegal_argument_exception","#,
-                r#""reason":"discarded: the document is above http.line_bytes_max"}}}"#
+                r#""reason":"discarded: the document exceeds http.line_bytes_max"}}}"#
             ),
         });
     }
@@ -175,26 +177,26 @@ fn account(items: &[BulkItem], start: Instant) -> String {
     text
 }
 
-/// A refusal as Elasticsearch writes them.
-pub fn refusal(mut refused: Refused, _: &HeaderMap) -> Answer {
-    if refused.status == 408 {
-        refused.status = 503; // clients try 429, 502, 503 and 504 again
+/// A rejection in the shape of an Elasticsearch error.
+pub fn error_response(mut rejection: HttpError, _: &HeaderMap) -> Answer {
+    if rejection.status == 408 {
+        rejection.status = 503; // clients retry 429, 502, 503 and 504
     }
-    let kind = match refused.status {
+    let kind = match rejection.status {
         401 => "security_exception",
         413 => "content_too_long_exception",
         429 => "es_rejected_execution_exception",
         503 => "unavailable_shards_exception",
         _ => "illegal_argument_exception",
     };
-    let cause = json!({ "type": kind, "reason": format!("{}: {}", refused.reason, refused.detail) });
+    let cause = json!({ "type": kind, "reason": format!("{}: {}", rejection.reason, rejection.detail) });
     let mut error = cause.clone();
     error["root_cause"] = json!([cause]);
-    let status = refused.status;
-    elastic(Answer::json(status, &json!({ "error": error, "status": status })).of(&refused))
+    let status = rejection.status;
+    elastic(Answer::json(status, &json!({ "error": error, "status": status })).of(&rejection))
 }
 
-/// The header by which Elastic's clients know whom they talk to.
+/// Adds the header by which Elastic's clients identify the server.
 fn elastic(answer: Answer) -> Answer {
     answer.with_header("X-Elastic-Product", "Elasticsearch")
 }

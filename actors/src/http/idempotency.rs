@@ -1,29 +1,31 @@
-//! `Idempotency-Key`: a request that is sent again under the same key is stored once.
+//! `Idempotency-Key`: a request that is sent again with the same key is stored once.
 //!
-//! - The key, together with the token that it came with, becomes a mark that travels with the records into the journal: it
-//!   is known again after a restart, for [`WINDOW`](logweir_engine::journal::WINDOW) (of many keys only the newest ones).
-//! - A repetition is answered like the first request, as soon as that is on disk; until then with 503 and `Retry-After`.
-//! - Each process has its own memory: a key holds for those who send to the same one.
+//! - The key is hashed together with the token that came with it into a dedup key, which is journaled with the records:
+//!   it is known again after a restart, for [`DEDUP_WINDOW`](logweir_engine::journal::DEDUP_WINDOW) (or less, if there are many
+//!   keys).
+//! - A repeated request gets the same response as the first one once that is on disk, and 503 with `Retry-After` until
+//!   then.
+//! - Each process has its own dedup index: a key is effective only for requests to the same process.
 
 use actix_web::http::header::HeaderMap;
 use logweir_engine::journal::DedupKey;
 use sha2::{Digest, Sha256};
 
-use super::answer::Refused;
+use super::answer::HttpError;
 
-/// Longer keys are refused.
+/// Longer keys are rejected.
 const KEY_BYTES_MAX: usize = 255;
 
-/// The mark of a request that names a key.
+/// The dedup key of a request with an `Idempotency-Key`.
 ///
 /// # Errors
-/// The key cannot be one.
-pub fn key(headers: &HeaderMap, received_us: i64) -> Result<Option<DedupKey>, Refused> {
+/// The length of the key is invalid.
+pub fn key(headers: &HeaderMap, received_us: i64) -> Result<Option<DedupKey>, HttpError> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let key = key.as_bytes();
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
-        let detail = format!("Idempotency-Key must have 1 to {KEY_BYTES_MAX} bytes");
-        return Err(Refused::new(400, "bad_idempotency_key", detail));
+        let detail = format!("invalid Idempotency-Key: expected 1 to {KEY_BYTES_MAX} bytes");
+        return Err(HttpError::new(400, "bad_idempotency_key", detail));
     }
     let sender = headers.get("authorization").map_or(&[][..], |value| value.as_bytes());
     let mut hash = Sha256::new();

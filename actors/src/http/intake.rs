@@ -1,10 +1,10 @@
-//! The common way of a body, whatever its protocol: what the request says, the body, the wait for its acknowledgement.
+//! The path of a body that all protocols share: parameters, body, and the wait for its acknowledgment.
 //!
-//! - Whatever can be refused without the body is refused before it is read: a wrong parameter, the way down, a journal
-//!   that takes nothing, a length above the limit.
-//! - A success says what was asked for (`?ack=`) and no less. Where that cannot be said in time the answer is 503, which
-//!   says that the records may be stored all the same.
-//! - A protocol gives receipts and refusals its own shape, and nothing else.
+//! - Everything that can be rejected without the body is rejected before the body is read: an invalid parameter,
+//!   shutdown, a journal that is not writable, a length above the limit.
+//! - Success means that the requested level (`?ack=`) has been reached. If it is not reached in time the response is
+//!   503, and states that the records may still be stored.
+//! - A protocol only gives receipts and rejections their shape.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use logweir_engine::clock::wall_us;
 use logweir_engine::drain::Phase;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::Refused;
+use super::answer::HttpError;
 use super::budget::Share;
-use super::limits::{Now, Sender};
+use super::limits::{Clocks, Sender};
 use super::parameters::Parameters;
 use super::{Shared, idempotency, stream_of};
 use crate::config::Auth;
@@ -27,47 +27,47 @@ use crate::message::{AckLevel, Defaults, Delivery, Encoding, Receipt, Rejection}
 use crate::parser::push_member;
 use crate::producer::answer_channel;
 
-/// A body whose length is not announced is read in steps of at least this many bytes of the budget.
+/// A body without a `Content-Length` takes from the budget in steps of this many bytes.
 const STEP_BYTES: usize = 64 << 10;
 
-/// Reads the body, hands it in, and waits until it has come as far as `parameters` ask.
-pub async fn take(
+/// Reads the body, submits it, and waits until it has reached the acknowledgment level of `parameters`.
+pub async fn accept(
     shared: &Shared,
     request: &HttpRequest,
     payload: web::Payload,
     parameters: Parameters,
-) -> Result<Receipt, Refused> {
-    let in_flight = Arc::clone(&shared.in_flight); // before the look at the phase: the way down waits for it
+) -> Result<Receipt, HttpError> {
+    let in_flight = Arc::clone(&shared.in_flight); // taken before the phase is checked: shutdown waits for it
     if shared.drain.phase() >= Phase::Draining {
         return Err(Rejection::draining().into());
     }
     let running = shared.running()?;
-    running.journal.check_writable().map_err(|error| Refused::from(Rejection::of_journal(&error)))?;
+    running.journal.check_writable().map_err(|error| HttpError::from(Rejection::of_journal(&error)))?;
 
     let sender = request.extensions().get::<Sender>().copied().unwrap_or_default();
     let charge = |bytes| {
-        let now = Now { uptime: shared.started.elapsed(), wall_s: wall_us().unsigned_abs() / 1_000_000 };
-        shared.limits.charge(sender, bytes, now)
+        let clocks = Clocks { uptime: shared.started.elapsed(), wall_s: wall_us().unsigned_abs() / 1_000_000 };
+        shared.limits.charge(sender, bytes, clocks)
     };
-    let announced = announced_length(request.headers())?;
+    let announced = content_length(request.headers())?;
     announced.map_or(Ok(()), charge)?;
     let (body, share) = read_body(shared, request, payload).await?;
     if announced.is_none() {
         charge(body.len())?;
     }
-    drop(share); // from here the mailboxes count it
+    drop(share); // from here on the mailboxes account for it
     let Parameters { encoding, format, ack, mut defaults } = parameters;
-    stamp(&shared.config.auth, sender, &mut defaults);
+    stamp_token_name(&shared.config.auth, sender, &mut defaults);
     let (reply, answer) = answer_channel();
     let received_us = wall_us();
     let dedup_key = idempotency::key(request.headers(), received_us)?;
     let stream = stream_of(request);
     let delivery = Delivery { stream, body, encoding, format, defaults, received_us, dedup_key, ack, reply };
     running.intake.try_submit(delivery)?;
-    drop(in_flight); // the stages have it: they drain
+    drop(in_flight); // the pipeline has it and drains it
 
-    let patience = Patience::new(shared.config.http.ack_timeout_ms);
-    let receipt = patience.wait(answer.wait(), "it may be stored or not").await??;
+    let deadline = AckDeadline::new(shared.config.http.ack_timeout_ms);
+    let receipt = deadline.wait(answer.wait(), "the records may or may not be stored").await??;
     if ack == AckLevel::Committed && receipt.seq > 0 {
         let committed = async {
             tokio::select! {
@@ -75,13 +75,13 @@ pub async fn take(
                 () = shared.drain.reached(Phase::Persisting) => Err(Rejection::not_committed()),
             }
         };
-        patience.wait(committed, "it is in the journal and will be committed").await??;
+        deadline.wait(committed, "the records are in the journal and will be committed").await??;
     }
     Ok(receipt)
 }
 
-/// The name of the sender's token goes along with its records, where that is asked for.
-fn stamp(auth: &Auth, sender: Sender, defaults: &mut Defaults) {
+/// Adds the name of the sender's token to its records, if configured.
+fn stamp_token_name(auth: &Auth, sender: Sender, defaults: &mut Defaults) {
     let Some(token) = sender.0.filter(|_| auth.stamp_token).and_then(|index| auth.ingest_tokens.get(index)) else {
         return;
     };
@@ -90,58 +90,61 @@ fn stamp(auth: &Auth, sender: Sender, defaults: &mut Defaults) {
     defaults.attributes = Some(members.into());
 }
 
-/// One limit on all that an answer waits for.
-struct Patience {
+/// One deadline for everything that a response waits for.
+struct AckDeadline {
     until: Instant,
     ack_timeout_ms: u64,
 }
 
-impl Patience {
+impl AckDeadline {
     fn new(ack_timeout_ms: u64) -> Self {
         Self { until: Instant::now() + Duration::from_millis(ack_timeout_ms), ack_timeout_ms }
     }
 
-    /// Waits for `future`; `standing` says what is known of the body if that takes too long.
-    async fn wait<F: Future>(&self, future: F, standing: &str) -> Result<F::Output, Refused> {
+    /// Waits for `future`; on timeout the response includes `standing`, what is known about the records.
+    async fn wait<F: Future>(&self, future: F, standing: &str) -> Result<F::Output, HttpError> {
         timeout_at(self.until, future).await.map_err(|_| {
             let detail = format!(
-                "the body did not come as far as ?ack= asks within {} ms: {standing}; a re-send without an Idempotency-Key would be a new record",
+                "the requested ?ack= level was not reached within http.ack_timeout_ms ({} ms): {standing}; sending them again without the same Idempotency-Key may store them twice",
                 self.ack_timeout_ms
             );
-            Refused::new(503, "ack_timeout", detail)
+            HttpError::new(503, "ack_timeout", detail)
         })
     }
 }
 
-/// The length that the sender announces, if it is one that is taken.
-fn announced_length(headers: &HeaderMap) -> Result<Option<usize>, Refused> {
+/// The announced length of the body.
+fn content_length(headers: &HeaderMap) -> Result<Option<usize>, HttpError> {
     let Some(value) = headers.get("content-length") else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
-    length.map(Some).ok_or_else(|| Refused::new(400, "bad_length", "Content-Length is no number"))
+    length
+        .map(Some)
+        .ok_or_else(|| HttpError::new(400, "bad_length", "invalid Content-Length: expected a number of bytes"))
 }
 
-/// Reads the body, within the limits of length, time and the budget for all bodies. The share of the budget is to be held
-/// until the body is handed on.
+/// Reads the body, within the limits on length, time and the total of all bodies. The share of the budget must be held
+/// until the body has been submitted.
 pub async fn read_body(
     shared: &Shared,
     request: &HttpRequest,
     mut payload: web::Payload,
-) -> Result<(Bytes, Share), Refused> {
-    let length = announced_length(request.headers())?;
+) -> Result<(Bytes, Share), HttpError> {
+    let length = content_length(request.headers())?;
     let config = &shared.config.http;
     let bytes_max = config.body_bytes_max;
     let too_large = || {
-        let detail = format!("the body is above http.body_bytes_max of {bytes_max}: send smaller bodies");
-        Refused::new(413, "body_too_large", detail)
+        let detail = format!("the body exceeds http.body_bytes_max ({bytes_max} bytes): send smaller bodies");
+        HttpError::new(413, "body_too_large", detail)
     };
-    let no_room = || {
+    let over_budget = || {
         let bytes_max = config.inflight_bytes_max;
-        let detail = format!("the bodies being read take more than http.inflight_bytes_max of {bytes_max}");
-        Refused::new(429, "inflight_bytes", detail)
+        let detail = format!("the bodies in flight exceed http.inflight_bytes_max ({bytes_max} bytes): retry shortly");
+        HttpError::new(429, "inflight_bytes", detail)
     };
     let too_slow = || {
-        let detail = format!("the body did not arrive within http.request_timeout_ms of {}", config.request_timeout_ms);
-        Refused::new(408, "request_timeout", detail).and_close()
+        let detail =
+            format!("the body did not arrive within http.request_timeout_ms ({} ms)", config.request_timeout_ms);
+        HttpError::new(408, "request_timeout", detail).and_close()
     };
 
     let announced = length.unwrap_or(0);
@@ -150,28 +153,28 @@ pub async fn read_body(
     }
     let mut share = shared.inflight.share();
     if !share.grow_to(announced) {
-        return Err(no_room());
+        return Err(over_budget());
     }
     let until = Instant::now() + Duration::from_millis(config.request_timeout_ms);
     let mut body = BytesMut::with_capacity(announced);
-    while let Some(piece) = timeout_at(until, payload.next()).await.map_err(|_| too_slow())? {
-        let piece = piece.map_err(|error| {
-            Refused::new(400, "body_incomplete", format!("the body broke off after {} bytes: {error}", body.len()))
+    while let Some(chunk) = timeout_at(until, payload.next()).await.map_err(|_| too_slow())? {
+        let chunk = chunk.map_err(|error| {
+            HttpError::new(400, "body_incomplete", format!("the body ended early, after {} bytes: {error}", body.len()))
         })?;
-        let len = body.len() + piece.len();
+        let len = body.len() + chunk.len();
         if len > bytes_max {
             return Err(too_large());
         }
         if len > announced && !share.grow_to(len.next_multiple_of(STEP_BYTES)) {
-            return Err(no_room());
+            return Err(over_budget());
         }
-        body.extend_from_slice(&piece);
+        body.extend_from_slice(&chunk);
     }
     Ok((body.freeze(), share))
 }
 
-/// How the body is compressed, as `Content-Encoding` says.
-pub fn encoding(header: Option<&HeaderValue>) -> Result<Encoding, Refused> {
+/// The compression of the body, from `Content-Encoding`.
+pub fn encoding(header: Option<&HeaderValue>) -> Result<Encoding, HttpError> {
     let name = header.map_or("", |value| value.to_str().unwrap_or("?")).trim().to_ascii_lowercase();
     match &*name {
         "" | "identity" => Ok(Encoding::Identity),
@@ -180,9 +183,9 @@ pub fn encoding(header: Option<&HeaderValue>) -> Result<Encoding, Refused> {
         "deflate" => Ok(Encoding::Deflate),
         "snappy" | "x-snappy-framed" => Ok(Encoding::Snappy),
         _ => {
-            let known = "gzip, zstd, deflate, snappy, identity";
-            let detail = format!("Content-Encoding {name:?} is not understood; there are {known}");
-            Err(Refused::new(415, "unknown_encoding", detail))
+            let detail =
+                format!("unsupported Content-Encoding {name:?}: expected one of gzip, zstd, deflate, snappy, identity");
+            Err(HttpError::new(415, "unknown_encoding", detail))
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The two HTTP listeners: data (intake) and admin.
 //!
-//! - Overload and the way down are answered, never sat out: every wait has a limit, every refusal a reason, a sentence
-//!   and, where a retry helps, `Retry-After`.
-//! - Each request passes `gate`: who may come in is decided there, by path, closed by default; and each answer is counted.
-//! - The admin listener can be up before the journal is open: until [`Shared::start`] everything but the probes says
-//!   `starting`.
+//! - Overload and shutdown are reported, never waited out: every wait has a limit, and every rejection carries a
+//!   reason, a sentence and, where a retry can succeed, `Retry-After`.
+//! - Every request passes `gate`, which authorizes it by path (unknown paths are closed by default) and counts the
+//!   response.
+//! - The admin listener can be up before the journal is open: until [`Shared::start`], everything except the probes
+//!   answers `starting`.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
@@ -42,7 +43,7 @@ mod admin;
 mod alerts;
 mod budget;
 mod dead_letters;
-mod described;
+mod error_responses;
 mod idempotency;
 mod elastic;
 mod ingest;
@@ -58,74 +59,74 @@ mod splunk;
 mod status;
 mod tail;
 
-use answer::{Answer, Refused};
+use answer::{Answer, HttpError};
 use auth::Listener;
 use budget::Budget;
 use limits::Limits;
 
-/// How long an unread rest of a body is read and thrown away after an early answer, so that the client sees the answer
-/// and not a reset connection.
+/// How long the unread rest of a body is read and discarded after an early response, so that the client sees the
+/// response instead of a connection reset.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How often the way down looks whether requests are at work.
+/// How often shutdown checks for requests in flight.
 const IDLE_POLL: Duration = Duration::from_millis(5);
 
 /// Starts the drain; called by `POST /drain`. May be called more than once.
 pub type StartDrain = Arc<dyn Fn() + Send + Sync>;
 
-/// What every handler may need. A clone is a handle on the same.
+/// State shared by all handlers. Clones share the same state.
 #[derive(Clone)]
 pub struct Shared(Arc<Parts>);
 
-/// The parts of [`Shared`] that are there from the start.
+/// The parts of [`Shared`] that exist from the start.
 pub struct Parts {
     /// The configuration.
     pub config: Arc<Config>,
-    /// Where the drain stands.
+    /// Current shutdown phase.
     pub drain: DrainWatch,
-    /// How far the lanes are.
+    /// Progress of the lanes.
     pub progress: Progress,
     /// Renders the metrics.
     pub prometheus: PrometheusHandle,
     /// Starts the drain.
     pub start_drain: StartDrain,
-    /// Host name, or whatever tells this process from its siblings, for people.
+    /// Host name, or another name that distinguishes this process from its siblings, for display.
     pub instance: String,
-    /// The processors, where this is a gateway.
+    /// The processors, if this process is a gateway.
     pub gateway: Option<Gateway>,
     started: Instant,
-    /// Requests that may still hand a body in.
+    /// Held by requests that may still submit a body.
     in_flight: Arc<()>,
     inflight: Budget,
     limits: Limits,
     running: OnceLock<Running>,
     searcher: OnceLock<Searcher>,
-    letters: OnceLock<Arc<dyn LogStore>>,
-    /// Whoever changes dead letters does so alone.
-    letters_turn: Semaphore,
+    dead_letter_store: OnceLock<Arc<dyn LogStore>>,
+    /// Serializes changes to dead dead_letter_store.
+    dead_letters_lock: Semaphore,
 }
 
-/// What is there once the journal is open and the stages are spawned.
+/// The parts that exist once the journal is open and the stages are spawned.
 pub struct Running {
-    /// The door for bodies.
+    /// Accepts bodies.
     pub intake: IntakeHandle,
     /// The journal.
     pub journal: Journal,
-    /// Sees every actor.
+    /// Observes every actor.
     pub observer: Observer,
-    /// Where durable records can be followed.
+    /// Live tail of durable records.
     pub tail: TailHub,
-    /// How the alerts stand.
+    /// State of the alerts.
     pub alerts: AlertRegistry,
-    /// The identity of the journal, which the database knows as the writer.
+    /// Identity of the journal, known to the database as the writer.
     pub writer: uuid::Uuid,
 }
 
 impl Shared {
-    /// What is there from the start.
+    /// Creates the state that exists from the start.
     ///
     /// # Errors
-    /// What a gateway needs to speak TLS with processors cannot be read.
+    /// The TLS files that a gateway needs to reach its processors cannot be read.
     pub fn new(
         config: Arc<Config>,
         drain: DrainWatch,
@@ -154,80 +155,85 @@ impl Shared {
             limits,
             running,
             searcher: OnceLock::new(),
-            letters: OnceLock::new(),
-            letters_turn: Semaphore::new(1),
+            dead_letter_store: OnceLock::new(),
+            dead_letters_lock: Semaphore::new(1),
         })))
     }
 
-    /// The rest is there, too: from now on bodies are taken. Says whether this was the first call.
+    /// Adds the remaining parts: from now on bodies are accepted. Returns whether this was the first call.
     pub fn start(&self, running: Running) -> bool {
         self.0.running.set(running).is_ok()
     }
 
-    /// From now on queries are answered. Says whether this was the first call.
-    pub fn search_with(&self, searcher: Searcher) -> bool {
+    /// Enables queries. Returns whether this was the first call.
+    pub fn set_searcher(&self, searcher: Searcher) -> bool {
         self.0.searcher.set(searcher).is_ok()
     }
 
-    /// Whoever answers queries, or the refusal that nobody is there yet.
-    /// Where the dead letters are.
-    pub fn letters_of(&self, store: Arc<dyn LogStore>) -> bool {
-        self.0.letters.set(store).is_ok()
+    /// Sets the store of the dead dead_letter_store. Returns whether this was the first call.
+    pub fn set_dead_letter_store(&self, store: Arc<dyn LogStore>) -> bool {
+        self.0.dead_letter_store.set(store).is_ok()
     }
 
-    fn letters(&self) -> Result<&Arc<dyn LogStore>, Refused> {
-        self.0.letters.get().ok_or_else(|| Refused::new(503, "starting", "dead letters are not shown yet"))
+    fn dead_letter_store(&self) -> Result<&Arc<dyn LogStore>, HttpError> {
+        self.0
+            .dead_letter_store
+            .get()
+            .ok_or_else(|| HttpError::new(503, "starting", "the store is not open yet: retry shortly"))
     }
 
-    fn searcher(&self) -> Result<&Searcher, Refused> {
-        self.0.searcher.get().ok_or_else(|| Refused::new(503, "starting", "queries are not answered yet"))
+    fn searcher(&self) -> Result<&Searcher, HttpError> {
+        self.0
+            .searcher
+            .get()
+            .ok_or_else(|| HttpError::new(503, "starting", "queries are not available yet: retry shortly"))
     }
 
-    /// Whether a body would be taken now.
-    fn takes_bodies(&self) -> bool {
+    /// Whether a body would be accepted now.
+    fn accepts_bodies(&self) -> bool {
         self.drain.phase() < Phase::Draining
             && self.running().is_ok_and(|running| running.journal.check_writable().is_ok())
     }
 
-    /// Whether this process does its part now: takes bodies, or, being a gateway, answers.
+    /// Whether this process can do its job now: accept bodies, or, for a gateway, answer requests.
     fn is_ready(&self) -> bool {
         match self.config.role {
             Role::Gateway => self.drain.phase() == Phase::Accepting,
-            Role::All | Role::Processor => self.takes_bodies(),
+            Role::All | Role::Processor => self.accepts_bodies(),
         }
     }
 
-    /// Bytes of bodies that are being read now, all together.
+    /// Total bytes of all bodies that are being read.
     #[must_use]
     pub fn inflight_bytes(&self) -> usize {
-        self.0.inflight.taken()
+        self.0.inflight.used()
     }
 
-    /// Completes when no request is at work that came before the way down. Puts no limit on the time.
+    /// Completes once every request that started before shutdown has finished. Has no timeout.
     pub async fn idle(&self) {
         while Arc::strong_count(&self.0.in_flight) > 1 {
             tokio::time::sleep(IDLE_POLL).await;
         }
     }
 
-    /// Held by whoever has something to hand in that the way down must wait for.
+    /// Returns a guard for work that still submits bodies: shutdown waits until it is dropped.
     #[must_use]
     pub fn in_flight(&self) -> Arc<()> {
         Arc::clone(&self.0.in_flight)
     }
 
-    /// The running engine, or the refusal that it is not there yet.
-    fn running(&self) -> Result<&Running, Refused> {
+    /// The running pipeline, or the rejection while it does not exist yet.
+    fn running(&self) -> Result<&Running, HttpError> {
         self.0.running.get().ok_or_else(|| {
             if self.config.role == Role::Gateway {
-                return Refused::new(
+                return HttpError::new(
                     404,
                     "not_served_here",
-                    "this is a gateway, which has no pipeline: ask a processor",
+                    "a gateway has no pipeline: send this request to a processor",
                 );
             }
-            let detail = "this process is reading its journal: see /startupz of the admin listener";
-            Refused::new(503, "starting", detail)
+            let detail = "the journal is still being read: retry later, or watch /startupz on the admin port";
+            HttpError::new(503, "starting", detail)
         })
     }
 }
@@ -240,24 +246,24 @@ impl std::ops::Deref for Shared {
     }
 }
 
-/// The number of the connection that a request came on: its stream.
+/// Number of the connection that a request arrived on, used as its stream.
 #[derive(Clone, Copy)]
 struct Connection(u64);
 
-/// A server that serves when its future is awaited, and where it listens.
+/// A server, which runs while its future is awaited, and its address.
 pub struct Serving {
     /// Completes when the server has stopped.
     pub server: Server,
-    /// Stops it: `stop(true)` lets requests in flight finish.
+    /// Stops the server: `stop(true)` lets requests in flight finish.
     pub handle: ServerHandle,
-    /// Where it listens.
+    /// The listen address.
     pub address: SocketAddr,
 }
 
-/// The data listener on `listener`. Must be called inside an actix system.
+/// Starts the data listener on `listener`. Must be called inside an actix system.
 ///
 /// # Errors
-/// The listener does not work.
+/// The listener cannot be used, or the TLS files cannot be loaded.
 pub fn serve_data(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
     let workers = shared.config.http.workers;
     let connections_max = shared.config.http.connections_max;
@@ -266,12 +272,12 @@ pub fn serve_data(shared: &Shared, listener: TcpListener) -> std::io::Result<Ser
     serve(shared, listener, tls, Listener::Data, workers, connections_max, data_routes)
 }
 
-/// The admin listener on `listener`. Must be called inside an actix system.
+/// Starts the admin listener on `listener`. Must be called inside an actix system.
 ///
 /// # Errors
-/// The listener does not work.
+/// The listener cannot be used.
 pub fn serve_admin(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
-    // Never in TLS: probes have no certificate, and it is for this machine and its kubelet.
+    // Never uses TLS: probes have no certificate, and the port serves only this machine and its kubelet.
     serve(shared, listener, None, Listener::Admin, 1, 64, admin_routes)
 }
 
@@ -295,10 +301,10 @@ fn serve(
     .max_connections(connections_max.div_ceil(workers))
     .client_request_timeout(request_timeout)
     .client_disconnect_timeout(LINGER)
-    // A client that goes away ends its query. Whoever closes its half of a connection has gone, too.
+    // A client that disconnects ends its query. A half-closed connection counts as disconnected.
     .h1_allow_half_closed(false)
     .keep_alive(request_timeout.max(Duration::from_secs(75)))
-    // A short answer must not wait for the client's next acknowledgement.
+    // A short response must not wait for the client's next TCP acknowledgment.
     .tcp_nodelay(true)
     .on_connect(move |_, data| {
         if let Some(running) = streams.running.get() {
@@ -317,76 +323,78 @@ fn serve(
 fn data_routes(routes: &mut ServiceConfig) {
     routes
         .configure(ui::routes)
-        .service(only("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
-        .service(readable("/api/v1/status", status::status))
-        .service(readable("/api/v1/pipeline", pipeline::pipeline))
-        .service(only("/api/v1/alerts", &["GET"]).route(web::get().to(alerts::alerts)))
+        .service(with_methods("/ingest", &["POST"]).route(web::post().to(ingest::ingest)))
+        .service(get_or_head("/api/v1/status", status::status))
+        .service(get_or_head("/api/v1/pipeline", pipeline::pipeline))
+        .service(with_methods("/api/v1/alerts", &["GET"]).route(web::get().to(alerts::alerts)))
         .configure(dead_letters::routes)
-        .service(only("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
-        .service(readable("/ready", ready))
+        .service(with_methods("/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
+        .service(get_or_head("/ready", ready))
         .configure(api::routes)
         .configure(loki::routes)
-        .service(only("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
+        .service(with_methods("/v1/logs", &["POST"]).route(web::post().to(otlp::export)))
         .configure(splunk::routes)
         .configure(elastic::routes)
-        .default_service(web::to(|| {
-            not_found(
-                "/, POST /ingest, GET /api/v1/{query,hits,facets,context,fields,services,status}, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
-                 POST /services/collector",
-            )
-        }));
+        .default_service(web::to(|request: HttpRequest| not_found(request, DATA_ENDPOINTS)));
 }
 
 fn admin_routes(routes: &mut ServiceConfig) {
     for path in ["/livez", "/healthz", "/health"] {
-        routes.service(readable(path, admin::livez));
+        routes.service(get_or_head(path, admin::livez));
     }
     for path in ["/readyz", "/ready"] {
-        routes.service(readable(path, admin::readyz));
+        routes.service(get_or_head(path, admin::readyz));
     }
     routes
-        .service(readable("/startupz", admin::startupz))
-        .service(readable("/metrics", admin::metrics))
-        .service(readable("/api/v1/status", status::status))
-        .service(only("/drain", &["POST"]).route(web::post().to(admin::drain)))
-        .service(only("/flush", &["POST"]).route(web::post().to(admin::flush)))
-        .default_service(web::to(|| {
-            not_found("/livez, /readyz, /startupz, /metrics, /api/v1/status, POST /drain, POST /flush")
-        }));
+        .service(get_or_head("/startupz", admin::startupz))
+        .service(get_or_head("/metrics", admin::metrics))
+        .service(get_or_head("/api/v1/status", status::status))
+        .service(with_methods("/drain", &["POST"]).route(web::post().to(admin::drain)))
+        .service(with_methods("/flush", &["POST"]).route(web::post().to(admin::flush)))
+        .default_service(web::to(|request: HttpRequest| not_found(request, ADMIN_ENDPOINTS)));
 }
 
-/// A resource that is read with GET or HEAD.
-fn readable<H, F>(path: &'static str, handler: H) -> actix_web::Resource
+/// A resource that accepts GET and HEAD.
+fn get_or_head<H, F>(path: &'static str, handler: H) -> actix_web::Resource
 where
     H: Fn(web::Data<Shared>) -> F + Clone + 'static,
     F: Future<Output = Answer> + 'static,
 {
-    only(path, &["GET", "HEAD"]).route(web::get().to(handler.clone())).route(web::head().to(handler))
+    with_methods(path, &["GET", "HEAD"]).route(web::get().to(handler.clone())).route(web::head().to(handler))
 }
 
-/// A resource that names its methods when it is asked with another.
-fn only(path: &'static str, methods: &'static [&'static str]) -> actix_web::Resource {
-    web::resource(path).default_service(web::to(move || async move {
+/// A resource that answers any other method with 405 and the allowed ones.
+fn with_methods(path: &'static str, methods: &'static [&'static str]) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
         let methods = methods.join(", ");
-        let detail = format!("{path} takes {methods}");
-        Answer::error(405, "method_not_allowed", detail).with_header("Allow", methods)
+        Answer::from(HttpError::method_not_allowed(&request, &methods)).with_header("Allow", methods)
     }))
 }
 
-async fn not_found(routes: &'static str) -> Answer {
-    Answer::error(404, "not_found", format!("there is no such path; there are {routes}"))
+/// Endpoints of the data listener, as listed for an unknown path.
+const DATA_ENDPOINTS: &str = "GET /, POST /ingest, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
+                              POST /services/collector, GET /api/v1/query, GET /api/v1/hits, GET /api/v1/facets, \
+                              GET /api/v1/context, GET /api/v1/fields, GET /api/v1/services, GET /api/v1/tail, \
+                              GET /api/v1/status, GET /api/v1/docs, GET /ready";
+
+/// Endpoints of the admin listener, as listed for an unknown path.
+const ADMIN_ENDPOINTS: &str = "GET /livez, GET /readyz, GET /startupz, GET /metrics, GET /api/v1/status, \
+                               POST /drain, POST /flush";
+
+async fn not_found(request: HttpRequest, endpoints: &'static str) -> Answer {
+    Answer::error(404, "not_found", format!("unknown path {:?}: expected one of {endpoints}", request.path()))
 }
 
-/// What shippers ask before they send, and Grafana of a gateway: 200 if it would be answered now.
+/// Readiness as log shippers and, on a gateway, Grafana query it: 200 if a request would be answered now.
 async fn ready(shared: web::Data<Shared>) -> Answer {
     if shared.is_ready() {
         Answer::text("text/plain; charset=utf-8", "ready\n".to_owned())
     } else {
-        Refused::new(503, "not_ready", "no body would be taken now: see /readyz of the admin listener").into()
+        HttpError::new(503, "not_ready", "not ready for requests: see /readyz on the admin port for the reason").into()
     }
 }
 
-/// Lets in who may come in, and counts every answer.
+/// Authorizes every request and counts every response.
 async fn gate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -394,7 +402,7 @@ async fn gate(
     let start = Instant::now();
     let response = match check_token(&request) {
         Err(denied) => {
-            let answer = shape(request.path())(denied.counted(), request.headers());
+            let answer = error_shape(request.path())(denied.counted(), request.headers());
             request.into_response(HttpResponse::from(answer)).map_into_right_body()
         }
         Ok(()) => next.call(request).await?.map_into_left_body(),
@@ -407,36 +415,36 @@ async fn gate(
     Ok(response)
 }
 
-/// The shape that the protocol which owns `path` gives its refusals.
-fn shape(path: &str) -> fn(Refused, &HeaderMap) -> Answer {
+/// Returns the function that shapes rejections for the protocol that owns `path`.
+fn error_shape(path: &str) -> fn(HttpError, &HeaderMap) -> Answer {
     match path {
-        "/v1/logs" => otlp::refusal,
-        _ if path.starts_with("/loki/") => loki::refusal,
-        _ if path.starts_with("/services/collector") => splunk::refusal,
-        _ if path.starts_with("/_") || path.ends_with("/_bulk") => elastic::refusal,
-        _ => |refused, _| refused.into(),
+        "/v1/logs" => otlp::error_response,
+        _ if path.starts_with("/loki/") => loki::error_response,
+        _ if path.starts_with("/services/collector") => splunk::error_response,
+        _ if path.starts_with("/_") || path.ends_with("/_bulk") => elastic::error_response,
+        _ => |rejection, _| rejection.into(),
     }
 }
 
-fn check_token(request: &ServiceRequest) -> Result<(), Refused> {
+fn check_token(request: &ServiceRequest) -> Result<(), HttpError> {
     let (Some(shared), Some(&listener)) = (request.app_data::<web::Data<Shared>>(), request.app_data::<Listener>())
     else {
-        return Err(Refused::new(500, "internal", "the listener was built without its state"));
+        return Err(HttpError::new(500, "internal", "internal error: the listener has no shared state"));
     };
-    // What may be asked of a path is no secret, and Docker's log driver asks it without its token.
+    // The allowed methods of a path are not secret, and Docker's log driver asks for them without its token.
     if request.method() == Method::OPTIONS && request.path().starts_with("/services/collector") {
         return Ok(());
     }
     if listener == Listener::Data {
         role::check(shared.config.role, request.path())?;
     }
-    let given = request.headers().get("authorization").map(|value| value.as_bytes());
-    let sender = auth::check(&shared.config.auth, auth::need(listener, request.path()), given)?;
+    let authorization = request.headers().get("authorization").map(|value| value.as_bytes());
+    let sender = auth::check(&shared.config.auth, auth::required_access(listener, request.path()), authorization)?;
     request.extensions_mut().insert(sender);
     Ok(())
 }
 
-/// What a connection's requests have in common: their stream. Requests on a connection that is older than the engine
+/// The stream of a request: the number of its connection. Requests on a connection that is older than the pipeline
 /// share stream 0.
 fn stream_of(request: &HttpRequest) -> u64 {
     request.conn_data::<Connection>().map_or(0, |connection| connection.0)

@@ -1,7 +1,8 @@
 //! `POST /v1/logs`: OTLP over HTTP, answered in the encoding of the request.
 //!
-//! - A client of OTLP tries again after 429, 502, 503 and 504 only: whatever may be mended by waiting is one of these.
-//! - Records that were discarded are told as `partial_success`, and are not to be sent again.
+//! - An OTLP client retries only after 429, 502, 503 and 504, so every rejection that a retry can resolve has one of
+//!   these.
+//! - Discarded records are reported as `partial_success` and must not be sent again.
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, web};
@@ -9,15 +10,15 @@ use prost::Message as _;
 use serde_json::json;
 
 use super::Shared;
-use super::answer::{Answer, Refused};
-use super::intake::take;
+use super::answer::{Answer, HttpError};
+use super::intake::accept;
 use super::loki::is_json;
 use super::parameters::Parameters;
 use crate::message::{Format, ParseReport};
 
 const PROTOBUF: &str = "application/x-protobuf";
 
-/// What opentelemetry/proto/collector/logs/v1/logs_service.proto calls so.
+/// As in opentelemetry/proto/collector/logs/v1/logs_service.proto.
 #[derive(prost::Message)]
 struct ExportLogsServiceResponse {
     #[prost(message, optional, tag = "1")]
@@ -32,7 +33,7 @@ struct PartialSuccess {
     error_message: String,
 }
 
-/// `google.rpc.Status`, without its details.
+/// `google.rpc.Status` without its details.
 #[derive(prost::Message)]
 struct Status {
     #[prost(int32, tag = "1")]
@@ -44,21 +45,21 @@ struct Status {
 /// The handler.
 pub async fn export(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
     let json = is_json(request.headers());
-    match stored(&shared, &request, payload, json).await {
+    match store_body(&shared, &request, payload, json).await {
         Ok(report) => success(&report, json),
-        Err(refused) => refusal(refused.counted(), request.headers()),
+        Err(rejection) => error_response(rejection.counted(), request.headers()),
     }
 }
 
-async fn stored(
+async fn store_body(
     shared: &Shared,
     request: &HttpRequest,
     payload: web::Payload,
     json: bool,
-) -> Result<ParseReport, Refused> {
+) -> Result<ParseReport, HttpError> {
     let (mut parameters, _) = Parameters::read(request, &shared.config)?;
     parameters.format = if json { Format::OtlpJson } else { Format::OtlpProtobuf };
-    take(shared, request, payload, parameters).await.map(|receipt| receipt.report)
+    accept(shared, request, payload, parameters).await.map(|receipt| receipt.report)
 }
 
 fn success(report: &ParseReport, json: bool) -> Answer {
@@ -69,28 +70,28 @@ fn success(report: &ParseReport, json: bool) -> Answer {
             (rejected > 0).then(|| PartialSuccess { rejected_log_records: rejected.into(), error_message: message });
         return Answer::body(200, PROTOBUF, ExportLogsServiceResponse { partial_success }.encode_to_vec());
     }
-    // An int64 is a string in protobuf's JSON.
+    // In the JSON of protobuf an int64 is a string.
     let partial = json!({ "rejectedLogRecords": rejected.to_string(), "errorMessage": message });
     Answer::json(200, &if rejected > 0 { json!({ "partialSuccess": partial }) } else { json!({}) })
 }
 
-/// A refusal as `google.rpc.Status`.
-pub fn refusal(mut refused: Refused, headers: &HeaderMap) -> Answer {
-    if refused.status == 408 {
-        refused.status = 503; // a client would take 408 for final
+/// A rejection as `google.rpc.Status`.
+pub fn error_response(mut rejection: HttpError, headers: &HeaderMap) -> Answer {
+    if rejection.status == 408 {
+        rejection.status = 503; // a client treats 408 as permanent
     }
-    let code = match refused.status {
+    let code = match rejection.status {
         401 => 16,      // UNAUTHENTICATED
         413 | 429 => 8, // RESOURCE_EXHAUSTED
         503 => 14,      // UNAVAILABLE
         400 | 415 => 3, // INVALID_ARGUMENT
         _ => 2,         // UNKNOWN
     };
-    let message = format!("{}: {}", refused.reason, refused.detail);
+    let message = format!("{}: {}", rejection.reason, rejection.detail);
     let answer = if is_json(headers) {
-        Answer::json(refused.status, &json!({ "code": code, "message": message }))
+        Answer::json(rejection.status, &json!({ "code": code, "message": message }))
     } else {
-        Answer::body(refused.status, PROTOBUF, Status { code, message }.encode_to_vec())
+        Answer::body(rejection.status, PROTOBUF, Status { code, message }.encode_to_vec())
     };
-    answer.of(&refused)
+    answer.of(&rejection)
 }

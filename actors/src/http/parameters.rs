@@ -1,41 +1,41 @@
-//! What a request says besides its body, by query and by header; the query counts.
+//! The parameters of an intake request, from its query string and headers; the query string takes precedence.
 //!
-//! `/ingest` refuses what it does not know: a misspelt `?ack=` must not be a weaker promise. The routes of other
-//! protocols pass over it: their clients send parameters of their own.
+//! `/ingest` rejects unknown parameters: a misspelled `?ack=` must not weaken the guarantee. The endpoints of other
+//! protocols ignore them, because their clients send parameters of their own.
 
 use std::sync::Arc;
 
 use actix_web::http::header::{HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, web};
 
-use super::answer::Refused;
+use super::answer::HttpError;
 use super::intake::encoding;
 use crate::config::Config;
 use crate::message::{AckLevel, Defaults, Encoding, FieldMap, Format};
 use crate::parser::{NAME_BYTES_MAX, push_member};
 
-/// More names than these for a field are no mapping but an attempt at something else.
+/// More names than this for one field are not a plausible mapping.
 const NAMES_MAX: usize = 32;
 
-/// What a request says besides its body.
+/// The parameters of an intake request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Parameters {
-    /// As `Content-Encoding` says.
+    /// From `Content-Encoding`.
     pub encoding: Encoding,
-    /// How the body is understood.
+    /// How to parse the body.
     pub format: Format,
-    /// When it is answered.
+    /// When to acknowledge.
     pub ack: AckLevel,
-    /// What the sender says of its records.
+    /// Values for records that do not specify them.
     pub defaults: Defaults,
 }
 
-/// The parameters of a request as names and values.
+/// Parameters as pairs of name and value.
 pub type Pairs = Vec<(String, String)>;
 
 impl Parameters {
-    /// Reads what every route understands; the parameters that are left are the caller's.
-    pub fn read(request: &HttpRequest, config: &Config) -> Result<(Self, Pairs), Refused> {
+    /// Reads the parameters common to all endpoints; returns the remaining ones to the caller.
+    pub fn read(request: &HttpRequest, config: &Config) -> Result<(Self, Pairs), HttpError> {
         let headers = request.headers();
         let mut parameters = Self {
             encoding: encoding(headers.get("content-encoding"))?,
@@ -48,7 +48,7 @@ impl Parameters {
             },
         };
         let pairs = web::Query::<Pairs>::from_query(request.query_string())
-            .map_err(|error| Refused::new(400, "bad_query", format!("the query cannot be read: {error}")))?
+            .map_err(|error| HttpError::new(400, "bad_query", format!("invalid query string: {error}")))?
             .into_inner();
         let mut fields = FieldMap::default();
         for (header, parameter) in MAPPING {
@@ -72,8 +72,8 @@ impl Parameters {
         Ok((parameters, left))
     }
 
-    /// Takes a parameter of the field mapping; says whether it is one.
-    fn map(&mut self, fields: &mut FieldMap, name: &str, value: &str) -> Result<bool, Refused> {
+    /// Reads a parameter of the field mapping; returns whether it is one.
+    fn map(&mut self, fields: &mut FieldMap, name: &str, value: &str) -> Result<bool, HttpError> {
         let list = match name {
             "_time_field" => &mut fields.time,
             "_level_field" => &mut fields.level,
@@ -89,13 +89,17 @@ impl Parameters {
         };
         *list = value.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
         if list.len() > NAMES_MAX {
-            return Err(Refused::new(400, "bad_parameter", format!("{name} names more than {NAMES_MAX} fields")));
+            return Err(HttpError::new(
+                400,
+                "bad_parameter",
+                format!("invalid {name}: expected at most {NAMES_MAX} field names"),
+            ));
         }
         Ok(true)
     }
 }
 
-/// The headers that say the same as a parameter of the field mapping.
+/// Headers equivalent to the parameters of the field mapping.
 const MAPPING: [(&str, &str); 7] = [
     ("X-Logweir-Time-Field", "_time_field"),
     ("X-Logweir-Level-Field", "_level_field"),
@@ -106,60 +110,60 @@ const MAPPING: [(&str, &str); 7] = [
     ("X-Logweir-Extra-Fields", "extra_fields"),
 ];
 
-/// `a=1,b=two` as members of a JSON object.
-fn members(value: &str) -> Result<Option<Arc<str>>, Refused> {
-    let bad = |detail: String| Refused::new(400, "bad_parameter", detail);
+/// `a=1,b=two` as members of a JSON object, without braces.
+fn members(value: &str) -> Result<Option<Arc<str>>, HttpError> {
+    let bad = |detail: String| HttpError::new(400, "bad_parameter", detail);
     let mut members = String::new();
     for pair in value.split(',').filter(|pair| !pair.trim().is_empty()) {
         let (name, value) =
-            pair.split_once('=').ok_or_else(|| bad(format!("extra_fields has {pair:?}, which is no name=value")))?;
+            pair.split_once('=').ok_or_else(|| bad(format!("invalid extra_fields {pair:?}: expected name=value")))?;
         push_member(&mut members, name.trim(), value.trim());
     }
     if members.len() > EXTRA_BYTES_MAX {
-        return Err(bad(format!("extra_fields has more than {EXTRA_BYTES_MAX} bytes")));
+        return Err(bad(format!("invalid extra_fields: expected at most {EXTRA_BYTES_MAX} bytes")));
     }
     Ok(Some(members).filter(|members| !members.is_empty()).map(Arc::from))
 }
 
-/// What is added to each record must not be larger than a record.
+/// Attributes that are added to every record must not be larger than a record.
 const EXTRA_BYTES_MAX: usize = 1024;
 
-fn ack(value: &str) -> Result<AckLevel, Refused> {
+fn ack(value: &str) -> Result<AckLevel, HttpError> {
     match value {
         "received" => Ok(AckLevel::Received),
         "journal" => Ok(AckLevel::Journal),
         "committed" => Ok(AckLevel::Committed),
         _ => {
-            let detail = format!("ack={value:?} is not understood; there are received, journal, committed");
-            Err(Refused::new(400, "bad_parameter", detail))
+            let detail = format!("invalid ack {value:?}: expected one of received, journal, committed");
+            Err(HttpError::new(400, "bad_parameter", detail))
         }
     }
 }
 
 /// `?format=`.
-pub fn format(value: &str, config: &Config) -> Result<Format, Refused> {
+pub fn format(value: &str, config: &Config) -> Result<Format, HttpError> {
     config.parse.format_named(value).ok_or_else(|| {
-        let detail = format!("format={value:?} is not understood; there are {}", config.parse.format_names());
-        Refused::new(400, "bad_parameter", detail)
+        let detail = format!("invalid format {value:?}: expected one of {}", config.parse.format_names());
+        HttpError::new(400, "bad_parameter", detail)
     })
 }
 
-fn header_name(headers: &HeaderMap, header: &'static str) -> Result<Option<Arc<str>>, Refused> {
+fn header_name(headers: &HeaderMap, header: &'static str) -> Result<Option<Arc<str>>, HttpError> {
     let Some(value) = headers.get(header) else { return Ok(None) };
     sender_name(header, header_text(header, value)?).map(Some)
 }
 
-fn header_text<'h>(header: &str, value: &'h HeaderValue) -> Result<&'h str, Refused> {
+fn header_text<'h>(header: &str, value: &'h HeaderValue) -> Result<&'h str, HttpError> {
     std::str::from_utf8(value.as_bytes())
-        .map_err(|_| Refused::new(400, "bad_parameter", format!("{header} is no UTF-8")))
+        .map_err(|_| HttpError::new(400, "bad_parameter", format!("invalid {header}: expected UTF-8")))
 }
 
-/// A service or host that a sender names: what an index can hold and PostgreSQL takes.
-pub fn sender_name(parameter: &str, value: &str) -> Result<Arc<str>, Refused> {
+/// A service or host name from a sender, within what an index entry can hold and PostgreSQL accepts.
+pub fn sender_name(parameter: &str, value: &str) -> Result<Arc<str>, HttpError> {
     let value = value.trim();
     if value.is_empty() || value.len() > NAME_BYTES_MAX || value.contains('\0') {
-        let detail = format!("{parameter} must have 1 to {NAME_BYTES_MAX} bytes and no NUL");
-        return Err(Refused::new(400, "bad_parameter", detail));
+        let detail = format!("invalid {parameter}: expected 1 to {NAME_BYTES_MAX} bytes without NUL");
+        return Err(HttpError::new(400, "bad_parameter", detail));
     }
     Ok(value.into())
 }

@@ -1,4 +1,4 @@
-//! `GET /api/v1/pipeline`: every processor with its status; of a process that has a pipeline itself, that one.
+//! `GET /api/v1/pipeline`: every processor with its status. A process with a pipeline of its own reports this_process.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Shared;
 use super::answer::Answer;
-use super::described::{STATE, Told};
+use super::error_responses::{STATUS, StatusErrors};
 use super::status::Status;
 use crate::gateway::Processor;
 
@@ -19,19 +19,19 @@ struct Pipeline<T> {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = STATE,
+    tag = STATUS,
     path = "/api/v1/pipeline",
-    responses((status = 200, description = "every processor with its status", body = Pipeline<Vec<Processor>>), Told)
+    responses((status = 200, description = "Every processor with its status.", body = Pipeline<Vec<Processor>>), StatusErrors)
 )]
 pub async fn pipeline(shared: web::Data<Shared>) -> Answer {
     let processors = match &shared.gateway {
         Some(gateway) => gateway.statuses().await,
-        None => Arc::new(vec![itself(&shared)]),
+        None => Arc::new(vec![this_process(&shared)]),
     };
     Answer::json(200, &Pipeline { processors: &*processors })
 }
 
-fn itself(shared: &Shared) -> Processor {
+fn this_process(shared: &Shared) -> Processor {
     let (status, error) = match serde_json::to_value(Status::of(shared)) {
         Ok(status) => (Some(status), None),
         Err(error) => (None, Some(error.to_string())),

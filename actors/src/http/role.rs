@@ -1,51 +1,52 @@
-//! Which role serves which path.
+//! Assigns paths to roles.
 //!
-//! A processor takes records and answers for itself; a gateway has page and query API; `all` is both. What a path belongs to
-//! is said here once, so that a route that is registered is not open in the wrong role by accident: what nobody has thought
-//! of is intake, which a gateway refuses.
+//! A processor accepts records and reports its own state; a gateway serves the web UI and the query API; `all` does
+//! both. The assignment is made here once, so that a new route is never served in the wrong role by accident: an
+//! unknown path counts as intake, which a gateway rejects.
 
-use super::answer::Refused;
+use super::answer::HttpError;
 use super::ui;
 use crate::config::Role;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    /// Takes records.
+enum RouteKind {
+    /// Accepts records.
     Intake,
-    /// Reads records from the store.
-    Read,
-    /// Tells how this process is, or what passes through it.
-    Both,
+    /// Queries the store.
+    Query,
+    /// Reports the state of the process, or follows what passes through it.
+    Shared,
 }
 
-fn part(path: &str) -> Part {
+fn route_kind(path: &str) -> RouteKind {
     match path {
-        "/" | "/ready" | "/api/v1/status" | "/api/v1/pipeline" | "/api/v1/tail" | "/api/v1/alerts" => Part::Both,
-        _ if path.starts_with("/api/v1/dead-letters") => Part::Both,
-        _ if ui::is_asset(path) => Part::Read,
-        "/loki/api/v1/push" => Part::Intake,
-        _ if ["/api/", "/loki/", "/docs"].iter().any(|prefix| path.starts_with(prefix)) => Part::Read,
-        _ => Part::Intake,
+        "/" | "/ready" | "/api/v1/status" | "/api/v1/pipeline" | "/api/v1/tail" | "/api/v1/alerts" => RouteKind::Shared,
+        _ if path.starts_with("/api/v1/dead-letters") => RouteKind::Shared,
+        _ if ui::is_asset(path) => RouteKind::Query,
+        "/loki/api/v1/push" => RouteKind::Intake,
+        _ if ["/api/", "/loki/", "/docs"].iter().any(|prefix| path.starts_with(prefix)) => RouteKind::Query,
+        _ => RouteKind::Intake,
     }
 }
 
-/// Whether a process of this role serves `path` on its data listener.
+/// Checks that a process with this role serves `path` on its data listener.
 ///
 /// # Errors
-/// 404, and who does.
-pub fn check(role: Role, path: &str) -> Result<(), Refused> {
-    match (role, part(path)) {
-        (Role::All, _) | (_, Part::Both) | (Role::Processor, Part::Intake) | (Role::Gateway, Part::Read) => Ok(()),
-        (Role::Processor, Part::Read) => Err(Refused::new(
-            404,
-            "not_served_here",
-            "this is a processor: ask a gateway, or run it with role = \"all\"",
-        )),
-        (Role::Gateway, Part::Intake) => Err(Refused::new(
-            404,
-            "not_served_here",
-            "this is a gateway, which takes no records: send them to a processor",
-        )),
+/// 404, with the role that does serve it.
+pub fn check(role: Role, path: &str) -> Result<(), HttpError> {
+    match (role, route_kind(path)) {
+        (Role::All, _)
+        | (_, RouteKind::Shared)
+        | (Role::Processor, RouteKind::Intake)
+        | (Role::Gateway, RouteKind::Query) => Ok(()),
+        (Role::Processor, RouteKind::Query) => {
+            let detail = format!("a processor does not serve {path}: query a gateway, or set role = \"all\"");
+            Err(HttpError::new(404, "wrong_role", detail))
+        }
+        (Role::Gateway, RouteKind::Intake) => {
+            let detail = format!("a gateway does not serve {path}: send records to a processor, or set role = \"all\"");
+            Err(HttpError::new(404, "wrong_role", detail))
+        }
     }
 }
 
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_role_serves_its_part() {
+    fn each_role_serves_its_paths() {
         for (path, processor, gateway) in [
             ("/", true, true),
             ("/ready", true, true),
@@ -66,7 +67,7 @@ mod tests {
             ("/logs/_bulk", true, false),
             ("/services/collector/event", true, false),
             ("/loki/api/v1/push", true, false),
-            ("/what/nobody/has/thought/of", true, false),
+            ("/unknown/path", true, false),
             ("/api/v1/query", false, true),
             ("/loki/api/v1/query_range", false, true),
             ("/docs", false, true),

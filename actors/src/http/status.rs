@@ -1,4 +1,4 @@
-//! `GET /api/v1/status`: all that is known of this process, for people and scripts.
+//! `GET /api/v1/status`: the complete state of this process, for users and scripts.
 
 use actix_web::web;
 use logweir_engine::drain::Phase;
@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use super::Shared;
 use super::answer::Answer;
-use super::described::{STATE, Told};
+use super::error_responses::{STATUS, StatusErrors};
 use crate::config::Role;
 use crate::progress::Snapshot;
 
-/// What is known.
+/// The state of this process.
 #[derive(Serialize)]
 pub struct Status<'a> {
     version: &'static str,
@@ -28,7 +28,7 @@ pub struct Status<'a> {
 }
 
 impl<'a> Status<'a> {
-    /// Now.
+    /// The current state.
     pub fn of(shared: &'a Shared) -> Self {
         let running = shared.running().ok();
         let tails = running.map(|running| running.journal.lanes()).unwrap_or_default();
@@ -49,9 +49,9 @@ impl<'a> Status<'a> {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = STATE,
+    tag = STATUS,
     path = "/api/v1/status",
-    responses((status = 200, description = "this process: accounting per lane, journal, breakers, every actor", body = Object), Told)
+    responses((status = 200, description = "State of this process: accounting per lane, journal, circuit breakers and actors.", body = Object), StatusErrors)
 )]
 pub async fn status(shared: web::Data<Shared>) -> Answer {
     Answer::json(200, &Status::of(&shared))

@@ -1,7 +1,8 @@
-//! `GET /api/v1/tail`: durable records as server-sent events, as they come.
+//! `GET /api/v1/tail`: durable records as server-sent events, as they arrive.
 //!
-//! `event: record` with the token to go on after it as its `id`, `event: dropped` with how many records went past unseen,
-//! `event: gap` where a token stands for what is here no more. A gateway sends what all processors send.
+//! `event: record` has as its `id` the token to resume after it, `event: dropped` the number of records that the client
+//! missed, and `event: gap` marks a token whose records are no longer available. A gateway merges the streams of all
+//! processors.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,76 +13,81 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 
 use super::Shared;
-use super::answer::{Answer, Refused};
-use super::api::asked::Asked;
-use super::described::{LIVE, Live};
-use crate::query::Wanted;
+use super::answer::{Answer, HttpError};
+use super::api::query_parameters::QueryParameters;
+use super::error_responses::{LIVE_TAIL, LiveTailErrors};
+use crate::query::QueryText;
 use crate::tail::{Matches, TailRejection};
 
 /// The handler.
 #[utoipa::path(
     get,
-    tag = LIVE,
+    tag = LIVE_TAIL,
     path = "/api/v1/tail",
     params(
-        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
-        ("last_event_id" = Option<String>, Query, description = "where to go on: the id of the last event that came; now without it"),
-        ("Last-Event-ID" = Option<String>, Header, description = "the same, as browsers send it by themselves; it comes before the parameter"),
+        ("query" = Option<String>, Query, description = "Filter in the query language; default all records."),
+        ("last_event_id" = Option<String>, Query, description = "Id of the last event received, to resume after it; default the current end of the stream."),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same, as sent automatically by browsers; takes precedence over the parameter."),
     ),
     responses(
-        (status = 200, description = "server-sent events without end: `record`, `dropped` with how many went past unseen, `gap` where what the token stands for is kept no more"
+        (status = 200, description = "Endless stream of server-sent events: `record`; `dropped`, with the number of records missed; `gap`, if the records after the given id are no longer available."
             , content((String = "text/event-stream"))),
-        Live,
+        LiveTailErrors,
     )
 )]
-pub async fn tail(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let query = asked.text("query")?;
-    // What a gateway asks for Grafana.
-    let wanted = asked.text("logql")?.map(Wanted::LogQl).unwrap_or(Wanted::Query(query.unwrap_or_default()));
-    let token = asked.text("last_event_id")?;
-    asked.finish()?;
-    // What a browser says by itself is newer than what the page had put into the address.
+pub async fn tail(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let query = parameters.text("query")?;
+    // Used by a gateway on behalf of Grafana.
+    let query_text =
+        parameters.text("logql")?.map(QueryText::LogQl).unwrap_or(QueryText::Query(query.unwrap_or_default()));
+    let token = parameters.text("last_event_id")?;
+    parameters.finish()?;
+    // The header, which a browser updates itself, is newer than the parameter that the web UI put into the URL.
     let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
     let token = header.filter(|header| !header.is_empty()).or(token.as_deref());
-    let pieces = subscribe(&shared, &wanted, token)?;
+    let pieces = subscribe(&shared, &query_text, token)?;
     let pieces = stream::unfold(pieces, async |mut pieces| {
         let piece = pieces.recv().await?;
         Some((Ok::<_, Infallible>(piece), pieces))
     });
     let answer = Answer::stream("text/event-stream; charset=utf-8", pieces);
-    // Proxies that gather an answer before they pass it on would make it anything but live.
+    // Proxies that buffer a response would delay the events.
     Ok(answer.with_header("Cache-Control", "no-store").with_header("X-Accel-Buffering", "no"))
 }
 
-/// Begins a stream of server-sent events.
-pub fn subscribe(shared: &Shared, wanted: &Wanted, token: Option<&str>) -> Result<mpsc::Receiver<Bytes>, Refused> {
-    let filter = wanted.filter()?;
+/// Starts a stream of server-sent events.
+pub fn subscribe(
+    shared: &Shared,
+    query_text: &QueryText,
+    token: Option<&str>,
+) -> Result<mpsc::Receiver<Bytes>, HttpError> {
+    let filter = query_text.filter()?;
     match &shared.gateway {
         Some(gateway) => {
-            gateway.tail(wanted, token, shared.drain.clone()).ok_or(TailRejection::TooMany).map_err(refusal)
+            gateway.tail(query_text, token, shared.drain.clone()).ok_or(TailRejection::TooMany).map_err(tail_error)
         }
         None => {
             let matches: Matches = Arc::new(move |record| filter.matches(record));
-            shared.running()?.tail.subscribe(matches, token).map_err(refusal)
+            shared.running()?.tail.subscribe_sse(matches, token).map_err(tail_error)
         }
     }
 }
 
-fn refusal(why: TailRejection) -> Refused {
-    match why {
-        TailRejection::TooMany => Refused::new(
+fn tail_error(rejection: TailRejection) -> HttpError {
+    match rejection {
+        TailRejection::TooMany => HttpError::new(
             429,
             "too_many_tails",
-            "there are as many live tails as tail.clients_max allows: close one, or allow more",
+            "the limit of live tails, tail.clients_max, is reached: close one, or raise the limit",
         ),
         TailRejection::Draining => {
-            Refused::new(503, "draining", "this process is shutting down: ask another one").and_close()
+            HttpError::new(503, "draining", "this process is shutting down: reconnect to another one").and_close()
         }
-        TailRejection::BadToken => Refused::new(
+        TailRejection::BadToken => HttpError::new(
             400,
             "bad_last_event_id",
-            "Last-Event-ID is not one that this endpoint has given out: leave it out to begin now",
+            "invalid Last-Event-ID: expected the id of an event from this endpoint; omit it to start at the current end",
         ),
     }
 }

@@ -18,7 +18,7 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
-use super::{Shared, elastic, not_found, only};
+use super::{Shared, elastic, not_found, with_methods};
 use crate::config::Role;
 
 /// Content security policy: no inline scripts, no third-party content, no framing.
@@ -131,12 +131,12 @@ fn content_type(name: &str) -> &'static str {
 
 /// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
-    routes.service(only("/", &["GET", "HEAD"]).route(web::get().to(root)).route(web::head().to(root)));
+    routes.service(with_methods("/", &["GET", "HEAD"]).route(web::get().to(root)).route(web::head().to(root)));
     for view in VIEWS {
-        routes.service(only(view, &["GET", "HEAD"]).route(web::get().to(document)).route(web::head().to(document)));
+        routes.service(with_methods(view, &["GET", "HEAD"]).route(web::get().to(document)).route(web::head().to(document)));
     }
     routes
-        .service(only("/assets/{name:.*}", &["GET", "HEAD"]).route(web::get().to(asset)).route(web::head().to(asset)));
+        .service(with_methods("/assets/{name:.*}", &["GET", "HEAD"]).route(web::get().to(asset)).route(web::head().to(asset)));
 }
 
 /// Whether `path` belongs to the web UI. Its files contain no records and need no token.
@@ -150,7 +150,7 @@ async fn root(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
     if accept.contains("text/html") && shared.config.role != Role::Processor {
         return document(request).await;
     }
-    let answer = if elastic::is_asked(request.headers()) || request.method() == actix_web::http::Method::HEAD {
+    let answer = if elastic::is_elastic_client(request.headers()) || request.method() == actix_web::http::Method::HEAD {
         elastic::product().await
     } else {
         welcome()

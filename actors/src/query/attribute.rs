@@ -1,5 +1,5 @@
-//! A value among the attributes, found in the JSON text without building a tree of it. As `jsonb` has it: of two members
-//! with one name the last counts, and a number is written without an exponent.
+//! Finds an attribute value in JSON text without building a tree. Follows `jsonb`: of duplicate members the last one
+//! counts, and numbers are written without an exponent.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// No number is written with more digits than these; `PostgreSQL` has a limit of this kind too.
+/// Limits the digits of a number; `PostgreSQL` has a limit of this kind, too.
 const ZEROS_MAX: i64 = 20_000;
 
-/// The JSON text of what `name` means in the object `attributes`.
+/// The JSON text of the value that `name` refers to in the object `attributes`.
 pub(super) fn find<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
     if attributes.is_empty() {
         return None;
@@ -19,8 +19,8 @@ pub(super) fn find<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
     paths(name).find_map(|path| path.into_iter().try_fold(attributes, member))
 }
 
-/// The ways to understand `name`, first the one that counts most: `a.b.c` is a member's name, else `a.b` is one with `c`
-/// inside, else `a` with `b` with `c`.
+/// The interpretations of `name`, by precedence: `a.b.c` is the name of a member; otherwise `c` is inside the member
+/// `a.b`; otherwise `c` is inside `b` inside `a`.
 pub(crate) fn paths(name: &str) -> impl Iterator<Item = Vec<&str>> {
     let cuts = std::iter::once(name.len()).chain(name.rmatch_indices('.').map(|(at, _)| at).take(DOTS_MAX));
     cuts.map(move |cut| {
@@ -29,7 +29,7 @@ pub(crate) fn paths(name: &str) -> impl Iterator<Item = Vec<&str>> {
     })
 }
 
-/// Names are taken apart at no more dots than these.
+/// Maximum number of dots at which a name is split.
 const DOTS_MAX: usize = 8;
 
 fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
@@ -40,7 +40,7 @@ fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
     json.deserialize_map(Member(name)).ok().flatten()
 }
 
-/// Looks for the last member of this name.
+/// Finds the last member with this name.
 struct Member<'n>(&'n str);
 
 #[derive(Deserialize)]
@@ -66,12 +66,12 @@ impl<'de> Visitor<'de> for Member<'_> {
     }
 }
 
-/// Gives the name of each member of the object `attributes` to `see`.
-pub(super) fn names(attributes: &str, see: &mut dyn FnMut(&str)) {
+/// Passes the name of each member of the object `attributes` to `visit`.
+pub(super) fn names(attributes: &str, visit: &mut dyn FnMut(&str)) {
     if !attributes.is_empty() {
         let mut json = serde_json::Deserializer::from_str(attributes);
-        // What is no object has no names.
-        let _ = json.deserialize_map(Each(see));
+        // A value other than an object has no names.
+        let _ = json.deserialize_map(Each(visit));
     }
 }
 
@@ -92,7 +92,7 @@ impl<'de> Visitor<'de> for Each<'_> {
     }
 }
 
-/// The text of a JSON value; none for null, objects and arrays.
+/// The text of a JSON value; `None` for null, objects and arrays.
 pub(super) fn text(json: &str) -> Option<Cow<'_, str>> {
     match json.as_bytes().first()? {
         b'"' => serde_json::from_str::<Name<'_>>(json).ok().map(|Name(text)| text),
@@ -102,7 +102,7 @@ pub(super) fn text(json: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A JSON number as `numeric` prints it: all digits, no exponent, and zero has no sign.
+/// Formats a JSON number like `numeric`: all digits, no exponent, and no sign for zero.
 fn digits(json: &str) -> Cow<'_, str> {
     let unsigned = json.strip_prefix('-').unwrap_or(json);
     let sign = if unsigned.len() < json.len()
@@ -119,7 +119,7 @@ fn digits(json: &str) -> Cow<'_, str> {
     let Some(exponent) = exponent.parse::<i64>().ok().filter(|exponent| exponent.abs() <= ZEROS_MAX) else {
         return json.into();
     };
-    // The point moves right by the exponent; digits behind it stay as many as were written, less what it moved.
+    // The decimal point moves right by the exponent, which reduces the number of fraction digits accordingly.
     let behind = usize::try_from(fraction.len() as i64 - exponent).unwrap_or(0);
     let mut all = format!("{whole}{fraction}");
     let zeros = usize::try_from(exponent - fraction.len() as i64).unwrap_or(0);
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_a_member_or_a_way_through_members() {
+    fn a_name_is_a_member_or_a_path_through_members() {
         let json = r#"{"a.b":1,"a":{"b":2,"c":{"d":3},"e":null},"x.y":{"z":4},"twice":1,"twice":2,"\u0061\"":5}"#;
         for (name, found) in [
             ("a.b", Some("1")),
@@ -155,12 +155,12 @@ mod tests {
             assert_eq!(find(json, name), found, "{name}");
         }
         assert_eq!(find("", "a"), None);
-        let ways: Vec<_> = paths("a.b.c").collect();
-        assert_eq!(ways, [vec!["a.b.c"], vec!["a.b", "c"], vec!["a", "b", "c"]]);
+        let interpretations: Vec<_> = paths("a.b.c").collect();
+        assert_eq!(interpretations, [vec!["a.b.c"], vec!["a.b", "c"], vec!["a", "b", "c"]]);
     }
 
     #[test]
-    fn numbers_are_written_as_numeric_prints_them() {
+    fn numbers_are_formatted_like_numeric() {
         for (json, text) in [
             ("12", "12"),
             ("-12.50", "-12.50"),

@@ -1,4 +1,4 @@
-//! The values that fields have, and how often.
+//! Counts the values of fields.
 
 use std::collections::HashMap;
 
@@ -7,19 +7,19 @@ use logweir_engine::record::Record;
 use super::attribute;
 use super::filter::Field;
 
-/// Different values of one field that are told apart; what comes later is not counted, and `more` says so.
+/// Maximum number of distinct values per field; further ones are not counted, which sets `more`.
 const VALUES_MAX: usize = 10_000;
 
-/// Services that are listed.
+/// Maximum number of services listed.
 pub const SERVICES_MAX: u32 = 10_000;
 
-/// Values are cut to this.
+/// Longer values are truncated.
 const VALUE_BYTES_MAX: usize = 256;
 
-/// Different names of fields that are told apart.
+/// Maximum number of distinct field names.
 const NAMES_MAX: usize = 1_000;
 
-/// The values of some fields, being counted.
+/// Counts the values of some fields.
 #[derive(Clone)]
 pub struct Facets {
     fields: Vec<(String, Values)>,
@@ -28,27 +28,27 @@ pub struct Facets {
 #[derive(Clone, Default)]
 struct Values {
     counts: HashMap<String, u64, foldhash::fast::RandomState>,
-    /// Some were left out.
+    /// Whether values were not counted.
     more: bool,
 }
 
-/// The values of one field, the most frequent first.
+/// The values of one field, most frequent first.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Facet {
-    /// The field's name.
+    /// Field name.
     pub field: String,
-    /// Its values.
+    /// Values.
     pub values: Vec<ValueCount>,
-    /// Whether there are others.
+    /// Whether there are more values.
     pub more: bool,
 }
 
-/// How often a value was seen.
+/// The frequency of a value.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct ValueCount {
     /// The value.
     pub value: String,
-    /// The number of records that have it.
+    /// Number of records with this value.
     pub count: u64,
 }
 
@@ -76,7 +76,7 @@ impl Facets {
         }
     }
 
-    /// At most `limit` values of each.
+    /// Returns at most `limit` values per field.
     #[must_use]
     pub fn finish(self, limit: usize) -> Vec<Facet> {
         let facet = |(field, values): (String, Values)| {
@@ -104,16 +104,16 @@ impl Values {
     }
 }
 
-/// The names of attributes, being counted.
+/// Counts attribute names.
 #[derive(Default)]
 pub struct Names(HashMap<String, u64, foldhash::fast::RandomState>);
 
-/// How many records have a field.
+/// The number of records with a field.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct NameCount {
-    /// The field's name.
+    /// Field name.
     pub name: String,
-    /// The number of records that have it.
+    /// Number of records with this field.
     pub count: u64,
 }
 
@@ -129,7 +129,7 @@ impl Names {
         });
     }
 
-    /// The names, the most frequent first.
+    /// Returns the names, most frequent first.
     #[must_use]
     pub fn finish(self) -> Vec<NameCount> {
         let mut names: Vec<_> = self.0.into_iter().map(|(name, count)| NameCount { name, count }).collect();

@@ -1,6 +1,6 @@
-//! Which records are wanted.
+//! Filters on records.
 //!
-//! A test is true or false, never unknown: a field that is not there passes no test, and `Not` of that test is true.
+//! A test is true or false, never unknown: a missing field passes no test, and `Not` of that test is true.
 
 use std::borrow::Cow;
 
@@ -9,66 +9,66 @@ use logweir_engine::record::{Record, Severity};
 use super::attribute;
 use super::text::{Text, number};
 
-/// Which records are wanted. Build it by hand, or from text with [`parse`](super::parse).
+/// A filter on records. Construct it directly, or from text with [`parse`](super::parse).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Filter {
     /// Every record.
     All,
-    /// Those that all of them want; every record, if there are none.
+    /// Records that match all filters; every record if there are none.
     And(Vec<Filter>),
-    /// Those that one of them wants; no record, if there are none.
+    /// Records that match any filter; no record if there are none.
     Or(Vec<Filter>),
-    /// Those that it does not want.
+    /// Records that do not match the filter.
     Not(Box<Filter>),
-    /// Those with a severity in the range.
+    /// Records with a severity in the range.
     Severity(SeverityRange),
-    /// Those with a field that passes the test.
+    /// Records with a field that passes the test.
     Field {
-        /// What is looked at.
+        /// The tested field.
         field: Field,
-        /// What it must pass.
+        /// The test.
         test: Test,
     },
 }
 
-/// Severity numbers from `min` to `max`, both included.
+/// Severity numbers from `min` to `max`, inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeverityRange {
-    /// The lowest.
+    /// Lowest severity number.
     pub min: u8,
-    /// The highest.
+    /// Highest severity number.
     pub max: u8,
 }
 
-/// What of a record is looked at.
+/// A field of a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
-    /// The program that wrote it.
+    /// The program that logged the record.
     Service,
-    /// The machine it came from.
+    /// The host that it was logged on.
     Host,
-    /// What it says.
+    /// The log message.
     Message,
-    /// A value among the attributes: the member of that name; else, where the name has dots, the member of the longest
-    /// part before one of them, and inside of it what the rest names.
+    /// An attribute: the member with that name or, if the name has dots, the member whose name is the longest possible
+    /// prefix before a dot, and within it the rest of the name.
     Attribute(String),
 }
 
-/// What a field's value must pass. Its text is a string's content, a number's digits, `true` or `false`; an object or an
-/// array exists, but has no text.
+/// A test on the value of a field. Its text is the content of a string, the digits of a number, `true` or `false`;
+/// objects and arrays exist, but have no text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Test {
-    /// It is there: not empty for service, host and message, not null for an attribute.
+    /// The field is present: not empty for service, host and message, not null for an attribute.
     Exists,
-    /// Its text is exactly one of these.
+    /// The text equals one of these.
     OneOf(Vec<String>),
-    /// Its text is like this.
+    /// The text matches.
     Text(Text),
-    /// It is a number, or a text that is one, and compares so.
+    /// The value is a number, or a text that is a number, and the comparison holds.
     Compare(Comparison, f64),
 }
 
-/// How numbers are compared.
+/// Comparison of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
     /// `<`
@@ -82,7 +82,7 @@ pub enum Comparison {
 }
 
 impl Filter {
-    /// Whether `record` is wanted.
+    /// Whether `record` matches.
     #[must_use]
     pub fn matches(&self, record: &Record<'_>) -> bool {
         match self {
@@ -95,25 +95,25 @@ impl Filter {
         }
     }
 
-    /// Records whose `field` is exactly `value`.
+    /// Matches records whose `field` equals `value`.
     #[must_use]
     pub fn equals(field: Field, value: impl Into<String>) -> Self {
         Self::Field { field, test: Test::OneOf(vec![value.into()]) }
     }
 
-    /// Records whose message is like `text`.
+    /// Matches records whose message matches `text`.
     #[must_use]
     pub fn message(text: Text) -> Self {
         Self::Field { field: Field::Message, test: Test::Text(text) }
     }
 
-    /// Records that are at least so bad.
+    /// Matches records with at least this severity.
     #[must_use]
     pub fn severity_at_least(severity: Severity) -> Self {
         Self::Severity(SeverityRange { min: severity.number(), max: SeverityRange::ALL.max })
     }
 
-    /// Records that both want.
+    /// Matches records that match both filters.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
@@ -130,7 +130,7 @@ impl Filter {
         }
     }
 
-    /// Records that it does not want.
+    /// Matches records that do not match the filter.
     #[must_use]
     pub fn negated(self) -> Self {
         match self {
@@ -139,7 +139,7 @@ impl Filter {
         }
     }
 
-    /// Whether it looks at nothing but severities and services, which the minute counters tell apart.
+    /// Whether the filter tests only severities and services, by which the per-minute counters are broken down.
     #[must_use]
     pub fn is_counted(&self) -> bool {
         match self {
@@ -152,10 +152,10 @@ impl Filter {
 }
 
 impl SeverityRange {
-    /// Every severity, also none.
+    /// Every severity, including unspecified.
     pub const ALL: Self = Self { min: 0, max: 24 };
 
-    /// The severities that a word or a number means: `error` is 17 to 20, `crit` and `18` are 18.
+    /// The severities that a word or a number stands for: `error` is 17 to 20, `crit` and `18` are 18.
     #[must_use]
     pub fn from_text(text: &str) -> Option<Self> {
         if let Ok(number) = text.parse::<u8>() {
@@ -168,7 +168,7 @@ impl SeverityRange {
         Some(Self { min, max: if min % 4 == 1 { min + 3 } else { min } })
     }
 
-    /// Whether `number` is among them.
+    /// Whether `number` is in the range.
     #[must_use]
     pub fn holds(&self, number: u8) -> bool {
         (self.min..=self.max).contains(&number)
@@ -176,7 +176,7 @@ impl SeverityRange {
 }
 
 impl Field {
-    /// The field that `name` means: one of the record's own, or an attribute.
+    /// The field that `name` refers to: a field of the record itself, or an attribute.
     #[must_use]
     pub fn named(name: &str) -> Self {
         match name {
@@ -187,7 +187,7 @@ impl Field {
         }
     }
 
-    /// Its text in `record`; `None` where it has none.
+    /// The text of the field in `record`; `None` if it has none.
     #[must_use]
     pub fn text<'r>(&self, record: &Record<'r>) -> Option<Cow<'r, str>> {
         match self {
@@ -215,14 +215,14 @@ impl Test {
         match self {
             Self::Exists => true,
             Self::OneOf(values) => values.iter().any(|value| *value == text),
-            Self::Text(wanted) => wanted.matches(&text),
+            Self::Text(expected) => expected.matches(&text),
             Self::Compare(comparison, than) => number(&text).is_some_and(|value| comparison.holds(value, *than)),
         }
     }
 }
 
 impl Comparison {
-    /// Whether `value` compares so with `than`.
+    /// Whether the comparison holds between `value` and `than`.
     #[must_use]
     pub fn holds(self, value: f64, than: f64) -> bool {
         match self {
@@ -233,7 +233,7 @@ impl Comparison {
         }
     }
 
-    /// As it is written.
+    /// The operator.
     #[must_use]
     pub fn sign(self) -> &'static str {
         match self {

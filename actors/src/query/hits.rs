@@ -1,4 +1,4 @@
-//! Counts of records per step of time. A range is widened to whole steps, so that each bar counts all that it stands for.
+//! Record counts per time step. A range is widened to whole steps, so that every bar counts everything in its step.
 
 use std::collections::BTreeMap;
 
@@ -6,40 +6,40 @@ use logweir_engine::record::{Record, Severity};
 
 use super::page::Range;
 
-/// Steps that a histogram may have.
+/// Maximum number of steps of a histogram.
 pub const STEPS_MAX: i64 = 2_000;
 
-/// Steps that `auto` aims below.
+/// Number of steps that `auto` stays below.
 const AUTO_STEPS: i64 = 100;
 
-/// Series by service; the smallest are counted together.
+/// Maximum number of series by service; the smallest ones are combined.
 const SERIES_MAX: usize = 20;
 
-/// The name under which they are.
+/// The name of the combined series.
 const REST: &str = "(other)";
 
 const SECOND_US: i64 = 1_000_000;
 const MINUTE_US: i64 = 60 * SECOND_US;
 
-/// What `auto` chooses from, in seconds.
+/// The step lengths that `auto` chooses from, in seconds.
 const AUTO_S: [i64; 17] =
     [1, 2, 5, 10, 30, 60, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400, 604_800];
 
-/// What series are made of.
+/// What the series are broken down by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
-    /// One per name of a severity.
+    /// One series per severity name.
     Severity,
-    /// One per service.
+    /// One series per service.
     Service,
 }
 
-/// Which bars there are.
+/// The bars of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Steps {
-    /// From the first bar's beginning to the last one's end.
+    /// From the start of the first bar to the end of the last one.
     pub range: Range,
-    /// The width of each.
+    /// The width of each bar in microseconds.
     pub step_us: i64,
 }
 
@@ -47,7 +47,7 @@ impl Steps {
     /// Bars of `step_us` over `range`; `None` chooses the width.
     ///
     /// # Errors
-    /// There would be too many.
+    /// There would be too many bars.
     pub fn over(range: Range, step_us: Option<i64>) -> Result<Self, String> {
         let length = range.end_us.saturating_sub(range.start_us);
         let step_us = step_us.unwrap_or_else(|| {
@@ -61,7 +61,7 @@ impl Steps {
         });
         if step_us < 1_000 || length / step_us > STEPS_MAX {
             return Err(format!(
-                "this step would give {} bars, and there may be {STEPS_MAX}; choose a longer one, or auto",
+                "invalid step: {} bars exceed the limit of {STEPS_MAX}; use a longer step, or auto",
                 length / step_us.max(1)
             ));
         }
@@ -70,26 +70,26 @@ impl Steps {
         Ok(Self { range: Range { start_us, end_us: end_us.max(start_us + step_us) }, step_us })
     }
 
-    /// How many there are.
+    /// The number of bars.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::try_from((self.range.end_us - self.range.start_us) / self.step_us).unwrap_or(0)
     }
 
-    /// Whether there are none.
+    /// Whether there are no bars.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether the minute counters can tell them apart.
+    /// Whether the per-minute counters have sufficient resolution.
     #[must_use]
     pub fn are_minutes(&self) -> bool {
         self.step_us % MINUTE_US == 0
     }
 }
 
-/// Counts in the making.
+/// Counts records per step.
 #[derive(Clone, Debug)]
 pub struct Hits {
     steps: Steps,
@@ -100,22 +100,22 @@ pub struct Hits {
 /// One series.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Series {
-    /// A severity's name or a service.
+    /// A severity name or a service.
     pub name: String,
-    /// All of them.
+    /// Total of all counts.
     pub total: u64,
     /// One count per step.
     pub counts: Vec<u64>,
 }
 
 impl Hits {
-    /// No counts yet.
+    /// Starts without counts.
     #[must_use]
     pub fn new(steps: Steps, by: By) -> Self {
         Self { steps, by, series: BTreeMap::new() }
     }
 
-    /// Counts one record, if it lies in the range.
+    /// Counts one record if it is in the range.
     pub fn add(&mut self, record: &Record<'_>) {
         self.add_many(record.ts_us, record.severity.number(), record.service, 1);
     }
@@ -138,7 +138,7 @@ impl Hits {
         }
     }
 
-    /// What was counted, for another [`Hits`]: each step's beginning, severity, service and number.
+    /// The counts, as input for another [`Hits`]: start of the step, severity, service and number.
     #[must_use]
     pub fn counts(self) -> Vec<(i64, u8, String, u64)> {
         let mut all = Vec::new();
@@ -154,7 +154,7 @@ impl Hits {
         all
     }
 
-    /// The series: severities from the worst down, services from the largest.
+    /// Returns the series: severities from the highest, services from the largest.
     #[must_use]
     pub fn finish(self) -> Vec<Series> {
         let mut series: Vec<Series> = (self.series.into_iter())
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn small_services_are_counted_together() {
+    fn small_services_are_combined() {
         let steps = Steps::over(Range { start_us: 0, end_us: 10 * SECOND_US }, Some(SECOND_US)).unwrap();
         let mut hits = Hits::new(steps, By::Service);
         for service in 0..30 {

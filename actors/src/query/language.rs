@@ -1,24 +1,24 @@
-//! The query language: from what somebody typed to a [`Filter`].
+//! The query language: parses text into a [`Filter`].
 //!
 //! ```text
-//! timeout                       the message has this word, in any case; 'Timeout' as it is written here
-//! "connection reset"            the message has these words beside each other
-//! time*  *out  *meou*           a word that begins so; one that ends so; anywhere
+//! timeout                       the message contains this word, ignoring case; 'Timeout' is case-sensitive
+//! "connection reset"            the message contains this phrase
+//! time*  *out  *meou*           a word with this prefix, with this suffix; this text anywhere
 //! ~"time(d )?out"               the message matches this regular expression
-//! service:cart                  the field is exactly this: service, host, severity, message, or an attribute's name
-//! service:cart*  path:*.php     it begins, or ends, with this;  path:*admin*  has it;  user:*  is there at all
-//! service:(cart, shop)          it is one of these
-//! service:~"^(cart|shop)$"      it matches
-//! severity>=warn  status>499    numbers, and severities by word or number, are compared with < <= > >=
+//! service:cart                  the field equals this: service, host, severity, message, or an attribute
+//! service:cart*  path:*.php     prefix, suffix;  path:*admin*  contains;  user:*  exists
+//! service:(cart, shop)          the field equals one of these
+//! service:~"^(cart|shop)$"      the field matches this regular expression
+//! severity>=warn  status>499    < <= > >= compare numbers, and severities by word or number
 //! service!=cart  service!~"^c"  not equal, does not match
-//! a b   a AND b   a OR b        both, both, one of them; AND binds stronger than OR
-//! -a   !a   NOT a   (a OR b)    not; grouping
+//! a b   a AND b   a OR b        both, both, either; AND binds tighter than OR
+//! -a   !a   NOT a   (a OR b)    negation; grouping
 //! ```
-//! - AND, OR and NOT are operators in capitals only: `not found` is looked for more often than meant.
-//! - In quotes, `\` lets `"` and `\` stand for themselves; `\n` and `\t` are newline and tab. In those of a regular
-//!   expression and in `` ` ` `` it is left alone (but for `\"`).
-//! - `level` means severity and `msg` the message; a name in quotes is always an attribute's.
-//! - A name begins with a letter, `_` or `@`; so `12:30` and `10.0.0.1:80` are words.
+//! - AND, OR and NOT are operators only in upper case: `not found` is usually meant as text to search for.
+//! - In quotes, `\` escapes `"` and `\`; `\n` and `\t` are newline and tab. In a regular expression and in `` ` ` `` a
+//!   backslash is literal (except for `\"`).
+//! - `level` is an alias of severity and `msg` of message; a name in quotes is always an attribute.
+//! - A name starts with a letter, `_` or `@`, so `12:30` and `10.0.0.1:80` are words.
 
 use winnow::ModalResult;
 use winnow::Parser;
@@ -31,83 +31,83 @@ use winnow::token::{any, one_of, take_while};
 use super::filter::{Comparison, Field, Filter, SeverityRange, Test};
 use super::text::{Text, TextKind, number};
 
-/// Longest query in bytes.
+/// Maximum length of a query in bytes.
 pub const QUERY_BYTES_MAX: usize = 16 * 1024;
 
-/// Most tests in a query: each is a part of the statement that a database plans.
+/// Maximum number of tests in a query: each becomes a part of the statement that a database plans.
 pub(super) const TESTS_MAX: usize = 256;
 
-/// Parentheses and negations inside of each other.
+/// Maximum nesting of parentheses and negations.
 pub(super) const DEPTH_MAX: usize = 32;
 
-/// What is wrong with a query, and where.
+/// An invalid query, and where the error is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("at column {column}: {detail}")]
-pub struct BadQuery {
-    /// The character where it goes wrong, from 1.
+pub struct QueryError {
+    /// Character of the query where the error is, from 1.
     pub column: usize,
-    /// What is wrong, and what to do.
+    /// What is wrong, and what is expected.
     pub detail: String,
 }
 
-/// Reads a query; an empty one wants every record.
+/// Parses a query; an empty one matches every record.
 ///
 /// # Errors
-/// Says what is wrong, and at which column.
-pub fn parse(query: &str) -> Result<Filter, BadQuery> {
+/// The query is invalid; the error has the column.
+pub fn parse(query: &str) -> Result<Filter, QueryError> {
     read(query, whole)
 }
 
-/// Reads all of `query` by `whole`.
+/// Parses all of `query` with `whole`.
 pub(super) fn read<'q, T>(
     query: &'q str,
-    whole: impl FnOnce(&mut Input<'q>) -> ModalResult<T, Wrong>,
-) -> Result<T, BadQuery> {
+    whole: impl FnOnce(&mut Input<'q>) -> ModalResult<T, SyntaxError>,
+) -> Result<T, QueryError> {
     let bad = |at: usize, detail: String| {
         let column = query[..query.floor_char_boundary(at)].chars().count() + 1;
-        BadQuery { column, detail }
+        QueryError { column, detail }
     };
     if query.len() > QUERY_BYTES_MAX {
-        return Err(bad(QUERY_BYTES_MAX, format!("a query has at most {QUERY_BYTES_MAX} bytes")));
+        return Err(bad(QUERY_BYTES_MAX, format!("query too long: expected at most {QUERY_BYTES_MAX} bytes")));
     }
     if let Some(at) = query.find('\0') {
-        return Err(bad(at, "a NUL cannot stand in a record, nor in a query".to_owned()));
+        return Err(bad(at, "invalid character NUL: records cannot contain it".to_owned()));
     }
     let mut input = Input { input: query, state: Nesting::default() };
     let start = input.checkpoint();
     let meaning = whole(&mut input).map_err(|error| {
-        let Wrong { left, detail } = error.into_inner().unwrap_or_default();
+        let SyntaxError { left, detail } = error.into_inner().unwrap_or_default();
         bad(query.len() - left.min(query.len()), detail)
     })?;
-    debug_assert_eq!(input.offset_from(&start), query.len(), "all of it was read");
+    debug_assert_eq!(input.offset_from(&start), query.len(), "the whole query was parsed");
     Ok(meaning)
 }
 
 /// The rest of the query.
 pub(super) type Input<'q> = winnow::stream::Stateful<&'q str, Nesting>;
 
-/// How deep, and how much.
+/// Nesting depth and number of tests so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Nesting {
     pub(super) depth: usize,
     pub(super) tests: usize,
 }
 
-/// A mistake, and how many bytes are left where it is.
+/// An error, and the number of bytes left where it occurred.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wrong {
+pub(super) struct SyntaxError {
     left: usize,
     detail: String,
 }
 
-impl<'q> ParserError<Input<'q>> for Wrong {
+impl<'q> ParserError<Input<'q>> for SyntaxError {
     type Inner = Self;
 
     fn from_input(input: &Input<'q>) -> Self {
         let detail = match input.input.chars().next() {
-            None => "something is missing at the end".to_owned(),
+            None => "unexpected end of the query".to_owned(),
             Some(letter) => {
-                format!("{letter:?} is not understood here; put quotes around what is to be looked for as it is")
+                format!("unexpected {letter:?}: to search for it literally, put the text in quotes")
             }
         };
         Self { left: input.input.len(), detail }
@@ -118,35 +118,35 @@ impl<'q> ParserError<Input<'q>> for Wrong {
     }
 }
 
-/// The mistake begins where `left` bytes are left.
-pub(super) fn wrong<T>(left: usize, detail: impl Into<String>) -> ModalResult<T, Wrong> {
-    Err(ErrMode::Cut(Wrong { left, detail: detail.into() }))
+/// An error where `left` bytes are left.
+pub(super) fn syntax_error<T>(left: usize, detail: impl Into<String>) -> ModalResult<T, SyntaxError> {
+    Err(ErrMode::Cut(SyntaxError { left, detail: detail.into() }))
 }
 
-fn whole(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn whole(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     multispace0.parse_next(input)?;
     if input.input.is_empty() {
         return Ok(Filter::All);
     }
-    let filter = either(input)?;
+    let filter = disjunction(input)?;
     if input.input.starts_with(')') {
-        return wrong(input.input.len(), "this ) closes nothing");
+        return syntax_error(input.input.len(), "unmatched )");
     }
     eof.parse_next(input)?;
     Ok(filter)
 }
 
 /// `a OR b`
-fn either(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
-    let mut filters = vec![both(input)?];
+fn disjunction(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
+    let mut filters = vec![conjunction(input)?];
     while opt(operator("OR")).parse_next(input)?.is_some() {
-        filters.push(cut_err(both).parse_next(input)?);
+        filters.push(cut_err(conjunction).parse_next(input)?);
     }
     Ok(if filters.len() == 1 { filters.remove(0) } else { Filter::Or(filters) })
 }
 
 /// `a b`, `a AND b`
-fn both(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn conjunction(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let mut filter = negation(input)?;
     loop {
         if opt(operator("AND")).parse_next(input)?.is_some() {
@@ -162,34 +162,34 @@ fn both(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
     }
 }
 
-fn negation(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn negation(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     if opt(alt((operator("NOT"), one_of(['-', '!']).void()))).parse_next(input)?.is_none() {
         return group(input);
     }
     multispace0.parse_next(input)?;
-    Ok(Filter::negated(deeper(input, negation)?))
+    Ok(Filter::negated(nested(input, negation)?))
 }
 
-fn group(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
-    let opened = input.input.len();
+fn group(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
+    let open_left = input.input.len();
     if opt('(').parse_next(input)?.is_none() {
         return test(input);
     }
     multispace0.parse_next(input)?;
-    let filter = deeper(input, either)?;
+    let filter = nested(input, disjunction)?;
     if opt(')').parse_next(input)?.is_none() {
-        return wrong(opened, "this ( is never closed");
+        return syntax_error(open_left, "unclosed (");
     }
     multispace0.parse_next(input)?;
     Ok(filter)
 }
 
-fn deeper(
+fn nested(
     input: &mut Input<'_>,
-    parse: fn(&mut Input<'_>) -> ModalResult<Filter, Wrong>,
-) -> ModalResult<Filter, Wrong> {
+    parse: fn(&mut Input<'_>) -> ModalResult<Filter, SyntaxError>,
+) -> ModalResult<Filter, SyntaxError> {
     if input.state.depth == DEPTH_MAX {
-        return wrong(input.input.len(), format!("more than {DEPTH_MAX} levels inside of each other"));
+        return syntax_error(input.input.len(), format!("nested too deeply: expected at most {DEPTH_MAX} levels"));
     }
     input.state.depth += 1;
     let filter = parse(input)?;
@@ -197,46 +197,49 @@ fn deeper(
     Ok(filter)
 }
 
-/// AND, OR or NOT as a word of its own.
-fn operator<'q>(word: &'static str) -> impl Parser<Input<'q>, (), ErrMode<Wrong>> {
+/// AND, OR or NOT as a separate word.
+fn operator<'q>(word: &'static str) -> impl Parser<Input<'q>, (), ErrMode<SyntaxError>> {
     (word, peek(alt((one_of((' ', '\t', '\r', '\n', '(', ')')).void(), eof.void()))), multispace0).void()
 }
 
-/// One test, and the blanks behind it.
-fn test(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+/// One test and the whitespace after it.
+fn test(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     input.state.tests += 1;
     if input.state.tests > TESTS_MAX {
-        return wrong(input.input.len(), format!("a query has at most {TESTS_MAX} tests"));
+        return syntax_error(input.input.len(), format!("too many tests: expected at most {TESTS_MAX}"));
     }
     let filter = alt((regex_of_message, field_test, message_test)).parse_next(input)?;
     multispace0.parse_next(input)?;
     Ok(filter)
 }
 
-fn regex_of_message(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn regex_of_message(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     '~'.parse_next(input)?;
     Ok(Filter::message(regex(input)?))
 }
 
-fn field_test(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn field_test(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let name_left = input.input.len();
     let (name, sign) = (name, sign).parse_next(input)?;
     let value_left = input.input.len();
-    let negated = matches!(sign, Sign::Not | Sign::NotLike);
+    let negated = matches!(sign, Sign::Not | Sign::MatchesNot);
     let filter = if let Name::Severity = name {
         severity_test(input, sign)?
     } else {
-        let Name::Field(field) = name else { return wrong(name_left, "a name cannot be empty") };
+        let Name::Field(field) = name else { return syntax_error(name_left, "empty field name") };
         match sign {
-            Sign::Like | Sign::NotLike => Filter::Field { field, test: Test::Text(regex(input)?) },
+            Sign::Matches | Sign::MatchesNot => Filter::Field { field, test: Test::Text(regex(input)?) },
             Sign::Compare(comparison) => {
-                let value = plain(input)?;
+                let value = literal(input)?;
                 let Some(than) = number(&value) else {
-                    return wrong(value_left, format!("{} compares numbers, and {value:?} is none", comparison.sign()));
+                    return syntax_error(
+                        value_left,
+                        format!("invalid number {value:?}: {} compares numbers", comparison.sign()),
+                    );
                 };
                 Filter::Field { field, test: Test::Compare(comparison, than) }
             }
-            // What is searched for in the message is words; what is said to be equal is the whole.
+            // A message is searched for words; equality refers to the whole message.
             Sign::Has if field == Field::Message => values(input, |input| message_test(input))?,
             Sign::Has | Sign::Is | Sign::Not => values(input, |input| Ok(field_value(&field, value(input)?)))?,
         }
@@ -244,14 +247,14 @@ fn field_test(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
     Ok(if negated { filter.negated() } else { filter })
 }
 
-/// A field's name, and what it means.
+/// A field name.
 enum Name {
     Severity,
     Field(Field),
     Empty,
 }
 
-fn name(input: &mut Input<'_>) -> ModalResult<Name, Wrong> {
+fn name(input: &mut Input<'_>) -> ModalResult<Name, SyntaxError> {
     if input.input.starts_with(['"', '`']) {
         let name = quoted(input)?.text;
         return Ok(if name.is_empty() { Name::Empty } else { Name::Field(Field::Attribute(name)) });
@@ -264,32 +267,33 @@ fn name(input: &mut Input<'_>) -> ModalResult<Name, Wrong> {
     })
 }
 
-/// What stands between a name and a value.
+/// The operator between a name and a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sign {
     Has,
     Is,
     Not,
-    Like,
-    NotLike,
+    Matches,
+    MatchesNot,
     Compare(Comparison),
 }
 
-fn sign(input: &mut Input<'_>) -> ModalResult<Sign, Wrong> {
-    // A colon stands at its name; blanks around the others are as usual.
+fn sign(input: &mut Input<'_>) -> ModalResult<Sign, SyntaxError> {
+    // A colon directly follows its name; other operators may be surrounded by whitespace.
     if opt(':').parse_next(input)?.is_some() {
-        let narrower = alt(("~".value(Sign::Like), comparison));
+        let narrower = alt(("~".value(Sign::Matches), comparison));
         let sign = opt(narrower).parse_next(input)?.unwrap_or(Sign::Has);
         multispace0.parse_next(input)?;
         return Ok(sign);
     }
-    let equal = alt(("!=".value(Sign::Not), "!~".value(Sign::NotLike), "=~".value(Sign::Like), "=".value(Sign::Is)));
+    let equal =
+        alt(("!=".value(Sign::Not), "!~".value(Sign::MatchesNot), "=~".value(Sign::Matches), "=".value(Sign::Is)));
     let sign = preceded(multispace0, alt((equal, comparison))).parse_next(input)?;
     multispace0.parse_next(input)?;
     Ok(sign)
 }
 
-fn comparison(input: &mut Input<'_>) -> ModalResult<Sign, Wrong> {
+fn comparison(input: &mut Input<'_>) -> ModalResult<Sign, SyntaxError> {
     alt((
         "<=".value(Comparison::LessOrEqual),
         ">=".value(Comparison::GreaterOrEqual),
@@ -300,12 +304,12 @@ fn comparison(input: &mut Input<'_>) -> ModalResult<Sign, Wrong> {
     .parse_next(input)
 }
 
-/// One value, or some in parentheses with commas, OR or blanks between.
+/// One value, or several in parentheses, separated by commas, OR or whitespace.
 fn values<'q>(
     input: &mut Input<'q>,
-    mut one: impl FnMut(&mut Input<'q>) -> ModalResult<Filter, Wrong>,
-) -> ModalResult<Filter, Wrong> {
-    let opened = input.input.len();
+    mut one: impl FnMut(&mut Input<'q>) -> ModalResult<Filter, SyntaxError>,
+) -> ModalResult<Filter, SyntaxError> {
+    let open_left = input.input.len();
     if opt('(').parse_next(input)?.is_none() {
         return one(input);
     }
@@ -316,24 +320,24 @@ fn values<'q>(
             while opt(operator("OR")).parse_next(input)?.is_some() {}
         }
         if input.input.is_empty() {
-            return wrong(opened, "this ( is never closed");
+            return syntax_error(open_left, "unclosed (");
         }
         if opt(')').parse_next(input)?.is_some() {
             break;
         }
         input.state.tests += 1;
         if input.state.tests > TESTS_MAX {
-            return wrong(input.input.len(), format!("a query has at most {TESTS_MAX} tests"));
+            return syntax_error(input.input.len(), format!("too many tests: expected at most {TESTS_MAX}"));
         }
         filters.push(one(input)?);
     }
     if filters.is_empty() {
-        return wrong(opened, "there is nothing between these parentheses");
+        return syntax_error(open_left, "empty parentheses: expected at least one value");
     }
     Ok(any_of(filters))
 }
 
-/// One of them; equal tests of one field become one.
+/// Any of the filters; equality tests on the same field are combined.
 fn any_of(filters: Vec<Filter>) -> Filter {
     let mut alternatives: Vec<Filter> = Vec::new();
     for filter in filters {
@@ -349,23 +353,28 @@ fn any_of(filters: Vec<Filter>) -> Filter {
     if alternatives.len() == 1 { alternatives.remove(0) } else { Filter::Or(alternatives) }
 }
 
-fn severity_test(input: &mut Input<'_>, sign: Sign) -> ModalResult<Filter, Wrong> {
+fn severity_test(input: &mut Input<'_>, sign: Sign) -> ModalResult<Filter, SyntaxError> {
     let left = input.input.len();
     let range = |input: &mut Input<'_>| {
         let left = input.input.len();
-        let word = plain(input)?;
+        let word = literal(input)?;
         SeverityRange::from_text(&word).map_or_else(
             || {
-                wrong(
+                syntax_error(
                     left,
-                    format!("{word:?} is no severity; there are trace, debug, info, warn, error, fatal and 0 to 24"),
+                    format!("invalid severity {word:?}: expected one of trace, debug, info, warn, error, fatal, or a number from 0 to 24"),
                 )
             },
             Ok,
         )
     };
     Ok(Filter::Severity(match sign {
-        Sign::Like | Sign::NotLike => return wrong(left, "a severity is a word or a number, not a regular expression"),
+        Sign::Matches | Sign::MatchesNot => {
+            return syntax_error(
+                left,
+                "severity does not support regular expressions: expected a severity such as warn",
+            );
+        }
         Sign::Has | Sign::Is | Sign::Not => {
             if opt('*').parse_next(input)?.is_some() {
                 return Ok(Filter::Severity(SeverityRange { min: 1, max: SeverityRange::ALL.max }));
@@ -374,7 +383,7 @@ fn severity_test(input: &mut Input<'_>, sign: Sign) -> ModalResult<Filter, Wrong
         }
         Sign::Compare(Comparison::GreaterOrEqual) => SeverityRange { min: range(input)?.min, ..SeverityRange::ALL },
         Sign::Compare(Comparison::LessOrEqual) => SeverityRange { max: range(input)?.max, ..SeverityRange::ALL },
-        // Nothing is above 24 or below 0: the range is then empty.
+        // No number is above 24 or below 0: the range is empty then.
         Sign::Compare(Comparison::Greater) => SeverityRange { min: range(input)?.max + 1, ..SeverityRange::ALL },
         Sign::Compare(Comparison::Less) => match range(input)?.min.checked_sub(1) {
             Some(max) => SeverityRange { max, ..SeverityRange::ALL },
@@ -383,7 +392,7 @@ fn severity_test(input: &mut Input<'_>, sign: Sign) -> ModalResult<Filter, Wrong
     }))
 }
 
-/// What is looked for, and whether `*` stands before and behind it.
+/// A value, and whether it has a `*` before and after it.
 struct Value {
     text: String,
     quotes: Option<char>,
@@ -391,44 +400,44 @@ struct Value {
     open_end: bool,
 }
 
-fn field_value(field: &Field, value: ReadyValue) -> Filter {
+fn field_value(field: &Field, value: ValueTest) -> Filter {
     let field = field.clone();
     match value {
-        ReadyValue::Any => Filter::Field { field, test: Test::Exists },
-        ReadyValue::Exactly(text) => Filter::equals(field, text),
-        ReadyValue::Like(text) => Filter::Field { field, test: Test::Text(text) },
+        ValueTest::Exists => Filter::Field { field, test: Test::Exists },
+        ValueTest::Equals(text) => Filter::equals(field, text),
+        ValueTest::Matches(text) => Filter::Field { field, test: Test::Text(text) },
     }
 }
 
-/// A field's value as a test.
-enum ReadyValue {
-    Any,
-    Exactly(String),
-    Like(Text),
+/// The value of a field, as a test.
+enum ValueTest {
+    Exists,
+    Equals(String),
+    Matches(Text),
 }
 
-fn value(input: &mut Input<'_>) -> ModalResult<ReadyValue, Wrong> {
+fn value(input: &mut Input<'_>) -> ModalResult<ValueTest, SyntaxError> {
     let left = input.input.len();
-    let value = starred(input, bare_value)?;
+    let value = with_stars(input, bare_value)?;
     let kind = match (value.open_start, value.open_end) {
-        (false, false) => return Ok(ReadyValue::Exactly(value.text)),
-        _ if value.text.is_empty() => return Ok(ReadyValue::Any),
+        (false, false) => return Ok(ValueTest::Equals(value.text)),
+        _ if value.text.is_empty() => return Ok(ValueTest::Exists),
         (true, true) => TextKind::Substring,
         (false, true) => TextKind::Prefix,
         (true, false) => TextKind::Suffix,
     };
-    text(left, kind, value.text, true).map(ReadyValue::Like)
+    text(left, kind, value.text, true).map(ValueTest::Matches)
 }
 
-/// Words, or parts of words, of the message.
-fn message_test(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+/// Words, or parts of words, in the message.
+fn message_test(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let left = input.input.len();
-    let value = starred(input, bare_word)?;
+    let value = with_stars(input, bare_word)?;
     if value.text.is_empty() {
         if value.open_start {
             return Ok(Filter::All);
         }
-        return wrong(left, "there is nothing between these quotes");
+        return syntax_error(left, "empty quotes: expected text to search for");
     }
     let kind = match (value.open_start, value.open_end) {
         (false, false) => TextKind::Words,
@@ -439,11 +448,11 @@ fn message_test(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
     text(left, kind, value.text, value.quotes == Some('\'')).map(Filter::message)
 }
 
-/// A text in quotes or bare, with stars beside it.
-fn starred<'q>(
+/// Text in quotes or bare, with stars around it.
+fn with_stars<'q>(
     input: &mut Input<'q>,
-    bare: fn(&mut Input<'q>) -> ModalResult<&'q str, Wrong>,
-) -> ModalResult<Value, Wrong> {
+    bare: fn(&mut Input<'q>) -> ModalResult<&'q str, SyntaxError>,
+) -> ModalResult<Value, SyntaxError> {
     let open_start = opt('*').parse_next(input)?.is_some();
     let Quoted { text, quotes } = if input.input.starts_with(['"', '\'', '`']) {
         quoted(input)?
@@ -451,9 +460,9 @@ fn starred<'q>(
         let left = input.input.len();
         let text = if open_start && ends(input.input) { "" } else { bare(input)? };
         if let "AND" | "OR" | "NOT" = text {
-            return wrong(
+            return syntax_error(
                 left,
-                format!("{text} is an operator, and something is missing beside it; the word itself goes in quotes"),
+                format!("{text} is an operator and lacks an operand; to search for the word, put it in quotes"),
             );
         }
         Quoted { text: text.to_owned(), quotes: None }
@@ -461,36 +470,36 @@ fn starred<'q>(
     let open_end = take_while(0.., '*').parse_next(input)?.len();
     let left = input.input.len();
     if open_end > 0 && !ends(input.input) {
-        return wrong(
+        return syntax_error(
             left,
-            "a * stands at the beginning or at the end; for more there are regular expressions: ~\"a.*b\"",
+            "* is supported only at the start or the end: use a regular expression such as ~\"a.*b\"",
         );
     }
     Ok(Value { text, quotes, open_start, open_end: open_end > 0 })
 }
 
-/// Whether a value is over here.
+/// Whether a value ends here.
 fn ends(rest: &str) -> bool {
     rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n', ',', ')'])
 }
 
-/// A word as it stands in a message.
-fn bare_word<'q>(input: &mut Input<'q>) -> ModalResult<&'q str, Wrong> {
+/// A bare word in a message.
+fn bare_word<'q>(input: &mut Input<'q>) -> ModalResult<&'q str, SyntaxError> {
     let numeric = input.input.starts_with(|c: char| c.is_ascii_digit());
     take_while(1.., move |c: char| !c.is_whitespace() && !"()\"'`*,=<>!~".contains(c) && (c != ':' || numeric))
         .parse_next(input)
 }
 
-/// A value as it stands behind a sign.
-fn bare_value<'q>(input: &mut Input<'q>) -> ModalResult<&'q str, Wrong> {
+/// A bare value after an operator.
+fn bare_value<'q>(input: &mut Input<'q>) -> ModalResult<&'q str, SyntaxError> {
     if input.input.starts_with(|c: char| c.is_whitespace() || c == ')') || input.input.is_empty() {
-        return wrong(input.input.len(), "a value is missing; an empty one is \"\", and * is any");
+        return syntax_error(input.input.len(), "missing value: expected text, \"\" for an empty value, or * for any");
     }
     take_while(1.., |c: char| !c.is_whitespace() && !"()\"'`*,".contains(c)).parse_next(input)
 }
 
-/// A value that is no pattern.
-fn plain(input: &mut Input<'_>) -> ModalResult<String, Wrong> {
+/// A value that is not a pattern.
+fn literal(input: &mut Input<'_>) -> ModalResult<String, SyntaxError> {
     if input.input.starts_with(['"', '\'', '`']) {
         Ok(quoted(input)?.text)
     } else {
@@ -499,17 +508,17 @@ fn plain(input: &mut Input<'_>) -> ModalResult<String, Wrong> {
 }
 
 /// A regular expression in quotes.
-fn regex(input: &mut Input<'_>) -> ModalResult<Text, Wrong> {
+fn regex(input: &mut Input<'_>) -> ModalResult<Text, SyntaxError> {
     let left = input.input.len();
-    let Ok(mark) = one_of::<_, _, ErrMode<Wrong>>(['"', '\'', '`']).parse_next(input) else {
-        return wrong(left, "a regular expression stands in quotes, such as ~\"time(d )?out\"");
+    let Ok(mark) = one_of::<_, _, ErrMode<SyntaxError>>(['"', '\'', '`']).parse_next(input) else {
+        return syntax_error(left, "expected a regular expression in quotes, such as ~\"time(d )?out\"");
     };
     let mut pattern = String::new();
     loop {
-        match any.parse_next(input).map_err(|_: ErrMode<Wrong>| unclosed(left))? {
+        match any.parse_next(input).map_err(|_: ErrMode<SyntaxError>| unclosed(left))? {
             letter if letter == mark => break,
             '\\' if mark != '`' => {
-                let next = any.parse_next(input).map_err(|_: ErrMode<Wrong>| unclosed(left))?;
+                let next = any.parse_next(input).map_err(|_: ErrMode<SyntaxError>| unclosed(left))?;
                 if next != mark {
                     pattern.push('\\');
                 }
@@ -521,24 +530,24 @@ fn regex(input: &mut Input<'_>) -> ModalResult<Text, Wrong> {
     text(left, TextKind::Regex, pattern, true)
 }
 
-fn text(left: usize, kind: TextKind, pattern: String, case_sensitive: bool) -> ModalResult<Text, Wrong> {
-    Text::new(kind, pattern, case_sensitive).or_else(|error| wrong(left, error.to_string()))
+fn text(left: usize, kind: TextKind, pattern: String, case_sensitive: bool) -> ModalResult<Text, SyntaxError> {
+    Text::new(kind, pattern, case_sensitive).or_else(|error| syntax_error(left, error.to_string()))
 }
 
-/// What stood in quotes, and in which.
+/// Text in quotes, and the kind of quotes.
 pub(super) struct Quoted {
     pub(super) text: String,
     quotes: Option<char>,
 }
 
-pub(super) fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, Wrong> {
+pub(super) fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, SyntaxError> {
     let left = input.input.len();
     let mark = one_of(['"', '\'', '`']).parse_next(input)?;
     let mut text = String::new();
     loop {
-        match any.parse_next(input).map_err(|_: ErrMode<Wrong>| unclosed(left))? {
+        match any.parse_next(input).map_err(|_: ErrMode<SyntaxError>| unclosed(left))? {
             letter if letter == mark => return Ok(Quoted { text, quotes: Some(mark) }),
-            '\\' if mark != '`' => match any.parse_next(input).map_err(|_: ErrMode<Wrong>| unclosed(left))? {
+            '\\' if mark != '`' => match any.parse_next(input).map_err(|_: ErrMode<SyntaxError>| unclosed(left))? {
                 'n' => text.push('\n'),
                 't' => text.push('\t'),
                 'r' => text.push('\r'),
@@ -550,8 +559,8 @@ pub(super) fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, Wrong> {
     }
 }
 
-fn unclosed(left: usize) -> ErrMode<Wrong> {
-    ErrMode::Cut(Wrong { left, detail: "this quote is never closed".to_owned() })
+fn unclosed(left: usize) -> ErrMode<SyntaxError> {
+    ErrMode::Cut(SyntaxError { left, detail: "unclosed quote".to_owned() })
 }
 
 #[cfg(test)]

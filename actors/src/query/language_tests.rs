@@ -1,4 +1,4 @@
-//! What is typed, what it means, and what is said where it means nothing.
+//! Queries, their meaning, and the errors for invalid ones.
 
 use logweir_engine::record::{Record, Severity};
 use proptest::prelude::*;
@@ -140,27 +140,27 @@ fn queries_that_do_not_match() {
 }
 
 #[test]
-fn mistakes_are_named_with_their_column() {
+fn errors_have_a_column() {
     for (query, column, part) in [
-        ("a (b", 3, "never closed"),
-        ("a b)", 4, "closes nothing"),
-        ("über \"x", 6, "quote is never closed"),
-        ("service:", 9, "value is missing"),
-        ("service: ", 10, "value is missing"),
+        ("a (b", 3, "unclosed ("),
+        ("a b)", 4, "unmatched )"),
+        ("über \"x", 6, "unclosed quote"),
+        ("service:", 9, "missing value"),
+        ("service: ", 10, "missing value"),
         ("status>many", 8, "compares numbers"),
-        ("severity:loud", 10, "is no severity"),
-        ("severity:~\"x\"", 11, "a word or a number"),
-        ("a OR", 5, "missing"),
+        ("severity:loud", 10, "expected one of trace"),
+        ("severity:~\"x\"", 11, "does not support regular expressions"),
+        ("a OR", 5, "unexpected end"),
         ("a OR OR b", 6, "OR is an operator"),
         ("~\"a(\"", 2, "unclosed group"),
-        ("~abc", 2, "stands in quotes"),
-        ("tim*out", 5, "regular expressions"),
-        ("service:()", 9, "nothing between"),
-        ("service:(a", 9, "never closed"),
-        ("\"\"", 1, "nothing between"),
-        ("a = ", 5, "value is missing"),
+        ("~abc", 2, "in quotes"),
+        ("tim*out", 5, "regular expression"),
+        ("service:()", 9, "empty parentheses"),
+        ("service:(a", 9, "unclosed ("),
+        ("\"\"", 1, "empty quotes"),
+        ("a = ", 5, "missing value"),
         ("a\0", 2, "NUL"),
-        ("= b", 1, "not understood"),
+        ("= b", 1, "unexpected"),
     ] {
         let error = parse(query).expect_err(query);
         assert_eq!(error.column, column, "{query}: {error}");
@@ -172,7 +172,7 @@ fn mistakes_are_named_with_their_column() {
 }
 
 #[test]
-fn one_of_becomes_one_test() {
+fn values_in_parentheses_become_one_test() {
     let values = vec!["a".to_owned(), "b".to_owned()];
     assert_eq!(parse("service:(a, b)").unwrap(), Filter::Field { field: Field::Service, test: Test::OneOf(values) });
     assert!(parse("service:a severity>=warn -(level:fatal OR service:b*)").unwrap().is_counted());
@@ -181,7 +181,7 @@ fn one_of_becomes_one_test() {
 
 proptest! {
     #[test]
-    fn any_text_is_read_or_refused_at_a_column_of_it(query in "\\PC{0,40}|[a-z:=<>!~*()\"' ,\\-ANDORT\\\\]{0,40}") {
+    fn any_text_is_parsed_or_rejected_at_a_column_of_it(query in "\\PC{0,40}|[a-z:=<>!~*()\"' ,\\-ANDORT\\\\]{0,40}") {
         if let Err(error) = parse(&query) {
             prop_assert!((1..=query.chars().count() + 1).contains(&error.column), "{error}");
             prop_assert!(!error.detail.is_empty());
@@ -189,7 +189,7 @@ proptest! {
     }
 
     #[test]
-    fn a_value_in_quotes_is_found_again(value in "\\PC{0,20}") {
+    fn a_value_in_quotes_is_preserved(value in "\\PC{0,20}") {
         let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
         let filter = parse(&format!("\"a b\":\"{quoted}\"")).unwrap();
         prop_assert_eq!(filter, Filter::equals(Field::Attribute("a b".into()), value));

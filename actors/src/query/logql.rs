@@ -1,18 +1,18 @@
-//! The part of LogQL that Grafana's Loki data source speaks with us, read into a [`Filter`] and what is to be counted.
+//! Parses the subset of LogQL that Grafana's Loki data source uses into a [`Filter`] and what to count.
 //!
 //! ```text
-//! {service_name="cart", level=~"error|warn"}       labels: = != =~ !~; an expression is about the whole value
-//!   |= "timeout" != "retry" |~ "time[ds]? ?out"    the line has, has not, matches, does not match; |= "a" or "b"
-//!   | json | logfmt | drop a | keep b              nothing: attributes were read when the record was stored
+//! {service_name="cart", level=~"error|warn"}       labels: = != =~ !~; a regular expression matches the whole value
+//!   |= "timeout" != "retry" |~ "time[ds]? ?out"    contains, does not contain, matches, does not match; |= "a" or "b"
+//!   | json | logfmt | drop a | keep b              no effect: attributes were parsed when the record was stored
 //!   | status >= 500 and path != "/health"          attributes: = != =~ !~, numbers also == > >= < <=; and, or, ","
 //! count_over_time({…} [5m])   rate({…} [5m])       by service;  sum(…), sum by (level) (…), sum by (service_name) (…)
-//! vector(1)+vector(1)                              what a health check asks
+//! vector(1)+vector(1)                              health check
 //! ```
-//! - Labels are `service_name` (or `service`), `host` and `level` (or `detected_level`, `severity`: fatal, error, warn, info,
-//!   debug, trace, unknown); every other name is an attribute's. Prometheus knows no dots in names: `k8s_pod_name` is also
-//!   `k8s.pod.name`. What is not there is empty, so `!="x"` and `=""` find it.
-//! - The line is the record's message.
-//! - Whatever else LogQL has is refused by its name: a query that means something else than it says is worse than none.
+//! - Labels are `service_name` (or `service`), `host` and `level` (or `detected_level`, `severity`: fatal, error, warn,
+//!   info, debug, trace, unknown); every other name is an attribute. Prometheus allows no dots in names: `k8s_pod_name`
+//!   also means `k8s.pod.name`. A missing attribute is empty and therefore matches `!="x"` and `=""`.
+//! - The line is the message of the record.
+//! - The rest of LogQL is rejected by name: a query that means something else than it says is worse than none.
 
 use regex::Regex;
 use winnow::ModalResult;
@@ -21,55 +21,55 @@ use winnow::combinator::{alt, eof, opt, peek};
 use winnow::token::{one_of, take_while};
 
 use super::filter::{Comparison, Field, Filter, SeverityRange, Test};
-use super::language::{BadQuery, DEPTH_MAX, Input, TESTS_MAX, Wrong, quoted, read, wrong};
+use super::language::{DEPTH_MAX, Input, QueryError, SyntaxError, TESTS_MAX, quoted, read, syntax_error};
 use super::text::{Text, TextKind};
 
-/// The words of the label `level`, from the worst.
+/// The values of the label `level`, from the highest severity.
 pub const LEVELS: [&str; 7] = ["fatal", "error", "warn", "info", "debug", "trace", "unknown"];
 
-/// Underscores that are tried as dots, each by itself: every one doubles the tests.
-const DOTS_TRIED: usize = 3;
+/// Maximum number of underscores that are tried individually as dots: each doubles the number of tests.
+const DOTS_MAX: usize = 3;
 
-/// What a query asks for.
+/// A parsed query.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expression {
-    /// Records.
+    /// Returns records.
     Log(Filter),
-    /// Counts of records.
+    /// Counts records.
     Metric(Metric),
-    /// A number, the same at every time.
+    /// A constant at every point in time.
     Constant(f64),
 }
 
-/// Counts of records over windows of time.
+/// A count of records over time windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
-    /// Of which records.
+    /// The records to count.
     pub filter: Filter,
-    /// How long each window is, in milliseconds.
+    /// Length of a window in milliseconds.
     pub window_ms: i64,
     /// Whether the count is per second.
     pub per_second: bool,
-    /// What there is a series of.
+    /// The series that are returned.
     pub group: Group,
 }
 
-/// What there is a series of.
+/// The series that are returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// Everything together.
+    /// A single series.
     Nothing,
-    /// Each level, under these names of labels.
+    /// One series per level, with these label names.
     Level(Vec<String>),
-    /// Each service, under these.
+    /// One series per service, with these label names.
     Service(Vec<String>),
 }
 
-/// Reads a query.
+/// Parses a query.
 ///
 /// # Errors
-/// Says what is wrong or left out of the subset, and at which column.
-pub fn parse(query: &str) -> Result<Expression, BadQuery> {
+/// The query is invalid or unsupported; the error has the column.
+pub fn parse(query: &str) -> Result<Expression, QueryError> {
     read(query, |input| {
         blank(input)?;
         let expression = match input.input.chars().next() {
@@ -82,43 +82,43 @@ pub fn parse(query: &str) -> Result<Expression, BadQuery> {
     })
 }
 
-/// Reads a selector of streams, as `match[]` has it.
+/// Parses a stream selector, as in `match[]`.
 ///
 /// # Errors
 /// As [`parse`].
-pub fn parse_selector(query: &str) -> Result<Filter, BadQuery> {
+pub fn parse_selector(query: &str) -> Result<Filter, QueryError> {
     match parse(query)? {
         Expression::Log(filter) => Ok(filter),
-        _ => Err(BadQuery { column: 1, detail: "this must be a selector such as {service_name=\"cart\"}".to_owned() }),
+        _ => Err(QueryError { column: 1, detail: "expected a selector such as {service_name=\"cart\"}".to_owned() }),
     }
 }
 
-/// The field, or what else, that a label's name means.
+/// What a label name refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Label {
-    /// The severity's word.
+    /// The severity, as a level.
     Level,
-    /// Service, host, or attributes of any of these names.
+    /// The service, the host, or an attribute with any of these names.
     Fields(Vec<Field>),
-    /// Loki's own, such as `__error__`: never there.
-    Never,
+    /// A label internal to Loki, such as `__error__`: never present.
+    Absent,
 }
 
 impl Label {
-    /// What `name` means.
+    /// Resolves `name`.
     #[must_use]
     pub fn named(name: &str) -> Self {
         match name {
             "level" | "detected_level" | "severity" => Self::Level,
             "service_name" | "service" => Self::Fields(vec![Field::Service]),
             "host" => Self::Fields(vec![Field::Host]),
-            _ if name.starts_with("__") => Self::Never,
+            _ if name.starts_with("__") => Self::Absent,
             _ => Self::Fields(with_dots(name).into_iter().map(Field::Attribute).collect()),
         }
     }
 }
 
-/// An attribute's name as a label has it.
+/// The label name for an attribute name.
 #[must_use]
 pub fn label_name(attribute: &str) -> String {
     let usual = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
@@ -126,16 +126,16 @@ pub fn label_name(attribute: &str) -> String {
     if name.starts_with(|first: char| first.is_ascii_digit()) { format!("_{name}") } else { name }
 }
 
-/// The names that may have become this one by [`label_name`], as far as dots go.
+/// The attribute names that [`label_name`] maps to this label name, as far as dots are concerned.
 fn with_dots(name: &str) -> Vec<String> {
     let places: Vec<usize> = name.match_indices('_').map(|(at, _)| at).collect();
-    if places.len() > DOTS_TRIED {
+    if places.len() > DOTS_MAX {
         return vec![name.to_owned(), name.replace('_', ".")];
     }
     let chosen = |choice: usize| {
         let mut name = name.to_owned();
         for (bit, at) in places.iter().enumerate().filter(|(bit, _)| choice >> bit & 1 == 1) {
-            debug_assert!(bit < DOTS_TRIED);
+            debug_assert!(bit < DOTS_MAX);
             name.replace_range(at..&(at + 1), ".");
         }
         name
@@ -143,8 +143,8 @@ fn with_dots(name: &str) -> Vec<String> {
     (0..1_usize << places.len()).map(chosen).collect()
 }
 
-/// Blanks and comments.
-fn blank(input: &mut Input<'_>) -> ModalResult<(), Wrong> {
+/// Skips whitespace and comments.
+fn blank(input: &mut Input<'_>) -> ModalResult<(), SyntaxError> {
     loop {
         take_while(0.., char::is_whitespace).parse_next(input)?;
         if opt('#').parse_next(input)?.is_none() {
@@ -154,77 +154,79 @@ fn blank(input: &mut Input<'_>) -> ModalResult<(), Wrong> {
     }
 }
 
-/// `sign`, and the blanks behind it; whether it was there.
-fn taken(input: &mut Input<'_>, sign: &'static str) -> ModalResult<bool, Wrong> {
-    let there = opt(sign).parse_next(input)?.is_some();
-    if there {
+/// Consumes `sign` and the whitespace after it; returns whether it was present.
+fn consume(input: &mut Input<'_>, sign: &'static str) -> ModalResult<bool, SyntaxError> {
+    let found = opt(sign).parse_next(input)?.is_some();
+    if found {
         blank(input)?;
     }
-    Ok(there)
+    Ok(found)
 }
 
-fn expected(input: &mut Input<'_>, sign: &'static str) -> ModalResult<(), Wrong> {
-    if taken(input, sign)? { Ok(()) } else { wrong(input.input.len(), format!("here must be `{sign}`")) }
+fn expect_sign(input: &mut Input<'_>, sign: &'static str) -> ModalResult<(), SyntaxError> {
+    if consume(input, sign)? { Ok(()) } else { syntax_error(input.input.len(), format!("expected `{sign}`")) }
 }
 
-fn left_out<T>(left: usize, what: &str) -> ModalResult<T, Wrong> {
-    wrong(left, format!("{what} is not in the subset of LogQL that is understood here: see the README, \"Grafana\""))
+fn unsupported<T>(left: usize, what: &str) -> ModalResult<T, SyntaxError> {
+    let supported =
+        "a selector, line and label filters, json, logfmt, drop, keep, rate, count_over_time, sum by and vector";
+    syntax_error(left, format!("unsupported LogQL: {what}; supported are {supported}"))
 }
 
-/// A name, and the blanks behind it; empty where there is none.
-fn name<'q>(input: &mut Input<'q>) -> ModalResult<&'q str, Wrong> {
+/// Consumes a name and the whitespace after it; empty if there is none.
+fn name<'q>(input: &mut Input<'q>) -> ModalResult<&'q str, SyntaxError> {
     let first = one_of(|letter: char| letter.is_ascii_alphabetic() || letter == '_');
-    // Dots are ours: an attribute's name may be written as it is.
+    // Dots are an extension: an attribute name may be written as it is.
     let rest = take_while(0.., |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.'));
     let name = opt((first, rest).take()).parse_next(input)?.unwrap_or_default();
     blank(input)?;
     Ok(name)
 }
 
-fn names(input: &mut Input<'_>) -> ModalResult<Vec<String>, Wrong> {
+fn names(input: &mut Input<'_>) -> ModalResult<Vec<String>, SyntaxError> {
     let mut names = Vec::new();
     loop {
         let left = input.input.len();
         let name = name(input)?;
         if name.is_empty() {
-            return wrong(left, "here must be a label's name");
+            return syntax_error(left, "expected a label name");
         }
         names.push(name.to_owned());
-        if !taken(input, ",")? {
+        if !consume(input, ",")? {
             return Ok(names);
         }
     }
 }
 
-fn string(input: &mut Input<'_>) -> ModalResult<String, Wrong> {
+fn string(input: &mut Input<'_>) -> ModalResult<String, SyntaxError> {
     if !input.input.starts_with(['"', '`']) {
-        return wrong(input.input.len(), "here must be a text in quotes");
+        return syntax_error(input.input.len(), "expected a quoted string");
     }
     let text = quoted(input)?.text;
     blank(input)?;
     Ok(text)
 }
 
-fn counted(input: &mut Input<'_>) -> ModalResult<(), Wrong> {
+fn count_test(input: &mut Input<'_>) -> ModalResult<(), SyntaxError> {
     input.state.tests += 1;
     if input.state.tests > TESTS_MAX {
-        return wrong(input.input.len(), format!("a query has at most {TESTS_MAX} tests"));
+        return syntax_error(input.input.len(), format!("too many tests: expected at most {TESTS_MAX}"));
     }
     Ok(())
 }
 
-// ---- counting
+// ---- metric queries
 
-fn sum(input: &mut Input<'_>) -> ModalResult<Expression, Wrong> {
+fn sum(input: &mut Input<'_>) -> ModalResult<Expression, SyntaxError> {
     let left = input.input.len();
     match name(input)? {
         "sum" => {
             let before = grouping(input)?;
-            expected(input, "(")?;
+            expect_sign(input, "(")?;
             let inner_left = input.input.len();
             let inner = name(input)?;
             let mut metric = over_time(input, inner, inner_left)?;
-            expected(input, ")")?;
+            expect_sign(input, ")")?;
             metric.group = match before {
                 Some(group) => group,
                 None => grouping(input)?.unwrap_or(Group::Nothing),
@@ -233,85 +235,84 @@ fn sum(input: &mut Input<'_>) -> ModalResult<Expression, Wrong> {
         }
         "vector" => {
             let mut value = vector(input)?;
-            while taken(input, "+")? {
+            while consume(input, "+")? {
                 let left = input.input.len();
                 if name(input)? != "vector" {
-                    return left_out(left, "arithmetic");
+                    return unsupported(left, "arithmetic");
                 }
                 value += vector(input)?;
             }
             Ok(Expression::Constant(value))
         }
-        "" => wrong(
-            left,
-            "a query begins with a selector such as {service_name=\"cart\"}, or with sum, rate or count_over_time",
-        ),
+        "" => {
+            syntax_error(left, "expected a selector such as {service_name=\"cart\"}, or sum, rate or count_over_time")
+        }
         function => over_time(input, function, left).map(Expression::Metric),
     }
 }
 
-fn vector(input: &mut Input<'_>) -> ModalResult<f64, Wrong> {
-    expected(input, "(")?;
+fn vector(input: &mut Input<'_>) -> ModalResult<f64, SyntaxError> {
+    expect_sign(input, "(")?;
     let value = number(input)?;
-    expected(input, ")")?;
+    expect_sign(input, ")")?;
     Ok(value)
 }
 
 /// `by (a, b)`
-fn grouping(input: &mut Input<'_>) -> ModalResult<Option<Group>, Wrong> {
+fn grouping(input: &mut Input<'_>) -> ModalResult<Option<Group>, SyntaxError> {
     let left = input.input.len();
     match peek(opt(alt(("by", "without")))).parse_next(input)? {
         None => return Ok(None),
-        Some("without") => return left_out(left, "`without`"),
+        Some("without") => return unsupported(left, "`without`"),
         Some(_) => _ = name(input)?,
     }
-    expected(input, "(")?;
-    if taken(input, ")")? {
+    expect_sign(input, "(")?;
+    if consume(input, ")")? {
         return Ok(Some(Group::Nothing));
     }
     let names = names(input)?;
-    expected(input, ")")?;
+    expect_sign(input, ")")?;
     let all = |label: &Label| names.iter().all(|name| Label::named(name) == *label);
     if all(&Label::Level) {
         Ok(Some(Group::Level(names)))
     } else if all(&Label::Fields(vec![Field::Service])) {
         Ok(Some(Group::Service(names)))
     } else {
-        left_out(left, "a sum by anything but level (detected_level, severity) or service_name (service)")
+        unsupported(left, "sum by labels other than level (detected_level, severity) or service_name (service)")
     }
 }
 
-/// `count_over_time({…} [5m])`, from its parenthesis on.
-fn over_time(input: &mut Input<'_>, function: &str, left: usize) -> ModalResult<Metric, Wrong> {
+/// `count_over_time({…} [5m])`, starting at its parenthesis.
+fn over_time(input: &mut Input<'_>, function: &str, left: usize) -> ModalResult<Metric, SyntaxError> {
     let per_second = match function {
         "count_over_time" => false,
         "rate" => true,
-        other => return left_out(left, &format!("`{other}`")),
+        other => return unsupported(left, &format!("`{other}`")),
     };
-    expected(input, "(")?;
+    expect_sign(input, "(")?;
     let filter = log(input)?;
-    expected(input, "[")?;
+    expect_sign(input, "[")?;
     let window_ms = duration_ms(input)?;
-    expected(input, "]")?;
+    expect_sign(input, "]")?;
     if input.input.starts_with("offset") {
-        return left_out(input.input.len(), "`offset`");
+        return unsupported(input.input.len(), "`offset`");
     }
-    expected(input, ")")?;
+    expect_sign(input, ")")?;
     Ok(Metric { filter, window_ms, per_second, group: Group::Service(vec!["service_name".to_owned()]) })
 }
 
 /// `5m`, `1h30m`, `500ms`
-fn duration_ms(input: &mut Input<'_>) -> ModalResult<i64, Wrong> {
+fn duration_ms(input: &mut Input<'_>) -> ModalResult<i64, SyntaxError> {
     let left = input.input.len();
     let text: &str = take_while(0.., |letter: char| letter.is_alphanumeric() || letter == '.').parse_next(input)?;
     blank(input)?;
     match window_ms(text) {
         Some(window_ms) => Ok(window_ms),
-        None => wrong(left, "here must be a time such as 5m or 1h30m, of at least 1ms"),
+        None => syntax_error(left, "expected a duration of at least 1ms, such as 5m or 1h30m"),
     }
 }
 
-/// A time such as `5m`, `1h30m` or `500ms`, in whole milliseconds and at least one.
+/// A duration such as `5m`, `1h30m` or `500ms`, in whole milliseconds; at least one.
 #[must_use]
 pub fn window_ms(text: &str) -> Option<i64> {
     let (mut rest, mut sum_ms) = (text, 0.0);
@@ -335,32 +336,34 @@ pub fn window_ms(text: &str) -> Option<i64> {
         rest = &rest[unit..];
         sum_ms += value * unit_ms;
     }
-    // Ten thousand years: far below what the number can hold.
+    // Ten thousand years: far below the range of the type.
     #[allow(clippy::cast_possible_truncation)]
     (1.0..3e14).contains(&sum_ms).then_some(sum_ms as i64)
 }
 
-fn number(input: &mut Input<'_>) -> ModalResult<f64, Wrong> {
+fn number(input: &mut Input<'_>) -> ModalResult<f64, SyntaxError> {
     let left = input.input.len();
     let sign = opt('-').parse_next(input)?.is_some();
     let word: &str = take_while(0.., |letter: char| letter.is_alphanumeric() || letter == '.').parse_next(input)?;
     blank(input)?;
     match word.parse::<f64>() {
         Ok(value) if word.starts_with(|first: char| first.is_ascii_digit()) => Ok(if sign { -value } else { value }),
-        _ if word.starts_with(|first: char| first.is_ascii_digit()) => left_out(left, "a time or size to compare with"),
-        _ => wrong(left, "here must be a number"),
+        _ if word.starts_with(|first: char| first.is_ascii_digit()) => {
+            unsupported(left, "comparison with a duration or size")
+        }
+        _ => syntax_error(left, "expected a number"),
     }
 }
 
-// ---- which records
+// ---- log queries
 
-/// A selector and what follows it.
-fn log(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+/// A selector and its pipeline.
+fn log(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let mut filter = selector(input)?;
     loop {
         let next = if let Some(line) = line_filter(input)? {
             line
-        } else if taken(input, "|")? {
+        } else if consume(input, "|")? {
             stage(input)?
         } else {
             return Ok(filter);
@@ -369,26 +372,26 @@ fn log(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
     }
 }
 
-fn selector(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
-    let opened = input.input.len();
-    expected(input, "{")?;
+fn selector(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
+    let open_left = input.input.len();
+    expect_sign(input, "{")?;
     let mut filter = Filter::All;
-    while !taken(input, "}")? {
+    while !consume(input, "}")? {
         if input.input.is_empty() {
-            return wrong(opened, "this { is never closed");
+            return syntax_error(open_left, "unclosed {");
         }
         let left = input.input.len();
         let name = name(input)?;
         if name.is_empty() {
-            return wrong(left, "here must be a label's name");
+            return syntax_error(left, "expected a label name");
         }
         let matcher = matcher(input)?;
         let at = input.input.len();
         let value = string(input)?;
         filter = filter.and(matcher.filter(&Label::named(name), &value, at)?);
-        counted(input)?;
-        if !taken(input, ",")? && !input.input.starts_with('}') {
-            return wrong(input.input.len(), "here must be `,` or `}`");
+        count_test(input)?;
+        if !consume(input, ",")? && !input.input.starts_with('}') {
+            return syntax_error(input.input.len(), "expected `,` or `}`");
         }
     }
     Ok(filter)
@@ -402,7 +405,7 @@ enum Matcher {
     MatchesNot,
 }
 
-fn matcher(input: &mut Input<'_>) -> ModalResult<Matcher, Wrong> {
+fn matcher(input: &mut Input<'_>) -> ModalResult<Matcher, SyntaxError> {
     let one = alt((
         "=~".value(Matcher::Matches),
         "!~".value(Matcher::MatchesNot),
@@ -410,15 +413,15 @@ fn matcher(input: &mut Input<'_>) -> ModalResult<Matcher, Wrong> {
         "=".value(Matcher::Is),
     ));
     let Some(matcher) = opt(one).parse_next(input)? else {
-        return wrong(input.input.len(), "here must be one of = != =~ !~");
+        return syntax_error(input.input.len(), "expected one of = != =~ !~");
     };
     blank(input)?;
     Ok(matcher)
 }
 
 impl Matcher {
-    /// The records whose `label` is so; `left` is where `value` stands.
-    fn filter(self, label: &Label, value: &str, left: usize) -> ModalResult<Filter, Wrong> {
+    /// The filter on `label`; `left` is the position of `value`, for errors.
+    fn filter(self, label: &Label, value: &str, left: usize) -> ModalResult<Filter, SyntaxError> {
         let filter = match self {
             Self::Is | Self::IsNot => equal(label, value),
             Self::Matches | Self::MatchesNot => matching(label, value, left)?,
@@ -433,12 +436,12 @@ fn equal(label: &Label, value: &str) -> Filter {
         Label::Level if value == "unknown" => Filter::Severity(SeverityRange { min: 0, max: 0 }),
         Label::Level => SeverityRange::from_text(value).map_or(Filter::Or(vec![]), Filter::Severity),
         Label::Fields(fields) => any(fields, |field| Filter::equals(field, value)),
-        Label::Never => Filter::Or(vec![]),
+        Label::Absent => Filter::Or(vec![]),
     }
 }
 
-/// The whole value matches, as Prometheus has it.
-fn matching(label: &Label, pattern: &str, left: usize) -> ModalResult<Filter, Wrong> {
+/// The whole value matches, as in Prometheus.
+fn matching(label: &Label, pattern: &str, left: usize) -> ModalResult<Filter, SyntaxError> {
     match pattern {
         ".*" => return Ok(Filter::All),
         ".+" => return Ok(exists(label)),
@@ -447,32 +450,32 @@ fn matching(label: &Label, pattern: &str, left: usize) -> ModalResult<Filter, Wr
     let whole = format!("^(?:{pattern})$");
     let text = match Text::new(TextKind::Regex, whole.clone(), true) {
         Ok(text) => text,
-        Err(error) => return wrong(left, error.to_string()),
+        Err(error) => return syntax_error(left, error.to_string()),
     };
-    let plain = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '/' | ':' | '@' | ' ' | '|');
+    let literal = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '/' | ':' | '@' | ' ' | '|');
     let filter = match label {
         Label::Level => {
             let levels = LEVELS.iter().filter(|level| text.matches(level));
             Filter::Or(levels.map(|level| equal(label, level)).collect())
         }
-        Label::Fields(fields) if pattern.chars().all(plain) && !pattern.split('|').any(str::is_empty) => {
+        Label::Fields(fields) if pattern.chars().all(literal) && !pattern.split('|').any(str::is_empty) => {
             let values: Vec<String> = pattern.split('|').map(ToOwned::to_owned).collect();
             any(fields, |field| Filter::Field { field, test: Test::OneOf(values.clone()) })
         }
         Label::Fields(fields) => any(fields, |field| Filter::Field { field, test: Test::Text(text.clone()) }),
-        Label::Never => Filter::Or(vec![]),
+        Label::Absent => Filter::Or(vec![]),
     };
-    // What is not there is empty, and may match, too.
+    // A missing value is empty, and may match as well.
     let empty = Regex::new(&whole).is_ok_and(|regex| regex.is_match(""));
     Ok(if empty { Filter::Or(vec![filter, exists(label).negated()]) } else { filter })
 }
 
 fn exists(label: &Label) -> Filter {
     match label {
-        // There is always a word for it.
+        // Every record has a level.
         Label::Level => Filter::All,
         Label::Fields(fields) => any(fields, |field| Filter::Field { field, test: Test::Exists }),
-        Label::Never => Filter::Or(vec![]),
+        Label::Absent => Filter::Or(vec![]),
     }
 }
 
@@ -483,8 +486,8 @@ fn any(fields: &[Field], test: impl Fn(Field) -> Filter) -> Filter {
     }
 }
 
-/// `|= "a" or "b"`; none where something else stands.
-fn line_filter(input: &mut Input<'_>) -> ModalResult<Option<Filter>, Wrong> {
+/// `|= "a" or "b"`; `None` at anything else.
+fn line_filter(input: &mut Input<'_>) -> ModalResult<Option<Filter>, SyntaxError> {
     let left = input.input.len();
     let signs = alt((
         "|=".value((TextKind::Substring, false)),
@@ -493,7 +496,7 @@ fn line_filter(input: &mut Input<'_>) -> ModalResult<Option<Filter>, Wrong> {
         "!~".value((TextKind::Regex, true)),
     ));
     if input.input.starts_with("|>") || input.input.starts_with("!>") {
-        return left_out(left, "a filter by pattern");
+        return unsupported(left, "pattern filters");
     }
     let Some((kind, negated)) = opt(signs).parse_next(input)? else { return Ok(None) };
     blank(input)?;
@@ -501,14 +504,14 @@ fn line_filter(input: &mut Input<'_>) -> ModalResult<Option<Filter>, Wrong> {
     loop {
         let left = input.input.len();
         if input.input.starts_with("ip") {
-            return left_out(left, "`ip(…)`");
+            return unsupported(left, "`ip(…)`");
         }
         let pattern = string(input)?;
-        counted(input)?;
+        count_test(input)?;
         alternatives.push(match Text::new(kind, pattern.clone(), true) {
             _ if pattern.is_empty() => Filter::All,
             Ok(text) => Filter::message(text),
-            Err(error) => return wrong(left, error.to_string()),
+            Err(error) => return syntax_error(left, error.to_string()),
         });
         if !word(input, "or")? {
             break;
@@ -518,20 +521,20 @@ fn line_filter(input: &mut Input<'_>) -> ModalResult<Option<Filter>, Wrong> {
     Ok(Some(if negated { filter.negated() } else { filter }))
 }
 
-/// `wanted` as a word of its own; nothing is taken where it is not.
-fn word(input: &mut Input<'_>, wanted: &'static str) -> ModalResult<bool, Wrong> {
+/// Consumes `wanted` if it is a separate word.
+fn word(input: &mut Input<'_>, wanted: &'static str) -> ModalResult<bool, SyntaxError> {
     let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || matches!(next, '_' | '.'));
-    if input.input.strip_prefix(wanted).is_some_and(ends) { taken(input, wanted) } else { Ok(false) }
+    if input.input.strip_prefix(wanted).is_some_and(ends) { consume(input, wanted) } else { Ok(false) }
 }
 
-/// What stands behind a `|`.
-fn stage(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+/// A pipeline stage, after the `|`.
+fn stage(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let left = input.input.len();
     for stage in ["json", "logfmt"] {
         if word(input, stage)? {
-            while taken(input, "--strict")? || taken(input, "--keep-empty")? {}
+            while consume(input, "--strict")? || consume(input, "--keep-empty")? {}
             if !(input.input.is_empty() || input.input.starts_with(['|', '!', '[', ')'])) {
-                return left_out(input.input.len(), &format!("`{stage}` with parameters"));
+                return unsupported(input.input.len(), &format!("`{stage}` with parameters"));
             }
             return Ok(Filter::All);
         }
@@ -542,13 +545,13 @@ fn stage(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
     }
     for stage in ["line_format", "label_format", "pattern", "regexp", "unpack", "unwrap", "decolorize"] {
         if word(input, stage)? {
-            return left_out(left, &format!("`{stage}`"));
+            return unsupported(left, &format!("`{stage}`"));
         }
     }
     label_or(input)
 }
 
-fn label_or(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn label_or(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let mut filters = vec![label_and(input)?];
     while word(input, "or")? {
         filters.push(label_and(input)?);
@@ -556,38 +559,38 @@ fn label_or(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
     Ok(if filters.len() == 1 { filters.remove(0) } else { Filter::Or(filters) })
 }
 
-fn label_and(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn label_and(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let mut filter = label_test(input)?;
-    while word(input, "and")? || taken(input, ",")? {
+    while word(input, "and")? || consume(input, ",")? {
         filter = filter.and(label_test(input)?);
     }
     Ok(filter)
 }
 
-fn label_test(input: &mut Input<'_>) -> ModalResult<Filter, Wrong> {
+fn label_test(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     let left = input.input.len();
-    if taken(input, "(")? {
+    if consume(input, "(")? {
         if input.state.depth == DEPTH_MAX {
-            return wrong(left, format!("more than {DEPTH_MAX} levels inside of each other"));
+            return syntax_error(left, format!("nested too deeply: expected at most {DEPTH_MAX} levels"));
         }
         input.state.depth += 1;
         let filter = label_or(input)?;
         input.state.depth -= 1;
-        if !taken(input, ")")? {
-            return wrong(left, "this ( is never closed");
+        if !consume(input, ")")? {
+            return syntax_error(left, "unclosed (");
         }
         return Ok(filter);
     }
-    counted(input)?;
+    count_test(input)?;
     let name = name(input)?;
     if name.is_empty() {
-        return wrong(left, "here must be json, logfmt, drop, keep or a label's name");
+        return syntax_error(left, "expected json, logfmt, drop, keep or a label name");
     }
     let label = Label::named(name);
     if let Some(compare) = comparison(input)? {
         let value = number(input)?;
         let Label::Fields(fields) = label else {
-            return wrong(left, "a level is compared with = and !=, by its word");
+            return syntax_error(left, "invalid comparison: expected level = or != with a value such as \"error\"");
         };
         return Ok(compare.filter(&fields, value));
     }
@@ -604,8 +607,8 @@ enum Compare {
     NotEqual,
 }
 
-/// A sign that compares numbers: `=` and `!=` do so only before one.
-fn comparison(input: &mut Input<'_>) -> ModalResult<Option<Compare>, Wrong> {
+/// An operator that compares numbers: `=` and `!=` do so only before a number.
+fn comparison(input: &mut Input<'_>) -> ModalResult<Option<Compare>, SyntaxError> {
     let sign = alt((
         ">=".value(Compare::By(Comparison::GreaterOrEqual)),
         "<=".value(Compare::By(Comparison::LessOrEqual)),
@@ -620,7 +623,7 @@ fn comparison(input: &mut Input<'_>) -> ModalResult<Option<Compare>, Wrong> {
     for (sign, meaning) in [("=", Compare::Equal), ("!=", Compare::NotEqual)] {
         let value = input.input.strip_prefix(sign).map(str::trim_start);
         if value.is_some_and(|value| value.starts_with(|first: char| first.is_ascii_digit() || first == '-')) {
-            taken(input, sign)?;
+            consume(input, sign)?;
             return Ok(Some(meaning));
         }
     }

@@ -1,4 +1,4 @@
-//! What Grafana sends, what it means, and what is said of the rest.
+//! Queries that Grafana sends, their meaning, and the errors for unsupported ones.
 
 use logweir_engine::record::{Record, Severity};
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ const RECORD: Record<'_> = Record {
 fn matches(query: &str) -> bool {
     match parse(query).unwrap_or_else(|error| panic!("{query}: {error}")) {
         Expression::Log(filter) | Expression::Metric(Metric { filter, .. }) => filter.matches(&RECORD),
-        Expression::Constant(_) => panic!("{query} asks for no records"),
+        Expression::Constant(_) => panic!("{query} is not a query for records"),
     }
 }
 
@@ -86,7 +86,7 @@ fn queries_that_do_not_match() {
 }
 
 #[test]
-fn counts_are_read_with_window_and_group() {
+fn metric_queries_are_parsed_with_window_and_group() {
     let metric = |window_ms, per_second, group| Metric { filter: Filter::All, window_ms, per_second, group };
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     for (query, expect) in [
@@ -108,33 +108,33 @@ fn counts_are_read_with_window_and_group() {
 }
 
 #[test]
-fn what_is_wrong_or_left_out_is_named_with_its_column() {
+fn invalid_and_unsupported_queries_are_rejected_with_a_column() {
     for (query, column, part) in [
-        ("", 1, "begins with a selector"),
+        ("", 1, "expected a selector"),
         ("{service=\"x\"", 13, "`,` or `}`"),
-        ("{service=\"x\", ", 1, "this { is never closed"),
+        ("{service=\"x\", ", 1, "unclosed {"),
         ("{service}", 9, "= != =~ !~"),
-        ("{service=x}", 10, "in quotes"),
-        ("{service=\"x}", 10, "never closed"),
+        ("{service=x}", 10, "quoted string"),
+        ("{service=\"x}", 10, "unclosed quote"),
         ("{service=~\"(\"}", 11, "regular expression"),
-        ("{} |= x", 7, "in quotes"),
-        ("{} |> \"<_> x\"", 4, "a filter by pattern is not in the subset"),
-        ("{} |= ip(\"10.0.0.1\")", 7, "`ip(…)` is not in the subset"),
-        ("{} | line_format \"x\"", 6, "`line_format` is not in the subset"),
+        ("{} |= x", 7, "quoted string"),
+        ("{} |> \"<_> x\"", 4, "unsupported LogQL: pattern filters"),
+        ("{} |= ip(\"10.0.0.1\")", 7, "unsupported LogQL: `ip(…)`"),
+        ("{} | line_format \"x\"", 6, "unsupported LogQL: `line_format`"),
         ("{} | json a=\"b\"", 11, "`json` with parameters"),
-        ("{} | took > 5s", 13, "a time or size"),
-        ("{} | level > 5", 6, "by its word"),
-        ("{} | (a = 1", 6, "never closed"),
-        ("topk(5, rate({}[1m]))", 1, "`topk` is not in the subset"),
-        ("sum by (path) (rate({}[1m]))", 5, "a sum by anything but level"),
-        ("sum by (level, service_name) (rate({}[1m]))", 5, "a sum by anything but level"),
+        ("{} | took > 5s", 13, "duration or size"),
+        ("{} | level > 5", 6, "expected level ="),
+        ("{} | (a = 1", 6, "unclosed ("),
+        ("topk(5, rate({}[1m]))", 1, "unsupported LogQL: `topk`"),
+        ("sum by (path) (rate({}[1m]))", 5, "sum by labels other than level"),
+        ("sum by (level, service_name) (rate({}[1m]))", 5, "sum by labels other than level"),
         ("sum without (level) (rate({}[1m]))", 5, "`without`"),
         ("rate({}[1m] offset 5m)", 13, "`offset`"),
-        ("rate({}[1x])", 9, "a time such as 5m"),
-        ("rate({}[0s])", 9, "a time such as 5m"),
-        ("rate({})", 8, "here must be `[`"),
+        ("rate({}[1x])", 9, "such as 5m"),
+        ("rate({}[0s])", 9, "such as 5m"),
+        ("rate({})", 8, "expected `[`"),
         ("vector(1)+1", 11, "arithmetic"),
-        ("{} nonsense", 4, "is not understood here"),
+        ("{} nonsense", 4, "unexpected"),
     ] {
         let error = parse(query).expect_err(query);
         assert!(error.detail.contains(part) && error.column == column, "{query}: {error}, not {part} at {column}");
@@ -142,7 +142,7 @@ fn what_is_wrong_or_left_out_is_named_with_its_column() {
 }
 
 #[test]
-fn an_attribute_is_found_by_its_label() {
+fn an_attribute_is_found_by_its_label_name() {
     for attribute in ["status", "k8s.pod.name", "http.status_code", "user_id", "a.b.c"] {
         let Label::Fields(fields) = Label::named(&label_name(attribute)) else { panic!("{attribute}") };
         assert!(fields.contains(&Field::Attribute(attribute.to_owned())), "{attribute}: {fields:?}");
@@ -153,14 +153,14 @@ fn an_attribute_is_found_by_its_label() {
 
 proptest! {
     #[test]
-    fn any_text_is_read_or_refused(query in r#"[{}()\[\]|=~!<>"`,a-z0-9 .+-]{0,60}"#) {
+    fn any_text_is_parsed_or_rejected(query in r#"[{}()\[\]|=~!<>"`,a-z0-9 .+-]{0,60}"#) {
         if let Err(error) = parse(&query) {
             prop_assert!((1..=query.chars().count() + 1).contains(&error.column), "{error}");
         }
     }
 
     #[test]
-    fn any_name_with_dots_finds_itself(name in "[a-z]{1,4}([._][a-z]{1,3}){0,3}") {
+    fn a_label_name_resolves_to_the_attribute_with_dots(name in "[a-z]{1,4}([._][a-z]{1,3}){0,3}") {
         let Label::Fields(fields) = Label::named(&label_name(&name)) else { return Err(TestCaseError::fail("no field")) };
         let found = fields.contains(&Field::Attribute(name.clone())) || matches!(&*name, "host" | "service" | "level");
         prop_assert!(found, "{name}: {fields:?}");

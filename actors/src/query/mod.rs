@@ -1,10 +1,11 @@
-//! The pure core of reading: what is asked for, without a store, a socket or a clock.
+//! The pure core of the query API: queries without a store, a socket or a clock.
 //!
-//! - `filter` says which records are wanted, and decides it for one record; `text` is how texts are compared, `attribute`
-//!   how a value is found among the attributes. `language` reads a filter from what somebody typed.
-//! - `moment` and `hits` read times and steps; `page` is a place between records, `facets` counts values.
-//! - A filter means the same here, in `PostgreSQL` and in `SQLite`; what the three cannot do alike is not offered. So case
-//!   is ignored for the letters A to Z only, and a regular expression is that of the crate `regex` everywhere.
+//! - `filter` selects records and decides for a single one; `text` compares text, `attribute` finds attribute values,
+//!   and `language` parses a filter.
+//! - `time` and `hits` parse times and steps; `page` has positions between records, and `facets` counts values.
+//! - A filter means the same here, in `PostgreSQL` and in `SQLite`; features that these cannot implement alike are not
+//!   offered. Therefore case is ignored only for the letters A to Z, and regular expressions follow the crate `regex`
+//!   everywhere.
 
 pub mod filter;
 pub mod text;
@@ -12,38 +13,38 @@ mod pattern;
 pub(crate) mod attribute;
 pub mod language;
 pub mod logql;
-pub mod moment;
+pub mod time;
 pub mod hits;
 pub mod facets;
 pub mod page;
 pub mod windows;
 
 pub use self::filter::{Comparison, Field, Filter, SeverityRange, Test};
-pub use self::language::{BadQuery, parse};
-pub use self::text::{BadPattern, Text, TextKind};
+pub use self::language::{QueryError, parse};
+pub use self::text::{PatternError, Text, TextKind};
 
-/// Which records are wanted, as somebody has written it.
+/// A query for records, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// In our own language.
+pub enum QueryText {
+    /// In the query language of logweir.
     Query(String),
     /// In LogQL.
     LogQl(String),
 }
 
-impl Wanted {
-    /// What it means.
+impl QueryText {
+    /// Parses the query.
     ///
     /// # Errors
-    /// Says what is wrong, and at which column.
-    pub fn filter(&self) -> Result<Filter, BadQuery> {
+    /// The query is invalid; the error has the column.
+    pub fn filter(&self) -> Result<Filter, QueryError> {
         match self {
             Self::Query(text) => parse(text),
             Self::LogQl(text) => logql::parse_selector(text),
         }
     }
 
-    /// The parameter that it is given by, and its text.
+    /// The query parameter that carries the text, and the text.
     #[must_use]
     pub fn parameter(&self) -> (&'static str, &str) {
         match self {

@@ -1,61 +1,61 @@
-//! Pages of records, and the place between two records where one ends.
+//! Pages of records, and the positions between records where they end.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use logweir_engine::record::{Record, Severity};
 
-/// Times from `start_us` up to, not including, `end_us`, in microseconds since 1970.
+/// A time range from `start_us`, inclusive, to `end_us`, exclusive, in microseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Range {
-    /// The first moment.
+    /// Start, inclusive.
     pub start_us: i64,
-    /// The moment behind the last.
+    /// End, exclusive.
     pub end_us: i64,
 }
 
-/// Which way records are read.
+/// The order in which records are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// From the newest to the oldest.
+    /// From the latest to the oldest.
     #[default]
     Backward,
-    /// From the oldest to the newest.
+    /// From the oldest to the latest.
     Forward,
 }
 
-/// A record's place among all: by time, and among equals by id. No two records have the same.
+/// A record's unique position: by time, then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// Its time, in microseconds since 1970.
+    /// Event time in microseconds since the Unix epoch.
     pub ts_us: i64,
-    /// Its id.
+    /// Record id.
     pub id: i64,
 }
 
-/// A record as it was found.
+/// A record in a query result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// `lane_id << 44 | ordinal`.
     pub id: i64,
-    /// Event time in microseconds since 1970.
+    /// Event time in microseconds since the Unix epoch.
     pub ts_us: i64,
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
-    /// The program that wrote it.
+    /// The program that logged the record.
     pub service: String,
-    /// The machine it came from.
+    /// The host that it was logged on.
     pub host: String,
-    /// What it says.
+    /// The log message.
     pub message: String,
     /// The text of one JSON object, or empty.
     pub attributes: String,
 }
 
-/// The first byte of a cursor: what it is made of.
+/// The first byte of a cursor: its version.
 const VERSION: u8 = 1;
 
 impl Position {
-    /// As a cursor: opaque, and good for as long as the records are there.
+    /// Encodes the position as an opaque cursor, valid for as long as the records exist.
     #[must_use]
     pub fn cursor(&self) -> String {
         let mut bytes = vec![VERSION];
@@ -64,7 +64,7 @@ impl Position {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads a cursor.
+    /// Decodes a cursor.
     #[must_use]
     pub fn from_cursor(cursor: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
@@ -75,7 +75,7 @@ impl Position {
 }
 
 impl Found {
-    /// A copy of `record`.
+    /// Copies `record`.
     #[must_use]
     pub fn of(id: i64, record: &Record<'_>) -> Self {
         Self {
@@ -89,7 +89,7 @@ impl Found {
         }
     }
 
-    /// The record itself.
+    /// Borrows the record.
     #[must_use]
     pub fn record(&self) -> Record<'_> {
         Record {
@@ -102,13 +102,13 @@ impl Found {
         }
     }
 
-    /// Where it stands.
+    /// The record's position.
     #[must_use]
     pub fn position(&self) -> Position {
         Position { ts_us: self.ts_us, id: self.id }
     }
 
-    /// What it weighs in memory.
+    /// Size in memory, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.service.len() + self.host.len() + self.message.len() + self.attributes.len()
@@ -116,7 +116,7 @@ impl Found {
 }
 
 impl Range {
-    /// Whether `ts_us` lies in it.
+    /// Whether `ts_us` is in the range.
     #[must_use]
     pub fn holds(&self, ts_us: i64) -> bool {
         (self.start_us..self.end_us).contains(&ts_us)
@@ -124,7 +124,7 @@ impl Range {
 }
 
 impl Direction {
-    /// Whether `position` comes after `after` this way.
+    /// Whether `position` comes after `after` in this direction.
     #[must_use]
     pub fn is_behind(self, position: Position, after: Position) -> bool {
         match self {
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_read_back() {
+    fn a_cursor_is_decoded_to_its_position() {
         for position in [Position { ts_us: -5, id: 1 }, Position { ts_us: i64::MAX, id: i64::MIN }] {
             assert_eq!(Position::from_cursor(&position.cursor()), Some(position));
         }

@@ -1,16 +1,16 @@
-//! A regular expression of the crate `regex`, written as one of `PostgreSQL` that matches the same texts.
+//! Translates a regular expression of the crate `regex` into one of `PostgreSQL` that matches the same texts.
 //!
-//! What is translated is not the text but what it means: classes become ranges of code points, ignored case has become
-//! classes before. So nothing depends on a locale, a collation or a difference between two dialects; what `PostgreSQL`
-//! cannot say is refused, for every store alike.
+//! The translation works on the parsed expression: classes become ranges of code points, and case insensitivity has
+//! already become classes. The result therefore depends on no locale, no collation, and no difference between the two
+//! dialects; expressions that `PostgreSQL` cannot represent are rejected for every store.
 
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
-/// The most repetitions that `PostgreSQL` counts.
+/// Maximum repetition count of `PostgreSQL`.
 const REPETITIONS_MAX: u32 = 255;
 
-/// `expression` for `PostgreSQL`, or why there is no such thing.
+/// Translates `expression`, or returns why that is impossible.
 pub(super) fn postgres(expression: &str) -> Result<String, String> {
     let hir = ParserBuilder::new().build().parse(expression).map_err(|error| error.to_string())?;
     let mut out = String::with_capacity(expression.len() * 2);
@@ -18,12 +18,12 @@ pub(super) fn postgres(expression: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Appends `hir` as one atom, or a sequence of atoms inside `(?:…)`.
+/// Appends `hir` as one atom, or as a sequence of atoms inside `(?:…)`.
 fn write(out: &mut String, hir: &Hir) -> Result<(), String> {
     match hir.kind() {
         HirKind::Empty => out.push_str("(?:)"),
         HirKind::Literal(literal) => {
-            let text = std::str::from_utf8(&literal.0).map_err(|_| "it matches parts of characters")?;
+            let text = std::str::from_utf8(&literal.0).map_err(|_| "matching parts of a character is not supported")?;
             out.push_str("(?:");
             text.chars().for_each(|letter| push_letter(out, letter));
             out.push(')');
@@ -33,9 +33,9 @@ fn write(out: &mut String, hir: &Hir) -> Result<(), String> {
         HirKind::Repetition(repetition) => {
             let max = repetition.max;
             if repetition.min > REPETITIONS_MAX || max.is_some_and(|max| max > REPETITIONS_MAX) {
-                return Err(format!("a repetition counts to {REPETITIONS_MAX} at most"));
+                return Err(format!("repetition counts above {REPETITIONS_MAX} are not supported"));
             }
-            // A quantifier may not follow an assertion itself.
+            // A quantifier must not directly follow an assertion.
             out.push_str("(?:");
             write(out, &repetition.sub)?;
             out.push(')');
@@ -51,13 +51,13 @@ fn write(out: &mut String, hir: &Hir) -> Result<(), String> {
             parts.iter().try_for_each(|part| write(out, part))?;
             out.push(')');
         }
-        HirKind::Alternation(ways) => {
+        HirKind::Alternation(interpretations) => {
             out.push_str("(?:");
-            for (nth, way) in ways.iter().enumerate() {
+            for (nth, alternative) in interpretations.iter().enumerate() {
                 if nth > 0 {
                     out.push('|');
                 }
-                write(out, way)?;
+                write(out, alternative)?;
             }
             out.push(')');
         }
@@ -85,7 +85,7 @@ fn write_class(out: &mut String, class: &Class) {
         Class::Unicode(class) => class.iter().map(|range| (range.start(), range.end())).collect(),
         Class::Bytes(class) => class.iter().map(|range| (range.start().into(), range.end().into())).collect(),
     };
-    // NUL stands in no text, and in no pattern.
+    // NUL occurs in no text and in no pattern.
     let ranges = ranges.into_iter().filter(|&(_, end)| end > '\0').map(|(start, end)| (start.max('\u{1}'), end));
     let before = out.len();
     out.push('[');
@@ -97,7 +97,7 @@ fn write_class(out: &mut String, class: &Class) {
         }
     }
     if out.len() == before + 1 {
-        // Nothing is in the class: what follows the end of the text never matches.
+        // An empty class: a lookahead that never matches.
         out.truncate(before);
         out.push_str("(?:(?!))");
         return;
@@ -118,7 +118,7 @@ fn assertion(look: Look) -> Result<String, String> {
         Look::WordAsciiNegate => inside(word(r"(?-u:\w)")?),
         Look::WordUnicode => boundary(word(r"\w")?),
         Look::WordUnicodeNegate => inside(word(r"\w")?),
-        _ => return Err("beginnings and ends of words other than \\b, and (?R), are not understood here".to_owned()),
+        _ => return Err("word boundaries other than \\b, and (?R), are not supported".to_owned()),
     })
 }
 
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_means_is_translated() {
+    fn expressions_are_translated_by_meaning() {
         for (expression, translated) in [
             ("ab", "(?:ab)"),
             ("a|b", r"[\u0061-\u0062]"),

@@ -1,7 +1,7 @@
-//! How texts are compared: everything becomes one regular expression of the crate `regex`, which the stores translate.
+//! Text comparison: every kind becomes a regular expression of the crate `regex`, which the stores translate.
 //!
-//! A word ends where no letter, digit or underscore follows. Everything above ASCII counts as a letter: what is one
-//! depends on a database's locale, and must not depend on which store is asked.
+//! A word ends where no letter, digit or underscore follows. Every character above ASCII counts as a letter, because
+//! what is a letter depends on a database's locale, and results must not depend on the store.
 
 use std::fmt;
 
@@ -9,68 +9,68 @@ use regex::{Regex, RegexBuilder};
 
 use super::pattern;
 
-/// Longest pattern in bytes.
+/// Maximum length of a pattern in bytes.
 pub const PATTERN_BYTES_MAX: usize = 1024;
 
-/// What a compiled pattern may weigh.
+/// Maximum size of a compiled pattern in bytes.
 const COMPILED_BYTES_MAX: usize = 1 << 20;
 
-/// What a word is not made of.
+/// A character that is not part of a word.
 const OUTSIDE: &str = r"[^0-9A-Za-z_\x{80}-\x{10FFFF}]";
 
-/// A way to compare texts, ready to use.
+/// A compiled text comparison.
 #[derive(Clone)]
 pub struct Text {
-    /// What is looked for.
+    /// The text or regular expression to search for.
     pattern: String,
     kind: TextKind,
-    /// Whether A to Z differ from a to z. A regular expression says itself what differs.
+    /// Whether A to Z and a to z are distinct. A regular expression specifies this itself.
     case_sensitive: bool,
     regex: Regex,
-    /// The same for `PostgreSQL`.
+    /// The equivalent regular expression of `PostgreSQL`.
     postgres: String,
 }
 
-/// Where the pattern must stand.
+/// Where the pattern must match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextKind {
-    /// Anywhere, but no word goes on before or after it: a word, or a phrase of several.
+    /// Anywhere, as whole words: a word or a phrase.
     Words,
-    /// Anywhere, but no word goes on before it.
+    /// Anywhere, at the start of a word.
     WordsFrom,
-    /// Anywhere, but no word goes on after it.
+    /// Anywhere, at the end of a word.
     WordsTo,
     /// Anywhere.
     Substring,
-    /// At the beginning.
+    /// At the start.
     Prefix,
     /// At the end.
     Suffix,
-    /// It is a regular expression that matches anywhere.
+    /// The pattern is a regular expression that matches anywhere.
     Regex,
 }
 
-/// Why something is no pattern.
+/// An invalid pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct BadPattern(String);
+pub struct PatternError(String);
 
 impl Text {
-    /// A pattern.
+    /// Compiles a pattern.
     ///
     /// # Errors
-    /// It is no regular expression, or too long.
-    pub fn new(kind: TextKind, pattern: impl Into<String>, case_sensitive: bool) -> Result<Self, BadPattern> {
+    /// The regular expression is invalid or too large, or the pattern is too long.
+    pub fn new(kind: TextKind, pattern: impl Into<String>, case_sensitive: bool) -> Result<Self, PatternError> {
         let pattern = pattern.into();
         if pattern.len() > PATTERN_BYTES_MAX {
-            return Err(BadPattern(format!("a text to look for has at most {PATTERN_BYTES_MAX} bytes")));
+            return Err(PatternError(format!("pattern too long: expected at most {PATTERN_BYTES_MAX} bytes")));
         }
-        let unusable = |detail: String| BadPattern(format!("the regular expression cannot be used: {detail}"));
+        let unusable = |detail: String| PatternError(format!("invalid regular expression: {detail}"));
         let expression = expression(kind, &pattern, case_sensitive);
         let regex = RegexBuilder::new(&expression).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
             let detail = match error {
-                regex::Error::CompiledTooBig(_) => "it would become too large".to_owned(),
-                // The last line names the mistake; those before it draw where it is.
+                regex::Error::CompiledTooBig(_) => "it is too large when compiled".to_owned(),
+                // The last line describes the error; those before it show where it is.
                 error => error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
             };
             unusable(detail)
@@ -79,37 +79,37 @@ impl Text {
         Ok(Self { pattern, kind, case_sensitive, regex, postgres })
     }
 
-    /// Whether `text` is like it.
+    /// Whether `text` matches.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }
 
-    /// What is looked for.
+    /// The text or regular expression to search for.
     #[must_use]
     pub fn pattern(&self) -> &str {
         &self.pattern
     }
 
-    /// Where it must stand.
+    /// Where the pattern must match.
     #[must_use]
     pub fn kind(&self) -> TextKind {
         self.kind
     }
 
-    /// Whether A to Z differ from a to z.
+    /// Whether A to Z and a to z are distinct.
     #[must_use]
     pub fn case_sensitive(&self) -> bool {
         self.case_sensitive
     }
 
-    /// The whole of it as a regular expression of the crate `regex`.
+    /// The equivalent regular expression of the crate `regex`.
     #[must_use]
     pub fn expression(&self) -> &str {
         self.regex.as_str()
     }
 
-    /// The whole of it as a regular expression of `PostgreSQL`.
+    /// The equivalent regular expression of `PostgreSQL`.
     #[must_use]
     pub(crate) fn postgres(&self) -> &str {
         &self.postgres
@@ -144,7 +144,7 @@ fn expression(kind: TextKind, pattern: &str, case_sensitive: bool) -> String {
     }
 }
 
-/// A regular expression for `text` itself.
+/// Escapes `text` as a regular expression.
 fn literal(text: &str, case_sensitive: bool) -> String {
     let mut expression = String::with_capacity(text.len() * 2);
     for letter in text.chars() {
@@ -157,8 +157,8 @@ fn literal(text: &str, case_sensitive: bool) -> String {
     expression
 }
 
-/// The number that `text` is in decimal notation. What a double cannot hold is none; that is said by counting digits, so that
-/// a database can say the same with a regular expression.
+/// Parses decimal notation. Numbers that a double cannot represent are rejected by counting digits, so that a database
+/// can decide the same with a regular expression.
 #[must_use]
 pub fn number(text: &str) -> Option<f64> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);

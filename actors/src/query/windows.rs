@@ -1,18 +1,18 @@
-//! Counts over windows that overlap, put together from counts of steps that do not.
+//! Counts over overlapping windows, computed from counts over steps that do not overlap.
 //!
 //! ```text
-//!  steps     |  |  |  |  |  |  |  |  |       as long as step and window have in common
-//!  windows   [--------)                      `count_over_time(… [window])` at each point: what came before it
+//!  steps     |  |  |  |  |  |  |  |  |       greatest common divisor of step and window
+//!  windows   [--------)                      `count_over_time(… [window])` at each point: the window before it
 //!                  [--------)
 //! ```
-//! Points lie on multiples of the step, so that a graph that is drawn again a second later is the same.
+//! Points are multiples of the step, so that a graph that is refreshed a second later is the same.
 
 use super::page::Range;
 
-/// Steps that may be counted for one question: what Prometheus allows of points.
+/// Maximum number of steps per request, equal to Prometheus' limit on points.
 pub const STEPS_MAX: i64 = 11_000;
 
-/// The lengths that a window by itself is counted in, in microseconds, the longest first.
+/// Part lengths for a single window in microseconds, longest first.
 const PARTS_US: [i64; 13] = [
     86_400_000_000,
     3_600_000_000,
@@ -28,29 +28,29 @@ const PARTS_US: [i64; 13] = [
     10_000,
     1_000,
 ];
-/// So many parts a window by itself should have: it ends by one of them later than it is asked for, at most.
+/// Minimum number of parts in a single window: its end is rounded up by at most one of them.
 const PARTS_MIN: i64 = 200;
 
-/// Where counts are wanted, and what must be counted for them.
+/// The windows to count, and the parts to count them from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// The first point, in microseconds since 1970.
+    /// The first point, in microseconds since the Unix epoch.
     pub first_us: i64,
-    /// From one point to the next.
+    /// Distance between points, in microseconds.
     pub step_us: i64,
-    /// How many points.
+    /// Number of points.
     pub points: usize,
-    /// How far a window reaches back from its point.
+    /// Length of the window before each point, in microseconds.
     pub window_us: i64,
-    /// What is counted by itself: divides step and window.
+    /// Length of the parts that are counted; divides step and window.
     pub part_us: i64,
 }
 
 impl Windows {
-    /// A window of `window_us` at each multiple of `step_us` in `range`, its end included.
+    /// A window of `window_us` at each multiple of `step_us` in `range`, including its end.
     ///
     /// # Errors
-    /// There would be too much to count.
+    /// There would be more than [`STEPS_MAX`] parts.
     pub fn over(range: Range, step_us: i64, window_us: i64) -> Result<Self, String> {
         let (step_us, window_us) = (step_us.max(1_000), window_us.max(1_000));
         let first_us = range.start_us.div_euclid(step_us).saturating_mul(step_us);
@@ -59,15 +59,15 @@ impl Windows {
         let parts = (points.saturating_mul(step_us) + window_us) / part_us;
         if parts > STEPS_MAX {
             return Err(format!(
-                "{parts} steps would have to be counted, and there may be {STEPS_MAX}: ask for a shorter time or a longer \
-                 step, and for a window that is a multiple of it"
+                "too many steps: {parts} exceed the limit of {STEPS_MAX}; use a shorter range, a longer step, or a window \
+                 that is a multiple of the step"
             ));
         }
         Ok(Self { first_us, step_us, points: usize::try_from(points).unwrap_or(0), window_us, part_us })
     }
 
-    /// The one window that ends at `at_us`, or a half percent later: at the next whole part. One that cannot be divided well
-    /// is made longer by less than a part.
+    /// A single window that ends at `at_us`, rounded up to the next part, which is at most 0.5 % of it. If its length
+    /// is not a multiple of any part length, it is extended by less than one part.
     #[must_use]
     pub fn at(at_us: i64, window_us: i64) -> Self {
         let window_us = window_us.max(1_000);
@@ -80,18 +80,18 @@ impl Windows {
         Self { first_us, step_us: window_us, points: 1, window_us, part_us }
     }
 
-    /// What has to be counted, from the first window's beginning to the last one's end.
+    /// The range to count, from the start of the first window to the end of the last one.
     #[must_use]
     pub fn range(&self) -> Range {
         let last = i64::try_from(self.points).unwrap_or(i64::MAX).saturating_sub(1).saturating_mul(self.step_us);
         Range { start_us: self.first_us - self.window_us, end_us: self.first_us.saturating_add(last) }
     }
 
-    /// The count of each window, from the counts of the parts of [`Windows::range`].
+    /// Sums the counts of the parts of [`Windows::range`] for each window.
     #[must_use]
     pub fn sums(&self, parts: &[u64]) -> Vec<u64> {
         let (width, step) = (self.parts(self.window_us), self.parts(self.step_us));
-        // Sums up to each part: a window is the difference of two of them.
+        // Prefix sums: the count of a window is the difference of two of them.
         let mut up_to = Vec::with_capacity(parts.len() + 1);
         up_to.push(0_u64);
         for count in parts {
@@ -101,7 +101,7 @@ impl Windows {
         (0..self.points).map(|point| upto(point * step + width) - upto(point * step)).collect()
     }
 
-    /// The time of a point.
+    /// The time of a point, in microseconds since the Unix epoch.
     #[must_use]
     pub fn point_us(&self, point: usize) -> i64 {
         self.first_us + i64::try_from(point).unwrap_or(0) * self.step_us
@@ -112,7 +112,7 @@ impl Windows {
     }
 }
 
-/// The longest time that both are multiples of.
+/// Greatest common divisor.
 fn common(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { common(b, a % b) }
 }
@@ -126,19 +126,19 @@ mod tests {
     const SECOND: i64 = 1_000_000;
 
     #[test]
-    fn points_lie_on_multiples_and_each_has_its_window_before_it() {
+    fn points_are_multiples_of_the_step_and_end_their_windows() {
         let windows = Windows::over(Range { start_us: 95 * SECOND, end_us: 130 * SECOND }, 10 * SECOND, 15 * SECOND);
         let windows = windows.unwrap();
         assert_eq!((windows.first_us, windows.points, windows.part_us), (90 * SECOND, 5, 5 * SECOND));
         assert_eq!(windows.range(), Range { start_us: 75 * SECOND, end_us: 130 * SECOND });
-        // One record in each part: three in each window.
+        // One record in each part gives three in each window.
         assert_eq!(windows.sums(&[1; 11]), [3, 3, 3, 3, 3]);
         assert_eq!(windows.sums(&[1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 9]), [1, 2, 0, 0, 9]);
         assert_eq!(windows.point_us(4), 130 * SECOND);
     }
 
     #[test]
-    fn a_window_by_itself_ends_now() {
+    fn a_single_window_ends_at_the_given_time() {
         for (window_ms, part_ms, counted_ms) in [
             (300_000, 1_000, 300_000),
             (1_501_000, 1_000, 1_501_000),
@@ -160,17 +160,17 @@ mod tests {
     }
 
     #[test]
-    fn too_much_is_refused() {
+    fn too_many_steps_are_rejected() {
         let day = Range { start_us: 0, end_us: 86_400 * SECOND };
         assert!(Windows::over(day, SECOND, 60 * SECOND).is_err());
         assert!(Windows::over(day, 10 * SECOND, 60 * SECOND).is_ok());
-        assert!(Windows::over(day, 60 * SECOND, 61 * SECOND).is_err(), "parts of a second");
+        assert!(Windows::over(day, 60 * SECOND, 61 * SECOND).is_err(), "the parts would have one second");
     }
 
     proptest! {
-        /// Checked against counting each record in each window.
+        /// Compared with counting each record in each window.
         #[test]
-        fn sums_are_what_counting_gives(
+        fn sums_equal_direct_counts(
             records in proptest::collection::vec(0_i64..100, 0..50), start in 20_i64..50, length in 0_i64..50,
             step in 1_i64..12, window in 1_i64..20,
         ) {

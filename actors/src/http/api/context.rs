@@ -1,12 +1,12 @@
-//! `GET /api/v1/context`: what the same service on the same host logged around one record.
+//! `GET /api/v1/context`: records that the same service logged on the same host around one record.
 
 use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::described::{READ, Read};
-use super::asked::{Asked, bad};
+use super::super::answer::{Answer, HttpError};
+use super::super::error_responses::{QUERIES, QueryErrors};
+use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::RecordBody;
 use crate::query::page::Position;
 
@@ -24,31 +24,37 @@ struct Body<'a> {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = READ,
+    tag = QUERIES,
     path = "/api/v1/context",
     params(
-        ("id" = String, Query, description = "the record's id"),
-        ("ts" = String, Query, description = "the record's ts"),
-        ("before" = Option<usize>, Query, description = "records before it; 10"),
-        ("after" = Option<usize>, Query, description = "records after it; 10"),
+        ("id" = String, Query, description = "The `id` of the record."),
+        ("ts" = String, Query, description = "The `ts` of the record."),
+        ("before" = Option<usize>, Query, description = "Number of records before it; default 10."),
+        ("after" = Option<usize>, Query, description = "Number of records after it; default 10."),
     ),
     responses(
-        (status = 200, description = "what the same service on the same host logged around a record", body = Body<'_>),
-        Read,
+        (status = 200, description = "Records that the same service logged on the same host around the given one.", body = Body<'_>),
+        QueryErrors,
     )
 )]
-pub async fn context(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let id = asked.text("id")?.and_then(|id| id.parse().ok());
-    let ts_us = asked.moment("ts")?;
-    let (before, after) = (asked.number("before", 10, 0, 1_000)?, asked.number("after", 10, 0, 1_000)?);
-    asked.finish()?;
+pub async fn context(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let id = parameters.text("id")?.and_then(|id| id.parse().ok());
+    let ts_us = parameters.time_us("ts")?;
+    let (before, after) = (parameters.number("before", 10, 0, 1_000)?, parameters.number("after", 10, 0, 1_000)?);
+    parameters.finish()?;
     let (Some(id), Some(ts_us)) = (id, ts_us) else {
-        return Err(bad("a record is named by its id and its ts, as they stand in the record".to_owned()));
+        return Err(bad_parameter(
+            "missing or invalid parameter: expected both id and ts, as they are in the record".to_owned(),
+        ));
     };
     let found = shared.searcher()?.context(Position { ts_us, id }, before, after).await?;
     let Some(context) = found else {
-        return Err(Refused::new(404, "no_such_record", "there is no record with this id and ts (any more)"));
+        return Err(HttpError::new(
+            404,
+            "record_not_found",
+            "no record has this id and ts: it may have been removed by the retention",
+        ));
     };
     Ok(Answer::json(
         200,

@@ -1,4 +1,4 @@
-// Forms for the paths that openapi.json describes. Texts go in as text, never as HTML.
+// Forms for the endpoints described by openapi.json. Text is inserted as text, never as HTML.
 
 const SHOWN_MAX = 200_000;
 
@@ -13,7 +13,7 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-/** What the form asks: a URL, and what goes with it. */
+/** The request described by the form: a URL and its options. */
 function asked(form, method, path, described) {
   const given = new FormData(form);
   const request = { method, headers: headers() };
@@ -30,7 +30,7 @@ function asked(form, method, path, described) {
   return [query.size ? `${filled}?${query}` : filled, request];
 }
 
-/** Shows the answer as it comes: what is live has no end, and is stopped by the next one, by `Stop`, or when it is long. */
+/** Shows the response as it arrives. A live stream ends with the next request, with `Stop`, or when it gets too long. */
 async function send(event, method, path, described, output, stop) {
   event.preventDefault();
   stop.onclick?.();
@@ -58,7 +58,7 @@ async function send(event, method, path, described, output, stop) {
     }
     show(head + (isJson ? JSON.stringify(JSON.parse(text), null, 2) : text).slice(0, SHOWN_MAX));
   } catch (error) {
-    if (!abort.signal.aborted) show(`\nno answer: ${error.message}`);
+    if (!abort.signal.aborted) show(`\nrequest failed: ${error.message}`);
   }
   if (!abort.signal.aborted) stop.hidden = true;
 }
@@ -89,7 +89,7 @@ try {
   const tags = new Map();
   for (const [path, methods] of Object.entries(paths)) {
     for (const [method, described] of Object.entries(methods)) {
-      // Where there are both, POST is the same with the parameters as a form.
+      // Where both methods exist, POST is the same with the parameters as a form.
       if (method === "post" && methods.get) continue;
       const tag = described.tags?.[0] ?? "";
       if (!tags.has(tag)) tags.set(tag, []);
@@ -98,5 +98,5 @@ try {
   }
   main.replaceChildren(...[...tags].flatMap(([tag, sections]) => [element("h2", { textContent: tag }), ...sections]));
 } catch (error) {
-  main.replaceChildren(element("p", { textContent: `The description cannot be read: ${error.message}` }));
+  main.replaceChildren(element("p", { textContent: `Cannot load the API description: ${error.message}` }));
 }

@@ -4,12 +4,12 @@ use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::described::{READ, Read};
-use super::asked::{Asked, bad};
+use super::super::answer::{Answer, HttpError};
+use super::super::error_responses::{QUERIES, QueryErrors};
+use super::query_parameters::{QueryParameters, bad_parameter};
 use crate::query::facets::Facet;
 
-/// Fields that one request may ask for.
+/// Maximum number of fields per request.
 const FIELDS_MAX: usize = 32;
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -22,30 +22,30 @@ struct Body {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = READ,
+    tag = QUERIES,
     path = "/api/v1/facets",
     params(
-        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
-        ("end" = Option<String>, Query, description = "the moment behind the last, in the same forms; now"),
-        ("fields" = Option<String>, Query, description = "names with commas; severity,service,host"),
-        ("limit" = Option<usize>, Query, description = "values of each field; 10"),
+        ("query" = Option<String>, Query, description = "Filter in the query language; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339, a Unix timestamp (s, ms, µs or ns), now, now-15m or -15m; default one hour before end."),
+        ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
+        ("fields" = Option<String>, Query, description = "Comma-separated field names; default severity,service,host."),
+        ("limit" = Option<usize>, Query, description = "Maximum number of values per field; default 10."),
     ),
     responses(
-        (status = 200, description = "the most frequent values of fields", body = Body),
-        Read,
+        (status = 200, description = "Most frequent values of fields.", body = Body),
+        QueryErrors,
     )
 )]
-pub async fn facets(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let (filter, range, mut fields) = (asked.filter()?, asked.range()?, asked.list("fields")?);
-    let limit = asked.number("limit", 10, 1, 1_000)?;
-    asked.finish()?;
+pub async fn facets(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let (filter, range, mut fields) = (parameters.filter()?, parameters.range()?, parameters.list("fields")?);
+    let limit = parameters.number("limit", 10, 1, 1_000)?;
+    parameters.finish()?;
     if fields.is_empty() {
         fields = ["severity", "service", "host"].map(str::to_owned).into();
     }
     if fields.len() > FIELDS_MAX {
-        return Err(bad(format!("fields names more than {FIELDS_MAX}")));
+        return Err(bad_parameter(format!("invalid fields: expected at most {FIELDS_MAX} names")));
     }
     let sampled = shared.searcher()?.facets(&filter, range, fields, limit).await?;
     Ok(Answer::json(200, &Body { facets: sampled.value, sampled: sampled.sampled }))

@@ -1,12 +1,12 @@
-//! `GET /api/v1/fields` and `/api/v1/services`: what can be asked for.
+//! `GET /api/v1/fields` and `/api/v1/services`: the names that can be queried.
 
 use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::described::{READ, Read};
-use super::asked::Asked;
+use super::super::answer::{Answer, HttpError};
+use super::super::error_responses::{QUERIES, QueryErrors};
+use super::query_parameters::QueryParameters;
 use crate::query::facets::NameCount;
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -26,47 +26,47 @@ struct Service {
     records: u64,
 }
 
-/// The names of attributes.
+/// Attribute names.
 #[utoipa::path(
     get,
-    tag = READ,
+    tag = QUERIES,
     path = "/api/v1/fields",
     params(
-        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
-        ("end" = Option<String>, Query, description = "the moment behind the last, in the same forms; now"),
+        ("query" = Option<String>, Query, description = "Filter in the query language; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339, a Unix timestamp (s, ms, µs or ns), now, now-15m or -15m; default one hour before end."),
+        ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
     ),
     responses(
-        (status = 200, description = "names of attributes", body = Fields),
-        Read,
+        (status = 200, description = "Attribute names and the number of records with each.", body = Fields),
+        QueryErrors,
     )
 )]
-pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let (filter, range) = (asked.filter()?, asked.range()?);
-    asked.finish()?;
+pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let (filter, range) = (parameters.filter()?, parameters.range()?);
+    parameters.finish()?;
     let sampled = shared.searcher()?.fields(&filter, range).await?;
     Ok(Answer::json(200, &Fields { fields: sampled.value, sampled: sampled.sampled }))
 }
 
-/// The names of services.
+/// Service names.
 #[utoipa::path(
     get,
-    tag = READ,
+    tag = QUERIES,
     path = "/api/v1/services",
     params(
-        ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
-        ("end" = Option<String>, Query, description = "the moment behind the last, in the same forms; now"),
+        ("start" = Option<String>, Query, description = "RFC 3339, a Unix timestamp (s, ms, µs or ns), now, now-15m or -15m; default one hour before end."),
+        ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
     ),
     responses(
-        (status = 200, description = "services and how many records they have", body = Services),
-        Read,
+        (status = 200, description = "Service names and their numbers of records.", body = Services),
+        QueryErrors,
     )
 )]
-pub async fn services(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let range = asked.range()?;
-    asked.finish()?;
+pub async fn services(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let range = parameters.range()?;
+    parameters.finish()?;
     let services = shared.searcher()?.services(range).await?;
     let service = |NameCount { name, count }| Service { name, records: count };
     Ok(Answer::json(200, &Services { services: services.into_iter().map(service).collect() }))

@@ -1,12 +1,12 @@
-//! `GET /api/v1/hits`: how many records there are per step of time.
+//! `GET /api/v1/hits`: number of records per time step.
 
 use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::described::{READ, Read};
-use super::asked::Asked;
+use super::super::answer::{Answer, HttpError};
+use super::super::error_responses::{QUERIES, QueryErrors};
+use super::query_parameters::QueryParameters;
 use crate::query::hits::{By, Series};
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -23,25 +23,25 @@ struct Body {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = READ,
+    tag = QUERIES,
     path = "/api/v1/hits",
     params(
-        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
-        ("end" = Option<String>, Query, description = "the moment behind the last, in the same forms; now"),
-        ("step" = Option<String>, Query, description = "auto, or a duration such as 30s, 1m, 6h"),
-        ("by" = Option<String>, Query, description = "severity or service"),
+        ("query" = Option<String>, Query, description = "Filter in the query language; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339, a Unix timestamp (s, ms, µs or ns), now, now-15m or -15m; default one hour before end."),
+        ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
+        ("step" = Option<String>, Query, description = "auto or a duration such as 30s, 1m or 6h; default auto."),
+        ("by" = Option<String>, Query, description = "severity or service; default severity."),
     ),
     responses(
-        (status = 200, description = "counts per step of time", body = Body),
-        Read,
+        (status = 200, description = "Record counts per time step.", body = Body),
+        QueryErrors,
     )
 )]
-pub async fn hits(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, Refused> {
-    let mut asked = Asked::of(&request)?;
-    let (filter, range, step_us) = (asked.filter()?, asked.range()?, asked.step()?);
-    let by = asked.word("by", By::Severity, &[("severity", By::Severity), ("service", By::Service)])?;
-    asked.finish()?;
+pub async fn hits(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
+    let mut parameters = QueryParameters::of(&request)?;
+    let (filter, range, step_us) = (parameters.filter()?, parameters.range()?, parameters.step()?);
+    let by = parameters.word("by", By::Severity, &[("severity", By::Severity), ("service", By::Service)])?;
+    parameters.finish()?;
     let histogram = shared.searcher()?.hits(&filter, range, step_us, by).await?;
     let steps = histogram.steps;
     Ok(Answer::json(

@@ -1,4 +1,4 @@
-//! `GET /api/v1/openapi.json`, made from the handlers, and `GET /api/v1/docs`, a page to try it.
+//! `GET /api/v1/openapi.json`, generated from the handlers, and `GET /api/v1/docs`, a page to try the API.
 
 use actix_web::web;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -11,7 +11,7 @@ use super::super::{Shared, alerts, dead_letters, loki, pipeline, status, tail};
 #[openapi(
     info(
         title = "logweir",
-        description = "Reading logs. Requests need a query token as soon as auth.query_tokens are set; what changes dead letters needs one of auth.admin_tokens."
+        description = "Query API for logs. If auth.query_tokens is set, requests require a query token; requests that change dead letters require a token from auth.admin_tokens."
     ),
     security((), ("token" = [])),
     modifiers(&Token),
@@ -34,7 +34,7 @@ use super::super::{Shared, alerts, dead_letters, loki, pipeline, status, tail};
 )]
 struct Description;
 
-/// How a token is sent.
+/// Declares how a token is sent.
 struct Token;
 
 impl Modify for Token {
@@ -45,8 +45,8 @@ impl Modify for Token {
 }
 
 fn description() -> utoipa::openapi::OpenApi {
-    let mut description = Description::openapi().merge_from(loki::Described::openapi());
-    // Handlers of two protocols have the same names, and some paths two methods: an operation must be named once.
+    let mut description = Description::openapi().merge_from(loki::LokiApi::openapi());
+    // Handlers of two protocols share names, and some paths have two methods, but an operation id must be unique.
     for (path, item) in &mut description.paths.paths {
         for (method, operation) in [("get", &mut item.get), ("post", &mut item.post)] {
             if let Some(operation) = operation {
@@ -58,10 +58,10 @@ fn description() -> utoipa::openapi::OpenApi {
     description
 }
 
-/// What the page may load: only itself.
+/// Content security policy of the page: it may load only itself.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'";
 
-/// The description.
+/// The API description.
 pub async fn openapi(_shared: web::Data<Shared>) -> Answer {
     Answer::json(200, &description())
 }
@@ -78,7 +78,7 @@ pub async fn script(_shared: web::Data<Shared>) -> Answer {
         .with_header("X-Content-Type-Options", "nosniff")
 }
 
-/// Its style.
+/// Its style sheet.
 pub async fn style(_shared: web::Data<Shared>) -> Answer {
     Answer::text("text/css; charset=utf-8", include_str!("docs.css").to_owned())
         .with_header("X-Content-Type-Options", "nosniff")
@@ -127,24 +127,25 @@ mod tests {
         );
         let (mut schemas, mut operations) = (Vec::new(), std::collections::BTreeSet::new());
         for (path, methods) in paths {
-            for (method, described) in methods.as_object().unwrap() {
-                let none_to_give = ["alerts", "pipeline", "status", "labels"].iter().any(|name| path.ends_with(name));
-                let parameters = described["parameters"].as_array().map_or(0, Vec::len);
-                assert!(none_to_give || parameters >= 1, "{method} {path}");
-                let responses = &described["responses"];
+            for (method, operation) in methods.as_object().unwrap() {
+                let has_no_parameters =
+                    ["alerts", "pipeline", "status", "labels"].iter().any(|name| path.ends_with(name));
+                let parameters = operation["parameters"].as_array().map_or(0, Vec::len);
+                assert!(has_no_parameters || parameters >= 1, "{method} {path}");
+                let responses = &operation["responses"];
                 let upgraded = path == "/loki/api/v1/tail" && responses["101"].is_object();
                 assert!(upgraded || responses["200"]["content"].is_object(), "{method} {path}");
                 assert!(responses["401"]["content"].is_object() && responses["503"].is_object(), "{method} {path}");
                 assert!(
-                    operations.insert(described["operationId"].to_string()),
-                    "{method} {path} has a name of its own"
+                    operations.insert(operation["operationId"].to_string()),
+                    "the operation id of {method} {path} is not unique"
                 );
-                schemas.push(described.to_string());
+                schemas.push(operation.to_string());
             }
         }
         for reference in schemas.iter().flat_map(|text| text.split("#/components/schemas/").skip(1)) {
             let name = reference.split('"').next().unwrap();
-            assert!(text["components"]["schemas"][name].is_object(), "{name} is described");
+            assert!(text["components"]["schemas"][name].is_object(), "{name} is not described");
         }
     }
 }

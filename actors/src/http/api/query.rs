@@ -1,8 +1,8 @@
-//! `GET /api/v1/query`: records, a page at a time or streamed.
+//! `GET /api/v1/query`: records, one page at a time or streamed.
 //!
-//! A stream is made of pages too: the next one is read when the client has taken the one before. So a client that is slow
-//! holds neither a transaction nor memory, and one that goes away stops it. A page that cannot be read cuts the stream off:
-//! what looks complete is complete.
+//! A stream consists of pages, too: the next one is read when the client has consumed the previous one. A slow client
+//! therefore holds neither a transaction nor memory, and a disconnected one ends the query. A page that cannot be read
+//! aborts the stream, so that an incomplete response never looks complete.
 
 use std::time::Instant;
 
@@ -14,18 +14,18 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::described::{READ, Read};
-use super::asked::{Asked, bad};
+use super::super::answer::{Answer, HttpError};
+use super::super::error_responses::{QUERIES, QueryErrors};
+use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::{CSV_HEADER, RecordBody, csv};
 use crate::query::page::{Direction, Position};
 use crate::search::{Page, PageRequest, SearchError, Searcher, Source};
 
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
-/// What a stream may give.
+/// Maximum number of records in a stream.
 const STREAM_LIMIT_MAX: usize = 10_000_000;
-/// Records that a stream reads at once.
+/// Records that a stream reads at a time.
 const STREAM_PAGE: usize = 1_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ struct Body<'a> {
     took_ms: u64,
 }
 
-/// Where the next page begins, each way. None: there is nothing that way now.
+/// Where the next page starts in each direction; `None` if there are no records in that direction now.
 #[derive(Serialize, utoipa::ToSchema)]
 struct Cursor {
     older: Option<String>,
@@ -55,95 +55,100 @@ struct Cursor {
 /// The handler.
 #[utoipa::path(
     get,
-    tag = READ,
+    tag = QUERIES,
     path = "/api/v1/query",
     params(
-        ("query" = Option<String>, Query, description = "which records, in the query language; all of them without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339, a number since 1970 (s, ms, us, ns), now, now-15m or -15m; an hour before end"),
-        ("end" = Option<String>, Query, description = "the moment behind the last, in the same forms; now"),
-        ("limit" = Option<usize>, Query, minimum = 1, description = "100; at most 10000, in a stream 10000000"),
-        ("cursor" = Option<String>, Query, description = "where to go on, from an answer"),
-        ("direction" = Option<String>, Query, description = "backward (newest first) or forward"),
-        ("format" = Option<String>, Query, description = "json, or streamed: ndjson, csv"),
+        ("query" = Option<String>, Query, description = "Filter in the query language; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339, a Unix timestamp (s, ms, µs or ns), now, now-15m or -15m; default one hour before end."),
+        ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
+        ("limit" = Option<usize>, Query, minimum = 1, description = "Maximum number of records; default 100, at most 10000 in a page and 10000000 in a stream."),
+        ("cursor" = Option<String>, Query, description = "Position to continue from, taken from a response."),
+        ("direction" = Option<String>, Query, description = "backward (newest first) or forward; default backward."),
+        ("format" = Option<String>, Query, description = "json for a page, or ndjson or csv for a stream; default json."),
     ),
     responses(
-        (status = 200, description = "records"
+        (status = 200, description = "Records."
             , content((Body<'_> = "application/json"), (String = "application/x-ndjson"), (String = "text/csv"))),
-        Read,
+        QueryErrors,
     )
 )]
-pub async fn query(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, Refused> {
+pub async fn query(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, HttpError> {
     let began = Instant::now();
-    let (format, wanted) = read(&request)?;
+    let (format, request) = read(&request)?;
     let searcher = shared.searcher()?.clone();
     if format == Format::Json {
-        let page = searcher.page(&wanted).await?;
+        let page = searcher.page(&request).await?;
         let body = Body {
-            cursor: cursor(&wanted, &page),
+            cursor: cursor(&request, &page),
             records: page.records.iter().map(RecordBody).collect(),
             source: page.source,
             took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         return Ok(Answer::json(200, &body).into());
     }
-    Ok(streamed(searcher, wanted, format).await?)
+    Ok(streamed(searcher, request, format).await?)
 }
 
-fn read(request: &HttpRequest) -> Result<(Format, PageRequest), Refused> {
-    let mut asked = Asked::of(request)?;
+fn read(request: &HttpRequest) -> Result<(Format, PageRequest), HttpError> {
+    let mut parameters = QueryParameters::of(request)?;
     let formats = [("json", Format::Json), ("ndjson", Format::Ndjson), ("csv", Format::Csv)];
-    let format = asked.word("format", Format::Json, &formats)?;
+    let format = parameters.word("format", Format::Json, &formats)?;
     let directions = [("backward", Direction::Backward), ("forward", Direction::Forward)];
-    let direction = asked.word("direction", Direction::Backward, &directions)?;
+    let direction = parameters.word("direction", Direction::Backward, &directions)?;
     let limit_max = if format == Format::Json { LIMIT_MAX } else { STREAM_LIMIT_MAX };
-    let limit = asked.number("limit", LIMIT, 1, limit_max)?;
-    let after = asked.text("cursor")?.map(|text| {
+    let limit = parameters.number("limit", LIMIT, 1, limit_max)?;
+    let after = parameters.text("cursor")?.map(|text| {
         Position::from_cursor(&text)
-            .ok_or_else(|| bad("cursor is none of ours; take it from an answer, or leave it out".to_owned()))
+            .ok_or_else(|| bad_parameter("invalid cursor: expected one from an earlier response".to_owned()))
     });
-    let wanted =
-        PageRequest { filter: asked.filter()?, range: asked.range()?, direction, after: after.transpose()?, limit };
-    asked.finish()?;
-    Ok((format, wanted))
+    let request = PageRequest {
+        filter: parameters.filter()?,
+        range: parameters.range()?,
+        direction,
+        after: after.transpose()?,
+        limit,
+    };
+    parameters.finish()?;
+    Ok((format, request))
 }
 
-fn cursor(wanted: &PageRequest, page: &Page) -> Cursor {
+fn cursor(request: &PageRequest, page: &Page) -> Cursor {
     let first = page.records.first().map(|found| found.position());
     let last = page.records.last().map(|found| found.position());
     let ahead = last.filter(|_| page.more).map(|position| position.cursor());
-    let behind = first.or(wanted.after).map(|position| position.cursor());
-    match wanted.direction {
+    let behind = first.or(request.after).map(|position| position.cursor());
+    match request.direction {
         Direction::Backward => Cursor { older: ahead, newer: behind },
-        // There may always be newer ones later.
-        Direction::Forward => Cursor { older: behind, newer: last.or(wanted.after).map(|position| position.cursor()) },
+        // Newer records may still arrive.
+        Direction::Forward => Cursor { older: behind, newer: last.or(request.after).map(|position| position.cursor()) },
     }
 }
 
-/// A stream between two of its pages.
+/// A stream between two pages.
 struct Streaming {
     searcher: Searcher,
-    /// The next page.
-    wanted: PageRequest,
-    /// Records that may still be given.
+    /// The request for the next page.
+    request: PageRequest,
+    /// Records that may still be sent.
     left: usize,
     format: Format,
     _permit: OwnedSemaphorePermit,
-    /// A page that is there already.
+    /// A page that has been read already.
     ready: Option<Page>,
     head: &'static str,
 }
 
-async fn streamed(searcher: Searcher, wanted: PageRequest, format: Format) -> Result<HttpResponse, SearchError> {
+async fn streamed(searcher: Searcher, request: PageRequest, format: Format) -> Result<HttpResponse, SearchError> {
     let permit = searcher.stream()?;
-    let left = wanted.limit;
-    let wanted = PageRequest { limit: left.min(STREAM_PAGE), ..wanted };
-    // Before the answer begins: what is wrong can still be said.
-    let ready = Some(searcher.portion(&wanted).await?);
+    let left = request.limit;
+    let request = PageRequest { limit: left.min(STREAM_PAGE), ..request };
+    // Read before the response starts, while an error can still be reported.
+    let ready = Some(searcher.stream_page(&request).await?);
     let (content_type, head) = match format {
         Format::Csv => ("text/csv; charset=utf-8; header=present", CSV_HEADER),
         Format::Json | Format::Ndjson => ("application/x-ndjson", ""),
     };
-    let streaming = Streaming { searcher, wanted, left, format, _permit: permit, ready, head };
+    let streaming = Streaming { searcher, request, left, format, _permit: permit, ready, head };
     let body = stream::try_unfold(Some(streaming), async |streaming| match streaming {
         None => Ok(None),
         Some(streaming) => streaming.next().await.map(Some),
@@ -152,12 +157,12 @@ async fn streamed(searcher: Searcher, wanted: PageRequest, format: Format) -> Re
 }
 
 impl Streaming {
-    /// The text of the next page, and what comes behind it.
+    /// Reads the next page; returns its text and the rest of the stream.
     async fn next(mut self) -> Result<(Bytes, Option<Self>), SearchError> {
         let page = match self.ready.take() {
             Some(page) => page,
-            None => self.searcher.portion(&self.wanted).await.inspect_err(|error| {
-                tracing::warn!(%error, "a stream of records is cut off");
+            None => self.searcher.stream_page(&self.request).await.inspect_err(|error| {
+                tracing::warn!(%error, "aborting a record stream: the next page cannot be read");
             })?,
         };
         let mut text = std::mem::take(&mut self.head).to_owned();
@@ -171,8 +176,8 @@ impl Streaming {
             }
         }
         self.left -= page.records.len();
-        self.wanted.after = page.records.last().map(|found| found.position());
-        self.wanted.limit = self.left.min(STREAM_PAGE);
+        self.request.after = page.records.last().map(|found| found.position());
+        self.request.limit = self.left.min(STREAM_PAGE);
         let more = page.more && self.left > 0;
         Ok((text.into(), more.then_some(self)))
     }

@@ -1,9 +1,9 @@
-//! A record as the API gives it.
+//! A record as the query API returns it: its id, and the [one shape](crate::record_json) of a record.
 
 use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
 
 use crate::query::page::Found;
+use crate::record_json::RecordJson;
 use crate::store::time_text;
 
 /// A record as one JSON object.
@@ -12,33 +12,15 @@ pub struct RecordBody<'a>(pub &'a Found);
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = Record)]
 pub(super) struct Body<'a> {
-    /// Text: it has more digits than a double holds.
+    /// Text, because it exceeds the precision of a double.
     id: String,
-    ts: String,
-    severity: u8,
-    severity_text: &'static str,
-    service: &'a str,
-    host: &'a str,
-    message: &'a str,
-    #[schema(value_type = Object)]
-    attributes: &'a RawValue,
+    #[serde(flatten)]
+    record: RecordJson<'a>,
 }
 
 impl Serialize for RecordBody<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let found = self.0;
-        let attributes = if found.attributes.is_empty() { "{}" } else { &found.attributes };
-        Body {
-            id: found.id.to_string(),
-            ts: time_text(found.ts_us),
-            severity: found.severity.number(),
-            severity_text: found.severity.name(),
-            service: &found.service,
-            host: &found.host,
-            message: &found.message,
-            attributes: serde_json::from_str(attributes).map_err(serde::ser::Error::custom)?,
-        }
-        .serialize(serializer)
+        Body { id: self.0.id.to_string(), record: self.0.into() }.serialize(serializer)
     }
 }
 

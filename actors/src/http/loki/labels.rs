@@ -1,4 +1,4 @@
-//! What labels there are, which values they have, and how many records.
+//! Labels, their values, and record counts.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +6,12 @@ use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::described::{LOKI, LokiRead};
-use super::asked::{Asked, bad, bad_query};
+use super::super::answer::{Answer, HttpError};
+use super::super::error_responses::{LOKI, LokiErrors};
+use super::error_response;
+use super::loki_parameters::{LokiParameters, bad_parameter, bad_query};
 use super::metric::{points, rows, windows};
 use super::query::{result, success, whole};
-use super::refusal;
 use super::streams::Labels;
 use crate::query::logql::{Group, LEVELS, Label, Metric, parse_selector};
 use crate::query::page::Range;
@@ -19,7 +19,7 @@ use crate::query::windows::Windows;
 use crate::query::{Field, Filter};
 use crate::search::Searcher;
 
-/// Values of one label.
+/// Maximum number of values of one label.
 const VALUES_MAX: usize = 1_000;
 
 /// `labels`
@@ -27,7 +27,7 @@ const VALUES_MAX: usize = 1_000;
     method(get, post),
     tag = LOKI,
     path = "/loki/api/v1/labels",
-    responses((status = 200, description = "names of labels, in Loki's envelope", body = Object), LokiRead)
+    responses((status = 200, description = "Label names, in Loki's envelope.", body = Object), LokiErrors)
 )]
 pub(super) async fn labels() -> Answer {
     success(["host", "level", "service_name"])
@@ -39,12 +39,12 @@ pub(super) async fn labels() -> Answer {
     tag = LOKI,
     path = "/loki/api/v1/label/{name}/values",
     params(
-        ("name" = String, Path, description = "service_name, host, level or an attribute"),
-        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
-        ("end" = Option<String>, Query, description = "the same; now"),
+        ("name" = String, Path, description = "service_name, host, level or an attribute."),
+        ("query" = Option<String>, Query, description = "Selector such as {service_name=\"cart\"}; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default one hour before end."),
+        ("end" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default now."),
     ),
-    responses((status = 200, description = "values of a label, in Loki's envelope", body = Object), LokiRead)
+    responses((status = 200, description = "Values of a label, in Loki's envelope.", body = Object), LokiErrors)
 )]
 pub(super) async fn values(
     request: HttpRequest,
@@ -53,11 +53,11 @@ pub(super) async fn values(
     shared: web::Data<Shared>,
 ) -> Answer {
     let found = async {
-        let asked = Asked::of(&request, &body)?;
-        let (filter, range) = (asked.selector()?, whole(asked.range()?));
+        let parameters = LokiParameters::of(&request, &body)?;
+        let (filter, range) = (parameters.selector()?, whole(parameters.range()?));
         values_of(shared.searcher()?, Label::named(&name), filter, range).await
     };
-    found.await.map(success).unwrap_or_else(|refused| refusal(refused.counted(), request.headers()))
+    found.await.map(success).unwrap_or_else(|rejection| error_response(rejection.counted(), request.headers()))
 }
 
 async fn values_of(
@@ -65,9 +65,9 @@ async fn values_of(
     label: Label,
     filter: Filter,
     range: Range,
-) -> Result<BTreeSet<String>, Refused> {
+) -> Result<BTreeSet<String>, HttpError> {
     match label {
-        Label::Never => Ok(BTreeSet::new()),
+        Label::Absent => Ok(BTreeSet::new()),
         Label::Level => Ok(LEVELS.iter().map(|level| (*level).to_owned()).collect()),
         Label::Fields(fields) if fields == [Field::Service] && filter == Filter::All => {
             let services = searcher.services(range).await?;
@@ -90,24 +90,24 @@ fn name(field: Field) -> String {
     }
 }
 
-/// `series`: the services that each selector finds.
+/// `series`: the services that match each selector.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
     path = "/loki/api/v1/series",
     params(
-        ("match[]" = Option<Vec<String>>, Query, description = "selectors; every service without one"),
-        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
-        ("end" = Option<String>, Query, description = "the same; now"),
+        ("match[]" = Option<Vec<String>>, Query, description = "Selectors; default all services."),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default one hour before end."),
+        ("end" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default now."),
     ),
-    responses((status = 200, description = "the services that each selector finds, in Loki's envelope", body = Object), LokiRead)
+    responses((status = 200, description = "Services that match the selectors, in Loki's envelope.", body = Object), LokiErrors)
 )]
 pub(super) async fn series(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
-        let asked = Asked::of(&request, &body)?;
-        let range = whole(asked.range()?);
+        let parameters = LokiParameters::of(&request, &body)?;
+        let range = whole(parameters.range()?);
         let mut filters = Vec::new();
-        for selector in asked.all("match[]").chain(asked.all("match")) {
+        for selector in parameters.all("match[]").chain(parameters.all("match")) {
             filters.push(parse_selector(selector).map_err(bad_query)?);
         }
         if filters.is_empty() {
@@ -120,7 +120,7 @@ pub(super) async fn series(request: HttpRequest, body: web::Bytes, shared: web::
         let series = services.into_iter().map(|service| Labels::from([("service_name".to_owned(), service)]));
         Ok(success(series.collect::<Vec<_>>()))
     };
-    found.await.unwrap_or_else(|refused: Refused| refusal(refused.counted(), request.headers()))
+    found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
 #[derive(Serialize)]
@@ -131,52 +131,52 @@ struct Stats {
     entries: u64,
 }
 
-/// `index/stats`: how many records and services. There are no chunks, and nobody counts bytes.
+/// `index/stats`: numbers of records and services. There are no chunks, and bytes are not counted.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
     path = "/loki/api/v1/index/stats",
     params(
-        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
-        ("end" = Option<String>, Query, description = "the same; now"),
+        ("query" = Option<String>, Query, description = "Selector such as {service_name=\"cart\"}; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default one hour before end."),
+        ("end" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default now."),
     ),
-    responses((status = 200, description = "how many records and services", body = Object), LokiRead)
+    responses((status = 200, description = "Numbers of records and services.", body = Object), LokiErrors)
 )]
 pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
-        let asked = Asked::of(&request, &body)?;
-        let range = whole(asked.range()?);
+        let parameters = LokiParameters::of(&request, &body)?;
+        let range = whole(parameters.range()?);
         let by = crate::query::hits::By::Service;
-        let histogram = shared.searcher()?.hits(&asked.selector()?, range, None, by).await?;
+        let histogram = shared.searcher()?.hits(&parameters.selector()?, range, None, by).await?;
         let entries = histogram.series.iter().map(|series| series.total).sum();
         Ok(Answer::json(200, &Stats { streams: histogram.series.len(), chunks: 0, bytes: 0, entries }))
     };
-    found.await.unwrap_or_else(|refused: Refused| refusal(refused.counted(), request.headers()))
+    found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
-/// `index/volume`: records of each service, or level.
+/// `index/volume`: number of records per service or level.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
     path = "/loki/api/v1/index/volume",
     params(
-        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
-        ("end" = Option<String>, Query, description = "the same; now"),
-        ("targetLabels" = Option<String>, Query, description = "service_name or level"),
+        ("query" = Option<String>, Query, description = "Selector such as {service_name=\"cart\"}; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default one hour before end."),
+        ("end" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default now."),
+        ("targetLabels" = Option<String>, Query, description = "service_name or level; default service_name."),
     ),
-    responses((status = 200, description = "records of each service or level, in Loki's envelope", body = Object), LokiRead)
+    responses((status = 200, description = "Number of records per service or level, in Loki's envelope.", body = Object), LokiErrors)
 )]
 pub(super) async fn volume(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
-        let asked = Asked::of(&request, &body)?;
-        let range = asked.range()?;
-        let metric = Metric { window_ms: ((range.end_us - range.start_us) / 1_000).max(1), ..counted(&asked)? };
+        let parameters = LokiParameters::of(&request, &body)?;
+        let range = parameters.range()?;
+        let metric = Metric { window_ms: ((range.end_us - range.start_us) / 1_000).max(1), ..counted(&parameters)? };
         let windows = Windows::at(range.end_us, metric.window_ms * 1_000);
         Ok(result("vector", points(rows(shared.searcher()?, &metric, windows).await?)))
     };
-    found.await.unwrap_or_else(|refused: Refused| refusal(refused.counted(), request.headers()))
+    found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
 /// `index/volume_range`: the same per step.
@@ -185,35 +185,35 @@ pub(super) async fn volume(request: HttpRequest, body: web::Bytes, shared: web::
     tag = LOKI,
     path = "/loki/api/v1/index/volume_range",
     params(
-        ("query" = Option<String>, Query, description = "a selector such as {service_name=\"cart\"}; every record without it"),
-        ("start" = Option<String>, Query, description = "RFC 3339 or a number since 1970; an hour before end"),
-        ("end" = Option<String>, Query, description = "the same; now"),
-        ("targetLabels" = Option<String>, Query, description = "service_name or level"),
-        ("step" = Option<String>, Query, description = "seconds, or a time such as 30s; a 250th of the range"),
+        ("query" = Option<String>, Query, description = "Selector such as {service_name=\"cart\"}; default all records."),
+        ("start" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default one hour before end."),
+        ("end" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default now."),
+        ("targetLabels" = Option<String>, Query, description = "service_name or level; default service_name."),
+        ("step" = Option<String>, Query, description = "Seconds, or a duration such as 30s; default 1/250 of the range."),
     ),
-    responses((status = 200, description = "records of each service or level, per step, in Loki's envelope", body = Object), LokiRead)
+    responses((status = 200, description = "Number of records per service or level and step, in Loki's envelope.", body = Object), LokiErrors)
 )]
 pub(super) async fn volume_range(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {
-        let asked = Asked::of(&request, &body)?;
-        let range = asked.range()?;
-        let step_us = asked.step_us(range)?;
-        let metric = Metric { window_ms: step_us / 1_000, ..counted(&asked)? };
+        let parameters = LokiParameters::of(&request, &body)?;
+        let range = parameters.range()?;
+        let step_us = parameters.step_us(range)?;
+        let metric = Metric { window_ms: step_us / 1_000, ..counted(&parameters)? };
         Ok(result("matrix", rows(shared.searcher()?, &metric, windows(range, step_us, metric.window_ms)?).await?))
     };
-    found.await.unwrap_or_else(|refused: Refused| refusal(refused.counted(), request.headers()))
+    found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
-/// What is counted, and by which label.
-fn counted(asked: &Asked) -> Result<Metric, Refused> {
-    let by = asked.text("targetLabels").unwrap_or("service_name");
+/// What to count, and by which label.
+fn counted(parameters: &LokiParameters) -> Result<Metric, HttpError> {
+    let by = parameters.text("targetLabels").unwrap_or("service_name");
     let names = vec![by.to_owned()];
     let group = match Label::named(by) {
         Label::Level => Group::Level(names),
         Label::Fields(fields) if fields == [Field::Service] => Group::Service(names),
-        _ => return Err(bad(format!("targetLabels={by:?} must be service_name or level"))),
+        _ => return Err(bad_parameter(format!("invalid targetLabels {by:?}: expected service_name or level"))),
     };
-    Ok(Metric { filter: asked.selector()?, window_ms: 1, per_second: false, group })
+    Ok(Metric { filter: parameters.selector()?, window_ms: 1, per_second: false, group })
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Loki's paths: what its clients push, and the part of its query API that Grafana's data source needs.
+//! The Loki API: push, and the part of its query API that Grafana's Loki data source needs.
 //!
-//! - A query is LogQL (see [`crate::query::logql`]); it runs as every other query does, with the same limits.
-//! - A stream is what has the same service, host and level. Attributes are structured metadata, or, for clients that do not
-//!   tell the two apart, labels as well, as Loki itself does it.
-//! - Volumes count records, where Loki counts bytes.
+//! - A query is LogQL (see [`crate::query::logql`]) and subject to the same limits as every other query.
+//! - A stream is a combination of service, host and level. Attributes are structured metadata, or labels for clients
+//!   that do not distinguish the two, as in Loki itself.
+//! - Volumes are numbers of records, not of bytes as in Loki.
 //! - Errors are plain text, as Loki's are.
 
-mod asked;
+mod loki_parameters;
 mod labels;
 mod metric;
 mod push;
@@ -17,10 +17,10 @@ mod tail;
 use actix_web::http::header::HeaderMap;
 use actix_web::web::{self, ServiceConfig};
 
-use super::answer::{Answer, Refused};
-use super::only;
+use super::answer::{Answer, HttpError};
+use super::with_methods;
 
-/// What of it is read, described.
+/// The query endpoints, for the API description.
 #[derive(utoipa::OpenApi)]
 #[openapi(paths(
     query::query,
@@ -33,18 +33,20 @@ use super::only;
     labels::volume_range,
     tail::tail
 ))]
-pub struct Described;
+pub struct LokiApi;
 
 /// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
     let both = &["GET", "POST"];
     macro_rules! read {
         ($path:literal, $handler:path) => {
-            only(concat!("/loki/api/v1/", $path), both).route(web::get().to($handler)).route(web::post().to($handler))
+            with_methods(concat!("/loki/api/v1/", $path), both)
+                .route(web::get().to($handler))
+                .route(web::post().to($handler))
         };
     }
     routes
-        .service(only("/loki/api/v1/push", &["POST"]).route(web::post().to(push::push)))
+        .service(with_methods("/loki/api/v1/push", &["POST"]).route(web::post().to(push::push)))
         .service(read!("query", query::query))
         .service(read!("query_range", query::query_range))
         .service(read!("labels", labels::labels))
@@ -54,27 +56,27 @@ pub fn routes(routes: &mut ServiceConfig) {
         .service(read!("index/stats", labels::stats))
         .service(read!("index/volume", labels::volume))
         .service(read!("index/volume_range", labels::volume_range))
-        .service(only("/loki/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
+        .service(with_methods("/loki/api/v1/tail", &["GET"]).route(web::get().to(tail::tail)))
         .service(web::resource("/loki/{path:.*}").default_service(web::to(|| async { unknown() })));
 }
 
 fn unknown() -> Answer {
     text(
         404,
-        "this part of Loki's API is not here; there are push, query, query_range, labels, label/NAME/values, series, \
-         index/stats, index/volume, index/volume_range and tail under /loki/api/v1/"
+        "unsupported Loki endpoint: expected one of push, query, query_range, labels, label/NAME/values, series, \
+         index/stats, index/volume, index/volume_range, tail under /loki/api/v1/"
             .to_owned(),
     )
 }
 
-/// A refusal as Loki writes them.
-pub fn refusal(refused: Refused, _: &HeaderMap) -> Answer {
-    text(refused.status, format!("{}: {}", refused.reason, refused.detail)).of(&refused)
+/// A rejection in the shape of a Loki error.
+pub fn error_response(rejection: HttpError, _: &HeaderMap) -> Answer {
+    text(rejection.status, format!("{}: {}", rejection.reason, rejection.detail)).of(&rejection)
 }
 
 fn text(status: u16, text: String) -> Answer {
     Answer::body(status, "text/plain; charset=utf-8", text + "\n")
 }
 
-/// Whether the body is announced as JSON.
+/// Whether the body is declared as JSON.
 pub use push::is_json;

@@ -1,33 +1,33 @@
 //! `POST /loki/api/v1/push`: 204 for what is stored.
 //!
-//! - A body of `application/json` is JSON; anything else is protobuf in a snappy block, as Loki has it.
-//! - Errors are plain text, as Loki's are. A line above the limit is discarded and told with 400; the others of that body
-//!   are stored, and the text says so.
+//! - A body of type `application/json` is JSON; anything else is protobuf in a snappy block, as in Loki.
+//! - Errors are plain text, as Loki's are. A line above the limit is discarded and reported with 400; the other lines
+//!   of the body are stored, and the text states this.
 
 use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, web};
 
 use super::super::Shared;
-use super::super::answer::{Answer, Refused};
-use super::super::intake::take;
+use super::super::answer::{Answer, HttpError};
+use super::super::intake::accept;
 use super::super::parameters::Parameters;
-use super::{refusal, text};
+use super::{error_response, text};
 use crate::message::{Encoding, Format, ParseReport};
 
 /// The handler.
 pub async fn push(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
-    match stored(&shared, &request, payload).await {
+    match store_body(&shared, &request, payload).await {
         Ok(report) if report.rejected == 0 => Answer::empty(204),
         Ok(report) => {
             let first = report.errors.iter().find(|error| error.error.starts_with("discarded"));
             let detail = first.map_or(String::new(), |error| format!("; entry {}: {}", error.line, error.error));
-            text(400, format!("{} lines are stored, {} are not{detail}", report.accepted, report.rejected))
+            text(400, format!("stored {} lines, discarded {}{detail}", report.accepted, report.rejected))
         }
-        Err(refused) => refusal(refused.counted(), request.headers()),
+        Err(rejection) => error_response(rejection.counted(), request.headers()),
     }
 }
 
-async fn stored(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<ParseReport, Refused> {
+async fn store_body(shared: &Shared, request: &HttpRequest, payload: web::Payload) -> Result<ParseReport, HttpError> {
     let (mut parameters, _) = Parameters::read(request, &shared.config)?;
     if is_json(request.headers()) {
         parameters.format = Format::LokiJson;
@@ -37,10 +37,10 @@ async fn stored(shared: &Shared, request: &HttpRequest, payload: web::Payload) -
             parameters.encoding = Encoding::Snappy;
         }
     }
-    take(shared, request, payload, parameters).await.map(|receipt| receipt.report)
+    accept(shared, request, payload, parameters).await.map(|receipt| receipt.report)
 }
 
-/// Whether the body is announced as JSON.
+/// Whether the body is declared as JSON.
 pub fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")

@@ -1,4 +1,4 @@
-//! Records as Loki's streams.
+//! Records as Loki streams.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use serde_json::Value;
 use crate::query::logql::label_name;
 use crate::query::page::Found;
 
-/// Labels of a stream.
+/// The labels of a stream.
 pub(super) type Labels = BTreeMap<String, String>;
 
-/// Says that metadata is kept apart from labels.
-pub(super) const APART: &str = "categorize-labels";
+/// The flag that keeps structured metadata separate from labels.
+pub(super) const CATEGORIZE_LABELS: &str = "categorize-labels";
 
 #[derive(Serialize)]
 pub(super) struct Stream {
@@ -26,30 +26,30 @@ pub(super) struct Stream {
 #[serde(untagged)]
 enum Entry {
     Line(String, String),
-    Described(String, String, Described),
+    EntryMetadata(String, String, EntryMetadata),
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Described {
+struct EntryMetadata {
     structured_metadata: Labels,
 }
 
-/// Whether who asks tells metadata from labels.
-pub(super) fn apart(headers: &HeaderMap) -> bool {
+/// Whether the client distinguishes structured metadata from labels.
+pub(super) fn categorize(headers: &HeaderMap) -> bool {
     let flags = headers.get("x-loki-response-encoding-flags").and_then(|flags| flags.to_str().ok()).unwrap_or_default();
-    flags.split(',').any(|flag| flag.trim() == APART)
+    flags.split(',').any(|flag| flag.trim() == CATEGORIZE_LABELS)
 }
 
-/// `records` by stream, in their order.
-pub(super) fn streams<'a>(records: impl IntoIterator<Item = &'a Found>, apart: bool) -> Vec<Stream> {
+/// `records` grouped by stream, in their order.
+pub(super) fn streams<'a>(records: impl IntoIterator<Item = &'a Found>, categorize: bool) -> Vec<Stream> {
     let mut streams: BTreeMap<Labels, Vec<Entry>> = BTreeMap::new();
     for found in records {
         let (ts_ns, line) = ((i128::from(found.ts_us) * 1_000).to_string(), found.message.clone());
         let mut labels = labels(found);
         let metadata = metadata(&found.attributes);
-        let entry = if apart {
-            Entry::Described(ts_ns, line, Described { structured_metadata: metadata })
+        let entry = if categorize {
+            Entry::EntryMetadata(ts_ns, line, EntryMetadata { structured_metadata: metadata })
         } else {
             for (name, value) in metadata {
                 labels.entry(name).or_insert(value);
@@ -67,7 +67,7 @@ fn labels(found: &Found) -> Labels {
     there.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The word for a severity by its name.
+/// The level for the name of a severity.
 pub(super) fn level(severity: &str) -> &'static str {
     match severity {
         "FATAL" => "fatal",
@@ -83,10 +83,10 @@ pub(super) fn level(severity: &str) -> &'static str {
     }
 }
 
-/// Attributes as texts; objects inside of them by names with underscores, as Loki flattens them.
+/// Attributes as text; members of nested objects get names with underscores, as Loki flattens them.
 fn metadata(attributes: &str) -> Labels {
     let mut metadata = Labels::new();
-    // What the store holds is an object; the store has seen to it.
+    // The store guarantees that this is an object.
     if let Ok(Value::Object(members)) = serde_json::from_str(attributes) {
         members.iter().for_each(|(name, value)| add(&mut metadata, name.clone(), value));
     }

@@ -1,8 +1,9 @@
-//! `tail`: records over a websocket as they come, after the newest that are stored.
+//! `tail`: records over a WebSocket as they arrive, preceded by the latest stored ones.
 //!
-//! - The stream is that of `/api/v1/tail`, in other clothes: what went past unseen is in `dropped_entries`, as one entry whose
-//!   labels say how much.
-//! - It is begun before the store is asked, so that nothing falls between; what comes twice by that is left out.
+//! - The stream is that of `/api/v1/tail` in Loki's shape: missed records are reported in `dropped_entries`, as one
+//!   entry whose labels give their number.
+//! - The live tail is subscribed before the store is queried, so that no record is missed in between; records that
+//!   arrive twice because of that are sent once.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,19 +20,19 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use super::super::Shared;
-use super::super::answer::Refused;
-use super::super::described::{LOKI, LokiRead};
+use super::super::answer::HttpError;
+use super::super::error_responses::{LOKI, LokiErrors};
 use super::super::tail::subscribe;
-use super::asked::{Asked, bad};
+use super::error_response;
+use super::loki_parameters::{LokiParameters, bad_parameter};
 use super::query::whole;
-use super::refusal;
-use super::streams::{Labels, Stream, apart, streams};
-use crate::query::Wanted;
+use super::streams::{Labels, Stream, categorize, streams};
+use crate::query::QueryText;
 use crate::query::page::{Direction, Found};
 use crate::search::PageRequest;
 use crate::sse::{Event, Events};
 
-/// Who does not answer is not there.
+/// A client that does not answer pings is disconnected.
 const PING_EVERY: Duration = Duration::from_secs(15);
 
 #[derive(Serialize)]
@@ -47,9 +48,9 @@ struct Dropped {
     timestamp: String,
 }
 
-/// A record as the event tells it.
+/// A record in an event of the live tail.
 #[derive(Deserialize)]
-struct Told {
+struct TailRecord {
     id: Option<String>,
     ts: String,
     severity: u8,
@@ -65,37 +66,38 @@ struct Told {
     tag = LOKI,
     path = "/loki/api/v1/tail",
     params(
-        ("query" = Option<String>, Query, description = "LogQL: a selector with filters; every record without it"),
-        ("start" = Option<String>, Query, description = "stored records from here on come first; an hour ago"),
-        ("limit" = Option<usize>, Query, minimum = 1, maximum = 5000, description = "so many of them at most; 100"),
+        ("query" = Option<String>, Query, description = "LogQL: a selector with filters; default all records."),
+        ("start" = Option<String>, Query, description = "Start of the stored records that are sent first; default one hour ago."),
+        ("limit" = Option<usize>, Query, minimum = 1, maximum = 5000, description = "Maximum number of stored records; default 100."),
     ),
-    responses((status = 101, description = "a websocket: records as they come"), LokiRead)
+    responses((status = 101, description = "A WebSocket with records as they arrive."), LokiErrors)
 )]
 pub(super) async fn tail(request: HttpRequest, payload: web::Payload, shared: web::Data<Shared>) -> HttpResponse {
     match begin(&request, payload, &shared).await {
         Ok(response) => response,
-        Err(refused) => refusal(refused.counted(), request.headers()).into(),
+        Err(rejection) => error_response(rejection.counted(), request.headers()).into(),
     }
 }
 
-async fn begin(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<HttpResponse, Refused> {
-    let asked = Asked::of(request, &Bytes::new())?;
-    let wanted = Wanted::LogQl(asked.text("query").unwrap_or("{}").to_owned());
-    let (range, limit) = (whole(asked.range()?), asked.limit()?);
-    let pieces = subscribe(shared, &wanted, None)?;
-    let before = PageRequest { filter: wanted.filter()?, range, direction: Direction::Backward, after: None, limit };
+async fn begin(request: &HttpRequest, payload: web::Payload, shared: &Shared) -> Result<HttpResponse, HttpError> {
+    let parameters = LokiParameters::of(request, &Bytes::new())?;
+    let query_text = QueryText::LogQl(parameters.text("query").unwrap_or("{}").to_owned());
+    let (range, limit) = (whole(parameters.range()?), parameters.limit()?);
+    let pieces = subscribe(shared, &query_text, None)?;
+    let before =
+        PageRequest { filter: query_text.filter()?, range, direction: Direction::Backward, after: None, limit };
     let mut stored = shared.searcher()?.page(&before).await?.records;
     stored.reverse();
-    let (response, session, messages) =
-        actix_ws::handle(request, payload).map_err(|error| bad(format!("this is for websockets: {error}")))?;
-    let view = View { apart: apart(request.headers()), seen: stored.iter().map(|found| found.id).collect() };
+    let (response, session, messages) = actix_ws::handle(request, payload)
+        .map_err(|error| bad_parameter(format!("expected a WebSocket upgrade: {error}")))?;
+    let view = View { categorize: categorize(request.headers()), seen: stored.iter().map(|found| found.id).collect() };
     actix_web::rt::spawn(serve(session, messages.aggregate_continuations(), pieces, stored, view));
     Ok(response)
 }
 
-/// How records are shown, and which have been.
+/// How records are shaped, and which ones have been sent.
 struct View {
-    apart: bool,
+    categorize: bool,
     seen: HashSet<i64>,
 }
 
@@ -108,7 +110,7 @@ async fn serve(
 ) {
     let mut events = Events::default();
     let mut ping = interval(PING_EVERY);
-    let first = Frame { streams: streams(&stored, view.apart), dropped_entries: Vec::new() };
+    let first = Frame { streams: streams(&stored, view.categorize), dropped_entries: Vec::new() };
     let mut sent = if stored.is_empty() { Ok(()) } else { send(&mut session, &first).await };
     while sent.is_ok() {
         sent = tokio::select! {
@@ -117,7 +119,7 @@ async fn serve(
                     Some(frame) => send(&mut session, &frame).await,
                     None => Ok(()),
                 },
-                Some(Err(_)) | None => break, // the process is stopping
+                Some(Err(_)) | None => break, // shutting down
             },
             message = messages.recv() => match message {
                 Some(Ok(AggregatedMessage::Ping(bytes))) => session.pong(&bytes).await,
@@ -127,37 +129,37 @@ async fn serve(
             _ = ping.tick() => session.ping(b"").await,
         };
     }
-    // Whoever is gone is told nothing.
+    // Closing fails if the client is gone already.
     let _ = session.close(None).await;
 }
 
 async fn send(session: &mut Session, frame: &Frame) -> Result<(), Closed> {
-    // A frame is made of maps and texts.
+    // Cannot fail: a frame consists of maps and strings.
     session.text(serde_json::to_string(frame).unwrap_or_default()).await
 }
 
-/// What these events tell; none where it is nothing.
+/// The frame for these events; `None` if there is is_empty to send.
 fn frame(events: &[Event], view: &View) -> Option<Frame> {
     let records = events.iter().filter(|event| event.name == "record");
     let found: Vec<Found> = records.filter_map(|event| found(&event.data)).collect();
     let new = found.iter().filter(|found| !view.seen.contains(&found.id));
-    let streams = streams(new, view.apart);
+    let streams = streams(new, view.categorize);
     let lost = events.iter().filter(|event| matches!(&*event.name, "dropped" | "gap"));
     let dropped_entries: Vec<Dropped> = lost.map(dropped).collect();
-    let nothing = streams.is_empty() && dropped_entries.is_empty();
-    (!nothing).then_some(Frame { streams, dropped_entries })
+    let is_empty = streams.is_empty() && dropped_entries.is_empty();
+    (!is_empty).then_some(Frame { streams, dropped_entries })
 }
 
 fn found(data: &str) -> Option<Found> {
-    let told: Told = serde_json::from_str(data).ok()?;
+    let record: TailRecord = serde_json::from_str(data).ok()?;
     Some(Found {
-        id: told.id.and_then(|id| id.parse().ok()).unwrap_or(-1),
-        ts_us: told.ts.parse::<Timestamp>().ok()?.as_microsecond(),
-        severity: Severity::from_number(told.severity)?,
-        service: told.service,
-        host: told.host,
-        message: told.message,
-        attributes: told.attributes.get().to_owned(),
+        id: record.id.and_then(|id| id.parse().ok()).unwrap_or(-1),
+        ts_us: record.ts.parse::<Timestamp>().ok()?.as_microsecond(),
+        severity: Severity::from_number(record.severity)?,
+        service: record.service,
+        host: record.host,
+        message: record.message,
+        attributes: record.attributes.get().to_owned(),
     })
 }
 

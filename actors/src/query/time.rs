@@ -1,8 +1,8 @@
-//! Times and durations as people type them into a parameter.
+//! Times and durations in parameters.
 
 use jiff::Timestamp;
 
-/// Microseconds in the units that a duration may have.
+/// Units of a duration, in microseconds.
 const UNITS: [(&str, i64); 7] = [
     ("us", 1),
     ("ms", 1_000),
@@ -13,23 +13,23 @@ const UNITS: [(&str, i64); 7] = [
     ("w", 604_800_000_000),
 ];
 
-/// Reads a time: RFC 3339, a number of seconds, milliseconds, microseconds or nanoseconds since 1970 (told apart by its
-/// size), `now`, `now-15m` or `-15m`. In microseconds since 1970.
+/// Parses a time: RFC 3339, a Unix timestamp in seconds, milliseconds, microseconds or nanoseconds (distinguished by
+/// magnitude), `now`, `now-15m` or `-15m`. Returns microseconds since the Unix epoch.
 ///
 /// # Errors
-/// Says what is understood.
-pub fn moment(text: &str, now_us: i64) -> Result<i64, String> {
+/// The text has none of these formats.
+pub fn parse_time(text: &str, now_us: i64) -> Result<i64, String> {
     let text = text.trim();
     let relative = text.strip_prefix("now").unwrap_or(text);
     if relative.is_empty() && !text.is_empty() {
         return Ok(now_us);
     }
-    // A `+` in a URL is a blank unless it is escaped.
-    if let Some(back) = relative.strip_prefix('-').and_then(duration) {
+    // An unescaped `+` in a URL is decoded as a space.
+    if let Some(back) = relative.strip_prefix('-').and_then(parse_duration) {
         return Ok(now_us.saturating_sub(back));
     }
     if relative.len() < text.len()
-        && let Some(ahead) = relative.strip_prefix(['+', ' ']).and_then(duration)
+        && let Some(ahead) = relative.strip_prefix(['+', ' ']).and_then(parse_duration)
     {
         return Ok(now_us.saturating_add(ahead));
     }
@@ -40,13 +40,13 @@ pub fn moment(text: &str, now_us: i64) -> Result<i64, String> {
     let read = [text, &escaped].into_iter().find_map(|text| text.parse::<Timestamp>().ok());
     read.map(Timestamp::as_microsecond).ok_or_else(|| {
         format!(
-            "{text:?} is no time; there are RFC 3339 such as 2026-01-31T12:00:00Z, a number of s, ms, us or ns since 1970, \
-             now, now-15m and -15m"
+            "invalid time {text:?}: expected RFC 3339 such as 2026-01-31T12:00:00Z, a Unix timestamp (s, ms, µs or ns), \
+             now, now-15m or -15m"
         )
     })
 }
 
-/// A number since 1970. Seconds reach to the year 5138, then milliseconds begin, and so on.
+/// A Unix timestamp. Seconds extend to the year 5138; larger numbers are milliseconds, and so on.
 fn epoch(text: &str) -> Option<i64> {
     if let Some((whole, fraction)) = text.split_once('.') {
         let seconds: i64 = whole.parse().ok()?;
@@ -63,19 +63,19 @@ fn epoch(text: &str) -> Option<i64> {
     }
 }
 
-/// Reads a duration such as `30s`, `1h30m` or `2d`; none where it is none. In microseconds.
+/// Parses a duration such as `30s`, `1h30m` or `2d` into microseconds; `None` if it is invalid.
 #[must_use]
-pub fn duration(text: &str) -> Option<i64> {
+pub fn parse_duration(text: &str) -> Option<i64> {
     let mut rest = text;
     let mut sum = 0_i64;
     while !rest.is_empty() {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, behind) = rest.split_at(digits);
-        let letters = behind.len() - behind.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
-        let (unit, behind) = behind.split_at(letters);
+        let (number, rest_of_text) = rest.split_at(digits);
+        let letters = rest_of_text.len() - rest_of_text.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
+        let (unit, rest_of_text) = rest_of_text.split_at(letters);
         let (_, us) = UNITS.iter().find(|(name, _)| *name == unit)?;
         sum = sum.checked_add(number.parse::<i64>().ok()?.checked_mul(*us)?)?;
-        rest = behind;
+        rest = rest_of_text;
     }
     (!text.is_empty()).then_some(sum)
 }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_in_every_form() {
+    fn times_are_parsed_in_every_format() {
         const NOW: i64 = 1_763_683_200_000_000;
         for (text, us) in [
             ("now", NOW),
@@ -105,17 +105,20 @@ mod tests {
             ("0", 0),
             ("-1", -1_000_000),
         ] {
-            assert_eq!(moment(text, NOW), Ok(us), "{text}");
+            assert_eq!(parse_time(text, NOW), Ok(us), "{text}");
         }
         for text in ["", "yesterday", "now-", "15m", "now-5x", "2025-13-01T00:00:00Z", "1.x"] {
-            assert!(moment(text, NOW).is_err(), "{text}");
+            assert!(parse_time(text, NOW).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn durations_are_read() {
-        assert_eq!(duration("1h30m"), Some(5_400_000_000));
-        assert_eq!(duration("250ms"), Some(250_000));
-        assert_eq!((duration("5"), duration(""), duration("h"), duration("99999999999999w")), (None, None, None, None));
+    fn durations_are_parsed() {
+        assert_eq!(parse_duration("1h30m"), Some(5_400_000_000));
+        assert_eq!(parse_duration("250ms"), Some(250_000));
+        assert_eq!(
+            (parse_duration("5"), parse_duration(""), parse_duration("h"), parse_duration("99999999999999w")),
+            (None, None, None, None)
+        );
     }
 }
