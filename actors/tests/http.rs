@@ -1,7 +1,7 @@
-//! The HTTP listeners, the producer and the parser over real sockets and a real journal. Only the batcher and the
-//! database are stood in for: by a stage that appends to the journal, and settles what it appended when it is told to.
+//! The HTTP listeners, the producer and the parser over real sockets and a real journal. A stage that appends to the
+//! journal, and reports what it appended as committed on request, replaces the batcher and the database.
 
-#![allow(clippy::unwrap_used)] // the helpers of a test are a test
+#![allow(clippy::unwrap_used)] // clippy allows unwrap in test functions, but not in their helpers
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -41,11 +41,11 @@ use tokio::sync::{Notify, watch};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a test may do to the stand-in for batcher and database.
-struct Levers {
-    /// Whether what is in the journal is committed.
+/// Controls of the stage that replaces the batcher and the database.
+struct Controls {
+    /// Whether durable chunks are reported as committed.
     commits: AtomicBool,
-    /// Whether chunks are taken.
+    /// Whether chunks are processed.
     open: watch::Sender<bool>,
 }
 
@@ -55,7 +55,7 @@ struct Appender {
     lane: LaneId,
     journal: Journal,
     progress: Progress,
-    levers: Arc<Levers>,
+    controls: Arc<Controls>,
 }
 
 impl Stage for Appender {
@@ -63,9 +63,9 @@ impl Stage for Appender {
 
     async fn receive(&mut self, message: ParsedChunk) -> Result<(), Exit> {
         let ParsedChunk { chunk, report, reply, .. } = message;
-        let mut open = self.levers.open.subscribe();
+        let mut open = self.controls.open.subscribe();
         let _ = self.context.waiting(open.wait_for(|open| *open)).await;
-        assert!(!chunk.iter().any(|record| record.message == "panic now"), "as the test asked");
+        assert!(!chunk.iter().any(|record| record.message == "panic now"), "requested by the test");
         let lane = self.lane;
         if chunk.is_empty() {
             let _ = reply.send(Ok(Receipt { lane, seq: 0, report, repeated: false }));
@@ -79,16 +79,16 @@ impl Stage for Appender {
                 return Ok(());
             }
         };
-        let (progress, levers) = (self.progress.clone(), self.levers.clone());
+        let (progress, controls) = (self.progress.clone(), self.controls.clone());
         let seq = Arc::new(OnceLock::new());
-        let told = seq.clone();
+        let assigned = seq.clone();
         let on_durable = Box::new(move |outcome: Result<u64, _>| {
-            let (seq, rows): (u64, u64) = *told.wait();
+            let (seq, rows): (u64, u64) = *assigned.wait();
             let _ = reply.send(match outcome {
                 Ok(_) => Ok(Receipt { lane, seq, report, repeated: false }),
                 Err(error) => Err(Rejection::of_journal(&error)),
             });
-            if levers.commits.load(Ordering::SeqCst) {
+            if controls.commits.load(Ordering::SeqCst) {
                 progress.lane_row_updated(LaneRow { lane, last_seq: seq, rows, ..LaneRow::default() });
             }
         });
@@ -106,19 +106,19 @@ struct Rig {
     data: SocketAddr,
     admin: SocketAddr,
     shared: Shared,
-    levers: Arc<Levers>,
+    controls: Arc<Controls>,
     control: Arc<DrainControl>,
-    drains_asked: Arc<AtomicUsize>,
+    drain_requests: Arc<AtomicUsize>,
     source: Option<StreamSource>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     dir: tempfile::TempDir,
 }
 
-/// What a test changes before the start.
+/// Settings that a test may change before the start.
 struct Plan {
     config: Config,
-    room: Bound,
+    bound: Bound,
     start: bool,
 }
 
@@ -152,7 +152,7 @@ impl Plan {
             limits: Limits::default(),
             parse: Rules::default(),
             ack: AckLevel::Journal,
-            lanes: 2,
+            lanes: Some(2),
             batch: BatchLimits { rows_max: 1000, bytes_max: 1 << 20, linger_ms: 10 },
             journal: JournalSettings {
                 segment_bytes: 4 << 20,
@@ -190,16 +190,16 @@ impl Plan {
             log: Log { level: "info".into(), json: false },
             ..Config::default()
         };
-        Self { config, room: Bound { messages_max: 64, bytes_max: 32 << 20 }, start: true }
+        Self { config, bound: Bound { messages_max: 64, bytes_max: 32 << 20 }, start: true }
     }
 
     fn launch(self) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let journal_dir = dir.path().join("journal");
-        let levers = Arc::new(Levers { commits: AtomicBool::new(true), open: watch::Sender::new(true) });
-        let (control, drains_asked) = (Arc::new(DrainControl::default()), Arc::new(AtomicUsize::new(0)));
-        let asked = drains_asked.clone();
-        let Self { config, room, start } = self;
+        let controls = Arc::new(Controls { commits: AtomicBool::new(true), open: watch::Sender::new(true) });
+        let (control, drain_requests) = (Arc::new(DrainControl::default()), Arc::new(AtomicUsize::new(0)));
+        let asked = drain_requests.clone();
+        let Self { config, bound, start } = self;
         let progress = Progress::default();
         progress.names("none", "none");
         let shared = Shared::new(
@@ -213,9 +213,9 @@ impl Plan {
         .unwrap();
         let stop = Arc::new(Notify::new());
         let (ready, listening) = mpsc::channel();
-        let inside = (shared.clone(), levers.clone(), stop.clone(), control.clone());
+        let inside = (shared.clone(), controls.clone(), stop.clone(), control.clone());
         let thread = std::thread::spawn(move || {
-            let (shared, levers, stop, control) = inside;
+            let (shared, controls, stop, control) = inside;
             actix_rt::System::new().block_on(async move {
                 let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
                 let data = serve_data(&shared, listener()).unwrap();
@@ -223,11 +223,11 @@ impl Plan {
                 let handles = [data.handle.clone(), admin.handle.clone()];
                 actix_rt::spawn(data.server);
                 actix_rt::spawn(admin.server);
-                let engine = start.then(|| engine(&shared, journal_dir, room, &levers, &control));
+                let engine = start.then(|| engine(&shared, journal_dir, bound, &controls, &control));
                 let source = engine.as_ref().map(|engine| engine.source.clone());
                 ready.send((data.address, admin.address, source)).unwrap();
                 stop.notified().await;
-                levers.open.send_replace(true);
+                controls.open.send_replace(true);
                 for handle in handles {
                     handle.stop(false).await;
                 }
@@ -238,7 +238,7 @@ impl Plan {
             });
         });
         let (data, admin, source) = listening.recv_timeout(DEADLINE).unwrap();
-        Rig { data, admin, shared, levers, control, drains_asked, source, stop, thread: Some(thread), dir }
+        Rig { data, admin, shared, controls, control, drain_requests, source, stop, thread: Some(thread), dir }
     }
 }
 
@@ -251,8 +251,8 @@ struct Engine {
 fn engine(
     shared: &Shared,
     dir: std::path::PathBuf,
-    room: Bound,
-    levers: &Arc<Levers>,
+    bound: Bound,
+    controls: &Arc<Controls>,
     control: &DrainControl,
 ) -> Engine {
     let settings = &shared.config.journal;
@@ -267,21 +267,21 @@ fn engine(
     })
     .unwrap();
     let supervision = Supervision { stall_ms: 10_000, restarts_max: 5, restart_window_ms: 60_000 };
-    let mut topology = Topology::new(supervision, control.watch());
+    let mut topology = Topology::new("logweir", supervision, control.watch());
     let spec = |stage: &str, lane: u16| StageSpec {
         name: format!("{stage}-{lane}"),
         arbiter: format!("lane-{lane}"),
-        bound: room,
+        bound: bound,
         tick_ms: None,
     };
     let line_bytes_max = shared.config.http.line_bytes_max;
     let plain_bytes_max = shared.config.http.decompressed_bytes_max;
-    let producers = (0..shared.config.lanes)
+    let producers = (0..shared.config.lanes())
         .map(|lane| {
-            let parts = (journal.clone(), shared.progress.clone(), levers.clone());
+            let parts = (journal.clone(), shared.progress.clone(), controls.clone());
             let batcher: Mailbox<ParsedChunk> = topology.spawn(spec("batcher", lane), move |context| {
-                let (journal, progress, levers) = parts.clone();
-                Appender { context, lane, journal, progress, levers }
+                let (journal, progress, controls) = parts.clone();
+                Appender { context, lane, journal, progress, controls }
             });
             let parser: Mailbox<RawChunk> = topology
                 .spawn(spec("parser", lane), move |context| Parser::new(context, batcher.clone(), line_bytes_max));
@@ -326,37 +326,37 @@ fn prometheus() -> PrometheusHandle {
     HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap()).clone()
 }
 
-/// An answer as a client sees it.
+/// A response as received by the client.
 #[derive(Debug)]
-struct Seen {
+struct Received {
     status: u16,
     headers: BTreeMap<String, String>,
     text: String,
 }
 
-impl Seen {
+impl Received {
     fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Checks status, name and that somebody took the trouble of a sentence; returns the sentence.
-    fn refusal(&self, status: u16, error: &str) -> String {
+    /// Checks the status and the reason code; returns the detail, which must not be empty.
+    fn rejection(&self, status: u16, error: &str) -> String {
         let json = self.json();
         assert_eq!((self.status, json["error"].as_str()), (status, Some(error)), "{self:?}");
-        json["detail"].as_str().filter(|detail| !detail.is_empty()).expect("a sentence").to_owned()
+        json["detail"].as_str().filter(|detail| !detail.is_empty()).expect("a detail").to_owned()
     }
 }
 
 impl Rig {
-    fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Seen {
+    fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Received {
         self.post_with(path, &[], body)
     }
 
-    fn post_with(&self, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Seen {
+    fn post_with(&self, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Received {
         exchange(self.data, "POST", path, headers, body.as_ref())
     }
 
-    fn admin(&self, method: &str, path: &str) -> Seen {
+    fn admin(&self, method: &str, path: &str) -> Received {
         exchange(self.admin, method, path, &[], b"")
     }
 
@@ -366,7 +366,7 @@ impl Rig {
         status["actors"].as_array().unwrap().iter().map(|actor| actor[counter].as_u64().unwrap()).sum()
     }
 
-    /// Stops everything and reads back all messages that lie in the journal, with service and host.
+    /// Stops everything and returns all messages in the journal, with service and host.
     fn into_journal(self) -> Vec<(String, String, String)> {
         self.records(|record| (record.message.to_owned(), record.service.to_owned(), record.host.to_owned()))
     }
@@ -377,7 +377,7 @@ impl Rig {
         attributes
     }
 
-    /// Ends everything and reads the journal.
+    /// Stops everything and reads the journal.
     fn records<T>(mut self, of: impl Fn(Record<'_>) -> T) -> Vec<T> {
         self.end();
         let (journal, recovered) = Journal::open(JournalConfig {
@@ -427,11 +427,11 @@ impl Drop for Rig {
     }
 }
 
-/// One request on a connection of its own, by hand: so that the tests say what is on the wire.
-fn exchange(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Seen {
+/// One request on its own connection, written by hand so that the tests control what is on the wire.
+fn exchange(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Received {
     let mut socket = connect(to);
     socket.write_all(head(method, path, headers, body.len()).as_bytes()).unwrap();
-    // An early answer may come while this is still being written.
+    // An early response may arrive while this is still being written.
     let _ = socket.write_all(body);
     answer(&mut socket)
 }
@@ -447,8 +447,8 @@ fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> St
     format!("{method} {path} HTTP/1.1\r\nHost: logweir\r\nContent-Length: {length}\r\n{headers}\r\n")
 }
 
-/// Reads one answer; its length is announced, or it has no body.
-fn answer(socket: &mut TcpStream) -> Seen {
+/// Reads one response, which has a `Content-Length` or no body.
+fn answer(socket: &mut TcpStream) -> Received {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -472,13 +472,13 @@ fn answer(socket: &mut TcpStream) -> Seen {
     let already = body.len().min(length);
     body.resize(length.max(already), 0);
     socket.read_exact(&mut body[already..]).unwrap();
-    Seen { status, headers, text: String::from_utf8(body).unwrap() }
+    Received { status, headers, text: String::from_utf8(body).unwrap() }
 }
 
 fn poll(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         std::thread::yield_now();
     }
 }
@@ -488,12 +488,12 @@ fn lines(count: usize) -> String {
 }
 
 #[test]
-fn a_body_is_in_the_journal_when_its_account_comes_back() {
+fn an_accepted_body_is_in_the_journal() {
     let rig = Plan::new().launch();
-    let seen =
+    let response =
         rig.post("/ingest?service=shop&host=n1", "{\"msg\":\"one\"}\n\n{\"msg\":\"two\",\"service\":\"own\"}\n{\"ms\n");
-    let json = seen.json();
-    assert_eq!(seen.status, 200);
+    let json = response.json();
+    assert_eq!(response.status, 200);
     assert_eq!((&json["accepted"], &json["rejected"], &json["parse_errors"]), (&3.into(), &0.into(), &1.into()));
     assert_eq!(json["errors"][0]["line"], 4);
     assert_eq!(json["ack"], "journal");
@@ -511,7 +511,7 @@ fn a_body_is_in_the_journal_when_its_account_comes_back() {
 }
 
 #[test]
-fn requests_of_one_connection_stay_in_one_lane_in_order() {
+fn requests_on_one_connection_stay_in_one_lane_in_order() {
     let rig = Plan::new().launch();
     let mut socket = connect(rig.data);
     let mut lanes = Vec::new();
@@ -530,7 +530,7 @@ fn requests_of_one_connection_stay_in_one_lane_in_order() {
 }
 
 #[test]
-fn compressed_bodies_are_taken_and_bombs_are_not() {
+fn compressed_bodies_are_accepted_and_bombs_are_rejected() {
     let rig = Plan::new().launch();
     let gzip = |plain: &[u8]| {
         let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -543,11 +543,11 @@ fn compressed_bodies_are_taken_and_bombs_are_not() {
     }
     let bomb = vec![b'\n'; 32 << 20];
     for (name, body) in [("gzip", gzip(&bomb)), ("zstd", zstd(&bomb))] {
-        rig.post_with("/ingest", &[("Content-Encoding", name)], body).refusal(413, "decompressed_too_large");
+        rig.post_with("/ingest", &[("Content-Encoding", name)], body).rejection(413, "decompressed_too_large");
         let reason = format!("bad_{name}");
-        rig.post_with("/ingest", &[("Content-Encoding", name)], "plain").refusal(400, &reason);
+        rig.post_with("/ingest", &[("Content-Encoding", name)], "plain").rejection(400, &reason);
     }
-    let detail = rig.post_with("/ingest", &[("Content-Encoding", "br")], "x").refusal(415, "unknown_encoding");
+    let detail = rig.post_with("/ingest", &[("Content-Encoding", "br")], "x").rejection(415, "unknown_encoding");
     assert!(detail.contains("gzip, zstd, deflate, snappy, identity"), "{detail}");
     let mut stored = rig.messages();
     stored.sort();
@@ -555,31 +555,31 @@ fn compressed_bodies_are_taken_and_bombs_are_not() {
 }
 
 #[test]
-fn wrong_parameters_are_refused_with_the_right_ones() {
+fn invalid_parameters_are_rejected_with_the_accepted_values() {
     let rig = Plan::new().launch();
     for (query, allowed) in [
         ("ack=maybe", "received, journal, committed"),
         ("format=xml", "auto, json, lines, ndjson, access_log, syslog"),
         ("service=", "1 to 255 bytes"),
-        ("host=a%00b", "no NUL"),
+        ("host=a%00b", "without NUL"),
         ("sevice=shop", "ack, format, service, host"),
     ] {
-        let detail = rig.post(&format!("/ingest?{query}"), "x").refusal(400, "bad_parameter");
+        let detail = rig.post(&format!("/ingest?{query}"), "x").rejection(400, "bad_parameter");
         assert!(detail.contains(allowed), "{query}: {detail}");
     }
-    let detail = rig.post("/ingest", "[{\"a\":1},\n{\"b\"").refusal(400, "malformed_json");
+    let detail = rig.post("/ingest", "[{\"a\":1},\n{\"b\"").rejection(400, "malformed_json");
     assert!(detail.contains("line 2 column 4"), "{detail}");
     assert_eq!(rig.messages(), [""; 0]);
 }
 
 #[test]
-fn a_body_above_the_limit_is_refused_whether_its_length_is_announced_or_not() {
+fn a_body_above_the_limit_is_rejected_with_or_without_an_announced_length() {
     let rig = Plan::new().launch();
-    rig.post("/ingest", vec![b'x'; (1 << 20) + 1]).refusal(413, "body_too_large");
-    // Announced and never sent: refused without waiting for it.
+    rig.post("/ingest", vec![b'x'; (1 << 20) + 1]).rejection(413, "body_too_large");
+    // Announced but never sent: rejected without waiting for it.
     let mut socket = connect(rig.data);
     socket.write_all(head("POST", "/ingest", &[], 1 << 40).as_bytes()).unwrap();
-    answer(&mut socket).refusal(413, "body_too_large");
+    answer(&mut socket).rejection(413, "body_too_large");
     // Chunked without end.
     let mut socket = connect(rig.data);
     socket.write_all(b"POST /ingest HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
@@ -587,47 +587,47 @@ fn a_body_above_the_limit_is_refused_whether_its_length_is_announced_or_not() {
     for _ in 0..17 {
         socket.write_all(&chunk).unwrap();
     }
-    answer(&mut socket).refusal(413, "body_too_large");
-    poll("the budget is given back", || rig.shared.inflight_bytes() == 0);
+    answer(&mut socket).rejection(413, "body_too_large");
+    poll("the budget is released", || rig.shared.inflight_bytes() == 0);
 }
 
 #[test]
-fn a_body_that_does_not_come_ends_at_the_request_timeout() {
+fn a_stalled_body_is_rejected_at_the_request_timeout() {
     let mut plan = Plan::new();
     plan.config.http.request_timeout_ms = 300;
     let rig = plan.launch();
     let mut socket = connect(rig.data);
     socket.write_all(head("POST", "/ingest", &[], 100).as_bytes()).unwrap();
     socket.write_all(b"only this").unwrap();
-    answer(&mut socket).refusal(408, "request_timeout");
+    answer(&mut socket).rejection(408, "request_timeout");
     assert_eq!(rig.shared.inflight_bytes(), 0);
     assert_eq!(rig.messages(), [""; 0]);
 }
 
 #[test]
-fn all_bodies_together_stay_below_the_budget() {
+fn bodies_in_flight_stay_within_the_budget() {
     let mut plan = Plan::new();
     plan.config.http.inflight_bytes_max = 1000;
     let rig = plan.launch();
     let mut slow = connect(rig.data);
     slow.write_all(head("POST", "/ingest", &[], 900).as_bytes()).unwrap();
     poll("the slow body has its share", || rig.shared.inflight_bytes() == 900);
-    let seen = rig.post("/ingest", vec![b'x'; 200]);
-    seen.refusal(429, "inflight_bytes");
-    assert_eq!(seen.headers["retry-after"], "1");
+    let response = rig.post("/ingest", vec![b'x'; 200]);
+    response.rejection(429, "inflight_bytes");
+    assert_eq!(response.headers["retry-after"], "1");
     assert_eq!(rig.post("/ingest", vec![b'x'; 50]).status, 200);
-    drop(slow); // a client that goes away gives its share back
-    poll("the share is back", || rig.shared.inflight_bytes() == 0);
+    drop(slow); // a disconnected client releases its share
+    poll("the share is released", || rig.shared.inflight_bytes() == 0);
     assert_eq!(rig.post("/ingest", vec![b'x'; 200]).status, 200);
 }
 
 #[test]
-fn full_mailboxes_answer_429_and_what_was_accepted_is_there() {
+fn full_mailboxes_answer_429_and_accepted_records_are_stored() {
     let mut plan = Plan::new();
-    plan.room = Bound { messages_max: 1, bytes_max: 1 << 20 };
-    plan.config.lanes = 1;
+    plan.bound = Bound { messages_max: 1, bytes_max: 1 << 20 };
+    plan.config.lanes = Some(1);
     let rig = plan.launch();
-    rig.levers.open.send_replace(false);
+    rig.controls.open.send_replace(false);
     let waiting: Vec<_> = (0..10)
         .map(|index| {
             let to = rig.data;
@@ -636,16 +636,16 @@ fn full_mailboxes_answer_429_and_what_was_accepted_is_there() {
             })
         })
         .collect();
-    poll("somebody was refused", || rig.actors("refused") > 0);
-    rig.levers.open.send_replace(true);
+    poll("a rejected request", || rig.actors("refused") > 0);
+    rig.controls.open.send_replace(true);
     let mut accepted = Vec::new();
     for thread in waiting {
-        let (index, seen) = thread.join().unwrap();
-        if seen.status == 200 {
+        let (index, response) = thread.join().unwrap();
+        if response.status == 200 {
             accepted.push(format!("line {index}"));
         } else {
-            seen.refusal(429, "mailbox_full");
-            assert_eq!(seen.headers["retry-after"], "1");
+            response.rejection(429, "mailbox_full");
+            assert_eq!(response.headers["retry-after"], "1");
         }
     }
     assert!((1..10).contains(&accepted.len()), "{accepted:?}");
@@ -655,40 +655,36 @@ fn full_mailboxes_answer_429_and_what_was_accepted_is_there() {
 }
 
 #[test]
-fn committed_is_not_said_before_it_is_so() {
+fn committed_is_acknowledged_only_after_the_commit() {
     let mut plan = Plan::new();
     plan.config.http.ack_timeout_ms = 200;
     let rig = plan.launch();
-    rig.levers.commits.store(false, Ordering::SeqCst);
-    let seen = rig.post("/ingest?ack=committed", "late");
-    let detail = seen.refusal(503, "ack_timeout");
-    assert!(
-        detail.contains("is in the journal")
-            && detail.contains("a re-send without an Idempotency-Key would be a new record"),
-        "{detail}"
-    );
-    assert_eq!(seen.headers["retry-after"], "5");
+    rig.controls.commits.store(false, Ordering::SeqCst);
+    let response = rig.post("/ingest?ack=committed", "late");
+    let detail = response.rejection(503, "ack_timeout");
+    assert!(detail.contains("are in the journal") && detail.contains("without the same Idempotency-Key"), "{detail}");
+    assert_eq!(response.headers["retry-after"], "5");
     let flush = rig.admin("POST", "/flush");
     assert_eq!((flush.status, &flush.json()["backlog"]), (503, &1.into()));
-    rig.levers.commits.store(true, Ordering::SeqCst);
+    rig.controls.commits.store(true, Ordering::SeqCst);
     assert_eq!(rig.post("/ingest?ack=committed", "soon").status, 200);
     assert_eq!(rig.messages().len(), 2);
 }
 
 #[test]
-fn a_journal_that_takes_no_more_is_said_so_before_the_body_is_read() {
+fn a_full_journal_is_reported_before_the_body_is_read() {
     let mut plan = Plan::new();
     plan.config.journal.segment_bytes = 1 << 16;
     plan.config.journal.quota_bytes = 3 << 16;
     let rig = plan.launch();
-    rig.levers.commits.store(false, Ordering::SeqCst); // nothing is settled
+    rig.controls.commits.store(false, Ordering::SeqCst); // nothing is committed
     let body = lines(1000);
     poll("the quota", || rig.post("/ingest", &body).status == 503);
     let mut socket = connect(rig.data);
     socket.write_all(head("POST", "/ingest", &[], 1000).as_bytes()).unwrap(); // and no body
-    let seen = answer(&mut socket);
-    seen.refusal(503, "journal_quota");
-    assert_eq!(seen.headers["retry-after"], "5");
+    let response = answer(&mut socket);
+    response.rejection(503, "journal_quota");
+    assert_eq!(response.headers["retry-after"], "5");
     let ready = rig.admin("GET", "/readyz");
     assert_eq!(ready.status, 503);
     assert!(ready.text.contains("quota"), "{}", ready.text);
@@ -696,7 +692,7 @@ fn a_journal_that_takes_no_more_is_said_so_before_the_body_is_read() {
 }
 
 #[test]
-fn on_the_way_down_readiness_turns_first_and_intake_after_it() {
+fn during_shutdown_readiness_fails_first_and_intake_later() {
     let rig = Plan::new().launch();
     assert_eq!(rig.admin("GET", "/readyz").status, 200);
     rig.control.advance(Phase::Closing);
@@ -704,15 +700,15 @@ fn on_the_way_down_readiness_turns_first_and_intake_after_it() {
     assert_eq!((ready.status, &ready.json()["phase"]), (503, &"closing".into()));
     assert_eq!(rig.post("/ingest", "still").status, 200);
     rig.control.advance(Phase::Draining);
-    let seen = rig.post("/ingest", "no more");
-    seen.refusal(503, "draining");
-    assert_eq!((&*seen.headers["retry-after"], &*seen.headers["connection"]), ("5", "close"));
+    let response = rig.post("/ingest", "no more");
+    response.rejection(503, "draining");
+    assert_eq!((&*response.headers["retry-after"], &*response.headers["connection"]), ("5", "close"));
     assert_eq!(rig.admin("GET", "/livez").status, 200);
     assert_eq!(rig.messages(), ["still"]);
 }
 
 #[test]
-fn before_the_journal_is_open_the_probes_answer_and_intake_says_starting() {
+fn before_the_journal_is_open_the_probes_answer_and_intake_is_starting() {
     let mut plan = Plan::new();
     plan.start = false;
     let rig = plan.launch();
@@ -722,16 +718,16 @@ fn before_the_journal_is_open_the_probes_answer_and_intake_says_starting() {
     assert_eq!(rig.admin("GET", "/livez").status, 200);
     assert_eq!(rig.admin("GET", "/readyz").status, 503);
     assert_eq!(rig.admin("GET", "/api/v1/status").json()["writer"], Value::Null);
-    rig.post("/ingest", "early").refusal(503, "starting");
+    rig.post("/ingest", "early").rejection(503, "starting");
     let started = Plan::new().launch();
     assert_eq!(started.admin("GET", "/startupz").status, 200);
 }
 
 #[test]
-fn a_stage_that_panics_costs_its_body_an_answer_and_nobody_else_anything() {
+fn a_panic_in_a_stage_affects_only_its_own_request() {
     let rig = Plan::new().launch();
     assert_eq!(rig.post("/ingest", "before").status, 200);
-    let detail = rig.post("/ingest", "panic now").refusal(503, "restarted");
+    let detail = rig.post("/ingest", "panic now").rejection(503, "restarted");
     assert!(detail.contains("may be stored or not"), "{detail}");
     for _ in 0..2 {
         assert_eq!(rig.post("/ingest", "after").status, 200);
@@ -740,7 +736,7 @@ fn a_stage_that_panics_costs_its_body_an_answer_and_nobody_else_anything() {
 }
 
 #[test]
-fn each_token_has_a_limit_of_its_own_and_leaves_its_name() {
+fn each_token_has_its_own_limit_and_its_name_is_recorded() {
     let mut plan = Plan::new();
     plan.config.auth.mode = AuthMode::Token;
     plan.config.auth.ingest_tokens = vec![Token("shop=secret-1".to_owned()), Token("secret-2".to_owned())];
@@ -750,19 +746,19 @@ fn each_token_has_a_limit_of_its_own_and_leaves_its_name() {
     let post = |token: &str, body: &str| {
         rig.post_with("/ingest?extra_fields=a=b", &[("Authorization", &format!("Bearer {token}"))], body)
     };
-    post("shop=secret-1", "x").refusal(401, "unauthorized");
+    post("shop=secret-1", "x").rejection(401, "unauthorized");
     let body = "y".repeat(30);
     assert_eq!(post("secret-1", &body).status, 200);
-    let seen = post("secret-1", &body);
-    let detail = seen.refusal(429, "quota_exceeded");
+    let response = post("secret-1", &body);
+    let detail = response.rejection(429, "quota_exceeded");
     assert!(detail.contains("limits.bytes_per_day = 40"), "{detail}");
-    assert!((1..=86_400).contains(&seen.headers["retry-after"].parse::<u32>().unwrap()));
-    assert_eq!(post("secret-2", &body).status, 200, "another token has its own");
+    assert!((1..=86_400).contains(&response.headers["retry-after"].parse::<u32>().unwrap()));
+    assert_eq!(post("secret-2", &body).status, 200, "another token has its own limit");
     assert_eq!(rig.attributes(), [r#"{"a":"b","logweir.token":"shop"}"#, r#"{"a":"b","logweir.token":"unnamed"}"#]);
 }
 
 #[test]
-fn tokens_open_what_they_are_for() {
+fn each_kind_of_token_authorizes_its_own_endpoints() {
     let mut plan = Plan::new();
     let token = |text: &str| vec![Token(text.to_owned())];
     plan.config.auth = Auth {
@@ -773,11 +769,11 @@ fn tokens_open_what_they_are_for() {
         stamp_token: false,
     };
     let rig = plan.launch();
-    let seen = rig.post("/ingest", "x");
-    seen.refusal(401, "unauthorized");
-    assert!(seen.headers["www-authenticate"].starts_with("Bearer"));
+    let response = rig.post("/ingest", "x");
+    response.rejection(401, "unauthorized");
+    assert!(response.headers["www-authenticate"].starts_with("Bearer"));
     assert_eq!(rig.post_with("/ingest", &[("Authorization", "Bearer in")], "x").status, 200);
-    rig.post_with("/ingest", &[("Authorization", "Bearer root")], "x").refusal(401, "unauthorized");
+    rig.post_with("/ingest", &[("Authorization", "Bearer root")], "x").rejection(401, "unauthorized");
     let get =
         |to, path, token: &str| exchange(to, "GET", path, &[("Authorization", &format!("Bearer {token}"))], b"").status;
     assert_eq!(get(rig.data, "/api/v1/status", "query"), 200);
@@ -786,7 +782,7 @@ fn tokens_open_what_they_are_for() {
     assert_eq!(get(rig.admin, "/metrics", "root"), 200);
     assert_eq!(get(rig.admin, "/metrics", "query"), 401);
     assert_eq!(rig.admin("POST", "/drain").status, 401);
-    assert_eq!(rig.drains_asked.load(Ordering::SeqCst), 0);
+    assert_eq!(rig.drain_requests.load(Ordering::SeqCst), 0);
     for path in ["/livez", "/readyz", "/startupz", "/healthz", "/ready", "/health"] {
         assert_eq!(rig.admin("GET", path).status, 200, "{path}");
     }
@@ -794,10 +790,10 @@ fn tokens_open_what_they_are_for() {
 }
 
 #[test]
-fn the_accounting_adds_up_and_the_metrics_have_their_names() {
+fn the_accounting_adds_up_and_the_metrics_are_exported() {
     let rig = Plan::new().launch();
     assert_eq!(rig.post("/ingest?ack=committed", lines(7)).status, 200);
-    rig.levers.commits.store(false, Ordering::SeqCst);
+    rig.controls.commits.store(false, Ordering::SeqCst);
     assert_eq!(rig.post("/ingest", lines(5)).status, 200);
     for to in [rig.data, rig.admin] {
         let status = exchange(to, "GET", "/api/v1/status", &[], b"").json();
@@ -821,17 +817,49 @@ fn the_accounting_adds_up_and_the_metrics_have_their_names() {
     ] {
         assert!(metrics.contains(name), "{name} is not in\n{metrics}");
     }
+    for (name, kind) in [
+        ("accepted_records_total", "counter"),
+        ("committed_records_total", "counter"),
+        ("dead_lettered_records_total", "counter"),
+        ("lost_records_total", "counter"),
+        ("backlog_records", "gauge"),
+    ] {
+        let line = format!("# TYPE logweir_lane_{name} {kind}\n");
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
 }
 
 #[test]
-fn what_is_not_there_says_what_is() {
+fn lane_counters_stand_still_after_the_database_was_restored() {
     let rig = Plan::new().launch();
-    let detail = rig.post("/injest", "x").refusal(404, "not_found");
-    assert!(detail.contains("POST /ingest"), "{detail}");
-    let seen = exchange(rig.data, "GET", "/ingest", &[], b"");
-    seen.refusal(405, "method_not_allowed");
-    assert_eq!(seen.headers["allow"], "POST");
-    assert!(rig.admin("GET", "/").refusal(404, "not_found").contains("/readyz"));
+    let lane: LaneId = 77; // the metrics are shared by all tests of this process
+    let row = |rows| LaneRow { lane, last_seq: rows, rows, ..LaneRow::default() };
+    let committed = || {
+        let metrics = rig.admin("GET", "/metrics").text;
+        let line = metrics.lines().find(|line| line.starts_with("logweir_lane_committed_records_total{lane=\"77\"}"));
+        line.and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+    };
+    assert_eq!(committed(), None, "unknown before the database has reported its cursor");
+    for (rows, expected) in [(9, "9"), (4, "9"), (12, "12")] {
+        rig.shared.progress.lane_row_updated(row(rows));
+        assert_eq!(committed().as_deref(), Some(expected));
+        let status = rig.admin("GET", "/api/v1/status").json();
+        let lane = status["lanes"].as_array().unwrap().iter().find(|snapshot| snapshot["lane"] == 77).unwrap();
+        assert_eq!(lane["committed"], rows, "the status is exact");
+    }
+}
+
+#[test]
+fn an_unknown_path_or_method_lists_the_accepted_ones() {
+    let rig = Plan::new().launch();
+    let response = rig.post("/injest", "x");
+    let detail = response.rejection(404, "not_found");
+    assert!(detail.contains("\"/injest\"") && detail.contains("POST /ingest"), "{detail}");
+    assert!(response.text.ends_with("}\n"), "{response:?}");
+    let response = exchange(rig.data, "GET", "/ingest", &[], b"");
+    response.rejection(405, "method_not_allowed");
+    assert_eq!(response.headers["allow"], "POST");
+    assert!(rig.admin("GET", "/").rejection(404, "not_found").contains("/readyz"));
     let welcome = exchange(rig.data, "GET", "/", &[], b"");
     assert!(welcome.text.contains("/ingest?service=my-app"), "{}", welcome.text);
     let mut socket = connect(rig.admin);
@@ -842,7 +870,7 @@ fn what_is_not_there_says_what_is() {
 }
 
 #[test]
-fn drain_and_flush_are_asked_for_over_http() {
+fn drain_and_flush_are_requested_over_http() {
     let rig = Plan::new().launch();
     assert_eq!(rig.post("/ingest", lines(3)).status, 200);
     let before = rig.shared.progress.flushes();
@@ -850,7 +878,7 @@ fn drain_and_flush_are_asked_for_over_http() {
     assert_eq!((flush.status, &flush.json()["backlog"]), (200, &0.into()));
     assert!(before.has_changed().unwrap());
     assert_eq!(rig.admin("POST", "/drain").status, 202);
-    assert_eq!(rig.drains_asked.load(Ordering::SeqCst), 1);
+    assert_eq!(rig.drain_requests.load(Ordering::SeqCst), 1);
     assert_eq!(rig.admin("GET", "/drain").status, 405);
 }
 
@@ -859,10 +887,10 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn lines_from_a_pipe_are_stored_to_the_last_one() {
+fn lines_from_a_pipe_are_all_stored() {
     let rig = Plan::new().launch();
     let source = rig.source.clone().unwrap();
-    // `[{` at the start of a body must not make a document of it.
+    // `[{` at the start of a body must not turn it into a JSON document.
     let input = format!("[{{\"one\"}}\n{}no line feed", lines(20_000));
     let summary = runtime().block_on(source.run(input.as_bytes())).unwrap();
     assert_eq!((summary.records, summary.discarded), (20_002, 0));
@@ -871,13 +899,13 @@ fn lines_from_a_pipe_are_stored_to_the_last_one() {
 }
 
 #[test]
-fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
+fn a_pipe_waits_for_capacity_until_shutdown() {
     let mut plan = Plan::new();
     plan.config.journal.segment_bytes = 1 << 20;
     plan.config.journal.quota_bytes = 3 << 20;
-    plan.config.lanes = 1;
+    plan.config.lanes = Some(1);
     let rig = plan.launch();
-    rig.levers.commits.store(false, Ordering::SeqCst);
+    rig.controls.commits.store(false, Ordering::SeqCst);
     let mut source = rig.source.clone().unwrap();
     source.source_client.ack = AckLevel::Journal;
     let input = lines(200_000);
@@ -892,11 +920,11 @@ fn a_pipe_waits_for_room_and_gives_up_only_on_the_way_down() {
 }
 
 #[test]
-fn the_demo_shop_runs_until_the_drain() {
+fn the_demo_source_runs_until_the_drain() {
     let rig = Plan::new().launch();
     let source = rig.source.clone().unwrap();
     let running = std::thread::spawn(move || runtime().block_on(demo::run(&source.source_client, 2000, 1)));
-    poll("some records came", || {
+    poll("some records arrived", || {
         rig.shared.progress.snapshot(&BTreeMap::new()).lanes.iter().any(|lane| lane.committed > 50)
     });
     rig.control.advance(Phase::Draining);

@@ -31,8 +31,8 @@ export function stages(actors) {
 
 export function totals(lanes) {
   const sum = (name) => lanes.reduce((total, lane) => total + lane[name], 0);
-  const all = { accepted: sum("accepted"), committed: sum("committed"), dead: sum("dead"), lost: sum("lost"), backlog: sum("backlog") };
-  return { ...all, balanced: all.accepted === all.committed + all.dead + all.lost + all.backlog };
+  const all = { accepted: sum("accepted"), committed: sum("committed"), dead_lettered: sum("dead_lettered"), lost: sum("lost"), backlog: sum("backlog") };
+  return { ...all, balanced: all.accepted === all.committed + all.dead_lettered + all.lost + all.backlog };
 }
 
 const Meter = ({ label, value, most, text, low = 0.75 }) => {
@@ -56,7 +56,7 @@ function Stage({ stage, before, seconds }) {
       <div class=${stage.dropped ? "problem" : ""}><dt>dropped</dt><dd>${count(stage.dropped)}</dd></div>
       <div title="Messages that arrived while the mailbox was full and were returned to the sender"><dt>rejected</dt><dd>${count(stage.rejected)}</dd></div>
       <div title="Time that senders spend waiting for mailbox space, in milliseconds per second over all senders"><dt>wait</dt><dd>${waits === null ? "–" : `${(waits * 1000).toFixed(0)} ms/s`}</dd></div>
-      <div><dt>busy</dt><dd>${busy === null ? "–" : `${Math.round((busy / stage.actors.length) * 100)} %`}</dd></div>
+      <div><dt>busy</dt><dd>${busy === null ? "–" : `${Math.round((busy / stage.actors.length) * 100)}%`}</dd></div>
       ${stage.restarts > 0 && html`<div class="problem"><dt>restarts</dt><dd>${count(stage.restarts)}</dd></div>`}
     </dl>
     <${Meter} label=${`${stage.title} mailbox`} value=${stage.depth} most=${stage.depthMax} text=${`${count(stage.depth)} of ${count(stage.depthMax)} messages, ${bytes(stage.depthBytes)}`} />
@@ -92,7 +92,7 @@ function Processor({ processor, before, seconds }) {
     ${recovery && !recovery.finished && html`<div class="replay"><h3>Replaying the journal</h3><${Meter} label="Replay" value=${recovery.bytes_read} most=${recovery.bytes} low=${2} text=${`${bytes(recovery.bytes_read)} of ${bytes(recovery.bytes)}`} /></div>`}
     <${Replay} lanes=${lanes} sums=${sums} before=${oldSums} seconds=${seconds} />
     <dl class="totals">
-      ${[["accepted", "Accepted"], ["committed", "Committed"], ["backlog", "Backlog"], ["dead", "Dead-lettered"], ["lost", "Lost to damage"]].map(([name, title]) => html`<div class=${name === "lost" && sums.lost ? "problem" : ""}><dt>${title}</dt><dd>${count(sums[name])}</dd>
+      ${[["accepted", "Accepted"], ["committed", "Committed"], ["backlog", "Backlog"], ["dead_lettered", "Dead-lettered"], ["lost", "Lost to damage"]].map(([name, title]) => html`<div class=${name === "lost" && sums.lost ? "problem" : ""}><dt>${title}</dt><dd>${count(sums[name])}</dd>
         <dd class="muted">${["accepted", "committed"].includes(name) && oldSums ? rate(perSecond(sums[name], oldSums[name], seconds)) : " "}</dd></div>`)}
       <div class=${sums.balanced ? "good" : "problem"}><dt>Accounting</dt><dd><${Icon} name=${sums.balanced ? "check" : "alert"} /></dd><dd class="muted">${sums.balanced ? "balanced" : "mismatch: run logweir verify"}</dd></div>
     </dl>
@@ -110,7 +110,7 @@ function Processor({ processor, before, seconds }) {
     </div>
     <div class="scroll" tabindex="0" role="group" aria-label="Lanes"><table><caption>Lanes</caption><thead><tr>${["Lane", "Database", "Frames behind", "Backlog", "Oldest record", "Accepted", "Committed", "Dead-lettered", "Lost"].map((title, nth) => html`<th scope="col" class=${nth > 1 ? "number" : ""}>${title}</th>`)}</tr></thead>
       <tbody>${lanes.map((lane) => html`<tr><th scope="row">${lane.lane}</th><td><span class="dot ${{ ok: "good", connecting: "warn" }[state(lane).state] ?? "bad"}"></span>${state(lane).state}${state(lane).reason ? `: ${state(lane).reason}` : ""}</td>
-        <td class="number">${count(lane.seq_last - lane.seq_committed)}</td><td class="number">${count(lane.backlog)}</td><td class="number">${lane.backlog ? duration(lane.backlog_age_ms) : "–"}</td><td class="number">${count(lane.accepted)}</td><td class="number">${count(lane.committed)}</td><td class="number">${count(lane.dead)}</td><td class="number">${count(lane.lost)}</td></tr>`)}</tbody></table></div>
+        <td class="number">${count(lane.seq_last - lane.seq_committed)}</td><td class="number">${count(lane.backlog)}</td><td class="number">${lane.backlog ? duration(lane.backlog_age_ms) : "–"}</td><td class="number">${count(lane.accepted)}</td><td class="number">${count(lane.committed)}</td><td class="number">${count(lane.dead_lettered)}</td><td class="number">${count(lane.lost)}</td></tr>`)}</tbody></table></div>
   </section>`;
 }
 
@@ -137,7 +137,7 @@ export function Pipeline({ state, onFailure }) {
     poll();
     return () => { abort.abort(); clearTimeout(timer); };
   }, []);
-  const dead = view?.processors.reduce((sum, { status }) => sum + (status ? totals(status.lanes).dead : 0), 0) ?? 0;
+  const dead = view?.processors.reduce((sum, { status }) => sum + (status ? totals(status.lanes).dead_lettered : 0), 0) ?? 0;
   return html`<main class="pipeline">
     <h1 class="hidden">Pipeline</h1>
     ${!view && html`<p class="muted">Loading…</p>`}

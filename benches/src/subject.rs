@@ -200,7 +200,7 @@ impl Subject {
             let lanes = status["lanes"].as_array().map_or(&[][..], Vec::as_slice);
             lanes.iter().filter_map(|lane| lane[name].as_u64()).sum()
         };
-        (sum("accepted"), sum("committed") + sum("dead") + sum("lost"))
+        (sum("accepted"), sum("committed") + sum("dead_lettered") + sum("lost"))
     }
 
     /// Waits until everything accepted is settled, and returns the moment.

@@ -27,7 +27,7 @@ impl Totals {
             let lane = Self {
                 accepted: number("accepted")?,
                 committed: number("committed")?,
-                dead: number("dead")?,
+                dead: number("dead_lettered")?,
                 lost: number("lost")?,
                 backlog: number("backlog")?,
             };
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn lanes_are_summed_and_a_lane_that_does_not_add_up_is_no_answer() {
-        let lane = |backlog: u64| serde_json::json!({"accepted": 10, "committed": 5, "dead": 1, "lost": 1, "backlog": backlog});
+        let lane = |backlog: u64| serde_json::json!({"accepted": 10, "committed": 5, "dead_lettered": 1, "lost": 1, "backlog": backlog});
         let status = serde_json::json!({"lanes": [lane(3), lane(3)]});
         let sum = Totals { accepted: 20, committed: 10, dead: 2, lost: 2, backlog: 6 };
         assert_eq!(Totals::of(&status), Some(sum));

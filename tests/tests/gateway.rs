@@ -1,4 +1,4 @@
-//! Roles: a gateway in front of real processors that come, go, hang and are killed.
+//! Roles: a gateway with real processors that start, stop, hang and are killed.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
 use logweir_tests::tail::Tail;
 use serde_json::Value;
 
-/// A gateway to `processors` that reads what the story's server stores.
+/// A gateway for `processors` that reads from the same store as the scenario's server.
 fn gateway(s: &Scenario, processors: &str, more: &[(&str, &str)]) -> Server {
     gateway_of(binary(), s, processors, more)
 }
@@ -26,7 +26,7 @@ fn gateway_of(binary: &Path, s: &Scenario, processors: &str, more: &[(&str, &str
     let (http, admin) = (free_addr().to_string(), free_addr().to_string());
     let own = [
         ("role", "gateway"),
-        ("data_dir", "/nowhere/and/never/made"),
+        ("data_dir", "/nowhere/never/created"),
         ("http.listen", &http),
         ("admin.listen", &admin),
         ("gateway.processors", processors),
@@ -39,25 +39,25 @@ fn gateway_of(binary: &Path, s: &Scenario, processors: &str, more: &[(&str, &str
     gateway
 }
 
-/// What `/api/v1/pipeline` says, by address.
+/// The entry of `address` in `/api/v1/pipeline`.
 fn processor(gateway: &Server, address: SocketAddr) -> Value {
     let pipeline = gateway.data("/api/v1/pipeline").map_or(Value::Null, |answer| answer.json());
     let all = pipeline["processors"].as_array().cloned().unwrap_or_default();
     all.into_iter().find(|one| one["address"] == address.to_string()).unwrap_or(Value::Null)
 }
 
-/// Looks until what the gateway says of `address` `holds`.
-fn until(gateway: &mut Server, address: SocketAddr, what: &str, holds: impl Fn(&Value) -> bool) {
-    let told = gateway.until(what, PATIENCE, |gateway| holds(&processor(gateway, address)));
-    told.unwrap_or_else(|exit| panic!("{exit:?}: {}", gateway.log_text()));
+/// Polls until the entry of `address` on the gateway satisfies `condition`.
+fn until(gateway: &mut Server, address: SocketAddr, what: &str, condition: impl Fn(&Value) -> bool) {
+    let entry = gateway.until(what, PATIENCE, |gateway| condition(&processor(gateway, address)));
+    entry.unwrap_or_else(|exit| panic!("{exit:?}: {}", gateway.log_text()));
 }
 
-fn is_well(one: &Value) -> bool {
+fn is_healthy(one: &Value) -> bool {
     one["ok"] == true && one["status"]["phase"] == "accepting" && one["breaker"]["state"] == "closed"
 }
 
 #[test]
-fn a_gateway_shows_each_processor_and_says_why_one_is_away() {
+fn a_gateway_lists_each_processor_and_why_one_is_unreachable() {
     on_postgres("processors behind a gateway", |s| {
         s.set("role", "processor");
         s.start();
@@ -70,37 +70,37 @@ fn a_gateway_shows_each_processor_and_says_why_one_is_away() {
         s.acknowledged(200);
         load.stop();
         let writer = s.server().status()["writer"].clone();
-        until(&mut gateway, first, "shown with what it has stored", |one| {
-            is_well(one)
+        until(&mut gateway, first, "listed with its committed records", |one| {
+            is_healthy(one)
                 && one["status"]["lanes"][0]["committed"].as_u64() > Some(0)
                 && one["status"]["writer"] == writer
         });
-        until(&mut gateway, other, "shown", is_well);
+        until(&mut gateway, other, "listed", is_healthy);
 
         second.kill();
-        until(&mut gateway, other, "told to be away", |one| {
-            one["ok"] == false && one["error"].as_str().is_some_and(|error| error.starts_with("no answer: "))
+        until(&mut gateway, other, "reported as unreachable", |one| {
+            one["ok"] == false && one["error"].as_str().is_some_and(|error| error.starts_with("unreachable: "))
         });
-        until(&mut gateway, other, "asked no more", |one| {
+        until(&mut gateway, other, "circuit breaker open", |one| {
             one["breaker"]["state"] == "open"
-                && one["error"].as_str().is_some_and(|error| error.starts_with("not asked"))
+                && one["error"].as_str().is_some_and(|error| error.starts_with("circuit breaker open"))
         });
-        assert!(is_well(&processor(&gateway, first)), "the other one is not to blame");
-        assert!(gateway.metric("logweir_gateway_requests_total", "not_asked") > 0.0);
+        assert!(is_healthy(&processor(&gateway, first)), "the other processor is unaffected");
+        assert!(gateway.metric("logweir_gateway_requests_total", "breaker_open") > 0.0);
 
         s.kill_server();
         let mut settings = s.settings.clone();
         settings.insert("http.listen".into(), other.to_string());
         settings.insert("admin.listen".into(), free_addr().to_string());
         let mut again = Server::start(&settings, "", s.dir.join("again.log"));
-        again.ready().expect("somebody at the second's address");
-        until(&mut gateway, other, "back", is_well);
-        until(&mut gateway, first, "away", |one| one["ok"] == false);
+        again.ready().expect("a processor at the address of the second");
+        until(&mut gateway, other, "reachable again", is_healthy);
+        until(&mut gateway, first, "unreachable", |one| one["ok"] == false);
     });
 }
 
 #[test]
-fn a_processor_that_hangs_costs_its_own_line_and_no_other() {
+fn a_hanging_processor_affects_only_its_own_entry() {
     on_sqlite("a frozen processor", |s| {
         s.set("role", "processor");
         s.start();
@@ -108,18 +108,18 @@ fn a_processor_that_hangs_costs_its_own_line_and_no_other() {
         let mut second = s.launch_beside(&s.dir.join("second"));
         second.ready().expect("a second processor");
         let mut gateway = gateway(s, &format!("{first},{}", second.http), &[("gateway.timeout_ms", "100")]);
-        until(&mut gateway, second.http, "shown", is_well);
+        until(&mut gateway, second.http, "listed", is_healthy);
         second.freeze();
-        until(&mut gateway, second.http, "told to be slow", |one| {
+        until(&mut gateway, second.http, "reported as timed out", |one| {
             one["error"].as_str().is_some_and(|error| error.contains("gateway.timeout_ms (100 ms)"))
         });
-        assert!(is_well(&processor(&gateway, first)));
+        assert!(is_healthy(&processor(&gateway, first)));
         second.signal(libc::SIGCONT);
-        until(&mut gateway, second.http, "back", is_well);
+        until(&mut gateway, second.http, "reachable again", is_healthy);
     });
 }
 
-/// The binary in a world of its own, where `/etc/hosts` is `hosts`; none where this user may not have one.
+/// The binary in its own mount namespace, where `/etc/hosts` is `hosts`; `None` if this user cannot create one.
 fn with_hosts(dir: &Path, hosts: &Path) -> Option<PathBuf> {
     let unshare = ["-m", "-rm"].into_iter().find(|flags| {
         let tried = Command::new("unshare").args([flags, "true"]).stderr(Stdio::null()).status();
@@ -137,12 +137,12 @@ fn with_hosts(dir: &Path, hosts: &Path) -> Option<PathBuf> {
 }
 
 #[test]
-fn a_name_stands_for_as_many_processors_as_it_has_addresses_now() {
+fn a_name_stands_for_its_current_addresses() {
     on_sqlite("a headless name", |s| {
         let hosts = s.dir.join("hosts");
         fs::write(&hosts, "127.0.0.2 processors\n").expect("hosts");
         let Some(binary) = with_hosts(&s.dir, &hosts) else {
-            eprintln!("LEFT OUT: this user may have no mount namespace, so names cannot be made to change");
+            eprintln!("SKIPPED: this user cannot create a mount namespace, so names cannot be changed");
             return;
         };
         s.set("role", "processor");
@@ -158,33 +158,33 @@ fn a_name_stands_for_as_many_processors_as_it_has_addresses_now() {
         second.ready().expect("a second processor");
 
         let mut gateway = gateway_of(&binary, s, &format!("processors:{port}"), &[]);
-        until(&mut gateway, at(2), "found", is_well);
+        until(&mut gateway, at(2), "found", is_healthy);
         assert_eq!(processor(&gateway, at(3)), Value::Null);
         fs::write(&hosts, "127.0.0.2 processors\n127.0.0.3 processors\n").expect("hosts");
-        until(&mut gateway, at(3), "found when it has come", is_well);
+        until(&mut gateway, at(3), "found after it was added", is_healthy);
         fs::write(&hosts, "127.0.0.3 processors\n").expect("hosts");
-        until(&mut gateway, at(2), "let go of", Value::is_null);
-        fs::write(&hosts, "127.0.0.9 nobody\n").expect("hosts");
+        until(&mut gateway, at(2), "removed", Value::is_null);
+        fs::write(&hosts, "127.0.0.9 unrelated\n").expect("hosts");
         gateway
-            .until("asking in vain", PATIENCE, |gateway| {
+            .until("a failed lookup", PATIENCE, |gateway| {
                 gateway.metric("logweir_gateway_lookup_errors_total", "") > 0.0
             })
             .expect("it goes on");
-        assert!(is_well(&processor(&gateway, at(3))), "a name server that is away makes nobody vanish");
+        assert!(is_healthy(&processor(&gateway, at(3))), "an unavailable name server removes no processor");
     });
 }
 
 #[test]
-fn each_role_serves_its_part_and_a_gateway_keeps_nothing() {
+fn each_role_serves_its_paths_and_a_gateway_stores_nothing() {
     on_sqlite("roles", |s| {
         s.set("role", "processor");
         s.start();
-        let refused = s.server().data("/api/v1/query").expect("an answer");
+        let rejected = s.server().data("/api/v1/query").expect("an answer");
         assert_eq!(
-            (refused.status, refused.json()["error"].as_str()),
-            (404, Some("not_served_here")),
+            (rejected.status, rejected.json()["error"].as_str()),
+            (404, Some("wrong_role")),
             "{}",
-            refused.body
+            rejected.body
         );
         assert_eq!(s.server().status()["role"], "processor");
 
@@ -192,9 +192,9 @@ fn each_role_serves_its_part_and_a_gateway_keeps_nothing() {
         let mut gateway = gateway(s, &address, &[]);
         assert_eq!(gateway.status()["role"], "gateway");
         for (path, kind) in [("/ingest", "text/plain"), ("/loki/api/v1/push", "application/json")] {
-            let refused = gateway.post(path, kind, "line\n").expect("an answer");
-            assert_eq!(refused.status, 404, "{}", refused.body);
-            assert!(refused.body.contains("send them to a processor"), "{}", refused.body);
+            let rejected = gateway.post(path, kind, "line\n").expect("an answer");
+            assert_eq!(rejected.status, 404, "{}", rejected.body);
+            assert!(rejected.body.contains("send records to a processor"), "{}", rejected.body);
         }
         for path in ["/ready", "/api/v1/pipeline"] {
             assert_eq!(gateway.data(path).map(|answer| answer.status), Some(200), "{path}");
@@ -213,15 +213,15 @@ fn processors_and_gateway_share_their_tokens_for_queries() {
         s.set("auth.query_tokens", TOKEN);
         s.start();
         let address = s.server().http;
-        let stranger = gateway(s, &address.to_string(), &[]);
-        let told = processor(&stranger, address);
-        assert!(told["error"].as_str().is_some_and(|error| error.contains("auth.query_tokens")), "{told}");
-        assert_eq!(told["breaker"]["state"], "closed", "who refuses is well");
+        let without_token = gateway(s, &address.to_string(), &[]);
+        let entry = processor(&without_token, address);
+        assert!(entry["error"].as_str().is_some_and(|error| error.contains("auth.query_tokens")), "{entry}");
+        assert_eq!(entry["breaker"]["state"], "closed", "a processor that rejects is reachable");
 
-        let friend = gateway(s, &address.to_string(), &[("auth.query_tokens", TOKEN)]);
-        let url = format!("http://{}/api/v1/pipeline", friend.http);
+        let with_token = gateway(s, &address.to_string(), &[("auth.query_tokens", TOKEN)]);
+        let url = format!("http://{}/api/v1/pipeline", with_token.http);
         let agent = logweir_tests::client::agent(PATIENCE);
-        assert_eq!(agent.get(&url).call().expect("an answer").status(), 401, "it asks for one itself");
+        assert_eq!(agent.get(&url).call().expect("an answer").status(), 401, "the gateway requires a token itself");
         let mut answer = agent.get(&url).header("Authorization", format!("Bearer {TOKEN}")).call().expect("an answer");
         let pipeline = answer.body_mut().read_to_string().expect("a body");
         assert!(pipeline.contains("\"ok\":true") && !pipeline.contains(TOKEN), "{pipeline}");
@@ -229,7 +229,7 @@ fn processors_and_gateway_share_their_tokens_for_queries() {
 }
 
 /// Posts one record to `server`.
-fn say(server: &Server, message: &str) {
+fn post(server: &Server, message: &str) {
     let answer = server.post("/ingest", "text/plain", &format!("{message}\n")).expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
@@ -242,7 +242,7 @@ fn messages(tail: &mut Tail, count: usize) -> Vec<String> {
 }
 
 #[test]
-fn a_tail_has_the_records_of_all_processors_and_goes_on_where_it_was() {
+fn a_tail_has_the_records_of_all_processors_and_resumes() {
     on_sqlite("a merged tail", |s| {
         s.set("role", "processor");
         s.start();
@@ -253,20 +253,20 @@ fn a_tail_has_the_records_of_all_processors_and_goes_on_where_it_was() {
         let processors = format!("{first},{}", second.http);
         let mut gateway = gateway(s, &processors, &[]);
         let address = second.http;
-        until(&mut gateway, first, "found", is_well);
-        until(&mut gateway, address, "found", is_well);
+        until(&mut gateway, first, "found", is_healthy);
+        until(&mut gateway, address, "found", is_healthy);
 
         let mut tail = Tail::open(gateway.http, "query=wanted", None);
-        let mut heard = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
-        s.server().until("heard", PATIENCE, &mut heard).expect("it goes on");
-        second.until("heard", PATIENCE, &mut heard).expect("it goes on");
-        say(s.server(), "wanted a");
-        say(s.server(), "not so");
-        say(&second, "wanted b");
+        let mut subscribed = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
+        s.server().until("subscribed", PATIENCE, &mut subscribed).expect("it goes on");
+        second.until("subscribed", PATIENCE, &mut subscribed).expect("it goes on");
+        post(s.server(), "wanted a");
+        post(s.server(), "not so");
+        post(&second, "wanted b");
         assert_eq!(messages(&mut tail, 2), ["wanted a", "wanted b"]);
 
-        // A processor that is killed and comes back is heard from where it was, by the same stream.
-        say(&second, "wanted c");
+        // A killed and restarted processor resumes where it was, in the same stream.
+        post(&second, "wanted c");
         messages(&mut tail, 3);
         second.kill();
         let mut settings = s.settings.clone();
@@ -275,21 +275,21 @@ fn a_tail_has_the_records_of_all_processors_and_goes_on_where_it_was() {
         settings.insert("admin.listen".into(), free_addr().to_string());
         let mut second = Server::start(&settings, "", s.dir.join("again.log"));
         second.ready().expect("the second again");
-        say(&second, "wanted d");
+        post(&second, "wanted d");
         assert_eq!(messages(&mut tail, 4), ["wanted a", "wanted b", "wanted c", "wanted d"]);
 
-        // And so is the stream itself, by another gateway.
+        // The stream itself resumes on another gateway.
         let token = tail.token().expect("a token");
         gateway.kill();
-        say(s.server(), "wanted e");
-        say(&second, "wanted f");
+        post(s.server(), "wanted e");
+        post(&second, "wanted f");
         let gateway = self::gateway(s, &processors, &[]);
         let mut tail = Tail::open(gateway.http, "query=wanted", Some(&token));
         assert_eq!(messages(&mut tail, 2), ["wanted e", "wanted f"]);
         assert!(tail.seen.iter().all(|event| event.name != "gap"), "{:?}", tail.seen);
 
-        let refused = gateway.data("/api/v1/tail?query=(").expect("an answer");
-        assert_eq!((refused.status, refused.json()["column"].as_u64()), (400, Some(2)), "{}", refused.body);
+        let rejected = gateway.data("/api/v1/tail?query=(").expect("an answer");
+        assert_eq!((rejected.status, rejected.json()["column"].as_u64()), (400, Some(2)), "{}", rejected.body);
     });
 }
 
@@ -310,8 +310,8 @@ fn a_gateway_answers_queries_about_what_processors_store() {
 }
 
 #[test]
-fn a_person_sees_all_processors_on_the_page_of_a_gateway() {
-    on_postgres("the page of a gateway", |s| {
+fn the_web_ui_of_a_gateway_shows_all_processors() {
+    on_postgres("the web UI of a gateway", |s| {
         let file = s.dir.join("alerts.toml");
         fs::write(&file, "[alerts.declined]\nquery = 'service:till'\nabove = 100\n").expect("a configuration");
         s.set("config", file.display());
@@ -322,8 +322,8 @@ fn a_person_sees_all_processors_on_the_page_of_a_gateway() {
         second.ready().expect("a second processor");
         let other = second.http;
         let mut gateway = gateway(s, &format!("{first},{other}"), &[]);
-        until(&mut gateway, first, "found", is_well);
-        until(&mut gateway, other, "found", is_well);
+        until(&mut gateway, first, "found", is_healthy);
+        until(&mut gateway, other, "found", is_healthy);
         for server in [s.server(), &second] {
             let stored = server.post("/ingest?ack=committed&service=till", "text/plain", "low on paper\n");
             assert_eq!(stored.expect("an answer").status, 200);
@@ -335,21 +335,24 @@ fn a_person_sees_all_processors_on_the_page_of_a_gateway() {
         browser.see(".row .message", "low on paper");
         browser.click(".live-button");
         browser.see(".live-state", "Live");
-        let mut heard = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
-        s.server().until("heard", PATIENCE, &mut heard).expect("it goes on");
-        second.until("heard", PATIENCE, &mut heard).expect("it goes on");
-        say(s.server(), "said to the first");
-        browser.see(".row .message", "said to the first");
-        say(&second, "said to the second");
-        browser.see(".row .message", "said to the second");
+        let mut subscribed = |server: &Server| server.metric("logweir_tail_clients", "") > 0.0;
+        s.server().until("subscribed", PATIENCE, &mut subscribed).expect("it goes on");
+        second.until("subscribed", PATIENCE, &mut subscribed).expect("it goes on");
+        post(s.server(), "sent to the first");
+        browser.see(".row .message", "sent to the first");
+        post(&second, "sent to the second");
+        browser.see(".row .message", "sent to the second");
 
         browser.keys("2");
         browser.until("a card of each", |browser| browser.count(".processor .stages") == 2);
         for address in [first, other] {
             browser.see(".processor header", &address.to_string());
         }
-        browser.until("both add up", |browser| {
-            browser.texts(".sums").iter().all(|sums| sums.contains("adds up") && sums.starts_with("Accepted\n2"))
+        browser.until("both are balanced", |browser| {
+            browser
+                .texts(".totals")
+                .iter()
+                .all(|totals| totals.contains("balanced") && totals.starts_with("Accepted\n2"))
         });
         browser.keys("3");
         browser.until("an alert of each", |browser| browser.count(".alert-card") == 2);
@@ -357,33 +360,35 @@ fn a_person_sees_all_processors_on_the_page_of_a_gateway() {
             browser.see(".alert-card header", &address.to_string());
         }
 
-        // One that is killed is a line that says why; the other one stays as it is.
+        // A killed processor shows an error; the other one is unaffected.
         browser.keys("2");
         second.kill();
-        browser.until("why it is not there", |browser| {
-            // It is asked again and again, and then left alone for a while.
+        browser.until("the error of the killed processor", |browser| {
+            // It is retried until its circuit breaker opens.
             browser
                 .texts(".processor .problem")
                 .iter()
-                .any(|why| why.contains("no answer") || why.contains("not asked"))
+                .any(|why| why.contains("unreachable") || why.contains("circuit breaker open"))
         });
         assert_eq!(browser.count(".processor"), 2);
         browser.until("one is left", |browser| browser.count(".processor .stages") == 1);
-        browser.picture("gateway-desktop-light");
-        assert_eq!(browser.troubles(), Vec::<String>::new());
+        browser.screenshot("gateway-desktop-light");
+        assert_eq!(browser.errors(), Vec::<String>::new());
     });
 }
 
 #[test]
-fn a_gateway_and_its_processors_show_each_other_certificates() {
+fn a_gateway_and_its_processors_use_mutual_tls() {
     on_sqlite("mTLS to the processors", |s| {
         let (servers, clients) = (Authority::new(), Authority::new());
         let file = |name: &str| s.dir.join(name).display().to_string();
         let files = ["ca.crt", "clients.crt", "tls.crt", "tls.key", "own.crt", "own.key"].map(file);
-        let [ca, client_ca, cert, key, own_cert, own_key] = files.each_ref().map(String::as_str);
+        let [ca, client_ca, cert, key, client_cert, client_key] = files.each_ref().map(String::as_str);
         let write = |path: &str, text: &str| fs::write(path, text).expect("the file is written");
-        let (shown, own) = (servers.issue(&["localhost"]), clients.issue(&["gateway"]));
-        for (path, text) in [(cert, &shown.0), (key, &shown.1), (own_cert, &own.0), (own_key, &own.1)] {
+        let (server_identity, own) = (servers.issue(&["localhost"]), clients.issue(&["gateway"]));
+        for (path, text) in
+            [(cert, &server_identity.0), (key, &server_identity.1), (client_cert, &own.0), (client_key, &own.1)]
+        {
             write(path, text);
         }
         write(ca, &servers.pem());
@@ -397,17 +402,17 @@ fn a_gateway_and_its_processors_show_each_other_certificates() {
         let named = format!("localhost:{}", address.port());
 
         let trust = ("gateway.tls_ca_file", ca);
-        let identity = [trust, ("gateway.tls_cert_file", own_cert), ("gateway.tls_key_file", own_key)];
-        let mut whole = gateway(s, &named, &identity);
-        until(&mut whole, address, "asked over TLS", is_well);
-        let refused = |one: &Value| one["ok"] == false && one["error"].as_str().is_some_and(|error| !error.is_empty());
-        let mut nobody = gateway(s, &named, &[trust]);
-        until(&mut nobody, address, "without a certificate it gets no answer", refused);
-        let mut elsewhere = gateway(s, &address.to_string(), &identity);
-        until(&mut elsewhere, address, "a certificate for another name is not trusted", |one| {
+        let identity = [trust, ("gateway.tls_cert_file", client_cert), ("gateway.tls_key_file", client_key)];
+        let mut with_certificate = gateway(s, &named, &identity);
+        until(&mut with_certificate, address, "queried over TLS", is_healthy);
+        let rejected = |one: &Value| one["ok"] == false && one["error"].as_str().is_some_and(|error| !error.is_empty());
+        let mut without_certificate = gateway(s, &named, &[trust]);
+        until(&mut without_certificate, address, "rejected without a client certificate", rejected);
+        let mut other_name = gateway(s, &address.to_string(), &identity);
+        until(&mut other_name, address, "a certificate for another name is rejected", |one| {
             one["error"].as_str().is_some_and(|error| error.contains("not valid for name"))
         });
         let mut plain = gateway(s, &named, &[]);
-        until(&mut plain, address, "plain HTTP is not answered", refused);
+        until(&mut plain, address, "plain HTTP is rejected", rejected);
     });
 }

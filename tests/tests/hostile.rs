@@ -1,4 +1,4 @@
-//! What nobody should send: through every door, beside a client that must not notice.
+//! Hostile bodies and slow senders on every endpoint, next to a client that must be unaffected.
 
 use std::io::{Read as _, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,11 +11,11 @@ use logweir_tests::client::{Answer, agent, post_body};
 use logweir_tests::process::free_addr;
 use logweir_tests::scenario::{Scenario, on_sqlite};
 
-/// A path, a content type, and a way to put text where a record's line goes.
-type Door = (&'static str, &'static str, fn(&str) -> String);
+/// A path, a content type, and a function that wraps text as a record of that format.
+type Endpoint = (&'static str, &'static str, fn(&str) -> String);
 
-/// Each door that a body can come in by.
-const DOORS: [Door; 7] = [
+/// Each endpoint that accepts bodies.
+const ENDPOINTS: [Endpoint; 7] = [
     ("/ingest", "application/x-ndjson", str::to_owned),
     ("/ingest?format=json", "application/json", |text| format!("[{text}]")),
     ("/loki/api/v1/push", "application/json", |text| {
@@ -33,13 +33,13 @@ const DOORS: [Door; 7] = [
 /// Below `http.body_bytes_max`.
 const LARGE_BYTES: usize = 7 << 20;
 
-/// Texts that a record could be, and should not.
+/// Hostile texts of a record.
 fn texts() -> Texts {
     let deep = |open: &str, close: &str, times: usize| format!("{}1{}", open.repeat(times), close.repeat(times));
     vec![
         ("arrays in arrays", deep("[", "]", 100_000)),
         ("objects in objects", deep(r#"{"a":"#, "}", 20_000)),
-        ("what never closes", "[{\"a\":".repeat(LARGE_BYTES / 6)),
+        ("brackets that never close", "[{\"a\":".repeat(LARGE_BYTES / 6)),
         ("values in values of OTLP", deep(r#"{"arrayValue":{"values":["#, "]}}", 5000)),
         ("one huge line", "x".repeat(LARGE_BYTES)),
         ("one huge string", format!("{{\"msg\":\"{}\"}}", "x".repeat(LARGE_BYTES))),
@@ -50,13 +50,13 @@ fn texts() -> Texts {
         ("NULs", "\0".repeat(100_000)),
         ("escaped NULs and halves of pairs", format!("\"{}\"", r"\u0000\ud800".repeat(10_000))),
         ("a string that ends in an escape", "{\"a\":\"\\".to_owned()),
-        ("nothing but pairs", "a=".repeat(100_000)),
-        ("a time and no end", format!("2026-11-20 10:15:00,{}", "1".repeat(200_000))),
-        ("nothing", String::new()),
+        ("only pairs", "a=".repeat(100_000)),
+        ("a timestamp without end", format!("2026-11-20 10:15:00,{}", "1".repeat(200_000))),
+        ("empty", String::new()),
     ]
 }
 
-/// Whole bodies as bytes, with their encoding.
+/// Hostile bodies as bytes, with their encoding.
 fn bodies() -> Bodies {
     let zeros = vec![b'0'; 64 << 20];
     let gzip = |plain: &[u8]| {
@@ -74,20 +74,20 @@ fn bodies() -> Bodies {
     }
     let nested = field(1, &field(2, &field(2, &field(5, &value))));
     vec![
-        ("a bomb of gzip", "gzip", bomb.clone()),
-        ("half of a bomb", "gzip", bomb[..bomb.len() / 2].to_vec()),
-        ("a bomb in a bomb", "gzip", gzip(&bomb)),
-        ("a bomb of deflate", "deflate", deflate.finish().expect("memory")),
-        ("a bomb of zstd", "zstd", zstd::encode_all(&zeros[..], 1).expect("memory")),
-        ("four gigabytes of snappy, it says", "snappy", vec![0xff, 0xff, 0xff, 0xff, 0x0f, 0]),
-        ("no gzip at all", "gzip", b"{\"msg\":\"x\"}".to_vec()),
-        ("no UTF-8", "identity", vec![0xff; 100_000]),
-        ("protobuf nested deeply", "identity", nested),
-        ("protobuf of a length that is not there", "identity", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x07]),
+        ("a gzip bomb", "gzip", bomb.clone()),
+        ("half a gzip bomb", "gzip", bomb[..bomb.len() / 2].to_vec()),
+        ("a nested gzip bomb", "gzip", gzip(&bomb)),
+        ("a deflate bomb", "deflate", deflate.finish().expect("memory")),
+        ("a zstd bomb", "zstd", zstd::encode_all(&zeros[..], 1).expect("memory")),
+        ("snappy that declares four gigabytes", "snappy", vec![0xff, 0xff, 0xff, 0xff, 0x0f, 0]),
+        ("not gzip", "gzip", b"{\"msg\":\"x\"}".to_vec()),
+        ("invalid UTF-8", "identity", vec![0xff; 100_000]),
+        ("deeply nested protobuf", "identity", nested),
+        ("protobuf with a length beyond its end", "identity", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x07]),
     ]
 }
 
-/// A field of protobuf that holds bytes.
+/// A protobuf field of type bytes.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];
     let mut len = bytes.len();
@@ -101,10 +101,10 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn whatever_is_sent_is_answered_and_costs_neither_memory_nor_a_neighbour() {
+fn hostile_bodies_are_answered_within_the_memory_bound_and_affect_no_other_client() {
     on_sqlite("hostile bodies", |s| {
         s.start();
-        let neighbour = Neighbour::start(s.server().http);
+        let neighbor = Neighbor::start(s.server().http);
         let everything = (texts(), bodies());
         send(s, &everything);
         let (_, first) = s.server().memory_bytes();
@@ -113,54 +113,56 @@ fn whatever_is_sent_is_answered_and_costs_neither_memory_nor_a_neighbour() {
         }
         let (_, most) = s.server().memory_bytes();
         let bound = s.memory_bound();
-        assert!(most < bound, "{most} bytes of memory, {bound} were promised");
+        assert!(most < bound, "{most} bytes of memory exceed the bound of {bound}");
         assert!(most < first + (64 << 20), "the first round took {first} bytes, the next two {most}");
-        let sent = neighbour.stop();
+        let sent = neighbor.stop();
         s.stop();
-        let kept = s.store.rows("SELECT count(*) FROM logs WHERE service = 'neighbour'").expect("the table");
-        assert_eq!(kept[0][0], sent.to_string());
+        let stored = s.store.rows("SELECT count(*) FROM logs WHERE service = 'neighbor'").expect("the table");
+        assert_eq!(stored[0][0], sent.to_string());
     });
 }
 
 type Texts = Vec<(&'static str, String)>;
 type Bodies = Vec<(&'static str, &'static str, Vec<u8>)>;
 
-/// Each text and each body through each door, once.
+/// Sends each text and each body to each endpoint once.
 fn send(s: &mut Scenario, (texts, bodies): &(Texts, Bodies)) {
     let to = s.server().http;
     let agent = agent(Duration::from_secs(60));
-    for (door, kind, framed) in DOORS {
-        let url = format!("http://{to}{door}");
+    for (path, kind, wrap) in ENDPOINTS {
+        let url = format!("http://{to}{path}");
         for (what, text) in texts {
-            let answer = post_body(&agent, &url, kind, &framed(text));
-            clear(&format!("{what}, to {door}"), &answer.expect("an answer"));
+            let answer = post_body(&agent, &url, kind, &wrap(text));
+            check_response(&format!("{what}, to {path}"), &answer.expect("an answer"));
         }
         for kind in [kind, "application/x-protobuf"] {
             for (what, encoding, body) in bodies {
                 let request = agent.post(&url).header("content-type", kind).header("content-encoding", *encoding);
-                let mut response = request.send(body).unwrap_or_else(|error| panic!("{what}, to {door}: {error}"));
+                let mut response = request.send(body).unwrap_or_else(|error| panic!("{what}, to {path}: {error}"));
                 let text = response.body_mut().read_to_vec().expect("a body");
                 let body = String::from_utf8_lossy(&text).into_owned();
                 let answer = Answer { status: response.status().as_u16(), retry_after: None, body };
-                clear(&format!("{what}, to {door} as {kind}"), &answer);
+                check_response(&format!("{what}, to {path} as {kind}"), &answer);
             }
         }
     }
 }
 
-/// Taken, or refused in words as the sender's fault.
-fn clear(what: &str, answer: &Answer) {
+/// Checks that the body was accepted, or rejected with an explanation and a client error.
+fn check_response(what: &str, answer: &Answer) {
     let Answer { status, body, .. } = answer;
-    let said: String = body.chars().take(300).collect();
+    let excerpt: String = body.chars().take(300).collect();
     match status {
         200 | 204 => {}
-        400 | 413 | 415 => assert!(said.chars().filter(|char| char.is_alphabetic()).count() > 10, "{what}: {said:?}"),
-        _ => panic!("{what}: {status} {said}"),
+        400 | 413 | 415 => {
+            assert!(excerpt.chars().filter(|char| char.is_alphabetic()).count() > 10, "{what}: {excerpt:?}")
+        }
+        _ => panic!("{what}: {status} {excerpt}"),
     }
 }
 
 #[test]
-fn slow_senders_are_sent_away_and_nobody_waits_for_them() {
+fn slow_senders_are_disconnected_and_delay_no_other_client() {
     on_sqlite("slow senders", |s| {
         let syslog = free_addr();
         s.set("http.request_timeout_ms", "1s");
@@ -168,8 +170,8 @@ fn slow_senders_are_sent_away_and_nobody_waits_for_them() {
         s.set("syslog.idle_timeout_ms", "1s");
         s.start();
         let http = s.server().http;
-        let neighbour = Neighbour::start(http);
-        let begin = |to: SocketAddr, text: &str| {
+        let neighbor = Neighbor::start(http);
+        let start_request = |to: SocketAddr, text: &str| {
             let mut stream = TcpStream::connect(to).expect("a connection");
             stream.write_all(text.as_bytes()).expect("a few bytes");
             stream.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout");
@@ -177,23 +179,26 @@ fn slow_senders_are_sent_away_and_nobody_waits_for_them() {
         };
         let mut slow = Vec::new();
         for _ in 0..100 {
-            slow.push(begin(http, "POST /ingest HTTP/1.1\r\nhost: x\r\nx-slow: "));
-            slow.push(begin(http, "POST /ingest HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"msg\":"));
-            slow.push(begin(http, "POST /v1/logs HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab"));
-            slow.push(begin(syslog, "<13>Nov 21 08:00:00 h a"));
+            slow.push(start_request(http, "POST /ingest HTTP/1.1\r\nhost: x\r\nx-slow: "));
+            slow.push(start_request(http, "POST /ingest HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"msg\":"));
+            slow.push(start_request(
+                http,
+                "POST /v1/logs HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+            ));
+            slow.push(start_request(syslog, "<13>Nov 21 08:00:00 h a"));
         }
-        s.wait("the server ends each of them", |_| {
+        s.wait("the server closes each connection", |_| {
             slow.retain_mut(is_open);
             slow.is_empty()
         });
-        let sent = neighbour.stop();
+        let sent = neighbor.stop();
         s.stop();
-        let kept = s.store.rows("SELECT count(*) FROM logs WHERE service = 'neighbour'").expect("the table");
-        assert_eq!(kept[0][0], sent.to_string());
+        let stored = s.store.rows("SELECT count(*) FROM logs WHERE service = 'neighbor'").expect("the table");
+        assert_eq!(stored[0][0], sent.to_string());
     });
 }
 
-/// Sends one more byte, as slowly as this is asked; whether the server still listens.
+/// Sends one more byte; returns whether the connection is still open.
 fn is_open(stream: &mut TcpStream) -> bool {
     let _ = stream.write_all(b"a");
     match stream.read(&mut [0; 1024]) {
@@ -203,18 +208,18 @@ fn is_open(stream: &mut TcpStream) -> bool {
     }
 }
 
-/// A client that sends one record after the other, each of which must be taken.
-struct Neighbour {
+/// A client that sends one record after another, each of which must be accepted.
+struct Neighbor {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
-impl Neighbour {
+impl Neighbor {
     fn start(to: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
-            let (agent, url) = (agent(Duration::from_secs(10)), format!("http://{to}/ingest?service=neighbour"));
+            let (agent, url) = (agent(Duration::from_secs(10)), format!("http://{to}/ingest?service=neighbor"));
             let mut sent = 0;
             while !stopped.load(Ordering::Relaxed) {
                 let answer = post_body(&agent, &url, "text/plain", "hello").expect("an answer within ten seconds");
@@ -227,11 +232,11 @@ impl Neighbour {
         Self { stop, thread }
     }
 
-    /// How many it has sent.
+    /// Stops the client; returns the number of records sent.
     fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
-        let sent = self.thread.join().expect("each of the neighbour's records is taken");
-        assert!(sent > 10, "the neighbour was there: {sent}");
+        let sent = self.thread.join().expect("each record of the neighbor is accepted");
+        assert!(sent > 10, "the neighbor sent too few records: {sent}");
         sent
     }
 }

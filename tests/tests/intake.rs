@@ -1,4 +1,4 @@
-//! What other systems' clients send, through the real program into the table, and what they are told when it cannot be.
+//! Requests of other systems' clients, through the real program into the table, and the errors that they get.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -16,15 +16,15 @@ use serde_json::{Value, json};
 
 const TOKEN: &str = "0123456789abcdef-in";
 
-/// An answer as a client sees it.
+/// A response as received by the client.
 #[derive(Debug)]
-struct Seen {
+struct Received {
     status: u16,
     headers: ureq::http::HeaderMap,
     body: Vec<u8>,
 }
 
-impl Seen {
+impl Received {
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
@@ -45,7 +45,7 @@ impl Seen {
 }
 
 /// One request.
-fn send(s: &mut Scenario, method: &str, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Seen {
+fn send(s: &mut Scenario, method: &str, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Received {
     let url = format!("http://{}{path}", s.server().http);
     let mut request = ureq::http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
@@ -58,7 +58,7 @@ fn send(s: &mut Scenario, method: &str, path: &str, headers: &[(&str, &str)], bo
     }
     .expect("an answer");
     let body = response.body_mut().read_to_vec().expect("the answer's body");
-    Seen { status: response.status().as_u16(), headers: response.headers().clone(), body }
+    Received { status: response.status().as_u16(), headers: response.headers().clone(), body }
 }
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -124,7 +124,7 @@ const OTLP_JSON: &str = r#"{"resourceLogs":[{"resource":{"attributes":[{"key":"s
     "scopeLogs":[{"logRecords":[{"timeUnixNano":"1795169700000000000","severityText":"Information","body":{"stringValue":"by json"}}]}]}]}"#;
 
 #[test]
-fn each_protocol_ends_in_the_table() {
+fn each_protocol_is_stored() {
     on_sqlite("protocols", every_protocol);
     on_postgres("protocols", every_protocol);
 }
@@ -140,25 +140,28 @@ fn every_protocol(s: &mut Scenario) {
         (&[PROTOBUF], loki_protobuf("in protobuf")),
         (&[PROTOBUF, ("content-encoding", "snappy")], loki_protobuf("in protobuf")),
     ] {
-        let seen = send(s, "POST", loki, headers, body);
-        assert_eq!((seen.status, seen.text()), (204, ""));
+        let response = send(s, "POST", loki, headers, body);
+        assert_eq!((response.status, response.text()), (204, ""));
     }
 
     let otlp = "/v1/logs?ack=committed";
-    let seen = send(s, "POST", otlp, &[PROTOBUF], otlp_protobuf(&["by protobuf"]));
-    assert_eq!((seen.status, seen.header("content-type"), &*seen.body), (200, "application/x-protobuf", &b""[..]));
-    let seen = send(s, "POST", otlp, &[PROTOBUF, gzipped], gzip(&otlp_protobuf(&["by protobuf"])));
-    assert_eq!((seen.status, &*seen.body), (200, &b""[..]));
-    let seen = send(s, "POST", otlp, &[JSON], OTLP_JSON);
-    assert_eq!((seen.status, seen.json()), (200, json!({})));
+    let response = send(s, "POST", otlp, &[PROTOBUF], otlp_protobuf(&["by protobuf"]));
+    assert_eq!(
+        (response.status, response.header("content-type"), &*response.body),
+        (200, "application/x-protobuf", &b""[..])
+    );
+    let response = send(s, "POST", otlp, &[PROTOBUF, gzipped], gzip(&otlp_protobuf(&["by protobuf"])));
+    assert_eq!((response.status, &*response.body), (200, &b""[..]));
+    let response = send(s, "POST", otlp, &[JSON], OTLP_JSON);
+    assert_eq!((response.status, response.json()), (200, json!({})));
 
     let bulk = "{\"create\":{\"_index\":\"web-2026.11.20\"}}\n{\"@timestamp\":\"2026-11-20T10:15:00Z\",\"log.level\":\"error\",\"message\":\"a document\"}\n\
                 {\"delete\":{\"_id\":\"1\"}}\n{\"index\":{}}\n{\"@timestamp\":\"2026-11-20T10:15:00Z\",\"message\":\"another\"}";
     let ndjson = ("content-type", "application/x-ndjson");
     for (method, path) in [("POST", "/_bulk?ack=committed"), ("PUT", "/named/_bulk?ack=committed&refresh=true")] {
-        let seen = send(s, method, path, &[ndjson], bulk);
-        let answer = seen.json();
-        assert_eq!((seen.status, seen.header("x-elastic-product")), (200, "Elasticsearch"));
+        let response = send(s, method, path, &[ndjson], bulk);
+        let answer = response.json();
+        assert_eq!((response.status, response.header("x-elastic-product")), (200, "Elasticsearch"));
         assert_eq!(answer["errors"], true);
         let items = answer["items"].as_array().expect("items");
         assert_eq!(
@@ -172,12 +175,12 @@ fn every_protocol(s: &mut Scenario) {
 
     let events = r#"{"time":1795169700.0,"host":"n2","sourcetype":"hec","event":{"severity":"fatal","message":"an event"}}{"time":"1795169700","event":"a text","sourcetype":"hec"}"#;
     for path in ["/services/collector", "/services/collector/event", "/services/collector/event/1.0"] {
-        let seen = send(s, "POST", &format!("{path}?ack=committed&channel=x"), &[], events);
-        assert_eq!((seen.status, seen.json()), (200, json!({ "text": "Success", "code": 0 })));
+        let response = send(s, "POST", &format!("{path}?ack=committed&channel=x"), &[], events);
+        assert_eq!((response.status, response.json()), (200, json!({ "text": "Success", "code": 0 })));
     }
     let raw = "/services/collector/raw?ack=committed&host=n3&sourcetype=hec-raw&source=app";
-    let seen = send(s, "POST", raw, &[], "a raw line\nand one more\n");
-    assert_eq!((seen.status, seen.json()), (200, json!({ "text": "Success", "code": 0 })));
+    let response = send(s, "POST", raw, &[], "a raw line\nand one more\n");
+    assert_eq!((response.status, response.json()), (200, json!({ "text": "Success", "code": 0 })));
 
     let stored = s
         .store
@@ -196,7 +199,7 @@ fn every_protocol(s: &mut Scenario) {
         ["unknown_service", "", "0", "another", "1"],
         ["web", "", "17", "a document", "2"],
     ];
-    // How the first line of Loki is understood is the business of the formats, not of the protocol.
+    // Parsing of the first Loki line is tested with the formats, not with the protocol.
     let known: Vec<_> = stored.iter().filter(|row| !row[3].ends_with("a line")).collect();
     assert_eq!(
         known,
@@ -221,7 +224,7 @@ fn every_protocol(s: &mut Scenario) {
     assert_eq!((closing.accepted, closing.committed, closing.backlog), (19, 19, 0));
 }
 
-/// One request of each protocol, with a body that it takes.
+/// One valid request per protocol.
 fn one_of_each() -> Vec<(&'static str, (&'static str, &'static str), Vec<u8>)> {
     vec![
         ("/loki/api/v1/push", JSON, loki_json("x").into_bytes()),
@@ -234,78 +237,83 @@ fn one_of_each() -> Vec<(&'static str, (&'static str, &'static str), Vec<u8>)> {
 }
 
 #[test]
-fn a_token_is_asked_for_and_taken_as_each_client_brings_it() {
+fn a_token_is_accepted_in_the_form_of_each_client() {
     on_sqlite("tokens", |s| {
         s.set("auth.ingest_tokens", TOKEN);
         s.start();
         for (path, kind, body) in one_of_each() {
             for scheme in ["Bearer ", "Splunk ", "ApiKey "] {
-                let given = format!("{scheme}{TOKEN}");
-                let seen = send(s, "POST", path, &[kind, ("authorization", &given)], &body);
-                assert!(matches!(seen.status, 200 | 204), "{path} {seen:?}");
+                let authorization = format!("{scheme}{TOKEN}");
+                let response = send(s, "POST", path, &[kind, ("authorization", &authorization)], &body);
+                assert!(matches!(response.status, 200 | 204), "{path} {response:?}");
             }
-            let basic = format!("Basic {}", STANDARD.encode(format!("anybody:{TOKEN}")));
-            let seen = send(s, "POST", path, &[kind, ("authorization", &basic)], &body);
-            assert!(matches!(seen.status, 200 | 204), "{path} {seen:?}");
+            let basic = format!("Basic {}", STANDARD.encode(format!("any-user:{TOKEN}")));
+            let response = send(s, "POST", path, &[kind, ("authorization", &basic)], &body);
+            assert!(matches!(response.status, 200 | 204), "{path} {response:?}");
         }
         let wrong = ("authorization", "Splunk 0123456789abcdef-no");
-        let seen = send(s, "POST", "/loki/api/v1/push", &[JSON, wrong], loki_json("x"));
-        assert_eq!((seen.status, seen.text().starts_with("unauthorized: ")), (401, true));
-        let seen = send(s, "POST", "/v1/logs", &[PROTOBUF, wrong], otlp_protobuf(&["x"]));
-        assert_eq!((seen.status, seen.status_message().0), (401, 16));
-        let seen = send(s, "POST", "/v1/logs", &[JSON, wrong], OTLP_JSON);
-        assert_eq!((seen.status, &seen.json()["code"]), (401, &json!(16)));
-        let seen = send(s, "POST", "/_bulk", &[JSON], "{\"create\":{}}\n{}\n");
-        assert_eq!((seen.status, &seen.json()["error"]["type"]), (401, &json!("security_exception")));
-        for (given, status, code) in [
+        let response = send(s, "POST", "/loki/api/v1/push", &[JSON, wrong], loki_json("x"));
+        assert_eq!((response.status, response.text().starts_with("unauthorized: ")), (401, true));
+        let response = send(s, "POST", "/v1/logs", &[PROTOBUF, wrong], otlp_protobuf(&["x"]));
+        assert_eq!((response.status, response.status_message().0), (401, 16));
+        let response = send(s, "POST", "/v1/logs", &[JSON, wrong], OTLP_JSON);
+        assert_eq!((response.status, &response.json()["code"]), (401, &json!(16)));
+        let response = send(s, "POST", "/_bulk", &[JSON], "{\"create\":{}}\n{}\n");
+        assert_eq!((response.status, &response.json()["error"]["type"]), (401, &json!("security_exception")));
+        for (authorization, status, code) in [
             (None, 401, 2),
             (Some("Splunk"), 401, 3),
             (Some("Digest x"), 401, 3),
             (Some("Splunk 0123456789abcdef-no"), 403, 4),
         ] {
-            let headers: Vec<_> = given.map(|given| ("authorization", given)).into_iter().collect();
-            let seen = send(s, "POST", "/services/collector", &headers, r#"{"event":"x"}"#);
-            assert_eq!((seen.status, &seen.json()["code"]), (status, &json!(code)), "{given:?}");
+            let headers: Vec<_> =
+                authorization.map(|authorization| ("authorization", authorization)).into_iter().collect();
+            let response = send(s, "POST", "/services/collector", &headers, r#"{"event":"x"}"#);
+            assert_eq!((response.status, &response.json()["code"]), (status, &json!(code)), "{authorization:?}");
         }
         assert_eq!(send(s, "GET", "/services/collector/health", &[], "").json()["code"], 17);
         assert_eq!(send(s, "GET", "/ready", &[], "").status, 200);
-        let seen = send(s, "OPTIONS", "/services/collector/event/1.0", &[], "");
-        assert_eq!((seen.status, seen.header("allow")), (200, "POST, OPTIONS"));
+        let response = send(s, "OPTIONS", "/services/collector/event/1.0", &[], "");
+        assert_eq!((response.status, response.header("allow")), (200, "POST, OPTIONS"));
         assert_eq!(send(s, "GET", "/_license", &[], "").status, 401);
-        // Six requests with four kinds of a token, and nothing of what came without.
+        // Six requests with four forms of a token; nothing of the unauthorized requests.
         assert_eq!(s.stop().accepted, 24);
     });
 }
 
 #[test]
-fn what_no_retry_mends_is_said_in_each_protocols_words() {
+fn permanent_errors_have_the_shape_of_each_protocol() {
     on_sqlite("malformed", |s| {
         s.set("http.line_bytes_max", 256);
         s.start();
-        let seen = send(s, "POST", "/loki/api/v1/push", &[JSON], "{");
-        assert_eq!((seen.status, seen.text().starts_with("malformed_json: ")), (400, true));
-        let seen = send(s, "POST", "/loki/api/v1/push", &[PROTOBUF], "no snappy");
-        assert_eq!((seen.status, seen.text().starts_with("bad_snappy: ")), (400, true));
-        let seen = send(s, "POST", "/loki/api/v1/push", &[JSON], loki_json(&"x".repeat(300)));
-        assert_eq!((seen.status, seen.text().starts_with("0 lines are stored, 1 are not; entry 1: ")), (400, true));
+        let response = send(s, "POST", "/loki/api/v1/push", &[JSON], "{");
+        assert_eq!((response.status, response.text().starts_with("malformed_json: ")), (400, true));
+        let response = send(s, "POST", "/loki/api/v1/push", &[PROTOBUF], "not snappy");
+        assert_eq!((response.status, response.text().starts_with("bad_snappy: ")), (400, true));
+        let response = send(s, "POST", "/loki/api/v1/push", &[JSON], loki_json(&"x".repeat(300)));
+        assert_eq!(
+            (response.status, response.text().starts_with("stored 0 lines, discarded 1; entry 1: ")),
+            (400, true)
+        );
 
-        let seen = send(s, "POST", "/v1/logs", &[PROTOBUF], "\x0a\x7f");
-        let (code, message) = seen.status_message();
-        assert_eq!((seen.status, code, message.starts_with("malformed_protobuf: ")), (400, 3, true));
-        let seen = send(s, "POST", "/v1/logs", &[JSON], "[]");
-        assert_eq!((seen.status, &seen.json()["code"]), (400, &json!(3)));
+        let response = send(s, "POST", "/v1/logs", &[PROTOBUF], "\x0a\x7f");
+        let (code, message) = response.status_message();
+        assert_eq!((response.status, code, message.starts_with("malformed_protobuf: ")), (400, 3, true));
+        let response = send(s, "POST", "/v1/logs", &[JSON], "[]");
+        assert_eq!((response.status, &response.json()["code"]), (400, &json!(3)));
         let long = "x".repeat(300);
-        let seen = send(s, "POST", "/v1/logs", &[PROTOBUF], otlp_protobuf(&["short", &long]));
-        let partial = Response::decode(&*seen.body).expect("a response").partial_success.expect("a partial success");
-        assert_eq!((seen.status, partial.rejected), (200, 1));
+        let response = send(s, "POST", "/v1/logs", &[PROTOBUF], otlp_protobuf(&["short", &long]));
+        let partial =
+            Response::decode(&*response.body).expect("a response").partial_success.expect("a partial success");
+        assert_eq!((response.status, partial.rejected), (200, 1));
         assert!(partial.message.contains("discarded"), "{partial:?}");
 
-        let seen = send(s, "POST", "/_bulk", &[JSON], "{\"create\":{}}\n");
-        assert_eq!((seen.status, &seen.json()["status"]), (400, &json!(400)));
-        assert_eq!(seen.json()["error"]["type"], "illegal_argument_exception");
-        assert_eq!(seen.header("x-elastic-product"), "Elasticsearch");
-        let seen = send(s, "POST", "/_bulk", &[JSON], format!("{{\"create\":{{}}}}\n{{\"m\":\"{long}\"}}\n"));
-        assert_eq!((seen.status, &seen.json()["items"][0]["create"]["status"]), (200, &json!(413)));
+        let response = send(s, "POST", "/_bulk", &[JSON], "{\"create\":{}}\n");
+        assert_eq!((response.status, &response.json()["status"]), (400, &json!(400)));
+        assert_eq!(response.json()["error"]["type"], "illegal_argument_exception");
+        assert_eq!(response.header("x-elastic-product"), "Elasticsearch");
+        let response = send(s, "POST", "/_bulk", &[JSON], format!("{{\"create\":{{}}}}\n{{\"m\":\"{long}\"}}\n"));
+        assert_eq!((response.status, &response.json()["items"][0]["create"]["status"]), (200, &json!(413)));
 
         for (path, body, status, code, number) in [
             ("/services/collector", r#"{"event":"a"}{"event":"#, 400, 6, Some(1)),
@@ -315,95 +323,97 @@ fn what_no_retry_mends_is_said_in_each_protocols_words() {
             ("/services/collector/raw", "\n", 400, 5, None),
             ("/services/collector/ack", r#"{"acks":[1]}"#, 400, 14, None),
         ] {
-            let seen = send(s, "POST", path, &[], body);
-            let answer = seen.json();
-            assert_eq!((seen.status, answer["code"].as_u64()), (status, Some(code)), "{path} {body} {answer}");
+            let response = send(s, "POST", path, &[], body);
+            let answer = response.json();
+            assert_eq!((response.status, answer["code"].as_u64()), (status, Some(code)), "{path} {body} {answer}");
             assert_eq!(answer.get("invalid-event-number").and_then(Value::as_u64), number, "{answer}");
         }
-        // Of all these the one short record of OTLP was taken.
+        // Only the short OTLP record was accepted.
         assert_eq!(s.server().metric("logweir_received_records_total", ""), 1.0);
         assert_eq!(s.server().metric("logweir_discarded_records_total", "line_too_long"), 3.0);
     });
 }
 
-/// The same refusal in each shape, with `Retry-After`.
-fn check_refusals(s: &mut Scenario, parameter: &str, status: u16, reason: &str) {
+/// The same rejection in the shape of each protocol, with `Retry-After`.
+fn check_rejections(s: &mut Scenario, parameter: &str, status: u16, reason: &str) {
     for (path, kind, body) in one_of_each() {
-        let seen = send(s, "POST", &format!("{path}?{parameter}"), &[kind], &body);
-        assert!(!seen.header("retry-after").is_empty(), "{path} {seen:?}");
+        let response = send(s, "POST", &format!("{path}?{parameter}"), &[kind], &body);
+        assert!(!response.header("retry-after").is_empty(), "{path} {response:?}");
         let hec = path.starts_with("/services");
-        assert_eq!(seen.status, if hec { 503 } else { status }, "{path} {seen:?}");
+        assert_eq!(response.status, if hec { 503 } else { status }, "{path} {response:?}");
         let grpc = if status == 429 { 8 } else { 14 };
         match path {
-            "/loki/api/v1/push" => assert!(seen.text().starts_with(&format!("{reason}: ")), "{seen:?}"),
+            "/loki/api/v1/push" => assert!(response.text().starts_with(&format!("{reason}: ")), "{response:?}"),
             "/v1/logs" if kind == PROTOBUF => {
-                let (code, message) = seen.status_message();
+                let (code, message) = response.status_message();
                 assert_eq!((code, message.starts_with(reason)), (grpc, true), "{message}");
             }
-            "/v1/logs" => assert_eq!(seen.json()["code"], grpc),
+            "/v1/logs" => assert_eq!(response.json()["code"], grpc),
             "/_bulk" => {
-                let answer = seen.json();
+                let answer = response.json();
                 assert_eq!(answer["status"], status);
                 assert!(answer["error"]["reason"].as_str().is_some_and(|text| text.starts_with(reason)), "{answer}");
             }
-            _ => assert_eq!((&seen.json()["text"], &seen.json()["code"]), (&json!("Server is busy"), &json!(9))),
+            _ => {
+                assert_eq!((&response.json()["text"], &response.json()["code"]), (&json!("Server is busy"), &json!(9)))
+            }
         }
     }
 }
 
 #[test]
-fn overload_and_the_way_down_have_each_protocols_shape() {
+fn overload_and_shutdown_have_the_shape_of_each_protocol() {
     on_sqlite("overload", |s| {
         for key in ["http.inflight_bytes_max", "http.decompressed_bytes_max", "http.body_bytes_max"] {
             s.set(key, 65536);
         }
         s.set("http.line_bytes_max", 1024);
         s.start();
-        // It announces a body that takes all the room there is, and never sends it.
-        let mut hog = TcpStream::connect(s.server().http).expect("a connection");
-        hog.write_all(b"POST /ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n").expect("a request");
+        // It announces a body that uses the whole budget, and never sends it.
+        let mut stalled = TcpStream::connect(s.server().http).expect("a connection");
+        stalled.write_all(b"POST /ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 65536\r\n\r\n").expect("a request");
         s.server()
             .until("full", PATIENCE, |server| server.metric("logweir_http_inflight_bytes", "") == 65536.0)
             .expect("it runs");
-        check_refusals(s, "", 429, "inflight_bytes");
+        check_rejections(s, "", 429, "inflight_bytes");
         assert_eq!(s.server().metric("logweir_rejected_requests_total", "inflight_bytes"), 6.0);
-        drop(hog);
+        drop(stalled);
     });
     on_sqlite("drain", |s| {
         s.set("http.ack_timeout_ms", 100);
         s.set("shutdown.deadline_ms", 20_000);
         s.start();
         let lock = s.lock_store();
-        check_refusals(s, "ack=committed", 503, "ack_timeout");
+        check_rejections(s, "ack=committed", 503, "ack_timeout");
         assert_eq!(send(s, "POST", "/ingest", &[], "x").status, 200);
         s.server().signal(libc::SIGTERM);
-        s.wait("the way down", |s| {
+        s.wait("the draining phase", |s| {
             let url = format!("http://{}/ready", s.settings["http.listen"]);
             logweir_tests::client::get(&agent(Duration::from_secs(5)), &url).is_ok_and(|answer| answer.status == 503)
         });
-        check_refusals(s, "", 503, "draining");
+        check_rejections(s, "", 503, "draining");
         assert_eq!(send(s, "GET", "/services/collector/health", &[], "").json()["code"], 18);
         drop(lock);
         assert_eq!(s.ended().code(), Some(0));
-        // Six that were told that they are in the journal, and one that was acknowledged.
+        // Six records that were reported to be in the journal, and one that was acknowledged.
         assert_eq!(s.store.count(), Ok(7));
     });
 }
 
 #[test]
-fn shippers_find_what_they_ask_an_elasticsearch_for() {
+fn log_shippers_find_the_elasticsearch_endpoints_they_query() {
     on_sqlite("handshake", |s| {
         s.start();
         let welcome = send(s, "GET", "/", &[("accept", "*/*"), ("user-agent", "curl/8")], "");
-        assert!(welcome.text().starts_with("logweir takes logs here"), "{welcome:?}");
+        assert!(welcome.text().starts_with("logweir receives logs here"), "{welcome:?}");
         for headers in [
             &[("accept", "application/json")][..],
             &[("accept", "application/vnd.elasticsearch+json; compatible-with=8")],
             &[("accept", "*/*"), ("user-agent", "Vector/0.50")],
         ] {
-            let seen = send(s, "GET", "/", headers, "");
-            assert_eq!(seen.header("x-elastic-product"), "Elasticsearch");
-            assert!(seen.json()["version"]["number"].as_str().is_some_and(|number| number.starts_with("8.")));
+            let response = send(s, "GET", "/", headers, "");
+            assert_eq!(response.header("x-elastic-product"), "Elasticsearch");
+            assert!(response.json()["version"]["number"].as_str().is_some_and(|number| number.starts_with("8.")));
         }
         assert_eq!(send(s, "HEAD", "/", &[], "").header("x-elastic-product"), "Elasticsearch");
         for path in [
@@ -419,34 +429,37 @@ fn shippers_find_what_they_ask_an_elasticsearch_for() {
             "/_component_template/x",
             "/logstash",
         ] {
-            let seen = send(s, "GET", path, &[], "");
-            assert_eq!((seen.status, seen.header("x-elastic-product")), (200, "Elasticsearch"), "{path}");
+            let response = send(s, "GET", path, &[], "");
+            assert_eq!((response.status, response.header("x-elastic-product")), (200, "Elasticsearch"), "{path}");
         }
         for path in ["/_ilm/policy/filebeat", "/_index_template/logs", "/_ingest/pipeline/x", "/_template/x"] {
             assert_eq!(send(s, "PUT", path, &[JSON], "{}").json()["acknowledged"], true, "{path}");
             assert_eq!(send(s, "HEAD", path, &[], "").status, 200, "{path}");
         }
-        let seen = send(s, "GET", "/_bulk", &[], "");
-        assert_eq!((seen.status, seen.header("allow"), &seen.json()["status"]), (405, "POST, PUT", &json!(405)));
+        let response = send(s, "GET", "/_bulk", &[], "");
+        assert_eq!(
+            (response.status, response.header("allow"), &response.json()["status"]),
+            (405, "POST, PUT", &json!(405))
+        );
         assert_eq!(send(s, "GET", "/loki/api/v1/push", &[], "").status, 405);
     });
 }
 
 #[test]
-fn a_mapping_is_tried_without_storing_and_then_used() {
+fn a_field_mapping_is_tried_without_storing_and_then_used() {
     on_sqlite("mapping", |s| {
         s.start();
         let line = r#"{"when":"2026-11-20T10:15:00Z","prio":"warn","text":"hello","unit":"u","secret":1,"kept":2}"#;
         let mapping = "_time_field=when&_level_field=prio&_msg_field=nothing,text&_service_field=unit&ignore_fields=secret&extra_fields=env=test,zone=a";
         let (body, gz) = (format!("{line}\n").repeat(150), ("content-encoding", "gzip"));
-        let seen = send(s, "POST", &format!("/ingest?debug=1&{mapping}"), &[gz], gzip(body.as_bytes()));
-        let answer = seen.json();
-        assert_eq!((seen.status, &answer["stored"], &answer["accepted"]), (200, &json!(false), &json!(150)));
+        let response = send(s, "POST", &format!("/ingest?debug=1&{mapping}"), &[gz], gzip(body.as_bytes()));
+        let answer = response.json();
+        assert_eq!((response.status, &answer["stored"], &answer["accepted"]), (200, &json!(false), &json!(150)));
         let records = answer["records"].as_array().expect("records");
         assert_eq!(records.len(), 100);
         assert_eq!(
             records[0],
-            json!({ "ts": "2026-11-20T10:15:00Z", "severity": 13, "severity_text": "WARN", "service": "u", "host": "",
+            json!({ "ts": "2026-11-20T10:15:00.000000Z", "severity": 13, "severity_text": "WARN", "service": "u", "host": "",
                     "message": "hello", "attributes": { "env": "test", "zone": "a", "kept": 2 } })
         );
         assert_eq!(s.server().metric("logweir_received_records_total", ""), 0.0);

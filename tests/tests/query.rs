@@ -1,6 +1,6 @@
-//! The query API on the real server: what is asked over HTTP, while databases and caches come and go.
+//! The query API of the real program over HTTP, while databases and caches fail and recover.
 
-// Helpers of tests unwrap as tests do.
+// Clippy allows unwrap in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -22,20 +22,20 @@ fn address(s: &Scenario) -> SocketAddr {
     s.settings["http.listen"].parse().unwrap()
 }
 
-/// Asks, and gives whatever the answer is.
-fn ask(s: &Scenario, path: &str) -> Answer {
+/// Sends a query and returns the response, whatever its status.
+fn send(s: &Scenario, path: &str) -> Answer {
     get(&agent(Duration::from_secs(30)), &format!("http://{}{API}{path}", address(s))).unwrap()
 }
 
-/// Asks, and gives the answer of 200.
-fn asked(s: &Scenario, path: &str) -> Value {
-    let answer = ask(s, path);
+/// Sends a query and returns the body of a 200 response.
+fn fetch(s: &Scenario, path: &str) -> Value {
+    let answer = send(s, path);
     assert_eq!(answer.status, 200, "{path}: {}", answer.body);
     answer.json()
 }
 
-/// Hands `count` records in, one minute apart from each other from long ago on, and waits for `ack`.
-fn hand_in(s: &mut Scenario, count: usize, ack: &str) {
+/// Ingests `count` records, one minute apart, with old timestamps, and waits for `ack`.
+fn ingest(s: &mut Scenario, count: usize, ack: &str) {
     let lines: String = (0..count)
         .map(|n| {
             let level = ["info", "warn", "error"][n % 3];
@@ -52,24 +52,24 @@ fn hand_in(s: &mut Scenario, count: usize, ack: &str) {
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
-/// A transaction of somebody else that stands in the way.
-struct Held {
+/// A transaction of another client that holds a lock.
+struct Lock {
     runtime: tokio::runtime::Runtime,
     client: tokio_postgres::Client,
 }
 
-fn hold(s: &Scenario, sql: &str) -> Held {
-    let Store::Postgres(url) = &s.store else { panic!("the story is told on PostgreSQL") };
+fn hold(s: &Scenario, sql: &str) -> Lock {
+    let Store::Postgres(url) = &s.store else { panic!("this scenario runs on PostgreSQL") };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let client = runtime.block_on(async {
         let client = connect(url).await;
         client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
         client
     });
-    Held { runtime, client }
+    Lock { runtime, client }
 }
 
-impl Held {
+impl Lock {
     fn release(self) {
         self.runtime.block_on(self.client.batch_execute("ROLLBACK")).unwrap();
     }
@@ -85,11 +85,11 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap()
 }
 
-/// Every record from the newest to the oldest, by pages.
+/// Every record from the latest to the oldest, page by page.
 fn walk(s: &Scenario, query: &str, mut between: impl FnMut(usize)) -> Vec<String> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     for page in 0.. {
-        let answer = asked(s, &format!("/query?{query}&limit=50&cursor={cursor}"));
+        let answer = fetch(s, &format!("/query?{query}&limit=50&cursor={cursor}"));
         all.extend(ids(&answer));
         match answer["cursor"]["older"].as_str() {
             Some(older) => cursor = older.to_owned(),
@@ -106,100 +106,100 @@ fn assert_each_once(ids: &[String], expected: usize) {
 }
 
 #[test]
-fn before_the_first_record_there_is_nothing_and_no_mistake() {
-    on_sqlite("nothing_on_sqlite", nothing_yet);
-    on_postgres("nothing_on_postgres", nothing_yet);
+fn queries_before_the_first_record_return_empty_results() {
+    on_sqlite("empty_results_on_sqlite", empty_results);
+    on_postgres("empty_results_on_postgres", empty_results);
 }
 
-fn nothing_yet(s: &mut Scenario) {
+fn empty_results(s: &mut Scenario) {
     s.start();
-    assert_eq!(asked(s, "/query")["records"], Value::Array(vec![]));
+    assert_eq!(fetch(s, "/query")["records"], Value::Array(vec![]));
     for path in ["/hits", "/hits?query=word"] {
-        assert_eq!(number(&asked(s, path)["total"]), 0, "{path}");
+        assert_eq!(number(&fetch(s, path)["total"]), 0, "{path}");
     }
     for path in ["/facets?fields=service", "/fields", "/services"] {
-        let _ = asked(s, path);
+        let _ = fetch(s, path);
     }
 }
 
 #[test]
-fn what_was_counted_is_not_counted_again_until_a_record_comes_late() {
+fn a_cached_count_is_reused_until_a_late_record_arrives() {
     on_sqlite("counted_once_on_sqlite", counted_once);
     on_postgres("counted_once_on_postgres", counted_once);
 }
 
 fn counted_once(s: &mut Scenario) {
     s.start();
-    hand_in(s, 600, "committed");
-    let kept = |s: &mut Scenario| s.server().metric("logweir_query_result_cache_hits_total", "");
-    let total = |s: &Scenario| number(&asked(s, &format!("/hits?query=record&{DAY}&step=1h"))["total"]);
+    ingest(s, 600, "committed");
+    let cache_hits = |s: &mut Scenario| s.server().metric("logweir_query_result_cache_hits_total", "");
+    let total = |s: &Scenario| number(&fetch(s, &format!("/hits?query=record&{DAY}&step=1h"))["total"]);
     assert_eq!((total(s), total(s), total(s)), (600, 600, 600));
-    assert_eq!(kept(s), 2.0);
-    // Another question is another count.
-    assert_eq!(number(&asked(s, &format!("/hits?query=RECORD&{DAY}&step=2h"))["total"]), 600);
-    assert_eq!(kept(s), 2.0);
-    hand_in(s, 1, "committed");
+    assert_eq!(cache_hits(s), 2.0);
+    // Another query is another count.
+    assert_eq!(number(&fetch(s, &format!("/hits?query=RECORD&{DAY}&step=2h"))["total"]), 600);
+    assert_eq!(cache_hits(s), 2.0);
+    ingest(s, 1, "committed");
     assert_eq!((total(s), total(s)), (601, 601));
-    assert_eq!(kept(s), 3.0);
+    assert_eq!(cache_hits(s), 3.0);
 }
 
 #[test]
-fn everything_is_answered_on_sqlite() {
-    on_sqlite("everything_is_answered_on_sqlite", everything_is_answered);
+fn every_endpoint_responds_on_sqlite() {
+    on_sqlite("every_endpoint_responds_on_sqlite", every_endpoint_responds);
 }
 
 #[test]
-fn everything_is_answered_on_postgres() {
-    on_postgres("everything_is_answered_on_postgres", everything_is_answered);
+fn every_endpoint_responds_on_postgres() {
+    on_postgres("every_endpoint_responds_on_postgres", every_endpoint_responds);
 }
 
-fn everything_is_answered(s: &mut Scenario) {
+fn every_endpoint_responds(s: &mut Scenario) {
     s.start();
-    hand_in(s, 600, "committed");
+    ingest(s, 600, "committed");
 
-    let page = asked(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&limit=3"));
+    let page = fetch(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&limit=3"));
     let first = &page["records"][0];
     assert_eq!(first["message"], "record number 599");
     assert_eq!((&first["severity_text"], &first["attributes"]["n"]), (&"ERROR".into(), &599.into()));
     assert_eq!((ids(&page).len(), &page["source"]["partial"]), (3, &false.into()));
     let older = page["cursor"]["older"].as_str().unwrap();
-    let next = asked(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&limit=3&cursor={older}"));
+    let next = fetch(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&limit=3&cursor={older}"));
     assert_eq!(next["records"][0]["message"], "record number 581");
     let newer = next["cursor"]["newer"].as_str().unwrap();
     let back =
-        asked(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&direction=forward&cursor={newer}"));
+        fetch(s, &format!("/query?{DAY}&query=severity%3E%3Derror%20service:s1&direction=forward&cursor={newer}"));
     assert_eq!(ids(&back), ids(&page).into_iter().rev().collect::<Vec<_>>());
 
     for (step, source) in [("1h", "counters"), ("90s", "records")] {
-        let hits = asked(s, &format!("/hits?{DAY}&step={step}"));
+        let hits = fetch(s, &format!("/hits?{DAY}&step={step}"));
         assert_eq!((number(&hits["total"]), &hits["source"]), (600, &source.into()));
         let names: Vec<_> = hits["series"].as_array().unwrap().iter().map(|series| &series["name"]).collect();
         assert_eq!(names, ["ERROR", "WARN", "INFO"]);
         let bars = (number(&hits["end_ms"]) - number(&hits["start_ms"])) / number(&hits["step_ms"]);
         assert_eq!(hits["series"][0]["counts"].as_array().unwrap().len() as u64, bars);
     }
-    let hits = asked(s, &format!("/hits?{DAY}&by=service&query=number&step=6h"));
+    let hits = fetch(s, &format!("/hits?{DAY}&by=service&query=number&step=6h"));
     assert_eq!((number(&hits["series"][0]["total"]), &hits["source"]), (300, &"records".into()));
 
-    let facets = asked(s, &format!("/facets?{DAY}&fields=service,n,severity&limit=2&query=n%3C10"));
+    let facets = fetch(s, &format!("/facets?{DAY}&fields=service,n,severity&limit=2&query=n%3C10"));
     assert_eq!(facets["facets"][0]["values"][1], serde_json::json!({"value": "s1", "count": 5}));
     assert_eq!((&facets["facets"][1]["more"], &facets["facets"][2]["more"]), (&true.into(), &true.into()));
     assert_eq!(facets["sampled"], Value::Null);
 
-    assert_eq!(asked(s, &format!("/services?{DAY}"))["services"][0], serde_json::json!({"name": "s0", "records": 300}));
-    assert_eq!(asked(s, &format!("/fields?{DAY}"))["fields"][0], serde_json::json!({"name": "n", "count": 600}));
+    assert_eq!(fetch(s, &format!("/services?{DAY}"))["services"][0], serde_json::json!({"name": "s0", "records": 300}));
+    assert_eq!(fetch(s, &format!("/fields?{DAY}"))["fields"][0], serde_json::json!({"name": "n", "count": 600}));
 
     let (id, ts) = (first["id"].as_str().unwrap(), first["ts"].as_str().unwrap());
-    let context = asked(s, &format!("/context?id={id}&ts={ts}&before=2&after=2"));
+    let context = fetch(s, &format!("/context?id={id}&ts={ts}&before=2&after=2"));
     assert_eq!(context["before"][0]["message"], "record number 595");
     assert_eq!(context["before"][1]["message"], "record number 597");
     assert_eq!((&context["record"]["id"], context["after"].as_array().unwrap().len()), (&id.into(), 0));
-    assert_eq!(ask(s, &format!("/context?id=1&ts={ts}")).status, 404);
+    assert_eq!(send(s, &format!("/context?id=1&ts={ts}")).status, 404);
 
-    let stream = ask(s, &format!("/query?{DAY}&format=ndjson&limit=10000&direction=forward"));
+    let stream = send(s, &format!("/query?{DAY}&format=ndjson&limit=10000&direction=forward"));
     let lines: Vec<Value> = stream.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((lines.len(), &lines[599]["message"]), (600, &"record number 599".into()));
-    let csv = ask(s, &format!("/query?{DAY}&format=csv&limit=2")).body;
+    let csv = send(s, &format!("/query?{DAY}&format=csv&limit=2")).body;
     let lines: Vec<_> = csv.lines().collect();
     assert_eq!(lines[0], "id,ts,severity,severity_text,service,host,message,attributes");
     assert_eq!(
@@ -207,19 +207,19 @@ fn everything_is_answered(s: &mut Scenario) {
         r#"17,ERROR,s1,h,record number 599,"{""n"":599}""#
     );
 
-    // Pages go on where they were, whatever the server has been through.
-    let page = asked(s, &format!("/query?{DAY}&limit=400"));
+    // Paging continues where it was, even after the server was killed.
+    let page = fetch(s, &format!("/query?{DAY}&limit=400"));
     let older = page["cursor"]["older"].as_str().unwrap().to_owned();
     s.kill_server();
     s.start();
-    let rest = asked(s, &format!("/query?{DAY}&limit=400&cursor={older}"));
+    let rest = fetch(s, &format!("/query?{DAY}&limit=400&cursor={older}"));
     assert_each_once(&[ids(&page), ids(&rest)].concat(), 600);
     assert_eq!(rest["cursor"]["older"], Value::Null);
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_said() {
-    on_sqlite("what_is_wrong_with_a_request_is_said", |s| {
+fn invalid_requests_are_explained() {
+    on_sqlite("invalid_requests_are_explained", |s| {
         s.start();
         for (path, error, part) in [
             ("/query?query=a%20(b", "bad_query", "column 3"),
@@ -229,52 +229,52 @@ fn what_is_wrong_with_a_request_is_said() {
             ("/query?start=now&end=-1h", "bad_parameter", "start is after end"),
             ("/query?cursor=abc", "bad_parameter", "cursor"),
             ("/query?format=xml", "bad_parameter", "json, ndjson, csv"),
-            ("/query?query=a&query=b", "bad_parameter", "twice"),
-            ("/hits?step=1ms", "bad_parameter", "bars"),
+            ("/query?query=a&query=b", "bad_parameter", "duplicate"),
+            ("/hits?step=1ms", "bad_parameter", "bars exceed the limit"),
             ("/hits?step=soon", "bad_parameter", "step"),
-            ("/context?id=1", "bad_parameter", "id and its ts"),
+            ("/context?id=1", "bad_parameter", "both id and ts"),
         ] {
-            let answer = ask(s, path);
+            let answer = send(s, path);
             assert_eq!((answer.status, &answer.json()["error"]), (400, &error.into()), "{path}");
             assert!(answer.json()["detail"].as_str().unwrap().contains(part), "{path}: {}", answer.body);
         }
-        assert_eq!(ask(s, "/query?query=a%20(b").json()["column"], 3);
+        assert_eq!(send(s, "/query?query=a%20(b").json()["column"], 3);
         s.stop();
         s.set("auth.query_tokens", "a-token-to-read-with");
         s.start();
-        assert_eq!(ask(s, "/query").status, 401);
-        // What can be asked is no secret.
-        let described = asked(s, "/openapi.json");
+        assert_eq!(send(s, "/query").status, 401);
+        // The API description is not secret.
+        let described = fetch(s, "/openapi.json");
         assert!(described["paths"]["/api/v1/query"]["get"]["parameters"].as_array().unwrap().len() >= 7);
-        assert!(ask(s, "/docs").body.contains("docs.js"));
+        assert!(send(s, "/docs").body.contains("docs.js"));
     });
 }
 
-/// Records are shown from the cache until the database has them, and are then the same.
+/// Records are returned from the cache until the database has them, and are the same afterwards.
 #[test]
-fn records_are_seen_before_the_database_has_them() {
+fn records_are_visible_before_the_database_has_them() {
     let redis = Redis::start();
     for cache in ["memory:".to_owned(), redis.url()] {
-        on_postgres("records_are_seen_before_the_database_has_them", |s| {
+        on_postgres("records_are_visible_before_the_database_has_them", |s| {
             s.set("cache.url", &cache);
             s.start();
-            hand_in(s, 30, "committed");
-            let held = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
-            hand_in(s, 20, "journal");
+            ingest(s, 30, "committed");
+            let lock = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
+            ingest(s, 20, "journal");
             let query = format!("/query?{DAY}&limit=60");
-            s.wait("the cache's records", |s| number(&asked(s, &query)["source"]["cache"]) == 20);
-            let before = asked(s, &query);
+            s.wait("the cache's records", |s| number(&fetch(s, &query)["source"]["cache"]) == 20);
+            let before = fetch(s, &query);
             assert_eq!(number(&before["source"]["database"]), 30);
             let walked = walk(s, DAY, |_| ());
             assert_each_once(&walked, 50);
-            assert_eq!(number(&asked(s, &format!("/hits?{DAY}&step=1h"))["total"]), 50);
-            assert_eq!(number(&asked(s, &format!("/hits?{DAY}&step=90s"))["total"]), 50);
-            assert_eq!(number(&asked(s, &format!("/services?{DAY}"))["services"][0]["records"]), 25);
-            let facets = asked(s, &format!("/facets?{DAY}&fields=service"));
+            assert_eq!(number(&fetch(s, &format!("/hits?{DAY}&step=1h"))["total"]), 50);
+            assert_eq!(number(&fetch(s, &format!("/hits?{DAY}&step=90s"))["total"]), 50);
+            assert_eq!(number(&fetch(s, &format!("/services?{DAY}"))["services"][0]["records"]), 25);
+            let facets = fetch(s, &format!("/facets?{DAY}&fields=service"));
             assert_eq!(number(&facets["facets"][0]["values"][0]["count"]), 25);
-            held.release();
-            s.wait("the database's records", |s| number(&asked(s, &query)["source"]["cache"]) == 0);
-            let after = asked(s, &query);
+            lock.release();
+            s.wait("the database's records", |s| number(&fetch(s, &query)["source"]["cache"]) == 0);
+            let after = fetch(s, &query);
             assert_eq!((&after["records"], &after["cursor"]), (&before["records"], &before["cursor"]));
             assert_eq!(walk(s, DAY, |_| ()), walked);
         });
@@ -283,42 +283,42 @@ fn records_are_seen_before_the_database_has_them() {
 }
 
 #[test]
-fn the_cache_answers_in_part_while_the_database_is_away() {
-    on_postgres("the_cache_answers_in_part_while_the_database_is_away", |s| {
+fn the_cache_answers_partially_while_the_database_is_unavailable() {
+    on_postgres("the_cache_answers_partially_while_the_database_is_unavailable", |s| {
         s.set("database.connect_timeout_ms", 1_000);
         s.start();
-        hand_in(s, 30, "committed");
-        let whole = asked(s, &format!("/query?{DAY}"));
+        ingest(s, 30, "committed");
+        let whole = fetch(s, &format!("/query?{DAY}"));
         s.postgres().stop_immediately();
-        hand_in(s, 5, "journal");
+        ingest(s, 5, "journal");
         let query = format!("/query?{DAY}");
-        s.wait("what the cache has", |s| {
-            let answer = ask(s, &query);
+        s.wait("the cached records", |s| {
+            let answer = send(s, &query);
             answer.status == 200 && ids(&answer.json()).len() == 35
         });
-        let part = asked(s, &query);
+        let part = fetch(s, &query);
         assert_eq!(part["source"], serde_json::json!({"database": 0, "cache": 35, "partial": true}));
         assert!(ids(&whole).iter().all(|id| ids(&part).contains(id)), "the ids are those of the rows");
-        let answer = ask(s, &format!("/hits?{DAY}&step=1h"));
+        let answer = send(s, &format!("/hits?{DAY}&step=1h"));
         assert_eq!((answer.status, &answer.json()["error"]), (503, &"database_unavailable".into()));
         s.postgres().restart();
-        s.wait("the database's own answer", |s| {
-            let answer = ask(s, &query);
+        s.wait("the response of the database", |s| {
+            let answer = send(s, &query);
             answer.status == 200 && answer.json()["source"]["database"] == 35
         });
-        assert_eq!(ids(&asked(s, &query)), ids(&part));
+        assert_eq!(ids(&fetch(s, &query)), ids(&part));
     });
 }
 
-/// Redis is flushed, frozen and killed while pages are read and records come in: no page is wrong.
+/// Redis is flushed, frozen and killed while pages are read and records arrive: no page is wrong.
 #[test]
-fn a_cache_that_comes_and_goes_makes_no_answer_wrong() {
+fn an_unreliable_cache_makes_no_result_wrong() {
     let mut redis = Redis::start();
-    on_postgres("a_cache_that_comes_and_goes_makes_no_answer_wrong", |s| {
+    on_postgres("an_unreliable_cache_makes_no_result_wrong", |s| {
         s.set("cache.url", redis.url());
         s.set("cache.timeout_ms", 100);
         s.start();
-        hand_in(s, 1_000, "committed");
+        ingest(s, 1_000, "committed");
         let load = s.load(Load { clients: 1, pause: Duration::from_millis(50), ..Load::default() });
         for fault in ["none", "flush", "freeze", "thaw", "kill", "restart"] {
             match fault {
@@ -330,7 +330,7 @@ fn a_cache_that_comes_and_goes_makes_no_answer_wrong() {
                 _ => {}
             }
             assert_each_once(&walk(s, DAY, |_| ()), 1_000);
-            // While new ones come in at this very time, no page repeats one.
+            // While new records arrive, no page repeats one.
             let recent = walk(s, "start=-10m", |_| ());
             let different: BTreeSet<_> = recent.iter().collect();
             assert_eq!(different.len(), recent.len(), "{fault}");
@@ -346,9 +346,9 @@ fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
         s.set("query.running_max", 1);
         s.set("query.waiting_max", 0);
         s.start();
-        hand_in(s, 10, "committed");
-        let held = hold(s, "LOCK TABLE logs IN ACCESS EXCLUSIVE MODE");
-        let answer = ask(s, &format!("/query?{DAY}"));
+        ingest(s, 10, "committed");
+        let lock = hold(s, "LOCK TABLE logs IN ACCESS EXCLUSIVE MODE");
+        let answer = send(s, &format!("/query?{DAY}"));
         assert_eq!((answer.status, &answer.json()["error"]), (504, &"query_timeout".into()));
 
         let running =
@@ -356,42 +356,41 @@ fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
         let mut client = TcpStream::connect(address(s)).unwrap();
         write!(client, "GET {API}/query?{DAY} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         s.wait("a query that waits for a lock", |s| s.store.rows(running).unwrap().len() == 1);
-        let answer = ask(s, "/services");
+        let answer = send(s, "/services");
         assert_eq!((answer.status, &answer.json()["error"]), (429, &"too_many_queries".into()));
         assert!(answer.retry_after.is_some());
         drop(client);
-        s.wait("its end", |s| s.store.rows(running).unwrap().is_empty());
-        assert!(s.server().metric("logweir_queries_cancelled_total", "") >= 1.0);
-        held.release();
-        assert_eq!(ids(&asked(s, &format!("/query?{DAY}"))).len(), 10);
+        s.wait("the end of the query", |s| s.store.rows(running).unwrap().is_empty());
+        assert!(s.server().metric("logweir_queries_canceled_total", "") >= 1.0);
+        lock.release();
+        assert_eq!(ids(&fetch(s, &format!("/query?{DAY}"))).len(), 10);
     });
 }
 
 #[test]
-fn queries_step_back_while_the_rows_are_behind_and_find_the_same() {
-    on_postgres("queries_step_back_while_the_rows_are_behind", |s| {
+fn throttled_queries_return_the_same_results() {
+    on_postgres("throttled_queries_return_the_same_results", |s| {
         s.start();
-        hand_in(s, 1_000, "committed");
-        let questions =
-            ["/query?limit=300&query=severity:error", "/hits?step=90s", "/facets?fields=service", "/fields?"];
+        ingest(s, 1_000, "committed");
+        let queries = ["/query?limit=300&query=severity:error", "/hits?step=90s", "/facets?fields=service", "/fields?"];
         let answers = |s: &Scenario| -> Vec<Value> {
-            let found = |path: &&str| {
+            let result = |path: &&str| {
                 let path = format!("{path}&{DAY}");
-                // On a slow machine little takes long, and may have to make room.
+                // On a slow machine a query may be rejected while throttled.
                 let mut answer = None;
-                s.wait("enough time", |s| {
-                    answer = Some(ask(s, &path)).filter(|answer| answer.status != 504);
+                s.wait("a result within the time limit", |s| {
+                    answer = Some(send(s, &path)).filter(|answer| answer.status != 504);
                     answer.is_some()
                 });
                 let mut answer = answer.unwrap().json();
                 answer["took_ms"].take();
                 answer
             };
-            questions.iter().map(found).collect()
+            queries.iter().map(result).collect()
         };
         let before = answers(s);
         assert_eq!(ids(&before[0]).len(), 300);
-        let held = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
+        let lock = hold(s, "LOCK TABLE logs IN EXCLUSIVE MODE");
         let late = r#"{"ts":"2025-11-21T12:00:00Z","msg":"waits for the lock"}"#;
         assert_eq!(s.server().post("/ingest?ack=journal", "application/json", late).unwrap().status, 200);
         let url = format!("http://{}{API}/services?{DAY}", address(s));
@@ -399,22 +398,22 @@ fn queries_step_back_while_the_rows_are_behind_and_find_the_same() {
             let _ = get(&agent(PATIENCE), &url);
             server.metric("logweir_query_throttle_pauses_total", "") > 0.0
         };
-        s.server().until("a query that steps back", PATIENCE, behind).unwrap();
+        s.server().until("a throttled query", PATIENCE, behind).unwrap();
         assert_eq!(answers(s), before);
-        held.release();
-        s.wait("the rows to catch up", |s| s.store.count().is_ok_and(|count| count == 1_001));
+        lock.release();
+        s.wait("the database to catch up", |s| s.store.count().is_ok_and(|count| count == 1_001));
         let at_full_speed = |server: &Server| {
-            let rests = server.metric("logweir_query_throttle_pauses_total", "");
+            let pauses = server.metric("logweir_query_throttle_pauses_total", "");
             let _ = get(&agent(PATIENCE), &url);
-            server.metric("logweir_query_throttle_pauses_total", "") <= rests
+            server.metric("logweir_query_throttle_pauses_total", "") <= pauses
         };
-        s.server().until("a query that does not", PATIENCE, at_full_speed).unwrap();
+        s.server().until("a query at full speed", PATIENCE, at_full_speed).unwrap();
     });
 }
 
 #[test]
-fn a_stream_that_nobody_reads_holds_nothing_and_one_that_is_read_is_whole() {
-    on_postgres("a_stream_that_nobody_reads_holds_nothing", |s| {
+fn an_unread_stream_holds_no_resources_and_a_read_one_is_complete() {
+    on_postgres("an_unread_stream_holds_no_resources", |s| {
         s.set("query.running_max", 1);
         s.set("query.waiting_max", 0);
         s.set("query.streams_max", 1);
@@ -434,9 +433,9 @@ fn a_stream_that_nobody_reads_holds_nothing_and_one_that_is_read_is_whole() {
         .unwrap();
         let mut first = [0; 1];
         client.read_exact(&mut first).unwrap();
-        // 40 MB do not fit between the two: the stream stands, and others are answered.
-        s.wait("an answer to somebody else", |s| ask(s, "/services").status == 200);
-        let second = ask(s, &format!("/query?{DAY}&format=csv"));
+        // 40 MB do not fit into the socket buffers: the stream stalls, and other queries run.
+        s.wait("a response to another query", |s| send(s, "/services").status == 200);
+        let second = send(s, &format!("/query?{DAY}&format=csv"));
         assert_eq!((second.status, &second.json()["error"]), (429, &"too_many_queries".into()));
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).unwrap();
@@ -446,12 +445,12 @@ fn a_stream_that_nobody_reads_holds_nothing_and_one_that_is_read_is_whole() {
 }
 
 #[test]
-fn an_unreachable_database_is_said() {
-    behind_proxy("an_unreachable_database_is_said", |s| {
+fn an_unreachable_database_is_reported() {
+    behind_proxy("an_unreachable_database_is_reported", |s| {
         s.set("database.connect_timeout_ms", 500);
         s.postgres().stop_immediately();
         s.start();
-        let answer = ask(s, "/query");
+        let answer = send(s, "/query");
         assert_eq!((answer.status, &answer.json()["error"]), (503, &"database_unavailable".into()));
         assert!(answer.retry_after.is_some());
     });

@@ -1,7 +1,7 @@
-//! The stores' reading: a filter means the same in Rust, in PostgreSQL (whatever its locale) and in SQLite, and pages
-//! neither skip nor repeat.
+//! Queries of the stores: a filter means the same in Rust, in PostgreSQL (whatever its locale) and in SQLite, and pages
+//! neither skip nor repeat records.
 
-// Helpers of tests unwrap as tests do.
+// Clippy allows unwrap in test functions, but not in their helpers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 const NOON_US: i64 = 1_763_640_000_000_000;
 const ALL: Range = Range { start_us: i64::MIN, end_us: i64::MAX };
-/// Event times lie within so many microseconds after noon: many are equal.
+/// Event times are within this many microseconds after noon, so many are equal.
 const SPAN_US: i64 = 400;
 
 const SERVICES: &[&str] = &["cart", "Cart", "shop", "straße", "İstanbul", "", "a%b_c\\d", "it's \"x\""];
@@ -168,14 +168,14 @@ fn settings(url: DatabaseUrl) -> Database {
     }
 }
 
-/// One store with something to write into it.
+/// A store and a writer for it.
 struct On {
     name: &'static str,
     store: Arc<dyn LogStore>,
     reader: Arc<dyn LogReader>,
     throttle: QueryThrottle,
-    /// The same while the rows are behind.
-    stepping_back: Arc<dyn LogReader>,
+    /// A throttled reader of the same store.
+    throttled: Arc<dyn LogReader>,
     lane: Box<dyn LaneWriter>,
     seq: u64,
     records: u64,
@@ -189,14 +189,14 @@ impl On {
         store.prepare().await.unwrap();
         let run = Uuid::new_v4();
         let claim = Claim { writer: Uuid::new_v4(), run, runs: vec![run], owner: "test".into(), tails: Vec::new() };
-        let lease = store.take_over(&claim).await.unwrap();
+        let lease = store.acquire_lease(&claim).await.unwrap();
         let (lane, row) = store.open_lane(&lease, 0).await.unwrap();
         let reader = |throttle: &QueryThrottle| opened.reader(Duration::from_secs(30), throttle.clone()).unwrap();
         let behind = QueryThrottle::default();
-        behind.backlog_is(query_throttle::BEHIND * 2);
+        behind.set_backlog_age(query_throttle::BEHIND * 2);
         let throttle = QueryThrottle::default();
-        let (reader, stepping_back) = (reader(&throttle), reader(&behind));
-        Self { name, store, reader, throttle, stepping_back, lane, seq: 0, records: 0, lane_id: row.lane_id }
+        let (reader, throttled) = (reader(&throttle), reader(&behind));
+        Self { name, store, reader, throttle, throttled, lane, seq: 0, records: 0, lane_id: row.lane_id }
     }
 
     /// Stores `records` in one transaction; returns them with their ids.
@@ -213,7 +213,7 @@ impl On {
         (first..).zip(records).map(|(id, record)| Found::of(id, record)).collect()
     }
 
-    /// The ids of all records that `filter` wants, read at once.
+    /// The ids of all records that match `filter`, read in one page.
     async fn ids(&self, filter: &Filter) -> BTreeSet<i64> {
         let page = self.reader.records(&scan(filter.clone(), ALL)).await;
         page.unwrap_or_else(|error| panic!("{}: {error}: {filter:?}", self.name))
@@ -228,7 +228,7 @@ fn scan(filter: Filter, range: Range) -> Scan {
     Scan { range, filter, direction: Direction::Backward, after: None, limit: 1_000_000, bytes_max: usize::MAX }
 }
 
-/// A PostgreSQL database with the locale that folds case most unlike ASCII, and a SQLite file.
+/// A PostgreSQL database in a locale whose case folding differs most from ASCII, and a SQLite file.
 struct Both {
     stores: [On; 2],
     database: postgres::TestDatabase,
@@ -272,7 +272,7 @@ fn seeded() -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// A part of what is in the records, perhaps in another case.
+/// A part of the text in the records, possibly in another case.
 fn any_part() -> impl Strategy<Value = String> {
     let whole = prop_oneof![select(MESSAGES), select(SERVICES)];
     (whole, any::<prop::sample::Index>(), 1..6_usize, 0..3).prop_map(|(text, from, letters, case)| {
@@ -342,7 +342,7 @@ fn any_filter() -> impl Strategy<Value = Filter> {
     })
 }
 
-/// Asks `cases` random filters of `any` of both stores, after a store of random records.
+/// Queries both stores with `cases` random filters, after storing random records.
 fn for_random_filters(cases: u32, ask: impl Fn(&Runtime, &Both, &[Found], Filter) -> Result<(), TestCaseError>) {
     let runtime = Runtime::new().unwrap();
     let mut random = seeded();
@@ -362,12 +362,12 @@ fn for_random_filters(cases: u32, ask: impl Fn(&Runtime, &Both, &[Found], Filter
 #[test]
 fn a_filter_means_the_same_everywhere() {
     for_random_filters(1_500, |runtime, both, found, filter| {
-        let wanted: BTreeSet<i64> =
+        let matching: BTreeSet<i64> =
             found.iter().filter(|found| filter.matches(&found.record())).map(|found| found.id).collect();
         for on in &both.stores {
             let ids = runtime.block_on(on.ids(&filter));
             let differ: Vec<_> =
-                found.iter().filter(|found| ids.contains(&found.id) != wanted.contains(&found.id)).collect();
+                found.iter().filter(|found| ids.contains(&found.id) != matching.contains(&found.id)).collect();
             prop_assert!(differ.is_empty(), "{} differs at {:?}", on.name, differ[0]);
         }
         Ok(())
@@ -378,11 +378,11 @@ fn a_filter_means_the_same_everywhere() {
 fn counts_are_the_same_everywhere() {
     for_random_filters(150, |runtime, both, found, filter| {
         let range = Range { start_us: NOON_US + 7_000_000, end_us: NOON_US + 333_000_000 };
-        let wanted = || found.iter().map(Found::record).filter(|record| filter.matches(record));
+        let matching = || found.iter().map(Found::record).filter(|record| filter.matches(record));
         for (by, step_s) in [(By::Severity, 10), (By::Service, 60)] {
             let steps = Steps::over(range, Some(step_s * 1_000_000)).unwrap();
             let mut hits = Hits::new(steps, by);
-            wanted().for_each(|record| hits.add(&record));
+            matching().for_each(|record| hits.add(&record));
             let expected = hits.finish();
             for on in &both.stores {
                 let series = |counts: Vec<(i64, u8, String, u64)>| {
@@ -400,7 +400,7 @@ fn counts_are_the_same_everywhere() {
         }
         let fields = || Facets::of(["service", "severity", "message", "status", "user.id"].map(str::to_owned));
         let (mut facets, mut names) = (fields(), Names::default());
-        wanted().filter(|record| range.holds(record.ts_us)).for_each(|record| {
+        matching().filter(|record| range.holds(record.ts_us)).for_each(|record| {
             facets.add(&record);
             names.add(&record);
         });
@@ -418,11 +418,11 @@ fn counts_are_the_same_everywhere() {
     });
 }
 
-/// Reads again when it had to make room: on a slow machine little takes long.
-async fn patiently<T, F: Future<Output = Result<Snapshot<T>, ReadError>>>(reading: impl Fn() -> F) -> Snapshot<T> {
+/// Retries a read that was rejected while throttled, which may happen on a slow machine.
+async fn with_retries<T, F: Future<Output = Result<Snapshot<T>, ReadError>>>(reading: impl Fn() -> F) -> Snapshot<T> {
     for _ in 0..100 {
         match reading().await {
-            Err(ReadError::MadeRoom) => {}
+            Err(ReadError::Preempted) => {}
             done => return done.unwrap(),
         }
     }
@@ -430,7 +430,7 @@ async fn patiently<T, F: Future<Output = Result<Snapshot<T>, ReadError>>>(readin
 }
 
 #[test]
-fn who_steps_back_reads_the_same() {
+fn throttled_reads_return_the_same_results() {
     let range = Range { start_us: NOON_US + 7_000_000, end_us: NOON_US + 333_000_000 };
     let steps = Steps::over(range, Some(10_000_000)).unwrap();
     let series = |counts: Snapshot<Vec<Count>>| {
@@ -447,26 +447,26 @@ fn who_steps_back_reads_the_same() {
                 Scan { direction: Direction::Forward, after, ..page.clone() },
                 Scan { after, limit: 7, bytes_max: usize::MAX, ..page },
             ] {
-                let read = |reader: &Arc<dyn LogReader>| runtime.block_on(patiently(|| reader.records(&page))).value;
-                prop_assert_eq!(read(&on.stepping_back), read(&on.reader), "{}", on.name);
+                let read = |reader: &Arc<dyn LogReader>| runtime.block_on(with_retries(|| reader.records(&page))).value;
+                prop_assert_eq!(read(&on.throttled), read(&on.reader), "{}", on.name);
             }
             let count = |reader: &Arc<dyn LogReader>| {
-                series(runtime.block_on(patiently(|| reader.count(&filter, steps, By::Service))))
+                series(runtime.block_on(with_retries(|| reader.count(&filter, steps, By::Service))))
             };
-            prop_assert_eq!(count(&on.stepping_back), count(&on.reader), "{}", on.name);
+            prop_assert_eq!(count(&on.throttled), count(&on.reader), "{}", on.name);
             let sample = Sample { range, filter: filter.clone(), records_max: 10_000 };
             let names = |reader: &Arc<dyn LogReader>| {
-                let (names, records) = runtime.block_on(patiently(|| reader.names(&sample))).value;
+                let (names, records) = runtime.block_on(with_retries(|| reader.names(&sample))).value;
                 (names.finish(), records)
             };
-            prop_assert_eq!(names(&on.stepping_back), names(&on.reader), "{}", on.name);
+            prop_assert_eq!(names(&on.throttled), names(&on.reader), "{}", on.name);
         }
         Ok(())
     });
 }
 
 #[tokio::test]
-async fn what_was_begun_at_full_speed_begins_anew_when_the_rows_fall_behind() {
+async fn a_read_at_full_speed_restarts_in_pieces_when_the_database_falls_behind() {
     let Both { stores: [mut on, _], database, .. } = both().await;
     let mut random = seeded();
     let records: Vec<_> = (0..10).map(|_| random_record(&mut random)).collect();
@@ -482,26 +482,26 @@ async fn what_was_begun_at_full_speed_begins_anew_when_the_rows_fall_behind() {
         loop {
             match client.query_opt(sql, &[&than]).await.unwrap() {
                 Some(row) => break row.get::<_, i32>(0),
-                None => assert!(Instant::now() < deadline, "nobody waits for the lock"),
+                None => assert!(Instant::now() < deadline, "no query waits for the lock"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let first = waits(0).await;
-    on.throttle.backlog_is(query_throttle::BEHIND * 2);
+    on.throttle.set_backlog_age(query_throttle::BEHIND * 2);
     waits(first).await;
-    on.throttle.backlog_is(Duration::ZERO);
+    on.throttle.set_backlog_age(Duration::ZERO);
     holder.batch_execute("COMMIT").await.unwrap();
     match reading.await.unwrap() {
         Ok(page) => assert_eq!(page.value.len(), 10),
-        // A machine so slow that the time for a piece was over.
-        Err(ReadError::MadeRoom | ReadError::Timeout(_)) => {}
+        // On a very slow machine a piece may time out.
+        Err(ReadError::Preempted | ReadError::Timeout(_)) => {}
         Err(error) => panic!("{error}"),
     }
 }
 
 #[tokio::test]
-async fn pages_neither_skip_nor_repeat_while_records_come_in() {
+async fn pages_neither_skip_nor_repeat_while_records_arrive() {
     let mut both = both().await;
     let mut random = seeded();
     for on in &mut both.stores {
@@ -515,7 +515,7 @@ async fn pages_neither_skip_nor_repeat_while_records_come_in() {
                 let Some(last) = records.last() else { break };
                 after = Some(last.position());
                 seen.extend(records.iter().map(|found| (found.position(), found.id)));
-                // Before, at and after the place where the page ends.
+                // Before, at and after the position where the page ends.
                 let more: Vec<_> = (0..5).map(|_| random_record(&mut random)).collect();
                 if seen.len() < 2_000 {
                     on.store(&more).await;
@@ -533,7 +533,7 @@ async fn pages_neither_skip_nor_repeat_while_records_come_in() {
 }
 
 #[tokio::test]
-async fn a_page_ends_with_its_bytes_and_knows_the_cursors() {
+async fn a_page_is_limited_in_bytes_and_has_the_cursors() {
     let mut both = both().await;
     for on in &mut both.stores {
         let message = "x".repeat(1_000);
@@ -559,7 +559,7 @@ async fn a_page_ends_with_its_bytes_and_knows_the_cursors() {
 }
 
 #[tokio::test]
-async fn queries_as_they_are_typed_are_answered_by_both() {
+async fn both_stores_answer_typed_queries() {
     let mut both = both().await;
     let records: Vec<_> = MESSAGES
         .iter()
@@ -592,7 +592,7 @@ async fn queries_as_they_are_typed_are_answered_by_both() {
 }
 
 #[tokio::test]
-async fn closed_partitions_get_their_indexes_and_text_is_found_by_them() {
+async fn closed_partitions_get_indexes_that_text_queries_use() {
     const DAY_US: i64 = 86_400_000_000;
     let Both { stores: [mut on, _], database, .. } = both().await;
     on.store.maintain(NOON_US).await.unwrap();
@@ -603,7 +603,7 @@ async fn closed_partitions_get_their_indexes_and_text_is_found_by_them() {
     let indexes = "SELECT indexname::text FROM pg_indexes WHERE tablename = 'logs_p20251120' ORDER BY 1";
     let names =
         async || client.query(indexes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect::<Vec<String>>();
-    // A build that was cut off.
+    // An interrupted build.
     client.batch_execute("CREATE INDEX logs_p20251120_service_ts_idx ON logs_p20251120 (host)").await.unwrap();
     client
         .batch_execute(

@@ -1,7 +1,7 @@
-//! The live tail through the real program: what is acknowledged comes once and in order, through kills and resumes, and
-//! what does not come is counted.
+//! The live tail of the real program: acknowledged records arrive once and in order, across kills and resumptions, and
+//! missed records are counted.
 
-#![allow(clippy::unwrap_used)] // clippy knows test functions as tests, not the helpers between them
+#![allow(clippy::unwrap_used)] // clippy allows unwrap in test functions, but not in their helpers
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -26,7 +26,7 @@ fn tail(s: &mut Scenario, token: Option<&str>) -> Tail {
 }
 
 #[test]
-fn what_is_acknowledged_comes_once_in_order_and_with_its_id() {
+fn acknowledged_records_arrive_once_in_order_and_with_their_ids() {
     let story = |s: &mut Scenario| {
         s.set("lanes", 1);
         s.start();
@@ -51,10 +51,10 @@ fn what_is_acknowledged_comes_once_in_order_and_with_its_id() {
 }
 
 #[test]
-fn a_stream_that_is_cut_by_kills_goes_on_without_gap_or_repetition() {
+fn a_stream_interrupted_by_kills_resumes_without_gap_or_repetition() {
     on_sqlite("tail resumes", |s| {
         s.set("lanes", 3);
-        // Each start begins a segment: those of all of them are kept.
+        // Each start begins a segment: all of them are retained.
         s.set("journal.retain_segments", 10);
         s.set("journal.quota_bytes", 1 << 30);
         s.start();
@@ -64,8 +64,8 @@ fn a_stream_that_is_cut_by_kills_goes_on_without_gap_or_repetition() {
         let load = s.load(Load { clients: 3, keyed: true, ..Load::default() });
         for round in 0..5 {
             first.until("some records", |seen| seen.len() >= 100);
-            assert_eq!(first.messages().len(), first.seen.len(), "a gap, or something dropped");
-            // Records of the middle of a frame: the token stands for a record, not for a request.
+            assert_eq!(first.messages().len(), first.seen.len(), "no gap, and nothing dropped");
+            // Stops in the middle of a frame: the token stands for a record, not for a request.
             let cut = 50 + round * 7;
             first.seen.truncate(cut);
             seen.extend(first.messages());
@@ -78,15 +78,15 @@ fn a_stream_that_is_cut_by_kills_goes_on_without_gap_or_repetition() {
         let closing = s.stop();
         first.to_end();
         seen.extend(first.messages());
-        assert_eq!(first.messages().len(), first.seen.len(), "a gap, or something dropped");
+        assert_eq!(first.messages().len(), first.seen.len(), "no gap, and nothing dropped");
         let distinct: BTreeSet<&String> = seen.iter().collect();
-        assert_eq!(distinct.len(), seen.len(), "nothing comes twice");
-        assert_eq!(seen.len() as u64, closing.accepted, "everything that was accepted has come");
+        assert_eq!(distinct.len(), seen.len(), "no record arrives twice");
+        assert_eq!(seen.len() as u64, closing.accepted, "every accepted record has arrived");
     });
 }
 
 #[test]
-fn what_a_token_stands_for_and_is_here_no_more_is_told_as_a_gap() {
+fn records_no_longer_in_the_journal_are_reported_as_a_gap() {
     on_sqlite("tail gap", |s| {
         s.set("lanes", 1);
         s.start();
@@ -94,7 +94,7 @@ fn what_a_token_stands_for_and_is_here_no_more_is_told_as_a_gap() {
         send(s, 0..10);
         first.until("ten records", |seen| seen.len() == 10);
         let (token, from_the_middle) = (first.token().unwrap(), first.seen[4].id.clone());
-        // Enough for the first segment to be settled and to go.
+        // Enough for the first segment to be committed and removed.
         let sent_bytes = SEGMENT_BYTES * 5;
         let mut others = 0_u64;
         while others * (64 << 10) < sent_bytes {
@@ -107,26 +107,26 @@ fn what_a_token_stands_for_and_is_here_no_more_is_told_as_a_gap() {
         send(s, 10..11);
         for (token, before) in [(token, 0), (from_the_middle.clone(), 5)] {
             let mut again = tail(s, Some(&token));
-            again.until("the newest record", |seen| seen.last().is_some_and(|event| event.data["message"] == "m10"));
+            again.until("the latest record", |seen| seen.last().is_some_and(|event| event.data["message"] == "m10"));
             let missing = again.sum("gap", "missing");
-            assert!(missing > 0, "the first segment is still there");
+            assert!(missing > 0, "the first segment was not removed");
             assert_eq!(missing + again.messages().len() as u64, before + others + 1);
         }
-        // And on the command line.
+        // The same on the command line.
         let url = format!("http://{}", s.server().http);
-        let told = s.run(&["tail", "--url", &url, "--after", &from_the_middle, "--records", "1"]);
-        let said = String::from_utf8_lossy(&told.stderr).into_owned();
-        assert!(told.status.success() && said.contains("records are missing"), "{told:?}");
-        let mut elsewhere = tail(s, Some("0123456789abcdef.5.5"));
+        let output = s.run(&["tail", "--url", &url, "--after", &from_the_middle, "--records", "1"]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && stderr.contains("records are missing"), "{output:?}");
+        let mut foreign = tail(s, Some("0123456789abcdef.5.5"));
         send(s, 11..12);
-        elsewhere.until("a gap and a record", |seen| seen.len() == 2);
-        assert_eq!(elsewhere.seen[0].data["reason"], "other_journal");
-        assert_eq!(elsewhere.messages(), expected(11..12));
+        foreign.until("a gap and a record", |seen| seen.len() == 2);
+        assert_eq!(foreign.seen[0].data["reason"], "other_journal");
+        assert_eq!(foreign.messages(), expected(11..12));
     });
 }
 
 #[test]
-fn a_client_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
+fn a_client_that_does_not_read_delays_no_other_and_learns_what_it_missed() {
     on_sqlite("tail dropped", |s| {
         s.set("lanes", 1);
         s.set("tail.buffer_bytes", 65536);
@@ -137,7 +137,7 @@ fn a_client_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
         let mut head = [0; 12];
         slow.read_exact(&mut head).unwrap();
         assert_eq!(&head, b"HTTP/1.1 200");
-        // More than sockets hold, so that it stands still until somebody reads, and the ring goes on.
+        // More than the socket buffers hold, so that the stream stalls while the ring moves on.
         let mut sent = 0_u64;
         for _ in 0..40 {
             send(s, 0..2000);
@@ -145,16 +145,16 @@ fn a_client_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
         }
         slow.set_read_timeout(Some(PATIENCE)).unwrap();
         let (mut text, mut piece) = (String::new(), [0; 65536]);
-        while !text.contains("event: dropped") || !text.ends_with("\r\n") || !told(&text, sent) {
-            let read = slow.read(&mut piece).expect("the slow client is told everything");
-            assert!(read > 0, "the stream has ended");
+        while !text.contains("event: dropped") || !text.ends_with("\r\n") || !adds_up(&text, sent) {
+            let read = slow.read(&mut piece).expect("the rest of the stream");
+            assert!(read > 0, "the stream ended early");
             text.push_str(&String::from_utf8_lossy(&piece[..read]));
         }
     });
 }
 
-/// Whether records and what was dropped add up.
-fn told(text: &str, sent: u64) -> bool {
+/// Whether received and dropped records add up to `sent`.
+fn adds_up(text: &str, sent: u64) -> bool {
     let records = text.matches("event: record").count() as u64;
     let totals = text.match_indices("\"total\":").filter_map(|(at, name)| {
         let number = text[at + name.len()..].split('}').next()?;
@@ -164,7 +164,7 @@ fn told(text: &str, sent: u64) -> bool {
 }
 
 #[test]
-fn a_query_says_what_comes_and_a_bad_one_where_it_is_bad() {
+fn a_query_filters_the_stream_and_an_invalid_one_is_rejected_with_a_column() {
     on_sqlite("tail query", |s| {
         s.start();
         let addr = s.server().http;
@@ -176,21 +176,21 @@ fn a_query_says_what_comes_and_a_bad_one_where_it_is_bad() {
         assert_eq!(s.server().post("/ingest", "application/json", body).unwrap().status, 200);
         none.until("one record", |seen| !seen.is_empty());
         assert_eq!((some.messages(), none.messages()), (expected(150..200), vec!["the only one".to_owned()]));
-        let refused = s.server().data("/api/v1/tail?query=a%20AND%20(b").unwrap();
-        let body = refused.json();
-        assert_eq!((refused.status, &body["error"], &body["column"]), (400, &"bad_query".into(), &7.into()), "{body}");
+        let rejected = s.server().data("/api/v1/tail?query=a%20AND%20(b").unwrap();
+        let body = rejected.json();
+        assert_eq!((rejected.status, &body["error"], &body["column"]), (400, &"bad_query".into(), &7.into()), "{body}");
     });
 }
 
 #[test]
-fn a_rate_limits_what_comes_and_the_rest_is_counted() {
+fn the_rate_is_limited_and_dropped_records_are_counted() {
     on_sqlite("tail rate", |s| {
         s.set("lanes", 1);
         s.set("tail.records_per_s", 10);
         s.start();
         let mut tail = tail(s, None);
         send(s, 0..500);
-        tail.until("all told", |seen| {
+        tail.until("all records received or counted", |seen| {
             let records = seen.iter().filter(|event| event.name == "record").count() as u64;
             let dropped: u64 = seen.iter().filter_map(|event| event.data["dropped"].as_u64()).sum();
             records + dropped == 500
@@ -201,18 +201,18 @@ fn a_rate_limits_what_comes_and_the_rest_is_counted() {
 }
 
 #[test]
-fn it_needs_a_query_token_and_has_a_limit_and_says_what_is_wrong() {
-    on_sqlite("tail refusals", |s| {
+fn it_requires_a_query_token_limits_clients_and_explains_errors() {
+    on_sqlite("tail rejections", |s| {
         s.set("tail.clients_max", 1);
         s.start();
         let first = tail(s, None);
-        let refused = s.server().data("/api/v1/tail").unwrap();
-        assert_eq!((refused.status, &refused.json()["error"]), (429, &"too_many_tails".into()));
-        assert!(refused.retry_after.is_some());
+        let rejected = s.server().data("/api/v1/tail").unwrap();
+        assert_eq!((rejected.status, &rejected.json()["error"]), (429, &"too_many_tails".into()));
+        assert!(rejected.retry_after.is_some());
         drop(first);
         for (path, error) in [("?last_event_id=nonsense", "bad_last_event_id"), ("?quarry=a", "bad_parameter")] {
-            let refused = s.server().data(&format!("/api/v1/tail{path}")).unwrap();
-            assert_eq!((refused.status, &refused.json()["error"]), (400, &error.into()));
+            let rejected = s.server().data(&format!("/api/v1/tail{path}")).unwrap();
+            assert_eq!((rejected.status, &rejected.json()["error"]), (400, &error.into()));
         }
         s.set("auth.query_tokens", "a-secret-of-some-length");
         s.start();
@@ -221,7 +221,7 @@ fn it_needs_a_query_token_and_has_a_limit_and_says_what_is_wrong() {
 }
 
 #[test]
-fn nobody_who_listens_costs_nothing_and_the_last_one_gives_the_memory_back() {
+fn memory_is_used_only_while_a_client_is_connected() {
     on_sqlite("tail idle", |s| {
         s.start();
         send(s, 0..100);

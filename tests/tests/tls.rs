@@ -1,4 +1,4 @@
-//! TLS on the data listener, with the clients' certificates: who comes in, and what happens when the files change under load.
+//! TLS on the data listener with client certificates: authentication, and rotation of the files under load.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use logweir_tests::redis::Authority;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-/// A client that trusts `servers`, and shows `identity`.
+/// A client that trusts `servers` and presents `identity`.
 fn client(servers: &[&Authority], identity: Option<&(String, String)>) -> ureq::Agent {
     let certificate = |pem: &str| Certificate::from_pem(pem.as_bytes()).expect("a certificate").to_owned();
     let roots: Vec<_> = servers.iter().map(|authority| certificate(&authority.pem())).collect();
@@ -33,8 +33,8 @@ fn post(agent: &ureq::Agent, to: SocketAddr) -> Result<(), String> {
     }
 }
 
-/// As a Secret's volume does it not: one file after the other, so that they do not belong together for a moment.
-fn show(dir: &Path, (certificate, key): &(String, String)) {
+/// Unlike a mounted Secret, replaces one file after the other, so that they do not match for a moment.
+fn install(dir: &Path, (certificate, key): &(String, String)) {
     fs::write(dir.join("tls.crt"), certificate).expect("the certificate is written");
     fs::write(dir.join("tls.key"), key).expect("the key is written");
 }
@@ -49,72 +49,76 @@ fn with_tls(s: &mut Scenario, clients: &Authority) {
     }
 }
 
-fn rereads(s: &mut Scenario, outcome: &str, at_least: f64) {
+fn wait_for_reloads(s: &mut Scenario, outcome: &str, at_least: f64) {
     let label = format!("outcome=\"{outcome}\"");
-    let told = |server: &Server| server.metric("logweir_tls_certificate_reloads_total", &label) >= at_least;
-    s.server().until(&format!("{outcome} {at_least} times"), PATIENCE, told).expect("it goes on");
+    let reloaded = |server: &Server| server.metric("logweir_tls_certificate_reloads_total", &label) >= at_least;
+    s.server().until(&format!("{outcome} {at_least} times"), PATIENCE, reloaded).expect("it goes on");
 }
 
 #[test]
-fn a_certificate_is_needed_and_rotation_under_load_fails_no_request() {
+fn a_client_certificate_is_required_and_rotation_under_load_fails_no_request() {
     on_sqlite("mTLS", |s| {
         let (first, second, clients) = (Authority::new(), Authority::new(), Authority::new());
         let identity = clients.issue(&["sender"]);
-        show(&s.dir, &first.issue(&["localhost"]));
+        install(&s.dir, &first.issue(&["localhost"]));
         with_tls(s, &clients);
         let to = s.start().http;
 
         let both = [&first, &second];
         assert_eq!(post(&client(&both, Some(&identity)), to), Ok(()));
         assert!(post(&client(&both, None), to).is_err(), "no certificate");
-        assert!(post(&client(&both, Some(&second.issue(&["sender"]))), to).is_err(), "one of somebody else");
         assert!(
-            post(&client(&[&second], Some(&identity)), to).is_err(),
-            "the server is another than the client trusts"
+            post(&client(&both, Some(&second.issue(&["sender"]))), to).is_err(),
+            "a certificate from another authority"
         );
+        assert!(post(&client(&[&second], Some(&identity)), to).is_err(), "the client does not trust the server");
         let plain = get(&client(&both, None), &format!("http://{to}/ready"));
-        assert!(plain.map_or(true, |answer| answer.status != 200), "plain HTTP is not answered");
+        assert!(plain.map_or(true, |answer| answer.status != 200), "plain HTTP is rejected");
 
-        let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(1));
-        let kept = client(&both, Some(&identity));
+        let (stop, accepted) = (AtomicBool::new(false), AtomicU64::new(1));
+        let reused = client(&both, Some(&identity));
         std::thread::scope(|threads| {
             for fresh in [true, false] {
-                let (stop, taken, both, identity, kept) = (&stop, &taken, &both, &identity, &kept);
+                let (stop, accepted, both, identity, reused) = (&stop, &accepted, &both, &identity, &reused);
                 threads.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
                         let fresh = fresh.then(|| client(both, Some(identity)));
-                        post(fresh.as_ref().unwrap_or(kept), to).expect("no request fails");
-                        taken.fetch_add(1, Ordering::Relaxed);
+                        post(fresh.as_ref().unwrap_or(reused), to).expect("no request fails");
+                        accepted.fetch_add(1, Ordering::Relaxed);
                     }
                 });
             }
             let rotated = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 for (times, authority) in [(1.0, &second), (2.0, &first), (3.0, &second)] {
-                    show(&s.dir, &authority.issue(&["localhost"]));
-                    rereads(s, "taken", times);
-                    assert_eq!(post(&client(&[authority], Some(&identity)), to), Ok(()), "the new one is shown");
-                    taken.fetch_add(1, Ordering::Relaxed);
+                    install(&s.dir, &authority.issue(&["localhost"]));
+                    wait_for_reloads(s, "accepted", times);
+                    assert_eq!(post(&client(&[authority], Some(&identity)), to), Ok(()), "the new certificate is used");
+                    accepted.fetch_add(1, Ordering::Relaxed);
                 }
                 fs::write(s.dir.join("tls.key"), "nothing").expect("the key is written");
-                rereads(s, "refused", 1.0);
-                assert_eq!(post(&client(&[&second], Some(&identity)), to), Ok(()), "the one before stays");
-                taken.fetch_add(1, Ordering::Relaxed);
+                wait_for_reloads(s, "rejected", 1.0);
+                assert_eq!(
+                    post(&client(&[&second], Some(&identity)), to),
+                    Ok(()),
+                    "the previous certificate stays in use"
+                );
+                accepted.fetch_add(1, Ordering::Relaxed);
             }));
             stop.store(true, Ordering::Relaxed);
             rotated.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         });
 
-        // The clients' authority is another one: who was let in before is not any more, whatever it resumes.
-        show(&s.dir, &second.issue(&["localhost"]));
+        // With another client CA, previously accepted clients are rejected, even if they resume a session.
+        install(&s.dir, &second.issue(&["localhost"]));
         second.write(&s.dir.join("clients.crt"));
-        let mut let_in = 0;
-        s.wait("the former clients are refused", |_| {
-            let refused = post(&client(&both, Some(&identity)), to).is_err();
-            let_in += u64::from(!refused);
-            refused
+        let mut accepted_late = 0;
+        s.wait("the former clients are rejected", |_| {
+            let rejected = post(&client(&both, Some(&identity)), to).is_err();
+            accepted_late += u64::from(!rejected);
+            rejected
         });
         assert_eq!(post(&client(&both, Some(&second.issue(&["sender"]))), to), Ok(()));
-        let sent = taken.load(Ordering::Relaxed) + let_in + 1;
+        let sent = accepted.load(Ordering::Relaxed) + accepted_late + 1;
         s.wait("each is stored once", |s| s.store.count().is_ok_and(|count| count >= sent));
         assert_eq!(s.store.count(), Ok(sent));
         assert!(s.stop().add_up());
