@@ -1,27 +1,37 @@
-# Two commands matter: `cargo run --release` starts logweir, `make test` proves it.
+# Building needs Rust 1.92 or later and a C compiler (`build-essential` on Debian): `cargo build --release`.
+# Targets: `make help`.
 
-.PHONY: test check deps bench compose
+.DEFAULT_GOAL := help
+.PHONY: help run test check deps bench compose
 
-# Everything: installs what the tests need where it is missing, then runs them all.
+## help: lists the targets
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## run: builds and starts logweir with the default configuration (data in ./logweir-data)
+run:
+	cargo run --release -- run
+
+## test: installs what the tests need (see deps), then runs all tests
 test: deps
 	cargo test --workspace --all-features --no-fail-fast
 
-# What a reviewer would ask for first.
+## check: checks formatting, lints, documentation and dependencies; needs cargo-deny
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
 	./deploy/check-dependencies
 
-# Servers, senders and a browser as Debian packages; the tests start their own on free ports.
+## deps: installs missing test programs with apt-get and npm, as root or through sudo; elsewhere it lists them for you to install
 deps:
 	./tests/install-servers
 
-# Each part beside a bare limit, then the whole path beside bare limits.
+## bench: benchmarks each part against a bare limit, then the whole pipeline; installs what it needs (see deps)
 bench: deps
 	cargo bench
 	cargo run --release -p logweir-benches
 
-# The image is built and the Compose stack run, killed, stopped and restarted; with a Docker engine of its own where there is none.
+## compose: builds the image, then starts, kills and restarts the Compose stack; starts its own Docker engine if there is none
 compose: deps
 	./tests/deploy/compose

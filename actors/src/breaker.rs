@@ -1,17 +1,17 @@
-//! Circuit breaker and retry delays: pure decisions, with the time as an argument.
+//! Circuit breaker and retry delays. Pure: the time is an argument.
 //!
 //! ```text
-//!            failures_max in a row                 the open time is over
+//!           failures_max in a row                 the open time has passed
 //!   Closed ───────────────────────> Open ─────────────────────────────────> HalfOpen (one probe)
 //!     ^                               ^        the probe fails: twice as long     │  │
 //!     │                               └───────────────────────────────────────────┘  │
 //!     └────────────────────────────── any success ───────────────────────────────────┘
 //! ```
 //!
-//! - While half-open, one caller has the probe; everybody else is turned away.
-//! - A probe whose caller never reports back (cancelled, panicked) counts as failed once the open time has
-//!   passed again. Without that the breaker would turn everybody away for ever.
-//! - The open time doubles from `open_ms_min` to `open_ms_max` and starts again after a success.
+//! - While half-open, one caller has the probe; all other calls are rejected.
+//! - A probe whose caller never reports its outcome (canceled, panicked) counts as failed once the open time has passed
+//!   again. Otherwise the breaker would reject calls forever.
+//! - The open time doubles from `open_ms_min` to `open_ms_max` and is reset by a success.
 
 use std::time::Duration;
 
@@ -22,9 +22,9 @@ use tokio::time::Instant;
 pub struct BreakerSettings {
     /// Consecutive failures that open it; 0 counts as 1.
     pub failures_max: u32,
-    /// How long it stays open the first time.
+    /// First open time, in milliseconds.
     pub open_ms_min: u64,
-    /// How long it stays open at most.
+    /// Longest open time, in milliseconds.
     pub open_ms_max: u64,
 }
 
@@ -33,39 +33,39 @@ pub struct BreakerSettings {
 pub enum Allow {
     /// Yes.
     Yes,
-    /// Yes, this one, to see whether the other side is back. Its outcome must be reported.
+    /// Yes, as the probe. Its outcome must be reported.
     Probe,
     /// No.
     No {
-        /// When to ask again.
+        /// Time until the next call may be allowed.
         retry_in: Duration,
     },
 }
 
-/// Where a breaker stands, without its details.
+/// State of a breaker, without details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
-    /// Calls pass.
+    /// Calls are allowed.
     Closed = 0,
-    /// One call is out to see whether the other side is back.
+    /// One call probes whether the other side is available again.
     HalfOpen = 1,
-    /// Calls are turned away.
+    /// Calls are rejected.
     Open = 2,
 }
 
-/// A breaker as `/api/v1/status` shows it.
+/// A breaker in `/api/v1/status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct BreakerSnapshot {
-    /// Where it stands.
+    /// Current state.
     pub state: BreakerState,
-    /// How long it has stood there, in milliseconds.
+    /// Time in this state, in milliseconds.
     pub since_ms: u64,
-    /// Failures since the last success.
+    /// Number of failures since the last success.
     pub failures: u64,
-    /// How often it has opened, failed probes included.
+    /// Number of times it has opened, including failed probes.
     pub opened: u64,
-    /// When the next call may pass, in milliseconds; 0 when closed.
+    /// Time until the next call may be allowed, in milliseconds; 0 when closed.
     pub retry_in_ms: u64,
 }
 
@@ -76,27 +76,27 @@ enum State {
     HalfOpen { probe_until: Instant },
 }
 
-/// Stands between a caller and something that may be down.
+/// Rejects calls to a peer that keeps failing.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     settings: BreakerSettings,
     state: State,
-    /// When `state` was entered; nothing happened before the first change.
+    /// When `state` was entered; `None` before the first change.
     since: Option<Instant>,
     failures: u64,
-    /// Openings since the last success; decides the open time.
+    /// Number of openings since the last success; determines the open time.
     openings: u32,
     opened: u64,
 }
 
 impl Breaker {
-    /// A closed breaker.
+    /// Creates a closed breaker.
     #[must_use]
     pub fn new(settings: BreakerSettings) -> Self {
         Self { settings, state: State::Closed, since: None, failures: 0, openings: 0, opened: 0 }
     }
 
-    /// Whether a call may be made at `now`. After [`Allow::Yes`] and [`Allow::Probe`], report how it went.
+    /// Returns whether a call may be made at `now`. After [`Allow::Yes`] and [`Allow::Probe`], report the outcome.
     pub fn allow(&mut self, now: Instant) -> Allow {
         match self.state {
             State::Closed => Allow::Yes,
@@ -110,7 +110,7 @@ impl Breaker {
         }
     }
 
-    /// A call has succeeded: whatever was assumed before, the other side is there.
+    /// Records a success, which closes the breaker in any state.
     pub fn succeeded(&mut self, now: Instant) {
         self.failures = 0;
         self.openings = 0;
@@ -119,13 +119,13 @@ impl Breaker {
         }
     }
 
-    /// A call has failed.
+    /// Records a failure.
     pub fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         let opens = match self.state {
             State::Closed => self.failures >= u64::from(self.settings.failures_max),
             State::HalfOpen { .. } => true,
-            // A call from before the opening; it says nothing new.
+            // A call from before the opening; it proves nothing new.
             State::Open { .. } => false,
         };
         if opens {
@@ -135,7 +135,7 @@ impl Breaker {
         }
     }
 
-    /// Where it stands.
+    /// Current state.
     #[must_use]
     pub fn state(&self) -> BreakerState {
         match self.state {
@@ -145,7 +145,7 @@ impl Breaker {
         }
     }
 
-    /// What status shows at `now`.
+    /// Returns the details at `now`.
     #[must_use]
     pub fn snapshot(&self, now: Instant) -> BreakerSnapshot {
         let retry_in = match self.state {
@@ -184,17 +184,17 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How long to wait before trying again.
+/// Retry delays.
 pub mod retry {
     use std::time::Duration;
 
     use rand::Rng;
 
-    /// The wait before retry number `attempt` (from 0): anything between nothing and `base` doubled `attempt`
+    /// Returns the delay before retry number `attempt` (from 0): a random time between zero and `base` doubled `attempt`
     /// times, at most `cap`.
     ///
-    /// The whole range is random ("full jitter"), so that many processes that lost the same server at the same
-    /// moment do not come back at the same moment; a fixed delay with a little noise keeps them in step.
+    /// The whole range is random ("full jitter"), so that many processes that lost the same server at the same moment do
+    /// not reconnect at the same moment; a fixed delay with a little jitter keeps them in step.
     pub fn delay(attempt: u32, base: Duration, cap: Duration, rng: &mut impl Rng) -> Duration {
         let doubled = 1_u32.checked_shl(attempt).and_then(|factor| base.checked_mul(factor));
         let ceiling = doubled.unwrap_or(cap).min(cap);
@@ -225,7 +225,7 @@ mod tests {
         Allow::No { retry_in: Duration::from_millis(ms) }
     }
 
-    /// Runs `steps` and returns what each `Ask` was told.
+    /// Runs `steps` and returns the result of each `Ask`.
     fn answers(steps: &[Step]) -> Vec<Allow> {
         let mut breaker = Breaker::new(SETTINGS);
         let mut now = Instant::now();
@@ -242,29 +242,29 @@ mod tests {
     }
 
     #[test]
-    fn each_story_gets_its_answers() {
-        let stories: [(&str, &[Step], &[Allow]); 9] = [
-            ("a new one lets pass", &[Ask], &[Allow::Yes]),
-            ("two failures of three do not open", &[Fail, Fail, Ask], &[Allow::Yes]),
-            ("a success in between starts the count again", &[Fail, Fail, Succeed, Fail, Fail, Ask], &[Allow::Yes]),
-            ("three in a row open", &[Fail, Fail, Fail, Wait(40), Ask], &[no(60)]),
+    fn each_sequence_of_calls_gets_the_expected_answers() {
+        let cases: [(&str, &[Step], &[Allow]); 9] = [
+            ("a new breaker allows calls", &[Ask], &[Allow::Yes]),
+            ("two of three failures do not open it", &[Fail, Fail, Ask], &[Allow::Yes]),
+            ("a success resets the count", &[Fail, Fail, Succeed, Fail, Fail, Ask], &[Allow::Yes]),
+            ("three in a row open it", &[Fail, Fail, Fail, Wait(40), Ask], &[no(60)]),
             (
-                "then one probe passes and the next caller waits",
+                "then one probe is allowed and the next caller waits",
                 &[Fail, Fail, Fail, Wait(100), Ask, Wait(10), Ask],
                 &[Allow::Probe, no(90)],
             ),
             (
-                "a good probe closes",
+                "a successful probe closes it",
                 &[Fail, Fail, Fail, Wait(100), Ask, Succeed, Ask, Fail, Fail, Ask],
                 &[Allow::Probe, Allow::Yes, Allow::Yes],
             ),
             (
-                "a bad probe opens for twice as long",
+                "a failed probe opens it for twice as long",
                 &[Fail, Fail, Fail, Wait(100), Ask, Fail, Ask, Wait(199), Ask, Wait(1), Ask],
                 &[Allow::Probe, no(200), no(1), Allow::Probe],
             ),
             (
-                "a probe that never reports is given up",
+                "a probe without an outcome counts as failed",
                 &[Fail, Fail, Fail, Wait(100), Ask, Wait(99), Ask, Wait(1), Ask],
                 &[Allow::Probe, no(1), Allow::Probe],
             ),
@@ -274,18 +274,18 @@ mod tests {
                 &[no(40)],
             ),
         ];
-        for (story, steps, expected) in stories {
-            assert_eq!(answers(steps), expected, "{story}");
+        for (case, steps, expected) in cases {
+            assert_eq!(answers(steps), expected, "{case}");
         }
     }
 
     #[test]
-    fn the_open_time_doubles_to_its_cap_and_starts_again_after_a_success() {
+    fn the_open_time_doubles_to_its_cap_and_is_reset_by_a_success() {
         let mut breaker = Breaker::new(SETTINGS);
         let mut now = Instant::now();
         let mut open_for = |breaker: &mut Breaker, failures: u32| {
             (0..failures).for_each(|_| breaker.failed(now));
-            let Allow::No { retry_in } = breaker.allow(now) else { panic!("it should be open") };
+            let Allow::No { retry_in } = breaker.allow(now) else { panic!("the breaker is not open") };
             now += retry_in;
             assert_eq!(breaker.allow(now), Allow::Probe);
             u64::try_from(retry_in.as_millis()).unwrap()
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_snapshot_says_what_an_operator_asks() {
+    fn the_snapshot_has_state_times_and_counts() {
         let mut breaker = Breaker::new(SETTINGS);
         let start = Instant::now();
         (0..3).for_each(|_| breaker.failed(start));
@@ -315,9 +315,9 @@ mod tests {
     }
 
     proptest! {
-        /// Checked against the plainest model: a count of failures in a row, and the time of the last probe.
+        /// Checked against a simple model: a count of consecutive failures and the time of the last probe.
         #[test]
-        fn it_never_breaks_its_word(steps in steps(), failures_max in 1_u32..6, cap in 100_u64..3000) {
+        fn it_agrees_with_the_model(steps in steps(), failures_max in 1_u32..6, cap in 100_u64..3000) {
             let settings = BreakerSettings { failures_max, open_ms_min: 100, open_ms_max: cap };
             let mut breaker = Breaker::new(settings);
             let mut now = Instant::now();
@@ -341,7 +341,7 @@ mod tests {
                         Allow::Yes => prop_assert!(in_a_row < failures_max),
                         Allow::Probe => {
                             prop_assert!(in_a_row >= failures_max);
-                            // One at a time: the one before has reported, or had its whole time.
+                            // One at a time: the previous probe has reported or expired.
                             prop_assert!(probe_at.is_none_or(|at| now - at >= Duration::from_millis(100)));
                             probe_at = Some(now);
                         }
@@ -355,7 +355,7 @@ mod tests {
         }
 
         #[test]
-        fn it_lets_a_probe_pass_within_its_cap_whatever_came_before(steps in steps()) {
+        fn it_allows_a_probe_within_its_cap_from_any_state(steps in steps()) {
             let mut breaker = Breaker::new(SETTINGS);
             let mut now = Instant::now();
             for step in steps {
@@ -371,7 +371,7 @@ mod tests {
         }
 
         #[test]
-        fn a_delay_never_passes_its_ceiling(attempt in 0_u32..200, base in 0_u64..10_000, cap in 0_u64..60_000, seed: u64) {
+        fn a_delay_never_exceeds_its_ceiling(attempt in 0_u32..200, base in 0_u64..10_000, cap in 0_u64..60_000, seed: u64) {
             let mut rng = StdRng::seed_from_u64(seed);
             let (base, cap) = (Duration::from_millis(base), Duration::from_millis(cap));
             let delay = retry::delay(attempt, base, cap, &mut rng);

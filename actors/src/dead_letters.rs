@@ -1,75 +1,75 @@
-//! Dead letters on their way back into the table: what the command line and the API share.
+//! Replays dead letters; shared by the command line and the API.
 
 use std::collections::BTreeSet;
 
 use crate::store::{LogStore, StoreError};
 
-/// How many letters are asked for at once.
+/// Dead letters per query.
 const PAGE: u32 = 500;
 
-/// What became of them.
+/// Result of a replay.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// So many are in the table now.
+    /// Number of records inserted into the table.
     pub done: u64,
-    /// These are not, and why.
+    /// Ids that still fail, with the error.
     pub failed: Vec<(i64, String)>,
-    /// There are more that were not tried.
+    /// Whether more dead letters remain that were not tried.
     pub more: bool,
 }
 
-/// Tries the letter `id` again, with `raw` in the place of its record where it is given.
+/// Replays the dead letter `id`, with `raw` instead of its record if given.
 ///
-/// The store lists newest first and cannot be asked for one: look further back until it is there or there is no more.
+/// The store lists the newest first and has no lookup by id, so this reads further back until it is found.
 ///
 /// # Errors
-/// The store cannot be reached.
+/// The store is unavailable.
 pub async fn replay_one(store: &dyn LogStore, id: i64, raw: Option<&str>) -> Result<Replayed, StoreError> {
     let mut limit = PAGE;
     loop {
-        let letters = store.dead_letters(limit).await?;
-        let last = letters.len() < limit as usize;
-        if let Some(mut letter) = letters.into_iter().find(|letter| letter.id == id) {
+        let dead_letters = store.dead_letters(limit).await?;
+        let last = dead_letters.len() < limit as usize;
+        if let Some(mut letter) = dead_letters.into_iter().find(|letter| letter.id == id) {
             if let Some(raw) = raw {
                 raw.clone_into(&mut letter.raw);
             }
             return Ok(match store.replay_dead_letter(&letter).await {
                 Ok(()) => Replayed { done: 1, ..Replayed::default() },
-                Err(error) => Replayed { failed: vec![(id, still_dead(error)?)], ..Replayed::default() },
+                Err(error) => Replayed { failed: vec![(id, replay_error(error)?)], ..Replayed::default() },
             });
         }
         if last {
-            return Ok(Replayed { failed: vec![(id, "there is no such dead letter".into())], ..Replayed::default() });
+            return Ok(Replayed { failed: vec![(id, "unknown dead letter".into())], ..Replayed::default() });
         }
         limit = limit.saturating_mul(4);
     }
 }
 
-/// Tries every letter again, at most `tries_max` of them. Each page is asked for behind those that stay dead, so that they
-/// hide none.
+/// Replays every dead letter, at most `attempts_max` of them. Each page also covers the letters that failed before, so
+/// that they do not hide others.
 ///
 /// # Errors
-/// The store cannot be reached.
-pub async fn replay_all(store: &dyn LogStore, tries_max: usize) -> Result<Replayed, StoreError> {
+/// The store is unavailable.
+pub async fn replay_all(store: &dyn LogStore, attempts_max: usize) -> Result<Replayed, StoreError> {
     let mut replayed = Replayed::default();
-    let (mut seen, mut tries) = (BTreeSet::new(), 0);
+    let (mut seen, mut attempts) = (BTreeSet::new(), 0);
     loop {
         let limit = PAGE.saturating_add(u32::try_from(seen.len()).unwrap_or(u32::MAX));
-        let mut letters = store.dead_letters(limit).await?;
-        letters.retain(|letter| !seen.contains(&letter.id));
-        if letters.is_empty() {
+        let mut dead_letters = store.dead_letters(limit).await?;
+        dead_letters.retain(|letter| !seen.contains(&letter.id));
+        if dead_letters.is_empty() {
             return Ok(replayed);
         }
-        for letter in letters {
-            if tries == tries_max {
+        for letter in dead_letters {
+            if attempts == attempts_max {
                 replayed.more = true;
                 return Ok(replayed);
             }
-            tries += 1;
+            attempts += 1;
             match store.replay_dead_letter(&letter).await {
                 Ok(()) => replayed.done += 1,
                 Err(error) => {
-                    replayed.failed.push((letter.id, still_dead(error)?));
+                    replayed.failed.push((letter.id, replay_error(error)?));
                     seen.insert(letter.id);
                 }
             }
@@ -77,8 +77,8 @@ pub async fn replay_all(store: &dyn LogStore, tries_max: usize) -> Result<Replay
     }
 }
 
-/// What a letter's own replay failed with; an unreachable store is not the letter's fault.
-fn still_dead(error: StoreError) -> Result<String, StoreError> {
+/// Returns why a replay failed. An unavailable store is not the dead letter's fault.
+fn replay_error(error: StoreError) -> Result<String, StoreError> {
     match error {
         StoreError::Transient(_) => Err(error),
         error => Ok(error.to_string()),

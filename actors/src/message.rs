@@ -1,4 +1,4 @@
-//! What travels between the stages. A message is a chunk or a batch, never a single record.
+//! Messages between the stages. A message is a chunk or a batch, never a single record.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use logweir_engine::journal::{AppendError, DedupKey, Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use tokio::sync::oneshot;
 
-/// How far a chunk must have come before its sender is told that it is stored.
+/// When a chunk is acknowledged to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AckLevel {
-    /// Admitted to the journal's queue: survives SIGTERM, not a crash.
+    /// Once it is in the journal's queue: survives SIGTERM, but not a crash.
     Received,
-    /// Covered by a completed fsync.
+    /// Once a completed fsync covers it.
     #[default]
     Journal,
-    /// Committed by the database.
+    /// Once the database has committed it.
     Committed,
 }
 
-/// How a body is compressed.
+/// Compression of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Encoding {
-    /// Not at all.
+    /// Uncompressed.
     #[default]
     Identity,
     /// gzip.
@@ -33,66 +33,66 @@ pub enum Encoding {
     Zstd,
     /// zlib, or raw deflate.
     Deflate,
-    /// A snappy block, or a stream of snappy frames.
+    /// A Snappy block or a framed Snappy stream.
     Snappy,
 }
 
-/// What ends a record of [`Format::Records`]: ASCII's record separator. Sources write U+241E where a record holds it.
+/// Terminator of a record of [`Format::Records`]: the ASCII record separator. Sources replace it by U+241E inside a record.
 pub const RECORD_END: u8 = 0x1E;
 
-/// How the lines of a body are understood.
+/// Format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Format {
-    /// By looking at the body and at each line.
+    /// Detected from the body and from each line.
     #[default]
     Auto,
-    /// By looking at each line: for sources whose bodies are cut anywhere between two lines.
+    /// Detected from each line: for sources whose bodies can start and end at any line.
     Lines,
-    /// Records that each end with [`RECORD_END`] and may have many lines, each then looked at like a line. For sources
-    /// that know where a record ends; not for `?format=`.
+    /// Records that each end with [`RECORD_END`] and can span lines; each is parsed like a line. For sources that know where
+    /// a record ends; not available as `?format=`.
     Records,
     /// One JSON object per line.
     Ndjson,
-    /// One JSON array of objects, or one object.
+    /// A JSON array of objects, or one object.
     Json,
-    /// Each line is a message.
+    /// Plain text: each line is a message.
     Plain,
     /// Apache/nginx common or combined access log.
     AccessLog,
-    /// The JSON of Loki's push API.
+    /// Loki's push API, JSON.
     LokiJson,
-    /// The protobuf of Loki's push API.
+    /// Loki's push API, protobuf.
     LokiProtobuf,
     /// `ExportLogsServiceRequest` as JSON.
     OtlpJson,
     /// `ExportLogsServiceRequest` as protobuf.
     OtlpProtobuf,
-    /// Elasticsearch's bulk API: a line that says what to do, and a document.
+    /// Elasticsearch's bulk API: pairs of an action line and a document.
     ElasticBulk,
-    /// Events of Splunk's HTTP Event Collector: JSON objects one after the other.
+    /// Events of Splunk's HTTP Event Collector: concatenated JSON objects.
     SplunkEvents,
-    /// The parser's line format of this name.
+    /// The parser's line format with this name.
     Line(&'static str),
     /// The configured format with this number.
     Custom(u16),
 }
 
-/// What the sender says of its records, for those that do not say it themselves.
+/// The sender's defaults for fields that a record does not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Defaults {
-    /// Service name; `unknown_service` where nobody gives one.
+    /// Service name; `unknown_service` if unset.
     pub service: Option<Arc<str>>,
-    /// Host name; empty where nobody gives one.
+    /// Host name; empty if unset.
     pub host: Option<Arc<str>>,
-    /// Members of a JSON object that each record gets, without braces: where the source found it.
+    /// JSON object members, without braces, that are added to each record; describes the origin, such as the file.
     pub attributes: Option<Arc<str>>,
-    /// Elasticsearch's index, for documents that name none.
+    /// Elasticsearch index for documents without one.
     pub index: Option<Arc<str>>,
-    /// Which of their fields means what, where the usual names do not fit.
+    /// Field mapping for records with unusual field names.
     pub fields: Option<Arc<FieldMap>>,
 }
 
-/// Which fields of a JSON record mean what; names that are named here come before the usual ones.
+/// Maps fields of JSON records; these names take precedence over the usual ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldMap {
     /// The event time.
@@ -105,37 +105,37 @@ pub struct FieldMap {
     pub service: Vec<String>,
     /// The host.
     pub host: Vec<String>,
-    /// Fields that are left out; a `*` at the end stands for any rest.
+    /// Fields to drop; a trailing `*` matches any suffix.
     pub ignore: Vec<String>,
 }
 
-/// One body as a source received it. The producer's message.
+/// A body as a source received it. The producer's message.
 #[derive(Debug)]
 pub struct Delivery {
     /// Deliveries of one stream (a connection, a file, stdin) stay in one lane, in order.
     pub stream: u64,
     /// The body, still compressed.
     pub body: Bytes,
-    /// How it is compressed.
+    /// Compression of the body.
     pub encoding: Encoding,
-    /// How its lines are to be understood.
+    /// Format of the body.
     pub format: Format,
-    /// What the sender says of its records.
+    /// The sender's defaults.
     pub defaults: Defaults,
     /// Time of arrival in microseconds since 1970.
     pub received_us: i64,
-    /// What tells it from a repetition: it is stored once.
+    /// Deduplication key: a body with the same key is stored once.
     pub dedup_key: Option<DedupKey>,
-    /// When to answer.
+    /// When to acknowledge.
     pub ack: AckLevel,
-    /// Where the answer goes. Dropping it unanswered (a panic) reads as `Rejection` "lost in a restart".
+    /// Where the result is sent. Dropping it unsent (a panic) counts as a `Rejection` "lost in a restart".
     pub reply: Reply,
 }
 
-/// A body decompressed, on its way to the parser.
+/// A decompressed body; the parser's message.
 #[derive(Debug)]
 pub struct RawChunk {
-    /// The body, plain.
+    /// The body, uncompressed.
     pub body: Bytes,
     /// As in [`Delivery`].
     pub format: Format,
@@ -151,12 +151,12 @@ pub struct RawChunk {
     pub reply: Reply,
 }
 
-/// A chunk on its way to the batcher.
+/// A parsed chunk; the batcher's message.
 #[derive(Debug)]
 pub struct ParsedChunk {
     /// The records.
     pub chunk: Chunk,
-    /// What the parser has to say to the sender.
+    /// The parser's report to the sender.
     pub report: ParseReport,
     /// As in [`Delivery`].
     pub dedup_key: Option<DedupKey>,
@@ -166,18 +166,18 @@ pub struct ParsedChunk {
     pub reply: Reply,
 }
 
-/// What became of the lines of one body.
+/// Result of parsing one body.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ParseReport {
-    /// Lines that became records.
+    /// Lines parsed into records.
     pub accepted: u32,
-    /// Lines that were discarded (and why is in `errors`, up to ten).
+    /// Discarded lines; `errors` has the first ten causes.
     pub rejected: u32,
-    /// Records that were kept whole as plain text because their format was not understood.
+    /// Records stored as plain text because they could not be parsed.
     pub parse_errors: u32,
     /// The first errors.
     pub errors: Vec<LineError>,
-    /// What became of each item of a bulk request; empty for every other format.
+    /// Result of each item of a bulk request; empty for every other format.
     #[serde(skip)]
     pub items: Vec<BulkItem>,
 }
@@ -187,38 +187,38 @@ pub struct ParseReport {
 pub struct BulkItem {
     /// `create`, `index`, `update` or `delete`.
     pub action: &'static str,
-    /// The index it was for; empty where neither it nor the path names one.
+    /// Its index; empty if neither the item nor the path has one.
     pub index: Arc<str>,
-    /// What became of it.
+    /// Its result.
     pub outcome: ItemOutcome,
 }
 
-/// What became of one item of a bulk request.
+/// Result of one item of a bulk request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemOutcome {
-    /// It is a record.
+    /// Stored as a record.
     Stored,
-    /// It asks to change what is stored, which a log does not do.
+    /// An update or a deletion, which a log does not support.
     Unsupported,
-    /// Its document is above the limit of a line.
+    /// The document exceeds the line length limit.
     TooLong,
 }
 
-/// One line's error.
+/// An error in one line.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LineError {
     /// Line number in the body, from 1 (in a JSON array: the element's number).
     pub line: u32,
-    /// What is wrong with it and what became of it.
+    /// What is wrong with it, and how it was handled.
     pub error: String,
 }
 
-/// One frame's records in memory, shared by the flusher and the cache-writer.
+/// A frame's records in memory, shared by the flusher and the cache writer.
 #[derive(Clone, Debug)]
 pub struct BatchFrame {
     /// Sequence number of the frame.
     pub seq: u64,
-    /// Records of the lane up to and including it.
+    /// Number of records of the lane up to and including this frame.
     pub lane_records: u64,
     /// CRC-32C of the frame's payload.
     pub payload_crc: u32,
@@ -226,35 +226,35 @@ pub struct BatchFrame {
     pub chunk: Arc<Chunk>,
 }
 
-/// Records of a lane that must be in the journal and are not.
+/// Records that are missing from a lane's journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Gap {
-    /// The first sequence number that they can have had.
+    /// The lowest sequence number that they can have.
     pub seq_first: u64,
-    /// The last one.
+    /// The highest sequence number that they can have.
     pub seq_last: u64,
-    /// How many.
+    /// Number of records.
     pub records: u64,
 }
 
-/// Consecutive chunks of one lane that enter the database in one transaction: the range `(from_seq, to_seq]`.
+/// Consecutive chunks of one lane that commit in one database transaction: the range `(from_seq, to_seq]`.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The lane.
     pub lane: LaneId,
     /// The cursor before it.
     pub from_seq: u64,
-    /// Records of the lane up to and including `from_seq`.
+    /// Number of records of the lane up to and including `from_seq`.
     pub from_records: u64,
-    /// The journal's generation in which its numbers were given.
+    /// The journal generation in which its sequence numbers were assigned.
     pub generation: u64,
     /// Its frames, in order; not empty.
     pub frames: Vec<BatchFrame>,
 }
 
 impl Batch {
-    /// Waits for the fsync that covers it. False when that never comes: the disk was full and its numbers were taken
-    /// back, so that other records have (or will have) them.
+    /// Waits for the fsync that covers it. Returns false if that will not happen: the disk was full and its sequence numbers
+    /// were reassigned to other records.
     pub async fn is_durable(&self, journal: &Journal) -> bool {
         journal.durable(self.to_seq()).await.is_ok() && journal.generation() == self.generation
     }
@@ -265,19 +265,19 @@ impl Batch {
         self.frames.last().map_or(self.from_seq, |frame| frame.seq)
     }
 
-    /// Records of the lane up to and including the last frame.
+    /// Number of records of the lane up to and including the last frame.
     #[must_use]
     pub fn to_records(&self) -> u64 {
         self.frames.last().map_or(self.from_records, |frame| frame.lane_records)
     }
 
-    /// Records in it.
+    /// Number of records in it.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.frames.iter().map(|frame| frame.chunk.len() as u64).sum()
     }
 
-    /// Where records should lie in the range and do not.
+    /// Returns the ranges of missing records.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
         let (mut seq, mut records) = (self.from_seq, self.from_records);
@@ -286,7 +286,7 @@ impl Batch {
             let here = frame.chunk.len() as u64;
             let missing = frame.lane_records.saturating_sub(here).saturating_sub(records);
             if missing > 0 {
-                // A frame without records stands for one that cannot be read itself.
+                // A frame without records represents one that cannot be read.
                 let seq_last = if here > 0 { frame.seq - 1 } else { frame.seq };
                 gaps.push(Gap { seq_first: seq + 1, seq_last, records: missing });
             }
@@ -295,14 +295,14 @@ impl Batch {
         gaps
     }
 
-    /// Records that should lie in the range and do not: damaged in the journal, or gone from it.
+    /// Number of missing records in the range: damaged in the journal, or no longer in it.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.to_records().saturating_sub(self.from_records).saturating_sub(self.records())
     }
 
-    /// What the database keeps beside the cursor, to notice a sequence number that was used twice:
-    /// CRC, records and length of the last frame.
+    /// The digest that is stored with the cursor to detect a reused sequence number: CRC, number of records and
+    /// `lane_records` of the last frame.
     #[must_use]
     pub fn digest(&self) -> [u8; 16] {
         let mut digest = [0; 16];
@@ -315,31 +315,31 @@ impl Batch {
     }
 }
 
-/// The answer's way back to the source.
+/// Channel for the result of a delivery.
 pub type Reply = oneshot::Sender<Result<Receipt, Rejection>>;
 
-/// A chunk is stored as far as its [`AckLevel`] asks (for `Committed`: it is in the journal, the
-/// source then waits for the lane's cursor to pass `seq`).
+/// A chunk has reached its [`AckLevel`] (for `Committed`: it is in the journal, and the source then waits for the lane's
+/// cursor to pass `seq`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The lane it went to.
+    /// Its lane.
     pub lane: LaneId,
-    /// Its frame's sequence number; 0 if it held no record and was not written.
+    /// Its frame's sequence number; 0 if it had no records and was not written.
     pub seq: u64,
-    /// What became of its lines.
+    /// Result of parsing it.
     pub report: ParseReport,
-    /// It was stored by an earlier request with the same mark, whose frame this is; not again.
+    /// Whether it is a duplicate: an earlier request with the same deduplication key stored it in this frame.
     pub repeated: bool,
 }
 
-/// A chunk was not taken, or not as far as was asked. Nothing of it is stored, unless `detail` says otherwise.
+/// A rejected chunk, or one that did not reach its [`AckLevel`]. None of it is stored unless `detail` says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// What kind of refusal, which decides the status code.
+    /// Kind of rejection; determines the status code.
     pub kind: RejectionKind,
-    /// Snake-case reason, the label of the counter, e.g. `journal_quota`.
+    /// Reason in snake case, as in the counter's label; for example `journal_quota`.
     pub reason: &'static str,
-    /// One sentence for a person.
+    /// A sentence for people.
     pub detail: String,
 }
 
@@ -352,47 +352,47 @@ impl std::fmt::Display for Rejection {
 }
 
 impl Rejection {
-    /// The mailboxes do not take anything more: the process is on its way down.
+    /// The process is shutting down and accepts no more messages.
     #[must_use]
     pub fn draining() -> Self {
-        let detail = "this process is shutting down: send to another one, or again in a while".to_owned();
+        let detail = "this process is shutting down: retry with another one, or later".to_owned();
         Self { kind: RejectionKind::Unavailable, reason: "draining", detail }
     }
 
-    /// The commit did not come in time.
+    /// The commit did not happen in time.
     #[must_use]
     pub fn not_committed() -> Self {
-        let detail = "the database has not committed it in time: it is in the journal and will be committed; a re-send \
-                      without an Idempotency-Key would be a new record";
+        let detail = "the database has not committed it in time: it is in the journal and will be committed; without an \
+                      Idempotency-Key, a retry would store it again";
         Self { kind: RejectionKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 
-    /// The journal takes nothing, for this reason.
+    /// The journal rejects the chunk with this error.
     #[must_use]
     pub fn of_journal(error: &AppendError) -> Self {
         let (kind, reason, advice) = match error {
             AppendError::Quota => (
                 RejectionKind::Unavailable,
                 "journal_quota",
-                "it goes on when the database has taken what waits, or with a larger journal.quota_bytes",
+                "retry when the database has caught up, or increase journal.quota_bytes",
             ),
             AppendError::DiskFull => {
-                (RejectionKind::Unavailable, "journal_disk_full", "it goes on when there is room on the volume")
+                (RejectionKind::Unavailable, "journal_disk_full", "retry when the volume has free space")
             }
             AppendError::TooLarge { .. } => (RejectionKind::TooLarge, "chunk_too_large", "send smaller bodies"),
             AppendError::Poisoned(_) => {
-                (RejectionKind::Unavailable, "journal_failed", "nothing can be promised before a restart")
+                (RejectionKind::Unavailable, "journal_failed", "records cannot be acknowledged until logweir restarts")
             }
             AppendError::Sealed => return Self::draining(),
-            AppendError::Repeated => {
-                (RejectionKind::Unavailable, "in_progress", "its first sending is on its way to the disk, ask again")
+            AppendError::Duplicate => {
+                (RejectionKind::Unavailable, "in_progress", "the first request with this key is still being written; retry")
             }
         };
         Self { kind, reason, detail: format!("{error}: {advice}") }
     }
 }
 
-/// What kind of refusal.
+/// Kind of rejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectionKind {
     /// The mailboxes are full: 429.
@@ -401,9 +401,9 @@ pub enum RejectionKind {
     Unavailable,
     /// Above a size limit: 413.
     TooLarge,
-    /// No retry mends it: 400.
+    /// Invalid; a retry cannot succeed: 400.
     Malformed,
-    /// The same, and this item of the body (from 0) is to blame.
+    /// The same, because of this item of the body (from 0).
     MalformedItem(u32),
 }
 

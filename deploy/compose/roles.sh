@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs once, when the volume is new: logweir owns the schema, which it makes itself; logweir_read reads.
+# Runs once, on a new volume. The role logweir owns the schema and creates the tables; logweir_read is read-only.
 set -eu
 psql -v ON_ERROR_STOP=1 --username postgres --dbname "$POSTGRES_DB" \
   -v owner="$(cat /run/secrets/owner-password)" -v reader="$(cat /run/secrets/reader-password)" <<'SQL'

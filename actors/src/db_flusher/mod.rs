@@ -1,16 +1,18 @@
-//! Stage db-flusher: one lane into the database, one transaction at a time, in order, exactly once.
+//! Stage db-flusher: commits one lane to the database, one transaction at a time, in order, exactly once.
 //!
-//! - The flusher is a *position* that moves along the lane: `(seq, records)`, always the cursor that the database has.
-//!   A batch from the mailbox that starts there is flushed from memory; anything else is read from the journal. Start-up
-//!   replay, catching up after an outage and recovering from a panic are that one code.
-//! - No transaction begins before its frames are covered by a completed fsync.
-//! - An unknown outcome (COMMIT cut off) is decided by flushing the same range again: the compare-and-set knows.
-//! - The journal lets go of a segment only for a cursor that the database has confirmed.
-//! - The database may be put back to an earlier time, also while nothing is flushed: a connection that has ended is made anew at
-//!   once, and a cursor below ours means to read the journal again from there. What it no longer has is named and counted as lost.
-//! - A wait for the database ends when the drain reaches `Persisting`, or at once while draining if the database is
+//! - The flusher is a *position* that moves along the lane: `(seq, records)`, always the database's cursor. A batch from
+//!   the mailbox that starts there is flushed from memory; everything else is read from the journal. Replay at startup,
+//!   catching up after an outage and recovering from a panic are the same code.
+//! - No transaction starts before a completed fsync covers its frames.
+//! - An unknown outcome (COMMIT cut off) is resolved by flushing the same range again: the compare-and-set decides.
+//! - The journal releases a segment only for a cursor that the database has confirmed.
+//! - The database can be restored to an earlier time, even while nothing is being flushed: a closed connection is reopened
+//!   at once, and if the cursor is below the position, the journal is read again from there. Records that the journal no
+//!   longer has are logged and counted as lost.
+//! - A wait for the database ends when the drain reaches `Persisting`, or immediately while draining if the database is
 //!   failing: the journal has everything.
 
+mod failure_log;
 mod session;
 
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
 
-pub use session::{Session, lanes_needed};
+use self::failure_log::{Failure, FailureLog};
+pub use self::session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, retry};
@@ -33,26 +36,26 @@ use crate::message::{Batch, BatchFrame, Gap};
 use crate::progress::{Progress, StoreState};
 use crate::store::{LaneRow, LaneWriter, StoreError};
 
-/// How long a lane that somebody must mend (schema, permission) waits before it tries again.
+/// Retry interval of a lane that an operator must fix (schema, permission).
 const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
 
-/// A database that fails is left alone for a moment, for longer each time.
+/// Backs off from a failing database, for longer each time.
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
 
-/// By how much the moment of a new attempt is spread.
+/// Maximum random delay added to a retry.
 const SPREAD_MAX: Duration = Duration::from_millis(250);
 
-/// Between two attempts of which the first failed at once.
+/// Delay before a retry while the breaker is closed.
 const SHORT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a connection may take to come about while draining.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// Time limit for connecting while draining.
+const DRAIN_CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
-/// Where the database is in the lane.
+/// The database's cursor in the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     seq: u64,
-    /// Records up to and including `seq`.
+    /// Number of records up to and including `seq`.
     records: u64,
 }
 
@@ -62,31 +65,31 @@ impl From<&LaneRow> for Position {
     }
 }
 
-/// A batch on its way from the journal.
-struct Reading {
-    /// What it begins after.
+/// A batch that is being read from the journal.
+struct PendingRead {
+    /// The position before it.
     after: Position,
-    /// The journal's, when it began.
+    /// The journal's generation at the start of the read.
     generation: u64,
-    /// The lane's durable end, when it began.
+    /// The lane's durable tail at the start of the read.
     tail: LaneTail,
     task: JoinHandle<(Reader, ReadFrames)>,
 }
 
-/// The frames, or which one does not decode; or what the disk said.
+/// The frames, a decoding error, or an I/O error.
 type ReadFrames = std::io::Result<Result<Vec<BatchFrame>, String>>;
 
-/// Why a flush did not come to a commit.
+/// Why a flush did not commit.
 enum Interrupted {
-    /// The way down has reached the point where the rest stays in the journal.
+    /// The shutdown has reached the point where the rest stays in the journal.
     Drained,
-    /// The database's cursor is elsewhere: the position has been set to it.
+    /// The database's cursor was elsewhere; the position has been set to it.
     Moved,
-    /// The process must end.
+    /// The process must exit.
     Exit(Exit),
 }
 
-/// The stage. One per lane.
+/// The stage; one per lane.
 pub struct DbFlusher {
     context: StageContext,
     lane: LaneId,
@@ -96,22 +99,23 @@ pub struct DbFlusher {
     progress: Progress,
     limits: BatchLimits,
     breaker: Breaker,
-    /// The last attempt failed.
+    failure_log: FailureLog,
+    /// Whether the last attempt failed.
     failing: bool,
-    /// A flush has failed since the last commit: that a connection comes about proves nothing then.
+    /// Whether a flush has failed since the last commit. A new connection then does not count as a success.
     flush_failing: bool,
     connection: Option<Box<dyn LaneWriter>>,
     position: Option<Position>,
     reader: Option<Reader>,
-    /// What follows the batch that is being flushed, on its way from the disk.
-    ahead: Option<Reading>,
+    /// Read-ahead of what follows the batch that is being flushed.
+    ahead: Option<PendingRead>,
     row: LaneRow,
     flushed_batches: u64,
     read_back_records: u64,
 }
 
 impl DbFlusher {
-    /// A flusher that has not spoken to the database yet, and will read from the journal whatever is there now.
+    /// Creates a flusher without connecting yet. It reads everything that is in the journal now from there.
     #[must_use]
     pub fn new(
         context: StageContext,
@@ -132,6 +136,7 @@ impl DbFlusher {
             progress,
             limits,
             breaker: Breaker::new(BREAKER),
+            failure_log: FailureLog::default(),
             failing: false,
             flush_failing: false,
             connection: None,
@@ -144,13 +149,13 @@ impl DbFlusher {
         }
     }
 
-    /// Brings `batch` into the database, and first whatever lies between the position and it.
+    /// Commits `batch`, after everything between the position and it.
     async fn commit(&mut self, mut batch: Batch) -> Result<(), Interrupted> {
         loop {
             let position = self.position().await?;
             batch.frames.retain(|frame| frame.seq > position.seq);
             if batch.frames.is_empty() {
-                return Ok(()); // read from the journal in the meantime
+                return Ok(()); // already read from the journal
             }
             if batch.from_seq <= position.seq {
                 batch.from_seq = position.seq;
@@ -159,7 +164,7 @@ impl DbFlusher {
                     self.leave_to_journal();
                     return Ok(());
                 }
-                (self.reader, self.ahead) = (None, None); // they would read again what goes past them here
+                (self.reader, self.ahead) = (None, None); // they would read again what is flushed from memory here
                 match self.flush(&batch).await {
                     Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
                     outcome => return outcome,
@@ -169,24 +174,24 @@ impl DbFlusher {
             let before = batch.from_seq;
             self.catch_up(before).await?;
             if self.position().await?.seq < before {
-                // The frames before it cannot be read (yet): leave the batch to the journal, in order.
+                // The frames before it cannot be read yet: leave the batch to the journal, to keep the order.
                 self.leave_to_journal();
                 return Ok(());
             }
         }
     }
 
-    /// Everything that the lane has now is read from the journal.
+    /// Leaves everything that the lane has now to be read from the journal.
     fn leave_to_journal(&self) {
         self.link.release(self.tail().seq);
     }
 
-    /// The lane's newest frame given out, durable or not.
+    /// Returns the lane's last assigned frame, durable or not.
     fn tail(&self) -> LaneTail {
         self.journal.lanes().get(&self.lane).copied().unwrap_or_default()
     }
 
-    /// Reads the lane from the journal and flushes it until the position has passed `until_seq` or the durable end.
+    /// Reads the lane from the journal and flushes it until the position reaches `until_seq` or the durable tail.
     async fn catch_up(&mut self, until_seq: u64) -> Result<(), Interrupted> {
         loop {
             let position = self.position().await?;
@@ -196,7 +201,7 @@ impl DbFlusher {
             let Some(batch) = self.read_batch(position).await? else { return Ok(()) };
             self.read_back_records += batch.records();
             if batch.to_seq() < until_seq {
-                self.ahead = Some(self.begin_reading(Position { seq: batch.to_seq(), records: batch.to_records() }));
+                self.ahead = Some(self.start_read(Position { seq: batch.to_seq(), records: batch.to_records() }));
             }
             match self.flush(&batch).await {
                 Ok(()) => {}
@@ -206,17 +211,17 @@ impl DbFlusher {
         }
     }
 
-    /// The next frames after `position`, as a batch; `None` at the durable end.
+    /// Returns the next frames after `position` as a batch, or `None` at the durable tail.
     ///
-    /// A durable tail that cannot be read (damaged, or no longer kept) is a batch without records: it is counted as
-    /// lost, or the lane could never be settled.
+    /// A durable tail that cannot be read (damaged, or past its retention) becomes a batch without records: it is counted
+    /// as lost, since otherwise the lane would never drain.
     async fn read_batch(&mut self, position: Position) -> Result<Option<Batch>, Interrupted> {
         let ahead = self.ahead.take().filter(|reading| reading.after == position);
         let reading = match ahead {
             Some(reading) if reading.generation == self.journal.generation() => reading,
-            _ => self.begin_reading(position),
+            _ => self.start_read(position),
         };
-        let Reading { tail, generation, task, .. } = reading;
+        let PendingRead { tail, generation, task, .. } = reading;
         let what = match self.context.waiting(task).await {
             Ok((reader, Ok(Ok(mut frames)))) => {
                 self.reader = Some(reader);
@@ -227,21 +232,21 @@ impl DbFlusher {
                     return Ok(None);
                 }
                 let (from_seq, from_records) = (position.seq, position.records);
-                return Ok(Some(self.name_loss(Batch { lane: self.lane, from_seq, from_records, generation, frames })));
+                return Ok(Some(self.log_gaps(Batch { lane: self.lane, from_seq, from_records, generation, frames })));
             }
             Ok((_, Ok(Err(undecodable)))) => undecodable,
-            Ok((_, Err(error))) => format!("the journal cannot be read: {error}"),
-            Err(error) => format!("reading the journal failed: {error}"),
+            Ok((_, Err(error))) => format!("cannot read the journal: {error}"),
+            Err(error) => format!("the journal read task failed: {error}"),
         };
         self.stop(&what);
         self.pause(SYSTEMIC_RETRY).await?;
         Ok(None)
     }
 
-    /// Begins to read what follows `position`, on a thread that may wait for the disk.
-    fn begin_reading(&mut self, position: Position) -> Reading {
+    /// Starts to read what follows `position`, on a blocking thread.
+    fn start_read(&mut self, position: Position) -> PendingRead {
         let generation = self.journal.generation();
-        let tail = self.journal.lane_durable(self.lane); // before the read: all of it should be there
+        let tail = self.journal.lane_durable(self.lane); // before the read, so that all of it should be readable
         let mut reader = match self.reader.take().filter(|reader| reader.after_seq() <= position.seq) {
             Some(mut reader) => {
                 reader.skip_to(position.seq); // batches from memory have moved the position
@@ -254,20 +259,20 @@ impl DbFlusher {
             let frames = reader.next_frames(rows_max, bytes_max);
             (reader, frames.map(|frames| frames.into_iter().map(decode).collect()))
         });
-        Reading { after: position, generation, tail, task }
+        PendingRead { after: position, generation, tail, task }
     }
 
-    fn name_loss(&self, batch: Batch) -> Batch {
-        let first_kept_seq = self.journal.first_kept_seq();
+    fn log_gaps(&self, batch: Batch) -> Batch {
+        let first_retained_seq = self.journal.first_retained_seq();
         for Gap { seq_first, seq_last, records } in batch.gaps() {
-            let (reason, what) = match seq_first < first_kept_seq {
+            let (reason, what) = match seq_first < first_retained_seq {
                 true => {
-                    ("not_kept", "the database went back further than the journal keeps records (journal.retain_s)")
+                    ("expired", "the database was restored to a time before the journal's retention (journal.retain_s)")
                 }
-                false => ("damaged", "the journal is damaged there"),
+                false => ("damaged", "the journal is damaged in this range"),
             };
             let lane = self.lane;
-            tracing::error!(lane, seq_first, seq_last, records, reason = what, "records are counted as lost");
+            tracing::error!(lane, seq_first, seq_last, records, reason = what, "the journal lacks records that the database needs: counted as lost");
             metrics::counter!("logweir_discarded_records_total",
                 "component" => "journal", "reason" => reason, "intentional" => "false")
             .increment(records);
@@ -278,21 +283,21 @@ impl DbFlusher {
     async fn is_durable(&self, batch: &Batch) -> Result<bool, Interrupted> {
         tokio::select! {
             durable = self.context.waiting(batch.is_durable(&self.journal)) => Ok(durable),
-            () = given_up(&self.context, false) => Err(Interrupted::Drained),
+            () = wait_abandoned(&self.context, false) => Err(Interrupted::Drained),
         }
     }
 
-    /// Flushes `batch`, which is durable and starts at the position, until it is committed or something else must happen.
+    /// Flushes `batch`, which is durable and starts at the position, until it is committed or interrupted.
     async fn flush(&mut self, batch: &Batch) -> Result<(), Interrupted> {
         loop {
             if self.position().await?.seq != batch.from_seq {
-                return Err(Interrupted::Moved); // an attempt whose outcome was unknown had been committed
+                return Err(Interrupted::Moved); // an attempt with an unknown outcome had committed
             }
             let Some(connection) = self.connection.as_mut() else { continue };
             let (context, failing) = (self.context.clone(), self.failing);
             let outcome = tokio::select! {
                 outcome = context.waiting(connection.flush(batch)) => outcome,
-                () = given_up(&context, failing) => {
+                () = wait_abandoned(&context, failing) => {
                     self.connection = None; // a transaction may be open on it
                     return Err(Interrupted::Drained);
                 }
@@ -301,7 +306,7 @@ impl DbFlusher {
                 Ok(flushed) => {
                     self.flushed_batches += 1;
                     let row = self.row.clone();
-                    self.at_row(LaneRow {
+                    self.apply_row(LaneRow {
                         rows: row.rows + flushed.rows,
                         dead_lettered: row.dead_lettered + flushed.dead_lettered,
                         lost: row.lost + batch.lost(),
@@ -312,31 +317,31 @@ impl DbFlusher {
                     return Ok(());
                 }
                 Err(StoreError::CursorMoved(row)) => {
-                    self.at_row(*row);
+                    self.apply_row(*row);
                     return Err(Interrupted::Moved);
                 }
                 Err(error) => {
                     self.flush_failing = true;
-                    self.failed(error).await?;
+                    self.failed(Failure::Flush, error).await?;
                 }
             }
         }
     }
 
-    /// The database is at `row`: says so to everybody who waits for it.
-    fn at_row(&mut self, row: LaneRow) {
+    /// Sets the position to the database's `row` and publishes it.
+    fn apply_row(&mut self, row: LaneRow) {
         if let Some(before) = self.position.filter(|before| row.last_seq < before.seq) {
             let (lane, database_seq, expected_seq) = (self.lane, row.last_seq, before.seq);
-            let settled = before.records.saturating_sub(row.accounted());
+            let records = before.records.saturating_sub(row.accounted());
             tracing::error!(
                 lane,
                 database_seq,
                 expected_seq,
-                records = settled,
-                "the database has gone back in time: reading the journal again from its cursor"
+                records,
+                "the database was restored to an earlier time: reading the journal again from its cursor"
             );
             metrics::counter!("logweir_store_rewinds_total").increment(1);
-            self.leave_to_journal(); // what it had from memory, too
+            self.leave_to_journal(); // including what was flushed from memory
         }
         self.position = Some(Position::from(&row));
         self.journal.commit(self.lane, row.last_seq);
@@ -344,16 +349,20 @@ impl DbFlusher {
         self.row = row;
     }
 
-    /// The database does what it is asked to.
+    /// Records a success.
     fn succeeded(&mut self) {
-        self.breaker.succeeded(Instant::now());
+        let now = Instant::now();
+        self.breaker.succeeded(now);
         self.publish_breaker();
+        if let Some(lasted) = self.failure_log.succeeded(now) {
+            tracing::info!(lane = self.lane, after_ms = lasted.as_millis(), "the database works again");
+        }
         self.failing = false;
         self.flush_failing = false;
         self.progress.lane_store_state(self.lane, StoreState::Ok);
     }
 
-    /// Where the database is, asking it if need be.
+    /// Returns the database's position, connecting if necessary.
     async fn position(&mut self) -> Result<Position, Interrupted> {
         loop {
             if let (Some(position), true) = (self.position, self.connection.is_some()) {
@@ -370,8 +379,8 @@ impl DbFlusher {
             let (context, failing, lane) = (self.context.clone(), self.failing, self.lane);
             let opened = tokio::select! {
                 opened = context.waiting(session.open_lane(lane)) => opened,
-                () = given_up(&context, failing) => return Err(Interrupted::Drained),
-                () = connect_patience(&context) => {
+                () = wait_abandoned(&context, failing) => return Err(Interrupted::Drained),
+                () = connect_timed_out(&context) => {
                     self.failing = true;
                     return Err(Interrupted::Drained);
                 }
@@ -379,36 +388,52 @@ impl DbFlusher {
             match opened {
                 Ok((connection, row)) => {
                     self.connection = Some(connection);
-                    self.at_row(row);
+                    self.apply_row(row);
                     if !self.flush_failing {
                         self.succeeded();
                     }
                 }
                 Err(error) => {
                     if matches!(error, StoreError::Systemic(_)) {
-                        // Perhaps it is another database now: look at its schema and take over again.
-                        self.forget_lease().await?;
+                        // It may be another database now: prepare its schema and acquire the lease again.
+                        self.drop_lease().await?;
                     }
-                    self.failed(error).await?;
+                    self.failed(Failure::Connect, error).await?;
                 }
             }
         }
     }
 
-    /// Decides by the class of the failure, and waits as long as it asks for.
-    async fn failed(&mut self, error: StoreError) -> Result<(), Interrupted> {
+    /// Handles a failure by its class, and waits before the retry.
+    async fn failed(&mut self, failure: Failure, error: StoreError) -> Result<(), Interrupted> {
         self.connection = None;
         self.failing = true;
         match error {
             StoreError::Transient(what) => {
                 self.breaker.failed(Instant::now());
                 self.publish_breaker();
-                tracing::warn!(lane = self.lane, error = what, "the database did not take a batch: trying again");
+                if let Some(suppressed) = self.failure_log.failed(failure, Instant::now()) {
+                    let lane = self.lane;
+                    match failure {
+                        Failure::Flush => tracing::warn!(
+                            lane,
+                            error = what,
+                            suppressed,
+                            "a batch could not be committed; its records are safe in the journal, retrying"
+                        ),
+                        Failure::Connect | Failure::Stopped => tracing::warn!(
+                            lane,
+                            error = what,
+                            suppressed,
+                            "the database is unavailable; new records are kept in the journal, retrying"
+                        ),
+                    }
+                }
                 self.progress.lane_store_state(self.lane, StoreState::Failing(what));
                 metrics::counter!("logweir_network_errors_total", "peer" => "database").increment(1);
                 match self.breaker.allow(Instant::now()) {
                     Allow::No { retry_in } => {
-                        // Many pods lost the same server at the same moment: they need not come back at one.
+                        // Many pods lost the same server at the same moment: spread their retries.
                         let spread = retry::delay(0, SPREAD_MAX, SPREAD_MAX, &mut rand::rng());
                         self.pause(retry_in + spread).await
                     }
@@ -416,15 +441,16 @@ impl DbFlusher {
                 }
             }
             StoreError::Fenced { .. } | StoreError::StaleCopy { .. } => {
-                self.stop(&error.to_string());
+                tracing::error!(lane = self.lane, %error, "the lease is lost: exiting");
+                self.progress.lane_store_state(self.lane, StoreState::Stopped(error.to_string()));
                 Err(Interrupted::Exit(Exit::new(Exit::FENCED, error.to_string())))
             }
             StoreError::LeaseLost { .. } => {
-                tracing::error!(lane = self.lane, "{error}: taking over again");
-                self.forget_lease().await?;
+                tracing::error!(lane = self.lane, "{error}: acquiring the lease again");
+                self.drop_lease().await?;
                 self.pause(SHORT_PAUSE).await
             }
-            StoreError::CursorMoved(_) => Ok(()), // the next connection says where it is
+            StoreError::CursorMoved(_) => Ok(()), // the next connection reads the cursor
             StoreError::Systemic(_) | StoreError::SequenceReused { .. } => {
                 self.stop(&error.to_string());
                 self.pause(SYSTEMIC_RETRY).await
@@ -432,14 +458,14 @@ impl DbFlusher {
         }
     }
 
-    async fn forget_lease(&self) -> Result<(), Interrupted> {
+    async fn drop_lease(&self) -> Result<(), Interrupted> {
         tokio::select! {
             () = self.context.waiting(self.session.forget()) => Ok(()),
-            () = given_up(&self.context, true) => Err(Interrupted::Drained),
+            () = wait_abandoned(&self.context, true) => Err(Interrupted::Drained),
         }
     }
 
-    /// A cursor that is said to have moved and has not is asked for again after a moment, not in a hot loop.
+    /// Pauses if the cursor was reported as moved but has not, to avoid a hot loop.
     async fn pause_unless_moved(&self, before: Position) -> Result<(), Interrupted> {
         if self.position == Some(before) { self.pause(SHORT_PAUSE).await } else { Ok(()) }
     }
@@ -449,41 +475,48 @@ impl DbFlusher {
         self.progress.breaker_state(&self.context.name, self.breaker.state());
     }
 
-    /// The lane stands still until somebody mends what is named; the journal keeps taking records.
+    /// Stops the lane until an operator fixes the problem; the journal keeps accepting records.
     fn stop(&mut self, what: &str) {
         self.failing = true;
-        tracing::error!(lane = self.lane, error = what, "the lane is stopped: mend this and it goes on by itself");
+        if let Some(suppressed) = self.failure_log.failed(Failure::Stopped, Instant::now()) {
+            tracing::error!(
+                lane = self.lane,
+                error = what,
+                suppressed,
+                "the lane is stopped: fix this problem and the lane resumes automatically; records are kept in the journal"
+            );
+        }
         self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
     }
 
     async fn pause(&self, duration: Duration) -> Result<(), Interrupted> {
         tokio::select! {
             () = self.context.waiting(tokio::time::sleep(duration)) => Ok(()),
-            () = given_up(&self.context, self.failing) => Err(Interrupted::Drained),
+            () = wait_abandoned(&self.context, self.failing) => Err(Interrupted::Drained),
         }
     }
 }
 
-/// Completes when waiting for the database makes no sense any more.
-async fn given_up(context: &StageContext, failing: bool) {
+/// Completes when the shutdown no longer waits for the database.
+async fn wait_abandoned(context: &StageContext, failing: bool) {
     let phase = if failing { Phase::Draining } else { Phase::Persisting };
     context.drain.reached(phase).await;
 }
 
-/// While draining, a connection that does not come about soon is not waited for: the database may hang.
-async fn connect_patience(context: &StageContext) {
+/// Completes when a connection takes too long while draining: the database may hang.
+async fn connect_timed_out(context: &StageContext) {
     context.drain.reached(Phase::Draining).await;
-    tokio::time::sleep(CONNECT_PATIENCE).await;
+    tokio::time::sleep(DRAIN_CONNECT_LIMIT).await;
 }
 
-/// Stands for a lane's newest frame, of which only the header's numbers are known.
+/// Represents a lane's last frame when only its header is known.
 fn unreadable(tail: LaneTail) -> BatchFrame {
     BatchFrame { seq: tail.seq, lane_records: tail.records, payload_crc: 0, chunk: Arc::default() }
 }
 
 fn decode(frame: Frame) -> Result<BatchFrame, String> {
     let chunk = codec::decode(frame.codec, &frame.payload)
-        .map_err(|error| format!("frame {} of lane {} does not decode: {error}", frame.seq, frame.lane))?;
+        .map_err(|error| format!("cannot decode frame {} of lane {}: {error}", frame.seq, frame.lane))?;
     Ok(BatchFrame {
         seq: frame.seq,
         lane_records: frame.lane_records,
@@ -512,11 +545,11 @@ impl Stage for DbFlusher {
         ended(outcome)
     }
 
-    /// Reads from the journal what never came through the mailbox.
+    /// Reads from the journal what did not arrive through the mailbox.
     async fn on_tick(&mut self) -> Result<(), Exit> {
         self.connection.take_if(|connection| !connection.is_open());
         if self.position.is_none() || self.connection.is_none() {
-            // Take the writer over as soon as the database answers, and see where it is, also when there is nothing to flush.
+            // Acquire the lease and read the cursor as soon as the database responds, even if there is nothing to flush.
             if let Err(interrupted) = self.position().await {
                 return ended(Err(interrupted));
             }
@@ -524,13 +557,13 @@ impl Stage for DbFlusher {
         ended(self.catch_up(self.link.released_seq()).await)
     }
 
-    /// Everything that is in the journal, as far as the deadline allows.
+    /// Flushes everything in the journal, as far as the deadline allows.
     async fn on_drain(&mut self) -> Result<(), Exit> {
         let tail = self.tail();
         tokio::select! {
-            // An error means that its numbers were taken back: then there is nothing more to read.
+            // An error means that its sequence numbers were reassigned: then there is nothing more to read.
             _ = self.context.waiting(self.journal.durable(tail.seq)) => {}
-            () = given_up(&self.context, self.failing) => {}
+            () = wait_abandoned(&self.context, self.failing) => {}
         }
         ended(self.catch_up(tail.seq).await)
     }

@@ -1,4 +1,4 @@
-//! The process's hold on the writer: schema up to date and the journal's identity taken over, once per run.
+//! The process's lease: prepares the schema and acquires the writer's lease, once per run.
 
 use std::sync::Arc;
 
@@ -7,27 +7,27 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Duration, timeout};
 
 use crate::progress::Progress;
-use crate::store::{Claim, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
+use crate::store::{Claim, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
 
-/// How long a migration may take: longer than any, since a big table may be rebuilt in it.
+/// Time limit of a migration: generous, since it may rebuild a large table.
 const PREPARE_LIMIT: Duration = Duration::from_secs(3600);
-/// How long the rest of a take-over may take: longer than the limits that the server itself has been given. They do not help
-/// where the server takes connections and then says nothing (it is frozen, or the network has forgotten the connection).
+/// Time limit of the other steps: longer than the limits that the server enforces, which do not help if the server
+/// accepts connections and then stays timed_out (it is frozen, or the network has dropped the connection's state).
 const ANSWER_LIMIT: Duration = Duration::from_secs(45);
 
-/// Shared by the flushers of all lanes. The first that gets through prepares the store and takes the writer over.
+/// Shared by the flushers of all lanes. The first to reach the database prepares the store and acquires the lease.
 pub struct Session {
     store: Arc<dyn LogStore>,
     claim: Claim,
-    /// Set when this journal is a copy whose own frames are to be saved: they are adopted under a new identity.
-    adopt_from: Option<Journal>,
+    /// Set if this journal is a stale copy whose own frames are to be saved under a new writer.
+    fork_from: Option<Journal>,
     lease: Mutex<Option<Lease>>,
     progress: Progress,
     held: watch::Sender<bool>,
 }
 
 impl Session {
-    /// A session that has not spoken to the store yet.
+    /// Creates a session without connecting to the store yet.
     #[must_use]
     pub fn new(store: Arc<dyn LogStore>, recovered: &Recovered, owner: String, progress: Progress) -> Self {
         let claim = Claim {
@@ -37,78 +37,78 @@ impl Session {
             owner,
             tails: recovered.lanes.iter().map(|(&lane, &tail)| (lane, tail)).collect(),
         };
-        Self { store, claim, adopt_from: None, lease: Mutex::new(None), progress, held: watch::Sender::new(false) }
+        Self { store, claim, fork_from: None, lease: Mutex::new(None), progress, held: watch::Sender::new(false) }
     }
 
-    /// For a copy that another copy has overtaken: flush what only `journal` has, under an identity of its own.
+    /// For a copy that another copy has overtaken: flushes the frames that only `journal` has, under a new writer.
     #[must_use]
-    pub fn adopting(self, journal: Journal) -> Self {
-        Self { adopt_from: Some(journal), ..self }
+    pub fn forking(self, journal: Journal) -> Self {
+        Self { fork_from: Some(journal), ..self }
     }
 
-    /// The take-over is void (the database was put back to an earlier time): the next lane takes over again.
+    /// Drops the lease because the database was restored to an earlier time; the next lane acquires it again.
     pub async fn forget(&self) {
         *self.lease.lock().await = None;
     }
 
     async fn take(&self) -> Result<Lease, StoreError> {
         limited(PREPARE_LIMIT, self.store.prepare()).await?;
-        let inherited = match &self.adopt_from {
-            Some(journal) => self.store.inheritance(&self.claim).await?.map(|inherited| (journal, inherited)),
+        let inherited = match &self.fork_from {
+            Some(journal) => self.store.fork_point(&self.claim).await?.map(|inherited| (journal, inherited)),
             None => None,
         };
         let Some((journal, inherited)) = inherited else {
-            return limited(ANSWER_LIMIT, self.store.take_over(&self.claim)).await;
+            return limited(ANSWER_LIMIT, self.store.acquire_lease(&self.claim)).await;
         };
         if !inherited.exact {
             tracing::warn!(
-                "the other copy has run without reaching the database before: frames that it shares with \
-                            this one are taken for its own, see the documentation of `journal drain --adopt`"
+                "the other copy has run before without reaching the database: frames that both copies have are treated as its \
+                 own, see the documentation of `journal drain --adopt`"
             );
         }
         let claim = Claim { writer: inherited.writer, ..self.claim.clone() };
-        self.store.adopt(&claim, &lane_starts(journal, &inherited).await?).await
+        self.store.fork(&claim, &lane_starts(journal, &inherited).await?).await
     }
 
-    /// Waits until the writer is ours and the schema is there.
+    /// Waits until the schema is prepared and the lease is acquired.
     pub async fn held(&self) {
-        // The sender is ours: the wait ends only with the take-over.
+        // `self` owns the sender, so the wait ends only when the lease is acquired.
         let _ = self.held.subscribe().wait_for(|held| *held).await;
     }
 
-    /// The lane's connection and row, after the take-over.
+    /// Acquires the lease if necessary, then opens the lane's connection. Returns the connection and the lane's row.
     ///
     /// # Errors
-    /// Whatever the store says; nothing is kept of a failed attempt.
+    /// The store's error. A failed attempt leaves no state behind.
     pub async fn open_lane(&self, lane: u16) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
         let mut lease = self.lease.lock().await;
         if lease.is_none() {
             let taken = self.take().await?;
-            tracing::info!(store = self.store.name(), writer = %taken.writer, epoch = taken.epoch, "journal taken over");
+            tracing::info!(store = self.store.name(), writer = %taken.writer, epoch = taken.epoch, "acquired the journal's lease");
             self.progress.epoch(taken.epoch);
             self.held.send_replace(true);
             *lease = Some(taken);
         }
-        let Some(held) = lease.as_ref() else { unreachable!("it was set above") };
+        let Some(held) = lease.as_ref() else { unreachable!("the lease was set above") };
         limited(ANSWER_LIMIT, self.store.open_lane(held, lane)).await
     }
 }
 
 async fn limited<T>(limit: Duration, step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let silent = |_| Err(StoreError::Transient(format!("the database has not answered for {} s", limit.as_secs())));
-    timeout(limit, step).await.unwrap_or_else(silent)
+    let timed_out = |_| Err(StoreError::Transient(format!("the database did not respond within {} s", limit.as_secs())));
+    timeout(limit, step).await.unwrap_or_else(timed_out)
 }
 
-/// Where each lane begins that another copy shares up to a frame: after that frame, with the records counted until then.
-async fn lane_starts(journal: &Journal, inherited: &Inheritance) -> Result<Vec<LaneStart>, StoreError> {
+/// Returns where each lane shared with another copy starts: after the last shared frame, with the records up to it.
+async fn lane_starts(journal: &Journal, inherited: &ForkPoint) -> Result<Vec<LaneStart>, StoreError> {
     let mut starts = Vec::new();
     for &(lane, seq) in &inherited.up_to_seq {
         let (mut reader, tail) = (journal.reader(lane, seq), journal.lane_durable(lane));
         let first = tokio::task::spawn_blocking(move || reader.next_frames(1, 1)).await;
         let first = match first {
             Ok(Ok(frames)) => frames.into_iter().next(),
-            Ok(Err(error)) => return Err(StoreError::Transient(format!("the journal cannot be read: {error}"))),
-            Err(error) => return Err(StoreError::Transient(format!("reading the journal failed: {error}"))),
+            Ok(Err(error)) => return Err(StoreError::Transient(format!("cannot read the journal: {error}"))),
+            Err(error) => return Err(StoreError::Transient(format!("the journal read task failed: {error}"))),
         };
         let records = first.map_or(tail.records, |frame| frame.lane_records - u64::from(frame.records));
         starts.push(LaneStart { lane, seq, records });
@@ -116,7 +116,7 @@ async fn lane_starts(journal: &Journal, inherited: &Inheritance) -> Result<Vec<L
     Ok(starts)
 }
 
-/// What lanes the journal knows that the settings do not: a lane outlives a smaller `lanes` setting until it is empty.
+/// Returns the number of lanes to run: a lane in the journal outlives a smaller `lanes` setting until it is empty.
 #[must_use]
 pub fn lanes_needed(configured: u16, journal: &Journal) -> u16 {
     journal.lanes().keys().next_back().map_or(configured, |&last| configured.max(last + 1))

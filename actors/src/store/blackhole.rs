@@ -1,6 +1,7 @@
-//! The store that keeps nothing: to measure what comes before a database, and for those who want only the hot cache.
+//! A store that discards every record: to benchmark the rest of the pipeline, or to use the hot cache alone.
 //!
-//! It commits each batch at once, and knows no past: whatever a journal holds when it is taken over counts as swallowed.
+//! It commits each batch at once and has no history: records that are in a journal when its lease is acquired count as
+//! committed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +12,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
+    Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
 };
 use crate::message::Batch;
 
-/// Cheap to clone; every clone knows the same lanes.
+/// Cheap to clone; clones share their lanes.
 #[derive(Clone, Default)]
 pub struct BlackholeStore {
     lanes: Arc<Mutex<BTreeMap<LaneId, LaneRow>>>,
@@ -39,11 +40,11 @@ impl LogStore for BlackholeStore {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        tracing::warn!("the store is a blackhole: every record is taken, counted as committed, and gone");
+        tracing::warn!("database.url is a blackhole: every record is accepted, counted as committed and discarded");
         Ok(())
     }
 
-    async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let mut lanes = self.lanes();
         for &(lane, tail) in &claim.tails {
             let row = LaneRow { lane, last_seq: tail.seq, inherited: tail.records, ..LaneRow::default() };
@@ -52,12 +53,12 @@ impl LogStore for BlackholeStore {
         Ok(Lease { writer: claim.writer, epoch: 1 })
     }
 
-    async fn inheritance(&self, _: &Claim) -> Result<Option<Inheritance>, StoreError> {
+    async fn fork_point(&self, _: &Claim) -> Result<Option<ForkPoint>, StoreError> {
         Ok(None)
     }
 
-    async fn adopt(&self, claim: &Claim, _: &[LaneStart]) -> Result<Lease, StoreError> {
-        self.take_over(claim).await
+    async fn fork(&self, claim: &Claim, _: &[LaneStart]) -> Result<Lease, StoreError> {
+        self.acquire_lease(claim).await
     }
 
     async fn open_lane(&self, _: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
@@ -74,7 +75,7 @@ impl LogStore for BlackholeStore {
     }
 
     async fn count_stored(&self, _: &LaneRow) -> Result<StoredCount, StoreError> {
-        Err(StoreError::Systemic("a blackhole keeps nothing that could be counted".to_owned()))
+        Err(StoreError::Systemic("database.url is a blackhole: it stores no records to count".to_owned()))
     }
 
     async fn dead_letters(&self, _: u32) -> Result<Vec<DeadLetter>, StoreError> {
@@ -82,7 +83,7 @@ impl LogStore for BlackholeStore {
     }
 
     async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError> {
-        Err(StoreError::Systemic(format!("there is no dead letter {}: a blackhole has none", letter.id)))
+        Err(StoreError::Systemic(format!("unknown dead letter {}: database.url is a blackhole, which has no dead letters", letter.id)))
     }
 
     async fn purge_dead_letters(&self, _: i64) -> Result<u64, StoreError> {
@@ -94,7 +95,7 @@ impl LogStore for BlackholeStore {
 impl LaneWriter for BlackholeLane {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
         let started = Instant::now();
-        let flushed = Flushed { rows: batch.records(), dead: 0 };
+        let flushed = Flushed { rows: batch.records(), dead_lettered: 0 };
         if let Some(row) = self.store.lanes().get_mut(&self.lane) {
             row.last_seq = batch.to_seq();
             row.rows += flushed.rows;

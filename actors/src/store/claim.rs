@@ -1,49 +1,50 @@
-//! Who may take a writer over, and what a refused copy still has alone. Pure.
+//! Which run may acquire a writer's lease, and where a rejected copy forks. Pure.
 
 use std::collections::BTreeMap;
 
 use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
-use super::{Claim, Inheritance, LaneRow, LaneStart, StoreError};
+use super::{Claim, ForkPoint, LaneRow, LaneStart, StoreError};
 
-/// So many take-overs of a writer are remembered: as many as a journal keeps runs.
+/// Number of a writer's takeovers that the database keeps: as many as a journal keeps runs.
 pub(super) const TAKEOVERS_MAX: i64 = 1024;
 
-/// The writer's row as the database has it.
+/// The writer's row in the database.
 #[derive(Clone, Debug)]
 pub struct Owner {
     /// The epoch.
     pub epoch: i64,
-    /// The run that took it over.
+    /// The run that acquired the lease.
     pub run: Uuid,
-    /// Host and pid.
+    /// Host and process id.
     pub owner: String,
 }
 
-/// One lane in one past take-over.
+/// One lane in one past takeover.
 #[derive(Clone, Debug)]
-pub struct Past {
-    /// The epoch that it gave.
+pub struct TakeoverRow {
+    /// The epoch that it started.
     pub epoch: i64,
-    /// The run that took over.
+    /// The run that acquired the lease.
     pub run: Uuid,
-    /// The run of the same journal before it.
+    /// The previous run of the same journal.
     pub run_before: Option<Uuid>,
-    /// The lane; `None` where the journal had none.
+    /// The lane; `None` if the journal had no lanes.
     pub lane: Option<LaneId>,
-    /// The lane's newest frame in that journal at its opening.
+    /// The lane's last frame in that journal when it was opened.
     pub tail_seq: u64,
     /// The lane's cursor in the database at that moment.
     pub cursor_seq: u64,
 }
 
-/// The epoch that `claim` gets: the stored one for the run that has it already, else the next.
+/// Returns the epoch for `claim`: the stored epoch if this run already holds the lease, otherwise the next one.
 ///
 /// # Errors
-/// [`StoreError::StaleCopy`]: the writer's last run is not in this journal's history, so another copy wrote it.
-/// (The history holds 1024 runs: a journal that was opened more often without reaching the database reads as a copy too.)
-pub fn succeed(owner: Option<&Owner>, claim: &Claim) -> Result<i64, StoreError> {
+/// [`StoreError::StaleCopy`] if the writer's last run is not in this journal's history, so another copy wrote it.
+/// (The history holds 1024 runs, so a journal that was opened more often without reaching the database also counts as a
+/// copy.)
+pub fn next_epoch(owner: Option<&Owner>, claim: &Claim) -> Result<i64, StoreError> {
     match owner {
         None => Ok(1),
         Some(owner) if owner.run == claim.run => Ok(owner.epoch),
@@ -54,9 +55,9 @@ pub fn succeed(owner: Option<&Owner>, claim: &Claim) -> Result<i64, StoreError> 
     }
 }
 
-/// What another copy had inherited of our frames; see [`Inheritance`]. `past` is in order of epochs.
+/// Finds where this copy forks from another one; see [`ForkPoint`]. `past` is in epoch order.
 #[must_use]
-pub fn inheritance(past: &[Past], claim: &Claim) -> Option<Inheritance> {
+pub fn fork_point(past: &[TakeoverRow], claim: &Claim) -> Option<ForkPoint> {
     let ours = |run: &Uuid| claim.runs.contains(run) || *run == claim.run;
     let last_ours = past.iter().filter(|past| ours(&past.run)).map(|past| past.epoch).max().unwrap_or(0);
     let first = past.iter().find(|past| past.epoch > last_ours)?;
@@ -65,27 +66,27 @@ pub fn inheritance(past: &[Past], claim: &Claim) -> Option<Inheritance> {
         .filter(|past| past.epoch == first.epoch)
         .filter_map(|past| Some((past.lane?, past.tail_seq.max(past.cursor_seq))))
         .collect();
-    // Runs that both copies know are those that the database knows, and the one that the stranger's came after.
+    // Both copies know the runs that the database knows and the run before the unknown one.
     let shared = |run: &Uuid| Some(*run) == first.run_before || past.iter().any(|past| past.run == *run);
     let own = match claim.runs.iter().rposition(shared) {
         Some(last_shared) => claim.runs.get(last_shared + 1),
         None => claim.runs.first(),
     };
-    Some(Inheritance {
+    Some(ForkPoint {
         writer: own.copied().unwrap_or(claim.run),
         up_to_seq,
         exact: first.run_before.is_some_and(|run| ours(&run)),
     })
 }
 
-/// The lanes that must begin anew, since their cursor is above the journal's tail: the journal is older than the database.
+/// Returns the lanes to reset because their cursor is above the journal's tail: the journal is older than the database.
 ///
-/// Beginning at the tail is exact: every frame up to it is settled (the cursor passed it), and every frame after it is
-/// one that the database has not seen, whatever its number. A lane that is missing in the journal was never in it, so
-/// that its tail is 0. The row gets a new `lane_id`, since the ordinals after the tail are used up under the old one.
-/// Not to be asked again by the same run: its cursor rightly passes the tail that it opened with.
+/// Restarting at the tail is exact: every frame up to it is committed (the cursor passed it), and the database has not
+/// seen any frame after it, whatever its number. A lane that is missing from the journal was never in it, so its tail
+/// is 0. The row gets a new `lane_id`, since the ordinals after the tail are used up under the old one.
+/// Must not be called again by the same run: its cursor rightly passes the tail that it opened with.
 #[must_use]
-pub(super) fn anew(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
+pub(super) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
     let tails: BTreeMap<LaneId, LaneTail> = claim.tails.iter().copied().collect();
     lanes
         .iter()
@@ -95,7 +96,7 @@ pub(super) fn anew(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
         .collect()
 }
 
-/// Every lane that the journal or the database knows, with tail and cursor; one line without a lane where there is none.
+/// Returns every lane of the journal or the database with its tail and cursor, or one entry without a lane if none exists.
 pub(super) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u64, u64)> {
     let mut all: BTreeMap<LaneId, (u64, u64)> = lanes.iter().map(|row| (row.lane, (0, row.last_seq))).collect();
     for &(lane, tail) in &claim.tails {
@@ -125,22 +126,22 @@ mod tests {
         }
     }
 
-    fn past(epoch: i64, now: u128, before: Option<u128>, lane: u16, tail_seq: u64, cursor_seq: u64) -> Past {
-        Past { epoch, run: run(now), run_before: before.map(run), lane: Some(lane), tail_seq, cursor_seq }
+    fn past(epoch: i64, now: u128, before: Option<u128>, lane: u16, tail_seq: u64, cursor_seq: u64) -> TakeoverRow {
+        TakeoverRow { epoch, run: run(now), run_before: before.map(run), lane: Some(lane), tail_seq, cursor_seq }
     }
 
     #[test]
-    fn a_writer_goes_to_its_own_next_run_and_to_nobody_else() {
+    fn only_the_next_run_of_the_same_journal_acquires_the_lease() {
         let owner = |n| Owner { epoch: 7, run: run(n), owner: "there".into() };
-        assert_eq!(succeed(None, &claim(&[], 1)).unwrap(), 1);
-        assert_eq!(succeed(Some(&owner(2)), &claim(&[1, 2], 3)).unwrap(), 8);
-        assert_eq!(succeed(Some(&owner(3)), &claim(&[1, 2], 3)).unwrap(), 7);
-        assert!(matches!(succeed(Some(&owner(5)), &claim(&[1, 2], 3)), Err(StoreError::StaleCopy { epoch: 7, .. })));
+        assert_eq!(next_epoch(None, &claim(&[], 1)).unwrap(), 1);
+        assert_eq!(next_epoch(Some(&owner(2)), &claim(&[1, 2], 3)).unwrap(), 8);
+        assert_eq!(next_epoch(Some(&owner(3)), &claim(&[1, 2], 3)).unwrap(), 7);
+        assert!(matches!(next_epoch(Some(&owner(5)), &claim(&[1, 2], 3)), Err(StoreError::StaleCopy { epoch: 7, .. })));
     }
 
     #[test]
-    fn a_stale_copy_keeps_what_stood_above_the_strangers_first_tail() {
-        // Runs 1 and 2 are common. The copy took over as run 20 with the tails (10, 4), then 21; we are run 3.
+    fn a_stale_copy_keeps_the_frames_above_the_other_copys_first_tail() {
+        // Runs 1 and 2 are shared. The copy acquired the lease as run 20 with the tails (10, 4), then as run 21; this is run 3.
         let history = [
             past(1, 1, None, 0, 0, 0),
             past(2, 2, Some(1), 0, 6, 6),
@@ -148,34 +149,34 @@ mod tests {
             past(3, 20, Some(2), 1, 4, 4),
             past(4, 21, Some(20), 0, 99, 99),
         ];
-        let found = inheritance(&history, &claim(&[1, 2], 3)).unwrap();
-        assert_eq!(found, Inheritance { writer: run(3), up_to_seq: vec![(0, 10), (1, 4)], exact: true });
-        // At the next try the identity is the same.
-        let again = inheritance(&history, &claim(&[1, 2, 3], 4)).unwrap();
+        let found = fork_point(&history, &claim(&[1, 2], 3)).unwrap();
+        assert_eq!(found, ForkPoint { writer: run(3), up_to_seq: vec![(0, 10), (1, 4)], exact: true });
+        // A retry gets the same writer.
+        let again = fork_point(&history, &claim(&[1, 2, 3], 4)).unwrap();
         assert_eq!(again.writer, run(3));
-        // And the copy itself is none.
-        assert_eq!(inheritance(&history, &claim(&[1, 2, 20, 21], 22)), None);
+        // The other copy itself is not stale.
+        assert_eq!(fork_point(&history, &claim(&[1, 2, 20, 21], 22)), None);
     }
 
     #[test]
-    fn a_lane_begins_anew_only_where_the_cursor_is_above_the_tail() {
+    fn a_lane_is_reset_only_if_its_cursor_is_above_the_tail() {
         let tail = |seq, records| LaneTail { seq, records };
         let row = |lane, last_seq| LaneRow { lane, last_seq, ..LaneRow::default() };
         let claim = Claim { tails: vec![(0, tail(9, 90)), (1, tail(9, 90)), (2, tail(9, 90))], ..claim(&[], 1) };
         let rows = [row(0, 8), row(1, 9), row(2, 10), row(3, 1), row(4, 0)];
         let start = |lane, seq, records| LaneStart { lane, seq, records };
-        assert_eq!(anew(&claim, &rows), [start(2, 9, 90), start(3, 0, 0)]);
+        assert_eq!(lanes_to_reset(&claim, &rows), [start(2, 9, 90), start(3, 0, 0)]);
     }
 
     #[test]
-    fn frames_that_our_run_flushed_after_the_copy_was_made_are_not_flushed_again() {
+    fn frames_that_this_run_flushed_after_the_copy_was_made_are_not_flushed_again() {
         let history = [past(1, 1, None, 0, 0, 0), past(2, 20, Some(1), 0, 10, 30)];
-        assert_eq!(inheritance(&history, &claim(&[1], 2)).unwrap().up_to_seq, [(0, 30)]);
+        assert_eq!(fork_point(&history, &claim(&[1], 2)).unwrap().up_to_seq, [(0, 30)]);
     }
 
     #[test]
-    fn a_stranger_that_ran_unseen_before_makes_it_inexact() {
+    fn an_unknown_run_before_the_other_copys_run_makes_the_fork_point_inexact() {
         let history = [past(1, 1, None, 0, 0, 0), past(2, 21, Some(20), 0, 15, 8)];
-        assert!(!inheritance(&history, &claim(&[1], 2)).unwrap().exact);
+        assert!(!fork_point(&history, &claim(&[1], 2)).unwrap().exact);
     }
 }

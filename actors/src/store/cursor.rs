@@ -1,46 +1,46 @@
-//! What it means that a flush's compare-and-set hit no row. Pure: the rows go in, the decision comes out.
+//! Why a flush's compare-and-set matched no row. Pure: takes the rows, returns the decision.
 //!
-//! The compare-and-set asks for our epoch and for the cursor where the batch begins. It waits for a zombie
-//! transaction that holds the row, so that what is read after it is settled: the zombie has committed or is gone.
+//! The compare-and-set requires this process's epoch and the cursor at which the batch starts. It waits for a zombie
+//! transaction that holds the row, so that what is read after it is final: the zombie has committed or has ended.
 
 use super::LaneRow;
 use crate::message::Batch;
 
-/// Bits of a record's id below the lane's number.
+/// Number of bits of a record's id below the `lane_id`.
 pub const ORDINAL_BITS: u32 = 44;
 
-/// What to do after a compare-and-set that hit no row.
+/// Why a compare-and-set matched no row.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Miss {
-    /// The batch is in the database: an earlier COMMIT went through whose answer was lost.
+pub enum CursorMismatch {
+    /// The batch is already committed: the response to an earlier COMMIT was lost.
     AlreadyApplied,
-    /// A newer epoch owns the writer.
+    /// The writer has a later epoch.
     Fenced,
-    /// The database has never heard of this epoch, this lane or its `lane_id`: it was put back to an earlier time.
-    /// No retry helps, only a new take-over.
-    WentBack,
-    /// The cursor stands elsewhere: the flusher rebuilds its range from there.
+    /// The database does not know this epoch, this lane or its `lane_id`: it was restored to an earlier time. A retry does
+    /// not help; the lease must be acquired again.
+    Rewound,
+    /// The cursor is elsewhere: the flusher rebuilds its range from there.
     Moved,
-    /// The cursor is at the end of the batch, with another frame's digest.
+    /// The cursor is at the end of the batch, but with the digest of another frame.
     Reused,
 }
 
-/// Decides. `mine` and `lane_id` are what we hold, `writer_epoch` is the writer's row, `row` the lane's; `None` where the
-/// row is missing.
+/// Classifies the mismatch. `mine` and `lane_id` are this process's values, `writer_epoch` comes from the writer's row and
+/// `row` is the lane's; `None` if that row does not exist.
 #[must_use]
-pub fn on_miss(mine: i64, lane_id: i64, writer_epoch: Option<i64>, row: Option<&LaneRow>, batch: &Batch) -> Miss {
-    let (Some(writer_epoch), Some(row)) = (writer_epoch, row) else { return Miss::WentBack };
+pub fn on_cursor_mismatch(mine: i64, lane_id: i64, writer_epoch: Option<i64>, row: Option<&LaneRow>, batch: &Batch) -> CursorMismatch {
+    let (Some(writer_epoch), Some(row)) = (writer_epoch, row) else { return CursorMismatch::Rewound };
     let epoch = writer_epoch.max(row.epoch);
     if epoch > mine {
-        return Miss::Fenced;
+        return CursorMismatch::Fenced;
     }
     if row.epoch < mine || writer_epoch < mine || row.lane_id != lane_id {
-        return Miss::WentBack;
+        return CursorMismatch::Rewound;
     }
     if row.last_seq != batch.to_seq() {
-        return Miss::Moved;
+        return CursorMismatch::Moved;
     }
-    if row.digest == batch.digest() { Miss::AlreadyApplied } else { Miss::Reused }
+    if row.digest == batch.digest() { CursorMismatch::AlreadyApplied } else { CursorMismatch::Reused }
 }
 
 #[cfg(test)]
@@ -53,7 +53,7 @@ mod tests {
     use crate::message::BatchFrame;
 
     #[test]
-    fn a_missed_compare_and_set_has_one_meaning_for_each_state_of_the_rows() {
+    fn a_cursor_mismatch_has_one_cause_for_each_state_of_the_rows() {
         let frame = BatchFrame { seq: 9, lane_records: 0, payload_crc: 77, chunk: Arc::new(Chunk::default()) };
         let batch = Batch { lane: 0, from_seq: 5, from_records: 0, generation: 0, frames: vec![frame] };
         let other = vec![1; 16];
@@ -61,25 +61,25 @@ mod tests {
             Some(LaneRow { epoch, last_seq, digest: digest.to_vec(), ..LaneRow::default() })
         };
         let ours = batch.digest();
-        // Our epoch is 3, the batch is (5, 9].
+        // This process's epoch is 3, the batch is (5, 9].
         let table = [
-            (Some(3), row(3, 9, &ours), Miss::AlreadyApplied, "a cut COMMIT"),
-            (Some(3), row(3, 9, &other), Miss::Reused, "another frame with our number"),
-            (Some(3), row(3, 7, &other), Miss::Moved, "inside the range"),
-            (Some(3), row(3, 12, &other), Miss::Moved, "past the range"),
-            (Some(3), row(3, 2, &other), Miss::Moved, "before the range: the database lost commits"),
-            (Some(3), row(3, 5, &other), Miss::Moved, "at the start: it moved between the two looks"),
-            (Some(4), row(4, 9, &ours), Miss::Fenced, "applied, and taken over since"),
-            (Some(4), row(3, 5, &other), Miss::Fenced, "the take-over has not reached the lane yet"),
-            (Some(4), None, Miss::WentBack, "no lane"),
-            (None, row(3, 5, &other), Miss::WentBack, "no writer"),
-            (Some(2), row(2, 5, &other), Miss::WentBack, "restored to before our take-over"),
-            (Some(3), row(2, 5, &other), Miss::WentBack, "the lane's row is older than our take-over"),
+            (Some(3), row(3, 9, &ours), CursorMismatch::AlreadyApplied, "a COMMIT whose response was lost"),
+            (Some(3), row(3, 9, &other), CursorMismatch::Reused, "another frame with the same sequence number"),
+            (Some(3), row(3, 7, &other), CursorMismatch::Moved, "inside the range"),
+            (Some(3), row(3, 12, &other), CursorMismatch::Moved, "past the range"),
+            (Some(3), row(3, 2, &other), CursorMismatch::Moved, "before the range: the database lost commits"),
+            (Some(3), row(3, 5, &other), CursorMismatch::Moved, "at the start: it moved between the two reads"),
+            (Some(4), row(4, 9, &ours), CursorMismatch::Fenced, "committed, then the lease was acquired by another process"),
+            (Some(4), row(3, 5, &other), CursorMismatch::Fenced, "the takeover has not reached the lane yet"),
+            (Some(4), None, CursorMismatch::Rewound, "no row for the lane"),
+            (None, row(3, 5, &other), CursorMismatch::Rewound, "no row for the writer"),
+            (Some(2), row(2, 5, &other), CursorMismatch::Rewound, "restored to a time before the lease was acquired"),
+            (Some(3), row(2, 5, &other), CursorMismatch::Rewound, "the lane's row is older than the lease"),
         ];
-        let begun_anew = row(3, 9, &ours);
-        assert_eq!(on_miss(3, 1, Some(3), begun_anew.as_ref(), &batch), Miss::WentBack, "another lane_id");
+        let reset_lane = row(3, 9, &ours);
+        assert_eq!(on_cursor_mismatch(3, 1, Some(3), reset_lane.as_ref(), &batch), CursorMismatch::Rewound, "another lane_id");
         for (writer_epoch, row, miss, why) in table {
-            assert_eq!(on_miss(3, 0, writer_epoch, row.as_ref(), &batch), miss, "{why}");
+            assert_eq!(on_cursor_mismatch(3, 0, writer_epoch, row.as_ref(), &batch), miss, "{why}");
         }
     }
 }

@@ -1,21 +1,21 @@
 //! The log store: rows, cursor and volume counters move in one transaction.
 //!
-//! Identity follows the volume: the *writer* is the journal's uuid. At start a process takes the writer
-//! over (epoch + 1), which fences every older owner. Each flush is a compare-and-set on the lane's row,
+//! Identity follows the volume: the *writer* is the journal's UUID. At startup a process acquires the writer's lease
+//! (epoch + 1), which fences every earlier owner. Each flush is a compare-and-set on the lane's row,
 //! guarded by epoch and cursor. `inherited + rows + dead + lost` of a lane's row equals the `lane_records` of the
-//! frame at its cursor: checked before each commit.
+//! frame at its cursor; this is checked before each commit.
 //!
-//! A journal may be older than the database (a restored snapshot of its volume, a disk that lied at power loss): a
-//! lane's cursor is then above its tail, and frames to come would pass for stored ones. The take-over begins such
-//! a lane anew, at the tail and under a new `lane_id`.
+//! A journal can be older than the database (a restored volume snapshot, or a disk that lost confirmed writes at power
+//! loss). A lane's cursor is then above the journal's tail, and new frames would be mistaken for stored ones. Acquiring
+//! the lease resets such a lane: it restarts at the tail under a new `lane_id`.
 //!
-//! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1: dense, unique,
-//! and the proof that nothing is missing or doubled.
+//! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1. Ids are dense and
+//! unique, which proves that no record is missing or duplicated.
 
-pub mod read;
 pub mod claim;
 pub mod cursor;
-pub mod fault_class;
+pub mod error_class;
+pub mod read;
 mod dead_letter;
 mod rows;
 mod time;
@@ -37,21 +37,20 @@ use crate::query_throttle::QueryThrottle;
 
 pub(crate) use self::time::{parse as time_of, text as time_text};
 
-pub use self::dead_letter::DeadLetterRecord;
 
-/// An opened store: what the pipeline needs as [`LogStore`], and what queries need as it is.
+/// An open store of any kind.
 #[derive(Clone)]
-pub enum Opened {
+pub enum AnyStore {
     /// `PostgreSQL` or `TimescaleDB`.
     Postgres(Arc<postgres::PostgresStore>),
     /// `SQLite`.
     Sqlite(Arc<sqlite::SqliteStore>),
-    /// Nothing is kept.
+    /// Discards every record.
     Blackhole(Arc<blackhole::BlackholeStore>),
 }
 
-impl Opened {
-    /// The store as the pipeline sees it.
+impl AnyStore {
+    /// Returns the store's write side.
     #[must_use]
     pub fn store(&self) -> Arc<dyn LogStore> {
         match self {
@@ -61,7 +60,8 @@ impl Opened {
         }
     }
 
-    /// The store as queries see it, which step back as `pace` says; none where nothing is kept.
+    /// Returns the store's read side, or `None` if the store discards its records. `timeout` bounds each query;
+    /// `throttle` makes queries yield to flushes.
     #[must_use]
     pub fn reader(&self, timeout: Duration, throttle: QueryThrottle) -> Option<Arc<dyn read::LogReader>> {
         match self {
@@ -72,260 +72,262 @@ impl Opened {
     }
 }
 
-/// The id of the record that is a lane's `ordinal`-th.
+/// Returns the id of a lane's record number `ordinal` (from 1).
 #[must_use]
 pub fn id_of(lane_id: i64, ordinal: i64) -> i64 {
     lane_id << cursor::ORDINAL_BITS | ordinal
 }
 
-/// Opens the store that `config.url` names. Connects to nothing yet (`SQLite` makes its file).
+/// Opens the store at `config.url`. Does not connect to a server yet; `SQLite` creates its file.
 ///
 /// # Errors
-/// [`StoreError::Systemic`]: the URL, the CA file or the path is wrong.
-pub fn open(config: &Database) -> Result<Opened, StoreError> {
+/// [`StoreError::Systemic`] if the URL, the CA file or the path is invalid.
+pub fn open(config: &Database) -> Result<AnyStore, StoreError> {
     Ok(match &config.url {
-        DatabaseUrl::Postgres(url) => Opened::Postgres(Arc::new(postgres::PostgresStore::new(url, config)?)),
-        DatabaseUrl::Sqlite(path) => Opened::Sqlite(Arc::new(sqlite::SqliteStore::open(path, config)?)),
-        DatabaseUrl::Blackhole => Opened::Blackhole(Arc::default()),
+        DatabaseUrl::Postgres(url) => AnyStore::Postgres(Arc::new(postgres::PostgresStore::new(url, config)?)),
+        DatabaseUrl::Sqlite(path) => AnyStore::Sqlite(Arc::new(sqlite::SqliteStore::open(path, config)?)),
+        DatabaseUrl::Blackhole => AnyStore::Blackhole(Arc::default()),
     })
 }
 
-/// Who takes over which journal.
+/// A run's claim to a journal's lease.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The journal's identity.
     pub writer: Uuid,
-    /// This run of it.
+    /// The id of this run.
     pub run: Uuid,
-    /// Runs before this one. If the database was last claimed by a run that is not among them (nor this
-    /// one), this journal is a copy that another copy has overtaken: [`StoreError::StaleCopy`].
+    /// Earlier runs, oldest first. If the database's last owner is neither among them nor this run, this journal is a
+    /// copy that another copy has overtaken: [`StoreError::StaleCopy`].
     pub runs: Vec<Uuid>,
-    /// Host and pid, for people.
+    /// Host and process id, for messages.
     pub owner: String,
-    /// The newest frame of each lane in the journal at its opening. Every lane that the journal ever had is here: its
-    /// START frames carry them all. ResultCache beside the take-over, and compared with the cursors.
+    /// The last frame of each lane when the journal was opened. Includes every lane that the journal ever had, since the
+    /// START frames list them all. Stored with the takeover and compared with the cursors.
     pub tails: Vec<(LaneId, LaneTail)>,
 }
 
-/// What a take-over gave.
+/// The right to flush a writer's lanes.
 #[derive(Clone, Debug)]
 pub struct Lease {
     /// The writer.
     pub writer: Uuid,
-    /// The epoch that is ours.
+    /// The epoch of this lease.
     pub epoch: i64,
 }
 
-/// A lane as the database has it.
+/// A lane's row in the database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LaneRow {
     /// The lane.
     pub lane: LaneId,
-    /// The number that stands in its records' ids.
+    /// The number in the upper bits of its records' ids.
     pub lane_id: i64,
-    /// The epoch of the owner that moved it last, or took it over.
+    /// The epoch of the owner that last moved it or acquired the lease.
     pub epoch: i64,
-    /// The cursor: the last frame that the database has.
+    /// The cursor: the last committed frame.
     pub last_seq: u64,
     /// [`Batch::digest`] of that frame; empty before the first.
     pub digest: Vec<u8>,
-    /// Rows inserted since the journal was made.
+    /// Rows inserted since the journal was created.
     pub rows: u64,
-    /// Records dead-lettered.
-    pub dead: u64,
-    /// Records that the journal no longer had (damaged, or not kept long enough), each range named when it was found.
+    /// Dead-lettered records.
+    pub dead_lettered: u64,
+    /// Records that the journal no longer had (damaged, or past its retention). Each range was logged when it was found.
     pub lost: u64,
-    /// Records of the lane before this row began: they are another writer's (see [`LogStore::adopt`]), or stored
-    /// under the `lane_id` that the lane had before it was begun anew.
+    /// Records of the lane before this row started: another writer's (see [`LogStore::fork`]), or stored under the
+    /// `lane_id` that the lane had before it was reset.
     pub inherited: u64,
 }
 
 impl LaneRow {
-    /// Records that are settled: the `lane_records` of the frame at the cursor.
+    /// Number of records accounted for: the `lane_records` of the frame at the cursor.
     #[must_use]
-    pub fn settled(&self) -> u64 {
-        self.inherited + self.rows + self.dead + self.lost
+    pub fn accounted(&self) -> u64 {
+        self.inherited + self.rows + self.dead_lettered + self.lost
     }
 }
 
-/// What another copy of a journal already had when it took the writer over: everything above is only here.
+/// Where this copy of a journal forks from another copy that acquired the lease: every frame above this point exists only
+/// in this copy.
 ///
-/// The database knows every take-over with the journal's tails at that moment. The first take-over by a
-/// stranger after the last one by a run of ours was made by the copy that inherited our frames; whatever
-/// stood in its journal then is its own to flush, and what our runs had flushed until then is stored.
+/// The database records every takeover with the journal's tails at that moment. The first takeover by an unknown run
+/// after the last one by a run of this journal was made by the copy that inherited this journal's frames. That copy
+/// flushes whatever was in its journal then, and everything that this journal's runs had flushed until then is stored.
 ///
-/// `exact` says that the stranger's run followed directly on one of our runs, so that its tail is the point
-/// at which the two journals parted. Otherwise the stranger ran before without reaching the database; its
-/// tail may then lie above that point, and frames of ours up to it would be taken for inherited.
-/// It also takes for granted that the other copy's journal lives: frames between its cursor and
-/// `up_to_seq` are its to flush.
+/// `exact` means that the unknown run directly followed a run of this journal, so that its tail is the point where the
+/// two journals diverged. Otherwise the other copy had run before without reaching the database. Its tail can then lie
+/// above the point of divergence, and this journal's frames up to it would be treated as inherited.
+/// It also assumes that the other copy's journal still exists, since that copy must flush the frames between its cursor
+/// and `up_to_seq`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inheritance {
-    /// The identity to adopt this copy's own frames under: the uuid of its first run that the database does
-    /// not know. It is the same at each repetition, and no other copy has it.
+pub struct ForkPoint {
+    /// The writer under which this copy's own frames are stored: the UUID of its first run that the database does not
+    /// know. It is stable across retries, and no other copy has it.
     pub writer: Uuid,
-    /// Up to which frame of each lane the other copy has it; lanes that are missing here are wholly ours.
+    /// The last frame of each lane that the other copy has. Lanes that are not listed belong to this copy entirely.
     pub up_to_seq: Vec<(LaneId, u64)>,
-    /// Whether the numbers are exact.
+    /// Whether the sequence numbers are exact.
     pub exact: bool,
 }
 
-/// Where an adopted lane begins, or one that is begun anew.
+/// Where a forked or reset lane starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneStart {
     /// The lane.
     pub lane: LaneId,
-    /// The last frame that is not ours to flush.
+    /// The last frame that must not be flushed.
     pub seq: u64,
     /// `lane_records` of that frame.
     pub records: u64,
 }
 
-/// What a flush did.
+/// The result of a flush.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {
     /// Rows inserted.
     pub rows: u64,
-    /// Records dead-lettered.
-    pub dead: u64,
+    /// Dead-lettered records.
+    pub dead_lettered: u64,
 }
 
-/// Why a store did not do it, by what must happen next.
+/// A store's failure, classified by what must happen next.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Try the same again later: connection lost, server restarting, read-only, disk full, lock, timeout.
+    /// Retry later: connection lost, server restarting, read-only, disk full, lock, timeout.
     #[error("{0}")]
     Transient(String),
-    /// The schema, a permission or the data model is wrong: the lane stops, somebody must mend it; tried again slowly.
+    /// The schema, a permission or the data model is wrong: the lane stops until an operator fixes it, and retries slowly.
     #[error("{0}")]
     Systemic(String),
-    /// Another process has taken over the writer.
+    /// Another process has acquired the writer's lease.
     #[error(
-        "fenced: the journal {writer} was taken over in epoch {epoch} by {owner}; this process was in epoch {mine}"
+        "fenced: the lease on journal {writer} was acquired by {owner} in epoch {epoch}; this process held epoch {mine}"
     )]
     Fenced {
         /// The writer.
         writer: Uuid,
         /// The epoch that the database has.
         epoch: i64,
-        /// Ours.
+        /// This process's epoch.
         mine: i64,
-        /// Who has it.
+        /// The current owner.
         owner: String,
     },
     /// This journal is a copy that another copy of it has overtaken.
     #[error(
-        "this journal ({writer}) does not know the run that took it over last: {owner}, in epoch {epoch}. Either it is a \
-             copy that another copy has overtaken: stop one of the two, then save what only this one has with `logweir \
-             journal drain --adopt --dir DIR`. Or damage has taken the START frame of that run (`logweir journal check` \
-             names it) and there is no other copy: then do not adopt, what that run has stored would be stored twice"
+        "journal {writer} does not contain the run that acquired its lease last: {owner}, in epoch {epoch}. Either this is a \
+             copy that another copy has overtaken: stop one of the two, then save the records that only this copy has with \
+             `logweir journal drain --adopt --dir DIR`. Or the START frame of that run is damaged (`logweir journal check` \
+             reports it) and no other copy exists: then do not use --adopt, since it would store that run's records twice"
     )]
     StaleCopy {
         /// The writer.
         writer: Uuid,
         /// The epoch that the database has.
         epoch: i64,
-        /// Who has it.
+        /// The current owner.
         owner: String,
     },
-    /// The database does not know our take-over (or the lane was begun anew since): it was put back to an earlier time.
-    /// Take over again, then flush from its cursor what the journal still has.
-    #[error("the database does not know epoch {mine} of the journal {writer}: it was put back to an earlier time")]
+    /// The database does not know this lease (or has reset the lane since): it was restored to an earlier time.
+    /// Acquire the lease again, then flush from its cursor what the journal still has.
+    #[error("the database does not know epoch {mine} of journal {writer}: it was restored to an earlier time")]
     LeaseLost {
         /// The writer.
         writer: Uuid,
-        /// Our epoch.
+        /// This process's epoch.
         mine: i64,
     },
-    /// The cursor is not where this flush starts; the decision is the flusher's.
-    #[error("the cursor of lane {} is at {}, not where this batch starts", .0.lane, .0.last_seq)]
+    /// The cursor is not where this flush starts; the flusher decides what to do.
+    #[error("the cursor of lane {} is at frame {}, not at the start of this batch", .0.lane, .0.last_seq)]
     CursorMoved(Box<LaneRow>),
     /// The sequence number at the cursor was used for other data: the lane stops.
     #[error(
-        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped, the journal is kept"
+        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped and the journal is kept"
     )]
     SequenceReused {
         /// The lane.
         lane: LaneId,
-        /// The number.
+        /// The sequence number.
         seq: u64,
     },
 }
 
-/// Where records go for good.
+/// A database that stores records permanently.
 #[async_trait]
 pub trait LogStore: Send + Sync {
-    /// `PostgreSQL`, `TimescaleDB` or `SQLite`, for people.
+    /// Returns the product's name (`PostgreSQL`, `TimescaleDB`, `SQLite`), for messages.
     fn name(&self) -> String;
 
     /// Brings the schema up to date, under a lock.
     async fn prepare(&self) -> Result<(), StoreError>;
 
-    /// Takes the writer over and fences older owners. Idempotent for the same run. A lane whose cursor is above its tail
-    /// in the journal begins anew.
-    async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError>;
+    /// Acquires the writer's lease and fences earlier owners. Idempotent for the same run. Resets every lane whose cursor
+    /// is above its tail in the journal.
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError>;
 
-    /// For a stale copy (`claim` is the one that was refused): what the other copy has, and the identity to
-    /// adopt the rest under. `None` when this journal is no stale copy.
-    async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError>;
+    /// For a stale copy (`claim` is the rejected one), returns where it forks from the other copy and the writer to store
+    /// the rest under. Returns `None` if this journal is not a stale copy.
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError>;
 
-    /// Takes over `claim.writer` (the [`Inheritance::writer`]) and makes those of its lanes that are new, each
-    /// beginning where `starts` says. Lanes that exist keep their cursor, so that a cut adoption goes on where it was.
-    async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
+    /// Acquires the lease of `claim.writer` (the [`ForkPoint::writer`]) and creates its lanes, each starting where `starts`
+    /// specifies. Existing lanes keep their cursor, so that an interrupted fork resumes.
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
 
-    /// Opens the lane's own long-lived connection, and makes its row if it is new. Returns the lane as it stands.
+    /// Opens the lane's own long-lived connection, and creates its row if it is new. Returns the connection and the row.
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
 
-    /// Makes partitions ahead, drops what retention lets go. Called every few minutes by one process at a time.
+    /// Creates upcoming partitions and removes expired data. One process at a time calls it, every few minutes.
     async fn maintain(&self, now_us: i64) -> Result<(), StoreError>;
 
-    /// All lanes of `writer`, for status and verify.
+    /// Returns all lanes of `writer`, for `status` and `verify`.
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError>;
 
-    /// Counts what the table really holds for a lane's ids, for `verify`.
+    /// Counts the stored rows with a lane's ids, for `verify`.
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError>;
 
-    /// Dead letters, newest first, at most `limit`.
+    /// Returns up to `limit` dead letters, newest first.
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
 
-    /// Tries the dead letter again: inserts its (possibly mended) record and removes it, in one transaction.
+    /// Replays a dead letter: inserts its (possibly corrected) record and removes the letter, in one transaction.
     async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError>;
 
-    /// Removes dead letters older than `before_us`; returns how many.
+    /// Removes dead letters older than `before_us` (microseconds since 1970) and returns their number.
     async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError>;
 }
 
-/// What the table holds of one lane.
+/// Stored rows and dead letters of one lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct StoredCount {
     /// Rows.
     pub rows: u64,
-    /// Distinct ids among them.
+    /// Distinct ids among the rows.
     pub distinct: u64,
-    /// Dead letters of the lane still kept.
+    /// Dead letters of the lane that still exist.
     pub dead_letters: u64,
-    /// Rows that came back from the dead letters.
+    /// Rows replayed from dead letters.
     pub replayed: u64,
 }
 
-/// One connection that flushes one lane, one transaction at a time.
+/// A connection that flushes one lane, one transaction at a time.
 #[async_trait]
 pub trait LaneWriter: Send {
-    /// Commits `batch` with its cursor and counters, exactly once. Poisonous rows are found and dead-lettered inside.
+    /// Commits `batch` with its cursor and counters, exactly once. Finds rows that the database rejects and dead-letters
+    /// them.
     ///
-    /// An error leaves the outcome open (a COMMIT may have been cut off): flushing the same batch again decides it.
+    /// After an error the outcome is unknown (a COMMIT may have been cut off). Flushing the same batch again resolves it.
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
 
-    /// Whether the connection is still there, as far as it has heard, without asking.
+    /// Returns whether the connection is open as far as is known locally, without a round trip.
     fn is_open(&self) -> bool {
         true
     }
 }
 
-/// A record that the database would not take.
+/// A record that the database rejected.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DeadLetter {
-    /// The id that its row would have.
+    /// The id of the row that would have been inserted.
     pub id: i64,
     /// The writer.
     pub writer: Uuid,
@@ -333,19 +335,19 @@ pub struct DeadLetter {
     pub lane: LaneId,
     /// The frame.
     pub seq: u64,
-    /// The record's place in the frame, from 0.
+    /// The record's index in the frame, from 0.
     pub row: u32,
     /// SQLSTATE.
     pub sqlstate: String,
-    /// What the server said.
+    /// The server's error message.
     pub reason: String,
     /// The record as one JSON object (ts, severity, service, host, message, attributes as text).
     pub raw: String,
-    /// When, in microseconds since 1970.
+    /// Time of the rejection, in microseconds since 1970.
     pub at_us: i64,
 }
 
-/// The driver's error inside keeps its class; anything else is a schema that this version does not understand.
+/// Keeps the class of a driver error inside `error`; anything else is a schema that this version does not understand.
 fn migration_failure<E: std::error::Error + 'static>(
     error: &refinery::Error,
     classify: impl Fn(&str, &E) -> StoreError,
@@ -357,24 +359,24 @@ fn migration_failure<E: std::error::Error + 'static>(
         }
         cause = error.source();
     }
-    StoreError::Systemic(format!("migrating the schema: {error}; was the database used by a newer version?"))
+    StoreError::Systemic(format!("migrating the schema: {error}; the database may have been used by a newer version"))
 }
 
-/// Says which lanes a take-over has begun anew.
-fn report_anew(claim: &Claim, anew: &[LaneStart]) {
-    for start in anew {
+/// Logs and counts the lanes that acquiring the lease has reset.
+fn log_resets(claim: &Claim, resets: &[LaneStart]) {
+    for start in resets {
         tracing::error!(
             writer = %claim.writer,
             lane = start.lane,
             tail_seq = start.seq,
-            "the journal is older than the database (a restored snapshot, or a disk that lost what it had confirmed): \
-             the lane begins anew after the journal's last frame; records that only the newer journal had are gone"
+            "the journal is older than the database (a restored volume snapshot, or a disk that lost confirmed writes): the lane \
+             is reset to the journal's last frame; records that only the newer journal had are lost"
         );
         metrics::counter!("logweir_lane_resets_total").increment(1);
     }
 }
 
-/// One flush's metrics, the same for every store.
+/// Records a flush's metrics; the same for every store.
 fn measure(lane: LaneId, started: tokio::time::Instant, result: &Result<Flushed, StoreError>) {
     metrics::histogram!("logweir_store_flush_seconds").record(started.elapsed().as_secs_f64());
     match result {
@@ -387,7 +389,7 @@ fn measure(lane: LaneId, started: tokio::time::Instant, result: &Result<Flushed,
 }
 
 impl StoreError {
-    /// For the label of a counter.
+    /// Returns the value of the metrics' `class` label.
     #[must_use]
     pub fn class(&self) -> &'static str {
         match self {
@@ -402,7 +404,7 @@ impl StoreError {
     }
 }
 
-/// What the benches measure of the insides.
+/// Internals exposed to the benchmarks.
 #[doc(hidden)]
 pub mod bench {
     use bytes::Bytes;
@@ -410,12 +412,12 @@ pub mod bench {
     use super::{postgres, rows, volume};
     use crate::message::Batch;
 
-    /// The rows of `batch` as COPY takes them, in the pieces that go to the socket one after another.
+    /// Returns the rows of `batch` in COPY format, in the chunks that are written to the socket.
     pub fn copy_rows(batch: &Batch) -> impl Iterator<Item = Bytes> {
-        postgres::copy::pieces(rows::rows(batch, 1))
+        postgres::copy::chunks(rows::rows(batch, 1))
     }
 
-    /// How many counters the rows of `batch` move.
+    /// Returns the number of volume counters that the rows of `batch` increment.
     #[must_use]
     pub fn count_volume(batch: &Batch) -> usize {
         let mut volume = volume::Counter::default();

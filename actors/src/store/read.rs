@@ -1,8 +1,8 @@
-//! The log store's other side: reading.
+//! The read side of the log store.
 //!
-//! - A reader has connections of its own: it never waits for a flush, and no flush for it.
-//! - Whoever drops a reading ends it in the database too.
-//! - With the rows come the lanes' cursors of the same snapshot: what a cache has above them is not among the rows.
+//! - A reader has its own connections: reads never wait for flushes, nor flushes for reads.
+//! - Dropping a read cancels it in the database too.
+//! - Rows are returned with the lanes' cursors of the same snapshot: records above them in the cache are not among the rows.
 
 use std::time::Duration;
 
@@ -15,25 +15,25 @@ use crate::query::page::{Direction, Found, Position, Range};
 use crate::query::{Filter, facets};
 use crate::query_throttle::QueryThrottle;
 
-/// Records to be read, in order.
+/// An ordered read of records.
 #[derive(Clone, Debug)]
 pub struct Scan {
-    /// When they happened.
+    /// The time range.
     pub range: Range,
-    /// Which are wanted.
+    /// The filter.
     pub filter: Filter,
-    /// The way they are read.
+    /// The order.
     pub direction: Direction,
-    /// Where the ones before end.
+    /// Continue after this position.
     pub after: Option<Position>,
     /// At most so many.
     pub limit: usize,
-    /// Reading ends with the record that passes these bytes.
+    /// The read ends with the record that exceeds this many bytes.
     pub bytes_max: usize,
 }
 
 impl Scan {
-    /// The part of the range that lies behind `after`: partitions are left out by it.
+    /// Returns the part of the range after `after`, so that the planner can prune partitions.
     pub(crate) fn range_left(&self) -> Range {
         match (self.direction, self.after) {
             (Direction::Backward, Some(after)) => {
@@ -45,68 +45,68 @@ impl Scan {
     }
 }
 
-/// How far a lane's records are in the rows.
+/// How far a lane is committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneCursor {
-    /// The journal.
+    /// The journal's UUID.
     pub writer: Uuid,
-    /// The run of it that took it over last.
+    /// The run that holds its lease.
     pub run: Uuid,
     /// The lane.
     pub lane: u16,
     /// The upper bits of its records' ids.
     pub lane_id: i64,
-    /// The last frame that is stored.
+    /// The last committed frame.
     pub last_seq: u64,
 }
 
-/// Something, and the cursors that were true when it was.
+/// A value and the cursors of the same snapshot.
 #[derive(Clone, Debug)]
 pub struct Snapshot<T> {
-    /// What was read.
+    /// The result of the read.
     pub value: T,
-    /// The lanes.
+    /// The lanes' cursors.
     pub lanes: Vec<LaneCursor>,
 }
 
-/// Why there is no answer.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It took longer than a query may.
-    #[error("the query took longer than {0} ms; ask for a shorter time or for something rarer")]
+    /// It exceeded the query timeout, in milliseconds.
+    #[error("the query exceeded the timeout of {0} ms: use a shorter time range or a more selective filter")]
     Timeout(u64),
-    /// It had to step back for the rows.
+    /// It was stopped so that flushes could catch up.
     #[error(
-        "the database is behind what comes in, which goes first: there is no time for a query that reads so much; \
-         ask for a shorter time, or again when it has caught up"
+        "the query was stopped because the database is behind the intake, which has priority: use a shorter time range, or \
+         retry when the database has caught up"
     )]
-    MadeRoom,
-    /// The database does not answer.
+    Preempted,
+    /// The database is unavailable.
     #[error("{0}")]
     Unavailable(String),
-    /// There are no tables yet: the first record makes them.
-    #[error("nothing was ever stored here")]
-    Unprepared,
-    /// It never will.
+    /// The tables do not exist yet; they are created when the pipeline first connects.
+    #[error("the database has no logweir tables yet")]
+    NoSchema,
+    /// A permanent failure.
     #[error("{0}")]
     Failed(String),
 }
 
-/// What an aggregation counts over: the newest records that are wanted, at most so many.
+/// The records an aggregation covers: the newest matching ones, up to a limit.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// When they happened.
+    /// The time range.
     pub range: Range,
-    /// Which are wanted.
+    /// The filter.
     pub filter: Filter,
     /// At most so many.
     pub records_max: usize,
 }
 
-/// One count of a histogram: the step's beginning, severity, service (empty unless it is asked by service) and records.
+/// One count of a histogram: the step's start, severity, service (empty unless grouped by service) and number of records.
 pub type Count = (i64, u8, String, u64);
 
-/// What the minute counters say of a range: it changes whenever a record comes into it, or goes.
+/// Totals of a range's minute counters. They change whenever a record is added to the range or removed from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Volume {
     /// Records in its minutes.
@@ -115,10 +115,10 @@ pub struct Volume {
     pub counters: u64,
 }
 
-/// Where stored records are read.
+/// Reads stored records.
 #[async_trait]
 pub trait LogReader: Send + Sync {
-    /// The records of `scan`.
+    /// Returns the records of `scan`.
     async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError>;
 
     /// Counts per step from the records themselves.
@@ -128,35 +128,35 @@ pub trait LogReader: Send + Sync {
     /// [are minutes](Steps::are_minutes).
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError>;
 
-    /// What the counters of the minutes of `range` add up to.
+    /// Returns the totals of the minute counters in `range`.
     async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError>;
 
-    /// The services that have records in the minutes of `range`, from the counters.
+    /// Returns the services with records in the minutes of `range`, from the counters.
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<facets::NameCount>>, ReadError>;
 
-    /// Counts the values of fields over `sample`. Returns the number of records looked at.
+    /// Counts the values of fields in `sample`. Also returns the number of records read.
     async fn facets(&self, sample: &Sample, into: facets::Facets)
     -> Result<Snapshot<(facets::Facets, u64)>, ReadError>;
 
-    /// Counts the names of attributes over `sample`. Returns the number of records looked at.
+    /// Counts the attribute names in `sample`. Also returns the number of records read.
     async fn names(&self, sample: &Sample) -> Result<Snapshot<(facets::Names, u64)>, ReadError>;
 }
 
 impl ReadError {
-    /// A reading's time was over.
+    /// Returns the error for a read that exceeded its time limit.
     pub(crate) fn too_slow(timeout: Duration, throttle: &QueryThrottle) -> Self {
         match throttle.is_behind() {
-            true => Self::MadeRoom,
+            true => Self::Preempted,
             false => Self::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 }
 
 impl<T> Snapshot<T> {
-    /// What `reading` gave, or `empty` where nothing was ever stored.
-    pub(crate) fn or_empty(reading: Result<Self, ReadError>, empty: impl FnOnce() -> T) -> Result<Self, ReadError> {
-        match reading {
-            Err(ReadError::Unprepared) => Ok(Self { value: empty(), lanes: Vec::new() }),
+    /// Returns the result of a read, or `empty` if the tables do not exist yet.
+    pub(crate) fn or_empty(result: Result<Self, ReadError>, empty: impl FnOnce() -> T) -> Result<Self, ReadError> {
+        match result {
+            Err(ReadError::NoSchema) => Ok(Self { value: empty(), lanes: Vec::new() }),
             other => other,
         }
     }

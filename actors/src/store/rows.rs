@@ -1,24 +1,24 @@
-//! The rows of a batch, with the ids they get.
+//! The rows of a batch with their ids.
 
 use logweir_engine::record::Record;
 
 use super::cursor::ORDINAL_BITS;
 use crate::message::Batch;
 
-/// One record of a batch on its way into the table.
+/// A record of a batch, as a row to insert.
 #[derive(Clone, Copy)]
 pub(crate) struct Row<'a> {
     /// `lane_id << 44 | ordinal`.
     pub(crate) id: i64,
-    /// Its frame.
+    /// Sequence number of its frame.
     pub(crate) seq: u64,
-    /// Its place in the frame, from 0.
+    /// Its index in the frame, from 0.
     pub(crate) row: u32,
     /// The record.
     pub(crate) record: Record<'a>,
 }
 
-/// All rows of `batch`, in order.
+/// Returns all rows of `batch`, in order.
 pub(crate) fn rows(batch: &Batch, lane_id: i64) -> impl Iterator<Item = Row<'_>> + '_ {
     let base = lane_id << ORDINAL_BITS;
     batch.frames.iter().flat_map(move |frame| {
@@ -32,7 +32,7 @@ pub(crate) fn rows(batch: &Batch, lane_id: i64) -> impl Iterator<Item = Row<'_>>
     })
 }
 
-/// The rows of `batch` without those whose places (from 0, ascending) are in `skip`.
+/// Returns the rows of `batch` except those whose indexes (from 0, ascending) are in `skip`.
 pub(crate) fn rows_without<'a>(
     batch: &'a Batch,
     lane_id: i64,

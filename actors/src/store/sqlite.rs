@@ -1,10 +1,12 @@
 //! SQLite: the same protocol in one file, for a laptop or a small machine.
 //!
-//! - One connection writes, shared by all lanes (SQLite has one writer anyway), another reads. Both work on blocking threads.
+//! - All lanes share one connection for writing (SQLite has a single writer anyway); another one reads. Both run on
+//!   blocking threads.
 //! - WAL with `synchronous = FULL`: a commit is on disk when it returns.
-//! - A transaction is IMMEDIATE: it has the write lock before it reads the cursor, so nothing moves between look and update.
-//! - `ts` is text of fixed width, `YYYY-MM-DDTHH:MM:SS.ffffffZ`: it sorts as time and reads as such.
-//! - SQLite takes any text, so only a constraint that a user added can refuse a row; that row is dead-lettered on the spot.
+//! - Transactions are IMMEDIATE: they hold the write lock before they read the cursor, so nothing changes between read and
+//!   update.
+//! - `ts` is fixed-width text, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, which sorts by time and is readable.
+//! - SQLite accepts any text, so only a constraint that a user added can reject a row; that row is dead-lettered at once.
 
 mod read;
 
@@ -24,14 +26,14 @@ use rusqlite::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::claim::{Owner, Past, TAKEOVERS_MAX, anew, inheritance, succeed, tails};
-use super::cursor::{Miss, ORDINAL_BITS, on_miss};
-use super::fault_class::poison_rows_max;
+use super::claim::{Owner, TakeoverRow, TAKEOVERS_MAX, lanes_to_reset, fork_point, next_epoch, tails};
+use super::cursor::{CursorMismatch, ORDINAL_BITS, on_cursor_mismatch};
+use super::error_class::poison_rows_max;
 use super::time::{self, DAY_US};
 use super::volume::{self, Key};
 use super::{
-    Claim, DeadLetter, Flushed, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
-    dead_letter, migration_failure, report_anew, rows,
+    Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
+    dead_letter, migration_failure, log_resets, rows,
 };
 use crate::config::Database;
 use crate::message::Batch;
@@ -43,7 +45,7 @@ mod embedded {
 
 const HISTORY_TABLE: &str = "logweir_schema_history";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rows that one DELETE of retention takes, and how often it is repeated in one round.
+/// Rows per DELETE of retention, and DELETEs per round.
 const DELETE_ROWS: u32 = 5_000;
 const DELETE_ROUNDS: u32 = 100;
 
@@ -51,17 +53,17 @@ const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dea
     FROM logweir_lane WHERE writer_id = ?1";
 const CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
     WHERE writer_id = ?1 AND lane = ?2 AND epoch = ?3 AND last_seq = ?4 AND lane_id = ?8";
-/// The same without its condition, for the test that shows what the condition is for.
+/// The same without the condition, for the test that proves the condition necessary.
 const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
     WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?8 IS NOT NULL";
-/// A batch of 20,000 rows takes 6 MiB of pages: with less room than some batches they are written before the commit, and
-/// once more at each checkpoint.
+/// Size of the writing connection's page cache. A batch of 20,000 rows takes 6 MiB of pages; a cache smaller than a batch
+/// writes them before the commit, and again at each checkpoint.
 pub(crate) const CACHE_BYTES: usize = 32 << 20;
-/// Bytes of a page of a new file. With SQLite's own 4 KiB a third of the time goes into single pages: each is summed,
-/// written to the write-ahead log, read again and written to the file.
+/// Page size of a new file, in bytes. With SQLite's default of 4 KiB a third of the time is spent on single pages: each
+/// is checksummed, written to the write-ahead log, read back and written to the file.
 const PAGE_BYTES: usize = 16 << 10;
-/// Pages in the write-ahead log between two checkpoints: more than a batch takes, and few enough to be read again
-/// quickly after a kill.
+/// Pages in the write-ahead log between two checkpoints: more than a batch takes, and few enough to be recovered quickly
+/// after a kill.
 const WAL_PAGES: usize = (16 << 20) / PAGE_BYTES;
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -70,7 +72,7 @@ const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lan
 const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
 
-/// The store in a file.
+/// A store in an SQLite file.
 pub struct SqliteStore {
     path: PathBuf,
     write: Arc<Mutex<Connection>>,
@@ -78,7 +80,7 @@ pub struct SqliteStore {
     retention_days: u32,
 }
 
-/// An error of SQLite, classified.
+/// Classifies errors of the step `what`.
 fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
     move |error| failure(what, &error)
 }
@@ -86,7 +88,7 @@ fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
 fn failure(what: &str, error: &Error) -> StoreError {
     let text = format!("{what}: {error}");
     match error.sqlite_error_code() {
-        // A lock, a full disk, an I/O error: it may pass. A full disk also where SQLite calls it I/O.
+        // A lock, a full disk, an I/O error: can be temporary. SQLite reports some full disks as I/O errors.
         Some(
             ErrorCode::DatabaseBusy
             | ErrorCode::DatabaseLocked
@@ -110,13 +112,13 @@ fn lane_row(row: &Row<'_>) -> rusqlite::Result<LaneRow> {
         last_seq: count(3)?,
         digest: row.get(4)?,
         rows: count(5)?,
-        dead: count(6)?,
+        dead_lettered: count(6)?,
         lost: count(7)?,
         inherited: count(8)?,
     })
 }
 
-/// A panic inside a transaction has rolled it back by dropping it: the connection is good.
+/// Ignores poisoning: a panic inside a transaction drops it, which rolls it back, so the connection stays usable.
 fn locked(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
     connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -128,7 +130,7 @@ async fn blocking<T: Send + 'static>(
     let connection = connection.clone();
     tokio::task::spawn_blocking(move || work(&mut locked(&connection)))
         .await
-        .unwrap_or_else(|error| Err(StoreError::Transient(format!("the work on SQLite ended early: {error}"))))
+        .unwrap_or_else(|error| Err(StoreError::Transient(format!("the SQLite task failed: {error}"))))
 }
 
 fn immediate<'c>(connection: &'c mut Connection, what: &'static str) -> Result<Transaction<'c>, StoreError> {
@@ -136,12 +138,12 @@ fn immediate<'c>(connection: &'c mut Connection, what: &'static str) -> Result<T
 }
 
 impl SqliteStore {
-    /// Opens the file, making it and its directory if they are missing.
+    /// Opens the file, creating it and its directory if necessary.
     ///
     /// # Errors
-    /// The path cannot be opened.
+    /// [`StoreError::Systemic`] if the file cannot be opened.
     pub fn open(path: &Path, database: &Database) -> Result<Self, StoreError> {
-        let wrong = |what: String| StoreError::Systemic(format!("database.url: sqlite:{}: {what}", path.display()));
+        let wrong = |what: String| StoreError::Systemic(format!("cannot open database.url sqlite:{}: {what}", path.display()));
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|error| wrong(error.to_string()))?;
         }
@@ -168,44 +170,44 @@ impl SqliteStore {
         })
     }
 
-    /// Reads with connections of its own, each reading at most for `timeout`.
+    /// Returns a reader with its own connections; each read may take up to `timeout`.
     #[must_use]
     pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> read::SqliteReader {
         read::SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, throttle)
     }
 
-    /// The connection for queries: read-only. Use it on a blocking thread.
+    /// Returns the shared read-only connection. Use it on a blocking thread.
     #[must_use]
     pub fn reader(&self) -> Arc<Mutex<Connection>> {
         self.read.clone()
     }
 
-    /// A further read-only connection, for queries that must not wait for each other.
+    /// Opens another read-only connection, for queries that must not wait for each other.
     ///
     /// # Errors
     /// The file cannot be opened.
     pub fn open_reader(&self) -> Result<Connection, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags).map_err(failed("opening for reading"))?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("opening for reading"))?;
+        let connection = Connection::open_with_flags(&self.path, flags).map_err(failed("opening the file for reading"))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("opening the file for reading"))?;
         Ok(connection)
     }
 }
 
-/// Takes `claim.writer` over. Adopting (`adopted` is there), it makes the lanes that are new.
-fn take_over(connection: &mut Connection, claim: &Claim, adopted: Option<&[LaneStart]>) -> Result<Lease, StoreError> {
-    let failed = failed("taking the journal over");
-    let transaction = immediate(connection, "taking the journal over")?;
+/// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
+fn acquire_lease(connection: &mut Connection, claim: &Claim, forked: Option<&[LaneStart]>) -> Result<Lease, StoreError> {
+    let failed = failed("acquiring the journal's lease");
+    let transaction = immediate(connection, "acquiring the journal's lease")?;
     let owner = transaction
         .query_row("SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = ?1", [claim.writer], |row| {
             Ok(Owner { epoch: row.get(0)?, run: row.get(1)?, owner: row.get(2)? })
         })
         .optional()
         .map_err(&failed)?;
-    let epoch = succeed(owner.as_ref(), claim)?;
-    let again = owner.is_some_and(|owner| owner.epoch == epoch);
+    let epoch = next_epoch(owner.as_ref(), claim)?;
+    let reacquired = owner.is_some_and(|owner| owner.epoch == epoch);
     let now = time::text(wall_us());
-    if !again {
+    if !reacquired {
         transaction
             .execute(
                 "INSERT INTO logweir_writer (writer_id, epoch, run_id, owner, taken_at) VALUES (?1, ?2, ?3, ?4, ?5) \
@@ -218,7 +220,7 @@ fn take_over(connection: &mut Connection, claim: &Claim, adopted: Option<&[LaneS
     transaction
         .execute("UPDATE logweir_lane SET epoch = ?2 WHERE writer_id = ?1", params![claim.writer, epoch])
         .map_err(&failed)?;
-    for start in adopted.unwrap_or_default() {
+    for start in forked.unwrap_or_default() {
         transaction
             .execute(
                 "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5) \
@@ -227,8 +229,8 @@ fn take_over(connection: &mut Connection, claim: &Claim, adopted: Option<&[LaneS
             )
             .map_err(&failed)?;
     }
-    let mut begun = Vec::new();
-    if !again {
+    let mut resets = Vec::new();
+    if !reacquired {
         let lanes = all_lanes(&transaction, claim.writer).map_err(&failed)?;
         for (lane, tail, cursor) in tails(claim, &lanes) {
             transaction
@@ -255,18 +257,18 @@ fn take_over(connection: &mut Connection, claim: &Claim, adopted: Option<&[LaneS
                 params![claim.writer, epoch - TAKEOVERS_MAX],
             )
             .map_err(&failed)?;
-        if adopted.is_none() {
-            begun = anew(claim, &lanes);
-            begin_anew(&transaction, claim.writer, epoch, &begun).map_err(&failed)?;
+        if forked.is_none() {
+            resets = lanes_to_reset(claim, &lanes);
+            reset_lanes(&transaction, claim.writer, epoch, &resets).map_err(&failed)?;
         }
     }
     transaction.commit().map_err(&failed)?;
-    report_anew(claim, &begun);
+    log_resets(claim, &resets);
     Ok(Lease { writer: claim.writer, epoch })
 }
 
-/// AUTOINCREMENT gives the new rows numbers that no lane has had.
-fn begin_anew(transaction: &Transaction<'_>, writer: Uuid, epoch: i64, starts: &[LaneStart]) -> rusqlite::Result<()> {
+/// Resets lanes. AUTOINCREMENT gives the new rows numbers that no lane has had.
+fn reset_lanes(transaction: &Transaction<'_>, writer: Uuid, epoch: i64, starts: &[LaneStart]) -> rusqlite::Result<()> {
     for start in starts {
         transaction
             .execute("DELETE FROM logweir_lane WHERE writer_id = ?1 AND lane = ?2", params![writer, start.lane])?;
@@ -311,13 +313,13 @@ fn open_lane(connection: &mut Connection, lease: &Lease, lane: LaneId) -> Result
         .map_err(&failed)?;
     let row = one_lane(&transaction, lease.writer, lane).map_err(&failed)?;
     transaction.commit().map_err(&failed)?;
-    row.ok_or_else(|| StoreError::Systemic(format!("the row of lane {lane} is gone")))
+    row.ok_or_else(|| StoreError::Systemic(format!("the row of lane {lane} was deleted while it was being created")))
 }
 
-/// One lane on the shared connection.
+/// A lane on the shared connection.
 struct SqliteLane {
     connection: Arc<Mutex<Connection>>,
-    /// What the blocking thread needs of it.
+    /// The part that the blocking thread needs.
     state: LaneState,
 }
 
@@ -329,16 +331,16 @@ struct LaneState {
 }
 
 impl LaneState {
-    /// One transaction. Returns the lane as it stands after it.
+    /// Runs one transaction. Returns the lane's row after it.
     fn flush(&self, connection: &mut Connection, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
         let failed = failed("flushing");
         let cursor_first = !armed("mutation.cursor_outside_tx");
         let mut transaction = immediate(connection, "flushing")?;
         if cursor_first && !self.move_cursor(&transaction, batch)? {
-            return self.missed(transaction, batch);
+            return self.resolve_mismatch(transaction, batch);
         }
         kill_point("store.copy.before");
-        let dead = self.insert(&transaction, batch)?;
+        let dead_lettered = self.insert(&transaction, batch)?;
         kill_point("store.copy.after");
         if !cursor_first {
             transaction.commit().map_err(&failed)?;
@@ -346,11 +348,11 @@ impl LaneState {
             transaction = immediate(connection, "flushing")?;
             self.move_cursor(&transaction, batch)?;
         }
-        let flushed = Flushed { rows: batch.records() - dead, dead };
+        let flushed = Flushed { rows: batch.records() - dead_lettered, dead_lettered };
         transaction
             .prepare_cached("UPDATE logweir_lane SET rows = rows + ?2, dead = dead + ?3 WHERE lane_id = ?1")
             .and_then(|mut statement| {
-                statement.execute(params![self.row.lane_id, flushed.rows.cast_signed(), flushed.dead.cast_signed()])
+                statement.execute(params![self.row.lane_id, flushed.rows.cast_signed(), flushed.dead_lettered.cast_signed()])
             })
             .map_err(&failed)?;
         let row = self.guard(&transaction, batch, &flushed)?;
@@ -382,42 +384,42 @@ impl LaneState {
         Ok(moved == 1)
     }
 
-    fn missed(&self, transaction: Transaction<'_>, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
+    fn resolve_mismatch(&self, transaction: Transaction<'_>, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
         let failed = failed("reading the cursor");
         let owner = owner_of(&transaction, self.writer).map_err(&failed)?;
         let row = one_lane(&transaction, self.writer, batch.lane).map_err(&failed)?;
         transaction.rollback().map_err(&failed)?;
         let epoch = owner.as_ref().map(|(epoch, _)| *epoch);
-        match (on_miss(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch), row) {
-            (Miss::AlreadyApplied, Some(row)) => {
+        match (on_cursor_mismatch(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch), row) {
+            (CursorMismatch::AlreadyApplied, Some(row)) => {
                 let flushed = Flushed {
                     rows: row.rows.saturating_sub(self.row.rows),
-                    dead: row.dead.saturating_sub(self.row.dead),
+                    dead_lettered: row.dead_lettered.saturating_sub(self.row.dead_lettered),
                 };
                 Ok((flushed, row))
             }
-            (Miss::Moved, Some(row)) => Err(StoreError::CursorMoved(Box::new(row))),
-            (Miss::Fenced, _) => {
+            (CursorMismatch::Moved, Some(row)) => Err(StoreError::CursorMoved(Box::new(row))),
+            (CursorMismatch::Fenced, _) => {
                 let (epoch, owner) = owner.unwrap_or_default();
                 Err(StoreError::Fenced { writer: self.writer, epoch, mine: self.epoch, owner })
             }
-            (Miss::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
-            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, _) => {
+            (CursorMismatch::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
+            (CursorMismatch::Rewound | CursorMismatch::AlreadyApplied | CursorMismatch::Moved, _) => {
                 Err(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })
             }
         }
     }
 
-    /// Inserts the rows and counts them; returns how many were dead-lettered.
+    /// Inserts and counts the rows. Returns the number of dead-lettered records.
     fn insert(&self, transaction: &Transaction<'_>, batch: &Batch) -> Result<u64, StoreError> {
         let failed = failed("inserting rows");
         let mut statement = transaction.prepare_cached(INSERT_SQL).map_err(&failed)?;
-        let mut refused: Vec<(usize, Error)> = Vec::new();
+        let mut rejected: Vec<(usize, Error)> = Vec::new();
         let limit = poison_rows_max(usize::try_from(batch.records()).unwrap_or(usize::MAX));
-        let mut ts = time::Text::new();
+        let mut ts = time::Formatter::new();
         let mut clamped = 0;
         let mut volume = volume::Counter::default();
-        for (place, row) in rows::rows(batch, self.row.lane_id).enumerate() {
+        for (index, row) in rows::rows(batch, self.row.lane_id).enumerate() {
             let record = &row.record;
             clamped += u64::from(time::clamp(record.ts_us) != record.ts_us);
             let attributes = (!record.attributes.is_empty()).then_some(record.attributes);
@@ -432,11 +434,11 @@ impl LaneState {
             ]);
             match inserted {
                 Ok(_) => volume.add(&row),
-                Err(error) if is_rows_fault(&error) && refused.len() < limit => refused.push((place, error)),
-                Err(error) if is_rows_fault(&error) => {
+                Err(error) if is_row_error(&error) && rejected.len() < limit => rejected.push((index, error)),
+                Err(error) if is_row_error(&error) => {
                     return Err(StoreError::Systemic(format!(
-                        "lane {}: the database refuses more than {limit} of {} rows, the last one with: {error}; this is taken \
-                         for a change of the table, not for bad records; nothing was dead-lettered",
+                        "lane {}: the database rejects more than {limit} of {} rows, the last one with: {error}; the table was \
+                         probably changed, so nothing was dead-lettered",
                         batch.lane,
                         batch.records()
                     )));
@@ -447,9 +449,9 @@ impl LaneState {
         if clamped > 0 {
             metrics::counter!("logweir_store_clamped_timestamps_total").increment(clamped);
         }
-        self.bury(transaction, batch, &refused)?;
+        self.insert_dead_letters(transaction, batch, &rejected)?;
         self.count_volume(transaction, volume.finish())?;
-        Ok(refused.len() as u64)
+        Ok(rejected.len() as u64)
     }
 
     fn count_volume(
@@ -459,7 +461,7 @@ impl LaneState {
     ) -> Result<(), StoreError> {
         let failed = failed("counting the volume");
         let mut statement = transaction.prepare_cached(VOLUME_SQL).map_err(&failed)?;
-        let mut minute = time::Text::new();
+        let mut minute = time::Formatter::new();
         for (key, records) in counted {
             let minute = minute.write(key.minute_us);
             statement
@@ -469,15 +471,15 @@ impl LaneState {
         Ok(())
     }
 
-    fn bury(&self, transaction: &Transaction<'_>, batch: &Batch, refused: &[(usize, Error)]) -> Result<(), StoreError> {
-        if refused.is_empty() {
+    fn insert_dead_letters(&self, transaction: &Transaction<'_>, batch: &Batch, rejected: &[(usize, Error)]) -> Result<(), StoreError> {
+        if rejected.is_empty() {
             return Ok(());
         }
         let failed = failed("writing dead letters");
         let all: Vec<rows::Row<'_>> = rows::rows(batch, self.row.lane_id).collect();
         let now = time::text(wall_us());
-        for (place, error) in refused {
-            let (row, state) = (&all[*place], extended_code(error));
+        for (index, error) in rejected {
+            let (row, state) = (&all[*index], extended_code(error));
             transaction
                 .execute(
                     DEAD_SQL,
@@ -495,7 +497,7 @@ impl LaneState {
                 )
                 .map_err(&failed)?;
             metrics::counter!("logweir_store_dead_letters_total", "sqlstate" => state).increment(1);
-            tracing::warn!(lane = batch.lane, error = %error, "a record was dead-lettered");
+            tracing::warn!(lane = batch.lane, error = %error, "dead-lettered a record");
         }
         Ok(())
     }
@@ -504,19 +506,19 @@ impl LaneState {
         let row = one_lane(transaction, self.writer, batch.lane)
             .map_err(failed("reading the cursor back"))?
             .ok_or(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
-        if row.last_seq == batch.to_seq() && row.settled() == batch.to_records() {
+        if row.last_seq == batch.to_seq() && row.accounted() == batch.to_records() {
             return Ok(row);
         }
         Err(StoreError::Systemic(format!(
-            "lane {}: the counts do not add up, rolled back: with this batch ({} rows, {} dead letters, {} lost, \
-             frames after {} to {}) the database would have {} records settled at frame {}; the journal has {} at frame {}",
+            "lane {}: inconsistent counts, rolled back: with this batch ({} rows, {} dead letters, {} lost, frames after \
+             {} to {}) the database would account for {} records at frame {}; the journal has {} at frame {}",
             batch.lane,
             flushed.rows,
-            flushed.dead,
+            flushed.dead_lettered,
             batch.lost(),
             batch.from_seq,
             batch.to_seq(),
-            row.settled(),
+            row.accounted(),
             row.last_seq,
             batch.to_records(),
             batch.to_seq(),
@@ -524,8 +526,8 @@ impl LaneState {
     }
 }
 
-/// A constraint that a user added (CHECK, UNIQUE, a trigger's RAISE). Not the id: two rows with one id are our fault.
-fn is_rows_fault(error: &Error) -> bool {
+/// Returns whether a user's constraint (CHECK, UNIQUE, a trigger's RAISE) failed. Not the id: a duplicate id is a bug.
+fn is_row_error(error: &Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
         && !matches!(
             error.sqlite_error().map(|error| error.extended_code),
@@ -533,7 +535,7 @@ fn is_rows_fault(error: &Error) -> bool {
         )
 }
 
-/// What stands where an SQLSTATE would: SQLite's extended result code.
+/// Returns SQLite's extended result code in place of an SQLSTATE.
 fn extended_code(error: &Error) -> String {
     format!("SQLITE-{}", error.sqlite_error().map_or(0, |error| error.extended_code))
 }
@@ -561,35 +563,35 @@ impl LogStore for SqliteStore {
 
     async fn prepare(&self) -> Result<(), StoreError> {
         blocking(&self.write, |connection| {
-            // Grouped: without it refinery makes the tables in one transaction and notes that they are there in the next,
-            // and a process killed in between could never start on this file again.
+            // Grouped: otherwise refinery creates the tables in one transaction and records the migration in the next, and a
+            // process killed in between could never start on this file again.
             let mut runner = embedded::migrations::runner().set_grouped(true);
             runner.set_migration_table_name(HISTORY_TABLE);
-            // Who lost a race for the write lock finds, at the second look, that the other one has made the tables.
-            let made = runner.run(connection).or_else(|_| runner.run(connection));
-            made.map(drop).map_err(|error| migration_failure(&error, failure))
+            // A process that loses the race for the write lock finds on its second try that the tables exist.
+            let migrated = runner.run(connection).or_else(|_| runner.run(connection));
+            migrated.map(drop).map_err(|error| migration_failure(&error, failure))
         })
         .await?;
         self.maintain(wall_us()).await
     }
 
-    async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let claim = claim.clone();
-        blocking(&self.write, move |connection| take_over(connection, &claim, None)).await
+        blocking(&self.write, move |connection| acquire_lease(connection, &claim, None)).await
     }
 
-    async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError> {
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
         let claim = claim.clone();
         blocking(&self.read, move |connection| {
-            let past = history(connection, claim.writer).map_err(failed("reading the take-overs"))?;
-            Ok(inheritance(&past, &claim))
+            let takeovers = history(connection, claim.writer).map_err(failed("reading the takeovers"))?;
+            Ok(fork_point(&takeovers, &claim))
         })
         .await
     }
 
-    async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
         let (claim, starts) = (claim.clone(), starts.to_vec());
-        blocking(&self.write, move |connection| take_over(connection, &claim, Some(&starts))).await
+        blocking(&self.write, move |connection| acquire_lease(connection, &claim, Some(&starts))).await
     }
 
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
@@ -605,19 +607,23 @@ impl LogStore for SqliteStore {
         }
         let oldest = now_us.div_euclid(DAY_US) - i64::from(self.retention_days);
         let before = time::text(oldest * DAY_US);
-        for sql in [
-            "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)",
-            "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
-             (SELECT minute, service, severity, lane_id FROM log_volume WHERE minute < ?1 LIMIT ?2)",
+        for (table, sql) in [
+            ("logs", "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)"),
+            (
+                "log_volume",
+                "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
+                 (SELECT minute, service, severity, lane_id FROM log_volume WHERE minute < ?1 LIMIT ?2)",
+            ),
         ] {
             for _ in 0..DELETE_ROUNDS {
-                // One short transaction per step: flushes go in between.
+                // One short transaction per step, so that flushes can run in between.
                 let before = before.clone();
                 let deleted = blocking(&self.write, move |connection| {
-                    connection.execute(sql, params![before, DELETE_ROWS]).map_err(failed("deleting old rows"))
+                    connection.execute(sql, params![before, DELETE_ROWS]).map_err(failed("deleting expired rows"))
                 })
                 .await?;
-                metrics::counter!("logweir_store_retention_deleted_total").increment(deleted as u64);
+                metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table)
+                    .increment(deleted as u64);
                 if deleted < DELETE_ROWS as usize {
                     break;
                 }
@@ -642,7 +648,7 @@ impl LogStore for SqliteStore {
                      FROM logs WHERE id >= ?1 AND id < ?2",
                     [first, end, lane_id],
                     |row| {
-                        // id is the primary key: each row has its own.
+                        // id is the primary key, so ids are distinct.
                         let rows = count(row, 0)?;
                         let (dead_letters, replayed) = (count(row, 1)?, count(row, 2)?);
                         Ok(StoredCount { rows, distinct: rows, dead_letters, replayed })
@@ -654,12 +660,12 @@ impl LogStore for SqliteStore {
     }
 
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
-        blocking(&self.read, move |connection| read_letters(connection, limit).map_err(failed("reading dead letters")))
+        blocking(&self.read, move |connection| read_dead_letters(connection, limit).map_err(failed("reading dead letters")))
             .await
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
-        let record = dead_letter::mend(&dead.raw)?;
+        let record = dead_letter::parse_raw(&dead.raw)?;
         let id = dead.id;
         blocking(&self.write, move |connection| {
             let failed = failed("replaying a dead letter");
@@ -667,7 +673,7 @@ impl LogStore for SqliteStore {
             let removed =
                 transaction.execute("DELETE FROM logweir_dead_letter WHERE id = ?1", [id]).map_err(&failed)?;
             if removed == 0 {
-                return Err(StoreError::Systemic(format!("there is no dead letter {id} any more")));
+                return Err(StoreError::Systemic(format!("unknown dead letter {id}: it may have been replayed or purged")));
             }
             let severity = record.severity.number();
             transaction
@@ -714,13 +720,13 @@ impl LogStore for SqliteStore {
     }
 }
 
-fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<Past>> {
+fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<TakeoverRow>> {
     let mut statement = connection.prepare(
         "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM logweir_takeover \
          WHERE writer_id = ?1 ORDER BY epoch, lane",
     )?;
-    let past = |row: &Row<'_>| {
-        Ok(Past {
+    let takeover = |row: &Row<'_>| {
+        Ok(TakeoverRow {
             epoch: row.get(0)?,
             run: row.get(1)?,
             run_before: row.get(2)?,
@@ -729,10 +735,10 @@ fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<Past>>
             cursor_seq: row.get::<_, i64>(5)?.cast_unsigned(),
         })
     };
-    statement.query_map([writer], past)?.collect()
+    statement.query_map([writer], takeover)?.collect()
 }
 
-fn read_letters(connection: &Connection, limit: u32) -> rusqlite::Result<Vec<DeadLetter>> {
+fn read_dead_letters(connection: &Connection, limit: u32) -> rusqlite::Result<Vec<DeadLetter>> {
     let mut statement = connection.prepare(
         "SELECT id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at FROM logweir_dead_letter \
          ORDER BY at DESC, id DESC LIMIT ?1",

@@ -1,7 +1,7 @@
-//! Event times as the stores keep them.
+//! Event times as stored.
 //!
-//! A binary timestamptz takes any 64 bits: the extremes become `infinity` or the year 294276 and grow an absurd
-//! partition. So every time is held inside the years 1 to 9999 (the parser does that too and keeps the original text).
+//! A binary timestamptz accepts any 64 bits: the extremes become `infinity` or the year 294276 and create an absurd
+//! partition. So every time is clamped to the years 1 to 9999 (the parser does so too and keeps the original text).
 
 use jiff::Timestamp;
 
@@ -15,12 +15,12 @@ pub(crate) const MINUTE_US: i64 = 60_000_000;
 /// Microseconds in a day.
 pub(crate) const DAY_US: i64 = 86_400_000_000;
 
-/// `ts_us` held inside the years 1 to 9999.
+/// Clamps `ts_us` to the years 1 to 9999.
 pub(crate) fn clamp(ts_us: i64) -> i64 {
     ts_us.clamp(MIN_US, MAX_US)
 }
 
-/// Year, month and day of a day counted from 1970-01-01 (proleptic Gregorian calendar).
+/// Returns year, month and day of a day counted from 1970-01-01 (proleptic Gregorian calendar).
 pub(crate) fn civil(day: i64) -> (i64, i64, i64) {
     // Years are counted from March, so that the leap day comes last; a 400-year era has 146,097 days.
     let shifted = day + 719_468;
@@ -35,18 +35,18 @@ pub(crate) fn civil(day: i64) -> (i64, i64, i64) {
     (year, month, day_of_month)
 }
 
-/// A time as 27 ASCII bytes, `YYYY-MM-DDTHH:MM:SS.ffffffZ`. Makes no allocation and remembers the day.
-pub(crate) struct Text {
+/// Formats times as 27 ASCII bytes, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, without allocating. Caches the day.
+pub(crate) struct Formatter {
     day: i64,
     bytes: [u8; 27],
 }
 
-impl Text {
+impl Formatter {
     pub(crate) fn new() -> Self {
         Self { day: i64::MIN, bytes: *b"0000-00-00T00:00:00.000000Z" }
     }
 
-    /// Writes `ts_us` (clamped) and lends the text.
+    /// Formats `ts_us` (clamped) and returns the text.
     pub(crate) fn write(&mut self, ts_us: i64) -> &str {
         let ts_us = clamp(ts_us);
         let day = ts_us.div_euclid(DAY_US);
@@ -73,12 +73,12 @@ fn digits(place: &mut [u8], mut value: i64) {
     }
 }
 
-/// [`Text`] for one time.
+/// Formats one time; see [`Formatter`].
 pub(crate) fn text(ts_us: i64) -> String {
-    Text::new().write(ts_us).to_owned()
+    Formatter::new().write(ts_us).to_owned()
 }
 
-/// Reads an RFC 3339 time.
+/// Parses an RFC 3339 time as microseconds since 1970.
 pub(crate) fn parse(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond)
 }
@@ -88,8 +88,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_jiff_reads_them() {
-        let mut writer = Text::new();
+    fn formatted_times_parse_back_to_the_same_time() {
+        let mut writer = Formatter::new();
         for ts_us in [0, 1, -1, 951_782_400_000_000, 1_709_251_199_999_999, MIN_US, 1_763_683_200_123_456] {
             assert_eq!(parse(writer.write(ts_us)), Some(ts_us));
         }

@@ -1,15 +1,15 @@
-//! Records per minute, service and severity of one batch: what the histogram reads.
+//! A batch's records per minute, service and severity: the source of the histogram.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::rows::Row;
 use super::time::{MINUTE_US, clamp};
 
-/// A service's name in the counters is cut here: a longer one would not fit into the index of `log_volume`,
-/// and a record must never stop a lane for its service's name.
+/// Service names are cut to this many bytes in the counters: a longer one would not fit into the index of `log_volume`,
+/// and a service name must never stop a lane.
 pub(crate) const SERVICE_BYTES_MAX: usize = 512;
 
-/// One counter, borrowed from the batch.
+/// Key of a counter, borrowed from the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key<'a> {
     /// Start of the minute, microseconds since 1970.
@@ -25,19 +25,19 @@ impl<'a> Key<'a> {
     }
 }
 
-/// Counts the rows of one batch while they pass by.
+/// Counts the rows of one batch as they are written.
 #[derive(Default)]
-pub(crate) struct Counter<'a>(Tally<'a, Minutes>);
+pub(crate) struct Counter<'a>(PerService<'a, Minutes>);
 
 impl<'a> Counter<'a> {
     /// Counts one row.
     pub(crate) fn add(&mut self, row: &Row<'a>) {
         let Key { minute_us, service, severity } =
             Key::new(row.record.ts_us, row.record.service, row.record.severity.number());
-        self.0.of(service).1.add(minute_us, severity);
+        self.0.entry(service).1.add(minute_us, severity);
     }
 
-    /// The counts. Sorted by key, so that two transactions that touch the same counters never wait for each other in a ring.
+    /// Returns the counts sorted by key, so that transactions that update the same counters cannot deadlock.
     pub(crate) fn finish(self) -> Vec<(Key<'a>, i64)> {
         let mut counts = Vec::new();
         for (service, minutes) in self.0.all {
@@ -52,10 +52,10 @@ impl<'a> Counter<'a> {
     }
 }
 
-/// Records of one minute by severity number.
+/// Number of records of one minute, by severity number.
 pub(crate) type Counts = [u32; 25];
 
-/// Counts by minute. Neighbours mostly share theirs: the tree is asked only when it changes.
+/// Counts by minute. Consecutive records mostly share a minute, so the tree is searched only when it changes.
 #[derive(Default)]
 pub(crate) struct Minutes {
     open: Option<(i64, Counts)>,
@@ -76,32 +76,32 @@ impl Minutes {
         }
     }
 
-    /// All of them, by minute.
+    /// Returns all counts, by minute.
     pub(crate) fn finish(mut self) -> BTreeMap<i64, Counts> {
         self.closed.extend(self.open);
         self.closed
     }
 }
 
-/// Something per service. One hash per record, unless it has the service of the one before.
-pub(crate) struct Tally<'a, T> {
-    places: HashMap<&'a str, usize, foldhash::fast::RandomState>,
+/// A value per service. Hashes once per record, unless the record has the same service as the one before.
+pub(crate) struct PerService<'a, T> {
+    indexes: HashMap<&'a str, usize, foldhash::fast::RandomState>,
     last: usize,
-    /// In the order in which they came.
+    /// Services in order of first appearance.
     pub(crate) all: Vec<(&'a str, T)>,
 }
 
-impl<T> Default for Tally<'_, T> {
+impl<T> Default for PerService<'_, T> {
     fn default() -> Self {
-        Self { places: HashMap::default(), last: usize::MAX, all: Vec::new() }
+        Self { indexes: HashMap::default(), last: usize::MAX, all: Vec::new() }
     }
 }
 
-impl<'a, T: Default> Tally<'a, T> {
-    /// What there is of `service`.
-    pub(crate) fn of(&mut self, service: &'a str) -> &mut (&'a str, T) {
+impl<'a, T: Default> PerService<'a, T> {
+    /// Returns the entry of `service`, creating it if needed.
+    pub(crate) fn entry(&mut self, service: &'a str) -> &mut (&'a str, T) {
         if self.all.get(self.last).is_none_or(|&(name, _)| name != service) {
-            self.last = *self.places.entry(service).or_insert_with(|| {
+            self.last = *self.indexes.entry(service).or_insert_with(|| {
                 self.all.push((service, T::default()));
                 self.all.len() - 1
             });

@@ -1,10 +1,11 @@
-//! Connections: how they are made, named and thrown away, and what their errors mean.
+//! Connections: how they are opened, named and discarded, and how their errors are classified.
 //!
-//! - Every connection has a name, `logweir/<writer>/<lane>/<epoch>` for a lane's: a take-over ends frozen holders by it.
-//! - A connection is never used again after an error or a timeout: an abandoned COPY leaves it unusable, and a
+//! - Every connection has a name; a lane's is `logweir/<writer>/<lane>/<epoch>`. A takeover terminates frozen holders by
+//!   name.
+//! - A connection is never reused after an error or a timeout: an abandoned COPY leaves it unusable, and a
 //!   demoted primary still answers `SELECT 1`.
-//! - TLS follows `sslmode`: `disable`, `prefer` (the default: TLS if the server offers it) or `require`; certificates are
-//!   verified in both. `verify-ca` and `verify-full` are understood as `require`, which verifies in full.
+//! - TLS follows `sslmode`: `disable`, `prefer` (the default: TLS if the server offers it) or `require`. Certificates are
+//!   verified in both TLS modes. `verify-ca` and `verify-full` are treated as `require`, which verifies in full.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -16,10 +17,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::Database;
 use crate::store::StoreError;
-use crate::store::fault_class::{Class, Details, classify, copy_line};
+use crate::store::error_class::{Class, Details, classify, copy_line};
 use crate::tls;
 
-/// Makes connections to one URL.
+/// Opens connections to one URL.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) config: Config,
@@ -27,19 +28,19 @@ pub(super) struct Connector {
     connect_timeout: Duration,
 }
 
-/// A connection of our own, outside of the pools. Dropping it closes the socket at once: the farewell would have to pass
-/// through a connection of unknown state, and one to a frozen server would wait for its answer for ever.
-pub(super) struct Link {
+/// A connection outside the pools. Dropping it closes the socket at once: a graceful close would have to pass through a
+/// connection in an unknown state, and would wait forever on a frozen server.
+pub(super) struct Connection {
     pub(super) client: Client,
     driver: AbortHandle,
 }
 
 impl Connector {
     pub(super) fn new(url: &str, database: &Database) -> Result<Self, StoreError> {
-        let wrong = |what: String| StoreError::Systemic(format!("database.url: {what}"));
+        let wrong = |what: String| StoreError::Systemic(format!("invalid database.url: {what}"));
         let mut config: Config = strict_sslmode(url).parse().map_err(|error: Error| wrong(describe(&error)))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(wrong("it names no host".to_owned()));
+            return Err(wrong("missing host".to_owned()));
         }
         let connect_timeout = Duration::from_millis(database.connect_timeout_ms);
         config
@@ -55,17 +56,17 @@ impl Connector {
         Ok(Self { config, tls: MakeRustlsConnect::new(tls), connect_timeout })
     }
 
-    /// A fresh connection under `name`.
-    pub(super) async fn connect(&self, name: &str) -> Result<Link, StoreError> {
+    /// Opens a connection named `name`.
+    pub(super) async fn connect(&self, name: &str) -> Result<Connection, StoreError> {
         let mut config = self.config.clone();
         config.application_name(name);
-        // `connect_timeout` covers the TCP handshake with one address; a host that accepts and then says nothing is covered here.
+        // `connect_timeout` covers the TCP handshake with one address; this covers a host that accepts and then stays silent.
         let addresses = u32::try_from(config.get_hosts().len().max(config.get_hostaddrs().len())).unwrap_or(1);
         let limit = self.connect_timeout * (addresses + 1);
         within(limit, "connecting to the database", self.open(&config)).await
     }
 
-    async fn open(&self, config: &Config) -> Result<Link, StoreError> {
+    async fn open(&self, config: &Config) -> Result<Connection, StoreError> {
         let (client, connection) =
             config.connect(self.tls.clone()).await.map_err(|error| failure("connecting to the database", &error))?;
         let driver = tokio::spawn(async move {
@@ -73,37 +74,37 @@ impl Connector {
                 tracing::debug!(error = describe(&error), "a database connection ended");
             }
         });
-        let link = Link { client, driver: driver.abort_handle() };
-        // So that the server notices within moments when we die in mid-statement. Not every platform has it: then the
-        // TCP timeouts do it.
-        let _ = link.client.batch_execute("SET client_connection_check_interval = '200ms'").await;
-        Ok(link)
+        let connection = Connection { client, driver: driver.abort_handle() };
+        // So that the server soon notices when this process dies in mid-statement. Not every platform supports it; the
+        // TCP timeouts are the fallback.
+        let _ = connection.client.batch_execute("SET client_connection_check_interval = '200ms'").await;
+        Ok(connection)
     }
 }
 
-/// Bounds `work`: a server or a network that falls silent is something to try again.
+/// Bounds `work` by a timeout, which is a transient error: the server or the network does not respond.
 pub(super) async fn within<T>(
     limit: Duration,
     what: &str,
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(StoreError::Transient(format!("{what}: no answer from the database within {} ms", limit.as_millis())))
+        Err(StoreError::Transient(format!("{what}: the database did not respond within {} ms", limit.as_millis())))
     })
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-/// `verify-ca` and `verify-full`, which this client's parser does not know, are what `require` does here.
+/// Maps `verify-ca` and `verify-full`, which the client's parser does not support, to `require`, which does the same here.
 fn strict_sslmode(url: &str) -> String {
     url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require")
 }
 
-/// An error of the server or of the connection, classified. Not for the COPY, where a row may be to blame.
+/// Classifies an error of the server or the connection. Not for COPY, where a row can be the cause.
 pub(super) fn failure(what: &str, error: &Error) -> StoreError {
     let text = format!("{what}: {}", describe(error));
     match class(error) {
@@ -123,7 +124,7 @@ pub(super) fn class(error: &Error) -> Class {
     }
 }
 
-/// Everything that the server said, or the chain of causes.
+/// Returns the server's full message, or the chain of causes.
 pub(super) fn describe(error: &Error) -> String {
     if let Some(db) = error.as_db_error() {
         let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
@@ -144,7 +145,7 @@ pub(super) fn describe(error: &Error) -> String {
         cause = error.source();
     }
     if is_certificate_error(error) {
-        text.push_str("; name the server's CA in database.ca_file, or turn TLS off with sslmode=disable");
+        text.push_str("; set database.ca_file to the server's CA, or disable TLS with sslmode=disable");
     }
     text
 }
@@ -152,7 +153,7 @@ pub(super) fn describe(error: &Error) -> String {
 fn is_certificate_error(error: &Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
-        // An io::Error hides what it wraps from `source`.
+        // `source` of an io::Error skips the error that it wraps.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if let Some(rustls::Error::InvalidCertificate(_)) = wrapped.and_then(|error| error.downcast_ref()) {
             return true;

@@ -1,8 +1,8 @@
 //! Rows in the binary COPY format, written straight from the columnar chunks.
 //!
-//! No allocation per record: rows go into one buffer that is handed to the socket in pieces.
-//! The rows that the server counts at the end are compared with those sent: a stream that is cut at a row's
-//! border, or lacks its trailer, is loaded by the server without complaint.
+//! No allocation per record: rows are encoded into one buffer that is sent in chunks.
+//! The row count that the server returns is compared with the number of rows sent, since the server loads a stream that
+//! is cut at a row boundary or lacks its trailer without an error.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::SinkExt;
@@ -12,19 +12,19 @@ use super::types::{EPOCH_US, JSONB_VERSION};
 use crate::store::rows::Row;
 use crate::store::time;
 
-/// The columns in the order in which [`Encoder`] writes them.
+/// Lists the columns in the order in which [`Encoder`] writes them.
 pub(super) const COPY_SQL: &str =
     "COPY logs (id, ts, severity, service, host, message, attributes) FROM STDIN (FORMAT binary)";
-/// A row's beginning: 7 columns, then length and value of id (8), ts (8) and severity (2).
+/// Start of a row: 7 columns, then length and value of id (8), ts (8) and severity (2).
 const FIXED: [u8; 32] = {
     let mut fixed = [0; 32];
     (fixed[1], fixed[5], fixed[17], fixed[29]) = (7, 8, 8, 2);
     fixed
 };
-/// A piece leaves when it has reached this: large enough that a write costs nothing, small enough to stay in the L2 cache.
-const PIECE_BYTES: usize = 128 << 10;
+/// Size at which a chunk is sent: large enough to amortize a write, small enough for the L2 cache.
+const CHUNK_BYTES: usize = 128 << 10;
 
-/// Copies `rows` into the table and returns how many were sent and how many the server counted.
+/// Copies `rows` into the table. Returns the number of rows sent and the number that the server counted.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,
@@ -37,12 +37,12 @@ pub(super) async fn copy<'a>(
     for row in rows {
         encoder.row(&row);
         sent += 1;
-        if encoder.buffer.len() >= PIECE_BYTES {
-            sink.feed(encoder.piece()).await?;
+        if encoder.buffer.len() >= CHUNK_BYTES {
+            sink.feed(encoder.chunk()).await?;
         }
     }
     encoder.buffer.put_i16(-1);
-    sink.feed(encoder.piece()).await?;
+    sink.feed(encoder.chunk()).await?;
     let counted = sink.as_mut().finish().await?;
     if encoder.clamped > 0 {
         metrics::counter!("logweir_store_clamped_timestamps_total").increment(encoder.clamped);
@@ -50,18 +50,18 @@ pub(super) async fn copy<'a>(
     Ok((sent, counted))
 }
 
-/// What [`copy`] sends before the two bytes at the end, without a server.
-pub(in crate::store) fn pieces<'a>(rows: impl Iterator<Item = Row<'a>>) -> impl Iterator<Item = Bytes> {
+/// Returns the chunks that [`copy`] sends, without the two-byte trailer and without a server.
+pub(in crate::store) fn chunks<'a>(rows: impl Iterator<Item = Row<'a>>) -> impl Iterator<Item = Bytes> {
     let mut encoder = Encoder::new();
     let mut rows = rows;
     std::iter::from_fn(move || {
         for row in rows.by_ref() {
             encoder.row(&row);
-            if encoder.buffer.len() >= PIECE_BYTES {
-                return Some(encoder.piece());
+            if encoder.buffer.len() >= CHUNK_BYTES {
+                return Some(encoder.chunk());
             }
         }
-        (!encoder.buffer.is_empty()).then(|| encoder.piece())
+        (!encoder.buffer.is_empty()).then(|| encoder.chunk())
     })
 }
 
@@ -72,7 +72,7 @@ struct Encoder {
 
 impl Encoder {
     fn new() -> Self {
-        let mut buffer = BytesMut::with_capacity(PIECE_BYTES + PIECE_BYTES / 8);
+        let mut buffer = BytesMut::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 8);
         buffer.put_slice(b"PGCOPY\n\xff\r\n\0");
         buffer.put_i32(0); // flags
         buffer.put_i32(0); // length of the header's extension
@@ -84,7 +84,7 @@ impl Encoder {
         let ts_us = time::clamp(record.ts_us);
         self.clamped += u64::from(ts_us != record.ts_us);
         let texts = record.service.len() + record.host.len() + record.message.len() + record.attributes.len();
-        // One look at the room for the whole row, and one copy for all that has a fixed width.
+        // One capacity check for the whole row, and one copy for all fixed-width columns.
         self.buffer.reserve(FIXED.len() + 4 * 4 + 1 + texts);
         let mut fixed = FIXED;
         fixed[6..14].copy_from_slice(&row.id.to_be_bytes());
@@ -104,10 +104,10 @@ impl Encoder {
         }
     }
 
-    fn piece(&mut self) -> Bytes {
-        let piece = self.buffer.split().freeze();
-        self.buffer.reserve(PIECE_BYTES + PIECE_BYTES / 8);
-        piece
+    fn chunk(&mut self) -> Bytes {
+        let chunk = self.buffer.split().freeze();
+        self.buffer.reserve(CHUNK_BYTES + CHUNK_BYTES / 8);
+        chunk
     }
 }
 

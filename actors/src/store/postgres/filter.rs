@@ -1,7 +1,7 @@
-//! A filter as SQL. Everything that somebody typed goes in as a parameter.
+//! Translates filters to SQL. All user input is passed as parameters.
 //!
-//! A test must be true or false as in [`Filter::matches`], never NULL: what may be NULL is made false.
-//! Texts are compared under the collation "C", where case is ignored for A to Z only.
+//! A condition must be true or false as in [`Filter::matches`], never NULL: nullable expressions default to false.
+//! Text is compared under the collation "C", which folds case for A to Z only.
 
 use tokio_postgres::types::{ToSql, Type};
 
@@ -12,7 +12,7 @@ use crate::store::postgres::types::Time;
 /// [`number`](crate::query::text::number) as a regular expression.
 const NUMBER: &str = "^[-+]?[0-9]{1,100}(\\.[0-9]{1,100})?([eE][-+]?[0-9]{1,2})?$";
 
-/// A statement in the making.
+/// A statement under construction.
 #[derive(Default)]
 pub(super) struct Sql {
     pub(super) text: String,
@@ -29,7 +29,7 @@ impl Sql {
         self
     }
 
-    /// A parameter; gives the text that stands for it.
+    /// Adds a parameter and returns its placeholder.
     pub(super) fn value(&mut self, value: impl ToSql + Sync + Send + 'static, kind: Type) -> String {
         self.values.push((Box::new(value), kind));
         format!("${}", self.values.len())
@@ -96,9 +96,9 @@ impl Sql {
         }
     }
 
-    /// What an attribute passes; false where there is none.
+    /// Returns the condition for an attribute; false if the record does not have it.
     fn attribute(&mut self, name: &str, test: &Test) -> String {
-        // A NUL stands in no name.
+        // No stored name contains NUL.
         if name.contains('\0') {
             return "FALSE".to_owned();
         }
@@ -130,7 +130,7 @@ impl Sql {
             Test::Compare(comparison, than) => {
                 let than = self.value(*than, Type::FLOAT8);
                 let number = self.string(NUMBER);
-                // CASE keeps the cast away from what is no number.
+                // CASE protects the cast from text that is not a number.
                 format!(
                     "(CASE WHEN {text} COLLATE \"C\" ~ {number} THEN ({text})::float8 {} {than} ELSE FALSE END)",
                     comparison.sign()
@@ -139,11 +139,11 @@ impl Sql {
         }
     }
 
-    /// LIKE where that says all, since an index over trigrams understands it best; and before a regular expression that
-    /// looks for words, as what the index can do of it.
+    /// Uses LIKE where it suffices, since a trigram index supports it best; and in front of a regular expression for words,
+    /// so that the index can narrow the candidates.
     fn like(&mut self, text: &str, wanted: &Text) -> String {
         let pattern = wanted.pattern();
-        // No text has a NUL. A regular expression with one may still match.
+        // No stored text contains NUL. A regular expression that contains one can still match.
         if wanted.kind() != TextKind::Regex && pattern.contains('\0') {
             return "FALSE".to_owned();
         }
@@ -170,7 +170,7 @@ impl Sql {
     }
 }
 
-/// `pattern` without meaning for LIKE.
+/// Escapes the LIKE metacharacters in `pattern`.
 fn escaped(pattern: &str) -> String {
     let mut escaped = String::with_capacity(pattern.len());
     for letter in pattern.chars() {
@@ -188,7 +188,7 @@ mod tests {
     use crate::query::parse;
 
     #[test]
-    fn nothing_that_is_typed_stands_in_the_statement() {
+    fn user_input_never_appears_in_the_statement() {
         let query = r#"o'clock "a; DROP" service:("x'y", z) "na'me.b":v* user>1 ~"q'+" NOT host:h severity>=warn"#;
         let mut sql = Sql::default();
         sql.filter(&parse(&query.replace("o'clock", "\"o'clock\"")).unwrap());

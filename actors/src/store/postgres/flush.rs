@@ -1,13 +1,14 @@
 //! One lane's flush: rows, cursor, counters and dead letters in one transaction, exactly once.
 //!
-//! - The cursor moves first, by a compare-and-set on epoch and sequence. Its row lock makes a retry wait for a zombie
-//!   transaction of the same batch, so that what it then sees is settled. A check without the lock would not.
-//! - The last statement before COMMIT reads the lane back: COMMIT of an aborted transaction answers ROLLBACK without
-//!   an error, a SELECT in it fails. It also proves that the counters add up to what the journal says.
-//! - An attempt owns its connection: dropped half-way (timeout, shutdown), the connection goes with it and the server rolls back.
-//! - A row is dead-lettered only after it has failed alone, or as the last row of the shortest part that fails.
-//! - The server's round trips are bounded: finding a row costs about two attempts, and only so many rows are looked for.
-//!   Where more are refused for their values, all rows are sifted at once, without the table.
+//! - The cursor moves first, by a compare-and-set on epoch and sequence number. Its row lock makes a retry wait for a
+//!   zombie transaction of the same batch, so that what the retry reads is final. A check without the lock would not.
+//! - The last statement before COMMIT reads the lane back: COMMIT of an aborted transaction returns ROLLBACK without an
+//!   error, whereas a SELECT in it fails. It also proves that the counters match the journal.
+//! - An attempt owns its connection: if it is dropped halfway (timeout, shutdown), the connection closes and the server
+//!   rolls back.
+//! - A row is dead-lettered only after it has failed alone, or as the last row of the shortest failing prefix.
+//! - The number of round trips is bounded: locating a bad row takes about two attempts, and only a limited number of rows
+//!   are located. If more have invalid values, all rows are validated at once, without the table.
 
 use std::time::Duration;
 
@@ -20,20 +21,20 @@ use tokio_postgres::{Client, Error, Row as SqlRow, Statement};
 use uuid::Uuid;
 
 use super::GRACE;
-use super::connect::{Connector, Link, class, describe, failure, within};
+use super::connect::{Connector, Connection, class, describe, failure, within};
 use super::copy::{COPY_SQL, copy};
 use super::schema;
 use super::types::{Json, Time};
 use crate::message::Batch;
-use crate::store::cursor::{Miss, on_miss};
-use crate::store::fault_class::{Class, copy_line, poison_rows_max};
+use crate::store::cursor::{CursorMismatch, on_cursor_mismatch};
+use crate::store::error_class::{Class, copy_line, poison_rows_max};
 use crate::store::rows::{Row, rows, rows_without};
 use crate::store::{Flushed, LaneRow, LaneWriter, StoreError, dead_letter, volume};
 
 const CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
     WHERE writer_id = $1 AND lane = $2 AND epoch = $3 AND last_seq = $4 AND lane_id = $10";
-/// The same without its condition, for the test that shows what the condition is for.
+/// The same without the condition, for the test that proves the condition necessary.
 const NO_CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
     WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL \
@@ -62,69 +63,69 @@ pub(super) fn lane_row(row: &SqlRow) -> LaneRow {
         last_seq: count(3),
         digest: row.get(4),
         rows: count(5),
-        dead: count(6),
+        dead_lettered: count(6),
         lost: count(7),
         inherited: count(8),
     }
 }
 
-/// So many rows are looked for one by one before all are sifted: by then that is cheaper than an attempt for each.
-const SIFT_AFTER: usize = 8;
-/// Rows of a sifting that share a round trip.
-const SIFT_WINDOW: usize = 256;
-/// So many dead letters of a batch are told one by one; the rest as a number. All are in the table.
-const TOLD_MAX: usize = 8;
+/// Number of rows located one by one before all rows are validated, which is cheaper from then on.
+const VALIDATE_ALL_AFTER: usize = 8;
+/// Rows per round trip of a validation.
+const VALIDATE_WINDOW: usize = 256;
+/// Number of a batch's dead letters that are logged individually. All are in the table.
+const LOGGED_MAX: usize = 8;
 
 /// A lane's connection.
 pub(super) struct PgLane {
     connector: Connector,
-    /// What the connection is called.
+    /// The connection's `application_name`.
     name: String,
     writer: Uuid,
     epoch: i64,
     statement_timeout: Duration,
-    /// The lane as we know it.
+    /// The lane's row as of the last commit or read.
     row: LaneRow,
-    session: Option<Session>,
+    session: Option<LaneSession>,
 }
 
-/// A connection with its statements.
-struct Session {
-    link: Link,
+/// A connection with its prepared statements.
+struct LaneSession {
+    connection: Connection,
     cas: Statement,
     copy: Statement,
     volume: Statement,
     guard: Statement,
 }
 
-/// The rows of a batch that the server refused.
+/// The rows of a batch that the server rejected so far.
 #[derive(Default)]
-struct Refused {
-    /// In order of their places.
+struct RejectedRows {
+    /// Sorted by index.
     poison: Vec<Poison>,
-    /// How many of them were looked for one by one: these are limited.
+    /// How many of them were located one by one; limited.
     located: usize,
-    /// All rows were sifted: whatever is refused from here on, the table refuses.
-    sifted: bool,
+    /// All values have been validated: any further rejection comes from the table.
+    validated: bool,
 }
 
-/// A row that the server refused.
+/// A row that the server rejected.
 struct Poison {
-    /// Its place in the batch, from 0.
-    place: usize,
+    /// Its index in the batch, from 0.
+    index: usize,
     sqlstate: String,
     reason: String,
 }
 
-/// How an attempt failed.
-enum Fault {
-    /// A row is to blame; the transaction is rolled back and the connection is good.
-    Row(Box<Error>),
-    /// Anything else; the connection goes.
+/// Why an attempt failed.
+enum AttemptError {
+    /// A row is bad; the transaction is rolled back and the connection is usable.
+    BadRow(Box<Error>),
+    /// Anything else; the connection must be closed.
     Other(StoreError),
 }
 
-impl From<StoreError> for Fault {
+impl From<StoreError> for AttemptError {
     fn from(error: StoreError) -> Self {
         Self::Other(error)
     }
@@ -144,32 +145,32 @@ impl PgLane {
         Ok(lane)
     }
 
-    async fn connect(&self) -> Result<Session, StoreError> {
+    async fn connect(&self) -> Result<LaneSession, StoreError> {
         within(self.limit(), "opening the lane's connection", self.connect_unbounded()).await
     }
 
-    /// The server's own timeouts do not cover a COPY whose stream stalls.
+    /// Time limit of an attempt: the server's own timeouts do not cover a COPY whose stream stalls.
     fn limit(&self) -> Duration {
         self.statement_timeout + GRACE
     }
 
-    async fn connect_unbounded(&self) -> Result<Session, StoreError> {
-        let link = self.connector.connect(&self.name).await?;
-        // A COPY that was cut off without a word waits for its client as long as TCP lets it, and holds the lane's row
-        // all that time; no other limit of the server's ends it. Where this is not allowed, time does it.
-        let _ = link.client.execute(END_STALLED_SQL, &[&self.name]).await;
-        schema::check_columns(&link.client).await?;
+    async fn connect_unbounded(&self) -> Result<LaneSession, StoreError> {
+        let connection = self.connector.connect(&self.name).await?;
+        // After a connection is lost silently, its COPY waits for the client until TCP gives up, and holds the lane's row
+        // all that time; no other limit of the server ends it. Without the privilege to terminate it, the wait must run out.
+        let _ = connection.client.execute(END_STALLED_SQL, &[&self.name]).await;
+        schema::check_columns(&connection.client).await?;
         let prepare =
-            async |sql| link.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));
+            async |sql| connection.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));
         let cas = prepare(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL }).await?;
         let copy = prepare(COPY_SQL).await?;
         let volume = prepare(VOLUME_SQL).await?;
         let guard = prepare(GUARD_SQL).await?;
-        Ok(Session { link, cas, copy, volume, guard })
+        Ok(LaneSession { connection, cas, copy, volume, guard })
     }
 
     fn begin_sql(&self) -> String {
-        // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of ours.
+        // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of logweir.
         format!(
             "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
              SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'",
@@ -177,32 +178,32 @@ impl PgLane {
         )
     }
 
-    /// Flushes, setting rows aside until the rest goes in.
+    /// Flushes, dead-lettering bad rows until the rest is accepted.
     async fn flush_isolating_bad_rows(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
-        let mut refused = Refused::default();
+        let mut rejected = RejectedRows::default();
         loop {
             let session = match self.session.take() {
-                Some(session) if !session.link.client.is_closed() => session,
+                Some(session) if !session.connection.client.is_closed() => session,
                 _ => self.connect().await?,
             };
             let limit = self.limit();
-            let attempt = tokio::time::timeout(limit, self.attempt(&session, batch, &refused.poison)).await;
+            let attempt = tokio::time::timeout(limit, self.attempt(&session, batch, &rejected.poison)).await;
             let error = match attempt {
                 Ok(Ok(flushed)) => {
                     self.session = Some(session);
                     return Ok(flushed);
                 }
-                Ok(Err(Fault::Other(error))) => {
+                Ok(Err(AttemptError::Other(error))) => {
                     return Err(error);
                 }
-                Ok(Err(Fault::Row(error))) => error,
+                Ok(Err(AttemptError::BadRow(error))) => error,
                 Err(_) => {
                     let limit_ms = limit.as_millis();
-                    return Err(StoreError::Transient(format!("a flush took longer than {limit_ms} ms")));
+                    return Err(StoreError::Transient(format!("the flush timed out after {limit_ms} ms")));
                 }
             };
-            let found = self.set_aside(&session, batch, &mut refused, *error);
-            match within(limit, "looking for bad rows", found).await {
+            let found = self.isolate(&session, batch, &mut rejected, *error);
+            match within(limit, "locating bad rows", found).await {
                 Ok(()) => self.session = Some(session),
                 Err(error) => {
                     return Err(error);
@@ -211,16 +212,16 @@ impl PgLane {
         }
     }
 
-    /// One transaction.
-    async fn attempt(&mut self, session: &Session, batch: &Batch, poison: &[Poison]) -> Result<Flushed, Fault> {
-        let skip: Vec<usize> = poison.iter().map(|poison| poison.place).collect();
-        let client = &session.link.client;
+    /// Runs one transaction.
+    async fn attempt(&mut self, session: &LaneSession, batch: &Batch, poison: &[Poison]) -> Result<Flushed, AttemptError> {
+        let skip: Vec<usize> = poison.iter().map(|poison| poison.index).collect();
+        let client = &session.connection.client;
         let rows_in = batch.records() - skip.len() as u64;
         let cursor_first = !armed("mutation.cursor_outside_tx");
 
         self.simple(session, &self.begin_sql()).await?;
         if cursor_first && !self.move_cursor(session, batch, rows_in, skip.len() as u64).await? {
-            return Ok(self.missed(session, batch).await?);
+            return Ok(self.resolve_mismatch(session, batch).await?);
         }
         kill_point("store.copy.before");
         let mut volume = volume::Counter::default();
@@ -229,12 +230,12 @@ impl PgLane {
             match copy(client, &session.copy, stream).await {
                 Ok((sent, counted)) if sent == counted => {}
                 Ok((sent, counted)) => {
-                    let text = format!("{sent} rows were sent and the database counted {counted}; rolled back");
-                    return Err(Fault::Other(StoreError::Systemic(text)));
+                    let text = format!("{sent} rows were sent, but the database counted {counted}; rolled back");
+                    return Err(AttemptError::Other(StoreError::Systemic(text)));
                 }
                 Err(error) if blames_a_row(&error) => {
                     self.simple(session, "ROLLBACK").await?;
-                    return Err(Fault::Row(Box::new(error)));
+                    return Err(AttemptError::BadRow(Box::new(error)));
                 }
                 Err(error) => return Err(failure("copying rows", &error).into()),
             }
@@ -242,10 +243,10 @@ impl PgLane {
         kill_point("store.copy.after");
         let counting = self.count_volume(session, volume.finish());
         if !poison.is_empty() {
-            self.bury(session, batch, poison).await?;
+            self.insert_dead_letters(session, batch, poison).await?;
         }
         if cursor_first {
-            // One round trip for both. Where counting fails so does the other: the transaction is aborted then.
+            // One round trip for both. If counting fails, so does the guard, since the transaction is aborted.
             let (counted, guarded) = join(counting, self.guard(session, batch, rows_in, skip.len() as u64)).await;
             counted?;
             guarded?;
@@ -263,22 +264,22 @@ impl PgLane {
 
         self.row.last_seq = batch.to_seq();
         self.row.rows += rows_in;
-        self.row.dead += skip.len() as u64;
+        self.row.dead_lettered += skip.len() as u64;
         self.row.lost += batch.lost();
-        self.count_dead(poison);
-        Ok(Flushed { rows: rows_in, dead: skip.len() as u64 })
+        self.log_dead_letters(poison);
+        Ok(Flushed { rows: rows_in, dead_lettered: skip.len() as u64 })
     }
 
-    async fn simple(&self, session: &Session, sql: &str) -> Result<(), StoreError> {
+    async fn simple(&self, session: &LaneSession, sql: &str) -> Result<(), StoreError> {
         let what = sql.split(';').next().unwrap_or(sql);
-        session.link.client.batch_execute(sql).await.map_err(|error| failure(what, &error))
+        session.connection.client.batch_execute(sql).await.map_err(|error| failure(what, &error))
     }
 
-    /// The compare-and-set. `false`: it hit no row.
-    async fn move_cursor(&self, session: &Session, batch: &Batch, rows_in: u64, dead: u64) -> Result<bool, StoreError> {
+    /// Runs the compare-and-set. Returns whether it matched.
+    async fn move_cursor(&self, session: &LaneSession, batch: &Batch, rows_in: u64, dead: u64) -> Result<bool, StoreError> {
         kill_point("store.cas.before");
         let moved = session
-            .link
+            .connection
             .client
             .execute(
                 &session.cas,
@@ -301,9 +302,9 @@ impl PgLane {
         Ok(moved == 1)
     }
 
-    /// The compare-and-set hit no row: finds out why.
-    async fn missed(&mut self, session: &Session, batch: &Batch) -> Result<Flushed, StoreError> {
-        let client = &session.link.client;
+    /// Finds out why the compare-and-set matched no row.
+    async fn resolve_mismatch(&mut self, session: &LaneSession, batch: &Batch) -> Result<Flushed, StoreError> {
+        let client = &session.connection.client;
         let reading = |error: Error| failure("reading the cursor", &error);
         let owner = client
             .query_opt("SELECT epoch, owner FROM logweir_writer WHERE writer_id = $1", &[&self.writer])
@@ -314,34 +315,34 @@ impl PgLane {
         self.simple(session, "ROLLBACK").await?;
         let row = row.as_ref().map(lane_row);
         let epoch = owner.as_ref().map(|owner| owner.get(0));
-        let miss = on_miss(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch);
-        match (miss, row) {
-            (Miss::AlreadyApplied, Some(row)) => {
+        let mismatch = on_cursor_mismatch(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch);
+        match (mismatch, row) {
+            (CursorMismatch::AlreadyApplied, Some(row)) => {
                 let flushed = Flushed {
                     rows: row.rows.saturating_sub(self.row.rows),
-                    dead: row.dead.saturating_sub(self.row.dead),
+                    dead_lettered: row.dead_lettered.saturating_sub(self.row.dead_lettered),
                 };
                 self.row = row;
                 Ok(flushed)
             }
-            (Miss::Moved, Some(row)) => {
+            (CursorMismatch::Moved, Some(row)) => {
                 self.row = row.clone();
                 Err(StoreError::CursorMoved(Box::new(row)))
             }
-            (Miss::Fenced, _) => Err(StoreError::Fenced {
+            (CursorMismatch::Fenced, _) => Err(StoreError::Fenced {
                 writer: self.writer,
                 epoch: epoch.unwrap_or_default(),
                 mine: self.epoch,
                 owner: owner.map(|owner| owner.get(1)).unwrap_or_default(),
             }),
-            (Miss::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
-            (Miss::WentBack | Miss::AlreadyApplied | Miss::Moved, _) => {
+            (CursorMismatch::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
+            (CursorMismatch::Rewound | CursorMismatch::AlreadyApplied | CursorMismatch::Moved, _) => {
                 Err(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })
             }
         }
     }
 
-    async fn count_volume(&self, session: &Session, counted: Vec<(volume::Key<'_>, i64)>) -> Result<(), StoreError> {
+    async fn count_volume(&self, session: &LaneSession, counted: Vec<(volume::Key<'_>, i64)>) -> Result<(), StoreError> {
         if counted.is_empty() {
             return Ok(());
         }
@@ -350,7 +351,7 @@ impl PgLane {
         let severities: Vec<i16> = counted.iter().map(|(key, _)| i16::from(key.severity)).collect();
         let records: Vec<i64> = counted.iter().map(|(_, records)| *records).collect();
         session
-            .link
+            .connection
             .client
             .execute(&session.volume, &[&minutes, &services, &severities, &records, &self.lane_id()])
             .await
@@ -358,40 +359,40 @@ impl PgLane {
         Ok(())
     }
 
-    /// Writes the dead letters.
-    async fn bury(&self, session: &Session, batch: &Batch, poison: &[Poison]) -> Result<(), StoreError> {
+    /// Inserts the dead letters.
+    async fn insert_dead_letters(&self, session: &LaneSession, batch: &Batch, poison: &[Poison]) -> Result<(), StoreError> {
         let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
-        let dead: Vec<(&Poison, &Row<'_>)> = poison.iter().map(|poison| (poison, &all[poison.place])).collect();
+        let dead: Vec<(&Poison, &Row<'_>)> = poison.iter().map(|poison| (poison, &all[poison.index])).collect();
         let ids: Vec<i64> = dead.iter().map(|(_, row)| row.id).collect();
         let seqs: Vec<i64> = dead.iter().map(|(_, row)| row.seq.cast_signed()).collect();
-        let places: Vec<i32> = dead.iter().map(|(_, row)| row.row.cast_signed()).collect();
+        let indexes: Vec<i32> = dead.iter().map(|(_, row)| row.row.cast_signed()).collect();
         let states: Vec<&str> = dead.iter().map(|(poison, _)| poison.sqlstate.as_str()).collect();
         let reasons: Vec<&str> = dead.iter().map(|(poison, _)| poison.reason.as_str()).collect();
         let raws: Vec<String> = dead.iter().map(|(_, row)| dead_letter::raw(&row.record)).collect();
         session
-            .link
+            .connection
             .client
-            .execute(DEAD_SQL, &[&ids, &seqs, &places, &states, &reasons, &raws, &self.writer, &i32::from(batch.lane)])
+            .execute(DEAD_SQL, &[&ids, &seqs, &indexes, &states, &reasons, &raws, &self.writer, &i32::from(batch.lane)])
             .await
             .map_err(|error| failure("writing dead letters", &error))?;
         Ok(())
     }
 
     /// Reads the lane back inside the transaction and checks that the counters add up.
-    async fn guard(&self, session: &Session, batch: &Batch, rows_in: u64, dead: u64) -> Result<(), StoreError> {
+    async fn guard(&self, session: &LaneSession, batch: &Batch, rows_in: u64, dead: u64) -> Result<(), StoreError> {
         let row = session
-            .link
+            .connection
             .client
             .query_one(&session.guard, &[&self.writer, &i32::from(batch.lane)])
             .await
             .map_err(|error| failure("reading the cursor back", &error))?;
-        let (seq, settled) = (row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i64>(1).cast_unsigned());
-        if (seq == batch.to_seq() && settled == batch.to_records()) || armed("mutation.no_guard") {
+        let (seq, accounted) = (row.get::<_, i64>(0).cast_unsigned(), row.get::<_, i64>(1).cast_unsigned());
+        if (seq == batch.to_seq() && accounted == batch.to_records()) || armed("mutation.no_guard") {
             return Ok(());
         }
         Err(StoreError::Systemic(format!(
-            "lane {}: the counts do not add up, rolled back: with this batch ({rows_in} rows, {dead} dead letters, {} lost, \
-             frames after {} to {}) the database would have {settled} records settled at frame {seq}; the journal has {} at frame {}",
+            "lane {}: inconsistent counts, rolled back: with this batch ({rows_in} rows, {dead} dead letters, {} lost, frames after \
+             {} to {}) the database would account for {accounted} records at frame {seq}; the journal has {} at frame {}",
             batch.lane,
             batch.lost(),
             batch.from_seq,
@@ -401,62 +402,61 @@ impl PgLane {
         )))
     }
 
-    /// Finds the row that made `error` (or all rows like it) and sets it aside, unless there are too many already.
-    async fn set_aside(
+    /// Finds the row that caused `error` (or all such rows) and excludes it, unless there are too many already.
+    async fn isolate(
         &self,
-        session: &Session,
+        session: &LaneSession,
         batch: &Batch,
-        refused: &mut Refused,
+        rejected: &mut RejectedRows,
         error: Error,
     ) -> Result<(), StoreError> {
-        if class(&error) == Class::Value && refused.located >= SIFT_AFTER && !refused.sifted {
-            refused.sifted = true;
-            let found = self.sift(session, batch, &refused.poison).await?;
+        if class(&error) == Class::Value && rejected.located >= VALIDATE_ALL_AFTER && !rejected.validated {
+            rejected.validated = true;
+            let found = self.validate_values(session, batch, &rejected.poison).await?;
             if !found.is_empty() {
-                refused.poison.extend(found);
-                refused.poison.sort_by_key(|poison| poison.place);
+                rejected.poison.extend(found);
+                rejected.poison.sort_by_key(|poison| poison.index);
                 return Ok(());
             }
         }
         let records = usize::try_from(batch.records()).unwrap_or(usize::MAX);
         let limit = poison_rows_max(records);
-        if refused.located >= limit {
+        if rejected.located >= limit {
             return Err(StoreError::Systemic(format!(
-                "lane {}: the database refuses more than {limit} of {records} rows, the last one with: {}; this is taken for a \
-                 change of the table, not for bad records; nothing was dead-lettered",
+                "lane {}: the database rejects more than {limit} of {records} rows, the last one with: {}; the table was probably \
+                 changed, so nothing was dead-lettered",
                 batch.lane,
                 describe(&error)
             )));
         }
-        let found = self.locate(session, batch, &refused.poison, error).await?;
-        let at = refused.poison.partition_point(|poison| poison.place < found.place);
-        refused.poison.insert(at, found);
-        refused.located += 1;
+        let found = self.locate(session, batch, &rejected.poison, error).await?;
+        let at = rejected.poison.partition_point(|poison| poison.index < found.index);
+        rejected.poison.insert(at, found);
+        rejected.located += 1;
         Ok(())
     }
 
-    /// Shows each row's values to the input functions of their types, the same that COPY uses, and to no table. What fails
-    /// here is the record's own fault and no sign of a changed table. Pipelined: one round trip for
-    /// each [`SIFT_WINDOW`] rows.
-    async fn sift(&self, session: &Session, batch: &Batch, poison: &[Poison]) -> Result<Vec<Poison>, StoreError> {
-        const WHAT: &str = "sifting rows";
-        let client = &session.link.client;
-        // Parameters that nothing uses are read all the same.
+    /// Passes each row's values to the input functions of their types, as COPY does, but to no table. A failure here means
+    /// a bad record and not a changed table. Pipelined: one round trip per [`VALIDATE_WINDOW`] rows.
+    async fn validate_values(&self, session: &LaneSession, batch: &Batch, poison: &[Poison]) -> Result<Vec<Poison>, StoreError> {
+        const WHAT: &str = "validating rows";
+        let client = &session.connection.client;
+        // Unused parameters are parsed all the same.
         let types = [Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
         let statement = client.prepare_typed("SELECT", &types).await.map_err(|error| failure(WHAT, &error))?;
-        let skip: Vec<usize> = poison.iter().map(|poison| poison.place).collect();
+        let skip: Vec<usize> = poison.iter().map(|poison| poison.index).collect();
         let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
-        let sent: Vec<usize> = (0..all.len()).filter(|place| skip.binary_search(place).is_err()).collect();
+        let sent: Vec<usize> = (0..all.len()).filter(|index| skip.binary_search(index).is_err()).collect();
         let mut found = Vec::new();
-        for places in sent.chunks(SIFT_WINDOW) {
-            let mut answers = Vec::with_capacity(places.len());
-            for &place in places {
-                answers.push(read_values(client, &statement, &all[place]));
+        for indexes in sent.chunks(VALIDATE_WINDOW) {
+            let mut results = Vec::with_capacity(indexes.len());
+            for &index in indexes {
+                results.push(read_values(client, &statement, &all[index]));
             }
-            for (&place, answer) in places.iter().zip(join_all(answers).await) {
-                match answer {
+            for (&index, result) in indexes.iter().zip(join_all(results).await) {
+                match result {
                     Ok(()) => {}
-                    Err(error) if class(&error) == Class::Value => found.push(Poison::new(place, &error)),
+                    Err(error) if class(&error) == Class::Value => found.push(Poison::new(index, &error)),
                     Err(error) => return Err(failure(WHAT, &error)),
                 }
             }
@@ -466,42 +466,42 @@ impl PgLane {
 
     async fn locate(
         &self,
-        session: &Session,
+        session: &LaneSession,
         batch: &Batch,
         poison: &[Poison],
         error: Error,
     ) -> Result<Poison, StoreError> {
         let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
-        let is_poison = |place: &usize| poison.binary_search_by_key(place, |poison| poison.place).is_ok();
-        let sent: Vec<usize> = (0..all.len()).filter(|place| !is_poison(place)).collect();
+        let is_poison = |index: &usize| poison.binary_search_by_key(index, |poison| poison.index).is_ok();
+        let sent: Vec<usize> = (0..all.len()).filter(|index| !is_poison(index)).collect();
         let line = error.as_db_error().and_then(|db| copy_line(db.where_()?));
-        if let Some(&place) = line.and_then(|line| sent.get(line.checked_sub(1)?))
-            && let Some(error) = self.refused(session, &all[place..=place]).await?
+        if let Some(&index) = line.and_then(|line| sent.get(line.checked_sub(1)?))
+            && let Some(error) = self.try_copy(session, &all[index..=index]).await?
         {
-            return Ok(Poison::new(place, &error));
+            return Ok(Poison::new(index, &error));
         }
-        // No line, or not that row alone: the last row of the shortest part that is refused.
-        let (mut taken, mut refused, mut last) = (0, sent.len(), error);
-        while refused - taken > 1 {
-            let middle = taken.midpoint(refused);
-            let part: Vec<Row<'_>> = sent[..middle].iter().map(|&place| all[place]).collect();
-            match self.refused(session, &part).await? {
-                Some(error) => (refused, last) = (middle, error),
-                None => taken = middle,
+        // No line number, or not that row alone: the last row of the shortest rejected prefix.
+        let (mut accepted, mut rejected, mut last) = (0, sent.len(), error);
+        while rejected - accepted > 1 {
+            let middle = accepted.midpoint(rejected);
+            let part: Vec<Row<'_>> = sent[..middle].iter().map(|&index| all[index]).collect();
+            match self.try_copy(session, &part).await? {
+                Some(error) => (rejected, last) = (middle, error),
+                None => accepted = middle,
             }
         }
-        Ok(Poison::new(sent[refused - 1], &last))
+        Ok(Poison::new(sent[rejected - 1], &last))
     }
 
-    /// Whether the server refuses `rows` for a row's sake. Leaves nothing behind.
-    async fn refused(&self, session: &Session, rows: &[Row<'_>]) -> Result<Option<Error>, StoreError> {
+    /// Copies `rows` and rolls back. Returns the error if a row caused it.
+    async fn try_copy(&self, session: &LaneSession, rows: &[Row<'_>]) -> Result<Option<Error>, StoreError> {
         self.simple(session, &self.begin_sql()).await?;
-        let outcome = copy(&session.link.client, &session.copy, rows.iter().copied()).await;
+        let outcome = copy(&session.connection.client, &session.copy, rows.iter().copied()).await;
         self.simple(session, "ROLLBACK").await?;
         match outcome {
             Ok(_) => Ok(None),
             Err(error) if blames_a_row(&error) => Ok(Some(error)),
-            Err(error) => Err(failure("looking for a bad row", &error)),
+            Err(error) => Err(failure("locating a bad row", &error)),
         }
     }
 
@@ -509,24 +509,24 @@ impl PgLane {
         i32::try_from(self.row.lane_id).unwrap_or(i32::MAX)
     }
 
-    fn count_dead(&self, poison: &[Poison]) {
+    fn log_dead_letters(&self, poison: &[Poison]) {
         for poison in poison {
             metrics::counter!("logweir_store_dead_letters_total", "sqlstate" => poison.sqlstate.clone()).increment(1);
         }
-        if poison.len() > TOLD_MAX {
-            let records = poison.len() - TOLD_MAX;
+        if poison.len() > LOGGED_MAX {
+            let records = poison.len() - LOGGED_MAX;
             tracing::warn!(
                 lane = self.row.lane,
                 records,
-                "more records of the batch were dead-lettered than are told here"
+                "further records of the batch were dead-lettered"
             );
         }
-        for poison in poison.iter().take(TOLD_MAX) {
+        for poison in poison.iter().take(LOGGED_MAX) {
             tracing::warn!(
                 lane = self.row.lane,
                 sqlstate = poison.sqlstate,
                 reason = poison.reason,
-                "a record was dead-lettered"
+                "dead-lettered a record"
             );
         }
     }
@@ -543,9 +543,9 @@ fn blames_a_row(error: &Error) -> bool {
 }
 
 impl Poison {
-    fn new(place: usize, error: &Error) -> Self {
+    fn new(index: usize, error: &Error) -> Self {
         Self {
-            place,
+            index,
             sqlstate: error.code().map(|code| code.code().to_owned()).unwrap_or_default(),
             reason: describe(error),
         }
@@ -562,6 +562,6 @@ impl LaneWriter for PgLane {
     }
 
     fn is_open(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| !session.link.client.is_closed())
+        self.session.as_ref().is_some_and(|session| !session.connection.client.is_closed())
     }
 }

@@ -1,7 +1,7 @@
 //! PostgreSQL and TimescaleDB.
 //!
-//! Flushes go over one long-lived connection per lane (`flush`); take-over, preparation and maintenance over connections of
-//! their own; queries and administration over two small pools.
+//! Each lane flushes over its own long-lived connection (`flush`). Lease acquisition, preparation and maintenance use
+//! short-lived connections; queries and administration use two small pools.
 
 mod connect;
 mod filter;
@@ -10,7 +10,7 @@ mod read;
 pub(super) mod copy;
 mod flush;
 mod schema;
-mod take_over;
+mod lease;
 mod types;
 
 use std::sync::OnceLock;
@@ -26,49 +26,49 @@ use uuid::Uuid;
 
 use self::connect::{Connector, failure, within};
 use self::flush::{LANE_SQL, PgLane, lane_row};
-use self::schema::Keep;
+use self::schema::RetentionSettings;
 use self::types::Time;
 use super::cursor::ORDINAL_BITS;
 use super::volume::Key;
 use super::{
-    Claim, DeadLetter, Inheritance, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount, claim,
+    Claim, DeadLetter, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount, claim,
     dead_letter,
 };
 use crate::config::{Database, DatabaseUrl};
 use crate::query_throttle::QueryThrottle;
 
-/// Connections for administration: few, since only commands and maintenance use them.
+/// Size of the administration pool: small, since only commands use it.
 const ADMIN_CONNECTIONS: usize = 2;
 
-/// How long a migration may take with all its locks, and a take-over with its three tries: the flusher waits for both.
+/// Time limits of a migration with all its locks, and of a lease acquisition with its three attempts. Flushes wait for both.
 const PREPARE_LIMIT: Duration = Duration::from_secs(600);
-const TAKE_OVER_LIMIT: Duration = Duration::from_secs(40);
-/// What a client waits longer than the server's own limit.
+const ACQUIRE_LIMIT: Duration = Duration::from_secs(40);
+/// Extra time that the client waits beyond the server's own limit.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The store in a `PostgreSQL` server.
+/// A store in a `PostgreSQL` server.
 pub struct PostgresStore {
     connector: Connector,
     admin: Pool,
     read: Pool,
     reader_tls: MakeRustlsConnect,
     statement_timeout: Duration,
-    keep: Keep,
+    retention: RetentionSettings,
     hypertable: OnceLock<bool>,
 }
 
 impl PostgresStore {
-    /// Connects to nothing yet.
+    /// Creates the store without connecting yet.
     ///
     /// # Errors
-    /// [`StoreError::Systemic`]: a URL or the CA file is wrong.
+    /// [`StoreError::Systemic`] if a URL or the CA file is invalid.
     pub fn new(url: &str, database: &Database) -> Result<Self, StoreError> {
         let connector = Connector::new(url, database)?;
         let mut reader = match &database.read_url {
             Some(DatabaseUrl::Postgres(url)) => Connector::new(url, database)?,
             _ => connector.clone(),
         };
-        // A replica is what read_url is for.
+        // read_url is meant for replicas.
         reader.config.target_session_attrs(TargetSessionAttrs::Any);
         let setup = format!(
             "SET default_transaction_read_only = on; SET statement_timeout = {}",
@@ -80,7 +80,7 @@ impl PostgresStore {
             reader_tls: reader.tls,
             connector,
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
-            keep: Keep {
+            retention: RetentionSettings {
                 retention_days: database.retention_days,
                 compress_after_days: database.compress_after_days,
                 text_index: database.text_index,
@@ -89,13 +89,13 @@ impl PostgresStore {
         })
     }
 
-    /// Where queries go: `read_url`, read-only, with `statement_timeout` set.
+    /// Returns the pool for queries: `read_url`, read-only, with `statement_timeout` set.
     #[must_use]
     pub fn read_pool(&self) -> &Pool {
         &self.read
     }
 
-    /// Reads where queries go, each reading at most as long as the server lets a statement run.
+    /// Returns a reader that uses the query pool. `timeout` is the server's limit for a statement.
     #[must_use]
     pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> read::PostgresReader {
         read::PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, throttle)
@@ -115,7 +115,7 @@ fn pool(
 ) -> Result<Pool, StoreError> {
     let mut config = connector.config.clone();
     config.application_name(name);
-    // Verified: the default hands out sockets that are dead.
+    // Verified: the default returns dead sockets.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
     let wait = Some(Duration::from_millis(database.connect_timeout_ms));
     let mut builder = Pool::builder(Manager::from_config(config, connector.tls.clone(), recycling))
@@ -154,40 +154,40 @@ impl LogStore for PostgresStore {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        let link = self.connector.connect("logweir/prepare").await?;
-        let hypertable = within(PREPARE_LIMIT, "preparing the schema", schema::prepare(link)).await?;
+        let connection = self.connector.connect("logweir/prepare").await?;
+        let hypertable = within(PREPARE_LIMIT, "preparing the schema", schema::prepare(connection)).await?;
         let _ = self.hypertable.set(hypertable);
         let ahead = self.maintain(logweir_engine::clock::wall_us());
-        match within(PREPARE_LIMIT, "making partitions ahead", ahead).await {
-            // A lock in the way: the default partition takes the rows until the next round.
+        match within(PREPARE_LIMIT, "creating partitions", ahead).await {
+            // A lock is held: the default partition receives the rows until the next round.
             Err(StoreError::Transient(error)) => {
-                tracing::warn!(error, "partitions could not be made ahead yet");
+                tracing::warn!(error, "partitions could not be created; retrying at the next maintenance");
                 Ok(())
             }
             done => done,
         }
     }
 
-    async fn take_over(&self, claim: &Claim) -> Result<Lease, StoreError> {
-        let taking = take_over::take_over(&self.connector, claim, None);
-        within(TAKE_OVER_LIMIT, "taking the journal over", taking).await
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        let acquiring = lease::acquire_lease(&self.connector, claim, None);
+        within(ACQUIRE_LIMIT, "acquiring the journal's lease", acquiring).await
     }
 
-    async fn inheritance(&self, claim: &Claim) -> Result<Option<Inheritance>, StoreError> {
-        let link = self.connector.connect("logweir/adopt").await?;
-        Ok(claim::inheritance(&take_over::history(&link, claim.writer).await?, claim))
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
+        let connection = self.connector.connect("logweir/fork").await?;
+        Ok(claim::fork_point(&lease::history(&connection, claim.writer).await?, claim))
     }
 
-    async fn adopt(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
-        let taking = take_over::take_over(&self.connector, claim, Some(starts));
-        within(TAKE_OVER_LIMIT, "adopting the journal", taking).await
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+        let acquiring = lease::acquire_lease(&self.connector, claim, Some(starts));
+        within(ACQUIRE_LIMIT, "acquiring the fork's lease", acquiring).await
     }
 
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
         let opening = async {
-            // With the epoch in its name, so that a take-over can end it.
+            // The name contains the epoch, so that a takeover can terminate it.
             let name = format!("logweir/{}/open-lane/{}", lease.writer.simple(), lease.epoch);
-            let row = take_over::lane(&self.connector.connect(&name).await?, lease, lane).await?;
+            let row = lease::lane(&self.connector.connect(&name).await?, lease, lane).await?;
             let connector = self.connector.clone();
             let writer =
                 PgLane::open(connector, lease.writer, lease.epoch, row.clone(), self.statement_timeout).await?;
@@ -197,7 +197,7 @@ impl LogStore for PostgresStore {
     }
 
     async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {
-        schema::maintain(self.connector.connect("logweir/maintain").await?, self.keep, now_us).await
+        schema::maintain(self.connector.connect("logweir/maintain").await?, self.retention, now_us).await
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
@@ -253,14 +253,14 @@ impl LogStore for PostgresStore {
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
-        let record = dead_letter::mend(&dead.raw)?;
+        let record = dead_letter::parse_raw(&dead.raw)?;
         let mut client = self.admin().await?;
         let failed = failed("replaying a dead letter");
         let transaction = client.transaction().await.map_err(&failed)?;
         let removed =
             transaction.execute("DELETE FROM logweir_dead_letter WHERE id = $1", &[&dead.id]).await.map_err(&failed)?;
         if removed == 0 {
-            return Err(StoreError::Systemic(format!("there is no dead letter {} any more", dead.id)));
+            return Err(StoreError::Systemic(format!("unknown dead letter {}: it may have been replayed or purged", dead.id)));
         }
         let severity = i16::from(record.severity.number());
         transaction

@@ -1,9 +1,9 @@
-//! Reading PostgreSQL.
+//! Reads from PostgreSQL.
 //!
-//! - One transaction, REPEATABLE READ and read-only: rows and cursors of one snapshot. On a replica too.
-//! - Rows come in portions, so that a page that has enough bytes asks for no more.
-//! - A reading that is dropped before its end (the client has gone, its time is over, the rows have fallen behind) is
-//!   cancelled in the server, and its connection is not used again.
+//! - One REPEATABLE READ, read-only transaction returns rows and cursors of one snapshot, also on a replica.
+//! - Rows are fetched in chunks, so that a page that has enough bytes fetches no more.
+//! - A read that is dropped before its end (the client has disconnected, its time limit has passed, flushes have fallen
+//!   behind) is canceled in the server, and its connection is not reused.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ use crate::query_throttle::{QueryThrottle, READING_MAX};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::store::time::MINUTE_US;
 
-/// Rows that are asked for at once.
-const PORTION: usize = 500;
+/// Rows per fetch.
+const ROWS_PER_FETCH: usize = 500;
 
-/// What the server gets beyond its own limit before the reading is cut.
+/// Extra time that the server gets beyond its own limit before the read is canceled.
 const GRACE: Duration = Duration::from_secs(2);
 
-const LANES: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
+const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
      FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
 
 /// Reads through a pool.
@@ -50,7 +50,7 @@ impl PostgresReader {
         Self { pool, tls, timeout, throttle }
     }
 
-    /// What the server holds a statement to: while the rows are behind, a short time and one process.
+    /// Returns the SQL that limits a statement: to a short time and one process while flushes are behind.
     fn limit(&self) -> String {
         match self.throttle.is_behind() {
             false => format!("SET LOCAL statement_timeout = {}", self.timeout.as_millis()),
@@ -70,33 +70,33 @@ impl PostgresReader {
             return self.too_slow();
         }
         if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
-            return ReadError::Unprepared;
+            return ReadError::NoSchema;
         }
         failure("reading", error).into()
     }
 
-    /// Reads; anew, and then in pieces, if the rows fall behind meanwhile.
-    async fn paced<T, F>(&self, reading: impl Fn() -> F) -> Result<Snapshot<T>, ReadError>
+    /// Runs a read, and restarts it in pieces if flushes fall behind meanwhile.
+    async fn throttled<T, F>(&self, reading: impl Fn() -> F) -> Result<Snapshot<T>, ReadError>
     where
         F: Future<Output = Result<Snapshot<T>, ReadError>>,
     {
         if !self.throttle.is_behind() {
             tokio::select! {
                 done = reading() => return done,
-                () = self.throttle.falls_behind() => {}
+                () = self.throttle.throttled() => {}
             }
         }
         reading().await
     }
 
-    /// Runs `work` inside of one snapshot.
+    /// Runs `work` in one snapshot.
     async fn read<T>(
         &self,
-        work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, Stop>,
+        work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, ReadStop>,
     ) -> Result<Snapshot<T>, ReadError> {
         let object = self.pool.get().await.map_err(|error| ReadError::from(pool_failure(&error)))?;
-        let mut lease = Lease { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
-        let client = lease.object.as_mut().expect("it is taken at the end only");
+        let mut guard = CancelOnDrop { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
+        let client = guard.object.as_mut().expect("the connection is taken only at the end");
         let reading = async {
             let transaction = client
                 .build_transaction()
@@ -105,7 +105,7 @@ impl PostgresReader {
                 .start()
                 .await?;
             let limit = self.limit();
-            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), transaction.query(LANES, &[]));
+            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), transaction.query(LANES_SQL, &[]));
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
             let value = work(&transaction).await?;
@@ -115,11 +115,11 @@ impl PostgresReader {
         match tokio::time::timeout(self.timeout + GRACE, reading).await {
             Err(_) => Err(self.too_slow()),
             Ok(done) => {
-                // An error has ended the statement as well; the transaction's own drop rolls it back.
-                lease.finish();
+                // An error has ended the statement too; dropping the transaction rolls it back.
+                guard.finish();
                 done.map_err(|stop| match stop {
-                    Stop::Failed(error) => self.failed(&error),
-                    Stop::MadeRoom => ReadError::MadeRoom,
+                    ReadStop::Failed(error) => self.failed(&error),
+                    ReadStop::Preempted => ReadError::Preempted,
                 })
             }
         }
@@ -138,17 +138,17 @@ impl PostgresReader {
                 let mut pieces = self.throttle.pieces(sample.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
-                    let looked_at = pieces.read(async {
+                    let read = pieces.read(async {
                         let rows = stream(transaction, &sql).await?;
                         pin_mut!(rows);
-                        let mut looked_at = 0;
+                        let mut read = 0;
                         while let Some(row) = rows.try_next().await? {
                             add(&mut fold, &record(&row));
-                            looked_at += 1;
+                            read += 1;
                         }
-                        Ok::<_, Error>(looked_at)
+                        Ok::<_, Error>(read)
                     });
-                    records += looked_at.await.ok_or(Stop::MadeRoom)??;
+                    records += read.await.ok_or(ReadStop::Preempted)??;
                     if records >= sample.records_max {
                         break;
                     }
@@ -156,10 +156,10 @@ impl PostgresReader {
                 Ok((fold, records as u64))
             })
         };
-        self.paced(reading).await
+        self.throttled(reading).await
     }
 
-    /// Reads rows by one statement.
+    /// Reads rows with one statement.
     async fn rows<T>(&self, sql: &Sql, each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
         let reading = || {
             self.read(async |transaction| {
@@ -167,45 +167,45 @@ impl PostgresReader {
                 Ok(rows.iter().map(each).collect())
             })
         };
-        self.paced(reading).await
+        self.throttled(reading).await
     }
 }
 
-/// Why a reading has no answer.
-enum Stop {
+/// Why a read ended without a result.
+enum ReadStop {
     Failed(Error),
-    /// It has read for long enough while the rows are behind.
-    MadeRoom,
+    /// Its time is up while flushes are behind.
+    Preempted,
 }
 
-impl From<Error> for Stop {
+impl From<Error> for ReadStop {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-/// A connection of the pool that is cancelled and thrown away unless its reading ends.
-struct Lease {
+/// A pooled connection that is canceled and discarded unless its read finishes.
+struct CancelOnDrop {
     object: Option<Object>,
     cancel: CancelToken,
     tls: MakeRustlsConnect,
 }
 
-impl Lease {
+impl CancelOnDrop {
     fn finish(mut self) {
         drop(self.object.take());
     }
 }
 
-impl Drop for Lease {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
         let client = Object::take(object);
         let (cancel, tls) = (self.cancel.clone(), self.tls.clone());
-        metrics::counter!("logweir_queries_cancelled_total").increment(1);
+        metrics::counter!("logweir_queries_canceled_total").increment(1);
         tokio::spawn(async move {
             if let Err(error) = cancel.cancel_query(tls).await {
-                tracing::debug!(%error, "a query could not be cancelled; its time limit ends it");
+                tracing::debug!(%error, "a query could not be canceled; its statement timeout ends it");
             }
             drop(client);
         });
@@ -232,7 +232,7 @@ fn lane(row: &Row) -> LaneCursor {
     }
 }
 
-/// All that a record has; what is not needed can be left empty.
+/// Columns of a record; those that a read does not need can be empty.
 const COLUMNS: &str = "id, ts, severity, service, host, message, attributes::text";
 const WITHOUT_MESSAGE: &str = "id, ts, severity, service, host, '' AS message, attributes::text";
 const ATTRIBUTES_ONLY: &str = "id, ts, severity, '' AS service, '' AS host, '' AS message, attributes::text";
@@ -287,17 +287,17 @@ async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, 
     let portal = transaction.bind(&statement, &sql.parameters()).await?;
     let (mut found, mut bytes) = (Vec::new(), 0);
     loop {
-        let portion = transaction.query_portal_raw(&portal, i32::try_from(PORTION).unwrap_or(i32::MAX)).await?;
-        pin_mut!(portion);
+        let chunk = transaction.query_portal_raw(&portal, i32::try_from(ROWS_PER_FETCH).unwrap_or(i32::MAX)).await?;
+        pin_mut!(chunk);
         let before = found.len();
-        while let Some(row) = portion.try_next().await? {
+        while let Some(row) = chunk.try_next().await? {
             if bytes < scan.bytes_max {
                 let record = Found::of(row.get(0), &record(&row));
                 bytes += record.bytes();
                 found.push(record);
             }
         }
-        if found.len() < before + PORTION || found.len() >= scan.limit {
+        if found.len() < before + ROWS_PER_FETCH || found.len() >= scan.limit {
             return Ok(found);
         }
     }
@@ -310,7 +310,7 @@ fn key(by: By) -> (&'static str, &'static str) {
     }
 }
 
-/// The part of the bars that `range` holds, from `table`, whose time is `ts`; each row counts `records`.
+/// Counts per step in `range`, from `table` with the time column `ts`; each row counts `records`.
 fn counts_sql(filter: &Filter, range: Range, steps: Steps, by: By, table: [&str; 3]) -> Sql {
     let [table, ts, records] = table;
     let (severity, service) = key(by);
@@ -340,7 +340,7 @@ impl LogReader for PostgresReader {
                 while let Some(range) = pieces.next() {
                     let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
                     let piece = Scan { range, limit, bytes_max, ..scan.clone() };
-                    let page = pieces.read(page(transaction, &piece)).await.ok_or(Stop::MadeRoom)??;
+                    let page = pieces.read(page(transaction, &piece)).await.ok_or(ReadStop::Preempted)??;
                     bytes += page.iter().map(Found::bytes).sum::<usize>();
                     found.extend(page);
                     if found.len() >= scan.limit || bytes >= scan.bytes_max {
@@ -350,7 +350,7 @@ impl LogReader for PostgresReader {
                 Ok(found)
             })
         };
-        self.paced(reading).await
+        self.throttled(reading).await
     }
 
     async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
@@ -360,13 +360,13 @@ impl LogReader for PostgresReader {
                 let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
-                    let rows = pieces.read(rows(transaction, &sql)).await.ok_or(Stop::MadeRoom)??;
+                    let rows = pieces.read(rows(transaction, &sql)).await.ok_or(ReadStop::Preempted)??;
                     counts.extend(rows.iter().map(count));
                 }
                 Ok(counts)
             })
         };
-        self.paced(reading).await
+        self.throttled(reading).await
     }
 
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {

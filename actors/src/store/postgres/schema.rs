@@ -1,18 +1,18 @@
 //! The schema: migrations, TimescaleDB or partitions, retention.
 //!
-//! - Migrations run under an advisory lock, maintenance under another that is only tried: one pod does it.
-//! - A partition is made as a plain table and attached, which does not block the flushes; `CREATE … PARTITION OF` would.
-//!   Rows of its day that already lie in the default partition move in the same transaction.
-//! - ATTACH reads the whole default partition once (for rows of the day), and keeps old events out meanwhile. It is small
-//!   unless old logs are being imported.
-//! - Locks that stand in the way of flushes are waited for half a second at most: the next round comes soon.
+//! - Migrations run under an advisory lock. Maintenance runs under another one that is only tried, so that one pod does it.
+//! - A partition is created as a plain table and attached, which does not block flushes; `CREATE … PARTITION OF` would.
+//!   Rows of its day that are already in the default partition move in the same transaction.
+//! - ATTACH reads the whole default partition once (for rows of the day) and blocks old events meanwhile. The default
+//!   partition is small unless old logs are being imported.
+//! - Locks that block flushes are waited for half a second at most; the next round retries soon.
 
 use std::collections::HashMap;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-use super::connect::{Link, describe, failure};
+use super::connect::{Connection, describe, failure};
 use super::index;
 use super::types::Time;
 use crate::store::time::{self, DAY_US};
@@ -23,17 +23,17 @@ mod embedded {
 }
 
 const HISTORY_TABLE: &str = "logweir_schema_history";
-/// Any two numbers that nobody else uses: `logweir` in ASCII, and one more.
+/// Keys of the advisory locks: `logweir` in ASCII, and the next number.
 const PREPARE_LOCK: i64 = 0x6c6f_6777_6569_7200;
 const MAINTAIN_LOCK: i64 = PREPARE_LOCK + 1;
-/// Partitions are made for these days, counted from today.
+/// Days relative to today that have a partition.
 const DAYS_AHEAD: std::ops::RangeInclusive<i64> = -1..=3;
-/// Rows that one DELETE takes, and how often it is repeated in one round.
+/// Rows per DELETE, and DELETEs per round.
 const DELETE_ROWS: i64 = 10_000;
 const DELETE_ROUNDS: u32 = 100;
 
-/// The columns that a flush writes, with their types. A binary COPY into another type of the same width
-/// would be taken without a word: an id as a double, the version byte of a jsonb as the first character of a text.
+/// The columns that a flush writes, with their types. A binary COPY into another type of the same width would succeed
+/// silently: an id as a double, the version byte of a jsonb as the first character of a text.
 const COLUMNS: [(&str, &str); 7] = [
     ("id", "bigint"),
     ("ts", "timestamp with time zone"),
@@ -44,14 +44,14 @@ const COLUMNS: [(&str, &str); 7] = [
     ("attributes", "jsonb"),
 ];
 
-/// What the user set.
+/// Retention, compression and index settings.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Keep {
-    /// 0: for ever.
+pub(super) struct RetentionSettings {
+    /// Days until records are deleted; 0 keeps them forever.
     pub(super) retention_days: u32,
-    /// 0: never. `TimescaleDB` only.
+    /// Days until chunks are compressed; 0 disables compression. `TimescaleDB` only.
     pub(super) compress_after_days: u32,
-    /// Whether closed partitions get an index for text.
+    /// Whether closed partitions get a text index.
     pub(super) text_index: bool,
 }
 
@@ -59,24 +59,24 @@ fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
     move |error| failure(what, &error)
 }
 
-/// Brings the schema up to date; returns whether `logs` is a hypertable. Uses up the connection: with it the lock goes.
-pub(super) async fn prepare(mut link: Link) -> Result<bool, StoreError> {
-    link.client
+/// Brings the schema up to date. Returns whether `logs` is a hypertable. Consumes the connection, which releases the lock.
+pub(super) async fn prepare(mut connection: Connection) -> Result<bool, StoreError> {
+    connection.client
         .batch_execute("SET lock_timeout = '60s'; SET statement_timeout = 0")
         .await
         .map_err(failed("preparing the schema"))?;
-    link.client
+    connection.client
         .execute("SELECT pg_advisory_lock($1)", &[&PREPARE_LOCK])
         .await
-        .map_err(failed("waiting for another process that prepares the schema"))?;
-    create_timescale(&link.client).await?;
+        .map_err(failed("waiting for another process to prepare the schema"))?;
+    create_timescale(&connection.client).await?;
     let mut runner = embedded::migrations::runner();
     runner.set_migration_table_name(HISTORY_TABLE);
-    runner.run_async(&mut link.client).await.map_err(|error| migration_failure(&error, failure))?;
-    is_hypertable(&link.client).await
+    runner.run_async(&mut connection.client).await.map_err(|error| migration_failure(&error, failure))?;
+    is_hypertable(&connection.client).await
 }
 
-/// Makes the extension where it is installed; without the right to, partitions are used.
+/// Creates the extension if it is installed. Without the privilege, partitions are used.
 async fn create_timescale(client: &Client) -> Result<(), StoreError> {
     let missing = client
         .query_opt(
@@ -85,23 +85,23 @@ async fn create_timescale(client: &Client) -> Result<(), StoreError> {
             &[],
         )
         .await
-        .map_err(failed("looking for TimescaleDB"))?
+        .map_err(failed("checking for TimescaleDB"))?
         .is_some();
     if missing && let Err(error) = client.batch_execute("CREATE EXTENSION IF NOT EXISTS timescaledb").await {
         tracing::warn!(
             error = describe(&error),
-            "TimescaleDB is there but cannot be switched on; daily partitions are used"
+            "TimescaleDB is installed, but its extension cannot be created; using daily partitions"
         );
     }
     Ok(())
 }
 
 async fn is_hypertable(client: &Client) -> Result<bool, StoreError> {
-    // relkind p: partitioned by us.
+    // relkind p: partitioned by logweir.
     let row = client
         .query_one("SELECT relkind <> 'p' FROM pg_class WHERE oid = 'logs'::regclass", &[])
         .await
-        .map_err(failed("looking at the table logs"))?;
+        .map_err(failed("reading the columns of table logs"))?;
     Ok(row.get(0))
 }
 
@@ -114,26 +114,26 @@ pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
             &[],
         )
         .await
-        .map_err(failed("looking at the table logs"))?;
+        .map_err(failed("reading the columns of table logs"))?;
     let found: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     if found.is_empty() {
-        return Err(StoreError::Systemic("there is no table logs in the schema that search_path leads to".to_owned()));
+        return Err(StoreError::Systemic("table logs not found in search_path".to_owned()));
     }
-    let wrong = |&(name, right): &(&str, &str)| match found.get(name) {
-        Some(kind) if kind == right => None,
-        Some(kind) => Some(format!("{name} is {kind} and must be {right}")),
-        None => Some(format!("{name} ({right}) is missing")),
+    let wrong = |&(name, expected): &(&str, &str)| match found.get(name) {
+        Some(kind) if kind == expected => None,
+        Some(kind) => Some(format!("{name} is {kind}, expected {expected}")),
+        None => Some(format!("{name} ({expected}) is missing")),
     };
     let wrong: Vec<String> = COLUMNS.iter().filter_map(wrong).collect();
     match wrong.is_empty() {
         true => Ok(()),
-        false => Err(StoreError::Systemic(format!("the table logs was changed: {}", wrong.join(", ")))),
+        false => Err(StoreError::Systemic(format!("table logs was changed: {}", wrong.join(", ")))),
     }
 }
 
-/// Partitions ahead and retention, unless another process is at it. Uses up the connection.
-pub(super) async fn maintain(link: Link, keep: Keep, now_us: i64) -> Result<(), StoreError> {
-    let client = &link.client;
+/// Creates partitions and applies retention, unless another process is doing so. Consumes the connection.
+pub(super) async fn maintain(connection: Connection, retention: RetentionSettings, now_us: i64) -> Result<(), StoreError> {
+    let client = &connection.client;
     client
         .batch_execute("SET lock_timeout = '500ms'; SET statement_timeout = '60s'")
         .await
@@ -141,40 +141,40 @@ pub(super) async fn maintain(link: Link, keep: Keep, now_us: i64) -> Result<(), 
     let ours: bool = client
         .query_one("SELECT pg_try_advisory_lock($1)", &[&MAINTAIN_LOCK])
         .await
-        .map_err(failed("taking the lock for maintenance"))?
+        .map_err(failed("acquiring the maintenance lock"))?
         .get(0);
     if !ours {
         return Ok(());
     }
-    let done = round(client, keep, now_us).await;
-    // The session's end gives it back too, but later than the next round may ask for it.
+    let done = round(client, retention, now_us).await;
+    // The end of the session releases it too, but perhaps after the next round requests it.
     let _ = client.execute("SELECT pg_advisory_unlock($1)", &[&MAINTAIN_LOCK]).await;
     done
 }
 
-async fn round(client: &Client, keep: Keep, now_us: i64) -> Result<(), StoreError> {
+async fn round(client: &Client, retention: RetentionSettings, now_us: i64) -> Result<(), StoreError> {
     let today = now_us.div_euclid(DAY_US);
     let hypertable = is_hypertable(client).await?;
     if hypertable {
-        set_policies(client, keep).await?;
+        set_policies(client, retention).await?;
     } else {
         for day in DAYS_AHEAD {
             make_partition(client, today + day).await?;
         }
     }
-    if keep.retention_days > 0 {
-        let oldest = today - i64::from(keep.retention_days);
+    if retention.retention_days > 0 {
+        let oldest = today - i64::from(retention.retention_days);
         if !hypertable {
             drop_partitions(client, oldest).await?;
             delete_before(client, "logs_default", "ts", oldest).await?;
         }
         delete_before(client, "log_volume", "minute", oldest).await?;
     }
-    // Last, since it may take long.
-    if hypertable { Ok(()) } else { index::build(client, today, keep.text_index).await }
+    // Last, since it can take long.
+    if hypertable { Ok(()) } else { index::build(client, today, retention.text_index).await }
 }
 
-/// `logs_pYYYYMMDD`.
+/// Returns `logs_pYYYYMMDD`.
 pub(super) fn partition_name(day: i64) -> String {
     let (year, month, day) = time::civil(day);
     format!("logs_p{year:04}{month:02}{day:02}")
@@ -185,13 +185,13 @@ async fn make_partition(client: &Client, day: i64) -> Result<(), StoreError> {
     let exists = client
         .query_one("SELECT to_regclass($1) IS NOT NULL", &[&name])
         .await
-        .map_err(failed("looking for a partition"))?
+        .map_err(failed("checking for a partition"))?
         .get::<_, bool>(0);
     if exists {
         return Ok(());
     }
     let (from, to) = (time::text(day * DAY_US), time::text((day + 1) * DAY_US));
-    // The default partition is locked before it is read, so that nothing comes in between the move and the ATTACH.
+    // The default partition is locked before it is read, so that no row is inserted between the move and the ATTACH.
     let sql = format!(
         "BEGIN;
          CREATE TABLE {name} (LIKE logs INCLUDING DEFAULTS);
@@ -203,13 +203,13 @@ async fn make_partition(client: &Client, day: i64) -> Result<(), StoreError> {
     );
     if let Err(error) = client.batch_execute(&sql).await {
         let _ = client.batch_execute("ROLLBACK").await;
-        return Err(failure(&format!("making the partition {name}"), &error));
+        return Err(failure(&format!("creating partition {name}"), &error));
     }
-    tracing::info!(name, "made a partition");
+    tracing::info!(name, "created a partition");
     Ok(())
 }
 
-/// Drops the partitions of the days before `oldest`.
+/// Drops the partitions of days before `oldest`.
 async fn drop_partitions(client: &Client, oldest: i64) -> Result<(), StoreError> {
     let rows = client
         .query(
@@ -218,20 +218,20 @@ async fn drop_partitions(client: &Client, oldest: i64) -> Result<(), StoreError>
             &[&partition_name(oldest)],
         )
         .await
-        .map_err(failed("looking for old partitions"))?;
+        .map_err(failed("listing expired partitions"))?;
     for row in rows {
         let name: String = row.get(0);
         client
             .batch_execute(&format!("DROP TABLE {name}"))
             .await
-            .map_err(|error| failure(&format!("dropping the partition {name}"), &error))?;
+            .map_err(|error| failure(&format!("dropping partition {name}"), &error))?;
         metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
-        tracing::info!(name, "dropped a partition that is past its retention");
+        tracing::info!(name, "dropped an expired partition");
     }
     Ok(())
 }
 
-/// Deletes what is older than the day `oldest`, a bounded number of rows at a time.
+/// Deletes rows older than the day `oldest`, a bounded number at a time.
 async fn delete_before(client: &Client, table: &str, column: &str, oldest: i64) -> Result<(), StoreError> {
     let sql = format!(
         "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE {column} < $1 LIMIT {DELETE_ROWS}))"
@@ -240,8 +240,8 @@ async fn delete_before(client: &Client, table: &str, column: &str, oldest: i64) 
         let deleted = client
             .execute(&sql, &[&Time(oldest * DAY_US)])
             .await
-            .map_err(|error| failure(&format!("deleting old rows from {table}"), &error))?;
-        metrics::counter!("logweir_store_retention_deleted_total", "table" => table.to_owned()).increment(deleted);
+            .map_err(|error| failure(&format!("deleting expired rows from {table}"), &error))?;
+        metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table.to_owned()).increment(deleted);
         if deleted < DELETE_ROWS.unsigned_abs() {
             break;
         }
@@ -249,21 +249,21 @@ async fn delete_before(client: &Client, table: &str, column: &str, oldest: i64) 
     Ok(())
 }
 
-/// TimescaleDB's own jobs do retention and compression; here they are told how. The Apache-licensed build has
-/// neither: that is said, and is no reason to store nothing.
-async fn set_policies(client: &Client, keep: Keep) -> Result<(), StoreError> {
-    match try_policies(client, keep).await {
+/// Configures TimescaleDB's own retention and compression jobs. The Apache-licensed build has neither, which is logged
+/// and not an error.
+async fn set_policies(client: &Client, retention: RetentionSettings) -> Result<(), StoreError> {
+    match try_policies(client, retention).await {
         Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
-            tracing::warn!(error = describe(&error), "this TimescaleDB has no retention or compression policies");
+            tracing::warn!(error = describe(&error), "this TimescaleDB build does not support retention and compression policies; records are kept forever");
             Ok(())
         }
         done => done.map_err(failed("setting the retention and compression policies")),
     }
 }
 
-async fn try_policies(client: &Client, keep: Keep) -> Result<(), Error> {
-    policy(client, "retention", "drop_after", keep.retention_days).await?;
-    if keep.compress_after_days > 0 {
+async fn try_policies(client: &Client, retention: RetentionSettings) -> Result<(), Error> {
+    policy(client, "retention", "drop_after", retention.retention_days).await?;
+    if retention.compress_after_days > 0 {
         let sql = "SELECT compression_enabled FROM timescaledb_information.hypertables WHERE hypertable_name = 'logs'";
         let compressed: bool = client.query_one(sql, &[]).await?.get(0);
         if !compressed {
@@ -275,18 +275,18 @@ async fn try_policies(client: &Client, keep: Keep) -> Result<(), Error> {
                 .await?;
         }
     }
-    policy(client, "compression", "compress_after", keep.compress_after_days).await
+    policy(client, "compression", "compress_after", retention.compress_after_days).await
 }
 
-/// Brings one policy of `logs` to `days`; 0 removes it.
+/// Sets one policy of `logs` to `days`; 0 removes it.
 async fn policy(client: &Client, kind: &str, argument: &str, days: u32) -> Result<(), Error> {
     let days = i32::try_from(days).unwrap_or(i32::MAX);
     let sql = format!(
         "SELECT (config->>'{argument}')::interval = make_interval(days => $1) FROM timescaledb_information.jobs \
          WHERE hypertable_name = 'logs' AND proc_name = 'policy_{kind}'"
     );
-    let right = client.query_opt(&sql, &[&days]).await?.map(|row| row.get::<_, Option<bool>>(0) == Some(true));
-    if (days == 0 && right.is_none()) || (days > 0 && right == Some(true)) {
+    let current = client.query_opt(&sql, &[&days]).await?.map(|row| row.get::<_, Option<bool>>(0) == Some(true));
+    if (days == 0 && current.is_none()) || (days > 0 && current == Some(true)) {
         return Ok(());
     }
     client.execute(&format!("SELECT remove_{kind}_policy('logs', if_exists => true)"), &[]).await?;

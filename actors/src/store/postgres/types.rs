@@ -1,19 +1,19 @@
-//! timestamptz and jsonb in their binary form, without a library between.
+//! timestamptz and jsonb in their binary format, without a library.
 
 use bytes::{BufMut, BytesMut};
 use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 use crate::store::time;
 
-/// 2000-01-01T00:00:00Z, from which PostgreSQL counts, in microseconds since 1970.
+/// PostgreSQL's epoch, 2000-01-01T00:00:00Z, in microseconds since 1970.
 pub(super) const EPOCH_US: i64 = 946_684_800_000_000;
 
-/// The first byte of a binary jsonb value: its version.
+/// Version number, the first byte of a binary jsonb value.
 pub(super) const JSONB_VERSION: u8 = 1;
 
 type Boxed = Box<dyn std::error::Error + Sync + Send>;
 
-/// Microseconds since 1970 as a timestamptz, held inside the years 1 to 9999.
+/// Microseconds since 1970 as a timestamptz, clamped to the years 1 to 9999.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Time(pub(super) i64);
 
@@ -36,7 +36,7 @@ impl<'a> FromSql<'a> for Time {
     accepts!(TIMESTAMPTZ);
 }
 
-/// The text of a jsonb. Not looked at: the server shall say what is wrong with it.
+/// JSON text as a jsonb. Not validated here: the server reports what is wrong with it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Json<'a>(pub(super) &'a str);
 

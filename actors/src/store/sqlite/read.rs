@@ -1,9 +1,9 @@
-//! Reading SQLite: rows go by in the order of the index on `ts`, and the filter itself decides for each.
+//! Reads from SQLite: rows are read in the order of the index on `ts`, and the filter is evaluated in Rust for each.
 //!
-//! - A reading has a connection of its own from a small stock, on a blocking thread, inside one transaction: one snapshot.
-//! - SQLite works inside this process, so nothing is won by saying the filter in SQL; only severities are, where that alone
-//!   passes over most rows.
-//! - Dropping a reading, or its time's end, interrupts it.
+//! - A read has its own connection from a small pool, on a blocking thread, inside one transaction: one snapshot.
+//! - SQLite runs in this process, so translating the filter to SQL would gain nothing; only severities are in SQL, where
+//!   they alone skip most rows.
+//! - Dropping a read, or its timeout, interrupts it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,18 +26,18 @@ use crate::store::StoreError;
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::store::time::{self, MAX_US, MINUTE_US};
 
-/// What one connection keeps of the file in memory.
+/// Size of a connection's page cache, in bytes.
 pub(crate) const CACHE_BYTES: usize = 8 << 20;
 
 /// Reads one file.
 pub struct SqliteReader {
-    stock: Arc<Stock>,
+    pool: Arc<ConnectionPool>,
     timeout: Duration,
     throttle: QueryThrottle,
 }
 
-/// Connections that nobody uses now.
-struct Stock {
+/// Idle connections.
+struct ConnectionPool {
     path: PathBuf,
     busy_timeout: Duration,
     idle: Mutex<Vec<Connection>>,
@@ -45,30 +45,30 @@ struct Stock {
 
 impl SqliteReader {
     pub(super) fn new(path: PathBuf, busy_timeout: Duration, timeout: Duration, throttle: QueryThrottle) -> Self {
-        Self { stock: Arc::new(Stock { path, busy_timeout, idle: Mutex::default() }), timeout, throttle }
+        Self { pool: Arc::new(ConnectionPool { path, busy_timeout, idle: Mutex::default() }), timeout, throttle }
     }
 
-    /// Runs `work` in a transaction on a connection of its own.
+    /// Runs `work` in a transaction on its own connection.
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Snapshot<T>, ReadError> {
         let stop = Arc::new(AtomicBool::new(false));
-        // Dropped with the future: whoever goes away takes the work along.
+        // Dropped with the future, so that canceling the query stops the work.
         let guard = StopOnDrop(Arc::clone(&stop));
-        let (stock, throttle) = (Arc::clone(&self.stock), self.throttle.clone());
+        let (pool, throttle) = (Arc::clone(&self.pool), self.throttle.clone());
         let task = tokio::task::spawn_blocking(move || {
-            let mut connection = stock.take().map_err(ReadError::from)?;
+            let mut connection = pool.get().map_err(ReadError::from)?;
             let done = snapshot(&mut connection, &stop, throttle, work);
             if done.is_ok() {
-                stock.give_back(connection);
+                pool.put_back(connection);
             }
             done.map_err(|error| match &error {
                 rusqlite::Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => {
-                    ReadError::Unprepared
+                    ReadError::NoSchema
                 }
-                // Nobody hears of it where it was stopped from outside.
-                _ if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => ReadError::MadeRoom,
+                // If the read was dropped, this result is discarded.
+                _ if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => ReadError::Preempted,
                 _ => failed("reading")(error).into(),
             })
         });
@@ -76,7 +76,7 @@ impl SqliteReader {
         drop(guard);
         match joined {
             Err(_) => Err(ReadError::too_slow(self.timeout, &self.throttle)),
-            Ok(Err(error)) => Err(ReadError::Failed(format!("the work on SQLite ended early: {error}"))),
+            Ok(Err(error)) => Err(ReadError::Failed(format!("the SQLite task failed: {error}"))),
             Ok(Ok(done)) => done,
         }
     }
@@ -90,10 +90,10 @@ impl Drop for StopOnDrop {
     }
 }
 
-impl Stock {
-    fn take(&self) -> Result<Connection, StoreError> {
+impl ConnectionPool {
+    fn get(&self) -> Result<Connection, StoreError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.map_or_else(|| self.open().map_err(failed("opening for reading")), Ok)
+        idle.map_or_else(|| self.open().map_err(failed("opening the file for reading")), Ok)
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
@@ -104,12 +104,12 @@ impl Stock {
         Ok(connection)
     }
 
-    fn give_back(&self, connection: Connection) {
+    fn put_back(&self, connection: Connection) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 }
 
-/// One snapshot, and whether it is still wanted.
+/// A snapshot to read from.
 struct Reading<'c> {
     transaction: Transaction<'c>,
 }
@@ -121,9 +121,9 @@ fn snapshot<T>(
     work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Snapshot<T>> {
     let stopped = Arc::clone(stop);
-    let mut steps = query_throttle::Steps::default();
-    // Asked every so many steps of SQLite's machine: well under a millisecond.
-    let progress = move || !throttle.keep(&mut steps) || stopped.load(Ordering::Relaxed);
+    let mut steps = query_throttle::ThreadReading::default();
+    // Called every 10,000 instructions of SQLite's virtual machine: well under a millisecond.
+    let progress = move || !throttle.may_continue(&mut steps) || stopped.load(Ordering::Relaxed);
     connection.progress_handler(10_000, Some(progress))?;
     let reading = Reading { transaction: connection.transaction()? };
     let lanes = reading.lanes()?;
@@ -150,14 +150,14 @@ impl Reading<'_> {
         statement.query_map([], lane)?.collect()
     }
 
-    /// Gives each record that is wanted to `see` until that says no.
+    /// Passes each matching record to `visit` until it returns false.
     fn scan(
         &self,
         range: Range,
         filter: &Filter,
         direction: Direction,
         after: Option<Position>,
-        mut see: impl FnMut(i64, &Record<'_>) -> bool,
+        mut visit: impl FnMut(i64, &Record<'_>) -> bool,
     ) -> rusqlite::Result<()> {
         let order = match direction {
             Direction::Backward => "DESC",
@@ -174,7 +174,7 @@ impl Reading<'_> {
             let (id, record) = record(row)?;
             let position = Position { ts_us: record.ts_us, id };
             let is_behind = after.is_none_or(|after| direction.is_behind(position, after));
-            if is_behind && filter.matches(&record) && !see(id, &record) {
+            if is_behind && filter.matches(&record) && !visit(id, &record) {
                 break;
             }
         }
@@ -182,7 +182,7 @@ impl Reading<'_> {
     }
 }
 
-/// The severities that a filter may want at all.
+/// Returns the range of severities that can match a filter.
 fn severities(filter: &Filter) -> SeverityRange {
     match filter {
         Filter::Severity(range) => *range,
@@ -194,7 +194,7 @@ fn severities(filter: &Filter) -> SeverityRange {
     }
 }
 
-/// A range as texts. What lies at the end of all times is in it.
+/// Returns a range as text. A range up to the end of time includes the last instant.
 fn bounds(range: Range) -> (String, String) {
     let end = if range.end_us > MAX_US { "~".to_owned() } else { time::text(range.end_us) };
     (time::text(range.start_us), end)
@@ -316,17 +316,17 @@ impl LogReader for SqliteReader {
 }
 
 impl Reading<'_> {
-    fn sample(&self, sample: &Sample, mut see: impl FnMut(&Record<'_>)) -> rusqlite::Result<u64> {
+    fn sample(&self, sample: &Sample, mut visit: impl FnMut(&Record<'_>)) -> rusqlite::Result<u64> {
         let mut records = 0;
         self.scan(sample.range, &sample.filter, Direction::Backward, None, |_, record| {
-            see(record);
+            visit(record);
             records += 1;
             records < sample.records_max as u64
         })?;
         Ok(records)
     }
 
-    fn volume(&self, range: Range, mut see: impl FnMut(i64, &str, u8, u64)) -> rusqlite::Result<()> {
+    fn volume(&self, range: Range, mut visit: impl FnMut(i64, &str, u8, u64)) -> rusqlite::Result<()> {
         let mut statement = self.transaction.prepare_cached(
             "SELECT minute, service, severity, sum(records) FROM log_volume WHERE minute >= ?1 AND minute < ?2 \
              GROUP BY minute, service, severity",
@@ -335,18 +335,18 @@ impl Reading<'_> {
         let mut rows = statement.query([from, to])?;
         while let Some(row) = rows.next()? {
             let minute_us = time::parse(text(row, 0)?).unwrap_or_default();
-            see(minute_us, text(row, 1)?, row.get(2)?, row.get::<_, i64>(3)?.cast_unsigned());
+            visit(minute_us, text(row, 1)?, row.get(2)?, row.get::<_, i64>(3)?.cast_unsigned());
         }
         Ok(())
     }
 }
 
-/// The minutes that `range` touches.
+/// Returns the minutes that overlap `range`.
 fn minutes(range: Range) -> (String, String) {
     bounds(Range { start_us: range.start_us.div_euclid(MINUTE_US) * MINUTE_US, ..range })
 }
 
-/// A record as the counters know it.
+/// Returns a record with only the fields that the counters have.
 fn counted(service: &str, severity: u8) -> Record<'_> {
     let severity = Severity::from_number(severity).unwrap_or_default();
     Record { ts_us: 0, severity, service, host: "", message: "", attributes: "" }

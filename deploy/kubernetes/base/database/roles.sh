@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs once, when the volume is new: three roles, each with as little as it needs.
-# - logweir owns the schema, which it makes itself; logweir_read reads; replicator copies (replica, backup).
+# Runs once, on a new volume: creates three roles with minimal privileges.
+# - logweir owns the schema and creates the tables; logweir_read is read-only; replicator replicates (replica, backup).
 set -eu
 password() { cat "/etc/postgresql-secret/$1"; }
 psql -v ON_ERROR_STOP=1 --username postgres --dbname "$POSTGRES_DB" \

@@ -1,14 +1,14 @@
 #!/bin/sh
-# One base backup. Kept are the newest KEEP of them, and the WAL since the oldest that is kept.
+# Takes a base backup. Keeps the latest KEEP backups, and the WAL since the oldest of them.
 set -eu
 : "${PGHOST:?}" "${PGUSER:?}" "${BACKUP_DIR:?}" "${KEEP:?}"
 [ -z "${PGPASSWORD_FILE:-}" ] || PGPASSWORD=$(cat "$PGPASSWORD_FILE")
 export PGPASSWORD
 mkdir -p "$BACKUP_DIR/base"
-rm -rf "$BACKUP_DIR"/base/*.partial # of runs that were cut off
-# The WAL that makes it consistent comes with it, so that it can be restored without the archive, too.
+rm -rf "$BACKUP_DIR"/base/*.partial # left by interrupted runs
+# Includes the WAL that makes it consistent, so that it can be restored without the archive too.
 pg_basebackup --pgdata "$BACKUP_DIR/base/next.partial" --wal-method stream --checkpoint fast --label logweir
-# Called by its end, which no moment before it can be restored from; in whole seconds, so the next one.
+# Named after its end, since it cannot restore an earlier time; rounded up to the next second.
 sleep 1
 name=$(date -u +%Y%m%dT%H%M%SZ)
 pg_verifybackup --quiet "$BACKUP_DIR/base/next.partial"
@@ -19,11 +19,11 @@ ls -d "$BACKUP_DIR"/base/*Z | sort | head -n "-$KEEP" | while read -r old; do rm
 oldest=$(ls -d "$BACKUP_DIR"/base/*Z | sort | head -n 1)
 # "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)"
 first=$(sed -n 's/^START WAL LOCATION:.*(file \(.*\))$/\1/p' "$oldest/backup_label")
-# On whatever timeline; histories and what is still being written stay.
+# On any timeline; history files and the segment being written stay.
 for file in "$BACKUP_DIR"/wal/*/????????????????????????; do
   [ -e "$file" ] || continue
   segment=$(basename "$file")
-  # The first eight digits are the timeline, the rest is the place.
+  # The first eight digits are the timeline, the rest is the position.
   if expr "X${segment#????????}" '<' "X${first#????????}" >/dev/null; then rm -f "$file"; fi
 done
-echo "backup $name; kept: $(ls "$BACKUP_DIR/base" | tr '\n' ' ')"
+echo "created backup $name; existing backups: $(ls "$BACKUP_DIR/base" | tr '\n' ' ')"

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Makes PGDATA what the database was at TARGET_TIME (empty: as late as the archive knows; in UTC), from a base backup and the WAL.
-# What was in PGDATA is put aside beside it, not deleted. It ends with a primary that was shut down cleanly.
+# Restores PGDATA to TARGET_TIME (UTC; empty for the end of the archive) from a base backup and the WAL.
+# The previous content of PGDATA is moved aside, not deleted. Ends with a primary that was shut down cleanly.
 set -eu
 : "${PGDATA:?}" "${BACKUP_DIR:?}"
 TARGET_TIME=${TARGET_TIME:-}
 BACKUP=${BACKUP:-}
 if [ -z "$BACKUP" ]; then
-  # The newest that ended before the target; names are times in UTC.
+  # The latest backup that ended before the target; names are times in UTC.
   limit=$([ -z "$TARGET_TIME" ] && echo 99999999T999999Z || echo "$(echo "$TARGET_TIME" | cut -c 1-19 | tr -d ':-' | tr ' ' T)Z")
   for dir in "$BACKUP_DIR"/base/*Z; do
     name=$(basename "$dir")
@@ -15,7 +15,7 @@ if [ -z "$BACKUP" ]; then
 fi
 [ -f "$BACKUP_DIR/base/$BACKUP/PG_VERSION" ] || { echo "no base backup before $TARGET_TIME in $BACKUP_DIR/base" >&2; exit 1; }
 if [ -e "$PGDATA/postmaster.pid" ] && pg_ctl status --pgdata "$PGDATA" >/dev/null 2>&1; then
-  echo "a server runs on $PGDATA: scale it to 0 first" >&2
+  echo "a server is running on $PGDATA: scale database to 0 first" >&2
   exit 1
 fi
 [ ! -e "$PGDATA" ] || mv "$PGDATA" "$PGDATA.before-$(date -u +%Y%m%dT%H%M%SZ)"
@@ -23,7 +23,7 @@ echo "restoring $BACKUP to ${TARGET_TIME:-the end of the archive}"
 cp -R "$BACKUP_DIR/base/$BACKUP" "$PGDATA"
 chmod 700 "$PGDATA"
 touch "$PGDATA/recovery.signal"
-# Each timeline has a folder; the last segment has no end yet, and is called .partial.
+# Each timeline has a directory; the last, incomplete segment is named .partial.
 restore="for f in $BACKUP_DIR/wal/*/%f $BACKUP_DIR/wal/*/%f.partial; do [ -e \"\$f\" ] && exec cp \"\$f\" \"%p\"; done; exit 1"
 set -- -c "restore_command=$restore" -c recovery_target_action=promote -c hot_standby=on \
   -c listen_addresses= -c "unix_socket_directories=${SOCKET_DIR:-/tmp}" -c logging_collector=off ${POSTGRES_OPTIONS:-}
@@ -33,7 +33,7 @@ server=$!
 trap 'kill -INT $server; wait $server; exit 1' TERM INT
 export PGHOST="${SOCKET_DIR:-/tmp}"
 until [ "$(psql --username "${PGSUPERUSER:-postgres}" --dbname postgres -Atc 'SELECT pg_is_in_recovery()' 2>/dev/null)" = f ]; do
-  kill -0 $server 2>/dev/null || { echo "recovery has failed: see above" >&2; exit 1; }
+  kill -0 $server 2>/dev/null || { echo "recovery failed: see above" >&2; exit 1; }
   sleep 1
 done
 psql --username "${PGSUPERUSER:-postgres}" --dbname postgres -c CHECKPOINT

@@ -1,30 +1,30 @@
-//! What an SQLSTATE asks for: try again, mend something, or set one row aside. Pure.
+//! Classifies SQLSTATEs: retry, operator action needed, or one bad row. Pure.
 //!
-//! Wrongly calling an error a row's fault dead-letters good records; wrongly calling it systemic stops a lane for
-//! one bad record. So a row is blamed only for what its own values can cause through a binary COPY with fixed types,
-//! only in the COPY itself, and (in the store) only after it has failed alone.
+//! Wrongly blaming a row dead-letters good records; wrongly classifying an error as systemic stops a lane for one bad
+//! record. So a row is blamed only for what its own values can cause in a binary COPY with fixed types, only in the COPY
+//! itself, and (in the store) only after it has failed alone.
 //!
-//! What a client can send must not stop a lane. The parser mends NUL, lone surrogates, bytes that are no UTF-8 and deep
-//! nesting; numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and whatever was journaled
-//! before it mended so, remain. These fail in the types' input functions, without any table ([`Class::Value`]), and are set
-//! aside without a limit. The limit is for what the table refuses ([`Class::Row`]): its constraints, triggers and indexes are
-//! the operator's.
+//! A client must not be able to stop a lane. The parser sanitizes NUL, lone surrogates, invalid UTF-8 and deep nesting.
+//! What remains are numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and records that
+//! were journaled before the parser sanitized them. These fail in the types' input functions, independently of any table
+//! ([`Class::Value`]), and are dead-lettered without a limit. The limit applies to rows that the table rejects
+//! ([`Class::Row`]): its constraints, triggers and indexes belong to the operator.
 
-/// What must happen after an error of the server.
+/// The class of a server error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A value that its type does not take, if the error came from the COPY: the record's fault, whatever the table is.
+    /// Its type rejected a value, if the error came from the COPY: the record is bad, whatever the table.
     Value,
-    /// A row that the table does not take, if the error came from the COPY: the record's fault, or a changed table's.
+    /// The table rejected a row, if the error came from the COPY: the record is bad, or the table was changed.
     Row,
-    /// Passes by itself: try again.
+    /// Temporary: retry.
     Transient,
-    /// Schema, permission, configuration: somebody must mend it.
+    /// Schema, permission or configuration: an operator must fix it.
     Systemic,
 }
 
 impl Class {
-    /// For the label of a counter.
+    /// Returns the value of a metric's label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -36,45 +36,45 @@ impl Class {
     }
 }
 
-/// What is known of an error beside its SQLSTATE. `constraint` and `table` are the error's own fields, not its text,
-/// which is translated on some servers.
+/// Details of an error besides its SQLSTATE. `constraint` and `table` come from the error's own fields, not from its
+/// text, which some servers translate.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Details<'a> {
-    /// The constraint that was violated.
+    /// The violated constraint.
     pub constraint: Option<&'a str>,
-    /// The table it was about.
+    /// The table.
     pub table: Option<&'a str>,
-    /// Whether it was found while reading a row of a COPY.
+    /// Whether it occurred while reading a row of a COPY.
     pub in_copy: bool,
 }
 
-/// Classifies `sqlstate`. What nobody foresaw is systemic: nothing is lost while a lane stands.
+/// Classifies `sqlstate`. Unknown codes are systemic, since a stopped lane loses nothing.
 #[must_use]
 pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
     match sqlstate {
-        // Wrong width or number of columns in binary COPY: our encoding is fixed, so the table has changed.
+        // Wrong width or number of columns in binary COPY: the encoding is fixed, so the table was changed.
         "22P03" | "22P04" => Class::Systemic,
-        // The same for a column that got a wider type. Elsewhere a pooler says this when its server is away.
+        // The same for a column that got a wider type. Elsewhere a pooler reports it when its server is unreachable.
         "08P01" if details.in_copy => Class::Systemic,
-        // A partition's own bounds carry no constraint name. `logs`: no partition takes the row. A partition
-        // (the default one): another session attached a better one while we were copying; it is there at the next try.
+        // A violated partition bound carries no constraint name. `logs`: no partition accepts the row. A partition (the
+        // default one): another session attached a better one during the COPY; the retry finds it.
         "23514" if details.constraint.is_none() => match details.table {
             Some("logs") | None => Class::Systemic,
             Some(_) => Class::Transient,
         },
-        // No JSON, or no such escape in it; bytes that are no text; a number beyond `numeric`; nesting beyond the stack.
+        // Invalid JSON or escape; invalid text; a number beyond `numeric`; nesting beyond the stack.
         "22P02" | "22P05" | "22021" | "22003" | "54001" => Class::Value,
-        // Sizes: an index entry above a page. The index is a user's, ours have nothing of variable length.
+        // An index entry larger than a page. The index is a user's: logweir's own have no variable-length columns.
         "54000" => Class::Row,
-        // Read-only: a demoted primary. A fresh connection looks for the new one.
+        // Read-only: a demoted primary. A new connection finds the new one.
         "25006" => Class::Transient,
-        // In an aborted transaction; its session was idle in it for too long.
+        // Transaction aborted; session idle in a transaction for too long.
         "25P02" | "25P03" => Class::Transient,
-        // Query cancelled: statement_timeout, or a person. Lock not available, object in use.
+        // Query canceled: statement_timeout or an operator. Lock not available, object in use.
         "57014" | "55P03" | "55006" => Class::Transient,
         // Disk full, out of memory, too many connections. 53400 is a configured limit.
         "53000" | "53100" | "53200" | "53300" => Class::Transient,
-        // The database was dropped; the server does not know its own data (58P01 and XX001 may be damage on disk).
+        // The database was dropped. (58P01 and XX001, which can mean damage on disk, are systemic too.)
         "57P04" => Class::Systemic,
         // I/O error of the server.
         "58030" => Class::Transient,
@@ -87,18 +87,18 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
     }
 }
 
-/// How many rows that the table refuses may be set aside before the batch is taken for a sign that it has changed.
+/// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed table.
 ///
-/// One per cent, but never less than 100: a handful of rows that a user's constraint forbids must not stop a lane,
-/// while a table that refuses everything is noticed within one batch of normal size. What small batches set aside
-/// meanwhile is kept, counted and can be replayed.
+/// One percent, but at least 100: a few rows that violate a user's constraint must not stop a lane, while a table that
+/// rejects everything is noticed within one batch of normal size. Rows that small batches dead-letter in the meantime are
+/// stored, counted, and can be replayed.
 #[must_use]
 pub fn poison_rows_max(batch_rows: usize) -> usize {
     (batch_rows / 100).max(100)
 }
 
-/// The row number (from 1) that the server's CONTEXT names for a COPY into `logs`. The last match: errors inside a
-/// JSON value put a `JSON data, line 1: …` of their own first, which may quote anything.
+/// Returns the row number (from 1) in the server's CONTEXT for a COPY into `logs`. Uses the last match: errors inside a
+/// JSON value prepend a line `JSON data, line 1: …`, which can quote anything.
 #[must_use]
 pub fn copy_line(context: &str) -> Option<usize> {
     const MARK: &str = "COPY logs, line ";
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_sqlstate_is_blamed_on_the_value_the_row_the_moment_or_the_schema() {
+    fn each_sqlstate_is_a_value_row_transient_or_systemic_error() {
         let none = Details::default();
         for code in ["22021", "22P05", "22P02", "22003", "54001"] {
             assert_eq!(classify(code, none), Class::Value, "{code}");
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_of_the_user_is_the_rows_fault_and_a_partitions_bound_is_not() {
+    fn a_users_check_constraint_blames_the_row_and_a_partition_bound_does_not() {
         let bound = Details { in_copy: true, ..Details::default() };
         let user = Details { constraint: Some("service_known"), table: Some("logs"), in_copy: true };
         assert_eq!(classify("23514", user), Class::Row);
@@ -144,13 +144,13 @@ mod tests {
     }
 
     #[test]
-    fn too_few_bytes_in_a_row_are_a_changed_column_and_a_poolers_complaint_passes() {
+    fn a_protocol_violation_is_systemic_in_copy_and_transient_elsewhere() {
         assert_eq!(classify("08P01", Details { in_copy: true, ..Details::default() }), Class::Systemic);
         assert_eq!(classify("08P01", Details::default()), Class::Transient);
     }
 
     #[test]
-    fn the_last_copy_line_of_the_context_counts() {
+    fn the_last_copy_line_of_the_context_is_used() {
         assert_eq!(copy_line("COPY logs, line 7, column message"), Some(7));
         assert_eq!(copy_line("JSON data, line 1: COPY logs, line 3\nCOPY logs, line 12, column attributes"), Some(12));
         assert_eq!(copy_line("JSON data, line 1: {"), None);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn small_batches_may_lose_a_hundred_rows_and_large_ones_one_per_cent() {
+    fn small_batches_may_dead_letter_a_hundred_rows_and_large_ones_one_percent() {
         assert_eq!(poison_rows_max(1), 100);
         assert_eq!(poison_rows_max(10_000), 100);
         assert_eq!(poison_rows_max(50_000), 500);
