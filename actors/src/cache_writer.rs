@@ -1,11 +1,12 @@
-//! Stage cache-writer: feeds the hot cache. It may lose, it may not delay.
+//! Stage cache-writer: feeds the hot cache. It may lose data; it must not cause delays.
 //!
-//! - Nothing waits for it: the batcher hands batches over with `try_send` and counts those that find no room.
-//! - Only durable batches are applied. A frame that a crash takes back has its sequence number used again, and
-//!   the cache, which saw the first, would refuse the second.
-//! - Rendering a record for the windows costs as much as all that the rest of the way does with it, so only so many a
-//!   second are: at a higher rate the newest of each batch, counted as left out. Counters always count everything.
-//! - A batch is tried once. What the cache refuses is discarded and counted with its reason; the database has it.
+//! - Nothing waits for it: the batcher sends batches with `try_send` and counts those that do not fit.
+//! - Only durable batches are applied. The sequence number of a frame lost in a crash is reused; the cache, having seen
+//!   the first frame, would reject the second.
+//! - Rendering a record for the recent records costs as much as all other processing of it, so the number per second is
+//!   limited: at a higher rate only the latest records of each batch are rendered and the others are counted as
+//!   skipped. Counters always count everything.
+//! - A batch is tried once. Batches that the cache rejects are discarded and counted by reason; the database has them.
 
 use std::sync::Arc;
 
@@ -22,10 +23,10 @@ use crate::message::Batch;
 use crate::progress::Progress;
 use crate::rate_limit::RateLimiter;
 
-/// The component's name in metrics.
+/// Name of the component in metrics.
 const NAME: &str = "cache-writer";
 
-/// Three timeouts are enough to know; after that one batch in at most half a minute finds out.
+/// Three timeouts are conclusive; after that one batch, at most every half minute, probes the cache.
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 1_000, open_ms_max: 30_000 };
 
 /// The stage.
@@ -37,7 +38,7 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// Feeds `cache` with the batches of `origin`, once `journal` has them on disk.
+    /// A stage that applies the batches of `origin` to `cache` once `journal` has them on disk.
     #[must_use]
     pub fn new(
         context: StageContext,
@@ -67,7 +68,7 @@ impl Stage for CacheWriter {
             self.feed.discard(&batch, "shutdown");
             return Ok(());
         }
-        // A journal that has failed ends the process elsewhere; here the batch is only not worth caching.
+        // A failed journal ends the process elsewhere; here the batch is merely not cached.
         if !self.context.waiting(batch.is_durable(&self.journal)).await {
             self.feed.discard(&batch, "not_durable");
             return Ok(());
@@ -94,7 +95,7 @@ pub struct CacheFeed {
 }
 
 impl CacheFeed {
-    /// A feed whose breaker is closed, with so many records a second for the windows.
+    /// A feed with a closed breaker that renders at most `recent_records_per_s` recent records.
     #[must_use]
     pub fn new(cache: Arc<dyn HotCache>, origin: Origin, recent_records_per_s: usize) -> Self {
         let breaker = Breaker::new(BREAKER);
@@ -103,19 +104,19 @@ impl CacheFeed {
         Self { cache, origin, breaker, allowance, applied_batches: 0, applied_records: 0, discarded_records: 0 }
     }
 
-    /// Applies `batch` if the breaker lets it and the cache takes it.
+    /// Applies `batch` if the breaker allows it and the cache accepts it.
     pub async fn apply(&mut self, batch: &Batch) {
         let started = Instant::now();
         if let Allow::No { .. } = self.breaker.allow(started) {
             self.discard(batch, "breaker_open");
             return;
         }
-        let recent_max = self.allowance.at(started);
+        let recent_max = self.allowance.available(started);
         let outcome = self.cache.apply_within(self.origin, batch, recent_max).await;
         metrics::histogram!("logweir_cache_apply_seconds").record(started.elapsed().as_secs_f64());
         match outcome {
             Ok(recent) => {
-                self.allowance.spend(recent);
+                self.allowance.take(recent);
                 if recent == recent_max {
                     let left_out = batch.records().saturating_sub(recent as u64);
                     metrics::counter!("logweir_cache_recent_skipped_records_total").increment(left_out);
@@ -136,13 +137,13 @@ impl CacheFeed {
         .increment(batch.records());
     }
 
-    /// Whether the last batch that was tried failed.
+    /// Returns whether the last batch that was tried failed.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.breaker.snapshot(Instant::now()).failures > 0
     }
 
-    /// What operators see of it.
+    /// Counters for operators.
     #[must_use]
     pub fn observe(&self) -> Vec<Counter> {
         let breaker = self.breaker.snapshot(Instant::now());

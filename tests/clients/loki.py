@@ -4,7 +4,7 @@ import logging
 import time
 
 import logging_loki
-from told import ADDRESS, enough, told
+from acknowledged import ADDRESS, acknowledged, done
 
 
 class Handler(logging_loki.LokiHandler):
@@ -12,11 +12,11 @@ class Handler(logging_loki.LokiHandler):
         self.failed = False
         super().emit(record)
         if not self.failed:
-            told(record.getMessage())
+            acknowledged(record.getMessage())
 
     def handleError(self, record):
         self.failed = True
-        self.emitter.close()  # what the handler does itself, too: the next record has a new session
+        self.emitter.close()  # as the base handler does: the next record gets a new session
 
 
 handler = Handler(url=f"http://{ADDRESS}/loki/api/v1/push", tags={"app": "loki", "host": "n1"}, version="1")
@@ -25,7 +25,7 @@ logger.setLevel(logging.INFO)
 logger.propagate = False
 logger.addHandler(handler)
 number = 0
-while not enough():
+while not done():
     logger.warning(f"record-{number}")
     number += 1
     time.sleep(0.003)

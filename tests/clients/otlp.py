@@ -3,11 +3,11 @@
 import logging
 import time
 
+from acknowledged import ADDRESS, acknowledged, done
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
-from told import ADDRESS, enough, told
 
 
 class Exporter(OTLPLogExporter):
@@ -15,7 +15,7 @@ class Exporter(OTLPLogExporter):
         result = super().export(batch)
         if result.name == "SUCCESS":
             for item in batch:
-                told(item.log_record.body)
+                acknowledged(item.log_record.body)
         return result
 
 
@@ -27,7 +27,7 @@ logger.setLevel(logging.INFO)
 logger.propagate = False
 logger.addHandler(LoggingHandler(logger_provider=provider))
 number = 0
-while not enough():
+while not done():
     logger.warning(f"record-{number}", extra={"number": number})
     number += 1
     time.sleep(0.003)

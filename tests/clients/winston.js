@@ -1,14 +1,14 @@
 // winston with its own HTTP transport; one request per record.
 const winston = require("winston");
 
-const [address, wanted] = [process.argv[2], Number(process.argv[3])];
+const [address, total] = [process.argv[2], Number(process.argv[3])];
 const [host, port] = address.split(":");
 const transport = new winston.transports.Http({ host, port: Number(port), path: "/ingest?service=winston" });
 const logger = winston.createLogger({ level: "info", transports: [transport] });
-let told = 0;
+let acknowledged = 0;
 let number = 0;
 transport.on("logged", ({ message }) => {
-  told += 1;
+  acknowledged += 1;
   console.log(message);
 });
 for (const failed of ["warn", "error"]) {
@@ -16,7 +16,7 @@ for (const failed of ["warn", "error"]) {
 }
 logger.on("error", () => {});
 const timer = setInterval(() => {
-  if (told >= wanted) {
+  if (acknowledged >= total) {
     clearInterval(timer);
     process.exit(0);
   }

@@ -1,6 +1,6 @@
-//! Alerts through the real program: they fire, are told, and are over; late records count and are stored.
+//! Alerts of the real program: they fire, notify and resolve; late records are counted and stored.
 
-#![allow(clippy::unwrap_used)] // clippy knows test functions as tests, not the helpers between them
+#![allow(clippy::unwrap_used)] // clippy exempts test functions but not their helpers
 
 use std::time::{Duration, Instant};
 
@@ -27,14 +27,14 @@ fn alert(s: &mut Scenario, name: &str) -> Value {
     alerts.iter().find(|alert| alert["name"] == name).unwrap().clone()
 }
 
-/// Sends `lines` again and again until `enough` has come.
-fn send_until<T>(s: &mut Scenario, lines: &[&str], mut enough: impl FnMut(&mut Scenario) -> Option<T>) -> T {
+/// Sends `lines` repeatedly until `done` returns a value.
+fn send_until<T>(s: &mut Scenario, lines: &[&str], mut done: impl FnMut(&mut Scenario) -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(done) = enough(s) {
-            return done;
+        if let Some(value) = done(s) {
+            return value;
         }
-        assert!(Instant::now() < deadline, "it does not come: {}", s.server().log_text());
+        assert!(Instant::now() < deadline, "timed out: {}", s.server().log_text());
         for line in lines {
             send(s, line);
         }
@@ -47,7 +47,7 @@ const BAD: &str = r#"{"level":"error","service":"cart","msg":"card declined"}"#;
 const OTHER: &str = r#"{"level":"error","service":"mail","msg":"no such user"}"#;
 
 #[test]
-fn an_alert_fires_is_told_and_is_over_and_a_receiver_that_was_down_is_told_too() {
+fn an_alert_fires_notifies_and_resolves_and_delivery_is_retried() {
     let story = |s: &mut Scenario| {
         let hook = Webhook::start(vec![503, 500]);
         let rule = "query = 'service:cart severity>=error'\nabove = 3\n";
@@ -55,7 +55,7 @@ fn an_alert_fires_is_told_and_is_over_and_a_receiver_that_was_down_is_told_too()
         s.set("alerting.webhook_url", hook.url());
         s.start();
         assert_eq!(alert(s, "declined")["state"], "inactive");
-        // Twice refused: told again until it is taken.
+        // Rejected twice: retried until it is accepted.
         for status in [503, 500, 200] {
             let (answered, notice) = send_until(s, &[BAD, OTHER], |_| hook.try_next());
             assert_eq!((answered, &notice["state"], &notice["alert"]), (status, &"firing".into(), &"declined".into()));
@@ -64,7 +64,7 @@ fn an_alert_fires_is_told_and_is_over_and_a_receiver_that_was_down_is_told_too()
         }
         assert_eq!(alert(s, "declined")["state"], "firing");
         assert_eq!(s.server().metric("logweir_alert_state", "declined"), 2.0);
-        // Now nothing is sent: it is over.
+        // Nothing is sent any more: it resolves.
         let (_, notice) = hook.next();
         assert_eq!(notice["state"], "resolved");
         let status = alert(s, "declined");
@@ -77,13 +77,13 @@ fn an_alert_fires_is_told_and_is_over_and_a_receiver_that_was_down_is_told_too()
 }
 
 #[test]
-fn a_ratio_is_of_what_it_says_and_fires_after_a_kill_too() {
+fn a_ratio_counts_only_its_base_and_fires_after_a_kill_too() {
     on_sqlite("alert ratio", |s| {
         let hook = Webhook::start(vec![]);
         let rule = "query = 'severity>=error'\nof = 'service:cart'\nmeasure = 'ratio'\nabove = '0.4'\nfor = '500ms'\n";
         alerts(s, &format!("[alerts.share]\n{rule}{SHORT}webhook = '{}'\n", hook.url()));
         s.start();
-        // A quarter of the cart's; what others do does not count.
+        // A quarter of the cart's records; those of other services do not count.
         send_until(s, &[GOOD, BAD, GOOD, GOOD, OTHER, OTHER], |s| {
             let value = alert(s, "share")["value"].as_f64()?;
             (value > 0.0).then_some(())
@@ -99,9 +99,9 @@ fn a_ratio_is_of_what_it_says_and_fires_after_a_kill_too() {
     });
 }
 
-/// What was counted is not kept: a restart begins with empty windows, and with every alert inactive.
+/// Counts are not persisted: a restart begins with empty windows and every alert inactive.
 #[test]
-fn what_fires_at_a_restart_is_told_anew_and_what_is_over_by_then_is_not_told() {
+fn after_a_restart_a_firing_is_notified_again_and_a_resolution_during_it_is_not() {
     on_sqlite("alert restart", |s| {
         let hook = Webhook::start(vec![]);
         let rule = "query = 'service:cart severity>=error'\nabove = 3\n";
@@ -110,31 +110,31 @@ fn what_fires_at_a_restart_is_told_anew_and_what_is_over_by_then_is_not_told() {
         let (_, notice) = send_until(s, &[BAD], |_| hook.try_next());
         assert_eq!(notice["state"], "firing");
         s.server().kill();
-        while hook.try_next().is_some() {} // it may have been over, and fired again, before the kill
+        while hook.try_next().is_some() {} // it may have resolved, and fired again, before the kill
         s.start();
         let started = jiff::Timestamp::now();
         assert_eq!(alert(s, "declined")["state"], "inactive");
         assert_eq!(alert(s, "declined")["last_notified"], Value::Null);
-        // Two windows later it has been looked at more than once, and nothing was told.
+        // Two windows later it was evaluated more than once, without a notification.
         let deadline = Instant::now() + PATIENCE;
-        let looked = |s: &mut Scenario| alert(s, "declined")["last_evaluated"].as_str().map(ToOwned::to_owned);
+        let evaluated = |s: &mut Scenario| alert(s, "declined")["last_evaluated"].as_str().map(ToOwned::to_owned);
         let two_windows = jiff::SignedDuration::from_secs(4);
-        while looked(s).is_none_or(|at| at.parse::<jiff::Timestamp>().unwrap() < started + two_windows) {
-            assert!(Instant::now() < deadline, "nobody looks");
+        while evaluated(s).is_none_or(|at| at.parse::<jiff::Timestamp>().unwrap() < started + two_windows) {
+            assert!(Instant::now() < deadline, "the alert is not evaluated");
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!((alert(s, "declined")["state"].as_str(), hook.try_next()), (Some("inactive"), None));
         let (_, notice) = send_until(s, &[BAD], |_| hook.try_next());
-        assert_eq!(notice["state"], "firing", "told anew");
+        assert_eq!(notice["state"], "firing", "notified again");
     });
 }
 
 #[test]
-fn who_is_late_is_counted_and_stored_all_the_same() {
+fn a_late_record_is_counted_and_stored() {
     on_sqlite("alert late", |s| {
         alerts(s, &format!("[alerts.all]\nquery = ''\nabove = 1000000\n{SHORT}"));
         s.start();
-        // Once a window has closed, what happened an hour ago is late.
+        // Once a window has closed, a record of an hour ago is late.
         s.wait("a window has closed", |s| {
             let url = format!("http://{}/api/v1/alerts", s.settings["http.listen"]);
             let text = logweir_tests::client::agent(PATIENCE).get(&url).call().unwrap().body_mut().read_to_string();
@@ -144,8 +144,10 @@ fn who_is_late_is_counted_and_stored_all_the_same() {
         send(s, &format!(r#"{{"ts":"{hour_ago}","msg":"late"}}"#));
         let deadline = Instant::now() + PATIENCE;
         while s.server().metric("logweir_alert_late_records_total", "all") < 1.0 {
-            assert!(Instant::now() < deadline, "nobody counts it");
+            assert!(Instant::now() < deadline, "the late record is not counted");
         }
-        s.wait("it is stored", |s| s.store.rows("SELECT message FROM logs") == Ok(vec![vec!["late".to_owned()]]));
+        s.wait("the late record is stored", |s| {
+            s.store.rows("SELECT message FROM logs") == Ok(vec![vec!["late".to_owned()]])
+        });
     });
 }

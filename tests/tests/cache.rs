@@ -1,7 +1,7 @@
-//! The hot cache: what is applied can be read, nothing counts twice, and a Redis in any bad state is an error
-//! that passes by itself.
+//! The hot cache: applied batches can be read, nothing counts twice, and any bad state of Redis is an error that the cache
+//! recovers from by itself.
 
-#![allow(clippy::unwrap_used)] // clippy knows test functions as tests, not the helpers between them
+#![allow(clippy::unwrap_used)] // clippy exempts test functions but not their helpers
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,10 +24,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 const MINUTE_US: i64 = 60_000_000;
-/// Long, so that a busy machine does not decide a test; short where the timeout itself is tested.
+/// Long, so that a loaded machine does not fail a test; short where the timeout itself is tested.
 const TIMEOUT_MS: u64 = 5_000;
 const TIMEOUT_SHORT_MS: u64 = 300;
-/// Far above what anything here takes: a test that reaches it hangs.
+/// Far above the duration of any step: a test that reaches it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
@@ -49,33 +49,33 @@ async fn open(url: String, settings: &Settings, ca_file: Option<&Path>) -> Resul
     cache::open(&Settings { url: CacheUrl::Redis(url), ..settings.clone() }, ca_file).await
 }
 
-/// A journal of its own.
+/// The origin of a separate journal.
 fn origin() -> Origin {
     Origin { writer: Uuid::new_v4(), run: Uuid::new_v4() }
 }
 
-/// Applies until it works, which must happen by itself.
+/// Applies until it succeeds, which must happen without intervention.
 async fn applies_again(cache: &dyn HotCache, writer: Origin, batch: &Batch) {
     let deadline = Instant::now() + PATIENCE;
     while let Err(error) = cache.apply(writer, batch).await {
-        assert!(Instant::now() < deadline, "it does not recover: {error}");
+        assert!(Instant::now() < deadline, "the cache does not recover: {error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Applies until it fails, and says why.
-async fn refuses(cache: &dyn HotCache, writer: Origin, batches: &mut Journal) -> CacheError {
+/// Applies until it fails, and returns the error.
+async fn apply_until_error(cache: &dyn HotCache, writer: Origin, batches: &mut Journal) -> CacheError {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let batch = batches.batch(0, 1);
         if let Err(error) = cache.apply(writer, &batch).await {
             return error;
         }
-        assert!(Instant::now() < deadline, "it goes on applying");
+        assert!(Instant::now() < deadline, "applying does not fail");
     }
 }
 
-/// Makes the frames of a writer's lanes, as the journal would number them: one row of numbers for all lanes.
+/// Creates the frames of a writer's lanes, numbered like the journal's: one sequence for all lanes.
 struct Journal {
     rng: StdRng,
     now_us: i64,
@@ -88,7 +88,7 @@ impl Journal {
         Self { rng: StdRng::seed_from_u64(seed), now_us: clock::wall_us(), seq: 0, frames: BTreeMap::new() }
     }
 
-    /// The next `frames` frames of `lane`, of some services, minutes and severities.
+    /// The next `frames` frames of `lane`, with random services, minutes and severities.
     fn batch(&mut self, lane: LaneId, frames: usize) -> Batch {
         self.batch_of(lane, frames, |rng| ["api", "web: ui", "", "зонт\0\"x"][rng.random_range(0..4)].to_owned())
     }
@@ -111,21 +111,21 @@ impl Journal {
             let frame = BatchFrame { seq: self.seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) };
             self.frames.entry(lane).or_default().push(frame);
         }
-        self.again(lane, from, from + frames)
+        self.replay(lane, from, from + frames)
     }
 
-    /// The lane's frames from the `from`-th up to, not including, the `to`-th: a batch as a replay may cut it.
-    fn again(&self, lane: LaneId, from: usize, to: usize) -> Batch {
+    /// The lane's frames from the `from`-th up to, not including, the `to`-th: a batch of a replay.
+    fn replay(&self, lane: LaneId, from: usize, to: usize) -> Batch {
         let frames = &self.frames[&lane];
         let from_seq = from.checked_sub(1).map_or(0, |before| frames[before].seq);
         Batch { lane, from_seq, from_records: 0, generation: 0, frames: frames[from..to].to_vec() }
     }
 }
 
-/// What a cache must hold, by the plainest of means.
+/// The expected contents of a cache, by the simplest implementation.
 #[derive(Default)]
 struct Model {
-    /// Newest first.
+    /// Latest first.
     recent: BTreeMap<String, Vec<(LaneId, u64, usize, String)>>,
     volume: BTreeMap<String, BTreeMap<(i64, u8), u64>>,
 }
@@ -164,18 +164,18 @@ fn identity(text: &str, service: &str) -> (LaneId, u64, usize, String) {
     let value: Value = serde_json::from_str(text).unwrap();
     assert_eq!(value["service"], service, "{text}");
     assert_eq!(value["host"], "h", "{text}");
-    assert!(value["attributes"].is_null() || value["attributes"]["k"][1] == "a", "{text}");
+    assert!(value["attributes"] == serde_json::json!({}) || value["attributes"]["k"][1] == "a", "{text}");
     let number = |key: &str| value[key].as_u64().unwrap();
     let lane = LaneId::try_from(number("lane")).unwrap();
     (lane, number("seq"), usize::try_from(number("row")).unwrap(), value["message"].as_str().unwrap().to_owned())
 }
 
-/// What every cache must do.
+/// Checks the behavior that every cache must have.
 async fn check(cache: &dyn HotCache, settings: &Settings) {
     let (mut journal, mut model) = (Journal::new(1), Model::default());
     let writer = origin();
     cache.ping().await.unwrap();
-    model.assert_equals(cache, settings, "at first").await;
+    model.assert_equals(cache, settings, "initially").await;
 
     for lane in [0, 1, 0, 0, 7, 1] {
         let batch = journal.batch(lane, 3);
@@ -186,18 +186,18 @@ async fn check(cache: &dyn HotCache, settings: &Settings) {
 
     for _ in 0..2 {
         for (from, to) in [(0, 9), (6, 9), (0, 3), (4, 5)] {
-            cache.apply(writer, &journal.again(0, from, to)).await.unwrap();
+            cache.apply(writer, &journal.replay(0, from, to)).await.unwrap();
         }
     }
     model.assert_equals(cache, settings, "after replays").await;
 
     let fresh = journal.batch(0, 4);
     model.apply(&fresh);
-    cache.apply(writer, &journal.again(0, 5, 11)).await.unwrap();
-    cache.apply(writer, &journal.again(0, 0, 13)).await.unwrap();
-    model.assert_equals(cache, settings, "after batches that start below the cursor and end behind it").await;
+    cache.apply(writer, &journal.replay(0, 5, 11)).await.unwrap();
+    cache.apply(writer, &journal.replay(0, 0, 13)).await.unwrap();
+    model.assert_equals(cache, settings, "after batches that start before the cursor and end after it").await;
     cache.apply(writer, &fresh).await.unwrap();
-    model.assert_equals(cache, settings, "after the same once more").await;
+    model.assert_equals(cache, settings, "after the same batch again").await;
 
     let (mut other, other_writer) = (Journal::new(2), origin());
     let batch = other.batch(0, 2);
@@ -218,7 +218,7 @@ async fn check(cache: &dyn HotCache, settings: &Settings) {
     assert_eq!(cache.volume("api", i64::MAX).await.unwrap(), []);
 }
 
-/// The least recently seen service goes, with all that it had.
+/// The least recently seen service is removed with its data.
 async fn check_services_max(cache: &dyn HotCache, settings: &Settings) {
     let (mut journal, writer) = (Journal::new(3), origin());
     for number in 0..settings.services_max + 3 {
@@ -244,12 +244,12 @@ async fn check_services_max(cache: &dyn HotCache, settings: &Settings) {
 }
 
 #[tokio::test]
-async fn the_memory_cache_keeps_what_is_applied_once() {
+async fn the_memory_cache_applies_each_batch_once() {
     check(&MemoryCache::new(&settings()), &settings()).await;
 }
 
 #[tokio::test]
-async fn redis_keeps_what_is_applied_once() {
+async fn redis_applies_each_batch_once() {
     let redis = Redis::start();
     check(&*connect(&redis, &settings()).await, &settings()).await;
 }
@@ -261,7 +261,7 @@ async fn the_memory_cache_keeps_the_services_seen_last() {
 }
 
 #[tokio::test]
-async fn redis_keeps_the_services_seen_last_and_no_key_of_the_others() {
+async fn redis_keeps_the_services_seen_last_and_removes_the_keys_of_others() {
     let redis = Redis::start();
     let settings = Settings { services_max: 9, ..settings() };
     check_services_max(&*connect(&redis, &settings).await, &settings).await;
@@ -270,7 +270,7 @@ async fn redis_keeps_the_services_seen_last_and_no_key_of_the_others() {
 }
 
 #[tokio::test]
-async fn the_memory_cache_stays_within_its_bytes_and_a_noisy_service_pays_for_itself() {
+async fn the_memory_cache_stays_within_its_byte_limit_at_the_expense_of_noisy_services() {
     let settings = Settings { recent_records: 100_000, ..settings() };
     let cache = MemoryCache::with_bytes_max(&settings, 50_000);
     let (mut journal, writer) = (Journal::new(4), origin());
@@ -287,7 +287,7 @@ async fn the_memory_cache_stays_within_its_bytes_and_a_noisy_service_pays_for_it
 }
 
 #[tokio::test]
-async fn what_has_outlived_its_time_is_gone() {
+async fn expired_records_are_removed() {
     let settings = Settings { ttl_s: 3600, ..settings() };
     let (mut journal, writer) = (Journal::new(5), origin());
     journal.now_us -= 2 * 3600 * 1_000_000;
@@ -329,7 +329,7 @@ async fn a_replay_after_flushall_counts_once() {
     cache.apply(writer, &journal.batch(0, 5)).await.unwrap();
     redis.command(&["FLUSHALL"]);
     redis.command(&["SCRIPT", "FLUSH"]);
-    let replayed = journal.again(0, 2, 5);
+    let replayed = journal.replay(0, 2, 5);
     model.apply(&replayed);
     for _ in 0..2 {
         cache.apply(writer, &replayed).await.unwrap();
@@ -344,7 +344,7 @@ async fn two_processes_that_feed_the_same_lane_count_once() {
     let (mut journal, mut model, writer) = (Journal::new(8), Model::default(), origin());
     for round in 0..20 {
         model.apply(&journal.batch(0, 3));
-        let (a, b) = (journal.again(0, round, round * 3 + 2), journal.again(0, 0, round * 3 + 3));
+        let (a, b) = (journal.replay(0, round, round * 3 + 2), journal.replay(0, 0, round * 3 + 3));
         let (a, b) = tokio::join!(old.apply(writer, &a), new.apply(writer, &b));
         a.unwrap();
         b.unwrap();
@@ -352,45 +352,45 @@ async fn two_processes_that_feed_the_same_lane_count_once() {
     model.assert_equals(&*old, &settings(), "after both").await;
 }
 
-/// A state in which Redis answers and refuses to write: the error is named, half a batch never happens, and the
-/// same batch is taken when the state has passed.
-async fn check_refusal(redis: &Redis, reason: &str, enter: impl FnOnce(), leave: impl FnOnce()) {
+/// A state in which Redis responds but rejects writes: the error has its label, no part of the batch is applied, and the same
+/// batch succeeds once the state has ended.
+async fn check_rejection(redis: &Redis, reason: &str, enter: impl FnOnce(), leave: impl FnOnce()) {
     let cache = connect(redis, &settings()).await;
     let (mut journal, mut model, writer) = (Journal::new(9), Model::default(), origin());
     let before = journal.batch(0, 3);
     cache.apply(writer, &before).await.unwrap();
     model.apply(&before);
     enter();
-    let refused = journal.batch(0, 3);
-    let error = cache.apply(writer, &refused).await.unwrap_err();
+    let rejected = journal.batch(0, 3);
+    let error = cache.apply(writer, &rejected).await.unwrap_err();
     assert_eq!(error.reason, reason, "{error}");
-    model.assert_equals(&*cache, &settings(), "while it refuses").await;
+    model.assert_equals(&*cache, &settings(), "while writes are rejected").await;
     leave();
-    applies_again(&*cache, writer, &refused).await;
-    model.apply(&refused);
-    model.assert_equals(&*cache, &settings(), "after it has passed").await;
+    applies_again(&*cache, writer, &rejected).await;
+    model.apply(&rejected);
+    model.assert_equals(&*cache, &settings(), "after recovery").await;
 }
 
 #[tokio::test]
-async fn a_full_redis_refuses_and_recovers() {
+async fn a_full_redis_rejects_batches_and_recovers() {
     let redis = Redis::start();
     let enter = || {
         redis.config_set("maxmemory-policy", "noeviction");
         redis.config_set("maxmemory", "1mb");
     };
-    check_refusal(&redis, "oom", enter, || redis.config_set("maxmemory", "0")).await;
+    check_rejection(&redis, "oom", enter, || redis.config_set("maxmemory", "0")).await;
 }
 
 #[tokio::test]
-async fn a_replica_refuses_and_recovers_when_it_is_promoted() {
+async fn a_replica_rejects_batches_and_recovers_when_promoted() {
     let redis = Redis::start();
-    // Nobody is the primary there; it keeps what it has.
+    // There is no primary at that address; the replica keeps its data.
     let enter = || drop(redis.command(&["REPLICAOF", "127.0.0.1", "1"]));
-    check_refusal(&redis, "readonly", enter, || drop(redis.command(&["REPLICAOF", "NO", "ONE"]))).await;
+    check_rejection(&redis, "readonly", enter, || drop(redis.command(&["REPLICAOF", "NO", "ONE"]))).await;
 }
 
 #[tokio::test]
-async fn a_redis_that_cannot_save_refuses_and_recovers() {
+async fn a_redis_that_cannot_save_rejects_batches_and_recovers() {
     let redis = Redis::start();
     let enter = || {
         redis.config_set("save", "3600 1000000");
@@ -402,7 +402,7 @@ async fn a_redis_that_cannot_save_refuses_and_recovers() {
             std::thread::sleep(Duration::from_millis(10));
         }
     };
-    check_refusal(&redis, "misconf", enter, || redis.config_set("stop-writes-on-bgsave-error", "no")).await;
+    check_rejection(&redis, "misconf", enter, || redis.config_set("stop-writes-on-bgsave-error", "no")).await;
 }
 
 #[tokio::test]
@@ -413,31 +413,31 @@ async fn a_frozen_redis_times_out_holds_no_memory_and_recovers() {
     let (mut journal, writer) = (Journal::new(10), origin());
     cache.apply(writer, &journal.batch(0, 1)).await.unwrap();
     redis.freeze();
-    // More than the kernel's buffers take, so that the writes themselves hang.
+    // More than the kernel buffers hold, so that the writes themselves hang.
     let large: Vec<Batch> = (0..40).map(|_| journal.batch_of(0, 1, |_| "x".repeat(300_000))).collect();
     let before = resident_bytes();
     let mut reasons = BTreeSet::new();
     for batch in &large {
         let applied =
             tokio::time::timeout(Duration::from_millis(TIMEOUT_SHORT_MS) * 20, cache.apply(writer, batch)).await;
-        reasons.insert(applied.expect("it returns by its timeout").unwrap_err().reason);
+        reasons.insert(applied.expect("applying returns by its timeout").unwrap_err().reason);
     }
     let grown = resident_bytes().saturating_sub(before);
     let sent: usize = large.iter().map(|batch| 2 * batch.records() as usize * 300_000).sum();
-    assert!(grown < sent / 4, "grown by {grown} bytes while {sent} bytes were refused");
+    assert!(grown < sent / 4, "grown by {grown} bytes while {sent} bytes were rejected");
     assert!(reasons.contains("timeout"), "{reasons:?}");
 
     redis.thaw();
     let next = journal.batch_of(0, 3, |_| "after".to_owned());
     applies_again(&*cache, writer, &next).await;
-    // What was cut off has run since or has not; either way nothing counts twice, and the next batch counts.
+    // The interrupted commands may or may not have run since; either way nothing counts twice, and the next batch counts.
     let patient = connect(&redis, &Settings { timeout_ms: TIMEOUT_MS, ..settings }).await;
     patient.apply(writer, &large[0]).await.unwrap();
     let mut counted = 0;
     for service in patient.services().await.unwrap() {
         counted += records_of(&*patient, &service).await;
     }
-    let all = journal.again(0, 0, large.len() + 4);
+    let all = journal.replay(0, 0, large.len() + 4);
     assert!(counted <= all.records(), "{counted} of {}", all.records());
     assert_eq!(records_of(&*patient, "after").await, next.records());
 }
@@ -452,23 +452,23 @@ fn resident_bytes() -> usize {
 }
 
 #[tokio::test]
-async fn a_killed_redis_is_an_error_and_a_restarted_one_is_used_by_itself() {
+async fn a_killed_redis_is_an_error_and_a_restarted_one_is_used_again() {
     let mut redis = Redis::start();
     let cache = connect(&redis, &settings()).await;
     let (mut journal, writer) = (Journal::new(11), origin());
     cache.apply(writer, &journal.batch(0, 3)).await.unwrap();
     redis.kill();
-    let error = refuses(&*cache, writer, &mut journal).await;
+    let error = apply_until_error(&*cache, writer, &mut journal).await;
     assert!(["connection", "timeout"].contains(&error.reason), "{error:?}");
     redis.restart();
     let (batch, mut model) = (journal.batch(0, 3), Model::default());
     applies_again(&*cache, writer, &batch).await;
     model.apply(&batch);
-    model.assert_equals(&*cache, &settings(), "in the new one").await;
+    model.assert_equals(&*cache, &settings(), "in the restarted Redis").await;
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_at_start_is_used_when_it_comes() {
+async fn a_redis_that_is_unavailable_at_start_is_used_once_available() {
     let mut redis = Redis::start();
     redis.kill();
     let cache = connect(&redis, &settings()).await;
@@ -476,13 +476,13 @@ async fn a_redis_that_is_away_at_start_is_used_when_it_comes() {
     let batch = journal.batch(0, 3);
     let error = cache.apply(writer, &batch).await.unwrap_err();
     assert_eq!(error.reason, "connection", "{error}");
-    assert!(error.detail.contains("refused"), "the cause is named: {error}");
+    assert!(error.detail.contains("refused"), "the error must name the cause: {error}");
     redis.restart();
     applies_again(&*cache, writer, &batch).await;
 }
 
 #[tokio::test]
-async fn a_redis_without_room_for_a_client_is_used_when_there_is_room() {
+async fn a_redis_at_its_client_limit_is_used_once_below_it() {
     let redis = Redis::start_with(&["--maxclients", "1"]);
     let occupied = idle_connection(redis.port());
     let cache = connect(&redis, &settings()).await;
@@ -494,7 +494,7 @@ async fn a_redis_without_room_for_a_client_is_used_when_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_still_loading_refuses_and_is_used_afterwards() {
+async fn a_redis_that_is_loading_rejects_batches_and_is_used_afterwards() {
     let mut redis = Redis::start();
     for key in 0..200 {
         redis.command(&["SET", &format!("key {key}"), &"x".repeat(2000)]);
@@ -506,7 +506,7 @@ async fn a_redis_that_is_still_loading_refuses_and_is_used_afterwards() {
     let batch = journal.batch(0, 3);
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let error = cache.apply(writer, &batch).await.expect_err("it is loading for some seconds");
+        let error = cache.apply(writer, &batch).await.expect_err("Redis is loading for some seconds");
         if error.reason == "loading" {
             break;
         }
@@ -517,7 +517,7 @@ async fn a_redis_that_is_still_loading_refuses_and_is_used_afterwards() {
 }
 
 #[tokio::test]
-async fn tls_works_with_the_right_authority_and_with_no_other() {
+async fn tls_requires_the_right_authority() {
     let redis = Redis::start_tls();
     let (mut journal, writer) = (Journal::new(15), origin());
     let batch = journal.batch(0, 3);
@@ -536,7 +536,7 @@ async fn tls_works_with_the_right_authority_and_with_no_other() {
 }
 
 #[tokio::test]
-async fn a_password_is_asked_for() {
+async fn a_password_is_required() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
     let with_password = redis.url().replace("redis://", "redis://:secret@");
     let (mut journal, writer) = (Journal::new(16), origin());
@@ -547,7 +547,7 @@ async fn a_password_is_asked_for() {
 }
 
 #[tokio::test]
-async fn the_feed_counts_each_record_as_applied_or_discarded_and_comes_back() {
+async fn the_feed_counts_each_record_as_applied_or_discarded_and_recovers() {
     let mut redis = Redis::start();
     let (mut journal, writer) = (Journal::new(17), origin());
     let mut feed = CacheFeed::new(connect(&redis, &settings()).await, writer, 20_000);
@@ -572,7 +572,7 @@ async fn the_feed_counts_each_record_as_applied_or_discarded_and_comes_back() {
     redis.restart();
     let deadline = Instant::now() + PATIENCE;
     while counter(&feed, "applied_batches") < 2 {
-        assert!(Instant::now() < deadline, "it does not come back");
+        assert!(Instant::now() < deadline, "the feed does not recover");
         feed.apply(&send(&mut journal)).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

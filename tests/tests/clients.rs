@@ -1,8 +1,8 @@
-//! Real clients, as their registries have them: each sends, the server is killed in the middle and started again, and
-//! every record that the client was told is stored is stored.
+//! Real clients from their registries: each sends records, the server is killed and restarted meanwhile, and every record
+//! that was acknowledged to the client is stored.
 //!
-//! They are installed once, below the target directory. Where a registry cannot be reached a test says so and is passed
-//! over; anything else that keeps a client from being installed is a failure.
+//! They are installed once, below the target directory. If a registry is unreachable, the test reports that and is skipped;
+//! any other failure to install a client fails the test.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -14,27 +14,28 @@ use std::time::{Duration, Instant};
 use logweir_tests::installed;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
 
-/// Records that a client must be told are stored before the server is killed, and in all.
-const BEFORE: usize = 100;
-const WANTED: usize = 300;
+/// Records that must be acknowledged before the server is killed.
+const BEFORE_KILL: usize = 100;
+/// Records that must be acknowledged in total.
+const TOTAL: usize = 300;
 
 #[test]
 fn opentelemetrys_sdk_for_python() {
     let Some(python) = python() else { return };
-    on_sqlite("otlp", |s| told_is_stored(s, &python, "otlp.py", "otlp", "13"));
-    on_postgres("otlp", |s| told_is_stored(s, &python, "otlp.py", "otlp", "13"));
+    on_sqlite("otlp", |s| acknowledged_is_stored(s, &python, "otlp.py", "otlp", "13"));
+    on_postgres("otlp", |s| acknowledged_is_stored(s, &python, "otlp.py", "otlp", "13"));
 }
 
 #[test]
 fn a_loki_handler_for_python() {
     let Some(python) = python() else { return };
-    on_sqlite("loki", |s| told_is_stored(s, &python, "loki.py", "loki", "13"));
+    on_sqlite("loki", |s| acknowledged_is_stored(s, &python, "loki.py", "loki", "13"));
 }
 
 #[test]
 fn elasticsearchs_bulk_helper_for_python() {
     let Some(python) = python() else { return };
-    on_sqlite("elastic", |s| told_is_stored(s, &python, "elastic.py", "elastic", "13"));
+    on_sqlite("elastic", |s| acknowledged_is_stored(s, &python, "elastic.py", "elastic", "13"));
 }
 
 #[test]
@@ -43,25 +44,25 @@ fn winston_over_http() {
     on_sqlite("winston", |s| {
         let mut node = Command::new("node");
         node.env("NODE_PATH", &modules);
-        told_is_stored_by(s, node, "winston.js", "winston", "13");
+        acknowledged_is_stored_by(s, node, "winston.js", "winston", "13");
     });
 }
 
-fn told_is_stored(s: &mut Scenario, python: &Path, script: &str, service: &str, severity: &str) {
-    told_is_stored_by(s, Command::new(python), script, service, severity);
+fn acknowledged_is_stored(s: &mut Scenario, python: &Path, script: &str, service: &str, severity: &str) {
+    acknowledged_is_stored_by(s, Command::new(python), script, service, severity);
 }
 
-/// Runs `script` against a server that is killed once, and compares what it was told with the table.
-fn told_is_stored_by(s: &mut Scenario, mut program: Command, script: &str, service: &str, severity: &str) {
+/// Runs `script` against a server that is killed once, and compares the acknowledged records with the table.
+fn acknowledged_is_stored_by(s: &mut Scenario, mut program: Command, script: &str, service: &str, severity: &str) {
     s.start();
-    program.env("PYTHONDONTWRITEBYTECODE", "1"); // nothing is left beside the scripts
-    program.arg(scripts().join(script)).arg(&s.settings["http.listen"]).arg(WANTED.to_string());
+    program.env("PYTHONDONTWRITEBYTECODE", "1"); // leaves no files beside the scripts
+    program.arg(scripts().join(script)).arg(&s.settings["http.listen"]).arg(TOTAL.to_string());
     let mut client = Client::start(program, &s.dir.join("client.log"));
-    client.told(BEFORE);
+    client.acknowledged(BEFORE_KILL);
     s.server().kill();
     s.start();
     client.finish();
-    assert!(client.keys.len() >= WANTED, "{} of {WANTED} records", client.keys.len());
+    assert!(client.keys.len() >= TOTAL, "{} of {TOTAL} records", client.keys.len());
 
     let sql = format!("SELECT DISTINCT message FROM logs WHERE service = '{service}' AND severity = {severity}");
     let stored = |s: &Scenario| -> BTreeSet<String> {
@@ -76,11 +77,11 @@ fn told_is_stored_by(s: &mut Scenario, mut program: Command, script: &str, servi
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    assert_eq!(missing, Vec::<String>::new(), "told that they are stored, and not in the table");
+    assert_eq!(missing, Vec::<String>::new(), "acknowledged but not in the table");
     s.stop();
 }
 
-/// A client at work; killed with its value.
+/// A running client; killed when dropped.
 struct Client {
     child: Child,
     lines: Receiver<String>,
@@ -93,14 +94,14 @@ impl Client {
         let errors = std::fs::File::create(log).expect("the client's log");
         let mut child =
             program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn().expect("the client starts");
-        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        let output = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let (sender, lines) = channel();
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { child, lines, keys: BTreeSet::new(), log: log.to_owned() }
     }
 
-    /// Waits until it was told of `count` records.
-    fn told(&mut self, count: usize) {
+    /// Waits until `count` records were acknowledged.
+    fn acknowledged(&mut self, count: usize) {
         let deadline = Instant::now() + PATIENCE;
         while self.keys.len() < count {
             let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -109,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Reads to its end.
+    /// Reads its output to the end.
     fn finish(&mut self) {
         let deadline = Instant::now() + 2 * PATIENCE;
         loop {
@@ -117,11 +118,11 @@ impl Client {
                 Ok(line) => _ = self.keys.insert(line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("it does not end after {} records: {}", self.keys.len(), self.log())
+                    panic!("the client has not exited after {} records: {}", self.keys.len(), self.log())
                 }
             }
         }
-        let status = self.child.wait().expect("our own child");
+        let status = self.child.wait().expect("a child of this process");
         assert!(status.success(), "{status}: {}", self.log());
     }
 
@@ -141,16 +142,16 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
-/// A Python that has the clients.
+/// A Python with the clients installed.
 fn python() -> Option<PathBuf> {
-    installed::python(&below(), &scripts().join("requirements.txt"))
+    installed::python(&install_dir(), &scripts().join("requirements.txt"))
 }
 
-/// A folder of Node's modules that has the clients.
+/// A directory of Node modules with the clients installed.
 fn node_modules() -> Option<PathBuf> {
-    installed::node_modules(&below(), &scripts().join("package.json"))
+    installed::node_modules(&install_dir(), &scripts().join("package.json"))
 }
 
-fn below() -> PathBuf {
+fn install_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients")
 }

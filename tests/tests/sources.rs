@@ -1,4 +1,4 @@
-//! Syslog and tailed files: real sockets, real files and real senders against the real program, which is killed in between.
+//! Syslog and tailed files: real sockets, files and senders against the real program, which is killed meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,7 @@ use logweir_tests::scenario::{Scenario, on_sqlite};
 use rand::Rng;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
-/// Every message, and how often it is there.
+/// Every stored message and how often it is stored.
 fn messages(s: &Scenario) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     for row in s.store.rows("SELECT message FROM logs").unwrap_or_default() {
@@ -25,10 +25,10 @@ fn messages(s: &Scenario) -> BTreeMap<String, usize> {
 }
 
 fn wait_for_messages(s: &Scenario, count: usize) {
-    s.wait(&format!("{count} different messages, there are {}", messages(s).len()), |s| messages(s).len() >= count);
+    s.wait(&format!("{count} distinct messages, found {}", messages(s).len()), |s| messages(s).len() >= count);
 }
 
-/// The syslog messages without their headers, of which this test knows nothing but that they stand before `marker`.
+/// The syslog messages without their headers, which precede `marker`.
 fn after(marker: &str, messages: &BTreeMap<String, usize>) -> BTreeSet<String> {
     messages.keys().filter_map(|message| message.find(marker).map(|at| message[at..].to_owned())).collect()
 }
@@ -50,7 +50,7 @@ fn listen(s: &mut Scenario, key: &str) -> SocketAddr {
 }
 
 #[test]
-fn both_framings_of_tcp_are_told_apart_and_lines_inside_of_a_frame_stay_together() {
+fn both_framings_of_tcp_are_distinguished_and_lines_within_a_frame_stay_together() {
     on_sqlite("syslog tcp", |s| {
         let addr = listen(s, "syslog.tcp_listen");
         s.set("syslog.message_bytes_max", 1024);
@@ -63,7 +63,7 @@ fn both_framings_of_tcp_are_told_apart_and_lines_inside_of_a_frame_stay_together
             frame.len(),
             long.len()
         );
-        // Cut anywhere, and half of the last line only when the connection ends.
+        // Split anywhere; the last line lacks its line feed when the connection ends.
         for piece in text.as_bytes().chunks(7) {
             sender.write_all(piece).expect("the listener reads");
         }
@@ -86,14 +86,14 @@ fn both_framings_of_tcp_are_told_apart_and_lines_inside_of_a_frame_stay_together
 }
 
 #[test]
-fn what_was_read_from_a_connection_is_stored_when_the_process_is_told_to_stop() {
+fn what_was_read_from_a_connection_is_stored_at_sigterm() {
     on_sqlite("syslog sigterm", |s| {
         let addr = listen(s, "syslog.tcp_listen");
         s.start();
         let mut sender = connect(addr);
         let lines: String = (0..20_000).map(|n| format!("<13>MARK {n}\n")).collect();
         sender.write_all(lines.as_bytes()).expect("the listener reads");
-        // It has read the last line: whatever it holds now must survive.
+        // The last line was read: everything in memory must be stored.
         sender.shutdown(std::net::Shutdown::Write).expect("an open socket");
         let ended = std::io::copy(&mut sender, &mut std::io::sink());
         assert!(ended.is_ok(), "{ended:?}");
@@ -103,20 +103,20 @@ fn what_was_read_from_a_connection_is_stored_when_the_process_is_told_to_stop() 
 }
 
 #[test]
-fn connections_above_the_limit_are_closed_and_idle_ones_too() {
+fn idle_connections_and_those_above_the_limit_are_closed() {
     on_sqlite("syslog connections", |s| {
         let addr = listen(s, "syslog.tcp_listen");
         s.set("syslog.connections_max", 2);
         s.set("syslog.idle_timeout_ms", 1000);
         s.start();
         let open: Vec<TcpStream> = (0..3).map(|_| connect(addr)).collect();
-        s.wait("the third is closed at once, the others when nothing comes", |_| {
+        s.wait("the third connection closed at once, the others when idle", |_| {
             open.iter().all(|mut stream| std::io::copy(&mut stream, &mut std::io::sink()).is_ok())
         });
-        let refused = s.server().metric("logweir_rejected_requests_total", "syslog_connections_max");
-        assert_eq!(refused, 1.0);
+        let rejected = s.server().metric("logweir_rejected_requests_total", "syslog_connections_max");
+        assert_eq!(rejected, 1.0);
         let mut again = connect(addr);
-        again.write_all(b"<13>MARK there is room again\n").expect("the listener reads");
+        again.write_all(b"<13>MARK accepted again\n").expect("the listener reads");
         wait_for_messages(s, 1);
     });
 }
@@ -135,7 +135,7 @@ fn datagrams_are_stored_or_counted() {
             let text = format!("<13>MARK {n} {}", "x".repeat(300));
             sender.send_to(text.as_bytes(), addr).expect("loopback");
         }
-        // One more arrives when the burst has been dealt with: the counts are complete then.
+        // Another one arrives once the burst is processed: the counts are complete then.
         s.wait("a datagram after the burst", |s| {
             sender.send_to(b"<13>LAST", addr).expect("loopback");
             !after("LAST", &messages(s)).is_empty()
@@ -155,7 +155,7 @@ fn datagrams_are_stored_or_counted() {
     });
 }
 
-/// PEM files: a CA, and certificates of it for the listener and for a sender.
+/// PEM files: a CA, and certificates issued by it for the listener and for a sender.
 struct Certificates {
     dir: PathBuf,
 }
@@ -181,7 +181,7 @@ impl Certificates {
         self.dir.join(name).to_string_lossy().into_owned()
     }
 
-    /// A sender's connection, with or without a certificate.
+    /// Connects as a sender, with or without a certificate.
     fn connect(&self, addr: SocketAddr, certified: bool) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
         use rustls::pki_types::pem::PemObject;
         let certificates = |name: &str| {
@@ -190,13 +190,13 @@ impl Certificates {
         };
         let mut roots = rustls::RootCertStore::empty();
         let ca: Vec<_> = certificates("ca.pem");
-        ca.into_iter().for_each(|certificate| roots.add(certificate).expect("our own CA"));
+        ca.into_iter().for_each(|certificate| roots.add(certificate).expect("the CA of this test"));
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("the usual versions")
             .with_root_certificates(roots);
         let config = if certified {
-            let key = PrivateKeyDer::from_pem_file(self.path("sender.key")).expect("our own key");
+            let key = PrivateKeyDer::from_pem_file(self.path("sender.key")).expect("the key of this test");
             builder.with_client_auth_cert(certificates("sender.pem"), key).expect("a certificate and its key")
         } else {
             builder.with_no_client_auth()
@@ -208,7 +208,7 @@ impl Certificates {
 }
 
 #[test]
-fn tls_takes_frames_and_asks_for_a_certificate_where_a_ca_is_given() {
+fn tls_accepts_frames_and_requires_a_certificate_if_a_ca_is_configured() {
     on_sqlite("syslog tls", |s| {
         let certificates = Certificates::make(&s.dir);
         let addr = listen(s, "syslog.tls_listen");
@@ -222,9 +222,11 @@ fn tls_takes_frames_and_asks_for_a_certificate_where_a_ca_is_given() {
 
         s.set("syslog.client_ca_file", certificates.path("ca.pem"));
         s.start();
-        let mut stranger = certificates.connect(addr, false);
-        let _ = stranger.write_all(b"17 <13>MARK stranger").and_then(|()| stranger.flush());
-        s.wait("the stranger is turned away", |_| std::io::copy(&mut stranger, &mut std::io::sink()).is_err());
+        let mut uncertified = certificates.connect(addr, false);
+        let _ = uncertified.write_all(b"17 <13>MARK uncertified").and_then(|()| uncertified.flush());
+        s.wait("the sender without a certificate rejected", |_| {
+            std::io::copy(&mut uncertified, &mut std::io::sink()).is_err()
+        });
         let mut sender = certificates.connect(addr, true);
         sender.write_all(b"18 <13>MARK certified").expect("TLS");
         sender.flush().expect("TLS");
@@ -232,7 +234,7 @@ fn tls_takes_frames_and_asks_for_a_certificate_where_a_ca_is_given() {
         let expect = ["MARK first", "MARK\nfirst", "MARK certified"];
         assert_eq!(after("MARK", &messages(s)), expect.map(str::to_owned).into());
         assert_eq!(s.server().metric("logweir_network_errors_total", "kind=\"handshake\""), 1.0);
-        // What the configuration says is checked before anything is started.
+        // The configuration is checked before anything is started.
         s.set("syslog.tls_key_file", certificates.path("sender.key"));
         let output = s.run(&["validate"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
@@ -241,7 +243,7 @@ fn tls_takes_frames_and_asks_for_a_certificate_where_a_ca_is_given() {
     });
 }
 
-/// A program that is there, or a loud word that a test is left out.
+/// The first program that is installed; otherwise reports that a test is skipped.
 fn program(paths: &[&str]) -> Option<PathBuf> {
     let found = paths.iter().map(PathBuf::from).find(|path| path.exists());
     if found.is_none() {
@@ -250,7 +252,7 @@ fn program(paths: &[&str]) -> Option<PathBuf> {
     found
 }
 
-/// A sender that runs beside the test.
+/// A sender process; killed when dropped.
 struct Sender(Child);
 
 impl Sender {
@@ -301,7 +303,7 @@ fn logger_sends_by_tcp_and_udp() {
 }
 
 #[test]
-fn rsyslog_forwards_counted_frames_and_comes_back_after_a_kill() {
+fn rsyslog_forwards_counted_frames_and_reconnects_after_a_kill() {
     let Some(rsyslogd) = program(&["/usr/sbin/rsyslogd"]) else { return };
     on_sqlite("rsyslog", |s| {
         let addr = listen(s, "syslog.tcp_listen");
@@ -333,8 +335,8 @@ action(type="omfwd" target="127.0.0.1" port="{port}" protocol="tcp" TCP_Framing=
         s.server().kill();
         append(&input, &lines(500));
         s.start();
-        // Syslog acknowledges nothing: what rsyslog had written into the broken connection is its loss (its manual says
-        // so). What it writes into the new one is stored, and so is all that was stored before.
+        // Syslog has no acknowledgements: what rsyslog wrote into the broken connection is lost (as its manual states).
+        // What it writes into the new one is stored, and so is everything stored before.
         append(&input, &lines(1000));
         s.wait("the last line", |s| after("MARK", &messages(s)).contains("MARK 1499"));
         let stored = after("MARK", &messages(s));
@@ -344,7 +346,7 @@ action(type="omfwd" target="127.0.0.1" port="{port}" protocol="tcp" TCP_Framing=
     });
 }
 
-/// syslog-ng conflicts with rsyslog as a package: it is unpacked beside it.
+/// The syslog-ng package conflicts with rsyslog, so it is unpacked beside it.
 const SYSLOG_NG: &str = "/usr/local/lib/logweir-tests/syslog-ng";
 
 #[test]
@@ -396,12 +398,12 @@ log {{ source(s_file); destination(d_syslog); destination(d_http); }};
             after("MARK", &rows)
         };
         append(&input, &lines(0));
-        s.wait("500 lines on both ways", |s| by_http(s) == 500 && by_syslog(s).len() == 500);
+        s.wait("500 lines over both transports", |s| by_http(s) == 500 && by_syslog(s).len() == 500);
         s.server().kill();
         append(&input, &lines(500));
         s.start();
         append(&input, &lines(1000));
-        // HTTP is acknowledged: everything is there, however often it was sent.
+        // HTTP is acknowledged: everything is stored, however often it was sent.
         s.wait("all lines by HTTP", |s| by_http(s) == 1500);
         s.wait("the last line by syslog", |s| by_syslog(s).contains("MARK 1499"));
     });
@@ -409,7 +411,7 @@ log {{ source(s_file); destination(d_syslog); destination(d_http); }};
 
 // Tailed files.
 
-/// Small intervals, so that a test takes a second and not a minute.
+/// Short intervals, so that a test takes a second rather than a minute.
 fn tail(s: &mut Scenario, include: &str) -> PathBuf {
     let logs = s.dir.join("logs");
     fs::create_dir_all(&logs).expect("a directory");
@@ -420,7 +422,7 @@ fn tail(s: &mut Scenario, include: &str) -> PathBuf {
     logs
 }
 
-/// Writes numbered lines into `app.log` until it has written `count`, doing `rotate` to it now and then.
+/// Writes `count` numbered lines into `app.log`, calling `rotate` after every `every` lines.
 fn write_and_rotate(
     logs: &Path,
     count: usize,
@@ -431,14 +433,14 @@ fn write_and_rotate(
     std::thread::spawn(move || {
         let mut file = OpenOptions::new().create(true).append(true).open(&path).expect("a log file");
         for n in 0..count {
-            // In two pieces: a reader may see half of a line.
+            // In two writes: a reader may see half of a line.
             write!(file, "MARK ").and_then(|()| writeln!(file, "{n} {}", "x".repeat(n % 100))).expect("a log file");
             if n % every == every - 1 {
                 rotate(&path, n / every);
                 file = OpenOptions::new().create(true).append(true).open(&path).expect("a log file");
             }
             if n % 50 == 0 {
-                std::thread::sleep(Duration::from_millis(1)); // the throttle of a busy service
+                std::thread::sleep(Duration::from_millis(1)); // limits the rate to that of a busy service
             }
         }
     })
@@ -448,7 +450,7 @@ fn numbers(s: &Scenario) -> BTreeMap<usize, usize> {
     let mut found = BTreeMap::new();
     for (message, times) in messages(s) {
         let number = message.strip_prefix("MARK ").and_then(|rest| rest.split(' ').next()?.parse().ok());
-        let number: usize = number.unwrap_or_else(|| panic!("nobody wrote {message:?}"));
+        let number: usize = number.unwrap_or_else(|| panic!("unexpected message {message:?}"));
         assert_eq!(message, format!("MARK {number} {}", "x".repeat(number % 100)).trim_end());
         *found.entry(number).or_default() += times;
     }
@@ -456,25 +458,25 @@ fn numbers(s: &Scenario) -> BTreeMap<usize, usize> {
 }
 
 #[test]
-fn rotation_by_rename_under_load_neither_loses_nor_doubles_a_line() {
+fn rotation_by_rename_under_load_neither_loses_nor_duplicates_a_line() {
     on_sqlite("rename", |s| {
-        // The glob does not have the rotated files: they are followed by what they are.
+        // The glob does not match the rotated files: they are followed by inode.
         let logs = tail(s, "app.log");
         s.start();
         let checkpoint = s.data_dir().join("files.json");
         let writing = write_and_rotate(&logs, 20_000, 1500, move |path, n| {
-            // A file that comes and goes between two looks at the globs is seen by nobody.
+            // A file that is created and removed between two scans of the globs goes unnoticed.
             let inode = format!("\"ino\":{},", fs::metadata(path).expect("the log file").ino());
             let deadline = Instant::now() + Duration::from_secs(30);
             while !fs::read_to_string(&checkpoint).is_ok_and(|text| text.contains(&inode)) {
-                assert!(Instant::now() < deadline, "a new file is not found");
+                assert!(Instant::now() < deadline, "a new file was not found");
             }
             fs::rename(path, path.with_extension(format!("log.{n}"))).expect("a rename");
         });
         writing.join().expect("the writer writes");
         wait_for_messages(s, 20_000);
         assert!(numbers(s).values().all(|&times| times == 1));
-        // All is read and known as such: a restart reads nothing again.
+        // Everything is read and acknowledged: a restart reads nothing again.
         s.stop();
         append(&logs.join("app.log"), "MARK 20000 \n");
         s.start();
@@ -495,7 +497,7 @@ fn a_kill_at_any_moment_loses_no_line_of_a_file_that_is_rotated() {
         while !writing.is_finished() || kills < 5 {
             let stored = messages(s).len();
             let millis = s.random.random_range(0..300);
-            s.wait("something new, or nothing to come", |s| writing.is_finished() || messages(s).len() > stored);
+            s.wait("a new record, or the end of the writer", |s| writing.is_finished() || messages(s).len() > stored);
             std::thread::sleep(Duration::from_millis(millis));
             s.server().kill();
             kills += 1;
@@ -505,16 +507,16 @@ fn a_kill_at_any_moment_loses_no_line_of_a_file_that_is_rotated() {
         wait_for_messages(s, 40_000);
         let numbers = numbers(s);
         assert_eq!(numbers.keys().copied().collect::<Vec<_>>(), (0..40_000).collect::<Vec<_>>());
-        let doubled: Vec<_> = numbers.iter().filter(|(_, times)| **times > 1).collect();
-        assert!(doubled.is_empty(), "{} lines came twice in {kills} kills: {doubled:?}", doubled.len());
+        let duplicated: Vec<_> = numbers.iter().filter(|(_, times)| **times > 1).collect();
+        assert!(duplicated.is_empty(), "{} lines were duplicated in {kills} kills: {duplicated:?}", duplicated.len());
     });
 }
 
 #[test]
-fn what_was_handed_in_when_the_process_died_is_handed_in_again() {
+fn what_was_in_flight_when_the_process_was_killed_is_submitted_again() {
     on_sqlite("tail kill points", |s| {
         let logs = tail(s, "*.log");
-        for (round, point) in ["files.written_down", "files.acknowledged"].into_iter().enumerate() {
+        for (round, point) in ["files.range_persisted", "files.acknowledged"].into_iter().enumerate() {
             append(&logs.join("app.log"), &format!("MARK {round} {}\n", "x".repeat(round)));
             s.launch(&format!("{point}=return")).wait(Duration::from_secs(30));
             s.start();
@@ -525,9 +527,9 @@ fn what_was_handed_in_when_the_process_died_is_handed_in_again() {
 }
 
 #[test]
-fn copytruncate_neither_loses_nor_doubles_a_line_that_was_read() {
+fn copytruncate_neither_loses_nor_duplicates_a_line_that_was_read() {
     on_sqlite("copytruncate", |s| {
-        // The glob has the copies, too.
+        // The glob matches the copies as well.
         let logs = tail(s, "app.log*");
         s.start();
         let path = logs.join("app.log");
@@ -537,7 +539,7 @@ fn copytruncate_neither_loses_nor_doubles_a_line_that_was_read() {
             append(&path, &lines);
             from += 200;
             if n % 2 == 0 {
-                wait_for_messages(s, from); // else the copy is all that is left of what nobody has read
+                wait_for_messages(s, from); // otherwise only the copy contains what was not read yet
             }
             fs::copy(&path, path.with_extension(format!("log.{n}"))).expect("a copy");
             File::create(&path).expect("truncated");
@@ -552,7 +554,7 @@ fn copytruncate_neither_loses_nor_doubles_a_line_that_was_read() {
 }
 
 #[test]
-fn new_files_are_found_half_lines_wait_and_compressed_ones_are_left_alone() {
+fn new_files_are_found_incomplete_lines_wait_and_compressed_files_are_ignored() {
     on_sqlite("globs", |s| {
         let logs = tail(s, "**/*.log*");
         s.set("files.exclude", format!("{}/**/noise*", logs.display()));
@@ -568,9 +570,9 @@ fn new_files_are_found_half_lines_wait_and_compressed_ones_are_left_alone() {
         assert_eq!(numbers(s).keys().copied().collect::<Vec<_>>(), [0, 2]);
         append(&logs.join("a.log"), " x\n");
         wait_for_messages(s, 3);
-        // A line above the limit is discarded once, also when it comes in pieces and the process dies in between.
+        // An overlong line is discarded once, even if it is written in parts and the process is killed in between.
         append(&logs.join("a.log"), &"y".repeat(100_000));
-        s.wait("it is begun", |s| {
+        s.wait("the overlong line is being skipped", |s| {
             fs::read_to_string(s.data_dir().join("files.json")).is_ok_and(|text| text.contains("\"skipping\":true"))
         });
         s.server().kill();
@@ -582,7 +584,7 @@ fn new_files_are_found_half_lines_wait_and_compressed_ones_are_left_alone() {
 }
 
 #[test]
-fn container_logs_are_put_together_and_say_where_they_came_from() {
+fn container_logs_are_joined_and_attributed_to_their_container() {
     on_sqlite("containers", |s| {
         let logs = tail(s, "{pods/*/*/*.log,none}").join("pods/shop_web-7f_11-22/nginx");
         let base = s.dir.join("logs");
@@ -615,7 +617,7 @@ fn container_logs_are_put_together_and_say_where_they_came_from() {
 }
 
 #[test]
-fn files_that_are_there_at_the_very_first_start_can_be_passed_over() {
+fn files_that_exist_at_the_first_start_can_be_skipped() {
     on_sqlite("files.from", |s| {
         let logs = tail(s, "*.log");
         s.set("files.from", "end");
@@ -633,14 +635,14 @@ fn files_that_are_there_at_the_very_first_start_can_be_passed_over() {
 }
 
 #[test]
-fn the_example_for_a_node_is_a_valid_configuration() {
+fn the_example_for_a_node_agent_is_a_valid_configuration() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/node-agent.toml");
     let output = run(&Settings::new(), &["validate", "--config", &example.to_string_lossy()], Duration::from_secs(30));
     assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
-fn many_files_are_read_with_few_descriptors_and_a_large_one_delays_no_other() {
+fn many_files_are_read_with_few_descriptors_and_a_large_one_does_not_delay_others() {
     on_sqlite("many files", |s| {
         let logs = tail(s, "*.log");
         s.set("files.open_max", 16);
@@ -655,16 +657,16 @@ fn many_files_are_read_with_few_descriptors_and_a_large_one_delays_no_other() {
             |s: &Scenario| s.store.rows(sql).ok().and_then(|rows| rows[0][0].parse::<usize>().ok()).unwrap_or(0);
         s.wait("the small files", |s| small(s) == 200);
         let pid = s.server().pid();
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("our own child").flatten();
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("a child of this process").flatten();
         let of_logs = open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&logs))).count();
         assert!(of_logs <= 16, "{of_logs} descriptors");
-        // Each goes on where it was, with or without a descriptor.
+        // Each is continued at its position, with or without an open descriptor.
         for n in 0..200 {
             append(&logs.join(format!("small-{n}.log")), &format!("MARK {n} again\n"));
         }
         s.wait("the second lines", |s| small(s) == 400);
         s.wait("everything", |s| s.store.count() == Ok(100_400));
         let (bound, (_, most)) = (s.memory_bound(), s.server().memory_bytes());
-        assert!(most < bound, "{most} bytes of memory, {bound} were promised");
+        assert!(most < bound, "{most} bytes of memory, the bound is {bound}");
     });
 }

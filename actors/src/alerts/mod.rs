@@ -1,11 +1,13 @@
-//! Alerts: a query, a window over event time and a threshold; told to a webhook when it fires and when it is over.
+//! Alerts: a query, a window over event time and a threshold. Firing and resolution are sent to a webhook.
 //!
-//! - The windows see what the journal has made durable, through a [`Follower`]: an alert neither delays intake nor waits for
-//!   the database, and records that it sees late are stored like all others.
-//! - Each alert is a stage of its own. They are fed in step, with room for a few frames: memory has a bound, and nothing
-//!   is lost on the way. What the journal let go before it was read is counted.
-//! - It sees the records of this process. Where several share the load, a ratio means the same; a count is a share.
-//! - Windows begin empty with the process, and none is looked at that began before: a `below` does not fire because of a restart.
+//! - The windows see what the journal has made durable, through a [`Follower`]: an alert neither delays intake nor
+//!   waits for the database. Records that are late for a window are stored like all others.
+//! - Each alert is a stage of its own. All are fed in lockstep through mailboxes of a few frames, so memory is bounded
+//!   and nothing is lost in between. Records that the journal removed before they were read are counted.
+//! - An alert sees the records of this process only. Where several processes share the load, a ratio is comparable; a
+//!   count covers only this process's share.
+//! - Windows start empty with the process, and a window that began earlier is not evaluated: a restart does not fire a
+//!   `below`.
 
 pub mod rule;
 pub mod state;
@@ -19,32 +21,32 @@ use logweir_engine::journal::Journal;
 use logweir_engine::mailbox::{Bound, Mailbox, Message};
 use logweir_engine::stage::Exit;
 use logweir_engine::topology::{StageSpec, Topology};
-use logweir_engine::window::{Closed, WindowStage, Windowed, Windows};
+use logweir_engine::window::{ClosedWindow, WindowHandler, WindowStage, Windows};
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::follow::{self, DurableFrame, Follower, Position};
 use crate::store::time_text;
-use notify::Notice;
-use rule::{Measure, Rule, Tally};
+use notify::Notification;
+use rule::{Counts, Measure, Rule};
 use state::{Change, Machine, State};
 
-/// What is read from the journal at once, unless one frame is larger.
+/// Bytes read from the journal at once, unless a single frame is larger.
 const READ_BYTES: usize = 1 << 20;
-/// What waits before each alert: frames that all share.
+/// Mailbox bound of each alert; the frames are shared by all.
 const BOUND: Bound = Bound { messages_max: 4, bytes_max: 1 << 20 };
-/// How exactly a window closes.
+/// Resolution at which windows close.
 const TICK_MS: u64 = 50;
 
-/// The most bytes that are held beside the mailboxes.
+/// Upper bound of the memory used beside the mailboxes, in bytes.
 #[must_use]
 pub fn memory_bytes_max(rules: &[Rule]) -> usize {
-    // The frames in the mailboxes may be larger than their bound: one that is being looked at, one that waits.
+    // Frames may exceed the mailbox bound: one that is being processed, and one that waits.
     if rules.is_empty() { 0 } else { follow::memory_bytes_max(READ_BYTES) + 2 * PAYLOAD_BYTES_MAX }
 }
 
-/// One frame on its way to the alerts.
+/// A frame for the alert stages.
 #[derive(Clone, Debug)]
 pub struct FrameMessage(Arc<DurableFrame>);
 
@@ -54,22 +56,27 @@ impl Message for FrameMessage {
     }
 }
 
-/// Spawns a stage for each alert, and whoever feeds them and tells their webhooks.
-pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, board: &AlertRegistry) {
+/// Spawns one stage per alert, the task that feeds them, and the tasks that notify their webhooks.
+pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, registry: &AlertRegistry) {
     if config.alerts.is_empty() {
         return;
     }
     let stages = config.alerts.iter().map(|rule| {
-        let notices = rule.webhook.clone().or_else(|| config.alerting.webhook_url.clone()).map(|webhook| {
+        let notifications = rule.webhook.clone().or_else(|| config.alerting.webhook_url.clone()).map(|webhook| {
             let (sender, receiver) = watch::channel(None);
-            actix_rt::spawn(notify::tell(rule.name.clone(), webhook, receiver, board.clone()));
+            actix_rt::spawn(notify::deliver(rule.name.clone(), webhook, receiver, registry.clone()));
             Arc::new(sender)
         });
-        let (rule, board) = (Arc::new(rule.clone()), board.clone());
+        let (rule, registry) = (Arc::new(rule.clone()), registry.clone());
         let name = format!("alert-{}", rule.name);
         let spec = StageSpec { name, arbiter: "alerts".to_owned(), bound: BOUND, tick_ms: Some(TICK_MS) };
         topology.spawn(spec, move |_| {
-            let watch = Watch { rule: Arc::clone(&rule), board: board.clone(), notices: notices.clone(), late: 0 };
+            let watch = AlertWindows {
+                rule: Arc::clone(&rule),
+                registry: registry.clone(),
+                notifications: notifications.clone(),
+                late: 0,
+            };
             WindowStage::new(rule.spec(), watch)
         })
     });
@@ -77,9 +84,9 @@ pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, board:
     actix_rt::spawn(feed(journal, stages));
 }
 
-/// Gives every stage every frame that becomes durable from now on.
+/// Sends each frame that becomes durable from now on to every stage.
 fn feed(journal: &Journal, stages: Vec<Mailbox<FrameMessage>>) -> impl Future<Output = ()> + use<> {
-    let (seq, tails) = journal.durable_now();
+    let (seq, tails) = journal.durable_position();
     let mut position = Position::of(seq, &tails);
     let mut follower = Follower::new(journal.clone(), seq, READ_BYTES);
     async move {
@@ -95,7 +102,7 @@ fn feed(journal: &Journal, stages: Vec<Mailbox<FrameMessage>>) -> impl Future<Ou
                 let frame = Arc::new(frame);
                 for stage in &stages {
                     if stage.send(FrameMessage(Arc::clone(&frame))).await.is_err() {
-                        return; // on the way down
+                        return; // shutting down
                     }
                 }
             }
@@ -103,29 +110,29 @@ fn feed(journal: &Journal, stages: Vec<Mailbox<FrameMessage>>) -> impl Future<Ou
     }
 }
 
-/// What one alert's stage does.
-struct Watch {
+/// The window logic of one alert.
+struct AlertWindows {
     rule: Arc<Rule>,
-    board: AlertRegistry,
-    notices: Option<Arc<watch::Sender<Option<Notice>>>>,
+    registry: AlertRegistry,
+    notifications: Option<Arc<watch::Sender<Option<Notification>>>>,
     late: u64,
 }
 
-impl Windowed for Watch {
+impl WindowHandler for AlertWindows {
     type Message = FrameMessage;
-    type Value = Tally;
+    type Value = Counts;
 
-    fn gather(&mut self, FrameMessage(frame): &FrameMessage, windows: &mut Windows<Tally>) {
+    fn aggregate(&mut self, FrameMessage(frame): &FrameMessage, windows: &mut Windows<Counts>) {
         for record in frame.chunk.iter() {
             let of = match &self.rule.measure {
                 Measure::Ratio(of) => of.matches(&record),
                 Measure::Count | Measure::Rate => true,
             };
             let matched = of && self.rule.filter.matches(&record);
-            let counts = matched || (of && matches!(self.rule.measure, Measure::Ratio(_)));
-            if counts && let Some(tally) = windows.at(record.ts_us) {
-                tally.matched += u64::from(matched);
-                tally.of += u64::from(of);
+            let is_counted = matched || (of && matches!(self.rule.measure, Measure::Ratio(_)));
+            if is_counted && let Some(counts) = windows.pane_mut(record.ts_us) {
+                counts.matched += u64::from(matched);
+                counts.total += u64::from(of);
             }
         }
         let late = windows.late() - std::mem::replace(&mut self.late, windows.late());
@@ -134,16 +141,16 @@ impl Windowed for Watch {
         }
     }
 
-    async fn close(&mut self, window: Closed<Tally>) -> Result<(), Exit> {
-        let notice = self.board.close(&self.rule, &window);
-        if let (Some(notices), Some(notice)) = (&self.notices, notice) {
-            notices.send_replace(Some(notice));
+    async fn close(&mut self, window: ClosedWindow<Counts>) -> Result<(), Exit> {
+        let notification = self.registry.close(&self.rule, &window);
+        if let (Some(notifications), Some(notification)) = (&self.notifications, notification) {
+            notifications.send_replace(Some(notification));
         }
         Ok(())
     }
 }
 
-/// How all alerts stand; outlives the stages. A clone is a handle on the same.
+/// Status of all alerts; outlives the stages. Clones share the same state.
 #[derive(Clone, Default)]
 pub struct AlertRegistry(Arc<Inner>);
 
@@ -158,7 +165,7 @@ struct Entry {
     status: Status,
 }
 
-/// One alert, for people and scripts.
+/// Status of one alert, as returned by the API.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 #[schema(as = Alert)]
 pub struct Status {
@@ -180,7 +187,7 @@ pub struct Status {
 }
 
 impl AlertRegistry {
-    /// All of `rules` inactive since `now_us`.
+    /// Registers `rules`, each inactive since `now_us`.
     #[must_use]
     pub fn new(rules: &[Rule], now_us: i64, instance: String) -> Self {
         let entries = rules.iter().map(|rule| {
@@ -206,19 +213,19 @@ impl AlertRegistry {
         Self(Arc::new(Inner { instance, entries: Mutex::new(entries.collect()) }))
     }
 
-    /// Every alert, by name.
+    /// Returns the status of every alert, ordered by name.
     #[must_use]
     pub fn alerts(&self) -> Vec<Status> {
         self.entries().values().map(|entry| entry.status.clone()).collect()
     }
 
-    /// A window of `rule` has closed; says what has to be told.
-    fn close(&self, rule: &Rule, window: &Closed<Tally>) -> Option<Notice> {
+    /// Evaluates a closed window of `rule`; returns the notification to send, if any.
+    fn close(&self, rule: &Rule, window: &ClosedWindow<Counts>) -> Option<Notification> {
         let value = rule.value(window.value);
         let mut entries = self.entries();
         let Entry { machine, status } = entries.get_mut(&rule.name)?;
         let began_us = machine.state().1;
-        let change = machine.on(value.is_some_and(|value| rule.threshold.is_passed(value)), window.end_us);
+        let change = machine.on(value.is_some_and(|value| rule.threshold.is_crossed_by(value)), window.end_us);
         let (state, since_us) = machine.state();
         (status.state, status.since, status.value) = (state, time_text(since_us), value);
         status.last_evaluated = Some(time_text(window.end_us));
@@ -227,24 +234,24 @@ impl AlertRegistry {
         metrics::gauge!("logweir_alert_value", "alert" => alert()).set(value.unwrap_or(0.0));
         let change = change?;
         match change {
-            Change::Firing => tracing::warn!(alert = rule.name, value, "the alert fires"),
-            Change::Resolved => tracing::info!(alert = rule.name, value, "the alert is over"),
+            Change::Firing => tracing::warn!(alert = rule.name, value, "alert firing"),
+            Change::Resolved => tracing::info!(alert = rule.name, value, "alert resolved"),
         }
         let since_us = if change == Change::Firing { since_us } else { began_us };
-        Some(self.notice(rule, change, since_us, value))
+        Some(self.notification(rule, change, since_us, value))
     }
 
-    fn notice(&self, rule: &Rule, state: Change, since_us: i64, value: Option<f64>) -> Notice {
+    fn notification(&self, rule: &Rule, state: Change, since_us: i64, value: Option<f64>) -> Notification {
         let (measure, condition, limit) = (rule.measure.name(), rule.threshold.name(), rule.threshold.limit());
         let word = if state == Change::Firing { "FIRING" } else { "RESOLVED" };
-        let shown = value.map_or("nothing".to_owned(), |value| format!("{}", (value * 1000.0).round() / 1000.0));
+        let shown = value.map_or("undefined".to_owned(), |value| format!("{}", (value * 1000.0).round() / 1000.0));
+        let records = if rule.query.is_empty() { "all records".to_owned() } else { format!("`{}`", rule.query) };
         let text = format!(
-            "{word} {name}: {measure} is {shown} ({condition} {limit} fires) over {window} s of `{query}`",
+            "{word} {name}: {measure} is {shown} over the last {window} s for {records} (fires {condition} {limit})",
             name = rule.name,
             window = rule.window_ms as f64 / 1000.0,
-            query = rule.query,
         );
-        Notice {
+        Notification {
             alert: rule.name.clone(),
             state,
             since: time_text(since_us),
@@ -259,8 +266,8 @@ impl AlertRegistry {
         }
     }
 
-    /// The webhook of `alert` was told, or why it was not.
-    fn told(&self, alert: &str, error: Option<String>) {
+    /// Records that the webhook of `alert` was notified, or the error.
+    fn record_delivery(&self, alert: &str, error: Option<String>) {
         if let Some(Entry { status, .. }) = self.entries().get_mut(alert) {
             if error.is_none() {
                 status.last_notified = Some(time_text(logweir_engine::clock::wall_us()));
@@ -270,7 +277,7 @@ impl AlertRegistry {
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        // No step leaves an entry half changed.
+        // No step leaves an entry half changed, so a poisoned lock is safe to use.
         self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

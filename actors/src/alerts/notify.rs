@@ -1,10 +1,10 @@
-//! Telling a webhook: one POST of JSON per change, again until it is taken.
+//! Webhook delivery: one POST of JSON per state change, retried until it is accepted.
 //!
-//! - Each alert has a teller of its own, so that one receiver that is down delays no other's alert.
-//! - Only the newest change waits: when an alert is over before it could be told, there is nothing to tell, and that is
-//!   counted. A receiver that was told once is always told the end.
-//! - An answer that says that no retry helps (4xx) ends the attempts; it is logged, counted and on `/api/v1/alerts`.
-//! - `text` is a sentence, which chats show as it is.
+//! - Each alert has its own delivery task, so a webhook that is down delays no other alert.
+//! - Only the latest change is pending. An alert that resolves before its firing was delivered needs no notification;
+//!   this is counted as superseded. A webhook that received the firing always receives the resolution.
+//! - A response that rules out a retry (4xx) ends the attempts; it is logged, counted and shown on `/api/v1/alerts`.
+//! - `text` is a sentence that chat services display as it is.
 
 use std::time::Duration;
 
@@ -17,90 +17,95 @@ use super::AlertRegistry;
 use super::state::Change;
 use crate::token::Token;
 
-/// An attempt ends after this.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The first pause; each is twice as long.
-const PAUSE_FIRST: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Timeout of one attempt.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// First retry delay; it doubles up to the maximum.
+const RETRY_DELAY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// What a webhook gets.
+/// The JSON body sent to a webhook.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Notice {
-    /// The alert's name.
+pub struct Notification {
+    /// Name of the alert.
     pub alert: String,
-    /// What has happened.
+    /// The change of state.
     pub state: Change,
-    /// Since when, in RFC 3339.
+    /// Start of the firing state, in RFC 3339.
     pub since: String,
-    /// The value that made it so; none for a ratio of nothing.
+    /// Value that caused the change; `None` for a ratio without records.
     pub value: Option<f64>,
-    /// What it is compared with.
+    /// Threshold that the value is compared with.
     pub threshold: f64,
     /// `above` or `below`.
     pub condition: &'static str,
     /// `count`, `rate` or `ratio`.
     pub measure: &'static str,
-    /// Which records.
+    /// Query that selects the records.
     pub query: String,
-    /// How far back it looks.
+    /// Length of the window.
     pub window_ms: u64,
-    /// Which process.
+    /// Instance that evaluated the alert.
     pub instance: String,
     /// The same as a sentence.
     pub text: String,
 }
 
-/// How one attempt went.
+/// Outcome of one attempt.
 enum Attempt {
-    Taken,
-    Again(String),
-    Never(String),
+    Delivered,
+    Retry(String),
+    Rejected(String),
 }
 
-/// Tells `webhook` whatever comes through `notices`, the newest; until they end.
-pub async fn tell(alert: String, webhook: Token, mut notices: watch::Receiver<Option<Notice>>, board: AlertRegistry) {
+/// Delivers the latest of `notifications` to `webhook` until the channel closes.
+pub async fn deliver(
+    alert: String,
+    webhook: Token,
+    mut notifications: watch::Receiver<Option<Notification>>,
+    registry: AlertRegistry,
+) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(TIMEOUT))
         .http_status_as_error(false)
         .max_redirects(0)
         .build()
         .into();
-    let mut told_firing = false;
-    while notices.changed().await.is_ok() {
-        let Some(mut notice) = notices.borrow_and_update().clone() else { continue };
-        let mut pause = PAUSE_FIRST;
+    let mut firing_delivered = false;
+    while notifications.changed().await.is_ok() {
+        let Some(mut notification) = notifications.borrow_and_update().clone() else { continue };
+        let mut delay = RETRY_DELAY_FIRST;
         loop {
-            if notice.state == Change::Resolved && !told_firing {
-                count("superseded"); // nobody knows that there was something
+            if notification.state == Change::Resolved && !firing_delivered {
+                count("superseded"); // the webhook never received the firing
                 break;
             }
-            match attempt(agent.clone(), webhook.clone(), &notice).await {
-                Attempt::Taken => {
-                    told_firing = notice.state == Change::Firing;
+            match attempt(agent.clone(), webhook.clone(), &notification).await {
+                Attempt::Delivered => {
+                    firing_delivered = notification.state == Change::Firing;
                     count("sent");
-                    board.told(&alert, None);
+                    registry.record_delivery(&alert, None);
                     break;
                 }
-                Attempt::Never(why) => {
-                    tracing::error!(alert, error = why, "the alert's webhook refuses: it was not told");
-                    count("refused");
-                    board.told(&alert, Some(why));
+                Attempt::Rejected(error) => {
+                    tracing::error!(alert, error, "the webhook rejected the notification: it is not retried");
+                    count("rejected");
+                    registry.record_delivery(&alert, Some(error));
                     break;
                 }
-                Attempt::Again(why) => {
-                    tracing::warn!(alert, error = why, "the alert's webhook was not reached: trying again");
+                Attempt::Retry(error) => {
+                    tracing::warn!(alert, error, "cannot deliver the notification to the webhook: retrying");
                     count("failed");
-                    board.told(&alert, Some(why));
+                    registry.record_delivery(&alert, Some(error));
                 }
             }
-            let spread = pause.mul_f64(rand::rng().random_range(0.75..1.25));
-            pause = (pause * 2).min(PAUSE_MAX);
-            match timeout(spread, notices.changed()).await {
+            let jittered = delay.mul_f64(rand::rng().random_range(0.75..1.25));
+            delay = (delay * 2).min(RETRY_DELAY_MAX);
+            match timeout(jittered, notifications.changed()).await {
                 Err(_) => {}
                 Ok(Err(_)) => return,
                 Ok(Ok(())) => {
-                    if let Some(newer) = notices.borrow_and_update().clone() {
-                        notice = newer;
+                    if let Some(newer) = notifications.borrow_and_update().clone() {
+                        notification = newer;
                     }
                 }
             }
@@ -112,10 +117,10 @@ fn count(outcome: &'static str) {
     metrics::counter!("logweir_alert_notifications_total", "outcome" => outcome).increment(1);
 }
 
-async fn attempt(agent: ureq::Agent, webhook: Token, notice: &Notice) -> Attempt {
-    let body = serde_json::to_vec(notice).expect("a notice is always JSON");
+async fn attempt(agent: ureq::Agent, webhook: Token, notification: &Notification) -> Attempt {
+    let body = serde_json::to_vec(notification).expect("a notification is always JSON");
     let post = tokio::task::spawn_blocking(move || {
-        let url = &webhook.0; // all of it: a token in it may have a `=`
+        let url = &webhook.0; // the whole URL: a token in it may contain `=`
         agent
             .post(url)
             .header("content-type", "application/json")
@@ -123,23 +128,25 @@ async fn attempt(agent: ureq::Agent, webhook: Token, notice: &Notice) -> Attempt
             .map(|answer| answer.status().as_u16())
     });
     match post.await {
-        Ok(Ok(200..=299)) => Attempt::Taken,
-        Ok(Ok(status @ (408 | 425 | 429 | 500..))) => Attempt::Again(format!("it answered {status}")),
-        Ok(Ok(status)) => Attempt::Never(format!("it answered {status}")),
-        // The error may name the address, which may hold a secret.
-        Ok(Err(error)) => Attempt::Again(kind(&error)),
-        Err(error) => Attempt::Again(error.to_string()),
+        Ok(Ok(200..=299)) => Attempt::Delivered,
+        Ok(Ok(status @ (408 | 425 | 429 | 500..))) => {
+            Attempt::Retry(format!("the webhook responded with status {status}"))
+        }
+        Ok(Ok(status)) => Attempt::Rejected(format!("the webhook responded with status {status}")),
+        // The error may include the URL, which may contain a secret.
+        Ok(Err(error)) => Attempt::Retry(kind(&error)),
+        Err(error) => Attempt::Retry(error.to_string()),
     }
 }
 
 fn kind(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
+        ureq::Error::Timeout(_) => "timed out".to_owned(),
         ureq::Error::Io(error) => error.kind().to_string(),
-        ureq::Error::HostNotFound => "its host is not known".to_owned(),
-        ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
+        ureq::Error::HostNotFound => "host not found".to_owned(),
+        ureq::Error::ConnectionFailed => "connection failed".to_owned(),
         ureq::Error::Rustls(error) => format!("TLS: {error}"),
-        ureq::Error::BadUri(_) => "its address is none".to_owned(),
-        _ => "the request failed".to_owned(),
+        ureq::Error::BadUri(_) => "invalid URL".to_owned(),
+        _ => "request failed".to_owned(),
     }
 }

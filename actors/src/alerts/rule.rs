@@ -1,4 +1,4 @@
-//! What an alert watches: `[alerts.NAME]` of the configuration, read and checked. Pure.
+//! Alert rules: parsing and validation of the `[alerts.NAME]` sections of the configuration. Pure.
 
 use logweir_engine::window::{Aggregate, WindowSpec};
 
@@ -7,87 +7,87 @@ use crate::config::value::{Raw, quantity};
 use crate::query::{self, Filter};
 use crate::token::Token;
 
-/// Alerts that there may be.
+/// Maximum number of alerts.
 pub const RULES_MAX: usize = 100;
 
-/// Panes in a window at most.
+/// Maximum number of panes in a window.
 const PANES_MAX: u64 = 1000;
 const DAY_MS: u64 = 86_400_000;
 
-/// One alert.
+/// An alert rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Its name.
+    /// Name of the alert.
     pub name: String,
-    /// Which records, as it was typed.
+    /// Query that selects the records, as written in the configuration.
     pub query: String,
-    /// Which records.
+    /// Filter compiled from `query`.
     pub filter: Filter,
-    /// `of` of a ratio, as it was typed.
+    /// `of` of a ratio, as written in the configuration.
     pub of: Option<String>,
-    /// What is compared.
+    /// Value that is compared with the threshold.
     pub measure: Measure,
-    /// With what.
+    /// Condition that fires the alert.
     pub threshold: Threshold,
-    /// `window`: how far back it looks (5 min).
+    /// `window`: length of the window (5 min).
     pub window_ms: u64,
-    /// `every`: how often (10 s).
+    /// `every`: evaluation interval (10 s).
     pub every_ms: u64,
-    /// `grace`: how long it waits for records that come late (10 s).
+    /// `grace`: how long a window waits for late records (10 s).
     pub grace_ms: u64,
-    /// `for`: how long it must hold (0).
+    /// `for`: how long the condition must hold (0).
     pub for_ms: u64,
-    /// Where it is told; `alerting.webhook_url` where it names none itself.
+    /// Webhook to notify; `alerting.webhook_url` where the rule has none.
     pub webhook: Option<Token>,
 }
 
-/// What is compared.
+/// The value that is compared with the threshold.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Measure {
-    /// How many there are in the window.
+    /// Number of matching records in the window.
     Count,
-    /// How many there are in a second, on average.
+    /// Matching records per second, averaged over the window.
     Rate,
-    /// Which share they have of those that this filter wants too.
+    /// Share of the matching records among the records that this filter matches.
     Ratio(Filter),
 }
 
-/// When it holds.
+/// The condition that fires an alert.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Threshold {
-    /// Above this.
+    /// Fires above this value.
     Above(f64),
-    /// Below this.
+    /// Fires below this value.
     Below(f64),
 }
 
-/// What a window gathers.
+/// Counts of one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Records that the alert is about.
+pub struct Counts {
+    /// Records that match the query.
     pub matched: u64,
-    /// Of so many; only for a ratio.
-    pub of: u64,
+    /// Records that match `of`; only used for a ratio.
+    pub total: u64,
 }
 
-impl Aggregate for Tally {
+impl Aggregate for Counts {
     fn merge(&mut self, other: &Self) {
         self.matched += other.matched;
-        self.of += other.of;
+        self.total += other.total;
     }
 }
 
 impl Threshold {
-    /// Whether `value` is beyond it.
+    /// Returns whether `value` meets the condition.
     #[must_use]
-    pub fn is_passed(self, value: f64) -> bool {
+    pub fn is_crossed_by(self, value: f64) -> bool {
         match self {
             Self::Above(limit) => value > limit,
             Self::Below(limit) => value < limit,
         }
     }
 
-    /// The number.
+    /// Returns the limit.
     #[must_use]
     pub fn limit(self) -> f64 {
         match self {
@@ -118,51 +118,51 @@ impl Measure {
 }
 
 impl Rule {
-    /// The windows that it looks at.
+    /// Window specification of the rule.
     #[must_use]
     pub fn spec(&self) -> WindowSpec {
         let us = |millis: u64| i64::try_from(millis * 1000).unwrap_or(i64::MAX);
         WindowSpec::sliding(us(self.window_ms), us(self.every_ms), us(self.grace_ms))
     }
 
-    /// What is compared with the threshold; none for a ratio of nothing.
+    /// Returns the value that is compared with the threshold; `None` for a ratio without records.
     #[must_use]
-    pub fn value(&self, tally: Tally) -> Option<f64> {
-        let matched = tally.matched as f64;
+    pub fn value(&self, counts: Counts) -> Option<f64> {
+        let matched = counts.matched as f64;
         match self.measure {
             Measure::Count => Some(matched),
             Measure::Rate => Some(matched * 1000.0 / self.window_ms as f64),
-            Measure::Ratio(_) if tally.of == 0 => None,
-            Measure::Ratio(_) => Some(matched / tally.of as f64),
+            Measure::Ratio(_) if counts.total == 0 => None,
+            Measure::Ratio(_) => Some(matched / counts.total as f64),
         }
     }
 
-    /// Reads the members of `[alerts.NAME]`.
+    /// Parses the keys of `[alerts.NAME]`.
     ///
     /// # Errors
-    /// What is wrong, each with the member that it is about, and what is allowed.
+    /// Every problem found, each as the key it concerns and what is accepted.
     pub fn read(name: &str, members: &[(String, Raw)]) -> Result<Self, Vec<(String, String)>> {
-        let mut reading = Reading { members, wrong: Vec::new() };
-        let rule = reading.rule(name);
-        reading.unknown();
-        if reading.wrong.is_empty() { Ok(rule) } else { Err(reading.wrong) }
+        let mut reader = RuleReader { members, errors: Vec::new() };
+        let rule = reader.rule(name);
+        reader.unknown();
+        if reader.errors.is_empty() { Ok(rule) } else { Err(reader.errors) }
     }
 }
 
-/// The members that there are.
-const MEMBERS: [&str; 10] = ["query", "of", "measure", "above", "below", "window", "every", "grace", "for", "webhook"];
+/// Keys of an alert section.
+const KEYS: [&str; 10] = ["query", "of", "measure", "above", "below", "window", "every", "grace", "for", "webhook"];
 
-struct Reading<'a> {
+struct RuleReader<'a> {
     members: &'a [(String, Raw)],
-    wrong: Vec<(String, String)>,
+    errors: Vec<(String, String)>,
 }
 
-impl Reading<'_> {
+impl RuleReader<'_> {
     fn rule(&mut self, name: &str) -> Rule {
         let (query, filter) = self.query("query");
         let mut of = None;
         if self.raw("query").is_none() {
-            self.complain("query", "is missing: say which records it is about, \"\" for all");
+            self.error("query", "is required: expected a query, or \"\" for all records");
         }
         let measure = match self.word("measure", &["count", "rate", "ratio"]) {
             Some(1) => Measure::Rate,
@@ -174,14 +174,14 @@ impl Reading<'_> {
             _ => Measure::Count,
         };
         if self.raw("of").is_some() && !matches!(measure, Measure::Ratio(_)) {
-            self.complain("of", "is only for measure = \"ratio\"");
+            self.error("of", "requires measure = \"ratio\"");
         }
         let threshold = match (self.number("above"), self.number("below")) {
             (Some(limit), None) => Threshold::Above(limit),
             (None, Some(limit)) => Threshold::Below(limit),
             _ => {
-                if !self.wrong.iter().any(|(member, _)| member == "above" || member == "below") {
-                    self.complain("above", "needs a number, in either above or below");
+                if !self.errors.iter().any(|(key, _)| key == "above" || key == "below") {
+                    self.error("above", "is required: expected a number in exactly one of above and below");
                 }
                 Threshold::Above(0.0)
             }
@@ -189,7 +189,7 @@ impl Reading<'_> {
         let window_ms = self.millis("window", 5 * 60_000, 1000);
         let every_ms = self.millis("every", 10_000.min(window_ms), 100);
         if !window_ms.is_multiple_of(every_ms) || window_ms / every_ms > PANES_MAX {
-            self.complain("every", &format!("must go into window a whole number of times, at most {PANES_MAX}"));
+            self.error("every", &format!("must divide window evenly, into at most {PANES_MAX} parts"));
         }
         Rule {
             name: name.to_owned(),
@@ -206,66 +206,66 @@ impl Reading<'_> {
         }
     }
 
-    fn raw(&self, member: &str) -> Option<&Raw> {
-        self.members.iter().find(|(name, _)| name == member).map(|(_, raw)| raw)
+    fn raw(&self, key: &str) -> Option<&Raw> {
+        self.members.iter().find(|(name, _)| name == key).map(|(_, raw)| raw)
     }
 
-    fn complain(&mut self, member: &str, what: &str) {
-        self.wrong.push((member.to_owned(), what.to_owned()));
+    fn error(&mut self, key: &str, what: &str) {
+        self.errors.push((key.to_owned(), what.to_owned()));
     }
 
-    fn query(&mut self, member: &str) -> (String, Filter) {
-        let text = match self.raw(member) {
+    fn query(&mut self, key: &str) -> (String, Filter) {
+        let text = match self.raw(key) {
             None => return (String::new(), Filter::All),
             Some(Raw::Text(text)) => text.clone(),
             Some(_) => {
-                self.complain(member, "must be a query as a string");
+                self.error(key, "expected a query as a string");
                 return (String::new(), Filter::All);
             }
         };
         match query::parse(&text) {
             Ok(filter) => (text, filter),
             Err(bad) => {
-                self.complain(member, &format!("is no query: {bad}"));
+                self.error(key, &format!("invalid query: {bad}"));
                 (text, Filter::All)
             }
         }
     }
 
-    fn word(&mut self, member: &str, words: &[&str]) -> Option<usize> {
-        let raw = self.raw(member)?;
+    fn word(&mut self, key: &str, words: &[&str]) -> Option<usize> {
+        let raw = self.raw(key)?;
         let index = match raw {
             Raw::Text(text) => words.iter().position(|word| word == text),
             _ => None,
         };
         if index.is_none() {
-            self.complain(member, &format!("must be one of {}", words.join(", ")));
+            self.error(key, &format!("expected one of {}", words.join(", ")));
         }
         index
     }
 
-    fn number(&mut self, member: &str) -> Option<f64> {
-        let number = match self.raw(member)? {
+    fn number(&mut self, key: &str) -> Option<f64> {
+        let number = match self.raw(key)? {
             Raw::Integer(number) => Some(*number as f64),
             Raw::Text(text) => text.parse::<f64>().ok(),
             _ => None,
         };
         let number = number.filter(|number| number.is_finite() && *number >= 0.0);
         if number.is_none() {
-            self.complain(member, "must be a number from 0 on, such as 100 or 0.05");
+            self.error(key, "expected a number of at least 0, such as 100 or 0.05");
         }
         number
     }
 
-    fn millis(&mut self, member: &str, fallback: u64, min: u64) -> u64 {
-        let millis = match self.raw(member) {
+    fn millis(&mut self, key: &str, fallback: u64, min: u64) -> u64 {
+        let millis = match self.raw(key) {
             None => return fallback,
             Some(Raw::Text(text)) => quantity(text, Unit::Millis),
             Some(Raw::Integer(number)) => u64::try_from(*number).ok(),
             Some(_) => None,
         };
         millis.filter(|millis| (min..=DAY_MS).contains(millis)).unwrap_or_else(|| {
-            self.complain(member, &format!("must be a time such as 500ms, 30s or 5m, from {min}ms to 1d"));
+            self.error(key, &format!("expected a duration from {min}ms to 1d, such as 500ms, 30s or 5m"));
             fallback
         })
     }
@@ -274,21 +274,17 @@ impl Reading<'_> {
         match self.raw("webhook")? {
             Raw::Text(url) if url.starts_with("http://") || url.starts_with("https://") => Some(Token(url.clone())),
             _ => {
-                self.complain("webhook", "must be http://… or https://…");
+                self.error("webhook", "expected a URL that starts with http:// or https://");
                 None
             }
         }
     }
 
     fn unknown(&mut self) {
-        let unknown: Vec<String> = self
-            .members
-            .iter()
-            .map(|(name, _)| name.clone())
-            .filter(|name| !MEMBERS.contains(&name.as_str()))
-            .collect();
+        let unknown: Vec<String> =
+            self.members.iter().map(|(name, _)| name.clone()).filter(|name| !KEYS.contains(&name.as_str())).collect();
         for name in unknown {
-            self.complain(&name, &format!("is not a key: an alert has {}", MEMBERS.join(", ")));
+            self.error(&name, &format!("unknown key: expected one of {}", KEYS.join(", ")));
         }
     }
 }
@@ -307,30 +303,30 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_is_read_with_what_goes_without_saying() {
+    fn a_rule_is_parsed_with_its_defaults() {
         let rule = read(&[("query", text("service:cart")), ("above", Raw::Integer(10))]).unwrap();
         assert_eq!((rule.window_ms, rule.every_ms, rule.grace_ms, rule.for_ms), (300_000, 10_000, 10_000, 0));
-        assert!(rule.spec().holds());
-        assert_eq!(rule.value(Tally { matched: 30, of: 0 }), Some(30.0));
+        assert!(rule.spec().is_valid());
+        assert_eq!(rule.value(Counts { matched: 30, total: 0 }), Some(30.0));
         let short = read(&[("query", text("")), ("below", text("0.5")), ("window", text("2s"))]).unwrap();
         assert_eq!((short.every_ms, short.threshold), (2000, Threshold::Below(0.5)));
     }
 
     #[test]
-    fn rates_are_a_second_s_and_a_ratio_of_nothing_is_nothing() {
+    fn rates_are_per_second_and_a_ratio_without_records_has_no_value() {
         let above = ("above", Raw::Integer(1));
         let rate =
             read(&[("query", text("")), above.clone(), ("measure", text("rate")), ("window", text("1m"))]).unwrap();
-        assert_eq!(rate.value(Tally { matched: 30, of: 0 }), Some(0.5));
+        assert_eq!(rate.value(Counts { matched: 30, total: 0 }), Some(0.5));
         let ratio = [("query", text("a")), above, ("measure", text("ratio")), ("of", text("service:cart"))];
         let ratio = read(&ratio).unwrap();
-        assert_eq!(ratio.value(Tally { matched: 1, of: 4 }), Some(0.25));
-        assert_eq!(ratio.value(Tally::default()), None);
+        assert_eq!(ratio.value(Counts { matched: 1, total: 4 }), Some(0.25));
+        assert_eq!(ratio.value(Counts::default()), None);
     }
 
     #[test]
-    fn every_mistake_is_named_with_its_member() {
-        let wrong = read(&[
+    fn every_error_names_its_key() {
+        let errors = read(&[
             ("query", text("a (")),
             ("of", text("b")),
             ("measure", text("mean")),
@@ -342,7 +338,7 @@ mod tests {
             ("windows", text("1m")),
         ])
         .unwrap_err();
-        let members: Vec<&str> = wrong.iter().map(|(member, _)| member.as_str()).collect();
+        let members: Vec<&str> = errors.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(members, ["query", "measure", "of", "above", "every", "grace", "webhook", "windows"]);
         for members in [&[("above", Raw::Integer(1))][..], &[("query", text(""))]] {
             assert_eq!(read(members).unwrap_err().len(), 1);

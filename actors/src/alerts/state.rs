@@ -1,32 +1,32 @@
-//! When an alert fires, and when it is over. Pure: the time comes with each window.
+//! State machine of an alert. Pure: time advances with each window.
 
 use serde::Serialize;
 
-/// Where an alert stands.
+/// State of an alert.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = AlertState)]
 pub enum State {
-    /// All is well.
+    /// The condition does not hold.
     #[default]
     Inactive,
-    /// Its condition holds, but not for long enough yet.
+    /// The condition holds, but not yet for the required duration.
     Pending,
-    /// Its condition has held for as long as it must.
+    /// The condition has held for the required duration.
     Firing,
 }
 
-/// What has to be told.
+/// A change of state that is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// It fires.
+    /// The alert started firing.
     Firing,
-    /// It is over.
+    /// The alert stopped firing.
     Resolved,
 }
 
-/// One alert on its way.
+/// State machine of one alert.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     for_us: i64,
@@ -35,19 +35,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// One that is inactive since `now_us`, and whose condition must hold for `for_us`.
+    /// An alert that is inactive since `now_us` and fires once its condition has held for `for_us`.
     #[must_use]
     pub fn new(for_us: i64, now_us: i64) -> Self {
         Self { for_us, state: State::Inactive, since_us: now_us }
     }
 
-    /// Where it stands, and since when.
+    /// Returns the state and its start.
     #[must_use]
     pub fn state(&self) -> (State, i64) {
         (self.state, self.since_us)
     }
 
-    /// A window that ended at `at_us` passes the threshold, or does not.
+    /// Evaluates the window that ended at `at_us`; `holds` tells whether it meets the condition.
     pub fn on(&mut self, holds: bool, at_us: i64) -> Option<Change> {
         match (self.state, holds) {
             (State::Inactive, true) => {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn it_fires_at_once_where_nothing_else_was_asked_and_is_told_once() {
+    fn without_a_for_duration_it_fires_at_once_and_notifies_once() {
         assert_eq!(
             run(0, &[(false, 1), (true, 2), (true, 3), (false, 4)]),
             [
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_too_short_never_fires() {
+    fn a_condition_that_holds_too_briefly_never_fires() {
         assert_eq!(
             run(10, &[(true, 5), (true, 14), (false, 15), (true, 20), (true, 30), (true, 40)]),
             [

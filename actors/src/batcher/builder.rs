@@ -1,4 +1,4 @@
-//! When a batch is full or old enough: pure, with the time as an argument.
+//! Decides when a batch is full or has lingered long enough. Pure: time is an argument.
 
 use logweir_engine::journal::LaneId;
 use tokio::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use crate::message::{Batch, BatchFrame};
 /// Collects consecutive frames of one lane.
 ///
 /// - Every frame pushed is in exactly one batch, in order.
-/// - No batch passes `rows_max` or `bytes_max`, but for one made of a single larger frame.
-/// - No frame waits longer than `linger_ms`, as long as somebody asks [`BatchBuilder::is_due`].
+/// - No batch exceeds `rows_max` or `bytes_max`, except one that consists of a single larger frame.
+/// - No frame waits longer than `linger_ms`, provided that the caller polls [`BatchBuilder::is_due`].
 #[derive(Debug)]
 pub struct BatchBuilder {
     lane: LaneId,
@@ -33,8 +33,8 @@ impl BatchBuilder {
         Self { lane, limits, open: None }
     }
 
-    /// Adds a frame; `prev_seq` is the lane's frame before it, `generation` the journal's. Returns what has to leave now, in order: the open
-    /// batch if the frame does not fit or does not follow, and the frame's own batch if it is full.
+    /// Adds a frame; `prev_seq` is the lane's previous frame, `generation` the journal's. Returns the batches to send now, in
+    /// order: the open batch if the frame does not fit or does not follow it, and the frame's own batch if it is full.
     pub fn push(&mut self, frame: BatchFrame, prev_seq: u64, generation: u64, now: Instant) -> [Option<Batch>; 2] {
         let (records, bytes) = (frame.chunk.len(), frame.chunk.bytes());
         let fits = self.open.as_ref().is_none_or(|open| {
@@ -43,7 +43,7 @@ impl BatchBuilder {
                 && open.records + records <= self.limits.rows_max
                 && open.bytes + bytes <= self.limits.bytes_max
         });
-        let left = if fits { None } else { self.take() };
+        let previous = if fits { None } else { self.take() };
         let from_records = frame.lane_records - records as u64;
         let open = self.open.get_or_insert_with(|| Open {
             batch: Batch { lane: self.lane, from_seq: prev_seq, from_records, generation, frames: Vec::new() },
@@ -55,22 +55,22 @@ impl BatchBuilder {
         open.records += records;
         open.bytes += bytes;
         let full = open.records >= self.limits.rows_max || open.bytes >= self.limits.bytes_max;
-        let filled = if full { self.take() } else { None };
-        [left, filled]
+        let full_batch = if full { self.take() } else { None };
+        [previous, full_batch]
     }
 
-    /// Whether the open batch has lingered long enough.
+    /// Returns whether the open batch has lingered long enough.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
         self.open.as_ref().is_some_and(|open| now >= open.due)
     }
 
-    /// The open batch, if there is one.
+    /// Takes the open batch, if there is one.
     pub fn take(&mut self) -> Option<Batch> {
         self.open.take().map(|open| open.batch)
     }
 
-    /// Records in the open batch.
+    /// Number of records in the open batch.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.open.as_ref().map_or(0, |open| open.records as u64)
@@ -110,25 +110,25 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_leaves_when_it_is_full_and_covers_a_range() {
+    fn a_full_batch_is_sent_and_covers_a_range() {
         let mut builder = builder(4);
         let now = Instant::now();
         assert_eq!(builder.push(frame(7, 12, 2), 5, 0, now).iter().flatten().count(), 0);
-        let [left, filled] = builder.push(frame(9, 14, 2), 7, 0, now);
-        assert!(left.is_none());
-        let batch = filled.expect("four rows are full");
+        let [previous, full_batch] = builder.push(frame(9, 14, 2), 7, 0, now);
+        assert!(previous.is_none());
+        let batch = full_batch.expect("four rows fill the batch");
         assert_eq!((batch.from_seq, batch.to_seq(), batch.from_records, batch.to_records()), (5, 9, 10, 14));
         assert_eq!((batch.records(), batch.lost()), (4, 0));
     }
 
     #[test]
-    fn a_frame_that_does_not_fit_sends_the_open_batch_ahead() {
+    fn a_frame_that_does_not_fit_sends_the_open_batch_first() {
         let mut builder = builder(4);
         let now = Instant::now();
         let _ = builder.push(frame(1, 3, 3), 0, 0, now);
-        let [left, filled] = builder.push(frame(2, 13, 10), 1, 0, now);
-        assert_eq!(seqs(left.as_ref()), Some(vec![1]));
-        assert_eq!(seqs(filled.as_ref()), Some(vec![2]), "a single larger frame is its own batch");
+        let [previous, full_batch] = builder.push(frame(2, 13, 10), 1, 0, now);
+        assert_eq!(seqs(previous.as_ref()), Some(vec![1]));
+        assert_eq!(seqs(full_batch.as_ref()), Some(vec![2]), "a single larger frame is its own batch");
     }
 
     #[test]
@@ -136,18 +136,18 @@ mod tests {
         let mut builder = builder(100);
         let now = Instant::now();
         let _ = builder.push(frame(1, 1, 1), 0, 0, now);
-        let [left, _] = builder.push(frame(5, 9, 1), 4, 0, now);
-        assert_eq!(seqs(left.as_ref()), Some(vec![1]));
+        let [previous, _] = builder.push(frame(5, 9, 1), 4, 0, now);
+        assert_eq!(seqs(previous.as_ref()), Some(vec![1]));
         assert_eq!(builder.take().map(|batch| batch.from_seq), Some(4));
     }
 
     #[test]
-    fn numbers_that_were_taken_back_do_not_mix_with_new_ones() {
+    fn frames_of_different_generations_are_not_mixed() {
         let mut builder = builder(100);
         let now = Instant::now();
         let _ = builder.push(frame(1, 1, 1), 0, 0, now);
-        let [left, _] = builder.push(frame(2, 2, 1), 1, 1, now);
-        assert_eq!(left.map(|batch| batch.generation), Some(0));
+        let [previous, _] = builder.push(frame(2, 2, 1), 1, 1, now);
+        assert_eq!(previous.map(|batch| batch.generation), Some(0));
         assert_eq!(builder.take().map(|batch| batch.generation), Some(1));
     }
 

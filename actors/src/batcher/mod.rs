@@ -1,9 +1,9 @@
-//! Stage batcher: gives a chunk its place in the journal and lingers batches for the flusher.
+//! Stage batcher: appends chunks to the journal and collects batches for the flusher.
 //!
-//! - A chunk is appended to the journal *on arrival*, before any lingering; the fsync answers its sender.
-//! - The open batch is only a shortcut past the disk. When the flusher has no room for it, it is let go: the
-//!   journal has it, and the flusher is told (through [`LaneLink`]) how far to read.
-//! - The cache-writer gets a batch if it has room, and nothing waits for it.
+//! - A chunk is appended to the journal *on arrival*, before any lingering; the fsync acknowledges it.
+//! - The open batch is only a shortcut that avoids reading the disk. When the flusher's mailbox is full, the batch is
+//!   released: the journal has it, and the flusher learns through [`LaneLink`] how far to read.
+//! - The cache-writer gets a batch if its mailbox has room; nothing waits for it.
 
 mod builder;
 
@@ -26,39 +26,38 @@ use crate::config::BatchLimits;
 use crate::message::{AckLevel, Batch, BatchFrame, ParseReport, ParsedChunk, Receipt, Rejection, RejectionKind, Reply};
 use crate::progress::Progress;
 
-/// What batcher and flusher of one lane know of each other beside the mailbox.
+/// State shared by the batcher and the flusher of one lane, beside the mailbox.
 #[derive(Debug, Default)]
 pub struct LaneLink {
-    /// Frames up to this one are (or were) not on their way through the flusher's mailbox: the flusher reads
-    /// them from the journal.
+    /// Frames up to this one are not (or no longer) in the flusher's mailbox: the flusher reads them from the journal.
     released_seq: AtomicU64,
 }
 
 impl LaneLink {
-    /// Everything up to `seq` has to be read from the journal.
+    /// Marks everything up to `seq` as released: the flusher reads it from the journal.
     pub fn release(&self, seq: u64) {
         self.released_seq.fetch_max(seq, Ordering::AcqRel);
     }
 
-    /// How far the flusher has to read.
+    /// Returns how far the flusher has to read.
     #[must_use]
     pub fn released_seq(&self) -> u64 {
         self.released_seq.load(Ordering::Acquire)
     }
 }
 
-/// Where a lane's batches go.
+/// Where a lane sends its batches.
 #[derive(Clone)]
 pub struct Downstream {
     /// The lane's flusher.
     pub flusher: Mailbox<Batch>,
     /// The cache-writer, shared by all lanes.
     pub cache_writer: Mailbox<Batch>,
-    /// What the flusher must read from the journal.
+    /// Tells the flusher what to read from the journal.
     pub link: Arc<LaneLink>,
 }
 
-/// The stage. One per lane.
+/// The stage, one per lane.
 pub struct Batcher {
     context: StageContext,
     lane: LaneId,
@@ -71,7 +70,7 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// A batcher that holds nothing. Whatever one before it held is left to the journal.
+    /// An empty batcher. Batches that a predecessor held are left to the journal.
     #[must_use]
     pub fn new(
         context: StageContext,
@@ -95,7 +94,8 @@ impl Batcher {
         }
     }
 
-    /// Encodes the chunk and hands it to the journal; the reply goes along unless the sender wants it at once.
+    /// Encodes the chunk and appends it to the journal. The reply is sent when the frame is durable, or at once for
+    /// `ack=received`.
     async fn append(&mut self, parsed: ParsedChunk) -> Option<(Appended, Chunk)> {
         let ParsedChunk { chunk, report, dedup_key, ack, reply } = parsed;
         if let Some(dedup_key) = dedup_key
@@ -112,8 +112,8 @@ impl Batcher {
         });
         let (codec, payload) = match encoded {
             Ok(encoded) => encoded,
-            Err(refusal) => {
-                let _ = reply.send(Err(refusal)); // the sender may have gone; then nobody is left to tell
+            Err(rejection) => {
+                let _ = reply.send(Err(rejection)); // an error means that the sender has disconnected
                 return None;
             }
         };
@@ -134,9 +134,9 @@ impl Batcher {
             let answer = receipt.map_err(|error| Rejection::of_journal(&error));
             match (late, answer) {
                 (Some(reply), answer) => drop(reply.send(answer)),
-                // Its sender was told on admission, and asked for no more than that.
-                (None, Err(refusal)) => metrics::counter!("logweir_discarded_records_total",
-                    "component" => "journal", "reason" => refusal.reason, "intentional" => "false")
+                // The sender was acknowledged on receipt; the loss can only be counted.
+                (None, Err(rejection)) => metrics::counter!("logweir_discarded_records_total",
+                    "component" => "journal", "reason" => rejection.reason, "intentional" => "false")
                 .increment(u64::from(records)),
                 (None, Ok(_)) => {}
             }
@@ -155,13 +155,13 @@ impl Batcher {
         appended.ok().map(|appended| (appended, chunk))
     }
 
-    /// Answers a chunk that was there before; `first` is missing while that is not on disk yet.
+    /// Acknowledges a repeated chunk; `first` is `None` while the original is not durable yet.
     fn repeat(&self, records: usize, first: Option<DedupEntry>, report: ParseReport, reply: Reply) {
         metrics::counter!("logweir_discarded_records_total",
             "component" => "batcher", "reason" => "repeated", "intentional" => "true")
         .increment(records as u64);
         let receipt = first.map(|first| Receipt { lane: first.lane, seq: first.seq, report, repeated: true });
-        let _ = reply.send(receipt.ok_or_else(|| Rejection::of_journal(&AppendError::Repeated)));
+        let _ = reply.send(receipt.ok_or_else(|| Rejection::of_journal(&AppendError::Duplicate)));
     }
 
     fn ship(&mut self, batch: Batch) {
@@ -209,10 +209,10 @@ impl Stage for Batcher {
     }
 
     async fn on_tick(&mut self) -> Result<(), Exit> {
-        // An error means that nobody can ask any more.
-        let asked = self.flushes.has_changed().unwrap_or(false);
+        // An error means that no flush can be requested any more.
+        let flush_requested = self.flushes.has_changed().unwrap_or(false);
         self.flushes.mark_unchanged();
-        if (asked || self.open.is_due(Instant::now()))
+        if (flush_requested || self.open.is_due(Instant::now()))
             && let Some(batch) = self.open.take()
         {
             self.ship(batch);

@@ -1,8 +1,8 @@
-//! The cache in this process: for one process without Redis.
+//! The in-process cache, for a single process without Redis.
 //!
-//! - Bounded three ways at once: records per service, services, and bytes altogether. Over the bytes, the
-//!   largest service gives up its older half, so that a noisy one never pushes the quiet ones out.
-//! - Empty after a restart; the cursors with it, so that nothing doubles.
+//! - Bounded in three ways: records per service, services, and total bytes. Above the byte bound the largest service
+//!   drops its older half, so a noisy service never evicts quiet ones.
+//! - Empty after a restart, and so are its cursors: nothing doubles.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,14 +12,14 @@ use logweir_engine::clock;
 use logweir_engine::journal::LaneId;
 use uuid::Uuid;
 
-use super::fold::{Fold, HOUR_US, Limits, MINUTE_US, ServiceFold};
+use super::update::{CacheUpdate, HOUR_US, Limits, MINUTE_US, ServiceUpdate};
 use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::config;
 use crate::message::Batch;
 
-/// Most bytes that the records and counters of this cache take; part of what the program prints at start.
+/// Maximum size of the records and counters of this cache; part of the memory bound logged at startup.
 pub const BYTES_MAX: usize = 64 * 1024 * 1024;
-/// What a record costs besides its text, and what a counter costs: entry and its share of the container.
+/// Overhead of a record besides its text, and of a counter: the entry and its share of the container.
 const ENTRY_BYTES: usize = 48;
 
 /// Recent records and counters in this process.
@@ -54,24 +54,24 @@ impl MemoryCache {
         Self::with_bytes_max(settings, BYTES_MAX)
     }
 
-    /// An empty cache that takes at most `bytes_max`.
+    /// An empty cache of at most `bytes_max`.
     #[must_use]
     pub fn with_bytes_max(settings: &config::Cache, bytes_max: usize) -> Self {
         Self { limits: settings.into(), bytes_max, state: Mutex::default() }
     }
 
-    /// Bytes of its records and counters now.
+    /// Returns the current size of its records and counters, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.state().bytes
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic while it was held left a cache that is at worst short of records; that is allowed.
+        // A panic while the lock was held leaves a cache that at worst lacks records, which is allowed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has outlived its time to live at `now_us` is not shown, even if no batch came to remove it.
+    /// Hides a service whose time to live has passed at `now_us`, even if no batch has arrived to remove it.
     fn alive(&self, service: &Service, now_us: i64) -> bool {
         service.seen_us >= now_us - self.limits.ttl_us()
     }
@@ -86,14 +86,14 @@ impl HotCache for MemoryCache {
     async fn apply_within(&self, origin: Origin, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
         let mut state = self.state();
         let cursor = state.cursors.entry((origin.writer, batch.lane)).or_default();
-        let Some(fold) = Fold::of(batch, *cursor, &self.limits, recent_max) else { return Ok(0) };
-        *cursor = fold.last_seq;
-        for service in &fold.services {
+        let Some(update) = CacheUpdate::of(batch, *cursor, &self.limits, recent_max) else { return Ok(0) };
+        *cursor = update.last_seq;
+        for service in &update.services {
             state.add(origin, batch, service, &self.limits);
         }
-        state.expire(fold.received_us, &self.limits);
+        state.expire(update.received_us, &self.limits);
         state.shrink(self.limits.services_max, self.bytes_max);
-        Ok(fold.recent())
+        Ok(update.recent())
     }
 
     async fn cursors(&self, writer: Uuid) -> Result<HashMap<LaneId, u64>, CacheError> {
@@ -132,21 +132,21 @@ impl HotCache for MemoryCache {
 }
 
 impl State {
-    fn add(&mut self, origin: Origin, batch: &Batch, fold: &ServiceFold<'_>, limits: &Limits) {
-        let service = self.services.entry(fold.name.into()).or_default();
+    fn add(&mut self, origin: Origin, batch: &Batch, update: &ServiceUpdate<'_>, limits: &Limits) {
+        let service = self.services.entry(update.name.into()).or_default();
         let before = service.bytes;
-        service.seen_us = service.seen_us.max(fold.seen_us);
+        service.seen_us = service.seen_us.max(update.seen_us);
         let mut text = Vec::new();
-        for entry in fold.newest.iter().rev() {
-            let Some((record, place)) = entry.of(batch, origin.run) else { continue };
+        for entry in update.newest.iter().rev() {
+            let Some((record, location)) = entry.of(batch, origin.run) else { continue };
             text.clear();
-            render::record(&mut text, &place, &record);
+            render::record(&mut text, &location, &record);
             service.push(std::str::from_utf8(&text).expect("JSON text is UTF-8").into());
         }
         while service.recent.len() > limits.recent_records {
             service.pop_oldest();
         }
-        for (&minute, counts) in &fold.minutes {
+        for (&minute, counts) in &update.minutes {
             for (severity, &count) in (0_u8..).zip(counts).filter(|(_, count)| **count > 0) {
                 service.count(minute, severity, u64::from(count));
             }
@@ -154,7 +154,7 @@ impl State {
         self.bytes = self.bytes - before + service.bytes;
     }
 
-    /// Forgets services and counters that have outlived their time to live.
+    /// Removes services and counters whose time to live has passed.
     fn expire(&mut self, now_us: i64, limits: &Limits) {
         let oldest_us = now_us - limits.ttl_us();
         self.services.retain(|_, service| service.seen_us >= oldest_us);
@@ -220,7 +220,7 @@ impl Service {
         }
     }
 
-    /// Gives up the older half of its records and counters.
+    /// Drops the older half of its records and counters.
     fn halve(&mut self) {
         for _ in 0..self.recent.len() / 2 {
             self.pop_oldest();

@@ -1,4 +1,4 @@
-//! A cached record taken apart again, and the id that its row has or will have.
+//! Parsing of cached records, and the id that a record's row has or will have.
 
 use std::borrow::Cow;
 
@@ -12,12 +12,12 @@ use crate::store::cursor::ORDINAL_BITS;
 use crate::store::read::LaneCursor;
 use crate::store::time_of;
 
-/// A record as [`RecentRecord`](super::RecentRecord) holds it, borrowed from its text.
+/// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.
 #[derive(Deserialize)]
 pub struct Cached<'a> {
     run: Uuid,
     lane: u16,
-    /// Its frame.
+    /// Sequence number of its frame.
     pub seq: u64,
     ordinal: i64,
     #[serde(borrow)]
@@ -34,23 +34,24 @@ pub struct Cached<'a> {
 }
 
 impl<'a> Cached<'a> {
-    /// Reads one; none where another version wrote it.
+    /// Parses a cached record; `None` if another version of the program wrote it.
     #[must_use]
     pub fn read(text: &'a str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 
-    /// Its lane, if that is still the run's that made it: a frame of an earlier run may have been taken back.
+    /// Returns its lane if the lane still belongs to the run that produced it: a frame of an earlier run may have been
+    /// discarded.
     #[must_use]
     pub fn lane<'l>(&self, lanes: &'l [LaneCursor]) -> Option<&'l LaneCursor> {
         lanes.iter().find(|lane| lane.run == self.run && lane.lane == self.lane)
     }
 
-    /// The record, with its id in `lane`.
+    /// Returns the record with its id in `lane`.
     #[must_use]
     pub fn found(&self, lane: &LaneCursor) -> Option<Found> {
         let attributes = match self.attributes.get() {
-            "null" => String::new(),
+            "{}" => String::new(),
             text => text.to_owned(),
         };
         Some(Found {

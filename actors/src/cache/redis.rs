@@ -1,21 +1,21 @@
-//! The cache in Redis 6.2 or newer, through fred, shared by all pods.
+//! The cache in Redis 6.2 or later, through fred, shared by all pods.
 //!
-//! | key | what | until |
+//! | key | content | expires |
 //! |---|---|---|
-//! | `logweir:recent:<service>` | list: newest records first, as JSON text | ttl after the last record |
+//! | `logweir:recent:<service>` | list: latest records first, as JSON text | ttl after the last record |
 //! | `logweir:services` | sorted set: services by arrival of their last record in microseconds | ttl |
 //! | `logweir:volume:<service>:<hour>` | hash: `<minute>:<severity>` → records | ttl after the last record |
 //! | `logweir:cursor:<writer>` | hash: lane → sequence number of its last frame | twice the ttl |
 //!
-//! - One script call per batch (`apply.lua`), never one command per record: that costs twenty times as much.
-//! - The script takes all of a call or nothing, by the cursor. If the cursor lies inside the batch, it says where,
-//!   and the rest is folded again and sent: exact, and one round trip when nothing overlaps.
-//! - If Redis evicts a cursor and keeps the counters, and an old batch is replayed just then, that batch counts
-//!   twice. Use `noeviction` or a `volatile-ttl` policy where that matters; a FLUSHALL is harmless.
-//! - The keys of one call lie in many hash slots: Redis Cluster is not supported.
-//! - Nothing waits for ever: each command has a timeout, a command without a connection fails at once, the queue
-//!   is bounded, and a connection that only times out is thrown away. fred itself never gives up a socket write
-//!   that hangs (a stopped server, a dead host), hence the last.
+//! - One script call per batch (`apply.lua`), never one command per record, which costs twenty times as much.
+//! - The script applies a call entirely or not at all, by the cursor. If the cursor lies inside the batch, the script
+//!   returns it, and the remaining frames are collected again and sent: exact, and one round trip when nothing overlaps.
+//! - If Redis evicts a cursor but keeps the counters, and an old batch is replayed at that moment, that batch counts
+//!   twice. Use a `noeviction` or `volatile-ttl` policy where that matters; a FLUSHALL is harmless.
+//! - The keys of one call map to many hash slots: Redis Cluster is not supported.
+//! - Nothing waits forever: each command has a timeout, a command without a connection fails at once, the queue is
+//!   bounded, and a connection that only times out is replaced. The last is needed because fred never gives up on a
+//!   socket write that hangs (stopped server, dead host).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -35,7 +35,7 @@ use logweir_engine::journal::LaneId;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::fold::{Fold, HOUR_US, Limits, MINUTE_US};
+use super::update::{CacheUpdate, HOUR_US, Limits, MINUTE_US};
 use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::message::Batch;
 use crate::{config, tls};
@@ -43,41 +43,41 @@ use crate::{config, tls};
 const APPLY: &str = include_str!("apply.lua");
 const SERVICES: &str = "logweir:services";
 
-/// Commands that may wait for the connection. One batch is under way at a time; the rest are queries.
+/// Commands that may wait for the connection. One batch is in flight at a time; the rest are queries.
 const QUEUE_MAX: usize = 64;
-/// Timeouts in a row after which the connection is replaced.
+/// Consecutive timeouts after which the connection is replaced.
 const TIMEOUTS_MAX: u32 = 3;
-/// Times that one batch is folded anew because the cursor moved meanwhile or the script was gone.
+/// Attempts for one batch, whose frames are collected again when the cursor moved meanwhile or the script is missing.
 const ATTEMPTS_MAX: u32 = 4;
-/// Waits between attempts to connect, doubling from the first to the last, in milliseconds. fred waits before the
-/// very first attempt as well, hence so short.
+/// First and last delay between connection attempts, doubling, in milliseconds. The first is short since fred waits
+/// before the very first attempt as well.
 const RECONNECT_MS: (u32, u32) = (20, 2_000);
-/// Random addition to each of these waits: pods that lose Redis together do not come back together.
+/// Random addition to each of these delays: pods that lose Redis together do not reconnect together.
 const RECONNECT_JITTER_MS: u32 = 100;
-/// Opening a connection takes several round trips and perhaps TLS: it gets at least this, in milliseconds.
+/// Minimum timeout for opening a connection, in milliseconds: it takes several round trips and possibly TLS.
 const CONNECT_MS_MIN: u64 = 2_000;
 
 /// Recent records and counters in Redis.
 pub struct RedisCache {
     limits: Limits,
     builder: Builder,
-    /// Where connections are spawned: a query's own runtime may end before the process does.
+    /// Where connections are spawned: the runtime of a query may end before the process does.
     runtime: Handle,
     link: Mutex<Link>,
-    /// Timeouts in a row on `link`.
+    /// Consecutive timeouts on `link`.
     timeouts: AtomicU32,
-    /// The script's name in Redis, known once it was loaded.
+    /// SHA of the script in Redis, known once it is loaded.
     sha: OnceLock<String>,
-    /// Rendered records of the batch under way; its memory is used again once fred has let go of it.
+    /// Rendered records of the batch in flight; the memory is reused once fred has released it.
     scratch: Mutex<BytesMut>,
 }
 
-/// One connection with its background task.
+/// A connection and its background task.
 struct Link {
     client: Client,
     task: ConnectHandle,
-    /// Why the connection was lost or could not be made, which a command that fails without one cannot know.
-    trouble: Arc<Mutex<Option<CacheError>>>,
+    /// Why the connection was lost or could not be opened; a command that fails without a connection does not know.
+    last_error: Arc<Mutex<Option<CacheError>>>,
 }
 
 impl Drop for Link {
@@ -89,38 +89,38 @@ impl Drop for Link {
 impl Link {
     fn open(builder: &Builder) -> Result<Self, Error> {
         let client = builder.build()?;
-        let trouble = Arc::new(Mutex::new(None));
-        let seen = Arc::clone(&trouble);
+        let last_error = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&last_error);
         client.on_error(move |(error, _)| {
-            let error = refused(&error);
+            let error = cache_error(&error);
             let before = lock(&seen).replace(error.clone());
             if before.as_ref() != Some(&error) {
-                tracing::warn!(error = error.detail, "no connection to Redis; trying again, nothing else waits for it");
+                tracing::warn!(error = error.detail, "cannot connect to Redis: retrying in the background; recent records and counters are left out of the cache meanwhile");
             }
             async { Ok(()) }
         });
-        let seen = Arc::clone(&trouble);
+        let seen = Arc::clone(&last_error);
         client.on_reconnect(move |_| {
             if lock(&seen).take().is_some() {
-                tracing::info!("the connection to Redis is back");
+                tracing::info!("connected to Redis again");
             }
             async { Ok(()) }
         });
         let task = client.connect();
-        Ok(Self { client, task, trouble })
+        Ok(Self { client, task, last_error })
     }
 }
 
 impl RedisCache {
-    /// A cache at `url`. Waits a moment for the first connection, then goes on without it.
+    /// Opens a cache at `url`. Waits briefly for the first connection, then continues without it.
     ///
     /// # Errors
-    /// The URL or the certificates cannot be used.
+    /// The URL or the certificates are invalid.
     pub async fn connect(url: &str, settings: &config::Cache, ca_file: Option<&Path>) -> Result<Self, CacheError> {
         let timeout = Duration::from_millis(settings.timeout_ms.max(1));
         let builder = builder(url, timeout, ca_file)?;
-        let link = Link::open(&builder).map_err(|error| refused(&error))?;
-        // Not being there is no error here; the batches that come meanwhile are counted as discarded.
+        let link = Link::open(&builder).map_err(|error| cache_error(&error))?;
+        // An unavailable Redis is not an error; batches that arrive meanwhile are counted as discarded.
         let _ = tokio::time::timeout(timeout, link.client.wait_for_connect()).await;
         Ok(Self {
             limits: settings.into(),
@@ -133,7 +133,7 @@ impl RedisCache {
         })
     }
 
-    /// The connection, if there is one: a command without one would only wait for its timeout.
+    /// Returns the connection, if there is one: a command without one would only wait for its timeout.
     ///
     /// fred has an option for that, but its scripting commands silently ignore options.
     fn client(&self) -> Result<Client, CacheError> {
@@ -141,11 +141,11 @@ impl RedisCache {
         if link.client.is_connected() {
             return Ok(link.client.clone());
         }
-        let connecting = || CacheError { reason: "connection", detail: "Redis: still connecting".to_owned() };
-        Err(lock(&link.trouble).clone().unwrap_or_else(connecting))
+        let connecting = || CacheError { reason: "connection", detail: "Redis: connecting".to_owned() };
+        Err(lock(&link.last_error).clone().unwrap_or_else(connecting))
     }
 
-    /// Passes an answer on, and notices a connection that is stuck.
+    /// Passes a response through; replaces a connection that is stuck.
     fn checked<T>(&self, answer: Result<T, Error>) -> Result<T, CacheError> {
         let error = match answer {
             Ok(answer) => {
@@ -157,15 +157,15 @@ impl RedisCache {
         if *error.kind() == ErrorKind::Timeout && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_MAX {
             self.replace_link();
         }
-        Err(refused(&error))
+        Err(cache_error(&error))
     }
 
     fn replace_link(&self) {
         self.timeouts.store(0, Ordering::Relaxed);
         let _on = self.runtime.enter();
-        // Built once from the same settings before, so it cannot fail now; if it does, the old one stays.
+        // Built once from the same settings before, so it cannot fail now; if it does, the old connection stays.
         if let Ok(link) = Link::open(&self.builder) {
-            tracing::warn!("Redis has stopped answering; its connection is replaced");
+            tracing::warn!("Redis does not respond: replacing the connection");
             *lock(&self.link) = link;
         }
     }
@@ -175,7 +175,7 @@ impl RedisCache {
         Ok(self.sha.get_or_init(|| sha))
     }
 
-    /// Runs the script once; returns the cursor before it.
+    /// Runs the script once and returns the previous cursor.
     async fn run(&self, writer: Uuid, args: Vec<Value>) -> Result<u64, CacheError> {
         let sha = match self.sha.get() {
             Some(sha) => sha,
@@ -185,22 +185,22 @@ impl RedisCache {
         self.checked(self.client()?.evalsha(sha, keys, args).await)
     }
 
-    /// The script's arguments, in the order that `apply.lua` names.
-    fn arguments(&self, origin: Origin, batch: &Batch, fold: &Fold<'_>) -> Vec<Value> {
-        let mut texts = self.render(origin, batch, fold).into_iter();
-        let (hour_first, hour_last) = self.limits.hours(fold.received_us);
+    /// The script's arguments, in the order documented in `apply.lua`.
+    fn arguments(&self, origin: Origin, batch: &Batch, update: &CacheUpdate<'_>) -> Vec<Value> {
+        let mut texts = self.render(origin, batch, update).into_iter();
+        let (hour_first, hour_last) = self.limits.hours(update.received_us);
         let mut args: Vec<Value> = vec![
             i64::from(batch.lane).into(),
-            number(fold.first_seq),
-            number(fold.last_seq),
+            number(update.first_seq),
+            number(update.last_seq),
             number(self.limits.ttl_s),
             number(self.limits.recent_records as u64),
             number(self.limits.services_max as u64),
             hour_first.into(),
             hour_last.into(),
-            (fold.received_us - self.limits.ttl_us()).into(),
+            (update.received_us - self.limits.ttl_us()).into(),
         ];
-        for service in &fold.services {
+        for service in &update.services {
             args.push(service.name.into());
             args.push(service.seen_us.into());
             args.push(number(service.newest.len() as u64));
@@ -219,13 +219,13 @@ impl RedisCache {
         args
     }
 
-    /// The newest records of each service as slices of one buffer, from the oldest to the newest.
-    fn render(&self, origin: Origin, batch: &Batch, fold: &Fold<'_>) -> Vec<Bytes> {
+    /// Renders the recent records of each service, oldest first, as slices of one buffer.
+    fn render(&self, origin: Origin, batch: &Batch, update: &CacheUpdate<'_>) -> Vec<Bytes> {
         let mut text = std::mem::take(&mut *lock(&self.scratch));
-        let mut ends = Vec::with_capacity(fold.services.iter().map(|service| service.newest.len()).sum());
-        for entry in fold.services.iter().flat_map(|service| service.newest.iter().rev()) {
-            if let Some((record, place)) = entry.of(batch, origin.run) {
-                render::record(&mut text, &place, &record);
+        let mut ends = Vec::with_capacity(update.services.iter().map(|service| service.newest.len()).sum());
+        for entry in update.services.iter().flat_map(|service| service.newest.iter().rev()) {
+            if let Some((record, location)) = entry.of(batch, origin.run) {
+                render::record(&mut text, &location, &record);
             }
             ends.push(text.len());
         }
@@ -246,8 +246,8 @@ impl HotCache for RedisCache {
     async fn apply_within(&self, origin: Origin, batch: &Batch, recent_max: usize) -> Result<usize, CacheError> {
         let mut after_seq = 0;
         for _ in 0..ATTEMPTS_MAX {
-            let (first_seq, recent, args) = match Fold::of(batch, after_seq, &self.limits, recent_max) {
-                Some(fold) => (fold.first_seq, fold.recent(), self.arguments(origin, batch, &fold)),
+            let (first_seq, recent, args) = match CacheUpdate::of(batch, after_seq, &self.limits, recent_max) {
+                Some(update) => (update.first_seq, update.recent(), self.arguments(origin, batch, &update)),
                 None => return Ok(0),
             };
             match self.run(origin.writer, args).await {
@@ -258,7 +258,8 @@ impl HotCache for RedisCache {
                 Err(error) => return Err(error),
             }
         }
-        let detail = format!("lane {}: its cursor in Redis moves while a batch is applied", batch.lane);
+        let detail =
+            format!("lane {}: another process moved its cursor in Redis while a batch was applied", batch.lane);
         Err(CacheError { reason: "contended", detail })
     }
 
@@ -307,7 +308,7 @@ impl HotCache for RedisCache {
     }
 }
 
-/// Reads `<minute>:<severity>`; a field that somebody else put there is not ours to show.
+/// Parses `<minute>:<severity>`; other fields are ignored, since this program did not write them.
 fn counter(hour: i64, field: &str, count: u64) -> Option<(i64, u8, u64)> {
     let (minute, severity) = field.split_once(':')?;
     Some((hour * HOUR_US + minute.parse::<i64>().ok()? * MINUTE_US, severity.parse().ok()?, count))
@@ -315,13 +316,13 @@ fn counter(hour: i64, field: &str, count: u64) -> Option<(i64, u8, u64)> {
 
 fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Builder, CacheError> {
     let unusable = |detail: String| CacheError { reason: "config", detail: format!("cache.url: {detail}") };
-    // fred would read the system's certificates by itself, and only those: TLS is set up here.
+    // fred would load the system's certificates by itself, and only those: TLS is configured here.
     let (plain, tls) = match url.strip_prefix("rediss://") {
         Some(rest) => (format!("redis://{rest}"), true),
         None => (url.to_owned(), false),
     };
     let mut config = Config::from_url_centralized(&plain).map_err(|error| unusable(error.to_string()))?;
-    // A Redis that is away at start is waited for like one that goes away later.
+    // A Redis that is unavailable at startup is retried like one that becomes unavailable later.
     config.fail_fast = false;
     if tls {
         config.tls = Some(tls::client_config(ca_file).map_err(|error| unusable(error.to_string()))?.into());
@@ -344,8 +345,8 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
     Ok(builder)
 }
 
-/// Names an error for its counter. Redis starts its own errors with a word that says which it is.
-fn refused(error: &Error) -> CacheError {
+/// Maps an error to its counter label. Redis starts its own errors with a word that identifies them.
+fn cache_error(error: &Error) -> CacheError {
     let reason = match error.kind() {
         ErrorKind::Timeout => "timeout",
         ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => "connection",
@@ -361,7 +362,7 @@ fn refused(error: &Error) -> CacheError {
             Some("NOSCRIPT") => "noscript",
             Some("BUSY") => "busy",
             Some("NOPERM") => "auth",
-            _ => "refused",
+            _ => "rejected",
         },
     };
     CacheError { reason, detail: format!("Redis: {error}") }
@@ -372,7 +373,7 @@ fn number(value: u64) -> Value {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these guard is whole at every moment, also after a panic elsewhere.
+    // These values are consistent at every moment, also after a panic elsewhere.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -381,23 +382,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_state_of_redis_has_its_label() {
+    fn each_redis_error_has_its_label() {
         for (kind, text, reason) in [
             (ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'.", "oom"),
             (ErrorKind::Unknown, "READONLY You can't write against a read only replica.", "readonly"),
             (ErrorKind::Unknown, "MISCONF Redis is configured to save RDB snapshots", "misconf"),
             (ErrorKind::Unknown, "LOADING Redis is loading the dataset in memory", "loading"),
-            (ErrorKind::Unknown, "ERR something else", "refused"),
-            (ErrorKind::Unknown, "", "refused"),
+            (ErrorKind::Unknown, "ERR something else", "rejected"),
+            (ErrorKind::Unknown, "", "rejected"),
             (ErrorKind::Timeout, "Request timed out.", "timeout"),
             (ErrorKind::Backpressure, "Max in-flight commands reached.", "queue_full"),
         ] {
-            assert_eq!(refused(&Error::new(kind, text)).reason, reason, "{text}");
+            assert_eq!(cache_error(&Error::new(kind, text)).reason, reason, "{text}");
         }
     }
 
     #[test]
-    fn a_url_that_cannot_be_used_names_the_key() {
+    fn an_invalid_url_names_the_key() {
         for url in ["", "redis://", "nonsense"] {
             let error = builder(url, Duration::from_secs(1), None).expect_err(url);
             assert_eq!(error.reason, "config");

@@ -1,52 +1,39 @@
-//! One record as JSON text, appended to a buffer that the caller keeps.
+//! Renders one record as JSON text into a buffer of the caller.
 
 use std::io::Write;
 
 use bytes::BufMut;
-use jiff::Timestamp;
 use logweir_engine::journal::LaneId;
 use logweir_engine::record::Record;
 use uuid::Uuid;
 
-/// Which record it is.
+use crate::record_json::Members;
+
+/// Identifies a record.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Location {
     pub run: Uuid,
     pub lane: LaneId,
     pub seq: u64,
-    /// Its place in the frame, from 0.
+    /// Index in the frame, from 0.
     pub row: u32,
-    /// Its place in the lane, from 1.
+    /// Number in the lane, from 1.
     pub ordinal: u64,
 }
 
 /// Appends the JSON text of one record. The attributes are JSON text already (the parser has checked them) and go
-/// in as they are.
-pub(super) fn record(out: &mut impl BufMut, place: &Place, record: &Record<'_>) {
-    let mut out = out.writer();
-    put(&mut out, format_args!(r#"{{"ts":"{:.6}","severity":{}"#, time(record.ts_us), record.severity.number()));
-    for (key, text) in [("service", record.service), ("host", record.host), ("message", record.message)] {
-        put(&mut out, format_args!(r#","{key}":"#));
-        serde_json::to_writer(&mut out, text).expect("text in memory becomes JSON without an error");
-    }
-    let attributes = if record.attributes.is_empty() { "null" } else { record.attributes };
-    let Place { run, lane, seq, row, ordinal } = place;
+/// in unchanged.
+pub(super) fn record(out: &mut impl BufMut, location: &Location, record: &Record<'_>) {
+    let Location { run, lane, seq, row, ordinal } = location;
+    let members = Members(*record);
     put(
-        &mut out,
-        format_args!(
-            r#","attributes":{attributes},"run":"{run}","lane":{lane},"seq":{seq},"row":{row},"ordinal":{ordinal}}}"#
-        ),
+        &mut out.writer(),
+        format_args!(r#"{{{members},"run":"{run}","lane":{lane},"seq":{seq},"row":{row},"ordinal":{ordinal}}}"#),
     );
 }
 
 fn put(out: &mut impl Write, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a buffer in memory grows");
-}
-
-/// Years beyond what a calendar can print become its first or last moment.
-fn time(ts_us: i64) -> Timestamp {
-    let beyond = if ts_us < 0 { Timestamp::MIN } else { Timestamp::MAX };
-    Timestamp::from_microsecond(ts_us).unwrap_or(beyond)
 }
 
 #[cfg(test)]
@@ -57,8 +44,8 @@ mod tests {
 
     fn rendered(record: Record<'_>) -> String {
         let mut out = Vec::new();
-        let place = Place { run: Uuid::nil(), lane: 3, seq: 17, row: 4, ordinal: 9 };
-        super::record(&mut out, &place, &record);
+        let location = Location { run: Uuid::nil(), lane: 3, seq: 17, row: 4, ordinal: 9 };
+        super::record(&mut out, &location, &record);
         String::from_utf8(out).unwrap()
     }
 
@@ -72,16 +59,16 @@ mod tests {
     };
 
     #[test]
-    fn a_record_is_one_json_object_with_its_attributes_as_they_came() {
+    fn a_record_is_one_json_object_with_its_attributes_unchanged() {
         assert_eq!(
             rendered(RECORD),
             concat!(
-                r#"{"ts":"2023-11-14T22:13:20.000500Z","severity":17,"service":"api","host":"","#,
+                r#"{"ts":"2023-11-14T22:13:20.000500Z","severity":17,"severity_text":"ERROR","service":"api","host":"","#,
                 r#""message":"said \"no\"\n\u0001✓","attributes":{"a":[1,{"b":null}]},"#,
                 r#""run":"00000000-0000-0000-0000-000000000000","lane":3,"seq":17,"row":4,"ordinal":9}"#
             )
         );
-        assert!(rendered(Record { attributes: "", ..RECORD }).contains(r#""attributes":null,"#));
+        assert!(rendered(Record { attributes: "", ..RECORD }).contains(r#""attributes":{},"#));
     }
 
     #[test]

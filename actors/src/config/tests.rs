@@ -185,7 +185,7 @@ fn each_wrong_value_is_refused_with_what_is_allowed() {
         ("[alerts.'c t']\nquery = ''", &["alerts.c t (", "no name for an alert"]),
         (
             "[alerts.cart]\nabove = 1\nquery = 'a AND ('",
-            &["alerts.cart.query = \"a AND (\" (logweir.toml:3)", "is no query: at column 8"],
+            &["alerts.cart.query = \"a AND (\" (logweir.toml:3)", "invalid query: at column 8"],
         ),
         (
             "[alerts.cart]\nquery = ''\nabove = 1\nwebhook = 'x://secret'",

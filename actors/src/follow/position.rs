@@ -1,4 +1,4 @@
-//! How far a reader of the journal has come, and the token that stands for it.
+//! The position of a journal reader, and its resume token.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,21 +6,21 @@ use std::fmt::Write as _;
 use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
-/// More lanes than that no journal has.
+/// Upper bound of the number of lanes in a journal.
 const LANES_MAX: usize = 1 << 10;
 
-/// Frames lie in the journal in the order of their numbers, and a lane counts its records: a number and a count per lane
-/// say which records have gone past, and two positions how many lie between them.
+/// Frames are ordered by sequence number, and each lane numbers its records. So one sequence number and one count per
+/// lane determine which records were passed, and two positions how many lie between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The frame that was begun last.
+    /// Sequence number of the latest frame of which records were passed.
     pub seq: u64,
-    /// Of each lane, how many records have gone past.
+    /// Per lane, the number of records passed.
     lanes: Vec<u64>,
 }
 
 impl Position {
-    /// The end of what is durable, as the journal gives it.
+    /// The end of the durable part of the journal, as the journal reports it.
     #[must_use]
     pub fn of(seq: u64, tails: &BTreeMap<LaneId, LaneTail>) -> Self {
         let mut position = Self { seq, lanes: Vec::new() };
@@ -30,13 +30,13 @@ impl Position {
         position
     }
 
-    /// How many records of `lane` have gone past.
+    /// Returns how many records of `lane` were passed.
     #[must_use]
     pub fn records(&self, lane: LaneId) -> u64 {
         self.lanes.get(usize::from(lane)).copied().unwrap_or(0)
     }
 
-    /// Everything of `lane` up to its `records`-th record has gone past.
+    /// Marks the records of `lane` up to its `records`-th as passed.
     pub fn pass(&mut self, lane: LaneId, records: u64) {
         let lane = usize::from(lane);
         if self.lanes.len() <= lane {
@@ -45,13 +45,13 @@ impl Position {
         self.lanes[lane] = self.lanes[lane].max(records);
     }
 
-    /// Records that have gone past at `later` and not here.
+    /// Returns how many records were passed at `later` but not here.
     #[must_use]
     pub fn missing(&self, later: &Self) -> u64 {
         (0..).zip(&later.lanes).map(|(lane, records)| records.saturating_sub(self.records(lane))).sum()
     }
 
-    /// Everything that has gone past at `later` has gone past here, too.
+    /// Marks everything that was passed at `later` as passed here.
     pub fn join(&mut self, later: &Self) {
         self.seq = self.seq.max(later.seq);
         for (lane, &records) in (0..).zip(&later.lanes) {
@@ -59,39 +59,39 @@ impl Position {
         }
     }
 
-    /// The token: it stands for this position in the journal of `writer`, after any restart.
+    /// Appends the token of this position in the journal of `writer`; it stays valid across restarts.
     pub fn write_token(&self, writer: Uuid, out: &mut String) {
-        write!(out, "{:016x}.{}", short(writer), self.seq).expect("a String takes all");
+        write!(out, "{:016x}.{}", short(writer), self.seq).expect("writing to a String cannot fail");
         for records in &self.lanes {
-            write!(out, ".{records}").expect("a String takes all");
+            write!(out, ".{records}").expect("writing to a String cannot fail");
         }
     }
 
-    /// What a token stands for; `None` for what is no token.
+    /// Parses a token; `None` if it is invalid.
     #[must_use]
-    pub fn from_token(token: &str) -> Option<(Home, Self)> {
+    pub fn from_token(token: &str) -> Option<(JournalTag, Self)> {
         let mut parts = token.trim().split('.');
-        let home = parts.next().filter(|part| part.len() == 16)?;
-        let home = u64::from_str_radix(home, 16).ok()?;
+        let tag = parts.next().filter(|part| part.len() == 16)?;
+        let tag = u64::from_str_radix(tag, 16).ok()?;
         let seq = parts.next()?.parse().ok()?;
         let lanes = parts.map(str::parse).take(LANES_MAX + 1).collect::<Result<Vec<_>, _>>().ok()?;
-        (lanes.len() <= LANES_MAX).then_some((Home(home), Self { seq, lanes }))
+        (lanes.len() <= LANES_MAX).then_some((JournalTag(tag), Self { seq, lanes }))
     }
 }
 
-/// The journal that a token was given out for.
+/// Identifies the journal that issued a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Home(u64);
+pub struct JournalTag(u64);
 
-impl Home {
-    /// Whether it is that of `writer`.
+impl JournalTag {
+    /// Returns whether the token was issued by the journal of `writer`.
     #[must_use]
     pub fn is(self, writer: Uuid) -> bool {
         self.0 == short(writer)
     }
 }
 
-/// Half of a uuid tells journals apart that one client meets.
+/// 64 bits of the UUID suffice to distinguish the journals that one client meets.
 fn short(writer: Uuid) -> u64 {
     writer.as_u64_pair().0 ^ writer.as_u64_pair().1
 }
@@ -105,19 +105,19 @@ mod tests {
     }
 
     #[test]
-    fn a_token_comes_back_as_its_position() {
+    fn a_token_round_trips() {
         let writer = Uuid::from_u128(7 << 64 | 9);
         for position in [position(0, &[]), position(1 << 60, &[3, 0, u64::MAX])] {
             let mut token = String::new();
             position.write_token(writer, &mut token);
-            let (home, back) = Position::from_token(&token).unwrap();
-            assert!(home.is(writer) && !home.is(Uuid::nil()));
+            let (tag, back) = Position::from_token(&token).unwrap();
+            assert!(tag.is(writer) && !tag.is(Uuid::nil()));
             assert_eq!(back, position);
         }
     }
 
     #[test]
-    fn what_is_no_token_is_none() {
+    fn an_invalid_token_is_none() {
         let many = format!("{:016x}.1{}", 1, ".1".repeat(LANES_MAX + 1));
         for text in ["", "1", "000000000000000e", "000000000000000e.x", "000000000000000e.1.-1", "é.1.2", &many] {
             assert_eq!(Position::from_token(text), None, "{text}");
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_two_positions_is_counted_by_lane() {
+    fn records_between_two_positions_are_counted_per_lane() {
         let mut early = position(5, &[10, 20]);
         let late = position(9, &[12, 15, 3]);
         assert_eq!(early.missing(&late), 5);

@@ -1,10 +1,10 @@
 //! Access logs of Apache and nginx, common and combined:
 //! `client ident user [time] "request" status bytes "referer" "user agent"`.
 //!
-//! - The message is the line, so that whatever stands after the known parts is kept.
-//! - A part that is `-` was not there, and is no attribute. A request that is not `METHOD path protocol` (a TLS handshake
-//!   on a plain port) is kept as `request`.
-//! - A quoted part ends at the first quote without a backslash; its escapes are kept as they are.
+//! - The message is the whole line, so that text after the known fields is kept.
+//! - A field that is `-` is absent and yields no attribute. A request that is not `METHOD path protocol` (a TLS
+//!   handshake on a plain port) is kept as `request`.
+//! - A quoted field ends at the first quote without a backslash; its escapes are kept unchanged.
 
 use std::fmt::Write as _;
 
@@ -15,10 +15,10 @@ use super::sink::Sink;
 use super::text::push_json_string;
 use super::time;
 
-/// Where the time must start, at the latest, for a line to be looked at more closely.
+/// The time must start within this many bytes for a line to be tried.
 const TIME_OFFSET_MAX: usize = 256;
 
-/// Whether there is a `[17/May/2015:…` not far from the start.
+/// Whether a `[17/May/2015:…` is near the start.
 pub fn looks_like(line: &str) -> bool {
     let head = &line.as_bytes()[..line.len().min(TIME_OFFSET_MAX)];
     memchr::memchr(b'[', head).is_some_and(|at| {
@@ -26,12 +26,12 @@ pub fn looks_like(line: &str) -> bool {
     })
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
-/// The part that is not as it should be. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let entry = Entry::read(line).map_err(|part| format!("no access log entry: {part} is missing or malformed"))?;
+    let entry = Entry::read(line).map_err(|part| format!("not an access log entry: {part} is missing or malformed"))?;
     entry.write_attributes(&mut scratch.attributes);
     let severity = match entry.status {
         500.. => Severity::ERROR,
@@ -43,7 +43,7 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     Ok(())
 }
 
-/// The parts of one entry; what was `-` is empty.
+/// The fields of one entry; `-` becomes empty.
 struct Entry<'a> {
     client: &'a str,
     ident: &'a str,
@@ -57,11 +57,11 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// The entry, or the name of the part that does not fit.
+    /// Parses an entry, or returns the name of the field that does not fit.
     fn read(line: &'a str) -> Result<Self, &'static str> {
         let (client, rest) = line.split_once(' ').ok_or("the client")?;
         let (ident, rest) = rest.split_once(' ').ok_or("the ident")?;
-        // A user name may hold spaces.
+        // A user name may contain spaces.
         let (user, rest) = rest.split_once(" [").ok_or("the time")?;
         let (time, rest) = rest.split_once("] \"").ok_or("the request")?;
         let time = time::from_access_log(time).ok_or("the time")?;
@@ -81,17 +81,17 @@ impl<'a> Entry<'a> {
         };
         let referer = next_quoted().unwrap_or_default();
         let user_agent = next_quoted().unwrap_or_default();
-        let there = |part: &'a str| if part == "-" { "" } else { part };
+        let or_absent = |part: &'a str| if part == "-" { "" } else { part };
         Ok(Self {
-            client: there(client),
-            ident: there(ident),
-            user: there(user),
+            client: or_absent(client),
+            ident: or_absent(ident),
+            user: or_absent(user),
             time,
-            request: there(request),
+            request: or_absent(request),
             status,
             bytes,
-            referer: there(referer),
-            user_agent: there(user_agent),
+            referer: or_absent(referer),
+            user_agent: or_absent(user_agent),
         })
     }
 
@@ -128,7 +128,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// What stands before the next quote that no backslash precedes, and what after it.
+/// Splits at the next quote that is not preceded by a backslash.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -141,7 +141,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// `GET /path HTTP/1.1` in its parts; HTTP/0.9 had no third.
+/// Splits `GET /path HTTP/1.1`; HTTP/0.9 has no third part.
 fn request_line(request: &str) -> Option<(&str, &str, &str)> {
     let (method, rest) = request.split_once(' ')?;
     let (path, protocol) = rest.rsplit_once(' ').unwrap_or((rest, ""));

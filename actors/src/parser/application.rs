@@ -1,12 +1,14 @@
-//! Lines that an application's logger writes: a time, a few header fields in any order, the message.
+//! Lines of application loggers: a time, a few header fields in any order, the message.
 //!
-//! Patterns of log4j, logback, java.util.logging, Hadoop, Spark, ZooKeeper, HDFS, Spring, Kafka, Elasticsearch, Python's
-//! logging, loguru and oslo.log, Go's log, zap's and zerolog's consoles, logrus, NLog, Ruby, Windows CBS and MySQL differ in the
-//! order of a few things. They are read by one scan:
-//! - Between the time and the message stand a level, numbers of a process, names of threads in brackets, the name of a logger
-//!   and lone separators (`-`, `--`, `|`). The level decides: where there is none, all behind the time is the message.
-//! - Behind the level a word is the logger's name only if its punctuation says so: `name: …`, `name - …`, `name [context] …`.
-//! - A level without a time is one only in capitals or brackets: `INFO:root:…`, `[INFO] …`. Prose and stack traces stay text.
+//! The patterns of log4j, logback, java.util.logging, Hadoop, Spark, ZooKeeper, HDFS, Spring, Kafka, Elasticsearch,
+//! Python's logging, loguru and oslo.log, Go's log, zap's and zerolog's consoles, logrus, NLog, Ruby, Windows CBS and
+//! MySQL differ in the order of a few elements. One scan parses them all:
+//! - Between the time and the message there are a level, process numbers, thread names in brackets, a logger name and
+//!   lone separators (`-`, `--`, `|`). The level is decisive: without one, everything after the time is the message.
+//! - After the level, a word is the logger name only if its punctuation says so: `name: …`, `name - …`, `name [context]
+//!   …`.
+//! - Without a time, a level must be in capitals or brackets: `INFO:root:…`, `[INFO] …`. Prose and stack traces stay
+//!   text.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -14,15 +16,15 @@ use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
 use super::stamp;
-use super::text::mend_escapes;
+use super::text::sanitize_escapes;
 use super::time::EventTime;
 
-/// So many fields a header may have before its level, at most.
+/// Maximum number of header fields before the level.
 const FIELDS_MAX: usize = 5;
-/// The longest name of a logger, thread or file.
+/// Maximum length of a logger, thread or file name, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
-/// Whether a line begins with a digit, a bracket, a name of a day or a month, a level, or a file before a time.
+/// Whether a line begins with a digit, a bracket, a day or month name, a level, or a file name before a time.
 pub fn looks_like(line: &str) -> bool {
     match line.as_bytes() {
         [b'[', ..] | [b'0'..=b'9', b'0'..=b'9' | b':' | b'/' | b'.', ..] | [b'A'..=b'Z', b',', b' ', b'[', ..] => true,
@@ -36,10 +38,10 @@ pub fn looks_like(line: &str) -> bool {
     }
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
-/// There is neither a time nor a level. Nothing was pushed then.
+/// The line has neither a time nor a level. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let now_us = sink.ts_us();
     let (file, text) = file_before_time(line).unwrap_or(("", line));
@@ -51,7 +53,7 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         (_, None) => header.without_time(rest),
     };
     if time.is_none() && message.is_none() {
-        return Err("no application's line: it begins with neither a time nor a level".into());
+        return Err("not an application log line: it begins with neither a time nor a level".into());
     }
     let message = message.unwrap_or_else(|| header.no_level(rest));
     let message = message.trim_ascii();
@@ -72,19 +74,19 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     attributes.tail(message);
     attributes.finish();
     if sink.bad_escapes {
-        mend_escapes(&mut scratch.attributes, &mut sink.sanitised);
+        sanitize_escapes(&mut scratch.attributes, &mut sink.sanitized);
     }
     let (ts_us, attributes) = (time.map_or(now_us, |time| sink.instant(time)), &*scratch.attributes);
     sink.push(Record { ts_us, severity: header.severity, service: "", host: "", message, attributes });
     Ok(())
 }
 
-/// Whether it is a JSON object that a reader of the attributes could read, too.
+/// Whether it is a JSON object that readers of the attributes can parse too.
 fn is_object(text: &str) -> bool {
     text.starts_with('{') && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
 }
 
-/// How the time stands, which says what follows.
+/// How the time is written, which determines what follows.
 #[derive(Clone, Copy, PartialEq)]
 enum Style {
     /// `2015-10-18 18:01:47 …`
@@ -113,7 +115,8 @@ fn open(text: &str, now_us: i64) -> Opening<'_> {
         _ => text,
     };
     let Some(inner) = body.strip_prefix('[') else {
-        let Some((time, rest)) = stamp::may_lead(body).then(|| stamp::leading(body, now_us)).flatten() else {
+        let Some((time, rest)) = stamp::may_begin_with_time(body).then(|| stamp::leading(body, now_us)).flatten()
+        else {
             return none;
         };
         return match rest.as_bytes() {
@@ -134,7 +137,7 @@ fn open(text: &str, now_us: i64) -> Opening<'_> {
     Opening { time: Some(time), pid, rest, style: Style::Bracketed }
 }
 
-/// `nova-api.log.1.2017-05-16_13:53:08 2017-05-16 …`: the name of a log file before the line that stood in it.
+/// Splits `nova-api.log.1.2017-05-16_13:53:08 2017-05-16 …`: a log file name, and the line from that file.
 fn file_before_time(line: &str) -> Option<(&str, &str)> {
     if !line.as_bytes().first()?.is_ascii_lowercase() {
         return None;
@@ -145,7 +148,7 @@ fn file_before_time(line: &str) -> Option<(&str, &str)> {
     (rest.as_bytes().first()?.is_ascii_digit() && file.contains(".log")).then_some((file, rest))
 }
 
-/// What stands between time and message.
+/// The fields between time and message.
 #[derive(Default)]
 struct Header<'a> {
     severity: Severity,
@@ -155,33 +158,33 @@ struct Header<'a> {
     caller: &'a str,
     pid: &'a str,
     tid: &'a str,
-    /// A JSON object behind the message, as zap's console has it.
+    /// A JSON object after the message, as written by zap's console.
     fields: &'a str,
 }
 
 impl<'a> Header<'a> {
-    /// Reads the fields behind a time. Returns the message; `None` if there is no level.
+    /// Parses the fields after a time. Returns the message; `None` if there is no level.
     fn read(&mut self, text: &'a str, style: Style) -> Option<&'a str> {
         let mut rest = text;
         for _ in 0..FIELDS_MAX {
             rest = skip_separators(rest);
-            if let Some((inner, behind)) = bracketed(rest) {
-                rest = behind;
+            if let Some((inner, after)) = bracketed(rest) {
+                rest = after;
                 if let Some(severity) = delimited_level(inner.trim_ascii()) {
                     self.severity = severity;
-                    return Some(self.behind_bracketed_level(rest));
+                    return Some(self.after_bracketed_level(rest));
                 }
                 self.bracket(inner);
                 continue;
             }
-            let (word, behind) = word(rest);
-            if let Some((severity, behind)) = level(word, behind) {
+            let (word, after) = word(rest);
+            if let Some((severity, after)) = level(word, after) {
                 self.severity = severity;
-                return Some(self.behind_level(behind, style));
+                return Some(self.after_level(after, style));
             }
             if let Some((channel, severity)) = channel_level(word) {
                 (self.logger, self.severity) = (channel, severity);
-                return Some(behind);
+                return Some(after);
             }
             match word {
                 "" => break,
@@ -189,7 +192,7 @@ impl<'a> Header<'a> {
                 name if self.logger.is_empty() && is_name(name) => self.logger = name,
                 _ => break,
             }
-            rest = behind;
+            rest = after;
         }
         *self = Self { pid: if style == Style::Bracketed { self.pid } else { "" }, ..Self::default() };
         None
@@ -212,19 +215,19 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// `[INFO] …`: brackets that follow are fields, too.
-    fn behind_bracketed_level(&mut self, text: &'a str) -> &'a str {
+    /// `[INFO] …`: further brackets are fields too.
+    fn after_bracketed_level(&mut self, text: &'a str) -> &'a str {
         let mut rest = text;
         for _ in 0..2 {
-            let Some((inner, behind)) = bracketed(rest.trim_ascii_start()) else { break };
+            let Some((inner, after)) = bracketed(rest.trim_ascii_start()) else { break };
             self.bracket(inner);
-            rest = behind;
+            rest = after;
         }
         let rest = rest.strip_prefix(':').unwrap_or(rest);
         self.name_before_message(rest.trim_ascii_start())
     }
 
-    fn behind_level(&mut self, text: &'a str, style: Style) -> &'a str {
+    fn after_level(&mut self, text: &'a str, style: Style) -> &'a str {
         if let Some(message) = text.strip_prefix([':', ']']) {
             return message;
         }
@@ -236,14 +239,14 @@ impl<'a> Header<'a> {
         }
         let mut rest = text.trim_ascii_start();
         // Spring: `INFO 12345 --- [main] c.e.Foo   : …`
-        if let Some((number, behind)) = rest.split_once(" --- ")
+        if let Some((number, after)) = rest.split_once(" --- ")
             && number.bytes().all(|byte| byte.is_ascii_digit())
         {
             self.pid = number;
-            rest = behind;
-            while let Some((inner, behind)) = bracketed(rest) {
+            rest = after;
+            while let Some((inner, after)) = bracketed(rest) {
                 self.bracket(inner);
-                rest = behind.trim_ascii_start();
+                rest = after.trim_ascii_start();
             }
             return self.name_before_message(rest);
         }
@@ -253,12 +256,12 @@ impl<'a> Header<'a> {
             return message;
         }
         let bare = style == Style::Bare;
-        if let Some((inner, behind)) = bracketed(rest).filter(|_| bare) {
+        if let Some((inner, after)) = bracketed(rest).filter(|_| bare) {
             self.bracket(inner);
-            rest = behind.strip_prefix(':').unwrap_or(behind).trim_ascii_start();
+            rest = after.strip_prefix(':').unwrap_or(after).trim_ascii_start();
         }
         match rest.strip_prefix("- ").or_else(|| rest.strip_prefix("| ")) {
-            // `INFO - name - …`, unless the name stood before.
+            // `INFO - name - …`, unless the name came before the level.
             Some(rest) if self.logger.is_empty() && self.thread.is_empty() => self.name_before_dash(rest),
             Some(message) => message,
             None => self.name_before_message(rest),
@@ -268,11 +271,11 @@ impl<'a> Header<'a> {
     /// `name: …`, `name - …`, `name   : …`, `name [context] …`, `file.go:12 > …`.
     fn name_before_message(&mut self, text: &'a str) -> &'a str {
         let rest = text.strip_prefix("- ").unwrap_or(text);
-        let (word, behind) = word(rest);
+        let (word, after) = word(rest);
         if let Some(name) = word.strip_suffix(':') {
             return if is_logger(name) {
                 self.logger = name;
-                behind
+                after
             } else {
                 rest
             };
@@ -280,7 +283,7 @@ impl<'a> Header<'a> {
         if !is_name(word) {
             return rest;
         }
-        let next = behind.trim_ascii_start();
+        let next = after.trim_ascii_start();
         if let Some(message) = next.strip_prefix("> ") {
             self.caller = word;
             return message;
@@ -311,24 +314,24 @@ impl<'a> Header<'a> {
     /// zap's console: `logger`, `file.go:12`, message and fields, between tabs.
     fn tabbed(&mut self, text: &'a str) -> &'a str {
         let mut rest = text;
-        while let Some((field, behind)) = rest.split_once('\t') {
+        while let Some((field, after)) = rest.split_once('\t') {
             if field.contains(".go:") && !field.contains(' ') {
                 self.caller = field;
             } else if self.logger.is_empty() && self.caller.is_empty() && is_name(field) {
                 self.logger = field;
             } else {
-                if behind.starts_with('{') && behind.ends_with('}') {
-                    self.fields = behind;
+                if after.starts_with('{') && after.ends_with('}') {
+                    self.fields = after;
                     return field;
                 }
                 break;
             }
-            rest = behind;
+            rest = after;
         }
         rest
     }
 
-    /// Windows CBS: the component is padded to a column of its own.
+    /// Windows CBS: the component is padded to a column.
     fn column(&mut self, text: &'a str) -> &'a str {
         let text = text.trim_ascii_start();
         match text.split_once("  ") {
@@ -344,7 +347,7 @@ impl<'a> Header<'a> {
     fn piped(&mut self, text: &'a str) -> &'a str {
         let mut rest = text;
         for _ in 0..FIELDS_MAX {
-            let Some((field, behind)) = rest.split_once('|') else { break };
+            let Some((field, after)) = rest.split_once('|') else { break };
             let field = field.trim_ascii();
             if let Some(severity) = delimited_level(field).filter(|_| self.severity == Severity::UNSPECIFIED) {
                 self.severity = severity;
@@ -355,42 +358,42 @@ impl<'a> Header<'a> {
             } else {
                 break;
             }
-            rest = behind;
+            rest = after;
         }
         rest
     }
 
     /// A level at the very start: `INFO:root:…`, `[INFO] …`, `INFO[0000] …`, `ERROR …`.
     fn without_time(&mut self, text: &'a str) -> Option<&'a str> {
-        if let Some((inner, behind)) = bracketed(text) {
+        if let Some((inner, after)) = bracketed(text) {
             self.severity = delimited_level(inner.trim_ascii())?;
-            return Some(self.behind_bracketed_level(behind));
+            return Some(self.after_bracketed_level(after));
         }
         let len = text.bytes().take(16).take_while(u8::is_ascii_uppercase).count();
-        let (word, behind) = text.split_at(len);
+        let (word, after) = text.split_at(len);
         self.severity = bare_level(word)?;
-        match behind.as_bytes() {
-            [b':', b' ' | b'\t', ..] => Some(&behind[1..]),
-            [b':', ..] => match behind[1..].split_once(':') {
+        match after.as_bytes() {
+            [b':', b' ' | b'\t', ..] => Some(&after[1..]),
+            [b':', ..] => match after[1..].split_once(':') {
                 Some((name, message)) if is_name(name) => {
                     self.logger = name;
                     Some(message)
                 }
-                _ => Some(&behind[1..]),
+                _ => Some(&after[1..]),
             },
-            [b'[', b'0'..=b'9', ..] => behind.split_once(']').map(|(_, message)| message),
-            [b' ' | b'\t', ..] => Some(self.behind_level(behind, Style::Bare)),
+            [b'[', b'0'..=b'9', ..] => after.split_once(']').map(|(_, message)| message),
+            [b' ' | b'\t', ..] => Some(self.after_level(after, Style::Bare)),
             _ => None,
         }
     }
 
-    /// Behind a time without a level: Go's `main.go:12: …`, a program that a proxy names, or just the message.
+    /// After a time without a level: Go's `main.go:12: …`, a program named by a proxy, or just the message.
     fn no_level(&mut self, text: &'a str) -> &'a str {
         let rest = skip_separators(text.strip_prefix(':').unwrap_or(text));
-        let (word, behind) = word(rest);
+        let (word, after) = word(rest);
         if let Some(caller) = word.strip_suffix(':').filter(|word| word.contains(".go:")) {
             self.caller = caller;
-            return behind;
+            return after;
         }
         match rest.split_once(" - ") {
             Some((program, message)) if program.trim_end_matches(" *64").ends_with(".exe") => {
@@ -402,23 +405,23 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Behind separators that stand alone.
+/// Skips separators that stand alone.
 fn skip_separators(text: &str) -> &str {
     let mut rest = text.trim_ascii_start();
     for separator in ["- ", "| ", "-- ", "--- ", ": "] {
-        if let Some(behind) = rest.strip_prefix(separator) {
-            rest = behind.trim_ascii_start();
+        if let Some(after) = rest.strip_prefix(separator) {
+            rest = after.trim_ascii_start();
         }
     }
     rest
 }
 
-/// Up to the next space or tab, and from it on.
+/// Splits at the next space or tab.
 fn word(text: &str) -> (&str, &str) {
     text.split_at(memchr::memchr2(b' ', b'\t', text.as_bytes()).unwrap_or(text.len()))
 }
 
-/// What stands in the brackets at the start, and behind them. Brackets inside come in pairs.
+/// Splits into the text in the brackets at the start and the rest. Nested brackets are balanced.
 pub(super) fn bracketed(text: &str) -> Option<(&str, &str)> {
     let inner = text.strip_prefix('[')?;
     let (mut depth, mut from) = (1_usize, 0);
@@ -432,26 +435,26 @@ pub(super) fn bracketed(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// A level that a word begins with, and what stands behind it: in capitals it needs no more than a space.
-fn level<'a>(word: &'a str, behind: &'a str) -> Option<(Severity, &'a str)> {
+/// Returns the level that a word begins with and the rest; in capitals it only needs to be followed by a space.
+fn level<'a>(word: &'a str, after: &'a str) -> Option<(Severity, &'a str)> {
     let len = word.bytes().take(16).take_while(u8::is_ascii_alphabetic).count();
     let (name, tail) = word.split_at(len);
     let marked = match tail.as_bytes() {
-        [] => behind.starts_with("  ") || behind.starts_with('\t') || behind.starts_with(" |"),
+        [] => after.starts_with("  ") || after.starts_with('\t') || after.starts_with(" |"),
         [b':' | b',' | b']'] => true,
         _ => return None,
     };
     let severity = bare_level(name).or_else(|| marked.then(|| delimited_level(name)).flatten())?;
-    let behind = if tail.starts_with(',') { behind } else { colon_and(tail, behind) };
-    Some((severity, behind))
+    let after = if tail.starts_with(',') { after } else { colon_and(tail, after) };
+    Some((severity, after))
 }
 
-/// `behind` with the colon that stood before it, which ends the header.
-fn colon_and<'a>(tail: &'a str, behind: &'a str) -> &'a str {
+/// Prepends the colon that followed the level to `after`; it ends the header.
+fn colon_and<'a>(tail: &'a str, after: &'a str) -> &'a str {
     if tail.is_empty() {
-        return behind;
+        return after;
     }
-    behind.strip_prefix(' ').unwrap_or(behind)
+    after.strip_prefix(' ').unwrap_or(after)
 }
 
 /// A level in capitals: prose does not begin like that.
@@ -493,13 +496,13 @@ fn bare_level(word: &str) -> Option<Severity> {
     known.then(|| Severity::from_text(word)).flatten()
 }
 
-/// A level in any case, where its surroundings say that it is one.
+/// A level in any case, where the surroundings show that it is one.
 pub(super) fn delimited_level(word: &str) -> Option<Severity> {
     let letters = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
     letters.then(|| Severity::from_text(word)).flatten()
 }
 
-/// Whether a word is a level, so that it is no host or program.
+/// Whether a word is a level, and thus neither host nor program.
 pub(super) fn is_level(word: &str) -> bool {
     bare_level(word).is_some()
 }
@@ -510,7 +513,7 @@ fn channel_level(word: &str) -> Option<(&str, Severity)> {
     Some((channel, bare_level(level)?))
 }
 
-/// A name of a logger, a class, a file with its line.
+/// Whether it may be the name of a logger or class, or a file with a line number.
 fn is_name(word: &str) -> bool {
     let bytes = word.as_bytes();
     let name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.$-/@:<>#()*\\[]=".contains(byte);
@@ -523,7 +526,8 @@ fn is_dotted(word: &str) -> bool {
     word.contains(['.', '$', '@', '/', '_', ':'])
 }
 
-/// What stands before a colon and is no prose: `org.apache.Foo`, `BlockManager`, `root`, but not `Failed` or `FooException`.
+/// Whether a word before a colon is a logger rather than prose: `org.apache.Foo`, `BlockManager`, `root`, but not
+/// `Failed` or `FooException`.
 fn is_logger(name: &str) -> bool {
     if !is_name(name) || name.contains("//") {
         return false;

@@ -1,8 +1,8 @@
-//! A record's attributes while they are written: the members of one JSON object, in a buffer that is used again and again.
+//! Writes a record's attributes: the members of one JSON object, in a reused buffer.
 
-use super::text::{Sanitised, push_json_string, unescape};
+use super::text::{Sanitized, push_json_string, unescape};
 
-/// No name of an attribute is longer.
+/// Maximum length of an attribute name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
 /// The object under construction.
@@ -17,7 +17,7 @@ impl<'b> Attributes<'b> {
         Self { out }
     }
 
-    /// Adds a text; an empty one says nothing.
+    /// Adds a text; an empty one is skipped.
     pub fn text(&mut self, name: &str, value: &str) {
         if !value.is_empty() {
             self.name(name);
@@ -25,7 +25,7 @@ impl<'b> Attributes<'b> {
         }
     }
 
-    /// Adds a whole number as such, and anything else as text.
+    /// Adds an integer as a number, and anything else as text.
     pub fn number(&mut self, name: &str, value: &str) {
         if is_whole_number(value) {
             self.name(name);
@@ -35,7 +35,7 @@ impl<'b> Attributes<'b> {
         }
     }
 
-    /// Adds JSON, under a name that somebody else chose.
+    /// Adds JSON under a name that is not under our control.
     pub fn raw(&mut self, name: &str, json: &str) {
         self.out.push(if self.out.is_empty() { '{' } else { ',' });
         push_json_string(self.out, name);
@@ -43,12 +43,12 @@ impl<'b> Attributes<'b> {
         self.out.push_str(json);
     }
 
-    /// Adds the pair of a [`pair`]; an empty value is kept, since somebody wrote it.
+    /// Adds a pair returned by [`pair`]; an empty value is kept, since it was written explicitly.
     pub fn pair(&mut self, pair: Pair<'_>) {
         self.name(pair.name);
         if pair.quoted && memchr::memchr(b'\\', pair.value.as_bytes()).is_some() {
             let mut plain = String::with_capacity(pair.value.len());
-            unescape(pair.value, &mut plain, &mut Sanitised::default());
+            unescape(pair.value, &mut plain, &mut Sanitized::default());
             push_json_string(self.out, &plain);
         } else if !pair.quoted && is_json_literal(pair.value) {
             self.out.push_str(pair.value);
@@ -57,12 +57,12 @@ impl<'b> Attributes<'b> {
         }
     }
 
-    /// Adds the `name=value` pairs that `message` ends with, and says how many there are. They stay in the message, too.
+    /// Adds the `name=value` pairs at the end of `message` and returns their number. The message keeps them as well.
     pub fn tail(&mut self, message: &str) -> usize {
         tail(message).map(|pair| self.pair(pair)).count()
     }
 
-    /// The object; empty for none.
+    /// Returns the object; empty without members.
     pub fn finish(self) -> &'b str {
         if !self.out.is_empty() {
             self.out.push('}');
@@ -83,28 +83,28 @@ impl<'b> Attributes<'b> {
 pub struct Pair<'a> {
     /// Letters, digits and `_.-/@`.
     pub name: &'a str,
-    /// As it was written; with escapes, if it was quoted.
+    /// As written, including escapes if quoted.
     pub value: &'a str,
-    /// Whether it was.
+    /// Whether the value was quoted.
     pub quoted: bool,
 }
 
-/// The `name=value` that `text` begins with, and what stands behind it.
+/// Splits off the `name=value` that `text` begins with.
 pub fn pair(text: &str) -> Option<(Pair<'_>, &str)> {
     let (name, rest) = text.split_at(name_bytes(text)?);
     let rest = &rest[1..];
     if let Some(inner) = rest.strip_prefix('"') {
         let end = closing_quote(inner)?;
-        let behind = &inner[end + 1..];
+        let after = &inner[end + 1..];
         let pair = Pair { name, value: &inner[..end], quoted: true };
-        return (behind.is_empty() || behind.starts_with([' ', '\t', ','])).then_some((pair, behind));
+        return (after.is_empty() || after.starts_with([' ', '\t', ','])).then_some((pair, after));
     }
     let end = memchr::memchr2(b' ', b'\t', rest.as_bytes()).unwrap_or(rest.len());
-    let (value, behind) = rest.split_at(end);
-    (!value.contains('"')).then_some((Pair { name, value, quoted: false }, behind))
+    let (value, after) = rest.split_at(end);
+    (!value.contains('"')).then_some((Pair { name, value, quoted: false }, after))
 }
 
-/// The length of the name that `text` begins with, if a `=` follows.
+/// Length of the name that `text` begins with, if a `=` follows.
 fn name_bytes(text: &str) -> Option<usize> {
     let name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-/@".contains(byte);
     let bytes = text.as_bytes();
@@ -113,7 +113,7 @@ fn name_bytes(text: &str) -> Option<usize> {
     (letter && len <= NAME_BYTES_MAX && bytes.get(len) == Some(&b'=')).then_some(len)
 }
 
-/// Where the quote is that no backslash precedes.
+/// Position of the first quote not preceded by a backslash.
 fn closing_quote(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -126,21 +126,21 @@ fn closing_quote(text: &str) -> Option<usize> {
     }
 }
 
-/// The pairs at the end of `message`, in order: from the first word on from which every word is a pair.
+/// The pairs at the end of `message`, in order: the longest run of words that are all pairs.
 fn tail(message: &str) -> impl Iterator<Item = Pair<'_>> {
     let message = message.trim_ascii_end();
-    // Most messages end with a word that is no pair: one look at it is enough.
+    // Most messages do not end with a pair: checking the last word is enough.
     let last = memchr::memrchr(b' ', message.as_bytes()).map_or(0, |at| at + 1);
     let may_be = message.ends_with('"') || memchr::memchr(b'=', &message.as_bytes()[last..]).is_some();
     let mut rest = if may_be { pairs_only(message).unwrap_or_default() } else { "" };
     std::iter::from_fn(move || {
-        let (pair, behind) = pair(rest.trim_ascii_start())?;
-        rest = behind;
+        let (pair, after) = pair(rest.trim_ascii_start())?;
+        rest = after;
         Some(pair)
     })
 }
 
-/// The longest end of `message` that is nothing but pairs.
+/// The longest suffix of `message` that consists of pairs only.
 fn pairs_only(message: &str) -> Option<&str> {
     let (mut start, mut rest) = (None, message);
     loop {
@@ -149,19 +149,19 @@ fn pairs_only(message: &str) -> Option<&str> {
             return start;
         }
         match pair(rest) {
-            Some((_, behind)) => {
+            Some((_, after)) => {
                 start = start.or(Some(rest));
-                rest = behind;
+                rest = after;
             }
             None => {
                 start = None;
-                rest = rest.split_once([' ', '\t']).map_or("", |(_, behind)| behind);
+                rest = rest.split_once([' ', '\t']).map_or("", |(_, after)| after);
             }
         }
     }
 }
 
-/// What JSON takes for a number: no sign but `-`, no leading zero. Of 18 digits at most, so that nobody rounds it.
+/// An integer by JSON's rules: no sign but `-`, no leading zero. At most 18 digits, so that no reader rounds it.
 fn is_whole_number(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text).as_bytes();
     (1..=18).contains(&digits.len())

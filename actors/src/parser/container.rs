@@ -1,15 +1,15 @@
-//! What container runtimes write around each line: CRI `2016-10-06T00:17:09.669794202Z stdout F …` and Docker's json-file
-//! `{"log":"…\n","stream":"stdout","time":"…"}`.
+//! Envelopes of container runtimes around each line: CRI `2016-10-06T00:17:09.669794202Z stdout F …` and Docker's
+//! json-file `{"log":"…\n","stream":"stdout","time":"…"}`.
 //!
-//! The inner line is read by looking at it; what it does not say (its time, above all) is said by the envelope. A line that
-//! the runtime cut (`P`) keeps that mark: joining is the business of who reads the file.
+//! The format of the inner line is detected; the envelope supplies what the line lacks, above all its time. A line that
+//! the runtime split (`P`) keeps that tag: joining is up to the source that reads the file.
 
 use super::json::Scratch;
 use super::sink::Sink;
 use super::text::unescape;
 use super::{LineParser, stamp, time};
 
-/// Whether a stream stands behind a time of RFC 3339.
+/// Whether a stream name follows an RFC 3339 time.
 pub fn looks_like_cri(line: &str) -> bool {
     let head = &line.as_bytes()[..line.len().min(36)];
     matches!(head, [_, _, _, _, b'-', _, _, b'-', _, _, b'T', ..])
@@ -19,12 +19,12 @@ pub fn looks_like_cri(line: &str) -> bool {
         })
 }
 
-/// Reads a line of a CRI runtime, and the line in it.
+/// Parses a line of a CRI runtime, and the line in it.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_cri<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no line of a CRI runtime: {part} is missing or malformed");
+    let wrong = |part: &str| format!("not a CRI log line: {part} is missing or malformed");
     let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
     let mut words = rest.trim_ascii_start().splitn(3, ' ');
     let stream = words.next().filter(|stream| is_stream(stream)).ok_or_else(|| wrong("the stream"))?;
@@ -42,12 +42,12 @@ fn is_stream(word: &str) -> bool {
     matches!(word, "stdout" | "stderr")
 }
 
-/// Whether it begins as Docker's json-file driver begins each line.
+/// Whether it begins like the lines of Docker's json-file driver.
 pub fn looks_like_docker(line: &str) -> bool {
     line.starts_with("{\"log\":\"")
 }
 
-/// One line of Docker.
+/// A line of Docker's json-file driver.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Docker<'a> {
@@ -57,12 +57,12 @@ struct Docker<'a> {
     time: &'a str,
 }
 
-/// Reads a line of Docker's, and the line in it.
+/// Parses a line of Docker's json-file driver, and the line in it.
 ///
 /// # Errors
-/// It has other members than Docker's. Nothing was pushed then.
+/// It has other members. Nothing was pushed then.
 pub fn parse_docker<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = || "no line of Docker's json-file driver".to_owned();
+    let wrong = || "not a line of Docker's json-file driver".to_owned();
     let Docker { log, stream, time } = serde_json::from_str(line).map_err(|_| wrong())?;
     let log = log.get().strip_prefix('"').and_then(|log| log.strip_suffix('"')).ok_or_else(wrong)?;
     let time = time::from_text(time).filter(|_| is_stream(stream)).ok_or_else(wrong)?;
@@ -70,22 +70,22 @@ pub fn parse_docker<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Si
     let inner = whole.unwrap_or(log);
     let mut unescaped = String::new();
     let inner = if memchr::memchr(b'\\', inner.as_bytes()).is_some() {
-        unescape(inner, &mut unescaped, &mut sink.sanitised);
+        unescape(inner, &mut unescaped, &mut sink.sanitized);
         &*unescaped
     } else {
         inner
     };
-    let said = [("stream", stream), ("logtag", "P")];
-    read_inner(inner, sink.instant(time), if whole.is_some() { &said[..1] } else { &said }, sink);
+    let attributes = [("stream", stream), ("logtag", "P")];
+    read_inner(inner, sink.instant(time), if whole.is_some() { &attributes[..1] } else { &attributes }, sink);
     Ok(())
 }
 
-/// Reads `inner` by looking at it, in an envelope that is added to the one that may be there.
-fn read_inner(inner: &str, ts_us: i64, said: &[(&str, &str)], sink: &mut Sink<'_>) {
+/// Parses `inner` in a detected format, in an envelope added to the one that may already exist.
+fn read_inner(inner: &str, ts_us: i64, attributes: &[(&str, &str)], sink: &mut Sink<'_>) {
     let inner = inner.trim_end_matches(['\r', '\n']);
     let (outer_bytes, outer_ts_us) = (sink.envelope.attributes.len(), sink.envelope.ts_us);
     sink.envelope.ts_us = outer_ts_us.or(Some(ts_us));
-    for (name, value) in said {
+    for (name, value) in attributes {
         let members = &mut sink.envelope.attributes;
         for part in [if members.is_empty() { "\"" } else { ",\"" }, name, "\":\"", value, "\""] {
             members.push_str(part);

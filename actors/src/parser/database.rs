@@ -1,5 +1,5 @@
-//! Logs of the servers that keep data: Redis `7:M 12 Dec 2020 10:00:00.123 * …` and
-//! PostgreSQL `2020-12-12 10:00:00.123 UTC [7] user@db LOG:  …`.
+//! Logs of database servers: Redis `7:M 12 Dec 2020 10:00:00.123 * …` and PostgreSQL `2020-12-12 10:00:00.123 UTC [7]
+//! user@db LOG:  …`.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -8,7 +8,7 @@ use super::json::Scratch;
 use super::sink::Sink;
 use super::stamp;
 
-/// Whether it begins with a process and its role, or a process in brackets.
+/// Whether it begins with a process id and its role, or a process id in brackets.
 pub fn looks_like_redis(line: &str) -> bool {
     let bytes = line.as_bytes();
     if bytes.first() == Some(&b'[') {
@@ -19,12 +19,12 @@ pub fn looks_like_redis(line: &str) -> bool {
     digits > 0 && matches!(bytes[digits..], [b':', b'M' | b'S' | b'C' | b'X', b' ', ..])
 }
 
-/// Reads a line of Redis.
+/// Parses a line of Redis.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_redis<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no line of Redis: {part} is missing or malformed");
+    let wrong = |part: &str| format!("not a Redis log line: {part} is missing or malformed");
     let process = match line.strip_prefix('[') {
         Some(rest) => rest.split_once("] ").map(|(pid, rest)| (pid, "", rest)),
         None => line.split_once(' ').and_then(|(process, rest)| {
@@ -50,24 +50,24 @@ pub fn parse_redis<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink
     Ok(())
 }
 
-/// Whether a process stands in brackets soon behind a time.
+/// Whether a process id in brackets follows a time.
 pub fn looks_like_postgres(line: &str) -> bool {
     let head = &line.as_bytes()[..line.len().min(40)];
     matches!(head, [_, _, _, _, b'-', _, _, b'-', _, _, b' ', _, _, b':', _, _, b':', _, _, b'.' | b' ', ..])
         && memchr::memchr(b'[', &head[20..]).is_some_and(|at| head.get(21 + at).is_some_and(u8::is_ascii_digit))
 }
 
-/// Reads a line of PostgreSQL, with the prefix that Debian or the default writes.
+/// Parses a line of PostgreSQL, with the prefix of Debian or the default one.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_postgres<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no line of PostgreSQL: {part} is missing or malformed");
+    let wrong = |part: &str| format!("not a PostgreSQL log line: {part} is missing or malformed");
     let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
     let (head, message) = rest.split_once(":  ").ok_or_else(|| wrong("the level"))?;
     let (context, level) = head.rsplit_once([' ', ':']).unwrap_or(("", head));
     let severity = match level {
-        // What belongs to a message that stands before it.
+        // Belongs to an earlier message.
         "DETAIL" | "HINT" | "QUERY" | "CONTEXT" | "STATEMENT" | "LOCATION" => Severity::INFO,
         "LOG" | "INFO" | "NOTICE" | "WARNING" | "ERROR" | "FATAL" | "PANIC" | "DEBUG" | "DEBUG1" | "DEBUG2"
         | "DEBUG3" | "DEBUG4" | "DEBUG5" => Severity::from_text(level).unwrap_or_default(),

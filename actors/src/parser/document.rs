@@ -1,9 +1,10 @@
-//! A whole body that is one JSON text: an array of records, or objects printed over many lines.
+//! A body that is one JSON text: an array of records, or objects spread over several lines.
 //!
-//! - Elements are handed on as they are met; no tree of the whole is built.
-//! - Malformed means refused as a whole, with line and column: the sender has cut its body off, and would have to guess
-//!   which records are stored.
-//! - An element that is no object is kept: a string as message, anything else as its JSON text, reported.
+//! - Elements are processed one by one; no tree of the whole is built.
+//! - A malformed body is rejected as a whole, with line and column: it was truncated by the sender, which could not
+//!   know which of its records are stored.
+//! - An element that is not an object is kept: a string as the message, anything else as its JSON text, which is
+//!   reported.
 
 use std::fmt;
 
@@ -14,16 +15,16 @@ use super::json::{self, Scratch};
 use super::sink::Sink;
 use crate::message::{Rejection, RejectionKind};
 
-/// What a document starts as.
+/// What a document begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `[{`, perhaps with space between.
+    /// `[{`, possibly with whitespace between.
     Array,
-    /// A brace alone on the first line.
+    /// A lone brace on the first line.
     Object,
 }
 
-/// Whether a body looks like one JSON text rather than like lines.
+/// Whether a body looks like one JSON text rather than lines.
 pub fn looks_like(text: &str) -> Option<Kind> {
     let text = text.trim_ascii_start();
     if let Some(rest) = text.strip_prefix('[') {
@@ -52,7 +53,9 @@ pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Resul
         Err(error) if !elements.sink.is_full() => Err(Rejection {
             kind: RejectionKind::Malformed,
             reason: "malformed_json",
-            detail: format!("the body is no JSON array and no JSON object: {error}; nothing of it was stored"),
+            detail: format!(
+                "the body is neither a valid JSON array nor valid JSON objects: {error}; none of it was stored"
+            ),
         }),
         _ => Ok(()),
     }
@@ -70,7 +73,7 @@ impl<'a> Elements<'_, '_, 'a> {
         if element.len() > self.element_bytes_max {
             self.sink.discard_too_long(element.len(), self.element_bytes_max);
         } else if let Err(error) = json::parse_value(element, &mut self.scratch, self.sink) {
-            self.sink.push_not_understood(element, "json", error);
+            self.sink.push_unparsed(element, "json", error);
         }
     }
 }

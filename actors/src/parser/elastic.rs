@@ -1,7 +1,7 @@
-//! Elasticsearch's bulk API: a line that says what to do, and below it the document.
+//! Elasticsearch's bulk API: an action line followed by its document.
 //!
-//! - The name of the index, without the date or version at its end, is the service of documents that name none.
-//! - A document that is no JSON is kept whole, as any line is.
+//! - Without a service in the document, the service is the index name without its trailing date or version.
+//! - A document that is not JSON is kept whole, as any line is.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::text::push_member;
 use super::walk::{members, string};
 use crate::message::{BulkItem, Format, ItemOutcome};
 
-/// A body with more items is refused: the answer has a part for each.
+/// Maximum number of items in a body, since the response has an entry for each.
 const ITEMS_MAX: usize = 1 << 16;
 
-/// What a line asks for.
+/// An action line.
 struct Action {
     name: &'static str,
     index: Arc<str>,
@@ -68,7 +68,7 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
     }
 }
 
-/// `last_index` saves a copy of the name where one action after the other names the same.
+/// `last_index` avoids a copy of the name where consecutive actions have the same one.
 fn read_action(
     line: &str,
     default_index: &Arc<str>,
@@ -84,15 +84,15 @@ fn read_action(
             "index" => "index",
             "update" => "update",
             "delete" => "delete",
-            _ => return Err(format!("unknown action {name:?}; there are create and index")),
+            _ => return Err(format!("unknown action {name:?}: expected create or index")),
         };
         let mut text = String::new();
         members(details, |name, value| {
-            let counts = &mut sink.sanitised;
+            let counts = &mut sink.sanitized;
             match &*name {
                 "_index" => {
                     let index = string(value, &mut text, counts).filter(|index| index.len() <= NAME_BYTES_MAX);
-                    let index = index.ok_or("_index is no name")?;
+                    let index = index.ok_or("invalid _index: expected a non-empty string of at most 255 bytes")?;
                     if **last_index != *index {
                         *last_index = index.into();
                     }
@@ -107,7 +107,7 @@ fn read_action(
     if actions == 1 { Ok(read) } else { Err("expected one action".to_owned()) }
 }
 
-/// Puts what the action says around its document.
+/// Sets the envelope of a document from its action.
 fn surround(action: &Action, sink: &mut Sink<'_>) {
     let envelope = &mut sink.envelope;
     envelope.clear();
@@ -120,7 +120,7 @@ fn surround(action: &Action, sink: &mut Sink<'_>) {
     }
 }
 
-/// `logstash-2026.11.21` and `filebeat-8.19.0` are the services logstash and filebeat.
+/// The services of `logstash-2026.11.21` and `filebeat-8.19.0` are logstash and filebeat.
 fn without_version(index: &str) -> &str {
     let stem = index.trim_end_matches(|character: char| character.is_ascii_digit() || matches!(character, '.' | '-'));
     if stem.len() < index.len() && index[stem.len()..].starts_with('-') && !stem.is_empty() { stem } else { index }

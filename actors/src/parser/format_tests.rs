@@ -1,4 +1,4 @@
-//! A line or more of each text format, and what must not be taken for one.
+//! Lines of each text format, and lines that must not be mistaken for one.
 
 use super::*;
 use logweir_engine::record::{Record, Severity};
@@ -25,7 +25,7 @@ fn explained(line: &str, rules: &Rules) -> Explained {
     explained
 }
 
-/// The line is read as `format` and becomes this record; that format alone reads it the same way.
+/// The line is detected as `format` and becomes this record; specifying that format has the same result.
 fn check(format: &str, line: &str, expect: Record<'_>) {
     let explained = explained(line, Rules::built_in());
     assert_eq!((&*explained.format, explained.parse_error), (format, None), "{line}");
@@ -36,7 +36,7 @@ fn check(format: &str, line: &str, expect: Record<'_>) {
 }
 
 #[test]
-fn java_loggers_are_understood() {
+fn java_loggers_are_parsed() {
     let at = Record { severity: Severity::WARN, message: "disk at 91 %", ..blank() };
     let logger = r#"{"logger":"com.example.Disk","thread":"main"}"#;
     for line in [
@@ -77,7 +77,7 @@ fn java_loggers_are_understood() {
 }
 
 #[test]
-fn loggers_of_python_go_and_others_are_understood() {
+fn loggers_of_python_go_and_others_are_parsed() {
     let at = Record { severity: Severity::ERROR, message: "no route", ..blank() };
     let named = r#"{"logger":"app.net"}"#;
     for line in [
@@ -116,7 +116,7 @@ fn loggers_of_python_go_and_others_are_understood() {
 }
 
 #[test]
-fn a_time_alone_is_taken_and_prose_behind_it_is_left() {
+fn a_time_alone_is_parsed_and_prose_after_it_is_the_message() {
     for message in ["Error opening file", "no level here", "HTTP server started", "info desk: closed", "x - y"] {
         let line = format!("2015/05/17 10:05:03 {message}");
         check("application", &line, Record { message, ..blank() });
@@ -126,7 +126,7 @@ fn a_time_alone_is_taken_and_prose_behind_it_is_left() {
         "2015/05/17 10:05:03 main.go:12: hello",
         Record { message: "hello", attributes: r#"{"caller":"main.go:12"}"#, ..blank() },
     );
-    // What stands before a colon is a logger only if it looks like one.
+    // A word before a colon is a logger only if it looks like one.
     check(
         "application",
         "2015-05-17 10:05:03 ERROR Failed: no space",
@@ -135,7 +135,7 @@ fn a_time_alone_is_taken_and_prose_behind_it_is_left() {
 }
 
 #[test]
-fn syslog_lines_are_understood_with_and_without_a_priority() {
+fn syslog_lines_are_parsed_with_and_without_a_priority() {
     let at = Record { service: "sshd", host: "web1", message: "Accepted key for kim", ..blank() };
     let pid = r#"{"pid":77}"#;
     check("syslog", "May 17 2015 10:05:03 web1 sshd[77]: Accepted key for kim", Record { attributes: pid, ..at });
@@ -168,10 +168,10 @@ fn syslog_lines_are_understood_with_and_without_a_priority() {
         "May 17 2015 10:05:03 web1 launchd[77] (com.example[8]): x",
         Record { attributes: r#"{"pid":77,"address":"com.example[8]"}"#, ..named("launchd") },
     );
-    // A year follows from the arrival.
+    // The year is inferred from the arrival.
     let year = explained("Nov 14 22:13:19 web1 sshd[77]: x", Rules::built_in());
     assert_eq!(year.chunk.get(0).unwrap().ts_us, NOW_US - 1_000_000);
-    // No syslog: other lines with a month in front, a priority that is none.
+    // Not syslog: other lines that begin with a month, an invalid priority.
     for (line, format) in [
         ("May 17 2015 10:05:03 ERROR disk: full", "application"),
         ("2015-05-17T10:05:03.0000000+00:00 Something happened: x", "application"),
@@ -182,7 +182,7 @@ fn syslog_lines_are_understood_with_and_without_a_priority() {
 }
 
 #[test]
-fn error_logs_of_web_servers_are_understood() {
+fn error_logs_of_web_servers_are_parsed() {
     let at = Record { severity: Severity::ERROR, ..blank() };
     let message = r#"open() "/x" failed (2: No such file), client: 10.0.0.9, server: _, request: "GET /x HTTP/1.1", host: "a.example""#;
     check(
@@ -210,7 +210,7 @@ fn error_logs_of_web_servers_are_understood() {
 }
 
 #[test]
-fn logs_of_databases_are_understood() {
+fn logs_of_databases_are_parsed() {
     let at = Record { severity: severity(NOTICE), message: "Ready to accept connections", ..blank() };
     check(
         "redis",
@@ -243,7 +243,7 @@ fn logs_of_databases_are_understood() {
 }
 
 #[test]
-fn glog_and_logcat_and_large_machines_are_understood() {
+fn glog_logcat_and_supercomputers_are_parsed() {
     let at = Record { severity: Severity::ERROR, message: "sync failed", ..blank() };
     check(
         "glog",
@@ -286,7 +286,7 @@ fn glog_and_logcat_and_large_machines_are_understood() {
 }
 
 #[test]
-fn logfmt_and_pairs_behind_a_sentence_are_understood() {
+fn logfmt_and_pairs_after_a_sentence_are_parsed() {
     check(
         "logfmt",
         r#"ts=2015-05-17T10:05:03Z level=warn service=cart host=n1 msg="slow \"query\"" ms=12 path="/a b" empty="#,
@@ -308,7 +308,7 @@ fn logfmt_and_pairs_behind_a_sentence_are_understood() {
 }
 
 #[test]
-fn envelopes_of_container_runtimes_say_what_the_inner_line_does_not() {
+fn envelopes_of_container_runtimes_supply_what_the_inner_line_lacks() {
     let at = Record { severity: Severity::ERROR, message: "no route", ..blank() };
     let stream = r#"{"stream":"stderr","logger":"app.net"}"#;
     check("cri", "2015-05-17T10:05:03.0Z stderr F ERROR:app.net:no route", Record { attributes: stream, ..at });
@@ -317,7 +317,7 @@ fn envelopes_of_container_runtimes_say_what_the_inner_line_does_not() {
         r#"{"log":"ERROR:app.net:no route\n","stream":"stderr","time":"2015-05-17T10:05:03.0Z"}"#,
         Record { attributes: stream, ..at },
     );
-    // The time of the inner line counts.
+    // The time of the inner line takes precedence.
     let own = r#"{"log":"{\"ts\":1431857103,\"level\":\"error\",\"msg\":\"no route\"}\n","stream":"stdout","time":"2020-01-01T00:00:00Z"}"#;
     check("docker", own, Record { attributes: r#"{"stream":"stdout"}"#, ..at });
     let half = r#"{"stream":"stdout","logtag":"P"}"#;
@@ -326,21 +326,21 @@ fn envelopes_of_container_runtimes_say_what_the_inner_line_does_not() {
     let cut = r#"{"log":"half a l","stream":"stdout","time":"2015-05-17T10:05:03.0Z"}"#;
     check("docker", cut, Record { message: "half a l", attributes: half, ..blank() });
     check("cri", "2015-05-17T10:05:03.0Z stdout F ", Record { attributes: r#"{"stream":"stdout"}"#, ..blank() });
-    // An envelope in an envelope is a message: nobody can nest them without end.
+    // An envelope in an envelope is a message, so nesting is bounded.
     let nested = explained("2015-05-17T10:05:03.0Z stdout F 2015-05-17T10:05:03.0Z stdout F x", Rules::built_in());
     assert_eq!(nested.chunk.get(0).unwrap().message, "stdout F x");
 }
 
 #[test]
-fn a_name_is_cut_to_what_an_index_can_hold() {
-    // Bytes that are no UTF-8 become three each.
+fn a_name_is_truncated_to_what_an_index_can_hold() {
+    // Each invalid UTF-8 byte becomes three bytes.
     let node = [&b"R02"[..], &[0xff; 90]].concat();
     let line = [&b"- 1117838570 2005.06.03 "[..], &node, b" 2005-06-03-15.42.50.363779 n RAS KERNEL INFO x"].concat();
     let mut memory = Memory::default();
     let parsed = parse_by(Rules::built_in(), &mut memory, &line, Format::Lines, &Defaults::default(), NOW_US, 1024);
     let parsed = parsed.unwrap();
     let host = parsed.chunk.get(0).unwrap().host.to_owned();
-    assert_eq!((host.len(), parsed.sanitised.name_too_long), (NAME_BYTES_MAX, 1), "{host}");
+    assert_eq!((host.len(), parsed.sanitized.name_too_long), (NAME_BYTES_MAX, 1), "{host}");
 }
 
 #[test]
@@ -366,7 +366,7 @@ fn stack_traces_and_prose_stay_text() {
 }
 
 #[test]
-fn what_is_remembered_makes_no_difference() {
+fn the_remembered_format_never_changes_the_result() {
     let lines = [
         "2015/05/17 10:05:03 [error] 7#0: *12 x",
         "2015/05/17 10:05:03 main.go:12: hello",
@@ -384,13 +384,13 @@ fn what_is_remembered_makes_no_difference() {
             let mut memory = Memory::default();
             let _ = explain(Rules::built_in(), &mut memory, first.as_bytes(), Format::Auto, NOW_US);
             let after = explain(Rules::built_in(), &mut memory, second.as_bytes(), Format::Auto, NOW_US);
-            assert_eq!(after, explained(second, Rules::built_in()), "{second} behind {first}");
+            assert_eq!(after, explained(second, Rules::built_in()), "{second} after {first}");
         }
     }
 }
 
 #[test]
-fn times_without_a_zone_are_in_the_configured_one() {
+fn times_without_a_zone_use_the_configured_one() {
     let rules = Rules { time_zone: jiff::tz::TimeZone::get("Europe/Berlin").unwrap(), ..Rules::default() };
     for line in [
         "2015-05-17 12:05:03,000 INFO x",
@@ -406,12 +406,12 @@ fn times_without_a_zone_are_in_the_configured_one() {
 }
 
 #[test]
-fn a_format_of_the_configuration_is_tried_first() {
+fn a_configured_format_is_tried_first() {
     let pattern = r"^(?<ts>\d{14}) \[(?<level>\w+)\] (?<service>\w+)@(?<host>\w+) n=(?<n>\d+) (?<message>.*)$";
     let shop = r"^shop (?<time>\S+ \S+) (?<severity>\w)(?<item>\w+)$";
     let custom = vec![CustomFormat::new("till", pattern).unwrap(), CustomFormat::new("shop", shop).unwrap()];
     let rules = Rules { custom, ..Rules::default() };
-    // Fourteen digits are an epoch time in milliseconds, in the year 2609: a pattern should give the date its dashes.
+    // Fourteen digits are an epoch time in milliseconds, in the year 2609: a pattern must expect dashes in the date.
     let shown = explained("14318571030000 [warn] cart@n1 n=7 card declined", &rules);
     let expect = Record {
         ts_us: 14_318_571_030_000_000,
@@ -434,10 +434,10 @@ fn a_format_of_the_configuration_is_tried_first() {
     assert!(rules.format_names().ends_with("till, shop"));
 
     for (pattern, what) in [
-        ("(?<ts>", "is no regular expression"),
-        (".*", "has no named group"),
+        ("(?<ts>", "invalid regular expression"),
+        (".*", "no named group"),
         ("(?<ts>a)(?<time>b)", "two groups for the time"),
-        (r"(?<message>\w{10000})", "is no regular expression"),
+        (r"(?<message>\w{10000})", "invalid regular expression"),
     ] {
         let error = CustomFormat::new("x", pattern).unwrap_err();
         assert!(error.contains(what), "{pattern}: {error}");
@@ -519,7 +519,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_sent_away_by_its_date_would_not_have_been_looked_at(
+    fn formats_excluded_by_the_date_would_not_match(
         line in r"[0-9]{1,4}[-/.:]?[0-9]{2}[-/.: ]?[0-9]{2}[T ]([0-9]{2}:[0-9]{2}:[0-9]{2}|[0-9]{9,10})[.,Z ]([0-9]{3} )?(\[error\]|\[[0-9]{2}\]| stdout F| [0-9]+ [0-9]+ I|a\[7\]: | - - \[17/May/2015:)?.{0,20}"
     ) {
         let any = [&CRI, &NGINX_ERROR, &POSTGRES, &REDIS, &LOGCAT, &SUPERCOMPUTER, &SYSLOG, &APPLICATION];

@@ -1,5 +1,5 @@
-//! Google's log and Kubernetes' klog: `I0115 10:00:00.123456   1234 file.go:123] message`, with structured messages
-//! `"message" name="value"`. C++ writes the year, too: `I20210115 …`.
+//! Google's glog and Kubernetes' klog: `I0115 10:00:00.123456   1234 file.go:123] message`, with structured messages
+//! `"message" name="value"`. The C++ library also writes the year: `I20210115 …`.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -8,7 +8,7 @@ use super::json::Scratch;
 use super::sink::Sink;
 use super::stamp;
 
-/// Whether there is a letter, four or eight digits and a clock.
+/// Whether it begins with a letter, four or eight digits and a time of day.
 pub fn looks_like(line: &str) -> bool {
     matches!(
         line.as_bytes(),
@@ -17,16 +17,16 @@ pub fn looks_like(line: &str) -> bool {
     )
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no line of glog: {part} is missing or malformed");
+    let wrong = |part: &str| format!("not a glog line: {part} is missing or malformed");
     let severity = line.bytes().next().and_then(severity).ok_or_else(|| wrong("the level"))?;
     let (time, rest) = stamp::leading_packed(&line[1..], sink.ts_us()).ok_or_else(|| wrong("the time"))?;
     let (thread, rest) = rest.trim_ascii_start().split_once(' ').ok_or_else(|| wrong("the thread"))?;
-    let (caller, message) = rest.split_once(']').ok_or_else(|| wrong("the place in the source"))?;
+    let (caller, message) = rest.split_once(']').ok_or_else(|| wrong("the source location"))?;
     let message = message.trim_ascii();
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.number("tid", thread);
@@ -38,7 +38,7 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     Ok(())
 }
 
-/// What stands in the quotes, if only pairs follow.
+/// The text in the quotes, if only pairs follow.
 fn structured(message: &str) -> Option<&str> {
     let (quoted, mut rest) = message.strip_prefix('"')?.split_once('"')?;
     while !rest.trim_ascii_start().is_empty() {
@@ -47,7 +47,7 @@ fn structured(message: &str) -> Option<&str> {
     (!quoted.contains('\\')).then_some(quoted)
 }
 
-/// What the letter before everything says; `D` is MongoDB's.
+/// Severity of the leading letter; `D` is MongoDB's.
 pub fn severity(letter: u8) -> Option<Severity> {
     Some(match letter {
         b'D' => Severity::DEBUG,

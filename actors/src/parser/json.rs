@@ -1,16 +1,16 @@
-//! One JSON object becomes one record.
+//! Parses one JSON object into one record.
 //!
-//! - What is usual is read by [`members`] in one pass; the rest by serde_json, which has the words for what is wrong.
-//! - Nothing is owned: names are borrowed, values stay raw JSON text, and the attributes are written, in the order of the
-//!   source, as one JSON text into a buffer that lives as long as the body.
-//! - A member that was *used* as time, severity, service, host or message is no attribute; every other one is, as it was
-//!   written, whatever its name. So a level that nobody knows, a time that is none and the second of two messages are kept.
-//! - Of the names a field may have, the first of the list that holds something usable wins, wherever it stands.
-//! - An object `attributes` or `fields` is merged flat. A `fields.message` counts as message where there is no other.
-//! - The members of other nested objects get dotted names: `{"a":{"b":1}}` is the attribute `a.b`. Lists stay JSON, and so
-//!   does what lies deeper than [`FLAT_DEPTH_MAX`] or would get a name above [`FLAT_NAME_BYTES_MAX`].
-//! - A name that comes twice: the last one wins, as in `jsonb`; the others are counted as `duplicate_key`.
-//! - Nesting is limited, so that no reader of the attributes meets a stack overflow.
+//! - The usual case is read by [`members`] in one pass; the rest by serde_json, which has precise error messages.
+//! - Nothing is owned: names are borrowed, values stay raw JSON text, and the attributes are written, in source order,
+//!   as one JSON text into a buffer that lives as long as the body.
+//! - A member that was *used* as time, severity, service, host or message is not an attribute; every other one is,
+//!   unchanged, whatever its name. So an unknown level, an invalid time and the second of two messages are kept.
+//! - Among the names of a field, the first in the list with a usable value wins, regardless of its position.
+//! - An object `attributes` or `fields` is merged flat. A `fields.message` is used as the message if there is no other.
+//! - Members of other nested objects get dotted names: `{"a":{"b":1}}` is the attribute `a.b`. Arrays stay JSON, and so
+//!   does anything nested deeper than [`FLAT_DEPTH_MAX`] or with a name above [`FLAT_NAME_BYTES_MAX`].
+//! - Of duplicate names the last one wins, as in `jsonb`; the others are counted as `duplicate_key`.
+//! - Nesting is limited, so that readers of the attributes cannot overflow their stack.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,64 +21,64 @@ use serde_json::value::RawValue;
 
 use super::members::{RawMember, members};
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitised, mend_escapes, push_json_string, unescape};
+use super::text::{Sanitized, push_json_string, sanitize_escapes, unescape};
 use super::time;
 use super::{glog, syslog};
 use crate::message::FieldMap;
 
-/// Deeper values are refused: what serde_json reads, too.
+/// Deeper values are rejected; the same limit as serde_json's.
 const DEPTH_MAX: usize = 127;
 
-/// Objects nested deeper than this keep their form: each level is looked at once more.
+/// Objects nested deeper than this are not flattened: each level needs another pass.
 const FLAT_DEPTH_MAX: usize = 6;
 
-/// Objects under longer names keep their form: the name comes again with each member.
+/// Objects with longer names are not flattened: the name is repeated for each member.
 pub const FLAT_NAME_BYTES_MAX: usize = 96;
 
-/// A longer number is more exact than `numeric` is.
+/// A longer number exceeds the precision of `numeric`.
 const NUMBER_BYTES_MAX: usize = 1000;
 
-/// Above this many members, duplicates are found by sorting: 40,000 names in one line must not take seconds.
+/// Above this number of members, duplicates are found by sorting: 40,000 names in one line must not take seconds.
 const LINEAR_MAX: usize = 32;
 
-/// The buffers of one body's objects.
+/// Buffers shared by the objects of one body.
 #[derive(Default)]
 pub struct Scratch<'a> {
     members: Members<'a>,
     nested: Members<'a>,
-    /// For a record's attributes while they are written.
+    /// Attributes of the current record.
     pub attributes: String,
-    /// For a message with escapes.
+    /// Message with escapes, unescaped.
     pub message: String,
     service: String,
     host: String,
 }
 
 impl Scratch<'_> {
-    /// The same buffers, for texts that live differently long.
+    /// Returns the same buffers for texts of another lifetime.
     pub fn recycle<'b>(self) -> Scratch<'b> {
         let Self { members, nested, attributes, message, service, host } = self;
         Scratch { members: members.recycle(), nested: nested.recycle(), attributes, message, service, host }
     }
 }
 
-/// One member of an object.
+/// A member of an object.
 struct Member<'a> {
-    /// Borrowed where it holds no escape, so that it can be written back as it is.
+    /// Borrowed if it contains no escape, so that it can be written back unchanged.
     name: Cow<'a, str>,
     /// Raw JSON.
     value: &'a str,
-    /// It may hold an escape.
+    /// The value may contain an escape.
     escaped: bool,
-    /// See [`mark`].
-    mark: u8,
-    /// What it may be used as, and its rank among the names of that field.
-    stands_for: Option<(Field, u8)>,
-    /// Used up, replaced by a later one, or merged: not written.
-    gone: bool,
+    /// See [`slot`].
+    slot: u8,
+    /// The field that it may be used for, and its rank among the names of that field.
+    role: Option<(Field, u8)>,
+    /// Used, superseded by a later duplicate, or merged: not written.
+    consumed: bool,
 }
 
-/// The fields that a member's name may stand for.
+/// The fields that a member's name may denote.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Field {
     Time,
@@ -94,20 +94,20 @@ enum Field {
 #[derive(Default)]
 struct Members<'a> {
     list: Vec<Member<'a>>,
-    /// For each field a bit for each member that may stand for it, as far as there are bits.
+    /// For each field, a bit for each member that may be used for it, as far as the bits go.
     of_field: [u64; 6],
-    /// A bit for each name that stands for a field, one for the mixed letters of each other name, and whether two names
-    /// have met in one bit: only then can a name have come twice.
+    /// A bit for each name that denotes a field, one for the hash of each other name, and whether two names shared a
+    /// bit: only then can a name be a duplicate.
     names: [u64; 2],
     alike: bool,
-    /// Whether a value is an object or a list.
-    nests: bool,
+    /// Whether a value is an object or an array.
+    has_nested: bool,
 }
 
 impl Members<'_> {
     fn recycle<'b>(mut self) -> Members<'b> {
         self.list.clear();
-        // Nothing is moved: an empty vector is collected into its own memory.
+        // Nothing is moved: an empty vector is collected into its own allocation.
         let list = self.list.into_iter().map(|_| unreachable!("it was cleared")).collect();
         Members { list, ..Members::default() }
     }
@@ -119,22 +119,22 @@ impl<'a> Members<'a> {
         self.of_field = [0; 6];
         self.names = [0; 2];
         self.alike = false;
-        self.nests = false;
+        self.has_nested = false;
     }
 
     fn push(&mut self, member: Member<'a>) {
-        if let Some((field, _)) = member.stands_for {
+        if let Some((field, _)) = member.role {
             self.of_field[field as usize] |= 1_u64.checked_shl(self.list.len() as u32).unwrap_or(0);
         }
-        let bit = 1 << (member.mark % 64);
-        let names = &mut self.names[usize::from(member.mark / 64)];
+        let bit = 1 << (member.slot % 64);
+        let names = &mut self.names[usize::from(member.slot / 64)];
         self.alike |= *names & bit != 0;
         *names |= bit;
-        self.nests |= member.escaped && matches!(member.value.as_bytes(), [b'{' | b'[', ..]);
+        self.has_nested |= member.escaped && matches!(member.value.as_bytes(), [b'{' | b'[', ..]);
         self.list.push(member);
     }
 
-    /// The members that may stand for `field`, in order.
+    /// The members that may be used for `field`, in order.
     fn of(&self, field: Field) -> impl Iterator<Item = (usize, &Member<'a>)> {
         let mut bits = self.of_field[field as usize];
         let mut rest = 64..self.list.len();
@@ -144,19 +144,19 @@ impl<'a> Members<'a> {
                 bits &= bits - 1;
                 return Some(at);
             }
-            rest.find(|&at| self.list[at].stands_for.is_some_and(|(of, _)| of == field))
+            rest.find(|&at| self.list[at].role.is_some_and(|(of, _)| of == field))
         };
         std::iter::from_fn(next).map(|at| (at, &self.list[at]))
     }
 }
 
-/// The rank of `fields` among the names for attributes: a message in it counts as one where there is no other.
+/// Rank of `fields` among the names for attributes: a message in it is used if there is no other.
 const FIELDS: u8 = 1;
 
-/// Which field `name` stands for, and its place among the names of that field (the lowest usable one wins).
+/// Returns the field that `name` denotes and its rank among the names of that field (the lowest usable one wins).
 fn field(name: &str) -> Option<(Field, u8)> {
     use Field::{Attributes, Host, Level, Message, Service, Time};
-    // By length first: most names are attributes and should be sent away with few comparisons.
+    // By length first: most names are attributes and should be dismissed with few comparisons.
     let found = match name.len() {
         1 => match name {
             "t" => (Time, 7),
@@ -239,9 +239,9 @@ fn field(name: &str) -> Option<(Field, u8)> {
     Some(found)
 }
 
-/// A number below 128 for a name: its own below 64 if it stands for a field, else one that others may have, too.
-fn mark(name: &str, stands_for: Option<(Field, u8)>) -> u8 {
-    match stands_for {
+/// Returns a number below 128 for a name: unique and below 64 if it denotes a field, otherwise shared by several names.
+fn slot(name: &str, role: Option<(Field, u8)>) -> u8 {
+    match role {
         Some((field, rank)) => (field as u8 * 10 + rank) % 64,
         None => {
             let end = |byte: Option<&u8>| byte.map_or(0, |&byte| usize::from(byte));
@@ -252,7 +252,7 @@ fn mark(name: &str, stands_for: Option<(Field, u8)>) -> u8 {
     }
 }
 
-/// Whether a line starts as an object does.
+/// Whether a line begins like an object.
 pub fn looks_like(line: &str) -> bool {
     line.trim_ascii_start().starts_with('{')
 }
@@ -265,7 +265,7 @@ pub fn parse_value<'a>(value: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sin
     match string(value) {
         Some(text) => {
             let raw = Raw { text, escaped: true };
-            let message = resolve(raw, &mut scratch.message, &mut sink.sanitised);
+            let message = resolve(raw, &mut scratch.message, &mut sink.sanitized);
             sink.push_plain(message);
             Ok(())
         }
@@ -276,14 +276,14 @@ pub fn parse_value<'a>(value: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sin
 /// Parses `text`, one object, into one record.
 ///
 /// # Errors
-/// What is wrong with it and in which column. Nothing was pushed then.
+/// What is wrong with it, and in which column. Nothing was pushed then.
 pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let Scratch { members, nested, attributes, message, service, host } = scratch;
     read_members(text, members)?;
-    if members.nests && members.list.iter().any(|member| too_deep(member.value)) {
+    if members.has_nested && members.list.iter().any(|member| too_deep(member.value)) {
         return Err(format!("nested deeper than {DEPTH_MAX}"));
     }
-    drop_duplicates(members, &mut sink.sanitised);
+    drop_duplicates(members, &mut sink.sanitized);
     let mut more = merge(members, nested)?;
     if let Some(fields) = sink.fields {
         more |= map_fields(members, nested, fields);
@@ -291,28 +291,28 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
 
     let ts = take(members, Field::Time, event_time);
     let ts_us = ts.map_or_else(|| sink.ts_us(), |time| sink.instant(time));
-    let counts = &mut sink.sanitised;
+    let counts = &mut sink.sanitized;
     counts.timestamp += u64::from(ts.is_some_and(|time| time.clamped));
     let severity = take(members, Field::Level, severity).or_else(|| ecs_level(members, nested));
     let own_service = take(members, Field::Service, |member| name(member, nested));
     let own_host = take(members, Field::Host, |member| name(member, nested));
-    let said = take(members, Field::Message, text_or_json);
-    more |= members.nests && flatten(members, nested, |_| true);
+    let message_value = take(members, Field::Message, text_or_json);
+    more |= members.has_nested && flatten(members, nested, |_| true);
     if more {
         drop_duplicates(members, counts);
     }
     write_attributes(&members.list, text.len(), attributes);
     if sink.bad_escapes {
-        mend_escapes(attributes, counts);
+        sanitize_escapes(attributes, counts);
     }
     let record = Record {
         ts_us,
         severity: severity.unwrap_or_default(),
         service: own_service.map_or("", |raw| resolve(raw, service, counts)),
         host: own_host.map_or("", |raw| resolve(raw, host, counts)),
-        message: match said {
-            Some(Said::Text(raw)) => resolve(raw, message, counts),
-            Some(Said::Json(json)) => json,
+        message: match message_value {
+            Some(MessageValue::Text(raw)) => resolve(raw, message, counts),
+            Some(MessageValue::Json(json)) => json,
             None => text,
         },
         attributes,
@@ -321,14 +321,14 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     Ok(())
 }
 
-/// The members of the object `text`, in order, into `into`.
+/// Reads the members of the object `text`, in order, into `into`.
 fn read_members<'a>(text: &'a str, into: &mut Members<'a>) -> Result<(), String> {
     into.clear();
     let mut push = |member: RawMember<'a>| {
         let RawMember { name, value, escaped } = member;
-        let stands_for = field(name);
-        let mark = mark(name, stands_for);
-        into.push(Member { name: Cow::Borrowed(name), value, escaped, mark, stands_for, gone: false });
+        let role = field(name);
+        let slot = slot(name, role);
+        into.push(Member { name: Cow::Borrowed(name), value, escaped, slot, role, consumed: false });
     };
     if members(text, &mut push) {
         return Ok(());
@@ -343,8 +343,8 @@ fn read_by_serde<'a>(text: &'a str, into: &mut Members<'a>) -> Result<(), String
     AnyMembers(into).deserialize(&mut json).and_then(|()| json.end()).map_err(|error| in_column(&error))
 }
 
-/// serde_json's words, without its line number: the line is named by the caller. Of a text in a text, the outer column
-/// counts: the sender sees that one.
+/// Formats a serde_json error without its line number, which the caller supplies. For a text within a text the outer
+/// column is used, since that is what the sender sees.
 pub fn in_column(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
@@ -375,15 +375,15 @@ impl<'a> Visitor<'a> for AnyMembers<'_, 'a> {
             if let Some(number) = out_of_range(value) {
                 return Err(serde::de::Error::custom(format_args!("number out of range: {number}")));
             }
-            let stands_for = field(&name);
-            let mark = mark(&name, stands_for);
-            self.0.push(Member { name, value, escaped: true, mark, stands_for, gone: false });
+            let role = field(&name);
+            let slot = slot(&name, role);
+            self.0.push(Member { name, value, escaped: true, slot, role, consumed: false });
         }
         Ok(())
     }
 }
 
-/// A name, borrowed where it can be; a NUL in it becomes U+FFFD.
+/// A name, borrowed if possible; NUL becomes U+FFFD.
 pub struct Name;
 
 impl<'a> DeserializeSeed<'a> for Name {
@@ -410,8 +410,8 @@ impl<'a> Visitor<'a> for Name {
     }
 }
 
-/// What the sender says of its fields comes before what their names usually mean. It may name members of nested objects;
-/// says whether there were any.
+/// Applies the sender's field mapping, which takes precedence over the usual names. It may refer to members of nested
+/// objects; returns whether there were any.
 #[cold]
 fn map_fields<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, fields: &FieldMap) -> bool {
     let lists = [
@@ -422,31 +422,30 @@ fn map_fields<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, fields: &
         (Field::Host, &fields.host),
     ];
     let map = |member: &mut Member<'_>| {
-        member.stands_for = member.stands_for.map(|(field, rank)| (field, rank + USUAL));
+        member.role = member.role.map(|(field, rank)| (field, rank + USUAL_RANK));
         for (field, names) in lists {
             if let Some(rank) = names.iter().position(|name| *name == member.name) {
-                member.stands_for = Some((field, u8::try_from(rank).unwrap_or(USUAL).min(USUAL)));
+                member.role = Some((field, u8::try_from(rank).unwrap_or(USUAL_RANK).min(USUAL_RANK)));
             }
         }
-        member.gone |= fields.ignore.iter().any(|name| is_ignored(&member.name, name));
+        member.consumed |= fields.ignore.iter().any(|name| is_ignored(&member.name, name));
     };
     members.list.iter_mut().for_each(map);
-    // A message may be an object; the others are looked into.
-    let is_message =
-        |member: &Member<'_>| matches!(member.stands_for, Some((Field::Message, _)) if member.name != "log");
+    // A message may be an object; the others are flattened.
+    let is_message = |member: &Member<'_>| matches!(member.role, Some((Field::Message, _)) if member.name != "log");
     let top = members.list.len();
     let flattened = flatten(members, nested, |member| !is_message(member));
     members.list[top..].iter_mut().for_each(map);
     members.of_field = [0; 6];
     for (at, member) in members.list.iter().enumerate() {
-        if let Some((field, _)) = member.stands_for {
+        if let Some((field, _)) = member.role {
             members.of_field[field as usize] |= 1_u64.checked_shl(at as u32).unwrap_or(0);
         }
     }
     flattened
 }
 
-/// Whether `ignore` names `name`, an object that it was in, or its beginning (`tmp_*`).
+/// Whether `ignore` is `name`, an object that contains it, or a prefix (`tmp_*`).
 fn is_ignored(name: &str, ignore: &str) -> bool {
     match ignore.strip_suffix('*') {
         Some(start) => name.starts_with(start),
@@ -454,56 +453,56 @@ fn is_ignored(name: &str, ignore: &str) -> bool {
     }
 }
 
-/// The rank of the first usual name, where the sender has named others: above every rank of these.
-const USUAL: u8 = 50;
+/// Rank of the first usual name where the sender mapped others: above every rank of those.
+const USUAL_RANK: u8 = 50;
 
-/// Marks each member whose name comes again later.
-fn drop_duplicates(members: &mut Members<'_>, counts: &mut Sanitised) {
+/// Marks each member whose name occurs again later as consumed.
+fn drop_duplicates(members: &mut Members<'_>, counts: &mut Sanitized) {
     if members.alike {
-        drop_alike(&mut members.list, counts);
+        drop_duplicates_pairwise(&mut members.list, counts);
     }
 }
 
 #[cold]
-fn drop_alike(members: &mut [Member<'_>], counts: &mut Sanitised) {
+fn drop_duplicates_pairwise(members: &mut [Member<'_>], counts: &mut Sanitized) {
     if members.len() > LINEAR_MAX {
-        return drop_alike_by_sorting(members, counts);
+        return drop_duplicates_by_sorting(members, counts);
     }
     for index in 0..members.len() {
         let (member, later) = members[index..].split_first_mut().expect("index is below len");
-        if !member.gone && later.iter().any(|other| !other.gone && other.name == member.name) {
-            member.gone = true;
+        if !member.consumed && later.iter().any(|other| !other.consumed && other.name == member.name) {
+            member.consumed = true;
             counts.duplicate_key += 1;
         }
     }
 }
 
-fn drop_alike_by_sorting(members: &mut [Member<'_>], counts: &mut Sanitised) {
-    let mut order: Vec<usize> = (0..members.len()).filter(|&index| !members[index].gone).collect();
+fn drop_duplicates_by_sorting(members: &mut [Member<'_>], counts: &mut Sanitized) {
+    let mut order: Vec<usize> = (0..members.len()).filter(|&index| !members[index].consumed).collect();
     order.sort_by(|&a, &b| members[a].name.cmp(&members[b].name)); // stable: equal names stay in order
     for pair in order.windows(2) {
         if members[pair[0]].name == members[pair[1]].name {
-            members[pair[0]].gone = true;
+            members[pair[0]].consumed = true;
             counts.duplicate_key += 1;
         }
     }
 }
 
-/// Appends the members of the objects `attributes` and `fields` in place of these; says whether there were any.
+/// Appends the members of the objects `attributes` and `fields` in place of these; returns whether there were any.
 fn merge<'a>(members: &mut Members<'a>, nested: &mut Members<'a>) -> Result<bool, String> {
-    let is_object = |member: &Member<'a>| !member.gone && member.value.starts_with('{');
+    let is_object = |member: &Member<'a>| !member.consumed && member.value.starts_with('{');
     let mut merged = false;
-    // What is appended stands for no attributes itself, so it is not met again.
+    // The appended members never denote attributes themselves, so they are not visited again.
     let next =
         |members: &Members<'a>| members.of(Field::Attributes).find(|(_, member)| is_object(member)).map(|(at, _)| at);
     while let Some(at) = next(members) {
         merged = true;
         let member = &mut members.list[at];
-        member.gone = true;
-        let from_fields = member.stands_for == Some((Field::Attributes, FIELDS));
+        member.consumed = true;
+        let from_fields = member.role == Some((Field::Attributes, FIELDS));
         read_members(member.value, nested)?;
         for mut member in nested.list.drain(..) {
-            member.stands_for = match member.stands_for {
+            member.role = match member.role {
                 Some((Field::Message, rank)) if from_fields => Some((Field::Message, rank + 100)),
                 _ => None,
             };
@@ -513,27 +512,31 @@ fn merge<'a>(members: &mut Members<'a>, nested: &mut Members<'a>) -> Result<bool
     Ok(merged)
 }
 
-/// Puts the members of those nested objects that are `wanted` in place of these, under dotted names; says whether there
-/// were any.
+/// Replaces the nested objects selected by `wanted` by their members, under dotted names; returns whether there were
+/// any.
 fn flatten<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, wanted: impl Fn(&Member<'a>) -> bool) -> bool {
     let (mut level, mut flattened) = (0, false);
     for _ in 0..FLAT_DEPTH_MAX {
         let end = members.list.len();
         for at in level..end {
             let outer = &members.list[at];
-            if !outer.value.starts_with('{') || outer.gone || outer.name.len() > FLAT_NAME_BYTES_MAX || !wanted(outer) {
+            if !outer.value.starts_with('{')
+                || outer.consumed
+                || outer.name.len() > FLAT_NAME_BYTES_MAX
+                || !wanted(outer)
+            {
                 continue;
             }
             if read_members(outer.value, nested).is_err() || nested.list.is_empty() {
                 continue;
             }
             flattened = true;
-            members.list[at].gone = true;
+            members.list[at].consumed = true;
             for inner in nested.list.drain(..) {
                 let name = format!("{}.{}", members.list[at].name, inner.name);
-                let stands_for = field(&name);
-                let mark = mark(&name, stands_for);
-                members.push(Member { name: Cow::Owned(name), mark, stands_for, ..inner });
+                let role = field(&name);
+                let slot = slot(&name, role);
+                members.push(Member { name: Cow::Owned(name), slot, role, ..inner });
             }
         }
         if members.list.len() == end {
@@ -544,8 +547,8 @@ fn flatten<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, wanted: impl
     flattened
 }
 
-/// The first usable value of `field` in the order of its names. Its member is gone, unless `read` says that there is
-/// more in it than was used.
+/// Returns the first usable value of `field`, in the order of its names. Its member is consumed, unless `read` reports
+/// that it holds more than was used.
 fn take<'a, T>(
     members: &mut Members<'a>,
     field: Field,
@@ -555,26 +558,26 @@ fn take<'a, T>(
     loop {
         let (mut at, mut lowest) = (None, u8::MAX);
         for (index, member) in members.of(field) {
-            if let Some((_, rank)) = member.stands_for
+            if let Some((_, rank)) = member.role
                 && (from..lowest).contains(&rank)
-                && !member.gone
+                && !member.consumed
             {
                 (at, lowest) = (Some(index), rank);
             }
         }
         let member = &mut members.list[at?];
         if let Some((value, used)) = read(member) {
-            member.gone = used == Used::Wholly;
+            member.consumed = used == Used::Fully;
             return Some(value);
         }
         from = lowest + 1;
     }
 }
 
-/// Whether a member holds more than the field that was taken from it.
+/// Whether a member holds more than the value that was taken from it.
 #[derive(PartialEq, Eq)]
 enum Used {
-    Wholly,
+    Fully,
     Partly,
 }
 
@@ -586,23 +589,23 @@ fn event_time(member: &Member<'_>) -> Option<(time::EventTime, Used)> {
         Some(text) => time::from_text(text)?,
         None => time::from_number(value)?,
     };
-    Some((time, if time.clamped { Used::Partly } else { Used::Wholly }))
+    Some((time, if time.clamped { Used::Partly } else { Used::Fully }))
 }
 
 fn severity(member: &Member<'_>) -> Option<(Severity, Used)> {
     let text = string(member.value).unwrap_or(member.value);
     let severity = match text.as_bytes() {
-        // Most are words, and a number that fails to parse costs more than one that is not tried.
-        [b'+' | b'0'..=b'9', ..] => numbered(&member.name, text.parse().ok()?),
+        // Most are words, and a failed parse costs more than skipping the attempt.
+        [b'+' | b'0'..=b'9', ..] => numeric_severity(&member.name, text.parse().ok()?),
         [_] | [b'D', b'1'..=b'5'] if member.name == "s" => glog::severity(text.as_bytes()[0]),
         _ => Severity::from_text(text),
     };
-    Some((severity?, Used::Wholly))
+    Some((severity?, Used::Fully))
 }
 
-/// OpenTelemetry's numbers under its own names, syslog's under journald's; elsewhere those of pino and bunyan, 10 (trace) to
-/// 60 (fatal). Others have no scale of their own: a `"level": 3` is somebody's error and somebody else's trace.
-fn numbered(name: &str, number: u8) -> Option<Severity> {
+/// OpenTelemetry's numbers under its own names, syslog's under journald's; elsewhere those of pino and bunyan, 10
+/// (trace) to 60 (fatal). No other scale is safe: `"level": 3` is an error to one program and a trace to another.
+fn numeric_severity(name: &str, number: u8) -> Option<Severity> {
     if matches!(name, "severity_number" | "severityNumber") {
         return Severity::from_number(number).filter(|&severity| severity != Severity::UNSPECIFIED);
     }
@@ -615,28 +618,31 @@ fn numbered(name: &str, number: u8) -> Option<Severity> {
 
 /// Elastic's `"log": {"level": "info"}`.
 fn ecs_level<'a>(members: &mut Members<'a>, nested: &mut Members<'a>) -> Option<Severity> {
-    let log =
-        members.list.iter_mut().find(|member| !member.gone && member.name == "log" && member.value.starts_with('{'))?;
+    let log = members
+        .list
+        .iter_mut()
+        .find(|member| !member.consumed && member.name == "log" && member.value.starts_with('{'))?;
     read_members(log.value, nested).ok()?;
     let level = nested.list.iter().rfind(|inner| inner.name == "level")?;
     let (severity, _) = severity(level)?;
-    log.gone = nested.list.len() == 1;
+    log.consumed = nested.list.len() == 1;
     Some(severity)
 }
 
-/// The raw text of a service or host: a string, or Elastic's `{"name": "…"}`. One that no index could hold stays an attribute.
+/// The raw text of a service or host: a string, or Elastic's `{"name": "…"}`. A name too long for an index stays an
+/// attribute.
 fn name<'a>(member: &Member<'a>, nested: &mut Members<'a>) -> Option<(Raw<'a>, Used)> {
     let (name, used) = if member.value.starts_with('{') {
         read_members(member.value, nested).ok()?;
         let name = nested.list.iter().rfind(|inner| inner.name == "name")?;
-        (raw(name)?, if nested.list.len() == 1 { Used::Wholly } else { Used::Partly })
+        (raw(name)?, if nested.list.len() == 1 { Used::Fully } else { Used::Partly })
     } else {
-        (raw(member)?, Used::Wholly)
+        (raw(member)?, Used::Fully)
     };
     (1..=NAME_BYTES_MAX).contains(&name.text.len()).then_some((name, used))
 }
 
-/// What stands between the quotes of a JSON string, and whether an escape may be in it.
+/// The text between the quotes of a JSON string, and whether it may contain an escape.
 #[derive(Clone, Copy)]
 struct Raw<'a> {
     text: &'a str,
@@ -647,30 +653,30 @@ fn raw<'a>(member: &Member<'a>) -> Option<Raw<'a>> {
     Some(Raw { text: string(member.value)?, escaped: member.escaped })
 }
 
-/// What a record says.
-enum Said<'a> {
+/// The message of a record.
+enum MessageValue<'a> {
     /// A JSON string.
     Text(Raw<'a>),
-    /// JSON that is no string.
+    /// JSON other than a string.
     Json(&'a str),
 }
 
-fn text_or_json<'a>(member: &Member<'a>) -> Option<(Said<'a>, Used)> {
-    let said = match (raw(member), &*member.name, member.value.as_bytes()) {
-        (Some(raw), ..) => Said::Text(raw),
+fn text_or_json<'a>(member: &Member<'a>) -> Option<(MessageValue<'a>, Used)> {
+    let message_value = match (raw(member), &*member.name, member.value.as_bytes()) {
+        (Some(raw), ..) => MessageValue::Text(raw),
         (None, _, b"null") | (None, "log", [b'{', ..]) => return None,
-        (None, ..) => Said::Json(member.value),
+        (None, ..) => MessageValue::Json(member.value),
     };
-    Some((said, Used::Wholly))
+    Some((message_value, Used::Fully))
 }
 
-/// What stands between the quotes, if `value` is a string.
+/// The text between the quotes, if `value` is a string.
 fn string(value: &str) -> Option<&str> {
     value.strip_prefix('"')?.strip_suffix('"')
 }
 
-/// What `raw` says: itself, or unescaped into `buffer`.
-fn resolve<'s>(raw: Raw<'s>, buffer: &'s mut String, counts: &mut Sanitised) -> &'s str {
+/// Returns the text of `raw`: borrowed, or unescaped into `buffer`.
+fn resolve<'s>(raw: Raw<'s>, buffer: &'s mut String, counts: &mut Sanitized) -> &'s str {
     if !raw.escaped || memchr::memchr(b'\\', raw.text.as_bytes()).is_none() {
         return raw.text;
     }
@@ -679,11 +685,11 @@ fn resolve<'s>(raw: Raw<'s>, buffer: &'s mut String, counts: &mut Sanitised) -> 
     buffer
 }
 
-/// Writes what was not used as one JSON object; nothing for nothing.
+/// Writes the unused members as one JSON object; nothing if there are none.
 fn write_attributes(members: &[Member<'_>], text_bytes: usize, attributes: &mut String) {
     attributes.clear();
     attributes.reserve(text_bytes);
-    for member in members.iter().filter(|member| !member.gone) {
+    for member in members.iter().filter(|member| !member.consumed) {
         attributes.push(if attributes.is_empty() { '{' } else { ',' });
         match &member.name {
             Cow::Borrowed(name) => {
@@ -701,7 +707,8 @@ fn write_attributes(members: &[Member<'_>], text_bytes: usize, attributes: &mut 
     }
 }
 
-/// The first number in the JSON `value` that no double holds: PostgreSQL would refuse the record for it, or a reader.
+/// Returns the first number in the JSON `value` that does not fit into a double: PostgreSQL or a reader would reject
+/// the record.
 pub fn out_of_range(value: &str) -> Option<&str> {
     let bytes = value.as_bytes();
     let mut at = 0;
@@ -723,7 +730,7 @@ pub fn out_of_range(value: &str) -> Option<&str> {
     None
 }
 
-/// Neither too large nor, being something, so small that nothing would be left; and not of thousands of digits.
+/// Whether it neither overflows nor, being nonzero, underflows to zero, and does not have thousands of digits.
 fn is_double(number: &str) -> bool {
     let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
     let is_something = mantissa.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
@@ -731,7 +738,7 @@ fn is_double(number: &str) -> bool {
         && number.parse().is_ok_and(|value: f64| value.is_finite() && (value != 0.0) == is_something)
 }
 
-/// The index behind the string that goes on at `at`.
+/// The index after the string whose remainder starts at `at`.
 fn string_end(bytes: &[u8], mut at: usize) -> usize {
     while let Some(&byte) = bytes.get(at) {
         match byte {
@@ -743,9 +750,9 @@ fn string_end(bytes: &[u8], mut at: usize) -> usize {
     bytes.len()
 }
 
-/// Whether a value nests deeper than [`DEPTH_MAX`].
+/// Whether a value is nested deeper than [`DEPTH_MAX`].
 pub fn too_deep(value: &str) -> bool {
-    // A value that deep takes at least a bracket and its partner per level.
+    // A value that deep has at least two brackets per level.
     if value.len() <= 2 * DEPTH_MAX || !value.starts_with(['{', '[']) {
         return false;
     }

@@ -1,4 +1,4 @@
-//! Android's logcat, as `threadtime` prints it: `03-17 16:13:38.811  1702  2395 D WindowManager: …`.
+//! Android's logcat in the `threadtime` format: `03-17 16:13:38.811  1702  2395 D WindowManager: …`.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -7,7 +7,7 @@ use super::json::Scratch;
 use super::sink::Sink;
 use super::stamp;
 
-/// Whether there is a date without a year and a clock with milliseconds.
+/// Whether it begins with a date without a year and a time with milliseconds.
 pub fn looks_like(line: &str) -> bool {
     matches!(
         line.as_bytes(),
@@ -15,16 +15,16 @@ pub fn looks_like(line: &str) -> bool {
     )
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no line of logcat: {part} is missing or malformed");
+    let wrong = |part: &str| format!("not a logcat line: {part} is missing or malformed");
     let (time, mut rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
     let mut next = || {
-        let (word, behind) = rest.trim_ascii_start().split_once(' ')?;
-        rest = behind;
+        let (word, after) = rest.trim_ascii_start().split_once(' ')?;
+        rest = after;
         Some(word)
     };
     let (pid, tid) = (next().ok_or_else(|| wrong("the process"))?, next().ok_or_else(|| wrong("the thread"))?);
@@ -37,7 +37,7 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         Some("F" | "A") => Severity::FATAL,
         _ => return Err(wrong("the level")),
     };
-    // A tag may hold a colon, but no colon with a space behind it.
+    // A tag may contain a colon, but not one followed by a space.
     let ends = || rest.strip_suffix(':').map(|tag| (tag, ""));
     let (tag, message) = rest.split_once(": ").or_else(ends).ok_or_else(|| wrong("the tag"))?;
     let mut attributes = Attributes::new(&mut scratch.attributes);

@@ -1,13 +1,14 @@
-//! logfmt: nothing but `name=value`, as Go's slog, logrus, Grafana's and Heroku's programs write it.
+//! logfmt: only `name=value` pairs, as written by Go's slog, logrus, Grafana's and Heroku's programs.
 //!
-//! The usual names for time, level, message, service and host are the record's own; every other pair is an attribute.
+//! Pairs with the usual names of time, level, message, service and host become the record's fields; every other pair is
+//! an attribute.
 
 use logweir_engine::record::{Record, Severity};
 
 use super::attributes::{Attributes, Pair, pair};
 use super::json::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitised, unescape};
+use super::text::{Sanitized, unescape};
 use super::time;
 
 /// Whether it begins with a name and `=`, and has a second pair.
@@ -17,21 +18,24 @@ pub fn looks_like(line: &str) -> bool {
     name > 0 && bytes.get(name) == Some(&b'=') && memchr::memchr(b'=', &bytes[name + 1..]).is_some()
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
-/// A word that is no pair. Nothing was pushed then.
+/// The first word that is not a pair. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let Scratch { attributes, message: unescaped, .. } = scratch;
     let mut attributes = Attributes::new(attributes);
     let (mut ts_us, mut severity, mut service, mut host, mut message) = (None, None, "", "", None);
     let mut rest = line.trim_ascii();
     while !rest.is_empty() {
-        let Some((pair, behind)) = pair(rest) else {
+        let Some((pair, after)) = pair(rest) else {
             let word = rest.split(' ').next().unwrap_or_default();
-            return Err(format!("no logfmt: {:?} is no name=value", word.chars().take(40).collect::<String>()));
+            return Err(format!(
+                "not logfmt: {:?} is not a name=value pair",
+                word.chars().take(40).collect::<String>()
+            ));
         };
-        rest = behind.trim_ascii_start();
+        rest = after.trim_ascii_start();
         let Pair { name, value, .. } = pair;
         let is_name = !value.is_empty() && value.len() <= NAME_BYTES_MAX && !value.contains('\\');
         match name {
@@ -66,7 +70,7 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     let message = match message {
         Some(Pair { value, quoted: true, .. }) if value.contains('\\') => {
             unescaped.clear();
-            unescape(value, unescaped, &mut Sanitised::default());
+            unescape(value, unescaped, &mut Sanitized::default());
             &**unescaped
         }
         Some(Pair { value, .. }) => value,
@@ -86,14 +90,14 @@ pub fn may_have_tail(line: &str) -> bool {
     }
 }
 
-/// Reads a sentence with pairs behind it: `order placed user=7 total=9.99`. The line is the message.
+/// Parses a sentence followed by pairs: `order placed user=7 total=9.99`. The line is the message.
 ///
 /// # Errors
-/// There are not two pairs: one `=` is no format. Nothing was pushed then.
+/// Fewer than two pairs: a single `=` does not make a format. Nothing was pushed then.
 pub fn parse_tail<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut attributes = Attributes::new(&mut scratch.attributes);
     if attributes.tail(line) < 2 {
-        return Err("no key=value tail: it does not end with two pairs".into());
+        return Err("no trailing key=value pairs: expected at least two".into());
     }
     let (ts_us, severity) = (sink.ts_us(), Severity::UNSPECIFIED);
     sink.push(Record { ts_us, severity, service: "", host: "", message: line, attributes: attributes.finish() });

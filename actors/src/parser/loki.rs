@@ -1,15 +1,15 @@
-//! Loki's push API: streams of lines, with labels around them.
+//! Loki's push API: streams of lines with labels.
 //!
-//! - The time of an entry is the record's, whatever its line says. The line is read as any line is, so that JSON in it
-//!   yields its severity and its attributes.
-//! - The first label of [`SERVICE`] that a stream has is its service, of [`HOST`] its host, of [`LEVEL`] its severity; each
-//!   other label and all structured metadata are attributes. What a line says itself counts more.
-//! - Labels or times that cannot be read refuse the body: Loki does so, too.
+//! - The time of an entry is the record's time, whatever its line contains. The line is parsed like any other, so JSON
+//!   in it yields a severity and attributes.
+//! - Of a stream's labels, the first of [`SERVICE`] is the service, of [`HOST`] the host, of [`LEVEL`] the severity;
+//!   all other labels and all structured metadata are attributes. Values in the line take precedence.
+//! - Invalid labels or times reject the body, as in Loki.
 
 use super::json::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitised, clean, push_member};
-use super::walk::{elements, given, members, string};
+use super::text::{Sanitized, clean, push_member};
+use super::walk::{elements, is_present, members, string};
 use super::wire::{Value, each_bytes, fields, last_bytes};
 use super::{LineParser, time};
 use crate::message::Format;
@@ -42,7 +42,7 @@ const LEVEL: [&str; 4] = ["level", "severity", "detected_level", "lvl"];
 pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut push = Push::new(line_bytes_max);
     members(text, |name, value| match &*name {
-        "streams" if given(value) => elements(value, |stream| push.stream_json(stream, sink)),
+        "streams" if is_present(value) => elements(value, |stream| push.stream_json(stream, sink)),
         _ => Ok(()),
     })
 }
@@ -56,7 +56,7 @@ pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -
     each_bytes(body, 1, |stream| push.stream_protobuf(stream, sink))
 }
 
-/// A label, or a name and a value of structured metadata.
+/// A label, or an entry of structured metadata.
 type Label = (String, String);
 
 struct Push {
@@ -84,16 +84,16 @@ impl Push {
             }
             Ok(())
         })?;
-        self.read_labels(labels, &mut sink.sanitised)?;
-        let own = open(&mut self.labels, sink);
-        if given(values) {
-            elements(values, |entry| self.entry_json(entry, own, sink))?;
+        self.read_labels(labels, &mut sink.sanitized)?;
+        let stream_defaults = open(&mut self.labels, sink);
+        if is_present(values) {
+            elements(values, |entry| self.entry_json(entry, stream_defaults, sink))?;
         }
         sink.envelope.clear();
         Ok(())
     }
 
-    fn entry_json(&mut self, entry: &str, own: Around, sink: &mut Sink<'_>) -> Result<(), String> {
+    fn entry_json(&mut self, entry: &str, stream_defaults: StreamDefaults, sink: &mut Sink<'_>) -> Result<(), String> {
         sink.line += 1;
         let (mut parts, mut count) = ([""; 3], 0);
         elements(entry, |part| {
@@ -106,26 +106,26 @@ impl Push {
         let [ts, line, metadata] = parts;
         let entry = sink.line;
         let ts_us = entry_time(ts.trim_matches('"'), sink.received_us())
-            .ok_or_else(|| format!("entry {entry}: {ts} is no time"))?;
+            .ok_or_else(|| format!("entry {entry}: invalid timestamp {ts}"))?;
         let mut text = std::mem::take(&mut self.text);
-        string(line, &mut text, &mut sink.sanitised)
-            .ok_or_else(|| format!("entry {entry}: the line is no JSON string"))?;
+        string(line, &mut text, &mut sink.sanitized)
+            .ok_or_else(|| format!("entry {entry}: the line is not a JSON string"))?;
         let longest = text.len().max(metadata.len());
         if longest > self.line_bytes_max {
             sink.discard_too_long(longest, self.line_bytes_max);
             self.text = text;
             return Ok(());
         }
-        self.read_labels(metadata, &mut sink.sanitised)?;
-        self.push(ts_us, &text, own, sink);
+        self.read_labels(metadata, &mut sink.sanitized)?;
+        self.push(ts_us, &text, stream_defaults, sink);
         self.text = text;
         full(sink)
     }
 
-    /// The members of an object whose values are strings, into `self.labels`.
-    fn read_labels(&mut self, object: &str, counts: &mut Sanitised) -> Result<(), String> {
+    /// Reads the members of an object whose values are strings into `self.labels`.
+    fn read_labels(&mut self, object: &str, counts: &mut Sanitized) -> Result<(), String> {
         self.labels.clear();
-        if !given(object) {
+        if !is_present(object) {
             return Ok(());
         }
         self.check_size(object.len())?;
@@ -143,15 +143,20 @@ impl Push {
     fn stream_protobuf(&mut self, stream: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {
         let labels = last_bytes(stream, 1)?;
         self.check_size(labels.len())?;
-        let text = clean(labels, &mut sink.sanitised);
+        let text = clean(labels, &mut sink.sanitized);
         self.labels = read_selector(&text)?;
-        let own = open(&mut self.labels, sink);
-        each_bytes(stream, 2, |entry| self.entry_protobuf(entry, own, sink))?;
+        let stream_defaults = open(&mut self.labels, sink);
+        each_bytes(stream, 2, |entry| self.entry_protobuf(entry, stream_defaults, sink))?;
         sink.envelope.clear();
         Ok(())
     }
 
-    fn entry_protobuf(&mut self, entry: &[u8], own: Around, sink: &mut Sink<'_>) -> Result<(), String> {
+    fn entry_protobuf(
+        &mut self,
+        entry: &[u8],
+        stream_defaults: StreamDefaults,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), String> {
         sink.line += 1;
         if entry.len() > self.line_bytes_max {
             sink.discard_too_long(entry.len(), self.line_bytes_max);
@@ -159,26 +164,26 @@ impl Push {
         }
         self.labels.clear();
         let labels = &mut self.labels;
-        let counts = &mut sink.sanitised;
+        let counts = &mut sink.sanitized;
         each_bytes(entry, 3, |pair| {
             let text =
-                |tag, counts: &mut Sanitised| Ok::<_, String>(clean(last_bytes(pair, tag)?, counts).into_owned());
+                |tag, counts: &mut Sanitized| Ok::<_, String>(clean(last_bytes(pair, tag)?, counts).into_owned());
             labels.push((text(1, counts)?, text(2, counts)?));
             Ok(())
         })?;
         let line = clean(last_bytes(entry, 2)?, counts);
         let ts_us = timestamp(last_bytes(entry, 1)?)?.unwrap_or(sink.received_us());
-        self.push(ts_us, &line, own, sink);
+        self.push(ts_us, &line, stream_defaults, sink);
         full(sink)
     }
 
-    /// One record of the stream that is open.
-    fn push(&mut self, ts_us: i64, line: &str, own: Around, sink: &mut Sink<'_>) {
+    /// Pushes one record of the current stream.
+    fn push(&mut self, ts_us: i64, line: &str, stream_defaults: StreamDefaults, sink: &mut Sink<'_>) {
         sink.envelope.ts_us = Some(ts_us);
         sink.envelope.ts_is_fixed = true;
-        sink.envelope.severity = own.severity;
-        sink.envelope.attributes.truncate(own.attributes);
-        if let Some(at) = best(&self.labels, &LEVEL, |text| Severity::from_text(text).is_some()) {
+        sink.envelope.severity = stream_defaults.severity;
+        sink.envelope.attributes.truncate(stream_defaults.attributes);
+        if let Some(at) = first_ranked(&self.labels, &LEVEL, |text| Severity::from_text(text).is_some()) {
             sink.envelope.severity = Severity::from_text(&self.labels.swap_remove(at).1).unwrap_or_default();
         }
         for (name, value) in &self.labels {
@@ -196,48 +201,48 @@ impl Push {
     }
 }
 
-/// What a stream says, to go back to after each entry.
+/// What the stream defines, restored after each entry.
 #[derive(Clone, Copy)]
-struct Around {
+struct StreamDefaults {
     severity: Severity,
     attributes: usize,
 }
 
-/// Puts what the labels say around the records that follow.
-fn open(labels: &mut Vec<Label>, sink: &mut Sink<'_>) -> Around {
+/// Sets the envelope of the records that follow from the labels.
+fn open(labels: &mut Vec<Label>, sink: &mut Sink<'_>) -> StreamDefaults {
     let envelope = &mut sink.envelope;
     envelope.clear();
     let is_name = |text: &str| (1..=NAME_BYTES_MAX).contains(&text.len());
-    if let Some(at) = best(labels, &SERVICE, is_name) {
+    if let Some(at) = first_ranked(labels, &SERVICE, is_name) {
         envelope.service = labels.remove(at).1;
     }
-    if let Some(at) = best(labels, &HOST, is_name) {
+    if let Some(at) = first_ranked(labels, &HOST, is_name) {
         envelope.host = labels.remove(at).1;
     }
-    if let Some(at) = best(labels, &LEVEL, |text| Severity::from_text(text).is_some()) {
+    if let Some(at) = first_ranked(labels, &LEVEL, |text| Severity::from_text(text).is_some()) {
         envelope.severity = Severity::from_text(&labels.remove(at).1).unwrap_or_default();
     }
     for (name, value) in &*labels {
         push_member(&mut envelope.attributes, name, value);
     }
-    Around { severity: envelope.severity, attributes: envelope.attributes.len() }
+    StreamDefaults { severity: envelope.severity, attributes: envelope.attributes.len() }
 }
 
-/// The usable label whose name comes first in `names`.
-fn best(labels: &[Label], names: &[&str], usable: impl Fn(&str) -> bool) -> Option<usize> {
+/// Returns the usable label whose name comes first in `names`.
+fn first_ranked(labels: &[Label], names: &[&str], usable: impl Fn(&str) -> bool) -> Option<usize> {
     let rank = |name: &str| names.iter().position(|known| *known == name);
     let ranked = labels.iter().enumerate().filter_map(|(at, (name, value))| Some((rank(name)?, at, value)));
     ranked.filter(|(_, _, value)| usable(value)).min().map(|(_, at, _)| at)
 }
 
-/// Nanoseconds since 1970, in digits; anything else that is a time is one, too. A number that is too small for a time,
-/// such as 0, stands for none.
+/// Nanoseconds since 1970, in digits; other forms of a time are accepted too. A number too small for a time, such as 0,
+/// means the time of arrival.
 fn entry_time(text: &str, received_us: i64) -> Option<i64> {
     let number = || text.parse::<i64>().is_ok().then_some(received_us);
     time::from_text(text).map(|time| time.us).or_else(number)
 }
 
-/// protobuf's `Timestamp`; none for one that is zero.
+/// protobuf's `Timestamp`; `None` if it is zero.
 fn timestamp(message: &[u8]) -> Result<Option<i64>, String> {
     let (mut seconds, mut nanos) = (0_i64, 0_i64);
     for field in fields(message) {
@@ -252,12 +257,12 @@ fn timestamp(message: &[u8]) -> Result<Option<i64>, String> {
     }
     let us = i128::from(seconds) * 1_000_000 + i128::from(nanos).div_euclid(1000);
     let us = i64::try_from(us).ok().filter(|us| (time::TS_MIN_US..=time::TS_MAX_US).contains(us));
-    us.map(Some).ok_or_else(|| format!("{seconds} seconds are no time"))
+    us.map(Some).ok_or_else(|| format!("invalid timestamp: {seconds} seconds"))
 }
 
-/// Reads `{name="value", …}`, with values quoted as Go does it.
+/// Parses `{name="value", …}`, with values quoted as in Go.
 fn read_selector(text: &str) -> Result<Vec<Label>, String> {
-    let bad = || format!("these are no labels: {text:.200}");
+    let bad = || format!("invalid labels:  {text:.200}");
     let inner = text.trim().strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or_else(bad)?;
     let mut labels = Vec::new();
     let mut rest = inner.trim_start();
@@ -284,7 +289,7 @@ fn read_selector(text: &str) -> Result<Vec<Label>, String> {
     Ok(labels)
 }
 
-/// The Go string at the start of `text`, and what follows it.
+/// Splits off the Go string at the start of `text`.
 fn quoted(text: &str) -> Option<(String, &str)> {
     if let Some(raw) = text.strip_prefix('`') {
         let (value, rest) = raw.split_once('`')?;
@@ -297,7 +302,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
         value.extend_from_slice(&rest.as_bytes()[..special]);
         let escaped = rest[special..].strip_prefix('\\');
         let Some(escaped) = escaped else {
-            let mut counts = Sanitised::default();
+            let mut counts = Sanitized::default();
             return Some((clean(&value, &mut counts).into_owned(), &rest[special + 1..]));
         };
         let kind = escaped.chars().next()?;
@@ -333,7 +338,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// Nothing more goes into a chunk that is full; the caller finds that out by itself.
+/// Fails if the chunk is full, so that nothing more is parsed; the caller detects that by itself.
 pub fn full(sink: &Sink<'_>) -> Result<(), String> {
     if sink.is_full() { Err("the chunk is full".to_owned()) } else { Ok(()) }
 }

@@ -1,36 +1,36 @@
-//! The members of a JSON object, found in one pass over its bytes.
+//! Finds the members of a JSON object in one pass over its bytes.
 //!
-//! - It says yes only to what is certainly valid JSON, and to nothing unusual: a name with an escape, deep nesting, a
-//!   number that a double may not hold or any mistake sends the text to serde_json, which knows the words for what is wrong. So the two cannot disagree on
-//!   what is stored, and a test compares them.
-//! - serde_json alone takes twice as long: it looks at each raw value byte by byte, and again as UTF-8.
+//! - It accepts only what is certainly valid JSON and nothing unusual: a name with an escape, deep nesting, a number
+//!   that may not fit into a double, or any mistake sends the text to serde_json, which has precise error messages. So
+//!   the two cannot disagree on what is stored, which a test checks.
+//! - serde_json alone takes twice as long: it scans each raw value byte by byte, and again as UTF-8.
 
 /// Deeper values are left to serde_json.
 const DEPTH_MAX: usize = 16;
-/// Longer numbers, and exponents above two digits, may be more than a double holds.
+/// Longer numbers, and exponents above two digits, may not fit into a double.
 const MANTISSA_MAX: usize = 200;
-/// Bytes that are looked at together.
+/// Bytes that are examined together.
 const BLOCK: usize = 16;
 
-/// One member as it stands in the text.
+/// A member as it appears in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawMember<'a> {
-    /// Without its quotes; it holds no escape.
+    /// Without its quotes; contains no escape.
     pub name: &'a str,
     /// Raw JSON.
     pub value: &'a str,
-    /// The value is a string with an escape in it (or no string at all).
+    /// The value is a string that contains an escape, or not a string.
     pub escaped: bool,
 }
 
-/// Hands the members of the object `text` to `each`, in order. `false`: somebody else must look at it, and what was
-/// handed over until then counts for nothing.
+/// Passes the members of the object `text` to `each`, in order. Returns `false` if the text has to be parsed otherwise;
+/// what was passed until then must be ignored.
 pub fn members<'a>(text: &'a str, mut each: impl FnMut(RawMember<'a>)) -> bool {
     let bytes = text.as_bytes();
     read(text, bytes, &mut each).is_some_and(|end| skip_space(bytes, end) == bytes.len())
 }
 
-/// The index behind the object.
+/// The index after the object.
 fn read<'a>(text: &'a str, bytes: &[u8], each: &mut impl FnMut(RawMember<'a>)) -> Option<usize> {
     let mut at = expect(bytes, skip_space(bytes, 0), b'{')?;
     at = skip_space(bytes, at);
@@ -66,7 +66,7 @@ fn skip_space(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// The index behind the value at `at`, and whether it is anything but a plain string.
+/// The index after the value at `at`, and whether it is anything but a plain string.
 #[inline]
 fn value(bytes: &[u8], at: usize, depth: usize) -> Option<(usize, bool)> {
     match bytes.get(at)? {
@@ -86,7 +86,7 @@ fn value(bytes: &[u8], at: usize, depth: usize) -> Option<(usize, bool)> {
     }
 }
 
-/// The rest of a string from its first `\` on.
+/// Skips the rest of a string from its first `\`.
 fn escaped_string(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match bytes.get(at)? {
@@ -158,14 +158,14 @@ fn number(bytes: &[u8], mut at: usize) -> Option<usize> {
     (mantissa <= MANTISSA_MAX).then_some(at)
 }
 
-/// At least one digit.
+/// Skips at least one digit.
 fn digits(bytes: &[u8], at: usize) -> Option<usize> {
     let len = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     (len > 0).then_some(at + len)
 }
 
-/// The first byte from `at` on that a plain string cannot hold: a quote, a backslash or a control character; the end if
-/// there is none.
+/// The first byte from `at` that a plain string cannot contain (a quote, a backslash or a control character), or the
+/// end.
 #[inline]
 fn plain_end(bytes: &[u8], mut at: usize) -> usize {
     while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
@@ -223,7 +223,7 @@ mod tests {
         members(text, |member| found.push((member.name.to_owned(), member.value.to_owned()))).then_some(found)
     }
 
-    /// serde_json's members, in order, with doubles.
+    /// The members according to serde_json, in order, with duplicates.
     fn slow(text: &str) -> Option<Pairs> {
         struct Members(Pairs);
         impl<'de> serde::Deserialize<'de> for Members {

@@ -1,22 +1,24 @@
-//! Stage parser: bodies become columnar chunks.
+//! Stage parser: turns bodies into columnar chunks.
 //!
 //! - The core ([`parse`]) is a pure function of the body; the stage adds mailboxes and metrics.
-//! - Each line that is not empty becomes one record, in order, whether it was understood or not: what a format cannot read
-//!   is kept whole as the message, counted and reported. Only a line above `http.line_bytes_max` is discarded, counted too.
-//! - A JSON document that is cut off or malformed is refused as a whole: nobody can say where its records end.
-//! - A chunk that a journal frame could not hold is refused as a whole, before it has taken more memory than that.
-//! - No heap allocation per record where it is usual: texts are borrowed from the body or unescaped into buffers that the
-//!   body's records share. Escapes in an envelope, structured data and patterns of the configuration take some.
-//! - A text line's format is found by its first byte and a few cheap looks (`candidates`); the one that could read the last
-//!   line is tried first, per lane.
+//! - Each non-empty line becomes one record, in order, whether it could be parsed or not: an unparsed line is kept
+//!   whole as the message, counted and reported. Only a line above `http.line_bytes_max` is discarded, which is counted
+//!   too.
+//! - A truncated or malformed JSON document is rejected as a whole: its record boundaries are unknown.
+//! - A chunk that does not fit into a journal frame is rejected as a whole, before it has taken more memory than that.
+//! - The usual record needs no heap allocation: texts are borrowed from the body or unescaped into buffers that the
+//!   body's records share. Escapes in an envelope, structured data and configured patterns need some.
+//! - The format of a text line is detected from its first byte and a few cheap checks (`candidates`); the format that
+//!   parsed the lane's previous line is tried first.
 //!
-//! # To add a protocol
-//! One file that walks through its bodies, says in `sink::Envelope` what stands around a record, and hands each line on to
-//! `LineParser`; a variant of [`Format`]; and one file in `http/` that gives receipts and refusals its shape.
+//! # Adding a protocol
+//! One file that walks through its bodies, stores what applies to a record from outside in `sink::Envelope`, and passes
+//! each line to `LineParser`; a variant of [`Format`]; and one file in `http/` that renders receipts and rejections in
+//! the protocol's form.
 //!
-//! # To add a format
-//! One file with `looks_like` (a cheap look at one line) and `parse` (one line into one record, or an error in words), one
-//! line in `LINE_FORMATS`, and a place in `candidates`, before those that it is more special than.
+//! # Adding a format
+//! One file with `looks_like` (a cheap check of one line) and `parse` (one line into one record, or an error message),
+//! one line in `LINE_FORMATS`, and a place in `candidates` before the formats that are more general.
 
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ use crate::message::{
 mod access_log;
 mod application;
 mod attributes;
+mod catalog;
 mod container;
 mod custom;
 mod database;
@@ -58,60 +61,62 @@ mod walk;
 mod web_error;
 mod wire;
 
+pub use catalog::{FORMATS, FormatInfo, format_named, format_names};
 pub use custom::CustomFormat;
 use json::Scratch;
 pub use rules::{CUSTOM_MAX, Rules};
 pub use sink::NAME_BYTES_MAX;
 use sink::Sink;
-pub use text::Sanitised;
+pub use text::Sanitized;
 pub(crate) use text::{push_json_string, push_member};
 
-/// The service of records for which nobody names one.
+/// Service of records that have none.
 pub const SERVICE_UNKNOWN: &str = "unknown_service";
 
-/// How one line is read.
+/// How one line is parsed.
 struct LineFormat {
-    /// Its name in `?format=` and in metrics.
+    /// Name in `?format=` and in metrics.
     name: &'static str,
-    /// Whether a line is worth a try when nobody has named its format.
-    looks_like: Look,
-    /// Pushes one record, or says in words what is wrong and pushes nothing.
-    parse: Read,
-    /// What looks like it is meant to be it: then it is an error if it cannot be read. Otherwise the next format is tried.
-    is_meant: bool,
+    /// Whether a line is worth trying when its format was not specified.
+    looks_like: LooksLike,
+    /// Pushes one record, or returns an error message and pushes nothing.
+    parse: ParseLine,
+    /// `looks_like` is conclusive: a line that passes it but cannot be parsed is an error. Otherwise the next format is
+    /// tried.
+    is_conclusive: bool,
 }
 
-type Look = fn(&str) -> bool;
-type Read = for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>;
+type LooksLike = fn(&str) -> bool;
+type ParseLine = for<'a> fn(&'a str, &mut Scratch<'a>, &mut Sink<'_>) -> Result<(), String>;
 
-/// What is meant by whoever writes it so.
-const fn meant(name: &'static str, looks_like: Look, parse: Read) -> LineFormat {
-    LineFormat { name, looks_like, parse, is_meant: true }
+/// A format whose `looks_like` is conclusive.
+const fn conclusive(name: &'static str, looks_like: LooksLike, parse: ParseLine) -> LineFormat {
+    LineFormat { name, looks_like, parse, is_conclusive: true }
 }
 
-/// What other lines may resemble.
-const fn likely(name: &'static str, looks_like: Look, parse: Read) -> LineFormat {
-    LineFormat { is_meant: false, ..meant(name, looks_like, parse) }
+/// A format that lines of other formats may resemble.
+const fn tentative(name: &'static str, looks_like: LooksLike, parse: ParseLine) -> LineFormat {
+    LineFormat { is_conclusive: false, ..conclusive(name, looks_like, parse) }
 }
 
-static DOCKER: LineFormat = likely("docker", container::looks_like_docker, container::parse_docker);
-static NDJSON: LineFormat = meant("ndjson", json::looks_like, json::parse);
-static ACCESS_LOG: LineFormat = meant("access_log", access_log::looks_like, access_log::parse);
-static CRI: LineFormat = likely("cri", container::looks_like_cri, container::parse_cri);
-static SYSLOG: LineFormat = likely("syslog", syslog::looks_like, syslog::parse);
-static NGINX_ERROR: LineFormat = likely("nginx_error", web_error::looks_like_nginx, web_error::parse_nginx);
-static APACHE_ERROR: LineFormat = likely("apache_error", web_error::looks_like_apache, web_error::parse_apache);
-static GLOG: LineFormat = likely("glog", glog::looks_like, glog::parse);
-static REDIS: LineFormat = likely("redis", database::looks_like_redis, database::parse_redis);
-static POSTGRES: LineFormat = likely("postgres", database::looks_like_postgres, database::parse_postgres);
-static SUPERCOMPUTER: LineFormat = likely("supercomputer", supercomputer::looks_like, supercomputer::parse);
-static LOGCAT: LineFormat = likely("logcat", logcat::looks_like, logcat::parse);
-static LOGFMT: LineFormat = likely("logfmt", logfmt::looks_like, logfmt::parse);
-static KEY_VALUE: LineFormat = likely("key_value", logfmt::may_have_tail, logfmt::parse_tail);
-static APPLICATION: LineFormat = likely("application", application::looks_like, application::parse);
-static PLAIN: LineFormat = likely("plain", plain::looks_like, plain::parse);
+static DOCKER: LineFormat = tentative("docker", container::looks_like_docker, container::parse_docker);
+static NDJSON: LineFormat = conclusive("ndjson", json::looks_like, json::parse);
+static ACCESS_LOG: LineFormat = conclusive("access_log", access_log::looks_like, access_log::parse);
+static CRI: LineFormat = tentative("cri", container::looks_like_cri, container::parse_cri);
+static SYSLOG: LineFormat = tentative("syslog", syslog::looks_like, syslog::parse);
+static NGINX_ERROR: LineFormat = tentative("nginx_error", web_error::looks_like_nginx, web_error::parse_nginx);
+static APACHE_ERROR: LineFormat = tentative("apache_error", web_error::looks_like_apache, web_error::parse_apache);
+static GLOG: LineFormat = tentative("glog", glog::looks_like, glog::parse);
+static REDIS: LineFormat = tentative("redis", database::looks_like_redis, database::parse_redis);
+static POSTGRES: LineFormat = tentative("postgres", database::looks_like_postgres, database::parse_postgres);
+static SUPERCOMPUTER: LineFormat = tentative("supercomputer", supercomputer::looks_like, supercomputer::parse);
+static LOGCAT: LineFormat = tentative("logcat", logcat::looks_like, logcat::parse);
+static LOGFMT: LineFormat = tentative("logfmt", logfmt::looks_like, logfmt::parse);
+static KEY_VALUE: LineFormat = tentative("key_value", logfmt::may_have_tail, logfmt::parse_tail);
+static APPLICATION: LineFormat = tentative("application", application::looks_like, application::parse);
+static PLAIN: LineFormat = tentative("plain", plain::looks_like, plain::parse);
 
-/// Every line format.
+/// All line formats.
 static LINE_FORMATS: [&LineFormat; 16] = [
     &NDJSON,
     &ACCESS_LOG,
@@ -131,11 +136,12 @@ static LINE_FORMATS: [&LineFormat; 16] = [
     &PLAIN,
 ];
 
-/// The formats that a line may have, told by its first bytes: the special before the general, since the first that can read
-/// the line is taken. Text that begins with a space belongs to a line before it, such as a stack trace.
+/// The formats that a line may have, judged by its first bytes. Specific formats precede general ones, since the first
+/// that can parse the line wins. Text that begins with a space continues an earlier line, such as a stack trace.
 ///
-/// A look costs little, and nine of them a fifth of what reading the line does: so lines that begin with a date, which are
-/// most of what programs write, are told apart by where its signs stand. A test looks for lines that the tree sends away.
+/// One check costs little, but nine of them cost a fifth of parsing the line. So lines that begin with a date, which
+/// are most of what programs write, are distinguished by the positions of their punctuation. A test searches for lines
+/// that this tree wrongly excludes.
 fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static BRACE: [&LineFormat; 2] = [&DOCKER, &NDJSON];
     static DATE_T: [&LineFormat; 3] = [&CRI, &SYSLOG, &APPLICATION]; // 2015-10-18T
@@ -144,7 +150,7 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     static NUMBER: [&LineFormat; 6] = [&REDIS, &LOGCAT, &SUPERCOMPUTER, &ACCESS_LOG, &SYSLOG, &APPLICATION];
     static CAPITAL: [&LineFormat; 7] = [&SYSLOG, &GLOG, &APPLICATION, &LOGFMT, &SUPERCOMPUTER, &ACCESS_LOG, &KEY_VALUE];
     static SMALL: [&LineFormat; 4] = [&LOGFMT, &ACCESS_LOG, &APPLICATION, &KEY_VALUE];
-    // Without a pair and a bracket, as in prose.
+    // Prose: neither a pair nor a bracket.
     static CAPITAL_PROSE: [&LineFormat; 4] = [&SYSLOG, &GLOG, &APPLICATION, &SUPERCOMPUTER];
     static SMALL_PROSE: [&LineFormat; 1] = [&APPLICATION];
     let is_prose = || memchr::memchr2(b'=', b'[', line.as_bytes()).is_none();
@@ -171,48 +177,22 @@ fn candidates(line: &str) -> &'static [&'static LineFormat] {
     }
 }
 
-/// The format called `name`, or the one that reads the lines of a logger of this name.
-#[must_use]
-pub fn format_named(name: &str) -> Option<Format> {
-    let name = match name {
-        "auto" => return Some(Format::Auto),
-        "json" => return Some(Format::Json),
-        "lines" => return Some(Format::Lines),
-        "ndjson" => return Some(Format::Ndjson),
-        "plain" => return Some(Format::Plain),
-        "access_log" => return Some(Format::AccessLog),
-        "log4j" | "logback" | "hadoop" | "spark" | "zookeeper" | "python" | "go" | "zap" | "zerolog" => "application",
-        "klog" => "glog",
-        "clf" | "combined" => return Some(Format::AccessLog),
-        other => other,
-    };
-    LINE_FORMATS.iter().find(|known| known.name == name).map(|known| Format::Line(known.name))
-}
-
-/// The names that [`format_named`] knows, for people.
-#[must_use]
-pub fn format_names() -> String {
-    let names: Vec<_> =
-        ["auto", "json", "lines"].into_iter().chain(LINE_FORMATS.iter().map(|known| known.name)).collect();
-    names.join(", ")
-}
-
-/// A body that was parsed.
+/// A parsed body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed {
     /// Its records.
     pub chunk: Chunk,
-    /// What its sender is told.
+    /// The report for its sender.
     pub report: ParseReport,
-    /// What was mended on the way.
-    pub sanitised: Sanitised,
+    /// What was sanitized.
+    pub sanitized: Sanitized,
     /// Lines that were discarded because they are too long.
     pub too_long: u64,
-    /// Records that were kept whole, by the format that could not read them.
+    /// Unparsed records, by the format that could not parse them.
     pub parse_errors: Vec<(&'static str, u64)>,
 }
 
-/// Parses a whole body by the built-in rules, knowing nothing of those before it.
+/// Parses a whole body by the built-in rules, without the memory of earlier bodies.
 ///
 /// # Errors
 /// As [`parse_by`].
@@ -226,10 +206,11 @@ pub fn parse(
     parse_by(Rules::built_in(), &mut Memory::default(), body, format, defaults, received_us, line_bytes_max)
 }
 
-/// Parses a whole body by `rules`; `memory` is that of the bodies before it.
+/// Parses a whole body by `rules`; `memory` holds the state of the lane's earlier bodies.
 ///
 /// # Errors
-/// [`RejectionKind::Malformed`] for a broken JSON document, [`RejectionKind::TooLarge`] if no journal frame could hold it.
+/// [`RejectionKind::Malformed`] for a broken JSON document, [`RejectionKind::TooLarge`] if it does not fit into a
+/// journal frame.
 pub fn parse_by(
     rules: &Rules,
     memory: &mut Memory,
@@ -247,17 +228,17 @@ pub fn parse_by(
     if let Some(parse) = protobuf {
         let mut sink = Sink::new(received_us, defaults, body.len() / RECORD_BYTES, body.len());
         sink.rules = rules;
-        sink.bad_escapes = true; // what a line holds is not known yet
+        sink.bad_escapes = true; // whether a line contains escapes is not known yet
         let outcome = parse(body, line_bytes_max, &mut sink);
         return finish(sink, outcome.map_err(|error| malformed("malformed_protobuf", &error)));
     }
-    let mut sanitised = Sanitised::default();
-    let text = text::clean(body, &mut sanitised);
+    let mut sanitized = Sanitized::default();
+    let text = text::clean(body, &mut sanitized);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = memchr::memchr_iter(line_end(format), text.as_bytes()).count() + 1;
     let new_sink = || {
         let mut sink = Sink::new(received_us, defaults, lines, text.len());
-        sink.sanitised = sanitised;
+        sink.sanitized = sanitized;
         sink.rules = rules;
         sink.bad_escapes = text::has_bad_escapes(text);
         sink
@@ -274,7 +255,7 @@ pub fn parse_by(
             (Format::Json, _) | (Format::Auto, Some(document::Kind::Array)) => {
                 document::parse(text, line_bytes_max, &mut sink)
             }
-            // Text may begin with a lone brace and still be no JSON: then its lines are kept as lines.
+            // Text may begin with a lone brace and still not be JSON: its lines are then kept as lines.
             (Format::Auto, Some(document::Kind::Object)) => {
                 if document::parse(text, line_bytes_max, &mut sink).is_err() {
                     sink = new_sink();
@@ -294,19 +275,19 @@ pub fn parse_by(
 /// Parses a whole body of a protocol.
 type Protocol = for<'d> fn(&[u8], usize, &mut Sink<'d>) -> Result<(), String>;
 
-/// A guess at the bytes of one record in protobuf.
+/// Estimated size of one record in protobuf, in bytes.
 const RECORD_BYTES: usize = 128;
 
-/// What was parsed, unless it is too large (which ends the parsing, whatever the outcome was called there) or refused.
+/// Returns what was parsed, unless it is too large (which ends the parsing, whatever the reported outcome) or rejected.
 fn finish(mut sink: Sink<'_>, outcome: Result<(), Rejection>) -> Result<Parsed, Rejection> {
     if sink.is_full() {
         return Err(too_large());
     }
     outcome?;
-    let Sink { sanitised, too_long, .. } = sink;
+    let Sink { sanitized, too_long, .. } = sink;
     let parse_errors = std::mem::take(&mut sink.parse_errors);
     let (chunk, report) = sink.into_chunk();
-    Ok(Parsed { chunk, report, sanitised, too_long, parse_errors })
+    Ok(Parsed { chunk, report, sanitized, too_long, parse_errors })
 }
 
 fn malformed_json(error: &str) -> Rejection {
@@ -314,7 +295,7 @@ fn malformed_json(error: &str) -> Rejection {
 }
 
 fn malformed(reason: &'static str, error: &str) -> Rejection {
-    let detail = format!("the body cannot be read: {error}; nothing of it was stored");
+    let detail = format!("the body cannot be parsed: {error}; none of it was stored");
     Rejection { kind: RejectionKind::Malformed, reason, detail }
 }
 
@@ -334,7 +315,7 @@ fn line_end(format: Format) -> u8 {
     if format == Format::Records { RECORD_END } else { b'\n' }
 }
 
-/// Each line that is not empty becomes one record.
+/// Each non-empty line becomes one record.
 fn parse_lines(text: &str, format: Format, line_bytes_max: usize, memory: &mut Memory, sink: &mut Sink<'_>) {
     let mut scratch = Scratch::default();
     let mut lines = LineParser { memory: *memory, ..LineParser::new(format) };
@@ -359,26 +340,27 @@ fn parse_lines(text: &str, format: Format, line_bytes_max: usize, memory: &mut M
     *memory = lines.memory;
 }
 
-/// Which format could read the last line: the next one is most likely of the same.
+/// Remembers the format that parsed the last line, since the next line most tentative has the same.
 ///
-/// It makes looking cheaper and decides nothing: a format that would also read the lines of others is not remembered.
+/// This only saves checks and never changes the result: a format that would also accept lines of other formats is not
+/// remembered.
 #[derive(Clone, Copy, Default)]
 pub struct Memory {
     built_in: Option<&'static LineFormat>,
     custom: usize,
 }
 
-/// Reads one line at a time, in a format that is named or found by looking.
+/// Parses one line at a time, in a specified or a detected format.
 struct LineParser {
     named: Option<&'static LineFormat>,
     custom: Option<u16>,
     memory: Memory,
-    /// Whether a line may be an envelope with a line in it.
+    /// Whether a line may be an envelope that contains a line.
     opens_envelopes: bool,
 }
 
 impl LineParser {
-    /// For lines of `format`; one that names no line format means looking at each line.
+    /// For lines of `format`; if that is not a line format, the format of each line is detected.
     fn new(format: Format) -> Self {
         let named = match format {
             Format::Ndjson => Some(&NDJSON),
@@ -391,28 +373,28 @@ impl LineParser {
         Self { named, custom, memory: Memory::default(), opens_envelopes: true }
     }
 
-    /// For what stands in an envelope: that is none itself, so that nobody can nest them without end.
+    /// For lines inside an envelope. They are not envelopes themselves, so nesting is bounded.
     fn inner() -> Self {
         Self { opens_envelopes: false, ..Self::new(Format::Lines) }
     }
 
-    /// Pushes exactly one record: what the line's format understood, or the line as it is. Returns the format's name.
+    /// Pushes exactly one record: the parsed line, or the line as it is. Returns the name of the format.
     fn parse<'a, 'd>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'d>) -> &'d str {
         let rules = sink.rules;
         let custom = self.custom.and_then(|number| rules.custom.get(usize::from(number)));
-        let (name, label, read) = match (self.named, custom) {
+        let (name, label, outcome) = match (self.named, custom) {
             (Some(named), _) => (named.name, named.name, (named.parse)(line, scratch, sink)),
             (None, Some(custom)) => (&*custom.name, "custom", custom.parse(line, scratch, sink)),
-            (None, None) => return self.look(line, scratch, sink),
+            (None, None) => return self.detect(line, scratch, sink),
         };
-        if let Err(error) = read {
-            sink.push_not_understood(line, label, error);
+        if let Err(error) = outcome {
+            sink.push_unparsed(line, label, error);
         }
         name
     }
 
-    /// The first format that can read the line: one's own, the last one, those that begin like this, plain text.
-    fn look<'a, 'd>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'d>) -> &'d str {
+    /// Tries the configured formats, the last one that matched, those that begin like this line, and plain text.
+    fn detect<'a, 'd>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'d>) -> &'d str {
         let rules = sink.rules;
         for number in 0..rules.custom.len() {
             let number = (self.memory.custom + number) % rules.custom.len();
@@ -436,8 +418,8 @@ impl LineParser {
                     self.memory.built_in = Some(*format).filter(|format| !format.is_general());
                     return format.name;
                 }
-                Err(error) if format.is_meant => {
-                    sink.push_not_understood(line, format.name, error);
+                Err(error) if format.is_conclusive => {
+                    sink.push_unparsed(line, format.name, error);
                     return format.name;
                 }
                 Err(_) => {}
@@ -453,29 +435,29 @@ impl LineFormat {
         [&CRI, &DOCKER].iter().any(|envelope| std::ptr::eq(self, *envelope))
     }
 
-    /// Whether it can read lines that others can read better.
+    /// Whether it accepts lines that other formats parse better.
     fn is_general(&self) -> bool {
         [&APPLICATION, &NDJSON, &KEY_VALUE].iter().any(|general| std::ptr::eq(self, *general))
     }
 }
 
-/// What became of one line, for people who want to see it.
+/// The outcome for one line, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     /// Its record: a chunk of one.
     pub chunk: Chunk,
-    /// The format that read it.
+    /// The format that parsed it.
     pub format: String,
-    /// Why the format that it looks like could not.
+    /// Why the format that it resembles could not parse it.
     pub parse_error: Option<String>,
 }
 
-/// Reads one line, which may be empty, as a part of a body would be read.
+/// Parses one line, which may be empty, as part of a body.
 #[must_use]
 pub fn explain(rules: &Rules, memory: &mut Memory, line: &[u8], format: Format, received_us: i64) -> Explained {
     let defaults = Defaults::default();
     let mut sink = Sink::new(received_us, &defaults, 1, line.len());
-    let text = text::clean(line, &mut sink.sanitised);
+    let text = text::clean(line, &mut sink.sanitized);
     sink.rules = rules;
     sink.bad_escapes = text::has_bad_escapes(&text);
     let line = text.strip_suffix('\r').unwrap_or(&text);
@@ -508,14 +490,14 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// A parser that sends chunks to `batcher`, and discards lines above `line_bytes_max`.
+    /// A parser that sends chunks to `batcher` and discards lines above `line_bytes_max`.
     #[must_use]
     pub fn new(context: StageContext, batcher: Mailbox<ParsedChunk>, line_bytes_max: usize) -> Self {
         let (rules, memory) = (Arc::default(), Memory::default());
         Self { context, batcher, line_bytes_max, rules, memory, records: 0, parse_errors: 0, discarded: 0 }
     }
 
-    /// With these rules of the configuration.
+    /// Applies these configured rules.
     #[must_use]
     pub fn with_rules(self, rules: Arc<Rules>) -> Self {
         Self { rules, ..self }
@@ -539,7 +521,7 @@ impl Parser {
             let labels = [("component", "parser"), ("reason", "unsupported_action"), ("intentional", "true")];
             metrics::counter!("logweir_discarded_records_total", &labels).increment(unsupported as u64);
         }
-        let Sanitised { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = parsed.sanitised;
+        let Sanitized { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = parsed.sanitized;
         for (what, count) in [
             ("invalid_utf8", invalid_utf8),
             ("nul", nul),
@@ -564,8 +546,8 @@ impl Stage for Parser {
         let Self { rules, memory, line_bytes_max, .. } = self;
         let parsed = match parse_by(rules, memory, &body, format, &defaults, received_us, *line_bytes_max) {
             Ok(parsed) => parsed,
-            Err(refusal) => {
-                let _ = reply.send(Err(refusal));
+            Err(rejection) => {
+                let _ = reply.send(Err(rejection));
                 return Ok(());
             }
         };

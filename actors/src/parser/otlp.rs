@@ -1,10 +1,11 @@
-//! OpenTelemetry's logs, as protobuf and as JSON.
+//! OpenTelemetry logs, in protobuf and in JSON.
 //!
-//! - `service.name` and `host.name` of the resource are the record's service and host. Every other attribute keeps its
-//!   name, whether it is the resource's, the scope's or the record's own; the inner one counts where two have one name.
-//! - A text body is the message; any other is the message as JSON text. Trace and span ids are hexadecimal attributes.
-//! - A record's time is `time`, else `observed_time`, else that of its arrival.
-//! - Resources, scopes and records are walked through, never built: a record takes memory while it is read.
+//! - `service.name` and `host.name` of the resource are the record's service and host. Every other attribute of the
+//!   resource, the scope or the record keeps its name; of duplicate names the innermost wins.
+//! - A text body is the message; any other body is the message as JSON text. Trace and span ids are hexadecimal
+//!   attributes.
+//! - A record's time is `time`, else `observed_time`, else its time of arrival.
+//! - Resources, scopes and records are walked through, never built: a record takes memory only while it is read.
 
 use std::fmt::Write as _;
 
@@ -15,8 +16,8 @@ use logweir_engine::record::{Record, Severity};
 use super::json::out_of_range;
 use super::loki::full;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitised, clean, mend_escapes, push_json_string, push_member};
-use super::walk::{elements, given, members, pick, string};
+use super::text::{Sanitized, clean, push_json_string, push_member, sanitize_escapes};
+use super::walk::{elements, is_present, members, pick, string};
 use super::wire::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
 
 /// Parses an `ExportLogsServiceRequest` in protobuf.
@@ -24,15 +25,15 @@ use super::wire::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
 /// # Errors
 /// What is wrong with it.
 pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
-    let mut draft = Draft::default();
+    let mut builder = RecordBuilder::default();
     each_bytes(body, 1, |resource_logs| {
         sink.envelope.clear();
         let resource = last_bytes(resource_logs, 1)?;
         check_size("resource", resource.len(), line_bytes_max)?;
         each_bytes(resource, 1, |attribute| resource_attribute(attribute, sink))?;
-        let of_resource = sink.envelope.attributes.len();
+        let resource_attributes = sink.envelope.attributes.len();
         each_bytes(resource_logs, 2, |scope_logs| {
-            sink.envelope.attributes.truncate(of_resource);
+            sink.envelope.attributes.truncate(resource_attributes);
             let scope = last_bytes(scope_logs, 1)?;
             check_size("scope", scope.len(), line_bytes_max)?;
             scope_protobuf(scope, sink)?;
@@ -42,9 +43,9 @@ pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -
                     sink.discard_too_long(record.len(), line_bytes_max);
                     return Ok(());
                 }
-                draft.clear();
-                draft.read_protobuf(record, &mut sink.sanitised)?;
-                draft.push(sink);
+                builder.clear();
+                builder.read_protobuf(record, &mut sink.sanitized)?;
+                builder.push(sink);
                 full(sink)
             })
         })
@@ -56,15 +57,15 @@ pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -
 /// # Errors
 /// What is wrong with it.
 pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
-    let mut draft = Draft::default();
+    let mut builder = RecordBuilder::default();
     each_element(text, ["resourceLogs", "resource_logs"], |resource_logs| {
         sink.envelope.clear();
         let [resource] = pick(resource_logs, [["resource"; 2]])?;
         check_size("resource", resource.len(), line_bytes_max)?;
         each_element(resource, ["attributes"; 2], |attribute| resource_attribute_json(attribute, sink))?;
-        let of_resource = sink.envelope.attributes.len();
+        let resource_attributes = sink.envelope.attributes.len();
         each_element(resource_logs, ["scopeLogs", "scope_logs"], |scope_logs| {
-            sink.envelope.attributes.truncate(of_resource);
+            sink.envelope.attributes.truncate(resource_attributes);
             let [scope] = pick(scope_logs, [["scope"; 2]])?;
             check_size("scope", scope.len(), line_bytes_max)?;
             scope_json(scope, sink)?;
@@ -74,9 +75,9 @@ pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Res
                     sink.discard_too_long(record.len(), line_bytes_max);
                     return Ok(());
                 }
-                draft.clear();
-                draft.read_json(record, &mut sink.sanitised)?;
-                draft.push(sink);
+                builder.clear();
+                builder.read_json(record, &mut sink.sanitized)?;
+                builder.push(sink);
                 full(sink)
             })
         })
@@ -88,9 +89,9 @@ fn check_size(what: &str, bytes: usize, bytes_max: usize) -> Result<(), String> 
     (bytes <= bytes_max).then_some(()).ok_or_else(too_large)
 }
 
-/// What is known of the record that is being read; its memory is used again for the next.
+/// The record that is being read; the memory is reused for the next one.
 #[derive(Default)]
-struct Draft {
+struct RecordBuilder {
     time_ns: u64,
     observed_ns: u64,
     number: u64,
@@ -101,7 +102,7 @@ struct Draft {
     buffer: String,
 }
 
-impl Draft {
+impl RecordBuilder {
     fn clear(&mut self) {
         (self.time_ns, self.observed_ns, self.number) = (0, 0, 0);
         for text in [&mut self.severity_text, &mut self.message, &mut self.attributes] {
@@ -109,7 +110,7 @@ impl Draft {
         }
     }
 
-    fn read_protobuf(&mut self, record: &[u8], counts: &mut Sanitised) -> Result<(), String> {
+    fn read_protobuf(&mut self, record: &[u8], counts: &mut Sanitized) -> Result<(), String> {
         for field in fields(record) {
             match field? {
                 (1, Value::Fixed64(nanos)) => self.time_ns = nanos,
@@ -131,7 +132,7 @@ impl Draft {
         Ok(())
     }
 
-    fn body_protobuf(&mut self, body: &[u8], counts: &mut Sanitised) -> Result<(), String> {
+    fn body_protobuf(&mut self, body: &[u8], counts: &mut Sanitized) -> Result<(), String> {
         self.message.clear();
         match text_of(body) {
             Some(text) => self.message.push_str(&clean(text, counts)),
@@ -140,7 +141,7 @@ impl Draft {
         Ok(())
     }
 
-    fn read_json(&mut self, record: &str, counts: &mut Sanitised) -> Result<(), String> {
+    fn read_json(&mut self, record: &str, counts: &mut Sanitized) -> Result<(), String> {
         let [time, observed, number, text, body, attributes, dropped, flags, trace, span, event] = pick(
             record,
             [
@@ -183,7 +184,7 @@ impl Draft {
                 push_member(&mut self.attributes, name, &self.buffer);
             }
         }
-        mend_escapes(&mut self.attributes, counts);
+        sanitize_escapes(&mut self.attributes, counts);
         Ok(())
     }
 
@@ -225,10 +226,10 @@ fn assign(text: &mut String, value: &str) {
 }
 
 fn bad_member(name: &str, value: &str) -> String {
-    format!("{name} cannot be {value:.100}")
+    format!("invalid {name}: {value:.100}")
 }
 
-/// A whole number, as such or in quotes; 0 for none.
+/// Parses an integer, bare or quoted; 0 if absent.
 fn count(name: &str, value: &str) -> Result<u64, String> {
     if value.is_empty() {
         return Ok(0);
@@ -236,7 +237,7 @@ fn count(name: &str, value: &str) -> Result<u64, String> {
     value.trim_matches('"').parse().map_err(|_| bad_member(name, value))
 }
 
-/// A number, or the name that protobuf has for it; 0 for none.
+/// Parses a number, or its name in protobuf; 0 if absent.
 fn severity_number(value: &str) -> Result<u64, String> {
     if value.is_empty() {
         return Ok(0);
@@ -266,17 +267,17 @@ fn push_number(out: &mut String, name: &str, number: u64) {
     let _ = write!(out, "{number}");
 }
 
-/// An attribute of a resource: its service, its host, or one more member around its records.
+/// Reads an attribute of a resource: the service, the host, or a member added to its records.
 fn resource_attribute(attribute: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {
     let (key, value) = (last_bytes(attribute, 1)?, last_bytes(attribute, 2)?);
-    let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
-    if let Some(place) = place_of(key, &mut envelope.service, &mut envelope.host)
+    let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitized);
+    if let Some(target) = target_field(key, &mut envelope.service, &mut envelope.host)
         && let Some(text) = text_of(value)
         && is_name(text.len())
     {
         let text = clean(text, counts);
         if is_name(text.len()) {
-            assign(place, &text);
+            assign(target, &text);
             return Ok(());
         }
     }
@@ -285,22 +286,22 @@ fn resource_attribute(attribute: &[u8], sink: &mut Sink<'_>) -> Result<(), Strin
 
 fn resource_attribute_json(attribute: &str, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut text = String::new();
-    let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
+    let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitized);
     let [key, value] = key_and_value(attribute)?;
     let key = string(key, &mut text, counts).unwrap_or_default();
-    if let Some(place) = place_of(key.as_bytes(), &mut envelope.service, &mut envelope.host) {
+    if let Some(target) = target_field(key.as_bytes(), &mut envelope.service, &mut envelope.host) {
         let [value] = pick(value, [STRING])?;
         if let Some(text) = string(value, &mut text, counts).filter(|text| is_name(text.len())) {
-            assign(place, text);
+            assign(target, text);
             return Ok(());
         }
     }
     key_value_json(&mut envelope.attributes, attribute, 0)?;
-    mend_escapes(&mut envelope.attributes, counts);
+    sanitize_escapes(&mut envelope.attributes, counts);
     Ok(())
 }
 
-fn place_of<'e>(key: &[u8], service: &'e mut String, host: &'e mut String) -> Option<&'e mut String> {
+fn target_field<'e>(key: &[u8], service: &'e mut String, host: &'e mut String) -> Option<&'e mut String> {
     match key {
         b"service.name" => Some(service),
         b"host.name" => Some(host),
@@ -313,7 +314,7 @@ fn is_name(bytes: usize) -> bool {
 }
 
 fn scope_protobuf(scope: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {
-    let (out, counts) = (&mut sink.envelope.attributes, &mut sink.sanitised);
+    let (out, counts) = (&mut sink.envelope.attributes, &mut sink.sanitized);
     for field in fields(scope) {
         match field? {
             (1, Value::Bytes(name)) if !name.is_empty() => push_member(out, "scope.name", &clean(name, counts)),
@@ -328,32 +329,32 @@ fn scope_protobuf(scope: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {
 }
 
 fn scope_json(scope: &str, sink: &mut Sink<'_>) -> Result<(), String> {
-    let (out, counts) = (&mut sink.envelope.attributes, &mut sink.sanitised);
-    if !given(scope) {
+    let (out, counts) = (&mut sink.envelope.attributes, &mut sink.sanitized);
+    if !is_present(scope) {
         return Ok(());
     }
     let mut text = String::new();
     members(scope, |name, value| {
-        let said = string(value, &mut text, counts).filter(|said| !said.is_empty());
-        match (&*name, said) {
-            ("name", Some(said)) => push_member(out, "scope.name", said),
-            ("version", Some(said)) => push_member(out, "scope.version", said),
-            ("attributes", _) if given(value) => elements(value, |attribute| key_value_json(out, attribute, 0))?,
+        let value_text = string(value, &mut text, counts).filter(|text| !text.is_empty());
+        match (&*name, value_text) {
+            ("name", Some(text)) => push_member(out, "scope.name", text),
+            ("version", Some(text)) => push_member(out, "scope.version", text),
+            ("attributes", _) if is_present(value) => elements(value, |attribute| key_value_json(out, attribute, 0))?,
             _ => {}
         }
         Ok(())
     })?;
-    mend_escapes(out, counts);
+    sanitize_escapes(out, counts);
     Ok(())
 }
 
 /// Appends a protobuf `KeyValue` as a member.
-fn key_value(out: &mut String, attribute: &[u8], depth: usize, counts: &mut Sanitised) -> Result<(), String> {
+fn key_value(out: &mut String, attribute: &[u8], depth: usize, counts: &mut Sanitized) -> Result<(), String> {
     push_name(out, &clean(last_bytes(attribute, 1)?, counts));
     any_value(out, last_bytes(attribute, 2)?, depth, counts)
 }
 
-/// The text of a protobuf `AnyValue` that is a text.
+/// The text of a protobuf `AnyValue`, if it holds text.
 fn text_of(value: &[u8]) -> Option<&[u8]> {
     let mut fields = fields(value);
     match (fields.next()?.ok()?, fields.next()) {
@@ -363,13 +364,13 @@ fn text_of(value: &[u8]) -> Option<&[u8]> {
 }
 
 /// Appends a protobuf `AnyValue` as JSON.
-fn any_value(out: &mut String, value: &[u8], depth: usize, counts: &mut Sanitised) -> Result<(), String> {
+fn any_value(out: &mut String, value: &[u8], depth: usize, counts: &mut Sanitized) -> Result<(), String> {
     check_depth(depth)?;
     let start = out.len();
     for field in fields(value) {
         let field = field?;
         if matches!(field.0, 1..=7) {
-            out.truncate(start); // of one-of fields the last one counts
+            out.truncate(start); // of oneof fields the last one wins
         }
         match field {
             (1, Value::Bytes(text)) => push_json_string(out, &clean(text, counts)),
@@ -406,7 +407,7 @@ fn check_depth(depth: usize) -> Result<(), String> {
     (depth < DEPTH_MAX).then_some(()).ok_or_else(too_deep)
 }
 
-/// A double as JSON; what JSON has no number for is text, as in protobuf's JSON.
+/// Appends a double as JSON; values that JSON cannot represent become text, as in protobuf's JSON mapping.
 fn push_double(out: &mut String, value: f64) {
     match serde_json::Number::from_f64(value) {
         Some(number) => _ = write!(out, "{number}"),
@@ -415,7 +416,7 @@ fn push_double(out: &mut String, value: f64) {
     }
 }
 
-/// Hands each element of the array that `object` has under either name to `each`.
+/// Passes each element of the array that `object` has under either name to `each`.
 fn each_element<'a>(
     object: &'a str,
     names: [&str; 2],
@@ -466,7 +467,7 @@ fn any_value_json(out: &mut String, value: &str, depth: usize) -> Result<(), Str
             return Err(bad_member("a single value", scalar));
         }
         if out_of_range(scalar).is_some() {
-            push_json_string(out, scalar); // rather than refuse the whole body
+            push_json_string(out, scalar); // rather than reject the whole body
         } else {
             out.push_str(scalar);
         }
@@ -492,12 +493,12 @@ fn any_value_json(out: &mut String, value: &str, depth: usize) -> Result<(), Str
     Ok(())
 }
 
-fn body_json(body: &str, message: &mut String, counts: &mut Sanitised) -> Result<(), String> {
+fn body_json(body: &str, message: &mut String, counts: &mut Sanitized) -> Result<(), String> {
     let [text] = pick(body, [STRING])?;
-    if string(text, message, counts).is_none() && given(body) {
+    if string(text, message, counts).is_none() && is_present(body) {
         message.clear();
         any_value_json(message, body, 0)?;
-        mend_escapes(message, counts);
+        sanitize_escapes(message, counts);
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
-//! A line is a message, and nothing else is known of it.
+//! Plain text: the line is the message, and nothing else is known.
 
 use super::json::Scratch;
 use super::sink::Sink;
 
-/// Every line is one.
+/// Matches every line.
 pub fn looks_like(_line: &str) -> bool {
     true
 }
 
-/// Takes the line as it is.
+/// Pushes the line unchanged.
 ///
 /// # Errors
 /// None: every line is a message.

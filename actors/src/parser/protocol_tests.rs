@@ -1,4 +1,4 @@
-//! Whole bodies of the protocols that wrap records: what comes out of them, and what is refused.
+//! Whole bodies of the protocols that wrap records: the resulting records, and the rejections.
 
 use logweir_engine::record::{Record, Severity};
 use proptest::prelude::*;
@@ -26,7 +26,7 @@ fn parsed(format: Format, body: impl AsRef<[u8]>) -> Parsed {
     parsed_with(format, body.as_ref(), &Defaults::default()).unwrap()
 }
 
-fn refusal(format: Format, body: impl AsRef<[u8]>) -> Rejection {
+fn rejection(format: Format, body: impl AsRef<[u8]>) -> Rejection {
     parsed_with(format, body.as_ref(), &Defaults::default()).unwrap_err()
 }
 
@@ -45,7 +45,7 @@ fn blank() -> Record<'static> {
     }
 }
 
-/// Protobuf as the protocols' own definitions have it, written by prost: what is read by hand is checked against it.
+/// The protocols' own protobuf definitions, encoded by prost: the hand-written decoder is checked against them.
 mod proto {
     #[derive(prost::Message, Clone)]
     pub struct PushRequest {
@@ -193,7 +193,7 @@ fn key_value(key: &str, value: Option<AnyValue>) -> KeyValue {
 }
 
 #[test]
-fn a_loki_stream_says_what_its_lines_do_not() {
+fn a_loki_stream_supplies_what_its_lines_lack() {
     let parsed = parsed(
         Format::LokiJson,
         r#"{"streams":[{"stream":{"job":"shop/cart","app":"cart","env":"prod \"x\"","level":"warn","pod":"p-1"},"values":[
@@ -221,7 +221,7 @@ fn a_loki_stream_says_what_its_lines_do_not() {
 }
 
 #[test]
-fn loki_protobuf_says_the_same() {
+fn loki_protobuf_is_equivalent() {
     let timestamp = Some(proto::Timestamp { seconds: 1_431_857_103, nanos: 250_000_000 });
     let entry = |line: &[u8], metadata| proto::Entry { timestamp: timestamp.clone(), line: line.to_vec(), metadata };
     let metadata = vec![proto::Label { name: "trace_id".into(), value: "0af7".into() }];
@@ -253,21 +253,21 @@ fn loki_protobuf_says_the_same() {
         ]
     );
     assert_eq!((parsed.report.rejected, parsed.too_long), (1, 1));
-    assert_eq!((parsed.sanitised.nul, parsed.sanitised.invalid_utf8), (1, 1));
+    assert_eq!((parsed.sanitized.nul, parsed.sanitized.invalid_utf8), (1, 1));
 }
 
 #[test]
-fn what_is_no_push_request_is_refused_as_a_whole() {
+fn an_invalid_push_request_is_rejected_as_a_whole() {
     for (body, word) in [
         ("", "EOF"),
         ("[]", "object"),
-        (r#"{"streams":[{"stream":{"a":"b"},"values":[["x","l"]]}]}"#, "no time"),
-        (r#"{"streams":[{"stream":{"a":"b"},"values":[["1431857103250000000",5]]}]}"#, "no JSON string"),
+        (r#"{"streams":[{"stream":{"a":"b"},"values":[["x","l"]]}]}"#, "invalid timestamp"),
+        (r#"{"streams":[{"stream":{"a":"b"},"values":[["1431857103250000000",5]]}]}"#, "not a JSON string"),
         (r#"{"streams":[{"stream":{"a":"b"},"values":[["1431857103250000000","l"]]}"#, "EOF"),
     ] {
-        let refusal = refusal(Format::LokiJson, body);
-        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::Malformed, "malformed_json"));
-        assert!(refusal.detail.contains(word), "{body}: {refusal}");
+        let rejection = rejection(Format::LokiJson, body);
+        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::Malformed, "malformed_json"));
+        assert!(rejection.detail.contains(word), "{body}: {rejection}");
     }
     let labels = |labels: &str| {
         let stream = proto::Stream { labels: labels.into(), ..Default::default() };
@@ -275,7 +275,7 @@ fn what_is_no_push_request_is_refused_as_a_whole() {
     };
     for bad in ["", "{", "{a}", "{a=b}", r#"{a="b"#, r#"{a="b" c="d"}"#, r#"{a="\q"}"#, r#"{a="\u12"}"#, r#"{a="\xä"}"#]
     {
-        assert_eq!(refusal(Format::LokiProtobuf, labels(bad)).reason, "malformed_protobuf", "{bad}");
+        assert_eq!(rejection(Format::LokiProtobuf, labels(bad)).reason, "malformed_protobuf", "{bad}");
     }
     assert!(records(&parsed(Format::LokiProtobuf, labels(r#"{a="b",}"#))).is_empty());
 }
@@ -352,7 +352,7 @@ const OTLP_JSON: &str = r#"{"resourceLogs":[
   {"scopeLogs":[{"logRecords":[{"severityNumber":"SEVERITY_NUMBER_ERROR","severityText":"ERROR"}]}]}]}"#;
 
 #[test]
-fn an_otlp_record_keeps_every_word_of_it_in_both_encodings() {
+fn an_otlp_record_is_kept_completely_in_both_encodings() {
     let sorted = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
     for parsed in [parsed(Format::OtlpProtobuf, otlp_body()), parsed(Format::OtlpJson, OTLP_JSON)] {
         let records = records(&parsed);
@@ -378,7 +378,7 @@ fn an_otlp_record_keeps_every_word_of_it_in_both_encodings() {
 }
 
 #[test]
-fn a_record_above_the_limit_is_told_and_a_value_too_deep_refuses_the_body() {
+fn a_record_above_the_limit_is_reported_and_a_value_too_deep_rejects_the_body() {
     let record = |body| proto::LogRecord { body, ..Default::default() };
     let export = |records| {
         let scope_logs = vec![proto::ScopeLogs { scope: None, log_records: records }];
@@ -395,14 +395,18 @@ fn a_record_above_the_limit_is_told_and_a_value_too_deep_refuses_the_body() {
             .fold(text("in").unwrap(), |inner, _| value(Any::Array(proto::Array { values: vec![inner] })).unwrap())
     };
     assert_eq!(records(&self::parsed(Format::OtlpProtobuf, export(vec![record(Some(nested(30)))]))).len(), 1);
-    assert!(refusal(Format::OtlpProtobuf, export(vec![record(Some(nested(33)))])).detail.contains("deeper"));
+    assert!(rejection(Format::OtlpProtobuf, export(vec![record(Some(nested(33)))])).detail.contains("deeper"));
     let json = |depth: usize| {
         let (open, close) = (r#"{"arrayValue":{"values":["#.repeat(depth), "]}}".repeat(depth));
         format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{open}{{"intValue":1}}{close}}}]}}]}}]}}"#)
     };
     assert_eq!(records(&self::parsed(Format::OtlpJson, json(30))).len(), 1);
-    let refusal = refusal(Format::OtlpJson, json(33));
-    assert_eq!((refusal.kind, refusal.detail.matches("in column").count()), (RejectionKind::Malformed, 1), "{refusal}");
+    let rejection = rejection(Format::OtlpJson, json(33));
+    assert_eq!(
+        (rejection.kind, rejection.detail.matches("in column").count()),
+        (RejectionKind::Malformed, 1),
+        "{rejection}"
+    );
 }
 
 #[test]
@@ -458,7 +462,7 @@ fn a_bulk_request_is_answered_item_by_item() {
 }
 
 #[test]
-fn a_bulk_request_that_breaks_off_is_refused() {
+fn a_truncated_bulk_request_is_rejected() {
     for (body, word) in [
         ("", "no action"),
         ("{\"create\":{}}\n", "no document"),
@@ -467,16 +471,16 @@ fn a_bulk_request_that_breaks_off_is_refused() {
         ("{}\n{}\n", "one action"),
         ("nonsense\n", "line [1]"),
     ] {
-        let refusal = refusal(Format::ElasticBulk, body);
-        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::Malformed, "malformed_bulk"));
-        assert!(refusal.detail.contains(word), "{body}: {refusal}");
+        let rejection = rejection(Format::ElasticBulk, body);
+        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::Malformed, "malformed_bulk"));
+        assert!(rejection.detail.contains(word), "{body}: {rejection}");
     }
     let many = "{\"index\":{}}\n{}\n".repeat((1 << 16) + 1);
-    assert!(refusal(Format::ElasticBulk, many).detail.contains("items"));
+    assert!(rejection(Format::ElasticBulk, many).detail.contains("items"));
 }
 
 #[test]
-fn splunk_events_follow_each_other_with_or_without_space() {
+fn splunk_events_may_be_separated_by_whitespace() {
     let parsed = parsed(
         Format::SplunkEvents,
         r#"{"time":1431857103.25,"host":"n1","source":"/var/log/x","sourcetype":"cart","index":"main","event":"plain","fields":{"env":"prod","level":"warn"}}
@@ -500,7 +504,7 @@ fn splunk_events_follow_each_other_with_or_without_space() {
 }
 
 #[test]
-fn a_splunk_event_that_cannot_be_read_is_named() {
+fn an_invalid_splunk_event_is_identified_by_its_number() {
     for (body, number, reason) in [
         (r#"{"event":"a"}{"fields":{}}"#, 1, "event_required"),
         (r#"{"event":"a"} {"event":"b"} {"event":""}"#, 2, "event_blank"),
@@ -510,14 +514,14 @@ fn a_splunk_event_that_cannot_be_read_is_named() {
         (r#"["a"]"#, 0, "malformed_json"),
         (r#"{"event":"a","fields":[1]}"#, 0, "malformed_json"),
     ] {
-        let refusal = refusal(Format::SplunkEvents, body);
-        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::MalformedItem(number), reason), "{body}");
+        let rejection = rejection(Format::SplunkEvents, body);
+        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::MalformedItem(number), reason), "{body}");
     }
     assert_eq!(parsed(Format::SplunkEvents, " \n ").report.accepted, 0);
 }
 
 #[test]
-fn a_request_says_which_fields_mean_what() {
+fn a_request_can_map_fields() {
     let fields = FieldMap {
         time: vec!["when".into()],
         level: vec!["prio".into()],
@@ -544,11 +548,11 @@ fn a_request_says_which_fields_mean_what() {
             ..blank()
         }]
     );
-    // Where the named fields are not there, the usual names are looked for.
+    // Without the mapped fields, the usual names apply.
     let usual = parsed_with(Format::Auto, br#"{"msg":"m","fields":{"prio":"error"}}"#, &defaults).unwrap();
     let usual = records(&usual)[0];
     assert_eq!((usual.message, usual.severity), ("m", Severity::ERROR));
-    // They may be members of nested objects.
+    // Mapped fields may be members of nested objects.
     let fields = FieldMap {
         message: vec!["log.text".into()],
         service: vec!["k8s.app".into()],
@@ -589,7 +593,7 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_makes_a_protocol_panic(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
+    fn no_corruption_makes_a_protocol_panic(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
         let loki = r#"{"streams":[{"stream":{"app":"\ud83d\u0000"},"values":[["1431857103250000000","{\"a\":\"\\ud83d\"}",{"k":"v"}]]}]}"#;
         let splunk = r#"{"time":1,"host":"h","event":{"a":"\ud83d"},"fields":{"b":"\u0000"}}"#;
         let bulk = "{\"create\":{\"_index\":\"a\"}}\n{\"a\":\"\\u0000\"}\n";
@@ -613,19 +617,19 @@ proptest! {
 }
 
 #[test]
-fn deep_json_in_an_envelope_is_refused_before_a_database_meets_it() {
+fn deep_json_in_an_envelope_is_rejected_by_the_parser() {
     let deep = format!("{}1{}", "[".repeat(1000), "]".repeat(1000));
     let event = format!(r#"{{"event":"a","fields":{{"deep":{deep}}}}}"#);
-    assert_eq!(refusal(Format::SplunkEvents, event).reason, "malformed_json");
+    assert_eq!(rejection(Format::SplunkEvents, event).reason, "malformed_json");
     let event = format!(r#"{{"event":"a","source":{deep}}}"#);
-    assert_eq!(refusal(Format::SplunkEvents, event).reason, "malformed_json");
+    assert_eq!(rejection(Format::SplunkEvents, event).reason, "malformed_json");
     let record =
         format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{{"doubleValue":{deep}}}}}]}}]}}]}}"#);
-    assert_eq!(refusal(Format::OtlpJson, record).reason, "malformed_json");
+    assert_eq!(rejection(Format::OtlpJson, record).reason, "malformed_json");
 }
 
 #[test]
-fn a_number_that_no_double_holds_is_text_in_an_envelope() {
+fn a_number_out_of_double_range_is_text_in_an_envelope() {
     let hec = parsed(Format::SplunkEvents, r#"{"event":"a","fields":{"n":1e999}}"#);
     assert_eq!(hec.chunk.get(0).unwrap().attributes, r#"{"n":"1e999"}"#);
     let otlp = r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"attributes":[{"key":"n","value":{"doubleValue":1e999}}]}]}]}]}"#;
@@ -633,7 +637,7 @@ fn a_number_that_no_double_holds_is_text_in_an_envelope() {
 }
 
 #[test]
-fn a_body_of_empty_records_is_refused_before_it_takes_more_memory() {
+fn a_body_of_empty_records_is_rejected_before_it_takes_more_memory() {
     let records = b"\x12\x00".repeat(5 << 20);
     let mut scope_logs = vec![0x12];
     prost::encoding::encode_varint(records.len() as u64, &mut scope_logs);
@@ -641,6 +645,6 @@ fn a_body_of_empty_records_is_refused_before_it_takes_more_memory() {
     let mut body = vec![0x0a];
     prost::encoding::encode_varint(scope_logs.len() as u64, &mut body);
     body.extend(scope_logs);
-    let refusal = refusal(Format::OtlpProtobuf, body);
-    assert_eq!((refusal.kind, refusal.reason), (RejectionKind::TooLarge, "chunk_too_large"));
+    let rejection = rejection(Format::OtlpProtobuf, body);
+    assert_eq!((rejection.kind, rejection.reason), (RejectionKind::TooLarge, "chunk_too_large"));
 }

@@ -1,4 +1,4 @@
-//! What the configuration says of parsing: the time zone of times that name none, and formats of its own.
+//! Configured parsing rules: the time zone of times without one, and custom formats.
 
 use std::sync::LazyLock;
 
@@ -8,15 +8,15 @@ use super::custom::CustomFormat;
 use super::format_named;
 use crate::message::Format;
 
-/// More formats would make each line slow.
+/// Maximum number of custom formats: each makes every line slower.
 pub const CUSTOM_MAX: usize = 32;
 
-/// The rules.
+/// The parsing rules.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
-    /// The zone of times that name none.
+    /// Zone of times that do not specify one.
     pub time_zone: TimeZone,
-    /// Formats that are tried before the built-in ones, in the order of their names.
+    /// Custom formats, tried before the built-in ones in order of their names.
     pub custom: Vec<CustomFormat>,
 }
 
@@ -27,21 +27,21 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// What holds where nobody says anything.
+    /// The default rules.
     #[must_use]
     pub fn built_in() -> &'static Self {
         static BUILT_IN: LazyLock<Rules> = LazyLock::new(Rules::default);
         &BUILT_IN
     }
 
-    /// The format called `name`, one's own or built in.
+    /// Returns the custom or built-in format called `name`.
     #[must_use]
     pub fn format_named(&self, name: &str) -> Option<Format> {
         let own = self.custom.iter().position(|custom| custom.name == name);
         own.and_then(|number| u16::try_from(number).ok()).map(Format::Custom).or_else(|| format_named(name))
     }
 
-    /// The names that [`Self::format_named`] knows, for people.
+    /// The names that [`Self::format_named`] accepts, for error messages.
     #[must_use]
     pub fn format_names(&self) -> String {
         let own = self.custom.iter().map(|custom| &*custom.name);

@@ -1,26 +1,26 @@
 //! Events of Splunk's HTTP Event Collector: JSON objects, one after the other.
 //!
-//! - `time` is the record's time. `event` is read as a line if it is a text, as a JSON record if it is an object; anything
-//!   else is the message as JSON text.
-//! - `host` is the host; the service is `service.name` or `service` of `fields`, else `sourcetype`. A `level` or `severity`
-//!   of `fields` is the severity of an event that says none. `source`, `sourcetype`, `index` and the rest of `fields` are
-//!   attributes.
-//! - An event that cannot be read refuses the whole body, so that nobody has to guess what is stored.
+//! - `time` is the record's time. A text `event` is parsed as a line, an object as a JSON record; anything else is the
+//!   message as JSON text.
+//! - `host` is the host; the service is `service.name` or `service` of `fields`, else `sourcetype`. A `level` or
+//!   `severity` of `fields` is the severity of an event that has none. `source`, `sourcetype`, `index` and the rest of
+//!   `fields` are attributes.
+//! - An invalid event rejects the whole body, so that the sender need not guess which events are stored.
 
 use logweir_engine::record::{Record, Severity};
 use serde_json::value::RawValue;
 
 use super::json::{self, Scratch, in_column, too_deep};
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{mend_escapes, push_json_string};
-use super::walk::{given, members, string};
+use super::text::{push_json_string, sanitize_escapes};
+use super::walk::{is_present, members, string};
 use super::{LineParser, time};
 use crate::message::{Format, Rejection, RejectionKind};
 
 /// Parses a body of events.
 ///
 /// # Errors
-/// [`RejectionKind::MalformedItem`] for an event that cannot be read.
+/// [`RejectionKind::MalformedItem`] for an invalid event.
 pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Rejection> {
     let mut collector = Collector::default();
     for (number, event) in (0..).zip(serde_json::Deserializer::from_str(body).into_iter::<&RawValue>()) {
@@ -40,12 +40,12 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
 }
 
 fn malformed(number: u32, reason: &'static str, what: &str) -> Rejection {
-    let detail = format!("event {number} (from 0): {what}; nothing of the body was stored");
+    let detail = format!("event {number} (from 0): {what}; none of the body was stored");
     Rejection { kind: RejectionKind::MalformedItem(number), reason, detail }
 }
 
-/// A reason to be counted, and words.
-type Wrong = (&'static str, String);
+/// A reason to count, and a message.
+type EventError = (&'static str, String);
 
 struct Collector {
     lines: LineParser,
@@ -59,7 +59,7 @@ impl Default for Collector {
     }
 }
 
-/// The members of an event that are not read at once, as raw JSON.
+/// The members of an event that are not processed at once, as raw JSON.
 #[derive(Default)]
 struct Event<'a> {
     time: &'a str,
@@ -69,7 +69,7 @@ struct Event<'a> {
 }
 
 impl Collector {
-    fn event(&mut self, raw: &str, sink: &mut Sink<'_>) -> Result<(), Wrong> {
+    fn event(&mut self, raw: &str, sink: &mut Sink<'_>) -> Result<(), EventError> {
         sink.envelope.clear();
         let mut event = Event::default();
         members(raw, |name, value| {
@@ -81,7 +81,7 @@ impl Collector {
                 "event" => event.event = value,
                 "fields" => event.fields = value,
                 "host" => self.host(value, sink),
-                "source" | "sourcetype" | "index" if given(value) => {
+                "source" | "sourcetype" | "index" if is_present(value) => {
                     if name == "sourcetype" {
                         event.sourcetype = value;
                     }
@@ -93,49 +93,49 @@ impl Collector {
         })
         .map_err(|what| ("malformed_json", what))?;
         match event.event {
-            "" | "null" => return Err(("event_required", "it has no `event`".to_owned())),
-            "\"\"" => return Err(("event_blank", "its `event` is blank".to_owned())),
+            "" | "null" => return Err(("event_required", "missing `event`".to_owned())),
+            "\"\"" => return Err(("event_blank", "empty `event`".to_owned())),
             _ => {}
         }
         self.time(event.time, sink);
-        if given(event.fields) {
+        if is_present(event.fields) {
             self.fields(event.fields, sink).map_err(|what| ("malformed_json", format!("fields: {what}")))?;
         }
         if sink.envelope.service.is_empty()
-            && let Some(sourcetype) = string(event.sourcetype, &mut self.text, &mut sink.sanitised).filter(is_name)
+            && let Some(sourcetype) = string(event.sourcetype, &mut self.text, &mut sink.sanitized).filter(is_name)
         {
             sink.envelope.service.push_str(sourcetype);
         }
-        mend_escapes(&mut sink.envelope.attributes, &mut sink.sanitised);
+        sanitize_escapes(&mut sink.envelope.attributes, &mut sink.sanitized);
         self.push(event.event, sink);
         Ok(())
     }
 
     fn host(&mut self, value: &str, sink: &mut Sink<'_>) {
-        match string(value, &mut self.text, &mut sink.sanitised).filter(is_name) {
+        match string(value, &mut self.text, &mut sink.sanitized).filter(is_name) {
             Some(host) => host.clone_into(&mut sink.envelope.host),
-            None if given(value) => push_raw(&mut sink.envelope.attributes, "host", value),
+            None if is_present(value) => push_raw(&mut sink.envelope.attributes, "host", value),
             None => {}
         }
     }
 
-    /// Seconds since 1970, as a number or as text. What is none stays an attribute.
+    /// Seconds since 1970, as a number or as text. Any other value stays an attribute.
     fn time(&mut self, value: &str, sink: &mut Sink<'_>) {
-        if !given(value) {
+        if !is_present(value) {
             return;
         }
         let time = time::from_text(value.trim_matches('"'));
         sink.envelope.ts_us = time.map(|time| time.us);
         sink.envelope.ts_is_fixed = time.is_some();
         let clamped = time.is_some_and(|time| time.clamped);
-        sink.sanitised.timestamp += u64::from(clamped);
+        sink.sanitized.timestamp += u64::from(clamped);
         if clamped || time.is_none() {
             push_raw(&mut sink.envelope.attributes, "time", value);
         }
     }
 
     fn fields(&mut self, fields: &str, sink: &mut Sink<'_>) -> Result<(), String> {
-        let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitised);
+        let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitized);
         members(fields, |name, value| {
             let text = string(value, &mut self.text, counts);
             match (&*name, text) {
@@ -149,15 +149,15 @@ impl Collector {
         })
     }
 
-    /// The record, now that everything around it is known.
+    /// Pushes the record, once its envelope is known.
     fn push(&mut self, event: &str, sink: &mut Sink<'_>) {
         let Self { lines, scratch, text } = self;
         let mut own = std::mem::take(scratch).recycle();
         if event.starts_with('{') {
             if let Err(error) = json::parse(event, &mut own, sink) {
-                sink.push_not_understood(event, "json", error);
+                sink.push_unparsed(event, "json", error);
             }
-        } else if let Some(line) = string(event, text, &mut sink.sanitised) {
+        } else if let Some(line) = string(event, text, &mut sink.sanitized) {
             lines.parse(line, &mut own, sink);
         } else {
             let (ts_us, severity) = (sink.ts_us(), Severity::UNSPECIFIED);
@@ -178,7 +178,7 @@ fn push_raw(out: &mut String, name: &str, value: &str) {
     push_json_string(out, name);
     out.push(':');
     if json::out_of_range(value).is_some() {
-        push_json_string(out, value); // a number that no reader could hold
+        push_json_string(out, value); // a number that no reader could represent
     } else {
         out.push_str(value);
     }

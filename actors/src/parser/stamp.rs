@@ -1,19 +1,19 @@
-//! A time at the start of a text, in the shapes that programs write without thinking of their readers.
+//! Parses a time at the start of a text, in the forms that programs commonly write.
 //!
 //! - `2015-10-18 18:01:47,978`, `2015/07/29 …`, `17/06/09 20:10:40`, `081109 203615`, `20171223-22:15:29:606`,
 //!   `Jun 14 15:16:01`, `Sun Dec 04 04:47:44 2005`, `12 Dec 2020 10:00:00.123`, `14-Jun-2015 15:16:01`, `17/May/2015:10:05:03`,
 //!   `03-17 16:13:38.811`, `10:05:03.250`, `3:04PM`, and epoch times of 10, 13, 16 or 19 digits.
-//! - Names of months are English whatever the machine's locale: that is what is written.
-//! - Where the year is missing it is the latest that is not more than a day after the arrival; where the whole date is
-//!   missing, it is the day that brings the time nearest to the arrival.
-//! - Two digits of a year are 1970 to 2069. Of `05/17/2015` and `17.05.2015` the first is read as in America, unless that is no
-//!   month, the second as in Europe.
+//! - Month names are English whatever the machine's locale, since that is what programs write.
+//! - A missing year is the latest for which the time is not more than a day after the arrival; a missing date is the
+//!   day that brings the time closest to the arrival.
+//! - Two-digit years are 1970 to 2069. `05/17/2015` is read in the American order unless the first number cannot be a
+//!   month, `17.05.2015` in the European order.
 
 use super::time::{EventTime, days, from_number, month};
 
 const DAY: i64 = 86_400;
 
-/// What a text says of a time; the rest follows from the arrival.
+/// The parsed fields of a time; the rest follows from the time of arrival.
 #[derive(Clone, Copy)]
 struct Fields {
     year: Option<i64>,
@@ -22,7 +22,7 @@ struct Fields {
     /// Seconds since midnight.
     second: i64,
     micros: i64,
-    /// Seconds east, if it was written.
+    /// Seconds east of UTC, if specified.
     offset: Option<i64>,
 }
 
@@ -36,7 +36,7 @@ impl Fields {
             (None, Some((month, day))) => {
                 let latest = now_us?.div_euclid(1_000_000) + DAY;
                 let year = 1970 + latest.div_euclid(31_556_952);
-                // February 29 may be eight years away.
+                // The previous February 29 may be eight years ago.
                 let mut known = (year - 8..=year + 1).rev().filter_map(|year| days(year, month, day).map(of_day));
                 known.find(|&seconds| seconds <= latest)?
             }
@@ -51,7 +51,7 @@ impl Fields {
     }
 }
 
-/// The time that `text` begins with, and what stands behind it.
+/// Parses the time that `text` begins with; returns the rest as well.
 pub fn leading(text: &str, now_us: i64) -> Option<(EventTime, &str)> {
     let mut cursor = Cursor { text, at: 0 };
     if let Some(time) = epoch(text) {
@@ -61,7 +61,7 @@ pub fn leading(text: &str, now_us: i64) -> Option<(EventTime, &str)> {
     Some((time, cursor.rest()))
 }
 
-/// The time that `text` begins with as glog writes it: `0115 10:00:00.123456` or `20210115 10:00:00.123456`.
+/// As [`leading`], in glog's form: `0115 10:00:00.123456` or `20210115 10:00:00.123456`.
 pub fn leading_packed(text: &str, now_us: i64) -> Option<(EventTime, &str)> {
     let mut cursor = Cursor { text, at: 0 };
     let (date, len) = cursor.digits(4, 8)?;
@@ -71,22 +71,22 @@ pub fn leading_packed(text: &str, now_us: i64) -> Option<(EventTime, &str)> {
     matches!(len, 4 | 8).then(|| (time, cursor.rest()))
 }
 
-/// A text that is a time with its date, and nothing else.
+/// Parses a text that is a time with a date, and nothing else.
 pub fn whole(text: &str) -> Option<EventTime> {
     let mut cursor = Cursor { text, at: 0 };
     let fields = cursor.fields().filter(|_| cursor.rest().is_empty())?;
     fields.at(None)
 }
 
-/// Whether `text` may begin with a time that has a date: a cheap look.
-pub fn may_lead(text: &str) -> bool {
+/// Whether `text` may begin with a time that has a date: a cheap check.
+pub fn may_begin_with_time(text: &str) -> bool {
     matches!(
         text.as_bytes(),
         [b'0'..=b'9', b'0'..=b'9' | b':', ..] | [b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ' | b',', ..]
     )
 }
 
-/// Digits that are an epoch time, up to a space.
+/// Parses digits that are an epoch time, up to a space.
 fn epoch(text: &str) -> Option<(EventTime, &str)> {
     let bytes = text.as_bytes();
     let digits = bytes.iter().take(20).take_while(|byte| byte.is_ascii_digit()).count();
@@ -115,7 +115,7 @@ impl<'a> Cursor<'a> {
         &self.text[self.at..]
     }
 
-    /// One of these bytes.
+    /// Consumes one of these bytes.
     fn eat(&mut self, any: &[u8]) -> Option<u8> {
         let byte = *self.bytes().first()?;
         any.contains(&byte).then(|| {
@@ -124,7 +124,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// A number of `min` to `max` digits, and how many it had.
+    /// Consumes a number of `min` to `max` digits; returns it and its length.
     fn digits(&mut self, min: usize, max: usize) -> Option<(i64, usize)> {
         let mut value = 0;
         let mut len = 0;
@@ -192,7 +192,7 @@ impl<'a> Cursor<'a> {
         self.clock(Some(year), Some(day))
     }
 
-    /// What begins with one or two digits that are no hour.
+    /// Forms that begin with one or two digits that are not an hour.
     fn day_first(&mut self, first: i64, separator: u8) -> Option<Fields> {
         self.eat(b"/-. ")?;
         if let Some(month) = self.month() {
@@ -217,7 +217,7 @@ impl<'a> Cursor<'a> {
         self.clock(Some(year), Some(day))
     }
 
-    /// `12 Dec 2020 10:00:00`, `12 Dec 10:00:00`, `14-Jun-2015 15:16:01`, `17/May/2015:10:05:03`, behind the month.
+    /// `12 Dec 2020 10:00:00`, `12 Dec 10:00:00`, `14-Jun-2015 15:16:01`, `17/May/2015:10:05:03`, after the month.
     fn day_month(&mut self, day: i64, month: i64, separator: u8) -> Option<Fields> {
         self.eat(&[separator])?;
         let start = self.at;
@@ -256,13 +256,13 @@ impl<'a> Cursor<'a> {
         }
         let mut fields = self.clock(year, Some((month, day)))?;
         if weekday && year.is_none() {
-            fields.year = self.year_behind();
+            fields.year = self.trailing_year();
         }
         Some(fields)
     }
 
-    /// A year behind the clock, as `ctime` writes it.
-    fn year_behind(&mut self) -> Option<i64> {
+    /// A year after the time of day, as written by `ctime`.
+    fn trailing_year(&mut self) -> Option<i64> {
         let start = self.at;
         let year = self.eat(b" ").and_then(|_| self.number(4, 4));
         if year.is_none() || self.bytes().first().is_some_and(u8::is_ascii_alphanumeric) {
@@ -272,7 +272,7 @@ impl<'a> Cursor<'a> {
         year
     }
 
-    /// `HH:MM:SS`, a fraction, `AM` or `PM`, a zone. Without seconds only before `AM` or `PM`.
+    /// `HH:MM:SS`, a fraction, `AM` or `PM`, a zone. The seconds are optional only before `AM` or `PM`.
     fn clock(&mut self, year: Option<i64>, day: Option<(i64, i64)>) -> Option<Fields> {
         let mut hour = self.number(1, 2)?;
         self.eat(b":")?;
@@ -283,7 +283,7 @@ impl<'a> Cursor<'a> {
             second = self.number(1, 2)?;
             micros = self.fraction();
         }
-        let afternoon = self.half_of_day();
+        let afternoon = self.meridiem();
         match afternoon {
             Some(_) if !(1..=12).contains(&hour) => return None,
             Some(afternoon) => hour = hour % 12 + if afternoon { 12 } else { 0 },
@@ -293,7 +293,7 @@ impl<'a> Cursor<'a> {
         Some(Fields { year, day, second: seconds(hour, minute, second)?, micros, offset: self.zone() })
     }
 
-    /// A fraction of a second in microseconds; nothing is taken where there is none.
+    /// Consumes a fraction of a second, in microseconds; consumes nothing if there is none.
     fn fraction(&mut self) -> i64 {
         let [b'.' | b',' | b':', digits @ ..] = self.bytes() else { return 0 };
         let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -305,7 +305,7 @@ impl<'a> Cursor<'a> {
         kept.fold(0, |value, digit| value * 10 + i64::from(digit - b'0'))
     }
 
-    fn half_of_day(&mut self) -> Option<bool> {
+    fn meridiem(&mut self) -> Option<bool> {
         let bytes = self.bytes();
         let space = usize::from(bytes.first() == Some(&b' '));
         let letters = bytes.get(space..space + 2)?;
@@ -323,7 +323,7 @@ impl<'a> Cursor<'a> {
         Some(afternoon)
     }
 
-    /// `Z`, `+02`, `+0200`, `+02:00`, `UTC`, or the abbreviations of North America and Europe; in seconds east.
+    /// `Z`, `+02`, `+0200`, `+02:00`, `UTC`, or an abbreviation of North America or Europe; in seconds east of UTC.
     fn zone(&mut self) -> Option<i64> {
         let start = self.at;
         let spaced = self.eat(b" ").is_some();
@@ -380,12 +380,12 @@ fn full_year(two_digits: i64) -> i64 {
     if two_digits < 70 { 2000 + two_digits } else { 1900 + two_digits }
 }
 
-/// A leap second is the second before it.
+/// A leap second is read as the second before it.
 fn seconds(hour: i64, minute: i64, second: i64) -> Option<i64> {
     (hour < 24 && minute < 60 && second <= 60).then_some(hour * 3600 + minute * 60 + second.min(59))
 }
 
-/// Whether this is the English name of a day or a month, in three letters.
+/// Whether this is the English three-letter name of a day or a month.
 pub fn is_day_or_month(name: &[u8]) -> bool {
     is_weekday(name) || month(name).is_some()
 }
@@ -403,7 +403,7 @@ mod tests {
     /// 2023-11-14 22:13:20 UTC.
     const NOW_US: i64 = 1_700_000_000_000_000;
 
-    /// `text` begins with the time that jiff reads from `expect`, and then comes `rest`.
+    /// `text` begins with the time that jiff parses from `expect`, followed by `rest`.
     fn check(text: &str, expect: &str, rest: &str) {
         let expect: jiff::Timestamp = expect.parse().unwrap();
         let read = leading(text, NOW_US).map(|(time, rest)| (time.us, rest));
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn the_times_of_all_families_are_read_and_the_rest_is_left() {
+    fn times_of_all_families_are_parsed_and_the_rest_is_returned() {
         check("2015-10-18 18:01:47,978 INFO", "2015-10-18T18:01:47.978Z", " INFO");
         check("2015-10-18T18:01:47.9781234+02:00 x", "2015-10-18T16:01:47.978123Z", " x");
         check("2015/07/29 17:41:44 [error]", "2015-07-29T17:41:44Z", " [error]");
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_year_or_day_follows_from_the_arrival() {
+    fn a_missing_year_or_day_is_inferred_from_the_arrival() {
         check("Jun 14 15:16:01 combo", "2023-06-14T15:16:01Z", " combo");
         check("Jun  4 15:16:01 combo", "2023-06-04T15:16:01Z", " combo");
         check("Nov 15 22:13:20 up to a day ahead", "2023-11-15T22:13:20Z", " up to a day ahead");
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_left_alone() {
+    fn other_text_is_not_a_time() {
         for text in [
             "",
             "1",
@@ -482,14 +482,14 @@ mod tests {
         ] {
             assert!(leading(text, NOW_US).is_none(), "{text}");
         }
-        // A name does not stand for a zone where it cannot be one.
+        // A zone name is not accepted where a zone cannot be.
         assert!(whole("Jun 14 15:16:01").is_none());
         assert!(whole("2015.10.18 18:01:47").is_some());
     }
 
     proptest! {
         #[test]
-        fn any_text_is_read_without_a_panic(text in "([0-9]{1,5}|[-/:. ,+T]|Jun|Sun|PM|UTC|é){0,14}") {
+        fn any_text_is_parsed_without_a_panic(text in "([0-9]{1,5}|[-/:. ,+T]|Jun|Sun|PM|UTC|é){0,14}") {
             if let Some((_, rest)) = leading(&text, NOW_US) {
                 prop_assert!(text.ends_with(rest));
             }

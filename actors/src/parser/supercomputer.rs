@@ -1,10 +1,9 @@
-//! Logs of large machines, as researchers hand them around: BlueGene/L's
-//! `- 1117838570 2005.06.03 R02-M1 2005-06-03-15.42.50.675872 R02-M1 RAS KERNEL INFO …`, Thunderbird's
-//! `- 1131566461 2005.11.09 dn228 Nov 9 12:01:01 dn228/dn228 crond(pam_unix)[2915]: …` and
-//! `134681 node-246 unix.hw state_change.unavailable 1077804742 1 …`.
+//! Logs of supercomputers, as published by researchers: BlueGene/L's `- 1117838570 2005.06.03 R02-M1
+//! 2005-06-03-15.42.50.675872 R02-M1 RAS KERNEL INFO …`, Thunderbird's `- 1131566461 2005.11.09 dn228 Nov 9 12:01:01
+//! dn228/dn228 crond(pam_unix)[2915]: …` and `134681 node-246 unix.hw state_change.unavailable 1077804742 1 …`.
 //!
-//! The epoch time is the instant; the local one beside it names no zone, and gives the fraction of the second. The first word
-//! is `-` or the category of an alert.
+//! The epoch time is the instant; the local time beside it has no zone and supplies the fraction of the second. The
+//! first word is `-` or the category of an alert.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -13,7 +12,7 @@ use super::json::Scratch;
 use super::sink::Sink;
 use super::{application, syslog, time};
 
-/// Whether an epoch time stands where one of them has it.
+/// Whether an epoch time is where one of these formats has it.
 pub fn looks_like(line: &str) -> bool {
     let head = &line.as_bytes()[..line.len().min(96)];
     let digits = head.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -33,20 +32,20 @@ fn is_epoch(word: &str) -> bool {
     matches!(word.len(), 9 | 10) && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
-/// It is none of the three. Nothing was pushed then.
+/// It has none of the three formats. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let read = if line.as_bytes().first().is_some_and(u8::is_ascii_digit) { by_number } else { by_alert };
-    read(line, scratch, sink).ok_or_else(|| "no line of a supercomputer: a field is missing or malformed".to_owned())
+    read(line, scratch, sink).ok_or_else(|| "not a supercomputer log line: a field is missing or malformed".to_owned())
 }
 
 fn by_alert<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Option<()> {
     let mut rest = line;
     let mut next = || {
-        let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
-        rest = behind;
+        let (word, after) = rest.split_once(' ').unwrap_or((rest, ""));
+        rest = after;
         word
     };
     let (alert, epoch, _date, node, second) = (next(), next(), next(), next(), next());

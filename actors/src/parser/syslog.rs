@@ -1,9 +1,9 @@
-//! Syslog lines: RFC 5424, and RFC 3164 as it is written on the wire and into files, with and without `<PRI>`.
+//! Syslog lines: RFC 5424, and RFC 3164 as it occurs on the wire and in files, with and without `<PRI>`.
 //!
-//! - The program is the service, the host the host; severity and facility come from `<PRI>`, where there is one.
-//! - Structured data become one object per id.
-//! - RFC 3164 describes what was seen, not what must be: a host, a process number, the tag and even the time may be missing
-//!   behind a `<PRI>`. Without one, time, host and tag must be there, or it is not syslog.
+//! - The program is the service, the host the host; severity and facility come from `<PRI>`, if present.
+//! - Structured data becomes one object per id.
+//! - RFC 3164 describes observed practice, not requirements: after a `<PRI>`, the host, the process id, the tag and
+//!   even the time may be missing. Without a `<PRI>`, time, host and tag are required for a line to be syslog.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -15,7 +15,8 @@ use super::stamp;
 use super::text::push_json_string;
 use super::time;
 
-/// By code, RFC 5424 table 2 in OpenTelemetry's numbers: emergency, alert, critical, error, warning, notice, info, debug.
+/// By code, RFC 5424 table 2 in OpenTelemetry's numbers: emergency, alert, critical, error, warning, notice, info,
+/// debug.
 const SEVERITIES: [u8; 8] = [21, 19, 18, 17, 13, 10, 9, 5];
 
 const FACILITIES: [&str; 24] = [
@@ -23,14 +24,14 @@ const FACILITIES: [&str; 24] = [
     "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 ];
 
-/// What `<PRI>` says; nothing where there is none.
+/// Contents of `<PRI>`; empty if absent.
 #[derive(Clone, Copy, Default)]
 struct Priority {
     severity: Severity,
     facility: &'static str,
 }
 
-/// Whether it begins with `<PRI>`, or with the time of a file that a syslog daemon writes.
+/// Whether it begins with `<PRI>`, or with a time as in the files of a syslog daemon.
 pub fn looks_like(line: &str) -> bool {
     match line.as_bytes() {
         [b'<', b'0'..=b'9', ..] => true,
@@ -42,12 +43,12 @@ pub fn looks_like(line: &str) -> bool {
     }
 }
 
-/// 2015-10-18T18:01:02: its colons end no tag.
+/// 2015-10-18T18:01:02: its colons do not end a tag.
 const TIME_BYTES_MIN: usize = 19;
-/// A fraction, a zone and the space behind them.
+/// A fraction, a zone and the space after them.
 const TIME_BYTES_MORE: usize = 17;
 
-/// Whether a process in brackets, or the kernel, stands where a tag may.
+/// Whether a process id in brackets, or the kernel, is where a tag may be.
 fn has_tag(line: &[u8]) -> bool {
     let head = line.get(TIME_BYTES_MIN..line.len().min(20 + Tag::BYTES_MAX)).unwrap_or_default();
     let host_follows = memchr::memchr(b' ', &head[..head.len().min(TIME_BYTES_MORE)]).is_some();
@@ -55,27 +56,27 @@ fn has_tag(line: &[u8]) -> bool {
         && memchr::memchr_iter(b':', head).any(|at| head[..at].ends_with(b"]") || head[..at].ends_with(b" kernel"))
 }
 
-/// Reads the line.
+/// Parses the line.
 ///
 /// # Errors
 /// The part that is missing. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let (priority, rest) = match line.strip_prefix('<') {
-        Some(rest) => priority(rest).ok_or("no syslog: its <PRI> is no number from 0 to 191")?,
+        Some(rest) => priority(rest).ok_or("not syslog: <PRI> is not a number from 0 to 191")?,
         None => (Priority::default(), line),
     };
     if let Some(rest) = rest.strip_prefix("1 ") {
-        let entry = Rfc5424::read(rest).ok_or("no syslog: a field of RFC 5424 is missing or malformed")?;
+        let entry = Rfc5424::read(rest).ok_or("not syslog: a field of RFC 5424 is missing or malformed")?;
         entry.push(priority, scratch, sink);
         return Ok(());
     }
     let has_priority = rest.len() < line.len();
-    let entry = Rfc3164::read(rest, has_priority, sink).ok_or("no syslog: time, host and tag are not all there")?;
+    let entry = Rfc3164::read(rest, has_priority, sink).ok_or("not syslog: time, host or tag is missing")?;
     entry.push(priority, scratch, sink);
     Ok(())
 }
 
-/// What a number from 0 (emergency) to 7 (debug) says.
+/// Severity of a code from 0 (emergency) to 7 (debug).
 pub fn severity(code: u8) -> Option<Severity> {
     SEVERITIES.get(usize::from(code)).and_then(|&number| Severity::from_number(number))
 }
@@ -88,8 +89,8 @@ fn priority(text: &str) -> Option<(Priority, &str)> {
     Some((Priority { severity, facility }, &text[end + 1..]))
 }
 
-/// What is not there is written `-`.
-fn there(text: &str) -> &str {
+/// An absent field is written `-`.
+fn or_absent(text: &str) -> &str {
     if text == "-" { "" } else { text }
 }
 
@@ -119,7 +120,7 @@ impl<'a> Rfc5424<'a> {
         };
         let message = message.strip_prefix(' ').unwrap_or(message);
         let message = message.strip_prefix('\u{feff}').unwrap_or(message);
-        let [host, app, process, message_id] = [host, app, process, message_id].map(there);
+        let [host, app, process, message_id] = [host, app, process, message_id].map(or_absent);
         Some(Self { time, host, app, process, message_id, data, message })
     }
 
@@ -129,10 +130,11 @@ impl<'a> Rfc5424<'a> {
         attributes.text("facility", priority.facility);
         attributes.number("pid", self.process);
         attributes.text("msgid", self.message_id);
-        let names = [("service", self.app), ("host", self.host)].map(|(name, value)| fit(name, value, &mut attributes));
+        let names = [("service", self.app), ("host", self.host)]
+            .map(|(name, value)| name_or_attribute(name, value, &mut attributes));
         let mut rest = self.data;
-        while let Some(behind) = element(rest, &mut attributes) {
-            rest = behind;
+        while let Some(after) = element(rest, &mut attributes) {
+            rest = after;
         }
         let ts_us = self.time.map_or_else(|| sink.ts_us(), |time| sink.instant(time));
         let [service, host] = names;
@@ -141,8 +143,8 @@ impl<'a> Rfc5424<'a> {
     }
 }
 
-/// A name that no index could hold becomes an attribute.
-fn fit<'a>(name: &str, value: &'a str, attributes: &mut Attributes<'_>) -> &'a str {
+/// A name too long for an index becomes an attribute.
+fn name_or_attribute<'a>(name: &str, value: &'a str, attributes: &mut Attributes<'_>) -> &'a str {
     if value.len() <= NAME_BYTES_MAX {
         return value;
     }
@@ -170,7 +172,7 @@ fn data_end(text: &str) -> Option<usize> {
     (at > 0 && matches!(bytes.get(at), None | Some(b' '))).then_some(at)
 }
 
-/// Adds the element that `data` begins with as an object; returns what stands behind it.
+/// Adds the element that `data` begins with as an object; returns the rest.
 fn element<'a>(data: &'a str, attributes: &mut Attributes<'_>) -> Option<&'a str> {
     let inner = data.strip_prefix('[')?;
     let id_end = inner.find([' ', ']'])?;
@@ -178,10 +180,10 @@ fn element<'a>(data: &'a str, attributes: &mut Attributes<'_>) -> Option<&'a str
     let mut object = String::from("{");
     loop {
         rest = rest.trim_ascii_start();
-        if let Some(behind) = rest.strip_prefix(']') {
+        if let Some(after) = rest.strip_prefix(']') {
             object.push('}');
             attributes.raw(id, &object);
-            return Some(behind);
+            return Some(after);
         }
         let (name, value) = rest.split_once("=\"")?;
         let end = value_end(value)?;
@@ -204,7 +206,7 @@ fn value_end(text: &str) -> Option<usize> {
     })
 }
 
-/// Without the backslash before `"`, `\` and `]`, the only ones that have to be escaped.
+/// Removes the backslash before `"`, `\` and `]`, the only characters that must be escaped.
 fn plain(value: &str) -> String {
     value.replace("\\\"", "\"").replace("\\]", "]").replace("\\\\", "\\")
 }
@@ -225,12 +227,12 @@ impl<'a> Rfc3164<'a> {
             return None;
         }
         let (ts_us, rest) = time.map_or((arrival, text), |(time, rest)| (sink.instant(time), rest));
-        // Cisco writes a colon behind the time.
+        // Cisco writes a colon after the time.
         let rest = rest.strip_prefix(':').unwrap_or(rest).trim_ascii_start();
         if has_priority && let Some(tag) = Tag::read(rest).filter(|tag| !tag.name.contains(' ')) {
             return Some(Self { ts_us, host: "", tag: Some(tag), message: tag.message });
         }
-        let (host, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (host, after) = rest.split_once(' ').unwrap_or((rest, ""));
         let is_host = time.is_some()
             && (1..=NAME_BYTES_MAX).contains(&host.len())
             && !host.contains(['[', '=', '"'])
@@ -238,15 +240,16 @@ impl<'a> Rfc3164<'a> {
         if !is_host || host.ends_with(':') {
             return has_priority.then_some(Self { ts_us, host: "", tag: None, message: rest });
         }
-        let behind = behind.trim_ascii_start();
-        let tag = Tag::read(behind);
-        // A file's line whose time has a zone may come from any program: only a tag with its process says otherwise.
+        let after = after.trim_ascii_start();
+        let tag = Tag::read(after);
+        // A line from a file whose time has a zone may come from any program: only a tag with a process id identifies
+        // it as syslog.
         let from_file = !has_priority && text.as_bytes()[0].is_ascii_digit();
         let sure = match &tag {
             Some(tag) => !from_file || !tag.pid.is_empty() || tag.name == "kernel",
-            None => has_priority || (!from_file && is_repetition(behind)),
+            None => has_priority || (!from_file && is_repetition(after)),
         };
-        sure.then(|| Self { ts_us, host, message: tag.as_ref().map_or(behind, |tag| tag.message), tag })
+        sure.then(|| Self { ts_us, host, message: tag.as_ref().map_or(after, |tag| tag.message), tag })
     }
 
     fn push(&self, priority: Priority, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) {
@@ -255,7 +258,7 @@ impl<'a> Rfc3164<'a> {
         let (mut service, mut address) = ("", "");
         if let Some(tag) = &self.tag {
             attributes.number("pid", tag.pid);
-            service = fit("service", tag.name, &mut attributes);
+            service = name_or_attribute("service", tag.name, &mut attributes);
             address = tag.address;
         }
         attributes.text("address", address);
@@ -266,12 +269,12 @@ impl<'a> Rfc3164<'a> {
     }
 }
 
-/// `last message repeated 3 times`: said by the daemon itself, which has no tag.
+/// `last message repeated 3 times`: written by the daemon itself, without a tag.
 fn is_repetition(text: &str) -> bool {
     ["last message", "message repeated", "--- last message"].iter().any(|words| text.starts_with(words))
 }
 
-/// The program, the process and the message of a line that begins with a tag.
+/// The program, process id and message of a line that begins with a tag.
 pub(super) fn tag(text: &str) -> Option<(&str, &str, &str)> {
     Tag::read(text).map(|tag| (tag.name, tag.pid, tag.message))
 }
@@ -286,7 +289,7 @@ struct Tag<'a> {
 }
 
 impl<'a> Tag<'a> {
-    /// A tag is no longer.
+    /// Maximum length of a tag, in bytes.
     const BYTES_MAX: usize = 128;
 
     fn read(text: &'a str) -> Option<Self> {

@@ -23,7 +23,7 @@ fn parsed(body: &str) -> Parsed {
     parsed_as(Format::Auto, body.as_bytes())
 }
 
-/// What a record is if nothing is said.
+/// A record with defaults only.
 fn blank() -> Record<'static> {
     Record {
         ts_us: NOW_US,
@@ -35,7 +35,7 @@ fn blank() -> Record<'static> {
     }
 }
 
-/// One line becomes exactly this record, and nothing is wrong with it.
+/// The line becomes exactly this record, without an error.
 fn check(line: &str, expect: Record<'_>) {
     let parsed = parsed(line);
     assert_eq!(parsed.chunk.iter().collect::<Vec<_>>(), [expect], "{line}");
@@ -47,7 +47,7 @@ fn severity_of(line: &str) -> u8 {
 }
 
 #[test]
-fn a_usual_json_line_becomes_a_record_with_its_other_members_as_attributes() {
+fn a_typical_json_line_becomes_a_record_with_its_other_members_as_attributes() {
     check(
         r#"{"ts":"2015-05-17T10:05:03.250Z","level":"warn","service":"checkout","host":"node-7","message":"card declined","order":8812,"tags":["eu", "vip"]}"#,
         Record {
@@ -62,7 +62,7 @@ fn a_usual_json_line_becomes_a_record_with_its_other_members_as_attributes() {
 }
 
 #[test]
-fn the_loggers_of_many_languages_are_understood() {
+fn json_loggers_of_many_languages_are_parsed() {
     let at = Record { ts_us: THAT_DAY_US, severity: Severity::INFO, message: "ready", ..blank() };
     // pino
     check(
@@ -122,7 +122,7 @@ fn the_first_usable_name_wins_and_the_others_stay_attributes() {
 }
 
 #[test]
-fn other_families_have_other_names() {
+fn other_systems_use_other_names() {
     let at = Record { ts_us: THAT_DAY_US, severity: Severity::WARN, message: "ready", ..blank() };
     // MongoDB
     check(
@@ -148,7 +148,7 @@ fn other_families_have_other_names() {
 }
 
 #[test]
-fn a_number_that_no_double_holds_leaves_the_line_as_it_is() {
+fn a_number_out_of_double_range_leaves_the_line_unparsed() {
     for number in [
         "33333332e3313331",
         "-1e999",
@@ -178,14 +178,14 @@ fn a_number_that_no_double_holds_leaves_the_line_as_it_is() {
 fn nested_objects_become_dotted_attributes() {
     let at = |attributes| Record { message: "m", attributes, ..blank() };
     check(r#"{"msg":"m","a":{"b":{"c":1,"d":[{"e":2}]},"f":{}}}"#, at(r#"{"a.f":{},"a.b.c":1,"a.b.d":[{"e":2}]}"#));
-    // As everywhere, the last of two equal names wins.
+    // As everywhere, the last of two duplicate names wins.
     check(r#"{"msg":"m","a":{"b":2},"a.b":1}"#, at(r#"{"a.b":2}"#));
-    // What is said of a level is kept where nobody uses it.
+    // An unused level is kept as an attribute.
     check(
         r#"{"msg":"m","level":"warn","log":{"level":"info"}}"#,
         Record { severity: Severity::WARN, ..at(r#"{"log.level":"info"}"#) },
     );
-    // Deep down, and under long names, objects stay objects.
+    // Deeply nested objects, and those with long names, stay objects.
     check(r#"{"msg":"m","a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":1}}}}}}}}"#, at(r#"{"a.a.a.a.a.a.a":{"a":1}}"#));
     let long = "n".repeat(json::FLAT_NAME_BYTES_MAX + 1);
     let attributes = format!(r#"{{"{long}":{{"a":1}}}}"#);
@@ -193,7 +193,7 @@ fn nested_objects_become_dotted_attributes() {
 }
 
 #[test]
-fn a_level_is_told_by_word_or_number_and_kept_where_nobody_knows_it() {
+fn a_level_is_a_word_or_a_number_and_kept_as_an_attribute_if_unknown() {
     for (level, expect) in [
         (r#""error""#, 17),
         (r#""WARNING""#, 13),
@@ -219,7 +219,7 @@ fn a_level_is_told_by_word_or_number_and_kept_where_nobody_knows_it() {
 }
 
 #[test]
-fn without_a_message_the_line_is_the_message_and_a_message_that_is_no_text_is_its_json() {
+fn without_a_message_the_line_is_the_message_and_a_non_text_message_is_its_json() {
     let line = r#"{"user":7,"ok":true}"#;
     check(line, Record { message: line, attributes: line, ..blank() });
     check(r#"{"msg":{"a": 1}}"#, Record { message: r#"{"a": 1}"#, ..blank() });
@@ -229,7 +229,7 @@ fn without_a_message_the_line_is_the_message_and_a_message_that_is_no_text_is_it
 }
 
 #[test]
-fn escapes_are_read_in_fields_and_kept_in_attributes() {
+fn escapes_are_unescaped_in_fields_and_kept_in_attributes() {
     check(
         r#"{"m\u0073g":"a \"b\"\n\tc \u00e9 \ud83d\ude00","service":"caf\u00e9","k\"ey":"v\\\u0041"}"#,
         Record { message: "a \"b\"\n\tc é 😀", service: "café", attributes: r#"{"k\"ey":"v\\\u0041"}"#, ..blank() },
@@ -250,22 +250,22 @@ fn attributes_and_fields_are_merged_flat() {
 }
 
 #[test]
-fn of_a_name_that_comes_twice_the_last_counts() {
+fn the_last_of_duplicate_names_wins() {
     let line = r#"{"msg":"first","a":1,"msg":"last","b":2,"a":3,"attributes":{"b":4,"c":5}}"#;
     check(line, Record { message: "last", attributes: r#"{"a":3,"b":4,"c":5}"#, ..blank() });
-    assert_eq!(parsed(line).sanitised.duplicate_key, 3);
+    assert_eq!(parsed(line).sanitized.duplicate_key, 3);
 
     let mut many: String = (0..1000).map(|index| format!(r#""k{}":{index},"#, index % 700)).collect();
     many = format!(r#"{{{many}"msg":"m"}}"#);
     let parsed = parsed(&many);
-    assert_eq!(parsed.sanitised.duplicate_key, 300);
+    assert_eq!(parsed.sanitized.duplicate_key, 300);
     let attributes = parsed.chunk.get(0).unwrap().attributes.to_owned();
     assert!(attributes.starts_with(r#"{"k300":300,"#), "{attributes}");
     assert_eq!(attributes.matches(r#""k5":"#).count(), 1);
 }
 
 #[test]
-fn json_that_is_none_is_kept_whole_and_reported() {
+fn invalid_json_is_kept_whole_and_reported() {
     let line = r#"{"level":"error","msg":"cut o"#;
     let body = format!("fine\n\n{line}\n{{\"msg\":\"fine\"}} tail\n");
     let parsed = parsed(&body);
@@ -284,7 +284,7 @@ fn json_that_is_none_is_kept_whole_and_reported() {
 }
 
 #[test]
-fn a_line_that_is_no_object_is_an_error_only_where_objects_were_promised() {
+fn a_non_object_line_is_an_error_only_if_objects_were_specified() {
     assert_eq!(parsed_as(Format::Ndjson, b"hello").report.parse_errors, 1);
     assert_eq!(parsed_as(Format::Ndjson, b"[1]").report.parse_errors, 1);
     assert_eq!(parsed_as(Format::Plain, b"{\"a\":").report.parse_errors, 0);
@@ -292,7 +292,7 @@ fn a_line_that_is_no_object_is_an_error_only_where_objects_were_promised() {
 }
 
 #[test]
-fn a_line_above_the_limit_is_discarded_counted_and_named() {
+fn a_line_above_the_limit_is_discarded_counted_and_reported() {
     let body = format!("short\n{}\nshort", "x".repeat(101));
     let parsed = parse(body.as_bytes(), Format::Auto, &Defaults::default(), NOW_US, 100).unwrap();
     assert_eq!((parsed.report.accepted, parsed.report.rejected, parsed.too_long), (2, 1, 1));
@@ -301,7 +301,7 @@ fn a_line_above_the_limit_is_discarded_counted_and_named() {
 }
 
 #[test]
-fn at_most_ten_errors_are_told_and_all_are_counted() {
+fn at_most_ten_errors_are_reported_and_all_are_counted() {
     let parsed = parsed(&"{x\n".repeat(25));
     assert_eq!((parsed.report.parse_errors, parsed.report.errors.len()), (25, 10));
 }
@@ -315,43 +315,43 @@ fn deep_json_is_kept_as_text_and_overflows_no_stack() {
     assert_eq!(parsed.report.parse_errors, 1);
     assert_eq!(parsed.chunk.get(0).unwrap().message, line);
     assert!(parsed.report.errors[0].error.contains("nested deeper than 127"));
-    // Brackets in strings are no nesting.
+    // Brackets in strings do not nest.
     let brackets = format!(r#"{{"a":["{}\""]}}"#, "[".repeat(1000));
     assert_eq!(parsed_as(Format::Auto, brackets.as_bytes()).report.parse_errors, 0);
     let array = format!("[{}]", "{\"a\":".repeat(200_000));
-    assert_eq!(refusal(Format::Auto, array.as_bytes()).kind, RejectionKind::Malformed);
+    assert_eq!(rejection(Format::Auto, array.as_bytes()).kind, RejectionKind::Malformed);
 }
 
 #[test]
-fn what_postgres_refuses_is_replaced_and_counted() {
+fn what_postgres_rejects_is_replaced_and_counted() {
     let parsed =
         parsed_as(Format::Auto, b"caf\xE9 \0\n{\"msg\":\"a\\u0000b\",\"k\":\"\\ud800 \\u0000\",\"x\\u0000\":1}");
     let records: Vec<_> = parsed.chunk.iter().collect();
     assert_eq!(records[0].message, "caf\u{fffd} \u{fffd}");
     assert_eq!(records[1].message, "a\u{fffd}b");
     assert_eq!(records[1].attributes, "{\"k\":\"\\ufffd \\ufffd\",\"x\u{fffd}\":1}");
-    assert_eq!(parsed.sanitised, Sanitised { invalid_utf8: 1, nul: 3, lone_surrogate: 1, ..Sanitised::default() });
+    assert_eq!(parsed.sanitized, Sanitized { invalid_utf8: 1, nul: 3, lone_surrogate: 1, ..Sanitized::default() });
 }
 
 #[test]
-fn a_time_no_store_can_hold_is_moved_and_kept_as_it_was() {
+fn a_time_out_of_range_is_clamped_and_its_original_kept() {
     let line = r#"{"msg":"m","ts":99999999999999999999999}"#;
     check(
         line,
         Record { ts_us: time::TS_MAX_US, message: "m", attributes: r#"{"ts":99999999999999999999999}"#, ..blank() },
     );
-    assert_eq!(parsed(line).sanitised.timestamp, 1);
+    assert_eq!(parsed(line).sanitized.timestamp, 1);
 }
 
 #[test]
-fn a_service_name_that_no_index_could_hold_stays_an_attribute() {
+fn a_service_name_too_long_for_an_index_stays_an_attribute() {
     let name = "s".repeat(NAME_BYTES_MAX + 1);
     let attributes = format!(r#"{{"service":"{name}"}}"#);
     check(&format!(r#"{{"msg":"m","service":"{name}"}}"#), Record { message: "m", attributes: &attributes, ..blank() });
 }
 
 #[test]
-fn the_senders_defaults_hold_for_records_that_do_not_say_it_themselves() {
+fn the_senders_defaults_apply_to_records_without_their_own_values() {
     let defaults = Defaults { service: Some("billing".into()), host: Some("n3".into()), ..Defaults::default() };
     let body = b"plain\n{\"msg\":\"m\",\"service\":\"own\"}";
     let parsed = parse(body, Format::Auto, &defaults, NOW_US, LINE_BYTES_MAX).unwrap();
@@ -360,7 +360,7 @@ fn the_senders_defaults_hold_for_records_that_do_not_say_it_themselves() {
 }
 
 #[test]
-fn an_array_gives_one_record_per_element() {
+fn an_array_yields_one_record_per_element() {
     let body = r#" [ {"msg":"one","n":1},
         {"msg":"two"}, "three\t!", 4, null ]
     "#;
@@ -374,35 +374,35 @@ fn an_array_gives_one_record_per_element() {
 }
 
 #[test]
-fn an_object_over_many_lines_is_one_record() {
+fn an_object_spread_over_lines_is_one_record() {
     let body = "{\n  \"msg\": \"m\",\n  \"nested\": {\n    \"a\": 1\n  }\n}\n";
     let record_attributes = "{\"nested.a\":1}";
     check(body, Record { message: "m", attributes: record_attributes, ..blank() });
     let two = parsed_as(Format::Json, format!("{body}{body}").as_bytes());
     assert_eq!(two.report.accepted, 2);
-    // Text that merely begins with a brace is lines.
+    // Text that merely begins with a brace is parsed as lines.
     assert_eq!(parsed("{\n server on\n}\n").report.accepted, 3);
 }
 
-fn refusal(format: Format, body: &[u8]) -> Rejection {
+fn rejection(format: Format, body: &[u8]) -> Rejection {
     parse(body, format, &Defaults::default(), NOW_US, LINE_BYTES_MAX).unwrap_err()
 }
 
 #[test]
-fn a_malformed_document_is_refused_whole_with_line_and_column() {
+fn a_malformed_document_is_rejected_whole_with_line_and_column() {
     for (format, body, place) in [
         (Format::Auto, "[{\"msg\":\"one\"},\n {\"msg\":\"tw", "line 2 column 11"),
         (Format::Json, "[{\"msg\":\"one\"}] tail", "line 1 column 17"),
         (Format::Json, "{\"msg\":\n\"one\"", "line 2 column 5"),
     ] {
-        let refusal = refusal(format, body.as_bytes());
-        assert_eq!((refusal.kind, refusal.reason), (RejectionKind::Malformed, "malformed_json"));
-        assert!(refusal.detail.contains(place), "{}", refusal.detail);
+        let rejection = rejection(format, body.as_bytes());
+        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::Malformed, "malformed_json"));
+        assert!(rejection.detail.contains(place), "{}", rejection.detail);
     }
 }
 
 #[test]
-fn lines_in_brackets_are_no_array() {
+fn lines_in_brackets_are_not_an_array() {
     for line in ["[1, 2, 3]", "["] {
         check(line, Record { message: line, ..blank() });
     }
@@ -411,24 +411,24 @@ fn lines_in_brackets_are_no_array() {
 }
 
 #[test]
-fn a_chunk_that_no_frame_holds_is_refused_before_it_takes_more_memory() {
+fn a_chunk_too_large_for_a_frame_is_rejected_before_it_takes_more_memory() {
     // Two bytes a line, forty bytes a record.
     let body = "a\n".repeat(PAYLOAD_BYTES_MAX / 40 + 1);
-    let refusal = refusal(Format::Auto, body.as_bytes());
-    assert_eq!((refusal.kind, refusal.reason), (RejectionKind::TooLarge, "chunk_too_large"));
+    let rejection = rejection(Format::Auto, body.as_bytes());
+    assert_eq!((rejection.kind, rejection.reason), (RejectionKind::TooLarge, "chunk_too_large"));
     let body = format!("[{}{{}}]", "{\"message\":1},".repeat(PAYLOAD_BYTES_MAX / 40 + 1));
-    assert_eq!(self::refusal(Format::Auto, body.as_bytes()).reason, "chunk_too_large");
+    assert_eq!(self::rejection(Format::Auto, body.as_bytes()).reason, "chunk_too_large");
 }
 
 #[test]
-fn lines_end_with_or_without_a_carriage_return_and_empty_ones_are_none() {
+fn lines_may_end_with_a_carriage_return_and_empty_ones_are_skipped() {
     let parsed = parsed("\u{feff}one\r\n\r\n  \n two \nthree");
     let messages: Vec<_> = parsed.chunk.iter().map(|record| record.message).collect();
     assert_eq!(messages, ["one", " two ", "three"]);
 }
 
 #[test]
-fn combined_access_log_lines_are_recognised() {
+fn combined_access_log_lines_are_recognized() {
     let line = r#"203.0.113.9 - kim [17/May/2015:12:05:03 +0200] "GET /cart?id=7 HTTP/1.1" 404 153 "https://shop.example/" "Mozilla/5.0 (X11; \"odd\")""#;
     check(
         line,
@@ -443,7 +443,7 @@ fn combined_access_log_lines_are_recognised() {
 }
 
 #[test]
-fn common_access_log_lines_are_recognised() {
+fn common_access_log_lines_are_recognized() {
     let line = r#"2001:db8::1 - - [17/May/2015:10:05:03 +0000] "POST /pay HTTP/2.0" 502 -"#;
     check(
         line,
@@ -461,7 +461,7 @@ fn common_access_log_lines_are_recognised() {
 }
 
 #[test]
-fn a_broken_access_log_line_is_kept_and_says_which_part_is_broken() {
+fn a_malformed_access_log_line_is_kept_and_the_error_names_the_field() {
     let good = r#"10.0.0.1 - - [17/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5"#;
     for (from, to, part) in [
         ("17/May", "37/May", "the time"),
@@ -477,7 +477,7 @@ fn a_broken_access_log_line_is_kept_and_says_which_part_is_broken() {
     }
 }
 
-/// Lines as a reader of the rules would count them.
+/// Counts lines independently of the parser.
 fn non_empty_lines(body: &[u8]) -> usize {
     body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count()
 }
@@ -503,18 +503,18 @@ fn holds_nul(value: &serde_json::Value) -> bool {
 
 proptest! {
     #[test]
-    fn any_lines_in_are_as_many_records_out(body in any_body()) {
+    fn any_lines_yield_as_many_records(body in any_body()) {
         for format in [Format::Plain, Format::Ndjson, Format::AccessLog] {
             let parsed = parse(&body, format, &Defaults::default(), NOW_US, 64).unwrap();
             let out = parsed.report.accepted + parsed.report.rejected;
-            // A byte order mark before nothing is nothing.
+            // A byte order mark alone is not a line.
             let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&body);
             prop_assert_eq!(out as usize, non_empty_lines(body));
         }
     }
 
     #[test]
-    fn any_body_in_any_format_gives_valid_records_that_postgres_takes(body in any_body()) {
+    fn any_body_in_any_format_yields_valid_records_that_postgres_accepts(body in any_body()) {
         for format in [Format::Auto, Format::Json, Format::Ndjson, Format::Plain, Format::AccessLog] {
             let Ok(parsed) = parse(&body, format, &Defaults::default(), NOW_US, LINE_BYTES_MAX) else { continue };
             prop_assert_eq!(parsed.chunk.validate(), Ok(()));
@@ -523,7 +523,7 @@ proptest! {
                     prop_assert!(!text.contains('\0'));
                 }
                 if !record.attributes.is_empty() {
-                    // serde_json refuses lone surrogates, as PostgreSQL does.
+                    // serde_json rejects lone surrogates, as PostgreSQL does.
                     let value: serde_json::Value = serde_json::from_str(record.attributes).unwrap();
                     prop_assert!(!holds_nul(&value), "{}", record.attributes);
                 }

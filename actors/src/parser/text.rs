@@ -1,41 +1,41 @@
-//! What PostgreSQL would refuse is mended before it becomes a record: NUL characters, bytes that are no UTF-8, and
-//! `\u` escapes that name a NUL or half a surrogate pair. Each becomes U+FFFD and is counted: a replaced character
-//! is a smaller loss than a dead-lettered record.
+//! Sanitizes what PostgreSQL would reject before it becomes a record: NUL characters, invalid UTF-8, and `\u` escapes
+//! of NUL or of half a surrogate pair. Each becomes U+FFFD and is counted: a replaced character is a smaller loss than
+//! a dead-lettered record.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-/// What was replaced, dropped or moved in the texts of one body.
+/// Numbers of values that were replaced, dropped or adjusted in one body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sanitised {
-    /// Byte sequences that were no UTF-8.
+pub struct Sanitized {
+    /// Invalid UTF-8 sequences.
     pub invalid_utf8: u64,
     /// NUL characters, as a byte or as `\u0000`.
     pub nul: u64,
-    /// Escapes that name half a surrogate pair.
+    /// Escapes of half a surrogate pair.
     pub lone_surrogate: u64,
-    /// Members of an object whose name came again later: the last one counts, as `jsonb` has it.
+    /// Members of an object whose name occurs again later: the last one wins, as in `jsonb`.
     pub duplicate_key: u64,
-    /// Times outside the years 0001..=9999, moved to the edge; the original is an attribute.
+    /// Times outside the years 0001..=9999, clamped; the original is kept as an attribute.
     pub timestamp: u64,
-    /// Services and hosts of text lines above [`NAME_BYTES_MAX`](super::NAME_BYTES_MAX), cut to it.
+    /// Services and hosts of text lines above [`NAME_BYTES_MAX`](super::NAME_BYTES_MAX), truncated.
     pub name_too_long: u64,
 }
 
-/// The body as text without NUL. Borrowed when there is nothing to mend, which is checked at memory speed.
+/// Returns the body as text without NUL. Borrowed if there is nothing to sanitize, which is checked at memory speed.
 ///
-/// The mended copy is at most three times as long as the body, which is bounded.
-pub fn clean<'a>(body: &'a [u8], counts: &mut Sanitised) -> Cow<'a, str> {
+/// The sanitized copy is at most three times as long as the body, which is bounded.
+pub fn clean<'a>(body: &'a [u8], counts: &mut Sanitized) -> Cow<'a, str> {
     match std::str::from_utf8(body) {
         Ok(text) if memchr::memchr(0, body).is_none() => Cow::Borrowed(text),
-        _ => Cow::Owned(mend(body, counts)),
+        _ => Cow::Owned(replace_invalid(body, counts)),
     }
 }
 
 #[cold]
-fn mend(body: &[u8], counts: &mut Sanitised) -> String {
+fn replace_invalid(body: &[u8], counts: &mut Sanitized) -> String {
     let mut text = String::with_capacity(body.len() + body.len() / 8);
     for part in body.utf8_chunks() {
         for (index, piece) in part.valid().split('\0').enumerate() {
@@ -53,9 +53,9 @@ fn mend(body: &[u8], counts: &mut Sanitised) -> String {
     text
 }
 
-/// Whether JSON in `body` may hold an escape that must be mended: the only reason to look at attributes more closely.
+/// Whether JSON in `body` may contain an escape to sanitize: the only reason to examine attributes more closely.
 pub fn has_bad_escapes(body: &str) -> bool {
-    // One look first: most bodies have no such escape at all.
+    // One search first: most bodies contain no such escape at all.
     static ANY: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(r"\u"));
     static BAD: LazyLock<[Finder<'_>; 3]> =
         LazyLock::new(|| [Finder::new(r"\u0000"), Finder::new(r"\ud"), Finder::new(r"\uD")]);
@@ -64,7 +64,7 @@ pub fn has_bad_escapes(body: &str) -> bool {
 }
 
 /// Replaces `\u0000` and lone surrogates in JSON text, in place: all escapes have the same length.
-pub fn mend_escapes(json: &mut String, counts: &mut Sanitised) {
+pub fn sanitize_escapes(json: &mut String, counts: &mut Sanitized) {
     if !has_bad_escapes(json) {
         return;
     }
@@ -73,7 +73,7 @@ pub fn mend_escapes(json: &mut String, counts: &mut Sanitised) {
     while let Some(found) = memchr::memchr(b'\\', &bytes[at..]) {
         at += found;
         let unit = code_unit(&bytes[at..]);
-        let mended = match unit {
+        let sanitized_unit = match unit {
             Some(0) => Some(&mut counts.nul),
             Some(0xD800..=0xDBFF) if matches!(code_unit(&bytes[at + 6..]), Some(0xDC00..=0xDFFF)) => {
                 at += 12;
@@ -82,7 +82,7 @@ pub fn mend_escapes(json: &mut String, counts: &mut Sanitised) {
             Some(0xD800..=0xDFFF) => Some(&mut counts.lone_surrogate),
             _ => None,
         };
-        if let Some(count) = mended {
+        if let Some(count) = sanitized_unit {
             *count += 1;
             bytes[at..at + 6].copy_from_slice(br"\ufffd");
         }
@@ -92,7 +92,7 @@ pub fn mend_escapes(json: &mut String, counts: &mut Sanitised) {
     *json = String::from_utf8(bytes).expect("only ASCII was replaced by ASCII");
 }
 
-/// The code unit that an escape `\uXXXX` at the start of `bytes` names.
+/// The code unit of the escape `\uXXXX` at the start of `bytes`.
 fn code_unit(bytes: &[u8]) -> Option<u16> {
     let hex = bytes.strip_prefix(br"\u")?.get(..4)?;
     let mut unit = 0;
@@ -102,8 +102,8 @@ fn code_unit(bytes: &[u8]) -> Option<u16> {
     Some(unit)
 }
 
-/// Appends what a JSON string says, without its quotes. `raw` has passed a JSON parser.
-pub fn unescape(raw: &str, out: &mut String, counts: &mut Sanitised) {
+/// Appends the text of a JSON string, without its quotes. `raw` has passed a JSON parser.
+pub fn unescape(raw: &str, out: &mut String, counts: &mut Sanitized) {
     let mut rest = raw;
     while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
         out.push_str(&rest[..at]);
@@ -114,8 +114,8 @@ pub fn unescape(raw: &str, out: &mut String, counts: &mut Sanitised) {
     out.push_str(rest);
 }
 
-/// The character that the escape at the start of `bytes` stands for, and the escape's length.
-fn escape(bytes: &[u8], counts: &mut Sanitised) -> (char, usize) {
+/// The character that the escape at the start of `bytes` denotes, and the length of the escape.
+fn escape(bytes: &[u8], counts: &mut Sanitized) -> (char, usize) {
     let character = match bytes.get(1) {
         Some(b'n') => '\n',
         Some(b't') => '\t',
@@ -129,7 +129,7 @@ fn escape(bytes: &[u8], counts: &mut Sanitised) -> (char, usize) {
     (character, 2)
 }
 
-fn unicode_escape(bytes: &[u8], counts: &mut Sanitised) -> (char, usize) {
+fn unicode_escape(bytes: &[u8], counts: &mut Sanitized) -> (char, usize) {
     let high = code_unit(bytes).unwrap_or_default();
     if high == 0 {
         counts.nul += 1;
@@ -156,7 +156,7 @@ pub fn push_json_string(out: &mut String, text: &str) {
     }
 }
 
-/// Appends a member whose value is text.
+/// Appends a member with a text value.
 pub fn push_member(out: &mut String, name: &str, value: &str) {
     if !out.is_empty() {
         out.push(',');
@@ -171,22 +171,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn mended(json: &str) -> (String, Sanitised) {
-        let (mut text, mut counts) = (json.to_owned(), Sanitised::default());
-        mend_escapes(&mut text, &mut counts);
+    fn sanitized_unit(json: &str) -> (String, Sanitized) {
+        let (mut text, mut counts) = (json.to_owned(), Sanitized::default());
+        sanitize_escapes(&mut text, &mut counts);
         (text, counts)
     }
 
     #[test]
-    fn a_clean_body_is_borrowed_and_a_dirty_one_counts_what_was_replaced() {
-        let mut counts = Sanitised::default();
+    fn a_clean_body_is_borrowed_and_replacements_in_another_are_counted() {
+        let mut counts = Sanitized::default();
         assert!(matches!(clean("grün\n✓".as_bytes(), &mut counts), Cow::Borrowed("grün\n✓")));
         assert_eq!(clean(b"a\0b\xFFc\xE2\n\0", &mut counts), "a\u{fffd}b\u{fffd}c\u{fffd}\n\u{fffd}");
-        assert_eq!(counts, Sanitised { nul: 2, invalid_utf8: 2, ..Sanitised::default() });
+        assert_eq!(counts, Sanitized { nul: 2, invalid_utf8: 2, ..Sanitized::default() });
     }
 
     #[test]
-    fn escapes_that_postgres_refuses_are_replaced_and_no_others() {
+    fn only_escapes_that_postgres_rejects_are_replaced() {
         for (json, expect, nul, lone) in [
             (r#"{"a":"x\u0000y"}"#, r#"{"a":"x\ufffdy"}"#, 1, 0),
             (r#"{"a":"x\\u0000y"}"#, r#"{"a":"x\\u0000y"}"#, 0, 0),
@@ -195,7 +195,7 @@ mod tests {
             (r#"{"a":"\ud83d"}"#, r#"{"a":"\ufffd"}"#, 0, 1),
             (r#"{"a":"\uDE00\uD83D\u0041"}"#, r#"{"a":"\ufffd\ufffd\u0041"}"#, 0, 2),
         ] {
-            let (text, counts) = mended(json);
+            let (text, counts) = sanitized_unit(json);
             assert_eq!(text, expect);
             assert_eq!((counts.nul, counts.lone_surrogate), (nul, lone), "{json}");
         }
@@ -205,7 +205,7 @@ mod tests {
         #[test]
         fn unescaping_agrees_with_serde_json(text in any::<String>()) {
             let json = serde_json::to_string(&text).unwrap();
-            let (mut out, mut counts) = (String::new(), Sanitised::default());
+            let (mut out, mut counts) = (String::new(), Sanitized::default());
             unescape(&json[1..json.len() - 1], &mut out, &mut counts);
             prop_assert_eq!(out, text.replace('\0', "\u{fffd}"));
             let (mut own, mut quoted) = (String::new(), String::new());
@@ -220,9 +220,9 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_mended_without_a_panic(text in r#"(\\|u|0|d|8|D|e|c|"|é){0,40}"#) {
-            let _ = mended(&text);
-            unescape(&text, &mut String::new(), &mut Sanitised::default());
+        fn any_text_is_sanitized_without_a_panic(text in r#"(\\|u|0|d|8|D|e|c|"|é){0,40}"#) {
+            let _ = sanitized_unit(&text);
+            unescape(&text, &mut String::new(), &mut Sanitized::default());
         }
     }
 }

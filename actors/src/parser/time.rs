@@ -1,13 +1,13 @@
-//! Event times as programs write them, to microseconds since 1970.
+//! Event times as programs write them, in microseconds since 1970.
 //!
-//! - RFC 3339 and its usual variants (a space for the `T`, slashes, comma fractions, no zone = UTC) take a path made by
-//!   hand, which costs less than half of a general parser; whatever it does not know goes to jiff.
-//! - A number is an epoch time; its unit follows from its size, since seconds, milliseconds, microseconds and nanoseconds
-//!   of this age differ by three digits each. Below 10^8 (seconds: before 1973) it is no time at all but a duration, a
-//!   counter or a zero that stands for "none": taking it for 1970 would open a partition of half a century ago.
-//! - A result always lies in the years 0001..=9999, which every store can hold and every client can print. What lies
-//!   outside is moved to the edge and says so, so that the caller can keep the original.
-//! - Fractions below a microsecond are cut, towards the past.
+//! - RFC 3339 and its usual variants (a space for the `T`, slashes, comma fractions, no zone = UTC) take a hand-written
+//!   path that costs less than half of a general parser; everything else goes to jiff.
+//! - A number is an epoch time. Its unit follows from its magnitude, since current times in seconds, milliseconds,
+//!   microseconds and nanoseconds differ by three digits each. Below 10^8 (seconds: before 1973) it is not a time but a
+//!   duration, a counter or a zero for "none": reading it as 1970 would create a partition half a century ago.
+//! - A result always lies in the years 0001..=9999, which every store can hold and every client can print. Times
+//!   outside are clamped and flagged, so that the caller can keep the original.
+//! - Fractions below a microsecond are truncated towards the past.
 
 use std::ops::Range;
 
@@ -20,17 +20,17 @@ pub const TS_MIN_US: i64 = -62_135_596_800_000_000;
 /// 9999-12-31 23:59:59.999999 UTC.
 pub const TS_MAX_US: i64 = 253_402_300_799_999_999;
 
-/// No time that is written in words is longer; longer texts are not even looked at.
+/// Maximum length of a time as text, in bytes; longer texts are not tried.
 const TEXT_BYTES_MAX: usize = 64;
 
-/// A time that was understood.
+/// A parsed time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTime {
     /// Microseconds since 1970-01-01 00:00 UTC, within [`TS_MIN_US`]..=[`TS_MAX_US`].
     pub us: i64,
-    /// It lay outside and was moved to the edge.
+    /// It was outside that range and was clamped.
     pub clamped: bool,
-    /// It was written without a zone, and `us` takes it for UTC.
+    /// It has no zone, and `us` assumes UTC.
     pub local: bool,
 }
 
@@ -40,20 +40,20 @@ impl EventTime {
         Self { us: i64::try_from(inside).unwrap_or(TS_MAX_US), clamped: inside != us, local: false }
     }
 
-    /// The time that a clock in `zone` shows like this, unless its zone was written.
+    /// Converts a time without a zone from `zone`; others are returned unchanged.
     #[must_use]
     pub fn in_zone(self, zone: &TimeZone) -> i64 {
-        if !self.local || *zone == TimeZone::UTC { self.us } else { moved(self.us, zone).unwrap_or(self.us) }
+        if !self.local || *zone == TimeZone::UTC { self.us } else { reinterpret(self.us, zone).unwrap_or(self.us) }
     }
 }
 
 #[cold]
-fn moved(us: i64, zone: &TimeZone) -> Option<i64> {
+fn reinterpret(us: i64, zone: &TimeZone) -> Option<i64> {
     let civil = TimeZone::UTC.to_datetime(jiff::Timestamp::from_microsecond(us).ok()?);
     Some(zone.to_timestamp(civil).ok()?.as_microsecond().clamp(TS_MIN_US, TS_MAX_US))
 }
 
-/// Reads a time written as text: a date with a time in one of the usual forms, or an epoch time in digits.
+/// Parses a time as text: a date with a time in one of the usual forms, or an epoch time in digits.
 #[must_use]
 pub fn from_text(text: &str) -> Option<EventTime> {
     let text = text.trim_ascii();
@@ -66,7 +66,7 @@ pub fn from_text(text: &str) -> Option<EventTime> {
     from_number(text).or_else(|| by_jiff(text)).or_else(|| stamp::whole(text))
 }
 
-/// Reads an epoch time as JSON or a program prints it: digits, perhaps a sign, a fraction, an exponent.
+/// Parses an epoch time as JSON or a program prints it: digits, optionally a sign, a fraction, an exponent.
 #[must_use]
 pub fn from_number(text: &str) -> Option<EventTime> {
     let (negative, digits) = match text.as_bytes() {
@@ -97,13 +97,13 @@ pub fn from_number(text: &str) -> Option<EventTime> {
     Some(EventTime::from_us(if negative { -us } else { us }))
 }
 
-/// `whole.fraction` times ten to the power of `places`, cut to a whole number.
+/// `whole.fraction` times ten to the power of `places`, truncated to an integer.
 fn decimal(whole: &[u8], fraction: &[u8], places: usize) -> i128 {
     let digits = whole.iter().chain(fraction.iter().chain(std::iter::repeat(&b'0')).take(places));
     digits.fold(0, |value, digit| value * 10 + i128::from(digit - b'0'))
 }
 
-/// The rare `1.7e9`: exact to what a double holds.
+/// The rare `1.7e9`: exact within the precision of a double.
 #[allow(clippy::cast_possible_truncation)] // `as` saturates, and then the result is clamped
 fn from_float(value: f64) -> Option<EventTime> {
     let us = match value.abs() {
@@ -118,7 +118,7 @@ fn from_float(value: f64) -> Option<EventTime> {
 }
 
 /// `YYYY-MM-DD[T ]HH:MM:SS[.fraction][ ][zone]`, also with slashes in the date.
-/// In microseconds, and whether there was no zone.
+/// Returns microseconds, and whether there was no zone.
 fn iso(b: &[u8]) -> Option<(i64, bool)> {
     if b.len() < 19 || b[7] != b[4] || !matches!(b[4], b'-' | b'/') || !matches!(b[10], b'T' | b't' | b' ' | b'_') {
         return None;
@@ -130,7 +130,7 @@ fn iso(b: &[u8]) -> Option<(i64, bool)> {
     Some(((days * 86_400 + second - offset) * 1_000_000 + micros, rest.is_empty()))
 }
 
-/// `17/May/2015:10:05:03 +0000`, as web servers write it.
+/// Parses `17/May/2015:10:05:03 +0000`, as web servers write it.
 #[must_use]
 pub fn from_access_log(text: &str) -> Option<EventTime> {
     let b = text.as_bytes();
@@ -142,7 +142,7 @@ pub fn from_access_log(text: &str) -> Option<EventTime> {
     Some(EventTime::from_us(i128::from(seconds) * 1_000_000))
 }
 
-/// The number of the month with this English name of three letters.
+/// The number of the month with this English three-letter name.
 pub(super) fn month(name: &[u8]) -> Option<i64> {
     const MONTHS: [&[u8; 3]; 12] =
         [b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec"];
@@ -150,14 +150,14 @@ pub(super) fn month(name: &[u8]) -> Option<i64> {
     (1..).zip(MONTHS).find(|(_, name)| **name == lower).map(|(number, _)| number)
 }
 
-/// `HH:MM:SS` in seconds. A leap second goes to jiff, which knows what to do with it.
+/// `HH:MM:SS` in seconds. A leap second is left to jiff.
 fn clock(b: &[u8]) -> Option<i64> {
     let (hour, minute, second) = (number(b, 0..2)?, number(b, 3..5)?, number(b, 6..8)?);
     (b[2] == b':' && b[5] == b':' && hour < 24 && minute < 60 && second < 60)
         .then_some(hour * 3600 + minute * 60 + second)
 }
 
-/// A fraction in microseconds, and what stands after it.
+/// A fraction in microseconds, and the rest.
 fn fraction(b: &[u8]) -> Option<(i64, &[u8])> {
     let [b'.' | b',', digits @ ..] = b else { return Some((0, b)) };
     let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -168,7 +168,7 @@ fn fraction(b: &[u8]) -> Option<(i64, &[u8])> {
     Some((kept.fold(0, |value, digit| value * 10 + i64::from(digit - b'0')), &digits[len..]))
 }
 
-/// Nothing, `Z`, `UTC`, `+02`, `+0200` or `+02:00`, perhaps after a space; in seconds east.
+/// Nothing, `Z`, `UTC`, `+02`, `+0200` or `+02:00`, optionally after a space; in seconds east of UTC.
 fn offset_seconds(b: &[u8]) -> Option<i64> {
     let b = b.strip_prefix(b" ").unwrap_or(b);
     let (sign, b) = match b {
@@ -219,7 +219,7 @@ pub(super) fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     Some(era * 146_097 + of_era_days - 719_468)
 }
 
-/// The forms that are rare enough to be slow: any ISO 8601 that jiff knows, RFC 2822.
+/// Forms rare enough to be slow: any other ISO 8601 that jiff parses, RFC 2822.
 fn by_jiff(text: &str) -> Option<EventTime> {
     let zoned = || jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
     let (at, local) = match text.parse::<jiff::Timestamp>().ok().or_else(zoned) {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_ways_to_write_a_time_are_understood() {
+    fn the_usual_forms_of_a_time_are_parsed() {
         check("2015-05-17T10:05:03Z", THAT_DAY_US);
         check("2015-05-17t10:05:03z", THAT_DAY_US);
         check("2015-05-17 10:05:03", THAT_DAY_US);
@@ -262,12 +262,12 @@ mod tests {
         check("2015-05-17", THAT_DAY_US - (10 * 3600 + 5 * 60 + 3) * 1_000_000);
         check("Sun, 17 May 2015 12:05:03 +0200", THAT_DAY_US);
         check("Sun May 17 10:05:03 2015", THAT_DAY_US);
-        check("2016-12-31T23:59:60Z", 1_483_228_799_000_000); // a leap second is the second before it
+        check("2016-12-31T23:59:60Z", 1_483_228_799_000_000); // a leap second is read as the second before it
         check("2024-02-29T00:00:00Z", 1_709_164_800_000_000);
     }
 
     #[test]
-    fn an_epoch_time_is_told_by_its_digits() {
+    fn the_unit_of_an_epoch_time_follows_from_its_digits() {
         check("1431857103", THAT_DAY_US);
         check("1431857103.25", THAT_DAY_US + 250_000);
         check("1431857103250", THAT_DAY_US + 250_000);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_stays_alone() {
+    fn other_text_is_not_a_time() {
         for text in [
             "",
             "0",
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_store_can_hold_is_moved_to_the_edge_and_says_so() {
+    fn a_time_out_of_range_is_clamped_and_flagged() {
         let high = Some(EventTime { us: TS_MAX_US, clamped: true, local: false });
         let low = Some(EventTime { us: TS_MIN_US, clamped: true, local: false });
         assert_eq!(from_text("99999999999999999999999"), high);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn access_log_times_are_understood() {
+    fn access_log_times_are_parsed() {
         let at = |text| from_access_log(text).map(|time| time.us);
         assert_eq!(at("17/May/2015:10:05:03 +0000"), Some(THAT_DAY_US));
         assert_eq!(at("17/may/2015:05:05:03 -0500"), Some(THAT_DAY_US));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn every_day_of_every_kind_of_year_is_the_day_that_jiff_says() {
+    fn every_day_of_every_kind_of_year_agrees_with_jiff() {
         let epoch = jiff::civil::date(1970, 1, 1);
         for year in [1, 4, 99, 100, 400, 1600, 1900, 1969, 1970, 2000, 2023, 2024, 2100, 9999] {
             for (month, day) in (0..=13).flat_map(|month| (0..=32).map(move |day| (month, day))) {
@@ -343,7 +343,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_path_by_hand_agrees_with_jiff(seconds in -62_135_596_800_i64..253_402_207_200, nanos in 0_i32..1_000_000_000) {
+        fn the_hand_written_path_agrees_with_jiff(seconds in -62_135_596_800_i64..253_402_207_200, nanos in 0_i32..1_000_000_000) {
             let at = jiff::Timestamp::new(seconds, 0).unwrap() + jiff::SignedDuration::from_nanos(nanos.into());
             let text = at.to_string();
             let expect = i64::try_from(at.as_nanosecond().div_euclid(1000)).unwrap();
@@ -358,7 +358,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_without_a_panic_and_within_bounds(text in "[0-9TZeE:./+ ,-]{0,40}") {
+        fn any_text_is_parsed_without_a_panic_and_within_bounds(text in "[0-9TZeE:./+ ,-]{0,40}") {
             if let Some(time) = from_text(&text) {
                 prop_assert!((TS_MIN_US..=TS_MAX_US).contains(&time.us));
             }

@@ -1,4 +1,4 @@
-//! Walks over JSON whose shape is a protocol's: elements and members one after the other, as raw text, without a tree.
+//! Walks over JSON of a known protocol: elements and members one after the other, as raw text, without a tree.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,46 +8,46 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::json::{Name, in_column};
-use super::text::{Sanitised, unescape};
+use super::text::{Sanitized, unescape};
 
-/// Hands each element of the array `text` to `each`.
+/// Passes each element of the array `text` to `each`.
 ///
 /// # Errors
-/// `text` is no array, or what `each` says.
+/// `text` is not an array, or an error of `each`.
 pub fn elements<'a>(text: &'a str, each: impl FnMut(&'a str) -> Result<(), String>) -> Result<(), String> {
     let mut json = serde_json::Deserializer::from_str(text);
     let walk = Elements(each, PhantomData);
     json.deserialize_seq(walk).and_then(|()| json.end()).map_err(|error| in_column(&error))
 }
 
-/// Hands each member of the object `text` to `each`, with its name.
+/// Passes each member of the object `text` to `each`, with its name.
 ///
 /// # Errors
-/// `text` is no object, or what `each` says.
+/// `text` is not an object, or an error of `each`.
 pub fn members<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str) -> Result<(), String>) -> Result<(), String> {
     let mut json = serde_json::Deserializer::from_str(text);
     let walk = Members(each, PhantomData);
     json.deserialize_map(walk).and_then(|()| json.end()).map_err(|error| in_column(&error))
 }
 
-/// The members of the object `text` that have these names (each has two, and the last one given counts), as raw JSON;
-/// empty where there is none. An absent object has none.
+/// Returns the members of the object `text` with these names as raw JSON, empty if absent. Each has two names; the last
+/// member present wins. An absent object has no members.
 ///
 /// # Errors
-/// `text` is no object.
+/// `text` is not an object.
 pub fn pick<'a, const N: usize>(text: &'a str, names: [[&str; 2]; N]) -> Result<[&'a str; N], String> {
     let mut found = [""; N];
-    if !given(text) {
+    if !is_present(text) {
         return Ok(found);
     }
     let mut put = |name: &str, value: &'a str| {
-        if given(value)
+        if is_present(value)
             && let Some(at) = names.iter().position(|names| names.contains(&name))
         {
             found[at] = value;
         }
     };
-    // What is usual is found in one pass; what it has found until it gives up is found again.
+    // The usual case takes one pass; if that gives up, everything is read again.
     if !super::members::members(text, |member| put(member.name, member.value)) {
         members(text, |name, value| {
             put(&name, value);
@@ -57,16 +57,16 @@ pub fn pick<'a, const N: usize>(text: &'a str, names: [[&str; 2]; N]) -> Result<
     Ok(found)
 }
 
-/// What the JSON string `value` says, unescaped into `buffer`; none if it is no string.
-pub fn string<'b>(value: &str, buffer: &'b mut String, counts: &mut Sanitised) -> Option<&'b str> {
+/// The text of the JSON string `value`, unescaped into `buffer`; `None` if it is not a string.
+pub fn string<'b>(value: &str, buffer: &'b mut String, counts: &mut Sanitized) -> Option<&'b str> {
     let raw = value.strip_prefix('"')?.strip_suffix('"')?;
     buffer.clear();
     unescape(raw, buffer, counts);
     Some(buffer)
 }
 
-/// Whether `value` is worth a look: an absent member and `null` are the same.
-pub fn given(value: &str) -> bool {
+/// Whether `value` is present: an absent member and `null` are equivalent.
+pub fn is_present(value: &str) -> bool {
     !matches!(value, "" | "null")
 }
 

@@ -1,7 +1,7 @@
 //! Error logs of web servers: nginx `2015/05/17 10:05:03 [error] 7#0: *1 …, client: …`, Apache `[Sun Dec 04 04:47:44 2005] [error] …`
 //! and Apache 2.4 `[Fri Sep 09 10:42:29.902022 2011] [core:error] [pid 7:tid 9] [client 10.0.0.1:80] AH00124: …`.
 //!
-//! The message is what stands behind level and process; what it says of client, request and so on is in the attributes, too.
+//! The message is the text after level and process; the client, the request and so on in it are added as attributes.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -11,12 +11,12 @@ use super::json::Scratch;
 use super::sink::Sink;
 use super::stamp;
 
-/// Whether there is a date with slashes and then a bracket.
+/// Whether it begins with a date with slashes, followed by a bracket.
 pub fn looks_like_nginx(line: &str) -> bool {
     matches!(line.as_bytes(), [_, _, _, _, b'/', _, _, b'/', _, _, b' ', _, _, b':', _, _, b':', _, _, b' ', b'[', ..])
 }
 
-/// Reads a line of nginx.
+/// Parses a line of nginx.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
@@ -37,19 +37,19 @@ pub fn parse_nginx<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink
     attributes.number("tid", tid);
     attributes.number("connection", connection);
     for name in ["client", "server", "request", "upstream", "host", "referrer"] {
-        attributes.text(name, said_of(message, name).unwrap_or_default());
+        attributes.text(name, field_value(message, name).unwrap_or_default());
     }
     let ts_us = sink.instant(time);
     sink.push(Record { ts_us, severity, service: "", host: "", message, attributes: attributes.finish() });
     Ok(())
 }
 
-/// What stands behind `, name: `, without quotes.
-fn said_of<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+/// The value after `, name: `, without quotes.
+fn field_value<'a>(message: &'a str, name: &str) -> Option<&'a str> {
     let mut rest = message;
     loop {
-        let (_, behind) = rest.split_once(", ")?;
-        rest = behind;
+        let (_, after) = rest.split_once(", ")?;
+        rest = after;
         if let Some(value) = rest.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")) {
             return match value.strip_prefix('"') {
                 Some(quoted) => quoted.split('"').next(),
@@ -59,12 +59,12 @@ fn said_of<'a>(message: &'a str, name: &str) -> Option<&'a str> {
     }
 }
 
-/// Whether a weekday stands in a bracket.
+/// Whether a weekday follows a bracket.
 pub fn looks_like_apache(line: &str) -> bool {
     matches!(line.as_bytes(), [b'[', b'A'..=b'Z', b'a'..=b'z', b'a'..=b'z', b' ', b'A'..=b'Z', _, _, b' ', ..])
 }
 
-/// Reads a line of Apache.
+/// Parses a line of Apache.
 ///
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
@@ -77,18 +77,18 @@ pub fn parse_apache<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sin
         .ok_or_else(|| wrong("the time"))?;
     let (level, mut rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| wrong("the level"))?;
     let (module, level) = level.rsplit_once(':').unwrap_or(("", level));
-    // 2.4 has levels trace1 to trace8.
+    // 2.4 has the levels trace1 to trace8.
     let level = if level.starts_with("trace") { "trace" } else { level };
     let severity = Severity::from_text(level).ok_or_else(|| wrong("the level"))?;
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.text("module", module);
-    if let Some((process, behind)) = bracketed(rest.trim_ascii_start())
+    if let Some((process, after)) = bracketed(rest.trim_ascii_start())
         && let Some(process) = process.strip_prefix("pid ")
     {
         let (pid, tid) = process.split_once(":tid ").unwrap_or((process, ""));
         attributes.number("pid", pid);
         attributes.number("tid", tid);
-        rest = behind;
+        rest = after;
     }
     let message = rest.trim_ascii();
     let client = bracketed(message).and_then(|(inner, _)| inner.strip_prefix("client "));

@@ -2,13 +2,13 @@
 
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-/// Values are not read deeper than this: JSON is looked at again for each level, and nobody's attributes are that deep.
+/// Maximum nesting depth of values: JSON is processed again for each level, and real attributes are never that deep.
 pub const DEPTH_MAX: usize = 32;
 
-/// One field's value, as it is on the wire.
+/// A field value, as on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value<'a> {
-    /// Whole numbers, booleans, enums.
+    /// Integers, booleans, enums.
     Varint(u64),
     /// fixed64, double.
     Fixed64(u64),
@@ -18,7 +18,7 @@ pub enum Value<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of `message`, with their tags. Ends after the first error.
+/// Iterates over the fields of `message` with their tags. Ends after the first error.
 pub fn fields(message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), String>> {
     let mut rest = message;
     std::iter::from_fn(move || {
@@ -27,7 +27,7 @@ pub fn fields(message: &[u8]) -> impl Iterator<Item = Result<(u32, Value<'_>), S
         }
         let next = field(&mut rest).map_err(|what| {
             rest = &[];
-            format!("no protobuf: {what}")
+            format!("invalid protobuf: {what}")
         });
         Some(next)
     })
@@ -42,24 +42,24 @@ fn field<'a>(rest: &mut &'a [u8]) -> Result<(u32, Value<'a>), String> {
         WireType::ThirtyTwoBit => Value::Fixed32(u32::from_le_bytes(*first_chunk(rest)?)),
         WireType::LengthDelimited => {
             let length = usize::try_from(decode_varint(rest).map_err(in_words)?).map_err(|_| CUT_OFF)?;
-            let (bytes, behind) = rest.split_at_checked(length).ok_or(CUT_OFF)?;
-            *rest = behind;
+            let (bytes, after) = rest.split_at_checked(length).ok_or(CUT_OFF)?;
+            *rest = after;
             Value::Bytes(bytes)
         }
-        WireType::StartGroup | WireType::EndGroup => return Err("a group, which nobody sends".to_owned()),
+        WireType::StartGroup | WireType::EndGroup => return Err("a group, which is not supported".to_owned()),
     };
     Ok((tag, value))
 }
 
-const CUT_OFF: &str = "a field is longer than what there is";
+const CUT_OFF: &str = "a field is longer than the rest of the message";
 
 fn first_chunk<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], String> {
-    let (chunk, behind) = rest.split_first_chunk().ok_or(CUT_OFF)?;
-    *rest = behind;
+    let (chunk, after) = rest.split_first_chunk().ok_or(CUT_OFF)?;
+    *rest = after;
     Ok(chunk)
 }
 
-/// The last field `tag` that holds bytes: of a field that is no list the last one counts.
+/// The last field `tag` that holds bytes: of a non-repeated field the last one wins.
 pub fn last_bytes(message: &[u8], tag: u32) -> Result<&[u8], String> {
     let mut last: &[u8] = &[];
     for field in fields(message) {
@@ -72,7 +72,7 @@ pub fn last_bytes(message: &[u8], tag: u32) -> Result<&[u8], String> {
     Ok(last)
 }
 
-/// Hands each field `tag` that holds bytes to `each`.
+/// Passes each field `tag` that holds bytes to `each`.
 pub fn each_bytes<'a>(
     message: &'a [u8],
     tag: u32,

@@ -1,7 +1,7 @@
-//! What a container runtime writes around a line, and what the path of its file says of the container.
+//! Container runtimes' line envelopes, and the container that a log file's path identifies.
 //!
-//! Both kinds of lines are turned into CRI's, `TIME STREAM F MESSAGE`, with pieces put together: the parser then knows one
-//! envelope. Kubernetes' names come from the path alone: no API server is asked.
+//! Both kinds of lines are converted to CRI's `TIME STREAM F MESSAGE`, with split lines joined: the parser then knows
+//! one envelope. Kubernetes names come from the path alone, without the API server.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -15,13 +15,13 @@ pub struct Unwrapped<'a> {
     pub envelope: Cow<'a, str>,
     /// Whether it was written to standard error.
     pub is_stderr: bool,
-    /// The rest of it comes in the next line of the same stream.
+    /// The line continues in the next one of the same stream.
     pub is_partial: bool,
-    /// What the program wrote.
+    /// The program's output.
     pub message: Cow<'a, [u8]>,
 }
 
-/// Takes a line of CRI or of docker's `json-file` out of its envelope; none for any other line.
+/// Removes the envelope of a line of CRI or Docker's `json-file`; `None` for any other line.
 pub fn unwrap(line: &[u8]) -> Option<Unwrapped<'_>> {
     match line.first()? {
         b'0'..=b'9' => cri(line),
@@ -43,7 +43,7 @@ fn cri(line: &[u8]) -> Option<Unwrapped<'_>> {
     }
     let rest = &rest[7..];
     let tags_end = memchr::memchr(b' ', rest).unwrap_or(rest.len());
-    // Tags are divided by colons; the first says whether the line is whole.
+    // Tags are separated by colons; the first states whether the line is complete.
     let is_partial = match rest[..tags_end].split(|&byte| byte == b':').next()? {
         b"P" => true,
         b"F" => false,
@@ -54,7 +54,7 @@ fn cri(line: &[u8]) -> Option<Unwrapped<'_>> {
     Some(Unwrapped { envelope: envelope.into(), is_stderr, is_partial, message: message.into() })
 }
 
-/// A line with further members is somebody's own JSON.
+/// A line with other members is an application's own JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DockerLine<'a> {
@@ -72,7 +72,7 @@ fn docker(line: &[u8]) -> Option<Unwrapped<'_>> {
     if !is_stderr && stream != "stdout" {
         return None;
     }
-    // A line that is longer than the runtime's buffer comes in pieces, of which only the last ends.
+    // A line longer than the runtime's buffer is split; only the last part ends with a line feed.
     let is_partial = !log.ends_with('\n');
     let message = match log {
         Cow::Borrowed(log) => Cow::Borrowed(log.trim_end_matches(['\n', '\r']).as_bytes()),
@@ -81,7 +81,7 @@ fn docker(line: &[u8]) -> Option<Unwrapped<'_>> {
     Some(Unwrapped { envelope: format!("{time} {stream}").into(), is_stderr, is_partial, message })
 }
 
-/// A container as Kubernetes names it.
+/// A container by its Kubernetes names.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Container<'a> {
     /// `k8s.pod.name`
@@ -90,11 +90,11 @@ pub struct Container<'a> {
     pub namespace: &'a str,
     /// `k8s.container.name`
     pub name: &'a str,
-    /// `k8s.pod.uid`, where the path has it.
+    /// `k8s.pod.uid`, if the path contains it.
     pub pod_uid: Option<&'a str>,
 }
 
-/// What `…/containers/POD_NAMESPACE_CONTAINER-ID.log` or `…/pods/NAMESPACE_POD_UID/CONTAINER/N.log` says.
+/// Parses `…/containers/POD_NAMESPACE_CONTAINER-ID.log` or `…/pods/NAMESPACE_POD_UID/CONTAINER/N.log`.
 pub fn of_path(path: &Path) -> Option<Container<'_>> {
     let mut names = path.iter().rev().map(|name| name.to_str());
     let (file, parent) = (names.next()??, names.next()??);
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_cri_and_docker_come_out_of_their_envelopes() {
+    fn lines_of_cri_and_docker_are_unwrapped() {
         let check = |line: &str, envelope: &str, is_stderr, is_partial, message: &str| {
             let message = message.as_bytes().to_vec();
             let expect = Unwrapped { envelope: envelope.into(), is_stderr, is_partial, message: message.into() };
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_left_alone() {
+    fn other_lines_are_not_unwrapped() {
         for line in [
             "",
             "hello",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_names_the_container() {
+    fn the_path_identifies_the_container() {
         let named = |path| of_path(Path::new(path)).map(|c| (c.pod, c.namespace, c.name, c.pod_uid));
         assert_eq!(
             named("/var/log/containers/web-7f_shop_nginx-0123abcd.log"),

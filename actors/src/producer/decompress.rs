@@ -1,10 +1,10 @@
-//! Compressed bodies, within limits.
+//! Bounded decompression of bodies.
 //!
-//! - The limit is on what comes out: a few kilobytes can hold gigabytes. Reading stops one byte past it.
-//! - zstd asks for a window before it gives a byte: larger windows than 8 MiB (what its highest usual level takes) are refused.
-//! - A snappy block says its length in its first bytes: it is looked at before anything is allocated.
-//! - deflate is zlib's format by the letter, and raw deflate by habit: the first two bytes tell which.
-//! - Several gzip members or zstd frames, one after the other, are one body: `cat a.gz b.gz` is a valid file.
+//! - The limit applies to the output, since a few kilobytes can expand to gigabytes. Reading stops one byte past it.
+//! - zstd allocates its window before it yields a byte: windows above 8 MiB (the highest regular level's) are rejected.
+//! - A snappy block states its length in its first bytes, which is checked before anything is allocated.
+//! - deflate is the zlib format by specification and raw deflate in practice: the first two bytes distinguish them.
+//! - Several concatenated gzip members or zstd frames are one body: `cat a.gz b.gz` is a valid file.
 
 use std::io::Read;
 
@@ -12,13 +12,13 @@ use bytes::Bytes;
 
 use crate::message::{Encoding, Rejection, RejectionKind};
 
-/// Largest zstd window, as a power of two: 8 MiB.
+/// Maximum zstd window, as a power of two: 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// How a snappy stream (a sequence of frames) begins; anything else is one block.
+/// Header of a snappy stream (a sequence of frames); anything else is a single block.
 const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 
-/// What `body` holds, if that is at most `bytes_max`.
+/// Returns the contents of `body`, up to `bytes_max`.
 ///
 /// # Errors
 /// [`RejectionKind::Malformed`] for a damaged body, [`RejectionKind::TooLarge`] above the limit.
@@ -52,7 +52,7 @@ pub fn decompress(body: &Bytes, encoding: Encoding, bytes_max: usize) -> Result<
     }
 }
 
-/// A zlib header: the method is deflate, and its two bytes are a multiple of 31.
+/// Checks for a zlib header: the method is deflate, and its two bytes are a multiple of 31.
 fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
@@ -72,7 +72,7 @@ fn read_up_to(
     reason: &'static str,
     name: &str,
 ) -> Result<Bytes, Rejection> {
-    // Logs shrink to a sixth or so; a wrong guess costs a copy.
+    // Logs compress to about a sixth; a wrong guess costs a copy.
     let mut plain = Vec::with_capacity((compressed * 6).min(bytes_max));
     let past_the_limit = bytes_max as u64 + 1;
     reader.take(past_the_limit).read_to_end(&mut plain).map_err(|error| malformed(reason, name, &error))?;
@@ -86,7 +86,7 @@ fn malformed(reason: &'static str, name: &str, error: &std::io::Error) -> Reject
     Rejection {
         kind: RejectionKind::Malformed,
         reason,
-        detail: format!("the body is no {name} stream: {error}; nothing of it was stored"),
+        detail: format!("the body is not a valid {name} stream: {error}; none of it was stored"),
     }
 }
 
@@ -94,9 +94,7 @@ fn too_large(bytes_max: usize) -> Rejection {
     Rejection {
         kind: RejectionKind::TooLarge,
         reason: "decompressed_too_large",
-        detail: format!(
-            "the decompressed body is above http.decompressed_bytes_max of {bytes_max}: send smaller bodies"
-        ),
+        detail: format!("the decompressed body exceeds http.decompressed_bytes_max ({bytes_max}): send smaller bodies"),
     }
 }
 
@@ -111,9 +109,9 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn refusal(body: Vec<u8>, encoding: Encoding, bytes_max: usize) -> (RejectionKind, &'static str) {
-        let refusal = decompress(&body.into(), encoding, bytes_max).unwrap_err();
-        (refusal.kind, refusal.reason)
+    fn rejection(body: Vec<u8>, encoding: Encoding, bytes_max: usize) -> (RejectionKind, &'static str) {
+        let rejection = decompress(&body.into(), encoding, bytes_max).unwrap_err();
+        (rejection.kind, rejection.reason)
     }
 
     fn zlib(plain: &[u8]) -> Vec<u8> {
@@ -139,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn deflate_and_snappy_are_read_in_both_of_their_forms() {
+    fn deflate_and_snappy_are_decompressed_in_both_forms() {
         let text = b"a line that is long enough\n".repeat(20);
         for (body, encoding) in [
             (zlib(&text), Encoding::Deflate),
@@ -161,29 +159,29 @@ mod tests {
     }
 
     #[test]
-    fn bombs_are_refused_at_the_limit() {
+    fn bombs_are_rejected_at_the_limit() {
         let zeros = vec![0; 64 << 20];
         let too_large = (RejectionKind::TooLarge, "decompressed_too_large");
         let bomb = gzip(&zeros);
         assert!(bomb.len() < 100_000);
-        assert_eq!(refusal(bomb, Encoding::Gzip, 1 << 20), too_large);
+        assert_eq!(rejection(bomb, Encoding::Gzip, 1 << 20), too_large);
         let bomb = zstd::encode_all(&zeros[..], 3).unwrap();
         assert!(bomb.len() < 10_000);
-        assert_eq!(refusal(bomb, Encoding::Zstd, 1 << 20), too_large);
+        assert_eq!(rejection(bomb, Encoding::Zstd, 1 << 20), too_large);
         for (bomb, encoding) in [
             (zlib(&zeros), Encoding::Deflate),
             (snappy(&zeros), Encoding::Snappy),
             (snappy_stream(&zeros), Encoding::Snappy),
         ] {
-            assert_eq!(refusal(bomb, encoding, 1 << 20), too_large);
+            assert_eq!(rejection(bomb, encoding, 1 << 20), too_large);
         }
-        // It claims four gigabytes and has five bytes.
-        assert_eq!(refusal(vec![0xff, 0xff, 0xff, 0xff, 0x0f], Encoding::Snappy, 1 << 20), too_large);
-        assert_eq!(refusal(gzip(b"12345"), Encoding::Gzip, 4), too_large);
-        assert_eq!(refusal(vec![b'x'; 5], Encoding::Identity, 4), too_large);
+        // It claims four gigabytes but has five bytes.
+        assert_eq!(rejection(vec![0xff, 0xff, 0xff, 0xff, 0x0f], Encoding::Snappy, 1 << 20), too_large);
+        assert_eq!(rejection(gzip(b"12345"), Encoding::Gzip, 4), too_large);
+        assert_eq!(rejection(vec![b'x'; 5], Encoding::Identity, 4), too_large);
     }
 
-    /// Gives for ever, and counts.
+    /// Yields bytes forever and counts them.
     struct Endless(usize);
 
     impl Read for Endless {
@@ -196,22 +194,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_past_the_limit_but_the_one_byte_that_tells() {
+    fn at_most_one_byte_is_read_past_the_limit() {
         let mut endless = Endless(0);
-        let refusal = read_up_to(&mut endless, 10, 1000, "bad", "test").unwrap_err();
-        assert_eq!((refusal.reason, endless.0), ("decompressed_too_large", 1001));
+        let rejection = read_up_to(&mut endless, 10, 1000, "bad", "test").unwrap_err();
+        assert_eq!((rejection.reason, endless.0), ("decompressed_too_large", 1001));
     }
 
     #[test]
-    fn a_zstd_window_above_the_limit_is_refused_before_it_is_allocated() {
+    fn a_zstd_window_above_the_limit_is_rejected_before_it_is_allocated() {
         let mut writer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         writer.window_log(27).unwrap();
         writer.write_all(b"small").unwrap();
-        assert_eq!(refusal(writer.finish().unwrap(), Encoding::Zstd, 1 << 20), (RejectionKind::Malformed, "bad_zstd"));
+        assert_eq!(
+            rejection(writer.finish().unwrap(), Encoding::Zstd, 1 << 20),
+            (RejectionKind::Malformed, "bad_zstd")
+        );
     }
 
     #[test]
-    fn damage_is_refused_with_its_own_reason() {
+    fn a_corrupt_body_is_rejected_with_the_reason_of_its_encoding() {
         let cut = |mut body: Vec<u8>| {
             body.truncate(body.len() - 6);
             body
@@ -227,7 +228,7 @@ mod tests {
             (cut(snappy(&text)), Encoding::Snappy, "bad_snappy"),
             (cut(snappy_stream(&text)), Encoding::Snappy, "bad_snappy"),
         ] {
-            assert_eq!(refusal(body, encoding, 1 << 20), (RejectionKind::Malformed, reason));
+            assert_eq!(rejection(body, encoding, 1 << 20), (RejectionKind::Malformed, reason));
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A made-up web shop that logs: several services, requests that pass through them under one trace, latencies, and
-//! now and then a burst of errors with stack traces.
+//! A simulated web shop: several services, requests that pass through them under one trace, latencies, and occasional
+//! bursts of errors with stack traces.
 //!
-//! The generator is pure (seed and time come in, a line goes out), so that demos, load tests and benches see the same
-//! lines; only [`run`] knows a clock.
+//! The generator is pure (seed and time in, line out), so that demos, load tests and benchmarks see the same lines;
+//! only [`run`] uses a clock.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -20,12 +20,12 @@ use super::source_client::SourceClient;
 use super::stream::BODY_BYTES;
 use crate::message::{Defaults, Delivery, Encoding, Format};
 
-/// One request in this many begins a burst of errors.
+/// One in this many requests starts a burst of errors.
 const BURST_EVERY: u32 = 400;
 /// Requests in a burst.
 const BURST_LEN: u32 = 12;
 
-/// The service that fails in a burst, what it says, and where it was.
+/// The service that fails in a burst, its message, and its stack trace.
 const FAILURES: [(&str, &str, &str); 3] = [
     (
         "payment",
@@ -44,7 +44,7 @@ const FAILURES: [(&str, &str, &str); 3] = [
     ),
 ];
 
-/// The paths that people ask for, the service behind each, and its usual milliseconds.
+/// Method, path, service behind it, and its typical latency in milliseconds.
 const ROUTES: [(&str, &str, &str, f64); 6] = [
     ("GET", "/api/products", "catalog", 14.0),
     ("GET", "/api/search", "search", 45.0),
@@ -54,25 +54,25 @@ const ROUTES: [(&str, &str, &str, f64); 6] = [
     ("POST", "/api/payments", "payment", 180.0),
 ];
 
-/// What the services say besides, with its level; the more common the more often it stands here.
-const CHATTER: [(&str, &str, &str); 10] = [
+/// Other messages of the services, with their level; a more frequent message is listed more often.
+const BACKGROUND_MESSAGES: [(&str, &str, &str); 10] = [
     ("catalog", "debug", "cache hit"),
     ("catalog", "debug", "cache hit"),
     ("catalog", "debug", "cache miss, reading from the database"),
     ("cart", "info", "session refreshed"),
     ("cart", "debug", "session loaded"),
     ("search", "info", "index segment merged"),
-    ("inventory", "info", "stock level synchronised"),
+    ("inventory", "info", "stock level synchronized"),
     ("inventory", "warn", "stock is low"),
     ("payment", "info", "webhook delivered"),
     ("mailer", "info", "order confirmation sent"),
 ];
 
-/// Makes lines.
+/// Generates lines.
 pub struct Demo {
     random: StdRng,
-    /// What the request under way still has to say.
-    story: VecDeque<Event>,
+    /// Remaining events of the current request.
+    events: VecDeque<Event>,
     burst: Option<(usize, u32)>,
     line: String,
 }
@@ -92,16 +92,16 @@ enum Message {
 }
 
 impl Demo {
-    /// The same seed makes the same lines.
+    /// The same seed generates the same lines.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), story: VecDeque::new(), burst: None, line: String::new() }
+        Self { random: StdRng::seed_from_u64(seed), events: VecDeque::new(), burst: None, line: String::new() }
     }
 
-    /// The next line, one JSON object without a line feed, as if it were said at `now_us`.
+    /// Returns the next line, one JSON object without a line feed, with the time `now_us`.
     pub fn next_line(&mut self, now_us: i64) -> &str {
         let event = loop {
-            match self.story.pop_front() {
+            match self.events.pop_front() {
                 Some(event) => break event,
                 None => self.plan(),
             }
@@ -110,30 +110,30 @@ impl Demo {
         &self.line
     }
 
-    /// Plans one request from its arrival to its answer.
+    /// Plans one request from its arrival to its response.
     fn plan(&mut self) {
         let trace = self.random.random();
         let route = self.random.random_range(0..ROUTES.len());
         let (.., service, usual_ms) = ROUTES[route];
-        // Most requests are near the usual time; a few take very long.
+        // Most requests take about the typical time; a few take very long.
         let latency_ms = usual_ms * (0.5 - self.random.random::<f64>().max(1e-9).ln());
         let event = |service, level, message| Event { service, level, message, trace, request: None, stack: None };
 
         if self.random.random_range(0..3) == 0 {
-            let (service, level, message) = CHATTER[self.random.random_range(0..CHATTER.len())];
-            self.story.push_back(event(service, level, Message::Fixed(message)));
+            let (service, level, message) = BACKGROUND_MESSAGES[self.random.random_range(0..BACKGROUND_MESSAGES.len())];
+            self.events.push_back(event(service, level, Message::Fixed(message)));
         }
         let failure = self.failure(service);
         let status = match failure {
-            Some((_, said, stack)) => {
-                let failed = event(service, "error", Message::Fixed(said));
-                self.story.push_back(Event { stack: Some(stack), ..failed });
+            Some((_, message, stack)) => {
+                let failed = event(service, "error", Message::Fixed(message));
+                self.events.push_back(Event { stack: Some(stack), ..failed });
                 503
             }
             None => [200, 200, 200, 200, 200, 200, 201, 304, 404, 401][self.random.random_range(0..10)],
         };
         if latency_ms > 5.0 * usual_ms {
-            self.story.push_back(event(service, "warn", Message::Fixed("slow request")));
+            self.events.push_back(event(service, "warn", Message::Fixed("slow request")));
         }
         let level = match status {
             500.. => "error",
@@ -141,10 +141,10 @@ impl Demo {
             _ => "info",
         };
         let answered = event("gateway", level, Message::Request);
-        self.story.push_back(Event { request: Some((route, status, latency_ms)), ..answered });
+        self.events.push_back(Event { request: Some((route, status, latency_ms)), ..answered });
     }
 
-    /// Whether a request to `service` fails: only in that service's bursts.
+    /// Whether a request to `service` fails, which happens only in that service's bursts.
     fn failure(&mut self, service: &str) -> Option<(&'static str, &'static str, &'static str)> {
         if self.burst.is_none() && self.random.random_range(0..BURST_EVERY) == 0 {
             self.burst = Some((self.random.random_range(0..FAILURES.len()), BURST_LEN));
@@ -194,11 +194,11 @@ impl Demo {
     }
 }
 
-/// How often lines are handed in.
+/// Interval at which lines are submitted.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Makes `rate` lines a second until the drain. What the pipeline does not take in time is not made up for: a demo must
-/// not fill the memory. Returns the number of records stored.
+/// Generates `rate` lines per second until the drain. Lines that the pipeline does not accept in time are dropped: a
+/// demo must not fill the memory. Returns the number of records stored.
 pub async fn run(source: &SourceClient, rate: u32, seed: u64) -> u64 {
     let (stream, mut demo, mut stored) = (source.intake.new_stream(), Demo::new(seed), 0);
     let (start, mut made, mut next) = (Instant::now(), 0_u64, Instant::now());
@@ -212,10 +212,10 @@ pub async fn run(source: &SourceClient, rate: u32, seed: u64) -> u64 {
             body.extend_from_slice(demo.next_line(now_us).as_bytes());
             body.push(b'\n');
             if body.len() >= BODY_BYTES {
-                stored += hand_in(source, stream, std::mem::take(&mut body), now_us).await;
+                stored += submit(source, stream, std::mem::take(&mut body), now_us).await;
             }
         }
-        stored += hand_in(source, stream, body, now_us).await;
+        stored += submit(source, stream, body, now_us).await;
         next = (next + TICK).max(Instant::now());
         tokio::select! {
             () = sleep_until(next) => {}
@@ -225,7 +225,7 @@ pub async fn run(source: &SourceClient, rate: u32, seed: u64) -> u64 {
     stored
 }
 
-async fn hand_in(source: &SourceClient, stream: u64, body: Vec<u8>, received_us: i64) -> u64 {
+async fn submit(source: &SourceClient, stream: u64, body: Vec<u8>, received_us: i64) -> u64 {
     if body.is_empty() {
         return 0;
     }
@@ -243,12 +243,12 @@ async fn hand_in(source: &SourceClient, stream: u64, body: Vec<u8>, received_us:
     };
     let outcome = match source.intake.submit(delivery).await {
         Ok(()) => answer.wait().await,
-        Err(refusal) => Err(refusal),
+        Err(rejection) => Err(rejection),
     };
     match outcome {
         Ok(receipt) => receipt.report.accepted.into(),
-        Err(refusal) => {
-            metrics::counter!("logweir_rejected_requests_total", "reason" => refusal.reason).increment(1);
+        Err(rejection) => {
+            metrics::counter!("logweir_rejected_requests_total", "reason" => rejection.reason).increment(1);
             0
         }
     }
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shop_is_realistic_and_the_parser_understands_all_of_it() {
+    fn the_shop_is_realistic_and_every_line_is_parsed() {
         let chunk = chunk(1, 20_000);
         let mut levels = BTreeMap::<u8, usize>::new();
         let mut services = BTreeSet::new();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_makes_the_same_lines() {
+    fn the_same_seed_generates_the_same_lines() {
         assert_eq!(chunk(7, 500), chunk(7, 500));
         assert_ne!(chunk(7, 500), chunk(8, 500));
     }

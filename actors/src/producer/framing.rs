@@ -1,96 +1,97 @@
-//! Where a record of a stream of bytes ends. Pure: bytes in, records out, whatever the pieces they came in.
+//! Splits a byte stream into records. Pure: the result does not depend on how the bytes arrive.
 //!
-//! Syslog over TCP has two framings, and senders use both on one port (RFC 6587): `LEN SP MESSAGE`, or a message up to a
-//! line feed. They are told apart for each frame: a count is digits, a space and the `<` that every message begins with,
-//! so that a bare line that begins with a number stays a line.
+//! Syslog over TCP has two framings, and senders use both on one port (RFC 6587): `LEN SP MESSAGE`, or a message up to
+//! a line feed. They are distinguished for each frame: an octet count is digits, a space and the `<` that begins every
+//! message, so a plain line that begins with a number stays a line.
 
-/// How records are told apart.
+/// How records are delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// By line feeds.
     Lines,
-    /// As syslog senders do on TCP and TLS.
+    /// As syslog senders do over TCP and TLS.
     Syslog,
 }
 
-/// A longer count is no count.
+/// Maximum number of digits of an octet count.
 const COUNT_DIGITS_MAX: usize = 8;
 
-/// What the head of the input is.
+/// The beginning of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content<'a> {
-    /// A record, without what ends it.
+    /// A record, without its delimiter.
     Record(&'a [u8]),
-    /// The start of a record that is not kept, and the reason by which it is counted.
+    /// The start of a record that is discarded, and the reason for the counter.
     Discarded(&'static str),
     /// The rest of such a record.
     Skipped,
 }
 
-/// Cuts records off the head of an input. Remembers only what it is in the middle of skipping.
+/// Splits records off an input. Its only state is what it is skipping.
 #[derive(Clone, Copy, Debug)]
-pub struct Cutter {
+pub struct RecordSplitter {
     framing: Framing,
     record_bytes_max: usize,
-    skipping: Skipping,
+    skipping: Skip,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Skipping {
+enum Skip {
     Nothing,
     Line,
     Octets(usize),
 }
 
-/// What a syslog frame begins with.
+/// The beginning of a syslog frame.
 enum Head {
     Counted {
         head: usize,
         len: usize,
     },
     Line,
-    /// Too few bytes to say.
+    /// Not enough bytes to decide.
     Open,
 }
 
-impl Cutter {
-    /// Discards records above `record_bytes_max`.
+impl RecordSplitter {
+    /// Records above `record_bytes_max` are discarded.
     pub fn new(framing: Framing, record_bytes_max: usize) -> Self {
-        Self { framing, record_bytes_max, skipping: Skipping::Nothing }
+        Self { framing, record_bytes_max, skipping: Skip::Nothing }
     }
 
-    /// The same in the middle of a line that is too long, or at a beginning.
-    pub fn in_a_line(mut self, skipping: bool) -> Self {
-        self.skipping = if skipping { Skipping::Line } else { Skipping::Nothing };
+    /// Starts within an overlong line, or at the start of a record.
+    pub fn within_line(mut self, skipping: bool) -> Self {
+        self.skipping = if skipping { Skip::Line } else { Skip::Nothing };
         self
     }
 
-    /// Whether it is in the middle of a record that is too long.
+    /// Whether it is within an overlong record.
     pub fn is_skipping(&self) -> bool {
-        self.skipping != Skipping::Nothing
+        self.skipping != Skip::Nothing
     }
 
-    /// What the head of `input` is and how many bytes it takes; none if that takes more input. Nothing follows at an `end`.
+    /// Returns the beginning of `input` and its length in bytes; `None` if more input is needed. With `end`, there is
+    /// no more.
     ///
-    /// Never asks for more input than the longest record and a few bytes.
+    /// Never needs more input than the longest record and a few bytes.
     pub fn next<'a>(&mut self, input: &'a [u8], end: bool) -> Option<(Content<'a>, usize)> {
         if input.is_empty() {
             return None;
         }
         match self.skipping {
-            Skipping::Octets(left) => {
+            Skip::Octets(left) => {
                 let used = left.min(input.len());
-                self.skipping = if used == left { Skipping::Nothing } else { Skipping::Octets(left - used) };
+                self.skipping = if used == left { Skip::Nothing } else { Skip::Octets(left - used) };
                 return Some((Content::Skipped, used));
             }
-            Skipping::Line => {
+            Skip::Line => {
                 let line_end = memchr::memchr(b'\n', input);
                 if line_end.is_some() {
-                    self.skipping = Skipping::Nothing;
+                    self.skipping = Skip::Nothing;
                 }
                 return Some((Content::Skipped, line_end.map_or(input.len(), |at| at + 1)));
             }
-            Skipping::Nothing => {}
+            Skip::Nothing => {}
         }
         match if self.framing == Framing::Syslog { head(input) } else { Head::Line } {
             Head::Counted { head, len } => self.counted(input, head, len, end),
@@ -101,7 +102,7 @@ impl Cutter {
 
     fn counted<'a>(&mut self, input: &'a [u8], head: usize, len: usize, end: bool) -> Option<(Content<'a>, usize)> {
         if len > self.record_bytes_max {
-            self.skipping = Skipping::Octets(len);
+            self.skipping = Skip::Octets(len);
             return Some((Content::Discarded("line_too_long"), head));
         }
         match input.get(head..head + len) {
@@ -116,12 +117,13 @@ impl Cutter {
             Some(at) => (&input[..at], at + 1),
             None if end => (input, input.len()),
             None if input.len() > self.record_bytes_max + 1 => {
-                self.skipping = Skipping::Line;
+                self.skipping = Skip::Line;
                 return Some((Content::Discarded("line_too_long"), input.len()));
             }
             None => return None,
         };
-        // By what came, but for a carriage return, and not by what is left of it: the same whatever the pieces.
+        // Judged by the bytes received, except for a carriage return, and not by what remains after trimming, so that
+        // the result does not depend on how they arrive.
         let is_too_long = line.len() > self.record_bytes_max + 1 || trimmed(line).len() > self.record_bytes_max;
         let content = if is_too_long { Content::Discarded("line_too_long") } else { Content::Record(trimmed(line)) };
         Some((content, used))
@@ -143,7 +145,7 @@ fn head(input: &[u8]) -> Head {
     }
 }
 
-/// Without the line ends and NULs that some senders add.
+/// Removes the line ends and NULs that some senders append.
 fn trimmed(record: &[u8]) -> &[u8] {
     let end = record.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r' | 0)).map_or(0, |at| at + 1);
     &record[..end]
@@ -154,15 +156,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Cuts `input`, which comes in pieces of these sizes.
-    fn cut(framing: Framing, input: &[u8], pieces: &[usize], max: usize) -> (Vec<String>, Vec<&'static str>) {
-        let (mut cutter, mut pending, mut rest) = (Cutter::new(framing, max), Vec::new(), input);
+    /// Splits `input`, which arrives in pieces of these sizes.
+    fn split(framing: Framing, input: &[u8], pieces: &[usize], max: usize) -> (Vec<String>, Vec<&'static str>) {
+        let (mut splitter, mut pending, mut rest) = (RecordSplitter::new(framing, max), Vec::new(), input);
         let (mut records, mut discarded) = (Vec::new(), Vec::new());
         for &piece in pieces.iter().cycle() {
             let (head, tail) = rest.split_at(piece.clamp(1, rest.len().max(1)).min(rest.len()));
             pending.extend_from_slice(head);
             rest = tail;
-            while let Some((content, used)) = cutter.next(&pending, rest.is_empty()) {
+            while let Some((content, used)) = splitter.next(&pending, rest.is_empty()) {
                 match content {
                     Content::Record(record) => records.push(String::from_utf8(record.to_vec()).unwrap()),
                     Content::Discarded(reason) => discarded.push(reason),
@@ -176,13 +178,13 @@ mod tests {
                 return (records, discarded);
             }
         }
-        unreachable!("the pieces go round")
+        unreachable!("the sizes repeat")
     }
 
     #[test]
-    fn counted_frames_and_lines_may_follow_each_other() {
+    fn counted_frames_and_lines_may_be_mixed() {
         let input = b"12 <13>one\ntwo\n<13>three\n2026 was a year\n8 <13>four6 <1>end\n42 is no frame\r\n17 <13>";
-        let (records, discarded) = cut(Framing::Syslog, input, &[3], 100);
+        let (records, discarded) = split(Framing::Syslog, input, &[3], 100);
         assert_eq!(
             records,
             ["<13>one\ntwo", "<13>three", "2026 was a year", "<13>four", "<1>end", "", "42 is no frame"]
@@ -191,43 +193,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_skipped_and_what_follows_is_not() {
+    fn an_overlong_record_is_skipped_and_the_next_is_not() {
         let input = b"14 <13>0123456789<13>after\n<13>01234567890123456789\n99999999 <13>the rest";
-        let (records, discarded) = cut(Framing::Syslog, input, &[4], 10);
+        let (records, discarded) = split(Framing::Syslog, input, &[4], 10);
         assert_eq!(records, ["<13>after"]);
         assert_eq!(discarded, ["line_too_long", "line_too_long", "line_too_long"]);
     }
 
     #[test]
-    fn a_line_that_ends_in_many_nuls_is_too_long_whatever_the_pieces() {
+    fn a_line_that_ends_in_many_nuls_is_too_long_however_it_arrives() {
         let input = b"0123456789\0\0\0\n0123456789\r\n0123456789\0";
         for piece in [1, 3, input.len()] {
-            let (records, discarded) = cut(Framing::Lines, input, &[piece], 10);
+            let (records, discarded) = split(Framing::Lines, input, &[piece], 10);
             assert_eq!((records.len(), &*discarded), (2, &["line_too_long"][..]), "{records:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn frames_come_out_whole_and_in_order_however_they_came_in(
+        fn frames_are_whole_and_in_order_however_they_arrive(
             messages in prop::collection::vec("<[a-z \n0-9]{0,30}x", 0..8),
             pieces in prop::collection::vec(1_usize..40, 1..6),
         ) {
             let counted: String = messages.iter().map(|message| format!("{} {message}", message.len())).collect();
-            let (records, discarded) = cut(Framing::Syslog, counted.as_bytes(), &pieces, 100);
+            let (records, discarded) = split(Framing::Syslog, counted.as_bytes(), &pieces, 100);
             prop_assert_eq!((&records, discarded.len()), (&messages, 0));
             let lines: Vec<String> = messages.iter().map(|message| message.replace('\n', " ")).collect();
-            let (records, discarded) = cut(Framing::Lines, (lines.join("\n") + "\n").as_bytes(), &pieces, 100);
+            let (records, discarded) = split(Framing::Lines, (lines.join("\n") + "\n").as_bytes(), &pieces, 100);
             let lines = if lines.is_empty() { vec![String::new()] } else { lines };
             prop_assert_eq!((records, discarded.len()), (lines, 0));
         }
 
         #[test]
-        fn any_bytes_are_cut_to_the_end(
+        fn any_bytes_are_split_to_the_end(
             input in prop::collection::vec(prop::sample::select(&b"1290 <\nab\r\0"[..]), 0..200),
             pieces in prop::collection::vec(1_usize..40, 1..6),
         ) {
-            let _ = cut(Framing::Syslog, &input, &pieces, 20);
+            let _ = split(Framing::Syslog, &input, &pieces, 20);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The door for bodies: every source goes through it.
+//! The entry point for bodies of all sources.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::message::{Delivery, Receipt, Rejection, RejectionKind, Reply};
 
-/// Holds the mailbox of each lane's producer. A clone is a handle on the same.
+/// Holds the mailbox of each lane's producer. Clones share them.
 #[derive(Clone)]
 pub struct IntakeHandle {
     producers: Arc<[Mailbox<Delivery>]>,
@@ -16,42 +16,41 @@ pub struct IntakeHandle {
 }
 
 impl IntakeHandle {
-    /// A door to `producers`, in the order of their lanes.
+    /// An entry point to `producers`, one per lane, in order.
     ///
     /// # Panics
-    /// When there is none.
+    /// If `producers` is empty.
     #[must_use]
     pub fn new(producers: Vec<Mailbox<Delivery>>) -> Self {
         assert!(!producers.is_empty(), "intake needs at least one lane");
         Self { producers: producers.into(), streams: Arc::default() }
     }
 
-    /// A number for a new stream: a connection, a file, standard input.
+    /// Returns a number for a new stream: a connection, a file, standard input.
     #[must_use]
     pub fn new_stream(&self) -> u64 {
         self.streams.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Hands the body in if there is room now.
+    /// Submits the body if the mailbox has room.
     ///
     /// # Errors
-    /// [`RejectionKind::Busy`] without room, [`RejectionKind::Unavailable`] on the way down.
+    /// [`RejectionKind::Busy`] if the mailbox is full, [`RejectionKind::Unavailable`] during shutdown.
     pub fn try_submit(&self, delivery: Delivery) -> Result<(), Rejection> {
         self.producer(&delivery).try_send(delivery).map_err(|error| match error {
             TrySendError::Full(_) => Rejection {
                 kind: RejectionKind::Busy,
                 reason: "mailbox_full",
-                detail: "more comes in than can be taken now: send it again after the time that Retry-After names"
-                    .into(),
+                detail: "the intake queue is full: send the request again after the time in Retry-After".into(),
             },
             TrySendError::Closed(_) => Rejection::draining(),
         })
     }
 
-    /// Hands the body in as soon as there is room: for sources that can wait.
+    /// Submits the body as soon as the mailbox has room: for sources that can wait.
     ///
     /// # Errors
-    /// [`RejectionKind::Unavailable`] on the way down.
+    /// [`RejectionKind::Unavailable`] during shutdown.
     pub async fn submit(&self, delivery: Delivery) -> Result<(), Rejection> {
         let sent = self.producer(&delivery).send(delivery).await;
         sent.map_err(|Closed(_)| Rejection::draining())
@@ -59,15 +58,15 @@ impl IntakeHandle {
 
     fn producer(&self, delivery: &Delivery) -> &Mailbox<Delivery> {
         let lane = delivery.stream % self.producers.len() as u64;
-        &self.producers[usize::try_from(lane).expect("a lane's number is small")]
+        &self.producers[usize::try_from(lane).expect("a lane number fits")]
     }
 }
 
-/// Where the answer to one delivery comes out.
+/// Receives the answer to one delivery.
 #[derive(Debug)]
 pub struct Answer(oneshot::Receiver<Result<Receipt, Rejection>>);
 
-/// A way back for one delivery, and its end.
+/// A reply handle for one delivery, and its receiver.
 #[must_use]
 pub fn answer_channel() -> (Reply, Answer) {
     let (reply, answer) = oneshot::channel();
@@ -78,7 +77,7 @@ impl Answer {
     /// Waits for the answer.
     ///
     /// # Errors
-    /// The refusal; one called `restarted` if a stage went down with the body in its hands.
+    /// The rejection; its reason is `restarted` if a stage was restarted while it held the body.
     pub async fn wait(self) -> Result<Receipt, Rejection> {
         self.0.await.unwrap_or_else(|_| {
             Err(Rejection {

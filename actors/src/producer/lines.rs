@@ -1,67 +1,68 @@
-//! Bytes become bodies of records: one place for lines, frames, joining and limits, for every source that reads a stream.
+//! Builds bodies of records from bytes: the one implementation of lines, frames, joining and limits for all stream
+//! sources.
 
 use bytes::Bytes;
 
-use super::framing::{Content, Cutter};
-use super::multiline::{Joiner, Multiline, push_record};
+use super::framing::{Content, RecordSplitter};
+use super::multiline::{LineJoiner, Multiline, push_record};
 
-/// Makes a body of what it is fed. Holds a body and an open record, never its input.
+/// Builds a body from its input. Holds the body and an open record, never the input.
 #[derive(Debug)]
-pub struct Composer {
-    cutter: Cutter,
-    /// None where frames are records.
-    joiner: Option<Joiner>,
+pub struct BodyBuilder {
+    splitter: RecordSplitter,
+    /// `None` where each frame is a record.
+    joiner: Option<LineJoiner>,
     body: Vec<u8>,
     fed: usize,
     discarded: Discarded,
-    whole: Boundary,
+    boundary: Boundary,
 }
 
-/// Records that are not kept, by reason.
+/// Numbers of discarded records, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Discarded {
-    /// Above the limit.
+    /// Records above the limit.
     pub too_long: u64,
-    /// A counted frame whose end never came.
+    /// Counted frames whose end never arrived.
     pub incomplete: u64,
 }
 
-/// A place in the input at which no record is open.
+/// A position in the input at which no record is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Boundary {
-    /// Bytes of the input before it.
+    /// Number of input bytes before it.
     pub fed: usize,
-    /// The input goes on inside of a line that is too long.
+    /// The input continues within an overlong line.
     pub skipping: bool,
-    /// Records before it that are not kept.
+    /// Records discarded before it.
     pub discarded: Discarded,
     body_len: usize,
 }
 
-impl Composer {
-    /// Cuts with `cutter` and joins by `rules`, if there are any.
-    pub fn new(cutter: Cutter, rules: Option<Multiline>) -> Self {
+impl BodyBuilder {
+    /// Splits with `splitter` and joins lines by `rules`, if any.
+    pub fn new(splitter: RecordSplitter, rules: Option<Multiline>) -> Self {
         Self {
-            cutter,
-            joiner: rules.map(Joiner::new),
+            splitter,
+            joiner: rules.map(LineJoiner::new),
             body: Vec::new(),
             fed: 0,
             discarded: Discarded::default(),
-            whole: Boundary { skipping: cutter.is_skipping(), ..Boundary::default() },
+            boundary: Boundary { skipping: splitter.is_skipping(), ..Boundary::default() },
         }
     }
 
-    /// Takes the records off the head of `input`; returns how many bytes that were. Nothing follows at an `end`.
+    /// Takes records from the start of `input`; returns the number of bytes taken. With `end`, there is no more input.
     pub fn feed(&mut self, input: &[u8], end: bool) -> usize {
         let mut used = 0;
-        while let Some((content, bytes)) = self.cutter.next(&input[used..], end) {
+        while let Some((content, bytes)) = self.splitter.next(&input[used..], end) {
             match (content, &mut self.joiner) {
                 (Content::Skipped, _) => {}
                 (Content::Record(record), None) => push_record(&mut self.body, record),
                 (Content::Record(line), Some(joiner)) => {
                     if joiner.push(line, &mut self.body) && joiner.is_open() {
                         let (fed, discarded, body_len) = (self.fed, self.discarded, self.body.len());
-                        self.whole = Boundary { fed, skipping: false, discarded, body_len };
+                        self.boundary = Boundary { fed, skipping: false, discarded, body_len };
                     }
                 }
                 (Content::Discarded(reason), joiner) => {
@@ -72,53 +73,53 @@ impl Composer {
             }
             used += bytes;
             self.fed += bytes;
-            self.note_boundary();
+            self.update_boundary();
         }
         used
     }
 
-    /// Ends what is open.
+    /// Closes the open record.
     pub fn close(&mut self) {
         self.joiner.iter_mut().for_each(|joiner| joiner.close(&mut self.body));
-        self.note_boundary();
+        self.update_boundary();
     }
 
-    fn note_boundary(&mut self) {
+    fn update_boundary(&mut self) {
         if !self.is_open() {
             let (fed, discarded, body_len) = (self.fed, self.discarded, self.body.len());
-            self.whole = Boundary { fed, skipping: self.cutter.is_skipping(), discarded, body_len };
+            self.boundary = Boundary { fed, skipping: self.splitter.is_skipping(), discarded, body_len };
         }
     }
 
-    /// Whether a record may still go on.
+    /// Whether a record may still continue.
     pub fn is_open(&self) -> bool {
-        self.joiner.as_ref().is_some_and(Joiner::is_open)
+        self.joiner.as_ref().is_some_and(LineJoiner::is_open)
     }
 
-    /// Bytes of the body so far.
+    /// Size of the body so far, in bytes.
     pub fn body_len(&self) -> usize {
         self.body.len()
     }
 
-    /// The body so far; none without a record.
+    /// Takes the body so far; `None` without a record.
     pub fn take_body(&mut self) -> Option<Bytes> {
         (!self.body.is_empty()).then(|| std::mem::take(&mut self.body).into())
     }
 
-    /// What was not kept since the last call.
+    /// Takes the numbers of records discarded since the last call.
     pub fn take_discarded(&mut self) -> Discarded {
         std::mem::take(&mut self.discarded)
     }
 
-    /// The last place at which no record was open.
-    pub fn whole(&self) -> Boundary {
-        self.whole
+    /// The last position at which no record was open.
+    pub fn boundary(&self) -> Boundary {
+        self.boundary
     }
 
-    /// The last place at which no record was open, and the body up to there.
-    pub fn into_whole(mut self) -> (Boundary, Bytes) {
-        self.body.truncate(self.whole.body_len);
-        (self.whole, self.body.into())
+    /// The last position at which no record was open, and the body up to there.
+    pub fn into_boundary(mut self) -> (Boundary, Bytes) {
+        self.body.truncate(self.boundary.body_len);
+        (self.boundary, self.body.into())
     }
 }
 
@@ -130,20 +131,20 @@ mod tests {
     use crate::message::RECORD_END;
     use proptest::prelude::*;
 
-    fn composer(max: usize) -> Composer {
+    fn builder(max: usize) -> BodyBuilder {
         let rules = config::Multiline { stack_traces: true, bytes_max: max, ..config::Multiline::default() };
-        Composer::new(Cutter::new(Framing::Lines, max), Some(Multiline::new(&rules)))
+        BodyBuilder::new(RecordSplitter::new(Framing::Lines, max), Some(Multiline::new(&rules)))
     }
 
     fn whole(input: &[u8], max: usize) -> (Boundary, Vec<u8>) {
-        let mut composer = composer(max);
-        composer.feed(input, false);
-        let (boundary, body) = composer.into_whole();
+        let mut builder = builder(max);
+        builder.feed(input, false);
+        let (boundary, body) = builder.into_boundary();
         (boundary, body.to_vec())
     }
 
     #[test]
-    fn what_may_go_on_is_left_for_the_next_time() {
+    fn a_record_that_may_continue_is_left_for_the_next_time() {
         let (boundary, body) = whole(b"one\n two\nthree\n fo", 100);
         assert_eq!((boundary.fed, &*body), (9, &b"one\n two\x1e"[..]));
         let (boundary, body) = whole(b"2026-11-21T08:00:00.1Z stdout F one\n2026-11-21T08:00:00.1Z stdout P t\n", 100);
@@ -151,31 +152,31 @@ mod tests {
     }
 
     proptest! {
-        /// What a crash asks for: the same range of the same bytes makes the same records, and no record is in two ranges.
+        /// Required after a crash: the same range of bytes yields the same records, and no record is in two ranges.
         #[test]
-        fn a_range_that_was_whole_once_makes_the_same_body_again(
+        fn a_range_between_boundaries_yields_the_same_body_again(
             lines in prop::collection::vec("[ a]?[a-z]{0,12}|2026-11-21T08:00:00.1Z std(out|err) [FP] ?[a-z]{0,5}", 0..20),
             max in 20_usize..80,
         ) {
             let input = lines.join("\n") + "\n";
             let input = input.as_bytes();
-            let mut all = composer(max);
+            let mut all = builder(max);
             all.feed(input, true);
             all.close();
             let expect = all.take_body().unwrap_or_default();
             let (mut at, mut skipping, mut bodies) = (0, false, Vec::new());
             while at < input.len() {
-                // A window as a reader has it: some bytes, and all that there are if nothing ends in these.
+                // A reader's window: some bytes, or all of them if no record ends within these.
                 let end = (at + 30).min(input.len());
                 let compose = |end: usize, whole: bool| {
-                    let cutter = Cutter::new(Framing::Lines, max).in_a_line(skipping);
+                    let splitter = RecordSplitter::new(Framing::Lines, max).within_line(skipping);
                     let rules = config::Multiline { stack_traces: true, bytes_max: max, ..config::Multiline::default() };
-                    let mut composer = Composer::new(cutter, Some(Multiline::new(&rules)));
-                    composer.feed(&input[at..end], whole);
+                    let mut builder = BodyBuilder::new(splitter, Some(Multiline::new(&rules)));
+                    builder.feed(&input[at..end], whole);
                     if whole {
-                        composer.close();
+                        builder.close();
                     }
-                    composer.into_whole()
+                    builder.into_boundary()
                 };
                 let (mut boundary, mut body) = compose(end, false);
                 if boundary.fed == 0 {

@@ -1,8 +1,8 @@
-//! Stage producer: bodies are decompressed and passed to the lane's parser. There is one per lane.
+//! Stage producer: decompresses bodies and passes them to the lane's parser. There is one per lane.
 //!
-//! - Sources hand bodies in through an [`IntakeHandle`], the only door: it picks the lane, and says at once when there is
-//!   no room.
-//! - A body takes as much memory as it is allowed to, however it was compressed: see [`decompress`].
+//! - Sources submit bodies through an [`IntakeHandle`], the only entry point. It picks the lane and rejects a body at
+//!   once when the mailbox is full.
+//! - The memory of a body is bounded regardless of its compression: see [`decompress`].
 
 use logweir_engine::fault::kill_point;
 use logweir_engine::mailbox::{Closed, Mailbox};
@@ -37,7 +37,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer that sends to `parser` what is not above `decompressed_bytes_max`.
+    /// A producer that sends bodies of up to `decompressed_bytes_max` to `parser`.
     #[must_use]
     pub fn new(context: StageContext, parser: Mailbox<RawChunk>, decompressed_bytes_max: usize) -> Self {
         Self { context, parser, decompressed_bytes_max, bodies: 0, bytes: 0, refused: 0 }
@@ -57,9 +57,9 @@ impl Stage for Producer {
             Encoding::Identity if body.len() <= self.decompressed_bytes_max => body,
             _ => match decompress(&body, encoding, self.decompressed_bytes_max) {
                 Ok(plain) => plain,
-                Err(refusal) => {
+                Err(rejection) => {
                     self.refused += 1;
-                    let _ = reply.send(Err(refusal));
+                    let _ = reply.send(Err(rejection));
                     return Ok(());
                 }
             },

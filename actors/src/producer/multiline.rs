@@ -1,11 +1,11 @@
-//! Which lines are one record: the pieces of a container's long line, and the lines of a stack trace.
+//! Decides which lines form one record: the parts of a container's split line, and the lines of a stack trace.
 //!
-//! Standard output and standard error of a container are joined apart. Where nobody names what a record begins with
-//! (`multiline.start`), a line belongs to the record before if it looks like the inside of a stack trace:
-//! - it begins with white space, `at `, `Caused by:`, `Suppressed:` or `... 12 more`;
-//! - it begins with the dotted name of an exception (`java.lang.IllegalStateException: …`);
-//! - it is part of a Python traceback, up to the line that names the exception. The traceback itself belongs to the line
-//!   before it if that is an error, as `logging.exception` writes it.
+//! Standard output and standard error of a container are joined separately. Without a configured start of a record
+//! (`multiline.start`), a line belongs to the previous record if it looks like the inside of a stack trace:
+//! - it begins with whitespace, `at `, `Caused by:`, `Suppressed:` or `... 12 more`;
+//! - it begins with the qualified name of an exception (`java.lang.IllegalStateException: …`);
+//! - it is part of a Python traceback, up to the line that names the exception. The traceback itself belongs to the
+//!   line before it if that is an error, as written by `logging.exception`.
 
 use regex::bytes::Regex;
 
@@ -13,7 +13,7 @@ use super::container;
 use crate::config;
 use crate::message::RECORD_END;
 
-/// What is joined.
+/// Rules for joining lines.
 #[derive(Clone, Debug)]
 pub struct Multiline {
     start: Option<Regex>,
@@ -22,18 +22,18 @@ pub struct Multiline {
 }
 
 impl Multiline {
-    /// As the configuration has it.
+    /// The configured rules.
     ///
     /// # Panics
-    /// The pattern is none, which the configuration has checked.
+    /// The pattern is invalid, which configuration checks rule out.
     #[must_use]
     pub fn new(config: &config::Multiline) -> Self {
         let start =
-            (!config.start.is_empty()).then(|| Regex::new(&config.start).expect("the configuration was checked"));
+            (!config.start.is_empty()).then(|| Regex::new(&config.start).expect("checked with the configuration"));
         Self { start, stack_traces: config.stack_traces, bytes_max: config.bytes_max }
     }
 
-    /// Whether a line is never more than itself, unless a container's runtime says so.
+    /// Whether each line is a record, except for lines split by a container runtime.
     fn is_off(&self) -> bool {
         self.start.is_none() && !self.stack_traces
     }
@@ -68,15 +68,15 @@ fn is_exception(line: &[u8]) -> bool {
 
 const TRACEBACK: &[u8] = b"Traceback (most recent call last):";
 
-/// Where in a Python traceback a record stands.
+/// State of a record within a Python traceback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Python {
     Outside,
-    /// After the line that begins it, or a frame.
+    /// After its first line, or a frame.
     Frames,
     /// After the line that names the exception.
     Named,
-    /// After the words that lead to another traceback.
+    /// After the words that introduce another traceback.
     Chained,
 }
 
@@ -107,14 +107,14 @@ fn chains(line: &[u8]) -> bool {
     line.starts_with(b"During handling of the above exception") || line.starts_with(b"The above exception was")
 }
 
-/// A record that may go on.
+/// A record that may continue.
 #[derive(Debug)]
 struct Open {
     text: Vec<u8>,
     is_open: bool,
-    /// The next piece goes on in the same line.
+    /// The next part continues the same line.
     is_partial: bool,
-    /// Where the last line begins.
+    /// Where the last line starts.
     line: usize,
     python: Python,
 }
@@ -124,7 +124,7 @@ impl Open {
         Self { text: Vec::new(), is_open: false, is_partial: false, line: 0, python: Python::Outside }
     }
 
-    /// A traceback follows the line of an error that it explains.
+    /// A traceback follows the error line that it explains.
     fn leads_to_traceback(&self, line: &[u8]) -> bool {
         let is_error = |word: &[u8]| memchr::memmem::find(&self.text, word).is_some();
         line.starts_with(TRACEBACK)
@@ -143,7 +143,7 @@ impl Open {
     }
 }
 
-/// Appends a record to a body of [`Records`](crate::message::Format::Records); an empty one is none.
+/// Appends a record to a body of [`Records`](crate::message::Format::Records); empty records are skipped.
 pub fn push_record(body: &mut Vec<u8>, mut record: &[u8]) {
     if record.iter().all(u8::is_ascii_whitespace) {
         return;
@@ -159,24 +159,24 @@ pub fn push_record(body: &mut Vec<u8>, mut record: &[u8]) {
 
 /// Joins lines into records. Holds at most one open record for each of the two streams.
 #[derive(Debug)]
-pub struct Joiner {
+pub struct LineJoiner {
     rules: Multiline,
     open: [Open; 2],
 }
 
-impl Joiner {
-    /// Without an open record.
+impl LineJoiner {
+    /// A joiner without an open record.
     pub fn new(rules: Multiline) -> Self {
         Self { rules, open: [Open::new(), Open::new()] }
     }
 
-    /// Whether a record may still go on.
+    /// Whether a record may still continue.
     pub fn is_open(&self) -> bool {
         self.open.iter().any(|open| open.is_open)
     }
 
-    /// Takes a line: one that goes on in an open record, or one that begins a record. Appends what is ended by it to `body`.
-    /// Returns whether nothing that came before this line is open any more.
+    /// Takes a line, which continues an open record or starts a new one, and appends completed records to `body`.
+    /// Returns whether everything before this line is complete.
     pub fn push(&mut self, line: &[u8], body: &mut Vec<u8>) -> bool {
         let unwrapped = container::unwrap(line);
         let (stream, is_partial, envelope, message) = match &unwrapped {
@@ -201,7 +201,7 @@ impl Joiner {
             }
             return false;
         }
-        // What comes in between ends a record of the other stream, too: it would otherwise hold everything back.
+        // A line in between also ends a record of the other stream, which would otherwise hold everything back.
         this.close(body);
         if !other.is_partial {
             other.close(body);
@@ -226,7 +226,7 @@ impl Joiner {
         is_clean
     }
 
-    /// Ends what is open.
+    /// Closes the open records.
     pub fn close(&mut self, body: &mut Vec<u8>) {
         self.open.iter_mut().for_each(|open| open.close(body));
     }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn join(rules: Multiline, lines: &str) -> Vec<String> {
-        let (mut joiner, mut body) = (Joiner::new(rules), Vec::new());
+        let (mut joiner, mut body) = (LineJoiner::new(rules), Vec::new());
         for line in lines.lines() {
             joiner.push(line.as_bytes(), &mut body);
         }
@@ -272,23 +272,23 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_says_what_a_record_begins_with() {
+    fn a_pattern_determines_where_a_record_starts() {
         let lines = "[1] a\nb\n c\n[2] d\n\ne\n[3] f\n";
         assert_eq!(join(rules(r"^\[\d", true, 1000), lines), ["[1] a\nb\n c", "[2] d\n\ne", "[3] f"]);
     }
 
     #[test]
-    fn nothing_is_joined_where_nobody_asks() {
+    fn nothing_is_joined_without_rules() {
         assert_eq!(join(rules("", false, 1000), "a\n b\n\n\tat c\n"), ["a", " b", "\tat c"]);
     }
 
     #[test]
-    fn a_record_that_grows_too_long_is_begun_anew_and_nothing_is_lost() {
+    fn an_overlong_record_is_split_and_nothing_is_lost() {
         assert_eq!(join(rules("", true, 10), "a\n bcde\n fghi\n jkl\n"), ["a\n bcde", " fghi\n jkl"]);
     }
 
     #[test]
-    fn pieces_of_two_streams_are_put_together_apart() {
+    fn parts_of_two_streams_are_joined_separately() {
         let lines = "2026-11-21T08:00:00.1Z stdout P one \n2026-11-21T08:00:00.2Z stderr P left \n\
                      2026-11-21T08:00:00.3Z stdout F two\n2026-11-21T08:00:00.4Z stderr F right\n\
                      2026-11-21T08:00:00.5Z stderr F \tat x\n";
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_byte_that_ends_a_record_is_made_visible_inside_one() {
+    fn the_record_separator_within_a_record_is_made_visible() {
         assert_eq!(join(rules("", false, 100), "a\u{1e}b\n"), ["a␞b"]);
     }
 }

@@ -1,7 +1,7 @@
-//! Hands bodies in for sources that can wait: again and again, until they are taken.
+//! Submits bodies for sources that can wait, and retries until they are accepted.
 //!
-//! A refusal that a retry mends is retried for ever, with growing delays; only the drain ends it. A body whose answer was
-//! lost in a restart of a stage is sent again: without a mark, that is at least once.
+//! A rejection that a retry can resolve is retried indefinitely, with growing delays; only the drain ends it. A body
+//! whose answer was lost in a stage restart is sent again: without a dedup key, delivery is at least once.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ use crate::progress::Progress;
 /// First and longest delay between two attempts.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// What a source needs to hand bodies in.
+/// What a source needs to submit bodies.
 #[derive(Clone)]
 pub struct SourceClient {
-    /// The door.
+    /// The entry point.
     pub intake: IntakeHandle,
     /// For [`AckLevel::Committed`].
     pub progress: Progress,
     /// Ends the retries.
     pub drain: DrainWatch,
-    /// How far a body must have come before it counts as taken.
+    /// What a body must reach to count as delivered.
     pub ack: AckLevel,
 }
 
@@ -40,33 +40,33 @@ pub struct SourceBatch {
     pub body: Bytes,
     /// As in [`Delivery`].
     pub defaults: Defaults,
-    /// As in [`Delivery`]: for sources that can read the same bytes again in the next life of the process.
+    /// As in [`Delivery`]: for sources that can read the same bytes again after a restart of the process.
     pub dedup_key: Option<DedupKey>,
 }
 
 impl SourceBatch {
-    /// Records in it.
+    /// Number of its records.
     pub fn records(&self) -> u64 {
         memchr::memchr_iter(RECORD_END, &self.body).count() as u64
     }
 }
 
 impl SourceClient {
-    /// Hands one body in, again and again if need be. Returns the number of its records.
+    /// Delivers one body, with retries. Returns the number of its records.
     ///
     /// # Errors
-    /// No retry mends it, or the drain came first.
+    /// A retry cannot succeed, or the drain started first.
     pub async fn deliver(&self, source_batch: &SourceBatch) -> Result<u64, Rejection> {
         let (mut delay, delay_max) = RETRY_DELAYS;
         loop {
-            let refusal = match self.attempt(source_batch).await {
+            let rejection = match self.attempt(source_batch).await {
                 Ok(records) => return Ok(records),
-                Err(refusal) => refusal,
+                Err(rejection) => rejection,
             };
-            metrics::counter!("logweir_rejected_requests_total", "reason" => refusal.reason).increment(1);
-            let mendable = matches!(refusal.kind, RejectionKind::Busy | RejectionKind::Unavailable);
-            if !mendable || self.drain.phase() >= Phase::Draining {
-                return Err(refusal);
+            metrics::counter!("logweir_rejected_requests_total", "reason" => rejection.reason).increment(1);
+            let is_retryable = matches!(rejection.kind, RejectionKind::Busy | RejectionKind::Unavailable);
+            if !is_retryable || self.drain.phase() >= Phase::Draining {
+                return Err(rejection);
             }
             tokio::select! {
                 () = sleep(delay) => delay = (delay * 2).min(delay_max),
@@ -91,7 +91,7 @@ impl SourceClient {
         self.intake.submit(delivery).await?;
         let receipt = answer.wait().await?;
         if self.ack == AckLevel::Committed && receipt.seq > 0 {
-            // It is in the journal: if the drain comes first, the next start brings it to the database.
+            // It is in the journal: if the drain starts first, the next start writes it to the database.
             tokio::select! {
                 () = self.progress.committed(receipt.lane, receipt.seq) => {}
                 () = self.drain.reached(Phase::Draining) => {}

@@ -1,12 +1,13 @@
 //! Syslog listeners: TCP, UDP and TLS.
 //!
-//! - **What syslog acknowledges: nothing.** A sender has handed a message over when its kernel has it. Here TCP and TLS are
-//!   read only as fast as the journal takes what was read, so that a slow journal fills the sender's queue and not our
-//!   memory; what is lost when this process is killed is what lay in the two kernels' buffers and one body per connection.
-//!   At SIGTERM what was read is stored before the connections are closed. UDP may lose anything at any time; what is
-//!   dropped here, by the kernel or by our own bound, is counted. Who needs to know uses HTTP.
-//! - Frames are records and are never split; what a line means is the parser's to say.
-//! - The sender's address is the host of messages that name none, and an attribute of all.
+//! - **Syslog has no acknowledgements.** A sender considers a message delivered when its kernel has it. TCP and TLS are
+//!   read only as fast as the journal accepts what was read, so that a slow journal fills the sender's queue and not
+//!   our memory. When this process is killed, the contents of both kernels' buffers and one body per connection are
+//!   lost. At SIGTERM what was read is stored before the connections are closed. UDP may lose anything at any time;
+//!   what is dropped here, by the kernel or by our own bound, is counted. Senders that need acknowledgements should use
+//!   HTTP.
+//! - Frames are records and are never split; the parser interprets them.
+//! - The sender's address is the host of messages without one, and an attribute of all messages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,29 +33,29 @@ use crate::config;
 use crate::message::Defaults;
 use crate::tls;
 
-/// How long a sender may take to shake hands.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// After a failed accept (no descriptor is left, say) the next try waits.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The largest datagram.
+/// Timeout of a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delay after a failed accept (out of descriptors, for example).
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Maximum size of a datagram.
 const DATAGRAM_BYTES: usize = 64 << 10;
-/// What the kernel is asked to keep of datagrams; it may give less.
+/// Receive buffer requested from the kernel for datagrams; it may grant less.
 const KERNEL_BYTES: usize = 4 << 20;
 
-/// The sockets, bound.
+/// The bound sockets.
 pub struct Listeners {
     tcp: Option<std::net::TcpListener>,
     udp: Option<std::net::UdpSocket>,
     tls: Option<(std::net::TcpListener, TlsAcceptor)>,
 }
 
-/// Binds what the configuration asks for.
+/// Binds the configured addresses.
 ///
 /// # Errors
-/// Which key cannot have what it names, and why.
+/// The key whose address cannot be bound, and why.
 pub fn bind(config: &config::Syslog) -> Result<Listeners, String> {
     let wrong = |key: &str, address: SocketAddr, error: io::Error| {
-        format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there")
+        format!("{key}: cannot listen on {address}: {error}; choose another address or stop the process that uses it")
     };
     let tcp = |key, address: Option<SocketAddr>| -> Result<_, String> {
         let Some(address) = address else { return Ok(None) };
@@ -83,18 +84,18 @@ pub fn bind(config: &config::Syslog) -> Result<Listeners, String> {
     Ok(Listeners { tcp: tcp("syslog.tcp_listen", config.tcp_listen)?, udp: udp.transpose()?, tls })
 }
 
-/// The most bytes that the listeners hold.
+/// Upper bound of the memory used by the listeners, in bytes.
 #[must_use]
 pub fn memory_bytes_max(config: &config::Syslog) -> usize {
-    // What is read, the body in the making, and the one in flight.
+    // What is read, the body being built, and the one in flight.
     let connection = 3 * (config.message_bytes_max + READ_BYTES) + 2 * BODY_BYTES;
     let any_tcp = config.tcp_listen.is_some() || config.tls_listen.is_some();
     let tcp = if any_tcp { config.connections_max * connection } else { 0 };
-    // Waiting, and once more in bodies under way.
+    // Queued, and once more in bodies in flight.
     tcp + if config.udp_listen.is_some() { 2 * config.udp_buffer_bytes + DATAGRAM_BYTES } else { 0 }
 }
 
-/// Serves the listeners until the drain; completes when all that was read is handed in.
+/// Serves the listeners until the drain; completes when everything that was read is submitted.
 ///
 /// # Panics
 /// Outside of a runtime.
@@ -118,7 +119,7 @@ pub async fn serve(listeners: Listeners, source_client: &SourceClient, config: &
         datagrams(UdpSocket::from_std(socket).expect(registered), &server).await;
     };
     tokio::join!(tcp, tls, udp);
-    // Every connection has seen the drain, too, and ends when what it has read is stored.
+    // Every connection has seen the drain too, and ends when what it has read is stored.
     let all = u32::try_from(server.config.connections_max).unwrap_or(u32::MAX);
     let _ = server.room.acquire_many(all).await;
 }
@@ -142,8 +143,8 @@ impl Server {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     network_error(component, "accept");
-                    tracing::warn!(component, %error, "no connection can be accepted");
-                    sleep(ACCEPT_PAUSE).await;
+                    tracing::warn!(component, %error, "cannot accept a connection: retrying");
+                    sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
@@ -155,11 +156,11 @@ impl Server {
             actix_rt::spawn(async move {
                 match tls {
                     None => server.connection(socket, peer, component, permit).await,
-                    Some(tls) => match timeout(HANDSHAKE, tls.accept(socket)).await {
+                    Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)).await {
                         Ok(Ok(socket)) => server.connection(socket, peer, component, permit).await,
                         Ok(Err(error)) => {
                             network_error(component, "handshake");
-                            tracing::warn!(component, %peer, %error, "a sender was not let in");
+                            tracing::warn!(component, %peer, %error, "TLS handshake with a sender failed");
                         }
                         Err(_) => network_error(component, "handshake_timeout"),
                     },
@@ -183,11 +184,11 @@ impl Server {
             record_bytes_max: self.config.message_bytes_max,
             multiline: None,
             idle_timeout: Some(Duration::from_millis(self.config.idle_timeout_ms)),
-            defaults: said_by(peer.ip(), Some(peer.port())),
+            defaults: sender_defaults(peer.ip(), Some(peer.port())),
         };
         if let Err(error) = source.run(socket).await {
             network_error(component, "read");
-            tracing::debug!(component, %peer, %error, "a sender's connection broke off");
+            tracing::debug!(component, %peer, %error, "a sender's connection failed");
         }
         metrics::gauge!("logweir_syslog_connections", "component" => component).decrement(1.0);
     }
@@ -197,8 +198,8 @@ fn network_error(component: &'static str, kind: &'static str) {
     metrics::counter!("logweir_network_errors_total", "component" => component, "kind" => kind).increment(1);
 }
 
-/// What is known of a sender's messages: where they came from.
-fn said_by(ip: IpAddr, port: Option<u16>) -> Defaults {
+/// Defaults for messages of a sender: its address.
+fn sender_defaults(ip: IpAddr, port: Option<u16>) -> Defaults {
     let address = ip.to_canonical().to_string();
     let mut attributes = format!("\"network.peer.address\":\"{address}\"");
     if let Some(port) = port {
@@ -207,17 +208,17 @@ fn said_by(ip: IpAddr, port: Option<u16>) -> Defaults {
     Defaults { host: Some(address.into()), attributes: Some(attributes.into()), ..Defaults::default() }
 }
 
-/// Datagrams that wait to be handed in.
-struct Waiting {
+/// Datagrams that wait to be submitted.
+struct DatagramQueue {
     queue: Mutex<(VecDeque<(IpAddr, Bytes)>, usize)>,
-    came: Notify,
+    arrived: Notify,
     bytes_max: usize,
 }
 
-impl Waiting {
-    /// Whether there was room for it.
+impl DatagramQueue {
+    /// Queues the datagram; returns false if the queue is full.
     fn push(&self, peer: IpAddr, datagram: &[u8]) -> bool {
-        let mut queue = self.queue.lock().expect("nobody panics in here");
+        let mut queue = self.queue.lock().expect("no panic while it is held");
         let (datagrams, bytes) = &mut *queue;
         let size = datagram.len() + size_of::<(IpAddr, Bytes)>();
         if *bytes + size > self.bytes_max {
@@ -226,45 +227,45 @@ impl Waiting {
         *bytes += size;
         datagrams.push_back((peer, Bytes::copy_from_slice(datagram)));
         drop(queue);
-        self.came.notify_one();
+        self.arrived.notify_one();
         true
     }
 
     fn take(&self) -> VecDeque<(IpAddr, Bytes)> {
-        let mut queue = self.queue.lock().expect("nobody panics in here");
+        let mut queue = self.queue.lock().expect("no panic while it is held");
         queue.1 = 0;
         std::mem::take(&mut queue.0)
     }
 }
 
-/// Reads datagrams as fast as they come, and hands them in as fast as they are taken.
+/// Reads datagrams as fast as they arrive, and submits them as fast as they are accepted.
 async fn datagrams(socket: UdpSocket, server: &Server) {
     let (source_client, bytes_max) = (&server.source_client, server.config.udp_buffer_bytes);
-    let waiting = Waiting { queue: Mutex::default(), came: Notify::new(), bytes_max };
+    let queue = DatagramQueue { queue: Mutex::default(), arrived: Notify::new(), bytes_max };
     let stream = source_client.intake.new_stream();
     let receiving = async {
         let mut buffer = vec![0; DATAGRAM_BYTES];
         loop {
             match socket.recv_from(&mut buffer).await {
                 Ok((len, _)) if len > server.config.message_bytes_max => discard(UDP, "line_too_long", 1),
-                Ok((len, peer)) if !waiting.push(peer.ip(), &buffer[..len]) => discard(UDP, "udp_buffer_full", 1),
+                Ok((len, peer)) if !queue.push(peer.ip(), &buffer[..len]) => discard(UDP, "udp_buffer_full", 1),
                 Ok(_) => {}
                 Err(error) => {
                     network_error(UDP, "read");
-                    tracing::warn!(%error, "no datagram can be read");
-                    sleep(ACCEPT_PAUSE).await;
+                    tracing::warn!(%error, "cannot read a datagram");
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
     };
-    let handing_in = async {
+    let submitting = async {
         let mut dropped = 0;
         while source_client.drain.phase() < Phase::Draining {
             tokio::select! {
-                () = waiting.came.notified() => sleep(LINGER).await,
+                () = queue.arrived.notified() => sleep(LINGER).await,
                 () = source_client.drain.reached(Phase::Draining) => {}
             }
-            hand_in(source_client, stream, waiting.take()).await;
+            submit(source_client, stream, queue.take()).await;
             let now = dropped_by_kernel(&socket);
             if now > dropped {
                 discard(UDP, "udp_kernel_buffer_full", (now - dropped).into());
@@ -274,16 +275,16 @@ async fn datagrams(socket: UdpSocket, server: &Server) {
     };
     tokio::select! {
         () = receiving => {}
-        () = handing_in => {}
+        () = submitting => {}
     }
-    // What came in between the last look and the end.
-    hand_in(source_client, stream, waiting.take()).await;
+    // What arrived between the last iteration and the end.
+    submit(source_client, stream, queue.take()).await;
 }
 
 const UDP: &str = "syslog_udp";
 
-/// One body for each sender.
-async fn hand_in(source_client: &SourceClient, stream: u64, datagrams: VecDeque<(IpAddr, Bytes)>) {
+/// Submits one body per sender.
+async fn submit(source_client: &SourceClient, stream: u64, datagrams: VecDeque<(IpAddr, Bytes)>) {
     let mut senders: Vec<(IpAddr, Vec<Vec<u8>>)> = Vec::new();
     for (peer, datagram) in datagrams {
         let index = senders.iter().position(|(sender, _)| *sender == peer).unwrap_or_else(|| {
@@ -299,8 +300,8 @@ async fn hand_in(source_client: &SourceClient, stream: u64, datagrams: VecDeque<
             push_record(body, &datagram[..end]);
         }
     }
-    let parcels = senders.into_iter().flat_map(|(peer, bodies)| {
-        let defaults = said_by(peer, None);
+    let batches = senders.into_iter().flat_map(|(peer, bodies)| {
+        let defaults = sender_defaults(peer, None);
         bodies.into_iter().filter(|body| !body.is_empty()).map(move |body| SourceBatch {
             stream,
             body: body.into(),
@@ -308,20 +309,20 @@ async fn hand_in(source_client: &SourceClient, stream: u64, datagrams: VecDeque<
             dedup_key: None,
         })
     });
-    join_all(parcels.map(|source_batch| async move {
-        if let Err(refusal) = source_client.deliver(&source_batch).await {
+    join_all(batches.map(|source_batch| async move {
+        if let Err(rejection) = source_client.deliver(&source_batch).await {
             tracing::warn!(
-                reason = refusal.reason,
+                reason = rejection.reason,
                 messages = source_batch.records(),
-                "datagrams were read and are not stored"
+                "datagrams were read but not stored"
             );
-            discard(UDP, refusal.reason, source_batch.records());
+            discard(UDP, rejection.reason, source_batch.records());
         }
     }))
     .await;
 }
 
-/// Datagrams that the kernel has thrown away because nobody read them in time.
+/// Datagrams dropped by the kernel because they were not read in time.
 fn dropped_by_kernel(socket: &UdpSocket) -> u32 {
     const DROPS: usize = 8; // SK_MEMINFO_DROPS
     let mut info = [0_u32; 16];

@@ -1,156 +1,153 @@
-//! One client's stream.
+//! The stream of one client.
 //!
-//! - It holds no frame while it waits for the client, so that memory does not grow with clients that are slow.
-//! - After a token it reads the journal itself until it meets the ring, and at the client's pace: nothing is dropped on
-//!   the way, but what the journal keeps no more is told as a gap.
-//! - Live, the newest is what counts: records above the rate, and those that a slow client did not get to before they left
-//!   the ring, are counted and told.
+//! - It holds no frame while it waits for the client, so memory does not grow with the number of slow clients.
+//! - A resumed stream reads the journal itself, at the client's pace, until it reaches the ring. Nothing is dropped
+//!   meanwhile; records that the journal no longer retains are reported as a gap.
+//! - A live stream favors the latest records: those above the rate limit, and those that left the ring before a slow client
+//!   got to them, are counted and reported.
 
-use bytes::Bytes;
 use logweir_engine::record::Record;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
+use super::output::{GapReason, Output};
 use super::ring::Next;
-use super::{Listening, Matches, TailHub, event};
+use super::{Matches, Registration, TailHub};
 use crate::follow::{DurableFrame, Follower, Position};
 use crate::rate_limit::RateLimiter;
 
-/// A piece of the stream leaves when it is this large, or when there is nothing to add.
+/// A piece is sent when it reaches this size, or when there is nothing to add.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
-/// Records that are looked at before others get their turn.
+/// Records processed before other clients get their turn.
 const RECORDS_AT_ONCE: usize = 1000;
-/// A connection on which nothing happens for so long gets a comment.
+/// Interval of keep-alive comments on an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// A client that takes nothing for so long is gone.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What was dropped is told this often.
-const TELL_EVERY: Duration = Duration::from_millis(250);
-/// How long a client waits for its allowance while it catches up.
-const PACE: Duration = Duration::from_millis(20);
-/// When a browser comes back after the connection was lost.
-const RETRY_MS: u64 = 1000;
+/// A client that accepts nothing for this long is disconnected.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval at which dropped records are reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
+/// Pause of a resuming client that has reached its rate limit.
+const RATE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Where a stream begins.
-pub(super) enum Begin {
-    /// With what comes now.
+/// Where a stream starts.
+pub(super) enum Start {
+    /// At the live edge.
     Live,
-    /// After this.
+    /// After this position.
     After(Position),
-    /// After what is not in this journal.
-    Elsewhere,
+    /// At the live edge, since the position of the token is not in this journal.
+    OtherJournal,
 }
 
-/// The stream has ended: its client has gone.
-struct Gone;
+/// The client has disconnected.
+struct Disconnected;
 
-/// The stream.
-pub(super) struct Client {
+/// One client's stream.
+pub(super) struct Client<O: Output> {
     hub: TailHub,
-    _listening: Listening,
+    _registration: Registration,
     matches: Matches,
     position: Position,
-    /// It has not met the live edge yet.
+    /// The stream has not reached the live edge yet.
     resuming: bool,
-    allowance: RateLimiter,
-    buffer: String,
-    out: mpsc::Sender<Bytes>,
+    rate_limiter: RateLimiter,
+    output: O,
+    out: mpsc::Sender<O::Piece>,
     dropped: u64,
     dropped_total: u64,
-    told: Instant,
+    reported_at: Instant,
 }
 
-impl Client {
+impl<O: Output> Client<O> {
     pub(super) fn new(
-        listening: Listening,
+        registration: Registration,
         matches: Matches,
-        begin: Begin,
+        start: Start,
         live: Position,
-        out: mpsc::Sender<Bytes>,
+        out: mpsc::Sender<O::Piece>,
     ) -> Self {
-        let hub = listening.0.clone();
-        let mut buffer = String::new();
-        event::retry(&mut buffer, RETRY_MS);
-        let (position, resuming) = match begin {
-            Begin::Live => (live, false),
-            Begin::After(position) => (position, true),
-            Begin::Elsewhere => {
-                event::gap(&mut buffer, None, "other_journal");
+        let hub = registration.0.clone();
+        let mut output = O::default();
+        let (position, resuming) = match start {
+            Start::Live => (live, false),
+            Start::After(position) => (position, true),
+            Start::OtherJournal => {
+                output.gap(None, GapReason::OtherJournal);
                 (live, false)
             }
         };
-        // Who is cut off before the first record comes back to here.
-        event::place(&mut buffer, hub.0.writer, &position);
+        // A client that is disconnected before its first record resumes here.
+        output.position(hub.0.writer, &position);
         let now = Instant::now();
-        let allowance = RateLimiter::new(hub.0.config.records_per_s, now);
+        let rate_limiter = RateLimiter::new(hub.0.config.records_per_s, now);
         Self {
             hub,
-            _listening: listening,
+            _registration: registration,
             matches,
             position,
             resuming,
-            allowance,
-            buffer,
+            rate_limiter,
+            output,
             out,
             dropped: 0,
             dropped_total: 0,
-            told: now,
+            reported_at: now,
         }
     }
 
-    /// Until the client has gone, or the journal has ended.
+    /// Runs until the client has disconnected or the journal has ended.
     pub(super) async fn run(mut self) {
-        let _ = self.follow().await; // a client that goes has nothing to be told
+        let _ = self.follow().await; // a client that has disconnected needs no report
     }
 
-    async fn follow(&mut self) -> Result<(), Gone> {
-        let mut moved = self.hub.0.moved.subscribe();
+    async fn follow(&mut self) -> Result<(), Disconnected> {
+        let mut advanced = self.hub.0.advanced.subscribe();
         self.send().await?;
         loop {
-            let ended = *moved.borrow_and_update();
+            let ended = *advanced.borrow_and_update();
             let next = self.hub.state().ring.next(&self.position);
             match next {
                 Next::Frame(frame) => {
-                    let paced = self.look_at(&frame);
+                    let rate_limited = self.process(&frame);
                     drop(frame);
-                    self.pass_on(paced).await?;
+                    self.send_if_due(rate_limited).await?;
                 }
-                Next::Gone(start) if self.resuming => self.catch_up(&start).await?,
-                Next::Gone(start) => self.skip_to(&start, "behind"),
+                Next::Evicted(start) if self.resuming => self.catch_up(&start).await?,
+                Next::Evicted(start) => self.skip_to(&start, "behind"),
                 Next::Nothing => {
                     self.resuming = false;
                     self.send().await?;
                     if ended {
-                        self.told -= TELL_EVERY;
+                        self.reported_at -= REPORT_INTERVAL;
                         return self.send().await;
                     }
-                    self.wait(&mut moved).await?;
+                    self.wait(&mut advanced).await?;
                 }
             }
         }
     }
 
-    /// Until there is more, or something to be said anyway.
-    async fn wait(&mut self, moved: &mut tokio::sync::watch::Receiver<bool>) -> Result<(), Gone> {
-        let patience = if self.dropped > 0 { TELL_EVERY } else { KEEP_ALIVE };
+    /// Waits for more frames, at most until a report or a keep-alive is due.
+    async fn wait(&mut self, advanced: &mut tokio::sync::watch::Receiver<bool>) -> Result<(), Disconnected> {
+        let limit = if self.dropped > 0 { REPORT_INTERVAL } else { KEEP_ALIVE };
         tokio::select! {
-            moved = moved.changed() => moved.map_err(|_| Gone),
-            () = self.out.closed() => Err(Gone),
-            () = sleep(patience) => {
+            advanced = advanced.changed() => advanced.map_err(|_| Disconnected),
+            () = self.out.closed() => Err(Disconnected),
+            () = sleep(limit) => {
                 if self.dropped == 0 {
-                    event::keep_alive(&mut self.buffer);
+                    self.output.keep_alive();
                 }
                 Ok(())
             }
         }
     }
 
-    /// Reads on in the journal up to where the ring begins.
-    async fn catch_up(&mut self, start: &Position) -> Result<(), Gone> {
+    /// Reads the journal up to the start of the ring.
+    async fn catch_up(&mut self, start: &Position) -> Result<(), Disconnected> {
         let hub = self.hub.clone();
-        // Nobody closes it.
-        let _turn = hub.0.catching_up.acquire().await.map_err(|_| Gone)?;
-        // The frame that it is in is read again: some of it may be missing.
+        // The semaphore is never closed.
+        let _permit = hub.0.catching_up.acquire().await.map_err(|_| Disconnected)?;
+        // The frame at the position is read again: the client may have seen only part of it.
         let mut follower = Follower::new(hub.0.journal.clone(), self.position.seq.saturating_sub(1), PIECE_BYTES);
         'reading: loop {
             let frames = follower.next().await;
@@ -162,16 +159,16 @@ impl Client {
                     break 'reading;
                 }
                 while self.position.records(frame.lane) < frame.records_after() {
-                    let paced = self.look_at(&frame);
-                    self.pass_on(paced).await?;
+                    let rate_limited = self.process(&frame);
+                    self.send_if_due(rate_limited).await?;
                 }
             }
         }
-        self.skip_to(start, "not_kept");
+        self.skip_to(start, GapReason::NotRetained.name());
         Ok(())
     }
 
-    /// What lies before `start` and was not seen never will be.
+    /// Counts the unseen records before `start` as missed and moves there.
     fn skip_to(&mut self, start: &Position, reason: &'static str) {
         self.missed(self.position.missing(start), reason);
         self.position.join(start);
@@ -183,20 +180,22 @@ impl Client {
         }
         metrics::counter!("logweir_tail_dropped_records_total", "reason" => reason).increment(records);
         if self.resuming {
-            event::gap(&mut self.buffer, Some(records), reason);
+            self.output.gap(Some(records), GapReason::NotRetained);
         } else {
             self.dropped += records;
         }
     }
 
-    /// Looks at some of `frame`'s records that have not gone past yet. Says whether the rate has been reached.
-    fn look_at(&mut self, frame: &DurableFrame) -> bool {
+    /// Processes some of the records of `frame` after the position. Returns whether a resuming client has reached its rate
+    /// limit.
+    fn process(&mut self, frame: &DurableFrame) -> bool {
         let before = self.position.records(frame.lane).max(frame.records_before);
-        self.missed(before - self.position.records(frame.lane), if self.resuming { "not_kept" } else { "behind" });
+        let reason = if self.resuming { GapReason::NotRetained.name() } else { "behind" };
+        self.missed(before - self.position.records(frame.lane), reason);
         self.position.seq = frame.seq;
         self.position.pass(frame.lane, before);
         let lane_id = self.hub.0.progress.lane_id(frame.lane);
-        let mut left = self.allowance.at(Instant::now());
+        let mut left = self.rate_limiter.available(Instant::now());
         let (mut sent, mut above) = (0, 0);
         let first = usize::try_from(before - frame.records_before).unwrap_or(usize::MAX);
         for row in (first..frame.chunk.len()).take(RECORDS_AT_ONCE) {
@@ -215,11 +214,11 @@ impl Client {
                     self.add(lane_id, frame, &record);
                 }
             }
-            if self.buffer.len() >= PIECE_BYTES {
+            if self.output.bytes() >= PIECE_BYTES {
                 break;
             }
         }
-        self.allowance.spend(sent);
+        self.rate_limiter.take(sent);
         metrics::counter!("logweir_tail_records_total").increment(sent as u64);
         self.missed(above, "rate");
         self.resuming && left == 0
@@ -228,15 +227,15 @@ impl Client {
     fn add(&mut self, lane_id: Option<i64>, frame: &DurableFrame, record: &Record<'_>) {
         let ordinal = self.position.records(frame.lane).cast_signed();
         let id = lane_id.map(|lane_id| crate::store::id_of(lane_id, ordinal));
-        event::record(&mut self.buffer, self.hub.0.writer, &self.position, id, record);
+        self.output.record(self.hub.0.writer, &self.position, id, record);
     }
 
-    /// After some records: sends what is worth it, and lets others have their turn.
-    async fn pass_on(&mut self, paced: bool) -> Result<(), Gone> {
-        if paced {
+    /// Sends a piece that is full or rate-limited; otherwise lets other clients run.
+    async fn send_if_due(&mut self, rate_limited: bool) -> Result<(), Disconnected> {
+        if rate_limited {
             self.send().await?;
-            sleep(PACE).await;
-        } else if self.buffer.len() >= PIECE_BYTES {
+            sleep(RATE_PAUSE).await;
+        } else if self.output.bytes() >= PIECE_BYTES {
             self.send().await?;
         } else {
             tokio::task::yield_now().await;
@@ -244,21 +243,20 @@ impl Client {
         Ok(())
     }
 
-    async fn send(&mut self) -> Result<(), Gone> {
-        if self.dropped > 0 && self.told.elapsed() >= TELL_EVERY {
+    async fn send(&mut self) -> Result<(), Disconnected> {
+        if self.dropped > 0 && self.reported_at.elapsed() >= REPORT_INTERVAL {
             self.dropped_total += self.dropped;
-            event::dropped(&mut self.buffer, self.dropped, self.dropped_total);
-            (self.dropped, self.told) = (0, Instant::now());
+            self.output.dropped(self.dropped, self.dropped_total);
+            (self.dropped, self.reported_at) = (0, Instant::now());
         }
-        if self.buffer.is_empty() {
+        if self.output.bytes() == 0 {
             return Ok(());
         }
-        let piece = Bytes::from(std::mem::take(&mut self.buffer));
-        match timeout(PATIENCE, self.out.send(piece)).await {
-            Ok(sent) => sent.map_err(|_| Gone),
+        match timeout(SEND_TIMEOUT, self.out.send(self.output.take())).await {
+            Ok(sent) => sent.map_err(|_| Disconnected),
             Err(_) => {
                 metrics::counter!("logweir_tail_stalled_clients_total").increment(1);
-                Err(Gone)
+                Err(Disconnected)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Server-sent events: their text. Pure.
+//! Rendering of server-sent events. Pure.
 
 use std::fmt::Write as _;
 
@@ -6,9 +6,9 @@ use logweir_engine::record::Record;
 use uuid::Uuid;
 
 use crate::follow::Position;
-use crate::store::time_text;
+use crate::record_json::Members;
 
-/// Appends a record, with the token to go on after it. `id` is missing until the database has told the lane's number.
+/// Appends a record with the token that resumes after it. `id` is `None` until the database has assigned the lane's number.
 pub fn record(out: &mut String, writer: Uuid, position: &Position, id: Option<i64>, record: &Record<'_>) {
     out.push_str("event: record\nid: ");
     position.write_token(writer, out);
@@ -17,59 +17,44 @@ pub fn record(out: &mut String, writer: Uuid, position: &Position, id: Option<i6
     out.push_str("\n\n");
 }
 
-/// Appends that so many records went past unseen, `total` since the stream began.
+/// Appends the number of records that were not delivered; `total` counts from the start of the stream.
 pub fn dropped(out: &mut String, dropped: u64, total: u64) {
     put(out, format_args!("event: dropped\ndata: {{\"dropped\":{dropped},\"total\":{total}}}\n\n"));
 }
 
-/// Appends that the stream cannot go on where the token says. `missing` where it is known how much is left out.
+/// Appends a gap: the stream cannot continue at its token. `missing` is the number of skipped records, where known.
 pub fn gap(out: &mut String, missing: Option<u64>, reason: &str) {
     let missing = missing.map_or("null".to_owned(), |missing| missing.to_string());
     put(out, format_args!("event: gap\ndata: {{\"missing\":{missing},\"reason\":\"{reason}\"}}\n\n"));
 }
 
-/// Appends where the stream stands: an id without an event, which a browser keeps and tells nobody.
-pub fn place(out: &mut String, writer: Uuid, position: &Position) {
+/// Appends the stream's position: an id without an event, which a browser stores without dispatching anything.
+pub fn position(out: &mut String, writer: Uuid, position: &Position) {
     out.push_str("id: ");
     position.write_token(writer, out);
     out.push_str("\n\n");
 }
 
-/// Appends what keeps the connection alive.
+/// Appends a comment that keeps the connection open.
 pub fn keep_alive(out: &mut String) {
     out.push_str(":\n\n");
 }
 
-/// Appends how long to wait before a reconnection, which browsers do by themselves.
+/// Appends the delay before a browser reconnects.
 pub fn retry(out: &mut String, millis: u64) {
     put(out, format_args!("retry: {millis}\n\n"));
 }
 
-/// Appends the record as the query API gives it.
+/// Appends the record as the query API returns it; `id` is null until the database has assigned the lane's number.
 fn json(out: &mut String, id: Option<i64>, record: &Record<'_>) {
     match id {
-        Some(id) => put(out, format_args!(r#"{{"id":"{id}","#)),
-        None => out.push_str(r#"{"id":null,"#),
+        Some(id) => put(out, format_args!(r#"{{"id":"{id}",{}}}"#, Members(*record))),
+        None => put(out, format_args!(r#"{{"id":null,{}}}"#, Members(*record))),
     }
-    let (ts, severity) = (time_text(record.ts_us), record.severity);
-    let (number, name) = (severity.number(), severity.name());
-    put(out, format_args!(r#""ts":"{ts}","severity":{number},"severity_text":"{name}""#));
-    for (key, text) in [("service", record.service), ("host", record.host), ("message", record.message)] {
-        let text = serde_json::to_string(text).expect("text becomes JSON without an error");
-        put(out, format_args!(r#","{key}":{text}"#));
-    }
-    out.push_str(r#","attributes":"#);
-    match record.attributes {
-        "" => out.push_str("{}"),
-        // A line break ends an event's data; in JSON it can only stand between two tokens.
-        text if text.contains(['\n', '\r']) => out.push_str(&text.replace(['\n', '\r'], " ")),
-        text => out.push_str(text),
-    }
-    out.push('}');
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("a String takes all");
+    out.write_fmt(text).expect("writing to a String cannot fail");
 }
 
 #[cfg(test)]
@@ -102,16 +87,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_as_json() {
+    fn dropped_records_and_gaps_are_json() {
         let mut out = String::new();
         dropped(&mut out, 3, 10);
         gap(&mut out, None, "other_journal");
-        gap(&mut out, Some(7), "not_kept");
+        gap(&mut out, Some(7), "not_retained");
         assert_eq!(
             out,
             "event: dropped\ndata: {\"dropped\":3,\"total\":10}\n\n\
              event: gap\ndata: {\"missing\":null,\"reason\":\"other_journal\"}\n\n\
-             event: gap\ndata: {\"missing\":7,\"reason\":\"not_kept\"}\n\n"
+             event: gap\ndata: {\"missing\":7,\"reason\":\"not_retained\"}\n\n"
         );
     }
 }

@@ -1,26 +1,26 @@
-//! The newest frames, decoded once for all who listen. Pure.
+//! The latest frames, decoded once for all clients. Pure.
 //!
-//! - It holds at most so many bytes, and the newest frame whatever its size: who is slower than that has missed something,
-//!   and how much is the difference of two positions.
-//! - It is a stretch of the journal without holes of its own: `start` and everything in it lead to `end`.
+//! - It holds a bounded number of bytes, but always the latest frame, whatever its size. A client that is slower has missed
+//!   records; the difference of two positions gives their number.
+//! - It is a contiguous range of the journal: `start` plus the frames in it gives `end`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::follow::{DurableFrame, Position};
 
-/// What comes next for somebody.
+/// What follows a position.
 #[derive(Debug)]
 pub enum Next {
-    /// This frame, of which some may have gone past.
+    /// This frame; some of its records may lie before the position.
     Frame(Arc<DurableFrame>),
-    /// What came next is here no more; this is where the rest begins.
-    Gone(Position),
+    /// The next frame has left the ring, which now starts here.
+    Evicted(Position),
     /// Nothing yet.
     Nothing,
 }
 
-/// The frames.
+/// The ring.
 #[derive(Debug)]
 pub struct Ring {
     bytes_max: usize,
@@ -34,11 +34,10 @@ impl Ring {
     /// An empty ring.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        let nowhere = Position::default();
-        Self { bytes_max, bytes: 0, frames: VecDeque::new(), start: nowhere.clone(), end: nowhere }
+        Self { bytes_max, bytes: 0, frames: VecDeque::new(), start: Position::default(), end: Position::default() }
     }
 
-    /// Begins anew, empty, at `at`.
+    /// Resets it: empty, at `at`.
     pub fn reset(&mut self, at: Position) {
         self.frames = VecDeque::new();
         self.bytes = 0;
@@ -46,19 +45,19 @@ impl Ring {
         self.end = at;
     }
 
-    /// Where it ends.
+    /// The position after its last frame.
     #[must_use]
     pub fn end(&self) -> &Position {
         &self.end
     }
 
-    /// Bytes of its frames.
+    /// Size of its frames, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds the frame that follows.
+    /// Adds the next frame and evicts the oldest ones above the bound.
     pub fn push(&mut self, frame: DurableFrame) {
         self.end.seq = frame.seq;
         self.end.pass(frame.lane, frame.records_after());
@@ -74,11 +73,11 @@ impl Ring {
         }
     }
 
-    /// What comes after `position`.
+    /// Returns what follows `position`.
     #[must_use]
     pub fn next(&self, position: &Position) -> Next {
         if position.missing(&self.start) > 0 {
-            return Next::Gone(self.start.clone());
+            return Next::Evicted(self.start.clone());
         }
         let first = self.frames.partition_point(|frame| frame.seq < position.seq);
         let unseen = |frame: &&Arc<DurableFrame>| frame.records_after() > position.records(frame.lane);
@@ -114,7 +113,7 @@ mod tests {
         ring
     }
 
-    /// Which frames somebody sees who looks at one record at a time.
+    /// The frames that a client which takes one record at a time gets.
     fn seen(ring: &Ring, mut position: Position) -> Vec<u64> {
         let mut seqs = Vec::new();
         while let Next::Frame(frame) = ring.next(&position) {
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn every_record_of_every_frame_comes_once() {
+    fn every_record_is_delivered_once() {
         assert_eq!(seen(&ring(3), Position::default()), [4, 4, 5, 5, 9, 9]);
         let mut within = Position::default();
         within.seq = 4;
@@ -137,15 +136,15 @@ mod tests {
     }
 
     #[test]
-    fn what_has_gone_is_told_with_where_the_rest_begins() {
+    fn an_evicted_frame_yields_the_start_of_the_ring() {
         let ring = ring(2);
-        let Next::Gone(start) = ring.next(&Position::default()) else { panic!("the first frame has gone") };
+        let Next::Evicted(start) = ring.next(&Position::default()) else { panic!("the first frame was evicted") };
         assert_eq!((start.seq, Position::default().missing(&start)), (4, 2));
         assert_eq!(seen(&ring, start), [5, 5, 9, 9]);
     }
 
     #[test]
-    fn the_newest_frame_is_kept_whatever_its_size() {
+    fn the_latest_frame_is_kept_whatever_its_size() {
         let mut ring = ring(1);
         assert_eq!(ring.frames.len(), 1);
         ring.push(frame(10, 2, 0, 50));

@@ -1,4 +1,4 @@
-//! The first byte names the encoding. Nothing takes more than it may.
+//! The first byte selects the encoding. The output stays within its limit.
 #![no_main]
 
 use bytes::Bytes;

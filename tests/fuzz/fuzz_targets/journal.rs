@@ -1,4 +1,4 @@
-//! Any bytes as the newest segment of a journal: it opens, and takes and keeps what comes then.
+//! Arbitrary bytes as the latest segment of a journal: the journal opens, and opens again.
 #![no_main]
 
 use std::path::Path;
@@ -13,7 +13,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         Err(OpenError::TooNew { .. }) => return,
         Err(error) => panic!("{error}"),
     }
-    let (again, recovered) = Journal::open(config(dir.path())).expect("what was opened once opens again");
+    let (again, recovered) = Journal::open(config(dir.path())).expect("a journal that was opened opens again");
     assert!(recovered.damage.iter().all(|damage| damage.seq_first <= damage.seq_last + 1));
     drop(again);
 });

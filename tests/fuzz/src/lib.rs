@@ -1,32 +1,31 @@
-//! What must hold for any bytes at all. A target is one line: it says which door the bytes come in by.
+//! Invariants for arbitrary bytes. A target is one line that selects the format.
 
 use logweir::message::{Defaults, Format, RejectionKind};
 use logweir::parser::{NAME_BYTES_MAX, Parsed, parse};
 use logweir_engine::codec;
 
-/// When the bytes came.
+/// Time of arrival.
 const RECEIVED_US: i64 = 1_763_640_000_000_000;
 /// Longer lines are discarded.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// A body of `format` becomes records that the stores take, or a refusal that is the sender's fault.
+/// A body of `format` yields records that the stores accept, or a rejection that is the sender's fault.
 pub fn body(format: Format, data: &[u8]) {
-    let Parsed { chunk, report, .. } =
-        match parse(data, format, &Defaults::default(), RECEIVED_US, LINE_BYTES_MAX) {
-            Ok(parsed) => parsed,
-            Err(refusal) => {
-                let is_the_senders = !matches!(refusal.kind, RejectionKind::Busy | RejectionKind::Unavailable);
-                assert!(is_the_senders && !refusal.detail.is_empty(), "{refusal}");
-                return;
-            }
-        };
-    chunk.validate().expect("a chunk that its reader takes");
+    let Parsed { chunk, report, .. } = match parse(data, format, &Defaults::default(), RECEIVED_US, LINE_BYTES_MAX) {
+        Ok(parsed) => parsed,
+        Err(rejection) => {
+            let is_senders_fault = !matches!(rejection.kind, RejectionKind::Busy | RejectionKind::Unavailable);
+            assert!(is_senders_fault && !rejection.detail.is_empty(), "{rejection}");
+            return;
+        }
+    };
+    chunk.validate().expect("a valid chunk");
     assert_eq!(chunk.len(), report.accepted as usize);
     for record in chunk.iter() {
         assert!((1..=NAME_BYTES_MAX).contains(&record.service.len()), "service {:?}", record.service);
         assert!(record.host.len() <= NAME_BYTES_MAX, "host {:?}", record.host);
         for text in [record.service, record.host, record.message, record.attributes] {
-            assert!(!text.contains('\0'), "PostgreSQL takes no NUL: {text:?}");
+            assert!(!text.contains('\0'), "PostgreSQL rejects NUL: {text:?}");
         }
         if !record.attributes.is_empty() {
             let attributes: serde_json::Value = serde_json::from_str(record.attributes)
@@ -34,11 +33,11 @@ pub fn body(format: Format, data: &[u8]) {
             assert!(attributes.is_object(), "{attributes}");
         }
     }
-    let (id, payload) = codec::encode(&chunk).expect("a chunk that fits a frame");
-    assert_eq!(codec::decode(id, &payload).expect("what was encoded"), chunk);
+    let (id, payload) = codec::encode(&chunk).expect("a chunk that fits into a frame");
+    assert_eq!(codec::decode(id, &payload).expect("the encoded chunk"), chunk);
 }
 
-/// Each line that is not blank is a record or is counted as too long: none disappears and none comes twice.
+/// Each non-blank line is a record or is counted as too long: none is lost or duplicated.
 pub fn each_line_is_one_record(format: Format, data: &[u8]) {
     let parsed = parse(data, format, &Defaults::default(), RECEIVED_US, LINE_BYTES_MAX);
     if let Ok(Parsed { report, .. }) = parsed {

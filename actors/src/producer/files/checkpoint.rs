@@ -1,9 +1,9 @@
-//! How far each file has been taken, on disk: `DATA_DIR/files.json`.
+//! How far each file was acknowledged, on disk: `DATA_DIR/files.json`.
 //!
-//! - An offset moves only with what is acknowledged.
-//! - Before bytes are handed in, their range is written down (`sending`). After a crash exactly this range is handed in
-//!   again with the same [`DedupKey`](logweir_engine::journal::DedupKey), so that the journal can tell whether it has it.
-//! - The file is replaced as a whole: written beside, fsynced, renamed, directory fsynced.
+//! - An offset advances only with acknowledgements.
+//! - Before bytes are submitted, their range is persisted (`in_flight`). After a crash exactly this range is submitted
+//!   again with the same [`DedupKey`](logweir_engine::journal::DedupKey), so that the journal can recognize it.
+//! - The file is replaced atomically: written to a temporary file, fsynced, renamed, directory fsynced.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,58 +12,58 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Its name in `data_dir`.
+/// Name of the file in `data_dir`.
 pub const NAME: &str = "files.json";
 
-/// What is known of all files.
+/// State of all files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     version: u32,
-    /// In no order.
+    /// Unordered.
     pub files: Vec<Position>,
 }
 
-/// What is known of one file.
+/// State of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// The device it lies on.
+    /// Device of the file.
     pub dev: u64,
-    /// Its inode: a file that is renamed is the same file.
+    /// Inode: a renamed file is the same file.
     pub ino: u64,
-    /// Another number for each new content, however often an inode is used again.
+    /// A new number for each new content, however often an inode is reused.
     pub incarnation: Uuid,
-    /// Where it was last.
+    /// Last known path.
     pub path: PathBuf,
-    /// Where it was first: what its records say.
+    /// First known path, which appears in its records.
     pub origin: PathBuf,
     /// Everything before it is acknowledged.
     pub offset: u64,
-    /// At `offset` is the inside of a line that is too long.
+    /// `offset` is within an overlong line.
     #[serde(default)]
     pub skipping: bool,
-    /// How the content begins.
+    /// Fingerprint of the beginning of the content.
     pub head: Head,
-    /// What is on its way.
+    /// The range in flight.
     #[serde(default)]
-    pub sending: Option<Sending>,
-    /// What it held before it was truncated: there may be a copy of that.
+    pub in_flight: Option<InFlight>,
+    /// The content before a truncation, of which a copy may exist.
     #[serde(default)]
-    pub former: Option<Former>,
+    pub previous: Option<PreviousContent>,
 }
 
-/// The first bytes of what was read, to notice other content under the same inode.
+/// Fingerprint of the first bytes of what was read, to detect other content under the same inode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// How many.
+    /// Number of bytes.
     pub len: u64,
     /// Their CRC-32C.
     pub crc: u32,
 }
 
-/// A range that was written down before it was handed in: from the offset to `end`.
+/// A range that was persisted before it was submitted: from the offset to `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sending {
-    /// Where it ends.
+pub struct InFlight {
+    /// Its end.
     pub end: u64,
     /// As in [`Position`], at `end`.
     pub skipping: bool,
@@ -71,30 +71,30 @@ pub struct Sending {
     pub head: Head,
 }
 
-/// A content that is no more.
+/// A content that no longer exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Former {
+pub struct PreviousContent {
     /// How far it was acknowledged.
     pub offset: u64,
     /// As in [`Position`].
     pub skipping: bool,
-    /// How it began.
+    /// Fingerprint of its beginning.
     pub head: Head,
 }
 
 const VERSION: u32 = 1;
 
 impl Checkpoint {
-    /// With these positions.
+    /// A checkpoint of these positions.
     pub fn new(files: Vec<Position>) -> Self {
         Self { version: VERSION, files }
     }
 
-    /// Reads it; none if there is none. One that cannot be understood is kept aside and all files begin anew: records
-    /// may then come twice, and none is lost.
+    /// Loads it; `None` if it does not exist. A corrupt one is moved aside and all files are read from the beginning:
+    /// records may then be stored twice, but none is lost.
     ///
     /// # Errors
-    /// It is there and cannot be read.
+    /// It exists but cannot be read.
     pub fn load(dir: &Path) -> io::Result<Option<Self>> {
         let path = dir.join(NAME);
         let text = match fs::read(&path) {
@@ -108,17 +108,17 @@ impl Checkpoint {
                 let aside = dir.join(format!("{NAME}.unreadable"));
                 fs::rename(&path, &aside)?;
                 tracing::error!(kept = %aside.display(), why,
-                    "the checkpoint of the tailed files cannot be understood: all files are read from the beginning, \
-                     and records that were stored before come a second time");
+                    "the checkpoint of the tailed files is corrupt: all files are read from the beginning, \
+                     and records that were stored before are stored again");
                 Ok(Some(Self::default()))
             }
         }
     }
 
-    /// Replaces what is on disk.
+    /// Replaces the file on disk.
     ///
     /// # Errors
-    /// The disk refuses; what was there is still there.
+    /// The write failed; the previous file is still in place.
     pub fn save(&self, dir: &Path) -> io::Result<()> {
         let beside = dir.join(format!("{NAME}.tmp"));
         let mut file = File::create(&beside)?;
@@ -134,14 +134,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_comes_back_as_it_was_saved_and_damage_is_kept_aside() {
+    fn a_checkpoint_round_trips_and_a_corrupt_one_is_moved_aside() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), None);
         let head = Head { len: 3, crc: 7 };
-        let sending = Some(Sending { end: 9, skipping: true, head });
-        let former = Some(Former { offset: 4, skipping: false, head });
+        let in_flight = Some(InFlight { end: 9, skipping: true, head });
+        let previous = Some(PreviousContent { offset: 4, skipping: false, head });
         let position =
-            Position { dev: 1, ino: 2, path: "/a".into(), offset: 5, sending, former, ..Position::default() };
+            Position { dev: 1, ino: 2, path: "/a".into(), offset: 5, in_flight, previous, ..Position::default() };
         let saved = Checkpoint::new(vec![position]);
         saved.save(dir.path()).unwrap();
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), Some(saved));

@@ -1,9 +1,10 @@
-//! Tailed files: globs, rotation, container logs; see `tailer` for how a file is followed and `checkpoint` for what is
-//! remembered.
+//! Tailed files: globs, rotation, container logs. See `tailer` for how a file is followed and `checkpoint` for what is
+//! persisted.
 //!
-//! One round after the other: read a piece of some files, write down what is on its way, hand it in, and move the offsets of
-//! what is acknowledged. So memory is bounded by the round, files are read in turn, and after a crash exactly one round is
-//! handed in again, with marks by which the journal knows it: each line is stored once. Files are looked at every `files.poll_ms`: that works on every volume, which inotify does not.
+//! It works in rounds: read a window of some files, persist the ranges in flight, submit them, and advance the offsets
+//! of those acknowledged. So memory is bounded per round, files are read in turn, and after a crash exactly one round
+//! is submitted again, with dedup keys by which the journal recognizes it: each line is stored once. Files are polled
+//! every `files.poll_ms`, which works on every volume; inotify does not.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,32 +24,32 @@ mod tailer;
 
 use tailer::{COMPONENT, Piece, Settings, Tailer};
 
-/// After a failure of the disk the next try waits.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Delay after a disk error.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The most bytes that tailing holds.
+/// Upper bound of the memory used by tailing, in bytes.
 #[must_use]
 pub fn memory_bytes_max(config: &Config) -> usize {
     if config.files.include.is_empty() {
         return 0;
     }
-    // A window, the body made of it, and what is open in between; and what is known of each file.
+    // A window, the body built from it, and what is open in between; and the state of each file.
     let window = config.http.line_bytes_max + tailer::WINDOW_BYTES;
     tailer::FILES_PER_ROUND * (2 * window + 2 * config.multiline.bytes_max) + tailer::FILES_MAX * 2048
 }
 
-/// Reads files until the drain.
+/// Tails files until the drain.
 ///
 /// # Panics
-/// The configuration was not checked.
+/// The configuration was not validated.
 pub async fn run(source_client: &SourceClient, config: &Config) {
     let source_client = SourceClient {
-        // An offset that moved on less would not be a promise.
+        // An offset that advances on less than the journal level could lose records.
         ack: if source_client.ack == AckLevel::Received { AckLevel::Journal } else { source_client.ack },
         ..source_client.clone()
     };
     let exclude =
-        config.files.exclude.iter().map(|glob| glob::Pattern::new(glob).expect("the configuration was checked"));
+        config.files.exclude.iter().map(|glob| glob::Pattern::new(glob).expect("checked with the configuration"));
     let settings = Settings {
         data_dir: config.data_dir.clone(),
         include: config.files.include.clone(),
@@ -64,10 +65,10 @@ pub async fn run(source_client: &SourceClient, config: &Config) {
     let intake = source_client.intake.clone();
     let Some(mut tailer) = open(settings, &source_client, move || intake.new_stream()).await else { return };
     while source_client.drain.phase() < Phase::Draining {
-        let gathered;
-        (tailer, gathered) = blocking(tailer, |tailer| tailer.gather(Instant::now())).await;
-        let pieces = gathered.unwrap_or_else(|error| {
-            failed(&config.data_dir, &error);
+        let pieces;
+        (tailer, pieces) = blocking(tailer, |tailer| tailer.next_pieces(Instant::now())).await;
+        let pieces = pieces.unwrap_or_else(|error| {
+            checkpoint_failed(&config.data_dir, &error);
             Vec::new()
         });
         if pieces.is_empty() {
@@ -77,22 +78,22 @@ pub async fn run(source_client: &SourceClient, config: &Config) {
             }
             continue;
         }
-        kill_point("files.written_down");
-        let taken = join_all(pieces.iter().map(|piece| hand_in(&source_client, piece))).await;
+        kill_point("files.range_persisted");
+        let finished = join_all(pieces.iter().map(|piece| submit(&source_client, piece))).await;
         kill_point("files.acknowledged");
-        for (piece, taken) in pieces.iter().zip(taken) {
-            if taken {
+        for (piece, finished) in pieces.iter().zip(finished) {
+            if finished {
                 tailer.acknowledge(piece.incarnation);
             }
         }
     }
     let (_, saved) = blocking(tailer, Tailer::save).await;
     if let Err(error) = saved {
-        failed(&config.data_dir, &error);
+        checkpoint_failed(&config.data_dir, &error);
     }
 }
 
-/// Opens the checkpoint, again and again until the disk lets it.
+/// Opens the checkpoint, retrying while the disk returns errors.
 async fn open(
     settings: Settings,
     source_client: &SourceClient,
@@ -105,33 +106,33 @@ async fn open(
         let opened = tokio::task::spawn_blocking(move || Tailer::open(settings, move || new_stream())).await;
         match opened.expect("opening does not panic") {
             Ok(tailer) => return Some(tailer),
-            Err(error) => failed(&dir, &error),
+            Err(error) => checkpoint_failed(&dir, &error),
         }
         tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(RETRY_DELAY) => {}
             () = source_client.drain.reached(Phase::Draining) => return None,
         }
     }
 }
 
-/// Whether the body is done with: taken, or such that nobody will ever take it. Otherwise the drain came first, and the next
-/// start hands it in again.
-async fn hand_in(source_client: &SourceClient, piece: &Piece) -> bool {
-    let Err(refusal) = source_client.deliver(&piece.source_batch).await else { return true };
-    let is_final = !matches!(refusal.kind, RejectionKind::Busy | RejectionKind::Unavailable);
+/// Returns whether the body is finished: accepted, or rejected for good. Otherwise the drain started first, and the
+/// next start submits it again.
+async fn submit(source_client: &SourceClient, piece: &Piece) -> bool {
+    let Err(rejection) = source_client.deliver(&piece.source_batch).await else { return true };
+    let is_final = !matches!(rejection.kind, RejectionKind::Busy | RejectionKind::Unavailable);
     if is_final {
         tracing::error!(
             file = %piece.incarnation,
-            reason = refusal.reason,
-            "a piece of a file is not stored: {}",
-            refusal.detail
+            reason = rejection.reason,
+            "records of a file were not stored: {}",
+            rejection.detail
         );
-        discard(COMPONENT, refusal.reason, piece.source_batch.records());
+        discard(COMPONENT, rejection.reason, piece.source_batch.records());
     }
     is_final
 }
 
-/// Works on the files on a thread that may wait for a disk.
+/// Runs `work` on a thread that may block on the disk.
 async fn blocking<T: Send + 'static>(
     mut tailer: Tailer,
     work: impl FnOnce(&mut Tailer) -> T + Send + 'static,
@@ -143,8 +144,8 @@ async fn blocking<T: Send + 'static>(
     worked.await.expect("reading files does not panic")
 }
 
-fn failed(data_dir: &Path, error: &std::io::Error) {
+fn checkpoint_failed(data_dir: &Path, error: &std::io::Error) {
     metrics::counter!("logweir_files_checkpoint_errors_total").increment(1);
     tracing::error!(dir = %data_dir.display(), %error,
-        "the checkpoint of the tailed files cannot be read or written: nothing is read until it can");
+        "cannot read or write the checkpoint of the tailed files: tailing is paused until this succeeds");
 }

@@ -1,11 +1,12 @@
-//! What is new in the files, in rounds. Blocking; knows no socket and no runtime.
+//! Reads new content of files, in rounds. Blocking; uses no sockets and no runtime.
 //!
-//! - A file is its device and inode, wherever it is renamed to. Other content under the same inode (a truncated file, an
-//!   inode used again) is noticed by its size and its first bytes.
-//! - A copy of a file that is being read (`copytruncate`) is left alone until the original is truncated; then it is read on
-//!   from where the original stood.
-//! - What waits for more (a line without its end, a record that may go on) stays in the file and is read again.
-//! - Each round takes a bounded piece of a bounded number of files, and each round begins with the next file.
+//! - A file is identified by device and inode, wherever it is renamed to. Other content under the same inode (a
+//!   truncated file, a reused inode) is detected by its size and its first bytes.
+//! - A copy of a file that is being read (`copytruncate`) is ignored until the original is truncated; then it is read
+//!   from the position reached in the original.
+//! - What may continue (a line without a line feed, a record that may get more lines) stays in the file and is read
+//!   again.
+//! - Each round reads a bounded window of a bounded number of files, and starts with the next file.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -20,67 +21,68 @@ use logweir_engine::journal::DedupKey;
 use uuid::Uuid;
 
 use super::super::container;
-use super::super::framing::{Cutter, Framing};
-use super::super::lines::{Boundary, Composer, Discarded};
+use super::super::framing::{Framing, RecordSplitter};
+use super::super::lines::{BodyBuilder, Boundary, Discarded};
 use super::super::multiline::Multiline;
 use super::super::source_client::{SourceBatch, discard};
-use super::checkpoint::{Checkpoint, Former, Head, Position, Sending};
+use super::checkpoint::{Checkpoint, Head, InFlight, Position, PreviousContent};
 use crate::message::Defaults;
 
-/// Files that are read in one round.
+/// Files read per round.
 pub const FILES_PER_ROUND: usize = 16;
-/// Files that are known at most; further ones wait until others are gone.
+/// Maximum number of known files; others wait until some are removed.
 pub const FILES_MAX: usize = 10_000;
-/// Bytes beside a line of the largest size that are read of a file in one round.
+/// Bytes read of a file per round, beside a line of maximum size.
 pub const WINDOW_BYTES: usize = 64 << 10;
-/// Bytes by which a content is known.
+/// Bytes that identify a content.
 const HEAD_BYTES: u64 = 1024;
-/// A file that was renamed out of the globs is watched for so long after its last byte: its writer may still have it open.
-const ROTATED: Duration = Duration::from_secs(300);
-/// A line without its end is taken when its file was renamed or removed and quiet for so long.
-const LAST_LINE: Duration = Duration::from_secs(5);
+/// How long a file that was renamed out of the globs is watched after its last byte, since its writer may still have it
+/// open.
+const ROTATED_WATCH: Duration = Duration::from_secs(300);
+/// A line without a line feed is taken when its file was renamed or removed and unchanged for this long.
+const LAST_LINE_DELAY: Duration = Duration::from_secs(5);
 
-/// The name by which what is discarded is counted.
+/// Component label of the counters for discarded records.
 pub const COMPONENT: &str = "files";
 
-/// How files are read.
+/// Settings for tailing.
 pub struct Settings {
-    /// Where the checkpoint lies.
+    /// Directory of the checkpoint.
     pub data_dir: PathBuf,
-    /// Globs.
+    /// Globs of the files to read.
     pub include: Vec<String>,
-    /// Globs of what is left out.
+    /// Globs of the files to exclude.
     pub exclude: Vec<glob::Pattern>,
-    /// Files that are there at the very first start are passed over.
+    /// Skip the content that exists at the very first start.
     pub from_end: bool,
-    /// The host of records that name none.
+    /// Host of records without one.
     pub host: String,
-    /// How often the globs are looked through.
+    /// Interval of directory scans.
     pub rescan: Duration,
-    /// Descriptors that are kept open.
+    /// Maximum number of open descriptors.
     pub open_max: usize,
-    /// A longer line is discarded and counted.
+    /// Longer lines are discarded and counted.
     pub line_bytes_max: usize,
-    /// Which lines are one record.
+    /// Rules for joining lines.
     pub multiline: Multiline,
     /// How long a record waits for its next line.
     pub multiline_timeout: Duration,
 }
 
-/// Reads files and remembers how far.
+/// Reads files and tracks their positions.
 pub struct Tailer {
     settings: Arc<Settings>,
     files: Vec<Tailed>,
-    /// The file with which the next round begins.
+    /// The file that the next round starts with.
     next: usize,
     scanned: Option<Instant>,
-    /// Nobody has ever read files here.
+    /// No checkpoint exists yet.
     is_first: bool,
-    /// The checkpoint on disk is older than what is known.
+    /// The checkpoint on disk is outdated.
     is_dirty: bool,
     new_stream: Box<dyn Fn() -> u64 + Send>,
-    is_crowded: bool,
-    /// Files that begin as another one does that still stands there.
+    files_max_reached: bool,
+    /// Number of files ignored as copies of a file that still exists.
     copies: usize,
 }
 
@@ -91,11 +93,11 @@ struct Tailed {
     file: Option<File>,
     size: u64,
     changed: Instant,
-    /// The size at the last look, and whether the file was quiet.
-    looked: Option<(u64, bool)>,
-    /// No glob has it any more.
+    /// The size at the last poll, and whether the file was quiet.
+    last_poll: Option<(u64, bool)>,
+    /// No glob matches it any more.
     is_rotated: bool,
-    /// Found in the scan under way.
+    /// Matched by the current scan.
     is_matched: bool,
     is_lost: bool,
     discarded: Discarded,
@@ -104,14 +106,14 @@ struct Tailed {
 /// A body of one file.
 #[derive(Debug)]
 pub struct Piece {
-    /// The file, by its incarnation.
+    /// The incarnation of the file.
     pub incarnation: Uuid,
     /// The body.
     pub source_batch: SourceBatch,
 }
 
 impl Tailer {
-    /// Goes on from the checkpoint, if there is one. `new_stream` numbers the files' streams.
+    /// Resumes from the checkpoint, if there is one. `new_stream` numbers the files' streams.
     ///
     /// # Errors
     /// The checkpoint cannot be read.
@@ -125,7 +127,7 @@ impl Tailer {
             scanned: None,
             is_dirty: true,
             new_stream: Box::new(new_stream),
-            is_crowded: false,
+            files_max_reached: false,
             copies: 0,
         };
         for position in checkpoint.unwrap_or_default().files {
@@ -134,11 +136,12 @@ impl Tailer {
         Ok(tailer)
     }
 
-    /// The next bodies. Their ranges are on disk when this returns; each must be [settled](Self::acknowledge) before the next call.
+    /// Returns the next bodies. Their ranges are on disk when this returns; each must be
+    /// [acknowledged](Self::acknowledge) before the next call.
     ///
     /// # Errors
-    /// The checkpoint cannot be written: nothing may be handed in.
-    pub fn gather(&mut self, now: Instant) -> io::Result<Vec<Piece>> {
+    /// The checkpoint cannot be written: nothing may be submitted.
+    pub fn next_pieces(&mut self, now: Instant) -> io::Result<Vec<Piece>> {
         if self.scanned.is_none_or(|at| now.duration_since(at) >= self.settings.rescan) {
             self.scan(now);
             self.scanned = Some(now);
@@ -151,12 +154,12 @@ impl Tailer {
                 break;
             }
             let index = (self.next + step) % count;
-            match self.look(index, now) {
+            match self.poll(index, now) {
                 Ok(Some(piece)) => pieces.push(piece),
                 Ok(None) => {}
                 Err(error) => {
                     let path = self.files[index].position.path.display();
-                    tracing::debug!(%path, %error, "a file cannot be read now");
+                    tracing::debug!(%path, %error, "cannot read a file: retrying in the next round");
                     self.files[index].file = None;
                 }
             }
@@ -167,12 +170,12 @@ impl Tailer {
         Ok(pieces)
     }
 
-    /// The body of this file was taken, or will never be (then its records are counted as discarded).
+    /// The body of this file was accepted, or rejected for good (its records are then counted as discarded).
     pub fn acknowledge(&mut self, incarnation: Uuid) {
         let Some(tailed) = self.files.iter_mut().find(|tailed| tailed.position.incarnation == incarnation) else {
             return;
         };
-        if let Some(Sending { end, skipping, head }) = tailed.position.sending.take() {
+        if let Some(InFlight { end, skipping, head }) = tailed.position.in_flight.take() {
             let position = &mut tailed.position;
             (position.offset, position.skipping, position.head) = (end, skipping, head);
         }
@@ -183,7 +186,7 @@ impl Tailer {
     /// Writes the checkpoint.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The write failed.
     pub fn save(&mut self) -> io::Result<()> {
         Checkpoint::new(self.files.iter().map(|tailed| tailed.position.clone()).collect())
             .save(&self.settings.data_dir)?;
@@ -200,7 +203,7 @@ impl Tailer {
             file: None,
             size: 0,
             changed: now,
-            looked: None,
+            last_poll: None,
             is_rotated: false,
             is_matched: false,
             is_lost: false,
@@ -209,7 +212,7 @@ impl Tailer {
         self.is_dirty = true;
     }
 
-    /// Looks through the globs for files that are new, renamed or gone.
+    /// Scans the globs for files that are new, renamed or removed.
     fn scan(&mut self, now: Instant) {
         let mut known: HashMap<(u64, u64), usize> = HashMap::new();
         for (index, tailed) in self.files.iter_mut().enumerate() {
@@ -227,8 +230,8 @@ impl Tailer {
                 continue;
             }
             match known.get(&(metadata.dev(), metadata.ino())) {
-                Some(&usize::MAX) => {} // by two paths
-                Some(&index) => self.files[index].found(path),
+                Some(&usize::MAX) => {} // reached by two paths
+                Some(&index) => self.files[index].matched_at(path),
                 None => {
                     known.insert((metadata.dev(), metadata.ino()), usize::MAX);
                     new.push((path, metadata));
@@ -240,7 +243,7 @@ impl Tailer {
         }
         self.copies = 0;
         for (path, metadata) in new {
-            self.begin(path, &metadata, now);
+            self.start_tailing(path, &metadata, now);
         }
         metrics::gauge!("logweir_files_watched").set(self.files.len() as f64);
         metrics::gauge!("logweir_files_ignored_duplicates").set(self.copies as f64);
@@ -250,14 +253,14 @@ impl Tailer {
         self.is_dirty |= self.files.len() != before;
     }
 
-    /// Begins a file that nobody has seen before.
-    fn begin(&mut self, path: PathBuf, metadata: &Metadata, now: Instant) {
+    /// Starts tailing a file that is not known yet.
+    fn start_tailing(&mut self, path: PathBuf, metadata: &Metadata, now: Instant) {
         if self.files.len() >= FILES_MAX {
-            if !self.is_crowded {
+            if !self.files_max_reached {
                 tracing::warn!(path = %path.display(), files_max = FILES_MAX,
-                    "there are more files than can be watched: further ones wait; narrow files.include");
+                    "more files match than can be watched: the others wait until some are removed; narrow files.include");
             }
-            self.is_crowded = true;
+            self.files_max_reached = true;
             return;
         }
         let mut position = Position {
@@ -266,25 +269,25 @@ impl Tailer {
             incarnation: Uuid::new_v4(),
             offset: if self.is_first && self.settings.from_end { metadata.size() } else { 0 },
             origin: path.clone(),
-            path: real(path),
+            path: canonical(path),
             ..Position::default()
         };
         match self.original_of(&position.path, metadata.size(), now) {
             Original::None => {}
-            Original::Intact => {
+            Original::Unchanged => {
                 self.copies += 1;
-                return; // looked at again in the next scan
+                return; // examined again in the next scan
             }
-            Original::Truncated(Former { offset, skipping, head }) => {
+            Original::Truncated(PreviousContent { offset, skipping, head }) => {
                 (position.offset, position.skipping, position.head) = (offset, skipping, head);
             }
         }
-        tracing::info!(path = %position.path.display(), offset = position.offset, "a file is read");
+        tracing::info!(path = %position.path.display(), offset = position.offset, "tailing a file");
         self.add(position, now);
     }
 
-    /// Whether `path` is a copy of a file that is being read: its name goes on from that one's, and it begins as that one does
-    /// (a copy in the making may still be shorter) or did.
+    /// Whether `path` is a copy of a file that is being read: its name extends that file's name, and it begins as that
+    /// file does (a copy in progress may still be shorter) or did.
     fn original_of(&mut self, path: &Path, size: u64, now: Instant) -> Original {
         let Ok(copy) = File::open(path) else { return Original::None };
         for tailed in &mut self.files {
@@ -296,34 +299,34 @@ impl Tailer {
                 tailed.file = tailed.position.open().ok().flatten();
             }
             let _ = tailed.refresh(now);
-            let is_former = |former: &Former| {
-                let Head { len, .. } = former.head;
-                len > 0 && former.offset <= size && read_head(&copy, len).is_ok_and(|head| head == former.head)
+            let is_previous = |previous: &PreviousContent| {
+                let Head { len, .. } = previous.head;
+                len > 0 && previous.offset <= size && read_head(&copy, len).is_ok_and(|head| head == previous.head)
             };
             let compared = HEAD_BYTES.min(size).min(tailed.size);
             let begins_alike = |original: &File| {
                 let heads = read_head(original, compared).ok().zip(read_head(&copy, compared).ok());
                 heads.is_some_and(|(original, copy)| original == copy)
             };
-            let found = if tailed.position.former.as_ref().is_some_and(is_former) {
-                tailed.position.former.take().map(Original::Truncated)
+            let original = if tailed.position.previous.as_ref().is_some_and(is_previous) {
+                tailed.position.previous.take().map(Original::Truncated)
             } else if size == 0 || (compared > 0 && tailed.file.as_ref().is_some_and(begins_alike)) {
-                Some(Original::Intact)
+                Some(Original::Unchanged)
             } else {
                 None
             };
             if !had_file {
                 tailed.file = None;
             }
-            if let Some(found) = found {
-                return found;
+            if let Some(original) = original {
+                return original;
             }
         }
         Original::None
     }
 
-    /// What is new in one file.
-    fn look(&mut self, index: usize, now: Instant) -> io::Result<Option<Piece>> {
+    /// Reads what is new in one file.
+    fn poll(&mut self, index: usize, now: Instant) -> io::Result<Option<Piece>> {
         if self.files[index].file.is_none() && !self.open_one(index)? {
             return Ok(None);
         }
@@ -331,36 +334,38 @@ impl Tailer {
         tailed.refresh(now)?;
         let Some(size) = tailed.open_size()? else { return Ok(None) };
         let quiet = now.duration_since(tailed.changed);
-        let is_last = tailed.is_rotated && quiet >= LAST_LINE;
+        let is_last = tailed.is_rotated && quiet >= LAST_LINE_DELAY;
         let is_quiet = quiet >= self.settings.multiline_timeout;
-        let again = tailed.position.sending;
-        if again.is_none() && (size <= tailed.position.offset || tailed.looked == Some((size, is_quiet)) && !is_last) {
+        let resent = tailed.position.in_flight;
+        if resent.is_none()
+            && (size <= tailed.position.offset || tailed.last_poll == Some((size, is_quiet)) && !is_last)
+        {
             return Ok(None);
         }
         let room = self.settings.line_bytes_max + WINDOW_BYTES;
-        let left = again.map_or(size, |sending| sending.end) - tailed.position.offset;
+        let left = resent.map_or(size, |in_flight| in_flight.end) - tailed.position.offset;
         let window = tailed.read(usize::try_from(left).unwrap_or(usize::MAX).min(room))?;
         let reaches_end = window.len() as u64 == left;
-        let mut composer = self.settings.composer(tailed.position.skipping);
-        composer.feed(&window, again.is_some() || (is_last && reaches_end));
-        // Nothing ends in all that may be held, or nothing more has come for long enough.
-        if again.is_some() || (is_quiet && reaches_end) || (!reaches_end && composer.whole().fed == 0) {
-            composer.close();
+        let mut builder = self.settings.body_builder(tailed.position.skipping);
+        builder.feed(&window, resent.is_some() || (is_last && reaches_end));
+        // No record ends within the window, or nothing more has arrived for long enough.
+        if resent.is_some() || (is_quiet && reaches_end) || (!reaches_end && builder.boundary().fed == 0) {
+            builder.close();
         }
-        let (boundary, body) = composer.into_whole();
-        tailed.looked = Some((size, is_quiet)).filter(|_| reaches_end);
-        let piece = tailed.take(boundary, body, again)?;
+        let (boundary, body) = builder.into_boundary();
+        tailed.last_poll = Some((size, is_quiet)).filter(|_| reaches_end);
+        let piece = tailed.take(boundary, body, resent)?;
         self.is_dirty |= piece.is_none() && boundary.fed > 0;
         Ok(piece)
     }
 
-    /// Opens a file, if there is a descriptor to spare. False if it must wait or is gone.
+    /// Opens a file, if a descriptor is available. Returns false if it must wait or is removed.
     fn open_one(&mut self, index: usize) -> io::Result<bool> {
         let tailed = &mut self.files[index];
         let metadata = fs::metadata(&tailed.position.path).ok().filter(|metadata| tailed.position.is(metadata));
         if let Some(metadata) = &metadata
             && metadata.size() == tailed.position.offset
-            && tailed.position.sending.is_none()
+            && tailed.position.in_flight.is_none()
         {
             return Ok(false); // nothing to read
         }
@@ -388,32 +393,32 @@ impl Tailer {
 }
 
 impl Settings {
-    fn composer(&self, skipping: bool) -> Composer {
-        let cutter = Cutter::new(Framing::Lines, self.line_bytes_max).in_a_line(skipping);
-        Composer::new(cutter, Some(self.multiline.clone()))
+    fn body_builder(&self, skipping: bool) -> BodyBuilder {
+        let splitter = RecordSplitter::new(Framing::Lines, self.line_bytes_max).within_line(skipping);
+        BodyBuilder::new(splitter, Some(self.multiline.clone()))
     }
 }
 
 /// What a new file is a copy of.
 enum Original {
     None,
-    /// One that still stands there, or is about to be truncated.
-    Intact,
-    /// One that was truncated after this was taken of it.
-    Truncated(Former),
+    /// A file that still exists, or is about to be truncated.
+    Unchanged,
+    /// A file that was truncated after the copy was made.
+    Truncated(PreviousContent),
 }
 
 impl Tailed {
-    /// A glob has it, at `path`.
-    fn found(&mut self, path: PathBuf) {
+    /// A glob matches it at `path`.
+    fn matched_at(&mut self, path: PathBuf) {
         self.is_matched = true;
         self.is_lost = false;
         if self.position.path != path && !fs::metadata(&self.position.path).is_ok_and(|at| self.position.is(&at)) {
-            self.position.path = real(path);
+            self.position.path = canonical(path);
         }
     }
 
-    /// Size and content as they are now; a content that is another one is begun.
+    /// Updates size and content; other content starts a new incarnation.
     fn refresh(&mut self, now: Instant) -> io::Result<()> {
         let Some(size) = self.open_size()? else { return Ok(()) };
         if size == self.size && size >= self.position.offset {
@@ -422,26 +427,27 @@ impl Tailed {
         (self.size, self.changed) = (size, now);
         let (position, file) = (&mut self.position, self.file.as_ref());
         let is_same = size >= position.offset
-            && position.sending.is_none_or(|sending| sending.end <= size)
+            && position.in_flight.is_none_or(|in_flight| in_flight.end <= size)
             && file.is_some_and(|file| read_head(file, position.head.len).is_ok_and(|head| head == position.head));
         if !is_same {
             tracing::info!(path = %position.path.display(), offset = position.offset, size,
-                "a file was truncated or holds other content: it is read from the beginning");
-            if position.sending.is_some() {
+                "a file was truncated or replaced: it is read from the beginning");
+            if position.in_flight.is_some() {
                 tracing::warn!(path = %position.path.display(),
-                    "what was being handed in when the process ended is not in the file any more");
+                    "the range that was in flight when the process ended is no longer in the file");
             }
-            let former = Former { offset: position.offset, skipping: position.skipping, head: position.head };
+            let previous =
+                PreviousContent { offset: position.offset, skipping: position.skipping, head: position.head };
             *position = Position {
                 incarnation: Uuid::new_v4(),
                 offset: 0,
                 skipping: false,
                 head: Head::default(),
-                sending: None,
-                former: Some(former),
+                in_flight: None,
+                previous: Some(previous),
                 ..std::mem::take(position)
             };
-            self.looked = None;
+            self.last_poll = None;
         }
         Ok(())
     }
@@ -450,7 +456,7 @@ impl Tailed {
         self.file.as_ref().map(|file| Ok(file.metadata()?.size())).transpose()
     }
 
-    /// Up to `len` bytes from the offset on.
+    /// Reads up to `len` bytes from the offset.
     fn read(&self, len: usize) -> io::Result<Vec<u8>> {
         let mut window = vec![0; len];
         let mut filled = 0;
@@ -466,9 +472,9 @@ impl Tailed {
         Ok(window)
     }
 
-    /// Writes down that the bytes up to `boundary` are on their way; those without a record are done with at once.
-    fn take(&mut self, boundary: Boundary, body: bytes::Bytes, again: Option<Sending>) -> io::Result<Option<Piece>> {
-        if boundary.fed == 0 && again.is_none() {
+    /// Marks the bytes up to `boundary` as in flight; if they contain no record, they are acknowledged at once.
+    fn take(&mut self, boundary: Boundary, body: bytes::Bytes, resent: Option<InFlight>) -> io::Result<Option<Piece>> {
+        if boundary.fed == 0 && resent.is_none() {
             return Ok(None);
         }
         let end = self.position.offset + boundary.fed as u64;
@@ -477,22 +483,22 @@ impl Tailed {
             _ => self.position.head,
         };
         self.discarded = boundary.discarded;
-        let sending = again.unwrap_or(Sending { end, skipping: boundary.skipping, head });
+        let in_flight = resent.unwrap_or(InFlight { end, skipping: boundary.skipping, head });
         if body.is_empty() {
             let position = &mut self.position;
-            (position.offset, position.skipping, position.head) = (sending.end, sending.skipping, sending.head);
-            position.sending = None;
+            (position.offset, position.skipping, position.head) = (in_flight.end, in_flight.skipping, in_flight.head);
+            position.in_flight = None;
             self.count_discarded();
             return Ok(None);
         }
         let incarnation = self.position.incarnation;
-        self.position.sending = Some(sending);
+        self.position.in_flight = Some(in_flight);
         let source_batch = SourceBatch {
             stream: self.stream,
             body,
             defaults: self.defaults.clone(),
-            // The same in every life of the process, and higher with each piece.
-            dedup_key: Some(DedupKey { key: incarnation.into_bytes(), position: sending.end, at_us: wall_us() }),
+            // Stable across restarts, and increasing with each piece.
+            dedup_key: Some(DedupKey { key: incarnation.into_bytes(), position: in_flight.end, at_us: wall_us() }),
         };
         Ok(Some(Piece { incarnation, source_batch }))
     }
@@ -507,16 +513,16 @@ impl Tailed {
     }
 
     fn is_read(&self) -> bool {
-        self.position.sending.is_none() && self.size == self.position.offset
+        self.position.in_flight.is_none() && self.size == self.position.offset
     }
 
-    /// Nothing more can come of it.
+    /// Whether nothing more can be read from it.
     fn is_done(&self, now: Instant) -> bool {
         if self.is_lost {
-            // It was renamed to where nobody finds it, or removed, while no descriptor was open.
+            // It was renamed to an unknown place or removed while it was not open.
             if self.is_rotated && !self.is_read() {
                 tracing::warn!(path = %self.position.path.display(), offset = self.position.offset,
-                    "a file is gone; what it may have held after this offset is not stored");
+                    "a file was removed before it was read to its end: content after this offset is not stored");
                 metrics::counter!("logweir_files_removed_unread_total").increment(1);
             }
             return self.is_rotated;
@@ -526,23 +532,23 @@ impl Tailed {
         }
         let quiet = now.duration_since(self.changed);
         let is_removed = self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|is| is.nlink() == 0));
-        quiet >= if is_removed { LAST_LINE } else { ROTATED }
+        quiet >= if is_removed { LAST_LINE_DELAY } else { ROTATED_WATCH }
     }
 }
 
 impl Position {
-    /// Whether it is the file that `metadata` is about.
+    /// Whether `metadata` describes this file.
     fn is(&self, metadata: &Metadata) -> bool {
         (metadata.dev(), metadata.ino()) == (self.dev, self.ino)
     }
 
-    /// The file, if it is still where it was.
+    /// Opens the file, if it is still at its path.
     fn open(&self) -> io::Result<Option<File>> {
         let file = File::open(&self.path)?;
         Ok(self.is(&file.metadata()?).then_some(file))
     }
 
-    /// Where in its directory the file is now: it may have been renamed to a name that no glob has.
+    /// Finds the file in its directory: it may have been renamed to a name that no glob matches.
     fn search(&self) -> Option<PathBuf> {
         let entries = fs::read_dir(self.path.parent()?).ok()?;
         let is_it = |entry: &fs::DirEntry| entry.ino() == self.ino && entry.metadata().is_ok_and(|is| self.is(&is));
@@ -550,14 +556,14 @@ impl Position {
     }
 }
 
-/// The first `len` bytes.
+/// Fingerprint of the first `len` bytes.
 fn read_head(file: &File, len: u64) -> io::Result<Head> {
     let mut bytes = vec![0; usize::try_from(len.min(HEAD_BYTES)).unwrap_or_default()];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(Head { len, crc: crc32c::crc32c(&bytes) })
 }
 
-/// `app.log.1` or `app.log-20261121` beside `app.log`.
+/// Whether `copy` is named like a copy of `original`: `app.log.1` or `app.log-20261121` beside `app.log`.
 fn is_name_of_copy(original: &Path, copy: &Path) -> bool {
     let names = original.file_name().zip(copy.file_name());
     let goes_on = names.is_some_and(|(original, copy)| {
@@ -566,18 +572,18 @@ fn is_name_of_copy(original: &Path, copy: &Path) -> bool {
     goes_on && original.parent() == copy.parent()
 }
 
-/// Where a link leads to: a file that is renamed is looked for beside itself, not beside what points to it.
-fn real(path: PathBuf) -> PathBuf {
+/// Resolves links: a renamed file is searched beside itself, not beside a link to it.
+fn canonical(path: PathBuf) -> PathBuf {
     fs::canonicalize(&path).unwrap_or(path)
 }
 
-/// Rotated files that were compressed hold what was read already.
+/// Rotated files that were compressed contain what was already read.
 fn is_compressed(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     matches!(extension, "gz" | "zst" | "bz2" | "xz" | "lz4" | "Z" | "zip" | "lzma")
 }
 
-/// What the path says of a file's records.
+/// Defaults for the records of a file, derived from its path.
 fn defaults(path: &Path, host: &str) -> Defaults {
     let text = |text: &str| serde_json::Value::from(text).to_string();
     let mut attributes = format!("\"log.file.path\":{}", text(&path.to_string_lossy()));
