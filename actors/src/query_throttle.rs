@@ -287,10 +287,10 @@ mod tests {
     async fn while_the_database_is_behind_reads_take_turns_with_pauses() {
         const READING: Duration = Duration::from_millis(100);
         let took = async |throttle: &QueryThrottle| {
-            let begun = Instant::now();
+            let start = Instant::now();
             let one = || throttle.whole(async { tokio::time::sleep(READING).await });
             tokio::join!(one(), one(), one());
-            begun.elapsed()
+            start.elapsed()
         };
         assert_eq!(took(&QueryThrottle::default()).await, READING);
         assert_eq!(took(&behind()).await, READING * 21, "three reads and two pauses");

@@ -662,7 +662,7 @@ fn committed_is_acknowledged_only_after_the_commit() {
     rig.controls.commits.store(false, Ordering::SeqCst);
     let response = rig.post("/ingest?ack=committed", "late");
     let detail = response.rejection(503, "ack_timeout");
-    assert!(detail.contains("are in the journal") && detail.contains("without the same Idempotency-Key"), "{detail}");
+    assert!(detail.contains("are in the journal") && detail.contains("the same Idempotency-Key"), "{detail}");
     assert_eq!(response.headers["retry-after"], "5");
     let flush = rig.admin("POST", "/flush");
     assert_eq!((flush.status, &flush.json()["backlog"]), (503, &1.into()));

@@ -79,7 +79,7 @@ fn a_gateway_lists_each_processor_and_why_one_is_unreachable() {
 
         second.kill();
         until(&mut gateway, other, "reported as unreachable", |one| {
-            one["ok"] == false && one["error"].as_str().is_some_and(|error| error.starts_with("unreachable: "))
+            one["ok"] == false && one["error"].as_str().is_some_and(|error| error.starts_with("unavailable: "))
         });
         until(&mut gateway, other, "circuit breaker open", |one| {
             one["breaker"]["state"] == "open"
@@ -368,7 +368,7 @@ fn the_web_ui_of_a_gateway_shows_all_processors() {
             browser
                 .texts(".processor .problem")
                 .iter()
-                .any(|why| why.contains("unreachable") || why.contains("circuit breaker open"))
+                .any(|why| why.contains("unavailable") || why.contains("circuit breaker open"))
         });
         assert_eq!(browser.count(".processor"), 2);
         browser.until("one is left", |browser| browser.count(".processor .stages") == 1);

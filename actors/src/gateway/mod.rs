@@ -89,7 +89,7 @@ enum ProcessorError {
     #[error("circuit breaker open after {failures} consecutive failures: next attempt in {} ms", retry_in.as_millis())]
     BreakerOpen { failures: u64, retry_in: Duration },
     /// The connection failed.
-    #[error("unreachable: {0}")]
+    #[error("unavailable: {0}")]
     Unreachable(String),
     /// The timeout passed.
     #[error("no response within gateway.timeout_ms ({} ms)", .0.as_millis())]

@@ -166,8 +166,8 @@ impl HttpError {
 }
 
 impl From<Rejection> for HttpError {
-    fn from(refusal: Rejection) -> Self {
-        let Rejection { kind, reason, detail } = refusal;
+    fn from(rejection: Rejection) -> Self {
+        let Rejection { kind, reason, detail } = rejection;
         let status = match kind {
             RejectionKind::Busy => 429,
             RejectionKind::Unavailable => 503,

@@ -68,12 +68,12 @@ pub fn required_access(listener: Listener, path: &str) -> Access {
 /// # Errors
 /// 401, naming the token lists that would be accepted.
 pub fn check(auth: &Auth, access: Access, authorization: Option<&[u8]>) -> Result<Sender, HttpError> {
-    let nobody: &[Token] = &[];
+    let no_tokens: &[Token] = &[];
     let (name, lists) = match access {
         Access::Open => return Ok(Sender(None)),
-        Access::Ingest => ("auth.ingest_tokens", [&*auth.ingest_tokens, nobody]),
+        Access::Ingest => ("auth.ingest_tokens", [&*auth.ingest_tokens, no_tokens]),
         Access::QueryOrAdmin => ("auth.query_tokens or auth.admin_tokens", [&*auth.query_tokens, &*auth.admin_tokens]),
-        Access::Admin => ("auth.admin_tokens", [&*auth.admin_tokens, nobody]),
+        Access::Admin => ("auth.admin_tokens", [&*auth.admin_tokens, no_tokens]),
     };
     if auth.mode == AuthMode::None {
         return Ok(Sender(None));

@@ -95,7 +95,7 @@ pub(super) async fn replay(
 ) -> Result<Answer, HttpError> {
     let _lock = lock_changes(&request, &shared)?;
     let mut parameters = QueryParameters::of(&request)?;
-    let (id, all) = (parameters.text("id")?, parameters.word("all", false, &[("true", true), ("false", false)])?);
+    let (id, all) = (parameters.text("id")?, parameters.one_of("all", false, &[("true", true), ("false", false)])?);
     parameters.finish()?;
     let store = shared.dead_letter_store()?;
     let replayed = match (id, all) {

@@ -101,11 +101,11 @@ impl AckDeadline {
         Self { until: Instant::now() + Duration::from_millis(ack_timeout_ms), ack_timeout_ms }
     }
 
-    /// Waits for `future`; on timeout the response includes `standing`, what is known about the records.
-    async fn wait<F: Future>(&self, future: F, standing: &str) -> Result<F::Output, HttpError> {
+    /// Waits for `future`; on timeout the response includes `known`, what is known about the records.
+    async fn wait<F: Future>(&self, future: F, known: &str) -> Result<F::Output, HttpError> {
         timeout_at(self.until, future).await.map_err(|_| {
             let detail = format!(
-                "the requested ?ack= level was not reached within http.ack_timeout_ms ({} ms): {standing}; sending them again without the same Idempotency-Key may store them twice",
+                "the requested ?ack= level was not reached within http.ack_timeout_ms ({} ms): {known}; sending them again may store them twice, unless both requests have the same Idempotency-Key",
                 self.ack_timeout_ms
             );
             HttpError::new(503, "ack_timeout", detail)

@@ -1,4 +1,4 @@
-//! `GET /api/v1/pipeline`: every processor with its status. A process with a pipeline of its own reports this_process.
+//! `GET /api/v1/pipeline`: every processor with its status. A process with a pipeline of its own reports itself.
 
 use std::sync::Arc;
 

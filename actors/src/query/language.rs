@@ -75,12 +75,12 @@ pub(super) fn read<'q, T>(
     }
     let mut input = Input { input: query, state: Nesting::default() };
     let start = input.checkpoint();
-    let meaning = whole(&mut input).map_err(|error| {
+    let parsed = whole(&mut input).map_err(|error| {
         let SyntaxError { left, detail } = error.into_inner().unwrap_or_default();
         bad(query.len() - left.min(query.len()), detail)
     })?;
     debug_assert_eq!(input.offset_from(&start), query.len(), "the whole query was parsed");
-    Ok(meaning)
+    Ok(parsed)
 }
 
 /// The rest of the query.

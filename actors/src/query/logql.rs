@@ -521,10 +521,10 @@ fn line_filter(input: &mut Input<'_>) -> ModalResult<Option<Filter>, SyntaxError
     Ok(Some(if negated { filter.negated() } else { filter }))
 }
 
-/// Consumes `wanted` if it is a separate word.
-fn word(input: &mut Input<'_>, wanted: &'static str) -> ModalResult<bool, SyntaxError> {
+/// Consumes `expected` if it is a separate word.
+fn word(input: &mut Input<'_>, expected: &'static str) -> ModalResult<bool, SyntaxError> {
     let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || matches!(next, '_' | '.'));
-    if input.input.strip_prefix(wanted).is_some_and(ends) { consume(input, wanted) } else { Ok(false) }
+    if input.input.strip_prefix(expected).is_some_and(ends) { consume(input, expected) } else { Ok(false) }
 }
 
 /// A pipeline stage, after the `|`.

@@ -3,9 +3,9 @@
 const SHOWN_MAX = 200_000;
 
 function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(name), properties);
+  node.append(...children);
+  return node;
 }
 
 function headers() {
@@ -14,27 +14,27 @@ function headers() {
 }
 
 /** The request described by the form: a URL and its options. */
-function asked(form, method, path, described) {
-  const given = new FormData(form);
+function requestOf(form, method, path, operation) {
+  const values = new FormData(form);
   const request = { method, headers: headers() };
   const query = new URLSearchParams();
   let filled = path;
-  for (const { name, in: place } of described.parameters ?? []) {
-    const value = given.get(name);
+  for (const { name, in: location } of operation.parameters ?? []) {
+    const value = values.get(name);
     if (value === "") continue;
-    if (place === "path") filled = filled.replace(`{${name}}`, encodeURIComponent(value));
-    else if (place === "header") request.headers[name] = value;
+    if (location === "path") filled = filled.replace(`{${name}}`, encodeURIComponent(value));
+    else if (location === "header") request.headers[name] = value;
     else query.append(name, value);
   }
-  if (given.get("(body)")) request.body = given.get("(body)");
+  if (values.get("(body)")) request.body = values.get("(body)");
   return [query.size ? `${filled}?${query}` : filled, request];
 }
 
 /** Shows the response as it arrives. A live stream ends with the next request, with `Stop`, or when it gets too long. */
-async function send(event, method, path, described, output, stop) {
+async function send(event, method, path, operation, output, stop) {
   event.preventDefault();
   stop.onclick?.();
-  const [url, request] = asked(event.target, method, path, described);
+  const [url, request] = requestOf(event.target, method, path, operation);
   const abort = new AbortController();
   const show = (text) => abort.signal.aborted || (output.textContent = `${request.method} ${url}\n${text}`);
   stop.onclick = () => abort.abort();
@@ -68,18 +68,18 @@ function input({ name, description, required }) {
   return element("label", {}, name, field, element("small", { textContent: description ?? "" }));
 }
 
-function section(method, path, described) {
+function section(method, path, operation) {
   const output = element("pre", { hidden: true, tabIndex: 0 });
-  const inputs = (described.parameters ?? []).map(input);
-  if (described.requestBody) {
-    const small = element("small", { textContent: described.requestBody.description ?? "" });
+  const inputs = (operation.parameters ?? []).map(input);
+  if (operation.requestBody) {
+    const small = element("small", { textContent: operation.requestBody.description ?? "" });
     inputs.push(element("label", {}, "Body", element("textarea", { name: "(body)", rows: 3 }), small));
   }
   const stop = element("button", { type: "button", textContent: "Stop", hidden: true });
   stop.addEventListener("click", () => { stop.hidden = true; });
   const form = element("form", {}, ...inputs, element("div", {}, element("button", { textContent: "Send" }), " ", stop));
-  form.addEventListener("submit", (event) => send(event, method, path, described, output, stop));
-  const what = (described.responses["200"] ?? described.responses["101"])?.description ?? "";
+  form.addEventListener("submit", (event) => send(event, method, path, operation, output, stop));
+  const what = (operation.responses["200"] ?? operation.responses["101"])?.description ?? "";
   return element("details", {}, element("summary", { textContent: `${method} ${path}` }), element("p", { textContent: what }), form, output);
 }
 
@@ -88,12 +88,12 @@ try {
   const { paths } = await (await fetch("openapi.json", { headers: headers() })).json();
   const tags = new Map();
   for (const [path, methods] of Object.entries(paths)) {
-    for (const [method, described] of Object.entries(methods)) {
+    for (const [method, operation] of Object.entries(methods)) {
       // Where both methods exist, POST is the same with the parameters as a form.
       if (method === "post" && methods.get) continue;
-      const tag = described.tags?.[0] ?? "";
+      const tag = operation.tags?.[0] ?? "";
       if (!tags.has(tag)) tags.set(tag, []);
-      tags.get(tag).push(section(method.toUpperCase(), path, described));
+      tags.get(tag).push(section(method.toUpperCase(), path, operation));
     }
   }
   main.replaceChildren(...[...tags].flatMap(([tag, sections]) => [element("h2", { textContent: tag }), ...sections]));

@@ -40,7 +40,7 @@ struct Body {
 pub async fn hits(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
     let mut parameters = QueryParameters::of(&request)?;
     let (filter, range, step_us) = (parameters.filter()?, parameters.range()?, parameters.step()?);
-    let by = parameters.word("by", By::Severity, &[("severity", By::Severity), ("service", By::Service)])?;
+    let by = parameters.one_of("by", By::Severity, &[("severity", By::Severity), ("service", By::Service)])?;
     parameters.finish()?;
     let histogram = shared.searcher()?.hits(&filter, range, step_us, by).await?;
     let steps = histogram.steps;

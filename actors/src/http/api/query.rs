@@ -92,9 +92,9 @@ pub async fn query(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ht
 fn read(request: &HttpRequest) -> Result<(Format, PageRequest), HttpError> {
     let mut parameters = QueryParameters::of(request)?;
     let formats = [("json", Format::Json), ("ndjson", Format::Ndjson), ("csv", Format::Csv)];
-    let format = parameters.word("format", Format::Json, &formats)?;
+    let format = parameters.one_of("format", Format::Json, &formats)?;
     let directions = [("backward", Direction::Backward), ("forward", Direction::Forward)];
-    let direction = parameters.word("direction", Direction::Backward, &directions)?;
+    let direction = parameters.one_of("direction", Direction::Backward, &directions)?;
     let limit_max = if format == Format::Json { LIMIT_MAX } else { STREAM_LIMIT_MAX };
     let limit = parameters.number("limit", LIMIT, 1, limit_max)?;
     let after = parameters.text("cursor")?.map(|text| {

@@ -35,7 +35,7 @@ impl QueryParameters {
     /// The value of a parameter; an empty one counts as missing.
     pub fn text(&mut self, name: &'static str) -> Result<Option<String>, HttpError> {
         self.known.push(name);
-        let mut values = self.pairs.extract_if(.., |(given, _)| given == name).map(|(_, value)| value);
+        let mut values = self.pairs.extract_if(.., |(key, _)| key == name).map(|(_, value)| value);
         let value = values.next();
         if values.next().is_some() {
             return Err(bad_parameter(format!("duplicate parameter {name}: expected it once")));
@@ -53,13 +53,13 @@ impl QueryParameters {
         number.ok_or_else(|| bad_parameter(format!("invalid {name} {text:?}: expected an integer from {min} to {max}")))
     }
 
-    /// One of a list of words.
-    pub fn word<T: Copy>(&mut self, name: &'static str, default: T, words: &[(&str, T)]) -> Result<T, HttpError> {
+    /// One of a list of choices.
+    pub fn one_of<T: Copy>(&mut self, name: &'static str, default: T, choices: &[(&str, T)]) -> Result<T, HttpError> {
         let Some(text) = self.text(name)? else { return Ok(default) };
-        let meant = words.iter().find(|(word, _)| *word == text).map(|&(_, meant)| meant);
-        meant.ok_or_else(|| {
-            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            bad_parameter(format!("invalid {name} {text:?}: expected one of {}", words.join(", ")))
+        let choice = choices.iter().find(|(word, _)| *word == text).map(|&(_, choice)| choice);
+        choice.ok_or_else(|| {
+            let choices: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            bad_parameter(format!("invalid {name} {text:?}: expected one of {}", choices.join(", ")))
         })
     }
 

@@ -35,11 +35,11 @@ impl LokiParameters {
 
     /// The value of a parameter; an empty one counts as missing.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
-        self.pairs.iter().find_map(|(given, value)| (given == name && !value.is_empty()).then_some(&**value))
+        self.pairs.iter().find_map(|(key, value)| (key == name && !value.is_empty()).then_some(&**value))
     }
 
     pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let named = move |(given, value): &'a (String, String)| (given == name).then_some(&**value);
+        let named = move |(key, value): &'a (String, String)| (key == name).then_some(&**value);
         self.pairs.iter().filter_map(named).filter(|value| !value.is_empty())
     }
 

@@ -62,9 +62,9 @@ pub(super) fn streams<'a>(records: impl IntoIterator<Item = &'a Found>, categori
 }
 
 fn labels(found: &Found) -> Labels {
-    let own = [("service_name", &*found.service), ("host", &*found.host), ("level", level(found.severity.name()))];
-    let there = own.into_iter().filter(|(_, value)| !value.is_empty());
-    there.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    let labels = [("service_name", &*found.service), ("host", &*found.host), ("level", level(found.severity.name()))];
+    let present = labels.into_iter().filter(|(_, value)| !value.is_empty());
+    present.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// The level for the name of a severity.
