@@ -1,103 +1,58 @@
-//! The machinery of logweir: bounded mailboxes, supervised stages, a durable journal and an
-//! ordered drain. It knows actix, a disk and a clock; it knows no store, no HTTP and no
-//! environment variable, so that it can be embedded alone.
+#![doc = include_str!("../README.md")]
+//!
+//! # Code map
+//!
+//! The `mod` lines below are in pipeline order.
 //!
 //! ```text
-//!                 ┌─ Mailbox ─> Stage ─┐ ┌─ Mailbox ─> Stage ─┐
-//!  records ─────> │  one generic actor │>│  one generic actor │ ─> ...
-//!                 └────────────────────┘ └─────────┬──────────┘
-//!            supervisor: panic and stall become    │ append, group-commit fsync
-//!            an exit with a name, the stage is     ▼
-//!            rebuilt, queue and address stay    Journal (one OS thread) ─> reader, recovery
+//! record              one log event, borrowed; severity numbers and level names
+//! chunk               the records of one request or read, as columns over one text arena
+//! mailbox             the bounded way into a stage: credits, send, reserve, close
+//! semaphore           a mailbox's accounting in messages and bytes, FIFO
+//! stage               the trait that users implement; exit codes; known waits
+//! window              tumbling and sliding windows over event time, and a stage that closes them
+//! actor_host          the only actix actor: hosts a stage, one message at a time; ticks, fairness
+//! supervisor          restarts after panics and stalls, the watchdog, exits
+//! codec               chunk <-> frame payload; the only user of bincode
+//! journal/mod         the public API, state shared by callers, writer and housekeeper
+//! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
+//! journal/writer      the writer thread: group commit, rotation, acknowledgement
+//! journal/housekeeper background thread: spare segments, removal, full disk
+//! journal/frame       frame header and START payload
+//! journal/segment     segment header, the directory's files, fsyncs
+//! journal/dedup_index which requests and file positions have been appended before
+//! journal/scan        iterates over the frames of any bytes
+//! journal/directory_scan  valid, torn or damaged: what a directory contains
+//! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
+//! journal/reader      reads one lane or all, concurrently with the writer
+//! journal/check       check, dump and repair of any journal directory
+//! topology            builds and drains a pipeline; arbiter threads
+//! drain               shutdown phases and their state machine
+//! observe             counters and state of every actor, from any thread; metrics
+//! clock               the only reader of the wall clock
+//! fault               fault injection for tests
 //! ```
 //!
-//! A pipeline of three stages that drains:
+//! # Invariants
 //!
-//! ```
-//! use logweir_engine::drain::DrainControl;
-//! use logweir_engine::mailbox::{Bound, Mailbox, Message};
-//! use logweir_engine::stage::{Exit, Stage, StageContext};
-//! use logweir_engine::topology::{StageSpec, Supervision, Topology};
-//! use std::sync::mpsc;
+//! Each has one owner.
 //!
-//! struct Line(String);
-//! struct Lines(Vec<String>);
-//!
-//! impl Message for Line {
-//!     fn bytes(&self) -> usize {
-//!         self.0.len()
-//!     }
-//! }
-//! impl Message for Lines {
-//!     fn bytes(&self) -> usize {
-//!         self.0.iter().map(String::len).sum()
-//!     }
-//! }
-//!
-//! /// Makes each line clean, one message after the other.
-//! struct Trim { ctx: StageContext, next: Mailbox<Line> }
-//! /// Gathers lines and hands them on by the pair; the last one may stay alone.
-//! struct Pair { ctx: StageContext, next: Mailbox<Lines>, open: Vec<String> }
-//! struct Sink(mpsc::Sender<Vec<String>>);
-//!
-//! impl Stage for Trim {
-//!     type Message = Line;
-//!     async fn receive(&mut self, line: Line) -> Result<(), Exit> {
-//!         let line = Line(line.0.trim().to_owned());
-//!         Ok(self.ctx.waiting(self.next.send(line)).await?)
-//!     }
-//! }
-//! impl Stage for Pair {
-//!     type Message = Line;
-//!     async fn receive(&mut self, line: Line) -> Result<(), Exit> {
-//!         self.open.push(line.0);
-//!         if self.open.len() == 2 { self.hand_on().await } else { Ok(()) }
-//!     }
-//!     async fn on_drain(&mut self) -> Result<(), Exit> {
-//!         if self.open.is_empty() { Ok(()) } else { self.hand_on().await }
-//!     }
-//! }
-//! impl Pair {
-//!     async fn hand_on(&mut self) -> Result<(), Exit> {
-//!         let lines = Lines(std::mem::take(&mut self.open));
-//!         Ok(self.ctx.waiting(self.next.send(lines)).await?)
-//!     }
-//! }
-//! impl Stage for Sink {
-//!     type Message = Lines;
-//!     async fn receive(&mut self, lines: Lines) -> Result<(), Exit> {
-//!         self.0.send(lines.0).map_err(|_| Exit::new(Exit::SOFTWARE, "nobody reads the sink"))
-//!     }
-//! }
-//!
-//! actix_rt::System::new().block_on(async {
-//!     let supervision = Supervision { stall_ms: 5_000, restarts_max: 3, restart_window_ms: 60_000 };
-//!     let control = DrainControl::default();
-//!     let mut topology = Topology::new("lines", supervision, control.watch());
-//!     let spec = |name: &str| StageSpec {
-//!         name: name.to_owned(),
-//!         arbiter: name.to_owned(), // a thread for each
-//!         bound: Bound { messages_max: 2, bytes_max: 64 },
-//!         tick_ms: None,
-//!     };
-//!     // Downstream first: who sends must know where to.
-//!     let (out, stored) = mpsc::channel();
-//!     let sink = topology.spawn(spec("sink"), move |_| Sink(out.clone()));
-//!     let pair = topology.spawn(spec("pair"), move |ctx| Pair { ctx, next: sink.clone(), open: Vec::new() });
-//!     let trim = topology.spawn(spec("trim"), move |ctx| Trim { ctx, next: pair.clone() });
-//!     assert_eq!(topology.bytes_max(), 3 * 64);
-//!
-//!     for line in [" a ", "b", " c"] {
-//!         trim.send(Line(line.to_owned())).await.unwrap();
-//!     }
-//!     let late = topology.drain().await;
-//!     assert!(late.is_empty());
-//!     assert_eq!(stored.iter().collect::<Vec<_>>(), [vec!["a", "b"], vec!["c"]]);
-//!     assert!(trim.send(Line("late".to_owned())).await.is_err());
-//! });
-//! ```
-//!
-//! The `mod` lines stand in the order of a record's way.
+//! - *semaphore*: credits held equal messages queued or being handled, and never exceed the bound, in messages and in
+//!   bytes; a waiting sender is never overtaken.
+//! - *mailbox*: nothing enters after it has closed, so the in-band drain is the last message.
+//! - *actor_host*: a stage handles one message at a time, in order; a tick never runs inside a message.
+//! - *supervisor*: a panic or a stall costs the message being processed and nothing else, and is never silent.
+//! - *topology*: a stage is drained only after all of its senders have stopped.
+//! - *drain*: phases only advance, and persisting starts no later than the deadline.
+//! - *journal/writer*: nothing is acknowledged before its fsync, and in sequence order; after a failed fsync nothing is
+//!   acknowledged any more.
+//! - *journal/state*: sequence numbers have no gaps inside a run, and a number is never assigned to two durable frames;
+//!   a journal at its quota can still be sealed and opened.
+//! - *journal/directory_scan*: a frame is read back whole or not at all; bytes that may have been acknowledged are
+//!   damage, never a torn write (except in the last group, see there).
+//! - *journal/recover*: a start that is killed at any moment can be repeated, and does not grow the disk usage.
+//! - *journal/dedup_index*: a key is remembered across restarts, and forgotten if its frame is rolled back.
+//! - *codec*, *frame*, *segment*: the bytes on disk are frozen by golden files.
 
 pub mod record;
 pub mod chunk;

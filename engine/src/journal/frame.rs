@@ -71,7 +71,7 @@ pub(super) struct FrameHeader {
     pub(super) durable_upto: u64,
     pub(super) lane_prev_seq: u64,
     pub(super) lane_records: u64,
-    /// Whether the payload starts with a [`DedupKey`].
+    /// Whether the payload starts with a [`DedupKey`](super::DedupKey).
     pub(super) has_dedup_key: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Append, read, settle, seal: the ordinary life of a journal.
+//! Append, read, commit, seal: normal operation.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use logweir_engine::journal::{
 use crate::kit::*;
 
 #[test]
-fn what_was_acknowledged_is_read_back_by_the_next_run() {
+fn acknowledged_frames_are_read_back_by_the_next_run() {
     let dir = scratch();
     let (journal, first) = open(dir.path());
     assert_eq!((first.runs.len(), first.seq_last, first.created, first.clean), (0, 0, true, false));
@@ -66,7 +66,7 @@ fn a_group_is_acknowledged_in_the_order_of_sequence_numbers() {
                     let credit = block_on(journal.reserve(100)).unwrap();
                     let (order, seq) = (order.clone(), Arc::new(Mutex::new(0)));
                     let mine = seq.clone();
-                    // Held until the number is known: the writer may be faster than we are.
+                    // Locked until the number is known: the writer may be faster than this thread.
                     let mut seq = seq.lock().unwrap();
                     let note = Box::new(move |result: Result<u64, AppendError>| {
                         result.unwrap();
@@ -90,7 +90,7 @@ fn a_group_is_acknowledged_in_the_order_of_sequence_numbers() {
 }
 
 #[test]
-fn reserve_waits_when_the_queue_is_full_and_goes_on_when_it_is_not() {
+fn reserve_waits_while_the_queue_is_full() {
     let dir = scratch();
     let (journal, _) = Journal::open(JournalConfig { queue_bytes_max: 1000, ..config(dir.path()) }).unwrap();
     block_on(async {
@@ -102,7 +102,7 @@ fn reserve_waits_when_the_queue_is_full_and_goes_on_when_it_is_not() {
         drop(first);
         waiting.await.unwrap();
         small.await.unwrap();
-        // More than the whole queue goes alone instead of never.
+        // A payload larger than the whole queue is queued alone.
         let alone = journal.reserve(5000).await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(20), journal.reserve(1)).await.is_err());
         assert_eq!(
@@ -114,7 +114,7 @@ fn reserve_waits_when_the_queue_is_full_and_goes_on_when_it_is_not() {
 }
 
 #[test]
-fn a_payload_that_fits_no_segment_is_refused_before_it_has_a_number() {
+fn a_payload_that_fits_into_no_segment_is_rejected_by_reserve() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     assert_eq!(block_on(journal.reserve(70_000)).unwrap_err(), AppendError::TooLarge { bytes: 70_000 });
@@ -125,7 +125,7 @@ fn a_payload_that_fits_no_segment_is_refused_before_it_has_a_number() {
 }
 
 #[test]
-fn settled_segments_go_and_the_retained_ones_stay() {
+fn committed_segments_are_removed_except_the_retained_ones() {
     let dir = scratch();
     let quota_bytes = 16 * SEGMENT_BYTES;
     let (journal, _) = Journal::open(JournalConfig { retain_segments: 2, quota_bytes, ..config(dir.path()) }).unwrap();
@@ -135,10 +135,10 @@ fn settled_segments_go_and_the_retained_ones_stay() {
     }
     let before = journal.stats().segments;
     journal.commit(0, last[0]);
-    assert_eq!(journal.stats().segments, before, "lane 1 was never settled");
+    assert_eq!(journal.stats().segments, before, "lane 1 was never committed");
     journal.commit(1, last[1]);
-    // Two are retained, and the files of two more, an eighth of the quota, wait to be used again.
-    eventually("all but four settled segments and the active one go", || segments(dir.path()).len() == 5);
+    // Two are retained, and the files of two more, an eighth of the quota, are kept for reuse.
+    eventually("all but four committed segments and the active one are removed", || segments(dir.path()).len() == 5);
     assert_eq!(journal.stats().segments, 5);
     let left = read(&journal, 0);
     assert!(!left.is_empty() && left.len() < 20);
@@ -149,7 +149,7 @@ fn settled_segments_go_and_the_retained_ones_stay() {
 }
 
 #[test]
-fn a_lane_whose_segments_are_gone_keeps_its_tail_and_the_runs_are_remembered() {
+fn a_lane_whose_segments_were_removed_keeps_its_tail() {
     let dir = scratch();
     let (journal, first) = open(dir.path());
     let old = append(&journal, 7, 5, b"only one").unwrap();
@@ -159,7 +159,7 @@ fn a_lane_whose_segments_are_gone_keeps_its_tail_and_the_runs_are_remembered() {
         let seq = append(&journal, 0, 1, &payload(n, 30_000)).unwrap().seq;
         journal.commit(0, seq);
     }
-    eventually("the first segment goes", || !first_segment.exists());
+    eventually("the first segment is removed", || !first_segment.exists());
     drop(journal);
     let (_journal, recovered) = open(dir.path());
     assert_eq!(recovered.lanes[&7], LaneTail { seq: old.seq, records: 5 });
@@ -167,32 +167,32 @@ fn a_lane_whose_segments_are_gone_keeps_its_tail_and_the_runs_are_remembered() {
 }
 
 #[test]
-fn the_quota_refuses_until_something_is_settled() {
+fn the_quota_rejects_appends_until_a_commit() {
     let dir = scratch();
     let quota = JournalConfig { quota_bytes: 5 * SEGMENT_BYTES, retain_segments: 1, ..config(dir.path()) };
     let (journal, _) = Journal::open(quota.clone()).unwrap();
-    let mut taken = Vec::new();
-    let refused = loop {
-        match append(&journal, 0, 1, &payload(taken.len(), 20_000)) {
-            Ok(appended) => taken.push(appended.seq),
-            Err(refused) => break refused,
+    let mut accepted = Vec::new();
+    let rejected = loop {
+        match append(&journal, 0, 1, &payload(accepted.len(), 20_000)) {
+            Ok(appended) => accepted.push(appended.seq),
+            Err(rejected) => break rejected,
         }
-        assert!(taken.len() < 100, "never refused");
+        assert!(accepted.len() < 100, "never rejected");
     };
-    assert_eq!(refused, AppendError::Quota);
+    assert_eq!(rejected, AppendError::Quota);
     assert_eq!(journal.check_writable(), Err(AppendError::Quota));
     assert_eq!(block_on(journal.reserve(1)).unwrap_err(), AppendError::Quota);
     assert!(disk_bytes(dir.path()) <= 5 * SEGMENT_BYTES);
     assert!(journal.stats().reject_reason.is_some());
 
-    // Opening at the quota needs no more room than was left for it.
+    // Opening a journal at its quota needs only the reserved space.
     drop(journal);
     let (journal, recovered) = Journal::open(quota).unwrap();
     assert_eq!(recovered.damage, []);
     assert!(disk_bytes(dir.path()) <= 5 * SEGMENT_BYTES, "{}", disk_bytes(dir.path()));
-    assert_eq!(read(&journal, 0).len(), taken.len());
-    journal.commit(0, *taken.last().unwrap());
-    eventually("there is room again", || append(&journal, 0, 1, &payload(0, 20_000)).is_ok());
+    assert_eq!(read(&journal, 0).len(), accepted.len());
+    journal.commit(0, *accepted.last().unwrap());
+    eventually("appends are accepted again", || append(&journal, 0, 1, &payload(0, 20_000)).is_ok());
     for n in 0..50 {
         let seq = loop {
             match append(&journal, 0, 1, &payload(n, 20_000)) {
@@ -239,13 +239,13 @@ fn sizes_out_of_range_are_rejected_and_the_directory_is_not_touched() {
 }
 
 #[test]
-fn a_second_process_is_kept_out_until_the_first_has_sealed() {
+fn a_second_process_cannot_open_the_journal_until_the_first_has_sealed_it() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     assert!(matches!(Journal::open(config(dir.path())), Err(OpenError::Locked { .. })));
     let clone = journal.clone();
     journal.seal().unwrap();
-    assert_eq!(journal.seal(), Ok(()), "a second seal says the same");
+    assert_eq!(journal.seal(), Ok(()), "a second seal returns the same result");
     let (_next, recovered) = open(dir.path());
     assert!(recovered.clean);
     assert_eq!(clone.check_writable(), Err(AppendError::Sealed));
@@ -254,7 +254,7 @@ fn a_second_process_is_kept_out_until_the_first_has_sealed() {
 }
 
 #[test]
-fn a_seal_writes_what_is_queued_first() {
+fn a_seal_writes_the_queued_frames_first() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     let answers: Vec<_> = (0..100).map(|n| begin(&journal, 0, 1, &payload(n, 1000)).unwrap().1).collect();
@@ -268,11 +268,11 @@ fn a_seal_writes_what_is_queued_first() {
 }
 
 #[test]
-fn the_last_clone_may_be_dropped_by_a_waiter() {
+fn the_last_clone_may_be_dropped_in_on_durable() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     let credit = block_on(journal.reserve(10)).unwrap();
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     let last = journal.clone();
     journal
         .append(
@@ -285,17 +285,17 @@ fn the_last_clone_may_be_dropped_by_a_waiter() {
                 // Wait until this clone is the last.
                 std::thread::sleep(Duration::from_millis(50));
                 drop(last);
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
             }),
         )
         .unwrap();
     drop(journal);
-    told.recv_timeout(Duration::from_secs(10)).unwrap();
-    eventually("the lock is free", || Journal::open(config(dir.path())).is_ok());
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    eventually("the lock is released", || Journal::open(config(dir.path())).is_ok());
 }
 
 #[test]
-fn a_restart_without_data_leaves_the_disk_as_it_was() {
+fn a_restart_without_data_does_not_grow_the_disk_usage() {
     let dir = scratch();
     let mut sizes = Vec::new();
     for _ in 0..20 {
@@ -308,7 +308,7 @@ fn a_restart_without_data_leaves_the_disk_as_it_was() {
 }
 
 #[test]
-fn a_reader_of_all_lanes_follows_them_in_the_order_of_their_numbers() {
+fn a_reader_of_all_lanes_returns_frames_in_sequence_order() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     let mut reader = journal.reader_all_lanes(0);
@@ -330,7 +330,7 @@ fn a_reader_of_all_lanes_follows_them_in_the_order_of_their_numbers() {
     assert_eq!((seq, lanes[&2]), (appended[59], LaneTail { seq: appended[59], records: 40 }));
     block_on(journal.durable_beyond(appended[58])).unwrap();
     let waits = block_on(async { tokio::time::timeout(Duration::from_millis(1), journal.durable_beyond(seq)).await });
-    assert!(waits.is_err(), "nothing is above the newest frame");
+    assert!(waits.is_err(), "there is no frame above the last one");
     journal.seal().unwrap();
     assert_eq!(block_on(journal.durable_beyond(seq)), Err(AppendError::Sealed));
 }

@@ -1,40 +1,40 @@
-//! Killed at each named point, by a failing disk, by a power cut: what was acknowledged is there.
+//! Kills at each named point and failing disks: every acknowledged frame survives.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use logweir_engine::journal::check;
 
-use crate::child::{Orders, Told};
+use crate::child::{ChildSpec, Outcome};
 use crate::kit::*;
 
-/// Opens what a child has left; says which of its promises are broken.
-fn broken_promises(dir: &Path, told: &Told) -> Vec<u64> {
+/// Opens the journal of a child; returns the acknowledged frames that are lost.
+fn lost_acknowledgements(dir: &Path, outcome: &Outcome) -> Vec<u64> {
     let (journal, recovered) = open(dir);
     let frames = read(&journal, 0);
     let mut numbers = BTreeSet::new();
     for frame in &frames {
-        assert!(numbers.insert(frame.seq), "{} comes twice", frame.seq);
+        assert!(numbers.insert(frame.seq), "{} was read twice", frame.seq);
     }
-    let kept = |n: usize, seq: u64| {
+    let is_stored = |n: usize, seq: u64| {
         frames.iter().any(|frame| frame.seq == seq && frame.payload == payload(n, frame.payload.len()))
     };
-    let broken: Vec<_> = told
+    let lost: Vec<_> = outcome
         .acknowledged
         .iter()
-        .filter(|(n, seq)| *seq > told.settled && !kept(*n, *seq))
+        .filter(|(n, seq)| *seq > outcome.committed && !is_stored(*n, *seq))
         .map(|(_, seq)| *seq)
         .collect();
-    if broken.is_empty() {
+    if lost.is_empty() {
         assert_eq!(recovered.damage, []);
         assert!(frames.is_sorted_by_key(|frame| frame.seq));
     }
     append(&journal, 0, 1, b"goes on").unwrap();
-    broken
+    lost
 }
 
 #[test]
-fn killed_at_any_named_point_it_keeps_what_it_has_acknowledged() {
+fn a_kill_at_any_named_point_loses_no_acknowledged_frame() {
     let points = [
         "journal.append.before",
         "journal.append.after",
@@ -53,52 +53,56 @@ fn killed_at_any_named_point_it_keeps_what_it_has_acknowledged() {
     for point in points {
         for pass in [0, 1, 2, 13] {
             let dir = scratch();
-            // There is something to recover and to remove.
-            let mut before = Orders { frames: 15, ..Orders::new(dir.path(), "") }.run();
+            // Something to recover and to remove.
+            let mut before = ChildSpec { frames: 15, ..ChildSpec::new(dir.path(), "") }.run();
             assert!(before.done);
             let faults = format!("{point}={pass}*off->return");
-            // Whether a settled segment is used again or goes depends on who is first: among many, both come by.
+            // Whether a committed segment is reused or removed depends on timing: among many, both happen.
             let frames = if point.contains("segment") { 1_000 } else { 160 };
-            let orders = Orders { frames, settle_every: 40, ..Orders::new(dir.path(), &faults) };
-            let told = orders.run();
+            let spec = ChildSpec { frames, commit_every: 40, ..ChildSpec::new(dir.path(), &faults) };
+            let outcome = spec.run();
             let passes = match point {
                 "journal.recover.copied" => 1,
                 _ if point.contains("segment") => 2,
                 _ => usize::MAX,
             };
-            assert!(!told.done || pass >= passes, "{faults} never came by");
-            if told.settled > 0 {
+            assert!(!outcome.done || pass >= passes, "{faults} was never reached");
+            if outcome.committed > 0 {
                 before.acknowledged.clear();
             }
-            assert_eq!(broken_promises(dir.path(), &told), [], "{faults}");
-            assert_eq!(broken_promises(dir.path(), &Told { settled: told.settled, ..before }), [], "{faults}");
+            assert_eq!(lost_acknowledgements(dir.path(), &outcome), [], "{faults}");
+            assert_eq!(
+                lost_acknowledgements(dir.path(), &Outcome { committed: outcome.committed, ..before }),
+                [],
+                "{faults}"
+            );
         }
     }
 }
 
 #[test]
-fn killed_during_each_of_twenty_starts_it_neither_grows_nor_changes() {
+fn a_kill_during_each_of_twenty_starts_neither_grows_nor_changes_the_journal() {
     for point in ["journal.recover.copied", "journal.segment.rename.before", "journal.segment.rename.after"] {
         let dir = scratch();
-        let told = Orders::new(dir.path(), "journal.append.after=30*off->return").run();
-        assert!(!told.done);
+        let outcome = ChildSpec::new(dir.path(), "journal.append.after=30*off->return").run();
+        assert!(!outcome.done);
         let mut sizes = BTreeSet::new();
         for _ in 0..20 {
-            let killed = Orders::new(dir.path(), &format!("{point}=return")).run();
+            let killed = ChildSpec::new(dir.path(), &format!("{point}=return")).run();
             assert!(!killed.opened, "{point}");
             sizes.insert(disk_bytes(dir.path()));
         }
-        // A spare is there or not, and the old segment is cut or not.
+        // There is a spare or not, and the old segment is truncated or not.
         assert!(sizes.len() <= 3, "{point}: {sizes:?}");
         assert!(sizes.last().unwrap() - sizes.first().unwrap() <= 2 * SEGMENT_BYTES, "{point}: {sizes:?}");
-        assert_eq!(broken_promises(dir.path(), &told), [], "{point}");
+        assert_eq!(lost_acknowledgements(dir.path(), &outcome), [], "{point}");
     }
 }
 
 #[test]
-fn a_crash_loop_copies_the_unproven_tail_each_time_and_does_not_grow() {
+fn a_crash_loop_copies_the_tail_each_time_and_does_not_grow() {
     let dir = scratch();
-    let told = Orders::new(dir.path(), "journal.append.after=30*off->return").run();
+    let outcome = ChildSpec::new(dir.path(), "journal.append.after=30*off->return").run();
     let (journal, _) = open(dir.path());
     let frames = read(&journal, 0);
     drop(journal);
@@ -111,65 +115,65 @@ fn a_crash_loop_copies_the_unproven_tail_each_time_and_does_not_grow() {
         sizes.insert((segments(dir.path()).len(), disk_bytes(dir.path()) / SEGMENT_BYTES));
     }
     assert!(sizes.len() <= 2, "{sizes:?}");
-    assert_eq!(broken_promises(dir.path(), &told), []);
+    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
 }
 
 #[test]
-fn a_failed_fsync_is_never_tried_again() {
+fn a_failed_fsync_is_never_retried() {
     let dir = scratch();
-    // The fourth one of the writer: the start has its own.
-    let told = Orders::new(dir.path(), "journal.fsync.fail=6*off->1*return->off").run();
-    assert!(told.opened && !told.done);
-    assert!(!told.acknowledged.is_empty() && told.acknowledged.len() < 10, "{told:?}");
-    assert!(told.errors.iter().all(|error| error.contains("fsync")), "{told:?}");
-    assert_eq!(told.errors.len(), 2, "the waiting append and `poisoned` say it");
-    assert_eq!(broken_promises(dir.path(), &told), []);
+    // The writer's fourth one: the start has its own.
+    let outcome = ChildSpec::new(dir.path(), "journal.fsync.fail=6*off->1*return->off").run();
+    assert!(outcome.opened && !outcome.done);
+    assert!(!outcome.acknowledged.is_empty() && outcome.acknowledged.len() < 10, "{outcome:?}");
+    assert!(outcome.errors.iter().all(|error| error.contains("fsync")), "{outcome:?}");
+    assert_eq!(outcome.errors.len(), 2, "reported by the waiting append and by `poisoned`");
+    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
 }
 
 #[test]
-fn a_write_without_room_is_taken_back_and_numbers_fall_back() {
+fn a_write_on_a_full_disk_is_erased_and_the_numbers_roll_back() {
     let dir = scratch();
-    let told = Orders::new(dir.path(), "journal.write.enospc=5*off->1*return->off").run();
-    assert!(told.done, "{told:?}");
-    assert!(told.errors.iter().all(|error| error.contains("full")), "{told:?}");
-    assert_eq!((told.errors.len(), told.acknowledged.len()), (1, 39), "it goes on by itself");
+    let outcome = ChildSpec::new(dir.path(), "journal.write.enospc=5*off->1*return->off").run();
+    assert!(outcome.done, "{outcome:?}");
+    assert!(outcome.errors.iter().all(|error| error.contains("full")), "{outcome:?}");
+    assert_eq!((outcome.errors.len(), outcome.acknowledged.len()), (1, 39), "it resumes by itself");
     let report = check(dir.path()).unwrap();
     assert_eq!((report.torn_bytes, report.damage.len()), (0, 0));
-    assert_eq!(report.lanes[&0].records, told.acknowledged.len() as u64, "what failed is not counted");
-    assert_eq!(broken_promises(dir.path(), &told), []);
+    assert_eq!(report.lanes[&0].records, outcome.acknowledged.len() as u64, "failed appends are not counted");
+    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
 }
 
 #[test]
-fn a_write_without_room_leaves_nothing_behind_its_last_frame() {
+fn a_write_on_a_full_disk_leaves_nothing_behind_the_last_frame() {
     let dir = scratch();
-    let told = Orders { frames: 6, ..Orders::new(dir.path(), "journal.write.enospc=5*off->return") }.run();
-    assert_eq!((told.acknowledged.len(), told.errors.len()), (5, 1), "{told:?}");
+    let outcome = ChildSpec { frames: 6, ..ChildSpec::new(dir.path(), "journal.write.enospc=5*off->return") }.run();
+    assert_eq!((outcome.acknowledged.len(), outcome.errors.len()), (5, 1), "{outcome:?}");
     assert_eq!(check(dir.path()).unwrap().torn_bytes, 0);
-    assert_eq!(broken_promises(dir.path(), &told), []);
+    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
 }
 
 #[test]
-fn the_keeper_makes_no_spare_under_the_name_that_the_writer_is_about_to_rename() {
+fn the_housekeeper_creates_no_spare_while_the_writer_renames_it() {
     let dir = scratch();
-    // Each rename takes its time, while settled frames wake the keeper.
+    // Each rename takes its time, while commits wake the housekeeper.
     let faults = "journal.segment.rename.before=1*off->sleep(20)";
     let slow =
-        Orders { frames: 60, frame_bytes: 30_000, burst: 6, settle_behind: 1, ..Orders::new(dir.path(), faults) };
-    let told = slow.run();
-    assert!(told.done && told.errors.is_empty(), "{told:?}");
-    assert_eq!(broken_promises(dir.path(), &told), []);
+        ChildSpec { frames: 60, frame_bytes: 30_000, burst: 6, commit_behind: 1, ..ChildSpec::new(dir.path(), faults) };
+    let outcome = slow.run();
+    assert!(outcome.done && outcome.errors.is_empty(), "{outcome:?}");
+    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
 }
 
 #[test]
-fn an_acknowledgement_before_the_fsync_is_caught() {
+fn an_acknowledgement_before_the_fsync_is_detected() {
     let dir = scratch();
-    let honest = Orders::new(dir.path(), "journal.fsync.before=3*off->return").run();
+    let honest = ChildSpec::new(dir.path(), "journal.fsync.before=3*off->return").run();
     assert_eq!(honest.acknowledged.len(), 3);
     let dir = scratch();
     let faults = "mutation.ack_before_fsync=return;journal.fsync.before=3*off->pause";
-    let mut hasty = Orders::new(dir.path(), faults).spawn();
-    while hasty.told.acknowledged.len() < 4 && hasty.listen() {}
-    hasty.child.kill().unwrap();
-    hasty.child.wait().unwrap();
-    assert_eq!(hasty.told.acknowledged.len(), 4, "acknowledged although its fsync has never begun");
+    let mut eager = ChildSpec::new(dir.path(), faults).spawn();
+    while eager.outcome.acknowledged.len() < 4 && eager.read_line() {}
+    eager.child.kill().unwrap();
+    eager.child.wait().unwrap();
+    assert_eq!(eager.outcome.acknowledged.len(), 4, "acknowledged before its fsync");
 }

@@ -1,4 +1,4 @@
-//! Bytes that are not what they were: torn, flipped, missing, swapped, foreign.
+//! Damaged files: torn, flipped, missing, swapped and foreign bytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::kit::*;
 
 const LANES: u16 = 2;
 
-/// A journal of one segment that was never sealed: START and `frames` data frames, each its own group.
+/// A journal of one segment that was never sealed: START and `frames` data frames, each a group of its own.
 fn sample(frames: usize) -> (TempDir, PathBuf) {
     let dir = scratch();
     let (journal, _) = open(dir.path());
@@ -48,18 +48,18 @@ fn dump_all(dir: &Path) -> Vec<Frame> {
     frames
 }
 
-/// Opens, reads everything, checks that the journal goes on and that a second start sees the same.
+/// Opens and reads everything; checks that the journal accepts appends and that a second start reads the same.
 fn reopen(dir: &Path) -> (Vec<Frame>, Recovered) {
     let (journal, recovered) = open(dir);
     let frames = read_all(&journal);
-    let more = append(&journal, 0, 1, b"goes on").unwrap();
+    let more = append(&journal, 0, 1, b"one more").unwrap();
     assert!(frames.iter().all(|frame| frame.seq < more.seq));
     drop(journal);
     let (journal, second) = open(dir);
-    assert_eq!(second.torn_bytes, 0, "the first start has left torn bytes");
+    assert_eq!(second.torn_bytes, 0, "torn bytes after the first start");
     let mut again = read_all(&journal);
-    assert_eq!(again.pop().unwrap().payload, b"goes on");
-    assert_eq!(again, frames, "the second start sees other frames");
+    assert_eq!(again.pop().unwrap().payload, b"one more");
+    assert_eq!(again, frames, "the second start reads the same frames");
     (frames, recovered)
 }
 
@@ -74,7 +74,7 @@ fn a_tail_torn_at_any_byte_leaves_a_prefix() {
     for end in 0..used {
         let torn = copy(dir.path());
         let file = torn.path().join(segment.file_name().unwrap());
-        // Shorter; as long, but zeros; as long, but garbage.
+        // Truncated; zeros; garbage.
         let mut bytes = whole.clone();
         match end % 3 {
             0 => bytes.truncate(end),
@@ -83,27 +83,27 @@ fn a_tail_torn_at_any_byte_leaves_a_prefix() {
         }
         fs::write(&file, &bytes).unwrap();
         let whole_frames = raw.iter().filter(|frame| frame.kind == DATA && frame.end <= end).count();
-        // A frame that lacks only its padding is whole.
+        // A frame that lacks only its padding is complete.
         let padding = raw.iter().any(|frame| frame.end > end && frame.offset + 64 + frame.payload_bytes <= end);
         let readable = whole_frames + usize::from(padding && end % 3 != 0);
         let (frames, recovered) = reopen(torn.path());
         if end < SEGMENT_HEADER_BYTES {
-            // The only header is gone, and with it the journal's identity. One bit of it can be mended.
+            // The only header, and with it the journal's identity, is lost. A single flipped bit is repaired.
             assert!(frames.is_empty() || frames[..] == all[..frames.len()], "torn at {end}");
             continue;
         }
         assert_eq!(frames, all[..readable], "torn at {end}");
         assert_eq!(recovered.damage, [], "torn at {end}");
-        let kept: u64 = quarantine(torn.path())
+        let quarantined: u64 = quarantine(torn.path())
             .iter()
             .map(|name| fs::metadata(torn.path().join("quarantine").join(name)).unwrap().len())
             .sum();
-        assert_eq!(kept, recovered.torn_bytes, "torn at {end}");
+        assert_eq!(quarantined, recovered.torn_bytes, "torn at {end}");
     }
 }
 
 #[test]
-fn each_flipped_header_bit_is_seen_and_gives_no_wrong_record() {
+fn each_flipped_header_bit_is_detected_and_yields_no_wrong_frame() {
     let (dir, segment) = sample(6);
     let all = dump_all(dir.path());
     let whole = fs::read(&segment).unwrap();
@@ -115,10 +115,10 @@ fn each_flipped_header_bit_is_seen_and_gives_no_wrong_record() {
         bytes[bit / 8] ^= 1 << (bit % 8);
         fs::write(&segment, &bytes).unwrap();
         let report = check(dir.path()).unwrap();
-        assert!(!report.damage.is_empty() || report.torn_bytes > 0, "bit {bit} was not seen");
+        assert!(!report.damage.is_empty() || report.torn_bytes > 0, "bit {bit} was not detected");
         let frames = dump_all(dir.path());
-        assert!(frames.iter().all(|frame| all.contains(frame)), "bit {bit} gave wrong data");
-        // Only the frame itself may be lost; of the header of the segment a single bit is mended.
+        assert!(frames.iter().all(|frame| all.contains(frame)), "bit {bit} yields a wrong frame");
+        // Only the frame itself may be lost; a single bit of the segment header is repaired.
         let hit = raw.iter().filter(|frame| frame.kind == DATA && (frame.offset..frame.end).contains(&(bit / 8)));
         assert_eq!(frames.len(), 6 - hit.count(), "bit {bit}");
         if index % 16 == 0 {
@@ -129,7 +129,7 @@ fn each_flipped_header_bit_is_seen_and_gives_no_wrong_record() {
 }
 
 #[test]
-fn a_flipped_payload_bit_in_the_middle_names_exactly_that_frame() {
+fn a_flipped_payload_bit_damages_exactly_that_frame() {
     let (dir, segment) = sample(6);
     let all = dump_all(dir.path());
     let raw = raw_frames(&fs::read(&segment).unwrap())[3];
@@ -146,17 +146,17 @@ fn a_flipped_payload_bit_in_the_middle_names_exactly_that_frame() {
     assert_eq!(recovered.damage, [damage]);
     assert_eq!(frames, all.iter().filter(|frame| frame.seq != raw.seq).cloned().collect::<Vec<_>>());
     let next = frames.iter().find(|frame| frame.lane_prev_seq == raw.seq).unwrap();
-    assert_eq!(next.lane_records, 3, "the gap shows in the next frame of the lane");
+    assert_eq!(next.lane_records, 3, "the gap is visible in the next frame of the lane");
     assert_eq!(quarantine(dir.path()), [format!("damage-1-{}-{}-{}", raw.offset, raw.seq, raw.seq)]);
 }
 
 #[test]
-fn headers_in_the_middle_overwritten_name_the_whole_range() {
+fn overwritten_headers_are_reported_with_the_whole_sequence_range() {
     for fill in [0, 0xff] {
         let (dir, segment) = sample(9);
         let mut bytes = fs::read(&segment).unwrap();
         let raw = raw_frames(&bytes);
-        // Frames 3 to 5 of the segment, the last of them only in part.
+        // Frames 3 to 5 of the segment, the last of them in part.
         bytes[raw[3].offset..raw[5].offset + 20].fill(fill);
         fs::write(&segment, bytes).unwrap();
         let (frames, recovered) = reopen(dir.path());
@@ -170,7 +170,7 @@ fn headers_in_the_middle_overwritten_name_the_whole_range() {
 }
 
 #[test]
-fn writes_that_reached_the_disk_out_of_order_are_torn_and_not_damage() {
+fn writes_that_reached_the_disk_out_of_order_are_torn_not_damaged() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     append(&journal, 0, 1, b"acknowledged").unwrap();
@@ -184,13 +184,13 @@ fn writes_that_reached_the_disk_out_of_order_are_torn_and_not_damage() {
     let (journal, _) = open(donor.path());
     let held = block_on(journal.reserve(10)).unwrap();
     let (go, wait) = std::sync::mpsc::channel::<()>();
-    let (tell, holds) = std::sync::mpsc::channel();
+    let (sender, holds) = std::sync::mpsc::channel();
     let hold = Box::new(move |_| {
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         wait.recv().unwrap();
     });
     journal.append(held, 0, 1, 1, b"holds the writer"[..10].to_vec(), hold).unwrap();
-    holds.recv().unwrap(); // its group has ended: what comes now is one other
+    holds.recv().unwrap(); // its group is complete: the next frames form another one
     let answers: Vec<_> = (0..5).map(|n| begin(&journal, 0, 1, &payload(n, 30)).unwrap().1).collect();
     go.send(()).unwrap();
     answers.iter().for_each(|answer| assert!(answer.recv().unwrap().is_ok()));
@@ -206,13 +206,13 @@ fn writes_that_reached_the_disk_out_of_order_are_torn_and_not_damage() {
     let (frames, recovered) = reopen(donor.path());
     assert_eq!(recovered.damage, []);
     assert!(recovered.torn_bytes > 0);
-    // The frames of the group before the hole may stay: they are whole.
+    // The frames of the group before the gap may stay: they are complete.
     assert_eq!(frames.iter().filter(|frame| frame.payload.len() == 30).count(), 2);
     assert!(quarantine(donor.path())[0].starts_with("torn-"));
 }
 
 #[test]
-fn a_reader_counts_and_keeps_damage_in_an_older_segment_once() {
+fn a_reader_counts_and_quarantines_damage_in_an_older_segment_once() {
     let (dir, files) = long_sample();
     let all = dump_all(dir.path());
     let raw = raw_frames(&fs::read(&files[1]).unwrap());
@@ -232,7 +232,7 @@ fn a_reader_counts_and_keeps_damage_in_an_older_segment_once() {
 }
 
 #[test]
-fn a_missing_segment_is_named_by_its_sequence_range() {
+fn a_missing_segment_is_reported_by_its_sequence_range() {
     let (dir, files) = long_sample();
     let all = dump_all(dir.path());
     let lost = raw_frames(&fs::read(&files[1]).unwrap());
@@ -246,8 +246,8 @@ fn a_missing_segment_is_named_by_its_sequence_range() {
 }
 
 #[test]
-fn a_segment_of_another_past_breaks_the_chain_and_is_named() {
-    // Two copies of one volume go different ways; then a file of one is restored into the other.
+fn a_segment_of_a_diverged_copy_breaks_the_chain_and_is_reported() {
+    // Two copies of one volume diverge; then a file of one is restored into the other.
     let (one, _) = sample(1);
     let other = copy(one.path());
     for (dir, from) in [(one.path(), 100), (other.path(), 200)] {
@@ -264,13 +264,13 @@ fn a_segment_of_another_past_breaks_the_chain_and_is_named() {
 }
 
 #[test]
-fn swapped_segments_are_read_as_what_they_are() {
+fn swapped_segments_are_read_by_their_headers() {
     let (dir, files) = long_sample();
     let all = dump_all(dir.path());
-    let aside = dir.path().join("aside");
-    fs::rename(&files[0], &aside).unwrap();
+    let temporary = dir.path().join("temporary");
+    fs::rename(&files[0], &temporary).unwrap();
     fs::rename(&files[2], &files[0]).unwrap();
-    fs::rename(&aside, &files[2]).unwrap();
+    fs::rename(&temporary, &files[2]).unwrap();
     let (frames, recovered) = reopen(dir.path());
     assert_eq!(frames, all);
     assert_eq!(recovered.damage.len(), 2);
@@ -278,7 +278,7 @@ fn swapped_segments_are_read_as_what_they_are() {
 }
 
 #[test]
-fn duplicated_and_foreign_segments_are_moved_aside() {
+fn duplicate_and_foreign_segments_are_quarantined() {
     let (dir, files) = long_sample();
     let all = dump_all(dir.path());
     let (_keep, foreign) = sample(3);
@@ -301,7 +301,7 @@ fn duplicated_and_foreign_segments_are_moved_aside() {
 }
 
 #[test]
-fn frames_of_another_segment_or_journal_are_not_frames_here() {
+fn frames_of_another_segment_or_journal_are_invalid() {
     let (dir, segment) = sample(4);
     let all = dump_all(dir.path());
     let (_keep, other) = sample(8);
@@ -316,7 +316,7 @@ fn frames_of_another_segment_or_journal_are_not_frames_here() {
 }
 
 #[test]
-fn a_segment_without_its_header_is_still_read_where_another_names_the_journal() {
+fn a_segment_without_a_header_is_read_if_another_identifies_the_journal() {
     let (dir, files) = long_sample();
     let all = dump_all(dir.path());
     for file in [&files[1], files.last().unwrap()] {
@@ -330,11 +330,11 @@ fn a_segment_without_its_header_is_still_read_where_another_names_the_journal() 
 }
 
 #[test]
-fn an_empty_or_cut_newest_segment_costs_nothing_that_was_not_in_it() {
+fn an_empty_or_truncated_last_segment_loses_only_its_own_frames() {
     let (dir, _) = long_sample();
     let all = dump_all(dir.path());
-    let newest = segments(dir.path()).len() as u64 + 1;
-    let name = format!("{newest:020}.wal");
+    let number = segments(dir.path()).len() as u64 + 1;
+    let name = format!("{number:020}.wal");
     for bytes in [Vec::new(), vec![0; 96], vec![0; 65536], b"LOGWEIR\x01 and no more".to_vec()] {
         let cut = copy(dir.path());
         fs::write(cut.path().join(&name), &bytes).unwrap();
@@ -347,7 +347,7 @@ fn an_empty_or_cut_newest_segment_costs_nothing_that_was_not_in_it() {
 }
 
 #[test]
-fn a_journal_of_a_newer_format_is_refused_and_left_as_it_is() {
+fn a_journal_of_a_newer_format_is_rejected_and_not_modified() {
     let (dir, segment) = sample(3);
     let mut bytes = fs::read(&segment).unwrap();
     bytes[8..10].copy_from_slice(&9_u16.to_le_bytes());
@@ -363,7 +363,7 @@ fn a_journal_of_a_newer_format_is_refused_and_left_as_it_is() {
     assert!(matches!(check(dir.path()), Err(OpenError::TooNew { .. })));
     assert_eq!((segments(dir.path()), disk_bytes(dir.path())), before);
     assert_eq!(fs::read(&segment).unwrap(), bytes);
-    // A newer format that this program can still read is read.
+    // A newer format that this version can still read is accepted.
     bytes[10..12].copy_from_slice(&1_u16.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..92]);
     bytes[92..96].copy_from_slice(&crc.to_le_bytes());
@@ -372,7 +372,7 @@ fn a_journal_of_a_newer_format_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_journal_whose_sequence_numbers_are_used_up_says_so() {
+fn exhausted_sequence_numbers_are_reported() {
     let (dir, segment) = sample(3);
     let mut bytes = fs::read(&segment).unwrap();
     let limit = i64::MAX as u64 - (1 << 32);
@@ -385,7 +385,7 @@ fn a_journal_whose_sequence_numbers_are_used_up_says_so() {
         match Journal::open(config(dir.path())) {
             Ok((journal, _)) => {
                 assert!(opens);
-                assert!(append(&journal, 0, 1, b"x").is_err(), "the last one is the START");
+                assert!(append(&journal, 0, 1, b"x").is_err(), "the START takes the last one");
                 assert!(journal.stats().seq_last <= limit);
             }
             Err(error) => assert!(!opens && error.to_string().contains("sequence number"), "{error}"),
@@ -394,10 +394,10 @@ fn a_journal_whose_sequence_numbers_are_used_up_says_so() {
 }
 
 #[test]
-fn a_spare_that_a_killed_start_has_written_to_is_not_used() {
+fn a_spare_with_the_writes_of_a_killed_start_is_not_used() {
     let (dir, segment) = sample(4);
     let all = dump_all(dir.path());
-    // What a start leaves that is killed before the rename: header, copied frames, START.
+    // What a start that is killed before the rename leaves: header, copied frames, START.
     let (journal, _) = open(dir.path());
     drop(journal);
     let newer = segments(dir.path()).pop().unwrap();
@@ -405,17 +405,17 @@ fn a_spare_that_a_killed_start_has_written_to_is_not_used() {
     let killed = copy(dir.path());
     fs::remove_file(killed.path().join(newer.file_name().unwrap())).unwrap();
     let mut spare = fs::read(&newer).unwrap();
-    // More than the next start will write over.
+    // More than the next start overwrites.
     spare[1000..2000].fill(0x5a);
     fs::write(killed.path().join("spare.tmp"), spare).unwrap();
     let (frames, recovered) = reopen(killed.path());
-    // Its old segment was already cut to what counts: only the last, copied frame is missing here.
+    // Its old segment had already been truncated: only the last, copied frame is missing here.
     assert_eq!(frames, all[..frames.len()]);
     assert_eq!(recovered.damage, []);
 }
 
 #[test]
-fn check_reads_every_byte_and_changes_none() {
+fn check_reads_every_byte_and_modifies_nothing() {
     let (dir, files) = long_sample();
     let before = disk_bytes(dir.path());
     let raw = raw_frames(&fs::read(&files[1]).unwrap())[2];
@@ -437,7 +437,7 @@ fn check_reads_every_byte_and_changes_none() {
 }
 
 #[test]
-fn repair_keeps_aside_what_open_would_and_a_second_one_finds_nothing_to_do() {
+fn repair_quarantines_what_open_would_and_is_idempotent() {
     let (dir, segment) = sample(6);
     let raw = raw_frames(&fs::read(&segment).unwrap());
     flip(&segment, (raw[2].offset + FRAME_HEADER_BYTES) * 8);
@@ -456,7 +456,7 @@ fn repair_keeps_aside_what_open_would_and_a_second_one_finds_nothing_to_do() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_named() {
+fn the_error_names_a_directory_that_cannot_be_created() {
     let file = scratch();
     let path = file.path().join("a file");
     fs::write(&path, b"").unwrap();
@@ -468,7 +468,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_start(files in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..600), 1..4)) {
+    fn any_bytes_can_be_opened(files in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..600), 1..4)) {
         let dir = scratch();
         for (number, bytes) in files.iter().enumerate() {
             fs::write(dir.path().join(format!("{number:020}.wal")), bytes).unwrap();
@@ -479,7 +479,7 @@ proptest! {
     }
 
     #[test]
-    fn any_change_of_a_journal_gives_no_wrong_record(
+    fn any_damage_yields_no_wrong_frame(
         cuts in proptest::collection::vec((0.0..1.0, 0_usize..300, any::<u8>()), 1..5),
         end in 0.5..1.0,
     ) {
@@ -498,7 +498,7 @@ proptest! {
         prop_assert!(frames.iter().all(|frame| all.contains(frame)));
         prop_assert!(frames.is_sorted_by_key(|frame| frame.seq));
         let noticed = !found.damage.is_empty() || found.torn_bytes > 0;
-        // A tail of zeros cannot be told from room that was never used.
+        // A tail of zeros cannot be distinguished from unused space.
         prop_assert!(noticed || frames == all[..frames.len()]);
     }
 }

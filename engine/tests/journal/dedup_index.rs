@@ -1,4 +1,4 @@
-//! What was taken once is not taken again, whatever happened in between.
+//! A frame is appended once, across retries, rotations and restarts.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ fn dedup_key(key: u8, position: u64) -> DedupKey {
 
 fn begin(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
     let credit = block_on(journal.reserve(payload.len() + DedupKey::BYTES))?;
-    let (tell, answer) = std::sync::mpsc::channel();
-    let on_durable = Box::new(move |result| drop(tell.send(result)));
+    let (sender, answer) = std::sync::mpsc::channel();
+    let on_durable = Box::new(move |result| drop(sender.send(result)));
     let frame = NewFrame { lane: 3, codec: 1, records: 1, dedup_key: Some(dedup_key), payload: payload.to_vec() };
     journal.append_frame(credit, frame, on_durable).map(|appended| (appended, answer))
 }
@@ -25,7 +25,7 @@ fn take(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<Append
 }
 
 #[test]
-fn a_repetition_is_refused_and_names_the_first() {
+fn a_duplicate_is_rejected_and_the_first_frame_is_found() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
     let first = take(&journal, dedup_key(1, 0), b"one").unwrap();
@@ -37,11 +37,11 @@ fn a_repetition_is_refused_and_names_the_first() {
     take(&journal, dedup_key(2, 20), b"three").unwrap();
     assert_eq!(take(&journal, dedup_key(2, 20), b"three").unwrap_err(), AppendError::Duplicate);
     assert_eq!(take(&journal, dedup_key(2, 5), b"two").unwrap_err(), AppendError::Duplicate);
-    assert_eq!(payloads(&read(&journal, 3)), [&b"one"[..], b"two", b"three"], "without their marks");
+    assert_eq!(payloads(&read(&journal, 3)), [&b"one"[..], b"two", b"three"], "without their keys");
 }
 
 #[test]
-fn a_restart_knows_what_was_taken_with_and_without_a_seal() {
+fn keys_survive_a_restart_with_and_without_a_seal() {
     let dir = scratch();
     for run in 0..6_u8 {
         let (journal, recovered) = open(dir.path());
@@ -60,7 +60,7 @@ fn a_restart_knows_what_was_taken_with_and_without_a_seal() {
 }
 
 #[test]
-fn marks_outlive_the_segments_that_they_came_in() {
+fn keys_outlive_their_segments() {
     let dir = scratch();
     let bulk = vec![7; 20_000];
     {
@@ -76,7 +76,7 @@ fn marks_outlive_the_segments_that_they_came_in() {
         let first = dir.path().join(format!("{:020}.wal", 1));
         let deadline = Instant::now() + Duration::from_secs(10);
         while first.exists() {
-            assert!(Instant::now() < deadline, "the first segment stays");
+            assert!(Instant::now() < deadline, "the first segment is not removed");
             std::thread::yield_now();
         }
         assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Duplicate);
@@ -88,7 +88,7 @@ fn marks_outlive_the_segments_that_they_came_in() {
 }
 
 #[test]
-fn more_marks_than_are_remembered_leave_a_segment_its_room() {
+fn the_limit_of_remembered_keys_leaves_space_in_a_segment() {
     let dir = scratch();
     let most = usize::try_from(SEGMENT_BYTES).unwrap() - 12_000;
     for _ in 0..2 {

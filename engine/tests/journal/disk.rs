@@ -1,4 +1,5 @@
-//! Real file systems that are full, read-only or lose their power. Needs root; says so and passes without.
+//! Real file systems that are full, read-only or lose power. Needs root; without it the tests print why they are
+//! skipped and pass.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -8,7 +9,7 @@ use std::process::{Command, Stdio};
 use logweir_engine::journal::{AppendError, Journal, JournalConfig, OpenError};
 use tempfile::TempDir;
 
-use crate::child::{Orders, Running};
+use crate::child::{ChildSpec, Running};
 use crate::kit::*;
 
 /// A mounted file system, unmounted when dropped.
@@ -36,7 +37,7 @@ impl Mount {
             .then_some(mount)
     }
 
-    /// No timed commit in the seconds that a test takes.
+    /// Mounts without a timed commit during the test.
     fn attach(&self) -> bool {
         let disk = self.image.path().join("disk");
         self.run(&["mount", "-o", "loop,commit=600", disk.to_str().unwrap()], true)
@@ -50,7 +51,7 @@ impl Mount {
         }
         let done = run.status().is_ok_and(|status| status.success());
         if !done && command[0] != "umount" {
-            println!("skipped: {} does not work here (root and loop devices are needed)", command[0]);
+            println!("skipped: {} failed (needs root and loop devices)", command[0]);
         }
         done
     }
@@ -59,7 +60,7 @@ impl Mount {
         self.image.path().join("mnt")
     }
 
-    /// What a power cut does: nothing that was not synced reaches the disk any more.
+    /// Simulates a power cut: whatever was not synced never reaches the disk.
     fn cut_power(&self, running: &mut Running) {
         const SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
         let no_log_flush: u32 = 2;
@@ -69,10 +70,10 @@ impl Mount {
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         drop(root);
         running.child.kill().unwrap();
-        while running.listen() {}
+        while running.read_line() {}
         running.child.wait().unwrap();
-        // Another test's child holds each of our files between its fork and its exec.
-        eventually("it is unmounted", || self.run(&["umount"], true));
+        // A child of a concurrent test inherits our open files between its fork and its exec.
+        eventually("it can be unmounted", || self.run(&["umount"], true));
         assert!(self.attach());
     }
 }
@@ -83,30 +84,31 @@ impl Drop for Mount {
     }
 }
 
-/// Acknowledged numbers that the journal does not have.
+/// Number of acknowledged frames that the journal does not have.
 fn lost(dir: &Path, acknowledged: &[(usize, u64)], frame_bytes: usize) -> usize {
     let (journal, recovered) = open(dir);
     let frames = read(&journal, 0);
-    let kept = |n: usize, seq| frames.iter().any(|frame| frame.seq == seq && frame.payload == payload(n, frame_bytes));
-    let lost = acknowledged.iter().filter(|(n, seq)| !kept(*n, *seq)).count();
+    let is_stored =
+        |n: usize, seq| frames.iter().any(|frame| frame.seq == seq && frame.payload == payload(n, frame_bytes));
+    let lost = acknowledged.iter().filter(|(n, seq)| !is_stored(*n, *seq)).count();
     assert!(lost > 0 || recovered.damage.is_empty(), "{:?}", recovered.damage);
     lost
 }
 
-/// How much is lost when the power is cut behind the `after`th acknowledgement.
+/// Number of frames lost when the power is cut after the `after`th acknowledgement.
 fn lost_in_a_power_cut(faults: &str, after: usize, frame_bytes: usize, burst: usize) -> Option<usize> {
     let mount = Mount::ext4(48 << 20)?;
     let dir = mount.dir().join("journal");
-    let mut running = Orders { frames: 100_000, frame_bytes, burst, ..Orders::new(&dir, faults) }.spawn();
-    while running.told.acknowledged.len() < after {
-        assert!(running.listen(), "{:?}", running.told);
+    let mut running = ChildSpec { frames: 100_000, frame_bytes, burst, ..ChildSpec::new(&dir, faults) }.spawn();
+    while running.outcome.acknowledged.len() < after {
+        assert!(running.read_line(), "{:?}", running.outcome);
     }
     mount.cut_power(&mut running);
-    Some(lost(&dir, &running.told.acknowledged, frame_bytes))
+    Some(lost(&dir, &running.outcome.acknowledged, frame_bytes))
 }
 
 #[test]
-fn a_power_cut_takes_nothing_that_was_acknowledged() {
+fn a_power_cut_loses_no_acknowledged_frame() {
     for (after, frame_bytes, burst) in [(1, 100, 1), (50, 100, 1), (300, 100, 40), (60, 6000, 5), (100, 20_000, 1)] {
         let Some(lost) = lost_in_a_power_cut("", after, frame_bytes, burst) else { return };
         assert_eq!(lost, 0, "after {after} frames of {frame_bytes}");
@@ -114,49 +116,49 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
 }
 
 #[test]
-fn power_cuts_during_starts_take_nothing_either() {
+fn power_cuts_during_starts_lose_no_acknowledged_frame() {
     let Some(mount) = Mount::ext4(48 << 20) else { return };
     let dir = mount.dir().join("journal");
-    let mut running = Orders { frames: 100_000, burst: 7, ..Orders::new(&dir, "") }.spawn();
-    while running.told.acknowledged.len() < 40 {
-        assert!(running.listen());
+    let mut running = ChildSpec { frames: 100_000, burst: 7, ..ChildSpec::new(&dir, "") }.spawn();
+    while running.outcome.acknowledged.len() < 40 {
+        assert!(running.read_line());
     }
     mount.cut_power(&mut running);
-    let acknowledged = running.told.acknowledged;
+    let acknowledged = running.outcome.acknowledged;
     for point in ["journal.recover.copied", "journal.segment.rename.before", "journal.segment.rename.after", ""] {
-        // A header that was not there before: each start writes its own, with its time in it.
+        // A new header: each start writes its own, which includes the time.
         let header = || {
             let bytes = fs::read(dir.join("spare.tmp")).unwrap_or_default();
             bytes.get(..SEGMENT_HEADER_BYTES).map(<[u8]>::to_vec).filter(|header| header.iter().any(|byte| *byte != 0))
         };
         let before = (segments(&dir), header());
         let faults = if point.is_empty() { String::new() } else { format!("{point}=pause") };
-        let mut starting = Orders { frames: 0, ..Orders::new(&dir, &faults) }.spawn();
+        let mut starting = ChildSpec { frames: 0, ..ChildSpec::new(&dir, &faults) }.spawn();
         match point {
-            "" => while starting.listen() {},
+            "" => while starting.read_line() {},
             "journal.segment.rename.after" => {
-                eventually("the new segment has its name", || segments(&dir) != before.0);
+                eventually("the new segment is renamed", || segments(&dir) != before.0);
             }
             _ => eventually("the spare has its header", || header().is_some_and(|now| Some(now) != before.1)),
         }
         mount.cut_power(&mut starting);
-        // It may have been on its way to the point still.
-        assert!(starting.told.errors.iter().all(|error| error.contains("Input/output")), "{:?}", starting.told);
+        // It may not have reached the point yet.
+        assert!(starting.outcome.errors.iter().all(|error| error.contains("Input/output")), "{:?}", starting.outcome);
     }
     assert_eq!(lost(&dir, &acknowledged, 6000), 0);
 }
 
 #[test]
-fn what_a_start_has_read_from_the_page_cache_outlives_a_power_cut() {
+fn frames_that_a_start_has_read_survive_a_power_cut() {
     let Some(mount) = Mount::ext4(48 << 20) else { return };
     let dir = mount.dir().join("journal");
-    // Killed between write and fsync: the frame is in the page cache and nowhere else.
-    let killed = Orders::new(&dir, "journal.fsync.before=5*off->return").run();
+    // Killed between write and fsync: the frame is only in the page cache.
+    let killed = ChildSpec::new(&dir, "journal.fsync.before=5*off->return").run();
     assert_eq!(killed.acknowledged.len(), 5);
-    let mut started = Orders { frames: 1, ..Orders::new(&dir, "") }.spawn();
-    while started.listen() && !started.told.opened {}
+    let mut started = ChildSpec { frames: 1, ..ChildSpec::new(&dir, "") }.spawn();
+    while started.read_line() && !started.outcome.opened {}
     let seen = dump_seqs(&dir);
-    assert!(seen.len() >= 6, "the start sees the sixth frame, and may hand it to the database");
+    assert!(seen.len() >= 6, "the start reads the sixth frame, and may send it to the database");
     mount.cut_power(&mut started);
     assert!(dump_seqs(&dir).starts_with(&seen[..6]));
 }
@@ -168,7 +170,7 @@ fn dump_seqs(dir: &Path) -> Vec<u64> {
 }
 
 #[test]
-fn without_the_fsync_a_power_cut_is_seen_to_take_records() {
+fn without_the_fsync_a_power_cut_loses_frames() {
     let Some(lost) = lost_in_a_power_cut("mutation.skip_fsync=return", 50, 100, 1) else { return };
     assert!(lost > 0);
     let lost = lost_in_a_power_cut("mutation.ack_before_fsync=return;journal.fsync.before=20*off->pause", 21, 100, 1);
@@ -176,8 +178,8 @@ fn without_the_fsync_a_power_cut_is_seen_to_take_records() {
 }
 
 #[test]
-fn without_the_fsync_of_the_directory_a_power_cut_is_seen_to_take_a_segment() {
-    // Into the second segment, by a few frames. The next spare's fsync would commit the name by the way.
+fn without_the_fsync_of_the_directory_a_power_cut_loses_a_segment() {
+    // A few frames into the second segment. The fsync of the next spare would commit the name as a side effect.
     let faults = "mutation.skip_dir_fsync=return;journal.segment.create=2*off->pause";
     let Some(lost) = lost_in_a_power_cut(faults, 12, 6000, 1) else { return };
     assert!(lost > 0);
@@ -190,47 +192,47 @@ fn fill(path: &Path) {
 }
 
 #[test]
-fn a_full_disk_refuses_drains_and_resumes_by_itself() {
+fn a_full_disk_rejects_appends_drains_and_resumes_by_itself() {
     let Some(mount) = Mount::tmpfs(1 << 20) else { return };
     let dir = mount.dir().join("journal");
     let config = JournalConfig { ballast_bytes: 2 * SEGMENT_BYTES, ..config(&dir) };
     let (journal, _) = Journal::open(config.clone()).unwrap();
-    eventually("ballast and spare are made", || {
+    eventually("ballast and spare are created", || {
         fs::metadata(dir.join("ballast")).is_ok_and(|ballast| ballast.len() == 2 * SEGMENT_BYTES)
             && journal.stats().bytes >= 4 * SEGMENT_BYTES
     });
     let hog = mount.dir().join("hog");
     fill(&hog);
-    // What is made already is used up, then intake is refused.
-    let mut taken = 0;
-    let refused = loop {
-        match append(&journal, 0, 1, &payload(taken, 20_000)) {
-            Ok(_) => taken += 1,
-            Err(refused) => break refused,
+    // The spare is used up, then intake is rejected.
+    let mut accepted = 0;
+    let rejected = loop {
+        match append(&journal, 0, 1, &payload(accepted, 20_000)) {
+            Ok(_) => accepted += 1,
+            Err(rejected) => break rejected,
         }
     };
-    assert_eq!(refused, AppendError::DiskFull);
-    assert!(taken >= 4, "the spare was used");
+    assert_eq!(rejected, AppendError::DiskFull);
+    assert!(accepted >= 4, "the spare was used");
     assert_eq!(journal.check_writable(), Err(AppendError::DiskFull));
-    eventually("the ballast is given away", || !dir.join("ballast").exists());
+    eventually("the ballast is deleted", || !dir.join("ballast").exists());
     fs::write(mount.dir().join("the database"), vec![1; 100_000]).unwrap();
-    assert_eq!(read(&journal, 0).len(), taken);
-    assert_eq!(journal.check_writable(), Err(AppendError::DiskFull), "the ballast's room is not for intake");
+    assert_eq!(read(&journal, 0).len(), accepted);
+    assert_eq!(journal.check_writable(), Err(AppendError::DiskFull), "the ballast's space is not for intake");
 
     fs::remove_file(&hog).unwrap();
     eventually("it resumes by itself", || journal.check_writable().is_ok());
     assert!(dir.join("ballast").exists());
-    for n in taken..taken + 5 {
+    for n in accepted..accepted + 5 {
         append(&journal, 0, 1, &payload(n, 20_000)).unwrap();
     }
-    taken += 5;
+    accepted += 5;
 
-    // Full again, the ballast's room too: it can be sealed, and opened in two pages.
+    // Full again, including the ballast's space: it can be sealed, and opened in two pages.
     fill(&hog);
-    while append(&journal, 0, 1, &payload(taken, 20_000)).is_ok() {
-        taken += 1;
+    while append(&journal, 0, 1, &payload(accepted, 20_000)).is_ok() {
+        accepted += 1;
     }
-    eventually("the ballast is given away", || !dir.join("ballast").exists());
+    eventually("the ballast is deleted", || !dir.join("ballast").exists());
     let last = journal.stats().seq_durable;
     let second = hog.with_extension("2");
     fill(&second);
@@ -242,7 +244,7 @@ fn a_full_disk_refuses_drains_and_resumes_by_itself() {
         let (journal, recovered) = Journal::open(config.clone()).unwrap();
         assert!(recovered.clean);
         assert_eq!(recovered.lanes[&0].seq, last);
-        assert_eq!(read(&journal, 0).len(), taken);
+        assert_eq!(read(&journal, 0).len(), accepted);
         assert_eq!(journal.check_writable(), Err(AppendError::DiskFull));
         journal.seal().unwrap();
     }
@@ -253,7 +255,7 @@ fn a_full_disk_refuses_drains_and_resumes_by_itself() {
 }
 
 #[test]
-fn a_read_only_disk_is_an_error_with_its_name_and_the_files_can_still_be_checked() {
+fn a_read_only_disk_is_reported_and_the_journal_can_be_checked() {
     let Some(mount) = Mount::tmpfs(1 << 20) else { return };
     let dir = mount.dir().join("journal");
     let (journal, _) = open(&dir);
@@ -268,13 +270,13 @@ fn a_read_only_disk_is_an_error_with_its_name_and_the_files_can_still_be_checked
 }
 
 #[test]
-fn a_file_size_limit_is_a_full_disk_and_kills_nobody() {
+fn a_file_size_limit_counts_as_a_full_disk() {
     let dir = scratch();
-    let told = Orders { file_bytes_max: SEGMENT_BYTES / 2, ..Orders::new(dir.path(), "") }.run();
+    let outcome = ChildSpec { file_bytes_max: SEGMENT_BYTES / 2, ..ChildSpec::new(dir.path(), "") }.run();
     // The first segment is only as large as START and SEAL need.
-    assert!(told.opened && told.done, "{told:?}");
-    assert_eq!(told.acknowledged, []);
-    assert!(told.errors.len() == 40 && told.errors[0].contains("full"), "{told:?}");
-    let told = Orders { file_bytes_max: SEGMENT_BYTES, ..Orders::new(dir.path(), "") }.run();
-    assert_eq!((told.acknowledged.len(), told.errors.len()), (40, 0), "{told:?}");
+    assert!(outcome.opened && outcome.done, "{outcome:?}");
+    assert_eq!(outcome.acknowledged, []);
+    assert!(outcome.errors.len() == 40 && outcome.errors[0].contains("full"), "{outcome:?}");
+    let outcome = ChildSpec { file_bytes_max: SEGMENT_BYTES, ..ChildSpec::new(dir.path(), "") }.run();
+    assert_eq!((outcome.acknowledged.len(), outcome.errors.len()), (40, 0), "{outcome:?}");
 }

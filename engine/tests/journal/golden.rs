@@ -1,7 +1,7 @@
-//! The bytes on disk are frozen: what an older version wrote must be read for ever.
+//! The bytes on disk are frozen: what an older version wrote must stay readable.
 //!
-//! The files in `tests/golden` were written once by this version. A change of the format is a new version
-//! with new files beside these, which go on being read.
+//! The files in `tests/golden` were written once by this version. A change of the format is a new version with new
+//! files next to these, which must stay readable.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use logweir_engine::record::{Record, Severity};
 
 use crate::kit::*;
 
-/// What the golden journal was written with.
+/// Identities in the golden journal.
 const WRITER: &str = "0a1b9865-9387-40a5-812a-ffbaa39bd8dd";
 const RUNS: [&str; 2] = ["cccf4cfd-7f6a-4768-8c7d-f371301d25cd", "99e79e43-6a6e-4cfe-ab31-af807f704c57"];
-/// Lane, sequence number, the lane's one before, its records so far.
+/// Lane, sequence number, the lane's previous sequence number, the lane's record count.
 const FRAMES: [(u16, u64, u64, u64); 5] =
     [(0, 2, 0, 2), (0, 4, 2, 4), (0, 2_097_158, 4, 6), (1, 3, 0, 2), (1, 2_097_159, 3, 4)];
 
@@ -39,7 +39,7 @@ fn chunk() -> Chunk {
 }
 
 #[test]
-fn a_chunk_has_the_bytes_it_always_had() {
+fn a_chunk_matches_the_golden_file() {
     let bytes = fs::read(golden("chunk-v1.bin")).unwrap();
     assert_eq!(codec::encode(&chunk()).unwrap(), (codec::CHUNK_V1, bytes.clone()));
     assert_eq!(codec::decode(codec::CHUNK_V1, &bytes).unwrap(), chunk());

@@ -1,4 +1,4 @@
-//! What the journal's tests share.
+//! Helpers shared by the journal's tests.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub const SEGMENT_HEADER_BYTES: usize = 96;
 pub const FRAME_HEADER_BYTES: usize = 64;
 pub const DATA: u8 = 1;
 
-/// A frame as it lies in a file, found without the journal's own code.
+/// A frame in a file, parsed without the journal's own code.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw {
     pub offset: usize,
@@ -23,7 +23,7 @@ pub struct Raw {
     pub end: usize,
 }
 
-/// Walks over a sound segment.
+/// Parses the frames of an undamaged segment.
 pub fn raw_frames(bytes: &[u8]) -> Vec<Raw> {
     let mut frames = Vec::new();
     let mut offset = SEGMENT_HEADER_BYTES;
@@ -43,7 +43,7 @@ pub fn flip(path: &Path, bit: usize) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// A directory in memory where fsync costs nothing: for tests that do not need a disk.
+/// A directory in memory, where fsync is free: for tests that do not need a disk.
 pub fn scratch() -> TempDir {
     if Path::new("/dev/shm").is_dir() { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() }.unwrap()
 }
@@ -73,22 +73,22 @@ pub type Answer = mpsc::Receiver<Result<u64, AppendError>>;
 /// Appends without waiting.
 pub fn begin(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
     let credit = block_on(journal.reserve(payload.len()))?;
-    let (tell, answer) = mpsc::channel();
+    let (sender, answer) = mpsc::channel();
     let on_durable = Box::new(move |result| {
-        let _ = tell.send(result);
+        let _ = sender.send(result);
     });
     let appended = journal.append(credit, lane, 1, records, payload.to_vec(), on_durable)?;
     Ok((appended, answer))
 }
 
-/// Appends and waits for the disk.
+/// Appends and waits until the frame is durable.
 pub fn append(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<Appended, AppendError> {
     let (appended, answer) = begin(journal, lane, records, payload)?;
     answer.recv_timeout(Duration::from_secs(30)).expect("an answer within 30 s")?;
     Ok(appended)
 }
 
-/// Every durable frame of a lane.
+/// Reads every durable frame of a lane.
 pub fn read(journal: &Journal, lane: LaneId) -> Vec<Frame> {
     let mut reader = journal.reader(lane, 0);
     let mut frames = Vec::new();
@@ -105,7 +105,7 @@ pub fn payloads(frames: &[Frame]) -> Vec<Vec<u8>> {
     frames.iter().map(|frame| frame.payload.clone()).collect()
 }
 
-/// The segment files, oldest first.
+/// Lists the segment files, oldest first.
 pub fn segments(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
@@ -116,7 +116,7 @@ pub fn segments(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Names in `quarantine/`, sorted.
+/// Lists the names in `quarantine/`, sorted.
 pub fn quarantine(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir.join("quarantine")) else { return Vec::new() };
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -124,7 +124,7 @@ pub fn quarantine(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Bytes of all files below `dir`.
+/// Size of all files below `dir`.
 pub fn disk_bytes(dir: &Path) -> u64 {
     std::fs::read_dir(dir)
         .unwrap()
@@ -133,7 +133,7 @@ pub fn disk_bytes(dir: &Path) -> u64 {
         .sum()
 }
 
-/// A copy of a journal's directory, without its lock.
+/// Copies a journal's directory without its lock.
 pub fn copy(from: &Path) -> TempDir {
     let to = scratch();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -149,12 +149,12 @@ pub fn copy(from: &Path) -> TempDir {
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        assert!(Instant::now() < deadline, "did not happen within 20 s: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// A payload that says which one it is.
+/// A payload that identifies its number.
 pub fn payload(number: usize, bytes: usize) -> Vec<u8> {
     let mut payload = format!("payload {number} ").into_bytes();
     payload.resize(bytes.max(payload.len()), b'a' + (number % 26) as u8);

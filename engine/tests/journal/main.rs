@@ -1,4 +1,4 @@
-//! The journal from outside: what it promises, and what is done to its files, its disk and its process.
+//! Integration tests of the journal: its guarantees, with damaged files, failing disks and killed processes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod kit;

@@ -1,4 +1,4 @@
-//! Random lives of a journal against a model that is a list per lane.
+//! Random operations on a journal, compared with a model that is a list per lane.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,14 +19,14 @@ enum Step {
         bytes: usize,
         records: u32,
     },
-    /// Settles a part of what a lane has.
-    Settle {
+    /// Commits a part of a lane's frames.
+    Commit {
         lane: u16,
         part: f64,
     },
     Seal,
-    /// Frames that nobody waits for, then the power goes: from somewhere in them on the file holds
-    /// what it held before, zeros, or something else.
+    /// Frames without an acknowledgement, then a power cut: from some offset in them on the file holds its previous
+    /// content, zeros, or garbage.
     Crash {
         frames: Vec<(u16, usize)>,
         part: f64,
@@ -39,7 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (lane.clone(), 0_usize..20_000, 0_u32..9)
             .prop_map(|(lane, bytes, records)| Step::Append { lane, bytes, records }),
-        2 => (lane.clone(), 0.0..=1.0).prop_map(|(lane, part)| Step::Settle { lane, part }),
+        2 => (lane.clone(), 0.0..=1.0).prop_map(|(lane, part)| Step::Commit { lane, part }),
         1 => Just(Step::Seal),
         2 => (proptest::collection::vec((lane, 0_usize..9000), 0..4), 0.0..=1.0, prop_oneof![Just(0_u8), any::<u8>()])
             .prop_map(|(frames, part, fill)| Step::Crash { frames, part, fill }),
@@ -48,10 +48,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[derive(Default)]
 struct Lane {
-    /// Sequence number, payload and records of each frame that the journal has promised.
+    /// Sequence number, payload and records of each acknowledged frame.
     frames: Vec<(u64, Vec<u8>, u32)>,
     records_before: u64,
-    settled: u64,
+    committed: u64,
 }
 
 impl Lane {
@@ -64,15 +64,14 @@ impl Lane {
     }
 }
 
-/// What the journal has of a lane. Its keeper may remove settled segments while they are read: what was read then
-/// has a hole, and another look shows what is left.
-fn settled_view(journal: &Journal, number: u16, lane: &Lane) -> Vec<Frame> {
+/// Reads a lane. The housekeeper may remove committed segments meanwhile, which leaves a gap; then reads again.
+fn committed_view(journal: &Journal, number: u16, lane: &Lane) -> Vec<Frame> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let frames = read(journal, number);
-        let newest = lane.frames.iter().rev().zip(frames.iter().rev());
+        let latest = lane.frames.iter().rev().zip(frames.iter().rev());
         let is_suffix =
-            frames.len() <= lane.frames.len() && newest.into_iter().all(|(model, frame)| model.0 == frame.seq);
+            frames.len() <= lane.frames.len() && latest.into_iter().all(|(model, frame)| model.0 == frame.seq);
         if is_suffix || Instant::now() > deadline {
             return frames;
         }
@@ -80,15 +79,15 @@ fn settled_view(journal: &Journal, number: u16, lane: &Lane) -> Vec<Frame> {
     }
 }
 
-/// The journal has each frame that is not settled, and of the settled ones the newest or none.
+/// The journal has each uncommitted frame, and of the committed ones a suffix or none.
 fn compare(journal: &Journal, model: &BTreeMap<u16, Lane>) -> Result<(), TestCaseError> {
     for (number, lane) in model {
-        let frames = settled_view(journal, *number, lane);
-        let gone = lane.frames.len().checked_sub(frames.len());
-        prop_assert!(gone.is_some(), "frames that nobody wrote");
-        let (gone, there) = lane.frames.split_at(gone.unwrap());
-        prop_assert!(gone.iter().all(|frame| frame.0 <= lane.settled), "a frame is gone that was not settled");
-        for (frame, (seq, payload, records)) in frames.iter().zip(there) {
+        let frames = committed_view(journal, *number, lane);
+        let removed = lane.frames.len().checked_sub(frames.len());
+        prop_assert!(removed.is_some(), "unknown frames");
+        let (removed, survived) = lane.frames.split_at(removed.unwrap());
+        prop_assert!(removed.iter().all(|frame| frame.0 <= lane.committed), "an uncommitted frame is missing");
+        for (frame, (seq, payload, records)) in frames.iter().zip(survived) {
             prop_assert_eq!((frame.seq, &frame.payload, frame.records), (*seq, payload, *records));
         }
         prop_assert_eq!(journal.lanes().get(number).copied().unwrap_or_default(), lane.tail());
@@ -101,7 +100,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_journal_is_a_list_per_lane_whatever_happens(steps in proptest::collection::vec(step(), 1..60)) {
+    fn a_journal_behaves_like_a_list_per_lane(steps in proptest::collection::vec(step(), 1..60)) {
         let dir = scratch();
         let config = JournalConfig { retain_segments: 1, ..config(dir.path()) };
         let mut model: BTreeMap<u16, Lane> = (0..LANES).map(|lane| (lane, Lane::default())).collect();
@@ -119,11 +118,11 @@ proptest! {
                     seq_last = appended.seq;
                     model.get_mut(&lane).unwrap().frames.push((appended.seq, payload, records));
                 }
-                Step::Settle { lane, part } => {
+                Step::Commit { lane, part } => {
                     let lane_model = model.get_mut(&lane).unwrap();
                     let index = (part * lane_model.frames.len() as f64) as usize;
                     if let Some(frame) = lane_model.frames[..index].last() {
-                        lane_model.settled = lane_model.settled.max(frame.0);
+                        lane_model.committed = lane_model.committed.max(frame.0);
                         journal.commit(lane, frame.0);
                     }
                 }
@@ -136,21 +135,21 @@ proptest! {
                     journal = next;
                 }
                 Step::Crash { frames, part, fill } => {
-                    let promised = segments(dir.path()).pop().map(|path| (fs::metadata(&path).unwrap().len(), path));
-                    let promised_end = raw_frames(&fs::read(&promised.unwrap().1).unwrap()).last().unwrap().end;
+                    let acknowledged = segments(dir.path()).pop().map(|path| (fs::metadata(&path).unwrap().len(), path));
+                    let acknowledged_end = raw_frames(&fs::read(&acknowledged.unwrap().1).unwrap()).last().unwrap().end;
                     let segment = segments(dir.path()).pop().unwrap();
-                    let mut unpromised = Vec::new();
+                    let mut unacknowledged = Vec::new();
                     for (index, (lane, bytes)) in frames.into_iter().enumerate() {
                         let payload = payload(1000 * number + index, bytes);
                         let (appended, _) = begin(&journal, lane, 1, &payload).unwrap();
-                        unpromised.push((lane, appended.seq, payload));
+                        unacknowledged.push((lane, appended.seq, payload));
                     }
                     drop(journal);
-                    // Only in the segment that was active: a rotation fsyncs what is before it.
+                    // Only in the segment that was active: a rotation fsyncs the previous ones.
                     if segments(dir.path()).pop().unwrap() == segment {
                         let mut bytes = fs::read(&segment).unwrap();
                         let end = raw_frames(&bytes).last().unwrap().end;
-                        let from = promised_end + (part * (end - promised_end) as f64) as usize;
+                        let from = acknowledged_end + (part * (end - acknowledged_end) as f64) as usize;
                         let until = bytes.len().min(end + 100);
                         bytes[from..until].fill(fill);
                         fs::write(&segment, bytes).unwrap();
@@ -159,13 +158,13 @@ proptest! {
                     prop_assert_eq!(recovered.damage, vec![]);
                     prop_assert!(!recovered.clean);
                     journal = next;
-                    // Which of them are there is the journal's choice, but in order, and for good.
+                    // Any prefix of them may have survived, permanently.
                     let mut lost = false;
-                    for (lane, seq, payload) in unpromised {
-                        let there = read(&journal, lane).iter().any(|frame| frame.seq == seq);
-                        prop_assert!(!(there && lost), "a hole in what was not acknowledged");
-                        lost |= !there;
-                        if there {
+                    for (lane, seq, payload) in unacknowledged {
+                        let survived = read(&journal, lane).iter().any(|frame| frame.seq == seq);
+                        prop_assert!(!(survived && lost), "a gap between frames that were not acknowledged");
+                        lost |= !survived;
+                        if survived {
                             model.get_mut(&lane).unwrap().frames.push((seq, payload, 1));
                         }
                         seq_last = seq_last.max(seq);

@@ -1,4 +1,4 @@
-//! No more than the bound enters, whoever sends, and no credit is ever lost.
+//! A mailbox never exceeds its bound, and no credit is ever lost.
 
 use std::sync::Mutex;
 
@@ -9,8 +9,8 @@ use super::*;
 
 const SENDERS: usize = 300;
 
-/// 300 senders of `item_bytes` each, a stage that handles what the gate lets through. What has entered
-/// must be `handled + capacity` exactly, and at no handled message more.
+/// Sends from 300 senders, `item_bytes` each, to a stage that handles a message for each time the gate is opened. The
+/// number of messages that have entered must be exactly `handled + capacity`, and never more.
 fn check_bound(messages_max: usize, bytes_max: usize, item_bytes: usize, capacity: usize, threads: usize) {
     run(async move {
         let (mut topology, _control) = topology(SUPERVISION);
@@ -22,7 +22,7 @@ fn check_bound(messages_max: usize, bytes_max: usize, item_bytes: usize, capacit
             move |ctx: StageContext, _: Item| {
                 let (gate, entered, worst) = (gate.clone(), entered.clone(), worst.clone());
                 async move {
-                    // This one has not been handled yet, so those that count are `passed`.
+                    // The current message is not handled yet: `passed` counts those that are.
                     let handled = gate.passed.load(Ordering::SeqCst);
                     worst.fetch_max(entered.load(Ordering::SeqCst) - handled, Ordering::SeqCst);
                     gate.pass(&ctx).await;
@@ -83,7 +83,7 @@ fn bytes_bound_300_senders_on_four_threads() {
 }
 
 #[test]
-fn an_oversized_message_passes_alone() {
+fn an_oversized_message_is_admitted_alone() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
@@ -98,7 +98,7 @@ fn an_oversized_message_passes_alone() {
             async move { mailbox.send(Item::of_bytes(1)).await.unwrap() }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(mailbox.depth(), Depth { messages: 1, bytes: 1 }, "it does not squeeze in beside another");
+        assert_eq!(mailbox.depth(), Depth { messages: 1, bytes: 1 }, "it waits for the other message");
         gate.open(1);
         huge.await.unwrap();
         assert_eq!(mailbox.depth(), Depth { messages: 1, bytes: 100 }, "it costs the whole capacity");
@@ -111,7 +111,7 @@ fn an_oversized_message_passes_alone() {
 }
 
 #[test]
-fn waiting_senders_are_served_in_the_order_in_which_they_came() {
+fn waiting_senders_are_served_in_fifo_order() {
     const WAITING: u64 = 50;
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
@@ -133,7 +133,7 @@ fn waiting_senders_are_served_in_the_order_in_which_they_came() {
         for id in 1..=WAITING {
             let mailbox = mailbox.clone();
             actix_rt::spawn(async move { mailbox.send(Item::new(id)).await.unwrap() });
-            tokio::task::yield_now().await; // it stands in the queue now
+            tokio::task::yield_now().await; // it waits in the queue now
         }
         for _ in 0..=WAITING {
             assert!(matches!(mailbox.try_send(Item::new(99)), Err(TrySendError::Full(Item { id: 99, .. }))));
@@ -147,13 +147,13 @@ fn waiting_senders_are_served_in_the_order_in_which_they_came() {
 }
 
 #[test]
-fn closing_gives_messages_back_and_what_is_queued_is_still_handled() {
+fn closing_returns_new_messages_and_handles_queued_ones() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
         let mailbox = topology.spawn(here("gate", 3, 100), gated(&gate));
-        let (first, first_answer) = Item::asking(1);
-        let (second, second_answer) = Item::asking(2);
+        let (first, first_answer) = Item::with_reply(1);
+        let (second, second_answer) = Item::with_reply(2);
         mailbox.send(first).await.unwrap();
         mailbox.send(second).await.unwrap();
         let credit = mailbox.reserve(1).await.unwrap();
@@ -171,14 +171,14 @@ fn closing_gives_messages_back_and_what_is_queued_is_still_handled() {
         assert!(matches!(mailbox.reserve(1).await, Err(Closed(()))));
         gate.open(2);
         assert_eq!((first_answer.await, second_answer.await), (Ok(1), Ok(2)));
-        eventually("every credit is back", || mailbox.depth() == Depth::default()).await;
+        eventually("every credit is released", || mailbox.depth() == Depth::default()).await;
         let seen = observation(&topology, "gate");
         assert_eq!((seen.entered, seen.handled, seen.discarded), (2, 2, 0));
     });
 }
 
 #[test]
-fn a_reserve_that_is_dropped_while_it_waits_loses_no_credit() {
+fn dropping_a_waiting_reserve_loses_no_credit() {
     const CAPACITY: usize = 4;
     const ROUNDS: usize = 2_000;
     run(async {
@@ -187,7 +187,7 @@ fn a_reserve_that_is_dropped_while_it_waits_loses_no_credit() {
         let mailbox = topology.spawn(apart("gate", CAPACITY, 1_000), gated(&gate));
         let mut sent = 0;
         for round in 0..ROUNDS {
-            // Release on the stage's thread while this one gives up: the grant may be under way.
+            // A release on the stage's thread races with the cancellation: the grant may be in flight.
             gate.open(round % 2);
             tokio::select! {
                 biased;
@@ -199,12 +199,12 @@ fn a_reserve_that_is_dropped_while_it_waits_loses_no_credit() {
             }
         }
         gate.open(ROUNDS);
-        eventually("what was sent is handled", || observation(&topology, "gate").handled == sent).await;
-        eventually("every credit is back", || mailbox.depth() == Depth::default()).await;
+        eventually("all sent messages are handled", || observation(&topology, "gate").handled == sent).await;
+        eventually("every credit is released", || mailbox.depth() == Depth::default()).await;
         assert!(topology.drain().await.is_empty());
     });
     run_paused(async {
-        // And the whole capacity can be used afterwards.
+        // The whole capacity is usable afterwards.
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
         let mailbox = topology.spawn(here("gate", CAPACITY, 1_000), gated(&gate));

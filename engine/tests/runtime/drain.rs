@@ -1,4 +1,4 @@
-//! A drain goes upstream first, leaves nothing behind, and names whoever is in its way.
+//! A drain proceeds upstream first, leaves nothing behind, and names the stages that block it.
 
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -10,7 +10,7 @@ use super::*;
 
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// Holds three messages back before it hands them on, so that only `on_drain` can bring the last ones.
+/// Holds back three messages, so that only `on_drain` can send the last ones.
 struct Hoard {
     ctx: StageContext,
     next: Option<Mailbox<Item>>,
@@ -20,7 +20,7 @@ struct Hoard {
 }
 
 impl Hoard {
-    async fn hand_on(&mut self, keep: usize) {
+    async fn send_held(&mut self, keep: usize) {
         while self.held.len() > keep {
             let item = self.held.remove(0);
             match &self.next {
@@ -36,19 +36,19 @@ impl Stage for Hoard {
 
     async fn receive(&mut self, item: Item) -> Result<(), Exit> {
         self.held.push(item);
-        self.hand_on(3).await;
+        self.send_held(3).await;
         Ok(())
     }
 
     async fn on_drain(&mut self) -> Result<(), Exit> {
         self.log.lock().unwrap().push(format!("{} drains {}", self.ctx.name, self.held.len()));
-        self.hand_on(0).await;
+        self.send_held(0).await;
         Ok(())
     }
 }
 
 #[test]
-fn a_drain_goes_upstream_first_and_leaves_nothing() {
+fn a_drain_proceeds_upstream_first_and_leaves_nothing() {
     const SENT: u64 = 500;
     run(async {
         let (mut topology, _control) = topology(SUPERVISION);
@@ -74,7 +74,7 @@ fn a_drain_goes_upstream_first_and_leaves_nothing() {
 }
 
 #[test]
-fn whoever_sends_during_a_drain_is_answered_or_gets_the_message_back() {
+fn a_message_sent_during_a_drain_is_handled_or_returned() {
     const SENDERS: u64 = 4;
     run(async {
         let (mut topology, _control) = topology(SUPERVISION);
@@ -100,10 +100,10 @@ fn whoever_sends_during_a_drain_is_answered_or_gets_the_message_back() {
                 })
             })
             .collect();
-        eventually("the senders are at it", || observation(&topology, "sink").handled > 1_000).await;
+        eventually("the senders are running", || observation(&topology, "sink").handled > 1_000).await;
         assert!(topology.drain().await.is_empty());
         let sent: u64 = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
-        assert_eq!(stored.load(Ordering::SeqCst), sent, "nothing came after the drain");
+        assert_eq!(stored.load(Ordering::SeqCst), sent, "no message after the drain");
         let seen = observation(&topology, "sink");
         assert_eq!((seen.entered, seen.handled, seen.discarded), (sent, sent, 0));
         assert_eq!(mailbox.depth(), Depth::default());
@@ -116,10 +116,10 @@ fn the_drain_is_the_last_to_enter_the_mailbox() {
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
         let mailbox = topology.spawn(here("gate", 4, 100), gated(&gate));
-        let (item, answer) = Item::asking(1);
+        let (item, answer) = Item::with_reply(1);
         mailbox.try_send(item).unwrap();
         let drained = actix_rt::spawn(async move { topology.drain().await });
-        tokio::task::yield_now().await; // the drain stands in the queue, behind a message in hand
+        tokio::task::yield_now().await; // the drain is queued behind the message being handled
         assert!(matches!(mailbox.try_send(Item::new(2)), Err(TrySendError::Closed(Item { id: 2, .. }))));
         assert!(!drained.is_finished());
         gate.open(1);
@@ -129,24 +129,24 @@ fn the_drain_is_the_last_to_enter_the_mailbox() {
 }
 
 #[test]
-fn a_stage_in_the_way_is_named_and_canceled_at_persisting() {
+fn a_stage_that_blocks_the_drain_is_canceled_and_named_at_persisting() {
     run_paused(async {
         let (mut topology, control) = topology(SUPERVISION);
         let gate = Gate::shut();
         let sink = topology.spawn(here("sink", 4, 100), act(|_, _: Item| async { Ok(()) }));
         let stuck = topology.spawn(here("stuck", 4, 100), gated(&gate));
         let source = topology.spawn(here("source", 4, 100), act(|_, _: Item| async { Ok(()) }));
-        let (item, in_hand) = Item::asking(1);
-        let (other, queued) = Item::asking(2);
+        let (item, in_hand) = Item::with_reply(1);
+        let (other, queued) = Item::with_reply(2);
         stuck.try_send(item).unwrap();
         stuck.try_send(other).unwrap();
         actix_rt::spawn(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             control.advance(Phase::Persisting);
-            tokio::time::sleep(Duration::from_secs(60)).await; // the control lives on
+            tokio::time::sleep(Duration::from_secs(60)).await; // keeps the control alive
         });
-        assert_eq!(topology.drain().await, ["stuck", "sink"], "upstream first; source had ended");
-        assert!(in_hand.await.is_err() && queued.await.is_err(), "their senders hear of it");
+        assert_eq!(topology.drain().await, ["stuck", "sink"], "upstream first; source had stopped");
+        assert!(in_hand.await.is_err() && queued.await.is_err(), "their senders are notified");
         let states: Vec<_> = topology.observer().observe().into_iter().map(|seen| (seen.name, seen.state)).collect();
         let expected = [("source", "drained"), ("stuck", "stopped"), ("sink", "stopped")];
         assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state)));
@@ -159,7 +159,7 @@ fn a_stage_in_the_way_is_named_and_canceled_at_persisting() {
 }
 
 #[test]
-fn a_thread_that_never_comes_back_does_not_hold_up_the_drain() {
+fn a_blocked_thread_does_not_block_the_drain() {
     run(async {
         let (mut topology, control) = topology(SUPERVISION);
         let (release, released) = mpsc::channel::<()>();
@@ -175,7 +175,7 @@ fn a_thread_that_never_comes_back_does_not_hold_up_the_drain() {
         };
         let mailbox = topology.spawn(apart("blocker", 4, 100), act(block));
         mailbox.send(Item::new(1)).await.unwrap();
-        eventually("it is inside", || entered.try_recv().is_ok()).await;
+        eventually("the handler runs", || entered.try_recv().is_ok()).await;
         control.advance(Phase::Persisting);
         assert_eq!(topology.drain().await, ["blocker"]);
         drop(release);
@@ -183,7 +183,7 @@ fn a_thread_that_never_comes_back_does_not_hold_up_the_drain() {
 }
 
 #[test]
-fn a_drain_passes_over_a_stage_that_has_ended_already() {
+fn a_drain_skips_a_stage_that_has_stopped() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let stored = Arc::new(AtomicU64::new(0));
@@ -203,12 +203,12 @@ fn a_drain_passes_over_a_stage_that_has_ended_already() {
 }
 
 #[test]
-fn dropping_a_topology_ends_its_stages_and_their_senders_hear_of_it() {
+fn dropping_a_topology_stops_its_stages_and_notifies_their_senders() {
     run(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
         let mailbox = topology.spawn(apart("gate", 4, 100), gated(&gate));
-        let (item, answer) = Item::asking(1);
+        let (item, answer) = Item::with_reply(1);
         mailbox.send(item).await.unwrap();
         drop(topology);
         assert!(answer.await.is_err());
@@ -229,7 +229,7 @@ fn a_stage_that_is_canceled_before_its_first_turn_is_never_built() {
             }
         };
         let mailbox = topology.spawn(here("unborn", 1, 1), factory);
-        let (item, answer) = Item::asking(1);
+        let (item, answer) = Item::with_reply(1);
         mailbox.try_send(item).unwrap();
         drop(topology);
         assert!(answer.await.is_err());

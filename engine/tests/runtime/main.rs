@@ -1,7 +1,7 @@
-//! The actor runtime under load, panics, stalls and drains: each claim is proved by arithmetic.
+//! The actor runtime under load, panics, stalls and drains, verified by counting.
 //!
-//! Tests whose stages all live on the system's own thread run on a paused clock: time jumps when nobody
-//! has anything to do. Where threads matter the clock is real, and waiting is polling with a deadline.
+//! Tests whose stages all run on the system's own thread use a paused clock, which jumps ahead when all tasks are idle.
+//! Tests that need threads use the real clock, and poll with a deadline.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -24,7 +24,7 @@ use logweir_engine::stage::{Exit, Stage, StageContext};
 use logweir_engine::topology::{SYSTEM_ARBITER, StageSpec, Supervision, Topology};
 use tokio::sync::{Semaphore, oneshot};
 
-/// A message with a number, a weight and, where its sender cares, a reply channel.
+/// A message with an id, a size and an optional reply channel.
 struct Item {
     id: u64,
     bytes: usize,
@@ -46,7 +46,7 @@ impl Item {
         Self { id: 0, bytes, reply: None }
     }
 
-    fn asking(id: u64) -> (Self, oneshot::Receiver<u64>) {
+    fn with_reply(id: u64) -> (Self, oneshot::Receiver<u64>) {
         let (reply, answer) = oneshot::channel();
         (Self { id, bytes: 1, reply: Some(reply) }, answer)
     }
@@ -58,7 +58,7 @@ impl Item {
     }
 }
 
-/// A stage that is one function.
+/// A stage that consists of one function.
 struct Act<F> {
     ctx: StageContext,
     act: F,
@@ -85,7 +85,7 @@ where
     move |ctx| Act { ctx, act: act.clone() }
 }
 
-/// Lets as many messages through as it was opened for.
+/// Lets one message pass per permit.
 #[derive(Clone)]
 struct Gate {
     permits: Arc<Semaphore>,
@@ -107,7 +107,7 @@ impl Gate {
     }
 }
 
-/// The factory of a stage that handles a message for each time the gate is opened.
+/// The factory of a stage that handles one message each time the gate is opened.
 fn gated(gate: &Gate) -> impl Fn(StageContext) -> Act<GatedFn> + Send + 'static {
     let gate = gate.clone();
     let act: GatedFn = Box::new(move |ctx, item| {
@@ -135,7 +135,7 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     actix_rt::System::new().block_on(test)
 }
 
-/// Runs `test` inside a system whose clock jumps ahead when nobody has anything to do.
+/// Runs `test` inside a system whose clock jumps ahead when all tasks are idle.
 fn run_paused<T>(test: impl Future<Output = T>) -> T {
     let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     actix_rt::System::with_tokio_rt(paused).block_on(test)
@@ -170,14 +170,14 @@ fn observation(topology: &Topology, name: &str) -> Observation {
 async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
     while !is_true() {
-        assert!(began.elapsed() < Duration::from_secs(10), "never: {what}");
+        assert!(began.elapsed() < Duration::from_secs(10), "did not happen within 10 s: {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Sends and waits for the answer; `None` when the message was dropped unhandled.
+/// Sends a message and waits for the reply; `None` if the message was dropped.
 async fn ask(mailbox: &Mailbox<Item>, id: u64) -> Option<u64> {
-    let (item, answer) = Item::asking(id);
+    let (item, answer) = Item::with_reply(id);
     mailbox.send(item).await.unwrap();
     answer.await.ok()
 }

@@ -1,11 +1,11 @@
-//! What is observed is what happened, to the unit.
+//! Observations and metrics are exact.
 
 use logweir_engine::observe::Counter;
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
 
-/// Counts what it has seen.
+/// Counts messages and ticks.
 #[derive(Default)]
 struct Counting {
     messages: u64,
@@ -34,7 +34,7 @@ impl Stage for Counting {
 }
 
 #[test]
-fn the_numbers_match_what_was_done() {
+fn counters_match_the_work_done() {
     run_paused(async {
         let recorder = PrometheusBuilder::new().build_recorder();
         let exported = recorder.handle();
@@ -48,7 +48,7 @@ fn the_numbers_match_what_was_done() {
         let before = observation(&topology, "counting");
         assert_eq!((before.depth_messages, before.depth_bytes, before.handled), (2, 2, 0));
         assert!(exported.render().contains("logweir_mailbox_depth_messages{pipeline=\"test\",stage=\"counting\"} 2"));
-        // Two wait: the one for the first message's 100 ms, the other for another's as well.
+        // Two senders wait for a credit: both for the 100 ms of the first message, one also for those of another.
         let waiters: Vec<_> = (0..2)
             .map(|id| {
                 let mailbox = mailbox.clone();
@@ -66,7 +66,7 @@ fn the_numbers_match_what_was_done() {
         assert!(seen.last_panic.unwrap().contains("unlucky"));
         assert!((seen.busy_seconds - 0.3).abs() < 0.05, "{}", seen.busy_seconds);
         assert!((0.1..0.25).contains(&seen.wait_seconds), "{}", seen.wait_seconds);
-        // The first life's message went with it; of the second life's counters nothing is missing.
+        // The first instance's counters are lost with it; the second instance's are complete.
         let counters = [Counter { name: "messages", value: 2 }, Counter { name: "ticks", value: 1 }];
         assert_eq!(seen.counters, counters);
 
@@ -119,13 +119,13 @@ fn a_stall_time_of_zero_is_rejected() {
 }
 
 #[test]
-fn known_waits_are_no_busy_time_and_seconds_are_exported_whole() {
+fn known_waits_are_not_busy_time_and_whole_seconds_are_exported() {
     run_paused(async {
         let recorder = PrometheusBuilder::new().build_recorder();
         let (mut topology, _control) = topology(SUPERVISION);
         let mixed = |ctx: StageContext, item: Item| async move {
             tokio::time::sleep(Duration::from_millis(1_500)).await;
-            // Two waits at once are one wait.
+            // Two concurrent waits count once.
             let sleep = || ctx.waiting(tokio::time::sleep(Duration::from_millis(2_000)));
             futures_util::future::join(sleep(), sleep()).await;
             item.answer();
@@ -134,7 +134,7 @@ fn known_waits_are_no_busy_time_and_seconds_are_exported_whole() {
         let mailbox = metrics::with_local_recorder(&recorder, || topology.spawn(here("mixed", 1, 1), act(mixed)));
         assert_eq!(ask(&mailbox, 1).await, Some(1));
         assert_eq!(ask(&mailbox, 2).await, Some(2));
-        eventually("it rests", || observation(&topology, "mixed").state == "idle").await;
+        eventually("the stage is idle", || observation(&topology, "mixed").state == "idle").await;
         let busy = observation(&topology, "mixed").busy_seconds;
         assert!((busy - 3.0).abs() < 0.1, "{busy}");
         let text = recorder.handle().render();
@@ -143,29 +143,29 @@ fn known_waits_are_no_busy_time_and_seconds_are_exported_whole() {
 }
 
 #[test]
-fn actors_are_shown_in_the_order_of_a_records_way_from_any_thread() {
+fn any_thread_observes_the_actors_in_pipeline_order() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
-        let observer = topology.observer(); // made before the stages: it sees them all the same
+        let observer = topology.observer(); // created before the stages, observes them nevertheless
         let last = topology.spawn(here("last", 2, 40), gated(&gate));
         topology.spawn(here("first", 1, 2), gated(&gate));
         assert_eq!(topology.bytes_max(), 42);
         last.try_send(Item::new(1)).unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let look = || {
+        let states = || {
             let observer = observer.clone();
             let seen = std::thread::spawn(move || observer.observe()).join().unwrap();
             seen.into_iter().map(|seen| (seen.name, seen.state)).collect::<Vec<_>>()
         };
-        assert_eq!(look(), [("first".to_owned(), "idle"), ("last".to_owned(), "waiting")]);
+        assert_eq!(states(), [("first".to_owned(), "idle"), ("last".to_owned(), "waiting")]);
         gate.open(1);
         assert!(topology.drain().await.is_empty());
-        assert_eq!(look(), [("first".to_owned(), "drained"), ("last".to_owned(), "drained")]);
+        assert_eq!(states(), [("first".to_owned(), "drained"), ("last".to_owned(), "drained")]);
     });
 }
 
-/// Counts at once, so that the clock stands still.
+/// Counts without advancing the clock.
 struct Quick(u64);
 
 impl Stage for Quick {
@@ -183,7 +183,7 @@ impl Stage for Quick {
 }
 
 #[test]
-fn the_counters_of_an_idle_stage_are_never_old() {
+fn the_counters_of_an_idle_stage_are_up_to_date() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let mailbox = topology.spawn(here("quick", 8, 100), |_| Quick(0));

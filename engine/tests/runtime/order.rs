@@ -1,4 +1,4 @@
-//! One message at a time, in the order in which its sender sent it.
+//! Messages are handled one at a time, in the order in which each sender sent them.
 
 use std::cell::Cell;
 
@@ -7,7 +7,7 @@ use super::*;
 const SENDERS: u64 = 8;
 const EACH: u64 = 2_000;
 
-/// Checks each message against the one before it of the same sender.
+/// Compares each message with the previous one of the same sender.
 struct InOrder {
     ctx: StageContext,
     next: Vec<u64>,
@@ -18,7 +18,7 @@ impl Stage for InOrder {
     type Message = Item;
 
     async fn receive(&mut self, item: Item) -> Result<(), Exit> {
-        assert!(!self.inside.replace(true), "two messages at once");
+        assert!(!self.inside.replace(true), "two messages at the same time");
         let (sender, number) = (item.id / EACH, item.id % EACH);
         match number % 5 {
             0 => tokio::task::yield_now().await,

@@ -1,4 +1,4 @@
-//! A panic or a stall costs the message in hand and nothing else, and is never silent.
+//! A panic or a stall costs only the message being handled, and is never silent.
 
 use std::future::pending;
 use std::sync::Mutex;
@@ -10,16 +10,16 @@ use super::*;
 const LENIENT: Supervision = Supervision { stall_ms: 60_000, restarts_max: 10_000, restart_window_ms: 60_000 };
 
 #[test]
-fn a_panic_loses_nothing_but_the_message_in_hand_and_its_sender_hears_of_it() {
+fn a_panic_loses_only_the_message_being_handled_and_its_sender_is_notified() {
     const SENT: u64 = 1_000;
-    const FATAL: u64 = 100; // of them: ids that end in 7
+    const FATAL: u64 = 100; // ids that end in 7
     run(async {
         let (mut topology, _control) = topology(LENIENT);
         let lives = Arc::new(AtomicU64::new(0));
         let factory = {
             let lives = lives.clone();
             let build = act(|_, item: Item| async move {
-                tokio::task::yield_now().await; // dies in the middle of a future, not at its first poll
+                tokio::task::yield_now().await; // panics in the middle of a future, not at its first poll
                 assert_ne!(item.id % 10, 7, "poison {}", item.id);
                 item.answer();
                 Ok(())
@@ -32,7 +32,7 @@ fn a_panic_loses_nothing_but_the_message_in_hand_and_its_sender_hears_of_it() {
         let mailbox = topology.spawn(apart("fragile", 16, 1_000), factory);
         let mut answers = Vec::new();
         for id in 0..SENT {
-            let (item, answer) = Item::asking(id);
+            let (item, answer) = Item::with_reply(id);
             mailbox.send(item).await.unwrap();
             answers.push(answer);
         }
@@ -44,8 +44,8 @@ fn a_panic_loses_nothing_but_the_message_in_hand_and_its_sender_hears_of_it() {
             }
         }
         assert_eq!(lost, (0..SENT).filter(|id| id % 10 == 7).collect::<Vec<_>>());
-        // The last answer comes from inside the handler: the handler has yet to end.
-        eventually("every credit is back", || mailbox.depth().messages == 0).await;
+        // The last reply is sent inside the handler, before the handler completes.
+        eventually("every credit is released", || mailbox.depth().messages == 0).await;
         let seen = observation(&topology, "fragile");
         assert_eq!((seen.entered, seen.handled, seen.discarded), (SENT, SENT - FATAL, FATAL));
         assert_eq!(seen.restarts, FATAL);
@@ -56,7 +56,7 @@ fn a_panic_loses_nothing_but_the_message_in_hand_and_its_sender_hears_of_it() {
 }
 
 #[test]
-fn the_rebuilt_stage_is_a_new_one() {
+fn a_rebuilt_stage_starts_with_fresh_state() {
     run_paused(async {
         let (mut topology, _control) = topology(LENIENT);
         let count = |_| {
@@ -72,7 +72,7 @@ fn the_rebuilt_stage_is_a_new_one() {
         assert_eq!(ask(&mailbox, 1).await, Some(1));
         assert_eq!(ask(&mailbox, 2).await, Some(2));
         assert_eq!(ask(&mailbox, 13).await, None);
-        assert_eq!(ask(&mailbox, 3).await, Some(1), "no half-changed state is left");
+        assert_eq!(ask(&mailbox, 3).await, Some(1), "no state of the old stage is left");
     });
 }
 
@@ -88,7 +88,7 @@ impl Stage for Count {
     }
 }
 
-/// Panics where it is told to, once each.
+/// Panics where it is armed, once each.
 struct Trap {
     tick: Arc<AtomicBool>,
     drain: Arc<AtomicBool>,
@@ -114,7 +114,7 @@ impl Stage for Trap {
 }
 
 #[test]
-fn a_panic_in_a_tick_is_survived_and_ticks_go_on() {
+fn ticks_continue_after_a_panic_in_a_tick() {
     run_paused(async {
         let (mut topology, _control) = topology(LENIENT);
         let trap = Arc::new(AtomicBool::new(true));
@@ -132,7 +132,7 @@ fn a_panic_in_a_tick_is_survived_and_ticks_go_on() {
 }
 
 #[test]
-fn a_panic_in_the_drain_is_survived_and_the_drain_goes_on() {
+fn the_drain_continues_after_a_panic_in_the_drain() {
     run_paused(async {
         let (mut topology, _control) = topology(LENIENT);
         let trap = Arc::new(AtomicBool::new(true));
@@ -140,13 +140,13 @@ fn a_panic_in_the_drain_is_survived_and_the_drain_goes_on() {
         let factory = move |_| Trap { tick: Arc::default(), drain: drain.clone() };
         topology.spawn(here("trap", 4, 100), factory);
         assert!(topology.drain().await.is_empty());
-        assert!(!trap.load(Ordering::SeqCst), "it was asked");
+        assert!(!trap.load(Ordering::SeqCst), "on_drain was called");
         let seen = observation(&topology, "trap");
         assert_eq!((seen.restarts, seen.state), (1, "drained"));
     });
 }
 
-/// A factory that panics until `good` is its turn.
+/// A factory that panics at its first `good` calls.
 fn bad_factory(good: u64) -> impl Fn(StageContext) -> Act<AnswerFn> + Send + 'static {
     let turn = AtomicU64::new(0);
     move |ctx| {
@@ -175,7 +175,7 @@ fn a_factory_that_panics_is_called_again_and_counts_as_a_restart() {
 }
 
 #[test]
-fn too_many_restarts_end_in_exit_70_and_every_sender_hears() {
+fn too_many_restarts_end_in_exit_70_and_every_sender_is_notified() {
     run_paused(async {
         let (mut topology, _control) = topology(Supervision { restarts_max: 3, ..LENIENT });
         let die = |_, item: Item| async move {
@@ -185,7 +185,7 @@ fn too_many_restarts_end_in_exit_70_and_every_sender_hears() {
         let mailbox = topology.spawn(here("doomed", 100, 100), act(die));
         let mut answers = Vec::new();
         for _ in 0..10 {
-            let (item, answer) = Item::asking(7);
+            let (item, answer) = Item::with_reply(7);
             mailbox.try_send(item).unwrap();
             answers.push(answer);
         }
@@ -199,12 +199,12 @@ fn too_many_restarts_end_in_exit_70_and_every_sender_hears() {
         assert!(mailbox.send(Item::new(1)).await.is_err());
         let seen = observation(&topology, "doomed");
         assert_eq!((seen.entered, seen.handled, seen.discarded, seen.state), (10, 0, 10, "stopped"));
-        assert!(topology.drain().await.is_empty(), "it has ended already");
+        assert!(topology.drain().await.is_empty(), "it has already stopped");
     });
 }
 
 #[test]
-fn a_few_restarts_spread_over_time_are_no_reason_to_end() {
+fn restarts_below_the_limit_do_not_end_the_process() {
     run_paused(async {
         let (mut topology, _control) = topology(Supervision { restarts_max: 1, restart_window_ms: 1_000, ..LENIENT });
         let die = |_, _: Item| async { panic!("now and then") };
@@ -219,7 +219,7 @@ fn a_few_restarts_spread_over_time_are_no_reason_to_end() {
 }
 
 #[test]
-fn a_stage_that_asks_for_an_exit_gets_it_and_the_first_one_counts() {
+fn the_first_exit_returned_by_a_stage_counts() {
     run_paused(async {
         let (mut topology, _control) = topology(LENIENT);
         let fenced = |_, item: Item| async move { Err(Exit::new(Exit::FENCED, format!("fenced {}", item.id))) };
@@ -229,19 +229,19 @@ fn a_stage_that_asks_for_an_exit_gets_it_and_the_first_one_counts() {
         first.try_send(Item::new(1)).unwrap();
         assert_eq!(exited.await, Exit::new(Exit::FENCED, "fenced 1"));
         second.try_send(Item::new(2)).unwrap();
-        eventually("the second ends too", || observation(&topology, "second").state == "stopped").await;
+        eventually("the second stage stops, too", || observation(&topology, "second").state == "stopped").await;
         assert_eq!(topology.exited().await, Exit::new(Exit::FENCED, "fenced 1"));
         assert!(first.send(Item::new(3)).await.is_err());
     });
 }
 
 #[test]
-fn a_silent_stage_is_canceled_and_rebuilt_but_one_that_waits_is_left_alone() {
+fn a_stalled_stage_is_canceled_and_rebuilt_and_a_waiting_one_is_not() {
     run_paused(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 1_000, ..LENIENT });
         let silent = |_, item: Item| async move {
             if item.id == 7 {
-                pending::<()>().await; // for ever, in its own code
+                pending::<()>().await; // forever, in its own code
             }
             item.answer();
             Ok(())
@@ -254,7 +254,7 @@ fn a_silent_stage_is_canceled_and_rebuilt_but_one_that_waits_is_left_alone() {
             move |ctx: StageContext, item: Item| {
                 let gate = gate.clone();
                 async move {
-                    // Polling the stage does not poll the wait, so only the count of waits speaks for it.
+                    // Polling the stage does not poll this wait, so only the number of waits shows it.
                     actix_rt::spawn(async move { gate.pass(&ctx).await }).await.unwrap();
                     item.answer();
                     Ok(())
@@ -262,8 +262,8 @@ fn a_silent_stage_is_canceled_and_rebuilt_but_one_that_waits_is_left_alone() {
             }
         };
         let delegating = topology.spawn(here("delegating", 4, 100), act(delegate));
-        let (item, waited_for) = Item::asking(1);
-        let (other, delegated) = Item::asking(2);
+        let (item, waited_for) = Item::with_reply(1);
+        let (other, delegated) = Item::with_reply(2);
         waiting.try_send(item).unwrap();
         delegating.try_send(other).unwrap();
         assert_eq!(ask(&silent, 7).await, None);
@@ -300,7 +300,7 @@ fn a_stage_that_spins_but_yields_is_canceled() {
 }
 
 #[test]
-fn a_stage_that_keeps_its_thread_ends_in_exit_70_with_its_name_and_its_neighbour_is_not_blamed() {
+fn a_stage_that_blocks_its_thread_ends_in_exit_70_and_its_neighbor_is_not_blamed() {
     run(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 50, restarts_max: 0, ..LENIENT });
         let (release, released) = mpsc::channel::<()>();
@@ -316,17 +316,17 @@ fn a_stage_that_keeps_its_thread_ends_in_exit_70_with_its_name_and_its_neighbour
                 }
             }
         };
-        let neighbour = |_, item: Item| async move {
-            tokio::task::yield_now().await; // the thread is taken away right here
+        let neighbor = |_, item: Item| async move {
+            tokio::task::yield_now().await; // the blocker takes the thread here
             item.answer();
             Ok(())
         };
-        let neighbour =
-            topology.spawn(StageSpec { arbiter: "shared".to_owned(), ..here("neighbour", 4, 100) }, act(neighbour));
+        let neighbor =
+            topology.spawn(StageSpec { arbiter: "shared".to_owned(), ..here("neighbor", 4, 100) }, act(neighbor));
         let blocker = topology.spawn(StageSpec { arbiter: "shared".to_owned(), ..here("blocker", 4, 100) }, act(block));
-        let (item, blocked) = Item::asking(1);
-        let (other, unheard) = Item::asking(2);
-        neighbour.send(other).await.unwrap();
+        let (item, blocked) = Item::with_reply(1);
+        let (other, unheard) = Item::with_reply(2);
+        neighbor.send(other).await.unwrap();
         blocker.send(item).await.unwrap();
         let exit = topology.exited().await;
         assert_eq!(exit.code, Exit::SOFTWARE);
@@ -338,7 +338,7 @@ fn a_stage_that_keeps_its_thread_ends_in_exit_70_with_its_name_and_its_neighbour
 }
 
 #[test]
-fn code_that_keeps_the_thread_inside_a_known_wait_is_still_the_stages_own() {
+fn code_that_blocks_the_thread_inside_a_known_wait_is_detected() {
     run(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
         let (release, released) = mpsc::channel::<()>();
@@ -357,7 +357,7 @@ fn code_that_keeps_the_thread_inside_a_known_wait_is_still_the_stages_own() {
     });
 }
 
-/// Asks for an exit where it is told to.
+/// Returns an exit at one place.
 struct Quit {
     at: &'static str,
 }
@@ -385,7 +385,7 @@ impl Stage for Quit {
 }
 
 #[test]
-fn an_exit_from_a_tick_or_a_drain_is_heard_too() {
+fn an_exit_from_a_tick_or_a_drain_counts_too() {
     for (at, state) in [("receive", "stopped"), ("on_tick", "stopped"), ("on_drain", "stopped"), ("never", "drained")] {
         run_paused(async {
             let (mut topology, _control) = topology(LENIENT);
@@ -402,7 +402,7 @@ fn an_exit_from_a_tick_or_a_drain_is_heard_too() {
 
 #[test]
 #[should_panic(expected = "two stages named twin")]
-fn two_stages_of_one_name_do_not_start() {
+fn spawning_two_stages_of_one_name_panics() {
     run(async {
         let (mut topology, _control) = topology(LENIENT);
         topology.spawn(here("twin", 1, 1), |_| Quit { at: "never" });
@@ -412,7 +412,7 @@ fn two_stages_of_one_name_do_not_start() {
 
 #[test]
 #[should_panic(expected = "mailbox of narrow: messages_max must be at least 1")]
-fn a_mailbox_without_room_does_not_start() {
+fn spawning_a_mailbox_without_capacity_panics() {
     run(async {
         let (mut topology, _control) = topology(LENIENT);
         topology.spawn(here("narrow", 0, 1), |_| Quit { at: "never" });

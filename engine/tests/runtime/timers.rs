@@ -1,4 +1,4 @@
-//! Timers run while the mailbox is empty and while it is never empty.
+//! Ticks come while the mailbox is empty and while it is never empty.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn worker(work_ms: u64, ticks: &Arc<AtomicU64>) -> impl Fn(StageContext) -> Work
 }
 
 #[test]
-fn ticks_come_while_the_mailbox_is_kept_full() {
+fn ticks_come_while_the_mailbox_is_never_empty() {
     const MESSAGES: u64 = 1_000;
     const PERIOD_MS: u64 = 10;
     const WORK_MS: u64 = 1;
@@ -49,7 +49,7 @@ fn ticks_come_while_the_mailbox_is_kept_full() {
 }
 
 #[test]
-fn ticks_come_while_nothing_else_does() {
+fn ticks_come_while_the_stage_is_idle() {
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
         let ticks: Arc<AtomicU64> = Arc::default();
@@ -60,11 +60,11 @@ fn ticks_come_while_nothing_else_does() {
 }
 
 #[test]
-fn a_full_mailbox_does_not_keep_the_thread_from_its_neighbours() {
+fn a_full_mailbox_does_not_monopolize_the_thread() {
     const MESSAGES: usize = 10_000;
     run_paused(async {
         let (mut topology, _control) = topology(SUPERVISION);
-        let at_once = |_, _: Item| std::future::ready(Ok(())); // never gives its thread back by itself
+        let at_once = |_, _: Item| std::future::ready(Ok(())); // never yields by itself
         let busy = topology.spawn(here("busy", MESSAGES, MESSAGES), act(at_once));
         let seen = Arc::new(AtomicU64::new(u64::MAX));
         let handle = {
@@ -75,13 +75,13 @@ fn a_full_mailbox_does_not_keep_the_thread_from_its_neighbours() {
                 std::future::ready(Ok(()))
             }
         };
-        let neighbour = topology.spawn(here("neighbour", 1, 1), act(handle));
+        let neighbor = topology.spawn(here("neighbor", 1, 1), act(handle));
         for id in 0..MESSAGES {
             busy.try_send(Item::new(id as u64)).unwrap();
         }
-        neighbour.try_send(Item::new(0)).unwrap();
-        eventually("the neighbour had its turn", || seen.load(Ordering::SeqCst) != u64::MAX).await;
+        neighbor.try_send(Item::new(0)).unwrap();
+        eventually("the neighbor had its turn", || seen.load(Ordering::SeqCst) != u64::MAX).await;
         let handled = seen.load(Ordering::SeqCst);
-        assert!(handled < 1_000, "the neighbour waited for {handled} messages");
+        assert!(handled < 1_000, "the neighbor waited for {handled} messages");
     });
 }
