@@ -153,7 +153,7 @@ export function Explorer({ state, navigate, onFailure, shortcuts }) {
   const detail = (record) => html`<${Detail} record=${record} zone=${zone} highlight=${highlight} columns=${state.columns}
     onInclude=${include} onExclude=${exclude} onColumn=${onColumn} onContext=${() => navigate({ record: recordKey(record) })} link=${linkTo({ record: recordKey(record), live: false })} />`;
   const latest = useLatest(search.more);
-  const onEnd = useCallback(() => latest.currentRecord(), []);
+  const onEnd = useCallback(() => latest.current(), []);
   const withDate = !live && search.range && search.range.end - search.range.start > 20 * UNITS.h;
   const isEmpty = !live && !search.busy && !error && search.records?.length === 0 && !search.source?.partial;
   const queryError = error?.kind === "query" && error;

@@ -25,6 +25,9 @@ export function stepOf({ start, end }) {
 
 const EMPTY = { records: null, hits: null, range: null, query: "", older: null, source: null, tookMs: null, error: null, hitsError: null, busy: true, paging: false, full: false };
 
+/** Returns where the records of both pages come from. */
+const sum = (one, other) => ({ database: one.database + other.database, cache: one.cache + other.cache, partial: one.partial || other.partial });
+
 /** Searches when the state or `run` changes. The previous result stays visible until the response arrives. */
 export function useSearch(state, run) {
   const [view, setView] = useState(EMPTY);
@@ -63,7 +66,7 @@ export function useSearch(state, run) {
     const update = (patch) => signal.aborted || setView((view) => ({ ...view, ...patch(view) }));
     update(() => ({ paging: true }));
     get("query", { query, ...range, limit: PAGE * 5, cursor: older }, signal).then(
-      (page) => update((view) => ({ records: view.records.concat(page.records), older: page.cursor.older, paging: false, error: null })),
+      (page) => update((view) => ({ records: view.records.concat(page.records), older: page.cursor.older, source: sum(view.source, page.source), paging: false, error: null })),
       (error) => {
         if (error.name === "AbortError") return;
         requested.current = null;

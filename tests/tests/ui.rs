@@ -153,7 +153,7 @@ fn every_value_can_be_filtered_for_and_excluded() {
                         browser.js(&format!("document.querySelectorAll('{ROW} .toggle button')[{nth} - 1].click()"));
                 }
                 browser.until("both are expanded", |browser| browser.count(".detail") == 2);
-                browser.click_on(".field-acts button", &format!("{sign} {field} = {}", shown.trim()));
+                browser.click_on(".field-actions button", &format!("{sign} {field} = {}", shown.trim()));
                 counted(&browser, "1");
                 browser.click(&format!("{ROW} .toggle button"));
                 browser.until("one is expanded", |browser| browser.count(".detail") == 1);
@@ -207,25 +207,25 @@ fn relative_and_absolute_ranges_and_time_zones() {
         let browser = open(s, Screen::Desktop, "/?zone=UTC");
         counted(&browser, "60");
         browser.click(".range");
-        browser.click_on(".quick button", "Last 15 minutes");
+        browser.click_on(".presets button", "Last 15 minutes");
         counted(&browser, "18"); // one each 50 seconds
         assert!(browser.path().contains("start=-15m"));
         assert_eq!(browser.text(".range-label"), "Last 15 minutes");
 
         browser.click(".range");
         browser.fill("[aria-label='Amount']", "5");
-        browser.click_on(".own button", "Apply");
+        browser.click_on(".custom button", "Apply");
         counted(&browser, "6");
 
         let clock = |seconds| ago(seconds).strftime("%Y-%m-%dT%H:%M:%S").to_string();
         browser.click(".range");
         browser.set("[name=from]", &clock(1000));
         browser.set("[name=to]", &clock(2000));
-        browser.click_on(".own button", "Apply absolute range");
+        browser.click_on(".custom button", "Apply absolute range");
         browser.see(".popover [role=alert]", "must be before");
         browser.set("[name=from]", &clock(2000));
         browser.set("[name=to]", &clock(1000));
-        browser.click_on(".own button", "Apply absolute range");
+        browser.click_on(".custom button", "Apply absolute range");
         counted(&browser, "20");
         let utc = browser.text(&format!("{ROW} .time"));
 
@@ -305,7 +305,7 @@ fn clock_changes_repeat_and_skip_hours() {
             browser.click(".range");
             browser.set("[name=from]", from);
             browser.set("[name=to]", to);
-            browser.click_on(".own button", "Apply absolute range");
+            browser.click_on(".custom button", "Apply absolute range");
         };
         choose("2025-10-26T02:00:00", "2025-10-26T03:00:00");
         counted(&browser, "2");
@@ -409,7 +409,7 @@ fn a_copied_link_has_an_absolute_range_and_a_bar_can_be_zoomed() {
 
 #[test]
 fn the_api_documentation_sends_requests() {
-    on_sqlite("ui description", |s| {
+    on_sqlite("ui api docs", |s| {
         s.start();
         shop(s);
         let browser = open(s, Screen::Desktop, "/api/v1/docs");
@@ -494,7 +494,7 @@ fn the_url_reproduces_the_view() {
         browser
             .until("the range", |browser| browser.path().contains("end=20") && browser.count(".histogram.busy") == 0);
         browser.click(".range");
-        browser.click_on(".own button", "UTC");
+        browser.click_on(".custom button", "UTC");
         browser.until("the zone", |browser| browser.path().contains("zone=UTC"));
         browser.keys("\u{E00C}");
         let address = browser.path();
@@ -524,7 +524,7 @@ fn context_shows_the_neighbors_and_has_a_url() {
         let browser = open(s, Screen::Desktop, "/?query=declined service:cart host:web-0");
         browser.until("rows", |browser| browser.count(ROW) == 3);
         browser.click(&format!("{ROW}:nth-of-type(2) .toggle button"));
-        browser.click_on(".detail-acts button", "Context");
+        browser.click_on(".detail-actions button", "Context");
         browser.see(".context .here", "card declined, try 20");
         let lines = browser.texts(".context li .message");
         // The same service and host: every fourth record, oldest first.
@@ -626,7 +626,7 @@ fn the_live_tail_shows_gaps() {
 
 #[test]
 fn a_restarted_tail_is_reset_and_a_rejected_tail_shows_the_reason() {
-    on_sqlite("ui tail anew", |s| {
+    on_sqlite("ui tail reset", |s| {
         s.set("tail.clients_max", 1);
         s.start();
         let browser = open(s, Screen::Desktop, "/?live=1");
@@ -759,7 +759,7 @@ fn an_empty_range_leads_to_the_records_outside_of_it() {
 
 #[test]
 fn an_unreachable_server_is_reported_and_recovers() {
-    on_sqlite("ui away", |s| {
+    on_sqlite("ui unreachable", |s| {
         s.start();
         shop(s);
         let browser = open(s, Screen::Desktop, "/");
@@ -804,7 +804,7 @@ fn recent_records_are_shown_while_the_database_is_down() {
 
 #[test]
 fn a_query_error_is_shown_at_its_column() {
-    on_sqlite("ui mistakes", |s| {
+    on_sqlite("ui query errors", |s| {
         s.start();
         shop(s);
         let browser = open(s, Screen::Desktop, "/?query=service:cart (order");
@@ -1093,7 +1093,7 @@ const VIEWS: [View; 14] = [
     ("context", "/?query=declined", |browser| {
         counted(browser, "12");
         browser.click(&format!("{ROW} .toggle button"));
-        browser.click_on(".detail-acts button", "Context");
+        browser.click_on(".detail-actions button", "Context");
         browser.see(".context .here", "card declined");
     }),
     ("export", "/?query=declined", |browser| {

@@ -18,7 +18,10 @@ const SEED: u64 = 11;
 const MINUTES: i64 = 60;
 /// Mean rate; it varies over the hour.
 const RECORDS_PER_MINUTE: f64 = 420.0;
-/// GitHub shows larger images slowly.
+const ROW: &str = ".row:not(.head)";
+/// Message of the record that is shown expanded; see `logweir::producer::demo`.
+const FAILURE: &str = "charge failed: upstream timed out after 3000 ms";
+/// Keeps the README quick to load.
 const SIZE_MAX: usize = 250_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -36,10 +39,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let browser = Browser::open(server.http, Screen::Documentation);
     browser.color_scheme("light");
-    browser.goto("/?zone=UTC");
-    browser
-        .until("the records", |browser| browser.count(".row:not(.head)") > 10 && browser.count(".histogram.busy") == 0);
+    browser.goto("/?zone=UTC&query=severity%3E%3Dwarn");
+    browser.until("the search", |browser| browser.count(ROW) > 10 && browser.count(".histogram.busy") == 0);
     browser.until("the facets", |browser| browser.count(".facet li") > 10);
+    // Expands a failure among the first rows.
+    let row = browser.texts(&format!("{ROW} .message")).iter().take(8).position(|message| message == FAILURE);
+    let row = row.ok_or_else(|| format!("no {FAILURE:?} among the first rows: try another SEED"))?;
+    let _ = browser.js(&format!("document.querySelectorAll('{ROW} .toggle button')[{row}].click()"));
+    browser.see(".detail", "trace_id");
     // The pointer and the focus stay out of the picture.
     let _ = browser.js("document.activeElement.blur()");
     let png = browser.png();
