@@ -1,5 +1,5 @@
-//! The harness: the real `logweir` binary, real servers, a hostile network, senders that remember what
-//! they were promised, and an oracle that compares the promises with the database.
+//! The test harness: the real `logweir` binary, real servers, a faulty network, clients that record every acknowledgement,
+//! and an oracle that compares the acknowledgements with the database.
 //!
 //! ```text
 //! client ──> logweir (process) ──> proxy ──> PostgreSQL / Redis        SQLite, disks
@@ -26,3 +26,4 @@ pub mod scenario;
 pub mod kubelet;
 pub mod installed;
 pub mod browser;
+pub mod documents;
