@@ -88,7 +88,7 @@ pub struct CacheFeed {
     cache: Arc<dyn HotCache>,
     origin: Origin,
     breaker: Breaker,
-    allowance: RateLimiter,
+    rate_limiter: RateLimiter,
     applied_batches: u64,
     applied_records: u64,
     discarded_records: u64,
@@ -100,8 +100,8 @@ impl CacheFeed {
     pub fn new(cache: Arc<dyn HotCache>, origin: Origin, recent_records_per_s: usize) -> Self {
         let breaker = Breaker::new(BREAKER);
         breaker::publish(NAME, breaker.state());
-        let allowance = RateLimiter::new(recent_records_per_s, Instant::now());
-        Self { cache, origin, breaker, allowance, applied_batches: 0, applied_records: 0, discarded_records: 0 }
+        let rate_limiter = RateLimiter::new(recent_records_per_s, Instant::now());
+        Self { cache, origin, breaker, rate_limiter, applied_batches: 0, applied_records: 0, discarded_records: 0 }
     }
 
     /// Applies `batch` if the breaker allows it and the cache accepts it.
@@ -111,15 +111,15 @@ impl CacheFeed {
             self.discard(batch, "breaker_open");
             return;
         }
-        let recent_max = self.allowance.available(started);
+        let recent_max = self.rate_limiter.available(started);
         let outcome = self.cache.apply_within(self.origin, batch, recent_max).await;
         metrics::histogram!("logweir_cache_apply_seconds").record(started.elapsed().as_secs_f64());
         match outcome {
             Ok(recent) => {
-                self.allowance.take(recent);
+                self.rate_limiter.take(recent);
                 if recent == recent_max {
-                    let left_out = batch.records().saturating_sub(recent as u64);
-                    metrics::counter!("logweir_cache_recent_skipped_records_total").increment(left_out);
+                    let skipped = batch.records().saturating_sub(recent as u64);
+                    metrics::counter!("logweir_cache_recent_skipped_records_total").increment(skipped);
                 }
                 self.succeeded(batch);
             }
@@ -158,7 +158,7 @@ impl CacheFeed {
 
     fn succeeded(&mut self, batch: &Batch) {
         if self.breaker.state() != BreakerState::Closed {
-            tracing::info!(cache = self.cache.name(), "the cache takes batches again");
+            tracing::info!(cache = self.cache.name(), "the cache accepts batches again");
         }
         self.breaker.succeeded(Instant::now());
         self.applied_batches += 1;
@@ -173,7 +173,7 @@ impl CacheFeed {
             tracing::warn!(
                 cache = self.cache.name(),
                 error = error.detail,
-                "the cache refuses batches: they are left out of it until it answers; the database is not affected"
+                "the cache rejects batches: they are discarded until it recovers; the database is not affected"
             );
         }
         self.discard(batch, error.reason);

@@ -208,8 +208,8 @@ async fn check(cache: &dyn HotCache, settings: &Settings) {
     let recent = cache.recent("api", usize::MAX).await.unwrap();
     assert_eq!(cache.recent("api", 2).await.unwrap(), recent[..2]);
     assert_eq!(cache.recent("api", 0).await.unwrap(), [""; 0]);
-    assert_eq!(cache.recent("nobody", 10).await.unwrap(), [""; 0]);
-    assert_eq!(cache.volume("nobody", 0).await.unwrap(), []);
+    assert_eq!(cache.recent("unknown", 10).await.unwrap(), [""; 0]);
+    assert_eq!(cache.volume("unknown", 0).await.unwrap(), []);
     let all = cache.volume("api", 0).await.unwrap();
     let since_us = clock::wall_us() - 30 * MINUTE_US;
     let since: Vec<_> = all.iter().copied().filter(|(minute, ..)| *minute > since_us - MINUTE_US).collect();
@@ -231,9 +231,9 @@ async fn check_services_max(cache: &dyn HotCache, settings: &Settings) {
     let mut expected: Vec<_> = (4..settings.services_max + 3).map(|number| format!("s{number:02}")).collect();
     expected.push("steady".to_owned());
     assert_eq!(services.iter().cloned().collect::<BTreeSet<_>>(), expected.into_iter().collect());
-    for gone in ["s00", "s03"] {
-        assert_eq!(cache.recent(gone, 10).await.unwrap(), [""; 0]);
-        assert_eq!(cache.volume(gone, 0).await.unwrap(), []);
+    for removed in ["s00", "s03"] {
+        assert_eq!(cache.recent(removed, 10).await.unwrap(), [""; 0]);
+        assert_eq!(cache.volume(removed, 0).await.unwrap(), []);
     }
     assert!(!cache.recent("s04", 10).await.unwrap().is_empty());
 
@@ -282,8 +282,8 @@ async fn the_memory_cache_stays_within_its_byte_limit_at_the_expense_of_noisy_se
     }
     assert!(cache.bytes() > 20_000, "{}", cache.bytes());
     assert_eq!(cache.recent("quiet", 100).await.unwrap(), quiet);
-    let newest = cache.recent("noisy", 1).await.unwrap();
-    assert_eq!(identity(&newest[0], "noisy").1, journal.seq);
+    let latest = cache.recent("noisy", 1).await.unwrap();
+    assert_eq!(identity(&latest[0], "noisy").1, journal.seq);
 }
 
 #[tokio::test]

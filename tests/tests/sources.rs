@@ -237,9 +237,9 @@ fn tls_accepts_frames_and_requires_a_certificate_if_a_ca_is_configured() {
         // The configuration is checked before anything is started.
         s.set("syslog.tls_key_file", certificates.path("sender.key"));
         let output = s.run(&["validate"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(78), "{said}");
-        assert!(said.contains("syslog.tls_listen") && said.contains("cannot be served"), "{said}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        assert!(text.contains("syslog.tls_listen") && text.contains("cannot be served"), "{text}");
     });
 }
 

@@ -65,7 +65,7 @@ fn a_stream_interrupted_by_kills_resumes_without_gap_or_repetition() {
         for round in 0..5 {
             first.until("some records", |seen| seen.len() >= 100);
             assert_eq!(first.messages().len(), first.seen.len(), "no gap, and nothing dropped");
-            // Stops in the middle of a frame: the token stands for a record, not for a request.
+            // Stops in the middle of a frame: the token identifies a record, not a request.
             let cut = 50 + round * 7;
             first.seen.truncate(cut);
             seen.extend(first.messages());

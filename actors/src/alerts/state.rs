@@ -47,7 +47,7 @@ impl Machine {
         (self.state, self.since_us)
     }
 
-    /// Evaluates the window that ended at `at_us`; `holds` tells whether it meets the condition.
+    /// Evaluates the window that ended at `at_us`; `holds` states whether it meets the condition.
     pub fn on(&mut self, holds: bool, at_us: i64) -> Option<Change> {
         match (self.state, holds) {
             (State::Inactive, true) => {

@@ -94,8 +94,8 @@ impl Batcher {
         }
     }
 
-    /// Encodes the chunk and appends it to the journal. The reply is sent when the frame is durable, or at once for
-    /// `ack=received`.
+    /// Encodes the chunk and appends it to the journal. The reply is sent when the frame is durable, or with
+    /// `ack=received` as soon as it is appended.
     async fn append(&mut self, parsed: ParsedChunk) -> Option<(Appended, Chunk)> {
         let ParsedChunk { chunk, report, dedup_key, ack, reply } = parsed;
         if let Some(dedup_key) = dedup_key

@@ -40,7 +40,7 @@ struct State {
 #[derive(Default)]
 struct Service {
     seen_us: i64,
-    /// Newest first.
+    /// Latest first.
     recent: VecDeque<Box<str>>,
     /// By minute since 1970 and severity number.
     counts: BTreeMap<(i64, u8), u64>,
@@ -137,7 +137,7 @@ impl State {
         let before = service.bytes;
         service.seen_us = service.seen_us.max(update.seen_us);
         let mut text = Vec::new();
-        for entry in update.newest.iter().rev() {
+        for entry in update.latest.iter().rev() {
             let Some((record, location)) = entry.of(batch, origin.run) else { continue };
             text.clear();
             render::record(&mut text, &location, &record);

@@ -22,10 +22,9 @@ pub mod read;
 pub mod redis;
 pub mod memory;
 
-/// A recent record as the cache stores it: the JSON text `{"ts":RFC
-/// 3339,"severity":n,"service":…,"host":…,"message":…,"attributes":{…}|null,"run":uuid,"lane":n,"seq":n,
-/// "row":n,"ordinal":n}`. Run, lane, seq and row identify the record within its frame, the ordinal within its lane: the
-/// id of its row follows from it. [`read`] parses it.
+/// A recent record as the cache stores it: the JSON object of [`record_json`](crate::record_json) with the additional
+/// members `run` (UUID), `lane`, `seq`, `row` and `ordinal`. Run, lane, seq and row identify the record within its frame, the
+/// ordinal within its lane: the id of its row follows from it. [`read`] parses it.
 pub type RecentRecord = String;
 
 /// Origin of a batch.

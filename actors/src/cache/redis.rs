@@ -47,7 +47,7 @@ const SERVICES: &str = "logweir:services";
 const QUEUE_MAX: usize = 64;
 /// Consecutive timeouts after which the connection is replaced.
 const TIMEOUTS_MAX: u32 = 3;
-/// Attempts for one batch, whose frames are collected again when the cursor moved meanwhile or the script is missing.
+/// Attempts for one batch: its frames are collected again if the cursor moved meanwhile or the script is missing.
 const ATTEMPTS_MAX: u32 = 4;
 /// First and last delay between connection attempts, doubling, in milliseconds. The first is short since fred waits
 /// before the very first attempt as well.
@@ -203,8 +203,8 @@ impl RedisCache {
         for service in &update.services {
             args.push(service.name.into());
             args.push(service.seen_us.into());
-            args.push(number(service.newest.len() as u64));
-            args.extend(texts.by_ref().take(service.newest.len()).map(Value::Bytes));
+            args.push(number(service.latest.len() as u64));
+            args.extend(texts.by_ref().take(service.latest.len()).map(Value::Bytes));
             let counters_at = args.len();
             args.push(Value::Null);
             for (&minute, counts) in &service.minutes {
@@ -222,8 +222,8 @@ impl RedisCache {
     /// Renders the recent records of each service, oldest first, as slices of one buffer.
     fn render(&self, origin: Origin, batch: &Batch, update: &CacheUpdate<'_>) -> Vec<Bytes> {
         let mut text = std::mem::take(&mut *lock(&self.scratch));
-        let mut ends = Vec::with_capacity(update.services.iter().map(|service| service.newest.len()).sum());
-        for entry in update.services.iter().flat_map(|service| service.newest.iter().rev()) {
+        let mut ends = Vec::with_capacity(update.services.iter().map(|service| service.latest.len()).sum());
+        for entry in update.services.iter().flat_map(|service| service.latest.iter().rev()) {
             if let Some((record, location)) = entry.of(batch, origin.run) {
                 render::record(&mut text, &location, &record);
             }

@@ -64,7 +64,7 @@ pub(super) struct ServiceUpdate<'a> {
     /// Arrival of its latest record.
     pub seen_us: i64,
     /// Its latest records, latest first.
-    pub newest: Vec<Entry>,
+    pub latest: Vec<Entry>,
     /// Counts by minute since 1970.
     pub minutes: BTreeMap<i64, Counts>,
 }
@@ -114,21 +114,21 @@ impl<'a> CacheUpdate<'a> {
         for (at, frame) in batch.frames.iter().enumerate().skip(known).rev() {
             add(&mut services, u32::try_from(at).ok()?, frame, &limits);
         }
-        let mut services = newest(services, limits.services_max);
+        let mut services = latest(services, limits.services_max);
         share(&mut services, recent_max);
         Some(Self { first_seq: first.seq, last_seq: last.seq, received_us: last.chunk.received_us(), services })
     }
 
     /// Number of recent records.
     pub(super) fn recent(&self) -> usize {
-        self.services.iter().map(|service| service.newest.len()).sum()
+        self.services.iter().map(|service| service.latest.len()).sum()
     }
 }
 
 /// Truncates the recent records so that together they are at most `recent_max`: the longest lists first, so that a
 /// noisy service never evicts quiet ones.
 fn share(services: &mut [ServiceUpdate<'_>], recent_max: usize) {
-    let mut lengths: Vec<usize> = services.iter().map(|service| service.newest.len()).collect();
+    let mut lengths: Vec<usize> = services.iter().map(|service| service.latest.len()).collect();
     if lengths.iter().sum::<usize>() <= recent_max {
         return;
     }
@@ -143,14 +143,14 @@ fn share(services: &mut [ServiceUpdate<'_>], recent_max: usize) {
         left -= length;
     }
     for service in services {
-        service.newest.truncate(each);
+        service.latest.truncate(each);
     }
 }
 
 #[derive(Default)]
 struct Service {
     seen_us: Option<i64>,
-    newest: Vec<Entry>,
+    latest: Vec<Entry>,
     minutes: Minutes,
 }
 
@@ -163,8 +163,8 @@ fn add<'a>(services: &mut PerService<'a, Service>, at: u32, frame: &'a BatchFram
         let Some(record) = frame.chunk.get(row) else { continue };
         let (_, service) = services.entry(record.service);
         service.seen_us.get_or_insert(received_us);
-        if service.newest.len() < limits.recent_records {
-            service.newest.push(Entry { frame: at, row: u32::try_from(row).unwrap_or(u32::MAX) });
+        if service.latest.len() < limits.recent_records {
+            service.latest.push(Entry { frame: at, row: u32::try_from(row).unwrap_or(u32::MAX) });
         }
         let minute = record.ts_us.div_euclid(MINUTE_US);
         if minutes.contains(&minute) {
@@ -174,10 +174,10 @@ fn add<'a>(services: &mut PerService<'a, Service>, at: u32, frame: &'a BatchFram
 }
 
 /// Returns the services seen last; ties are broken by name, as in a Redis sorted set.
-fn newest<'a>(services: PerService<'a, Service>, services_max: usize) -> Vec<ServiceUpdate<'a>> {
+fn latest<'a>(services: PerService<'a, Service>, services_max: usize) -> Vec<ServiceUpdate<'a>> {
     let update = |(name, service): (&'a str, Service)| {
-        let Service { seen_us, newest, minutes } = service;
-        ServiceUpdate { name, seen_us: seen_us.unwrap_or_default(), newest, minutes: minutes.finish() }
+        let Service { seen_us, latest, minutes } = service;
+        ServiceUpdate { name, seen_us: seen_us.unwrap_or_default(), latest, minutes: minutes.finish() }
     };
     let mut updates: Vec<_> = services.all.into_iter().map(update).collect();
     if updates.len() > services_max {
@@ -233,7 +233,7 @@ mod tests {
         let batch = batch(&[(1, &[("a", NOW), ("b", NOW), ("a", NOW)]), (2, &[("a", NOW)])]);
         let update = CacheUpdate::of(&batch, 0, &LIMITS, usize::MAX).unwrap();
         let a = update.services.iter().find(|service| service.name == "a").unwrap();
-        assert_eq!(a.newest, [Entry { frame: 1, row: 0 }, Entry { frame: 0, row: 2 }]);
+        assert_eq!(a.latest, [Entry { frame: 1, row: 0 }, Entry { frame: 0, row: 2 }]);
         assert_eq!(a.seen_us, NOW + 2);
         assert_eq!(a.minutes[&(NOW / MINUTE_US)][usize::from(Severity::WARN.number())], 3);
     }
@@ -246,7 +246,7 @@ mod tests {
         let lengths = |recent_max| {
             let update = CacheUpdate::of(&batch, 0, &limits, recent_max).unwrap();
             assert!(update.recent() <= recent_max && counted(&update) == 12);
-            let length = |name| update.services.iter().find(|service| service.name == name).unwrap().newest.len();
+            let length = |name| update.services.iter().find(|service| service.name == name).unwrap().latest.len();
             ["a", "b", "noisy"].map(length)
         };
         assert_eq!(lengths(usize::MAX), [1, 2, 9]);

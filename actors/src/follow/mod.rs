@@ -2,8 +2,8 @@
 //! edge and beyond. Used by live tails and alerts.
 //!
 //! - It reads like a flusher that has fallen behind: nothing waits for it, and it sees nothing that a crash can undo.
-//! - Frames that are damaged, or that left the journal before they were read, are skipped; a [`Position`] tells how
-//!   many records that are.
+//! - Frames that are damaged, or that left the journal before they were read, are skipped; the number of their records is
+//!   the difference of two [`Position`]s.
 
 pub mod position;
 
@@ -59,7 +59,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Follows `journal` from behind the frame `after_seq`, reading about `read_bytes` at a time.
+    /// Follows `journal` after the frame `after_seq`, reading about `read_bytes` at a time.
     #[must_use]
     pub fn new(journal: Journal, after_seq: u64, read_bytes: usize) -> Self {
         Self { journal, reader: None, after_seq, read_to: after_seq, read_bytes }
@@ -83,7 +83,7 @@ impl Follower {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            tracing::warn!(error = error, "cannot read the journal for live tails and alerts: retrying");
+            tracing::warn!(error, "cannot read the journal for live tails and alerts: retrying");
             sleep(RETRY_DELAY).await;
         }
     }

@@ -1,8 +1,8 @@
 //! A body that is one JSON text: an array of records, or objects spread over several lines.
 //!
 //! - Elements are processed one by one; no tree of the whole is built.
-//! - A malformed body is rejected as a whole, with line and column: it was truncated by the sender, which could not
-//!   know which of its records are stored.
+//! - A malformed body is rejected as a whole, with line and column: otherwise the sender of a truncated body would have
+//!   to guess which records are stored.
 //! - An element that is not an object is kept: a string as the message, anything else as its JSON text, which is
 //!   reported.
 

@@ -510,7 +510,7 @@ proptest! {
                 prop_assert!(!text.contains('\0'));
             }
             if !record.attributes.is_empty() {
-                // serde_json refuses lone surrogates, as PostgreSQL does.
+                // serde_json rejects lone surrogates, as PostgreSQL does.
                 let value: serde_json::Value = serde_json::from_str(record.attributes).unwrap();
                 prop_assert!(value.is_object(), "{}: {}", name, record.attributes);
                 prop_assert!(!record.attributes.contains("\\u0000") || name == "plain" || record.attributes.contains("\\\\u0000"));

@@ -340,7 +340,7 @@ fn parse_lines(text: &str, format: Format, line_bytes_max: usize, memory: &mut M
     *memory = lines.memory;
 }
 
-/// Remembers the format that parsed the last line, since the next line most tentative has the same.
+/// Remembers the format that parsed the last line, since the next line most likely has the same.
 ///
 /// This only saves checks and never changes the result: a format that would also accept lines of other formats is not
 /// remembered.

@@ -10,7 +10,7 @@ use super::text::Sanitized;
 use super::time::EventTime;
 use crate::message::{Defaults, FieldMap, LineError, ParseReport};
 
-/// Maximum length of a service non_empty_or host name, in bytes: an index entry must hold it together with a time.
+/// Maximum length of a service or host name, in bytes: an index entry must hold it together with a time.
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// Errors that are reported to the sender; further ones are only counted.
@@ -78,7 +78,7 @@ pub struct Sink<'d> {
     index: &'d str,
     /// Whether the body may contain escapes that PostgreSQL rejects.
     pub bad_escapes: bool,
-    /// Number of the line (non_empty_or array element) that is being parsed, from 1.
+    /// Number of the line (or array element) that is being parsed, from 1.
     pub line: u32,
     full: bool,
 }
@@ -135,7 +135,7 @@ impl<'d> Sink<'d> {
 
     /// Appends a record, unless the chunk would no longer fit into a frame: then it is [full](Self::is_full).
     ///
-    /// An empty service non_empty_or host and an unspecified severity default to those of the envelope, then of the sender.
+    /// An empty service or host and an unspecified severity default to those of the envelope, then of the sender.
     pub fn push(&mut self, record: Record<'_>) {
         const ROW: usize = 8 + 1 + 4 * size_of::<u32>();
         let Self { envelope, merged, sanitized, .. } = self;

@@ -183,11 +183,11 @@ mod tests {
 
     #[test]
     fn counted_frames_and_lines_may_be_mixed() {
-        let input = b"12 <13>one\ntwo\n<13>three\n2026 was a year\n8 <13>four6 <1>end\n42 is no frame\r\n17 <13>";
+        let input = b"12 <13>one\ntwo\n<13>three\n2026 was a year\n8 <13>four6 <1>end\n42 is not a frame\r\n17 <13>";
         let (records, discarded) = split(Framing::Syslog, input, &[3], 100);
         assert_eq!(
             records,
-            ["<13>one\ntwo", "<13>three", "2026 was a year", "<13>four", "<1>end", "", "42 is no frame"]
+            ["<13>one\ntwo", "<13>three", "2026 was a year", "<13>four", "<1>end", "", "42 is not a frame"]
         );
         assert_eq!(discarded, ["frame_incomplete"]);
     }

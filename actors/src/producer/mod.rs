@@ -33,14 +33,14 @@ pub struct Producer {
     decompressed_bytes_max: usize,
     bodies: u64,
     bytes: u64,
-    refused: u64,
+    rejected: u64,
 }
 
 impl Producer {
     /// A producer that sends bodies of up to `decompressed_bytes_max` to `parser`.
     #[must_use]
     pub fn new(context: StageContext, parser: Mailbox<RawChunk>, decompressed_bytes_max: usize) -> Self {
-        Self { context, parser, decompressed_bytes_max, bodies: 0, bytes: 0, refused: 0 }
+        Self { context, parser, decompressed_bytes_max, bodies: 0, bytes: 0, rejected: 0 }
     }
 }
 
@@ -58,7 +58,7 @@ impl Stage for Producer {
             _ => match decompress(&body, encoding, self.decompressed_bytes_max) {
                 Ok(plain) => plain,
                 Err(rejection) => {
-                    self.refused += 1;
+                    self.rejected += 1;
                     let _ = reply.send(Err(rejection));
                     return Ok(());
                 }
@@ -75,7 +75,7 @@ impl Stage for Producer {
         vec![
             Counter { name: "bodies", value: self.bodies },
             Counter { name: "bytes", value: self.bytes },
-            Counter { name: "refused", value: self.refused },
+            Counter { name: "rejected", value: self.rejected },
         ]
     }
 }

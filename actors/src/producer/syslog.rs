@@ -103,7 +103,7 @@ pub async fn serve(listeners: Listeners, source_client: &SourceClient, config: &
     let server = Server {
         source_client: source_client.clone(),
         config: config.clone(),
-        room: Arc::new(Semaphore::new(config.connections_max)),
+        permits: Arc::new(Semaphore::new(config.connections_max)),
     };
     let registered = "the listener is a socket that does not block";
     let tcp = async {
@@ -121,14 +121,14 @@ pub async fn serve(listeners: Listeners, source_client: &SourceClient, config: &
     tokio::join!(tcp, tls, udp);
     // Every connection has seen the drain too, and ends when what it has read is stored.
     let all = u32::try_from(server.config.connections_max).unwrap_or(u32::MAX);
-    let _ = server.room.acquire_many(all).await;
+    let _ = server.permits.acquire_many(all).await;
 }
 
 #[derive(Clone)]
 struct Server {
     source_client: SourceClient,
     config: config::Syslog,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Server {
@@ -148,7 +148,7 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
                 metrics::counter!("logweir_rejected_requests_total", "reason" => "syslog_connections_max").increment(1);
                 continue; // dropping the socket closes it
             };
