@@ -107,11 +107,16 @@ pub mod sse;
 pub mod gateway;
 pub mod tls;
 pub mod token;
+mod error;
 pub mod pipeline;
 pub mod logweir;
 pub mod metric_help;
 pub mod run;
 pub mod cli;
+
+pub use crate::config::Config;
+pub use crate::error::Error;
+pub use crate::logweir::{Logweir, ShutdownReport};
 
 /// Version and build, as printed by `--version`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LOGWEIR_BUILD"), ")");

@@ -1,4 +1,4 @@
-//! The real binary, as an operator or a script meets it: exit codes, messages, and what it touches.
+//! The real binary, as an operator or a script uses it: exit codes, messages, and the files it touches.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions, these are their helpers")]
 
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// `logweir` in a directory of its own, with nothing of the caller's environment that it would understand.
+/// `logweir` in a directory of its own, which is its home as well, without the variables that it reads.
 fn logweir(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_logweir"));
-    command.current_dir(dir).stdin(Stdio::null());
+    command.current_dir(dir).env("HOME", dir).env_remove("XDG_CONFIG_HOME").stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("LOGWEIR") || name.contains("_URL") || name.to_lowercase().ends_with("_proxy") {
@@ -42,22 +42,29 @@ fn temporary() -> TempDir {
 }
 
 #[test]
-fn version_says_what_was_built() {
+fn version_names_what_was_built() {
     let output = run(temporary().path(), &["--version"]);
     assert_eq!(output.status.code(), Some(0));
     let text = stdout(&output);
+    assert_eq!(text, stdout(&run(temporary().path(), &["version"])));
     assert!(text.starts_with(&format!("logweir {} (", env!("CARGO_PKG_VERSION"))), "{text}");
     assert!(text.contains(std::env::consts::ARCH), "{text}");
 }
 
 #[test]
-fn a_wrong_command_line_is_64() {
+fn an_invalid_command_line_exits_with_64() {
     let dir = temporary();
     for arguments in [
         &["--no-such-flag"][..],
         &["no-such-command"],
         &["--set", "no equals sign"],
-        &["journal", "check"],
+        &["query", "--output", "xml"],
+        &["--demo", "validate"],
+        &["validate", "--stdin"],
+        &["health", "--role", "all"],
+        &["tail", "--url", "http://h/?a=b"],
+        &["run", "--rate", "5"],
+        &["help", "no-such-topic"],
         &["dead-letters", "replay"],
         &["dead-letters", "purge", "--older-than", "7"],
         &["produce", "--demo", "file"],
@@ -71,7 +78,7 @@ fn a_wrong_command_line_is_64() {
 }
 
 #[test]
-fn a_bad_configuration_is_78_tells_every_mistake_and_touches_nothing() {
+fn an_invalid_configuration_exits_with_78_reports_every_mistake_and_touches_nothing() {
     let dir = temporary();
     let toml = "data_dir = 'data'\nlanes = 0\n[http]\nlisten = '0.0.0.0:8080'\n[batch]\nlinger = 5\n";
     std::fs::write(dir.path().join("logweir.toml"), toml).unwrap();
@@ -108,10 +115,10 @@ fn a_backlog_survives_a_start_with_a_bad_configuration() {
 }
 
 #[test]
-fn validate_shows_what_holds_and_who_said_so_and_hides_secrets() {
+fn validate_prints_the_effective_configuration_with_its_sources_and_masks_secrets() {
     let dir = temporary();
     let output = logweir(dir.path())
-        .args(["validate", "--print", "--set", "lanes=7", "--demo", "100"])
+        .args(["validate", "--print", "--set", "lanes=7", "--data-dir", "elsewhere"])
         .env("DATABASE_URL", "postgres://me:hunter2@db/logs")
         .output()
         .unwrap();
@@ -120,7 +127,7 @@ fn validate_shows_what_holds_and_who_said_so_and_hides_secrets() {
     assert!(!text.contains("hunter2"), "{text}");
     let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
     assert!(line("lanes = 7").ends_with("# flag --set"), "{text}");
-    assert!(line("demo_rate = 100").ends_with("# flag --demo"), "{text}");
+    assert!(line("data_dir = \"elsewhere\"").ends_with("# flag --data-dir"), "{text}");
     assert!(line("url = \"postgres://***@db/logs\"").ends_with("# environment DATABASE_URL"), "{text}");
     assert!(line("ack = \"journal\"").ends_with("# default"), "{text}");
     let reference = stdout(&run(dir.path(), &["validate", "--reference"]));
@@ -129,7 +136,7 @@ fn validate_shows_what_holds_and_who_said_so_and_hides_secrets() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_reader_that_closes_the_pipe_is_not_an_error() {
     let dir = temporary();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -138,17 +145,25 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn looking_for_a_journal_makes_none() {
+fn a_directory_without_a_journal_exits_with_66_and_stays_empty() {
     let dir = temporary();
-    for command in [&["journal", "check"][..], &["journal", "dump"], &["journal", "repair"], &["verify"]] {
-        let output = run(dir.path(), &[command, &["--dir", "gone"]].concat());
-        assert_eq!(output.status.code(), Some(66), "{command:?}");
-        assert!(stderr(&output).contains("gone"));
+    std::fs::create_dir_all(dir.path().join("empty/journal")).unwrap();
+    for command in
+        [&["journal", "check"][..], &["journal", "dump"], &["journal", "repair"], &["journal", "drain"], &["verify"]]
+    {
+        for where_it_is in [&["--dir", "missing"][..], &["--dir", "empty"], &["--set", "data_dir=empty"], &[]] {
+            let output = run(dir.path(), &[command, where_it_is].concat());
+            assert_eq!(output.status.code(), Some(66), "{command:?}");
+            let named = where_it_is.last().map_or("logweir-data", |last| last.trim_start_matches("data_dir="));
+            let error = stderr(&output);
+            assert!(error.starts_with("logweir: no journal in ") && error.contains(named), "{command:?}: {error}");
+        }
     }
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path().join("empty/journal")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
-/// A request as the server below got it.
+/// A request that the server below received.
 #[derive(Clone, Debug)]
 struct Request {
     at: Instant,
@@ -166,16 +181,16 @@ impl Request {
     }
 }
 
-/// What the server does with its n-th request.
+/// Reaction of the server to its n-th request.
 enum Play {
     Answer(&'static str),
     /// Accepts as many records as the body has lines.
     Accept,
-    /// Reads the request and hangs up.
+    /// Reads the request and closes the connection.
     Cut,
 }
 
-/// A server of a few lines: it plays `plays` in order, then accepts everything.
+/// A minimal server: it reacts with `plays` in order, then accepts everything.
 struct Server {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -196,7 +211,7 @@ impl Server {
     }
 
     fn url(&self) -> String {
-        format!("http://{}/ingest", self.address)
+        format!("http://{}", self.address)
     }
 
     fn requests(&self) -> Vec<Request> {
@@ -219,7 +234,7 @@ fn serve(mut stream: TcpStream, requests: &Mutex<Vec<Request>>, next: impl Fn() 
             }
         }
         let mut request = Request { at: Instant::now(), line: head.remove(0), headers: head, body: vec![] };
-        request.body = vec![0; request.header("content-length")?.parse().ok()?];
+        request.body = vec![0; request.header("content-length").map_or(Ok(0), |length| length.parse()).ok()?];
         reader.read_exact(&mut request.body).ok()?;
         let lines = request.body.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).count();
         requests.lock().unwrap().push(request);
@@ -233,18 +248,18 @@ fn serve(mut stream: TcpStream, requests: &Mutex<Vec<Request>>, next: impl Fn() 
     }
 }
 
-/// `logweir produce --json` with `input` on standard input: exit code, what it printed, what it said.
+/// `logweir produce -o json` with `input` on standard input: exit code, summary, standard error.
 fn produce(server: &Server, input: &str, arguments: &[&str]) -> (Option<i32>, serde_json::Value, String) {
     let dir = temporary();
     let mut child = logweir(dir.path())
-        .args(["produce", "--json", "--url", &server.url()])
+        .args(["produce", "-o", "json", "--url", &server.url()])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It may have stopped before it has read everything.
+    // It may end before it has read everything.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     let json = serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
@@ -278,24 +293,24 @@ fn a_file_arrives_whole_in_order_over_one_connection() {
 }
 
 #[test]
-fn busy_and_unavailable_are_tried_again_when_the_server_says() {
+fn busy_and_unavailable_are_retried_after_the_time_that_the_server_specifies() {
     let server = Server::start(vec![
         Play::Answer("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"),
         Play::Answer("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"),
     ]);
-    let (code, json, told) = produce(&server, "one\ntwo\n", &[]);
+    let (code, json, error) = produce(&server, "one\ntwo\n", &[]);
     assert_eq!(code, Some(0), "{json}");
     assert_eq!((&json["accepted"], &json["retried"]), (&2.into(), &2.into()));
     assert_eq!(json["maybe_doubled_bodies"], 0);
-    assert!(told.contains("429"), "{told}");
+    assert!(error.contains("429"), "{error}");
     let requests = server.requests();
-    assert!(requests[1].at - requests[0].at >= Duration::from_secs(1), "Retry-After was not honoured");
+    assert!(requests[1].at - requests[0].at >= Duration::from_secs(1), "Retry-After was ignored");
     let keys: Vec<_> = requests.iter().map(|request| request.header("idempotency-key")).collect();
     assert!(keys[0].is_some() && keys[0] == keys[1] && keys[1] == keys[2]);
 }
 
 #[test]
-fn a_lost_answer_is_tried_again_and_counted_as_doubtful() {
+fn a_lost_response_is_retried_and_counted_as_a_possible_duplicate() {
     let server = Server::start(vec![Play::Cut]);
     let (code, json, _) = produce(&server, "one\n", &[]);
     assert_eq!(code, Some(0), "{json}");
@@ -305,22 +320,22 @@ fn a_lost_answer_is_tried_again_and_counted_as_doubtful() {
 }
 
 #[test]
-fn what_no_retry_mends_stops_everything_with_the_count() {
+fn an_error_that_no_retry_fixes_stops_with_the_count() {
     let server = Server::start(vec![
         Play::Accept,
         Play::Answer("HTTP/1.1 400 Bad Request\r\nContent-Length: 14\r\n\r\nno such format"),
     ]);
-    let (code, json, told) = produce(&server, &lines(5000), &["--batch-bytes", "100"]);
+    let (code, json, error) = produce(&server, &lines(5000), &["--batch-bytes", "100"]);
     assert_eq!(code, Some(1));
-    assert_eq!(server.requests().len(), 2, "it went on after a refusal");
-    assert!(told.contains("body 2: refused with 400: no such format"), "{told}");
+    assert_eq!(server.requests().len(), 2, "it continued after a rejection");
+    assert!(error.contains("body 2: refused with 400: no such format"), "{error}");
     let (sent, accepted) = (json["sent"].as_u64().unwrap(), json["accepted"].as_u64().unwrap());
     assert!(0 < accepted && accepted < sent, "{json}");
-    assert!(told.contains(&format!("sent {sent}, accepted {accepted}")), "{told}");
+    assert!(error.contains(&format!("sent {sent}, accepted {accepted}")), "{error}");
 }
 
 #[test]
-fn a_refusal_is_told_while_the_input_is_still_open() {
+fn a_rejection_is_reported_while_the_input_is_still_open() {
     let server = Server::start(vec![Play::Answer("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")]);
     let dir = temporary();
     let mut child = logweir(dir.path())
@@ -332,7 +347,7 @@ fn a_refusal_is_told_while_the_input_is_still_open() {
         .unwrap();
     let mut input = child.stdin.take().unwrap();
     input.write_all(b"a line at a time\n").unwrap();
-    // The input stays open: only the refusal can end it.
+    // The input stays open: only the rejection can end the command.
     let output = child.wait_with_output().unwrap();
     drop(input);
     assert_eq!(output.status.code(), Some(1));
@@ -350,22 +365,23 @@ fn rejected_records_are_not_success() {
 }
 
 #[test]
-fn a_server_that_is_away_is_69_after_the_given_time() {
+fn an_unreachable_server_exits_with_69_after_the_given_time() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (code, json, told) = produce(&Server { address, requests: Arc::default() }, "one\n", &["--retry-for", "300ms"]);
-    assert_eq!(code, Some(69), "{told}");
+    let (code, json, error) =
+        produce(&Server { address, requests: Arc::default() }, "one\n", &["--retry-for", "300ms"]);
+    assert_eq!(code, Some(69), "{error}");
     assert_eq!((&json["accepted"], &json["maybe_doubled_bodies"]), (&0.into(), &0.into()));
 }
 
 #[test]
-fn generated_load_has_the_asked_number_rate_and_compression() {
+fn generated_load_has_the_given_number_rate_and_compression() {
     let server = Server::start(vec![]);
     let started = Instant::now();
     let dir = temporary();
     let url = server.url();
-    let flags = ["produce", "--json", "--url", &url, "--demo", "--records", "60", "--rate", "100", "--gzip"];
+    let flags = ["produce", "-o", "json", "--url", &url, "--demo", "-n", "60", "--rate", "100", "--compress", "gzip"];
     let output = run(dir.path(), &flags);
-    // The server counts compressed lines, so only what was sent is compared.
+    // The server counts compressed lines, so only the number sent is compared.
     let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(json["sent"], 60, "{}", stderr(&output));
     assert!(started.elapsed() >= Duration::from_millis(500), "sixty at a hundred a second take longer");
@@ -394,7 +410,7 @@ fn several_connections_send_everything_once() {
 }
 
 #[test]
-fn parse_shows_what_each_line_becomes() {
+fn parse_shows_the_record_of_each_line() {
     let dir = temporary();
     let config =
         "[parse]\ntime_zone = 'Europe/Berlin'\n[formats.till]\npattern = '^till (?<n>\\d+): (?<message>.*)$'\n";
@@ -414,8 +430,9 @@ fn parse_shows_what_each_line_becomes() {
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
     };
     let lines = shown(&[], "2015-05-17 12:05:03,250 WARN a.B: hot\n\ntill 7: paid\n");
-    let told = |line: &serde_json::Value| ["ts", "severity_text", "message", "format"].map(|name| line[name].clone());
-    assert_eq!(told(&lines[0]), ["2015-05-17T10:05:03.25Z", "WARN", "hot", "application"]);
+    let summary =
+        |line: &serde_json::Value| ["ts", "severity_text", "message", "format"].map(|name| line[name].clone());
+    assert_eq!(summary(&lines[0]), ["2015-05-17T10:05:03.250000Z", "WARN", "hot", "application"]);
     assert_eq!((&lines[1]["message"], &lines[1]["parse_error"]), (&"".into(), &serde_json::Value::Null));
     assert_eq!((&lines[2]["message"], &lines[2]["attributes"]), (&"paid".into(), &serde_json::json!({"n": 7})));
     assert_eq!((lines.len(), &lines[2]["format"]), (3, &"till".into()));
@@ -427,4 +444,171 @@ fn parse_shows_what_each_line_becomes() {
     let wrong = run(dir.path(), &["parse", "--format", "none"]);
     assert_eq!(wrong.status.code(), Some(64));
     assert!(stderr(&wrong).contains("syslog") && stderr(&wrong).contains("till"), "{}", stderr(&wrong));
+}
+
+#[test]
+fn the_server_is_found_by_option_environment_and_configuration() {
+    let server = Server::start(vec![]);
+    let dir = temporary();
+    let queried = |command: &mut Command| {
+        let output = command.output().unwrap();
+        let last = server.requests().pop();
+        assert!(last.is_some(), "{}", stderr(&output));
+        server.requests.lock().unwrap().clear();
+        last.unwrap()
+    };
+    let address = server.address.to_string();
+    let with_path = format!("{}/ingest", server.url());
+    for url in [&*address, &*server.url(), &*with_path] {
+        queried(logweir(dir.path()).args(["query", "--url", url]));
+    }
+    queried(logweir(dir.path()).arg("query").env("LOGWEIR_URL", &address));
+    queried(logweir(dir.path()).arg("query").env("LOGWEIR__HTTP__LISTEN", &address));
+    std::fs::create_dir_all(dir.path().join(".config/logweir")).unwrap();
+    let toml = format!("[http]\nlisten = '{address}'\n[auth]\nquery_tokens = ['reader=0123456789abcdef0']\n");
+    std::fs::write(dir.path().join(".config/logweir/logweir.toml"), toml).unwrap();
+    let by_file = queried(logweir(dir.path()).arg("query"));
+    assert_eq!(by_file.header("authorization").as_deref(), Some("Bearer 0123456789abcdef0"));
+    let other = queried(logweir(dir.path()).args(["query", "--url", &address]));
+    assert_eq!(other.header("authorization"), None, "a configured token is for the configured server only");
+    queried(
+        logweir(dir.path()).args(["-c", ".config/logweir/logweir.toml", "query"]).env("XDG_CONFIG_HOME", "/nowhere"),
+    );
+
+    std::fs::write(dir.path().join("token"), "t0ken\n").unwrap();
+    for command in [
+        logweir(dir.path()).args(["query", "--token-file", "token"]),
+        logweir(dir.path()).arg("query").env("LOGWEIR_TOKEN", "t0ken"),
+        logweir(dir.path()).arg("query").env("LOGWEIR_TOKEN_FILE", "token"),
+        logweir(dir.path()).args(["produce", "--token-file", "token", "token"]),
+    ] {
+        assert_eq!(queried(command).header("authorization").as_deref(), Some("Bearer t0ken"));
+    }
+    let missing = run(dir.path(), &["query", "--token-file", "missing"]);
+    assert_eq!(missing.status.code(), Some(66), "{}", stderr(&missing));
+    assert!(stderr(&missing).contains("--token-file missing: "), "{}", stderr(&missing));
+    std::fs::write(dir.path().join("logweir.toml"), "lanes = 0").unwrap();
+    let invalid = run(dir.path(), &["query"]);
+    assert_eq!(invalid.status.code(), Some(78));
+    assert!(stderr(&invalid).contains("--url"), "{}", stderr(&invalid));
+}
+
+#[test]
+fn a_query_needs_no_quotes_and_an_age_no_sign() {
+    let server = Server::start(vec![]);
+    let dir = temporary();
+    let url = server.url();
+    run(
+        dir.path(),
+        &["query", "-u", &url, "service:a", "card declined", "-n", "5", "--since", "15m", "--until", "now"],
+    );
+    let line = server.requests().remove(0).line;
+    for part in ["query=service%3Aa%20%22card%20declined%22", "limit=5", "start=-15m", "end=now"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
+
+#[test]
+fn a_tail_whose_server_never_responded_gives_up() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let output = run(temporary().path(), &["tail", "--url", &address, "-n", "1", "--retries", "2"]);
+    assert_eq!(output.status.code(), Some(69));
+    let error = stderr(&output);
+    assert!(error.contains("gave up after 3 attempts") && error.matches("reconnecting").count() == 2, "{error}");
+    let quiet = run(temporary().path(), &["tail", "--url", &address, "-q", "--retries", "0"]);
+    assert_eq!(stderr(&quiet).lines().count(), 1, "{}", stderr(&quiet));
+}
+
+#[test]
+fn an_error_response_names_the_requested_url() {
+    let server = Server::start(vec![Play::Answer("HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnope")]);
+    let url = format!("{}/elsewhere", server.url());
+    let output = run(temporary().path(), &["query", "--url", &url]);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = format!("{url}/api/v1/query responded with 404: nope");
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+}
+
+#[test]
+fn options_are_accepted_before_the_command() {
+    let dir = temporary();
+    let output = run(dir.path(), &["--data-dir", "x", "--set", "lanes=5", "validate", "--print", "--set", "lanes=6"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(text.contains("data_dir = \"x\"") && text.contains("lanes = 6"), "{text}");
+    let usage = run(dir.path(), &["--demo", "validate"]);
+    assert!(stderr(&usage).contains("--demo is an option of `logweir run` only"), "{}", stderr(&usage));
+}
+
+#[test]
+fn health_prints_one_line_and_quiet_prints_nothing() {
+    let (server, dir) = (Server::start(vec![]), temporary());
+    let url = server.url();
+    let output = run(dir.path(), &["health", "--url", &url, "--ready"]);
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), format!("{url} - ready\n")));
+    assert_eq!(server.requests()[0].line, "GET /readyz HTTP/1.1");
+    let quiet = run(dir.path(), &["health", "-q", "--url", &url]);
+    assert_eq!((quiet.status.code(), quiet.stdout.len()), (Some(0), 0));
+    let json: serde_json::Value =
+        serde_json::from_slice(&run(dir.path(), &["health", "-o", "json", "--url", &url]).stdout).unwrap();
+    assert_eq!(json, serde_json::json!({"url": format!("{url}/livez"), "healthy": true}));
+    let down = run(dir.path(), &["health", "--set", "admin.listen=127.0.0.1:1"]);
+    assert_eq!(down.status.code(), Some(1));
+    assert!(stderr(&down).starts_with("logweir: http://127.0.0.1:1/livez: "), "{}", stderr(&down));
+}
+
+#[test]
+fn help_lists_commands_topics_and_exit_codes() {
+    let dir = temporary();
+    let help = stdout(&run(dir.path(), &["help"]));
+    assert_eq!(help, stdout(&run(dir.path(), &["--help"])));
+    let at = |part: &str| help.find(part).unwrap_or_else(|| panic!("{part} in {help}"));
+    assert!(at("\n  dead-letters ") < at("\n  query-language ") && at("\n  query-language ") < at("Exit codes:"));
+    for code in [0, 1, 64, 66, 69, 70, 74, 75, 78] {
+        at(&format!("\n  {code:>2}  "));
+    }
+    let command = stdout(&run(dir.path(), &["help", "journal", "check"]));
+    assert_eq!(command, stdout(&run(dir.path(), &["journal", "check", "--help"])));
+    let topic = stdout(&run(dir.path(), &["help", "query-language"]));
+    assert_eq!(topic, include_str!("../docs/query-language.md"));
+}
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    let dir = temporary();
+    let script = stdout(&run(dir.path(), &["completions", "bash"]));
+    std::fs::write(dir.path().join("logweir.bash"), &script).unwrap();
+    assert!(Command::new("bash").args(["-n", "logweir.bash"]).current_dir(dir.path()).status().unwrap().success());
+    let completes = "source logweir.bash; COMP_WORDS=(logweir journal ch); COMP_CWORD=2; _logweir logweir ch journal; echo ${COMPREPLY[@]}";
+    let completed = Command::new("bash").args(["-c", completes]).current_dir(dir.path()).output().unwrap();
+    assert_eq!(stdout(&completed), "check\n", "{}", stderr(&completed));
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        assert!(stdout(&run(dir.path(), &["completions", shell])).contains("dead-letters"), "{shell}");
+    }
+    assert!(stdout(&run(dir.path(), &["man"])).contains(".TH logweir 1"));
+    assert!(stdout(&run(dir.path(), &["man", "journal", "check"])).contains(".TH logweir-journal-check 1"));
+    assert_eq!(run(dir.path(), &["man", "--output-dir", "man1"]).status.code(), Some(0));
+    for page in ["logweir.1", "logweir-query.1", "logweir-journal-check.1"] {
+        assert!(dir.path().join("man1").join(page).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn a_full_disk_under_standard_output_exits_with_74() {
+    let dir = temporary();
+    for arguments in [
+        &["--version"][..],
+        &["version"],
+        &["--help"],
+        &["help", "alerts"],
+        &["query", "--help"],
+        &["completions", "bash"],
+        &["man"],
+        &["validate", "--reference"],
+    ] {
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let output = logweir(dir.path()).args(arguments).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(74), "{arguments:?}");
+        assert!(stderr(&output).starts_with("logweir: cannot write to standard output: "), "{}", stderr(&output));
+    }
 }

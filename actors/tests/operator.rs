@@ -52,7 +52,7 @@ impl Volume {
             Claim { writer: recovered.writer, run: recovered.run, runs: vec![], owner: "test".into(), tails: vec![] };
         let lease = runtime.block_on(async {
             store.prepare().await.unwrap();
-            store.take_over(&claim).await.unwrap()
+            store.acquire_lease(&claim).await.unwrap()
         });
         Self { dir, runtime, writer: recovered.writer, journal, store, lease }
     }
@@ -104,7 +104,7 @@ impl Volume {
     }
 
     fn verify(&self) -> (Option<i32>, serde_json::Value) {
-        let output = self.run(&["verify", "--data-dir", ".", "--json"]);
+        let output = self.run(&["verify", "--data-dir", ".", "-o", "json"]);
         let json = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
         (output.status.code(), json)
@@ -134,11 +134,11 @@ fn journal_and_database_that_agree_are_proved_also_while_a_server_runs() {
     volume.append(1);
     let (code, verdict) = volume.verify();
     assert_eq!(code, Some(0), "{verdict:#}");
-    assert_eq!((&verdict["proved"], &verdict["locked"]), (&true.into(), &true.into()));
+    assert_eq!((&verdict["verified"], &verdict["locked"]), (&true.into(), &true.into()));
     assert_eq!(verdict["writer"], volume.writer.to_string());
     let account = |lane: usize| {
         let lane = &verdict["lanes"][lane];
-        ["accepted", "rows", "dead", "lost", "backlog"].map(|name| lane[name].as_u64().unwrap())
+        ["accepted", "rows", "dead_lettered", "lost", "backlog"].map(|name| lane[name].as_u64().unwrap())
     };
     assert_eq!(account(0), [30, 20, 0, 0, 10]);
     assert_eq!(account(1), [10, 0, 0, 0, 10]);
@@ -146,7 +146,7 @@ fn journal_and_database_that_agree_are_proved_also_while_a_server_runs() {
     let (code, verdict) = volume.verify();
     assert_eq!((code, &verdict["locked"]), (Some(0), &false.into()));
     let table = volume.run(&["verify", "--data-dir", "."]);
-    assert!(String::from_utf8_lossy(&table.stdout).contains("proved: every accepted record is accounted for"));
+    assert!(String::from_utf8_lossy(&table.stdout).contains("verified: every accepted record is accounted for"));
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_frame_that_was_damaged_before_it_was_stored_is_named() {
     let text = String::from_utf8(volume.run(&["verify", "--data-dir", "."]).stdout).unwrap();
     assert!(text.contains(&format!("lane 1: WRONG: seq {seq}..{seq}: 10 records")), "{text}");
 
-    let check = volume.run(&["journal", "check", "--dir", ".", "--json"]);
+    let check = volume.run(&["journal", "check", "--dir", ".", "-o", "json"]);
     let report: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
     assert_eq!((check.status.code(), &report["damage"][0]["seq_first"]), (Some(1), &seq.into()));
 }
@@ -190,7 +190,7 @@ fn rows_that_somebody_took_out_of_the_table_are_missed() {
     assert_eq!(volume.database().execute("DELETE FROM logs WHERE message = 'message 3'", []).unwrap(), 1);
     let (code, verdict) = volume.verify();
     assert_eq!(code, Some(1));
-    assert!(verdict["lanes"][0]["wrong"][0].as_str().unwrap().contains("1 are missing"), "{verdict:#}");
+    assert!(verdict["lanes"][0]["wrong"][0].as_str().unwrap().contains("1 missing"), "{verdict:#}");
     let kept = volume.run(&["verify", "--data-dir", ".", "--set", "database.retention_days=30"]);
     assert_eq!(kept.status.code(), Some(0));
     assert!(
@@ -227,7 +227,7 @@ fn dump_prints_every_record_with_its_place() {
     assert_eq!(
         lane[3],
         serde_json::json!({
-            "ts": "2023-11-14T22:13:20.000003Z", "severity": "INFO", "severity_number": 9, "service": "shop",
+            "ts": "2023-11-14T22:13:20.000003Z", "severity": 9, "severity_text": "INFO", "service": "shop",
             "host": "pod-1", "message": "message 3", "attributes": {"a": 1}, "lane": 2, "seq": second.seq, "row": 3,
         })
     );
@@ -261,19 +261,19 @@ fn dead_letters_are_listed_replayed_mended_and_purged() {
         let output = volume.run(&[&["dead-letters"], arguments, &["--data-dir", "."]].concat());
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    assert_eq!(run(&["list", "--json"]).1.lines().count(), 3);
+    assert_eq!(run(&["list", "-o", "ndjson"]).1.lines().count(), 3);
     assert_eq!(run(&["list", "--limit", "2"]).1.matches("22021 bad").count(), 2);
     let (code, said) = run(&["replay", "--all"]);
-    assert!(code == Some(1) && said.contains("2 replayed, 1 not"), "{said}");
+    assert!(code == Some(1) && said.contains("replayed 2 dead letters, 1 failed"), "{said}");
     let id = ((lane << 44) | 1).to_string();
     assert_eq!(run(&["replay", "--id", "77"]).0, Some(1));
-    assert_eq!(run(&["replay", "--id", &id, "--raw", "[]"]).0, Some(64));
-    assert_eq!(run(&["replay", "--id", &id, "--raw", RAW]).0, Some(0));
-    assert_eq!(run(&["list"]).1, "there are none\n");
+    assert_eq!(run(&["replay", "--id", &id, "--record", "[]"]).0, Some(64));
+    assert_eq!(run(&["replay", "--id", &id, "--record", RAW]).0, Some(0));
+    assert_eq!(run(&["list"]).1, "no dead letters\n");
     let (code, verdict) = volume.verify();
     assert_eq!((code, &verdict["lanes"][0]["stored"]["replayed"]), (Some(0), &3.into()), "{verdict:#}");
-    assert_eq!(run(&["purge", "--older-than", "7d"]).1, "0 removed\n");
+    assert_eq!(run(&["purge", "--older-than", "7d"]).1, "purged 0 dead letters\n");
 }
 
 const RAW: &str =
-    r#"{"ts":"2023-11-14T22:13:20Z","severity":9,"service":"shop","host":"","message":"mended","attributes":""}"#;
+    r#"{"ts":"2023-11-14T22:13:20Z","severity":9,"service":"shop","host":"","message":"fixed","attributes":{}}"#;

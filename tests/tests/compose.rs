@@ -1,6 +1,6 @@
-//! The image and the Compose stack for real, in a Docker engine: `make compose` finds or starts one, builds the image and
-//! runs this. It goes with the stack through its life, as its user would: up, looked at, tried to get around, killed under
-//! load, stopped, taken down and up again, made larger.
+//! The real image and Compose stack in a Docker engine: `make compose` finds or starts an engine, builds the image and runs
+//! this test. It takes the stack through its life: started, used, probed for privileges, killed under load, stopped, removed
+//! and started again, scaled.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -9,35 +9,35 @@ use std::time::{Duration, Instant};
 use logweir_tests::browser::{Browser, Screen};
 use serde_json::Value;
 
-/// How long anything may take on a slow machine.
+/// Time limit, generous enough for a slow machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Its own project: a stack that somebody has up by the same file keeps its volumes.
+/// A separate project, so that a developer's stack from the same file keeps its volumes.
 const PROJECT: &str = "logweir-test";
 
-/// Each profile.
+/// All profiles.
 const EVERYTHING: [&str; 6] = ["--profile", "demo", "--profile", "scale", "--profile", "monitoring"];
 
-/// Where the gateway is published.
-const PAGE: &str = "127.0.0.1:8080";
+/// The gateway's published address.
+const GATEWAY: &str = "127.0.0.1:8080";
 
 #[test]
-fn the_stack_of_a_laptop() {
+fn the_compose_stack_works() {
     let Some(stack) = Stack::found() else {
-        eprintln!("PASSED OVER: it needs a Docker engine, and minutes; `make compose` runs it");
+        eprintln!("SKIPPED: needs a Docker engine and minutes; `make compose` runs it");
         return;
     };
-    stack.away();
+    stack.remove();
     stack.compose(&["--profile", "demo", "up", "--wait", "--wait-timeout", "300"]);
-    stack.step("the page shows records as they come", Stack::page);
-    stack.step("containers may do little", Stack::privileges);
-    stack.step("each network reaches what it is for", Stack::networks);
+    stack.step("the web UI shows new records", Stack::page);
+    stack.step("containers are restricted", Stack::privileges);
+    stack.step("each network allows only its purpose", Stack::networks);
     stack.compose(&["stop", "producer"]);
-    stack.step("kill -9 of processor, database and Redis under load", Stack::killed);
+    stack.step("SIGKILL of processor, database and Redis under load", Stack::killed);
     stack.step("a stop under load drains", Stack::stopped);
-    stack.step("down and up: the volumes are still there", Stack::down_and_up);
+    stack.step("down and up keep the volumes", Stack::down_and_up);
     stack.step("three processors", Stack::scaled);
-    stack.step("Prometheus asks each of them", Stack::monitored);
+    stack.step("Prometheus scrapes all of them", Stack::monitored);
 }
 
 /// The stack of `deploy/compose`, and the command that is `docker`.
@@ -55,8 +55,8 @@ impl Stack {
         Some(Self { docker: docker.split_whitespace().map(str::to_owned).collect(), folder })
     }
 
-    /// Takes all of it away, also what `run` has left.
-    fn away(&self) {
+    /// Removes the stack, including leftovers of `run`.
+    fn remove(&self) {
         let down = ["down", "--volumes", "--remove-orphans", "--timeout=5"];
         let _ = self.try_docker(&self.composed(&[&EVERYTHING[..], &down].concat()));
     }
@@ -97,14 +97,14 @@ impl Stack {
         self.compose(&["ps", "--all", "--quiet", service])
     }
 
-    /// What `docker inspect` says of a service's container.
+    /// Returns the output of `docker inspect` for a service's container.
     fn inspect(&self, service: &str) -> Value {
         let said = self.docker(&["inspect", &self.container(service)]);
         serde_json::from_str::<Value>(&said).expect("JSON")[0].take()
     }
 
     fn secret(&self, name: &str) -> String {
-        std::fs::read_to_string(self.folder.join("secrets").join(name)).expect("a secret that make-secrets made")
+        std::fs::read_to_string(self.folder.join("secrets").join(name)).expect("make-secrets has created the secret")
     }
 
     fn sql(&self, statement: &str) -> Result<String, String> {
@@ -114,7 +114,7 @@ impl Stack {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Rows of the table; none while the database is away.
+    /// Returns the number of rows; `None` while the database is unavailable.
     fn rows(&self) -> Option<u64> {
         self.sql("SELECT count(*) FROM logs").ok()?.parse().ok()
     }
@@ -128,17 +128,17 @@ impl Stack {
         self.compose(&["exec", "-T", "processor", "/logweir", "verify"]);
     }
 
-    /// The program sends `records` from a container of the producer's kind, until each is acknowledged.
+    /// Sends `records` with `logweir produce` from a producer container, until each is acknowledged.
     fn load(&self, records: u64) -> Child {
         let records = records.to_string();
         let (url, rate) = ("http://processors:8080/ingest", "1000");
         let produce =
-            ["produce", "--demo", "--url", url, "--records", &records, "--rate", rate, "--retry-for", "10m", "--json"];
+            ["produce", "--demo", "--url", url, "--records", &records, "--rate", rate, "--retry-for", "10m", "-o", "json"];
         let run = [&["run", "--rm", "--no-deps", "-T", "producer"], &produce[..]].concat();
         self.command(&self.composed(&run)).stdout(Stdio::piped()).spawn().expect("docker starts")
     }
 
-    /// Each record of the load was acknowledged, and is in the table, once, beside the `before` that were there.
+    /// Asserts that each record of the load was acknowledged and stored once, in addition to the `before` existing rows.
     fn is_stored_once(&self, load: Child, records: u64, before: u64) {
         let output = load.wait_with_output().expect("the load ends");
         let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -148,18 +148,18 @@ impl Stack {
         self.verify();
     }
 
-    /// What a service's container is made from.
+    /// Returns the image of a service's container.
     fn image(&self, service: &str) -> String {
         self.inspect(service)["Config"]["Image"].as_str().expect("an image").to_owned()
     }
 
-    /// The page, opened by one who has the token.
+    /// Opens the web UI with the token.
     fn browser(&self) -> Browser {
-        let browser = Browser::open(PAGE, Screen::Desktop);
+        let browser = Browser::open(GATEWAY, Screen::Desktop);
         browser.goto("/");
         browser.see("dialog", "auth.query_tokens");
-        browser.write("[name=token]", &self.secret("query-token"));
-        browser.click_on("dialog button", "Use it");
+        browser.fill("[name=token]", &self.secret("query-token"));
+        browser.click_on("dialog button", "Continue");
         browser
     }
 
@@ -170,12 +170,12 @@ impl Stack {
         browser.see(".live-state", "Live");
         let first = |browser: &Browser| browser.text(".row:not(.head)");
         let shown = first(&browser);
-        browser.until("a record that was not there before", |browser| first(browser) != shown);
-        browser.picture("compose-live");
+        browser.until("a new record", |browser| first(browser) != shown);
+        browser.screenshot("compose-live");
         browser.goto("/pipeline");
-        browser.see(".sums", "Accepted");
-        browser.picture("compose-pipeline");
-        assert_eq!(browser.troubles(), Vec::<String>::new());
+        browser.see(".totals", "Accepted");
+        browser.screenshot("compose-pipeline");
+        assert_eq!(browser.errors(), Vec::<String>::new());
     }
 
     fn privileges(&self) {
@@ -201,11 +201,11 @@ impl Stack {
                 "{service} has no limits"
             );
             for secret in secrets {
-                // `produce` takes its token from the environment only.
+                // `produce` reads its token only from the environment.
                 let may = service == "producer" && secret == "ingest-token";
                 assert!(
                     may || !told.to_string().contains(&self.secret(secret)),
-                    "{service} shows {secret} to `docker inspect`"
+                    "`docker inspect` of {service} shows {secret}"
                 );
             }
             if told["Config"]["Image"] != "logweir:0.1.0" {
@@ -224,12 +224,12 @@ impl Stack {
         }
     }
 
-    /// Can somebody on `network` (of Docker, or `container:ID`) talk with the server at `host`?
+    /// Returns whether the server at `host` is reachable from `network` (a Docker network, or `container:ID`).
     fn reaches(&self, network: &str, server: &str, host: &str) -> bool {
         let database = self.image("database");
         let redis = self.image("redis");
         let url = format!("http://{host}:8080/ingest");
-        // Each answers in its way to one that it does not know.
+        // Each server has its own way to respond to unauthenticated clients.
         let (image, command, answer): (_, &[&str], _) = match server {
             "database" => (&*database, &["pg_isready", "--timeout=3", "--host", host], "accepting connections"),
             "redis" => (&redis, &["timeout", "3", "redis-cli", "-h", host, "ping"], "NOAUTH"),
@@ -257,31 +257,31 @@ impl Stack {
         for server in ["database", "redis"] {
             let address = address(server, "data");
             for host in [server, &address] {
-                assert!(!self.reaches(&inside("producer"), server, host), "the producer reaches {server} as {host}");
+                assert!(!self.reaches(&inside("producer"), server, host), "the producer must not reach {server} as {host}");
                 assert!(
                     !self.reaches(&format!("{PROJECT}_frontend"), server, host),
-                    "{server} is reached from frontend as {host}"
+                    "{server} must not be reachable from frontend as {host}"
                 );
                 assert!(
                     self.reaches(&inside("processor"), server, host),
-                    "the processor does not reach {server} as {host}"
+                    "the processor must reach {server} as {host}"
                 );
                 assert!(
                     self.reaches(&inside("gateway"), server, host),
-                    "the gateway does not reach {server} as {host}"
+                    "the gateway must reach {server} as {host}"
                 );
             }
         }
         let processor = address("processor", "backend");
         for host in ["processors", &processor] {
-            assert!(self.reaches(&inside("producer"), "processor", host), "the producer does not reach {host}");
+            assert!(self.reaches(&inside("producer"), "processor", host), "the producer must reach {host}");
             assert!(
                 !self.reaches(&format!("{PROJECT}_frontend"), "processor", host),
-                "{host} is reached from frontend"
+                "{host} must not be reachable from frontend"
             );
-            assert!(!self.reaches(&format!("{PROJECT}_data"), "processor", host), "{host} is reached from data");
+            assert!(!self.reaches(&format!("{PROJECT}_data"), "processor", host), "{host} must not be reachable from data");
         }
-        // Only the gateway has a way out of its networks.
+        // Only the gateway can reach other networks.
         for (service, leads_out) in
             [("producer", false), ("processor", false), ("database", false), ("redis", false), ("gateway", true)]
         {
@@ -293,11 +293,11 @@ impl Stack {
         }
     }
 
-    /// The first process of a service's container dies as by the kernel's hand; the engine starts it again.
+    /// Kills the first process of a service's container, as the kernel would; the engine restarts it.
     fn kill(&self, service: &str) {
         let process = |told: &Value| told["State"]["Pid"].as_u64().expect("a number");
         let before = self.inspect(service);
-        // Not `docker kill`: that counts as being stopped by somebody, who wants it to stay so.
+        // Not `docker kill`, which counts as a manual stop, after which the engine does not restart the container.
         let kill = format!("kill -9 {}", process(&before));
         let image = self.image("database");
         let host = ["run", "--rm", "--user=0", "--pid=host", "--network=none", "--entrypoint=sh", &image];
@@ -321,11 +321,11 @@ impl Stack {
         self.is_stored_once(load, records, before);
     }
 
-    /// Nothing comes any more, and all that came is in the database.
+    /// Waits until the database has all records after the end of the load.
     fn drained(&self) {
         let mut last = None;
         until("the database has all", || {
-            let status = self.compose(&["exec", "-T", "processor", "/logweir", "verify", "--json"]);
+            let status = self.compose(&["exec", "-T", "processor", "/logweir", "verify", "-o", "json"]);
             let told: Value = serde_json::from_str(&status).expect("JSON");
             let backlog: u64 = lanes(&told).iter().filter_map(|lane| lane["backlog"].as_u64()).sum();
             let rows = self.rows();
@@ -362,14 +362,14 @@ impl Stack {
         self.compose(&["--profile", "demo", "--profile", "scale", "up", "--wait", "--wait-timeout", "300"]);
         let browser = self.browser();
         browser.goto("/pipeline");
-        browser.until("three processors that accept", |browser| browser.text("body").matches("accepting").count() == 3);
-        browser.picture("compose-scale");
+        browser.until("three accepting processors", |browser| browser.text("body").matches("accepting").count() == 3);
+        browser.screenshot("compose-scale");
     }
 
     fn monitored(&self) {
         self.compose(&["--profile", "monitoring", "up", "--wait", "--wait-timeout", "300", "prometheus"]);
         let up = "http://127.0.0.1:9090/api/v1/query?query=count(up%20==%201)";
-        until("four targets that answer", || {
+        until("four healthy targets", || {
             let said = self.compose(&["exec", "-T", "prometheus", "wget", "-q", "-O", "-", up]);
             let told: Value = serde_json::from_str(&said).unwrap_or_default();
             told["data"]["result"][0]["value"][1] == "4"
@@ -385,7 +385,7 @@ impl Drop for Stack {
                 eprintln!("{}", String::from_utf8_lossy(&output.stdout));
             }
         }
-        self.away();
+        self.remove();
     }
 }
 
@@ -396,7 +396,7 @@ fn lanes(told: &Value) -> Vec<&Value> {
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "timed out after {PATIENCE:?} waiting for {what}");
         std::thread::sleep(Duration::from_millis(200));
     }
 }

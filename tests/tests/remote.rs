@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use logweir_tests::process::{binary, command};
 use logweir_tests::scenario::{Scenario, on_postgres, on_sqlite};
 use logweir_tests::store::Store;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn send(s: &mut Scenario, records: std::ops::Range<u32>) {
     let body: String =
@@ -64,7 +64,7 @@ fn a_tail_goes_on_through_a_kill_of_the_server() {
     on_sqlite("cli tail", |s| {
         s.set("lanes", 1);
         s.start();
-        let arguments = ["tail", "--url", &url(s), "--records", "60", "service:shop"];
+        let arguments = ["tail", "--url", &url(s), "--limit", "60", "service:shop"];
         let mut tail = command(&s.settings, "", &arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -87,7 +87,7 @@ fn a_tail_goes_on_through_a_kill_of_the_server() {
             messages.into_iter().map(|line| line.unwrap().rsplit(' ').next().unwrap().to_owned()).collect();
         assert_eq!(messages, (0..60).map(|n| format!("m{n}")).collect::<Vec<_>>());
         let output = tail.wait_with_output().unwrap();
-        assert!(output.status.success() && text(&output.stderr).contains("trying again"), "{output:?}");
+        assert!(output.status.success() && text(&output.stderr).contains("reconnecting"), "{output:?}");
     });
 }
 
@@ -104,7 +104,7 @@ fn top_shows_the_pipeline_and_says_when_there_is_none() {
     on_sqlite("cli top", |s| {
         s.start();
         send(s, 0..50);
-        let output = s.run(&["top", "--url", &url(s), "--every", "100ms", "--once"]);
+        let output = s.run(&["top", "--url", &url(s), "--interval", "100ms", "--once"]);
         assert!(output.status.success(), "{output:?}");
         let screen = text(&output.stdout);
         for part in
@@ -113,7 +113,7 @@ fn top_shows_the_pipeline_and_says_when_there_is_none() {
             assert!(screen.contains(part), "{part} is missing in\n{screen}");
         }
         // On a terminal, until somebody has seen enough.
-        let top = format!("stty rows 40 cols 120; exec {} top --every 100ms --url {}", binary().display(), url(s));
+        let top = format!("stty rows 40 cols 120; exec {} top --interval 100ms --url {}", binary().display(), url(s));
         let mut terminal = Command::new("script")
             .args(["-qefc", &top, "/dev/null"])
             .stdin(Stdio::piped())
@@ -160,8 +160,7 @@ fn dead_letters_are_listed_replayed_and_removed_over_http() {
         assert_eq!((all.len(), &letters["more"]), (3, &false.into()));
         assert!(all.iter().all(|letter| letter["reason"].as_str().unwrap().contains("polite")), "{letters}");
         // One is mended, the others stay dead as long as the rule stands.
-        let raw: Value = serde_json::from_str(all[0]["raw"].as_str().unwrap()).unwrap();
-        let mended = raw.to_string().replace("rude", "kind");
+        let mended = all[0]["record"].to_string().replace("rude", "kind");
         let path = format!("/api/v1/dead-letters/replay?id={}", all[0]["id"].as_str().unwrap());
         assert_eq!(post(s, &path, &mended), (200, r#"{"replayed":1,"failed":[],"more":false}"#.to_owned()));
         let (status, answer) = post(s, "/api/v1/dead-letters/replay?all=true", "");
@@ -189,6 +188,115 @@ fn dead_letters_are_listed_replayed_and_removed_over_http() {
     };
     on_sqlite("dead letters", story);
     on_postgres("dead letters", story);
+}
+
+#[test]
+fn a_record_has_one_json_shape_at_every_command_and_endpoint() {
+    on_sqlite("one shape", |s| {
+        s.set("lanes", 1);
+        s.start();
+        change(
+            s,
+            "CREATE TRIGGER polite BEFORE INSERT ON logs WHEN new.message LIKE 'rude%' BEGIN SELECT RAISE(ABORT, 'polite'); END",
+        );
+        let line = |msg: &str, attributes: &str| {
+            format!(
+                r#"{{"ts":"2026-11-29T10:15:00.25Z","level":"warn","service":"shop","host":"h","msg":"{msg}"{attributes}}}"#
+            )
+        };
+        let (rich, bare, rude) =
+            (line("rich", r#","n":1.50,"o":{"a":[1,null]}"#), line("bare", ""), line("rude", r#","n":2"#));
+        let body = format!("{rich}\n{bare}\n{rude}\n");
+        let expected = |message: &str, attributes: Value| {
+            json!({ "ts": "2026-11-29T10:15:00.250000Z", "severity": 13, "severity_text": "WARN", "service": "shop", "host": "h",
+                    "message": message, "attributes": attributes })
+        };
+        let expected = [
+            expected("rich", json!({ "n": 1.50, "o": { "a": [1, null] } })),
+            expected("bare", json!({})),
+            expected("rude", json!({ "n": 2 })),
+        ];
+        // Whatever is added, the members of a record come unchanged, and in one order.
+        let check = |origin: &str, record: &Value| {
+            let mut record = record.clone();
+            let members = record.as_object_mut().unwrap_or_else(|| panic!("{origin}: {record}"));
+            for added in ["id", "lane", "seq", "row", "format", "parse_error"] {
+                members.remove(added);
+            }
+            let known = expected.iter().find(|expected| expected["message"] == record["message"]);
+            assert_eq!(Some(&record), known, "{origin}");
+        };
+        let check_all = |origin: &str, records: &[Value], count: usize| {
+            assert_eq!(records.len(), count, "{origin}: {records:?}");
+            records.iter().for_each(|record| check(origin, record));
+        };
+        let ndjson =
+            |text: &str| -> Vec<Value> { text.lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
+        let array = |value: &Value| value.as_array().unwrap_or_else(|| panic!("{value}")).clone();
+
+        let url = url(s);
+        let tail = command(&s.settings, "", &["tail", "--url", &url, "-n", "3", "-o", "ndjson"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        s.wait("a tail", |s| tails(s) == 1.0);
+        let debug = s.server().post("/ingest?debug=1", "application/x-ndjson", &body).unwrap();
+        check_all("?debug=1", &array(&debug.json()["records"]), 3);
+        assert_eq!(s.server().post("/ingest?ack=committed", "application/x-ndjson", &body).unwrap().status, 200);
+        check_all("logweir tail", &ndjson(&text(&tail.wait_with_output().unwrap().stdout)), 3);
+
+        let range = "start=2026-11-29T00:00:00Z&end=2026-11-30T00:00:00Z";
+        let found = s.server().data(&format!("/api/v1/query?{range}")).unwrap().json();
+        check_all("/api/v1/query", &array(&found["records"]), 2);
+        let lines = s.server().data(&format!("/api/v1/query?{range}&format=ndjson")).unwrap().body;
+        check_all("/api/v1/query?format=ndjson", &ndjson(&lines), 2);
+        let id = found["records"][0]["id"].as_str().unwrap();
+        let context = s.server().data(&format!("/api/v1/context?id={id}&ts=2026-11-29T10:15:00.25Z")).unwrap();
+        if context.status == 200 {
+            check("/api/v1/context", &context.json()["record"]);
+        }
+        let cli = |arguments: &[&str]| {
+            let output = s.run(arguments);
+            assert!(output.status.success(), "{output:?}");
+            text(&output.stdout)
+        };
+        let query =
+            ["query", "--url", &url, "--since", "2026-11-29T00:00:00Z", "--until", "2026-11-30T00:00:00Z", "-o"];
+        check_all("query -o ndjson", &ndjson(&cli(&[&query[..], &["ndjson"]].concat())), 2);
+        check_all("query -o json", &array(&serde_json::from_str(&cli(&[&query[..], &["json"]].concat())).unwrap()), 2);
+        check_all("journal dump", &ndjson(&cli(&["journal", "dump"])), 3);
+        let letters: Value = serde_json::from_str(&cli(&["dead-letters", "list", "-o", "json"])).unwrap();
+        check("dead-letters list", &letters[0]["record"]);
+        let listed = list(s, "");
+        assert_eq!(listed["dead_letters"], letters, "the API and the command return the same");
+
+        let mut parse =
+            command(&s.settings, "", &["parse"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        parse.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+        check_all("logweir parse", &ndjson(&text(&parse.wait_with_output().unwrap().stdout)), 3);
+    });
+}
+
+#[test]
+fn a_query_that_follows_prints_what_is_there_and_then_what_arrives() {
+    on_sqlite("query follow", |s| {
+        s.set("lanes", 1);
+        s.start();
+        send(s, 0..20);
+        let arguments = ["query", "-f", "-n", "5", "--url", &url(s), "service:shop"];
+        let mut follow =
+            command(&s.settings, "", &arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+        let mut next = |count: usize| -> Vec<String> {
+            lines.by_ref().take(count).map(|line| line.unwrap().rsplit(' ').next().unwrap().to_owned()).collect()
+        };
+        assert_eq!(next(5), ["m15", "m16", "m17", "m18", "m19"]);
+        send(s, 20..22);
+        assert_eq!(next(2), ["m20", "m21"]);
+        follow.kill().unwrap();
+        follow.wait().unwrap();
+    });
 }
 
 fn change(s: &Scenario, sql: &str) {

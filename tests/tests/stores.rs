@@ -1,6 +1,6 @@
-//! The log stores against a real PostgreSQL and a real SQLite file: each record once, whatever happens.
+//! The log stores against a real PostgreSQL and a real SQLite file: each record exactly once, despite faults.
 
-// Helpers of tests unwrap as tests do.
+// Test helpers unwrap like tests.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Opened, StoreError};
+use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, AnyStore, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::journal::LaneTail;
 use logweir_engine::record::{Record, Severity};
@@ -38,7 +38,7 @@ fn open_postgres(url: &str) -> Arc<dyn LogStore> {
     store::open(&settings(DatabaseUrl::Postgres(url.to_owned()))).unwrap().store()
 }
 
-/// A prepared store and a way to look into it from beside.
+/// A prepared store and direct access to its database.
 struct Fixture {
     store: Arc<dyn LogStore>,
     place: Place,
@@ -73,7 +73,7 @@ impl Fixture {
         Self { store, place: Place::Sqlite(dir) }
     }
 
-    /// A second store on the same database, as another process would have it.
+    /// Opens a second store on the same database, like another process.
     fn other(&self) -> Arc<dyn LogStore> {
         match &self.place {
             Place::Postgres(database) => open_postgres(&database.url),
@@ -86,11 +86,11 @@ impl Fixture {
     fn file(&self) -> PathBuf {
         match &self.place {
             Place::Sqlite(dir) => dir.path().join("logs.db"),
-            Place::Postgres(_) => panic!("this store is no file"),
+            Place::Postgres(_) => panic!("this store is not a file"),
         }
     }
 
-    /// One number.
+    /// Returns a query's number.
     async fn number(&self, sql: &str) -> i64 {
         match &self.place {
             Place::Postgres(database) => {
@@ -111,7 +111,7 @@ impl Fixture {
         }
     }
 
-    /// Asserts the contract: rows, cursor, counters and histogram tell the same.
+    /// Asserts that rows, cursor, counters and histogram agree.
     async fn assert_whole(&self, writer: Uuid, expected_records: u64) {
         let lanes = self.store.lanes(writer).await.unwrap();
         let settled: u64 = lanes.iter().map(LaneRow::settled).sum();
@@ -120,17 +120,17 @@ impl Fixture {
             let stored = self.store.count_stored(row).await.unwrap();
             assert_eq!(stored.rows, row.rows + stored.replayed, "{row:?}");
             assert_eq!(stored.distinct, stored.rows, "{row:?}");
-            assert_eq!(stored.dead_letters + stored.replayed, row.dead, "{row:?}");
+            assert_eq!(stored.dead_letters + stored.replayed, row.dead_lettered, "{row:?}");
         }
         assert_eq!(
             self.number("SELECT coalesce(sum(records), 0) FROM log_volume").await,
             self.number("SELECT count(*) FROM logs").await,
-            "the histogram and the rows"
+            "the histogram does not match the rows"
         );
     }
 }
 
-/// A suite of sentences that hold for both stores.
+/// Declares tests that run on both stores.
 macro_rules! both {
     ($($name:ident)*) => { $(
         mod $name {
@@ -148,17 +148,17 @@ macro_rules! both {
 }
 
 #[tokio::test]
-async fn a_migration_that_ends_halfway_leaves_nothing_behind_in_postgres() {
-    a_migration_that_ends_halfway(Fixture::empty_postgres().await).await;
+async fn an_interrupted_migration_leaves_nothing_behind_in_postgres() {
+    an_interrupted_migration(Fixture::empty_postgres().await).await;
 }
 
 #[tokio::test]
-async fn a_migration_that_ends_halfway_leaves_nothing_behind_in_sqlite() {
-    a_migration_that_ends_halfway(Fixture::empty_sqlite()).await;
+async fn an_interrupted_migration_leaves_nothing_behind_in_sqlite() {
+    an_interrupted_migration(Fixture::empty_sqlite()).await;
 }
 
-/// As when the process is killed between the tables and the note that they are there.
-async fn a_migration_that_ends_halfway(on: Fixture) {
+/// Simulates a kill between creating the tables and recording the migration.
+async fn an_interrupted_migration(on: Fixture) {
     on.execute(
         "CREATE TABLE logweir_schema_history (version integer PRIMARY KEY CHECK (version < 0), name varchar(255), \
          applied_on varchar(255), checksum varchar(255))",
@@ -182,7 +182,7 @@ async fn two_processes_prepare_one_new_sqlite_file() {
     }
 }
 
-/// A journal's lane as far as a store sees it: it makes frames with dense numbers.
+/// A journal's lane from a store's point of view: creates frames with dense sequence numbers.
 #[derive(Clone)]
 struct Feed {
     lane: u16,
@@ -214,19 +214,19 @@ impl Feed {
         }
     }
 
-    /// One batch of one frame per slice.
+    /// Creates a batch with one frame per slice.
     fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
         let (from_seq, from_records) = (self.seq, self.records);
         let frames = frames.iter().map(|records| self.frame(records)).collect();
         Batch { lane: self.lane, from_seq, from_records, generation: 0, frames }
     }
 
-    /// What the journal's opening says of the lane now.
+    /// Returns the lane's tail as if the journal were opened now.
     fn tail(&self) -> (u16, LaneTail) {
         (self.lane, LaneTail { seq: self.seq, records: self.records })
     }
 
-    /// A batch of `n` records.
+    /// Creates a batch of `n` records.
     fn plain(&mut self, n: usize) -> Batch {
         let records = vec![record("plain"); n];
         self.batch(&[&records])
@@ -243,7 +243,7 @@ fn claim(writer: Uuid, runs: &[u128], run: u128) -> Claim {
     }
 }
 
-/// The claim of a later run, whose journal ends where `feed` is.
+/// Returns the claim of a later run, whose journal ends where `feed` is.
 fn claim_at(feed: &Feed, writer: Uuid, runs: &[u128], run: u128) -> Claim {
     Claim { tails: vec![feed.tail()], ..claim(writer, runs, run) }
 }
@@ -252,16 +252,16 @@ async fn lane(store: &Arc<dyn LogStore>, lease: &Lease, lane: u16) -> Box<dyn La
     store.open_lane(lease, lane).await.unwrap().0
 }
 
-fn flushed(rows: u64, dead: u64) -> Flushed {
-    Flushed { rows, dead }
+fn flushed(rows: u64, dead_lettered: u64) -> Flushed {
+    Flushed { rows, dead_lettered }
 }
 
 async fn rows_cursor_and_counters_move_together(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     assert_eq!(lease.epoch, 1);
     let (mut flusher, row) = on.store.open_lane(&lease, 3).await.unwrap();
-    assert_eq!((row.lane, row.last_seq, row.settled(), row.epoch), (3, 0, 0, 1));
+    assert_eq!((row.lane, row.last_seq, row.accounted(), row.epoch), (3, 0, 0, 1));
 
     let big = "x".repeat(1 << 20);
     let mut feed = Feed::new(3);
@@ -293,15 +293,15 @@ async fn rows_cursor_and_counters_move_together(on: Fixture) {
     );
 }
 
-async fn the_same_batch_twice_is_once(on: Fixture) {
+async fn flushing_a_batch_twice_stores_it_once(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut first = lane(&on.store, &lease, 0).await;
     let mut second = lane(&on.store, &lease, 0).await;
     let batch = Feed::new(0).plain(10);
     assert_eq!(first.flush(&batch).await.unwrap(), flushed(10, 0));
     assert_eq!(first.flush(&batch).await.unwrap(), flushed(0, 0));
-    // The other one does not know that it was done: it is told what the batch was worth.
+    // The other connection does not know that it was committed: it gets the batch's counts.
     assert_eq!(second.flush(&batch).await.unwrap(), flushed(10, 0));
     on.assert_whole(writer, 10).await;
 }
@@ -309,12 +309,12 @@ async fn the_same_batch_twice_is_once(on: Fixture) {
 async fn an_older_epoch_is_fenced(on: Fixture) {
     let writer = Uuid::new_v4();
     let (old_store, new_store) = (on.other(), on.other());
-    let old = old_store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let old = old_store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut old_lane = lane(&old_store, &old, 0).await;
     let mut feed = Feed::new(0);
     old_lane.flush(&feed.plain(5)).await.unwrap();
 
-    let new = new_store.take_over(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
+    let new = new_store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     let row = &new_store.lanes(writer).await.unwrap()[0];
     assert_eq!((new.epoch, row.last_seq, row.epoch), (2, 1, 2));
     let zombie = feed.clone().plain(7);
@@ -322,70 +322,70 @@ async fn an_older_epoch_is_fenced(on: Fixture) {
         StoreError::Fenced { epoch: 2, mine: 1, owner, .. } => assert_eq!(owner, "run 2"),
         other => panic!("{other}"),
     }
-    let refused = old_store.open_lane(&old, 1).await.err().expect("an old lease opens no lane");
+    let refused = old_store.open_lane(&old, 1).await.err().expect("a superseded lease must not open a lane");
     assert!(matches!(refused, StoreError::Fenced { .. }), "{refused}");
     let mut new_lane = lane(&new_store, &new, 0).await;
     assert_eq!(new_lane.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
     on.assert_whole(writer, 8).await;
 }
 
-async fn a_writer_goes_on_through_its_own_runs_and_refuses_a_copy(on: Fixture) {
+async fn a_writer_continues_through_its_own_runs_and_rejects_a_copy(on: Fixture) {
     let writer = Uuid::new_v4();
-    let take = async |runs: &[u128], run| on.store.take_over(&claim(writer, runs, run)).await;
+    let take = async |runs: &[u128], run| on.store.acquire_lease(&claim(writer, runs, run)).await;
     assert_eq!(take(&[], 1).await.unwrap().epoch, 1);
     assert_eq!(take(&[], 1).await.unwrap().epoch, 1, "the same run again");
     assert_eq!(take(&[1], 2).await.unwrap().epoch, 2);
-    assert_eq!(take(&[1, 2, 3, 4], 5).await.unwrap().epoch, 3, "runs 3 and 4 never reached the database");
+    assert_eq!(take(&[1, 2, 3, 4], 5).await.unwrap().epoch, 3, "runs 3 and 4 did not reach the database");
     match take(&[1, 2, 30], 31).await.unwrap_err() {
         StoreError::StaleCopy { epoch: 3, owner, .. } => assert_eq!(owner, "run 5"),
         other => panic!("{other}"),
     }
     assert_eq!(on.number("SELECT count(*) FROM logweir_takeover").await, 3);
-    assert_eq!(take(&[1, 2, 3, 4, 5], 6).await.unwrap().epoch, 4, "the refused copy has changed nothing");
+    assert_eq!(take(&[1, 2, 3, 4, 5], 6).await.unwrap().epoch, 4, "the rejected copy must not change anything");
 }
 
-async fn a_stale_copys_own_frames_are_adopted_once(on: Fixture) {
+async fn a_stale_copys_own_frames_are_stored_once(on: Fixture) {
     let writer = Uuid::new_v4();
-    // Run 1 flushes 10 of 30 records. Then the volume is copied; the copy takes over as run 20 and flushes 25.
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    // Run 1 flushes 10 of 30 records. Then the volume is copied; the copy acquires the lease as run 20 and flushes 25.
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut common = Feed::new(0);
     lane(&on.store, &lease, 0).await.flush(&common.plain(10)).await.unwrap();
     let inherited = common.plain(20);
     let mut theirs = claim_at(&common, writer, &[1], 20);
-    let lease = on.store.take_over(&theirs).await.unwrap();
+    let lease = on.store.acquire_lease(&theirs).await.unwrap();
     let mut copy = lane(&on.store, &lease, 0).await;
     copy.flush(&inherited).await.unwrap();
     copy.flush(&common.clone().plain(5)).await.unwrap();
 
-    // We, run 2, have 7 records of our own after the common 30.
+    // This copy, run 2, has 7 records of its own after the shared 30.
     let mine = claim(writer, &[1], 2);
-    assert!(matches!(on.store.take_over(&mine).await.unwrap_err(), StoreError::StaleCopy { .. }));
-    let found = on.store.inheritance(&mine).await.unwrap().unwrap();
+    assert!(matches!(on.store.acquire_lease(&mine).await.unwrap_err(), StoreError::StaleCopy { .. }));
+    let found = on.store.fork_point(&mine).await.unwrap().unwrap();
     assert_eq!((found.writer, found.exact), (Uuid::from_u128(2), true));
     assert_eq!(found.up_to_seq, [(0, common.seq)]);
     let own = common.plain(7);
     let starts = [store::LaneStart { lane: 0, seq: own.from_seq, records: own.from_records }];
     for run in [2, 3] {
-        // The second round is a repeated command: another run, the same identity.
+        // The second round is a retry of the command: another run, the same writer.
         let adopted = Claim { writer: found.writer, ..claim(writer, &[1, 2], run) };
-        let lease = on.store.adopt(&adopted, &starts).await.unwrap();
+        let lease = on.store.fork(&adopted, &starts).await.unwrap();
         assert_eq!(lease.epoch, i64::try_from(run).unwrap() - 1);
         lane(&on.store, &lease, 0).await.flush(&own).await.unwrap();
     }
-    let again = on.store.inheritance(&claim(writer, &[1, 2, 3], 4)).await.unwrap().unwrap();
+    let again = on.store.fork_point(&claim(writer, &[1, 2, 3], 4)).await.unwrap().unwrap();
     assert_eq!(again.writer, found.writer);
     on.assert_whole(writer, 35).await;
     on.assert_whole(found.writer, 37).await;
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 42);
     theirs.runs.push(theirs.run);
     theirs.run = Uuid::from_u128(21);
-    assert_eq!(on.store.inheritance(&theirs).await.unwrap(), None, "the copy itself is not stale");
+    assert_eq!(on.store.fork_point(&theirs).await.unwrap(), None, "the other copy is not stale");
 }
 
-async fn a_journal_older_than_the_database_begins_its_lanes_anew(on: Fixture) {
+async fn a_journal_older_than_the_database_gets_its_lanes_reset(on: Fixture) {
     let writer = Uuid::new_v4();
     // Run 1 flushes 10 records of lane 0; then its volume is snapshotted. It flushes 25 more, and 4 of a new lane 1.
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let (mut flusher, old) = on.store.open_lane(&lease, 0).await.unwrap();
     let mut feed = Feed::new(0);
     flusher.flush(&feed.plain(10)).await.unwrap();
@@ -396,17 +396,17 @@ async fn a_journal_older_than_the_database_begins_its_lanes_anew(on: Fixture) {
     let (mut flusher, old_second) = on.store.open_lane(&lease, 1).await.unwrap();
     flusher.flush(&Feed::new(1).plain(4)).await.unwrap();
 
-    // The snapshot is restored, and run 2 knows nothing of what came after it.
+    // The snapshot is restored; run 2 has none of the later frames.
     let older = claim_at(&restored, writer, &[1], 2);
-    let lease = on.store.take_over(&older).await.unwrap();
+    let lease = on.store.acquire_lease(&older).await.unwrap();
     let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
-    assert_eq!((row.last_seq, row.inherited, row.settled(), row.epoch), (1, 10, 10, 2));
+    assert_eq!((row.last_seq, row.inherited, row.accounted(), row.epoch), (1, 10, 10, 2));
     assert!(row.digest.is_empty() && row.lane_id > old_second.lane_id, "{row:?}");
     let (mut second, row_second) = on.store.open_lane(&lease, 1).await.unwrap();
-    assert_eq!((row_second.last_seq, row_second.settled()), (0, 0), "the journal never had this lane");
+    assert_eq!((row_second.last_seq, row_second.accounted()), (0, 0), "the journal never had this lane");
     assert!(row_second.lane_id > old_second.lane_id && row_second.lane_id != row.lane_id);
 
-    // New frames have numbers that the database has seen already: below its old cursor, at it and above.
+    // New frames have sequence numbers that the database has already seen: below its old cursor, at it, and above.
     for _ in 0..6 {
         let batch = restored.plain(7);
         assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(7, 0));
@@ -421,39 +421,39 @@ async fn a_journal_older_than_the_database_begins_its_lanes_anew(on: Fixture) {
         assert_eq!(on.store.count_stored(row).await.unwrap().rows, rows, "{row:?}");
     }
 
-    // The same run again, as after a lost connection: its cursor is past the tail that it opened with, and stays.
-    let lease = on.store.take_over(&older).await.unwrap();
+    // The same run again, as after a lost connection: its cursor is past the tail that it opened with, and is kept.
+    let lease = on.store.acquire_lease(&older).await.unwrap();
     let again = on.store.open_lane(&lease, 0).await.unwrap().1;
     assert_eq!((lease.epoch, again.last_seq, again.lane_id), (2, 7, row.lane_id));
-    // And a next run with the whole journal goes on where it was.
+    // The next run, with the whole journal, continues where it was.
     let tails = vec![restored.tail(), restored_second.tail()];
-    let lease = on.store.take_over(&Claim { tails, ..claim(writer, &[1, 2], 3) }).await.unwrap();
+    let lease = on.store.acquire_lease(&Claim { tails, ..claim(writer, &[1, 2], 3) }).await.unwrap();
     let next = on.store.open_lane(&lease, 0).await.unwrap().1;
     assert_eq!((next.last_seq, next.rows, next.lane_id), (7, 42, row.lane_id));
 }
 
-async fn a_newer_journal_that_turns_up_later_adopts_only_what_was_not_stored(on: Fixture) {
+async fn a_newer_journal_that_reappears_forks_only_what_was_not_stored(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut feed = Feed::new(0);
     let mut flusher = lane(&on.store, &lease, 0).await;
     flusher.flush(&feed.plain(10)).await.unwrap();
     let snapshot = feed.clone();
     flusher.flush(&feed.plain(20)).await.unwrap();
-    on.store.take_over(&claim_at(&snapshot, writer, &[1], 20)).await.unwrap();
-    // The cursor that counts is the one from before the lane was begun anew.
-    let found = on.store.inheritance(&claim(writer, &[1], 2)).await.unwrap().unwrap();
+    on.store.acquire_lease(&claim_at(&snapshot, writer, &[1], 20)).await.unwrap();
+    // The relevant cursor is the one before the lane was reset.
+    let found = on.store.fork_point(&claim(writer, &[1], 2)).await.unwrap().unwrap();
     assert_eq!((found.up_to_seq, found.exact), (vec![(0, 2)], true));
 }
 
-async fn a_database_put_back_to_before_the_take_over_is_taken_over_again(on: Fixture) {
+async fn after_a_restore_to_before_the_takeover_the_lease_is_reacquired(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut feed = Feed::new(0);
     lane(&on.store, &lease, 0).await.flush(&feed.plain(10)).await.unwrap();
     let lost = feed.clone();
     let second = claim_at(&feed, writer, &[1], 2);
-    let lease = on.store.take_over(&second).await.unwrap();
+    let lease = on.store.acquire_lease(&second).await.unwrap();
     let mut flusher = lane(&on.store, &lease, 0).await;
     let batch = feed.plain(5);
     flusher.flush(&batch).await.unwrap();
@@ -469,23 +469,23 @@ async fn a_database_put_back_to_before_the_take_over_is_taken_over_again(on: Fix
         lost.seq
     ))
     .await;
-    let error = on.store.open_lane(&lease, 0).await.err().expect("the lease is from a future that is gone");
+    let error = on.store.open_lane(&lease, 0).await.err().expect("the restored database does not know the lease");
     assert!(matches!(error, StoreError::LeaseLost { mine: 2, .. }), "{error}");
     let error = flusher.flush(&feed.clone().plain(1)).await.unwrap_err();
     assert!(matches!(error, StoreError::LeaseLost { .. }), "{error}");
 
-    let lease = on.store.take_over(&second).await.unwrap();
+    let lease = on.store.acquire_lease(&second).await.unwrap();
     let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
-    assert_eq!((row.last_seq, row.rows), (lost.seq, 10), "where it was, not anew");
+    assert_eq!((row.last_seq, row.rows), (lost.seq, 10), "it must continue, not be reset");
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
     on.assert_whole(writer, 15).await;
 }
 
-async fn a_lane_begun_anew_under_an_open_connection_is_opened_again(on: Fixture) {
+async fn a_lane_that_is_reset_under_an_open_connection_is_reopened(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(&on.store, &lease, 0).await;
-    // As after a restored database whose new take-over got the same epoch: only the lane's number is another.
+    // As after a restore in which the new takeover got the same epoch: only the lane_id differs.
     match on.place {
         Place::Postgres(_) => on.execute("UPDATE logweir_lane SET lane_id = DEFAULT").await,
         Place::Sqlite(_) => on.execute("UPDATE logweir_lane SET lane_id = lane_id + 1").await,
@@ -497,16 +497,16 @@ async fn a_lane_begun_anew_under_an_open_connection_is_opened_again(on: Fixture)
     on.assert_whole(writer, 5).await;
 }
 
-async fn a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops(on: Fixture) {
+async fn a_moved_cursor_is_reported_and_a_reused_sequence_number_stops_the_lane(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(&on.store, &lease, 0).await;
     let mut feed = Feed::new(0);
     flusher.flush(&feed.plain(5)).await.unwrap();
     let start = feed.clone();
     flusher.flush(&feed.plain(6)).await.unwrap();
 
-    // Boundaries moved: frames 2 and 3 in one batch, of which 2 is in.
+    // Different boundaries: frames 2 and 3 in one batch, of which 2 is committed.
     let mut wide = start.clone();
     let batch = wide.batch(&[&[record("x"); 6], &[record("y")]]);
     match flusher.flush(&batch).await.unwrap_err() {
@@ -519,9 +519,9 @@ async fn a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops(on: Fi
     on.assert_whole(writer, 11).await;
 }
 
-async fn counts_that_do_not_add_up_are_refused_with_their_numbers(on: Fixture) {
+async fn inconsistent_counts_are_rejected_with_their_numbers(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(&on.store, &lease, 0).await;
     let mut feed = Feed::new(0);
     flusher.flush(&feed.plain(5)).await.unwrap();
@@ -539,21 +539,21 @@ async fn counts_that_do_not_add_up_are_refused_with_their_numbers(on: Fixture) {
 
 async fn records_that_the_journal_lost_are_counted(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(&on.store, &lease, 0).await;
     let mut feed = Feed::new(0);
     let mut batch = feed.batch(&[&[record("a"); 2], &[record("damaged"); 4], &[record("c"); 3]]);
     batch.frames.remove(1);
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
     let row = &on.store.lanes(writer).await.unwrap()[0];
-    assert_eq!((row.rows, row.lost, row.settled()), (5, 4, 9));
+    assert_eq!((row.rows, row.lost, row.accounted()), (5, 4, 9));
     let first = row.lane_id << 44;
     assert_eq!(on.number(&format!("SELECT count(*) FROM logs WHERE id - {first} IN (1, 2, 7, 8, 9)")).await, 5);
 }
 
-async fn the_histogram_is_a_group_by_of_the_rows(on: Fixture) {
+async fn the_histogram_equals_a_group_by_over_the_rows(on: Fixture) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     for number in 0..2 {
         let mut flusher = lane(&on.store, &lease, number).await;
         let mut feed = Feed::new(number);
@@ -583,7 +583,7 @@ async fn the_histogram_is_a_group_by_of_the_rows(on: Fixture) {
     on.assert_whole(writer, 1_200).await;
 }
 
-async fn a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed(on: Fixture) {
+async fn a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_replayed(on: Fixture) {
     let (on_rule, off_rule) = match on.place {
         Place::Postgres(_) => (
             "ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')",
@@ -596,7 +596,7 @@ async fn a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed(
     };
     on.execute(on_rule).await;
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
     let mut feed = Feed::new(0);
     let batch = feed.batch(&[&[record("a")], &[record("b"), record("rude"), record("c")]]);
@@ -609,11 +609,11 @@ async fn a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed(
     assert_eq!(letter.id, (row.lane_id << 44) + 3);
     assert!(letter.reason.contains("polite") && letter.raw.contains("rude"), "{letter:?}");
 
-    assert!(on.store.replay_dead_letter(letter).await.is_err(), "the rule still stands");
+    assert!(on.store.replay_dead_letter(letter).await.is_err(), "the constraint still exists");
     assert_eq!(on.store.dead_letters(10).await.unwrap().len(), 1);
     on.execute(off_rule).await;
     on.store.replay_dead_letter(letter).await.unwrap();
-    assert!(on.store.replay_dead_letter(letter).await.is_err(), "it is gone");
+    assert!(on.store.replay_dead_letter(letter).await.is_err(), "it was already replayed");
     on.assert_whole(writer, 4).await;
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 1);
 }
@@ -641,23 +641,23 @@ async fn old_dead_letters_are_purged(on: Fixture) {
 
 both! {
     rows_cursor_and_counters_move_together
-    the_same_batch_twice_is_once
+    flushing_a_batch_twice_stores_it_once
     an_older_epoch_is_fenced
-    a_writer_goes_on_through_its_own_runs_and_refuses_a_copy
-    a_stale_copys_own_frames_are_adopted_once
-    a_journal_older_than_the_database_begins_its_lanes_anew
-    a_newer_journal_that_turns_up_later_adopts_only_what_was_not_stored
-    a_database_put_back_to_before_the_take_over_is_taken_over_again
-    a_lane_begun_anew_under_an_open_connection_is_opened_again
-    a_cursor_that_stands_elsewhere_is_told_and_a_reused_number_stops
-    counts_that_do_not_add_up_are_refused_with_their_numbers
+    a_writer_continues_through_its_own_runs_and_rejects_a_copy
+    a_stale_copys_own_frames_are_stored_once
+    a_journal_older_than_the_database_gets_its_lanes_reset
+    a_newer_journal_that_reappears_forks_only_what_was_not_stored
+    after_a_restore_to_before_the_takeover_the_lease_is_reacquired
+    a_lane_that_is_reset_under_an_open_connection_is_reopened
+    a_moved_cursor_is_reported_and_a_reused_sequence_number_stops_the_lane
+    inconsistent_counts_are_rejected_with_their_numbers
     records_that_the_journal_lost_are_counted
-    the_histogram_is_a_group_by_of_the_rows
-    a_row_that_a_rule_of_the_user_forbids_is_set_aside_and_can_be_replayed
+    the_histogram_equals_a_group_by_over_the_rows
+    a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_replayed
     old_dead_letters_are_purged
 }
 
-// PostgreSQL alone from here on.
+// PostgreSQL only from here on.
 
 fn is_transient(error: &StoreError) -> bool {
     matches!(error, StoreError::Transient(_))
@@ -667,7 +667,7 @@ fn is_systemic(error: &StoreError) -> bool {
     matches!(error, StoreError::Systemic(_))
 }
 
-/// Flushes as the flusher does: transient errors are tried again for a while. Returns how many there were.
+/// Flushes like the flusher: retries transient errors for a while. Returns the number of errors.
 async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed, u32) {
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut tries = 0;
@@ -684,7 +684,7 @@ async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed,
 /// A prepared store, its writer and lane 0.
 async fn started(on: &Fixture) -> (Uuid, Lease, Box<dyn LaneWriter>) {
     let writer = Uuid::new_v4();
-    let lease = on.store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let flusher = lane(&on.store, &lease, 0).await;
     (writer, lease, flusher)
 }
@@ -707,8 +707,8 @@ impl Fixture {
         (server, Self { store, place: Place::Postgres(database) })
     }
 
-    /// Waits until some session waits for a lock.
-    async fn somebody_waits(&self) {
+    /// Waits until a session is waiting for a lock.
+    async fn session_waits(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while self
             .number(
@@ -718,7 +718,7 @@ impl Fixture {
             .await
             == 0
         {
-            assert!(Instant::now() < deadline, "nobody waits for a lock");
+            assert!(Instant::now() < deadline, "no session waits for a lock");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -732,7 +732,7 @@ async fn two_lanes_flush_the_same_minute_without_waiting_for_each_other() {
     let (mut feed, mut other) = (Feed::new(0), Feed::new(1));
     first.flush(&feed.plain(5)).await.unwrap();
     second.flush(&other.plain(5)).await.unwrap();
-    // Lane 0's next flush, stopped before its COMMIT by hand: its row, its rows and its counter are locked.
+    // Lane 0's next flush, stopped before its COMMIT: its lane row, rows and counter are locked.
     let beside = postgres::connect(on.url()).await;
     beside
         .batch_execute(
@@ -748,7 +748,7 @@ async fn two_lanes_flush_the_same_minute_without_waiting_for_each_other() {
 }
 
 #[tokio::test]
-async fn a_take_over_waits_for_an_open_flush_and_sees_what_it_did() {
+async fn a_takeover_waits_for_an_open_flush_and_sees_its_result() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -757,8 +757,8 @@ async fn a_take_over_waits_for_an_open_flush_and_sees_what_it_did() {
     let beside = postgres::connect(on.url()).await;
     beside.batch_execute("BEGIN; UPDATE logweir_lane SET last_seq = 77 WHERE lane = 0").await.unwrap();
     let store = on.other();
-    let taking = tokio::spawn(async move { store.take_over(&claim_at(&feed, writer, &[1], 2)).await });
-    on.somebody_waits().await;
+    let taking = tokio::spawn(async move { store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await });
+    on.session_waits().await;
     assert!(!taking.is_finished());
     beside.batch_execute("COMMIT").await.unwrap();
     let lease = taking.await.unwrap().unwrap();
@@ -767,24 +767,24 @@ async fn a_take_over_waits_for_an_open_flush_and_sees_what_it_did() {
 }
 
 #[tokio::test]
-async fn a_take_over_ends_the_connection_of_a_frozen_holder() {
+async fn a_takeover_terminates_the_connection_of_a_frozen_holder() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
     flusher.flush(&feed.plain(5)).await.unwrap();
-    // A process of epoch 1 that was stopped in the middle of its flush.
+    // A process of epoch 1 that was frozen during its flush.
     let name = format!("logweir/{}/0/1", writer.simple());
     let frozen = postgres::connect(on.url()).await;
     frozen
         .batch_execute(&format!("SET application_name = '{name}'; BEGIN; UPDATE logweir_lane SET last_seq = 9"))
         .await
         .unwrap();
-    let lease = on.other().take_over(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
+    let lease = on.other().acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     assert_eq!((lease.epoch, on.store.lanes(writer).await.unwrap()[0].last_seq), (2, 1));
-    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection is gone");
+    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection was terminated");
     on.assert_whole(writer, 5).await;
 
-    // One that was stopped while it opened a lane: it holds the writer's row.
+    // One that was frozen while it opened a lane: it holds the writer's row.
     let name = format!("logweir/{}/open-lane/2", writer.simple());
     let frozen = postgres::connect(on.url()).await;
     frozen
@@ -793,12 +793,12 @@ async fn a_take_over_ends_the_connection_of_a_frozen_holder() {
         ))
         .await
         .unwrap();
-    let stale = on.other().take_over(&claim_at(&feed, writer, &[1, 30], 31)).await.unwrap_err();
-    assert!(matches!(stale, StoreError::StaleCopy { epoch: 2, .. }), "a copy ends nobody's connection: {stale}");
+    let stale = on.other().acquire_lease(&claim_at(&feed, writer, &[1, 30], 31)).await.unwrap_err();
+    assert!(matches!(stale, StoreError::StaleCopy { epoch: 2, .. }), "a stale copy must not terminate connections: {stale}");
     frozen.batch_execute("SELECT 1").await.unwrap();
-    let lease = on.other().take_over(&claim_at(&feed, writer, &[1, 2], 3)).await.unwrap();
+    let lease = on.other().acquire_lease(&claim_at(&feed, writer, &[1, 2], 3)).await.unwrap();
     assert_eq!(lease.epoch, 3);
-    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection is gone");
+    assert!(frozen.batch_execute("COMMIT").await.is_err(), "its connection was terminated");
 }
 
 const CUT_NOT: u8 = 0;
@@ -807,8 +807,8 @@ const CUT_REPLY: u8 = 2;
 const SILENT_AFTER_CONNECTING: u8 = 3;
 const SILENT_WHILE_OPENING: u8 = 4;
 
-/// A proxy that cuts the connection once, at the next COMMIT: before it reaches the server, or after the server has answered.
-/// Or it falls silent for as long as it is told to, at the first statement of a connection or of a lane's opening.
+/// A proxy that cuts the connection once, at the next COMMIT: before it reaches the server, or after the server has
+/// responded. It can also fall silent for a while, at the first statement of a connection or when a lane is opened.
 async fn proxy(port: u16) -> (u16, Arc<AtomicU8>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -863,7 +863,7 @@ async fn a_connection_cut_at_commit_leaves_each_record_once() {
     let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
     let store = open_postgres(&url);
     let writer = Uuid::new_v4();
-    let lease = store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
     let mut feed = Feed::new(0);
     for (round, how) in [CUT_REQUEST, CUT_REPLY, CUT_REPLY, CUT_REQUEST].into_iter().enumerate() {
@@ -871,14 +871,14 @@ async fn a_connection_cut_at_commit_leaves_each_record_once() {
         cut.store(how, Ordering::SeqCst);
         let error = flusher.flush(&batch).await.unwrap_err();
         assert!(is_transient(&error), "{error}");
-        assert_eq!(cut.load(Ordering::SeqCst), CUT_NOT, "the cut was made");
+        assert_eq!(cut.load(Ordering::SeqCst), CUT_NOT, "the connection was not cut");
         assert_eq!(flush_on(&mut flusher, &batch).await.0, flushed(100, 0));
         on.assert_whole(writer, 100 * (round as u64 + 1)).await;
     }
 }
 
 #[tokio::test]
-async fn a_server_that_falls_silent_while_a_lane_is_opened_is_given_up() {
+async fn a_server_that_falls_silent_while_a_lane_is_opened_times_out() {
     let on = Fixture::postgres().await;
     let (_, lease, _flusher) = started(&on).await;
     let config: tokio_postgres::Config = on.url().parse().unwrap();
@@ -891,7 +891,7 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_is_given_up() {
     {
         cut.store(silence, Ordering::SeqCst);
         let opened = tokio::time::timeout(Duration::from_secs(60), store.open_lane(&lease, 0)).await;
-        let error = opened.expect("it is given up").err().expect("nobody answers");
+        let error = opened.expect("opening times out").err().expect("opening fails");
         assert!(is_transient(&error) && error.to_string().contains(said), "{error}");
         cut.store(CUT_NOT, Ordering::SeqCst);
         store.open_lane(&lease, 0).await.unwrap();
@@ -899,7 +899,7 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_is_given_up() {
 }
 
 #[tokio::test]
-async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
+async fn exactly_the_bad_rows_are_dead_lettered_each_with_its_reason() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let deep = format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
@@ -917,7 +917,7 @@ async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
         (with(r#"{"a":1e400000}"#), "22003"),
         (with(&deep), "54001"),
     ];
-    // Every bad one between two good ones, one at the start, two in a row at the end, over several frames.
+    // Each bad row between two good ones, one at the start, two in a row at the end, across several frames.
     let mut records = Vec::new();
     for (bad, _) in &poison {
         records.extend([*bad, record("good"), record("good")]);
@@ -938,9 +938,9 @@ async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
     assert_eq!((letters[0].seq, letters[0].row, letters[2].seq, letters[2].row), (1, 0, 1, 6));
     assert!(letters.iter().all(|letter| !letter.reason.is_empty() && letter.at_us > NOON_US));
     let raw: serde_json::Value = serde_json::from_str(&letters[3].raw).unwrap();
-    assert_eq!(raw["attributes"], r#"{"a":"\u0000"}"#);
+    assert_eq!(raw["attributes"], serde_json::json!({"a": "\u{0}"}));
 
-    // What can be mended goes in; the rest says why not, and stays.
+    // Records that can be sanitized are replayed; the others fail with a reason and stay.
     let mut replayed = 0;
     for letter in &letters {
         match on.store.replay_dead_letter(letter).await {
@@ -951,12 +951,12 @@ async fn exactly_the_poisonous_rows_are_set_aside_each_with_its_reason() {
     assert_eq!(replayed, 8, "NULs, \\u0000 and lone surrogates");
     on.assert_whole(writer, records.len() as u64).await;
 
-    // The lane goes on.
+    // The lane continues.
     assert_eq!(flusher.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
 }
 
 #[tokio::test]
-async fn a_flood_of_bad_values_is_set_aside_and_the_lane_goes_on() {
+async fn many_bad_values_are_dead_lettered_and_the_lane_continues() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -977,7 +977,7 @@ async fn a_flood_of_bad_values_is_set_aside_and_the_lane_goes_on() {
 }
 
 #[tokio::test]
-async fn a_flood_of_bad_values_hides_no_rows_that_a_rule_forbids() {
+async fn many_bad_values_do_not_hide_rows_that_a_constraint_rejects() {
     let on = Fixture::postgres().await;
     on.execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')").await;
     let (writer, _, mut flusher) = started(&on).await;
@@ -996,10 +996,10 @@ async fn a_flood_of_bad_values_hides_no_rows_that_a_rule_forbids() {
 }
 
 #[tokio::test]
-async fn a_column_that_refuses_everything_with_a_values_code_stops_the_lane() {
+async fn a_column_that_rejects_everything_with_a_value_error_stops_the_lane() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
-    // An enum says 22P02 to each text that it does not know, as jsonb does.
+    // An enum raises 22P02 for every unknown text, like jsonb.
     on.execute("CREATE TYPE mood AS ENUM ('sad'); ALTER TABLE logs ALTER host TYPE mood USING 'sad'").await;
     let mut feed = Feed::new(0);
     let error = flusher.flush(&feed.plain(150)).await.unwrap_err();
@@ -1009,7 +1009,7 @@ async fn a_column_that_refuses_everything_with_a_values_code_stops_the_lane() {
 }
 
 #[tokio::test]
-async fn a_batch_that_the_table_refuses_stops_the_lane_and_sets_nothing_aside() {
+async fn a_batch_that_the_table_rejects_stops_the_lane_and_dead_letters_nothing() {
     let on = Fixture::postgres().await;
     on.execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')").await;
     let (writer, _, mut flusher) = started(&on).await;
@@ -1022,9 +1022,9 @@ async fn a_batch_that_the_table_refuses_stops_the_lane_and_sets_nothing_aside() 
 }
 
 #[tokio::test]
-async fn a_bad_row_is_found_without_a_line_and_when_it_is_bad_only_beside_another() {
+async fn a_bad_row_is_found_without_a_line_number_and_if_it_fails_only_together_with_another() {
     let on = Fixture::postgres().await;
-    // A trigger after the statement's rows has no COPY line in its context.
+    // The context of a trigger after the statement's rows has no COPY line.
     on.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
          $$BEGIN RAISE 'rude' USING ERRCODE = '22000'; END$$; \
@@ -1047,16 +1047,16 @@ async fn a_bad_row_is_found_without_a_line_and_when_it_is_bad_only_beside_anothe
 }
 
 #[tokio::test]
-async fn a_changed_schema_stops_the_lane_until_it_is_mended_and_sets_nothing_aside() {
+async fn a_changed_schema_stops_the_lane_until_it_is_fixed_and_dead_letters_nothing() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
-    // What the open session says, and what a fresh one says.
+    // The error in an open session, and in a new one.
     let drifts = [
         ("RENAME COLUMN host TO machine", "RENAME COLUMN machine TO host", "42703", "host (text) is missing"),
-        ("ALTER host TYPE bigint USING 0", "ALTER host TYPE text", "08P01", "host is bigint and must be text"),
+        ("ALTER host TYPE bigint USING 0", "ALTER host TYPE text", "08P01", "host is bigint, expected text"),
         ("ALTER severity TYPE integer", "ALTER severity TYPE smallint", "08P01", "severity is integer"),
-        ("RENAME TO logs_old", "", "42P01", "no table logs"),
+        ("RENAME TO logs_old", "", "42P01", "table logs not found"),
         ("DROP COLUMN attributes", "ADD COLUMN attributes jsonb", "42703", "attributes (jsonb) is missing"),
     ]
     .map(|(break_it, mend_it, open, fresh)| {
@@ -1095,7 +1095,7 @@ async fn a_changed_schema_stops_the_lane_until_it_is_mended_and_sets_nothing_asi
 }
 
 #[tokio::test]
-async fn a_revoked_permission_stops_and_a_connection_limit_passes() {
+async fn a_revoked_privilege_is_systemic_and_a_connection_limit_transient() {
     let on = Fixture::postgres().await;
     let role = format!("app_{}", Uuid::new_v4().simple());
     let database = on.url().rsplit('/').next().unwrap();
@@ -1107,7 +1107,7 @@ async fn a_revoked_permission_stops_and_a_connection_limit_passes() {
     let at = on.url().split('@').next_back().unwrap();
     let store = open_postgres(&format!("postgres://{role}:p@{at}"));
     let writer = Uuid::new_v4();
-    let lease = store.take_over(&claim(writer, &[], 1)).await.unwrap();
+    let lease = store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
     let mut feed = Feed::new(0);
 
@@ -1127,7 +1127,7 @@ async fn a_revoked_permission_stops_and_a_connection_limit_passes() {
 }
 
 #[tokio::test]
-async fn a_held_lock_a_slow_statement_and_an_ended_session_pass() {
+async fn a_held_lock_a_slow_statement_and_a_terminated_session_are_transient() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -1142,7 +1142,7 @@ async fn a_held_lock_a_slow_statement_and_an_ended_session_pass() {
 
     let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
     let store = store::open(&hasty).unwrap().store();
-    let lease = store.take_over(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
+    let lease = store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
     on.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN new; END$$; \
@@ -1165,7 +1165,7 @@ async fn a_held_lock_a_slow_statement_and_an_ended_session_pass() {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_restarts_or_turns_read_only_costs_time_and_nothing_else() {
+async fn a_crash_a_restart_and_a_read_only_server_are_transient() {
     let (server, on) = Fixture::private(Options::default()).await;
     let (writer, lease, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -1188,9 +1188,9 @@ async fn a_server_that_dies_restarts_or_turns_read_only_costs_time_and_nothing_e
 
     let batch = feed.plain(10);
     server.set_read_only(true).await;
-    // The session has its own setting; a session begun now is read-only from the start.
+    // The open session has its own setting; a new session is read-only from the start.
     let mut fresh = on.store.open_lane(&lease, 0).await.err();
-    let error = fresh.take().expect("a read-only server opens no lane");
+    let error = fresh.take().expect("a read-only server must not open a lane");
     assert!(is_transient(&error), "{error}");
     let error = flusher.flush(&batch).await.unwrap_err();
     assert!(is_transient(&error) && error.to_string().contains("25006"), "{error}");
@@ -1203,13 +1203,13 @@ async fn a_server_that_dies_restarts_or_turns_read_only_costs_time_and_nothing_e
 const DAY_US: i64 = 86_400_000_000;
 
 #[tokio::test]
-async fn partitions_are_made_ahead_take_over_the_default_ones_rows_and_are_dropped() {
+async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_are_dropped() {
     let on = Fixture::postgres().await;
     if on.store.name() == "TimescaleDB" {
         return;
     }
     let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'logs'::regclass";
-    assert_eq!(on.number(partitions).await, 6, "yesterday to three days ahead, and the default one");
+    assert_eq!(on.number(partitions).await, 6, "yesterday to three days ahead, and the default partition");
     on.store.prepare().await.unwrap();
     assert_eq!(on.number(partitions).await, 6, "once");
 
@@ -1231,16 +1231,16 @@ async fn partitions_are_made_ahead_take_over_the_default_ones_rows_and_are_dropp
 
     let keeping = store::open(&keeping).unwrap().store();
     keeping.maintain(today).await.unwrap();
-    assert_eq!(on.number("SELECT count(*) FROM logs").await, 4, "what was 40 days old went from the default partition");
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 4, "the row that was 40 days old must be deleted from the default partition");
     keeping.maintain(today + 32 * DAY_US).await.unwrap();
     let old = "SELECT count(*) FROM pg_class WHERE relname IN ('logs_p20241003', 'logs_p20241004', 'logs_p20241005')";
     assert_eq!(on.number(old).await, 0);
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "three days and four days ahead, and the end of time");
-    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3, "the histogram follows");
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3, "the histogram must match");
 }
 
 #[tokio::test]
-async fn retention_deletes_old_rows_from_sqlite() {
+async fn retention_deletes_expired_rows_from_sqlite() {
     let on = Fixture::sqlite().await;
     let (_, _, mut flusher) = started(&on).await;
     let at = |ts_us| Record { ts_us, ..record("m") };
@@ -1256,10 +1256,10 @@ async fn retention_deletes_old_rows_from_sqlite() {
 }
 
 #[tokio::test]
-async fn queries_have_a_pool_of_their_own_that_cannot_write_and_does_not_hang() {
+async fn queries_have_their_own_read_only_pool_that_does_not_hang() {
     let on = Fixture::postgres().await;
     let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
-    let Opened::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
+    let AnyStore::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
     let client = store.read_pool().get().await.unwrap();
     let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
     assert_eq!(code(client.execute("DELETE FROM logs", &[]).await.unwrap_err()).as_deref(), Some("25006"));
@@ -1302,18 +1302,18 @@ async fn tls_is_verified() {
         with(right.clone(), mode).prepare().await.unwrap();
     }
     let store = with(right.clone(), "require");
-    let lease = store.take_over(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
+    let lease = store.acquire_lease(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
     lane(&store, &lease, 0).await.flush(&Feed::new(0).plain(1_000)).await.unwrap();
     assert_eq!(store.lanes(lease.writer).await.unwrap()[0].rows, 1_000);
     let error = with(right, "disable").prepare().await.unwrap_err();
     assert!(is_systemic(&error) && error.to_string().contains("28000"), "{error}");
 }
 
-// Kill points and mutations: a switch is thrown for a whole process, so each of these runs in one of its own.
+// Kill points and mutations apply to a whole process, so each of these tests runs in its own process.
 
 const CHILD_STORE: &str = "LOGWEIR_TEST_CHILD_STORE";
 
-/// Not a test by itself: what the child process does. Run 1 flushes two batches; then run 2 takes over and run 1 goes on.
+/// The child process of the tests below: run 1 flushes two batches, then run 2 acquires the lease and run 1 continues.
 #[tokio::test]
 #[ignore = "started by the tests below"]
 async fn child() {
@@ -1324,21 +1324,21 @@ async fn child() {
         None => DatabaseUrl::Postgres(url),
     };
     let store = store::open(&settings(url)).unwrap().store();
-    let lease = store.take_over(&claim(Uuid::nil(), &[], 1)).await.unwrap();
+    let lease = store.acquire_lease(&claim(Uuid::nil(), &[], 1)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
     let mut feed = Feed::new(0);
     for _ in 0..2 {
         flusher.flush(&feed.plain(100)).await.unwrap();
     }
-    store.take_over(&claim_at(&feed, Uuid::nil(), &[1], 2)).await.unwrap();
+    store.acquire_lease(&claim_at(&feed, Uuid::nil(), &[1], 2)).await.unwrap();
     match flusher.flush(&feed.plain(100)).await {
-        Ok(_) => println!("the old epoch was let in"),
+        Ok(_) => println!("the old epoch was accepted"),
         Err(StoreError::Fenced { .. }) => println!("the old epoch was fenced"),
         Err(other) => panic!("{other}"),
     }
 }
 
-/// Runs the child with `faults` switched on; returns whether it lived, and what it said.
+/// Runs the child with `faults` armed. Returns whether it survived, and its output.
 async fn run_child(on: &Fixture, faults: &str) -> (bool, String) {
     let url = match &on.place {
         Place::Postgres(database) => database.url.clone(),
@@ -1350,11 +1350,11 @@ async fn run_child(on: &Fixture, faults: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The next run: takes over and flushes from the journal what is missing, as replay does.
+/// The next run: acquires the lease and flushes what is missing, like a replay.
 async fn replay(on: &Fixture) -> Result<(), StoreError> {
     let mut feed = Feed::new(0);
     let batches = [feed.plain(100), feed.plain(100)];
-    let lease = on.store.take_over(&claim_at(&feed, Uuid::nil(), &[1], 2)).await?;
+    let lease = on.store.acquire_lease(&claim_at(&feed, Uuid::nil(), &[1], 2)).await?;
     let (mut flusher, row) = on.store.open_lane(&lease, 0).await?;
     for batch in batches {
         if batch.to_seq() > row.last_seq {
@@ -1367,7 +1367,7 @@ async fn replay(on: &Fixture) -> Result<(), StoreError> {
 async fn a_kill_at_any_point_leaves_each_record_once(first: Fixture) {
     let mut on = first;
     for point in ["cas.before", "cas.after", "copy.before", "copy.after", "commit.before", "commit.after"] {
-        // In the second flush, so that there is something before it.
+        // In the second flush, so that a flush precedes it.
         let (lived, said) = run_child(&on, &format!("store.{point}=1*off->return")).await;
         assert!(!lived, "{point}: {said}");
         replay(&on).await.unwrap();
@@ -1383,21 +1383,21 @@ async fn a_kill_at_any_point_leaves_each_record_once(first: Fixture) {
     on.assert_whole(Uuid::nil(), 200).await;
 }
 
-async fn without_the_compare_and_set_an_old_epoch_gets_in(on: Fixture) {
+async fn without_the_compare_and_set_an_old_epoch_is_accepted(on: Fixture) {
     let (lived, said) = run_child(&on, "mutation.no_cas=return").await;
-    assert!(lived && said.contains("the old epoch was let in"), "{said}");
+    assert!(lived && said.contains("the old epoch was accepted"), "{said}");
 }
 
-async fn a_cursor_outside_of_the_transaction_doubles_rows(on: Fixture) {
+async fn a_cursor_outside_the_transaction_duplicates_rows(on: Fixture) {
     let (lived, said) = run_child(&on, "mutation.cursor_outside_tx=return;store.mutation.between=1*off->return").await;
     assert!(!lived, "{said}");
     let outcome = replay(&on).await;
     let whole = outcome.is_ok() && on.number("SELECT count(*) FROM logs").await == 200;
-    assert!(!whole, "the mutation is not noticed");
+    assert!(!whole, "the mutation was not detected");
 }
 
 both! {
     a_kill_at_any_point_leaves_each_record_once
-    without_the_compare_and_set_an_old_epoch_gets_in
-    a_cursor_outside_of_the_transaction_doubles_rows
+    without_the_compare_and_set_an_old_epoch_is_accepted
+    a_cursor_outside_the_transaction_duplicates_rows
 }

@@ -1,20 +1,33 @@
-//! Exit codes: what a script or an orchestrator can tell apart. 64 to 78 are those of `sysexits.h`.
+//! Exit codes that scripts and orchestrators can distinguish. 64 to 78 are those of `sysexits.h`.
 
-/// It is done.
+/// Success.
 pub const OK: u8 = 0;
-/// It ran, and what it was to show does not hold: a gap was found, something was not accepted.
+/// The command ran and its check failed: a record is missing, was rejected, or the server is not healthy.
 pub const FAILED: u8 = 1;
-/// The command line is wrong.
+/// The command line is invalid.
 pub const USAGE: u8 = 64;
-/// A file that is to be read is not there.
+/// An input file or journal does not exist or cannot be read.
 pub const NO_INPUT: u8 = 66;
-/// A server or a store cannot be reached.
+/// A server or the database cannot be reached, or an address or a journal is in use.
 pub const UNAVAILABLE: u8 = 69;
-/// A stage was restarted too often.
+/// A stage failed too often.
 pub const RESTARTS: u8 = 70;
-/// The disk failed.
+/// A disk or standard output failed.
 pub const DISK: u8 = 74;
-/// Another process has taken the journal over.
+/// Another process has taken over the journal.
 pub const FENCED: u8 = 75;
-/// The configuration is wrong.
+/// The configuration is invalid.
 pub const CONFIG: u8 = 78;
+
+/// The list that `--help` prints.
+pub(super) const LIST: &str = "\
+Exit codes:
+   0  success
+   1  the check failed: a record is missing or was rejected, or the server is not healthy
+  64  invalid command line or query
+  66  an input file or a journal does not exist or cannot be read
+  69  a server or the database cannot be reached, or an address or a journal is in use
+  70  a stage of the server failed too often
+  74  a disk or standard output failed
+  75  another process has taken over the journal
+  78  invalid configuration";

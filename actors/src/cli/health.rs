@@ -1,62 +1,77 @@
-//! `logweir health`: the probe for platforms that have none of their own, from an image without a shell.
+//! `logweir health`: the health check for platforms without one of their own, from an image without a shell.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
-use super::{Failure, Outcome, RunArgs, exit};
+use super::args::ConfigArgs;
+use super::output::{self, Output};
+use super::remote::reachable;
+use super::{Failure, Outcome, exit};
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     #[command(flatten)]
-    run: RunArgs,
-    /// Ask whether a body would be taken now (/readyz), not only whether it answers (/livez)
+    pub(super) config: ConfigArgs,
+    /// Base address of the server's admin port [default: admin.listen of the configuration]
+    #[arg(long, short, value_name = "URL")]
+    url: Option<String>,
+    /// Check readiness (/readyz: records are accepted now) instead of liveness (/livez: the process responds)
     #[arg(long)]
     ready: bool,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
+    output: Output,
+}
+
+/// The result as JSON.
+#[derive(Serialize)]
+struct Health<'a> {
+    url: &'a str,
+    healthy: bool,
+    /// Why it is not healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
 }
 
 pub(super) fn health(args: &HealthArgs) -> Outcome {
-    let loaded = crate::config::load(&args.run.inputs()).map_err(Failure::config)?;
-    let address = reachable(loaded.config.admin.listen);
-    let path = if args.ready { "readyz" } else { "livez" };
-    let url = format!("http://{address}/{path}");
+    let base = match &args.url {
+        Some(url) if url.contains("://") => url.trim_end_matches('/').to_owned(),
+        Some(url) => format!("http://{}", url.trim_end_matches('/')),
+        None => format!("http://{}", reachable(args.config.load()?.config.admin.listen)),
+    };
+    let url = format!("{base}/{}", if args.ready { "readyz" } else { "livez" });
+    let reason = check(&url).err();
+    match (args.output, &reason) {
+        _ if args.config.quiet => {}
+        (Output::Json, _) => {
+            output::json(
+                &mut io::stdout(),
+                &Health { url: &url, healthy: reason.is_none(), reason: reason.as_deref() },
+            )?;
+        }
+        (_, None) => writeln!(io::stdout(), "{base} - {}", if args.ready { "ready" } else { "alive" })?,
+        (_, Some(reason)) => return Err(Failure::new(exit::FAILED, format!("{url}: {reason}"))),
+    }
+    Ok(if reason.is_none() { exit::OK } else { exit::FAILED }.into())
+}
+
+/// Whether `url` responds with success; else why not.
+fn check(url: &str) -> Result<(), String> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(TIMEOUT))
         .build()
         .into();
-    let mut answer = agent.get(&url).call().map_err(|error| Failure::told(exit::FAILED, format!("{url}: {error}")))?;
-    if answer.status().is_success() {
-        return Ok(exit::OK.into());
+    let mut response = agent.get(url).call().map_err(|error| error.to_string())?;
+    if response.status().is_success() {
+        return Ok(());
     }
-    let said = answer.body_mut().read_to_string().unwrap_or_default();
-    Err(Failure::told(exit::FAILED, format!("{url}: {} {said}", answer.status())))
-}
-
-/// Where a listener on every address is reached from beside it.
-fn reachable(mut listen: SocketAddr) -> SocketAddr {
-    match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    listen
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_address_is_reached_on_loopback() {
-        for (listen, asked) in [("0.0.0.0:9600", "127.0.0.1:9600"), ("[::]:1", "[::1]:1"), ("10.0.0.7:2", "10.0.0.7:2")]
-        {
-            let address = |text: &str| text.parse().expect("an address");
-            assert_eq!(reachable(address(listen)), address(asked));
-        }
-    }
+    let text = response.body_mut().read_to_string().unwrap_or_default();
+    Err(format!("{} {}", response.status(), text.trim()))
 }

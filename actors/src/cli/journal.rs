@@ -1,4 +1,5 @@
-//! `logweir journal`: any journal's directory, also an orphaned one, without the process that wrote it.
+//! `logweir journal`: inspects, repairs and drains any journal directory, also an orphaned one, without the process that
+//! wrote it.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,116 +10,180 @@ use logweir_engine::codec;
 use logweir_engine::journal::{self, Damage, Frame, LaneId, OpenError, Report};
 use logweir_engine::record::Record;
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use super::{ConfigArgs, Failure, Outcome, exit};
+use super::args::{ConfigArgs, StoreArgs};
+use super::output::{self, Color, Output, Records, count};
+use super::{Failure, Outcome, exit};
 use crate::config::keys::Unit;
 use crate::config::value::show_number;
+use crate::record_json::RecordJson;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JournalCommand {
-    /// Read every byte and say how it stands; changes nothing, also while a server runs. Exit code 1 if there is damage.
+    /// Verify every byte of a journal
+    ///
+    /// Changes nothing, and may run beside a server. Exits with 1 if the journal is damaged, with 66 if there is none.
     Check(CheckArgs),
-    /// Print the records in it, one JSON object per line.
+    /// Print the records of a journal
+    ///
+    /// Changes nothing, and may run beside a server. Each record has its lane, the sequence number of its frame and its row in
+    /// that frame.
     Dump(DumpArgs),
-    /// Keep aside what is torn or damaged, as a start would. No server may run.
+    /// Truncate a torn end and move damaged bytes to quarantine/, as a start of the server does
+    ///
+    /// The journal must not be open in a server.
     Repair(CheckArgs),
-    /// Bring everything in it into the database, then seal it. No server may run.
+    /// Write everything in a journal to the database, then seal the journal
+    ///
+    /// For a journal whose server will not run again. The journal must not be open in a server.
     Drain(DrainArgs),
+}
+
+/// Which journal.
+#[derive(Debug, Args)]
+pub(super) struct DirArgs {
+    /// Journal directory, or the data directory that contains it [default: the configured data_dir]
+    #[arg(long, short, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Data directory: short for --set data_dir=DIR
+    #[arg(long, value_name = "DIR", conflicts_with = "dir", help_heading = "Configuration")]
+    data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// The journal, or the data_dir that it lies in
-    #[arg(long)]
-    dir: PathBuf,
-    /// One JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DumpArgs {
-    /// The journal, or the data_dir that it lies in
-    #[arg(long)]
-    dir: PathBuf,
-    /// Only this lane
-    #[arg(long)]
-    lane: Option<LaneId>,
-    /// From this sequence number on
-    #[arg(long, default_value_t = 0)]
-    from_seq: u64,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DrainArgs {
-    /// The journal, or the data_dir that it lies in
-    #[arg(long)]
-    dir: PathBuf,
-    /// Of a copy that another copy has overtaken: save what only this one has
-    #[arg(long)]
-    adopt: bool,
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
+    output: Output,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// `dir` itself, or the journal in it if it is a `data_dir`.
-///
-/// # Errors
-/// There is no such directory: looking must not make one.
-pub(super) fn journal_dir(dir: &Path) -> Result<PathBuf, Failure> {
-    let inner = dir.join("journal");
-    match (inner.is_dir(), dir.is_dir()) {
-        (true, _) => Ok(inner),
-        (_, true) => Ok(dir.to_owned()),
-        _ => Err(Failure::told(exit::NO_INPUT, format!("there is no directory {}", dir.display()))),
+#[derive(Debug, Args)]
+pub(super) struct DumpArgs {
+    #[command(flatten)]
+    dir: DirArgs,
+    /// Print records of this lane only
+    #[arg(long, value_name = "LANE")]
+    lane: Option<LaneId>,
+    /// Start at the frame with this sequence number
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    from_seq: u64,
+    /// Print at most N records
+    #[arg(long, short = 'n', value_name = "N")]
+    limit: Option<u64>,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "ndjson",
+        value_parser = output::among([Output::Text, Output::Json, Output::Ndjson]))]
+    output: Output,
+    /// Color the text output by severity
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: Color,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DrainArgs {
+    /// Journal directory, or the data directory that contains it [default: the configured data_dir]
+    #[arg(long, short, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Fork a copy of a journal that has fallen behind the original: write only the records that this copy alone has
+    ///
+    /// For a volume that was restored or cloned while the original went on. The copy gets a new identity.
+    #[arg(long)]
+    adopt: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+impl JournalCommand {
+    pub(super) fn config_mut(&mut self) -> &mut ConfigArgs {
+        match self {
+            Self::Check(args) | Self::Repair(args) => &mut args.config,
+            Self::Dump(args) => &mut args.config,
+            Self::Drain(args) => &mut args.store.config,
+        }
     }
 }
 
-/// What an engine's refusal means to a script.
-pub(super) fn refused(error: OpenError) -> Failure {
+/// The journal in `dir`, which is a journal directory or a `data_dir`.
+///
+/// # Errors
+/// There is no journal: a check must not succeed because of a typo, and must not create a directory.
+pub(super) fn journal_dir(dir: &Path) -> Result<PathBuf, Failure> {
+    let inner = dir.join("journal");
+    let journal = if inner.is_dir() { inner } else { dir.to_owned() };
+    let entries = std::fs::read_dir(&journal)
+        .map_err(|error| Failure::new(exit::NO_INPUT, format!("no journal in {}: {error}", dir.display())))?;
+    let is_segment = |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "wal");
+    if entries.flatten().any(is_segment) {
+        return Ok(journal);
+    }
+    let message = format!(
+        "no journal in {}: expected a journal directory with segments (*.wal), or a data directory that contains journal/",
+        dir.display()
+    );
+    Err(Failure::new(exit::NO_INPUT, message))
+}
+
+impl DirArgs {
+    /// The specified journal, else the configured one.
+    fn journal(&self, config: &ConfigArgs) -> Result<PathBuf, Failure> {
+        match self.dir.as_ref().or(self.data_dir.as_ref()) {
+            Some(dir) => journal_dir(dir),
+            None => journal_dir(&config.load()?.config.data_dir),
+        }
+    }
+}
+
+/// The exit code of an error of the engine.
+pub(super) fn open_failure(error: OpenError) -> Failure {
     let code = match error {
         OpenError::Io { .. } => exit::DISK,
+        OpenError::InvalidConfig { .. } => exit::CONFIG,
         OpenError::Locked { .. } | OpenError::TooNew { .. } => exit::UNAVAILABLE,
     };
-    Failure::told(code, error)
+    Failure::new(code, error)
 }
 
 pub(super) fn journal(command: &JournalCommand) -> Outcome {
     match command {
         JournalCommand::Check(args) => {
-            let report = journal::check(&journal_dir(&args.dir)?).map_err(refused)?;
-            print(&report, args.json)?;
+            let report = journal::check(&args.dir.journal(&args.config)?).map_err(open_failure)?;
+            print(&report, args.output)?;
             Ok(if report.damage.is_empty() { exit::OK } else { exit::FAILED }.into())
         }
         JournalCommand::Repair(args) => {
-            let report = journal::repair(&journal_dir(&args.dir)?).map_err(refused)?;
-            print(&report, args.json)?;
+            let report = journal::repair(&args.dir.journal(&args.config)?).map_err(open_failure)?;
+            print(&report, args.output)?;
             Ok(exit::OK.into())
         }
         JournalCommand::Dump(args) => dump(args),
         JournalCommand::Drain(args) => {
-            let dir = journal_dir(&args.dir)?;
-            Ok(crate::run::drain_journal(args.config.load()?.config, &dir, args.adopt))
+            let config = args.store.load()?.config;
+            let dir = journal_dir(args.dir.as_deref().unwrap_or(&config.data_dir))?;
+            Ok(crate::run::drain_journal(config, &dir, args.adopt))
         }
     }
 }
 
-fn print(report: &Report, json: bool) -> io::Result<()> {
+fn print(report: &Report, format: Output) -> io::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
-    if json {
-        writeln!(out, "{}", serde_json::to_string(report).map_err(io::Error::other)?)?;
-        return out.flush();
+    if format == Output::Json {
+        return output::json(&mut out, report);
     }
     let bytes = |number| show_number(number, Unit::Bytes);
     match report.writer {
-        Some(writer) => writeln!(out, "writer {writer}, {} runs", report.runs.len() + 1)?,
-        None => writeln!(out, "no segment of a journal is here")?,
+        Some(writer) => writeln!(out, "writer {writer}, {}", count(report.runs.len() as u64 + 1, "run"))?,
+        None => writeln!(out, "writer unknown: no segment is readable")?,
     }
     let state = match (report.locked, report.clean) {
-        (true, _) => "a process has it open; its newest frames may still be on their way",
-        (_, true) => "sealed: the last run ended in order",
-        _ => "not sealed: the last run ended on the way",
+        (true, _) => "open in a running process: its latest frames may not be visible yet",
+        (_, true) => "sealed: the last run shut down cleanly",
+        _ => "not sealed: the last run did not shut down cleanly",
     };
     writeln!(out, "{state}")?;
     for segment in &report.segments {
@@ -130,16 +195,17 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
         )?;
     }
     for (lane, tail) in &report.lanes {
-        writeln!(out, "lane {lane}: up to seq {}, {} records since the journal was made", tail.seq, tail.records)?;
+        let records = count(tail.records, "record");
+        writeln!(out, "lane {lane}: up to seq {}, {records} since the journal was created", tail.seq)?;
     }
     if report.torn_bytes > 0 {
-        writeln!(out, "torn: {} bytes at the end that nobody was promised", report.torn_bytes)?;
+        writeln!(out, "torn end: {} that were never acknowledged", count(report.torn_bytes, "byte"))?;
     }
     if report.quarantine_bytes > 0 {
-        writeln!(out, "kept aside in quarantine/: {}", bytes(report.quarantine_bytes))?;
+        writeln!(out, "in quarantine/: {}", bytes(report.quarantine_bytes))?;
     }
     for damage in &report.damage {
-        writeln!(out, "damage: {}", told(damage))?;
+        writeln!(out, "damage: {}", described(damage))?;
     }
     if report.damage.is_empty() {
         writeln!(out, "no damage")?;
@@ -147,93 +213,64 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
     out.flush()
 }
 
-/// One damage in a line.
-pub(super) fn told(damage: &Damage) -> String {
-    let Damage { segment, offset, bytes, seq_first, seq_last, what } = damage;
+/// Damage on one line.
+pub(super) fn described(damage: &Damage) -> String {
+    let Damage { segment, offset, bytes, seq_first, seq_last, reason } = damage;
     let lost = if seq_first <= seq_last { format!("seq {seq_first}..{seq_last} lost") } else { "no frame lost".into() };
-    format!("segment {segment} at {offset}, {bytes} bytes, {lost}: {what}")
+    format!("segment {segment} at offset {offset}, {}, {lost}: {reason}", count(*bytes, "byte"))
 }
 
-/// One record as `dump` prints it.
+/// A record and its place in the journal.
 #[derive(Serialize)]
 struct Line<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ts: Option<String>,
-    /// For times that no calendar has.
+    #[serde(flatten)]
+    record: RecordJson<'a>,
+    /// The journaled time in microseconds since 1970, where it is outside the calendar and `ts` therefore clamped.
     #[serde(skip_serializing_if = "Option::is_none")]
     ts_us: Option<i64>,
-    severity: &'static str,
-    severity_number: u8,
-    service: &'a str,
-    host: &'a str,
-    message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    attributes: Option<Attributes<'a>>,
     lane: LaneId,
     seq: u64,
     row: usize,
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Attributes<'a> {
-    Json(&'a RawValue),
-    Text(&'a str),
-}
-
 impl<'a> Line<'a> {
     fn new(record: Record<'a>, frame: &Frame, row: usize) -> Self {
-        let ts = Timestamp::from_microsecond(record.ts_us).ok().map(|ts| ts.to_string());
-        // A line feed inside would end the NDJSON line.
-        let json = || serde_json::from_str(record.attributes).ok().filter(|_| !record.attributes.contains('\n'));
-        let attributes = (!record.attributes.is_empty())
-            .then(|| json().map_or(Attributes::Text(record.attributes), Attributes::Json));
-        Self {
-            ts_us: ts.is_none().then_some(record.ts_us),
-            ts,
-            severity: record.severity.name(),
-            severity_number: record.severity.number(),
-            service: record.service,
-            host: record.host,
-            message: record.message,
-            attributes,
-            lane: frame.lane,
-            seq: frame.seq,
-            row,
-        }
+        let ts_us = Timestamp::from_microsecond(record.ts_us).is_err().then_some(record.ts_us);
+        Self { ts_us, record: record.into(), lane: frame.lane, seq: frame.seq, row }
     }
 }
 
 fn dump(args: &DumpArgs) -> Outcome {
-    let dir = journal_dir(&args.dir)?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let dir = args.dir.journal(&args.config)?;
+    let out = BufWriter::new(io::stdout().lock());
+    let mut records = Records::new(out, args.output, args.color.is_on());
     let mut written = Ok(());
-    let mut undecoded: u64 = 0;
+    let (mut undecoded, mut left): (u64, _) = (0, args.limit.unwrap_or(u64::MAX));
     journal::dump(&dir, args.lane, args.from_seq, &mut |frame, segment, offset| {
-        if written.is_err() {
+        if written.is_err() || left == 0 {
             return;
         }
         match codec::decode(frame.codec, &frame.payload) {
             Ok(chunk) => {
-                written = chunk.iter().enumerate().try_for_each(|(row, record)| {
-                    serde_json::to_writer(&mut out, &Line::new(record, &frame, row))?;
-                    out.write_all(b"\n")
+                let rows = usize::try_from(left).unwrap_or(usize::MAX);
+                written = chunk.iter().enumerate().take(rows).try_for_each(|(row, record)| {
+                    left -= 1;
+                    records.serialize(&Line::new(record, &frame, row))
                 });
             }
             Err(error) => {
                 undecoded += 1;
+                let (lane, seq) = (frame.lane, frame.seq);
                 let _ = writeln!(
                     io::stderr(),
-                    "logweir: lane {} seq {} (segment {segment} at {offset}): {error}",
-                    frame.lane,
-                    frame.seq
+                    "logweir: cannot decode lane {lane} seq {seq} (segment {segment} at offset {offset}): {error}"
                 );
             }
         }
     })
-    .map_err(refused)?;
+    .map_err(open_failure)?;
     written?;
-    out.flush()?;
+    records.finish()?;
     Ok(if undecoded == 0 { exit::OK } else { exit::FAILED }.into())
 }
 
@@ -260,14 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_one_line_whatever_is_in_it() {
+    fn a_record_is_one_line_with_its_place() {
         let one = line(1_700_000_000_000_001, r#"{"a":[1]}"#);
-        assert_eq!(one["ts"], "2023-11-14T22:13:20.000001Z");
-        assert_eq!(one["attributes"]["a"][0], 1);
-        assert_eq!((&one["seq"], &one["row"], &one["severity"]), (&7.into(), &3.into(), &"WARN".into()));
-        assert_eq!(line(0, "{\n}")["attributes"], "{\n}");
-        assert_eq!(line(0, "not json")["attributes"], "not json");
-        assert_eq!(line(0, "").get("attributes"), None);
+        assert_eq!((&one["ts"], one.get("ts_us")), (&"2023-11-14T22:13:20.000001Z".into(), None));
+        assert_eq!((&one["seq"], &one["row"], &one["severity"]), (&7.into(), &3.into(), &13.into()));
+        assert_eq!((&one["severity_text"], &one["attributes"]["a"][0]), (&"WARN".into(), &1.into()));
+        assert_eq!(line(0, "not json")["attributes_text"], "not json");
         assert_eq!(line(i64::MAX, "")["ts_us"], i64::MAX);
     }
 }

@@ -1,10 +1,13 @@
-//! The command line: what was typed becomes a call, and how it went becomes an exit code.
+//! The command line: parses arguments, runs a command, and turns its outcome into an exit code.
 //!
-//! - Results go to standard output, everything said about them to standard error.
-//! - A reader that goes away (`logweir journal dump | head`) is not an error.
-//! - The configuration is checked as a whole before a command does anything.
+//! - Results go to standard output, status messages and errors to standard error.
+//! - A reader that closes the pipe (`logweir journal dump | head`) is not an error.
+//! - The whole configuration is validated before a command does anything.
 
 pub mod exit;
+mod args;
+mod output;
+mod help;
 mod parse;
 mod validate;
 mod health;
@@ -20,20 +23,22 @@ mod top;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 
+use self::args::{ConfigArgs, StoreArgs};
 use crate::VERSION;
 use crate::config::layers::Inputs;
-use crate::config::{self, Database, DatabaseUrl, Loaded, Role};
+use crate::config::{self, Database, DatabaseUrl, Role};
 use crate::store::{self, LogStore, StoreError};
 
-/// Logs into PostgreSQL, each acknowledged record exactly once.
+/// Receive logs and write each acknowledged record exactly once to PostgreSQL, TimescaleDB or SQLite
+///
+/// Without a command, runs the server with the options of `logweir run`.
 #[derive(Debug, Parser)]
-#[command(name = "logweir", version = VERSION, args_conflicts_with_subcommands = true, after_help = EXIT_CODES)]
+#[command(name = "logweir", version = VERSION, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -41,117 +46,98 @@ struct Cli {
     run: RunArgs,
 }
 
-const EXIT_CODES: &str = "Without a command it runs. Exit codes: 0 done, 1 it does not hold, 64 usage, 66 no input, \
-                          69 unavailable, 70 too many restarts, 74 disk failed, 75 fenced, 78 bad configuration.";
-
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Take records in and bring them into the database, until SIGTERM.
+    /// Run the server until SIGTERM or SIGINT
+    ///
+    /// The first signal drains: accepted records are written to the database, as far as shutdown.deadline_ms permits. A second
+    /// signal shortens that; what is left is in the journal and is written after the next start.
     Run(RunArgs),
-    /// Check the configuration, touch nothing.
+    /// Check the configuration without touching anything
+    ///
+    /// Reports every mistake with its file and line, and exits with 78 if there is one.
     Validate(validate::ValidateArgs),
-    /// Ask a running server on this machine whether it is well: exit 0 or 1.
+    /// Check whether the server on this machine is healthy
+    ///
+    /// Exits with 0 if it is, else with 1. Requests the admin port, as Kubernetes probes do.
     Health(health::HealthArgs),
-    /// Show what each line of standard input becomes, store nothing.
+    /// Show how lines on standard input would be parsed, without storing them
     Parse(parse::ParseArgs),
-    /// Send a file, standard input or generated load to a server.
+    /// Send files, standard input or generated load to a server
     Produce(produce::ProduceArgs),
-    /// Prove that journal and database agree, or name what is missing.
+    /// Check that journal and database agree, and report missing records
+    ///
+    /// Compares, for each lane, the records accepted by the journal with those in the database and in the backlog. A server may be
+    /// running. Exits with 1 if a record is missing.
     Verify(verify::VerifyArgs),
-    /// Show records that a running server has.
+    /// Search the records of a server
     Query(query::QueryArgs),
-    /// Show records as they come.
+    /// Print records as they arrive
+    ///
+    /// Continues across lost connections and restarts of the server, without a gap as long as its journal contains the records.
     Tail(tail::TailArgs),
-    /// Watch the stages, lanes and the journal of a running server.
+    /// Monitor the stages, the lanes and the journal of a server
     Top(top::TopArgs),
-    /// Look into a journal directory, mend it or empty it.
+    /// Inspect, repair or drain a journal directory
     #[command(subcommand)]
     Journal(journal::JournalCommand),
-    /// The records that the database would not take.
+    /// List, replay or purge records that the database rejected
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
-}
-
-/// Where the configuration comes from.
-#[derive(Clone, Debug, Default, Args)]
-pub struct ConfigArgs {
-    /// The configuration file [default: $LOGWEIR_CONFIG, then ./logweir.toml if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Set a key, such as batch.linger_ms=20
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
-    set: Vec<(String, String)>,
-    /// Shorthand for --set data_dir=…
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<String>,
-    /// Shorthand for --set database.url=…
-    #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
-    /// Shorthand for --set cache.url=…
-    #[arg(long, value_name = "URL")]
-    cache_url: Option<String>,
+    /// Print help for a command or a topic
+    Help(help::HelpArgs),
+    /// Print the version
+    Version,
+    /// Print a completion script for a shell
+    ///
+    /// For bash: logweir completions bash > ~/.local/share/bash-completion/completions/logweir. For zsh, write it to a file _logweir
+    /// in a directory of $fpath; for fish, to ~/.config/fish/completions/logweir.fish.
+    Completions(help::CompletionsArgs),
+    /// Print a manual page, or write those of all commands to a directory
+    ///
+    /// To read one: logweir man query | man -l -
+    Man(help::ManArgs),
 }
 
 #[derive(Clone, Debug, Default, Args)]
 struct RunArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// Shorthand for --set role=…: all, processor or gateway
+    /// Role of this process: all, processor or gateway; short for --set role=ROLE
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
-    /// Shorthand for --set http.listen=…
+    /// Address of the data port: ingestion, query API and web UI; short for --set http.listen=ADDRESS
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
-    /// Shorthand for --set admin.listen=…
+    /// Address of the admin port: probes, metrics; short for --set admin.listen=ADDRESS
     #[arg(long, value_name = "IP:PORT")]
     admin_listen: Option<String>,
-    /// Make up records of a few services, so many per second
-    #[arg(long, value_name = "RATE")]
-    demo: Option<String>,
-    /// Read records from standard input; its end drains and exits
+    // As in `produce`: --demo is a switch, --rate its records per second.
+    /// Generate records of a few fictional services
+    #[arg(long)]
+    demo: bool,
+    /// Generated records per second with --demo [default: 100]
+    #[arg(long, value_name = "N", requires = "demo")]
+    rate: Option<String>,
+    /// Read records from standard input; its end drains and stops the server
     #[arg(long)]
     stdin: bool,
+    #[command(flatten)]
+    store: StoreArgs,
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
-    Ok((key.trim().to_owned(), value.to_owned()))
-}
-
-impl ConfigArgs {
-    /// With the shorthands above `--set`: they are the more particular word.
-    fn inputs(&self) -> Inputs {
-        let mut flags: Vec<_> = self.set.iter().map(|(key, value)| ("--set", key.clone(), value.clone())).collect();
-        for (flag, path, value) in [
-            ("--data-dir", "data_dir", &self.data_dir),
-            ("--database-url", "database.url", &self.database_url),
-            ("--cache-url", "cache.url", &self.cache_url),
-        ] {
-            flags.extend(value.iter().map(|value| (flag, path.to_owned(), value.clone())));
-        }
-        Inputs { file: self.config.clone(), environment: std::env::vars_os().collect(), flags }
-    }
-
-    /// The configuration, or every mistake in it.
-    fn load(&self) -> Result<Loaded, Failure> {
-        config::load(&self.inputs()).map_err(Failure::config)
-    }
-}
+/// Records per second of `--demo`.
+const DEMO_RATE: &str = "100";
 
 impl RunArgs {
     fn inputs(&self) -> Inputs {
-        let mut inputs = self.config.inputs();
         let stdin = self.stdin.then(|| "true".to_owned());
-        for (flag, path, value) in [
-            ("--role", "role", &self.role),
-            ("--listen", "http.listen", &self.listen),
-            ("--admin-listen", "admin.listen", &self.admin_listen),
-            ("--demo", "sources.demo_rate", &self.demo),
-            ("--stdin", "sources.stdin", &stdin),
-        ] {
-            inputs.flags.extend(value.iter().map(|value| (flag, path.to_owned(), value.clone())));
-        }
-        inputs
+        let rate = self.demo.then(|| self.rate.as_deref().unwrap_or(DEMO_RATE).to_owned());
+        self.store.inputs(args::flags([
+            ("--role", "role", self.role.as_ref()),
+            ("--listen", "http.listen", self.listen.as_ref()),
+            ("--admin-listen", "admin.listen", self.admin_listen.as_ref()),
+            (if self.rate.is_some() { "--rate" } else { "--demo" }, "sources.demo_rate", rate.as_ref()),
+            ("--stdin", "sources.stdin", stdin.as_ref()),
+        ]))
     }
 
     fn run(&self) -> Outcome {
@@ -161,71 +147,147 @@ impl RunArgs {
         }
         Ok(crate::run::run(loaded.config))
     }
+
+    /// The first option that is set and that only `run` has.
+    fn own_option(&self) -> Option<&'static str> {
+        let own = [
+            ("--role", self.role.is_some()),
+            ("--listen", self.listen.is_some()),
+            ("--admin-listen", self.admin_listen.is_some()),
+            ("--demo", self.demo),
+            ("--stdin", self.stdin),
+        ];
+        own.into_iter().find_map(|(option, set)| set.then_some(option))
+    }
 }
 
-/// How a command went.
+impl Command {
+    /// The options that are also accepted before the command.
+    fn config_mut(&mut self) -> Option<&mut ConfigArgs> {
+        Some(match self {
+            Self::Run(args) => &mut args.store.config,
+            Self::Validate(args) => &mut args.store.config,
+            Self::Health(args) => &mut args.config,
+            Self::Parse(args) => &mut args.config,
+            Self::Produce(args) => &mut args.remote.config,
+            Self::Verify(args) => &mut args.store.config,
+            Self::Query(args) => &mut args.remote.config,
+            Self::Tail(args) => &mut args.remote.config,
+            Self::Top(args) => &mut args.remote.config,
+            Self::Journal(command) => command.config_mut(),
+            Self::DeadLetters(command) => command.config_mut(),
+            Self::Help(_) | Self::Version | Self::Completions(_) | Self::Man(_) => return None,
+        })
+    }
+
+    fn run(&self) -> Outcome {
+        match self {
+            Self::Run(args) => args.run(),
+            Self::Validate(args) => validate::validate(args),
+            Self::Health(args) => health::health(args),
+            Self::Parse(args) => parse::parse(args),
+            Self::Produce(args) => produce::produce(args),
+            Self::Verify(args) => verify::verify(args),
+            Self::Query(args) => query::query(args),
+            Self::Tail(args) => tail::tail(args),
+            Self::Top(args) => top::top(args),
+            Self::Journal(command) => journal::journal(command),
+            Self::DeadLetters(command) => dead_letters::dead_letters(command),
+            Self::Help(args) => help::help(args),
+            Self::Version => help::version(),
+            Self::Completions(args) => help::completions(args),
+            Self::Man(args) => help::man(args),
+        }
+    }
+}
+
+/// Outcome of a command.
 type Outcome = Result<ExitCode, Failure>;
 
-/// Why a command could not do it.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// Standard output took no more.
+    /// Standard output could not be written.
     Output(io::Error),
-    /// With the exit code and what to tell the operator.
-    Told(u8, String),
+    /// An exit code and a message for the user.
+    Message(u8, String),
 }
 
 impl Failure {
-    fn told(code: u8, message: impl std::fmt::Display) -> Self {
-        Self::Told(code, message.to_string())
+    fn new(code: u8, message: impl std::fmt::Display) -> Self {
+        Self::Message(code, message.to_string())
     }
 
     fn config(error: config::ConfigError) -> Self {
-        Self::told(exit::CONFIG, error)
+        Self::new(exit::CONFIG, error)
     }
 
     fn store(error: StoreError) -> Self {
-        Self::told(exit::UNAVAILABLE, format!("the store: {error}"))
+        Self::new(exit::UNAVAILABLE, format!("database: {error}"))
     }
 }
 
-/// Only writing to standard output fails with a bare [`io::Error`]; everything else says what it was about.
+/// Only writing to standard output fails with a bare [`io::Error`]; every other error gets a message with its context.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Output(error)
     }
 }
 
-/// Parses, dispatches, and turns the outcome into an exit code.
+/// Parses the arguments, runs the command, and returns its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { exit::USAGE } else { exit::OK };
-            // Nothing can be said about standard output or error being closed.
-            let _ = error.print();
-            return code.into();
-        }
-    };
-    let outcome = match cli.command {
-        None => cli.run.run(),
-        Some(Command::Run(args)) => args.run(),
-        Some(Command::Validate(args)) => validate::validate(&args),
-        Some(Command::Health(args)) => health::health(&args),
-        Some(Command::Parse(args)) => parse::parse(&args),
-        Some(Command::Produce(args)) => produce::produce(&args),
-        Some(Command::Verify(args)) => verify::verify(&args),
-        Some(Command::Query(args)) => query::query(&args),
-        Some(Command::Tail(args)) => tail::tail(&args),
-        Some(Command::Top(args)) => top::top(&args),
-        Some(Command::Journal(command)) => journal::journal(&command),
-        Some(Command::DeadLetters(command)) => dead_letters::dead_letters(&command),
-    };
-    match outcome {
+    match try_main(arguments) {
         Ok(code) => code,
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK.into(),
-        Err(Failure::Output(error)) => complain(exit::DISK, &format!("standard output: {error}")),
-        Err(Failure::Told(code, message)) => complain(code, &message),
+        Err(Failure::Output(error)) => complain(exit::DISK, &format!("cannot write to standard output: {error}")),
+        Err(Failure::Message(code, message)) => complain(code, &message),
+    }
+}
+
+fn try_main(arguments: impl IntoIterator<Item = OsString>) -> Outcome {
+    let cli = match parse_arguments(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are results: a full disk is an error.
+            let printed = error.print().and_then(|()| io::stdout().flush());
+            if error.use_stderr() {
+                return Ok(exit::USAGE.into());
+            }
+            printed?;
+            return Ok(exit::OK.into());
+        }
+    };
+    let Some(mut command) = cli.command else { return cli.run.run() };
+    if !matches!(command, Command::Run(_))
+        && let Some(option) = cli.run.own_option()
+    {
+        return Err(Failure::new(exit::USAGE, format!("{option} is an option of `logweir run` only")));
+    }
+    if let Command::Run(args) = &mut command {
+        args.inherit(&cli.run);
+    }
+    if let Some(config) = command.config_mut() {
+        config.inherit(&cli.run.store);
+    }
+    command.run()
+}
+
+fn parse_arguments(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = help::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+impl RunArgs {
+    /// Takes over the options of `run` that were given before the command.
+    fn inherit(&mut self, outer: &Self) {
+        let inherit = |own: &mut Option<String>, outer: &Option<String>| *own = own.take().or_else(|| outer.clone());
+        inherit(&mut self.role, &outer.role);
+        inherit(&mut self.listen, &outer.listen);
+        inherit(&mut self.admin_listen, &outer.admin_listen);
+        inherit(&mut self.rate, &outer.rate);
+        self.demo |= outer.demo;
+        self.stdin |= outer.stdin;
     }
 }
 
@@ -234,50 +296,71 @@ fn complain(code: u8, message: &str) -> ExitCode {
     code.into()
 }
 
-/// The configured store, which a server has made: the operator's commands bring no schema up to date and make no file.
+/// The configured store, which a server must have created: these commands neither migrate the schema nor create a file.
 fn open_store(database: &Database) -> Result<Arc<dyn LogStore>, Failure> {
     if let DatabaseUrl::Sqlite(path) = &database.url
         && !path.is_file()
     {
-        let message = format!("the store: there is no file {} (database.url)", path.display());
-        return Err(Failure::told(exit::UNAVAILABLE, message));
+        let message = format!("database: {} does not exist (database.url)", path.display());
+        return Err(Failure::new(exit::UNAVAILABLE, message));
     }
     Ok(store::open(database).map_err(Failure::store)?.store())
 }
 
-/// Runs `future` on this thread: the operator's commands do one thing after another.
+/// Runs `future` on this thread.
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::told(exit::UNAVAILABLE, format!("cannot start a runtime: {error}")))?;
+        .map_err(|error| Failure::new(exit::UNAVAILABLE, format!("cannot start a runtime: {error}")))?;
     Ok(runtime.block_on(future))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
-    #[test]
-    fn the_command_line_contradicts_itself_nowhere() {
-        Cli::command().debug_assert();
+    fn parsed(arguments: &[&str]) -> Cli {
+        parse_arguments(std::iter::once("logweir").chain(arguments.iter().copied()).map(OsString::from)).unwrap()
+    }
+
+    fn flags(inputs: Inputs) -> Vec<(&'static str, String, String)> {
+        inputs.flags
     }
 
     #[test]
-    fn shorthands_go_above_set_and_set_goes_in_order() {
-        let cli =
-            Cli::try_parse_from(["logweir", "--set", "lanes=3", "--listen", "a", "--set", "lanes=4", "--demo", "9"]);
-        let flags = cli.unwrap().run.inputs().flags;
-        let flags: Vec<_> = flags.iter().map(|(flag, path, value)| (*flag, path.as_str(), value.as_str())).collect();
+    fn the_command_line_is_consistent() {
+        help::command().debug_assert();
+    }
+
+    #[test]
+    fn shorthands_take_precedence_over_set() {
+        let cli = parsed(&["--set", "lanes=3", "--listen", "a", "--set", "lanes=4", "--demo", "--rate", "9", "-v"]);
         assert_eq!(
-            flags,
+            flags(cli.run.inputs()),
             [
                 ("--set", "lanes", "3"),
                 ("--set", "lanes", "4"),
                 ("--listen", "http.listen", "a"),
-                ("--demo", "sources.demo_rate", "9"),
+                ("--rate", "sources.demo_rate", "9"),
+                ("--verbose", "log.level", "debug"),
             ]
+            .map(|(flag, key, value)| (flag, key.to_owned(), value.to_owned()))
+        );
+    }
+
+    #[test]
+    fn options_before_a_command_yield_to_those_after_it() {
+        let Cli { command, run } =
+            parsed(&["-c", "a", "--set", "lanes=3", "--data-dir", "x", "validate", "--data-dir", "y"]);
+        let Some(Command::Validate(mut args)) = command else { panic!("validate") };
+        args.store.config.inherit(&run.store);
+        let inputs = args.store.inputs([]);
+        assert_eq!(inputs.file.as_deref(), Some("a".as_ref()));
+        assert_eq!(
+            flags(inputs),
+            [("--set", "lanes", "3"), ("--data-dir", "data_dir", "x"), ("--data-dir", "data_dir", "y")]
+                .map(|(flag, key, value)| (flag, key.to_owned(), value.to_owned()))
         );
     }
 }

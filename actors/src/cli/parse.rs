@@ -1,81 +1,88 @@
-//! `logweir parse`: what would become of these lines?
+//! `logweir parse`: shows how lines would be parsed, without storing anything.
 //!
-//! Lines in, as many JSON objects out, blank ones too; one line is held at a time. What is stored differs in nothing but the blank
-//! lines, which a server skips, and documents that go over many lines.
+//! Writes one record per line of input, also for blank lines; one line is held in memory at a time. Storing differs only in
+//! blank lines, which a server skips, and in documents that span lines.
 
 use std::io::{self, BufRead, Write};
 
 use clap::Args;
 use logweir_engine::clock::wall_us;
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use super::{ConfigArgs, Failure, Outcome, exit};
+use super::args::ConfigArgs;
+use super::output::{self, Color, Output, Records};
+use super::{Failure, Outcome, exit};
 use crate::message::Format;
 use crate::parser::{Explained, Memory, Rules, explain};
+use crate::record_json::RecordJson;
 
 #[derive(Debug, Args)]
 pub(super) struct ParseArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// How the lines are read: auto, a format's name, or that of one of the configuration's formats
+    /// Format of the lines: auto, a built-in format, or one of the configuration's [formats.NAME]
+    ///
+    /// `logweir help formats` lists the built-in formats.
     #[arg(long, value_name = "NAME", default_value = "auto")]
     format: String,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "ndjson",
+        value_parser = output::among([Output::Text, Output::Json, Output::Ndjson]))]
+    output: Output,
+    /// Color the text output by severity
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: Color,
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
 }
 
 pub(super) fn parse(args: &ParseArgs) -> Outcome {
     let config = args.config.load()?.config;
     let format = config.parse.format_named(&args.format).ok_or_else(|| {
         let names = config.parse.format_names();
-        Failure::told(exit::USAGE, format!("--format={:?} is not understood; there are {names}", args.format))
+        Failure::new(exit::USAGE, format!("unknown --format {:?}: expected one of {names}", args.format))
     })?;
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let out = io::BufWriter::new(io::stdout().lock());
+    let mut records = Records::new(out, args.output, args.color.is_on());
     let line_bytes_max = config.http.line_bytes_max;
-    explain_lines(&mut io::stdin().lock(), &mut out, &config.parse, format, line_bytes_max)?;
-    out.flush()?;
+    explain_lines(&mut io::stdin().lock(), &mut records, &config.parse, format, line_bytes_max)?;
+    records.finish()?;
     Ok(exit::OK.into())
 }
 
-/// One object, in the order in which people read it.
+/// The record of a line, and how it was parsed.
 #[derive(Serialize)]
 struct Line<'a> {
-    ts: String,
-    severity: u8,
-    severity_text: &'a str,
-    service: &'a str,
-    host: &'a str,
-    message: &'a str,
-    attributes: &'a RawValue,
+    #[serde(flatten)]
+    record: RecordJson<'a>,
     format: &'a str,
     parse_error: Option<&'a str>,
 }
 
 fn explain_lines(
     input: &mut impl BufRead,
-    out: &mut impl Write,
+    records: &mut Records<impl Write>,
     rules: &Rules,
     format: Format,
     line_bytes_max: usize,
 ) -> Result<(), Failure> {
     let (mut memory, mut line) = (Memory::default(), Vec::new());
-    while let Some(bytes) = next_line(input, &mut line, line_bytes_max).map_err(unread)? {
+    while let Some(bytes) = next_line(input, &mut line, line_bytes_max).map_err(unreadable)? {
         if bytes > line_bytes_max {
-            let why = format!("would be discarded: {bytes} bytes, above http.line_bytes_max of {line_bytes_max}");
+            let why = format!("would be rejected: {bytes} bytes exceed http.line_bytes_max = {line_bytes_max}");
             let mut explained = explain(rules, &mut Memory::default(), &line, Format::Plain, wall_us());
             explained.parse_error = Some(why);
-            write_line(out, &explained)?;
+            write_line(records, &explained)?;
         } else {
-            write_line(out, &explain(rules, &mut memory, &line, format, wall_us()))?;
+            write_line(records, &explain(rules, &mut memory, &line, format, wall_us()))?;
         }
     }
     Ok(())
 }
 
-fn unread(error: io::Error) -> Failure {
-    Failure::told(exit::NO_INPUT, format!("standard input: {error}"))
+fn unreadable(error: io::Error) -> Failure {
+    Failure::new(exit::NO_INPUT, format!("standard input: {error}"))
 }
 
-/// Reads up to the next line feed and keeps no more than `kept_max` bytes. Returns the line's length; `None` at the end.
+/// Reads up to the next line feed and keeps at most `kept_max` bytes. Returns the line's length, `None` at the end.
 fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>, kept_max: usize) -> io::Result<Option<usize>> {
     line.clear();
     let mut bytes = 0;
@@ -99,29 +106,10 @@ fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>, kept_max: usize) -> i
     }
 }
 
-fn write_line(out: &mut impl Write, explained: &Explained) -> Result<(), Failure> {
-    let record = explained.chunk.get(0).expect("a line becomes a record");
-    let attributes = if record.attributes.is_empty() { "{}" } else { record.attributes };
-    let attributes: &RawValue = serde_json::from_str(attributes)
-        .map_err(|error| Failure::told(exit::FAILED, format!("attributes: {error}")))?;
-    let line = Line {
-        ts: instant(record.ts_us),
-        severity: record.severity.number(),
-        severity_text: record.severity.name(),
-        service: record.service,
-        host: record.host,
-        message: record.message,
-        attributes,
-        format: &explained.format,
-        parse_error: explained.parse_error.as_deref(),
-    };
-    serde_json::to_writer(&mut *out, &line).map_err(io::Error::from)?;
-    Ok(out.write_all(b"\n")?)
-}
-
-/// RFC 3339 in UTC, with as many digits as it needs.
-fn instant(ts_us: i64) -> String {
-    jiff::Timestamp::from_microsecond(ts_us).map_or_else(|_| ts_us.to_string(), |at| at.to_string())
+fn write_line(records: &mut Records<impl Write>, explained: &Explained) -> Result<(), Failure> {
+    let record = explained.chunk.get(0).expect("explain() returns one record");
+    let (format, parse_error) = (&*explained.format, explained.parse_error.as_deref());
+    records.serialize(&Line { record: record.into(), format, parse_error })
 }
 
 #[cfg(test)]
@@ -131,9 +119,10 @@ mod tests {
 
     fn explained(input: &[u8], line_bytes_max: usize) -> Vec<serde_json::Value> {
         let mut out = Vec::new();
+        let mut records = Records::new(&mut out, Output::Ndjson, false);
         explain_lines(
             &mut io::BufReader::with_capacity(7, input),
-            &mut out,
+            &mut records,
             Rules::built_in(),
             Format::Auto,
             line_bytes_max,
@@ -146,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn each_line_has_its_object() {
+    fn each_line_becomes_one_object() {
         let lines =
             explained(b"2015-10-18 18:01:47,978 WARN [main] a.B: hot\r\n\n{\"msg\":\"x\",\"n\":1}\n{broken", 1000);
         assert_eq!(
             lines[0],
             serde_json::json!({
-                "ts": "2015-10-18T18:01:47.978Z", "severity": 13, "severity_text": "WARN", "service": "unknown_service",
+                "ts": "2015-10-18T18:01:47.978000Z", "severity": 13, "severity_text": "WARN", "service": "unknown_service",
                 "host": "", "message": "hot", "attributes": {"logger": "a.B", "thread": "main"}, "format": "application",
                 "parse_error": null,
             })
@@ -168,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn a_line_above_the_limit_is_cut_and_says_so() {
+    fn a_line_above_the_limit_is_truncated_and_reported() {
         let lines = explained(format!("{}\nshort", "x".repeat(5000)).as_bytes(), 100);
         assert_eq!((lines.len(), lines[0]["message"].as_str().unwrap().len()), (2, 100));
-        assert!(lines[0]["parse_error"].as_str().unwrap().contains("5000 bytes, above http.line_bytes_max of 100"));
+        assert!(lines[0]["parse_error"].as_str().unwrap().contains("5000 bytes exceed http.line_bytes_max = 100"));
     }
 
     proptest! {
         #[test]
-        fn as_many_objects_come_out_as_lines_go_in(input in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn there_are_as_many_objects_as_lines(input in prop::collection::vec(any::<u8>(), 0..300)) {
             let ends = input.iter().filter(|&&byte| byte == b'\n').count();
             let open = usize::from(!input.is_empty() && !input.ends_with(b"\n"));
             prop_assert_eq!(explained(&input, 64).len(), ends + open);

@@ -1,15 +1,13 @@
 //! A record on a terminal. Pure.
 //!
-//! What a record says is somebody else's text: whatever a terminal would take for a command is shown instead of sent.
+//! The text of a record is untrusted: control characters that a terminal would interpret are escaped.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 
-use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// A record as the API gives it.
+/// A record as the API returns it.
 #[derive(Debug, Deserialize)]
 pub(super) struct RecordLine {
     ts: String,
@@ -20,50 +18,18 @@ pub(super) struct RecordLine {
     message: String,
     #[serde(default)]
     attributes: Map<String, Value>,
-}
-
-/// Whether there are colours.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(super) enum Colour {
-    /// On a terminal, unless $NO_COLOR is set
-    #[default]
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
-}
-
-/// How records are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
-    /// For people
-    #[default]
-    Text,
-    /// One JSON object per line
-    Ndjson,
-    /// With a header line
-    Csv,
-}
-
-impl Colour {
-    /// Whether there are any on standard output.
-    pub(super) fn is_on(self) -> bool {
-        let terminal =
-            || std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-        match self {
-            Self::Auto => terminal(),
-            Self::Always => true,
-            Self::Never => false,
-        }
-    }
+    /// Attributes that are not a JSON object.
+    attributes_text: Option<String>,
+    /// The format that was recognized, and why it could not be parsed: `logweir parse`.
+    format: Option<String>,
+    parse_error: Option<String>,
 }
 
 const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
 const RESET: &str = "\x1b[0m";
 
-/// The colour of a severity number.
+/// The style of a severity number.
 fn paint(severity: u8) -> &'static str {
     match severity {
         21.. => "\x1b[1;97;41m",
@@ -75,16 +41,16 @@ fn paint(severity: u8) -> &'static str {
     }
 }
 
-/// Appends one record; lines after its first are indented.
-pub(super) fn record(out: &mut String, record: &RecordLine, colours: bool) {
+/// Appends one record; lines after the first are indented.
+pub(super) fn record(out: &mut String, record: &RecordLine, colors: bool) {
     let put = |out: &mut String, style: &str, text: &str| {
-        let text = shown(text);
-        match (colours, style) {
+        let text = escaped(text);
+        match (colors, style) {
             (false, _) | (_, "") => out.push_str(&text),
-            (true, style) => write!(out, "{style}{text}{RESET}").expect("a String takes all"),
+            (true, style) => write!(out, "{style}{text}{RESET}").expect("writing to a String does not fail"),
         }
     };
-    // Milliseconds are enough to read.
+    // Milliseconds are enough for people.
     let ts = record.ts.get(..23).map_or_else(|| record.ts.clone(), |ts| format!("{ts}Z"));
     let level = if record.severity == 0 { "-" } else { &record.severity_text };
     put(out, DIM, &ts);
@@ -108,22 +74,30 @@ pub(super) fn record(out: &mut String, record: &RecordLine, colours: bool) {
         };
         put(out, DIM, &format!("{name}={value}"));
     }
+    for (name, text) in [("attributes_text", &record.attributes_text), ("format", &record.format)] {
+        if let Some(text) = text {
+            put(out, DIM, &format!(" [{name}: {text}]"));
+        }
+    }
+    if let Some(error) = &record.parse_error {
+        put(out, paint(13), &format!(" [parse error: {error}]"));
+    }
     out.push('\n');
 }
 
-/// `text` with every control character but the tab written out.
-fn shown(text: &str) -> String {
-    let is_command = |c: char| c.is_control() && c != '\t';
-    if !text.contains(is_command) {
+/// `text` with every control character except the tab escaped.
+fn escaped(text: &str) -> String {
+    let is_control = |c: char| c.is_control() && c != '\t';
+    if !text.contains(is_control) {
         return text.to_owned();
     }
-    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if is_command(c) {
-            shown.extend(c.escape_default());
+    text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
+        if is_control(c) {
+            escaped.extend(c.escape_default());
         } else {
-            shown.push(c);
+            escaped.push(c);
         }
-        shown
+        escaped
     })
 }
 
@@ -134,14 +108,14 @@ mod tests {
     const RECORD: &str = r#"{"id":"1","ts":"2026-11-21T10:15:00.123456Z","severity":17,"severity_text":"ERROR",
         "service":"cart","host":"web-1","message":"it broke\n  at line 5\u001b[2J","attributes":{"n":5,"user":"a b","x":"y"}}"#;
 
-    fn printed(json: &str, colours: bool) -> String {
+    fn printed(json: &str, colors: bool) -> String {
         let mut out = String::new();
-        record(&mut out, &serde_json::from_str(json).unwrap(), colours);
+        record(&mut out, &serde_json::from_str(json).unwrap(), colors);
         out
     }
 
     #[test]
-    fn a_record_is_a_line_and_what_it_says_commands_nothing() {
+    fn a_record_is_one_line_with_control_characters_escaped() {
         let text =
             "2026-11-21T10:15:00.123Z ERROR cart web-1  it broke\n      at line 5\\u{1b}[2J n=5 user=\"a b\" x=y\n";
         assert_eq!(printed(RECORD, false), text);
@@ -150,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_go_by_severity() {
+    fn severities_have_different_styles() {
         assert!(printed(RECORD, true).contains("\x1b[1;31mERROR\x1b[0m"));
         let paints: std::collections::BTreeSet<_> = [1, 5, 9, 13, 17, 21].map(paint).into();
         assert_eq!(paints.len(), 6);

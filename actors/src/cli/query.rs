@@ -1,58 +1,158 @@
-//! `logweir query`: records that a running server has.
+//! `logweir query`: searches the records of a running server.
 //!
-//! The newest stand at the bottom, where the eye is. So those are gathered first; `--forward` streams as they come, however
-//! many there are.
+//! The latest records are at the bottom, next to the prompt, so they are collected before the first is written; `--forward`
+//! streams any number of them as they arrive.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::collections::HashSet;
+use std::io::{self, BufRead as _, BufReader};
+use std::time::Duration;
 
 use clap::Args;
+use serde::Deserialize;
 
-use super::print::{self, Colour, Output};
-use super::remote::RemoteArgs;
+use super::output::{self, Color, Output, Records};
+use super::remote::{Access, Remote, RemoteArgs};
+use super::tail::{Follow, RETRIES, follow};
 use super::{Failure, Outcome, exit};
 
-/// What is gathered at most.
-const GATHERED_MAX: u64 = 10_000;
+/// Records that are collected in memory at most.
+const COLLECTED_MAX: u64 = 10_000;
+/// Between the start of the tail and the page before it: records that were acknowledged just before the tail started become
+/// visible to queries meanwhile.
+const SETTLE: Duration = Duration::from_millis(250);
+
+/// The query and how to type it in a shell.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct QueryWords {
+    /// Query, such as service:cart severity>=warn; every record by default
+    ///
+    /// Several arguments are joined by spaces, and one that contains spaces is searched as a phrase:
+    /// service:cart "card declined" are two terms. A single argument is used as it is. The shell interprets > < ( ) ! * and
+    /// quotes: quote terms that contain them, as in 'severity>=warn', or the whole query. Negate with NOT, because an argument
+    /// that starts with - is an option. `logweir help query-language` describes the language.
+    #[arg(value_name = "QUERY")]
+    words: Vec<String>,
+}
+
+impl QueryWords {
+    /// The query in the query language.
+    pub(super) fn query(&self) -> String {
+        match &self.words[..] {
+            [query] => query.clone(),
+            words => words.iter().map(|word| term(word)).collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
+/// One of several arguments as a term: the shell has removed the quotes around a phrase.
+fn term(word: &str) -> String {
+    let is_query = ["\"", "`", "(", ")", " AND ", " OR ", "NOT "].iter().any(|part| word.contains(part));
+    if !word.contains(char::is_whitespace) || is_query {
+        return word.to_owned();
+    }
+    let operator = |c: char| matches!(c, ':' | '=' | '<' | '>' | '~');
+    let name = word.split(char::is_whitespace).next().unwrap_or_default();
+    let (field, phrase) = match name.rfind(operator) {
+        Some(end) if !name.starts_with(operator) => word.split_at(end + 1),
+        _ => ("", word),
+    };
+    format!("{field}\"{}\"", phrase.replace('\\', "\\\\"))
+}
 
 #[derive(Debug, Args)]
 pub(super) struct QueryArgs {
-    /// Which records, such as 'service:cart severity>=warn "card declined"'; all if it is left out
-    #[arg(default_value = "")]
-    query: String,
     #[command(flatten)]
-    remote: RemoteArgs,
-    /// From when: RFC 3339, epoch, or such as -15m
-    #[arg(long, default_value = "-1h", value_name = "TIME", allow_hyphen_values = true)]
-    start: String,
-    /// Until when
-    #[arg(long, default_value = "now", value_name = "TIME", allow_hyphen_values = true)]
-    end: String,
-    /// At most so many: the newest, or with --forward the oldest
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    query: QueryWords,
+    /// Start of the time range: an age such as 15m or 7d, RFC 3339, or seconds since 1970
+    #[arg(long, alias = "start", default_value = "1h", value_name = "TIME", allow_hyphen_values = true)]
+    since: String,
+    /// End of the time range, exclusive: now, or in the same forms as --since
+    #[arg(long, alias = "end", default_value = "now", value_name = "TIME", allow_hyphen_values = true)]
+    until: String,
+    /// Return at most N records: the latest, or the oldest with --forward
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     limit: u64,
-    /// The oldest first
+    /// Order from the oldest record, and stream; permits a --limit above 10000
     #[arg(long)]
     forward: bool,
-    /// How they are written
-    #[arg(long, short, value_enum, default_value_t)]
+    /// Then follow: print new records as they arrive, like `logweir tail`
+    #[arg(long, short, conflicts_with_all = ["forward", "until"])]
+    follow: bool,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "text",
+        value_parser = output::among([Output::Text, Output::Json, Output::Ndjson, Output::Csv]))]
     output: Output,
-    /// Colours by severity
-    #[arg(long, value_enum, default_value_t)]
-    color: Colour,
+    /// Color the text output by severity
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: Color,
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
 }
 
 pub(super) fn query(args: &QueryArgs) -> Outcome {
-    let gathers = !args.forward && args.output != Output::Csv;
-    if gathers && args.limit > GATHERED_MAX {
-        let message = format!("--limit is at most {GATHERED_MAX} without --forward");
-        return Err(Failure::told(exit::USAGE, message));
+    let collects = !args.forward && args.output != Output::Csv;
+    if collects && args.limit > COLLECTED_MAX {
+        let message = format!("invalid --limit {}: expected at most {COLLECTED_MAX}, or --forward", args.limit);
+        return Err(Failure::new(exit::USAGE, message));
     }
-    let remote = args.remote.remote();
+    let remote = args.remote.remote(Access::Query)?;
+    let query = args.query.query();
+    if !args.follow {
+        let mut records = Records::new(io::BufWriter::new(io::stdout().lock()), args.output, args.color.is_on());
+        page(args, &remote, &query, |line| records.write(line))?;
+        records.finish()?;
+        return Ok(exit::OK.into());
+    }
+    if !matches!(args.output, Output::Text | Output::Ndjson) {
+        return Err(Failure::new(exit::USAGE, "invalid --output with --follow: expected text or ndjson"));
+    }
+    follow(
+        &remote,
+        Follow {
+            query: query.clone(),
+            output: args.output,
+            colors: args.color.is_on(),
+            after: None,
+            limit: u64::MAX,
+            retries: RETRIES,
+            quiet: args.remote.config.quiet,
+            // The tail has started by then, so that no record falls between the two; those in both are printed once.
+            before: Some(Box::new(|records| {
+                std::thread::sleep(SETTLE);
+                let mut printed = HashSet::new();
+                page(args, &remote, &query, |line| {
+                    printed.extend(id(line));
+                    records.write(line)
+                })?;
+                records.flush()?;
+                Ok(printed)
+            })),
+        },
+    )
+}
+
+/// The id of a record.
+pub(super) fn id(line: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Identified {
+        id: Option<String>,
+    }
+    serde_json::from_str::<Identified>(line).ok()?.id
+}
+
+/// Requests the records and passes each on.
+fn page(
+    args: &QueryArgs,
+    remote: &Remote,
+    query: &str,
+    mut write: impl FnMut(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let (limit, direction) = (args.limit.to_string(), if args.forward { "forward" } else { "backward" });
+    let (start, end) = (moment(&args.since), moment(&args.until));
     let parameters = [
-        ("query", &*args.query),
-        ("start", &args.start),
-        ("end", &args.end),
+        ("query", query),
+        ("start", &start),
+        ("end", &end),
         ("limit", &limit),
         ("direction", direction),
         ("format", if args.output == Output::Csv { "csv" } else { "ndjson" }),
@@ -60,33 +160,57 @@ pub(super) fn query(args: &QueryArgs) -> Outcome {
     let response = remote.get("/api/v1/query", &parameters, &[])?;
     let mut lines = BufReader::new(response.into_body().into_reader()).lines().map(|line| {
         line.map_err(|error| {
-            Failure::told(exit::UNAVAILABLE, format!("{} has cut the answer off: {error}", remote.url()))
+            Failure::new(exit::UNAVAILABLE, format!("{}: the response was cut off: {error}", remote.url()))
         })
     });
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    let colours = args.color.is_on();
-    let mut write =
-        |line: &str| -> Result<(), Failure> { Ok(out.write_all(written(line, args.output, colours)?.as_bytes())?) };
-    if gathers {
-        let gathered = lines.collect::<Result<Vec<String>, Failure>>()?;
-        gathered.iter().rev().try_for_each(|line| write(line))?;
-    } else {
-        lines.try_for_each(|line| write(&line?))?;
+    if args.forward || args.output == Output::Csv {
+        return lines.try_for_each(|line| write(&line?));
     }
-    out.flush()?;
-    Ok(exit::OK.into())
+    let collected = lines.collect::<Result<Vec<String>, Failure>>()?;
+    collected.iter().rev().try_for_each(|line| write(line))
 }
 
-/// A line of the answer as it is shown.
-pub(super) fn written(line: &str, output: Output, colours: bool) -> Result<String, Failure> {
-    match output {
-        Output::Ndjson | Output::Csv => Ok(format!("{line}\n")),
-        Output::Text => {
-            let record = serde_json::from_str(line)
-                .map_err(|error| Failure::told(exit::FAILED, format!("the server has sent no record: {error}")))?;
-            let mut text = String::new();
-            print::record(&mut text, &record, colours);
-            Ok(text)
+/// A time as the API reads it: an age without a sign is one.
+fn moment(text: &str) -> String {
+    let text = text.trim();
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let is_age = unit.len() < text.len() && matches!(unit, "us" | "ms" | "s" | "m" | "h" | "d" | "w");
+    if is_age { format!("-{text}") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_become_one_query() {
+        let query = |words: &[&str]| QueryWords { words: words.iter().map(|&word| word.to_owned()).collect() }.query();
+        for (words, expected) in [
+            (&[][..], ""),
+            (&["service:a severity>=warn"], "service:a severity>=warn"),
+            (&["service:a", "severity>=warn"], "service:a severity>=warn"),
+            (&["service:a", "card declined"], r#"service:a "card declined""#),
+            (&["service:a", "user:Ada B"], r#"service:a user:"Ada B""#),
+            (&["service:a", "path:~a b"], r#"service:a path:~"a b""#),
+            (&["service:a", "at 12:30 today"], r#"service:a "at 12:30 today""#),
+            (&["a", "(b OR c)", "NOT d"], "a (b OR c) NOT d"),
+            (&["a", r#""b c""#], r#"a "b c""#),
+        ] {
+            assert_eq!(query(words), expected);
+        }
+    }
+
+    #[test]
+    fn an_age_needs_no_sign() {
+        for (text, expected) in [
+            ("1h", "-1h"),
+            ("-15m", "-15m"),
+            ("now", "now"),
+            ("now-1d", "now-1d"),
+            ("1700000000", "1700000000"),
+            ("h", "h"),
+        ] {
+            assert_eq!(moment(text), expected);
         }
     }
 }

@@ -1,129 +1,332 @@
-//! A running server, asked over HTTP: what `query`, `tail` and `top` share.
+//! The server that `query`, `tail`, `top` and `produce` talk to: its address, a token, TLS.
+//!
+//! Address and token are looked up in the same order by every command: options, environment, configuration. Certificates are
+//! always verified; there is deliberately no option to skip that, `--ca-file` trusts a private CA instead.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use ureq::http::Response;
+use ureq::http::{Response, Uri};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
 
+use super::args::ConfigArgs;
 use super::{Failure, exit};
+use crate::token::Token;
 
-/// An answer that is an error has at most this many bytes.
+/// An error response is read up to this many bytes.
 const ERROR_BYTES_MAX: u64 = 64 << 10;
+/// A token file is read up to this many bytes.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;
 
-/// Which server.
-#[derive(Debug, Args)]
+/// Options of every command that talks to a server.
+#[derive(Clone, Debug, Default, Args)]
 pub(super) struct RemoteArgs {
-    /// The server's data listener
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// A query token; better in $LOGWEIR_TOKEN, where the process list does not show it
-    #[arg(long)]
+    /// Base address of the server's data port, such as http://logs.example.com:8080
+    ///
+    /// Default: $LOGWEIR_URL, else http.listen of the configuration (http://127.0.0.1:8080).
+    #[arg(long, short, value_name = "URL", help_heading = "Server")]
+    url: Option<String>,
+    /// Bearer token; prefer --token-file or $LOGWEIR_TOKEN, which the process list does not show
+    ///
+    /// Default: the content of --token-file, else $LOGWEIR_TOKEN, else the content of the file $LOGWEIR_TOKEN_FILE. Where the
+    /// address comes from the configuration, so does the token (auth.query_tokens, or auth.ingest_tokens to send records).
+    #[arg(long, value_name = "TOKEN", help_heading = "Server")]
     token: Option<String>,
+    /// Read the bearer token from FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "token", help_heading = "Server")]
+    token_file: Option<PathBuf>,
+    /// Trust the CA certificates in FILE (PEM) in addition to the system's
+    ///
+    /// The server's certificate is always verified; there is no option to skip verification.
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    ca_file: Option<PathBuf>,
+    /// Client certificate (PEM), for a server that requires one
+    #[arg(long, value_name = "FILE", requires = "key_file", help_heading = "Server")]
+    cert_file: Option<PathBuf>,
+    /// Private key of the client certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert_file", help_heading = "Server")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
 }
 
-/// The server.
+/// What a token must permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Reading records and status.
+    Query,
+    /// Sending records.
+    Ingest,
+}
+
+/// A server and how to connect to it.
 pub(super) struct Remote {
     agent: ureq::Agent,
     url: String,
     token: Option<String>,
+    tls: TlsConfig,
 }
 
-/// Why it did not answer with what was asked for.
+/// Why a request failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// It may, later.
-    Away(String),
-    /// It never will; with the exit code.
-    Refused(u8, String),
+pub(super) enum RemoteError {
+    /// A retry may succeed.
+    Unavailable(String),
+    /// A retry cannot succeed; with the exit code.
+    Rejected(u8, String),
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        match trouble {
-            Trouble::Away(why) => Self::told(exit::UNAVAILABLE, why),
-            Trouble::Refused(code, why) => Self::told(code, why),
+impl From<RemoteError> for Failure {
+    fn from(error: RemoteError) -> Self {
+        match error {
+            RemoteError::Unavailable(why) => Self::new(exit::UNAVAILABLE, why),
+            RemoteError::Rejected(code, why) => Self::new(code, why),
         }
     }
 }
 
-/// The house's shape of an error.
+/// An error response of logweir.
 #[derive(Deserialize)]
 struct ErrorBody {
+    error: String,
     detail: String,
     column: Option<usize>,
 }
 
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 impl RemoteArgs {
-    pub(super) fn remote(&self) -> Remote {
+    /// Looks up address and token, and reads the files.
+    pub(super) fn remote(&self, access: Access) -> Result<Remote, Failure> {
+        let given = match (&self.url, variable("LOGWEIR_URL")) {
+            (Some(url), _) => Some(base(url).map_err(|why| invalid("--url", url, &why))?),
+            (None, Some(url)) => Some(base(&url).map_err(|why| invalid("$LOGWEIR_URL", &url, &why))?),
+            (None, None) => None,
+        };
+        let token = self.given_token()?;
+        let (url, token) = match given {
+            Some(url) => (url, token),
+            None => {
+                let (url, configured) = self.configured(access)?;
+                (url, token.or(configured))
+            }
+        };
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            let message = "invalid token: expected printable ASCII characters without spaces";
+            return Err(Failure::new(exit::USAGE, message));
+        }
+        let tls = self.tls(url.starts_with("https:"))?;
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_recv_response(Some(Duration::from_secs(120)))
+            .tls_config(tls.clone())
             .user_agent(concat!("logweir/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        let token = self.token.clone().or_else(|| std::env::var("LOGWEIR_TOKEN").ok());
-        Remote { agent, url: self.url.trim_end_matches('/').to_owned(), token: token.filter(|token| !token.is_empty()) }
+        Ok(Remote { agent, url, token, tls })
+    }
+
+    fn given_token(&self) -> Result<Option<String>, Failure> {
+        let file = |name: &str, path: &Path| {
+            let token = std::fs::File::open(path).and_then(|file| {
+                let mut text = String::new();
+                std::io::Read::read_to_string(&mut std::io::Read::take(file, TOKEN_BYTES_MAX), &mut text)?;
+                Ok(text.trim().to_owned())
+            });
+            match token {
+                Ok(token) if token.is_empty() => {
+                    Err(Failure::new(exit::NO_INPUT, format!("{name} {}: the file is empty", path.display())))
+                }
+                Ok(token) => Ok(Some(token)),
+                Err(error) => Err(Failure::new(exit::NO_INPUT, format!("{name} {}: {error}", path.display()))),
+            }
+        };
+        if let Some(token) = &self.token {
+            return Ok(Some(token.clone()).filter(|token| !token.is_empty()));
+        }
+        if let Some(path) = &self.token_file {
+            return file("--token-file", path);
+        }
+        match (variable("LOGWEIR_TOKEN"), variable("LOGWEIR_TOKEN_FILE")) {
+            (Some(token), _) => Ok(Some(token)),
+            (None, Some(path)) => file("$LOGWEIR_TOKEN_FILE", Path::new(&path)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Address and token of the configured server, which is on this machine.
+    fn configured(&self, access: Access) -> Result<(String, Option<String>), Failure> {
+        let loaded = crate::config::load(&self.config.inputs([])).map_err(|error| {
+            let hint = "to ignore the configuration, specify the server with --url or $LOGWEIR_URL";
+            Failure::new(exit::CONFIG, format!("{error}\n{hint}"))
+        })?;
+        let config = loaded.config;
+        let scheme = if config.http.tls_cert_file.is_some() { "https" } else { "http" };
+        let tokens = match access {
+            Access::Query => &config.auth.query_tokens,
+            Access::Ingest => &config.auth.ingest_tokens,
+        };
+        let token = tokens.first().map(Token::secret).map(str::to_owned);
+        Ok((format!("{scheme}://{}", reachable(config.http.listen)), token))
+    }
+
+    fn tls(&self, used: bool) -> Result<TlsConfig, Failure> {
+        let mut tls = TlsConfig::builder();
+        if used {
+            let system = rustls_native_certs::load_native_certs().certs;
+            let mut roots: Vec<_> = system.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+            if let Some(path) = &self.ca_file {
+                roots.extend(certificates("--ca-file", path)?);
+            }
+            tls = tls.root_certs(RootCerts::Specific(Arc::new(roots)));
+        }
+        if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
+            let chain = certificates("--cert-file", cert)?;
+            let key = PrivateKey::from_pem(&read("--key-file", key)?).map_err(|error| {
+                Failure::new(
+                    exit::NO_INPUT,
+                    format!("--key-file {}: no private key in PEM form: {error}", key.display()),
+                )
+            })?;
+            tls = tls.client_cert(Some(ClientCert::new_with_certs(&chain, key)));
+        }
+        Ok(tls.build())
     }
 }
 
+fn invalid(name: &str, value: &str, why: &str) -> Failure {
+    Failure::new(exit::USAGE, format!("invalid {name} {value:?}: {why}"))
+}
+
+fn read(option: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::new(exit::NO_INPUT, format!("{option} {}: {error}", path.display())))
+}
+
+fn certificates(option: &str, path: &Path) -> Result<Vec<Certificate<'static>>, Failure> {
+    let pem = read(option, path)?;
+    let found: Vec<_> = ureq::tls::parse_pem(&pem)
+        .filter_map(Result::ok)
+        .filter_map(|item| match item {
+            PemItem::Certificate(certificate) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if found.is_empty() {
+        let why = format!("{option} {}: no certificate in PEM form (-----BEGIN CERTIFICATE-----)", path.display());
+        return Err(Failure::new(exit::NO_INPUT, why));
+    }
+    Ok(found)
+}
+
+/// The base address in `url`: with a scheme, without `/ingest` and without a slash at its end. `HOST:PORT` means HTTP.
+fn base(url: &str) -> Result<String, String> {
+    const EXPECTED: &str = "expected the base address of a server, such as http://127.0.0.1:8080";
+    let url = url.trim();
+    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let uri: Uri = url.parse().map_err(|_| EXPECTED.to_owned())?;
+    if !matches!(uri.scheme_str(), Some("http" | "https"))
+        || uri.host().is_none_or(str::is_empty)
+        || uri.query().is_some()
+    {
+        return Err(EXPECTED.to_owned());
+    }
+    let url = url.trim_end_matches('/');
+    Ok(url.strip_suffix("/ingest").unwrap_or(url).trim_end_matches('/').to_owned())
+}
+
+/// The address on which a listener that may listen on every address is reached from this machine.
+pub(super) fn reachable(mut listen: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    listen
+}
+
 impl Remote {
-    /// Where it is, for people.
+    /// The base address.
     pub(super) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Asks for `path` with `parameters`; the answer's body is still to be read. `query` is what the error's column is in.
+    /// The bearer token.
+    pub(super) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Trusted certificates and the client certificate, for an agent with other timeouts.
+    pub(super) fn tls(&self) -> &TlsConfig {
+        &self.tls
+    }
+
+    /// Requests `path` with `parameters`; the body is still to be read. The column of an error refers to the parameter `query`.
     pub(super) fn get(
         &self,
         path: &str,
         parameters: &[(&str, &str)],
         headers: &[(&str, &str)],
-    ) -> Result<Response<ureq::Body>, Trouble> {
-        let mut request = self.agent.get(format!("{}{path}", self.url));
+    ) -> Result<Response<ureq::Body>, RemoteError> {
+        let url = format!("{}{path}", self.url);
+        let mut request = self.agent.get(&url);
         for (name, value) in parameters {
             request = request.query(name, value);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        if let Some(token) = &self.token {
+        if let Some(token) = self.token() {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let mut response = request.call().map_err(|error| match error {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-                Trouble::Refused(exit::USAGE, format!("--url {} is no address: {error}", self.url))
+                RemoteError::Rejected(exit::USAGE, format!("invalid address {url:?}: {error}"))
             }
-            _ => Trouble::Away(format!("{} does not answer: {error}", self.url)),
+            _ => RemoteError::Unavailable(format!("cannot reach {}: {error}", self.url)),
         })?;
         if response.status().is_success() {
             return Ok(response);
         }
         let text = response.body_mut().with_config().limit(ERROR_BYTES_MAX).read_to_string().unwrap_or_default();
         let query = parameters.iter().find(|(name, _)| *name == "query").map_or("", |(_, query)| query);
-        Err(trouble(response.status().as_u16(), &text, query))
+        Err(rejection(response.status().as_u16(), &text, &url, query))
     }
 }
 
-/// What an answer that is an error means.
-fn trouble(status: u16, text: &str, query: &str) -> Trouble {
+/// What an error response to a request of `url` means.
+fn rejection(status: u16, text: &str, url: &str, query: &str) -> RemoteError {
     let error = serde_json::from_str::<ErrorBody>(text).ok();
     let detail = match &error {
         Some(error) => error.detail.clone(),
-        None => format!("the server answered {status}: {}", text.chars().take(200).collect::<String>().trim()),
+        None => text.chars().take(200).collect::<String>().trim().to_owned(),
     };
+    let responded = format!("{url} responded with {status}: {detail}");
+    let wrong_role = error.as_ref().is_some_and(|error| error.error == "wrong_role");
     match (status, error.and_then(|error| error.column)) {
-        (429 | 502..=504, _) => Trouble::Away(detail),
-        (401 | 403, _) => Trouble::Refused(exit::FAILED, format!("{detail} (--token or $LOGWEIR_TOKEN)")),
+        (429 | 502..=504, _) => RemoteError::Unavailable(responded),
+        (401 | 403, _) => {
+            let how = "specify a token with --token-file, --token or $LOGWEIR_TOKEN";
+            RemoteError::Rejected(exit::FAILED, format!("{responded}; {how}"))
+        }
+        (404 | 405, None) if !wrong_role => {
+            let how = "expected the base address of a logweir server as --url";
+            RemoteError::Rejected(exit::FAILED, format!("{responded}; {how}"))
+        }
         (_, Some(column)) => {
             let mark = " ".repeat(column.saturating_sub(1));
-            Trouble::Refused(exit::USAGE, format!("{detail}\n  {query}\n  {mark}^"))
+            RemoteError::Rejected(exit::USAGE, format!("{detail}\n  {query}\n  {mark}^"))
         }
-        (400, None) => Trouble::Refused(exit::USAGE, detail),
-        _ => Trouble::Refused(exit::FAILED, detail),
+        (400, None) => RemoteError::Rejected(exit::USAGE, detail),
+        _ => RemoteError::Rejected(exit::FAILED, responded),
     }
 }
 
@@ -132,15 +335,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_whether_it_may_pass_and_where_a_query_is_wrong() {
-        let busy = r#"{"error":"too_many_queries","detail":"too many queries run"}"#;
-        assert_eq!(trouble(429, busy, ""), Trouble::Away("too many queries run".to_owned()));
-        let bad = r#"{"error":"bad_query","detail":"this ( is never closed","column":3}"#;
-        let told = "this ( is never closed\n  a (\n    ^";
-        assert_eq!(trouble(400, bad, "a ("), Trouble::Refused(exit::USAGE, told.to_owned()));
-        assert!(matches!(trouble(401, busy, ""), Trouble::Refused(exit::FAILED, why) if why.contains("--token")));
-        assert!(
-            matches!(trouble(404, "<html>", ""), Trouble::Refused(exit::FAILED, why) if why.contains("404: <html>"))
-        );
+    fn an_error_is_retryable_or_final_and_shows_the_column_of_a_query() {
+        let rejection = |status, text, query| rejection(status, text, "http://h/api/v1/query", query);
+        let busy = r#"{"error":"too_many_queries","detail":"too many queries"}"#;
+        let unavailable = "http://h/api/v1/query responded with 429: too many queries";
+        assert_eq!(rejection(429, busy, ""), RemoteError::Unavailable(unavailable.to_owned()));
+        let bad = r#"{"error":"bad_query","detail":"unclosed parenthesis","column":3}"#;
+        let shown = "unclosed parenthesis\n  a (\n    ^";
+        assert_eq!(rejection(400, bad, "a ("), RemoteError::Rejected(exit::USAGE, shown.to_owned()));
+        for (status, part) in
+            [(401, "--token"), (404, "http://h/api/v1/query responded with 404: <html>"), (404, "--url")]
+        {
+            let RemoteError::Rejected(exit::FAILED, why) = rejection(status, "<html>", "") else { panic!("{status}") };
+            assert!(why.contains(part), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_base_address_may_lack_the_scheme_and_may_end_in_ingest() {
+        for url in [
+            "127.0.0.1:8080",
+            "http://127.0.0.1:8080",
+            " http://127.0.0.1:8080/ ",
+            "http://127.0.0.1:8080/ingest",
+            "127.0.0.1:8080/ingest/",
+        ] {
+            assert_eq!(base(url).as_deref(), Ok("http://127.0.0.1:8080"), "{url}");
+        }
+        assert_eq!(base("https://h/logs/").as_deref(), Ok("https://h/logs"));
+        assert_eq!(base("[::1]:8080").as_deref(), Ok("http://[::1]:8080"));
+        for url in ["ftp://x/", "", "http://", "http:// x", "http://h/?a=b"] {
+            assert!(base(url).unwrap_err().contains("http://127.0.0.1:8080"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_on_loopback() {
+        for (listen, reached) in
+            [("0.0.0.0:9600", "127.0.0.1:9600"), ("[::]:1", "[::1]:1"), ("10.0.0.7:2", "10.0.0.7:2")]
+        {
+            let address = |text: &str| text.parse().expect("an address");
+            assert_eq!(reachable(address(listen)), address(reached));
+        }
     }
 }

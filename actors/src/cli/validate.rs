@@ -1,21 +1,22 @@
-//! `logweir validate`: is the configuration right, and what holds?
+//! `logweir validate`: checks the configuration without touching anything.
 
 use std::io::{self, Write as _};
 
 use clap::Args;
 
-use super::{Outcome, RunArgs, exit};
+use super::args::StoreArgs;
+use super::{Outcome, exit};
 use crate::config::reference;
 
 #[derive(Debug, Args)]
 pub(super) struct ValidateArgs {
     #[command(flatten)]
-    run: RunArgs,
-    /// Print the configuration that holds, each value with its source, secrets hidden
+    pub(super) store: StoreArgs,
+    /// Print the effective configuration: every key with its value and where it was set; secrets are masked
     #[arg(long)]
     print: bool,
-    /// Print the reference of all keys as Markdown, and nothing else
-    #[arg(long)]
+    /// Print the reference of all configuration keys as Markdown, without checking anything
+    #[arg(long, conflicts_with = "print")]
     reference: bool,
 }
 
@@ -25,7 +26,7 @@ pub(super) fn validate(args: &ValidateArgs) -> Outcome {
         write!(out, "{}\n{}", reference::preface(), reference::markdown())?;
         return Ok(exit::OK.into());
     }
-    let loaded = crate::config::load(&args.run.inputs()).map_err(super::Failure::config)?;
+    let loaded = args.store.load()?;
     if args.print {
         write!(out, "{}", reference::effective(&loaded))?;
     } else {

@@ -1,10 +1,11 @@
-//! `logweir verify`: do journal and database agree? What is missing is named by lane and sequence range.
+//! `logweir verify`: checks that journal and database agree, and reports missing records by lane and sequence range.
 //!
-//! - Per lane: **accepted = rows + dead + lost + backlog**, where accepted is what the journal's newest frame says, rows, dead
-//!   and lost are the database's counters, and the backlog is counted frame by frame behind the cursor, not subtracted.
-//! - And the counters are compared with what the table really holds: every id of the lane, each once.
-//! - A server may run meanwhile. The cursor is read before the journal and after the table: what moved in between lies
-//!   between the two, and is not held against anybody.
+//! - Per lane: **accepted = rows + dead-lettered + lost + backlog**. Accepted comes from the journal's latest frame; rows,
+//!   dead-lettered and lost are the database's counters; the backlog is counted frame by frame after the cursor, not derived
+//!   by subtraction.
+//! - The counters are compared with the content of the table as well: every id of the lane, each once.
+//! - A server may be running. The cursor is read before the journal and after the table; records between the two values moved
+//!   meanwhile and are not reported as missing.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write as _};
@@ -15,39 +16,41 @@ use logweir_engine::journal::{self, Damage, LaneId, LaneTail, OpenError, Report}
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::journal::{journal_dir, refused, told};
-use super::{ConfigArgs, Failure, Outcome, block_on, exit, open_store};
+use super::args::StoreArgs;
+use super::journal::{described, journal_dir, open_failure};
+use super::output::{self, Output, count};
+use super::{Failure, Outcome, block_on, exit, open_store};
 use crate::config::Database;
 use crate::message::Gap;
 use crate::store::{LaneRow, StoredCount};
 
-/// How often a journal is read again because a running server removed a settled segment under the reader.
+/// Attempts to read a journal from which a running server removes committed segments.
 const READS_MAX: u32 = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// The journal, or the data_dir that it lies in [default: the configured one]
-    #[arg(long)]
+    /// Journal directory, or the data directory that contains it [default: the configured data_dir]
+    #[arg(long, short, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// One JSON object
-    #[arg(long)]
-    json: bool,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
+    output: Output,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
 }
 
-/// Frames of one lane that follow on each other, behind the cursor.
+/// One frame of a lane, after the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameSeen {
     /// Sequence number.
     pub seq: u64,
-    /// Records of the lane up to and including it.
+    /// Records of the lane up to and including this frame.
     pub lane_records: u64,
-    /// Records in it.
+    /// Records in this frame.
     pub records: u64,
 }
 
-/// What can be read of a lane behind a cursor, without keeping its frames.
+/// Readable records of a lane after a cursor, and the gaps between them. Does not store frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backlog {
     seq: u64,
@@ -57,13 +60,13 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Nothing read yet behind the cursor `seq`, where the lane had `settled` records.
+    /// An empty backlog after the cursor `seq`, up to which the lane had `settled` records.
     #[must_use]
     pub fn behind(seq: u64, settled: u64) -> Self {
         Self { seq, lane_records: settled, readable: 0, gaps: Vec::new() }
     }
 
-    /// The lane's next frame.
+    /// Adds the lane's next frame.
     pub fn see(&mut self, frame: FrameSeen) {
         if frame.seq <= self.seq {
             return;
@@ -73,12 +76,12 @@ impl Backlog {
         (self.seq, self.lane_records) = (frame.seq, self.lane_records.max(frame.lane_records));
     }
 
-    /// All frames have been seen; the newest one is `tail`.
+    /// Ends the backlog; the latest frame is `tail`.
     pub fn end(&mut self, tail: LaneTail) {
         self.expect(tail.records, tail.seq);
     }
 
-    /// The lane must have had `lane_records` by now; what is missing lies up to `seq_last`.
+    /// Records a gap up to `seq_last` unless the lane has `lane_records` by now.
     fn expect(&mut self, lane_records: u64, seq_last: u64) {
         let records = lane_records.saturating_sub(self.lane_records);
         if records > 0 {
@@ -88,38 +91,38 @@ impl Backlog {
     }
 }
 
-/// A lane's account.
+/// The accounting of one lane.
 #[derive(Clone, Debug, Serialize)]
 pub struct LaneAccount {
     /// The lane.
     pub lane: LaneId,
-    /// Records of the journal, up to its newest frame.
+    /// Records in the journal, up to its latest frame.
     pub accepted: u64,
-    /// Records that belong to another writer, of whose journal this one is a copy.
+    /// Records of another writer, if this journal is an adopted copy of its journal.
     pub inherited: u64,
-    /// Inserted, by the database's counters.
+    /// Inserted rows, by the database's counters.
     pub rows: u64,
-    /// Dead-lettered, by the counters.
-    pub dead: u64,
-    /// No longer in the journal when the database needed them: found and named then.
+    /// Dead-lettered records, by the database's counters.
+    pub dead_lettered: u64,
+    /// Records that were no longer in the journal when they were to be inserted, logged at that time.
     pub lost: u64,
-    /// Records behind the cursor that can be read from the journal.
+    /// Records after the cursor that are readable in the journal.
     pub backlog: u64,
-    /// The database's cursor.
+    /// The database's cursor: the last committed sequence number.
     pub cursor_seq: u64,
-    /// The journal's newest frame.
+    /// The journal's last sequence number of the lane.
     pub journal_seq: u64,
-    /// What the table holds.
+    /// Contents of the table.
     pub stored: StoredCount,
-    /// Records of the backlog that are missing.
+    /// Missing records of the backlog.
     pub gaps: Vec<Gap>,
-    /// What does not hold.
+    /// Failed checks.
     pub wrong: Vec<String>,
-    /// What explains itself, and is worth knowing.
+    /// Differences that have an explanation.
     pub notes: Vec<String>,
 }
 
-/// The judgement over one lane: `before` and `after` are its row before the journal and after the table was read.
+/// Checks one lane. `before` and `after` are its row before the journal and after the table was read.
 #[must_use]
 pub fn judge(
     before: &LaneRow,
@@ -134,7 +137,7 @@ pub fn judge(
         accepted: tail.records,
         inherited: before.inherited,
         rows: before.rows,
-        dead: before.dead,
+        dead_lettered: before.dead_lettered,
         lost: before.lost,
         backlog: backlog.readable,
         cursor_seq: before.last_seq,
@@ -144,79 +147,82 @@ pub fn judge(
         wrong: Vec::new(),
         notes: Vec::new(),
     };
-    // Segments that were settled while we read may be gone: the cursor has passed what was in them.
+    // Segments that were committed while the journal was read may have been removed: the cursor is past their frames.
     account.gaps.retain(|gap| gap.seq_last > after.last_seq);
     for Gap { seq_first, seq_last, records } in &account.gaps {
         account.wrong.push(format!(
             "seq {seq_first}..{seq_last}: {records} records are neither in the journal nor in the database"
         ));
     }
-    if before.settled() > tail.records {
-        let (settled, records) = (before.settled(), tail.records);
+    if before.accounted() > tail.records {
+        let (settled, records) = (before.accounted(), tail.records);
         account.wrong.push(format!(
-            "the database has settled {settled} records, the journal knows {records}: it is older than the database (a restored copy?)"
+            "the database accounts for {settled} records, the journal contains {records}: the journal is older than the database (was it restored from a copy?)"
         ));
     }
     if before != after {
-        let moved = after.settled().saturating_sub(before.settled());
-        account.notes.push(format!("moving: {moved} records were settled meanwhile"));
+        let moved = after.accounted().saturating_sub(before.accounted());
+        account.notes.push(format!("in progress: {} committed during the check", count(moved, "record")));
     }
     if account.lost > 0 {
-        account.notes.push(format!("{} records were no longer in the journal (damaged, or not kept long enough): named in the log when they were missed", account.lost));
+        account.notes.push(format!(
+            "{} lost: damaged or no longer in the journal when due; the server logged each range",
+            count(account.lost, "record")
+        ));
     }
     table(&mut account, before, after, retention_days);
     account
 }
 
-/// The counters against the table itself.
+/// Compares the counters with the contents of the table.
 fn table(account: &mut LaneAccount, before: &LaneRow, after: &LaneRow, retention_days: u32) {
     let StoredCount { rows, distinct, dead_letters, replayed } = account.stored;
     if distinct != rows {
-        account.wrong.push(format!("{} rows are in the table more than once", rows.saturating_sub(distinct)));
+        account.wrong.push(format!("{} duplicate rows in the table", rows.saturating_sub(distinct)));
     }
     let (least, most) = (before.rows + replayed, after.rows + replayed);
     if rows > most {
         account
             .wrong
-            .push(format!("the table holds {rows} rows, {most} were inserted: {} are not accounted for", rows - most));
+            .push(format!("the table contains {rows} rows, {most} were inserted: {} unaccounted for", rows - most));
     }
     if rows < least {
         let missing = least - rows;
         if retention_days > 0 {
             account.notes.push(format!(
-                "{missing} of {least} rows are no longer in the table: retention ({retention_days} days) removes old ones, so their \
-                 number cannot be proved"
+                "{missing} of {least} rows are no longer in the table: retention ({retention_days} days) deletes old rows, so their \
+                 number cannot be verified"
             ));
         } else {
             account.wrong.push(format!(
-                "the table holds {rows} rows, {least} were inserted: {missing} are missing (no retention is configured)"
+                "the table contains {rows} rows, {least} were inserted: {missing} missing (retention is not configured)"
             ));
         }
     }
     let kept = dead_letters + replayed;
-    if kept > after.dead {
-        account.wrong.push(format!("there are {kept} dead letters, {} were made", after.dead));
+    if kept > after.dead_lettered {
+        account.wrong.push(format!("the database contains {kept} dead letters, {} were created", after.dead_lettered));
     }
-    if kept < before.dead {
-        account.notes.push(format!("{} dead letters have been purged", before.dead - kept));
+    if kept < before.dead_lettered {
+        account.notes.push(format!("{} purged", count(before.dead_lettered - kept, "dead letter")));
     }
 }
 
-/// Everything that was found.
+/// The result.
 #[derive(Debug, Serialize)]
 struct Verdict {
     writer: Option<Uuid>,
     store: String,
     lanes: Vec<LaneAccount>,
     damage: Vec<Damage>,
-    /// What does not hold and is of no one lane.
+    /// Failed checks that belong to no single lane.
     wrong: Vec<String>,
     locked: bool,
-    proved: bool,
+    verified: bool,
 }
 
-/// Damage is harmless to a lane that has passed it, and shows as a gap of a lane that goes on behind it. A lane that ends
-/// before it may have lost its newest frames there, and nobody can tell.
+/// Damage after which a lane may be incomplete. A lane whose cursor is past the damage has lost nothing, and a lane that
+/// continues after it shows a gap; a lane that ends before it may have lost its latest frames there, which cannot be determined.
 fn open_ends(damage: &[Damage], lanes: &[LaneAccount]) -> Vec<String> {
     let ends_before = |seq| move |lane: &&LaneAccount| lane.journal_seq.max(lane.cursor_seq) < seq;
     let open = |damage: &&Damage| {
@@ -227,36 +233,44 @@ fn open_ends(damage: &[Damage], lanes: &[LaneAccount]) -> Vec<String> {
         let lanes: Vec<String> =
             lanes.iter().filter(ends_before(damage.seq_last)).map(|lane| lane.lane.to_string()).collect();
         let (first, last) = (damage.seq_first, damage.seq_last);
-        format!("seq {first}..{last} is damaged and may hold the newest records of lane {}", lanes.join(", "))
+        format!("seq {first}..{last} is damaged and may have contained the latest records of lane {}", lanes.join(", "))
     };
     damage.iter().filter(open).map(name).collect()
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Outcome {
-    let config = args.config.load()?.config;
+    let config = args.store.load()?.config;
     let dir = journal_dir(args.dir.as_deref().unwrap_or(&config.data_dir))?;
     let verdict = block_on(compare(&config.database, &dir))??;
     let mut out = BufWriter::new(io::stdout().lock());
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string(&verdict).map_err(io::Error::other)?)?;
+    if args.output == Output::Json {
+        output::json(&mut out, &verdict)?;
     } else {
         print(&verdict, &mut out)?;
     }
     out.flush()?;
-    Ok(if verdict.proved { exit::OK } else { exit::FAILED }.into())
+    Ok(if verdict.verified { exit::OK } else { exit::FAILED }.into())
 }
 
 async fn compare(database: &Database, dir: &Path) -> Result<Verdict, Failure> {
     let report = reading(|| journal::check(dir))?;
     let store = open_store(database)?;
     let Some(writer) = report.writer else {
-        // No journal has accepted anything here.
+        // Nothing was accepted here, or no segment header is readable.
         let wrong = open_ends(&report.damage, &[]);
-        let (damage, proved) = (report.damage, wrong.is_empty());
-        return Ok(Verdict { writer: None, store: store.name(), lanes: vec![], damage, wrong, locked: false, proved });
+        let (damage, verified) = (report.damage, wrong.is_empty());
+        return Ok(Verdict {
+            writer: None,
+            store: store.name(),
+            lanes: vec![],
+            damage,
+            wrong,
+            locked: false,
+            verified,
+        });
     };
     let before = store.lanes(writer).await.map_err(Failure::store)?;
-    // Read again, now behind the cursor: the journal must not be older than it.
+    // Read again after the cursor was read, so that the journal is not older than the cursor.
     let (report, backlogs) = reading(|| backlogs(dir, &before))?;
     let mut stored = BTreeMap::new();
     for row in &before {
@@ -266,8 +280,8 @@ async fn compare(database: &Database, dir: &Path) -> Result<Verdict, Failure> {
     let lanes = accounts(&report, backlogs, &before, &after, &stored, database.retention_days);
     let Report { damage, locked, .. } = report;
     let wrong = open_ends(&damage, &lanes);
-    let proved = wrong.is_empty() && lanes.iter().all(|lane| lane.wrong.is_empty());
-    Ok(Verdict { writer: Some(writer), store: store.name(), lanes, damage, wrong, locked, proved })
+    let verified = wrong.is_empty() && lanes.iter().all(|lane| lane.wrong.is_empty());
+    Ok(Verdict { writer: Some(writer), store: store.name(), lanes, damage, wrong, locked, verified })
 }
 
 fn accounts(
@@ -286,23 +300,23 @@ fn accounts(
         let before = row(before, lane).unwrap_or(LaneRow { lane, ..LaneRow::default() });
         let after = row(after, lane).unwrap_or_else(|| before.clone());
         let tail = report.lanes.get(&lane).copied().unwrap_or_default();
-        let backlog = backlogs.remove(&lane).unwrap_or_else(|| Backlog::behind(before.last_seq, before.settled()));
+        let backlog = backlogs.remove(&lane).unwrap_or_else(|| Backlog::behind(before.last_seq, before.accounted()));
         judge(&before, &after, tail, backlog, stored.get(&lane).copied().unwrap_or_default(), retention_days)
     };
     lanes.into_iter().map(account).collect()
 }
 
-/// The journal's tails, and what lies in it behind each lane's cursor.
+/// The latest frame of each lane, and the backlog after each lane's cursor.
 fn backlogs(dir: &Path, rows: &[LaneRow]) -> Result<(Report, BTreeMap<LaneId, Backlog>), OpenError> {
     let report = journal::check(dir)?;
     let mut backlogs: BTreeMap<LaneId, Backlog> =
-        rows.iter().map(|row| (row.lane, Backlog::behind(row.last_seq, row.settled()))).collect();
+        rows.iter().map(|row| (row.lane, Backlog::behind(row.last_seq, row.accounted()))).collect();
     for lane in report.lanes.keys() {
         backlogs.entry(*lane).or_insert_with(|| Backlog::behind(0, 0));
     }
     let from_seq = backlogs.values().map(|backlog| backlog.seq + 1).min().unwrap_or(0);
     journal::dump(dir, None, from_seq, &mut |frame, _, _| {
-        // What came after `check` has no place in its account.
+        // Frames appended after `check` are not part of this account.
         let tail = report.lanes.get(&frame.lane).copied().unwrap_or_default();
         if let Some(backlog) = backlogs.get_mut(&frame.lane).filter(|_| frame.seq <= tail.seq) {
             let (seq, lane_records, records) = (frame.seq, frame.lane_records, u64::from(frame.records));
@@ -315,49 +329,53 @@ fn backlogs(dir: &Path, rows: &[LaneRow]) -> Result<(Report, BTreeMap<LaneId, Ba
     Ok((report, backlogs))
 }
 
-/// A running server removes settled segments; whoever was about to read one starts again.
+/// Retries `read` when a running server has removed a committed segment that was about to be read.
 fn reading<T>(mut read: impl FnMut() -> Result<T, OpenError>) -> Result<T, Failure> {
     for _ in 1..READS_MAX {
         match read() {
             Err(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            done => return done.map_err(refused),
+            done => return done.map_err(open_failure),
         }
     }
-    read().map_err(refused)
+    read().map_err(open_failure)
 }
 
 fn print(verdict: &Verdict, out: &mut impl io::Write) -> io::Result<()> {
     match verdict.writer {
         Some(writer) => writeln!(out, "journal of writer {writer}, {}", verdict.store)?,
-        None => writeln!(out, "there is no journal here: nothing was accepted")?,
+        None => writeln!(out, "no segment of the journal is readable")?,
     }
     if verdict.locked {
-        writeln!(out, "a server is running: numbers are of the moment they were read at")?;
+        writeln!(out, "a server is running: the numbers change while they are read")?;
     }
     if !verdict.lanes.is_empty() {
-        writeln!(out, "lane     accepted =       rows +     dead +     lost +    backlog   in the table")?;
+        writeln!(out, "lane     accepted =       rows + dead-lettered +     lost +    backlog   in the table")?;
     }
     for lane in &verdict.lanes {
-        let LaneAccount { lane: id, accepted, rows, dead, lost, backlog, stored, .. } = lane;
-        writeln!(out, "{id:>4} {accepted:>12} {rows:>12} {dead:>10} {lost:>10} {backlog:>12} {:>14}", stored.rows)?;
+        let LaneAccount { lane: id, accepted, rows, dead_lettered, lost, backlog, stored, .. } = lane;
+        writeln!(
+            out,
+            "{id:>4} {accepted:>12} {rows:>12} {dead_lettered:>15} {lost:>10} {backlog:>12} {:>14}",
+            stored.rows
+        )?;
     }
     for lane in &verdict.lanes {
         if lane.inherited > 0 {
             writeln!(
                 out,
-                "lane {}: {} of the accepted are another writer's (adopted copy)",
+                "lane {}: {} of the accepted records belong to another writer (adopted copy)",
                 lane.lane, lane.inherited
             )?;
         }
         lane.notes.iter().try_for_each(|note| writeln!(out, "lane {}: {note}", lane.lane))?;
         lane.wrong.iter().try_for_each(|wrong| writeln!(out, "lane {}: WRONG: {wrong}", lane.lane))?;
     }
-    verdict.damage.iter().try_for_each(|damage| writeln!(out, "damage in the journal: {}", told(damage)))?;
+    verdict.damage.iter().try_for_each(|damage| writeln!(out, "damage in the journal: {}", described(damage)))?;
     verdict.wrong.iter().try_for_each(|wrong| writeln!(out, "WRONG: {wrong}"))?;
     writeln!(
         out,
         "{}",
-        if verdict.proved { "proved: every accepted record is accounted for" } else { "NOT proved: see above" }
+        if verdict.verified { "verified: every accepted record is accounted for" } else { "FAILED: see above" }
     )
 }
 
@@ -366,17 +384,17 @@ mod tests {
     use super::*;
 
     fn row(last_seq: u64, rows: u64, dead: u64) -> LaneRow {
-        LaneRow { lane: 1, last_seq, rows, dead, ..LaneRow::default() }
+        LaneRow { lane: 1, last_seq, rows, dead_lettered: dead, ..LaneRow::default() }
     }
 
     fn stored(rows: u64) -> StoredCount {
         StoredCount { rows, distinct: rows, ..StoredCount::default() }
     }
 
-    /// Frames of ten records each at these numbers, of which those in `gone` cannot be read.
+    /// Frames of ten records each with these sequence numbers; those in `gone` are unreadable.
     fn backlog(after: &LaneRow, seqs: &[u64], gone: &[u64]) -> (Backlog, LaneTail) {
-        let mut backlog = Backlog::behind(after.last_seq, after.settled());
-        let mut tail = LaneTail { seq: after.last_seq, records: after.settled() };
+        let mut backlog = Backlog::behind(after.last_seq, after.accounted());
+        let mut tail = LaneTail { seq: after.last_seq, records: after.accounted() };
         for &seq in seqs {
             tail = LaneTail { seq, records: tail.records + 10 };
             if !gone.contains(&seq) {
@@ -399,15 +417,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_all_there_is_proved() {
+    fn a_complete_lane_passes() {
         let row = row(10, 98, 2);
         let account = verdict(&row, &row, &[], StoredCount { dead_letters: 2, ..stored(98) }, 0);
         assert!(account.wrong.is_empty() && account.notes.is_empty(), "{account:?}");
-        assert_eq!(account.accepted, account.rows + account.dead + account.lost + account.backlog);
+        assert_eq!(account.accepted, account.rows + account.dead_lettered + account.lost + account.backlog);
     }
 
     #[test]
-    fn missing_frames_are_named_by_range() {
+    fn missing_frames_are_reported_by_range() {
         let row = row(10, 100, 0);
         for (gone, gaps) in [
             (&[12][..], vec![(11, 14, 10)]),
@@ -426,54 +444,54 @@ mod tests {
     }
 
     #[test]
-    fn what_a_running_server_settled_meanwhile_is_not_missing() {
+    fn records_committed_during_the_check_are_not_missing() {
         let (before, after) = (row(10, 100, 0), row(15, 120, 0));
         let account = verdict(&before, &after, &[12], stored(110), 0);
         assert!(account.wrong.is_empty(), "{account:?}");
         assert_eq!(account.notes.len(), 1);
-        // But the frame behind the cursor is.
+        // The frame after the cursor is.
         assert_eq!(verdict(&before, &after, &[20], stored(110), 0).wrong.len(), 1);
     }
 
     #[test]
-    fn rows_that_are_missing_doubled_or_foreign_are_found() {
+    fn missing_duplicate_and_foreign_rows_are_found() {
         let row = row(10, 100, 3);
-        assert!(verdict(&row, &row, &[], stored(99), 0).wrong[0].contains("1 are missing"));
-        assert!(verdict(&row, &row, &[], stored(101), 0).wrong[0].contains("1 are not accounted for"));
+        assert!(verdict(&row, &row, &[], stored(99), 0).wrong[0].contains("1 missing"));
+        assert!(verdict(&row, &row, &[], stored(101), 0).wrong[0].contains("1 unaccounted for"));
         let doubled = StoredCount { rows: 100, distinct: 99, ..StoredCount::default() };
-        assert!(verdict(&row, &row, &[], doubled, 0).wrong[0].contains("more than once"));
+        assert!(verdict(&row, &row, &[], doubled, 0).wrong[0].contains("1 duplicate"));
         let replayed = StoredCount { rows: 102, distinct: 102, dead_letters: 1, replayed: 2 };
         assert!(verdict(&row, &row, &[], replayed, 0).wrong.is_empty());
         let letters = StoredCount { dead_letters: 4, ..stored(100) };
-        assert!(verdict(&row, &row, &[], letters, 0).wrong[0].contains("4 dead letters, 3 were made"));
+        assert!(verdict(&row, &row, &[], letters, 0).wrong[0].contains("4 dead letters, 3 were created"));
     }
 
     #[test]
-    fn what_retention_removed_is_said_and_not_held_against_anybody() {
+    fn rows_deleted_by_retention_are_noted_only() {
         let row = row(10, 100, 0);
         let account = verdict(&row, &row, &[], stored(40), 30);
         assert!(account.wrong.is_empty() && account.notes[0].contains("60 of 100 rows"), "{account:?}");
     }
 
     #[test]
-    fn a_journal_that_is_older_than_the_database_is_wrong() {
+    fn a_journal_older_than_the_database_fails() {
         let row = row(50, 500, 0);
-        let mut backlog = Backlog::behind(row.last_seq, row.settled());
+        let mut backlog = Backlog::behind(row.last_seq, row.accounted());
         let tail = LaneTail { seq: 20, records: 140 };
         backlog.end(tail);
         assert!(judge(&row, &row, tail, backlog, stored(500), 0).wrong[0].contains("older than the database"));
     }
 
     #[test]
-    fn damage_behind_the_end_of_a_lane_is_not_proved_away() {
+    fn damage_after_the_end_of_a_lane_fails() {
         let damage = |seq_first, seq_last| {
-            [Damage { segment: 1, offset: 0, bytes: 1, seq_first, seq_last, what: "bits".into() }]
+            [Damage { segment: 1, offset: 0, bytes: 1, seq_first, seq_last, reason: "bits".into() }]
         };
         let row = row(10, 100, 0);
         let lanes = [verdict(&row, &row, &[], stored(100), 0)];
         assert_eq!(open_ends(&damage(3, 4), &lanes), [""; 0]);
         assert_eq!(open_ends(&damage(1, 0), &[]), [""; 0]);
-        assert!(open_ends(&damage(21, 21), &lanes)[0].contains("newest records of lane 1"));
+        assert!(open_ends(&damage(21, 21), &lanes)[0].contains("latest records of lane 1"));
         assert_eq!(open_ends(&damage(3, 4), &[]).len(), 1);
     }
 }

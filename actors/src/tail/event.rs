@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_one_event_on_three_lines_whatever_is_in_it() {
+    fn a_record_is_one_event_on_three_lines_whatever_it_contains() {
         let mut out = String::new();
         let all = Record {
             ts_us: 1_700_000_000_000_500,

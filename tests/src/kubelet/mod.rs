@@ -1,12 +1,12 @@
-//! A cluster of one host: reads the rendered manifests and does with them what a kubelet and the controllers would do, to the
-//! real program, so that what `deploy/` says is tested and not only what a test's author thinks that it says.
+//! A cluster on one host: interprets the rendered manifests and acts like a kubelet and the controllers on the real program,
+//! so that tests cover what `deploy/` really specifies.
 //!
 //! ```text
 //! client ─> Service ─> pod (the program; probes, preStop, SIGTERM, SIGKILL) ─> proxy ─> PostgreSQL; Redis
 //!                       ^ set (ordinals, revisions, claims)  ^ manifest
 //! ```
 //!
-//! What differs from a cluster stands at [`pod::Plan`], what is left out in [`manifest`]; anything else in a manifest is an error.
+//! [`pod::Plan`] documents the differences from a cluster, [`manifest`] the ignored fields; any other field is an error.
 
 pub mod manifest;
 pub mod pod;
@@ -38,13 +38,13 @@ use pod::{End, Image, Plan, Pod, World};
 use service::Service;
 use set::Set;
 
-/// The set that all of this is about.
+/// Name of the StatefulSet.
 const PROCESSOR: &str = "processor";
 const DATABASE: &str = "logs";
-/// How long a Service goes on sending to a pod that is to go.
+/// How long a Service keeps sending to a pod that is being terminated.
 const ENDPOINTS_LAG: Duration = Duration::from_secs(1);
 
-/// The folder of the manifests.
+/// Directory of the manifests.
 #[must_use]
 pub fn kubernetes() -> PathBuf {
     repository().join("deploy/kubernetes")
@@ -54,17 +54,17 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The cluster.
+/// A cluster.
 pub struct Cluster {
-    /// Everything that is random follows from it; `LOGWEIR_SEED` sets it.
+    /// Seed of all randomness; `LOGWEIR_SEED` sets it.
     pub random: StdRng,
     /// Its directory.
     pub dir: PathBuf,
-    /// What the senders know.
+    /// What the clients sent and which responses they got.
     pub ledger: Arc<Ledger>,
     /// The processors.
     pub set: Set,
-    /// Before the database.
+    /// In front of the database.
     pub proxy: Proxy,
     service: Service,
     store: Store,
@@ -77,15 +77,15 @@ pub struct Cluster {
     _redis: Redis,
 }
 
-/// Tells a story in a cluster with so many processors of `objects`. Where it fails, volumes and logs are kept.
+/// Runs a scenario in a cluster with this number of processors of `objects`. If it fails, volumes and logs are kept.
 ///
 /// # Panics
-/// It fails.
-pub fn in_cluster(name: &str, objects: &Manifests, replicas: u32, story: impl FnOnce(&mut Cluster)) {
+/// If it fails.
+pub fn in_cluster(name: &str, objects: &Manifests, replicas: u32, scenario: impl FnOnce(&mut Cluster)) {
     let seed = std::env::var("LOGWEIR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     let dir = tempfile::Builder::new().prefix("logweir-kubelet-").tempdir().expect("a temporary directory");
     let mut cluster = Cluster::new(objects, replicas, dir.path(), seed).unwrap_or_else(|error| panic!("{error}"));
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| story(&mut cluster))) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| scenario(&mut cluster))) {
         drop(cluster);
         eprintln!("{name} failed with LOGWEIR_SEED={seed}; volumes and logs are kept in {}", dir.keep().display());
         resume_unwind(panic);
@@ -114,7 +114,7 @@ impl Cluster {
             service: Service::start().expect("a loopback port"),
             store: Store::Postgres(postgres.url(DATABASE)),
             world,
-            // Senders are told it as text that outlives them.
+            // Clients need it as text that outlives them.
             tokens: tokens.into_iter().map(|(key, token)| (key, &*token.leak())).collect(),
             most_away: 0,
             lost: Vec::new(),
@@ -124,10 +124,10 @@ impl Cluster {
         })
     }
 
-    /// Lets everybody do what is due.
+    /// Advances all controllers and pods.
     ///
     /// # Panics
-    /// A pod cannot be made.
+    /// If a pod cannot be created.
     pub fn step(&mut self) {
         self.set.step().unwrap_or_else(|error| panic!("{error}"));
         self.lost_ends.extend(self.lost.iter_mut().filter_map(Pod::step));
@@ -142,10 +142,10 @@ impl Cluster {
         self.service.lead_to(endpoints);
     }
 
-    /// Goes on until `holds`.
+    /// Advances until `holds`.
     ///
     /// # Panics
-    /// It does not within a few times [`PATIENCE`].
+    /// On timeout after a few times [`PATIENCE`].
     pub fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         let deadline = Instant::now() + PATIENCE * 5;
         loop {
@@ -153,23 +153,23 @@ impl Cluster {
             if holds(self) {
                 return;
             }
-            assert!(Instant::now() < deadline, "not in time: {what}: {}", self.told());
+            assert!(Instant::now() < deadline, "timed out waiting until {what}: {}", self.describe());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Goes on for a while, where a moment is wanted and any would do.
+    /// Advances for a while.
     pub fn go_on_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         self.until("time passes", |_| Instant::now() >= end);
     }
 
-    /// Goes on until as many pods as there should be are available, each of its revision.
+    /// Advances until all replicas are available with the right revision.
     pub fn settle(&mut self) {
         self.until("every pod is available", |cluster| cluster.set.is_settled());
     }
 
-    /// Goes on until all pods that there should be are ready, which is sooner.
+    /// Advances until all replicas are ready, which is earlier than available.
     pub fn ready(&mut self, pods: usize) {
         self.until("the pods are ready", |cluster| {
             let pods_there = cluster.set.pods();
@@ -177,8 +177,8 @@ impl Cluster {
         });
     }
 
-    /// Goes on until every lane of every pod has reached the database: before that a drain does not wait long for a database that
-    /// may hang, and leaves what it has in the journal.
+    /// Advances until every lane of every pod has reached the database. Before that, a drain waits only briefly for a database
+    /// that may hang, and leaves records in the journal.
     pub fn connected(&mut self) {
         let token = self.tokens["query"];
         self.until("every lane has reached the database", |cluster| {
@@ -191,85 +191,85 @@ impl Cluster {
         });
     }
 
-    /// Goes on until `records` more records are acknowledged than now.
+    /// Advances until another `records` records are acknowledged.
     pub fn acknowledged(&mut self, records: u64) {
         let target = self.ledger.records(Outcome::Acknowledged) + records;
         self.until("more records are acknowledged", |c| c.ledger.records(Outcome::Acknowledged) >= target);
     }
 
-    /// Counts from now on how many pods are away at once: on their way out, or new and not ready yet.
+    /// Starts counting how many pods are unavailable at once: being terminated, or new and not ready yet.
     pub fn watch(&mut self) {
         self.most_away = 0;
     }
 
-    /// The most pods that were away at once since [`Cluster::watch`].
+    /// Returns the maximum number of pods that were unavailable at once since [`Cluster::watch`].
     #[must_use]
     pub fn most_away(&self) -> usize {
         self.most_away
     }
 
-    /// Starts senders to the Service.
+    /// Starts clients that send to the Service.
     #[must_use]
     pub fn load(&self, load: Load) -> Running {
         Load { token: Some(self.tokens["ingest"]), ..load }.start(&self.ledger, self.service.addr())
     }
 
-    /// Kills a pod's process and takes the pod out of the books.
+    /// Kills a pod's process and force-deletes the pod.
     pub fn force_delete(&mut self, ordinal: u32) {
         drop(self.set.forget(ordinal));
     }
 
-    /// Takes a pod out of the books while its process goes on, and its node's kubelet too, which nobody reaches any more.
+    /// Force-deletes a pod whose node is unreachable: its process and its kubelet keep running.
     ///
     /// # Panics
-    /// There is no such pod.
+    /// If the pod does not exist.
     pub fn lose_contact(&mut self, ordinal: u32) {
-        self.lost.push(self.set.forget(ordinal).expect("a pod"));
+        self.lost.push(self.set.forget(ordinal).expect("the pod exists"));
     }
 
-    /// The process of the pod that nobody reaches any more.
+    /// Returns the process of the unreachable pod.
     ///
     /// # Panics
-    /// There is none.
+    /// If it does not exist.
     pub fn lost(&mut self) -> &mut Server {
         self.lost.last_mut().and_then(Pod::server).expect("a lost pod whose process runs")
     }
 
-    /// How containers of lost pods ended.
+    /// Terminations of the containers of lost pods.
     #[must_use]
     pub fn lost_ends(&self) -> &[End] {
         &self.lost_ends
     }
 
-    /// Ends what runs where nobody reaches it: the node is switched off.
+    /// Kills the processes on unreachable nodes, as if the nodes were switched off.
     pub fn end_lost(&mut self) {
         self.lost.clear();
     }
 
-    /// The pod with this ordinal.
+    /// Returns the pod with this ordinal.
     ///
     /// # Panics
-    /// There is none.
+    /// If it does not exist.
     pub fn pod(&mut self, ordinal: u32) -> &mut Pod {
-        self.set.pods().get_mut(&ordinal).unwrap_or_else(|| panic!("there is no pod {ordinal}"))
+        self.set.pods().get_mut(&ordinal).unwrap_or_else(|| panic!("no pod {ordinal}"))
     }
 
-    /// The identity of the journal on this claim, as a pod's program reads it.
+    /// Returns the UUID of the journal on this claim, as reported by the program.
     ///
     /// # Panics
-    /// The program does not say.
+    /// If the program fails.
     pub fn writer(&mut self, ordinal: u32, claim: &str) -> String {
         let volume = self.set.claim(claim);
-        let arguments = ["journal", "check", "--json", "--dir", &volume.to_string_lossy()];
+        let arguments = ["journal", "check", "-o", "json", "--dir", &volume.to_string_lossy()];
         let output = run_command(self.pod(ordinal).plan().command(&arguments), PATIENCE);
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         report["writer"].as_str().unwrap_or_else(|| panic!("no writer: {output:?}")).to_owned()
     }
 
-    /// Runs a Job on a claim, as often as it says, and returns its last output.
+    /// Runs a Job on a claim with its number of retries, and returns its last output.
     ///
     /// # Panics
-    /// The manifest says something that would not be obeyed, or the Job fails.
+    /// If the manifest has an unsupported field, or the Job fails.
     pub fn run_job(&mut self, objects: &Manifests, name: &str, claim: &str) -> Output {
         let job = objects.job(name).unwrap_or_else(|error| panic!("{error}"));
         let claims = BTreeMap::from([(claim.to_owned(), self.set.claim(claim))]);
@@ -284,13 +284,13 @@ impl Cluster {
             }
             eprintln!("{name} on {claim}: {output:?}");
         }
-        panic!("{name} on {claim} has failed as often as it may");
+        panic!("{name} on {claim} has used up its retries");
     }
 
-    /// Everything that is wrong now: each pod is given a record that must reach the store, the backlogs must become empty,
-    /// and store, ledger, each pod's accounting and `logweir verify` on each volume must agree.
+    /// Returns all violations. Each pod gets a record that must reach the store, the backlogs must become empty, and store,
+    /// ledger, each pod's accounting and `logweir verify` on each volume must agree.
     pub fn findings(&mut self) -> Vec<Violation> {
-        let mut violations = self.come_to_rest();
+        let mut violations = self.settle_down();
         if !violations.is_empty() {
             return violations;
         }
@@ -302,24 +302,24 @@ impl Cluster {
         for pod in self.set.pods().values() {
             let (peak, limit) = pod.memory();
             if peak > limit {
-                violations.push(Violation::Accounting(format!("{} took {peak} bytes of {limit}", pod.name)));
+                violations.push(Violation::Accounting(format!("{} used {peak} bytes of memory, limit {limit}", pod.name)));
             }
         }
         violations.extend(self.verify());
         violations
     }
 
-    /// The contract is kept.
+    /// Asserts that the contract holds.
     ///
     /// # Panics
-    /// It is not; says how.
+    /// If it does not, with all violations.
     pub fn conserve(&mut self) {
         let violations = self.findings();
         let told: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        assert!(violations.is_empty(), "the contract is broken:\n{}", told.join("\n"));
+        assert!(violations.is_empty(), "contract violations:\n{}", told.join("\n"));
     }
 
-    fn come_to_rest(&mut self) -> Vec<Violation> {
+    fn settle_down(&mut self) -> Vec<Violation> {
         self.until("every pod is ready", |cluster| {
             cluster.set.pods().values().all(|pod| pod.ready_since().is_some() && pod.deleted_since().is_none())
         });
@@ -329,7 +329,7 @@ impl Cluster {
         for ordinal in ordinals {
             let mut fresh = Client::new(&ledger, self.pod(ordinal).plan().port("http"));
             let load = Load { records: 1, ack: "committed", token: Some(tokens["ingest"]), ..Load::default() };
-            self.until("a fresh record reaches the store", |_| fresh.post(load) == Outcome::Acknowledged);
+            self.until("a new record reaches the store", |_| fresh.post(load) == Outcome::Acknowledged);
             let mut status = serde_json::Value::Null;
             let deadline = Instant::now() + PATIENCE;
             let mut empty = false;
@@ -341,13 +341,13 @@ impl Cluster {
                 empty = Totals::of(&status).is_some_and(|totals| totals.backlog == 0);
             }
             if !empty {
-                stuck.push(Violation::Accounting(format!("{ordinal} does not get empty: {status}")));
+                stuck.push(Violation::Accounting(format!("the backlog of pod {ordinal} does not become empty: {status}")));
             }
         }
         stuck
     }
 
-    /// `logweir verify` on each volume that a pod has; what a Job has emptied was verified by its end.
+    /// Runs `logweir verify` on each pod's volume; a Job's volume was verified when it finished.
     fn verify(&mut self) -> Vec<Violation> {
         let command = |pod: &Pod| (pod.name.clone(), pod.plan().command(&["verify"]));
         let commands: Vec<(String, Command)> = self.set.pods().values().map(command).collect();
@@ -371,7 +371,7 @@ impl Cluster {
     }
 }
 
-/// PostgreSQL with the roles that the rendered set-up makes: the processors come in by their own password.
+/// Starts PostgreSQL with the roles of the rendered setup, so that processors log in with their own password.
 fn database(objects: &Manifests, dir: &Path) -> Result<Postgres, String> {
     let hba = vec!["host logs logweir 127.0.0.1/32 scram-sha-256"];
     let postgres = Postgres::start(&Options { hba, ..Options::default() });

@@ -1,32 +1,32 @@
-//! Bytes become bodies: whole lines, up to a size and a number of records.
+//! Splits input into bodies of whole lines, up to a size and a number of records.
 //!
-//! - A line is never split, so a body can be larger than its limit by being one line.
-//! - Memory is bounded by one body and the longest line that a server could take.
-//! - From a pipe, whatever whole lines have come are a body: a slow writer's line goes at once, and while all connections
-//!   are busy the pipe collects the next body by itself. From a file, bodies are full.
+//! - A line is never split, so a body can exceed its size limit if it is a single line.
+//! - Memory is bounded by one body and the longest line that a server can accept.
+//! - From a pipe, a body holds the whole lines that are available: a slow writer's line is sent at once, and while all
+//!   connections are busy the pipe collects the next body. From a file, bodies are full.
 
 use std::io::{self, Read};
 
 use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 
-/// How large a body gets.
+/// Limits of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// In bytes, unless one line is longer.
+    /// Size in bytes, unless one line is longer.
     pub bytes_max: usize,
-    /// In records; at least 1.
+    /// Number of records; at least 1.
     pub records_max: u64,
 }
 
-/// Cuts lines into bodies.
+/// Splits lines into bodies.
 #[derive(Debug, Default)]
 pub struct Splitter {
     buffer: Vec<u8>,
 }
 
 impl Splitter {
-    /// Takes the next body: whole lines and how many of them are not blank. `all` takes what is there even if it
-    /// is not a full body, `end` takes the last line even if nothing ended it.
+    /// Removes the next body: whole lines, and the number of those that are not blank. With `all`, a body need not be full; with
+    /// `end`, the last line need not end with a line feed.
     pub fn cut(&mut self, limits: Limits, all: bool, end: bool) -> Option<(Vec<u8>, u64)> {
         let (mut taken, mut records, mut full) = (0, 0, false);
         while !full {
@@ -51,10 +51,10 @@ impl Splitter {
         Some((std::mem::replace(&mut self.buffer, rest), records))
     }
 
-    /// Reads lines from `input` and hands each body to `emit`, until either ends. `limits` is asked before each body.
+    /// Reads lines from `input` and passes each body to `emit`, until either ends. `limits` is called before each body.
     ///
     /// # Errors
-    /// Reading failed, or a line is longer than any server takes.
+    /// Reading failed, or a line is longer than any server accepts.
     pub fn read(
         &mut self,
         mut input: impl Read,
@@ -73,7 +73,7 @@ impl Splitter {
             if self.buffer.len() > PAYLOAD_BYTES_MAX && memchr::memchr(b'\n', &self.buffer).is_none() {
                 return Err(io::Error::other(format!("a line is longer than {PAYLOAD_BYTES_MAX} bytes")));
             }
-            // Without a new line end nothing new can be cut.
+            // Without another line feed there is no new body.
             if !end && memchr::memchr(b'\n', &self.buffer[before..]).is_none() {
                 continue;
             }
@@ -91,7 +91,7 @@ impl Splitter {
     }
 }
 
-/// One `read` that appends, as a pipe gives it.
+/// A single `read` that appends what a pipe has available.
 trait ReadSome {
     fn read_some(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize>;
 }
@@ -99,8 +99,8 @@ trait ReadSome {
 impl<R: Read> ReadSome for io::Take<R> {
     fn read_some(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let start = buffer.len();
-        let room = usize::try_from(self.limit()).unwrap_or(usize::MAX);
-        buffer.resize(start + room, 0);
+        let limit = usize::try_from(self.limit()).unwrap_or(usize::MAX);
+        buffer.resize(start + limit, 0);
         let read = self.read(&mut buffer[start..]);
         buffer.truncate(start + read.as_ref().copied().unwrap_or(0));
         read
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_end_at_line_ends_and_the_last_line_needs_none() {
+    fn bodies_end_at_line_feeds_and_the_last_line_needs_none() {
         let limits = Limits { bytes_max: 8, records_max: 100 };
         let text = |text: &str, records| (text.as_bytes().to_vec(), records);
         assert_eq!(bodies(b"one\ntwo\nthree\n4", limits, false), [text("one\ntwo\n", 2), text("three\n4", 2)]);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_sent_as_it_comes() {
+    fn lines_of_a_pipe_are_sent_as_they_arrive() {
         struct Pipe(Vec<&'static [u8]>);
         impl Read for Pipe {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -168,7 +168,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_doubled_or_split(
+        fn no_line_is_lost_duplicated_or_split(
             text in "[a\n]{0,200}", bytes_max in 1_usize..40, records_max in 1_u64..10, eager: bool,
         ) {
             let bodies = bodies(text.as_bytes(), Limits { bytes_max, records_max }, eager);

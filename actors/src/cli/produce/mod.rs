@@ -1,253 +1,320 @@
-//! `logweir produce`: sends a file, standard input or generated load, and measures how it is taken.
+//! `logweir produce`: sends files, standard input or generated records, and measures the acknowledgments.
 //!
 //! ```text
 //!  file, stdin, demo ─> bodies ─> [ one queue ] ─┬─> connection 1 ─┐
 //!                                                ├─> connection 2 ─┼─> tally
 //!                                                └─> connection N ─┘
 //! ```
-//! - Each connection is a thread with one request in flight, so the order inside a connection is kept.
-//! - With `--rate` the load is an open loop: a body's latency counts from when it was due, so a server that stalls cannot
-//!   hide the waiting of those behind.
+//! - Each connection is a thread with one request in flight, so that order is kept within a connection.
+//! - With `--rate` the load is an open loop: the latency of a body counts from the time at which it was due, so that a stalled
+//!   server cannot hide the delay of the bodies behind it.
+//! - A signal ends the command within a second, whatever a thread waits for: the queue and every sleep poll the flag, and a
+//!   thread that is blocked in the system (an unresponsive server, a slow file system) is not waited for.
 
 mod bodies;
+mod queue;
 mod send;
 mod tally;
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use clap::{Args, ValueEnum};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use logweir_engine::codec::PAYLOAD_BYTES_MAX;
+use ureq::tls::TlsConfig;
 use uuid::Uuid;
 
 use self::bodies::{Limits, Splitter};
+use self::queue::{POLL, Queue};
 use self::tally::Tally;
+use super::output::{self, Output};
+use super::remote::{Access, RemoteArgs};
 use super::{Failure, Outcome, exit};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
 use crate::producer::demo::Demo;
 
-/// With a rate, a body holds what is due within this part of a second, so that the load is even.
+/// With a rate, a body holds the records that are due within this fraction of a second, so that the load is even.
 const BODIES_PER_SECOND: u64 = 10;
+/// How long requests in flight are waited for after a signal.
+const SIGNAL_GRACE: Duration = Duration::from_millis(500);
+/// How long they are waited for after a failure.
+const FAILURE_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct ProduceArgs {
-    /// Files to send, one after another; - is standard input, also if none is named
+    /// Files to send, one after another; `-` is standard input, which is also the default
     files: Vec<PathBuf>,
-    /// Send made-up records of a few services instead; until interrupted, or --records
+    /// Generate sample records of several services, until interrupted or up to --records
     #[arg(long, conflicts_with = "files")]
     demo: bool,
-    /// Where to
-    #[arg(long, default_value = "http://127.0.0.1:8080/ingest")]
-    url: String,
-    /// Bearer token; better in $LOGWEIR_TOKEN, where the process list does not show it
-    #[arg(long)]
-    token: Option<String>,
-    /// When a body counts as acknowledged [default: what the server is set to]
-    #[arg(long, value_name = "LEVEL", value_parser = ["received", "journal", "committed"])]
+    /// Acknowledgment level to wait for: received (in memory), journal (on disk) or committed (in the database)
+    ///
+    /// Default: the server's setting `ack`.
+    #[arg(long, value_name = "LEVEL", value_parser = ["received", "journal", "committed"], hide_possible_values = true)]
     ack: Option<String>,
-    /// How lines are to be understood; a json file is sent whole
-    #[arg(long, value_parser = ["auto", "ndjson", "json", "plain", "lines", "access_log"])]
+    /// Format of the lines, by name
+    #[arg(long, value_name = "FORMAT", help = format_help())]
     format: Option<String>,
-    /// Service name for records that do not say theirs
-    #[arg(long)]
+    /// Service name of records that have none
+    #[arg(long, value_name = "NAME")]
     service: Option<String>,
-    /// Host name for records that do not say theirs
-    #[arg(long)]
+    /// Host name of records that have none
+    #[arg(long, value_name = "NAME")]
     host: Option<String>,
-    /// Size of a body, unless one line is longer
+    /// Maximum size of a request body, unless a single line is longer
     #[arg(long, default_value = "64KiB", value_name = "SIZE", value_parser = body_bytes)]
     batch_bytes: usize,
-    /// Connections, each with one request in flight
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Number of connections, each with one request in flight
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
-    /// Records per second, all connections together [default: as fast as they are taken]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    /// Records to send per second over all connections [default: as many as possible]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate: Option<u64>,
-    /// Stop after so many records
-    #[arg(long)]
+    /// Stop after this many records
+    #[arg(long, short = 'n', value_name = "N")]
     records: Option<u64>,
-    /// Compress bodies with gzip
-    #[arg(long, conflicts_with = "zstd")]
-    gzip: bool,
-    /// Compress bodies with zstd
-    #[arg(long)]
-    zstd: bool,
-    /// How long one body is tried again when the server is away or busy
+    /// Compression of the request bodies
+    #[arg(long, value_enum, default_value_t, value_name = "METHOD")]
+    compress: Compression,
+    /// How long a body is retried while the server is unreachable or busy
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
     retry_for: Duration,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    /// Output format of the summary
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
+    output: Output,
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
+}
+
+fn format_help() -> String {
+    let names = crate::parser::format_names();
+    format!(
+        "Format of the lines: {names}, or a format configured on the server; a json file is sent as one document \
+         [default: auto]"
+    )
 }
 
 fn body_bytes(text: &str) -> Result<usize, String> {
     let bytes = quantity(text, Unit::Bytes).and_then(|bytes| usize::try_from(bytes).ok());
     bytes
         .filter(|bytes| (1..=PAYLOAD_BYTES_MAX).contains(bytes))
-        .ok_or("write a size such as 64KiB, up to 16MiB".into())
+        .ok_or("expected a size from 1 to 16MiB, such as 64KiB".into())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    quantity(text, Unit::Millis).map(Duration::from_millis).ok_or("write a time such as 500ms, 60s or 5m".into())
+    quantity(text, Unit::Millis)
+        .map(Duration::from_millis)
+        .ok_or("expected a whole number with a unit, such as 500ms, 60s or 5m".into())
 }
 
-/// How a body is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Compression of a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Compression {
+    #[default]
     None,
     Gzip,
     Zstd,
+    Deflate,
+    Snappy,
 }
 
 impl Compression {
+    /// Value of `Content-Encoding`.
     fn name(self) -> Option<&'static str> {
         match self {
             Self::None => None,
             Self::Gzip => Some("gzip"),
             Self::Zstd => Some("zstd"),
+            Self::Deflate => Some("deflate"),
+            Self::Snappy => Some("snappy"),
         }
     }
 }
 
-/// Where bodies go and how; the same for all connections.
+/// The request that each body is sent with; the same for all connections.
 struct Target {
     url: String,
     token: Option<String>,
+    tls: TlsConfig,
     content_type: &'static str,
     compression: Compression,
     retry_for: Duration,
-    /// Tells this run's bodies from any other's.
+    /// Distinguishes the bodies of this run from those of any other.
     run: Uuid,
 }
 
-/// One request's worth of lines.
+/// The lines of one request.
 #[derive(Debug)]
 struct Body {
     /// From 1.
     number: u64,
     bytes: Vec<u8>,
-    /// `None` for a document that only the server takes apart.
+    /// `None` for a document: only the server knows how many records it holds.
     records: Option<u64>,
     /// When it is to be sent, at a given rate.
     due: Option<Instant>,
 }
 
-/// What the connections and the reader share.
+/// State shared by the connections and the feed.
 struct Shared {
-    queue: Mutex<Receiver<Body>>,
+    queue: Queue<Body>,
     stop: AtomicBool,
-    /// Why it was stopped: exit code and words. The first one counts.
-    why: Mutex<Option<(u8, String)>>,
+    /// Exit code and message of the first failure.
+    failure: Mutex<Option<(u8, String)>>,
     warned: AtomicBool,
+    quiet: bool,
     progress: ProgressBar,
 }
 
-/// Set by SIGINT and SIGTERM; a second one ends the process.
+/// Set by SIGINT and SIGTERM.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 impl Shared {
-    fn next_body(&self) -> Option<Body> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
-    }
-
-    fn stopped(&self) -> bool {
+    fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || INTERRUPTED.load(Ordering::Relaxed)
     }
 
-    fn stop(&self, code: u8, why: String) {
-        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
+    fn fail(&self, code: u8, why: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
         self.stop.store(true, Ordering::Relaxed);
-        // A reader that waits for room in the queue must come back to see it.
-        // If another connection holds the queue it is about to take from it, which makes room as well.
-        if let Ok(queue) = self.queue.try_lock() {
-            while queue.try_recv().is_ok() {}
+    }
+
+    /// Sleeps until `then`; false if the command was stopped before.
+    fn sleep_until(&self, then: Instant) -> bool {
+        while !self.is_stopped() {
+            let left = then.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            thread::sleep(left.min(POLL));
+        }
+        false
+    }
+
+    /// Prints a line to standard error, above the progress bar.
+    fn note(&self, line: &str) {
+        if !self.quiet {
+            self.progress.suspend(|| drop(writeln!(io::stderr(), "logweir: {line}")));
         }
     }
 }
 
 pub(super) fn produce(args: &ProduceArgs) -> Outcome {
-    let target = target(args)?;
+    let target = Arc::new(target(args)?);
     stop_on_signals();
-    let (sender, receiver) = sync_channel(usize::from(args.connections));
-    let shared = Shared {
-        queue: Mutex::new(receiver),
+    let connections = usize::from(args.connections);
+    let shared = Arc::new(Shared {
+        queue: Queue::new(connections),
         stop: AtomicBool::new(false),
-        why: Mutex::new(None),
+        failure: Mutex::new(None),
         warned: AtomicBool::new(false),
+        quiet: args.remote.config.quiet,
         progress: progress(args),
-    };
-    let start = Instant::now();
-    let tally = thread::scope(|scope| {
-        let connections: Vec<_> =
-            (0..args.connections).map(|_| scope.spawn(|| send::connection(&target, &shared))).collect();
-        // The feed owns the queue's sending end: when it ends, the connections do.
-        Feed { args, sender, shared: &shared, start, bodies: 0, records: 0 }.run();
-        let mut tally = Tally::default();
-        for connection in connections {
-            match connection.join() {
-                Ok(one) => tally.add(one),
-                Err(_) => shared.stop(exit::RESTARTS, "a connection's thread panicked".into()),
-            }
-        }
-        tally
     });
+    let start = Instant::now();
+    let tallies: Vec<Arc<Mutex<Tally>>> = (0..connections).map(|_| Arc::default()).collect();
+    // Threads that are not joined: one that is blocked in the system must not keep the command from ending. Each holds a sender,
+    // so that the channel is disconnected when all have ended.
+    let (running, ended) = channel();
+    for tally in &tallies {
+        let (target, tally) = (Arc::clone(&target), Arc::clone(tally));
+        spawn(&shared, &running, move |shared| send::connection(&target, shared, &tally));
+    }
+    let input = Input {
+        files: if args.files.is_empty() { vec![PathBuf::from("-")] } else { args.files.clone() },
+        demo: args.demo,
+        document: args.format.as_deref() == Some("json"),
+        batch_bytes: args.batch_bytes,
+        rate: args.rate,
+        records_max: args.records,
+    };
+    spawn(&shared, &running, move |shared| {
+        Feed { input, shared, start, bodies: 0, records: 0 }.run();
+        shared.queue.close();
+    });
+    drop(running);
+    wait(&shared, &ended);
     shared.progress.finish_and_clear();
-    let why = shared.why.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report(args, &tally, start.elapsed(), why)
+    let mut tally = Tally::default();
+    for one in &tallies {
+        tally.add(&one.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    report(args, &tally, start.elapsed(), failure)
 }
 
-/// Prints what became of it, and says by exit code whether all is well.
-fn report(args: &ProduceArgs, tally: &Tally, elapsed: Duration, why: Option<(u8, String)>) -> Outcome {
-    // Load that nobody bounded ends by being interrupted; a file that was interrupted is not all sent.
+fn spawn(shared: &Arc<Shared>, running: &Sender<()>, work: impl FnOnce(&Shared) + Send + 'static) {
+    let (shared, running) = (Arc::clone(shared), running.clone());
+    thread::spawn(move || {
+        let work = std::panic::AssertUnwindSafe(|| work(&shared));
+        if std::panic::catch_unwind(work).is_err() {
+            shared.fail(exit::RESTARTS, "a thread panicked".into());
+            shared.queue.close();
+        }
+        drop(running);
+    });
+}
+
+/// Waits until all threads have ended, or for a while after the command was stopped.
+fn wait(shared: &Shared, ended: &Receiver<()>) {
+    let mut stopped_at = None;
+    while ended.recv_timeout(POLL) != Err(RecvTimeoutError::Disconnected) {
+        if shared.is_stopped() {
+            let since = stopped_at.get_or_insert_with(Instant::now).elapsed();
+            let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+            if since >= if interrupted { SIGNAL_GRACE } else { FAILURE_GRACE } {
+                return;
+            }
+        }
+    }
+}
+
+/// Prints the summary, and returns the exit code.
+fn report(args: &ProduceArgs, tally: &Tally, elapsed: Duration, failure: Option<(u8, String)>) -> Outcome {
+    // Unlimited load ends by being interrupted; an interrupted file was not sent completely.
     let endless = args.demo && args.records.is_none();
-    let why = why.or_else(|| {
+    let failure = failure.or_else(|| {
         let interrupted = INTERRUPTED.load(Ordering::Relaxed) && !endless;
         interrupted.then(|| (exit::FAILED, "interrupted before the end of the input".to_owned()))
     });
-    let why = why.or_else(|| {
-        let words = || format!("not everything was accepted: {} of {} records", tally.accepted, tally.sent);
-        (!tally.all_accepted()).then(|| (exit::FAILED, words()))
+    let failure = failure.or_else(|| {
+        let message = || format!("not all records were accepted: {} of {}", tally.accepted, tally.sent);
+        (!tally.all_accepted()).then(|| (exit::FAILED, message()))
     });
     let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", tally.json(elapsed, why.as_ref().map(|(_, why)| why.as_str())))?;
-    } else {
-        tally.print(&mut out, elapsed, args.rate.is_some())?;
+    match args.output {
+        Output::Json => {
+            output::json(&mut out, &tally.json(elapsed, failure.as_ref().map(|(_, why)| why.as_str())))?;
+        }
+        _ => tally.print(&mut out, elapsed, args.rate.is_some())?,
     }
-    match why {
+    match failure {
         None => Ok(exit::OK.into()),
-        Some((code, why)) => Err(Failure::Told(
-            code,
-            format!("{why} (sent {}, accepted {}, rejected {})", tally.sent, tally.accepted, tally.rejected),
-        )),
+        Some((code, why)) => {
+            let (sent, accepted, rejected) = (tally.sent, tally.accepted, tally.rejected);
+            Err(Failure::new(code, format!("{why} (sent {sent}, accepted {accepted}, rejected {rejected})")))
+        }
     }
 }
 
 fn target(args: &ProduceArgs) -> Result<Target, Failure> {
-    let uri: ureq::http::Uri =
-        args.url.parse().map_err(|error| Failure::told(exit::USAGE, format!("--url: {error}")))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
-        return Err(Failure::told(exit::USAGE, "--url: write http://HOST:PORT/ingest"));
-    }
-    let token = args.token.clone().or_else(|| std::env::var("LOGWEIR_TOKEN").ok()).filter(|token| !token.is_empty());
-    if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
-        return Err(Failure::told(exit::USAGE, "the token holds a character that no header can carry"));
-    }
-    let mut url = args.url.clone();
+    let remote = args.remote.remote(Access::Ingest)?;
+    let mut url = format!("{}/ingest", remote.url());
     let parameters = [("ack", &args.ack), ("format", &args.format), ("service", &args.service), ("host", &args.host)];
     for (name, value) in parameters {
         if let Some(value) = value {
             url.push(if url.contains('?') { '&' } else { '?' });
-            url.push_str(&format!("{name}={}", percent_encoded(value)));
+            let _ = write!(url, "{name}={}", percent_encoded(value));
         }
     }
     let content_type = match args.format.as_deref() {
@@ -256,12 +323,15 @@ fn target(args: &ProduceArgs) -> Result<Target, Failure> {
         None if args.demo => "application/x-ndjson",
         _ => "text/plain; charset=utf-8",
     };
-    let compression = match (args.gzip, args.zstd) {
-        (true, _) => Compression::Gzip,
-        (_, true) => Compression::Zstd,
-        _ => Compression::None,
-    };
-    Ok(Target { url, token, content_type, compression, retry_for: args.retry_for, run: Uuid::now_v7() })
+    Ok(Target {
+        url,
+        token: remote.token().map(str::to_owned),
+        tls: remote.tls().clone(),
+        content_type,
+        compression: args.compress,
+        retry_for: args.retry_for,
+        run: Uuid::now_v7(),
+    })
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -270,32 +340,47 @@ fn percent_encoded(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded
 }
 
 fn progress(args: &ProduceArgs) -> ProgressBar {
-    if !io::stderr().is_terminal() {
+    if args.remote.config.quiet || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let template = "{spinner} {human_pos} records  {per_sec}  {elapsed}";
-    let bounded = "{bar:40} {human_pos}/{human_len} records  {per_sec}  {eta}";
-    let bar = match args.records {
-        Some(records) => ProgressBar::with_draw_target(Some(records), ProgressDrawTarget::stderr()),
-        None => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
-    };
+    let template = "{spinner} {human_pos} records  {rate}  {elapsed}";
+    let bounded = "{bar:40} {human_pos}/{human_len} records  {rate}  {eta}";
+    let bar = ProgressBar::with_draw_target(args.records, ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template(if args.records.is_some() { bounded } else { template });
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = out.write_str(&rate(state.per_sec()));
+    }));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 
-/// The reading end: cuts input into bodies, gives them their time, and waits while the connections are busy.
+/// A rate without decimals: `529,389/s`.
+fn rate(per_second: f64) -> String {
+    format!("{}/s", HumanCount(per_second.round() as u64))
+}
+
+/// What to send.
+struct Input {
+    files: Vec<PathBuf>,
+    demo: bool,
+    /// Whether a file is one JSON document.
+    document: bool,
+    batch_bytes: usize,
+    rate: Option<u64>,
+    records_max: Option<u64>,
+}
+
+/// The reading end: splits the input into bodies, schedules them, and waits while the connections are busy.
 struct Feed<'a> {
-    args: &'a ProduceArgs,
-    sender: SyncSender<Body>,
+    input: Input,
     shared: &'a Shared,
     start: Instant,
     bodies: u64,
@@ -304,14 +389,12 @@ struct Feed<'a> {
 
 impl Feed<'_> {
     fn run(mut self) {
-        if self.args.demo {
+        if self.input.demo {
             return self.demo();
         }
-        let stdin = [PathBuf::from("-")];
-        let files = if self.args.files.is_empty() { &stdin[..] } else { &self.args.files[..] };
-        for file in files {
-            if let Err(error) = self.file(file) {
-                return self.shared.stop(exit::NO_INPUT, format!("{}: {error}", file.display()));
+        for path in std::mem::take(&mut self.input.files) {
+            if let Err(error) = self.file(&path) {
+                return self.shared.fail(exit::NO_INPUT, format!("{}: {error}", path.display()));
             }
         }
     }
@@ -336,8 +419,8 @@ impl Feed<'_> {
         // Not `io::stdin().lock()`: its buffer would make small bodies of large writes.
         let file = if stdin { io::stdin().as_fd().try_clone_to_owned()?.into() } else { File::open(path)? };
         let regular = file.metadata()?.is_file();
-        let input = Patient { file, shared: self.shared };
-        if self.args.format.as_deref() == Some("json") {
+        let input = Interruptible { file, shared: self.shared };
+        if self.input.document {
             return self.document(input);
         }
         // Both closures need the feed, one after the other.
@@ -350,68 +433,112 @@ impl Feed<'_> {
         )
     }
 
-    /// A JSON document has no line ends to split at.
+    /// Sends a JSON document, which has no line ends to split at.
     fn document(&mut self, input: impl io::Read) -> io::Result<()> {
-        let mut body = Vec::new();
-        input.take(PAYLOAD_BYTES_MAX as u64 + 1).read_to_end(&mut body)?;
+        let (mut input, mut body) = (input.take(PAYLOAD_BYTES_MAX as u64 + 1), Vec::new());
+        // Not `read_to_end`, which retries an interrupted read without end.
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match input.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => body.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.shared.is_stopped() => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
         if body.len() > PAYLOAD_BYTES_MAX {
-            return Err(io::Error::other(format!("is longer than {PAYLOAD_BYTES_MAX} bytes: send it as ndjson")));
+            let why = format!("the document is longer than {PAYLOAD_BYTES_MAX} bytes: convert it to ndjson");
+            return Err(io::Error::other(why));
         }
         self.emit(body, None);
         Ok(())
     }
 
-    /// What the next body may hold; `None` when there shall be no more.
+    /// Limits of the next body; `None` if there is no next one.
     fn limits(&self) -> Option<Limits> {
-        let left = self.args.records.map_or(u64::MAX, |records| records.saturating_sub(self.records));
-        if left == 0 || self.shared.stopped() {
+        let left = self.input.records_max.map_or(u64::MAX, |records| records.saturating_sub(self.records));
+        if left == 0 || self.shared.is_stopped() {
             return None;
         }
-        let even = self.args.rate.map_or(u64::MAX, |rate| (rate / BODIES_PER_SECOND).max(1));
-        Some(Limits { bytes_max: self.args.batch_bytes, records_max: left.min(even) })
+        let even = self.input.rate.map_or(u64::MAX, |rate| (rate / BODIES_PER_SECOND).max(1));
+        Some(Limits { bytes_max: self.input.batch_bytes, records_max: left.min(even) })
     }
 
-    /// Queues a body; false when nobody takes any more.
+    /// Queues a body; false if the command was stopped.
     fn emit(&mut self, bytes: Vec<u8>, records: Option<u64>) -> bool {
-        let due = self.args.rate.map(|rate| self.start + Duration::from_secs_f64(self.records as f64 / rate as f64));
+        let due = self.input.rate.map(|rate| self.start + Duration::from_secs_f64(self.records as f64 / rate as f64));
         self.bodies += 1;
         self.records += records.unwrap_or(0);
-        self.sender.send(Body { number: self.bodies, bytes, records, due }).is_ok() && !self.shared.stopped()
+        let body = Body { number: self.bodies, bytes, records, due };
+        self.shared.queue.push(body, || self.shared.is_stopped())
     }
 }
 
-/// Reads what comes, and notices meanwhile that nobody wants it any more.
-struct Patient<'a> {
+/// A file whose reads end when the command is stopped.
+struct Interruptible<'a> {
     file: File,
     shared: &'a Shared,
 }
 
-impl io::Read for Patient<'_> {
+impl io::Read for Interruptible<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const LOOK_EVERY_MS: libc::c_int = 100;
         let mut ready = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd, which lives across the call; the descriptor is ours.
-        while unsafe { libc::poll(&raw mut ready, 1, LOOK_EVERY_MS) } <= 0 {
-            if self.shared.stopped() {
+        let poll_ms = libc::c_int::try_from(POLL.as_millis()).unwrap_or(libc::c_int::MAX);
+        loop {
+            if self.shared.is_stopped() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
+            // SAFETY: one pollfd that outlives the call; the descriptor is open.
+            match unsafe { libc::poll(&raw mut ready, 1, poll_ms) } {
+                0 => {}
+                1.. => return self.file.read(buffer),
+                _ => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
         }
-        self.file.read(buffer)
     }
 }
 
 fn stop_on_signals() {
     extern "C" fn interrupted(_: libc::c_int) {
         INTERRUPTED.store(true, Ordering::Relaxed);
+        // SAFETY: `signal` may be called in a signal handler. A second signal, whichever it is, ends the process.
+        unsafe {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        }
     }
-    // SAFETY: the handler only stores to an atomic, which is allowed in a signal handler; SA_RESETHAND gives the second
-    // signal its usual effect, and without SA_RESTART a blocked read comes back.
+    // SAFETY: the handler only does what a signal handler may. Without SA_RESTART a blocked read returns.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = interrupted as *const () as libc::sighandler_t;
-        action.sa_flags = libc::SA_RESETHAND;
         for signal in [libc::SIGINT, libc::SIGTERM] {
             libc::sigaction(signal, &raw const action, std::ptr::null_mut());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_has_no_decimals() {
+        assert_eq!(rate(529_388.927_2), "529,389/s");
+        assert_eq!(rate(0.0), "0/s");
+    }
+
+    #[test]
+    fn sizes_and_times_are_whole_numbers_with_a_unit() {
+        assert_eq!(body_bytes("64KiB"), Ok(65_536));
+        assert!(body_bytes("17MiB").unwrap_err().contains("from 1 to 16MiB"));
+        assert!(body_bytes("1.5KiB").is_err());
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert!(duration("5").is_ok() && duration("soon").is_err());
     }
 }

@@ -1,98 +1,106 @@
-//! One connection: a body goes out, again and again if need be, until it is answered or there is no hope.
+//! One connection: sends each body, with retries, until it is answered or cannot succeed.
 //!
-//! - Only what may succeed later is repeated: 429, 502, 503, 504 and connection errors. Any other answer stops everything,
-//!   because the next body would get the same one.
-//! - `Retry-After` is honoured; otherwise the pause doubles, with jitter, so that many producers do not come back at once.
-//! - A repeated body carries the same `Idempotency-Key`. A body whose answer was lost may be in already, and is counted so.
+//! - Only requests that may succeed later are retried: 429, 502, 503, 504 and connection errors. Any other response stops the
+//!   command, because the next body would get the same one.
+//! - `Retry-After` is honored; otherwise the delay doubles, with jitter, so that many producers do not retry at once.
+//! - A retry carries the same `Idempotency-Key`. If the response to a body was lost, it may have been stored, and is counted as a
+//!   possible duplicate.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::tally::{Counts, Tally};
 use super::{Body, Compression, Shared, Target, exit};
 
-/// Longest pause that is our own choice.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// First pause.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-/// Longest answer that is read.
+/// Maximum delay between retries, unless the server asks for more.
+const DELAY_MAX: Duration = Duration::from_secs(10);
+/// First delay.
+const DELAY_FIRST: Duration = Duration::from_millis(100);
+/// A response is read up to this many bytes.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// What one request came to.
+/// Result of one request.
 #[derive(Debug, PartialEq)]
 enum Attempt {
-    /// An answer came.
+    /// The server responded.
     Answer { status: u16, retry_after: Option<Duration>, text: String },
-    /// The server never saw the request.
+    /// The server did not receive the request.
     NotSent(String),
-    /// The server may have seen it.
+    /// The server may have received it.
     Lost(String),
 }
 
-/// What to do then.
+/// What to do next.
 #[derive(Debug, PartialEq)]
 enum Next {
     Done(Option<Counts>),
-    Again { why: String, retry_after: Option<Duration>, doubtful: bool },
+    Retry { why: String, retry_after: Option<Duration>, doubtful: bool },
     Stop(String),
 }
 
-/// The decision, without the network.
+/// Decides what to do after a request. Pure.
 fn decide(attempt: Attempt) -> Next {
     let shown = |text: &str| {
         let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        line.chars().take(300).collect::<String>()
+        line.chars().take(500).collect::<String>()
+    };
+    // The server's own sentence, without the JSON around it.
+    let detail = |text: &str| {
+        let error = serde_json::from_str::<serde_json::Value>(text).ok();
+        shown(error.as_ref().and_then(|error| error["detail"].as_str()).unwrap_or(text))
     };
     match attempt {
-        Attempt::NotSent(why) => Next::Again { why, retry_after: None, doubtful: false },
-        Attempt::Lost(why) => Next::Again { why, retry_after: None, doubtful: true },
+        Attempt::NotSent(why) => Next::Retry { why, retry_after: None, doubtful: false },
+        Attempt::Lost(why) => Next::Retry { why, retry_after: None, doubtful: true },
         Attempt::Answer { status: 204, .. } => Next::Done(None),
         Attempt::Answer { status: 200..=299, text, .. } => match serde_json::from_str(&text) {
             Ok(counts) => Next::Done(Some(counts)),
-            Err(_) => {
-                Next::Stop(format!("answered success without counts: is this logweir's intake? {}", shown(&text)))
-            }
+            Err(_) => Next::Stop(format!("unexpected response, expected counts of records: {}", shown(&text))),
         },
         Attempt::Answer { status: status @ (429 | 503), retry_after, text } => {
             let doubtful = may_be_stored(&text);
-            Next::Again { why: format!("{status} {}", shown(&text)), retry_after, doubtful }
+            Next::Retry { why: format!("{status} {}", detail(&text)).trim_end().to_owned(), retry_after, doubtful }
         }
-        // A proxy between us lost the answer.
-        Attempt::Answer { status: status @ (502 | 504), retry_after, text } => {
-            Next::Again { why: format!("{status} {}", shown(&text)), retry_after, doubtful: true }
-        }
+        // A proxy in between lost the response.
+        Attempt::Answer { status: status @ (502 | 504), retry_after, text } => Next::Retry {
+            why: format!("{status} {}", detail(&text)).trim_end().to_owned(),
+            retry_after,
+            doubtful: true,
+        },
         Attempt::Answer { status, text, .. } => {
             let hint = match status {
-                401 | 403 => " (give the token with --token or $LOGWEIR_TOKEN)",
-                413 => " (smaller bodies: --batch-bytes)",
-                300..=399 => " (redirections are not followed: give the final URL)",
+                401 | 403 => " (specify a token with --token-file, --token or $LOGWEIR_TOKEN)",
+                413 => " (reduce --batch-bytes)",
+                300..=399 => " (redirects are not followed: specify the final address)",
+                404 | 405 => " (expected the base address of a logweir server as --url)",
                 _ => "",
             };
-            Next::Stop(format!("refused with {status}: {}{hint}", shown(&text)))
+            Next::Stop(format!("rejected with {status}: {}{hint}", detail(&text)))
         }
     }
 }
 
-/// Whether a refusal is one that says so itself: the body did not get as far as was asked in time, or a stage went down
-/// with it.
-fn may_be_stored(answer: &str) -> bool {
-    let error = serde_json::from_str::<serde_json::Value>(answer).ok();
+/// Whether a rejection leaves it open whether the body was stored: the acknowledgment timed out, or a stage was restarted.
+fn may_be_stored(response: &str) -> bool {
+    let error = serde_json::from_str::<serde_json::Value>(response).ok();
     error.is_some_and(|error| matches!(error["error"].as_str(), Some("ack_timeout" | "restarted")))
 }
 
-/// The pause before attempt `attempt + 1`; `random` from 0 to 1.
-fn pause(attempt: u32, retry_after: Option<Duration>, random: f64) -> Duration {
+/// Delay before attempt `attempt + 1`; `random` is from 0 to 1.
+fn delay(attempt: u32, retry_after: Option<Duration>, random: f64) -> Duration {
     match retry_after {
-        // Never earlier than told, and not all at the same moment.
-        Some(told) => told + PAUSE_FIRST.mul_f64(random),
-        None => PAUSE_FIRST.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX).mul_f64(0.5 + 0.5 * random),
+        // Never earlier than requested, and not all producers at the same time.
+        Some(requested) => requested + DELAY_FIRST.mul_f64(random),
+        None => DELAY_FIRST.saturating_mul(1 << attempt.min(16)).min(DELAY_MAX).mul_f64(0.5 + 0.5 * random),
     }
 }
 
-/// Sends bodies over one kept-alive connection until there are no more, and returns what became of them.
-pub(super) fn connection(target: &Target, shared: &Shared) -> Tally {
+/// Sends the bodies of the queue over one connection until none is left or the command is stopped.
+///
+/// The tally is updated as the bodies are answered: the command does not always wait for this function to return.
+pub(super) fn connection(target: &Target, shared: &Shared, tally: &Mutex<Tally>) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -100,23 +108,25 @@ pub(super) fn connection(target: &Target, shared: &Shared) -> Tally {
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_global(Some(Duration::from_secs(60)))
         .max_idle_connections(1)
+        .tls_config(target.tls.clone())
         .user_agent(concat!("logweir/", env!("CARGO_PKG_VERSION")))
         .build()
         .into();
-    let mut tally = Tally::default();
-    while let Some(body) = shared.next_body() {
-        if let Some(due) = body.due {
-            shared.sleep_until(due);
-        }
-        if shared.stopped() {
+    while let Some(body) = shared.queue.pop(|| shared.is_stopped()) {
+        if body.due.is_some_and(|due| !shared.sleep_until(due)) {
             break;
         }
-        if let Err((code, why)) = deliver(&agent, target, shared, &body, &mut tally) {
-            shared.stop(code, format!("body {}: {why}", body.number));
+        locked(tally).started(body.records);
+        if let Err((code, why)) = deliver(&agent, target, shared, &body, tally) {
+            locked(tally).given_up();
+            shared.fail(code, format!("body {}: {why}", body.number));
             break;
         }
     }
-    tally
+}
+
+fn locked(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sends one body until it is answered.
@@ -125,42 +135,39 @@ fn deliver(
     target: &Target,
     shared: &Shared,
     body: &Body,
-    tally: &mut Tally,
+    tally: &Mutex<Tally>,
 ) -> Result<(), (u8, String)> {
     let encoded = encode(&body.bytes, target.compression).map_err(|error| (exit::FAILED, error.to_string()))?;
     let started = Instant::now();
     let mut doubtful = false;
-    tally.sent += body.records.unwrap_or(0);
     for attempt in 0.. {
         match decide(post(agent, target, body.number, &encoded)) {
             Next::Done(counts) => {
                 let counts =
                     counts.unwrap_or_else(|| Counts { accepted: body.records.unwrap_or(0), ..Counts::default() });
-                // How many records a document holds is known to the server alone.
-                tally.sent += if body.records.is_none() { counts.accepted + counts.rejected } else { 0 };
                 shared.progress.inc(counts.accepted);
-                tally.answered(body.number, body.bytes.len(), counts, body.due.unwrap_or(started).elapsed());
+                let took = body.due.unwrap_or(started).elapsed();
+                locked(tally).answered(body.number, body.bytes.len(), body.records.is_none(), counts, took);
                 return Ok(());
             }
             Next::Stop(why) => return Err((exit::FAILED, why)),
-            Next::Again { why, retry_after, doubtful: lost } => {
-                let wait = pause(attempt, retry_after, rand::random());
+            Next::Retry { why, retry_after, doubtful: lost } => {
+                let wait = delay(attempt, retry_after, rand::random());
                 if started.elapsed() + wait > target.retry_for {
                     let spent = target.retry_for.as_secs_f64();
-                    return Err((exit::UNAVAILABLE, format!("given up after {spent} s (--retry-for): {why}")));
+                    return Err((exit::UNAVAILABLE, format!("gave up after {spent} s (--retry-for): {why}")));
                 }
                 if !shared.warned.swap(true, Ordering::Relaxed) {
-                    let note = format!("body {}: {why}; trying again for {:?}", body.number, target.retry_for);
-                    shared.progress.suspend(|| drop(writeln!(io::stderr(), "logweir: {note}")));
+                    shared.note(&format!("body {}: {why}; retrying for {:?}", body.number, target.retry_for));
                 }
                 if lost && !doubtful {
                     doubtful = true;
-                    tally.maybe_doubled += 1;
+                    locked(tally).possible_duplicates += 1;
                 }
                 if !shared.sleep_until(Instant::now() + wait) {
-                    return Err((exit::FAILED, format!("interrupted while trying again: {why}")));
+                    return Err((exit::FAILED, format!("interrupted before a retry: {why}")));
                 }
-                tally.retried += 1;
+                locked(tally).retried += 1;
             }
         }
     }
@@ -185,8 +192,8 @@ fn post(agent: &ureq::Agent, target: &Target, number: u64, encoded: &[u8]) -> At
                 answer.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.trim().parse().ok());
             let mut text = String::new();
             match answer.into_body().into_reader().take(ANSWER_BYTES_MAX).read_to_string(&mut text) {
-                // The status alone already says that it was not taken.
-                Err(error) if status < 300 => Attempt::Lost(format!("the answer was cut off: {error}")),
+                // Any other status is a rejection, even without its text.
+                Err(error) if status < 300 => Attempt::Lost(format!("the response was cut off: {error}")),
                 _ => Attempt::Answer { status, retry_after: seconds.map(Duration::from_secs), text },
             }
         }
@@ -214,20 +221,12 @@ fn encode(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
             encoder.finish()
         }
         Compression::Zstd => zstd::encode_all(bytes, 1),
-    }
-}
-
-impl Shared {
-    /// Sleeps until `then`, in steps that notice a stop; false if there was one.
-    fn sleep_until(&self, then: Instant) -> bool {
-        while !self.stopped() {
-            let left = then.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            thread::sleep(left.min(Duration::from_millis(50)));
+        Compression::Deflate => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(bytes)?;
+            encoder.finish()
         }
-        false
+        Compression::Snappy => Ok(snap::raw::Encoder::new().compress_vec(bytes)?),
     }
 }
 
@@ -240,22 +239,22 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_succeed_later_is_repeated() {
+    fn only_requests_that_may_succeed_later_are_retried() {
         for status in [429, 503, 502, 504] {
-            assert!(matches!(answer(status, ""), Next::Again { .. }), "{status}");
+            assert!(matches!(answer(status, ""), Next::Retry { .. }), "{status}");
         }
         for status in [301, 400, 401, 404, 413, 500, 501] {
             assert!(matches!(answer(status, ""), Next::Stop(_)), "{status}");
         }
-        assert!(matches!(decide(Attempt::NotSent("".into())), Next::Again { doubtful: false, .. }));
-        assert!(matches!(decide(Attempt::Lost("".into())), Next::Again { doubtful: true, .. }));
-        assert!(matches!(answer(503, ""), Next::Again { doubtful: false, .. }));
-        assert!(matches!(answer(504, ""), Next::Again { doubtful: true, .. }));
-        assert!(matches!(answer(503, r#"{"error":"ack_timeout"}"#), Next::Again { doubtful: true, .. }));
+        assert!(matches!(decide(Attempt::NotSent("".into())), Next::Retry { doubtful: false, .. }));
+        assert!(matches!(decide(Attempt::Lost("".into())), Next::Retry { doubtful: true, .. }));
+        assert!(matches!(answer(503, ""), Next::Retry { doubtful: false, .. }));
+        assert!(matches!(answer(504, ""), Next::Retry { doubtful: true, .. }));
+        assert!(matches!(answer(503, r#"{"error":"ack_timeout"}"#), Next::Retry { doubtful: true, .. }));
     }
 
     #[test]
-    fn success_is_counted_only_as_the_server_says() {
+    fn accepted_records_are_counted_as_the_server_reports_them() {
         let counts = Counts { accepted: 2, rejected: 1, ..Counts::default() };
         assert_eq!(answer(200, r#"{"accepted":2,"rejected":1,"more":0}"#), Next::Done(Some(counts)));
         assert_eq!(answer(204, ""), Next::Done(None));
@@ -263,13 +262,30 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_is_bounded_and_never_shorter_than_told() {
+    fn the_delay_doubles_is_bounded_and_never_shorter_than_requested() {
         for random in [0.0, 0.5, 1.0] {
-            assert!(pause(0, None, random) <= PAUSE_FIRST);
-            assert!(pause(3, None, random) >= 4 * PAUSE_FIRST);
-            assert!(pause(u32::MAX, None, random) <= PAUSE_MAX);
-            let told = Duration::from_secs(20);
-            assert!((told..=told + PAUSE_FIRST).contains(&pause(9, Some(told), random)));
+            assert!(delay(0, None, random) <= DELAY_FIRST);
+            assert!(delay(3, None, random) >= 4 * DELAY_FIRST);
+            assert!(delay(u32::MAX, None, random) <= DELAY_MAX);
+            let requested = Duration::from_secs(20);
+            assert!((requested..=requested + DELAY_FIRST).contains(&delay(9, Some(requested), random)));
+        }
+    }
+
+    #[test]
+    fn every_compression_can_be_read_back() {
+        use crate::message::Encoding;
+        use crate::producer::decompress;
+        let text = b"a line\n".repeat(100);
+        for (compression, encoding) in [
+            (Compression::None, Encoding::Identity),
+            (Compression::Gzip, Encoding::Gzip),
+            (Compression::Zstd, Encoding::Zstd),
+            (Compression::Deflate, Encoding::Deflate),
+            (Compression::Snappy, Encoding::Snappy),
+        ] {
+            let body = encode(&text, compression).unwrap().into();
+            assert_eq!(decompress(&body, encoding, 1 << 20).unwrap(), text, "{compression:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What was sent and what became of it.
+//! Counts of a run: what was sent, accepted and rejected, and how long it took.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -6,10 +6,12 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Deserialize;
 
-/// Errors kept for the summary; the rest is only counted.
-const ERRORS_KEPT: usize = 5;
+use super::super::output::count;
 
-/// An intake answer's counts.
+/// Number of errors in the summary; further ones are only counted.
+const ERRORS_MAX: usize = 5;
+
+/// Counts in a response of the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Counts {
     /// Lines that became records.
@@ -17,7 +19,7 @@ pub struct Counts {
     /// Lines that were discarded.
     #[serde(default)]
     pub rejected: u64,
-    /// Records kept as plain text.
+    /// Records stored as plain text, because their format could not be parsed.
     #[serde(default)]
     pub parse_errors: u64,
     /// The first errors.
@@ -28,31 +30,34 @@ pub struct Counts {
 /// One line's error.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct LineError {
-    /// Its line in the body, from 1.
+    /// Line in the body, from 1.
     pub line: u64,
-    /// What is wrong.
+    /// Message.
     pub error: String,
 }
 
-/// Sums over one connection, then over all.
+/// Sums over one connection, or over all.
 #[derive(Debug)]
 pub struct Tally {
-    /// Bodies that were answered with success.
+    /// Bodies that were acknowledged.
     pub bodies: u64,
-    /// Their bytes, before compression.
+    /// Size of these bodies before compression.
     pub bytes: u64,
-    /// Records in bodies that were sent at least once.
+    /// Records in bodies that were sent.
     pub sent: u64,
-    /// Records the server took.
+    /// Records that the server accepted.
     pub accepted: u64,
-    /// Records the server discarded.
+    /// Records that the server discarded.
     pub rejected: u64,
-    /// Records the server kept as plain text.
+    /// Records that the server stored as plain text.
     pub parse_errors: u64,
-    /// Requests that were repeated.
+    /// Requests that were retried.
     pub retried: u64,
-    /// Bodies that were repeated after their answer was lost: unless the server knows their key, they may be in twice.
-    pub maybe_doubled: u64,
+    /// Bodies that were retried after their response was lost: unless the server still knows their key, they may be stored
+    /// twice.
+    pub possible_duplicates: u64,
+    /// Bodies that were sent and not answered: they may have been stored.
+    pub unanswered: u64,
     /// The first errors.
     pub errors: Vec<String>,
     ack_us: Histogram<u64>,
@@ -69,7 +74,8 @@ impl Default for Tally {
             rejected: 0,
             parse_errors: 0,
             retried: 0,
-            maybe_doubled: 0,
+            possible_duplicates: 0,
+            unanswered: 0,
             errors: Vec::new(),
             ack_us,
         }
@@ -77,21 +83,34 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// A body was answered with success after `took`.
-    pub fn answered(&mut self, number: u64, bytes: usize, counts: Counts, took: Duration) {
+    /// A body is being sent; `records` is `None` if only the server can count them.
+    pub fn started(&mut self, records: Option<u64>) {
+        self.sent += records.unwrap_or(0);
+        self.unanswered += 1;
+    }
+
+    /// A body was rejected, or is not retried any longer.
+    pub fn given_up(&mut self) {
+        self.unanswered -= 1;
+    }
+
+    /// A body was acknowledged after `took`. `is_document` if its records were not counted when it was started.
+    pub fn answered(&mut self, number: u64, bytes: usize, is_document: bool, counts: Counts, took: Duration) {
+        self.unanswered -= 1;
         self.bodies += 1;
+        self.sent += if is_document { counts.accepted + counts.rejected } else { 0 };
         self.bytes += bytes as u64;
         self.accepted += counts.accepted;
         self.rejected += counts.rejected;
         self.parse_errors += counts.parse_errors;
         self.ack_us.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        let told =
+        let errors =
             counts.errors.into_iter().map(|LineError { line, error }| format!("body {number}, line {line}: {error}"));
-        self.errors.extend(told.take(ERRORS_KEPT.saturating_sub(self.errors.len())));
+        self.errors.extend(errors.take(ERRORS_MAX.saturating_sub(self.errors.len())));
     }
 
-    /// Adds another connection's.
-    pub fn add(&mut self, other: Self) {
+    /// Adds the sums of another connection.
+    pub fn add(&mut self, other: &Self) {
         self.bodies += other.bodies;
         self.bytes += other.bytes;
         self.sent += other.sent;
@@ -99,35 +118,33 @@ impl Tally {
         self.rejected += other.rejected;
         self.parse_errors += other.parse_errors;
         self.retried += other.retried;
-        self.maybe_doubled += other.maybe_doubled;
-        self.errors.extend(other.errors.into_iter().take(ERRORS_KEPT.saturating_sub(self.errors.len())));
+        self.possible_duplicates += other.possible_duplicates;
+        self.unanswered += other.unanswered;
+        self.errors.extend(other.errors.iter().cloned().take(ERRORS_MAX.saturating_sub(self.errors.len())));
         self.ack_us.add(&other.ack_us).expect("all histograms have the same bounds");
     }
 
-    /// Whether the server took everything that was sent.
+    /// Whether the server accepted everything that was sent.
     #[must_use]
     pub fn all_accepted(&self) -> bool {
         self.rejected == 0 && self.accepted == self.sent
     }
 
-    /// Time to the acknowledgement, in milliseconds, by name.
-    fn ack_ms(&self) -> [(&'static str, f64); 5] {
+    /// Time to the acknowledgment, in milliseconds, by percentile; `None` if no body was acknowledged.
+    fn ack_ms(&self) -> Option<[(&'static str, f64); 5]> {
         let at = |quantile| self.ack_us.value_at_quantile(quantile) as f64 / 1000.0;
-        [
-            ("p50", at(0.5)),
-            ("p90", at(0.9)),
-            ("p99", at(0.99)),
-            ("p99.9", at(0.999)),
-            ("max", if self.ack_us.is_empty() { 0.0 } else { self.ack_us.max() as f64 / 1000.0 }),
-        ]
+        let max = self.ack_us.max() as f64 / 1000.0;
+        let percentiles = [("p50", at(0.5)), ("p90", at(0.9)), ("p99", at(0.99)), ("p99.9", at(0.999)), ("max", max)];
+        (!self.ack_us.is_empty()).then_some(percentiles)
     }
 
     /// As one JSON object.
     #[must_use]
     pub fn json(&self, elapsed: Duration, stopped: Option<&str>) -> serde_json::Value {
         let seconds = elapsed.as_secs_f64();
-        let ack_ms: serde_json::Map<_, _> =
-            self.ack_ms().into_iter().map(|(name, ms)| (name.into(), ms.into())).collect();
+        let ack_ms: Option<serde_json::Map<_, _>> = self
+            .ack_ms()
+            .map(|percentiles| percentiles.into_iter().map(|(name, ms)| (name.into(), ms.into())).collect());
         serde_json::json!({
             "sent": self.sent,
             "accepted": self.accepted,
@@ -136,7 +153,8 @@ impl Tally {
             "bodies": self.bodies,
             "bytes": self.bytes,
             "retried": self.retried,
-            "maybe_doubled_bodies": self.maybe_doubled,
+            "possible_duplicate_bodies": self.possible_duplicates,
+            "unanswered_bodies": self.unanswered,
             "seconds": seconds,
             "records_per_second": per_second(self.accepted, seconds),
             "bytes_per_second": per_second(self.bytes, seconds),
@@ -146,40 +164,81 @@ impl Tally {
         })
     }
 
-    /// For people.
+    /// Prints the summary for people.
     ///
     /// # Errors
-    /// `out` took no more.
+    /// `out` cannot be written.
     pub fn print(&self, out: &mut dyn Write, elapsed: Duration, open_loop: bool) -> io::Result<()> {
         let seconds = elapsed.as_secs_f64();
         writeln!(
             out,
-            "sent {} records: {} accepted, {} rejected, {} kept as plain text",
-            self.sent, self.accepted, self.rejected, self.parse_errors
+            "sent {}: {} accepted, {} rejected, {} stored as plain text",
+            count(self.sent, "record"),
+            self.accepted,
+            self.rejected,
+            self.parse_errors
         )?;
-        writeln!(
-            out,
-            "in {seconds:.2} s: {:.0} records/s, {:.2} MiB/s, {} bodies, {} requests repeated",
-            per_second(self.accepted, seconds),
-            per_second(self.bytes, seconds) / f64::from(1 << 20),
-            self.bodies,
-            self.retried,
-        )?;
-        let from = if open_loop { "from the scheduled time" } else { "from the first sending" };
-        let ack_ms = self.ack_ms().map(|(name, ms)| format!("{name} {ms:.2}")).join("  ");
-        writeln!(out, "acknowledged after, in ms {from}: {ack_ms}")?;
-        if self.maybe_doubled > 0 {
+        if let Some(percentiles) = self.ack_ms() {
             writeln!(
                 out,
-                "{} bodies were sent again after their answer was lost: their records are in twice if they went to another \
-                 process than before, which does not know their Idempotency-Key",
-                self.maybe_doubled
+                "in {seconds:.2} s: {:.0} records/s, {:.2} MiB/s, {}, {} retried",
+                per_second(self.accepted, seconds),
+                per_second(self.bytes, seconds) / f64::from(1 << 20),
+                bodies(self.bodies),
+                count(self.retried, "request"),
+            )?;
+            let from = if open_loop { "the scheduled time" } else { "the first attempt" };
+            let ack_ms = percentiles.map(|(name, ms)| format!("{name} {ms:.2}")).join("  ");
+            writeln!(out, "time to acknowledgment from {from}, in ms: {ack_ms}")?;
+        }
+        if self.unanswered > 0 {
+            writeln!(out, "{} not answered before the end: the records may have been stored", bodies(self.unanswered))?;
+        }
+        if self.possible_duplicates > 0 {
+            writeln!(
+                out,
+                "{} retried after the response was lost: the records may be stored twice if the retry reached another \
+                 server, which does not know the Idempotency-Key",
+                bodies(self.possible_duplicates)
             )?;
         }
         self.errors.iter().try_for_each(|error| writeln!(out, "{error}"))
     }
 }
 
+fn bodies(number: u64) -> String {
+    format!("{number} {}", if number == 1 { "body" } else { "bodies" })
+}
+
 fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(tally: &Tally) -> String {
+        let mut out = Vec::new();
+        tally.print(&mut out, Duration::from_secs(2), false).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn without_an_acknowledgment_there_are_no_percentiles() {
+        let tally = Tally::default();
+        assert_eq!(printed(&tally), "sent 0 records: 0 accepted, 0 rejected, 0 stored as plain text\n");
+        assert_eq!(tally.json(Duration::ZERO, None)["ack_ms"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn one_of_each_is_singular() {
+        let mut tally = Tally { retried: 1, ..Tally::default() };
+        tally.started(Some(1));
+        tally.answered(1, 10, false, Counts { accepted: 1, ..Counts::default() }, Duration::from_millis(5));
+        let text = printed(&tally);
+        assert!(text.starts_with("sent 1 record: 1 accepted"), "{text}");
+        assert!(text.contains("1 body, 1 request retried"), "{text}");
+        assert!(tally.all_accepted() && tally.unanswered == 0);
+    }
 }

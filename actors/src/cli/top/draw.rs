@@ -1,4 +1,4 @@
-//! The screen: head, figures with the curve of intake, journal, lanes, stages. Draws what the model holds, and knows no clock.
+//! The screen: header, totals with a sparkline of intake, journal, lanes, stages. Depends on the model only, not on a clock.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -7,16 +7,40 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Gauge, Paragraph, Row, Sparkline, Table};
 use serde_json::Value;
 
-use super::model::{Actor, Journal, Lane, Look, Model, Status, bytes, short, span, sum};
+use super::super::output::count;
+use super::model::{Actor, Journal, Lane, Model, Sample, Status, bytes, short, span, sum};
 
-/// Draws everything. `first_stage` is where the table of stages begins.
-pub fn draw(frame: &mut Frame<'_>, model: &Model, url: &str, first_stage: usize) {
-    let Some(look) = &model.now else {
-        let why = model.away.as_deref().unwrap_or("asking …");
+/// What is drawn besides the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen<'a> {
+    /// The server's address.
+    pub url: &'a str,
+    /// The first row of the table of stages.
+    pub first_stage: usize,
+    /// Whether the footer lists the keys.
+    pub keys: bool,
+    /// Whether it is colored.
+    pub colors: bool,
+}
+
+/// Draws everything.
+pub fn draw(frame: &mut Frame<'_>, model: &Model, screen: &Screen<'_>) {
+    draw_all(frame, model, screen);
+    if !screen.colors {
+        for cell in &mut frame.buffer_mut().content {
+            (cell.fg, cell.bg) = (Color::Reset, Color::Reset);
+        }
+    }
+}
+
+fn draw_all(frame: &mut Frame<'_>, model: &Model, screen: &Screen<'_>) {
+    let Screen { url, first_stage, keys, .. } = *screen;
+    let Some(sample) = &model.now else {
+        let why = model.error.as_deref().unwrap_or("connecting …");
         frame.render_widget(Paragraph::new(format!("{url}: {why}")).red(), frame.area());
         return;
     };
-    let lanes = shown_lanes(&look.status);
+    let lanes = shown_lanes(&sample.status);
     let [head, figures, journal, lane_table, stages, foot] = Layout::vertical([
         Constraint::Length(2),
         Constraint::Length(5),
@@ -26,29 +50,30 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, url: &str, first_stage: usize)
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    frame.render_widget(Paragraph::new(head_lines(model, look)), head);
-    draw_figures(frame, figures, model, look);
-    if let Some(stats) = &look.status.journal {
+    frame.render_widget(Paragraph::new(head_lines(model, sample)), head);
+    draw_figures(frame, figures, model, sample);
+    if let Some(stats) = &sample.status.journal {
         draw_journal(frame, journal, stats);
     }
-    draw_lanes(frame, lane_table, &look.status.lanes);
-    draw_stages(frame, stages, model, look, first_stage);
-    frame.render_widget(Line::from(format!("q quit   ↑ ↓ stages   {url}")).dim(), foot);
+    draw_lanes(frame, lane_table, &sample.status.lanes);
+    draw_stages(frame, stages, model, sample, first_stage);
+    let footer = if keys { format!("q quit   ↑ ↓ scroll stages   {url}") } else { url.to_owned() };
+    frame.render_widget(Line::from(footer).dim(), foot);
 }
 
-/// Lines that are enough for everything.
+/// Height that shows everything.
 pub fn height(status: &Status) -> u16 {
     let stages = u16::try_from(status.actors.len()).unwrap_or(u16::MAX);
     (2 + 5 + 3 + 3 + 3 + 1 + shown_lanes(status)).saturating_add(stages)
 }
 
-/// Lanes that have a line of their own; the figures count them all.
+/// Number of lanes listed; the totals include all.
 fn shown_lanes(status: &Status) -> u16 {
     u16::try_from(status.lanes.len()).unwrap_or(u16::MAX).min(8)
 }
 
-fn head_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
-    let status = &look.status;
+fn head_lines(model: &Model, sample: &Sample) -> Vec<Line<'static>> {
+    let status = &sample.status;
     let phase = if status.phase == "accepting" { status.phase.clone().green() } else { status.phase.clone().yellow() };
     let mut first = vec![
         Span::from(format!("logweir {} ", status.version)).bold(),
@@ -61,24 +86,24 @@ fn head_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
             first.push(format!("  breaker {name} {}", text(state)).red());
         }
     }
-    let second = match &model.away {
-        Some(why) => Line::from(format!("does not answer: {why}")).red().bold(),
-        None => alerts_line(look),
+    let second = match &model.error {
+        Some(why) => Line::from(format!("unreachable: {why}")).red().bold(),
+        None => alerts_line(sample),
     };
     vec![Line::from(first), second]
 }
 
-fn alerts_line(look: &Look) -> Line<'static> {
-    if look.alerts.is_empty() {
+fn alerts_line(sample: &Sample) -> Line<'static> {
+    if sample.alerts.is_empty() {
         return Line::default();
     }
     let named = |state: &str| {
         let names: Vec<&str> =
-            look.alerts.iter().filter(|alert| alert.state == state).map(|alert| &*alert.name).collect();
+            sample.alerts.iter().filter(|alert| alert.state == state).map(|alert| &*alert.name).collect();
         names.join(", ")
     };
     let (firing, pending) = (named("firing"), named("pending"));
-    let mut spans = vec![Span::from(format!("{} alerts", look.alerts.len())).dim()];
+    let mut spans = vec![Span::from(count(sample.alerts.len() as u64, "alert")).dim()];
     if !firing.is_empty() {
         spans.push(format!("  firing: {firing}").red().bold());
     }
@@ -88,9 +113,9 @@ fn alerts_line(look: &Look) -> Line<'static> {
     Line::from(spans)
 }
 
-fn draw_figures(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
+fn draw_figures(frame: &mut Frame<'_>, area: Rect, model: &Model, sample: &Sample) {
     let [numbers, curve] = Layout::horizontal([Constraint::Length(46), Constraint::Min(10)]).areas(area);
-    let status = &look.status;
+    let status = &sample.status;
     let total = |of: fn(&Lane) -> u64| sum(status, of);
     let rate = |of: fn(&Lane) -> u64| {
         let rate = model.rate(|status| sum(status, of));
@@ -101,8 +126,8 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
         Row::new(["accepted".into(), short(total(|lane| lane.accepted) as f64), rate(|lane| lane.accepted)]),
         Row::new(["committed".into(), short(total(|lane| lane.committed) as f64), rate(|lane| lane.committed)]),
         Row::new(["backlog".into(), short(total(|lane| lane.backlog) as f64), String::new()]),
-        Row::new(["dead".into(), short(total(|lane| lane.dead) as f64), String::new()])
-            .style(warn(total(|lane| lane.dead))),
+        Row::new(["dead letters".into(), short(total(|lane| lane.dead_lettered) as f64), String::new()])
+            .style(warn(total(|lane| lane.dead_lettered))),
         Row::new(["lost".into(), short(total(|lane| lane.lost) as f64), String::new()])
             .style(warn(total(|lane| lane.lost))),
     ];
@@ -110,20 +135,20 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
         Table::new(rows, [Constraint::Length(12), Constraint::Length(14), Constraint::Length(14)]),
         numbers,
     );
-    let room = usize::from(curve.width);
-    let history: Vec<u64> = model.history.iter().rev().take(room).rev().copied().collect();
+    let width = usize::from(curve.width);
+    let history: Vec<u64> = model.history.iter().rev().take(width).rev().copied().collect();
     frame.render_widget(Sparkline::default().data(&history).style(Style::new().fg(Color::Cyan)), curve);
 }
 
 fn draw_journal(frame: &mut Frame<'_>, area: Rect, journal: &Journal) {
     let share = if journal.quota_bytes == 0 { 0.0 } else { journal.bytes as f64 / journal.quota_bytes as f64 };
-    let colour = match share {
+    let color = match share {
         share if share >= 0.9 => Color::Red,
         share if share >= 0.7 => Color::Yellow,
         _ => Color::Green,
     };
-    let title = match &journal.refuses {
-        Some(why) => format!(" journal refuses: {why} "),
+    let title = match &journal.reject_reason {
+        Some(why) => format!(" journal rejects records: {why} "),
         None => format!(
             " journal  {} segments  seq {}  queue {}  damaged {} ",
             journal.segments,
@@ -135,27 +160,29 @@ fn draw_journal(frame: &mut Frame<'_>, area: Rect, journal: &Journal) {
     let label = format!("{} of {}", bytes(journal.bytes), bytes(journal.quota_bytes));
     let block = Block::bordered().title(title);
     frame.render_widget(
-        Gauge::default().block(block).gauge_style(colour).ratio(share.clamp(0.0, 1.0)).label(label),
+        Gauge::default().block(block).gauge_style(color).ratio(share.clamp(0.0, 1.0)).label(label),
         area,
     );
 }
 
 fn draw_lanes(frame: &mut Frame<'_>, area: Rect, lanes: &[Lane]) {
-    let header = Row::new(["lane", "accepted", "committed", "dead", "lost", "backlog", "store"]);
+    let header = Row::new(["lane", "accepted", "committed", "dead letters", "lost", "backlog", "store"]);
     let rows = lanes.iter().map(|lane| {
         let (state, reason) = (text(&lane.store["state"]), text(&lane.store["reason"]));
-        let numbers = [lane.accepted, lane.committed, lane.dead, lane.lost, lane.backlog].map(|n| n.to_string());
+        let numbers =
+            [lane.accepted, lane.committed, lane.dead_lettered, lane.lost, lane.backlog].map(|n| n.to_string());
         let cells = std::iter::once(lane.lane.to_string()).chain(numbers).chain([format!("{state} {reason}")]);
         Row::new(cells).style(if state == "ok" { Style::new() } else { Style::new().fg(Color::Yellow) })
     });
-    let widths = [5, 12, 12, 8, 8, 10].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
+    let widths = [5, 12, 12, 12, 8, 10].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
     let table = Table::new(rows, widths).header(header.style(heading())).block(Block::bordered().title(" lanes "));
     frame.render_widget(table, area);
 }
 
-fn draw_stages(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look, first: usize) {
-    let header = Row::new(["stage", "state", "handled/s", "busy", "wait", "mailbox", "refused", "dropped", "restarts"]);
-    let rows = look.status.actors.iter().skip(first).map(|actor| stage_row(model, actor));
+fn draw_stages(frame: &mut Frame<'_>, area: Rect, model: &Model, sample: &Sample, first: usize) {
+    let header =
+        Row::new(["stage", "state", "handled/s", "busy", "wait", "mailbox", "rejected", "dropped", "restarts"]);
+    let rows = sample.status.actors.iter().skip(first).map(|actor| stage_row(model, actor));
     let widths = [16, 9, 10, 6, 6, 10, 9, 9, 8].map(Constraint::Length);
     let table = Table::new(rows, widths).header(header.style(heading())).block(Block::bordered().title(" stages "));
     frame.render_widget(table, area);
@@ -178,7 +205,7 @@ fn stage_row(model: &Model, actor: &Actor) -> Row<'static> {
         share(|actor| actor.busy_seconds),
         share(|actor| actor.wait_seconds),
         format!("{}/{}", actor.depth_messages, actor.bound.messages_max),
-        short(actor.refused as f64),
+        short(actor.rejected as f64),
         short(actor.discarded as f64),
         actor.restarts.to_string(),
     ])
@@ -203,31 +230,33 @@ mod tests {
 
     const STATUS: &str = r#"{"version":"0.1.0","instance":"web-1/7","uptime_s":3700,"phase":"accepting","store":"SQLite",
         "cache":"memory","breakers":{"cache-writer":"open"},
-        "lanes":[{"lane":0,"accepted":12345,"committed":12000,"dead":3,"lost":0,"backlog":342,"store":{"state":"ok"}}],
+        "lanes":[{"lane":0,"accepted":12345,"committed":12000,"dead_lettered":3,"lost":0,"backlog":342,"store":{"state":"ok"}}],
         "journal":{"bytes":1073741824,"quota_bytes":4294967296,"segments":17,"seq_last":99,"seq_durable":99,
-            "queue_bytes":0,"refuses":null,"damaged_frames":0},
+            "queue_bytes":0,"reject_reason":null,"damaged_frames":0},
         "actors":[{"name":"parser-0","depth_messages":2,"bound":{"messages_max":16},"handled":50,"discarded":0,
-            "refused":1,"wait_seconds":0.5,"busy_seconds":1.5,"restarts":0,"state":"busy"}]}"#;
+            "rejected":1,"wait_seconds":0.5,"busy_seconds":1.5,"restarts":0,"state":"busy"}]}"#;
 
     fn screen(model: &Model) -> String {
         let mut terminal = Terminal::new(TestBackend::new(120, 26)).unwrap();
-        terminal.draw(|frame| draw(frame, model, "http://x", 0)).unwrap();
+        terminal
+            .draw(|frame| draw(frame, model, &Screen { url: "http://x", first_stage: 0, keys: true, colors: true }))
+            .unwrap();
         terminal.backend().to_string()
     }
 
     #[test]
-    fn the_screen_shows_what_goes_on_and_what_is_wrong() {
+    fn the_screen_shows_rates_and_problems() {
         let mut model = Model::default();
-        assert!(screen(&model).contains("http://x: asking"));
+        assert!(screen(&model).contains("http://x: connecting"));
         let status: Status = serde_json::from_str(STATUS).unwrap();
         let alerts = vec![Alert { name: "declined".into(), state: "firing".into() }];
-        let before = Look { at_s: 0.0, status: status.clone(), alerts: alerts.clone() };
-        let mut later = Look { at_s: 1.0, status, alerts };
+        let before = Sample { at_s: 0.0, status: status.clone(), alerts: alerts.clone() };
+        let mut later = Sample { at_s: 1.0, status, alerts };
         later.status.lanes[0].accepted += 500;
         later.status.actors[0].handled += 30;
         later.status.actors[0].busy_seconds += 0.25;
-        model.take(Ok(before));
-        model.take(Ok(later));
+        model.update(Ok(before));
+        model.update(Ok(later));
         let shown = screen(&model);
         for part in [
             "logweir 0.1.0 web-1/7  accepting  up 1 h 1 min  SQLite + memory",
@@ -242,7 +271,7 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");
         }
-        model.take(Err("connection refused".into()));
-        assert!(screen(&model).contains("does not answer: connection refused"));
+        model.update(Err("connection refused".into()));
+        assert!(screen(&model).contains("unreachable: connection refused"));
     }
 }

@@ -1,6 +1,6 @@
 //! `logweir top`: the pipeline of a running server, on a terminal.
 //!
-//! One thread asks, so that a server that does not answer never freezes the screen. Where standard output is no terminal
+//! A thread polls, so that a server that does not respond never freezes the screen. Where standard output is not a terminal
 //! (or with `--once`) the screen is written once as text.
 
 mod draw;
@@ -16,71 +16,102 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::remote::{Remote, RemoteArgs, Trouble};
+use super::output::{self, Color, Output};
+use super::remote::{Access, Remote, RemoteArgs, RemoteError};
 use super::{Failure, Outcome, exit};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use model::{Alert, Look, Model, Status};
+use model::{Alert, Model, Sample, Status};
 
-/// How often the keys are looked at.
+/// Interval at which keys are polled.
 const KEYS_EVERY: Duration = Duration::from_millis(50);
-/// The width of the screen where there is none.
-const PAPER_WIDTH: u16 = 120;
+/// Width of the text with `--once`.
+const TEXT_WIDTH: u16 = 120;
 
 #[derive(Debug, Args)]
 pub(super) struct TopArgs {
-    #[command(flatten)]
-    remote: RemoteArgs,
-    /// How often it looks
-    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = interval)]
-    every: Duration,
-    /// Write the screen once, as text
+    /// Time between updates, from 100ms to 1m
+    #[arg(long, short, default_value = "1s", value_name = "TIME", value_parser = interval)]
+    interval: Duration,
+    /// Print the screen once as text and exit, as without a terminal; rates are those of one interval
     #[arg(long)]
     once: bool,
+    /// Output format; json prints the server's status and alerts once
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
+    output: Output,
+    /// Color the screen
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: Color,
+    #[command(flatten)]
+    pub(super) remote: RemoteArgs,
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
     let millis = quantity(text, Unit::Millis).filter(|millis| (100..=60_000).contains(millis));
-    millis.map(Duration::from_millis).ok_or("write a time such as 500ms or 2s, from 100ms to 1m".into())
+    millis.map(Duration::from_millis).ok_or("expected a time such as 500ms or 2s, from 100ms to 1m".into())
 }
 
 pub(super) fn top(args: &TopArgs) -> Outcome {
-    let remote = args.remote.remote();
+    let remote = args.remote.remote(Access::Query)?;
+    if args.output == Output::Json {
+        return snapshot(&remote);
+    }
     let url = remote.url().to_owned();
-    // What cannot be asked at all is said before the screen is taken over.
+    // A server that cannot be reached is reported before the screen is cleared.
     let mut model = Model::default();
     let began = Instant::now();
-    model.take(Ok(look(&remote, began)?));
-    let looks = looks(remote, began, args.every);
-    if args.once || !io::stdout().is_terminal() {
-        if let Ok(look) = looks.recv() {
-            model.take(look);
+    model.update(Ok(sample(&remote, began)?));
+    let samples = samples(remote, began, args.interval);
+    let dumb = std::env::var("TERM").is_ok_and(|terminal| terminal == "dumb");
+    if args.once || dumb || !io::stdout().is_terminal() {
+        if let Ok(sample) = samples.recv() {
+            model.update(sample);
         }
         return once(&model, &url);
     }
+    let screen = draw::Screen { url: &url, first_stage: 0, keys: true, colors: args.color.is_on() };
     let mut terminal = ratatui::try_init()?;
-    let outcome = watch(&mut terminal, &mut model, &looks, &url);
+    let outcome = watch(&mut terminal, &mut model, &samples, screen);
     ratatui::restore();
     outcome?;
     Ok(exit::OK.into())
 }
 
-/// Asks again and again; ends when nobody listens.
-fn looks(remote: Remote, began: Instant, every: Duration) -> Receiver<Result<Look, String>> {
-    let (sender, looks) = sync_channel(1);
+/// Prints the status as the server returned it, with its alerts.
+fn snapshot(remote: &Remote) -> Outcome {
+    let response = remote.get("/api/v1/status", &[], &[])?;
+    let mut status: Value =
+        serde_json::from_reader(response.into_body().into_reader()).map_err(|error| not_a_status(remote, &error))?;
+    if let (Value::Object(status), Ok(alerts)) = (&mut status, remote.get("/api/v1/alerts", &[], &[])) {
+        let alerts = serde_json::from_reader::<_, Value>(alerts.into_body().into_reader());
+        let alerts = alerts.ok().and_then(|mut alerts| Some(alerts.get_mut("alerts")?.take()));
+        status.insert("alerts".to_owned(), alerts.unwrap_or_default());
+    }
+    output::json(&mut io::stdout().lock(), &status)?;
+    Ok(exit::OK.into())
+}
+
+fn not_a_status(remote: &Remote, error: &serde_json::Error) -> RemoteError {
+    RemoteError::Rejected(exit::FAILED, format!("{}: unexpected response: not a status ({error})", remote.url()))
+}
+
+/// Polls until the receiver is dropped.
+fn samples(remote: Remote, began: Instant, interval: Duration) -> Receiver<Result<Sample, String>> {
+    let (sender, samples) = sync_channel(1);
     thread::spawn(move || {
         loop {
-            thread::sleep(every);
-            let look = look(&remote, began).map_err(|trouble| match trouble {
-                Trouble::Away(why) | Trouble::Refused(_, why) => why,
+            thread::sleep(interval);
+            let sample = sample(&remote, began).map_err(|error| match error {
+                RemoteError::Unavailable(why) | RemoteError::Rejected(_, why) => why,
             });
-            if sender.send(look).is_err() {
+            if sender.send(sample).is_err() {
                 return;
             }
         }
     });
-    looks
+    samples
 }
 
 #[derive(Deserialize)]
@@ -88,52 +119,56 @@ struct Alerts {
     alerts: Vec<Alert>,
 }
 
-fn look(remote: &Remote, began: Instant) -> Result<Look, Trouble> {
+fn sample(remote: &Remote, began: Instant) -> Result<Sample, RemoteError> {
     let response = remote.get("/api/v1/status", &[], &[])?;
-    let status: Status = serde_json::from_reader(response.into_body().into_reader())
-        .map_err(|error| Trouble::Refused(exit::FAILED, format!("{} has no status: {error}", remote.url())))?;
-    // While it starts there are none yet.
+    let status: Status =
+        serde_json::from_reader(response.into_body().into_reader()).map_err(|error| not_a_status(remote, &error))?;
+    // Unavailable while the server starts.
     let alerts = remote.get("/api/v1/alerts", &[], &[]).ok();
     let alerts =
         alerts.and_then(|response| serde_json::from_reader::<_, Alerts>(response.into_body().into_reader()).ok());
     let alerts = alerts.map(|alerts| alerts.alerts).unwrap_or_default();
-    Ok(Look { at_s: began.elapsed().as_secs_f64(), status, alerts })
+    Ok(Sample { at_s: began.elapsed().as_secs_f64(), status, alerts })
 }
 
 fn watch(
     terminal: &mut ratatui::DefaultTerminal,
     model: &mut Model,
-    looks: &Receiver<Result<Look, String>>,
-    url: &str,
+    samples: &Receiver<Result<Sample, String>>,
+    mut screen: draw::Screen<'_>,
 ) -> io::Result<()> {
-    let mut first_stage = 0_usize;
     loop {
-        while let Ok(look) = looks.try_recv() {
-            model.take(look);
+        while let Ok(sample) = samples.try_recv() {
+            model.update(sample);
         }
-        terminal.draw(|frame| draw::draw(frame, model, url, first_stage))?;
+        terminal.draw(|frame| draw::draw(frame, model, &screen))?;
         if !event::poll(KEYS_EVERY)? {
             continue;
         }
         let Event::Key(key) = event::read()? else { continue };
-        let stages = model.now.as_ref().map_or(0, |look| look.status.actors.len());
+        let stages = model.now.as_ref().map_or(0, |sample| sample.status.actors.len());
         match key.code {
             _ if key.kind == KeyEventKind::Release => {}
             KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(()),
-            KeyCode::Down | KeyCode::Char('j') => first_stage = (first_stage + 1).min(stages.saturating_sub(1)),
-            KeyCode::Up | KeyCode::Char('k') => first_stage = first_stage.saturating_sub(1),
+            KeyCode::Down | KeyCode::Char('j') => {
+                screen.first_stage = (screen.first_stage + 1).min(stages.saturating_sub(1));
+            }
+            KeyCode::Up | KeyCode::Char('k') => {
+                screen.first_stage = screen.first_stage.saturating_sub(1);
+            }
             _ => {}
         }
     }
 }
 
-/// The screen as text, without the empty lines at its end.
+/// Prints the screen as text, without empty lines.
 fn once(model: &Model, url: &str) -> Outcome {
-    let width = PAPER_WIDTH;
-    let height = model.now.as_ref().map_or(1, |look| draw::height(&look.status));
+    let width = TEXT_WIDTH;
+    let height = model.now.as_ref().map_or(1, |sample| draw::height(&sample.status));
     let mut terminal = Terminal::new(TestBackend::new(width, height)).map_err(never)?;
-    terminal.draw(|frame| draw::draw(frame, model, url, 0)).map_err(never)?;
+    let screen = draw::Screen { url, first_stage: 0, keys: false, colors: false };
+    terminal.draw(|frame| draw::draw(frame, model, &screen)).map_err(never)?;
     let buffer = terminal.backend().buffer();
     let mut out = io::stdout().lock();
     for line in buffer.content().chunks(usize::from(width)) {
@@ -145,7 +180,7 @@ fn once(model: &Model, url: &str) -> Outcome {
     Ok(exit::OK.into())
 }
 
-/// A screen in memory takes everything.
+/// Drawing to memory does not fail.
 fn never(error: impl std::fmt::Display) -> Failure {
-    Failure::told(exit::FAILED, error)
+    Failure::new(exit::FAILED, error)
 }

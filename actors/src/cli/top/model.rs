@@ -1,14 +1,14 @@
-//! What is shown: two looks at a server's status, and what went on between them. Pure.
+//! The model of the screen: the two latest samples of a server's status, and the rates between them. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Samples of the rate that are kept for the curve.
+/// Number of rates kept for the sparkline.
 const HISTORY_MAX: usize = 512;
 
-/// `/api/v1/status`, as far as it is shown.
+/// The displayed part of `/api/v1/status`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Status {
     pub version: String,
@@ -34,7 +34,7 @@ pub struct Lane {
     pub lane: u64,
     pub accepted: u64,
     pub committed: u64,
-    pub dead: u64,
+    pub dead_lettered: u64,
     pub lost: u64,
     pub backlog: u64,
     #[serde(default)]
@@ -49,7 +49,7 @@ pub struct Journal {
     pub segments: u64,
     pub seq_last: u64,
     pub queue_bytes: u64,
-    pub refuses: Option<String>,
+    pub reject_reason: Option<String>,
     pub damaged_frames: u64,
 }
 
@@ -61,7 +61,7 @@ pub struct Actor {
     pub bound: Bound,
     pub handled: u64,
     pub discarded: u64,
-    pub refused: u64,
+    pub rejected: u64,
     pub wait_seconds: f64,
     pub busy_seconds: f64,
     pub restarts: u64,
@@ -74,43 +74,43 @@ pub struct Bound {
     pub messages_max: u64,
 }
 
-/// One alert, as far as it is shown.
+/// The displayed part of an alert.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Alert {
     pub name: String,
     pub state: String,
 }
 
-/// One look.
+/// The status at one time.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
-    /// When, in seconds after any moment.
+pub struct Sample {
+    /// Seconds since an arbitrary time.
     pub at_s: f64,
     pub status: Status,
     pub alerts: Vec<Alert>,
 }
 
-/// Everything that is shown.
+/// Everything that is displayed.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
-    pub now: Option<Look>,
-    before: Option<Look>,
-    /// Why the last look saw nothing.
-    pub away: Option<String>,
-    /// Records accepted in a second, newest last.
+    pub now: Option<Sample>,
+    before: Option<Sample>,
+    /// Why the latest request failed.
+    pub error: Option<String>,
+    /// Records accepted per second, latest last.
     pub history: VecDeque<u64>,
 }
 
 impl Model {
-    /// Takes the next look, or why there is none.
-    pub fn take(&mut self, look: Result<Look, String>) {
-        match look {
-            Ok(look) => {
-                self.away = None;
-                // Another process counts anew.
-                let same = self.now.as_ref().is_some_and(|now| now.status.instance == look.status.instance);
+    /// Adds the next sample, or why it failed.
+    pub fn update(&mut self, sample: Result<Sample, String>) {
+        match sample {
+            Ok(sample) => {
+                self.error = None;
+                // The counters of another process start at zero.
+                let same = self.now.as_ref().is_some_and(|now| now.status.instance == sample.status.instance);
                 self.before = self.now.take().filter(|_| same);
-                self.now = Some(look);
+                self.now = Some(sample);
                 if let Some(rate) = self.rate(|status| sum(status, |lane| lane.accepted)) {
                     self.history.push_back(rate.round() as u64);
                     if self.history.len() > HISTORY_MAX {
@@ -118,16 +118,16 @@ impl Model {
                     }
                 }
             }
-            Err(why) => self.away = Some(why),
+            Err(why) => self.error = Some(why),
         }
     }
 
-    /// By how much what `of` counts grew in a second; none before the second look.
+    /// Increase of `of` per second; `None` before the second sample.
     pub fn rate(&self, of: impl Fn(&Status) -> u64) -> Option<f64> {
         self.growth(|status| Some(of(status) as f64))
     }
 
-    /// The same of one stage.
+    /// Increase of `of` per second for one stage.
     pub fn rate_of(&self, actor: &str, of: impl Fn(&Actor) -> f64) -> Option<f64> {
         self.growth(|status| status.actors.iter().find(|known| known.name == actor).map(&of))
     }
@@ -145,7 +145,7 @@ pub fn sum(status: &Status, of: impl Fn(&Lane) -> u64) -> u64 {
     status.lanes.iter().map(of).sum()
 }
 
-/// A number as people read it: `950`, `12.3 k`, `4.1 M`.
+/// A human-readable number: `950`, `12.3 k`, `4.1 M`.
 pub fn short(number: f64) -> String {
     let units = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")];
     match units.iter().find(|(size, _)| number >= *size) {
@@ -156,7 +156,7 @@ pub fn short(number: f64) -> String {
     }
 }
 
-/// Bytes as people read them.
+/// A human-readable size.
 pub fn bytes(number: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(size, _)| number >= *size) {
@@ -165,7 +165,7 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
-/// A time span as people read it.
+/// A human-readable duration.
 pub fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -179,30 +179,34 @@ pub fn span(seconds: u64) -> String {
 mod tests {
     use super::*;
 
-    fn look(at_s: f64, instance: &str, accepted: u64, busy_seconds: f64) -> Look {
+    fn sample(at_s: f64, instance: &str, accepted: u64, busy_seconds: f64) -> Sample {
         let lanes = vec![Lane { accepted, ..Lane::default() }, Lane { accepted: 5, ..Lane::default() }];
         let actors = vec![Actor { name: "parser-0".into(), busy_seconds, ..Actor::default() }];
-        Look { at_s, status: Status { instance: instance.into(), lanes, actors, ..Status::default() }, alerts: vec![] }
+        Sample {
+            at_s,
+            status: Status { instance: instance.into(), lanes, actors, ..Status::default() },
+            alerts: vec![],
+        }
     }
 
     #[test]
-    fn rates_are_what_went_on_between_two_looks_at_the_same_process() {
+    fn rates_are_computed_between_two_samples_of_the_same_process() {
         let mut model = Model::default();
-        model.take(Ok(look(0.0, "a", 10, 0.0)));
+        model.update(Ok(sample(0.0, "a", 10, 0.0)));
         assert_eq!((model.rate(|status| sum(status, |lane| lane.accepted)), model.history.len()), (None, 0));
-        model.take(Ok(look(2.0, "a", 50, 1.0)));
+        model.update(Ok(sample(2.0, "a", 50, 1.0)));
         assert_eq!(model.rate(|status| sum(status, |lane| lane.accepted)), Some(20.0));
         assert_eq!(model.rate_of("parser-0", |actor| actor.busy_seconds), Some(0.5));
         assert_eq!(model.rate_of("parser-1", |actor| actor.busy_seconds), None);
-        model.take(Err("gone".into()));
-        assert!(model.away.is_some() && model.now.is_some(), "the last look stays");
-        model.take(Ok(look(4.0, "b", 3, 0.0)));
-        assert_eq!((model.rate(|status| sum(status, |lane| lane.accepted)), &model.away), (None, &None));
+        model.update(Err("gone".into()));
+        assert!(model.error.is_some() && model.now.is_some(), "the latest sample is kept");
+        model.update(Ok(sample(4.0, "b", 3, 0.0)));
+        assert_eq!((model.rate(|status| sum(status, |lane| lane.accepted)), &model.error), (None, &None));
         assert_eq!(model.history, [20]);
     }
 
     #[test]
-    fn numbers_are_written_for_people() {
+    fn numbers_are_human_readable() {
         assert_eq!([0.0, 0.5, 9999.0, 12_345.0, 4_100_000.0].map(short), ["0", "0.5", "9999", "12.3 k", "4.1 M"]);
         assert_eq!([5, 2048, 3 << 30].map(bytes), ["5 B", "2.0 KiB", "3.0 GiB"]);
         assert_eq!([5, 65, 3700, 90_000].map(span), ["5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]);
