@@ -1,4 +1,4 @@
-//! A running logweir without sockets and signals: what a program embeds, and what the server wraps.
+//! The running pipeline without sockets and signals: embedded by programs, wrapped by the server.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -8,16 +8,16 @@ use bytes::Bytes;
 use logweir_engine::clock;
 use logweir_engine::drain::{DrainControl, DrainEvent, DrainMachine, DrainSettings, DrainWatch, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, OpenError, Recovered};
-use logweir_engine::stage::Exit;
 use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::alerts::AlertRegistry;
-use crate::backlog::NOTE_EVERY;
+use crate::backlog::SAMPLE_EVERY;
 use crate::cache::{self, HotCache, Origin};
-use crate::config::{Config, Shutdown};
+use crate::config::{Config, ConfigError, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
+use crate::error::Error;
 use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Rejection};
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
@@ -27,13 +27,13 @@ use crate::search::Searcher;
 use crate::store::{self, LogStore};
 use crate::tail::TailHub;
 
-/// How often partitions are made ahead and retention is applied.
+/// Interval at which partitions are created ahead of time and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);
 
-/// How often somebody who empties a journal looks whether it is done.
+/// Interval at which `drain_journal` checks whether the journal is empty.
 const EMPTIED_POLL: Duration = Duration::from_millis(20);
 
-/// A running pipeline: intake, journal, flushers, cache-writer. Lives on the thread that started it.
+/// A running pipeline: intake, journal, flushers, cache writer. It stays on the thread that started it.
 pub struct Logweir {
     config: Arc<Config>,
     journal: Journal,
@@ -50,21 +50,21 @@ pub struct Logweir {
 }
 
 impl Logweir {
-    /// Opens (and if need be recovers) the journal and starts every stage. Does not wait for the database.
+    /// Opens the journal, recovering it if necessary, and starts every stage. Does not wait for the database.
     ///
-    /// Must be called inside an actix system (`actix_rt::System` or `#[actix_web::main]`).
+    /// Must be called on a thread with a running actix system (`actix_rt::System` or `#[actix_web::main]`).
     ///
     /// # Errors
-    /// The journal cannot be opened, or the database or cache settings cannot work.
-    pub async fn start(config: Config) -> Result<Self, Exit> {
-        Self::start_seen(Arc::new(config), DrainControl::default(), Progress::default()).await
+    /// The configuration is invalid ([`Config::validate`]), or the journal cannot be opened.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_observed(Arc::new(config), DrainControl::default(), Progress::default()).await
     }
 
-    /// As [`Logweir::start`], for a server that shows the start-up to others.
+    /// As [`Logweir::start`], with the shutdown phase and the progress of the startup visible from outside.
     ///
     /// # Errors
     /// As [`Logweir::start`].
-    pub async fn start_seen(config: Arc<Config>, drain: DrainControl, progress: Progress) -> Result<Self, Exit> {
+    pub async fn start_observed(config: Arc<Config>, drain: DrainControl, progress: Progress) -> Result<Self, Error> {
         Self::start_with(config, Work::Serve, drain, progress).await
     }
 
@@ -73,12 +73,13 @@ impl Logweir {
         work: Work,
         drain: DrainControl,
         progress: Progress,
-    ) -> Result<Self, Exit> {
-        let opened = store::open(&config.database).map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let opened = store::open(&config.database).map_err(|error| ConfigError::at("database.url", error))?;
         let store = opened.store();
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
-            .map_err(|error| Exit::new(Exit::CONFIG, error.to_string()))?;
+            .map_err(|error| ConfigError::at("cache.url", error))?;
         let throttle = QueryThrottle::default();
         let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
         let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
@@ -105,17 +106,17 @@ impl Logweir {
             Work::Empty { .. } => (pipeline::build_drain_only(&parts), None),
         };
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
-            .map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("the tail's thread cannot be started: {error}")))?;
+            .map_err(|error| Error::Unavailable(format!("cannot start the thread of the live tail: {error}")))?;
         actix_rt::spawn(note_tails(journal.clone(), progress.clone(), throttle, drain.watch()));
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
 
-    /// Takes lines in (NDJSON, a JSON array, plain) and returns when they are as safe as the `ack` setting asks.
+    /// Parses `body` (NDJSON, a JSON array or plain lines) and returns when the records are as durable as `ack` requires.
     ///
     /// # Errors
-    /// The refusal says why, and whether a retry helps.
+    /// The rejection has the reason, and whether a retry can succeed.
     pub async fn ingest(&self, body: impl Into<Bytes>) -> Result<Receipt, Rejection> {
         let (reply, answer) = answer_channel();
         let intake = self.intake();
@@ -142,92 +143,94 @@ impl Logweir {
         Ok(receipt)
     }
 
-    /// The way in, for sources.
+    /// Handle for sources to submit records; `Send`, and cheap to clone.
     #[must_use]
     pub fn intake(&self) -> IntakeHandle {
         self.intake
             .clone()
-            .expect("only what is started to empty a journal has no way in, and that is never handed out")
+            .expect("only a pipeline that empties a journal has no intake, and it is never returned to a caller")
     }
 
-    /// The journal.
+    /// Returns the journal.
     #[must_use]
     pub fn journal(&self) -> Journal {
         self.journal.clone()
     }
 
-    /// What recovery found.
+    /// Returns what recovery found.
     #[must_use]
     pub fn recovered(&self) -> &Recovered {
         &self.recovered
     }
 
-    /// The accounting.
+    /// Returns the accounting of records.
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.progress.clone()
     }
 
-    /// The log store.
+    /// Returns the log store.
     #[must_use]
     pub fn store(&self) -> Arc<dyn LogStore> {
         Arc::clone(&self.store)
     }
 
-    /// Answers queries.
+    /// Returns the query engine.
     #[must_use]
     pub fn searcher(&self) -> Searcher {
         self.searcher.clone()
     }
 
-    /// The hot cache.
+    /// Returns the hot cache.
     #[must_use]
     pub fn cache(&self) -> Arc<dyn HotCache> {
         Arc::clone(&self.cache)
     }
 
-    /// Sees every actor.
+    /// Returns an observer of all stages.
     #[must_use]
     pub fn observer(&self) -> Observer {
         self.topology.observer()
     }
 
-    /// Where durable records can be followed as they come.
+    /// Returns the live tail of durable records.
     #[must_use]
     pub fn tail(&self) -> TailHub {
         self.tail.clone()
     }
 
-    /// How the alerts stand.
+    /// Returns the state of the alerts.
     #[must_use]
     pub fn alerts(&self) -> AlertRegistry {
         self.alerts.clone()
     }
 
-    /// Sees where the way down stands.
+    /// Returns a watch on the shutdown phase.
     #[must_use]
     pub fn watch(&self) -> DrainWatch {
         self.drain.watch()
     }
 
-    /// The most bytes that are held for records, by holder.
+    /// Upper bound of the memory used for records, in bytes, by component.
     #[must_use]
     pub fn memory_bytes_max(&self) -> Vec<(&'static str, usize)> {
-        let lanes = usize::from(lanes_needed(self.config.lanes, &self.journal));
+        let lanes = usize::from(lanes_needed(self.config.lanes(), &self.journal));
         pipeline::memory_bytes_max(&self.config, self.topology.bytes_max(), lanes)
     }
 
-    /// Completes when a stage wants the process to end, has failed too often, or the disk has failed.
-    pub async fn failed(&self) -> Exit {
+    /// Waits until the pipeline cannot continue: it was fenced, a stage failed too often, or the disk failed.
+    ///
+    /// Call [`Logweir::stop`] then.
+    pub async fn failed(&self) -> Error {
         tokio::select! {
-            exit = self.topology.exited() => exit,
-            what = self.journal.poisoned() => Exit::new(Exit::IO_ERROR, format!(
-                "the journal in {} cannot be trusted any more: {what}; what was acknowledged is on disk, restart to read it again",
+            exit = self.topology.exited() => exit.into(),
+            reason = self.journal.poisoned() => Error::Disk(format!(
+                "journal {}: {reason}; acknowledged records are on disk, restart to recover them",
                 self.config.data_dir.display())),
         }
     }
 
-    /// Completes when every lane of the journal is in the database, or with the reason why one cannot be brought there.
+    /// Waits until every lane of the journal is in the database; returns the reason if a lane was stopped.
     async fn emptied(&self) -> Option<String> {
         loop {
             let lanes = self.progress.snapshot(&self.journal.lanes()).lanes;
@@ -242,14 +245,14 @@ impl Logweir {
         }
     }
 
-    /// The way down without a server around it: see [`Logweir::stop_on`].
+    /// Stops in order: see [`Logweir::stop_on`].
     pub async fn stop(self) -> ShutdownReport {
         let (_, mut no_signals) = mpsc::channel(1);
         self.stop_on(DrainEvent::Requested, &mut no_signals, std::future::ready(())).await
     }
 
-    /// The way down: lingers, refuses new records, waits for `intake_idle`, brings everything queued into the journal and as
-    /// much as possible into the database until `shutdown.deadline_ms` or a second signal, seals the journal.
+    /// Shuts down: lingers, rejects new records, waits for `intake_idle`, writes everything queued to the journal and as much as
+    /// possible to the database until `shutdown.deadline_ms` or a second signal, and seals the journal.
     pub async fn stop_on(
         mut self,
         first: DrainEvent,
@@ -270,10 +273,10 @@ impl Logweir {
             let wake_at = step.wake_at_ms.map(|at_ms| began + Duration::from_millis(at_ms));
             let event = tokio::select! {
                 () = next_signal(signals) => DrainEvent::Signal,
-                () = sleep_until(wake_at) => DrainEvent::Woken,
+                () = sleep_until(wake_at) => DrainEvent::Timer,
                 exit = &mut exited, if failure.is_none() => {
-                    failure = Some(exit);
-                    DrainEvent::Requested // it is under way already
+                    failure = Some(Error::from(exit));
+                    DrainEvent::Requested // the shutdown has already begun
                 }
                 () = &mut intake_idle, if step.phase == Phase::Draining && !step.drain_stages => DrainEvent::IntakeIdle,
                 late = &mut draining, if step.drain_stages && stuck.is_none() => {
@@ -293,8 +296,8 @@ impl Logweir {
         let sealed =
             sealed.map_err(|error| error.to_string()).and_then(|sealed| sealed.map_err(|error| error.to_string()));
         let failure = failure.or(sealed.err().map(|error| {
-            Exit::new(Exit::IO_ERROR, format!(
-                "the journal could not be sealed: {error}; what was acknowledged is on disk, the next start recovers"
+            Error::Disk(format!(
+                "cannot seal the journal: {error}; acknowledged records are on disk, the next start recovers them"
             ))
         }));
         drain.advance(Phase::Done);
@@ -303,7 +306,7 @@ impl Logweir {
     }
 }
 
-/// The next signal; never, once nobody can send one.
+/// Waits for the next signal; forever, once no sender is left.
 async fn next_signal(signals: &mut mpsc::Receiver<()>) {
     if signals.recv().await.is_none() {
         std::future::pending().await
@@ -317,68 +320,70 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// The sum over all lanes: `accepted = committed + dead + lost + backlog`.
+/// Sums over all lanes: `accepted = committed + dead_lettered + lost + backlog`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Accounting {
-    /// Records that the journal was given.
+    /// Records appended to the journal.
     pub accepted: u64,
-    /// Rows in the database.
+    /// Rows committed to the database.
     pub committed: u64,
     /// Records dead-lettered.
-    pub dead: u64,
-    /// Records lost to damage in the journal, each range named when it was found.
+    pub dead_lettered: u64,
+    /// Records lost to damage in the journal; each range was logged when it was found.
     pub lost: u64,
-    /// Records that only the journal has.
+    /// Records that are only in the journal.
     pub backlog: u64,
-    /// Whether the database has said what it has, of every lane. Until then everything counts as backlog.
-    pub asked: bool,
+    /// Whether the database has reported its cursor of every lane. Until then, everything counts as backlog.
+    pub cursors_known: bool,
 }
 
 impl Accounting {
-    /// The sum over the lanes of `snapshot`.
+    /// Sums the lanes of `snapshot`.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
-        let nothing = Self { asked: true, ..Self::default() };
+        let nothing = Self { cursors_known: true, ..Self::default() };
         snapshot.lanes.iter().fold(nothing, |sum, lane| Self {
             accepted: sum.accepted + lane.accepted,
             committed: sum.committed + lane.committed,
-            dead: sum.dead + lane.dead,
+            dead_lettered: sum.dead_lettered + lane.dead_lettered,
             lost: sum.lost + lane.lost,
             backlog: sum.backlog + lane.backlog,
-            asked: sum.asked && lane.asked,
+            cursors_known: sum.cursors_known && lane.cursor_known,
         })
     }
 }
 
-/// How a [`Logweir`] ended.
+/// Result of a shutdown.
 #[derive(Clone, Debug)]
 pub struct ShutdownReport {
-    /// The sum over all lanes.
+    /// Sums over all lanes.
     pub accounting: Accounting,
-    /// Stages that had to be cancelled at the deadline; what they held is in the journal.
+    /// Stages that were canceled at the deadline; their records are in the journal.
     pub stuck: Vec<String>,
-    /// What went wrong on the way down: a stage that was fenced or failed too often, a journal that could not be sealed.
-    pub failure: Option<Exit>,
+    /// Failure during the shutdown: a stage that was fenced or failed too often, or a journal that could not be sealed.
+    pub failure: Option<Error>,
 }
 
-/// Empties the journal in `dir` into the database and seals it. With `adopt`, a copy that another copy has overtaken gives
-/// what only it has, under a new identity.
+/// Flushes the journal in `dir` to the database and seals it.
+///
+/// With `adopt`, a copy of a journal whose original has continued writes the records that only the copy has, under a new
+/// identity.
 ///
 /// # Errors
-/// The journal cannot be opened, the database refuses for good, or a lane stands still until somebody mends something.
-pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<ShutdownReport, Exit> {
+/// The configuration is invalid, the journal cannot be opened, or the database rejects a lane until an operator intervenes.
+pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<ShutdownReport, Error> {
     let logweir =
         Logweir::start_with(Arc::new(config), Work::Empty { dir, adopt }, DrainControl::default(), Progress::default())
             .await?;
     let failure = tokio::select! {
         exit = logweir.failed() => Some(exit),
-        stopped = logweir.emptied() => stopped.map(|reason| Exit::new(Exit::UNAVAILABLE, reason)),
+        stopped = logweir.emptied() => stopped.map(Error::Unavailable),
     };
     let stopped = logweir.stop().await;
     failure.map_or(Ok(stopped), Err)
 }
 
-/// What a [`Logweir`] is started for.
+/// Purpose of a pipeline.
 enum Work {
     Serve,
     Empty { dir: PathBuf, adopt: bool },
@@ -397,7 +402,7 @@ impl Work {
     }
 }
 
-async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recovered), Exit> {
+async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recovered), Error> {
     let settings = &config.journal;
     let journal_config = JournalConfig {
         dir,
@@ -409,38 +414,36 @@ async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recover
         retain_for: Duration::from_secs(settings.retain_s),
     };
     let opened = tokio::task::spawn_blocking(move || Journal::open(journal_config)).await;
-    let opened = opened.map_err(|error| Exit::new(Exit::SOFTWARE, format!("opening the journal failed: {error}")))?;
-    opened.map_err(|error| {
-        let code = match error {
-            OpenError::Locked { .. } => Exit::UNAVAILABLE,
-            OpenError::TooNew { .. } | OpenError::InvalidConfig { .. } => Exit::CONFIG,
-            OpenError::Io { .. } => Exit::IO_ERROR,
-        };
-        Exit::new(code, error.to_string())
+    let opened = opened.map_err(|error| Error::Stage(format!("opening the journal failed: {error}")))?;
+    opened.map_err(|error| match error {
+        OpenError::InvalidConfig { field, .. } => ConfigError::at(&format!("journal.{field}"), error).into(),
+        OpenError::Locked { .. } => Error::Unavailable(error.to_string()),
+        OpenError::TooNew { .. } => ConfigError::at("data_dir", error).into(),
+        OpenError::Io { .. } => Error::Disk(error.to_string()),
     })
 }
 
-/// Host and process, so that a person who reads the database knows whom to look for.
+/// Host name and process ID: shown in the database as the owner of the lease.
 #[must_use]
 pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}/{}", host.trim(), std::process::id())
 }
 
-/// Notes where the lanes stand, until nothing comes any more, and tells readers how far behind the rows are.
+/// Records the end of each lane periodically, and tells the query throttle the age of the backlog.
 async fn note_tails(journal: Journal, progress: Progress, throttle: QueryThrottle, drain: DrainWatch) {
     loop {
         let now = Instant::now();
-        progress.note_tails(&journal.lanes(), now);
-        throttle.backlog_is(progress.backlog_age(now));
+        progress.sample_backlog(&journal.lanes(), now);
+        throttle.set_backlog_age(progress.backlog_age(now));
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,
-            () = tokio::time::sleep(NOTE_EVERY) => {}
+            () = tokio::time::sleep(SAMPLE_EVERY) => {}
         }
     }
 }
 
-/// Partitions ahead and retention, once the schema is there.
+/// Creates partitions ahead of time and applies retention, once the schema exists.
 async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainWatch) {
     loop {
         tokio::select! {
@@ -448,7 +451,7 @@ async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainW
             () = session.held() => {}
         }
         if let Err(error) = store.maintain(clock::wall_us()).await {
-            tracing::warn!(%error, "partitions and retention could not be looked after: trying again in five minutes");
+            tracing::warn!(%error, "cannot create partitions or apply retention; retrying in 5 minutes");
         }
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,

@@ -1,4 +1,4 @@
-//! The wiring of all stages on one screen. Spawned downstream first, drained upstream first.
+//! Wiring of all stages. They are spawned downstream first and drained upstream first.
 
 use std::sync::Arc;
 
@@ -24,60 +24,62 @@ use crate::tls;
 
 const MIB: usize = 1 << 20;
 
-/// A stage silent in its own code for this long is stalled. Far above what the largest chunk takes.
+/// Name of the topology: the label `pipeline` of stage and mailbox metrics.
+const PIPELINE: &str = "logweir";
+/// A stage that makes no progress in its own code for this long is stalled. Far longer than the largest chunk takes.
 const STALL_MS: u64 = 30_000;
-/// More restarts of one stage than this in a minute end in a drain and exit 70.
+/// More restarts of one stage per minute than this drain the process and end it with exit code 70.
 const RESTARTS_MAX: usize = 10;
-/// How often batcher and flusher look at the clock.
+/// Tick interval of batcher and flusher.
 const TICK_MS: u64 = 10;
 
-/// What the stages share.
+/// Everything that the stages share.
 pub struct Parts {
-    /// Everything that can be set.
+    /// Configuration.
     pub config: Arc<Config>,
-    /// The open journal.
+    /// Open journal.
     pub journal: Journal,
-    /// The journal's identity.
+    /// Identity of the journal and of this run.
     pub origin: Origin,
-    /// The hold on the log store.
+    /// Lease on the log store.
     pub session: Arc<Session>,
-    /// The hot cache.
+    /// Hot cache.
     pub cache: Arc<dyn HotCache>,
-    /// How the alerts stand.
+    /// State of the alerts.
     pub alerts: AlertRegistry,
-    /// The accounting that everybody sees.
+    /// Accounting of records.
     pub progress: Progress,
-    /// Where the way down stands.
+    /// Shutdown phase.
     pub drain: DrainWatch,
 }
 
-/// How the supervisor treats the stages of logweir.
+/// Supervision limits of logweir's stages.
 #[must_use]
 pub fn supervision() -> Supervision {
     Supervision { stall_ms: STALL_MS, restarts_max: RESTARTS_MAX, restart_window_ms: 60_000 }
 }
 
-/// Spawns every stage; returns the topology and the way in, one mailbox per lane.
+/// Spawns every stage; returns the topology and the producers' mailboxes, one per lane.
 #[must_use]
 pub fn build(parts: &Parts) -> (Topology, Vec<Mailbox<Delivery>>) {
-    let mut topology = Topology::new(supervision(), parts.drain.clone());
+    let mut topology = Topology::new(PIPELINE, supervision(), parts.drain.clone());
     alerts::spawn(&mut topology, &parts.config, &parts.journal, &parts.alerts);
     let cache_writer = spawn_cache_writer(&mut topology, parts);
     let mut producers = Vec::new();
-    for lane in 0..lanes_needed(parts.config.lanes, &parts.journal) {
+    for lane in 0..lanes_needed(parts.config.lanes(), &parts.journal) {
         let downstream = spawn_flusher(&mut topology, parts, lane, &cache_writer);
-        // A lane that only has an old backlog is flushed, and takes nothing new.
-        if lane < parts.config.lanes {
+        // A lane beyond the configured number only has a backlog to flush.
+        if lane < parts.config.lanes() {
             producers.push(spawn_intake(&mut topology, parts, lane, downstream));
         }
     }
     (topology, producers)
 }
 
-/// Flushers alone: empties a journal without taking anything in.
+/// Spawns only the flushers: empties a journal without accepting records.
 #[must_use]
 pub fn build_drain_only(parts: &Parts) -> Topology {
-    let mut topology = Topology::new(supervision(), parts.drain.clone());
+    let mut topology = Topology::new(PIPELINE, supervision(), parts.drain.clone());
     let cache_writer = spawn_cache_writer(&mut topology, parts);
     for lane in 0..lanes_needed(1, &parts.journal) {
         let _ = spawn_flusher(&mut topology, parts, lane, &cache_writer);
@@ -85,14 +87,14 @@ pub fn build_drain_only(parts: &Parts) -> Topology {
     topology
 }
 
-/// The most bytes that the process holds for records, by holder.
+/// Upper bound of the process's memory, in bytes, by component.
 #[must_use]
 pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<(&'static str, usize)> {
     let batch = batch_bytes_max(config);
     vec![
         ("mailboxes", mailboxes),
         ("request bodies being read", config.http.inflight_bytes_max),
-        // One more than the lanes': the body that `?debug=1` looks at.
+        // One more than the lanes need: the body parsed for `?debug=1`.
         ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
         (
             "TLS of the data listener",
@@ -106,16 +108,16 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("recent records in process", 64 * MIB),
         ("alerts", alerts::memory_bytes_max(&config.alerts)),
         ("live tails", tail::memory_bytes_max(&config.tail)),
-        ("queries and their answers", search::bytes_max(&config.query)),
+        ("queries and their responses", search::bytes_max(&config.query)),
         (
-            "pages of SQLite",
+            "SQLite page caches",
             if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { sqlite_bytes_max(config) } else { 0 },
         ),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]
 }
 
-/// Of the connection that writes, and of those that read.
+/// Page caches of the writing connection and of the reading ones.
 fn sqlite_bytes_max(config: &Config) -> usize {
     CACHE_BYTES + config.query.running_max * READ_CACHE_BYTES
 }
@@ -136,8 +138,8 @@ fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> 
 
 fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_writer: &Mailbox<Batch>) -> Downstream {
     let link = Arc::new(LaneLink::default());
-    // One waits while one is flushed; what does not fit is in the journal. A batch may be one frame that is larger than a
-    // batch should be.
+    // One batch waits while another is flushed; what does not fit is read from the journal. A batch may consist of one frame
+    // that is larger than batch.bytes_max.
     let bound = Bound { messages_max: 2, bytes_max: 2 * batch_bytes_max(&parts.config) };
     let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
     let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
@@ -174,8 +176,8 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
     })
 }
 
-/// Threads that parse. One core is left to those who write to disk and database: a thread more than there are cores only
-/// makes them take turns.
+/// Number of threads that parse. One core is left for writing to disk and database; more threads than cores would only
+/// compete.
 fn threads_for_lanes() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
 }

@@ -1,11 +1,11 @@
-//! The life of the server process: listen, recover, serve, drain, exit with a code that says why.
+//! Life cycle of the server process: listen, recover, serve, drain, exit with a code for the reason.
 //!
-//! Order matters: the configuration is valid before this starts, both ports are ours before the journal is touched, the
-//! admin listener answers while the journal is read, intake is open before the database answers, and the listeners
-//! outlive the stages so that requests in flight get their answer.
+//! Order matters: the configuration is validated first, both ports are bound before the journal is opened, the admin listener
+//! responds while the journal is read, records are accepted before the database responds, and the listeners outlive the
+//! stages so that requests in flight are answered.
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,7 +14,6 @@ use std::sync::Arc;
 use actix_web::dev::ServerHandle;
 use logweir_engine::drain::{DrainControl, DrainEvent, Phase};
 use logweir_engine::fault;
-use logweir_engine::stage::Exit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::TrySendError;
@@ -23,7 +22,11 @@ use tokio::time::{Duration, timeout};
 use tracing_subscriber::EnvFilter;
 
 use crate::cache;
-use crate::config::{Config, DatabaseUrl, Role};
+use crate::config::keys::Unit;
+use crate::config::terminal::wants_color;
+use crate::config::value::show_number;
+use crate::config::{Config, ConfigError, DatabaseUrl, Role};
+use crate::error::Error;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};
 use crate::message::Defaults;
@@ -38,16 +41,16 @@ use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
 use crate::store;
 
-/// How long requests that are at work when intake closes may take to hand their bodies in.
+/// How long requests in progress may take to submit their bodies after intake has closed.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long they then have for their last bytes, once everything behind them has stopped.
+/// How long they then have to finish their responses, once the stages have stopped.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
-/// How often the metrics are looked after.
+/// Interval of the metrics' upkeep.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// The demo makes the same services in every run.
+/// The demo generates the same services in every run.
 const DEMO_SEED: u64 = 1;
 
-/// Libraries that say at `info` what only concerns themselves; `log.level` may ask for more.
+/// Libraries whose `info` lines only concern themselves; `log.level` can override this.
 const QUIET: &str = "actix_server=warn,refinery_core=warn,fred=warn";
 
 /// Buckets of every `_seconds` histogram: from a fast fsync to a slow transaction.
@@ -62,7 +65,7 @@ pub fn run(config: Config) -> ExitCode {
     process(&config.clone(), serve(config))
 }
 
-/// Empties the journal in `dir` into the database and seals it; returns the exit code.
+/// Flushes the journal in `dir` to the database and seals it; returns the exit code.
 #[must_use]
 pub fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode {
     let dir = dir.to_owned();
@@ -73,8 +76,8 @@ pub fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode {
     })
 }
 
-/// What every command that runs the engine has around it.
-fn process(config: &Config, work: impl Future<Output = Result<(), Exit>>) -> ExitCode {
+/// Runs `work` with everything that a command with an engine needs: faults, logging, an actix system, the exit code.
+fn process(config: &Config, work: impl Future<Output = Result<(), Error>>) -> ExitCode {
     let _armed = fault::arm_from_environment();
     log_to_stderr(config);
     let system = actix_rt::System::new();
@@ -83,21 +86,27 @@ fn process(config: &Config, work: impl Future<Output = Result<(), Exit>>) -> Exi
     std::mem::forget(system);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(exit) => {
-            tracing::error!(exit_code = exit.code, "{}", exit.reason);
-            ExitCode::from(exit.code)
+        Err(error) => {
+            // Not through the log: its filter must not hide why the process ends.
+            print(&format!("logweir: {error}"));
+            ExitCode::from(error.code())
         }
     }
 }
 
-async fn serve(config: Config) -> Result<(), Exit> {
+/// Prints to standard error. A reader that is gone is no reason to fail.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
     let config = Arc::new(config);
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
-    let syslog = syslog::bind(&config.syslog).map_err(|detail| Exit::new(Exit::UNAVAILABLE, detail))?;
+    let syslog = syslog::bind(&config.syslog).map_err(|detail| Error::Unavailable(detail.to_string()))?;
     let mut signals = signals()?;
-    let (drain, progress, drain_asked) = (DrainControl::default(), Progress::default(), Arc::new(Notify::new()));
-    let asked = Arc::clone(&drain_asked);
+    let (drain, progress, drain_requested) = (DrainControl::default(), Progress::default(), Arc::new(Notify::new()));
+    let requested = Arc::clone(&drain_requested);
     let prometheus = metrics_recorder()?;
     actix_rt::spawn(upkeep(prometheus.clone()));
     let shared = Shared::new(
@@ -105,25 +114,30 @@ async fn serve(config: Config) -> Result<(), Exit> {
         drain.watch(),
         progress.clone(),
         prometheus,
-        Arc::new(move || asked.notify_one()),
+        Arc::new(move || requested.notify_one()),
         process_name(),
     )
-    .map_err(|error| Exit::new(Exit::CONFIG, format!("gateway.tls_ca_file, gateway.tls_cert_file: {error}")))?;
+    .map_err(|error| ConfigError::at("gateway.tls_ca_file", error))?;
     let admin = http::serve_admin(&shared, admin).map_err(|error| unavailable("admin.listen", &error))?;
     actix_rt::spawn(admin.server);
     if config.role == Role::Gateway {
         let data = serve_gateway(&shared, data, admin.address).await?;
         tokio::select! {
             _ = signals.recv() => {}
-            () = drain_asked.notified() => {}
+            () = drain_requested.notified() => {}
         }
         stop_gateway(&drain, config.shutdown.linger_ms, &mut signals, [data, admin.handle]).await;
         return Ok(());
     }
 
-    let logweir = Logweir::start_seen(Arc::clone(&config), drain, progress).await?;
-    shared.search_with(logweir.searcher());
-    shared.letters_of(logweir.store());
+    let starting = Logweir::start_observed(Arc::clone(&config), drain, progress);
+    let Some((started, is_stopping)) = until_second_signal(starting, &mut signals).await else {
+        print("logweir stopped during the startup: no record was accepted");
+        return Ok(());
+    };
+    let logweir = started?;
+    shared.set_searcher(logweir.searcher());
+    shared.set_dead_letter_store(logweir.store());
     shared.start(Running {
         intake: logweir.intake(),
         journal: logweir.journal(),
@@ -139,8 +153,9 @@ async fn serve(config: Config) -> Result<(), Exit> {
 
     let mut failure = None;
     let first = tokio::select! {
+        () = std::future::ready(()), if is_stopping => DrainEvent::Signal,
         _ = signals.recv() => DrainEvent::Signal,
-        () = drain_asked.notified() => DrainEvent::Requested,
+        () = drain_requested.notified() => DrainEvent::Requested,
         () = sources_ended => DrainEvent::Requested,
         exit = logweir.failed() => {
             failure = Some(exit);
@@ -148,7 +163,7 @@ async fn serve(config: Config) -> Result<(), Exit> {
         }
     };
     let intake_idle = async {
-        let _ = timeout(INTAKE_PATIENCE, shared.idle()).await; // who is slower gets 503
+        let _ = timeout(INTAKE_PATIENCE, shared.idle()).await; // slower requests are answered 503
     };
     let stopped = logweir.stop_on(first, &mut signals, intake_idle).await;
     for handle in [data.handle, admin.handle] {
@@ -158,33 +173,37 @@ async fn serve(config: Config) -> Result<(), Exit> {
     failure.or(stopped.failure).map_or(Ok(()), Err)
 }
 
-/// A gateway answers from the store and from the processors; it has no journal and no stages.
-async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Exit> {
+/// Serves a gateway: it queries the store and the processors, and has no journal and no stages.
+async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) -> Result<ServerHandle, Error> {
     let config = &shared.config;
-    let wrong = |error: &dyn std::fmt::Display| Exit::new(Exit::CONFIG, error.to_string());
-    let opened = store::open(&config.database).map_err(|error| wrong(&error))?;
-    let cache = cache::open(&config.cache, config.database.ca_file.as_deref()).await.map_err(|error| wrong(&error))?;
+    let opened = store::open(&config.database).map_err(|error| ConfigError::at("database.url", error))?;
+    let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
+        .await
+        .map_err(|error| ConfigError::at("cache.url", error))?;
     let throttle = QueryThrottle::default();
     let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
-    shared.search_with(Searcher::new(reader, cache, config.query));
-    shared.letters_of(opened.store());
+    shared.set_searcher(Searcher::new(reader, cache, config.query));
+    shared.set_dead_letter_store(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
         actix_rt::spawn(async move { gateway.look_up(&throttle).await });
     }
     let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);
     let names: Vec<String> = shared.config.gateway.processors.iter().map(ToString::to_string).collect();
-    eprintln!(
-        "logweir {version}: a gateway to {processors}\n\
-         \x20 look at         http://{data}/   http://{data}/api/v1/pipeline   http://{admin}/metrics",
+    print(&format!(
+        "logweir {version}: gateway to {processors}\n\
+         \x20 web UI    {data}/\n\
+         \x20 metrics   {admin}/metrics\n\
+         \x20 status    {data}/api/v1/pipeline",
         version = crate::VERSION,
         processors = names.join(", "),
-        data = data.address,
-    );
+        data = base_url(data.address, config.http.tls().is_some()),
+        admin = base_url(admin, false),
+    ));
     Ok(data.handle)
 }
 
-/// The way down of a gateway: readiness goes at once, answers go on for the linger, then what is at work ends.
+/// Stops a gateway: readiness turns 503 at once, requests are answered during the linger, then those in progress are finished.
 async fn stop_gateway(
     drain: &DrainControl,
     linger_ms: u64,
@@ -192,49 +211,54 @@ async fn stop_gateway(
     listeners: [ServerHandle; 2],
 ) {
     drain.advance(Phase::Closing);
-    // A second signal is in a hurry.
+    // A second signal ends the linger.
     let _ = timeout(Duration::from_millis(linger_ms), signals.recv()).await;
     drain.advance(Phase::Draining);
     for listener in listeners {
         let _ = timeout(LAST_ANSWERS, listener.stop(true)).await;
     }
     drain.advance(Phase::Done);
-    eprintln!("logweir stopped: a gateway keeps nothing");
+    print("logweir stopped");
 }
 
-fn listen(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
+fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).map_err(|error| {
         let detail =
-            format!("{key}: cannot listen on {address}: {error}; choose another address or stop what is there");
-        Exit::new(Exit::UNAVAILABLE, detail)
+            format!("cannot listen on {address} ({key}): {error}; stop the other process, or choose another address");
+        Error::Unavailable(detail)
     })
 }
 
-fn unavailable(key: &str, error: &std::io::Error) -> Exit {
-    Exit::new(Exit::UNAVAILABLE, format!("{key}: the listener cannot be served: {error}"))
+fn unavailable(key: &str, error: &std::io::Error) -> Error {
+    Error::Unavailable(format!("cannot serve {key}: {error}"))
 }
 
 fn log_to_stderr(config: &Config) {
-    // The filter was checked with the configuration.
+    // The filter was validated with the configuration.
     let quiet = format!("{QUIET},{}", config.log.level);
     let filter = EnvFilter::try_new(quiet).unwrap_or_else(|_| EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
-    // An error means that the embedding program logs already.
+    let ansi = wants_color(std::io::stderr().is_terminal());
+    // Internal errors are not logged: that would panic once the reader of standard error is gone.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
+    // An error means that the embedding program has its own subscriber.
     let _ = if config.log.json { log.json().try_init() } else { log.try_init() };
 }
 
-fn metrics_recorder() -> Result<PrometheusHandle, Exit> {
+fn metrics_recorder() -> Result<PrometheusHandle, Error> {
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_frames".to_owned()), &FRAMES));
     let handle = builder.and_then(PrometheusBuilder::install_recorder);
-    let handle = handle.map_err(|error| Exit::new(Exit::SOFTWARE, format!("metrics cannot be recorded: {error}")))?;
+    let handle = handle.map_err(|error| Error::Stage(format!("cannot record metrics: {error}")))?;
     metric_help::describe();
     Ok(handle)
 }
 
-/// Folds the samples of histograms: without it they pile up when nobody scrapes.
+/// Aggregates the samples of histograms: they accumulate if no scrape does it.
 async fn upkeep(prometheus: PrometheusHandle) {
     loop {
         tokio::time::sleep(UPKEEP).await;
@@ -242,8 +266,8 @@ async fn upkeep(prometheus: PrometheusHandle) {
     }
 }
 
-/// Starts the producers beside HTTP; the future completes when standard input was read to its end. The way down waits for
-/// what they have read.
+/// Starts the sources other than HTTP; the future completes when standard input has been read to its end. The shutdown waits
+/// for the records that they have read.
 fn sources(
     config: &Arc<Config>,
     logweir: &Logweir,
@@ -291,71 +315,109 @@ fn sources(
         }
         match stdin.run(tokio::io::stdin()).await {
             Ok(summary) => {
-                tracing::info!(records = summary.records, discarded = summary.discarded, "standard input has ended");
+                tracing::info!(records = summary.records, discarded = summary.discarded, "end of standard input");
             }
-            Err(error) => tracing::error!(%error, "standard input cannot be read any more"),
+            Err(error) => tracing::error!(%error, "cannot read standard input"),
         }
     }
 }
 
-/// What a person who has just started it wants to know.
-fn announce(config: &Config, logweir: &Logweir, data: std::net::SocketAddr, admin: std::net::SocketAddr) {
+/// URL of a listener as a browser on this machine can open it.
+fn base_url(address: SocketAddr, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
+    match address.ip() {
+        ip if ip.is_unspecified() => format!("{scheme}://localhost:{}", address.port()),
+        _ => format!("{scheme}://{address}"),
+    }
+}
+
+/// Logs how the journal was opened, and prints where to find everything.
+fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketAddr) {
     let recovered = logweir.recovered();
-    let holders = logweir.memory_bytes_max();
-    let memory_bytes_max: usize = holders.iter().map(|(_, bytes)| bytes).sum();
-    tracing::info!(writer = %recovered.writer, clean = recovered.clean, torn_bytes = recovered.torn_bytes,
-        damage = recovered.damage.len(), dir = %config.data_dir.display(), "journal open");
+    let dir = config.data_dir.display();
+    if recovered.created {
+        tracing::info!(writer = %recovered.writer, %dir, "journal created");
+    } else if recovered.clean {
+        tracing::info!(writer = %recovered.writer, %dir, "journal opened");
+    } else {
+        tracing::info!(writer = %recovered.writer, %dir, torn_bytes = recovered.torn_bytes, damage = recovered.damage.len(),
+            "journal recovered after an unclean shutdown");
+    }
     for damage in &recovered.damage {
         tracing::error!(
             segment = damage.segment,
             offset = damage.offset,
             seq_first = damage.seq_first,
             seq_last = damage.seq_last,
-            "damage in the journal, kept aside in quarantine/: {}",
-            damage.what
+            "journal damaged, the bytes were moved to quarantine/: {}",
+            damage.reason
         );
     }
-    tracing::info!(memory_bytes_max, ?holders, "memory stays below this");
-    let read = match &config.database.url {
-        DatabaseUrl::Sqlite(path) => {
-            format!("sqlite3 -header -column {} 'select ts, service, severity, message from logs'", path.display())
+    let parts = logweir.memory_bytes_max();
+    let memory_bytes_max: usize = parts.iter().map(|(_, bytes)| bytes).sum();
+    for (part, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
+        tracing::debug!(part, bytes, "memory limit");
+    }
+    let query = match &config.database.url {
+        DatabaseUrl::Sqlite(_) | DatabaseUrl::Postgres(_) => {
+            format!("logweir query --url {}", base_url(data, config.http.tls().is_some()))
         }
-        DatabaseUrl::Postgres(_) => {
-            "psql YOUR_DATABASE -c 'select ts, service, severity, message from logs'".to_owned()
-        }
-        DatabaseUrl::Blackhole => "nothing: the store is a blackhole".to_owned(),
+        DatabaseUrl::Blackhole => "(the blackhole stores nothing)".to_owned(),
     };
-    eprintln!(
-        "logweir {version}: {store}, cache {cache}, memory_bytes_max={memory_bytes_max}\n\
-         \x20 post lines to   http://{data}/ingest\n\
-         \x20 try             curl -sS http://{data}/ingest -d '{{\"level\":\"info\",\"service\":\"hello\",\"msg\":\"first record\"}}'\n\
-         \x20 look at         http://{data}/api/v1/status   http://{admin}/metrics\n\
-         \x20 read back       {read}",
+    print(&format!(
+        "logweir {version}: {store}, cache {cache}, at most {mib} of memory (memory_bytes_max={memory_bytes_max})\n\
+         \x20 web UI    {data}/\n\
+         \x20 metrics   {admin}/metrics\n\
+         \x20 status    {data}/api/v1/status\n\
+         \x20 send      curl -sS {data}/ingest -d '{{\"level\":\"info\",\"service\":\"hello\",\"msg\":\"first record\"}}'\n\
+         \x20 query     {query}",
         version = crate::VERSION,
         store = logweir.store().name(),
         cache = logweir.cache().name(),
-    );
+        mib = show_number(memory_bytes_max.next_multiple_of(1 << 20) as u64, Unit::Bytes),
+        data = base_url(data, config.http.tls().is_some()),
+        admin = base_url(admin, false),
+    ));
 }
 
-/// The one line that says what became of everything.
+/// Prints the final accounting, in one line.
 fn close(stopped: &ShutdownReport) {
     for stage in &stopped.stuck {
-        tracing::warn!(stage, "was still at work at the deadline; what it held is in the journal");
+        tracing::warn!(stage, "stage canceled at the shutdown deadline; its records are in the journal");
     }
     let sum = &stopped.accounting;
-    let caveat =
-        if sum.asked { "" } else { " (the database was not reached: what it has counts as left in the journal)" };
-    eprintln!(
+    let caveat = if sum.cursors_known {
+        ""
+    } else {
+        " (the database was unreachable: left_in_journal may include committed records)"
+    };
+    print(&format!(
         "logweir stopped: accepted={} committed={} dead_lettered={} lost={} left_in_journal={}{caveat}",
-        sum.accepted, sum.committed, sum.dead, sum.lost, sum.backlog
-    );
+        sum.accepted, sum.committed, sum.dead_lettered, sum.lost, sum.backlog
+    ));
 }
 
-/// SIGTERM and SIGINT, as often as they come.
-fn signals() -> Result<mpsc::Receiver<()>, Exit> {
-    let stream = |kind| {
-        signal(kind).map_err(|error| Exit::new(Exit::UNAVAILABLE, format!("signals cannot be received: {error}")))
-    };
+/// Waits for the startup, and returns with its result whether a signal has arrived meanwhile. With a second signal, `None` is
+/// returned at once: opening a large journal takes a while, and can be aborted at any point.
+async fn until_second_signal<T>(
+    startup: impl Future<Output = T>,
+    signals: &mut mpsc::Receiver<()>,
+) -> Option<(T, bool)> {
+    let mut startup = std::pin::pin!(startup);
+    tokio::select! {
+        started = &mut startup => return Some((started, false)),
+        _ = signals.recv() => {}
+    }
+    print("logweir: stopping as soon as the journal is open; a second signal stops at once");
+    tokio::select! {
+        started = &mut startup => Some((started, true)),
+        _ = signals.recv() => None,
+    }
+}
+
+/// Every SIGTERM and SIGINT.
+fn signals() -> Result<mpsc::Receiver<()>, Error> {
+    let stream = |kind| signal(kind).map_err(|error| Error::Unavailable(format!("cannot receive signals: {error}")));
     let (mut terminate, mut interrupt) = (stream(SignalKind::terminate())?, stream(SignalKind::interrupt())?);
     let (sender, receiver) = mpsc::channel(4);
     actix_rt::spawn(async move {
@@ -364,7 +426,7 @@ fn signals() -> Result<mpsc::Receiver<()>, Exit> {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!(signal = name, "stopping");
+            tracing::info!(signal = name, "shutting down");
             if sender.try_send(()).is_err_and(|error| matches!(error, TrySendError::Closed(()))) {
                 return;
             }

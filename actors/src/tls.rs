@@ -1,10 +1,11 @@
-//! TLS towards the database and Redis: rustls with the system's roots, and a CA file beside them. Of the listeners (HTTP,
-//! syslog): with a certificate of their own, and with the clients' where a CA file is given. And from the gateway to the processors:
-//! with a private CA, and a certificate of its own.
+//! TLS with rustls: connections to the database and to Redis (the system's CA certificates and those of a CA file), listeners
+//! (HTTP and syslog, with an optional CA file for client certificates), and connections of the gateway to the processors (a
+//! private CA and an optional client certificate).
 //!
-//! - Certificates are always verified. There is no switch against that: who does not want it turns TLS off by name.
-//! - Where certificates are short-lived (cert-manager), files change under a running process: those of listeners and gateway are
-//!   read again (`reread`), new handshakes use them, connections go on.
+//! - Certificates are always verified. There is deliberately no option to skip verification; TLS can only be turned off in the
+//!   URL.
+//! - Short-lived certificates (cert-manager) are replaced under a running process: the files of listeners and gateway are
+//!   reloaded (`reload`). New handshakes use the new files, existing connections continue.
 
 mod reload;
 
@@ -22,32 +23,33 @@ use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertSto
 
 use reload::Reloadable;
 
-/// What a connection holds in both directions: the record that comes in, as it was sent and in the clear, and what rustls keeps to
-/// be sent (64 KiB).
+/// Size of a connection in memory, in bytes: the incoming TLS record, encrypted and in plain text, and the outgoing buffer of rustls
+/// (64 KiB).
 pub const CONNECTION_BYTES: usize = 96 << 10;
 
-/// Why there is no TLS configuration.
+/// Why a TLS configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file of certificates or a key cannot be read.
+    /// A file of certificates or a private key cannot be used.
     #[error("{path}: {why}")]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason.
         why: String,
     },
-    /// rustls refused the configuration.
-    #[error("TLS cannot be configured: {0}")]
+    /// rustls rejected the configuration.
+    #[error("invalid TLS configuration: {0}")]
     Rustls(#[from] rustls::Error),
 }
 
-/// A client configuration that trusts the system's roots and those in `ca_file` (PEM).
+/// A client configuration that trusts the system's CA certificates and those in `ca_file` (PEM).
 ///
-/// A system without roots (a bare container) is no error by itself: the connection then says which certificate it does not trust.
+/// A system without CA certificates (a bare container) is not an error here: the connection then reports the certificate that it
+/// does not trust.
 ///
 /// # Errors
-/// The CA file is missing, unreadable or holds no certificate.
+/// The CA file is missing, unreadable or contains no certificate.
 pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -61,41 +63,43 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-/// What a listener shows, and whose certificates it asks for. PEM.
+/// TLS files of a listener (PEM).
 #[derive(Clone, Debug)]
 pub struct ServerFiles {
-    /// The certificate and what leads to its root.
+    /// Certificate chain.
     pub cert: PathBuf,
-    /// Its key.
+    /// Private key.
     pub key: PathBuf,
-    /// Where this is given, whoever connects must have a certificate of these.
+    /// CA certificates of clients. If set, clients must present a certificate issued by one of them.
     pub client_ca: Option<PathBuf>,
 }
 
-/// Whom a client trusts, and what it shows. PEM.
+/// TLS files of a client (PEM).
 #[derive(Clone, Debug)]
 pub struct ClientFiles {
-    /// Servers must have a certificate of these; the system's roots do not count.
+    /// CA certificates of servers; those of the system are not trusted.
     pub ca: PathBuf,
-    /// A certificate and its key.
+    /// Client certificate chain and private key.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl ServerFiles {
-    /// Whether it can be used.
+    /// Checks whether the files can be used.
     ///
     /// # Errors
-    /// A file is missing, unreadable or holds nothing of the kind, or the key is another certificate's.
+    /// A file is missing, unreadable or contains nothing of its kind, or the key does not belong to the certificate.
     pub fn check(&self) -> Result<(), TlsError> {
         self.read().map(drop)
     }
 
-    fn read(&self) -> Result<Shown, TlsError> {
-        let Some(path) = &self.client_ca else { return Ok(Shown { key: key(&self.cert, &self.key)?, clients: None }) };
+    fn read(&self) -> Result<ServerIdentity, TlsError> {
+        let Some(path) = &self.client_ca else {
+            return Ok(ServerIdentity { key: key(&self.cert, &self.key)?, clients: None });
+        };
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider())
             .build()
             .map_err(|error| TlsError::CaFile { path: path.clone(), why: error.to_string() })?;
-        Ok(Shown { key: key(&self.cert, &self.key)?, clients: Some(clients) })
+        Ok(ServerIdentity { key: key(&self.cert, &self.key)?, clients: Some(clients) })
     }
 
     fn all(&self) -> Vec<PathBuf> {
@@ -104,7 +108,7 @@ impl ServerFiles {
 }
 
 impl ClientFiles {
-    /// Whether it can be used.
+    /// Checks whether the files can be used.
     ///
     /// # Errors
     /// As of [`ServerFiles::check`].
@@ -112,12 +116,12 @@ impl ClientFiles {
         self.read().map(drop)
     }
 
-    fn read(&self) -> Result<Trusted, TlsError> {
+    fn read(&self) -> Result<ClientIdentity, TlsError> {
         let servers = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&self.ca)?), provider())
             .build()
             .map_err(|error| TlsError::CaFile { path: self.ca.clone(), why: error.to_string() })?;
         let key = self.identity.as_ref().map(|(cert, file)| key(cert, file)).transpose()?;
-        Ok(Trusted { servers, key })
+        Ok(ClientIdentity { servers, key })
     }
 
     fn all(&self) -> Vec<PathBuf> {
@@ -126,45 +130,45 @@ impl ClientFiles {
     }
 }
 
-/// A server configuration that reads `files` again when they change; `listener` is what it is called where that is told.
+/// A server configuration that reloads `files` when they change; `listener` is its name in logs and metrics.
 ///
 /// # Errors
 /// As of [`ServerFiles::check`].
 ///
 /// # Panics
-/// No thread can be started.
+/// The reload thread cannot be started.
 pub fn server_config(listener: &'static str, files: ServerFiles) -> Result<ServerConfig, TlsError> {
-    let asks = files.client_ca.is_some();
-    let shown = reload::keep(listener, files.all(), move || files.read())?;
+    let verifies_clients = files.client_ca.is_some();
+    let identity = reload::start(listener, files.all(), move || files.read())?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match asks {
-        true => builder.with_client_cert_verifier(Arc::clone(&shown) as Arc<dyn ClientCertVerifier>),
+    let builder = match verifies_clients {
+        true => builder.with_client_cert_verifier(Arc::clone(&identity) as Arc<dyn ClientCertVerifier>),
         false => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(shown);
-    if asks {
-        // A session that is taken up again is not verified again: a CA that is taken away would go on letting in.
+    let mut config = builder.with_cert_resolver(identity);
+    if verifies_clients {
+        // A resumed session is not verified again: clients of a removed CA could still connect.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
     Ok(config)
 }
 
-/// A client configuration that reads `files` again when they change. Servers are asked by address: a certificate must be for
-/// one of `names`.
+/// A client configuration that reloads `files` when they change. Servers are connected to by address: their certificate must be
+/// valid for one of `names`.
 ///
 /// # Errors
 /// As of [`ServerFiles::check`].
 ///
 /// # Panics
-/// No thread can be started.
-pub fn asking_config(
+/// The reload thread cannot be started.
+pub fn reloading_client_config(
     client: &'static str,
     files: ClientFiles,
     names: Vec<ServerName<'static>>,
 ) -> Result<ClientConfig, TlsError> {
-    let trusted = reload::keep(client, files.all(), move || files.read())?;
-    let verifier = Named { trusted: Arc::clone(&trusted), names };
+    let trusted = reload::start(client, files.all(), move || files.read())?;
+    let verifier = NameVerifier { trusted: Arc::clone(&trusted), names };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -174,36 +178,36 @@ pub fn asking_config(
     Ok(config)
 }
 
-/// For a client that must be given a configuration, and speaks no TLS.
+/// A client configuration that trusts no certificate, for a client that requires one but uses no TLS.
 ///
 /// # Errors
-/// None that can come about.
-pub fn trusting_nobody() -> Result<ClientConfig, TlsError> {
+/// Never in practice.
+pub fn empty_client_config() -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
-/// What a listener has of its files.
+/// Contents of a listener's files.
 #[derive(Clone, Debug)]
-struct Shown {
+struct ServerIdentity {
     key: Arc<CertifiedKey>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-impl ResolvesServerCert for Reloadable<Shown> {
+impl ResolvesServerCert for Reloadable<ServerIdentity> {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.now().key)
+        Some(self.current().key)
     }
 }
 
-impl Reloadable<Shown> {
+impl Reloadable<ServerIdentity> {
     fn clients(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
-        self.now().clients.ok_or_else(|| rustls::Error::General("no CA for clients".to_owned()))
+        self.current().clients.ok_or_else(|| rustls::Error::General("no CA certificates for clients".to_owned()))
     }
 }
 
-impl ClientCertVerifier for Reloadable<Shown> {
-    /// Only a hint, and one that could not be borrowed from what changes.
+impl ClientCertVerifier for Reloadable<ServerIdentity> {
+    /// Only a hint to the client, which cannot be borrowed from reloadable contents.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -240,31 +244,31 @@ impl ClientCertVerifier for Reloadable<Shown> {
     }
 }
 
-/// What a client has of its files.
+/// Contents of a client's files.
 #[derive(Clone, Debug)]
-struct Trusted {
+struct ClientIdentity {
     servers: Arc<WebPkiServerVerifier>,
     key: Option<Arc<CertifiedKey>>,
 }
 
-impl ResolvesClientCert for Reloadable<Trusted> {
+impl ResolvesClientCert for Reloadable<ClientIdentity> {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.now().key
+        self.current().key
     }
 
     fn has_certs(&self) -> bool {
-        self.now().key.is_some()
+        self.current().key.is_some()
     }
 }
 
-/// Verifies a server that is connected to by its address, by the names that stand for it.
+/// Verifies a server that was connected to by address against the configured names.
 #[derive(Debug)]
-struct Named {
-    trusted: Arc<Reloadable<Trusted>>,
+struct NameVerifier {
+    trusted: Arc<Reloadable<ClientIdentity>>,
     names: Vec<ServerName<'static>>,
 }
 
-impl ServerCertVerifier for Named {
+impl ServerCertVerifier for NameVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -273,15 +277,15 @@ impl ServerCertVerifier for Named {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let servers = self.trusted.now().servers;
-        let mut refused = rustls::Error::General("there is no name that a certificate could be for".to_owned());
+        let servers = self.trusted.current().servers;
+        let mut rejection = rustls::Error::General("no server name is configured".to_owned());
         for name in &self.names {
             match servers.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
                 Ok(verified) => return Ok(verified),
-                Err(error) => refused = error,
+                Err(error) => rejection = error,
             }
         }
-        Err(refused)
+        Err(rejection)
     }
 
     fn verify_tls12_signature(
@@ -290,7 +294,7 @@ impl ServerCertVerifier for Named {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.trusted.now().servers.verify_tls12_signature(message, cert, signed)
+        self.trusted.current().servers.verify_tls12_signature(message, cert, signed)
     }
 
     fn verify_tls13_signature(
@@ -299,11 +303,11 @@ impl ServerCertVerifier for Named {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.trusted.now().servers.verify_tls13_signature(message, cert, signed)
+        self.trusted.current().servers.verify_tls13_signature(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.trusted.now().servers.supported_verify_schemes()
+        self.trusted.current().servers.supported_verify_schemes()
     }
 }
 
@@ -320,7 +324,7 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Named here so that nobody has to install one for the whole process.
+/// Explicit, so that no process-wide provider needs to be installed.
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -338,7 +342,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| wrong(error.to_string()))?;
     if certificates.is_empty() {
-        return Err(wrong("it holds no certificate (PEM, `-----BEGIN CERTIFICATE-----`)".to_owned()));
+        return Err(wrong(
+            "expected a PEM certificate (-----BEGIN CERTIFICATE-----), but the file has none".to_owned(),
+        ));
     }
     Ok(certificates)
 }
@@ -348,12 +354,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ca_file_that_helps_nobody_is_named() {
+    fn an_unusable_ca_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
         assert!(client_config(Some(&path)).unwrap_err().to_string().contains("ca.pem"));
         std::fs::write(&path, "nothing").unwrap();
-        assert!(client_config(Some(&path)).unwrap_err().to_string().contains("no certificate"));
+        assert!(client_config(Some(&path)).unwrap_err().to_string().contains("expected a PEM certificate"));
         assert!(client_config(None).is_ok());
     }
 }

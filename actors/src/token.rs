@@ -1,17 +1,17 @@
-//! A secret as it stands in a configuration, perhaps with a name: `NAME=SECRET`.
+//! A secret of the configuration with an optional name: `NAME=SECRET`.
 
-/// A secret; prints as `***`.
+/// A secret. `Debug` prints `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(pub String);
 
 impl Token {
-    /// What a sender must say: what stands behind `NAME=`, or all of it.
+    /// Returns the secret without `NAME=`.
     #[must_use]
     pub fn secret(&self) -> &str {
         self.parts().1
     }
 
-    /// Its name; `unnamed` where it has none.
+    /// Returns the name, or `unnamed`.
     #[must_use]
     pub fn name(&self) -> &str {
         self.parts().0
@@ -23,7 +23,7 @@ impl Token {
                 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
         };
         match self.0.split_once('=') {
-            // Base64 may end in one or two of these.
+            // Base64 may end with one or two `=`.
             Some((name, secret)) if is_name(name) && !secret.trim_end_matches('=').is_empty() => (name, secret),
             _ => ("unnamed", &self.0),
         }

@@ -239,7 +239,7 @@ fn tls_accepts_frames_and_requires_a_certificate_if_a_ca_is_configured() {
         let output = s.run(&["validate"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(78), "{text}");
-        assert!(text.contains("syslog.tls_listen") && text.contains("cannot be served"), "{text}");
+        assert!(text.contains("syslog.tls_listen") && text.contains("cannot use the TLS files"), "{text}");
     });
 }
 

@@ -1,4 +1,4 @@
-//! What must hold between keys, and what follows from others. Each rule says the numbers it compared.
+//! Rules between keys, and values that are derived from others. Each message has the numbers that were compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,61 +7,70 @@ use std::path::Path;
 use super::keys::{self, Unit};
 use super::layers::Source;
 use super::value::{show, show_number};
-use super::{AuthMode, Config, DatabaseUrl, Mistake, Role};
+use super::{AuthMode, Config, DatabaseUrl, Problem, Role};
 
-/// The rules' view of a configuration: values, where each came from, and which of them could not be read.
+/// A configuration with what the rules need to know about its values.
 pub(super) struct Checker<'a> {
     pub config: &'a mut Config,
-    pub origins: &'a BTreeMap<&'static str, Source>,
+    pub explicit: Explicit<'a>,
+    /// Keys whose values could not be parsed.
     pub unread: &'a BTreeSet<&'static str>,
-    pub mistakes: Vec<Mistake>,
+    pub problems: Vec<Problem>,
+}
+
+/// Keys that were set explicitly.
+#[derive(Clone, Copy)]
+pub(super) enum Explicit<'a> {
+    /// These, with their sources.
+    Only(&'a BTreeMap<&'static str, Source>),
+    /// All: a program built the configuration.
+    All,
 }
 
 impl Checker<'_> {
-    /// `holds`, or a mistake at the first of `keys`. A rule about a value that could not be read says nothing.
-    fn rule(&mut self, keys: &[&'static str], holds: bool, what: impl FnOnce(&Config) -> String) {
+    /// Reports a problem of the first of `keys`, unless `holds`. A rule about a value that could not be parsed is skipped.
+    fn rule(&mut self, keys: &[&'static str], holds: bool, message: impl FnOnce(&Config) -> String) {
         if holds || keys.iter().any(|key| self.unread.contains(key)) {
             return;
         }
-        let key = keys::find(keys[0]).expect("rules name keys of the table");
-        self.mistakes.push(Mistake {
+        let key = keys::find(keys[0]).expect("rules are about keys of the table");
+        self.problems.push(Problem {
             key: key.path.into(),
             value: Some(show(key, self.config)),
-            source: self.origin(key.path),
-            what: what(self.config),
+            source: self.source(key.path),
+            message: message(self.config),
         });
     }
 
-    fn origin(&self, path: &str) -> Source {
-        self.origins.get(path).cloned().unwrap_or(Source::Default)
+    fn source(&self, path: &str) -> Source {
+        match self.explicit {
+            Explicit::Only(origins) => origins.get(path).cloned().unwrap_or(Source::Default),
+            Explicit::All => Source::Program,
+        }
     }
 
-    fn said(&self, path: &str) -> bool {
-        self.origin(path) != Source::Default
+    fn is_explicit(&self, path: &str) -> bool {
+        self.source(path) != Source::Default
     }
 }
 
-/// Fills in what follows from other values.
+/// Sets the values that follow from others.
 pub(super) fn derive(check: &mut Checker<'_>) {
-    if !check.said("http.workers") {
+    if !check.is_explicit("http.workers") {
         check.config.http.workers = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
     }
-    if !check.said("database.url") {
+    if !check.is_explicit("database.url") {
         check.config.database.url = DatabaseUrl::Sqlite(check.config.data_dir.join("logweir.db"));
     }
-    if !check.said("lanes") {
-        // Three: while one commits and one is read from the journal, the third keeps the database busy.
-        check.config.lanes = if matches!(check.config.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 };
-    }
-    // Who allows shorter lines need not say it three times.
+    // A lower limit for lines also lowers the defaults that it bounds.
     let line_bytes_max = check.config.http.line_bytes_max;
-    if !check.said("syslog.message_bytes_max") {
+    if !check.is_explicit("syslog.message_bytes_max") {
         check.config.syslog.message_bytes_max = check.config.syslog.message_bytes_max.min(line_bytes_max);
     }
-    if !check.said("multiline.bytes_max") {
+    if !check.is_explicit("multiline.bytes_max") {
         check.config.multiline.bytes_max = check.config.multiline.bytes_max.min(line_bytes_max);
     }
-    if !check.said("auth.mode") {
+    if !check.is_explicit("auth.mode") {
         let auth = &check.config.auth;
         let tokens = auth.ingest_tokens.len() + auth.query_tokens.len() + auth.admin_tokens.len();
         check.config.auth.mode = if tokens > 0 { AuthMode::Token } else { AuthMode::None };
@@ -82,15 +91,19 @@ fn role(check: &mut Checker<'_>) {
     let (role, config) = (check.config.role, check.config.clone());
     let processors = !config.gateway.processors.is_empty();
     if role != Role::Gateway {
-        check.rule(&["gateway.processors", "role"], !processors, |_| "is only asked by role = \"gateway\"".into());
+        check.rule(&["gateway.processors", "role"], !processors, |_| {
+            "expected role = \"gateway\", the only role that connects to processors".into()
+        });
         return;
     }
     check.rule(&["role", "gateway.processors"], processors, |_| {
-        "needs gateway.processors: the host names of the processors' data listeners".into()
+        "a gateway requires gateway.processors, the hosts of the processors".into()
     });
-    let said = check.said("database.url");
-    check.rule(&["role", "database.url"], said, |_| "needs database.url: where the processors store".into());
-    let takes = [
+    let database = check.is_explicit("database.url");
+    check.rule(&["role", "database.url"], database, |_| {
+        "a gateway requires database.url, the log store of the processors".into()
+    });
+    let sources = [
         ("sources.stdin", config.sources.stdin),
         ("sources.demo_rate", config.sources.demo_rate > 0),
         ("syslog.tcp_listen", config.syslog.tcp_listen.is_some()),
@@ -98,8 +111,8 @@ fn role(check: &mut Checker<'_>) {
         ("syslog.tls_listen", config.syslog.tls_listen.is_some()),
         ("files.include", !config.files.include.is_empty()),
     ];
-    for (key, set) in takes {
-        check.rule(&[key, "role"], !set, |_| "takes records, and a gateway takes none: leave it to a processor".into());
+    for (key, set) in sources {
+        check.rule(&[key, "role"], !set, |_| "a gateway receives no records: set this on a processor".into());
     }
 }
 
@@ -109,42 +122,43 @@ fn sizes(check: &mut Checker<'_>) {
     check.rule(
         &["http.decompressed_bytes_max", "http.body_bytes_max"],
         http.decompressed_bytes_max >= http.body_bytes_max,
-        |_| format!("must be at least http.body_bytes_max, which is {}", bytes(http.body_bytes_max)),
+        |_| format!("expected at least http.body_bytes_max, which is {}", bytes(http.body_bytes_max)),
     );
     check.rule(
         &["http.line_bytes_max", "http.decompressed_bytes_max"],
         http.line_bytes_max <= http.decompressed_bytes_max,
-        |_| format!("must be at most http.decompressed_bytes_max, which is {}", bytes(http.decompressed_bytes_max)),
+        |_| format!("expected at most http.decompressed_bytes_max, which is {}", bytes(http.decompressed_bytes_max)),
     );
     check.rule(
         &["http.inflight_bytes_max", "http.decompressed_bytes_max"],
         http.inflight_bytes_max >= http.decompressed_bytes_max,
         |_| {
             let one = bytes(http.decompressed_bytes_max);
-            format!("must be at least http.decompressed_bytes_max, which is {one}: one request must fit")
+            format!("expected at least http.decompressed_bytes_max, which is {one}: one request must fit")
         },
     );
     check.rule(&["batch.bytes_max", "http.line_bytes_max"], batch.bytes_max >= http.line_bytes_max, |_| {
-        format!("must be at least http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
+        format!("expected at least http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
     });
     let (message, multiline) = (check.config.syslog.message_bytes_max, check.config.multiline.bytes_max);
     for (key, size) in [("syslog.message_bytes_max", message), ("multiline.bytes_max", multiline)] {
         check.rule(&[key, "http.line_bytes_max"], size <= http.line_bytes_max, |_| {
-            format!("must be at most http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
+            format!("expected at most http.line_bytes_max, which is {}", bytes(http.line_bytes_max))
         });
     }
-    // Each settled segment that is kept back is one that intake cannot have.
-    let segments = (journal.retain_segments as u64 + 2).max(4);
-    let least = journal.ballast_bytes + segments * journal.segment_bytes;
+    // Retained segments are not available for new records.
+    let segments = (journal.retain_segments as u64).saturating_add(2).max(4);
+    let segment_bytes = journal.segment_bytes & !4095; // the journal rounds down
+    let least = segments.saturating_mul(segment_bytes).saturating_add(journal.ballast_bytes);
     check.rule(
         &["journal.quota_bytes", "journal.ballast_bytes", "journal.segment_bytes", "journal.retain_segments"],
         journal.quota_bytes >= least,
         |_| {
             format!(
-                "must be at least {} ({least} bytes): journal.ballast_bytes {} and {segments} segments of {}",
+                "expected at least {} ({least} bytes): journal.ballast_bytes {} and {segments} segments of {}",
                 show_number(least, Unit::Bytes),
                 show_number(journal.ballast_bytes, Unit::Bytes),
-                show_number(journal.segment_bytes, Unit::Bytes),
+                show_number(segment_bytes, Unit::Bytes),
             )
         },
     );
@@ -154,29 +168,32 @@ fn times(check: &mut Checker<'_>) {
     let (shutdown, batch, ack) = (check.config.shutdown, check.config.batch, check.config.http.ack_timeout_ms);
     let millis = |number: u64| show_number(number, Unit::Millis);
     check.rule(&["shutdown.linger_ms", "shutdown.deadline_ms"], shutdown.linger_ms < shutdown.deadline_ms, |_| {
-        format!("must be below shutdown.deadline_ms, which is {}", millis(shutdown.deadline_ms))
+        format!("expected less than shutdown.deadline_ms, which is {}", millis(shutdown.deadline_ms))
     });
     check.rule(&["batch.linger_ms", "shutdown.deadline_ms"], batch.linger_ms < shutdown.deadline_ms, |_| {
-        format!("must be below shutdown.deadline_ms, which is {}", millis(shutdown.deadline_ms))
+        format!("expected less than shutdown.deadline_ms, which is {}", millis(shutdown.deadline_ms))
     });
     check.rule(&["batch.linger_ms", "http.ack_timeout_ms"], batch.linger_ms < ack, |_| {
-        format!("must be below http.ack_timeout_ms, which is {}: ack=committed could never be answered", millis(ack))
+        format!(
+            "expected less than http.ack_timeout_ms, which is {}: otherwise ack=committed always times out",
+            millis(ack)
+        )
     });
 }
 
 fn listeners(check: &mut Checker<'_>) {
     let (http, admin, auth) = (check.config.http.listen, check.config.admin.listen, check.config.auth.clone());
     check.rule(&["admin.listen", "http.listen"], !collide(http, admin), |_| {
-        format!("must be another port than http.listen, which is {http}")
+        format!("expected a port other than that of http.listen, which is {http}")
     });
     let lists = ["auth.ingest_tokens", "auth.query_tokens", "auth.admin_tokens"];
     let any = !(auth.ingest_tokens.is_empty() && auth.query_tokens.is_empty() && auth.admin_tokens.is_empty());
     let token = auth.mode == AuthMode::Token;
     check.rule(&["auth.mode", lists[0], lists[1], lists[2]], any || !token, |_| {
-        format!("needs a token: set one of {}", lists.join(", "))
+        format!("expected a token in one of {}", lists.join(", "))
     });
     check.rule(&["auth.mode", lists[0], lists[1], lists[2]], token || !any, |_| {
-        "contradicts the tokens that are given: nobody would be asked for them".into()
+        "expected \"token\", because tokens are set: with \"none\", no request needs one".into()
     });
     let data = match check.config.role {
         Role::Gateway => (&auth.query_tokens, "auth.query_tokens"),
@@ -185,11 +202,11 @@ fn listeners(check: &mut Checker<'_>) {
     for (listener, address, tokens, name) in
         [("http.listen", http, data.0, data.1), ("admin.listen", admin, &auth.admin_tokens, "auth.admin_tokens")]
     {
-        let open = auth.mode == AuthMode::None && check.said("auth.mode");
+        let open = auth.mode == AuthMode::None && check.is_explicit("auth.mode");
         let certified = listener == "http.listen" && check.config.http.tls_client_ca_file.is_some();
         let safe = address.ip().to_canonical().is_loopback() || open || certified || !tokens.is_empty();
         check.rule(&[listener, "auth.mode", name], safe, |_| {
-            format!("can be reached from other machines: set {name}, or say auth.mode = \"none\" if everybody may")
+            format!("reachable from other machines: set {name}, or set auth.mode = \"none\" to allow everyone")
         });
     }
     let (http, gateway) = (check.config.http.clone(), check.config.gateway.clone());
@@ -197,23 +214,25 @@ fn listeners(check: &mut Checker<'_>) {
     let whole = http.tls_cert_file.is_some() == http.tls_key_file.is_some()
         && (http.tls_client_ca_file.is_none() || http.tls_cert_file.is_some());
     check.rule(&keys, whole, |_| {
-        "belong together: a certificate, its key, and the clients' CA where they need one".into()
+        "expected http.tls_cert_file and http.tls_key_file together; http.tls_client_ca_file requires both".into()
     });
     if let Some(Err(error)) = http.tls().filter(|_| whole).map(|files| files.check()) {
-        check.rule(&keys, false, |_| format!("cannot be served: {error}"));
+        check.rule(&keys, false, |_| format!("cannot use the TLS files: {error}"));
     }
     let keys = ["gateway.tls_ca_file", "gateway.tls_cert_file", "gateway.tls_key_file"];
     let whole = gateway.tls_cert_file.is_some() == gateway.tls_key_file.is_some()
         && (gateway.tls_ca_file.is_some() || gateway.tls_cert_file.is_none());
-    check.rule(&keys, whole, |_| "belong together: the processors' CA, and a certificate with its key".into());
+    check.rule(&keys, whole, |_| {
+        "expected gateway.tls_cert_file and gateway.tls_key_file together; they require gateway.tls_ca_file".into()
+    });
     if let Some(Err(error)) = gateway.tls().filter(|_| whole).map(|files| files.check()) {
-        check.rule(&keys, false, |_| format!("cannot be used: {error}"));
+        check.rule(&keys, false, |_| format!("cannot use the TLS files: {error}"));
     }
 }
 
 fn syslog(check: &mut Checker<'_>) {
     let config = check.config.clone();
-    let open = config.auth.mode == AuthMode::None && check.said("auth.mode");
+    let open = config.auth.mode == AuthMode::None && check.is_explicit("auth.mode");
     let syslog = &config.syslog;
     let certified = syslog.client_ca_file.is_some();
     let listeners = [
@@ -225,8 +244,8 @@ fn syslog(check: &mut Checker<'_>) {
         let Some(address) = address else { continue };
         let safe = address.ip().to_canonical().is_loopback() || open || certified;
         check.rule(&[key, "auth.mode", "syslog.client_ca_file"], safe, |_| {
-            "can be reached from other machines, and syslog knows no tokens: set syslog.client_ca_file and use \
-             syslog.tls_listen, or say auth.mode = \"none\" if everybody may send"
+            "reachable from other machines, and syslog has no tokens: use syslog.tls_listen with syslog.client_ca_file, \
+             or set auth.mode = \"none\" to allow everyone"
                 .into()
         });
     }
@@ -235,7 +254,7 @@ fn syslog(check: &mut Checker<'_>) {
     for (index, (key, address)) in tcp.iter().enumerate().skip(2) {
         for (other, taken) in &tcp[..index] {
             let apart = !address.zip(*taken).is_some_and(|(address, taken)| collide(address, taken));
-            check.rule(&[key, other], apart, |_| format!("must be another port than {other}, which has it"));
+            check.rule(&[key, other], apart, |_| format!("expected a port other than that of {other}"));
         }
     }
     if syslog.tls_listen.is_none() {
@@ -243,38 +262,43 @@ fn syslog(check: &mut Checker<'_>) {
     }
     let files = syslog.tls();
     check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], files.is_some(), |_| {
-        "needs syslog.tls_cert_file and syslog.tls_key_file".into()
+        "requires syslog.tls_cert_file and syslog.tls_key_file".into()
     });
     if let Some(Err(error)) = files.map(|files| files.check()) {
         check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], false, |_| {
-            format!("cannot be served: {error}")
+            format!("cannot use the TLS files: {error}")
         });
     }
 }
 
-/// Whether two listeners would ask the system for the same port. Port 0 is whatever is free.
+/// Whether two listeners would bind the same port. Port 0 is any free port.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 fn paths(check: &mut Checker<'_>) {
     let data_dir = check.config.data_dir.clone();
-    check.rule(&["data_dir"], !data_dir.exists() || data_dir.is_dir(), |_| "is not a directory".into());
+    check.rule(&["data_dir"], !data_dir.exists() || data_dir.is_dir(), |_| {
+        "expected a directory, but this is a file".into()
+    });
     if let DatabaseUrl::Sqlite(path) = check.config.database.url.clone() {
         let parent = match path.parent() {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => ".".into(),
         };
         check.rule(&["database.url", "data_dir"], parent.is_dir() || parent.starts_with(&data_dir), |_| {
-            format!("its directory {} does not exist (data_dir, and what is below, is made)", parent.display())
+            format!(
+                "the directory {} does not exist; only data_dir and directories below it are created",
+                parent.display()
+            )
         });
-        check.rule(&["database.url"], !path.is_dir(), |_| "is a directory: name a file in it".into());
+        check.rule(&["database.url"], !path.is_dir(), |_| "expected a file, but this is a directory".into());
     }
     if let Some(path) = check.config.database.ca_file.clone() {
         let read = std::fs::read(&path);
         let what = match &read {
-            Err(error) => format!("cannot be read: {error}"),
-            Ok(_) => "holds no PEM certificate".into(),
+            Err(error) => format!("cannot read the file: {error}"),
+            Ok(_) => "expected a PEM certificate (-----BEGIN CERTIFICATE-----), but the file has none".into(),
         };
         let pem = read.is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("-----BEGIN CERTIFICATE-----"));
         check.rule(&["database.ca_file"], pem, |_| what);

@@ -1,46 +1,49 @@
-//! The one table of keys: what can be set, in which unit and range, with which default, and what it is for.
+//! The table of all configuration keys: type, range, default and description.
 //!
-//! Parsing, the check for unknown keys, the effective configuration and the README's reference are all read from it,
-//! so a key cannot exist in one of them only.
+//! Parsing, validation, the effective configuration and the generated reference all read this table, so that a key cannot
+//! exist in one of them only.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use logweir_engine::codec::PAYLOAD_BYTES_MAX;
+use logweir_engine::journal::SEGMENT_BYTES_MAX;
 
 use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role};
 use crate::message::AckLevel;
 use crate::token::Token;
 
-/// Where in the typed [`Config`] a key's value stands.
+/// Accessor of a key's value in the typed [`Config`].
 pub type Lens<T> = fn(&mut Config) -> &mut T;
 
-/// One key.
+/// One configuration key.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// Its path, `section.name`, or the name alone at the top.
+    /// Path: `section.name`, or `name` for a key outside any section.
     pub path: &'static str,
-    /// What it holds.
+    /// Type and allowed values.
     pub kind: Kind,
-    /// What holds where nobody says anything.
+    /// Default value.
     pub fallback: Fallback,
-    /// What it is for, in one line.
-    pub doc: &'static str,
+    /// Description, in one line of Markdown.
+    pub description: &'static str,
 }
 
-/// What holds where nobody says anything.
+/// Default of a key.
 #[derive(Clone, Copy, Debug)]
 pub enum Fallback {
-    /// This text, read as if it had been typed.
+    /// This text, parsed like a value of the file.
     Value(&'static str),
-    /// It follows from other values or from the machine, in these words.
+    /// Derived from other values or from the machine, as described here.
     Derived(&'static str),
-    /// Nothing.
+    /// Empty.
     Unset,
 }
 
-/// What a number counts. The plain number is in the unit that the key's name ends with.
+/// Unit of a number. A plain number is in the unit that the key's name ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Things.
+    /// No unit.
     Count,
     /// Bytes: `65536`, `64KiB`.
     Bytes,
@@ -52,78 +55,78 @@ pub enum Unit {
     Days,
 }
 
-/// A number's place and width.
+/// Location and width of a number.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
-    /// 16 bits.
-    U16(Lens<u16>),
+    /// 16 bits; `None` derives the number from other values.
+    OptionalU16(Lens<Option<u16>>),
     /// 32 bits.
     U32(Lens<u32>),
     /// 64 bits.
     U64(Lens<u64>),
-    /// As wide as memory.
+    /// Pointer-sized.
     Usize(Lens<usize>),
 }
 
-/// What a key holds.
+/// Type of a key's value.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number from `min` to `max`, in the plain unit.
     Number {
-        /// Where it goes.
+        /// Location.
         place: Place,
-        /// What it counts.
+        /// Unit.
         unit: Unit,
-        /// Smallest.
+        /// Smallest allowed value.
         min: u64,
-        /// Largest.
+        /// Largest allowed value.
         max: u64,
     },
     /// `true` or `false`.
     Bool(Lens<bool>),
-    /// One of some words.
+    /// One of several words.
     Choice {
         /// The words.
         words: &'static [&'static str],
-        /// Which of them holds.
+        /// Returns the index of the current word.
         get: fn(&Config) -> usize,
-        /// Makes one of them hold.
+        /// Selects the word at an index.
         set: fn(&mut Config, usize),
     },
     /// `IP:PORT`.
     Address(Lens<SocketAddr>),
-    /// `IP:PORT`, or none.
+    /// `IP:PORT`, or empty.
     OptionalAddress(Lens<Option<SocketAddr>>),
     /// A path.
     Path(Lens<PathBuf>),
-    /// A path, or none.
+    /// A path, or empty.
     OptionalPath(Lens<Option<PathBuf>>),
-    /// Secrets that a header can carry.
+    /// Secrets that fit into an HTTP header.
     Tokens(Lens<Vec<Token>>),
-    /// An address that may hold a secret, or none.
+    /// A URL that may contain a secret, or empty.
     Webhook(Lens<Option<Token>>),
-    /// Where the database is.
+    /// URL of the log store.
     Database(Lens<DatabaseUrl>),
-    /// Where the database is, or none. Only `PostgreSQL` has replicas.
+    /// URL of a `PostgreSQL` database, or empty.
     OptionalDatabase(Lens<Option<DatabaseUrl>>),
-    /// Where the cache is.
+    /// URL of the cache.
     Cache(Lens<CacheUrl>),
-    /// A filter of log lines.
+    /// A log level, or a filter of log lines.
     Filter(Lens<String>),
     /// Paths with `*`, `**`, `?` and `[…]`.
     Globs(Lens<Vec<String>>),
-    /// A regular expression, or none.
+    /// A regular expression, or empty.
     Pattern(Lens<String>),
-    /// A name, or none.
+    /// A name, or empty.
     Name(Lens<String>),
-    /// Names of hosts, each with or without a port.
+    /// Host names, each with an optional port.
     Hosts(Lens<Vec<HostPort>>),
     /// A time zone by its IANA name.
     Zone(Lens<jiff::tz::TimeZone>),
 }
 
 impl Kind {
-    /// Whether the value must not be shown, and may be given as a file.
+    /// Whether the value is a secret: it is never printed, and can be read from a file.
     #[must_use]
     pub fn is_secret(&self) -> bool {
         matches!(
@@ -140,30 +143,33 @@ const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// A frame holds one payload; the rest of the MiB is more than the segment's and the frame's header will ever need.
+const FRAME_BYTES_MAX: u64 = PAYLOAD_BYTES_MAX as u64;
+/// The journal itself takes smaller segments, but a frame cannot span two of them: the largest payload must fit. The extra
+/// MiB is more than the headers of the segment and of the frame ever need.
 const SEGMENT_BYTES_MIN: u64 = FRAME_BYTES_MAX + MIB;
-const FRAME_BYTES_MAX: u64 = logweir_engine::codec::PAYLOAD_BYTES_MAX as u64;
+const _: () = assert!(logweir_engine::journal::SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MIN);
+const _: () = assert!(SEGMENT_BYTES_MIN < SEGMENT_BYTES_MAX);
 
 const fn number(place: Place, unit: Unit, min: u64, max: u64) -> Kind {
     Kind::Number { place, unit, min, max }
 }
 
-const fn key(path: &'static str, fallback: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { path, kind, fallback: Fallback::Value(fallback), doc }
+const fn key(path: &'static str, fallback: &'static str, kind: Kind, description: &'static str) -> Key {
+    Key { path, kind, fallback: Fallback::Value(fallback), description }
 }
 
-const fn derived(path: &'static str, fallback: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { path, kind, fallback: Fallback::Derived(fallback), doc }
+const fn derived(path: &'static str, fallback: &'static str, kind: Kind, description: &'static str) -> Key {
+    Key { path, kind, fallback: Fallback::Derived(fallback), description }
 }
 
-const fn unset(path: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { path, kind, fallback: Fallback::Unset, doc }
+const fn unset(path: &'static str, kind: Kind, description: &'static str) -> Key {
+    Key { path, kind, fallback: Fallback::Unset, description }
 }
 
-use Place::{U16, U32, U64, Usize};
+use Place::{OptionalU16, U32, U64, Usize};
 use Unit::{Bytes, Count, Days, Millis, Seconds};
 
-/// Every key, in the order in which people read about them.
+/// All keys, in the order of the reference.
 pub static KEYS: &[Key] = &[
     key(
         "role",
@@ -173,13 +179,13 @@ pub static KEYS: &[Key] = &[
             get: |c| c.role as usize,
             set: |c, word| c.role = [Role::All, Role::Processor, Role::Gateway][word],
         },
-        "processor: takes and stores records; gateway: page and query API; all: both",
+        "`processor` receives and stores records; `gateway` serves the web UI and the query API; `all` does both",
     ),
     key(
         "data_dir",
         "logweir-data",
         Kind::Path(|c| &mut c.data_dir),
-        "the volume: the journal lies here, and SQLite where that is the store",
+        "Data volume: holds the journal, and the SQLite file if SQLite is the log store",
     ),
     key(
         "ack",
@@ -193,416 +199,442 @@ pub static KEYS: &[Key] = &[
             },
             set: |c, word| c.ack = [AckLevel::Received, AckLevel::Journal, AckLevel::Committed][word],
         },
-        "when a request is answered that does not choose: admitted, on disk, or in the database",
+        "Default acknowledgment level, for requests that do not set one: `received` (in memory), `journal` (fsynced to the journal) or `committed` (in the database)",
     ),
     derived(
         "lanes",
-        "3; 1 with SQLite, which has one writer",
-        number(U16(|c| &mut c.lanes), Count, 1, 64),
-        "units of order and of parallel flushing",
+        "3; 1 with SQLite, which allows one writer",
+        number(OptionalU16(|c| &mut c.lanes), Count, 1, 64),
+        "Number of lanes: shards of the stream that keep their order and are flushed in parallel",
     ),
-    key("http.listen", "127.0.0.1:8080", Kind::Address(|c| &mut c.http.listen), "intake, query API and web page"),
+    key(
+        "http.listen",
+        "127.0.0.1:8080",
+        Kind::Address(|c| &mut c.http.listen),
+        "Address of the data port: ingestion, query API and web UI",
+    ),
     derived(
         "http.workers",
-        "half of the cores, at least 1",
+        "half of the CPU cores, at least 1",
         number(Usize(|c| &mut c.http.workers), Count, 1, 256),
-        "threads that read requests",
+        "Threads that read requests",
     ),
     key(
         "http.connections_max",
         "1024",
         number(Usize(|c| &mut c.http.connections_max), Count, 1, 100_000),
-        "open connections",
+        "Maximum number of open connections",
     ),
     key(
         "http.body_bytes_max",
         "8MiB",
         number(Usize(|c| &mut c.http.body_bytes_max), Bytes, KIB, FRAME_BYTES_MAX),
-        "a request's body as it is sent; 413 above",
+        "Maximum size of a request body as sent; larger bodies are answered 413",
     ),
     key(
         "http.decompressed_bytes_max",
         "12MiB",
         number(Usize(|c| &mut c.http.decompressed_bytes_max), Bytes, KIB, FRAME_BYTES_MAX),
-        "a request's body after decompression; 413 above",
+        "Maximum size of a request body after decompression; larger bodies are answered 413",
     ),
     key(
         "http.line_bytes_max",
         "256KiB",
         number(Usize(|c| &mut c.http.line_bytes_max), Bytes, 256, FRAME_BYTES_MAX),
-        "one record's line; longer lines are discarded and counted",
+        "Maximum size of one record's line; longer lines are discarded and counted",
     ),
     key(
         "http.inflight_bytes_max",
         "64MiB",
         number(Usize(|c| &mut c.http.inflight_bytes_max), Bytes, KIB, 16 * GIB),
-        "bodies being read, all together; 429 above",
+        "Maximum size of all request bodies being read at the same time; beyond it, requests are answered 429",
     ),
     key(
         "http.request_timeout_ms",
         "30s",
         number(U64(|c| &mut c.http.request_timeout_ms), Millis, 100, 10 * MINUTE),
-        "a request must have been read within this",
+        "Time limit for reading a request",
     ),
     key(
         "http.ack_timeout_ms",
         "10s",
         number(U64(|c| &mut c.http.ack_timeout_ms), Millis, 10, 10 * MINUTE),
-        "how long an answer may wait for its ack level before 503",
+        "Time limit for reaching the requested acknowledgment level; then the request is answered 503",
     ),
     unset(
         "http.tls_cert_file",
         Kind::OptionalPath(|c| &mut c.http.tls_cert_file),
-        "PEM: the certificate and what leads to its root; empty for plain HTTP. Read again when it changes",
+        "PEM file with the certificate chain of the data port; empty serves plain HTTP. Reloaded when it changes",
     ),
-    unset("http.tls_key_file", Kind::OptionalPath(|c| &mut c.http.tls_key_file), "PEM: the certificate's key"),
+    unset(
+        "http.tls_key_file",
+        Kind::OptionalPath(|c| &mut c.http.tls_key_file),
+        "PEM file with the private key of the certificate",
+    ),
     unset(
         "http.tls_client_ca_file",
         Kind::OptionalPath(|c| &mut c.http.tls_client_ca_file),
-        "PEM: clients must have a certificate of these",
+        "PEM file with CA certificates; clients must present a certificate issued by one of them",
     ),
-    key("admin.listen", "127.0.0.1:9600", Kind::Address(|c| &mut c.admin.listen), "health, metrics, status and drain"),
+    key(
+        "admin.listen",
+        "127.0.0.1:9600",
+        Kind::Address(|c| &mut c.admin.listen),
+        "Address of the admin port: health checks, metrics, status and drain",
+    ),
     derived(
         "auth.mode",
-        "token if any token is given, else none (on loopback only)",
+        "`token` if any token is set, otherwise `none`",
         Kind::Choice {
             words: &["token", "none"],
             get: |c| usize::from(c.auth.mode == AuthMode::None),
             set: |c, word| c.auth.mode = [AuthMode::Token, AuthMode::None][word],
         },
-        "whether requests need a bearer token; off loopback `none` must be said explicitly",
+        "Whether requests need a bearer token. For an address that is not loopback, `none` must be set explicitly",
     ),
     unset(
         "auth.ingest_tokens",
         Kind::Tokens(|c| &mut c.auth.ingest_tokens),
-        "tokens that may send records, as TOKEN or NAME=TOKEN",
+        "Tokens that may send records, each as TOKEN or NAME=TOKEN",
     ),
-    unset("auth.query_tokens", Kind::Tokens(|c| &mut c.auth.query_tokens), "tokens that may read records"),
-    unset("auth.admin_tokens", Kind::Tokens(|c| &mut c.auth.admin_tokens), "tokens that may use the admin listener"),
+    unset("auth.query_tokens", Kind::Tokens(|c| &mut c.auth.query_tokens), "Tokens that may read records"),
+    unset("auth.admin_tokens", Kind::Tokens(|c| &mut c.auth.admin_tokens), "Tokens that may use the admin port"),
     key(
         "auth.stamp_token",
         "false",
         Kind::Bool(|c| &mut c.auth.stamp_token),
-        "each record gets the attribute logweir.token with the name of its sender's token",
+        "Add the attribute `logweir.token`, with the name of the sender's token, to each record",
     ),
     key(
         "limits.bytes_per_s",
         "0",
         number(U64(|c| &mut c.limits.bytes_per_s), Bytes, 0, 1 << 40),
-        "bytes of bodies that one token may send in a second; 0 for any; 429 above",
+        "Rate limit per token, in bytes of request bodies per second; beyond it, requests are answered 429. 0 disables it",
     ),
     key(
         "limits.bytes_per_day",
         "0",
         number(U64(|c| &mut c.limits.bytes_per_day), Bytes, 0, 1 << 50),
-        "bytes of bodies that one token may send in a day of UTC; 0 for any; 429 above",
+        "Limit per token, in bytes of request bodies per day (UTC); beyond it, requests are answered 429. 0 disables it",
     ),
     key(
         "batch.rows_max",
         "20000",
         number(Usize(|c| &mut c.batch.rows_max), Count, 1, 1_000_000),
-        "a batch with this many records leaves",
+        "A batch is flushed when it holds this many records",
     ),
     key(
         "batch.bytes_max",
         "8MiB",
         number(Usize(|c| &mut c.batch.bytes_max), Bytes, 64 * KIB, 256 * MIB),
-        "a batch of this size leaves",
+        "A batch is flushed when it reaches this size",
     ),
     key(
         "batch.linger_ms",
         "50",
         number(U64(|c| &mut c.batch.linger_ms), Millis, 0, MINUTE),
-        "a batch of this age leaves",
+        "A batch is flushed when it reaches this age",
     ),
     key(
         "journal.segment_bytes",
         "64MiB",
-        number(U64(|c| &mut c.journal.segment_bytes), Bytes, SEGMENT_BYTES_MIN, GIB),
-        "one segment file; holds at least one frame of the largest payload",
+        number(U64(|c| &mut c.journal.segment_bytes), Bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
+        "Size of a segment file; a frame with the largest payload must fit into one",
     ),
     key(
         "journal.quota_bytes",
         "4GiB",
         number(U64(|c| &mut c.journal.quota_bytes), Bytes, 4 * SEGMENT_BYTES_MIN, 64 << 40),
-        "all files of the journal together; intake answers 503 above",
+        "Maximum size of all journal files together; beyond it, requests are answered 503",
     ),
     key(
         "journal.ballast_bytes",
         "64MiB",
         number(U64(|c| &mut c.journal.ballast_bytes), Bytes, 0, GIB),
-        "kept back so that a full disk can still be drained; 0 for none",
+        "Disk space reserved so that the journal can still be drained when the disk is full; 0 disables it",
     ),
     key(
         "journal.queue_bytes_max",
         "32MiB",
         number(Usize(|c| &mut c.journal.queue_bytes_max), Bytes, FRAME_BYTES_MAX, GIB),
-        "payloads that wait for the writer thread",
+        "Maximum size of all payloads waiting for the journal's writer thread",
     ),
     key(
         "journal.retain_segments",
         "2",
         number(Usize(|c| &mut c.journal.retain_segments), Count, 0, 1000),
-        "settled segments kept in case the database goes back in time",
+        "Number of committed segments to keep, in case the database is restored to an earlier state",
     ),
     key(
         "journal.retain_s",
         "0s",
         number(U64(|c| &mut c.journal.retain_s), Seconds, 0, 365 * 86_400),
-        "how long settled segments are kept for the same reason, as far as the quota has room",
+        "How long to keep committed segments for the same reason, as far as the quota allows",
     ),
     derived(
         "database.url",
-        "sqlite:DATA_DIR/logweir.db",
+        "`sqlite:DATA_DIR/logweir.db`",
         Kind::Database(|c| &mut c.database.url),
-        "the log store; DATABASE_URL is understood too",
+        "Log store; the variable `DATABASE_URL` is read too",
     ),
     unset(
         "database.read_url",
         Kind::OptionalDatabase(|c| &mut c.database.read_url),
-        "where queries go, such as a replica; database.url if it is not given",
+        "Database for queries, such as a replica; empty uses database.url",
     ),
     key(
         "database.pool_size",
         "4",
         number(Usize(|c| &mut c.database.pool_size), Count, 1, 256),
-        "connections for queries and administration; each lane has one of its own besides",
+        "Connections for queries and administration; each lane has another one of its own",
     ),
     key(
         "database.connect_timeout_ms",
         "5s",
         number(U64(|c| &mut c.database.connect_timeout_ms), Millis, 10, 5 * MINUTE),
-        "how long a connection may take",
+        "Time limit for connecting to the database",
     ),
     key(
         "database.statement_timeout_ms",
         "60s",
         number(U64(|c| &mut c.database.statement_timeout_ms), Millis, 100, HOUR),
-        "how long a statement may take",
+        "Time limit for one SQL statement",
     ),
     key(
         "database.retention_days",
         "0",
         number(U32(|c| &mut c.database.retention_days), Days, 0, 36_500),
-        "older partitions are dropped; 0 keeps everything",
+        "Partitions older than this are dropped; 0 keeps everything",
     ),
     key(
         "database.compress_after_days",
         "7",
         number(U32(|c| &mut c.database.compress_after_days), Days, 0, 36_500),
-        "TimescaleDB only: when a chunk is compressed; 0 for never",
+        "TimescaleDB only: age at which a chunk is compressed; 0 disables it",
     ),
     key(
         "database.text_index",
         "true",
         Kind::Bool(|c| &mut c.database.text_index),
-        "PostgreSQL without TimescaleDB: partitions of days that are over get an index for text (pg_trgm), as large as the text",
+        "PostgreSQL without TimescaleDB: build a text index (pg_trgm) on the partitions of past days; it is as large as the text",
     ),
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),
-        "PEM certificates to trust besides the system's",
+        "PEM file with CA certificates to trust for the database and Redis, in addition to the system's",
     ),
     unset(
         "gateway.processors",
         Kind::Hosts(|c| &mut c.gateway.processors),
-        "role gateway: where the processors are; a name that has several addresses stands for all of them",
+        "For the role `gateway`: hosts of the processors. A name that resolves to several addresses stands for all of them",
     ),
     key(
         "gateway.lookup_ms",
         "5s",
         number(U64(|c| &mut c.gateway.lookup_ms), Millis, 100, HOUR),
-        "how often the names are looked up",
+        "Interval between DNS lookups of the processors",
     ),
     key(
         "gateway.timeout_ms",
         "2s",
         number(U64(|c| &mut c.gateway.timeout_ms), Millis, 10, 5 * MINUTE),
-        "how long a processor may take to answer, and a name to be looked up",
+        "Time limit for a response of a processor, and for a DNS lookup",
     ),
     key(
         "gateway.requests_max",
         "16",
         number(Usize(|c| &mut c.gateway.requests_max), Count, 1, 1000),
-        "processors that are asked at once; further ones wait",
+        "Maximum number of concurrent requests to processors; further requests wait",
     ),
     unset(
         "gateway.tls_ca_file",
         Kind::OptionalPath(|c| &mut c.gateway.tls_ca_file),
-        "PEM: processors are asked over TLS, and must have a certificate of these for a name in gateway.processors",
+        "PEM file with CA certificates. If set, processors are queried over TLS and must present a certificate issued by one of them for a name in gateway.processors",
     ),
     unset(
         "gateway.tls_cert_file",
         Kind::OptionalPath(|c| &mut c.gateway.tls_cert_file),
-        "PEM: the certificate that processors are shown",
+        "PEM file with the client certificate chain presented to processors",
     ),
-    unset("gateway.tls_key_file", Kind::OptionalPath(|c| &mut c.gateway.tls_key_file), "PEM: the certificate's key"),
-    key("cache.url", "memory:", Kind::Cache(|c| &mut c.cache.url), "the hot cache; REDIS_URL is understood too"),
+    unset(
+        "gateway.tls_key_file",
+        Kind::OptionalPath(|c| &mut c.gateway.tls_key_file),
+        "PEM file with the private key of the client certificate",
+    ),
+    key(
+        "cache.url",
+        "memory:",
+        Kind::Cache(|c| &mut c.cache.url),
+        "Hot cache of recent records and counters; the variable `REDIS_URL` is read too",
+    ),
     key(
         "cache.recent_records",
         "1000",
         number(Usize(|c| &mut c.cache.recent_records), Count, 1, 100_000),
-        "records kept per service",
+        "Number of recent records to keep per service",
     ),
     key(
         "cache.recent_records_per_s",
         "20000",
         number(Usize(|c| &mut c.cache.recent_records_per_s), Count, 1, 10_000_000),
-        "records that enter the windows in a second; at a higher rate the newest of each batch do",
+        "Maximum number of records added to the recent records per second; at a higher rate, only the latest records of each batch are added",
     ),
     key(
         "cache.services_max",
         "1000",
         number(Usize(|c| &mut c.cache.services_max), Count, 1, 1_000_000),
-        "services kept; the least recent goes",
+        "Maximum number of services to keep; the least recently used one is evicted",
     ),
     key(
         "cache.timeout_ms",
         "500",
         number(U64(|c| &mut c.cache.timeout_ms), Millis, 1, MINUTE),
-        "how long a command may take",
+        "Time limit for one cache command",
     ),
     key(
         "cache.ttl_s",
         "1d",
         number(U64(|c| &mut c.cache.ttl_s), Seconds, 1, 365 * 86_400),
-        "entries that nobody renews go after this",
+        "Time after which an entry that is not updated expires",
     ),
     key(
         "query.timeout_ms",
         "30s",
         number(U64(|c| &mut c.query.timeout_ms), Millis, 10, HOUR),
-        "how long a query may take; 504 after it",
+        "Time limit for a query; then it is answered 504",
     ),
     key(
         "query.running_max",
         "4",
         number(Usize(|c| &mut c.query.running_max), Count, 1, 256),
-        "queries that run at once, each on a connection of database.pool_size",
+        "Maximum number of concurrent queries, each on one of the database.pool_size connections",
     ),
     key(
         "query.waiting_max",
         "32",
         number(Usize(|c| &mut c.query.waiting_max), Count, 0, 10_000),
-        "queries that wait for their turn; 429 above",
+        "Maximum number of queued queries; further ones are answered 429",
     ),
     key(
         "query.streams_max",
         "8",
         number(Usize(|c| &mut c.query.streams_max), Count, 1, 10_000),
-        "answers that are streamed at once; 429 above",
+        "Maximum number of concurrent streaming responses; further ones are answered 429",
     ),
     key(
         "query.page_bytes_max",
         "4MiB",
         number(Usize(|c| &mut c.query.page_bytes_max), Bytes, 64 * KIB, 64 * MIB),
-        "a page of records ends when it has so many bytes",
+        "Size at which a page of records ends",
     ),
     key(
         "tail.clients_max",
         "32",
         number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
-        "live tails at once; 429 above",
+        "Maximum number of concurrent live tails; further ones are answered 429. 0 disables the live tail",
     ),
     key(
         "tail.buffer_bytes",
         "8MiB",
         number(Usize(|c| &mut c.tail.buffer_bytes), Bytes, 64 * KIB, GIB),
-        "newest records, kept once for all tails; who falls behind them is told how many went past unseen",
+        "Buffer of the latest records, shared by all live tails; a tail that falls behind it reports how many records it skipped",
     ),
     key(
         "tail.records_per_s",
         "10000",
         number(Usize(|c| &mut c.tail.records_per_s), Count, 1, 10_000_000),
-        "records that one tail gets in a second; how many more there were is told",
+        "Maximum number of records sent to one live tail per second; it reports how many more there were",
     ),
     unset(
         "alerting.webhook_url",
         Kind::Webhook(|c| &mut c.alerting.webhook_url),
-        "where alerts are told that name no webhook of their own; alerts are sections [alerts.NAME] of the file",
+        "Webhook for the alerts that set none of their own",
     ),
     key(
         "shutdown.linger_ms",
         "0",
         number(U64(|c| &mut c.shutdown.linger_ms), Millis, 0, 10 * MINUTE),
-        "intake goes on this long after readiness has turned 503; 5s behind a load balancer",
+        "How long records are still accepted after readiness has turned 503; use 5s behind a load balancer",
     ),
     key(
         "shutdown.deadline_ms",
         "25s",
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
-        "how long the flusher may go on after SIGTERM",
+        "Time limit for flushing to the database after SIGTERM; the rest stays in the journal",
     ),
-    key(
-        "parse.time_zone",
-        "UTC",
-        Kind::Zone(|c| &mut c.parse.time_zone),
-        "the zone of times that name none, such as `Europe/Berlin`",
-    ),
+    key("parse.time_zone", "UTC", Kind::Zone(|c| &mut c.parse.time_zone), "Time zone of timestamps that have none"),
     key(
         "sources.stdin",
         "false",
         Kind::Bool(|c| &mut c.sources.stdin),
-        "read lines from standard input; its end drains and exits",
+        "Read lines from standard input; at the end of the input, drain and exit",
     ),
     key(
         "sources.demo_rate",
         "0",
         number(U32(|c| &mut c.sources.demo_rate), Count, 0, 10_000_000),
-        "records per second of made-up services; 0 for none",
+        "Generate this many sample records per second; 0 disables it",
     ),
     unset(
         "syslog.tcp_listen",
         Kind::OptionalAddress(|c| &mut c.syslog.tcp_listen),
-        "syslog over TCP, octet-counted frames and lines; empty for off",
+        "Address for syslog over TCP, octet-counted or newline-delimited; empty disables it",
     ),
     unset(
         "syslog.udp_listen",
         Kind::OptionalAddress(|c| &mut c.syslog.udp_listen),
-        "syslog over UDP, one message per datagram; empty for off",
+        "Address for syslog over UDP, one message per datagram; empty disables it",
     ),
     unset(
         "syslog.tls_listen",
         Kind::OptionalAddress(|c| &mut c.syslog.tls_listen),
-        "syslog over TLS (RFC 5425); empty for off",
+        "Address for syslog over TLS (RFC 5425); empty disables it",
     ),
     unset(
         "syslog.tls_cert_file",
         Kind::OptionalPath(|c| &mut c.syslog.tls_cert_file),
-        "PEM: the TLS listener's certificate and what leads to its root",
+        "PEM file with the certificate chain of the TLS listener. Reloaded when it changes",
     ),
-    unset("syslog.tls_key_file", Kind::OptionalPath(|c| &mut c.syslog.tls_key_file), "PEM: the certificate's key"),
+    unset(
+        "syslog.tls_key_file",
+        Kind::OptionalPath(|c| &mut c.syslog.tls_key_file),
+        "PEM file with the private key of the certificate",
+    ),
     unset(
         "syslog.client_ca_file",
         Kind::OptionalPath(|c| &mut c.syslog.client_ca_file),
-        "PEM: senders on the TLS listener must have a certificate of these",
+        "PEM file with CA certificates; senders over TLS must present a certificate issued by one of them",
     ),
     key(
         "syslog.connections_max",
         "128",
         number(Usize(|c| &mut c.syslog.connections_max), Count, 1, 10_000),
-        "open connections, TCP and TLS together; further ones are closed and counted",
+        "Maximum number of open connections, TCP and TLS together; further ones are closed and counted",
     ),
     key(
         "syslog.message_bytes_max",
         "64KiB",
         number(Usize(|c| &mut c.syslog.message_bytes_max), Bytes, KIB, MIB),
-        "one message; longer ones are discarded and counted",
+        "Maximum size of one message; longer ones are discarded and counted",
     ),
     key(
         "syslog.idle_timeout_ms",
         "1h",
         number(U64(|c| &mut c.syslog.idle_timeout_ms), Millis, SECOND, 24 * HOUR),
-        "a connection on which nothing comes for so long is closed",
+        "A connection that receives no data for this long is closed",
     ),
     key(
         "syslog.udp_buffer_bytes",
         "8MiB",
         number(Usize(|c| &mut c.syslog.udp_buffer_bytes), Bytes, 64 * KIB, GIB),
-        "datagrams that wait; further ones are dropped and counted",
+        "Buffer for received datagrams; when it is full, further ones are dropped and counted",
     ),
-    unset("files.include", Kind::Globs(|c| &mut c.files.include), "files that are tailed; none for off"),
-    unset("files.exclude", Kind::Globs(|c| &mut c.files.exclude), "files that are left out of it"),
+    unset("files.include", Kind::Globs(|c| &mut c.files.include), "Files to tail; empty disables it"),
+    unset(
+        "files.exclude",
+        Kind::Globs(|c| &mut c.files.exclude),
+        "Files not to tail, although files.include matches them",
+    ),
     key(
         "files.from",
         "beginning",
@@ -611,59 +643,59 @@ pub static KEYS: &[Key] = &[
             get: |c| usize::from(c.files.from_end),
             set: |c, word| c.files.from_end = word == 1,
         },
-        "where files are begun that are there at the very first start; later ones are read from the beginning",
+        "Where to start reading files that exist at the first start; files that appear later are read from the beginning",
     ),
     unset(
         "files.host",
         Kind::Name(|c| &mut c.files.host),
-        "the host of records that name none, such as the node's name",
+        "Host name of records that have none, such as the name of the node",
     ),
     key(
         "files.poll_ms",
         "200",
         number(U64(|c| &mut c.files.poll_ms), Millis, 10, MINUTE),
-        "how often the files are looked at",
+        "Interval between checks of the files for new data",
     ),
     key(
         "files.rescan_ms",
         "2s",
         number(U64(|c| &mut c.files.rescan_ms), Millis, 10, HOUR),
-        "how often the globs are looked through for new and rotated files",
+        "Interval between scans for new and rotated files",
     ),
     key(
         "files.open_max",
         "256",
         number(Usize(|c| &mut c.files.open_max), Count, 16, 100_000),
-        "descriptors that are kept open",
+        "Maximum number of files kept open",
     ),
     unset(
         "multiline.start",
         Kind::Pattern(|c| &mut c.multiline.start),
-        "files and standard input: a line that does not match belongs to the record before; instead of stack_traces",
+        "Files and standard input: a line that does not match belongs to the record before it. Replaces multiline.stack_traces",
     ),
     key(
         "multiline.stack_traces",
         "true",
         Kind::Bool(|c| &mut c.multiline.stack_traces),
-        "files and standard input: the lines of a stack trace belong to the record before",
+        "Files and standard input: the lines of a stack trace belong to the record before them",
     ),
     key(
         "multiline.timeout_ms",
         "500",
         number(U64(|c| &mut c.multiline.timeout_ms), Millis, 10, MINUTE),
-        "how long a record waits for its next line",
+        "How long a record waits for its next line",
     ),
     key(
         "multiline.bytes_max",
         "64KiB",
         number(Usize(|c| &mut c.multiline.bytes_max), Bytes, 256, FRAME_BYTES_MAX),
-        "a record that would become longer is ended, and begun anew",
+        "Maximum size of a record of several lines; a longer one is split",
     ),
     key(
         "log.level",
         "info",
         Kind::Filter(|c| &mut c.log.level),
-        "the program's own lines: a level, or a filter such as `info,logweir=debug`",
+        "Level of the program's own log, or a filter by module; `off` turns it off. Fatal errors are always printed. The variable `LOGWEIR_LOG` is read too",
     ),
     key(
         "log.format",
@@ -673,8 +705,104 @@ pub static KEYS: &[Key] = &[
             get: |c| usize::from(c.log.json),
             set: |c, word| c.log.json = word == 1,
         },
-        "how they are written",
+        "Format of the program's own log",
     ),
+];
+
+/// One key of a section that can occur several times: `[formats.NAME]` or `[alerts.NAME]`.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedKey {
+    /// The section without the name: `formats` or `alerts`.
+    pub section: &'static str,
+    /// The key's name.
+    pub name: &'static str,
+    /// The default, in Markdown; empty if there is none.
+    pub fallback: &'static str,
+    /// Allowed values.
+    pub allowed: &'static str,
+    /// Description, in one line of Markdown.
+    pub description: &'static str,
+    /// Whether the value is a secret.
+    pub is_secret: bool,
+}
+
+impl NamedKey {
+    /// The path with `NAME` for the section's name: `alerts.NAME.query`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}.NAME.{}", self.section, self.name)
+    }
+}
+
+const fn named(
+    section: &'static str,
+    name: &'static str,
+    fallback: &'static str,
+    allowed: &'static str,
+    description: &'static str,
+) -> NamedKey {
+    NamedKey { section, name, fallback, allowed, description, is_secret: false }
+}
+
+/// Keys of the sections that can occur several times.
+pub static NAMED_KEYS: &[NamedKey] = &[
+    named(
+        "formats",
+        "pattern",
+        "required",
+        "a regular expression with named groups",
+        "Line format of your own. The groups `ts`, `level`, `service`, `host` and `message` are fields of the record, every \
+         other group is an attribute; without `message`, the whole line is the message",
+    ),
+    named("alerts", "query", "required", "a query, `\"\"` for all records", "Records to count"),
+    named(
+        "alerts",
+        "measure",
+        "`count`",
+        "one of count, rate, ratio",
+        "Value to compare: records in the window, records per second, or the ratio of these records to those that match `of`",
+    ),
+    named("alerts", "of", "", "a query", "Only for the measure `ratio`: records to divide by"),
+    named(
+        "alerts",
+        "above",
+        "required, or below",
+        "a number, at least 0, such as 100 or 0.05",
+        "The alert fires while the value is above this number",
+    ),
+    named(
+        "alerts",
+        "below",
+        "required, or above",
+        "a number, at least 0, such as 100 or 0.05",
+        "The alert fires while the value is below this number",
+    ),
+    named("alerts", "window", "`5m`", "a time (ms, s, m, h, d) from 1s to 1d", "Time range that is evaluated"),
+    named(
+        "alerts",
+        "every",
+        "`10s`, at most the window",
+        "a time (ms, s, m, h, d) from 100ms to 1d; the window is a multiple of it, at most 1000 times as long",
+        "Interval between evaluations",
+    ),
+    named("alerts", "grace", "`10s`", "a time (ms, s, m, h, d) from 0 to 1d", "How long to wait for late records"),
+    named(
+        "alerts",
+        "for",
+        "`0`",
+        "a time (ms, s, m, h, d) from 0 to 1d",
+        "How long the value must stay beyond the limit before the alert fires",
+    ),
+    NamedKey {
+        is_secret: true,
+        ..named(
+            "alerts",
+            "webhook",
+            "alerting.webhook_url",
+            "http://… or https://…",
+            "URL that is notified with a POST",
+        )
+    },
 ];
 
 /// The key at `path`.
@@ -683,19 +811,35 @@ pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
-/// The key that somebody who typed `path` most likely meant.
+/// The key of a section that can occur several times: for `alerts.cart.query`, the section's name `cart` and its key.
+///
+/// The name is whatever stands between the section and the key. It is validated later.
+#[must_use]
+pub fn find_named(path: &str) -> Option<(&str, &'static NamedKey)> {
+    let (section, rest) = path.split_once('.')?;
+    let (name, key) = rest.rsplit_once('.')?;
+    Some((name, NAMED_KEYS.iter().find(|known| known.section == section && known.name == key)?))
+}
+
+/// Whether `section` is one that can occur several times.
+#[must_use]
+pub fn is_named_section(section: &str) -> bool {
+    NAMED_KEYS.iter().any(|key| key.section == section)
+}
+
+/// The key that was most likely meant by an unknown `path`.
 #[must_use]
 pub fn nearest(path: &str) -> Option<&'static Key> {
     let path = path.to_lowercase().replace('-', "_");
-    let (likeness, likest) = KEYS
+    let (similarity, best) = KEYS
         .iter()
         .map(|key| (strsim::normalized_damerau_levenshtein(key.path, &path), key))
         .max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    if likeness > 0.75 {
-        return Some(likest);
+    if similarity > 0.75 {
+        return Some(best);
     }
     // The right name in the wrong section, or a key used as a section.
     let name = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let misplaced = |key: &&Key| name(key.path) == name(&path) || path.starts_with(&format!("{}.", key.path));
-    KEYS.iter().find(misplaced).or((likeness > 0.6).then_some(likest))
+    KEYS.iter().find(misplaced).or((similarity > 0.6).then_some(best))
 }

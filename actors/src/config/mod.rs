@@ -1,15 +1,17 @@
-//! Configuration: what was typed becomes what is meant. A [`Config`] that [`load`] returned is valid.
+//! Configuration. A [`Config`] returned by [`load`] is valid; [`Config::validate`] checks one that a program built.
 //!
-//! - Layers: defaults < file < `DATABASE_URL`, `REDIS_URL` < `LOGWEIR__SECTION__KEY` < flags.
-//! - Every mistake is found in one go and named with its key, its source and what is allowed.
-//! - Loading reads files and writes none: a bad configuration is refused before the journal is touched, because a
+//! - Layers: defaults < file < `DATABASE_URL`, `REDIS_URL`, `LOGWEIR_LOG` < `LOGWEIR__SECTION__KEY` < flags.
+//! - All errors are reported at once, each with its key, its source and what is accepted.
+//! - Loading reads files and writes none: an invalid configuration is rejected before the journal is opened, because a
 //!   restart with a typo must not cost a backlog.
-//! - Secrets are in no message.
+//! - Messages contain no secrets.
 
 pub mod keys;
 pub mod value;
 pub mod layers;
+mod log_filter;
 mod check;
+pub mod terminal;
 pub mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,70 +19,91 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::alerts::rule::{RULES_MAX, Rule};
+use crate::alerts::rule::{Measure, RULES_MAX, Rule, Threshold};
 use crate::message::AckLevel;
 use crate::parser::{CUSTOM_MAX, CustomFormat, Rules};
 use crate::tls::{ClientFiles, ServerFiles};
 use crate::token::Token;
 use keys::{Fallback, KEYS};
-use layers::{AlertSetting, FormatSetting, Gathered, Inputs, Source};
+use layers::{Gathered, Inputs, Section, Source};
 use value::Raw;
 
-/// The file that is read from the working directory where no other is named.
+/// The configuration file that is searched for where none is specified.
 pub const NAME_OF_FILE: &str = "logweir.toml";
 
-/// A valid configuration and who said what of it.
+/// A valid configuration and the source of each value.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The configuration.
+    /// Configuration.
     pub config: Config,
-    /// Where each value came from; what is missing is a default.
+    /// Source of each value by path; a value without an entry is a default.
     pub origins: BTreeMap<&'static str, Source>,
 }
 
-/// One thing that is wrong.
+/// One error of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
-    /// The key's path; empty where it is about a whole file or variable.
+pub struct Problem {
+    /// Path of the key; empty for an unknown key, a whole file or a variable.
     pub key: String,
-    /// Its value, unless that is unreadable or secret.
+    /// Value, unless it is unreadable or secret.
     pub value: Option<String>,
-    /// Who said it.
+    /// Source of the value.
     pub source: Source,
-    /// What is wrong and what is allowed.
-    pub what: String,
+    /// What is wrong, and what is accepted.
+    pub message: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.key.as_str(), &self.value) {
-            ("", _) => write!(f, "{} {}", self.source, self.what),
-            (key, None) => write!(f, "{key} ({}): {}", self.source, self.what),
-            (key, Some(value)) => write!(f, "{key} = {value} ({}): {}", self.source, self.what),
+        let Self { key, value, source, message } = self;
+        let is_default = matches!(source, Source::Default);
+        if !is_default && *source != Source::Program {
+            write!(f, "{source}: ")?;
         }
+        if key.is_empty() {
+            return f.write_str(message);
+        }
+        write!(f, "invalid {key}")?;
+        if let Some(value) = value {
+            write!(f, " {value}")?;
+        }
+        write!(f, "{}: {message}", if is_default { " (default)" } else { "" })
     }
 }
 
-/// Everything that is wrong, at once.
+/// All errors of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError(pub Vec<Mistake>);
+pub struct ConfigError(pub Vec<Problem>);
+
+impl ConfigError {
+    /// A single error of the key at `path`, found when its value was first used.
+    #[must_use]
+    pub fn at(path: &str, message: impl fmt::Display) -> Self {
+        let (key, message) = (path.to_owned(), message.to_string());
+        Self(vec![Problem { key, value: None, source: Source::Program, message }])
+    }
+}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.0.len();
-        write!(f, "the configuration has {count} mistake{}:", if count == 1 { "" } else { "s" })?;
-        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+        match self.0.as_slice() {
+            [problem] => write!(f, "invalid configuration: {problem}"),
+            problems => {
+                write!(f, "invalid configuration, {} errors:", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
     }
 }
 
 impl std::error::Error for ConfigError {}
 
-/// Reads all layers and checks everything.
+/// Reads all layers and validates the result.
 ///
 /// # Errors
-/// Every mistake, each with its key, its source and what is allowed.
+/// Every error found, each with its key, its source and what is accepted.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
-    let Gathered { settings, formats, alerts, mut mistakes, file_unread } = layers::gather(inputs);
+    let Gathered { settings, formats, alerts, mut problems, file_unread } = layers::gather(inputs);
     let mut config = defaults();
     let mut origins = BTreeMap::new();
     let mut unread: BTreeSet<&'static str> = BTreeSet::new();
@@ -90,79 +113,92 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     for setting in settings {
         let key = setting.key;
         match value::assign(key, &setting.raw, &mut config) {
-            Ok(()) => _ = origins.insert(key.path, setting.source),
-            Err(what) => {
-                let value = typed(&setting.raw).filter(|_| !key.kind.is_secret());
-                mistakes.push(Mistake { key: key.path.into(), value, source: setting.source, what });
+            Ok(()) => {
+                origins.insert(key.path, setting.source);
+                if !file_unread {
+                    unread.remove(key.path);
+                }
+            }
+            Err(message) => {
+                let value = printed(&setting.raw).filter(|_| !key.kind.is_secret());
+                problems.push(Problem { key: key.path.into(), value, source: setting.source, message });
                 unread.insert(key.path);
             }
         }
     }
-    config.parse.custom = custom_formats(formats, &mut mistakes);
-    config.alerts = rules(alerts, &mut mistakes);
-    let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
+    config.parse.custom = custom_formats(formats, &mut problems);
+    config.alerts = rules(alerts, &mut problems);
+    let mut checker =
+        check::Checker { config: &mut config, explicit: check::Explicit::Only(&origins), unread: &unread, problems };
     check::derive(&mut checker);
     check::check(&mut checker);
-    mistakes.append(&mut checker.mistakes);
-    if mistakes.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError(mistakes)) }
+    let problems = checker.problems;
+    if problems.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError(problems)) }
 }
 
-/// The formats that can be used, in the order of their names.
-fn custom_formats(mut settings: Vec<FormatSetting>, mistakes: &mut Vec<Mistake>) -> Vec<CustomFormat> {
-    settings.sort_by(|a, b| a.name.cmp(&b.name));
+/// Compiles the valid formats; they are sorted by name.
+fn custom_formats(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<CustomFormat> {
     let mut formats = Vec::new();
-    for FormatSetting { name, pattern, source } in settings {
-        let mut wrong = |key: String, value: Option<String>, what: String| {
-            mistakes.push(Mistake { key, value, source: source.clone(), what });
+    for Section { name, members, source } in sections {
+        let (pattern, at) = match members.get("pattern") {
+            Some((raw, source)) => (Some(raw), source),
+            None => (None, &source),
+        };
+        let mut report = |key: String, value: Option<String>, source: &Source, message: String| {
+            problems.push(Problem { key, value, source: source.clone(), message });
         };
         let key = format!("formats.{name}");
         let usual = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
         if !(1..=64).contains(&name.len()) || !name.bytes().all(usual) {
-            wrong(key, None, "is no name for a format: write up to 64 of a-z, 0-9, _ and -".into());
+            report(key, None, &source, "expected a name of 1 to 64 characters a-z, 0-9, _ and -".into());
         } else if crate::parser::format_named(&name).is_some() {
-            wrong(key, None, "is the name of a built-in format: choose another one".into());
+            report(key, None, &source, "expected another name: this is a built-in format".into());
         } else if formats.len() == CUSTOM_MAX {
-            wrong(key, None, format!("is one format too many: there may be {CUSTOM_MAX}"));
-        } else if let Some(pattern) = pattern {
-            match CustomFormat::new(&name, &pattern) {
+            report(key, None, &source, format!("expected at most {CUSTOM_MAX} formats"));
+        } else if let Some(Raw::Text(pattern)) = pattern {
+            match CustomFormat::new(&name, pattern) {
                 Ok(format) => formats.push(format),
-                Err(what) => wrong(format!("{key}.pattern"), Some(format!("{pattern:?}")), what),
+                Err(message) => report(format!("{key}.pattern"), Some(format!("{pattern:?}")), at, message),
             }
         } else {
-            wrong(format!("{key}.pattern"), None, "must be a regular expression as a string".into());
+            let message = "expected a regular expression as a string";
+            report(format!("{key}.pattern"), pattern.and_then(printed), at, message.into());
         }
     }
     formats
 }
 
-/// The alerts that can be watched, in the order of their names.
-fn rules(mut settings: Vec<AlertSetting>, mistakes: &mut Vec<Mistake>) -> Vec<Rule> {
-    settings.sort_by(|a, b| a.name.cmp(&b.name));
+/// Parses the valid alerts; they are sorted by name.
+fn rules(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for AlertSetting { name, members, source } in settings {
-        let mut wrong = |key: String, value: Option<String>, source: &Source, what: String| {
-            mistakes.push(Mistake { key, value, source: source.clone(), what });
+    for Section { name, members, source } in sections {
+        let mut report = |key: String, value: Option<String>, source: &Source, message: String| {
+            problems.push(Problem { key, value, source: source.clone(), message });
         };
         let key = format!("alerts.{name}");
         let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if !(1..=64).contains(&name.len()) || !name.bytes().all(usual) {
-            let what = "is no name for an alert: write up to 64 of a-z, A-Z, 0-9, _ and -";
-            wrong(key, None, &source, what.into());
+            let message = "expected a name of 1 to 64 characters a-z, A-Z, 0-9, _ and -";
+            report(key, None, &source, message.into());
             continue;
         }
         if rules.len() == RULES_MAX {
-            wrong(key, None, &source, format!("is one alert too many: there may be {RULES_MAX}"));
+            report(key, None, &source, format!("expected at most {RULES_MAX} alerts"));
             continue;
         }
-        let plain: Vec<_> = members.iter().map(|(name, raw, _)| (name.clone(), raw.clone())).collect();
-        match Rule::read(&name, &plain) {
+        let values: Vec<_> = members.iter().map(|(name, (raw, _))| (name.clone(), raw.clone())).collect();
+        let read = Rule::read(&name, &values).and_then(|rule| match unreachable_limit(&rule) {
+            None => Ok(rule),
+            Some(problem) => Err(vec![problem]),
+        });
+        match read {
             Ok(rule) => rules.push(rule),
-            Err(wrongs) => {
-                for (member, what) in wrongs {
-                    let said = members.iter().find(|(name, ..)| *name == member);
-                    let value = said.and_then(|(_, raw, _)| typed(raw)).filter(|_| member != "webhook");
-                    let source = said.map_or(&source, |(_, _, source)| source);
-                    wrong(format!("{key}.{member}"), value, source, what);
+            Err(errors) => {
+                for (member, message) in errors {
+                    let given = members.get(&member);
+                    let value = given.and_then(|(raw, _)| printed(raw)).filter(|_| member != "webhook");
+                    let source = given.map_or(&source, |(_, source)| source);
+                    report(format!("{key}.{member}"), value, source, message);
                 }
             }
         }
@@ -170,75 +206,131 @@ fn rules(mut settings: Vec<AlertSetting>, mistakes: &mut Vec<Mistake>) -> Vec<Ru
     rules
 }
 
-/// What somebody typed, for a message about it.
-fn typed(raw: &Raw) -> Option<String> {
+/// An alert that could never fire, as the key to change and what is accepted.
+fn unreachable_limit(rule: &Rule) -> Option<(String, String)> {
+    match (&rule.measure, &rule.webhook) {
+        (Measure::Ratio(_), _) if matches!(rule.threshold, Threshold::Above(limit) if limit >= 1.0) => {
+            Some(("above".into(), "expected a number below 1, because a ratio is at most 1".into()))
+        }
+        (_, Some(url)) if !value::is_http_url(&url.0) => {
+            Some(("webhook".into(), "expected http://HOST/… or https://HOST/…".into()))
+        }
+        _ => None,
+    }
+}
+
+/// A value as it was written, for an error message.
+fn printed(raw: &Raw) -> Option<String> {
     match raw {
         Raw::Text(text) => Some(format!("{text:?}")),
         Raw::List(list) => Some(format!("{list:?}")),
         Raw::Integer(number) => Some(number.to_string()),
+        Raw::Fraction(number) => Some(number.clone()),
         Raw::Bool(value) => Some(value.to_string()),
-        Raw::Other(what) => Some((*what).to_owned()),
+        Raw::Other(kind) => Some((*kind).to_owned()),
     }
 }
 
-/// The lowest layer: the table's own texts, read as if they had been typed.
+/// The lowest layer: the defaults of the table, parsed like values of a file.
 fn defaults() -> Config {
     let mut config = blank();
     for key in KEYS {
         if let Fallback::Value(text) = key.fallback {
-            value::assign(key, &Raw::Text(text.into()), &mut config).expect("a test reads every default");
+            value::assign(key, &Raw::Text(text.into()), &mut config).expect("a test parses every default");
         }
     }
     config
 }
 
 impl Default for Config {
-    /// What holds where nobody says anything; for embedding and tests.
+    /// The defaults, with the journal and the SQLite file in `./logweir-data`.
     fn default() -> Self {
         derived(defaults())
     }
 }
 
-/// With the settings that follow from others.
+/// Derives the settings that follow from others.
 fn derived(mut config: Config) -> Config {
     let (origins, unread) = (BTreeMap::new(), BTreeSet::new());
-    let mut checker = check::Checker { config: &mut config, origins: &origins, unread: &unread, mistakes: Vec::new() };
-    check::derive(&mut checker);
+    let explicit = check::Explicit::Only(&origins);
+    check::derive(&mut check::Checker { config: &mut config, explicit, unread: &unread, problems: Vec::new() });
     config
 }
 
 impl Config {
-    /// The defaults, with journal and SQLite file in `data_dir`: what an embedding program starts from.
+    /// The defaults, with the journal and the SQLite file in `data_dir`: the starting point of an embedding program.
     #[must_use]
     pub fn in_dir(data_dir: impl Into<PathBuf>) -> Self {
         derived(Self { data_dir: data_dir.into(), ..defaults() })
     }
 
-    /// Where the journal lies.
+    /// Directory of the journal.
     #[must_use]
     pub fn journal_dir(&self) -> PathBuf {
         self.data_dir.join("journal")
     }
+
+    /// Number of lanes: `lanes`, or the default for the log store.
+    #[must_use]
+    pub fn lanes(&self) -> u16 {
+        // Three: while one commits and one is read from the journal, the third keeps the database busy. SQLite has one writer.
+        self.lanes.unwrap_or(if matches!(self.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 })
+    }
+
+    /// Checks a configuration that a program built, by the rules that hold for a file.
+    ///
+    /// Everything counts as set explicitly: a program that has `AuthMode::None` on an address that is not loopback means it.
+    ///
+    /// # Errors
+    /// Every error found, each with its key and what is accepted.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut config = self.clone();
+        let (mut problems, mut unread) = (Vec::new(), BTreeSet::new());
+        for key in KEYS {
+            let Some(raw) = value::current(key, &mut config) else { continue };
+            if let Err(message) = value::assign(key, &raw, &mut config.clone()) {
+                let value = printed(&raw).filter(|_| !key.kind.is_secret());
+                problems.push(Problem { key: key.path.into(), value, source: Source::Program, message });
+                unread.insert(key.path);
+            }
+        }
+        if config.parse.custom.len() > CUSTOM_MAX {
+            problems.extend(ConfigError::at("formats", format!("expected at most {CUSTOM_MAX} formats")).0);
+        }
+        let sections = config.alerts.iter().map(|rule| {
+            let members = reference::alert_members(rule).into_iter();
+            let members = members.map(|(name, raw)| (name.to_owned(), (raw, Source::Program))).collect();
+            Section { name: rule.name.clone(), members, source: Source::Program }
+        });
+        rules(sections.collect(), &mut problems);
+        let explicit = check::Explicit::All;
+        let mut checker = check::Checker { config: &mut config, explicit, unread: &unread, problems };
+        check::check(&mut checker);
+        let problems = checker.problems;
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
+    }
 }
 
 impl Loaded {
-    /// Whether `data_dir`, or the directory it will be made in, can be written by this process. Asked by `run` and not by
-    /// [`load`]: a configuration is also validated on machines that will never run it. Touches nothing.
+    /// Checks whether this process can write `data_dir`, or the directory in which it will be created.
+    ///
+    /// `run` calls this and [`load`] does not: a configuration is also validated on machines that never run it. Writes
+    /// nothing.
     ///
     /// # Errors
-    /// The mistake, with the directory that refuses.
+    /// The directory that cannot be written.
     pub fn check_data_dir(&self) -> Result<(), ConfigError> {
         let absolute = std::path::absolute(&self.config.data_dir).unwrap_or_else(|_| self.config.data_dir.clone());
         let Some(nearest) = absolute.ancestors().find(|path| path.exists()) else { return Ok(()) };
         if nearest.is_dir() && writable(nearest) {
             return Ok(());
         }
-        let why = if nearest.is_dir() { "cannot be written by this user" } else { "is not a directory" };
-        Err(ConfigError(vec![Mistake {
+        let why = if nearest.is_dir() { "is not writable by this user" } else { "is not a directory" };
+        Err(ConfigError(vec![Problem {
             key: "data_dir".into(),
             value: Some(format!("{:?}", self.config.data_dir)),
             source: self.origins.get("data_dir").cloned().unwrap_or(Source::Default),
-            what: format!("{} {why}: mend its owner and mode, or choose another data_dir", nearest.display()),
+            message: format!("expected a writable directory, but {} {why}", nearest.display()),
         }]))
     }
 }
@@ -246,12 +338,11 @@ impl Loaded {
 fn writable(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: the path is a NUL-terminated string that lives across the call, which only reads it.
+    // SAFETY: the path is a NUL-terminated string that outlives the call, which only reads it.
     unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) == 0 }
 }
 
-/// A value in every field, for the lenses to write over. No value of it survives [`defaults`] and `derive`,
-/// except the empty ones.
+/// Placeholders for the lenses to overwrite. After [`defaults`] and `derive` only the empty values are left.
 fn blank() -> Config {
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Config {
@@ -281,7 +372,7 @@ fn blank() -> Config {
         },
         limits: Limits::default(),
         ack: AckLevel::Journal,
-        lanes: 0,
+        lanes: None,
         batch: BatchLimits { rows_max: 0, bytes_max: 0, linger_ms: 0 },
         journal: JournalSettings {
             segment_bytes: 0,
@@ -325,12 +416,14 @@ fn blank() -> Config {
     }
 }
 
-/// Everything that can be set. Sizes in bytes, times in milliseconds; [`keys::KEYS`] holds ranges and defaults.
+/// All settings. Sizes in bytes, times in milliseconds; [`keys::KEYS`] has ranges and defaults.
+///
+/// Start from [`Config::in_dir`]; `Logweir::start` calls [`Config::validate`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `data_dir`: the journal (and SQLite, if that is the store) live here.
+    /// `data_dir`: directory of the journal, and of the SQLite file if SQLite is the log store.
     pub data_dir: PathBuf,
-    /// `role`: which part of logweir this process is.
+    /// `role`
     pub role: Role,
     /// `http`
     pub http: Http,
@@ -340,10 +433,10 @@ pub struct Config {
     pub auth: Auth,
     /// `limits`
     pub limits: Limits,
-    /// `ack`: the level for requests that do not choose one.
+    /// `ack`: acknowledgment level of requests that set none.
     pub ack: AckLevel,
-    /// `lanes`: units of order and parallelism.
-    pub lanes: u16,
+    /// `lanes`: number of lanes; `None` for the default of the log store. See [`Config::lanes`].
+    pub lanes: Option<u16>,
     /// `batch`
     pub batch: BatchLimits,
     /// `journal`
@@ -352,7 +445,7 @@ pub struct Config {
     pub database: Database,
     /// `cache`
     pub cache: Cache,
-    /// `gateway`: where a gateway finds the processors.
+    /// `gateway`
     pub gateway: Gateway,
     /// `query`
     pub query: Query,
@@ -364,53 +457,53 @@ pub struct Config {
     pub alerts: Vec<Rule>,
     /// `shutdown`
     pub shutdown: Shutdown,
-    /// `parse`, and the formats of `[formats.NAME]`.
+    /// `parse` and `[formats.NAME]`
     pub parse: Rules,
-    /// `sources`: producers beside HTTP.
+    /// `sources`
     pub sources: Sources,
     /// `syslog`
     pub syslog: Syslog,
     /// `files`
     pub files: Files,
-    /// `multiline`: for files and standard input.
+    /// `multiline`
     pub multiline: Multiline,
     /// `log`
     pub log: Log,
 }
 
-/// Which part of logweir a process is.
+/// Role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Everything in one process.
     All,
-    /// Takes records and stores them.
+    /// Receives and stores records.
     Processor,
-    /// Page and query API: keeps nothing, so that there may be as many as one likes.
+    /// Serves the web UI and the query API. Stateless, so any number of replicas can run.
     Gateway,
 }
 
-/// Where a gateway finds the processors.
+/// The processors of a gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
-    /// `gateway.processors`: their data listeners.
+    /// `gateway.processors`: hosts and data ports.
     pub processors: Vec<HostPort>,
-    /// `gateway.lookup_ms`: how often the names are looked up (5 s).
+    /// `gateway.lookup_ms`: interval between DNS lookups (5 s).
     pub lookup_ms: u64,
-    /// `gateway.timeout_ms`: how long one answer may take (2 s).
+    /// `gateway.timeout_ms`: time limit for a response or a DNS lookup (2 s).
     pub timeout_ms: u64,
-    /// `gateway.requests_max`: processors that are asked at once (16).
+    /// `gateway.requests_max`: maximum number of concurrent requests (16).
     pub requests_max: usize,
-    /// `gateway.tls_ca_file`: PEM; processors are asked over TLS, and must have a certificate of these.
+    /// `gateway.tls_ca_file`: PEM with CA certificates; enables TLS to the processors.
     pub tls_ca_file: Option<PathBuf>,
-    /// `gateway.tls_cert_file`: PEM, the certificate that processors are shown.
+    /// `gateway.tls_cert_file`: PEM with the client certificate chain.
     pub tls_cert_file: Option<PathBuf>,
-    /// `gateway.tls_key_file`: PEM, its key.
+    /// `gateway.tls_key_file`: PEM with the private key.
     pub tls_key_file: Option<PathBuf>,
 }
 
 impl Gateway {
-    /// Whom the gateway trusts, and what it shows, where processors speak TLS.
+    /// TLS files of the gateway; `None` if it uses plain HTTP.
     #[must_use]
     pub fn tls(&self) -> Option<ClientFiles> {
         let identity = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
@@ -418,42 +511,18 @@ impl Gateway {
     }
 }
 
-/// A host by name or address, and a port.
+/// A host name or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
-    /// A name, or an address without brackets.
+    /// Name, or address without brackets.
     pub host: String,
-    /// The port.
+    /// Port.
     pub port: u16,
 }
 
 impl HostPort {
-    /// Where a processor's data listener is unless it says otherwise.
+    /// Default data port of a processor.
     pub const PORT: u16 = 8080;
-
-    fn read(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{text:?} is no HOST or HOST:PORT, such as logweir-processor:8080: {why}");
-        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((address, "")) => (address, None),
-            Some((address, port)) => (address, Some(port.strip_prefix(':').ok_or_else(|| wrong("after the `]`"))?)),
-            None if text.parse::<std::net::Ipv6Addr>().is_ok() => (text, None),
-            None => match text.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            },
-        };
-        let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        let named = !host.is_empty() && host.len() <= 253 && host.bytes().all(usual);
-        if !named && host.parse::<std::net::Ipv6Addr>().is_err() {
-            return Err(wrong("a host has letters, digits, `.`, `-` and `_`, and there is no http:// before"));
-        }
-        let port = match port.map(str::parse) {
-            None => Self::PORT,
-            Some(Ok(port)) if port > 0 => port,
-            Some(_) => return Err(wrong("a port is a number from 1 to 65535, and there is no http:// before")),
-        };
-        Ok(Self { host: host.to_owned(), port })
-    }
 }
 
 impl fmt::Display for HostPort {
@@ -468,32 +537,32 @@ impl fmt::Display for HostPort {
 pub struct Http {
     /// `http.listen` (127.0.0.1:8080).
     pub listen: SocketAddr,
-    /// `http.workers`: threads that read requests (half of the cores, at least 1).
+    /// `http.workers`: threads that read requests (half of the CPU cores, at least 1).
     pub workers: usize,
-    /// `http.connections_max` (1024).
+    /// `http.connections_max`: maximum number of open connections (1024).
     pub connections_max: usize,
-    /// `http.body_bytes_max`: body as sent (8 MiB).
+    /// `http.body_bytes_max`: maximum size of a body as sent (8 MiB).
     pub body_bytes_max: usize,
-    /// `http.decompressed_bytes_max`: body after decompression (12 MiB).
+    /// `http.decompressed_bytes_max`: maximum size of a decompressed body (12 MiB).
     pub decompressed_bytes_max: usize,
-    /// `http.line_bytes_max`: one record's line (256 KiB); longer lines are discarded and counted.
+    /// `http.line_bytes_max`: maximum size of a record's line (256 KiB).
     pub line_bytes_max: usize,
-    /// `http.inflight_bytes_max`: bodies being read, all together (64 MiB); 429 above.
+    /// `http.inflight_bytes_max`: maximum size of all bodies being read (64 MiB).
     pub inflight_bytes_max: usize,
-    /// `http.request_timeout_ms`: a request must be read within this (30 s).
+    /// `http.request_timeout_ms`: time limit for reading a request (30 s).
     pub request_timeout_ms: u64,
-    /// `http.ack_timeout_ms`: how long an answer may wait for its ack level before 503 (10 s).
+    /// `http.ack_timeout_ms`: time limit for reaching the acknowledgment level (10 s).
     pub ack_timeout_ms: u64,
-    /// `http.tls_cert_file`: PEM, the certificate and what leads to its root; none for plain HTTP.
+    /// `http.tls_cert_file`: PEM with the certificate chain; `None` for plain HTTP.
     pub tls_cert_file: Option<PathBuf>,
-    /// `http.tls_key_file`: PEM, the certificate's key.
+    /// `http.tls_key_file`: PEM with the private key.
     pub tls_key_file: Option<PathBuf>,
-    /// `http.tls_client_ca_file`: PEM; clients must have a certificate of these.
+    /// `http.tls_client_ca_file`: PEM with the CA certificates of clients.
     pub tls_client_ca_file: Option<PathBuf>,
 }
 
 impl Http {
-    /// What the data listener shows, where it speaks TLS.
+    /// TLS files of the data listener; `None` if it serves plain HTTP.
     #[must_use]
     pub fn tls(&self) -> Option<ServerFiles> {
         let (cert, key) = self.tls_cert_file.clone().zip(self.tls_key_file.clone())?;
@@ -508,10 +577,10 @@ pub struct Admin {
     pub listen: SocketAddr,
 }
 
-/// Who may do what.
+/// Authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
-    /// `auth.mode`: `token`, or `none` (said explicitly, or by default when every listener is on loopback and no token is given).
+    /// `auth.mode`: by default [`AuthMode::Token`] if any token is set.
     pub mode: AuthMode,
     /// `auth.ingest_tokens`
     pub ingest_tokens: Vec<Token>,
@@ -519,53 +588,53 @@ pub struct Auth {
     pub query_tokens: Vec<Token>,
     /// `auth.admin_tokens`
     pub admin_tokens: Vec<Token>,
-    /// `auth.stamp_token`: each record gets the attribute `logweir.token` with the name of its sender's token.
+    /// `auth.stamp_token`: whether records get the attribute `logweir.token`.
     pub stamp_token: bool,
 }
 
-/// What one token may send. 0: as much as it likes.
+/// Limits per token; 0 disables one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// `limits.bytes_per_s`: of bodies as sent.
+    /// `limits.bytes_per_s`: bytes of bodies, as sent, per second.
     pub bytes_per_s: u64,
-    /// `limits.bytes_per_day`: of bodies as sent, in a day of UTC.
+    /// `limits.bytes_per_day`: bytes of bodies, as sent, per day (UTC).
     pub bytes_per_day: u64,
 }
 
 /// Whether requests need a bearer token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthMode {
-    /// Each request needs a bearer token of the right list.
+    /// Each request needs a bearer token of the corresponding list.
     Token,
-    /// Nobody is asked.
+    /// No request needs a token.
     None,
 }
 
-/// When a batch leaves.
+/// Limits at which a batch is flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// `batch.rows_max` (20,000).
+    /// `batch.rows_max`: records (20,000).
     pub rows_max: usize,
-    /// `batch.bytes_max` (8 MiB).
+    /// `batch.bytes_max`: size (8 MiB).
     pub bytes_max: usize,
-    /// `batch.linger_ms` (50).
+    /// `batch.linger_ms`: age (50 ms).
     pub linger_ms: u64,
 }
 
 /// The journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalSettings {
-    /// `journal.segment_bytes` (64 MiB).
+    /// `journal.segment_bytes`: size of a segment file (64 MiB).
     pub segment_bytes: u64,
-    /// `journal.quota_bytes` (4 GiB).
+    /// `journal.quota_bytes`: maximum size of all files (4 GiB).
     pub quota_bytes: u64,
-    /// `journal.ballast_bytes` (64 MiB).
+    /// `journal.ballast_bytes`: disk space reserved for draining a full disk (64 MiB).
     pub ballast_bytes: u64,
-    /// `journal.queue_bytes_max`: payloads waiting for the writer thread (32 MiB).
+    /// `journal.queue_bytes_max`: maximum size of the payloads waiting for the writer thread (32 MiB).
     pub queue_bytes_max: usize,
-    /// `journal.retain_segments`: settled segments kept in case the database goes back in time (2).
+    /// `journal.retain_segments`: committed segments to keep, in case the database is restored to an earlier state (2).
     pub retain_segments: usize,
-    /// `journal.retain_s`: how long they are kept for the same reason, as far as the quota has room (0).
+    /// `journal.retain_s`: how long to keep committed segments, as far as the quota allows (0).
     pub retain_s: u64,
 }
 
@@ -574,32 +643,32 @@ pub struct JournalSettings {
 pub struct Database {
     /// `database.url`
     pub url: DatabaseUrl,
-    /// `database.read_url`: where queries go (a replica); `url` if it is not given.
+    /// `database.read_url`: database for queries; `None` uses `url`.
     pub read_url: Option<DatabaseUrl>,
     /// `database.pool_size`: connections for queries and administration (4).
     pub pool_size: usize,
-    /// `database.connect_timeout_ms` (5 s).
+    /// `database.connect_timeout_ms`: time limit for connecting (5 s).
     pub connect_timeout_ms: u64,
-    /// `database.statement_timeout_ms` (60 s).
+    /// `database.statement_timeout_ms`: time limit for a statement (60 s).
     pub statement_timeout_ms: u64,
-    /// `database.retention_days`: older partitions are dropped; 0 keeps everything.
+    /// `database.retention_days`: age at which partitions are dropped; 0 keeps everything.
     pub retention_days: u32,
-    /// `database.compress_after_days`: TimescaleDB only (7); 0 for never.
+    /// `database.compress_after_days`: age at which TimescaleDB compresses a chunk (7); 0 disables it.
     pub compress_after_days: u32,
-    /// `database.text_index`: partitions of days that are over get an index for text (true).
+    /// `database.text_index`: whether the partitions of past days get a text index (true).
     pub text_index: bool,
-    /// `database.ca_file`: PEM certificates to trust besides the system's.
+    /// `database.ca_file`: PEM with CA certificates to trust in addition to the system's.
     pub ca_file: Option<PathBuf>,
 }
 
-/// Where the database is.
+/// URL of the log store.
 #[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
     /// `sqlite:PATH`
     Sqlite(PathBuf),
-    /// `postgres://…`, as typed (it may hold a password).
+    /// `postgres://…`, as written; may contain a password.
     Postgres(String),
-    /// `blackhole:`, for measurements: every record is taken and none is kept.
+    /// `blackhole:`, for measurements: accepts every record and stores none.
     Blackhole,
 }
 
@@ -618,39 +687,39 @@ impl std::fmt::Debug for DatabaseUrl {
 pub struct Cache {
     /// `cache.url`: `memory:` or `redis://…` / `rediss://…`.
     pub url: CacheUrl,
-    /// `cache.recent_records`: records kept per service (1000).
+    /// `cache.recent_records`: recent records to keep per service (1000).
     pub recent_records: usize,
-    /// `cache.recent_records_per_s`: records that enter the windows in a second (20,000).
+    /// `cache.recent_records_per_s`: maximum number of records added per second (20,000).
     pub recent_records_per_s: usize,
-    /// `cache.services_max`: services kept (1000); the least recent goes.
+    /// `cache.services_max`: services to keep (1000); the least recently used one is evicted.
     pub services_max: usize,
-    /// `cache.timeout_ms`: per command (500).
+    /// `cache.timeout_ms`: time limit for a command (500 ms).
     pub timeout_ms: u64,
-    /// `cache.ttl_s`: keys expire after this (86,400).
+    /// `cache.ttl_s`: time after which an entry that is not updated expires (1 day).
     pub ttl_s: u64,
 }
 
 /// Queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Query {
-    /// `query.timeout_ms`: how long one may take (30 s).
+    /// `query.timeout_ms`: time limit for a query (30 s).
     pub timeout_ms: u64,
-    /// `query.running_max`: how many run at once (4).
+    /// `query.running_max`: maximum number of concurrent queries (4).
     pub running_max: usize,
-    /// `query.waiting_max`: how many more wait for their turn (32).
+    /// `query.waiting_max`: maximum number of queued queries (32).
     pub waiting_max: usize,
-    /// `query.streams_max`: answers that are streamed at once (8).
+    /// `query.streams_max`: maximum number of concurrent streaming responses (8).
     pub streams_max: usize,
-    /// `query.page_bytes_max`: a page of records ends when it has so many bytes (4 MiB).
+    /// `query.page_bytes_max`: size at which a page of records ends (4 MiB).
     pub page_bytes_max: usize,
 }
 
-/// Where the cache is.
+/// URL of the cache.
 #[derive(Clone, PartialEq, Eq)]
 pub enum CacheUrl {
     /// In this process.
     Memory,
-    /// Redis, as typed (it may hold a password).
+    /// Redis, as written; may contain a password.
     Redis(String),
 }
 
@@ -666,66 +735,66 @@ impl std::fmt::Debug for CacheUrl {
 /// The live tail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tail {
-    /// `tail.clients_max`: streams at once (32); 0 for none.
+    /// `tail.clients_max`: maximum number of concurrent live tails (32); 0 disables them.
     pub clients_max: usize,
-    /// `tail.buffer_bytes`: the newest records, kept once for all while anybody listens (8 MiB).
+    /// `tail.buffer_bytes`: buffer of the latest records, shared by all live tails (8 MiB).
     pub buffer_bytes: usize,
-    /// `tail.records_per_s`: what one stream gets in a second (10,000); the rest is told as dropped.
+    /// `tail.records_per_s`: maximum number of records sent to one live tail per second (10,000).
     pub records_per_s: usize,
 }
 
-/// What holds for all alerts.
+/// Settings of all alerts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alerting {
-    /// `alerting.webhook_url`: where alerts are told that name no webhook; such an address may hold a secret.
+    /// `alerting.webhook_url`: webhook of the alerts that set none; may contain a secret.
     pub webhook_url: Option<Token>,
 }
 
-/// The way down.
+/// Shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
-    /// `shutdown.linger_ms`: intake goes on this long after readiness has turned 503 (0 on a laptop; 5000 behind a load balancer).
+    /// `shutdown.linger_ms`: how long records are accepted after readiness has turned 503 (0; 5000 behind a load balancer).
     pub linger_ms: u64,
-    /// `shutdown.deadline_ms`: the flusher may go on this long after SIGTERM (25 s).
+    /// `shutdown.deadline_ms`: time limit for flushing after SIGTERM (25 s).
     pub deadline_ms: u64,
 }
 
-/// Producers beside HTTP.
+/// Sources that need no listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// `sources.stdin`: read lines from standard input; its end drains.
+    /// `sources.stdin`: whether to read lines from standard input; its end starts the drain.
     pub stdin: bool,
-    /// `sources.demo_rate`: records per second of made-up services; 0 for none.
+    /// `sources.demo_rate`: sample records per second; 0 disables them.
     pub demo_rate: u32,
 }
 
 /// Syslog listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Syslog {
-    /// `syslog.tcp_listen`: octet-counted frames and lines; none for off.
+    /// `syslog.tcp_listen`: octet-counted or newline-delimited; `None` disables it.
     pub tcp_listen: Option<SocketAddr>,
-    /// `syslog.udp_listen`: one message per datagram; none for off.
+    /// `syslog.udp_listen`: one message per datagram; `None` disables it.
     pub udp_listen: Option<SocketAddr>,
-    /// `syslog.tls_listen`: as TCP, in TLS; none for off.
+    /// `syslog.tls_listen`: as TCP, over TLS; `None` disables it.
     pub tls_listen: Option<SocketAddr>,
-    /// `syslog.tls_cert_file`: PEM, the listener's certificate and what leads to its root.
+    /// `syslog.tls_cert_file`: PEM with the certificate chain.
     pub tls_cert_file: Option<PathBuf>,
-    /// `syslog.tls_key_file`: PEM, the certificate's key.
+    /// `syslog.tls_key_file`: PEM with the private key.
     pub tls_key_file: Option<PathBuf>,
-    /// `syslog.client_ca_file`: PEM; senders on the TLS listener must have a certificate of these.
+    /// `syslog.client_ca_file`: PEM with the CA certificates of senders.
     pub client_ca_file: Option<PathBuf>,
-    /// `syslog.connections_max`: open connections, TCP and TLS together (128).
+    /// `syslog.connections_max`: maximum number of open connections, TCP and TLS together (128).
     pub connections_max: usize,
-    /// `syslog.message_bytes_max`: longer messages are discarded and counted (64 KiB).
+    /// `syslog.message_bytes_max`: maximum size of a message (64 KiB).
     pub message_bytes_max: usize,
-    /// `syslog.idle_timeout_ms`: a connection on which nothing comes is closed (1 h).
+    /// `syslog.idle_timeout_ms`: time after which an idle connection is closed (1 h).
     pub idle_timeout_ms: u64,
-    /// `syslog.udp_buffer_bytes`: datagrams that wait; further ones are dropped and counted (8 MiB).
+    /// `syslog.udp_buffer_bytes`: buffer for received datagrams (8 MiB).
     pub udp_buffer_bytes: usize,
 }
 
 impl Syslog {
-    /// What the TLS listener shows, where it has a certificate.
+    /// TLS files of the TLS listener; `None` if it has no certificate.
     #[must_use]
     pub fn tls(&self) -> Option<ServerFiles> {
         let (cert, key) = self.tls_cert_file.clone().zip(self.tls_key_file.clone())?;
@@ -736,41 +805,41 @@ impl Syslog {
 /// Tailed files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
-    /// `files.include`: globs; none for off.
+    /// `files.include`: globs of files to tail; empty disables it.
     pub include: Vec<String>,
-    /// `files.exclude`: globs of what is left out of it.
+    /// `files.exclude`: globs of files not to tail.
     pub exclude: Vec<String>,
-    /// `files.from`: whether files that are there at the very first start are passed over.
+    /// `files.from`: whether files that exist at the first start are read from their end.
     pub from_end: bool,
-    /// `files.host`: the host of records that name none, such as the node's name.
+    /// `files.host`: host name of records that have none.
     pub host: String,
-    /// `files.poll_ms`: how often files are looked at (200).
+    /// `files.poll_ms`: interval between checks for new data (200 ms).
     pub poll_ms: u64,
-    /// `files.rescan_ms`: how often the globs are (2 s).
+    /// `files.rescan_ms`: interval between scans for new files (2 s).
     pub rescan_ms: u64,
-    /// `files.open_max`: descriptors that are kept open (256).
+    /// `files.open_max`: maximum number of files kept open (256).
     pub open_max: usize,
 }
 
-/// Lines that are one record.
+/// Records of several lines, for files and standard input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Multiline {
-    /// `multiline.start`: a regular expression; lines that do not match belong to the record before. Empty for none.
+    /// `multiline.start`: regular expression; a line that does not match belongs to the record before it. Empty disables it.
     pub start: String,
-    /// `multiline.stack_traces`: the lines of a stack trace belong to the record before.
+    /// `multiline.stack_traces`: whether the lines of a stack trace belong to the record before them.
     pub stack_traces: bool,
-    /// `multiline.timeout_ms`: how long a record may wait for its next line (500 ms).
+    /// `multiline.timeout_ms`: how long a record waits for its next line (500 ms).
     pub timeout_ms: u64,
-    /// `multiline.bytes_max`: a longer record is begun anew (64 KiB).
+    /// `multiline.bytes_max`: maximum size of a record; a longer one is split (64 KiB).
     pub bytes_max: usize,
 }
 
-/// The program's own log lines.
+/// The program's own log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// `log.level`: a filter such as `info` or `logweir=debug`.
+    /// `log.level`: a level, or a filter such as `info,logweir=debug`.
     pub level: String,
-    /// `log.format`: `text` or `json`.
+    /// `log.format`: whether it is `json` instead of `text`.
     pub json: bool,
 }
 

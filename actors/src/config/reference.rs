@@ -1,20 +1,24 @@
-//! The table of keys as people read it: the reference of the README, and the configuration that holds.
+//! The table of keys for people: the generated reference, and the effective configuration.
 
 use std::fmt::Write as _;
 
 use super::Loaded;
-use super::keys::{Fallback, KEYS, Key, Unit};
+use super::keys::{Fallback, KEYS, Key, NAMED_KEYS, Unit};
 use super::layers::{Source, variable};
-use super::value::{allowed, quote, show, show_number};
+use super::value::{Raw, allowed, quote, show, show_number};
 use crate::alerts::rule::Rule;
 
-/// Every key as a table of Markdown. The README holds the same text; a test compares them.
+/// All keys as a Markdown table. `deploy/configuration.md` contains the same text; a test compares them.
 #[must_use]
 pub fn markdown() -> String {
-    let mut table = String::from("| Key | Default | Takes | What for |\n|---|---|---|---|\n");
+    let mut table = String::from("| Key | Default | Type | Description |\n|---|---|---|---|\n");
     for key in KEYS {
-        let (path, fallback, takes, doc) = (key.path, fallback(key), allowed(&key.kind), key.doc);
-        writeln!(table, "| `{path}` | {fallback} | {takes} | {doc} |").expect("a String takes all");
+        let (path, fallback, allowed, description) = (key.path, fallback(key), allowed(&key.kind), key.description);
+        writeln!(table, "| `{path}` | {fallback} | {allowed} | {description} |").expect("writing to a String");
+    }
+    for key in NAMED_KEYS {
+        let (path, fallback, allowed, description) = (key.path(), key.fallback, key.allowed, key.description);
+        writeln!(table, "| `{path}` | {fallback} | {allowed} | {description} |").expect("writing to a String");
     }
     table
 }
@@ -27,8 +31,8 @@ fn fallback(key: &Key) -> String {
     }
 }
 
-/// The configuration that holds, as TOML, each line with its source. Secrets are hidden, so this is for reading; without
-/// secrets it loads as the same configuration.
+/// The effective configuration as TOML, each line with its source. Secrets are hidden; without any, the text loads as the same
+/// configuration.
 #[must_use]
 pub fn effective(loaded: &Loaded) -> String {
     let lines: Vec<(&Key, String)> = KEYS.iter().map(|key| (key, line(key, loaded))).collect();
@@ -40,58 +44,75 @@ pub fn effective(loaded: &Loaded) -> String {
             && of != section
         {
             section = of;
-            writeln!(text, "\n[{section}]").expect("a String takes all");
+            writeln!(text, "\n[{section}]").expect("writing to a String");
         }
         let source = loaded.origins.get(key.path).unwrap_or(&Source::Default);
-        writeln!(text, "{line:width$}  # {source}").expect("a String takes all");
+        writeln!(text, "{line:width$}  # {source}").expect("writing to a String");
     }
     for format in &loaded.config.parse.custom {
         writeln!(text, "\n[formats.{}]\npattern = {}", format.name, quote(format.pattern()))
-            .expect("a String takes all");
+            .expect("writing to a String");
     }
     for rule in &loaded.config.alerts {
-        writeln!(text, "\n{}", alert(rule)).expect("a String takes all");
+        writeln!(text, "\n{}", alert(rule)).expect("writing to a String");
     }
     text
 }
 
-/// An alert as the file could say it, with its webhook hidden.
+/// An alert as TOML, with its webhook hidden.
 fn alert(rule: &Rule) -> String {
-    let mut text = format!("[alerts.{}]\nquery = {}\n", rule.name, quote(&rule.query));
-    let mut put = |name: &str, value: String| writeln!(text, "{name} = {value}").expect("a String takes all");
-    put("measure", quote(rule.measure.name()));
-    if let Some(of) = &rule.of {
-        put("of", quote(of));
+    let mut text = format!("[alerts.{}]\n", rule.name);
+    for (name, raw) in alert_members(rule) {
+        match raw {
+            Raw::Text(_) if name == "webhook" => text.push_str("# webhook = \"***\"\n"),
+            Raw::Text(value) => writeln!(text, "{name} = {}", quote(&value)).expect("writing to a String"),
+            _ => {}
+        }
     }
-    put(rule.threshold.name(), quote(&rule.threshold.limit().to_string()));
+    text
+}
+
+/// The keys of an alert's section with their values.
+pub(super) fn alert_members(rule: &Rule) -> Vec<(&'static str, Raw)> {
+    let mut members = vec![("query", rule.query.clone()), ("measure", rule.measure.name().to_owned())];
+    members.extend(rule.of.clone().map(|of| ("of", of)));
+    members.push((rule.threshold.name(), rule.threshold.limit().to_string()));
     for (name, millis) in
         [("window", rule.window_ms), ("every", rule.every_ms), ("grace", rule.grace_ms), ("for", rule.for_ms)]
     {
-        put(name, quote(&show_number(millis, Unit::Millis)));
+        members.push((name, show_number(millis, Unit::Millis)));
     }
-    if rule.webhook.is_some() {
-        text.push_str("# webhook = \"***\"\n");
-    }
-    text
+    members.extend(rule.webhook.clone().map(|url| ("webhook", url.0)));
+    members.into_iter().map(|(name, value)| (name, Raw::Text(value))).collect()
 }
 
 fn line(key: &Key, loaded: &Loaded) -> String {
     let name = key.path.split_once('.').map_or(key.path, |(_, name)| name);
-    // A mode that nobody chose is not a mode that was said explicitly.
+    // A derived value that was not set explicitly must not become explicit when the text is loaded.
     let comment = match key.path {
-        "auth.mode" if !loaded.origins.contains_key("auth.mode") => "# ",
+        "auth.mode" | "lanes" if !loaded.origins.contains_key(key.path) => "# ",
         _ => "",
     };
     format!("{comment}{name} = {}", show(key, &loaded.config))
 }
 
-/// What stands above the table in `logweir validate --reference`.
+/// The text above the table in `logweir validate --reference`.
 #[must_use]
 pub fn preface() -> String {
     let example = KEYS.iter().find(|key| key.path == "batch.linger_ms").map(variable).unwrap_or_default();
     format!(
-        "Each key can be set in the file (`--config F`, `$LOGWEIR_CONFIG` or `./logweir.toml`), by environment \
-         (`{example}=20`; lists with commas; secrets also as `…_FILE`) and by flag (`--set batch.linger_ms=20`); the later wins. \
-         Sizes take `KiB`, `MiB`, `GiB`; times take `ms`, `s`, `m`, `h`, `d`.\n"
+        "Each key can be set in the file, by an environment variable and by a flag. Later sources override earlier ones:\n\
+         \n\
+         1. The file: `--config FILE`, `$LOGWEIR_CONFIG`, or the first that exists of `./logweir.toml`, \
+         `~/.config/logweir/logweir.toml` and `/etc/logweir/logweir.toml`.\n\
+         2. `DATABASE_URL`, `REDIS_URL` and `LOGWEIR_LOG`.\n\
+         3. Environment variables such as `{example}=20`. Lists are separated by commas. Secrets can also be read from a file, \
+         with `_FILE` after the name. `NAME` of a format or an alert is in lower case: `LOGWEIR__FORMATS__TILL__PATTERN` \
+         sets `formats.till.pattern`.\n\
+         4. Flags: `--set batch.linger_ms=20`.\n\
+         \n\
+         Sizes are whole numbers of bytes, with an optional unit: `KiB`, `MiB`, `GiB`, `TiB` are powers of 1024 (as are `k`, `M`, \
+         `G`, `T`), `kB`, `MB`, `GB`, `TB` powers of 1000. Times are whole numbers with `ms`, `s`, `m`, `h` or `d`; a plain \
+         number is in the unit that the key ends with. Write `1536MiB` instead of `1.5GiB`.\n"
     )
 }

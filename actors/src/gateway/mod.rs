@@ -119,8 +119,8 @@ impl Gateway {
         let timeout = Duration::from_millis(settings.timeout_ms);
         let client = reqwest::Client::builder().no_proxy().connect_timeout(timeout);
         let (scheme, tls) = match settings.tls() {
-            None => ("http", tls::trusting_nobody()?),
-            Some(files) => ("https", tls::asking_config("gateway", files, names(&settings.processors))?),
+            None => ("http", tls::empty_client_config()?),
+            Some(files) => ("https", tls::reloading_client_config("gateway", files, names(&settings.processors))?),
         };
         let client = client.tls_backend_preconfigured(tls).build().expect("the TLS configuration is a rustls one");
         Ok(Self(Arc::new(Parts {

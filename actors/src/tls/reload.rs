@@ -1,8 +1,8 @@
-//! Files that are read again when they change.
+//! Reloads files when they change.
 //!
-//! - Looked at by content, each second: a Secret's volume changes by a symbolic link two levels up, of which neither the files' times nor
-//!   a watch on them says anything; and a few kilobytes are read in microseconds.
-//! - What cannot be used (half written, a key that is another certificate's) leaves what was there in place, and is told once.
+//! - Their contents are compared every second: a Kubernetes Secret volume is updated through a symbolic link two levels up, which
+//!   changes neither the files' times nor triggers a watch on them. Reading a few kilobytes takes microseconds.
+//! - Unusable contents (half written, a key of another certificate) leave the previous ones in use, and are logged once.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
@@ -11,56 +11,56 @@ use std::time::Duration;
 
 use super::TlsError;
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was read last and could be used.
+/// The latest usable contents.
 #[derive(Debug)]
 pub(super) struct Reloadable<T>(RwLock<T>);
 
 impl<T: Clone> Reloadable<T> {
-    pub(super) fn now(&self) -> T {
+    pub(super) fn current(&self) -> T {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Reads, and reads again when one of `files` has changed, for as long as somebody holds the result.
-pub(super) fn keep<T: Clone + Send + Sync + 'static>(
-    what: &'static str,
+/// Reads now, and again whenever one of `files` has changed, until the result is dropped.
+pub(super) fn start<T: Clone + Send + Sync + 'static>(
+    owner: &'static str,
     files: Vec<PathBuf>,
     read: impl Fn() -> Result<T, TlsError> + Send + 'static,
 ) -> Result<Arc<Reloadable<T>>, TlsError> {
-    let mut seen = contents(&files); // before it is read, so that nothing in between is missed
-    let kept = Arc::new(Reloadable(RwLock::new(read()?)));
-    let held = Arc::downgrade(&kept);
-    let look = move || {
+    let mut previous = contents(&files); // before reading, so that no change in between is missed
+    let contents_in_use = Arc::new(Reloadable(RwLock::new(read()?)));
+    let weak = Arc::downgrade(&contents_in_use);
+    let check = move || {
         loop {
-            std::thread::sleep(LOOK_EVERY);
-            let Some(kept) = held.upgrade() else { return };
-            let now = contents(&files);
-            if now == seen {
+            std::thread::sleep(CHECK_INTERVAL);
+            let Some(in_use) = weak.upgrade() else { return };
+            let current = contents(&files);
+            if current == previous {
                 continue;
             }
-            seen = now;
+            previous = current;
             let outcome = match read() {
                 Ok(fresh) => {
-                    *kept.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-                    tracing::info!(what, "the certificates have changed: new connections use them");
-                    "taken"
+                    *in_use.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+                    tracing::info!(owner, "TLS certificates reloaded; new connections use them");
+                    "loaded"
                 }
                 Err(error) => {
-                    tracing::error!(what, %error, "the certificates have changed and cannot be used: the ones before stay");
-                    "refused"
+                    tracing::error!(owner, %error, "cannot reload TLS certificates; the previous ones stay in use");
+                    "rejected"
                 }
             };
-            metrics::counter!("logweir_tls_certificate_reloads_total", "what" => what, "outcome" => outcome)
+            metrics::counter!("logweir_tls_certificate_reloads_total", "owner" => owner, "outcome" => outcome)
                 .increment(1);
         }
     };
-    std::thread::Builder::new().name(format!("tls-{what}")).spawn(look).expect("a thread can be started");
-    Ok(kept)
+    std::thread::Builder::new().name(format!("tls-{owner}")).spawn(check).expect("the thread can be started");
+    Ok(contents_in_use)
 }
 
-/// What tells one content of the files from another; a file that is missing has one, too.
+/// Hash of the files' contents; a missing file counts as contents of its own.
 fn contents(files: &[PathBuf]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for file in files {
