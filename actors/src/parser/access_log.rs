@@ -81,17 +81,17 @@ impl<'a> Entry<'a> {
         };
         let referer = next_quoted().unwrap_or_default();
         let user_agent = next_quoted().unwrap_or_default();
-        let or_absent = |part: &'a str| if part == "-" { "" } else { part };
+        let dash_as_empty = |part: &'a str| if part == "-" { "" } else { part };
         Ok(Self {
-            client: or_absent(client),
-            ident: or_absent(ident),
-            user: or_absent(user),
+            client: dash_as_empty(client),
+            ident: dash_as_empty(ident),
+            user: dash_as_empty(user),
             time,
-            request: or_absent(request),
+            request: dash_as_empty(request),
             status,
             bytes,
-            referer: or_absent(referer),
-            user_agent: or_absent(user_agent),
+            referer: dash_as_empty(referer),
+            user_agent: dash_as_empty(user_agent),
         })
     }
 

@@ -445,12 +445,12 @@ fn level<'a>(word: &'a str, after: &'a str) -> Option<(Severity, &'a str)> {
         _ => return None,
     };
     let severity = bare_level(name).or_else(|| marked.then(|| delimited_level(name)).flatten())?;
-    let after = if tail.starts_with(',') { after } else { colon_and(tail, after) };
+    let after = if tail.starts_with(',') { after } else { with_colon(tail, after) };
     Some((severity, after))
 }
 
 /// Prepends the colon that followed the level to `after`; it ends the header.
-fn colon_and<'a>(tail: &'a str, after: &'a str) -> &'a str {
+fn with_colon<'a>(tail: &'a str, after: &'a str) -> &'a str {
     if tail.is_empty() {
         return after;
     }

@@ -24,16 +24,16 @@ pub fn looks_like_cri(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_cri<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("not a CRI log line: {part} is missing or malformed");
-    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let malformed = |part: &str| format!("not a CRI log line: {part} is missing or malformed");
+    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
     let mut words = rest.trim_ascii_start().splitn(3, ' ');
-    let stream = words.next().filter(|stream| is_stream(stream)).ok_or_else(|| wrong("the stream"))?;
-    let tags = words.next().ok_or_else(|| wrong("the tag"))?;
+    let stream = words.next().filter(|stream| is_stream(stream)).ok_or_else(|| malformed("the stream"))?;
+    let tags = words.next().ok_or_else(|| malformed("the tag"))?;
     let inner = words.next().unwrap_or_default();
     match tags.split(':').next() {
         Some("F") => read_inner(inner, sink.instant(time), &[("stream", stream)], sink),
         Some("P") => read_inner(inner, sink.instant(time), &[("stream", stream), ("logtag", "P")], sink),
-        _ => return Err(wrong("the tag")),
+        _ => return Err(malformed("the tag")),
     }
     Ok(())
 }
@@ -62,10 +62,10 @@ struct Docker<'a> {
 /// # Errors
 /// It has other members. Nothing was pushed then.
 pub fn parse_docker<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = || "not a line of Docker's json-file driver".to_owned();
-    let Docker { log, stream, time } = serde_json::from_str(line).map_err(|_| wrong())?;
-    let log = log.get().strip_prefix('"').and_then(|log| log.strip_suffix('"')).ok_or_else(wrong)?;
-    let time = time::from_text(time).filter(|_| is_stream(stream)).ok_or_else(wrong)?;
+    let malformed = || "not a line of Docker's json-file driver".to_owned();
+    let Docker { log, stream, time } = serde_json::from_str(line).map_err(|_| malformed())?;
+    let log = log.get().strip_prefix('"').and_then(|log| log.strip_suffix('"')).ok_or_else(malformed)?;
+    let time = time::from_text(time).filter(|_| is_stream(stream)).ok_or_else(malformed)?;
     let whole = log.strip_suffix("\\n");
     let inner = whole.unwrap_or(log);
     let mut unescaped = String::new();

@@ -24,7 +24,7 @@ pub fn looks_like_redis(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_redis<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("not a Redis log line: {part} is missing or malformed");
+    let malformed = |part: &str| format!("not a Redis log line: {part} is missing or malformed");
     let process = match line.strip_prefix('[') {
         Some(rest) => rest.split_once("] ").map(|(pid, rest)| (pid, "", rest)),
         None => line.split_once(' ').and_then(|(process, rest)| {
@@ -32,14 +32,14 @@ pub fn parse_redis<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink
             Some((pid, role, rest))
         }),
     };
-    let (pid, role, rest) = process.ok_or_else(|| wrong("the process"))?;
-    let (time, rest) = stamp::leading(rest, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let (pid, role, rest) = process.ok_or_else(|| malformed("the process"))?;
+    let (time, rest) = stamp::leading(rest, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
     let (severity, message) = match rest.as_bytes() {
         [b' ', b'.', b' ', ..] => (Severity::DEBUG, &rest[3..]),
         [b' ', b'-', b' ', ..] => (Severity::INFO, &rest[3..]),
         [b' ', b'*', b' ', ..] => (Severity::from_text("notice").unwrap_or_default(), &rest[3..]),
         [b' ', b'#', b' ', ..] => (Severity::WARN, &rest[3..]),
-        _ => return Err(wrong("the level")),
+        _ => return Err(malformed("the level")),
     };
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.number("pid", pid);
@@ -62,16 +62,16 @@ pub fn looks_like_postgres(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_postgres<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("not a PostgreSQL log line: {part} is missing or malformed");
-    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
-    let (head, message) = rest.split_once(":  ").ok_or_else(|| wrong("the level"))?;
+    let malformed = |part: &str| format!("not a PostgreSQL log line: {part} is missing or malformed");
+    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
+    let (head, message) = rest.split_once(":  ").ok_or_else(|| malformed("the level"))?;
     let (context, level) = head.rsplit_once([' ', ':']).unwrap_or(("", head));
     let severity = match level {
         // Belongs to an earlier message.
         "DETAIL" | "HINT" | "QUERY" | "CONTEXT" | "STATEMENT" | "LOCATION" => Severity::INFO,
         "LOG" | "INFO" | "NOTICE" | "WARNING" | "ERROR" | "FATAL" | "PANIC" | "DEBUG" | "DEBUG1" | "DEBUG2"
         | "DEBUG3" | "DEBUG4" | "DEBUG5" => Severity::from_text(level).unwrap_or_default(),
-        _ => return Err(wrong("the level")),
+        _ => return Err(malformed("the level")),
     };
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.text("kind", if severity == Severity::INFO && !matches!(level, "LOG" | "INFO") { level } else { "" });

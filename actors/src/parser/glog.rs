@@ -22,11 +22,11 @@ pub fn looks_like(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("not a glog line: {part} is missing or malformed");
-    let severity = line.bytes().next().and_then(severity).ok_or_else(|| wrong("the level"))?;
-    let (time, rest) = stamp::leading_packed(&line[1..], sink.ts_us()).ok_or_else(|| wrong("the time"))?;
-    let (thread, rest) = rest.trim_ascii_start().split_once(' ').ok_or_else(|| wrong("the thread"))?;
-    let (caller, message) = rest.split_once(']').ok_or_else(|| wrong("the source location"))?;
+    let malformed = |part: &str| format!("not a glog line: {part} is missing or malformed");
+    let severity = line.bytes().next().and_then(severity).ok_or_else(|| malformed("the level"))?;
+    let (time, rest) = stamp::leading_packed(&line[1..], sink.ts_us()).ok_or_else(|| malformed("the time"))?;
+    let (thread, rest) = rest.trim_ascii_start().split_once(' ').ok_or_else(|| malformed("the thread"))?;
+    let (caller, message) = rest.split_once(']').ok_or_else(|| malformed("the source location"))?;
     let message = message.trim_ascii();
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.number("tid", thread);

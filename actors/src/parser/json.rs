@@ -733,9 +733,9 @@ pub fn out_of_range(value: &str) -> Option<&str> {
 /// Whether it neither overflows nor, being nonzero, underflows to zero, and does not have thousands of digits.
 fn is_double(number: &str) -> bool {
     let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
-    let is_something = mantissa.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
+    let is_nonzero = mantissa.bytes().any(|byte| matches!(byte, b'1'..=b'9'));
     number.len() <= NUMBER_BYTES_MAX
-        && number.parse().is_ok_and(|value: f64| value.is_finite() && (value != 0.0) == is_something)
+        && number.parse().is_ok_and(|value: f64| value.is_finite() && (value != 0.0) == is_nonzero)
 }
 
 /// The index after the string whose remainder starts at `at`.

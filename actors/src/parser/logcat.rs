@@ -20,14 +20,14 @@ pub fn looks_like(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("not a logcat line: {part} is missing or malformed");
-    let (time, mut rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
+    let malformed = |part: &str| format!("not a logcat line: {part} is missing or malformed");
+    let (time, mut rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
     let mut next = || {
         let (word, after) = rest.trim_ascii_start().split_once(' ')?;
         rest = after;
         Some(word)
     };
-    let (pid, tid) = (next().ok_or_else(|| wrong("the process"))?, next().ok_or_else(|| wrong("the thread"))?);
+    let (pid, tid) = (next().ok_or_else(|| malformed("the process"))?, next().ok_or_else(|| malformed("the thread"))?);
     let severity = match next() {
         Some("V") => Severity::TRACE,
         Some("D") => Severity::DEBUG,
@@ -35,11 +35,11 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
         Some("W") => Severity::WARN,
         Some("E") => Severity::ERROR,
         Some("F" | "A") => Severity::FATAL,
-        _ => return Err(wrong("the level")),
+        _ => return Err(malformed("the level")),
     };
     // A tag may contain a colon, but not one followed by a space.
     let ends = || rest.strip_suffix(':').map(|tag| (tag, ""));
-    let (tag, message) = rest.split_once(": ").or_else(ends).ok_or_else(|| wrong("the tag"))?;
+    let (tag, message) = rest.split_once(": ").or_else(ends).ok_or_else(|| malformed("the tag"))?;
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.number("pid", pid);
     attributes.number("tid", tid);

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn usual_objects_are_read_without_help() {
+    fn typical_objects_need_no_fallback() {
         for text in [
             r"{}",
             r#" { "a" : 1 , "b":"x" } "#,
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_never_read() {
+    fn invalid_json_is_never_accepted() {
         for text in [
             "",
             "{",
@@ -299,7 +299,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_is_seen_as_serde_json_sees_it(at in 0_usize..120, byte in 0_u8..128) {
+        fn a_changed_byte_never_leads_to_a_disagreement(at in 0_usize..120, byte in 0_u8..128) {
             let text = r#"{"ts":"2026-01-01T00:00:00Z","n":-12.5e3,"s":"a \"quoted\" word \u00e4 ok","o":{"a":[1,true,null],"b":"c"},"e":""}"#;
             let mut bytes = text.as_bytes().to_vec();
             let at = at % bytes.len();

@@ -301,8 +301,8 @@ impl<'a> Cursor<'a> {
             return 0;
         }
         self.at += 1 + len;
-        let kept = digits[..len].iter().chain(std::iter::repeat(&b'0')).take(6);
-        kept.fold(0, |value, digit| value * 10 + i64::from(digit - b'0'))
+        let micros = digits[..len].iter().chain(std::iter::repeat(&b'0')).take(6);
+        micros.fold(0, |value, digit| value * 10 + i64::from(digit - b'0'))
     }
 
     fn meridiem(&mut self) -> Option<bool> {

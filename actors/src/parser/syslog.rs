@@ -90,7 +90,7 @@ fn priority(text: &str) -> Option<(Priority, &str)> {
 }
 
 /// An absent field is written `-`.
-fn or_absent(text: &str) -> &str {
+fn dash_as_empty(text: &str) -> &str {
     if text == "-" { "" } else { text }
 }
 
@@ -120,7 +120,7 @@ impl<'a> Rfc5424<'a> {
         };
         let message = message.strip_prefix(' ').unwrap_or(message);
         let message = message.strip_prefix('\u{feff}').unwrap_or(message);
-        let [host, app, process, message_id] = [host, app, process, message_id].map(or_absent);
+        let [host, app, process, message_id] = [host, app, process, message_id].map(dash_as_empty);
         Some(Self { time, host, app, process, message_id, data, message })
     }
 

@@ -73,7 +73,7 @@ pub fn sanitize_escapes(json: &mut String, counts: &mut Sanitized) {
     while let Some(found) = memchr::memchr(b'\\', &bytes[at..]) {
         at += found;
         let unit = code_unit(&bytes[at..]);
-        let sanitized_unit = match unit {
+        let replaced = match unit {
             Some(0) => Some(&mut counts.nul),
             Some(0xD800..=0xDBFF) if matches!(code_unit(&bytes[at + 6..]), Some(0xDC00..=0xDFFF)) => {
                 at += 12;
@@ -82,7 +82,7 @@ pub fn sanitize_escapes(json: &mut String, counts: &mut Sanitized) {
             Some(0xD800..=0xDFFF) => Some(&mut counts.lone_surrogate),
             _ => None,
         };
-        if let Some(count) = sanitized_unit {
+        if let Some(count) = replaced {
             *count += 1;
             bytes[at..at + 6].copy_from_slice(br"\ufffd");
         }
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn sanitized_unit(json: &str) -> (String, Sanitized) {
+    fn sanitized(json: &str) -> (String, Sanitized) {
         let (mut text, mut counts) = (json.to_owned(), Sanitized::default());
         sanitize_escapes(&mut text, &mut counts);
         (text, counts)
@@ -195,7 +195,7 @@ mod tests {
             (r#"{"a":"\ud83d"}"#, r#"{"a":"\ufffd"}"#, 0, 1),
             (r#"{"a":"\uDE00\uD83D\u0041"}"#, r#"{"a":"\ufffd\ufffd\u0041"}"#, 0, 2),
         ] {
-            let (text, counts) = sanitized_unit(json);
+            let (text, counts) = sanitized(json);
             assert_eq!(text, expect);
             assert_eq!((counts.nul, counts.lone_surrogate), (nul, lone), "{json}");
         }
@@ -221,7 +221,7 @@ mod tests {
 
         #[test]
         fn any_text_is_sanitized_without_a_panic(text in r#"(\\|u|0|d|8|D|e|c|"|é){0,40}"#) {
-            let _ = sanitized_unit(&text);
+            let _ = sanitized(&text);
             unescape(&text, &mut String::new(), &mut Sanitized::default());
         }
     }

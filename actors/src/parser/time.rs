@@ -164,8 +164,8 @@ fn fraction(b: &[u8]) -> Option<(i64, &[u8])> {
     if len == 0 {
         return None;
     }
-    let kept = digits[..len].iter().chain(std::iter::repeat(&b'0')).take(6);
-    Some((kept.fold(0, |value, digit| value * 10 + i64::from(digit - b'0')), &digits[len..]))
+    let micros = digits[..len].iter().chain(std::iter::repeat(&b'0')).take(6);
+    Some((micros.fold(0, |value, digit| value * 10 + i64::from(digit - b'0')), &digits[len..]))
 }
 
 /// Nothing, `Z`, `UTC`, `+02`, `+0200` or `+02:00`, optionally after a space; in seconds east of UTC.

@@ -21,12 +21,12 @@ pub fn looks_like_nginx(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_nginx<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no error log of nginx: {part} is missing or malformed");
-    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| wrong("the time"))?;
-    let (level, rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| wrong("the level"))?;
-    let severity = Severity::from_text(level).ok_or_else(|| wrong("the level"))?;
-    let (process, rest) = rest.trim_ascii_start().split_once(':').ok_or_else(|| wrong("the process"))?;
-    let (pid, tid) = process.split_once('#').ok_or_else(|| wrong("the process"))?;
+    let malformed = |part: &str| format!("no error log of nginx: {part} is missing or malformed");
+    let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
+    let (level, rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| malformed("the level"))?;
+    let severity = Severity::from_text(level).ok_or_else(|| malformed("the level"))?;
+    let (process, rest) = rest.trim_ascii_start().split_once(':').ok_or_else(|| malformed("the process"))?;
+    let (pid, tid) = process.split_once('#').ok_or_else(|| malformed("the process"))?;
     let rest = rest.trim_ascii();
     let (connection, message) = match rest.strip_prefix('*').and_then(|rest| rest.split_once(' ')) {
         Some((connection, message)) if connection.bytes().all(|byte| byte.is_ascii_digit()) => (connection, message),
@@ -69,17 +69,17 @@ pub fn looks_like_apache(line: &str) -> bool {
 /// # Errors
 /// The part that does not fit. Nothing was pushed then.
 pub fn parse_apache<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let wrong = |part: &str| format!("no error log of Apache: {part} is missing or malformed");
+    let malformed = |part: &str| format!("no error log of Apache: {part} is missing or malformed");
     let (time, rest) = line
         .strip_prefix('[')
         .and_then(|rest| stamp::leading(rest, sink.ts_us()))
         .and_then(|(time, rest)| Some((time, rest.strip_prefix(']')?)))
-        .ok_or_else(|| wrong("the time"))?;
-    let (level, mut rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| wrong("the level"))?;
+        .ok_or_else(|| malformed("the time"))?;
+    let (level, mut rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| malformed("the level"))?;
     let (module, level) = level.rsplit_once(':').unwrap_or(("", level));
     // 2.4 has the levels trace1 to trace8.
     let level = if level.starts_with("trace") { "trace" } else { level };
-    let severity = Severity::from_text(level).ok_or_else(|| wrong("the level"))?;
+    let severity = Severity::from_text(level).ok_or_else(|| malformed("the level"))?;
     let mut attributes = Attributes::new(&mut scratch.attributes);
     attributes.text("module", module);
     if let Some((process, after)) = bracketed(rest.trim_ascii_start())

@@ -104,10 +104,10 @@ impl Checkpoint {
         match serde_json::from_slice::<Self>(&text) {
             Ok(checkpoint) if checkpoint.version == VERSION => Ok(Some(checkpoint)),
             other => {
-                let why = other.err().map_or_else(|| "its version is another".to_owned(), |error| error.to_string());
-                let aside = dir.join(format!("{NAME}.unreadable"));
-                fs::rename(&path, &aside)?;
-                tracing::error!(kept = %aside.display(), why,
+                let error = other.err().map_or_else(|| "unsupported version".to_owned(), |error| error.to_string());
+                let moved_to = dir.join(format!("{NAME}.unreadable"));
+                fs::rename(&path, &moved_to)?;
+                tracing::error!(moved_to = %moved_to.display(), error,
                     "the checkpoint of the tailed files is corrupt: all files are read from the beginning, \
                      and records that were stored before are stored again");
                 Ok(Some(Self::default()))
