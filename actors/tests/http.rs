@@ -636,7 +636,7 @@ fn full_mailboxes_answer_429_and_accepted_records_are_stored() {
             })
         })
         .collect();
-    poll("a rejected request", || rig.actors("refused") > 0);
+    poll("a rejected request", || rig.actors("rejected") > 0);
     rig.controls.open.send_replace(true);
     let mut accepted = Vec::new();
     for thread in waiting {
