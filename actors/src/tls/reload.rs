@@ -45,7 +45,7 @@ pub(super) fn start<T: Clone + Send + Sync + 'static>(
                 Ok(fresh) => {
                     *in_use.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
                     tracing::info!(owner, "TLS certificates reloaded; new connections use them");
-                    "loaded"
+                    "accepted"
                 }
                 Err(error) => {
                     tracing::error!(owner, %error, "cannot reload TLS certificates; the previous ones stay in use");
