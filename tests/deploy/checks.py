@@ -1,10 +1,10 @@
-"""Holds everything under deploy/ against what it says of itself, and against the program.
+"""Checks everything under deploy/ for consistency, with itself and with the program.
 
-    checks.py --program LOGWEIR [--node-modules DIR]     every check; prints what is wrong, exit 1 if anything is
-    checks.py … --mutations                              breaks a copy in one place at a time: its check must turn red
+    checks.py --program LOGWEIR [--node-modules DIR]     runs every check; prints findings and exits 1 if there are any
+    checks.py … --mutations                              breaks a copy in one place at a time, which its check must detect
 
-It needs a renderer (`kubectl` 1.27 or newer, or `kustomize` 5) and `promtool`; where one is missing it says so and goes on
-with what is left.
+Needs a renderer (`kubectl` 1.27 or newer, or `kustomize` 5) and `promtool`; a missing tool is reported and its checks
+are skipped.
 """
 
 import argparse
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 KUBERNETES = "1.37"
 
-# What is rendered: overlays as they stand, and the production overlay with its alternatives.
+# Renderings: the overlays, and the production overlay with its alternatives.
 STANDING = ["overlays/dev", "overlays/production", "overlays/node-agent", "velero", "jobs/drain-journal", "jobs/restore"]
 VARIANTS = {
     "production with Istio": {"add": ["istio"]},
@@ -40,7 +40,7 @@ VARIANTS = {
 }
 STACKS = {"overlays/dev", "overlays/production", *VARIANTS}
 
-# Who has to reach whom, by app.kubernetes.io/name and port. Nobody else may.
+# Required connections, by app.kubernetes.io/name and port. All others must be denied.
 EDGES = {
     ("gateway", "processor", 8080),
     ("producer", "processor", 8080),
@@ -54,21 +54,21 @@ EDGES = {
     ("database-replica", "database", 5432),
     ("backup", "database", 5432),
 }
-# Who has to come in from other namespaces.
+# Required connections from other namespaces.
 FROM_OUTSIDE = {
     ("ingress-nginx", "processor", 8080),
     ("ingress-nginx", "gateway", 8080),
     ("monitoring", "processor", 9600),
     ("monitoring", "gateway", 9600),
 }
-# Without a port there is nothing to probe; they end when they cannot work.
+# Without a port to probe; these exit when they cannot work.
 UNPROBED = {"producer", "wal-archiver"}
-# Reads root's files on the node.
+# Reads files on the node that belong to root.
 ROOT = {"node-agent"}
 
 
 class Wrong(list):
-    """What is wrong, each with the check that found it."""
+    """Findings, each with its check."""
 
     def say(self, check, where, what):
         self.append((check, where, what))
@@ -98,7 +98,7 @@ def render(command, folder):
 def rendered(deploy, wrong):
     command = renderer()
     if not command:
-        print("NOT CHECKED: neither kustomize 5 nor kubectl 1.27 is here, so that no manifest can be rendered", file=sys.stderr)
+        print("NOT CHECKED: rendering manifests needs kustomize 5 or kubectl 1.27", file=sys.stderr)
         return {}
     root = deploy / "kubernetes"
     folders = {name: root / name for name in STANDING}
@@ -138,12 +138,12 @@ def is_custom(document):
     return "." in group and (not group.endswith(".k8s.io") or "snapshot" in group or "secrets-store" in group)
 
 
-# What each document was found to be: many stand in several renderings, and most in every mutation.
+# Results by document: many appear in several renderings, and most in every mutation.
 SEEN = {}
 
 
 def schemas(name, documents, node_modules, wrong):
-    """Returns the custom resources for which there is no schema."""
+    """Returns the custom resources without a schema."""
     texts = [json.dumps(document, sort_keys=True) for document in documents]
     new = {text: document for text, document in zip(texts, documents, strict=True) if text not in SEEN}
     custom = [text for text, document in new.items() if is_custom(document)]
@@ -172,7 +172,7 @@ def built_in(document):
     return None
 
 
-# ----------------------------------------------------------------------------------------------------------------- looking
+# ----------------------------------------------------------------------------------------------------------------- queries
 
 
 def label(document):
@@ -184,7 +184,7 @@ def kind(documents, *kinds):
 
 
 def template(document):
-    """The pod template of a workload."""
+    """Returns the pod template of a workload."""
     if document["kind"] == "CronJob":
         return document["spec"]["jobTemplate"]["spec"]["template"]
     return document["spec"]["template"]
@@ -204,7 +204,7 @@ def containers(document):
 
 
 def selects(selector, labels):
-    """Whether a label selector selects what has these labels."""
+    """Returns whether a label selector matches these labels."""
     if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
         return False
     for expression in selector.get("matchExpressions") or []:
@@ -226,7 +226,7 @@ def seconds(text):
 
 
 def environment(documents, container):
-    """The variables that a container gets, as far as they stand in the manifests."""
+    """Returns a container's environment variables, as far as the manifests define them."""
     maps = {document["metadata"]["name"]: document.get("data", {}) for document in kind(documents, "ConfigMap")}
     found = {}
     for source in container.get("envFrom", []):
@@ -244,21 +244,21 @@ def privileges(name, documents, wrong):
         pod = spec.get("securityContext", {})
         if app(document) not in ROOT:
             if pod.get("runAsNonRoot") is not True or not pod.get("runAsUser"):
-                wrong.say("privilege", where, "runs as root, or as nobody knows whom")
+                wrong.say("privilege", where, "runs as root, or its user is not set")
             if any("hostPath" in volume for volume in spec.get("volumes", [])):
-                wrong.say("privilege", where, "mounts from its node")
+                wrong.say("privilege", where, "mounts a hostPath")
         if pod.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             wrong.say("privilege", where, "has no seccomp profile")
         if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
             wrong.say("privilege", where, "shares a namespace with its node")
         if spec.get("automountServiceAccountToken") is not False:
-            wrong.say("privilege", where, "gets a token for the API server")
+            wrong.say("privilege", where, "mounts an API server token")
         for container in sum(containers(document), []):
             context = container.get("securityContext", {})
             if context.get("allowPrivilegeEscalation") is not False:
-                wrong.say("privilege", where, f"{container['name']} may gain privileges")
+                wrong.say("privilege", where, f"{container['name']} allows privilege escalation")
             if context.get("readOnlyRootFilesystem") is not True:
-                wrong.say("privilege", where, f"{container['name']} may write to its image")
+                wrong.say("privilege", where, f"{container['name']} has a writable root file system")
             if context.get("capabilities", {}).get("drop") != ["ALL"] or context.get("capabilities", {}).get("add"):
                 wrong.say("privilege", where, f"{container['name']} keeps capabilities")
     for document in kind(documents, "Role", "ClusterRole"):
@@ -292,16 +292,16 @@ def probes(name, documents, wrong):
             ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
             found = {key: container[key] for key in ("startupProbe", "readinessProbe", "livenessProbe") if key in container}
             if len(found) != 3 and not {app(document), container["name"]} & UNPROBED:
-                wrong.say("probes", where, f"has only {sorted(found)}")
+                wrong.say("probes", where, f"has only the probes {sorted(found)}")
             for key, probe in found.items():
                 asked = probe.get("httpGet") or probe.get("tcpSocket")
                 if asked and asked["port"] not in ports and asked["port"] not in ports.values():
-                    wrong.say("probes", where, f"{key} asks port {asked['port']}, which is none of {ports}")
+                    wrong.say("probes", where, f"{key} uses port {asked['port']}, expected one of {ports}")
                 if probe.get("httpGet") and asked["path"] not in ("/livez", "/readyz", "/startupz"):
-                    wrong.say("probes", where, f"{key} asks {asked['path']}")
+                    wrong.say("probes", where, f"{key} uses path {asked['path']}")
             path = container.get("livenessProbe", {}).get("httpGet", {}).get("path", "/livez")
             if path != "/livez":
-                wrong.say("probes", where, "liveness asks for more than life")
+                wrong.say("probes", where, "the liveness probe is not /livez")
 
 
 def selectors(name, documents, wrong):
@@ -318,7 +318,7 @@ def selectors(name, documents, wrong):
         where = f"{name}: {label(service)}"
         chosen = [d for d, labels in pods if selects({"matchLabels": service["spec"]["selector"]}, labels)]
         if not chosen:
-            wrong.say("selectors", where, "selects nobody")
+            wrong.say("selectors", where, "selects no pods")
         for document in chosen:
             ports = [port for container in containers(document)[1] for port in container.get("ports", [])]
             for port in service["spec"]["ports"]:
@@ -329,7 +329,7 @@ def selectors(name, documents, wrong):
     chosen_by += [(d, d["spec"]["selector"]) for d in kind(documents, "PodMonitor")]
     for document, selector in chosen_by:
         if selector and not any(selects(selector, labels) for _, labels in pods):
-            wrong.say("selectors", f"{name}: {label(document)}", "selects nobody")
+            wrong.say("selectors", f"{name}: {label(document)}", "selects no pods")
     for document in kind(documents, "PodMonitor"):
         for endpoint in document["spec"]["podMetricsEndpoints"]:
             for workload, labels in pods:
@@ -339,7 +339,7 @@ def selectors(name, documents, wrong):
     for document in kind(documents, "HorizontalPodAutoscaler"):
         target = document["spec"]["scaleTargetRef"]
         if not any(w["kind"] == target["kind"] and w["metadata"]["name"] == target["name"] for w, _ in pods):
-            wrong.say("selectors", f"{name}: {label(document)}", "scales nothing")
+            wrong.say("selectors", f"{name}: {label(document)}", "has no scale target")
     names = {service["metadata"]["name"]: service for service in kind(documents, "Service")}
     for document in kind(documents, "Ingress"):
         for rule in document["spec"]["rules"]:
@@ -347,15 +347,15 @@ def selectors(name, documents, wrong):
                 backend = path["backend"]["service"]
                 ports = names.get(backend["name"], {"spec": {"ports": []}})["spec"]["ports"]
                 if backend["port"].get("name") not in [port["name"] for port in ports]:
-                    wrong.say("selectors", f"{name}: {label(document)}", f"{path['path']} leads to nobody")
+                    wrong.say("selectors", f"{name}: {label(document)}", f"{path['path']} has no backend port")
     for document in kind(documents, "DestinationRule", "VirtualService"):
         for host in document["spec"].get("hosts", [document["spec"].get("host")]):
             if host not in names:
-                wrong.say("selectors", f"{name}: {label(document)}", f"there is no service {host}")
+                wrong.say("selectors", f"{name}: {label(document)}", f"no service {host}")
 
 
 def references(name, documents, wrong):
-    """ConfigMaps, Secrets, their keys, and accounts that are named must be there."""
+    """Referenced ConfigMaps, Secrets, their keys, and service accounts must exist."""
     maps = {d["metadata"]["name"]: {*d.get("data", {}), *d.get("binaryData", {})} for d in kind(documents, "ConfigMap")}
     secrets = {d["metadata"]["name"]: {*d.get("data", {}), *d.get("stringData", {})} for d in kind(documents, "Secret")}
     for document in kind(documents, "ExternalSecret"):
@@ -369,7 +369,7 @@ def references(name, documents, wrong):
 
     def need(where, what, have, wanted, keys):
         if wanted not in have:
-            wrong.say("references", where, f"there is no {what} {wanted}")
+            wrong.say("references", where, f"no {what} {wanted}")
         for key in keys:
             if wanted in have and key not in have[wanted]:
                 wrong.say("references", where, f"{what} {wanted} has no key {key}")
@@ -377,13 +377,13 @@ def references(name, documents, wrong):
     for document in workloads(documents):
         where, spec = f"{name}: {label(document)}", template(document)["spec"]
         if spec.get("serviceAccountName") and spec["serviceAccountName"] not in accounts:
-            wrong.say("references", where, f"there is no account {spec['serviceAccountName']}")
+            wrong.say("references", where, f"no service account {spec['serviceAccountName']}")
         volumes = {volume["name"] for volume in spec.get("volumes", [])}
         volumes |= {claim["metadata"]["name"] for claim in document["spec"].get("volumeClaimTemplates", [])}
         for container in sum(containers(document), []):
             for mount in container.get("volumeMounts", []):
                 if mount["name"] not in volumes:
-                    wrong.say("references", where, f"there is no volume {mount['name']}")
+                    wrong.say("references", where, f"no volume {mount['name']}")
             for source in container.get("envFrom", []):
                 need(where, "ConfigMap", maps, source["configMapRef"]["name"], [])
             for variable in container.get("env", []):
@@ -399,7 +399,7 @@ def references(name, documents, wrong):
                 if name in STACKS:
                     keys = [item["key"] for item in secret.get("items", [])]
                     need(where, "Secret", secrets, secret.get("secretName") or secret.get("name"), keys)
-        # What the program is told to read must be mounted.
+        # Files in the program's configuration must be mounted.
         for container in containers(document)[1]:
             files = set()
             for mount in container.get("volumeMounts", []):
@@ -416,18 +416,18 @@ def network(name, documents, wrong):
     policies = kind(documents, "NetworkPolicy")
     if not any(p["spec"]["podSelector"] == {} and set(p["spec"]["policyTypes"]) == {"Ingress", "Egress"}
                and not p["spec"].get("ingress") and not p["spec"].get("egress") for p in policies):
-        wrong.say("network", name, "there is no default-deny policy")
+        wrong.say("network", name, "no default-deny policy")
     pods = {}
     for document in kind(documents, "Deployment", "StatefulSet", "CronJob"):
         ports = {port["containerPort"] for container in containers(document)[1] for port in container.get("ports", [])}
         known = pods.setdefault(app(document), (template(document)["metadata"]["labels"], set()))
         known[1].update(ports)
 
-    # Between Linkerd's proxies each edge goes to this port, whatever port was called.
+    # Linkerd's proxies connect to each other on this port, whatever the destination port.
     meshed = {4143} if any("linkerd.io/inject" in d["metadata"].get("annotations", {}) for d in kind(documents, "Namespace")) else set()
 
     def allowed(labels, direction, peer):
-        """Ports on which pods with `labels` may be reached by (or reach) `peer`: ('pod', labels) or ('namespace', name)."""
+        """Returns the ports on which `peer`, ('pod', labels) or ('namespace', name), may reach (or be reached by) pods with `labels`."""
         found = set()
         for policy in policies:
             if not selects(policy["spec"]["podSelector"], labels):
@@ -452,21 +452,21 @@ def network(name, documents, wrong):
             needed |= meshed if needed else set()
             for port in needed - (into & out):
                 side = " and ".join(s for s, has in ((f"leave {source}", out), (f"enter {target}", into)) if port not in has)
-                wrong.say("network", name, f"{source} needs {target}:{port}, and may not {side}")
+                wrong.say("network", name, f"{source} needs {target}:{port}, but traffic may not {side}")
             for port in (into | out) - needed:
-                wrong.say("network", name, f"{source} may reach {target}:{port}, and nobody knows what for")
+                wrong.say("network", name, f"{source} may reach {target}:{port} without need")
             for port in into - ports - meshed:
-                wrong.say("network", name, f"{target} is open on {port}, where nothing listens")
+                wrong.say("network", name, f"{target} allows port {port}, where nothing listens")
     for namespace, target, port in FROM_OUTSIDE:
         if target in pods and port not in allowed(pods[target][0], "ingress", ("namespace", namespace)):
             wrong.say("network", name, f"{namespace} needs {target}:{port}")
     for source, (labels, _) in pods.items():
         if 53 not in allowed(labels, "egress", ("namespace", "kube-system")):
-            wrong.say("network", name, f"{source} cannot look up names")
+            wrong.say("network", name, f"{source} cannot reach DNS")
 
 
 def principals(documents, target):
-    """Which accounts of this namespace the mesh lets in to `target`, or none where it says nothing of it."""
+    """Returns the service accounts of this namespace that the mesh admits to `target`, or None without a policy."""
     found = None
     for document in kind(documents, "AuthorizationPolicy"):
         if document["apiVersion"].startswith("security.istio.io"):
@@ -483,7 +483,7 @@ def principals(documents, target):
 
 
 def mesh(name, documents, wrong):
-    """A mesh says of each tier by certificate what NetworkPolicies say by label, and its proxies outlive the drain."""
+    """A mesh restricts the tiers by certificate like NetworkPolicies do by label, and its proxies outlive the drain."""
     istio = [d for d in documents if d["apiVersion"].startswith("security.istio.io")]
     linkerd = [d for d in documents if d["apiVersion"].startswith("policy.linkerd.io")]
     if not istio and not linkerd:
@@ -491,36 +491,36 @@ def mesh(name, documents, wrong):
     accounts = {app(document): template(document)["spec"].get("serviceAccountName") for document in workloads(documents)}
     for target in sorted({b for _, b, _ in EDGES} & accounts.keys()):
         needed = {accounts[a] for a, b, _ in EDGES if b == target and a in accounts}
-        # The accounts of the jobs, and producers that this overlay does not have.
+        # Accounts of the jobs, and of producers that this overlay does not have.
         spare = {"default", "producer"}
         found = principals(documents, target)
         if found is None or needed - found or found - needed - spare:
-            wrong.say("mesh", f"{name}: {target}", f"lets in {sorted(found or [])}, and {sorted(needed)} need it")
+            wrong.say("mesh", f"{name}: {target}", f"admits {sorted(found or [])}, expected {sorted(needed)}")
     namespace = kind(documents, "Namespace")[0]["metadata"]
     if linkerd:
         if namespace["annotations"].get("config.beta.linkerd.io/proxy-enable-native-sidecar") != "true":
-            wrong.say("mesh", name, "its proxies end before the drain does")
+            wrong.say("mesh", name, "its proxies end before the drain")
         if namespace["annotations"].get("config.linkerd.io/default-inbound-policy") != "deny":
-            wrong.say("mesh", name, "lets in who is not named")
+            wrong.say("mesh", name, "does not deny by default")
         servers = {(d["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"], d["spec"]["port"]) for d in kind(documents, "Server")}
         for document in workloads(documents):
             for port in [port["name"] for container in containers(document)[1] for port in container.get("ports", [])]:
                 if (app(document), port) not in servers:
-                    wrong.say("mesh", f"{name}: {label(document)}", f"nobody says who may reach {port}")
+                    wrong.say("mesh", f"{name}: {label(document)}", f"no policy for port {port}")
         return
     if namespace["labels"].get("istio-injection") != "enabled":
-        wrong.say("mesh", name, "gets no proxies")
+        wrong.say("mesh", name, "has no sidecar injection")
     for document in workloads(documents):
         if template(document)["metadata"].get("annotations", {}).get("sidecar.istio.io/nativeSidecar") != "true":
-            wrong.say("mesh", f"{name}: {label(document)}", "its proxy ends before its drain, or never")
+            wrong.say("mesh", f"{name}: {label(document)}", "its proxy is not a native sidecar, so it ends before the drain or never")
     for document in kind(documents, "PeerAuthentication"):
         spec = document["spec"]
         if spec["mtls"]["mode"] != "STRICT" or spec.get("portLevelMtls", {}).keys() - {"9600"}:
-            wrong.say("mesh", f"{name}: {label(document)}", "takes what is not encrypted")
+            wrong.say("mesh", f"{name}: {label(document)}", "accepts unencrypted traffic")
     if not any(d["spec"].get("selector") is None for d in kind(documents, "PeerAuthentication")):
-        wrong.say("mesh", name, "mTLS is not the rule")
+        wrong.say("mesh", name, "does not require mTLS by default")
     if not any(not d["spec"] for d in kind(documents, "AuthorizationPolicy")):
-        wrong.say("mesh", name, "lets in who is not named")
+        wrong.say("mesh", name, "does not deny by default")
     rules = {d["spec"]["host"]: d["spec"]["trafficPolicy"] for d in kind(documents, "DestinationRule")}
     routes = {d["spec"]["hosts"][0]: d["spec"]["http"] for d in kind(documents, "VirtualService")}
     for service in kind(documents, "Service"):
@@ -528,9 +528,9 @@ def mesh(name, documents, wrong):
         if service["spec"].get("type") == "LoadBalancer":
             continue
         if service["spec"].get("clusterIP") == "None":
-            # Pods are called by their addresses, which an HTTP route does not know.
+            # Clients use pod addresses, which an HTTP route does not match.
             if any(port["appProtocol"] != "tcp" for port in ports):
-                wrong.say("mesh", f"{name}: {host}", "would be routed by the name that was called")
+                wrong.say("mesh", f"{name}: {host}", "would be routed by host name")
         elif ports[0]["appProtocol"] == "http":
             rule = rules.get(host, {})
             if rule.get("loadBalancer") != {"simple": "LEAST_REQUEST"} or not {"outlierDetection", "connectionPool"} <= rule.keys():
@@ -538,11 +538,11 @@ def mesh(name, documents, wrong):
             for route in routes.get(host, [{}]):
                 retried = set(route.get("retries", {}).get("retryOn", "").split(",")) - {""}
                 if "timeout" not in route or retried - {"connect-failure", "refused-stream"}:
-                    wrong.say("mesh", f"{name}: {host}", "no timeout, or retries of what may have been stored")
+                    wrong.say("mesh", f"{name}: {host}", "no timeout, or retries of requests that may have been stored")
 
 
 def operated(name, documents, wrong):
-    """What keeps a stack going while nodes are drained, releases rolled out and volumes moved."""
+    """Settings for node drains, rollouts and volume moves."""
     budgets = [d["spec"] for d in kind(documents, "PodDisruptionBudget")]
     scaled = {d["spec"]["scaleTargetRef"]["name"]: d["spec"] for d in kind(documents, "HorizontalPodAutoscaler")}
     for document in kind(documents, "Deployment", "StatefulSet"):
@@ -551,23 +551,23 @@ def operated(name, documents, wrong):
             continue
         autoscaled = scaled.get(document["metadata"]["name"])
         if autoscaled and "replicas" in spec:
-            wrong.say("operated", where, "says how many there are, which is the autoscaler's")
+            wrong.say("operated", where, "sets replicas, which the autoscaler manages")
         many = autoscaled or spec.get("replicas", 1) > 1
         chosen = [budget for budget in budgets if selects(budget["selector"], pod["metadata"]["labels"])]
         if (many or document["kind"] == "StatefulSet") and [budget.get("maxUnavailable") for budget in chosen] != [1]:
-            wrong.say("operated", where, "has no disruption budget of one")
+            wrong.say("operated", where, "has no disruption budget with maxUnavailable 1")
         if many and not pod["spec"].get("topologySpreadConstraints"):
-            wrong.say("operated", where, "may be on one node as a whole")
+            wrong.say("operated", where, "may run entirely on one node")
         if document["kind"] == "StatefulSet" and document["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] != "data":
-            wrong.say("operated", where, "operations.md calls its volumes data-…")
+            wrong.say("operated", where, "its volume claims must be named data-… as in operations.md")
         if app(document) in ("processor", "gateway"):
             sleep = containers(document)[1][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
             if sleep < 5:
-                wrong.say("operated", where, "ends before those who call it know")
+                wrong.say("operated", where, "terminates before its endpoints are removed")
         if app(document) == "processor":
             rolling = spec.get("updateStrategy", {}).get("rollingUpdate", {})
             if "partition" not in rolling or spec.get("podManagementPolicy") != "Parallel" or not spec.get("minReadySeconds"):
-                wrong.say("operated", where, "is not rolled out in parts")
+                wrong.say("operated", where, "does not support a partial rollout")
             measured = {metric["type"] for metric in autoscaled["metrics"]} if autoscaled else set()
             if "Resource" not in measured or name != "overlays/dev" and "Pods" not in measured:
                 wrong.say("operated", where, f"is scaled on {sorted(measured)}")
@@ -577,7 +577,7 @@ def operated(name, documents, wrong):
     for document in kind(documents, "HorizontalPodAutoscaler"):
         for metric in [metric["pods"]["metric"]["name"] for metric in document["spec"]["metrics"] if metric["type"] == "Pods"]:
             if f"as: {metric} " not in "".join(adapter.values()):
-                wrong.say("operated", f"{name}: {label(document)}", f"the adapter has no {metric}")
+                wrong.say("operated", f"{name}: {label(document)}", f"the metrics adapter does not provide {metric}")
     classes = {d["metadata"]["name"]: d for d in kind(documents, "StorageClass")}
     for document in classes.values():
         kept = (document.get("volumeBindingMode"), document.get("allowVolumeExpansion"), document.get("reclaimPolicy"))
@@ -586,11 +586,11 @@ def operated(name, documents, wrong):
     claims = [c for d in kind(documents, "StatefulSet") for c in d["spec"]["volumeClaimTemplates"]] + kind(documents, "PersistentVolumeClaim")
     for claim in claims:
         if claim["spec"].get("storageClassName") not in classes:
-            wrong.say("operated", f"{name}: {claim['metadata']['name']}", "lies on whatever the cluster has")
+            wrong.say("operated", f"{name}: {claim['metadata']['name']}", "uses the cluster's default storage class")
 
 
 def constant(path, pattern):
-    """Seconds of a constant in the program's source."""
+    """Returns the seconds of a constant in the program's source."""
     found = re.search(pattern + r": Duration = Duration::from_(secs|millis)\((\d+)\)", (REPOSITORY / path).read_text())
     return int(found[2]) / (1 if found[1] == "secs" else 1000)
 
@@ -607,25 +607,25 @@ def grace(name, documents, wrong):
             needs = sleep + seconds(set_to) + inside + seal
             has = template(document)["spec"].get("terminationGracePeriodSeconds", 30)
             if has <= needs:
-                wrong.say("grace", f"{name}: {label(document)}", f"{has} s of grace for a drain of {needs} s")
+                wrong.say("grace", f"{name}: {label(document)}", f"the grace period is {has} s, but a drain takes {needs} s")
 
 
 def volumes(name, documents, wrong):
     for document in kind(documents, "StatefulSet"):
         if document["spec"].get("persistentVolumeClaimRetentionPolicy") != {"whenDeleted": "Retain", "whenScaled": "Retain"}:
-            wrong.say("volumes", f"{name}: {label(document)}", "its volumes do not outlive it")
+            wrong.say("volumes", f"{name}: {label(document)}", "its volumes are deleted with it")
         quota = environment(documents, containers(document)[1][0]).get("LOGWEIR__JOURNAL__QUOTA_BYTES")
         if quota and re.fullmatch(r"\d+[KMGT]iB", quota):
             claim = size(document["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"])
             if claim < 1.2 * size(quota):
-                wrong.say("volumes", f"{name}: {label(document)}", f"a quota of {quota} does not fit into its volume")
+                wrong.say("volumes", f"{name}: {label(document)}", f"the quota {quota} does not fit into its volume")
 
 
 # -------------------------------------------------------------------------------------------------------- with the program
 
 
 class Program:
-    """What the binary says of itself."""
+    """The binary's own information."""
 
     def __init__(self, path):
         self.path = path
@@ -634,7 +634,7 @@ class Program:
         self.bounds = {}
 
     def memory_bytes_max(self, variables):
-        """The bound that is printed at start, with this configuration and the servers away."""
+        """Returns the memory bound printed at startup with this configuration, without servers."""
         skipped = {"DATABASE__URL", "DATABASE__READ_URL", "CACHE__URL", "HTTP__LISTEN", "ADMIN__LISTEN", "DATA_DIR"}
         set_to = {k: v for k, v in variables.items() if k.startswith("LOGWEIR__") and not k.endswith("_FILE")}
         set_to = {k: v for k, v in set_to.items() if k.removeprefix("LOGWEIR__") not in skipped}
@@ -652,7 +652,7 @@ class Program:
                     LOGWEIR__AUTH__MODE="none",
                     PATH=os.environ["PATH"],
                 )
-                set_to["LOGWEIR__JOURNAL__QUOTA_BYTES"] = "1GiB"  # it does not count for memory, and disks of tests are small
+                set_to["LOGWEIR__JOURNAL__QUOTA_BYTES"] = "1GiB"  # irrelevant for memory, and test disks are small
                 process = subprocess.Popen([self.path, "run"], env=set_to, stderr=subprocess.PIPE, text=True)
                 try:
                     line = ""
@@ -662,7 +662,7 @@ class Program:
                             self.bounds[known] = int(found[1])
                             break
                     else:
-                        raise RuntimeError(f"no bound was printed: {line}")
+                        raise RuntimeError(f"no memory bound was printed: {line}")
                 finally:
                     process.send_signal(signal.SIGTERM)
                     process.stderr.read()
@@ -671,7 +671,7 @@ class Program:
 
 
 def config_key(variable):
-    """LOGWEIR__HTTP__LISTEN_FILE is http.listen."""
+    """Environment variables must be configuration keys; LOGWEIR__HTTP__LISTEN_FILE is http.listen."""
     return variable.removeprefix("LOGWEIR__").removesuffix("_FILE").lower().replace("__", ".")
 
 
@@ -680,14 +680,14 @@ def keys(name, documents, program, wrong):
         for container in containers(document)[1]:
             for variable in environment(documents, container):
                 key = config_key(variable)
-                # A key may itself end in _file.
+                # A key can itself end in _file.
                 if not variable.startswith("LOGWEIR__") or key in program.keys or f"{key}_file" in program.keys:
                     continue
-                wrong.say("keys", f"{name}: {label(document)}", f"there is no key {key}")
+                wrong.say("keys", f"{name}: {label(document)}", f"unknown key {key}")
 
 
 def configuration(name, documents, program, wrong):
-    """The program itself finds each configuration valid, with secrets that look like some."""
+    """`logweir validate` accepts each configuration, with dummy secrets."""
     secrets = {"TOKENS_FILE": "a-token-of-some-length", "URL_FILE": "postgres://user:secret@host/logs", "CACHE__URL_FILE": "redis://host"}
     for document in workloads(documents):
         for container in containers(document)[1]:
@@ -718,15 +718,15 @@ def memory(name, documents, program, deploy, wrong):
                 bound = program.memory_bytes_max(environment(documents, container))
                 limit = size(container["resources"]["limits"]["memory"])
                 if limit <= bound:
-                    wrong.say("memory", f"{name}: {label(document)}", f"its limit is {limit}, the bound {bound}")
+                    wrong.say("memory", f"{name}: {label(document)}", f"its memory limit {limit} is below the program's bound {bound}")
                 if app(document) == "processor" and f"{bound:,}" not in (deploy / "operations.md").read_text():
-                    wrong.say("memory", "operations.md", f"the bound is {bound:,}")
+                    wrong.say("memory", "operations.md", f"does not contain the memory bound {bound:,}")
 
 
 # ------------------------------------------------------------------------------------------------------------------- alerts
 
 
-# What Prometheus adds to a series.
+# Labels that Prometheus adds to a series.
 TARGET_LABELS = {"namespace", "pod", "job", "container", "instance"}
 
 
@@ -740,8 +740,8 @@ def alerts(documents, deploy, program, wrong):
         json.loads(text)
         for metric in set(re.findall(r"\blogweir_(?!read\b)[a-z_]+\b", text)):
             if metric.removesuffix("_bucket") not in names and metric != "logweir_backlog_records":
-                wrong.say("metrics", where, f"the program has no {metric}")
-        # A label that never has the value is an alert that never fires.
+                wrong.say("metrics", where, f"unknown metric {metric}")
+        # An alert on a label value that is never used never fires.
         for matchers in re.findall(r"\blogweir_[a-z_]+\{([^}]*)\}", text.replace('\\"', '"')):
             for key, values in re.findall(r'(\w+)=~?"([^"]*)"', matchers):
                 for value in values.removesuffix(".*").split("|") if key not in TARGET_LABELS else []:
@@ -752,14 +752,14 @@ def alerts(documents, deploy, program, wrong):
     for alert in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
         for state in ("fires", "is silent"):
             if f"name: {alert} {state}\n" not in tests:
-                wrong.say("alerts", alert, f"no test that it {state}")
+                wrong.say("alerts", alert, f"no test that the alert {state}")
         if f"\n### {alert}\n" not in guide:
-            wrong.say("alerts", alert, "operations.md does not say what to do")
+            wrong.say("alerts", alert, "has no runbook in operations.md")
     for told in re.findall(r"^### (Logweir\w+)$", guide, re.M):
         if told not in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
-            wrong.say("alerts", told, "operations.md tells of it, and it never fires")
+            wrong.say("alerts", told, "has a runbook in operations.md, but no rule")
     if not shutil.which("promtool"):
-        print("NOT CHECKED: promtool is not here (Debian's package prometheus has it): alerts are not tested", file=sys.stderr)
+        print("NOT CHECKED: alert rules; install promtool (Debian package prometheus)", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
@@ -771,18 +771,18 @@ def alerts(documents, deploy, program, wrong):
 
 
 def delivery(deploy, node_modules, wrong):
-    """What builds and delivers it: workflows, the release that they make, and where Argo CD and Velero look."""
+    """Delivery: workflows, releases, Argo CD and Velero."""
     workflows = {path.name: path.read_text() for path in sorted((deploy.parent / ".github/workflows").glob("*.yml"))}
     for name, text in workflows.items():
         workflow = yaml.safe_load(text)
         if workflow.get("permissions") != {"contents": "read"}:
-            wrong.say("delivery", name, "does not begin with the right to read and no other")
+            wrong.say("delivery", name, "does not start with permissions contents: read only")
         for used in re.findall(r"uses: (\S+.*)", text):
             if not re.fullmatch(r"\./\S+|[\w./-]+@[0-9a-f]{40} # v[\d.]+", used):
                 wrong.say("delivery", name, f"{used} is not pinned to a commit")
         for key, job in workflow["jobs"].items():
             if "uses" not in job and (job.get("runs-on") != "ubuntu-24.04" or "timeout-minutes" not in job):
-                wrong.say("delivery", f"{name}: {key}", "runs anywhere, or for ever")
+                wrong.say("delivery", f"{name}: {key}", "has no fixed runner or no timeout")
     if node_modules:
         command = ["node", str(HERE / "workflows.mjs"), str(node_modules)]
         done = subprocess.run(command, input=json.dumps(workflows), capture_output=True, text=True, check=True)
@@ -796,34 +796,34 @@ def delivery(deploy, node_modules, wrong):
     if tag != version or source["targetRevision"] != f"v{version}":
         wrong.say("delivery", "version", f"the program is {version}, the image {tag}, Argo CD's revision {source['targetRevision']}")
     if not (deploy.parent / source["path"]).is_dir():
-        wrong.say("delivery", "argocd", f"there is no {source['path']}")
+        wrong.say("delivery", "argocd", f"path {source['path']} does not exist")
     if application["syncPolicy"]["automated"]["prune"] or not application.get("ignoreDifferences"):
-        wrong.say("delivery", "argocd", "takes away what is not in the repository, or fights the autoscaler")
+        wrong.say("delivery", "argocd", "prunes objects that are not in the repository, or conflicts with the autoscaler")
     schedule = yaml.safe_load((kubernetes / "velero/schedule.yaml").read_text())["spec"]["template"]
     if "logweir" not in schedule["includedNamespaces"] or not schedule["snapshotVolumes"]:
-        wrong.say("delivery", "velero", "does not take the volumes along")
+        wrong.say("delivery", "velero", "does not include the volumes")
 
 
 def guide(documents, deploy, program, wrong):
-    """Commands, keys and objects that operations.md names are there."""
+    """Commands, keys and objects in operations.md must exist."""
     text = (deploy / "operations.md").read_text()
     said = subprocess.run([program.path, "--help"], capture_output=True, text=True, check=True).stdout
     commands = set(re.findall(r"^  ([a-z-]+)  ", said, re.M))
     for command in set(re.findall(r"(?<![\w./-])logweir ([a-z][a-z-]+)", "".join(re.findall(r"`[^`\n]+`|```sh.*?```", text, re.S)))):
         if command not in commands:
-            wrong.say("guide", "operations.md", f"there is no command logweir {command}")
+            wrong.say("guide", "operations.md", f"unknown command logweir {command}")
     sections = {key.split(".")[0] for key in program.keys if "." in key}
     for key in set(re.findall(r"`([a-z]+\.[a-z_]+)`", text)):
         if key.split(".")[0] in sections and key not in program.keys:
-            wrong.say("guide", "operations.md", f"there is no key {key}")
+            wrong.say("guide", "operations.md", f"unknown key {key}")
     names = {(d["kind"].lower(), d["metadata"]["name"]) for d in documents}
     for what, name in set(re.findall(r"\b(statefulset|deployment|cronjob|networkpolicy)[/ ]([a-z][a-z-]*[a-z])(?= |`|\b)", text)):
         if (what, name) not in names:
-            wrong.say("guide", "operations.md", f"there is no {what}/{name}")
+            wrong.say("guide", "operations.md", f"unknown object {what}/{name}")
 
 
 def beside(deploy, wrong):
-    """What stands twice, because each reader wants its own, must be the same."""
+    """Duplicated files must be identical."""
     if (deploy / "node-agent.toml").read_text() != (deploy / "kubernetes/node-agent/logweir.toml").read_text():
         wrong.say("beside", "node-agent.toml", "differs from kubernetes/node-agent/logweir.toml")
     own, replica = (deploy / "kubernetes" / path / "pgbouncer.ini" for path in ("base/database", "components/replica"))
@@ -840,7 +840,7 @@ def compose(deploy, program, wrong):
     stack = yaml.safe_load((folder / "compose.yaml").read_text())
     try:
         compose_spec.PyCompose.from_json(json.dumps({key: value for key, value in stack.items() if not key.startswith("x-")}))
-    except Exception as error:  # the package has no type of its own for it
+    except Exception as error:  # the package has no specific exception type
         wrong.say("compose", "schema", str(error))
         return
     services = stack["services"]
@@ -848,9 +848,9 @@ def compose(deploy, program, wrong):
     aliases = {alias: name for name, service in services.items() if isinstance(service["networks"], dict)
                for network in service["networks"].values() for alias in (network or {}).get("aliases", [])}
     if networks["producer"] & networks["database"]:
-        wrong.say("compose", "producer", "reaches the database")
+        wrong.say("compose", "producer", "can reach the database")
     if {name for name, network in stack["networks"].items() if not network.get("internal")} != {"frontend"}:
-        wrong.say("compose", "networks", "only frontend leads outside")
+        wrong.say("compose", "networks", "only frontend may be external")
     for name, service in services.items():
         where = f"compose: {name}"
         published = service.get("ports", [])
@@ -863,10 +863,10 @@ def compose(deploy, program, wrong):
         if "no-new-privileges:true" not in service.get("security_opt", []):
             wrong.say("compose", where, "may gain privileges")
         if not service["image"].startswith("logweir:") and "healthcheck" not in service:
-            wrong.say("compose", where, "says nothing of its health")
+            wrong.say("compose", where, "has no health check")
         for needed, how in service.get("depends_on", {}).items():
             if how["condition"] != "service_healthy" or needed not in services:
-                wrong.say("compose", where, f"waits for {needed} in vain")
+                wrong.say("compose", where, f"waits for {needed}, which never becomes healthy")
         variables = service.get("environment", {})
         mounted = {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}
         files = [value for key, value in variables.items() if key.endswith("_FILE")]
@@ -874,32 +874,32 @@ def compose(deploy, program, wrong):
             wrong.say("compose", where, f"{missing} is not mounted")
         if not service["image"].startswith("logweir:"):
             continue
-        # A name that is called must be on a network of the caller's.
+        # Servers must share a network with their clients.
         called = re.findall(r"http://([a-z-]+):", " ".join(service.get("command", [])))
         called += [variables["LOGWEIR__GATEWAY__PROCESSORS"].split(":")[0]] if "LOGWEIR__GATEWAY__PROCESSORS" in variables else []
         called += ["database"] if "LOGWEIR__DATABASE__URL_FILE" in variables else []
         called += ["redis"] if "LOGWEIR__CACHE__URL_FILE" in variables else []
         for host in called:
             if not networks[name] & networks.get(aliases.get(host, host), set()):
-                wrong.say("compose", where, f"does not reach {host}")
+                wrong.say("compose", where, f"cannot reach {host}")
         for variable in variables:
             key = config_key(variable)
             if key not in program.keys:
-                wrong.say("keys", where, f"there is no key {key}")
+                wrong.say("keys", where, f"unknown key {key}")
         if variables.get("LOGWEIR__ROLE") == "processor":
             bound = program.memory_bytes_max(variables)
             limit = size(service["deploy"]["resources"]["limits"]["memory"].replace("M", "Mi"))
             if limit <= bound:
-                wrong.say("memory", where, f"its limit is {limit}, the bound {bound}")
+                wrong.say("memory", where, f"its memory limit {limit} is below the program's bound {bound}")
     grafana(deploy, services["grafana"], wrong)
     made = (folder / "make-secrets").read_text()
     for secret, how in stack["secrets"].items():
         if how["file"] != f"./secrets/{secret}" or not re.search(rf"\b{secret}\b", made):
-            wrong.say("compose", "secrets", f"make-secrets does not make {secret}")
+            wrong.say("compose", "secrets", f"make-secrets does not create {secret}")
 
 
 def grafana(deploy, service, wrong):
-    """What is provisioned gets its variables, files and folders from the service, and no dashboard hides another one."""
+    """The service provides all variables, files and directories for provisioning, and dashboards have unique ids and titles."""
     provisioned = "".join(path.read_text() for path in (deploy / "grafana/provisioning").rglob("*.yaml"))
     for variable in set(re.findall(r"\$([A-Z]\w+)", provisioned)) - set(service["environment"]):
         wrong.say("grafana", "provisioning", f"the service does not set {variable}")
@@ -908,19 +908,19 @@ def grafana(deploy, service, wrong):
     mounts = [volume.split(":")[:2] for volume in service["volumes"] if volume.startswith("../")]
     sources = [(deploy / "compose" / source).resolve() for source, _ in mounts]
     for source in [source for source in sources if not source.is_dir()]:
-        wrong.say("grafana", "volumes", f"{source} is not there")
+        wrong.say("grafana", "volumes", f"{source} does not exist")
     shown = [json.loads(path.read_text()) for source in sources for path in source.glob("*.json")]
     if not re.search(r"path: /var/lib/grafana/dashboards\b", provisioned) or len(shown) < 2:
-        wrong.say("grafana", "volumes", "the dashboards are not where they are looked for")
+        wrong.say("grafana", "volumes", "the dashboards are not mounted at the provisioned path")
     for name in ("uid", "title"):
         if len({dashboard[name] for dashboard in shown}) < len(shown):
-            wrong.say("grafana", "dashboards", f"two have the same {name}")
+            wrong.say("grafana", "dashboards", f"two dashboards have the same {name}")
 
 
 # --------------------------------------------------------------------------------------------------------------------- all
 
 
-# Checks of rendered objects that need nothing else, by what they find; the second ones hold of a whole stack only.
+# Checks of rendered objects, by name; those in OF_STACKS apply only to whole stacks.
 OF_OBJECTS = {
     "privilege": privileges, "limits": limits, "images": images, "probes": probes, "selectors": selectors,
     "references": references, "grace": grace, "volumes": volumes,
@@ -931,7 +931,7 @@ OF_FILES = {"compose", "grafana", "delivery", "beside"}
 
 
 def check(deploy, program, node_modules, wanted=None):
-    """Every check, or only those that may find `wanted`."""
+    """Runs every check, or only those that can find `wanted`."""
     wrong, unknown = Wrong(), set()
     stacks = {} if wanted in OF_FILES else rendered(deploy, wrong)
     for name, documents in stacks.items():
@@ -960,13 +960,13 @@ def check(deploy, program, node_modules, wanted=None):
         beside(deploy, wrong)
     if wanted is None:
         objects = sum(len(documents) for documents in stacks.values())
-        print(f"{len(stacks)} renderings, {objects} objects, {len(wrong)} things wrong")
+        print(f"{len(stacks)} renderings, {objects} objects, {len(wrong)} findings")
         if unknown:
-            print(f"NOT CHECKED against a schema, since no registry has it: {', '.join(sorted(unknown))}", file=sys.stderr)
+            print(f"NOT CHECKED against a schema, since none is available: {', '.join(sorted(unknown))}", file=sys.stderr)
     return wrong
 
 
-# One broken place at a time: (check that must see it, file under deploy/, what stands there, what stands there instead).
+# Mutations: (check that must detect it, file under deploy/, text, replacement).
 MUTATIONS = [
     ("render", "kubernetes/overlays/dev/kustomization.yaml", "../../base]", "../../bass]"),
     ("schema", "kubernetes/base/processor.yaml", "podManagementPolicy:", "podManagmentPolicy:"),
@@ -1060,14 +1060,14 @@ def mutations(program, node_modules, only):
             shutil.copytree(REPOSITORY / ".github", deploy.parent / ".github")
             text = (deploy / path).read_text()
             if old not in text:
-                print(f"NOT THERE  {wanted:11} {path}: {old!r}")
+                print(f"NO MATCH   {wanted:11} {path}: {old!r}")
                 missed += 1
                 continue
             (deploy / path).write_text(text.replace(old, new))
             seen = {found for found, _, _ in check(deploy, program, node_modules, wanted)}
         missed += wanted not in seen
         was, became = ((text.splitlines() or [""])[0] for text in (old, new))
-        print(f"{'seen' if wanted in seen else 'NOT SEEN':10} {wanted:11} {path}: {was!r} -> {became!r}", flush=True)
+        print(f"{'detected' if wanted in seen else 'MISSED':10} {wanted:11} {path}: {was!r} -> {became!r}", flush=True)
     return missed
 
 
@@ -1075,7 +1075,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--program", required=True)
     arguments.add_argument("--node-modules", type=Path)
-    arguments.add_argument("--mutations", nargs="?", const="", metavar="CHECK", help="only those of one check, if it is named")
+    arguments.add_argument("--mutations", nargs="?", const="", metavar="CHECK", help="run the mutations, optionally only those of one check")
     given = arguments.parse_args()
     program = Program(Path(given.program).resolve())
     began = time.monotonic()

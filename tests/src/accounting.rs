@@ -1,24 +1,24 @@
-//! Reads the numbers that the program says of itself: in its status, and in the lines of its start and its end.
+//! Reads the totals that the program reports: in its status, and in its first and final log lines.
 
 use serde_json::Value;
 
 /// `accepted = committed + dead-lettered + lost + backlog`, over all lanes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Records taken.
+    /// Accepted records.
     pub accepted: u64,
-    /// Rows in the table.
+    /// Committed rows.
     pub committed: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Lost to damage.
+    /// Lost records.
     pub lost: u64,
-    /// Still in the journal only.
+    /// Records that are only in the journal.
     pub backlog: u64,
 }
 
 impl Totals {
-    /// The sum over the lanes of a status; none if a number is missing, or a lane does not add up.
+    /// Sums the lanes of a status; `None` if a number is missing or a lane is inconsistent.
     #[must_use]
     pub fn of(status: &Value) -> Option<Self> {
         let mut sum = Self::default();
@@ -41,7 +41,7 @@ impl Totals {
         Some(sum)
     }
 
-    /// The numbers of the line that a log ends with.
+    /// Parses the final line of a log.
     #[must_use]
     pub fn at_the_end_of(log: &str) -> Option<Self> {
         let line = log.lines().rev().find_map(|line| line.strip_prefix("logweir stopped: "))?;
@@ -57,14 +57,14 @@ impl Totals {
         })
     }
 
-    /// Whether nothing is missing between the numbers.
+    /// Returns whether the totals are consistent.
     #[must_use]
     pub fn add_up(&self) -> bool {
         self.accepted == self.committed + self.dead + self.lost + self.backlog
     }
 }
 
-/// The bound of memory that a log begins with, in bytes.
+/// Parses the memory bound from the start of a log, in bytes.
 #[must_use]
 pub fn memory_bound(log: &str) -> Option<u64> {
     let (_, after) = log.split_once("memory_bytes_max=")?;
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_are_summed_and_a_lane_that_does_not_add_up_is_no_answer() {
+    fn lanes_are_summed_and_an_inconsistent_lane_is_rejected() {
         let lane = |backlog: u64| serde_json::json!({"accepted": 10, "committed": 5, "dead_lettered": 1, "lost": 1, "backlog": backlog});
         let status = serde_json::json!({"lanes": [lane(3), lane(3)]});
         let sum = Totals { accepted: 20, committed: 10, dead: 2, lost: 2, backlog: 6 };
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_lines_are_read() {
+    fn the_first_and_the_final_line_are_parsed() {
         let log = "logweir 0.1.0: SQLite, memory_bytes_max=1234\nnoise\nlogweir stopped: accepted=6 committed=3 \
                    dead_lettered=1 lost=0 left_in_journal=2\n";
         assert_eq!(memory_bound(log), Some(1234));

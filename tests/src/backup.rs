@@ -1,4 +1,4 @@
-//! The scripts that back a database up and restore it, as they stand in the manifests.
+//! Runs the backup and restore scripts of the manifests.
 
 use std::path::PathBuf;
 use std::process::Child;
@@ -12,7 +12,7 @@ const ARCHIVE: &str = include_str!("../../deploy/kubernetes/components/backup/ar
 const BACKUP: &str = include_str!("../../deploy/kubernetes/components/backup/backup.sh");
 const RESTORE: &str = include_str!("../../deploy/kubernetes/jobs/restore/restore.sh");
 
-/// The backups of one server, and the archiver while it runs.
+/// The backups of one server, and its archiver.
 pub struct Backup<'a> {
     server: &'a Server,
     dir: PathBuf,
@@ -20,59 +20,59 @@ pub struct Backup<'a> {
 }
 
 impl<'a> Backup<'a> {
-    /// Begins to archive the WAL of `server`.
+    /// Starts to archive the WAL of `server`.
     ///
     /// # Panics
-    /// The archiver does not get to it.
+    /// If the archiver does not start streaming in time.
     #[must_use]
     pub fn begin(server: &'a Server) -> Self {
         let mut backup = Self { server, dir: server.socket_dir().join("backup"), archiver: None };
         backup.archiver = Some(backup.spawn(ARCHIVE, &[]));
-        // A slot that is made while a checkpoint runs may lose its WAL to it.
-        backup.until("the archiver follows", "state = 'streaming'");
+        // A slot that is created during a checkpoint can lose its WAL to it.
+        backup.until("the archiver streams", "state = 'streaming'");
         backup
     }
 
-    /// A base backup.
+    /// Takes a base backup.
     ///
     /// # Panics
-    /// It fails.
+    /// If the script fails.
     pub fn take(&self) {
         self.run(BACKUP, &[("KEEP", "2")]);
     }
 
-    /// The server's time, in the form that a restore takes.
+    /// Returns the server's time, in the format of `TARGET_TIME`.
     ///
     /// # Panics
-    /// The server does not say.
+    /// If the query fails.
     #[must_use]
     pub fn now(&self) -> String {
         self.ask("SELECT (clock_timestamp() AT TIME ZONE 'UTC')::text")
     }
 
-    /// Waits until everything that was committed is in the archive, and ends the archiver.
+    /// Waits until everything committed is archived, then stops the archiver.
     ///
     /// # Panics
-    /// It does not come there.
+    /// On timeout.
     pub fn end(&mut self) {
         let place = self.ask("SELECT pg_current_wal_flush_lsn()::text");
-        self.until("the archiver has it", &format!("flush_lsn >= '{place}'"));
+        self.until("the archive is complete", &format!("flush_lsn >= '{place}'"));
         self.stop_archiver();
     }
 
-    /// The volume of the database is lost: its data directory is gone.
+    /// Deletes the data directory, to simulate the loss of the database's volume.
     ///
     /// # Panics
-    /// It cannot be removed.
+    /// If it cannot be deleted.
     pub fn destroy(&self) {
         self.server.stop_immediately();
         std::fs::remove_dir_all(self.server.data()).expect("the data directory can be removed");
     }
 
-    /// Makes the database what it was at `moment`, and starts it.
+    /// Restores the database to `moment` and starts it.
     ///
     /// # Panics
-    /// It fails.
+    /// If the script fails.
     pub fn restore(&self, moment: &str) {
         self.run(RESTORE, &[("TARGET_TIME", moment)]);
         self.server.restart();
@@ -83,17 +83,17 @@ impl<'a> Backup<'a> {
     }
 
     fn ask(&self, sql: &str) -> String {
-        self.store().rows(sql).expect("an answer").concat().concat()
+        self.store().rows(sql).expect("the query succeeds").concat().concat()
     }
 
     fn spawn(&self, script: &str, environment: &[(&str, &str)]) -> Child {
-        let dir = self.dir.to_str().expect("a path of ours");
+        let dir = self.dir.to_str().expect("the path is UTF-8");
         let environment: Vec<_> = environment.iter().copied().chain([("BACKUP_DIR", dir)]).collect();
         self.server.script(script, &environment, &self.log())
     }
 
     fn run(&self, script: &str, environment: &[(&str, &str)]) {
-        let status = self.spawn(script, environment).wait().expect("it is waited for once");
+        let status = self.spawn(script, environment).wait().expect("the script can be waited for");
         assert!(status.success(), "{status}: {}", self.log_text());
     }
 
@@ -109,8 +109,8 @@ impl<'a> Backup<'a> {
         let sql = format!("SELECT 1 FROM pg_stat_replication WHERE application_name = 'pg_receivewal' AND {condition}");
         let deadline = Instant::now() + PATIENCE;
         while self.store().rows(&sql).is_ok_and(|rows| rows.is_empty()) {
-            assert!(Instant::now() < deadline, "in vain: {what}: {}", self.log_text());
-            // Behind the end of a segment nothing is sent until something is written.
+            assert!(Instant::now() < deadline, "timed out waiting until {what}: {}", self.log_text());
+            // At the end of a segment nothing is sent until something is written.
             self.server.execute("SELECT pg_logical_emit_message(true, 'test', '')");
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -1,4 +1,4 @@
-//! Senders: threads that post batches, believe nothing but a complete answer, and write down what they know.
+//! Clients: threads that post batches, trust only complete responses, and record the outcomes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,27 +10,27 @@ use serde_json::Value;
 
 use crate::ledger::{Key, Ledger, Outcome, Post, write_line};
 
-/// A post with a key is sent again for this long.
+/// Time limit for the retries of a post with a key.
 const RESEND_FOR: Duration = Duration::from_secs(60);
 
-/// How much is sent, and how.
+/// What the clients send.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Concurrent clients, each with its own connection and one post in flight.
     pub clients: usize,
-    /// Records in one post.
+    /// Records per post.
     pub records: u32,
-    /// Length of a message.
+    /// Length of a message, in bytes.
     pub message_bytes: usize,
     /// `?ack=`.
     pub ack: &'static str,
-    /// A client's rest after each post.
+    /// A client's pause after each post.
     pub pause: Duration,
-    /// Posts of one client; then it stops by itself.
+    /// Posts per client, after which it stops.
     pub posts_max: u32,
-    /// Each post carries an `Idempotency-Key` and is sent again until it is acknowledged.
+    /// Whether each post has an `Idempotency-Key` and is retried until it is acknowledged.
     pub keyed: bool,
-    /// What is sent as `Authorization: Bearer`.
+    /// Bearer token.
     pub token: Option<&'static str>,
 }
 
@@ -50,13 +50,13 @@ impl Default for Load {
 }
 
 impl Load {
-    /// Bodies of about 4 MiB, so that a few of them fill a segment of the journal.
+    /// Bodies of about 4 MiB, so that a few of them fill a journal segment.
     #[must_use]
     pub fn large() -> Self {
         Self { clients: 2, records: 32, message_bytes: 128 << 10, ..Self::default() }
     }
 
-    /// Starts the clients; they go on, through refusals and lost connections, until [`Running::stop`].
+    /// Starts the clients, which continue through rejections and lost connections until [`Running::stop`].
     #[must_use]
     pub fn start(self, ledger: &Arc<Ledger>, to: SocketAddr) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
@@ -82,14 +82,14 @@ impl Load {
     }
 }
 
-/// Clients at work.
+/// Running clients.
 pub struct Running {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Running {
-    /// Lets each client finish its post and waits for it.
+    /// Stops the clients after their current post and waits for them.
     pub fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.join();
@@ -102,7 +102,7 @@ impl Running {
 
     fn join(&mut self) {
         for thread in self.threads.drain(..) {
-            thread.join().expect("a client has panicked");
+            thread.join().expect("no client panics");
         }
     }
 }
@@ -111,13 +111,13 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // The test has failed already where this is dropped with clients running.
+            // If this is dropped while clients are running, the test has already failed.
             let _ = thread.join();
         }
     }
 }
 
-/// One sender: sequential, over one kept connection.
+/// A client: sends sequentially over one keep-alive connection.
 pub struct Client<'a> {
     ledger: &'a Ledger,
     agent: ureq::Agent,
@@ -127,24 +127,24 @@ pub struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// A sender nobody was before.
+    /// Creates a new client.
     #[must_use]
     pub fn new(ledger: &'a Ledger, to: SocketAddr) -> Self {
         Self { ledger, agent: agent(Duration::from_secs(30)), to, id: ledger.new_client(), next: 0 }
     }
 
-    /// The key of the record that is sent next.
+    /// Key of the next record.
     #[must_use]
     pub fn next_key(&self) -> Key {
         Key { client: self.id, number: self.next }
     }
 
-    /// Sends one post of new records and writes down what became of it.
+    /// Sends a post of new records and records its outcome.
     pub fn post(&mut self, load: Load) -> Outcome {
         self.send_judged(load).0
     }
 
-    /// As [`Client::post`], for who wants to see the answer; none where no answer came.
+    /// As [`Client::post`], but returns the response; `None` without one.
     pub fn send(&mut self, load: Load) -> Option<Answer> {
         self.send_judged(load).1
     }
@@ -185,7 +185,7 @@ impl<'a> Client<'a> {
     fn judge(&self, answer: &Answer, post: Post) -> Outcome {
         match answer.status {
             200 if answer.json()["accepted"].as_u64() == Some(u64::from(post.count)) => Outcome::Acknowledged,
-            // A refusal promises that nothing is stored only where it says so; here it promises nothing.
+            // A rejection does not guarantee that nothing was stored, unless it says so.
             429 | 503 => {
                 if answer.retry_after.is_none() {
                     self.ledger.offend(format!("{} without Retry-After: {}", answer.status, answer.body));
@@ -193,14 +193,14 @@ impl<'a> Client<'a> {
                 Outcome::Unknown
             }
             status => {
-                self.ledger.offend(format!("{post:?} was answered {status} {}", answer.body));
+                self.ledger.offend(format!("{post:?} got {status} {}", answer.body));
                 Outcome::Unknown
             }
         }
     }
 }
 
-/// What a server said.
+/// A response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Status code.
@@ -212,14 +212,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or(Value::Null)
     }
 }
 
-/// An HTTP client that reports every status as an answer and never waits longer than `within`.
+/// Creates an HTTP client that returns a response for every status and waits up to `within`.
 #[must_use]
 pub fn agent(within: Duration) -> ureq::Agent {
     ureq::Agent::config_builder().timeout_global(Some(within)).http_status_as_error(false).build().into()
@@ -228,7 +228,7 @@ pub fn agent(within: Duration) -> ureq::Agent {
 /// Posts `body` once.
 ///
 /// # Errors
-/// No complete answer came.
+/// No complete response.
 pub fn post_body(agent: &ureq::Agent, url: &str, kind: &str, body: &str) -> Result<Answer, ureq::Error> {
     read(agent.post(url).header("content-type", kind).send(body)?)
 }
@@ -236,7 +236,7 @@ pub fn post_body(agent: &ureq::Agent, url: &str, kind: &str, body: &str) -> Resu
 /// Gets `url` once.
 ///
 /// # Errors
-/// No complete answer came.
+/// No complete response.
 pub fn get(agent: &ureq::Agent, url: &str) -> Result<Answer, ureq::Error> {
     read(agent.get(url).call()?)
 }
@@ -244,7 +244,7 @@ pub fn get(agent: &ureq::Agent, url: &str) -> Result<Answer, ureq::Error> {
 /// Gets `url` once, with a token.
 ///
 /// # Errors
-/// No complete answer came.
+/// No complete response.
 pub fn get_as(agent: &ureq::Agent, token: &str, url: &str) -> Result<Answer, ureq::Error> {
     read(agent.get(url).header("authorization", format!("Bearer {token}")).call()?)
 }
@@ -257,7 +257,7 @@ fn read(mut response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq::
     Ok(Answer { status, retry_after, body })
 }
 
-/// Now, as RFC 3339.
+/// Returns the current time as RFC 3339.
 #[must_use]
 pub fn now_text() -> String {
     jiff::Timestamp::now().to_string()

@@ -1,30 +1,30 @@
-//! Disks that are small, and disks that lose power. Both take root.
+//! Small disks, and disks that lose power. Both need root.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Whether file systems can be mounted here.
+/// Returns whether this process can mount file systems.
 #[must_use]
 pub fn may_mount() -> bool {
     // SAFETY: `geteuid` always succeeds and touches no memory.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// A mounted file system; unmounted with its value.
+/// A mounted file system; unmounted on drop.
 pub struct Disk {
     at: PathBuf,
     image: Option<PathBuf>,
 }
 
-/// ext4's and XFS's ioctl that stops a file system at once.
+/// ioctl of ext4 and XFS that shuts a file system down immediately.
 const FS_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
-/// … and forgets what its journal has not yet written.
+/// Flag of the ioctl that discards what the file system's journal has not written yet.
 static FS_SHUTDOWN_FLAGS_NOLOGFLUSH: u32 = 2;
 
 impl Disk {
-    /// A memory disk of `bytes` at `at`.
+    /// Mounts a tmpfs of `bytes` at `at`.
     #[must_use]
     pub fn small(at: &Path, bytes: u64) -> Self {
         std::fs::create_dir_all(at).expect("a mount point");
@@ -32,7 +32,7 @@ impl Disk {
         Self { at: at.to_owned(), image: None }
     }
 
-    /// An ext4 of `bytes` in a file, at `at`. What is not fsynced stays in memory as long as the kernel can help it.
+    /// Mounts an ext4 image of `bytes` at `at`. Unsynced data stays in memory as long as possible.
     #[must_use]
     pub fn ext4(at: &Path, bytes: u64) -> Self {
         std::fs::create_dir_all(at).expect("a mount point");
@@ -44,13 +44,13 @@ impl Disk {
         disk
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.at
     }
 
-    /// Takes the power away: nothing that is not on the disk by now will ever be.
+    /// Simulates power loss: anything that is not on disk yet is lost.
     pub fn power_off(&self) {
         let directory = File::open(&self.at).expect("the mount point");
         // SAFETY: the ioctl reads one u32 behind the pointer.
@@ -59,7 +59,7 @@ impl Disk {
         assert_eq!(done, 0, "FS_IOC_SHUTDOWN: {}", std::io::Error::last_os_error());
     }
 
-    /// Gives it back. Whoever had files open must have ended.
+    /// Restores power. Processes with open files must have ended.
     pub fn power_on(&self) {
         run(Command::new("umount").arg(&self.at));
         self.mount_image();
@@ -73,7 +73,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a process that a failed test left behind must not keep the mount for ever.
+        // Lazily: a process left behind by a failed test must not keep the mount forever.
         let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
@@ -94,9 +94,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_synced_is_gone_after_the_power_was_off() {
+    fn unsynced_data_is_lost_at_power_loss() {
         if !may_mount() {
-            eprintln!("skipped: takes root");
+            eprintln!("skipped: needs root");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -1,13 +1,14 @@
-//! What a test takes from a registry, installed once below the target directory.
+//! Packages from registries that tests use, installed once below the target directory.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// The folder below `below` in which `install` has put what `wanted` lists; none, loudly, where the registry cannot be reached.
+/// Returns the directory below `below` where `install` has installed the packages in `wanted`, or `None` (with a message) if
+/// the registry cannot be reached.
 ///
 /// # Panics
-/// Anything else keeps it from being installed.
+/// If the installation fails for any other reason.
 #[must_use]
 pub fn installed(
     below: &Path,
@@ -29,28 +30,28 @@ pub fn installed(
             Some(dir)
         }
         Err(error) if UNREACHABLE.iter().any(|sign| error.contains(sign)) => {
-            eprintln!("PASSED OVER: {name} cannot be installed, its registry is out of reach: {error}");
+            eprintln!("SKIPPED: {name} cannot be installed, its registry is unreachable: {error}");
             None
         }
-        Err(error) => panic!("{name} cannot be installed: {error}"),
+        Err(error) => panic!("cannot install {name}: {error}"),
     }
 }
 
-/// How pip and npm say that they reach nobody.
+/// Network errors in the output of pip and npm.
 const UNREACHABLE: [&str; 6] =
     ["NewConnectionError", "ConnectTimeoutError", "Failed to establish", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED"];
 
-/// Runs `command` to its end.
+/// Runs `command` to completion.
 ///
 /// # Errors
-/// It cannot be started, or fails: what it said.
+/// The output, if it cannot be started or fails.
 pub fn run(command: &mut Command) -> Result<(), String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &*String::from_utf8_lossy(&output.stderr);
     output.status.success().then_some(()).ok_or_else(|| format!("{command:?}: {}: {said}", output.status))
 }
 
-/// The interpreter of a virtual environment below `below` that has what the file `requirements` lists.
+/// Returns the interpreter of a virtual environment below `below` with the packages in the file `requirements`.
 ///
 /// # Panics
 /// See [`installed`].
@@ -64,7 +65,7 @@ pub fn python(below: &Path, requirements: &Path) -> Option<PathBuf> {
     Some(dir.join("bin/python"))
 }
 
-/// A folder of Node's modules below `below` that has what the file `package` lists.
+/// Returns a directory of Node.js modules below `below` with the packages in the file `package`.
 ///
 /// # Panics
 /// See [`installed`].

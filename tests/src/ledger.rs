@@ -1,9 +1,9 @@
-//! What was sent and what became of it, as the senders know it: the truth that the database is
-//! held against. It lives outside the process that is killed.
+//! What the clients sent and the responses they got: the ground truth for checking the database. It lives outside the
+//! process that is killed.
 //!
-//! - A record's text follows from its key alone, so that nothing but the outcome of each post has
-//!   to be remembered and a stored message can be compared whole.
-//! - A key is used once. Whoever sends again after an unknown outcome takes new keys.
+//! - A record's text is derived from its key, so that only the outcome of each post must be remembered, and a stored
+//!   message can be compared completely.
+//! - A key is used once. A retry after an unknown outcome uses new keys.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +15,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Names one record for ever: who sent it, and which of the sender's records it is.
+/// Unique key of a record: the client and the number of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// The client.
+    /// The client's number.
     pub client: u32,
     /// Counts the client's records from 0.
     pub number: u32,
@@ -38,11 +38,11 @@ impl FromStr for Key {
             let (client, number) = text.strip_prefix('c')?.split_once('-')?;
             Some(Self { client: client.parse().ok()?, number: number.parse().ok()? })
         };
-        parse().ok_or_else(|| format!("{text:?} is not a key"))
+        parse().ok_or_else(|| format!("invalid key {text:?}"))
     }
 }
 
-/// The message of `key`: the key, the length, and text up to that length.
+/// Returns the message for `key`: the key, the length, and filler up to that length.
 #[must_use]
 pub fn message(key: Key, bytes: usize) -> String {
     let mut text = format!("{key}/{bytes} ");
@@ -56,10 +56,10 @@ pub fn message(key: Key, bytes: usize) -> String {
     text
 }
 
-/// Reads the key back out of a message; the error says what of it is not as it was sent.
+/// Parses the key from a message and verifies the rest.
 ///
 /// # Errors
-/// The message is not one that [`message`] makes.
+/// The message was not created by [`message`], or was changed.
 pub fn key_of(text: &str) -> Result<Key, String> {
     let shown = || text.chars().take(40).collect::<String>();
     let head = text.split(' ').next().unwrap_or_default();
@@ -69,7 +69,7 @@ pub fn key_of(text: &str) -> Result<Key, String> {
     if text == message(key, bytes) { Ok(key) } else { Err(format!("the text of {key} was changed: {:?}", shown())) }
 }
 
-/// A checksum of `text` in the form in which it stands in a record's attributes.
+/// Returns a checksum of `text` as stored in a record's attributes.
 #[must_use]
 pub fn checksum(text: &str) -> String {
     let mut hasher = DefaultHasher::new();
@@ -77,7 +77,7 @@ pub fn checksum(text: &str) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-/// One record as a line of NDJSON.
+/// Returns a record as a line of NDJSON.
 pub fn write_line(body: &mut String, key: Key, bytes: usize, now: &str) {
     let message = message(key, bytes);
     let sum = checksum(&message);
@@ -88,7 +88,7 @@ pub fn write_line(body: &mut String, key: Key, bytes: usize, now: &str) {
     );
 }
 
-/// Text that compresses badly: repeated filler would make a database's work look smaller than it is.
+/// Returns text that compresses badly: repetitive filler would understate the database's work.
 fn filler() -> &'static str {
     static FILLER: OnceLock<String> = OnceLock::new();
     FILLER.get_or_init(|| {
@@ -97,37 +97,37 @@ fn filler() -> &'static str {
     })
 }
 
-/// What a sender knows of one post.
+/// Outcome of a post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// 200 with as many accepted as were sent: each record must be in the database, once.
+    /// 200 with all records accepted: each must be in the database exactly once.
     Acknowledged,
-    /// No answer, or a refusal: it may be in the database, then whole and once.
+    /// No response, or a rejection: the post is either in the database completely and exactly once, or not at all.
     Unknown,
 }
 
-/// One post: `count` records of `client` from the number `first`.
+/// A post: `count` records of `client` starting at number `first`.
 #[derive(Clone, Copy, Debug)]
 pub struct Post {
-    /// Who sent it.
+    /// The client.
     pub client: u32,
-    /// The first record's number.
+    /// Number of the first record.
     pub first: u32,
-    /// How many records.
+    /// Number of records.
     pub count: u32,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
 impl Post {
-    /// The keys of its records.
+    /// Returns the keys of its records.
     pub fn keys(&self) -> impl Iterator<Item = Key> + use<> {
         let Self { client, first, count, .. } = *self;
         (first..first + count).map(move |number| Key { client, number })
     }
 }
 
-/// All posts of all clients, in each client's order.
+/// All posts of all clients, in order per client.
 #[derive(Debug, Default)]
 pub struct Ledger {
     inner: Mutex<Inner>,
@@ -140,7 +140,7 @@ struct Inner {
 }
 
 impl Ledger {
-    /// A client that nobody was before.
+    /// Registers a new client.
     pub fn new_client(&self) -> u32 {
         let mut inner = self.lock();
         let client = u32::try_from(inner.posts.len()).expect("fewer than 2^32 clients");
@@ -148,36 +148,36 @@ impl Ledger {
         client
     }
 
-    /// Writes down what became of a post.
+    /// Records the outcome of a post.
     pub fn enter(&self, post: Post) {
         self.lock().posts.entry(post.client).or_default().push(post);
     }
 
-    /// Writes down an answer that the contract does not know.
+    /// Records a response that the contract does not allow.
     pub fn offend(&self, what: String) {
         self.lock().offences.push(what);
     }
 
-    /// Answers that the contract does not know.
+    /// Returns the responses that the contract does not allow.
     #[must_use]
     pub fn offences(&self) -> Vec<String> {
         self.lock().offences.clone()
     }
 
-    /// Every post of every client.
+    /// Returns all posts of all clients.
     #[must_use]
     pub fn posts(&self) -> Vec<Post> {
         self.lock().posts.values().flatten().copied().collect()
     }
 
-    /// Records with this outcome.
+    /// Returns the number of records with this outcome.
     #[must_use]
     pub fn records(&self, outcome: Outcome) -> u64 {
         self.posts().iter().filter(|post| post.outcome == outcome).map(|post| u64::from(post.count)).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A client that panicked has still told the truth up to then.
+        // The entries of a client that panicked are still valid.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_tells_its_key_and_betrays_a_single_changed_byte() {
+    fn a_message_contains_its_key_and_a_changed_byte_is_detected() {
         let key = Key { client: 3, number: 17 };
         for bytes in [0, 40, 200_000] {
             assert_eq!(key_of(&message(key, bytes)), Ok(key));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_neighbours_differ_beyond_the_key() {
+    fn messages_of_consecutive_keys_differ_beyond_the_key() {
         let [a, b] = [1, 2].map(|number| message(Key { client: 0, number }, 100));
         assert_ne!(a[12..], b[12..]);
     }

@@ -1,4 +1,4 @@
-//! Log lines as programs write them, each with what must be understood of it.
+//! Log lines as programs write them, each with the expected parse result.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,10 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
-/// A line, and the record that it must become.
+/// A line and the expected record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Line {
-    /// As it is written.
+    /// The line.
     pub text: String,
     /// Event time in microseconds since 1970.
     pub ts_us: i64,
@@ -44,7 +44,7 @@ const AGENTS: [&str; 6] = [
 const STATUSES: [(u16, u8); 9] =
     [(200, 9), (200, 9), (200, 9), (206, 9), (301, 9), (304, 9), (403, 13), (404, 13), (500, 17)];
 
-/// One line of a web server's combined log, in one of several time zones.
+/// Returns a line of a web server's combined log, in one of several time zones.
 #[must_use]
 pub fn access_log(random: &mut StdRng, now: Timestamp) -> Line {
     let at = Timestamp::from_second(now.as_second() - random.random_range(0..86_400)).expect("yesterday is a time");
@@ -64,7 +64,7 @@ pub fn access_log(random: &mut StdRng, now: Timestamp) -> Line {
     Line { message: text.clone(), text, ts_us: at.as_microsecond(), severity }
 }
 
-/// One line of a program that writes JSON, under one of the names and spellings that are about.
+/// Returns a JSON line, with one of the common field names and spellings.
 #[must_use]
 pub fn json(random: &mut StdRng, now: Timestamp) -> Line {
     let at_us = now.as_microsecond() - random.random_range(0..86_400_000_000);

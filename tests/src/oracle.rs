@@ -1,4 +1,4 @@
-//! Decides whether a database holds what the contract promises, given what the senders know. Pure.
+//! Checks a database's contents against what the clients sent and what was acknowledged. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::ledger::{Key, Outcome, Post, checksum, key_of};
 
-/// One record as the store has it.
+/// A stored record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// `lane_id << 44 | ordinal`.
@@ -18,25 +18,25 @@ pub struct Stored {
     pub attributes: String,
 }
 
-/// One lane's row as the store has it.
+/// A lane's row in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneTotals {
-    /// The number that stands in its records' ids.
+    /// The number in its records' ids.
     pub lane_id: i64,
-    /// Rows it says it has.
+    /// Its count of rows.
     pub rows: i64,
-    /// Dead letters it says it has.
+    /// Its count of dead letters.
     pub dead: i64,
-    /// Records it says were lost.
+    /// Its count of lost records.
     pub lost: i64,
-    /// Records before it that another copy of its journal stored under other ids.
+    /// Earlier records that another copy of its journal stored under other ids.
     pub inherited: i64,
 }
 
-/// Everything that is compared.
+/// The compared contents of a store.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
-    /// The rows of the table.
+    /// The rows.
     pub rows: Vec<Stored>,
     /// The dead letters.
     pub dead: Vec<Stored>,
@@ -44,45 +44,45 @@ pub struct Contents {
     pub lanes: Vec<LaneTotals>,
 }
 
-/// One way in which the contract is broken.
+/// A violation of the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// Acknowledged and nowhere.
+    /// Acknowledged, but not stored.
     Lost(Vec<Key>),
-    /// In the store more than once.
+    /// Stored more than once.
     Doubled(Vec<Key>),
-    /// In the store and never sent, or not as it was sent.
+    /// Stored, but never sent, or changed.
     Altered(Vec<String>),
-    /// Some records of a post are there, others are not.
+    /// Only part of a post is stored.
     Torn(Vec<Key>),
-    /// Records of one client that stand in their lane in another order than they were sent.
+    /// Records of one client that are stored in their lane in another order than they were sent.
     Disordered(Vec<(Key, Key)>),
-    /// Two records with one id.
+    /// Two records with the same id.
     IdTwice(Vec<i64>),
-    /// Numbers that do not add up.
+    /// Inconsistent counts.
     Accounting(String),
-    /// An answer that the contract does not know.
+    /// A response that the contract does not allow.
     Answer(String),
-    /// `logweir verify` found something, or did not run.
+    /// `logweir verify` reported a problem or failed.
     Verify(String),
-    /// The system did not come back to work.
+    /// The system did not recover.
     Stuck(String),
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost(keys) => list(f, "acknowledged, and not in the store", keys),
-            Self::Doubled(keys) => list(f, "in the store more than once", keys),
-            Self::Altered(what) => list(f, "in the store, and not as it was sent", what),
-            Self::Torn(keys) => list(f, "missing, though the rest of the same post is there", keys),
+            Self::Lost(keys) => list(f, "acknowledged, but not stored", keys),
+            Self::Doubled(keys) => list(f, "stored more than once", keys),
+            Self::Altered(what) => list(f, "stored, but not as sent", what),
+            Self::Torn(keys) => list(f, "missing, although the rest of the same post is stored", keys),
             Self::Disordered(pairs) => {
                 let pairs: Vec<_> = pairs.iter().map(|(first, second)| format!("{first} before {second}")).collect();
-                list(f, "in an order in which they were not sent", &pairs)
+                list(f, "stored in another order than sent", &pairs)
             }
             Self::IdTwice(ids) => list(f, "ids used twice", ids),
-            Self::Accounting(what) => write!(f, "the accounting does not add up: {what}"),
-            Self::Answer(what) => write!(f, "an answer outside of the contract: {what}"),
+            Self::Accounting(what) => write!(f, "inconsistent accounting: {what}"),
+            Self::Answer(what) => write!(f, "a response that violates the contract: {what}"),
             Self::Verify(what) => write!(f, "logweir verify: {what}"),
             Self::Stuck(what) => write!(f, "stuck: {what}"),
         }
@@ -95,7 +95,7 @@ fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, what: &str, items: &[T]) ->
     if items.len() > 20 { f.write_str(" …") } else { Ok(()) }
 }
 
-/// Compares the store with what the senders know. Empty: the contract is kept.
+/// Compares the store with the ledger. Returns all violations.
 #[must_use]
 pub fn examine(posts: &[Post], contents: &Contents) -> Vec<Violation> {
     let mut altered = Vec::new();
@@ -139,11 +139,11 @@ pub fn examine(posts: &[Post], contents: &Contents) -> Vec<Violation> {
     add(disordered.is_empty(), Violation::Disordered(disordered));
     let twice = ids_used_twice(contents);
     add(twice.is_empty(), Violation::IdTwice(twice));
-    violations.extend(lanes_that_do_not_add_up(contents).into_iter().map(Violation::Accounting));
+    violations.extend(inconsistent_lanes(contents).into_iter().map(Violation::Accounting));
     violations
 }
 
-/// Which record it is, if it is one that a client sends and is as it was sent.
+/// Returns the key of a record that is stored as a client sent it.
 fn identify(stored: &Stored) -> Result<Key, String> {
     let key = key_of(&stored.message)?;
     let attributes: Value =
@@ -154,8 +154,8 @@ fn identify(stored: &Stored) -> Result<Key, String> {
     Ok(key)
 }
 
-/// Neighbours in a lane that stand in the wrong order. Only acknowledged posts have an order: a client
-/// sends the next one after the answer, while a post without an answer may still be on its way.
+/// Returns consecutive records of a lane that are in the wrong order. Only acknowledged posts are ordered: a client sends the
+/// next one after the response, while a post without a response can still be in flight.
 fn disordered(posts: &[Post], found: &HashMap<Key, i64>) -> Vec<(Key, Key)> {
     let mut wrong = Vec::new();
     let mut last: HashMap<(u32, i64), (i64, Key)> = HashMap::new();
@@ -175,8 +175,8 @@ fn ids_used_twice(contents: &Contents) -> Vec<i64> {
     contents.rows.iter().chain(&contents.dead).map(|stored| stored.id).filter(|id| !seen.insert(*id)).collect()
 }
 
-/// A lane's row must say how many rows and dead letters there are, and no ordinal may lie beyond its end.
-fn lanes_that_do_not_add_up(contents: &Contents) -> Vec<String> {
+/// Checks that a lane's row has the right counts of rows and dead letters, and that no ordinal is beyond its end.
+fn inconsistent_lanes(contents: &Contents) -> Vec<String> {
     let mut counted: BTreeMap<i64, LaneTotals> = BTreeMap::new();
     let mut newest: BTreeMap<i64, i64> = BTreeMap::new();
     for (stored, is_row) in
@@ -193,18 +193,18 @@ fn lanes_that_do_not_add_up(contents: &Contents) -> Vec<String> {
         let have = counted.remove(&said.lane_id).unwrap_or_default();
         if (said.rows, said.dead) != (have.rows, have.dead) {
             wrong.push(format!(
-                "lane {} says {} rows and {} dead letters, the store holds {} and {}",
+                "lane {} counts {} rows and {} dead letters, the store has {} and {}",
                 said.lane_id, said.rows, said.dead, have.rows, have.dead
             ));
         }
-        let settled = said.rows + said.dead + said.lost + said.inherited;
+        let accounted = said.rows + said.dead + said.lost + said.inherited;
         if let Some(newest) = newest.get(&said.lane_id)
-            && *newest > settled
+            && *newest > accounted
         {
-            wrong.push(format!("lane {} has settled {settled} records and holds ordinal {newest}", said.lane_id));
+            wrong.push(format!("lane {} accounts for {accounted} records, but has ordinal {newest}", said.lane_id));
         }
         if said.lost != 0 {
-            wrong.push(format!("lane {} says that {} records are lost", said.lane_id, said.lost));
+            wrong.push(format!("lane {} counts {} lost records", said.lane_id, said.lost));
         }
     }
     wrong.extend(counted.values().map(|lane| format!("{} rows of lane {}, which has no row", lane.rows, lane.lane_id)));
@@ -232,7 +232,7 @@ mod tests {
         Contents { rows, dead: Vec::new(), lanes }
     }
 
-    /// Two posts of one client, the second unanswered, and a store that has both.
+    /// Two posts of one client, the second without a response, and a store that has both.
     fn good() -> (Vec<Post>, Contents) {
         let posts = vec![post(0, 0, 2, Outcome::Acknowledged), post(0, 2, 2, Outcome::Unknown)];
         (posts, contents((0..4).map(|n| stored(0, n, i64::from(n) + 1)).collect()))
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_has_everything_once_is_fine_with_and_without_the_unanswered() {
+    fn a_store_with_everything_once_passes_with_and_without_the_unacknowledged_post() {
         assert_eq!(findings(|_, _| {}), []);
         let without = |_: &mut Vec<Post>, store: &mut Contents| {
             store.rows.truncate(2);
@@ -273,7 +273,7 @@ mod tests {
             store.rows.remove(1);
             store.lanes[0].rows = 3;
         };
-        // Ordinal 4 beyond three settled records is the second trace of the same loss.
+        // Ordinal 4 beyond three accounted records is a second symptom of the same loss.
         assert_eq!(findings(lose)[0], Violation::Lost(vec![key(0, 1)]));
     }
 
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_nobody_sent_and_a_changed_attribute_are_found() {
+    fn a_record_that_was_never_sent_and_a_changed_attribute_are_found() {
         let foreign = |posts: &mut Vec<Post>, _: &mut Contents| posts.truncate(1);
         assert!(matches!(&findings(foreign)[..], [Violation::Altered(what)] if what.len() == 2));
         let changed = |_: &mut Vec<Post>, store: &mut Contents| {
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_post_is_found() {
+    fn a_partially_stored_post_is_found() {
         let tear = |_: &mut Vec<Post>, store: &mut Contents| {
             store.rows.truncate(3);
             store.lanes[0].rows = 3;
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_order_inside_a_lane_is_found_and_across_lanes_is_fine() {
+    fn a_wrong_order_within_a_lane_is_found_and_across_lanes_is_ignored() {
         let swap = |_: &mut Vec<Post>, store: &mut Contents| {
             (store.rows[0].id, store.rows[1].id) = (store.rows[1].id, store.rows[0].id);
         };
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_used_twice_and_totals_that_are_wrong_are_found() {
+    fn a_duplicate_id_and_wrong_totals_are_found() {
         let twice = |_: &mut Vec<Post>, store: &mut Contents| store.rows[3].id = store.rows[2].id;
         assert_eq!(findings(twice), [Violation::IdTwice(vec![1 << 44 | 3])]);
         for (rows, dead, lost) in [(3, 0, 0), (4, 1, 0), (4, 0, 1)] {

@@ -1,10 +1,10 @@
 //! A real PostgreSQL for tests.
 //!
-//! - [`database`] gives a fresh, empty database on a server that all tests of one binary share. With
-//!   `LOGWEIR_TEST_DATABASE_URL` in the environment the server is that one (a TimescaleDB, say).
-//! - [`Server::start`] gives a server of one's own, to be stopped, killed, frozen and started again.
+//! - [`database`] returns a new, empty database on a server that all tests of one binary share. `LOGWEIR_TEST_DATABASE_URL`
+//!   overrides the server (with a TimescaleDB, for example).
+//! - [`Server::start`] starts a private server, to be stopped, killed, frozen and restarted.
 //! - A server listens on a free port of 127.0.0.1 and on a socket in its temporary directory, and ends with the test
-//!   process, however that ends.
+//!   process in any case.
 
 use std::io::Write as _;
 use std::os::unix::fs::chown;
@@ -22,22 +22,22 @@ use crate::store::Store;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How a private server is set up.
+/// Options of a private server.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whether it fsyncs; needed only where the machine's disk is part of the test.
+    /// Whether it fsyncs; needed only if the machine's disk is part of the test.
     pub fsync: bool,
     /// Lines for `postgresql.conf`.
     pub settings: Vec<(&'static str, String)>,
-    /// Lines for `pg_hba.conf`, before the one that lets everybody in.
+    /// Lines for `pg_hba.conf`, in front of the one that trusts every user.
     pub hba: Vec<&'static str>,
-    /// Files for the data directory, such as certificates (mode 0600).
+    /// Files to create in the data directory, such as certificates (mode 0600).
     pub files: Vec<(&'static str, String)>,
 }
 
-/// A server in a directory of its own. Ends when it is dropped.
+/// A server with its own directory; stopped on drop.
 pub struct Server {
-    /// Ours unless the server is somebody else's.
+    /// Unset if the server was not started by this process.
     dir: tempfile::TempDir,
     port: u16,
     process: Mutex<Option<Child>>,
@@ -53,14 +53,14 @@ fn bin(name: &str) -> PathBuf {
     versions.pop().expect("a PostgreSQL server is installed")
 }
 
-/// uid and gid of the user `postgres`, if we are root: the server refuses root.
+/// Returns uid and gid of the user `postgres` if this process is root, which the server rejects.
 fn server_user() -> Option<(u32, u32)> {
     // SAFETY: reads the process's own uid.
     if unsafe { libc::geteuid() } != 0 {
         return None;
     }
-    let users = std::fs::read_to_string("/etc/passwd").expect("there is an /etc/passwd");
-    let line = users.lines().find(|line| line.starts_with("postgres:")).expect("there is a user postgres");
+    let users = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd exists");
+    let line = users.lines().find(|line| line.starts_with("postgres:")).expect("the user postgres exists");
     let mut fields = line.split(':').skip(2);
     let mut number = || fields.next().and_then(|field| field.parse().ok()).expect("passwd has a uid and a gid");
     Some((number(), number()))
@@ -78,12 +78,12 @@ fn as_server(mut command: Command) -> Command {
     command
 }
 
-/// Starts `command` from a thread that never ends, so that the kernel ends the child when this process is gone, and only
-/// then: the death signal is tied to the thread that made the child.
+/// Starts `command` from a thread that never ends, so that the kernel kills the child exactly when this process ends: the
+/// parent-death signal is tied to the thread that created the child.
 fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
     type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
-    // SAFETY: prctl is async-signal-safe and touches nothing of ours.
+    // SAFETY: prctl is async-signal-safe and touches no memory of this process.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGQUIT) {
             0 => Ok(()),
@@ -100,20 +100,20 @@ fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
         Mutex::new(jobs)
     });
     let (answer, child) = mpsc::channel();
-    spawner.lock().expect("nobody panics with it").send((command, answer)).expect("the spawner never ends");
-    child.recv().expect("the spawner answers")
+    spawner.lock().expect("the lock is not poisoned").send((command, answer)).expect("the spawner never ends");
+    child.recv().expect("the spawner responds")
 }
 
 impl Server {
-    /// Makes a data directory and starts a server on it.
+    /// Creates a data directory and starts a server on it.
     ///
     /// # Panics
-    /// When it does not start; its log is in the message.
+    /// If it does not start; the message contains its log.
     #[must_use]
     pub fn start(options: &Options) -> Self {
         let dir = tempfile::Builder::new().prefix("logweir-pg-").tempdir().expect("a temporary directory");
         if let Some((uid, gid)) = server_user() {
-            chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
+            chown(dir.path(), Some(uid), Some(gid)).expect("root can change the owner of a directory");
         }
         let server = Self { dir, port: free_addr().port(), process: Mutex::new(None) };
         let output = command("initdb")
@@ -128,7 +128,7 @@ impl Server {
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
-        self.process.lock().expect("nobody panics with it")
+        self.process.lock().expect("the lock is not poisoned")
     }
 
     /// The data directory.
@@ -151,7 +151,7 @@ impl Server {
         append(&self.data().join("postgresql.conf"), &conf);
         if !options.hba.is_empty() {
             let hba = self.data().join("pg_hba.conf");
-            let rest = std::fs::read_to_string(&hba).expect("initdb made pg_hba.conf");
+            let rest = std::fs::read_to_string(&hba).expect("initdb creates pg_hba.conf");
             std::fs::write(&hba, format!("{}\n{rest}", options.hba.join("\n"))).expect("pg_hba.conf is writable");
         }
         for (name, text) in &options.files {
@@ -159,12 +159,12 @@ impl Server {
             append(&path, text);
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
             if let Some((uid, gid)) = server_user() {
-                chown(&path, Some(uid), Some(gid)).expect("root may give a file away");
+                chown(&path, Some(uid), Some(gid)).expect("root can change the owner of a file");
             }
         }
     }
 
-    /// Starts the process and waits until it answers.
+    /// Starts the process and waits until it accepts connections.
     fn run(&self) {
         let log = self.dir.path().join("log");
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
@@ -191,22 +191,22 @@ impl Server {
         self.port
     }
 
-    /// The URL of `database` for the superuser.
+    /// Returns the URL of `database` for the superuser.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// The directory of the unix socket.
+    /// Directory of the Unix socket.
     #[must_use]
     pub fn socket_dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The postmaster's pid.
+    /// Process id of the postmaster.
     ///
     /// # Panics
-    /// When it does not run.
+    /// If it is not running.
     #[must_use]
     pub fn pid(&self) -> i32 {
         let process = self.process();
@@ -222,10 +222,10 @@ impl Server {
         }
     }
 
-    /// Runs the shell script `text` beside it, as its user and with its programs; ends with the test process.
+    /// Runs the shell script `text` as the server's user with its programs in `PATH`; it ends with the test process.
     ///
     /// # Panics
-    /// There is no shell.
+    /// If sh cannot be started.
     #[must_use]
     pub fn script(&self, text: &str, environment: &[(&str, &str)], log: &Path) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(log).expect("the log can be written");
@@ -245,48 +245,48 @@ impl Server {
         spawn_tied(command).expect("sh runs")
     }
 
-    /// Stops it the fast way: sessions are told 57P01.
+    /// Fast shutdown: sessions get 57P01.
     pub fn stop(&self) {
         self.end(libc::SIGINT);
     }
 
-    /// Stops it the immediate way: sessions are cut off, the next start recovers.
+    /// Immediate shutdown: sessions are cut off, and the next start recovers.
     pub fn stop_immediately(&self) {
         self.end(libc::SIGQUIT);
     }
 
-    /// Runs one statement in the database `postgres`.
+    /// Runs a statement in the database `postgres`.
     ///
     /// # Panics
-    /// When the server refuses it.
+    /// If it fails.
     pub fn execute(&self, sql: &str) {
-        Store::Postgres(self.url("postgres")).rows(sql).expect("the statement");
+        Store::Postgres(self.url("postgres")).rows(sql).expect("the statement succeeds");
     }
 
-    /// `kill -9` to the postmaster, and waits until its backends are gone too.
+    /// Kills the postmaster with SIGKILL and waits until its backends have ended.
     pub fn kill(&self) {
         let backends = children(self.pid());
         self.end(libc::SIGKILL);
         for pid in backends {
-            // SAFETY: only asks whether the process is still there; a reused pid would make us wait longer, no more.
+            // SAFETY: only checks whether the process exists; a reused pid would merely prolong the wait.
             wait_until("the backends end", || unsafe { libc::kill(pid, 0) } != 0);
         }
     }
 
-    /// Starts it again after [`Server::stop`] or [`Server::kill`].
+    /// Restarts it after [`Server::stop`] or [`Server::kill`].
     pub fn restart(&self) {
         self.run();
     }
 
-    /// Makes every new transaction read-only (25006), or not; returns when the setting has arrived.
+    /// Makes every new transaction read-only (25006), or not. Returns when the setting is in effect.
     ///
     /// # Panics
-    /// When the server refuses.
+    /// If a statement fails.
     pub async fn set_read_only(&self, on: bool) {
         let value = if on { "on" } else { "off" };
         let admin = connect(&self.url("postgres")).await;
         for sql in [
-            // The setting must not stand in its own way.
+            // The setting must not prevent its own change.
             "SET default_transaction_read_only = off",
             &format!("ALTER SYSTEM SET default_transaction_read_only = {value}"),
             "SELECT pg_reload_conf()",
@@ -300,7 +300,7 @@ impl Server {
             if row.get::<_, &str>(0) == value {
                 return;
             }
-            assert!(Instant::now() < deadline, "the setting does not arrive");
+            assert!(Instant::now() < deadline, "the setting does not take effect");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -332,22 +332,22 @@ fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// Polls `condition` for ten seconds.
+/// Polls `condition` for up to ten seconds.
 ///
 /// # Panics
-/// When it never holds.
+/// On timeout.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A plain client.
+/// Connects a client.
 ///
 /// # Panics
-/// When the server cannot be reached.
+/// If the server is unreachable.
 pub async fn connect(url: &str) -> Client {
     let (client, connection) =
         tokio_postgres::connect(url, NoTls).await.unwrap_or_else(|error| panic!("{url}: {error:?}"));
@@ -355,18 +355,18 @@ pub async fn connect(url: &str) -> Client {
     client
 }
 
-/// A fresh database. On a server of ours it goes with the server, on another when this is dropped.
+/// A new database. On a private server it is deleted with the server, elsewhere on drop.
 pub struct TestDatabase {
     /// Its URL.
     pub url: String,
-    /// Where to say `DROP DATABASE`, and its name.
+    /// URL for `DROP DATABASE`, and the database's name.
     foreign: Option<(String, String)>,
 }
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let Some((url, name)) = self.foreign.take() else { return };
-        // A test's own runtime may be the one that runs this drop, and cannot be waited for from inside.
+        // The drop may run in a test's own runtime, which cannot be blocked on from inside.
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
@@ -381,10 +381,10 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 static SHARED_PID: AtomicI32 = AtomicI32::new(0);
 static SHARED_DIR: OnceLock<PathBuf> = OnceLock::new();
 
-/// The shared server outlives every test, and statics are never dropped: the process's exit ends it.
+/// Stops the shared server at process exit: it outlives every test, and statics are never dropped.
 extern "C" fn end_shared() {
     let pid = SHARED_PID.load(Ordering::Relaxed);
-    // SAFETY: our own child, which nobody else waits for.
+    // SAFETY: the process is a child of this one that nothing else waits for.
     unsafe {
         libc::kill(pid, libc::SIGQUIT);
         libc::waitpid(pid, std::ptr::null_mut(), 0);
@@ -406,10 +406,10 @@ fn shared() -> &'static Server {
     })
 }
 
-/// A fresh database on the shared server.
+/// Creates a new database on the shared server.
 ///
 /// # Panics
-/// When there is none to be had.
+/// If it cannot be created.
 pub async fn database() -> TestDatabase {
     match std::env::var("LOGWEIR_TEST_DATABASE_URL") {
         Ok(url) => {
@@ -426,10 +426,10 @@ pub async fn database() -> TestDatabase {
     }
 }
 
-/// Makes a database with a name of its own and returns the name.
+/// Creates a database with a unique name and returns the name.
 ///
 /// # Panics
-/// When the server refuses.
+/// If a statement fails.
 pub async fn create_database(url: &str) -> String {
     let name = format!("logweir_test_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
     let admin = connect(url).await;
@@ -438,19 +438,19 @@ pub async fn create_database(url: &str) -> String {
 }
 
 impl TestDatabase {
-    /// The database `name` on a server of ours.
+    /// Returns the database `name` on a private server.
     #[must_use]
     pub fn on(server: &Server, name: &str) -> Self {
         Self { url: server.url(name), foreign: None }
     }
 
-    /// The database at `url`, which somebody else made and takes away.
+    /// Returns the existing database at `url`, which is not deleted on drop.
     #[must_use]
     pub fn at(url: String) -> Self {
         Self { url, foreign: None }
     }
 
-    /// A plain client.
+    /// Connects a client.
     pub async fn client(&self) -> Client {
         connect(&self.url).await
     }

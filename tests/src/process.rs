@@ -1,4 +1,4 @@
-//! The real binary as a child: started through environment variables, watched from outside, ended by signals.
+//! The real binary as a child process: configured by environment variables, observed from outside, stopped by signals.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,12 +16,12 @@ use serde_json::Value;
 
 use crate::client::{Answer, agent, get, get_as, post_body};
 
-/// How often something that cannot be waited for is looked at.
+/// Polling interval.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// The `logweir` binary with kill points compiled in; built once per test process.
+/// Path of the `logweir` binary with kill points; built once per test process.
 ///
-/// `LOGWEIR_BIN` names another one, which must have the feature `faults`.
+/// `LOGWEIR_BIN` overrides it with a binary that has the feature `faults`.
 #[must_use]
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
@@ -29,29 +29,29 @@ pub fn binary() -> &'static Path {
 }
 
 fn build() -> PathBuf {
-    // With the tests' own package, so that the features of all dependencies are those that are built already.
+    // Built together with the tests' package, so that the dependencies' features match the existing build.
     let executable = build_logweir(&["-p", "logweir-tests", "--features", "logweir/faults"]);
-    // A link of its own: another build into the same directory would change the program under the tests.
+    // A hard link of its own: another build into the same directory would replace the program during the tests.
     let link = executable.with_file_name(format!("logweir-under-test-{}", std::process::id()));
     let _ = fs::remove_file(&link);
-    fs::hard_link(&executable, &link).expect("a link beside the executable");
+    fs::hard_link(&executable, &link).expect("a hard link next to the executable");
     extern "C" fn unlink() {
         let _ = fs::remove_file(binary());
     }
-    // SAFETY: the handler touches nothing but a path that lives as long as the process.
+    // SAFETY: the handler only uses a path that lives as long as the process.
     unsafe { libc::atexit(unlink) };
     link
 }
 
-/// The `logweir` binary, built by the cargo that built us, with these arguments too.
+/// Builds the `logweir` binary with the same cargo and additional arguments, and returns its path.
 ///
 /// # Panics
-/// It does not build.
+/// If the build fails.
 #[must_use]
 pub fn build_logweir(arguments: &[&str]) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    // A dependency's build script asks for what `cargo run` and `cargo test` say of our own package: it would be run
-    // again, and half of the tree be built again.
+    // A dependency's build script depends on variables that `cargo run` and `cargo test` set for this package; with
+    // them it would run again and rebuild half of the tree.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             cargo.env_remove(name);
@@ -63,20 +63,20 @@ pub fn build_logweir(arguments: &[&str]) -> PathBuf {
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .stderr(Stdio::inherit())
         .output()
-        .expect("cargo runs where the tests were built");
-    assert!(built.status.success(), "logweir does not build");
+        .expect("cargo can be run");
+    assert!(built.status.success(), "building logweir failed");
     String::from_utf8_lossy(&built.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message["target"]["name"] == "logweir")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the executable")
+        .expect("cargo prints the executable")
 }
 
-/// Configuration keys and values, e.g. `journal.quota_bytes` = `1000000`; and `config` for the file.
+/// Configuration keys and values, such as `journal.quota_bytes` = `1000000`; `config` is the file.
 pub type Settings = BTreeMap<String, String>;
 
-/// `logweir` with `arguments`, this configuration and nothing else from the environment.
+/// Returns a command that runs `logweir` with `arguments` and this configuration in an otherwise empty environment.
 #[must_use]
 pub fn command(settings: &Settings, faults: &str, arguments: &[&str]) -> Command {
     command_of(binary(), variables(settings), faults, arguments)
@@ -89,7 +89,7 @@ fn variables(settings: &Settings) -> impl Iterator<Item = (OsString, OsString)> 
     })
 }
 
-/// As [`command`], for another binary and with variables as they stand.
+/// As [`command`], for another binary and with literal environment variables.
 pub fn command_of<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     binary: &Path,
     environment: impl IntoIterator<Item = (K, V)>,
@@ -98,8 +98,8 @@ pub fn command_of<K: AsRef<OsStr>, V: AsRef<OsStr>>(
 ) -> Command {
     let mut command = Command::new(binary);
     command.args(arguments).env_clear().envs(environment).env("FAILPOINTS", faults).env("RUST_BACKTRACE", "1");
-    // SAFETY: `prctl` is one system call and touches no memory. It ends the child with the thread that
-    // started it, so that a test program that is killed leaves nothing behind.
+    // SAFETY: `prctl` is one system call and touches no memory. It ends the child together with the thread that
+    // started it, so that killing a test program leaves no processes behind.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
             0 => Ok(()),
@@ -109,19 +109,19 @@ pub fn command_of<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     command
 }
 
-/// Runs a subcommand to its end, at most `within`.
+/// Runs a subcommand and returns its output.
 ///
 /// # Panics
-/// It does not end in time.
+/// If it takes longer than `within`.
 #[must_use]
 pub fn run(settings: &Settings, arguments: &[&str], within: Duration) -> Output {
     run_command(command(settings, "", arguments), within)
 }
 
-/// Runs a command to its end, at most `within`.
+/// Runs a command and returns its output.
 ///
 /// # Panics
-/// It does not end in time.
+/// If it takes longer than `within`.
 #[must_use]
 pub fn run_command(mut command: Command, within: Duration) -> Output {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -133,19 +133,19 @@ pub fn run_command(mut command: Command, within: Duration) -> Output {
             signal_pid(pid, libc::SIGKILL);
         }
     });
-    let output = child.wait_with_output().expect("its output can be read");
+    let output = child.wait_with_output().expect("the output can be read");
     drop(ended);
     guard.join().expect("the guard does not panic");
     assert_ne!(output.status.signal(), Some(libc::SIGKILL), "{command:?} did not end within {within:?}");
     output
 }
 
-/// A port that nobody has, and that the kernel gives to no outgoing connection: between the end of one
-/// process and the start of the next a client that dials it would otherwise now and then meet itself.
+/// Returns a free port outside the kernel's range for outgoing connections: otherwise, between the end of a process and the
+/// start of the next, a client that connects to the port could connect to itself.
 #[must_use]
 pub fn free_addr() -> SocketAddr {
     static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
-    let mut taken = TAKEN.lock().expect("nobody panics in here");
+    let mut taken = TAKEN.lock().expect("the lock is not poisoned");
     loop {
         let port = rand::rng().random_range(10_000..32_000);
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -156,18 +156,18 @@ pub fn free_addr() -> SocketAddr {
     }
 }
 
-/// How a process ended.
+/// Exit status of a process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Exit(ExitStatus);
 
 impl Exit {
-    /// Its exit code; none where a signal ended it.
+    /// Returns the exit code, or `None` if a signal ended it.
     #[must_use]
     pub fn code(self) -> Option<i32> {
         self.0.code()
     }
 
-    /// Whether SIGKILL ended it: a kill point, or the harness.
+    /// Returns whether SIGKILL ended it: a kill point or the harness.
     #[must_use]
     pub fn killed(self) -> bool {
         self.0.signal() == Some(libc::SIGKILL)
@@ -180,24 +180,24 @@ impl fmt::Debug for Exit {
     }
 }
 
-/// The running server; killed with its value.
+/// A running server; killed on drop.
 pub struct Server {
     child: Child,
     agent: ureq::Agent,
-    /// Where it takes records.
+    /// Address of the data listener.
     pub http: SocketAddr,
-    /// Where it tells how it is.
+    /// Address of the admin listener.
     pub admin: SocketAddr,
-    /// Its stdout and stderr.
+    /// File with its stdout and stderr.
     pub log: PathBuf,
     exit: Option<Exit>,
 }
 
 impl Server {
-    /// Starts `logweir run`; returns before it is ready.
+    /// Starts `logweir run` without waiting until it is ready.
     ///
     /// # Panics
-    /// The settings lack a listener, or the binary does not start.
+    /// If the settings lack a listener or the binary cannot be started.
     #[must_use]
     pub fn start(settings: &Settings, faults: &str, log: PathBuf) -> Self {
         Self::start_binary(binary(), settings, faults, log)
@@ -206,7 +206,7 @@ impl Server {
     /// As [`Server::start`], for another binary.
     ///
     /// # Panics
-    /// As there.
+    /// As [`Server::start`].
     #[must_use]
     pub fn start_binary(binary: &Path, settings: &Settings, faults: &str, log: PathBuf) -> Self {
         let addr = |key: &str| settings[key].parse().expect("an address");
@@ -214,10 +214,10 @@ impl Server {
         Self::spawn(command, addr("http.listen"), addr("admin.listen"), log)
     }
 
-    /// Starts a command that listens there.
+    /// Starts a command that listens on these addresses.
     ///
     /// # Panics
-    /// The binary does not start.
+    /// If the binary cannot be started.
     #[must_use]
     pub fn spawn(mut command: Command, http: SocketAddr, admin: SocketAddr, log: PathBuf) -> Self {
         let file = File::create(&log).expect("the log's directory exists");
@@ -231,32 +231,32 @@ impl Server {
         Self { child, agent, http, admin, log, exit: None }
     }
 
-    /// Its process id.
+    /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits until start-up is over and it takes records; an end before that is an error.
+    /// Waits until startup is complete and it accepts records.
     ///
     /// # Errors
-    /// It ended.
+    /// The process exited.
     ///
     /// # Panics
-    /// Neither happens within a minute.
+    /// On timeout after a minute.
     pub fn ready(&mut self) -> Result<(), Exit> {
         self.until("ready", Duration::from_secs(60), |server| {
             ["/startupz", "/readyz"].iter().all(|path| server.admin(path).is_some_and(|answer| answer.status == 200))
         })
     }
 
-    /// Looks until `holds`; an end before that is an error.
+    /// Polls until `holds`.
     ///
     /// # Errors
-    /// The process ended.
+    /// The process exited.
     ///
     /// # Panics
-    /// Neither happens in time.
+    /// On timeout.
     pub fn until(&mut self, what: &str, within: Duration, mut holds: impl FnMut(&Self) -> bool) -> Result<(), Exit> {
         let deadline = Instant::now() + within;
         loop {
@@ -266,18 +266,22 @@ impl Server {
             if holds(self) {
                 return Ok(());
             }
-            assert!(Instant::now() < deadline, "not {what} within {within:?}; its log: {}", self.log.display());
+            assert!(
+                Instant::now() < deadline,
+                "timed out after {within:?} waiting for: {what}; log: {}",
+                self.log.display()
+            );
             std::thread::sleep(LOOK);
         }
     }
 
-    /// Asks the admin listener; none where no answer comes.
+    /// Sends a GET to the admin listener; `None` without a response.
     #[must_use]
     pub fn admin(&self, path: &str) -> Option<Answer> {
         get(&self.agent, &format!("http://{}{path}", self.admin)).ok()
     }
 
-    /// Asks the data listener; none where no answer comes.
+    /// Sends a GET to the data listener; `None` without a response.
     #[must_use]
     pub fn data(&self, path: &str) -> Option<Answer> {
         get(&self.agent, &format!("http://{}{path}", self.http)).ok()
@@ -289,19 +293,19 @@ impl Server {
         get_as(&self.agent, token, &format!("http://{}{path}", self.http)).ok()
     }
 
-    /// Posts a body to the data listener; none where no answer comes.
+    /// Posts a body to the data listener; `None` without a response.
     #[must_use]
     pub fn post(&self, path: &str, kind: &str, body: &str) -> Option<Answer> {
         post_body(&self.agent, &format!("http://{}{path}", self.http), kind, body).ok()
     }
 
-    /// Its status; null where no answer comes.
+    /// Returns `/api/v1/status`; null without a response.
     #[must_use]
     pub fn status(&self) -> Value {
         self.data("/api/v1/status").map_or(Value::Null, |answer| answer.json())
     }
 
-    /// A metric's value, all of its label sets that contain `label` together; 0 where there is none.
+    /// Returns a metric's sum over all series whose labels contain `label`; 0 if there are none.
     #[must_use]
     pub fn metric(&self, name: &str, label: &str) -> f64 {
         let Some(answer) = self.admin("/metrics") else { return 0.0 };
@@ -316,42 +320,42 @@ impl Server {
         signal_pid(self.pid(), signal);
     }
 
-    /// SIGSTOP, and waits until no thread of it moves: on a busy machine they go on for a while.
+    /// Sends SIGSTOP and waits until all threads have stopped, which takes a while on a busy machine.
     ///
     /// # Panics
-    /// They do not stop.
+    /// On timeout.
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
         let is_stopped = |task: std::fs::DirEntry| {
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
         };
-        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a process has threads");
+        let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process has threads");
         let deadline = Instant::now() + Duration::from_secs(30);
         while !tasks().flatten().all(is_stopped) {
-            assert!(Instant::now() < deadline, "it does not stop");
+            assert!(Instant::now() < deadline, "the process does not stop");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the exit.
     pub fn kill(&mut self) -> Exit {
         self.signal(libc::SIGKILL);
         self.wait(Duration::from_secs(30))
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if it has exited.
     pub fn exited(&mut self) -> Option<Exit> {
         if self.exit.is_none() {
-            self.exit = self.child.try_wait().expect("our own child").map(Exit);
+            self.exit = self.child.try_wait().expect("the process is a child of this one").map(Exit);
         }
         self.exit
     }
 
-    /// Waits for the end.
+    /// Waits for the exit.
     ///
     /// # Panics
-    /// It does not come in time; then the process is killed.
+    /// On timeout, after killing the process.
     pub fn wait(&mut self, within: Duration) -> Exit {
         let deadline = Instant::now() + within;
         loop {
@@ -360,19 +364,19 @@ impl Server {
             }
             if Instant::now() >= deadline {
                 self.signal(libc::SIGKILL);
-                panic!("still running after {within:?}; its log: {}", self.log.display());
+                panic!("still running after {within:?}; log: {}", self.log.display());
             }
             std::thread::sleep(LOOK);
         }
     }
 
-    /// What it has written so far.
+    /// Returns its output so far.
     #[must_use]
     pub fn log_text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Resident memory now and at its highest, in bytes.
+    /// Returns current and peak resident memory, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> (u64, u64) {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
@@ -405,7 +409,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn free_addresses_are_different_and_outside_of_the_kernels_range() {
+    fn free_addresses_are_distinct_and_outside_the_kernels_ephemeral_range() {
         let addrs: Vec<_> = (0..20).map(|_| free_addr()).collect();
         assert!(addrs.iter().all(|addr| addr.port() < 32_000));
         assert_eq!(addrs.iter().collect::<std::collections::HashSet<_>>().len(), 20);

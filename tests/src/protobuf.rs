@@ -1,11 +1,11 @@
-//! As much of Loki's and OpenTelemetry's protobuf as a sender needs.
+//! The subset of Loki's and OpenTelemetry's protobuf that a sender needs.
 
 use prost::Message;
 
 /// `logproto.PushRequest`.
 #[derive(Message)]
 pub struct PushRequest {
-    /// Entries by their labels.
+    /// Streams of entries.
     #[prost(message, repeated, tag = "1")]
     pub streams: Vec<Stream>,
 }
@@ -24,10 +24,10 @@ pub struct Stream {
 /// `logproto.Entry`.
 #[derive(Message)]
 pub struct Entry {
-    /// When it was.
+    /// Timestamp.
     #[prost(message, optional, tag = "1")]
     pub timestamp: Option<Timestamp>,
-    /// What it says.
+    /// Text.
     #[prost(string, tag = "2")]
     pub line: String,
 }
@@ -35,7 +35,7 @@ pub struct Entry {
 /// `google.protobuf.Timestamp`.
 #[derive(Message)]
 pub struct Timestamp {
-    /// Since 1970.
+    /// Seconds since 1970.
     #[prost(int64, tag = "1")]
     pub seconds: i64,
 }
@@ -43,7 +43,7 @@ pub struct Timestamp {
 /// `ExportLogsServiceRequest`.
 #[derive(Message)]
 pub struct ExportLogs {
-    /// Records by where they come from.
+    /// Records by resource.
     #[prost(message, repeated, tag = "1")]
     pub resource_logs: Vec<ResourceLogs>,
 }
@@ -51,10 +51,10 @@ pub struct ExportLogs {
 /// `ResourceLogs`.
 #[derive(Message)]
 pub struct ResourceLogs {
-    /// Where they come from.
+    /// The resource.
     #[prost(message, optional, tag = "1")]
     pub resource: Option<Resource>,
-    /// Records by the library that wrote them.
+    /// Records by instrumentation scope.
     #[prost(message, repeated, tag = "2")]
     pub scope_logs: Vec<ScopeLogs>,
 }
@@ -62,7 +62,7 @@ pub struct ResourceLogs {
 /// `Resource`.
 #[derive(Message)]
 pub struct Resource {
-    /// What is known of it.
+    /// Attributes.
     #[prost(message, repeated, tag = "1")]
     pub attributes: Vec<KeyValue>,
 }
@@ -84,16 +84,16 @@ pub struct LogRecord {
     /// `SeverityNumber`.
     #[prost(int32, tag = "2")]
     pub severity: i32,
-    /// As its program calls it.
+    /// Severity text.
     #[prost(string, tag = "3")]
     pub severity_text: String,
-    /// What it says.
+    /// Text.
     #[prost(message, optional, tag = "5")]
     pub body: Option<Text>,
-    /// What else it says.
+    /// Attributes.
     #[prost(message, repeated, tag = "6")]
     pub attributes: Vec<KeyValue>,
-    /// 16 bytes, or none.
+    /// 16 bytes, or empty.
     #[prost(bytes = "vec", tag = "9")]
     pub trace_id: Vec<u8>,
 }
@@ -101,18 +101,18 @@ pub struct LogRecord {
 /// `KeyValue`.
 #[derive(Message)]
 pub struct KeyValue {
-    /// Its name.
+    /// Key.
     #[prost(string, tag = "1")]
     pub key: String,
-    /// Its value.
+    /// Value.
     #[prost(message, optional, tag = "2")]
     pub value: Option<Text>,
 }
 
-/// `AnyValue` that is a text.
+/// `AnyValue` that is a string.
 #[derive(Message)]
 pub struct Text {
-    /// The text.
+    /// The string.
     #[prost(string, tag = "1")]
     pub text: String,
 }

@@ -1,7 +1,7 @@
-//! A TCP proxy that stands between logweir and a server and does what networks do.
+//! A TCP proxy between logweir and a server that simulates network faults.
 //!
-//! It understands as much of PostgreSQL's protocol as it takes to see a COMMIT pass: every message
-//! after the start-up is a type byte and a length. For another protocol switch the faults by mode only.
+//! It understands enough of PostgreSQL's protocol to detect a COMMIT: every message after the startup message has a type
+//! byte and a length. For other protocols, use only the faults by mode.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,35 +10,35 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How bytes fare.
+/// How bytes are forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// They pass.
+    /// Normally.
     Pass,
-    /// Nobody listens; what is open stays open.
+    /// New connections are refused; open ones stay open.
     Refuse,
-    /// Half-open: connections stand, new ones too, and nothing passes. They stay silent for ever; those that are
-    /// made under another mode afterwards are not concerned.
+    /// Half-open: connections (including new ones) stay open, but nothing is forwarded. They stay silent forever, even after
+    /// the mode changes; connections made under another mode are not affected.
     Swallow,
-    /// Each piece waits this long.
+    /// Each read is delayed by this time.
     Delay(Duration),
-    /// So many bytes per second, in each direction of each connection.
+    /// Limited to this many bytes per second, in each direction of each connection.
     Throttle(u32),
 }
 
-/// What is lost when a connection is cut at its COMMIT.
+/// What is lost when a connection is cut at a COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtCommit {
     /// The server never sees the COMMIT.
     RequestLost,
-    /// The server commits and nobody hears of it.
+    /// The server commits, but the response is lost.
     ReplyLost,
-    /// The client's side is cut at once; the COMMIT reaches the server this much later, when its sender has
-    /// long looked for it.
+    /// The client's side is cut at once; the COMMIT reaches the server this much later, after the client has already
+    /// checked for it.
     Late(Duration),
 }
 
-/// The proxy; ends with its value.
+/// A proxy; stopped on drop.
 pub struct Proxy {
     listen: SocketAddr,
     shared: Arc<Shared>,
@@ -56,21 +56,21 @@ struct State {
     mode: Mode,
     at_commit: Option<(AtCommit, u32)>,
     open: Vec<(TcpStream, TcpStream)>,
-    /// Connections made so far; each is known by its number.
+    /// Number of connections so far; identifies each connection.
     made: u64,
-    /// Connections up to this number are silent for ever.
+    /// Connections up to this number stay silent forever.
     silent_up_to: u64,
     closed: bool,
 }
 
-/// Client, server, and the number of the connection.
+/// Client socket, server socket, and the connection's number.
 type Link = (TcpStream, TcpStream, u64);
 
 impl Proxy {
-    /// A proxy on a free port of the loopback that leads to `target`.
+    /// Starts a proxy to `target` on a free loopback port.
     ///
     /// # Errors
-    /// No port could be bound.
+    /// If no port can be bound.
     pub fn start(target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let listen = listener.local_addr()?;
@@ -89,13 +89,13 @@ impl Proxy {
         Ok(Self { listen, shared, acceptor: Some(acceptor) })
     }
 
-    /// Where it listens.
+    /// Its address.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.listen
     }
 
-    /// How bytes fare from now on.
+    /// Sets the mode.
     pub fn set(&self, mode: Mode) {
         let mut state = self.shared.lock();
         if state.mode == Mode::Swallow {
@@ -105,19 +105,19 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// Ends all connections that are open now.
+    /// Closes all open connections.
     pub fn cut(&self) {
         for (client, server) in self.shared.lock().open.drain(..) {
             close(&client, &server);
         }
     }
 
-    /// Cuts the connections of the next `times` COMMITs that pass.
+    /// Cuts the connections of the next `times` COMMITs.
     pub fn cut_at_commit(&self, what: AtCommit, times: u32) {
         self.shared.lock().at_commit = Some((what, times));
     }
 
-    /// How many connections were cut at their COMMIT so far.
+    /// Number of connections cut at a COMMIT so far.
     #[must_use]
     pub fn commits_cut(&self) -> u32 {
         self.shared.commits_cut.load(Ordering::SeqCst)
@@ -135,7 +135,7 @@ impl Drop for Proxy {
     }
 }
 
-/// How often a thread that waits for the network looks whether the mode has changed.
+/// Interval at which a thread that waits for the network checks for a changed mode.
 const LOOK: Duration = Duration::from_millis(5);
 
 impl Shared {
@@ -155,7 +155,7 @@ impl Shared {
             if refuse {
                 listener = None;
             } else if listener.is_none() {
-                // The address may be taken for a moment by a connection that is just ending.
+                // A connection that is closing can still occupy the address for a moment.
                 listener = TcpListener::bind(listen).ok();
             }
             let accepted = listener.as_ref().and_then(|listener| {
@@ -169,7 +169,7 @@ impl Shared {
         }
     }
 
-    /// Leads `client` to the target; a target that does not answer closes it.
+    /// Connects `client` to the target; closes it if the target is unreachable.
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let connect = || -> io::Result<_> {
             client.set_nonblocking(false)?;
@@ -196,7 +196,7 @@ impl Shared {
         }
     }
 
-    /// Client to server: message by message, so that a COMMIT can be seen before it passes.
+    /// Client to server: message by message, so that a COMMIT can be detected before it is forwarded.
     fn pump_up(&self, (client, server, number): &Link, reply_lost: &Mutex<bool>) {
         let mut messages = Messages::default();
         let mut buffer = vec![0; 64 << 10];
@@ -209,12 +209,12 @@ impl Shared {
                         return;
                     }
                     Some(late_or_unanswered) => {
-                        // Set before the message leaves, so that the reply cannot slip by.
+                        // Set before the message is sent, so that the response cannot slip through.
                         *reply_lost.lock().unwrap_or_else(PoisonError::into_inner) = true;
                         if let AtCommit::Late(time) = late_or_unanswered {
                             let _ = client.shutdown(Shutdown::Both);
                             std::thread::sleep(time);
-                            // The other pump closes when the server has answered.
+                            // The other pump closes the connection when the server has responded.
                             return drop(self.pass(server, *number, &message));
                         }
                     }
@@ -229,7 +229,7 @@ impl Shared {
         close(client, server);
     }
 
-    /// Server to client: as the bytes come.
+    /// Server to client: in chunks as read.
     fn pump_down(&self, (client, server, number): &Link, reply_lost: &Mutex<bool>) {
         let mut buffer = vec![0; 64 << 10];
         let mut swallowed = Vec::new();
@@ -254,7 +254,7 @@ impl Shared {
         Some(what)
     }
 
-    /// Sends `bytes` of connection `number` on as the mode wants it; where nothing passes, that is never.
+    /// Forwards `bytes` of connection `number` according to the mode; never, if the mode is half-open.
     fn pass(&self, mut to: &TcpStream, number: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
         while (state.mode == Mode::Swallow || number <= state.silent_up_to) && !state.closed {
@@ -285,7 +285,7 @@ fn read<'a>(mut from: &TcpStream, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
 
 fn close(client: &TcpStream, server: &TcpStream) {
     for stream in [client, server] {
-        // An error says that it is closed already.
+        // An error means that it is already closed.
         let _ = stream.shutdown(Shutdown::Both);
     }
 }
@@ -294,8 +294,8 @@ fn contains(bytes: &[u8], what: &[u8]) -> bool {
     bytes.windows(what.len()).any(|window| window == what)
 }
 
-/// A simple query or a statement being prepared in which one statement is COMMIT, and nothing else is in it:
-/// neither `ON COMMIT DROP` nor `synchronous_commit` counts.
+/// Returns whether a simple query or a statement being prepared is a COMMIT, exactly: `ON COMMIT DROP` and
+/// `synchronous_commit` do not count.
 fn is_commit(message: &[u8]) -> bool {
     matches!(message.first(), Some(b'Q' | b'P'))
         && message[5..]
@@ -303,14 +303,14 @@ fn is_commit(message: &[u8]) -> bool {
             .any(|text| text.trim_ascii().eq_ignore_ascii_case(b"COMMIT"))
 }
 
-/// Splits what a PostgreSQL client sends into messages.
+/// Splits a PostgreSQL client's stream into messages.
 #[derive(Default)]
 struct Messages {
     buffer: Vec<u8>,
     started: bool,
 }
 
-/// Codes of the messages that come before the start-up message and leave the connection before it.
+/// Codes of the messages that precede the startup message.
 const BEFORE_STARTUP: [u32; 2] = [80_877_103, 80_877_104];
 
 impl Messages {
@@ -319,7 +319,7 @@ impl Messages {
     }
 
     fn next(&mut self) -> Option<Vec<u8>> {
-        // Without a type byte until the connection is started: SSLRequest, then the start-up message.
+        // Without a type byte until the connection is started: SSLRequest, then the startup message.
         let at = usize::from(self.started);
         let number = |from: usize| Some(u32::from_be_bytes(self.buffer.get(from..from + 4)?.try_into().ok()?));
         let len = at + number(at)? as usize;
@@ -338,7 +338,7 @@ impl Messages {
 mod tests {
     use super::*;
 
-    /// A server that answers everything it reads with the same bytes.
+    /// An echo server.
     fn echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_split_wherever_the_pieces_end() {
+    fn messages_are_split_independently_of_chunk_boundaries() {
         let ssl = [[0, 0, 0, 8], 80_877_103_u32.to_be_bytes()].concat();
         let all = [ssl, startup(), message(b'Q', "BEGIN"), message(b'd', &"x".repeat(300))];
         let bytes = all.concat();
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_pass_and_a_cut_ends_the_connection() {
+    fn bytes_are_forwarded_and_a_cut_closes_the_connection() {
         let proxy = Proxy::start(echo()).unwrap();
         let mut stream = started(&proxy);
         exchange(&mut stream, &message(b'Q', "SELECT 1")).unwrap();
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_connections_come_back_with_the_mode() {
+    fn connections_are_refused_until_the_mode_changes() {
         let proxy = Proxy::start(echo()).unwrap();
         let mut kept = started(&proxy);
         proxy.set(Mode::Refuse);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_open_connection_stays_silent_and_new_ones_pass_once_it_has_healed() {
+    fn a_half_open_connection_stays_silent_and_new_ones_work_after_the_mode_changes() {
         let proxy = Proxy::start(echo()).unwrap();
         let mut stream = started(&proxy);
         let mut is_silent = || {
@@ -440,12 +440,12 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_cut_before_it_arrives_or_before_it_is_answered() {
+    fn a_commit_is_cut_before_it_arrives_or_before_its_response() {
         let proxy = Proxy::start(echo()).unwrap();
         for (what, commit) in [
             (AtCommit::RequestLost, message(b'Q', "SELECT 1; commit")),
             (AtCommit::RequestLost, message(b'P', "COMMIT")),
-            // The echo is the reply that is swallowed: it says COMMIT as a server's does.
+            // The echo is the dropped response; like a server's, it contains COMMIT.
             (AtCommit::ReplyLost, message(b'Q', "COMMIT")),
         ] {
             let before = proxy.commits_cut();

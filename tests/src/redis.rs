@@ -1,4 +1,4 @@
-//! A private redis-server: on a free loopback port, in a directory of its own, gone with the value.
+//! A private redis-server on a free loopback port with its own directory, deleted on drop.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const PORT_ATTEMPTS: u32 = 5;
 
-/// A running (or stopped, or killed) redis-server.
+/// A running, frozen or killed redis-server.
 pub struct Redis {
     dir: TempDir,
     port: u16,
@@ -22,19 +22,19 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts one and waits until it answers.
+    /// Starts a server and waits until it responds.
     #[must_use]
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// Starts one with further options, such as `["--maxclients", "1"]`.
+    /// Starts a server with additional options, such as `["--maxclients", "1"]`.
     #[must_use]
     pub fn start_with(options: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().expect("a temporary directory"), options, false)
     }
 
-    /// Starts one that speaks only TLS, with a certificate for `localhost` from an authority of its own.
+    /// Starts a TLS-only server with a certificate for `localhost` from its own authority.
     #[must_use]
     pub fn start_tls() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -49,7 +49,7 @@ impl Redis {
         Self::start_in(dir, &["--tls-auth-clients", "no"], true)
     }
 
-    /// Another process may take the free port first: then another port is tried.
+    /// Another process may take the free port first; then another port is tried.
     fn start_in(dir: TempDir, options: &[&str], tls: bool) -> Self {
         std::fs::create_dir_all(dir.path().join("data")).expect("the data directory");
         let options = options.iter().map(ToString::to_string).collect();
@@ -65,41 +65,41 @@ impl Redis {
         panic!("redis-server does not start: {}", redis.log());
     }
 
-    /// Where it is, for a client.
+    /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
         let origin = if self.tls { "rediss://localhost" } else { "redis://127.0.0.1" };
         format!("{origin}:{}", self.port)
     }
 
-    /// Its port.
+    /// Port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its process id.
+    /// Process id.
     ///
     /// # Panics
-    /// It does not run.
+    /// If it is not running.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("redis-server runs").id()
     }
 
-    /// The certificate of its authority, for a client that shall trust it.
+    /// Path of its authority's certificate, for clients that should trust it.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
-    /// The directory of its database files.
+    /// Directory of its database files.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    /// Runs one command and returns the answer as `redis-cli` prints it.
+    /// Runs a command and returns the response as `redis-cli` prints it.
     pub fn command(&self, arguments: &[&str]) -> String {
         self.try_command(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
     }
@@ -119,37 +119,37 @@ impl Redis {
         }
     }
 
-    /// Changes a setting while it runs.
+    /// Changes a setting at run time.
     pub fn config_set(&self, key: &str, value: &str) {
         assert_eq!(self.command(&["CONFIG", "SET", key, value]), "OK");
     }
 
-    /// Freezes it: connections stay open, nothing answers.
+    /// Freezes it: connections stay open without responses.
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Resumes it.
     pub fn thaw(&self) {
         self.signal(libc::SIGCONT);
     }
 
-    /// Ends it at once and collects it. Its port and its files stay.
+    /// Kills it and reaps it. The port and files stay.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It may have ended by itself (a port that was taken); then there is nothing to kill.
+            // It may have exited already (if the port was taken); then there is nothing to kill.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// Starts it again on the same port and files, and waits until it answers.
+    /// Restarts it on the same port and files, and waits until it responds.
     pub fn restart(&mut self) {
         self.restart_loading(&[]);
-        assert!(self.becomes_ready(), "redis-server does not start again: {}", self.log());
+        assert!(self.becomes_ready(), "redis-server does not restart: {}", self.log());
     }
 
-    /// Starts it again on the same port and files with further options, and does not wait.
+    /// Restarts it on the same port and files with additional options, without waiting.
     pub fn restart_loading(&mut self, options: &[&str]) {
         self.kill();
         self.options.extend(options.iter().map(ToString::to_string));
@@ -173,7 +173,7 @@ impl Redis {
         self.child = Some(server.spawn().expect("redis-server is installed"));
     }
 
-    /// Polls until it answers; `false` if it ended instead.
+    /// Polls until it responds; returns `false` if it exited instead.
     fn becomes_ready(&mut self) -> bool {
         let deadline = Instant::now() + START_TIMEOUT;
         while Instant::now() < deadline {
@@ -181,7 +181,7 @@ impl Redis {
             if ended {
                 return false;
             }
-            // A server that asks for a password is ready, too.
+            // A server that requires a password is ready too.
             match self.try_command(&["PING"]) {
                 Ok(answer) if answer == "PONG" => return true,
                 Err(answer) if answer.contains("NOAUTH") => return true,
@@ -194,7 +194,7 @@ impl Redis {
     fn signal(&self, signal: libc::c_int) {
         let child = self.child.as_ref().expect("redis-server is running");
         let pid = libc::pid_t::try_from(child.id()).expect("a pid fits");
-        // SAFETY: sends a signal to our own child, which is not collected while `child` is held.
+        // SAFETY: sends a signal to a child of this process, which is not reaped while `child` is held.
         let result = unsafe { libc::kill(pid, signal) };
         assert_eq!(result, 0, "signal {signal} to redis-server");
     }
@@ -210,7 +210,7 @@ impl Drop for Redis {
     }
 }
 
-/// A certificate authority that nobody knows.
+/// A certificate authority that is not trusted by default.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Default for Authority {
@@ -220,7 +220,7 @@ impl Default for Authority {
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates a new authority.
     #[must_use]
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
@@ -230,7 +230,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
     }
 
-    /// A certificate of it for `names`, and its key; both PEM.
+    /// Issues a certificate for `names`; returns it and its key as PEM.
     #[must_use]
     pub fn issue(&self, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
@@ -240,7 +240,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// Its certificate, PEM.
+    /// Its certificate as PEM.
     #[must_use]
     pub fn pem(&self) -> String {
         self.0.pem()
@@ -249,18 +249,18 @@ impl Authority {
     /// Writes its certificate to `path`.
     pub fn write(&self, path: &Path) {
         let mut file = std::fs::File::create(path).expect("a file for the certificate");
-        file.write_all(self.0.pem().as_bytes()).expect("room for the certificate");
+        file.write_all(self.0.pem().as_bytes()).expect("the certificate can be written");
     }
 }
 
-/// A loopback port that nobody listens on now.
+/// Returns a free loopback port.
 #[must_use]
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     listener.local_addr().expect("its address").port()
 }
 
-/// Holds a connection open that says nothing, as a client that takes up a slot.
+/// Opens an idle connection, like a client that occupies a slot.
 #[must_use]
 pub fn idle_connection(port: u16) -> TcpStream {
     TcpStream::connect(("127.0.0.1", port)).expect("a connection")

@@ -1,7 +1,7 @@
-//! One story: a volume, a store, servers that come and go on it, senders, and in the end the question
-//! whether everything that was promised is there.
+//! A scenario: a volume, a store, servers that are started and stopped on it, clients, and finally a check that every
+//! acknowledged record is stored.
 //!
-//! Where a story fails, its directory (journal, logs of every start, SQLite) is kept and named with the seed.
+//! If a scenario fails, its directory (journal, logs of every start, SQLite file) is kept and printed with the seed.
 
 use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -20,26 +20,26 @@ use crate::store::Store;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// How long something that has no bound of its own may take on a slow machine.
+/// Default time limit, generous enough for a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The smallest segment that the configuration allows: it holds one frame of the largest payload.
+/// The smallest segment size that the configuration allows: it fits one frame with the largest payload.
 pub const SEGMENT_BYTES: u64 = 17 << 20;
 
-/// Every story on PostgreSQL has a server of its own, so any database will do.
+/// Every scenario on PostgreSQL has its own server, so it can use the default database.
 const DATABASE: &str = "postgres";
 
-/// What a story happens to.
+/// State of a scenario.
 pub struct Scenario {
-    /// Everything that is random follows from it; `LOGWEIR_SEED` sets it.
+    /// Seed of all randomness; `LOGWEIR_SEED` sets it.
     pub random: StdRng,
-    /// Its directory.
+    /// The scenario's directory.
     pub dir: PathBuf,
     /// The configuration of the next start.
     pub settings: Settings,
-    /// Where the records go.
+    /// The store.
     pub store: Store,
-    /// What the senders know.
+    /// What the clients sent and which responses they got.
     pub ledger: Arc<Ledger>,
     server: Option<Server>,
     proxy: Option<Proxy>,
@@ -47,39 +47,39 @@ pub struct Scenario {
     starts: u32,
 }
 
-/// A story with SQLite.
-pub fn on_sqlite(name: &str, story: impl FnOnce(&mut Scenario)) {
-    scenario(name, |dir| (Store::Sqlite(dir.join("store.db")), None, None), story);
+/// Runs a scenario on SQLite.
+pub fn on_sqlite(name: &str, run: impl FnOnce(&mut Scenario)) {
+    run_scenario(name, |dir| (Store::Sqlite(dir.join("store.db")), None, None), run);
 }
 
-/// A story with PostgreSQL, reached directly.
-pub fn on_postgres(name: &str, story: impl FnOnce(&mut Scenario)) {
-    scenario(
+/// Runs a scenario on PostgreSQL with a direct connection.
+pub fn on_postgres(name: &str, run: impl FnOnce(&mut Scenario)) {
+    run_scenario(
         name,
         |_| {
             let postgres = Postgres::start(&Options::default());
             (Store::Postgres(postgres.url(DATABASE)), Some(postgres), None)
         },
-        story,
+        run,
     );
 }
 
-/// A story with PostgreSQL behind a proxy, [`Scenario::proxy`].
-pub fn behind_proxy(name: &str, story: impl FnOnce(&mut Scenario)) {
-    scenario(
+/// Runs a scenario on PostgreSQL behind a proxy, [`Scenario::proxy`].
+pub fn behind_proxy(name: &str, run: impl FnOnce(&mut Scenario)) {
+    run_scenario(
         name,
         |_| {
             let postgres = Postgres::start(&Options::default());
             let proxy = Proxy::start((Ipv4Addr::LOCALHOST, postgres.port()).into()).expect("a proxy");
             (Store::Postgres(postgres.url(DATABASE)), Some(postgres), Some(proxy))
         },
-        story,
+        run,
     );
 }
 
 type Place = (Store, Option<Postgres>, Option<Proxy>);
 
-fn scenario(name: &str, place: impl FnOnce(&Path) -> Place, story: impl FnOnce(&mut Scenario)) {
+fn run_scenario(name: &str, place: impl FnOnce(&Path) -> Place, run: impl FnOnce(&mut Scenario)) {
     let seed = std::env::var("LOGWEIR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     let dir = tempfile::Builder::new().prefix("logweir-test-").tempdir().expect("a temporary directory");
     let (store, postgres, proxy) = place(dir.path());
@@ -99,14 +99,14 @@ fn scenario(name: &str, place: impl FnOnce(&Path) -> Place, story: impl FnOnce(&
         postgres: postgres.map(Arc::new),
         starts: 0,
     };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| story(&mut scenario))) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&mut scenario))) {
         drop(scenario);
         eprintln!("{name} failed with LOGWEIR_SEED={seed}; journal and logs are kept in {}", dir.keep().display());
         resume_unwind(panic);
     }
 }
 
-/// What every server of these tests has in common: small, quick, and on ports of its own.
+/// Settings of all test servers: small limits, short intervals, own ports.
 fn settings(data_dir: &Path, url: &str) -> Settings {
     let mut settings = Settings::new();
     for (key, value) in [
@@ -126,12 +126,12 @@ fn settings(data_dir: &Path, url: &str) -> Settings {
 }
 
 impl Scenario {
-    /// Sets a key for the next start.
+    /// Sets a configuration key for the next start.
     pub fn set(&mut self, key: &str, value: impl ToString) {
         self.settings.insert(key.to_owned(), value.to_string());
     }
 
-    /// Starts a server with `faults` armed; returns at once, what ran before is killed.
+    /// Starts a server with `faults` armed, without waiting. Kills the previous server.
     pub fn launch(&mut self, faults: &str) -> &mut Server {
         self.server = None;
         self.starts += 1;
@@ -142,7 +142,7 @@ impl Scenario {
     /// Starts a server and waits until it is ready.
     ///
     /// # Panics
-    /// It ends instead.
+    /// If the server exits instead.
     pub fn start(&mut self) -> &mut Server {
         self.start_with("")
     }
@@ -150,14 +150,14 @@ impl Scenario {
     /// Starts a server with `faults` armed and waits until it is ready.
     ///
     /// # Panics
-    /// It ends instead.
+    /// If the server exits instead.
     pub fn start_with(&mut self, faults: &str) -> &mut Server {
         let server = self.launch(faults);
         server.ready().unwrap_or_else(|exit| panic!("{exit:?} before it was ready: {}", server.log_text()));
         server
     }
 
-    /// A second server: same store, own ports, another data directory.
+    /// Starts a second server: same store, own ports, another data directory.
     pub fn launch_beside(&mut self, data_dir: &Path) -> Server {
         let mut settings = self.settings.clone();
         settings.insert("data_dir".to_owned(), data_dir.to_string_lossy().into_owned());
@@ -168,39 +168,39 @@ impl Scenario {
         Server::start(&settings, "", self.dir.join(format!("server-{}.log", self.starts)))
     }
 
-    /// The server.
+    /// The running server.
     ///
     /// # Panics
-    /// None was started.
+    /// If none was started.
     pub fn server(&mut self) -> &mut Server {
         self.server.as_mut().expect("a server was started")
     }
 
-    /// The proxy before PostgreSQL.
+    /// The proxy in front of PostgreSQL.
     ///
     /// # Panics
-    /// There is none in this story.
+    /// If this scenario has none.
     #[must_use]
     pub fn proxy(&self) -> &Proxy {
-        self.proxy.as_ref().expect("the story is told behind_proxy")
+        self.proxy.as_ref().expect("the scenario must run behind_proxy")
     }
 
     /// The PostgreSQL server.
     ///
     /// # Panics
-    /// There is none in this story.
+    /// If this scenario has none.
     #[must_use]
     pub fn postgres(&self) -> &Postgres {
-        self.postgres.as_ref().expect("the story is told on_postgres")
+        self.postgres.as_ref().expect("the scenario must run on_postgres")
     }
 
-    /// As [`Scenario::postgres`], for something that goes on beside the story.
+    /// As [`Scenario::postgres`], for a task that runs in parallel.
     ///
     /// # Panics
-    /// There is none in this story.
+    /// If this scenario has none.
     #[must_use]
     pub fn postgres_shared(&self) -> Arc<Postgres> {
-        self.postgres.clone().expect("the story is told on_postgres")
+        self.postgres.clone().expect("the scenario must run on_postgres")
     }
 
     /// The server's volume.
@@ -209,16 +209,16 @@ impl Scenario {
         PathBuf::from(&self.settings["data_dir"])
     }
 
-    /// Starts senders to the server's address, whether it runs or not.
+    /// Starts clients that send to the server's address, whether or not it is running.
     #[must_use]
     pub fn load(&self, load: Load) -> Running {
         load.start(&self.ledger, self.settings["http.listen"].parse().expect("an address"))
     }
 
-    /// Waits until `records` more records are acknowledged than now.
+    /// Waits until another `records` records are acknowledged.
     ///
     /// # Panics
-    /// They are not in time.
+    /// On timeout.
     pub fn acknowledged(&self, records: u64) {
         let target = self.ledger.records(Outcome::Acknowledged) + records;
         self.wait(&format!("{records} more records acknowledged"), |s| {
@@ -226,26 +226,26 @@ impl Scenario {
         });
     }
 
-    /// Waits until the store has rows: from then on a COMMIT is one of records, not of the start-up.
+    /// Waits until the store has rows: from then on, a COMMIT is one of records, not of the startup.
     ///
     /// # Panics
-    /// It has none in time.
+    /// On timeout.
     pub fn stored(&self) {
         self.wait("the first rows", |s| s.store.count().is_ok_and(|count| count > 0));
     }
 
-    /// Looks until `holds`.
+    /// Polls until `holds`.
     ///
     /// # Panics
-    /// It does not in time.
+    /// On timeout.
     pub fn wait(&self, what: &str, holds: impl FnMut(&Self) -> bool) {
         self.wait_within(what, PATIENCE, holds);
     }
 
-    /// As [`Scenario::wait`], for what may take minutes by its mere size.
+    /// As [`Scenario::wait`], for large amounts of data that can take minutes.
     ///
     /// # Panics
-    /// It has not happened within a quarter of an hour.
+    /// On timeout after 15 minutes.
     pub fn wait_long(&self, what: &str, holds: impl FnMut(&Self) -> bool) {
         self.wait_within(what, PATIENCE * 15, holds);
     }
@@ -253,30 +253,30 @@ impl Scenario {
     fn wait_within(&self, what: &str, within: Duration, mut holds: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + within;
         while !holds(self) {
-            assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+            assert!(Instant::now() < deadline, "timed out after {within:?}: {what}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// SIGTERM, and the exit that must follow: code 0 and a last line whose numbers add up.
+    /// Sends SIGTERM and expects exit code 0 and a final log line with consistent totals.
     ///
     /// # Panics
-    /// They do not.
+    /// If either is wrong.
     pub fn stop(&mut self) -> Totals {
         let server = self.server();
         server.signal(libc::SIGTERM);
         let exit = server.wait(PATIENCE);
         let log = server.log_text();
         assert_eq!(exit.code(), Some(0), "{exit:?}: {log}");
-        let totals = Totals::at_the_end_of(&log).unwrap_or_else(|| panic!("no last line in {log}"));
+        let totals = Totals::at_the_end_of(&log).unwrap_or_else(|| panic!("no final line in {log}"));
         assert!(totals.add_up(), "{totals:?}");
         totals
     }
 
-    /// Everything that is wrong now. Ends with a fault-free phase: the server is started afresh without faults
-    /// (unless one runs), a new record must reach the store, and the backlog must become empty.
+    /// Returns all violations. Starts with a fault-free phase: a server is started without faults (unless one is running), a
+    /// new record must reach the store, and the backlog must become empty.
     pub fn findings(&mut self) -> Vec<Violation> {
-        if let Some(stuck) = self.come_to_rest() {
+        if let Some(stuck) = self.settle_down() {
             return vec![stuck];
         }
         let mut violations = match self.store.contents() {
@@ -289,20 +289,20 @@ impl Scenario {
         violations
     }
 
-    /// The contract is kept.
+    /// Asserts that the contract holds.
     ///
     /// # Panics
-    /// It is not; says how.
+    /// If it does not, with all violations.
     pub fn conserve(&mut self) {
         let violations = self.findings();
-        let told: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        assert!(violations.is_empty(), "the contract is broken:\n{}", told.join("\n"));
+        let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "contract violations:\n{}", lines.join("\n"));
     }
 
-    fn come_to_rest(&mut self) -> Option<Violation> {
+    fn settle_down(&mut self) -> Option<Violation> {
         let running = self.server.as_mut().is_some_and(|server| server.exited().is_none());
         if !running && let Err(exit) = self.launch("").ready() {
-            return Some(Violation::Stuck(format!("{exit:?} at start: {}", self.server().log_text())));
+            return Some(Violation::Stuck(format!("{exit:?} at startup: {}", self.server().log_text())));
         }
         let ledger = self.ledger.clone();
         let mut fresh = Client::new(&ledger, self.server().http);
@@ -311,7 +311,7 @@ impl Scenario {
         while fresh.post(fresh_one) != Outcome::Acknowledged {
             if Instant::now() > deadline {
                 let (status, log) = (self.server().status(), self.server().log_text());
-                return Some(Violation::Stuck(format!("a fresh record does not reach the store: {status}\n{log}")));
+                return Some(Violation::Stuck(format!("a new record does not reach the store: {status}\n{log}")));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -332,59 +332,59 @@ impl Scenario {
         (!output.status.success()).then(|| Violation::Verify(format!("{:?} {text}", output.status)))
     }
 
-    /// Keeps everybody else from writing to SQLite until the guard is dropped: a database that is down.
+    /// Blocks all other writers to SQLite until the guard is dropped, to simulate an unavailable database.
     ///
     /// # Panics
-    /// The story is not told on SQLite, or the lock is not given.
+    /// If the scenario does not run on SQLite, or the lock cannot be acquired.
     #[must_use]
     pub fn lock_store(&self) -> rusqlite::Connection {
-        let Store::Sqlite(path) = &self.store else { panic!("the story is told on_sqlite") };
+        let Store::Sqlite(path) = &self.store else { panic!("the scenario must run on_sqlite") };
         let lock = rusqlite::Connection::open(path).expect("the store's file");
         lock.busy_timeout(PATIENCE).expect("a timeout");
         lock.execute_batch("BEGIN IMMEDIATE").expect("the store's lock");
         lock
     }
 
-    /// Bytes of all files of the journal.
+    /// Size of all journal files, in bytes.
     #[must_use]
     pub fn journal_bytes(&self) -> u64 {
         files(&self.data_dir().join("journal")).iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
-    /// Ends the server without ceremony, where a story goes on without it.
+    /// Kills the server, for scenarios that continue without it.
     pub fn kill_server(&mut self) {
         self.server = None;
     }
 
-    /// The most memory that the server said at its start that it would take, in bytes.
+    /// The server's memory bound as printed at startup, in bytes.
     ///
     /// # Panics
-    /// It said nothing of the kind.
+    /// If it was not printed.
     pub fn memory_bound(&mut self) -> u64 {
         let log = self.server().log_text();
-        memory_bound(&log).unwrap_or_else(|| panic!("no bound of memory in {log}"))
+        memory_bound(&log).unwrap_or_else(|| panic!("no memory bound in {log}"))
     }
 
-    /// Sends a file by `logweir produce`.
+    /// Sends a file with `logweir produce`.
     #[must_use]
     pub fn produce(&self, file: &Path) -> std::process::Output {
         let url = format!("http://{}/ingest", self.settings["http.listen"]);
         self.run(&["produce", "--url", &url, &file.to_string_lossy()])
     }
 
-    /// Runs a subcommand with the story's configuration.
+    /// Runs a subcommand with the scenario's configuration.
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> std::process::Output {
         run(&self.settings, arguments, PATIENCE)
     }
 
-    /// How the server ended, where it must end by itself.
+    /// Waits for the server to exit on its own and returns its exit status.
     pub fn ended(&mut self) -> Exit {
         self.server().wait(PATIENCE)
     }
 }
 
-/// Every file below `dir` with its contents, in order.
+/// Returns every file below `dir` with its contents, sorted.
 #[must_use]
 pub fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
@@ -400,11 +400,11 @@ pub fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Copies a volume as a snapshot would.
+/// Copies a volume, like a snapshot.
 ///
 /// # Panics
-/// The disk refuses.
+/// If copying fails.
 pub fn copy_volume(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(copied.expect("cp runs").success(), "{} is not copied", from.display());
+    assert!(copied.expect("cp runs").success(), "cannot copy {}", from.display());
 }

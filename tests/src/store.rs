@@ -1,4 +1,4 @@
-//! Reads the log store from outside, past all of logweir's own code.
+//! Reads the log store directly, bypassing logweir's code.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use crate::oracle::{Contents, LaneTotals, Stored};
 
-/// Where the records end up.
+/// A log store.
 #[derive(Clone, Debug)]
 pub enum Store {
-    /// A file.
+    /// An SQLite file.
     Sqlite(PathBuf),
-    /// A server, by its direct URL: what stands between it and logweir does not stand between it and the oracle.
+    /// A PostgreSQL server's direct URL, which bypasses any proxy between it and logweir.
     Postgres(String),
 }
 
-/// One row as text; NULL is empty.
+/// A row as text; NULL is empty.
 type Row = Vec<String>;
 
 impl Store {
-    /// Rows, dead letters and lanes.
+    /// Returns rows, dead letters and lanes.
     ///
     /// # Errors
-    /// The store cannot be read, or its tables are not there.
+    /// The store cannot be read, or its tables do not exist.
     pub fn contents(&self) -> Result<Contents, String> {
         let stored = |row: Row| -> Result<Stored, String> {
             let [id, message, attributes] = row.try_into().map_err(|row| format!("{row:?}"))?;
@@ -40,7 +40,7 @@ impl Store {
         Ok(Contents { rows, dead, lanes })
     }
 
-    /// How many rows the table has.
+    /// Returns the number of rows in the table.
     ///
     /// # Errors
     /// As in [`Store::rows`].
@@ -49,10 +49,10 @@ impl Store {
         rows.first().and_then(|row| row.first()?.parse().ok()).ok_or_else(|| format!("{rows:?} is not a count"))
     }
 
-    /// Runs `sql` and returns what it gives, as text.
+    /// Runs `sql` and returns its rows as text.
     ///
     /// # Errors
-    /// The server's, with the statement.
+    /// The database's error, with the statement.
     pub fn rows(&self, sql: &str) -> Result<Vec<Row>, String> {
         match self {
             Self::Sqlite(path) => sqlite_rows(path, sql).map_err(|error| format!("{sql}: {error}")),

@@ -1,4 +1,4 @@
-//! A live tail: a thread that reads server-sent events and writes them down.
+//! A live tail: a thread that reads and records server-sent events.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -7,29 +7,29 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// One event.
+/// An event.
 #[derive(Clone, Debug, Default)]
 pub struct Event {
     /// `record`, `dropped`, `gap`.
     pub name: String,
-    /// The token.
+    /// Its id.
     pub id: String,
     /// Its data.
     pub data: Value,
 }
 
-/// A stream that is being read. Dropping it leaves the thread to the end of the stream.
+/// An open stream. After a drop, the thread runs until the end of the stream.
 pub struct Tail {
     events: Receiver<Event>,
-    /// Everything that was waited for, in order.
+    /// The events read so far, in order.
     pub seen: Vec<Event>,
 }
 
 impl Tail {
-    /// Opens `/api/v1/tail?QUERY`, after `token`; returns when its headers are there.
+    /// Opens `/api/v1/tail?QUERY` after `token`; returns when the response headers have arrived.
     ///
     /// # Panics
-    /// It is refused.
+    /// If the request is rejected.
     #[must_use]
     pub fn open(addr: SocketAddr, query: &str, token: Option<&str>) -> Self {
         let agent: ureq::Agent =
@@ -43,7 +43,7 @@ impl Tail {
         let (sender, events) = channel();
         std::thread::spawn(move || {
             let mut event = Event::default();
-            // An error is a connection that was cut, as a killed server does.
+            // An error means that the connection was cut, for example because the server was killed.
             for line in BufReader::new(response.into_body().into_reader()).lines().map_while(Result::ok) {
                 match line.split_once(": ") {
                     Some(("event", name)) => event.name = name.to_owned(),
@@ -60,10 +60,10 @@ impl Tail {
         Self { events, seen: Vec::new() }
     }
 
-    /// Reads until `enough`.
+    /// Reads until `enough` returns true.
     ///
     /// # Panics
-    /// It is not in time, or the stream ends before.
+    /// On timeout, or if the stream ends first.
     pub fn until(&mut self, what: &str, mut enough: impl FnMut(&[Event]) -> bool) {
         let deadline = Instant::now() + crate::scenario::PATIENCE;
         while !enough(&self.seen) {
@@ -74,10 +74,10 @@ impl Tail {
         }
     }
 
-    /// Reads to the end of the stream.
+    /// Reads until the end of the stream.
     ///
     /// # Panics
-    /// It does not come in time.
+    /// On timeout.
     pub fn to_end(&mut self) {
         loop {
             match self.events.recv_timeout(crate::scenario::PATIENCE) {
@@ -88,20 +88,20 @@ impl Tail {
         }
     }
 
-    /// The messages of the records seen.
+    /// Returns the messages of the records read.
     #[must_use]
     pub fn messages(&self) -> Vec<String> {
         let records = self.seen.iter().filter(|event| event.name == "record");
         records.map(|event| event.data["message"].as_str().expect("a message").to_owned()).collect()
     }
 
-    /// The sum of a number over all events of a name.
+    /// Returns the sum of a field over all events with a name.
     #[must_use]
     pub fn sum(&self, name: &str, number: &str) -> u64 {
         self.seen.iter().filter(|event| event.name == name).filter_map(|event| event.data[number].as_u64()).sum()
     }
 
-    /// The token of the last record seen.
+    /// Returns the id of the last record read.
     #[must_use]
     pub fn token(&self) -> Option<String> {
         self.seen.iter().rev().find(|event| event.name == "record").map(|event| event.id.clone())

@@ -1,4 +1,4 @@
-//! A receiver of alerts: answers as it is told, and writes down what it got.
+//! A webhook receiver for alerts with configurable responses.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,17 +6,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use serde_json::Value;
 
-/// The receiver. Its thread ends with the test's process.
+/// A receiver. Its thread ends with the test process.
 pub struct Webhook {
     addr: SocketAddr,
     notices: Receiver<(u16, Value)>,
 }
 
 impl Webhook {
-    /// Listens; answers the first requests with `answers`, and 200 from then on.
+    /// Starts a receiver that responds to the first requests with the statuses `answers`, then with 200.
     ///
     /// # Panics
-    /// There is no port.
+    /// If no port can be bound.
     #[must_use]
     pub fn start(answers: Vec<u16>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -34,36 +34,36 @@ impl Webhook {
         Self { addr, notices }
     }
 
-    /// Its address.
+    /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}/hook", self.addr)
     }
 
-    /// The next notice, and how it was answered.
+    /// Returns the next notification and the status of the response.
     ///
     /// # Panics
-    /// None comes in time.
+    /// On timeout.
     #[must_use]
     pub fn next(&self) -> (u16, Value) {
-        self.notices.recv_timeout(crate::scenario::PATIENCE).expect("a notice")
+        self.notices.recv_timeout(crate::scenario::PATIENCE).expect("a notification arrives")
     }
 
-    /// The notice that has come, if one has.
+    /// Returns a notification if one has arrived.
     #[must_use]
     pub fn try_next(&self) -> Option<(u16, Value)> {
         self.notices.try_recv().ok()
     }
 }
 
-/// `None` when nobody wants to know any more.
+/// Handles a request; returns `None` when the receiver was dropped.
 fn receive(stream: TcpStream, status: u16, sender: &Sender<(u16, Value)>) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut length = 0;
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).ok()? == 0 {
-            return Some(()); // nothing was asked
+            return Some(()); // no request was sent
         }
         if line == "\r\n" {
             break;
@@ -76,5 +76,5 @@ fn receive(stream: TcpStream, status: u16, sender: &Sender<(u16, Value)>) -> Opt
     reader.read_exact(&mut body).ok()?;
     let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     reader.get_mut().write_all(answer.as_bytes()).ok()?;
-    sender.send((status, serde_json::from_slice(&body).expect("a notice is JSON"))).ok()
+    sender.send((status, serde_json::from_slice(&body).expect("a notification is JSON"))).ok()
 }

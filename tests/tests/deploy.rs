@@ -1,6 +1,6 @@
-//! Everything under `deploy/`, held against what it says of itself and against the program: see `tests/deploy/checks.py`.
+//! Checks everything under `deploy/` for consistency, with itself and with the program: see `tests/deploy/checks.py`.
 //!
-//! `LOGWEIR_MUTATIONS=1` breaks a copy of it in one place after another, and each check must see its own.
+//! `LOGWEIR_MUTATIONS=1` breaks a copy of it in one place after another, and verifies that each check detects its mutation.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,24 +8,24 @@ use std::process::{Command, Stdio};
 use logweir_tests::{installed, process};
 
 #[test]
-fn what_is_deployed_is_what_is_said() {
+fn manifests_dashboards_and_alerts_are_consistent() {
     checks(&[]);
 }
 
 #[test]
-fn each_check_sees_what_it_is_there_for() {
+fn each_check_detects_its_mutations() {
     if std::env::var_os("LOGWEIR_MUTATIONS").is_none() {
-        eprintln!("PASSED OVER: it takes minutes; LOGWEIR_MUTATIONS=1 runs it");
+        eprintln!("SKIPPED: takes minutes; LOGWEIR_MUTATIONS=1 runs it");
         return;
     }
     checks(&["--mutations"]);
 }
 
 #[test]
-fn a_backup_is_restored_to_a_moment() {
+fn a_backup_is_restored_to_a_point_in_time() {
     let kubernetes = folder().join("../../deploy/kubernetes");
     let status = Command::new("sh").arg(folder().join("backup.sh")).arg(kubernetes).stdin(Stdio::null()).status();
-    assert!(status.expect("sh starts").success(), "why stands above");
+    assert!(status.expect("sh starts").success(), "see the output above");
 }
 
 fn checks(arguments: &[&str]) {
@@ -38,7 +38,7 @@ fn checks(arguments: &[&str]) {
         command.arg("--node-modules").arg(modules);
     }
     let status = command.stdin(Stdio::null()).status().expect("Python starts");
-    assert!(status.success(), "what is wrong stands above");
+    assert!(status.success(), "see the output above");
 }
 
 fn folder() -> PathBuf {

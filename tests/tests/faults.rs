@@ -1,5 +1,5 @@
-//! A slow or dead neighbour stalls only itself: PostgreSQL and Redis killed, restarted, read-only, cut off,
-//! half-open and slow, under load. In the end everything acknowledged is in the table, once.
+//! A slow or failed dependency affects nothing else: PostgreSQL and Redis are killed, restarted, made read-only, cut off,
+//! half-open and slow, under load. In the end everything acknowledged is in the table exactly once.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use logweir_tests::proxy::{AtCommit, Mode};
 use logweir_tests::redis::Redis;
 use logweir_tests::scenario::{PATIENCE, SEGMENT_BYTES, Scenario, behind_proxy, on_postgres, on_sqlite};
 
-/// Starts, sends, does `fault` to the neighbour, demands that intake goes on, mends it, and demands everything.
-fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), mend: impl FnOnce(&mut Scenario)) {
+/// Starts the server and the load, injects `fault`, checks that intake continues, calls `repair`, and checks the contract.
+fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), repair: impl FnOnce(&mut Scenario)) {
     s.start();
     let load = s.load(Load::default());
     s.stored();
     s.acknowledged(200);
     fault(s);
     s.acknowledged(1000);
-    mend(s);
+    repair(s);
     s.acknowledged(200);
     load.stop();
     s.conserve();
@@ -29,12 +29,12 @@ fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), mend: impl FnOn
 fn nothing(_: &mut Scenario) {}
 
 #[test]
-fn postgres_killed_and_started_again() {
+fn postgres_killed_and_restarted() {
     on_postgres("postgres killed", |s| survives(s, |s| s.postgres().kill(), |s| s.postgres().restart()));
 }
 
 #[test]
-fn postgres_restarted_at_once() {
+fn postgres_restarted_immediately() {
     on_postgres("postgres restarted", |s| {
         survives(
             s,
@@ -57,17 +57,17 @@ fn postgres_read_only_for_a_while() {
 }
 
 #[test]
-fn a_commit_that_never_arrives_is_sent_again() {
+fn a_commit_that_never_arrives_is_retried() {
     behind_proxy("commit lost", |s| cut_at_commits(s, AtCommit::RequestLost));
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_not_done_again() {
-    behind_proxy("answer to commit lost", |s| cut_at_commits(s, AtCommit::ReplyLost));
+fn a_commit_whose_response_is_lost_is_not_repeated() {
+    behind_proxy("response to commit lost", |s| cut_at_commits(s, AtCommit::ReplyLost));
 }
 
 #[test]
-fn a_commit_that_arrives_after_its_sender_has_given_up_is_not_done_again() {
+fn a_commit_that_arrives_after_its_client_has_given_up_is_not_repeated() {
     behind_proxy("late commit", |s| cut_at_commits(s, AtCommit::Late(Duration::from_secs(1))));
 }
 
@@ -76,16 +76,16 @@ fn cut_at_commits(s: &mut Scenario, what: AtCommit) {
 }
 
 #[test]
-fn connections_cut_again_and_again() {
+fn connections_cut_repeatedly() {
     behind_proxy("connections cut", |s| survives(s, |s| s.proxy().cut(), |s| s.proxy().cut()));
 }
 
 #[test]
-fn a_half_open_connection_is_given_up() {
+fn a_half_open_connection_is_abandoned() {
     behind_proxy("half-open", |s| {
         s.set("database.statement_timeout_ms", 1000);
         s.set("database.connect_timeout_ms", 1000);
-        // The connections that fall silent, in the midst of a long COPY, stay so: only who gives them up goes on.
+        // The connections fall silent during a long COPY and stay silent: only abandoning them helps.
         let silence = |s: &mut Scenario| {
             s.proxy().set(Mode::Throttle(20_000));
             s.acknowledged(2000);
@@ -117,7 +117,7 @@ fn a_slow_database() {
 }
 
 #[test]
-fn a_lane_that_falls_behind_again_and_again_stores_each_frame_once() {
+fn a_lane_that_falls_behind_repeatedly_stores_each_frame_once() {
     behind_proxy("behind again", |s| {
         s.set("lanes", 1);
         s.start();
@@ -127,8 +127,8 @@ fn a_lane_that_falls_behind_again_and_again_stores_each_frame_once() {
             s.acknowledged(2000);
             s.proxy().set(Mode::Pass);
             let caught_up = |server: &Server| Totals::of(&server.status()).is_some_and(|totals| totals.backlog < 300);
-            s.server().until("caught up", PATIENCE, caught_up).expect("it goes on");
-            // At the live edge batches come through the mailbox, past whatever has read the journal.
+            s.server().until("caught up", PATIENCE, caught_up).expect("the server keeps running");
+            // Once it has caught up, batches arrive through the mailbox instead of the journal.
             s.acknowledged(1000);
         }
         load.stop();
@@ -136,8 +136,8 @@ fn a_lane_that_falls_behind_again_and_again_stores_each_frame_once() {
     });
 }
 
-/// What Redis does is nobody's business: commits go on as well.
-fn redis(name: &str, fault: impl FnOnce(&mut Redis), mend: impl FnOnce(&mut Redis)) {
+/// Redis does not affect commits.
+fn redis(name: &str, fault: impl FnOnce(&mut Redis), repair: impl FnOnce(&mut Redis)) {
     on_sqlite(name, |s| {
         let redis = RefCell::new(Redis::start());
         let url = redis.borrow().url();
@@ -147,12 +147,12 @@ fn redis(name: &str, fault: impl FnOnce(&mut Redis), mend: impl FnOnce(&mut Redi
             let before = s.store.count().expect("a table");
             s.wait("rows are stored without Redis", |s| s.store.count().is_ok_and(|count| count > before + 500));
         };
-        survives(s, stores_without, |_| mend(&mut redis.borrow_mut()));
+        survives(s, stores_without, |_| repair(&mut redis.borrow_mut()));
     });
 }
 
 #[test]
-fn redis_killed_and_started_again() {
+fn redis_killed_and_restarted() {
     redis("redis killed", Redis::kill, Redis::restart);
 }
 
@@ -171,7 +171,7 @@ fn redis_out_of_memory() {
 }
 
 #[test]
-fn redis_not_there_at_start() {
+fn redis_unavailable_at_startup() {
     on_sqlite("no redis", |s| {
         s.set("cache.url", "redis://127.0.0.1:1/");
         survives(s, nothing, nothing);
@@ -179,12 +179,21 @@ fn redis_not_there_at_start() {
 }
 
 #[test]
-fn a_database_not_there_at_start_is_waited_for() {
+fn a_database_that_is_unavailable_at_startup_is_waited_for() {
     behind_proxy("no database at start", |s| {
         s.proxy().set(Mode::Refuse);
         s.start();
         let load = s.load(Load::default());
         s.acknowledged(1000);
+        std::thread::sleep(Duration::from_secs(2)); // dozens of retries
+        let log = s.server().log_text();
+        let is_warning = |line: &&str| line.contains("the database is unavailable");
+        for lane in 0..4 {
+            let of_lane = |line: &&str| is_warning(line) && line.contains(&format!("lane={lane} "));
+            assert!(log.lines().filter(of_lane).count() <= 1, "lane {lane} repeats its warning: {log}");
+        }
+        assert!(log.lines().any(|line| is_warning(&line)), "no lane reports the unavailable database: {log}");
+        assert!(!log.contains("a batch could not be committed"), "no batch was flushed yet: {log}");
         s.proxy().set(Mode::Pass);
         s.stored();
         load.stop();
@@ -193,16 +202,16 @@ fn a_database_not_there_at_start_is_waited_for() {
 }
 
 #[test]
-fn a_journal_at_its_quota_answers_503_until_the_database_is_back() {
+fn a_journal_at_its_quota_rejects_with_503_until_the_database_is_back() {
     on_sqlite("quota", |s| {
         s.set("journal.quota_bytes", 5 * SEGMENT_BYTES);
-        fills_up_and_goes_on(s);
+        fills_up_and_recovers(s);
     });
 }
 
 #[test]
-fn a_full_disk_answers_503_until_the_database_is_back() {
-    with_a_small_disk("full disk", fills_up_and_goes_on);
+fn a_full_disk_rejects_with_503_until_the_database_is_back() {
+    with_a_small_disk("full disk", fills_up_and_recovers);
 }
 
 #[test]
@@ -219,21 +228,21 @@ fn sigterm_on_a_full_disk_loses_nothing() {
     });
 }
 
-/// The journal on a disk with room for three segments; the quota alone would allow more.
-fn with_a_small_disk(name: &str, story: impl FnOnce(&mut Scenario)) {
+/// Runs with the journal on a disk for three segments; the quota alone would allow more.
+fn with_a_small_disk(name: &str, scenario: impl FnOnce(&mut Scenario)) {
     if !may_mount() {
-        eprintln!("skipped: a small disk takes root");
+        eprintln!("skipped: a small disk needs root");
         return;
     }
     on_sqlite(name, |s| {
         let disk = Disk::small(&s.dir.join("volume"), 3 * SEGMENT_BYTES + (8 << 20));
         s.set("data_dir", disk.path().join("data").display());
-        story(s);
+        scenario(s);
         s.kill_server();
     });
 }
 
-fn fills_up_and_goes_on(s: &mut Scenario) {
+fn fills_up_and_recovers(s: &mut Scenario) {
     s.start();
     let lock = s.lock_store();
     let load = s.load(Load::large());
@@ -244,14 +253,14 @@ fn fills_up_and_goes_on(s: &mut Scenario) {
     s.conserve();
 }
 
-/// Until a record is refused as the contract says: 503, with the time of the next try, and readiness gone.
+/// Sends until a record is rejected with 503 and `Retry-After`, and readiness fails.
 fn until_full(s: &mut Scenario) {
     let ledger = s.ledger.clone();
     let mut client = Client::new(&ledger, s.server().http);
-    s.wait("a refusal", |_| {
+    s.wait("a rejection", |_| {
         client.send(Load { records: 1, ..Load::large() }).is_some_and(|answer| answer.status == 503)
     });
     s.server()
         .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
-        .expect("it goes on");
+        .expect("the server keeps running");
 }

@@ -1,4 +1,4 @@
-//! The harness itself against a real PostgreSQL: does a cut at COMMIT cut where it says?
+//! Tests the harness itself against a real PostgreSQL: cuts at COMMIT and crashes.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use logweir_tests::proxy::{AtCommit, Proxy};
 use logweir_tests::store::Store;
 use tokio_postgres::NoTls;
 
-/// Inserts one row in a transaction through the proxy, as logweir's own client library does it.
+/// Inserts a row in a transaction through the proxy, with the client library that logweir uses.
 fn insert(url: &str) -> Result<(), tokio_postgres::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -20,7 +20,7 @@ fn insert(url: &str) -> Result<(), tokio_postgres::Error> {
 }
 
 #[test]
-fn a_commit_is_lost_before_or_after_it_happened() {
+fn a_commit_is_lost_before_or_after_it_takes_effect() {
     let postgres = Server::start(&Options::default());
     postgres.execute("CREATE TABLE t (n int)");
     let proxy = Proxy::start(([127, 0, 0, 1], postgres.port()).into()).unwrap();
@@ -48,7 +48,7 @@ fn a_commit_is_lost_before_or_after_it_happened() {
 }
 
 #[test]
-fn postgres_comes_back_from_a_crash_and_from_an_immediate_restart() {
+fn postgres_recovers_from_a_crash_and_an_immediate_restart() {
     let postgres = Server::start(&Options::default());
     postgres.execute("CREATE TABLE t (n int)");
     postgres.kill();

@@ -1,7 +1,7 @@
-//! SIGKILL at any instant breaks nothing: at random moments, at every named point, and while recovering.
-//! Then the same for panics, which end a stage and not the process.
+//! SIGKILL at any moment loses and duplicates nothing: at random times, at every kill point, and during recovery.
+//! The same for panics, which end a stage but not the process.
 //!
-//! `LOGWEIR_KILLS=10000` asks for more, `LOGWEIR_SEED=…` for the same again.
+//! `LOGWEIR_KILLS=10000` sets the number of kills, `LOGWEIR_SEED=…` repeats a run.
 
 use std::time::Duration;
 
@@ -16,48 +16,48 @@ fn kills(in_ci: u32) -> u32 {
 }
 
 #[test]
-fn sigkill_at_random_moments_loses_and_doubles_nothing_in_postgres() {
+fn random_sigkills_lose_and_duplicate_nothing_in_postgres() {
     in_rounds(kills(50), |kills| {
         on_postgres("random kills", |s| kill_at_random_moments(s, kills));
     });
 }
 
 #[test]
-fn sigkill_at_random_moments_loses_and_doubles_nothing_in_sqlite() {
+fn random_sigkills_lose_and_duplicate_nothing_in_sqlite() {
     in_rounds(kills(20), |kills| {
         on_sqlite("random kills", |s| kill_at_random_moments(s, kills));
     });
 }
 
 #[test]
-fn what_is_sent_again_under_its_key_across_kills_is_stored_once_in_postgres() {
+fn retries_with_an_idempotency_key_across_kills_are_stored_once_in_postgres() {
     on_postgres("idempotency", sends_again);
 }
 
 #[test]
-fn what_is_sent_again_under_its_key_across_kills_is_stored_once_in_sqlite() {
+fn retries_with_an_idempotency_key_across_kills_are_stored_once_in_sqlite() {
     on_sqlite("idempotency", sends_again);
 }
 
-/// Each client repeats each request until it is acknowledged: of what it sent nothing may be missing, and nothing doubled,
-/// wherever the answer was lost. Small segments, so that keys outlive the files that they came in.
+/// Each client retries each request until it is acknowledged. Nothing may be missing or duplicated, wherever the response
+/// was lost. Segments are small, so that keys outlive the files that contain them.
 fn sends_again(s: &mut Scenario) {
     s.start();
     let load = s.load(Load { keyed: true, ..Load::default() });
     for _ in 0..12 {
-        s.server().ready().expect("a server that nobody has killed");
+        s.server().ready().expect("the server becomes ready");
         std::thread::sleep(Duration::from_millis(s.random.random_range(0..350)));
         s.server().kill();
         s.launch("");
     }
     load.stop();
     let sent: u64 = s.ledger.posts().iter().map(|post| u64::from(post.count)).sum();
-    assert_eq!(s.ledger.records(Outcome::Acknowledged), sent, "every request came through in the end");
+    assert_eq!(s.ledger.records(Outcome::Acknowledged), sent, "not every request was acknowledged");
     s.conserve();
-    assert_eq!(s.store.count(), Ok(sent + 1), "and the oracle's own record");
+    assert_eq!(s.store.count(), Ok(sent + 1), "all records and the oracle's own one are stored once");
 }
 
-/// A database of its own for every 250 kills: the oracle holds a story's records in memory.
+/// Uses a new database for every 250 kills, since the oracle keeps a scenario's records in memory.
 fn in_rounds(kills: u32, mut round: impl FnMut(u32)) {
     for done in (0..kills).step_by(250) {
         round((kills - done).min(250));
@@ -68,20 +68,23 @@ fn kill_at_random_moments(s: &mut Scenario, kills: u32) {
     s.start();
     let load = s.load(Load::default());
     for kill in 0..kills {
-        // Every third server is killed while it starts, the others under load.
+        // Every third server is killed during startup, the others under load.
         if kill % 3 != 0 {
-            s.server().ready().expect("a server that nobody has killed");
+            s.server().ready().expect("the server becomes ready");
         }
         std::thread::sleep(Duration::from_millis(s.random.random_range(0..350)));
         s.server().kill();
         s.launch("");
     }
     load.stop();
-    assert!(s.ledger.records(Outcome::Acknowledged) > u64::from(kills) * 20, "too little traffic to prove anything");
+    assert!(
+        s.ledger.records(Outcome::Acknowledged) > u64::from(kills) * 20,
+        "too little traffic for a meaningful test"
+    );
     s.conserve();
 }
 
-/// Kills at the first, third and tenth pass of each point; the load is what makes a server come by.
+/// Kills at the first, third and tenth pass of each point, which the load makes the server reach.
 fn kill_at(s: &mut Scenario, points: &[&str], passes: &[u32], load: Load) {
     let load = s.load(load);
     for point in points {
@@ -95,7 +98,7 @@ fn kill_at(s: &mut Scenario, points: &[&str], passes: &[u32], load: Load) {
     s.conserve();
 }
 
-const ON_THE_WAY: [&str; 6] = [
+const JOURNAL_POINTS: [&str; 6] = [
     "journal.append.before",
     "journal.append.after",
     "journal.fsync.before",
@@ -104,7 +107,7 @@ const ON_THE_WAY: [&str; 6] = [
     "journal.ack.after",
 ];
 
-const IN_THE_STORE: [&str; 6] = [
+const STORE_POINTS: [&str; 6] = [
     "store.cas.before",
     "store.cas.after",
     "store.copy.before",
@@ -114,22 +117,22 @@ const IN_THE_STORE: [&str; 6] = [
 ];
 
 #[test]
-fn sigkill_at_each_point_of_the_journals_way_loses_and_doubles_nothing() {
-    on_sqlite("kill points of the journal", |s| kill_at(s, &ON_THE_WAY, &[0, 2, 9], Load::default()));
+fn sigkill_at_each_point_of_the_journal_loses_and_duplicates_nothing() {
+    on_sqlite("kill points of the journal", |s| kill_at(s, &JOURNAL_POINTS, &[0, 2, 9], Load::default()));
 }
 
 #[test]
-fn sigkill_at_each_point_of_a_transaction_loses_and_doubles_nothing_in_postgres() {
-    on_postgres("kill points of the store", |s| kill_at(s, &IN_THE_STORE, &[0, 2, 9], Load::default()));
+fn sigkill_at_each_point_of_a_transaction_loses_and_duplicates_nothing_in_postgres() {
+    on_postgres("kill points of the store", |s| kill_at(s, &STORE_POINTS, &[0, 2, 9], Load::default()));
 }
 
 #[test]
-fn sigkill_at_each_point_of_a_transaction_loses_and_doubles_nothing_in_sqlite() {
-    on_sqlite("kill points of the store", |s| kill_at(s, &IN_THE_STORE, &[0, 2, 9], Load::default()));
+fn sigkill_at_each_point_of_a_transaction_loses_and_duplicates_nothing_in_sqlite() {
+    on_sqlite("kill points of the store", |s| kill_at(s, &STORE_POINTS, &[0, 2, 9], Load::default()));
 }
 
 #[test]
-fn sigkill_while_segments_come_and_go_loses_and_doubles_nothing() {
+fn sigkill_during_segment_rotation_loses_and_duplicates_nothing() {
     on_sqlite("kill points of segments", |s| {
         let points = [
             "journal.segment.create",
@@ -159,19 +162,21 @@ fn sigkill_during_each_recovery_loses_nothing_and_the_journal_does_not_grow() {
             assert!(exit.killed(), "{point}: {exit:?}: {}", s.server().log_text());
         }
         let after = s.journal_bytes();
-        assert!(after <= before + 3 * SEGMENT_BYTES, "nine recoveries made {after} bytes of {before}");
+        assert!(after <= before + 3 * SEGMENT_BYTES, "nine recoveries grew the journal from {before} to {after} bytes");
         drop(lock);
         s.conserve();
     });
 }
 
 #[test]
-fn a_stage_that_panics_is_rebuilt_and_nothing_is_lost_or_doubled() {
+fn a_stage_that_panics_is_restarted_and_nothing_is_lost_or_duplicated() {
     for stage in ["producer", "parser", "batcher", "db_flusher", "cache_writer"] {
         on_sqlite(&format!("panics in {stage}"), |s| {
             s.start_with(&format!("stage.{stage}=20*off->1*panic->20*off->1*panic->off"));
             let load = s.load(Load::default());
-            s.server().until("restarted twice", PATIENCE, |server| restarts(server) >= 2.0).expect("it goes on");
+            s.server()
+                .until("restarted twice", PATIENCE, |server| restarts(server) >= 2.0)
+                .expect("the server keeps running");
             s.acknowledged(100);
             load.stop();
             s.conserve();

@@ -1,7 +1,7 @@
-//! The rendered StatefulSet, with the real program in its pods, through what a cluster does to pods: rollouts, scaling, kills, lost
-//! nodes and pods that were given up too early. Nothing acknowledged is lost or doubled.
+//! The rendered StatefulSet with the real program in its pods: rollouts, scaling, kills, lost nodes, and pods that are deleted
+//! by force too early. Nothing acknowledged is lost or duplicated.
 //!
-//! `LOGWEIR_KILLS=1000` asks for more kills, `LOGWEIR_SEED=…` for the same again.
+//! `LOGWEIR_KILLS=1000` sets the number of kills, `LOGWEIR_SEED=…` repeats a run.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use logweir_tests::scenario::copy_volume;
 use rand::Rng as _;
 use serde_json::json;
 
-/// The overlay for one node; none, loudly, where nothing renders it.
+/// Renders the single-node overlay; `None` (with a message) without a renderer.
 fn dev() -> Option<Manifests> {
     Manifests::render(&kubernetes().join("overlays/dev"))
 }
 
-/// That overlay in another release, with one setting changed as well, and a partition.
+/// Renders that overlay with another release, one changed setting and a partition.
 fn release(tag: &str, partition: u32) -> Option<Manifests> {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    // A kustomization names its bases by relative paths.
+    // A kustomization references its bases by relative paths.
     let up: String = dir.path().components().skip(1).map(|_| "../").collect();
     let overlay = kubernetes().join("overlays/dev").canonicalize().expect("the overlay");
     let overlay = overlay.strip_prefix("/").expect("an absolute path").display().to_string();
@@ -53,7 +53,7 @@ fn jobs() -> Option<Manifests> {
     Manifests::render(&kubernetes().join("jobs/drain-journal"))
 }
 
-/// The Job of the drain, which reads the Secret of the stack that it stands beside.
+/// Renders the drain Job, which uses the stack's Secret.
 fn drain_job(stack: &Manifests, claim: &str) -> Option<Manifests> {
     let mut job = jobs()?;
     let secret = stack.named("Secret", "logweir-database").expect("a Secret");
@@ -62,10 +62,10 @@ fn drain_job(stack: &Manifests, claim: &str) -> Option<Manifests> {
     Some(job)
 }
 
-/// Every container that was told to end did so by itself, within its grace period, and its last line adds up.
-fn ended_in_order(end: &End) -> Totals {
+/// Asserts that a container exited on its own within its grace period, with consistent totals in its final line.
+fn ended_cleanly(end: &End) -> Totals {
     assert_eq!((end.wish, end.exit.code()), (Wish::Deleted, Some(0)), "{}: {:?}: {}", end.pod, end.exit, end.log);
-    let totals = Totals::at_the_end_of(&end.log).unwrap_or_else(|| panic!("no last line in {}", end.log));
+    let totals = Totals::at_the_end_of(&end.log).unwrap_or_else(|| panic!("no final line in {}", end.log));
     assert!(totals.add_up(), "{}: {totals:?}", end.pod);
     totals
 }
@@ -83,17 +83,17 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.acknowledged(300);
         c.connected();
         c.watch();
-        c.set.apply(&canary).expect("it is understood");
+        c.set.apply(&canary).expect("the manifests are supported");
         c.settle();
-        assert_eq!(revisions(c), [1, 1, 2], "only what is not below the partition");
+        assert_eq!(revisions(c), [1, 1, 2], "only ordinals at or above the partition are updated");
         assert_eq!(c.most_away(), 1, "one at a time");
-        // A pod below the partition that goes comes back as it was.
+        // A deleted pod below the partition is recreated with its old revision.
         c.force_delete(0);
         c.ready(3);
         assert_eq!(revisions(c), [1, 1, 2]);
         c.connected();
         c.watch();
-        c.set.apply(&all).expect("it is understood");
+        c.set.apply(&all).expect("the manifests are supported");
         c.settle();
         assert_eq!(revisions(c), [2, 2, 2]);
         assert_eq!(c.most_away(), 1, "one at a time");
@@ -101,14 +101,14 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         let order: Vec<&str> = c.set.ends().iter().map(|end| end.pod.as_str()).collect();
         assert_eq!(order, ["processor-2", "processor-1", "processor-0"]);
         for end in c.set.ends() {
-            assert_eq!(ended_in_order(end).backlog, 0, "the database is up: {}", end.log);
+            assert_eq!(ended_cleanly(end).backlog, 0, "the database is up: {}", end.log);
         }
         c.conserve();
     });
 }
 
 #[test]
-fn scaled_down_without_a_database_the_volumes_wait_and_a_job_empties_them() {
+fn a_scale_down_without_a_database_leaves_volumes_that_a_job_drains() {
     let Some(objects) = dev() else { return };
     let claims = ["data-processor-1", "data-processor-2"];
     let [Some(first), Some(second)] = claims.map(|claim| drain_job(&objects, claim)) else { return };
@@ -118,7 +118,7 @@ fn scaled_down_without_a_database_the_volumes_wait_and_a_job_empties_them() {
         c.acknowledged(100);
         c.set.scale(3);
         c.ready(3);
-        // Connections that there are stay with their pod: these are new ones.
+        // Existing connections stay with their pod, so use new ones.
         let load = c.load(Load { clients: 6, ..Load::default() });
         c.acknowledged(500);
         c.proxy.set(Mode::Refuse);
@@ -126,20 +126,20 @@ fn scaled_down_without_a_database_the_volumes_wait_and_a_job_empties_them() {
         c.acknowledged(1000);
         let writer = c.writer(1, claims[0]);
         c.set.scale(1);
-        c.until("two pods are gone", |c| c.set.pods().len() == 1);
-        let left: u64 = c.set.ends().iter().map(|end| ended_in_order(end).backlog).sum();
-        assert!(left > 0, "with the database away something must be left in the volumes");
-        assert_eq!(c.set.claims().len(), 3, "claims stay");
+        c.until("two pods are deleted", |c| c.set.pods().len() == 1);
+        let left: u64 = c.set.ends().iter().map(|end| ended_cleanly(end).backlog).sum();
+        assert!(left > 0, "without the database, records must remain in the volumes");
+        assert_eq!(c.set.claims().len(), 3, "claims are kept");
         c.proxy.set(Mode::Pass);
         for (claim, job) in claims.into_iter().zip([&first, &second]) {
             let output = c.run_job(job, "drain-journal", claim);
             let said = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
             assert!(said.contains("left_in_journal=0"), "{said}");
         }
-        // The next scale-up with that number goes on with the volume.
+        // The next scale-up to that ordinal reuses the volume.
         c.set.scale(2);
         c.ready(2);
-        assert_eq!(c.writer(1, claims[0]), writer, "identity is the volume's");
+        assert_eq!(c.writer(1, claims[0]), writer, "identity follows the volume");
         c.acknowledged(200);
         load.stop();
         early.stop();
@@ -148,9 +148,9 @@ fn scaled_down_without_a_database_the_volumes_wait_and_a_job_empties_them() {
 }
 
 #[test]
-fn random_kills_of_pods_and_processes_lose_and_double_nothing() {
+fn random_kills_of_pods_and_processes_lose_and_duplicate_nothing() {
     let Some(objects) = dev() else { return };
-    // The oracle holds a story's records in memory.
+    // The oracle keeps a scenario's records in memory.
     let kills = kills(100);
     for done in (0..kills).step_by(250) {
         in_cluster("random kills", &objects, 3, |c| kill_at_random(c, (kills - done).min(250)));
@@ -165,9 +165,9 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
         let ordinal = c.random.random_range(0..3);
         let waits = c.pod(ordinal).server().is_none();
         match c.random.random_range(0..10) {
-            // Out of memory: started again in place, at once the first time, then with back-off.
+            // Out of memory: restarted in place, immediately the first time, then with backoff.
             0..2 if !waits => c.pod(ordinal).kill_process(),
-            // An eviction: it may be killed in the middle of it.
+            // An eviction, which a kill can interrupt.
             2 => c.pod(ordinal).delete(),
             _ => c.force_delete(ordinal),
         }
@@ -179,12 +179,12 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
     load.stop();
     let acknowledged = c.ledger.records(Outcome::Acknowledged);
     eprintln!("{kills} kills, {acknowledged} records acknowledged");
-    assert!(acknowledged > u64::from(kills) * 20, "too little traffic to prove anything: {acknowledged}");
+    assert!(acknowledged > u64::from(kills) * 20, "too little traffic for a meaningful test: {acknowledged}");
     c.conserve();
 }
 
 #[test]
-fn a_node_is_lost_and_its_volumes_go_to_another_one() {
+fn a_node_is_lost_and_its_volumes_move_to_another_one() {
     let Some(objects) = dev() else { return };
     in_cluster("node loss", &objects, 3, |c| {
         c.ready(3);
@@ -200,7 +200,7 @@ fn a_node_is_lost_and_its_volumes_go_to_another_one() {
             for claim in c.set.claims() {
                 let (from, to) = (c.set.claim(&claim), c.dir.join(format!("node-{round}-{claim}")));
                 copy_volume(&from, &to);
-                std::fs::remove_dir_all(from).expect("the node is gone");
+                std::fs::remove_dir_all(from).expect("the node's directory can be deleted");
                 c.set.move_claim(&claim, to);
             }
             c.ready(3);
@@ -212,7 +212,7 @@ fn a_node_is_lost_and_its_volumes_go_to_another_one() {
 }
 
 #[test]
-fn a_pod_that_was_given_up_while_it_lived_keeps_its_volume_until_it_ends() {
+fn a_force_deleted_pod_keeps_its_volume_until_it_exits() {
     let Some(objects) = dev() else { return };
     in_cluster("stuck on a shared volume", &objects, 2, |c| {
         c.ready(2);
@@ -220,14 +220,14 @@ fn a_pod_that_was_given_up_while_it_lived_keeps_its_volume_until_it_ends() {
         c.acknowledged(300);
         c.lose_contact(1);
         c.lost().freeze();
-        // The journal's lock keeps the heir out: it says so and ends, again and again.
-        c.until("the heir has tried", |c| !c.set.ends().is_empty());
+        // The journal's lock blocks the successor, which reports it and exits, repeatedly.
+        c.until("the successor has tried", |c| !c.set.ends().is_empty());
         let end = &c.set.ends()[0];
         assert_eq!((end.exit.code(), end.wish), (Some(69), Wish::Nobodys), "{}", end.log);
         assert!(end.log.contains("in use by another process"), "{}", end.log);
         c.lost().signal(libc::SIGCONT);
         c.acknowledged(300);
-        assert!(c.lost_ends().is_empty(), "the volume is still its own");
+        assert!(c.lost_ends().is_empty(), "the old process still owns the volume");
         c.end_lost();
         c.ready(2);
         load.stop();
@@ -236,7 +236,7 @@ fn a_pod_that_was_given_up_while_it_lived_keeps_its_volume_until_it_ends() {
 }
 
 #[test]
-fn a_pod_that_was_given_up_and_overtaken_is_fenced() {
+fn a_force_deleted_pod_that_was_overtaken_is_fenced() {
     let Some(objects) = dev() else { return };
     let Some(mut adopt) = drain_job(&objects, "overtaken") else { return };
     adopt.patch("Job", "drain-journal", "/spec/template/spec/containers/0/args/-", json!("--adopt"));
@@ -246,7 +246,7 @@ fn a_pod_that_was_given_up_and_overtaken_is_fenced() {
         c.acknowledged(300);
         c.lose_contact(1);
         c.lost().freeze();
-        // Its volume is attached elsewhere, as it is now.
+        // Its volume, in its current state, is attached to another node.
         let (old, new) = (c.set.claim("data-processor-1"), c.dir.join("elsewhere"));
         copy_volume(&old, &new);
         c.set.move_claim("data-processor-1", new);
@@ -254,23 +254,23 @@ fn a_pod_that_was_given_up_and_overtaken_is_fenced() {
         c.ready(2);
         c.acknowledged(300);
         c.lost().signal(libc::SIGCONT);
-        // Its own kubelet, which nobody reaches, starts it again: it must not take the journal back.
-        c.until("it has been fenced, and fenced again", |c| c.lost_ends().len() == 2);
+        // Its own, unreachable kubelet restarts it: it must not reacquire the lease.
+        c.until("it has been fenced twice", |c| c.lost_ends().len() == 2);
         for end in c.lost_ends() {
             assert_eq!(end.exit.code(), Some(75), "{}", end.log);
         }
         c.end_lost();
         c.acknowledged(300);
         load.stop();
-        // What it took after it woke up is on its own volume only.
+        // What it accepted after it resumed is only on its own volume.
         c.run_job(&adopt, "drain-journal", "overtaken");
         c.conserve();
     });
 }
 
-/// A hung program is what liveness is there for: here with less patience than the manifest has.
+/// Liveness probes exist for a hung program; this uses shorter limits than the manifest.
 #[test]
-fn a_pod_that_hangs_is_ended_and_started_again() {
+fn a_pod_that_hangs_is_killed_and_restarted() {
     let Some(mut objects) = dev() else { return };
     let template = "/spec/template/spec";
     for (place, value) in [
@@ -285,9 +285,9 @@ fn a_pod_that_hangs_is_ended_and_started_again() {
         c.ready(1);
         let load = c.load(Load::default());
         c.acknowledged(300);
-        c.pod(0).server().expect("it runs").freeze();
+        c.pod(0).server().expect("the pod is running").freeze();
         let before = c.set.ends().len();
-        c.until("it is ended", |c| c.set.ends().len() > before);
+        c.until("it is killed", |c| c.set.ends().len() > before);
         let end = &c.set.ends()[before];
         assert_eq!((end.wish, end.exit.killed()), (Wish::Unhealthy, true), "{}", end.log);
         c.ready(1);
@@ -297,27 +297,27 @@ fn a_pod_that_hangs_is_ended_and_started_again() {
     });
 }
 
-/// Ordinals come in order where pods wait for each other, and go in the opposite order.
+/// With OrderedReady, pods are started in order and stopped in reverse order.
 #[test]
-fn pods_that_wait_for_each_other_come_and_go_in_order() {
+fn ordered_pods_start_and_stop_in_order() {
     let Some(mut objects) = dev() else { return };
     objects.patch("StatefulSet", "processor", "/spec/podManagementPolicy", json!("OrderedReady"));
     objects.patch("StatefulSet", "processor", "/spec/minReadySeconds", json!(0));
     in_cluster("in order", &objects, 2, |c| {
-        c.until("the second one comes", |c| c.set.pods().len() == 2);
-        assert!(c.pod(0).ready_since().is_some(), "the first one is ready by then");
+        c.until("the second pod is created", |c| c.set.pods().len() == 2);
+        assert!(c.pod(0).ready_since().is_some(), "the first pod is not ready");
         c.ready(2);
         c.connected();
         c.set.scale(0);
-        c.until("one is gone", |c| c.set.pods().len() == 1);
+        c.until("one pod is deleted", |c| c.set.pods().len() == 1);
         assert_eq!(c.set.ends().len(), 1);
         assert_eq!(c.set.ends()[0].pod, "processor-1");
     });
 }
 
-/// The stories can fail: with a volume that goes with its pod, what was acknowledged is missed.
+/// The scenarios can fail: if a volume is deleted with its pod, acknowledged records are missing.
 #[test]
-fn a_journal_in_an_empty_dir_is_found_out() {
+fn a_journal_in_an_empty_dir_is_detected() {
     let Some(mut objects) = dev() else { return };
     objects.patch("StatefulSet", "processor", "/spec/volumeClaimTemplates", json!([]));
     let volume = json!({"name": "data", "emptyDir": {}});
@@ -336,9 +336,9 @@ fn a_journal_in_an_empty_dir_is_found_out() {
     });
 }
 
-/// The stories can fail: a scale-down that takes the claims along loses what was in them.
+/// The scenarios can fail: a scale-down that deletes the claims loses their records.
 #[test]
-fn claims_that_go_with_their_pods_are_found_out() {
+fn claims_that_are_deleted_with_their_pods_are_detected() {
     let Some(mut objects) = dev() else { return };
     let retention = json!({"whenDeleted": "Retain", "whenScaled": "Delete"});
     objects.patch("StatefulSet", "processor", "/spec/persistentVolumeClaimRetentionPolicy", retention);
@@ -350,13 +350,13 @@ fn claims_that_go_with_their_pods_are_found_out() {
         c.acknowledged(300);
         load.stop();
         c.set.scale(1);
-        c.until("one is gone", |c| c.set.pods().len() == 1);
+        c.until("one pod is deleted", |c| c.set.pods().len() == 1);
         c.proxy.set(Mode::Pass);
         assert!(matches!(&c.findings()[..], [Violation::Lost(_)]));
     });
 }
 
-/// What only the production overlay has is understood, too; its secrets are made by another operator.
+/// The production overlay is supported too; its secrets are created by another operator.
 #[test]
 fn the_production_overlay_runs() {
     let (Some(dev), Some(mut objects)) = (dev(), Manifests::render(&kubernetes().join("overlays/production"))) else {
@@ -372,7 +372,7 @@ fn the_production_overlay_runs() {
         load.stop();
         c.conserve();
         c.set.scale(0);
-        c.until("all are gone", |c| c.set.pods().is_empty());
-        c.set.ends().iter().for_each(|end| assert_eq!(ended_in_order(end).backlog, 0));
+        c.until("all pods are deleted", |c| c.set.pods().is_empty());
+        c.set.ends().iter().for_each(|end| assert_eq!(ended_cleanly(end).backlog, 0));
     });
 }

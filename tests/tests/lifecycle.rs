@@ -1,5 +1,5 @@
-//! Starting, stopping, and who may own a journal: SIGTERM and SIGINT under every condition, two processes on
-//! one volume, on copies of one volume, and one that wakes up after it was replaced.
+//! Startup, shutdown and journal ownership: SIGTERM and SIGINT under various conditions, two processes on one volume or on
+//! copies of a volume, and a process that resumes after it was replaced.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,13 +10,13 @@ use logweir_tests::proxy::Mode;
 use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, copy_volume, files, on_postgres, on_sqlite};
 
 #[test]
-fn sigterm_under_load_ends_cleanly_and_its_numbers_add_up() {
+fn sigterm_under_load_ends_cleanly_with_consistent_totals() {
     on_postgres("SIGTERM under load", |s| {
         for _ in 0..3 {
             s.start();
             let load = s.load(Load::default());
             s.acknowledged(500);
-            s.server().until("connected", PATIENCE, connected).expect("it goes on");
+            s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
             let closing = s.stop();
             assert_eq!(closing.backlog, 0, "the database is up: {closing:?}");
             load.stop();
@@ -25,13 +25,13 @@ fn sigterm_under_load_ends_cleanly_and_its_numbers_add_up() {
     });
 }
 
-/// Every lane has flushed: before that a drain does not wait long for a database that may hang.
+/// Returns whether every lane has flushed. Before that, a drain waits only briefly for a database that may hang.
 fn connected(server: &Server) -> bool {
     server.status()["lanes"].as_array().is_some_and(|lanes| lanes.iter().all(|lane| lane["store"]["state"] == "ok"))
 }
 
 #[test]
-fn sigint_is_sigterm() {
+fn sigint_works_like_sigterm() {
     on_sqlite("SIGINT", |s| {
         s.start();
         let load = s.load(Load::default());
@@ -44,18 +44,18 @@ fn sigint_is_sigterm() {
 }
 
 #[test]
-fn health_is_told_by_the_exit_code() {
+fn health_sets_the_exit_code() {
     on_sqlite("health", |s| {
         let code = |s: &Scenario, arguments: &[&str]| s.run(arguments).status.code();
-        assert_eq!(code(s, &["health"]), Some(1), "nobody listens");
+        assert_eq!(code(s, &["health"]), Some(1), "the server is not running");
         s.set("shutdown.linger_ms", "20s");
         s.start();
         assert_eq!(code(s, &["health"]), Some(0));
         assert_eq!(code(s, &["health", "--ready"]), Some(0));
-        // It lives, and nobody should send to it any more.
+        // It is alive, but must not receive requests.
         s.server().signal(libc::SIGTERM);
         let closing = |server: &Server| server.admin("/readyz").is_some_and(|answer| answer.status == 503);
-        s.server().until("closing", PATIENCE, closing).expect("it lingers");
+        s.server().until("closing", PATIENCE, closing).expect("the server lingers");
         assert_eq!(code(s, &["health"]), Some(0));
         assert_eq!(code(s, &["health", "--ready"]), Some(1));
         s.stop();
@@ -66,13 +66,13 @@ fn health_is_told_by_the_exit_code() {
 fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
     behind_proxy("SIGTERM without database", |s| {
         s.start();
-        database_away(s);
+        disconnect_database(s);
         let load = s.load(Load::default());
         s.acknowledged(500);
         load.stop();
         let begun = Instant::now();
         let closing = s.stop();
-        // The one timed bound of the contract.
+        // The only time limit in the contract.
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         assert!(closing.backlog >= 500, "{closing:?}");
         s.proxy().set(Mode::Pass);
@@ -80,13 +80,13 @@ fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
     });
 }
 
-fn database_away(s: &Scenario) {
+fn disconnect_database(s: &Scenario) {
     s.proxy().set(Mode::Refuse);
     s.proxy().cut();
 }
 
 #[test]
-fn a_second_sigterm_ends_a_drain_that_takes_long() {
+fn a_second_sigterm_cuts_a_long_drain_short() {
     behind_proxy("two SIGTERMs", |s| {
         s.set("shutdown.linger_ms", 60_000);
         s.set("shutdown.deadline_ms", 120_000);
@@ -96,16 +96,20 @@ fn a_second_sigterm_ends_a_drain_that_takes_long() {
         s.server().signal(libc::SIGTERM);
         s.server()
             .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
-            .expect("it lingers");
+            .expect("the server lingers");
         s.server().signal(libc::SIGTERM);
-        assert_eq!(s.server().wait(Duration::from_secs(20)).code(), Some(0), "a minute of linger is not waited for");
+        assert_eq!(
+            s.server().wait(Duration::from_secs(20)).code(),
+            Some(0),
+            "the second SIGTERM must skip the linger time of a minute"
+        );
         load.stop();
         s.conserve();
     });
 }
 
 #[test]
-fn after_sigterm_readiness_is_gone_at_once_while_intake_lingers() {
+fn after_sigterm_readiness_fails_immediately_while_intake_lingers() {
     on_sqlite("linger", |s| {
         s.set("shutdown.linger_ms", 2000);
         s.start();
@@ -114,7 +118,7 @@ fn after_sigterm_readiness_is_gone_at_once_while_intake_lingers() {
         s.server().signal(libc::SIGTERM);
         s.server()
             .until("unready", PATIENCE, |server| server.admin("/readyz").is_some_and(|answer| answer.status == 503))
-            .expect("it lingers");
+            .expect("the server lingers");
         s.acknowledged(100);
         assert_eq!(s.ended().code(), Some(0));
         load.stop();
@@ -126,7 +130,7 @@ fn after_sigterm_readiness_is_gone_at_once_while_intake_lingers() {
 fn sigterm_while_a_backlog_is_replayed() {
     behind_proxy("SIGTERM during replay", |s| {
         s.start();
-        database_away(s);
+        disconnect_database(s);
         let load = s.load(Load { records: 500, ..Load::default() });
         s.acknowledged(50_000);
         load.stop();
@@ -159,7 +163,7 @@ fn a_deadline_shorter_than_the_drain_leaves_the_rest_in_the_journal() {
 }
 
 #[test]
-fn a_second_process_on_the_same_volume_is_refused() {
+fn a_second_process_on_the_same_volume_is_rejected() {
     on_sqlite("one volume, two processes", |s| {
         s.start();
         let load = s.load(Load::default());
@@ -188,11 +192,11 @@ fn two_on_copies<T>(s: &mut Scenario, end: impl FnOnce(&mut Scenario) -> T) {
     let original = s.data_dir();
     let copy = s.dir.join("copy");
     copy_volume(&original, &copy);
-    // Without a database nobody can tell the two apart: both take records.
+    // Without a database the two cannot be told apart: both accept records.
     s.proxy().set(Mode::Refuse);
     s.start();
     let mut second = s.launch_beside(&copy);
-    second.ready().expect("the database will decide, and it is not there");
+    second.ready().expect("both start while the database is unavailable");
     let loads = [s.load(Load::default()), Load::default().start(&s.ledger, second.http)];
     s.acknowledged(1000);
     s.proxy().set(Mode::Pass);
@@ -202,7 +206,7 @@ fn two_on_copies<T>(s: &mut Scenario, end: impl FnOnce(&mut Scenario) -> T) {
         fenced = fenced.or_else(|| second.exited().map(|exit| (exit, copy.clone())));
         s.acknowledged(1);
     }
-    let (exit, fenced) = fenced.expect("one of the two has ended");
+    let (exit, fenced) = fenced.expect("one of the two has exited");
     assert_eq!(exit.code(), Some(75), "{} {}", s.server().log_text(), second.log_text());
     loads.into_iter().for_each(Running::stop);
     let (winner, data_dir) = if fenced == copy { (&mut *s.server(), original) } else { (&mut second, copy) };
@@ -213,7 +217,7 @@ fn two_on_copies<T>(s: &mut Scenario, end: impl FnOnce(&mut Scenario) -> T) {
     s.conserve();
 }
 
-/// Saves what only this copy of a journal has.
+/// Saves the records that only this copy of a journal has.
 fn adopt(s: &mut Scenario, copy: &Path) {
     let dir = copy.join("journal");
     let output = s.run(&["journal", "drain", "--adopt", "--dir", &dir.to_string_lossy()]);
@@ -221,7 +225,7 @@ fn adopt(s: &mut Scenario, copy: &Path) {
 }
 
 #[test]
-fn a_process_that_was_asleep_while_another_took_its_journal_over_is_fenced() {
+fn a_frozen_process_is_fenced_after_a_takeover() {
     on_postgres("zombie", |s| {
         s.start();
         let load = s.load(Load::default());
@@ -229,27 +233,27 @@ fn a_process_that_was_asleep_while_another_took_its_journal_over_is_fenced() {
         s.server().freeze();
         let copy = s.dir.join("copy");
         copy_volume(&s.data_dir(), &copy);
-        let mut heir = s.launch_beside(&copy);
-        heir.ready().expect("a copy of a journal is a journal");
-        let heirs_load = Load::default().start(&s.ledger, heir.http);
+        let mut successor = s.launch_beside(&copy);
+        successor.ready().expect("the server starts on a copy of a journal");
+        let heirs_load = Load::default().start(&s.ledger, successor.http);
         s.acknowledged(300);
         s.server().signal(libc::SIGCONT);
         assert_eq!(s.ended().code(), Some(75), "{}", s.server().log_text());
         s.acknowledged(100);
         load.stop();
         heirs_load.stop();
-        // The heir has the journal now; what the sleeper took after it woke up is in its own.
-        heir.signal(libc::SIGTERM);
-        assert_eq!(heir.wait(PATIENCE).code(), Some(0));
-        let sleeper = s.data_dir();
+        // The successor holds the lease; what the frozen process accepted after it resumed is in its own journal.
+        successor.signal(libc::SIGTERM);
+        assert_eq!(successor.wait(PATIENCE).code(), Some(0));
+        let frozen = s.data_dir();
         s.set("data_dir", copy.display());
-        adopt(s, &sleeper);
+        adopt(s, &frozen);
         s.conserve();
     });
 }
 
 #[test]
-fn a_wrong_configuration_at_a_restart_with_backlog_touches_nothing() {
+fn an_invalid_configuration_at_a_restart_with_backlog_changes_nothing() {
     on_sqlite("wrong configuration", |s| {
         s.start();
         let lock = s.lock_store();

@@ -1,4 +1,4 @@
-//! Tests of the tests: each bug that can be switched on must be caught by the very check that passes without it.
+//! Tests of the tests: each injected bug must be detected by the same check that passes without it.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use logweir_tests::oracle::Violation;
 use logweir_tests::proxy::AtCommit;
 use logweir_tests::scenario::{PATIENCE, behind_proxy, on_postgres, on_sqlite};
 
-/// How often a mutation may get away: what it does wrong shows only when two things meet in time.
-const TELLINGS: u32 = 5;
+/// Number of attempts per mutation, since some bugs show only with certain timing.
+const ATTEMPTS: u32 = 5;
 
-/// Tells the story as it is, where nothing may be wrong, and with the mutation armed, where `catches` must be.
+/// Runs the scenario without the mutation, which must pass, and with it, which must cause a violation that `catches` accepts.
 fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str) -> Vec<Violation>) {
     harmless("", &tell);
-    let seen = (0..TELLINGS).any(|_| tell(mutation).iter().any(catches));
-    assert!(seen, "{mutation} was not caught in {TELLINGS} tellings");
+    let seen = (0..ATTEMPTS).any(|_| tell(mutation).iter().any(catches));
+    assert!(seen, "{mutation} was not detected in {ATTEMPTS} attempts");
 }
 
 fn harmless(mutation: &str, tell: impl Fn(&str) -> Vec<Violation>) {
@@ -32,12 +32,12 @@ fn is_doubled(violation: &Violation) -> bool {
 }
 
 #[test]
-fn forgetting_the_compare_and_set_and_the_count_before_the_commit_is_caught_by_a_late_commit() {
+fn missing_compare_and_set_and_guard_are_detected_by_a_late_commit() {
     caught("mutation.no_cas=return;mutation.no_guard=return", is_doubled, late_commits);
 }
 
 #[test]
-fn the_compare_and_set_and_the_count_before_the_commit_hold_alone() {
+fn the_compare_and_set_and_the_guard_each_suffice_alone() {
     harmless("mutation.no_cas=return", late_commits);
     harmless("mutation.no_guard=return", late_commits);
 }
@@ -57,7 +57,7 @@ fn late_commits(faults: &str) -> Vec<Violation> {
 }
 
 #[test]
-fn moving_the_cursor_outside_of_the_transaction_is_caught_by_a_kill() {
+fn moving_the_cursor_outside_the_transaction_is_detected_by_a_kill() {
     caught(
         "mutation.cursor_outside_tx=return",
         |found| is_doubled(found) || is_lost(found),
@@ -78,7 +78,7 @@ fn moving_the_cursor_outside_of_the_transaction_is_caught_by_a_kill() {
 }
 
 #[test]
-fn acknowledging_before_the_fsync_is_caught_by_a_power_cut() {
+fn acknowledging_before_the_fsync_is_detected_by_power_loss() {
     if cannot_cut_power() {
         return;
     }
@@ -86,7 +86,7 @@ fn acknowledging_before_the_fsync_is_caught_by_a_power_cut() {
 }
 
 #[test]
-fn not_syncing_at_all_is_caught_by_a_power_cut() {
+fn missing_fsync_is_detected_by_power_loss() {
     if cannot_cut_power() {
         return;
     }
@@ -95,13 +95,13 @@ fn not_syncing_at_all_is_caught_by_a_power_cut() {
 
 fn cannot_cut_power() -> bool {
     if !may_mount() {
-        eprintln!("skipped: a disk that loses power takes root");
+        eprintln!("skipped: simulating power loss needs root");
     }
     !may_mount()
 }
 
-/// The journal's disk loses power under load, while the database does not take anything. Each fsync waits a
-/// moment before it starts: that is the window in which an answer that comes too early is a lie.
+/// The journal's disk loses power under load, while the database accepts nothing. Each fsync is delayed, which widens the
+/// window for a premature acknowledgement.
 fn power_cut(faults: &str) -> Vec<Violation> {
     let mut found = Vec::new();
     on_sqlite("power cut", |s| {

@@ -1,24 +1,24 @@
-//! The database is destroyed under load and restored to a moment before, with the scripts of the manifests: what it lost comes in
-//! again from the journal, once, or is named exactly where the journal no longer has it.
+//! The database is destroyed under load and restored to an earlier time with the manifests' scripts. Records that it lost are
+//! replayed from the journal exactly once, or reported exactly if the journal no longer has them.
 
 use logweir_tests::backup::Backup;
 use logweir_tests::client::Load;
 use logweir_tests::oracle::Violation;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres};
 
-/// A few segments of the journal: the first of them have been settled when the last one begins.
+/// Fills a few journal segments, so that the first ones are committed when the last one is started.
 fn fill_segments(s: &Scenario) {
     s.load(Load { posts_max: 10, ..Load::large() }).finish();
 }
 
-/// Waits until the database has what the journal has now; more comes in meanwhile.
+/// Waits until the database has everything that is in the journal now, while more arrives.
 fn settled(s: &mut Scenario) {
     use logweir_tests::accounting::Totals;
     let accepted = Totals::of(&s.server().status()).expect("a status").accepted;
     let has_it = |server: &logweir_tests::process::Server| {
         Totals::of(&server.status()).is_some_and(|now| now.committed + now.dead + now.lost >= accepted)
     };
-    s.server().until("settled", PATIENCE, has_it).expect("it goes on");
+    s.server().until("committed", PATIENCE, has_it).expect("the server keeps running");
 }
 
 fn rewinds(s: &mut Scenario) -> f64 {
@@ -26,7 +26,7 @@ fn rewinds(s: &mut Scenario) -> f64 {
 }
 
 #[test]
-fn what_a_restored_database_lost_comes_in_again_from_the_journal() {
+fn records_that_a_restored_database_lost_are_replayed_from_the_journal() {
     on_postgres("restored", |s| {
         s.set("journal.retain_s", "1h");
         s.start();
@@ -47,20 +47,20 @@ fn what_a_restored_database_lost_comes_in_again_from_the_journal() {
         s.acknowledged(500);
         load.stop();
         s.conserve();
-        assert!(rewinds(s) >= 1.0, "a lane has gone back");
+        assert!(rewinds(s) >= 1.0, "no lane was rewound");
 
-        // Once more, and nobody sends anything: the processor has to see it by itself.
+        // Once more without load: the processor has to detect the restore on its own.
         settled(s);
         let stored = s.store.count().expect("a table");
         backup.destroy();
         backup.restore(&moment);
-        s.wait("everything is there again", |s| s.store.count().is_ok_and(|count| count == stored));
+        s.wait("everything is stored again", |s| s.store.count().is_ok_and(|count| count == stored));
         s.conserve();
     });
 }
 
 #[test]
-fn what_the_journal_no_longer_has_is_named_exactly() {
+fn records_that_the_journal_no_longer_has_are_reported_exactly() {
     on_postgres("restored too far back", |s| {
         s.start();
         let load = s.load(Load::default());
@@ -80,19 +80,19 @@ fn what_the_journal_no_longer_has_is_named_exactly() {
         s.acknowledged(500);
         load.stop();
 
-        // Nothing is wrong but that: nothing doubled, nothing that does not add up, and `logweir verify` agrees.
+        // No other violations: no duplicates, consistent accounting, and `logweir verify` agrees.
         let mut findings = s.findings();
-        findings.retain(|found| !matches!(found, Violation::Accounting(what) if what.ends_with("records are lost")));
+        findings.retain(|found| !matches!(found, Violation::Accounting(what) if what.ends_with("lost records")));
         let [Violation::Lost(missing)] = &findings[..] else { panic!("{findings:?}") };
         let lost: i64 = s.store.contents().expect("a table").lanes.iter().map(|lane| lane.lost).sum();
-        assert_eq!(missing.len() as i64, lost, "the accounting knows each record that is missing");
+        assert_eq!(missing.len() as i64, lost, "the accounting does not include every missing record");
         let log = s.server().log_text();
-        let named = log.lines().filter(|line| line.contains("records are counted as lost"));
+        let named = log.lines().filter(|line| line.contains("counted as lost"));
         let records = |line: &str| -> i64 {
             let (_, rest) = line.split_once(" records=").expect("a number of records");
             rest.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")
         };
-        assert_eq!(named.map(records).sum::<i64>(), lost, "and each gap is named");
-        assert!(s.server().metric("logweir_discarded_records_total", "reason=\"not_kept\"") > 0.0);
+        assert_eq!(named.map(records).sum::<i64>(), lost, "not every gap is logged");
+        assert!(s.server().metric("logweir_discarded_records_total", "reason=\"expired\"") > 0.0);
     });
 }

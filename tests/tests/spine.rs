@@ -1,4 +1,4 @@
-//! The way of a record from a client to the table, through the real program, with nothing going wrong.
+//! The path of a record from a client to the table, through the real program and without faults.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use logweir_tests::store::Store;
 use rand::rngs::StdRng;
 
 #[test]
-fn what_is_acknowledged_is_in_the_table_and_the_last_line_says_so() {
+fn acknowledged_records_are_stored_and_the_final_log_line_has_the_totals() {
     let story = |s: &mut Scenario| {
         s.start();
         s.load(Load { posts_max: 50, ..Load::default() }).finish();
         s.conserve();
         let closing = s.stop();
-        // 50 posts of 20 records from 4 clients, and the oracle's own.
+        // 50 posts of 20 records from 4 clients, and the oracle's own record.
         assert_eq!((closing.accepted, closing.committed, closing.backlog), (4001, 4001, 0));
     };
     on_sqlite("spine", story);
@@ -25,7 +25,7 @@ fn what_is_acknowledged_is_in_the_table_and_the_last_line_says_so() {
 }
 
 #[test]
-fn a_committed_answer_means_that_the_row_can_be_read() {
+fn after_a_committed_acknowledgement_the_row_can_be_read() {
     behind_proxy("ack=committed", |s| {
         s.start();
         let ledger = s.ledger.clone();
@@ -38,7 +38,7 @@ fn a_committed_answer_means_that_the_row_can_be_read() {
 }
 
 #[test]
-fn a_request_that_is_repeated_under_its_key_gets_the_same_answer_and_no_new_row() {
+fn a_retry_with_the_same_key_gets_the_same_response_and_no_new_row() {
     on_sqlite("idempotency", |s| {
         s.start();
         let url = format!("http://{}/ingest?ack=committed", s.server().http);
@@ -61,7 +61,7 @@ fn a_request_that_is_repeated_under_its_key_gets_the_same_answer_and_no_new_row(
 }
 
 #[test]
-fn a_received_answer_survives_sigterm() {
+fn a_received_acknowledgement_survives_sigterm() {
     on_sqlite("ack=received", |s| {
         for _ in 0..3 {
             s.start();
@@ -75,7 +75,7 @@ fn a_received_answer_survives_sigterm() {
 }
 
 #[test]
-fn records_of_all_sizes_and_many_clients_arrive_whole() {
+fn records_of_all_sizes_from_many_clients_arrive_unchanged() {
     on_postgres("sizes", |s| {
         s.start();
         for message_bytes in [0, 1, 100, 10_000, 200_000] {
@@ -86,12 +86,12 @@ fn records_of_all_sizes_and_many_clients_arrive_whole() {
 }
 
 #[test]
-fn a_web_servers_log_is_understood_line_by_line() {
+fn every_line_of_an_access_log_is_parsed() {
     both_stores("access log", access_log);
 }
 
 #[test]
-fn a_json_log_is_understood_line_by_line() {
+fn every_line_of_a_json_log_is_parsed() {
     both_stores("json log", json);
 }
 
@@ -100,7 +100,7 @@ fn both_stores(name: &str, line: fn(&mut StdRng, Timestamp) -> Line) {
     on_postgres(name, |s| produce(s, line));
 }
 
-/// `logweir produce` sends a file of 10,000 lines; each is in the table with its time, severity and message.
+/// `logweir produce` sends a file of 10,000 lines; each must be in the table with its time, severity and message.
 fn produce(s: &mut Scenario, line: fn(&mut StdRng, Timestamp) -> Line) {
     let now = Timestamp::now();
     let mut sent: Vec<Line> = (0..10_000).map(|_| line(&mut s.random, now)).collect();

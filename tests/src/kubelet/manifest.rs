@@ -1,5 +1,5 @@
-//! Reads what the renderer prints. What a manifest may say stands here as types: each field is obeyed, or it is one of
-//! `ELSEWHERE`, or it is an error. Nothing that somebody wrote into a manifest is passed over in silence.
+//! Parses rendered manifests. The supported fields are types: each field is implemented, listed in `IGNORED`, or an error.
+//! No part of a manifest is skipped silently.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,40 +11,40 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// What has no meaning on one host, and why.
-const ELSEWHERE: [(&str, &str); 14] = [
-    ("/spec/selector", "pods are known by their ordinals; checks.py compares the labels"),
-    ("/spec/revisionHistoryLimit", "how far back one may go, not what runs"),
+/// Fields without meaning on a single host, with the reason.
+const IGNORED: [(&str, &str); 14] = [
+    ("/spec/selector", "pods are identified by ordinal; checks.py compares the labels"),
+    ("/spec/revisionHistoryLimit", "affects only rollbacks"),
     ("/spec/template/metadata", "labels and annotations"),
-    ("/spec/template/spec/affinity", "there is one host"),
-    ("/spec/template/spec/topologySpreadConstraints", "there is one host"),
-    ("/spec/template/spec/securityContext", "pods run as whoever runs the test"),
-    ("/spec/template/spec/serviceAccountName", "there is no API server to ask"),
-    ("/spec/template/spec/automountServiceAccountToken", "there is no API server to ask"),
+    ("/spec/template/spec/affinity", "there is only one host"),
+    ("/spec/template/spec/topologySpreadConstraints", "there is only one host"),
+    ("/spec/template/spec/securityContext", "pods run as the user of the test"),
+    ("/spec/template/spec/serviceAccountName", "there is no API server"),
+    ("/spec/template/spec/automountServiceAccountToken", "there is no API server"),
     (
         "/spec/template/spec/containers/0/image",
-        "the program under test is the image; its entry point is deploy/Dockerfile's",
+        "the image is the program under test; its entry point is that of deploy/Dockerfile",
     ),
     ("/spec/template/spec/containers/0/imagePullPolicy", "nothing is pulled"),
-    ("/spec/template/spec/containers/0/securityContext", "pods run as whoever runs the test"),
-    ("/spec/template/spec/containers/0/resources/requests", "there is one host"),
-    ("/spec/template/spec/containers/0/resources/limits/cpu", "the host's cores are everybody's"),
-    ("/spec/template/spec/containers/0/resources/limits/ephemeral-storage", "the host's disk is everybody's"),
+    ("/spec/template/spec/containers/0/securityContext", "pods run as the user of the test"),
+    ("/spec/template/spec/containers/0/resources/requests", "there is only one host"),
+    ("/spec/template/spec/containers/0/resources/limits/cpu", "pods share the host's cores"),
+    ("/spec/template/spec/containers/0/resources/limits/ephemeral-storage", "pods share the host's disk"),
 ];
 
-/// All objects of one rendering.
+/// Rendered objects.
 #[derive(Clone, Debug)]
 pub struct Manifests(Vec<Value>);
 
 impl Manifests {
-    /// Renders a folder with `kubectl` or `kustomize`; none, loudly, where neither is here.
+    /// Renders a directory with `kubectl` or `kustomize`; `None` (with a message) if neither is installed.
     ///
     /// # Panics
-    /// It cannot be rendered.
+    /// If rendering fails.
     #[must_use]
     pub fn render(folder: &Path) -> Option<Self> {
         let Some((program, arguments)) = renderer() else {
-            eprintln!("PASSED OVER: neither kubectl 1.27 nor kustomize 5 is here, so that no manifest can be rendered");
+            eprintln!("SKIPPED: rendering manifests needs kubectl 1.27 or kustomize 5");
             return None;
         };
         let output = Command::new(program).args(arguments).arg(folder).output().expect("the renderer starts");
@@ -53,76 +53,76 @@ impl Manifests {
         Some(Self::parse(&String::from_utf8_lossy(&output.stdout)).unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// Reads YAML documents.
+    /// Parses YAML documents.
     ///
     /// # Errors
-    /// They are not YAML.
+    /// Invalid YAML.
     pub fn parse(yaml: &str) -> Result<Self, String> {
         serde_saphyr::from_multiple(yaml).map(Self).map_err(|error| format!("no YAML: {error}"))
     }
 
     fn object(&self, kind: &str, name: &str) -> Result<&Value, String> {
         let is_it = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
-        self.0.iter().find(is_it).ok_or_else(|| format!("there is no {kind}/{name}"))
+        self.0.iter().find(is_it).ok_or_else(|| format!("no object {kind}/{name}"))
     }
 
-    /// Changes an object in one place, as a patch would; a value of null takes the place away.
+    /// Sets one field of an object, like a patch; null removes the field.
     ///
     /// # Panics
-    /// There is no such object, or nothing that could hold the place.
+    /// If the object or the field's parent does not exist.
     pub fn patch(&mut self, kind: &str, name: &str, pointer: &str, value: Value) {
         let is_it = |object: &&mut Value| object["kind"] == kind && object["metadata"]["name"] == name;
-        let object = self.0.iter_mut().find(is_it).unwrap_or_else(|| panic!("there is no {kind}/{name}"));
+        let object = self.0.iter_mut().find(is_it).unwrap_or_else(|| panic!("no object {kind}/{name}"));
         let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer");
         match object.pointer_mut(parent) {
             Some(Value::Object(map)) if value.is_null() => drop(map.remove(key)),
             Some(Value::Object(map)) => drop(map.insert(key.to_owned(), value)),
             Some(Value::Array(list)) if key == "-" => list.push(value),
-            other => panic!("{kind}/{name} has nothing at {parent} that holds {key}: {other:?}"),
+            other => panic!("{kind}/{name}: {parent} cannot contain {key}: {other:?}"),
         }
     }
 
-    /// What a StatefulSet asks for.
+    /// Spec of a StatefulSet.
     ///
     /// # Errors
-    /// It is not here, or says something that would not be obeyed.
+    /// It does not exist or contains an unsupported field.
     pub fn stateful_set(&self, name: &str) -> Result<StatefulSet, String> {
         self.read("StatefulSet", name)
     }
 
-    /// What a Job asks for.
+    /// Spec of a Job.
     ///
     /// # Errors
-    /// As with [`Manifests::stateful_set`].
+    /// As [`Manifests::stateful_set`].
     pub fn job(&self, name: &str) -> Result<Job, String> {
         self.read("Job", name)
     }
 
     fn read<T: DeserializeOwned>(&self, kind: &str, name: &str) -> Result<T, String> {
         let mut object = self.object(kind, name)?.clone();
-        for (pointer, _) in ELSEWHERE {
+        for (pointer, _) in IGNORED {
             let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer");
             if let Some(Value::Object(parent)) = object.pointer_mut(parent) {
                 parent.remove(key);
             }
         }
-        let not_understood = |error| format!("{kind}/{name} says what this kubelet does not understand: {error}");
+        let not_understood = |error| format!("{kind}/{name}: unsupported by this kubelet: {error}");
         serde_json::from_value(object["spec"].take()).map_err(not_understood)
     }
 
-    /// The texts of a ConfigMap.
+    /// Returns the entries of a ConfigMap.
     ///
     /// # Errors
-    /// It is not here.
+    /// It does not exist.
     pub fn config_map(&self, name: &str) -> Result<BTreeMap<String, String>, String> {
         let data = self.object("ConfigMap", name)?["data"].clone();
         serde_json::from_value(data).map_err(|error| format!("ConfigMap/{name}: {error}"))
     }
 
-    /// The texts of a Secret.
+    /// Returns the decoded entries of a Secret.
     ///
     /// # Errors
-    /// It is not here, or not text.
+    /// It does not exist or is not text.
     pub fn secret(&self, name: &str) -> Result<BTreeMap<String, String>, String> {
         let wrong = |error: &dyn std::fmt::Display| format!("Secret/{name}: {error}");
         let data = self.object("Secret", name)?["data"].clone();
@@ -135,20 +135,20 @@ impl Manifests {
         data.into_iter().map(|(key, encoded)| Ok((key, text(encoded)?))).collect()
     }
 
-    /// Adds a Secret, where another operator of the cluster would have made it.
+    /// Adds a Secret that another operator would create in a cluster.
     pub fn add_secret(&mut self, name: &str, texts: &BTreeMap<String, String>) {
         let encoded = |text: &String| Value::from(base64::prelude::BASE64_STANDARD.encode(text));
         let data: Map<String, Value> = texts.iter().map(|(key, text)| (key.clone(), encoded(text))).collect();
         self.0.push(serde_json::json!({"kind": "Secret", "metadata": {"name": name}, "data": data}));
     }
 
-    /// The name of the object of this kind whose name begins so: that of a generated one ends in a hash.
+    /// Returns the name of the object of this kind with a name prefix, since generated names end in a hash.
     ///
     /// # Errors
-    /// There is none.
+    /// No object matches.
     pub fn named(&self, kind: &str, begins: &str) -> Result<&str, String> {
         let mut names = self.0.iter().filter(|o| o["kind"] == kind).filter_map(|o| o["metadata"]["name"].as_str());
-        names.find(|name| name.starts_with(begins)).ok_or_else(|| format!("there is no {kind}/{begins}…"))
+        names.find(|name| name.starts_with(begins)).ok_or_else(|| format!("no object {kind}/{begins}…"))
     }
 }
 
@@ -164,125 +164,125 @@ fn renderer() -> Option<(&'static str, &'static [&'static str])> {
     (major >= 5).then_some(("kubectl", &["kustomize"]))
 }
 
-/// What a StatefulSet asks for.
+/// Spec of a StatefulSet.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StatefulSet {
-    /// The Service that gives the pods their names. There is no DNS here: the pods are asked by address.
+    /// The headless Service. Without DNS here, pods are reached by address.
     pub service_name: String,
-    /// How many pods; none leaves it to an autoscaler.
+    /// Number of pods; unset if an autoscaler sets it.
     pub replicas: Option<u32>,
-    /// Whether pods wait for each other when they come and go.
+    /// Whether pods are started and stopped in order.
     #[serde(default)]
     pub pod_management_policy: PodManagement,
-    /// How a new template gets to the pods.
+    /// Update strategy.
     pub update_strategy: UpdateStrategy,
-    /// How long a pod must have been ready before a rollout goes on.
+    /// Seconds that a pod must be ready before a rollout continues.
     #[serde(default)]
     pub min_ready_seconds: u64,
-    /// What becomes of the claims of pods that are not wanted any more.
+    /// Retention of the claims of deleted pods.
     pub persistent_volume_claim_retention_policy: Retention,
-    /// The pods.
+    /// Pod template.
     pub template: Template,
-    /// A volume for each pod.
+    /// Volume claim template.
     #[serde(default)]
     pub volume_claim_templates: Vec<ClaimTemplate>,
 }
 
-/// Whether pods wait for each other.
+/// Pod management policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum PodManagement {
-    /// From 0 upwards, each when the one before it is available; and back.
+    /// In order, each when the previous one is available.
     #[default]
     OrderedReady,
-    /// All at once.
+    /// All at the same time.
     Parallel,
 }
 
-/// How a new template gets to the pods; `OnDelete` is not used here.
+/// Update strategy; `OnDelete` is not supported.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum UpdateStrategy {
-    /// From the highest ordinal downwards, one at a time.
+    /// From the highest ordinal down, one at a time.
     RollingUpdate {
-        /// Its bounds.
+        /// Its parameters.
         #[serde(default)]
         rolling_update: RollingUpdate,
     },
 }
 
-/// The bounds of a rolling update.
+/// Parameters of a rolling update.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollingUpdate {
-    /// Pods with a lower ordinal stay as they are.
+    /// Pods with a lower ordinal are not updated.
     #[serde(default)]
     pub partition: u32,
 }
 
-/// What becomes of claims.
+/// Claim retention policy.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retention {
-    /// When the set is deleted, which does not happen here.
+    /// When the set is deleted; not exercised here.
     pub when_deleted: Keep,
-    /// When there are fewer replicas.
+    /// When the set is scaled down.
     pub when_scaled: Keep,
 }
 
-/// What becomes of a claim.
+/// Claim retention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Keep {
-    /// It stays.
+    /// Keeps the claim.
     Retain,
-    /// It goes with its pod.
+    /// Deletes the claim with its pod.
     Delete,
 }
 
-/// A volume for each pod.
+/// Volume claim template.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimTemplate {
-    /// Its name and labels.
+    /// Name and labels.
     pub metadata: Named,
-    /// Size, class and access: a directory has none of them.
+    /// Size, class and access mode; not applicable to a directory.
     pub spec: ClaimSpec,
 }
 
-/// What a volume should be like.
+/// Spec of a volume claim.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClaimSpec {
-    /// Who may mount it.
+    /// Access modes.
     pub access_modes: Vec<String>,
-    /// Its size: not held here, checks.py compares it with the journal's quota.
+    /// Size; not enforced here. checks.py compares it with the journal's quota.
     pub resources: Value,
-    /// What makes it.
+    /// Storage class.
     pub storage_class_name: Option<String>,
 }
 
-/// A name.
+/// Object metadata.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
-    /// The name.
+    /// Name.
     pub name: String,
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }
 
-/// What a Job asks for.
+/// Spec of a Job.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Job {
-    /// How often it is tried again.
+    /// Number of retries.
     pub backoff_limit: u32,
-    /// Its pod.
+    /// Pod template.
     pub template: Template,
 }
 
-/// A pod's description.
+/// Pod template.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
@@ -290,26 +290,26 @@ pub struct Template {
     pub spec: PodSpec,
 }
 
-/// A pod.
+/// Spec of a pod.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodSpec {
-    /// What runs in it: here, one.
+    /// Containers; exactly one is supported.
     pub containers: [Container; 1],
-    /// Where its files come from.
+    /// Volumes.
     #[serde(default)]
     pub volumes: Vec<Volume>,
-    /// Whether a container that ended is started again.
+    /// Restart policy.
     #[serde(default)]
     pub restart_policy: RestartPolicy,
-    /// From the wish to end it until SIGKILL.
+    /// Seconds from deletion to SIGKILL.
     #[serde(default = "thirty")]
     pub termination_grace_period_seconds: u64,
-    /// Variables for each Service, which nobody makes here.
+    /// Service environment variables; not supported.
     pub enable_service_links: No,
 }
 
-/// A switch that must be off.
+/// A boolean that must be false.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "bool")]
 pub struct No;
@@ -318,17 +318,17 @@ impl TryFrom<bool> for No {
     type Error = &'static str;
 
     fn try_from(on: bool) -> Result<Self, Self::Error> {
-        if on { Err("only false is understood") } else { Ok(Self) }
+        if on { Err("only false is supported") } else { Ok(Self) }
     }
 }
 
-/// Whether a container that ended is started again.
+/// Restart policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum RestartPolicy {
     /// Always.
     #[default]
     Always,
-    /// Unless it ended with 0.
+    /// Unless it exited with 0.
     OnFailure,
 }
 
@@ -338,106 +338,106 @@ pub enum RestartPolicy {
 pub struct Container {
     /// Its name.
     pub name: String,
-    /// In place of the image's entry point.
+    /// Overrides the image's entry point.
     #[serde(default)]
     pub command: Vec<String>,
-    /// In place of the image's command.
+    /// Overrides the image's command.
     #[serde(default)]
     pub args: Vec<String>,
-    /// Variables.
+    /// Environment variables.
     #[serde(default)]
     pub env: Vec<Variable>,
-    /// Variables from elsewhere; [`Container::env`] comes before them.
+    /// Environment variables from ConfigMaps and Secrets; [`Container::env`] takes precedence.
     #[serde(default)]
     pub env_from: Vec<EnvFrom>,
-    /// Where it listens.
+    /// Ports.
     #[serde(default)]
     pub ports: Vec<Port>,
-    /// What is done before SIGTERM.
+    /// Lifecycle hooks.
     #[serde(default)]
     pub lifecycle: Lifecycle,
-    /// Whether it has started.
+    /// Startup probe.
     pub startup_probe: Option<Probe>,
-    /// Whether it should be sent to.
+    /// Readiness probe.
     pub readiness_probe: Option<Probe>,
-    /// Whether it lives.
+    /// Liveness probe.
     pub liveness_probe: Option<Probe>,
-    /// What it may take.
+    /// Resources.
     pub resources: Resources,
-    /// Where its volumes are.
+    /// Volume mounts.
     #[serde(default)]
     pub volume_mounts: Vec<VolumeMount>,
 }
 
-/// A variable.
+/// An environment variable.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Variable {
     /// Its name.
     pub name: String,
-    /// What it holds.
+    /// Its value.
     pub value: Option<String>,
-    /// Where that stands.
+    /// Source of its value.
     pub value_from: Option<ValueFrom>,
 }
 
-/// Where a variable's value stands.
+/// Source of a variable's value.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum ValueFrom {
-    /// In the pod.
+    /// A field of the pod.
     FieldRef {
-        /// Where in it.
+        /// Path of the field.
         field_path: FieldPath,
     },
-    /// In a Secret.
+    /// An entry of a Secret.
     SecretKeyRef {
-        /// Which.
+        /// Name.
         name: String,
-        /// What of it.
+        /// Key or keys.
         key: String,
     },
-    /// In a ConfigMap.
+    /// An entry of a ConfigMap.
     ConfigMapKeyRef {
-        /// Which.
+        /// Name.
         name: String,
-        /// What of it.
+        /// Key or keys.
         key: String,
     },
 }
 
-/// Where in a pod.
+/// A field of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum FieldPath {
     /// Its name.
     #[serde(rename = "metadata.name")]
     Name,
-    /// The name of its node.
+    /// Name of its node.
     #[serde(rename = "spec.nodeName")]
     NodeName,
 }
 
-/// Many variables.
+/// Environment variables from an object.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum EnvFrom {
-    /// All of a ConfigMap.
+    /// All entries of a ConfigMap.
     ConfigMapRef(Named),
-    /// All of a Secret.
+    /// All entries of a Secret.
     SecretRef(Named),
 }
 
-/// Where a container listens.
+/// A container port.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Port number.
     pub container_port: u16,
 }
 
-/// What is done before SIGTERM.
+/// Lifecycle hooks.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Lifecycle {
@@ -445,72 +445,72 @@ pub struct Lifecycle {
     pub pre_stop: Option<PreStop>,
 }
 
-/// What is done before SIGTERM.
+/// Lifecycle hooks.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum PreStop {
-    /// Nothing, for a while.
+    /// Sleeps.
     Sleep {
-        /// So long.
+        /// Seconds.
         seconds: u64,
     },
 }
 
-/// A question to a container.
+/// A probe.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Probe {
-    /// What is asked.
+    /// The HTTP request.
     pub http_get: HttpGet,
-    /// When it is asked first.
+    /// Initial delay in seconds.
     #[serde(default)]
     pub initial_delay_seconds: u64,
-    /// How often it is asked.
+    /// Period in seconds.
     #[serde(default = "ten")]
     pub period_seconds: u64,
-    /// How long an answer may take.
+    /// Timeout in seconds.
     #[serde(default = "one")]
     pub timeout_seconds: u64,
-    /// How many failures, one after another, count.
+    /// Number of consecutive failures that count.
     #[serde(default = "three")]
     pub failure_threshold: u32,
 }
 
 impl Probe {
-    /// How often it is asked.
+    /// Period in seconds.
     #[must_use]
     pub fn period(&self) -> Duration {
         Duration::from_secs(self.period_seconds)
     }
 }
 
-/// A question by HTTP.
+/// An HTTP request of a probe.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpGet {
-    /// The path.
+    /// Path.
     pub path: String,
-    /// The name of the port.
+    /// Name of the port.
     pub port: String,
 }
 
-/// What a container may take.
+/// Resources of a container.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// At the most.
+    /// Limits.
     pub limits: Limits,
 }
 
-/// What a container may take at the most.
+/// Resource limits.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Memory, in the notation of Kubernetes.
+    /// Memory.
     pub memory: Bytes,
 }
 
-/// An amount of memory.
+/// An amount of memory in Kubernetes notation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Bytes(pub u64);
@@ -521,30 +521,30 @@ impl TryFrom<String> for Bytes {
     fn try_from(text: String) -> Result<Self, String> {
         let number = |unit: &str, bytes: u64| Some(text.strip_suffix(unit)?.parse::<u64>().ok()? * bytes);
         let found = number("Ki", 1 << 10).or_else(|| number("Mi", 1 << 20)).or_else(|| number("Gi", 1 << 30));
-        found.map(Self).ok_or_else(|| format!("{text:?} is no amount in Ki, Mi or Gi"))
+        found.map(Self).ok_or_else(|| format!("invalid memory {text:?}: expected an amount in Ki, Mi or Gi"))
     }
 }
 
-/// Where a volume is seen.
+/// A volume mount.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VolumeMount {
-    /// The volume.
+    /// Name of the volume.
     pub name: String,
-    /// Where.
+    /// Path.
     pub mount_path: String,
-    /// Whether it may be written to. Nothing keeps the program from it here.
+    /// Whether it is read-only; not enforced here.
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// Where files come from.
+/// A volume.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct Volume {
     /// Its name.
     pub name: String,
-    /// Where from.
+    /// Its source.
     pub source: VolumeSource,
 }
 
@@ -552,65 +552,65 @@ impl TryFrom<Map<String, Value>> for Volume {
     type Error = String;
 
     fn try_from(mut fields: Map<String, Value>) -> Result<Self, String> {
-        let name = fields.remove("name").and_then(|name| name.as_str().map(ToOwned::to_owned)).ok_or("no name")?;
+        let name = fields.remove("name").and_then(|name| name.as_str().map(ToOwned::to_owned)).ok_or("missing name")?;
         let source =
             serde_json::from_value(Value::Object(fields)).map_err(|error| format!("volume {name}: {error}"))?;
         Ok(Self { name, source })
     }
 }
 
-/// Where a volume's files come from.
+/// Source of a volume.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum VolumeSource {
-    /// Nowhere, and they go with the pod.
+    /// An empty directory that is deleted with the pod.
     EmptyDir {
-        /// Not held here.
+        /// Size limit; not enforced here.
         size_limit: Option<String>,
     },
-    /// From Secrets.
+    /// Projected from Secrets.
     Projected {
-        /// The files' mode.
+        /// File mode.
         default_mode: u32,
-        /// Which.
+        /// Name.
         sources: Vec<Projection>,
     },
-    /// From a Secret.
+    /// A Secret.
     Secret {
-        /// Which.
+        /// Name.
         secret_name: String,
-        /// The files' mode.
+        /// File mode.
         default_mode: u32,
-        /// What of it.
+        /// Key or keys.
         items: Vec<Item>,
     },
-    /// From a claim.
+    /// A volume claim.
     PersistentVolumeClaim {
-        /// Which.
+        /// Name.
         claim_name: String,
     },
 }
 
-/// One source of a volume that has many.
+/// One source of a projected volume.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Projection {
     /// A Secret.
     Secret {
-        /// Which.
+        /// Name.
         name: String,
-        /// What of it.
+        /// Key or keys.
         items: Vec<Item>,
     },
 }
 
-/// One text as a file.
+/// An entry as a file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Item {
-    /// The text's name.
+    /// Key of the entry.
     pub key: String,
-    /// The file's name.
+    /// File name.
     pub path: String,
 }
 
@@ -660,10 +660,10 @@ spec:
     }
 
     #[test]
-    fn what_stands_there_is_read() {
+    fn fields_are_parsed() {
         let spec = job(|_| {}).unwrap().template.spec;
         assert_eq!(spec.restart_policy, RestartPolicy::OnFailure);
-        assert_eq!(spec.termination_grace_period_seconds, 30, "as in a cluster where nothing is said");
+        assert_eq!(spec.termination_grace_period_seconds, 30, "the default of Kubernetes");
         assert_eq!(spec.containers[0].resources.limits.memory, Bytes(1280 << 20));
         assert_eq!(
             spec.volumes[0].source,
@@ -672,7 +672,7 @@ spec:
     }
 
     #[test]
-    fn what_would_not_be_obeyed_is_an_error_that_names_it() {
+    fn an_unsupported_field_is_an_error_that_names_it() {
         let pod = "/spec/template/spec";
         for (place, value, named) in [
             ("/spec/suspend".to_owned(), json!(true), "suspend"),
@@ -693,7 +693,7 @@ spec:
     }
 
     #[test]
-    fn a_secret_is_decoded_and_one_that_is_missing_is_named() {
+    fn a_secret_is_decoded_and_a_missing_one_is_named() {
         let mut manifests =
             Manifests::parse("kind: Secret\nmetadata: { name: s-1 }\ndata:\n  url: |\n    YWJj\n    ZA==\n").unwrap();
         assert_eq!(manifests.secret("s-1").unwrap()["url"], "abcd");

@@ -302,7 +302,8 @@ impl Cluster {
         for pod in self.set.pods().values() {
             let (peak, limit) = pod.memory();
             if peak > limit {
-                violations.push(Violation::Accounting(format!("{} used {peak} bytes of memory, limit {limit}", pod.name)));
+                violations
+                    .push(Violation::Accounting(format!("{} used {peak} bytes of memory, limit {limit}", pod.name)));
             }
         }
         violations.extend(self.verify());
@@ -315,8 +316,8 @@ impl Cluster {
     /// If it does not, with all violations.
     pub fn conserve(&mut self) {
         let violations = self.findings();
-        let told: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        assert!(violations.is_empty(), "contract violations:\n{}", told.join("\n"));
+        let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "contract violations:\n{}", lines.join("\n"));
     }
 
     fn settle_down(&mut self) -> Vec<Violation> {
@@ -341,7 +342,9 @@ impl Cluster {
                 empty = Totals::of(&status).is_some_and(|totals| totals.backlog == 0);
             }
             if !empty {
-                stuck.push(Violation::Accounting(format!("the backlog of pod {ordinal} does not become empty: {status}")));
+                stuck.push(Violation::Accounting(format!(
+                    "the backlog of pod {ordinal} does not become empty: {status}"
+                )));
             }
         }
         stuck
@@ -361,7 +364,7 @@ impl Cluster {
         wrong
     }
 
-    fn told(&mut self) -> String {
+    fn describe(&mut self) -> String {
         let pods = self.set.pods().values_mut().map(|pod| {
             let log = pod.server().map(|server| server.log_text()).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(3).collect();

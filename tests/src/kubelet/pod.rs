@@ -1,12 +1,12 @@
-//! One pod: a directory, ports of its own, and the program in it, from its start to its end.
+//! A pod: its directory, ports and process, from start to termination.
 //!
 //! ```text
-//! waiting ─> started ─> ready ─> preStop ─> SIGTERM ─> (grace period over: SIGKILL) ─> gone
-//!    ^          │ ended by itself, or probes failed (then by preStop, SIGTERM, SIGKILL)
-//!    └──────────┘ back-off
+//! waiting ─> started ─> ready ─> preStop ─> SIGTERM ─> (grace period over: SIGKILL) ─> terminated
+//!    ^          │ exited on its own, or probes failed (then by preStop, SIGTERM, SIGKILL)
+//!    └──────────┘ backoff
 //! ```
 //!
-//! Whoever owns it calls [`Pod::step`] again and again; nothing in here waits.
+//! The owner calls [`Pod::step`] repeatedly; nothing here blocks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,22 +22,22 @@ use super::manifest::{PreStop, VolumeSource};
 use crate::client::{agent, get};
 use crate::process::{Exit, Server, binary, command_of, free_addr};
 
-/// A container that ends again and again is started at once, then after this, then after twice as long, and so on.
+/// First restart delay of a container that keeps exiting; it doubles with each restart.
 const BACK_OFF: Duration = Duration::from_secs(10);
 const BACK_OFF_MAX: Duration = Duration::from_secs(300);
-/// What a container gets to end in, if preStop took all of the grace period.
+/// Minimum time to terminate if preStop used up the grace period.
 const LAST_GRACE: Duration = Duration::from_secs(2);
 
-/// What a pod finds around itself.
+/// A pod's environment.
 #[derive(Clone, Debug)]
 pub struct World {
     /// The image.
     pub image: Image,
-    /// Services by `name:port`, and where they are on this host.
+    /// Services by `name:port`, with their address on this host.
     pub services: BTreeMap<String, SocketAddr>,
 }
 
-/// What the image says of itself.
+/// Configuration of the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
     entry_point: Vec<String>,
@@ -46,10 +46,10 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads the last stage of a Dockerfile.
+    /// Parses the final stage of a Dockerfile.
     ///
     /// # Errors
-    /// It has none, or says something in another form than this project's does.
+    /// It has no stage, or uses an unsupported form.
     pub fn read(dockerfile: &str) -> Result<Self, String> {
         let (_, stage) = dockerfile.rsplit_once("\nFROM ").ok_or("no FROM")?;
         let list = |text: &str| serde_json::from_str(text).map_err(|error| format!("{text}: {error}"));
@@ -59,7 +59,7 @@ impl Image {
                 Some(("ENTRYPOINT", text)) => image.entry_point = list(text)?,
                 Some(("CMD", text)) => image.arguments = list(text)?,
                 Some(("ENV", text)) => {
-                    let (name, value) = text.split_once('=').ok_or_else(|| format!("{line}: no value"))?;
+                    let (name, value) = text.split_once('=').ok_or_else(|| format!("{line}: missing value"))?;
                     image.env.insert(name.to_owned(), value.to_owned());
                 }
                 _ => {}
@@ -69,14 +69,14 @@ impl Image {
     }
 }
 
-/// How a pod's description becomes a process on this host. All that differs from a cluster is in here:
+/// Translates a pod's spec to a process on this host. All differences from a cluster are here:
 ///
 /// | in the manifest | here |
 /// |---|---|
 /// | the image | the program under test |
 /// | `0.0.0.0:PORT` of a declared port | a free port of the loopback, the pod's own |
 /// | a path below a mount | the same path below the volume's directory |
-/// | `SERVICE:PORT` | where that server listens on the loopback |
+/// | `SERVICE:PORT` | the server's loopback address |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     arguments: Vec<String>,
@@ -85,10 +85,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes the pod's directory with what its volumes hold, and says what to run.
+    /// Creates the pod's directory with the contents of its volumes, and returns the command to run.
     ///
     /// # Errors
-    /// The description asks for something that is not there.
+    /// The spec references a missing object or field.
     pub fn of(
         name: &str,
         spec: &PodSpec,
@@ -109,12 +109,12 @@ impl Plan {
         let ports: Vec<_> =
             container.ports.iter().map(|port| (port.name.clone(), port.container_port, free_addr())).collect();
         let here = Translation { mounts, ports: &ports, services: &world.services };
-        let (program, rest) = world.image.entry_point.split_first().ok_or("an image without entry point")?;
+        let (program, rest) = world.image.entry_point.split_first().ok_or("the image has no entry point")?;
         let arguments = match container.command.split_first() {
             None if container.args.is_empty() => [rest, &world.image.arguments].concat(),
             None => [rest, &container.args].concat(),
             Some((first, command)) if first == program => [command, &container.args].concat(),
-            Some((first, _)) => return Err(format!("{name}: {first} is not in the image, only {program}")),
+            Some((first, _)) => return Err(format!("{name}: the image contains only {program}, not {first}")),
         };
         let arguments = arguments.iter().map(|argument| here.translate(argument)).collect::<Result<_, _>>()?;
         let mut env = world.image.env.clone();
@@ -122,7 +122,7 @@ impl Plan {
         for value in env.values_mut() {
             *value = here.translate(value)?;
         }
-        // Files hold addresses, too.
+        // Files can contain addresses too.
         for (_, path) in &here.mounts {
             if path.starts_with(dir) {
                 translate_files(path, &here)?;
@@ -132,22 +132,22 @@ impl Plan {
         Ok(Self { arguments, env, ports })
     }
 
-    /// Where the container listens under this name of a port.
+    /// Returns the address of a named port.
     ///
     /// # Panics
-    /// It has no such port.
+    /// If the port does not exist.
     #[must_use]
     pub fn port(&self, name: &str) -> SocketAddr {
-        *self.ports.get(name).unwrap_or_else(|| panic!("no port {name:?} among {:?}", self.ports))
+        *self.ports.get(name).unwrap_or_else(|| panic!("unknown port {name:?}: expected one of {:?}", self.ports))
     }
 
-    /// The program with this configuration, and these arguments in place of the container's.
+    /// Returns a command with this pod's configuration and other arguments.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         command_of(binary(), self.env.iter(), "", arguments)
     }
 
-    /// The program as the container runs it.
+    /// Returns the container's command.
     #[must_use]
     pub fn own_command(&self) -> std::process::Command {
         self.command(&self.arguments.iter().map(String::as_str).collect::<Vec<_>>())
@@ -155,10 +155,10 @@ impl Plan {
 }
 
 fn claim(claims: &BTreeMap<String, PathBuf>, name: &str) -> Result<PathBuf, String> {
-    claims.get(name).cloned().ok_or_else(|| format!("there is neither a volume nor a claim {name}"))
+    claims.get(name).cloned().ok_or_else(|| format!("no volume or claim {name}"))
 }
 
-/// The directory of a volume, filled.
+/// Creates and fills a volume's directory.
 fn directory(
     source: &VolumeSource,
     objects: &Manifests,
@@ -228,7 +228,8 @@ impl Translation<'_> {
     fn translate(&self, text: &str) -> Result<String, String> {
         if let Some(port) = text.strip_prefix("0.0.0.0:") {
             let declared = self.ports.iter().find(|(_, number, _)| number.to_string() == port);
-            let (_, _, addr) = declared.ok_or_else(|| format!("it listens on {text}, which is none of its ports"))?;
+            let (_, _, addr) =
+                declared.ok_or_else(|| format!("it listens on {text}, which is not one of its ports"))?;
             return Ok(addr.to_string());
         }
         for (mount, path) in &self.mounts {
@@ -241,7 +242,7 @@ impl Translation<'_> {
         Ok(self.services(text))
     }
 
-    /// Whole names only: what stands before one is neither a letter nor what could belong to a name, nor is it a digit behind.
+    /// Replaces whole names only: not preceded by a letter or another character of a name, and not followed by a digit.
     fn services(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (service, addr) in self.services {
@@ -271,10 +272,10 @@ fn translate_files(dir: &Path, here: &Translation<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Why a container's end was wished for.
+/// Why a container was terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// Nobody wished for it.
+    /// It exited on its own.
     Nobodys,
     /// The pod was deleted.
     Deleted,
@@ -282,18 +283,18 @@ pub enum Wish {
     Unhealthy,
 }
 
-/// How a container ended.
+/// Termination of a container.
 #[derive(Clone, Debug)]
 pub struct End {
-    /// Which pod's.
+    /// Name of the pod.
     pub pod: String,
-    /// Of which revision.
+    /// Revision of the pod.
     pub revision: u32,
-    /// Who wished for it.
+    /// Why it was terminated.
     pub wish: Wish,
     /// How.
     pub exit: Exit,
-    /// What it wrote.
+    /// Its output.
     pub log: String,
 }
 
@@ -301,7 +302,7 @@ pub struct End {
 pub struct Pod {
     /// Its name.
     pub name: String,
-    /// Of which revision of its description it is.
+    /// Its revision.
     pub revision: u32,
     spec: Rc<PodSpec>,
     plan: Plan,
@@ -335,7 +336,7 @@ struct Ending {
 }
 
 impl Pod {
-    /// A pod that begins with its next step.
+    /// Creates a pod that starts with its next step.
     #[must_use]
     pub fn new(name: &str, revision: u32, spec: Rc<PodSpec>, plan: Plan, dir: PathBuf) -> Self {
         Self {
@@ -356,13 +357,13 @@ impl Pod {
         container
     }
 
-    /// What it is on this host.
+    /// Its translation to this host.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Its process, while there is one.
+    /// Its process, if it is running.
     pub fn server(&mut self) -> Option<&mut Server> {
         match &mut self.state {
             State::Running(running) => Some(&mut running.server),
@@ -370,13 +371,13 @@ impl Pod {
         }
     }
 
-    /// The most memory that it was seen with, and what it may take.
+    /// Peak memory observed, and the limit.
     #[must_use]
     pub fn memory(&self) -> (u64, u64) {
         (self.memory_peak, self.container().resources.limits.memory.0)
     }
 
-    /// Since when it is ready; none while it is not.
+    /// When it became ready; `None` if it is not ready.
     #[must_use]
     pub fn ready_since(&self) -> Option<Instant> {
         match &self.state {
@@ -385,26 +386,26 @@ impl Pod {
         }
     }
 
-    /// Since when it is to go; none while nobody wishes that.
+    /// When it was deleted; `None` if it was not.
     #[must_use]
     pub fn deleted_since(&self) -> Option<Instant> {
         self.deleted
     }
 
-    /// Whether it was deleted and its process has ended.
+    /// Returns whether it was deleted and its process has exited.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         matches!(self.state, State::Gone)
     }
 
-    /// Whether it is on its way out, or was never ready so far.
+    /// Returns whether it is being terminated, or was never ready so far.
     #[must_use]
     pub fn is_away(&self) -> bool {
         let was_ready = matches!(&self.state, State::Running(running) if running.readiness.succeeded);
         self.deleted.is_some() || !was_ready
     }
 
-    /// Wishes it away: preStop, SIGTERM, and at the end of the grace period SIGKILL.
+    /// Deletes it: preStop, SIGTERM, and SIGKILL at the end of the grace period.
     pub fn delete(&mut self) {
         if self.deleted.is_none() {
             self.deleted = Some(Instant::now());
@@ -412,7 +413,7 @@ impl Pod {
         }
     }
 
-    /// Kills its process, as the kernel does when memory is short. It will be started again.
+    /// Kills its process, like the kernel's OOM killer. It will be restarted.
     pub fn kill_process(&mut self) {
         if let Some(server) = self.server() {
             server.kill();
@@ -436,7 +437,7 @@ impl Pod {
         }
     }
 
-    /// Does what is due, and says how a container ended if it has.
+    /// Advances the state. Returns a termination if a container has exited.
     pub fn step(&mut self) -> Option<End> {
         let now = Instant::now();
         match &mut self.state {
@@ -472,7 +473,7 @@ impl Pod {
     }
 
     fn ended(&mut self, exit: Exit, now: Instant) -> End {
-        let State::Running(running) = &self.state else { unreachable!("it ran") };
+        let State::Running(running) = &self.state else { unreachable!("the pod was running") };
         let wish = running.ending.as_ref().map_or(Wish::Nobodys, |ending| ending.wish);
         let log = running.server.log_text();
         let back_off = match self.starts {
@@ -498,7 +499,7 @@ impl Pod {
             if running.ending.is_none() && ask(&mut running.startup, &container.startup_probe) == Some(Health::Failed) {
                 return self.end(Wish::Unhealthy);
             }
-            // Readiness is asked at once when it has started.
+            // The readiness probe runs as soon as the container has started.
             running.readiness.due = now;
         } else {
             match ask(&mut running.readiness, &container.readiness_probe) {
@@ -523,16 +524,16 @@ impl Pod {
     }
 }
 
-/// How probes stand.
+/// State of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Health {
     Good,
-    /// It failed, and not often enough to count.
+    /// Failed, but not often enough to count.
     Failing,
     Failed,
 }
 
-/// A probe at work. Each question has a thread of its own: an answer may never come.
+/// A running probe. Each request has its own thread, since a response may never arrive.
 struct Asked {
     due: Instant,
     answer: Option<Receiver<bool>>,
@@ -541,7 +542,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// The answer, if one has come in; asks when it is time.
+    /// Returns a result if one has arrived; sends a request when one is due.
     fn ask(&mut self, probe: &Probe, addr: SocketAddr, now: Instant) -> Option<Health> {
         if let Some(answer) = &self.answer {
             let good = match answer.try_recv() {
@@ -578,7 +579,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_image_is_what_the_last_stage_of_its_dockerfile_says() {
+    fn the_image_is_configured_by_the_final_stage_of_the_dockerfile() {
         let text =
             "FROM a AS b\nENTRYPOINT [\"/no\"]\n\nFROM scratch\nENV A=b\nENTRYPOINT [\"/logweir\"]\nCMD [\"run\"]\n";
         let image = Image::read(text).unwrap();
@@ -588,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_paths_and_services_are_those_of_this_host() {
+    fn addresses_paths_and_services_are_translated_to_this_host() {
         let addr: SocketAddr = "127.0.0.1:4711".parse().unwrap();
         let here = Translation {
             mounts: vec![("/var/lib/logweir".to_owned(), PathBuf::from("/tmp/claim"))],
@@ -605,6 +606,6 @@ mod tests {
         ] {
             assert_eq!(here.translate(text).as_deref(), Ok(translated));
         }
-        assert!(here.translate("0.0.0.0:9").unwrap_err().contains("none of its ports"));
+        assert!(here.translate("0.0.0.0:9").unwrap_err().contains("not one of its ports"));
     }
 }

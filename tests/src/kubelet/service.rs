@@ -1,12 +1,12 @@
-//! A Service: one address before the pods that are ready. A connection stays with the pod that it was given to, for as long as
-//! both live, whatever becomes of the pod's readiness: so do a cluster's.
+//! A Service: one address in front of the ready pods. As in a cluster, a connection stays with its pod as long as both live,
+//! independently of the pod's readiness.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// The Service; ends with its value, and its connections with it.
+/// A Service; stopped on drop, with its connections.
 pub struct Service {
     addr: SocketAddr,
     shared: Arc<Mutex<Shared>>,
@@ -22,10 +22,10 @@ struct Shared {
 }
 
 impl Service {
-    /// A Service without pods.
+    /// Starts a Service without pods.
     ///
     /// # Errors
-    /// No port could be bound.
+    /// If no port can be bound.
     pub fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let addr = listener.local_addr()?;
@@ -37,13 +37,13 @@ impl Service {
         Ok(Self { addr, shared, acceptor: Some(acceptor) })
     }
 
-    /// Where it listens.
+    /// Its address.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Where connections go from now on.
+    /// Sets the backends of new connections.
     pub fn lead_to(&self, endpoints: Vec<SocketAddr>) {
         lock(&self.shared).endpoints = endpoints;
     }
@@ -79,7 +79,7 @@ fn accept(listener: &TcpListener, shared: &Mutex<Shared>) {
         shared.open.retain(|stream| stream.peer_addr().is_ok());
         shared.next = shared.next.wrapping_add(1);
         let ready = shared.endpoints.len();
-        // Without a pod the connection ends at once, as one is refused in a cluster.
+        // Without a pod the connection is closed at once; a cluster would refuse it.
         let Some(&pod) = shared.endpoints.get(shared.next % ready.max(1)) else { continue };
         let Ok(pod) = TcpStream::connect(pod) else { continue };
         let (Ok(from_client), Ok(from_pod)) = (client.try_clone(), pod.try_clone()) else { continue };

@@ -1,4 +1,4 @@
-//! The StatefulSet's controller: which pods there should be, of which revision, on which volume, in which order.
+//! The StatefulSet controller: determines which pods exist, with which revision and volume, in which order.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,14 +9,14 @@ use std::time::Duration;
 use super::manifest::{Keep, Manifests, PodManagement, PodSpec, StatefulSet, UpdateStrategy};
 use super::pod::{End, Plan, Pod, World};
 
-/// A description that pods were, are or will be made by, with the objects that it names.
+/// A revision of the pod template, with the objects that it references.
 struct Revision {
     number: u32,
     spec: Rc<PodSpec>,
     objects: Manifests,
 }
 
-/// The set.
+/// A StatefulSet.
 pub struct Set {
     name: String,
     asked: StatefulSet,
@@ -32,10 +32,10 @@ pub struct Set {
 }
 
 impl Set {
-    /// The StatefulSet `name` of `objects` with so many replicas, in `dir`.
+    /// Creates the StatefulSet `name` of `objects` with this number of replicas, in `dir`.
     ///
     /// # Errors
-    /// The manifest says something that would not be obeyed.
+    /// The manifest contains an unsupported field.
     pub fn new(name: &str, objects: &Manifests, replicas: u32, world: World, dir: &Path) -> Result<Self, String> {
         let asked = objects.stateful_set(name)?;
         let spec = Rc::new(asked.template.spec.clone());
@@ -55,7 +55,7 @@ impl Set {
         })
     }
 
-    /// Takes new manifests: another template is another revision. The number of replicas stays.
+    /// Applies new manifests. A changed template creates a revision. The number of replicas is kept.
     ///
     /// # Errors
     /// As [`Set::new`].
@@ -70,7 +70,7 @@ impl Set {
         Ok(())
     }
 
-    /// How many pods there should be.
+    /// Sets the number of replicas.
     pub fn scale(&mut self, replicas: u32) {
         self.replicas = replicas;
     }
@@ -80,39 +80,42 @@ impl Set {
         &mut self.pods
     }
 
-    /// How the containers ended so far, in order.
+    /// Terminations of the containers so far, in order.
     #[must_use]
     pub fn ends(&self) -> &[End] {
         &self.ends
     }
 
-    /// Takes the pod out of the books, as `kubectl delete --force --grace-period=0` does: whatever becomes of its process,
-    /// a pod of the same name may follow.
+    /// Removes the pod like `kubectl delete --force --grace-period=0`: a pod of the same name can be created regardless of
+    /// the old process.
     pub fn forget(&mut self, ordinal: u32) -> Option<Pod> {
         self.pods.remove(&ordinal)
     }
 
-    /// Where the claim's files are. A claim outlives its pods.
+    /// Returns the directory of a claim's files. A claim outlives its pods.
     ///
     /// # Panics
-    /// There is no such claim.
+    /// If the claim does not exist.
     #[must_use]
     pub fn claim(&self, claim: &str) -> PathBuf {
-        self.claims.get(claim).unwrap_or_else(|| panic!("no claim {claim} among {:?}", self.claims)).clone()
+        self.claims
+            .get(claim)
+            .unwrap_or_else(|| panic!("unknown claim {claim}: expected one of {:?}", self.claims))
+            .clone()
     }
 
-    /// The names of all claims.
+    /// Returns the names of all claims.
     #[must_use]
     pub fn claims(&self) -> Vec<String> {
         self.claims.keys().cloned().collect()
     }
 
-    /// The claim's files are there from now on.
+    /// Moves the claim's files to another directory.
     pub fn move_claim(&mut self, claim: &str, to: PathBuf) {
         self.claims.insert(claim.to_owned(), to);
     }
 
-    /// Whether so many pods as there should be are there, each of the revision that it should be of, and available.
+    /// Returns whether all replicas exist with the right revision and are available.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.pods.len() == self.replicas as usize
@@ -135,10 +138,10 @@ impl Set {
         if ordinal < self.partition() { &self.current } else { &self.update }
     }
 
-    /// Lets each pod do what is due, then does one step of the controller's own.
+    /// Advances every pod, then performs one step of the controller.
     ///
     /// # Errors
-    /// A pod cannot be made.
+    /// A pod cannot be created.
     pub fn step(&mut self) -> Result<(), String> {
         self.ends.extend(self.pods.values_mut().filter_map(Pod::step));
         let gone: Vec<u32> = self.pods.iter().filter(|(_, pod)| pod.is_gone()).map(|(&ordinal, _)| ordinal).collect();
@@ -161,7 +164,7 @@ impl Set {
         self.asked.pod_management_policy == PodManagement::OrderedReady
     }
 
-    /// Makes what is missing; false while something of it has to wait.
+    /// Creates missing pods; returns false while one has to wait.
     fn create(&mut self) -> Result<bool, String> {
         for ordinal in 0..self.replicas {
             match self.pods.get(&ordinal) {
@@ -179,7 +182,7 @@ impl Set {
         Ok(true)
     }
 
-    /// Wishes away what is too much, from the highest; false while something of it is there.
+    /// Deletes surplus pods from the highest ordinal; returns false while one still exists.
     fn condemn(&mut self) -> bool {
         let in_order = self.in_order();
         let mut none = true;
@@ -193,12 +196,12 @@ impl Set {
         none
     }
 
-    /// From the highest ordinal down to the partition, one at a time: the next one goes when all above it are available.
+    /// Rolls out from the highest ordinal down to the partition, one at a time, when all pods above are available.
     fn update(&mut self) {
         for ordinal in (self.partition()..self.replicas).rev() {
             let Some(pod) = self.pods.get(&ordinal) else { return };
             if pod.revision != self.update.number && pod.deleted_since().is_none() {
-                self.pods.get_mut(&ordinal).expect("it was just there").delete();
+                self.pods.get_mut(&ordinal).expect("the pod exists").delete();
                 return;
             }
             if !self.is_available(pod) {
