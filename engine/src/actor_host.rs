@@ -204,7 +204,8 @@ async fn run<S: Stage>(
     let mut result = match work {
         Work::Message(Envelope { message, permit }) => {
             let result = stage.receive(message).await;
-            stage_state.handled.add(1); // before the credit is released: an observer that sees the free credit sees the count
+            // Before the credit is released: an observer that sees the free credit then sees the count.
+            stage_state.handled.add(1);
             permit.release();
             result
         }

@@ -1,6 +1,6 @@
 //! A chunk: the records of one request or one read, stored as columns over one text arena.
 //!
-//! - A chunk is the unit of admission and of acknowledgement, and becomes one journal frame.
+//! - A chunk is the unit of admission and of acknowledgment, and becomes one journal frame.
 //! - The columnar layout makes encoding close to a memcpy, lets a database row be written in one pass, and avoids an
 //!   allocation per record.
 //! - The arena holds the texts of record `i` next to each other, in the order service, host, message, attributes;

@@ -16,7 +16,7 @@
 //! codec               chunk <-> frame payload; the only user of bincode
 //! journal/mod         the public API, state shared by callers, writer and housekeeper
 //! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
-//! journal/writer      the writer thread: group commit, rotation, acknowledgement
+//! journal/writer      the writer thread: group commit, rotation, acknowledgment
 //! journal/housekeeper background thread: spare segments, removal, full disk
 //! journal/frame       frame header and START payload
 //! journal/segment     segment header, the directory's files, fsyncs

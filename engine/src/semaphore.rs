@@ -520,7 +520,7 @@ mod tests {
                 let let_in = waiting.len() - state.waiting.len();
                 let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
                 prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
-                prop_assert!(costs.first().is_none_or(|&cost| !semaphore.fits(&state, cost)), "free capacity is not granted");
+                prop_assert!(costs.first().is_none_or(|&cost| !semaphore.fits(&state, cost)), "the first waiter fits but was not granted");
                 let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
                 prop_assert_eq!(bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
                 prop_assert_eq!(messages, let_in + held.len());

@@ -324,7 +324,8 @@ impl<S: Stage> Supervisor<S> {
         self.stage_state.semaphore.close();
         self.stage_state.semaphore.set_discard(Discard::Stopped);
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(actor))) {
-            tracing::error!(stage = self.stage_state.name, cause = ?Cause::from_panic(&*payload), "stage panicked while it was dropped");
+            let (stage, cause) = (self.stage_state.name.as_str(), Cause::from_panic(&*payload));
+            tracing::error!(stage, ?cause, "stage panicked while it was dropped");
         }
         self.stage_state.progress.end_turn();
     }
@@ -447,7 +448,7 @@ impl StallDetector {
     }
 }
 
-/// Checks every stage four times per `stall_ms`, from a thread that runs no other stage.
+/// Checks every stage four times per `stall_ms`, from the system's thread.
 pub(crate) async fn run_watchdog(stages: Observer, supervision: Supervision, exits: Exits) {
     let stall = Duration::from_millis(supervision.stall_ms);
     let period = (stall / 4).max(Duration::from_millis(1));

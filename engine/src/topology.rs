@@ -70,8 +70,8 @@ struct Spawned {
 impl Topology {
     /// Creates an empty topology. Must be called inside an actix system.
     ///
-    /// `name` is the value of the label `pipeline` on every `logweir_stage_*` and `logweir_mailbox_*` metric. Two topologies
-    /// of one process need different names: otherwise stages of the same name add to the same time series.
+    /// `name` is the value of the label `pipeline` on every `logweir_stage_*` and `logweir_mailbox_*` metric. Two
+    /// topologies of one process need different names: otherwise stages of the same name share their time series.
     ///
     /// # Panics
     /// If `supervision.stall_ms` is 0.
@@ -173,7 +173,7 @@ impl Topology {
             }
         };
         if timeout(END_WAIT_MAX, stopped).await.is_err() {
-            tracing::error!("a canceled stage still blocks its thread; the shutdown continues without it");
+            tracing::error!("a canceled stage still blocks its thread; continuing without it");
         }
         late.iter().map(|stage| stage.stage_state.name.clone()).collect()
     }
@@ -204,7 +204,7 @@ impl Topology {
             tokio::select! {
                 biased;
                 _ = joined => {}
-                () = &mut deadline => tracing::error!(arbiter = name, "an arbiter's thread does not exit; the shutdown continues without it"),
+                () = &mut deadline => tracing::error!(arbiter = name, "a thread does not exit; continuing without it"),
             }
         }
     }

@@ -424,12 +424,12 @@ impl Walk<'_> {
                 Found::Frame { header, .. } if header.seq > self.limit => break,
                 Found::Frame { offset, header, crc } if header.seq >= self.next_seq() => {
                     // A START may jump ahead; elsewhere a jump is a gap.
-                    let hole = header.seq > self.next_seq() && header.kind != Kind::Start && self.expected.is_some();
-                    if hole && self.next_seq() > self.durable {
+                    let gap = header.seq > self.next_seq() && header.kind != Kind::Start && self.expected.is_some();
+                    if gap && self.next_seq() > self.durable {
                         self.truncate_at(offset)?;
                         break;
                     }
-                    if hole || self.pending.is_some() {
+                    if gap || self.pending.is_some() {
                         self.report_gap(header.seq - 1, offset, "missing frames");
                     }
                     self.accept(offset, &header, crc)?;

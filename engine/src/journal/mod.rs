@@ -65,8 +65,8 @@ pub type LaneId = u16;
 pub struct JournalConfig {
     /// Directory of the journal; created if it does not exist.
     pub dir: PathBuf,
-    /// Size of a segment file: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], rounded down to a multiple of 4096. A frame
-    /// never spans two segments, so this also bounds the payload of an append.
+    /// Size of a segment file: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], rounded down to a multiple of 4096. A
+    /// frame never spans two segments, so this also bounds the payload of an append.
     pub segment_bytes: u64,
     /// Limit for all files of the journal together; an append that would exceed it fails with [`AppendError::Quota`].
     /// At least three segments (active, next, spare) plus `ballast_bytes`.
@@ -284,7 +284,7 @@ pub struct AppendCredit {
 
 /// Called exactly once. On success: by the writer thread, with the frame's sequence number, after the fsync that covers
 /// it. On failure: with the reason, by the thread that detects it. Must not block: a blocked call delays every later
-/// acknowledgement.
+/// acknowledgment.
 pub type OnDurable = Box<dyn FnOnce(Result<u64, AppendError>) + Send>;
 
 /// State of the journal, for metrics and status.

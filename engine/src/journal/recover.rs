@@ -175,7 +175,7 @@ fn truncate_segment(segment: &SegmentScan) -> u64 {
     match cut {
         Ok(()) => end,
         Err(error) => {
-            tracing::warn!(path = %segment.path.display(), %error, "cannot truncate the old segment to its valid frames; the next start does it");
+            tracing::warn!(path = %segment.path.display(), %error, "cannot truncate the old segment; its tail is ignored");
             segment.size
         }
     }

@@ -36,8 +36,8 @@ use crate::fault;
 pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
 /// Largest size of a segment file, in bytes: 64 MiB.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// Smallest size of a segment file, in bytes: 64 KiB. A START frame of 1024 runs and a few hundred lanes leaves most of it
-/// for data.
+/// Smallest size of a segment file, in bytes: 64 KiB. A START frame of 1024 runs and a few hundred lanes leaves most of
+/// it for data.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// The format version that is written, and the latest that can be read. Version 2 adds reused files: an older reader
 /// would take the stale bytes for a torn write. Version 3 adds dedup keys: an older reader would take them for payload.

@@ -1,5 +1,5 @@
 //! A child process that uses a journal and is killed or runs into a full or failing disk: this test binary again,
-//! configured by environment variables. It reports acknowledgements on its standard output.
+//! configured by environment variables. It reports acknowledgments on its standard output.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};

@@ -9,7 +9,7 @@ use crate::child::{ChildSpec, Outcome};
 use crate::kit::*;
 
 /// Opens the journal of a child; returns the acknowledged frames that are lost.
-fn lost_acknowledgements(dir: &Path, outcome: &Outcome) -> Vec<u64> {
+fn lost_acknowledgments(dir: &Path, outcome: &Outcome) -> Vec<u64> {
     let (journal, recovered) = open(dir);
     let frames = read(&journal, 0);
     let mut numbers = BTreeSet::new();
@@ -70,9 +70,9 @@ fn a_kill_at_any_named_point_loses_no_acknowledged_frame() {
             if outcome.committed > 0 {
                 before.acknowledged.clear();
             }
-            assert_eq!(lost_acknowledgements(dir.path(), &outcome), [], "{faults}");
+            assert_eq!(lost_acknowledgments(dir.path(), &outcome), [], "{faults}");
             assert_eq!(
-                lost_acknowledgements(dir.path(), &Outcome { committed: outcome.committed, ..before }),
+                lost_acknowledgments(dir.path(), &Outcome { committed: outcome.committed, ..before }),
                 [],
                 "{faults}"
             );
@@ -95,7 +95,7 @@ fn a_kill_during_each_of_twenty_starts_neither_grows_nor_changes_the_journal() {
         // There is a spare or not, and the old segment is truncated or not.
         assert!(sizes.len() <= 3, "{point}: {sizes:?}");
         assert!(sizes.last().unwrap() - sizes.first().unwrap() <= 2 * SEGMENT_BYTES, "{point}: {sizes:?}");
-        assert_eq!(lost_acknowledgements(dir.path(), &outcome), [], "{point}");
+        assert_eq!(lost_acknowledgments(dir.path(), &outcome), [], "{point}");
     }
 }
 
@@ -115,7 +115,7 @@ fn a_crash_loop_copies_the_tail_each_time_and_does_not_grow() {
         sizes.insert((segments(dir.path()).len(), disk_bytes(dir.path()) / SEGMENT_BYTES));
     }
     assert!(sizes.len() <= 2, "{sizes:?}");
-    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
+    assert_eq!(lost_acknowledgments(dir.path(), &outcome), []);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_failed_fsync_is_never_retried() {
     assert!(!outcome.acknowledged.is_empty() && outcome.acknowledged.len() < 10, "{outcome:?}");
     assert!(outcome.errors.iter().all(|error| error.contains("fsync")), "{outcome:?}");
     assert_eq!(outcome.errors.len(), 2, "reported by the waiting append and by `poisoned`");
-    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
+    assert_eq!(lost_acknowledgments(dir.path(), &outcome), []);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_write_on_a_full_disk_is_erased_and_the_numbers_roll_back() {
     let report = check(dir.path()).unwrap();
     assert_eq!((report.torn_bytes, report.damage.len()), (0, 0));
     assert_eq!(report.lanes[&0].records, outcome.acknowledged.len() as u64, "failed appends are not counted");
-    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
+    assert_eq!(lost_acknowledgments(dir.path(), &outcome), []);
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_write_on_a_full_disk_leaves_nothing_behind_the_last_frame() {
     let outcome = ChildSpec { frames: 6, ..ChildSpec::new(dir.path(), "journal.write.enospc=5*off->return") }.run();
     assert_eq!((outcome.acknowledged.len(), outcome.errors.len()), (5, 1), "{outcome:?}");
     assert_eq!(check(dir.path()).unwrap().torn_bytes, 0);
-    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
+    assert_eq!(lost_acknowledgments(dir.path(), &outcome), []);
 }
 
 #[test]
@@ -161,11 +161,11 @@ fn the_housekeeper_creates_no_spare_while_the_writer_renames_it() {
         ChildSpec { frames: 60, frame_bytes: 30_000, burst: 6, commit_behind: 1, ..ChildSpec::new(dir.path(), faults) };
     let outcome = slow.run();
     assert!(outcome.done && outcome.errors.is_empty(), "{outcome:?}");
-    assert_eq!(lost_acknowledgements(dir.path(), &outcome), []);
+    assert_eq!(lost_acknowledgments(dir.path(), &outcome), []);
 }
 
 #[test]
-fn an_acknowledgement_before_the_fsync_is_detected() {
+fn an_acknowledgment_before_the_fsync_is_detected() {
     let dir = scratch();
     let honest = ChildSpec::new(dir.path(), "journal.fsync.before=3*off->return").run();
     assert_eq!(honest.acknowledged.len(), 3);

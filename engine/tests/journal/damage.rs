@@ -468,7 +468,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_can_be_opened(files in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..600), 1..4)) {
+    fn any_bytes_open(files in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..600), 1..4)) {
         let dir = scratch();
         for (number, bytes) in files.iter().enumerate() {
             fs::write(dir.path().join(format!("{number:020}.wal")), bytes).unwrap();

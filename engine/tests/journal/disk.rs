@@ -95,7 +95,7 @@ fn lost(dir: &Path, acknowledged: &[(usize, u64)], frame_bytes: usize) -> usize 
     lost
 }
 
-/// Number of frames lost when the power is cut after the `after`th acknowledgement.
+/// Number of frames lost when the power is cut after the `after`th acknowledgment.
 fn lost_in_a_power_cut(faults: &str, after: usize, frame_bytes: usize, burst: usize) -> Option<usize> {
     let mount = Mount::ext4(48 << 20)?;
     let dir = mount.dir().join("journal");
