@@ -89,16 +89,16 @@ fn an_invalid_configuration_exits_with_78_reports_every_mistake_and_touches_noth
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(78), "{command:?}: {text}");
         for mistake in [
-            "the configuration has 5 mistakes:",
-            "lanes = 0 (logweir.toml:2): must be a whole number, from 1 to 64",
-            "http.listen = \"0.0.0.0:8080\" (logweir.toml:4): can be reached from other machines",
-            "batch.linger (logweir.toml:6): is not a key; did you mean `batch.linger_ms`?",
-            "cache.ttl_s = \"soon\" (environment LOGWEIR__CACHE__TTL_S): must be a time such as",
-            "(flag --database-url): its directory /no/where does not exist",
+            "invalid configuration, 5 errors:",
+            "logweir.toml:2: invalid lanes 0: expected a whole number from 1 to 64",
+            "logweir.toml:4: invalid http.listen \"0.0.0.0:8080\": reachable from other machines",
+            "logweir.toml:6: unknown key `batch.linger`; did you mean `batch.linger_ms`?",
+            "environment variable LOGWEIR__CACHE__TTL_S: invalid cache.ttl_s \"soon\": expected a time",
+            "flag --database-url: invalid database.url \"sqlite:/no/where/x.db\": the directory /no/where does not exist",
         ] {
-            assert!(text.contains(mistake), "{command:?} does not say {mistake:?}:\n{text}");
+            assert!(text.contains(mistake), "{command:?} does not report {mistake:?}:\n{text}");
         }
-        assert!(!dir.path().join("data").exists(), "{command:?} made the data_dir");
+        assert!(!dir.path().join("data").exists(), "{command:?} created the data_dir");
     }
 }
 
@@ -128,10 +128,10 @@ fn validate_prints_the_effective_configuration_with_its_sources_and_masks_secret
     let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
     assert!(line("lanes = 7").ends_with("# flag --set"), "{text}");
     assert!(line("data_dir = \"elsewhere\"").ends_with("# flag --data-dir"), "{text}");
-    assert!(line("url = \"postgres://***@db/logs\"").ends_with("# environment DATABASE_URL"), "{text}");
+    assert!(line("url = \"postgres://***@db/logs\"").ends_with("# environment variable DATABASE_URL"), "{text}");
     assert!(line("ack = \"journal\"").ends_with("# default"), "{text}");
     let reference = stdout(&run(dir.path(), &["validate", "--reference"]));
-    assert!(reference.contains("| `batch.linger_ms` | `50` | a time such as"), "{reference}");
+    assert!(reference.contains("| `batch.linger_ms` | `50` | a time (ms, s, m, h, d) from 0 to 1m |"), "{reference}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -301,7 +301,7 @@ fn busy_and_unavailable_are_retried_after_the_time_that_the_server_specifies() {
     let (code, json, error) = produce(&server, "one\ntwo\n", &[]);
     assert_eq!(code, Some(0), "{json}");
     assert_eq!((&json["accepted"], &json["retried"]), (&2.into(), &2.into()));
-    assert_eq!(json["maybe_doubled_bodies"], 0);
+    assert_eq!(json["possible_duplicate_bodies"], 0);
     assert!(error.contains("429"), "{error}");
     let requests = server.requests();
     assert!(requests[1].at - requests[0].at >= Duration::from_secs(1), "Retry-After was ignored");
@@ -315,7 +315,7 @@ fn a_lost_response_is_retried_and_counted_as_a_possible_duplicate() {
     let (code, json, _) = produce(&server, "one\n", &[]);
     assert_eq!(code, Some(0), "{json}");
     assert_eq!((&json["accepted"], &json["retried"]), (&1.into(), &1.into()));
-    assert_eq!(json["maybe_doubled_bodies"], 1);
+    assert_eq!(json["possible_duplicate_bodies"], 1);
     assert_eq!(server.requests().len(), 2);
 }
 
@@ -328,7 +328,7 @@ fn an_error_that_no_retry_fixes_stops_with_the_count() {
     let (code, json, error) = produce(&server, &lines(5000), &["--batch-bytes", "100"]);
     assert_eq!(code, Some(1));
     assert_eq!(server.requests().len(), 2, "it continued after a rejection");
-    assert!(error.contains("body 2: refused with 400: no such format"), "{error}");
+    assert!(error.contains("body 2: rejected with 400: no such format"), "{error}");
     let (sent, accepted) = (json["sent"].as_u64().unwrap(), json["accepted"].as_u64().unwrap());
     assert!(0 < accepted && accepted < sent, "{json}");
     assert!(error.contains(&format!("sent {sent}, accepted {accepted}")), "{error}");
@@ -370,7 +370,7 @@ fn an_unreachable_server_exits_with_69_after_the_given_time() {
     let (code, json, error) =
         produce(&Server { address, requests: Arc::default() }, "one\n", &["--retry-for", "300ms"]);
     assert_eq!(code, Some(69), "{error}");
-    assert_eq!((&json["accepted"], &json["maybe_doubled_bodies"]), (&0.into(), &0.into()));
+    assert_eq!((&json["accepted"], &json["possible_duplicate_bodies"]), (&0.into(), &0.into()));
 }
 
 #[test]
@@ -611,4 +611,176 @@ fn a_full_disk_under_standard_output_exits_with_74() {
         assert_eq!(output.status.code(), Some(74), "{arguments:?}");
         assert!(stderr(&output).starts_with("logweir: cannot write to standard output: "), "{}", stderr(&output));
     }
+}
+
+/// Exit code, standard output and standard error of `logweir produce` with `arguments`, and how long it ran after `signal`.
+fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String, Duration) {
+    let dir = temporary();
+    let mut child = logweir(dir.path())
+        .arg("produce")
+        .args(arguments)
+        .stdin(Stdio::piped()) // open until the end of this function
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = child.stdin.take();
+    thread::sleep(Duration::from_millis(700));
+    let started = Instant::now();
+    let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > Duration::from_secs(10) {
+            child.kill().unwrap();
+            panic!("{arguments:?} is still running 10 s after SIG{signal}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let elapsed = started.elapsed();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), stdout(&output), stderr(&output), elapsed)
+}
+
+#[test]
+fn produce_ends_on_the_first_signal_with_its_summary_whatever_it_waits_for() {
+    let server = Server::start(vec![]);
+    let url = server.url();
+    let unreachable = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap(); // accepts connections and never responds
+    let hung_url = hung.local_addr().unwrap().to_string();
+    let dir = temporary();
+    let file = dir.path().join("file.log");
+    std::fs::write(&file, lines(100_000)).unwrap();
+    let file = file.to_str().unwrap();
+    for (arguments, code) in [
+        (&["--url", &*url, "--demo", "--rate", "1000"][..], 0),
+        (&["--url", &url, "--demo", "--rate", "10"], 0),
+        (&["--url", &url, "--demo", "--rate", "1000", "--connections", "4"], 0),
+        (&["--url", &url, "--demo"], 0),
+        (&["--url", &url, "--rate", "100", file], 1),
+        (&["--url", &url], 1),
+        (&["--url", &url, "--format", "json"], 1),
+        (&["--url", &unreachable, "--demo", "--rate", "1000"], 1),
+        (&["--url", &hung_url, "--demo", "--rate", "1000"], 1),
+    ] {
+        for signal in ["INT", "TERM"] {
+            let (exit, out, err, elapsed) = interrupted(signal, arguments);
+            assert!(elapsed < Duration::from_secs(2), "{arguments:?} took {elapsed:?} to end after SIG{signal}");
+            assert_eq!(exit, Some(code), "{arguments:?}: {err}");
+            assert!(out.starts_with("sent "), "{arguments:?} printed no summary: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn produce_passes_any_format_on_and_compresses_as_requested() {
+    let server = Server::start(vec![]);
+    let dir = temporary();
+    std::fs::write(dir.path().join("file"), "one\ntwo\n").unwrap();
+    for (method, encoding) in [
+        ("none", None),
+        ("gzip", Some("gzip")),
+        ("zstd", Some("zstd")),
+        ("deflate", Some("deflate")),
+        ("snappy", Some("snappy")),
+    ] {
+        let before = server.requests().len();
+        let flags = ["produce", "--url", &server.url(), "--format", "till", "--compress", method, "file"];
+        run(dir.path(), &flags);
+        let request = server.requests()[before].clone();
+        assert_eq!(request.line, "POST /ingest?format=till HTTP/1.1");
+        assert_eq!(request.header("content-encoding").as_deref(), encoding);
+    }
+    let help = stdout(&run(dir.path(), &["produce", "--help"]));
+    for format in ["syslog", "logfmt", "glog"] {
+        assert!(help.contains(format), "{help}");
+    }
+}
+
+#[test]
+fn without_input_produce_prints_no_percentiles() {
+    let server = Server::start(vec![]);
+    let output = run(temporary().path(), &["produce", "--url", &server.url()]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stdout(&output), "sent 0 records: 0 accepted, 0 rejected, 0 stored as plain text\n");
+}
+
+#[test]
+fn an_unknown_log_level_is_rejected_with_a_suggestion() {
+    let dir = temporary();
+    let expected = "expected error, warn, info, debug, trace or a filter such as info,logweir=debug";
+    for (level, hint) in [
+        ("verbose", "did you mean debug?"),
+        ("infoo", "did you mean info?"),
+        ("info,logwier=debug", "did you mean logweir?"),
+    ] {
+        for command in ["validate", "run"] {
+            let output = run(dir.path(), &[command, "--set", &format!("log.level={level}")]);
+            let text = stderr(&output);
+            assert_eq!(output.status.code(), Some(78), "{text}");
+            assert!(text.contains(&format!("invalid log.level \"{level}\": {expected}; {hint}")), "{text}");
+        }
+    }
+    for level in ["off", "warn,logweir=off", "trace"] {
+        assert_eq!(run(dir.path(), &["validate", "--set", &format!("log.level={level}")]).status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_fatal_error_is_printed_whatever_the_log_filter_and_format() {
+    let dir = temporary();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("http.listen={}", taken.local_addr().unwrap());
+    for log in
+        [&["--set", "log.level=off"][..], &["--set", "log.level=warn,logweir=off"], &["--set", "log.format=json"], &[]]
+    {
+        let output = run(dir.path(), &[&["run", "--set", &listen][..], log].concat());
+        assert_eq!(output.status.code(), Some(69));
+        let text = stderr(&output);
+        assert!(text.lines().any(|line| line.starts_with("logweir: cannot listen on 127.0.0.1:")), "{log:?}: {text:?}");
+    }
+}
+
+/// Standard error of a server that starts with `variables`, reads the end of its standard input and stops.
+fn server_log(dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let ports = ["--set", "http.listen=127.0.0.1:0", "--set", "admin.listen=127.0.0.1:0", "--stdin"];
+    let mut command = logweir(dir);
+    command.arg("run").args(ports).args(arguments).env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE");
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    stderr(&output)
+}
+
+#[test]
+fn log_lines_are_colored_as_the_environment_asks() {
+    let dir = temporary();
+    let colored = |variables: &[_]| server_log(dir.path(), &[], variables).contains('\x1b');
+    assert!(!colored(&[]), "standard error is not a terminal");
+    assert!(colored(&[("CLICOLOR_FORCE", "1")]));
+    assert!(!colored(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+}
+
+#[test]
+fn the_first_start_creates_the_journal_and_names_the_web_ui_first() {
+    let dir = temporary();
+    let first = server_log(dir.path(), &[], &[]);
+    assert!(first.contains("journal created") && !first.contains("clean"), "{first}");
+    let banner: Vec<&str> = first.lines().filter(|line| line.starts_with("  ")).collect();
+    let names: Vec<&str> = banner.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["web", "metrics", "status", "send", "query"], "{first}");
+    assert!(first.lines().all(|line| line.len() < 250), "{first}");
+    let second = server_log(dir.path(), &[], &[]);
+    assert!(second.contains("journal opened") && !second.contains("created"), "{second}");
+}
+
+#[test]
+fn a_misspelled_variable_fails_the_validation() {
+    let dir = temporary();
+    let output = logweir(dir.path()).arg("validate").env("LOGWEIR_HTTP__LISTEN", "127.0.0.1:1").output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(stderr(&output).contains("LOGWEIR_HTTP__LISTEN: unknown variable; did you mean LOGWEIR__HTTP__LISTEN?"));
+    let service_link = [("LOGWEIR_PORT", "tcp://10.0.0.1:80"), ("LOGWEIR_SERVICE_HOST", "10.0.0.1")];
+    let output = logweir(dir.path()).arg("validate").envs(service_link).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
