@@ -21,7 +21,8 @@
 //! search, recent, result_cache    query execution: concurrency limits, merging rows and cache, cached histograms
 //! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; per-token limits; backlog age; circuit breakers
 //! gateway/, sse       discovery of processors by name, a breaker for each, their live tails merged; server-sent events
-//! pipeline            wiring of the stages;  logweir, run: life cycle of the process
+//! record_json         a record as JSON, in the one shape of every response and command
+//! pipeline            wiring of the stages;  logweir, run, error: life cycle of the process
 //! cli/                one file per command
 //! ```
 //!

@@ -573,8 +573,9 @@ fn needs_a_server(words: &[String]) -> bool {
 fn stays(words: &[String]) -> bool {
     let has = |flag: &str| words.iter().any(|word| word == flag);
     match (words[0].as_str(), words.get(1).map(String::as_str)) {
-        ("logweir", Some("tail")) => !has("--records"),
-        ("logweir", Some("top")) => !has("--once"),
+        ("logweir", Some("tail")) => !has("-n") && !has("--limit"),
+        ("logweir", Some("query")) => has("-f") || has("--follow"),
+        ("logweir", Some("top")) => !has("--once") && !has("-o"),
         ("curl", _) => has("-N"),
         _ => starts_a_server(words),
     }
