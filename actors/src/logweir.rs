@@ -31,7 +31,7 @@ use crate::tail::TailHub;
 const MAINTENANCE: Duration = Duration::from_secs(300);
 
 /// Interval at which `drain_journal` checks whether the journal is empty.
-const EMPTIED_POLL: Duration = Duration::from_millis(20);
+const DRAINED_POLL: Duration = Duration::from_millis(20);
 
 /// A running pipeline: intake, journal, flushers, cache writer. It stays on the thread that started it.
 pub struct Logweir {
@@ -107,7 +107,7 @@ impl Logweir {
         };
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
             .map_err(|error| Error::Unavailable(format!("cannot start the thread of the live tail: {error}")))?;
-        actix_rt::spawn(note_tails(journal.clone(), progress.clone(), throttle, drain.watch()));
+        actix_rt::spawn(sample_backlog(journal.clone(), progress.clone(), throttle, drain.watch()));
         actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
@@ -231,7 +231,7 @@ impl Logweir {
     }
 
     /// Waits until every lane of the journal is in the database; returns the reason if a lane was stopped.
-    async fn emptied(&self) -> Option<String> {
+    async fn drained(&self) -> Option<String> {
         loop {
             let lanes = self.progress.snapshot(&self.journal.lanes()).lanes;
             let behind = |lane: &&LaneSnapshot| self.journal.lane_durable(lane.lane).seq > lane.seq_committed;
@@ -240,7 +240,7 @@ impl Logweir {
                 Some(LaneSnapshot { lane, store: StoreState::Stopped(reason), .. }) => {
                     return Some(format!("lane {lane}: {reason}"));
                 }
-                Some(_) => tokio::time::sleep(EMPTIED_POLL).await,
+                Some(_) => tokio::time::sleep(DRAINED_POLL).await,
             }
         }
     }
@@ -377,7 +377,7 @@ pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<
             .await?;
     let failure = tokio::select! {
         exit = logweir.failed() => Some(exit),
-        stopped = logweir.emptied() => stopped.map(Error::Unavailable),
+        stopped = logweir.drained() => stopped.map(Error::Unavailable),
     };
     let stopped = logweir.stop().await;
     failure.map_or(Ok(stopped), Err)
@@ -431,7 +431,7 @@ pub fn process_name() -> String {
 }
 
 /// Records the end of each lane periodically, and tells the query throttle the age of the backlog.
-async fn note_tails(journal: Journal, progress: Progress, throttle: QueryThrottle, drain: DrainWatch) {
+async fn sample_backlog(journal: Journal, progress: Progress, throttle: QueryThrottle, drain: DrainWatch) {
     loop {
         let now = Instant::now();
         progress.sample_backlog(&journal.lanes(), now);
@@ -457,5 +457,53 @@ async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainW
             () = drain.reached(Phase::Draining) => return,
             () = tokio::time::sleep(MAINTENANCE) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DatabaseUrl;
+
+    /// The error of a start with a changed configuration; nothing may have been created.
+    fn start_error(set: impl FnOnce(&mut Config)) -> Error {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data");
+        let mut config = Config::in_dir(&data_dir);
+        set(&mut config);
+        let started = actix_rt::System::new().block_on(Logweir::start(config));
+        assert!(!data_dir.exists(), "an invalid configuration created the data_dir");
+        started.err().expect("the configuration is invalid")
+    }
+
+    #[test]
+    fn an_invalid_configuration_of_a_program_is_an_error_of_the_start() {
+        for (key, set) in [
+            ("lanes", (|config| config.lanes = Some(0)) as fn(&mut Config)),
+            ("query.running_max", |config| config.query.running_max = 0),
+            ("journal.quota_bytes", |config| config.journal.quota_bytes = 1),
+            ("batch.rows_max", |config| config.batch.rows_max = 0),
+            ("database.url", |config| config.database.url = DatabaseUrl::Postgres("nonsense".to_owned())),
+        ] {
+            let error = start_error(set);
+            assert!(
+                matches!(&error, Error::Config(error) if error.0.iter().any(|problem| problem.key == key)),
+                "{error}"
+            );
+            assert_eq!(error.code(), 78);
+        }
+    }
+
+    #[test]
+    fn a_journal_in_use_is_unavailable() {
+        let dir = tempfile::tempdir().unwrap();
+        actix_rt::System::new().block_on(async {
+            let first = Logweir::start(Config::in_dir(dir.path())).await.unwrap();
+            assert!(first.recovered().created);
+            let second = Logweir::start(Config::in_dir(dir.path())).await.err().expect("the journal is locked");
+            assert!(matches!(second, Error::Unavailable(_)), "{second:?}");
+            assert_eq!(second.code(), 69);
+            assert_eq!(first.stop().await.failure, None);
+        });
     }
 }

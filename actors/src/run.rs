@@ -234,9 +234,7 @@ fn unavailable(key: &str, error: &std::io::Error) -> Error {
 }
 
 fn log_to_stderr(config: &Config) {
-    // The filter was validated with the configuration.
-    let quiet = format!("{QUIET},{}", config.log.level);
-    let filter = EnvFilter::try_new(quiet).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(log_filter(&config.log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = wants_color(std::io::stderr().is_terminal());
     // Internal errors are not logged: that would panic once the reader of standard error is gone.
     let log = tracing_subscriber::fmt()
@@ -246,6 +244,13 @@ fn log_to_stderr(config: &Config) {
         .log_internal_errors(false);
     // An error means that the embedding program has its own subscriber.
     let _ = if config.log.json { log.json().try_init() } else { log.try_init() };
+}
+
+/// The filter of a validated `log.level`: [`QUIET`] lowers the level of libraries, and never raises it.
+fn log_filter(level: &str) -> String {
+    let bare = level.split(',').find(|directive| !directive.contains(['=', '[']));
+    let is_quieter = bare.is_some_and(|bare| ["error", "off"].iter().any(|quiet| quiet.eq_ignore_ascii_case(bare)));
+    if is_quieter { level.to_owned() } else { format!("{QUIET},{level}") }
 }
 
 fn metrics_recorder() -> Result<PrometheusHandle, Error> {
@@ -426,11 +431,33 @@ fn signals() -> Result<mpsc::Receiver<()>, Error> {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!(signal = name, "shutting down");
+            tracing::info!(signal = name, "signal received");
             if sender.try_send(()).is_err_and(|error| matches!(error, TrySendError::Closed(()))) {
                 return;
             }
         }
     });
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_quieter_than_the_program_and_never_louder() {
+        assert_eq!(log_filter("info"), format!("{QUIET},info"));
+        assert_eq!(log_filter("info,actix_server=debug"), format!("{QUIET},info,actix_server=debug"));
+        for level in ["off", "ERROR", "error,logweir=debug"] {
+            assert_eq!(log_filter(level), level);
+        }
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_shown_as_one_that_can_be_opened() {
+        let url = |address: &str, tls| base_url(address.parse().unwrap(), tls);
+        assert_eq!(url("0.0.0.0:8080", false), "http://localhost:8080");
+        assert_eq!(url("[::]:8080", true), "https://localhost:8080");
+        assert_eq!(url("10.0.0.1:80", false), "http://10.0.0.1:80");
+    }
 }

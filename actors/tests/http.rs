@@ -271,7 +271,7 @@ fn engine(
     let spec = |stage: &str, lane: u16| StageSpec {
         name: format!("{stage}-{lane}"),
         arbiter: format!("lane-{lane}"),
-        bound: bound,
+        bound,
         tick_ms: None,
     };
     let line_bytes_max = shared.config.http.line_bytes_max;

@@ -153,7 +153,7 @@ mod tests {
             "info,logweir=debug",
             "warn,logweir::store=trace",
             "info,actix_server=off",
-            "[span{a=b,c}]=debug",
+            "[span{a=b}]=debug",
             "info,logweir[span]=trace",
             "info,some_module=debug",
         ] {

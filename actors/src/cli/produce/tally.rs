@@ -120,7 +120,7 @@ impl Tally {
         self.retried += other.retried;
         self.possible_duplicates += other.possible_duplicates;
         self.unanswered += other.unanswered;
-        self.errors.extend(other.errors.iter().cloned().take(ERRORS_MAX.saturating_sub(self.errors.len())));
+        self.errors.extend(other.errors.iter().take(ERRORS_MAX.saturating_sub(self.errors.len())).cloned());
         self.ack_us.add(&other.ack_us).expect("all histograms have the same bounds");
     }
 
