@@ -431,7 +431,7 @@ fn the_api_documentation_sends_requests() {
         answer("GET /loki/api/v1/label/{name}/values", &[("name", "service_name")], "checkout");
         answer("GET /api/v1/dead-letters", &[], "\"dead_letters\": []");
         answer("POST /api/v1/dead-letters/replay", &[("all", "true")], "\"replayed\": 0");
-        answer("POST /api/v1/dead-letters/replay", &[("(body)", "{\"msg\":\"fixed\"}")], "goes with its id");
+        answer("POST /api/v1/dead-letters/replay", &[("(body)", "{\"msg\":\"fixed\"}")], "an edited record requires its id");
         answer("POST /api/v1/dead-letters/purge", &[("older_than", "7d")], "\"purged\": 0");
         answer("GET /api/v1/tail", &[("query", "service:live")], "200 OK");
         send(s, &[json!({ "service": "live", "msg": "as it comes" })]);
