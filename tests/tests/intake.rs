@@ -284,13 +284,13 @@ fn a_token_is_accepted_in_the_form_of_each_client() {
 #[test]
 fn permanent_errors_have_the_shape_of_each_protocol() {
     on_sqlite("malformed", |s| {
-        s.set("http.line_bytes_max", 256);
+        s.set("http.line_bytes_max", 1024);
         s.start();
         let response = send(s, "POST", "/loki/api/v1/push", &[JSON], "{");
         assert_eq!((response.status, response.text().starts_with("malformed_json: ")), (400, true));
         let response = send(s, "POST", "/loki/api/v1/push", &[PROTOBUF], "not snappy");
         assert_eq!((response.status, response.text().starts_with("bad_snappy: ")), (400, true));
-        let response = send(s, "POST", "/loki/api/v1/push", &[JSON], loki_json(&"x".repeat(300)));
+        let response = send(s, "POST", "/loki/api/v1/push", &[JSON], loki_json(&"x".repeat(1100)));
         assert_eq!(
             (response.status, response.text().starts_with("stored 0 lines, discarded 1; entry 1: ")),
             (400, true)
@@ -301,7 +301,7 @@ fn permanent_errors_have_the_shape_of_each_protocol() {
         assert_eq!((response.status, code, message.starts_with("malformed_protobuf: ")), (400, 3, true));
         let response = send(s, "POST", "/v1/logs", &[JSON], "[]");
         assert_eq!((response.status, &response.json()["code"]), (400, &json!(3)));
-        let long = "x".repeat(300);
+        let long = "x".repeat(1100);
         let response = send(s, "POST", "/v1/logs", &[PROTOBUF], otlp_protobuf(&["short", &long]));
         let partial =
             Response::decode(&*response.body).expect("a response").partial_success.expect("a partial success");
