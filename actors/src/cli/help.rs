@@ -10,7 +10,8 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Arg, Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 
-use super::{Cli, Failure, Outcome, exit, output};
+use super::{Cli, Failure, Outcome, exit};
+use crate::config::terminal::wants_color;
 
 /// The documents as (name, title, Markdown).
 const TOPICS: &[(&str, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/topics.rs"));
@@ -142,7 +143,7 @@ pub(super) fn help(args: &HelpArgs) -> Outcome {
     let mut command = command();
     command.build();
     let help = find(&mut command, &args.subject)?.render_long_help();
-    let colored = output::automatic(io::stdout().is_terminal(), |name| std::env::var(name).ok());
+    let colored = wants_color(io::stdout().is_terminal());
     print(&if colored { help.ansi().to_string() } else { help.to_string() })
 }
 

@@ -7,6 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 
 use super::{Failure, exit, print};
+use crate::config::terminal::wants_color;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,23 +56,11 @@ impl Color {
     /// Whether standard output is colored.
     pub(super) fn is_on(self) -> bool {
         match self {
-            Self::Auto => automatic(io::stdout().is_terminal(), |name| std::env::var(name).ok()),
+            Self::Auto => wants_color(io::stdout().is_terminal()),
             Self::Always => true,
             Self::Never => false,
         }
     }
-}
-
-/// Whether a stream is colored by default: <https://no-color.org> and <https://bixense.com/clicolors>.
-pub(super) fn automatic(terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {
-    let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
-    if is_set("NO_COLOR") {
-        return false;
-    }
-    if is_set("CLICOLOR_FORCE") && variable("CLICOLOR_FORCE").as_deref() != Some("0") {
-        return true;
-    }
-    terminal && variable("TERM").as_deref() != Some("dumb") && variable("CLICOLOR").as_deref() != Some("0")
 }
 
 /// Writes records, each of which comes as one line of JSON (or of CSV).
@@ -138,20 +127,6 @@ pub(super) fn count(number: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn color_variables_are_honored() {
-        let colored = |terminal, variables: &[(&str, &str)]| {
-            automatic(terminal, |name| {
-                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
-            })
-        };
-        assert!(colored(true, &[("TERM", "xterm")]) && !colored(false, &[]));
-        assert!(!colored(true, &[("NO_COLOR", "1")]) && colored(true, &[("NO_COLOR", "")]));
-        assert!(!colored(true, &[("TERM", "dumb")]) && !colored(true, &[("CLICOLOR", "0")]));
-        assert!(colored(false, &[("CLICOLOR_FORCE", "1")]) && !colored(false, &[("CLICOLOR_FORCE", "0")]));
-        assert!(!colored(true, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]), "NO_COLOR takes precedence");
-    }
 
     #[test]
     fn records_become_one_array_or_lines() {

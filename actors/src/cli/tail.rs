@@ -19,6 +19,7 @@ use super::output::{self, Color, Output, Records};
 use super::query::{QueryWords, id};
 use super::remote::{Access, Remote, RemoteArgs, RemoteError};
 use super::{Failure, Outcome, exit};
+use crate::config::terminal::wants_color;
 use crate::sse::{Event, Events};
 
 /// Silence after which a connection is considered lost.
@@ -221,7 +222,7 @@ impl Tail<'_> {
         if self.quiet {
             return;
         }
-        let dim = output::automatic(io::stderr().is_terminal(), |name| std::env::var(name).ok());
+        let dim = wants_color(io::stderr().is_terminal());
         let (on, off) = if dim { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         let _ = writeln!(io::stderr(), "{on}logweir: {what}{off}");
     }

@@ -1,4 +1,4 @@
-//! Whether output is colored, by the usual environment variables.
+//! Whether output is colored, by the usual environment variables: <https://no-color.org>, <https://bixense.com/clicolors>.
 
 /// Whether to color output to a stream; `is_terminal` tells whether it is one.
 ///

@@ -300,7 +300,7 @@ fn a_gateway_requires_its_processors_and_their_database() {
 
 #[test]
 fn all_errors_are_reported_at_once_each_with_its_source() {
-    let toml = "lanes = 0\n[batch]\nlinger = 5\nrows_max = 'many'\n\n[cahe]\nurl = 'x'\n";
+    let toml = "lanes = 0\n[batch]\nlinger = 5\nrows_max = 'many'\n\n[caches]\nurl = 'x'\n";
     let environment = [("LOGWEIR__HTTP__LISTN", "x"), ("LOGWEIR__HTTP__WORKERS", "none"), ("DATABASE_URL", "secret")];
     let mut messages =
         messages(load_all(toml, &environment, &[("--set", "ak", "x"), ("--listen", "http.listen", "9")]));
@@ -316,7 +316,7 @@ fn all_errors_are_reported_at_once_each_with_its_source() {
             "logweir.toml:1: invalid lanes 0: expected a whole number from 1 to 64",
             "logweir.toml:3: unknown key `batch.linger`; did you mean `batch.linger_ms`?",
             "logweir.toml:4: invalid batch.rows_max \"many\": expected a whole number from 1 to 1000000",
-            "logweir.toml:7: unknown key `cahe.url`; did you mean `cache.url`?",
+            "logweir.toml:7: unknown key `caches.url`; did you mean `cache.url`?",
         ]
     );
 }
@@ -459,7 +459,7 @@ fn a_misspelled_variable_is_reported_and_variables_of_others_are_not() {
         ("LOGWEIR_DATABASE_URL", "LOGWEIR__DATABASE__URL"),
         ("LOGWEIR_AUTH_INGEST_TOKENS_FILE", "LOGWEIR__AUTH__INGEST_TOKENS_FILE"),
         ("LOGWEIR_LOG_LEVEL", "LOGWEIR__LOG__LEVEL"),
-        ("LOGWEIR_CONFG", "LOGWEIR_CONFIG"),
+        ("LOGWEIR_CONFIGS", "LOGWEIR_CONFIG"),
         ("LOGWEIR_TOKN", "LOGWEIR_TOKEN"),
         ("LOGWEIR_ALERTS__CART__QUERY", "LOGWEIR__ALERTS__CART__QUERY"),
     ] {
