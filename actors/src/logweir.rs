@@ -113,7 +113,8 @@ impl Logweir {
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
 
-    /// Parses `body` (NDJSON, a JSON array or plain lines) and returns when the records are as durable as `ack` requires.
+    /// Parses `body` (NDJSON, a JSON array or plain lines) and returns when the records are as durable as `ack`
+    /// requires.
     ///
     /// # Errors
     /// The rejection has the reason, and whether a retry can succeed.
@@ -251,8 +252,8 @@ impl Logweir {
         self.stop_on(DrainEvent::Requested, &mut no_signals, std::future::ready(())).await
     }
 
-    /// Shuts down: lingers, rejects new records, waits for `intake_idle`, writes everything queued to the journal and as much as
-    /// possible to the database until `shutdown.deadline_ms` or a second signal, and seals the journal.
+    /// Shuts down: lingers, rejects new records, waits for `intake_idle`, writes everything queued to the journal and
+    /// as much as possible to the database until `shutdown.deadline_ms` or a second signal, and seals the journal.
     pub async fn stop_on(
         mut self,
         first: DrainEvent,
@@ -366,8 +367,8 @@ pub struct ShutdownReport {
 
 /// Flushes the journal in `dir` to the database and seals it.
 ///
-/// With `adopt`, a copy of a journal whose original has continued writes the records that only the copy has, under a new
-/// identity.
+/// With `adopt`, a copy of a journal whose original has continued writes the records that only the copy has, under a
+/// new identity.
 ///
 /// # Errors
 /// The configuration is invalid, the journal cannot be opened, or the database rejects a lane until an operator intervenes.

@@ -138,8 +138,8 @@ fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> 
 
 fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_writer: &Mailbox<Batch>) -> Downstream {
     let link = Arc::new(LaneLink::default());
-    // One batch waits while another is flushed; what does not fit is read from the journal. A batch may consist of one frame
-    // that is larger than batch.bytes_max.
+    // One batch waits while another is flushed; what does not fit is read from the journal. A batch may consist of one
+    // frame that is larger than batch.bytes_max.
     let bound = Bound { messages_max: 2, bytes_max: 2 * batch_bytes_max(&parts.config) };
     let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
     let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));

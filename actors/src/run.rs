@@ -1,8 +1,8 @@
 //! Life cycle of the server process: listen, recover, serve, drain, exit with a code for the reason.
 //!
-//! Order matters: the configuration is validated first, both ports are bound before the journal is opened, the admin listener
-//! responds while the journal is read, records are accepted before the database responds, and the listeners outlive the
-//! stages so that requests in flight are answered.
+//! Order matters: the configuration is validated first, both ports are bound before the journal is opened, the admin
+//! listener responds while the journal is read, records are accepted before the database responds, and the listeners
+//! outlive the stages so that requests in flight are answered.
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
@@ -203,7 +203,8 @@ async fn serve_gateway(shared: &Shared, data: TcpListener, admin: SocketAddr) ->
     Ok(data.handle)
 }
 
-/// Stops a gateway: readiness turns 503 at once, requests are answered during the linger, then those in progress are finished.
+/// Stops a gateway: readiness turns 503 at once, requests are answered during the linger, then those in progress are
+/// finished.
 async fn stop_gateway(
     drain: &DrainControl,
     linger_ms: u64,
@@ -271,8 +272,8 @@ async fn upkeep(prometheus: PrometheusHandle) {
     }
 }
 
-/// Starts the sources other than HTTP; the future completes when standard input has been read to its end. The shutdown waits
-/// for the records that they have read.
+/// Starts the sources other than HTTP; the future completes when standard input has been read to its end. The shutdown
+/// waits for the records that they have read.
 fn sources(
     config: &Arc<Config>,
     logweir: &Logweir,
@@ -402,8 +403,8 @@ fn close(stopped: &ShutdownReport) {
     ));
 }
 
-/// Waits for the startup, and returns with its result whether a signal has arrived meanwhile. With a second signal, `None` is
-/// returned at once: opening a large journal takes a while, and can be aborted at any point.
+/// Waits for the startup, and returns with its result whether a signal has arrived meanwhile. With a second signal,
+/// `None` is returned at once: opening a large journal takes a while, and can be aborted at any point.
 async fn until_second_signal<T>(
     startup: impl Future<Output = T>,
     signals: &mut mpsc::Receiver<()>,

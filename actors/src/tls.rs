@@ -1,11 +1,11 @@
-//! TLS with rustls: connections to the database and to Redis (the system's CA certificates and those of a CA file), listeners
-//! (HTTP and syslog, with an optional CA file for client certificates), and connections of the gateway to the processors (a
-//! private CA and an optional client certificate).
+//! TLS with rustls: connections to the database and to Redis (the system's CA certificates and those of a CA file),
+//! listeners (HTTP and syslog, with an optional CA file for client certificates), and connections of the gateway to the
+//! processors (a private CA and an optional client certificate).
 //!
-//! - Certificates are always verified. There is deliberately no option to skip verification; TLS can only be turned off in the
-//!   URL.
-//! - Short-lived certificates (cert-manager) are replaced under a running process: the files of listeners and gateway are
-//!   reloaded (`reload`). New handshakes use the new files, existing connections continue.
+//! - Certificates are always verified. There is deliberately no option to skip verification; TLS can only be turned off
+//!   in the URL.
+//! - Short-lived certificates (cert-manager) are replaced under a running process: the files of listeners and gateway
+//!   are reloaded (`reload`). New handshakes use the new files, existing connections continue.
 
 mod reload;
 
@@ -23,8 +23,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertSto
 
 use reload::Reloadable;
 
-/// Size of a connection in memory, in bytes: the incoming TLS record, encrypted and in plain text, and the outgoing buffer of rustls
-/// (64 KiB).
+/// Size of a connection in memory, in bytes: the incoming TLS record, encrypted and in plain text, and the outgoing
+/// buffer of rustls (64 KiB).
 pub const CONNECTION_BYTES: usize = 96 << 10;
 
 /// Why a TLS configuration cannot be used.
@@ -45,8 +45,8 @@ pub enum TlsError {
 
 /// A client configuration that trusts the system's CA certificates and those in `ca_file` (PEM).
 ///
-/// A system without CA certificates (a bare container) is not an error here: the connection then reports the certificate that it
-/// does not trust.
+/// A system without CA certificates (a bare container) is not an error here: the connection then reports the
+/// certificate that it does not trust.
 ///
 /// # Errors
 /// The CA file is missing, unreadable or contains no certificate.
@@ -154,8 +154,8 @@ pub fn server_config(listener: &'static str, files: ServerFiles) -> Result<Serve
     Ok(config)
 }
 
-/// A client configuration that reloads `files` when they change. Servers are connected to by address: their certificate must be
-/// valid for one of `names`.
+/// A client configuration that reloads `files` when they change. Servers are connected to by address: their certificate
+/// must be valid for one of `names`.
 ///
 /// # Errors
 /// As of [`ServerFiles::check`].

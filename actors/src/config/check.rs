@@ -28,7 +28,8 @@ pub(super) enum Explicit<'a> {
 }
 
 impl Checker<'_> {
-    /// Reports a problem of the first of `keys`, unless `holds`. A rule about a value that could not be parsed is skipped.
+    /// Reports a problem of the first of `keys`, unless `holds`. A rule about a value that could not be parsed is
+    /// skipped.
     fn rule(&mut self, keys: &[&'static str], holds: bool, message: impl FnOnce(&Config) -> String) {
         if holds || keys.iter().any(|key| self.unread.contains(key)) {
             return;

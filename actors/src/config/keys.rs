@@ -1,7 +1,7 @@
 //! The table of all configuration keys: type, range, default and description.
 //!
-//! Parsing, validation, the effective configuration and the generated reference all read this table, so that a key cannot
-//! exist in one of them only.
+//! Parsing, validation, the effective configuration and the generated reference all read this table, so that a key
+//! cannot exist in one of them only.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -144,8 +144,8 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
 const FRAME_BYTES_MAX: u64 = PAYLOAD_BYTES_MAX as u64;
-/// The journal itself takes smaller segments, but a frame cannot span two of them: the largest payload must fit. The extra
-/// MiB is more than the headers of the segment and of the frame ever need.
+/// The journal itself takes smaller segments, but a frame cannot span two of them: the largest payload must fit. The
+/// extra MiB is more than the headers of the segment and of the frame ever need.
 const SEGMENT_BYTES_MIN: u64 = FRAME_BYTES_MAX + MIB;
 const _: () = assert!(logweir_engine::journal::SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MIN);
 const _: () = assert!(SEGMENT_BYTES_MIN < SEGMENT_BYTES_MAX);

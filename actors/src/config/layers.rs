@@ -1,7 +1,7 @@
 //! Sources of values: defaults < file < `DATABASE_URL`, `REDIS_URL`, `LOGWEIR_LOG` < `LOGWEIR__SECTION__KEY` < flags.
 //!
-//! A layer only collects texts, each with its source. [`super::value`] parses them, so that an error reads the same in every
-//! layer.
+//! A layer only collects texts, each with its source. [`super::value`] parses them, so that an error reads the same in
+//! every layer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -373,11 +373,11 @@ fn path_of(name: &str) -> String {
     name.trim_start_matches("LOGWEIR__").replace("__", ".").to_lowercase()
 }
 
-/// Reports variables with one underscore that resemble one that the program reads: without that, `LOGWEIR_HTTP__LISTEN` would
-/// be ignored silently.
+/// Reports variables with one underscore that resemble one that the program reads: without that, `LOGWEIR_HTTP__LISTEN`
+/// would be ignored silently.
 ///
-/// The namespace is shared: Kubernetes sets `LOGWEIR_SERVICE_HOST` and the like for a service named logweir, and scripts and
-/// tests have variables of their own. So whatever does not resemble a name of ours is left alone.
+/// The namespace is shared: Kubernetes sets `LOGWEIR_SERVICE_HOST` and the like for a service named logweir, and
+/// scripts and tests have variables of their own. So whatever does not resemble a name of ours is left alone.
 fn report_misspelled_variables(environment: &HashMap<String, String>, gathered: &mut Gathered) {
     let mut names: Vec<&String> = environment.keys().filter(|name| is_unknown(name)).collect();
     names.sort_unstable();

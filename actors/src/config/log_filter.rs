@@ -1,7 +1,7 @@
 //! Validation of `log.level`.
 //!
-//! `EnvFilter` takes any word that is not a level for a module, and then logs nothing else: `verbose` or `infoo` would silence the
-//! program. So levels must be spelled correctly, and modules must be plausible.
+//! `EnvFilter` takes any word that is not a level for a module, and then logs nothing else: `verbose` or `infoo` would
+//! silence the program. So levels must be spelled correctly, and modules must be plausible.
 
 use tracing_subscriber::EnvFilter;
 

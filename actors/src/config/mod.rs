@@ -273,13 +273,15 @@ impl Config {
     /// Number of lanes: `lanes`, or the default for the log store.
     #[must_use]
     pub fn lanes(&self) -> u16 {
-        // Three: while one commits and one is read from the journal, the third keeps the database busy. SQLite has one writer.
+        // Three: while one commits and one is read from the journal, the third keeps the database busy. SQLite has one
+        // writer.
         self.lanes.unwrap_or(if matches!(self.database.url, DatabaseUrl::Sqlite(_)) { 1 } else { 3 })
     }
 
     /// Checks a configuration that a program built, by the rules that hold for a file.
     ///
-    /// Everything counts as set explicitly: a program that has `AuthMode::None` on an address that is not loopback means it.
+    /// Everything counts as set explicitly: a program that has `AuthMode::None` on an address that is not loopback
+    /// means it.
     ///
     /// # Errors
     /// Every error found, each with its key and what is accepted.
@@ -753,7 +755,8 @@ pub struct Alerting {
 /// Shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
-    /// `shutdown.linger_ms`: how long records are accepted after readiness has turned 503 (0; 5000 behind a load balancer).
+    /// `shutdown.linger_ms`: how long records are accepted after readiness has turned 503 (0; 5000 behind a load
+    /// balancer).
     pub linger_ms: u64,
     /// `shutdown.deadline_ms`: time limit for flushing after SIGTERM (25 s).
     pub deadline_ms: u64,
@@ -824,7 +827,8 @@ pub struct Files {
 /// Records of several lines, for files and standard input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Multiline {
-    /// `multiline.start`: regular expression; a line that does not match belongs to the record before it. Empty disables it.
+    /// `multiline.start`: regular expression; a line that does not match belongs to the record before it. Empty
+    /// disables it.
     pub start: String,
     /// `multiline.stack_traces`: whether the lines of a stack trace belong to the record before them.
     pub stack_traces: bool,

@@ -31,8 +31,8 @@ fn fallback(key: &Key) -> String {
     }
 }
 
-/// The effective configuration as TOML, each line with its source. Secrets are hidden; without any, the text loads as the same
-/// configuration.
+/// The effective configuration as TOML, each line with its source. Secrets are hidden; without any, the text loads as
+/// the same configuration.
 #[must_use]
 pub fn effective(loaded: &Loaded) -> String {
     let lines: Vec<(&Key, String)> = KEYS.iter().map(|key| (key, line(key, loaded))).collect();

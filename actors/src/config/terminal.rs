@@ -1,9 +1,10 @@
-//! Whether output is colored, by the usual environment variables: <https://no-color.org>, <https://bixense.com/clicolors>.
+//! Whether output is colored, by the usual environment variables: <https://no-color.org>,
+//! <https://bixense.com/clicolors>.
 
 /// Whether to color output to a stream; `is_terminal` tells whether it is one.
 ///
-/// `NO_COLOR` turns colors off. Otherwise `CLICOLOR_FORCE` turns them on, also for a file or a pipe. Otherwise only a terminal
-/// gets colors, unless `CLICOLOR` is 0 or `TERM` is `dumb`.
+/// `NO_COLOR` turns colors off. Otherwise `CLICOLOR_FORCE` turns them on, also for a file or a pipe. Otherwise only a
+/// terminal gets colors, unless `CLICOLOR` is 0 or `TERM` is `dumb`.
 #[must_use]
 pub fn wants_color(is_terminal: bool) -> bool {
     decide(is_terminal, |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))

@@ -107,8 +107,8 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
     Ok(())
 }
 
-/// The current value of `key` in a form that [`assign`] parses; `None` where the type of the field already guarantees a valid
-/// value.
+/// The current value of `key` in a form that [`assign`] parses; `None` where the type of the field already guarantees a
+/// valid value.
 #[must_use]
 pub(super) fn current(key: &Key, config: &mut Config) -> Option<Raw> {
     let text = |text: &str| Some(Raw::Text(text.to_owned()));

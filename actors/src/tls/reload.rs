@@ -1,8 +1,10 @@
 //! Reloads files when they change.
 //!
-//! - Their contents are compared every second: a Kubernetes Secret volume is updated through a symbolic link two levels up, which
-//!   changes neither the files' times nor triggers a watch on them. Reading a few kilobytes takes microseconds.
-//! - Unusable contents (half written, a key of another certificate) leave the previous ones in use, and are logged once.
+//! - Their contents are compared every second: a Kubernetes Secret volume is updated through a symbolic link two levels
+//!   up, which changes neither the files' times nor triggers a watch on them. Reading a few kilobytes takes
+//!   microseconds.
+//! - Unusable contents (half written, a key of another certificate) leave the previous ones in use, and are logged
+//!   once.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;

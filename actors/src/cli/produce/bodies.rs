@@ -25,8 +25,8 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// Removes the next body: whole lines, and the number of those that are not blank. With `all`, a body need not be full; with
-    /// `end`, the last line need not end with a line feed.
+    /// Removes the next body: whole lines, and the number of those that are not blank. With `all`, a body need not be
+    /// full; with `end`, the last line need not end with a line feed.
     pub fn cut(&mut self, limits: Limits, all: bool, end: bool) -> Option<(Vec<u8>, u64)> {
         let (mut taken, mut records, mut full) = (0, 0, false);
         while !full {

@@ -6,10 +6,10 @@
 //!                                                └─> connection N ─┘
 //! ```
 //! - Each connection is a thread with one request in flight, so that order is kept within a connection.
-//! - With `--rate` the load is an open loop: the latency of a body counts from the time at which it was due, so that a stalled
-//!   server cannot hide the delay of the bodies behind it.
-//! - A signal ends the command within a second, whatever a thread waits for: the queue and every sleep poll the flag, and a
-//!   thread that is blocked in the system (an unresponsive server, a slow file system) is not waited for.
+//! - With `--rate` the load is an open loop: the latency of a body counts from the time at which it was due, so that a
+//!   stalled server cannot hide the delay of the bodies behind it.
+//! - A signal ends the command within a second, whatever a thread waits for: the queue and every sleep poll the flag,
+//!   and a thread that is blocked in the system (an unresponsive server, a slow file system) is not waited for.
 
 mod bodies;
 mod queue;
@@ -223,8 +223,8 @@ pub(super) fn produce(args: &ProduceArgs) -> Outcome {
     });
     let start = Instant::now();
     let tallies: Vec<Arc<Mutex<Tally>>> = (0..connections).map(|_| Arc::default()).collect();
-    // Threads that are not joined: one that is blocked in the system must not keep the command from ending. Each holds a sender,
-    // so that the channel is disconnected when all have ended.
+    // Threads that are not joined: one that is blocked in the system must not keep the command from ending. Each holds
+    // a sender, so that the channel is disconnected when all have ended.
     let (running, ended) = channel();
     for tally in &tallies {
         let (target, tally) = (Arc::clone(&target), Arc::clone(tally));

@@ -1,7 +1,7 @@
 //! A bounded queue between the feed and the connections whose waits end when the command is stopped.
 //!
-//! A channel of the standard library does not fit: its blocked sender only wakes up when a receiver takes something, and
-//! after a signal no receiver does.
+//! A channel of the standard library does not fit: its blocked sender only wakes up when a receiver takes something,
+//! and after a signal no receiver does.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,10 +1,10 @@
 //! One connection: sends each body, with retries, until it is answered or cannot succeed.
 //!
-//! - Only requests that may succeed later are retried: 429, 502, 503, 504 and connection errors. Any other response stops the
-//!   command, because the next body would get the same one.
+//! - Only requests that may succeed later are retried: 429, 502, 503, 504 and connection errors. Any other response
+//!   stops the command, because the next body would get the same one.
 //! - `Retry-After` is honored; otherwise the delay doubles, with jitter, so that many producers do not retry at once.
-//! - A retry carries the same `Idempotency-Key`. If the response to a body was lost, it may have been stored, and is counted as a
-//!   possible duplicate.
+//! - A retry carries the same `Idempotency-Key`. If the response to a body was lost, it may have been stored, and is
+//!   counted as a possible duplicate.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::Ordering;
@@ -82,7 +82,8 @@ fn decide(attempt: Attempt) -> Next {
     }
 }
 
-/// Whether a rejection leaves it open whether the body was stored: the acknowledgment timed out, or a stage was restarted.
+/// Whether a rejection leaves it open whether the body was stored: the acknowledgment timed out, or a stage was
+/// restarted.
 fn may_be_stored(response: &str) -> bool {
     let error = serde_json::from_str::<serde_json::Value>(response).ok();
     error.is_some_and(|error| matches!(error["error"].as_str(), Some("ack_timeout" | "restarted")))

@@ -53,8 +53,8 @@ pub struct Tally {
     pub parse_errors: u64,
     /// Requests that were retried.
     pub retried: u64,
-    /// Bodies that were retried after their response was lost: unless the server still knows their key, they may be stored
-    /// twice.
+    /// Bodies that were retried after their response was lost: unless the server still knows their key, they may be
+    /// stored twice.
     pub possible_duplicates: u64,
     /// Bodies that were sent and not answered: they may have been stored.
     pub unanswered: u64,
