@@ -1,5 +1,5 @@
-//! A batch of 20,000 records on its way into the database: collecting it from chunks, beside a bare copy of
-//! the list; counting its volume, beside one bare look at each of its records.
+//! A batch of 20,000 records: collecting it from chunks, compared with a copy of the list; counting its volume, compared
+//! with one pass over its records.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use logweir_benches::ratio::ratio;
 use tokio::time::Instant;
 
 const RECORDS: usize = 20_000;
-/// Per measured run, so that a run is long enough for the clock.
+/// Repetitions per measured run, so that it is long enough for the clock.
 const TIMES: usize = 50;
 
 fn frames() -> Vec<BatchFrame> {
@@ -43,13 +43,13 @@ fn build(frames: &[BatchFrame]) -> Batch {
     let now = Instant::now();
     for frame in frames {
         let left = builder.push(frame.clone(), frame.seq - 1, 0, now);
-        assert!(left.iter().all(Option::is_none), "all of it is one batch");
+        assert!(left.iter().all(Option::is_none), "all chunks fit into one batch");
     }
-    builder.take().expect("it is open")
+    builder.take().expect("the batch is not empty")
 }
 
-/// What counting cannot do without: each record's time, severity and service.
-fn look(batch: &Batch) -> i64 {
+/// The minimum work of counting: reads each record's time, severity and service.
+fn pass(batch: &Batch) -> i64 {
     let records = batch.frames.iter().flat_map(|frame| frame.chunk.iter());
     records.fold(0, |sum, record| {
         let service = record.service.as_bytes().first().copied().unwrap_or_default();
@@ -65,16 +65,16 @@ fn bench(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(batch.records()));
     group.bench_function("build", |bencher| bencher.iter(|| build(black_box(&frames))));
     group.bench_function("count volume", |bencher| bencher.iter(|| count_volume(black_box(&batch))));
-    group.bench_function("bare copy of the list", |bencher| bencher.iter(|| black_box(&frames).clone()));
-    group.bench_function("bare look at each record", |bencher| bencher.iter(|| look(black_box(&batch))));
+    group.bench_function("copy of the list", |bencher| bencher.iter(|| black_box(&frames).clone()));
+    group.bench_function("one pass over the records", |bencher| bencher.iter(|| pass(black_box(&batch))));
     group.finish();
     let build = || (0..TIMES).for_each(|_| drop(black_box(build(black_box(&frames)))));
     ratio("batch build / copy of the list", build, || {
         (0..TIMES).for_each(|_| drop(black_box(black_box(&frames).clone())))
     });
     let count = || (0..TIMES).for_each(|_| _ = black_box(count_volume(black_box(&batch))));
-    ratio("count volume / a look at each record", count, || {
-        (0..TIMES).for_each(|_| _ = black_box(look(black_box(&batch))))
+    ratio("count volume / one pass over the records", count, || {
+        (0..TIMES).for_each(|_| _ = black_box(pass(black_box(&batch))))
     });
     println!("{} records in {} chunks", batch.records(), frames.len());
 }

@@ -1,4 +1,4 @@
-//! A chunk to the journal's bytes and back (which checks it, too), beside a memcpy of those bytes.
+//! Encoding a chunk for the journal and decoding it (which also validates it), compared with a memcpy of those bytes.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use logweir_benches::ratio::ratio;
 use logweir_engine::codec;
 
 const BODY_BYTES: usize = 64 << 10;
-/// Per measured run, so that a run is long enough for the clock.
+/// Repetitions per measured run, so that it is long enough for the clock.
 const TIMES: usize = 200;
 
 fn bench(criterion: &mut Criterion) {
     let chunk = Corpus::of_bodies(300, BODY_BYTES, 1_700_000_000_000_000).chunk(0);
-    let (id, payload) = codec::encode(&chunk).expect("it fits");
+    let (id, payload) = codec::encode(&chunk).expect("the chunk can be encoded");
     let mut copy = vec![0_u8; payload.len()];
     let mut group = criterion.benchmark_group("chunk");
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
@@ -34,7 +34,7 @@ fn bench(criterion: &mut Criterion) {
     );
     let decode = || (0..TIMES).for_each(|_| drop(black_box(codec::decode(id, black_box(&payload)))));
     ratio("chunk decode and validate / memcpy", decode, &mut bare);
-    let validate = || (0..TIMES).for_each(|_| black_box(&chunk).validate().expect("it is sound"));
+    let validate = || (0..TIMES).for_each(|_| black_box(&chunk).validate().expect("the chunk is valid"));
     ratio("chunk validate / memcpy", validate, &mut bare);
     println!("{} records, {} bytes", chunk.len(), payload.len());
 }

@@ -1,4 +1,4 @@
-//! A batch of 20,000 records as the rows of a binary COPY, beside a memcpy of those bytes.
+//! Encoding a batch of 20,000 records as rows of a binary COPY, compared with a memcpy of those bytes.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
 
 const RECORDS: u64 = 20_000;
-/// Per measured run, so that a run is long enough for the clock.
+/// Repetitions per measured run, so that it is long enough for the clock.
 const TIMES: usize = 10;
 
 fn batch() -> Batch {
@@ -25,7 +25,7 @@ fn batch() -> Batch {
     Batch { lane: 0, from_seq: 0, from_records: 0, generation: 0, frames: frames.collect() }
 }
 
-/// Each piece is gone before the next is made, as on the way into a socket.
+/// Drops each chunk before the next is encoded, as when writing to a socket.
 fn encode(batch: &Batch) {
     copy_rows(black_box(batch)).for_each(|piece| drop(black_box(piece)));
 }

@@ -1,5 +1,5 @@
-//! How long the way down takes: from the request to the end of an embedded logweir with SQLite that has records in flight,
-//! beside bare inserts of as many rows.
+//! Duration of a drain: from the request to the end of an embedded logweir with SQLite that has records in flight, compared
+//! with bare inserts of as many rows.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -16,21 +16,21 @@ mod bare_sqlite;
 
 use bare_sqlite::BareSqlite;
 
-/// Taken in before the request; the database has a part of them by then.
+/// Bodies accepted before the request; part of them are committed by then.
 const BODIES: u64 = 1_000;
-/// Bodies taken in at the same time, so that intake runs ahead of the database.
+/// Concurrent bodies, so that intake runs ahead of the database.
 const SENDERS: usize = 16;
 
-/// Takes the bodies in and goes down. Returns how many records were in flight at the request, and how long they took.
+/// Accepts the bodies, then drains. Returns the number of records in flight at the request, and the duration.
 async fn drain(dir: &Path, corpus: &mut Corpus) -> (u64, Duration) {
-    let logweir = Logweir::start(Config::in_dir(dir)).await.expect("it starts");
+    let logweir = Logweir::start(Config::in_dir(dir)).await.expect("logweir starts");
     let sent = stream::iter(0..BODIES).map(|number| logweir.ingest(corpus.body(number).to_vec()));
-    sent.buffered(SENDERS).for_each(async |answer| drop(answer.expect("it is taken"))).await;
+    sent.buffered(SENDERS).for_each(async |answer| drop(answer.expect("the body is accepted"))).await;
     let in_flight = Accounting::of(&logweir.progress().snapshot(&logweir.journal().lanes())).backlog;
-    let begun = Instant::now();
+    let started = Instant::now();
     let stopped = logweir.stop().await;
-    let took = begun.elapsed();
-    assert_eq!(stopped.accounting.committed, BODIES * corpus.events_per_body(), "all of it is in the database");
+    let took = started.elapsed();
+    assert_eq!(stopped.accounting.committed, BODIES * corpus.events_per_body(), "not all records were committed");
     (in_flight, took)
 }
 

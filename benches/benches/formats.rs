@@ -1,6 +1,6 @@
-//! Each text format: fixed, and found by looking. What looking costs is the ratio at the end; it should stay below 1.15.
+//! Each text format: fixed and detected. The ratio at the end is the cost of detection, which should stay below 1.15.
 //!
-//! The bodies have 512 KiB of lines that differ in their times and numbers.
+//! The bodies are 512 KiB of lines with varying times and numbers.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir::message::{Defaults, Format};
@@ -12,10 +12,10 @@ use std::time::Duration;
 const BODY_BYTES: usize = 512 << 10;
 const NOW_US: i64 = 1_700_000_000_000_000;
 const LINE_BYTES_MAX: usize = 256 << 10;
-/// Per measured run, so that a run is long enough for the clock.
+/// Repetitions per measured run, so that it is long enough for the clock.
 const TIMES: usize = 10;
 
-/// A name for the bench, the format's name, and a line with `{s}` for two digits and `{n}` for a number.
+/// Name of the bench, name of the format, and a line with `{s}` for two digits and `{n}` for a number.
 const LINES: [(&str, &str, &str); 17] = [
     (
         "ndjson",
@@ -76,7 +76,7 @@ const LINES: [(&str, &str, &str); 17] = [
     (
         "plain",
         "plain",
-        "the quick brown fox number {n} jumps over the lazy dog, and nobody said at which time it did so",
+        "the quick brown fox number {n} jumps over the lazy dog, without any timestamp at the start of the line",
     ),
 ];
 
@@ -94,13 +94,13 @@ fn body(line: &str) -> String {
 fn records(body: &str, format: Format) -> usize {
     let parsed =
         parse(body.as_bytes(), format, &Defaults::default(), NOW_US, LINE_BYTES_MAX).expect("lines are parsed");
-    assert_eq!(parsed.report.parse_errors, 0, "each line is of its format");
+    assert_eq!(parsed.report.parse_errors, 0, "a line does not match its format");
     black_box(parsed).chunk.len()
 }
 
 fn bench(criterion: &mut Criterion) {
     let bodies = LINES.map(|(bench, format, line)| {
-        (bench, format_named(format).unwrap_or_else(|| panic!("there is a format {format}")), body(line))
+        (bench, format_named(format).unwrap_or_else(|| panic!("unknown format {format}")), body(line))
     });
     let mut group = criterion.benchmark_group("format");
     group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(500));

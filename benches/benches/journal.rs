@@ -1,5 +1,5 @@
-//! Append and group commit, beside bare `pwrite` + `fdatasync` of the same sizes one after another into blocks that
-//! have been written before, on the same disk.
+//! Append and group commit, compared with sequential bare `pwrite` + `fdatasync` of the same sizes into blocks that have
+//! been written before, on the same disk.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -13,12 +13,12 @@ use logweir_engine::journal::{Journal, JournalConfig};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-/// Bytes that a round of a ratio appends, at least.
+/// Minimum number of bytes that a round appends.
 const ROUND_BYTES: usize = 8 << 20;
-/// Appends of a round, at most.
+/// Maximum number of appends of a round.
 const ROUND_APPENDS_MAX: usize = 500;
 
-/// Beside what is built: `/tmp` may lie in memory.
+/// Below the build directory, since `/tmp` can be in memory.
 fn on_the_disk() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
 }
@@ -40,38 +40,38 @@ impl Ours {
             retain_segments: 0,
             retain_for: std::time::Duration::ZERO,
         };
-        let (journal, _) = Journal::open(config).expect("it opens");
+        let (journal, _) = Journal::open(config).expect("the journal opens");
         Self { journal, _dir: dir }
     }
 
-    /// Appends `count` payloads with at most `waiters` of them unanswered; settles what is durable.
+    /// Appends `count` payloads with up to `waiters` of them in flight; commits what is durable.
     fn append(&self, payload: &[u8], waiters: usize, count: u64) -> Duration {
         let (tell, answers) = mpsc::channel();
-        let begun = Instant::now();
+        let started = Instant::now();
         on_a_runtime(async {
             for nth in 0..count {
                 if nth >= waiters as u64 {
-                    self.settle(&answers);
+                    self.commit_durable(&answers);
                 }
-                let credit = self.journal.reserve(payload.len()).await.expect("there is room");
+                let credit = self.journal.reserve(payload.len()).await.expect("space is available");
                 let tell = tell.clone();
                 let on_durable = Box::new(move |outcome| drop(tell.send(outcome)));
-                self.journal.append(credit, 0, 1, 1, payload.to_vec(), on_durable).expect("it is taken");
+                self.journal.append(credit, 0, 1, 1, payload.to_vec(), on_durable).expect("the append is accepted");
             }
             for _ in 0..count.min(waiters as u64) {
-                self.settle(&answers);
+                self.commit_durable(&answers);
             }
         });
-        begun.elapsed()
+        started.elapsed()
     }
 
-    fn settle(&self, answers: &mpsc::Receiver<Result<u64, logweir_engine::journal::AppendError>>) {
-        let seq = answers.recv().expect("an answer").expect("it is durable");
+    fn commit_durable(&self, answers: &mpsc::Receiver<Result<u64, logweir_engine::journal::AppendError>>) {
+        let seq = answers.recv().expect("the callback runs").expect("the append is durable");
         self.journal.commit(0, seq);
     }
 }
 
-/// A file of written blocks.
+/// A file with written blocks.
 struct Bare {
     file: std::fs::File,
     _dir: TempDir,
@@ -83,20 +83,20 @@ impl Bare {
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(dir.path().join("bare"));
         let file = file.expect("a file");
         for step in 0..64 {
-            file.write_all_at(&vec![0; 1 << 20], step * MIB).expect("there is room");
+            file.write_all_at(&vec![0; 1 << 20], step * MIB).expect("space is available");
         }
         file.sync_all().expect("fsync");
         Self { file, _dir: dir }
     }
 
     fn append(&self, payload: &[u8], count: u64) -> Duration {
-        let begun = Instant::now();
+        let started = Instant::now();
         for nth in 0..count {
             let at = nth * payload.len() as u64 % (63 * MIB);
             self.file.write_all_at(payload, at).expect("the disk writes");
             self.file.sync_data().expect("fdatasync");
         }
-        begun.elapsed()
+        started.elapsed()
     }
 }
 
@@ -121,7 +121,7 @@ fn bench(criterion: &mut Criterion) {
     for bytes in sizes {
         let payload = vec![0x5a; bytes];
         for waiters in [1, 8, 64] {
-            // Twice as many as wait, so that all of them do.
+            // Twice as many, so that all waiters are used.
             let count = (ROUND_BYTES / bytes).min(ROUND_APPENDS_MAX).max(2 * waiters) as u64;
             let name = format!("journal append of {bytes} B, {waiters} waiters / pwrite + fdatasync");
             timed_ratio(&name, || ours.append(&payload, waiters, count), || bare.append(&payload, count));

@@ -1,9 +1,8 @@
-//! One hop of a message into a stage, beside the bare limits: an actix actor without a bound that
-//! holds, a bounded tokio channel, a bounded crossbeam channel.
+//! One hop of a message to a stage, compared with the bare limits: an actix actor (whose mailbox bound is not enforced), a
+//! bounded tokio channel, a bounded crossbeam channel.
 //!
-//! Every variant moves the same message through a queue of the same length, and the clock stops when the
-//! last message has been handled. A message of logweir is a chunk of hundreds of records, so a hop is
-//! paid once per chunk.
+//! Every variant moves the same message through a queue of the same length, and the clock stops when the last message has
+//! been handled. A message of logweir is a chunk of hundreds of records, so the cost of a hop is paid once per chunk.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +17,14 @@ use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 1024;
 
-/// A message, with what a chunk's message carries besides: as large, and with an allocation that is freed on the other
-/// side. The last one of a run says so.
+/// A message like a chunk's: of the same size, and with an allocation that is freed by the receiver. The last one of a run
+/// signals its end.
 struct Hop {
     last: Option<oneshot::Sender<()>>,
     chunk: Option<Box<[u8; CHUNK_BYTES]>>,
 }
 
-/// What a chunk of logweir takes inside its message, beside its arrays.
+/// Size of a chunk inside its message, without its arrays.
 const CHUNK_BYTES: usize = 256;
 
 impl Message for Hop {
@@ -68,14 +67,14 @@ impl Handler<Hop> for Sink {
     }
 }
 
-/// What is moved.
+/// The messages to send.
 #[derive(Clone, Copy)]
 struct Run {
     with_chunk: bool,
     count: u64,
 }
 
-/// The messages of one run; the receiver completes with the last of them.
+/// Returns the messages of a run; the receiver completes with the last one.
 fn hops(run: Run) -> (impl Iterator<Item = Hop>, oneshot::Receiver<()>) {
     let (last, done) = oneshot::channel();
     let mut last = Some(last);
@@ -89,7 +88,7 @@ fn hops(run: Run) -> (impl Iterator<Item = Hop>, oneshot::Receiver<()>) {
 fn mailbox(arbiter: &str, run: Run) -> Duration {
     actix_rt::System::new().block_on(async {
         let supervision = Supervision { stall_ms: 60_000, restarts_max: 0, restart_window_ms: 1 };
-        let mut topology = Topology::new(supervision, DrainControl::default().watch());
+        let mut topology = Topology::new("bench", supervision, DrainControl::default().watch());
         let bound = Bound { messages_max: QUEUE, bytes_max: QUEUE * 1024 };
         let spec = StageSpec { name: "sink".to_owned(), arbiter: arbiter.to_owned(), bound, tick_ms: None };
         let mailbox = topology.spawn(spec, |_| Sink);
@@ -98,12 +97,12 @@ fn mailbox(arbiter: &str, run: Run) -> Duration {
         for hop in hops {
             mailbox.send(hop).await.expect("the sink is open");
         }
-        done.await.expect("the sink answers");
+        done.await.expect("the sink signals the end");
         began.elapsed()
     })
 }
 
-/// An actor without logweir. Its bound does not hold, so the sender looks up once per queue length.
+/// An actor without logweir. Its bound is not enforced, so the sender waits once per queue length.
 #[expect(clippy::disallowed_methods, reason = "this is the bare limit")]
 fn bare_actix(same_thread: bool, run: Run) -> Duration {
     actix_rt::System::new().block_on(async {
@@ -121,7 +120,7 @@ fn bare_actix(same_thread: bool, run: Run) -> Duration {
                 sink.do_send(hop);
             }
         }
-        done.await.expect("the sink answers");
+        done.await.expect("the sink signals the end");
         let elapsed = began.elapsed();
         if let Some(arbiter) = arbiter {
             arbiter.stop();
@@ -136,7 +135,7 @@ async fn send_all(sender: mpsc::Sender<Hop>, run: Run) -> Duration {
     for hop in hops {
         sender.send(hop).await.expect("the sink is open");
     }
-    done.await.expect("the sink answers");
+    done.await.expect("the sink signals the end");
     began.elapsed()
 }
 
@@ -166,7 +165,7 @@ fn bare_crossbeam(run: Run) -> Duration {
     for hop in hops {
         sender.send(hop).expect("the sink is open");
     }
-    done.blocking_recv().expect("the sink answers");
+    done.blocking_recv().expect("the sink signals the end");
     began.elapsed()
 }
 

@@ -1,8 +1,8 @@
-//! The parser against bare parsers over the same bytes: what understanding a line costs beyond reading it.
+//! The parser compared with bare parsers over the same bytes: the cost of interpreting a line beyond reading it.
 //!
-//! The bodies have 512 KiB and a fixed seed. JSON is read by serde_json and sonic-rs into a struct of the usual fields,
-//! borrowed: the rest is skipped, nothing is copied and nothing is kept. Text has no such parser: its limit is to see that
-//! it is UTF-8, to find its lines and to copy them.
+//! The bodies are 512 KiB with a fixed seed. serde_json and sonic-rs read JSON into a struct of the usual fields, borrowed:
+//! they skip the rest, copy nothing and keep nothing. Text has no such parser; its limit is checking UTF-8, finding the lines
+//! and copying them.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir::message::{Defaults, Format};
@@ -16,7 +16,7 @@ use std::time::Duration;
 const BODY_BYTES: usize = 512 << 10;
 const NOW_US: i64 = 1_700_000_000_000_000;
 const LINE_BYTES_MAX: usize = 256 << 10;
-/// Per measured run, so that a run is long enough for the clock.
+/// Repetitions per measured run, so that it is long enough for the clock.
 const TIMES: usize = 10;
 
 fn json_body() -> String {
@@ -99,7 +99,7 @@ fn bench(criterion: &mut Criterion) {
         (lines_copied(&json), records(&json, Format::Plain)),
         (lines_copied(&access_log), records(&access_log, Format::Auto)),
     ] {
-        assert_eq!(bare, ours, "both read all of it");
+        assert_eq!(bare, ours, "the parsers read a different number of records");
     }
 
     group.throughput(bytes(&json));

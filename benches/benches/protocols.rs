@@ -1,7 +1,7 @@
-//! Bodies of other systems' protocols beside the same records as NDJSON: what the envelope costs.
+//! Cost of other protocols' envelopes, compared with the same records as NDJSON.
 //!
-//! The records have 512 KiB as NDJSON and a fixed seed. Loki carries each as the line of an entry, so that it is parsed
-//! as well; OTLP carries its message and five attributes; bulk and HEC carry it as the document.
+//! The records are 512 KiB as NDJSON, with a fixed seed. Loki carries each as the line of an entry, which is parsed too;
+//! OTLP carries the message and five attributes; bulk and HEC carry it as the document.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir::message::{Defaults, Format};
@@ -19,7 +19,7 @@ use std::time::Duration;
 const BODY_BYTES: usize = 512 << 10;
 const NOW_US: i64 = 1_700_000_000_000_000;
 const LINE_BYTES_MAX: usize = 256 << 10;
-/// Per measured run, so that a run is long enough for the clock.
+/// Repetitions per measured run, so that it is long enough for the clock.
 const TIMES: usize = 10;
 const TEXTS: [&str; 5] = ["ts", "level", "service", "host", "message"];
 
@@ -98,7 +98,7 @@ fn bench(criterion: &mut Criterion) {
         ("splunk events", Format::SplunkEvents, splunk(&lines)),
     ];
     for (name, format, body) in &bodies {
-        assert_eq!(records(body, *format), lines.len(), "{name}: all of it is read");
+        assert_eq!(records(body, *format), lines.len(), "{name}: not all records were parsed");
         group.throughput(Throughput::Elements(lines.len() as u64));
         group.bench_function(*name, |bencher| bencher.iter(|| records(body, *format)));
     }

@@ -1,5 +1,5 @@
-//! A journal of 256 MiB that a killed process has left: recovering it, and reading all of it back as chunks; beside a bare
-//! sequential read with CRC-32C of the same bytes. Both find them in the page cache.
+//! A journal of 256 MiB left by a killed process: recovering it, and reading all of it back as chunks; compared with a bare
+//! sequential read with CRC-32C of the same bytes. Both read from the page cache.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 const BACKLOG_BYTES: u64 = 256 * MIB;
-/// The file that the next segment is made of.
+/// The spare file that becomes the next segment.
 const SPARE: &str = "spare.tmp";
 
 fn config(dir: &Path) -> JournalConfig {
@@ -31,10 +31,10 @@ fn config(dir: &Path) -> JournalConfig {
     }
 }
 
-/// A journal as a killed process leaves it: 256 MiB, nothing settled, no seal.
+/// A journal left by a killed process: 256 MiB, nothing committed, no seal.
 struct Left {
     dir: TempDir,
-    /// Its segments, oldest first, with the bytes that are in use.
+    /// Its segments, oldest first, with the bytes in use.
     segments: Vec<(PathBuf, u64)>,
     records: u64,
 }
@@ -60,10 +60,10 @@ impl Left {
         self.segments.iter().map(|(_, used)| used).sum()
     }
 
-    /// The same once more. Only the newest segment and the spare are ever written to again: the others are shared.
+    /// Copies the journal. Only the newest segment and the spare are written to again, so the others are hard links.
     fn copy(&self) -> TempDir {
         let dir = on_the_disk();
-        let (newest, older) = self.segments.split_last().expect("there are some");
+        let (newest, older) = self.segments.split_last().expect("the journal has segments");
         let place = |path: &Path| dir.path().join(path.file_name().expect("a file"));
         for (path, _) in older {
             std::fs::hard_link(path, place(path)).expect("a link");
@@ -75,19 +75,19 @@ impl Left {
         dir
     }
 
-    /// Recovers a copy of it.
+    /// Recovers a copy of the journal.
     fn open(&self) -> (Journal, TempDir, Duration) {
         let dir = self.copy();
-        let begun = Instant::now();
-        let (journal, recovered) = Journal::open(config(dir.path())).expect("it opens");
-        let took = begun.elapsed();
-        assert!(!recovered.clean && recovered.damage.is_empty(), "it was killed and is sound");
-        assert_eq!(recovered.lanes[&0].records, self.records, "all of it is there");
+        let started = Instant::now();
+        let (journal, recovered) = Journal::open(config(dir.path())).expect("the journal opens");
+        let took = started.elapsed();
+        assert!(!recovered.clean && recovered.damage.is_empty(), "expected an unclean, undamaged journal");
+        assert_eq!(recovered.lanes[&0].records, self.records, "not all records were recovered");
         (journal, dir, took)
     }
 
     fn bare_read(&self) -> Duration {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut buffer = vec![0; 1 << 20];
         for (path, used) in &self.segments {
             let mut file = File::open(path).expect("a segment").take(*used);
@@ -101,7 +101,7 @@ impl Left {
             }
             std::hint::black_box(crc);
         }
-        begun.elapsed()
+        started.elapsed()
     }
 }
 
@@ -109,9 +109,9 @@ fn on_the_disk() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
 }
 
-/// Fills a journal and leaves it without a seal; returns how many records it holds.
+/// Fills a journal and leaves it without a seal. Returns the number of records.
 fn fill(dir: &Path) -> u64 {
-    let (journal, _) = Journal::open(config(dir)).expect("it opens");
+    let (journal, _) = Journal::open(config(dir)).expect("the journal opens");
     let mut corpus = Corpus::of_bodies(300, 64 << 10, 1_700_000_000_000_000);
     let (mut bytes, mut records, mut seq) = (0, 0, 0);
     on_a_runtime(async {
@@ -120,12 +120,12 @@ fn fill(dir: &Path) -> u64 {
                 break;
             }
             let chunk = corpus.chunk(number);
-            let (id, payload) = codec::encode(&chunk).expect("it fits");
+            let (id, payload) = codec::encode(&chunk).expect("the chunk can be encoded");
             bytes += payload.len() as u64;
             records += chunk.len() as u64;
-            let credit = journal.reserve(payload.len()).await.expect("there is room");
+            let credit = journal.reserve(payload.len()).await.expect("space is available");
             let count = u32::try_from(chunk.len()).expect("a small chunk");
-            seq = journal.append(credit, 0, id, count, payload, Box::new(drop)).expect("it is taken").seq;
+            seq = journal.append(credit, 0, id, count, payload, Box::new(drop)).expect("the append is accepted").seq;
         }
         journal.durable(seq).await.expect("the disk writes");
     });
@@ -134,7 +134,7 @@ fn fill(dir: &Path) -> u64 {
 
 /// Reads and decodes the whole lane.
 fn replay(journal: &Journal, records: u64) -> Duration {
-    let begun = Instant::now();
+    let started = Instant::now();
     let (mut reader, mut replayed) = (journal.reader(0, 0), 0);
     loop {
         let frames = reader.next_frames(20_000, 8 << 20).expect("the disk reads");
@@ -142,11 +142,11 @@ fn replay(journal: &Journal, records: u64) -> Duration {
             break;
         }
         for frame in frames {
-            replayed += codec::decode(frame.codec, &frame.payload).expect("it decodes").len() as u64;
+            replayed += codec::decode(frame.codec, &frame.payload).expect("the frame can be decoded").len() as u64;
         }
     }
-    assert_eq!(replayed, records, "all of it was read");
-    begun.elapsed()
+    assert_eq!(replayed, records, "not all records were read");
+    started.elapsed()
 }
 
 fn bench(criterion: &mut Criterion) {

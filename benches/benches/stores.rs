@@ -1,4 +1,4 @@
-//! Flushing batches of 20,000 rows into SQLite and PostgreSQL, beside bare inserts of the same rows in the same schema.
+//! Flushing batches of 20,000 rows to SQLite and PostgreSQL, compared with bare inserts of the same rows in the same schema.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ mod bare_sqlite;
 
 use bare_sqlite::{BareSqlite, ROWS_MAX};
 
-/// Batches of a round.
+/// Batches per round.
 const SQLITE_BATCHES: u64 = 2;
-/// More, since each round of the bare COPY begins with a new backend, which first has to look up the table.
+/// More, since each round of the bare COPY starts with a new backend, which first has to look up the table.
 const POSTGRES_BATCHES: u64 = 5;
 
-/// A lane of a store of ours.
+/// A lane of a logweir store.
 struct Lane {
     corpus: Corpus,
     seq: u64,
@@ -35,7 +35,7 @@ impl Lane {
     async fn open(url: DatabaseUrl, corpus: &Corpus) -> Self {
         let mut config = Config::in_dir("unused");
         config.database.url = url;
-        let store = logweir::store::open(&config.database).expect("it opens").store();
+        let store = logweir::store::open(&config.database).expect("the store opens").store();
         store.prepare().await.expect("the schema");
         let claim = Claim {
             writer: Uuid::from_u128(1),
@@ -44,12 +44,12 @@ impl Lane {
             owner: "bench".to_owned(),
             tails: Vec::new(),
         };
-        let lease = store.take_over(&claim).await.expect("it is ours");
+        let lease = store.acquire_lease(&claim).await.expect("the lease is acquired");
         let (writer, _) = store.open_lane(&lease, 0).await.expect("the lane");
         Self { corpus: corpus.clone(), seq: 0, records: 0, writer }
     }
 
-    /// The next batch: the rows of as many bodies as fit.
+    /// Returns the next batch: the rows of as many bodies as fit.
     fn batch(&mut self) -> Batch {
         let (from_seq, from_records) = (self.seq, self.records);
         let frames = (0..bodies(&self.corpus)).map(|_| {
@@ -61,19 +61,19 @@ impl Lane {
         Batch { lane: 0, from_seq, from_records, generation: 0, frames: frames.collect() }
     }
 
-    /// Flushes some batches, prepared before the clock runs.
+    /// Flushes batches that are prepared before the clock starts.
     async fn flush(&mut self, batches: u64) -> Duration {
         let batches: Vec<_> = (0..batches).map(|_| self.batch()).collect();
-        let begun = Instant::now();
+        let started = Instant::now();
         for batch in &batches {
-            let flushed = self.writer.flush(batch).await.expect("it is committed");
-            assert_eq!(flushed.rows, batch.records(), "each record is a row");
+            let flushed = self.writer.flush(batch).await.expect("the batch is committed");
+            assert_eq!(flushed.rows, batch.records(), "not every record was stored as a row");
         }
-        begun.elapsed()
+        started.elapsed()
     }
 }
 
-/// Bodies of a batch.
+/// Bodies per batch.
 fn bodies(corpus: &Corpus) -> u64 {
     ROWS_MAX / corpus.events_per_body()
 }
@@ -82,7 +82,7 @@ fn corpus() -> Corpus {
     Corpus::of_bodies(300, 64 << 10, 1_700_000_000_000_000)
 }
 
-/// Both in turn for the ratio, then each alone for its time.
+/// Runs both alternately for the ratio, then each alone for its duration.
 fn beside(
     criterion: &mut Criterion,
     store: &str,
@@ -113,7 +113,7 @@ fn sqlite(criterion: &mut Criterion) {
 
 fn postgres(criterion: &mut Criterion) {
     if !Path::new("/usr/lib/postgresql").is_dir() {
-        println!("PostgreSQL is not installed: left out");
+        println!("skipped: PostgreSQL is not installed");
         return;
     }
     let corpus = corpus();

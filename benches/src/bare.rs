@@ -1,4 +1,4 @@
-//! The database's own limit: the same rows by binary COPY from prepared bytes, in the same schema, with nothing else to do.
+//! The database's own limit: the same rows with binary COPY from prepared bytes, in the same schema, without any other work.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,20 @@ use tokio_postgres::{Client, NoTls};
 use crate::corpus::Corpus;
 
 const COPY_SQL: &str = "COPY logs (id, ts, severity, service, host, message, attributes) FROM STDIN (FORMAT binary)";
-/// 2000-01-01 in microseconds since 1970: where PostgreSQL's time begins.
+/// PostgreSQL's epoch, 2000-01-01, in microseconds since 1970.
 const EPOCH_US: i64 = 946_684_800_000_000;
-/// A piece of the stream, as large as the ones that logweir sends.
+/// Size of a chunk of the stream; the same as logweir's.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// Rows as they go over the wire, cut into transactions.
+/// Encoded rows, split into transactions.
 pub struct Rows {
     transactions: Vec<Vec<Bytes>>,
-    /// How many.
+    /// Number of rows.
     pub rows: u64,
 }
 
 impl Rows {
-    /// The rows of the first `bodies` bodies, at least `rows_per_transaction` to a transaction.
+    /// Encodes the rows of the first `bodies` bodies, with at least `rows_per_transaction` per transaction.
     #[must_use]
     pub fn new(corpus: &Corpus, bodies: u64, rows_per_transaction: u64) -> Self {
         let mut corpus = corpus.clone();
@@ -43,16 +43,16 @@ impl Rows {
         Self { transactions, rows }
     }
 
-    /// Copies them over so many connections, and returns how long that took.
+    /// Copies them over this number of connections and returns the duration.
     ///
     /// # Panics
-    /// The server refuses.
+    /// If the server rejects the rows.
     pub async fn copy(&self, url: &str, connections: usize) -> Duration {
         let mut clients = Vec::new();
         for _ in 0..connections {
             clients.push(connect(url).await);
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         let work = clients.iter().enumerate().map(async |(nth, client)| {
             let statement = client.prepare(COPY_SQL).await.expect("COPY");
             for transaction in self.transactions.iter().skip(nth).step_by(connections) {
@@ -62,21 +62,21 @@ impl Rows {
                 for piece in transaction {
                     sink.feed(piece.clone()).await.expect("the server reads");
                 }
-                sink.as_mut().finish().await.expect("the server takes the rows");
+                sink.as_mut().finish().await.expect("the server accepts the rows");
                 client.batch_execute("COMMIT").await.expect("COMMIT");
             }
         });
         futures_util::future::join_all(work).await;
-        begun.elapsed()
+        started.elapsed()
     }
 }
 
-/// A client whose connection runs on this runtime.
+/// Connects a client on this runtime.
 ///
 /// # Panics
-/// The server cannot be reached.
+/// If the server is unreachable.
 pub async fn connect(url: &str) -> Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the database answers");
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the database accepts connections");
     tokio::spawn(connection);
     client
 }

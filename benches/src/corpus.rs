@@ -1,6 +1,6 @@
-//! The traffic: NDJSON bodies of made-up services, from a fixed seed, with times that go on from event to event.
+//! The traffic: NDJSON bodies of fictitious services, from a fixed seed, with times that increase from event to event.
 //!
-//! Event `n` is the same wherever it is made, so that the bare COPY gets the very rows that logweir is sent.
+//! Event `n` is always the same, so that the bare COPY gets exactly the rows that are sent to logweir.
 
 use std::fmt::Write as _;
 
@@ -11,11 +11,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const SEED: u64 = 42;
-/// Bodies that differ; body `n` is made from number `n % BODIES`.
+/// Number of distinct bodies; body `n` is created from number `n % BODIES`.
 const BODIES: u64 = 16;
-/// Between two events, in microseconds of event time, unless it is said otherwise.
+/// Default event time between two events, in microseconds.
 const STEP_US: i64 = 10;
-/// `2026-11-20T10:00:00.000000`, the part of an event that changes with its number.
+/// Length of `2026-11-20T10:00:00.000000`, the part of an event that depends on its number.
 const STAMP_BYTES: usize = 26;
 
 const SERVICES: [&str; 12] = [
@@ -50,12 +50,12 @@ pub struct Corpus {
 #[derive(Clone)]
 struct Body {
     bytes: Vec<u8>,
-    /// Where the times stand.
+    /// Offsets of the times.
     stamps: Vec<usize>,
 }
 
 impl Corpus {
-    /// Events of about `event_bytes`, so many to a body, that happen from `base_us` on.
+    /// Creates a corpus with events of about `event_bytes` from `base_us` on, with this number per body.
     #[must_use]
     pub fn new(event_bytes: usize, events_per_body: usize, base_us: i64) -> Self {
         let mut random = StdRng::seed_from_u64(SEED);
@@ -63,31 +63,31 @@ impl Corpus {
         Self { events_per_body: events_per_body as u64, base_us, step_us: STEP_US, bodies }
     }
 
-    /// As many events to a body as fit into `body_bytes`, at least one.
+    /// Creates a corpus with as many events per body as fit into `body_bytes`, at least one.
     #[must_use]
     pub fn of_bodies(event_bytes: usize, body_bytes: usize, base_us: i64) -> Self {
         Self::new(event_bytes, (body_bytes / event_bytes).max(1), base_us)
     }
 
-    /// The same with so much time between two events.
+    /// Sets the time between two events.
     #[must_use]
     pub fn spread(self, step_us: i64) -> Self {
         Self { step_us, ..self }
     }
 
-    /// Events in one body.
+    /// Number of events per body.
     #[must_use]
     pub fn events_per_body(&self) -> u64 {
         self.events_per_body
     }
 
-    /// Bytes of a body, on average.
+    /// Average size of a body, in bytes.
     #[must_use]
     pub fn body_bytes(&self) -> usize {
         self.bodies.iter().map(|body| body.bytes.len()).sum::<usize>() / self.bodies.len()
     }
 
-    /// Body `number`, with its events' times. The buffer is part of the corpus: clone one per connection.
+    /// Returns body `number` with its events' times. The buffer is part of the corpus: clone one per connection.
     pub fn body(&mut self, number: u64) -> &[u8] {
         let mut us = self.base_us + i64::try_from(number * self.events_per_body).expect("a count") * self.step_us;
         let place = usize::try_from(number % BODIES).expect("below BODIES");
@@ -114,11 +114,11 @@ impl Corpus {
         bytes
     }
 
-    /// The records of body `number`, as logweir understands them.
+    /// Returns the records of body `number`, parsed by logweir.
     #[must_use]
     pub fn chunk(&mut self, number: u64) -> Chunk {
         let parsed = parse(self.body(number), Format::Ndjson, &Defaults::default(), 0, 1 << 20);
-        parsed.unwrap_or_else(|refusal| panic!("logweir understands its own bench: {refusal:?}")).chunk
+        parsed.unwrap_or_else(|rejection| panic!("logweir cannot parse the corpus: {rejection:?}")).chunk
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_the_same_wherever_it_is_made_and_its_time_goes_on() {
+    fn an_event_is_always_the_same_and_times_increase() {
         let mut corpus = Corpus::of_bodies(300, 64 << 10, 1_700_000_000_000_000);
         assert_eq!(corpus.events_per_body(), 218);
         assert!((63 << 10..66 << 10).contains(&corpus.body_bytes()), "{}", corpus.body_bytes());
@@ -161,7 +161,7 @@ mod tests {
         let times = |chunk: &Chunk| chunk.iter().map(|record| record.ts_us).collect::<Vec<_>>();
         assert_eq!(times(&first)[..2], [1_700_000_000_000_000, 1_700_000_000_000_010]);
         assert_eq!(times(&seventh)[0], 1_700_000_000_000_000 + 7 * 218 * 10);
-        let record = first.get(0).expect("there is one");
+        let record = first.get(0).expect("the chunk is not empty");
         assert!(!record.service.is_empty() && record.attributes.contains("trace_id") && record.message.len() > 80);
     }
 }

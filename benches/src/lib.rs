@@ -1,4 +1,4 @@
-//! What the benches share, and the end-to-end harness of `logweir-bench`:
+//! Shared code of the benchmarks, and the end-to-end harness of `logweir-bench`:
 //!
 //! ```text
 //! corpus ──> load ──HTTP──> logweir (process) ──> PostgreSQL, Redis        subject, meter
@@ -6,7 +6,7 @@
 //!                                scenario ────────────┴──> report
 //! ```
 
-/// As in the program itself.
+/// The same allocator as in the program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

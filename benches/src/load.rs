@@ -1,8 +1,8 @@
-//! The load generator: one thread, prepared bodies, a bare HTTP client, so that it costs next to nothing.
+//! The load generator: one thread, prepared bodies, and a minimal HTTP client, so that its own cost is negligible.
 //!
-//! Closed loop: each connection sends its next body when the last is answered. Open loop: bodies leave by a timetable,
-//! and a latency counts from the time at which the body *should* have left, so that a slow answer does not hide the
-//! waiting of those behind it.
+//! Closed loop: each connection sends its next body after the response to the previous one. Open loop: bodies are sent on a
+//! schedule, and a latency counts from the time at which the body *should* have been sent, so that a slow response does not
+//! hide the delay of the bodies behind it (coordinated omission).
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ use tokio::time::{Instant, sleep};
 use crate::corpus::Corpus;
 use crate::meter::{histogram, thread_cpu_seconds};
 
-/// A refused body is sent again after this.
+/// Delay before a rejected body is retried.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
-/// What is sent where.
+/// A load.
 #[derive(Clone)]
 pub struct Load {
     /// The server.
@@ -32,60 +32,60 @@ pub struct Load {
     pub path: String,
     /// The bodies.
     pub corpus: Corpus,
-    /// Bodies from this number …
+    /// Number of the first body.
     pub first: u64,
-    /// … so many.
+    /// Number of bodies.
     pub bodies: u64,
-    /// Connections, each with one body on the way.
+    /// Connections, each with one body in flight.
     pub connections: usize,
-    /// Events per second of the timetable; none for a closed loop.
+    /// Scheduled events per second; `None` for a closed loop.
     pub rate: Option<f64>,
 }
 
-/// When the body with this place in the journal was answered.
+/// The acknowledgement of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Receipt {
-    /// When.
+    /// Time of the response.
     pub at: Instant,
-    /// Its lane.
+    /// Lane of its frame.
     pub lane: u64,
-    /// Its frame.
+    /// Sequence number of its frame.
     pub seq: u64,
 }
 
-/// What came of it.
+/// Result of a load.
 pub struct Sent {
-    /// Events that were accepted.
+    /// Number of accepted events.
     pub accepted: u64,
-    /// Answers that asked to send again.
-    pub refused: u64,
-    /// From the first byte to the last answer.
+    /// Number of responses that requested a retry.
+    pub retried: u64,
+    /// Time from the first byte to the last response.
     pub took: Duration,
-    /// The first byte.
-    pub begun: Instant,
-    /// Microseconds from (planned) sending to the whole answer.
+    /// Time of the first byte.
+    pub started: Instant,
+    /// Microseconds from the (scheduled) sending time to the complete response.
     pub latency_us: Histogram<u64>,
-    /// What the generator itself cost.
+    /// CPU seconds of the generator.
     pub cpu_seconds: f64,
-    /// One for each body, in the order of the answers; none from a peer that tells no place.
+    /// One per body, in the order of the responses; empty for a peer that does not return sequence numbers.
     pub receipts: Vec<Receipt>,
 }
 
-struct Tally {
+struct Totals {
     next: Cell<u64>,
-    /// Bodies whose time has come.
+    /// Bodies that are due.
     due: Arc<Semaphore>,
     accepted: Cell<u64>,
-    refused: Cell<u64>,
+    retried: Cell<u64>,
     latency_us: RefCell<Histogram<u64>>,
     receipts: RefCell<Vec<Receipt>>,
 }
 
 impl Load {
-    /// Sends everything and returns when the last answer is in.
+    /// Sends all bodies and returns after the last response.
     ///
     /// # Panics
-    /// The server cannot be reached, or answers with something that no retry mends.
+    /// If the server is unreachable, or rejects a body permanently.
     #[must_use]
     pub fn run(self) -> Sent {
         let thread = std::thread::Builder::new().name("load".to_owned()).spawn(move || {
@@ -96,18 +96,18 @@ impl Load {
         thread.expect("a thread").join().expect("the load generator does not panic")
     }
 
-    /// When body `nth` should leave, after the first.
+    /// Returns when body `nth` should be sent, relative to the first.
     fn due(&self, nth: u64, rate: f64) -> Duration {
         Duration::from_secs_f64((nth * self.corpus.events_per_body()) as f64 / rate)
     }
 
-    /// Says when a body's time has come, from a thread of its own: the runtime's timer only knows milliseconds, which is
-    /// more than what is measured.
-    fn throttle(&self, rate: f64, begun: Instant, due: Arc<Semaphore>) -> JoinHandle<()> {
+    /// Signals due bodies from a separate thread: the runtime's timer has a resolution of milliseconds, which is more than the
+    /// measured latencies.
+    fn throttle(&self, rate: f64, started: Instant, due: Arc<Semaphore>) -> JoinHandle<()> {
         let (load, connections) = (self.clone(), self.connections);
         std::thread::spawn(move || {
             for nth in 0..load.bodies {
-                let at = begun + load.due(nth, rate);
+                let at = started + load.due(nth, rate);
                 std::thread::sleep(at.saturating_duration_since(Instant::now()));
                 due.add_permits(1);
             }
@@ -116,11 +116,11 @@ impl Load {
     }
 
     async fn send(self) -> Sent {
-        let tally = Rc::new(Tally {
+        let totals = Rc::new(Totals {
             next: Cell::new(self.first),
             due: Arc::new(Semaphore::new(0)),
             accepted: Cell::new(0),
-            refused: Cell::new(0),
+            retried: Cell::new(0),
             latency_us: RefCell::new(histogram()),
             receipts: RefCell::new(Vec::with_capacity(usize::try_from(self.bodies).expect("fits memory"))),
         });
@@ -128,27 +128,27 @@ impl Load {
         for _ in 0..self.connections {
             clients.push(Client::connect(&self).await);
         }
-        let (cpu, begun) = (thread_cpu_seconds(), Instant::now());
-        let pacer = self.rate.map(|rate| self.throttle(rate, begun, Arc::clone(&tally.due)));
+        let (cpu, started) = (thread_cpu_seconds(), Instant::now());
+        let pacer = self.rate.map(|rate| self.throttle(rate, started, Arc::clone(&totals.due)));
         let tasks: Vec<_> = clients
             .into_iter()
-            .map(|client| tokio::task::spawn_local(client.work(self.clone(), begun, Rc::clone(&tally))))
+            .map(|client| tokio::task::spawn_local(client.work(self.clone(), started, Rc::clone(&totals))))
             .collect();
         for task in tasks {
             task.await.expect("a connection does not panic");
         }
-        let took = begun.elapsed();
+        let took = started.elapsed();
         drop(pacer.map(JoinHandle::join));
         let cpu_seconds = thread_cpu_seconds() - cpu;
-        let tally = Rc::into_inner(tally).expect("all tasks have ended");
+        let totals = Rc::into_inner(totals).expect("all tasks have ended");
         Sent {
-            accepted: tally.accepted.get(),
-            refused: tally.refused.get(),
+            accepted: totals.accepted.get(),
+            retried: totals.retried.get(),
             took,
-            begun,
-            latency_us: tally.latency_us.into_inner(),
+            started,
+            latency_us: totals.latency_us.into_inner(),
             cpu_seconds,
-            receipts: tally.receipts.into_inner(),
+            receipts: totals.receipts.into_inner(),
         }
     }
 }
@@ -167,28 +167,28 @@ impl Client {
         Self { stream, corpus: load.corpus.clone(), request: Vec::new(), answer: Vec::with_capacity(4096) }
     }
 
-    async fn work(mut self, load: Load, begun: Instant, tally: Rc<Tally>) {
+    async fn work(mut self, load: Load, started: Instant, totals: Rc<Totals>) {
         let events = load.corpus.events_per_body();
         loop {
-            if tally.next.get() >= load.first + load.bodies {
+            if totals.next.get() >= load.first + load.bodies {
                 return;
             }
             if load.rate.is_some() {
-                // One for each body of the timetable, and one for each connection to end on.
-                tally.due.acquire().await.expect("it is never closed").forget();
+                // One per scheduled body, and one per connection to end with.
+                totals.due.acquire().await.expect("the semaphore is never closed").forget();
             }
-            let number = tally.next.get();
+            let number = totals.next.get();
             if number >= load.first + load.bodies {
                 return;
             }
-            tally.next.set(number + 1);
-            let since = load.rate.map_or_else(Instant::now, |rate| begun + load.due(number - load.first, rate));
+            totals.next.set(number + 1);
+            let since = load.rate.map_or_else(Instant::now, |rate| started + load.due(number - load.first, rate));
             loop {
                 let status = self.exchange(&load, number).await;
                 match status {
                     200..=299 => break,
                     429 | 503 => {
-                        tally.refused.set(tally.refused.get() + 1);
+                        totals.retried.set(totals.retried.get() + 1);
                         sleep(REFUSED_PAUSE).await;
                     }
                     _ => panic!("status {status}: {}", String::from_utf8_lossy(&self.answer)),
@@ -196,16 +196,16 @@ impl Client {
             }
             let at = Instant::now();
             let micros = u64::try_from((at - since).as_micros()).unwrap_or(u64::MAX);
-            tally.latency_us.borrow_mut().saturating_record(micros);
-            tally.accepted.set(tally.accepted.get() + number_after(&self.answer, b"\"accepted\":").unwrap_or(events));
+            totals.latency_us.borrow_mut().saturating_record(micros);
+            totals.accepted.set(totals.accepted.get() + number_after(&self.answer, b"\"accepted\":").unwrap_or(events));
             let place = number_after(&self.answer, b"\"lane\":").zip(number_after(&self.answer, b"\"seq\":"));
             if let Some((lane, seq)) = place {
-                tally.receipts.borrow_mut().push(Receipt { at, lane, seq });
+                totals.receipts.borrow_mut().push(Receipt { at, lane, seq });
             }
         }
     }
 
-    /// Sends body `number` and reads the whole answer.
+    /// Sends body `number` and reads the complete response.
     async fn exchange(&mut self, load: &Load, number: u64) -> u16 {
         let body = self.corpus.body(number);
         self.request.clear();
@@ -219,8 +219,8 @@ impl Client {
         self.stream.write_all(&self.request).await.expect("the server reads");
         self.answer.clear();
         loop {
-            let read = self.stream.read_buf(&mut self.answer).await.expect("the server answers");
-            assert!(read > 0, "the server hung up: {}", String::from_utf8_lossy(&self.answer));
+            let read = self.stream.read_buf(&mut self.answer).await.expect("the server responds");
+            assert!(read > 0, "the server closed the connection: {}", String::from_utf8_lossy(&self.answer));
             let Some(head) = memchr::memmem::find(&self.answer, b"\r\n\r\n") else { continue };
             let length = content_length(&self.answer[..head]);
             if self.answer.len() >= head + 4 + length {

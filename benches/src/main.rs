@@ -1,4 +1,4 @@
-//! `logweir-bench`: the whole path, measured beside bare limits in one run.
+//! `logweir-bench`: measures the whole pipeline and bare limits in one run.
 
 use std::path::PathBuf;
 
@@ -9,72 +9,72 @@ use logweir_benches::scenario::{Options, backlog, intake, latency, read, store};
 use logweir_benches::subject::Setup;
 use logweir_tests::process::build_logweir;
 
-/// Measures logweir from the first byte sent to the last row committed, beside bare limits in the same run.
+/// Measures logweir from the first byte sent to the last row committed, and bare limits in the same run.
 ///
-/// Starts PostgreSQL and Redis of its own from the installed packages, on free ports and in temporary directories.
+/// Starts its own PostgreSQL and Redis from the installed packages, on free ports and in temporary directories.
 #[derive(Parser)]
 #[command(name = "logweir-bench", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Only these scenarios, in this order (all but the longest if none is named)
+    /// Scenarios to run, in this order (default: all except the longest ones)
     #[arg(long, value_delimiter = ',')]
     only: Vec<Scenario>,
-    /// Rounds; the first is not counted
+    /// Number of rounds, the first of which is dropped
     #[arg(long, default_value_t = 5, global = true)]
     rounds: usize,
-    /// Events of a round
+    /// Events per round
     #[arg(long, default_value_t = 2_000_000, global = true)]
     events: u64,
-    /// Bytes of an event
+    /// Size of an event, in bytes
     #[arg(long, default_value_t = 300, global = true)]
     event_bytes: usize,
-    /// Bytes of a request's body
+    /// Size of a request body, in bytes
     #[arg(long, default_value_t = 64 << 10, global = true, conflicts_with = "events_per_request")]
     body_bytes: usize,
-    /// Events of a request, instead of --body-bytes
+    /// Events per request, instead of --body-bytes
     #[arg(long, global = true)]
     events_per_request: Option<usize>,
     /// Connections of the load generator
     #[arg(long, default_value_t = 8, global = true)]
     connections: usize,
-    /// Lanes of logweir
+    /// Number of lanes of logweir
     #[arg(long)]
     lanes: Option<u16>,
-    /// received, journal or committed
+    /// Acknowledgement level: received, journal or committed
     #[arg(long, default_value = "journal")]
     ack: String,
-    /// Rows of logweir's batches, and to a transaction of the bare COPY
+    /// Rows per batch of logweir and per transaction of the bare COPY
     #[arg(long, default_value_t = 20_000)]
     batch_rows: u64,
-    /// Any other setting of logweir, as in its configuration
+    /// Any other configuration setting of logweir, as KEY=VALUE
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// The program under test (built from this checkout if it is not given)
+    /// The program under test (default: built from this checkout)
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// Writes the results as JSON, too
+    /// Also writes the results as JSON to this file
     #[arg(long, global = true)]
     json: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Drives another log shipper with the same load
+    /// Measures another log shipper with the same load
     Peer {
-        /// Its command line
+        /// Command line that starts it
         #[arg(long, conflicts_with = "pid")]
         command: Option<String>,
-        /// Its process, if it runs already
+        /// Its process id, if it is already running
         #[arg(long)]
         pid: Option<u32>,
-        /// Where it takes NDJSON
+        /// URL that accepts NDJSON
         #[arg(long)]
         url: String,
-        /// The database that it writes to
+        /// URL of the database that it writes to
         #[arg(long)]
         database_url: String,
-        /// Its table
+        /// Table that it writes to
         #[arg(long)]
         table: String,
     },
@@ -82,21 +82,21 @@ enum Command {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Scenario {
-    /// HTTP to PostgreSQL, beside bare COPY; then a drain
+    /// HTTP to PostgreSQL, compared with a bare COPY; then a drain
     Postgres,
-    /// Parse, journal, acknowledge; nothing is stored
+    /// Parse, journal, acknowledge, without a database
     Intake,
-    /// One event to a request
+    /// One event per request
     Small,
-    /// Acknowledgements at 50 k and 200 k events/s, and saturated
+    /// Latency at 50 k and 200 k events/s, and at the maximum rate
     Latency,
-    /// The cache-writer on Redis
+    /// Cost of the cache writer with Redis
     Redis,
-    /// The embedded default
+    /// The embedded default, SQLite
     Sqlite,
-    /// The database down, a kill, a new start
+    /// A backlog with the database down, a kill and a restart
     Backlog,
-    /// Queries over a day of events, live tail, and what ten people who query cost intake
+    /// Queries over a day of events, live tail latency, and the effect of ten querying clients on intake
     Read,
 }
 
@@ -143,7 +143,7 @@ fn main() {
         base_us: logweir_engine::clock::wall_us(),
     };
     let mut report = Report::new();
-    report.note("events of a round", options.events);
+    report.note("events per round", options.events);
     report.note("event", format!("{} B", options.event_bytes));
     report.note("body", format!("{} B, {} connections", options.body_bytes, options.connections));
     if let Some(Command::Peer { command, pid, url, database_url, table }) = arguments.command {

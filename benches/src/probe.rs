@@ -1,4 +1,4 @@
-//! The disk's own speed: `pwrite` + `fdatasync` over blocks that have been written before, as the journal does it.
+//! The disk's own speed: `pwrite` + `fdatasync` to blocks that have been written before, like the journal.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -14,7 +14,7 @@ use crate::meter::histogram;
 
 const FILE_BYTES: u64 = 64 << 20;
 
-/// A file of zeros that is written over and over.
+/// A file of zeros that is overwritten repeatedly.
 struct Probe {
     file: File,
     payload: Vec<u8>,
@@ -25,10 +25,10 @@ struct Probe {
 impl Probe {
     fn new(dir: &Path, bytes: usize) -> Self {
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(dir.join("probe"));
-        let file = file.expect("the probe's file can be made");
+        let file = file.expect("the probe's file can be created");
         let zeros = vec![0; 1 << 20];
         for step in 0..FILE_BYTES >> 20 {
-            file.write_all_at(&zeros, step << 20).expect("there is room for the probe");
+            file.write_all_at(&zeros, step << 20).expect("the disk has space for the probe");
         }
         file.sync_all().expect("fsync");
         Self { file, payload: vec![0x5a; bytes], at: 0, latency_us: histogram() }
@@ -39,15 +39,15 @@ impl Probe {
         if self.at + bytes > FILE_BYTES {
             self.at = 0;
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         self.file.write_all_at(&self.payload, self.at).expect("the probe writes");
         self.file.sync_data().expect("fdatasync");
-        self.latency_us.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.latency_us.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
         self.at += bytes;
     }
 }
 
-/// Microseconds of so many writes of `bytes` one after another, with nothing beside them.
+/// Returns the microseconds of this number of sequential writes of `bytes`, without other load.
 #[must_use]
 pub fn alone(dir: &Path, bytes: usize, writes: u32) -> Histogram<u64> {
     let mut probe = Probe::new(dir, bytes);
@@ -57,14 +57,14 @@ pub fn alone(dir: &Path, bytes: usize, writes: u32) -> Histogram<u64> {
     probe.latency_us
 }
 
-/// A probe that runs beside a load.
+/// A probe that runs concurrently with a load.
 pub struct Beside {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Histogram<u64>>,
 }
 
 impl Beside {
-    /// Writes `bytes` each `interval`.
+    /// Writes `bytes` every `interval`.
     #[must_use]
     pub fn start(dir: &Path, bytes: usize, interval: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -80,7 +80,7 @@ impl Beside {
         Self { stop, thread }
     }
 
-    /// What it saw.
+    /// Stops it and returns its latencies.
     #[must_use]
     pub fn stop(self) -> Histogram<u64> {
         self.stop.store(true, Ordering::Relaxed);

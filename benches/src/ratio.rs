@@ -1,16 +1,16 @@
-//! Ours beside a bare limit, in turn, so that the drift of a shared machine meets both alike.
+//! Compares a part with a bare limit, alternately, so that the drift of a shared machine affects both equally.
 
 use std::time::{Duration, Instant};
 
-/// Rounds of each; the first warms up and is not counted.
+/// Rounds of each; the first is a warm-up and is dropped.
 const ROUNDS: usize = 12;
 
-/// Runs both in turn and prints how many times as long as `bare` `ours` takes: median, smallest and largest of the rounds.
+/// Runs both alternately and prints how many times as long as `bare` `ours` takes: median, minimum and maximum of the rounds.
 pub fn ratio(name: &str, mut ours: impl FnMut(), mut bare: impl FnMut()) {
     timed_ratio(name, || time(&mut ours), || time(&mut bare));
 }
 
-/// As [`ratio`], for what measures itself.
+/// As [`ratio`], for closures that measure their own duration.
 pub fn timed_ratio(name: &str, mut ours: impl FnMut() -> Duration, mut bare: impl FnMut() -> Duration) {
     let mut ratios: Vec<f64> = (0..ROUNDS).map(|_| ours().as_secs_f64() / bare().as_secs_f64()).skip(1).collect();
     ratios.sort_by(f64::total_cmp);
@@ -19,7 +19,7 @@ pub fn timed_ratio(name: &str, mut ours: impl FnMut() -> Duration, mut bare: imp
 }
 
 fn time(run: &mut impl FnMut()) -> Duration {
-    let begun = Instant::now();
+    let started = Instant::now();
     run();
-    begun.elapsed()
+    started.elapsed()
 }

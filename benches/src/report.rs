@@ -1,11 +1,11 @@
-//! The results: a table for people, JSON for machines. Median of the rounds, with the smallest and the largest.
+//! The results as a table and as JSON: median, minimum and maximum of the rounds.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-/// One measured thing, a value per round.
+/// A measurement, with a value per round.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     scenario: String,
@@ -18,21 +18,21 @@ pub struct Row {
     rounds: Vec<f64>,
 }
 
-/// Everything measured, and on what.
+/// All measurements, with a description of the machine.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     machine: BTreeMap<&'static str, String>,
     rows: Vec<Row>,
 }
 
-/// The values of one scenario, by round.
+/// The measurements of one scenario, by round.
 pub struct Rounds {
     scenario: String,
     rows: Vec<(String, &'static str, Option<&'static str>, Vec<f64>)>,
 }
 
 impl Rounds {
-    /// Nothing yet.
+    /// Creates empty rounds.
     #[must_use]
     pub fn new(scenario: impl Into<String>) -> Self {
         Self { scenario: scenario.into(), rows: Vec::new() }
@@ -43,7 +43,7 @@ impl Rounds {
         self.add_with_goal(what, unit, None, value);
     }
 
-    /// Adds this round's value of something that has a goal, in words.
+    /// Adds this round's value of a measurement with a goal, as text.
     pub fn add_with_goal(
         &mut self,
         what: impl Into<String>,
@@ -58,14 +58,14 @@ impl Rounds {
         }
     }
 
-    /// Forgets the values so far: the first round warms up.
+    /// Discards the values so far, after the warm-up round.
     pub fn forget(&mut self) {
         self.rows.clear();
     }
 }
 
 impl Report {
-    /// An empty report on this machine.
+    /// Creates an empty report for this machine.
     #[must_use]
     pub fn new() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -80,12 +80,12 @@ impl Report {
         Self { machine, rows: Vec::new() }
     }
 
-    /// Something else that the numbers depend on.
+    /// Adds a parameter that the numbers depend on.
     pub fn note(&mut self, what: &'static str, value: impl ToString) {
         self.machine.insert(what, value.to_string());
     }
 
-    /// Takes a scenario's rounds in, and prints them.
+    /// Adds a scenario's rounds and prints them.
     pub fn take(&mut self, rounds: Rounds) {
         for (what, unit, goal, values) in rounds.rows {
             let mut sorted = values.clone();
@@ -101,7 +101,7 @@ impl Report {
         }
     }
 
-    /// The whole as JSON.
+    /// Returns the report as JSON.
     #[must_use]
     pub fn json(&self) -> String {
         serde_json::to_string_pretty(self).expect("numbers and texts")
@@ -127,7 +127,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// Three or four digits that mean something.
+/// Formats a number with three or four significant digits.
 fn short(value: f64) -> String {
     match value.abs() {
         big if big >= 10_000_000.0 => format!("{:.1} M", value / 1e6),

@@ -1,4 +1,4 @@
-//! What is measured: the real `logweir` binary, as its users start it, with a PostgreSQL and a Redis of its own.
+//! The program under test: the real `logweir` binary, with its own PostgreSQL and Redis.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use logweir_tests::process::{Server, Settings, free_addr};
 use tempfile::TempDir;
 
 use crate::bare::connect;
-use crate::meter::{forget_peak, peak_rss_bytes, tree_cpu_seconds};
+use crate::meter::{peak_rss_bytes, reset_peak, tree_cpu_seconds};
 
-/// How often the end of a backlog is looked for.
+/// Polling interval for the end of a backlog.
 const LOOK: Duration = Duration::from_millis(10);
-/// The slowest store empties a backlog within this.
+/// Time limit for flushing a backlog to the slowest store.
 const EMPTY_WITHIN: Duration = Duration::from_secs(300);
 
-/// A PostgreSQL that fsyncs, with a database that has logweir's schema once a logweir has run on it.
+/// A PostgreSQL that fsyncs. The database has logweir's schema once logweir has run on it.
 pub struct Database {
     server: postgres::Server,
     name: String,
 }
 
 impl Database {
-    /// A new one.
+    /// Starts a new server.
     #[must_use]
     pub fn start() -> Self {
         let settings = vec![("shared_buffers", "512MB".to_owned()), ("max_wal_size", "1GB".to_owned())];
@@ -31,52 +31,52 @@ impl Database {
         Self { server, name }
     }
 
-    /// Where it is.
+    /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
         self.server.url(&self.name)
     }
 
-    /// CPU seconds of the server and all its backends.
+    /// Returns the CPU seconds of the server and all its backends.
     #[must_use]
     pub fn cpu_seconds(&self) -> f64 {
         tree_cpu_seconds(u32::try_from(self.server.pid()).expect("a pid"))
     }
 
-    /// Waits until a logweir has made its schema.
+    /// Waits until logweir has created its schema.
     ///
     /// # Panics
-    /// That takes too long.
+    /// On timeout.
     pub fn prepared(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         let is_there = async || {
             let row = connect(&self.url()).await.query_one("SELECT to_regclass('logs_ts_idx') IS NOT NULL", &[]).await;
-            row.expect("the question").get::<_, bool>(0)
+            row.expect("the query succeeds").get::<_, bool>(0)
         };
         while !on_a_runtime(is_there()) {
-            assert!(Instant::now() < deadline, "logweir makes no schema");
+            assert!(Instant::now() < deadline, "logweir does not create its schema");
             std::thread::sleep(LOOK);
         }
     }
 
-    /// An empty table and a fresh checkpoint, so that each round begins alike.
+    /// Empties the table and checkpoints, so that all rounds start in the same state.
     ///
     /// # Panics
-    /// The server refuses.
+    /// If a statement fails.
     pub fn empty(&self) {
         self.run("TRUNCATE logs");
         self.run("CHECKPOINT");
     }
 
-    /// Runs one statement.
+    /// Runs a statement.
     ///
     /// # Panics
-    /// The server refuses.
+    /// If a statement fails.
     pub fn run(&self, sql: &str) {
-        on_a_runtime(async { connect(&self.url()).await.batch_execute(sql).await.expect("the statement") });
+        on_a_runtime(async { connect(&self.url()).await.batch_execute(sql).await.expect("the statement succeeds") });
     }
 
-    /// Rows in the table.
+    /// Returns the number of rows in the table.
     #[must_use]
     pub fn rows(&self) -> u64 {
         on_a_runtime(async {
@@ -85,12 +85,12 @@ impl Database {
         })
     }
 
-    /// Stops the server; the data stay.
+    /// Stops the server and keeps its data.
     pub fn stop(&self) {
         self.server.stop();
     }
 
-    /// Starts it again.
+    /// Restarts it.
     pub fn restart(&self) {
         self.server.restart();
     }
@@ -101,14 +101,14 @@ pub fn on_a_runtime<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
-/// How a logweir is set up: keys of its configuration.
+/// Configuration of logweir.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     settings: Settings,
 }
 
 impl Setup {
-    /// With this value for `key`.
+    /// Sets a key.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.insert(key.to_owned(), value.to_string());
@@ -116,7 +116,7 @@ impl Setup {
     }
 }
 
-/// A running logweir in a directory of its own.
+/// A running logweir with its own directory.
 pub struct Subject {
     binary: PathBuf,
     settings: Settings,
@@ -125,10 +125,10 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Starts it and waits until it takes records.
+    /// Starts it and waits until it accepts records.
     ///
     /// # Panics
-    /// It does not start.
+    /// If it does not start.
     #[must_use]
     pub fn start(binary: &Path, setup: &Setup) -> Self {
         let dir = tempfile::Builder::new().prefix("logweir-bench-").tempdir().expect("a temporary directory");
@@ -145,11 +145,11 @@ impl Subject {
 
     fn ready(&mut self) {
         if let Err(exit) = self.server.ready() {
-            panic!("logweir ended ({exit:?}): {}", self.server.log_text());
+            panic!("logweir exited ({exit:?}): {}", self.server.log_text());
         }
     }
 
-    /// Kills it, lets `meanwhile` happen, and starts it again on the same directory with other settings; does not wait.
+    /// Kills it, runs `meanwhile`, and restarts it on the same directory with other settings, without waiting.
     pub fn restart(&mut self, meanwhile: impl FnOnce()) {
         let _ = self.server.kill();
         meanwhile();
@@ -157,42 +157,42 @@ impl Subject {
         self.server = Server::start_binary(&self.binary, &self.settings, "", log);
     }
 
-    /// The process.
+    /// Process id.
     #[must_use]
     pub fn server(&mut self) -> &mut Server {
         &mut self.server
     }
 
-    /// Where the disk is that it writes to.
+    /// Its data directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// CPU seconds so far.
+    /// Returns the CPU seconds so far.
     #[must_use]
     pub fn cpu_seconds(&self) -> f64 {
         tree_cpu_seconds(self.server.pid())
     }
 
-    /// Lets the peak of its memory begin anew.
-    pub fn forget_peak(&self) {
-        forget_peak(self.server.pid());
+    /// Resets its peak memory.
+    pub fn reset_peak(&self) {
+        reset_peak(self.server.pid());
     }
 
-    /// The most resident memory, in MiB.
+    /// Returns the peak resident memory, in MiB.
     #[must_use]
     pub fn peak_rss_mib(&self) -> f64 {
         peak_rss_bytes(self.server.pid()) as f64 / f64::from(1 << 20)
     }
 
-    /// A counter of its metrics.
+    /// Returns a counter from its metrics.
     #[must_use]
     pub fn metric(&self, name: &str) -> f64 {
         self.server.metric(name, "")
     }
 
-    /// Accepted and settled records, over all lanes.
+    /// Returns the number of accepted and of finished (committed, dead-lettered or lost) records, over all lanes.
     #[must_use]
     pub fn accounts(&self) -> (u64, u64) {
         let status = self.server.status();
@@ -203,18 +203,18 @@ impl Subject {
         (sum("accepted"), sum("committed") + sum("dead_lettered") + sum("lost"))
     }
 
-    /// Waits until everything accepted is settled, and returns the moment.
+    /// Waits until every accepted record is finished, and returns the time.
     ///
     /// # Panics
-    /// That takes too long.
+    /// On timeout.
     pub fn emptied(&self) -> Instant {
         let deadline = Instant::now() + EMPTY_WITHIN;
         loop {
-            let (accepted, settled) = self.accounts();
-            if accepted > 0 && accepted == settled {
+            let (accepted, finished) = self.accounts();
+            if accepted > 0 && accepted == finished {
                 return Instant::now();
             }
-            assert!(Instant::now() < deadline, "{accepted} accepted, {settled} settled: {}", self.server.log_text());
+            assert!(Instant::now() < deadline, "{accepted} accepted, {finished} finished: {}", self.server.log_text());
             std::thread::sleep(LOOK);
         }
     }

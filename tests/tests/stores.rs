@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, AnyStore, StoreError};
+use logweir::store::{self, AnyStore, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
 use logweir_engine::chunk::Chunk;
 use logweir_engine::journal::LaneTail;
 use logweir_engine::record::{Record, Severity};
@@ -114,8 +114,8 @@ impl Fixture {
     /// Asserts that rows, cursor, counters and histogram agree.
     async fn assert_whole(&self, writer: Uuid, expected_records: u64) {
         let lanes = self.store.lanes(writer).await.unwrap();
-        let settled: u64 = lanes.iter().map(LaneRow::settled).sum();
-        assert_eq!(settled, expected_records, "settled: {lanes:?}");
+        let accounted: u64 = lanes.iter().map(LaneRow::accounted).sum();
+        assert_eq!(accounted, expected_records, "accounted: {lanes:?}");
         for row in &lanes {
             let stored = self.store.count_stored(row).await.unwrap();
             assert_eq!(stored.rows, row.rows + stored.replayed, "{row:?}");
@@ -322,8 +322,8 @@ async fn an_older_epoch_is_fenced(on: Fixture) {
         StoreError::Fenced { epoch: 2, mine: 1, owner, .. } => assert_eq!(owner, "run 2"),
         other => panic!("{other}"),
     }
-    let refused = old_store.open_lane(&old, 1).await.err().expect("a superseded lease must not open a lane");
-    assert!(matches!(refused, StoreError::Fenced { .. }), "{refused}");
+    let rejected = old_store.open_lane(&old, 1).await.err().expect("a superseded lease must not open a lane");
+    assert!(matches!(rejected, StoreError::Fenced { .. }), "{rejected}");
     let mut new_lane = lane(&new_store, &new, 0).await;
     assert_eq!(new_lane.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
     on.assert_whole(writer, 8).await;
@@ -794,7 +794,10 @@ async fn a_takeover_terminates_the_connection_of_a_frozen_holder() {
         .await
         .unwrap();
     let stale = on.other().acquire_lease(&claim_at(&feed, writer, &[1, 30], 31)).await.unwrap_err();
-    assert!(matches!(stale, StoreError::StaleCopy { epoch: 2, .. }), "a stale copy must not terminate connections: {stale}");
+    assert!(
+        matches!(stale, StoreError::StaleCopy { epoch: 2, .. }),
+        "a stale copy must not terminate connections: {stale}"
+    );
     frozen.batch_execute("SELECT 1").await.unwrap();
     let lease = on.other().acquire_lease(&claim_at(&feed, writer, &[1, 2], 3)).await.unwrap();
     assert_eq!(lease.epoch, 3);
@@ -830,10 +833,10 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
             read = client.read(&mut up) => {
                 let read = read.ok().filter(|&read| read > 0)?;
                 let bytes = &up[..read];
-                let says = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+                let contains_bytes = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
                 match cut.load(Ordering::SeqCst) {
-                    SILENT_AFTER_CONNECTING if says(b"client_connection_check_interval") => std::future::pending().await,
-                    SILENT_WHILE_OPENING if says(b"FROM logweir_writer") => std::future::pending().await,
+                    SILENT_AFTER_CONNECTING if contains_bytes(b"client_connection_check_interval") => std::future::pending().await,
+                    SILENT_WHILE_OPENING if contains_bytes(b"FROM logweir_writer") => std::future::pending().await,
                     _ => {}
                 }
                 let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");
@@ -886,13 +889,13 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_times_out() {
     let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
     let hasty = Database { connect_timeout_ms: 300, statement_timeout_ms: 100, ..settings(DatabaseUrl::Postgres(url)) };
     let store = store::open(&hasty).unwrap().store();
-    for (silence, said) in
+    for (silence, expected_text) in
         [(SILENT_AFTER_CONNECTING, "connecting to the database"), (SILENT_WHILE_OPENING, "opening the lane")]
     {
         cut.store(silence, Ordering::SeqCst);
         let opened = tokio::time::timeout(Duration::from_secs(60), store.open_lane(&lease, 0)).await;
         let error = opened.expect("opening times out").err().expect("opening fails");
-        assert!(is_transient(&error) && error.to_string().contains(said), "{error}");
+        assert!(is_transient(&error) && error.to_string().contains(expected_text), "{error}");
         cut.store(CUT_NOT, Ordering::SeqCst);
         store.open_lane(&lease, 0).await.unwrap();
     }
@@ -1059,12 +1062,12 @@ async fn a_changed_schema_stops_the_lane_until_it_is_fixed_and_dead_letters_noth
         ("RENAME TO logs_old", "", "42P01", "table logs not found"),
         ("DROP COLUMN attributes", "ADD COLUMN attributes jsonb", "42703", "attributes (jsonb) is missing"),
     ]
-    .map(|(break_it, mend_it, open, fresh)| {
-        let mend = match mend_it {
+    .map(|(break_it, repair_it, open, fresh)| {
+        let repair = match repair_it {
             "" => "ALTER TABLE logs_old RENAME TO logs".to_owned(),
             other => format!("ALTER TABLE logs {other}"),
         };
-        (format!("ALTER TABLE logs {break_it}"), mend, open, fresh)
+        (format!("ALTER TABLE logs {break_it}"), repair, open, fresh)
     });
     let counters = [
         (
@@ -1080,15 +1083,15 @@ async fn a_changed_schema_stops_the_lane_until_it_is_fixed_and_dead_letters_noth
             "23514",
         ),
     ];
-    for (round, (break_it, mend_it, open, fresh)) in drifts.into_iter().chain(counters).enumerate() {
+    for (round, (break_it, repair_it, open, fresh)) in drifts.into_iter().chain(counters).enumerate() {
         let batch = feed.plain(10);
         on.execute(&break_it).await;
-        for said in [open, fresh] {
+        for expected_text in [open, fresh] {
             let error = flusher.flush(&batch).await.unwrap_err();
-            assert!(is_systemic(&error) && error.to_string().contains(said), "{break_it}: {error}");
+            assert!(is_systemic(&error) && error.to_string().contains(expected_text), "{break_it}: {error}");
         }
-        on.execute(&mend_it).await;
-        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0), "{mend_it}");
+        on.execute(&repair_it).await;
+        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0), "{repair_it}");
         assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
         on.assert_whole(writer, 10 * (round as u64 + 1)).await;
     }
@@ -1231,7 +1234,11 @@ async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_a
 
     let keeping = store::open(&keeping).unwrap().store();
     keeping.maintain(today).await.unwrap();
-    assert_eq!(on.number("SELECT count(*) FROM logs").await, 4, "the row that was 40 days old must be deleted from the default partition");
+    assert_eq!(
+        on.number("SELECT count(*) FROM logs").await,
+        4,
+        "the row that was 40 days old must be deleted from the default partition"
+    );
     keeping.maintain(today + 32 * DAY_US).await.unwrap();
     let old = "SELECT count(*) FROM pg_class WHERE relname IN ('logs_p20241003', 'logs_p20241004', 'logs_p20241005')";
     assert_eq!(on.number(old).await, 0);
@@ -1368,8 +1375,8 @@ async fn a_kill_at_any_point_leaves_each_record_once(first: Fixture) {
     let mut on = first;
     for point in ["cas.before", "cas.after", "copy.before", "copy.after", "commit.before", "commit.after"] {
         // In the second flush, so that a flush precedes it.
-        let (lived, said) = run_child(&on, &format!("store.{point}=1*off->return")).await;
-        assert!(!lived, "{point}: {said}");
+        let (survived, output) = run_child(&on, &format!("store.{point}=1*off->return")).await;
+        assert!(!survived, "{point}: {output}");
         replay(&on).await.unwrap();
         on.assert_whole(Uuid::nil(), 200).await;
         assert_eq!(on.number("SELECT count(*) FROM logs").await, 200, "{point}");
@@ -1378,19 +1385,20 @@ async fn a_kill_at_any_point_leaves_each_record_once(first: Fixture) {
             Place::Sqlite(_) => Fixture::sqlite().await,
         };
     }
-    let (lived, said) = run_child(&on, "").await;
-    assert!(lived && said.contains("the old epoch was fenced"), "{said}");
+    let (survived, output) = run_child(&on, "").await;
+    assert!(survived && output.contains("the old epoch was fenced"), "{output}");
     on.assert_whole(Uuid::nil(), 200).await;
 }
 
 async fn without_the_compare_and_set_an_old_epoch_is_accepted(on: Fixture) {
-    let (lived, said) = run_child(&on, "mutation.no_cas=return").await;
-    assert!(lived && said.contains("the old epoch was accepted"), "{said}");
+    let (survived, output) = run_child(&on, "mutation.no_cas=return").await;
+    assert!(survived && output.contains("the old epoch was accepted"), "{output}");
 }
 
 async fn a_cursor_outside_the_transaction_duplicates_rows(on: Fixture) {
-    let (lived, said) = run_child(&on, "mutation.cursor_outside_tx=return;store.mutation.between=1*off->return").await;
-    assert!(!lived, "{said}");
+    let (survived, output) =
+        run_child(&on, "mutation.cursor_outside_tx=return;store.mutation.between=1*off->return").await;
+    assert!(!survived, "{output}");
     let outcome = replay(&on).await;
     let whole = outcome.is_ok() && on.number("SELECT count(*) FROM logs").await == 200;
     assert!(!whole, "the mutation was not detected");

@@ -26,7 +26,7 @@ pub struct Scan {
     pub direction: Direction,
     /// Continue after this position.
     pub after: Option<Position>,
-    /// At most so many.
+    /// Maximum number of records.
     pub limit: usize,
     /// The read ends with the record that exceeds this many bytes.
     pub bytes_max: usize,
@@ -99,7 +99,7 @@ pub struct Sample {
     pub range: Range,
     /// The filter.
     pub filter: Filter,
-    /// At most so many.
+    /// Maximum number of records.
     pub records_max: usize,
 }
 

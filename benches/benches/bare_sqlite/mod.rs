@@ -1,4 +1,4 @@
-//! SQLite's own limit: the same rows by one prepared INSERT, in the schema that logweir makes, with nothing else to do.
+//! SQLite's own limit: the same rows with one prepared INSERT, in logweir's schema, without any other work.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use logweir_benches::subject::on_a_runtime;
 use logweir_engine::chunk::Chunk;
 use rusqlite::Connection;
 
-/// As logweir's store sets its own connection.
+/// The settings of the connection in logweir's store.
 const SETUP: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
     PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 1024";
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
-/// Rows of a transaction, at most.
+/// Maximum number of rows per transaction.
 pub const ROWS_MAX: u64 = 20_000;
 
-/// A database that only has rows.
+/// A database that only gets rows.
 pub struct BareSqlite {
     connection: Connection,
     corpus: Corpus,
@@ -27,33 +27,33 @@ pub struct BareSqlite {
 }
 
 impl BareSqlite {
-    /// Makes the file, with logweir's schema.
+    /// Creates the file with logweir's schema.
     pub fn open(path: &Path, corpus: &Corpus) -> Self {
         let mut config = Config::in_dir("unused");
         config.database.url = DatabaseUrl::Sqlite(path.to_owned());
-        let store = logweir::store::open(&config.database).expect("it opens").store();
+        let store = logweir::store::open(&config.database).expect("the store opens").store();
         on_a_runtime(async { store.prepare().await.expect("the schema") });
-        let connection = Connection::open(path).expect("it opens");
+        let connection = Connection::open(path).expect("the file opens");
         connection.execute_batch(SETUP).expect("the settings");
         Self { connection, corpus: corpus.clone(), bodies: 0, rows: 0 }
     }
 
-    /// Inserts the rows of the next `bodies` bodies, and returns how long that took.
+    /// Inserts the rows of the next `bodies` bodies and returns the duration.
     pub fn insert(&mut self, bodies: u64) -> Duration {
         let texts = |chunk: &Chunk| chunk.iter().map(|record| text(record.ts_us)).collect::<Vec<_>>();
         let chunks: Vec<_> = (self.bodies..self.bodies + bodies).map(|number| self.corpus.chunk(number)).collect();
         let prepared: Vec<_> = chunks.iter().map(|chunk| (chunk, texts(chunk))).collect();
         self.bodies += bodies;
         let bodies_max = usize::try_from(ROWS_MAX / self.corpus.events_per_body()).expect("a small number");
-        let begun = Instant::now();
+        let started = Instant::now();
         for transaction in prepared.chunks(bodies_max) {
             self.rows += insert(&mut self.connection, self.rows, transaction).expect("SQLite takes the rows");
         }
-        begun.elapsed()
+        started.elapsed()
     }
 }
 
-/// One transaction; returns how many rows it inserted behind the first `rows`.
+/// Runs one transaction and returns the number of rows inserted after the first `rows`.
 fn insert(connection: &mut Connection, rows: i64, bodies: &[(&Chunk, Vec<String>)]) -> rusqlite::Result<i64> {
     let transaction = connection.transaction()?;
     let mut inserted = 0;
@@ -70,7 +70,7 @@ fn insert(connection: &mut Connection, rows: i64, bodies: &[(&Chunk, Vec<String>
     Ok(inserted)
 }
 
-/// `YYYY-MM-DDTHH:MM:SS.ffffffZ`, as logweir writes it.
+/// Formats a time as `YYYY-MM-DDTHH:MM:SS.ffffffZ`, like logweir.
 fn text(ts_us: i64) -> String {
     let ts = jiff::Timestamp::from_microsecond(ts_us).expect("a time of this century");
     ts.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()

@@ -1,4 +1,4 @@
-//! The database is down: what that costs in memory, and how fast the backlog goes when it is back.
+//! The database is down: memory use, and how fast the backlog is flushed when it is back.
 
 use std::time::Instant;
 
@@ -7,14 +7,14 @@ use crate::bare::Rows;
 use crate::report::{Report, Rounds};
 use crate::subject::{Database, Subject, on_a_runtime};
 
-/// A backlog of `options.events`, kill -9, a new start.
+/// Builds a backlog of `options.events`, kills the server and restarts it.
 pub fn backlog(options: &Options, report: &mut Report) {
     let mut rounds = Rounds::new("backlog");
     let database = Database::start();
     let setup = options.setup.clone().with("database.url", database.url()).with("journal.quota_bytes", 64_u64 << 30);
     let corpus = options.corpus();
     let mut subject = Subject::start(&options.binary, &setup);
-    // The schema is there once one body has gone through.
+    // The schema exists once one body has been stored.
     let mut first = options.load(&mut subject, &corpus);
     first.bodies = 1;
     let _ = first.run();
@@ -25,16 +25,16 @@ pub fn backlog(options: &Options, report: &mut Report) {
     database.empty();
 
     database.stop();
-    subject.forget_peak();
+    subject.reset_peak();
     let sent = options.load(&mut subject, &corpus).run();
     rounds.add("accepted while the database is down", "events/s", sent.accepted as f64 / sent.took.as_secs_f64());
     rounds.add("backlog", "M events", sent.accepted as f64 / MILLION);
     rounds.add_with_goal("peak RSS with the database down", "MiB", "≤ 160", subject.peak_rss_mib());
 
-    let mut begun = Instant::now();
+    let mut started = Instant::now();
     subject.restart(|| {
         database.restart();
-        begun = Instant::now();
+        started = Instant::now();
     });
     let mut probe = options.load(&mut subject, &corpus);
     (probe.bodies, probe.connections) = (1, 1);
@@ -42,13 +42,13 @@ pub fn backlog(options: &Options, report: &mut Report) {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let probe = probe.run();
-    rounds.add_with_goal("start to first accepted request", "s", "≤ 0.5", begun.elapsed().as_secs_f64());
+    rounds.add_with_goal("start to first accepted request", "s", "≤ 0.5", started.elapsed().as_secs_f64());
     let replayed = sent.accepted + probe.accepted;
     let ended = subject.emptied();
-    let rate = replayed as f64 / (ended - begun).as_secs_f64();
-    rounds.add("start to empty, replay", "events/s", rate);
-    rounds.add_with_goal("replay of bare COPY, 2 connections", "x", "≥ 0.75", rate * bare);
-    rounds.add("peak RSS at replay", "MiB", subject.peak_rss_mib());
-    assert_eq!(database.rows(), replayed, "every accepted event is one row");
+    let rate = replayed as f64 / (ended - started).as_secs_f64();
+    rounds.add("replay, from start to empty backlog", "events/s", rate);
+    rounds.add_with_goal("replay relative to bare COPY, 2 connections", "x", "≥ 0.75", rate * bare);
+    rounds.add("peak RSS during replay", "MiB", subject.peak_rss_mib());
+    assert_eq!(database.rows(), replayed, "not every accepted event is a row");
     report.take(rounds);
 }

@@ -1,4 +1,4 @@
-//! Intake alone: parse, journal, acknowledge; the store keeps nothing.
+//! Intake alone: parse, journal, acknowledge; the store discards the records.
 
 use super::{MILLION, Options, ms};
 use crate::corpus::Corpus;
@@ -7,16 +7,16 @@ use crate::report::{Report, Rounds};
 use crate::subject::Subject;
 
 const PROBE_WRITES: u32 = 1000;
-/// Connections of senders of single events.
+/// Connections for single events.
 const SMALL_CONNECTIONS: usize = 64;
-/// Their requests in a round.
+/// Requests with single events per round.
 const SMALL_REQUESTS: u64 = 100_000;
 
-/// Full bodies.
+/// Sends full bodies.
 pub fn large(options: &Options, report: &mut Report) {
     let mut rounds = Rounds::new("intake");
     let corpus = options.corpus();
-    // Longer than the others: a round would be over in a second.
+    // More events than elsewhere, since a round would take only a second.
     let bodies = 2 * options.bodies(&corpus);
     run(options, &corpus, bodies, options.connections, &mut rounds, |rounds, rate, _| {
         rounds.add_with_goal("accepted", "events/s", "≥ 2.5 M", rate);
@@ -24,7 +24,7 @@ pub fn large(options: &Options, report: &mut Report) {
     report.take(rounds);
 }
 
-/// One event to a request, many connections.
+/// Sends one event per request over many connections.
 pub fn small(options: &Options, report: &mut Report) {
     let mut rounds = Rounds::new("small");
     let corpus = Corpus::new(options.event_bytes, 1, options.base_us);
@@ -49,7 +49,7 @@ fn run(
         }
         let probe = probe::alone(subject.dir(), corpus.body_bytes(), PROBE_WRITES);
         let probe_p50 = probe.value_at_quantile(0.5) as f64 / 1000.0;
-        subject.forget_peak();
+        subject.reset_peak();
         let cpu = subject.cpu_seconds();
         let mut load = options.load(&mut subject, corpus);
         (load.bodies, load.connections) = (bodies, connections);
@@ -62,8 +62,8 @@ fn run(
         rounds.add("ack p50", "ms", ms(&sent, 0.5));
         rounds.add("ack p99", "ms", ms(&sent, 0.99));
         rounds.add("bare fdatasync p50, alone", "ms", probe_p50);
-        rounds.add_with_goal("ack p99 of bare fdatasync p50", "x", "≤ 20", ms(&sent, 0.99) / probe_p50);
-        rounds.add("asked to send again", "requests", sent.refused as f64);
+        rounds.add_with_goal("ack p99 relative to bare fdatasync p50", "x", "≤ 20", ms(&sent, 0.99) / probe_p50);
+        rounds.add("rejected with a retry", "requests", sent.retried as f64);
         rounds.add("peak RSS", "MiB", subject.peak_rss_mib());
     }
 }

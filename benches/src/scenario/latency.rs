@@ -1,4 +1,4 @@
-//! How long an acknowledgement takes, and how long a row takes to be seen, while PostgreSQL ingests.
+//! Latency of acknowledgements, and until a row is visible, with PostgreSQL.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::probe::Beside;
 use crate::report::{Report, Rounds};
 use crate::subject::{Database, Subject, on_a_runtime};
 
-/// How long each rate is held.
+/// Duration of each rate.
 const HELD: f64 = 5.0;
-/// Between two writes of the probe.
+/// Interval between two writes of the probe.
 const PROBE_INTERVAL: Duration = Duration::from_micros(4_400);
-/// Between two looks at the cursors.
+/// Interval between two reads of the cursors.
 const LOOK: Duration = Duration::from_millis(4);
 
-/// 50 k and 200 k events/s by a timetable, then as fast as it goes.
+/// Measures 50 k and 200 k events/s on a schedule, then the maximum rate.
 pub fn open_loop(options: &Options, report: &mut Report) {
     let database = Database::start();
     let mut subject = Subject::start(&options.binary, &options.setup.clone().with("database.url", database.url()));
@@ -56,7 +56,7 @@ fn one(options: &Options, database: &Database, subject: &mut Subject, rate: Opti
     let probe_ms = |quantile| probe.value_at_quantile(quantile) as f64 / 1000.0;
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
         rounds.add(format!("ack {name}"), "ms", ms(&sent, quantile));
-        rounds.add(format!("bare fdatasync beside it {name}"), "ms", probe_ms(quantile));
+        rounds.add(format!("concurrent bare fdatasync {name}"), "ms", probe_ms(quantile));
         let goal = match (rate, name) {
             (Some(_), "p50") => Some("≤ 2"),
             (Some(_), "p99") => Some("≤ 2.5"),
@@ -64,7 +64,7 @@ fn one(options: &Options, database: &Database, subject: &mut Subject, rate: Opti
             _ => None,
         };
         rounds.add_with_goal(
-            format!("ack {name} of bare fdatasync"),
+            format!("ack {name} relative to bare fdatasync"),
             "x",
             goal,
             ms(&sent, quantile) / probe_ms(quantile),
@@ -79,7 +79,7 @@ fn one(options: &Options, database: &Database, subject: &mut Subject, rate: Opti
     }
 }
 
-/// Looks at the lanes' cursors, which move in the rows' own transactions.
+/// Polls the lanes' cursors, which move in the rows' transactions.
 struct Watch {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<BTreeMap<u64, Vec<(Instant, u64)>>>,
@@ -105,9 +105,9 @@ impl Watch {
         Self { stop, thread: std::thread::spawn(move || on_a_runtime(look)) }
     }
 
-    /// Microseconds from each receipt to the first look that saw its frame.
+    /// Returns the microseconds from each receipt to the first read that included its frame.
     fn stop(self, receipts: &[Receipt]) -> Histogram<u64> {
-        // The last rows are waited for by the caller; one more look sees them.
+        // The caller has waited for the last rows; one more read includes them.
         std::thread::sleep(2 * LOOK);
         self.stop.store(true, Ordering::Relaxed);
         let seen = self.thread.join().expect("the watch does not panic");
@@ -115,7 +115,7 @@ impl Watch {
         for receipt in receipts {
             let looks = &seen[&receipt.lane];
             let first = looks.partition_point(|&(_, seq)| seq < receipt.seq);
-            let (at, _) = looks.get(first).expect("every frame was seen: all are settled");
+            let (at, _) = looks.get(first).expect("every frame is committed");
             visible.saturating_record(u64::try_from(at.saturating_duration_since(receipt.at).as_micros()).unwrap_or(0));
         }
         visible

@@ -1,4 +1,4 @@
-//! What is measured together, one file each.
+//! The scenarios, one file each.
 
 pub mod store;
 pub mod intake;
@@ -13,38 +13,38 @@ use crate::corpus::Corpus;
 use crate::load::{Load, Sent};
 use crate::subject::{Setup, Subject};
 
-/// What all scenarios share.
+/// Options of all scenarios.
 pub struct Options {
     /// The program under test.
     pub binary: PathBuf,
-    /// Rounds, the first of which is not counted.
+    /// Number of rounds, the first of which is dropped.
     pub rounds: usize,
-    /// Events of a round.
+    /// Events per round.
     pub events: u64,
-    /// Bytes of an event.
+    /// Size of an event, in bytes.
     pub event_bytes: usize,
-    /// Bytes of a request's body.
+    /// Size of a request body, in bytes.
     pub body_bytes: usize,
     /// Connections of the load generator.
     pub connections: usize,
     /// `?ack=`.
     pub ack: String,
-    /// Settings for logweir.
+    /// Settings of logweir.
     pub setup: Setup,
-    /// Rows to a transaction of the bare COPY; the same as logweir's batches.
+    /// Rows per transaction of the bare COPY; the same as logweir's batches.
     pub batch_rows: u64,
     /// Time of the first event.
     pub base_us: i64,
 }
 
 impl Options {
-    /// The traffic.
+    /// Returns the traffic.
     #[must_use]
     pub fn corpus(&self) -> Corpus {
         Corpus::of_bodies(self.event_bytes, self.body_bytes, self.base_us)
     }
 
-    /// How many bodies hold a round's events.
+    /// Returns the number of bodies per round.
     #[must_use]
     pub fn bodies(&self, corpus: &Corpus) -> u64 {
         self.events.div_ceil(corpus.events_per_body())
@@ -63,7 +63,7 @@ impl Options {
     }
 }
 
-/// Milliseconds at `quantile`.
+/// Returns the latency at `quantile`, in milliseconds.
 fn ms(sent: &Sent, quantile: f64) -> f64 {
     sent.latency_us.value_at_quantile(quantile) as f64 / 1000.0
 }

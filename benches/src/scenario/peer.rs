@@ -1,4 +1,4 @@
-//! Another log shipper on the same work: bodies to its URL, rows counted in its table, CPU of its process.
+//! Another log shipper with the same work: bodies to its URL, rows in its table, CPU of its process.
 
 use std::net::ToSocketAddrs;
 use std::process::{Child, Command, Stdio};
@@ -7,46 +7,46 @@ use std::time::{Duration, Instant};
 use super::{MILLION, Options, ms};
 use crate::bare::connect;
 use crate::load::Load;
-use crate::meter::{forget_peak, peak_rss_bytes, tree_cpu_seconds};
+use crate::meter::{peak_rss_bytes, reset_peak, tree_cpu_seconds};
 use crate::report::{Report, Rounds};
 use crate::subject::on_a_runtime;
 
-/// No new row for this long is the end.
+/// The run ends after this time without a new row.
 const QUIET: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What to measure.
+/// The shipper to measure.
 pub struct Peer {
-    /// Its command line, run by `sh -c exec`; none if it runs already.
+    /// Its command line, run with `sh -c exec`; `None` if it is already running.
     pub command: Option<String>,
-    /// Its process, if it runs already.
+    /// Its process id, if it is already running.
     pub pid: Option<u32>,
-    /// Where it takes NDJSON: `http://HOST:PORT/PATH`.
+    /// URL that accepts NDJSON: `http://HOST:PORT/PATH`.
     pub url: String,
-    /// The database that it writes to.
+    /// URL of the database that it writes to.
     pub database_url: String,
     /// Its table.
     pub table: String,
 }
 
-/// Ends the peer with the value.
+/// Kills the peer on drop.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 impl Peer {
-    /// Rounds of the same load; the table is counted, not emptied.
+    /// Runs rounds of the same load. Counts the rows of the table, but does not empty it.
     ///
     /// # Panics
-    /// The peer or its database cannot be reached.
+    /// If the peer or its database is unreachable.
     pub fn measure(&self, options: &Options, report: &mut Report) {
-        let rest = self.url.strip_prefix("http://").expect("the URL begins with http://");
+        let rest = self.url.strip_prefix("http://").expect("the URL starts with http://");
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let to = host.to_socket_addrs().expect("HOST:PORT").next().expect("an address");
         let running = self.command.as_ref().map(|command| {
@@ -56,7 +56,7 @@ impl Peer {
         let pid = running.as_ref().map(|running| running.0.id()).or(self.pid).expect("a command or a pid");
         let deadline = Instant::now() + Duration::from_secs(60);
         while std::net::TcpStream::connect(to).is_err() {
-            assert!(Instant::now() < deadline, "{host} takes no connection");
+            assert!(Instant::now() < deadline, "{host} does not accept connections");
             std::thread::sleep(LOOK);
         }
         let corpus = options.corpus();
@@ -65,7 +65,7 @@ impl Peer {
             if round == 1 {
                 rounds.forget();
             }
-            forget_peak(pid);
+            reset_peak(pid);
             let (cpu, before) = (tree_cpu_seconds(pid), self.rows());
             let load = Load {
                 to,
@@ -82,9 +82,9 @@ impl Peer {
             rounds.add(
                 "first byte sent to last row committed",
                 "events/s",
-                rows as f64 / (ended - sent.begun.into_std()).as_secs_f64(),
+                rows as f64 / (ended - sent.started.into_std()).as_secs_f64(),
             );
-            rounds.add("rows stored of events accepted", "x", rows as f64 / sent.accepted as f64);
+            rounds.add("rows stored per event accepted", "x", rows as f64 / sent.accepted as f64);
             rounds.add("CPU of the peer", "s/M", per_million(tree_cpu_seconds(pid) - cpu));
             rounds.add("ack p50", "ms", ms(&sent, 0.5));
             rounds.add("ack p99", "ms", ms(&sent, 0.99));
@@ -101,7 +101,7 @@ impl Peer {
         })
     }
 
-    /// Waits until all are there or nothing comes any more: how many, and when the last came.
+    /// Waits until all rows are stored or none have been added for a while. Returns their number and the time of the last one.
     fn quiet(&self, before: u64, wanted: u64) -> (u64, Instant) {
         let (mut rows, mut since) = (0, Instant::now());
         while rows < wanted && since.elapsed() < QUIET {

@@ -1,5 +1,5 @@
-//! Reading: queries over a day of events in PostgreSQL, how soon the live tail shows what was acknowledged, and what ten
-//! people who query cost intake.
+//! Queries over a day of events in PostgreSQL, the latency of the live tail, and the effect of ten querying clients on
+//! intake.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,35 +17,35 @@ use crate::meter::histogram;
 use crate::report::{Report, Rounds};
 use crate::subject::{Database, Subject};
 
-/// The events happen over this time, which ends now.
+/// Time span of the events, which ends now.
 const DAY_US: i64 = 86_400_000_000;
-/// Each query so often, or as often as fits into this time; the first is not counted.
+/// Repetitions of each query, or the time limit for them; the first is dropped.
 const TIMES: usize = 21;
 const ASKING: Duration = Duration::from_secs(15);
-/// Records whose way into the tail is measured.
+/// Number of records whose tail latency is measured.
 const TAIL_RECORDS: u32 = 500;
 const TAIL_PAUSE: Duration = Duration::from_millis(10);
-/// People who query, each with so much time to look at an answer.
+/// Number of querying clients, and their pause after each response.
 const PEOPLE: usize = 10;
 const LOOKING: Duration = Duration::from_secs(1);
-/// Nothing takes longer.
+/// Time limit.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A name, a path and a goal for its median.
+/// Name, path, and goal for the median.
 type Question = (&'static str, &'static str, Option<&'static str>);
 
 const QUESTIONS: [Question; 8] = [
     ("last hour, service and severity", "query?query=service:checkout%20severity%3E=warn&start=-1h", Some("≤ 200")),
     ("last hour, a word and severity", "query?query=retry%20severity%3E=error&start=-1h", Some("≤ 200")),
     ("last hour, an attribute", "query?query=status:217&start=-1h", Some("≤ 200")),
-    ("last day, a rare word", "query?query=zzzzunheard&start=-24h", None),
+    ("last day, a word that does not occur", "query?query=zzzzabsent&start=-24h", None),
     ("histogram of a day", "hits?start=-24h", Some("≤ 200")),
     ("histogram of a day, one service", "hits?query=service:checkout&start=-24h", Some("≤ 200")),
     ("histogram of an hour, a word", "hits?query=retry&start=-1h", None),
     ("facets of an hour", "facets?start=-1h&fields=service,host,severity,status", None),
 ];
 
-/// What the page asks for when it is opened.
+/// The web UI's initial requests.
 const FIRST_SCREEN: [&str; 5] = [
     "/",
     "/api/v1/query?start=-1h&limit=200",
@@ -54,7 +54,7 @@ const FIRST_SCREEN: [&str; 5] = [
     "/api/v1/fields?start=-1h",
 ];
 
-/// `options.events` over a day, then everything that reads.
+/// Stores `options.events` over a day, then measures all reads.
 pub fn read(options: &Options, report: &mut Report) {
     let database = Database::start();
     let mut subject = Subject::start(&options.binary, &options.setup.clone().with("database.url", database.url()));
@@ -83,15 +83,15 @@ pub fn read(options: &Options, report: &mut Report) {
         rounds.add(format!("{what}, slowest"), "ms", worst);
     }
     let (median, _) = ask(to, &FIRST_SCREEN.map(str::to_owned));
-    rounds.add_with_goal("all that the page asks for at first", "ms", "≤ 1000", median);
+    rounds.add_with_goal("all initial requests of the web UI", "ms", "≤ 1000", median);
     if let Some((median, worst)) = drawn(to) {
-        rounds.add_with_goal("the page in Chromium, from opened to drawn", "ms", Some("≤ 1000"), median);
-        rounds.add("the page in Chromium, slowest", "ms", worst);
+        rounds.add_with_goal("the web UI in Chromium, from opened to drawn", "ms", Some("≤ 1000"), median);
+        rounds.add("the web UI in Chromium, slowest", "ms", worst);
     }
     let tail = tail(to);
-    rounds.add("acknowledged to seen in the tail p50", "ms", tail.value_at_quantile(0.5) as f64 / 1000.0);
+    rounds.add("acknowledged to visible in the live tail p50", "ms", tail.value_at_quantile(0.5) as f64 / 1000.0);
     rounds.add_with_goal(
-        "acknowledged to seen in the tail p99",
+        "acknowledged to visible in the live tail p99",
         "ms",
         "≤ 500",
         tail.value_at_quantile(0.99) as f64 / 1000.0,
@@ -100,20 +100,20 @@ pub fn read(options: &Options, report: &mut Report) {
     intake(options, &mut subject, report);
 }
 
-/// Median and worst of the times that all `paths` together take, in milliseconds.
+/// Returns median and maximum of the total time of all `paths`, in milliseconds.
 fn ask(to: SocketAddr, paths: &[String]) -> (f64, f64) {
     often(|| {
-        let begun = Instant::now();
+        let started = Instant::now();
         std::thread::scope(|scope| {
             for path in paths {
                 scope.spawn(move || fetch(to, path));
             }
         });
-        begun.elapsed().as_secs_f64() * 1000.0
+        started.elapsed().as_secs_f64() * 1000.0
     })
 }
 
-/// Median and worst of what `once` gives, the first left out.
+/// Returns median and maximum of `once`'s results, without the first.
 fn often(once: impl FnMut() -> f64) -> (f64, f64) {
     let end = Instant::now() + ASKING;
     let mut all: Vec<f64> = std::iter::repeat_with(once)
@@ -127,17 +127,17 @@ fn often(once: impl FnMut() -> f64) -> (f64, f64) {
     (all[all.len() / 2], all[all.len() - 1])
 }
 
-/// Milliseconds from opening the page until its records and its histogram are drawn; nothing where no Chromium is.
+/// Returns the milliseconds from opening the web UI until records and histogram are drawn; `None` without Chromium.
 fn drawn(to: SocketAddr) -> Option<(f64, f64)> {
     const DRAWN: &str = "const done = arguments[arguments.length - 1];
-        const look = () => document.querySelector('.row:not(.head)') && document.querySelector('.total')?.innerText
-            && !document.querySelector('.histogram.busy') ? done(performance.now()) : requestAnimationFrame(look);
-        look();";
+        const poll = () => document.querySelector('.row:not(.head)') && document.querySelector('.total')?.innerText
+            && !document.querySelector('.histogram.busy') ? done(performance.now()) : requestAnimationFrame(poll);
+        poll();";
     std::process::Command::new("chromedriver").arg("--version").output().ok()?;
     let browser = Browser::open(to, Screen::Desktop);
     Some(often(|| {
         browser.goto("/");
-        browser.js_later(DRAWN).as_f64().expect("a time")
+        browser.js_async(DRAWN).as_f64().expect("a time")
     }))
 }
 
@@ -146,7 +146,7 @@ fn fetch(to: SocketAddr, path: &str) {
     assert_eq!(answer.status, 200, "{path}: {}", answer.body);
 }
 
-/// Microseconds from the answer to a record until the tail shows it.
+/// Returns the microseconds from a record's acknowledgement until the tail sends it.
 fn tail(to: SocketAddr) -> hdrhistogram::Histogram<u64> {
     let mut stream = TcpStream::connect(to).expect("the server");
     let request =
@@ -162,21 +162,21 @@ fn tail(to: SocketAddr) -> hdrhistogram::Histogram<u64> {
             }
         }
     });
-    assert_eq!(seen.recv_timeout(PATIENCE), Ok(None), "the tail begins");
+    assert_eq!(seen.recv_timeout(PATIENCE), Ok(None), "the tail does not start");
     let agent = agent(PATIENCE);
     let url = format!("http://{to}/ingest?service=tailed");
-    let mut told = HashMap::new();
+    let mut sent_at = HashMap::new();
     for number in 0..TAIL_RECORDS {
         let answer = post_body(&agent, &url, "text/plain", &format!("probe-{number}-")).expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.body);
-        told.insert(number, Instant::now());
+        sent_at.insert(number, Instant::now());
         std::thread::sleep(TAIL_PAUSE);
     }
     let mut latency_us = histogram();
-    while !told.is_empty() {
-        let note = seen.recv_timeout(PATIENCE).expect("each record is seen");
+    while !sent_at.is_empty() {
+        let note = seen.recv_timeout(PATIENCE).expect("the tail sends each record");
         if let Some((number, at)) = note
-            && let Some(acknowledged) = told.remove(&number)
+            && let Some(acknowledged) = sent_at.remove(&number)
         {
             let micros = at.saturating_duration_since(acknowledged).as_micros();
             latency_us.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX).max(1));
@@ -185,7 +185,7 @@ fn tail(to: SocketAddr) -> hdrhistogram::Histogram<u64> {
     latency_us
 }
 
-/// The rate of intake alone, and while people query, in turn.
+/// Measures the intake rate alternately alone and with querying clients.
 fn intake(options: &Options, subject: &mut Subject, report: &mut Report) {
     let corpus = options.corpus();
     let mut rounds = Rounds::new("read");
@@ -196,26 +196,26 @@ fn intake(options: &Options, subject: &mut Subject, report: &mut Report) {
         let rate = |subject: &mut Subject| {
             let sent = options.load(subject, &corpus).run();
             let ended = subject.emptied();
-            sent.accepted as f64 / (ended - sent.begun.into_std()).as_secs_f64()
+            sent.accepted as f64 / (ended - sent.started.into_std()).as_secs_f64()
         };
         let alone = rate(subject);
-        let people = People::start(subject.server().http);
+        let clients = Clients::start(subject.server().http);
         let beside = rate(subject);
-        rounds.add("answers to ten people meanwhile", "", f64::from(people.stop()));
+        rounds.add("responses to ten querying clients", "", f64::from(clients.stop()));
         rounds.add("first byte sent to last row committed", "events/s", alone);
-        rounds.add("the same while ten people query", "events/s", beside);
-        rounds.add_with_goal("of the rate without them", "x", "≥ 0.90", beside / alone);
+        rounds.add("the same while ten clients query", "events/s", beside);
+        rounds.add_with_goal("relative to the rate without queries", "x", "≥ 0.90", beside / alone);
     }
     report.take(rounds);
 }
 
-/// Ten people, each of whom asks, looks for a second, and asks again.
-struct People {
+/// Ten clients, each of which queries, pauses for a second, and repeats.
+struct Clients {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<u32>>,
 }
 
-impl People {
+impl Clients {
     fn start(to: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let person = |first: usize| {
@@ -238,9 +238,9 @@ impl People {
         Self { stop, threads }
     }
 
-    /// How many answers they had.
+    /// Stops them and returns the number of responses.
     fn stop(self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().map(|thread| thread.join().expect("nobody is let down")).sum()
+        self.threads.into_iter().map(|thread| thread.join().expect("no client panics")).sum()
     }
 }

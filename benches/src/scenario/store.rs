@@ -1,4 +1,4 @@
-//! From the first byte sent to the last row committed, beside the same rows through a bare COPY.
+//! From the first byte sent to the last row committed, compared with a bare COPY of the same rows.
 
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ use crate::probe;
 use crate::report::{Report, Rounds};
 use crate::subject::{Database, Subject, on_a_runtime};
 
-/// Writes of the disk's probe before each round.
+/// Writes of the disk probe before each round.
 const PROBE_WRITES: u32 = 300;
 
-/// One run of all events.
+/// A run with all events.
 struct Run {
     events: f64,
     seconds: f64,
@@ -29,7 +29,7 @@ impl Run {
     }
 }
 
-/// HTTP → journal → `PostgreSQL`, with a bare COPY over one and two connections in each round.
+/// Measures HTTP → journal → `PostgreSQL`, with a bare COPY over one and two connections in each round.
 pub fn postgres(options: &Options, report: &mut Report) {
     let database = Database::start();
     let mut subject = Subject::start(&options.binary, &options.setup.clone().with("database.url", database.url()));
@@ -44,39 +44,39 @@ pub fn postgres(options: &Options, report: &mut Report) {
         let [bare_one, bare_two] = [1, 2].map(|connections| bare(&database, &rows, connections));
         database.empty();
         let run = measure(options, &mut subject, &corpus, Some(&database), &mut rounds);
-        assert_eq!(database.rows() as f64, run.events, "every accepted event is one row");
-        rounds.add_with_goal("of bare COPY, 2 connections", "x", "≥ 0.85", run.rate() / bare_two.rate());
+        assert_eq!(database.rows() as f64, run.events, "not every accepted event is a row");
+        rounds.add_with_goal("relative to bare COPY, 2 connections", "x", "≥ 0.85", run.rate() / bare_two.rate());
         rounds.add_with_goal(
-            "CPU of logweir of PostgreSQL's at the bare COPY",
+            "CPU of logweir relative to PostgreSQL's during the bare COPY",
             "x",
             "≤ 0.25",
             run.own_cpu / bare_two.database_cpu,
         );
-        rounds.add("of bare COPY, 1 connection", "x", run.rate() / bare_one.rate());
+        rounds.add("relative to bare COPY, 1 connection", "x", run.rate() / bare_one.rate());
         rounds.add("bare COPY, 2 connections", "events/s", bare_two.rate());
         rounds.add("bare COPY, 1 connection", "events/s", bare_one.rate());
-        rounds.add("CPU of PostgreSQL at the bare COPY, 2 connections", "s/M", bare_two.database_cpu);
+        rounds.add("CPU of PostgreSQL during the bare COPY, 2 connections", "s/M", bare_two.database_cpu);
     }
     report.take(rounds);
     drain(options, &mut subject, &corpus, report);
 }
 
-/// SIGTERM right behind the last acknowledgement: how long the backlog takes.
+/// Sends SIGTERM right after the last acknowledgement and measures how long the backlog takes.
 fn drain(options: &Options, subject: &mut Subject, corpus: &Corpus, report: &mut Report) {
     let mut rounds = Rounds::new("drain");
     let _ = options.load(subject, corpus).run();
-    let (accepted, settled) = subject.accounts();
-    let begun = Instant::now();
+    let (accepted, finished) = subject.accounts();
+    let started = Instant::now();
     subject.server().signal(libc::SIGTERM);
     let exit = subject.server().wait(std::time::Duration::from_secs(120));
-    assert_eq!(exit.code(), Some(0), "a drain ends with 0");
-    let backlog = (accepted - settled) as f64 / MILLION;
+    assert_eq!(exit.code(), Some(0), "the drain failed");
+    let backlog = (accepted - finished) as f64 / MILLION;
     rounds.add("backlog at SIGTERM", "M events", backlog);
-    rounds.add("SIGTERM to exit, per million of backlog", "s/M", begun.elapsed().as_secs_f64() / backlog.max(0.001));
+    rounds.add("SIGTERM to exit, per million of backlog", "s/M", started.elapsed().as_secs_f64() / backlog.max(0.001));
     report.take(rounds);
 }
 
-/// The embedded default.
+/// Measures the embedded default, SQLite.
 pub fn sqlite(options: &Options, report: &mut Report) {
     let mut subject = Subject::start(&options.binary, &options.setup);
     let corpus = options.corpus();
@@ -90,7 +90,7 @@ pub fn sqlite(options: &Options, report: &mut Report) {
     report.take(rounds);
 }
 
-/// What the cache-writer costs: the same with Redis and without, in turn.
+/// Measures the cost of the cache writer: alternately with and without Redis.
 pub fn redis(options: &Options, report: &mut Report) {
     let (database, redis) = (Database::start(), Redis::start_with(&["--save", "", "--appendonly", "no"]));
     let setup = options.setup.clone().with("database.url", database.url());
@@ -111,8 +111,8 @@ pub fn redis(options: &Options, report: &mut Report) {
         let cached = measure(options, &mut with, &corpus, Some(&database), &mut rounds);
         let redis_cpu = (tree_cpu_seconds(redis.pid()) - before) / (cached.events / MILLION);
         let extra = cached.own_cpu + redis_cpu - plain.own_cpu;
-        rounds.add_with_goal("of the rate without Redis", "x", "≥ 0.90", cached.rate() / plain.rate());
-        rounds.add_with_goal("CPU more than without Redis, Redis's included", "s/M", "≤ 0.4", extra);
+        rounds.add_with_goal("relative to the rate without Redis", "x", "≥ 0.90", cached.rate() / plain.rate());
+        rounds.add_with_goal("additional CPU with Redis, including Redis's own", "s/M", "≤ 0.4", extra);
         rounds.add("CPU of Redis", "s/M", redis_cpu);
     }
     report.take(rounds);
@@ -137,7 +137,7 @@ fn measure(
     let probe = probe::alone(subject.dir(), options.body_bytes, PROBE_WRITES);
     let database_cpu = || database.map_or(0.0, Database::cpu_seconds);
     let journal_bytes = subject.metric("logweir_journal_appended_bytes_total");
-    subject.forget_peak();
+    subject.reset_peak();
     let before = (subject.cpu_seconds(), database_cpu());
     let sent = options.load(subject, corpus).run();
     let ended = subject.emptied();
@@ -145,7 +145,7 @@ fn measure(
     let per_million = |seconds: f64| seconds / (events / MILLION);
     let run = Run {
         events,
-        seconds: (ended - sent.begun.into_std()).as_secs_f64(),
+        seconds: (ended - sent.started.into_std()).as_secs_f64(),
         own_cpu: per_million(subject.cpu_seconds() - before.0),
         database_cpu: per_million(database_cpu() - before.1),
     };
@@ -157,12 +157,12 @@ fn measure(
         rounds.add("CPU of PostgreSQL", "s/M", run.database_cpu);
     }
     rounds.add("CPU of the load generator", "s/M", per_million(sent.cpu_seconds));
-    rounds.add("accepted, while that lasted", "events/s", events / sent.took.as_secs_f64());
+    rounds.add("acceptance rate", "events/s", events / sent.took.as_secs_f64());
     rounds.add("ack p50", "ms", ms(&sent, 0.5));
     rounds.add("ack p99", "ms", ms(&sent, 0.99));
     rounds.add("ack p99.9", "ms", ms(&sent, 0.999));
-    rounds.add("ack p99 of bare fdatasync p50, alone", "x", ms(&sent, 0.99) / p50_probe);
-    rounds.add("asked to send again", "requests", sent.refused as f64);
+    rounds.add("ack p99 relative to bare fdatasync p50, alone", "x", ms(&sent, 0.99) / p50_probe);
+    rounds.add("rejected with a retry", "requests", sent.retried as f64);
     rounds.add_with_goal("peak RSS", "MiB", "≤ 128", subject.peak_rss_mib());
     let journal_bytes = subject.metric("logweir_journal_appended_bytes_total") - journal_bytes;
     rounds.add("bytes in the journal per event", "B", journal_bytes / events);

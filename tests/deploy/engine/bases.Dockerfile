@@ -1,5 +1,5 @@
-# What stands for the images that deploy/Dockerfile and deploy/compose/compose.yaml name, where none can be pulled: Debian's
-# packages, behind the same users, folders, variables and entry points. `toolchain` is this machine's own Rust.
+# Stand-ins for the images of deploy/Dockerfile and deploy/compose/compose.yaml, for machines that cannot pull them: Debian's
+# packages with the same users, directories, variables and entry points. `toolchain` is this machine's Rust installation.
 ARG BASE
 FROM ${BASE} AS rust
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev

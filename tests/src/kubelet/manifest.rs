@@ -48,8 +48,8 @@ impl Manifests {
             return None;
         };
         let output = Command::new(program).args(arguments).arg(folder).output().expect("the renderer starts");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} cannot render {}: {said}", folder.display());
+        let output_text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} cannot render {}: {output_text}", folder.display());
         Some(Self::parse(&String::from_utf8_lossy(&output.stdout)).unwrap_or_else(|error| panic!("{error}")))
     }
 
@@ -153,11 +153,11 @@ impl Manifests {
 }
 
 fn renderer() -> Option<(&'static str, &'static [&'static str])> {
-    let says = |program: &str, arguments: &[&str]| Command::new(program).args(arguments).output().ok();
-    if says("kustomize", &["version"]).is_some_and(|output| output.status.success()) {
+    let run = |program: &str, arguments: &[&str]| Command::new(program).args(arguments).output().ok();
+    if run("kustomize", &["version"]).is_some_and(|output| output.status.success()) {
         return Some(("kustomize", &["build"]));
     }
-    let output = says("kubectl", &["version", "--client"])?;
+    let output = run("kubectl", &["version", "--client"])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (_, version) = text.split_once("Kustomize Version: v")?;
     let major: u32 = version.split('.').next()?.parse().ok()?;

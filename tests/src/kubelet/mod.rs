@@ -165,8 +165,8 @@ impl Cluster {
     }
 
     /// Advances until all replicas are available with the right revision.
-    pub fn settle(&mut self) {
-        self.until("every pod is available", |cluster| cluster.set.is_settled());
+    pub fn until_available(&mut self) {
+        self.until("every pod is available", |cluster| cluster.set.is_complete());
     }
 
     /// Advances until all replicas are ready, which is earlier than available.

@@ -274,9 +274,9 @@ fn translate_files(dir: &Path, here: &Translation<'_>) -> Result<(), String> {
 
 /// Why a container was terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum EndReason {
     /// It exited on its own.
-    Nobodys,
+    Exited,
     /// The pod was deleted.
     Deleted,
     /// A probe failed too often.
@@ -291,7 +291,7 @@ pub struct End {
     /// Revision of the pod.
     pub revision: u32,
     /// Why it was terminated.
-    pub wish: Wish,
+    pub reason: EndReason,
     /// How.
     pub exit: Exit,
     /// Its output.
@@ -321,18 +321,18 @@ enum State {
 
 struct Running {
     server: Server,
-    startup: Asked,
-    readiness: Asked,
-    liveness: Asked,
+    startup: RunningProbe,
+    readiness: RunningProbe,
+    liveness: RunningProbe,
     ready_since: Option<Instant>,
     ending: Option<Ending>,
 }
 
 struct Ending {
-    wish: Wish,
+    reason: EndReason,
     sigterm_at: Instant,
     sigkill_at: Instant,
-    told: bool,
+    sigterm_sent: bool,
 }
 
 impl Pod {
@@ -409,7 +409,7 @@ impl Pod {
     pub fn delete(&mut self) {
         if self.deleted.is_none() {
             self.deleted = Some(Instant::now());
-            self.end(Wish::Deleted);
+            self.end(EndReason::Deleted);
         }
     }
 
@@ -420,7 +420,7 @@ impl Pod {
         }
     }
 
-    fn end(&mut self, wish: Wish) {
+    fn end(&mut self, reason: EndReason) {
         let now = Instant::now();
         let grace = Duration::from_secs(self.spec.termination_grace_period_seconds);
         let pre_stop = match self.container().lifecycle.pre_stop {
@@ -431,8 +431,8 @@ impl Pod {
         let sigkill_at = (now + grace).max(sigterm_at + LAST_GRACE);
         if let State::Running(running) = &mut self.state {
             match &mut running.ending {
-                Some(ending) => ending.wish = wish,
-                None => running.ending = Some(Ending { wish, sigterm_at, sigkill_at, told: false }),
+                Some(ending) => ending.reason = reason,
+                None => running.ending = Some(Ending { reason, sigterm_at, sigkill_at, sigterm_sent: false }),
             }
         }
     }
@@ -456,16 +456,21 @@ impl Pod {
         self.starts += 1;
         let log = self.dir.join(format!("{}.log", self.starts));
         let server = Server::spawn(self.plan.own_command(), self.plan.port("http"), self.plan.port("admin"), log);
-        let asked = |probe: &Option<Probe>| {
+        let running_probe = |probe: &Option<Probe>| {
             let delay = probe.as_ref().map_or(0, |probe| probe.initial_delay_seconds);
-            Asked { due: now + Duration::from_secs(delay), answer: None, failures: 0, succeeded: probe.is_none() }
+            RunningProbe {
+                due: now + Duration::from_secs(delay),
+                answer: None,
+                failures: 0,
+                succeeded: probe.is_none(),
+            }
         };
         let container = self.container();
         let running = Running {
             server,
-            startup: asked(&container.startup_probe),
-            readiness: asked(&container.readiness_probe),
-            liveness: asked(&container.liveness_probe),
+            startup: running_probe(&container.startup_probe),
+            readiness: running_probe(&container.readiness_probe),
+            liveness: running_probe(&container.liveness_probe),
             ready_since: None,
             ending: None,
         };
@@ -474,14 +479,14 @@ impl Pod {
 
     fn ended(&mut self, exit: Exit, now: Instant) -> End {
         let State::Running(running) = &self.state else { unreachable!("the pod was running") };
-        let wish = running.ending.as_ref().map_or(Wish::Nobodys, |ending| ending.wish);
+        let reason = running.ending.as_ref().map_or(EndReason::Exited, |ending| ending.reason);
         let log = running.server.log_text();
         let back_off = match self.starts {
             0 | 1 => Duration::ZERO,
             starts => BACK_OFF.saturating_mul(1 << (starts - 2).min(16)).min(BACK_OFF_MAX),
         };
         self.state = if self.deleted.is_some() { State::Gone } else { State::Waiting(now + back_off) };
-        End { pod: self.name.clone(), revision: self.revision, wish, exit, log }
+        End { pod: self.name.clone(), revision: self.revision, reason, exit, log }
     }
 
     fn look_after(&mut self, now: Instant) {
@@ -489,15 +494,15 @@ impl Pod {
         let [container] = &spec.containers;
         let plan = &self.plan;
         let State::Running(running) = &mut self.state else { return };
-        let mut ask = |asked: &mut Asked, probe: &Option<Probe>| {
+        let mut ask = |running_probe: &mut RunningProbe, probe: &Option<Probe>| {
             let probe = probe.as_ref()?;
-            let answer = asked.ask(probe, plan.port(&probe.http_get.port), now)?;
+            let answer = running_probe.ask(probe, plan.port(&probe.http_get.port), now)?;
             self.memory_peak = self.memory_peak.max(running.server.memory_bytes().1);
             Some(answer)
         };
         if !running.startup.succeeded {
             if running.ending.is_none() && ask(&mut running.startup, &container.startup_probe) == Some(Health::Failed) {
-                return self.end(Wish::Unhealthy);
+                return self.end(EndReason::Unhealthy);
             }
             // The readiness probe runs as soon as the container has started.
             running.readiness.due = now;
@@ -509,12 +514,12 @@ impl Pod {
             }
             if running.ending.is_none() && ask(&mut running.liveness, &container.liveness_probe) == Some(Health::Failed)
             {
-                return self.end(Wish::Unhealthy);
+                return self.end(EndReason::Unhealthy);
             }
         }
         if let Some(ending) = &mut running.ending {
-            if !ending.told && now >= ending.sigterm_at {
-                ending.told = true;
+            if !ending.sigterm_sent && now >= ending.sigterm_at {
+                ending.sigterm_sent = true;
                 running.server.signal(libc::SIGTERM);
             }
             if now >= ending.sigkill_at {
@@ -534,14 +539,14 @@ enum Health {
 }
 
 /// A running probe. Each request has its own thread, since a response may never arrive.
-struct Asked {
+struct RunningProbe {
     due: Instant,
     answer: Option<Receiver<bool>>,
     failures: u32,
     succeeded: bool,
 }
 
-impl Asked {
+impl RunningProbe {
     /// Returns a result if one has arrived; sends a request when one is due.
     fn ask(&mut self, probe: &Probe, addr: SocketAddr, now: Instant) -> Option<Health> {
         if let Some(answer) = &self.answer {

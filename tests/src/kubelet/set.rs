@@ -19,7 +19,7 @@ struct Revision {
 /// A StatefulSet.
 pub struct Set {
     name: String,
-    asked: StatefulSet,
+    stateful_set: StatefulSet,
     replicas: u32,
     current: Rc<Revision>,
     update: Rc<Revision>,
@@ -37,13 +37,13 @@ impl Set {
     /// # Errors
     /// The manifest contains an unsupported field.
     pub fn new(name: &str, objects: &Manifests, replicas: u32, world: World, dir: &Path) -> Result<Self, String> {
-        let asked = objects.stateful_set(name)?;
-        let spec = Rc::new(asked.template.spec.clone());
+        let stateful_set = objects.stateful_set(name)?;
+        let spec = Rc::new(stateful_set.template.spec.clone());
         let revision = Rc::new(Revision { number: 1, spec, objects: objects.clone() });
         Ok(Self {
             name: name.to_owned(),
-            replicas: asked.replicas.unwrap_or(replicas),
-            asked,
+            replicas: stateful_set.replicas.unwrap_or(replicas),
+            stateful_set,
             current: revision.clone(),
             update: revision,
             pods: BTreeMap::new(),
@@ -60,13 +60,13 @@ impl Set {
     /// # Errors
     /// As [`Set::new`].
     pub fn apply(&mut self, objects: &Manifests) -> Result<(), String> {
-        let asked = objects.stateful_set(&self.name)?;
-        let spec = Rc::new(asked.template.spec.clone());
+        let stateful_set = objects.stateful_set(&self.name)?;
+        let spec = Rc::new(stateful_set.template.spec.clone());
         if *spec != *self.update.spec {
             let number = self.update.number + 1;
             self.update = Rc::new(Revision { number, spec, objects: objects.clone() });
         }
-        self.asked = asked;
+        self.stateful_set = stateful_set;
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl Set {
 
     /// Returns whether all replicas exist with the right revision and are available.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.pods.len() == self.replicas as usize
             && self.pods.iter().all(|(&ordinal, pod)| {
                 pod.revision == self.wanted(ordinal).number && pod.deleted_since().is_none() && self.is_available(pod)
@@ -125,12 +125,12 @@ impl Set {
     }
 
     fn is_available(&self, pod: &Pod) -> bool {
-        let long_enough = Duration::from_secs(self.asked.min_ready_seconds);
+        let long_enough = Duration::from_secs(self.stateful_set.min_ready_seconds);
         pod.deleted_since().is_none() && pod.ready_since().is_some_and(|since| since.elapsed() >= long_enough)
     }
 
     fn partition(&self) -> u32 {
-        let UpdateStrategy::RollingUpdate { rolling_update } = &self.asked.update_strategy;
+        let UpdateStrategy::RollingUpdate { rolling_update } = &self.stateful_set.update_strategy;
         rolling_update.partition
     }
 
@@ -148,20 +148,20 @@ impl Set {
         for ordinal in gone {
             self.pods.remove(&ordinal);
             if ordinal >= self.replicas
-                && self.asked.persistent_volume_claim_retention_policy.when_scaled == Keep::Delete
+                && self.stateful_set.persistent_volume_claim_retention_policy.when_scaled == Keep::Delete
             {
                 self.remove_claims(ordinal)?;
             }
         }
-        let settled = self.create()? && self.condemn();
-        if settled {
+        let complete = self.create()? && self.delete_surplus();
+        if complete {
             self.update();
         }
         Ok(())
     }
 
     fn in_order(&self) -> bool {
-        self.asked.pod_management_policy == PodManagement::OrderedReady
+        self.stateful_set.pod_management_policy == PodManagement::OrderedReady
     }
 
     /// Creates missing pods; returns false while one has to wait.
@@ -183,7 +183,7 @@ impl Set {
     }
 
     /// Deletes surplus pods from the highest ordinal; returns false while one still exists.
-    fn condemn(&mut self) -> bool {
+    fn delete_surplus(&mut self) -> bool {
         let in_order = self.in_order();
         let mut none = true;
         for pod in self.pods.range_mut(self.replicas..).map(|(_, pod)| pod).rev() {
@@ -217,7 +217,7 @@ impl Set {
         let name = format!("{}-{ordinal}", self.name);
         let wrong = |error: std::io::Error| format!("{name}: {error}");
         let mut mounted = BTreeMap::new();
-        for template in &self.asked.volume_claim_templates {
+        for template in &self.stateful_set.volume_claim_templates {
             let volume = &template.metadata.name;
             let claim = format!("{volume}-{name}");
             let path = self.claims.entry(claim).or_insert_with_key(|claim| self.dir.join("volumes").join(claim));
@@ -233,7 +233,7 @@ impl Set {
     }
 
     fn remove_claims(&mut self, ordinal: u32) -> Result<(), String> {
-        for template in &self.asked.volume_claim_templates {
+        for template in &self.stateful_set.volume_claim_templates {
             let claim = format!("{}-{}-{ordinal}", template.metadata.name, self.name);
             if let Some(path) = self.claims.remove(&claim) {
                 fs::remove_dir_all(path).map_err(|error| format!("{claim}: {error}"))?;

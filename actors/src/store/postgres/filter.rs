@@ -173,11 +173,11 @@ impl Sql {
 /// Escapes the LIKE metacharacters in `pattern`.
 fn escaped(pattern: &str) -> String {
     let mut escaped = String::with_capacity(pattern.len());
-    for letter in pattern.chars() {
-        if matches!(letter, '%' | '_' | '\\') {
+    for character in pattern.chars() {
+        if matches!(character, '%' | '_' | '\\') {
             escaped.push('\\');
         }
-        escaped.push(letter);
+        escaped.push(character);
     }
     escaped
 }

@@ -38,7 +38,7 @@ pub(super) async fn acquire_lease(
     claim: &Claim,
     forked: Option<&[LaneStart]>,
 ) -> Result<Lease, StoreError> {
-    let name = format!("logweir/{}/take-over", claim.writer.simple());
+    let name = format!("logweir/{}/acquire-lease", claim.writer.simple());
     for _ in 0..ATTEMPTS_MAX {
         let connection = connector.connect(&name).await?;
         match transaction(&connection, claim, forked).await {

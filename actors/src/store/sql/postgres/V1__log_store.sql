@@ -1,4 +1,4 @@
--- Who owns which journal (writer), how far each of its lanes is, and what could not be stored.
+-- Owners of journals (writers), the cursors of their lanes, and records that could not be stored.
 CREATE TABLE logweir_writer (
     writer_id uuid PRIMARY KEY,
     epoch     bigint NOT NULL,
@@ -7,8 +7,8 @@ CREATE TABLE logweir_writer (
     taken_at  timestamptz NOT NULL
 );
 
--- Every take-over with each lane's journal tail and cursor at that moment, so that it can be found out
--- later which frames another copy of a journal inherited. One row with lane NULL where there was no lane.
+-- Every takeover with each lane's journal tail and cursor at that moment, which shows
+-- which frames another copy of a journal inherited. A single row with lane NULL if there were no lanes.
 CREATE TABLE logweir_takeover (
     writer_id  uuid NOT NULL REFERENCES logweir_writer,
     epoch      bigint NOT NULL,
@@ -22,8 +22,8 @@ CREATE TABLE logweir_takeover (
 );
 CREATE INDEX logweir_takeover_writer_idx ON logweir_takeover (writer_id, epoch);
 
--- The cursor. fillfactor leaves room on the page, so that each flush's update stays a heap-only tuple.
--- lane_id stands in the upper 19 bits of a record's id.
+-- The cursors. fillfactor leaves space on the page, so that each flush's update stays a heap-only tuple.
+-- lane_id is the upper 19 bits of a record's id.
 CREATE TABLE logweir_lane (
     writer_id uuid NOT NULL REFERENCES logweir_writer,
     lane      integer NOT NULL,
@@ -38,7 +38,7 @@ CREATE TABLE logweir_lane (
     PRIMARY KEY (writer_id, lane)
 ) WITH (fillfactor = 50);
 
--- Rows that came back from the dead letters. Beside logweir_lane, so that a replay never waits for a flush.
+-- Rows replayed from dead letters. Separate from logweir_lane, so that a replay never waits for a flush.
 CREATE TABLE logweir_replayed (
     lane_id  integer PRIMARY KEY,
     records  bigint NOT NULL
@@ -67,8 +67,8 @@ CREATE TABLE log_volume (
     PRIMARY KEY (minute, service, severity, lane_id)
 );
 
--- The records. With TimescaleDB a hypertable; without it one partition per day and a default one that takes
--- what is too old or too far ahead. No unique index: the cursor in the same transaction makes each record single.
+-- The records. A hypertable with TimescaleDB; otherwise one partition per day, and a default partition for records
+-- that are too old or too far ahead. No unique index: the cursor in the same transaction makes each record unique.
 DO $$
 BEGIN
     CREATE TABLE logs_shape (

@@ -1,5 +1,5 @@
--- The same tables as in PostgreSQL. Uuids are 16-byte blobs.
--- ts and minute are text of fixed width, YYYY-MM-DDTHH:MM:SS.ffffffZ, so that they sort as they read.
+-- The same tables as in PostgreSQL. UUIDs are 16-byte blobs.
+-- ts and minute are fixed-width text, YYYY-MM-DDTHH:MM:SS.ffffffZ, which sorts by time.
 CREATE TABLE logweir_writer (
     writer_id BLOB PRIMARY KEY,
     epoch     INTEGER NOT NULL,
