@@ -124,3 +124,44 @@ fn a_client_certificate_is_required_and_rotation_under_load_fails_no_request() {
         assert!(s.stop().add_up());
     });
 }
+
+#[test]
+fn commands_present_a_client_certificate_and_always_verify_the_server() {
+    on_sqlite("mTLS commands", |s| {
+        let (servers, clients) = (Authority::new(), Authority::new());
+        install(&s.dir, &servers.issue(&["localhost"]));
+        with_tls(s, &clients);
+        let (certificate, key) = clients.issue(&["operator"]);
+        let file = |name: &str, text: &str| {
+            let path = s.dir.join(name);
+            fs::write(&path, text).expect("the file is written");
+            path.display().to_string()
+        };
+        let (ca, certificate, key) =
+            (file("ca.crt", &servers.pem()), file("client.crt", &certificate), file("client.key", &key));
+        let lines = file("lines", "one line\n");
+        let url = format!("https://localhost:{}", s.start().http.port());
+        let connect = |ca: bool, identity: bool| {
+            let mut options = vec!["--url", &url];
+            if ca {
+                options.extend(["--ca-file", &ca]);
+            }
+            if identity {
+                options.extend(["--cert-file", &certificate, "--key-file", &key]);
+            }
+            options
+        };
+        let run = |command: &[&str], options: Vec<&str>| {
+            let output = s.run(&[command, &options].concat());
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+            (output.status.code(), text(output.stdout), text(output.stderr))
+        };
+        let (code, _, error) = run(&["produce", &lines, "--ack", "committed"], connect(true, true));
+        assert_eq!(code, Some(0), "{error}");
+        let (code, found, error) = run(&["query"], connect(true, true));
+        assert!(code == Some(0) && found.contains("one line"), "{found}{error}");
+        let (code, _, error) = run(&["query"], connect(false, true));
+        assert!(code == Some(69) && error.contains("--ca-file"), "{error}");
+        assert_eq!(run(&["query"], connect(true, false)).0, Some(69), "no certificate");
+    });
+}

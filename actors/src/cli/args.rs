@@ -52,7 +52,7 @@ pub(super) struct StoreArgs {
     /// Database URL (postgres://… or sqlite:PATH): short for --set database.url=URL
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     database_url: Option<String>,
-    /// Cache URL (redis://… or memory): short for --set cache.url=URL
+    /// Cache URL (redis://… or memory:): short for --set cache.url=URL
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     cache_url: Option<String>,
 }

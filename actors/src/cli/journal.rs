@@ -112,7 +112,7 @@ impl JournalCommand {
 /// The journal in `dir`, which is a journal directory or a `data_dir`.
 ///
 /// # Errors
-/// There is no journal: a check must not succeed because of a typo, and must not create a directory.
+/// Exit code 66 without a journal: a check must not succeed because of a typo, and must not create a directory.
 pub(super) fn journal_dir(dir: &Path) -> Result<PathBuf, Failure> {
     let inner = dir.join("journal");
     let journal = if inner.is_dir() { inner } else { dir.to_owned() };
@@ -187,12 +187,9 @@ fn print(report: &Report, format: Output) -> io::Result<()> {
     };
     writeln!(out, "{state}")?;
     for segment in &report.segments {
-        let (number, size, frames) = (segment.number, bytes(segment.bytes), segment.frames);
-        writeln!(
-            out,
-            "segment {number:>8}  {size:>8}  {frames:>8} frames  seq {}..{}",
-            segment.seq_first, segment.seq_last
-        )?;
+        let (number, size, frames) = (segment.number, bytes(segment.bytes), count(segment.frames, "frame"));
+        let (first, last) = (segment.seq_first, segment.seq_last);
+        writeln!(out, "segment {number:>8}  {size:>8}  {frames:>15}  seq {first}..{last}")?;
     }
     for (lane, tail) in &report.lanes {
         let records = count(tail.records, "record");

@@ -291,7 +291,12 @@ impl Remote {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
                 RemoteError::Rejected(exit::USAGE, format!("invalid address {url:?}: {error}"))
             }
-            _ => RemoteError::Unavailable(format!("cannot reach {}: {error}", self.url)),
+            error => {
+                let error = error.to_string();
+                let untrusted = error.contains("UnknownIssuer");
+                let how = if untrusted { "; trust a private CA with --ca-file" } else { "" };
+                RemoteError::Unavailable(format!("cannot reach {}: {error}{how}", self.url))
+            }
         })?;
         if response.status().is_success() {
             return Ok(response);

@@ -40,13 +40,13 @@ struct DeadLetterList<'a> {
     more: bool,
 }
 
-/// The oldest dead letters.
+/// The latest dead letters.
 #[utoipa::path(
     get,
     tag = DEAD_LETTERS,
     path = "/api/v1/dead-letters",
     params(("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Maximum number of dead letters; default 100.")),
-    responses((status = 200, description = "Dead letters: records that the database rejected, oldest first.", body = DeadLetterList<'_>), DeadLetterErrors)
+    responses((status = 200, description = "Dead letters: records that the database rejected, latest first.", body = DeadLetterList<'_>), DeadLetterErrors)
 )]
 pub(super) async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
     let mut parameters = QueryParameters::of(&request)?;
@@ -79,7 +79,7 @@ struct FailedReplay {
     path = "/api/v1/dead-letters/replay",
     params(
         ("id" = Option<String>, Query, description = "The dead letter to replay."),
-        ("all" = Option<bool>, Query, description = "true replays the 1000 oldest dead letters."),
+        ("all" = Option<bool>, Query, description = "true replays up to 1000 dead letters, latest first."),
     ),
     request_body(content = Option<Object>, content_type = "application/json", description = "With `id`: the edited record, a JSON object such as `record` in the list. Without a body, the original record is replayed."),
     responses(

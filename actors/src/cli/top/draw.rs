@@ -150,8 +150,8 @@ fn draw_journal(frame: &mut Frame<'_>, area: Rect, journal: &Journal) {
     let title = match &journal.reject_reason {
         Some(why) => format!(" journal rejects records: {why} "),
         None => format!(
-            " journal  {} segments  seq {}  queue {}  damaged {} ",
-            journal.segments,
+            " journal  {}  seq {}  queue {}  damaged {} ",
+            count(journal.segments, "segment"),
             journal.seq_last,
             bytes(journal.queue_bytes),
             journal.damaged_frames
