@@ -16,8 +16,10 @@ run:
 test: deps
 	cargo test --workspace --all-features --no-fail-fast
 
-## check: checks formatting, lints, documentation and dependencies; needs cargo-deny
+## check: checks formatting, spelling, lints, documentation and dependencies; needs typos (typos-cli) and cargo-deny
 check:
+	@command -v typos >/dev/null || { echo "typos not found: install it with 'cargo install typos-cli --locked'" >&2; exit 69; }
+	typos
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features

@@ -190,11 +190,11 @@ pub mod retry {
 
     use rand::Rng;
 
-    /// Returns the delay before retry number `attempt` (from 0): a random time between zero and `base` doubled `attempt`
-    /// times, at most `cap`.
+    /// Returns the delay before retry number `attempt` (from 0): a random time between zero and `base` doubled
+    /// `attempt` times, at most `cap`.
     ///
-    /// The whole range is random ("full jitter"), so that many processes that lost the same server at the same moment do
-    /// not reconnect at the same moment; a fixed delay with a little jitter keeps them in step.
+    /// The whole range is random ("full jitter"), so that many processes that lost the same server at the same moment
+    /// do not reconnect at the same moment; a fixed delay with a little jitter keeps them in step.
     pub fn delay(attempt: u32, base: Duration, cap: Duration, rng: &mut impl Rng) -> Duration {
         let doubled = 1_u32.checked_shl(attempt).and_then(|factor| base.checked_mul(factor));
         let ceiling = doubled.unwrap_or(cap).min(cap);

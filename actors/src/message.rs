@@ -37,7 +37,8 @@ pub enum Encoding {
     Snappy,
 }
 
-/// Terminator of a record of [`Format::Records`]: the ASCII record separator. Sources replace it by U+241E inside a record.
+/// Terminator of a record of [`Format::Records`]: the ASCII record separator. Sources replace it by U+241E inside a
+/// record.
 pub const RECORD_END: u8 = 0x1E;
 
 /// Format of a body.
@@ -48,8 +49,8 @@ pub enum Format {
     Auto,
     /// Detected from each line: for sources whose bodies can start and end at any line.
     Lines,
-    /// Records that each end with [`RECORD_END`] and can span lines; each is parsed like a line. For sources that know where
-    /// a record ends; not available as `?format=`.
+    /// Records that each end with [`RECORD_END`] and can span lines; each is parsed like a line. For sources that know
+    /// where a record ends; not available as `?format=`.
     Records,
     /// One JSON object per line.
     Ndjson,
@@ -253,8 +254,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Waits for the fsync that covers it. Returns false if that will not happen: the disk was full and its sequence numbers
-    /// were reassigned to other records.
+    /// Waits for the fsync that covers it. Returns false if that will not happen: the disk was full and its sequence
+    /// numbers were reassigned to other records.
     pub async fn is_durable(&self, journal: &Journal) -> bool {
         journal.durable(self.to_seq()).await.is_ok() && journal.generation() == self.generation
     }
@@ -318,8 +319,8 @@ impl Batch {
 /// Channel for the result of a delivery.
 pub type Reply = oneshot::Sender<Result<Receipt, Rejection>>;
 
-/// A chunk has reached its [`AckLevel`] (for `Committed`: it is in the journal, and the source then waits for the lane's
-/// cursor to pass `seq`).
+/// A chunk has reached its [`AckLevel`] (for `Committed`: it is in the journal, and the source then waits for the
+/// lane's cursor to pass `seq`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// Its lane.
@@ -384,9 +385,11 @@ impl Rejection {
                 (RejectionKind::Unavailable, "journal_failed", "records cannot be acknowledged until logweir restarts")
             }
             AppendError::Sealed => return Self::draining(),
-            AppendError::Duplicate => {
-                (RejectionKind::Unavailable, "in_progress", "the first request with this key is still being written; retry")
-            }
+            AppendError::Duplicate => (
+                RejectionKind::Unavailable,
+                "in_progress",
+                "the first request with this key is still being written; retry",
+            ),
         };
         Self { kind, reason, detail: format!("{error}: {advice}") }
     }

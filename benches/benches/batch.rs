@@ -1,5 +1,5 @@
-//! A batch of 20,000 records: collecting it from chunks, compared with a copy of the list; counting its volume, compared
-//! with one pass over its records.
+//! A batch of 20,000 records: collecting it from chunks, compared with a copy of the list; counting its volume,
+//! compared with one pass over its records.
 
 use std::hint::black_box;
 use std::sync::Arc;

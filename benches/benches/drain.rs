@@ -1,5 +1,5 @@
-//! Duration of a drain: from the request to the end of an embedded logweir with SQLite that has records in flight, compared
-//! with bare inserts of as many rows.
+//! Duration of a drain: from the request to the end of an embedded logweir with SQLite that has records in flight,
+//! compared with bare inserts of as many rows.
 
 use std::cell::Cell;
 use std::path::Path;

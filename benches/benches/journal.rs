@@ -1,5 +1,5 @@
-//! Append and group commit, compared with sequential bare `pwrite` + `fdatasync` of the same sizes into blocks that have
-//! been written before, on the same disk.
+//! Append and group commit, compared with sequential bare `pwrite` + `fdatasync` of the same sizes into blocks that
+//! have been written before, on the same disk.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;

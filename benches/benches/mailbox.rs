@@ -1,8 +1,9 @@
-//! One hop of a message to a stage, compared with the bare limits: an actix actor (whose mailbox bound is not enforced), a
-//! bounded tokio channel, a bounded crossbeam channel.
+//! One hop of a message to a stage, compared with the bare limits: an actix actor (whose mailbox bound is not
+//! enforced), a bounded tokio channel, a bounded crossbeam channel.
 //!
-//! Every variant moves the same message through a queue of the same length, and the clock stops when the last message has
-//! been handled. A message of logweir is a chunk of hundreds of records, so the cost of a hop is paid once per chunk.
+//! Every variant moves the same message through a queue of the same length, and the clock stops when the last message
+//! has been handled. A message of logweir is a chunk of hundreds of records, so the cost of a hop is paid once per
+//! chunk.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 1024;
 
-/// A message like a chunk's: of the same size, and with an allocation that is freed by the receiver. The last one of a run
-/// signals its end.
+/// A message like a chunk's: of the same size, and with an allocation that is freed by the receiver. The last one of a
+/// run signals its end.
 struct Hop {
     last: Option<oneshot::Sender<()>>,
     chunk: Option<Box<[u8; CHUNK_BYTES]>>,

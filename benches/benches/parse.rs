@@ -1,8 +1,8 @@
 //! The parser compared with bare parsers over the same bytes: the cost of interpreting a line beyond reading it.
 //!
-//! The bodies are 512 KiB with a fixed seed. serde_json and sonic-rs read JSON into a struct of the usual fields, borrowed:
-//! they skip the rest, copy nothing and keep nothing. Text has no such parser; its limit is checking UTF-8, finding the lines
-//! and copying them.
+//! The bodies are 512 KiB with a fixed seed. serde_json and sonic-rs read JSON into a struct of the usual fields,
+//! borrowed: they skip the rest, copy nothing and keep nothing. Text has no such parser; its limit is checking UTF-8,
+//! finding the lines and copying them.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir::message::{Defaults, Format};

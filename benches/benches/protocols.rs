@@ -1,7 +1,7 @@
 //! Cost of other protocols' envelopes, compared with the same records as NDJSON.
 //!
-//! The records are 512 KiB as NDJSON, with a fixed seed. Loki carries each as the line of an entry, which is parsed too;
-//! OTLP carries the message and five attributes; bulk and HEC carry it as the document.
+//! The records are 512 KiB as NDJSON, with a fixed seed. Loki carries each as the line of an entry, which is parsed
+//! too; OTLP carries the message and five attributes; bulk and HEC carry it as the document.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir::message::{Defaults, Format};

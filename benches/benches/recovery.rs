@@ -1,5 +1,5 @@
-//! A journal of 256 MiB left by a killed process: recovering it, and reading all of it back as chunks; compared with a bare
-//! sequential read with CRC-32C of the same bytes. Both read from the page cache.
+//! A journal of 256 MiB left by a killed process: recovering it, and reading all of it back as chunks; compared with a
+//! bare sequential read with CRC-32C of the same bytes. Both read from the page cache.
 
 use std::fs::File;
 use std::io::Read;

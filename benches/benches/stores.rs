@@ -1,4 +1,5 @@
-//! Flushing batches of 20,000 rows to SQLite and PostgreSQL, compared with bare inserts of the same rows in the same schema.
+//! Flushing batches of 20,000 rows to SQLite and PostgreSQL, compared with bare inserts of the same rows in the same
+//! schema.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The database's own limit: the same rows with binary COPY from prepared bytes, in the same schema, without any other work.
+//! The database's own limit: the same rows with binary COPY from prepared bytes, in the same schema, without any other
+//! work.
 
 use std::time::{Duration, Instant};
 

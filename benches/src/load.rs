@@ -1,8 +1,8 @@
 //! The load generator: one thread, prepared bodies, and a minimal HTTP client, so that its own cost is negligible.
 //!
-//! Closed loop: each connection sends its next body after the response to the previous one. Open loop: bodies are sent on a
-//! schedule, and a latency counts from the time at which the body *should* have been sent, so that a slow response does not
-//! hide the delay of the bodies behind it (coordinated omission).
+//! Closed loop: each connection sends its next body after the response to the previous one. Open loop: bodies are sent
+//! on a schedule, and a latency counts from the time at which the body *should* have been sent, so that a slow response
+//! does not hide the delay of the bodies behind it (coordinated omission).
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -101,8 +101,8 @@ impl Load {
         Duration::from_secs_f64((nth * self.corpus.events_per_body()) as f64 / rate)
     }
 
-    /// Signals due bodies from a separate thread: the runtime's timer has a resolution of milliseconds, which is more than the
-    /// measured latencies.
+    /// Signals due bodies from a separate thread: the runtime's timer has a resolution of milliseconds, which is more
+    /// than the measured latencies.
     fn throttle(&self, rate: f64, started: Instant, due: Arc<Semaphore>) -> JoinHandle<()> {
         let (load, connections) = (self.clone(), self.connections);
         std::thread::spawn(move || {

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 /// Rounds of each; the first is a warm-up and is dropped.
 const ROUNDS: usize = 12;
 
-/// Runs both alternately and prints how many times as long as `bare` `ours` takes: median, minimum and maximum of the rounds.
+/// Runs both alternately and prints how many times as long as `bare` `ours` takes: median, minimum and maximum of the
+/// rounds.
 pub fn ratio(name: &str, mut ours: impl FnMut(), mut bare: impl FnMut()) {
     timed_ratio(name, || time(&mut ours), || time(&mut bare));
 }

@@ -969,7 +969,7 @@ def check(deploy, program, node_modules, wanted=None):
 # Mutations: (check that must detect it, file under deploy/, text, replacement).
 MUTATIONS = [
     ("render", "kubernetes/overlays/dev/kustomization.yaml", "../../base]", "../../bass]"),
-    ("schema", "kubernetes/base/processor.yaml", "podManagementPolicy:", "podManagmentPolicy:"),
+    ("schema", "kubernetes/base/processor.yaml", "podManagementPolicy:", "podManagerPolicy:"),
     ("schema", "kubernetes/components/istio/istio.yaml", "mode: PERMISSIVE", "mode: SOMETIMES"),
     ("privilege", "kubernetes/base/gateway.yaml", "allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"),
     ("privilege", "kubernetes/base/redis.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
@@ -1028,7 +1028,7 @@ MUTATIONS = [
     ("guide", "operations.md", "logweir journal check", "logweir journals check"),
     ("guide", "operations.md", "`journal.quota_bytes`", "`journal.quota`"),
     ("guide", "operations.md", "deployment/wal-archiver", "deployment/archiver"),
-    ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_writeable"),
+    ("metrics", "kubernetes/components/monitoring/alerts.yaml", "logweir_journal_writable", "logweir_journal_is_writable"),
     ("metrics", "kubernetes/components/monitoring/dashboards/logweir.json", "logweir_store_rows_total", "logweir_rows_total"),
     ("metrics", "kubernetes/components/monitoring/alerts.yaml", '{outcome="rejected"}', '{outcome="denied"}'),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", " unless logweir_stage_restarts_total offset 15m", " > 99"),

@@ -69,7 +69,8 @@ impl Browser {
             });
         }
         let driver = command.spawn().expect("chromedriver should start; tests/install-servers installs it");
-        // The WebDriver client is built with TLS, because features are unified with the program's, and needs a provider.
+        // The WebDriver client is built with TLS, because features are unified with the program's, and needs a
+        // provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let url = format!("http://127.0.0.1:{port}");

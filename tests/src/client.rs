@@ -188,12 +188,12 @@ impl<'a> Client<'a> {
             // A rejection does not guarantee that nothing was stored, unless it says so.
             429 | 503 => {
                 if answer.retry_after.is_none() {
-                    self.ledger.offend(format!("{} without Retry-After: {}", answer.status, answer.body));
+                    self.ledger.record_violation(format!("{} without Retry-After: {}", answer.status, answer.body));
                 }
                 Outcome::Unknown
             }
             status => {
-                self.ledger.offend(format!("{post:?} got {status} {}", answer.body));
+                self.ledger.record_violation(format!("{post:?} got {status} {}", answer.body));
                 Outcome::Unknown
             }
         }

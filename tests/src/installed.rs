@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// Returns the directory below `below` where `install` has installed the packages in `wanted`, or `None` (with a message) if
-/// the registry cannot be reached.
+/// Returns the directory below `below` where `install` has installed the packages in `wanted`, or `None` (with a
+/// message) if the registry cannot be reached.
 ///
 /// # Panics
 /// If the installation fails for any other reason.

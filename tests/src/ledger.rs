@@ -136,7 +136,7 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct Inner {
     posts: BTreeMap<u32, Vec<Post>>,
-    offences: Vec<String>,
+    violations: Vec<String>,
 }
 
 impl Ledger {
@@ -154,14 +154,14 @@ impl Ledger {
     }
 
     /// Records a response that the contract does not allow.
-    pub fn offend(&self, what: String) {
-        self.lock().offences.push(what);
+    pub fn record_violation(&self, what: String) {
+        self.lock().violations.push(what);
     }
 
     /// Returns the responses that the contract does not allow.
     #[must_use]
-    pub fn offences(&self) -> Vec<String> {
-        self.lock().offences.clone()
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
     }
 
     /// Returns all posts of all clients.

@@ -154,8 +154,8 @@ fn identify(stored: &Stored) -> Result<Key, String> {
     Ok(key)
 }
 
-/// Returns consecutive records of a lane that are in the wrong order. Only acknowledged posts are ordered: a client sends the
-/// next one after the response, while a post without a response can still be in flight.
+/// Returns consecutive records of a lane that are in the wrong order. Only acknowledged posts are ordered: a client
+/// sends the next one after the response, while a post without a response can still be in flight.
 fn disordered(posts: &[Post], found: &HashMap<Key, i64>) -> Vec<(Key, Key)> {
     let mut wrong = Vec::new();
     let mut last: HashMap<(u32, i64), (i64, Key)> = HashMap::new();

@@ -1,7 +1,7 @@
 //! A real PostgreSQL for tests.
 //!
-//! - [`database`] returns a new, empty database on a server that all tests of one binary share. `LOGWEIR_TEST_DATABASE_URL`
-//!   overrides the server (with a TimescaleDB, for example).
+//! - [`database`] returns a new, empty database on a server that all tests of one binary share.
+//!   `LOGWEIR_TEST_DATABASE_URL` overrides the server (with a TimescaleDB, for example).
 //! - [`Server::start`] starts a private server, to be stopped, killed, frozen and restarted.
 //! - A server listens on a free port of 127.0.0.1 and on a socket in its temporary directory, and ends with the test
 //!   process in any case.
@@ -78,8 +78,8 @@ fn as_server(mut command: Command) -> Command {
     command
 }
 
-/// Starts `command` from a thread that never ends, so that the kernel kills the child exactly when this process ends: the
-/// parent-death signal is tied to the thread that created the child.
+/// Starts `command` from a thread that never ends, so that the kernel kills the child exactly when this process ends:
+/// the parent-death signal is tied to the thread that created the child.
 fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
     type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();

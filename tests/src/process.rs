@@ -140,8 +140,8 @@ pub fn run_command(mut command: Command, within: Duration) -> Output {
     output
 }
 
-/// Returns a free port outside the kernel's range for outgoing connections: otherwise, between the end of a process and the
-/// start of the next, a client that connects to the port could connect to itself.
+/// Returns a free port outside the kernel's range for outgoing connections: otherwise, between the end of a process and
+/// the start of the next, a client that connects to the port could connect to itself.
 #[must_use]
 pub fn free_addr() -> SocketAddr {
     static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());

@@ -1,7 +1,7 @@
 //! A TCP proxy between logweir and a server that simulates network faults.
 //!
-//! It understands enough of PostgreSQL's protocol to detect a COMMIT: every message after the startup message has a type
-//! byte and a length. For other protocols, use only the faults by mode.
+//! It understands enough of PostgreSQL's protocol to detect a COMMIT: every message after the startup message has a
+//! type byte and a length. For other protocols, use only the faults by mode.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -17,8 +17,8 @@ pub enum Mode {
     Pass,
     /// New connections are refused; open ones stay open.
     Refuse,
-    /// Half-open: connections (including new ones) stay open, but nothing is forwarded. They stay silent forever, even after
-    /// the mode changes; connections made under another mode are not affected.
+    /// Half-open: connections (including new ones) stay open, but nothing is forwarded. They stay silent forever, even
+    /// after the mode changes; connections made under another mode are not affected.
     Swallow,
     /// Each read is delayed by this time.
     Delay(Duration),

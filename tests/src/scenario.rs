@@ -273,8 +273,8 @@ impl Scenario {
         totals
     }
 
-    /// Returns all violations. Starts with a fault-free phase: a server is started without faults (unless one is running), a
-    /// new record must reach the store, and the backlog must become empty.
+    /// Returns all violations. Starts with a fault-free phase: a server is started without faults (unless one is
+    /// running), a new record must reach the store, and the backlog must become empty.
     pub fn findings(&mut self) -> Vec<Violation> {
         if let Some(stuck) = self.settle_down() {
             return vec![stuck];
@@ -283,7 +283,7 @@ impl Scenario {
             Ok(contents) => examine(&self.ledger.posts(), &contents),
             Err(what) => vec![Violation::Stuck(what)],
         };
-        violations.extend(self.ledger.offences().into_iter().map(Violation::Answer));
+        violations.extend(self.ledger.violations().into_iter().map(Violation::Answer));
         violations.extend(self.account());
         violations.extend(self.verify());
         violations
@@ -293,7 +293,7 @@ impl Scenario {
     ///
     /// # Panics
     /// If it does not, with all violations.
-    pub fn conserve(&mut self) {
+    pub fn assert_contract(&mut self) {
         let violations = self.findings();
         let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();
         assert!(violations.is_empty(), "contract violations:\n{}", lines.join("\n"));

@@ -1,6 +1,6 @@
-//! The real image and Compose stack in a Docker engine: `make compose` finds or starts an engine, builds the image and runs
-//! this test. It takes the stack through its life: started, used, probed for privileges, killed under load, stopped, removed
-//! and started again, scaled.
+//! The real image and Compose stack in a Docker engine: `make compose` finds or starts an engine, builds the image and
+//! runs this test. It takes the stack through its life: started, used, probed for privileges, killed under load,
+//! stopped, removed and started again, scaled.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -150,7 +150,8 @@ impl Stack {
         self.command(&self.composed(&run)).stdout(Stdio::piped()).spawn().expect("docker starts")
     }
 
-    /// Asserts that each record of the load was acknowledged and stored once, in addition to the `before` existing rows.
+    /// Asserts that each record of the load was acknowledged and stored once, in addition to the `before` existing
+    /// rows.
     fn is_stored_once(&self, load: Child, records: u64, before: u64) {
         let output = load.wait_with_output().expect("the load ends");
         let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");

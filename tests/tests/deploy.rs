@@ -1,6 +1,7 @@
 //! Checks everything under `deploy/` for consistency, with itself and with the program: see `tests/deploy/checks.py`.
 //!
-//! `LOGWEIR_MUTATIONS=1` breaks a copy of it in one place after another, and verifies that each check detects its mutation.
+//! `LOGWEIR_MUTATIONS=1` breaks a copy of it in one place after another, and verifies that each check detects its
+//! mutation.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

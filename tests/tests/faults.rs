@@ -1,5 +1,5 @@
-//! A slow or failed dependency affects nothing else: PostgreSQL and Redis are killed, restarted, made read-only, cut off,
-//! half-open and slow, under load. In the end everything acknowledged is in the table exactly once.
+//! A slow or failed dependency affects nothing else: PostgreSQL and Redis are killed, restarted, made read-only, cut
+//! off, half-open and slow, under load. In the end everything acknowledged is in the table exactly once.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use logweir_tests::proxy::{AtCommit, Mode};
 use logweir_tests::redis::Redis;
 use logweir_tests::scenario::{PATIENCE, SEGMENT_BYTES, Scenario, behind_proxy, on_postgres, on_sqlite};
 
-/// Starts the server and the load, injects `fault`, checks that intake continues, calls `repair`, and checks the contract.
+/// Starts the server and the load, injects `fault`, checks that intake continues, calls `repair`, and checks the
+/// contract.
 fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), repair: impl FnOnce(&mut Scenario)) {
     s.start();
     let load = s.load(Load::default());
@@ -23,7 +24,7 @@ fn survives(s: &mut Scenario, fault: impl FnOnce(&mut Scenario), repair: impl Fn
     repair(s);
     s.acknowledged(200);
     load.stop();
-    s.conserve();
+    s.assert_contract();
 }
 
 fn nothing(_: &mut Scenario) {}
@@ -132,7 +133,7 @@ fn a_lane_that_falls_behind_repeatedly_stores_each_frame_once() {
             s.acknowledged(1000);
         }
         load.stop();
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -197,7 +198,7 @@ fn a_database_that_is_unavailable_at_startup_is_waited_for() {
         s.proxy().set(Mode::Pass);
         s.stored();
         load.stop();
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -224,7 +225,7 @@ fn sigterm_on_a_full_disk_loses_nothing() {
         s.stop();
         load.stop();
         drop(lock);
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -250,7 +251,7 @@ fn fills_up_and_recovers(s: &mut Scenario) {
     drop(lock);
     s.acknowledged(500);
     load.stop();
-    s.conserve();
+    s.assert_contract();
 }
 
 /// Sends until a record is rejected with 503 and `Retry-After`, and readiness fails.

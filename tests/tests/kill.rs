@@ -39,8 +39,8 @@ fn retries_with_an_idempotency_key_across_kills_are_stored_once_in_sqlite() {
     on_sqlite("idempotency", sends_again);
 }
 
-/// Each client retries each request until it is acknowledged. Nothing may be missing or duplicated, wherever the response
-/// was lost. Segments are small, so that keys outlive the files that contain them.
+/// Each client retries each request until it is acknowledged. Nothing may be missing or duplicated, wherever the
+/// response was lost. Segments are small, so that keys outlive the files that contain them.
 fn sends_again(s: &mut Scenario) {
     s.start();
     let load = s.load(Load { keyed: true, ..Load::default() });
@@ -53,7 +53,7 @@ fn sends_again(s: &mut Scenario) {
     load.stop();
     let sent: u64 = s.ledger.posts().iter().map(|post| u64::from(post.count)).sum();
     assert_eq!(s.ledger.records(Outcome::Acknowledged), sent, "not every request was acknowledged");
-    s.conserve();
+    s.assert_contract();
     assert_eq!(s.store.count(), Ok(sent + 1), "all records and the oracle's own one are stored once");
 }
 
@@ -81,7 +81,7 @@ fn kill_at_random_moments(s: &mut Scenario, kills: u32) {
         s.ledger.records(Outcome::Acknowledged) > u64::from(kills) * 20,
         "too little traffic for a meaningful test"
     );
-    s.conserve();
+    s.assert_contract();
 }
 
 /// Kills at the first, third and tenth pass of each point, which the load makes the server reach.
@@ -95,7 +95,7 @@ fn kill_at(s: &mut Scenario, points: &[&str], passes: &[u32], load: Load) {
         }
     }
     load.stop();
-    s.conserve();
+    s.assert_contract();
 }
 
 const JOURNAL_POINTS: [&str; 6] = [
@@ -164,7 +164,7 @@ fn sigkill_during_each_recovery_loses_nothing_and_the_journal_does_not_grow() {
         let after = s.journal_bytes();
         assert!(after <= before + 3 * SEGMENT_BYTES, "nine recoveries grew the journal from {before} to {after} bytes");
         drop(lock);
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -179,7 +179,7 @@ fn a_stage_that_panics_is_restarted_and_nothing_is_lost_or_duplicated() {
                 .expect("the server keeps running");
             s.acknowledged(100);
             load.stop();
-            s.conserve();
+            s.assert_contract();
         });
     }
 }

@@ -1,5 +1,5 @@
-//! The rendered StatefulSet with the real program in its pods: rollouts, scaling, kills, lost nodes, and pods that are deleted
-//! by force too early. Nothing acknowledged is lost or duplicated.
+//! The rendered StatefulSet with the real program in its pods: rollouts, scaling, kills, lost nodes, and pods that are
+//! deleted by force too early. Nothing acknowledged is lost or duplicated.
 //!
 //! `LOGWEIR_KILLS=1000` sets the number of kills, `LOGWEIR_SEED=…` repeats a run.
 
@@ -93,7 +93,7 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.set.apply(&canary).expect("the manifests are supported");
         c.until_available();
         assert_eq!(revisions(c), [1, 1, 2], "only ordinals at or above the partition are updated");
-        assert_eq!(c.most_away(), 1, "one at a time");
+        assert_eq!(c.max_unavailable(), 1, "one at a time");
         // A deleted pod below the partition is recreated with its old revision.
         c.force_delete(0);
         c.ready(3);
@@ -103,14 +103,14 @@ fn a_rolling_update_stops_at_its_partition_and_loses_nothing() {
         c.set.apply(&all).expect("the manifests are supported");
         c.until_available();
         assert_eq!(revisions(c), [2, 2, 2]);
-        assert_eq!(c.most_away(), 1, "one at a time");
+        assert_eq!(c.max_unavailable(), 1, "one at a time");
         load.stop();
         let order: Vec<&str> = c.set.ends().iter().map(|end| end.pod.as_str()).collect();
         assert_eq!(order, ["processor-2", "processor-1", "processor-0"]);
         for end in c.set.ends() {
             assert_eq!(ended_cleanly(end).backlog, 0, "the database is up: {}", end.log);
         }
-        c.conserve();
+        c.assert_contract();
     });
 }
 
@@ -151,7 +151,7 @@ fn a_scale_down_without_a_database_leaves_volumes_that_a_job_drains() {
         c.acknowledged(200);
         load.stop();
         early.stop();
-        c.conserve();
+        c.assert_contract();
     });
 }
 
@@ -188,7 +188,7 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
     let acknowledged = c.ledger.records(Outcome::Acknowledged);
     eprintln!("{kills} kills, {acknowledged} records acknowledged");
     assert!(acknowledged > u64::from(kills) * 20, "too little traffic for a meaningful test: {acknowledged}");
-    c.conserve();
+    c.assert_contract();
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_node_is_lost_and_its_volumes_move_to_another_one() {
         }
         c.acknowledged(300);
         load.stop();
-        c.conserve();
+        c.assert_contract();
     });
 }
 
@@ -239,7 +239,7 @@ fn a_force_deleted_pod_keeps_its_volume_until_it_exits() {
         c.end_lost();
         c.ready(2);
         load.stop();
-        c.conserve();
+        c.assert_contract();
     });
 }
 
@@ -272,7 +272,7 @@ fn a_force_deleted_pod_that_was_overtaken_is_fenced() {
         load.stop();
         // What it accepted after it resumed is only on its own volume.
         c.run_job(&adopt, "drain-journal", "overtaken");
-        c.conserve();
+        c.assert_contract();
     });
 }
 
@@ -301,7 +301,7 @@ fn a_pod_that_hangs_is_killed_and_restarted() {
         c.ready(1);
         c.acknowledged(300);
         load.stop();
-        c.conserve();
+        c.assert_contract();
     });
 }
 
@@ -378,7 +378,7 @@ fn the_production_overlay_runs() {
         let load = c.load(Load::default());
         c.acknowledged(300);
         load.stop();
-        c.conserve();
+        c.assert_contract();
         c.set.scale(0);
         c.until("all pods are deleted", |c| c.set.pods().is_empty());
         c.set.ends().iter().for_each(|end| assert_eq!(ended_cleanly(end).backlog, 0));

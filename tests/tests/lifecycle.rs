@@ -1,5 +1,5 @@
-//! Startup, shutdown and journal ownership: SIGTERM and SIGINT under various conditions, two processes on one volume or on
-//! copies of a volume, and a process that resumes after it was replaced.
+//! Startup, shutdown and journal ownership: SIGTERM and SIGINT under various conditions, two processes on one volume or
+//! on copies of a volume, and a process that resumes after it was replaced.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn sigterm_under_load_ends_cleanly_with_consistent_totals() {
             assert_eq!(closing.backlog, 0, "the database is up: {closing:?}");
             load.stop();
         }
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -39,7 +39,7 @@ fn sigint_works_like_sigterm() {
         s.server().signal(libc::SIGINT);
         assert_eq!(s.ended().code(), Some(0));
         load.stop();
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -76,7 +76,7 @@ fn sigterm_with_the_database_down_ends_in_under_two_seconds() {
         assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
         assert!(closing.backlog >= 500, "{closing:?}");
         s.proxy().set(Mode::Pass);
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -104,7 +104,7 @@ fn a_second_sigterm_cuts_a_long_drain_short() {
             "the second SIGTERM must skip the linger time of a minute"
         );
         load.stop();
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -122,7 +122,7 @@ fn after_sigterm_readiness_fails_immediately_while_intake_lingers() {
         s.acknowledged(100);
         assert_eq!(s.ended().code(), Some(0));
         load.stop();
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -141,7 +141,7 @@ fn sigterm_while_a_backlog_is_replayed() {
             s.stop();
         }
         s.proxy().set(Mode::Pass);
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -158,7 +158,7 @@ fn a_deadline_shorter_than_the_drain_leaves_the_rest_in_the_journal() {
         let closing = s.stop();
         assert!(closing.backlog > 0, "{closing:?}");
         s.proxy().set(Mode::Pass);
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -173,7 +173,7 @@ fn a_second_process_on_the_same_volume_is_rejected() {
         assert!(second.log_text().contains("in use by another process"), "{}", second.log_text());
         s.acknowledged(200);
         load.stop();
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -214,7 +214,7 @@ fn two_on_copies<T>(s: &mut Scenario, end: impl FnOnce(&mut Scenario) -> T) {
     assert_eq!(winner.wait(PATIENCE).code(), Some(0), "{}", winner.log_text());
     s.set("data_dir", data_dir.display());
     adopt(s, &fenced);
-    s.conserve();
+    s.assert_contract();
 }
 
 /// Saves the records that only this copy of a journal has.
@@ -248,7 +248,7 @@ fn a_frozen_process_is_fenced_after_a_takeover() {
         let frozen = s.data_dir();
         s.set("data_dir", copy.display());
         adopt(s, &frozen);
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -273,6 +273,6 @@ fn an_invalid_configuration_at_a_restart_with_backlog_changes_nothing() {
         s.set("journal.quota_bytes", 268_435_456);
         s.set("batch.rows_max", 20_000);
         drop(lock);
-        s.conserve();
+        s.assert_contract();
     });
 }

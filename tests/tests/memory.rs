@@ -26,7 +26,7 @@ fn memory_stays_below_the_printed_bound_with_a_large_backlog() {
         let all = s.ledger.records(Outcome::Acknowledged);
         s.wait_long("the backlog is replayed", |s| s.store.count().is_ok_and(|count| count >= all));
         check_bound(s, "while it was replayed");
-        s.conserve();
+        s.assert_contract();
     });
 }
 

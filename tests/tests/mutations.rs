@@ -11,7 +11,8 @@ use logweir_tests::scenario::{PATIENCE, behind_proxy, on_postgres, on_sqlite};
 /// Number of attempts per mutation, since some bugs show only with certain timing.
 const ATTEMPTS: u32 = 5;
 
-/// Runs the scenario without the mutation, which must pass, and with it, which must cause a violation that `catches` accepts.
+/// Runs the scenario without the mutation, which must pass, and with it, which must cause a violation that `catches`
+/// accepts.
 fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str) -> Vec<Violation>) {
     harmless("", &tell);
     let seen = (0..ATTEMPTS).any(|_| tell(mutation).iter().any(catches));
@@ -100,8 +101,8 @@ fn cannot_cut_power() -> bool {
     !may_mount()
 }
 
-/// The journal's disk loses power under load, while the database accepts nothing. Each fsync is delayed, which widens the
-/// window for a premature acknowledgement.
+/// The journal's disk loses power under load, while the database accepts nothing. Each fsync is delayed, which widens
+/// the window for a premature acknowledgement.
 fn power_cut(faults: &str) -> Vec<Violation> {
     let mut found = Vec::new();
     on_sqlite("power cut", |s| {

@@ -1,5 +1,5 @@
-//! The database is destroyed under load and restored to an earlier time with the manifests' scripts. Records that it lost are
-//! replayed from the journal exactly once, or reported exactly if the journal no longer has them.
+//! The database is destroyed under load and restored to an earlier time with the manifests' scripts. Records that it
+//! lost are replayed from the journal exactly once, or reported exactly if the journal no longer has them.
 
 use logweir_tests::backup::Backup;
 use logweir_tests::client::Load;
@@ -46,7 +46,7 @@ fn records_that_a_restored_database_lost_are_replayed_from_the_journal() {
         backup.restore(&moment);
         s.acknowledged(500);
         load.stop();
-        s.conserve();
+        s.assert_contract();
         assert!(rewinds(s) >= 1.0, "no lane was rewound");
 
         // Once more without load: the processor has to detect the restore on its own.
@@ -55,7 +55,7 @@ fn records_that_a_restored_database_lost_are_replayed_from_the_journal() {
         backup.destroy();
         backup.restore(&moment);
         s.wait("everything is stored again", |s| s.store.count().is_ok_and(|count| count == stored));
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -87,7 +87,7 @@ fn records_that_the_journal_no_longer_has_are_reported_exactly() {
         let lost: i64 = s.store.contents().expect("a table").lanes.iter().map(|lane| lane.lost).sum();
         assert_eq!(missing.len() as i64, lost, "the accounting does not include every missing record");
         let log = s.server().log_text();
-        let named = log.lines().filter(|line| line.contains("counted as lost"));
+        let named = log.lines().filter(|line| line.contains("they are counted as lost"));
         let records = |line: &str| -> i64 {
             let (_, rest) = line.split_once(" records=").expect("a number of records");
             rest.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")

@@ -15,7 +15,7 @@ fn acknowledged_records_are_stored_and_the_final_log_line_has_the_totals() {
     let story = |s: &mut Scenario| {
         s.start();
         s.load(Load { posts_max: 50, ..Load::default() }).finish();
-        s.conserve();
+        s.assert_contract();
         let closing = s.stop();
         // 50 posts of 20 records from 4 clients, and the oracle's own record.
         assert_eq!((closing.accepted, closing.committed, closing.backlog), (4001, 4001, 0));
@@ -70,7 +70,7 @@ fn a_received_acknowledgement_survives_sigterm() {
             s.stop();
             load.stop();
         }
-        s.conserve();
+        s.assert_contract();
     });
 }
 
@@ -81,7 +81,7 @@ fn records_of_all_sizes_from_many_clients_arrive_unchanged() {
         for message_bytes in [0, 1, 100, 10_000, 200_000] {
             s.load(Load { message_bytes, clients: 8, posts_max: 3, ..Load::default() }).finish();
         }
-        s.conserve();
+        s.assert_contract();
     });
 }
 

@@ -344,7 +344,7 @@ async fn a_writer_continues_through_its_own_runs_and_rejects_a_copy(on: Fixture)
     assert_eq!(take(&[1, 2, 3, 4, 5], 6).await.unwrap().epoch, 4, "the rejected copy must not change anything");
 }
 
-async fn a_stale_copys_own_frames_are_stored_once(on: Fixture) {
+async fn own_frames_of_a_stale_copy_are_stored_once(on: Fixture) {
     let writer = Uuid::new_v4();
     // Run 1 flushes 10 of 30 records. Then the volume is copied; the copy acquires the lease as run 20 and flushes 25.
     let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
@@ -644,7 +644,7 @@ both! {
     flushing_a_batch_twice_stores_it_once
     an_older_epoch_is_fenced
     a_writer_continues_through_its_own_runs_and_rejects_a_copy
-    a_stale_copys_own_frames_are_stored_once
+    own_frames_of_a_stale_copy_are_stored_once
     a_journal_older_than_the_database_gets_its_lanes_reset
     a_newer_journal_that_reappears_forks_only_what_was_not_stored
     after_a_restore_to_before_the_takeover_the_lease_is_reacquired

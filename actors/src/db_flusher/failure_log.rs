@@ -1,6 +1,7 @@
 //! Limits how often a lane logs the same failure: once when it starts, then at growing intervals.
 //!
-//! A lane that cannot reach the database retries several times per second. Logging each attempt would bury other messages.
+//! A lane that cannot reach the database retries several times per second. Logging each attempt would bury other
+//! messages.
 
 use std::time::Duration;
 
@@ -40,8 +41,8 @@ struct Lasting {
 }
 
 impl FailureLog {
-    /// Records a failure. Returns the number of failures suppressed since the last message if this one is to be logged: it
-    /// is the first of its kind, or the interval has passed.
+    /// Records a failure. Returns the number of failures suppressed since the last message if this one is to be logged:
+    /// it is the first of its kind, or the interval has passed.
     pub(super) fn failed(&mut self, failure: Failure, now: Instant) -> Option<u64> {
         match &mut self.current {
             Some(lasting) if lasting.failure == failure => {

@@ -1,14 +1,14 @@
 //! Stage db-flusher: commits one lane to the database, one transaction at a time, in order, exactly once.
 //!
-//! - The flusher is a *position* that moves along the lane: `(seq, records)`, always the database's cursor. A batch from
-//!   the mailbox that starts there is flushed from memory; everything else is read from the journal. Replay at startup,
-//!   catching up after an outage and recovering from a panic are the same code.
+//! - The flusher is a *position* that moves along the lane: `(seq, records)`, always the database's cursor. A batch
+//!   from the mailbox that starts there is flushed from memory; everything else is read from the journal. Replay at
+//!   startup, catching up after an outage and recovering from a panic are the same code.
 //! - No transaction starts before a completed fsync covers its frames.
 //! - An unknown outcome (COMMIT cut off) is resolved by flushing the same range again: the compare-and-set decides.
 //! - The journal releases a segment only for a cursor that the database has confirmed.
-//! - The database can be restored to an earlier time, even while nothing is being flushed: a closed connection is reopened
-//!   at once, and if the cursor is below the position, the journal is read again from there. Records that the journal no
-//!   longer has are logged and counted as lost.
+//! - The database can be restored to an earlier time, even while nothing is being flushed: a closed connection is
+//!   reopened at once, and if the cursor is below the position, the journal is read again from there. Records that the
+//!   journal no longer has are logged and counted as lost.
 //! - A wait for the database ends when the drain reaches `Persisting`, or immediately while draining if the database is
 //!   failing: the journal has everything.
 
@@ -213,8 +213,8 @@ impl DbFlusher {
 
     /// Returns the next frames after `position` as a batch, or `None` at the durable tail.
     ///
-    /// A durable tail that cannot be read (damaged, or past its retention) becomes a batch without records: it is counted
-    /// as lost, since otherwise the lane would never drain.
+    /// A durable tail that cannot be read (damaged, or past its retention) becomes a batch without records: it is
+    /// counted as lost, since otherwise the lane would never drain.
     async fn read_batch(&mut self, position: Position) -> Result<Option<Batch>, Interrupted> {
         let ahead = self.ahead.take().filter(|reading| reading.after == position);
         let reading = match ahead {
@@ -272,7 +272,14 @@ impl DbFlusher {
                 false => ("damaged", "the journal is damaged in this range"),
             };
             let lane = self.lane;
-            tracing::error!(lane, seq_first, seq_last, records, reason = what, "the journal lacks records that the database needs: counted as lost");
+            tracing::error!(
+                lane,
+                seq_first,
+                seq_last,
+                records,
+                reason = what,
+                "the journal lacks records that the database needs: they are counted as lost"
+            );
             metrics::counter!("logweir_discarded_records_total",
                 "component" => "journal", "reason" => reason, "intentional" => "false")
             .increment(records);
@@ -483,7 +490,8 @@ impl DbFlusher {
                 lane = self.lane,
                 error = what,
                 suppressed,
-                "the lane is stopped: fix this problem and the lane resumes automatically; records are kept in the journal"
+                "the lane is stopped: fix this problem and the lane resumes automatically; records are kept in the \
+                 journal"
             );
         }
         self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
@@ -549,7 +557,8 @@ impl Stage for DbFlusher {
     async fn on_tick(&mut self) -> Result<(), Exit> {
         self.connection.take_if(|connection| !connection.is_open());
         if self.position.is_none() || self.connection.is_none() {
-            // Acquire the lease and read the cursor as soon as the database responds, even if there is nothing to flush.
+            // Acquire the lease and read the cursor as soon as the database responds, even if there is nothing to
+            // flush.
             if let Err(interrupted) = self.position().await {
                 return ended(Err(interrupted));
             }

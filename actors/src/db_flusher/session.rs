@@ -62,8 +62,8 @@ impl Session {
         };
         if !inherited.exact {
             tracing::warn!(
-                "the other copy has run before without reaching the database: frames that both copies have are treated as its \
-                 own, see the documentation of `journal drain --adopt`"
+                "the other copy has run before without reaching the database: frames that both copies have are treated \
+                 as its own, see the documentation of `journal drain --adopt`"
             );
         }
         let claim = Claim { writer: inherited.writer, ..self.claim.clone() };
@@ -84,7 +84,8 @@ impl Session {
         let mut lease = self.lease.lock().await;
         if lease.is_none() {
             let taken = self.take().await?;
-            tracing::info!(store = self.store.name(), writer = %taken.writer, epoch = taken.epoch, "acquired the journal's lease");
+            let Lease { writer, epoch } = &taken;
+            tracing::info!(store = self.store.name(), %writer, epoch, "acquired the journal's lease");
             self.progress.epoch(taken.epoch);
             self.held.send_replace(true);
             *lease = Some(taken);
@@ -95,7 +96,8 @@ impl Session {
 }
 
 async fn limited<T>(limit: Duration, step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let timed_out = |_| Err(StoreError::Transient(format!("the database did not respond within {} s", limit.as_secs())));
+    let timed_out =
+        |_| Err(StoreError::Transient(format!("the database did not respond within {} s", limit.as_secs())));
     timeout(limit, step).await.unwrap_or_else(timed_out)
 }
 

@@ -83,7 +83,10 @@ impl LogStore for BlackholeStore {
     }
 
     async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError> {
-        Err(StoreError::Systemic(format!("unknown dead letter {}: database.url is a blackhole, which has no dead letters", letter.id)))
+        Err(StoreError::Systemic(format!(
+            "unknown dead letter {}: database.url is a blackhole, which has no dead letters",
+            letter.id
+        )))
     }
 
     async fn purge_dead_letters(&self, _: i64) -> Result<u64, StoreError> {

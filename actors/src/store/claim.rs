@@ -96,7 +96,8 @@ pub(super) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart>
         .collect()
 }
 
-/// Returns every lane of the journal or the database with its tail and cursor, or one entry without a lane if none exists.
+/// Returns every lane of the journal or the database with its tail and cursor, or one entry without a lane if none
+/// exists.
 pub(super) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u64, u64)> {
     let mut all: BTreeMap<LaneId, (u64, u64)> = lanes.iter().map(|row| (row.lane, (0, row.last_seq))).collect();
     for &(lane, tail) in &claim.tails {
@@ -140,8 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_copy_keeps_the_frames_above_the_other_copys_first_tail() {
-        // Runs 1 and 2 are shared. The copy acquired the lease as run 20 with the tails (10, 4), then as run 21; this is run 3.
+    fn a_stale_copy_keeps_the_frames_above_the_first_tail_of_the_other_copy() {
+        // Runs 1 and 2 are shared. The copy acquired the lease as run 20 with the tails (10, 4), then as run 21; this
+        // is run 3.
         let history = [
             past(1, 1, None, 0, 0, 0),
             past(2, 2, Some(1), 0, 6, 6),
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_run_before_the_other_copys_run_makes_the_fork_point_inexact() {
+    fn an_unknown_run_before_that_of_the_other_copy_makes_the_fork_point_inexact() {
         let history = [past(1, 1, None, 0, 0, 0), past(2, 21, Some(20), 0, 15, 8)];
         assert!(!fork_point(&history, &claim(&[1], 2)).unwrap().exact);
     }

@@ -16,8 +16,8 @@ pub enum CursorMismatch {
     AlreadyApplied,
     /// The writer has a later epoch.
     Fenced,
-    /// The database does not know this epoch, this lane or its `lane_id`: it was restored to an earlier time. A retry does
-    /// not help; the lease must be acquired again.
+    /// The database does not know this epoch, this lane or its `lane_id`: it was restored to an earlier time. A retry
+    /// does not help; the lease must be acquired again.
     Rewound,
     /// The cursor is elsewhere: the flusher rebuilds its range from there.
     Moved,
@@ -25,10 +25,16 @@ pub enum CursorMismatch {
     Reused,
 }
 
-/// Classifies the mismatch. `mine` and `lane_id` are this process's values, `writer_epoch` comes from the writer's row and
-/// `row` is the lane's; `None` if that row does not exist.
+/// Classifies the mismatch. `mine` and `lane_id` are this process's values, `writer_epoch` comes from the writer's row
+/// and `row` is the lane's; `None` if that row does not exist.
 #[must_use]
-pub fn on_cursor_mismatch(mine: i64, lane_id: i64, writer_epoch: Option<i64>, row: Option<&LaneRow>, batch: &Batch) -> CursorMismatch {
+pub fn on_cursor_mismatch(
+    mine: i64,
+    lane_id: i64,
+    writer_epoch: Option<i64>,
+    row: Option<&LaneRow>,
+    batch: &Batch,
+) -> CursorMismatch {
     let (Some(writer_epoch), Some(row)) = (writer_epoch, row) else { return CursorMismatch::Rewound };
     let epoch = writer_epoch.max(row.epoch);
     if epoch > mine {
@@ -69,7 +75,12 @@ mod tests {
             (Some(3), row(3, 12, &other), CursorMismatch::Moved, "past the range"),
             (Some(3), row(3, 2, &other), CursorMismatch::Moved, "before the range: the database lost commits"),
             (Some(3), row(3, 5, &other), CursorMismatch::Moved, "at the start: it moved between the two reads"),
-            (Some(4), row(4, 9, &ours), CursorMismatch::Fenced, "committed, then the lease was acquired by another process"),
+            (
+                Some(4),
+                row(4, 9, &ours),
+                CursorMismatch::Fenced,
+                "committed, then the lease was acquired by another process",
+            ),
             (Some(4), row(3, 5, &other), CursorMismatch::Fenced, "the takeover has not reached the lane yet"),
             (Some(4), None, CursorMismatch::Rewound, "no row for the lane"),
             (None, row(3, 5, &other), CursorMismatch::Rewound, "no row for the writer"),
@@ -77,7 +88,11 @@ mod tests {
             (Some(3), row(2, 5, &other), CursorMismatch::Rewound, "the lane's row is older than the lease"),
         ];
         let reset_lane = row(3, 9, &ours);
-        assert_eq!(on_cursor_mismatch(3, 1, Some(3), reset_lane.as_ref(), &batch), CursorMismatch::Rewound, "another lane_id");
+        assert_eq!(
+            on_cursor_mismatch(3, 1, Some(3), reset_lane.as_ref(), &batch),
+            CursorMismatch::Rewound,
+            "another lane_id"
+        );
         for (writer_epoch, row, miss, why) in table {
             assert_eq!(on_cursor_mismatch(3, 0, writer_epoch, row.as_ref(), &batch), miss, "{why}");
         }

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use super::{StoreError, time};
 use crate::record_json::RecordJson;
 
-/// The JSON in [`DeadLetter::raw`](super::DeadLetter::raw) as it is read: a record's [one shape](crate::record_json), where an
-/// operator may have edited it. Unknown members are ignored, so a record from any endpoint can be pasted.
+/// The JSON in [`DeadLetter::raw`](super::DeadLetter::raw) as it is read: a record's [one shape](crate::record_json),
+/// where an operator may have edited it. Unknown members are ignored, so a record from any endpoint can be pasted.
 #[derive(Deserialize)]
 struct StoredRecord<'a> {
     #[serde(borrow)]
@@ -59,11 +59,13 @@ pub(crate) struct SanitizedRecord {
 pub(crate) fn parse_raw(raw: &str) -> Result<SanitizedRecord, StoreError> {
     let wrong = |what: String| StoreError::Systemic(format!("invalid dead letter: {what}"));
     let mut letter: StoredRecord<'_> = serde_json::from_str(raw).map_err(|error| wrong(error.to_string()))?;
-    let ts_us = time::parse(&letter.ts).ok_or_else(|| wrong(format!("invalid ts \"{}\": expected an RFC 3339 time", letter.ts)))?;
+    let ts_us = time::parse(&letter.ts)
+        .ok_or_else(|| wrong(format!("invalid ts \"{}\": expected an RFC 3339 time", letter.ts)))?;
     let severity = Severity::from_number(letter.severity)
         .ok_or_else(|| wrong(format!("invalid severity {}: expected 0 to 24", letter.severity)))?;
     let text = |text: Cow<'_, str>| text.replace('\0', "\u{fffd}");
-    let attributes = letter.attributes().ok_or_else(|| wrong("invalid attributes: expected a JSON object".to_owned()))?;
+    let attributes =
+        letter.attributes().ok_or_else(|| wrong("invalid attributes: expected a JSON object".to_owned()))?;
     let attributes = match text(attributes.into()) {
         empty if empty.is_empty() => None,
         attributes => Some(replace_invalid_escapes(&attributes)),

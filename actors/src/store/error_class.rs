@@ -1,13 +1,13 @@
 //! Classifies SQLSTATEs: retry, operator action needed, or one bad row. Pure.
 //!
 //! Wrongly blaming a row dead-letters good records; wrongly classifying an error as systemic stops a lane for one bad
-//! record. So a row is blamed only for what its own values can cause in a binary COPY with fixed types, only in the COPY
-//! itself, and (in the store) only after it has failed alone.
+//! record. So a row is blamed only for what its own values can cause in a binary COPY with fixed types, only in the
+//! COPY itself, and (in the store) only after it has failed alone.
 //!
 //! A client must not be able to stop a lane. The parser sanitizes NUL, lone surrogates, invalid UTF-8 and deep nesting.
-//! What remains are numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and records that
-//! were journaled before the parser sanitized them. These fail in the types' input functions, independently of any table
-//! ([`Class::Value`]), and are dead-lettered without a limit. The limit applies to rows that the table rejects
+//! What remains are numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and records
+//! that were journaled before the parser sanitized them. These fail in the types' input functions, independently of any
+//! table ([`Class::Value`]), and are dead-lettered without a limit. The limit applies to rows that the table rejects
 //! ([`Class::Row`]): its constraints, triggers and indexes belong to the operator.
 
 /// The class of a server error.
@@ -80,18 +80,20 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
         "58030" => Class::Transient,
         _ => match sqlstate.get(..2).unwrap_or_default() {
             "22" | "23" => Class::Row,
-            // Connection, transaction rollback (serialization, deadlock), operator intervention (shutdown, crash, start-up).
+            // Connection, transaction rollback (serialization, deadlock), operator intervention (shutdown, crash,
+            // start-up).
             "08" | "40" | "57" => Class::Transient,
             _ => Class::Systemic,
         },
     }
 }
 
-/// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed table.
+/// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed
+/// table.
 ///
 /// One percent, but at least 100: a few rows that violate a user's constraint must not stop a lane, while a table that
-/// rejects everything is noticed within one batch of normal size. Rows that small batches dead-letter in the meantime are
-/// stored, counted, and can be replayed.
+/// rejects everything is noticed within one batch of normal size. Rows that small batches dead-letter in the meantime
+/// are stored, counted, and can be replayed.
 #[must_use]
 pub fn poison_rows_max(batch_rows: usize) -> usize {
     (batch_rows / 100).max(100)

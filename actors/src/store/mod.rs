@@ -37,7 +37,6 @@ use crate::query_throttle::QueryThrottle;
 
 pub(crate) use self::time::{parse as time_of, text as time_text};
 
-
 /// An open store of any kind.
 #[derive(Clone)]
 pub enum AnyStore {
@@ -102,8 +101,8 @@ pub struct Claim {
     pub runs: Vec<Uuid>,
     /// Host and process id, for messages.
     pub owner: String,
-    /// The last frame of each lane when the journal was opened. Includes every lane that the journal ever had, since the
-    /// START frames list them all. Stored with the takeover and compared with the cursors.
+    /// The last frame of each lane when the journal was opened. Includes every lane that the journal ever had, since
+    /// the START frames list them all. Stored with the takeover and compared with the cursors.
     pub tails: Vec<(LaneId, LaneTail)>,
 }
 
@@ -133,7 +132,8 @@ pub struct LaneRow {
     pub rows: u64,
     /// Dead-lettered records.
     pub dead_lettered: u64,
-    /// Records that the journal no longer had (damaged, or past its retention). Each range was logged when it was found.
+    /// Records that the journal no longer had (damaged, or past its retention). Each range was logged when it was
+    /// found.
     pub lost: u64,
     /// Records of the lane before this row started: another writer's (see [`LogStore::fork`]), or stored under the
     /// `lane_id` that the lane had before it was reset.
@@ -148,8 +148,8 @@ impl LaneRow {
     }
 }
 
-/// Where this copy of a journal forks from another copy that acquired the lease: every frame above this point exists only
-/// in this copy.
+/// Where this copy of a journal forks from another copy that acquired the lease: every frame above this point exists
+/// only in this copy.
 ///
 /// The database records every takeover with the journal's tails at that moment. The first takeover by an unknown run
 /// after the last one by a run of this journal was made by the copy that inherited this journal's frames. That copy
@@ -197,7 +197,8 @@ pub enum StoreError {
     /// Retry later: connection lost, server restarting, read-only, disk full, lock, timeout.
     #[error("{0}")]
     Transient(String),
-    /// The schema, a permission or the data model is wrong: the lane stops until an operator fixes it, and retries slowly.
+    /// The schema, a permission or the data model is wrong: the lane stops until an operator fixes it, and retries
+    /// slowly.
     #[error("{0}")]
     Systemic(String),
     /// Another process has acquired the writer's lease.
@@ -216,10 +217,11 @@ pub enum StoreError {
     },
     /// This journal is a copy that another copy of it has overtaken.
     #[error(
-        "journal {writer} does not contain the run that acquired its lease last: {owner}, in epoch {epoch}. Either this is a \
-             copy that another copy has overtaken: stop one of the two, then save the records that only this copy has with \
-             `logweir journal drain --adopt --dir DIR`. Or the START frame of that run is damaged (`logweir journal check` \
-             reports it) and no other copy exists: then do not use --adopt, since it would store that run's records twice"
+        "journal {writer} does not contain the run that acquired its lease last: {owner}, in epoch {epoch}. Either \
+         this is a copy that another copy has overtaken: stop one of the two, then save the records that only this \
+         copy has with `logweir journal drain --adopt --dir DIR`. Or the START frame of that run is damaged (`logweir \
+         journal check` reports it) and no other copy exists: then do not use --adopt, since it would store that run's \
+         records twice"
     )]
     StaleCopy {
         /// The writer.
@@ -243,7 +245,8 @@ pub enum StoreError {
     CursorMoved(Box<LaneRow>),
     /// The sequence number at the cursor was used for other data: the lane stops.
     #[error(
-        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped and the journal is kept"
+        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped and the journal is \
+         kept"
     )]
     SequenceReused {
         /// The lane.
@@ -262,19 +265,20 @@ pub trait LogStore: Send + Sync {
     /// Brings the schema up to date, under a lock.
     async fn prepare(&self) -> Result<(), StoreError>;
 
-    /// Acquires the writer's lease and fences earlier owners. Idempotent for the same run. Resets every lane whose cursor
-    /// is above its tail in the journal.
+    /// Acquires the writer's lease and fences earlier owners. Idempotent for the same run. Resets every lane whose
+    /// cursor is above its tail in the journal.
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError>;
 
-    /// For a stale copy (`claim` is the rejected one), returns where it forks from the other copy and the writer to store
-    /// the rest under. Returns `None` if this journal is not a stale copy.
+    /// For a stale copy (`claim` is the rejected one), returns where it forks from the other copy and the writer to
+    /// store the rest under. Returns `None` if this journal is not a stale copy.
     async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError>;
 
-    /// Acquires the lease of `claim.writer` (the [`ForkPoint::writer`]) and creates its lanes, each starting where `starts`
-    /// specifies. Existing lanes keep their cursor, so that an interrupted fork resumes.
+    /// Acquires the lease of `claim.writer` (the [`ForkPoint::writer`]) and creates its lanes, each starting where
+    /// `starts` specifies. Existing lanes keep their cursor, so that an interrupted fork resumes.
     async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
 
-    /// Opens the lane's own long-lived connection, and creates its row if it is new. Returns the connection and the row.
+    /// Opens the lane's own long-lived connection, and creates its row if it is new. Returns the connection and the
+    /// row.
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
 
     /// Creates upcoming partitions and removes expired data. One process at a time calls it, every few minutes.
@@ -312,10 +316,11 @@ pub struct StoredCount {
 /// A connection that flushes one lane, one transaction at a time.
 #[async_trait]
 pub trait LaneWriter: Send {
-    /// Commits `batch` with its cursor and counters, exactly once. Finds rows that the database rejects and dead-letters
-    /// them.
+    /// Commits `batch` with its cursor and counters, exactly once. Finds rows that the database rejects and
+    /// dead-letters them.
     ///
-    /// After an error the outcome is unknown (a COMMIT may have been cut off). Flushing the same batch again resolves it.
+    /// After an error the outcome is unknown (a COMMIT may have been cut off). Flushing the same batch again resolves
+    /// it.
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
 
     /// Returns whether the connection is open as far as is known locally, without a round trip.
@@ -369,8 +374,8 @@ fn log_resets(claim: &Claim, resets: &[LaneStart]) {
             writer = %claim.writer,
             lane = start.lane,
             tail_seq = start.seq,
-            "the journal is older than the database (a restored volume snapshot, or a disk that lost confirmed writes): the lane \
-             is reset to the journal's last frame; records that only the newer journal had are lost"
+            "the journal is older than the database (a restored volume snapshot, or a disk that lost confirmed \
+             writes): the lane is reset to the journal's last frame; records that only the newer journal had are lost"
         );
         metrics::counter!("logweir_lane_resets_total").increment(1);
     }

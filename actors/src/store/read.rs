@@ -2,7 +2,8 @@
 //!
 //! - A reader has its own connections: reads never wait for flushes, nor flushes for reads.
 //! - Dropping a read cancels it in the database too.
-//! - Rows are returned with the lanes' cursors of the same snapshot: records above them in the cache are not among the rows.
+//! - Rows are returned with the lanes' cursors of the same snapshot: records above them in the cache are not among the
+//!   rows.
 
 use std::time::Duration;
 
@@ -77,8 +78,8 @@ pub enum ReadError {
     Timeout(u64),
     /// It was stopped so that flushes could catch up.
     #[error(
-        "the query was stopped because the database is behind the intake, which has priority: use a shorter time range, or \
-         retry when the database has caught up"
+        "the query was stopped because the database is behind the intake, which has priority: use a shorter time \
+         range, or retry when the database has caught up"
     )]
     Preempted,
     /// The database is unavailable.
@@ -103,7 +104,8 @@ pub struct Sample {
     pub records_max: usize,
 }
 
-/// One count of a histogram: the step's start, severity, service (empty unless grouped by service) and number of records.
+/// One count of a histogram: the step's start, severity, service (empty unless grouped by service) and number of
+/// records.
 pub type Count = (i64, u8, String, u64);
 
 /// Totals of a range's minute counters. They change whenever a record is added to the range or removed from it.

@@ -3,10 +3,11 @@
 //! - All lanes share one connection for writing (SQLite has a single writer anyway); another one reads. Both run on
 //!   blocking threads.
 //! - WAL with `synchronous = FULL`: a commit is on disk when it returns.
-//! - Transactions are IMMEDIATE: they hold the write lock before they read the cursor, so nothing changes between read and
-//!   update.
+//! - Transactions are IMMEDIATE: they hold the write lock before they read the cursor, so nothing changes between read
+//!   and update.
 //! - `ts` is fixed-width text, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, which sorts by time and is readable.
-//! - SQLite accepts any text, so only a constraint that a user added can reject a row; that row is dead-lettered at once.
+//! - SQLite accepts any text, so only a constraint that a user added can reject a row; that row is dead-lettered at
+//!   once.
 
 mod read;
 
@@ -26,14 +27,14 @@ use rusqlite::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::claim::{Owner, TakeoverRow, TAKEOVERS_MAX, lanes_to_reset, fork_point, next_epoch, tails};
+use super::claim::{Owner, TAKEOVERS_MAX, TakeoverRow, fork_point, lanes_to_reset, next_epoch, tails};
 use super::cursor::{CursorMismatch, ORDINAL_BITS, on_cursor_mismatch};
 use super::error_class::poison_rows_max;
 use super::time::{self, DAY_US};
 use super::volume::{self, Key};
 use super::{
     Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
-    dead_letter, migration_failure, log_resets, rows,
+    dead_letter, log_resets, migration_failure, rows,
 };
 use crate::config::Database;
 use crate::message::Batch;
@@ -45,7 +46,7 @@ mod embedded {
 
 const HISTORY_TABLE: &str = "logweir_schema_history";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rows per DELETE of retention, and DELETEs per round.
+/// Rows per DELETE statement of retention, and number of statements per round.
 const DELETE_ROWS: u32 = 5_000;
 const DELETE_ROUNDS: u32 = 100;
 
@@ -56,18 +57,19 @@ const CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost 
 /// The same without the condition, for the test that proves the condition necessary.
 const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
     WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?8 IS NOT NULL";
-/// Size of the writing connection's page cache. A batch of 20,000 rows takes 6 MiB of pages; a cache smaller than a batch
-/// writes them before the commit, and again at each checkpoint.
+/// Size of the writing connection's page cache. A batch of 20,000 rows takes 6 MiB of pages; a cache smaller than a
+/// batch writes them before the commit, and again at each checkpoint.
 pub(crate) const CACHE_BYTES: usize = 32 << 20;
 /// Page size of a new file, in bytes. With SQLite's default of 4 KiB a third of the time is spent on single pages: each
 /// is checksummed, written to the write-ahead log, read back and written to the file.
 const PAGE_BYTES: usize = 16 << 10;
-/// Pages in the write-ahead log between two checkpoints: more than a batch takes, and few enough to be recovered quickly
-/// after a kill.
+/// Pages in the write-ahead log between two checkpoints: more than a batch takes, and few enough to be recovered
+/// quickly after a kill.
 const WAL_PAGES: usize = (16 << 20) / PAGE_BYTES;
 const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) VALUES (?1, ?2, ?3, ?4, ?5) \
+const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) \
+    VALUES (?1, ?2, ?3, ?4, ?5) \
     ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = records + excluded.records";
 const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
@@ -143,7 +145,8 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Systemic`] if the file cannot be opened.
     pub fn open(path: &Path, database: &Database) -> Result<Self, StoreError> {
-        let wrong = |what: String| StoreError::Systemic(format!("cannot open database.url sqlite:{}: {what}", path.display()));
+        let wrong =
+            |what: String| StoreError::Systemic(format!("cannot open database.url sqlite:{}: {what}", path.display()));
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|error| wrong(error.to_string()))?;
         }
@@ -156,8 +159,8 @@ impl SqliteStore {
         };
         let failure = |error: Error| wrong(error.to_string());
         let write = open(&format!(
-            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-                 PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {WAL_PAGES}",
+            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA \
+             foreign_keys = ON; PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {WAL_PAGES}",
             CACHE_BYTES >> 10
         ))
         .map_err(failure)?;
@@ -188,14 +191,19 @@ impl SqliteStore {
     /// The file cannot be opened.
     pub fn open_reader(&self) -> Result<Connection, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags).map_err(failed("opening the file for reading"))?;
+        let connection =
+            Connection::open_with_flags(&self.path, flags).map_err(failed("opening the file for reading"))?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("opening the file for reading"))?;
         Ok(connection)
     }
 }
 
 /// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
-fn acquire_lease(connection: &mut Connection, claim: &Claim, forked: Option<&[LaneStart]>) -> Result<Lease, StoreError> {
+fn acquire_lease(
+    connection: &mut Connection,
+    claim: &Claim,
+    forked: Option<&[LaneStart]>,
+) -> Result<Lease, StoreError> {
     let failed = failed("acquiring the journal's lease");
     let transaction = immediate(connection, "acquiring the journal's lease")?;
     let owner = transaction
@@ -235,8 +243,8 @@ fn acquire_lease(connection: &mut Connection, claim: &Claim, forked: Option<&[La
         for (lane, tail, cursor) in tails(claim, &lanes) {
             transaction
                 .execute(
-                    "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, cursor_seq) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                    "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, \
+                     tail_seq, cursor_seq) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                     params![
                         claim.writer,
                         epoch,
@@ -307,7 +315,8 @@ fn open_lane(connection: &mut Connection, lease: &Lease, lane: LaneId) -> Result
     }
     transaction
         .execute(
-            "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES (?1, ?2, ?3) ON CONFLICT (writer_id, lane) DO NOTHING",
+            "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES (?1, ?2, ?3) ON CONFLICT (writer_id, lane) DO \
+             NOTHING",
             params![lease.writer, lane, lease.epoch],
         )
         .map_err(&failed)?;
@@ -352,7 +361,11 @@ impl LaneState {
         transaction
             .prepare_cached("UPDATE logweir_lane SET rows = rows + ?2, dead = dead + ?3 WHERE lane_id = ?1")
             .and_then(|mut statement| {
-                statement.execute(params![self.row.lane_id, flushed.rows.cast_signed(), flushed.dead_lettered.cast_signed()])
+                statement.execute(params![
+                    self.row.lane_id,
+                    flushed.rows.cast_signed(),
+                    flushed.dead_lettered.cast_signed()
+                ])
             })
             .map_err(&failed)?;
         let row = self.guard(&transaction, batch, &flushed)?;
@@ -437,8 +450,8 @@ impl LaneState {
                 Err(error) if is_row_error(&error) && rejected.len() < limit => rejected.push((index, error)),
                 Err(error) if is_row_error(&error) => {
                     return Err(StoreError::Systemic(format!(
-                        "lane {}: the database rejects more than {limit} of {} rows, the last one with: {error}; the table was \
-                         probably changed, so nothing was dead-lettered",
+                        "lane {}: the database rejects more than {limit} of {} rows, the last one with: {error}; the \
+                         table was probably changed, so nothing was dead-lettered",
                         batch.lane,
                         batch.records()
                     )));
@@ -471,7 +484,12 @@ impl LaneState {
         Ok(())
     }
 
-    fn insert_dead_letters(&self, transaction: &Transaction<'_>, batch: &Batch, rejected: &[(usize, Error)]) -> Result<(), StoreError> {
+    fn insert_dead_letters(
+        &self,
+        transaction: &Transaction<'_>,
+        batch: &Batch,
+        rejected: &[(usize, Error)],
+    ) -> Result<(), StoreError> {
         if rejected.is_empty() {
             return Ok(());
         }
@@ -510,8 +528,8 @@ impl LaneState {
             return Ok(row);
         }
         Err(StoreError::Systemic(format!(
-            "lane {}: inconsistent counts, rolled back: with this batch ({} rows, {} dead letters, {} lost, frames after \
-             {} to {}) the database would account for {} records at frame {}; the journal has {} at frame {}",
+            "lane {}: inconsistent counts, rolled back: with this batch ({} rows, {} dead letters, {} lost, frames \
+             after {} to {}) the database would account for {} records at frame {}; the journal has {} at frame {}",
             batch.lane,
             flushed.rows,
             flushed.dead_lettered,
@@ -563,8 +581,8 @@ impl LogStore for SqliteStore {
 
     async fn prepare(&self) -> Result<(), StoreError> {
         blocking(&self.write, |connection| {
-            // Grouped: otherwise refinery creates the tables in one transaction and records the migration in the next, and a
-            // process killed in between could never start on this file again.
+            // Grouped: otherwise refinery creates the tables in one transaction and records the migration in the next,
+            // and a process killed in between could never start on this file again.
             let mut runner = embedded::migrations::runner().set_grouped(true);
             runner.set_migration_table_name(HISTORY_TABLE);
             // A process that loses the race for the write lock finds on its second try that the tables exist.
@@ -660,8 +678,10 @@ impl LogStore for SqliteStore {
     }
 
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
-        blocking(&self.read, move |connection| read_dead_letters(connection, limit).map_err(failed("reading dead letters")))
-            .await
+        blocking(&self.read, move |connection| {
+            read_dead_letters(connection, limit).map_err(failed("reading dead letters"))
+        })
+        .await
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
@@ -673,7 +693,9 @@ impl LogStore for SqliteStore {
             let removed =
                 transaction.execute("DELETE FROM logweir_dead_letter WHERE id = ?1", [id]).map_err(&failed)?;
             if removed == 0 {
-                return Err(StoreError::Systemic(format!("unknown dead letter {id}: it may have been replayed or purged")));
+                return Err(StoreError::Systemic(format!(
+                    "unknown dead letter {id}: it may have been replayed or purged"
+                )));
             }
             let severity = record.severity.number();
             transaction

@@ -101,7 +101,8 @@ impl Peer {
         })
     }
 
-    /// Waits until all rows are stored or none have been added for a while. Returns their number and the time of the last one.
+    /// Waits until all rows are stored or none have been added for a while. Returns their number and the time of the
+    /// last one.
     fn quiet(&self, before: u64, wanted: u64) -> (u64, Instant) {
         let (mut rows, mut since) = (0, Instant::now());
         while rows < wanted && since.elapsed() < QUIET {

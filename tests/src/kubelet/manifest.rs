@@ -1,5 +1,5 @@
-//! Parses rendered manifests. The supported fields are types: each field is implemented, listed in `IGNORED`, or an error.
-//! No part of a manifest is skipped silently.
+//! Parses rendered manifests. The supported fields are types: each field is implemented, listed in `IGNORED`, or an
+//! error. No part of a manifest is skipped silently.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,12 +1,13 @@
-//! A cluster on one host: interprets the rendered manifests and acts like a kubelet and the controllers on the real program,
-//! so that tests cover what `deploy/` really specifies.
+//! A cluster on one host: interprets the rendered manifests and acts like a kubelet and the controllers on the real
+//! program, so that tests cover what `deploy/` really specifies.
 //!
 //! ```text
 //! client ─> Service ─> pod (the program; probes, preStop, SIGTERM, SIGKILL) ─> proxy ─> PostgreSQL; Redis
 //!                       ^ set (ordinals, revisions, claims)  ^ manifest
 //! ```
 //!
-//! [`pod::Plan`] documents the differences from a cluster, [`manifest`] the ignored fields; any other field is an error.
+//! [`pod::Plan`] documents the differences from a cluster, [`manifest`] the ignored fields; any other field is an
+//! error.
 
 pub mod manifest;
 pub mod pod;
@@ -70,7 +71,7 @@ pub struct Cluster {
     store: Store,
     world: World,
     tokens: BTreeMap<String, &'static str>,
-    most_away: usize,
+    max_unavailable: usize,
     lost: Vec<Pod>,
     lost_ends: Vec<End>,
     _postgres: Postgres,
@@ -116,7 +117,7 @@ impl Cluster {
             world,
             // Clients need it as text that outlives them.
             tokens: tokens.into_iter().map(|(key, token)| (key, &*token.leak())).collect(),
-            most_away: 0,
+            max_unavailable: 0,
             lost: Vec::new(),
             lost_ends: Vec::new(),
             _postgres: postgres,
@@ -138,7 +139,7 @@ impl Cluster {
                 endpoints.push(pod.plan().port("http"));
             }
         }
-        self.most_away = self.most_away.max(self.set.pods().values().filter(|pod| pod.is_away()).count());
+        self.max_unavailable = self.max_unavailable.max(self.set.pods().values().filter(|pod| pod.is_away()).count());
         self.service.lead_to(endpoints);
     }
 
@@ -177,8 +178,8 @@ impl Cluster {
         });
     }
 
-    /// Advances until every lane of every pod has reached the database. Before that, a drain waits only briefly for a database
-    /// that may hang, and leaves records in the journal.
+    /// Advances until every lane of every pod has reached the database. Before that, a drain waits only briefly for a
+    /// database that may hang, and leaves records in the journal.
     pub fn connected(&mut self) {
         let token = self.tokens["query"];
         self.until("every lane has reached the database", |cluster| {
@@ -199,13 +200,13 @@ impl Cluster {
 
     /// Starts counting how many pods are unavailable at once: being terminated, or new and not ready yet.
     pub fn watch(&mut self) {
-        self.most_away = 0;
+        self.max_unavailable = 0;
     }
 
     /// Returns the maximum number of pods that were unavailable at once since [`Cluster::watch`].
     #[must_use]
-    pub fn most_away(&self) -> usize {
-        self.most_away
+    pub fn max_unavailable(&self) -> usize {
+        self.max_unavailable
     }
 
     /// Starts clients that send to the Service.
@@ -287,8 +288,8 @@ impl Cluster {
         panic!("{name} on {claim} has used up its retries");
     }
 
-    /// Returns all violations. Each pod gets a record that must reach the store, the backlogs must become empty, and store,
-    /// ledger, each pod's accounting and `logweir verify` on each volume must agree.
+    /// Returns all violations. Each pod gets a record that must reach the store, the backlogs must become empty, and
+    /// store, ledger, each pod's accounting and `logweir verify` on each volume must agree.
     pub fn findings(&mut self) -> Vec<Violation> {
         let mut violations = self.settle_down();
         if !violations.is_empty() {
@@ -298,7 +299,7 @@ impl Cluster {
             Ok(contents) => violations.extend(examine(&self.ledger.posts(), &contents)),
             Err(what) => violations.push(Violation::Stuck(what)),
         }
-        violations.extend(self.ledger.offences().into_iter().map(Violation::Answer));
+        violations.extend(self.ledger.violations().into_iter().map(Violation::Answer));
         for pod in self.set.pods().values() {
             let (peak, limit) = pod.memory();
             if peak > limit {
@@ -314,7 +315,7 @@ impl Cluster {
     ///
     /// # Panics
     /// If it does not, with all violations.
-    pub fn conserve(&mut self) {
+    pub fn assert_contract(&mut self) {
         let violations = self.findings();
         let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();
         assert!(violations.is_empty(), "contract violations:\n{}", lines.join("\n"));

@@ -1,5 +1,5 @@
-//! A Service: one address in front of the ready pods. As in a cluster, a connection stays with its pod as long as both live,
-//! independently of the pod's readiness.
+//! A Service: one address in front of the ready pods. As in a cluster, a connection stays with its pod as long as both
+//! live, independently of the pod's readiness.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -86,8 +86,8 @@ impl Set {
         &self.ends
     }
 
-    /// Removes the pod like `kubectl delete --force --grace-period=0`: a pod of the same name can be created regardless of
-    /// the old process.
+    /// Removes the pod like `kubectl delete --force --grace-period=0`: a pod of the same name can be created regardless
+    /// of the old process.
     pub fn forget(&mut self, ordinal: u32) -> Option<Pod> {
         self.pods.remove(&ordinal)
     }

@@ -1,11 +1,11 @@
 //! Connections: how they are opened, named and discarded, and how their errors are classified.
 //!
-//! - Every connection has a name; a lane's is `logweir/<writer>/<lane>/<epoch>`. A takeover terminates frozen holders by
-//!   name.
+//! - Every connection has a name; a lane's is `logweir/<writer>/<lane>/<epoch>`. A takeover terminates frozen holders
+//!   by name.
 //! - A connection is never reused after an error or a timeout: an abandoned COPY leaves it unusable, and a
 //!   demoted primary still answers `SELECT 1`.
-//! - TLS follows `sslmode`: `disable`, `prefer` (the default: TLS if the server offers it) or `require`. Certificates are
-//!   verified in both TLS modes. `verify-ca` and `verify-full` are treated as `require`, which verifies in full.
+//! - TLS follows `sslmode`: `disable`, `prefer` (the default: TLS if the server offers it) or `require`. Certificates
+//!   are verified in both TLS modes. `verify-ca` and `verify-full` are treated as `require`, which verifies in full.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -60,7 +60,8 @@ impl Connector {
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, StoreError> {
         let mut config = self.config.clone();
         config.application_name(name);
-        // `connect_timeout` covers the TCP handshake with one address; this covers a host that accepts and then stays silent.
+        // `connect_timeout` covers the TCP handshake with one address; this covers a host that accepts and then stays
+        // silent.
         let addresses = u32::try_from(config.get_hosts().len().max(config.get_hostaddrs().len())).unwrap_or(1);
         let limit = self.connect_timeout * (addresses + 1);
         within(limit, "connecting to the database", self.open(&config)).await
@@ -99,7 +100,8 @@ impl Drop for Connection {
     }
 }
 
-/// Maps `verify-ca` and `verify-full`, which the client's parser does not support, to `require`, which does the same here.
+/// Maps `verify-ca` and `verify-full`, which the client's parser does not support, to `require`, which does the same
+/// here.
 fn strict_sslmode(url: &str) -> String {
     url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require")
 }

@@ -139,8 +139,8 @@ impl Sql {
         }
     }
 
-    /// Uses LIKE where it suffices, since a trigram index supports it best; and in front of a regular expression for words,
-    /// so that the index can narrow the candidates.
+    /// Uses LIKE where it suffices, since a trigram index supports it best; and in front of a regular expression for
+    /// words, so that the index can narrow the candidates.
     fn like(&mut self, text: &str, wanted: &Text) -> String {
         let pattern = wanted.pattern();
         // No stored text contains NUL. A regular expression that contains one can still match.

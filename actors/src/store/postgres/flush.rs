@@ -7,8 +7,8 @@
 //! - An attempt owns its connection: if it is dropped halfway (timeout, shutdown), the connection closes and the server
 //!   rolls back.
 //! - A row is dead-lettered only after it has failed alone, or as the last row of the shortest failing prefix.
-//! - The number of round trips is bounded: locating a bad row takes about two attempts, and only a limited number of rows
-//!   are located. If more have invalid values, all rows are validated at once, without the table.
+//! - The number of round trips is bounded: locating a bad row takes about two attempts, and only a limited number of
+//!   rows are located. If more have invalid values, all rows are validated at once, without the table.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio_postgres::{Client, Error, Row as SqlRow, Statement};
 use uuid::Uuid;
 
 use super::GRACE;
-use super::connect::{Connector, Connection, class, describe, failure, within};
+use super::connect::{Connection, Connector, class, describe, failure, within};
 use super::copy::{COPY_SQL, copy};
 use super::schema;
 use super::types::{Json, Time};
@@ -156,8 +156,9 @@ impl PgLane {
 
     async fn connect_unbounded(&self) -> Result<LaneSession, StoreError> {
         let connection = self.connector.connect(&self.name).await?;
-        // After a connection is lost silently, its COPY waits for the client until TCP gives up, and holds the lane's row
-        // all that time; no other limit of the server ends it. Without the privilege to terminate it, the wait must run out.
+        // After a connection is lost silently, its COPY waits for the client until TCP gives up, and holds the lane's
+        // row all that time; no other limit of the server ends it. Without the privilege to terminate it, the wait must
+        // run out.
         let _ = connection.client.execute(END_STALLED_SQL, &[&self.name]).await;
         schema::check_columns(&connection.client).await?;
         let prepare =
@@ -213,7 +214,12 @@ impl PgLane {
     }
 
     /// Runs one transaction.
-    async fn attempt(&mut self, session: &LaneSession, batch: &Batch, poison: &[Poison]) -> Result<Flushed, AttemptError> {
+    async fn attempt(
+        &mut self,
+        session: &LaneSession,
+        batch: &Batch,
+        poison: &[Poison],
+    ) -> Result<Flushed, AttemptError> {
         let skip: Vec<usize> = poison.iter().map(|poison| poison.index).collect();
         let client = &session.connection.client;
         let rows_in = batch.records() - skip.len() as u64;
@@ -276,7 +282,13 @@ impl PgLane {
     }
 
     /// Runs the compare-and-set. Returns whether it matched.
-    async fn move_cursor(&self, session: &LaneSession, batch: &Batch, rows_in: u64, dead: u64) -> Result<bool, StoreError> {
+    async fn move_cursor(
+        &self,
+        session: &LaneSession,
+        batch: &Batch,
+        rows_in: u64,
+        dead: u64,
+    ) -> Result<bool, StoreError> {
         kill_point("store.cas.before");
         let moved = session
             .connection
@@ -342,7 +354,11 @@ impl PgLane {
         }
     }
 
-    async fn count_volume(&self, session: &LaneSession, counted: Vec<(volume::Key<'_>, i64)>) -> Result<(), StoreError> {
+    async fn count_volume(
+        &self,
+        session: &LaneSession,
+        counted: Vec<(volume::Key<'_>, i64)>,
+    ) -> Result<(), StoreError> {
         if counted.is_empty() {
             return Ok(());
         }
@@ -360,7 +376,12 @@ impl PgLane {
     }
 
     /// Inserts the dead letters.
-    async fn insert_dead_letters(&self, session: &LaneSession, batch: &Batch, poison: &[Poison]) -> Result<(), StoreError> {
+    async fn insert_dead_letters(
+        &self,
+        session: &LaneSession,
+        batch: &Batch,
+        poison: &[Poison],
+    ) -> Result<(), StoreError> {
         let all: Vec<Row<'_>> = rows(batch, self.row.lane_id).collect();
         let dead: Vec<(&Poison, &Row<'_>)> = poison.iter().map(|poison| (poison, &all[poison.index])).collect();
         let ids: Vec<i64> = dead.iter().map(|(_, row)| row.id).collect();
@@ -391,8 +412,9 @@ impl PgLane {
             return Ok(());
         }
         Err(StoreError::Systemic(format!(
-            "lane {}: inconsistent counts, rolled back: with this batch ({rows_in} rows, {dead} dead letters, {} lost, frames after \
-             {} to {}) the database would account for {accounted} records at frame {seq}; the journal has {} at frame {}",
+            "lane {}: inconsistent counts, rolled back: with this batch ({rows_in} rows, {dead} dead letters, {} lost, \
+             frames after {} to {}) the database would account for {accounted} records at frame {seq}; the journal has \
+             {} at frame {}",
             batch.lane,
             batch.lost(),
             batch.from_seq,
@@ -423,8 +445,8 @@ impl PgLane {
         let limit = poison_rows_max(records);
         if rejected.located >= limit {
             return Err(StoreError::Systemic(format!(
-                "lane {}: the database rejects more than {limit} of {records} rows, the last one with: {}; the table was probably \
-                 changed, so nothing was dead-lettered",
+                "lane {}: the database rejects more than {limit} of {records} rows, the last one with: {}; the table \
+                 was probably changed, so nothing was dead-lettered",
                 batch.lane,
                 describe(&error)
             )));
@@ -436,9 +458,14 @@ impl PgLane {
         Ok(())
     }
 
-    /// Passes each row's values to the input functions of their types, as COPY does, but to no table. A failure here means
-    /// a bad record and not a changed table. Pipelined: one round trip per [`VALIDATE_WINDOW`] rows.
-    async fn validate_values(&self, session: &LaneSession, batch: &Batch, poison: &[Poison]) -> Result<Vec<Poison>, StoreError> {
+    /// Passes each row's values to the input functions of their types, as COPY does, but to no table. A failure here
+    /// means a bad record and not a changed table. Pipelined: one round trip per [`VALIDATE_WINDOW`] rows.
+    async fn validate_values(
+        &self,
+        session: &LaneSession,
+        batch: &Batch,
+        poison: &[Poison],
+    ) -> Result<Vec<Poison>, StoreError> {
         const WHAT: &str = "validating rows";
         let client = &session.connection.client;
         // Unused parameters are parsed all the same.
@@ -515,11 +542,7 @@ impl PgLane {
         }
         if poison.len() > LOGGED_MAX {
             let records = poison.len() - LOGGED_MAX;
-            tracing::warn!(
-                lane = self.row.lane,
-                records,
-                "further records of the batch were dead-lettered"
-            );
+            tracing::warn!(lane = self.row.lane, records, "further records of the batch were dead-lettered");
         }
         for poison in poison.iter().take(LOGGED_MAX) {
             tracing::warn!(

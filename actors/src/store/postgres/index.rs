@@ -2,8 +2,8 @@
 //!
 //! - The newest partitions have an index on `ts` only: a trigram index would divide the insert rate by thirty. A closed
 //!   day gets an index on the service, and one on the message if the extension `pg_trgm` is available.
-//! - They are built CONCURRENTLY, so that late records can be inserted meanwhile. An interrupted build leaves an invalid
-//!   index, which is dropped and rebuilt.
+//! - They are built CONCURRENTLY, so that late records can be inserted meanwhile. An interrupted build leaves an
+//!   invalid index, which is dropped and rebuilt.
 //! - One partition per round, after all other maintenance.
 //! - A hypertable has none of these indexes: its old chunks are compressed and segmented by service.
 
@@ -25,7 +25,8 @@ struct IndexKind {
 
 const ON_SERVICE: IndexKind = IndexKind { suffix: "service_ts_idx", on: "(service, ts)" };
 /// Uses the collation of the queries' text comparisons.
-const ON_MESSAGE: IndexKind = IndexKind { suffix: "message_trgm_idx", on: "USING gin (message COLLATE \"C\" gin_trgm_ops)" };
+const ON_MESSAGE: IndexKind =
+    IndexKind { suffix: "message_trgm_idx", on: "USING gin (message COLLATE \"C\" gin_trgm_ops)" };
 
 /// Builds one missing index of a closed partition.
 pub(super) async fn build(client: &Client, today: i64, text_index: bool) -> Result<(), StoreError> {

@@ -1,18 +1,18 @@
 //! Acquires a writer's lease in one transaction, which waits for the earlier owner's open flush and then fences it.
 //!
-//! - The writer's row is locked first, so that two takeovers are serialized; then the lanes' rows, so that an open flush
-//!   either commits before (and shows in the cursor) or finds itself fenced.
-//! - If a session does not release its lock within 5 seconds (a frozen process, a half-open connection), its connection is
-//!   terminated by name, but only once it is certain that this run may acquire the lease.
+//! - The writer's row is locked first, so that two takeovers are serialized; then the lanes' rows, so that an open
+//!   flush either commits before (and shows in the cursor) or finds itself fenced.
+//! - If a session does not release its lock within 5 seconds (a frozen process, a half-open connection), its connection
+//!   is terminated by name, but only once it is certain that this run may acquire the lease.
 //! - If the journal is older than the database, its lanes are reset in the same transaction.
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
-use super::connect::{Connector, Connection, failure};
+use super::connect::{Connection, Connector, failure};
 use super::flush::{LANE_SQL, lane_row};
-use crate::store::claim::{Owner, TakeoverRow, TAKEOVERS_MAX, lanes_to_reset, next_epoch, tails};
+use crate::store::claim::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, next_epoch, tails};
 use crate::store::{Claim, LaneRow, LaneStart, Lease, StoreError, log_resets};
 
 /// Attempts, each waiting up to five seconds for a lock, before the acquisition fails.
@@ -54,8 +54,8 @@ pub(super) async fn acquire_lease(
         }
     }
     Err(StoreError::Transient(format!(
-        "the lease of journal {} cannot be acquired: another session holds its rows in logweir_writer or logweir_lane; see \
-         pg_stat_activity",
+        "the lease of journal {} cannot be acquired: another session holds its rows in logweir_writer or logweir_lane; \
+         see pg_stat_activity",
         claim.writer
     )))
 }
@@ -80,10 +80,9 @@ async fn transaction(
     if !reacquired {
         client
             .execute(
-                "INSERT INTO logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, clock_timestamp()) \
-                 ON CONFLICT (writer_id) DO UPDATE \
-                 SET epoch = excluded.epoch, run_id = excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at \
-                 WHERE w.epoch < excluded.epoch",
+                "INSERT INTO logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, \
+                 clock_timestamp()) ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = \
+                 excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at WHERE w.epoch < excluded.epoch",
                 &[&claim.writer, &epoch, &claim.run, &claim.owner],
             )
             .await
@@ -91,7 +90,10 @@ async fn transaction(
             .and_then(|rows| match rows {
                 1 => Ok(()),
                 // Another process acquired the lease of the same new writer at the same time.
-                _ => Err(TakeoverError::Other(StoreError::Transient("two processes acquired the journal's lease at the same time".to_owned()))),
+                _ => {
+                    let text = "two processes acquired the journal's lease at the same time".to_owned();
+                    Err(TakeoverError::Other(StoreError::Transient(text)))
+                }
             })?;
     }
     client
@@ -154,7 +156,8 @@ async fn held_writer(connection: &Connection, claim: &Claim) -> TakeoverError {
 /// Resets lanes. `DEFAULT` is the identity column's next number, which no lane has had.
 async fn reset_lanes(connection: &Connection, writer: Uuid, starts: &[LaneStart]) -> Result<(), Error> {
     for start in starts {
-        connection.client
+        connection
+            .client
             .execute(
                 "UPDATE logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
                  digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2",
@@ -168,10 +171,11 @@ async fn reset_lanes(connection: &Connection, writer: Uuid, starts: &[LaneStart]
 /// Records the takeover: each lane's tail in the journal and cursor in the database.
 async fn record_takeover(connection: &Connection, claim: &Claim, epoch: i64, lanes: &[LaneRow]) -> Result<(), Error> {
     for (lane, tail, cursor) in tails(claim, lanes) {
-        connection.client
+        connection
+            .client
             .execute(
-                "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, cursor_seq) \
-                 VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7, $8)",
+                "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
+                 cursor_seq) VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7, $8)",
                 &[
                     &claim.writer,
                     &epoch,
@@ -261,7 +265,8 @@ pub(super) async fn lane(connection: &Connection, lease: &Lease, lane: u16) -> R
     if found.is_none() {
         client
             .execute(
-                "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES ($1, $2, $3) ON CONFLICT (writer_id, lane) DO NOTHING",
+                "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES ($1, $2, $3) ON CONFLICT (writer_id, lane) \
+                 DO NOTHING",
                 &[&lease.writer, &number, &lease.epoch],
             )
             .await

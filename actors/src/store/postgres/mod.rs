@@ -40,7 +40,8 @@ use crate::query_throttle::QueryThrottle;
 /// Size of the administration pool: small, since only commands use it.
 const ADMIN_CONNECTIONS: usize = 2;
 
-/// Time limits of a migration with all its locks, and of a lease acquisition with its three attempts. Flushes wait for both.
+/// Time limits of a migration with all its locks, and of a lease acquisition with its three attempts. Flushes wait for
+/// both.
 const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(40);
 /// Extra time that the client waits beyond the server's own limit.
@@ -260,7 +261,10 @@ impl LogStore for PostgresStore {
         let removed =
             transaction.execute("DELETE FROM logweir_dead_letter WHERE id = $1", &[&dead.id]).await.map_err(&failed)?;
         if removed == 0 {
-            return Err(StoreError::Systemic(format!("unknown dead letter {}: it may have been replayed or purged", dead.id)));
+            return Err(StoreError::Systemic(format!(
+                "unknown dead letter {}: it may have been replayed or purged",
+                dead.id
+            )));
         }
         let severity = i16::from(record.severity.number());
         transaction

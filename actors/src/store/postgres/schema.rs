@@ -1,6 +1,7 @@
 //! The schema: migrations, TimescaleDB or partitions, retention.
 //!
-//! - Migrations run under an advisory lock. Maintenance runs under another one that is only tried, so that one pod does it.
+//! - Migrations run under an advisory lock. Maintenance runs under another one that is only tried, so that one pod does
+//!   it.
 //! - A partition is created as a plain table and attached, which does not block flushes; `CREATE … PARTITION OF` would.
 //!   Rows of its day that are already in the default partition move in the same transaction.
 //! - ATTACH reads the whole default partition once (for rows of the day) and blocks old events meanwhile. The default
@@ -28,7 +29,7 @@ const PREPARE_LOCK: i64 = 0x6c6f_6777_6569_7200;
 const MAINTAIN_LOCK: i64 = PREPARE_LOCK + 1;
 /// Days relative to today that have a partition.
 const DAYS_AHEAD: std::ops::RangeInclusive<i64> = -1..=3;
-/// Rows per DELETE, and DELETEs per round.
+/// Rows per DELETE statement, and number of statements per round.
 const DELETE_ROWS: i64 = 10_000;
 const DELETE_ROUNDS: u32 = 100;
 
@@ -59,13 +60,16 @@ fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
     move |error| failure(what, &error)
 }
 
-/// Brings the schema up to date. Returns whether `logs` is a hypertable. Consumes the connection, which releases the lock.
+/// Brings the schema up to date. Returns whether `logs` is a hypertable. Consumes the connection, which releases the
+/// lock.
 pub(super) async fn prepare(mut connection: Connection) -> Result<bool, StoreError> {
-    connection.client
+    connection
+        .client
         .batch_execute("SET lock_timeout = '60s'; SET statement_timeout = 0")
         .await
         .map_err(failed("preparing the schema"))?;
-    connection.client
+    connection
+        .client
         .execute("SELECT pg_advisory_lock($1)", &[&PREPARE_LOCK])
         .await
         .map_err(failed("waiting for another process to prepare the schema"))?;
@@ -132,7 +136,11 @@ pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
 }
 
 /// Creates partitions and applies retention, unless another process is doing so. Consumes the connection.
-pub(super) async fn maintain(connection: Connection, retention: RetentionSettings, now_us: i64) -> Result<(), StoreError> {
+pub(super) async fn maintain(
+    connection: Connection,
+    retention: RetentionSettings,
+    now_us: i64,
+) -> Result<(), StoreError> {
     let client = &connection.client;
     client
         .batch_execute("SET lock_timeout = '500ms'; SET statement_timeout = '60s'")
@@ -254,7 +262,10 @@ async fn delete_before(client: &Client, table: &str, column: &str, oldest: i64) 
 async fn set_policies(client: &Client, retention: RetentionSettings) -> Result<(), StoreError> {
     match try_policies(client, retention).await {
         Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
-            tracing::warn!(error = describe(&error), "this TimescaleDB build does not support retention and compression policies; records are kept forever");
+            tracing::warn!(
+                error = describe(&error),
+                "this TimescaleDB build does not support retention and compression policies; records are kept forever"
+            );
             Ok(())
         }
         done => done.map_err(failed("setting the retention and compression policies")),

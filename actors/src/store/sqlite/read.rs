@@ -1,8 +1,8 @@
 //! Reads from SQLite: rows are read in the order of the index on `ts`, and the filter is evaluated in Rust for each.
 //!
 //! - A read has its own connection from a small pool, on a blocking thread, inside one transaction: one snapshot.
-//! - SQLite runs in this process, so translating the filter to SQL would gain nothing; only severities are in SQL, where
-//!   they alone skip most rows.
+//! - SQLite runs in this process, so translating the filter to SQL would gain nothing; only severities are in SQL,
+//!   where they alone skip most rows.
 //! - Dropping a read, or its timeout, interrupts it.
 
 use std::path::PathBuf;
@@ -136,7 +136,8 @@ fn snapshot<T>(
 impl Reading<'_> {
     fn lanes(&self) -> rusqlite::Result<Vec<LaneCursor>> {
         let mut statement = self.transaction.prepare_cached(
-            "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq FROM logweir_lane l JOIN logweir_writer w USING (writer_id)",
+            "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
+             FROM logweir_lane l JOIN logweir_writer w USING (writer_id)",
         )?;
         let lane = |row: &Row<'_>| {
             Ok(LaneCursor {
