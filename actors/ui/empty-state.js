@@ -23,6 +23,8 @@ async function overview(signal) {
   return { services, first: Number.isFinite(first) ? first : null, last: Number.isFinite(last) ? last : null };
 }
 
+const contains = (state, ms) => resolve(state.start, serverNow()) <= ms && ms < resolve(state.end, serverNow());
+
 export function EmptyState({ state, zone, onRange, onQuery, onFirstRecord }) {
   const [view, setView] = useState(null);
   useEffect(() => {
@@ -37,6 +39,8 @@ export function EmptyState({ state, zone, onRange, onQuery, onFirstRecord }) {
           return found;
         });
         if (found.last === null) timer = setTimeout(poll, POLL_MS);
+        // A record that arrived after the search.
+        else if (!state.query && contains(state, found.last)) timer = setTimeout(onFirstRecord, POLL_MS);
       } catch (error) {
         if (error.name !== "AbortError") timer = setTimeout(poll, POLL_MS);
       }
@@ -52,14 +56,16 @@ export function EmptyState({ state, zone, onRange, onQuery, onFirstRecord }) {
   const now = serverNow();
   const [start, end] = [resolve(state.start, now), resolve(state.end, now)];
   const allOutside = last < start || first >= end;
+  // Only with a query: a wider range would find nothing more.
+  const allInside = Boolean(state.query) && first >= start && last < end;
   // The end is exclusive.
   const showAll = () => onRange(new Date(Math.floor(first)).toISOString(), new Date(Math.floor(last) + 1).toISOString());
-  const presets = PRESETS.filter(([from]) => PRESETS_OFFERED.includes(from) && last < now + UNITS.m && last >= resolve(from, now) && resolve(from, now) < start);
+  const presets = allInside ? [] : PRESETS.filter(([from]) => PRESETS_OFFERED.includes(from) && last < now + UNITS.m && last >= resolve(from, now) && resolve(from, now) < start);
   const total = services.reduce((sum, one) => sum + one.records, 0);
   const names = services.slice(0, SERVICES_SHOWN).map(({ name }) => name || "(none)").join(", ");
-  return html`<div class="empty-state"><h2>${state.query ? "No matching records in this time range" : "No records in this time range"}</h2>
-    <p>${allOutside ? "All records are outside this range: " : "Stored: "}${total ? `${plural(total, "record")} from ${plural(services.length, "service")} (${names}${services.length > SERVICES_SHOWN ? ", …" : ""})` : "records"}, ${stamp(first, zone)} to ${stamp(last, zone)}.</p>
-    <div class="actions"><button type="button" class="primary" onClick=${showAll}>${state.query ? "Search all records" : "Show all records"}</button>
+  return html`<div class="empty-state"><h2>${allInside ? "No matching records" : `No ${state.query ? "matching " : ""}records in this time range`}</h2>
+    <p>${allOutside ? "All records are outside this range: " : "Stored: "}${total ? `${plural(total, "record")} from ${plural(services.length, "service")} (${names}${services.length > SERVICES_SHOWN ? ", …" : ""})` : "records"}<br />${stamp(first, zone)} to ${stamp(last, zone)}</p>
+    <div class="actions">${!allInside && html`<button type="button" class="primary" onClick=${showAll}>${state.query ? "Search all records" : "Show all records"}</button>`}
       ${presets.map(([from, label]) => html`<button type="button" onClick=${() => onRange(from, "now")}>${label}</button>`)}
       ${state.query && html`<button type="button" onClick=${() => onQuery("")}>Clear query</button>`}</div></div>`;
 }
@@ -69,5 +75,5 @@ function NoRecords() {
   return html`<div class="empty-state"><h2>No records yet</h2>
     <p>Send your first record. It appears here within seconds.</p>
     <div class="code"><code>${curl}</code><button type="button" onClick=${() => copy(curl, "Command")}><${Icon} name="copy" />Copy</button></div>
-    <p class="muted">To send a file, run <code>logweir produce --url ${location.origin}/ingest app.log</code>. Fluent Bit, Vector, Promtail, OpenTelemetry, Filebeat, Splunk, and Loki clients can send to this server directly.</p></div>`;
+    <p class="muted">To send a file, run <code>logweir produce --url ${location.origin} app.log</code>. Fluent Bit, Vector, Promtail, OpenTelemetry, Filebeat, Splunk, and Loki clients can send to this server directly.</p></div>`;
 }

@@ -189,7 +189,7 @@ export function Explorer({ state, navigate, onFailure, shortcuts }) {
         html`<${Table} label="Records" records=${records} columns=${state.columns} zone=${zone} withDate=${withDate} highlight=${highlight} open=${open} selected=${selected} follow=${live}
           onToggle=${onToggle} onSelect=${setSelected} onEnd=${live ? null : onEnd} onColumn=${onColumn} valueMenu=${valueMenu} textMenu=${textMenu} timeMenu=${timeMenu} detail=${detail} keys=${tableKeys}
           top=${search.source?.partial && !live && html`<p class="note"><${Icon} name="alert" />The database is unavailable. Showing only recent records from the cache.</p>`}
-          bottom=${live && records.length === 0 ? html`<div class="empty"><p class="muted">${tail.status === "open" ? "Waiting for matching records…" : "Connecting…"}</p></div>` : bottom} />`}
+          bottom=${live && records.length === 0 ? html`<div class="empty-state"><p class="muted">${tail.status === "open" ? "Waiting for matching records…" : "Connecting…"}</p></div>` : bottom} />`}
     </div>
     ${!live && search.records && !isEmpty && html`<footer class="foot muted"><span>${plural(records.length, "record")} loaded</span>${search.tookMs !== null && html`<span>${count(search.tookMs)} ms</span>`}${search.source && html`<span class="wide">${count(search.source.database)} from the database, ${count(search.source.cache)} from the cache</span>`}<span class="spacer"></span><span class="wide"><kbd>?</kbd> shortcuts</span></footer>`}
     ${state.record && html`<${Context} key=${state.record} at=${state.record} zone=${zone} highlight=${highlight} detail=${detail} onClose=${() => navigate({ record: "" })} />`}

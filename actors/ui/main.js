@@ -10,9 +10,9 @@ import { Pipeline } from "./pipeline.js";
 const VIEWS = [["logs", "Logs"], ["pipeline", "Pipeline"], ["alerts", "Alerts"]];
 const THEMES = ["system", "light", "dark"];
 const SHORTCUTS = [
-  ["/", "Focus the query"], ["Enter", "Run the query; expand the record"], ["j  k", "Next or previous record (also ↓ ↑)"], ["c", "Show the record in context"], ["t", "Select a time range"], ["[  ]", "Earlier or later time range"],
+  ["/", "Focus the query"], ["Enter", "Run query or expand record"], ["j  k", "Next or previous record"], ["c", "Show the record in context"], ["t", "Select a time range"], ["[  ]", "Earlier or later time range"],
   ["-", "Zoom out"],
-  ["r", "Refresh"], ["l", "Start or stop the live tail"], ["p", "Pause or resume the live tail"], ["f", "Show or hide filters"], ["e", "Export records"], ["y", "Copy a link"], ["d", "Switch theme"], ["1 2 3", "Logs, pipeline, alerts"],
+  ["r", "Refresh"], ["l", "Start or stop the live tail"], ["p", "Pause or resume the live tail"], ["f", "Show or hide filters"], ["e", "Export records"], ["y", "Copy a link"], ["d", "Switch theme"], ["1  2  3", "Logs, pipeline, alerts"],
   ["Esc", "Close"], ["?", "Keyboard shortcuts"],
 ];
 const BANNER_KINDS = ["unreachable", "busy", "unavailable", "timeout", "other", "forbidden", "missing"];

@@ -141,7 +141,7 @@ export function Pipeline({ state, onFailure }) {
   return html`<main class="pipeline">
     <h1 class="hidden">Pipeline</h1>
     ${!view && html`<p class="muted">Loading…</p>`}
-    ${view?.processors.length === 0 && html`<div class="empty"><h2>No processors</h2><p>The names in <code>gateway.processors</code> do not resolve to any address.</p></div>`}
+    ${view?.processors.length === 0 && html`<div class="empty-state"><h2>No processors</h2><p>The names in <code>gateway.processors</code> do not resolve to any address.</p></div>`}
     ${view?.processors.map((processor) => html`<${Processor} key=${processor.name} processor=${processor} before=${view.before?.get(processor.name)} seconds=${view.seconds} />`)}
     ${view && html`<${DeadLetters} total=${dead} zone=${zoneOf(state)} onFailure=${onFailure} />`}
   </main>`;
