@@ -1,14 +1,16 @@
 //! Every block of every Markdown document of the repository, run or checked as it is written.
 //!
-//! - `sh` and `console` blocks are run by bash, in order, in one directory per document, with the real binary on PATH. A
-//!   server is started for them unless a block starts one. Ports, addresses of databases and absolute paths are replaced.
-//! - Blocks that need a cluster, Docker, or a build are checked instead: syntax, repository files, make targets, packages,
-//!   commands and flags that they name.
-//! - `toml` is validated, `sql` is run in PostgreSQL, `rust` must be part of a crate's documentation, where it is a doctest.
-//! - The configuration of a log shipper is run with that shipper if it is installed. Otherwise it is parsed, and a request
-//!   as that shipper sends it goes to the very URL that is written there.
-//! - Comments that begin with `# {`, and the output lines of `console` blocks, are compared with what is printed; `…` stands
-//!   for any text.
+//! - `sh` and `console` blocks are run by bash, in order, in one directory per document, with the real binary on PATH.
+//!   A server is started for them unless a block starts one. Ports, addresses of databases and absolute paths are
+//!   replaced.
+//! - Blocks that need a cluster, Docker, or a build are checked instead: syntax, repository files, make targets,
+//!   packages, commands and flags that they name.
+//! - `toml` is validated, `sql` is run in PostgreSQL, `rust` must be part of a crate's documentation, where it is a
+//!   doctest.
+//! - The configuration of a log shipper is run with that shipper if it is installed. Otherwise it is parsed, and a
+//!   request as that shipper sends it goes to the very URL that is written there.
+//! - Comments that begin with `# {`, and the output lines of `console` blocks, are compared with what is printed; `…`
+//!   stands for any text.
 //! - Outside of blocks: commands, flags, keys, metrics, repository paths, links and anchors must exist.
 
 use std::collections::BTreeMap;
@@ -640,6 +642,13 @@ fn check_commands(commands: &[Vec<String>]) -> Result<(), String> {
             "cd" if words.get(1).is_some_and(|to| repository().join(to).is_dir()) => {
                 folder = repository().join(&words[1])
             }
+            // Of the program's log.
+            "grep" => {
+                let patterns = words.windows(2).filter(|pair| pair[0] == "-e").map(|pair| &pair[1]);
+                if let Some(pattern) = patterns.into_iter().find(|pattern| !source().contains(pattern.as_str())) {
+                    return Err(format!("no log line contains {pattern:?}"));
+                }
+            }
             "make" => {
                 let makefile = fs::read_to_string(repository().join("Makefile")).expect("a Makefile");
                 for target in &words[1..] {
@@ -738,15 +747,39 @@ fn unknown_key(code: &str) -> Option<String> {
         .then(|| format!("unknown configuration key {code:?}"))
 }
 
-/// A metric that does not exist.
-fn unknown_metric(code: &str) -> Option<String> {
+/// The program's source: what metrics, their labels and log lines can be.
+fn source() -> &'static str {
     static SOURCE: OnceLock<String> = OnceLock::new();
-    let source =
-        SOURCE.get_or_init(|| fs::read_to_string(repository().join("actors/src/metric_help.rs")).expect("a file"));
-    let name = code.split('{').next().unwrap_or_default();
+    SOURCE.get_or_init(|| {
+        let mut folders = vec![repository().join("actors/src"), repository().join("engine/src")];
+        let mut text = String::new();
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("a folder of the repository").flatten() {
+                match entry.path() {
+                    path if path.is_dir() => folders.push(path),
+                    path => text.push_str(&fs::read_to_string(path).unwrap_or_default()),
+                }
+            }
+        }
+        text
+    })
+}
+
+/// A metric that does not exist, or never has this label.
+fn unknown_metric(code: &str) -> Option<String> {
+    let (name, labels) = code.split_once('{').unwrap_or((code, ""));
     let is_metric = name.starts_with("logweir_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-    (is_metric && !["logweir_read"].contains(&name) && !source.contains(&format!("\"{name}\"")))
-        .then(|| format!("unknown metric {name:?}"))
+    if !is_metric || name == "logweir_read" {
+        return None;
+    }
+    let is_unknown = |text: &str| !source().contains(&format!("\"{text}\""));
+    let label =
+        labels.split(['{', '}', ',']).filter_map(|label| label.split('"').nth(1)).find(|label| is_unknown(label));
+    match label {
+        _ if is_unknown(name) => Some(format!("unknown metric {name:?}")),
+        Some(label) => Some(format!("{name} never has the label {label:?}")),
+        None => None,
+    }
 }
 
 /// A path below one of the repository's folders that does not exist.
