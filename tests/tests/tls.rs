@@ -141,12 +141,12 @@ fn commands_present_a_client_certificate_and_always_verify_the_server() {
             (file("ca.crt", &servers.pem()), file("client.crt", &certificate), file("client.key", &key));
         let lines = file("lines", "one line\n");
         let url = format!("https://localhost:{}", s.start().http.port());
-        let connect = |ca: bool, identity: bool| {
+        let connect = |with_ca: bool, with_identity: bool| {
             let mut options = vec!["--url", &url];
-            if ca {
+            if with_ca {
                 options.extend(["--ca-file", &ca]);
             }
-            if identity {
+            if with_identity {
                 options.extend(["--cert-file", &certificate, "--key-file", &key]);
             }
             options
