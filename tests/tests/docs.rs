@@ -61,6 +61,7 @@ fn every_block_of_every_document_works_as_written() {
             });
         }
     });
+    drop(POSTGRES.lock().unwrap_or_else(PoisonError::into_inner).take());
     let problems = problems.into_inner().unwrap_or_else(PoisonError::into_inner);
     report(&format!(
         "{} documents: {}; {} problems",
@@ -101,6 +102,9 @@ impl std::fmt::Display for Counts {
         self.skipped.iter().try_for_each(|(why, count)| write!(f, ", {count} skipped: {why}"))
     }
 }
+
+/// The server of every document that needs PostgreSQL, until all are done.
+static POSTGRES: Mutex<Option<postgres::Server>> = Mutex::new(None);
 
 /// How a block was tested.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -342,8 +346,8 @@ impl Place {
 
     /// A database for the document, on a server that all documents share.
     fn database(&self) -> String {
-        static SERVER: OnceLock<postgres::Server> = OnceLock::new();
-        let server = SERVER.get_or_init(|| {
+        let mut server = POSTGRES.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = server.get_or_insert_with(|| {
             let server = postgres::Server::start(&postgres::Options::default());
             server.execute("CREATE ROLE \"user\" LOGIN SUPERUSER");
             server.execute("CREATE DATABASE logs");
