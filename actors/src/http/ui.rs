@@ -133,10 +133,13 @@ fn content_type(name: &str) -> &'static str {
 pub fn routes(routes: &mut ServiceConfig) {
     routes.service(with_methods("/", &["GET", "HEAD"]).route(web::get().to(root)).route(web::head().to(root)));
     for view in VIEWS {
-        routes.service(with_methods(view, &["GET", "HEAD"]).route(web::get().to(document)).route(web::head().to(document)));
+        routes.service(
+            with_methods(view, &["GET", "HEAD"]).route(web::get().to(document)).route(web::head().to(document)),
+        );
     }
-    routes
-        .service(with_methods("/assets/{name:.*}", &["GET", "HEAD"]).route(web::get().to(asset)).route(web::head().to(asset)));
+    routes.service(
+        with_methods("/assets/{name:.*}", &["GET", "HEAD"]).route(web::get().to(asset)).route(web::head().to(asset)),
+    );
 }
 
 /// Whether `path` belongs to the web UI. Its files contain no records and need no token.
