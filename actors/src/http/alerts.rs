@@ -14,7 +14,7 @@ struct Alerts<T> {
     alerts: Vec<T>,
 }
 
-/// The handler.
+/// Lists the state of every alert.
 #[utoipa::path(
     get,
     tag = STATUS,

@@ -40,7 +40,7 @@ struct DeadLetterList<'a> {
     more: bool,
 }
 
-/// The latest dead letters.
+/// Lists the latest dead letters.
 #[utoipa::path(
     get,
     tag = DEAD_LETTERS,
@@ -72,7 +72,7 @@ struct FailedReplay {
     reason: String,
 }
 
-/// `?id=` replays one dead letter, with the edited record as the body if there is one; `?all=true` replays all.
+/// Replays dead letters: one, optionally with an edited record, or all of them.
 #[utoipa::path(
     post,
     tag = DEAD_LETTERS,
@@ -138,7 +138,7 @@ struct Purged {
     purged: u64,
 }
 
-/// `?older_than=7d`; `0s` removes all.
+/// Removes dead letters above a given age.
 #[utoipa::path(
     post,
     tag = DEAD_LETTERS,

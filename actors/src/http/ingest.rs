@@ -39,7 +39,7 @@ struct IngestResponse<'a> {
     repeated: bool,
 }
 
-/// The handler.
+/// Handles `POST /ingest`.
 pub async fn ingest(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
     answer(&shared, &request, payload).await.unwrap_or_else(|rejection| rejection.counted().into())
 }

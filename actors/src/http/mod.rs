@@ -375,7 +375,8 @@ fn with_methods(path: &'static str, methods: &'static [&'static str]) -> actix_w
 const DATA_ENDPOINTS: &str = "GET /, POST /ingest, POST /loki/api/v1/push, POST /v1/logs, POST /_bulk, \
                               POST /services/collector, GET /api/v1/query, GET /api/v1/hits, GET /api/v1/facets, \
                               GET /api/v1/context, GET /api/v1/fields, GET /api/v1/services, GET /api/v1/tail, \
-                              GET /api/v1/status, GET /api/v1/docs, GET /ready";
+                              GET /api/v1/alerts, GET /api/v1/pipeline, GET /api/v1/status, \
+                              GET /api/v1/dead-letters, GET /api/v1/docs, GET /ready";
 
 /// Endpoints of the admin listener, as listed for an unknown path.
 const ADMIN_ENDPOINTS: &str = "GET /livez, GET /readyz, GET /startupz, GET /metrics, GET /api/v1/status, \

@@ -42,7 +42,7 @@ struct Status {
     message: String,
 }
 
-/// The handler.
+/// Handles `POST /v1/logs`.
 pub async fn export(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
     let json = is_json(request.headers());
     match store_body(&shared, &request, payload, json).await {

@@ -16,7 +16,7 @@ struct Pipeline<T> {
     processors: T,
 }
 
-/// The handler.
+/// Lists every processor with its status.
 #[utoipa::path(
     get,
     tag = STATUS,

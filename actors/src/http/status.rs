@@ -46,7 +46,7 @@ impl<'a> Status<'a> {
     }
 }
 
-/// The handler.
+/// Reports the state of this process.
 #[utoipa::path(
     get,
     tag = STATUS,

@@ -19,7 +19,7 @@ use super::error_responses::{LIVE_TAIL, LiveTailErrors};
 use crate::query::QueryText;
 use crate::tail::{Matches, TailRejection};
 
-/// The handler.
+/// Streams durable records as they arrive.
 #[utoipa::path(
     get,
     tag = LIVE_TAIL,

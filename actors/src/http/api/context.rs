@@ -21,7 +21,7 @@ struct Body<'a> {
     after: Vec<RecordBody<'a>>,
 }
 
-/// The handler.
+/// Returns the records around a record.
 #[utoipa::path(
     get,
     tag = QUERIES,

@@ -19,7 +19,7 @@ struct Body {
     sampled: Option<u64>,
 }
 
-/// The handler.
+/// Returns the most frequent values of fields.
 #[utoipa::path(
     get,
     tag = QUERIES,

@@ -26,7 +26,7 @@ struct Service {
     records: u64,
 }
 
-/// Attribute names.
+/// Lists attribute names.
 #[utoipa::path(
     get,
     tag = QUERIES,
@@ -49,7 +49,7 @@ pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<A
     Ok(Answer::json(200, &Fields { fields: sampled.value, sampled: sampled.sampled }))
 }
 
-/// Service names.
+/// Lists service names.
 #[utoipa::path(
     get,
     tag = QUERIES,

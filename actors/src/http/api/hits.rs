@@ -20,7 +20,7 @@ struct Body {
     source: &'static str,
 }
 
-/// The handler.
+/// Counts records per time step.
 #[utoipa::path(
     get,
     tag = QUERIES,

@@ -132,6 +132,7 @@ mod tests {
                     ["alerts", "pipeline", "status", "labels"].iter().any(|name| path.ends_with(name));
                 let parameters = operation["parameters"].as_array().map_or(0, Vec::len);
                 assert!(has_no_parameters || parameters >= 1, "{method} {path}");
+                assert!(operation["summary"].as_str().is_some_and(|text| text.len() > 15), "{method} {path}");
                 let responses = &operation["responses"];
                 let upgraded = path == "/loki/api/v1/tail" && responses["101"].is_object();
                 assert!(upgraded || responses["200"]["content"].is_object(), "{method} {path}");

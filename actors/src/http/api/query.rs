@@ -52,7 +52,7 @@ struct Cursor {
     newer: Option<String>,
 }
 
-/// The handler.
+/// Returns records, as a page or a stream.
 #[utoipa::path(
     get,
     tag = QUERIES,

@@ -22,7 +22,7 @@ use crate::search::Searcher;
 /// Maximum number of values of one label.
 const VALUES_MAX: usize = 1_000;
 
-/// `labels`
+/// Lists label names.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -33,7 +33,7 @@ pub(super) async fn labels() -> Answer {
     success(["host", "level", "service_name"])
 }
 
-/// `label/{name}/values`
+/// Lists the values of a label.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -90,7 +90,7 @@ fn name(field: Field) -> String {
     }
 }
 
-/// `series`: the services that match each selector.
+/// Lists the services that match selectors.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -131,7 +131,7 @@ struct Stats {
     entries: u64,
 }
 
-/// `index/stats`: numbers of records and services. There are no chunks, and bytes are not counted.
+/// Counts the records and services that match a selector. There are no chunks, and bytes are not counted.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -155,7 +155,7 @@ pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::D
     found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
-/// `index/volume`: number of records per service or level.
+/// Counts records per service or level.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -179,7 +179,7 @@ pub(super) async fn volume(request: HttpRequest, body: web::Bytes, shared: web::
     found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
-/// `index/volume_range`: the same per step.
+/// Counts records per service or level and step.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,

@@ -14,7 +14,7 @@ use super::super::parameters::Parameters;
 use super::{error_response, text};
 use crate::message::{Encoding, Format, ParseReport};
 
-/// The handler.
+/// Handles `POST /loki/api/v1/push`.
 pub async fn push(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {
     match store_body(&shared, &request, payload).await {
         Ok(report) if report.rejected == 0 => Answer::empty(204),

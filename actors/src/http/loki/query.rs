@@ -45,7 +45,7 @@ pub(super) fn result(result_type: &'static str, result: impl Serialize) -> Answe
     success(Data { result_type, encoding_flags: Vec::new(), result, stats: Stats {} })
 }
 
-/// `GET`/`POST /loki/api/v1/query_range`
+/// Queries records, or counts per step, over a time range.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -92,7 +92,7 @@ async fn over_range(request: &HttpRequest, body: &web::Bytes, shared: &Shared) -
     }
 }
 
-/// `GET`/`POST /loki/api/v1/query`
+/// Evaluates a metric query at one point in time.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,

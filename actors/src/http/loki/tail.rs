@@ -60,7 +60,7 @@ struct TailRecord {
     attributes: Box<RawValue>,
 }
 
-/// `GET /loki/api/v1/tail`
+/// Streams records over a WebSocket.
 #[utoipa::path(
     get,
     tag = LOKI,
