@@ -2,7 +2,7 @@
 # Targets: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check deps bench compose
+.PHONY: help run test check deps bench compose screenshot
 
 ## help: lists the targets
 help:
@@ -37,3 +37,7 @@ bench: deps
 ## compose: builds the image, then starts, kills and restarts the Compose stack; starts its own Docker engine if there is none
 compose: deps
 	./tests/deploy/compose
+
+## screenshot: takes the README's screenshot (actors/docs/log-explorer.png) from the real web UI; installs what it needs (see deps)
+screenshot: deps
+	cargo run -p logweir-tests --bin screenshot
