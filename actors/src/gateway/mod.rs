@@ -165,7 +165,7 @@ impl Gateway {
         gauge("unavailable", open);
     }
 
-    /// The status of every processor, or the error. Responses are reused for [`REUSE_FOR`].
+    /// The status of every processor, or the error. Responses are reused for 500 ms.
     pub async fn statuses(&self) -> Arc<Vec<Processor>> {
         let mut last = self.0.statuses.lock().await;
         if let Some((at, statuses)) = &*last
