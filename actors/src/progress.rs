@@ -151,8 +151,8 @@ impl Progress {
         (state.store, state.cache) = (store.into(), cache.into());
     }
 
-    /// Samples the latest sequence numbers, every [`SAMPLE_EVERY`](crate::backlog::SAMPLE_EVERY), to derive the age of the
-    /// backlog.
+    /// Samples the latest sequence numbers, every [`SAMPLE_EVERY`](crate::backlog::SAMPLE_EVERY), from which the age of
+    /// the backlog is derived.
     pub fn sample_backlog(&self, tails: &BTreeMap<LaneId, LaneTail>, now: Instant) {
         let mut state = self.state();
         for (&id, tail) in tails {

@@ -173,7 +173,7 @@ fn lock_changes<'a>(request: &HttpRequest, shared: &'a Shared) -> Result<Semapho
         return Err(HttpError::new(
             403,
             "cross_site",
-            "cross-site request: dead letters can be changed only from the web UI itself or from a client that is not a browser",
+            "cross-site request: dead letters can be changed only from the web UI itself, or outside of a browser",
         ));
     }
     shared.dead_letters_lock.try_acquire().map_err(|_| {

@@ -1,8 +1,8 @@
 //! `Idempotency-Key`: a request that is sent again with the same key is stored once.
 //!
 //! - The key is hashed together with the token that came with it into a dedup key, which is journaled with the records:
-//!   it is known again after a restart, for [`DEDUP_WINDOW`](logweir_engine::journal::DEDUP_WINDOW) (or less, if there are many
-//!   keys).
+//!   it is known again after a restart, for [`DEDUP_WINDOW`](logweir_engine::journal::DEDUP_WINDOW) (or less, if there
+//!   are many keys).
 //! - A repeated request gets the same response as the first one once that is on disk, and 503 with `Retry-After` until
 //!   then.
 //! - Each process has its own dedup index: a key is effective only for requests to the same process.

@@ -105,7 +105,8 @@ impl AckDeadline {
     async fn wait<F: Future>(&self, future: F, known: &str) -> Result<F::Output, HttpError> {
         timeout_at(self.until, future).await.map_err(|_| {
             let detail = format!(
-                "the requested ?ack= level was not reached within http.ack_timeout_ms ({} ms): {known}; sending them again may store them twice, unless both requests have the same Idempotency-Key",
+                "the requested ?ack= level was not reached within http.ack_timeout_ms ({} ms): {known}; \
+                 sending them again may store them twice, unless both requests have the same Idempotency-Key",
                 self.ack_timeout_ms
             );
             HttpError::new(503, "ack_timeout", detail)

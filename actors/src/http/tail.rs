@@ -87,7 +87,7 @@ fn tail_error(rejection: TailRejection) -> HttpError {
         TailRejection::BadToken => HttpError::new(
             400,
             "bad_last_event_id",
-            "invalid Last-Event-ID: expected the id of an event from this endpoint; omit it to start at the current end",
+            "invalid Last-Event-ID: expected the id of an event from this endpoint; omit it to start at the end",
         ),
     }
 }

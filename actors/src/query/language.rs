@@ -362,7 +362,10 @@ fn severity_test(input: &mut Input<'_>, sign: Sign) -> ModalResult<Filter, Synta
             || {
                 syntax_error(
                     left,
-                    format!("invalid severity {word:?}: expected one of trace, debug, info, warn, error, fatal, or a number from 0 to 24"),
+                    format!(
+                        "invalid severity {word:?}: expected one of trace, debug, info, warn, error, fatal, \
+                         or a number from 0 to 24"
+                    ),
                 )
             },
             Ok,
