@@ -591,6 +591,10 @@ fn completions_and_manual_pages_are_generated() {
     for page in ["logweir.1", "logweir-query.1", "logweir-journal-check.1"] {
         assert!(dir.path().join("man1").join(page).is_file(), "{page}");
     }
+    for page in std::fs::read_dir(dir.path().join("man1")).unwrap() {
+        let page = page.unwrap().path();
+        assert!(std::fs::read(&page).unwrap().is_ascii(), "groff reads ASCII by default: {}", page.display());
+    }
 }
 
 #[test]

@@ -49,10 +49,10 @@ pub(super) struct StoreArgs {
     /// Data directory, which holds the journal: short for --set data_dir=DIR
     #[arg(long, value_name = "DIR", help_heading = "Configuration")]
     data_dir: Option<String>,
-    /// Database URL (postgres://… or sqlite:PATH): short for --set database.url=URL
+    /// Database URL (postgres://USER@HOST/DATABASE or sqlite:PATH): short for --set database.url=URL
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     database_url: Option<String>,
-    /// Cache URL (redis://… or memory:): short for --set cache.url=URL
+    /// Cache URL (redis://HOST:PORT or memory:): short for --set cache.url=URL
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     cache_url: Option<String>,
 }

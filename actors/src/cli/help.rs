@@ -67,7 +67,7 @@ fn description(name: &str, title: &'static str) -> &'static str {
     match name {
         "alerts" => "Alerts on counts, rates and ratios of records",
         "files" => "Tail files and container logs",
-        "formats" => "Recognized line formats, and formats of your own",
+        "formats" => "Recognized line formats and custom formats",
         "intake" => "Send records with POST /ingest: parameters, acknowledgment, responses",
         "live-tail" => "Stream records as they arrive, over HTTP and on the command line",
         "logql" => "Use Grafana and LogQL",
