@@ -23,8 +23,7 @@ const COMMON: [(&str, &str); 3] =
     [("DATABASE_URL", "database.url"), ("REDIS_URL", "cache.url"), ("LOGWEIR_LOG", "log.level")];
 
 /// Variables with one underscore that the program reads.
-const OWN: [&str; 5] =
-    ["LOGWEIR_CONFIG", "LOGWEIR_LOG", "LOGWEIR_TOKEN", "LOGWEIR_TOKEN_FILE", "LOGWEIR_URL"];
+const OWN: [&str; 5] = ["LOGWEIR_CONFIG", "LOGWEIR_LOG", "LOGWEIR_TOKEN", "LOGWEIR_TOKEN_FILE", "LOGWEIR_URL"];
 
 /// Directory of system-wide configuration.
 const SYSTEM_DIR: &str = "/etc";
@@ -344,6 +343,11 @@ fn read_own_variables(environment: &HashMap<String, String>, gathered: &mut Gath
         let bare = path.strip_suffix("_file");
         if let Some((section, key)) = bare.and_then(keys::find_named).filter(|(_, key)| key.is_secret) {
             let file = PathBuf::from(&environment[name]);
+            let value = name.trim_end_matches("_FILE");
+            if environment.contains_key(value) {
+                gathered.problem(source, format!("{value} is set, too: remove one of them"));
+                continue;
+            }
             match read(&file) {
                 Ok(text) => {
                     let source = Source::SecretFile(name.to_owned(), file);

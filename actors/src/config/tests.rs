@@ -430,6 +430,8 @@ fn formats_and_alerts_are_set_by_file_environment_and_flag() {
     let webhook = [("LOGWEIR__ALERTS__CART__WEBHOOK_FILE", secret.path().to_str().unwrap())];
     let config = load_all(&toml, &webhook, &[]).unwrap().config;
     assert_eq!(config.alerts[0].webhook, Some(Token("https://hooks.example/secret".into())));
+    let both = [webhook[0], ("LOGWEIR__ALERTS__CART__WEBHOOK", "https://hooks.example/other")];
+    assert_problem(load_all(&toml, &both, &[]), &["LOGWEIR__ALERTS__CART__WEBHOOK is set, too: remove one of them"]);
 
     for (flag, parts) in [
         ("formats.till.regex", &["flag --set: unknown key `formats.till.regex`", "one of pattern"][..]),
