@@ -363,8 +363,8 @@ impl Rejection {
     /// The commit did not happen in time.
     #[must_use]
     pub fn not_committed() -> Self {
-        let detail = "the database has not committed it in time: it is in the journal and will be committed; without an \
-                      Idempotency-Key, a retry would store it again";
+        let detail = "the database has not committed it in time: it is in the journal and will be committed; \
+                      without an Idempotency-Key, a retry would store it again";
         Self { kind: RejectionKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 

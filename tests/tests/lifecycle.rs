@@ -230,18 +230,22 @@ fn a_frozen_process_is_fenced_after_a_takeover() {
         s.start();
         let load = s.load(Load::default());
         s.acknowledged(300);
+        // Frozen before that, it could hold the lock of the schema's preparation, which the successor waits for.
+        s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
         s.server().freeze();
         let copy = s.dir.join("copy");
         copy_volume(&s.data_dir(), &copy);
         let mut successor = s.launch_beside(&copy);
         successor.ready().expect("the server starts on a copy of a journal");
-        let heirs_load = Load::default().start(&s.ledger, successor.http);
+        let successors_load = Load::default().start(&s.ledger, successor.http);
         s.acknowledged(300);
+        // Until the takeover, a resumed process would still hold the lease and could flush beyond the copy.
+        successor.until("connected", PATIENCE, connected).expect("the successor acquires the lease");
         s.server().signal(libc::SIGCONT);
         assert_eq!(s.ended().code(), Some(75), "{}", s.server().log_text());
         s.acknowledged(100);
         load.stop();
-        heirs_load.stop();
+        successors_load.stop();
         // The successor holds the lease; what the frozen process accepted after it resumed is in its own journal.
         successor.signal(libc::SIGTERM);
         assert_eq!(successor.wait(PATIENCE).code(), Some(0));
