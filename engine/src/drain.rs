@@ -112,7 +112,7 @@ pub struct DrainMachine {
     settings: DrainSettings,
     phase: Phase,
     began_ms: Option<u64>,
-    signalled: bool,
+    signaled: bool,
     intake_idle: bool,
 }
 
@@ -120,16 +120,16 @@ impl DrainMachine {
     /// Creates a machine in [`Phase::Accepting`].
     #[must_use]
     pub fn new(settings: DrainSettings) -> Self {
-        Self { settings, phase: Phase::Accepting, began_ms: None, signalled: false, intake_idle: false }
+        Self { settings, phase: Phase::Accepting, began_ms: None, signaled: false, intake_idle: false }
     }
 
     /// Processes an event that happened at `now_ms`.
     pub fn on(&mut self, event: DrainEvent, now_ms: u64) -> DrainStep {
         match event {
             DrainEvent::Requested => self.begin(now_ms),
-            DrainEvent::Signal if self.signalled => self.advance(Phase::Persisting),
+            DrainEvent::Signal if self.signaled => self.advance(Phase::Persisting),
             DrainEvent::Signal => {
-                self.signalled = true;
+                self.signaled = true;
                 self.begin(now_ms);
             }
             DrainEvent::Timer => {}
