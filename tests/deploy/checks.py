@@ -825,11 +825,11 @@ def guide(documents, deploy, program, wrong):
 def beside(deploy, wrong):
     """Duplicated files must be identical."""
     if (deploy / "node-agent.toml").read_text() != (deploy / "kubernetes/node-agent/logweir.toml").read_text():
-        wrong.say("beside", "node-agent.toml", "differs from kubernetes/node-agent/logweir.toml")
+        wrong.say("duplicates", "node-agent.toml", "differs from kubernetes/node-agent/logweir.toml")
     own, replica = (deploy / "kubernetes" / path / "pgbouncer.ini" for path in ("base/database", "components/replica"))
     differing = [line for line in set(own.read_text().splitlines()) ^ set(replica.read_text().splitlines())]
     if any("host=" not in line and not line.startswith(";") for line in differing):
-        wrong.say("beside", "pgbouncer.ini", f"base and replica differ in {differing}")
+        wrong.say("duplicates", "pgbouncer.ini", f"base and replica differ in {differing}")
 
 
 # ------------------------------------------------------------------------------------------------------------------ compose
@@ -927,7 +927,7 @@ OF_OBJECTS = {
 }
 OF_STACKS = {"network": network, "mesh": mesh, "operated": operated}
 WITH_PROGRAM = {"keys": keys, "configuration": configuration}
-OF_FILES = {"compose", "grafana", "delivery", "beside"}
+OF_FILES = {"compose", "grafana", "delivery", "duplicates"}
 
 
 def check(deploy, program, node_modules, wanted=None):
@@ -956,7 +956,7 @@ def check(deploy, program, node_modules, wanted=None):
         compose(deploy, program, wrong)
     if wanted in (None, "delivery"):
         delivery(deploy, node_modules, wrong)
-    if wanted in (None, "beside"):
+    if wanted in (None, "duplicates"):
         beside(deploy, wrong)
     if wanted is None:
         objects = sum(len(documents) for documents in stacks.values())
@@ -1045,7 +1045,7 @@ MUTATIONS = [
     ("grafana", "compose/compose.yaml", "[grafana-password, query-token, reader-password]", "[grafana-password, query-token]"),
     ("grafana", "compose/compose.yaml", "../grafana/dashboards:", "../grafana/dashboard:"),
     ("grafana", "grafana/dashboards/logweir.json", '"uid": "logweir-records"', '"uid": "logweir-pipeline"'),
-    ("beside", "kubernetes/node-agent/logweir.toml", "2GiB", "3GiB"),
+    ("duplicates", "kubernetes/node-agent/logweir.toml", "2GiB", "3GiB"),
 ]
 
 

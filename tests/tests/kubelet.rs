@@ -330,7 +330,7 @@ fn a_journal_in_an_empty_dir_is_detected() {
     objects.patch("StatefulSet", "processor", "/spec/volumeClaimTemplates", json!([]));
     let volume = json!({"name": "data", "emptyDir": {}});
     objects.patch("StatefulSet", "processor", "/spec/template/spec/volumes/-", volume);
-    in_cluster("a volume that does not stay", &objects, 1, |c| {
+    in_cluster("a volume that is deleted", &objects, 1, |c| {
         c.ready(1);
         c.proxy.set(Mode::Refuse);
         c.proxy.cut();
@@ -350,7 +350,7 @@ fn claims_that_are_deleted_with_their_pods_are_detected() {
     let Some(mut objects) = dev() else { return };
     let retention = json!({"whenDeleted": "Retain", "whenScaled": "Delete"});
     objects.patch("StatefulSet", "processor", "/spec/persistentVolumeClaimRetentionPolicy", retention);
-    in_cluster("claims that do not stay", &objects, 2, |c| {
+    in_cluster("claims that are deleted", &objects, 2, |c| {
         c.ready(2);
         c.proxy.set(Mode::Refuse);
         c.proxy.cut();
