@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, BufRead as _, BufReader};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Deserialize;
@@ -17,9 +17,9 @@ use super::{Failure, Outcome, exit};
 
 /// Records that are collected in memory at most.
 const COLLECTED_MAX: u64 = 10_000;
-/// Between the start of the tail and the page before it: records that were acknowledged just before the tail started become
-/// visible to queries meanwhile.
-const SETTLE: Duration = Duration::from_millis(250);
+/// How long `--follow` waits until the database has what was accepted before the tail started.
+const CATCH_UP: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(50);
 
 /// The query and how to type it in a shell.
 #[derive(Clone, Debug, Default, Args)]
@@ -118,7 +118,10 @@ pub(super) fn query(args: &QueryArgs) -> Outcome {
             quiet: args.remote.config.quiet,
             // The tail has started by then, so that no record falls between the two; those in both are printed once.
             before: Some(Box::new(|records| {
-                std::thread::sleep(SETTLE);
+                if let Some(backlog) = wait_until_committed(&remote)? {
+                    let backlog = output::count(backlog, "record");
+                    eprintln!("logweir: {backlog} not in the database yet: the latest of them may be missing here");
+                }
                 let mut printed = HashSet::new();
                 page(args, &remote, &query, |line| {
                     printed.extend(id(line));
@@ -129,6 +132,71 @@ pub(super) fn query(args: &QueryArgs) -> Outcome {
             })),
         },
     )
+}
+
+/// The processors as `/api/v1/pipeline` returns them, as far as their cursors are concerned.
+#[derive(Default, Deserialize)]
+struct Pipeline {
+    processors: Vec<Processor>,
+}
+
+#[derive(Deserialize)]
+struct Processor {
+    name: String,
+    status: Option<Lanes>,
+}
+
+#[derive(Deserialize)]
+struct Lanes {
+    #[serde(default)]
+    lanes: Vec<Lane>,
+}
+
+#[derive(Deserialize)]
+struct Lane {
+    lane: u64,
+    seq_last: u64,
+    seq_committed: u64,
+    backlog: u64,
+}
+
+impl Pipeline {
+    fn lanes(&self) -> impl Iterator<Item = (&str, &Lane)> {
+        self.processors.iter().flat_map(|processor| {
+            let lanes = processor.status.iter().flat_map(|status| &status.lanes);
+            lanes.map(|lane| (&processor.name[..], lane))
+        })
+    }
+
+    /// Backlog of the lanes whose cursor has not reached the end that they had at `earlier`.
+    fn behind(&self, earlier: &Self) -> u64 {
+        let end = |name: &str, lane: u64| {
+            earlier.lanes().find(|(other, old)| *other == name && old.lane == lane).map_or(0, |(_, old)| old.seq_last)
+        };
+        self.lanes()
+            .filter(|(name, lane)| lane.seq_committed < end(name, lane.lane))
+            .map(|(_, lane)| lane.backlog)
+            .sum()
+    }
+}
+
+/// Waits until the database has every record that was accepted before this call. Returns the size of the backlog if that
+/// takes too long.
+fn wait_until_committed(remote: &Remote) -> Result<Option<u64>, Failure> {
+    let pipeline = || -> Result<Pipeline, Failure> {
+        let response = remote.get("/api/v1/pipeline", &[], &[])?;
+        serde_json::from_reader(response.into_body().into_reader()).map_err(|error| {
+            Failure::new(exit::FAILED, format!("{}: unexpected response: not a pipeline ({error})", remote.url()))
+        })
+    };
+    let earlier = pipeline()?;
+    let deadline = Instant::now() + CATCH_UP;
+    let mut behind = earlier.behind(&earlier);
+    while behind > 0 && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+        behind = pipeline()?.behind(&earlier);
+    }
+    Ok((behind > 0).then_some(behind))
 }
 
 /// The id of a record.
@@ -181,6 +249,25 @@ fn moment(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn follow_waits_for_the_cursors_to_reach_the_earlier_end_of_each_lane() {
+        let pipeline = |lanes: &[(&str, u64, u64, u64, u64)]| Pipeline {
+            processors: lanes
+                .iter()
+                .map(|&(name, lane, seq_last, seq_committed, backlog)| Processor {
+                    name: name.to_owned(),
+                    status: Some(Lanes { lanes: vec![Lane { lane, seq_last, seq_committed, backlog }] }),
+                })
+                .collect(),
+        };
+        let earlier = pipeline(&[("a", 0, 9, 9, 0), ("a", 1, 8, 7, 3), ("b", 1, 20, 5, 70)]);
+        assert_eq!(earlier.behind(&earlier), 73);
+        // Later records do not matter, nor a lane or a processor that is new.
+        let later = pipeline(&[("a", 0, 30, 9, 5), ("a", 1, 8, 8, 0), ("b", 1, 21, 19, 6), ("c", 0, 5, 0, 5)]);
+        assert_eq!(later.behind(&earlier), 6);
+        assert_eq!(Pipeline::default().behind(&earlier), 0);
+    }
 
     #[test]
     fn arguments_become_one_query() {
