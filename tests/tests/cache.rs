@@ -1,5 +1,5 @@
-//! The hot cache: applied batches can be read, nothing counts twice, and any bad state of Redis is an error that the cache
-//! recovers from by itself.
+//! The hot cache: applied batches can be read, nothing counts twice, and any bad state of Redis is an error that the
+//! cache recovers from by itself.
 
 #![allow(clippy::unwrap_used)] // clippy exempts test functions but not their helpers
 
@@ -352,8 +352,8 @@ async fn two_processes_that_feed_the_same_lane_count_once() {
     model.assert_equals(&*old, &settings(), "after both").await;
 }
 
-/// A state in which Redis responds but rejects writes: the error has its label, no part of the batch is applied, and the same
-/// batch succeeds once the state has ended.
+/// A state in which Redis responds but rejects writes: the error has its label, no part of the batch is applied, and
+/// the same batch succeeds once the state has ended.
 async fn check_rejection(redis: &Redis, reason: &str, enter: impl FnOnce(), leave: impl FnOnce()) {
     let cache = connect(redis, &settings()).await;
     let (mut journal, mut model, writer) = (Journal::new(9), Model::default(), origin());
@@ -430,7 +430,8 @@ async fn a_frozen_redis_times_out_holds_no_memory_and_recovers() {
     redis.thaw();
     let next = journal.batch_of(0, 3, |_| "after".to_owned());
     applies_again(&*cache, writer, &next).await;
-    // The interrupted commands may or may not have run since; either way nothing counts twice, and the next batch counts.
+    // The interrupted commands may or may not have run since; either way nothing counts twice, and the next batch
+    // counts.
     let patient = connect(&redis, &Settings { timeout_ms: TIMEOUT_MS, ..settings }).await;
     patient.apply(writer, &large[0]).await.unwrap();
     let mut counted = 0;

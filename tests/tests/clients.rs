@@ -1,8 +1,8 @@
-//! Real clients from their registries: each sends records, the server is killed and restarted meanwhile, and every record
-//! that was acknowledged to the client is stored.
+//! Real clients from their registries: each sends records, the server is killed and restarted meanwhile, and every
+//! record that was acknowledged to the client is stored.
 //!
-//! They are installed once, below the target directory. If a registry is unreachable, the test reports that and is skipped;
-//! any other failure to install a client fails the test.
+//! They are installed once, below the target directory. If a registry is unreachable, the test reports that and is
+//! skipped; any other failure to install a client fails the test.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
