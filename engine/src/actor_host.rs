@@ -166,8 +166,8 @@ impl<S: Stage> Handler<Drain> for ActorHost<S> {
 /// A turn that was pending at its first poll.
 struct PendingTurn<T> {
     turn: Pin<Box<T>>,
-    /// actix polls a future immediately when told to wait for it. The first poll had the same waker, so skipping that
-    /// poll misses nothing, and a `yield_now` in the turn really yields.
+    /// actix polls a future immediately when it starts to wait for it. The first poll had the same waker, so skipping
+    /// that poll misses nothing, and a `yield_now` in the turn really yields.
     just_polled: bool,
 }
 

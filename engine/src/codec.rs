@@ -38,7 +38,7 @@ pub enum CodecError {
     /// Bytes follow the chunk.
     #[error("{0} trailing bytes after the chunk")]
     LeftOver(usize),
-    /// The columns contradict each other.
+    /// The decoded columns are inconsistent.
     #[error(transparent)]
     Invalid(#[from] InvalidChunk),
 }

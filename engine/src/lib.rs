@@ -7,7 +7,7 @@
 //! ```text
 //! record              one log event, borrowed; severity numbers and level names
 //! chunk               the records of one request or read, as columns over one text arena
-//! mailbox             the bounded way into a stage: credits, send, reserve, close
+//! mailbox             the bounded queue of a stage: credits, send, reserve, close
 //! semaphore           a mailbox's accounting in messages and bytes, FIFO
 //! stage               the trait that users implement; exit codes; known waits
 //! window              tumbling and sliding windows over event time, and a stage that closes them

@@ -72,14 +72,14 @@ impl Observer {
     /// Returns the state of every actor, in pipeline order.
     #[must_use]
     pub fn observe(&self) -> Vec<Observation> {
-        self.stage_state().iter().rev().map(|stage_state| stage_state.observe()).collect()
+        self.stages().iter().rev().map(|stage| stage.observe()).collect()
     }
 
     pub(crate) fn add(&self, stage_state: Arc<StageState>) {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner).push(stage_state);
     }
 
-    pub(crate) fn stage_state(&self) -> Vec<Arc<StageState>> {
+    pub(crate) fn stages(&self) -> Vec<Arc<StageState>> {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct Semaphore {
     returned: Returned,
     /// A copy of `state.messages` that can be read without the lock, as a hint.
     messages: AtomicU64,
-    /// Whether `state.waiting` is not empty: whoever returns a permit must then grant waiters.
+    /// Whether `state.waiting` is not empty: then returning a permit must grant waiters.
     has_waiters: AtomicBool,
     /// The reason counted for a message that is dropped now; set by the supervisor before it drops messages.
     discard: AtomicU8,
@@ -231,12 +231,12 @@ impl Semaphore {
         state.next_ticket += 1;
         state.waiting.insert(ticket, Waiter { cost, grant });
         self.has_waiters.store(true, Ordering::Relaxed);
-        // Pairs with the fence of `return_credit`: either it sees the waiter, or the waiter sees what it returned.
+        // Pairs with the fence of `return_permit`: either it sees the waiter, or the waiter sees what it returned.
         fence(Ordering::SeqCst);
         Waiting { semaphore: self, ticket, granted, since: Instant::now() }
     }
 
-    fn return_credit(self: &Arc<Self>, messages: usize, bytes: usize) {
+    fn return_permit(self: &Arc<Self>, messages: usize, bytes: usize) {
         self.meter.depth_shrank(messages, bytes);
         self.returned.bytes.fetch_add(bytes as u64, Ordering::Release);
         self.returned.messages.fetch_add(messages as u64, Ordering::Release);
@@ -321,7 +321,7 @@ impl Permit {
         let cost = self.semaphore.cost(bytes);
         debug_assert!(cost <= self.cost, "a message of {bytes} bytes on a credit for {}", self.cost);
         if cost < self.cost {
-            self.semaphore.return_credit(0, self.cost - cost);
+            self.semaphore.return_permit(0, self.cost - cost);
             self.cost = cost;
         }
         self.in_flight = true;
@@ -344,7 +344,7 @@ impl Drop for Permit {
             let reason = self.semaphore.discard.load(Ordering::Relaxed);
             self.semaphore.meter.discarded(reason);
         }
-        self.semaphore.return_credit(1, self.cost);
+        self.semaphore.return_permit(1, self.cost);
     }
 }
 
@@ -472,7 +472,7 @@ mod tests {
         /// Polls the n-th waiter.
         Poll(usize),
         /// Cancels the n-th waiter, whether or not its grant has been sent.
-        GiveUp(usize),
+        Cancel(usize),
         Release(usize),
     }
 
@@ -481,14 +481,14 @@ mod tests {
             3 => (0_usize..150).prop_map(Step::Take),
             1 => (0_usize..150).prop_map(Step::TryTake),
             3 => any::<usize>().prop_map(Step::Poll),
-            1 => any::<usize>().prop_map(Step::GiveUp),
+            1 => any::<usize>().prop_map(Step::Cancel),
             3 => any::<usize>().prop_map(Step::Release),
         ]
     }
 
     proptest! {
         #[test]
-        fn the_bound_holds_and_no_room_is_lost(steps in prop::collection::vec(any_step(), 1..200)) {
+        fn the_bound_holds_and_no_permit_is_lost(steps in prop::collection::vec(any_step(), 1..200)) {
             let semaphore = Semaphore::new("p", "s", BOUND);
             let mut waiting: Vec<(Taking, usize)> = Vec::new();
             let mut held: Vec<Permit> = Vec::new();
@@ -509,7 +509,7 @@ mod tests {
                             drop(waiting.remove(n));
                         }
                     }
-                    Step::GiveUp(n) if !waiting.is_empty() => drop(waiting.remove(n % waiting.len())),
+                    Step::Cancel(n) if !waiting.is_empty() => drop(waiting.remove(n % waiting.len())),
                     Step::Release(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
                     _ => {}
                 }
@@ -517,13 +517,14 @@ mod tests {
                 let (messages, bytes) = semaphore.in_use_locked(&state);
                 prop_assert!(messages <= BOUND.messages_max && bytes <= BOUND.bytes_max);
                 // Queued waiters came after all granted ones, and the first of them does not fit.
-                let let_in = waiting.len() - state.waiting.len();
+                let granted_count = waiting.len() - state.waiting.len();
                 let costs: Vec<_> = state.waiting.values().map(|waiter| waiter.cost).collect();
-                prop_assert_eq!(&costs[..], &waiting[let_in..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
-                prop_assert!(costs.first().is_none_or(|&cost| !semaphore.fits(&state, cost)), "the first waiter fits but was not granted");
-                let granted: usize = waiting[..let_in].iter().map(|(_, cost)| *cost).sum();
+                prop_assert_eq!(&costs[..], &waiting[granted_count..].iter().map(|(_, cost)| *cost).collect::<Vec<_>>()[..]);
+                let first_fits = costs.first().is_some_and(|&cost| semaphore.fits(&state, cost));
+                prop_assert!(!first_fits, "the first waiter fits but was not granted");
+                let granted: usize = waiting[..granted_count].iter().map(|(_, cost)| *cost).sum();
                 prop_assert_eq!(bytes, granted + held.iter().map(|permit| permit.cost).sum::<usize>());
-                prop_assert_eq!(messages, let_in + held.len());
+                prop_assert_eq!(messages, granted_count + held.len());
             }
             drop((waiting, held));
             prop_assert_eq!(semaphore.in_use(), (0, 0));

@@ -86,7 +86,7 @@ impl Exits {
     }
 
     pub(crate) fn report(&self, stage: &str, exit: Exit) {
-        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage ends the process");
+        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage requests the end of the process");
         self.0.send_if_modified(|first| first.is_none().then(|| *first = Some(exit)).is_some());
     }
 
@@ -414,7 +414,7 @@ enum Verdict {
     Blocked(Duration),
 }
 
-/// Detects how long one stage has made no progress. Pure: the time is an argument.
+/// Tracks how long one stage has made no progress. Pure: the time is an argument.
 #[derive(Clone, Copy, Debug)]
 struct StallDetector {
     beats: u64,
@@ -449,24 +449,24 @@ impl StallDetector {
 }
 
 /// Checks every stage four times per `stall_ms`, from the system's thread.
-pub(crate) async fn run_watchdog(stages: Observer, supervision: Supervision, exits: Exits) {
+pub(crate) async fn run_watchdog(observer: Observer, supervision: Supervision, exits: Exits) {
     let stall = Duration::from_millis(supervision.stall_ms);
     let period = (stall / 4).max(Duration::from_millis(1));
     let mut detectors: Vec<StallDetector> = Vec::new();
     loop {
         tokio::time::sleep(period).await;
         let now = Instant::now();
-        let stage_state = stages.stage_state();
-        detectors.resize(stage_state.len(), StallDetector::new(now));
-        for (stage_state, detector) in stage_state.iter().zip(&mut detectors) {
-            match detector.update(stage_state.progress.sample(), now, stall) {
+        let stages = observer.stages();
+        detectors.resize(stages.len(), StallDetector::new(now));
+        for (stage, detector) in stages.iter().zip(&mut detectors) {
+            match detector.update(stage.progress.sample(), now, stall) {
                 Verdict::Alive => {}
                 Verdict::Stalled => {
-                    stage_state.progress.stalled_at.store(detector.beats, Ordering::Release);
-                    stage_state.progress.supervisor.wake();
+                    stage.progress.stalled_at.store(detector.beats, Ordering::Release);
+                    stage.progress.supervisor.wake();
                 }
                 Verdict::Blocked(silent) => {
-                    let (name, silent_ms) = (&stage_state.name, silent.as_millis());
+                    let (name, silent_ms) = (&stage.name, silent.as_millis());
                     let reason = format!("stage {name} has blocked its thread for {silent_ms} ms; restart the process");
                     exits.report(name, Exit::new(Exit::SOFTWARE, reason));
                 }

@@ -74,7 +74,7 @@ impl Topology {
     /// topologies of one process need different names: otherwise stages of the same name share their time series.
     ///
     /// # Panics
-    /// If `supervision.stall_ms` is 0.
+    /// If `supervision.stall_ms` is 0, or if there is no actix system on this thread.
     #[must_use]
     pub fn new(name: &str, supervision: Supervision, drain: DrainWatch) -> Self {
         assert!(supervision.stall_ms > 0, "topology {name}: stall_ms must be at least 1");

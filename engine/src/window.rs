@@ -191,12 +191,18 @@ pub struct WindowStage<W: WindowHandler> {
 
 impl<W: WindowHandler> WindowStage<W> {
     /// Creates a stage whose first window starts now.
+    ///
+    /// # Panics
+    /// If `spec` is invalid: see [`WindowSpec::is_valid`].
     #[must_use]
     pub fn new(spec: WindowSpec, work: W) -> Self {
         Self::with_clock(spec, work, clock::wall_us)
     }
 
-    /// Creates a stage with another clock.
+    /// Creates a stage with another clock, which returns microseconds since the Unix epoch.
+    ///
+    /// # Panics
+    /// If `spec` is invalid: see [`WindowSpec::is_valid`].
     #[must_use]
     pub fn with_clock(spec: WindowSpec, work: W, now_us: fn() -> i64) -> Self {
         Self { work, windows: Windows::new(spec, now_us()), grace_us: spec.grace_us, now_us }

@@ -46,7 +46,7 @@ pub struct Notification {
     pub window_ms: u64,
     /// Instance that evaluated the alert.
     pub instance: String,
-    /// The same as a sentence.
+    /// The notification as a sentence.
     pub text: String,
 }
 

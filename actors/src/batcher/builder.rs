@@ -33,8 +33,9 @@ impl BatchBuilder {
         Self { lane, limits, open: None }
     }
 
-    /// Adds a frame; `prev_seq` is the lane's previous frame, `generation` the journal's. Returns the batches to send now, in
-    /// order: the open batch if the frame does not fit or does not follow it, and the frame's own batch if it is full.
+    /// Adds a frame; `prev_seq` is the lane's previous frame, `generation` the journal's. Returns the batches to send
+    /// now, in order: the open batch if the frame does not fit or does not follow it, and the frame's own batch if it
+    /// is full.
     pub fn push(&mut self, frame: BatchFrame, prev_seq: u64, generation: u64, now: Instant) -> [Option<Batch>; 2] {
         let (records, bytes) = (frame.chunk.len(), frame.chunk.bytes());
         let fits = self.open.as_ref().is_none_or(|open| {

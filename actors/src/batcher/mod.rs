@@ -53,7 +53,7 @@ pub struct Downstream {
     pub flusher: Mailbox<Batch>,
     /// The cache-writer, shared by all lanes.
     pub cache_writer: Mailbox<Batch>,
-    /// Tells the flusher what to read from the journal.
+    /// Through which the flusher learns what to read from the journal.
     pub link: Arc<LaneLink>,
 }
 

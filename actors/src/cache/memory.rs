@@ -160,7 +160,7 @@ impl State {
         self.services.retain(|_, service| service.seen_us >= oldest_us);
         let oldest_minute = limits.hours(now_us).0 * (HOUR_US / MINUTE_US);
         for service in self.services.values_mut() {
-            service.forget_minutes_before(oldest_minute);
+            service.remove_minutes_before(oldest_minute);
         }
         self.bytes = self.services.values().map(|service| service.bytes).sum();
     }
@@ -212,7 +212,7 @@ impl Service {
         self.bytes += (self.counts.len() - slots) * ENTRY_BYTES;
     }
 
-    fn forget_minutes_before(&mut self, minute: i64) {
+    fn remove_minutes_before(&mut self, minute: i64) {
         if self.counts.first_key_value().is_some_and(|(&(first, _), _)| first < minute) {
             let slots = self.counts.len();
             self.counts = self.counts.split_off(&(minute, 0));
@@ -226,7 +226,7 @@ impl Service {
             self.pop_oldest();
         }
         if let Some(&(middle, _)) = self.counts.keys().nth(self.counts.len() / 2) {
-            self.forget_minutes_before(middle);
+            self.remove_minutes_before(middle);
         }
     }
 }

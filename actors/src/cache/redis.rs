@@ -9,7 +9,8 @@
 //!
 //! - One script call per batch (`apply.lua`), never one command per record, which costs twenty times as much.
 //! - The script applies a call entirely or not at all, by the cursor. If the cursor lies inside the batch, the script
-//!   returns it, and the remaining frames are collected again and sent: exact, and one round trip when nothing overlaps.
+//!   returns it, and the remaining frames are collected again and sent: exact, and one round trip when nothing
+//!   overlaps.
 //! - If Redis evicts a cursor but keeps the counters, and an old batch is replayed at that moment, that batch counts
 //!   twice. Use a `noeviction` or `volatile-ttl` policy where that matters; a FLUSHALL is harmless.
 //! - The keys of one call map to many hash slots: Redis Cluster is not supported.
@@ -95,7 +96,11 @@ impl Link {
             let error = cache_error(&error);
             let before = lock(&seen).replace(error.clone());
             if before.as_ref() != Some(&error) {
-                tracing::warn!(error = error.detail, "cannot connect to Redis: retrying in the background; recent records and counters are left out of the cache meanwhile");
+                tracing::warn!(
+                    error = error.detail,
+                    "cannot connect to Redis: retrying in the background; recent records and counters are left out of \
+                     the cache meanwhile"
+                );
             }
             async { Ok(()) }
         });

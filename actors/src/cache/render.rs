@@ -22,7 +22,7 @@ pub(super) struct Location {
 }
 
 /// Appends the JSON text of one record. The attributes are JSON text already (the parser has checked them) and go
-/// in unchanged.
+/// in unchanged, except that line breaks become spaces.
 pub(super) fn record(out: &mut impl BufMut, location: &Location, record: &Record<'_>) {
     let Location { run, lane, seq, row, ordinal } = location;
     let members = Members(*record);

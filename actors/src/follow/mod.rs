@@ -2,8 +2,8 @@
 //! edge and beyond. Used by live tails and alerts.
 //!
 //! - It reads like a flusher that has fallen behind: nothing waits for it, and it sees nothing that a crash can undo.
-//! - Frames that are damaged, or that left the journal before they were read, are skipped; the number of their records is
-//!   the difference of two [`Position`]s.
+//! - Frames that are damaged, or that left the journal before they were read, are skipped; the number of their records
+//!   is the difference of two [`Position`]s.
 
 pub mod position;
 

@@ -5,8 +5,8 @@
 //! MySQL differ in the order of a few elements. One scan parses them all:
 //! - Between the time and the message there are a level, process numbers, thread names in brackets, a logger name and
 //!   lone separators (`-`, `--`, `|`). The level is decisive: without one, everything after the time is the message.
-//! - After the level, a word is the logger name only if its punctuation says so: `name: …`, `name - …`, `name [context]
-//!   …`.
+//! - After the level, a word is the logger name only if its punctuation says so: `name: …`, `name - …`,
+//!   `name [context] …`.
 //! - Without a time, a level must be in capitals or brackets: `INFO:root:…`, `[INFO] …`. Prose and stack traces stay
 //!   text.
 
@@ -99,7 +99,7 @@ enum Style {
     Columns,
 }
 
-/// What a line begins with.
+/// The beginning of a line.
 struct Opening<'a> {
     time: Option<EventTime>,
     pid: &'a str,
@@ -445,12 +445,12 @@ fn level<'a>(word: &'a str, after: &'a str) -> Option<(Severity, &'a str)> {
         _ => return None,
     };
     let severity = bare_level(name).or_else(|| marked.then(|| delimited_level(name)).flatten())?;
-    let after = if tail.starts_with(',') { after } else { with_colon(tail, after) };
+    let after = if tail.starts_with(',') { after } else { skip_delimited_space(tail, after) };
     Some((severity, after))
 }
 
-/// Prepends the colon that followed the level to `after`; it ends the header.
-fn with_colon<'a>(tail: &'a str, after: &'a str) -> &'a str {
+/// Skips one space after a level with a delimiter (`:` or `]`) in `tail`; without one, the header may continue.
+fn skip_delimited_space<'a>(tail: &'a str, after: &'a str) -> &'a str {
     if tail.is_empty() {
         return after;
     }

@@ -23,7 +23,7 @@ const fn info(name: &'static str, description: &'static str) -> FormatInfo {
 const LOGGERS: &[&str] = &["log4j", "logback", "hadoop", "spark", "zookeeper", "python", "go", "zap", "zerolog"];
 
 /// All built-in formats.
-pub static FORMATS: [FormatInfo; 19] = [
+pub static FORMATS: &[FormatInfo] = &[
     info("auto", "detected from the body and from each line (the default)"),
     info("json", "a JSON array of objects, or objects spread over several lines"),
     info("lines", "lines of text, the format of each detected; never a JSON document"),

@@ -22,7 +22,7 @@ pub fn looks_like_cri(line: &str) -> bool {
 /// Parses a line of a CRI runtime, and the line in it.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse_cri<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let malformed = |part: &str| format!("not a CRI log line: {part} is missing or malformed");
     let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;

@@ -1,5 +1,5 @@
-//! Logs of database servers: Redis `7:M 12 Dec 2020 10:00:00.123 * …` and PostgreSQL `2020-12-12 10:00:00.123 UTC [7]
-//! user@db LOG:  …`.
+//! Logs of database servers: Redis `7:M 12 Dec 2020 10:00:00.123 * …` and
+//! PostgreSQL `2020-12-12 10:00:00.123 UTC [7] user@db LOG:  …`.
 
 use logweir_engine::record::{Record, Severity};
 
@@ -22,7 +22,7 @@ pub fn looks_like_redis(line: &str) -> bool {
 /// Parses a line of Redis.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse_redis<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let malformed = |part: &str| format!("not a Redis log line: {part} is missing or malformed");
     let process = match line.strip_prefix('[') {
@@ -60,7 +60,7 @@ pub fn looks_like_postgres(line: &str) -> bool {
 /// Parses a line of PostgreSQL, with the prefix of Debian or the default one.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse_postgres<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let malformed = |part: &str| format!("not a PostgreSQL log line: {part} is missing or malformed");
     let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;

@@ -26,7 +26,7 @@ struct Action {
 /// Parses a bulk request.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A description of the first error.
 pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut scratch = Scratch::default();
     let mut lines = LineParser::new(Format::Ndjson);
@@ -92,7 +92,7 @@ fn read_action(
             match &*name {
                 "_index" => {
                     let index = string(value, &mut text, counts).filter(|index| index.len() <= NAME_BYTES_MAX);
-                    let index = index.ok_or("invalid _index: expected a non-empty string of at most 255 bytes")?;
+                    let index = index.ok_or("invalid _index: expected a string of at most 255 bytes")?;
                     if **last_index != *index {
                         *last_index = index.into();
                     }

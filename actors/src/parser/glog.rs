@@ -20,7 +20,7 @@ pub fn looks_like(line: &str) -> bool {
 /// Parses the line.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let malformed = |part: &str| format!("not a glog line: {part} is missing or malformed");
     let severity = line.bytes().next().and_then(severity).ok_or_else(|| malformed("the level"))?;

@@ -18,7 +18,7 @@ pub fn looks_like(line: &str) -> bool {
 /// Parses the line.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let malformed = |part: &str| format!("not a logcat line: {part} is missing or malformed");
     let (time, mut rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;

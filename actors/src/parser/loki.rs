@@ -38,7 +38,7 @@ const LEVEL: [&str; 4] = ["level", "severity", "detected_level", "lvl"];
 /// Parses a push request in JSON.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A description of the first error.
 pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut push = Push::new(line_bytes_max);
     members(text, |name, value| match &*name {
@@ -50,7 +50,7 @@ pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Res
 /// Parses a push request in protobuf, decompressed: logproto's `PushRequest`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A description of the first error.
 pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut push = Push::new(line_bytes_max);
     each_bytes(body, 1, |stream| push.stream_protobuf(stream, sink))
@@ -262,7 +262,7 @@ fn timestamp(message: &[u8]) -> Result<Option<i64>, String> {
 
 /// Parses `{name="value", …}`, with values quoted as in Go.
 fn read_selector(text: &str) -> Result<Vec<Label>, String> {
-    let bad = || format!("invalid labels:  {text:.200}");
+    let bad = || format!("invalid labels: {text:.200}");
     let inner = text.trim().strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or_else(bad)?;
     let mut labels = Vec::new();
     let mut rest = inner.trim_start();

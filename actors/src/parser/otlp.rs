@@ -23,7 +23,7 @@ use super::wire::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
 /// Parses an `ExportLogsServiceRequest` in protobuf.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A description of the first error.
 pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut builder = RecordBuilder::default();
     each_bytes(body, 1, |resource_logs| {
@@ -55,7 +55,7 @@ pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -
 /// Parses an `ExportLogsServiceRequest` in JSON.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A description of the first error.
 pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), String> {
     let mut builder = RecordBuilder::default();
     each_element(text, ["resourceLogs", "resource_logs"], |resource_logs| {

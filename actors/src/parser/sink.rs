@@ -36,7 +36,6 @@ pub struct Envelope {
 
 impl Envelope {
     /// Clears it, keeping the memory.
-    #[allow(dead_code)] // for protocols
     pub fn clear(&mut self) {
         self.ts_us = None;
         self.ts_is_fixed = false;

@@ -1,8 +1,8 @@
 //! Parses a time at the start of a text, in the forms that programs commonly write.
 //!
 //! - `2015-10-18 18:01:47,978`, `2015/07/29 …`, `17/06/09 20:10:40`, `081109 203615`, `20171223-22:15:29:606`,
-//!   `Jun 14 15:16:01`, `Sun Dec 04 04:47:44 2005`, `12 Dec 2020 10:00:00.123`, `14-Jun-2015 15:16:01`, `17/May/2015:10:05:03`,
-//!   `03-17 16:13:38.811`, `10:05:03.250`, `3:04PM`, and epoch times of 10, 13, 16 or 19 digits.
+//!   `Jun 14 15:16:01`, `Sun Dec 04 04:47:44 2005`, `12 Dec 2020 10:00:00.123`, `14-Jun-2015 15:16:01`,
+//!   `17/May/2015:10:05:03`, `03-17 16:13:38.811`, `10:05:03.250`, `3:04PM`, and epoch times of 10, 13, 16 or 19 digits.
 //! - Month names are English whatever the machine's locale, since that is what programs write.
 //! - A missing year is the latest for which the time is not more than a day after the arrival; a missing date is the
 //!   day that brings the time closest to the arrival.

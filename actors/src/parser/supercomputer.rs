@@ -1,6 +1,7 @@
-//! Logs of supercomputers, as published by researchers: BlueGene/L's `- 1117838570 2005.06.03 R02-M1
-//! 2005-06-03-15.42.50.675872 R02-M1 RAS KERNEL INFO …`, Thunderbird's `- 1131566461 2005.11.09 dn228 Nov 9 12:01:01
-//! dn228/dn228 crond(pam_unix)[2915]: …` and `134681 node-246 unix.hw state_change.unavailable 1077804742 1 …`.
+//! Logs of supercomputers, as published by researchers:
+//! - BlueGene/L: `- 1117838570 2005.06.03 R02-M1 2005-06-03-15.42.50.675872 R02-M1 RAS KERNEL INFO …`
+//! - Thunderbird: `- 1131566461 2005.11.09 dn228 Nov 9 12:01:01 dn228/dn228 crond(pam_unix)[2915]: …`
+//! - numbered: `134681 node-246 unix.hw state_change.unavailable 1077804742 1 …`
 //!
 //! The epoch time is the instant; the local time beside it has no zone and supplies the fraction of the second. The
 //! first word is `-` or the category of an alert.

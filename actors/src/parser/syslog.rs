@@ -59,7 +59,7 @@ fn has_tag(line: &[u8]) -> bool {
 /// Parses the line.
 ///
 /// # Errors
-/// The part that is missing. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let (priority, rest) = match line.strip_prefix('<') {
         Some(rest) => priority(rest).ok_or("not syslog: <PRI> is not a number from 0 to 191")?,

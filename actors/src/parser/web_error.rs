@@ -1,5 +1,7 @@
-//! Error logs of web servers: nginx `2015/05/17 10:05:03 [error] 7#0: *1 …, client: …`, Apache `[Sun Dec 04 04:47:44 2005] [error] …`
-//! and Apache 2.4 `[Fri Sep 09 10:42:29.902022 2011] [core:error] [pid 7:tid 9] [client 10.0.0.1:80] AH00124: …`.
+//! Error logs of web servers:
+//! - nginx: `2015/05/17 10:05:03 [error] 7#0: *1 …, client: …`
+//! - Apache: `[Sun Dec 04 04:47:44 2005] [error] …`
+//! - Apache 2.4: `[Fri Sep 09 10:42:29.902022 2011] [core:error] [pid 7:tid 9] [client 10.0.0.1:80] AH00124: …`
 //!
 //! The message is the text after level and process; the client, the request and so on in it are added as attributes.
 
@@ -19,9 +21,9 @@ pub fn looks_like_nginx(line: &str) -> bool {
 /// Parses a line of nginx.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse_nginx<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let malformed = |part: &str| format!("no error log of nginx: {part} is missing or malformed");
+    let malformed = |part: &str| format!("not an nginx error log line: {part} is missing or malformed");
     let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
     let (level, rest) = bracketed(rest.trim_ascii_start()).ok_or_else(|| malformed("the level"))?;
     let severity = Severity::from_text(level).ok_or_else(|| malformed("the level"))?;
@@ -67,9 +69,9 @@ pub fn looks_like_apache(line: &str) -> bool {
 /// Parses a line of Apache.
 ///
 /// # Errors
-/// The part that does not fit. Nothing was pushed then.
+/// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse_apache<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
-    let malformed = |part: &str| format!("no error log of Apache: {part} is missing or malformed");
+    let malformed = |part: &str| format!("not an Apache error log line: {part} is missing or malformed");
     let (time, rest) = line
         .strip_prefix('[')
         .and_then(|rest| stamp::leading(rest, sink.ts_us()))

@@ -41,8 +41,8 @@ fn field<'a>(rest: &mut &'a [u8]) -> Result<(u32, Value<'a>), String> {
         WireType::SixtyFourBit => Value::Fixed64(u64::from_le_bytes(*first_chunk(rest)?)),
         WireType::ThirtyTwoBit => Value::Fixed32(u32::from_le_bytes(*first_chunk(rest)?)),
         WireType::LengthDelimited => {
-            let length = usize::try_from(decode_varint(rest).map_err(in_words)?).map_err(|_| CUT_OFF)?;
-            let (bytes, after) = rest.split_at_checked(length).ok_or(CUT_OFF)?;
+            let length = usize::try_from(decode_varint(rest).map_err(in_words)?).map_err(|_| TRUNCATED)?;
+            let (bytes, after) = rest.split_at_checked(length).ok_or(TRUNCATED)?;
             *rest = after;
             Value::Bytes(bytes)
         }
@@ -51,10 +51,10 @@ fn field<'a>(rest: &mut &'a [u8]) -> Result<(u32, Value<'a>), String> {
     Ok((tag, value))
 }
 
-const CUT_OFF: &str = "a field is longer than the rest of the message";
+const TRUNCATED: &str = "a field is longer than the rest of the message";
 
 fn first_chunk<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], String> {
-    let (chunk, after) = rest.split_first_chunk().ok_or(CUT_OFF)?;
+    let (chunk, after) = rest.split_first_chunk().ok_or(TRUNCATED)?;
     *rest = after;
     Ok(chunk)
 }

@@ -25,7 +25,7 @@ impl Multiline {
     /// The configured rules.
     ///
     /// # Panics
-    /// The pattern is invalid, which configuration checks rule out.
+    /// If the pattern is invalid, which the validation of the configuration rules out.
     #[must_use]
     pub fn new(config: &config::Multiline) -> Self {
         let start =

@@ -139,7 +139,9 @@ impl StreamSource {
             pending.reserve(READ_BYTES);
             let read = tokio::select! {
                 read = timeout_at(wake, input.read_buf(pending)) => read,
-                () = self.source_client.drain.reached(Phase::Draining) => return FillOutcome::Interrupted("draining", None),
+                () = self.source_client.drain.reached(Phase::Draining) => {
+                    return FillOutcome::Interrupted("draining", None);
+                }
             };
             match read {
                 Ok(Ok(0)) => return FillOutcome::End,

@@ -1,10 +1,10 @@
 //! Syslog listeners: TCP, UDP and TLS.
 //!
-//! - **Syslog has no acknowledgements.** A sender considers a message delivered when its kernel has it. TCP and TLS are
+//! - **Syslog has no acknowledgments.** A sender considers a message delivered when its kernel has it. TCP and TLS are
 //!   read only as fast as the journal accepts what was read, so that a slow journal fills the sender's queue and not
 //!   our memory. When this process is killed, the contents of both kernels' buffers and one body per connection are
 //!   lost. At SIGTERM what was read is stored before the connections are closed. UDP may lose anything at any time;
-//!   what is dropped here, by the kernel or by our own bound, is counted. Senders that need acknowledgements should use
+//!   what is dropped here, by the kernel or by our own bound, is counted. Senders that need acknowledgments should use
 //!   HTTP.
 //! - Frames are records and are never split; the parser interprets them.
 //! - The sender's address is the host of messages without one, and an attribute of all messages.
@@ -98,7 +98,7 @@ pub fn memory_bytes_max(config: &config::Syslog) -> usize {
 /// Serves the listeners until the drain; completes when everything that was read is submitted.
 ///
 /// # Panics
-/// Outside of a runtime.
+/// If called outside of a Tokio runtime.
 pub async fn serve(listeners: Listeners, source_client: &SourceClient, config: &config::Syslog) {
     let server = Server {
         source_client: source_client.clone(),
@@ -252,7 +252,7 @@ async fn datagrams(socket: UdpSocket, server: &Server) {
                 Ok(_) => {}
                 Err(error) => {
                     network_error(UDP, "read");
-                    tracing::warn!(%error, "cannot read a datagram");
+                    tracing::warn!(%error, "cannot read a datagram: retrying");
                     sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }

@@ -3,8 +3,8 @@
 //! - It holds no frame while it waits for the client, so memory does not grow with the number of slow clients.
 //! - A resumed stream reads the journal itself, at the client's pace, until it reaches the ring. Nothing is dropped
 //!   meanwhile; records that the journal no longer retains are reported as a gap.
-//! - A live stream favors the latest records: those above the rate limit, and those that left the ring before a slow client
-//!   got to them, are counted and reported.
+//! - A live stream favors the latest records: those above the rate limit, and those that left the ring before a slow
+//!   client got to them, are counted and reported.
 
 use logweir_engine::record::Record;
 use tokio::sync::mpsc;
@@ -186,8 +186,8 @@ impl<O: Output> Client<O> {
         }
     }
 
-    /// Processes some of the records of `frame` after the position. Returns whether a resuming client has reached its rate
-    /// limit.
+    /// Processes some of the records of `frame` after the position. Returns whether a resuming client has reached its
+    /// rate limit.
     fn process(&mut self, frame: &DurableFrame) -> bool {
         let before = self.position.records(frame.lane).max(frame.records_before);
         let reason = if self.resuming { GapReason::NotRetained.name() } else { "behind" };

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::follow::Position;
 use crate::record_json::Members;
 
-/// Appends a record with the token that resumes after it. `id` is `None` until the database has assigned the lane's number.
+/// Appends a record with the token that resumes after it. `id` is `None` until the database has assigned the lane's
+/// number.
 pub fn record(out: &mut String, writer: Uuid, position: &Position, id: Option<i64>, record: &Record<'_>) {
     out.push_str("event: record\nid: ");
     position.write_token(writer, out);

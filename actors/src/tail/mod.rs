@@ -1,15 +1,15 @@
 //! Live tail: streams durable records to clients as they arrive.
 //!
-//! - It reads the journal, as a flusher that has fallen behind does. So it delays neither intake nor flushing and sees only
-//!   what is durable. An interrupted stream resumes where it stopped, even after SIGKILL, for as long as the journal
-//!   retains the records. Without clients it does no work at all. Copying the batches, as for the cache-writer, was
-//!   rejected: a copy can be lost in transit, and history would need a second path anyway.
-//! - Frames are read and decoded once for all clients, into a [`ring`] bounded in bytes. A client that falls behind the ring
-//!   gets the exact number of records it missed and continues with the oldest frame in the ring.
+//! - It reads the journal, as a flusher that has fallen behind does. So it delays neither intake nor flushing and sees
+//!   only what is durable. An interrupted stream resumes where it stopped, even after SIGKILL, for as long as the
+//!   journal retains the records. Without clients it does no work at all. Copying the batches, as for the cache-writer,
+//!   was rejected: a copy can be lost in transit, and history would need a second path anyway.
+//! - Frames are read and decoded once for all clients, into a [`ring`] bounded in bytes. A client that falls behind the
+//!   ring gets the exact number of records it missed and continues with the oldest frame in the ring.
 //! - Everything runs on one dedicated thread: no number of clients and filters takes more than one core from intake.
 //! - It ends when the journal is sealed, so records accepted during shutdown are streamed as well.
-//! - [`TailHub::subscribe`] yields typed events; [`TailHub::subscribe_sse`] yields server-sent events as bytes. The latter
-//!   are rendered straight from the borrowed record, so HTTP clients pay for no owned copy of it.
+//! - [`TailHub::subscribe`] yields typed events; [`TailHub::subscribe_sse`] yields server-sent events as bytes. The
+//!   latter are rendered straight from the borrowed record, so HTTP clients pay for no owned copy of it.
 
 pub mod ring;
 mod event;
@@ -48,7 +48,7 @@ const CATCHING_UP_MAX: usize = 2;
 /// Bytes in flight per client: pieces of [`client::PIECE_BYTES`] and one more record.
 const CLIENT_BYTES: usize = 1 << 20;
 /// How long streams may take to end after the seal.
-const FINAL_PIECES: Duration = Duration::from_millis(400);
+const END_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Selects the records that a client receives.
 pub type Matches = Arc<dyn Fn(&Record<'_>) -> bool + Send + Sync>;
@@ -183,7 +183,7 @@ impl TailHub {
     /// As [`TailHub::subscribe`], rendered as server-sent events. One item holds any number of whole events.
     ///
     /// # Errors
-    /// As there.
+    /// See [`TailHub::subscribe`].
     pub fn subscribe_sse(&self, matches: Matches, token: Option<&str>) -> Result<mpsc::Receiver<Bytes>, TailRejection> {
         self.open::<Sse>(matches, token)
     }
@@ -200,8 +200,8 @@ impl TailHub {
         let (registration, live) = self.register()?;
         let start = match token {
             None => client::Start::Live,
-            // A token ahead of the live edge was issued before the journal was restored to an earlier state: the records
-            // at these numbers are not the ones that the client has seen.
+            // A token ahead of the live edge was issued before the journal was restored to an earlier state: the
+            // records at these numbers are not the ones that the client has seen.
             Some((tag, at)) if tag.is(self.0.writer) && at.seq <= live.seq => client::Start::After(at),
             Some(_) => client::Start::OtherJournal,
         };
@@ -210,7 +210,8 @@ impl TailHub {
         Ok(pieces)
     }
 
-    /// Parses a resume token. A gateway's token joins one of each processor: this journal's is used if it is among them.
+    /// Parses a resume token. A gateway's token joins one of each processor: this journal's is used if it is among
+    /// them.
     fn own(&self, token: &str) -> Result<(JournalTag, Position), TailRejection> {
         let tokens: Option<Vec<_>> = token.split(TOKEN_SEPARATOR).map(Position::from_token).collect();
         let mut tokens = tokens.ok_or(TailRejection::BadToken)?;
@@ -250,7 +251,7 @@ impl TailHub {
             }
         }
         self.0.advanced.send_replace(true);
-        let _ = timeout(FINAL_PIECES, self.idle()).await;
+        let _ = timeout(END_TIMEOUT, self.idle()).await;
     }
 
     /// Completes when there are no clients.

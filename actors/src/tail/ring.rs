@@ -1,7 +1,7 @@
 //! The latest frames, decoded once for all clients. Pure.
 //!
-//! - It holds a bounded number of bytes, but always the latest frame, whatever its size. A client that is slower has missed
-//!   records; the difference of two positions gives their number.
+//! - It holds a bounded number of bytes, but always the latest frame, whatever its size. A client that is slower has
+//!   missed records; the difference of two positions gives their number.
 //! - It is a contiguous range of the journal: `start` plus the frames in it gives `end`.
 
 use std::collections::VecDeque;

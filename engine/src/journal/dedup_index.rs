@@ -118,7 +118,7 @@ impl DedupIndex {
         dedup_index.sources.count_max = fit.min(ENTRIES_MAX) / 4;
         dedup_index.requests.count_max = fit.min(ENTRIES_MAX) - dedup_index.sources.count_max;
         found.sort_by_key(|dedup_entry| dedup_entry.seq);
-        found.into_iter().for_each(|dedup_entry| dedup_index.insert(dedup_entry));
+        found.into_iter().for_each(|dedup_entry| dedup_index.put(dedup_entry));
         dedup_index
     }
 
@@ -131,10 +131,10 @@ impl DedupIndex {
         self.by_key.get(key).copied()
     }
 
-    /// Records the key of a frame that was assigned its sequence number.
-    pub(super) fn record(&mut self, dedup_entry: DedupEntry) {
+    /// Inserts the key of a frame that was assigned its sequence number; [`Self::roll_back`] can revert it.
+    pub(super) fn insert(&mut self, dedup_entry: DedupEntry) {
         self.undo.push_back((dedup_entry.seq, dedup_entry.dedup_key.key, self.get(&dedup_entry.dedup_key.key)));
-        self.insert(dedup_entry);
+        self.put(dedup_entry);
         let oldest_us = dedup_entry.dedup_key.at_us
             - i64::try_from(DEDUP_WINDOW.as_micros()).expect("an hour fits into an i64 of microseconds");
         while let Some(oldest) = self.oldest_request()
@@ -158,7 +158,7 @@ impl DedupIndex {
                 self.remove(&void);
             }
             if let Some(before) = before {
-                self.insert(before);
+                self.put(before);
             }
         }
     }
@@ -175,7 +175,7 @@ impl DedupIndex {
         (self.requests.count_max + self.sources.count_max) * DEDUP_ENTRY_BYTES
     }
 
-    fn insert(&mut self, dedup_entry: DedupEntry) {
+    fn put(&mut self, dedup_entry: DedupEntry) {
         let key = dedup_entry.dedup_key.key;
         if let Some(before) = self.by_key.insert(key, dedup_entry) {
             self.kind(&before).count -= 1;
@@ -239,8 +239,8 @@ mod tests {
     #[test]
     fn a_repeated_request_is_a_duplicate_and_a_source_may_advance() {
         let mut dedup_index = dedup_index();
-        dedup_index.record(dedup_entry(1, 0, 5, 0));
-        dedup_index.record(dedup_entry(2, 100, 6, 0));
+        dedup_index.insert(dedup_entry(1, 0, 5, 0));
+        dedup_index.insert(dedup_entry(2, 100, 6, 0));
         assert_eq!(dedup_index.find_duplicate(&dedup_entry(1, 0, 0, 1).dedup_key).unwrap().seq, 5);
         assert_eq!(dedup_index.find_duplicate(&dedup_entry(2, 100, 0, 1).dedup_key).unwrap().seq, 6);
         assert_eq!(dedup_index.find_duplicate(&dedup_entry(2, 40, 0, 1).dedup_key).unwrap().seq, 6);
@@ -251,31 +251,31 @@ mod tests {
     #[test]
     fn a_roll_back_restores_the_previous_entries() {
         let mut dedup_index = dedup_index();
-        dedup_index.record(dedup_entry(2, 100, 6, 0));
+        dedup_index.insert(dedup_entry(2, 100, 6, 0));
         dedup_index.mark_durable(6);
-        dedup_index.record(dedup_entry(2, 200, 7, 0));
-        dedup_index.record(dedup_entry(2, 300, 8, 0));
-        dedup_index.record(dedup_entry(1, 0, 9, 0));
+        dedup_index.insert(dedup_entry(2, 200, 7, 0));
+        dedup_index.insert(dedup_entry(2, 300, 8, 0));
+        dedup_index.insert(dedup_entry(1, 0, 9, 0));
         dedup_index.roll_back();
         assert_eq!(dedup_index.get(&[2; 16]).unwrap().dedup_key.position, 100);
         assert_eq!(dedup_index.get(&[1; 16]), None);
         assert_eq!(dedup_index.entries().len(), 1);
-        dedup_index.record(dedup_entry(2, 200, 7, 0));
+        dedup_index.insert(dedup_entry(2, 200, 7, 0));
         assert_eq!(dedup_index.entries(), [dedup_entry(2, 200, 7, 0)]);
     }
 
     #[test]
     fn requests_expire_and_sources_do_not() {
         let mut dedup_index = dedup_index();
-        dedup_index.record(dedup_entry(1, 0, 1, 0));
-        dedup_index.record(dedup_entry(2, 7, 2, 0));
-        dedup_index.record(dedup_entry(3, 0, 3, 10));
-        dedup_index.record(dedup_entry(4, 0, 4, 3601));
+        dedup_index.insert(dedup_entry(1, 0, 1, 0));
+        dedup_index.insert(dedup_entry(2, 7, 2, 0));
+        dedup_index.insert(dedup_entry(3, 0, 3, 10));
+        dedup_index.insert(dedup_entry(4, 0, 4, 3601));
         assert_eq!(dedup_index.get(&[1; 16]), None);
         assert!(dedup_index.get(&[2; 16]).is_some());
         for seq in 5..1000 {
-            dedup_index.record(dedup_entry(4, 0, seq, 9000));
-            dedup_index.record(dedup_entry(5, seq, 1000 + seq, 9000));
+            dedup_index.insert(dedup_entry(4, 0, seq, 9000));
+            dedup_index.insert(dedup_entry(5, seq, 1000 + seq, 9000));
         }
         assert!(dedup_index.get(&[2; 16]).is_some(), "a source");
         assert_eq!(dedup_index.get(&[3; 16]), None);
@@ -289,7 +289,7 @@ mod tests {
         for seq in 1..500_u64 {
             let mut one = dedup_entry(0, seq % 2, seq, 0);
             one.dedup_key.key[..8].copy_from_slice(&seq.to_le_bytes());
-            dedup_index.record(one);
+            dedup_index.insert(one);
             dedup_index.mark_durable(seq);
         }
         let list = dedup_index.entries();

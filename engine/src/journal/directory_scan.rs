@@ -307,7 +307,7 @@ impl DirectoryScan {
             && header.prev_seq_last == before.valid.seq_last
             && header.prev_crc != before.valid.crc_last
         {
-            self.report_damage(head, format!("it did not follow the present segment {}", before.number));
+            self.report_damage(head, format!("it was not written after the present segment {}", before.number));
         }
         if let Some(header) = head.header {
             self.seq_last = self.seq_last.max(header.run_seq).max(header.prev_seq_last).max(header.first_seq);

@@ -85,7 +85,7 @@ pub struct JournalConfig {
 
 impl JournalConfig {
     /// Checks every field and returns the effective segment size.
-    fn check(&self) -> Result<u64, OpenError> {
+    fn validate(&self) -> Result<u64, OpenError> {
         let invalid = |field, value, expected| Err(OpenError::InvalidConfig { field, value, expected });
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
             let expected = format!("{SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes");
@@ -387,7 +387,7 @@ impl Journal {
     /// [`OpenError::InvalidConfig`] if a size is out of the range given at [`JournalConfig`]; [`OpenError::Locked`],
     /// [`OpenError::TooNew`] or [`OpenError::Io`] otherwise. Damage is not an error: see [`Recovered::damage`].
     pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
-        let segment_bytes = config.check()?;
+        let segment_bytes = config.validate()?;
         ignore_file_size_signal();
         let started = Instant::now();
         let dir = Dir::new(config.dir.clone());
@@ -1039,7 +1039,7 @@ impl Shared {
             seq_first,
             seq_last,
             reason,
-            "the journal is damaged; the bytes are quarantined"
+            "the journal is damaged; unreadable bytes are kept in quarantine/"
         );
         let frames = (seq_last + 1).saturating_sub(seq_first);
         self.damaged_frames.fetch_add(frames, Ordering::Relaxed);

@@ -175,7 +175,8 @@ fn truncate_segment(segment: &SegmentScan) -> u64 {
     match cut {
         Ok(()) => end,
         Err(error) => {
-            tracing::warn!(path = %segment.path.display(), %error, "cannot truncate the old segment; its tail is ignored");
+            let path = segment.path.display();
+            tracing::warn!(%path, %error, "cannot truncate the old segment; its tail is ignored");
             segment.size
         }
     }
@@ -184,7 +185,7 @@ fn truncate_segment(segment: &SegmentScan) -> u64 {
 fn remove(path: &Path) {
     fault::kill_point("journal.segment.remove.before");
     if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "cannot remove a superseded segment; the next start does it");
+        tracing::warn!(path = %path.display(), %error, "cannot remove a superseded segment; the next start tries again");
     }
     fault::kill_point("journal.segment.remove.after");
 }
@@ -395,7 +396,7 @@ pub(super) fn report(recovered: &Recovered) {
             seq_first,
             seq_last,
             reason,
-            "the journal is damaged; the bytes are quarantined"
+            "the journal is damaged; unreadable bytes are kept in quarantine/"
         );
     }
     metrics::counter!("logweir_journal_damaged_frames_total").increment(damaged_frames(&recovered.damage));

@@ -163,7 +163,7 @@ impl State {
         };
         let place = self.take(payload_len);
         if let Some(dedup_key) = dedup_key {
-            self.dedup_index.record(DedupEntry { dedup_key, lane, seq: appended.seq });
+            self.dedup_index.insert(DedupEntry { dedup_key, lane, seq: appended.seq });
         }
         Ok(Placed { start, place, appended })
     }

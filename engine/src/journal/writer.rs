@@ -271,7 +271,8 @@ impl Writer {
 
     /// Disk full: rejects the group and all queued frames, then rolls the sequence numbers back.
     fn reject_group(&mut self, group: Vec<Item>, error: &io::Error) {
-        tracing::warn!(%error, segment = self.number, "the journal's disk is full; rejecting appends until space is available");
+        let segment = self.number;
+        tracing::warn!(%error, segment, "the journal's disk is full; rejecting appends until space is available");
         self.shared.reject(AppendError::DiskFull);
         metrics::counter!("logweir_journal_disk_full_failures_total").increment(1);
         self.fail_all(group, &AppendError::DiskFull);

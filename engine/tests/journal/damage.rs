@@ -259,7 +259,7 @@ fn a_segment_of_a_diverged_copy_breaks_the_chain_and_is_reported() {
     let files = segments(one.path());
     fs::copy(&files[1], other.path().join(files[1].file_name().unwrap())).unwrap();
     let (frames, recovered) = reopen(other.path());
-    assert!(recovered.damage.iter().any(|damage| damage.reason.contains("did not follow the present segment")));
+    assert!(recovered.damage.iter().any(|damage| damage.reason.contains("not written after the present segment")));
     assert!(frames.is_sorted_by_key(|frame| frame.seq));
 }
 

@@ -146,12 +146,12 @@ fn the_drain_continues_after_a_panic_in_the_drain() {
     });
 }
 
-/// A factory that panics at its first `good` calls.
-fn bad_factory(good: u64) -> impl Fn(StageContext) -> Act<AnswerFn> + Send + 'static {
+/// A factory that panics at its first `failures` calls.
+fn bad_factory(failures: u64) -> impl Fn(StageContext) -> Act<AnswerFn> + Send + 'static {
     let turn = AtomicU64::new(0);
     move |ctx| {
         let turn = turn.fetch_add(1, Ordering::SeqCst);
-        assert!(turn >= good, "factory {turn} fails");
+        assert!(turn >= failures, "factory {turn} fails");
         Act { ctx, act: answer }
     }
 }

@@ -1,6 +1,6 @@
 //! How far each file was acknowledged, on disk: `DATA_DIR/files.json`.
 //!
-//! - An offset advances only with acknowledgements.
+//! - An offset advances only with acknowledgments.
 //! - Before bytes are submitted, their range is persisted (`in_flight`). After a crash exactly this range is submitted
 //!   again with the same [`DedupKey`](logweir_engine::journal::DedupKey), so that the journal can recognize it.
 //! - The file is replaced atomically: written to a temporary file, fsynced, renamed, directory fsynced.
@@ -120,11 +120,11 @@ impl Checkpoint {
     /// # Errors
     /// The write failed; the previous file is still in place.
     pub fn save(&self, dir: &Path) -> io::Result<()> {
-        let beside = dir.join(format!("{NAME}.tmp"));
-        let mut file = File::create(&beside)?;
+        let temporary = dir.join(format!("{NAME}.tmp"));
+        let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;
-        fs::rename(&beside, dir.join(NAME))?;
+        fs::rename(&temporary, dir.join(NAME))?;
         File::open(dir)?.sync_all()
     }
 }

@@ -41,7 +41,7 @@ pub fn memory_bytes_max(config: &Config) -> usize {
 /// Tails files until the drain.
 ///
 /// # Panics
-/// The configuration was not validated.
+/// If the configuration was not validated and a glob is invalid.
 pub async fn run(source_client: &SourceClient, config: &Config) {
     let source_client = SourceClient {
         // An offset that advances on less than the journal level could lose records.

@@ -258,7 +258,8 @@ impl Tailer {
         if self.files.len() >= FILES_MAX {
             if !self.files_max_reached {
                 tracing::warn!(path = %path.display(), files_max = FILES_MAX,
-                    "more files match than can be watched: the others wait until some are removed; narrow files.include");
+                    "more files match than can be watched: the others wait until some are removed; \
+                     narrow files.include");
             }
             self.files_max_reached = true;
             return;
@@ -342,9 +343,9 @@ impl Tailer {
         {
             return Ok(None);
         }
-        let room = self.settings.line_bytes_max + WINDOW_BYTES;
+        let window_max = self.settings.line_bytes_max + WINDOW_BYTES;
         let left = resent.map_or(size, |in_flight| in_flight.end) - tailed.position.offset;
-        let window = tailed.read(usize::try_from(left).unwrap_or(usize::MAX).min(room))?;
+        let window = tailed.read(usize::try_from(left).unwrap_or(usize::MAX).min(window_max))?;
         let reaches_end = window.len() as u64 == left;
         let mut builder = self.settings.body_builder(tailed.position.skipping);
         builder.feed(&window, resent.is_some() || (is_last && reaches_end));
