@@ -19,7 +19,7 @@
 //! dead_letters        replay of dead letters
 //! query/              the query language, filters, steps, facets, cursors; pure
 //! search, recent, result_cache    query execution: concurrency limits, merging rows and cache, cached histograms
-//! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; per-token limits; backlog age; circuit breakers
+//! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; token buckets; backlog age; circuit breakers
 //! gateway/, sse       discovery of processors by name, a breaker for each, their live tails merged; server-sent events
 //! record_json         a record as JSON, in the one shape of every response and command
 //! pipeline            wiring of the stages;  logweir, run, error: life cycle of the process
@@ -51,34 +51,33 @@
 //!
 //! # Glossary
 //!
-//! - **record**: one log event. **chunk**: the records of one request or one read; unit of admission and
-//!   acknowledgment.
-//! - **journal**: the write-ahead log on the volume. **segment**: one of its files. **frame**: a chunk as written to
-//!   it.
-//! - **lane**: an ordered shard of the stream. Order is kept within a lane; lanes are flushed in parallel.
-//! - **batch**: consecutive chunks of one lane that commit in one database transaction.
-//! - **cursor**: the last sequence number of a lane that the database has committed. **backlog**: what lies above it.
-//! - **acknowledge**: answer the sender with success. **commit**: rows and cursor are in the database.
-//! - **dead letter**: a record that the database rejected, kept with the reason.
-//! - **writer**, **epoch**, **lease**, **takeover**: identity of a journal, its fencing number, its ownership, and
-//!   acquiring the lease.
-//! - **mailbox**, **credit**: a bounded queue and its admission accounting. **semaphore**, **permit**: the primitive
-//!   below it.
-//! - **stage**, **actor host**, **supervisor**, **topology**: user code, the actor that runs it, its restarts, the
-//!   wiring.
-//! - **drain**, **shutdown phase**: the orderly stop: accepting, closing, draining, persisting, done.
-//! - **dedup key**, **dedup index**: an idempotency key as journaled, and the index of recent ones.
-//! - **housekeeper**: the journal's background thread: spare segments, removal, full disk.
-//! - **quarantine**: the directory to which damaged bytes are moved. **torn tail**: an incomplete frame at the end of
-//!   the journal.
-//! - **valid prefix**: the part of a segment that can be read. **directory scan**, **segment scan**: reading a journal
-//!   at startup.
-//! - **source client**, **source batch**: the retrying in-process client of sources other than HTTP, and what it
-//!   submits.
-//! - **rejection**: a request or chunk that is not accepted, with a reason.
-//! - **rate limiter**, **query throttle**, **result cache**: limits per token; queries yielding to writes; cached
-//!   histograms.
-//! - **data listener**, **admin listener**: the two HTTP ports.
+//! | term | meaning |
+//! |---|---|
+//! | record, chunk | one log event; the records of one request or one read, the unit of admission and acknowledgment |
+//! | journal, segment, frame | the write-ahead log on the volume; one of its files; a chunk as written to it |
+//! | lane | an ordered shard of the stream: order is kept within a lane, lanes are flushed in parallel |
+//! | batch | consecutive chunks of one lane that commit in one database transaction |
+//! | cursor, backlog | the last sequence number of a lane that the database has committed; the records above it |
+//! | acknowledge, commit | answer the sender with success; rows and cursor are in the database |
+//! | dead letter | a record that the database rejected, stored with the reason |
+//! | writer, epoch | the identity of a journal; the fencing number of its owner |
+//! | lease, takeover, fork | ownership of a writer; acquiring the lease; continuing a stale copy under a new identity |
+//! | mailbox, credit | a bounded queue in messages and bytes; its admission accounting |
+//! | semaphore, permit | the primitive below a mailbox; one admission |
+//! | stage, actor host | user code that handles messages; the actor that runs it |
+//! | supervisor, topology | restarts of stages after panics and stalls; their wiring |
+//! | drain, shutdown phase | the orderly stop: accepting, closing, draining, persisting, done |
+//! | dedup key, dedup index | an idempotency key as journaled; the index of recent ones |
+//! | housekeeper | the journal's background thread: spare segments, removal, full disk |
+//! | quarantine, torn tail | the directory for damaged bytes; an incomplete frame at the end of the journal |
+//! | directory scan, segment scan | reading a journal's files at startup |
+//! | valid prefix | the readable part of a segment |
+//! | source client, source batch | the retrying in-process client of sources other than HTTP; what it submits |
+//! | rejection | a request or chunk that is not accepted, with a reason |
+//! | rate limiter | a token bucket: records per second into the recent windows or to one live tail |
+//! | query throttle | makes queries yield while the database is behind the intake |
+//! | result cache | cached histograms |
+//! | data listener, admin listener | the two HTTP ports |
 
 pub mod config;
 pub mod message;
