@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use logweir_tests::client::{get, post_body};
 use logweir_tests::process::Server;
@@ -162,6 +162,10 @@ fn commands_present_a_client_certificate_and_always_verify_the_server() {
         assert!(code == Some(0) && found.contains("one line"), "{found}{error}");
         let (code, _, error) = run(&["query"], connect(false, true));
         assert!(code == Some(69) && error.contains("--ca-file"), "{error}");
+        let started = Instant::now();
+        let (code, _, error) = run(&["produce", &lines, "--retry-for", "1h"], connect(false, true));
+        assert!(code == Some(69) && error.contains("--ca-file"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(30), "an untrusted certificate was retried");
         assert_eq!(run(&["query"], connect(true, false)).0, Some(69), "no certificate");
     });
 }

@@ -3,15 +3,17 @@
 //! Address and token are looked up in the same order by every command: options, environment, configuration. Certificates are
 //! always verified; there is deliberately no option to skip that, `--ca-file` trusts a private CA instead.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
+use ureq::config::ConfigBuilder;
 use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
 
 use super::args::ConfigArgs;
 use super::{Failure, exit};
@@ -27,7 +29,8 @@ const TOKEN_BYTES_MAX: u64 = 64 << 10;
 pub(super) struct RemoteArgs {
     /// Base address of the server's data port, such as http://logs.example.com:8080
     ///
-    /// Default: $LOGWEIR_URL, else http.listen of the configuration (http://127.0.0.1:8080).
+    /// Default: $LOGWEIR_URL, else http.listen of the configuration (http://127.0.0.1:8080). The proxy variables
+    /// ($HTTPS_PROXY, $HTTP_PROXY, $ALL_PROXY, $NO_PROXY) apply, except to a server on this machine.
     #[arg(long, short, value_name = "URL", help_heading = "Server")]
     url: Option<String>,
     /// Bearer token; prefer --token-file or $LOGWEIR_TOKEN, which the process list does not show
@@ -69,6 +72,7 @@ pub(super) struct Remote {
     url: String,
     token: Option<String>,
     tls: TlsConfig,
+    is_local: bool,
 }
 
 /// Why a request failed.
@@ -105,16 +109,19 @@ impl RemoteArgs {
     /// Looks up address and token, and reads the files.
     pub(super) fn remote(&self, access: Access) -> Result<Remote, Failure> {
         let given = match (&self.url, variable("LOGWEIR_URL")) {
-            (Some(url), _) => Some(base(url).map_err(|why| invalid("--url", url, &why))?),
-            (None, Some(url)) => Some(base(&url).map_err(|why| invalid("$LOGWEIR_URL", &url, &why))?),
+            (Some(url), _) => Some(base(url).map_err(|why| invalid("--url", url, why))?),
+            (None, Some(url)) => Some(base(&url).map_err(|why| invalid("$LOGWEIR_URL", &url, why))?),
             (None, None) => None,
         };
         let token = self.given_token()?;
-        let (url, token) = match given {
-            Some(url) => (url, token),
+        let (url, token, is_local) = match given {
+            Some(url) => {
+                let is_local = is_loopback(&url);
+                (url, token, is_local)
+            }
             None => {
                 let (url, configured) = self.configured(access)?;
-                (url, token.or(configured))
+                (url, token.or(configured), true)
             }
         };
         if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
@@ -122,17 +129,9 @@ impl RemoteArgs {
             return Err(Failure::new(exit::USAGE, message));
         }
         let tls = self.tls(url.starts_with("https:"))?;
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_connect(Some(Duration::from_secs(5)))
-            .timeout_recv_response(Some(Duration::from_secs(120)))
-            .tls_config(tls.clone())
-            .user_agent(concat!("logweir/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into();
-        Ok(Remote { agent, url, token, tls })
+        let remote = Remote { agent: ureq::Agent::new_with_defaults(), url, token, tls, is_local };
+        let config = remote.agent_config().timeout_recv_response(Some(Duration::from_secs(120)));
+        Ok(Remote { agent: config.build().into(), ..remote })
     }
 
     fn given_token(&self) -> Result<Option<String>, Failure> {
@@ -163,20 +162,27 @@ impl RemoteArgs {
         }
     }
 
-    /// Address and token of the configured server, which is on this machine.
+    /// Address and token of the configured server, which is on this machine: a `logweir.toml` in the current directory
+    /// must not be able to send a token elsewhere.
     fn configured(&self, access: Access) -> Result<(String, Option<String>), Failure> {
         let loaded = crate::config::load(&self.config.inputs([])).map_err(|error| {
             let hint = "to ignore the configuration, specify the server with --url or $LOGWEIR_URL";
             Failure::new(exit::CONFIG, format!("{error}\n{hint}"))
         })?;
         let config = loaded.config;
+        let address = reachable(config.http.listen);
+        if !is_of_this_machine(address.ip()) {
+            let why = format!("{} is not an address of this machine", address.ip());
+            let how = "specify the server with --url or $LOGWEIR_URL";
+            return Err(Failure::new(exit::CONFIG, format!("invalid http.listen \"{address}\": {why}; {how}")));
+        }
         let scheme = if config.http.tls_cert_file.is_some() { "https" } else { "http" };
         let tokens = match access {
             Access::Query => &config.auth.query_tokens,
             Access::Ingest => &config.auth.ingest_tokens,
         };
         let token = tokens.first().map(Token::secret).map(str::to_owned);
-        Ok((format!("{scheme}://{}", reachable(config.http.listen)), token))
+        Ok((format!("{scheme}://{address}"), token))
     }
 
     fn tls(&self, used: bool) -> Result<TlsConfig, Failure> {
@@ -204,7 +210,9 @@ impl RemoteArgs {
 }
 
 fn invalid(name: &str, value: &str, why: &str) -> Failure {
-    Failure::new(exit::USAGE, format!("invalid {name} {value:?}: {why}"))
+    // Before an @ there may be a password.
+    let value = if value.contains('@') { String::new() } else { format!(" {value:?}") };
+    Failure::new(exit::USAGE, format!("invalid {name}{value}: {why}"))
 }
 
 fn read(option: &str, path: &Path) -> Result<Vec<u8>, Failure> {
@@ -228,16 +236,21 @@ fn certificates(option: &str, path: &Path) -> Result<Vec<Certificate<'static>>, 
 }
 
 /// The base address in `url`: with a scheme, without `/ingest` and without a slash at its end. `HOST:PORT` means HTTP.
-fn base(url: &str) -> Result<String, String> {
+fn base(url: &str) -> Result<String, &'static str> {
     const EXPECTED: &str = "expected the base address of a server, such as http://127.0.0.1:8080";
+    const CREDENTIALS: &str = "expected no user name and password: specify a token with --token-file or $LOGWEIR_TOKEN";
     let url = url.trim();
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let uri: Uri = url.parse().map_err(|_| EXPECTED.to_owned())?;
+    let uri: Uri = url.parse().map_err(|_| EXPECTED)?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(CREDENTIALS);
+    }
     if !matches!(uri.scheme_str(), Some("http" | "https"))
         || uri.host().is_none_or(str::is_empty)
         || uri.query().is_some()
+        || url.contains('#')
     {
-        return Err(EXPECTED.to_owned());
+        return Err(EXPECTED);
     }
     let url = url.trim_end_matches('/');
     Ok(url.strip_suffix("/ingest").unwrap_or(url).trim_end_matches('/').to_owned())
@@ -253,6 +266,19 @@ pub(super) fn reachable(mut listen: SocketAddr) -> SocketAddr {
     listen
 }
 
+/// Whether `ip` can be bound. Nothing is sent.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// Whether the host of `url` is the loopback interface.
+fn is_loopback(url: &str) -> bool {
+    let uri: Option<Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    ip.map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |ip| ip.to_canonical().is_loopback())
+}
+
 impl Remote {
     /// The base address.
     pub(super) fn url(&self) -> &str {
@@ -264,9 +290,19 @@ impl Remote {
         self.token.as_deref()
     }
 
-    /// Trusted certificates and the client certificate, for an agent with other timeouts.
-    pub(super) fn tls(&self) -> &TlsConfig {
-        &self.tls
+    /// What all connections to the server have in common; limits are up to the caller.
+    ///
+    /// Redirects are not followed: the token is for this server only. A server on this machine is not connected to
+    /// through a proxy, which could not reach it and would see the token.
+    pub(super) fn agent_config(&self) -> ConfigBuilder<AgentScope> {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .tls_config(self.tls.clone())
+            .user_agent(concat!("logweir/", env!("CARGO_PKG_VERSION")));
+        if self.is_local { config.proxy(None) } else { config }
     }
 
     /// Requests `path` with `parameters`; the body is still to be read. The column of an error refers to the parameter `query`.
@@ -291,12 +327,7 @@ impl Remote {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
                 RemoteError::Rejected(exit::USAGE, format!("invalid address {url:?}: {error}"))
             }
-            error => {
-                let error = error.to_string();
-                let untrusted = error.contains("UnknownIssuer");
-                let how = if untrusted { "; trust a private CA with --ca-file" } else { "" };
-                RemoteError::Unavailable(format!("cannot reach {}: {error}{how}", self.url))
-            }
+            error => RemoteError::Unavailable(format!("cannot reach {}: {}", self.url, connection_error(&error))),
         })?;
         if response.status().is_success() {
             return Ok(response);
@@ -305,6 +336,24 @@ impl Remote {
         let query = parameters.iter().find(|(name, _)| *name == "query").map_or("", |(_, query)| query);
         Err(rejection(response.status().as_u16(), &text, &url, query))
     }
+}
+
+/// A connection error, with what to do about it.
+pub(super) fn connection_error(error: &ureq::Error) -> String {
+    let error = error.to_string();
+    let how = if error.contains("UnknownIssuer") { "; trust a private CA with --ca-file" } else { "" };
+    format!("{error}{how}")
+}
+
+/// Whether the server's certificate is invalid, which no retry fixes.
+pub(super) fn is_untrusted(error: &ureq::Error) -> bool {
+    let tls = match error {
+        ureq::Error::Rustls(error) => Some(error),
+        // The handshake takes place in the first read or write.
+        ureq::Error::Io(error) => error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()),
+        _ => None,
+    };
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// What an error response to a request of `url` means.
@@ -369,9 +418,28 @@ mod tests {
         }
         assert_eq!(base("https://h/logs/").as_deref(), Ok("https://h/logs"));
         assert_eq!(base("[::1]:8080").as_deref(), Ok("http://[::1]:8080"));
-        for url in ["ftp://x/", "", "http://", "http:// x", "http://h/?a=b"] {
+        for url in ["ftp://x/", "", "http://", "http:// x", "http://h/?a=b", "http://h/#a"] {
             assert!(base(url).unwrap_err().contains("http://127.0.0.1:8080"), "{url}");
         }
+        assert!(base("http://me:secret@h/").unwrap_err().contains("--token-file"));
+        let Failure::Message(code, message) = invalid("--url", "http://me:secret@h/", "why") else { panic!() };
+        assert_eq!((code, message.as_str()), (exit::USAGE, "invalid --url: why"));
+    }
+
+    #[test]
+    fn only_a_server_on_another_machine_is_reached_through_a_proxy() {
+        for (url, local) in [
+            ("http://127.0.0.1:8080", true),
+            ("http://127.1.2.3", true),
+            ("https://[::1]:8080/logs", true),
+            ("http://LOCALHOST:1", true),
+            ("http://localhost.example.com", false),
+            ("http://127.0.0.1.example.com", false),
+            ("http://[::2]:1", false),
+        ] {
+            assert_eq!(is_loopback(url), local, "{url}");
+        }
+        assert!(is_of_this_machine(Ipv4Addr::LOCALHOST.into()) && is_of_this_machine(Ipv4Addr::UNSPECIFIED.into()));
     }
 
     #[test]

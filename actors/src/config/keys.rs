@@ -144,6 +144,8 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
 const FRAME_BYTES_MAX: u64 = PAYLOAD_BYTES_MAX as u64;
+/// The same for every limit of a line: `http.line_bytes_max` also lowers the defaults of the others.
+const LINE_BYTES_MIN: u64 = 256;
 /// The journal itself takes smaller segments, but a frame cannot span two of them: the largest payload must fit. The
 /// extra MiB is more than the headers of the segment and of the frame ever need.
 const SEGMENT_BYTES_MIN: u64 = FRAME_BYTES_MAX + MIB;
@@ -240,7 +242,7 @@ pub static KEYS: &[Key] = &[
     key(
         "http.line_bytes_max",
         "256KiB",
-        number(Usize(|c| &mut c.http.line_bytes_max), Bytes, 256, FRAME_BYTES_MAX),
+        number(Usize(|c| &mut c.http.line_bytes_max), Bytes, LINE_BYTES_MIN, FRAME_BYTES_MAX),
         "Maximum size of one record's line; longer lines are discarded and counted",
     ),
     key(
@@ -614,7 +616,7 @@ pub static KEYS: &[Key] = &[
     key(
         "syslog.message_bytes_max",
         "64KiB",
-        number(Usize(|c| &mut c.syslog.message_bytes_max), Bytes, KIB, MIB),
+        number(Usize(|c| &mut c.syslog.message_bytes_max), Bytes, LINE_BYTES_MIN, MIB),
         "Maximum size of one message; longer ones are discarded and counted",
     ),
     key(
@@ -688,7 +690,7 @@ pub static KEYS: &[Key] = &[
     key(
         "multiline.bytes_max",
         "64KiB",
-        number(Usize(|c| &mut c.multiline.bytes_max), Bytes, 256, FRAME_BYTES_MAX),
+        number(Usize(|c| &mut c.multiline.bytes_max), Bytes, LINE_BYTES_MIN, FRAME_BYTES_MAX),
         "Maximum size of a record of several lines; a longer one is split",
     ),
     key(

@@ -168,13 +168,19 @@ pub fn gather(inputs: &Inputs) -> Gathered {
 
 /// Path of the file to read: `--config`, else `$LOGWEIR_CONFIG`, else the first that exists of `./logweir.toml`,
 /// `$XDG_CONFIG_HOME/logweir/logweir.toml` (`~/.config/…`) and `/etc/logweir/logweir.toml`.
+///
+/// A user's directory that this process cannot access is skipped: `sudo -u` keeps `$HOME`. Whether the system's file
+/// exists must be known: a server must not start with the defaults because it lacks a permission.
 fn file_to_read(inputs: &Inputs, environment: &HashMap<String, String>) -> Option<PathBuf> {
     let set = |name: &str| environment.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let user = || set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")));
+    // A relative $XDG_CONFIG_HOME is to be ignored, by its specification.
+    let xdg = || set("XDG_CONFIG_HOME").filter(|dir| dir.is_absolute());
+    let user = || xdg().or_else(|| Some(set("HOME")?.join(".config")));
     let in_dir = |dir: PathBuf| dir.join("logweir").join(NAME_OF_FILE);
     let searched = || {
-        let candidates = [Some(PathBuf::from(NAME_OF_FILE)), user().map(in_dir), Some(in_dir(SYSTEM_DIR.into()))];
-        candidates.into_iter().flatten().find(|path| path.exists())
+        let own = [Some(PathBuf::from(NAME_OF_FILE)), user().map(in_dir)].into_iter().flatten();
+        let system = Some(in_dir(SYSTEM_DIR.into())).filter(|path| path.try_exists().unwrap_or(true));
+        own.into_iter().find(|path| path.exists()).or(system)
     };
     inputs.file.clone().or_else(|| set("LOGWEIR_CONFIG")).or_else(searched)
 }
@@ -342,18 +348,12 @@ fn read_own_variables(environment: &HashMap<String, String>, gathered: &mut Gath
         }
         let bare = path.strip_suffix("_file");
         if let Some((section, key)) = bare.and_then(keys::find_named).filter(|(_, key)| key.is_secret) {
-            let file = PathBuf::from(&environment[name]);
-            let value = name.trim_end_matches("_FILE");
+            let value = name.strip_suffix("_FILE").unwrap_or(name);
             if environment.contains_key(value) {
-                gathered.problem(source, format!("{value} is set, too: remove one of them"));
-                continue;
-            }
-            match read(&file) {
-                Ok(text) => {
-                    let source = Source::SecretFile(name.to_owned(), file);
-                    gathered.set_named(section, key, Raw::Text(text.trim().to_owned()), source);
-                }
-                Err(error) => gathered.problem(source, format!("cannot read {}: {error}", file.display())),
+                gathered
+                    .problem(Source::Environment(value.to_owned()), format!("{name} is set, too: remove one of them"));
+            } else if let Some((raw, source)) = read_secret(name, &environment[name], gathered) {
+                gathered.set_named(section, key, raw, source);
             }
             continue;
         }
@@ -374,7 +374,7 @@ fn is_named(path: &str) -> bool {
 
 /// The path of the key that the variable `name` sets. Names of sections are in lower case, too.
 fn path_of(name: &str) -> String {
-    name.trim_start_matches("LOGWEIR__").replace("__", ".").to_lowercase()
+    name.strip_prefix("LOGWEIR__").unwrap_or(name).replace("__", ".").to_lowercase()
 }
 
 /// Reports variables with one underscore that resemble one that the program reads: without that, `LOGWEIR_HTTP__LISTEN`
@@ -434,13 +434,25 @@ fn read_variable(name: &str, key: &'static Key, environment: &HashMap<String, St
             gathered.problem(Source::Environment(name.to_owned()), message);
         }
         (Some(value), None) => gathered.set(key, Raw::Text(value.clone()), Source::Environment(name.to_owned())),
-        (None, Some(path)) => match read(path.as_ref()) {
-            Ok(text) => {
-                let source = Source::SecretFile(file_name, path.into());
-                gathered.set(key, Raw::Text(text.trim().to_owned()), source);
+        (None, Some(path)) => {
+            if let Some((raw, source)) = read_secret(&file_name, path, gathered) {
+                gathered.set(key, raw, source);
             }
-            Err(error) => gathered.problem(Source::Environment(file_name), format!("cannot read {path}: {error}")),
-        },
+        }
         (None, None) => {}
+    }
+}
+
+/// Reads the file at `path`, which the variable `name` names; an empty path is like an unset variable.
+fn read_secret(name: &str, path: &str, gathered: &mut Gathered) -> Option<(Raw, Source)> {
+    if path.is_empty() {
+        return None;
+    }
+    match read(path.as_ref()) {
+        Ok(text) => Some((Raw::Text(text.trim().to_owned()), Source::SecretFile(name.to_owned(), path.into()))),
+        Err(error) => {
+            gathered.problem(Source::Environment(name.to_owned()), format!("cannot read {path}: {error}"));
+            None
+        }
     }
 }

@@ -187,9 +187,9 @@ fn rules(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<Rule> {
             continue;
         }
         let values: Vec<_> = members.iter().map(|(name, (raw, _))| (name.clone(), raw.clone())).collect();
-        let read = Rule::read(&name, &values).and_then(|rule| match unreachable_limit(&rule) {
-            None => Ok(rule),
-            Some(problem) => Err(vec![problem]),
+        let read = Rule::read(&name, &values).and_then(|rule| {
+            let errors = rule_errors(&rule);
+            if errors.is_empty() { Ok(rule) } else { Err(errors) }
         });
         match read {
             Ok(rule) => rules.push(rule),
@@ -206,17 +206,17 @@ fn rules(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<Rule> {
     rules
 }
 
-/// An alert that could never fire, as the key to change and what is accepted.
-fn unreachable_limit(rule: &Rule) -> Option<(String, String)> {
-    match (&rule.measure, &rule.webhook) {
-        (Measure::Ratio(_), _) if matches!(rule.threshold, Threshold::Above(limit) if limit >= 1.0) => {
-            Some(("above".into(), "expected a number below 1, because a ratio is at most 1".into()))
-        }
-        (_, Some(url)) if !value::is_http_url(&url.0) => {
-            Some(("webhook".into(), "expected http://HOST/… or https://HOST/…".into()))
-        }
-        _ => None,
+/// Why an alert could never fire, or notify nothing: the keys to change and what is accepted.
+fn rule_errors(rule: &Rule) -> Vec<(String, String)> {
+    let mut errors = Vec::new();
+    let at_least_one = matches!(rule.threshold, Threshold::Above(limit) if limit >= 1.0);
+    if at_least_one && matches!(rule.measure, Measure::Ratio(_)) {
+        errors.push(("above".into(), "expected a number below 1, because a ratio is at most 1".into()));
     }
+    if rule.webhook.as_ref().is_some_and(|url| !value::is_http_url(&url.0)) {
+        errors.push(("webhook".into(), "expected http://HOST/… or https://HOST/…".into()));
+    }
+    errors
 }
 
 /// A value as it was written, for an error message.

@@ -431,7 +431,10 @@ fn formats_and_alerts_are_set_by_file_environment_and_flag() {
     let config = load_all(&toml, &webhook, &[]).unwrap().config;
     assert_eq!(config.alerts[0].webhook, Some(Token("https://hooks.example/secret".into())));
     let both = [webhook[0], ("LOGWEIR__ALERTS__CART__WEBHOOK", "https://hooks.example/other")];
-    assert_problem(load_all(&toml, &both, &[]), &["LOGWEIR__ALERTS__CART__WEBHOOK is set, too: remove one of them"]);
+    assert_problem(
+        load_all(&toml, &both, &[]),
+        &["LOGWEIR__ALERTS__CART__WEBHOOK: LOGWEIR__ALERTS__CART__WEBHOOK_FILE is set, too: remove one of them"],
+    );
 
     for (flag, parts) in [
         ("formats.till.regex", &["flag --set: unknown key `formats.till.regex`", "one of pattern"][..]),
@@ -543,7 +546,7 @@ fn a_configuration_of_a_program_is_checked_like_a_file() {
     assert_eq!(with(|c| c.log.level = "verbose".into()).len(), 1);
     assert_eq!(with(|c| c.files.include = vec!["a***".into()]).len(), 1);
     assert_eq!(with(|c| c.auth.ingest_tokens = vec![Token("short".into())]).len(), 1);
-    // A program that listens on every address without tokens says so by its mode.
+    // The mode of a program that listens on every address without tokens counts as explicit.
     assert_eq!(with(|c| c.http.listen = "0.0.0.0:8080".parse().unwrap()), [""; 0]);
     let alert = load_toml("[alerts.a]\nquery = ''\nabove = 1").unwrap().config.alerts.remove(0);
     let alert = |set: fn(&mut Rule)| {
@@ -611,7 +614,10 @@ proptest! {
             flags: flags.into_iter().map(|(path, text)| ("--set", path, text)).collect(),
         };
         match load(&inputs) {
-            Ok(loaded) => drop(reference::effective(&loaded)),
+            Ok(loaded) => {
+                drop(reference::effective(&loaded));
+                prop_assert_eq!(loaded.config.validate(), Ok(()), "the start rejects what `validate` accepts");
+            }
             Err(error) => prop_assert!(!error.0.is_empty() && !error.to_string().is_empty()),
         }
     }
@@ -644,4 +650,7 @@ fn globs_and_multiline_patterns_are_checked() {
     assert_problem(result, &["multiline.bytes_max", "http.line_bytes_max"]);
     let config = load_toml("[http]\nline_bytes_max = '4KiB'\n").unwrap().config;
     assert_eq!((config.multiline.bytes_max, config.syslog.message_bytes_max), (4096, 4096));
+    let config = load_toml("[http]\nline_bytes_max = 256\n").unwrap().config;
+    assert_eq!(config.validate(), Ok(()), "a derived value is outside of its range");
+    assert_eq!((config.multiline.bytes_max, config.syslog.message_bytes_max), (256, 256));
 }

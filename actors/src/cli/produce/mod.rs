@@ -8,21 +8,22 @@
 //! - Each connection is a thread with one request in flight, so that order is kept within a connection.
 //! - With `--rate` the load is an open loop: the latency of a body counts from the time at which it was due, so that a
 //!   stalled server cannot hide the delay of the bodies behind it.
-//! - A signal ends the command within a second, whatever a thread waits for: the queue and every sleep poll the flag,
-//!   and a thread that is blocked in the system (an unresponsive server, a slow file system) is not waited for.
+//! - A signal ends the command within a second, whatever a thread waits for: it wakes every wait for the queue, for
+//!   time and for input (`stop`), and a thread that is blocked in the system (an unresponsive server, a slow file
+//!   system) is not waited for.
 
 mod bodies;
 mod queue;
 mod send;
+mod stop;
 mod tally;
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,14 +31,14 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use logweir_engine::codec::PAYLOAD_BYTES_MAX;
-use ureq::tls::TlsConfig;
 use uuid::Uuid;
 
 use self::bodies::{Limits, Splitter};
-use self::queue::{POLL, Queue};
+use self::queue::Queue;
+use self::stop::{Reason, Signals, Stop};
 use self::tally::Tally;
 use super::output::{self, Output};
-use super::remote::{Access, RemoteArgs};
+use super::remote::{Access, Remote, RemoteArgs};
 use super::{Failure, Outcome, exit};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
@@ -45,10 +46,6 @@ use crate::producer::demo::Demo;
 
 /// With a rate, a body holds the records that are due within this fraction of a second, so that the load is even.
 const BODIES_PER_SECOND: u64 = 10;
-/// How long requests in flight are waited for after a signal.
-const SIGNAL_GRACE: Duration = Duration::from_millis(500);
-/// How long they are waited for after a failure.
-const FAILURE_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct ProduceArgs {
@@ -143,9 +140,9 @@ impl Compression {
 
 /// The request that each body is sent with; the same for all connections.
 struct Target {
+    remote: Remote,
+    /// With the parameters.
     url: String,
-    token: Option<String>,
-    tls: TlsConfig,
     content_type: &'static str,
     compression: Compression,
     retry_for: Duration,
@@ -168,7 +165,7 @@ struct Body {
 /// State shared by the connections and the feed.
 struct Shared {
     queue: Queue<Body>,
-    stop: AtomicBool,
+    stop: Arc<Stop>,
     /// Exit code and message of the first failure.
     failure: Mutex<Option<(u8, String)>>,
     warned: AtomicBool,
@@ -176,29 +173,15 @@ struct Shared {
     progress: ProgressBar,
 }
 
-/// Set by SIGINT and SIGTERM.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 impl Shared {
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || INTERRUPTED.load(Ordering::Relaxed)
+    fn stop(&self, reason: Reason) {
+        self.stop.set(reason);
+        self.queue.stop();
     }
 
     fn fail(&self, code: u8, why: String) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// Sleeps until `then`; false if the command was stopped before.
-    fn sleep_until(&self, then: Instant) -> bool {
-        while !self.is_stopped() {
-            let left = then.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            thread::sleep(left.min(POLL));
-        }
-        false
+        self.stop(Reason::Failure);
     }
 
     /// Prints a line to standard error, above the progress bar.
@@ -211,24 +194,25 @@ impl Shared {
 
 pub(super) fn produce(args: &ProduceArgs) -> Outcome {
     let target = Arc::new(target(args)?);
-    stop_on_signals();
+    let signals = Signals::block();
+    let stop =
+        Stop::new().map_err(|error| Failure::new(exit::UNAVAILABLE, format!("cannot create a pipe: {error}")))?;
     let connections = usize::from(args.connections);
     let shared = Arc::new(Shared {
         queue: Queue::new(connections),
-        stop: AtomicBool::new(false),
+        stop: Arc::new(stop),
         failure: Mutex::new(None),
         warned: AtomicBool::new(false),
         quiet: args.remote.config.quiet,
         progress: progress(args),
     });
+    let stopped = Arc::clone(&shared);
+    signals.on_first(move || stopped.stop(Reason::Signal));
     let start = Instant::now();
     let tallies: Vec<Arc<Mutex<Tally>>> = (0..connections).map(|_| Arc::default()).collect();
-    // Threads that are not joined: one that is blocked in the system must not keep the command from ending. Each holds
-    // a sender, so that the channel is disconnected when all have ended.
-    let (running, ended) = channel();
     for tally in &tallies {
         let (target, tally) = (Arc::clone(&target), Arc::clone(tally));
-        spawn(&shared, &running, move |shared| send::connection(&target, shared, &tally));
+        spawn(&shared, move |shared| send::connection(&target, shared, &tally));
     }
     let input = Input {
         files: if args.files.is_empty() { vec![PathBuf::from("-")] } else { args.files.clone() },
@@ -238,54 +222,45 @@ pub(super) fn produce(args: &ProduceArgs) -> Outcome {
         rate: args.rate,
         records_max: args.records,
     };
-    spawn(&shared, &running, move |shared| {
+    spawn(&shared, move |shared| {
         Feed { input, shared, start, bodies: 0, records: 0 }.run();
         shared.queue.close();
     });
-    drop(running);
-    wait(&shared, &ended);
+    shared.stop.wait_for_threads();
     shared.progress.finish_and_clear();
     let mut tally = Tally::default();
     for one in &tallies {
         tally.add(&one.lock().unwrap_or_else(PoisonError::into_inner));
     }
     let failure = shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-    report(args, &tally, start.elapsed(), failure)
+    let interrupted = shared.stop.reason() == Some(Reason::Signal);
+    report(args, &tally, start.elapsed(), failure, interrupted)
 }
 
-fn spawn(shared: &Arc<Shared>, running: &Sender<()>, work: impl FnOnce(&Shared) + Send + 'static) {
-    let (shared, running) = (Arc::clone(shared), running.clone());
+/// Starts a thread that is waited for, but not joined.
+fn spawn(shared: &Arc<Shared>, work: impl FnOnce(&Shared) + Send + 'static) {
+    let (shared, running) = (Arc::clone(shared), shared.stop.running());
     thread::spawn(move || {
         let work = std::panic::AssertUnwindSafe(|| work(&shared));
         if std::panic::catch_unwind(work).is_err() {
             shared.fail(exit::RESTARTS, "a thread panicked".into());
-            shared.queue.close();
         }
         drop(running);
     });
 }
 
-/// Waits until all threads have ended, or for a while after the command was stopped.
-fn wait(shared: &Shared, ended: &Receiver<()>) {
-    let mut stopped_at = None;
-    while ended.recv_timeout(POLL) != Err(RecvTimeoutError::Disconnected) {
-        if shared.is_stopped() {
-            let since = stopped_at.get_or_insert_with(Instant::now).elapsed();
-            let interrupted = INTERRUPTED.load(Ordering::Relaxed);
-            if since >= if interrupted { SIGNAL_GRACE } else { FAILURE_GRACE } {
-                return;
-            }
-        }
-    }
-}
-
 /// Prints the summary, and returns the exit code.
-fn report(args: &ProduceArgs, tally: &Tally, elapsed: Duration, failure: Option<(u8, String)>) -> Outcome {
+fn report(
+    args: &ProduceArgs,
+    tally: &Tally,
+    elapsed: Duration,
+    failure: Option<(u8, String)>,
+    interrupted: bool,
+) -> Outcome {
     // Unlimited load ends by being interrupted; an interrupted file was not sent completely.
     let endless = args.demo && args.records.is_none();
     let failure = failure.or_else(|| {
-        let interrupted = INTERRUPTED.load(Ordering::Relaxed) && !endless;
-        interrupted.then(|| (exit::FAILED, "interrupted before the end of the input".to_owned()))
+        (interrupted && !endless).then(|| (exit::FAILED, "interrupted before the end of the input".to_owned()))
     });
     let failure = failure.or_else(|| {
         let message = || format!("not all records were accepted: {} of {}", tally.accepted, tally.sent);
@@ -323,15 +298,7 @@ fn target(args: &ProduceArgs) -> Result<Target, Failure> {
         None if args.demo => "application/x-ndjson",
         _ => "text/plain; charset=utf-8",
     };
-    Ok(Target {
-        url,
-        token: remote.token().map(str::to_owned),
-        tls: remote.tls().clone(),
-        content_type,
-        compression: args.compress,
-        retry_for: args.retry_for,
-        run: Uuid::now_v7(),
-    })
+    Ok(Target { remote, url, content_type, compression: args.compress, retry_for: args.retry_for, run: Uuid::now_v7() })
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -419,7 +386,7 @@ impl Feed<'_> {
         // Not `io::stdin().lock()`: its buffer would make small bodies of large writes.
         let file = if stdin { io::stdin().as_fd().try_clone_to_owned()?.into() } else { File::open(path)? };
         let regular = file.metadata()?.is_file();
-        let input = Interruptible { file, shared: self.shared };
+        let input = Interruptible { file, stop: &self.shared.stop };
         if self.input.document {
             return self.document(input);
         }
@@ -442,7 +409,7 @@ impl Feed<'_> {
             match input.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => body.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.shared.is_stopped() => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.shared.stop.is_set() => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -458,7 +425,7 @@ impl Feed<'_> {
     /// Limits of the next body; `None` if there is no next one.
     fn limits(&self) -> Option<Limits> {
         let left = self.input.records_max.map_or(u64::MAX, |records| records.saturating_sub(self.records));
-        if left == 0 || self.shared.is_stopped() {
+        if left == 0 || self.shared.stop.is_set() {
             return None;
         }
         let even = self.input.rate.map_or(u64::MAX, |rate| (rate / BODIES_PER_SECOND).max(1));
@@ -471,54 +438,21 @@ impl Feed<'_> {
         self.bodies += 1;
         self.records += records.unwrap_or(0);
         let body = Body { number: self.bodies, bytes, records, due };
-        self.shared.queue.push(body, || self.shared.is_stopped())
+        self.shared.queue.push(body)
     }
 }
 
 /// A file whose reads end when the command is stopped.
 struct Interruptible<'a> {
     file: File,
-    shared: &'a Shared,
+    stop: &'a Stop,
 }
 
 impl io::Read for Interruptible<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut ready = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let poll_ms = libc::c_int::try_from(POLL.as_millis()).unwrap_or(libc::c_int::MAX);
-        loop {
-            if self.shared.is_stopped() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            // SAFETY: one pollfd that outlives the call; the descriptor is open.
-            match unsafe { libc::poll(&raw mut ready, 1, poll_ms) } {
-                0 => {}
-                1.. => return self.file.read(buffer),
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn stop_on_signals() {
-    extern "C" fn interrupted(_: libc::c_int) {
-        INTERRUPTED.store(true, Ordering::Relaxed);
-        // SAFETY: `signal` may be called in a signal handler. A second signal, whichever it is, ends the process.
-        unsafe {
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
-            libc::signal(libc::SIGTERM, libc::SIG_DFL);
-        }
-    }
-    // SAFETY: the handler only does what a signal handler may. Without SA_RESTART a blocked read returns.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = interrupted as *const () as libc::sighandler_t;
-        for signal in [libc::SIGINT, libc::SIGTERM] {
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        match self.stop.wait_readable(self.file.as_fd())? {
+            true => self.file.read(buffer),
+            false => Err(io::ErrorKind::Interrupted.into()),
         }
     }
 }

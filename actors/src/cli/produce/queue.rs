@@ -1,20 +1,17 @@
 //! A bounded queue between the feed and the connections whose waits end when the command is stopped.
 //!
 //! A channel of the standard library does not fit: its blocked sender only wakes up when a receiver takes something,
-//! and after a signal no receiver does.
+//! and after a stop no receiver does.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-/// Interval at which a wait checks whether the command is stopped: a signal handler cannot notify a condition variable.
-pub(super) const POLL: Duration = Duration::from_millis(50);
 
 /// The queue.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
-    changed: Condvar,
+    not_empty: Condvar,
+    not_full: Condvar,
     capacity: usize,
 }
 
@@ -27,86 +24,91 @@ struct State<T> {
 impl<T> Queue<T> {
     pub(super) fn new(capacity: usize) -> Self {
         let state = State { items: VecDeque::with_capacity(capacity), is_closed: false };
-        Self { state: Mutex::new(state), changed: Condvar::new(), capacity }
+        Self { state: Mutex::new(state), not_empty: Condvar::new(), not_full: Condvar::new(), capacity }
     }
 
-    /// Appends an item as soon as there is space; false if the queue was closed or the command stopped before.
-    pub(super) fn push(&self, item: T, is_stopped: impl Fn() -> bool) -> bool {
+    /// Appends an item as soon as there is space; false if the queue was closed before.
+    pub(super) fn push(&self, item: T) -> bool {
         let mut state = self.locked();
-        loop {
-            if state.is_closed || is_stopped() {
-                return false;
-            }
-            if state.items.len() < self.capacity {
-                state.items.push_back(item);
-                self.changed.notify_all();
-                return true;
-            }
-            state = self.wait(state);
+        while !state.is_closed && state.items.len() == self.capacity {
+            state = self.not_full.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        if state.is_closed {
+            return false;
+        }
+        state.items.push_back(item);
+        self.not_empty.notify_one();
+        true
     }
 
-    /// Removes the first item, waiting for one; `None` if the queue is closed and empty, or the command was stopped.
-    pub(super) fn pop(&self, is_stopped: impl Fn() -> bool) -> Option<T> {
+    /// Removes the first item, waiting for one; `None` if the queue is closed and empty.
+    pub(super) fn pop(&self) -> Option<T> {
         let mut state = self.locked();
-        loop {
-            if is_stopped() {
-                return None;
-            }
-            if let Some(item) = state.items.pop_front() {
-                self.changed.notify_all();
-                return Some(item);
-            }
-            if state.is_closed {
-                return None;
-            }
-            state = self.wait(state);
+        while !state.is_closed && state.items.is_empty() {
+            state = self.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let item = state.items.pop_front()?;
+        self.not_full.notify_one();
+        Some(item)
     }
 
     /// Ends the queue: what it contains is still returned.
     pub(super) fn close(&self) {
-        self.locked().is_closed = true;
-        self.changed.notify_all();
+        self.end(&mut self.locked());
+    }
+
+    /// Ends the queue at once: what it contains is dropped.
+    pub(super) fn stop(&self) {
+        let mut state = self.locked();
+        state.items.clear();
+        self.end(&mut state);
+    }
+
+    fn end(&self, state: &mut State<T>) {
+        state.is_closed = true;
+        self.not_empty.notify_all();
+        self.not_full.notify_all();
     }
 
     fn locked(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
-        self.changed.wait_timeout(state, POLL).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     #[test]
     fn a_blocked_push_and_a_blocked_pop_end_with_the_stop() {
-        let (full, empty, stop) = (Queue::new(1), Queue::<u8>::new(1), AtomicBool::new(false));
-        let is_stopped = || stop.load(Ordering::Relaxed);
-        assert!(full.push(1, is_stopped));
+        let (full, empty) = (Queue::new(1), Queue::<u8>::new(1));
+        assert!(full.push(1));
         thread::scope(|scope| {
-            let push = scope.spawn(|| full.push(2, is_stopped));
-            let pop = scope.spawn(|| empty.pop(is_stopped));
-            thread::sleep(2 * POLL);
-            assert!(!push.is_finished() && !pop.is_finished());
-            stop.store(true, Ordering::Relaxed);
+            let push = scope.spawn(|| full.push(2));
+            let pop = scope.spawn(|| empty.pop());
+            full.stop();
+            empty.stop();
             assert_eq!((push.join().unwrap(), pop.join().unwrap()), (false, None));
+        });
+        assert_eq!(full.pop(), None);
+    }
+
+    #[test]
+    fn a_full_queue_takes_the_next_item_when_one_is_removed() {
+        let queue = Queue::new(1);
+        thread::scope(|scope| {
+            scope.spawn(|| assert!((0..1000).all(|number| queue.push(number))));
+            assert!((0..1000).all(|number| queue.pop() == Some(number)));
         });
     }
 
     #[test]
     fn a_closed_queue_is_emptied_in_order() {
         let queue = Queue::new(2);
-        let never = || false;
-        assert!(queue.push(1, never) && queue.push(2, never));
+        assert!(queue.push(1) && queue.push(2));
         queue.close();
-        assert!(!queue.push(3, never));
-        assert_eq!([queue.pop(never), queue.pop(never), queue.pop(never)], [Some(1), Some(2), None]);
+        assert!(!queue.push(3));
+        assert_eq!([queue.pop(), queue.pop(), queue.pop()], [Some(1), Some(2), None]);
     }
 }

@@ -6,11 +6,13 @@
 //! - A retry carries the same `Idempotency-Key`. If the response to a body was lost, it may have been stored, and is
 //!   counted as a possible duplicate.
 
+use std::borrow::Cow;
 use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::super::remote::{connection_error, is_untrusted};
 use super::tally::{Counts, Tally};
 use super::{Body, Compression, Shared, Target, exit};
 
@@ -30,14 +32,21 @@ enum Attempt {
     NotSent(String),
     /// The server may have received it.
     Lost(String),
+    /// The server's certificate is invalid.
+    Untrusted(String),
 }
 
 /// What to do next.
 #[derive(Debug, PartialEq)]
 enum Next {
     Done(Option<Counts>),
-    Retry { why: String, retry_after: Option<Duration>, doubtful: bool },
-    Stop(String),
+    Retry {
+        why: String,
+        retry_after: Option<Duration>,
+        doubtful: bool,
+    },
+    /// With the exit code.
+    Stop(u8, String),
 }
 
 /// Decides what to do after a request. Pure.
@@ -54,10 +63,14 @@ fn decide(attempt: Attempt) -> Next {
     match attempt {
         Attempt::NotSent(why) => Next::Retry { why, retry_after: None, doubtful: false },
         Attempt::Lost(why) => Next::Retry { why, retry_after: None, doubtful: true },
+        Attempt::Untrusted(why) => Next::Stop(exit::UNAVAILABLE, why),
         Attempt::Answer { status: 204, .. } => Next::Done(None),
         Attempt::Answer { status: 200..=299, text, .. } => match serde_json::from_str(&text) {
             Ok(counts) => Next::Done(Some(counts)),
-            Err(_) => Next::Stop(format!("unexpected response, expected counts of records: {}", shown(&text))),
+            Err(_) => {
+                let why = format!("unexpected response, expected counts of records: {}", shown(&text));
+                Next::Stop(exit::FAILED, why)
+            }
         },
         Attempt::Answer { status: status @ (429 | 503), retry_after, text } => {
             let doubtful = may_be_stored(&text);
@@ -77,7 +90,7 @@ fn decide(attempt: Attempt) -> Next {
                 404 | 405 => " (expected the base address of a logweir server as --url)",
                 _ => "",
             };
-            Next::Stop(format!("rejected with {status}: {}{hint}", detail(&text)))
+            Next::Stop(exit::FAILED, format!("rejected with {status}: {}{hint}", detail(&text)))
         }
     }
 }
@@ -92,8 +105,8 @@ fn may_be_stored(response: &str) -> bool {
 /// Delay before attempt `attempt + 1`; `random` is from 0 to 1.
 fn delay(attempt: u32, retry_after: Option<Duration>, random: f64) -> Duration {
     match retry_after {
-        // Never earlier than requested, and not all producers at the same time.
-        Some(requested) => requested + DELAY_FIRST.mul_f64(random),
+        // Never earlier than requested, and not all producers at the same time. The server may request any number.
+        Some(requested) => requested.saturating_add(DELAY_FIRST.mul_f64(random)),
         None => DELAY_FIRST.saturating_mul(1 << attempt.min(16)).min(DELAY_MAX).mul_f64(0.5 + 0.5 * random),
     }
 }
@@ -102,19 +115,10 @@ fn delay(attempt: u32, retry_after: Option<Duration>, random: f64) -> Duration {
 ///
 /// The tally is updated as the bodies are answered: the command does not always wait for this function to return.
 pub(super) fn connection(target: &Target, shared: &Shared, tally: &Mutex<Tally>) {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .timeout_connect(Some(Duration::from_secs(5)))
-        .timeout_global(Some(Duration::from_secs(60)))
-        .max_idle_connections(1)
-        .tls_config(target.tls.clone())
-        .user_agent(concat!("logweir/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .into();
-    while let Some(body) = shared.queue.pop(|| shared.is_stopped()) {
-        if body.due.is_some_and(|due| !shared.sleep_until(due)) {
+    let agent = target.remote.agent_config().timeout_global(Some(Duration::from_secs(60))).max_idle_connections(1);
+    let agent = ureq::Agent::from(agent.build());
+    while let Some(body) = shared.queue.pop() {
+        if body.due.is_some_and(|due| !shared.stop.sleep_until(due)) {
             break;
         }
         locked(tally).started(body.records);
@@ -151,10 +155,10 @@ fn deliver(
                 locked(tally).answered(body.number, body.bytes.len(), body.records.is_none(), counts, took);
                 return Ok(());
             }
-            Next::Stop(why) => return Err((exit::FAILED, why)),
+            Next::Stop(code, why) => return Err((code, why)),
             Next::Retry { why, retry_after, doubtful: lost } => {
                 let wait = delay(attempt, retry_after, rand::random());
-                if started.elapsed() + wait > target.retry_for {
+                if started.elapsed().saturating_add(wait) > target.retry_for {
                     let spent = target.retry_for.as_secs_f64();
                     return Err((exit::UNAVAILABLE, format!("gave up after {spent} s (--retry-for): {why}")));
                 }
@@ -165,7 +169,7 @@ fn deliver(
                     doubtful = true;
                     locked(tally).possible_duplicates += 1;
                 }
-                if !shared.sleep_until(Instant::now() + wait) {
+                if !shared.stop.sleep_until(Instant::now() + wait) {
                     return Err((exit::FAILED, format!("interrupted before a retry: {why}")));
                 }
                 locked(tally).retried += 1;
@@ -183,7 +187,7 @@ fn post(agent: &ureq::Agent, target: &Target, number: u64, encoded: &[u8]) -> At
     if let Some(encoding) = target.compression.name() {
         request = request.header("Content-Encoding", encoding);
     }
-    if let Some(token) = &target.token {
+    if let Some(token) = target.remote.token() {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
     match request.send(encoded) {
@@ -198,6 +202,7 @@ fn post(agent: &ureq::Agent, target: &Target, number: u64, encoded: &[u8]) -> At
                 _ => Attempt::Answer { status, retry_after: seconds.map(Duration::from_secs), text },
             }
         }
+        Err(error) if is_untrusted(&error) => Attempt::Untrusted(connection_error(&error)),
         Err(error) if never_sent(&error) => Attempt::NotSent(error.to_string()),
         Err(error) => Attempt::Lost(error.to_string()),
     }
@@ -213,22 +218,23 @@ fn never_sent(error: &ureq::Error) -> bool {
     }
 }
 
-fn encode(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
-    match compression {
-        Compression::None => Ok(bytes.to_vec()),
+fn encode(bytes: &[u8], compression: Compression) -> io::Result<Cow<'_, [u8]>> {
+    let encoded = match compression {
+        Compression::None => return Ok(bytes.into()),
         Compression::Gzip => {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(bytes)?;
-            encoder.finish()
+            encoder.finish()?
         }
-        Compression::Zstd => zstd::encode_all(bytes, 1),
+        Compression::Zstd => zstd::encode_all(bytes, 1)?,
         Compression::Deflate => {
             let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(bytes)?;
-            encoder.finish()
+            encoder.finish()?
         }
-        Compression::Snappy => Ok(snap::raw::Encoder::new().compress_vec(bytes)?),
-    }
+        Compression::Snappy => snap::raw::Encoder::new().compress_vec(bytes)?,
+    };
+    Ok(encoded.into())
 }
 
 #[cfg(test)]
@@ -245,7 +251,7 @@ mod tests {
             assert!(matches!(answer(status, ""), Next::Retry { .. }), "{status}");
         }
         for status in [301, 400, 401, 404, 413, 500, 501] {
-            assert!(matches!(answer(status, ""), Next::Stop(_)), "{status}");
+            assert!(matches!(answer(status, ""), Next::Stop(exit::FAILED, _)), "{status}");
         }
         assert!(matches!(decide(Attempt::NotSent("".into())), Next::Retry { doubtful: false, .. }));
         assert!(matches!(decide(Attempt::Lost("".into())), Next::Retry { doubtful: true, .. }));
@@ -259,7 +265,7 @@ mod tests {
         let counts = Counts { accepted: 2, rejected: 1, ..Counts::default() };
         assert_eq!(answer(200, r#"{"accepted":2,"rejected":1,"more":0}"#), Next::Done(Some(counts)));
         assert_eq!(answer(204, ""), Next::Done(None));
-        assert!(matches!(answer(200, "<html>"), Next::Stop(_)));
+        assert!(matches!(answer(200, "<html>"), Next::Stop(exit::FAILED, _)));
     }
 
     #[test]
@@ -270,6 +276,7 @@ mod tests {
             assert!(delay(u32::MAX, None, random) <= DELAY_MAX);
             let requested = Duration::from_secs(20);
             assert!((requested..=requested + DELAY_FIRST).contains(&delay(9, Some(requested), random)));
+            assert_eq!(delay(0, Some(Duration::MAX), random), Duration::MAX);
         }
     }
 
@@ -285,7 +292,7 @@ mod tests {
             (Compression::Deflate, Encoding::Deflate),
             (Compression::Snappy, Encoding::Snappy),
         ] {
-            let body = encode(&text, compression).unwrap().into();
+            let body = encode(&text, compression).unwrap().into_owned().into();
             assert_eq!(decompress(&body, encoding, 1 << 20).unwrap(), text, "{compression:?}");
         }
     }
