@@ -1,8 +1,8 @@
 //! Stage cache-writer: feeds the hot cache. It may lose data; it must not cause delays.
 //!
 //! - Nothing waits for it: the batcher sends batches with `try_send` and counts those that do not fit.
-//! - Only durable batches are applied. The sequence number of a frame lost in a crash is reused; the cache, having seen
-//!   the first frame, would reject the second.
+//! - Only durable batches are applied. When a frame is rolled back (the disk was full), its sequence number is reused:
+//!   the cache, having seen the first frame, would reject the second. A frame lost in a crash would be in the cache only.
 //! - Rendering a record for the recent records costs as much as all other processing of it, so the number per second is
 //!   limited: at a higher rate only the latest records of each batch are rendered and the others are counted as
 //!   skipped. Counters always count everything.

@@ -37,15 +37,16 @@
 //!
 //! Each has one owner.
 //!
-//! - *semaphore*: credits held equal messages queued or being handled, and never exceed the bound, in messages and in
-//!   bytes; a waiting sender is never overtaken.
+//! - *semaphore*: the messages queued or being handled and the credits held by senders never exceed the bound, in
+//!   messages and in bytes; a waiting sender is never overtaken.
 //! - *mailbox*: nothing enters after it has closed, so the in-band drain is the last message.
 //! - *actor_host*: a stage handles one message at a time, in order; a tick never runs inside a message.
-//! - *supervisor*: a panic or a stall costs the message being processed and nothing else, and is never silent.
-//! - *topology*: a stage is drained only after all of its senders have stopped.
+//! - *supervisor*: a panic or a stall costs the stage's state and the message being processed, no other message, and is
+//!   never silent.
+//! - *topology*: a stage is drained only after all stages that send to it have stopped.
 //! - *drain*: phases only advance, and persisting starts no later than the deadline.
-//! - *journal/writer*: nothing is acknowledged before its fsync, and in sequence order; after a failed fsync nothing is
-//!   acknowledged any more.
+//! - *journal/writer*: frames are acknowledged in sequence order, each after the fsync that covers it; after a failed
+//!   fsync none is acknowledged any more.
 //! - *journal/state*: sequence numbers have no gaps inside a run, and a number is never assigned to two durable frames;
 //!   a journal at its quota can still be sealed and opened.
 //! - *journal/directory_scan*: a frame is read back whole or not at all; bytes that may have been acknowledged are

@@ -2,8 +2,8 @@
 //!
 //! - A stage's factory holds the mailboxes that the stage sends to. So downstream stages are spawned first, and there
 //!   can be no cycle.
-//! - Stages are drained one at a time, upstream first: when a stage is drained, all of its senders have stopped, and
-//!   whatever it sends in `on_drain` finds the next stage still open.
+//! - Stages are drained one at a time, upstream first: when a stage is drained, all stages that send to it have
+//!   stopped, and whatever it sends in `on_drain` finds the next stage still open.
 //! - Every arbiter is a thread of its own, created on first use. The actix system belongs to the embedding program (its
 //!   web server runs there too) and is never stopped from here.
 

@@ -32,7 +32,7 @@ pub type RecentRecord = String;
 pub struct Origin {
     /// Identity of the journal.
     pub writer: Uuid,
-    /// The run of the journal. A frame of an earlier run may have been discarded and its number reused.
+    /// The run of the journal. Frames of an earlier run may have been lost, and the numbers of their records reused.
     pub run: Uuid,
 }
 

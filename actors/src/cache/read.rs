@@ -41,7 +41,7 @@ impl<'a> Cached<'a> {
     }
 
     /// Returns its lane if the lane still belongs to the run that produced it: a frame of an earlier run may have been
-    /// discarded.
+    /// lost, and the numbers of its records reused.
     #[must_use]
     pub fn lane<'l>(&self, lanes: &'l [LaneCursor]) -> Option<&'l LaneCursor> {
         lanes.iter().find(|lane| lane.run == self.run && lane.lane == self.lane)

@@ -431,8 +431,14 @@ fn map_fields<'a>(members: &mut Members<'a>, nested: &mut Members<'a>, fields: &
         member.consumed |= fields.ignore.iter().any(|name| is_ignored(&member.name, name));
     };
     members.list.iter_mut().for_each(map);
-    // A message may be an object; the others are flattened.
-    let is_message = |member: &Member<'_>| matches!(member.role, Some((Field::Message, _)) if member.name != "log");
+    // A message may be an object, unless a mapped name is inside it; the others are flattened.
+    let has_mapped = |outer: &str| {
+        let inner = |name: &String| name.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
+        lists.iter().any(|(_, names)| names.iter().any(inner))
+    };
+    let is_message = |member: &Member<'_>| {
+        matches!(member.role, Some((Field::Message, _))) && member.name != "log" && !has_mapped(&member.name)
+    };
     let top = members.list.len();
     let flattened = flatten(members, nested, |member| !is_message(member));
     members.list[top..].iter_mut().for_each(map);

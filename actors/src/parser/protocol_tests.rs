@@ -572,6 +572,12 @@ fn a_request_can_map_fields() {
             ..blank()
         }]
     );
+    // Even if the object itself has a usual name of a message.
+    let fields = FieldMap { message: vec!["event.text".into()], ..FieldMap::default() };
+    let defaults = Defaults { fields: Some(std::sync::Arc::new(fields)), ..Defaults::default() };
+    let mapped = parsed_with(Format::Auto, br#"{"event":{"text":"started","n":1},"pid":7}"#, &defaults).unwrap();
+    let mapped = records(&mapped)[0];
+    assert_eq!((mapped.message, mapped.attributes), ("started", r#"{"pid":7,"event.n":1}"#));
 }
 
 const PROTOCOLS: [Format; 6] = [

@@ -43,7 +43,7 @@ pub struct StreamSource {
     pub defaults: Defaults,
 }
 
-/// What was read.
+/// Result of reading a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Records stored.

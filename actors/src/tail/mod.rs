@@ -92,13 +92,16 @@ struct State {
 }
 
 /// Why a subscription was rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TailRejection {
     /// `tail.clients_max` streams are open.
+    #[error("too many live tails: tail.clients_max streams are open")]
     TooMany,
     /// The process is shutting down.
+    #[error("the process is shutting down")]
     Draining,
     /// The resume token is invalid.
+    #[error("invalid resume token: expected the token of an earlier event")]
     BadToken,
 }
 

@@ -15,9 +15,9 @@ pub enum TailEvent {
     Record(TailRecord),
     /// Records that were not delivered, because they exceeded `tail.records_per_s` or the client was too slow.
     Dropped {
-        /// Since the last event of this kind.
+        /// Number of records since the last event of this kind.
         records: u64,
-        /// Since the stream started.
+        /// Number of records since the stream started.
         total: u64,
     },
     /// The stream cannot continue at the position of its resume token; records may be missing here.
@@ -36,6 +36,7 @@ pub enum TailEvent {
 
 /// Why a stream has a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GapReason {
     /// The token belongs to another journal, or to a state of this one that was since undone by a restore.
     OtherJournal,

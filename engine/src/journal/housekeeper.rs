@@ -146,11 +146,11 @@ impl Housekeeper {
 
     /// Returns whether there was a ballast to delete.
     fn delete_ballast(&self) -> bool {
-        let gave = fs::remove_file(self.shared.dir.ballast()).is_ok();
-        if gave {
+        let deleted = fs::remove_file(self.shared.dir.ballast()).is_ok();
+        if deleted {
             tracing::warn!("deleted the ballast, so that the full disk can be drained");
         }
         self.shared.set_ballast(0);
-        gave
+        deleted
     }
 }
