@@ -2,7 +2,8 @@
 //!
 //! - Nothing waits for it: the batcher sends batches with `try_send` and counts those that do not fit.
 //! - Only durable batches are applied. When a frame is rolled back (the disk was full), its sequence number is reused:
-//!   the cache, having seen the first frame, would reject the second. A frame lost in a crash would be in the cache only.
+//!   the cache, having seen the first frame, would reject the second. A frame lost in a crash would be in the cache
+//!   only.
 //! - Rendering a record for the recent records costs as much as all other processing of it, so the number per second is
 //!   limited: at a higher rate only the latest records of each batch are rendered and the others are counted as
 //!   skipped. Counters always count everything.
@@ -95,7 +96,7 @@ pub struct CacheFeed {
 }
 
 impl CacheFeed {
-    /// A feed with a closed breaker that renders at most `recent_records_per_s` recent records.
+    /// A feed with a closed breaker that renders at most `recent_records_per_s` recent records per second.
     #[must_use]
     pub fn new(cache: Arc<dyn HotCache>, origin: Origin, recent_records_per_s: usize) -> Self {
         let breaker = Breaker::new(BREAKER);
@@ -173,7 +174,7 @@ impl CacheFeed {
             tracing::warn!(
                 cache = self.cache.name(),
                 error = error.detail,
-                "the cache rejects batches: they are discarded until it recovers; the database is not affected"
+                "cannot write to the cache: batches are not cached until it recovers; the database is not affected"
             );
         }
         self.discard(batch, error.reason);

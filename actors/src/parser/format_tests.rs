@@ -444,6 +444,16 @@ fn a_configured_format_is_tried_first() {
     }
 }
 
+#[test]
+fn of_two_matching_custom_formats_the_first_wins_whatever_came_before() {
+    let format = |name, pattern| CustomFormat::new(name, pattern).unwrap();
+    let custom = vec![format("a", "^job (?<job>.*)$"), format("b", "^(job|task) (?<message>.*)$")];
+    let (rules, mut memory) = (Rules { custom, ..Rules::default() }, Memory::default());
+    for (line, name) in [("task x", "b"), ("job x", "a"), ("task x", "b"), ("job x", "a")] {
+        assert_eq!(explain(&rules, &mut memory, line.as_bytes(), Format::Auto, NOW_US).format, name, "{line}");
+    }
+}
+
 fn any_line() -> impl Strategy<Value = Vec<u8>> {
     let parts = vec![
         "2015-05-17 10:05:03,000 ",

@@ -343,11 +343,10 @@ fn parse_lines(text: &str, format: Format, line_bytes_max: usize, memory: &mut M
 /// Remembers the format that parsed the last line, since the next line most likely has the same.
 ///
 /// This only saves checks and never changes the result: a format that would also accept lines of other formats is not
-/// remembered.
+/// remembered, and neither is a custom one.
 #[derive(Clone, Copy, Default)]
 pub struct Memory {
     built_in: Option<&'static LineFormat>,
-    custom: usize,
 }
 
 /// Parses one line at a time, in a specified or a detected format.
@@ -393,15 +392,12 @@ impl LineParser {
         name
     }
 
-    /// Tries the configured formats, the last one that matched, those that begin like this line, and plain text.
+    /// Tries the custom formats in order, the built-in one that matched last, those that begin like this line, and plain
+    /// text.
     fn detect<'a, 'd>(&mut self, line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'d>) -> &'d str {
         let rules = sink.rules;
-        for number in 0..rules.custom.len() {
-            let number = (self.memory.custom + number) % rules.custom.len();
-            if rules.custom[number].parse(line, scratch, sink).is_ok() {
-                self.memory.custom = number;
-                return &rules.custom[number].name;
-            }
+        if let Some(custom) = rules.custom.iter().find(|custom| custom.parse(line, scratch, sink).is_ok()) {
+            return &custom.name;
         }
         let last = self.memory.built_in;
         if let Some(last) = last.filter(|last| (last.looks_like)(line))

@@ -93,7 +93,7 @@ impl Writer {
     /// Runs until the journal closes the queue, then writes a SEAL if one is requested.
     fn run(mut self) -> Result<(), AppendError> {
         while let Some(group) = self.next_group() {
-            match self.commit(&group) {
+            match self.make_durable(&group) {
                 Ok(()) => self.acknowledge(group),
                 Err(Failed::Full(error)) => self.reject_group(group, &error),
                 Err(Failed::Broken(action, error)) => self.poison(group, action, &error),
@@ -127,7 +127,8 @@ impl Writer {
         Some(group)
     }
 
-    fn commit(&mut self, group: &[Item]) -> Result<(), Failed> {
+    /// Writes the group, in a new segment if necessary, and fsyncs it.
+    fn make_durable(&mut self, group: &[Item]) -> Result<(), Failed> {
         let first = &group[0];
         if first.place.segment != self.number {
             self.rotate(first.place.segment, first.header.seq)?;
