@@ -1,8 +1,8 @@
 //! Age of the oldest record in a lane's backlog.
 //!
 //! Frames carry no times, and reading one back for each poll would cost more than the answer is worth. Therefore the
-//! latest sequence number is sampled every second; the first sample above the database's cursor tells by when the
-//! oldest uncommitted frame existed. This is accurate to one second, or to 0.1 % for a backlog of hours. For a backlog
+//! latest sequence number is sampled every second; the first sample above the database's cursor is from a time by
+//! which the oldest uncommitted frame existed. This is accurate to one second, or to 0.1 % for a backlog of hours. For a backlog
 //! left by an earlier process, the age counts from the start of this one.
 
 use std::collections::VecDeque;

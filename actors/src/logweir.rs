@@ -277,7 +277,7 @@ impl Logweir {
                 () = sleep_until(wake_at) => DrainEvent::Timer,
                 exit = &mut exited, if failure.is_none() => {
                     failure = Some(Error::from(exit));
-                    DrainEvent::Requested // the shutdown has already begun
+                    DrainEvent::Requested // the shutdown has already started
                 }
                 () = &mut intake_idle, if step.phase == Phase::Draining && !step.drain_stages => DrainEvent::IntakeIdle,
                 late = &mut draining, if step.drain_stages && stuck.is_none() => {
@@ -431,7 +431,7 @@ pub fn process_name() -> String {
     format!("{}/{}", host.trim(), std::process::id())
 }
 
-/// Records the end of each lane periodically, and tells the query throttle the age of the backlog.
+/// Samples the end of each lane periodically, and reports the age of the backlog to the query throttle.
 async fn sample_backlog(journal: Journal, progress: Progress, throttle: QueryThrottle, drain: DrainWatch) {
     loop {
         let now = Instant::now();

@@ -333,7 +333,7 @@ pub struct Receipt {
     pub repeated: bool,
 }
 
-/// A rejected chunk, or one that did not reach its [`AckLevel`]. None of it is stored unless `detail` says otherwise.
+/// A rejected chunk, or one that did not reach its [`AckLevel`]. None of it is stored unless `detail` states otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// Kind of rejection; determines the status code.
@@ -356,15 +356,15 @@ impl Rejection {
     /// The process is shutting down and accepts no more messages.
     #[must_use]
     pub fn draining() -> Self {
-        let detail = "this process is shutting down: retry with another one, or later".to_owned();
+        let detail = "this process is shutting down: retry later, or with another process".to_owned();
         Self { kind: RejectionKind::Unavailable, reason: "draining", detail }
     }
 
     /// The commit did not happen in time.
     #[must_use]
     pub fn not_committed() -> Self {
-        let detail = "the database has not committed it in time: it is in the journal and will be committed; \
-                      without an Idempotency-Key, a retry would store it again";
+        let detail = "the database did not commit the records in time: they are in the journal and will be committed; \
+                      without an Idempotency-Key, a retry would store them again";
         Self { kind: RejectionKind::Unavailable, reason: "ack_timeout", detail: detail.to_owned() }
     }
 

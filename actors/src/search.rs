@@ -298,9 +298,8 @@ impl Searcher {
     ) -> Result<Sampled<Vec<Facet>>, SearchError> {
         let (_running, reader) = self.admit("facets").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: FACET_RECORDS_MAX };
-        let count_records = reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
-        let Snapshot { value: (mut facets, records), lanes } =
-            Snapshot::or_empty(count_records, || (Facets::of(fields), 0))?;
+        let result = reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
+        let Snapshot { value: (mut facets, records), lanes } = Snapshot::or_empty(result, || (Facets::of(fields), 0))?;
         self.uncommitted(lanes, filter, range, |record| facets.add(record)).await;
         Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX) })
     }
@@ -312,8 +311,8 @@ impl Searcher {
     pub async fn fields(&self, filter: &Filter, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
         let (_running, reader) = self.admit("fields").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: NAME_RECORDS_MAX };
-        let count_records = reader.names(&sample).await;
-        let Snapshot { value: (mut names, records), lanes } = Snapshot::or_empty(count_records, Default::default)?;
+        let result = reader.names(&sample).await;
+        let Snapshot { value: (mut names, records), lanes } = Snapshot::or_empty(result, Default::default)?;
         self.uncommitted(lanes, filter, range, |record| names.add(record)).await;
         Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX) })
     }

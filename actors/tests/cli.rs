@@ -310,6 +310,15 @@ fn busy_and_unavailable_are_retried_after_the_time_that_the_server_specifies() {
 }
 
 #[test]
+fn a_server_may_request_a_retry_at_any_time() {
+    let answer = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 18446744073709551615\r\nContent-Length: 0\r\n\r\n";
+    let (code, json, error) = produce(&Server::start(vec![Play::Answer(answer)]), "one\n", &[]);
+    assert_eq!(code, Some(69), "{error}");
+    assert!(error.contains("gave up after 60 s (--retry-for): 503"), "{error}");
+    assert_eq!((&json["sent"], &json["accepted"], &json["retried"]), (&1.into(), &0.into(), &0.into()));
+}
+
+#[test]
 fn a_lost_response_is_retried_and_counted_as_a_possible_duplicate() {
     let server = Server::start(vec![Play::Cut]);
     let (code, json, _) = produce(&server, "one\n", &[]);
@@ -474,6 +483,34 @@ fn the_server_is_found_by_option_environment_and_configuration() {
     queried(
         logweir(dir.path()).args(["-c", ".config/logweir/logweir.toml", "query"]).env("XDG_CONFIG_HOME", "/nowhere"),
     );
+
+    // An absolute $XDG_CONFIG_HOME replaces ~/.config, a relative one is ignored.
+    queried(logweir(dir.path()).arg("query").env("XDG_CONFIG_HOME", "relative"));
+    let xdg = dir.path().join("xdg");
+    std::fs::create_dir_all(xdg.join("logweir")).unwrap();
+    let toml = format!("[http]\nlisten = '{address}'\n[auth]\nquery_tokens = ['fedcba9876543210']\n");
+    std::fs::write(xdg.join("logweir/logweir.toml"), toml).unwrap();
+    let by_xdg = queried(logweir(dir.path()).arg("query").env("XDG_CONFIG_HOME", &xdg));
+    assert_eq!(by_xdg.header("authorization").as_deref(), Some("Bearer fedcba9876543210"));
+
+    // A server on this machine is reached directly: a proxy would see the token.
+    let proxy = Server::start(vec![]);
+    for command in [
+        logweir(dir.path()).args(["query", "--url", &address]).env("http_proxy", proxy.url()),
+        logweir(dir.path()).arg("query").env("ALL_PROXY", proxy.url()),
+        logweir(dir.path()).arg("produce").env("HTTP_PROXY", proxy.url()).args([
+            "--url",
+            &address,
+            "xdg/logweir/logweir.toml",
+        ]),
+    ] {
+        queried(command);
+    }
+    assert_eq!(proxy.requests().len(), 0);
+    let password = run(dir.path(), &["query", "--url", "http://me:hunter2@127.0.0.1:1"]);
+    assert_eq!(password.status.code(), Some(64));
+    let error = stderr(&password);
+    assert!(error.contains("--token-file") && !error.contains("hunter2"), "{error}");
 
     std::fs::write(dir.path().join("token"), "t0ken\n").unwrap();
     for command in [

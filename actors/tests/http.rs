@@ -198,7 +198,7 @@ impl Plan {
         let journal_dir = dir.path().join("journal");
         let controls = Arc::new(Controls { commits: AtomicBool::new(true), open: watch::Sender::new(true) });
         let (control, drain_requests) = (Arc::new(DrainControl::default()), Arc::new(AtomicUsize::new(0)));
-        let asked = drain_requests.clone();
+        let requests = drain_requests.clone();
         let Self { config, bound, start } = self;
         let progress = Progress::default();
         progress.names("none", "none");
@@ -207,7 +207,7 @@ impl Plan {
             control.watch(),
             progress,
             prometheus(),
-            Arc::new(move || _ = asked.fetch_add(1, Ordering::SeqCst)),
+            Arc::new(move || _ = requests.fetch_add(1, Ordering::SeqCst)),
             "rig".into(),
         )
         .unwrap();
@@ -728,7 +728,7 @@ fn a_panic_in_a_stage_affects_only_its_own_request() {
     let rig = Plan::new().launch();
     assert_eq!(rig.post("/ingest", "before").status, 200);
     let detail = rig.post("/ingest", "panic now").rejection(503, "restarted");
-    assert!(detail.contains("may be stored or not"), "{detail}");
+    assert!(detail.contains("may or may not be stored"), "{detail}");
     for _ in 0..2 {
         assert_eq!(rig.post("/ingest", "after").status, 200);
     }

@@ -73,11 +73,11 @@ impl Volume {
         }
         let (codec, payload) = codec::encode(&chunk).unwrap();
         let credit = self.runtime.block_on(self.journal.reserve(payload.len())).unwrap();
-        let (tell, told) = mpsc::channel();
-        let on_durable = Box::new(move |result| tell.send(result).unwrap());
+        let (sender, stored) = mpsc::channel();
+        let on_durable = Box::new(move |result| sender.send(result).unwrap());
         let Appended { seq, lane_records, payload_crc, .. } =
             self.journal.append(credit, lane, codec, ROWS as u32, payload, on_durable).unwrap();
-        told.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        stored.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
         BatchFrame { seq, lane_records, payload_crc, chunk: Arc::new(chunk) }
     }
 
@@ -242,7 +242,7 @@ fn dead_letters_are_listed_replayed_mended_and_purged() {
     volume.flush(1, vec![volume.append(1)]);
     let database = volume.database();
     let lane: i64 = database.query_row("SELECT lane_id FROM logweir_lane", [], |row| row.get(0)).unwrap();
-    // Three of the ten, as if the store had refused them.
+    // Three of the ten, as if the store had rejected them.
     for row in 1..=3_i64 {
         let id = (lane << 44) | row;
         assert_eq!(database.execute("DELETE FROM logs WHERE id = ?1", [id]).unwrap(), 1);
@@ -263,8 +263,8 @@ fn dead_letters_are_listed_replayed_mended_and_purged() {
     };
     assert_eq!(run(&["list", "-o", "ndjson"]).1.lines().count(), 3);
     assert_eq!(run(&["list", "--limit", "2"]).1.matches("22021 bad").count(), 2);
-    let (code, said) = run(&["replay", "--all"]);
-    assert!(code == Some(1) && said.contains("replayed 2 dead letters, 1 failed"), "{said}");
+    let (code, output) = run(&["replay", "--all"]);
+    assert!(code == Some(1) && output.contains("replayed 2 dead letters, 1 failed"), "{output}");
     let id = ((lane << 44) | 1).to_string();
     assert_eq!(run(&["replay", "--id", "77"]).0, Some(1));
     assert_eq!(run(&["replay", "--id", &id, "--record", "[]"]).0, Some(64));

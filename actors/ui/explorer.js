@@ -202,7 +202,7 @@ const liveRange = { start: "-15m", end: "now" };
 
 function LiveBar({ tail, dispatch, onStop }) {
   const { status, paused, received, dropped, skipped, gaps, held, perSecond, error } = tail;
-  const label = paused ? "Paused" : { connecting: "Connecting…", open: "Live", lost: "Connection lost, reconnecting…", refused: "Rejected" }[status];
+  const label = paused ? "Paused" : { connecting: "Connecting…", open: "Live", lost: "Connection lost, reconnecting…", rejected: "Rejected" }[status];
   return html`<section class="live-bar ${paused ? "paused" : status}" aria-label="Live tail">
     <span class="live-state" role="status"><span class="dot"></span>${label}</span>
     ${error && !["query", "unreachable"].includes(error.kind) && html`<span class="problem"><${Icon} name="alert" />${error.message}</span>`}

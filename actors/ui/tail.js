@@ -21,7 +21,7 @@ export function step(tail, action) {
     case "reset": return START;
     case "open": return { ...tail, status: "open", error: null };
     case "lost": return { ...tail, status: "lost", error: action.error, perSecond: 0 };
-    case "refused": return { ...tail, status: "refused", error: action.error, perSecond: 0 };
+    case "rejected": return { ...tail, status: "rejected", error: action.error, perSecond: 0 };
     case "rate": return tail.perSecond === action.perSecond ? tail : { ...tail, perSecond: action.perSecond };
     case "clear": return { ...tail, records: [], held: [] };
     case "pause": return { ...tail, paused: true };
@@ -99,7 +99,7 @@ export function useTail(query, on) {
           return connect();
         }
         const failure = error instanceof Failure ? error : new Failure("unreachable", "the connection was interrupted");
-        if (["query", "token", "forbidden", "missing"].includes(failure.kind)) return dispatch({ type: "refused", error: failure });
+        if (["query", "token", "forbidden", "missing"].includes(failure.kind)) return dispatch({ type: "rejected", error: failure });
         lost = failure;
       }
       if (signal.aborted) return;

@@ -25,7 +25,8 @@ pub(super) struct ConfigArgs {
     config: Option<PathBuf>,
     /// Set a configuration key, such as batch.linger_ms=20; repeatable
     ///
-    /// Takes precedence over environment and file. `logweir validate --reference` lists all keys. Durations have a unit
+    /// Takes precedence over environment and file. The process list shows it: set secrets in the environment or in the file.
+    /// `logweir validate --reference` lists all keys. Durations have a unit
     /// (500ms, 30s, 5m, 2h, 7d). Sizes are whole numbers with a unit: K, M, G, T and KiB, MiB, GiB, TiB are powers of 1024,
     /// kB, MB, GB, TB are powers of 1000; write 1536MiB, not 1.5GiB.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, help_heading = "Configuration")]
@@ -46,13 +47,15 @@ pub(super) struct ConfigArgs {
 pub(super) struct StoreArgs {
     #[command(flatten)]
     pub(super) config: ConfigArgs,
-    /// Data directory, which holds the journal: short for --set data_dir=DIR
+    /// Data directory, which holds the journal; short for --set data_dir=DIR
     #[arg(long, value_name = "DIR", help_heading = "Configuration")]
     data_dir: Option<String>,
-    /// Database URL (postgres://USER@HOST/DATABASE or sqlite:PATH): short for --set database.url=URL
+    /// Database URL (postgres://USER@HOST/DATABASE or sqlite:PATH); short for --set database.url=URL
+    ///
+    /// The process list shows it: set a URL with a password as $DATABASE_URL or in the file $DATABASE_URL_FILE.
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     database_url: Option<String>,
-    /// Cache URL (redis://HOST:PORT or memory:): short for --set cache.url=URL
+    /// Cache URL (redis://HOST:PORT or memory:); short for --set cache.url=URL
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     cache_url: Option<String>,
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::args::{ConfigArgs, StoreArgs};
 use super::output::{self, Output, Records, count};
+use super::print::escaped;
 use super::{Failure, Outcome, block_on, exit, open_store};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
@@ -18,11 +19,11 @@ use crate::store::{DeadLetter, LogStore, StoreError};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLettersCommand {
-    /// List dead letters, the latest first, with the database's error and the record
+    /// List dead letters, latest first, with the database's error and the record
     List(ListArgs),
-    /// Insert dead letters again; each that the database accepts is a dead letter no longer
+    /// Insert dead letters into the database again, and remove those that it accepts from the list
     ///
-    /// Exits with 1 if the database rejected one again.
+    /// Exits with 1 if the database rejects one again.
     Replay(ReplayArgs),
     /// Delete old dead letters permanently
     Purge(PurgeArgs),
@@ -44,13 +45,13 @@ pub(super) struct ListArgs {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["id", "all"]))]
 pub(super) struct ReplayArgs {
-    /// Replay the dead letter with this id
+    /// Replay the dead letter with this ID
     #[arg(long, value_name = "ID")]
     id: Option<i64>,
     /// Replay every dead letter
     #[arg(long)]
     all: bool,
-    /// Insert this record instead: a JSON object such as `record` in `dead-letters list -o json`, edited
+    /// Insert this record instead of the stored one: a JSON object like `record` in `dead-letters list -o json`
     #[arg(long, value_name = "JSON", requires = "id")]
     record: Option<String>,
     /// Output format
@@ -152,7 +153,8 @@ fn list(letters: &[DeadLetter], format: Output) -> Result<(), Failure> {
         let at =
             Timestamp::from_microsecond(letter.at_us).map_or_else(|_| letter.at_us.to_string(), |at| at.to_string());
         let raw: String = letter.raw.chars().take(200).collect();
-        writeln!(out, "{}  {at}  {} {}\n    {raw}", letter.id, letter.sqlstate, letter.reason)?;
+        let (raw, reason) = (escaped(&raw), escaped(&letter.reason));
+        writeln!(out, "{}  {at}  {} {reason}\n    {raw}", letter.id, letter.sqlstate)?;
     }
     if letters.is_empty() {
         writeln!(out, "no dead letters")?;

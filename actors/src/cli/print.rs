@@ -86,7 +86,7 @@ pub(super) fn record(out: &mut String, record: &RecordLine, colors: bool) {
 }
 
 /// `text` with every control character except the tab escaped.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let is_control = |c: char| c.is_control() && c != '\t';
     if !text.contains(is_control) {
         return text.to_owned();

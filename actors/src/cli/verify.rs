@@ -60,10 +60,10 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// An empty backlog after the cursor `seq`, up to which the lane had `settled` records.
+    /// An empty backlog after the cursor `seq`, up to which the lane had `accounted` records.
     #[must_use]
-    pub fn behind(seq: u64, settled: u64) -> Self {
-        Self { seq, lane_records: settled, readable: 0, gaps: Vec::new() }
+    pub fn behind(seq: u64, accounted: u64) -> Self {
+        Self { seq, lane_records: accounted, readable: 0, gaps: Vec::new() }
     }
 
     /// Adds the lane's next frame.
@@ -155,9 +155,9 @@ pub fn judge(
         ));
     }
     if before.accounted() > tail.records {
-        let (settled, records) = (before.accounted(), tail.records);
+        let (accounted, records) = (before.accounted(), tail.records);
         account.wrong.push(format!(
-            "the database accounts for {settled} records, the journal contains {records}: the journal is older than the database (was it restored from a copy?)"
+            "the database accounts for {accounted} records, but the journal contains {records}: the journal is older than the database (was it restored from a copy?)"
         ));
     }
     if before != after {
@@ -166,7 +166,7 @@ pub fn judge(
     }
     if account.lost > 0 {
         account.notes.push(format!(
-            "{} lost: damaged or no longer in the journal when due; the server logged each range",
+            "{} lost: damaged, or no longer in the journal when they were to be inserted; the server logged each range",
             count(account.lost, "record")
         ));
     }
@@ -184,7 +184,7 @@ fn table(account: &mut LaneAccount, before: &LaneRow, after: &LaneRow, retention
     if rows > most {
         account
             .wrong
-            .push(format!("the table contains {rows} rows, {most} were inserted: {} unaccounted for", rows - most));
+            .push(format!("the table contains {rows} rows, but {most} were inserted: {} unaccounted for", rows - most));
     }
     if rows < least {
         let missing = least - rows;
@@ -195,13 +195,13 @@ fn table(account: &mut LaneAccount, before: &LaneRow, after: &LaneRow, retention
             ));
         } else {
             account.wrong.push(format!(
-                "the table contains {rows} rows, {least} were inserted: {missing} missing (retention is not configured)"
+                "the table contains {rows} rows, but {least} were inserted: {missing} missing (retention is not configured)"
             ));
         }
     }
     let kept = dead_letters + replayed;
     if kept > after.dead_lettered {
-        account.wrong.push(format!("the database contains {kept} dead letters, {} were created", after.dead_lettered));
+        account.wrong.push(format!("the database contains {kept} dead letters, but {} were created", after.dead_lettered));
     }
     if kept < before.dead_lettered {
         account.notes.push(format!("{} purged", count(before.dead_lettered - kept, "dead letter")));

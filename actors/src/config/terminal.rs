@@ -1,7 +1,7 @@
 //! Whether output is colored, by the usual environment variables: <https://no-color.org>,
 //! <https://bixense.com/clicolors>.
 
-/// Whether to color output to a stream; `is_terminal` tells whether it is one.
+/// Whether to color output to a stream; `is_terminal`: whether it is one.
 ///
 /// `NO_COLOR` turns colors off. Otherwise `CLICOLOR_FORCE` turns them on, also for a file or a pipe. Otherwise only a
 /// terminal gets colors, unless `CLICOLOR` is 0 or `TERM` is `dumb`.

@@ -352,7 +352,7 @@ fn secrets_can_be_files_and_other_values_cannot() {
     assert_eq!(loaded.config.auth.mode, AuthMode::Token);
 
     let both = [("DATABASE_URL_FILE", url.as_str()), ("DATABASE_URL", "postgres://h/db")];
-    assert_problem(load_all("", &both, &[]), &["DATABASE_URL: DATABASE_URL_FILE is set, too"]);
+    assert_problem(load_all("", &both, &[]), &["DATABASE_URL: DATABASE_URL_FILE is also set"]);
     assert_problem(load_all("", &[("REDIS_URL_FILE", "/no/file")], &[]), &["REDIS_URL_FILE: cannot read /no/file"]);
     assert_problem(
         load_all("", &[("LOGWEIR__LANES_FILE", &url)], &[]),
@@ -433,7 +433,7 @@ fn formats_and_alerts_are_set_by_file_environment_and_flag() {
     let both = [webhook[0], ("LOGWEIR__ALERTS__CART__WEBHOOK", "https://hooks.example/other")];
     assert_problem(
         load_all(&toml, &both, &[]),
-        &["LOGWEIR__ALERTS__CART__WEBHOOK: LOGWEIR__ALERTS__CART__WEBHOOK_FILE is set, too: remove one of them"],
+        &["LOGWEIR__ALERTS__CART__WEBHOOK: LOGWEIR__ALERTS__CART__WEBHOOK_FILE is also set: remove one of them"],
     );
 
     for (flag, parts) in [
@@ -625,10 +625,10 @@ proptest! {
 
 #[test]
 fn a_reachable_syslog_listener_requires_certificates_or_an_explicit_none() {
-    let refused = "reachable from other machines";
-    assert_problem(load_toml("[syslog]\ntcp_listen = '0.0.0.0:514'\n"), &["syslog.tcp_listen", refused]);
-    assert_problem(load_toml("[syslog]\nudp_listen = '0.0.0.0:514'\n"), &["syslog.udp_listen", refused]);
-    assert_problem(load_toml("[syslog]\ntls_listen = '0.0.0.0:6514'\n"), &["syslog.tls_listen", refused]);
+    let reachable = "reachable from other machines";
+    assert_problem(load_toml("[syslog]\ntcp_listen = '0.0.0.0:514'\n"), &["syslog.tcp_listen", reachable]);
+    assert_problem(load_toml("[syslog]\nudp_listen = '0.0.0.0:514'\n"), &["syslog.udp_listen", reachable]);
+    assert_problem(load_toml("[syslog]\ntls_listen = '0.0.0.0:6514'\n"), &["syslog.tls_listen", reachable]);
     assert_problem(
         load_toml("[syslog]\ntls_listen = '127.0.0.1:6514'\n"),
         &["syslog.tls_listen", "requires syslog.tls_cert_file and syslog.tls_key_file"],

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use reqwest::header::AUTHORIZATION;
+use reqwest::redirect;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde_json::Value;
@@ -117,7 +118,7 @@ impl Gateway {
     pub fn new(config: &Config) -> Result<Self, TlsError> {
         let settings = &config.gateway;
         let timeout = Duration::from_millis(settings.timeout_ms);
-        let client = reqwest::Client::builder().no_proxy().connect_timeout(timeout);
+        let client = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).connect_timeout(timeout);
         let (scheme, tls) = match settings.tls() {
             None => ("http", tls::empty_client_config()?),
             Some(files) => ("https", tls::reloading_client_config("gateway", files, names(&settings.processors))?),
@@ -276,7 +277,7 @@ impl Gateway {
                 200 => {}
                 401 => {
                     return Err(ProcessorError::Rejected(
-                        "401: its auth.query_tokens must contain the first token of the gateway's auth.query_tokens"
+                        "401: the processor's auth.query_tokens must contain the gateway's first token"
                             .into(),
                     ));
                 }

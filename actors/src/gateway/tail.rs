@@ -190,7 +190,7 @@ async fn receive(
     }
 }
 
-/// Opens the stream. The error says whether the processor is reachable nonetheless.
+/// Opens the stream. The error includes whether the processor is reachable nonetheless.
 async fn open(
     gateway: &Gateway,
     address: SocketAddr,

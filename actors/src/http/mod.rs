@@ -102,7 +102,7 @@ pub struct Parts {
     running: OnceLock<Running>,
     searcher: OnceLock<Searcher>,
     dead_letter_store: OnceLock<Arc<dyn LogStore>>,
-    /// Serializes changes to dead dead_letter_store.
+    /// Serializes changes to dead letters.
     dead_letters_lock: Semaphore,
 }
 
@@ -170,7 +170,7 @@ impl Shared {
         self.0.searcher.set(searcher).is_ok()
     }
 
-    /// Sets the store of the dead dead_letter_store. Returns whether this was the first call.
+    /// Sets the store of the dead letters. Returns whether this was the first call.
     pub fn set_dead_letter_store(&self, store: Arc<dyn LogStore>) -> bool {
         self.0.dead_letter_store.set(store).is_ok()
     }
@@ -432,7 +432,7 @@ fn check_token(request: &ServiceRequest) -> Result<(), HttpError> {
     else {
         return Err(HttpError::new(500, "internal", "internal error: the listener has no shared state"));
     };
-    // The allowed methods of a path are not secret, and Docker's log driver asks for them without its token.
+    // The allowed methods of a path are not secret, and Docker's log driver requests them without its token.
     if request.method() == Method::OPTIONS && request.path().starts_with("/services/collector") {
         return Ok(());
     }

@@ -12,7 +12,7 @@
 //!   info, debug, trace, unknown); every other name is an attribute. Prometheus allows no dots in names: `k8s_pod_name`
 //!   also means `k8s.pod.name`. A missing attribute is empty and therefore matches `!="x"` and `=""`.
 //! - The line is the message of the record.
-//! - The rest of LogQL is rejected by name: a query that means something else than it says is worse than none.
+//! - The rest of LogQL is rejected by name: a query with a different meaning is worse than none.
 
 use regex::Regex;
 use winnow::ModalResult;
@@ -210,7 +210,7 @@ fn string(input: &mut Input<'_>) -> ModalResult<String, SyntaxError> {
 fn count_test(input: &mut Input<'_>) -> ModalResult<(), SyntaxError> {
     input.state.tests += 1;
     if input.state.tests > TESTS_MAX {
-        return syntax_error(input.input.len(), format!("too many tests: expected at most {TESTS_MAX}"));
+        return syntax_error(input.input.len(), format!("too many conditions: expected at most {TESTS_MAX}"));
     }
     Ok(())
 }

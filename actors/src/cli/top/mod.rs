@@ -1,13 +1,14 @@
 //! `logweir top`: the pipeline of a running server, on a terminal.
 //!
-//! A thread polls, so that a server that does not respond never freezes the screen. Where standard output is not a terminal
-//! (or with `--once`) the screen is written once as text.
+//! One thread polls the server, so that one that does not respond never freezes the screen, and one reads the keys; the screen
+//! is drawn when either has something new. Where standard output is not a terminal (or with `--once`) the screen is written
+//! once as text.
 
 mod draw;
 mod model;
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,6 @@ use crate::config::keys::Unit;
 use crate::config::value::quantity;
 use model::{Alert, Model, Sample, Status};
 
-/// Interval at which keys are polled.
-const KEYS_EVERY: Duration = Duration::from_millis(50);
 /// Width of the text with `--once`.
 const TEXT_WIDTH: u16 = 120;
 
@@ -48,6 +47,12 @@ pub(super) struct TopArgs {
     pub(super) remote: RemoteArgs,
 }
 
+/// What changes the screen.
+enum Input {
+    Sample(Result<Sample, String>),
+    Terminal(io::Result<Event>),
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     let millis = quantity(text, Unit::Millis).filter(|millis| (100..=60_000).contains(millis));
     millis.map(Duration::from_millis).ok_or("expected a time such as 500ms or 2s, from 100ms to 1m".into())
@@ -63,17 +68,19 @@ pub(super) fn top(args: &TopArgs) -> Outcome {
     let mut model = Model::default();
     let began = Instant::now();
     model.update(Ok(sample(&remote, began)?));
-    let samples = samples(remote, began, args.interval);
+    let (sender, inputs) = sync_channel(1);
+    send_samples(remote, began, args.interval, sender.clone());
     let dumb = std::env::var("TERM").is_ok_and(|terminal| terminal == "dumb");
     if args.once || dumb || !io::stdout().is_terminal() {
-        if let Ok(sample) = samples.recv() {
+        if let Ok(Input::Sample(sample)) = inputs.recv() {
             model.update(sample);
         }
         return once(&model, &url);
     }
     let screen = draw::Screen { url: &url, first_stage: 0, keys: true, colors: args.color.is_on() };
     let mut terminal = ratatui::try_init()?;
-    let outcome = watch(&mut terminal, &mut model, &samples, screen);
+    send_terminal_events(sender);
+    let outcome = watch(&mut terminal, &mut model, &inputs, screen);
     ratatui::restore();
     outcome?;
     Ok(exit::OK.into())
@@ -97,21 +104,32 @@ fn not_a_status(remote: &Remote, error: &serde_json::Error) -> RemoteError {
     RemoteError::Rejected(exit::FAILED, format!("{}: unexpected response: not a status ({error})", remote.url()))
 }
 
-/// Polls until the receiver is dropped.
-fn samples(remote: Remote, began: Instant, interval: Duration) -> Receiver<Result<Sample, String>> {
-    let (sender, samples) = sync_channel(1);
+/// Polls the server until the receiver is dropped.
+fn send_samples(remote: Remote, began: Instant, interval: Duration, inputs: SyncSender<Input>) {
     thread::spawn(move || {
         loop {
             thread::sleep(interval);
             let sample = sample(&remote, began).map_err(|error| match error {
                 RemoteError::Unavailable(why) | RemoteError::Rejected(_, why) => why,
             });
-            if sender.send(sample).is_err() {
+            if inputs.send(Input::Sample(sample)).is_err() {
                 return;
             }
         }
     });
-    samples
+}
+
+/// Reads keys and changes of the size. The thread is not joined: it waits for the next key.
+fn send_terminal_events(inputs: SyncSender<Input>) {
+    thread::spawn(move || {
+        loop {
+            let event = event::read();
+            let failed = event.is_err();
+            if inputs.send(Input::Terminal(event)).is_err() || failed {
+                return;
+            }
+        }
+    });
 }
 
 #[derive(Deserialize)]
@@ -134,18 +152,21 @@ fn sample(remote: &Remote, began: Instant) -> Result<Sample, RemoteError> {
 fn watch(
     terminal: &mut ratatui::DefaultTerminal,
     model: &mut Model,
-    samples: &Receiver<Result<Sample, String>>,
+    inputs: &Receiver<Input>,
     mut screen: draw::Screen<'_>,
 ) -> io::Result<()> {
     loop {
-        while let Ok(sample) = samples.try_recv() {
-            model.update(sample);
-        }
         terminal.draw(|frame| draw::draw(frame, model, &screen))?;
-        if !event::poll(KEYS_EVERY)? {
-            continue;
-        }
-        let Event::Key(key) = event::read()? else { continue };
+        let key = match inputs.recv().map_err(io::Error::other)? {
+            Input::Sample(sample) => {
+                model.update(sample);
+                continue;
+            }
+            Input::Terminal(event) => match event? {
+                Event::Key(key) => key,
+                _ => continue, // a new size
+            },
+        };
         let stages = model.now.as_ref().map_or(0, |sample| sample.status.actors.len());
         match key.code {
             _ if key.kind == KeyEventKind::Release => {}

@@ -138,7 +138,7 @@ async fn send(session: &mut Session, frame: &Frame) -> Result<(), Closed> {
     session.text(serde_json::to_string(frame).unwrap_or_default()).await
 }
 
-/// The frame for these events; `None` if there is is_empty to send.
+/// The frame for these events; `None` if there is nothing to send.
 fn frame(events: &[Event], view: &View) -> Option<Frame> {
     let records = events.iter().filter(|event| event.name == "record");
     let found: Vec<Found> = records.filter_map(|event| found(&event.data)).collect();
