@@ -126,7 +126,7 @@ pub const METRICS: &[Metric] = &[
     counter(
         "logweir_lane_lost_records_total",
         "Total number of records of a lane that were lost: damaged in the journal or past its retention. The \
-         log has the ranges.",
+         log contains the ranges.",
     ),
     counter(
         "logweir_lane_resets_total",

@@ -38,7 +38,7 @@ pub struct RecordJson<'a> {
     /// `{}` for none.
     #[schema(value_type = Object)]
     attributes: Cow<'a, RawValue>,
-    /// The attributes as received, where they are not a valid JSON object.
+    /// The attributes as received; only if they are not a valid JSON object.
     #[serde(skip_serializing_if = "Option::is_none")]
     attributes_text: Option<&'a str>,
 }
@@ -136,7 +136,7 @@ impl Write for Bytes<'_, '_> {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = DeadLetter)]
 pub struct DeadLetterJson<'a> {
-    /// The id that the row would have. Text, because it exceeds the precision of a double.
+    /// The ID that the row would have; a string, because it exceeds the precision of a double.
     id: String,
     /// When the database rejected it: RFC 3339, UTC.
     at: String,
@@ -152,7 +152,7 @@ pub struct DeadLetterJson<'a> {
     /// The record; null where the stored text is not a JSON object, which is then in `raw`.
     #[schema(value_type = Option<Object>)]
     record: Option<Cow<'a, RawValue>>,
-    /// The stored text, where it is not a JSON object.
+    /// The stored text; only if it is not a JSON object.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<&'a str>,
 }

@@ -132,7 +132,7 @@ async fn serve(config: Config) -> Result<(), Error> {
 
     let starting = Logweir::start_observed(Arc::clone(&config), drain, progress);
     let Some((started, is_stopping)) = until_second_signal(starting, &mut signals).await else {
-        print("logweir stopped during the startup: no record was accepted");
+        print("logweir stopped during startup: no record was accepted");
         return Ok(());
     };
     let logweir = started?;

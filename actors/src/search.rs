@@ -99,7 +99,7 @@ pub struct Page {
     pub source: Source,
 }
 
-/// Where the records of a response come from.
+/// Sources of the records of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Source {
     /// Number of records from the database.

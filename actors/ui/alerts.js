@@ -37,7 +37,7 @@ export function Alerts({ state, navigate, onFailure }) {
   const sorted = [...(alerts ?? [])].sort((a, b) => RANK[a.state] - RANK[b.state] || key(a).localeCompare(key(b)));
   return html`<main class="alerts"><h1 class="hidden">Alerts</h1>
     ${!alerts && html`<p class="muted">Loading…</p>`}
-    ${alerts?.length === 0 && html`<div class="empty-state"><h2>No alerts configured</h2><p>Define an alert in the configuration file with a query, a window, and a threshold:</p>
+    ${alerts?.length === 0 && html`<div class="empty-state"><h2>No alerts configured</h2><p>Define an alert in the configuration file with a query, a window and a threshold:</p>
       <div class="code"><pre>${EXAMPLE}</pre></div></div>`}
     ${sorted.length > 0 && html`<ul class="alert-list">${sorted.map((alert) => html`<li key=${key(alert)} class="alert-card ${alert.state}">
       <header><span class="dot ${{ firing: "bad", pending: "warn" }[alert.state] ?? "good"}"></span><h2>${alert.name}</h2><span class="chip">${alert.state}</span>${alert.processor && html`<span class="muted">${alert.processor}</span>`}${alert.since && html`<span class="muted">since ${time(alert.since)}</span>`}</header>

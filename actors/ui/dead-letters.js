@@ -1,4 +1,4 @@
-// Dead letters: records that the database rejected. They can be retried or deleted.
+// Dead letters: records that the database rejected. They can be replayed or deleted.
 
 import { get, post } from "./api.js";
 import { stamp } from "./time.js";
@@ -43,13 +43,13 @@ export function DeadLetters({ total, zone, onFailure }) {
   const error = view.error ?? view.loadError;
   return html`<section class="dead-letters" aria-label="Dead letters">
     <header><h2>Dead letters</h2><span class="muted">${deadLetters ? (more ? `first ${deadLetters.length}` : plural(deadLetters.length, "record")) : ""}</span><span class="spacer"></span>
-      <button type="button" disabled=${busy || !deadLetters?.length} onClick=${() => replay({ all: true })}><${Icon} name="refresh" />Retry all</button>
+      <button type="button" disabled=${busy || !deadLetters?.length} onClick=${() => replay({ all: true })}><${Icon} name="refresh" />Replay all</button>
       <button type="button" disabled=${busy || !deadLetters?.length} onClick=${() => setConfirming(true)}><${Icon} name="close" />Delete all</button></header>
     ${error && html`<p class="problem" role="alert"><${Icon} name="alert" />${error.message} ${error.kind === "token" && html`<button type="button" onClick=${() => onFailure(error)}><${Icon} name="key" />Enter an access token</button>`}</p>`}
     ${deadLetters?.length === 0 && html`<p class="muted">No dead letters. The database accepted every record.</p>`}
-    ${deadLetters?.length > 0 && html`<div class="scroll" tabindex="0" role="group" aria-label="List of dead letters"><table><thead><tr><th scope="col">ID</th><th scope="col">Time</th><th scope="col">Reason</th><th scope="col">Record</th><th scope="col"><span class="hidden">Retry</span></th></tr></thead>
+    ${deadLetters?.length > 0 && html`<div class="scroll" tabindex="0" role="group" aria-label="List of dead letters"><table><thead><tr><th scope="col">ID</th><th scope="col">Time</th><th scope="col">Reason</th><th scope="col">Record</th><th scope="col"><span class="hidden">Replay</span></th></tr></thead>
       <tbody>${deadLetters.map((letter) => html`<tr key=${letter.id}><td>${letter.id}</td><td>${stamp(Date.parse(letter.at), zone)}</td><td class="reason">${letter.sqlstate} ${letter.reason}</td><td><code>${(letter.raw ?? JSON.stringify(letter.record)).slice(0, 400)}</code></td>
-        <td><button type="button" disabled=${busy} aria-label=${`Retry record ${letter.id}`} onClick=${() => replay({ id: letter.id })}><${Icon} name="refresh" />Retry</button></td></tr>`)}</tbody></table></div>`}
+        <td><button type="button" disabled=${busy} aria-label=${`Replay record ${letter.id}`} onClick=${() => replay({ id: letter.id })}><${Icon} name="refresh" />Replay</button></td></tr>`)}</tbody></table></div>`}
     ${confirming && html`<${Dialog} title="Delete all dead letters?" onClose=${() => setConfirming(false)}><p>These records are not stored anywhere else. Deleting them cannot be undone.</p>
       <footer><button type="button" onClick=${() => setConfirming(false)}>Cancel</button><button type="button" class="danger" onClick=${purge}>Delete all</button></footer><//>`}
   </section>`;

@@ -75,5 +75,5 @@ function NoRecords() {
   return html`<div class="empty-state"><h2>No records yet</h2>
     <p>Send your first record. It appears here within seconds.</p>
     <div class="code"><code>${curl}</code><button type="button" onClick=${() => copy(curl, "Command")}><${Icon} name="copy" />Copy</button></div>
-    <p class="muted">To send a file, run <code>logweir produce --url ${location.origin} app.log</code>. Fluent Bit, Vector, Promtail, OpenTelemetry, Filebeat, Splunk, and Loki clients can send to this server directly.</p></div>`;
+    <p class="muted">To send a file, run <code>logweir produce --url ${location.origin} app.log</code>. Fluent Bit, Vector, Promtail, OpenTelemetry, Filebeat, Splunk and Loki clients can send to this server directly.</p></div>`;
 }

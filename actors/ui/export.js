@@ -26,7 +26,7 @@ export function Export({ query, range, total, onClose }) {
       link.click();
       setTimeout(() => URL.revokeObjectURL(url), 60e3);
       const truncated = page && page.cursor.older && page.records.length < LIMIT;
-      showToast(`${link.download} downloaded${truncated ? ` with the latest ${plural(page.records.length, "record")}; NDJSON and CSV can hold more` : ""}`);
+      showToast(`${link.download} downloaded${truncated ? ` with the latest ${plural(page.records.length, "record")}; export NDJSON or CSV for more` : ""}`);
       onClose();
     } catch (error) {
       setState({ busy: false, error });

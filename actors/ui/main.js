@@ -10,7 +10,7 @@ import { Pipeline } from "./pipeline.js";
 const VIEWS = [["logs", "Logs"], ["pipeline", "Pipeline"], ["alerts", "Alerts"]];
 const THEMES = ["system", "light", "dark"];
 const SHORTCUTS = [
-  ["/", "Focus the query"], ["Enter", "Run query or expand record"], ["j  k", "Next or previous record"], ["c", "Show the record in context"], ["t", "Select a time range"], ["[  ]", "Earlier or later time range"],
+  ["/", "Focus the query"], ["Enter", "Run query or expand record"], ["j  k", "Next or previous record"], ["c", "Show the record in context"], ["t", "Select a time range"], ["[  ]", "Earlier or later range"],
   ["-", "Zoom out"],
   ["r", "Refresh"], ["l", "Start or stop the live tail"], ["p", "Pause or resume the live tail"], ["f", "Show or hide filters"], ["e", "Export records"], ["y", "Copy a link"], ["d", "Switch theme"], ["1  2  3", "Logs, pipeline, alerts"],
   ["Esc", "Close"], ["?", "Keyboard shortcuts"],
@@ -100,7 +100,7 @@ function App() {
 
 function ErrorBanner({ failure, onRetry }) {
   const unavailable = failure.reason === "database_unavailable" ? "The database is unavailable." : "The server cannot answer queries right now.";
-  const titles = { unreachable: `${location.host} is unreachable.`, busy: "Too many concurrent queries.", unavailable, timeout: "The query timed out.", forbidden: "This access token lacks the required permission.", missing: "This server does not support this request." };
+  const titles = { unreachable: `${location.host} is unreachable.`, busy: "Too many queries are running.", unavailable, timeout: "The query timed out.", forbidden: "This access token lacks the required permission.", missing: "This server does not support this request." };
   const hints = { unreachable: "Showing the last data received. Retrying automatically.", busy: "Retrying automatically.", unavailable: `${failure.message}. Retrying automatically.`, timeout: "Narrow the time range or refine the query." };
   return html`<div class="error-banner" role="alert"><${Icon} name="alert" /><p><b>${titles[failure.kind] ?? "The request failed."}</b> ${hints[failure.kind] ?? failure.message}</p>
     <button type="button" onClick=${onRetry}>Retry now</button></div>`;

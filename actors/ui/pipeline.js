@@ -105,7 +105,7 @@ function Processor({ processor, before, seconds }) {
           <div class=${journal.damaged_frames ? "problem" : ""}><dt>damaged frames</dt><dd>${count(journal.damaged_frames)}</dd></div>
           ${journal.quarantine_bytes > 0 && html`<div class="problem"><dt>quarantined</dt><dd>${bytes(journal.quarantine_bytes)}</dd></div>`}</dl>
         ${journal.reject_reason && html`<p class="problem"><${Icon} name="alert" />Not accepting records: ${journal.reject_reason}</p>`}</section>`}
-      <section><h3>Circuit breakers</h3><ul class="breakers">${Object.entries(breakers ?? {}).map(([name, breaker]) => html`<li><span class="dot ${breaker === "closed" ? "good" : breaker === "open" ? "bad" : "warn"}"></span>${name}<span class="muted">${{ closed: "closed", half_open: "half-open: one trial call in flight", open: "open: calls are rejected" }[breaker] ?? breaker}</span></li>`)}
+      <section><h3>Circuit breakers</h3><ul class="breakers">${Object.entries(breakers ?? {}).map(([name, breaker]) => html`<li><span class="dot ${breaker === "closed" ? "good" : breaker === "open" ? "bad" : "warn"}"></span>${name}<span class="muted">${{ closed: "closed", half_open: "half-open: one trial call in flight", open: "open: no calls are made" }[breaker] ?? breaker}</span></li>`)}
         ${!Object.keys(breakers ?? {}).length && html`<li class="muted">No calls yet</li>`}</ul></section>
     </div>
     <div class="scroll" tabindex="0" role="group" aria-label="Lanes"><table><caption>Lanes</caption><thead><tr>${["Lane", "Database", "Frames behind", "Backlog", "Oldest record", "Accepted", "Committed", "Dead-lettered", "Lost"].map((title, nth) => html`<th scope="col" class=${nth > 1 ? "number" : ""}>${title}</th>`)}</tr></thead>

@@ -43,9 +43,9 @@ pub struct Depth {
     pub bytes: usize,
 }
 
-/// The stage accepts no more messages. Returns the message.
+/// The stage no longer accepts messages. Returns the message.
 #[derive(PartialEq, Eq, thiserror::Error)]
-#[error("the stage accepts no more messages")]
+#[error("the stage no longer accepts messages")]
 pub struct Closed<M>(pub M);
 
 // Not derived: a message that carries a reply channel is not `Debug`, but its error should be.
@@ -69,8 +69,8 @@ pub enum TrySendError<M> {
     /// There is no free credit, or other senders are waiting.
     #[error("the mailbox is full")]
     Full(M),
-    /// The stage accepts no more messages.
-    #[error("the stage accepts no more messages")]
+    /// The stage no longer accepts messages.
+    #[error("the stage no longer accepts messages")]
     Closed(M),
 }
 
@@ -161,7 +161,7 @@ impl<M: Message> Mailbox<M> {
     /// counts as a stall.
     ///
     /// # Errors
-    /// The stage accepts no more messages.
+    /// The stage no longer accepts messages.
     pub async fn reserve(&self, bytes: usize) -> Result<Credit<M>, Closed<()>> {
         let permit = self.0.semaphore.acquire(bytes).await.ok_or(Closed(()))?;
         Ok(Credit { permit, mailbox: self.clone() })
@@ -171,7 +171,7 @@ impl<M: Message> Mailbox<M> {
     /// use [`Mailbox::reserve`]. Inside a stage, wrap it as described there.
     ///
     /// # Errors
-    /// The stage accepts no more messages; the message is returned.
+    /// The stage no longer accepts messages; the message is returned.
     pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
         let message = match self.try_deliver(message) {
             Ok(()) => return Ok(()),

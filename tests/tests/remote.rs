@@ -160,10 +160,10 @@ fn dead_letters_are_listed_replayed_and_removed_over_http() {
         let all = letters["dead_letters"].as_array().unwrap();
         assert_eq!((all.len(), &letters["more"]), (3, &false.into()));
         assert!(all.iter().all(|letter| letter["reason"].as_str().unwrap().contains("polite")), "{letters}");
-        // One is mended, the others stay dead as long as the rule stands.
-        let mended = all[0]["record"].to_string().replace("rude", "kind");
+        // One is corrected; the others remain dead letters as long as the constraint exists.
+        let corrected = all[0]["record"].to_string().replace("rude", "kind");
         let path = format!("/api/v1/dead-letters/replay?id={}", all[0]["id"].as_str().unwrap());
-        assert_eq!(post(s, &path, &mended), (200, r#"{"replayed":1,"failed":[],"more":false}"#.to_owned()));
+        assert_eq!(post(s, &path, &corrected), (200, r#"{"replayed":1,"failed":[],"more":false}"#.to_owned()));
         let (status, answer) = post(s, "/api/v1/dead-letters/replay?all=true", "");
         let answer: Value = serde_json::from_str(&answer).unwrap();
         assert_eq!((status, &answer["replayed"], answer["failed"].as_array().unwrap().len()), (200, &0.into(), 2));

@@ -983,7 +983,7 @@ fn dead_letters_are_listed_retried_and_deleted() {
         browser.until("one is left", |browser| browser.count(".dead-letters tbody tr") == 1);
         browser.click_on(".dead-letters button", "Delete all");
         browser.click_on("dialog button", "Cancel");
-        browser.click_on(".dead-letters button", "Retry all");
+        browser.click_on(".dead-letters button", "Replay all");
         browser.see(".dead-letters", "No dead letters. The database accepted every record");
         assert_eq!(s.store.count(), Ok(62));
 

@@ -87,7 +87,7 @@ pub async fn deliver(
                     break;
                 }
                 Attempt::Rejected(error) => {
-                    tracing::error!(alert, error, "the webhook rejected the notification: it is not retried");
+                    tracing::error!(alert, error, "the webhook rejected the notification: not retrying");
                     count("rejected");
                     registry.record_delivery(&alert, Some(error));
                     break;

@@ -30,7 +30,7 @@ pub(super) struct HelpArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArgs {
-    /// The shell
+    /// Shell that the script is for
     #[arg(value_enum)]
     shell: Shell,
 }
@@ -70,7 +70,7 @@ fn description(name: &str, title: &'static str) -> &'static str {
         "formats" => "Recognized line formats and custom formats",
         "intake" => "Send records with POST /ingest: parameters, acknowledgment, responses",
         "live-tail" => "Stream records as they arrive, over HTTP and on the command line",
-        "logql" => "Use Grafana and LogQL",
+        "logql" => "Query from Grafana, with LogQL",
         "query-language" => "Query syntax of the web UI, query, tail, alerts and the API",
         "shippers" => "Endpoints of Loki, Elasticsearch, Splunk and OpenTelemetry for log shippers",
         "syslog" => "Receive syslog over UDP, TCP and TLS",

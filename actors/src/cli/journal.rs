@@ -22,20 +22,21 @@ use crate::record_json::RecordJson;
 pub(super) enum JournalCommand {
     /// Verify every byte of a journal
     ///
-    /// Changes nothing, and may run beside a server. Exits with 1 if the journal is damaged, with 66 if there is none.
+    /// Changes nothing; can be used while a server is running. Exits with 1 if the journal is damaged, and with 66 if the directory
+    /// contains no journal.
     Check(CheckArgs),
     /// Print the records of a journal
     ///
-    /// Changes nothing, and may run beside a server. Each record has its lane, the sequence number of its frame and its row in
-    /// that frame.
+    /// Changes nothing; can be used while a server is running. Each record has its lane, the sequence number of its frame and its
+    /// row in that frame.
     Dump(DumpArgs),
-    /// Truncate a torn end and move damaged bytes to quarantine/, as a start of the server does
+    /// Truncate a torn tail and move damaged bytes to quarantine/, as the server does when it starts
     ///
-    /// The journal must not be open in a server.
+    /// Stop the server that uses the journal first.
     Repair(CheckArgs),
     /// Write everything in a journal to the database, then seal the journal
     ///
-    /// For a journal whose server will not run again. The journal must not be open in a server.
+    /// For a journal whose server will not run again. Stop that server first.
     Drain(DrainArgs),
 }
 
@@ -45,7 +46,7 @@ pub(super) struct DirArgs {
     /// Journal directory, or the data directory that contains it [default: the configured data_dir]
     #[arg(long, short, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Data directory: short for --set data_dir=DIR
+    /// Data directory; short for --set data_dir=DIR
     #[arg(long, value_name = "DIR", conflicts_with = "dir", help_heading = "Configuration")]
     data_dir: Option<PathBuf>,
 }
@@ -92,7 +93,7 @@ pub(super) struct DrainArgs {
     dir: Option<PathBuf>,
     /// Fork a copy of a journal that has fallen behind the original: write only the records that this copy alone has
     ///
-    /// For a volume that was restored or cloned while the original went on. The copy gets a new identity.
+    /// Use it for a volume that was restored or cloned while the original remained in use. The copy gets a new identity.
     #[arg(long)]
     adopt: bool,
     #[command(flatten)]
@@ -196,7 +197,7 @@ fn print(report: &Report, format: Output) -> io::Result<()> {
         writeln!(out, "lane {lane}: up to seq {}, {records} since the journal was created", tail.seq)?;
     }
     if report.torn_bytes > 0 {
-        writeln!(out, "torn end: {} that were never acknowledged", count(report.torn_bytes, "byte"))?;
+        writeln!(out, "torn tail: {} that were never acknowledged", count(report.torn_bytes, "byte"))?;
     }
     if report.quarantine_bytes > 0 {
         writeln!(out, "in quarantine/: {}", bytes(report.quarantine_bytes))?;

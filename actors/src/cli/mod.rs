@@ -50,33 +50,34 @@ struct Cli {
 enum Command {
     /// Run the server until SIGTERM or SIGINT
     ///
-    /// The first signal drains: accepted records are written to the database, as far as shutdown.deadline_ms permits. A second
-    /// signal shortens that; what is left is in the journal and is written after the next start.
+    /// The first signal starts the shutdown: accepted records are written to the database until shutdown.deadline_ms has passed.
+    /// A second signal ends that at once; the remaining records stay in the journal and are written after the next start.
     Run(RunArgs),
     /// Check the configuration without touching anything
     ///
-    /// Reports every mistake with its file and line, and exits with 78 if there is one.
+    /// Reports every error with its file and line, and exits with 78 if there are any.
     Validate(validate::ValidateArgs),
     /// Check whether the server on this machine is healthy
     ///
-    /// Exits with 0 if it is, else with 1. Requests the admin port, as Kubernetes probes do.
+    /// Exits with 0 if it is healthy, otherwise with 1. Queries the admin port, as Kubernetes probes do.
     Health(health::HealthArgs),
     /// Show how lines on standard input would be parsed, without storing them
     Parse(parse::ParseArgs),
     /// Send files, standard input or generated load to a server
     Produce(produce::ProduceArgs),
-    /// Check that journal and database agree, and report missing records
+    /// Check that the journal and the database agree, and report missing records
     ///
-    /// Compares, for each lane, the records accepted by the journal with those in the database and in the backlog. A server may be
-    /// running. Exits with 1 if a record is missing.
+    /// Compares, for each lane, the records accepted by the journal with those in the database and in the backlog. Can be used
+    /// while a server is running. Exits with 1 if a record is missing.
     Verify(verify::VerifyArgs),
     /// Search the records of a server
     Query(query::QueryArgs),
     /// Print records as they arrive
     ///
-    /// Continues across lost connections and restarts of the server, without a gap as long as its journal contains the records.
+    /// Reconnects after lost connections and server restarts, without a gap as long as the server's journal still contains the
+    /// records.
     Tail(tail::TailArgs),
-    /// Monitor the stages, the lanes and the journal of a server
+    /// Monitor the stages, lanes and journal of a server
     Top(top::TopArgs),
     /// Inspect, repair or drain a journal directory
     #[command(subcommand)]
@@ -107,17 +108,17 @@ struct RunArgs {
     /// Address of the data port: ingestion, query API and web UI; short for --set http.listen=ADDRESS
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
-    /// Address of the admin port: probes, metrics; short for --set admin.listen=ADDRESS
+    /// Address of the admin port: probes and metrics; short for --set admin.listen=ADDRESS
     #[arg(long, value_name = "IP:PORT")]
     admin_listen: Option<String>,
     // As in `produce`: --demo is a switch, --rate its records per second.
     /// Generate records of a few fictional services
     #[arg(long)]
     demo: bool,
-    /// Generated records per second with --demo [default: 100]
+    /// Number of records to generate per second with --demo [default: 100]
     #[arg(long, value_name = "N", requires = "demo")]
     rate: Option<String>,
-    /// Read records from standard input; its end drains and stops the server
+    /// Read records from standard input; at the end of the input, drain and exit
     #[arg(long)]
     stdin: bool,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::record_json::RecordJson;
 
 #[derive(Debug, Args)]
 pub(super) struct ParseArgs {
-    /// Format of the lines: auto, a built-in format, or one of the configuration's [formats.NAME]
+    /// Format of the lines: auto, a built-in format, or a [formats.NAME] of the configuration
     ///
     /// `logweir help formats` lists the built-in formats.
     #[arg(long, value_name = "NAME", default_value = "auto")]
@@ -67,7 +67,7 @@ fn explain_lines(
     let (mut memory, mut line) = (Memory::default(), Vec::new());
     while let Some(bytes) = next_line(input, &mut line, line_bytes_max).map_err(unreadable)? {
         if bytes > line_bytes_max {
-            let why = format!("would be rejected: {bytes} bytes exceed http.line_bytes_max = {line_bytes_max}");
+            let why = format!("would be rejected: {bytes} bytes exceed http.line_bytes_max ({line_bytes_max} bytes)");
             let mut explained = explain(rules, &mut Memory::default(), &line, Format::Plain, wall_us());
             explained.parse_error = Some(why);
             write_line(records, &explained)?;

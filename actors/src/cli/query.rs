@@ -72,10 +72,10 @@ pub(super) struct QueryArgs {
     /// Return at most N records: the latest, or the oldest with --forward
     #[arg(long, short = 'n', value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     limit: u64,
-    /// Order from the oldest record, and stream; permits a --limit above 10000
+    /// Print the oldest records first, as a stream; allows a --limit above 10000
     #[arg(long)]
     forward: bool,
-    /// Then follow: print new records as they arrive, like `logweir tail`
+    /// Afterward, keep printing new records as they arrive, like `logweir tail`
     #[arg(long, short, conflicts_with_all = ["forward", "until"])]
     follow: bool,
     /// Output format

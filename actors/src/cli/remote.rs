@@ -35,7 +35,7 @@ pub(super) struct RemoteArgs {
     url: Option<String>,
     /// Bearer token; prefer --token-file or $LOGWEIR_TOKEN, which the process list does not show
     ///
-    /// Default: the content of --token-file, else $LOGWEIR_TOKEN, else the content of the file $LOGWEIR_TOKEN_FILE. Where the
+    /// Default: the content of --token-file, else $LOGWEIR_TOKEN, else the content of the file $LOGWEIR_TOKEN_FILE. If the
     /// address comes from the configuration, so does the token (auth.query_tokens, or auth.ingest_tokens to send records).
     #[arg(long, value_name = "TOKEN", help_heading = "Server")]
     token: Option<String>,

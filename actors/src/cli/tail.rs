@@ -39,7 +39,7 @@ pub(super) struct TailArgs {
     /// Exit after N records
     #[arg(long, short = 'n', alias = "records", value_name = "N")]
     limit: Option<u64>,
-    /// Resume after the event with this id of an earlier stream
+    /// Resume after the event with this ID from an earlier stream
     #[arg(long, value_name = "ID")]
     after: Option<String>,
     /// Give up after N retries (exit code 69) if the server has never responded

@@ -12,7 +12,7 @@ use crate::config::reference;
 pub(super) struct ValidateArgs {
     #[command(flatten)]
     pub(super) store: StoreArgs,
-    /// Print the effective configuration: every key with its value and where it was set; secrets are masked
+    /// Print the effective configuration: every key with its value and where it was set; secrets are hidden
     #[arg(long)]
     print: bool,
     /// Print the reference of all configuration keys as Markdown, without checking anything

@@ -231,13 +231,13 @@ pub static KEYS: &[Key] = &[
         "http.body_bytes_max",
         "8MiB",
         number(Usize(|c| &mut c.http.body_bytes_max), Bytes, KIB, FRAME_BYTES_MAX),
-        "Maximum size of a request body as sent; larger bodies are answered 413",
+        "Maximum size of a request body as sent; larger bodies are rejected with 413",
     ),
     key(
         "http.decompressed_bytes_max",
         "12MiB",
         number(Usize(|c| &mut c.http.decompressed_bytes_max), Bytes, KIB, FRAME_BYTES_MAX),
-        "Maximum size of a request body after decompression; larger bodies are answered 413",
+        "Maximum size of a request body after decompression; larger bodies are rejected with 413",
     ),
     key(
         "http.line_bytes_max",
@@ -249,7 +249,7 @@ pub static KEYS: &[Key] = &[
         "http.inflight_bytes_max",
         "64MiB",
         number(Usize(|c| &mut c.http.inflight_bytes_max), Bytes, KIB, 16 * GIB),
-        "Maximum size of all request bodies being read at the same time; beyond it, requests are answered 429",
+        "Maximum total size of the request bodies being read; beyond it, requests are rejected with 429",
     ),
     key(
         "http.request_timeout_ms",
@@ -261,7 +261,7 @@ pub static KEYS: &[Key] = &[
         "http.ack_timeout_ms",
         "10s",
         number(U64(|c| &mut c.http.ack_timeout_ms), Millis, 10, 10 * MINUTE),
-        "Time limit for reaching the requested acknowledgment level; then the request is answered 503",
+        "Time limit for reaching the requested acknowledgment level; after it, the response is 503",
     ),
     unset(
         "http.tls_cert_file",
@@ -300,7 +300,7 @@ pub static KEYS: &[Key] = &[
         "Tokens that may send records, each as TOKEN or NAME=TOKEN",
     ),
     unset("auth.query_tokens", Kind::Tokens(|c| &mut c.auth.query_tokens), "Tokens that may read records"),
-    unset("auth.admin_tokens", Kind::Tokens(|c| &mut c.auth.admin_tokens), "Tokens that may use the admin port"),
+    unset("auth.admin_tokens", Kind::Tokens(|c| &mut c.auth.admin_tokens), "Tokens that may use the admin port, and replay or purge dead letters"),
     key(
         "auth.stamp_token",
         "false",
@@ -311,13 +311,13 @@ pub static KEYS: &[Key] = &[
         "limits.bytes_per_s",
         "0",
         number(U64(|c| &mut c.limits.bytes_per_s), Bytes, 0, 1 << 40),
-        "Rate limit per token, in bytes of request bodies per second; beyond it, requests are answered 429. 0 disables it",
+        "Rate limit per token, in bytes of request bodies per second; beyond it, requests are rejected with 429. 0 disables it",
     ),
     key(
         "limits.bytes_per_day",
         "0",
         number(U64(|c| &mut c.limits.bytes_per_day), Bytes, 0, 1 << 50),
-        "Limit per token, in bytes of request bodies per day (UTC); beyond it, requests are answered 429. 0 disables it",
+        "Limit per token, in bytes of request bodies per day (UTC); beyond it, requests are rejected with 429. 0 disables it",
     ),
     key(
         "batch.rows_max",
@@ -347,7 +347,7 @@ pub static KEYS: &[Key] = &[
         "journal.quota_bytes",
         "4GiB",
         number(U64(|c| &mut c.journal.quota_bytes), Bytes, 4 * SEGMENT_BYTES_MIN, 64 << 40),
-        "Maximum size of all journal files together; beyond it, requests are answered 503",
+        "Maximum total size of the journal files; beyond it, requests are rejected with 503",
     ),
     key(
         "journal.ballast_bytes",
@@ -359,13 +359,13 @@ pub static KEYS: &[Key] = &[
         "journal.queue_bytes_max",
         "32MiB",
         number(Usize(|c| &mut c.journal.queue_bytes_max), Bytes, FRAME_BYTES_MAX, GIB),
-        "Maximum size of all payloads waiting for the journal's writer thread",
+        "Maximum total size of the payloads waiting for the journal's writer thread",
     ),
     key(
         "journal.retain_segments",
         "2",
         number(Usize(|c| &mut c.journal.retain_segments), Count, 0, 1000),
-        "Number of committed segments to keep, in case the database is restored to an earlier state",
+        "Minimum number of committed segments to keep, in case the database is restored to an earlier time",
     ),
     key(
         "journal.retain_s",
@@ -377,7 +377,7 @@ pub static KEYS: &[Key] = &[
         "database.url",
         "`sqlite:DATA_DIR/logweir.db`",
         Kind::Database(|c| &mut c.database.url),
-        "Log store; the variable `DATABASE_URL` is read too",
+        "Log store; also read from the variable `DATABASE_URL`",
     ),
     unset(
         "database.read_url",
@@ -388,7 +388,7 @@ pub static KEYS: &[Key] = &[
         "database.pool_size",
         "4",
         number(Usize(|c| &mut c.database.pool_size), Count, 1, 256),
-        "Connections for queries and administration; each lane has another one of its own",
+        "Connections for queries and administration; each lane has one more of its own",
     ),
     key(
         "database.connect_timeout_ms",
@@ -440,13 +440,13 @@ pub static KEYS: &[Key] = &[
         "gateway.timeout_ms",
         "2s",
         number(U64(|c| &mut c.gateway.timeout_ms), Millis, 10, 5 * MINUTE),
-        "Time limit for a response of a processor, and for a DNS lookup",
+        "Time limit for a response from a processor, and for a DNS lookup",
     ),
     key(
         "gateway.requests_max",
         "16",
         number(Usize(|c| &mut c.gateway.requests_max), Count, 1, 1000),
-        "Maximum number of concurrent requests to processors; further requests wait",
+        "Maximum number of concurrent requests to processors; additional requests wait",
     ),
     unset(
         "gateway.tls_ca_file",
@@ -467,7 +467,7 @@ pub static KEYS: &[Key] = &[
         "cache.url",
         "memory:",
         Kind::Cache(|c| &mut c.cache.url),
-        "Hot cache of recent records and counters; the variable `REDIS_URL` is read too",
+        "Hot cache of recent records and counters; also read from the variable `REDIS_URL`",
     ),
     key(
         "cache.recent_records",
@@ -503,7 +503,7 @@ pub static KEYS: &[Key] = &[
         "query.timeout_ms",
         "30s",
         number(U64(|c| &mut c.query.timeout_ms), Millis, 10, HOUR),
-        "Time limit for a query; then it is answered 504",
+        "Time limit for a query; after it, the response is 504",
     ),
     key(
         "query.running_max",
@@ -515,13 +515,13 @@ pub static KEYS: &[Key] = &[
         "query.waiting_max",
         "32",
         number(Usize(|c| &mut c.query.waiting_max), Count, 0, 10_000),
-        "Maximum number of queued queries; further ones are answered 429",
+        "Maximum number of queued queries; additional ones are rejected with 429",
     ),
     key(
         "query.streams_max",
         "8",
         number(Usize(|c| &mut c.query.streams_max), Count, 1, 10_000),
-        "Maximum number of concurrent streaming responses; further ones are answered 429",
+        "Maximum number of concurrent streaming responses; additional ones are rejected with 429",
     ),
     key(
         "query.page_bytes_max",
@@ -533,7 +533,7 @@ pub static KEYS: &[Key] = &[
         "tail.clients_max",
         "32",
         number(Usize(|c| &mut c.tail.clients_max), Count, 0, 1000),
-        "Maximum number of concurrent live tails; further ones are answered 429. 0 disables the live tail",
+        "Maximum number of concurrent live tails; additional ones are rejected with 429. 0 disables the live tail",
     ),
     key(
         "tail.buffer_bytes",
@@ -564,7 +564,7 @@ pub static KEYS: &[Key] = &[
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
         "Time limit for flushing to the database after SIGTERM; the rest stays in the journal",
     ),
-    key("parse.time_zone", "UTC", Kind::Zone(|c| &mut c.parse.time_zone), "Time zone of timestamps that have none"),
+    key("parse.time_zone", "UTC", Kind::Zone(|c| &mut c.parse.time_zone), "Time zone of timestamps that do not specify one"),
     key(
         "sources.stdin",
         "false",
@@ -611,7 +611,7 @@ pub static KEYS: &[Key] = &[
         "syslog.connections_max",
         "128",
         number(Usize(|c| &mut c.syslog.connections_max), Count, 1, 10_000),
-        "Maximum number of open connections, TCP and TLS together; further ones are closed and counted",
+        "Maximum number of open connections, TCP and TLS together; additional ones are closed and counted",
     ),
     key(
         "syslog.message_bytes_max",
@@ -629,13 +629,13 @@ pub static KEYS: &[Key] = &[
         "syslog.udp_buffer_bytes",
         "8MiB",
         number(Usize(|c| &mut c.syslog.udp_buffer_bytes), Bytes, 64 * KIB, GIB),
-        "Buffer for received datagrams; when it is full, further ones are dropped and counted",
+        "Buffer for received datagrams; when it is full, new ones are dropped and counted",
     ),
     unset("files.include", Kind::Globs(|c| &mut c.files.include), "Files to tail; empty disables it"),
     unset(
         "files.exclude",
         Kind::Globs(|c| &mut c.files.exclude),
-        "Files not to tail, although files.include matches them",
+        "Files to exclude, even if files.include matches them",
     ),
     key(
         "files.from",
@@ -650,7 +650,7 @@ pub static KEYS: &[Key] = &[
     unset(
         "files.host",
         Kind::Name(|c| &mut c.files.host),
-        "Host name of records that have none, such as the name of the node",
+        "Host of records that have none, such as the name of the node",
     ),
     key(
         "files.poll_ms",
@@ -697,7 +697,7 @@ pub static KEYS: &[Key] = &[
         "log.level",
         "info",
         Kind::Filter(|c| &mut c.log.level),
-        "Level of the program's own log, or a filter by module; `off` turns it off. Fatal errors are always printed. The variable `LOGWEIR_LOG` is read too",
+        "Level of the program's own log, or a filter by module; `off` turns it off. Fatal errors are always printed. Also read from the variable `LOGWEIR_LOG`",
     ),
     key(
         "log.format",
@@ -764,7 +764,7 @@ pub static NAMED_KEYS: &[NamedKey] = &[
         "one of count, rate, ratio",
         "Value to compare: records in the window, records per second, or the ratio of these records to those that match `of`",
     ),
-    named("alerts", "of", "", "a query", "Only for the measure `ratio`: records to divide by"),
+    named("alerts", "of", "", "a query", "Only with the measure `ratio`: the records to divide by"),
     named(
         "alerts",
         "above",
@@ -793,7 +793,7 @@ pub static NAMED_KEYS: &[NamedKey] = &[
         "for",
         "`0`",
         "a time (ms, s, m, h, d) from 0 to 1d",
-        "How long the value must stay beyond the limit before the alert fires",
+        "How long the value must stay beyond the threshold before the alert fires",
     ),
     NamedKey {
         is_secret: true,
@@ -802,7 +802,7 @@ pub static NAMED_KEYS: &[NamedKey] = &[
             "webhook",
             "alerting.webhook_url",
             "http://… or https://…",
-            "URL that is notified with a POST",
+            "Webhook URL of this alert, notified with a POST",
         )
     },
 ];

@@ -296,7 +296,7 @@ fn raw(value: &DeValue<'_>) -> Raw {
             .iter()
             .map(|element| element.get_ref().as_str().map(str::to_owned))
             .collect::<Option<Vec<_>>>()
-            .map_or(Raw::Other("(a list that does not only hold strings)"), Raw::List),
+            .map_or(Raw::Other("(a list with elements other than strings)"), Raw::List),
     }
 }
 
@@ -351,7 +351,7 @@ fn read_own_variables(environment: &HashMap<String, String>, gathered: &mut Gath
             let value = name.strip_suffix("_FILE").unwrap_or(name);
             if environment.contains_key(value) {
                 gathered
-                    .problem(Source::Environment(value.to_owned()), format!("{name} is set, too: remove one of them"));
+                    .problem(Source::Environment(value.to_owned()), format!("{name} is also set: remove one of them"));
             } else if let Some((raw, source)) = read_secret(name, &environment[name], gathered) {
                 gathered.set_named(section, key, raw, source);
             }
@@ -430,7 +430,7 @@ fn read_variable(name: &str, key: &'static Key, environment: &HashMap<String, St
     let file = environment.get(&file_name).filter(|path| key.kind.is_secret() && !path.is_empty());
     match (value, file) {
         (Some(_), Some(_)) => {
-            let message = format!("{file_name} is set, too: remove one of them");
+            let message = format!("{file_name} is also set: remove one of them");
             gathered.problem(Source::Environment(name.to_owned()), message);
         }
         (Some(value), None) => gathered.set(key, Raw::Text(value.clone()), Source::Environment(name.to_owned())),

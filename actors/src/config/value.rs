@@ -348,7 +348,7 @@ fn address(raw: &Raw) -> Result<SocketAddr, String> {
     let text = text(raw).ok_or_else(|| expected.clone())?;
     text.parse().map_err(|_| match text.split_once(':') {
         Some(("", port)) => format!("{expected}; for all addresses, write 0.0.0.0:{port}"),
-        Some(("localhost", port)) => format!("{expected}; host names are not resolved, write 127.0.0.1:{port}"),
+        Some(("localhost", port)) => format!("{expected}; host names are not supported, so write 127.0.0.1:{port}"),
         _ => expected.clone(),
     })
 }
@@ -365,7 +365,7 @@ fn path(raw: &Raw) -> Result<Option<PathBuf>, String> {
 /// Rejects what a shell would expand: a directory called `~` or `$HOME` is never meant.
 fn expanded(path: &str) -> Result<(), String> {
     if path == "~" || path.starts_with("~/") || path.starts_with('$') {
-        return Err("expected a path as it is: `~` and variables are not expanded".into());
+        return Err("expected a literal path: `~` and variables are not expanded".into());
     }
     Ok(())
 }
@@ -393,7 +393,7 @@ fn host_port(text: &str) -> Result<HostPort, String> {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, "")) => (address, None),
         Some((address, port)) => {
-            (address, Some(port.strip_prefix(':').ok_or_else(|| expected("unknown text after ]"))?))
+            (address, Some(port.strip_prefix(':').ok_or_else(|| expected("unexpected text after ]"))?))
         }
         None if text.parse::<Ipv6Addr>().is_ok() => (text, None),
         None => match text.split_once(':') {
@@ -428,7 +428,7 @@ fn globs(raw: &Raw) -> Result<Vec<String>, String> {
     for glob in &given {
         let expected = |why: &str| format!("expected a path with `*`, `**`, `?` and `[…]` instead of {glob:?}: {why}");
         if glob.contains(['{', '}']) {
-            return Err(expected("`{a,b}` is not supported, list each pattern"));
+            return Err(expected("`{a,b}` is not supported: list each pattern"));
         }
         expanded(glob)?;
         glob::Pattern::new(glob).map_err(|error| expected(&error.to_string()))?;
@@ -446,7 +446,7 @@ fn tokens(raw: &Raw) -> Result<Vec<Token>, String> {
     for (index, token) in given.iter().enumerate() {
         if !token.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') {
             return Err(format!(
-                "expected visible ASCII characters without commas, but token {} has others",
+                "expected visible ASCII characters without commas, but token {} contains others",
                 index + 1
             ));
         }

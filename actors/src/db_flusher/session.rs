@@ -62,8 +62,8 @@ impl Session {
         };
         if !inherited.exact {
             tracing::warn!(
-                "the other copy has run before without reaching the database: frames that both copies have are treated \
-                 as its own, see the documentation of `journal drain --adopt`"
+                "the other copy has run without reaching the database before: frames that both copies have count as \
+                 the other copy's; see `logweir help journal drain`, option --adopt"
             );
         }
         let claim = Claim { writer: inherited.writer, ..self.claim.clone() };

@@ -67,14 +67,14 @@ struct Parts {
 /// One processor, as shown by `/api/v1/pipeline`.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Processor {
-    /// Its host name as it reports it, or the configured name.
+    /// Host name that it reports, or else the configured name.
     pub name: String,
-    /// Its address; `None` if the name has none.
+    /// Address; null if the name resolves to none.
     #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
     /// Whether it responded.
     pub ok: bool,
-    /// Why it did not respond.
+    /// Why it did not respond; null if it did.
     pub error: Option<String>,
     /// Its response to `/api/v1/status`.
     #[schema(value_type = Option<Object>)]

@@ -33,7 +33,7 @@ pub struct HttpError {
     pub detail: String,
     /// Index of the offending item of the body, from 0, if known.
     pub item: Option<u32>,
-    /// Character of the query where the error is, from 1, if known.
+    /// Position of the error in the query, in characters, from 1; if known.
     pub column: Option<usize>,
     /// Seconds after which to retry, if known.
     pub retry_after_s: Option<u64>,
@@ -49,7 +49,7 @@ pub struct ErrorBody<'a> {
     error: &'a str,
     /// What is wrong, what is expected, and what to do.
     detail: &'a str,
-    /// Character of the query where the error is, from 1.
+    /// Position of the error in the query, in characters, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
 }

@@ -138,13 +138,13 @@ struct Purged {
     purged: u64,
 }
 
-/// Removes dead letters above a given age.
+/// Deletes dead letters older than a given age.
 #[utoipa::path(
     post,
     tag = DEAD_LETTERS,
     path = "/api/v1/dead-letters/purge",
-    params(("older_than" = String, Query, description = "Minimum age, such as 7d or 12h; 0s removes all.")),
-    responses((status = 200, description = "Number of removed dead letters.", body = Purged), DeadLetterChangeErrors)
+    params(("older_than" = String, Query, description = "Minimum age, such as 7d or 12h; 0s deletes all.")),
+    responses((status = 200, description = "Number of deleted dead letters.", body = Purged), DeadLetterChangeErrors)
 )]
 pub(super) async fn purge(request: HttpRequest, shared: web::Data<Shared>) -> Result<Answer, HttpError> {
     let _lock = lock_changes(&request, &shared)?;

@@ -20,7 +20,7 @@ type Responses = BTreeMap<String, RefOr<Response>>;
 const QUERY_ERRORS: [(u16, &str); 8] = [
     (400, "Invalid parameter or query; `column` is the position of the error in the query."),
     (401, "A query token is required."),
-    (404, "Record not found; or this process is a processor, which answers no queries: use a gateway."),
+    (404, "Record not found; or this process is a processor, which serves no queries: use a gateway."),
     (429, "Too many queries are running and waiting."),
     (500, "The database rejected the query; the log of this process has the details."),
     (501, "The configured store cannot be queried."),
@@ -35,7 +35,7 @@ const STATUS_ERRORS: [(u16, &str); 2] = [(401, "A query token is required."), (5
 const LIVE_TAIL_ERRORS: [(u16, &str); 4] = [
     (400, "Invalid query or event id; `column` is the position of the error in the query."),
     (401, "A query token is required."),
-    (429, "The limit of live tails, tail.clients_max, is reached."),
+    (429, "The maximum number of live tails, tail.clients_max, is open."),
     (503, "The process is starting or shutting down."),
 ];
 

@@ -70,7 +70,7 @@ impl Limits {
         charge(usage.entry(sender).or_default(), &self.limits, bytes as u64, clocks).map_err(|exceeded| {
             let LimitExceeded { reason, limit, wait } = exceeded;
             let unit = if reason == "rate_limited" { "limits.bytes_per_s" } else { "limits.bytes_per_day" };
-            let detail = format!("the sender exceeds {unit} = {limit}");
+            let detail = format!("the sender exceeds {unit} ({limit} bytes): retry after the time in Retry-After");
             HttpError::new(429, reason, detail).with_retry_after(wait.as_secs_f64().ceil() as u64)
         })
     }

@@ -79,7 +79,7 @@ fn tail_error(rejection: TailRejection) -> HttpError {
         TailRejection::TooMany => HttpError::new(
             429,
             "too_many_tails",
-            "the limit of live tails, tail.clients_max, is reached: close one, or raise the limit",
+            "too many live tails: tail.clients_max are open; close one, or raise the limit",
         ),
         TailRejection::Draining => {
             HttpError::new(503, "draining", "this process is shutting down: reconnect to another one").and_close()

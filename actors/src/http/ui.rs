@@ -183,8 +183,8 @@ fn welcome() -> Answer {
         "logweir receives logs here, one record per line, as JSON or plain text:\n\n  \
          curl --data-binary @app.log 'http://THIS_ADDRESS/ingest?service=my-app'\n\n\
          Open this address in a browser for the log explorer.\n\
-         Loki, OTLP/HTTP, Elasticsearch, and Splunk HEC clients use their usual paths.\n\
-         Bodies may be compressed (Content-Encoding). ?ack=received, journal, or committed sets how far\n\
+         Loki, OTLP/HTTP, Elasticsearch and Splunk HEC clients use their usual paths.\n\
+         Bodies may be compressed (Content-Encoding). ?ack=received, journal or committed sets how far\n\
          records must be processed before the response. Status: GET /api/v1/status\n"
             .to_owned(),
     )

@@ -63,7 +63,7 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
     sink.envelope.clear();
     match waiting {
         Some(action) => Err(format!("the last action, {}, has no document", action.name)),
-        None if sink.report.items.is_empty() => Err("the body has no action".to_owned()),
+        None if sink.report.items.is_empty() => Err("the body contains no actions".to_owned()),
         None => Ok(()),
     }
 }

@@ -196,7 +196,7 @@ impl Push {
 
     fn check_size(&self, bytes: usize) -> Result<(), String> {
         let bytes_max = self.line_bytes_max;
-        let too_large = || format!("labels of {bytes} bytes are above http.line_bytes_max of {bytes_max}");
+        let too_large = || format!("labels of {bytes} bytes exceed http.line_bytes_max ({bytes_max} bytes)");
         (bytes <= bytes_max).then_some(()).ok_or_else(too_large)
     }
 }

@@ -85,7 +85,7 @@ pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Res
 }
 
 fn check_size(what: &str, bytes: usize, bytes_max: usize) -> Result<(), String> {
-    let too_large = || format!("a {what} of {bytes} bytes is above http.line_bytes_max of {bytes_max}");
+    let too_large = || format!("a {what} of {bytes} bytes exceeds http.line_bytes_max ({bytes_max} bytes)");
     (bytes <= bytes_max).then_some(()).ok_or_else(too_large)
 }
 

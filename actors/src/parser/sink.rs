@@ -179,7 +179,7 @@ impl<'d> Sink<'d> {
     pub fn discard_too_long(&mut self, bytes: usize, bytes_max: usize) {
         self.too_long += 1;
         self.report.rejected += 1;
-        self.report_error(|| format!("discarded: {bytes} bytes, above http.line_bytes_max of {bytes_max}"));
+        self.report_error(|| format!("discarded: {bytes} bytes exceed http.line_bytes_max ({bytes_max} bytes)"));
     }
 
     /// Whether the chunk has outgrown a frame.

@@ -297,7 +297,7 @@ fn a_line_above_the_limit_is_discarded_counted_and_reported() {
     let parsed = parse(body.as_bytes(), Format::Auto, &Defaults::default(), NOW_US, 100).unwrap();
     assert_eq!((parsed.report.accepted, parsed.report.rejected, parsed.too_long), (2, 1, 1));
     assert_eq!(parsed.report.errors[0].line, 2);
-    assert!(parsed.report.errors[0].error.contains("101 bytes, above http.line_bytes_max of 100"));
+    assert!(parsed.report.errors[0].error.contains("101 bytes exceed http.line_bytes_max (100 bytes)"));
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl IntakeHandle {
             TrySendError::Full(_) => Rejection {
                 kind: RejectionKind::Busy,
                 reason: "mailbox_full",
-                detail: "the intake queue is full: send the request again after the time in Retry-After".into(),
+                detail: "the intake queue is full: retry after the time in Retry-After".into(),
             },
             TrySendError::Closed(_) => Rejection::draining(),
         })
@@ -83,8 +83,8 @@ impl Answer {
             Err(Rejection {
                 kind: RejectionKind::Unavailable,
                 reason: "restarted",
-                detail: "a part of this process was restarted while it held the body: it may be stored or not, \
-                         and a re-send without an Idempotency-Key would be a new record"
+                detail: "a stage was restarted while it held the body: the records may or may not be stored; without an \
+                         Idempotency-Key, a retry may store them again"
                     .into(),
             })
         })

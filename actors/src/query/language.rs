@@ -44,7 +44,7 @@ pub(super) const DEPTH_MAX: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("at column {column}: {detail}")]
 pub struct QueryError {
-    /// Character of the query where the error is, from 1.
+    /// Position of the error in the query, in characters, from 1.
     pub column: usize,
     /// What is wrong, and what is expected.
     pub detail: String,
@@ -206,7 +206,7 @@ fn operator<'q>(word: &'static str) -> impl Parser<Input<'q>, (), ErrMode<Syntax
 fn test(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
     input.state.tests += 1;
     if input.state.tests > TESTS_MAX {
-        return syntax_error(input.input.len(), format!("too many tests: expected at most {TESTS_MAX}"));
+        return syntax_error(input.input.len(), format!("too many conditions: expected at most {TESTS_MAX}"));
     }
     let filter = alt((regex_of_message, field_test, message_test)).parse_next(input)?;
     multispace0.parse_next(input)?;
@@ -327,7 +327,7 @@ fn values<'q>(
         }
         input.state.tests += 1;
         if input.state.tests > TESTS_MAX {
-            return syntax_error(input.input.len(), format!("too many tests: expected at most {TESTS_MAX}"));
+            return syntax_error(input.input.len(), format!("too many conditions: expected at most {TESTS_MAX}"));
         }
         filters.push(one(input)?);
     }

@@ -217,11 +217,11 @@ pub enum StoreError {
     },
     /// This journal is a copy that another copy of it has overtaken.
     #[error(
-        "journal {writer} does not contain the run that acquired its lease last: {owner}, in epoch {epoch}. Either \
-         this is a copy that another copy has overtaken: stop one of the two, then save the records that only this \
-         copy has with `logweir journal drain --adopt --dir DIR`. Or the START frame of that run is damaged (`logweir \
-         journal check` reports it) and no other copy exists: then do not use --adopt, since it would store that run's \
-         records twice"
+        "journal {writer} does not contain the run that last acquired its lease: {owner}, in epoch {epoch}. Either this \
+         journal is an outdated copy and another copy has been used since: stop one of the two, then save the records \
+         that only this copy has with `logweir journal drain --adopt --dir DIR`. Or the START frame of that run is \
+         damaged (`logweir journal check` reports it) and no other copy exists: then do not use --adopt, since it would \
+         store that run's records twice"
     )]
     StaleCopy {
         /// The writer.
@@ -245,8 +245,8 @@ pub enum StoreError {
     CursorMoved(Box<LaneRow>),
     /// The sequence number at the cursor was used for other data: the lane stops.
     #[error(
-        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped and the journal is \
-         kept"
+        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped, and the journal is \
+         not removed"
     )]
     SequenceReused {
         /// The lane.

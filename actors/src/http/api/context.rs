@@ -53,7 +53,7 @@ pub async fn context(request: HttpRequest, shared: web::Data<Shared>) -> Result<
         return Err(HttpError::new(
             404,
             "record_not_found",
-            "no record has this id and ts: it may have been removed by the retention",
+            "no record has this id and ts: retention may have removed it",
         ));
     };
     Ok(Answer::json(

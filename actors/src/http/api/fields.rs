@@ -37,7 +37,7 @@ struct Service {
         ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
     ),
     responses(
-        (status = 200, description = "Attribute names and the number of records with each.", body = Fields),
+        (status = 200, description = "Attribute names and the number of records that have each.", body = Fields),
         QueryErrors,
     )
 )]
@@ -59,7 +59,7 @@ pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<A
         ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
     ),
     responses(
-        (status = 200, description = "Service names and their numbers of records.", body = Services),
+        (status = 200, description = "Service names and the number of records of each.", body = Services),
         QueryErrors,
     )
 )]

@@ -45,7 +45,7 @@ struct Body<'a> {
     took_ms: u64,
 }
 
-/// Where the next page starts in each direction; `None` if there are no records in that direction now.
+/// Where the next page starts in each direction; null if there are no records in that direction now.
 #[derive(Serialize, utoipa::ToSchema)]
 struct Cursor {
     older: Option<String>,
@@ -63,7 +63,7 @@ struct Cursor {
         ("end" = Option<String>, Query, description = "End of the range, exclusive, in the same formats; default now."),
         ("limit" = Option<usize>, Query, minimum = 1, description = "Maximum number of records; default 100, at most 10000 in a page and 10000000 in a stream."),
         ("cursor" = Option<String>, Query, description = "Position to continue from, taken from a response."),
-        ("direction" = Option<String>, Query, description = "backward (newest first) or forward; default backward."),
+        ("direction" = Option<String>, Query, description = "backward (latest first) or forward; default backward."),
         ("format" = Option<String>, Query, description = "json for a page, or ndjson or csv for a stream; default json."),
     ),
     responses(

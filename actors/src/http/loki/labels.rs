@@ -131,7 +131,7 @@ struct Stats {
     entries: u64,
 }
 
-/// Counts the records and services that match a selector. There are no chunks, and bytes are not counted.
+/// Counts the records and services that match a selector. Chunks and bytes are always 0.
 #[utoipa::path(
     method(get, post),
     tag = LOKI,
@@ -141,7 +141,7 @@ struct Stats {
         ("start" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default one hour before end."),
         ("end" = Option<String>, Query, description = "RFC 3339 or a Unix timestamp; default now."),
     ),
-    responses((status = 200, description = "Numbers of records and services.", body = Object), LokiErrors)
+    responses((status = 200, description = "Number of records (`entries`) and of services (`streams`).", body = Object), LokiErrors)
 )]
 pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::Data<Shared>) -> Answer {
     let found = async {

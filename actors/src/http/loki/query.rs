@@ -57,7 +57,7 @@ pub(super) fn result(result_type: &'static str, result: impl Serialize) -> Answe
         ("since" = Option<String>, Query, description = "Duration before end, such as 1h, instead of start."),
         ("step" = Option<String>, Query, description = "Seconds, or a duration such as 30s; default 1/250 of the range."),
         ("limit" = Option<usize>, Query, minimum = 1, maximum = 5000, description = "Maximum number of records; default 100."),
-        ("direction" = Option<String>, Query, description = "backward (newest first) or forward; default backward."),
+        ("direction" = Option<String>, Query, description = "backward (latest first) or forward; default backward."),
     ),
     responses((status = 200, description = "Records, or counts per step, in Loki's envelope.", body = Object), LokiErrors)
 )]

@@ -159,7 +159,7 @@ impl Tailer {
                 Ok(None) => {}
                 Err(error) => {
                     let path = self.files[index].position.path.display();
-                    tracing::debug!(%path, %error, "cannot read a file: retrying in the next round");
+                    tracing::debug!(%path, %error, "cannot read a file: retrying at the next poll");
                     self.files[index].file = None;
                 }
             }
@@ -258,7 +258,7 @@ impl Tailer {
         if self.files.len() >= FILES_MAX {
             if !self.files_max_reached {
                 tracing::warn!(path = %path.display(), files_max = FILES_MAX,
-                    "more files match than can be watched: the others wait until some are removed; \
+                    "more files match than can be watched: the rest wait until some are removed; \
                      narrow files.include");
             }
             self.files_max_reached = true;
