@@ -226,7 +226,7 @@ impl Logweir {
         tokio::select! {
             exit = self.topology.exited() => exit.into(),
             reason = self.journal.poisoned() => Error::Disk(format!(
-                "journal {}: {reason}; acknowledged records are on disk, restart to recover them",
+                "journal {}: {reason}: acknowledged records are on disk; restart to recover them",
                 self.config.data_dir.display())),
         }
     }
@@ -298,7 +298,7 @@ impl Logweir {
             sealed.map_err(|error| error.to_string()).and_then(|sealed| sealed.map_err(|error| error.to_string()));
         let failure = failure.or(sealed.err().map(|error| {
             Error::Disk(format!(
-                "cannot seal the journal: {error}; acknowledged records are on disk, the next start recovers them"
+                "cannot seal the journal: {error}; acknowledged records are on disk, and the next start recovers them"
             ))
         }));
         drain.advance(Phase::Done);

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use crate::query::page::Found;
 use crate::store::{DeadLetter, time_text};
 
-/// A record as a value that serializes to the shape above. Checks the attributes.
+/// A record as JSON.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = RecordMembers)]
 pub struct RecordJson<'a> {

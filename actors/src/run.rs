@@ -355,7 +355,7 @@ fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketA
             offset = damage.offset,
             seq_first = damage.seq_first,
             seq_last = damage.seq_last,
-            "journal damaged, the bytes were moved to quarantine/: {}",
+            "the journal is damaged; the bytes were moved to quarantine/: {}",
             damage.reason
         );
     }

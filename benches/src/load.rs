@@ -42,7 +42,7 @@ pub struct Load {
     pub rate: Option<f64>,
 }
 
-/// The acknowledgement of a body.
+/// The acknowledgment of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Receipt {
     /// Time of the response.

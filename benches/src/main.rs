@@ -41,7 +41,7 @@ struct Arguments {
     /// Number of lanes of logweir
     #[arg(long)]
     lanes: Option<u16>,
-    /// Acknowledgement level: received, journal or committed
+    /// Acknowledgment level: received, journal or committed
     #[arg(long, default_value = "journal")]
     ack: String,
     /// Rows per batch of logweir and per transaction of the bare COPY
@@ -50,10 +50,10 @@ struct Arguments {
     /// Any other configuration setting of logweir, as KEY=VALUE
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// The program under test (default: built from this checkout)
+    /// Path of the binary under test (default: built from this checkout)
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// Also writes the results as JSON to this file
+    /// Also write the results as JSON to this file
     #[arg(long, global = true)]
     json: Option<PathBuf>,
 }

@@ -86,7 +86,7 @@ impl Exits {
     }
 
     pub(crate) fn report(&self, stage: &str, exit: Exit) {
-        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage requests the end of the process");
+        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage requested that the process exit");
         self.0.send_if_modified(|first| first.is_none().then(|| *first = Some(exit)).is_some());
     }
 

@@ -1,5 +1,5 @@
 //! The test harness: the real `logweir` binary, real servers, a faulty network, clients that record every
-//! acknowledgement, and an oracle that compares the acknowledgements with the database.
+//! acknowledgment, and an oracle that compares the acknowledgments with the database.
 //!
 //! ```text
 //! client ──> logweir (process) ──> proxy ──> PostgreSQL / Redis        SQLite, disks

@@ -102,7 +102,7 @@ fn cannot_cut_power() -> bool {
 }
 
 /// The journal's disk loses power under load, while the database accepts nothing. Each fsync is delayed, which widens
-/// the window for a premature acknowledgement.
+/// the window for a premature acknowledgment.
 fn power_cut(faults: &str) -> Vec<Violation> {
     let mut found = Vec::new();
     on_sqlite("power cut", |s| {

@@ -335,7 +335,7 @@ action(type="omfwd" target="127.0.0.1" port="{port}" protocol="tcp" TCP_Framing=
         s.server().kill();
         append(&input, &lines(500));
         s.start();
-        // Syslog has no acknowledgements: what rsyslog wrote into the broken connection is lost (as its manual states).
+        // Syslog has no acknowledgments: what rsyslog wrote into the broken connection is lost (as its manual states).
         // What it writes into the new one is stored, and so is everything stored before.
         append(&input, &lines(1000));
         s.wait("the last line", |s| after("MARK", &messages(s)).contains("MARK 1499"));

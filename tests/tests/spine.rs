@@ -25,7 +25,7 @@ fn acknowledged_records_are_stored_and_the_final_log_line_has_the_totals() {
 }
 
 #[test]
-fn after_a_committed_acknowledgement_the_row_can_be_read() {
+fn after_a_committed_acknowledgment_the_row_can_be_read() {
     behind_proxy("ack=committed", |s| {
         s.start();
         let ledger = s.ledger.clone();
@@ -61,7 +61,7 @@ fn a_retry_with_the_same_key_gets_the_same_response_and_no_new_row() {
 }
 
 #[test]
-fn a_received_acknowledgement_survives_sigterm() {
+fn a_received_acknowledgment_survives_sigterm() {
     on_sqlite("ack=received", |s| {
         for _ in 0..3 {
             s.start();

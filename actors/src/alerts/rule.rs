@@ -162,7 +162,7 @@ impl RuleReader<'_> {
         let (query, filter) = self.query("query");
         let mut of = None;
         if self.raw("query").is_none() {
-            self.error("query", "required: expected a query, or \"\" for all records");
+            self.error("query", "missing; expected a query, or \"\" for all records");
         }
         let measure = match self.word("measure", &["count", "rate", "ratio"]) {
             Some(1) => Measure::Rate,
@@ -181,7 +181,7 @@ impl RuleReader<'_> {
             (None, Some(limit)) => Threshold::Below(limit),
             _ => {
                 if !self.errors.iter().any(|(key, _)| key == "above" || key == "below") {
-                    self.error("above", "required: expected a number in exactly one of above and below");
+                    self.error("above", "missing; expected a number in exactly one of above and below");
                 }
                 Threshold::Above(0.0)
             }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::args::ConfigArgs;
 use super::output::{self, Output};
-use super::remote::reachable;
+use super::remote::{connection_error, reachable};
 use super::{Failure, Outcome, exit};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -68,7 +68,7 @@ fn check(url: &str) -> Result<(), String> {
         .timeout_global(Some(TIMEOUT))
         .build()
         .into();
-    let mut response = agent.get(url).call().map_err(|error| error.to_string())?;
+    let mut response = agent.get(url).call().map_err(|error| connection_error(&error))?;
     if response.status().is_success() {
         return Ok(());
     }

@@ -341,6 +341,7 @@ impl Remote {
 /// A connection error, with what to do about it.
 pub(super) fn connection_error(error: &ureq::Error) -> String {
     let error = error.to_string();
+    let error = error.strip_prefix("io: ").unwrap_or(&error);
     let how = if error.contains("UnknownIssuer") { "; trust a private CA with --ca-file" } else { "" };
     format!("{error}{how}")
 }

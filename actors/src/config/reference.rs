@@ -104,7 +104,7 @@ pub fn preface() -> String {
         "Each key can be set in the file, by an environment variable and by a flag. Later sources override earlier ones:\n\
          \n\
          1. The file: `--config FILE`, `$LOGWEIR_CONFIG`, or the first that exists of `./logweir.toml`, \
-         `~/.config/logweir/logweir.toml` and `/etc/logweir/logweir.toml`.\n\
+         `$XDG_CONFIG_HOME/logweir/logweir.toml` (`~/.config/logweir/logweir.toml`) and `/etc/logweir/logweir.toml`.\n\
          2. `DATABASE_URL`, `REDIS_URL` and `LOGWEIR_LOG`.\n\
          3. Environment variables such as `{example}=20`. Lists are separated by commas. Secrets can also be read from a file, \
          with `_FILE` after the name. `NAME` of a format or an alert is in lower case: `LOGWEIR__FORMATS__TILL__PATTERN` \

@@ -206,7 +206,7 @@ fn each_invalid_value_is_rejected_with_what_is_accepted() {
         ),
         ("alerts = 5", &["logweir.toml:1: invalid alerts: expected a section [alerts.NAME]"]),
         ("[alerts]\ncart = 5", &["logweir.toml:2: unknown key `alerts.cart`: expected alerts.NAME.KEY"]),
-        ("[alerts.cart]\nabove = 1", &["logweir.toml:1: invalid alerts.cart.query: required: expected a query"]),
+        ("[alerts.cart]\nabove = 1", &["logweir.toml:1: invalid alerts.cart.query: missing; expected a query"]),
         ("[alerts.'c t']\nquery = ''", &["invalid alerts.c t: expected a name"]),
         (
             "[alerts.cart]\nabove = 1\nquery = 'a AND ('",

@@ -362,7 +362,7 @@ impl DbFlusher {
         self.breaker.succeeded(now);
         self.publish_breaker();
         if let Some(lasted) = self.failure_log.succeeded(now) {
-            tracing::info!(lane = self.lane, after_ms = lasted.as_millis(), "the database works again");
+            tracing::info!(lane = self.lane, after_ms = lasted.as_millis(), "the database is available again");
         }
         self.failing = false;
         self.flush_failing = false;
@@ -426,13 +426,13 @@ impl DbFlusher {
                             lane,
                             error = what,
                             suppressed,
-                            "a batch could not be committed; its records are safe in the journal, retrying"
+                            "cannot commit a batch: retrying; its records are safe in the journal"
                         ),
                         Failure::Connect | Failure::Stopped => tracing::warn!(
                             lane,
                             error = what,
                             suppressed,
-                            "the database is unavailable; new records are kept in the journal, retrying"
+                            "the database is unavailable: retrying; new records are kept in the journal"
                         ),
                     }
                 }
@@ -490,7 +490,7 @@ impl DbFlusher {
                 lane = self.lane,
                 error = what,
                 suppressed,
-                "the lane is stopped: fix this problem and the lane resumes automatically; records are kept in the \
+                "the lane is stopped until this problem is fixed, then resumes automatically; records are kept in the \
                  journal"
             );
         }

@@ -48,7 +48,7 @@ impl Parameters {
             },
         };
         let pairs = web::Query::<Pairs>::from_query(request.query_string())
-            .map_err(|error| HttpError::new(400, "bad_query", format!("invalid query string: {error}")))?
+            .map_err(|error| HttpError::new(400, "bad_parameter", format!("invalid query string: {error}")))?
             .into_inner();
         let mut fields = FieldMap::default();
         for (header, parameter) in MAPPING {

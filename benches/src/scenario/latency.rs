@@ -1,4 +1,4 @@
-//! Latency of acknowledgements, and until a row is visible, with PostgreSQL.
+//! Latency of acknowledgments, and until a row is visible, with PostgreSQL.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -146,7 +146,7 @@ fn fetch(to: SocketAddr, path: &str) {
     assert_eq!(answer.status, 200, "{path}: {}", answer.body);
 }
 
-/// Returns the microseconds from a record's acknowledgement until the tail sends it.
+/// Returns the microseconds from a record's acknowledgment until the tail sends it.
 fn tail(to: SocketAddr) -> hdrhistogram::Histogram<u64> {
     let mut stream = TcpStream::connect(to).expect("the server");
     let request =

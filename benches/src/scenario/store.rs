@@ -61,7 +61,7 @@ pub fn postgres(options: &Options, report: &mut Report) {
     drain(options, &mut subject, &corpus, report);
 }
 
-/// Sends SIGTERM right after the last acknowledgement and measures how long the backlog takes.
+/// Sends SIGTERM right after the last acknowledgment and measures how long the backlog takes.
 fn drain(options: &Options, subject: &mut Subject, corpus: &Corpus, report: &mut Report) {
     let mut rounds = Rounds::new("drain");
     let _ = options.load(subject, corpus).run();

@@ -203,8 +203,8 @@ fn post(agent: &ureq::Agent, target: &Target, number: u64, encoded: &[u8]) -> At
             }
         }
         Err(error) if is_untrusted(&error) => Attempt::Untrusted(connection_error(&error)),
-        Err(error) if never_sent(&error) => Attempt::NotSent(error.to_string()),
-        Err(error) => Attempt::Lost(error.to_string()),
+        Err(error) if never_sent(&error) => Attempt::NotSent(connection_error(&error)),
+        Err(error) => Attempt::Lost(connection_error(&error)),
     }
 }
 

@@ -190,7 +190,7 @@ fn draw_stages(frame: &mut Frame<'_>, area: Rect, model: &Model, sample: &Sample
 
 fn stage_row(model: &Model, actor: &Actor) -> Row<'static> {
     let rate = |of: fn(&Actor) -> f64| model.rate_of(&actor.name, of);
-    let share = |of: fn(&Actor) -> f64| rate(of).map_or("–".to_owned(), |share| format!("{:.0} %", share * 100.0));
+    let share = |of: fn(&Actor) -> f64| rate(of).map_or("–".to_owned(), |share| format!("{:.0}%", share * 100.0));
     let style = match () {
         () if actor.restarts > 0 || actor.discarded > 0 => Style::new().fg(Color::Red),
         () if actor.bound.messages_max > 0 && actor.depth_messages >= actor.bound.messages_max => {
@@ -266,7 +266,7 @@ mod tests {
             "500/s",
             "1.0 GiB of 4.0 GiB",
             "parser-0",
-            "25 %",
+            "25%",
             "2/16",
         ] {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");

@@ -147,5 +147,5 @@ async fn blocking<T: Send + 'static>(
 fn checkpoint_failed(data_dir: &Path, error: &std::io::Error) {
     metrics::counter!("logweir_files_checkpoint_errors_total").increment(1);
     tracing::error!(dir = %data_dir.display(), %error,
-        "cannot read or write the checkpoint of the tailed files: tailing is paused until this succeeds");
+        "cannot read or write the checkpoint of the tailed files: retrying; tailing is paused meanwhile");
 }
