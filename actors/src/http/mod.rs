@@ -228,7 +228,7 @@ impl Shared {
             if self.config.role == Role::Gateway {
                 return HttpError::new(
                     404,
-                    "not_served_here",
+                    "wrong_role",
                     "a gateway has no pipeline: send this request to a processor",
                 );
             }
