@@ -654,6 +654,20 @@ fn a_full_disk_under_standard_output_exits_with_74() {
     }
 }
 
+/// Waits until the process handles signals itself: before that, one would end it without a summary.
+fn wait_for_signal_mask(pid: u32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let blocked = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap() & (1 << 1) != 0 // SIGINT
+    };
+    while !blocked() {
+        assert!(Instant::now() < deadline, "produce never blocked SIGINT");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Exit code, standard output and standard error of `logweir produce` with `arguments`, and how long it ran after `signal`.
 fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String, Duration) {
     let dir = temporary();
@@ -666,7 +680,8 @@ fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String
         .spawn()
         .unwrap();
     let input = child.stdin.take();
-    thread::sleep(Duration::from_millis(700));
+    wait_for_signal_mask(child.id());
+    thread::sleep(Duration::from_millis(300)); // so that it waits for something
     let started = Instant::now();
     let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
