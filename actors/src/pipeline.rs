@@ -96,10 +96,7 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("request bodies being read", config.http.inflight_bytes_max),
         // One more than the lanes need: the body parsed for `?debug=1`.
         ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
-        (
-            "TLS of the data port",
-            config.http.tls().map_or(0, |_| config.http.connections_max * tls::CONNECTION_BYTES),
-        ),
+        ("TLS of the data port", config.http.tls().map_or(0, |_| config.http.connections_max * tls::CONNECTION_BYTES)),
         ("syslog connections and datagrams", syslog::memory_bytes_max(&config.syslog)),
         ("tailed files", files::memory_bytes_max(config)),
         ("open batches", lanes * batch),

@@ -159,7 +159,7 @@ export function Explorer({ state, navigate, onFailure, shortcuts }) {
   const queryError = error?.kind === "query" && error;
 
   const bottom = !live && records.length > 0 && html`<div class="bottom muted" role="status">${
-    search.full ? html`${count(RECORDS_MAX)} records loaded, the most that the browser keeps. <button type="button" onClick=${() => onZoom(search.range.start, Date.parse(records.at(-1).ts) + 1)}>Continue from here</button>` :
+    search.full ? html`${count(RECORDS_MAX)} records loaded, the maximum in the browser. <button type="button" onClick=${() => onZoom(search.range.start, Date.parse(records.at(-1).ts) + 1)}>Continue from here</button>` :
       search.paging ? "Loading older records…" : search.older ? "" : html`No older records in this range. <button type="button" onClick=${onEarlier}>Search earlier</button>`}</div>`;
 
   return html`<main class="explorer ${side ? "with-side" : ""}">

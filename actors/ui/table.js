@@ -94,7 +94,7 @@ export function Table({ label, records, columns, zone, withDate, highlight, open
     const record = records[index];
     const top = positions.top(index);
     if (record.gap) {
-      rows.push(html`<div key=${record.id} role="row" aria-rowindex=${index + 2} class="row gap" style=${{ top: `${top}px` }}><span role="gridcell"><${Icon} name="alert" /> ${record.missing === null ? "Records" : plural(record.missing, "record")} may be missing here: the connection was interrupted, and the server no longer has them for the live tail. Stop the tail and search to see them.</span></div>`);
+      rows.push(html`<div key=${record.id} role="row" aria-rowindex=${index + 2} class="row gap" style=${{ top: `${top}px` }}><span role="gridcell"><${Icon} name="alert" /> ${record.missing === null ? "Records" : plural(record.missing, "record")} may be missing here: the connection was interrupted, and the server can no longer stream them. Stop the live tail and search to see them.</span></div>`);
       continue;
     }
     const isOpen = open.has(record.id);

@@ -302,7 +302,8 @@ fn open_store(database: &Database) -> Result<Arc<dyn LogStore>, Failure> {
     if let DatabaseUrl::Sqlite(path) = &database.url
         && !path.is_file()
     {
-        let message = format!("database file {} does not exist: start the server first, or set database.url", path.display());
+        let message =
+            format!("database file {} does not exist: start the server first, or set database.url", path.display());
         return Err(Failure::new(exit::UNAVAILABLE, message));
     }
     Ok(store::open(database).map_err(Failure::store)?.store())

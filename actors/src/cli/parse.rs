@@ -160,7 +160,9 @@ mod tests {
     fn a_line_above_the_limit_is_truncated_and_reported() {
         let lines = explained(format!("{}\nshort", "x".repeat(5000)).as_bytes(), 100);
         assert_eq!((lines.len(), lines[0]["message"].as_str().unwrap().len()), (2, 100));
-        assert!(lines[0]["parse_error"].as_str().unwrap().contains("5000 bytes exceed http.line_bytes_max = 100"));
+        assert!(
+            lines[0]["parse_error"].as_str().unwrap().contains("5000 bytes exceed http.line_bytes_max (100 bytes)")
+        );
     }
 
     proptest! {

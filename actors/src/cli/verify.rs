@@ -201,7 +201,9 @@ fn table(account: &mut LaneAccount, before: &LaneRow, after: &LaneRow, retention
     }
     let kept = dead_letters + replayed;
     if kept > after.dead_lettered {
-        account.wrong.push(format!("the database contains {kept} dead letters, but {} were created", after.dead_lettered));
+        account
+            .wrong
+            .push(format!("the database contains {kept} dead letters, but {} were created", after.dead_lettered));
     }
     if kept < before.dead_lettered {
         account.notes.push(format!("{} purged", count(before.dead_lettered - kept, "dead letter")));
@@ -463,7 +465,7 @@ mod tests {
         let replayed = StoredCount { rows: 102, distinct: 102, dead_letters: 1, replayed: 2 };
         assert!(verdict(&row, &row, &[], replayed, 0).wrong.is_empty());
         let letters = StoredCount { dead_letters: 4, ..stored(100) };
-        assert!(verdict(&row, &row, &[], letters, 0).wrong[0].contains("4 dead letters, 3 were created"));
+        assert!(verdict(&row, &row, &[], letters, 0).wrong[0].contains("4 dead letters, but 3 were created"));
     }
 
     #[test]

@@ -300,7 +300,11 @@ pub static KEYS: &[Key] = &[
         "Tokens that may send records, each as TOKEN or NAME=TOKEN",
     ),
     unset("auth.query_tokens", Kind::Tokens(|c| &mut c.auth.query_tokens), "Tokens that may read records"),
-    unset("auth.admin_tokens", Kind::Tokens(|c| &mut c.auth.admin_tokens), "Tokens that may use the admin port, and replay or purge dead letters"),
+    unset(
+        "auth.admin_tokens",
+        Kind::Tokens(|c| &mut c.auth.admin_tokens),
+        "Tokens that may use the admin port, and replay or purge dead letters",
+    ),
     key(
         "auth.stamp_token",
         "false",
@@ -564,7 +568,12 @@ pub static KEYS: &[Key] = &[
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
         "Time limit for flushing to the database after SIGTERM; the rest stays in the journal",
     ),
-    key("parse.time_zone", "UTC", Kind::Zone(|c| &mut c.parse.time_zone), "Time zone of timestamps that do not specify one"),
+    key(
+        "parse.time_zone",
+        "UTC",
+        Kind::Zone(|c| &mut c.parse.time_zone),
+        "Time zone of timestamps that do not specify one",
+    ),
     key(
         "sources.stdin",
         "false",

@@ -548,7 +548,12 @@ impl Stage for DbFlusher {
         let (from_seq, to_seq) = (batch.from_seq, batch.to_seq());
         let outcome = self.commit(batch).await;
         if matches!(outcome, Err(Interrupted::Drained)) {
-            tracing::debug!(lane = self.lane, from_seq, to_seq, "flush canceled by the shutdown; the batch stays in the journal");
+            tracing::debug!(
+                lane = self.lane,
+                from_seq,
+                to_seq,
+                "flush canceled by the shutdown; the batch stays in the journal"
+            );
         }
         ended(outcome)
     }

@@ -277,8 +277,7 @@ impl Gateway {
                 200 => {}
                 401 => {
                     return Err(ProcessorError::Rejected(
-                        "401: the processor's auth.query_tokens must contain the gateway's first token"
-                            .into(),
+                        "401: the processor's auth.query_tokens must contain the gateway's first token".into(),
                     ));
                 }
                 status @ 500.. => return Err(ProcessorError::Unreachable(format!("status {status}"))),

@@ -94,7 +94,9 @@ fn too_large(bytes_max: usize) -> Rejection {
     Rejection {
         kind: RejectionKind::TooLarge,
         reason: "decompressed_too_large",
-        detail: format!("the decompressed body exceeds http.decompressed_bytes_max ({bytes_max} bytes): send smaller bodies"),
+        detail: format!(
+            "the decompressed body exceeds http.decompressed_bytes_max ({bytes_max} bytes): send smaller bodies"
+        ),
     }
 }
 

@@ -83,9 +83,10 @@ impl Answer {
             Err(Rejection {
                 kind: RejectionKind::Unavailable,
                 reason: "restarted",
-                detail: "a stage was restarted while it held the body: the records may or may not be stored; without an \
+                detail:
+                    "a stage was restarted while it held the body: the records may or may not be stored; without an \
                          Idempotency-Key, a retry may store them again"
-                    .into(),
+                        .into(),
             })
         })
     }

@@ -76,7 +76,8 @@ pub fn bind(config: &config::Syslog) -> Result<Listeners, String> {
     let tls = match tcp("syslog.tls_listen", config.tls_listen)? {
         None => None,
         Some(listener) => {
-            let files = config.tls().ok_or("syslog.tls_listen requires syslog.tls_cert_file and syslog.tls_key_file")?;
+            let files =
+                config.tls().ok_or("syslog.tls_listen requires syslog.tls_cert_file and syslog.tls_key_file")?;
             let server = tls::server_config("syslog", files).map_err(|error| format!("syslog.tls_listen: {error}"))?;
             Some((listener, TlsAcceptor::from(Arc::new(server))))
         }
