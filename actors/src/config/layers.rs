@@ -105,6 +105,8 @@ pub struct Gathered {
     pub problems: Vec<Problem>,
     /// The file could not be read, so a missing value proves nothing.
     pub file_unread: bool,
+    /// Keys whose secret files could not be read.
+    pub unread: Vec<&'static str>,
 }
 
 impl Gathered {
@@ -434,11 +436,10 @@ fn read_variable(name: &str, key: &'static Key, environment: &HashMap<String, St
             gathered.problem(Source::Environment(name.to_owned()), message);
         }
         (Some(value), None) => gathered.set(key, Raw::Text(value.clone()), Source::Environment(name.to_owned())),
-        (None, Some(path)) => {
-            if let Some((raw, source)) = read_secret(&file_name, path, gathered) {
-                gathered.set(key, raw, source);
-            }
-        }
+        (None, Some(path)) => match read_secret(&file_name, path, gathered) {
+            Some((raw, source)) => gathered.set(key, raw, source),
+            None => gathered.unread.push(key.path),
+        },
         (None, None) => {}
     }
 }

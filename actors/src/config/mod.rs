@@ -103,10 +103,10 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// Every error found, each with its key, its source and what is accepted.
 pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
-    let Gathered { settings, formats, alerts, mut problems, file_unread } = layers::gather(inputs);
+    let Gathered { settings, formats, alerts, mut problems, file_unread, unread } = layers::gather(inputs);
     let mut config = defaults();
     let mut origins = BTreeMap::new();
-    let mut unread: BTreeSet<&'static str> = BTreeSet::new();
+    let mut unread: BTreeSet<&'static str> = unread.into_iter().collect();
     if file_unread {
         unread.extend(KEYS.iter().map(|key| key.path));
     }

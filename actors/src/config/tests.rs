@@ -354,6 +354,11 @@ fn secrets_can_be_files_and_other_values_cannot() {
     let both = [("DATABASE_URL_FILE", url.as_str()), ("DATABASE_URL", "postgres://h/db")];
     assert_problem(load_all("", &both, &[]), &["DATABASE_URL: DATABASE_URL_FILE is also set"]);
     assert_problem(load_all("", &[("REDIS_URL_FILE", "/no/file")], &[]), &["REDIS_URL_FILE: cannot read /no/file"]);
+    // What the file would have contained is not reported as missing.
+    let unreadable =
+        load_all("[http]\nlisten = '0.0.0.0:80'", &[("LOGWEIR__AUTH__INGEST_TOKENS_FILE", "/no/file")], &[]);
+    assert_eq!(unreadable.as_ref().map_err(|error| error.0.len()).err(), Some(1), "{unreadable:?}");
+    assert_problem(unreadable, &["LOGWEIR__AUTH__INGEST_TOKENS_FILE: cannot read /no/file"]);
     assert_problem(
         load_all("", &[("LOGWEIR__LANES_FILE", &url)], &[]),
         &["LOGWEIR__LANES_FILE", "only secrets can be read from a file"],

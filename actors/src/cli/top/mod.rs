@@ -49,7 +49,7 @@ pub(super) struct TopArgs {
 
 /// What changes the screen.
 enum Input {
-    Sample(Result<Sample, String>),
+    Sample(Box<Result<Sample, String>>),
     Terminal(io::Result<Event>),
 }
 
@@ -73,7 +73,7 @@ pub(super) fn top(args: &TopArgs) -> Outcome {
     let dumb = std::env::var("TERM").is_ok_and(|terminal| terminal == "dumb");
     if args.once || dumb || !io::stdout().is_terminal() {
         if let Ok(Input::Sample(sample)) = inputs.recv() {
-            model.update(sample);
+            model.update(*sample);
         }
         return once(&model, &url);
     }
@@ -112,7 +112,7 @@ fn send_samples(remote: Remote, began: Instant, interval: Duration, inputs: Sync
             let sample = sample(&remote, began).map_err(|error| match error {
                 RemoteError::Unavailable(why) | RemoteError::Rejected(_, why) => why,
             });
-            if inputs.send(Input::Sample(sample)).is_err() {
+            if inputs.send(Input::Sample(Box::new(sample))).is_err() {
                 return;
             }
         }
@@ -159,7 +159,7 @@ fn watch(
         terminal.draw(|frame| draw::draw(frame, model, &screen))?;
         let key = match inputs.recv().map_err(io::Error::other)? {
             Input::Sample(sample) => {
-                model.update(sample);
+                model.update(*sample);
                 continue;
             }
             Input::Terminal(event) => match event? {
