@@ -98,8 +98,8 @@ impl Link {
             if before.as_ref() != Some(&error) {
                 tracing::warn!(
                     error = error.detail,
-                    "cannot connect to Redis: retrying in the background; recent records and counters are left out of \
-                     the cache meanwhile"
+                    "cannot connect to Redis: retrying in the background; until then, recent records and counters are \
+                     not cached"
                 );
             }
             async { Ok(()) }

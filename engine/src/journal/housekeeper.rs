@@ -85,7 +85,7 @@ impl Housekeeper {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment; retrying");
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment: retrying");
                     return false;
                 }
             }
@@ -115,7 +115,7 @@ impl Housekeeper {
             // The journal stops; the partial file has been removed.
             Err(error) if error.kind() == ErrorKind::Interrupted => false,
             Err(error) => {
-                tracing::warn!(%error, "cannot create the next segment's file; retrying");
+                tracing::warn!(%error, "cannot create the next segment's file: retrying");
                 false
             }
         }
@@ -136,7 +136,7 @@ impl Housekeeper {
             }
             Err(error) => {
                 if error.kind() != ErrorKind::Interrupted {
-                    tracing::warn!(%error, "cannot create the ballast; retrying");
+                    tracing::warn!(%error, "cannot create the ballast: retrying");
                 }
                 self.shared.set_ballast(0);
                 false
