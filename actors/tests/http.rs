@@ -751,7 +751,7 @@ fn each_token_has_its_own_limit_and_its_name_is_recorded() {
     assert_eq!(post("secret-1", &body).status, 200);
     let response = post("secret-1", &body);
     let detail = response.rejection(429, "quota_exceeded");
-    assert!(detail.contains("limits.bytes_per_day = 40"), "{detail}");
+    assert!(detail.contains("limits.bytes_per_day (40 bytes)"), "{detail}");
     assert!((1..=86_400).contains(&response.headers["retry-after"].parse::<u32>().unwrap()));
     assert_eq!(post("secret-2", &body).status, 200, "another token has its own limit");
     assert_eq!(rig.attributes(), [r#"{"a":"b","logweir.token":"shop"}"#, r#"{"a":"b","logweir.token":"unnamed"}"#]);
