@@ -2,6 +2,7 @@
 //! wrote it.
 
 use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -245,9 +246,6 @@ fn dump(args: &DumpArgs) -> Outcome {
     let mut written = Ok(());
     let (mut undecoded, mut left): (u64, _) = (0, args.limit.unwrap_or(u64::MAX));
     journal::dump(&dir, args.lane, args.from_seq, &mut |frame, segment, offset| {
-        if written.is_err() || left == 0 {
-            return;
-        }
         match codec::decode(frame.codec, &frame.payload) {
             Ok(chunk) => {
                 let rows = usize::try_from(left).unwrap_or(usize::MAX);
@@ -265,6 +263,8 @@ fn dump(args: &DumpArgs) -> Outcome {
                 );
             }
         }
+        // A reader that has closed the pipe ends it as well: the rest of the journal may be gigabytes.
+        if written.is_err() || left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .map_err(open_failure)?;
     written?;

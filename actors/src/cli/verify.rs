@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -324,6 +325,7 @@ fn backlogs(dir: &Path, rows: &[LaneRow]) -> Result<(Report, BTreeMap<LaneId, Ba
             let (seq, lane_records, records) = (frame.seq, frame.lane_records, u64::from(frame.records));
             backlog.see(FrameSeen { seq, lane_records, records });
         }
+        ControlFlow::Continue(())
     })?;
     for (lane, backlog) in &mut backlogs {
         backlog.end(report.lanes.get(lane).copied().unwrap_or_default());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ pub fn check(dir: &Path) -> Result<Report, OpenError> {
 }
 
 /// Calls `visit` with every data frame of `lane` (or of all lanes) from `from_seq` on, in order, with the number of its
-/// segment and its offset in the file. Frames that cannot be read are skipped; [`check`] reports them.
+/// segment and its offset in the file, until it breaks. Frames that cannot be read are skipped; [`check`] reports them.
 ///
 /// # Errors
 /// See [`check`].
@@ -79,11 +80,13 @@ pub fn dump(
     dir: &Path,
     lane: Option<LaneId>,
     from_seq: u64,
-    visit: &mut dyn FnMut(Frame, u64, u64),
+    visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
 ) -> Result<(), OpenError> {
     let dir = Dir::new(dir.to_owned());
     for segment in scan_directory(&dir, Depth::Open)?.segments {
-        dump_segment(&segment, lane, from_seq, visit).at(&segment.path, "read the segment")?;
+        if dump_segment(&segment, lane, from_seq, visit).at(&segment.path, "read the segment")?.is_break() {
+            break;
+        }
     }
     Ok(())
 }
@@ -92,8 +95,8 @@ fn dump_segment(
     segment: &SegmentScan,
     lane: Option<LaneId>,
     from_seq: u64,
-    visit: &mut dyn FnMut(Frame, u64, u64),
-) -> std::io::Result<()> {
+    visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
+) -> std::io::Result<ControlFlow<()>> {
     let end = segment.valid.end.max(segment.tail.end);
     let mut scanner = Scanner::new(File::open(&segment.path)?, segment.seed, Payloads::Skip, WINDOW_BYTES, end);
     while let Some(found) = scanner.next()? {
@@ -102,11 +105,13 @@ fn dump_segment(
         if header.kind != Kind::Data || !wanted {
             continue;
         }
-        if let Some(payload) = scanner.payload(&header, offset)? {
-            visit(frame(&header, payload), segment.number, offset);
+        if let Some(payload) = scanner.payload(&header, offset)?
+            && visit(frame(&header, payload), segment.number, offset).is_break()
+        {
+            return Ok(ControlFlow::Break(()));
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Quarantines, under the lock, what an open would quarantine: torn and damaged bytes (as copies) and files that are

@@ -1,9 +1,12 @@
 //! Damaged files: torn, flipped, missing, swapped and foreign bytes.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use logweir_engine::journal::{self, Damage, Frame, Journal, OpenError, Recovered, Report, check, dump, repair};
+use logweir_engine::journal::{
+    self, Damage, Frame, Journal, LaneId, OpenError, Recovered, Report, check, dump, repair,
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -43,8 +46,17 @@ fn read_all(journal: &Journal) -> Vec<Frame> {
 }
 
 fn dump_all(dir: &Path) -> Vec<Frame> {
+    dump_up_to(usize::MAX, dir, None, 0)
+}
+
+/// The first frames that `dump` visits, at most `count`.
+fn dump_up_to(count: usize, dir: &Path, lane: Option<LaneId>, from_seq: u64) -> Vec<Frame> {
     let mut frames = Vec::new();
-    dump(dir, None, 0, &mut |frame, _, _| frames.push(frame)).unwrap();
+    let visit = &mut |frame, _, _| {
+        frames.push(frame);
+        if frames.len() == count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    dump(dir, lane, from_seq, visit).unwrap();
     frames
 }
 
@@ -425,12 +437,10 @@ fn check_reads_every_byte_and_modifies_nothing() {
     assert_eq!((lanes.len(), segments.len(), torn_bytes, locked, clean), (2, files.len(), 0, false, false));
     assert_eq!(segments.iter().map(|segment| segment.frames).sum::<u64>(), 19);
     assert_eq!(disk_bytes(dir.path()), before);
-    let mut seqs = Vec::new();
-    dump(dir.path(), Some(1), 0, &mut |frame, _, _| seqs.push(frame.seq)).unwrap();
+    let seqs: Vec<u64> = dump_up_to(usize::MAX, dir.path(), Some(1), 0).iter().map(|frame| frame.seq).collect();
     assert!(seqs.len() >= 9 && seqs.is_sorted());
-    let mut later = 0;
-    dump(dir.path(), Some(1), seqs[5], &mut |_, _, _| later += 1).unwrap();
-    assert_eq!(later, seqs.len() - 5);
+    assert_eq!(dump_up_to(usize::MAX, dir.path(), Some(1), seqs[5]).len(), seqs.len() - 5);
+    assert_eq!(dump_up_to(2, dir.path(), None, 0).len(), 2, "it continued in another segment");
     let (journal, _) = open(dir.path());
     assert!(check(dir.path()).unwrap().locked);
     drop(journal);

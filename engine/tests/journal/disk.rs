@@ -2,11 +2,12 @@
 //! skipped and pass.
 
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use logweir_engine::journal::{AppendError, Journal, JournalConfig, OpenError};
+use logweir_engine::journal::{AppendError, Frame, Journal, JournalConfig, OpenError};
 use tempfile::TempDir;
 
 use crate::child::{ChildSpec, Running};
@@ -165,7 +166,11 @@ fn frames_that_a_start_has_read_survive_a_power_cut() {
 
 fn dump_seqs(dir: &Path) -> Vec<u64> {
     let mut seqs = Vec::new();
-    logweir_engine::journal::dump(dir, None, 0, &mut |frame, _, _| seqs.push(frame.seq)).unwrap();
+    let visit = &mut |frame: Frame, _, _| {
+        seqs.push(frame.seq);
+        ControlFlow::Continue(())
+    };
+    logweir_engine::journal::dump(dir, None, 0, visit).unwrap();
     seqs
 }
 
