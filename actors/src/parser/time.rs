@@ -7,7 +7,7 @@
 //!   duration, a counter or a zero for "none": reading it as 1970 would create a partition half a century ago.
 //! - A result always lies in the years 0001..=9999, which every store can hold and every client can print. Times
 //!   outside are clamped and flagged, so that the caller can keep the original.
-//! - Fractions below a microsecond are truncated towards the past.
+//! - Fractions below a microsecond are truncated toward the past.
 
 use std::ops::Range;
 
