@@ -5,7 +5,7 @@
 //! outlive the stages so that requests in flight are answered.
 
 use std::future::Future;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -224,9 +224,13 @@ async fn stop_gateway(
 
 fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).map_err(|error| {
-        let detail =
-            format!("cannot listen on {address} ({key}): {error}; stop the other process, or choose another address");
-        Error::Unavailable(detail)
+        let how = match error.kind() {
+            ErrorKind::AddrInUse => "stop the other process, or choose another address",
+            ErrorKind::PermissionDenied => "choose a port above 1023, or grant CAP_NET_BIND_SERVICE",
+            ErrorKind::AddrNotAvailable => "choose an address of this machine",
+            _ => "choose another address",
+        };
+        Error::Unavailable(format!("cannot listen on {address} ({key}): {error}; {how}"))
     })
 }
 

@@ -4,7 +4,7 @@
 //! streams any number of them as they arrive.
 
 use std::collections::HashSet;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -78,7 +78,7 @@ pub(super) struct QueryArgs {
     /// Afterward, keep printing new records as they arrive, like `logweir tail`
     #[arg(long, short, conflicts_with_all = ["forward", "until"])]
     follow: bool,
-    /// Output format
+    /// Output format; csv is streamed, latest record first unless --forward
     #[arg(long, short, value_name = "FORMAT", default_value = "text",
         value_parser = output::among([Output::Text, Output::Json, Output::Ndjson, Output::Csv]))]
     output: Output,
@@ -99,8 +99,15 @@ pub(super) fn query(args: &QueryArgs) -> Outcome {
     let query = args.query.query();
     if !args.follow {
         let mut records = Records::new(io::BufWriter::new(io::stdout().lock()), args.output, args.color.is_on());
-        page(args, &remote, &query, |line| records.write(line))?;
+        let mut is_empty = true;
+        page(args, &remote, &query, |line| {
+            is_empty = false;
+            records.write(line)
+        })?;
         records.finish()?;
+        if is_empty && args.output == Output::Text && !args.remote.config.quiet && io::stderr().is_terminal() {
+            eprintln!("logweir: no records match (--since {}, --until {})", args.since, args.until);
+        }
         return Ok(exit::OK.into());
     }
     if !matches!(args.output, Output::Text | Output::Ndjson) {

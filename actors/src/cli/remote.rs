@@ -11,18 +11,22 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 use ureq::config::ConfigBuilder;
+use ureq::http::uri::Authority;
 use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 
 use super::args::ConfigArgs;
 use super::{Failure, exit};
+use crate::query::language::QUERY_BYTES_MAX;
 use crate::token::Token;
 
 /// An error response is read up to this many bytes.
 const ERROR_BYTES_MAX: u64 = 64 << 10;
 /// A token file is read up to this many bytes.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
+/// An address with its parameters, each byte of which may be encoded as three: the client panics above 65,534 bytes.
+const ADDRESS_BYTES_MAX: usize = 60_000;
 
 /// Options of every command that talks to a server.
 #[derive(Clone, Debug, Default, Args)]
@@ -247,6 +251,8 @@ fn base(url: &str) -> Result<String, &'static str> {
     }
     if !matches!(uri.scheme_str(), Some("http" | "https"))
         || uri.host().is_none_or(str::is_empty)
+        // Without a valid port, that of the scheme would be used.
+        || (uri.port().is_none() && uri.authority().map(Authority::as_str) != uri.host())
         || uri.query().is_some()
         || url.contains('#')
     {
@@ -313,6 +319,11 @@ impl Remote {
         headers: &[(&str, &str)],
     ) -> Result<Response<ureq::Body>, RemoteError> {
         let url = format!("{}{path}", self.url);
+        let encoded = parameters.iter().map(|(name, value)| name.len() + 3 * value.len() + 2).sum::<usize>();
+        if url.len() + encoded > ADDRESS_BYTES_MAX {
+            let why = format!("query or address too long: expected at most {QUERY_BYTES_MAX} bytes");
+            return Err(RemoteError::Rejected(exit::USAGE, why));
+        }
         let mut request = self.agent.get(&url);
         for (name, value) in parameters {
             request = request.query(name, value);
@@ -342,7 +353,15 @@ impl Remote {
 pub(super) fn connection_error(error: &ureq::Error) -> String {
     let error = error.to_string();
     let error = error.strip_prefix("io: ").unwrap_or(&error);
-    let how = if error.contains("UnknownIssuer") { "; trust a private CA with --ca-file" } else { "" };
+    let how = if error.contains("UnknownIssuer") {
+        "; trust a private CA with --ca-file"
+    } else if error.contains("InvalidContentType") {
+        "; the server does not use TLS on this port: try http://"
+    } else if error.contains("Connection refused") {
+        "; is the server running?"
+    } else {
+        ""
+    };
     format!("{error}{how}")
 }
 
@@ -419,7 +438,9 @@ mod tests {
         }
         assert_eq!(base("https://h/logs/").as_deref(), Ok("https://h/logs"));
         assert_eq!(base("[::1]:8080").as_deref(), Ok("http://[::1]:8080"));
-        for url in ["ftp://x/", "", "http://", "http:// x", "http://h/?a=b", "http://h/#a"] {
+        for url in
+            ["ftp://x/", "", "http://", "http:// x", "http://h/?a=b", "http://h/#a", "http://h:99999", "h:x", "[::1]:"]
+        {
             assert!(base(url).unwrap_err().contains("http://127.0.0.1:8080"), "{url}");
         }
         assert!(base("http://me:secret@h/").unwrap_err().contains("--token-file"));

@@ -79,7 +79,13 @@ fn head_lines(model: &Model, sample: &Sample) -> Vec<Line<'static>> {
         Span::from(format!("logweir {} ", status.version)).bold(),
         Span::from(format!("{}  ", status.instance)),
         phase,
-        Span::from(format!("  up {}  {} + {}", span(status.uptime_s), status.store, status.cache)),
+        Span::from(format!("  up {}", span(status.uptime_s))),
+        // A gateway has neither.
+        Span::from(if status.store.is_empty() {
+            String::new()
+        } else {
+            format!("  {} + {}", status.store, status.cache)
+        }),
     ];
     for (name, state) in &status.breakers {
         if text(state) != "closed" {
