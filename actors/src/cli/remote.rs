@@ -358,7 +358,7 @@ pub(super) fn connection_error(error: &ureq::Error) -> String {
     } else if error.contains("InvalidContentType") {
         "; the server does not use TLS on this port: try http://"
     } else if error.contains("Connection refused") {
-        "; is the server running?"
+        "; check that the server is running"
     } else {
         ""
     };
