@@ -518,7 +518,7 @@ impl Parser {
             metrics::counter!("logweir_discarded_records_total", &labels).increment(unsupported as u64);
         }
         let Sanitized { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = parsed.sanitized;
-        for (what, count) in [
+        for (cause, count) in [
             ("invalid_utf8", invalid_utf8),
             ("nul", nul),
             ("lone_surrogate", lone_surrogate),
@@ -527,7 +527,7 @@ impl Parser {
             ("name_too_long", name_too_long),
         ] {
             if count > 0 {
-                metrics::counter!("logweir_sanitized_values_total", "what" => what).increment(count);
+                metrics::counter!("logweir_sanitized_values_total", "cause" => cause).increment(count);
             }
         }
     }
