@@ -125,13 +125,28 @@ pub(super) fn command() -> Command {
 /// The (sub)command that `words` name.
 fn find<'a>(mut command: &'a mut Command, words: &[String]) -> Result<&'a mut Command, Failure> {
     for word in words.iter().filter(|word| *word != "logweir") {
-        let parent = command.get_name().to_owned();
-        command = command.find_subcommand_mut(word).ok_or_else(|| {
-            let kind = if parent == "logweir" { "command or topic" } else { "subcommand" };
-            Failure::new(exit::USAGE, format!("unknown {kind} {word:?}: `logweir help` lists them"))
-        })?;
+        if command.find_subcommand(word).is_none() {
+            return Err(unknown(command, word));
+        }
+        command = command.find_subcommand_mut(word).expect("it was found");
     }
     Ok(command)
+}
+
+fn unknown(parent: &Command, word: &str) -> Failure {
+    const SIMILARITY_MIN: f64 = 0.7;
+    let (kind, list) = match parent.get_name() {
+        "logweir" => ("command or topic", "logweir help".to_owned()),
+        name => ("subcommand", format!("logweir help {name}")),
+    };
+    let topics = TOPICS.iter().filter(|_| parent.get_name() == "logweir").map(|(name, ..)| *name);
+    let similar = parent.get_subcommands().map(Command::get_name).chain(topics).filter(|name| *name != word);
+    let best = similar
+        .map(|name| (strsim::normalized_damerau_levenshtein(name, word), name))
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .filter(|(similarity, _)| *similarity >= SIMILARITY_MIN);
+    let hint = best.map_or(String::new(), |(_, name)| format!("; did you mean {name}?"));
+    Failure::new(exit::USAGE, format!("unknown {kind} {word:?}: `{list}` lists them{hint}"))
 }
 
 pub(super) fn help(args: &HelpArgs) -> Outcome {
@@ -195,6 +210,23 @@ mod tests {
             command.get_subcommands().flat_map(|command| std::iter::once(command).chain(command.get_subcommands()))
         {
             assert!(COMMANDS.contains(&known.get_name()), "{}", known.get_name());
+        }
+    }
+
+    #[test]
+    fn a_misspelled_command_or_topic_is_reported_with_a_similar_one() {
+        for (words, expected) in [
+            (&["formts"][..], "unknown command or topic \"formts\": `logweir help` lists them; did you mean formats?"),
+            (&["qury"], "unknown command or topic \"qury\": `logweir help` lists them; did you mean query?"),
+            (&["xyz"], "unknown command or topic \"xyz\": `logweir help` lists them"),
+            (
+                &["journal", "chek"],
+                "unknown subcommand \"chek\": `logweir help journal` lists them; did you mean check?",
+            ),
+        ] {
+            let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
+            let Err(Failure::Message(exit::USAGE, why)) = find(&mut command(), &words).map(drop) else { panic!() };
+            assert_eq!(why, expected);
         }
     }
 
