@@ -50,6 +50,8 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// The demo generates the same services in every run.
 const DEMO_SEED: u64 = 1;
 
+/// actix_http logs each malformed request as an error: a client could fill the log. `log.level` can override this.
+const SILENT: &str = "actix_http=off";
 /// Libraries whose `info` lines only concern themselves; `log.level` can override this.
 const QUIET: &str = "actix_server=warn,refinery_core=warn,fred=warn";
 
@@ -251,11 +253,11 @@ fn log_to_stderr(config: &Config) {
     let _ = if config.log.json { log.json().try_init() } else { log.try_init() };
 }
 
-/// The filter of a validated `log.level`: [`QUIET`] lowers the level of libraries, and never raises it.
+/// The filter of a validated `log.level`: [`SILENT`] and [`QUIET`] lower the level of libraries, and never raise it.
 fn log_filter(level: &str) -> String {
-    let bare = level.split(',').find(|directive| !directive.contains(['=', '[']));
+    let bare = level.split(',').find(|directive| !directive.contains('='));
     let is_quieter = bare.is_some_and(|bare| ["error", "off"].iter().any(|quiet| quiet.eq_ignore_ascii_case(bare)));
-    if is_quieter { level.to_owned() } else { format!("{QUIET},{level}") }
+    if is_quieter { format!("{SILENT},{level}") } else { format!("{SILENT},{QUIET},{level}") }
 }
 
 fn metrics_recorder() -> Result<PrometheusHandle, Error> {
@@ -451,10 +453,10 @@ mod tests {
 
     #[test]
     fn libraries_are_quieter_than_the_program_and_never_louder() {
-        assert_eq!(log_filter("info"), format!("{QUIET},info"));
-        assert_eq!(log_filter("info,actix_server=debug"), format!("{QUIET},info,actix_server=debug"));
+        assert_eq!(log_filter("info"), format!("{SILENT},{QUIET},info"));
+        assert_eq!(log_filter("info,actix_server=debug"), format!("{SILENT},{QUIET},info,actix_server=debug"));
         for level in ["off", "ERROR", "error,logweir=debug"] {
-            assert_eq!(log_filter(level), level);
+            assert_eq!(log_filter(level), format!("{SILENT},{level}"));
         }
     }
 

@@ -414,6 +414,13 @@ fn resembled(name: &str) -> Option<String> {
     let files = secrets.map(|key| (bare(&key.path.replace('.', "")) + "FILE", variable(key) + "_FILE"));
     let named = keys::is_named_section(&name["LOGWEIR_".len()..].split('_').next()?.to_lowercase())
         .then(|| name.replacen("LOGWEIR_", "LOGWEIR__", 1));
+    // One wrong letter in a name as short as LOGWEIR_URL, and a key without its section, such as LOGWEIR_LISTEN.
+    let short = OWN.into_iter().find(|own| strsim::damerau_levenshtein(own, name) == 1).map(str::to_owned);
+    let without_section = || {
+        let last = |key: &&keys::Key| bare(key.path.rsplit('.').next().unwrap_or_default()) == given;
+        keys::KEYS.iter().find(last).map(variable)
+    };
+    let named = named.or(short).or_else(without_section);
     let similarity = |known: &str| strsim::normalized_damerau_levenshtein(known, &given);
     let best = own
         .chain(keys)

@@ -63,45 +63,25 @@ pub fn check(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err(expected(None));
     }
-    for directive in directives(text) {
+    for directive in text.split(',') {
         check_directive(directive).map_err(expected)?;
     }
     EnvFilter::try_new(text).map(drop).map_err(|error| expected(Some(error.to_string())))
 }
 
-/// Splits at the commas outside of `[span{field=value,field}]`.
-fn directives(text: &str) -> impl Iterator<Item = &str> {
-    let mut depth = 0_i32;
-    text.split(move |char| {
-        depth += match char {
-            '[' | '{' => 1,
-            ']' | '}' => -1,
-            _ => 0,
-        };
-        char == ',' && depth <= 0
-    })
-}
-
 fn check_directive(directive: &str) -> Result<(), Option<String>> {
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    let (target, level) = match directive.rfind(']').map_or(0, |end| end + 1) {
-        end if directive[end..].contains('=') => {
-            let at = end + directive[end..].find('=').unwrap_or_default();
-            (&directive[..at], &directive[at + 1..])
-        }
-        0 => return if is_level(directive) { Ok(()) } else { Err(nearest_level(directive)) },
-        _ => (directive, "trace"), // a span without a level
+    // Filters by span, `[name]`, would match nothing: the program has no spans.
+    let Some((target, level)) = directive.split_once('=') else {
+        return if is_level(directive) { Ok(()) } else { Err(nearest_level(directive)) };
     };
     if !is_level(level) {
         return Err(nearest_level(level));
     }
-    check_target(target.split(['[', '{']).next().unwrap_or_default())
+    check_target(target)
 }
 
 fn check_target(target: &str) -> Result<(), Option<String>> {
-    if target.is_empty() {
-        return Ok(()); // a filter by span alone
-    }
     let identifier = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -153,8 +133,6 @@ mod tests {
             "info,logweir=debug",
             "warn,logweir::store=trace",
             "info,actix_server=off",
-            "[span{a=b}]=debug",
-            "info,logweir[span]=trace",
             "info,some_module=debug",
         ] {
             assert_eq!(check(text), Ok(()), "{text}");
@@ -177,6 +155,9 @@ mod tests {
             ("info=debug", "; info is a level: expected the path of a module before the ="),
             ("info,tokio-postgres=debug", "; \"tokio-postgres\" is not the path of a module, such as logweir::store"),
             ("a=b=c", ""),
+            ("[1]", ""),
+            ("[span]=debug", "; \"[span]\" is not the path of a module, such as logweir::store"),
+            ("=debug", "; \"\" is not the path of a module, such as logweir::store"),
             ("info, logweir=debug", "; \" logweir\" is not the path of a module, such as logweir::store"),
         ] {
             assert_eq!(check(text), Err(format!("expected {ALLOWED}{hint}")), "{text}");

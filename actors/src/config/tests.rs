@@ -471,6 +471,9 @@ fn a_misspelled_variable_is_reported_and_variables_of_others_are_not() {
         ("LOGWEIR_LOG_LEVEL", "LOGWEIR__LOG__LEVEL"),
         ("LOGWEIR_CONFIGS", "LOGWEIR_CONFIG"),
         ("LOGWEIR_TOKN", "LOGWEIR_TOKEN"),
+        ("LOGWEIR_URI", "LOGWEIR_URL"),
+        ("LOGWEIR_URLS", "LOGWEIR_URL"),
+        ("LOGWEIR_LISTEN", "LOGWEIR__HTTP__LISTEN"),
         ("LOGWEIR_ALERTS__CART__QUERY", "LOGWEIR__ALERTS__CART__QUERY"),
     ] {
         let expected = format!("environment variable {name}: unknown variable; did you mean {meant}?");
