@@ -237,7 +237,7 @@ fn dump_prints_every_record_with_its_place() {
 }
 
 #[test]
-fn dead_letters_are_listed_replayed_mended_and_purged() {
+fn dead_letters_are_listed_replayed_corrected_and_purged() {
     let volume = Volume::new();
     volume.flush(1, vec![volume.append(1)]);
     let database = volume.database();
