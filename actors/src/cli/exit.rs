@@ -23,7 +23,7 @@ pub const CONFIG: u8 = 78;
 pub(super) const LIST: &str = "\
 Exit codes:
    0  success
-   1  the check failed: a record is missing or was rejected, or the server is not healthy
+   1  the check failed: a record is missing or was rejected, the server is not healthy or rejected the request
   64  invalid command line or query
   66  an input file or a journal does not exist or cannot be read
   69  a server or the database cannot be reached, or an address or a journal is in use

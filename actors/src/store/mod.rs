@@ -217,11 +217,10 @@ pub enum StoreError {
     },
     /// This journal is a copy that another copy of it has overtaken.
     #[error(
-        "journal {writer} does not contain the run that last acquired its lease: {owner}, in epoch {epoch}. Either this \
-         journal is an outdated copy and another copy has been used since: stop one of the two, then save the records \
-         that only this copy has with `logweir journal drain --adopt --dir DIR`. Or the START frame of that run is \
-         damaged (`logweir journal check` reports it) and no other copy exists: then do not use --adopt, since it would \
-         store that run's records twice"
+        "journal {writer} does not contain the run that last acquired its lease ({owner}, epoch {epoch}): it is an outdated \
+         copy, or the START frame of that run is damaged. Run `logweir journal check`. If it is a copy, stop the other one and \
+         save what only this one has with `logweir journal drain --adopt --dir DIR`; if the frame is damaged, do not use \
+         --adopt: that run's records would be stored twice"
     )]
     StaleCopy {
         /// The writer.
