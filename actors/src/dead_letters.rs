@@ -1,11 +1,60 @@
-//! Replays dead letters; shared by the command line and the API.
+//! Dead letters as JSON, and their replay; shared by the command line and the API.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use crate::store::{LogStore, StoreError};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::record_json::strict_object;
+use crate::store::{DeadLetter, LogStore, StoreError};
+use crate::timestamp;
 
 /// Dead letters per query.
 const PAGE: u32 = 500;
+
+/// A dead letter with its record, for the API and the command line.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = DeadLetter)]
+pub struct DeadLetterJson<'a> {
+    /// The ID that the row would have; a string, because it exceeds the precision of a double.
+    id: String,
+    /// When the database rejected it: RFC 3339, UTC.
+    at: String,
+    #[schema(value_type = String)]
+    writer: uuid::Uuid,
+    lane: u16,
+    seq: String,
+    /// Index of the record in its frame, from 0.
+    row: u32,
+    sqlstate: &'a str,
+    /// The database's error message.
+    reason: &'a str,
+    /// The record; null where the stored text is not a JSON object, which is then in `raw`.
+    #[schema(value_type = Option<Object>)]
+    record: Option<Cow<'a, RawValue>>,
+    /// The stored text; only if it is not a JSON object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<&'a str>,
+}
+
+impl<'a> From<&'a DeadLetter> for DeadLetterJson<'a> {
+    fn from(letter: &'a DeadLetter) -> Self {
+        let record = strict_object(&letter.raw).filter(|_| !letter.raw.trim().is_empty());
+        Self {
+            id: letter.id.to_string(),
+            at: timestamp::text(letter.at_us),
+            writer: letter.writer,
+            lane: letter.lane,
+            seq: letter.seq.to_string(),
+            row: letter.row,
+            sqlstate: &letter.sqlstate,
+            reason: &letter.reason,
+            raw: record.is_none().then_some(letter.raw.as_str()),
+            record,
+        }
+    }
+}
 
 /// Result of a replay.
 #[derive(Debug, Default)]

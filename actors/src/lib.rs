@@ -16,12 +16,12 @@
 //! follow/             reads durable frames of all lanes, from any position to the live edge
 //! tail/, alerts/      consumers of follow: live tails; windows, thresholds, webhooks
 //! store/              PostgreSQL/TimescaleDB and SQLite: the exactly-once protocol and its reader; a blackhole for measurements
-//! dead_letters        replay of dead letters
+//! dead_letters        dead letters as JSON, and their replay
 //! query/              the query language, filters, steps, facets, cursors; pure
 //! search, recent, result_cache    query execution: concurrency limits, merging rows and cache, cached histograms
 //! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; token buckets; backlog age; circuit breakers
 //! gateway/, sse       discovery of processors by name, a breaker for each, their live tails merged; server-sent events
-//! record_json         a record as JSON, in the one shape of every response and command
+//! record_json, timestamp    a record as JSON, in the one shape of every response and command; times as text and back
 //! pipeline            wiring of the stages;  logweir, run, error: life cycle of the process
 //! cli/                one file per command
 //! ```
@@ -102,6 +102,7 @@ pub mod result_cache;
 pub mod backlog;
 pub mod query_throttle;
 pub mod breaker;
+mod timestamp;
 pub mod record_json;
 pub mod sse;
 pub mod gateway;

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::query::page::Found;
-use crate::store::{DeadLetter, time_text};
+use crate::timestamp;
 
 /// A record as JSON.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -61,7 +61,7 @@ impl<'a> From<&'a Found> for RecordJson<'a> {
 impl<'a> RecordJson<'a> {
     fn new(record: Record<'a>, object: Option<Cow<'a, RawValue>>) -> Self {
         Self {
-            ts: time_text(record.ts_us),
+            ts: timestamp::text(record.ts_us),
             severity: record.severity.number(),
             severity_text: record.severity.name(),
             service: record.service,
@@ -85,7 +85,7 @@ fn object(text: &str) -> Option<Cow<'_, RawValue>> {
 }
 
 /// As [`object`], but rejects what many clients reject together with everything around it, such as a lone surrogate.
-fn strict_object(text: &str) -> Option<Cow<'_, RawValue>> {
+pub(crate) fn strict_object(text: &str) -> Option<Cow<'_, RawValue>> {
     let readable = text.is_empty() || serde_json::from_str::<serde_json::Value>(text).is_ok();
     object(text).filter(|_| readable)
 }
@@ -102,7 +102,7 @@ pub struct Members<'a>(pub Record<'a>);
 impl fmt::Display for Members<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Record { ts_us, severity, service, host, message, attributes } = self.0;
-        let (ts, number, name) = (time_text(ts_us), severity.number(), severity.name());
+        let (ts, number, name) = (timestamp::text(ts_us), severity.number(), severity.name());
         write!(f, r#""ts":"{ts}","severity":{number},"severity_text":"{name}""#)?;
         for (key, text) in [("service", service), ("host", host), ("message", message)] {
             write!(f, r#","{key}":"#)?;
@@ -129,49 +129,6 @@ impl Write for Bytes<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// A dead letter with its record, for the API and the command line.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = DeadLetter)]
-pub struct DeadLetterJson<'a> {
-    /// The ID that the row would have; a string, because it exceeds the precision of a double.
-    id: String,
-    /// When the database rejected it: RFC 3339, UTC.
-    at: String,
-    #[schema(value_type = String)]
-    writer: uuid::Uuid,
-    lane: u16,
-    seq: String,
-    /// Index of the record in its frame, from 0.
-    row: u32,
-    sqlstate: &'a str,
-    /// The database's error message.
-    reason: &'a str,
-    /// The record; null where the stored text is not a JSON object, which is then in `raw`.
-    #[schema(value_type = Option<Object>)]
-    record: Option<Cow<'a, RawValue>>,
-    /// The stored text; only if it is not a JSON object.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    raw: Option<&'a str>,
-}
-
-impl<'a> From<&'a DeadLetter> for DeadLetterJson<'a> {
-    fn from(letter: &'a DeadLetter) -> Self {
-        let record = strict_object(&letter.raw).filter(|_| !letter.raw.trim().is_empty());
-        Self {
-            id: letter.id.to_string(),
-            at: time_text(letter.at_us),
-            writer: letter.writer,
-            lane: letter.lane,
-            seq: letter.seq.to_string(),
-            row: letter.row,
-            sqlstate: &letter.sqlstate,
-            reason: &letter.reason,
-            raw: record.is_none().then_some(letter.raw.as_str()),
-            record,
-        }
     }
 }
 

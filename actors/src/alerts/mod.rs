@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::follow::{self, DurableFrame, Follower, Position};
-use crate::store::time_text;
+use crate::timestamp;
 use notify::Notification;
 use rule::{Counts, Measure, Rule};
 use state::{Change, Machine, State};
@@ -194,7 +194,7 @@ impl AlertRegistry {
             let status = Status {
                 name: rule.name.clone(),
                 state: State::Inactive,
-                since: time_text(now_us),
+                since: timestamp::text(now_us),
                 value: None,
                 threshold: rule.threshold.limit(),
                 condition: rule.threshold.name(),
@@ -227,8 +227,8 @@ impl AlertRegistry {
         let began_us = machine.state().1;
         let change = machine.on(value.is_some_and(|value| rule.threshold.is_crossed_by(value)), window.end_us);
         let (state, since_us) = machine.state();
-        (status.state, status.since, status.value) = (state, time_text(since_us), value);
-        status.last_evaluated = Some(time_text(window.end_us));
+        (status.state, status.since, status.value) = (state, timestamp::text(since_us), value);
+        status.last_evaluated = Some(timestamp::text(window.end_us));
         let alert = || rule.name.clone();
         metrics::gauge!("logweir_alert_state", "alert" => alert()).set(f64::from(state as u8));
         metrics::gauge!("logweir_alert_value", "alert" => alert()).set(value.unwrap_or(0.0));
@@ -254,7 +254,7 @@ impl AlertRegistry {
         Notification {
             alert: rule.name.clone(),
             state,
-            since: time_text(since_us),
+            since: timestamp::text(since_us),
             value,
             threshold: limit,
             condition,
@@ -270,7 +270,7 @@ impl AlertRegistry {
     fn record_delivery(&self, alert: &str, error: Option<String>) {
         if let Some(Entry { status, .. }) = self.entries().get_mut(alert) {
             if error.is_none() {
-                status.last_notified = Some(time_text(logweir_engine::clock::wall_us()));
+                status.last_notified = Some(timestamp::text(logweir_engine::clock::wall_us()));
             }
             status.last_error = error;
         }

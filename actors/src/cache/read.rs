@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::query::page::Found;
 use crate::store::cursor::ORDINAL_BITS;
 use crate::store::read::LaneCursor;
-use crate::store::time_of;
+use crate::timestamp;
 
 /// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.
 #[derive(Deserialize)]
@@ -56,7 +56,7 @@ impl<'a> Cached<'a> {
         };
         Some(Found {
             id: lane.lane_id << ORDINAL_BITS | self.ordinal,
-            ts_us: time_of(&self.ts)?,
+            ts_us: timestamp::parse(&self.ts)?,
             severity: Severity::from_number(self.severity)?,
             service: self.service.clone().into_owned(),
             host: self.host.clone().into_owned(),

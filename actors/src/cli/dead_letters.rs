@@ -13,8 +13,7 @@ use super::print::escaped;
 use super::{Failure, Outcome, block_on, exit, open_store};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::dead_letters::{Replayed, replay_all, replay_one};
-use crate::record_json::DeadLetterJson;
+use crate::dead_letters::{DeadLetterJson, Replayed, replay_all, replay_one};
 use crate::store::{DeadLetter, LogStore, StoreError};
 
 #[derive(Debug, Subcommand)]

@@ -18,6 +18,7 @@ mod dead_letters;
 mod remote;
 mod print;
 mod query;
+mod query_words;
 mod tail;
 mod top;
 

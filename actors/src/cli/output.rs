@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write};
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Failure, exit, print};
 use crate::config::terminal::wants_color;
@@ -122,6 +122,15 @@ pub(super) fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<(
 /// `1 run`, `2 runs`.
 pub(super) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The id of a record, as one line of NDJSON.
+pub(super) fn record_id(line: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Identified {
+        id: Option<String>,
+    }
+    serde_json::from_str::<Identified>(line).ok()?.id
 }
 
 #[cfg(test)]

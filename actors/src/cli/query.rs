@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Deserialize;
 
-use super::output::{self, Color, Output, Records};
+use super::output::{self, Color, Output, Records, record_id};
+use super::query_words::QueryWords;
 use super::remote::{Access, Remote, RemoteArgs};
 use super::tail::{Follow, RETRIES, follow};
 use super::{Failure, Outcome, exit};
@@ -20,44 +21,6 @@ const COLLECTED_MAX: u64 = 10_000;
 /// How long `--follow` waits until the database has what was accepted before the tail started.
 const CATCH_UP: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
-
-/// The query and how to type it in a shell.
-#[derive(Clone, Debug, Default, Args)]
-pub(super) struct QueryWords {
-    /// Query, such as service:cart severity>=warn; every record by default
-    ///
-    /// Several arguments are joined by spaces, and one that contains spaces is searched as a phrase:
-    /// service:cart "card declined" are two terms. A single argument is used as it is. The shell interprets > < ( ) ! * and
-    /// quotes: quote terms that contain them, as in 'severity>=warn', or the whole query. Negate with NOT, because an argument
-    /// that starts with - is an option. `logweir help query-language` describes the language.
-    #[arg(value_name = "QUERY")]
-    words: Vec<String>,
-}
-
-impl QueryWords {
-    /// The query in the query language.
-    pub(super) fn query(&self) -> String {
-        match &self.words[..] {
-            [query] => query.clone(),
-            words => words.iter().map(|word| term(word)).collect::<Vec<_>>().join(" "),
-        }
-    }
-}
-
-/// One of several arguments as a term: the shell has removed the quotes around a phrase.
-fn term(word: &str) -> String {
-    let is_query = ["\"", "`", "(", ")", " AND ", " OR ", "NOT "].iter().any(|part| word.contains(part));
-    if !word.contains(char::is_whitespace) || is_query {
-        return word.to_owned();
-    }
-    let operator = |c: char| matches!(c, ':' | '=' | '<' | '>' | '~');
-    let name = word.split(char::is_whitespace).next().unwrap_or_default();
-    let (field, phrase) = match name.rfind(operator) {
-        Some(end) if !name.starts_with(operator) => word.split_at(end + 1),
-        _ => ("", word),
-    };
-    format!("{field}\"{}\"", phrase.replace('\\', "\\\\"))
-}
 
 #[derive(Debug, Args)]
 pub(super) struct QueryArgs {
@@ -131,7 +94,7 @@ pub(super) fn query(args: &QueryArgs) -> Outcome {
                 }
                 let mut printed = HashSet::new();
                 page(args, &remote, &query, |line| {
-                    printed.extend(id(line));
+                    printed.extend(record_id(line));
                     records.write(line)
                 })?;
                 records.flush()?;
@@ -206,15 +169,6 @@ fn wait_until_committed(remote: &Remote) -> Result<Option<u64>, Failure> {
     Ok((behind > 0).then_some(behind))
 }
 
-/// The id of a record.
-pub(super) fn id(line: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Identified {
-        id: Option<String>,
-    }
-    serde_json::from_str::<Identified>(line).ok()?.id
-}
-
 /// Requests the records and passes each on.
 fn page(
     args: &QueryArgs,
@@ -274,24 +228,6 @@ mod tests {
         let later = pipeline(&[("a", 0, 30, 9, 5), ("a", 1, 8, 8, 0), ("b", 1, 21, 19, 6), ("c", 0, 5, 0, 5)]);
         assert_eq!(later.behind(&earlier), 6);
         assert_eq!(Pipeline::default().behind(&earlier), 0);
-    }
-
-    #[test]
-    fn arguments_become_one_query() {
-        let query = |words: &[&str]| QueryWords { words: words.iter().map(|&word| word.to_owned()).collect() }.query();
-        for (words, expected) in [
-            (&[][..], ""),
-            (&["service:a severity>=warn"], "service:a severity>=warn"),
-            (&["service:a", "severity>=warn"], "service:a severity>=warn"),
-            (&["service:a", "card declined"], r#"service:a "card declined""#),
-            (&["service:a", "user:Ada B"], r#"service:a user:"Ada B""#),
-            (&["service:a", "path:~a b"], r#"service:a path:~"a b""#),
-            (&["service:a", "at 12:30 today"], r#"service:a "at 12:30 today""#),
-            (&["a", "(b OR c)", "NOT d"], "a (b OR c) NOT d"),
-            (&["a", r#""b c""#], r#"a "b c""#),
-        ] {
-            assert_eq!(query(words), expected);
-        }
     }
 
     #[test]

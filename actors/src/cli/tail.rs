@@ -15,8 +15,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
-use super::output::{self, Color, Output, Records};
-use super::query::{QueryWords, id};
+use super::output::{self, Color, Output, Records, record_id};
+use super::query_words::QueryWords;
 use super::remote::{Access, Remote, RemoteArgs, RemoteError};
 use super::{Failure, Outcome, exit};
 use crate::config::terminal::wants_color;
@@ -214,7 +214,7 @@ impl Tail<'_> {
     }
 
     fn was_printed(&self, record: &str) -> bool {
-        !self.printed.is_empty() && id(record).is_some_and(|id| self.printed.contains(&id))
+        !self.printed.is_empty() && record_id(record).is_some_and(|id| self.printed.contains(&id))
     }
 
     /// Writes a status message between the records, to standard error.

@@ -16,8 +16,7 @@ use super::error_responses::{DEAD_LETTERS, DeadLetterChangeErrors, DeadLetterErr
 use super::{Shared, with_methods};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::dead_letters::{Replayed, replay_all, replay_one};
-use crate::record_json::DeadLetterJson;
+use crate::dead_letters::{DeadLetterJson, Replayed, replay_all, replay_one};
 use crate::store::StoreError;
 
 /// Maximum number of dead letters in one response.

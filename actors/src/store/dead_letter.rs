@@ -6,8 +6,9 @@ use logweir_engine::record::{Record, Severity};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{StoreError, time};
+use super::StoreError;
 use crate::record_json::RecordJson;
+use crate::timestamp;
 
 /// The JSON in [`DeadLetter::raw`](super::DeadLetter::raw) as it is read: a record's [one shape](crate::record_json),
 /// where an operator may have edited it. Unknown members are ignored, so a record from any endpoint can be pasted.
@@ -59,7 +60,7 @@ pub(crate) struct SanitizedRecord {
 pub(crate) fn parse_raw(raw: &str) -> Result<SanitizedRecord, StoreError> {
     let wrong = |what: String| StoreError::Systemic(format!("invalid dead letter: {what}"));
     let mut letter: StoredRecord<'_> = serde_json::from_str(raw).map_err(|error| wrong(error.to_string()))?;
-    let ts_us = time::parse(&letter.ts)
+    let ts_us = timestamp::parse(&letter.ts)
         .ok_or_else(|| wrong(format!("invalid ts \"{}\": expected an RFC 3339 time", letter.ts)))?;
     let severity = Severity::from_number(letter.severity)
         .ok_or_else(|| wrong(format!("invalid severity {}: expected 0 to 24", letter.severity)))?;
@@ -71,7 +72,7 @@ pub(crate) fn parse_raw(raw: &str) -> Result<SanitizedRecord, StoreError> {
         attributes => Some(replace_invalid_escapes(&attributes)),
     };
     Ok(SanitizedRecord {
-        ts_us: time::clamp(ts_us),
+        ts_us: timestamp::clamp(ts_us),
         severity,
         service: text(letter.service),
         host: text(letter.host),

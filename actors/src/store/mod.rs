@@ -18,7 +18,6 @@ pub mod error_class;
 pub mod read;
 mod dead_letter;
 mod rows;
-mod time;
 pub(crate) mod volume;
 pub mod postgres;
 pub mod sqlite;
@@ -34,8 +33,6 @@ use uuid::Uuid;
 use crate::config::{Database, DatabaseUrl};
 use crate::message::Batch;
 use crate::query_throttle::QueryThrottle;
-
-pub(crate) use self::time::{parse as time_of, text as time_text};
 
 /// An open store of any kind.
 #[derive(Clone)]

@@ -30,7 +30,6 @@ use uuid::Uuid;
 use super::claim::{Owner, TAKEOVERS_MAX, TakeoverRow, fork_point, lanes_to_reset, next_epoch, tails};
 use super::cursor::{CursorMismatch, ORDINAL_BITS, on_cursor_mismatch};
 use super::error_class::poison_rows_max;
-use super::time::{self, DAY_US};
 use super::volume::{self, Key};
 use super::{
     Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
@@ -39,6 +38,7 @@ use super::{
 use crate::config::Database;
 use crate::message::Batch;
 use crate::query_throttle::QueryThrottle;
+use crate::timestamp::{self, DAY_US};
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/sqlite");
@@ -214,7 +214,7 @@ fn acquire_lease(
         .map_err(&failed)?;
     let epoch = next_epoch(owner.as_ref(), claim)?;
     let reacquired = owner.is_some_and(|owner| owner.epoch == epoch);
-    let now = time::text(wall_us());
+    let now = timestamp::text(wall_us());
     if !reacquired {
         transaction
             .execute(
@@ -429,12 +429,12 @@ impl LaneState {
         let mut statement = transaction.prepare_cached(INSERT_SQL).map_err(&failed)?;
         let mut rejected: Vec<(usize, Error)> = Vec::new();
         let limit = poison_rows_max(usize::try_from(batch.records()).unwrap_or(usize::MAX));
-        let mut ts = time::Formatter::new();
+        let mut ts = timestamp::Formatter::new();
         let mut clamped = 0;
         let mut volume = volume::Counter::default();
         for (index, row) in rows::rows(batch, self.row.lane_id).enumerate() {
             let record = &row.record;
-            clamped += u64::from(time::clamp(record.ts_us) != record.ts_us);
+            clamped += u64::from(timestamp::clamp(record.ts_us) != record.ts_us);
             let attributes = (!record.attributes.is_empty()).then_some(record.attributes);
             let inserted = statement.execute(params![
                 row.id,
@@ -474,7 +474,7 @@ impl LaneState {
     ) -> Result<(), StoreError> {
         let failed = failed("counting the volume");
         let mut statement = transaction.prepare_cached(VOLUME_SQL).map_err(&failed)?;
-        let mut minute = time::Formatter::new();
+        let mut minute = timestamp::Formatter::new();
         for (key, records) in counted {
             let minute = minute.write(key.minute_us);
             statement
@@ -495,7 +495,7 @@ impl LaneState {
         }
         let failed = failed("writing dead letters");
         let all: Vec<rows::Row<'_>> = rows::rows(batch, self.row.lane_id).collect();
-        let now = time::text(wall_us());
+        let now = timestamp::text(wall_us());
         for (index, error) in rejected {
             let (row, state) = (&all[*index], extended_code(error));
             transaction
@@ -624,7 +624,7 @@ impl LogStore for SqliteStore {
             return Ok(());
         }
         let oldest = now_us.div_euclid(DAY_US) - i64::from(self.retention_days);
-        let before = time::text(oldest * DAY_US);
+        let before = timestamp::text(oldest * DAY_US);
         for (table, sql) in [
             ("logs", "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)"),
             (
@@ -703,7 +703,7 @@ impl LogStore for SqliteStore {
                     INSERT_SQL,
                     params![
                         id,
-                        time::text(record.ts_us),
+                        timestamp::text(record.ts_us),
                         severity,
                         record.service,
                         record.host,
@@ -715,7 +715,7 @@ impl LogStore for SqliteStore {
             let key = Key::new(record.ts_us, &record.service, severity);
             let lane_id = id >> ORDINAL_BITS;
             transaction
-                .execute(VOLUME_SQL, params![time::text(key.minute_us), key.service, severity, lane_id, 1])
+                .execute(VOLUME_SQL, params![timestamp::text(key.minute_us), key.service, severity, lane_id, 1])
                 .map_err(&failed)?;
             transaction
                 .execute(
@@ -730,7 +730,7 @@ impl LogStore for SqliteStore {
     }
 
     async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
-        let before = time::text(before_us);
+        let before = timestamp::text(before_us);
         let purged = blocking(&self.write, move |connection| {
             connection
                 .execute("DELETE FROM logweir_dead_letter WHERE at < ?1", [before])
@@ -775,7 +775,7 @@ fn read_dead_letters(connection: &Connection, limit: u32) -> rusqlite::Result<Ve
             sqlstate: row.get(5)?,
             reason: row.get(6)?,
             raw: row.get(7)?,
-            at_us: time::parse(&row.get::<_, String>(8)?).unwrap_or_default(),
+            at_us: timestamp::parse(&row.get::<_, String>(8)?).unwrap_or_default(),
         })
     };
     statement.query_map([limit], letter)?.collect()

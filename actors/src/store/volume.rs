@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::rows::Row;
-use super::time::{MINUTE_US, clamp};
+use crate::timestamp::{MINUTE_US, clamp};
 
 /// Service names are cut to this many bytes in the counters: a longer one would not fit into the index of `log_volume`,
 /// and a service name must never stop a lane.

@@ -4,7 +4,7 @@ use serde::{Serialize, Serializer};
 
 use crate::query::page::Found;
 use crate::record_json::RecordJson;
-use crate::store::time_text;
+use crate::timestamp;
 
 /// A record as one JSON object.
 pub struct RecordBody<'a>(pub &'a Found);
@@ -29,7 +29,7 @@ pub const CSV_HEADER: &str = "id,ts,severity,severity_text,service,host,message,
 
 /// A record as one line of CSV (RFC 4180).
 pub fn csv(out: &mut String, found: &Found) {
-    let (id, ts, severity) = (found.id.to_string(), time_text(found.ts_us), found.severity.number().to_string());
+    let (id, ts, severity) = (found.id.to_string(), timestamp::text(found.ts_us), found.severity.number().to_string());
     let values =
         [&*id, &ts, &severity, found.severity.name(), &found.service, &found.host, &found.message, &found.attributes];
     for (nth, value) in values.into_iter().enumerate() {

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use super::types::{EPOCH_US, JSONB_VERSION};
 use crate::store::rows::Row;
-use crate::store::time;
+use crate::timestamp;
 
 /// Lists the columns in the order in which [`Encoder`] writes them.
 pub(super) const COPY_SQL: &str =
@@ -81,7 +81,7 @@ impl Encoder {
 
     fn row(&mut self, row: &Row<'_>) {
         let record = &row.record;
-        let ts_us = time::clamp(record.ts_us);
+        let ts_us = timestamp::clamp(record.ts_us);
         self.clamped += u64::from(ts_us != record.ts_us);
         let texts = record.service.len() + record.host.len() + record.message.len() + record.attributes.len();
         // One capacity check for the whole row, and one copy for all fixed-width columns.

@@ -25,7 +25,7 @@ use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Range};
 use crate::query_throttle::{QueryThrottle, READING_MAX};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
-use crate::store::time::MINUTE_US;
+use crate::timestamp::MINUTE_US;
 
 /// Rows per fetch.
 const ROWS_PER_FETCH: usize = 500;

@@ -16,8 +16,8 @@ use tokio_postgres::{Client, Error};
 use super::connect::{Connection, describe, failure};
 use super::index;
 use super::types::Time;
-use crate::store::time::{self, DAY_US};
 use crate::store::{StoreError, migration_failure};
+use crate::timestamp::{self, DAY_US};
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/postgres");
@@ -184,7 +184,7 @@ async fn round(client: &Client, retention: RetentionSettings, now_us: i64) -> Re
 
 /// Returns `logs_pYYYYMMDD`.
 pub(super) fn partition_name(day: i64) -> String {
-    let (year, month, day) = time::civil(day);
+    let (year, month, day) = timestamp::civil(day);
     format!("logs_p{year:04}{month:02}{day:02}")
 }
 
@@ -198,7 +198,7 @@ async fn make_partition(client: &Client, day: i64) -> Result<(), StoreError> {
     if exists {
         return Ok(());
     }
-    let (from, to) = (time::text(day * DAY_US), time::text((day + 1) * DAY_US));
+    let (from, to) = (timestamp::text(day * DAY_US), timestamp::text((day + 1) * DAY_US));
     // The default partition is locked before it is read, so that no row is inserted between the move and the ATTACH.
     let sql = format!(
         "BEGIN;

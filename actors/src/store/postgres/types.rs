@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
-use crate::store::time;
+use crate::timestamp;
 
 /// PostgreSQL's epoch, 2000-01-01T00:00:00Z, in microseconds since 1970.
 pub(super) const EPOCH_US: i64 = 946_684_800_000_000;
@@ -19,7 +19,7 @@ pub(super) struct Time(pub(super) i64);
 
 impl ToSql for Time {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Boxed> {
-        out.put_i64(time::clamp(self.0) - EPOCH_US);
+        out.put_i64(timestamp::clamp(self.0) - EPOCH_US);
         Ok(IsNull::No)
     }
 

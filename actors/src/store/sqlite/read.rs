@@ -24,7 +24,7 @@ use crate::query::{Filter, facets};
 use crate::query_throttle::{self, QueryThrottle};
 use crate::store::StoreError;
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
-use crate::store::time::{self, MAX_US, MINUTE_US};
+use crate::timestamp::{self, MAX_US, MINUTE_US};
 
 /// Size of a connection's page cache, in bytes.
 pub(crate) const CACHE_BYTES: usize = 8 << 20;
@@ -197,13 +197,13 @@ fn severities(filter: &Filter) -> SeverityRange {
 
 /// Returns a range as text. A range up to the end of time includes the last instant.
 fn bounds(range: Range) -> (String, String) {
-    let end = if range.end_us > MAX_US { "~".to_owned() } else { time::text(range.end_us) };
-    (time::text(range.start_us), end)
+    let end = if range.end_us > MAX_US { "~".to_owned() } else { timestamp::text(range.end_us) };
+    (timestamp::text(range.start_us), end)
 }
 
 fn record<'r>(row: &'r Row<'_>) -> rusqlite::Result<(i64, Record<'r>)> {
     let record = Record {
-        ts_us: time::parse(text(row, 1)?).unwrap_or_default(),
+        ts_us: timestamp::parse(text(row, 1)?).unwrap_or_default(),
         severity: Severity::from_number(row.get(2)?).unwrap_or_default(),
         service: text(row, 3)?,
         host: text(row, 4)?,
@@ -335,7 +335,7 @@ impl Reading<'_> {
         let (from, to) = minutes(range);
         let mut rows = statement.query([from, to])?;
         while let Some(row) = rows.next()? {
-            let minute_us = time::parse(text(row, 0)?).unwrap_or_default();
+            let minute_us = timestamp::parse(text(row, 0)?).unwrap_or_default();
             visit(minute_us, text(row, 1)?, row.get(2)?, row.get::<_, i64>(3)?.cast_unsigned());
         }
         Ok(())
