@@ -767,6 +767,27 @@ async fn a_takeover_waits_for_an_open_flush_and_sees_its_result() {
 }
 
 #[tokio::test]
+async fn a_lane_opens_beside_its_earlier_connection_that_stalled_in_mid_statement() {
+    let on = Fixture::postgres().await;
+    let (writer, lease, _flusher) = started(&on).await;
+    // The network fell silent while lane 5 was being opened: its row is inserted but not committed, and the server waits
+    // for the rest of a statement. No timeout of the server ends that.
+    let stalled = postgres::connect(on.url()).await;
+    let name = format!("logweir/{}/5/{}/open", writer.simple(), lease.epoch);
+    stalled
+        .batch_execute(&format!(
+            "SET application_name = '{name}'; CREATE TEMP TABLE scratch (line text); BEGIN; \
+             INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES ('{writer}', 5, {})",
+            lease.epoch
+        ))
+        .await
+        .unwrap();
+    let _unfinished = stalled.copy_in::<_, bytes::Bytes>("COPY scratch FROM STDIN").await.unwrap();
+    let (_, row) = on.store.open_lane(&lease, 5).await.unwrap();
+    assert_eq!((row.lane, row.last_seq), (5, 0));
+}
+
+#[tokio::test]
 async fn a_takeover_terminates_the_connection_of_a_frozen_holder() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
@@ -785,7 +806,7 @@ async fn a_takeover_terminates_the_connection_of_a_frozen_holder() {
     on.assert_whole(writer, 5).await;
 
     // One that was frozen while it opened a lane: it holds the writer's row.
-    let name = format!("logweir/{}/open-lane/2", writer.simple());
+    let name = format!("logweir/{}/0/2/open", writer.simple());
     let frozen = postgres::connect(on.url()).await;
     frozen
         .batch_execute(&format!(

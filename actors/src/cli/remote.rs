@@ -365,15 +365,16 @@ pub(super) fn connection_error(error: &ureq::Error) -> String {
     format!("{error}{how}")
 }
 
-/// Whether the server's certificate is invalid, which no retry fixes.
-pub(super) fn is_untrusted(error: &ureq::Error) -> bool {
+/// Whether TLS fails in a way that no retry fixes: the certificate is invalid, or the server does not use TLS on this port.
+pub(super) fn tls_cannot_succeed(error: &ureq::Error) -> bool {
     let tls = match error {
         ureq::Error::Rustls(error) => Some(error),
         // The handshake takes place in the first read or write.
         ureq::Error::Io(error) => error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()),
         _ => None,
     };
-    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    let not_tls = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+    tls.is_some_and(|error| matches!(error, rustls::Error::InvalidCertificate(_)) || *error == not_tls)
 }
 
 /// What an error response to a request of `url` means.

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::remote::{connection_error, is_untrusted};
+use super::super::remote::{connection_error, tls_cannot_succeed};
 use super::tally::{Counts, Tally};
 use super::{Body, Compression, Shared, Target, exit};
 
@@ -32,8 +32,8 @@ enum Attempt {
     NotSent(String),
     /// The server may have received it.
     Lost(String),
-    /// The server's certificate is invalid.
-    Untrusted(String),
+    /// TLS cannot be established: the certificate is invalid, or the server does not use TLS on this port.
+    TlsFailed(String),
 }
 
 /// What to do next.
@@ -63,7 +63,7 @@ fn decide(attempt: Attempt) -> Next {
     match attempt {
         Attempt::NotSent(why) => Next::Retry { why, retry_after: None, doubtful: false },
         Attempt::Lost(why) => Next::Retry { why, retry_after: None, doubtful: true },
-        Attempt::Untrusted(why) => Next::Stop(exit::UNAVAILABLE, why),
+        Attempt::TlsFailed(why) => Next::Stop(exit::UNAVAILABLE, why),
         Attempt::Answer { status: 204, .. } => Next::Done(None),
         Attempt::Answer { status: 200..=299, text, .. } => match serde_json::from_str(&text) {
             Ok(counts) => Next::Done(Some(counts)),
@@ -202,7 +202,7 @@ fn post(agent: &ureq::Agent, target: &Target, number: u64, encoded: &[u8]) -> At
                 _ => Attempt::Answer { status, retry_after: seconds.map(Duration::from_secs), text },
             }
         }
-        Err(error) if is_untrusted(&error) => Attempt::Untrusted(connection_error(&error)),
+        Err(error) if tls_cannot_succeed(&error) => Attempt::TlsFailed(connection_error(&error)),
         Err(error) if never_sent(&error) => Attempt::NotSent(connection_error(&error)),
         Err(error) => Attempt::Lost(connection_error(&error)),
     }

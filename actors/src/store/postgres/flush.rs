@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::{join, join_all};
 use logweir_engine::fault::{armed, kill_point};
+use logweir_engine::journal::LaneId;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row as SqlRow, Statement};
@@ -40,7 +41,8 @@ const NO_CAS_SQL: &str = "UPDATE logweir_lane \
     WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL \
     AND $10::integer IS NOT NULL";
 const END_STALLED_SQL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-    WHERE application_name = $1 AND pid <> pg_backend_pid() AND state = 'active' AND wait_event = 'ClientRead'";
+    WHERE application_name IN ($1, $1 || '/open') AND pid <> pg_backend_pid() AND state = 'active' \
+    AND wait_event = 'ClientRead'";
 const VOLUME_SQL: &str = "INSERT INTO log_volume AS v (minute, service, severity, lane_id, records) \
     SELECT minute, service, severity, $5, records \
     FROM unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::bigint[]) AS t (minute, service, severity, records) \
@@ -131,6 +133,21 @@ impl From<StoreError> for AttemptError {
     }
 }
 
+/// Name of a lane's connections: each takeover can terminate those of earlier epochs. The connection that opens the lane
+/// has the suffix `/open`.
+pub(super) fn connection_name(writer: Uuid, lane: LaneId, epoch: i64) -> String {
+    format!("logweir/{}/{lane}/{epoch}", writer.simple())
+}
+
+/// Terminates earlier connections of the lane named `name` that wait for their client in mid-statement.
+///
+/// After a connection is lost silently, a COPY, or a statement whose Sync never arrives, waits for the client until TCP
+/// gives up, and holds its locks all that time; no other limit of the server ends it. Without the privilege to terminate
+/// it, the wait must run out.
+pub(super) async fn end_stalled(connection: &Connection, name: &str) {
+    let _ = connection.client.execute(END_STALLED_SQL, &[&name]).await;
+}
+
 impl PgLane {
     pub(super) async fn open(
         connector: Connector,
@@ -139,7 +156,7 @@ impl PgLane {
         row: LaneRow,
         statement_timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let name = format!("logweir/{}/{}/{epoch}", writer.simple(), row.lane);
+        let name = connection_name(writer, row.lane, epoch);
         let mut lane = Self { connector, name, writer, epoch, statement_timeout, row, session: None };
         lane.session = Some(lane.connect().await?);
         Ok(lane)
@@ -156,10 +173,7 @@ impl PgLane {
 
     async fn connect_unbounded(&self) -> Result<LaneSession, StoreError> {
         let connection = self.connector.connect(&self.name).await?;
-        // After a connection is lost silently, its COPY waits for the client until TCP gives up, and holds the lane's
-        // row all that time; no other limit of the server ends it. Without the privilege to terminate it, the wait must
-        // run out.
-        let _ = connection.client.execute(END_STALLED_SQL, &[&self.name]).await;
+        end_stalled(&connection, &self.name).await;
         schema::check_columns(&connection.client).await?;
         let prepare =
             async |sql| connection.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));

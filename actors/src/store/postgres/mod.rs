@@ -186,9 +186,11 @@ impl LogStore for PostgresStore {
 
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
         let opening = async {
-            // The name contains the epoch, so that a takeover can terminate it.
-            let name = format!("logweir/{}/open-lane/{}", lease.writer.simple(), lease.epoch);
-            let row = lease::lane(&self.connector.connect(&name).await?, lease, lane).await?;
+            let name = flush::connection_name(lease.writer, lane, lease.epoch);
+            let connection = self.connector.connect(&format!("{name}/open")).await?;
+            flush::end_stalled(&connection, &name).await;
+            let row = lease::lane(&connection, lease, lane).await?;
+            drop(connection);
             let connector = self.connector.clone();
             let writer =
                 PgLane::open(connector, lease.writer, lease.epoch, row.clone(), self.statement_timeout).await?;
