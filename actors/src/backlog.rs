@@ -47,7 +47,7 @@ impl Backlog {
         }
     }
 
-    /// How long the oldest frame above `committed` has existed; zero if there is no sample of it.
+    /// Age of the oldest frame above `committed`; zero if it was never sampled.
     #[must_use]
     pub fn age(&self, committed: u64, now: Instant) -> Duration {
         let oldest = self.samples.iter().find(|&&(seq, _)| seq > committed);

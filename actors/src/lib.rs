@@ -22,6 +22,8 @@
 //! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; token buckets; backlog age; circuit breakers
 //! gateway/, sse       discovery of processors by name, a breaker for each, their live tails merged; server-sent events
 //! record_json, timestamp    a record as JSON, in the one shape of every response and command; times as text and back
+//! tls, token          TLS of every listener and client; named secrets
+//! metric_help         kind and help text of every metric
 //! pipeline            wiring of the stages;  logweir, run, error: life cycle of the process
 //! cli/                one file per command
 //! ```

@@ -2,7 +2,7 @@
 //! listeners (HTTP and syslog, with an optional CA file for client certificates), and connections of the gateway to the
 //! processors (a private CA and an optional client certificate).
 //!
-//! - Certificates are always verified. There is deliberately no option to skip verification; TLS can only be turned off
+//! - Certificates are always verified: verification cannot be disabled, on purpose. TLS can only be turned off
 //!   in the URL.
 //! - Short-lived certificates (cert-manager) are replaced under a running process: the files of listeners and gateway
 //!   are reloaded (`reload`). New handshakes use the new files, existing connections continue.

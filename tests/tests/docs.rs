@@ -43,6 +43,28 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository is above its tests")
 }
 
+/// What a newcomer reads first stays short.
+const FRONT_PAGE_BYTES_MAX: usize = 8 << 10;
+const GLOSSARY_LINES_MAX: usize = 30;
+
+#[test]
+fn the_front_page_is_short_and_the_code_maps_name_every_module() {
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let front_page = read("README.md").len();
+    assert!(front_page <= FRONT_PAGE_BYTES_MAX, "README.md has {front_page} bytes");
+    for crate_root in ["engine/src/lib.rs", "actors/src/lib.rs"] {
+        let source = read(crate_root);
+        let code_map = source.split("```text").nth(1).and_then(|rest| rest.split("```").next()).expect("a code map");
+        let words: Vec<&str> = code_map.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+        let modules =
+            source.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+        let missing: Vec<&str> = modules.filter(|module| !words.contains(module)).collect();
+        assert!(missing.is_empty(), "the code map of {crate_root} lacks {missing:?}");
+    }
+    let glossary = read("actors/src/lib.rs").lines().filter(|line| line.starts_with("//! |")).count();
+    assert!((3..=GLOSSARY_LINES_MAX).contains(&glossary), "the glossary has {glossary} lines");
+}
+
 #[test]
 fn every_block_of_every_document_works_as_written() {
     let found = documents(repository());

@@ -1,7 +1,7 @@
 //! The server that `query`, `tail`, `top` and `produce` talk to: its address, a token, TLS.
 //!
 //! Address and token are looked up in the same order by every command: options, environment, configuration. Certificates are
-//! always verified; there is deliberately no option to skip that, `--ca-file` trusts a private CA instead.
+//! always verified: verification cannot be disabled, on purpose. `--ca-file` trusts a private CA instead.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub(super) struct RemoteArgs {
     token_file: Option<PathBuf>,
     /// Trust the CA certificates in FILE (PEM) in addition to the system's
     ///
-    /// The server's certificate is always verified; there is no option to skip verification.
+    /// The server's certificate is always verified; verification cannot be disabled.
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     ca_file: Option<PathBuf>,
     /// Client certificate (PEM), for a server that requires one

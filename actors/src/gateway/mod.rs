@@ -83,7 +83,7 @@ pub struct Processor {
     pub breaker: Option<BreakerSnapshot>,
 }
 
-/// Why there is no response from a processor.
+/// Reason why a processor did not respond.
 #[derive(Debug, thiserror::Error)]
 enum ProcessorError {
     /// No request was sent.

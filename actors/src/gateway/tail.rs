@@ -7,7 +7,7 @@
 //! - A slow client blocks the tasks, and these the processors, which report what they drop: at most `QUEUED_EVENTS`
 //!   events and one read per processor are buffered here.
 //! - The stream of a new processor starts when its name resolves to it.
-//! - Order is preserved within a processor; between processors there is no order to preserve.
+//! - Records of one processor keep their order; records of different processors have no defined order.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

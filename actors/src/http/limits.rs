@@ -1,8 +1,8 @@
 //! Limits per sender: bytes per second and bytes per day. A sender is a token; without tokens there is one sender.
 //!
-//! - A body is charged with its size as sent (compressed), before it is read if its length is announced. It is admitted
-//!   as long as the sender is no more than [`BURST`] ahead of its rate, whatever its size: a large body is paid off
-//!   afterwards.
+//! - A body is charged at its size as sent (compressed), before it is read if its length is announced.
+//! - A body of any size is admitted unless the sender is more than [`BURST`] ahead of its rate. A large body puts the
+//!   sender further ahead, which delays the next one.
 //! - Days are UTC days. Each process counts from its own start.
 
 use std::collections::HashMap;

@@ -132,6 +132,21 @@ pub struct Damage {
     pub reason: String,
 }
 
+impl Damage {
+    fn log(&self) {
+        let Self { segment, offset, bytes, seq_first, seq_last, reason } = self;
+        tracing::error!(
+            segment,
+            offset,
+            bytes,
+            seq_first,
+            seq_last,
+            reason,
+            "the journal is damaged; unreadable bytes are kept in quarantine/"
+        );
+    }
+}
+
 /// Result of [`Journal::open`].
 #[derive(Clone, Debug)]
 pub struct Recovered {
@@ -1032,15 +1047,7 @@ impl Shared {
             return;
         }
         let segment = view.number;
-        tracing::error!(
-            segment,
-            offset,
-            bytes,
-            seq_first,
-            seq_last,
-            reason,
-            "the journal is damaged; unreadable bytes are kept in quarantine/"
-        );
+        Damage { segment, offset, bytes, seq_first, seq_last, reason: reason.to_owned() }.log();
         let frames = (seq_last + 1).saturating_sub(seq_first);
         self.damaged_frames.fetch_add(frames, Ordering::Relaxed);
         metrics::counter!("logweir_journal_damaged_frames_total").increment(frames);

@@ -388,17 +388,7 @@ pub(super) fn prune_torn_tails(dir: &Dir) {
 /// Logs and counts damage.
 pub(super) fn report(recovered: &Recovered) {
     metrics::counter!("logweir_journal_torn_bytes_total").increment(recovered.torn_bytes);
-    for Damage { segment, offset, bytes, seq_first, seq_last, reason } in &recovered.damage {
-        tracing::error!(
-            segment,
-            offset,
-            bytes,
-            seq_first,
-            seq_last,
-            reason,
-            "the journal is damaged; unreadable bytes are kept in quarantine/"
-        );
-    }
+    recovered.damage.iter().for_each(Damage::log);
     metrics::counter!("logweir_journal_damaged_frames_total").increment(damaged_frames(&recovered.damage));
 }
 

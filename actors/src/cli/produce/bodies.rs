@@ -73,7 +73,7 @@ impl Splitter {
             if self.buffer.len() > PAYLOAD_BYTES_MAX && memchr::memchr(b'\n', &self.buffer).is_none() {
                 return Err(io::Error::other(format!("a line is longer than {PAYLOAD_BYTES_MAX} bytes")));
             }
-            // Without another line feed there is no new body.
+            // A new body starts only after another line feed.
             if !end && memchr::memchr(b'\n', &self.buffer[before..]).is_none() {
                 continue;
             }

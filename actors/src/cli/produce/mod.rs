@@ -422,7 +422,7 @@ impl Feed<'_> {
         Ok(())
     }
 
-    /// Limits of the next body; `None` if there is no next one.
+    /// Returns the limits of the next body, or `None` after the last one.
     fn limits(&self) -> Option<Limits> {
         let left = self.input.records_max.map_or(u64::MAX, |records| records.saturating_sub(self.records));
         if left == 0 || self.shared.stop.is_set() {
