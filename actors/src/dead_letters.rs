@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::record_json::strict_object;
 use crate::store::{DeadLetter, LogStore, StoreError};
-use crate::timestamp;
+use logweir_record::json::strict_object;
+use logweir_record::timestamp;
 
 /// Dead letters per query.
 const PAGE: u32 = 500;

@@ -21,7 +21,6 @@
 //! search, recent, result_cache    query execution: concurrency limits, merging rows and cache, cached histograms
 //! query_throttle, rate_limit, backlog, breaker    when queries yield to writes; token buckets; backlog age; circuit breakers
 //! gateway/, sse       discovery of processors by name, a breaker for each, their live tails merged; server-sent events
-//! record_json, timestamp    a record as JSON, in the one shape of every response and command; times as text and back
 //! tls, token          TLS of every listener and client; named secrets
 //! metric_help         kind and help text of every metric
 //! pipeline            wiring of the stages;  logweir, run, error: life cycle of the process
@@ -104,8 +103,6 @@ pub mod result_cache;
 pub mod backlog;
 pub mod query_throttle;
 pub mod breaker;
-mod timestamp;
-pub mod record_json;
 pub mod sse;
 pub mod gateway;
 pub mod tls;

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use logweir_engine::chunk::Chunk;
-use logweir_engine::journal::{AppendError, DedupKey, Journal, LaneId};
+use logweir_engine::journal::{AppendError, DedupKey, Journal, LaneId, PAYLOAD_BYTES_MAX};
 use logweir_engine::mailbox::Message;
+use logweir_record::chunk::Chunk;
+use logweir_record::codec;
 use tokio::sync::oneshot;
+
+// Whatever the codec encodes fits into a frame.
+const _: () = assert!(codec::PAYLOAD_BYTES_MAX == PAYLOAD_BYTES_MAX);
 
 /// When a chunk is acknowledged to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

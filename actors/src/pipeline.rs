@@ -120,7 +120,7 @@ fn sqlite_bytes_max(config: &Config) -> usize {
 }
 
 fn batch_bytes_max(config: &Config) -> usize {
-    config.batch.bytes_max.max(logweir_engine::codec::PAYLOAD_BYTES_MAX)
+    config.batch.bytes_max.max(logweir_record::codec::PAYLOAD_BYTES_MAX)
 }
 
 fn spawn_cache_writer(topology: &mut Topology, parts: &Parts) -> Mailbox<Batch> {

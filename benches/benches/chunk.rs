@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
-use logweir_engine::codec;
+use logweir_record::codec;
 
 const BODY_BYTES: usize = 64 << 10;
 /// Repetitions per measured run, so that it is long enough for the clock.

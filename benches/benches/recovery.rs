@@ -10,8 +10,8 @@ use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::timed_ratio;
 use logweir_benches::subject::on_a_runtime;
-use logweir_engine::codec;
 use logweir_engine::journal::{Journal, JournalConfig};
+use logweir_record::codec;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;

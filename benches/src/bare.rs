@@ -95,7 +95,7 @@ impl Transaction {
         Self { pieces: Vec::new(), open, rows: 0 }
     }
 
-    fn row(&mut self, id: i64, record: &logweir_engine::record::Record<'_>) {
+    fn row(&mut self, id: i64, record: &logweir_record::record::Record<'_>) {
         let field = |open: &mut BytesMut, bytes: &[u8]| {
             open.put_i32(i32::try_from(bytes.len()).expect("a short text"));
             open.put_slice(bytes);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use logweir::message::{Defaults, Format};
 use logweir::parser::parse;
-use logweir_engine::chunk::Chunk;
+use logweir_record::chunk::Chunk;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

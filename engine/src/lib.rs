@@ -5,15 +5,12 @@
 //! The `mod` lines below are in pipeline order.
 //!
 //! ```text
-//! record              one log event, borrowed; severity numbers and level names
-//! chunk               the records of one request or read, as columns over one text arena
 //! mailbox             the bounded queue of a stage: credits, send, reserve, close
 //! semaphore           a mailbox's accounting in messages and bytes, FIFO
 //! stage               the trait that users implement; exit codes; known waits
 //! window              tumbling and sliding windows over event time, and a stage that closes them
 //! actor_host          the only actix actor: hosts a stage, one message at a time; ticks, fairness
 //! supervisor          restarts after panics and stalls, the watchdog, exits
-//! codec               chunk <-> frame payload; the only user of bincode
 //! journal/mod         the public API, state shared by callers, writer and housekeeper
 //! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
 //! journal/writer      the writer thread: group commit, rotation, acknowledgment
@@ -53,17 +50,14 @@
 //!   damage, never a torn write (except in the last group, see there).
 //! - *journal/recover*: a start that is killed at any moment can be repeated, and does not grow the disk usage.
 //! - *journal/dedup_index*: a key is remembered across restarts, and forgotten if its frame is rolled back.
-//! - *codec*, *frame*, *segment*: the bytes on disk are frozen by golden files.
+//! - *frame*, *segment*: the bytes on disk are frozen by golden files.
 
-pub mod record;
-pub mod chunk;
 mod semaphore;
 pub mod mailbox;
 pub mod stage;
 pub mod window;
 mod actor_host;
 pub mod supervisor;
-pub mod codec;
 pub mod journal;
 pub mod topology;
 pub mod drain;

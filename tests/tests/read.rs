@@ -17,8 +17,8 @@ use logweir::query::{Comparison, Field, Filter, SeverityRange, Test, Text, TextK
 use logweir::query_throttle::{self, QueryThrottle};
 use logweir::store::read::{Count, LogReader, ReadError, Sample, Scan, Snapshot};
 use logweir::store::{self, Claim, LaneWriter, LogStore};
-use logweir_engine::chunk::Chunk;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::chunk::Chunk;
+use logweir_record::record::{Record, Severity};
 use logweir_tests::postgres;
 use proptest::prelude::*;
 use proptest::sample::select;

@@ -16,18 +16,18 @@ mod notify;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 use logweir_engine::journal::Journal;
 use logweir_engine::mailbox::{Bound, Mailbox, Message};
 use logweir_engine::stage::Exit;
 use logweir_engine::topology::{StageSpec, Topology};
 use logweir_engine::window::{ClosedWindow, WindowHandler, WindowStage, Windows};
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::follow::{self, DurableFrame, Follower, Position};
-use crate::timestamp;
+use logweir_record::timestamp;
 use notify::Notification;
 use rule::{Counts, Measure, Rule};
 use state::{Change, Machine, State};

@@ -82,8 +82,8 @@ impl BatchBuilder {
 mod tests {
     use std::sync::Arc;
 
-    use logweir_engine::chunk::Chunk;
-    use logweir_engine::record::{Record, Severity};
+    use logweir_record::chunk::Chunk;
+    use logweir_record::record::{Record, Severity};
 
     use super::*;
 

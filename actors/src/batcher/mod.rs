@@ -10,13 +10,13 @@ mod builder;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use logweir_engine::chunk::Chunk;
-use logweir_engine::codec;
 use logweir_engine::fault::kill_point;
 use logweir_engine::journal::{AppendError, Appended, DedupEntry, DedupKey, Journal, LaneId, NewFrame, OnDurable};
 use logweir_engine::mailbox::{Mailbox, TrySendError};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
+use logweir_record::chunk::Chunk;
+use logweir_record::codec;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

@@ -22,7 +22,7 @@ pub mod read;
 pub mod redis;
 pub mod memory;
 
-/// A recent record as the cache stores it: the JSON object of [`record_json`](crate::record_json) with the additional
+/// A recent record as the cache stores it: the JSON object of [`record_json`](logweir_record::json) with the additional
 /// members `run` (UUID), `lane`, `seq`, `row` and `ordinal`. Run, lane, seq and row identify the record within its
 /// frame, the ordinal within its lane: the id of its row follows from it. [`read`] parses it.
 pub type RecentRecord = String;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use logweir_engine::record::Severity;
+use logweir_record::record::Severity;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::query::page::Found;
 use crate::store::cursor::ORDINAL_BITS;
 use crate::store::read::LaneCursor;
-use crate::timestamp;
+use logweir_record::timestamp;
 
 /// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.
 #[derive(Deserialize)]

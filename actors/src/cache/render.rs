@@ -4,10 +4,10 @@ use std::io::Write;
 
 use bytes::BufMut;
 use logweir_engine::journal::LaneId;
-use logweir_engine::record::Record;
+use logweir_record::record::Record;
 use uuid::Uuid;
 
-use crate::record_json::Members;
+use logweir_record::json::Members;
 
 /// Identifies a record.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ fn put(out: &mut impl Write, text: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::record::Severity;
+    use logweir_record::record::Severity;
 
     use super::*;
 

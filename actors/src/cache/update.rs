@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use logweir_engine::record::Record;
+use logweir_record::record::Record;
 use uuid::Uuid;
 
 use super::render::Location;
@@ -191,8 +191,8 @@ fn latest<'a>(services: PerService<'a, Service>, services_max: usize) -> Vec<Ser
 mod tests {
     use std::sync::Arc;
 
-    use logweir_engine::chunk::Chunk;
-    use logweir_engine::record::Severity;
+    use logweir_record::chunk::Chunk;
+    use logweir_record::record::Severity;
 
     use super::*;
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use logweir_engine::codec;
 use logweir_engine::journal::{self, Damage, Frame, LaneId, OpenError, Report};
-use logweir_engine::record::Record;
+use logweir_record::codec;
+use logweir_record::record::Record;
 use serde::Serialize;
 
 use super::args::{ConfigArgs, StoreArgs};
@@ -17,7 +17,7 @@ use super::output::{self, Color, Output, Records, count};
 use super::{Failure, Outcome, exit};
 use crate::config::keys::Unit;
 use crate::config::value::show_number;
-use crate::record_json::RecordJson;
+use logweir_record::json::RecordJson;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JournalCommand {
@@ -275,7 +275,7 @@ fn dump(args: &DumpArgs) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use logweir_engine::record::Severity;
+    use logweir_record::record::Severity;
 
     fn line(ts_us: i64, attributes: &str) -> serde_json::Value {
         let frame = Frame {

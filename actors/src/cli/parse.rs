@@ -14,7 +14,7 @@ use super::output::{self, Color, Output, Records};
 use super::{Failure, Outcome, exit};
 use crate::message::Format;
 use crate::parser::{Explained, Memory, Rules, explain};
-use crate::record_json::RecordJson;
+use logweir_record::json::RecordJson;
 
 #[derive(Debug, Args)]
 pub(super) struct ParseArgs {

@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 use logweir_engine::journal::SEGMENT_BYTES_MAX;
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
 
 use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role};
 use crate::message::AckLevel;

@@ -17,12 +17,12 @@ mod session;
 
 use std::sync::Arc;
 
-use logweir_engine::codec;
 use logweir_engine::drain::Phase;
 use logweir_engine::fault::kill_point;
 use logweir_engine::journal::{Frame, Journal, LaneId, LaneTail, Reader};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
+use logweir_record::codec;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
 

@@ -9,9 +9,9 @@ pub mod position;
 
 use std::io;
 
-use logweir_engine::chunk::Chunk;
-use logweir_engine::codec::{self, PAYLOAD_BYTES_MAX};
 use logweir_engine::journal::{AppendError, Frame, Journal, LaneId, Reader};
+use logweir_record::chunk::Chunk;
+use logweir_record::codec::{self, PAYLOAD_BYTES_MAX};
 use tokio::time::{Duration, sleep};
 
 pub use position::Position;

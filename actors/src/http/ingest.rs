@@ -17,7 +17,7 @@ use super::parameters::{Parameters, format};
 use crate::message::{AckLevel, LineError, ParseReport, Receipt};
 use crate::parser::{Memory, Parsed, parse_by};
 use crate::producer::decompress;
-use crate::record_json::RecordJson;
+use logweir_record::json::RecordJson;
 
 /// Maximum number of records returned for `?debug=1`.
 const DEBUG_RECORDS_MAX: usize = 100;

@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::json::Scratch;
 use super::sink::Sink;

@@ -10,7 +10,7 @@
 //! - Without a time, a level must be in capitals or brackets: `INFO:root:…`, `[INFO] …`. Prose and stack traces stay
 //!   text.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
 use super::json::Scratch;

@@ -5,7 +5,7 @@
 //! - The expressions are those of the `regex` crate: matching takes linear time in the length of the line.
 //! - A time or level that cannot be parsed is kept as an attribute under the name of its group.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use regex::{Regex, RegexBuilder};
 
 use super::attributes::Attributes;

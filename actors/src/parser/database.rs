@@ -1,7 +1,7 @@
 //! Logs of database servers: Redis `7:M 12 Dec 2020 10:00:00.123 * …` and
 //! PostgreSQL `2020-12-12 10:00:00.123 UTC [7] user@db LOG:  …`.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
 use super::json::Scratch;

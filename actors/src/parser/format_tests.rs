@@ -1,7 +1,7 @@
 //! Lines of each text format, and lines that must not be mistaken for one.
 
 use super::*;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use proptest::prelude::*;
 
 /// 2023-11-14 22:13:20 UTC.

@@ -1,7 +1,7 @@
 //! Google's glog and Kubernetes' klog: `I0115 10:00:00.123456   1234 file.go:123] message`, with structured messages
 //! `"message" name="value"`. The C++ library also writes the year: `I20210115 …`.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attributes::{Attributes, pair};
 use super::json::Scratch;

@@ -15,7 +15,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 

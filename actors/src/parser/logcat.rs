@@ -1,6 +1,6 @@
 //! Android's logcat in the `threadtime` format: `03-17 16:13:38.811  1702  2395 D WindowManager: …`.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
 use super::json::Scratch;

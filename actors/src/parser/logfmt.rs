@@ -3,7 +3,7 @@
 //! Pairs with the usual names of time, level, message, service and host become the record's fields; every other pair is
 //! an attribute.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attributes::{Attributes, Pair, pair};
 use super::json::Scratch;

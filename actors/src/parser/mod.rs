@@ -22,11 +22,11 @@
 
 use std::sync::Arc;
 
-use logweir_engine::chunk::Chunk;
 use logweir_engine::fault::kill_point;
 use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
+use logweir_record::chunk::Chunk;
 
 use crate::message::{
     Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RECORD_END, RawChunk, Rejection, RejectionKind,
@@ -305,7 +305,7 @@ fn too_large() -> Rejection {
         reason: "chunk_too_large",
         detail: format!(
             "the records of this body take more than {} bytes in the journal: send them in smaller bodies",
-            logweir_engine::codec::PAYLOAD_BYTES_MAX
+            logweir_record::codec::PAYLOAD_BYTES_MAX
         ),
     }
 }

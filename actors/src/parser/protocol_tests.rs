@@ -1,6 +1,6 @@
 //! Whole bodies of the protocols that wrap records: the resulting records, and the rejections.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use proptest::prelude::*;
 use prost::Message;
 

@@ -1,8 +1,8 @@
 //! Collects what the formats parsed, and what they could not.
 
-use logweir_engine::chunk::Chunk;
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::chunk::Chunk;
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
+use logweir_record::record::{Record, Severity};
 
 use super::SERVICE_UNKNOWN;
 use super::rules::Rules;

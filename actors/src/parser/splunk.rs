@@ -7,7 +7,7 @@
 //!   `fields` are attributes.
 //! - An invalid event rejects the whole body, so that the sender need not guess which events are stored.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use serde_json::value::RawValue;
 
 use super::json::{self, Scratch, in_column, too_deep};

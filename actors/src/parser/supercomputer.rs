@@ -6,7 +6,7 @@
 //! The epoch time is the instant; the local time beside it has no zone and supplies the fraction of the second. The
 //! first word is `-` or the category of an alert.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
 use super::json::Scratch;

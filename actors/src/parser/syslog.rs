@@ -5,7 +5,7 @@
 //! - RFC 3164 describes observed practice, not requirements: after a `<PRI>`, the host, the process id, the tag and
 //!   even the time may be missing. Without a `<PRI>`, time, host and tag are required for a line to be syslog.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::application::is_level;
 use super::attributes::Attributes;

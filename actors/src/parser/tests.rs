@@ -1,6 +1,6 @@
 use super::*;
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
+use logweir_record::record::{Record, Severity};
 use proptest::prelude::*;
 
 const NOW_US: i64 = 1_700_000_000_000_000;

@@ -5,7 +5,7 @@
 //!
 //! The message is the text after level and process; the client, the request and so on in it are added as attributes.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::application::bracketed;
 use super::attributes::Attributes;

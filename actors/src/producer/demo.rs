@@ -257,10 +257,10 @@ async fn submit(source: &SourceClient, stream: u64, body: Vec<u8>, received_us: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use logweir_engine::record::Severity;
+    use logweir_record::record::Severity;
     use std::collections::{BTreeMap, BTreeSet};
 
-    fn chunk(seed: u64, lines: usize) -> logweir_engine::chunk::Chunk {
+    fn chunk(seed: u64, lines: usize) -> logweir_record::chunk::Chunk {
         let mut demo = Demo::new(seed);
         let body: String =
             (0..lines).map(|index| demo.next_line(1_700_000_000_000_000 + index as i64).to_owned() + "\n").collect();

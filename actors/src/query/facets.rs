@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use logweir_engine::record::Record;
+use logweir_record::record::Record;
 
 use super::attribute;
 use super::filter::Field;

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::attribute;
 use super::text::{Text, number};

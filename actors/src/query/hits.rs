@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 
 use super::page::Range;
 

@@ -1,6 +1,6 @@
 //! Queries, their meaning, and the errors for invalid ones.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use proptest::prelude::*;
 
 use super::*;

@@ -1,6 +1,6 @@
 //! Queries that Grafana sends, their meaning, and the errors for unsupported ones.
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use proptest::prelude::*;
 
 use super::*;

@@ -2,7 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::json::RecordJson;
+use logweir_record::record::{Record, Severity};
 
 /// A time range from `start_us`, inclusive, to `end_us`, exclusive, in microseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +101,12 @@ impl Found {
             message: &self.message,
             attributes: &self.attributes,
         }
+    }
+
+    /// The record as JSON.
+    #[must_use]
+    pub fn json(&self) -> RecordJson<'_> {
+        RecordJson::stored(self.record())
     }
 
     /// The record's position.

@@ -53,7 +53,7 @@ pub fn on_cursor_mismatch(
 mod tests {
     use std::sync::Arc;
 
-    use logweir_engine::chunk::Chunk;
+    use logweir_record::chunk::Chunk;
 
     use super::*;
     use crate::message::BatchFrame;

@@ -2,15 +2,15 @@
 
 use std::borrow::Cow;
 
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::StoreError;
-use crate::record_json::RecordJson;
-use crate::timestamp;
+use logweir_record::json::RecordJson;
+use logweir_record::timestamp;
 
-/// The JSON in [`DeadLetter::raw`](super::DeadLetter::raw) as it is read: a record's [one shape](crate::record_json),
+/// The JSON in [`DeadLetter::raw`](super::DeadLetter::raw) as it is read: a record's [one shape](logweir_record::json),
 /// where an operator may have edited it. Unknown members are ignored, so a record from any endpoint can be pasted.
 #[derive(Deserialize)]
 struct StoredRecord<'a> {

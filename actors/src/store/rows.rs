@@ -1,6 +1,6 @@
 //! The rows of a batch with their ids.
 
-use logweir_engine::record::Record;
+use logweir_record::record::Record;
 
 use super::cursor::ORDINAL_BITS;
 use crate::message::Batch;

@@ -38,7 +38,7 @@ use super::{
 use crate::config::Database;
 use crate::message::Batch;
 use crate::query_throttle::QueryThrottle;
-use crate::timestamp::{self, DAY_US};
+use logweir_record::timestamp::{self, DAY_US};
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/sqlite");
@@ -429,7 +429,7 @@ impl LaneState {
         let mut statement = transaction.prepare_cached(INSERT_SQL).map_err(&failed)?;
         let mut rejected: Vec<(usize, Error)> = Vec::new();
         let limit = poison_rows_max(usize::try_from(batch.records()).unwrap_or(usize::MAX));
-        let mut ts = timestamp::Formatter::new();
+        let mut ts = timestamp::Formatter::default();
         let mut clamped = 0;
         let mut volume = volume::Counter::default();
         for (index, row) in rows::rows(batch, self.row.lane_id).enumerate() {
@@ -474,7 +474,7 @@ impl LaneState {
     ) -> Result<(), StoreError> {
         let failed = failed("counting the volume");
         let mut statement = transaction.prepare_cached(VOLUME_SQL).map_err(&failed)?;
-        let mut minute = timestamp::Formatter::new();
+        let mut minute = timestamp::Formatter::default();
         for (key, records) in counted {
             let minute = minute.write(key.minute_us);
             statement

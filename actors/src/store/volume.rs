@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::rows::Row;
-use crate::timestamp::{MINUTE_US, clamp};
+use logweir_record::timestamp::{MINUTE_US, clamp};
 
 /// Service names are cut to this many bytes in the counters: a longer one would not fit into the index of `log_volume`,
 /// and a service name must never stop a lane.
@@ -112,7 +112,7 @@ impl<'a, T: Default> PerService<'a, T> {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::record::{Record, Severity};
+    use logweir_record::record::{Record, Severity};
 
     use super::*;
 

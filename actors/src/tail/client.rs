@@ -6,7 +6,7 @@
 //! - A live stream favors the latest records: those above the rate limit, and those that left the ring before a slow
 //!   client got to them, are counted and reported.
 
-use logweir_engine::record::Record;
+use logweir_record::record::Record;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, timeout};
 

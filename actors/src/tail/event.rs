@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use logweir_engine::record::Record;
+use logweir_record::record::Record;
 use uuid::Uuid;
 
 use crate::follow::Position;
-use crate::record_json::Members;
+use logweir_record::json::Members;
 
 /// Appends a record with the token that resumes after it. `id` is `None` until the database has assigned the lane's
 /// number.
@@ -60,7 +60,7 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::record::Severity;
+    use logweir_record::record::Severity;
 
     use super::*;
 

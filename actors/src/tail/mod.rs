@@ -23,10 +23,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
 use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::Journal;
-use logweir_engine::record::Record;
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
+use logweir_record::record::Record;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Duration, timeout};
@@ -329,11 +329,11 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::chunk::Chunk;
-    use logweir_engine::codec;
     use logweir_engine::drain::DrainControl;
     use logweir_engine::journal::JournalConfig;
-    use logweir_engine::record::Severity;
+    use logweir_record::chunk::Chunk;
+    use logweir_record::codec;
+    use logweir_record::record::Severity;
     use tempfile::TempDir;
 
     use super::*;

@@ -1,7 +1,7 @@
 //! The two forms in which a client's events are delivered: typed, and rendered as server-sent events.
 
 use bytes::Bytes;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use uuid::Uuid;
 
 use super::event;

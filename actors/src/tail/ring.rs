@@ -87,9 +87,9 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::chunk::Chunk;
     use logweir_engine::journal::LaneId;
-    use logweir_engine::record::{Record, Severity};
+    use logweir_record::chunk::Chunk;
+    use logweir_record::record::{Record, Severity};
 
     use super::*;
 

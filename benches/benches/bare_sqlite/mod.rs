@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use logweir::config::{Config, DatabaseUrl};
 use logweir_benches::corpus::Corpus;
 use logweir_benches::subject::on_a_runtime;
-use logweir_engine::chunk::Chunk;
+use logweir_record::chunk::Chunk;
 use rusqlite::Connection;
 
 /// The settings of the connection in logweir's store.

@@ -21,7 +21,9 @@ use uuid::Uuid;
 
 use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry};
 use super::{LaneId, LaneTail};
-use crate::codec::PAYLOAD_BYTES_MAX;
+
+/// Largest payload of a frame, in bytes: 16 MiB.
+pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
 /// Size of a frame header.
 pub(super) const FRAME_HEADER_BYTES: usize = 64;

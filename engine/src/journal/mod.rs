@@ -44,6 +44,7 @@ use uuid::Uuid;
 
 pub use self::check::{Report, SegmentReport, check, dump, repair};
 pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey};
+pub use self::frame::PAYLOAD_BYTES_MAX;
 pub use self::reader::Reader;
 pub use self::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
@@ -221,7 +222,7 @@ pub enum AppendError {
     /// The disk is full (ENOSPC, EDQUOT, EFBIG); appends are accepted again once space is available.
     #[error("the journal's disk is full")]
     DiskFull,
-    /// The payload exceeds [`crate::codec::PAYLOAD_BYTES_MAX`], the segment size or the reserved credit.
+    /// The payload exceeds [`PAYLOAD_BYTES_MAX`], the segment size or the reserved credit.
     #[error("a payload of {bytes} bytes does not fit into a frame")]
     TooLarge {
         /// Size of the payload, in bytes.

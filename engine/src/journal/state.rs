@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::dedup_index::{DedupEntry, DedupIndex, DedupKey};
-use super::frame::{FRAME_ALIGN, Start, frame_bytes};
+use super::frame::{FRAME_ALIGN, PAYLOAD_BYTES_MAX, Start, frame_bytes};
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
 use super::{AppendError, Appended, LaneId, LaneTail};
@@ -205,7 +205,7 @@ impl State {
         let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.allocated.lanes.len() + 1, dedup_bytes));
         let taken = SEGMENT_HEADER_BYTES as u64 + start + frame_bytes(0) + SEAL_BYTES;
         let payload_max = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
-        (payload_max & !(FRAME_ALIGN as usize - 1)).min(crate::codec::PAYLOAD_BYTES_MAX)
+        (payload_max & !(FRAME_ALIGN as usize - 1)).min(PAYLOAD_BYTES_MAX)
     }
 
     /// Number of segments that the queued frames will create.

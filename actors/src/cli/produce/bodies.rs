@@ -7,7 +7,7 @@
 
 use std::io::{self, Read};
 
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
 
 /// Limits of a body.
 #[derive(Clone, Copy, Debug)]

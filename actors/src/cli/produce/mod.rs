@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use logweir_engine::codec::PAYLOAD_BYTES_MAX;
+use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use uuid::Uuid;
 
 use self::bodies::{Limits, Splitter};

@@ -1,10 +1,10 @@
-//! A record as the query API returns it: its id, and the [one shape](crate::record_json) of a record.
+//! A record as the query API returns it: its id, and the [one shape](logweir_record::json) of a record.
 
 use serde::{Serialize, Serializer};
 
 use crate::query::page::Found;
-use crate::record_json::RecordJson;
-use crate::timestamp;
+use logweir_record::json::RecordJson;
+use logweir_record::timestamp;
 
 /// A record as one JSON object.
 pub struct RecordBody<'a>(pub &'a Found);
@@ -20,7 +20,7 @@ pub(super) struct Body<'a> {
 
 impl Serialize for RecordBody<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Body { id: self.0.id.to_string(), record: self.0.into() }.serialize(serializer)
+        Body { id: self.0.id.to_string(), record: self.0.json() }.serialize(serializer)
     }
 }
 

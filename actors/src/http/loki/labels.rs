@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn every_severity_has_a_level() {
         for number in 0..=24 {
-            let severity = logweir_engine::record::Severity::from_number(number).unwrap();
+            let severity = logweir_record::record::Severity::from_number(number).unwrap();
             assert!(LEVELS.contains(&level(severity.name())));
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use actix_web::http::header::HeaderMap;
-use logweir_engine::record::Severity;
+use logweir_record::record::Severity;
 use serde::Serialize;
 use serde_json::Value;
 

@@ -13,7 +13,7 @@ use actix_ws::{AggregatedMessage, Closed, Session};
 use bytes::Bytes;
 use jiff::Timestamp;
 use logweir_engine::clock;
-use logweir_engine::record::Severity;
+use logweir_record::record::Severity;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;

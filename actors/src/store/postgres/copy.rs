@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use super::types::{EPOCH_US, JSONB_VERSION};
 use crate::store::rows::Row;
-use crate::timestamp;
+use logweir_record::timestamp;
 
 /// Lists the columns in the order in which [`Encoder`] writes them.
 pub(super) const COPY_SQL: &str =

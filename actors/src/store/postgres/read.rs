@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use futures_util::{TryStreamExt, pin_mut};
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{CancelToken, Error, IsolationLevel, Row, Transaction};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -25,7 +25,7 @@ use crate::query::hits::{By, Steps};
 use crate::query::page::{Direction, Found, Range};
 use crate::query_throttle::{QueryThrottle, READING_MAX};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
-use crate::timestamp::MINUTE_US;
+use logweir_record::timestamp::MINUTE_US;
 
 /// Rows per fetch.
 const ROWS_PER_FETCH: usize = 500;

@@ -17,7 +17,7 @@ use super::connect::{Connection, describe, failure};
 use super::index;
 use super::types::Time;
 use crate::store::{StoreError, migration_failure};
-use crate::timestamp::{self, DAY_US};
+use logweir_record::timestamp::{self, DAY_US};
 
 mod embedded {
     refinery::embed_migrations!("src/store/sql/postgres");
@@ -184,8 +184,7 @@ async fn round(client: &Client, retention: RetentionSettings, now_us: i64) -> Re
 
 /// Returns `logs_pYYYYMMDD`.
 pub(super) fn partition_name(day: i64) -> String {
-    let (year, month, day) = timestamp::civil(day);
-    format!("logs_p{year:04}{month:02}{day:02}")
+    timestamp::date(day).strftime("logs_p%Y%m%d").to_string()
 }
 
 async fn make_partition(client: &Client, day: i64) -> Result<(), StoreError> {

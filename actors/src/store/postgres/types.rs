@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
-use crate::timestamp;
+use logweir_record::timestamp;
 
 /// PostgreSQL's epoch, 2000-01-01T00:00:00Z, in microseconds since 1970.
 pub(super) const EPOCH_US: i64 = 946_684_800_000_000;

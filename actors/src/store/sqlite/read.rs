@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use logweir_engine::record::{Record, Severity};
+use logweir_record::record::{Record, Severity};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
 
@@ -24,7 +24,7 @@ use crate::query::{Filter, facets};
 use crate::query_throttle::{self, QueryThrottle};
 use crate::store::StoreError;
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
-use crate::timestamp::{self, MAX_US, MINUTE_US};
+use logweir_record::timestamp::{self, MAX_US, MINUTE_US};
 
 /// Size of a connection's page cache, in bytes.
 pub(crate) const CACHE_BYTES: usize = 8 << 20;

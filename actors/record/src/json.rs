@@ -14,16 +14,15 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 
-use logweir_engine::record::Record;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::query::page::Found;
+use crate::record::Record;
 use crate::timestamp;
 
 /// A record as JSON.
-#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = RecordMembers)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = RecordMembers))]
 pub struct RecordJson<'a> {
     /// RFC 3339, UTC.
     ts: String,
@@ -36,7 +35,7 @@ pub struct RecordJson<'a> {
     host: &'a str,
     message: &'a str,
     /// `{}` for none.
-    #[schema(value_type = Object)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     attributes: Cow<'a, RawValue>,
     /// The attributes as received; only if they are not a valid JSON object.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,16 +48,13 @@ impl<'a> From<Record<'a>> for RecordJson<'a> {
     }
 }
 
-impl<'a> From<&'a Found> for RecordJson<'a> {
-    /// Of a record that a store returned, whose attributes were checked when they were inserted.
-    fn from(found: &'a Found) -> Self {
-        let Found { ts_us, severity, service, host, message, attributes, .. } = found;
-        let (ts_us, severity) = (*ts_us, *severity);
-        Self::new(Record { ts_us, severity, service, host, message, attributes }, object(attributes))
-    }
-}
-
 impl<'a> RecordJson<'a> {
+    /// Of a record that a store returned, whose attributes were checked when they were inserted.
+    #[must_use]
+    pub fn stored(record: Record<'a>) -> Self {
+        Self::new(record, object(record.attributes))
+    }
+
     fn new(record: Record<'a>, object: Option<Cow<'a, RawValue>>) -> Self {
         Self {
             ts: timestamp::text(record.ts_us),
@@ -85,7 +81,8 @@ fn object(text: &str) -> Option<Cow<'_, RawValue>> {
 }
 
 /// As [`object`], but rejects what many clients reject together with everything around it, such as a lone surrogate.
-pub(crate) fn strict_object(text: &str) -> Option<Cow<'_, RawValue>> {
+#[must_use]
+pub fn strict_object(text: &str) -> Option<Cow<'_, RawValue>> {
     let readable = text.is_empty() || serde_json::from_str::<serde_json::Value>(text).is_ok();
     object(text).filter(|_| readable)
 }
@@ -134,7 +131,7 @@ impl Write for Bytes<'_, '_> {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::record::Severity;
+    use crate::record::Severity;
 
     use super::*;
 

@@ -1,0 +1,7 @@
+#![doc = include_str!("../README.md")]
+
+pub mod record;
+pub mod chunk;
+pub mod codec;
+pub mod timestamp;
+pub mod json;
