@@ -3,9 +3,8 @@
 //! A binary timestamptz accepts any 64 bits: the extremes become `infinity` or the year 294276 and create an absurd
 //! partition. So every time is clamped to the years 1 to 9999 (the parser does so too and keeps the original text).
 
-use jiff::Timestamp;
 use jiff::civil::Date;
-use jiff::tz::Offset;
+use jiff::{Span, Timestamp};
 
 /// 0001-01-01T00:00:00Z.
 pub const MIN_US: i64 = -62_135_596_800_000_000;
@@ -26,8 +25,9 @@ pub fn clamp(ts_us: i64) -> i64 {
 /// Returns the date of a day counted from 1970-01-01 (proleptic Gregorian calendar), clamped to the years 1 to 9999.
 #[must_use]
 pub fn date(day: i64) -> Date {
-    let instant = Timestamp::from_microsecond(clamp(day.saturating_mul(DAY_US)));
-    Offset::UTC.to_datetime(instant.expect("the years 1 to 9999 are within jiff's range")).date()
+    // Not through `Timestamp`, which ends a day earlier: it leaves room for every time zone's offset.
+    const EPOCH: Date = Date::constant(1970, 1, 1);
+    EPOCH.saturating_add(Span::new().days(day.clamp(MIN_US / DAY_US, MAX_US / DAY_US)))
 }
 
 /// Formats times as 27 ASCII bytes, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, without allocating. Caches the day.
