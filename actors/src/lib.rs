@@ -96,7 +96,6 @@ pub mod store;
 pub mod dead_letters;
 pub mod cache;
 pub mod rate_limit;
-pub mod query;
 pub mod recent;
 pub mod search;
 pub mod result_cache;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
-use crate::query::page::{Direction, Range};
+use logweir_query::page::{Direction, Range};
 
 /// A backlog of this age is more than a batch that is waiting to fill.
 pub const BEHIND: Duration = Duration::from_secs(2);

@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::query::hits::{By, Steps};
 use crate::store::read::{Count, Volume};
+use logweir_query::hits::{By, Steps};
 
 /// Maximum number of cached histograms.
 const ENTRIES_MAX: usize = 32;
@@ -69,7 +69,7 @@ impl ResultCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::page::Range;
+    use logweir_query::page::Range;
 
     fn key(filter: &str) -> HistogramKey {
         let steps = Steps { range: Range { start_us: 0, end_us: 60 }, step_us: 60 };

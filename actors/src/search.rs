@@ -15,14 +15,14 @@ use tokio::time::{Instant, timeout};
 
 use crate::cache::HotCache;
 use crate::config;
-use crate::query::Filter;
-use crate::query::facets::{Facet, Facets, NameCount};
-use crate::query::hits::{By, Hits, Series, Steps};
-use crate::query::page::{Direction, Found, Position, Range};
-use crate::query::{Field, filter};
 use crate::recent::{self, Recent};
 use crate::result_cache::{self, HistogramKey, ResultCache};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use logweir_query::Filter;
+use logweir_query::facets::{Facet, Facets, NameCount};
+use logweir_query::hits::{By, Hits, Series, Steps};
+use logweir_query::page::{Direction, Found, Position, Range};
+use logweir_query::{Field, filter};
 
 /// Maximum number of records that facets are counted over.
 pub const FACET_RECORDS_MAX: usize = 50_000;

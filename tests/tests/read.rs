@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use logweir::config::{Database, DatabaseUrl};
 use logweir::message::{Batch, BatchFrame};
-use logweir::query::facets::{Facets, Names};
-use logweir::query::hits::{By, Hits, Steps};
-use logweir::query::page::{Direction, Found, Range};
-use logweir::query::{Comparison, Field, Filter, SeverityRange, Test, Text, TextKind, parse};
 use logweir::query_throttle::{self, QueryThrottle};
 use logweir::store::read::{Count, LogReader, ReadError, Sample, Scan, Snapshot};
 use logweir::store::{self, Claim, LaneWriter, LogStore};
+use logweir_query::facets::{Facets, Names};
+use logweir_query::hits::{By, Hits, Steps};
+use logweir_query::page::{Direction, Found, Range};
+use logweir_query::{Comparison, Field, Filter, SeverityRange, Test, Text, TextKind, parse};
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
 use logweir_tests::postgres;

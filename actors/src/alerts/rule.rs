@@ -4,8 +4,8 @@ use logweir_engine::window::{Aggregate, WindowSpec};
 
 use crate::config::keys::Unit;
 use crate::config::value::{Raw, quantity};
-use crate::query::{self, Filter};
 use crate::token::Token;
+use logweir_query::{self as query, Filter};
 
 /// Maximum number of alerts.
 pub const RULES_MAX: usize = 100;

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::query::page::Found;
 use crate::store::cursor::ORDINAL_BITS;
 use crate::store::read::LaneCursor;
+use logweir_query::page::Found;
 use logweir_record::timestamp;
 
 /// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.

@@ -18,8 +18,8 @@ use ureq::typestate::AgentScope;
 
 use super::args::ConfigArgs;
 use super::{Failure, exit};
-use crate::query::language::QUERY_BYTES_MAX;
 use crate::token::Token;
+use logweir_query::language::QUERY_BYTES_MAX;
 
 /// An error response is read up to this many bytes.
 const ERROR_BYTES_MAX: u64 = 64 << 10;

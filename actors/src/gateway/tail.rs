@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Gateway, unreachable};
 use crate::breaker::{Allow, retry};
-use crate::query::QueryText;
 use crate::sse::{Event, Events};
+use logweir_query::QueryText;
 
 /// Separates the tokens in a merged one.
 pub const TOKEN_SEPARATOR: char = '_';

@@ -11,7 +11,7 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Rejection, RejectionKind};
-use crate::query::QueryError;
+use logweir_query::QueryError;
 
 /// Seconds that a sender that exceeds a limit should wait.
 const RETRY_BUSY_S: u64 = 1;

@@ -16,8 +16,8 @@ use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::api::query_parameters::QueryParameters;
 use super::error_responses::{LIVE_TAIL, LiveTailErrors};
-use crate::query::QueryText;
 use crate::tail::{Matches, TailRejection};
+use logweir_query::QueryText;
 
 /// Streams durable records as they arrive.
 #[utoipa::path(

@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::query::hits::{By, Steps};
-use crate::query::page::{Direction, Found, Position, Range};
-use crate::query::{Filter, facets};
 use crate::query_throttle::QueryThrottle;
+use logweir_query::hits::{By, Steps};
+use logweir_query::page::{Direction, Found, Position, Range};
+use logweir_query::{Filter, facets};
 
 /// An ordered read of records.
 #[derive(Clone, Debug)]

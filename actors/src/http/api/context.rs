@@ -8,7 +8,7 @@ use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::RecordBody;
-use crate::query::page::Position;
+use logweir_query::page::Position;
 
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = Context)]

@@ -7,7 +7,7 @@ use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::query_parameters::{QueryParameters, bad_parameter};
-use crate::query::facets::Facet;
+use logweir_query::facets::Facet;
 
 /// Maximum number of fields per request.
 const FIELDS_MAX: usize = 32;

@@ -7,7 +7,7 @@ use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::query_parameters::QueryParameters;
-use crate::query::facets::NameCount;
+use logweir_query::facets::NameCount;
 
 #[derive(Serialize, utoipa::ToSchema)]
 struct Fields {

@@ -7,7 +7,7 @@ use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::query_parameters::QueryParameters;
-use crate::query::hits::{By, Series};
+use logweir_query::hits::{By, Series};
 
 #[derive(Serialize, utoipa::ToSchema)]
 #[schema(as = Hits)]

@@ -18,8 +18,8 @@ use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::{CSV_HEADER, RecordBody, csv};
-use crate::query::page::{Direction, Position};
 use crate::search::{Page, PageRequest, SearchError, Searcher, Source};
+use logweir_query::page::{Direction, Position};
 
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;

@@ -6,9 +6,9 @@ use actix_web::{HttpRequest, web};
 use logweir_engine::clock;
 
 use super::super::answer::HttpError;
-use crate::query::page::Range;
-use crate::query::time::{parse_duration, parse_time};
-use crate::query::{Filter, parse};
+use logweir_query::page::Range;
+use logweir_query::time::{parse_duration, parse_time};
+use logweir_query::{Filter, parse};
 
 /// Default range: the last hour.
 const RANGE_US: i64 = 3_600_000_000;

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::query::page::Found;
+use logweir_query::page::Found;
 use logweir_record::json::RecordJson;
 use logweir_record::timestamp;
 

@@ -13,11 +13,11 @@ use super::loki_parameters::{LokiParameters, bad_parameter, bad_query};
 use super::metric::{points, rows, windows};
 use super::query::{result, success, whole};
 use super::streams::Labels;
-use crate::query::logql::{Group, LEVELS, Label, Metric, parse_selector};
-use crate::query::page::Range;
-use crate::query::windows::Windows;
-use crate::query::{Field, Filter};
 use crate::search::Searcher;
+use logweir_query::logql::{Group, LEVELS, Label, Metric, parse_selector};
+use logweir_query::page::Range;
+use logweir_query::windows::Windows;
+use logweir_query::{Field, Filter};
 
 /// Maximum number of values of one label.
 const VALUES_MAX: usize = 1_000;
@@ -147,7 +147,7 @@ pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::D
     let found = async {
         let parameters = LokiParameters::of(&request, &body)?;
         let range = whole(parameters.range()?);
-        let by = crate::query::hits::By::Service;
+        let by = logweir_query::hits::By::Service;
         let histogram = shared.searcher()?.hits(&parameters.selector()?, range, None, by).await?;
         let entries = histogram.series.iter().map(|series| series.total).sum();
         Ok(Answer::json(200, &Stats { streams: histogram.series.len(), chunks: 0, bytes: 0, entries }))

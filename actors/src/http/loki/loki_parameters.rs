@@ -6,10 +6,10 @@ use actix_web::{HttpRequest, web};
 use logweir_engine::clock;
 
 use super::super::answer::HttpError;
-use crate::query::logql::{self, Expression, window_ms};
-use crate::query::page::{Direction, Range};
-use crate::query::time::parse_time;
-use crate::query::{Filter, QueryError};
+use logweir_query::logql::{self, Expression, window_ms};
+use logweir_query::page::{Direction, Range};
+use logweir_query::time::parse_time;
+use logweir_query::{Filter, QueryError};
 
 /// Default range: the last hour.
 const RANGE_US: i64 = 3_600_000_000;

@@ -8,12 +8,12 @@ use serde_json::value::RawValue;
 use super::super::answer::HttpError;
 use super::loki_parameters::bad_parameter;
 use super::streams::{Labels, level};
-use crate::query::Filter;
-use crate::query::hits::{By, STEPS_MAX};
-use crate::query::logql::{Group, Metric};
-use crate::query::page::Range;
-use crate::query::windows::Windows;
 use crate::search::Searcher;
+use logweir_query::Filter;
+use logweir_query::hits::{By, STEPS_MAX};
+use logweir_query::logql::{Group, Metric};
+use logweir_query::page::Range;
+use logweir_query::windows::Windows;
 
 /// A series with values over time.
 #[derive(Serialize)]

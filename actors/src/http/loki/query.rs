@@ -10,10 +10,10 @@ use super::error_response;
 use super::loki_parameters::{LokiParameters, bad_parameter};
 use super::metric::{points, rows, sample, windows};
 use super::streams::{CATEGORIZE_LABELS, categorize, streams};
-use crate::query::logql::Expression;
-use crate::query::page::Range;
-use crate::query::windows::Windows;
 use crate::search::PageRequest;
+use logweir_query::logql::Expression;
+use logweir_query::page::Range;
+use logweir_query::windows::Windows;
 
 #[derive(Serialize)]
 pub(super) struct Success<T> {

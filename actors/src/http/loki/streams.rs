@@ -7,8 +7,8 @@ use logweir_record::record::Severity;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::query::logql::label_name;
-use crate::query::page::Found;
+use logweir_query::logql::label_name;
+use logweir_query::page::Found;
 
 /// The labels of a stream.
 pub(super) type Labels = BTreeMap<String, String>;

@@ -27,10 +27,10 @@ use super::error_response;
 use super::loki_parameters::{LokiParameters, bad_parameter};
 use super::query::whole;
 use super::streams::{Labels, Stream, categorize, streams};
-use crate::query::QueryText;
-use crate::query::page::{Direction, Found};
 use crate::search::PageRequest;
 use crate::sse::{Event, Events};
+use logweir_query::QueryText;
+use logweir_query::page::{Direction, Found};
 
 /// A client that does not answer pings is disconnected.
 const PING_EVERY: Duration = Duration::from_secs(15);

@@ -5,11 +5,11 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::query::attribute;
-use crate::query::{Field, Filter, Test, Text, TextKind};
 use crate::store::postgres::types::Time;
+use logweir_query::attribute;
+use logweir_query::{Field, Filter, Test, Text, TextKind};
 
-/// [`number`](crate::query::text::number) as a regular expression.
+/// [`number`](logweir_query::text::number) as a regular expression.
 const NUMBER: &str = "^[-+]?[0-9]{1,100}(\\.[0-9]{1,100})?([eE][-+]?[0-9]{1,2})?$";
 
 /// A statement under construction.
@@ -185,7 +185,7 @@ fn escaped(pattern: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::parse;
+    use logweir_query::parse;
 
     #[test]
     fn user_input_never_appears_in_the_statement() {

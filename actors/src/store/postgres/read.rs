@@ -19,12 +19,12 @@ use super::connect::failure;
 use super::filter::Sql;
 use super::pool_failure;
 use super::types::Time;
-use crate::query::Filter;
-use crate::query::facets::{self, Facets, NameCount, Names};
-use crate::query::hits::{By, Steps};
-use crate::query::page::{Direction, Found, Range};
 use crate::query_throttle::{QueryThrottle, READING_MAX};
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use logweir_query::Filter;
+use logweir_query::facets::{self, Facets, NameCount, Names};
+use logweir_query::hits::{By, Steps};
+use logweir_query::page::{Direction, Found, Range};
 use logweir_record::timestamp::MINUTE_US;
 
 /// Rows per fetch.

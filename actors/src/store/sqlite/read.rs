@@ -16,14 +16,14 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
 
 use super::failed;
-use crate::query::facets::{Facets, NameCount, Names};
-use crate::query::filter::SeverityRange;
-use crate::query::hits::{By, Hits, Steps};
-use crate::query::page::{Direction, Found, Position, Range};
-use crate::query::{Filter, facets};
 use crate::query_throttle::{self, QueryThrottle};
 use crate::store::StoreError;
 use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use logweir_query::facets::{Facets, NameCount, Names};
+use logweir_query::filter::SeverityRange;
+use logweir_query::hits::{By, Hits, Steps};
+use logweir_query::page::{Direction, Found, Position, Range};
+use logweir_query::{Filter, facets};
 use logweir_record::timestamp::{self, MAX_US, MINUTE_US};
 
 /// Size of a connection's page cache, in bytes.

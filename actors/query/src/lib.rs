@@ -1,16 +1,20 @@
-//! The pure core of the query API: queries without a store, a socket or a clock.
+#![doc = include_str!("../README.md")]
+//!
+//! # Code map
 //!
 //! - `filter` selects records and decides for a single one; `text` compares text, `attribute` finds attribute values,
-//!   and `language` parses a filter.
-//! - `time` and `hits` parse times and steps; `page` has positions between records, and `facets` counts values.
-//! - A filter means the same here, in `PostgreSQL` and in `SQLite`; features that these cannot implement alike are not
-//!   offered. Therefore case is ignored only for the letters A to Z, and regular expressions follow the crate `regex`
-//!   everywhere.
+//!   `pattern` checks regular expressions, and `language` and `logql` parse a filter.
+//! - `time`, `hits` and `windows` parse times and steps; `page` has positions between records, and `facets` counts
+//!   values.
+//!
+//! A filter means the same here, in `PostgreSQL` and in `SQLite`; features that these cannot implement alike are not
+//! offered. Therefore case is ignored only for the letters A to Z, and regular expressions follow the crate `regex`
+//! everywhere.
 
 pub mod filter;
 pub mod text;
 mod pattern;
-pub(crate) mod attribute;
+pub mod attribute;
 pub mod language;
 pub mod logql;
 pub mod time;

@@ -21,7 +21,7 @@ pub(super) fn find<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
 
 /// The interpretations of `name`, by precedence: `a.b.c` is the name of a member; otherwise `c` is inside the member
 /// `a.b`; otherwise `c` is inside `b` inside `a`.
-pub(crate) fn paths(name: &str) -> impl Iterator<Item = Vec<&str>> {
+pub fn paths(name: &str) -> impl Iterator<Item = Vec<&str>> {
     let cuts = std::iter::once(name.len()).chain(name.rmatch_indices('.').map(|(at, _)| at).take(DOTS_MAX));
     cuts.map(move |cut| {
         let rest = name.get(cut + 1..).into_iter().flat_map(|rest| rest.split('.'));

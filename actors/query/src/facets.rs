@@ -33,7 +33,8 @@ struct Values {
 }
 
 /// The values of one field, most frequent first.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Facet {
     /// Field name.
     pub field: String,
@@ -44,7 +45,8 @@ pub struct Facet {
 }
 
 /// The frequency of a value.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ValueCount {
     /// The value.
     pub value: String,
@@ -109,7 +111,8 @@ impl Values {
 pub struct Names(HashMap<String, u64, foldhash::fast::RandomState>);
 
 /// The number of records with a field.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NameCount {
     /// Field name.
     pub name: String,

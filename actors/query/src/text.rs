@@ -111,7 +111,7 @@ impl Text {
 
     /// The equivalent regular expression of `PostgreSQL`.
     #[must_use]
-    pub(crate) fn postgres(&self) -> &str {
+    pub fn postgres(&self) -> &str {
         &self.postgres
     }
 }
