@@ -1,0 +1,6 @@
+# Data stays in /var/lib/logweir: it may hold acknowledged records that are in no other place.
+[ -d /run/systemd/system ] || exit 0
+systemctl daemon-reload >/dev/null 2>&1 || :
+if [ "$1" -ge 1 ]; then
+  systemctl try-restart logweir.service >/dev/null 2>&1 || :
+fi
