@@ -18,7 +18,7 @@ use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, ConfigError, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
 use crate::error::Error;
-use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, Receipt, Rejection};
+use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection};
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
@@ -26,6 +26,7 @@ use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
 use crate::store::{self, LogStore};
 use crate::tail::TailHub;
+use logweir_formats::{Defaults, Format};
 
 /// Interval at which partitions are created ahead of time and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);

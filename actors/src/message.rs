@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use logweir_engine::journal::{AppendError, DedupKey, Journal, LaneId, PAYLOAD_BYTES_MAX};
 use logweir_engine::mailbox::Message;
+use logweir_formats::{Defaults, Format, ParseError, ParseErrorKind, ParseReport};
 use logweir_record::chunk::Chunk;
 use logweir_record::codec;
 use tokio::sync::oneshot;
@@ -39,79 +40,6 @@ pub enum Encoding {
     Deflate,
     /// A Snappy block or a framed Snappy stream.
     Snappy,
-}
-
-/// Terminator of a record of [`Format::Records`]: the ASCII record separator. Sources replace it by U+241E inside a
-/// record.
-pub const RECORD_END: u8 = 0x1E;
-
-/// Format of a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Format {
-    /// Detected from the body and from each line.
-    #[default]
-    Auto,
-    /// Detected from each line: for sources whose bodies can start and end at any line.
-    Lines,
-    /// Records that each end with [`RECORD_END`] and can span lines; each is parsed like a line. For sources that know
-    /// where a record ends; not available as `?format=`.
-    Records,
-    /// One JSON object per line.
-    Ndjson,
-    /// A JSON array of objects, or one object.
-    Json,
-    /// Plain text: each line is a message.
-    Plain,
-    /// Apache/nginx common or combined access log.
-    AccessLog,
-    /// Loki's push API, JSON.
-    LokiJson,
-    /// Loki's push API, protobuf.
-    LokiProtobuf,
-    /// `ExportLogsServiceRequest` as JSON.
-    OtlpJson,
-    /// `ExportLogsServiceRequest` as protobuf.
-    OtlpProtobuf,
-    /// Elasticsearch's bulk API: pairs of an action line and a document.
-    ElasticBulk,
-    /// Events of Splunk's HTTP Event Collector: concatenated JSON objects.
-    SplunkEvents,
-    /// The parser's line format with this name.
-    Line(&'static str),
-    /// The configured format with this number.
-    Custom(u16),
-}
-
-/// The sender's defaults for fields that a record does not set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Defaults {
-    /// Service name; `unknown_service` if unset.
-    pub service: Option<Arc<str>>,
-    /// Host name; empty if unset.
-    pub host: Option<Arc<str>>,
-    /// JSON object members, without braces, that are added to each record; describes the origin, such as the file.
-    pub attributes: Option<Arc<str>>,
-    /// Elasticsearch index for documents without one.
-    pub index: Option<Arc<str>>,
-    /// Field mapping for records with unusual field names.
-    pub fields: Option<Arc<FieldMap>>,
-}
-
-/// Maps fields of JSON records; these names take precedence over the usual ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FieldMap {
-    /// The event time.
-    pub time: Vec<String>,
-    /// The severity.
-    pub level: Vec<String>,
-    /// The message.
-    pub message: Vec<String>,
-    /// The service.
-    pub service: Vec<String>,
-    /// The host.
-    pub host: Vec<String>,
-    /// Fields to drop; a trailing `*` matches any suffix.
-    pub ignore: Vec<String>,
 }
 
 /// A body as a source received it. The producer's message.
@@ -169,53 +97,6 @@ pub struct ParsedChunk {
     pub ack: AckLevel,
     /// As in [`Delivery`].
     pub reply: Reply,
-}
-
-/// Result of parsing one body.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct ParseReport {
-    /// Lines parsed into records.
-    pub accepted: u32,
-    /// Discarded lines; `errors` has the first ten causes.
-    pub rejected: u32,
-    /// Records stored as plain text because they could not be parsed.
-    pub parse_errors: u32,
-    /// The first errors.
-    pub errors: Vec<LineError>,
-    /// Result of each item of a bulk request; empty for every other format.
-    #[serde(skip)]
-    pub items: Vec<BulkItem>,
-}
-
-/// One item of an Elasticsearch bulk request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BulkItem {
-    /// `create`, `index`, `update` or `delete`.
-    pub action: &'static str,
-    /// Its index; empty if neither the item nor the path has one.
-    pub index: Arc<str>,
-    /// Its result.
-    pub outcome: ItemOutcome,
-}
-
-/// Result of one item of a bulk request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ItemOutcome {
-    /// Stored as a record.
-    Stored,
-    /// An update or a deletion, which a log does not support.
-    Unsupported,
-    /// The document exceeds the line length limit.
-    TooLong,
-}
-
-/// An error in one line.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct LineError {
-    /// Line number in the body, from 1 (in a JSON array: the element's number).
-    pub line: u32,
-    /// What is wrong with it, and how it was handled.
-    pub error: String,
 }
 
 /// A frame's records in memory, shared by the flusher and the cache writer.
@@ -396,6 +277,18 @@ impl Rejection {
             ),
         };
         Self { kind, reason, detail: format!("{error}: {advice}") }
+    }
+}
+
+impl From<ParseError> for Rejection {
+    fn from(error: ParseError) -> Self {
+        let ParseError { kind, reason, detail } = error;
+        let kind = match kind {
+            ParseErrorKind::TooLarge => RejectionKind::TooLarge,
+            ParseErrorKind::MalformedItem(item) => RejectionKind::MalformedItem(item),
+            _ => RejectionKind::Malformed,
+        };
+        Self { kind, reason, detail }
     }
 }
 

@@ -29,7 +29,6 @@ use crate::config::{Config, ConfigError, DatabaseUrl, Role};
 use crate::error::Error;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};
-use crate::message::Defaults;
 use crate::metric_help;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
@@ -40,6 +39,7 @@ use crate::progress::Progress;
 use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
 use crate::store;
+use logweir_formats::Defaults;
 
 /// How long requests in progress may take to submit their bodies after intake has closed.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);

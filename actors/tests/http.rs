@@ -17,9 +17,8 @@ use logweir::config::{
     Limits, Log, Multiline, Query, Shutdown, Sources, Syslog,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
-use logweir::message::{AckLevel, Defaults, Delivery, ParsedChunk, RawChunk, Receipt, Rejection};
+use logweir::message::{AckLevel, Delivery, ParsedChunk, RawChunk, Receipt, Rejection};
 use logweir::parser::Parser;
-use logweir::parser::Rules;
 use logweir::producer::framing::Framing;
 use logweir::producer::source_client::SourceClient;
 use logweir::producer::stream::StreamSource;
@@ -33,6 +32,8 @@ use logweir_engine::journal::{Journal, JournalConfig, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
+use logweir_formats::Defaults;
+use logweir_formats::Rules;
 use logweir_record::codec;
 use logweir_record::record::Record;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};

@@ -3,9 +3,9 @@
 //! The bodies are 512 KiB of lines with varying times and numbers.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use logweir::message::{Defaults, Format};
-use logweir::parser::{format_named, parse};
 use logweir_benches::ratio::ratio;
+use logweir_formats::{Defaults, Format};
+use logweir_formats::{format_named, parse};
 use std::hint::black_box;
 use std::time::Duration;
 

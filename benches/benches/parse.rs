@@ -5,10 +5,10 @@
 //! finding the lines and copying them.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use logweir::message::{Defaults, Format};
-use logweir::parser::parse;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
+use logweir_formats::parse;
+use logweir_formats::{Defaults, Format};
 use std::borrow::Cow;
 use std::hint::black_box;
 use std::time::Duration;

@@ -4,10 +4,10 @@
 //! too; OTLP carries the message and five attributes; bulk and HEC carry it as the document.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use logweir::message::{Defaults, Format};
-use logweir::parser::parse;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
+use logweir_formats::parse;
+use logweir_formats::{Defaults, Format};
 use logweir_tests::protobuf::{
     Entry, ExportLogs, KeyValue, LogRecord, PushRequest, ResourceLogs, ScopeLogs, Stream, Text, Timestamp,
 };

@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
-use logweir::message::{Defaults, Format};
-use logweir::parser::parse;
+use logweir_formats::parse;
+use logweir_formats::{Defaults, Format};
 use logweir_record::chunk::Chunk;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

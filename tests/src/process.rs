@@ -18,14 +18,38 @@ use crate::client::{Answer, agent, get, get_as, post_body};
 
 /// Polling interval.
 const LOOK: Duration = Duration::from_millis(5);
+/// Time that a program has to print its version, also on a busy machine.
+const QUICK: Duration = Duration::from_secs(60);
 
 /// Path of the `logweir` binary with kill points; built once per test process.
 ///
 /// `LOGWEIR_BIN` overrides it with a binary that has the feature `faults`.
+///
+/// # Panics
+/// If it cannot be built, or `LOGWEIR_BIN` names one without kill points.
 #[must_use]
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| std::env::var_os("LOGWEIR_BIN").map_or_else(build, PathBuf::from))
+    BINARY.get_or_init(|| std::env::var_os("LOGWEIR_BIN").map_or_else(build, |path| with_faults(PathBuf::from(path))))
+}
+
+/// Without kill points, the tests that kill the program or give it a bug would wait until they time out.
+fn with_faults(program: PathBuf) -> PathBuf {
+    let version = run_command(command_of(&program, Vec::<(String, String)>::new(), "", &["--version"]), QUICK);
+    let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
+    assert!(
+        has_faults(&version),
+        "LOGWEIR_BIN={} has no kill points: expected a program whose `--version` lists `faults`, but it is {version:?}; \
+         build it with `cargo build -p logweir-cli --features faults`, or unset LOGWEIR_BIN",
+        program.display()
+    );
+    program
+}
+
+/// Whether `version`, such as `logweir 0.1.0 (debug, x86_64-unknown-linux-gnu, faults)`, lists the feature.
+fn has_faults(version: &str) -> bool {
+    let build = version.split_once('(').and_then(|(_, build)| build.strip_suffix(')'));
+    build.is_some_and(|build| build.split(", ").any(|part| part == "faults"))
 }
 
 fn build() -> PathBuf {
@@ -407,6 +431,15 @@ fn signal_pid(pid: u32, signal: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_without_kill_points_is_recognized_by_its_version() {
+        assert!(has_faults("logweir 0.1.0 (debug, x86_64-unknown-linux-gnu, faults)"));
+        assert!(has_faults("logweir 0.1.0 (abc123, release, x86_64-unknown-linux-gnu, faults)"));
+        for version in ["", "logweir 0.1.0", "logweir 0.1.0 (release, x86_64-unknown-linux-gnu)", "faults"] {
+            assert!(!has_faults(version), "{version:?}");
+        }
+    }
 
     #[test]
     fn free_addresses_are_distinct_and_outside_the_kernels_ephemeral_range() {

@@ -23,8 +23,9 @@ use tokio::time::Instant;
 pub use builder::BatchBuilder;
 
 use crate::config::BatchLimits;
-use crate::message::{AckLevel, Batch, BatchFrame, ParseReport, ParsedChunk, Receipt, Rejection, RejectionKind, Reply};
+use crate::message::{AckLevel, Batch, BatchFrame, ParsedChunk, Receipt, Rejection, RejectionKind, Reply};
 use crate::progress::Progress;
+use logweir_formats::ParseReport;
 
 /// State shared by the batcher and the flusher of one lane, beside the mailbox.
 #[derive(Debug, Default)]

@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::args::ConfigArgs;
 use super::output::{self, Color, Output, Records};
 use super::{Failure, Outcome, exit};
-use crate::message::Format;
-use crate::parser::{Explained, Memory, Rules, explain};
+use logweir_formats::Format;
+use logweir_formats::{Explained, Memory, Rules, explain};
 use logweir_record::json::RecordJson;
 
 #[derive(Debug, Args)]

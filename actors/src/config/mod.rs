@@ -21,11 +21,11 @@ use std::path::{Path, PathBuf};
 
 use crate::alerts::rule::{Measure, RULES_MAX, Rule, Threshold};
 use crate::message::AckLevel;
-use crate::parser::{CUSTOM_MAX, CustomFormat, Rules};
 use crate::tls::{ClientFiles, ServerFiles};
 use crate::token::Token;
 use keys::{Fallback, KEYS};
 use layers::{Gathered, Inputs, Section, Source};
+use logweir_formats::{CUSTOM_MAX, CustomFormat, Rules};
 use value::Raw;
 
 /// The configuration file that is searched for where none is specified.
@@ -151,7 +151,7 @@ fn custom_formats(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<Cu
         let usual = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
         if !(1..=64).contains(&name.len()) || !name.bytes().all(usual) {
             report(key, None, &source, "expected a name of 1 to 64 characters a-z, 0-9, _ and -".into());
-        } else if crate::parser::format_named(&name).is_some() {
+        } else if logweir_formats::format_named(&name).is_some() {
             report(key, None, &source, "expected another name: this is a built-in format".into());
         } else if formats.len() == CUSTOM_MAX {
             report(key, None, &source, format!("expected at most {CUSTOM_MAX} formats"));

@@ -17,8 +17,8 @@ use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::intake::accept;
 use super::parameters::{Parameters, sender_name};
-use crate::message::{BulkItem, Format, ItemOutcome, ParseReport};
-use crate::parser::push_json_string;
+use logweir_formats::push_json_string;
+use logweir_formats::{BulkItem, Format, ItemOutcome, ParseReport};
 
 /// The Elasticsearch version that is reported: Beats reject a version older than their own.
 const VERSION: &str = "8.19.0";

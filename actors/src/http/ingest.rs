@@ -14,9 +14,10 @@ use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::intake::{accept, read_body};
 use super::parameters::{Parameters, format};
-use crate::message::{AckLevel, LineError, ParseReport, Receipt};
-use crate::parser::{Memory, Parsed, parse_by};
+use crate::message::{AckLevel, Receipt, Rejection};
 use crate::producer::decompress;
+use logweir_formats::{LineError, ParseReport};
+use logweir_formats::{Memory, Parsed, parse_by};
 use logweir_record::json::RecordJson;
 
 /// Maximum number of records returned for `?debug=1`.
@@ -101,6 +102,7 @@ async fn debug_response(
         let plain = decompress(&body, encoding, config.http.decompressed_bytes_max)?;
         let memory = &mut Memory::default();
         parse_by(&config.parse, memory, &plain, format, &defaults, wall_us(), config.http.line_bytes_max)
+            .map_err(Rejection::from)
     });
     let interrupted = |_| HttpError::new(503, "restarted", "parsing was interrupted: retry");
     let Parsed { chunk, report, .. } = parsed.await.map_err(interrupted)??;

@@ -23,9 +23,10 @@ use super::limits::{Clocks, Sender};
 use super::parameters::Parameters;
 use super::{Shared, idempotency, stream_of};
 use crate::config::Auth;
-use crate::message::{AckLevel, Defaults, Delivery, Encoding, Receipt, Rejection};
-use crate::parser::push_member;
+use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection};
 use crate::producer::answer_channel;
+use logweir_formats::Defaults;
+use logweir_formats::push_member;
 
 /// A body without a `Content-Length` takes from the budget in steps of this many bytes.
 const STEP_BYTES: usize = 64 << 10;

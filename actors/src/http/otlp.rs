@@ -14,7 +14,7 @@ use super::answer::{Answer, HttpError};
 use super::intake::accept;
 use super::loki::is_json;
 use super::parameters::Parameters;
-use crate::message::{Format, ParseReport};
+use logweir_formats::{Format, ParseReport};
 
 const PROTOBUF: &str = "application/x-protobuf";
 

@@ -11,8 +11,9 @@ use actix_web::{HttpRequest, web};
 use super::answer::HttpError;
 use super::intake::encoding;
 use crate::config::Config;
-use crate::message::{AckLevel, Defaults, Encoding, FieldMap, Format};
-use crate::parser::{NAME_BYTES_MAX, push_member};
+use crate::message::{AckLevel, Encoding};
+use logweir_formats::{Defaults, FieldMap, Format};
+use logweir_formats::{NAME_BYTES_MAX, push_member};
 
 /// More names than this for one field are not a plausible mapping.
 const NAMES_MAX: usize = 32;

@@ -17,8 +17,8 @@ use super::answer::{Answer, HttpError};
 use super::intake::accept;
 use super::parameters::{Parameters, sender_name};
 use super::{Shared, auth, with_methods};
-use crate::message::{Format, ParseReport};
-use crate::parser::push_member;
+use logweir_formats::push_member;
+use logweir_formats::{Format, ParseReport};
 
 /// A code and its text.
 type Code = (u16, &'static str);

@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep_until};
 use super::answer_channel;
 use super::source_client::SourceClient;
 use super::stream::BODY_BYTES;
-use crate::message::{Defaults, Delivery, Encoding, Format};
+use crate::message::{Delivery, Encoding};
+use logweir_formats::{Defaults, Format};
 
 /// One in this many requests starts a burst of errors.
 const BURST_EVERY: u32 = 400;
@@ -264,7 +265,7 @@ mod tests {
         let mut demo = Demo::new(seed);
         let body: String =
             (0..lines).map(|index| demo.next_line(1_700_000_000_000_000 + index as i64).to_owned() + "\n").collect();
-        let parsed = crate::parser::parse(body.as_bytes(), Format::Ndjson, &Defaults::default(), 0, 1 << 16).unwrap();
+        let parsed = logweir_formats::parse(body.as_bytes(), Format::Ndjson, &Defaults::default(), 0, 1 << 16).unwrap();
         assert_eq!((parsed.report.accepted as usize, parsed.report.parse_errors), (lines, 0));
         parsed.chunk
     }

@@ -128,7 +128,7 @@ mod tests {
     use super::super::framing::Framing;
     use super::*;
     use crate::config;
-    use crate::message::RECORD_END;
+    use logweir_formats::RECORD_END;
     use proptest::prelude::*;
 
     fn builder(max: usize) -> BodyBuilder {

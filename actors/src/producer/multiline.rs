@@ -11,7 +11,7 @@ use regex::bytes::Regex;
 
 use super::container;
 use crate::config;
-use crate::message::RECORD_END;
+use logweir_formats::RECORD_END;
 
 /// Rules for joining lines.
 #[derive(Clone, Debug)]
@@ -143,7 +143,7 @@ impl Open {
     }
 }
 
-/// Appends a record to a body of [`Records`](crate::message::Format::Records); empty records are skipped.
+/// Appends a record to a body of [`Records`](logweir_formats::Format::Records); empty records are skipped.
 pub fn push_record(body: &mut Vec<u8>, mut record: &[u8]) {
     if record.iter().all(u8::is_ascii_whitespace) {
         return;

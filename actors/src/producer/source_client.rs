@@ -12,8 +12,9 @@ use logweir_engine::journal::DedupKey;
 use tokio::time::sleep;
 
 use super::{IntakeHandle, answer_channel};
-use crate::message::{AckLevel, Defaults, Delivery, Encoding, Format, RECORD_END, Rejection, RejectionKind};
+use crate::message::{AckLevel, Delivery, Encoding, Rejection, RejectionKind};
 use crate::progress::Progress;
+use logweir_formats::{Defaults, Format, RECORD_END};
 
 /// First and longest delay between two attempts.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));

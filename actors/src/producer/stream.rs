@@ -15,7 +15,7 @@ use super::framing::{Framing, RecordSplitter};
 use super::lines::BodyBuilder;
 use super::multiline::Multiline;
 use super::source_client::{SourceBatch, SourceClient, discard};
-use crate::message::Defaults;
+use logweir_formats::Defaults;
 
 /// A body is sent when it reaches this size …
 pub(super) const BODY_BYTES: usize = 64 << 10;

@@ -94,7 +94,7 @@ pub(super) struct ProduceArgs {
 }
 
 fn format_help() -> String {
-    let names = crate::parser::format_names();
+    let names = logweir_formats::format_names();
     format!(
         "Format of the lines: {names}, or a format configured on the server; a json file is sent as one document \
          [default: auto]"

@@ -12,7 +12,8 @@ use super::super::answer::{Answer, HttpError};
 use super::super::intake::accept;
 use super::super::parameters::Parameters;
 use super::{error_response, text};
-use crate::message::{Encoding, Format, ParseReport};
+use crate::message::Encoding;
+use logweir_formats::{Format, ParseReport};
 
 /// Handles `POST /loki/api/v1/push`.
 pub async fn push(shared: web::Data<Shared>, request: HttpRequest, payload: web::Payload) -> Answer {

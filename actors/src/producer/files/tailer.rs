@@ -26,7 +26,7 @@ use super::super::lines::{BodyBuilder, Boundary, Discarded};
 use super::super::multiline::Multiline;
 use super::super::source_client::{SourceBatch, discard};
 use super::checkpoint::{Checkpoint, Head, InFlight, Position, PreviousContent};
-use crate::message::Defaults;
+use logweir_formats::Defaults;
 
 /// Files read per round.
 pub const FILES_PER_ROUND: usize = 16;

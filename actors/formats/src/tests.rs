@@ -319,7 +319,7 @@ fn deep_json_is_kept_as_text_and_overflows_no_stack() {
     let brackets = format!(r#"{{"a":["{}\""]}}"#, "[".repeat(1000));
     assert_eq!(parsed_as(Format::Auto, brackets.as_bytes()).report.parse_errors, 0);
     let array = format!("[{}]", "{\"a\":".repeat(200_000));
-    assert_eq!(rejection(Format::Auto, array.as_bytes()).kind, RejectionKind::Malformed);
+    assert_eq!(rejection(Format::Auto, array.as_bytes()).kind, ParseErrorKind::Malformed);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn an_object_spread_over_lines_is_one_record() {
     assert_eq!(parsed("{\n server on\n}\n").report.accepted, 3);
 }
 
-fn rejection(format: Format, body: &[u8]) -> Rejection {
+fn rejection(format: Format, body: &[u8]) -> ParseError {
     parse(body, format, &Defaults::default(), NOW_US, LINE_BYTES_MAX).unwrap_err()
 }
 
@@ -396,7 +396,7 @@ fn a_malformed_document_is_rejected_whole_with_line_and_column() {
         (Format::Json, "{\"msg\":\n\"one\"", "line 2 column 5"),
     ] {
         let rejection = rejection(format, body.as_bytes());
-        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::Malformed, "malformed_json"));
+        assert_eq!((rejection.kind, rejection.reason), (ParseErrorKind::Malformed, "malformed_json"));
         assert!(rejection.detail.contains(place), "{}", rejection.detail);
     }
 }
@@ -415,7 +415,7 @@ fn a_chunk_too_large_for_a_frame_is_rejected_before_it_takes_more_memory() {
     // Two bytes a line, forty bytes a record.
     let body = "a\n".repeat(PAYLOAD_BYTES_MAX / 40 + 1);
     let rejection = rejection(Format::Auto, body.as_bytes());
-    assert_eq!((rejection.kind, rejection.reason), (RejectionKind::TooLarge, "chunk_too_large"));
+    assert_eq!((rejection.kind, rejection.reason), (ParseErrorKind::TooLarge, "chunk_too_large"));
     let body = format!("[{}{{}}]", "{\"message\":1},".repeat(PAYLOAD_BYTES_MAX / 40 + 1));
     assert_eq!(self::rejection(Format::Auto, body.as_bytes()).reason, "chunk_too_large");
 }

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 
 use super::custom::CustomFormat;
 use super::format_named;
-use crate::message::Format;
+use crate::Format;
 
 /// Maximum number of custom formats: each makes every line slower.
 pub const CUSTOM_MAX: usize = 32;

@@ -5,14 +5,14 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::message::{FieldMap, ItemOutcome};
+use crate::{FieldMap, ItemOutcome};
 
 const NOW_US: i64 = 1_700_000_000_000_000;
 /// 2015-05-17 10:05:03.25 UTC.
 const THEN_US: i64 = 1_431_857_103_250_000;
 const LINE_BYTES_MAX: usize = 4096;
 
-fn parsed_with(format: Format, body: &[u8], defaults: &Defaults) -> Result<Parsed, Rejection> {
+fn parsed_with(format: Format, body: &[u8], defaults: &Defaults) -> Result<Parsed, ParseError> {
     let parsed = parse(body, format, defaults, NOW_US, LINE_BYTES_MAX)?;
     assert_eq!(parsed.chunk.validate(), Ok(()));
     for record in parsed.chunk.iter().filter(|record| !record.attributes.is_empty()) {
@@ -26,7 +26,7 @@ fn parsed(format: Format, body: impl AsRef<[u8]>) -> Parsed {
     parsed_with(format, body.as_ref(), &Defaults::default()).unwrap()
 }
 
-fn rejection(format: Format, body: impl AsRef<[u8]>) -> Rejection {
+fn rejection(format: Format, body: impl AsRef<[u8]>) -> ParseError {
     parsed_with(format, body.as_ref(), &Defaults::default()).unwrap_err()
 }
 
@@ -266,7 +266,7 @@ fn an_invalid_push_request_is_rejected_as_a_whole() {
         (r#"{"streams":[{"stream":{"a":"b"},"values":[["1431857103250000000","l"]]}"#, "EOF"),
     ] {
         let rejection = rejection(Format::LokiJson, body);
-        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::Malformed, "malformed_json"));
+        assert_eq!((rejection.kind, rejection.reason), (ParseErrorKind::Malformed, "malformed_json"));
         assert!(rejection.detail.contains(word), "{body}: {rejection}");
     }
     let labels = |labels: &str| {
@@ -404,7 +404,7 @@ fn a_record_above_the_limit_is_reported_and_a_value_too_deep_rejects_the_body() 
     let rejection = rejection(Format::OtlpJson, json(33));
     assert_eq!(
         (rejection.kind, rejection.detail.matches("in column").count()),
-        (RejectionKind::Malformed, 1),
+        (ParseErrorKind::Malformed, 1),
         "{rejection}"
     );
 }
@@ -472,7 +472,7 @@ fn a_truncated_bulk_request_is_rejected() {
         ("nonsense\n", "line [1]"),
     ] {
         let rejection = rejection(Format::ElasticBulk, body);
-        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::Malformed, "malformed_bulk"));
+        assert_eq!((rejection.kind, rejection.reason), (ParseErrorKind::Malformed, "malformed_bulk"));
         assert!(rejection.detail.contains(word), "{body}: {rejection}");
     }
     let many = "{\"index\":{}}\n{}\n".repeat((1 << 16) + 1);
@@ -515,7 +515,7 @@ fn an_invalid_splunk_event_is_identified_by_its_number() {
         (r#"{"event":"a","fields":[1]}"#, 0, "malformed_json"),
     ] {
         let rejection = rejection(Format::SplunkEvents, body);
-        assert_eq!((rejection.kind, rejection.reason), (RejectionKind::MalformedItem(number), reason), "{body}");
+        assert_eq!((rejection.kind, rejection.reason), (ParseErrorKind::MalformedItem(number), reason), "{body}");
     }
     assert_eq!(parsed(Format::SplunkEvents, " \n ").report.accepted, 0);
 }
@@ -652,5 +652,5 @@ fn a_body_of_empty_records_is_rejected_before_it_takes_more_memory() {
     prost::encoding::encode_varint(scope_logs.len() as u64, &mut body);
     body.extend(scope_logs);
     let rejection = rejection(Format::OtlpProtobuf, body);
-    assert_eq!((rejection.kind, rejection.reason), (RejectionKind::TooLarge, "chunk_too_large"));
+    assert_eq!((rejection.kind, rejection.reason), (ParseErrorKind::TooLarge, "chunk_too_large"));
 }

@@ -8,7 +8,7 @@ use super::SERVICE_UNKNOWN;
 use super::rules::Rules;
 use super::text::Sanitized;
 use super::time::EventTime;
-use crate::message::{Defaults, FieldMap, LineError, ParseReport};
+use crate::{Defaults, FieldMap, LineError, ParseReport};
 
 /// Maximum length of a service or host name, in bytes: an index entry must hold it together with a time.
 pub const NAME_BYTES_MAX: usize = 255;

@@ -1,7 +1,7 @@
 //! The formats that can be specified by name: the one list for configuration, HTTP, command line and documentation.
 
 use super::LINE_FORMATS;
-use crate::message::Format;
+use crate::Format;
 
 /// A format that can be specified by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

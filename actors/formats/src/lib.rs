@@ -20,17 +20,7 @@
 //! One file with `looks_like` (a cheap check of one line) and `parse` (one line into one record, or an error message),
 //! one line in `LINE_FORMATS`, and a place in `candidates` before the formats that are more general.
 
-use std::sync::Arc;
-
-use logweir_engine::fault::kill_point;
-use logweir_engine::mailbox::{Closed, Mailbox};
-use logweir_engine::observe::Counter;
-use logweir_engine::stage::{Exit, Stage, StageContext};
 use logweir_record::chunk::Chunk;
-
-use crate::message::{
-    Defaults, Format, ItemOutcome, ParseReport, ParsedChunk, RECORD_END, RawChunk, Rejection, RejectionKind,
-};
 
 mod access_log;
 mod application;
@@ -41,6 +31,7 @@ mod custom;
 mod database;
 mod document;
 mod elastic;
+mod format;
 mod glog;
 mod json;
 mod logcat;
@@ -49,6 +40,7 @@ mod loki;
 mod members;
 mod otlp;
 mod plain;
+mod report;
 mod rules;
 mod sink;
 mod splunk;
@@ -63,12 +55,14 @@ mod wire;
 
 pub use catalog::{FORMATS, FormatInfo, format_named, format_names};
 pub use custom::CustomFormat;
+pub use format::{Defaults, FieldMap, Format, RECORD_END};
 use json::Scratch;
+pub use report::{BulkItem, ItemOutcome, LineError, ParseError, ParseErrorKind, ParseReport};
 pub use rules::{CUSTOM_MAX, Rules};
 pub use sink::NAME_BYTES_MAX;
 use sink::Sink;
 pub use text::Sanitized;
-pub(crate) use text::{push_json_string, push_member};
+pub use text::{push_json_string, push_member};
 
 /// Service of records that have none.
 pub const SERVICE_UNKNOWN: &str = "unknown_service";
@@ -202,14 +196,14 @@ pub fn parse(
     defaults: &Defaults,
     received_us: i64,
     line_bytes_max: usize,
-) -> Result<Parsed, Rejection> {
+) -> Result<Parsed, ParseError> {
     parse_by(Rules::built_in(), &mut Memory::default(), body, format, defaults, received_us, line_bytes_max)
 }
 
 /// Parses a whole body by `rules`; `memory` holds the state of the lane's earlier bodies.
 ///
 /// # Errors
-/// [`RejectionKind::Malformed`] for a broken JSON document, [`RejectionKind::TooLarge`] if it does not fit into a
+/// [`ParseErrorKind::Malformed`] for a broken JSON document, [`ParseErrorKind::TooLarge`] if it does not fit into a
 /// journal frame.
 pub fn parse_by(
     rules: &Rules,
@@ -219,7 +213,7 @@ pub fn parse_by(
     defaults: &Defaults,
     received_us: i64,
     line_bytes_max: usize,
-) -> Result<Parsed, Rejection> {
+) -> Result<Parsed, ParseError> {
     let protobuf: Option<Protocol> = match format {
         Format::LokiProtobuf => Some(loki::parse_protobuf),
         Format::OtlpProtobuf => Some(otlp::parse_protobuf),
@@ -279,7 +273,7 @@ type Protocol = for<'d> fn(&[u8], usize, &mut Sink<'d>) -> Result<(), String>;
 const RECORD_BYTES: usize = 128;
 
 /// Returns what was parsed, unless it is too large (which ends the parsing, whatever the reported outcome) or rejected.
-fn finish(mut sink: Sink<'_>, outcome: Result<(), Rejection>) -> Result<Parsed, Rejection> {
+fn finish(mut sink: Sink<'_>, outcome: Result<(), ParseError>) -> Result<Parsed, ParseError> {
     if sink.is_full() {
         return Err(too_large());
     }
@@ -290,18 +284,18 @@ fn finish(mut sink: Sink<'_>, outcome: Result<(), Rejection>) -> Result<Parsed, 
     Ok(Parsed { chunk, report, sanitized, too_long, parse_errors })
 }
 
-fn malformed_json(error: &str) -> Rejection {
+fn malformed_json(error: &str) -> ParseError {
     malformed("malformed_json", error)
 }
 
-fn malformed(reason: &'static str, error: &str) -> Rejection {
+fn malformed(reason: &'static str, error: &str) -> ParseError {
     let detail = format!("the body cannot be parsed: {error}; none of it was stored");
-    Rejection { kind: RejectionKind::Malformed, reason, detail }
+    ParseError { kind: ParseErrorKind::Malformed, reason, detail }
 }
 
-fn too_large() -> Rejection {
-    Rejection {
-        kind: RejectionKind::TooLarge,
+fn too_large() -> ParseError {
+    ParseError {
+        kind: ParseErrorKind::TooLarge,
         reason: "chunk_too_large",
         detail: format!(
             "the records of this body take more than {} bytes in the journal: send them in smaller bodies",
@@ -471,99 +465,6 @@ pub fn explain(rules: &Rules, memory: &mut Memory, line: &[u8], format: Format, 
     let (chunk, mut report) = sink.into_chunk();
     let parse_error = report.errors.pop().map(|error| error.error);
     Explained { chunk, format, parse_error }
-}
-
-/// The stage.
-pub struct Parser {
-    context: StageContext,
-    batcher: Mailbox<ParsedChunk>,
-    line_bytes_max: usize,
-    rules: Arc<Rules>,
-    memory: Memory,
-    records: u64,
-    parse_errors: u64,
-    discarded: u64,
-}
-
-impl Parser {
-    /// A parser that sends chunks to `batcher` and discards lines above `line_bytes_max`.
-    #[must_use]
-    pub fn new(context: StageContext, batcher: Mailbox<ParsedChunk>, line_bytes_max: usize) -> Self {
-        let (rules, memory) = (Arc::default(), Memory::default());
-        Self { context, batcher, line_bytes_max, rules, memory, records: 0, parse_errors: 0, discarded: 0 }
-    }
-
-    /// Applies these configured rules.
-    #[must_use]
-    pub fn with_rules(self, rules: Arc<Rules>) -> Self {
-        Self { rules, ..self }
-    }
-
-    /// Counts once per body, never per record.
-    fn count(&mut self, parsed: &Parsed) {
-        self.records += u64::from(parsed.report.accepted);
-        self.parse_errors += u64::from(parsed.report.parse_errors);
-        self.discarded += parsed.too_long;
-        metrics::counter!("logweir_received_records_total").increment(parsed.report.accepted.into());
-        for &(format, count) in &parsed.parse_errors {
-            metrics::counter!("logweir_parse_errors_total", "format" => format).increment(count);
-        }
-        if parsed.too_long > 0 {
-            let labels = [("component", "parser"), ("reason", "line_too_long"), ("intentional", "false")];
-            metrics::counter!("logweir_discarded_records_total", &labels).increment(parsed.too_long);
-        }
-        let unsupported = parsed.report.items.iter().filter(|item| item.outcome == ItemOutcome::Unsupported).count();
-        if unsupported > 0 {
-            let labels = [("component", "parser"), ("reason", "unsupported_action"), ("intentional", "true")];
-            metrics::counter!("logweir_discarded_records_total", &labels).increment(unsupported as u64);
-        }
-        let Sanitized { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = parsed.sanitized;
-        for (cause, count) in [
-            ("invalid_utf8", invalid_utf8),
-            ("nul", nul),
-            ("lone_surrogate", lone_surrogate),
-            ("duplicate_key", duplicate_key),
-            ("timestamp", timestamp),
-            ("name_too_long", name_too_long),
-        ] {
-            if count > 0 {
-                metrics::counter!("logweir_sanitized_values_total", "cause" => cause).increment(count);
-            }
-        }
-    }
-}
-
-impl Stage for Parser {
-    type Message = RawChunk;
-
-    async fn receive(&mut self, raw: RawChunk) -> Result<(), Exit> {
-        kill_point("stage.parser");
-        let RawChunk { body, format, defaults, received_us, dedup_key, ack, reply } = raw;
-        let Self { rules, memory, line_bytes_max, .. } = self;
-        let parsed = match parse_by(rules, memory, &body, format, &defaults, received_us, *line_bytes_max) {
-            Ok(parsed) => parsed,
-            Err(rejection) => {
-                let _ = reply.send(Err(rejection));
-                return Ok(());
-            }
-        };
-        drop(body);
-        self.count(&parsed);
-        let Parsed { chunk, report, .. } = parsed;
-        let message = ParsedChunk { chunk, report, dedup_key, ack, reply };
-        if let Err(Closed(message)) = self.context.waiting(self.batcher.send(message)).await {
-            let _ = message.reply.send(Err(Rejection::draining()));
-        }
-        Ok(())
-    }
-
-    fn observe(&self) -> Vec<Counter> {
-        vec![
-            Counter { name: "records", value: self.records },
-            Counter { name: "parse_errors", value: self.parse_errors },
-            Counter { name: "discarded", value: self.discarded },
-        ]
-    }
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@ use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{push_json_string, sanitize_escapes};
 use super::walk::{is_present, members, string};
 use super::{LineParser, time};
-use crate::message::{Format, Rejection, RejectionKind};
+use crate::{Format, ParseError, ParseErrorKind};
 
 /// Parses a body of events.
 ///
 /// # Errors
-/// [`RejectionKind::MalformedItem`] for an invalid event.
-pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Rejection> {
+/// [`ParseErrorKind::MalformedItem`] for an invalid event.
+pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), ParseError> {
     let mut collector = Collector::default();
     for (number, event) in (0..).zip(serde_json::Deserializer::from_str(body).into_iter::<&RawValue>()) {
         sink.line += 1;
@@ -39,9 +39,9 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
     Ok(())
 }
 
-fn malformed(number: u32, reason: &'static str, what: &str) -> Rejection {
+fn malformed(number: u32, reason: &'static str, what: &str) -> ParseError {
     let detail = format!("event {number} (from 0): {what}; none of the body was stored");
-    Rejection { kind: RejectionKind::MalformedItem(number), reason, detail }
+    ParseError { kind: ParseErrorKind::MalformedItem(number), reason, detail }
 }
 
 /// A reason to count, and a message.

@@ -24,7 +24,7 @@ use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitized, push_json_string, sanitize_escapes, unescape};
 use super::time;
 use super::{glog, syslog};
-use crate::message::FieldMap;
+use crate::FieldMap;
 
 /// Deeper values are rejected; the same limit as serde_json's.
 const DEPTH_MAX: usize = 127;

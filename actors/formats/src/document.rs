@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::json::{self, Scratch};
 use super::sink::Sink;
-use crate::message::{Rejection, RejectionKind};
+use crate::{ParseError, ParseErrorKind};
 
 /// What a document begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub fn looks_like(text: &str) -> Option<Kind> {
 /// Parses the body: one array, or any number of objects one after the other.
 ///
 /// # Errors
-/// [`RejectionKind::Malformed`], with line and column.
-pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), Rejection> {
+/// [`ParseErrorKind::Malformed`], with line and column.
+pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(), ParseError> {
     let mut elements = Elements { sink, scratch: Scratch::default(), element_bytes_max };
     let mut json = serde_json::Deserializer::from_str(text);
     let outcome = if text.trim_ascii_start().starts_with('[') {
@@ -50,8 +50,8 @@ pub fn parse(text: &str, element_bytes_max: usize, sink: &mut Sink<'_>) -> Resul
         values.try_for_each(|value| value.map(|value| elements.take(value.get())))
     };
     match outcome {
-        Err(error) if !elements.sink.is_full() => Err(Rejection {
-            kind: RejectionKind::Malformed,
+        Err(error) if !elements.sink.is_full() => Err(ParseError {
+            kind: ParseErrorKind::Malformed,
             reason: "malformed_json",
             detail: format!(
                 "the body is neither a valid JSON array nor valid JSON objects: {error}; none of it was stored"

@@ -11,7 +11,7 @@ use super::loki::full;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::push_member;
 use super::walk::{members, string};
-use crate::message::{BulkItem, Format, ItemOutcome};
+use crate::{BulkItem, Format, ItemOutcome};
 
 /// Maximum number of items in a body, since the response has an entry for each.
 const ITEMS_MAX: usize = 1 << 16;

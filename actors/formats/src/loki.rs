@@ -12,7 +12,7 @@ use super::text::{Sanitized, clean, push_member};
 use super::walk::{elements, is_present, members, string};
 use super::wire::{Value, each_bytes, fields, last_bytes};
 use super::{LineParser, time};
-use crate::message::Format;
+use crate::Format;
 use logweir_record::record::Severity;
 
 /// Labels that name a service, in the order of Loki's own `service_name` discovery.

@@ -1,0 +1,74 @@
+//! What parsing a body came to: the report for its sender, or why none of it is usable.
+
+use std::sync::Arc;
+
+/// Result of parsing one body.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ParseReport {
+    /// Lines parsed into records.
+    pub accepted: u32,
+    /// Discarded lines; `errors` has the first ten causes.
+    pub rejected: u32,
+    /// Records stored as plain text because they could not be parsed.
+    pub parse_errors: u32,
+    /// The first errors.
+    pub errors: Vec<LineError>,
+    /// Result of each item of a bulk request; empty for every other format.
+    #[serde(skip)]
+    pub items: Vec<BulkItem>,
+}
+
+/// One item of an Elasticsearch bulk request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BulkItem {
+    /// `create`, `index`, `update` or `delete`.
+    pub action: &'static str,
+    /// Its index; empty if neither the item nor the path has one.
+    pub index: Arc<str>,
+    /// Its result.
+    pub outcome: ItemOutcome,
+}
+
+/// Result of one item of a bulk request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItemOutcome {
+    /// Stored as a record.
+    Stored,
+    /// An update or a deletion, which a log does not support.
+    Unsupported,
+    /// The document exceeds the line length limit.
+    TooLong,
+}
+
+/// An error in one line.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LineError {
+    /// Line number in the body, from 1 (in a JSON array: the element's number).
+    pub line: u32,
+    /// What is wrong with it, and how it was handled.
+    pub error: String,
+}
+
+/// Why a whole body is rejected. None of its records are returned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct ParseError {
+    /// Kind of error.
+    pub kind: ParseErrorKind,
+    /// Reason in snake case, such as `malformed_json`.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub detail: String,
+}
+
+/// Kind of [`ParseError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParseErrorKind {
+    /// Its records do not fit into one chunk.
+    TooLarge,
+    /// Invalid.
+    Malformed,
+    /// Invalid because of this item of the body (from 0).
+    MalformedItem(u32),
+}
