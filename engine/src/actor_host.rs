@@ -16,13 +16,15 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
+use actix::dev::SendError;
+use actix::dev::channel::AddressSender;
 use actix::{Actor, ActorContext, ActorFuture, ActorState, AsyncContext, Context, Handler, Supervised};
 use tokio::time::{Instant, Sleep};
 
-use crate::mailbox::Envelope;
+use crate::exit::{Exit, Exits};
+use crate::mailbox::{Envelope, Queue};
 use crate::observe::StageState;
-use crate::stage::{Exit, Stage, StageContext};
-use crate::supervisor::Exits;
+use crate::stage::{Stage, StageContext};
 
 /// Number of messages after which an actor yields to the other actors on its thread.
 const SLICE_TURNS: u32 = 64;
@@ -52,6 +54,20 @@ pub(crate) struct Drain;
 
 impl actix::Message for Drain {
     type Result = ();
+}
+
+impl<S: Stage> Queue<S::Message> for AddressSender<ActorHost<S>> {
+    fn push(&self, envelope: Envelope<S::Message>) -> Result<(), Envelope<S::Message>> {
+        #[expect(clippy::disallowed_methods, reason = "the only caller: the envelope holds a credit")]
+        self.do_send(envelope).map_err(|error| match error {
+            SendError::Full(envelope) | SendError::Closed(envelope) => envelope,
+        })
+    }
+
+    fn push_drain(&self) -> bool {
+        #[expect(clippy::disallowed_methods, reason = "once per actor, after the mailbox has closed")]
+        self.do_send(Drain).is_ok()
+    }
 }
 
 /// What a turn processes.

@@ -2,32 +2,41 @@
 //!
 //! # Code map
 //!
-//! The `mod` lines below are in pipeline order.
+//! Each module uses only modules above it; those that it uses are in parentheses. The `mod` lines below, and those of
+//! `journal`, are in the same order. `tests/tests/modules.rs` fails on a circle.
 //!
 //! ```text
-//! mailbox             the bounded queue of a stage: credits, send, reserve, close
-//! semaphore           a mailbox's accounting in messages and bytes, FIFO
-//! stage               the trait that users implement; exit codes; known waits
-//! window              tumbling and sliding windows over event time, and a stage that closes them
-//! actor_host          the only actix actor: hosts a stage, one message at a time; ticks, fairness
-//! supervisor          restarts after panics and stalls, the watchdog, exits
-//! journal/mod         the public API, state shared by callers, writer and housekeeper
-//! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
-//! journal/writer      the writer thread: group commit, rotation, acknowledgment
-//! journal/housekeeper background thread: spare segments, removal, full disk
-//! journal/frame       frame header and START payload
-//! journal/segment     segment header, the directory's files, fsyncs
-//! journal/dedup_index which requests and file positions have been appended before
-//! journal/scan        iterates over the frames of any bytes
-//! journal/directory_scan  valid, torn or damaged: what a directory contains
-//! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
-//! journal/reader      reads one lane or all, concurrently with the writer
-//! journal/check       check, dump and repair of any journal directory
-//! topology            builds and drains a pipeline; arbiter threads
-//! drain               shutdown phases and their state machine
-//! observe             counters and state of every actor, from any thread; metrics
 //! clock               the only reader of the wall clock
 //! fault               fault injection for tests
+//! drain               shutdown phases and their state machine
+//! meter               counters and durations that are exported as metrics; the metrics of a mailbox
+//! progress            signs of progress of one stage, for the watchdog; known waits
+//! exit                exit codes; the first exit that a stage requested
+//! semaphore           a mailbox's accounting in messages and bytes, FIFO (meter)
+//! mailbox             the bounded queue of a stage: credits, send, reserve, close (exit, semaphore)
+//! stage               the trait that users implement (drain, exit, mailbox, progress)
+//! window              tumbling and sliding windows over event time, and a stage that closes them (clock, mailbox, stage)
+//! observe             counters and state of every actor, from any thread (meter, progress, semaphore, stage)
+//! actor_host          the only actix actor: hosts a stage, one message at a time; ticks, fairness
+//!                     (exit, mailbox, observe, stage)
+//! supervisor          restarts after panics and stalls, the watchdog (actor_host, exit, meter, observe, progress, stage)
+//! topology            builds and drains a pipeline; arbiter threads (drain, mailbox, supervisor and what they use)
+//! journal/types       lanes, frames, damage: what callers and files pass to each other
+//! journal/error       why a journal cannot be opened, why an append is rejected (types)
+//! journal/dedup_index which requests and file positions have been appended before (types)
+//! journal/frame       frame header and START payload (dedup_index, types)
+//! journal/segment     segment header, the directory's files, fsyncs (error, fault, frame)
+//! journal/config      the configuration and its limits (error, segment)
+//! journal/scan        iterates over the frames of any bytes (dedup_index, frame, segment)
+//! journal/directory_scan  valid, torn or damaged: what a directory contains (error, scan and what it uses)
+//! journal/recover     opens a directory: quarantine, truncation, the next run's first segment (directory_scan, clock)
+//! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed (recover)
+//! journal/shared      what callers, writer, housekeeper and readers share (state, recover)
+//! journal/writer      the writer thread: group commit, rotation, acknowledgment (shared)
+//! journal/housekeeper background thread: spare segments, removal, full disk (shared)
+//! journal/reader      reads one lane or all, concurrently with the writer (shared)
+//! journal/check       check, dump and repair of any journal directory (directory_scan, reader, recover)
+//! journal/handle      the public API: open, append, durable, commit, seal (all of the above)
 //! ```
 //!
 //! # Invariants
@@ -52,15 +61,18 @@
 //! - *journal/dedup_index*: a key is remembered across restarts, and forgotten if its frame is rolled back.
 //! - *frame*, *segment*: the bytes on disk are frozen by golden files.
 
+pub mod clock;
+pub mod fault;
+pub mod drain;
+mod meter;
+mod progress;
+mod exit;
 mod semaphore;
 pub mod mailbox;
 pub mod stage;
 pub mod window;
-mod actor_host;
-pub mod supervisor;
-pub mod journal;
-pub mod topology;
-pub mod drain;
 pub mod observe;
-pub mod clock;
-pub mod fault;
+mod actor_host;
+mod supervisor;
+pub mod topology;
+pub mod journal;

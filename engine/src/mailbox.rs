@@ -1,4 +1,5 @@
-//! The bounded mailbox of a stage. No other code uses actix's `Addr`, `do_send` or `Recipient`.
+//! The bounded mailbox of a stage. No code of a stage uses actix's `Addr`, `do_send` or `Recipient`: the actor host puts
+//! a message into the actix queue only for a mailbox.
 //!
 //! - A message needs a credit, which is accounted in messages *and* bytes. The credit travels in the envelope and is
 //!   released when the handler has completed: free capacity means handled, not merely received.
@@ -12,26 +13,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use actix::dev::SendError;
-use actix::dev::channel::AddressSender;
-
-use crate::actor_host::{ActorHost, Drain};
+use crate::exit::Exit;
+pub use crate::semaphore::Bound;
 use crate::semaphore::{AcquireError, Permit, Semaphore};
-use crate::stage::{Exit, Stage};
 
 /// A message of a [`Mailbox`].
 pub trait Message: Send + 'static {
     /// Size in memory, in bytes.
     fn bytes(&self) -> usize;
-}
-
-/// Bound of one mailbox. Both limits hold at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Bound {
-    /// Limit for messages queued or being handled.
-    pub messages_max: usize,
-    /// Limit for bytes of messages queued or being handled.
-    pub bytes_max: usize,
 }
 
 /// What a mailbox holds now: messages queued or being handled, and credits held by senders.
@@ -259,20 +248,6 @@ pub(crate) trait Queue<M>: Send + Sync {
 
     /// Enqueues the in-band drain behind the last message. Returns false if the actor has stopped.
     fn push_drain(&self) -> bool;
-}
-
-impl<S: Stage> Queue<S::Message> for AddressSender<ActorHost<S>> {
-    fn push(&self, envelope: Envelope<S::Message>) -> Result<(), Envelope<S::Message>> {
-        #[expect(clippy::disallowed_methods, reason = "the only caller: the envelope holds a credit")]
-        self.do_send(envelope).map_err(|error| match error {
-            SendError::Full(envelope) | SendError::Closed(envelope) => envelope,
-        })
-    }
-
-    fn push_drain(&self) -> bool {
-        #[expect(clippy::disallowed_methods, reason = "once per actor, after the mailbox has closed")]
-        self.do_send(Drain).is_ok()
-    }
 }
 
 impl<M: Message> Mailbox<M> {

@@ -7,25 +7,16 @@
 //! The same numbers are exported through the `metrics` facade. Its handles are created when a stage is spawned: install
 //! the recorder before building the topology.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use metrics::Label;
 use tokio::sync::watch;
 
-use crate::mailbox::Bound;
-use crate::semaphore::{Discard, Semaphore};
-use crate::supervisor::{Cause, Progress};
-
-/// One counter or gauge of a stage.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Counter {
-    /// Name in snake case, with the unit as suffix.
-    pub name: &'static str,
-    /// Current value.
-    pub value: u64,
-}
+use crate::meter::{Count, DurationSum, labels};
+use crate::progress::Progress;
+use crate::semaphore::{Bound, Semaphore};
+pub use crate::stage::Counter;
 
 /// State of one actor at one moment.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -81,6 +72,39 @@ impl Observer {
 
     pub(crate) fn stages(&self) -> Vec<Arc<StageState>> {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Why a stage is rebuilt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It panicked with this message.
+    Panic(String),
+    /// It made no progress for too long.
+    Stall,
+}
+
+impl Cause {
+    pub(crate) const ALL: [Self; 2] = [Self::Panic(String::new()), Self::Stall];
+
+    pub(crate) fn index(&self) -> usize {
+        match self {
+            Self::Panic(_) => 0,
+            Self::Stall => 1,
+        }
+    }
+
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Panic(_) => "panic",
+            Self::Stall => "stall",
+        }
+    }
+
+    pub(crate) fn from_panic(payload: &(dyn Any + Send)) -> Self {
+        let message = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = message.or_else(|| payload.downcast_ref::<String>().cloned());
+        Self::Panic(message.unwrap_or_else(|| "panic without a message".to_owned()))
     }
 }
 
@@ -195,99 +219,15 @@ impl StageState {
     }
 }
 
-/// Labels that every metric of a stage and of its mailbox carries.
-fn labels(pipeline: &str, stage: &str) -> Vec<Label> {
-    vec![Label::new("pipeline", pipeline.to_owned()), Label::new("stage", stage.to_owned())]
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Metrics of one mailbox.
-pub(crate) struct MailboxMeter {
-    pub(crate) rejected: Count,
-    pub(crate) waited: DurationSum,
-    discards: [Count; Discard::ALL.len()],
-    depth_messages: metrics::Gauge,
-    depth_bytes: metrics::Gauge,
-}
-
-impl MailboxMeter {
-    pub(crate) fn new(pipeline: &str, stage: &str, bound: Bound) -> Self {
-        let labels = labels(pipeline, stage);
-        metrics::gauge!("logweir_mailbox_capacity_messages", labels.clone()).set(bound.messages_max as f64);
-        metrics::gauge!("logweir_mailbox_capacity_bytes", labels.clone()).set(bound.bytes_max as f64);
-        let discards = Discard::ALL.map(|reason| {
-            let labels = labels.iter().cloned().chain([Label::new("reason", reason.label())]);
-            Count::new(metrics::counter!("logweir_mailbox_discarded_total", labels.collect::<Vec<_>>()))
-        });
-        Self {
-            rejected: Count::new(metrics::counter!("logweir_mailbox_full_total", labels.clone())),
-            waited: DurationSum::new(metrics::counter!("logweir_mailbox_wait_seconds_total", labels.clone())),
-            discards,
-            depth_messages: metrics::gauge!("logweir_mailbox_depth_messages", labels.clone()),
-            depth_bytes: metrics::gauge!("logweir_mailbox_depth_bytes", labels),
-        }
-    }
-
-    pub(crate) fn depth_grew(&self, messages: usize, bytes: usize) {
-        // Increments commute, so the gauge ends at the right depth without a lock.
-        self.depth_messages.increment(messages as f64);
-        self.depth_bytes.increment(bytes as f64);
-    }
-
-    pub(crate) fn depth_shrank(&self, messages: usize, bytes: usize) {
-        self.depth_messages.decrement(messages as f64);
-        self.depth_bytes.decrement(bytes as f64);
-    }
-
-    pub(crate) fn discarded(&self, reason: u8) {
-        self.discards[usize::from(reason)].add(1);
-    }
-}
-
-/// A counter that can be read here and is exported through the `metrics` facade.
-pub(crate) struct Count {
-    total: AtomicU64,
-    exported: metrics::Counter,
-}
-
-impl Count {
-    fn new(exported: metrics::Counter) -> Self {
-        Self { total: AtomicU64::new(0), exported }
-    }
-
-    pub(crate) fn add(&self, count: u64) {
-        self.total.fetch_add(count, Ordering::Relaxed);
-        self.exported.increment(count);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
-    }
-}
-
-/// A sum of durations. The facade's counters are integers, so the exported one advances by whole seconds; the exact sum
-/// is in the [`Observation`].
-pub(crate) struct DurationSum {
-    nanos: AtomicU64,
-    exported: metrics::Counter,
-}
-
-impl DurationSum {
-    const NANOS: u64 = 1_000_000_000;
-
-    fn new(exported: metrics::Counter) -> Self {
-        Self { nanos: AtomicU64::new(0), exported }
-    }
-
-    pub(crate) fn add(&self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let before = self.nanos.fetch_add(nanos, Ordering::Relaxed);
-        let whole = before.wrapping_add(nanos) / Self::NANOS - before / Self::NANOS;
-        if whole > 0 {
-            self.exported.increment(whole);
-        }
-    }
-
-    pub(crate) fn get(&self) -> Duration {
-        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    #[test]
+    fn the_message_of_a_panic_is_extracted() {
+        let cause = |payload: Box<dyn Any + Send>| Cause::from_panic(&*payload);
+        assert_eq!(cause(Box::new("static")), Cause::Panic("static".to_owned()));
+        assert_eq!(cause(Box::new("owned".to_owned())), Cause::Panic("owned".to_owned()));
+        assert_eq!(cause(Box::new(7)), Cause::Panic("panic without a message".to_owned()));
     }
 }

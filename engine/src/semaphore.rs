@@ -21,31 +21,15 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::mailbox::Bound;
-use crate::observe::MailboxMeter;
+use crate::meter::{Discard, MailboxMeter};
 
-/// Why a message left its mailbox without being handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Discard {
-    /// Its handler panicked.
-    Panic,
-    /// Its handler made no progress for too long and was canceled.
-    Stall,
-    /// Its stage has stopped.
-    Stopped,
-}
-
-impl Discard {
-    pub(crate) const ALL: [Self; 3] = [Self::Panic, Self::Stall, Self::Stopped];
-
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Panic => "panic",
-            Self::Stall => "stall",
-            Self::Stopped => "stopped",
-        }
-    }
+/// Bound of one mailbox. Both limits hold at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Bound {
+    /// Limit for messages queued or being handled.
+    pub messages_max: usize,
+    /// Limit for bytes of messages queued or being handled.
+    pub bytes_max: usize,
 }
 
 pub(crate) struct Semaphore {
@@ -99,7 +83,7 @@ impl Semaphore {
     pub(crate) fn new(pipeline: &str, stage: &str, bound: Bound) -> Arc<Self> {
         assert!(bound.messages_max > 0, "mailbox of {stage}: messages_max must be at least 1");
         assert!(bound.bytes_max > 0, "mailbox of {stage}: bytes_max must be at least 1");
-        let meter = MailboxMeter::new(pipeline, stage, bound);
+        let meter = MailboxMeter::new(pipeline, stage, bound.messages_max, bound.bytes_max);
         let discard = AtomicU8::new(Discard::Panic as u8);
         Arc::new(Self {
             bound,

@@ -1,14 +1,13 @@
 //! The user's side of the runtime: a plain struct that handles one message at a time, in order.
 
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 
 use crate::drain::DrainWatch;
+pub use crate::exit::Exit;
 use crate::mailbox::Message;
-use crate::observe::Counter;
-use crate::supervisor::Progress;
+use crate::progress::Progress;
 
 /// One step of a pipeline. A stage lives on one arbiter and is never called concurrently. After a panic or a stall it
 /// is rebuilt by its factory; its queue and its address survive.
@@ -49,40 +48,13 @@ pub trait Stage: 'static {
     }
 }
 
-/// Why the process must exit, and with which exit code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// The exit code of the process.
-    pub code: u8,
-    /// One sentence: what happened, where, and what to do.
-    pub reason: String,
-}
-
-impl Exit {
-    /// 69: a required resource (a lock, a port) is unavailable.
-    pub const UNAVAILABLE: u8 = 69;
-    /// 70: a stage failed too often.
-    pub const SOFTWARE: u8 = 70;
-    /// 74: the disk failed; no further record can be acknowledged.
-    pub const IO_ERROR: u8 = 74;
-    /// 75: another process has taken over this journal's identity.
-    pub const FENCED: u8 = 75;
-    /// 78: the configuration is invalid.
-    pub const CONFIG: u8 = 78;
-
-    /// Creates an exit with `code` and `reason`.
-    #[must_use]
-    pub fn new(code: u8, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
-    }
-}
-
-impl std::error::Error for Exit {}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (exit {})", self.reason, self.code)
-    }
+/// One counter or gauge of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Counter {
+    /// Name in snake case, with the unit as suffix.
+    pub name: &'static str,
+    /// Current value.
+    pub value: u64,
 }
 
 /// What the engine passes to a stage's factory.

@@ -10,27 +10,25 @@
 //!
 //! actix's own supervisor is not used: it does not see panics and keeps the old struct.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use actix::Context;
 use actix::dev::ContextFut;
-use futures_util::task::AtomicWaker;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::actor_host::{ActorHost, Host};
-use crate::observe::{Observer, StageState};
-use crate::semaphore::Discard;
-use crate::stage::{Exit, Stage};
+use crate::exit::{Exit, Exits};
+use crate::meter::Discard;
+use crate::observe::{Cause, Observer, StageState};
+use crate::progress::ProgressSample;
+use crate::stage::Stage;
 
 /// Supervision policy for every stage of a topology.
 #[derive(Clone, Copy, Debug)]
@@ -41,197 +39,6 @@ pub struct Supervision {
     pub restarts_max: usize,
     /// Length of the window, in milliseconds.
     pub restart_window_ms: u64,
-}
-
-/// Why a stage is rebuilt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
-    /// It panicked with this message.
-    Panic(String),
-    /// It made no progress for too long.
-    Stall,
-}
-
-impl Cause {
-    pub(crate) const ALL: [Self; 2] = [Self::Panic(String::new()), Self::Stall];
-
-    pub(crate) fn index(&self) -> usize {
-        match self {
-            Self::Panic(_) => 0,
-            Self::Stall => 1,
-        }
-    }
-
-    pub(crate) fn label(&self) -> &'static str {
-        match self {
-            Self::Panic(_) => "panic",
-            Self::Stall => "stall",
-        }
-    }
-
-    fn from_panic(payload: &(dyn Any + Send)) -> Self {
-        let message = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let message = message.or_else(|| payload.downcast_ref::<String>().cloned());
-        Self::Panic(message.unwrap_or_else(|| "panic without a message".to_owned()))
-    }
-}
-
-/// The first [`Exit`] that a stage returned; later ones are only logged.
-#[derive(Clone)]
-pub(crate) struct Exits(Arc<watch::Sender<Option<Exit>>>);
-
-impl Exits {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
-    }
-
-    pub(crate) fn report(&self, stage: &str, exit: Exit) {
-        tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage requested that the process exit");
-        self.0.send_if_modified(|first| first.is_none().then(|| *first = Some(exit)).is_some());
-    }
-
-    pub(crate) fn wait(&self) -> impl Future<Output = Exit> + use<> {
-        let mut exits = self.0.subscribe();
-        let sender = self.0.clone(); // keeps the channel open after the topology is dropped
-        async move {
-            let exit = exits.wait_for(Option::is_some).await.expect("this future holds the sender").clone();
-            drop(sender);
-            exit.expect("wait_for returned")
-        }
-    }
-}
-
-/// Progress of a stage, written by its thread and read by the watchdog.
-pub(crate) struct Progress {
-    epoch: Instant,
-    /// Incremented by every sign of progress.
-    beats: AtomicU64,
-    /// Whether a turn runs.
-    busy: AtomicBool,
-    /// Number of known waits that are pending.
-    waits: AtomicUsize,
-    /// When the first pending wait began, and the total time of waits, in nanoseconds since the epoch.
-    wait_began: AtomicU64,
-    waited: AtomicU64,
-    /// Whether the stage's thread is inside the actor.
-    polling: AtomicBool,
-    /// The beat at which the watchdog found the stage stalled; 0 for never.
-    stalled_at: AtomicU64,
-    canceled: AtomicBool,
-    supervisor: AtomicWaker,
-}
-
-impl Progress {
-    pub(crate) fn new() -> Self {
-        Self {
-            epoch: Instant::now(),
-            beats: AtomicU64::new(1),
-            busy: AtomicBool::new(false),
-            waits: AtomicUsize::new(0),
-            wait_began: AtomicU64::new(0),
-            waited: AtomicU64::new(0),
-            polling: AtomicBool::new(false),
-            stalled_at: AtomicU64::new(0),
-            canceled: AtomicBool::new(false),
-            supervisor: AtomicWaker::new(),
-        }
-    }
-
-    /// Called at the start of a turn.
-    pub(crate) fn begin(&self, now: Instant) -> TurnStart {
-        self.beat();
-        self.busy.store(true, Ordering::Release);
-        TurnStart { at: now, waited: self.waited.load(Ordering::Relaxed) }
-    }
-
-    /// Called at the end of a turn. Returns its duration without known waits.
-    pub(crate) fn end(&self, began: TurnStart, now: Instant) -> Duration {
-        self.end_turn();
-        let waited = Duration::from_nanos(self.waited.load(Ordering::Relaxed) - began.waited);
-        now.duration_since(began.at).saturating_sub(waited)
-    }
-
-    pub(crate) fn beat(&self) {
-        self.beats.fetch_add(1, Ordering::Release);
-    }
-
-    /// Called when a turn is over, however it ended.
-    fn end_turn(&self) {
-        self.busy.store(false, Ordering::Release);
-    }
-
-    pub(crate) fn wait(&self) -> Wait<'_> {
-        Wait { progress: self, entered: false }
-    }
-
-    pub(crate) fn state(&self) -> &'static str {
-        match (self.busy.load(Ordering::Relaxed), self.waits.load(Ordering::Relaxed)) {
-            (false, _) => "idle",
-            (true, 0) => "busy",
-            (true, _) => "waiting",
-        }
-    }
-
-    /// Cancels the stage permanently.
-    pub(crate) fn cancel(&self) {
-        self.canceled.store(true, Ordering::Release);
-        self.supervisor.wake();
-    }
-
-    fn is_silent(&self) -> bool {
-        self.busy.load(Ordering::Acquire) && self.waits.load(Ordering::Relaxed) == 0
-    }
-
-    fn sample(&self) -> ProgressSample {
-        ProgressSample {
-            beats: self.beats.load(Ordering::Acquire),
-            silent: self.is_silent(),
-            polling: self.polling.load(Ordering::Relaxed),
-        }
-    }
-
-    fn nanos(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
-/// Start of a turn, and the stage's total waiting time at that point.
-pub(crate) struct TurnStart {
-    at: Instant,
-    waited: u64,
-}
-
-/// One known wait. Dropping it leaves the wait.
-pub(crate) struct Wait<'a> {
-    progress: &'a Progress,
-    entered: bool,
-}
-
-impl Wait<'_> {
-    pub(crate) fn enter(&mut self) {
-        self.entered = true;
-        if self.progress.waits.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.progress.wait_began.store(self.progress.nanos(), Ordering::Relaxed);
-        }
-        self.progress.beat();
-    }
-
-    pub(crate) fn leave(&mut self) {
-        if !std::mem::take(&mut self.entered) {
-            return;
-        }
-        if self.progress.waits.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let waited = self.progress.nanos().saturating_sub(self.progress.wait_began.load(Ordering::Relaxed));
-            self.progress.waited.fetch_add(waited, Ordering::Relaxed);
-        }
-        self.progress.beat();
-    }
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        self.leave();
-    }
 }
 
 /// Marks the actor as stopped when it is dropped, even if its arbiter stopped before the actor was created.
@@ -279,13 +86,12 @@ impl<S: Stage> Supervisor<S> {
         let progress = &self.stage_state.progress;
         let Some(actor) = &mut self.actor else { return Ok(Poll::Ready(())) };
         self.host.begin_poll(cx);
-        progress.polling.store(true, Ordering::Relaxed);
+        progress.set_polling(true);
         let poll = catch_unwind(AssertUnwindSafe(|| Pin::new(actor).poll(cx)));
-        progress.polling.store(false, Ordering::Relaxed);
+        progress.set_polling(false);
         let poll = poll.map_err(|payload| Cause::from_panic(&*payload))?;
         // Only after a poll: a stage that did not get its thread because of its neighbors gets the chance to proceed.
-        if progress.stalled_at.load(Ordering::Acquire) == progress.beats.load(Ordering::Relaxed) && progress.is_silent()
-        {
+        if progress.is_stalled() {
             return Err(Cause::Stall);
         }
         Ok(poll)
@@ -335,8 +141,8 @@ impl<S: Stage> Future for Supervisor<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
-        self.stage_state.progress.supervisor.register(cx.waker());
-        while !self.stage_state.progress.canceled.load(Ordering::Acquire) {
+        self.stage_state.progress.register(cx.waker());
+        while !self.stage_state.progress.is_canceled() {
             match self.poll_actor(cx) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(())) => break,
@@ -392,16 +198,6 @@ impl Restarts {
             self.window.as_millis(),
         )
     }
-}
-
-/// The watchdog's reading of a stage.
-#[derive(Clone, Copy, Debug)]
-struct ProgressSample {
-    beats: u64,
-    /// In a turn, and in no known wait.
-    silent: bool,
-    /// The thread is inside the stage.
-    polling: bool,
 }
 
 /// The watchdog's conclusion.
@@ -461,10 +257,7 @@ pub(crate) async fn run_watchdog(observer: Observer, supervision: Supervision, e
         for (stage, detector) in stages.iter().zip(&mut detectors) {
             match detector.update(stage.progress.sample(), now, stall) {
                 Verdict::Alive => {}
-                Verdict::Stalled => {
-                    stage.progress.stalled_at.store(detector.beats, Ordering::Release);
-                    stage.progress.supervisor.wake();
-                }
+                Verdict::Stalled => stage.progress.mark_stalled(detector.beats),
                 Verdict::Blocked(silent) => {
                     let (name, silent_ms) = (&stage.name, silent.as_millis());
                     let reason = format!("stage {name} has blocked its thread for {silent_ms} ms; restart the process");
@@ -540,13 +333,5 @@ mod tests {
     fn a_stage_whose_thread_another_stage_blocks_is_not_blamed() {
         use Verdict::{Alive, Stalled};
         check(&[(0, 1, true, false, Alive), (100, 1, true, false, Stalled), (900, 1, true, false, Alive)]);
-    }
-
-    #[test]
-    fn the_message_of_a_panic_is_extracted() {
-        let cause = |payload: Box<dyn Any + Send>| Cause::from_panic(&*payload);
-        assert_eq!(cause(Box::new("static")), Cause::Panic("static".to_owned()));
-        assert_eq!(cause(Box::new("owned".to_owned())), Cause::Panic("owned".to_owned()));
-        assert_eq!(cause(Box::new(7)), Cause::Panic("panic without a message".to_owned()));
     }
 }

@@ -19,12 +19,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::actor_host::{ActorHost, Factory, Host};
 use crate::drain::{DrainWatch, Phase};
+use crate::exit::{Exit, Exits};
 use crate::mailbox::{Bound, Mailbox};
 pub use crate::observe::Observer;
 use crate::observe::StageState;
-use crate::stage::{Exit, Stage, StageContext};
+use crate::stage::{Stage, StageContext};
 pub use crate::supervisor::Supervision;
-use crate::supervisor::{Exits, LifetimeGuard, Supervisor, run_watchdog};
+use crate::supervisor::{LifetimeGuard, Supervisor, run_watchdog};
 
 /// Name of the arbiter that is the thread which created the topology; every other arbiter is a thread of its own. The
 /// watchdog runs on this thread too, so it cannot detect a stage that blocks it.

@@ -13,8 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::clock;
 use crate::mailbox::Message;
-use crate::observe::Counter;
-use crate::stage::{Exit, Stage};
+use crate::stage::{Counter, Exit, Stage};
 
 /// Maximum number of windows that one call closes: after a longer pause the oldest ones are skipped.
 const CLOSED_AT_ONCE_MAX: i64 = 1000;

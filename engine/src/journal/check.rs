@@ -9,12 +9,12 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::directory_scan::{Depth, DirectoryScan, SegmentScan, scan_directory};
-use super::frame::Kind;
-use super::reader::frame;
+use super::error::OpenError;
+use super::frame::{Kind, frame};
 use super::recover::quarantine;
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir};
-use super::{Damage, Frame, LaneId, LaneTail, OpenError};
+use super::types::{Damage, Frame, LaneId, LaneTail};
 
 /// Result of [`check`].
 #[derive(Clone, Debug, serde::Serialize)]

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::LaneId;
+use super::types::LaneId;
 
 /// How long a request is remembered.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(3600);

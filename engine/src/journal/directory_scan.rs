@@ -20,10 +20,11 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::dedup_index::DedupEntry;
+use super::error::OpenError;
 use super::frame::{FrameHeader, Kind, Seed, Start};
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_MAX, ZEROS};
-use super::{Damage, LaneId, LaneTail, OpenError};
+use super::types::{Damage, LaneId, LaneTail};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

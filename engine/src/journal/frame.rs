@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry};
-use super::{LaneId, LaneTail};
+use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry, DedupKey};
+use super::types::{Frame, LaneId, LaneTail};
 
 /// Largest payload of a frame, in bytes: 16 MiB.
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
@@ -73,7 +73,7 @@ pub(super) struct FrameHeader {
     pub(super) durable_upto: u64,
     pub(super) lane_prev_seq: u64,
     pub(super) lane_records: u64,
-    /// Whether the payload starts with a [`DedupKey`](super::DedupKey).
+    /// Whether the payload starts with a [`DedupKey`].
     pub(super) has_dedup_key: bool,
 }
 
@@ -256,10 +256,26 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+/// Converts a frame to its public form.
+pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
+    if header.has_dedup_key {
+        payload.drain(..DedupKey::BYTES.min(payload.len()));
+    }
+    Frame {
+        seq: header.seq,
+        lane: header.lane,
+        lane_prev_seq: header.lane_prev_seq,
+        lane_records: header.lane_records,
+        records: header.records,
+        codec: header.codec,
+        payload_crc: header.payload_crc,
+        payload,
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::journal::DedupKey;
 
     fn header() -> FrameHeader {
         FrameHeader {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::error::AppendError;
 use super::segment::{create_zeroed, is_full};
+use super::shared::Shared;
 use super::state::Spare;
-use super::{AppendError, Shared};
 use crate::fault;
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);

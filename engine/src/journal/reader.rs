@@ -9,23 +9,13 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::dedup_index::DedupKey;
-use super::frame::{FrameHeader, Kind, Seed};
+use super::frame::{Kind, frame};
 use super::scan::{Found, Payloads, Scanner};
-use super::{Frame, LaneId, Shared};
+use super::shared::{Shared, View};
+use super::types::{Frame, LaneId};
 
 /// Headers are small, and payloads bypass the window.
 const WINDOW_BYTES: usize = 16 << 10;
-
-/// Where to continue: the next segment that has frames of the lane.
-pub(super) struct View {
-    pub(super) number: u64,
-    pub(super) path: std::path::PathBuf,
-    pub(super) seed: Seed,
-    pub(super) end: u64,
-    /// Whether frames may still be appended to it.
-    pub(super) active: bool,
-}
 
 /// Reads one lane, or all lanes in journal order. `Send`. Performs blocking I/O: call it on a blocking thread.
 pub struct Reader {
@@ -139,21 +129,4 @@ fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
         Some(Found::Frame { header, .. }) => Some(header.seq),
         _ => None,
     })
-}
-
-/// Converts a frame to its public form.
-pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
-    if header.has_dedup_key {
-        payload.drain(..DedupKey::BYTES.min(payload.len()));
-    }
-    Frame {
-        seq: header.seq,
-        lane: header.lane,
-        lane_prev_seq: header.lane_prev_seq,
-        lane_records: header.lane_records,
-        records: header.records,
-        codec: header.codec,
-        payload_crc: header.payload_crc,
-        payload,
-    }
 }

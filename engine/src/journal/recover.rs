@@ -25,13 +25,14 @@ use super::dedup_index::{DedupEntry, DedupIndex};
 use super::directory_scan::{
     Depth, Quarantined, SegmentScan, Tail, ValidPrefix, flush_page_cache, scan_directory, used_end,
 };
+use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, RUNS_MAX, Seed, Start, frame_bytes, header_crc, push_frame};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, create_zeroed,
     is_full, open_leftover_spare, publish_spare, sync_data, sync_dir,
 };
-use super::{Damage, LaneId, OpenError, Recovered};
+use super::types::{Damage, LaneId, Recovered};
 use crate::{clock, fault};
 
 /// Space that every segment reserves for the SEAL frame.

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
-use super::OpenError;
+use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
 use crate::fault;
 

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::dedup_index::{DedupEntry, DedupIndex, DedupKey};
+use super::error::AppendError;
 use super::frame::{FRAME_ALIGN, PAYLOAD_BYTES_MAX, Start, frame_bytes};
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
-use super::{AppendError, Appended, LaneId, LaneTail};
+use super::types::{Appended, LaneId, LaneTail};
 
 /// An end of the log: the allocated or the durable one.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,14 +19,15 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 use uuid::Uuid;
 
+use super::error::AppendError;
 use super::frame::{FrameHeader, Kind, Seed, header_crc, push_frame};
 use super::recover::Segment;
 use super::segment::{
     FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR, is_full, publish_spare,
     sync_data, write_zeros,
 };
-use super::state::Place;
-use super::{AppendCredit, AppendError, LaneId, LaneTail, OnDurable, Shared, SpareFile, locked};
+use super::shared::{Item, Shared, SpareFile, locked};
+use super::types::{LaneId, LaneTail};
 use crate::{clock, fault};
 
 /// Limit for the payload bytes of a group.
@@ -35,16 +36,6 @@ const GROUP_BYTES_MAX: usize = 1 << 20;
 const GROUP_FRAMES_MAX: usize = 1024;
 /// The write buffer is freed when one large frame has grown it beyond this.
 const BUFFER_BYTES_MAX: usize = 2 << 20;
-
-/// A queued frame.
-pub(super) struct Item {
-    /// Complete except for `durable_upto`.
-    pub(super) header: FrameHeader,
-    pub(super) place: Place,
-    pub(super) payload: Vec<u8>,
-    /// `None` for a START frame.
-    pub(super) waiter: Option<(OnDurable, AppendCredit)>,
-}
 
 pub(super) const PANICKED: &str = "the writer thread has panicked";
 

@@ -1,0 +1,475 @@
+//! The public API of an open journal.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::check;
+use super::config::JournalConfig;
+use super::dedup_index::{DedupEntry, DedupIndex};
+use super::error::{AppendError, OpenError};
+use super::housekeeper::Housekeeper;
+use super::reader::Reader;
+use super::recover::{self, SEAL_BYTES};
+use super::segment::{self, At, Dir};
+use super::shared::{AppendCredit, NewFrame, OnDurable, Progress, Shared, locked};
+use super::state::{LogEnd, Sizes, Spare, State};
+use super::types::{Appended, LaneId, LaneTail, Recovered};
+use super::writer::{self, Writer};
+
+/// State of the journal, for metrics and status.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct JournalStats {
+    /// Size of all files.
+    pub bytes: u64,
+    /// Configured quota.
+    pub quota_bytes: u64,
+    /// Number of segment files.
+    pub segments: usize,
+    /// Highest sequence number assigned.
+    pub seq_last: u64,
+    /// Highest sequence number covered by an fsync.
+    pub seq_durable: u64,
+    /// Payload bytes that wait for the writer.
+    pub queue_bytes: u64,
+    /// Why appends are rejected now; `None` if they are accepted.
+    pub reject_reason: Option<String>,
+    /// Damaged frames found since the journal was opened, by recovery and by readers.
+    pub damaged_frames: u64,
+    /// Size of the files in `quarantine/`.
+    pub quarantine_bytes: u64,
+}
+
+/// Maximum number of frames that wait for the writer thread.
+const QUEUE_FRAMES_MAX: usize = 8192;
+
+/// The journal of one process. Cheap to clone.
+///
+/// If the last clone is dropped without [`Journal::seal`], queued frames are still written and acknowledged, but the
+/// next open finds no seal.
+#[derive(Clone)]
+pub struct Journal {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    threads: Mutex<Option<Threads>>,
+    /// Result of the seal, for repeated calls.
+    sealed: Mutex<Option<Result<(), AppendError>>>,
+}
+
+/// The threads. Each holds the directory's lock until it has exited.
+struct Threads {
+    writer: JoinHandle<Result<(), AppendError>>,
+    housekeeper: JoinHandle<()>,
+}
+
+impl Journal {
+    /// Locks, recovers and opens the journal, and starts its threads.
+    ///
+    /// # Errors
+    /// [`OpenError::InvalidConfig`] if a size is out of the range given at [`JournalConfig`]; [`OpenError::Locked`],
+    /// [`OpenError::TooNew`] or [`OpenError::Io`] otherwise. Damage is not an error: see [`Recovered::damage`].
+    pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
+        let segment_bytes = config.validate()?;
+        ignore_file_size_signal();
+        let started = Instant::now();
+        let dir = Dir::new(config.dir.clone());
+        fs::create_dir_all(dir.path()).at(dir.path(), "create the directory")?;
+        if let Some(parent) = dir.path().parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            segment::sync_dir(parent).at(parent, "fsync the parent directory")?;
+        }
+        let lock = check::lock(&dir)?;
+        let opened = recover::recover(&dir, segment_bytes)?;
+        recover::prune_torn_tails(&dir);
+        let recovered = opened.recovered.clone();
+        recover::report(&recovered);
+        let (journal, writer, housekeeper) = Self::assemble(&config, dir, segment_bytes, opened);
+        let lock = Arc::new(lock);
+        let housekeeper_lock = lock.clone();
+        let threads = Threads {
+            writer: spawn("journal-writer", move || {
+                let _lock = lock;
+                writer.guarded_run()
+            })?,
+            housekeeper: spawn("journal-housekeeper", move || {
+                let _lock = housekeeper_lock;
+                housekeeper.run();
+            })?,
+        };
+        *locked(&journal.handle.threads) = Some(threads);
+        metrics::gauge!("logweir_journal_recovery_seconds").set(started.elapsed().as_secs_f64());
+        journal.handle.shared.publish_gauges();
+        Ok((journal, recovered))
+    }
+
+    fn assemble(
+        config: &JournalConfig,
+        dir: Dir,
+        segment_bytes: u64,
+        opened: recover::Opened,
+    ) -> (Self, Writer, Housekeeper) {
+        let recover::Opened { recovered, segments, dedup_entries, active, number, run_seq, crc_last, full } = opened;
+        let first = &segments[&number];
+        let log_end = LogEnd {
+            seq: run_seq,
+            segment: number,
+            offset: first.end,
+            frames_end: first.size - SEAL_BYTES,
+            lanes: recovered.lanes.clone(),
+        };
+        let (offset, active_bytes) = (log_end.offset, first.size);
+        let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
+        let sizes = Sizes {
+            segment_bytes,
+            quota_bytes: config.quota_bytes,
+            ballast_bytes: config.ballast_bytes,
+            retain_segments: config.retain_segments,
+            retain_for: config.retain_for,
+        };
+        let state = State {
+            sizes,
+            run: recovered.run,
+            runs: recovered.runs.clone(),
+            allocated: log_end.clone(),
+            durable: log_end,
+            reject_reason: full.then_some(AppendError::DiskFull),
+            segments,
+            committed: BTreeMap::new(),
+            dedup_index: DedupIndex::new(segment_bytes, dedup_entries),
+            spare: Spare::Missing,
+            ballast_now,
+            generation: 0,
+        };
+        // Each frame may be preceded by the START of a new segment.
+        let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
+        let (wake, woken) = crossbeam_channel::bounded(1);
+        let bytes_max = config.queue_bytes_max;
+        let damage_known = recovered.damage.iter().map(|damage| (damage.segment, damage.offset)).collect();
+        let shared = Arc::new(Shared {
+            segment_bytes,
+            ballast_bytes: config.ballast_bytes,
+            state: Mutex::new(state),
+            queue: Mutex::new(Some(queue)),
+            spare: Mutex::new(None),
+            wake,
+            stop: AtomicBool::new(false),
+            wants_seal: AtomicBool::new(false),
+            progress: watch::Sender::new(Progress {
+                seq_durable: run_seq,
+                rollbacks: 0,
+                rolled_back_from: 0,
+                end: None,
+            }),
+            ends: watch::Sender::new(None),
+            queue_bytes: AtomicU64::new(0),
+            bytes_max,
+            bytes: Arc::new(Semaphore::new(bytes_max)),
+            frames: Arc::new(Semaphore::new(QUEUE_FRAMES_MAX)),
+            damaged_frames: AtomicU64::new(recover::damaged_frames(&recovered.damage)),
+            quarantine_bytes: AtomicU64::new(dir.quarantine_bytes()),
+            damage_known: Mutex::new(damage_known),
+            dir,
+        });
+        let writer = Writer {
+            shared: shared.clone(),
+            queue: items,
+            writer: recovered.writer,
+            run_seq,
+            file: active,
+            number,
+            size: active_bytes,
+            seq: run_seq,
+            offset,
+            crc_last,
+            pending: None,
+            buffer: Vec::new(),
+        };
+        let housekeeper = Housekeeper { shared: shared.clone(), wake: woken };
+        let handle = Handle { shared, threads: Mutex::new(None), sealed: Mutex::new(None) };
+        (Self { handle: Arc::new(handle) }, writer, housekeeper)
+    }
+
+    /// Waits for space for `bytes` of payload in the writer's queue.
+    ///
+    /// # Errors
+    /// The journal rejects appends; the error is the reason.
+    pub async fn reserve(&self, bytes: usize) -> Result<AppendCredit, AppendError> {
+        let shared = &self.handle.shared;
+        shared.check_capacity(bytes)?;
+        // A payload larger than the whole queue is queued alone.
+        let permits = u32::try_from(bytes.clamp(1, shared.bytes_max)).unwrap_or(u32::MAX);
+        let never_closed = "the journal never closes its semaphores";
+        let credit = AppendCredit {
+            bytes,
+            _bytes: shared.bytes.clone().acquire_many_owned(permits).await.expect(never_closed),
+            _frame: shared.frames.clone().acquire_owned().await.expect(never_closed),
+        };
+        shared.check_capacity(bytes)?;
+        Ok(credit)
+    }
+
+    /// Assigns the frame its sequence number and queues it for the writer thread. Never blocks on the disk.
+    ///
+    /// If `on_durable` receives an error, the sequence number is void: another frame may get it.
+    ///
+    /// # Errors
+    /// The frame was rejected; `on_durable` has received the same error.
+    pub fn append(
+        &self,
+        credit: AppendCredit,
+        lane: LaneId,
+        codec: u8,
+        records: u32,
+        payload: Vec<u8>,
+        on_durable: OnDurable,
+    ) -> Result<Appended, AppendError> {
+        self.append_frame(credit, NewFrame { lane, codec, records, dedup_key: None, payload }, on_durable)
+    }
+
+    /// Like [`Journal::append`], for a frame that may have a dedup key. The key adds
+    /// [`DedupKey::BYTES`](super::DedupKey::BYTES) to the payload: reserve that much more credit.
+    ///
+    /// # Errors
+    /// [`AppendError::Duplicate`] if the key is in the dedup index; [`Journal::dedup_entry`] then returns the earlier
+    /// frame. Otherwise as for [`Journal::append`].
+    pub fn append_frame(
+        &self,
+        credit: AppendCredit,
+        mut frame: NewFrame,
+        on_durable: OnDurable,
+    ) -> Result<Appended, AppendError> {
+        if let Some(dedup_key) = frame.dedup_key {
+            frame.payload.splice(..0, dedup_key.encode());
+        }
+        let bytes = frame.payload.len();
+        let fits = if bytes > credit.bytes { Err(AppendError::TooLarge { bytes }) } else { Ok(()) };
+        // Computed here, on the caller's core and outside the mutex.
+        let payload_crc = crc32c::crc32c(&frame.payload);
+        let mut waiter = Some((on_durable, credit));
+        let appended = fits.and_then(|()| self.handle.shared.append(frame, payload_crc, &mut waiter));
+        if let (Err(reason), Some((on_durable, _))) = (&appended, waiter) {
+            on_durable(Err(reason.clone()));
+        }
+        appended
+    }
+
+    /// Returns the latest frame with this dedup key, and whether it is durable.
+    #[must_use]
+    pub fn dedup_entry(&self, key: &[u8; 16]) -> Option<(DedupEntry, bool)> {
+        let state = self.handle.shared.state();
+        state.dedup_index.get(key).map(|dedup_entry| (dedup_entry, dedup_entry.seq <= state.durable.seq))
+    }
+
+    /// Whether an append would be accepted now. For readiness probes and intake.
+    ///
+    /// # Errors
+    /// The reason why appends are rejected.
+    pub fn check_writable(&self) -> Result<(), AppendError> {
+        // Not counted as a rejection: probes call this.
+        let shared = &self.handle.shared;
+        let checked = shared.state().check_capacity(0);
+        if checked == Err(AppendError::DiskFull) {
+            shared.wake();
+        }
+        checked
+    }
+
+    /// Waits until `seq` is covered by a completed fsync.
+    ///
+    /// # Errors
+    /// It never will be; the error is the reason.
+    pub async fn durable(&self, seq: u64) -> Result<(), AppendError> {
+        let shared = &self.handle.shared;
+        let mut progress = shared.progress.subscribe();
+        let rollbacks = progress.borrow_and_update().rollbacks;
+        if seq > shared.state().allocated.seq {
+            // Only a frame that was rolled back can have had this number.
+            return Err(AppendError::DiskFull);
+        }
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if now.rollbacks != rollbacks && now.rolled_back_from <= seq {
+                    return Err(AppendError::DiskFull);
+                }
+                if now.seq_durable >= seq {
+                    return Ok(());
+                }
+                if let Some(end) = &now.end {
+                    return Err(end.clone());
+                }
+            }
+            progress.changed().await.map_err(|_| AppendError::Sealed)?;
+        }
+    }
+
+    /// Number of roll-backs: sequence numbers that were assigned and voided because the disk was full. Until a frame is
+    /// durable, its sequence number identifies it only within one generation.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.handle.shared.state().generation
+    }
+
+    /// Returns the durable end of `lane`.
+    #[must_use]
+    pub fn lane_durable(&self, lane: LaneId) -> LaneTail {
+        self.handle.shared.state().durable.lanes.get(&lane).copied().unwrap_or_default()
+    }
+
+    /// Returns the end of every lane, including frames that are not durable yet.
+    #[must_use]
+    pub fn lanes(&self) -> BTreeMap<LaneId, LaneTail> {
+        self.handle.shared.state().allocated.lanes.clone()
+    }
+
+    /// Returns the highest durable sequence number, and the durable end of every lane at that moment.
+    #[must_use]
+    pub fn durable_position(&self) -> (u64, BTreeMap<LaneId, LaneTail>) {
+        let state = self.handle.shared.state();
+        (state.durable.seq, state.durable.lanes.clone())
+    }
+
+    /// Waits until any frame above `seq` is durable.
+    ///
+    /// # Errors
+    /// None ever will be; the error is the reason.
+    pub async fn durable_beyond(&self, seq: u64) -> Result<(), AppendError> {
+        let mut progress = self.handle.shared.progress.subscribe();
+        let now = progress.wait_for(|now| now.seq_durable > seq || now.end.is_some()).await;
+        let now = now.map_err(|_| AppendError::Sealed)?;
+        match &now.end {
+            Some(end) if now.seq_durable <= seq => Err(end.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns a reader of the durable frames of `lane` above `after_seq`.
+    #[must_use]
+    pub fn reader(&self, lane: LaneId, after_seq: u64) -> Reader {
+        Reader::new(self.handle.shared.clone(), Some(lane), after_seq)
+    }
+
+    /// Returns a reader of the durable frames of all lanes above `after_seq`, in the order of their sequence numbers.
+    #[must_use]
+    pub fn reader_all_lanes(&self, after_seq: u64) -> Reader {
+        Reader::new(self.handle.shared.clone(), None, after_seq)
+    }
+
+    /// Reports that the database has committed `lane` up to `seq`: segments that no lane needs any more may be removed,
+    /// oldest first. A lane with frames in the journal that was never reported keeps its segments. A `seq` below the
+    /// previous one means that the database was restored to an earlier state: frames above it are needed again, as far
+    /// as they still exist.
+    pub fn commit(&self, lane: LaneId, seq: u64) {
+        let shared = &self.handle.shared;
+        let wake = {
+            let (mut state, now) = (shared.state(), Instant::now());
+            state.commit(lane, seq, now) | state.removable(now).is_some()
+        };
+        if wake {
+            shared.wake();
+        }
+    }
+
+    /// First sequence number that is still in the journal: earlier frames were committed and removed with their
+    /// segments.
+    #[must_use]
+    pub fn first_retained_seq(&self) -> u64 {
+        let state = self.handle.shared.state();
+        state.segments.first_key_value().map_or(0, |(_, segment)| segment.first_seq)
+    }
+
+    /// Returns the state of the journal.
+    #[must_use]
+    pub fn stats(&self) -> JournalStats {
+        let shared = &self.handle.shared;
+        let state = shared.state();
+        JournalStats {
+            bytes: state.bytes(),
+            quota_bytes: state.sizes.quota_bytes,
+            segments: state.segments.len(),
+            seq_last: state.allocated.seq,
+            seq_durable: state.durable.seq,
+            queue_bytes: shared.queue_bytes.load(Ordering::Relaxed),
+            reject_reason: state.reject_reason.as_ref().map(ToString::to_string),
+            damaged_frames: shared.damaged_frames.load(Ordering::Relaxed),
+            quarantine_bytes: shared.quarantine_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Completes with the reason once a write or fsync has failed for good (exit code 74).
+    pub async fn poisoned(&self) -> String {
+        let mut ends = self.handle.shared.ends.subscribe();
+        loop {
+            if let Some(AppendError::Poisoned(reason)) = &*ends.borrow_and_update() {
+                return reason.clone();
+            }
+            if ends.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Seals the journal: last fsync, SEAL frame, both threads joined, lock released. Later appends are rejected.
+    ///
+    /// # Errors
+    /// The seal could not be written; acknowledged frames are safe nevertheless.
+    pub fn seal(&self) -> Result<(), AppendError> {
+        let mut sealed = locked(&self.handle.sealed);
+        if sealed.is_none() {
+            self.handle.shared.wants_seal.store(true, Ordering::Release);
+            *sealed = Some(self.handle.stop());
+        }
+        sealed.clone().expect("set above")
+    }
+}
+
+impl Handle {
+    /// Stops the threads, the writer once its queue is empty, and releases the lock.
+    fn stop(&self) -> Result<(), AppendError> {
+        let Some(threads) = locked(&self.threads).take() else { return Ok(()) };
+        self.shared.close();
+        if threads.writer.thread().id() == std::thread::current().id() {
+            // The last clone was dropped by an `on_durable`: the writer cannot join itself, it just exits.
+            return Ok(());
+        }
+        let wrote = threads.writer.join();
+        let _ = threads.housekeeper.join();
+        let result = wrote.unwrap_or_else(|_| Err(AppendError::Poisoned(writer::PANICKED.to_owned())));
+        let end = result.clone().err().unwrap_or(AppendError::Sealed);
+        self.shared.progress.send_modify(|progress| {
+            progress.end.get_or_insert(end.clone());
+        });
+        self.shared.ends.send_modify(|first| {
+            first.get_or_insert(end);
+        });
+        result
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &'static str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, OpenError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).at(std::path::Path::new(name), "start the thread")
+}
+
+/// Makes a write beyond the file-size limit fail instead of killing the process.
+fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal installs no handler that could run.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
