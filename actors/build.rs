@@ -1,12 +1,13 @@
-//! Provides `--version` with what was built (profile, target, and the commit if `LOGWEIR_COMMIT` is set, because the build of
-//! the container image has no repository), and `logweir help TOPIC` with the files of `docs/`.
+//! Provides `--version` with what was built (profile, target, `faults` if it has kill points, and the commit if `LOGWEIR_COMMIT`
+//! is set, because the build of the container image has no repository), and `logweir help TOPIC` with the files of `docs/`.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 fn main() {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let parts = [variable("LOGWEIR_COMMIT"), variable("PROFILE"), variable("TARGET")];
+    let faults = std::env::var_os("CARGO_FEATURE_FAULTS").map(|_| "faults".to_owned());
+    let parts = [variable("LOGWEIR_COMMIT"), variable("PROFILE"), variable("TARGET"), faults];
     let build: Vec<String> = parts.into_iter().flatten().collect();
     println!("cargo:rustc-env=LOGWEIR_BUILD={}", build.join(", "));
     println!("cargo:rerun-if-env-changed=LOGWEIR_COMMIT");
