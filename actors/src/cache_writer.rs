@@ -20,9 +20,9 @@ use tokio::time::Instant;
 
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
 use crate::cache::{CacheError, HotCache, Origin};
-use crate::message::Batch;
 use crate::progress::Progress;
 use crate::rate_limit::RateLimiter;
+use logweir_store::Batch;
 
 /// Name of the component in metrics.
 const NAME: &str = "cache-writer";

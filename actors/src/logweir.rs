@@ -22,11 +22,11 @@ use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection};
 use crate::pipeline::{self, Parts};
 use crate::producer::{IntakeHandle, answer_channel};
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
-use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
-use crate::store::{self, LogStore};
 use crate::tail::TailHub;
 use logweir_formats::{Defaults, Format};
+use logweir_store::throttle::QueryThrottle;
+use logweir_store::{self as store, LogStore};
 
 /// Interval at which partitions are created ahead of time and retention is applied.
 const MAINTENANCE: Duration = Duration::from_secs(300);
@@ -465,7 +465,7 @@ async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainW
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DatabaseUrl;
+    use logweir_store::DatabaseUrl;
 
     /// The error of a start with a changed configuration; nothing may have been created.
     fn start_error(set: impl FnOnce(&mut Config)) -> Error {

@@ -11,16 +11,18 @@ use crate::alerts::{self, AlertRegistry};
 use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::cache::{HotCache, Origin};
 use crate::cache_writer::CacheWriter;
-use crate::config::{Config, DatabaseUrl, Http};
+use crate::config::{Config, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
-use crate::message::{Batch, Delivery};
+use crate::message::Delivery;
 use crate::parser::Parser;
 use crate::producer::{Producer, files, syslog};
 use crate::progress::Progress;
 use crate::search;
-use crate::store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
 use crate::tail;
-use crate::tls;
+use logweir_store::Batch;
+use logweir_store::DatabaseUrl;
+use logweir_store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
+use logweir_tls as tls;
 
 const MIB: usize = 1 << 20;
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::backlog::Backlog;
 use crate::breaker::BreakerState;
-use crate::store::LaneRow;
+use logweir_store::LaneRow;
 
 /// State of a lane's connection to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

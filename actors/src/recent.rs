@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use crate::breaker::{Allow, Breaker, BreakerSettings};
 use crate::cache::read::Cached;
 use crate::cache::{CacheError, HotCache};
-use crate::store::read::LaneCursor;
 use logweir_query::page::{Found, Position};
+use logweir_store::read::LaneCursor;
 
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 2, open_ms_min: 1_000, open_ms_max: 15_000 };
 

@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::store::read::{Count, Volume};
 use logweir_query::hits::{By, Steps};
+use logweir_store::read::{Count, Volume};
 
 /// Maximum number of cached histograms.
 const ENTRIES_MAX: usize = 32;

@@ -25,7 +25,7 @@ use crate::cache;
 use crate::config::keys::Unit;
 use crate::config::terminal::wants_color;
 use crate::config::value::show_number;
-use crate::config::{Config, ConfigError, DatabaseUrl, Role};
+use crate::config::{Config, ConfigError, Role};
 use crate::error::Error;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};
@@ -36,10 +36,11 @@ use crate::producer::source_client::SourceClient;
 use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
-use crate::query_throttle::QueryThrottle;
 use crate::search::Searcher;
-use crate::store;
 use logweir_formats::Defaults;
+use logweir_store as store;
+use logweir_store::DatabaseUrl;
+use logweir_store::throttle::QueryThrottle;
 
 /// How long requests in progress may take to submit their bodies after intake has closed.
 const INTAKE_PATIENCE: Duration = Duration::from_secs(1);

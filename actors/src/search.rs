@@ -17,12 +17,12 @@ use crate::cache::HotCache;
 use crate::config;
 use crate::recent::{self, Recent};
 use crate::result_cache::{self, HistogramKey, ResultCache};
-use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use logweir_query::Filter;
 use logweir_query::facets::{Facet, Facets, NameCount};
 use logweir_query::hits::{By, Hits, Series, Steps};
 use logweir_query::page::{Direction, Found, Position, Range};
 use logweir_query::{Field, filter};
+use logweir_store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 
 /// Maximum number of records that facets are counted over.
 pub const FACET_RECORDS_MAX: usize = 50_000;

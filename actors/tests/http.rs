@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use logweir::alerts::AlertRegistry;
 use logweir::config::{
-    Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Database, DatabaseUrl, Files, Http, JournalSettings,
-    Limits, Log, Multiline, Query, Shutdown, Sources, Syslog,
+    Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Files, Http, JournalSettings, Limits, Log, Multiline,
+    Query, Shutdown, Sources, Syslog,
 };
 use logweir::http::{Running, Shared, serve_admin, serve_data};
 use logweir::message::{AckLevel, Delivery, ParsedChunk, RawChunk, Receipt, Rejection};
@@ -24,7 +24,6 @@ use logweir::producer::source_client::SourceClient;
 use logweir::producer::stream::StreamSource;
 use logweir::producer::{IntakeHandle, Producer, demo};
 use logweir::progress::{Progress, Recovery};
-use logweir::store::LaneRow;
 use logweir::tail::TailHub;
 use logweir::token::Token;
 use logweir_engine::drain::{DrainControl, Phase};
@@ -36,6 +35,8 @@ use logweir_formats::Defaults;
 use logweir_formats::Rules;
 use logweir_record::codec;
 use logweir_record::record::Record;
+use logweir_store::LaneRow;
+use logweir_store::{Database, DatabaseUrl};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};

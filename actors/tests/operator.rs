@@ -8,12 +8,12 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use logweir::config::Config;
-use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, Claim, LaneRow};
 use logweir_engine::journal::{Appended, Journal, JournalConfig, LaneId};
 use logweir_record::chunk::Chunk;
 use logweir_record::codec;
 use logweir_record::record::{Record, Severity};
+use logweir_store::{self as store, Claim, LaneRow};
+use logweir_store::{Batch, BatchFrame};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -46,7 +46,7 @@ impl Volume {
         })
         .unwrap();
         let mut database = Config::default().database;
-        database.url = logweir::config::DatabaseUrl::Sqlite(dir.path().join("logweir.db"));
+        database.url = logweir_store::DatabaseUrl::Sqlite(dir.path().join("logweir.db"));
         let store = store::open(&database).unwrap().store();
         let claim =
             Claim { writer: recovered.writer, run: recovered.run, runs: vec![], owner: "test".into(), tails: vec![] };

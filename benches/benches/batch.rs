@@ -8,10 +8,10 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use logweir::batcher::BatchBuilder;
 use logweir::config::BatchLimits;
-use logweir::message::{Batch, BatchFrame};
-use logweir::store::bench::count_volume;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
+use logweir_store::bench::count_volume;
+use logweir_store::{Batch, BatchFrame};
 use tokio::time::Instant;
 
 const RECORDS: usize = 20_000;

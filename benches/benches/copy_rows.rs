@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use logweir::message::{Batch, BatchFrame};
-use logweir::store::bench::copy_rows;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
+use logweir_store::bench::copy_rows;
+use logweir_store::{Batch, BatchFrame};
 
 const RECORDS: u64 = 20_000;
 /// Repetitions per measured run, so that it is long enough for the clock.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use logweir::config::{Config, DatabaseUrl};
-use logweir::message::{Batch, BatchFrame};
-use logweir::store::{Claim, LaneWriter};
+use logweir::config::Config;
 use logweir_benches::bare::Rows;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::timed_ratio;
 use logweir_benches::subject::{Database, on_a_runtime};
+use logweir_store::DatabaseUrl;
+use logweir_store::{Batch, BatchFrame};
+use logweir_store::{Claim, LaneWriter};
 use uuid::Uuid;
 
 mod bare_sqlite;
@@ -36,7 +37,7 @@ impl Lane {
     async fn open(url: DatabaseUrl, corpus: &Corpus) -> Self {
         let mut config = Config::in_dir("unused");
         config.database.url = url;
-        let store = logweir::store::open(&config.database).expect("the store opens").store();
+        let store = logweir_store::open(&config.database).expect("the store opens").store();
         store.prepare().await.expect("the schema");
         let claim = Claim {
             writer: Uuid::from_u128(1),

@@ -37,9 +37,16 @@ pub fn installed(
     }
 }
 
-/// Network errors in the output of pip and npm.
-const UNREACHABLE: [&str; 6] =
-    ["NewConnectionError", "ConnectTimeoutError", "Failed to establish", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED"];
+/// Network errors in the output of pip, npm and apt.
+const UNREACHABLE: [&str; 7] = [
+    "NewConnectionError",
+    "ConnectTimeoutError",
+    "Failed to establish",
+    "ENOTFOUND",
+    "EAI_AGAIN",
+    "ECONNREFUSED",
+    "Temporary failure resolving",
+];
 
 /// Runs `command` to completion.
 ///

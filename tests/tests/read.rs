@@ -8,17 +8,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logweir::config::{Database, DatabaseUrl};
-use logweir::message::{Batch, BatchFrame};
-use logweir::query_throttle::{self, QueryThrottle};
-use logweir::store::read::{Count, LogReader, ReadError, Sample, Scan, Snapshot};
-use logweir::store::{self, Claim, LaneWriter, LogStore};
 use logweir_query::facets::{Facets, Names};
 use logweir_query::hits::{By, Hits, Steps};
 use logweir_query::page::{Direction, Found, Range};
 use logweir_query::{Comparison, Field, Filter, SeverityRange, Test, Text, TextKind, parse};
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
+use logweir_store::read::{Count, LogReader, ReadError, Sample, Scan, Snapshot};
+use logweir_store::throttle::{self, QueryThrottle};
+use logweir_store::{self as store, Claim, LaneWriter, LogStore};
+use logweir_store::{Batch, BatchFrame};
+use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::postgres;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -193,7 +193,7 @@ impl On {
         let (lane, row) = store.open_lane(&lease, 0).await.unwrap();
         let reader = |throttle: &QueryThrottle| opened.reader(Duration::from_secs(30), throttle.clone()).unwrap();
         let behind = QueryThrottle::default();
-        behind.set_backlog_age(query_throttle::BEHIND * 2);
+        behind.set_backlog_age(throttle::BEHIND * 2);
         let throttle = QueryThrottle::default();
         let (reader, throttled) = (reader(&throttle), reader(&behind));
         Self { name, store, reader, throttle, throttled, lane, seq: 0, records: 0, lane_id: row.lane_id }
@@ -488,7 +488,7 @@ async fn a_read_at_full_speed_restarts_in_pieces_when_the_database_falls_behind(
         }
     };
     let first = waits(0).await;
-    on.throttle.set_backlog_age(query_throttle::BEHIND * 2);
+    on.throttle.set_backlog_age(throttle::BEHIND * 2);
     waits(first).await;
     on.throttle.set_backlog_age(Duration::ZERO);
     holder.batch_execute("COMMIT").await.unwrap();

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use logweir::config::{Database, DatabaseUrl};
-use logweir::message::{Batch, BatchFrame};
-use logweir::store::{self, AnyStore, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
 use logweir_engine::journal::LaneTail;
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
+use logweir_store::{self as store, AnyStore, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
+use logweir_store::{Batch, BatchFrame};
+use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;

@@ -4,7 +4,7 @@ use logweir_engine::journal::LaneId;
 use tokio::time::{Duration, Instant};
 
 use crate::config::BatchLimits;
-use crate::message::{Batch, BatchFrame};
+use logweir_store::{Batch, BatchFrame};
 
 /// Collects consecutive frames of one lane.
 ///

@@ -23,9 +23,10 @@ use tokio::time::Instant;
 pub use builder::BatchBuilder;
 
 use crate::config::BatchLimits;
-use crate::message::{AckLevel, Batch, BatchFrame, ParsedChunk, Receipt, Rejection, RejectionKind, Reply};
+use crate::message::{AckLevel, ParsedChunk, Receipt, Rejection, RejectionKind, Reply};
 use crate::progress::Progress;
 use logweir_formats::ParseReport;
+use logweir_store::{Batch, BatchFrame};
 
 /// State shared by the batcher and the flusher of one lane, beside the mailbox.
 #[derive(Debug, Default)]

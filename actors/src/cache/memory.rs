@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::update::{CacheUpdate, HOUR_US, Limits, MINUTE_US, ServiceUpdate};
 use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::config;
-use crate::message::Batch;
+use logweir_store::Batch;
 
 /// Maximum size of the records and counters of this cache; part of the memory bound logged at startup.
 pub const BYTES_MAX: usize = 64 * 1024 * 1024;

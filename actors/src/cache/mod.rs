@@ -14,7 +14,7 @@ use logweir_engine::journal::LaneId;
 use uuid::Uuid;
 
 use crate::config;
-use crate::message::Batch;
+use logweir_store::Batch;
 
 mod update;
 mod render;

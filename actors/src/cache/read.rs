@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::store::cursor::ORDINAL_BITS;
-use crate::store::read::LaneCursor;
 use logweir_query::page::Found;
 use logweir_record::timestamp;
+use logweir_store::cursor::ORDINAL_BITS;
+use logweir_store::read::LaneCursor;
 
 /// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.
 #[derive(Deserialize)]

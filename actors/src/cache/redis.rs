@@ -38,8 +38,9 @@ use uuid::Uuid;
 
 use super::update::{CacheUpdate, HOUR_US, Limits, MINUTE_US};
 use super::{CacheError, HotCache, Origin, RecentRecord, render};
-use crate::message::Batch;
-use crate::{config, tls};
+use crate::config;
+use logweir_store::Batch;
+use logweir_tls as tls;
 
 const APPLY: &str = include_str!("apply.lua");
 const SERVICES: &str = "logweir:services";

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::render::Location;
 use crate::config;
-use crate::message::{Batch, BatchFrame};
-use crate::store::volume::{Counts, Minutes, PerService};
+use logweir_store::volume::{Counts, Minutes, PerService};
+use logweir_store::{Batch, BatchFrame};
 
 pub(super) const MINUTE_US: i64 = 60_000_000;
 pub(super) const HOUR_US: i64 = 60 * MINUTE_US;

@@ -13,8 +13,8 @@ use super::print::escaped;
 use super::{Failure, Outcome, block_on, exit, open_store};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::dead_letters::{DeadLetterJson, Replayed, replay_all, replay_one};
-use crate::store::{DeadLetter, LogStore, StoreError};
+use logweir_store::replay::{DeadLetterJson, Replayed, replay_all, replay_one};
+use logweir_store::{DeadLetter, LogStore, StoreError};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLettersCommand {

@@ -32,8 +32,9 @@ use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 use self::args::{ConfigArgs, StoreArgs};
 use crate::VERSION;
 use crate::config::layers::Inputs;
-use crate::config::{self, Database, DatabaseUrl, Role};
-use crate::store::{self, LogStore, StoreError};
+use crate::config::{self, Role};
+use logweir_store::{self as store, LogStore, StoreError};
+use logweir_store::{Database, DatabaseUrl};
 
 /// Receive logs and write each acknowledged record exactly once to PostgreSQL, TimescaleDB or SQLite
 ///

@@ -21,9 +21,9 @@ use super::args::StoreArgs;
 use super::journal::{described, journal_dir, open_failure};
 use super::output::{self, Output, count};
 use super::{Failure, Outcome, block_on, exit, open_store};
-use crate::config::Database;
-use crate::message::Gap;
-use crate::store::{LaneRow, StoredCount};
+use logweir_store::Database;
+use logweir_store::Gap;
+use logweir_store::{LaneRow, StoredCount};
 
 /// Attempts to read a journal from which a running server removes committed segments.
 const READS_MAX: u32 = 5;

@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 
 use crate::alerts::rule::{Measure, RULES_MAX, Rule, Threshold};
 use crate::message::AckLevel;
-use crate::tls::{ClientFiles, ServerFiles};
 use crate::token::Token;
 use keys::{Fallback, KEYS};
 use layers::{Gathered, Inputs, Section, Source};
 use logweir_formats::{CUSTOM_MAX, CustomFormat, Rules};
+pub use logweir_store::{Database, DatabaseUrl};
+use logweir_tls::{ClientFiles, ServerFiles};
 use value::Raw;
 
 /// The configuration file that is searched for where none is specified.
@@ -638,50 +639,6 @@ pub struct JournalSettings {
     pub retain_segments: usize,
     /// `journal.retain_s`: how long to keep committed segments, as far as the quota allows (0).
     pub retain_s: u64,
-}
-
-/// The log store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Database {
-    /// `database.url`
-    pub url: DatabaseUrl,
-    /// `database.read_url`: database for queries; `None` uses `url`.
-    pub read_url: Option<DatabaseUrl>,
-    /// `database.pool_size`: connections for queries and administration (4).
-    pub pool_size: usize,
-    /// `database.connect_timeout_ms`: time limit for connecting (5 s).
-    pub connect_timeout_ms: u64,
-    /// `database.statement_timeout_ms`: time limit for a statement (60 s).
-    pub statement_timeout_ms: u64,
-    /// `database.retention_days`: age at which partitions are dropped; 0 keeps everything.
-    pub retention_days: u32,
-    /// `database.compress_after_days`: age at which TimescaleDB compresses a chunk (7); 0 disables it.
-    pub compress_after_days: u32,
-    /// `database.text_index`: whether the partitions of past days get a text index (true).
-    pub text_index: bool,
-    /// `database.ca_file`: PEM with CA certificates to trust in addition to the system's.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// URL of the log store.
-#[derive(Clone, PartialEq, Eq)]
-pub enum DatabaseUrl {
-    /// `sqlite:PATH`
-    Sqlite(PathBuf),
-    /// `postgres://…`, as written; may contain a password.
-    Postgres(String),
-    /// `blackhole:`, for measurements: accepts every record and stores none.
-    Blackhole,
-}
-
-impl std::fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres(_) => f.write_str("postgres://***"),
-            Self::Blackhole => f.write_str("blackhole:"),
-        }
-    }
 }
 
 /// The hot cache.

@@ -32,9 +32,9 @@ pub use self::session::{Session, lanes_needed};
 use crate::batcher::LaneLink;
 use crate::breaker::{self, Allow, Breaker, BreakerSettings, retry};
 use crate::config::BatchLimits;
-use crate::message::{Batch, BatchFrame, Gap};
 use crate::progress::{Progress, StoreState};
-use crate::store::{LaneRow, LaneWriter, StoreError};
+use logweir_store::{Batch, BatchFrame, Gap};
+use logweir_store::{LaneRow, LaneWriter, StoreError};
 
 /// Retry interval of a lane that an operator must fix (schema, permission).
 const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Duration, timeout};
 
 use crate::progress::Progress;
-use crate::store::{Claim, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
+use logweir_store::{Claim, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
 
 /// Time limit of a migration: generous, since it may rebuild a large table.
 const PREPARE_LIMIT: Duration = Duration::from_secs(3600);

@@ -34,8 +34,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::breaker::{Allow, BreakerSnapshot, retry};
 use crate::config::{Auth, AuthMode, Config, HostPort};
-use crate::query_throttle::QueryThrottle;
-use crate::tls::{self, TlsError};
+use logweir_store::throttle::QueryThrottle;
+use logweir_tls::{self as tls, TlsError};
 use members::{Member, Members};
 
 /// Maximum length of a processor's response.

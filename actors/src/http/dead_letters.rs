@@ -16,8 +16,8 @@ use super::error_responses::{DEAD_LETTERS, DeadLetterChangeErrors, DeadLetterErr
 use super::{Shared, with_methods};
 use crate::config::keys::Unit;
 use crate::config::value::quantity;
-use crate::dead_letters::{DeadLetterJson, Replayed, replay_all, replay_one};
-use crate::store::StoreError;
+use logweir_store::StoreError;
+use logweir_store::replay::{DeadLetterJson, Replayed, replay_all, replay_one};
 
 /// Maximum number of dead letters in one response.
 const LIMIT_MAX: u32 = 1000;

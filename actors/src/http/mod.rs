@@ -32,9 +32,9 @@ use crate::gateway::Gateway;
 use crate::producer::IntakeHandle;
 use crate::progress::Progress;
 use crate::search::Searcher;
-use crate::store::LogStore;
 use crate::tail::TailHub;
-use crate::tls::{self, TlsError};
+use logweir_store::LogStore;
+use logweir_tls::{self as tls, TlsError};
 
 pub mod answer;
 pub mod api;

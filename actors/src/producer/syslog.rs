@@ -30,8 +30,8 @@ use super::multiline::push_record;
 use super::source_client::{SourceBatch, SourceClient, discard};
 use super::stream::{BODY_BYTES, LINGER, READ_BYTES, StreamSource};
 use crate::config;
-use crate::tls;
 use logweir_formats::Defaults;
+use logweir_tls as tls;
 
 /// Timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -226,7 +226,7 @@ impl<O: Output> Client<O> {
 
     fn add(&mut self, lane_id: Option<i64>, frame: &DurableFrame, record: &Record<'_>) {
         let ordinal = self.position.records(frame.lane).cast_signed();
-        let id = lane_id.map(|lane_id| crate::store::id_of(lane_id, ordinal));
+        let id = lane_id.map(|lane_id| logweir_store::id_of(lane_id, ordinal));
         self.output.record(self.hub.0.writer, &self.position, id, record);
     }
 

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use logweir::config::{Config, DatabaseUrl};
+use logweir::config::Config;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::subject::on_a_runtime;
 use logweir_record::chunk::Chunk;
+use logweir_store::DatabaseUrl;
 use rusqlite::Connection;
 
 /// The settings of the connection in logweir's store.
@@ -31,7 +32,7 @@ impl BareSqlite {
     pub fn open(path: &Path, corpus: &Corpus) -> Self {
         let mut config = Config::in_dir("unused");
         config.database.url = DatabaseUrl::Sqlite(path.to_owned());
-        let store = logweir::store::open(&config.database).expect("the store opens").store();
+        let store = logweir_store::open(&config.database).expect("the store opens").store();
         on_a_runtime(async { store.prepare().await.expect("the schema") });
         let connection = Connection::open(path).expect("the file opens");
         connection.execute_batch(SETUP).expect("the settings");

@@ -1,7 +1,7 @@
 //! Journal payloads: every chunk that decodes can be read.
 #![no_main]
 
-use logweir_engine::codec;
+use logweir_record::codec;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((&id, payload)) = data.split_first() else { return };

@@ -1,7 +1,7 @@
 //! The first byte selects the format of all lines.
 #![no_main]
 
-use logweir::parser::Rules;
+use logweir_formats::Rules;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((&choice, data)) = data.split_first() else { return };

@@ -1,6 +1,6 @@
 #![no_main]
 
-use logweir::message::Format;
+use logweir_formats::Format;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     logweir_fuzz::body(Format::Lines, data);

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| logweir_fuzz::body(logweir::message::Format::LokiJson, data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| logweir_fuzz::body(logweir_formats::Format::LokiJson, data));

@@ -1,8 +1,9 @@
 //! Invariants for arbitrary bytes. A target is one line that selects the format.
 
-use logweir::message::{Defaults, Format, RejectionKind};
-use logweir::parser::{NAME_BYTES_MAX, Parsed, parse};
-use logweir_engine::codec;
+use logweir::message::RejectionKind;
+use logweir_formats::{Defaults, Format};
+use logweir_formats::{NAME_BYTES_MAX, Parsed, parse};
+use logweir_record::codec;
 
 /// Time of arrival.
 const RECEIVED_US: i64 = 1_763_640_000_000_000;

@@ -14,7 +14,7 @@ use actix_web::web::{self, ServiceConfig};
 use super::answer::HttpError;
 use super::{get_or_head, with_methods};
 use crate::search::SearchError;
-use crate::store::read::ReadError;
+use logweir_store::read::ReadError;
 
 pub use self::record::RecordBody;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::store::{DeadLetter, LogStore, StoreError};
+use crate::{DeadLetter, LogStore, StoreError};
 use logweir_record::json::strict_object;
 use logweir_record::timestamp;
 
@@ -14,14 +14,15 @@ use logweir_record::timestamp;
 const PAGE: u32 = 500;
 
 /// A dead letter with its record, for the API and the command line.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = DeadLetter)]
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = DeadLetter))]
 pub struct DeadLetterJson<'a> {
     /// The ID that the row would have; a string, because it exceeds the precision of a double.
     id: String,
     /// When the database rejected it: RFC 3339, UTC.
     at: String,
-    #[schema(value_type = String)]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     writer: uuid::Uuid,
     lane: u16,
     seq: String,
@@ -31,7 +32,7 @@ pub struct DeadLetterJson<'a> {
     /// The database's error message.
     reason: &'a str,
     /// The record; null where the stored text is not a JSON object, which is then in `raw`.
-    #[schema(value_type = Option<Object>)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     record: Option<Cow<'a, RawValue>>,
     /// The stored text; only if it is not a JSON object.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -26,11 +26,11 @@ use super::connect::{Connection, Connector, class, describe, failure, within};
 use super::copy::{COPY_SQL, copy};
 use super::schema;
 use super::types::{Json, Time};
-use crate::message::Batch;
-use crate::store::cursor::{CursorMismatch, on_cursor_mismatch};
-use crate::store::error_class::{Class, copy_line, poison_rows_max};
-use crate::store::rows::{Row, rows, rows_without};
-use crate::store::{Flushed, LaneRow, LaneWriter, StoreError, dead_letter, volume};
+use crate::batch::Batch;
+use crate::cursor::{CursorMismatch, on_cursor_mismatch};
+use crate::error_class::{Class, copy_line, poison_rows_max};
+use crate::rows::{Row, rows, rows_without};
+use crate::{Flushed, LaneRow, LaneWriter, StoreError, dead_letter, volume};
 
 const CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
@@ -594,7 +594,7 @@ impl LaneWriter for PgLane {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
         let started = Instant::now();
         let result = self.flush_isolating_bad_rows(batch).await;
-        crate::store::measure(batch.lane, started, &result);
+        crate::measure(batch.lane, started, &result);
         result
     }
 

@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 
 use super::connect::{describe, failure};
 use super::schema::partition_name;
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// Days after which a partition counts as closed.
 const CLOSED_DAYS: i64 = 2;

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::query_throttle::QueryThrottle;
+use crate::throttle::QueryThrottle;
 use logweir_query::hits::{By, Steps};
 use logweir_query::page::{Direction, Found, Position, Range};
 use logweir_query::{Filter, facets};
@@ -35,7 +35,7 @@ pub struct Scan {
 
 impl Scan {
     /// Returns the part of the range after `after`, so that the planner can prune partitions.
-    pub(crate) fn range_left(&self) -> Range {
+    pub fn range_left(&self) -> Range {
         match (self.direction, self.after) {
             (Direction::Backward, Some(after)) => {
                 Range { end_us: self.range.end_us.min(after.ts_us.saturating_add(1)), ..self.range }
@@ -146,7 +146,7 @@ pub trait LogReader: Send + Sync {
 
 impl ReadError {
     /// Returns the error for a read that exceeded its time limit.
-    pub(crate) fn too_slow(timeout: Duration, throttle: &QueryThrottle) -> Self {
+    pub fn too_slow(timeout: Duration, throttle: &QueryThrottle) -> Self {
         match throttle.is_behind() {
             true => Self::Preempted,
             false => Self::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
@@ -156,7 +156,7 @@ impl ReadError {
 
 impl<T> Snapshot<T> {
     /// Returns the result of a read, or `empty` if the tables do not exist yet.
-    pub(crate) fn or_empty(result: Result<Self, ReadError>, empty: impl FnOnce() -> T) -> Result<Self, ReadError> {
+    pub fn or_empty(result: Result<Self, ReadError>, empty: impl FnOnce() -> T) -> Result<Self, ReadError> {
         match result {
             Err(ReadError::NoSchema) => Ok(Self { value: empty(), lanes: Vec::new() }),
             other => other,

@@ -34,8 +34,8 @@ use super::{
     Claim, DeadLetter, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount, claim,
     dead_letter,
 };
-use crate::config::{Database, DatabaseUrl};
-use crate::query_throttle::QueryThrottle;
+use crate::settings::{Database, DatabaseUrl};
+use crate::throttle::QueryThrottle;
 
 /// Size of the administration pool: small, since only commands use it.
 const ADMIN_CONNECTIONS: usize = 2;

@@ -16,9 +16,9 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
 
 use super::failed;
-use crate::query_throttle::{self, QueryThrottle};
-use crate::store::StoreError;
-use crate::store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use crate::StoreError;
+use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use crate::throttle::{self, QueryThrottle};
 use logweir_query::facets::{Facets, NameCount, Names};
 use logweir_query::filter::SeverityRange;
 use logweir_query::hits::{By, Hits, Steps};
@@ -27,7 +27,7 @@ use logweir_query::{Filter, facets};
 use logweir_record::timestamp::{self, MAX_US, MINUTE_US};
 
 /// Size of a connection's page cache, in bytes.
-pub(crate) const CACHE_BYTES: usize = 8 << 20;
+pub const CACHE_BYTES: usize = 8 << 20;
 
 /// Reads one file.
 pub struct SqliteReader {
@@ -121,7 +121,7 @@ fn snapshot<T>(
     work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Snapshot<T>> {
     let stopped = Arc::clone(stop);
-    let mut steps = query_throttle::ThreadReading::default();
+    let mut steps = throttle::ThreadReading::default();
     // Called every 10,000 instructions of SQLite's virtual machine: well under a millisecond.
     let progress = move || !throttle.may_continue(&mut steps) || stopped.load(Ordering::Relaxed);
     connection.progress_handler(10_000, Some(progress))?;

@@ -7,7 +7,7 @@ use logweir_record::timestamp::{MINUTE_US, clamp};
 
 /// Service names are cut to this many bytes in the counters: a longer one would not fit into the index of `log_volume`,
 /// and a service name must never stop a lane.
-pub(crate) const SERVICE_BYTES_MAX: usize = 512;
+pub const SERVICE_BYTES_MAX: usize = 512;
 
 /// Key of a counter, borrowed from the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,18 +53,18 @@ impl<'a> Counter<'a> {
 }
 
 /// Number of records of one minute, by severity number.
-pub(crate) type Counts = [u32; 25];
+pub type Counts = [u32; 25];
 
 /// Counts by minute. Consecutive records mostly share a minute, so the tree is searched only when it changes.
 #[derive(Default)]
-pub(crate) struct Minutes {
+pub struct Minutes {
     open: Option<(i64, Counts)>,
     closed: BTreeMap<i64, Counts>,
 }
 
 impl Minutes {
     /// Counts one record.
-    pub(crate) fn add(&mut self, minute: i64, severity: u8) {
+    pub fn add(&mut self, minute: i64, severity: u8) {
         if self.open.is_none_or(|(open, _)| open != minute) {
             let counts = self.closed.remove(&minute).unwrap_or_default();
             if let Some((minute, counts)) = self.open.replace((minute, counts)) {
@@ -77,18 +77,18 @@ impl Minutes {
     }
 
     /// Returns all counts, by minute.
-    pub(crate) fn finish(mut self) -> BTreeMap<i64, Counts> {
+    pub fn finish(mut self) -> BTreeMap<i64, Counts> {
         self.closed.extend(self.open);
         self.closed
     }
 }
 
 /// A value per service. Hashes once per record, unless the record has the same service as the one before.
-pub(crate) struct PerService<'a, T> {
+pub struct PerService<'a, T> {
     indexes: HashMap<&'a str, usize, foldhash::fast::RandomState>,
     last: usize,
     /// Services in order of first appearance.
-    pub(crate) all: Vec<(&'a str, T)>,
+    pub all: Vec<(&'a str, T)>,
 }
 
 impl<T> Default for PerService<'_, T> {
@@ -99,7 +99,7 @@ impl<T> Default for PerService<'_, T> {
 
 impl<'a, T: Default> PerService<'a, T> {
     /// Returns the entry of `service`, creating it if needed.
-    pub(crate) fn entry(&mut self, service: &'a str) -> &mut (&'a str, T) {
+    pub fn entry(&mut self, service: &'a str) -> &mut (&'a str, T) {
         if self.all.get(self.last).is_none_or(|&(name, _)| name != service) {
             self.last = *self.indexes.entry(service).or_insert_with(|| {
                 self.all.push((service, T::default()));

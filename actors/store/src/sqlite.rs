@@ -11,7 +11,7 @@
 
 mod read;
 
-pub(crate) use self::read::CACHE_BYTES as READ_CACHE_BYTES;
+pub use self::read::CACHE_BYTES as READ_CACHE_BYTES;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,13 +35,13 @@ use super::{
     Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
     dead_letter, log_resets, migration_failure, rows,
 };
-use crate::config::Database;
-use crate::message::Batch;
-use crate::query_throttle::QueryThrottle;
+use crate::batch::Batch;
+use crate::settings::Database;
+use crate::throttle::QueryThrottle;
 use logweir_record::timestamp::{self, DAY_US};
 
 mod embedded {
-    refinery::embed_migrations!("src/store/sql/sqlite");
+    refinery::embed_migrations!("src/sql/sqlite");
 }
 
 const HISTORY_TABLE: &str = "logweir_schema_history";
@@ -59,7 +59,7 @@ const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lo
     WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?8 IS NOT NULL";
 /// Size of the writing connection's page cache. A batch of 20,000 rows takes 6 MiB of pages; a cache smaller than a
 /// batch writes them before the commit, and again at each checkpoint.
-pub(crate) const CACHE_BYTES: usize = 32 << 20;
+pub const CACHE_BYTES: usize = 32 << 20;
 /// Page size of a new file, in bytes. With SQLite's default of 4 KiB a third of the time is spent on single pages: each
 /// is checksummed, written to the write-ahead log, read back and written to the file.
 const PAGE_BYTES: usize = 16 << 10;

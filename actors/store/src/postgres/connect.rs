@@ -15,10 +15,10 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::config::Database;
-use crate::store::StoreError;
-use crate::store::error_class::{Class, Details, classify, copy_line};
-use crate::tls;
+use crate::StoreError;
+use crate::error_class::{Class, Details, classify, copy_line};
+use crate::settings::Database;
+use logweir_tls as tls;
 
 /// Opens connections to one URL.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use logweir_record::record::Record;
 
 use super::cursor::ORDINAL_BITS;
-use crate::message::Batch;
+use crate::batch::Batch;
 
 /// A record of a batch, as a row to insert.
 #[derive(Clone, Copy)]

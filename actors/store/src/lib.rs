@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! The log store: rows, cursor and volume counters move in one transaction.
 //!
 //! Identity follows the volume: the *writer* is the journal's UUID. At startup a process acquires the writer's lease
@@ -12,16 +14,23 @@
 //! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1. Ids are dense and
 //! unique, which proves that no record is missing or duplicated.
 
+pub mod settings;
+pub mod batch;
+pub mod throttle;
 pub mod claim;
 pub mod cursor;
 pub mod error_class;
 pub mod read;
 mod dead_letter;
 mod rows;
-pub(crate) mod volume;
+pub mod volume;
 pub mod postgres;
 pub mod sqlite;
 pub mod blackhole;
+pub mod replay;
+
+pub use self::batch::{Batch, BatchFrame, Gap};
+pub use self::settings::{Database, DatabaseUrl};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +39,7 @@ use async_trait::async_trait;
 use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
-use crate::config::{Database, DatabaseUrl};
-use crate::message::Batch;
-use crate::query_throttle::QueryThrottle;
+use crate::throttle::QueryThrottle;
 
 /// An open store of any kind.
 #[derive(Clone)]
@@ -411,7 +418,7 @@ pub mod bench {
     use bytes::Bytes;
 
     use super::{postgres, rows, volume};
-    use crate::message::Batch;
+    use crate::batch::Batch;
 
     /// Returns the rows of `batch` in COPY format, in the chunks that are written to the socket.
     pub fn copy_rows(batch: &Batch) -> impl Iterator<Item = Bytes> {

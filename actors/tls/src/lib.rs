@@ -1,3 +1,5 @@
+#![doc = include_str!("../README.md")]
+//!
 //! TLS with rustls: connections to the database and to Redis (the system's CA certificates and those of a CA file),
 //! listeners (HTTP and syslog, with an optional CA file for client certificates), and connections of the gateway to the
 //! processors (a private CA and an optional client certificate).

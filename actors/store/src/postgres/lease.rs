@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::connect::{Connection, Connector, failure};
 use super::flush::{LANE_SQL, lane_row};
-use crate::store::claim::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, next_epoch, tails};
-use crate::store::{Claim, LaneRow, LaneStart, Lease, StoreError, log_resets};
+use crate::claim::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, next_epoch, tails};
+use crate::{Claim, LaneRow, LaneStart, Lease, StoreError, log_resets};
 
 /// Attempts, each waiting up to five seconds for a lock, before the acquisition fails.
 const ATTEMPTS_MAX: u32 = 3;

@@ -4,7 +4,7 @@
 //! transaction that holds the row, so that what is read after it is final: the zombie has committed or has ended.
 
 use super::LaneRow;
-use crate::message::Batch;
+use crate::batch::Batch;
 
 /// Number of bits of a record's id below the `lane_id`.
 pub const ORDINAL_BITS: u32 = 44;
@@ -56,7 +56,7 @@ mod tests {
     use logweir_record::chunk::Chunk;
 
     use super::*;
-    use crate::message::BatchFrame;
+    use crate::batch::BatchFrame;
 
     #[test]
     fn a_cursor_mismatch_has_one_cause_for_each_state_of_the_rows() {

@@ -16,11 +16,11 @@ use tokio_postgres::{Client, Error};
 use super::connect::{Connection, describe, failure};
 use super::index;
 use super::types::Time;
-use crate::store::{StoreError, migration_failure};
+use crate::{StoreError, migration_failure};
 use logweir_record::timestamp::{self, DAY_US};
 
 mod embedded {
-    refinery::embed_migrations!("src/store/sql/postgres");
+    refinery::embed_migrations!("src/sql/postgres");
 }
 
 const HISTORY_TABLE: &str = "logweir_schema_history";

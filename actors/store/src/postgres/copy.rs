@@ -9,7 +9,7 @@ use futures_util::SinkExt;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::types::{EPOCH_US, JSONB_VERSION};
-use crate::store::rows::Row;
+use crate::rows::Row;
 use logweir_record::timestamp;
 
 /// Lists the columns in the order in which [`Encoder`] writes them.
@@ -51,7 +51,7 @@ pub(super) async fn copy<'a>(
 }
 
 /// Returns the chunks that [`copy`] sends, without the two-byte trailer and without a server.
-pub(in crate::store) fn chunks<'a>(rows: impl Iterator<Item = Row<'a>>) -> impl Iterator<Item = Bytes> {
+pub(crate) fn chunks<'a>(rows: impl Iterator<Item = Row<'a>>) -> impl Iterator<Item = Bytes> {
     let mut encoder = Encoder::new();
     let mut rows = rows;
     std::iter::from_fn(move || {

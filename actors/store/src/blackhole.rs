@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
 };
-use crate::message::Batch;
+use crate::batch::Batch;
 
 /// Cheap to clone; clones share their lanes.
 #[derive(Clone, Default)]
