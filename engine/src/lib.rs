@@ -61,6 +61,8 @@
 //! - *journal/dedup_index*: a key is remembered across restarts, and forgotten if its frame is rolled back.
 //! - *frame*, *segment*: the bytes on disk are frozen by golden files.
 
+#![forbid(unsafe_code)]
+
 pub mod clock;
 pub mod fault;
 pub mod drain;

@@ -244,13 +244,7 @@ fn join(arbiter: Arbiter) -> oneshot::Receiver<()> {
 fn name_thread(name: &str) {
     let short: Vec<u8> = name.bytes().filter(|&byte| byte != 0).take(15).collect();
     let Ok(short) = std::ffi::CString::new(short) else { return };
-    #[cfg(target_os = "linux")]
-    // SAFETY: the calling thread names itself, with a NUL-terminated string that outlives the call.
-    unsafe {
-        libc::pthread_setname_np(libc::pthread_self(), short.as_ptr());
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = short;
+    let _ = rustix::thread::set_name(&short); // the name is only for people
 }
 
 /// What the arbiter's thread needs to build and run the actor.

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use rustix::process::Signal;
+use signal_hook::SigId;
 use tokio::sync::{Semaphore, watch};
 
 use super::check;
@@ -24,6 +27,7 @@ use super::writer::{self, Writer};
 
 /// State of the journal, for metrics and status.
 #[derive(Clone, Debug, Default, serde::Serialize)]
+#[non_exhaustive]
 pub struct JournalStats {
     /// Size of all files.
     pub bytes: u64,
@@ -78,7 +82,7 @@ impl Journal {
     /// [`OpenError::TooNew`] or [`OpenError::Io`] otherwise. Damage is not an error: see [`Recovered::damage`].
     pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
         let segment_bytes = config.validate()?;
-        ignore_file_size_signal();
+        handle_file_size_signal().at(&config.dir, "handle the signal of the file-size limit")?;
         let started = Instant::now();
         let dir = Dir::new(config.dir.clone());
         fs::create_dir_all(dir.path()).at(dir.path(), "create the directory")?;
@@ -466,10 +470,13 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name.to_owned()).spawn(run).at(std::path::Path::new(name), "start the thread")
 }
 
-/// Makes a write beyond the file-size limit fail instead of killing the process.
-fn ignore_file_size_signal() {
-    // SAFETY: ignoring a signal installs no handler that could run.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+/// Makes a write beyond the file-size limit fail instead of killing the process. A handler of the embedding program is
+/// still called, and a child process that it starts has the default again; ignoring the signal would change both.
+fn handle_file_size_signal() -> io::Result<()> {
+    static HANDLED: OnceLock<SigId> = OnceLock::new();
+    if HANDLED.get().is_none() {
+        // Two threads at once register two handlers, which does no harm.
+        let _ = HANDLED.set(signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::default())?);
     }
+    Ok(())
 }

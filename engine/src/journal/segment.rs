@@ -20,12 +20,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::error::OpenError;
@@ -142,7 +142,7 @@ impl<T> At<T> for io::Result<T> {
 
 /// Whether the error means that the disk is full, which is transient, and not broken.
 pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
 /// Paths in the journal's directory.
@@ -200,15 +200,8 @@ impl Dir {
 
     /// Space available to an unprivileged process on the file system.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
-        let path = std::ffi::CString::new(self.path.as_os_str().as_bytes())?;
-        // SAFETY: an all-zero statvfs is valid; the path is NUL-terminated; the kernel fills the struct.
-        unsafe {
-            let mut stat: libc::statvfs = std::mem::zeroed();
-            if libc::statvfs(path.as_ptr(), &raw mut stat) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-        }
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Size of the quarantined files.
@@ -237,7 +230,7 @@ pub(super) fn sync_data(file: &File) -> io::Result<()> {
         return Ok(());
     }
     if fault::armed("journal.fsync.fail") {
-        return Err(io::Error::from_raw_os_error(libc::EIO));
+        return Err(Errno::IO.into());
     }
     file.sync_data()
 }
@@ -261,7 +254,7 @@ pub(super) fn create_zeroed(path: &Path, bytes: u64, stop: &AtomicBool) -> io::R
         let mut at = 0;
         while at < bytes {
             if stop.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
+                return Err(ErrorKind::Interrupted.into());
             }
             let next = bytes.min(at + ZEROS_STEP_BYTES);
             write_zeros(&file, at, next)?;
@@ -285,7 +278,7 @@ pub(super) fn open_leftover_spare(dir: &Dir, bytes: u64) -> io::Result<Option<Fi
     let path = dir.spare();
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let mut head = [0; SEGMENT_HEADER_BYTES];

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::error::AppendError;
@@ -324,7 +325,7 @@ fn terminate(bytes: &mut Vec<u8>, offset: u64, size: u64) {
 fn write_group(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     if fault::armed("journal.write.enospc") {
         file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        return Err(Errno::NOSPC.into());
     }
     file.write_all_at(bytes, offset)
 }

@@ -138,9 +138,8 @@ fn the_child() {
     });
     let file_bytes_max = variable("CHILD_FILE_BYTES_MAX");
     if file_bytes_max > 0 {
-        let limit = libc::rlimit { rlim_cur: file_bytes_max, rlim_max: file_bytes_max };
-        // SAFETY: the struct is complete and only read.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+        let limit = rustix::process::Rlimit { current: Some(file_bytes_max), maximum: Some(file_bytes_max) };
+        rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
     }
     let every = variable("CHILD_COMMIT_EVERY") as usize;
     let mut config = JournalConfig { queue_bytes_max: 4 << 20, ..config(Path::new(&dir)) };

@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -63,12 +62,13 @@ impl Mount {
 
     /// Simulates a power cut: whatever was not synced never reaches the disk.
     fn cut_power(&self, running: &mut Running) {
-        const SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
+        const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
         let no_log_flush: u32 = 2;
         let root = File::open(self.dir()).unwrap();
         // SAFETY: the request reads one u32.
-        let done = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &raw const no_log_flush) };
-        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        let shutdown = unsafe { rustix::ioctl::Setter::<SHUTDOWN, u32>::new(no_log_flush) };
+        // SAFETY: as above.
+        unsafe { rustix::ioctl::ioctl(&root, shutdown) }.unwrap();
         drop(root);
         running.child.kill().unwrap();
         while running.read_line() {}
