@@ -94,6 +94,7 @@ pub enum DrainEvent {
 
 /// Consequences of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DrainStep {
     /// The current phase.
     pub phase: Phase,

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 /// Why the process must exit, and with which exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Exit {
     /// The exit code of the process.
     pub code: u8,

@@ -20,6 +20,7 @@ pub use crate::stage::Counter;
 
 /// State of one actor at one moment.
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct Observation {
     /// Name of the stage.
     pub name: String,

@@ -18,6 +18,7 @@ use super::types::{Damage, Frame, LaneId, LaneTail};
 
 /// Result of [`check`].
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Identity of the journal; `None` if no segment can be read.
     pub writer: Option<Uuid>,
@@ -45,6 +46,7 @@ pub struct Report {
 
 /// One segment of a [`Report`].
 #[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
 pub struct SegmentReport {
     /// Number of the segment.
     pub number: u64,

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::error::OpenError;
 use super::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 
-/// Configuration of [`Journal::open`]. Sizes are in bytes.
+/// Configuration of [`Journal::open`](super::Journal::open). Sizes are in bytes.
 #[derive(Clone, Debug)]
 pub struct JournalConfig {
     /// Directory of the journal; created if it does not exist.
@@ -16,8 +16,9 @@ pub struct JournalConfig {
     /// Size of a segment file: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], rounded down to a multiple of 4096. A
     /// frame never spans two segments, so this also bounds the payload of an append.
     pub segment_bytes: u64,
-    /// Limit for all files of the journal together; an append that would exceed it fails with [`AppendError::Quota`].
-    /// At least three segments (active, next, spare) plus `ballast_bytes`.
+    /// Limit for all files of the journal together; an append that would exceed it fails with
+    /// [`AppendError::Quota`](super::AppendError::Quota). At least three segments (active, next, spare) plus
+    /// `ballast_bytes`.
     pub quota_bytes: u64,
     /// Size of a file that reserves disk space: it is deleted when the disk fills up, so that the journal can still be
     /// drained and sealed. 0 disables it.
@@ -27,7 +28,7 @@ pub struct JournalConfig {
     /// Number of committed segments to retain in case the database is restored to an earlier state.
     pub retain_segments: usize,
     /// How long to retain a committed segment for the same purpose, counted from its commit (after a restart: from the
-    /// first commit reported to [`Journal::commit`]). Zero: no minimum age.
+    /// first commit reported to [`Journal::commit`](super::Journal::commit)). Zero: no minimum age.
     pub retain_for: Duration,
 }
 

@@ -60,6 +60,7 @@ impl DedupKey {
 
 /// A known dedup key, and the frame that carried it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DedupEntry {
     /// The key.
     pub dedup_key: DedupKey,

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
-    /// A field of [`JournalConfig`] is out of range; nothing was modified.
+    /// A field of [`JournalConfig`](super::JournalConfig) is out of range; nothing was modified.
     #[error("invalid journal {field} {value}: expected {expected}")]
     InvalidConfig {
         /// Name of the field.
@@ -45,14 +46,16 @@ pub enum OpenError {
 
 /// Why an append was rejected, or why a frame will never become durable.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AppendError {
-    /// The quota is reached; appends are accepted again after [`Journal::commit`] has released a segment.
+    /// The quota is reached; appends are accepted again after [`Journal::commit`](super::Journal::commit) has released
+    /// a segment.
     #[error("the journal has reached its quota")]
     Quota,
     /// The disk is full (ENOSPC, EDQUOT, EFBIG); appends are accepted again once space is available.
     #[error("the journal's disk is full")]
     DiskFull,
-    /// The payload exceeds [`PAYLOAD_BYTES_MAX`], the segment size or the reserved credit.
+    /// The payload exceeds [`PAYLOAD_BYTES_MAX`](super::PAYLOAD_BYTES_MAX), the segment size or the reserved credit.
     #[error("a payload of {bytes} bytes does not fit into a frame")]
     TooLarge {
         /// Size of the payload, in bytes.

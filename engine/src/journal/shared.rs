@@ -35,7 +35,8 @@ pub struct NewFrame {
     pub payload: Vec<u8>,
 }
 
-/// Credit for the writer's queue, from [`Journal::reserve`]. Released when the frame has left the queue, or on drop.
+/// Credit for the writer's queue, from [`Journal::reserve`](super::Journal::reserve). Released when the frame has left
+/// the queue, or on drop.
 #[derive(Debug)]
 pub struct AppendCredit {
     pub(super) bytes: usize,

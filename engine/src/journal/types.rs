@@ -49,8 +49,9 @@ impl Damage {
     }
 }
 
-/// Result of [`Journal::open`].
+/// Result of [`Journal::open`](super::Journal::open).
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Recovered {
     /// Identity of this journal, assigned when it was created. The database knows it as the writer.
     pub writer: Uuid,
@@ -75,6 +76,7 @@ pub struct Recovered {
 
 /// What an accepted append was assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Appended {
     /// The frame's sequence number.
     pub seq: u64,
@@ -84,7 +86,7 @@ pub struct Appended {
     pub lane_records: u64,
     /// CRC-32C of the payload.
     pub payload_crc: u32,
-    /// [`Journal::generation`] at the time of the append.
+    /// [`Journal::generation`](super::Journal::generation) at the time of the append.
     pub generation: u64,
 }
 
