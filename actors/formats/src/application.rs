@@ -15,9 +15,9 @@ use logweir_record::record::{Record, Severity};
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
-use super::stamp;
 use super::text::sanitize_escapes;
 use super::time::EventTime;
+use super::time::stamp;
 
 /// Maximum number of header fields before the level.
 const FIELDS_MAX: usize = 5;

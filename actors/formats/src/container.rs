@@ -4,10 +4,11 @@
 //! The format of the inner line is detected; the envelope supplies what the line lacks, above all its time. A line that
 //! the runtime split (`P`) keeps that tag: joining is up to the source that reads the file.
 
+use super::LineParser;
 use super::json::Scratch;
 use super::sink::Sink;
 use super::text::unescape;
-use super::{LineParser, stamp, time};
+use super::time::{self, stamp};
 
 /// Whether a stream name follows an RFC 3339 time.
 pub fn looks_like_cri(line: &str) -> bool {

@@ -11,7 +11,7 @@ use regex::{Regex, RegexBuilder};
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::{stamp, time};
+use super::time::{self, stamp};
 
 /// Maximum size of a compiled pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;

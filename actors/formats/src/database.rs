@@ -6,7 +6,7 @@ use logweir_record::record::{Record, Severity};
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
-use super::stamp;
+use super::time::stamp;
 
 /// Whether it begins with a process id and its role, or a process id in brackets.
 pub fn looks_like_redis(line: &str) -> bool {

@@ -6,7 +6,7 @@ use logweir_record::record::{Record, Severity};
 use super::attributes::{Attributes, pair};
 use super::json::Scratch;
 use super::sink::Sink;
-use super::stamp;
+use super::time::stamp;
 
 /// Whether it begins with a letter, four or eight digits and a time of day.
 pub fn looks_like(line: &str) -> bool {

@@ -5,7 +5,7 @@ use logweir_record::record::{Record, Severity};
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
-use super::stamp;
+use super::time::stamp;
 
 /// Whether it begins with a date without a year and a time with milliseconds.
 pub fn looks_like(line: &str) -> bool {

@@ -14,6 +14,7 @@ use super::wire::{Value, each_bytes, fields, last_bytes};
 use super::{LineParser, time};
 use crate::Format;
 use logweir_record::record::Severity;
+use logweir_record::timestamp::{MAX_US, MIN_US};
 
 /// Labels that name a service, in the order of Loki's own `service_name` discovery.
 const SERVICE: [&str; 12] = [
@@ -256,7 +257,7 @@ fn timestamp(message: &[u8]) -> Result<Option<i64>, String> {
         return Ok(None);
     }
     let us = i128::from(seconds) * 1_000_000 + i128::from(nanos).div_euclid(1000);
-    let us = i64::try_from(us).ok().filter(|us| (time::TS_MIN_US..=time::TS_MAX_US).contains(us));
+    let us = i64::try_from(us).ok().filter(|us| (MIN_US..=MAX_US).contains(us));
     us.map(Some).ok_or_else(|| format!("invalid timestamp: {seconds} seconds"))
 }
 

@@ -11,9 +11,9 @@ use super::application::is_level;
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::stamp;
 use super::text::push_json_string;
 use super::time;
+use super::time::stamp;
 
 /// By code, RFC 5424 table 2 in OpenTelemetry's numbers: emergency, alert, critical, error, warning, notice, info,
 /// debug.

@@ -1,6 +1,7 @@
 use super::*;
 use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use logweir_record::record::{Record, Severity};
+use logweir_record::timestamp::MAX_US;
 use proptest::prelude::*;
 
 const NOW_US: i64 = 1_700_000_000_000_000;
@@ -336,10 +337,7 @@ fn what_postgres_rejects_is_replaced_and_counted() {
 #[test]
 fn a_time_out_of_range_is_clamped_and_its_original_kept() {
     let line = r#"{"msg":"m","ts":99999999999999999999999}"#;
-    check(
-        line,
-        Record { ts_us: time::TS_MAX_US, message: "m", attributes: r#"{"ts":99999999999999999999999}"#, ..blank() },
-    );
+    check(line, Record { ts_us: MAX_US, message: "m", attributes: r#"{"ts":99999999999999999999999}"#, ..blank() });
     assert_eq!(parsed(line).sanitized.timestamp, 1);
 }
 

@@ -11,7 +11,7 @@ use super::application::bracketed;
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
-use super::stamp;
+use super::time::stamp;
 
 /// Whether it begins with a date with slashes, followed by a bracket.
 pub fn looks_like_nginx(line: &str) -> bool {

@@ -1,57 +1,20 @@
-//! Event times as programs write them, in microseconds since 1970.
+//! Times as text, in the usual forms with a date and a time of day.
 //!
 //! - RFC 3339 and its usual variants (a space for the `T`, slashes, comma fractions, no zone = UTC) take a hand-written
 //!   path that costs less than half of a general parser; everything else goes to jiff.
-//! - A number is an epoch time. Its unit follows from its magnitude, since current times in seconds, milliseconds,
-//!   microseconds and nanoseconds differ by three digits each. Below 10^8 (seconds: before 1973) it is not a time but a
-//!   duration, a counter or a zero for "none": reading it as 1970 would create a partition half a century ago.
-//! - A result always lies in the years 0001..=9999, which every store can hold and every client can print. Times
-//!   outside are clamped and flagged, so that the caller can keep the original.
 //! - Fractions below a microsecond are truncated toward the past.
 
 use std::ops::Range;
 
 use jiff::tz::TimeZone;
 
+use super::calendar::{days, month};
+use super::epoch::from_number;
+use super::event_time::EventTime;
 use super::stamp;
-
-/// 0001-01-01 00:00:00 UTC.
-pub const TS_MIN_US: i64 = -62_135_596_800_000_000;
-/// 9999-12-31 23:59:59.999999 UTC.
-pub const TS_MAX_US: i64 = 253_402_300_799_999_999;
 
 /// Maximum length of a time as text, in bytes; longer texts are not tried.
 const TEXT_BYTES_MAX: usize = 64;
-
-/// A parsed time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventTime {
-    /// Microseconds since 1970-01-01 00:00 UTC, within [`TS_MIN_US`]..=[`TS_MAX_US`].
-    pub us: i64,
-    /// It was outside that range and was clamped.
-    pub clamped: bool,
-    /// It has no zone, and `us` assumes UTC.
-    pub local: bool,
-}
-
-impl EventTime {
-    pub(super) fn from_us(us: i128) -> Self {
-        let inside = us.clamp(i128::from(TS_MIN_US), i128::from(TS_MAX_US));
-        Self { us: i64::try_from(inside).unwrap_or(TS_MAX_US), clamped: inside != us, local: false }
-    }
-
-    /// Converts a time without a zone from `zone`; others are returned unchanged.
-    #[must_use]
-    pub fn in_zone(self, zone: &TimeZone) -> i64 {
-        if !self.local || *zone == TimeZone::UTC { self.us } else { reinterpret(self.us, zone).unwrap_or(self.us) }
-    }
-}
-
-#[cold]
-fn reinterpret(us: i64, zone: &TimeZone) -> Option<i64> {
-    let civil = TimeZone::UTC.to_datetime(jiff::Timestamp::from_microsecond(us).ok()?);
-    Some(zone.to_timestamp(civil).ok()?.as_microsecond().clamp(TS_MIN_US, TS_MAX_US))
-}
 
 /// Parses a time as text: a date with a time in one of the usual forms, or an epoch time in digits.
 #[must_use]
@@ -64,57 +27,6 @@ pub fn from_text(text: &str) -> Option<EventTime> {
         return Some(EventTime { local, ..EventTime::from_us(us.into()) });
     }
     from_number(text).or_else(|| by_jiff(text)).or_else(|| stamp::whole(text))
-}
-
-/// Parses an epoch time as JSON or a program prints it: digits, optionally a sign, a fraction, an exponent.
-#[must_use]
-pub fn from_number(text: &str) -> Option<EventTime> {
-    let (negative, digits) = match text.as_bytes() {
-        [b'-', rest @ ..] => (true, rest),
-        [b'+', rest @ ..] => (false, rest),
-        all => (false, all),
-    };
-    if digits.iter().any(|byte| matches!(byte, b'e' | b'E')) {
-        return from_float(text.parse().ok()?);
-    }
-    let (whole, fraction) = match memchr::memchr(b'.', digits) {
-        Some(dot) => (&digits[..dot], &digits[dot + 1..]),
-        None => (digits, &[][..]),
-    };
-    if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
-        return None;
-    }
-    let zeros = whole.iter().take_while(|&&byte| byte == b'0').count();
-    let whole = &whole[zeros..];
-    let us = match whole.len() {
-        ..9 => return None,
-        9..=11 => decimal(whole, fraction, 6),
-        12..=14 => decimal(whole, fraction, 3),
-        15..=17 => decimal(whole, fraction, 0),
-        18..=20 => decimal(&whole[..whole.len() - 3], fraction, 0),
-        _ => i128::MAX,
-    };
-    Some(EventTime::from_us(if negative { -us } else { us }))
-}
-
-/// `whole.fraction` times ten to the power of `places`, truncated to an integer.
-fn decimal(whole: &[u8], fraction: &[u8], places: usize) -> i128 {
-    let digits = whole.iter().chain(fraction.iter().chain(std::iter::repeat(&b'0')).take(places));
-    digits.fold(0, |value, digit| value * 10 + i128::from(digit - b'0'))
-}
-
-/// The rare `1.7e9`: exact within the precision of a double.
-#[allow(clippy::cast_possible_truncation)] // `as` saturates, and then the result is clamped
-fn from_float(value: f64) -> Option<EventTime> {
-    let us = match value.abs() {
-        ..1e8 => return None,
-        ..1e11 => value * 1e6,
-        ..1e14 => value * 1e3,
-        ..1e17 => value,
-        ..1e20 => value / 1e3,
-        _ => value * 1e6,
-    };
-    us.is_finite().then(|| EventTime::from_us(us as i128))
 }
 
 /// `YYYY-MM-DD[T ]HH:MM:SS[.fraction][ ][zone]`, also with slashes in the date.
@@ -140,14 +52,6 @@ pub fn from_access_log(text: &str) -> Option<EventTime> {
     let days = days(number(b, 7..11)?, month(&b[3..6])?, number(b, 0..2)?)?;
     let seconds = days * 86_400 + clock(&b[12..20])? - offset_seconds(&b[20..])?;
     Some(EventTime::from_us(i128::from(seconds) * 1_000_000))
-}
-
-/// The number of the month with this English three-letter name.
-pub(super) fn month(name: &[u8]) -> Option<i64> {
-    const MONTHS: [&[u8; 3]; 12] =
-        [b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec"];
-    let lower = <[u8; 3]>::try_from(name).ok()?.map(|byte| byte | 0x20);
-    (1..).zip(MONTHS).find(|(_, name)| **name == lower).map(|(number, _)| number)
 }
 
 /// `HH:MM:SS` in seconds. A leap second is left to jiff.
@@ -198,27 +102,6 @@ fn number(b: &[u8], range: Range<usize>) -> Option<i64> {
     Some(value)
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar; `None` if there is no such date.
-pub(super) fn days(year: i64, month: i64, day: i64) -> Option<i64> {
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let length = match month {
-        4 | 6 | 9 | 11 => 30,
-        2 => 28 + i64::from(leap),
-        1..=12 => 31,
-        _ => return None,
-    };
-    if day < 1 || day > length {
-        return None;
-    }
-    // Years that start in March, so that the leap day is the last of its year.
-    let shifted = year - i64::from(month <= 2);
-    let era = shifted.div_euclid(400);
-    let of_era = shifted.rem_euclid(400);
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let of_era_days = of_era * 365 + of_era / 4 - of_era / 100 + of_year;
-    Some(era * 146_097 + of_era_days - 719_468)
-}
-
 /// Forms rare enough to be slow: any other ISO 8601 that jiff parses, RFC 2822.
 fn by_jiff(text: &str) -> Option<EventTime> {
     let zoned = || jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
@@ -231,8 +114,10 @@ fn by_jiff(text: &str) -> Option<EventTime> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use logweir_record::timestamp::{MAX_US, MIN_US};
     use proptest::prelude::*;
+
+    use super::*;
 
     /// 2015-05-17 10:05:03 UTC.
     const THAT_DAY_US: i64 = 1_431_857_103_000_000;
@@ -308,15 +193,15 @@ mod tests {
 
     #[test]
     fn a_time_out_of_range_is_clamped_and_flagged() {
-        let high = Some(EventTime { us: TS_MAX_US, clamped: true, local: false });
-        let low = Some(EventTime { us: TS_MIN_US, clamped: true, local: false });
+        let high = Some(EventTime { us: MAX_US, clamped: true, local: false });
+        let low = Some(EventTime { us: MIN_US, clamped: true, local: false });
         assert_eq!(from_text("99999999999999999999999"), high);
         assert_eq!(from_number("1e300"), high);
         assert_eq!(from_text("-99999999999999999999999"), low);
         assert_eq!(from_text("0000-12-31T23:59:59Z"), low);
         assert_eq!(from_text("9999-12-31T23:59:59.999999-01:00"), high);
-        check("0001-01-01T00:00:00Z", TS_MIN_US);
-        check("9999-12-31T23:59:59.999999Z", TS_MAX_US);
+        check("0001-01-01T00:00:00Z", MIN_US);
+        check("9999-12-31T23:59:59.999999Z", MAX_US);
     }
 
     #[test]
@@ -327,18 +212,6 @@ mod tests {
         assert_eq!(at("31/Apr/2015:10:05:03 +0000"), None);
         assert_eq!(at("17/Mai/2015:10:05:03 +0000"), None);
         assert_eq!(at("17/May/2015"), None);
-    }
-
-    #[test]
-    fn every_day_of_every_kind_of_year_agrees_with_jiff() {
-        let epoch = jiff::civil::date(1970, 1, 1);
-        for year in [1, 4, 99, 100, 400, 1600, 1900, 1969, 1970, 2000, 2023, 2024, 2100, 9999] {
-            for (month, day) in (0..=13).flat_map(|month| (0..=32).map(move |day| (month, day))) {
-                let expect = jiff::civil::Date::new(year, month, day).ok();
-                let expect = expect.map(|date| i64::from(date.since(epoch).unwrap().get_days()));
-                assert_eq!(days(year.into(), month.into(), day.into()), expect, "{year}-{month}-{day}");
-            }
-        }
     }
 
     proptest! {
@@ -360,7 +233,7 @@ mod tests {
         #[test]
         fn any_text_is_parsed_without_a_panic_and_within_bounds(text in "[0-9TZeE:./+ ,-]{0,40}") {
             if let Some(time) = from_text(&text) {
-                prop_assert!((TS_MIN_US..=TS_MAX_US).contains(&time.us));
+                prop_assert!((MIN_US..=MAX_US).contains(&time.us));
             }
             let _ = from_access_log(&text);
         }

@@ -9,7 +9,9 @@
 //! - Two-digit years are 1970 to 2069. `05/17/2015` is read in the American order unless the first number cannot be a
 //!   month, `17.05.2015` in the European order.
 
-use super::time::{EventTime, days, from_number, month};
+use super::calendar::{days, month};
+use super::epoch::from_number;
+use super::event_time::EventTime;
 
 const DAY: i64 = 86_400;
 
