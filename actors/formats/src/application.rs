@@ -14,6 +14,7 @@ use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
 use super::json::Scratch;
+use super::level::{bare_level, delimited_level, is_level};
 use super::sink::Sink;
 use super::text::sanitize_escapes;
 use super::time::EventTime;
@@ -455,56 +456,6 @@ fn skip_delimited_space<'a>(tail: &'a str, after: &'a str) -> &'a str {
         return after;
     }
     after.strip_prefix(' ').unwrap_or(after)
-}
-
-/// A level in capitals: prose does not begin like that.
-fn bare_level(word: &str) -> Option<Severity> {
-    let known = matches!(
-        word,
-        "TRACE"
-            | "DEBUG"
-            | "INFO"
-            | "NOTICE"
-            | "WARN"
-            | "WARNING"
-            | "ERROR"
-            | "SEVERE"
-            | "FATAL"
-            | "CRITICAL"
-            | "CRIT"
-            | "ALERT"
-            | "EMERG"
-            | "EMERGENCY"
-            | "PANIC"
-            | "DPANIC"
-            | "FINE"
-            | "FINER"
-            | "FINEST"
-            | "CONFIG"
-            | "VERBOSE"
-            | "AUDIT"
-            | "TRC"
-            | "DBG"
-            | "INF"
-            | "WRN"
-            | "ERR"
-            | "FTL"
-            | "PNC"
-            | "SUCCESS"
-            | "ERRO"
-    );
-    known.then(|| Severity::from_text(word)).flatten()
-}
-
-/// A level in any case, where the surroundings show that it is one.
-pub(super) fn delimited_level(word: &str) -> Option<Severity> {
-    let letters = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    letters.then(|| Severity::from_text(word)).flatten()
-}
-
-/// Whether a word is a level, and thus neither host nor program.
-pub(super) fn is_level(word: &str) -> bool {
-    bare_level(word).is_some()
 }
 
 /// Monolog: `channel.ERROR:`.

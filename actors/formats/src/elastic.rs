@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::LineParser;
 use super::json::Scratch;
-use super::loki::full;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::push_member;
 use super::walk::{members, string};
@@ -56,7 +55,7 @@ pub fn parse(body: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Result<(
         } else {
             surround(&action, sink);
             lines.parse(line, &mut scratch, sink);
-            full(sink)?;
+            sink.check_full()?;
             answer(sink, action, ItemOutcome::Stored)?;
         }
     }

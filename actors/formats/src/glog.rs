@@ -1,10 +1,11 @@
 //! Google's glog and Kubernetes' klog: `I0115 10:00:00.123456   1234 file.go:123] message`, with structured messages
 //! `"message" name="value"`. The C++ library also writes the year: `I20210115 …`.
 
-use logweir_record::record::{Record, Severity};
+use logweir_record::record::Record;
 
 use super::attributes::{Attributes, pair};
 use super::json::Scratch;
+use super::level;
 use super::sink::Sink;
 use super::time::stamp;
 
@@ -23,7 +24,7 @@ pub fn looks_like(line: &str) -> bool {
 /// The field that is missing or malformed. Nothing was pushed then.
 pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
     let malformed = |part: &str| format!("not a glog line: {part} is missing or malformed");
-    let severity = line.bytes().next().and_then(severity).ok_or_else(|| malformed("the level"))?;
+    let severity = line.bytes().next().and_then(level::of_letter).ok_or_else(|| malformed("the level"))?;
     let (time, rest) = stamp::leading_packed(&line[1..], sink.ts_us()).ok_or_else(|| malformed("the time"))?;
     let (thread, rest) = rest.trim_ascii_start().split_once(' ').ok_or_else(|| malformed("the thread"))?;
     let (caller, message) = rest.split_once(']').ok_or_else(|| malformed("the source location"))?;
@@ -45,16 +46,4 @@ fn structured(message: &str) -> Option<&str> {
         (_, rest) = pair(rest.trim_ascii_start())?;
     }
     (!quoted.contains('\\')).then_some(quoted)
-}
-
-/// Severity of the leading letter; `D` is MongoDB's.
-pub fn severity(letter: u8) -> Option<Severity> {
-    Some(match letter {
-        b'D' => Severity::DEBUG,
-        b'I' => Severity::INFO,
-        b'W' => Severity::WARN,
-        b'E' => Severity::ERROR,
-        b'F' => Severity::FATAL,
-        _ => return None,
-    })
 }

@@ -19,11 +19,11 @@ use logweir_record::record::{Record, Severity};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::level;
 use super::members::{RawMember, members};
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitized, push_json_string, sanitize_escapes, unescape};
 use super::time;
-use super::{glog, syslog};
 use crate::FieldMap;
 
 /// Deeper values are rejected; the same limit as serde_json's.
@@ -603,7 +603,7 @@ fn severity(member: &Member<'_>) -> Option<(Severity, Used)> {
     let severity = match text.as_bytes() {
         // Most are words, and a failed parse costs more than skipping the attempt.
         [b'+' | b'0'..=b'9', ..] => numeric_severity(&member.name, text.parse().ok()?),
-        [_] | [b'D', b'1'..=b'5'] if member.name == "s" => glog::severity(text.as_bytes()[0]),
+        [_] | [b'D', b'1'..=b'5'] if member.name == "s" => level::of_letter(text.as_bytes()[0]),
         _ => Severity::from_text(text),
     };
     Some((severity?, Used::Fully))
@@ -616,7 +616,7 @@ fn numeric_severity(name: &str, number: u8) -> Option<Severity> {
         return Severity::from_number(number).filter(|&severity| severity != Severity::UNSPECIFIED);
     }
     if name == "PRIORITY" {
-        return syslog::severity(number);
+        return level::of_syslog(number);
     }
     let levels = [Severity::TRACE, Severity::DEBUG, Severity::INFO, Severity::WARN, Severity::ERROR, Severity::FATAL];
     (10..=60).contains(&number).then(|| levels[usize::from(number / 10 - 1)])

@@ -34,6 +34,7 @@ mod elastic;
 mod format;
 mod glog;
 mod json;
+mod level;
 mod logcat;
 mod logfmt;
 mod loki;

@@ -120,7 +120,7 @@ impl Push {
         self.read_labels(metadata, &mut sink.sanitized)?;
         self.push(ts_us, &text, stream_defaults, sink);
         self.text = text;
-        full(sink)
+        sink.check_full()
     }
 
     /// Reads the members of an object whose values are strings into `self.labels`.
@@ -175,7 +175,7 @@ impl Push {
         let line = clean(last_bytes(entry, 2)?, counts);
         let ts_us = timestamp(last_bytes(entry, 1)?)?.unwrap_or(sink.received_us());
         self.push(ts_us, &line, stream_defaults, sink);
-        full(sink)
+        sink.check_full()
     }
 
     /// Pushes one record of the current stream.
@@ -337,9 +337,4 @@ fn quoted(text: &str) -> Option<(String, &str)> {
         });
         rest = &escaped[1..];
     }
-}
-
-/// Fails if the chunk is full, so that nothing more is parsed; the caller detects that by itself.
-pub fn full(sink: &Sink<'_>) -> Result<(), String> {
-    if sink.is_full() { Err("the chunk is full".to_owned()) } else { Ok(()) }
 }

@@ -14,7 +14,6 @@ use base64::engine::general_purpose::STANDARD;
 use logweir_record::record::{Record, Severity};
 
 use super::json::out_of_range;
-use super::loki::full;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitized, clean, push_json_string, push_member, sanitize_escapes};
 use super::walk::{elements, is_present, members, pick, string};
@@ -46,7 +45,7 @@ pub fn parse_protobuf(body: &[u8], line_bytes_max: usize, sink: &mut Sink<'_>) -
                 builder.clear();
                 builder.read_protobuf(record, &mut sink.sanitized)?;
                 builder.push(sink);
-                full(sink)
+                sink.check_full()
             })
         })
     })
@@ -78,7 +77,7 @@ pub fn parse_json(text: &str, line_bytes_max: usize, sink: &mut Sink<'_>) -> Res
                 builder.clear();
                 builder.read_json(record, &mut sink.sanitized)?;
                 builder.push(sink);
-                full(sink)
+                sink.check_full()
             })
         })
     })

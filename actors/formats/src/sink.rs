@@ -187,6 +187,11 @@ impl<'d> Sink<'d> {
         self.full
     }
 
+    /// Fails if the chunk is full, so that nothing more is parsed; the caller detects that by itself.
+    pub fn check_full(&self) -> Result<(), String> {
+        if self.is_full() { Err("the chunk is full".to_owned()) } else { Ok(()) }
+    }
+
     /// Returns the chunk and its report.
     pub fn into_chunk(self) -> (Chunk, ParseReport) {
         (self.chunk, self.report)

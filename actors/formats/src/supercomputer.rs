@@ -11,7 +11,7 @@ use logweir_record::record::{Record, Severity};
 use super::attributes::Attributes;
 use super::json::Scratch;
 use super::sink::Sink;
-use super::{application, syslog, time};
+use super::{level, syslog, time};
 
 /// Whether an epoch time is where one of these formats has it.
 pub fn looks_like(line: &str) -> bool {
@@ -66,7 +66,7 @@ fn by_alert<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -
     }
     let micros: i64 = second.rsplit_once('.').filter(|(_, micros)| micros.len() == 6)?.1.parse().ok()?;
     let (_node_again, kind, component, level) = (next(), next(), next(), next());
-    let severity = application::delimited_level(level)?;
+    let severity = level::delimited_level(level)?;
     attributes.text("type", kind);
     attributes.text("component", component);
     attributes.text("local_time", second);

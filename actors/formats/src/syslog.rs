@@ -7,17 +7,13 @@
 
 use logweir_record::record::{Record, Severity};
 
-use super::application::is_level;
 use super::attributes::Attributes;
 use super::json::Scratch;
+use super::level;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::push_json_string;
 use super::time;
 use super::time::stamp;
-
-/// By code, RFC 5424 table 2 in OpenTelemetry's numbers: emergency, alert, critical, error, warning, notice, info,
-/// debug.
-const SEVERITIES: [u8; 8] = [21, 19, 18, 17, 13, 10, 9, 5];
 
 const FACILITIES: [&str; 24] = [
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
@@ -76,16 +72,11 @@ pub fn parse<'a>(line: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     Ok(())
 }
 
-/// Severity of a code from 0 (emergency) to 7 (debug).
-pub fn severity(code: u8) -> Option<Severity> {
-    SEVERITIES.get(usize::from(code)).and_then(|&number| Severity::from_number(number))
-}
-
 fn priority(text: &str) -> Option<(Priority, &str)> {
     let end = text.bytes().take(4).position(|byte| byte == b'>')?;
     let code: u8 = text[..end].parse().ok()?;
     let facility = FACILITIES.get(usize::from(code / 8))?;
-    let severity = severity(code % 8)?;
+    let severity = level::of_syslog(code % 8)?;
     Some((Priority { severity, facility }, &text[end + 1..]))
 }
 
@@ -236,7 +227,7 @@ impl<'a> Rfc3164<'a> {
         let is_host = time.is_some()
             && (1..=NAME_BYTES_MAX).contains(&host.len())
             && !host.contains(['[', '=', '"'])
-            && !is_level(host);
+            && !level::is_level(host);
         if !is_host || host.ends_with(':') {
             return has_priority.then_some(Self { ts_us, host: "", tag: None, message: rest });
         }
