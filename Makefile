@@ -38,6 +38,6 @@ bench: deps
 compose: deps
 	./tests/deploy/compose
 
-## screenshot: takes the README's screenshot (actors/docs/log-explorer.png) from the real web UI; installs what it needs (see deps)
+## screenshot: takes the README's screenshot (actors/cli/docs/log-explorer.png) from the real web UI; installs what it needs (see deps)
 screenshot: deps
 	cargo run -p logweir-tests --bin screenshot

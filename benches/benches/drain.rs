@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use logweir::config::Config;
-use logweir::logweir::{Accounting, Logweir};
+use logweir::{Accounting, Logweir};
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::timed_ratio;
 use tempfile::TempDir;

@@ -596,7 +596,7 @@ def constant(path, pattern):
 
 
 def grace(name, documents, wrong):
-    inside = constant("engine/src/topology.rs", "END_WAIT_MAX") + 2 * constant("actors/src/run.rs", "LAST_ANSWERS")
+    inside = constant("engine/src/topology.rs", "END_WAIT_MAX") + 2 * constant("actors/logweir/src/server.rs", "LAST_ANSWERS")
     seal = 10  # a slow disk
     for document in kind(documents, "StatefulSet", "DaemonSet"):
         for container in containers(document)[1]:
@@ -732,7 +732,7 @@ TARGET_LABELS = {"namespace", "pod", "job", "container", "instance"}
 
 def alerts(documents, deploy, program, wrong):
     rule = next(d for d in documents if d["kind"] == "PrometheusRule")
-    source = "".join(path.read_text() for folder in ("actors/src", "engine/src") for path in (REPOSITORY / folder).rglob("*.rs"))
+    source = "".join(path.read_text() for folder in ("actors", "engine/src") for path in (REPOSITORY / folder).rglob("*.rs"))
     names = set(re.findall(r'"(logweir_[a-z_]+)"', source))
     dashboards = [p.read_text() for p in (deploy / "kubernetes/components/monitoring/dashboards").glob("*.json")]
     texts = {"alerts": json.dumps(rule), **{f"dashboard {n}": text for n, text in enumerate(dashboards)}}

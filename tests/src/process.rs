@@ -82,7 +82,7 @@ pub fn build_logweir(arguments: &[&str]) -> PathBuf {
         }
     }
     let built = cargo
-        .args(["build", "-p", "logweir", "--bin", "logweir", "--message-format", "json-render-diagnostics"])
+        .args(["build", "-p", "logweir-cli", "--bin", "logweir", "--message-format", "json-render-diagnostics"])
         .args(arguments)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .stderr(Stdio::inherit())

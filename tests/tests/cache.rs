@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use logweir::cache::memory::MemoryCache;
+use logweir::cache::writer::CacheFeed;
 use logweir::cache::{self, CacheError, HotCache, Origin};
-use logweir::cache_writer::CacheFeed;
 use logweir::config::{Cache as Settings, CacheUrl};
 use logweir_engine::clock;
 use logweir_engine::journal::LaneId;

@@ -25,7 +25,7 @@ const FAILURE: &str = "charge failed: upstream timed out after 3000 ms";
 const SIZE_MAX: usize = 250_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../actors/docs/log-explorer.png");
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../actors/cli/docs/log-explorer.png");
     let target = std::env::args_os().nth(1).map_or(default, PathBuf::from);
     let folder = tempfile::Builder::new().prefix("logweir-screenshot-").tempdir()?;
     let settings = Settings::from([

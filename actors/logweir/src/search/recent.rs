@@ -1,0 +1,132 @@
+//! Records that the cache has and the database does not have yet.
+//!
+//! The database's cursors decide exactly: they are read in the same snapshot as the rows, so a cached record is missing
+//! from the rows if and only if its frame is above its lane's cursor. A record that the cache has lost becomes visible
+//! a moment later, once the database has it; a record that the cache has in excess (from an earlier run or a restored
+//! journal) is recognized by its run.
+//!
+//! The cache may be slow or unavailable: it is queried through its own circuit breaker, and a query waits for it no
+//! longer than one timeout.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::Instant;
+
+use crate::cache::read::Cached;
+use crate::cache::{CacheError, HotCache};
+use crate::limits::breaker::{Allow, Breaker, BreakerSettings};
+use logweir_query::page::{Found, Position};
+use logweir_store::read::LaneCursor;
+
+const BREAKER: BreakerSettings = BreakerSettings { failures_max: 2, open_ms_min: 1_000, open_ms_max: 15_000 };
+
+/// Maximum number of records of one service, and in total, that one query reads.
+const SERVICE_RECORDS_MAX: usize = 200;
+const RECORDS_MAX: usize = 10_000;
+/// Maximum total size of the records in bytes: reading stops above it.
+pub const BYTES_MAX: usize = 4 << 20;
+/// Maximum number of concurrent commands.
+const COMMANDS: usize = 4;
+
+/// The recent records of a cache.
+pub struct Recent {
+    cache: Arc<dyn HotCache>,
+    breaker: Mutex<Breaker>,
+    /// The lanes of the latest database snapshot: record ids are derived from them while the database is unavailable.
+    lanes: Mutex<Vec<LaneCursor>>,
+}
+
+impl Recent {
+    /// Reads from `cache`.
+    #[must_use]
+    pub fn new(cache: Arc<dyn HotCache>) -> Self {
+        Self { cache, breaker: Mutex::new(Breaker::new(BREAKER)), lanes: Mutex::default() }
+    }
+
+    /// Records above the cursors `lanes`, by position. Empty if the cache does not respond.
+    pub async fn uncommitted(&self, lanes: Vec<LaneCursor>) -> Vec<Found> {
+        let records = self.through_breaker(async {
+            match self.is_ahead(&lanes).await? {
+                true => self.records(&lanes, |cached, lane| cached.seq > lane.last_seq).await,
+                false => Ok(Vec::new()),
+            }
+        });
+        let records = records.await.unwrap_or_default();
+        *lock(&self.lanes) = lanes;
+        records
+    }
+
+    /// All records of the known lanes, by position; `None` if no lane is known, or the cache does not respond.
+    pub async fn all(&self) -> Option<Vec<Found>> {
+        let lanes = lock(&self.lanes).clone();
+        if lanes.is_empty() {
+            return None;
+        }
+        self.through_breaker(self.records(&lanes, |_, _| true)).await
+    }
+
+    async fn through_breaker<T>(&self, request: impl Future<Output = Result<T, CacheError>>) -> Option<T> {
+        if let Allow::No { .. } = lock(&self.breaker).allow(Instant::now()) {
+            return None;
+        }
+        let result = request.await;
+        let mut breaker = lock(&self.breaker);
+        match result {
+            Ok(result) => {
+                breaker.succeeded(Instant::now());
+                Some(result)
+            }
+            Err(error) => {
+                breaker.failed(Instant::now());
+                metrics::counter!("logweir_query_cache_errors_total", "reason" => error.reason).increment(1);
+                None
+            }
+        }
+    }
+
+    /// Whether the cache has a frame that the database lacks.
+    async fn is_ahead(&self, lanes: &[LaneCursor]) -> Result<bool, CacheError> {
+        let writers: BTreeSet<_> = lanes.iter().map(|lane| lane.writer).collect();
+        for writer in writers {
+            let cursors = self.cache.cursors(writer).await?;
+            let ahead = |lane: &LaneCursor| cursors.get(&lane.lane).is_some_and(|&seq| seq > lane.last_seq);
+            if lanes.iter().filter(|lane| lane.writer == writer).any(ahead) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn records(
+        &self,
+        lanes: &[LaneCursor],
+        predicate: impl Fn(&Cached<'_>, &LaneCursor) -> bool,
+    ) -> Result<Vec<Found>, CacheError> {
+        let services = self.cache.services().await?;
+        let windows = stream::iter(services)
+            .map(async |service| self.cache.recent(&service, SERVICE_RECORDS_MAX).await)
+            .buffered(COMMANDS);
+        let mut windows = std::pin::pin!(windows);
+        let (mut found, mut read, mut bytes) = (BTreeMap::<Position, Found>::new(), 0, 0);
+        while let Some(window) = windows.try_next().await? {
+            read += window.len();
+            for text in &window {
+                let Some(cached) = Cached::read(text) else { continue };
+                let Some(lane) = cached.lane(lanes).filter(|lane| predicate(&cached, lane)) else { continue };
+                let Some(record) = cached.found(lane) else { continue };
+                bytes += record.bytes();
+                found.insert(record.position(), record);
+            }
+            if read >= RECORDS_MAX || bytes >= BYTES_MAX {
+                break;
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
