@@ -10,9 +10,9 @@ use std::fmt::Write as _;
 
 use logweir_record::record::{Record, Severity};
 
-use super::json::Scratch;
+use super::json::write::push_json_string;
+use super::object::Scratch;
 use super::sink::Sink;
-use super::text::push_json_string;
 use super::time;
 
 /// The time must start within this many bytes for a line to be tried.

@@ -13,8 +13,8 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::json::Scratch;
 use super::level::{bare_level, delimited_level, is_level};
+use super::object::Scratch;
 use super::sink::Sink;
 use super::text::sanitize_escapes;
 use super::time::EventTime;

@@ -5,7 +5,7 @@
 //! the runtime split (`P`) keeps that tag: joining is up to the source that reads the file.
 
 use super::LineParser;
-use super::json::Scratch;
+use super::object::Scratch;
 use super::sink::Sink;
 use super::text::unescape;
 use super::time::{self, stamp};

@@ -9,7 +9,7 @@ use logweir_record::record::{Record, Severity};
 use regex::{Regex, RegexBuilder};
 
 use super::attributes::Attributes;
-use super::json::Scratch;
+use super::object::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::time::{self, stamp};
 

@@ -11,7 +11,7 @@ use std::fmt;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::json::{self, Scratch};
+use super::object::{self, Scratch};
 use super::sink::Sink;
 use crate::{ParseError, ParseErrorKind};
 
@@ -72,7 +72,7 @@ impl<'a> Elements<'_, '_, 'a> {
         self.sink.line += 1;
         if element.len() > self.element_bytes_max {
             self.sink.discard_too_long(element.len(), self.element_bytes_max);
-        } else if let Err(error) = json::parse_value(element, &mut self.scratch, self.sink) {
+        } else if let Err(error) = object::parse_value(element, &mut self.scratch, self.sink) {
             self.sink.push_unparsed(element, "json", error);
         }
     }

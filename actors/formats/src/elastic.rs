@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use super::LineParser;
-use super::json::Scratch;
+use super::json::walk::{members, string};
+use super::json::write::push_member;
+use super::object::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::push_member;
-use super::walk::{members, string};
 use crate::{BulkItem, Format, ItemOutcome};
 
 /// Maximum number of items in a body, since the response has an entry for each.

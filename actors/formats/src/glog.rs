@@ -4,8 +4,8 @@
 use logweir_record::record::Record;
 
 use super::attributes::{Attributes, pair};
-use super::json::Scratch;
 use super::level;
+use super::object::Scratch;
 use super::sink::Sink;
 use super::time::stamp;
 

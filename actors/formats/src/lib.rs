@@ -38,7 +38,7 @@ mod level;
 mod logcat;
 mod logfmt;
 mod loki;
-mod members;
+mod object;
 mod otlp;
 mod plain;
 mod report;
@@ -49,20 +49,19 @@ mod supercomputer;
 mod syslog;
 mod text;
 mod time;
-mod walk;
 mod web_error;
 mod wire;
 
 pub use catalog::{FORMATS, FormatInfo, format_named, format_names};
 pub use custom::CustomFormat;
 pub use format::{Defaults, FieldMap, Format, RECORD_END};
-use json::Scratch;
+pub use json::write::{push_json_string, push_member};
+use object::Scratch;
 pub use report::{BulkItem, ItemOutcome, LineError, ParseError, ParseErrorKind, ParseReport};
 pub use rules::{CUSTOM_MAX, Rules};
 pub use sink::NAME_BYTES_MAX;
 use sink::Sink;
 pub use text::Sanitized;
-pub use text::{push_json_string, push_member};
 
 /// Service of records that have none.
 pub const SERVICE_UNKNOWN: &str = "unknown_service";
@@ -94,7 +93,7 @@ const fn tentative(name: &'static str, looks_like: LooksLike, parse: ParseLine) 
 }
 
 static DOCKER: LineFormat = tentative("docker", container::looks_like_docker, container::parse_docker);
-static NDJSON: LineFormat = conclusive("ndjson", json::looks_like, json::parse);
+static NDJSON: LineFormat = conclusive("ndjson", object::looks_like, object::parse);
 static ACCESS_LOG: LineFormat = conclusive("access_log", access_log::looks_like, access_log::parse);
 static CRI: LineFormat = tentative("cri", container::looks_like_cri, container::parse_cri);
 static SYSLOG: LineFormat = tentative("syslog", syslog::looks_like, syslog::parse);

@@ -3,7 +3,7 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::json::Scratch;
+use super::object::Scratch;
 use super::sink::Sink;
 use super::time::stamp;
 

@@ -6,7 +6,7 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::{Attributes, Pair, pair};
-use super::json::Scratch;
+use super::object::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
 use super::text::{Sanitized, unescape};
 use super::time;

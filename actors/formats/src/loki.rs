@@ -6,10 +6,11 @@
 //!   all other labels and all structured metadata are attributes. Values in the line take precedence.
 //! - Invalid labels or times reject the body, as in Loki.
 
-use super::json::Scratch;
+use super::json::walk::{elements, is_present, members, string};
+use super::json::write::push_member;
+use super::object::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitized, clean, push_member};
-use super::walk::{elements, is_present, members, string};
+use super::text::{Sanitized, clean};
 use super::wire::{Value, each_bytes, fields, last_bytes};
 use super::{LineParser, time};
 use crate::Format;

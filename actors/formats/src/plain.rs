@@ -1,6 +1,6 @@
 //! Plain text: the line is the message, and nothing else is known.
 
-use super::json::Scratch;
+use super::object::Scratch;
 use super::sink::Sink;
 
 /// Matches every line.

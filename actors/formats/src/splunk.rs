@@ -10,10 +10,12 @@
 use logweir_record::record::{Record, Severity};
 use serde_json::value::RawValue;
 
-use super::json::{self, Scratch, in_column, too_deep};
+use super::json::check::{in_column, out_of_range, too_deep};
+use super::json::walk::{is_present, members, string};
+use super::json::write::push_json_string;
+use super::object::{self, Scratch};
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{push_json_string, sanitize_escapes};
-use super::walk::{is_present, members, string};
+use super::text::sanitize_escapes;
 use super::{LineParser, time};
 use crate::{Format, ParseError, ParseErrorKind};
 
@@ -154,7 +156,7 @@ impl Collector {
         let Self { lines, scratch, text } = self;
         let mut own = std::mem::take(scratch).recycle();
         if event.starts_with('{') {
-            if let Err(error) = json::parse(event, &mut own, sink) {
+            if let Err(error) = object::parse(event, &mut own, sink) {
                 sink.push_unparsed(event, "json", error);
             }
         } else if let Some(line) = string(event, text, &mut sink.sanitized) {
@@ -177,7 +179,7 @@ fn push_raw(out: &mut String, name: &str, value: &str) {
     }
     push_json_string(out, name);
     out.push(':');
-    if json::out_of_range(value).is_some() {
+    if out_of_range(value).is_some() {
         push_json_string(out, value); // a number that no reader could represent
     } else {
         out.push_str(value);

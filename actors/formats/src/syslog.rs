@@ -8,10 +8,10 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::json::Scratch;
+use super::json::write::push_json_string;
 use super::level;
+use super::object::Scratch;
 use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::push_json_string;
 use super::time;
 use super::time::stamp;
 

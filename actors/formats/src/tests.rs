@@ -188,7 +188,7 @@ fn nested_objects_become_dotted_attributes() {
     );
     // Deeply nested objects, and those with long names, stay objects.
     check(r#"{"msg":"m","a":{"a":{"a":{"a":{"a":{"a":{"a":{"a":1}}}}}}}}"#, at(r#"{"a.a.a.a.a.a.a":{"a":1}}"#));
-    let long = "n".repeat(json::FLAT_NAME_BYTES_MAX + 1);
+    let long = "n".repeat(object::nested::FLAT_NAME_BYTES_MAX + 1);
     let attributes = format!(r#"{{"{long}":{{"a":1}}}}"#);
     check(&format!(r#"{{"msg":"m","{long}":{{"a":1}}}}"#), at(&attributes));
 }

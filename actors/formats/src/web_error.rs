@@ -9,7 +9,7 @@ use logweir_record::record::{Record, Severity};
 
 use super::application::bracketed;
 use super::attributes::Attributes;
-use super::json::Scratch;
+use super::object::Scratch;
 use super::sink::Sink;
 use super::time::stamp;
 

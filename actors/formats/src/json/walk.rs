@@ -7,8 +7,8 @@ use std::marker::PhantomData;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::json::{Name, in_column};
-use super::text::{Sanitized, unescape};
+use super::check::{Name, in_column};
+use crate::text::{Sanitized, unescape};
 
 /// Passes each element of the array `text` to `each`.
 ///
@@ -48,7 +48,7 @@ pub fn pick<'a, const N: usize>(text: &'a str, names: [[&str; 2]; N]) -> Result<
         }
     };
     // The usual case takes one pass; if that gives up, everything is read again.
-    if !super::members::members(text, |member| put(member.name, member.value)) {
+    if !crate::json::members::members(text, |member| put(member.name, member.value)) {
         members(text, |name, value| {
             put(&name, value);
             Ok(())
