@@ -4,7 +4,8 @@ use logweir_record::record::{Record, Severity};
 use proptest::prelude::*;
 use prost::Message;
 
-use super::*;
+use crate::sink::SERVICE_UNKNOWN;
+use crate::*;
 use crate::{FieldMap, ItemOutcome};
 
 const NOW_US: i64 = 1_700_000_000_000_000;

@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use jiff::tz::TimeZone;
 
-use super::custom::CustomFormat;
-use super::format_named;
-use crate::Format;
+use crate::catalog::{format_named, format_names};
+use crate::custom_format::CustomFormat;
+use crate::format::Format;
 
 /// Maximum number of custom formats: each makes every line slower.
 pub const CUSTOM_MAX: usize = 32;
@@ -45,6 +45,6 @@ impl Rules {
     #[must_use]
     pub fn format_names(&self) -> String {
         let own = self.custom.iter().map(|custom| &*custom.name);
-        [&*super::format_names()].into_iter().chain(own).collect::<Vec<_>>().join(", ")
+        [&*format_names()].into_iter().chain(own).collect::<Vec<_>>().join(", ")
     }
 }

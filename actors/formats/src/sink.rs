@@ -4,14 +4,17 @@ use logweir_record::chunk::Chunk;
 use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use logweir_record::record::{Record, Severity};
 
-use super::SERVICE_UNKNOWN;
-use super::rules::Rules;
-use super::text::Sanitized;
-use super::time::EventTime;
-use crate::{Defaults, FieldMap, LineError, ParseReport};
+use crate::format::{Defaults, FieldMap};
+use crate::report::{LineError, ParseReport};
+use crate::rules::Rules;
+use crate::text::Sanitized;
+use crate::time::EventTime;
 
 /// Maximum length of a service or host name, in bytes: an index entry must hold it together with a time.
 pub const NAME_BYTES_MAX: usize = 255;
+
+/// Service of records that have none.
+pub const SERVICE_UNKNOWN: &str = "unknown_service";
 
 /// Errors that are reported to the sender; further ones are only counted.
 const ERRORS_MAX: usize = 10;

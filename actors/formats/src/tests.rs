@@ -1,4 +1,5 @@
-use super::*;
+use crate::sink::SERVICE_UNKNOWN;
+use crate::*;
 use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use logweir_record::record::{Record, Severity};
 use logweir_record::timestamp::MAX_US;

@@ -20,7 +20,7 @@ pub struct Sanitized {
     pub duplicate_key: u64,
     /// Times outside the years 0001..=9999, clamped; the original is kept as an attribute.
     pub timestamp: u64,
-    /// Services and hosts of text lines above [`NAME_BYTES_MAX`](super::NAME_BYTES_MAX), truncated.
+    /// Services and hosts of text lines above `NAME_BYTES_MAX`, truncated.
     pub name_too_long: u64,
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::field::{FIELDS, Field, field, slot};
 use super::member::{Member, Members, read_members};
-use crate::FieldMap;
+use crate::format::FieldMap;
 
 /// Objects nested deeper than this are not flattened: each level needs another pass.
 const FLAT_DEPTH_MAX: usize = 6;

@@ -11,9 +11,9 @@ use std::fmt;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::object::{self, Scratch};
-use super::sink::Sink;
-use crate::{ParseError, ParseErrorKind};
+use crate::object::{self, Scratch};
+use crate::report::{ParseError, ParseErrorKind};
+use crate::sink::Sink;
 
 /// What a document begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,13 +5,7 @@
 //! - The expressions are those of the `regex` crate: matching takes linear time in the length of the line.
 //! - A time or level that cannot be parsed is kept as an attribute under the name of its group.
 
-use logweir_record::record::{Record, Severity};
 use regex::{Regex, RegexBuilder};
-
-use super::attributes::Attributes;
-use super::object::Scratch;
-use super::sink::{NAME_BYTES_MAX, Sink};
-use super::time::{self, stamp};
 
 /// Maximum size of a compiled pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
@@ -21,13 +15,13 @@ const PATTERN_BYTES_MAX: usize = 1 << 20;
 pub struct CustomFormat {
     /// Name in `?format=`.
     pub name: String,
-    pattern: Regex,
-    groups: Vec<(usize, Group)>,
+    pub(crate) pattern: Regex,
+    pub(crate) groups: Vec<(usize, Group)>,
 }
 
 /// Meaning of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Group {
+pub(crate) enum Group {
     Time,
     Level,
     Service,
@@ -81,53 +75,9 @@ impl CustomFormat {
     pub fn pattern(&self) -> &str {
         self.pattern.as_str()
     }
-
-    /// Pushes one record, or returns an error message and pushes nothing.
-    pub(super) fn parse(&self, line: &str, scratch: &mut Scratch<'_>, sink: &mut Sink<'_>) -> Result<(), String> {
-        let found =
-            self.pattern.captures(line).ok_or_else(|| format!("does not match formats.{}.pattern", self.name))?;
-        let mut attributes = Attributes::new(&mut scratch.attributes);
-        let (service, host) = ("", "");
-        let mut record = Record {
-            ts_us: sink.ts_us(),
-            severity: Severity::UNSPECIFIED,
-            service,
-            host,
-            message: line,
-            attributes: "",
-        };
-        for (group, part) in &self.groups {
-            let Some(text) = found.get(*group).map(|group| group.as_str()) else { continue };
-            match part {
-                Group::Time => match event_time(text, sink) {
-                    Some(ts_us) => record.ts_us = ts_us,
-                    None => attributes.text("time", text),
-                },
-                Group::Level => match Severity::from_text(text) {
-                    Some(severity) => record.severity = severity,
-                    None => attributes.text("level", text),
-                },
-                Group::Service if text.len() <= NAME_BYTES_MAX => record.service = text,
-                Group::Host if text.len() <= NAME_BYTES_MAX => record.host = text,
-                Group::Service => attributes.text("service", text),
-                Group::Host => attributes.text("host", text),
-                Group::Message => record.message = text,
-                Group::Attribute(name) => attributes.number(name, text),
-            }
-        }
-        sink.push(Record { attributes: attributes.finish(), ..record });
-        Ok(())
-    }
 }
 
-/// Parses a time in any form, including those without a year.
-fn event_time(text: &str, sink: &Sink<'_>) -> Option<i64> {
-    let text = text.trim_ascii();
-    let leading = || stamp::leading(text, sink.ts_us()).filter(|(_, rest)| rest.is_empty()).map(|(time, _)| time);
-    time::from_text(text).or_else(leading).map(|time| sink.instant(time))
-}
-
-/// The last line of regex's error, after its drawing of the position.
+/// regex's error, which draws the position below the pattern, in one line.
 fn one_line(error: &str) -> String {
     let words: Vec<_> = error.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     words.join(" ")

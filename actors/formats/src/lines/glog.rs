@@ -4,10 +4,10 @@
 use logweir_record::record::Record;
 
 use super::attributes::{Attributes, pair};
-use super::level;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::time::stamp;
+use crate::level;
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::time::stamp;
 
 /// Whether it begins with a letter, four or eight digits and a time of day.
 pub fn looks_like(line: &str) -> bool {

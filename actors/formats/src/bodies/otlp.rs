@@ -13,12 +13,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use logweir_record::record::{Record, Severity};
 
-use super::json::check::out_of_range;
-use super::json::walk::{elements, is_present, members, pick, string};
-use super::json::write::{push_json_string, push_member};
-use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitized, clean, sanitize_escapes};
-use super::wire::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
+use super::protobuf::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
+use crate::json::check::out_of_range;
+use crate::json::walk::{elements, is_present, members, pick, string};
+use crate::json::write::{push_json_string, push_member};
+use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::text::{Sanitized, clean, sanitize_escapes};
 
 /// Parses an `ExportLogsServiceRequest` in protobuf.
 ///

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use super::LineParser;
-use super::json::walk::{members, string};
-use super::json::write::push_member;
-use super::object::Scratch;
-use super::sink::{NAME_BYTES_MAX, Sink};
-use crate::{BulkItem, Format, ItemOutcome};
+use crate::format::Format;
+use crate::json::walk::{members, string};
+use crate::json::write::push_member;
+use crate::lines::parser::LineParser;
+use crate::object::Scratch;
+use crate::report::{BulkItem, ItemOutcome};
+use crate::sink::{NAME_BYTES_MAX, Sink};
 
 /// Maximum number of items in a body, since the response has an entry for each.
 const ITEMS_MAX: usize = 1 << 16;

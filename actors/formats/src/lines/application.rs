@@ -13,12 +13,12 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::level::{bare_level, delimited_level, is_level};
-use super::object::Scratch;
-use super::sink::Sink;
-use super::text::sanitize_escapes;
-use super::time::EventTime;
-use super::time::stamp;
+use crate::level::{bare_level, delimited_level, is_level};
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::text::sanitize_escapes;
+use crate::time::EventTime;
+use crate::time::stamp;
 
 /// Maximum number of header fields before the level.
 const FIELDS_MAX: usize = 5;

@@ -4,11 +4,10 @@
 //! The format of the inner line is detected; the envelope supplies what the line lacks, above all its time. A line that
 //! the runtime split (`P`) keeps that tag: joining is up to the source that reads the file.
 
-use super::LineParser;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::text::unescape;
-use super::time::{self, stamp};
+use super::line_format::ParseInner;
+use crate::sink::Sink;
+use crate::text::unescape;
+use crate::time::{self, stamp};
 
 /// Whether a stream name follows an RFC 3339 time.
 pub fn looks_like_cri(line: &str) -> bool {
@@ -24,7 +23,7 @@ pub fn looks_like_cri(line: &str) -> bool {
 ///
 /// # Errors
 /// The field that is missing or malformed. Nothing was pushed then.
-pub fn parse_cri<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+pub fn parse_cri(line: &str, sink: &mut Sink<'_>, parse_inner: ParseInner) -> Result<(), String> {
     let malformed = |part: &str| format!("not a CRI log line: {part} is missing or malformed");
     let (time, rest) = stamp::leading(line, sink.ts_us()).ok_or_else(|| malformed("the time"))?;
     let mut words = rest.trim_ascii_start().splitn(3, ' ');
@@ -32,8 +31,8 @@ pub fn parse_cri<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<
     let tags = words.next().ok_or_else(|| malformed("the tag"))?;
     let inner = words.next().unwrap_or_default();
     match tags.split(':').next() {
-        Some("F") => read_inner(inner, sink.instant(time), &[("stream", stream)], sink),
-        Some("P") => read_inner(inner, sink.instant(time), &[("stream", stream), ("logtag", "P")], sink),
+        Some("F") => read_inner(inner, sink.instant(time), &[("stream", stream)], sink, parse_inner),
+        Some("P") => read_inner(inner, sink.instant(time), &[("stream", stream), ("logtag", "P")], sink, parse_inner),
         _ => return Err(malformed("the tag")),
     }
     Ok(())
@@ -62,7 +61,7 @@ struct Docker<'a> {
 ///
 /// # Errors
 /// It has other members. Nothing was pushed then.
-pub fn parse_docker<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) -> Result<(), String> {
+pub fn parse_docker(line: &str, sink: &mut Sink<'_>, parse_inner: ParseInner) -> Result<(), String> {
     let malformed = || "not a line of Docker's json-file driver".to_owned();
     let Docker { log, stream, time } = serde_json::from_str(line).map_err(|_| malformed())?;
     let log = log.get().strip_prefix('"').and_then(|log| log.strip_suffix('"')).ok_or_else(malformed)?;
@@ -77,12 +76,18 @@ pub fn parse_docker<'a>(line: &'a str, _scratch: &mut Scratch<'a>, sink: &mut Si
         inner
     };
     let attributes = [("stream", stream), ("logtag", "P")];
-    read_inner(inner, sink.instant(time), if whole.is_some() { &attributes[..1] } else { &attributes }, sink);
+    read_inner(
+        inner,
+        sink.instant(time),
+        if whole.is_some() { &attributes[..1] } else { &attributes },
+        sink,
+        parse_inner,
+    );
     Ok(())
 }
 
-/// Parses `inner` in a detected format, in an envelope added to the one that may already exist.
-fn read_inner(inner: &str, ts_us: i64, attributes: &[(&str, &str)], sink: &mut Sink<'_>) {
+/// Passes `inner` to `parse_inner`, in an envelope added to the one that may already exist.
+fn read_inner(inner: &str, ts_us: i64, attributes: &[(&str, &str)], sink: &mut Sink<'_>, parse_inner: ParseInner) {
     let inner = inner.trim_end_matches(['\r', '\n']);
     let (outer_bytes, outer_ts_us) = (sink.envelope.attributes.len(), sink.envelope.ts_us);
     sink.envelope.ts_us = outer_ts_us.or(Some(ts_us));
@@ -95,7 +100,7 @@ fn read_inner(inner: &str, ts_us: i64, attributes: &[(&str, &str)], sink: &mut S
     if inner.is_empty() {
         sink.push_plain(inner);
     } else {
-        LineParser::inner().parse(inner, &mut Scratch::default(), sink);
+        parse_inner(inner, sink);
     }
     sink.envelope.attributes.truncate(outer_bytes);
     sink.envelope.ts_us = outer_ts_us;

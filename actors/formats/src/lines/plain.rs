@@ -1,7 +1,7 @@
 //! Plain text: the line is the message, and nothing else is known.
 
-use super::object::Scratch;
-use super::sink::Sink;
+use crate::object::Scratch;
+use crate::sink::Sink;
 
 /// Matches every line.
 pub fn looks_like(_line: &str) -> bool {

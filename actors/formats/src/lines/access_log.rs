@@ -10,10 +10,10 @@ use std::fmt::Write as _;
 
 use logweir_record::record::{Record, Severity};
 
-use super::json::write::push_json_string;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::time;
+use crate::json::write::push_json_string;
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::time;
 
 /// The time must start within this many bytes for a line to be tried.
 const TIME_OFFSET_MAX: usize = 256;

@@ -9,9 +9,10 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::{level, syslog, time};
+use super::syslog;
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::{level, time};
 
 /// Whether an epoch time is where one of these formats has it.
 pub fn looks_like(line: &str) -> bool {

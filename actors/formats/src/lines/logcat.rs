@@ -3,9 +3,9 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::time::stamp;
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::time::stamp;
 
 /// Whether it begins with a date without a year and a time with milliseconds.
 pub fn looks_like(line: &str) -> bool {

@@ -9,9 +9,9 @@ use logweir_record::record::{Record, Severity};
 
 use super::application::bracketed;
 use super::attributes::Attributes;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::time::stamp;
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::time::stamp;
 
 /// Whether it begins with a date with slashes, followed by a bracket.
 pub fn looks_like_nginx(line: &str) -> bool {

@@ -6,14 +6,15 @@
 //!   all other labels and all structured metadata are attributes. Values in the line take precedence.
 //! - Invalid labels or times reject the body, as in Loki.
 
-use super::json::walk::{elements, is_present, members, string};
-use super::json::write::push_member;
-use super::object::Scratch;
-use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitized, clean};
-use super::wire::{Value, each_bytes, fields, last_bytes};
-use super::{LineParser, time};
-use crate::Format;
+use super::protobuf::{Value, each_bytes, fields, last_bytes};
+use crate::format::Format;
+use crate::json::walk::{elements, is_present, members, string};
+use crate::json::write::push_member;
+use crate::lines::parser::LineParser;
+use crate::object::Scratch;
+use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::text::{Sanitized, clean};
+use crate::time;
 use logweir_record::record::Severity;
 use logweir_record::timestamp::{MAX_US, MIN_US};
 

@@ -1,7 +1,7 @@
 //! Writes a record's attributes: the members of one JSON object, in a reused buffer.
 
-use super::json::write::push_json_string;
-use super::text::{Sanitized, unescape};
+use crate::json::write::push_json_string;
+use crate::text::{Sanitized, unescape};
 
 /// Maximum length of an attribute name, in bytes.
 const NAME_BYTES_MAX: usize = 64;

@@ -6,10 +6,10 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::{Attributes, Pair, pair};
-use super::object::Scratch;
-use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::{Sanitized, unescape};
-use super::time;
+use crate::object::Scratch;
+use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::text::{Sanitized, unescape};
+use crate::time;
 
 /// Whether it begins with a name and `=`, and has a second pair.
 pub fn looks_like(line: &str) -> bool {

@@ -4,9 +4,9 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::object::Scratch;
-use super::sink::Sink;
-use super::time::stamp;
+use crate::object::Scratch;
+use crate::sink::Sink;
+use crate::time::stamp;
 
 /// Whether it begins with a process id and its role, or a process id in brackets.
 pub fn looks_like_redis(line: &str) -> bool {

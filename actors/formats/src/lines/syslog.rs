@@ -8,12 +8,12 @@
 use logweir_record::record::{Record, Severity};
 
 use super::attributes::Attributes;
-use super::json::write::push_json_string;
-use super::level;
-use super::object::Scratch;
-use super::sink::{NAME_BYTES_MAX, Sink};
-use super::time;
-use super::time::stamp;
+use crate::json::write::push_json_string;
+use crate::level;
+use crate::object::Scratch;
+use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::time;
+use crate::time::stamp;
 
 const FACILITIES: [&str; 24] = [
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",

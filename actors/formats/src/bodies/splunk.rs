@@ -10,14 +10,16 @@
 use logweir_record::record::{Record, Severity};
 use serde_json::value::RawValue;
 
-use super::json::check::{in_column, out_of_range, too_deep};
-use super::json::walk::{is_present, members, string};
-use super::json::write::push_json_string;
-use super::object::{self, Scratch};
-use super::sink::{NAME_BYTES_MAX, Sink};
-use super::text::sanitize_escapes;
-use super::{LineParser, time};
-use crate::{Format, ParseError, ParseErrorKind};
+use crate::format::Format;
+use crate::json::check::{in_column, out_of_range, too_deep};
+use crate::json::walk::{is_present, members, string};
+use crate::json::write::push_json_string;
+use crate::lines::parser::LineParser;
+use crate::object::{self, Scratch};
+use crate::report::{ParseError, ParseErrorKind};
+use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::text::sanitize_escapes;
+use crate::time;
 
 /// Parses a body of events.
 ///
