@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Failure;
-use logweir::config::layers::Inputs;
+use logweir::config::Inputs;
 use logweir::config::{self, Loaded};
 
 /// A setting by flag: the flag, the key, the value.

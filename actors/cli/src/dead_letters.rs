@@ -11,8 +11,7 @@ use super::args::{ConfigArgs, StoreArgs};
 use super::output::{self, Output, Records, count};
 use super::print::escaped;
 use super::{Failure, Outcome, block_on, exit, open_store};
-use logweir::config::keys::Unit;
-use logweir::config::value::quantity;
+use logweir::config::{Unit, quantity};
 use logweir_store::replay::{DeadLetterJson, Replayed, replay_all, replay_one};
 use logweir_store::{DeadLetter, LogStore, StoreError};
 

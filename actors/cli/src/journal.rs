@@ -15,8 +15,7 @@ use serde::Serialize;
 use super::args::{ConfigArgs, StoreArgs};
 use super::output::{self, Color, Output, Records, count};
 use super::{Failure, Outcome, exit};
-use logweir::config::keys::Unit;
-use logweir::config::value::show_number;
+use logweir::config::{Unit, show_number};
 use logweir_record::json::RecordJson;
 
 #[derive(Debug, Subcommand)]

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 
 use self::args::{ConfigArgs, StoreArgs};
-use logweir::config::layers::Inputs;
+use logweir::config::Inputs;
 use logweir::config::{self, Role};
 use logweir_store::{self as store, LogStore, StoreError};
 use logweir_store::{Database, DatabaseUrl};

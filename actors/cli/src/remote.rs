@@ -18,7 +18,7 @@ use ureq::typestate::AgentScope;
 
 use super::args::ConfigArgs;
 use super::{Failure, exit};
-use logweir::config::token::Token;
+use logweir::config::Token;
 use logweir_query::language::QUERY_BYTES_MAX;
 
 /// An error response is read up to this many bytes.

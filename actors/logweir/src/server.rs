@@ -18,9 +18,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Duration, timeout};
 
 use crate::cache;
-use crate::config::keys::Unit;
-use crate::config::value::show_number;
 use crate::config::{Config, ConfigError, Role};
+use crate::config::{Unit, show_number};
 use crate::error::Error;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};

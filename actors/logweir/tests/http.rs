@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use logweir::alerts::AlertRegistry;
-use logweir::config::token::Token;
+use logweir::config::Token;
 use logweir::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Files, Http, JournalSettings, Limits, Log, Multiline,
     Query, Shutdown, Sources, Syslog,

@@ -40,8 +40,7 @@ use self::tally::Tally;
 use super::output::{self, Output};
 use super::remote::{Access, Remote, RemoteArgs};
 use super::{Failure, Outcome, exit};
-use logweir::config::keys::Unit;
-use logweir::config::value::quantity;
+use logweir::config::{Unit, quantity};
 use logweir::producer::demo::Demo;
 
 /// With a rate, a body holds the records that are due within this fraction of a second, so that the load is even.

@@ -22,8 +22,7 @@ use serde_json::Value;
 use super::output::{self, Color, Output};
 use super::remote::{Access, Remote, RemoteArgs, RemoteError};
 use super::{Failure, Outcome, exit};
-use logweir::config::keys::Unit;
-use logweir::config::value::quantity;
+use logweir::config::{Unit, quantity};
 use model::{Alert, Model, Sample, Status};
 
 /// Width of the text with `--once`.

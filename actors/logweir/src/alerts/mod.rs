@@ -9,7 +9,6 @@
 //! - Windows start empty with the process, and a window that began earlier is not evaluated: a restart does not fire a
 //!   `below`.
 
-pub mod rule;
 pub mod state;
 mod notify;
 
@@ -25,11 +24,10 @@ use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::{Config, Counts, Measure, Rule};
 use crate::follow::{self, DurableFrame, Follower, Position};
 use logweir_record::timestamp;
 use notify::Notification;
-use rule::{Counts, Measure, Rule};
 use state::{Change, Machine, State};
 
 /// Bytes read from the journal at once, unless a single frame is larger.

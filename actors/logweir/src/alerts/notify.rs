@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::AlertRegistry;
 use super::state::Change;
-use crate::config::token::Token;
+use crate::config::Token;
 
 /// Timeout of one attempt.
 const TIMEOUT: Duration = Duration::from_secs(10);

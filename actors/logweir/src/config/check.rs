@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::keys::{self, Unit};
-use super::layers::Source;
-use super::value::{show, show_number};
-use super::{AuthMode, Config, DatabaseUrl, Problem, Role};
+use logweir_store::DatabaseUrl;
+
+use super::keys;
+use super::problem::{Problem, Source};
+use super::quantity::{Unit, show_number};
+use super::settings::{AuthMode, Config, Role};
+use super::value::show;
 
 /// A configuration with what the rules need to know about its values.
 pub(super) struct Checker<'a> {

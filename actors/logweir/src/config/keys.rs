@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use logweir_engine::journal::SEGMENT_BYTES_MAX;
 use logweir_record::codec::PAYLOAD_BYTES_MAX;
+use logweir_store::DatabaseUrl;
 
-use super::{AuthMode, CacheUrl, Config, DatabaseUrl, HostPort, Role};
-use crate::config::token::Token;
+use super::quantity::Unit;
+use super::settings::{AuthMode, CacheUrl, Config, HostPort, Role};
+use super::token::Token;
 use crate::message::AckLevel;
 
 /// Accessor of a key's value in the typed [`Config`].
@@ -38,21 +40,6 @@ pub enum Fallback {
     Derived(&'static str),
     /// Empty.
     Unset,
-}
-
-/// Unit of a number. A plain number is in the unit that the key's name ends with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    /// No unit.
-    Count,
-    /// Bytes: `65536`, `64KiB`.
-    Bytes,
-    /// Milliseconds: `50`, `50ms`, `5s`.
-    Millis,
-    /// Seconds: `60`, `60s`, `1d`.
-    Seconds,
-    /// Days: `7`, `7d`.
-    Days,
 }
 
 /// Location and width of a number.

@@ -5,15 +5,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Key, NamedKey};
-use super::value::Raw;
-use super::{NAME_OF_FILE, Problem};
+use super::problem::{Problem, Source};
+use super::raw::Raw;
+
+/// The configuration file that is searched for where none is specified.
+pub const NAME_OF_FILE: &str = "logweir.toml";
 
 /// Maximum size of a configuration or secret file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -37,37 +39,6 @@ pub struct Inputs {
     pub environment: Vec<(OsString, OsString)>,
     /// Flags as `(flag, path of the key, value)`, in rising precedence.
     pub flags: Vec<(&'static str, String, String)>,
-}
-
-/// Source of a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The table of keys.
-    Default,
-    /// A line of the file; 0 for the file as a whole.
-    File(PathBuf, usize),
-    /// An environment variable.
-    Environment(String),
-    /// A file named by an environment variable.
-    SecretFile(String, PathBuf),
-    /// A flag.
-    Flag(&'static str),
-    /// The embedding program.
-    Program,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File(path, 0) => write!(f, "{}", path.display()),
-            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Self::Environment(name) => write!(f, "environment variable {name}"),
-            Self::SecretFile(name, path) => write!(f, "{} (environment variable {name})", path.display()),
-            Self::Flag(flag) => write!(f, "flag {flag}"),
-            Self::Program => f.write_str("program"),
-        }
-    }
 }
 
 /// One value of one key.

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::Loaded;
-use super::keys::{Fallback, KEYS, Key, NAMED_KEYS, Unit};
-use super::layers::{Source, variable};
-use super::value::{Raw, allowed, quote, show, show_number};
-use crate::alerts::rule::Rule;
+use super::alert_rule::Rule;
+use super::keys::{Fallback, KEYS, Key, NAMED_KEYS};
+use super::layers::variable;
+use super::load::Loaded;
+use super::problem::Source;
+use super::raw::Raw;
+use super::value::{allowed, quote, show};
 
 /// All keys as a Markdown table. `deploy/configuration.md` contains the same text; a test compares them.
 #[must_use]
@@ -62,7 +64,7 @@ pub fn effective(loaded: &Loaded) -> String {
 /// An alert as TOML, with its webhook hidden.
 fn alert(rule: &Rule) -> String {
     let mut text = format!("[alerts.{}]\n", rule.name);
-    for (name, raw) in alert_members(rule) {
+    for (name, raw) in rule.members() {
         match raw {
             Raw::Text(_) if name == "webhook" => text.push_str("# webhook = \"***\"\n"),
             Raw::Text(value) => writeln!(text, "{name} = {}", quote(&value)).expect("writing to a String"),
@@ -70,20 +72,6 @@ fn alert(rule: &Rule) -> String {
         }
     }
     text
-}
-
-/// The keys of an alert's section with their values.
-pub(super) fn alert_members(rule: &Rule) -> Vec<(&'static str, Raw)> {
-    let mut members = vec![("query", rule.query.clone()), ("measure", rule.measure.name().to_owned())];
-    members.extend(rule.of.clone().map(|of| ("of", of)));
-    members.push((rule.threshold.name(), rule.threshold.limit().to_string()));
-    for (name, millis) in
-        [("window", rule.window_ms), ("every", rule.every_ms), ("grace", rule.grace_ms), ("for", rule.for_ms)]
-    {
-        members.push((name, show_number(millis, Unit::Millis)));
-    }
-    members.extend(rule.webhook.clone().map(|url| ("webhook", url.0)));
-    members.into_iter().map(|(name, value)| (name, Raw::Text(value))).collect()
 }
 
 fn line(key: &Key, loaded: &Loaded) -> String {

@@ -1,5 +1,7 @@
+use super::keys::KEYS;
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 const TOKEN: &str = "0123456789abcdef";
@@ -532,7 +534,7 @@ fn the_largest_segment_is_that_of_the_journal() {
 #[test]
 fn a_configuration_of_a_program_is_checked_like_a_file() {
     fn with(set: impl FnOnce(&mut Config)) -> Vec<String> {
-        let mut config = Config::in_dir("/tmp/x");
+        let mut config = Config::in_dir("/nonexistent/logweir");
         set(&mut config);
         config.validate().map_or_else(|error| error.0.iter().map(ToString::to_string).collect(), |()| vec![])
     }
@@ -569,7 +571,7 @@ fn a_configuration_of_a_program_is_checked_like_a_file() {
 
 #[test]
 fn the_default_of_lanes_follows_the_log_store() {
-    let mut config = Config::in_dir("/tmp/x");
+    let mut config = Config::in_dir("/nonexistent/logweir");
     assert_eq!(config.lanes(), 1);
     config.database.url = DatabaseUrl::Postgres("postgres://u@h/d".into());
     assert_eq!(config.lanes(), 3);

@@ -16,7 +16,7 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 use super::answer::HttpError;
 use super::limits::Sender;
 use super::ui;
-use crate::config::token::Token;
+use crate::config::Token;
 use crate::config::{Auth, AuthMode};
 
 /// The listener that a request arrived on.

@@ -14,8 +14,7 @@ use super::answer::{Answer, ErrorBody, HttpError};
 use super::api::query_parameters::QueryParameters;
 use super::error_responses::{DEAD_LETTERS, DeadLetterChangeErrors, DeadLetterErrors};
 use super::{Shared, with_methods};
-use crate::config::keys::Unit;
-use crate::config::value::quantity;
+use crate::config::{Unit, quantity};
 use logweir_store::StoreError;
 use logweir_store::replay::{DeadLetterJson, Replayed, replay_all, replay_one};
 

@@ -1,11 +1,11 @@
 //! Alert rules: parsing and validation of the `[alerts.NAME]` sections of the configuration. Pure.
 
 use logweir_engine::window::{Aggregate, WindowSpec};
-
-use crate::config::keys::Unit;
-use crate::config::token::Token;
-use crate::config::value::{Raw, quantity};
 use logweir_query::{self as query, Filter};
+
+use super::quantity::{Unit, quantity, show_number};
+use super::raw::Raw;
+use super::token::Token;
 
 /// Maximum number of alerts.
 pub const RULES_MAX: usize = 100;
@@ -146,6 +146,20 @@ impl Rule {
         let rule = reader.rule(name);
         reader.unknown();
         if reader.errors.is_empty() { Ok(rule) } else { Err(reader.errors) }
+    }
+
+    /// The keys of the alert's section with their values: what [`Rule::read`] parses.
+    pub(super) fn members(&self) -> Vec<(&'static str, Raw)> {
+        let mut members = vec![("query", self.query.clone()), ("measure", self.measure.name().to_owned())];
+        members.extend(self.of.clone().map(|of| ("of", of)));
+        members.push((self.threshold.name(), self.threshold.limit().to_string()));
+        for (name, millis) in
+            [("window", self.window_ms), ("every", self.every_ms), ("grace", self.grace_ms), ("for", self.for_ms)]
+        {
+            members.push((name, show_number(millis, Unit::Millis)));
+        }
+        members.extend(self.webhook.clone().map(|url| ("webhook", url.0)));
+        members.into_iter().map(|(name, value)| (name, Raw::Text(value))).collect()
     }
 }
 
