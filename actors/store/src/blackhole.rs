@@ -11,10 +11,13 @@ use logweir_engine::journal::LaneId;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{
-    Claim, DeadLetter, Flushed, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError, StoredCount,
-};
 use crate::batch::Batch;
+use crate::dead_letter::DeadLetter;
+use crate::error::StoreError;
+use crate::lane::{Flushed, LaneRow, LaneStart, StoredCount};
+use crate::lease::{Claim, ForkPoint, Lease};
+use crate::store::{LaneWriter, LogStore};
+use crate::telemetry::measure;
 
 /// Cheap to clone; clones share their lanes.
 #[derive(Clone, Default)]
@@ -105,7 +108,7 @@ impl LaneWriter for BlackholeLane {
             row.lost += batch.lost();
         }
         let flushed = Ok(flushed);
-        super::measure(batch.lane, started, &flushed);
+        measure(batch.lane, started, &flushed);
         flushed
     }
 }

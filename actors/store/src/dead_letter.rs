@@ -1,156 +1,27 @@
-//! Converts a dead letter's record to text and back, sanitized.
+//! A record that the database rejected.
 
-use std::borrow::Cow;
+use logweir_engine::journal::LaneId;
+use uuid::Uuid;
 
-use logweir_record::record::{Record, Severity};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
-use super::StoreError;
-use logweir_record::json::RecordJson;
-use logweir_record::timestamp;
-
-/// The JSON in [`DeadLetter::raw`](super::DeadLetter::raw) as it is read: a record's [one shape](logweir_record::json),
-/// where an operator may have edited it. Unknown members are ignored, so a record from any endpoint can be pasted.
-#[derive(Deserialize)]
-struct StoredRecord<'a> {
-    #[serde(borrow)]
-    ts: Cow<'a, str>,
-    severity: u8,
-    #[serde(borrow)]
-    service: Cow<'a, str>,
-    #[serde(borrow)]
-    host: Cow<'a, str>,
-    #[serde(borrow)]
-    message: Cow<'a, str>,
-    #[serde(borrow)]
-    attributes: Option<&'a RawValue>,
-    /// Attributes that were not a valid JSON object, and may be what the database rejected.
-    #[serde(borrow)]
-    attributes_text: Option<Cow<'a, str>>,
-}
-
-impl StoredRecord<'_> {
-    /// The attributes as JSON text; empty if there are none, `None` if they are not an object.
-    fn attributes(&mut self) -> Option<String> {
-        match self.attributes.map_or("{}", RawValue::get) {
-            "{}" | "null" => Some(self.attributes_text.take().unwrap_or_default().into_owned()),
-            object => object.starts_with('{').then(|| object.to_owned()),
-        }
-    }
-}
-
-/// Returns the record as a JSON object.
-pub(crate) fn raw(record: &Record<'_>) -> String {
-    serde_json::to_string(&RecordJson::from(*record)).expect("a struct of strings, numbers and JSON is always JSON")
-}
-
-/// A dead letter's record, with characters that no database accepts replaced by U+FFFD.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct SanitizedRecord {
-    pub(crate) ts_us: i64,
-    pub(crate) severity: Severity,
-    pub(crate) service: String,
-    pub(crate) host: String,
-    pub(crate) message: String,
-    pub(crate) attributes: Option<String>,
-}
-
-/// Parses `raw`, as written by [`raw`] or as edited by an operator.
-pub(crate) fn parse_raw(raw: &str) -> Result<SanitizedRecord, StoreError> {
-    let wrong = |what: String| StoreError::Systemic(format!("invalid dead letter: {what}"));
-    let mut letter: StoredRecord<'_> = serde_json::from_str(raw).map_err(|error| wrong(error.to_string()))?;
-    let ts_us = timestamp::parse(&letter.ts)
-        .ok_or_else(|| wrong(format!("invalid ts \"{}\": expected an RFC 3339 time", letter.ts)))?;
-    let severity = Severity::from_number(letter.severity)
-        .ok_or_else(|| wrong(format!("invalid severity {}: expected 0 to 24", letter.severity)))?;
-    let text = |text: Cow<'_, str>| text.replace('\0', "\u{fffd}");
-    let attributes =
-        letter.attributes().ok_or_else(|| wrong("invalid attributes: expected a JSON object".to_owned()))?;
-    let attributes = match text(attributes.into()) {
-        empty if empty.is_empty() => None,
-        attributes => Some(replace_invalid_escapes(&attributes)),
-    };
-    Ok(SanitizedRecord {
-        ts_us: timestamp::clamp(ts_us),
-        severity,
-        service: text(letter.service),
-        host: text(letter.host),
-        message: text(letter.message),
-        attributes,
-    })
-}
-
-/// Replaces `\u0000` and lone surrogates in JSON text by `\ufffd`.
-fn replace_invalid_escapes(json: &str) -> String {
-    let mut sanitized = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        sanitized.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let taken = match (escaped(rest), rest.get(6..).and_then(escaped)) {
-            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
-            (Some(0 | 0xd800..=0xdfff), _) => {
-                sanitized.push_str("\\ufffd");
-                rest = &rest[6..];
-                continue;
-            }
-            (Some(_), _) => 6,
-            // A short escape: the backslash and the character after it, whatever that is (`\\` above all).
-            (None, _) => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
-        };
-        sanitized.push_str(&rest[..taken]);
-        rest = &rest[taken..];
-    }
-    sanitized.push_str(rest);
-    sanitized
-}
-
-/// Returns the code unit of the `\uXXXX` at the start of `text`.
-fn escaped(text: &str) -> Option<u16> {
-    let hex = text.strip_prefix("\\u")?.get(..4)?;
-    if !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    u16::from_str_radix(hex, 16).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dead_letter_round_trips_except_for_characters_that_no_database_accepts() {
-        let record = Record {
-            ts_us: -5,
-            severity: Severity::WARN,
-            service: "a\0b",
-            host: "",
-            message: "quote \" and NUL \0",
-            attributes: r#"{"a":"\u0000","b":"\ud83d\ude00","c":"\ud83dx","d":"\\u0000"}"#,
-        };
-        let sanitized = parse_raw(&raw(&record)).unwrap();
-        assert_eq!(sanitized.ts_us, -5);
-        assert_eq!(sanitized.service, "a\u{fffd}b");
-        assert_eq!(sanitized.message, "quote \" and NUL \u{fffd}");
-        assert_eq!(
-            sanitized.attributes.as_deref(),
-            Some(r#"{"a":"\ufffd","b":"\ud83d\ude00","c":"\ufffdx","d":"\\u0000"}"#)
-        );
-    }
-
-    #[test]
-    fn invalid_escapes_are_left_for_the_database_to_reject() {
-        for text in ["\\", "\\u00", "\\u+123", "x\\ä", "\\ud800", ""] {
-            let sanitized = replace_invalid_escapes(text);
-            assert_eq!(sanitized, if text == "\\ud800" { "\\ufffd" } else { text });
-        }
-    }
-
-    #[test]
-    fn an_invalid_dead_letter_is_reported_with_its_cause() {
-        assert!(parse_raw("{}").unwrap_err().to_string().contains("missing field"));
-        let bad = r#"{"ts":"yesterday","severity":1,"service":"","host":"","message":"","attributes":{}}"#;
-        assert!(parse_raw(bad).unwrap_err().to_string().contains("yesterday"));
-    }
+/// A record that the database rejected.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct DeadLetter {
+    /// The id of the row that would have been inserted.
+    pub id: i64,
+    /// The writer.
+    pub writer: Uuid,
+    /// The lane.
+    pub lane: LaneId,
+    /// The frame.
+    pub seq: u64,
+    /// The record's index in the frame, from 0.
+    pub row: u32,
+    /// SQLSTATE.
+    pub sqlstate: String,
+    /// The server's error message.
+    pub reason: String,
+    /// The record as one JSON object (ts, severity, service, host, message, attributes as text).
+    pub raw: String,
+    /// Time of the rejection, in microseconds since 1970.
+    pub at_us: i64,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::StoreError;
+use crate::error::StoreError;
 use crate::throttle::QueryThrottle;
 use logweir_query::hits::{By, Steps};
 use logweir_query::page::{Direction, Found, Position, Range};

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use logweir_record::json::strict_object;
+use logweir_record::timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{DeadLetter, LogStore, StoreError};
-use logweir_record::json::strict_object;
-use logweir_record::timestamp;
+use crate::dead_letter::DeadLetter;
+use crate::error::StoreError;
+use crate::store::LogStore;
 
 /// Dead letters per query.
 const PAGE: u32 = 500;

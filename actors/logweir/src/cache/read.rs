@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use logweir_query::page::Found;
 use logweir_record::timestamp;
-use logweir_store::cursor::ORDINAL_BITS;
+use logweir_store::ORDINAL_BITS;
 use logweir_store::read::LaneCursor;
 
 /// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.

@@ -15,10 +15,13 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::StoreError;
-use crate::error_class::{Class, Details, classify, copy_line};
+use super::error_class::{Class, Details, classify, copy_line};
+use crate::error::StoreError;
 use crate::settings::Database;
 use logweir_tls as tls;
+
+/// Extra time that the client waits beyond the server's own limit.
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// Opens connections to one URL.
 #[derive(Clone)]
@@ -104,6 +107,11 @@ impl Drop for Connection {
 /// here.
 fn strict_sslmode(url: &str) -> String {
     url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require")
+}
+
+/// Classifies errors of the step `what`.
+pub(super) fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
+    move |error| failure(what, &error)
 }
 
 /// Classifies an error of the server or the connection. Not for COPY, where a row can be the cause.

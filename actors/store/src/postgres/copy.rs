@@ -9,7 +9,8 @@ use futures_util::SinkExt;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::types::{EPOCH_US, JSONB_VERSION};
-use crate::rows::Row;
+use crate::batch::Batch;
+use crate::protocol::rows::{Row, rows};
 use logweir_record::timestamp;
 
 /// Lists the columns in the order in which [`Encoder`] writes them.
@@ -48,6 +49,19 @@ pub(super) async fn copy<'a>(
         metrics::counter!("logweir_store_clamped_timestamps_total").increment(encoder.clamped);
     }
     Ok((sent, counted))
+}
+
+/// Returns the rows of `batch` except those whose indexes (from 0, ascending) are in `skip`.
+pub(crate) fn rows_without<'a>(
+    batch: &'a Batch,
+    lane_id: i64,
+    skip: &'a [usize],
+) -> impl Iterator<Item = Row<'a>> + 'a {
+    let mut skip = skip.iter().copied().peekable();
+    rows(batch, lane_id).enumerate().filter_map(move |(place, row)| match skip.next_if_eq(&place) {
+        Some(_) => None,
+        None => Some(row),
+    })
 }
 
 /// Returns the chunks that [`copy`] sends, without the two-byte trailer and without a server.

@@ -5,7 +5,7 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::postgres::types::Time;
+use super::types::Time;
 use logweir_query::attribute;
 use logweir_query::{Field, Filter, Test, Text, TextKind};
 

@@ -18,19 +18,23 @@ use logweir_engine::fault::{armed, kill_point};
 use logweir_engine::journal::LaneId;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Error, Row as SqlRow, Statement};
+use tokio_postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
-use super::GRACE;
-use super::connect::{Connection, Connector, class, describe, failure, within};
-use super::copy::{COPY_SQL, copy};
+use super::connect::{Connection, Connector, GRACE, class, describe, failure, within};
+use super::copy::{COPY_SQL, copy, rows_without};
+use super::error_class::{Class, copy_line};
+use super::lane_row::{LANE_SQL, lane_row};
 use super::schema;
 use super::types::{Json, Time};
 use crate::batch::Batch;
-use crate::cursor::{CursorMismatch, on_cursor_mismatch};
-use crate::error_class::{Class, copy_line, poison_rows_max};
-use crate::rows::{Row, rows, rows_without};
-use crate::{Flushed, LaneRow, LaneWriter, StoreError, dead_letter, volume};
+use crate::error::StoreError;
+use crate::lane::{Flushed, LaneRow};
+use crate::protocol::cursor::{CursorMismatch, on_cursor_mismatch};
+use crate::protocol::rows::{Row, poison_rows_max, rows};
+use crate::protocol::{raw_record, volume_counter};
+use crate::store::LaneWriter;
+use crate::telemetry::measure;
 
 const CAS_SQL: &str = "UPDATE logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
@@ -53,23 +57,6 @@ const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, se
     AS t (id, seq, row_no, sqlstate, reason, raw)";
 const GUARD_SQL: &str =
     "SELECT last_seq, inherited + rows + dead + lost FROM logweir_lane WHERE writer_id = $1 AND lane = $2";
-pub(super) const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
-    FROM logweir_lane WHERE writer_id = $1";
-
-pub(super) fn lane_row(row: &SqlRow) -> LaneRow {
-    let count = |column: usize| row.get::<_, i64>(column).cast_unsigned();
-    LaneRow {
-        lane: u16::try_from(row.get::<_, i32>(0)).unwrap_or(u16::MAX),
-        lane_id: i64::from(row.get::<_, i32>(1)),
-        epoch: row.get(2),
-        last_seq: count(3),
-        digest: row.get(4),
-        rows: count(5),
-        dead_lettered: count(6),
-        lost: count(7),
-        inherited: count(8),
-    }
-}
 
 /// Number of rows located one by one before all rows are validated, which is cheaper from then on.
 const VALIDATE_ALL_AFTER: usize = 8;
@@ -244,7 +231,7 @@ impl PgLane {
             return Ok(self.resolve_mismatch(session, batch).await?);
         }
         kill_point("store.copy.before");
-        let mut volume = volume::Counter::default();
+        let mut volume = volume_counter::Counter::default();
         if rows_in > 0 {
             let stream = rows_without(batch, self.row.lane_id, &skip).inspect(|row| volume.add(row));
             match copy(client, &session.copy, stream).await {
@@ -371,7 +358,7 @@ impl PgLane {
     async fn count_volume(
         &self,
         session: &LaneSession,
-        counted: Vec<(volume::Key<'_>, i64)>,
+        counted: Vec<(volume_counter::Key<'_>, i64)>,
     ) -> Result<(), StoreError> {
         if counted.is_empty() {
             return Ok(());
@@ -403,7 +390,7 @@ impl PgLane {
         let indexes: Vec<i32> = dead.iter().map(|(_, row)| row.row.cast_signed()).collect();
         let states: Vec<&str> = dead.iter().map(|(poison, _)| poison.sqlstate.as_str()).collect();
         let reasons: Vec<&str> = dead.iter().map(|(poison, _)| poison.reason.as_str()).collect();
-        let raws: Vec<String> = dead.iter().map(|(_, row)| dead_letter::raw(&row.record)).collect();
+        let raws: Vec<String> = dead.iter().map(|(_, row)| raw_record::raw(&row.record)).collect();
         session
             .connection
             .client
@@ -594,7 +581,7 @@ impl LaneWriter for PgLane {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
         let started = Instant::now();
         let result = self.flush_isolating_bad_rows(batch).await;
-        crate::measure(batch.lane, started, &result);
+        measure(batch.lane, started, &result);
         result
     }
 

@@ -11,8 +11,8 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::connect::{describe, failure};
-use super::schema::partition_name;
-use crate::StoreError;
+use super::partition::partition_name;
+use crate::error::StoreError;
 
 /// Days after which a partition counts as closed.
 const CLOSED_DAYS: i64 = 2;

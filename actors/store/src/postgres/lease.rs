@@ -11,9 +11,11 @@ use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, failure};
-use super::flush::{LANE_SQL, lane_row};
-use crate::claim::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, next_epoch, tails};
-use crate::{Claim, LaneRow, LaneStart, Lease, StoreError, log_resets};
+use super::lane_row::{LANE_SQL, lane_row};
+use crate::error::StoreError;
+use crate::lane::{LaneRow, LaneStart};
+use crate::lease::{Claim, Lease};
+use crate::protocol::takeover::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, log_resets, next_epoch, tails};
 
 /// Attempts, each waiting up to five seconds for a lock, before the acquisition fails.
 const ATTEMPTS_MAX: u32 = 3;

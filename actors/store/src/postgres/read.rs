@@ -17,7 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connect::failure;
 use super::filter::Sql;
-use super::pool_failure;
+use super::pool::pool_failure;
 use super::types::Time;
 use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::throttle::{QueryThrottle, READING_MAX};

@@ -2,10 +2,6 @@
 //!
 //! - Migrations run under an advisory lock. Maintenance runs under another one that is only tried, so that one pod does
 //!   it.
-//! - A partition is created as a plain table and attached, which does not block flushes; `CREATE … PARTITION OF` would.
-//!   Rows of its day that are already in the default partition move in the same transaction.
-//! - ATTACH reads the whole default partition once (for rows of the day) and blocks old events meanwhile. The default
-//!   partition is small unless old logs are being imported.
 //! - Locks that block flushes are waited for half a second at most; the next round retries soon.
 
 use std::collections::HashMap;
@@ -13,11 +9,12 @@ use std::collections::HashMap;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-use super::connect::{Connection, describe, failure};
+use super::connect::{Connection, describe, failed, failure};
 use super::index;
-use super::types::Time;
-use crate::{StoreError, migration_failure};
-use logweir_record::timestamp::{self, DAY_US};
+use super::partition::{delete_before, drop_partitions, make_partition};
+use crate::error::StoreError;
+use crate::protocol::migrations::migration_failure;
+use logweir_record::timestamp::DAY_US;
 
 mod embedded {
     refinery::embed_migrations!("src/sql/postgres");
@@ -29,9 +26,6 @@ const PREPARE_LOCK: i64 = 0x6c6f_6777_6569_7200;
 const MAINTAIN_LOCK: i64 = PREPARE_LOCK + 1;
 /// Days relative to today that have a partition.
 const DAYS_AHEAD: std::ops::RangeInclusive<i64> = -1..=3;
-/// Rows per DELETE statement, and number of statements per round.
-const DELETE_ROWS: i64 = 10_000;
-const DELETE_ROUNDS: u32 = 100;
 
 /// The columns that a flush writes, with their types. A binary COPY into another type of the same width would succeed
 /// silently: an id as a double, the version byte of a jsonb as the first character of a text.
@@ -54,10 +48,6 @@ pub(super) struct RetentionSettings {
     pub(super) compress_after_days: u32,
     /// Whether closed partitions get a text index.
     pub(super) text_index: bool,
-}
-
-fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
-    move |error| failure(what, &error)
 }
 
 /// Brings the schema up to date. Returns whether `logs` is a hypertable. Consumes the connection, which releases the
@@ -180,80 +170,6 @@ async fn round(client: &Client, retention: RetentionSettings, now_us: i64) -> Re
     }
     // Last, since it can take long.
     if hypertable { Ok(()) } else { index::build(client, today, retention.text_index).await }
-}
-
-/// Returns `logs_pYYYYMMDD`.
-pub(super) fn partition_name(day: i64) -> String {
-    timestamp::date(day).strftime("logs_p%Y%m%d").to_string()
-}
-
-async fn make_partition(client: &Client, day: i64) -> Result<(), StoreError> {
-    let name = partition_name(day);
-    let exists = client
-        .query_one("SELECT to_regclass($1) IS NOT NULL", &[&name])
-        .await
-        .map_err(failed("checking for a partition"))?
-        .get::<_, bool>(0);
-    if exists {
-        return Ok(());
-    }
-    let (from, to) = (timestamp::text(day * DAY_US), timestamp::text((day + 1) * DAY_US));
-    // The default partition is locked before it is read, so that no row is inserted between the move and the ATTACH.
-    let sql = format!(
-        "BEGIN;
-         CREATE TABLE {name} (LIKE logs INCLUDING DEFAULTS);
-         LOCK TABLE logs_default IN ACCESS EXCLUSIVE MODE;
-         WITH moved AS (DELETE FROM logs_default WHERE ts >= '{from}' AND ts < '{to}' RETURNING *)
-             INSERT INTO {name} SELECT * FROM moved;
-         ALTER TABLE logs ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}');
-         COMMIT"
-    );
-    if let Err(error) = client.batch_execute(&sql).await {
-        let _ = client.batch_execute("ROLLBACK").await;
-        return Err(failure(&format!("creating partition {name}"), &error));
-    }
-    tracing::info!(name, "created a partition");
-    Ok(())
-}
-
-/// Drops the partitions of days before `oldest`.
-async fn drop_partitions(client: &Client, oldest: i64) -> Result<(), StoreError> {
-    let rows = client
-        .query(
-            "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
-             WHERE i.inhparent = 'logs'::regclass AND c.relname ~ '^logs_p[0-9]{8}$' AND c.relname < $1 ORDER BY 1",
-            &[&partition_name(oldest)],
-        )
-        .await
-        .map_err(failed("listing expired partitions"))?;
-    for row in rows {
-        let name: String = row.get(0);
-        client
-            .batch_execute(&format!("DROP TABLE {name}"))
-            .await
-            .map_err(|error| failure(&format!("dropping partition {name}"), &error))?;
-        metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
-        tracing::info!(name, "dropped an expired partition");
-    }
-    Ok(())
-}
-
-/// Deletes rows older than the day `oldest`, a bounded number at a time.
-async fn delete_before(client: &Client, table: &str, column: &str, oldest: i64) -> Result<(), StoreError> {
-    let sql = format!(
-        "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE {column} < $1 LIMIT {DELETE_ROWS}))"
-    );
-    for _ in 0..DELETE_ROUNDS {
-        let deleted = client
-            .execute(&sql, &[&Time(oldest * DAY_US)])
-            .await
-            .map_err(|error| failure(&format!("deleting expired rows from {table}"), &error))?;
-        metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table.to_owned()).increment(deleted);
-        if deleted < DELETE_ROWS.unsigned_abs() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Configures TimescaleDB's own retention and compression jobs. The Apache-licensed build has neither, which is logged

@@ -15,8 +15,8 @@ use logweir_record::record::{Record, Severity};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
 
-use super::failed;
-use crate::StoreError;
+use super::connection::failed;
+use crate::error::StoreError;
 use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::throttle::{self, QueryThrottle};
 use logweir_query::facets::{Facets, NameCount, Names};

@@ -3,11 +3,8 @@
 //! The compare-and-set requires this process's epoch and the cursor at which the batch starts. It waits for a zombie
 //! transaction that holds the row, so that what is read after it is final: the zombie has committed or has ended.
 
-use super::LaneRow;
 use crate::batch::Batch;
-
-/// Number of bits of a record's id below the `lane_id`.
-pub const ORDINAL_BITS: u32 = 44;
+use crate::lane::LaneRow;
 
 /// Why a compare-and-set matched no row.
 #[derive(Debug, PartialEq, Eq)]

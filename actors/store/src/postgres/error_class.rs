@@ -23,19 +23,6 @@ pub enum Class {
     Systemic,
 }
 
-impl Class {
-    /// Returns the value of a metric's label.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Value => "value",
-            Self::Row => "row",
-            Self::Transient => "transient",
-            Self::Systemic => "systemic",
-        }
-    }
-}
-
 /// Details of an error besides its SQLSTATE. `constraint` and `table` come from the error's own fields, not from its
 /// text, which some servers translate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,17 +73,6 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
             _ => Class::Systemic,
         },
     }
-}
-
-/// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed
-/// table.
-///
-/// One percent, but at least 100: a few rows that violate a user's constraint must not stop a lane, while a table that
-/// rejects everything is noticed within one batch of normal size. Rows that small batches dead-letter in the meantime
-/// are stored, counted, and can be replayed.
-#[must_use]
-pub fn poison_rows_max(batch_rows: usize) -> usize {
-    (batch_rows / 100).max(100)
 }
 
 /// Returns the row number (from 1) in the server's CONTEXT for a COPY into `logs`. Uses the last match: errors inside a
@@ -158,12 +134,5 @@ mod tests {
         assert_eq!(copy_line("JSON data, line 1: {"), None);
         assert_eq!(copy_line("COPY logs, line x"), None);
         assert_eq!(copy_line(""), None);
-    }
-
-    #[test]
-    fn small_batches_may_dead_letter_a_hundred_rows_and_large_ones_one_percent() {
-        assert_eq!(poison_rows_max(1), 100);
-        assert_eq!(poison_rows_max(10_000), 100);
-        assert_eq!(poison_rows_max(50_000), 500);
     }
 }

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
-use super::{Claim, ForkPoint, LaneRow, LaneStart, StoreError};
+use crate::error::StoreError;
+use crate::lane::{LaneRow, LaneStart};
+use crate::lease::{Claim, ForkPoint};
 
 /// Number of a writer's takeovers that the database keeps: as many as a journal keeps runs.
-pub(super) const TAKEOVERS_MAX: i64 = 1024;
+pub(crate) const TAKEOVERS_MAX: i64 = 1024;
 
 /// The writer's row in the database.
 #[derive(Clone, Debug)]
@@ -86,7 +88,7 @@ pub fn fork_point(past: &[TakeoverRow], claim: &Claim) -> Option<ForkPoint> {
 /// is 0. The row gets a new `lane_id`, since the ordinals after the tail are used up under the old one.
 /// Must not be called again by the same run: its cursor rightly passes the tail that it opened with.
 #[must_use]
-pub(super) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
+pub(crate) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
     let tails: BTreeMap<LaneId, LaneTail> = claim.tails.iter().copied().collect();
     lanes
         .iter()
@@ -98,7 +100,7 @@ pub(super) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart>
 
 /// Returns every lane of the journal or the database with its tail and cursor, or one entry without a lane if none
 /// exists.
-pub(super) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u64, u64)> {
+pub(crate) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u64, u64)> {
     let mut all: BTreeMap<LaneId, (u64, u64)> = lanes.iter().map(|row| (row.lane, (0, row.last_seq))).collect();
     for &(lane, tail) in &claim.tails {
         all.entry(lane).or_default().0 = tail.seq;
@@ -106,6 +108,20 @@ pub(super) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u6
     match all.is_empty() {
         true => vec![(None, 0, 0)],
         false => all.into_iter().map(|(lane, (tail, cursor))| (Some(lane), tail, cursor)).collect(),
+    }
+}
+
+/// Logs and counts the lanes that acquiring the lease has reset.
+pub(crate) fn log_resets(claim: &Claim, resets: &[LaneStart]) {
+    for start in resets {
+        tracing::error!(
+            writer = %claim.writer,
+            lane = start.lane,
+            tail_seq = start.seq,
+            "the journal is older than the database (a restored volume snapshot, or a disk that lost confirmed \
+             writes): the lane is reset to the journal's last frame; records that only the newer journal had are lost"
+        );
+        metrics::counter!("logweir_lane_resets_total").increment(1);
     }
 }
 

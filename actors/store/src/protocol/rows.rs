@@ -2,8 +2,8 @@
 
 use logweir_record::record::Record;
 
-use super::cursor::ORDINAL_BITS;
 use crate::batch::Batch;
+use crate::lane::ORDINAL_BITS;
 
 /// A record of a batch, as a row to insert.
 #[derive(Clone, Copy)]
@@ -32,15 +32,25 @@ pub(crate) fn rows(batch: &Batch, lane_id: i64) -> impl Iterator<Item = Row<'_>>
     })
 }
 
-/// Returns the rows of `batch` except those whose indexes (from 0, ascending) are in `skip`.
-pub(crate) fn rows_without<'a>(
-    batch: &'a Batch,
-    lane_id: i64,
-    skip: &'a [usize],
-) -> impl Iterator<Item = Row<'a>> + 'a {
-    let mut skip = skip.iter().copied().peekable();
-    rows(batch, lane_id).enumerate().filter_map(move |(place, row)| match skip.next_if_eq(&place) {
-        Some(_) => None,
-        None => Some(row),
-    })
+/// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed
+/// table.
+///
+/// One percent, but at least 100: a few rows that violate a user's constraint must not stop a lane, while a table that
+/// rejects everything is noticed within one batch of normal size. Rows that small batches dead-letter in the meantime
+/// are stored, counted, and can be replayed.
+#[must_use]
+pub(crate) fn poison_rows_max(batch_rows: usize) -> usize {
+    (batch_rows / 100).max(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_batches_may_dead_letter_a_hundred_rows_and_large_ones_one_percent() {
+        assert_eq!(poison_rows_max(1), 100);
+        assert_eq!(poison_rows_max(10_000), 100);
+        assert_eq!(poison_rows_max(50_000), 500);
+    }
 }

@@ -1,0 +1,86 @@
+//! Why a store failed.
+
+use logweir_engine::journal::LaneId;
+use uuid::Uuid;
+
+use crate::lane::LaneRow;
+
+/// A store's failure, classified by what must happen next.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Retry later: connection lost, server restarting, read-only, disk full, lock, timeout.
+    #[error("{0}")]
+    Transient(String),
+    /// The schema, a permission or the data model is wrong: the lane stops until an operator fixes it, and retries
+    /// slowly.
+    #[error("{0}")]
+    Systemic(String),
+    /// Another process has acquired the writer's lease.
+    #[error(
+        "fenced: the lease on journal {writer} was acquired by {owner} in epoch {epoch}; this process held epoch {mine}"
+    )]
+    Fenced {
+        /// The writer.
+        writer: Uuid,
+        /// The epoch that the database has.
+        epoch: i64,
+        /// This process's epoch.
+        mine: i64,
+        /// The current owner.
+        owner: String,
+    },
+    /// This journal is a copy that another copy of it has overtaken.
+    #[error(
+        "journal {writer} does not contain the run that last acquired its lease ({owner}, epoch {epoch}): it is an outdated \
+         copy, or the START frame of that run is damaged. Run `logweir journal check`. If it is a copy, stop the other one and \
+         save what only this one has with `logweir journal drain --adopt --dir DIR`; if the frame is damaged, do not use \
+         --adopt: that run's records would be stored twice"
+    )]
+    StaleCopy {
+        /// The writer.
+        writer: Uuid,
+        /// The epoch that the database has.
+        epoch: i64,
+        /// The current owner.
+        owner: String,
+    },
+    /// The database does not know this lease (or has reset the lane since): it was restored to an earlier time.
+    /// Acquire the lease again, then flush from its cursor what the journal still has.
+    #[error("the database does not know epoch {mine} of journal {writer}: it was restored to an earlier time")]
+    LeaseLost {
+        /// The writer.
+        writer: Uuid,
+        /// This process's epoch.
+        mine: i64,
+    },
+    /// The cursor is not where this flush starts; the flusher decides what to do.
+    #[error("the cursor of lane {} is at frame {}, not at the start of this batch", .0.lane, .0.last_seq)]
+    CursorMoved(Box<LaneRow>),
+    /// The sequence number at the cursor was used for other data: the lane stops.
+    #[error(
+        "lane {lane}: sequence number {seq} was used twice for different data; the lane is stopped, and the journal is \
+         not removed"
+    )]
+    SequenceReused {
+        /// The lane.
+        lane: LaneId,
+        /// The sequence number.
+        seq: u64,
+    },
+}
+
+impl StoreError {
+    /// Returns the value of the metrics' `class` label.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Transient(_) => "transient",
+            Self::Systemic(_) => "systemic",
+            Self::Fenced { .. } => "fenced",
+            Self::StaleCopy { .. } => "stale_copy",
+            Self::LeaseLost { .. } => "lease_lost",
+            Self::CursorMoved(_) => "cursor_moved",
+            Self::SequenceReused { .. } => "sequence_reused",
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The right to flush a journal's lanes, and where a rejected copy of the journal forks.
+
+use logweir_engine::journal::{LaneId, LaneTail};
+use uuid::Uuid;
+
+/// A run's claim to a journal's lease.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The journal's identity.
+    pub writer: Uuid,
+    /// The id of this run.
+    pub run: Uuid,
+    /// Earlier runs, oldest first. If the database's last owner is neither among them nor this run, this journal is a
+    /// copy that another copy has overtaken: [`StoreError::StaleCopy`].
+    pub runs: Vec<Uuid>,
+    /// Host and process id, for messages.
+    pub owner: String,
+    /// The last frame of each lane when the journal was opened. Includes every lane that the journal ever had, since
+    /// the START frames list them all. Stored with the takeover and compared with the cursors.
+    pub tails: Vec<(LaneId, LaneTail)>,
+}
+
+/// The right to flush a writer's lanes.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// The writer.
+    pub writer: Uuid,
+    /// The epoch of this lease.
+    pub epoch: i64,
+}
+
+/// Where this copy of a journal forks from another copy that acquired the lease: every frame above this point exists
+/// only in this copy.
+///
+/// The database records every takeover with the journal's tails at that moment. The first takeover by an unknown run
+/// after the last one by a run of this journal was made by the copy that inherited this journal's frames. That copy
+/// flushes whatever was in its journal then, and everything that this journal's runs had flushed until then is stored.
+///
+/// `exact` means that the unknown run directly followed a run of this journal, so that its tail is the point where the
+/// two journals diverged. Otherwise the other copy had run before without reaching the database. Its tail can then lie
+/// above the point of divergence, and this journal's frames up to it would be treated as inherited.
+/// It also assumes that the other copy's journal still exists, since that copy must flush the frames between its cursor
+/// and `up_to_seq`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkPoint {
+    /// The writer under which this copy's own frames are stored: the UUID of its first run that the database does not
+    /// know. It is stable across retries, and no other copy has it.
+    pub writer: Uuid,
+    /// The last frame of each lane that the other copy has. Lanes that are not listed belong to this copy entirely.
+    pub up_to_seq: Vec<(LaneId, u64)>,
+    /// Whether the sequence numbers are exact.
+    pub exact: bool,
+}

@@ -1,0 +1,203 @@
+//! The store: its pools, and what each operation does with a connection.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool_postgres::{Object, Pool};
+use logweir_engine::journal::LaneId;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres_rustls::MakeRustlsConnect;
+use uuid::Uuid;
+
+use super::connect::{Connector, GRACE, failed, within};
+use super::flush::{PgLane, connection_name, end_stalled};
+use super::lane_row::{LANE_SQL, lane_row};
+use super::pool::{pool, pool_failure};
+use super::read::PostgresReader;
+use super::schema::RetentionSettings;
+use super::types::Time;
+use super::{dead_letters, lease, schema};
+use crate::dead_letter::DeadLetter;
+use crate::error::StoreError;
+use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
+use crate::lease::{Claim, ForkPoint, Lease};
+use crate::protocol::raw_record;
+use crate::protocol::takeover::fork_point;
+use crate::settings::{Database, DatabaseUrl};
+use crate::store::{LaneWriter, LogStore};
+use crate::throttle::QueryThrottle;
+
+/// Size of the administration pool: small, since only commands use it.
+const ADMIN_CONNECTIONS: usize = 2;
+
+/// Time limits of a migration with all its locks, and of a lease acquisition with its three attempts. Flushes wait for
+/// both.
+const PREPARE_LIMIT: Duration = Duration::from_secs(600);
+const ACQUIRE_LIMIT: Duration = Duration::from_secs(40);
+
+/// A store in a `PostgreSQL` server.
+pub struct PostgresStore {
+    connector: Connector,
+    admin: Pool,
+    read: Pool,
+    reader_tls: MakeRustlsConnect,
+    statement_timeout: Duration,
+    retention: RetentionSettings,
+    hypertable: OnceLock<bool>,
+}
+
+impl PostgresStore {
+    /// Creates the store without connecting yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Systemic`] if a URL or the CA file is invalid.
+    pub fn new(url: &str, database: &Database) -> Result<Self, StoreError> {
+        let connector = Connector::new(url, database)?;
+        let mut reader = match &database.read_url {
+            Some(DatabaseUrl::Postgres(url)) => Connector::new(url, database)?,
+            _ => connector.clone(),
+        };
+        // read_url is meant for replicas.
+        reader.config.target_session_attrs(TargetSessionAttrs::Any);
+        let setup = format!(
+            "SET default_transaction_read_only = on; SET statement_timeout = {}",
+            database.statement_timeout_ms
+        );
+        Ok(Self {
+            admin: pool(&connector, "logweir/admin", ADMIN_CONNECTIONS, database, None)?,
+            read: pool(&reader, "logweir/query", database.pool_size, database, Some(setup))?,
+            reader_tls: reader.tls,
+            connector,
+            statement_timeout: Duration::from_millis(database.statement_timeout_ms),
+            retention: RetentionSettings {
+                retention_days: database.retention_days,
+                compress_after_days: database.compress_after_days,
+                text_index: database.text_index,
+            },
+            hypertable: OnceLock::new(),
+        })
+    }
+
+    /// Returns the pool for queries: `read_url`, read-only, with `statement_timeout` set.
+    #[must_use]
+    pub fn read_pool(&self) -> &Pool {
+        &self.read
+    }
+
+    /// Returns a reader that uses the query pool. `timeout` is the server's limit for a statement.
+    #[must_use]
+    pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> PostgresReader {
+        PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, throttle)
+    }
+
+    async fn admin(&self) -> Result<Object, StoreError> {
+        self.admin.get().await.map_err(|error| pool_failure(&error))
+    }
+}
+
+#[async_trait]
+impl LogStore for PostgresStore {
+    fn name(&self) -> String {
+        match self.hypertable.get() {
+            Some(true) => "TimescaleDB".to_owned(),
+            _ => "PostgreSQL".to_owned(),
+        }
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        let connection = self.connector.connect("logweir/prepare").await?;
+        let hypertable = within(PREPARE_LIMIT, "preparing the schema", schema::prepare(connection)).await?;
+        let _ = self.hypertable.set(hypertable);
+        let ahead = self.maintain(logweir_engine::clock::wall_us());
+        match within(PREPARE_LIMIT, "creating partitions", ahead).await {
+            // A lock is held: the default partition receives the rows until the next round.
+            Err(StoreError::Transient(error)) => {
+                tracing::warn!(error, "partitions could not be created; retrying at the next maintenance");
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        let acquiring = lease::acquire_lease(&self.connector, claim, None);
+        within(ACQUIRE_LIMIT, "acquiring the journal's lease", acquiring).await
+    }
+
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
+        let connection = self.connector.connect("logweir/fork").await?;
+        Ok(fork_point(&lease::history(&connection, claim.writer).await?, claim))
+    }
+
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+        let acquiring = lease::acquire_lease(&self.connector, claim, Some(starts));
+        within(ACQUIRE_LIMIT, "acquiring the fork's lease", acquiring).await
+    }
+
+    async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
+        let opening = async {
+            let name = connection_name(lease.writer, lane, lease.epoch);
+            let connection = self.connector.connect(&format!("{name}/open")).await?;
+            end_stalled(&connection, &name).await;
+            let row = lease::lane(&connection, lease, lane).await?;
+            drop(connection);
+            let connector = self.connector.clone();
+            let writer =
+                PgLane::open(connector, lease.writer, lease.epoch, row.clone(), self.statement_timeout).await?;
+            Ok((Box::new(writer) as Box<dyn LaneWriter>, row))
+        };
+        within(self.statement_timeout + GRACE, "opening the lane", opening).await
+    }
+
+    async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {
+        schema::maintain(self.connector.connect("logweir/maintain").await?, self.retention, now_us).await
+    }
+
+    async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+        let rows = self
+            .admin()
+            .await?
+            .query(&format!("{LANE_SQL} ORDER BY lane"), &[&writer])
+            .await
+            .map_err(failed("reading the lanes"))?;
+        Ok(rows.iter().map(lane_row).collect())
+    }
+
+    async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
+        let client = self.admin().await?;
+        let (first, end) = (row.lane_id << ORDINAL_BITS, (row.lane_id + 1) << ORDINAL_BITS);
+        let counted = client
+            .query_one(
+                "SELECT count(*), count(DISTINCT id), \
+                 (SELECT count(*) FROM logweir_dead_letter WHERE id >= $1 AND id < $2), \
+                 (SELECT coalesce(sum(records), 0)::bigint FROM logweir_replayed WHERE lane_id = $3) \
+                 FROM logs WHERE id >= $1 AND id < $2",
+                &[&first, &end, &i32::try_from(row.lane_id).unwrap_or(i32::MAX)],
+            )
+            .await
+            .map_err(failed("counting rows"))?;
+        let count = |column| counted.get::<_, i64>(column).cast_unsigned();
+        Ok(StoredCount { rows: count(0), distinct: count(1), dead_letters: count(2), replayed: count(3) })
+    }
+
+    async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
+        dead_letters::read(&*self.admin().await?, limit).await
+    }
+
+    async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
+        let record = raw_record::parse_raw(&dead.raw)?;
+        dead_letters::replay(&mut *self.admin().await?, dead.id, &record).await
+    }
+
+    async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
+        let purged = self
+            .admin()
+            .await?
+            .execute("DELETE FROM logweir_dead_letter WHERE at < $1", &[&Time(before_us)])
+            .await
+            .map_err(failed("purging dead letters"))?;
+        metrics::counter!("logweir_store_dead_letters_purged_total").increment(purged);
+        Ok(purged)
+    }
+}

@@ -1,0 +1,233 @@
+//! The store: one connection for writing, one for reading, and what each operation does with them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use logweir_engine::clock::wall_us;
+use logweir_engine::journal::LaneId;
+use logweir_record::timestamp::{self, DAY_US};
+use rusqlite::{Connection, Error, OpenFlags, Row, params};
+use uuid::Uuid;
+
+use super::connection::{BUSY_TIMEOUT, CACHE_BYTES, PAGE_BYTES, WAL_PAGES, blocking, failed, failure};
+use super::flush::SqliteLane;
+use super::lane_row::all_lanes;
+use super::read::SqliteReader;
+use super::{dead_letters, lease};
+use crate::dead_letter::DeadLetter;
+use crate::error::StoreError;
+use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
+use crate::lease::{Claim, ForkPoint, Lease};
+use crate::protocol::migrations::migration_failure;
+use crate::protocol::raw_record;
+use crate::protocol::takeover::fork_point;
+use crate::settings::Database;
+use crate::store::{LaneWriter, LogStore};
+use crate::throttle::QueryThrottle;
+
+mod embedded {
+    refinery::embed_migrations!("src/sql/sqlite");
+}
+
+const HISTORY_TABLE: &str = "logweir_schema_history";
+/// Rows per DELETE statement of retention, and number of statements per round.
+const DELETE_ROWS: u32 = 5_000;
+const DELETE_ROUNDS: u32 = 100;
+
+/// A store in an SQLite file.
+pub struct SqliteStore {
+    path: PathBuf,
+    write: Arc<Mutex<Connection>>,
+    read: Arc<Mutex<Connection>>,
+    retention_days: u32,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating it and its directory if necessary.
+    ///
+    /// # Errors
+    /// [`StoreError::Systemic`] if the file cannot be opened.
+    pub fn open(path: &Path, database: &Database) -> Result<Self, StoreError> {
+        let wrong =
+            |what: String| StoreError::Systemic(format!("cannot open database.url sqlite:{}: {what}", path.display()));
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(|error| wrong(error.to_string()))?;
+        }
+        let open = |setup: &str| {
+            let connection = Connection::open(path)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.execute_batch(setup)?;
+            connection.set_prepared_statement_cache_capacity(64);
+            Ok(connection)
+        };
+        let failure = |error: Error| wrong(error.to_string());
+        let write = open(&format!(
+            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA \
+             foreign_keys = ON; PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {WAL_PAGES}",
+            CACHE_BYTES >> 10
+        ))
+        .map_err(failure)?;
+        let read = open("PRAGMA query_only = ON").map_err(failure)?;
+        Ok(Self {
+            path: path.to_owned(),
+            write: Arc::new(Mutex::new(write)),
+            read: Arc::new(Mutex::new(read)),
+            retention_days: database.retention_days,
+        })
+    }
+
+    /// Returns a reader with its own connections; each read may take up to `timeout`.
+    #[must_use]
+    pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> SqliteReader {
+        SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, throttle)
+    }
+
+    /// Returns the shared read-only connection. Use it on a blocking thread.
+    #[must_use]
+    pub fn reader(&self) -> Arc<Mutex<Connection>> {
+        self.read.clone()
+    }
+
+    /// Opens another read-only connection, for queries that must not wait for each other.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open_reader(&self) -> Result<Connection, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection =
+            Connection::open_with_flags(&self.path, flags).map_err(failed("opening the file for reading"))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("opening the file for reading"))?;
+        Ok(connection)
+    }
+}
+
+#[async_trait]
+impl LogStore for SqliteStore {
+    fn name(&self) -> String {
+        "SQLite".to_owned()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        blocking(&self.write, |connection| {
+            // Grouped: otherwise refinery creates the tables in one transaction and records the migration in the next,
+            // and a process killed in between could never start on this file again.
+            let mut runner = embedded::migrations::runner().set_grouped(true);
+            runner.set_migration_table_name(HISTORY_TABLE);
+            // A process that loses the race for the write lock finds on its second try that the tables exist.
+            let migrated = runner.run(connection).or_else(|_| runner.run(connection));
+            migrated.map(drop).map_err(|error| migration_failure(&error, failure))
+        })
+        .await?;
+        self.maintain(wall_us()).await
+    }
+
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        let claim = claim.clone();
+        blocking(&self.write, move |connection| lease::acquire_lease(connection, &claim, None)).await
+    }
+
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
+        let claim = claim.clone();
+        blocking(&self.read, move |connection| {
+            let takeovers = lease::history(connection, claim.writer).map_err(failed("reading the takeovers"))?;
+            Ok(fork_point(&takeovers, &claim))
+        })
+        .await
+    }
+
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+        let (claim, starts) = (claim.clone(), starts.to_vec());
+        blocking(&self.write, move |connection| lease::acquire_lease(connection, &claim, Some(&starts))).await
+    }
+
+    async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
+        let cloned = lease.clone();
+        let row = blocking(&self.write, move |connection| lease::open_lane(connection, &cloned, lane)).await?;
+        Ok((Box::new(SqliteLane::new(self.write.clone(), lease, row.clone())), row))
+    }
+
+    async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {
+        if self.retention_days == 0 {
+            return Ok(());
+        }
+        let oldest = now_us.div_euclid(DAY_US) - i64::from(self.retention_days);
+        let before = timestamp::text(oldest * DAY_US);
+        for (table, sql) in [
+            ("logs", "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)"),
+            (
+                "log_volume",
+                "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
+                 (SELECT minute, service, severity, lane_id FROM log_volume WHERE minute < ?1 LIMIT ?2)",
+            ),
+        ] {
+            for _ in 0..DELETE_ROUNDS {
+                // One short transaction per step, so that flushes can run in between.
+                let before = before.clone();
+                let deleted = blocking(&self.write, move |connection| {
+                    connection.execute(sql, params![before, DELETE_ROWS]).map_err(failed("deleting expired rows"))
+                })
+                .await?;
+                metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table)
+                    .increment(deleted as u64);
+                if deleted < DELETE_ROWS as usize {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+        blocking(&self.read, move |connection| all_lanes(connection, writer).map_err(failed("reading the lanes"))).await
+    }
+
+    async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
+        let lane_id = row.lane_id;
+        let (first, end) = (lane_id << ORDINAL_BITS, (lane_id + 1) << ORDINAL_BITS);
+        blocking(&self.read, move |connection| {
+            let count = |row: &Row<'_>, column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+            connection
+                .query_row(
+                    "SELECT count(*), (SELECT count(*) FROM logweir_dead_letter WHERE id >= ?1 AND id < ?2), \
+                     (SELECT coalesce(sum(records), 0) FROM logweir_replayed WHERE lane_id = ?3) \
+                     FROM logs WHERE id >= ?1 AND id < ?2",
+                    [first, end, lane_id],
+                    |row| {
+                        // id is the primary key, so ids are distinct.
+                        let rows = count(row, 0)?;
+                        let (dead_letters, replayed) = (count(row, 1)?, count(row, 2)?);
+                        Ok(StoredCount { rows, distinct: rows, dead_letters, replayed })
+                    },
+                )
+                .map_err(failed("counting rows"))
+        })
+        .await
+    }
+
+    async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
+        blocking(&self.read, move |connection| {
+            dead_letters::read(connection, limit).map_err(failed("reading dead letters"))
+        })
+        .await
+    }
+
+    async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
+        let record = raw_record::parse_raw(&dead.raw)?;
+        let id = dead.id;
+        blocking(&self.write, move |connection| dead_letters::replay(connection, id, &record)).await
+    }
+
+    async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
+        let before = timestamp::text(before_us);
+        let purged = blocking(&self.write, move |connection| {
+            connection
+                .execute("DELETE FROM logweir_dead_letter WHERE at < ?1", [before])
+                .map_err(failed("purging dead letters"))
+        })
+        .await? as u64;
+        metrics::counter!("logweir_store_dead_letters_purged_total").increment(purged);
+        Ok(purged)
+    }
+}

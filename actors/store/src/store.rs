@@ -1,0 +1,71 @@
+//! The traits of a store.
+
+use async_trait::async_trait;
+use logweir_engine::journal::LaneId;
+use uuid::Uuid;
+
+use crate::batch::Batch;
+use crate::dead_letter::DeadLetter;
+use crate::error::StoreError;
+use crate::lane::{Flushed, LaneRow, LaneStart, StoredCount};
+use crate::lease::{Claim, ForkPoint, Lease};
+
+/// A database that stores records permanently.
+#[async_trait]
+pub trait LogStore: Send + Sync {
+    /// Returns the product's name (`PostgreSQL`, `TimescaleDB`, `SQLite`), for messages.
+    fn name(&self) -> String;
+
+    /// Brings the schema up to date, under a lock.
+    async fn prepare(&self) -> Result<(), StoreError>;
+
+    /// Acquires the writer's lease and fences earlier owners. Idempotent for the same run. Resets every lane whose
+    /// cursor is above its tail in the journal.
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError>;
+
+    /// For a stale copy (`claim` is the rejected one), returns where it forks from the other copy and the writer to
+    /// store the rest under. Returns `None` if this journal is not a stale copy.
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError>;
+
+    /// Acquires the lease of `claim.writer` (the [`ForkPoint::writer`]) and creates its lanes, each starting where
+    /// `starts` specifies. Existing lanes keep their cursor, so that an interrupted fork resumes.
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
+
+    /// Opens the lane's own long-lived connection, and creates its row if it is new. Returns the connection and the
+    /// row.
+    async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
+
+    /// Creates upcoming partitions and removes expired data. One process at a time calls it, every few minutes.
+    async fn maintain(&self, now_us: i64) -> Result<(), StoreError>;
+
+    /// Returns all lanes of `writer`, for `status` and `verify`.
+    async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError>;
+
+    /// Counts the stored rows with a lane's ids, for `verify`.
+    async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError>;
+
+    /// Returns up to `limit` dead letters, newest first.
+    async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// Replays a dead letter: inserts its (possibly corrected) record and removes the letter, in one transaction.
+    async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError>;
+
+    /// Removes dead letters older than `before_us` (microseconds since 1970) and returns their number.
+    async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError>;
+}
+
+/// A connection that flushes one lane, one transaction at a time.
+#[async_trait]
+pub trait LaneWriter: Send {
+    /// Commits `batch` with its cursor and counters, exactly once. Finds rows that the database rejects and
+    /// dead-letters them.
+    ///
+    /// After an error the outcome is unknown (a COMMIT may have been cut off). Flushing the same batch again resolves
+    /// it.
+    async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
+
+    /// Returns whether the connection is open as far as is known locally, without a round trip.
+    fn is_open(&self) -> bool {
+        true
+    }
+}
