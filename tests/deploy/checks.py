@@ -781,8 +781,18 @@ def delivery(deploy, node_modules, wrong):
             if not re.fullmatch(r"\./\S+|[\w./-]+@[0-9a-f]{40} # v[\d.]+", used):
                 wrong.say("delivery", name, f"{used} is not pinned to a commit")
         for key, job in workflow["jobs"].items():
-            if "uses" not in job and (job.get("runs-on") != "ubuntu-24.04" or "timeout-minutes" not in job):
+            if "uses" in job:
+                continue
+            runners = [job.get("runs-on")]
+            if runners == ["${{ matrix.runner }}"]:
+                runners = [entry["runner"] for entry in job["strategy"]["matrix"]["include"]]
+            if set(runners) - {"ubuntu-24.04", "ubuntu-24.04-arm"} or "timeout-minutes" not in job:
                 wrong.say("delivery", f"{name}: {key}", "has no fixed runner or no timeout")
+    shipped = {"Dockerfile": (deploy / "Dockerfile").read_text(), "binaries.yml": workflows["binaries.yml"]}
+    for name, text in shipped.items():
+        built = re.findall(r"cargo (?:zig)?build .*", text)
+        if not built or any("--profile dist" not in command or "--features" in command for command in built):
+            wrong.say("delivery", name, "ships a program of another profile than dist, or with other features than the default ones")
     if node_modules:
         command = ["node", str(HERE / "workflows.mjs"), str(node_modules)]
         done = subprocess.run(command, input=json.dumps(workflows), capture_output=True, text=True, check=True)
@@ -1014,6 +1024,9 @@ MUTATIONS = [
     ("delivery", "../.github/workflows/ci.yml", "@11bd71901bbe5b1630ceea73d27597364c9af683 # v4.2.2", "@v4"),
     ("delivery", "../.github/workflows/release.yml", "needs.version.outputs.version", "needs.version.outputs.revision"),
     ("delivery", "../.github/workflows/image.yml", "    timeout-minutes: 90\n", ""),
+    ("delivery", "../.github/workflows/binaries.yml", "runner: ubuntu-24.04-arm", "runner: ubuntu-latest"),
+    ("delivery", "../.github/workflows/binaries.yml", "--profile dist", "--release"),
+    ("delivery", "Dockerfile", "--profile dist", "--profile dist --features faults"),
     ("delivery", "kubernetes/components/image/kustomization.yaml", "newTag: 0.1.0", "newTag: 0.1.1"),
     ("delivery", "kubernetes/argocd/application.yaml", "prune: false", "prune: true"),
     ("grace", "kubernetes/base/processor.yaml", "terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: 40"),

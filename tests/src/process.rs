@@ -54,7 +54,7 @@ fn has_faults(version: &str) -> bool {
 
 fn build() -> PathBuf {
     // Built together with the tests' package, so that the dependencies' features match the existing build.
-    let executable = build_logweir(&["-p", "logweir-tests", "--features", "logweir/faults"]);
+    let executable = build_logweir(&["-p", "logweir-tests", "--features", "logweir-cli/faults"]);
     // A hard link of its own: another build into the same directory would replace the program during the tests.
     let link = executable.with_file_name(format!("logweir-under-test-{}", std::process::id()));
     let _ = fs::remove_file(&link);
