@@ -15,28 +15,35 @@
 //! semaphore           a mailbox's accounting in messages and bytes, FIFO (meter)
 //! mailbox             the bounded queue of a stage: credits, send, reserve, close (exit, semaphore)
 //! stage               the trait that users implement (drain, exit, mailbox, progress)
-//! window              tumbling and sliding windows over event time, and a stage that closes them (clock, mailbox, stage)
+//! window              tumbling and sliding windows over event time, and a stage that closes them
+//!                     (clock, exit, mailbox, stage)
 //! observe             counters and state of every actor, from any thread (meter, progress, semaphore, stage)
 //! actor_host          the only actix actor: hosts a stage, one message at a time; ticks, fairness
 //!                     (exit, mailbox, observe, stage)
-//! supervisor          restarts after panics and stalls, the watchdog (actor_host, exit, meter, observe, progress, stage)
-//! topology            builds and drains a pipeline; arbiter threads (drain, mailbox, supervisor and what they use)
-//! journal/types       lanes, frames, damage: what callers and files pass to each other
-//! journal/error       why a journal cannot be opened, why an append is rejected (types)
+//! supervisor          restarts after panics and stalls, the watchdog
+//!                     (actor_host, exit, meter, observe, progress, stage)
+//! topology            builds and drains a pipeline; arbiter threads
+//!                     (actor_host, drain, exit, mailbox, observe, semaphore, stage, supervisor)
+//! journal/types       what callers and the journal's files pass to each other
+//! journal/error       why a journal cannot be opened, why an append is rejected
 //! journal/dedup_index which requests and file positions have been appended before (types)
 //! journal/frame       frame header and START payload (dedup_index, types)
 //! journal/segment     segment header, the directory's files, fsyncs (error, fault, frame)
 //! journal/config      the configuration and its limits (error, segment)
 //! journal/scan        iterates over the frames of any bytes (dedup_index, frame, segment)
-//! journal/directory_scan  valid, torn or damaged: what a directory contains (error, scan and what it uses)
-//! journal/recover     opens a directory: quarantine, truncation, the next run's first segment (directory_scan, clock)
-//! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed (recover)
-//! journal/shared      what callers, writer, housekeeper and readers share (state, recover)
-//! journal/writer      the writer thread: group commit, rotation, acknowledgment (shared)
-//! journal/housekeeper background thread: spare segments, removal, full disk (shared)
-//! journal/reader      reads one lane or all, concurrently with the writer (shared)
-//! journal/check       check, dump and repair of any journal directory (directory_scan, reader, recover)
-//! journal/handle      the public API: open, append, durable, commit, seal (all of the above)
+//! journal/directory_scan  valid, torn or damaged: what a directory contains
+//!                     (dedup_index, error, frame, scan, segment, types)
+//! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
+//!                     (clock, fault, directory_scan and what it uses)
+//! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
+//!                     (dedup_index, error, frame, recover, segment, types)
+//! journal/shared      what callers, writer, housekeeper and readers share (state, recover and what they use)
+//! journal/writer      the writer thread: group commit, rotation, acknowledgment
+//!                     (clock, error, fault, frame, recover, segment, shared, types)
+//! journal/housekeeper background thread: spare segments, removal, full disk (error, fault, segment, shared, state)
+//! journal/reader      reads one lane or all, concurrently with the writer (frame, scan, shared, types)
+//! journal/check       check, dump and repair of any journal directory (recover and what it uses)
+//! journal/handle      the public API: open, append, durable, commit, seal (all of `journal` but frame and scan)
 //! ```
 //!
 //! # Invariants
