@@ -207,6 +207,12 @@ impl<'d> Sink<'d> {
     }
 }
 
+/// Whether `text` can be a service or host: not empty, and not too long for an index.
+#[inline]
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len())
+}
+
 /// The first, unless it is empty; else the second.
 fn non_empty_or<'n>(first: &'n str, second: &'n str) -> &'n str {
     if first.is_empty() { second } else { first }

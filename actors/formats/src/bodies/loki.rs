@@ -12,7 +12,7 @@ use crate::json::walk::{elements, is_present, members, string};
 use crate::json::write::push_member;
 use crate::lines::parser::LineParser;
 use crate::object::Scratch;
-use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::sink::{Sink, is_name};
 use crate::text::{Sanitized, clean};
 use crate::time;
 use logweir_record::record::Severity;
@@ -215,7 +215,6 @@ struct StreamDefaults {
 fn open(labels: &mut Vec<Label>, sink: &mut Sink<'_>) -> StreamDefaults {
     let envelope = &mut sink.envelope;
     envelope.clear();
-    let is_name = |text: &str| (1..=NAME_BYTES_MAX).contains(&text.len());
     if let Some(at) = first_ranked(labels, &SERVICE, is_name) {
         envelope.service = labels.remove(at).1;
     }

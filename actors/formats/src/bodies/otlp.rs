@@ -17,7 +17,7 @@ use super::protobuf::{DEPTH_MAX, Value, each_bytes, fields, last_bytes};
 use crate::json::check::out_of_range;
 use crate::json::walk::{elements, is_present, members, pick, string};
 use crate::json::write::{push_json_string, push_member};
-use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::sink::{NAME_BYTES_MAX, Sink, is_name};
 use crate::text::{Sanitized, clean, sanitize_escapes};
 
 /// Parses an `ExportLogsServiceRequest` in protobuf.
@@ -273,10 +273,10 @@ fn resource_attribute(attribute: &[u8], sink: &mut Sink<'_>) -> Result<(), Strin
     let (envelope, counts) = (&mut sink.envelope, &mut sink.sanitized);
     if let Some(target) = target_field(key, &mut envelope.service, &mut envelope.host)
         && let Some(text) = text_of(value)
-        && is_name(text.len())
+        && text.len() <= NAME_BYTES_MAX
     {
         let text = clean(text, counts);
-        if is_name(text.len()) {
+        if is_name(&text) {
             assign(target, &text);
             return Ok(());
         }
@@ -291,7 +291,7 @@ fn resource_attribute_json(attribute: &str, sink: &mut Sink<'_>) -> Result<(), S
     let key = string(key, &mut text, counts).unwrap_or_default();
     if let Some(target) = target_field(key.as_bytes(), &mut envelope.service, &mut envelope.host) {
         let [value] = pick(value, [STRING])?;
-        if let Some(text) = string(value, &mut text, counts).filter(|text| is_name(text.len())) {
+        if let Some(text) = string(value, &mut text, counts).filter(|text| is_name(text)) {
             assign(target, text);
             return Ok(());
         }
@@ -307,10 +307,6 @@ fn target_field<'e>(key: &[u8], service: &'e mut String, host: &'e mut String) -
         b"host.name" => Some(host),
         _ => None,
     }
-}
-
-fn is_name(bytes: usize) -> bool {
-    (1..=NAME_BYTES_MAX).contains(&bytes)
 }
 
 fn scope_protobuf(scope: &[u8], sink: &mut Sink<'_>) -> Result<(), String> {

@@ -17,7 +17,7 @@ use crate::json::write::push_json_string;
 use crate::lines::parser::LineParser;
 use crate::object::{self, Scratch};
 use crate::report::{ParseError, ParseErrorKind};
-use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::sink::{Sink, is_name};
 use crate::text::sanitize_escapes;
 use crate::time;
 
@@ -106,7 +106,8 @@ impl Collector {
             self.fields(event.fields, sink).map_err(|what| ("malformed_json", format!("fields: {what}")))?;
         }
         if sink.envelope.service.is_empty()
-            && let Some(sourcetype) = string(event.sourcetype, &mut self.text, &mut sink.sanitized).filter(is_name)
+            && let Some(sourcetype) =
+                string(event.sourcetype, &mut self.text, &mut sink.sanitized).filter(|text| is_name(text))
         {
             sink.envelope.service.push_str(sourcetype);
         }
@@ -116,7 +117,7 @@ impl Collector {
     }
 
     fn host(&mut self, value: &str, sink: &mut Sink<'_>) {
-        match string(value, &mut self.text, &mut sink.sanitized).filter(is_name) {
+        match string(value, &mut self.text, &mut sink.sanitized).filter(|text| is_name(text)) {
             Some(host) => host.clone_into(&mut sink.envelope.host),
             None if is_present(value) => push_raw(&mut sink.envelope.attributes, "host", value),
             None => {}
@@ -143,7 +144,7 @@ impl Collector {
         members(fields, |name, value| {
             let text = string(value, &mut self.text, counts);
             match (&*name, text) {
-                ("service.name" | "service", Some(text)) if is_name(&text) => text.clone_into(&mut envelope.service),
+                ("service.name" | "service", Some(text)) if is_name(text) => text.clone_into(&mut envelope.service),
                 ("level" | "severity", Some(text)) if Severity::from_text(text).is_some() => {
                     envelope.severity = Severity::from_text(text).unwrap_or_default();
                 }
@@ -169,10 +170,6 @@ impl Collector {
         }
         *scratch = own.recycle();
     }
-}
-
-fn is_name(text: &&str) -> bool {
-    (1..=NAME_BYTES_MAX).contains(&text.len())
 }
 
 fn push_raw(out: &mut String, name: &str, value: &str) {

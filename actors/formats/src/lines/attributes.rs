@@ -115,7 +115,7 @@ fn name_bytes(text: &str) -> Option<usize> {
 }
 
 /// Position of the first quote not preceded by a backslash.
-fn closing_quote(text: &str) -> Option<usize> {
+pub fn closing_quote(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut at = 0;
     loop {

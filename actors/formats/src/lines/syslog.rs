@@ -11,7 +11,7 @@ use super::attributes::Attributes;
 use crate::json::write::push_json_string;
 use crate::level;
 use crate::object::Scratch;
-use crate::sink::{NAME_BYTES_MAX, Sink};
+use crate::sink::{NAME_BYTES_MAX, Sink, is_name};
 use crate::time;
 use crate::time::stamp;
 
@@ -224,10 +224,7 @@ impl<'a> Rfc3164<'a> {
             return Some(Self { ts_us, host: "", tag: Some(tag), message: tag.message });
         }
         let (host, after) = rest.split_once(' ').unwrap_or((rest, ""));
-        let is_host = time.is_some()
-            && (1..=NAME_BYTES_MAX).contains(&host.len())
-            && !host.contains(['[', '=', '"'])
-            && !level::is_level(host);
+        let is_host = time.is_some() && is_name(host) && !host.contains(['[', '=', '"']) && !level::is_level(host);
         if !is_host || host.ends_with(':') {
             return has_priority.then_some(Self { ts_us, host: "", tag: None, message: rest });
         }

@@ -5,7 +5,7 @@ use logweir_record::record::Severity;
 use super::field::Field;
 use super::member::{Member, Members, read_members};
 use crate::level;
-use crate::sink::NAME_BYTES_MAX;
+use crate::sink::is_name;
 use crate::text::{Sanitized, unescape};
 use crate::time::{self, EventTime};
 
@@ -101,7 +101,7 @@ pub fn name<'a>(member: &Member<'a>, nested: &mut Members<'a>) -> Option<(Raw<'a
     } else {
         (raw(member)?, Used::Fully)
     };
-    (1..=NAME_BYTES_MAX).contains(&name.text.len()).then_some((name, used))
+    is_name(name.text).then_some((name, used))
 }
 
 /// The text between the quotes of a JSON string, and whether it may contain an escape.
