@@ -9,11 +9,11 @@
 use std::time::Duration;
 
 use rand::Rng as _;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::AlertRegistry;
+use super::notification::Notification;
+use super::registry::AlertRegistry;
 use super::state::Change;
 use crate::config::Token;
 
@@ -22,33 +22,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// First retry delay; it doubles up to the maximum.
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
-
-/// The JSON body sent to a webhook.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Notification {
-    /// Name of the alert.
-    pub alert: String,
-    /// The change of state.
-    pub state: Change,
-    /// Start of the firing state, in RFC 3339.
-    pub since: String,
-    /// Value that caused the change; `None` for a ratio without records.
-    pub value: Option<f64>,
-    /// Threshold that the value is compared with.
-    pub threshold: f64,
-    /// `above` or `below`.
-    pub condition: &'static str,
-    /// `count`, `rate` or `ratio`.
-    pub measure: &'static str,
-    /// Query that selects the records.
-    pub query: String,
-    /// Length of the window.
-    pub window_ms: u64,
-    /// Instance that evaluated the alert.
-    pub instance: String,
-    /// The notification as a sentence.
-    pub text: String,
-}
 
 /// Outcome of one attempt.
 enum Attempt {

@@ -12,8 +12,9 @@ use logweir_engine::clock;
 use logweir_engine::journal::LaneId;
 use uuid::Uuid;
 
+use super::hot_cache::{CacheError, HotCache, Origin, RecentRecord};
+use super::render;
 use super::update::{CacheUpdate, HOUR_US, Limits, MINUTE_US, ServiceUpdate};
-use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::config;
 use logweir_store::Batch;
 

@@ -36,8 +36,9 @@ use logweir_engine::journal::LaneId;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use super::hot_cache::{CacheError, HotCache, Origin, RecentRecord};
+use super::render;
 use super::update::{CacheUpdate, HOUR_US, Limits, MINUTE_US};
-use super::{CacheError, HotCache, Origin, RecentRecord, render};
 use crate::config;
 use logweir_store::Batch;
 use logweir_tls as tls;

@@ -18,7 +18,7 @@ use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use tokio::time::Instant;
 
-use crate::cache::{CacheError, HotCache, Origin};
+use super::hot_cache::{CacheError, HotCache, Origin};
 use crate::limits::breaker::{self, Allow, Breaker, BreakerSettings, BreakerState};
 use crate::limits::rate_limit::RateLimiter;
 use crate::progress::Progress;

@@ -14,7 +14,7 @@ use logweir_record::chunk::Chunk;
 use logweir_record::codec::{self, PAYLOAD_BYTES_MAX};
 use tokio::time::{Duration, sleep};
 
-pub use position::Position;
+pub use position::{Position, TOKEN_SEPARATOR};
 
 /// Delay before a failed read is retried.
 const RETRY_DELAY: Duration = Duration::from_secs(1);

@@ -21,12 +21,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Gateway, unreachable};
+use crate::follow::TOKEN_SEPARATOR;
 use crate::limits::breaker::{Allow, retry};
 use crate::tail::sse::{Event, Events};
 use logweir_query::QueryText;
 
-/// Separates the tokens in a merged one.
-pub const TOKEN_SEPARATOR: char = '_';
 /// Events of all processors that are queued.
 const QUEUED_EVENTS: usize = 64;
 /// Approximate number of bytes sent at a time.

@@ -6,13 +6,15 @@
 //! - A live stream favors the latest records: those above the rate limit, and those that left the ring before a slow
 //!   client got to them, are counted and reported.
 
+use std::sync::Arc;
+
 use logweir_record::record::Record;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::output::{GapReason, Output};
 use super::ring::Next;
-use super::{Matches, Registration, TailHub};
+use super::shared::{Registration, Shared};
 use crate::follow::{DurableFrame, Follower, Position};
 use crate::limits::rate_limit::RateLimiter;
 
@@ -29,6 +31,9 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 /// Pause of a resuming client that has reached its rate limit.
 const RATE_PAUSE: Duration = Duration::from_millis(20);
 
+/// Selects the records that a client receives.
+pub type Matches = Arc<dyn Fn(&Record<'_>) -> bool + Send + Sync>;
+
 /// Where a stream starts.
 pub(super) enum Start {
     /// At the live edge.
@@ -44,7 +49,7 @@ struct Disconnected;
 
 /// One client's stream.
 pub(super) struct Client<O: Output> {
-    hub: TailHub,
+    shared: Arc<Shared>,
     _registration: Registration,
     matches: Matches,
     position: Position,
@@ -66,7 +71,7 @@ impl<O: Output> Client<O> {
         live: Position,
         out: mpsc::Sender<O::Piece>,
     ) -> Self {
-        let hub = registration.0.clone();
+        let shared = Arc::clone(&registration.0);
         let mut output = O::default();
         let (position, resuming) = match start {
             Start::Live => (live, false),
@@ -77,11 +82,11 @@ impl<O: Output> Client<O> {
             }
         };
         // A client that is disconnected before its first record resumes here.
-        output.position(hub.0.writer, &position);
+        output.position(shared.writer, &position);
         let now = Instant::now();
-        let rate_limiter = RateLimiter::new(hub.0.config.records_per_s, now);
+        let rate_limiter = RateLimiter::new(shared.config.records_per_s, now);
         Self {
-            hub,
+            shared,
             _registration: registration,
             matches,
             position,
@@ -101,11 +106,11 @@ impl<O: Output> Client<O> {
     }
 
     async fn follow(&mut self) -> Result<(), Disconnected> {
-        let mut advanced = self.hub.0.advanced.subscribe();
+        let mut advanced = self.shared.advanced.subscribe();
         self.send().await?;
         loop {
             let ended = *advanced.borrow_and_update();
-            let next = self.hub.state().ring.next(&self.position);
+            let next = self.shared.state().ring.next(&self.position);
             match next {
                 Next::Frame(frame) => {
                     let rate_limited = self.process(&frame);
@@ -144,11 +149,11 @@ impl<O: Output> Client<O> {
 
     /// Reads the journal up to the start of the ring.
     async fn catch_up(&mut self, start: &Position) -> Result<(), Disconnected> {
-        let hub = self.hub.clone();
+        let shared = Arc::clone(&self.shared);
         // The semaphore is never closed.
-        let _permit = hub.0.catching_up.acquire().await.map_err(|_| Disconnected)?;
+        let _permit = shared.catching_up.acquire().await.map_err(|_| Disconnected)?;
         // The frame at the position is read again: the client may have seen only part of it.
-        let mut follower = Follower::new(hub.0.journal.clone(), self.position.seq.saturating_sub(1), PIECE_BYTES);
+        let mut follower = Follower::new(shared.journal.clone(), self.position.seq.saturating_sub(1), PIECE_BYTES);
         'reading: loop {
             let frames = follower.next().await;
             if frames.is_empty() {
@@ -194,7 +199,7 @@ impl<O: Output> Client<O> {
         self.missed(before - self.position.records(frame.lane), reason);
         self.position.seq = frame.seq;
         self.position.pass(frame.lane, before);
-        let lane_id = self.hub.0.progress.lane_id(frame.lane);
+        let lane_id = self.shared.progress.lane_id(frame.lane);
         let mut left = self.rate_limiter.available(Instant::now());
         let (mut sent, mut above) = (0, 0);
         let first = usize::try_from(before - frame.records_before).unwrap_or(usize::MAX);
@@ -227,7 +232,7 @@ impl<O: Output> Client<O> {
     fn add(&mut self, lane_id: Option<i64>, frame: &DurableFrame, record: &Record<'_>) {
         let ordinal = self.position.records(frame.lane).cast_signed();
         let id = lane_id.map(|lane_id| logweir_store::id_of(lane_id, ordinal));
-        self.output.record(self.hub.0.writer, &self.position, id, record);
+        self.output.record(self.shared.writer, &self.position, id, record);
     }
 
     /// Sends a piece that is full or rate-limited; otherwise lets other clients run.
