@@ -11,15 +11,15 @@
 //! - A cost is clamped to the bound, so the heaviest message fits into an empty mailbox.
 //! - A canceled waiter leaves the queue: the queue is as long as there are waiters.
 //!
-//! tokio's `Semaphore` was tried in its place, and rejected:
+//! What tokio's `Semaphore` in its place would change:
 //! - One semaphore with a cost of `max(bytes, bytes_max / messages_max)`: the limits are no longer independent. A
 //!   mailbox of 16 messages and 16 MiB that holds one of 8 MiB then takes 8 small ones, not 15; with one of 12 MiB it
 //!   takes 4 (`cargo test -p logweir-engine one_heavy_message`). It needs a lock of our own all the same, so that
 //!   nothing enters after the close, and counters for the depth. A hop costs 7 to 8% more instructions (1569 instead of
 //!   1454 for `send`, 1809 instead of 1693 for `reserve`), and 10% fewer if every sender waits (3973 instead of 4399):
-//!   callgrind, per message of the mailbox benchmark (`cargo bench --bench mailbox`) on one thread.
-//! - Two semaphores behind a fair lock: a sender keeps the lock until its thread has polled it, so one that is busy
-//!   stops all other senders of an empty mailbox.
+//!   callgrind, per message between runs of 5,000 and 25,000, sent on one thread as `cargo bench --bench mailbox` does.
+//! - Two semaphores behind a fair lock: a sender keeps the lock until its thread has polled it, so a busy thread would
+//!   stop all other senders of an empty mailbox.
 
 use std::collections::BTreeMap;
 use std::future::Future;
