@@ -1,9 +1,9 @@
-//! The kinds of bodies: lines, a JSON document, and the requests of each protocol.
+//! One body becomes records.
 
-pub mod document;
-pub mod elastic;
 pub mod lines;
+pub mod document;
+mod protobuf;
 pub mod loki;
 pub mod otlp;
-mod protobuf;
+pub mod elastic;
 pub mod splunk;

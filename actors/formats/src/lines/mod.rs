@@ -1,18 +1,18 @@
 //! One line becomes one record.
 
-mod access_log;
-mod application;
-mod attributes;
-mod container;
-mod custom;
-mod database;
-mod glog;
 mod line_format;
+mod attributes;
+mod application;
+mod access_log;
+mod web_error;
+mod syslog;
+mod glog;
 mod logcat;
 mod logfmt;
-pub mod parser;
-mod plain;
+mod database;
 mod supercomputer;
-mod syslog;
+mod plain;
+mod container;
+mod custom;
 pub mod table;
-mod web_error;
+pub mod parser;

@@ -2,10 +2,10 @@
 
 mod field;
 mod member;
-pub mod nested;
-mod parse;
 mod scratch;
+pub mod nested;
 mod value;
+mod parse;
 
 pub use parse::{looks_like, parse, parse_value};
 pub use scratch::Scratch;

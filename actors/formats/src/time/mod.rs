@@ -1,8 +1,8 @@
 //! Event times as programs write them.
 
+mod event_time;
 mod calendar;
 mod epoch;
-mod event_time;
 pub mod stamp;
 mod text;
 
