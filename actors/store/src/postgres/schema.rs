@@ -9,18 +9,21 @@ use std::collections::HashMap;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-use super::connect::{Connection, describe, failed, failure};
+use super::connect::{Connection, describe, failed};
 use super::index;
 use super::partition::{delete_before, drop_partitions, make_partition};
 use crate::error::StoreError;
-use crate::protocol::migrations::migration_failure;
+use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, Migration, pending};
+use logweir_engine::clock::wall_us;
 use logweir_record::timestamp::DAY_US;
 
-mod embedded {
-    refinery::embed_migrations!("src/sql/postgres");
-}
+const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "log_store",
+    sql: include_str!("../sql/postgres/V1__log_store.sql"),
+    checksum: 10_386_330_646_520_606_781,
+}];
 
-const HISTORY_TABLE: &str = "logweir_schema_history";
 /// Keys of the advisory locks: `logweir` in ASCII, and the next number.
 const PREPARE_LOCK: i64 = 0x6c6f_6777_6569_7200;
 const MAINTAIN_LOCK: i64 = PREPARE_LOCK + 1;
@@ -64,10 +67,24 @@ pub(super) async fn prepare(mut connection: Connection) -> Result<bool, StoreErr
         .await
         .map_err(failed("waiting for another process to prepare the schema"))?;
     create_timescale(&connection.client).await?;
-    let mut runner = embedded::migrations::runner();
-    runner.set_migration_table_name(HISTORY_TABLE);
-    runner.run_async(&mut connection.client).await.map_err(|error| migration_failure(&error, failure))?;
+    migrate(&mut connection.client).await?;
     is_hypertable(&connection.client).await
+}
+
+/// Applies the migrations that the database lacks, each in a transaction that also records it.
+async fn migrate(client: &mut Client) -> Result<(), StoreError> {
+    let failed = failed("migrating the schema");
+    client.batch_execute(CREATE_HISTORY_SQL).await.map_err(&failed)?;
+    let rows = client.query(APPLIED_SQL, &[]).await.map_err(&failed)?;
+    let applied: Vec<Applied> =
+        rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
+    for migration in pending(MIGRATIONS, &applied)? {
+        let transaction = client.transaction().await.map_err(&failed)?;
+        transaction.batch_execute(migration.sql).await.map_err(&failed)?;
+        transaction.batch_execute(&migration.record_sql(wall_us())).await.map_err(&failed)?;
+        transaction.commit().await.map_err(&failed)?;
+    }
+    Ok(())
 }
 
 /// Creates the extension if it is installed. Without the privilege, partitions are used.
@@ -221,4 +238,17 @@ async fn policy(client: &Client, kind: &str, argument: &str, days: u32) -> Resul
         client.execute(&sql, &[&days]).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::migrations::checksum;
+
+    #[test]
+    fn no_migration_was_edited() {
+        for migration in MIGRATIONS {
+            assert_eq!(migration.checksum, checksum(migration), "{migration:?}");
+        }
+    }
 }

@@ -10,6 +10,7 @@
 //!   once.
 
 mod connection;
+mod schema;
 mod lane_row;
 mod lease;
 mod flush;

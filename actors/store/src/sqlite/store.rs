@@ -11,27 +11,21 @@ use logweir_record::timestamp::{self, DAY_US};
 use rusqlite::{Connection, Error, OpenFlags, Row, params};
 use uuid::Uuid;
 
-use super::connection::{BUSY_TIMEOUT, CACHE_BYTES, PAGE_BYTES, WAL_PAGES, blocking, failed, failure};
+use super::connection::{BUSY_TIMEOUT, CACHE_BYTES, PAGE_BYTES, WAL_PAGES, blocking, failed};
 use super::flush::SqliteLane;
 use super::lane_row::all_lanes;
 use super::read::SqliteReader;
-use super::{dead_letters, lease};
+use super::{dead_letters, lease, schema};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
-use crate::protocol::migrations::migration_failure;
 use crate::protocol::raw_record;
 use crate::protocol::takeover::fork_point;
 use crate::settings::Database;
 use crate::store::{LaneWriter, LogStore};
 use crate::throttle::QueryThrottle;
 
-mod embedded {
-    refinery::embed_migrations!("src/sql/sqlite");
-}
-
-const HISTORY_TABLE: &str = "logweir_schema_history";
 /// Rows per DELETE statement of retention, and number of statements per round.
 const DELETE_ROWS: u32 = 5_000;
 const DELETE_ROUNDS: u32 = 100;
@@ -110,16 +104,7 @@ impl LogStore for SqliteStore {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        blocking(&self.write, |connection| {
-            // Grouped: otherwise refinery creates the tables in one transaction and records the migration in the next,
-            // and a process killed in between could never start on this file again.
-            let mut runner = embedded::migrations::runner().set_grouped(true);
-            runner.set_migration_table_name(HISTORY_TABLE);
-            // A process that loses the race for the write lock finds on its second try that the tables exist.
-            let migrated = runner.run(connection).or_else(|_| runner.run(connection));
-            migrated.map(drop).map_err(|error| migration_failure(&error, failure))
-        })
-        .await?;
+        blocking(&self.write, schema::migrate).await?;
         self.maintain(wall_us()).await
     }
 
