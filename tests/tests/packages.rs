@@ -1,5 +1,6 @@
-//! The packages that `deploy/packages/build` makes from this program: installed in a clean Debian that its own systemd has
-//! booted in namespaces, run by the unit, upgraded, removed and purged.
+//! The packages that `deploy/packages/build` makes from this program. The `.deb` is installed in a clean Debian that its own
+//! systemd has booted in namespaces, run by the unit, upgraded, removed and purged; the `.rpm` is installed, upgraded and removed
+//! in such a directory without booting it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -144,8 +145,7 @@ struct Machine {
 impl Machine {
     /// Boots a copy of `archive`, the root directory of a Debian.
     fn boot(archive: &Path) -> Self {
-        let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        output(Command::new("tar").arg("--extract").arg("--file").arg(archive).arg("--directory").arg(root.path()));
+        let root = unpacked(archive);
         let cgroup = cgroup().join(format!("logweir-packages-{}", std::process::id()));
         fs::create_dir(&cgroup).expect("a cgroup");
         let log = fs::File::create(root.path().join("boot.log")).expect("a file");
@@ -263,6 +263,12 @@ fn debian() -> Option<PathBuf> {
             .arg(dir.join("root.tar")))
     })?;
     Some(made.join("root.tar"))
+}
+
+fn unpacked(archive: &Path) -> TempDir {
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    output(Command::new("tar").arg("--extract").arg("--file").arg(archive).arg("--directory").arg(root.path()));
+    root
 }
 
 #[test]
@@ -438,4 +444,34 @@ fn the_rpm_has_the_same_files_and_its_scripts_start_and_stop_the_service() {
     let user = fs::read_to_string(repository().join("deploy/systemd/logweir.sysusers")).expect("the user");
     let user = user.lines().find(|line| line.starts_with("u ")).expect("a user");
     assert!(scripts.contains(user), "the script creates another user than {user:?}:\n{scripts}");
+}
+
+#[test]
+fn the_rpm_is_installed_upgraded_and_removed() {
+    if !may_mount() {
+        eprintln!("skipped: installing into a root directory needs root");
+        return;
+    }
+    if !have(&["cargo-generate-rpm", "rpm", "mmdebstrap"]) {
+        return;
+    }
+    let Some(archive) = debian() else { return };
+    let root = unpacked(&archive);
+    let rpm = |action: &str, package: &Path| {
+        // Its dependencies are there, but rpm knows none of Debian's packages.
+        output(Command::new("rpm").arg("--root").arg(root.path()).args([action, "--nodeps"]).arg(package))
+    };
+    let sh = |line: &str| output(Command::new("chroot").arg(root.path()).args(["sh", "-ec", line]));
+    let [first, second] = VERSIONS.map(|version| package(version, ".rpm"));
+    rpm("--install", &first);
+    assert_eq!(sh("stat --format %U:%G:%a /etc/logweir/logweir.toml"), "root:logweir:640\n");
+    assert_eq!(sh("systemctl is-enabled logweir"), "enabled\n", "Debian's preset enables every service");
+    assert!(sh("logweir validate --config /etc/logweir/logweir.toml").contains("valid"));
+    sh("echo '# changed by the administrator' >> /etc/logweir/logweir.toml; install -d /var/lib/logweir/journal");
+    rpm("--upgrade", &second);
+    assert_eq!(sh("tail -n 1 /etc/logweir/logweir.toml"), "# changed by the administrator\n");
+    assert_eq!(sh("systemctl is-enabled logweir"), "enabled\n", "an upgrade has disabled the service");
+    rpm("--erase", Path::new("logweir"));
+    sh("! test -e /usr/bin/logweir; ! test -e /etc/systemd/system/multi-user.target.wants/logweir.service");
+    sh("test -e /etc/logweir/logweir.toml.rpmsave; test -d /var/lib/logweir/journal");
 }
