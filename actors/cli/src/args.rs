@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Failure;
+use crate::failure::Failure;
 use logweir::config::Inputs;
 use logweir::config::{self, Loaded};
 

@@ -7,10 +7,12 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::args::{ConfigArgs, StoreArgs};
-use super::output::{self, Output, Records, count};
-use super::print::escaped;
-use super::{Failure, Outcome, block_on, exit, open_store};
+use crate::args::{ConfigArgs, StoreArgs};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Output, Records, count};
+use crate::print::escaped;
+use crate::store::{block_on, open_store};
 use logweir::config::{Unit, quantity};
 use logweir_store::replay::{DeadLetterJson, Replayed, replay_all, replay_one};
 use logweir_store::{DeadLetter, LogStore, StoreError};

@@ -1,31 +1,46 @@
-//! Exit codes that scripts and orchestrators can distinguish. 64 to 78 are those of `sysexits.h`.
+//! Exit codes that scripts and orchestrators can distinguish. Those of a server are the engine's; from 64 on they are those of
+//! `sysexits.h`.
+
+use std::fmt::Write as _;
+
+use logweir_engine::stage::Exit;
 
 /// Success.
-pub const OK: u8 = 0;
+pub(super) const OK: u8 = 0;
 /// The command ran and its check failed: a record is missing, was rejected, or the server is not healthy.
-pub const FAILED: u8 = 1;
+pub(super) const FAILED: u8 = 1;
 /// The command line is invalid.
-pub const USAGE: u8 = 64;
+pub(super) const USAGE: u8 = 64;
 /// An input file or journal does not exist or cannot be read.
-pub const NO_INPUT: u8 = 66;
+pub(super) const NO_INPUT: u8 = 66;
 /// A server or the database cannot be reached, or an address or a journal is in use.
-pub const UNAVAILABLE: u8 = 69;
-/// A stage failed too often.
-pub const RESTARTS: u8 = 70;
+pub(super) const UNAVAILABLE: u8 = Exit::UNAVAILABLE;
+/// The program itself failed.
+pub(super) const SOFTWARE: u8 = Exit::SOFTWARE;
 /// A disk or standard output failed.
-pub const DISK: u8 = 74;
+pub(super) const DISK: u8 = Exit::IO_ERROR;
 /// The configuration is invalid.
-pub const CONFIG: u8 = 78;
+pub(super) const CONFIG: u8 = Exit::CONFIG;
+
+const MEANINGS: [(u8, &str); 9] = [
+    (OK, "success"),
+    (
+        FAILED,
+        "the check failed: a record is missing or was rejected, the server is not healthy or rejected the request",
+    ),
+    (USAGE, "invalid command line or query"),
+    (NO_INPUT, "an input file or a journal does not exist or cannot be read"),
+    (UNAVAILABLE, "a server or the database cannot be reached, or an address or a journal is in use"),
+    (SOFTWARE, "a stage of the server failed too often"),
+    (DISK, "a disk or standard output failed"),
+    (Exit::FENCED, "another process has taken over the journal"),
+    (CONFIG, "invalid configuration"),
+];
 
 /// The list that `--help` prints.
-pub(super) const LIST: &str = "\
-Exit codes:
-   0  success
-   1  the check failed: a record is missing or was rejected, the server is not healthy or rejected the request
-  64  invalid command line or query
-  66  an input file or a journal does not exist or cannot be read
-  69  a server or the database cannot be reached, or an address or a journal is in use
-  70  a stage of the server failed too often
-  74  a disk or standard output failed
-  75  another process has taken over the journal
-  78  invalid configuration";
+pub(super) fn list() -> String {
+    MEANINGS.iter().fold("Exit codes:".to_owned(), |mut list, (code, meaning)| {
+        let _ = write!(list, "\n  {code:2}  {meaning}");
+        list
+    })
+}

@@ -6,10 +6,11 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::ConfigArgs;
-use super::output::{self, Output};
-use super::remote::{connection_error, reachable};
-use super::{Failure, Outcome, exit};
+use crate::args::ConfigArgs;
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Output};
+use crate::remote::{connection_error, reachable};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 

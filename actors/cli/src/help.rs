@@ -7,10 +7,11 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
-use clap::{Arg, Args, Command, CommandFactory as _};
+use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 
-use super::{Cli, Failure, Outcome, exit};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
 use crate::terminal::wants_color;
 
 /// The documents as (name, title, Markdown).
@@ -106,9 +107,8 @@ const COMMANDS: [&str; 23] = [
     "logweir",
 ];
 
-/// The command line as it is parsed and described.
-pub(super) fn command() -> Command {
-    let command = Cli::command();
+/// `command` with the topics, the exit codes, and without the options of `run` in its help.
+pub(super) fn described(command: Command) -> Command {
     let hidden: Vec<_> = command.get_arguments().map(|argument| argument.get_id().clone()).collect();
     let hidden = hidden.into_iter().filter(|id| !SHOWN_WITHOUT_COMMAND.contains(&id.as_str()));
     let command = hidden.fold(command, |command, id| command.mut_arg(id, |argument| argument.hide(true)));
@@ -119,7 +119,7 @@ pub(super) fn command() -> Command {
     let template = format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\nCommands:\n{{subcommands}}\n\n{topics}\nOptions:\n{{options}}{{after-help}}"
     );
-    command.help_template(template).mut_args(|argument| argument.help_heading(None::<&str>)).after_help(exit::LIST)
+    command.help_template(template).mut_args(|argument| argument.help_heading(None::<&str>)).after_help(exit::list())
 }
 
 /// The (sub)command that `words` name.
@@ -149,32 +149,31 @@ fn unknown(parent: &Command, word: &str) -> Failure {
     Failure::new(exit::USAGE, format!("unknown {kind} {word:?}: `{list}` lists them{hint}"))
 }
 
-pub(super) fn help(args: &HelpArgs) -> Outcome {
+pub(super) fn help(args: &HelpArgs, mut command: Command) -> Outcome {
     if let [subject] = &args.subject[..]
         && let Some((_, _, text)) = TOPICS.iter().find(|(name, ..)| name == subject)
     {
         return print(text);
     }
-    let mut command = command();
     command.build();
     let help = find(&mut command, &args.subject)?.render_long_help();
     let colored = wants_color(io::stdout().is_terminal());
     print(&if colored { help.ansi().to_string() } else { help.to_string() })
 }
 
-pub(super) fn version() -> Outcome {
-    print(&command().render_version())
+pub(super) fn version(command: &Command) -> Outcome {
+    print(&command.render_version())
 }
 
-pub(super) fn completions(args: &CompletionsArgs) -> Outcome {
+pub(super) fn completions(args: &CompletionsArgs, mut command: Command) -> Outcome {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command(), "logweir", &mut script);
+    clap_complete::generate(args.shell, &mut command, "logweir", &mut script);
     io::stdout().write_all(&script)?;
     Ok(exit::OK.into())
 }
 
-pub(super) fn man(args: &ManArgs) -> Outcome {
-    let mut command = command().disable_help_subcommand(true);
+pub(super) fn man(args: &ManArgs, command: Command) -> Outcome {
+    let mut command = command.disable_help_subcommand(true);
     if let Some(dir) = &args.output_dir {
         let generated = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(command, dir));
         generated.map_err(|error| Failure::new(exit::DISK, format!("cannot write to {}: {error}", dir.display())))?;
@@ -201,7 +200,14 @@ pub(super) fn print(text: &str) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::cli::Cli;
+
+    fn command() -> Command {
+        described(Cli::command())
+    }
 
     #[test]
     fn help_knows_every_command() {

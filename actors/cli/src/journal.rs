@@ -12,9 +12,10 @@ use logweir_record::codec;
 use logweir_record::record::Record;
 use serde::Serialize;
 
-use super::args::{ConfigArgs, StoreArgs};
-use super::output::{self, Color, Output, Records, count};
-use super::{Failure, Outcome, exit};
+use crate::args::{ConfigArgs, StoreArgs};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Color, Output, Records, count};
 use logweir::config::{Unit, show_number};
 use logweir_record::json::RecordJson;
 

@@ -6,7 +6,9 @@ use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, exit, print};
+use crate::exit;
+use crate::failure::Failure;
+use crate::print;
 use crate::terminal::wants_color;
 
 /// How results are written.

@@ -9,9 +9,10 @@ use clap::Args;
 use logweir_engine::clock::wall_us;
 use serde::Serialize;
 
-use super::args::ConfigArgs;
-use super::output::{self, Color, Output, Records};
-use super::{Failure, Outcome, exit};
+use crate::args::ConfigArgs;
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Color, Output, Records};
 use logweir_formats::Format;
 use logweir_formats::{Explained, Memory, Rules, explain};
 use logweir_record::json::RecordJson;

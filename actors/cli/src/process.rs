@@ -10,8 +10,10 @@ use logweir::{Error, server};
 use logweir_engine::fault;
 use tracing_subscriber::EnvFilter;
 
-use crate::VERSION;
 use crate::terminal::wants_color;
+
+/// Version and build, as printed by `--version`.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LOGWEIR_BUILD"), ")");
 
 /// actix_http logs each malformed request as an error: a client could fill the log. `log.level` can override this.
 const SILENT: &str = "actix_http=off";

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Deserialize;
 
-use super::output::{self, Color, Output, Records, record_id};
-use super::query_words::QueryWords;
-use super::remote::{Access, Remote, RemoteArgs};
-use super::tail::{Follow, RETRIES, follow};
-use super::{Failure, Outcome, exit};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Color, Output, Records, record_id};
+use crate::query_words::QueryWords;
+use crate::remote::{Access, Remote, RemoteArgs};
+use crate::tail::{Follow, RETRIES, follow};
 
 /// Records that are collected in memory at most.
 const COLLECTED_MAX: u64 = 10_000;

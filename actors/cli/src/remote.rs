@@ -16,8 +16,9 @@ use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 
-use super::args::ConfigArgs;
-use super::{Failure, exit};
+use crate::args::ConfigArgs;
+use crate::exit;
+use crate::failure::Failure;
 use logweir::config::Token;
 use logweir_query::language::QUERY_BYTES_MAX;
 

@@ -15,10 +15,11 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
-use super::output::{self, Color, Output, Records, record_id};
-use super::query_words::QueryWords;
-use super::remote::{Access, Remote, RemoteArgs, RemoteError};
-use super::{Failure, Outcome, exit};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Color, Output, Records, record_id};
+use crate::query_words::QueryWords;
+use crate::remote::{Access, Remote, RemoteArgs, RemoteError};
 use crate::terminal::wants_color;
 use logweir::tail::sse::{Event, Events};
 

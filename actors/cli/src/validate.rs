@@ -4,8 +4,9 @@ use std::io::{self, Write as _};
 
 use clap::Args;
 
-use super::args::StoreArgs;
-use super::{Outcome, exit};
+use crate::args::StoreArgs;
+use crate::exit;
+use crate::failure::Outcome;
 use logweir::config::reference;
 
 #[derive(Debug, Args)]

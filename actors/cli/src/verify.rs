@@ -17,10 +17,12 @@ use logweir_engine::journal::{self, Damage, LaneId, LaneTail, OpenError, Report}
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::args::StoreArgs;
-use super::journal::{described, journal_dir, open_failure};
-use super::output::{self, Output, count};
-use super::{Failure, Outcome, block_on, exit, open_store};
+use crate::args::StoreArgs;
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::journal::{described, journal_dir, open_failure};
+use crate::output::{self, Output, count};
+use crate::store::{block_on, open_store};
 use logweir_store::Database;
 use logweir_store::Gap;
 use logweir_store::{LaneRow, StoredCount};

@@ -12,39 +12,39 @@
 //!   time and for input (`stop`), and a thread that is blocked in the system (an unresponsive server, a slow file
 //!   system) is not waited for.
 
-mod bodies;
-mod queue;
-mod send;
 mod stop;
+mod queue;
+mod bodies;
 mod tally;
+mod target;
+mod shared;
+mod feed;
+mod send;
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use uuid::Uuid;
 
-use self::bodies::{Limits, Splitter};
+use self::feed::{Feed, Input};
 use self::queue::Queue;
+use self::shared::Shared;
 use self::stop::{Reason, Signals, Stop};
 use self::tally::Tally;
-use super::output::{self, Output};
-use super::remote::{Access, Remote, RemoteArgs};
-use super::{Failure, Outcome, exit};
+use self::target::{Compression, Target};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Output};
+use crate::remote::{Access, RemoteArgs};
 use logweir::config::{Unit, quantity};
-use logweir::producer::demo::Demo;
-
-/// With a rate, a body holds the records that are due within this fraction of a second, so that the load is even.
-const BODIES_PER_SECOND: u64 = 10;
 
 #[derive(Debug, Args)]
 pub(super) struct ProduceArgs {
@@ -113,84 +113,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or("expected a whole number with a unit, such as 500ms, 60s or 5m".into())
 }
 
-/// Compression of a body.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Compression {
-    #[default]
-    None,
-    Gzip,
-    Zstd,
-    Deflate,
-    Snappy,
-}
-
-impl Compression {
-    /// Value of `Content-Encoding`.
-    fn name(self) -> Option<&'static str> {
-        match self {
-            Self::None => None,
-            Self::Gzip => Some("gzip"),
-            Self::Zstd => Some("zstd"),
-            Self::Deflate => Some("deflate"),
-            Self::Snappy => Some("snappy"),
-        }
-    }
-}
-
-/// The request that each body is sent with; the same for all connections.
-struct Target {
-    remote: Remote,
-    /// With the parameters.
-    url: String,
-    content_type: &'static str,
-    compression: Compression,
-    retry_for: Duration,
-    /// Distinguishes the bodies of this run from those of any other.
-    run: Uuid,
-}
-
-/// The lines of one request.
-#[derive(Debug)]
-struct Body {
-    /// From 1.
-    number: u64,
-    bytes: Vec<u8>,
-    /// `None` for a document: only the server knows how many records it holds.
-    records: Option<u64>,
-    /// When it is to be sent, at a given rate.
-    due: Option<Instant>,
-}
-
-/// State shared by the connections and the feed.
-struct Shared {
-    queue: Queue<Body>,
-    stop: Arc<Stop>,
-    /// Exit code and message of the first failure.
-    failure: Mutex<Option<(u8, String)>>,
-    warned: AtomicBool,
-    quiet: bool,
-    progress: ProgressBar,
-}
-
-impl Shared {
-    fn stop(&self, reason: Reason) {
-        self.stop.set(reason);
-        self.queue.stop();
-    }
-
-    fn fail(&self, code: u8, why: String) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
-        self.stop(Reason::Failure);
-    }
-
-    /// Prints a line to standard error, above the progress bar.
-    fn note(&self, line: &str) {
-        if !self.quiet {
-            self.progress.suspend(|| drop(writeln!(io::stderr(), "logweir: {line}")));
-        }
-    }
-}
-
 pub(super) fn produce(args: &ProduceArgs) -> Outcome {
     let target = Arc::new(target(args)?);
     let signals = Signals::block();
@@ -222,7 +144,7 @@ pub(super) fn produce(args: &ProduceArgs) -> Outcome {
         records_max: args.records,
     };
     spawn(&shared, move |shared| {
-        Feed { input, shared, start, bodies: 0, records: 0 }.run();
+        Feed::new(input, shared, start).run();
         shared.queue.close();
     });
     shared.stop.wait_for_threads();
@@ -242,7 +164,7 @@ fn spawn(shared: &Arc<Shared>, work: impl FnOnce(&Shared) + Send + 'static) {
     thread::spawn(move || {
         let work = std::panic::AssertUnwindSafe(|| work(&shared));
         if std::panic::catch_unwind(work).is_err() {
-            shared.fail(exit::RESTARTS, "a thread panicked".into());
+            shared.fail(exit::SOFTWARE, "a thread panicked".into());
         }
         drop(running);
     });
@@ -331,129 +253,6 @@ fn progress(args: &ProduceArgs) -> ProgressBar {
 /// A rate without decimals: `529,389/s`.
 fn rate(per_second: f64) -> String {
     format!("{}/s", HumanCount(per_second.round() as u64))
-}
-
-/// What to send.
-struct Input {
-    files: Vec<PathBuf>,
-    demo: bool,
-    /// Whether a file is one JSON document.
-    document: bool,
-    batch_bytes: usize,
-    rate: Option<u64>,
-    records_max: Option<u64>,
-}
-
-/// The reading end: splits the input into bodies, schedules them, and waits while the connections are busy.
-struct Feed<'a> {
-    input: Input,
-    shared: &'a Shared,
-    start: Instant,
-    bodies: u64,
-    records: u64,
-}
-
-impl Feed<'_> {
-    fn run(mut self) {
-        if self.input.demo {
-            return self.demo();
-        }
-        for path in std::mem::take(&mut self.input.files) {
-            if let Err(error) = self.file(&path) {
-                return self.shared.fail(exit::NO_INPUT, format!("{}: {error}", path.display()));
-            }
-        }
-    }
-
-    fn demo(&mut self) {
-        let mut demo = Demo::new(rand::random());
-        while let Some(limits) = self.limits() {
-            let (mut body, mut records) = (Vec::with_capacity(limits.bytes_max + 1024), 0);
-            while records < limits.records_max && body.len() < limits.bytes_max {
-                body.extend_from_slice(demo.next_line(logweir_engine::clock::wall_us()).as_bytes());
-                body.push(b'\n');
-                records += 1;
-            }
-            if !self.emit(body, Some(records)) {
-                return;
-            }
-        }
-    }
-
-    fn file(&mut self, path: &Path) -> io::Result<()> {
-        let stdin = path == Path::new("-");
-        // Not `io::stdin().lock()`: its buffer would make small bodies of large writes.
-        let file = if stdin { io::stdin().as_fd().try_clone_to_owned()?.into() } else { File::open(path)? };
-        let regular = file.metadata()?.is_file();
-        let input = Interruptible { file, stop: &self.shared.stop };
-        if self.input.document {
-            return self.document(input);
-        }
-        // Both closures need the feed, one after the other.
-        let feed = std::cell::RefCell::new(self);
-        Splitter::default().read(
-            input,
-            !regular,
-            || feed.borrow().limits(),
-            |body, records| feed.borrow_mut().emit(body, Some(records)),
-        )
-    }
-
-    /// Sends a JSON document, which has no line ends to split at.
-    fn document(&mut self, input: impl io::Read) -> io::Result<()> {
-        let (mut input, mut body) = (input.take(PAYLOAD_BYTES_MAX as u64 + 1), Vec::new());
-        // Not `read_to_end`, which retries an interrupted read without end.
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            match input.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => body.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.shared.stop.is_set() => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if body.len() > PAYLOAD_BYTES_MAX {
-            let why = format!("the document is longer than {PAYLOAD_BYTES_MAX} bytes: convert it to ndjson");
-            return Err(io::Error::other(why));
-        }
-        self.emit(body, None);
-        Ok(())
-    }
-
-    /// Returns the limits of the next body, or `None` after the last one.
-    fn limits(&self) -> Option<Limits> {
-        let left = self.input.records_max.map_or(u64::MAX, |records| records.saturating_sub(self.records));
-        if left == 0 || self.shared.stop.is_set() {
-            return None;
-        }
-        let even = self.input.rate.map_or(u64::MAX, |rate| (rate / BODIES_PER_SECOND).max(1));
-        Some(Limits { bytes_max: self.input.batch_bytes, records_max: left.min(even) })
-    }
-
-    /// Queues a body; false if the command was stopped.
-    fn emit(&mut self, bytes: Vec<u8>, records: Option<u64>) -> bool {
-        let due = self.input.rate.map(|rate| self.start + Duration::from_secs_f64(self.records as f64 / rate as f64));
-        self.bodies += 1;
-        self.records += records.unwrap_or(0);
-        let body = Body { number: self.bodies, bytes, records, due };
-        self.shared.queue.push(body)
-    }
-}
-
-/// A file whose reads end when the command is stopped.
-struct Interruptible<'a> {
-    file: File,
-    stop: &'a Stop,
-}
-
-impl io::Read for Interruptible<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.stop.wait_readable(self.file.as_fd())? {
-            true => self.file.read(buffer),
-            false => Err(io::ErrorKind::Interrupted.into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::remote::{connection_error, tls_cannot_succeed};
+use super::shared::{Body, Shared};
 use super::tally::{Counts, Tally};
-use super::{Body, Compression, Shared, Target, exit};
+use super::target::{Compression, Target};
+use crate::exit;
+use crate::remote::{connection_error, tls_cannot_succeed};
 
 /// Maximum delay between retries, unless the server asks for more.
 const DELAY_MAX: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Deserialize;
 
-use super::super::output::count;
+use crate::output::count;
 
 /// Number of errors in the summary; further ones are only counted.
 const ERRORS_MAX: usize = 5;

@@ -7,8 +7,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Gauge, Paragraph, Row, Sparkline, Table};
 use serde_json::Value;
 
-use super::super::output::count;
 use super::model::{Actor, Journal, Lane, Model, Sample, Status, bytes, short, span, sum};
+use crate::output::count;
 
 /// What is drawn besides the model.
 #[derive(Clone, Copy, Debug)]

@@ -19,9 +19,10 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::output::{self, Color, Output};
-use super::remote::{Access, Remote, RemoteArgs, RemoteError};
-use super::{Failure, Outcome, exit};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Color, Output};
+use crate::remote::{Access, Remote, RemoteArgs, RemoteError};
 use logweir::config::{Unit, quantity};
 use model::{Alert, Model, Sample, Status};
 
