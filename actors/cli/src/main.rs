@@ -29,6 +29,8 @@
 //! cli                 all commands and their options
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod exit;
 mod failure;
 mod terminal;

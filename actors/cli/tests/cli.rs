@@ -4,12 +4,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// `logweir` in a directory of its own, which is its home as well, without the variables that it reads.
@@ -655,15 +657,16 @@ fn a_full_disk_under_standard_output_exits_with_74() {
 }
 
 /// Waits until the process handles signals itself: before that, one would end it without a summary.
-fn wait_for_signal_mask(pid: u32) {
+fn wait_for_signal_handlers(pid: u32) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    let blocked = || {
+    let handled = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
-        u64::from_str_radix(&mask, 16).unwrap() & (1 << 1) != 0 // SIGINT
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+        let both = 1 << (2 - 1) | 1 << (15 - 1); // SIGINT and SIGTERM
+        u64::from_str_radix(&mask, 16).unwrap() & both == both
     };
-    while !blocked() {
-        assert!(Instant::now() < deadline, "produce never blocked SIGINT");
+    while !handled() {
+        assert!(Instant::now() < deadline, "produce never handled SIGINT and SIGTERM");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -680,7 +683,7 @@ fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String
         .spawn()
         .unwrap();
     let input = child.stdin.take();
-    wait_for_signal_mask(child.id());
+    wait_for_signal_handlers(child.id());
     thread::sleep(Duration::from_millis(300)); // so that it waits for something
     let started = Instant::now();
     let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
@@ -727,6 +730,24 @@ fn produce_ends_on_the_first_signal_with_its_summary_whatever_it_waits_for() {
             assert!(out.starts_with("sent "), "{arguments:?} printed no summary: {out:?}");
         }
     }
+}
+
+#[test]
+fn a_second_signal_ends_produce_at_once_also_where_a_shell_ignored_the_first() {
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap(); // accepts connections and never responds
+    let dir = temporary();
+    let url = hung.local_addr().unwrap().to_string();
+    // As a shell does for a command in the background.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' INT; exec \"$0\" produce --demo --url \"$1\"", env!("CARGO_BIN_EXE_logweir"), &url]);
+    shell.current_dir(dir.path()).stdin(Stdio::null());
+    let mut child = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_signal_handlers(child.id());
+    for signal in [Signal::INT, Signal::TERM] {
+        kill_process(Pid::from_child(&child), signal).unwrap();
+    }
+    let ended_by = child.wait().unwrap().signal();
+    assert!(ended_by.is_some(), "it ended by itself after the first signal, with its summary");
 }
 
 #[test]

@@ -37,7 +37,7 @@ use uuid::Uuid;
 use self::feed::{Feed, Input};
 use self::queue::Queue;
 use self::shared::Shared;
-use self::stop::{Reason, Signals, Stop};
+use self::stop::{Reason, Stop, on_first_signal};
 use self::tally::Tally;
 use self::target::{Compression, Target};
 use crate::exit;
@@ -115,9 +115,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 pub(super) fn produce(args: &ProduceArgs) -> Outcome {
     let target = Arc::new(target(args)?);
-    let signals = Signals::block();
-    let stop =
-        Stop::new().map_err(|error| Failure::new(exit::UNAVAILABLE, format!("cannot create a pipe: {error}")))?;
+    let no_pipe = |error| Failure::new(exit::UNAVAILABLE, format!("cannot create a pipe: {error}"));
+    let stop = Stop::new().map_err(no_pipe)?;
     let connections = usize::from(args.connections);
     let shared = Arc::new(Shared {
         queue: Queue::new(connections),
@@ -128,7 +127,7 @@ pub(super) fn produce(args: &ProduceArgs) -> Outcome {
         progress: progress(args),
     });
     let stopped = Arc::clone(&shared);
-    signals.on_first(move || stopped.stop(Reason::Signal));
+    on_first_signal(move || stopped.stop(Reason::Signal)).map_err(no_pipe)?;
     let start = Instant::now();
     let tallies: Vec<Arc<Mutex<Tally>>> = (0..connections).map(|_| Arc::default()).collect();
     for tally in &tallies {

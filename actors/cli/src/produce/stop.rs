@@ -4,10 +4,17 @@
 //! also watches a pipe whose writing end the stop closes.
 
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
 /// Why the command was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,18 +120,9 @@ impl Stop {
     /// # Errors
     /// `poll` failed.
     pub(super) fn wait_readable(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
-        let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut ready = [watch(self.pipe.as_raw_fd()), watch(fd.as_raw_fd())];
-        loop {
-            // SAFETY: two pollfds that outlive the call; both descriptors are open.
-            if unsafe { libc::poll(ready.as_mut_ptr(), 2, -1) } >= 0 {
-                return Ok(ready[0].revents == 0);
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
+        let mut ready = [PollFd::new(&self.pipe, PollFlags::IN), PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        retry_on_intr(|| poll(&mut ready, None))?;
+        Ok(ready[0].revents().is_empty())
     }
 
     /// Waits until all threads have ended, or for the grace period after the command was stopped: a thread that is
@@ -149,44 +147,28 @@ impl Stop {
     }
 }
 
-/// SIGINT and SIGTERM, blocked in this thread and in those that it starts from now on.
-pub(super) struct Signals(libc::sigset_t);
-
-impl Signals {
-    /// Blocks the signals. To be called before any other thread is started: one that does not block them would end the
-    /// process.
-    pub(super) fn block() -> Self {
-        // SAFETY: the set is initialized by `sigemptyset`, and outlives the calls.
-        unsafe {
-            let mut signals: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut signals);
-            for signal in [libc::SIGINT, libc::SIGTERM] {
-                libc::sigaddset(&raw mut signals, signal);
-                // A shell ignores SIGINT in what it starts in the background; a pending ignored signal may be discarded.
-                libc::signal(signal, libc::SIG_DFL);
-            }
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
-            Self(signals)
+/// Calls `stop` at the first SIGINT or SIGTERM; a second one, whichever it is, ends the process.
+///
+/// A thread calls it, because a signal handler could not notify a condition variable. Also where a shell has started the
+/// command in the background, with SIGINT ignored.
+///
+/// # Errors
+/// The process has no file descriptors left.
+pub(super) fn on_first_signal(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // First: a signal that comes before the rest is set up stops the command as well.
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let one_came = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // Handlers are called in the order of their registration: the first signal finds the flag unset.
+        flag::register_conditional_default(signal, Arc::clone(&one_came))?;
+        flag::register(signal, Arc::clone(&one_came))?;
+    }
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            stop();
         }
-    }
-
-    /// Starts a thread that calls `stop` at the first signal; a second one, whichever it is, ends the process.
-    ///
-    /// A thread instead of a signal handler, which could not notify a condition variable.
-    pub(super) fn on_first(self, stop: impl FnOnce() + Send + 'static) {
-        thread::spawn(move || {
-            let mut signal = 0;
-            // SAFETY: the set and the number outlive the calls.
-            if unsafe { libc::sigwait(&raw const self.0, &raw mut signal) } == 0 {
-                stop();
-            }
-            // SAFETY: as above. From now on this thread receives the signals, whose default action is to end the process.
-            unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, std::ptr::null_mut()) };
-            loop {
-                thread::park();
-            }
-        });
-    }
+    });
+    Ok(())
 }
 
 #[cfg(test)]
