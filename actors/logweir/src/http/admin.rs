@@ -15,8 +15,8 @@ use logweir_engine::drain::Phase;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::Shared;
 use super::answer::Answer;
+use super::shared::Shared;
 use crate::config::Role;
 use crate::progress::Recovery;
 

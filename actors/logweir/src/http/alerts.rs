@@ -4,9 +4,9 @@
 use actix_web::web;
 use serde::Serialize;
 
-use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::error_responses::{STATUS, StatusErrors};
+use super::shared::Shared;
 use crate::alerts::Status;
 
 #[derive(Serialize, utoipa::ToSchema)]

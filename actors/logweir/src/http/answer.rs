@@ -11,7 +11,9 @@ use futures_util::Stream;
 use serde::Serialize;
 
 use crate::message::{Rejection, RejectionKind};
+use crate::search::SearchError;
 use logweir_query::QueryError;
+use logweir_store::read::ReadError;
 
 /// Seconds that a sender that exceeds a limit should wait.
 const RETRY_BUSY_S: u64 = 1;
@@ -185,6 +187,24 @@ impl From<Rejection> for HttpError {
 impl From<QueryError> for HttpError {
     fn from(QueryError { column, detail }: QueryError) -> Self {
         Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
+    }
+}
+
+impl From<SearchError> for HttpError {
+    fn from(error: SearchError) -> Self {
+        let detail = error.to_string();
+        match error {
+            SearchError::TooManyQueries(..) | SearchError::TooManyStreams(_) => {
+                Self::new(429, "too_many_queries", detail)
+            }
+            SearchError::InvalidRequest(_) => Self::new(400, "bad_parameter", detail),
+            SearchError::NotSearchable => Self::new(501, "not_searchable", detail),
+            SearchError::Read(ReadError::Timeout(_) | ReadError::Preempted) => Self::new(504, "query_timeout", detail),
+            SearchError::Read(ReadError::Unavailable(_) | ReadError::NoSchema) => {
+                Self::new(503, "database_unavailable", detail)
+            }
+            SearchError::Read(_) => Self::new(500, "query_failed", detail),
+        }
     }
 }
 

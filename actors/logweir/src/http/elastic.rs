@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::intake::accept;
 use super::parameters::{Parameters, sender_name};
+use super::shared::Shared;
 use logweir_formats::push_json_string;
 use logweir_formats::{BulkItem, Format, ItemOutcome, ParseReport};
 
@@ -157,7 +157,7 @@ fn bulk_response(items: &[BulkItem], start: Instant) -> String {
     let errors = items.iter().any(|item| item.outcome != ItemOutcome::Stored);
     let took = start.elapsed().as_millis();
     let mut text = format!(r#"{{"took":{took},"errors":{errors},"items":["#);
-    for (nth, BulkItem { action, index, outcome }) in items.iter().enumerate() {
+    for (nth, BulkItem { action, index, outcome, .. }) in items.iter().enumerate() {
         let comma = if nth > 0 { "," } else { "" };
         let _ = write!(text, r#"{comma}{{"{action}":{{"_index":"#);
         push_json_string(&mut text, index);

@@ -10,10 +10,10 @@ use logweir_engine::journal::LaneId;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::intake::{accept, read_body};
 use super::parameters::{Parameters, format};
+use super::shared::Shared;
 use crate::message::{AckLevel, Receipt, Rejection};
 use crate::producer::decompress;
 use logweir_formats::{LineError, ParseReport};

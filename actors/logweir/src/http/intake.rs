@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{HeaderMap, HeaderValue};
 use actix_web::{HttpMessage, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -19,11 +18,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::HttpError;
 use super::budget::Share;
+use super::content_headers::content_length;
+use super::idempotency;
 use super::limits::{Clocks, Sender};
 use super::parameters::Parameters;
-use super::{Shared, idempotency, stream_of};
+use super::shared::{Shared, stream_of};
 use crate::config::Auth;
-use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection};
+use crate::message::{AckLevel, Delivery, Receipt, Rejection};
 use crate::producer::answer_channel;
 use logweir_formats::Defaults;
 use logweir_formats::push_member;
@@ -115,15 +116,6 @@ impl AckDeadline {
     }
 }
 
-/// The announced length of the body.
-fn content_length(headers: &HeaderMap) -> Result<Option<usize>, HttpError> {
-    let Some(value) = headers.get("content-length") else { return Ok(None) };
-    let length = value.to_str().ok().and_then(|text| text.parse().ok());
-    length
-        .map(Some)
-        .ok_or_else(|| HttpError::new(400, "bad_length", "invalid Content-Length: expected a number of bytes"))
-}
-
 /// Reads the body, within the limits on length, time and the total of all bodies. The share of the budget must be held
 /// until the body has been submitted.
 pub async fn read_body(
@@ -173,21 +165,4 @@ pub async fn read_body(
         body.extend_from_slice(&chunk);
     }
     Ok((body.freeze(), share))
-}
-
-/// The compression of the body, from `Content-Encoding`.
-pub fn encoding(header: Option<&HeaderValue>) -> Result<Encoding, HttpError> {
-    let name = header.map_or("", |value| value.to_str().unwrap_or("?")).trim().to_ascii_lowercase();
-    match &*name {
-        "" | "identity" => Ok(Encoding::Identity),
-        "gzip" | "x-gzip" => Ok(Encoding::Gzip),
-        "zstd" => Ok(Encoding::Zstd),
-        "deflate" => Ok(Encoding::Deflate),
-        "snappy" | "x-snappy-framed" => Ok(Encoding::Snappy),
-        _ => {
-            let detail =
-                format!("unsupported Content-Encoding {name:?}: expected one of gzip, zstd, deflate, snappy, identity");
-            Err(HttpError::new(415, "unknown_encoding", detail))
-        }
-    }
 }

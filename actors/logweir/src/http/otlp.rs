@@ -9,11 +9,11 @@ use actix_web::{HttpRequest, web};
 use prost::Message as _;
 use serde_json::json;
 
-use super::Shared;
 use super::answer::{Answer, HttpError};
+use super::content_headers::is_json;
 use super::intake::accept;
-use super::loki::is_json;
 use super::parameters::Parameters;
+use super::shared::Shared;
 use logweir_formats::{Format, ParseReport};
 
 const PROTOBUF: &str = "application/x-protobuf";

@@ -9,7 +9,7 @@ use actix_web::http::header::{HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, web};
 
 use super::answer::HttpError;
-use super::intake::encoding;
+use super::content_headers::encoding;
 use crate::config::Config;
 use crate::message::{AckLevel, Encoding};
 use logweir_formats::{Defaults, FieldMap, Format};

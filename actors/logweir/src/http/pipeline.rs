@@ -5,9 +5,9 @@ use std::sync::Arc;
 use actix_web::web;
 use serde::Serialize;
 
-use super::Shared;
 use super::answer::Answer;
 use super::error_responses::{STATUS, StatusErrors};
+use super::shared::Shared;
 use super::status::Status;
 use crate::gateway::Processor;
 

@@ -14,9 +14,11 @@ use actix_web::web::{self, ServiceConfig};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, HttpError};
+use super::auth;
 use super::intake::accept;
 use super::parameters::{Parameters, sender_name};
-use super::{Shared, auth, with_methods};
+use super::routing::with_methods;
+use super::shared::Shared;
 use logweir_formats::push_member;
 use logweir_formats::{Format, ParseReport};
 

@@ -6,9 +6,9 @@ use logweir_engine::journal::JournalStats;
 use logweir_engine::observe::Observation;
 use serde::Serialize;
 
-use super::Shared;
 use super::answer::Answer;
 use super::error_responses::{STATUS, StatusErrors};
+use super::shared::Shared;
 use crate::config::Role;
 use crate::progress::Snapshot;
 

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use futures_util::stream;
 use tokio::sync::mpsc;
 
-use super::Shared;
 use super::answer::{Answer, HttpError};
 use super::api::query_parameters::QueryParameters;
 use super::error_responses::{LIVE_TAIL, LiveTailErrors};
+use super::shared::Shared;
 use crate::tail::{Matches, TailRejection};
 use logweir_query::QueryText;
 

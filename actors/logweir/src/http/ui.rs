@@ -18,7 +18,9 @@ use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
 use super::answer::Answer;
-use super::{Shared, elastic, not_found, with_methods};
+use super::elastic;
+use super::routing::{not_found, with_methods};
+use super::shared::Shared;
 use crate::config::Role;
 
 /// Content security policy: no inline scripts, no third-party content, no framing.

@@ -3,9 +3,9 @@
 use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
-use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
+use super::super::shared::Shared;
 use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::RecordBody;
 use logweir_query::page::Position;

@@ -11,12 +11,8 @@ mod record;
 
 use actix_web::web::{self, ServiceConfig};
 
-use super::answer::HttpError;
-use super::{get_or_head, with_methods};
-use crate::search::SearchError;
-use logweir_store::read::ReadError;
+use super::routing::{get_or_head, with_methods};
 
-pub use self::record::RecordBody;
 
 /// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
@@ -32,22 +28,4 @@ pub fn routes(routes: &mut ServiceConfig) {
         .service(get_or_head("/api/v1/docs", openapi::docs))
         .service(get_or_head("/api/v1/docs.js", openapi::script))
         .service(get_or_head("/api/v1/docs.css", openapi::style));
-}
-
-impl From<SearchError> for HttpError {
-    fn from(error: SearchError) -> Self {
-        let detail = error.to_string();
-        match error {
-            SearchError::TooManyQueries(..) | SearchError::TooManyStreams(_) => {
-                Self::new(429, "too_many_queries", detail)
-            }
-            SearchError::InvalidRequest(_) => Self::new(400, "bad_parameter", detail),
-            SearchError::NotSearchable => Self::new(501, "not_searchable", detail),
-            SearchError::Read(ReadError::Timeout(_) | ReadError::Preempted) => Self::new(504, "query_timeout", detail),
-            SearchError::Read(ReadError::Unavailable(_) | ReadError::NoSchema) => {
-                Self::new(503, "database_unavailable", detail)
-            }
-            SearchError::Read(ReadError::Failed(_)) => Self::new(500, "query_failed", detail),
-        }
-    }
 }

@@ -5,7 +5,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::super::answer::{Answer, ErrorBody};
-use super::super::{Shared, alerts, dead_letters, loki, pipeline, status, tail};
+use super::super::shared::Shared;
+use super::super::{alerts, dead_letters, loki, pipeline, status, tail};
 
 #[derive(OpenApi)]
 #[openapi(

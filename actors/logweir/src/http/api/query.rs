@@ -13,9 +13,9 @@ use serde::Serialize;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
+use super::super::shared::Shared;
 use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::{CSV_HEADER, RecordBody, csv};
 use crate::search::{Page, PageRequest, SearchError, Searcher, Source};

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
-use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{LOKI, LokiErrors};
-use super::error_response;
+use super::super::shared::Shared;
+use super::answer::error_response;
 use super::loki_parameters::{LokiParameters, bad_parameter, bad_query};
 use super::metric::{points, rows, windows};
 use super::query::{result, success, whole};

@@ -4,14 +4,14 @@
 //! - Errors are plain text, as Loki's are. A line above the limit is discarded and reported with 400; the other lines
 //!   of the body are stored, and the text states this.
 
-use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, web};
 
-use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
+use super::super::content_headers::is_json;
 use super::super::intake::accept;
 use super::super::parameters::Parameters;
-use super::{error_response, text};
+use super::super::shared::Shared;
+use super::answer::{error_response, text};
 use crate::message::Encoding;
 use logweir_formats::{Format, ParseReport};
 
@@ -39,10 +39,4 @@ async fn store_body(shared: &Shared, request: &HttpRequest, payload: web::Payloa
         }
     }
     accept(shared, request, payload, parameters).await.map(|receipt| receipt.report)
-}
-
-/// Whether the body is declared as JSON.
-pub fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }

@@ -3,10 +3,10 @@
 use actix_web::{HttpRequest, web};
 use serde::Serialize;
 
-use super::super::Shared;
 use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{LOKI, LokiErrors};
-use super::error_response;
+use super::super::shared::Shared;
+use super::answer::error_response;
 use super::loki_parameters::{LokiParameters, bad_parameter};
 use super::metric::{points, rows, sample, windows};
 use super::streams::{CATEGORIZE_LABELS, categorize, streams};

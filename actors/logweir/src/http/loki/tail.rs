@@ -19,11 +19,11 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
-use super::super::Shared;
 use super::super::answer::HttpError;
 use super::super::error_responses::{LOKI, LokiErrors};
+use super::super::shared::Shared;
 use super::super::tail::subscribe;
-use super::error_response;
+use super::answer::error_response;
 use super::loki_parameters::{LokiParameters, bad_parameter};
 use super::query::whole;
 use super::streams::{Labels, Stream, categorize, streams};

@@ -11,21 +11,21 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use logweir::alerts::AlertRegistry;
-use logweir::config::Token;
-use logweir::config::{
+use super::{Running, Shared, serve_admin, serve_data};
+use crate::alerts::AlertRegistry;
+use crate::config::Token;
+use crate::config::{
     Admin, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Files, Http, JournalSettings, Limits, Log, Multiline,
     Query, Shutdown, Sources, Syslog,
 };
-use logweir::http::{Running, Shared, serve_admin, serve_data};
-use logweir::message::{AckLevel, Delivery, ParsedChunk, RawChunk, Receipt, Rejection};
-use logweir::parser::Parser;
-use logweir::producer::framing::Framing;
-use logweir::producer::source_client::SourceClient;
-use logweir::producer::stream::StreamSource;
-use logweir::producer::{IntakeHandle, Producer, demo};
-use logweir::progress::{Progress, Recovery};
-use logweir::tail::TailHub;
+use crate::message::{AckLevel, Delivery, ParsedChunk, RawChunk, Receipt, Rejection};
+use crate::parser::Parser;
+use crate::producer::framing::Framing;
+use crate::producer::source_client::SourceClient;
+use crate::producer::stream::StreamSource;
+use crate::producer::{IntakeHandle, Producer, demo};
+use crate::progress::{Progress, Recovery};
+use crate::tail::TailHub;
 use logweir_engine::drain::{DrainControl, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
@@ -164,17 +164,7 @@ impl Plan {
                 retain_segments: 0,
                 retain_s: 0,
             },
-            database: Database {
-                url: DatabaseUrl::Sqlite("unused".into()),
-                read_url: None,
-                pool_size: 1,
-                connect_timeout_ms: 1000,
-                statement_timeout_ms: 1000,
-                retention_days: 0,
-                compress_after_days: 0,
-                text_index: true,
-                ca_file: None,
-            },
+            database: Database { url: DatabaseUrl::Sqlite("unused".into()), ..Config::default().database },
             cache: Cache {
                 url: CacheUrl::Memory,
                 recent_records: 1,
