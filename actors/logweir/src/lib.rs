@@ -105,9 +105,13 @@ pub mod search;
 mod error;
 pub mod pipeline;
 mod logweir;
+#[cfg(feature = "server")]
 pub mod gateway;
+#[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
 mod metric_help;
+#[cfg(feature = "server")]
 pub mod server;
 
 pub use crate::config::Config;

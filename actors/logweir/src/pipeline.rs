@@ -15,14 +15,15 @@ use crate::config::{Config, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
 use crate::message::Delivery;
 use crate::parser::Parser;
-use crate::producer::{Producer, files, syslog};
+#[cfg(feature = "server")]
+use crate::producer::syslog;
+use crate::producer::{Producer, files};
 use crate::progress::Progress;
 use crate::search;
 use crate::tail;
 use logweir_store::Batch;
+#[cfg(feature = "sqlite")]
 use logweir_store::DatabaseUrl;
-use logweir_store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
-use logweir_tls as tls;
 
 const MIB: usize = 1 << 20;
 
@@ -98,7 +99,12 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("request bodies being read", config.http.inflight_bytes_max),
         // One more than the lanes need: the body parsed for `?debug=1`.
         ("chunks being decompressed and parsed", (lanes * 2 + 1) * (config.http.decompressed_bytes_max + batch)),
-        ("TLS of the data port", config.http.tls().map_or(0, |_| config.http.connections_max * tls::CONNECTION_BYTES)),
+        #[cfg(feature = "server")]
+        (
+            "TLS of the data port",
+            config.http.tls().map_or(0, |_| config.http.connections_max * logweir_tls::CONNECTION_BYTES),
+        ),
+        #[cfg(feature = "server")]
         ("syslog connections and datagrams", syslog::memory_bytes_max(&config.syslog)),
         ("tailed files", files::memory_bytes_max(config)),
         ("open batches", lanes * batch),
@@ -108,16 +114,19 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ("alerts", alerts::memory_bytes_max(&config.alerts)),
         ("live tails", tail::memory_bytes_max(&config.tail)),
         ("queries and their responses", search::bytes_max(&config.query)),
-        (
-            "SQLite page caches",
-            if matches!(config.database.url, DatabaseUrl::Sqlite(_)) { sqlite_bytes_max(config) } else { 0 },
-        ),
+        #[cfg(feature = "sqlite")]
+        ("SQLite page caches", sqlite_bytes_max(config)),
         ("program, stacks, connections and allocator", 96 * MIB),
     ]
 }
 
 /// Page caches of the writing connection and of the reading ones.
+#[cfg(feature = "sqlite")]
 fn sqlite_bytes_max(config: &Config) -> usize {
+    use logweir_store::sqlite::{CACHE_BYTES, READ_CACHE_BYTES};
+    if !matches!(config.database.url, DatabaseUrl::Sqlite(_)) {
+        return 0;
+    }
     CACHE_BYTES + config.query.running_max * READ_CACHE_BYTES
 }
 

@@ -12,6 +12,7 @@
 mod state;
 mod notification;
 mod registry;
+#[cfg(feature = "webhooks")]
 mod notify;
 mod stage;
 

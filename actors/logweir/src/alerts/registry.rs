@@ -27,7 +27,8 @@ struct Entry {
 }
 
 /// Status of one alert, as returned by the API.
-#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[schema(as = Alert)]
 pub struct Status {
     name: String,

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 /// State of an alert.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
-#[schema(as = AlertState)]
+#[cfg_attr(feature = "server", schema(as = AlertState))]
 pub enum State {
     /// The condition does not hold.
     #[default]

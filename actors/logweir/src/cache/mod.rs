@@ -9,6 +9,7 @@ mod hot_cache;
 mod update;
 mod render;
 pub mod read;
+#[cfg(feature = "redis")]
 pub mod redis;
 pub mod memory;
 mod open;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::hot_cache::{CacheError, HotCache};
 use super::memory::MemoryCache;
+#[cfg(feature = "redis")]
 use super::redis::RedisCache;
 use crate::config;
 
@@ -18,6 +19,13 @@ use crate::config;
 pub async fn open(settings: &config::Cache, ca_file: Option<&Path>) -> Result<Arc<dyn HotCache>, CacheError> {
     Ok(match &settings.url {
         config::CacheUrl::Memory => Arc::new(MemoryCache::new(settings)),
+        #[cfg(feature = "redis")]
         config::CacheUrl::Redis(url) => Arc::new(RedisCache::connect(url, settings, ca_file).await?),
+        #[cfg(not(feature = "redis"))]
+        config::CacheUrl::Redis(_) => {
+            let _ = ca_file;
+            let detail = "cannot use Redis: this program was built without the feature `redis`".to_owned();
+            return Err(CacheError { reason: "unsupported", detail });
+        }
     })
 }

@@ -220,6 +220,7 @@ fn listeners(check: &mut Checker<'_>) {
     check.rule(&keys, whole, |_| {
         "expected http.tls_cert_file and http.tls_key_file together; http.tls_client_ca_file requires both".into()
     });
+    #[cfg(feature = "server")]
     if let Some(Err(error)) = http.tls().filter(|_| whole).map(|files| files.check()) {
         check.rule(&keys, false, |_| format!("cannot use the TLS files: {error}"));
     }
@@ -229,6 +230,7 @@ fn listeners(check: &mut Checker<'_>) {
     check.rule(&keys, whole, |_| {
         "expected gateway.tls_cert_file and gateway.tls_key_file together; they require gateway.tls_ca_file".into()
     });
+    #[cfg(feature = "server")]
     if let Some(Err(error)) = gateway.tls().filter(|_| whole).map(|files| files.check()) {
         check.rule(&keys, false, |_| format!("cannot use the TLS files: {error}"));
     }
@@ -264,14 +266,12 @@ fn syslog(check: &mut Checker<'_>) {
     if syslog.tls_listen.is_none() {
         return;
     }
-    let files = syslog.tls();
-    check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], files.is_some(), |_| {
-        "requires syslog.tls_cert_file and syslog.tls_key_file".into()
-    });
-    if let Some(Err(error)) = files.map(|files| files.check()) {
-        check.rule(&["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"], false, |_| {
-            format!("cannot use the TLS files: {error}")
-        });
+    let keys = ["syslog.tls_listen", "syslog.tls_cert_file", "syslog.tls_key_file"];
+    let whole = syslog.tls_cert_file.is_some() && syslog.tls_key_file.is_some();
+    check.rule(&keys, whole, |_| "requires syslog.tls_cert_file and syslog.tls_key_file".into());
+    #[cfg(feature = "server")]
+    if let Some(Err(error)) = syslog.tls().map(|files| files.check()) {
+        check.rule(&keys, false, |_| format!("cannot use the TLS files: {error}"));
     }
 }
 

@@ -140,7 +140,7 @@ fn rule_errors(rule: &Rule) -> Vec<(String, String)> {
         errors.push(("above".into(), "expected a number below 1, because a ratio is at most 1".into()));
     }
     if rule.webhook.as_ref().is_some_and(|url| !value::is_http_url(&url.0)) {
-        errors.push(("webhook".into(), "expected http://HOST/… or https://HOST/…".into()));
+        errors.push(("webhook".into(), format!("expected {}", value::WEBHOOK)));
     }
     errors
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use logweir_formats::Rules;
 use logweir_store::{Database, DatabaseUrl};
+#[cfg(feature = "server")]
 use logweir_tls::{ClientFiles, ServerFiles};
 
 use super::alert_rule::Rule;
@@ -114,6 +115,7 @@ pub struct Gateway {
     pub tls_key_file: Option<PathBuf>,
 }
 
+#[cfg(feature = "server")]
 impl Gateway {
     /// TLS files of the gateway; `None` if it uses plain HTTP.
     #[must_use]
@@ -173,6 +175,7 @@ pub struct Http {
     pub tls_client_ca_file: Option<PathBuf>,
 }
 
+#[cfg(feature = "server")]
 impl Http {
     /// TLS files of the data listener; `None` if it serves plain HTTP.
     #[must_use]
@@ -362,6 +365,7 @@ pub struct Syslog {
     pub udp_buffer_bytes: usize,
 }
 
+#[cfg(feature = "server")]
 impl Syslog {
     /// TLS files of the TLS listener; `None` if it has no certificate.
     #[must_use]

@@ -158,7 +158,7 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::Tokens(_) => {
             format!("a list of tokens, each of at least {TOKEN_CHARS_MIN} visible ASCII characters without commas")
         }
-        Kind::Webhook(_) => "http://… or https://…, or empty".into(),
+        Kind::Webhook(_) => format!("{WEBHOOK}, or empty").into(),
         Kind::Database(_) => DATABASE.into(),
         Kind::OptionalDatabase(_) => "postgres://USER:PASSWORD@HOST/DATABASE, or empty".into(),
         Kind::Cache(_) => CACHE.into(),
@@ -175,7 +175,20 @@ const ADDRESS: &str = "IP:PORT, such as 127.0.0.1:8080 or [::1]:8080";
 const DATABASE: &str = "postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH";
 const CACHE: &str = "memory: or redis://HOST:PORT (rediss:// for TLS)";
 
+/// The URLs that alerts can notify.
+#[cfg(feature = "webhooks")]
+pub(super) const WEBHOOK: &str = "http://HOST/… or https://HOST/…";
+#[cfg(not(feature = "webhooks"))]
+pub(super) const WEBHOOK: &str = "no webhook: this program was built without the feature `webhooks`";
+
+/// No URL can be notified.
+#[cfg(not(feature = "webhooks"))]
+pub fn is_http_url(_url: &str) -> bool {
+    false
+}
+
 /// Whether `url` is an absolute HTTP URL with a host.
+#[cfg(feature = "webhooks")]
 #[must_use]
 pub fn is_http_url(url: &str) -> bool {
     let Ok(uri) = url.parse::<ureq::http::Uri>() else { return false };
@@ -408,11 +421,21 @@ fn database(url: &str) -> Result<DatabaseUrl, String> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(expected(""));
     }
-    let config: tokio_postgres::Config = url.parse().map_err(|error| expected(&format!(": {}", chain(&error))))?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        return Err(expected(": the host is missing"));
-    }
+    check_postgres(url).map_err(|why| expected(&why))?;
     Ok(DatabaseUrl::Postgres(url.to_owned()))
+}
+
+/// Why the client cannot use `url`, as the end of a sentence.
+#[cfg(feature = "postgres")]
+fn check_postgres(url: &str) -> Result<(), String> {
+    let config: tokio_postgres::Config = url.parse().map_err(|error| format!(": {}", chain(&error)))?;
+    let has_host = !config.get_hosts().is_empty() || !config.get_hostaddrs().is_empty();
+    if has_host { Ok(()) } else { Err(": the host is missing".to_owned()) }
+}
+
+#[cfg(not(feature = "postgres"))]
+fn check_postgres(_url: &str) -> Result<(), String> {
+    Err("; this program was built without the feature `postgres`".to_owned())
 }
 
 fn sqlite(path: &str) -> Result<DatabaseUrl, String> {
@@ -435,13 +458,23 @@ fn cache(url: &str) -> Result<CacheUrl, String> {
     if !url.starts_with("redis://") && !url.starts_with("rediss://") {
         return Err(format!("expected {CACHE}"));
     }
-    match fred::types::config::Config::from_url(url) {
-        Ok(_) => Ok(CacheUrl::Redis(url.to_owned())),
-        Err(error) => Err(format!("expected {CACHE}: {}", error.details())),
-    }
+    check_redis(url).map_err(|why| format!("expected {CACHE}{why}"))?;
+    Ok(CacheUrl::Redis(url.to_owned()))
+}
+
+/// As [`check_postgres`].
+#[cfg(feature = "redis")]
+fn check_redis(url: &str) -> Result<(), String> {
+    fred::types::config::Config::from_url(url).map(drop).map_err(|error| format!(": {}", error.details()))
+}
+
+#[cfg(not(feature = "redis"))]
+fn check_redis(_url: &str) -> Result<(), String> {
+    Err("; this program was built without the feature `redis`".to_owned())
 }
 
 /// An error with its causes: the outer one alone is often meaningless.
+#[cfg(feature = "postgres")]
 fn chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();

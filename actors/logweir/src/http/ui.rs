@@ -28,7 +28,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Paths of the views. All of them serve the same document; the script selects the view.
-const VIEWS: [&str; 2] = ["/pipeline", "/alerts"];
+const VIEWS: &[&str] = if cfg!(feature = "ui") { &["/pipeline", "/alerts"] } else { &[] };
 
 const DOCUMENT: &str = "index.html";
 
@@ -41,12 +41,17 @@ struct File {
     etag: String,
 }
 
+#[cfg(feature = "ui")]
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_bytes!(concat!("../../ui/", $name)) as &[u8])),*]
     };
 }
 
+#[cfg(not(feature = "ui"))]
+static FILES: LazyLock<Vec<File>> = LazyLock::new(Vec::new);
+
+#[cfg(feature = "ui")]
 static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
     let files = files![
         "index.html",
@@ -152,7 +157,7 @@ pub fn is_asset(path: &str) -> bool {
 async fn root(shared: web::Data<Shared>, request: HttpRequest) -> Answer {
     let accept = request.headers().get("accept").and_then(|value| value.to_str().ok()).unwrap_or_default();
     // A processor has no query API, so it answers a browser as it answers curl.
-    if accept.contains("text/html") && shared.config.role != Role::Processor {
+    if cfg!(feature = "ui") && accept.contains("text/html") && shared.config.role != Role::Processor {
         return document(request).await;
     }
     let answer = if elastic::is_elastic_client(request.headers()) || request.method() == actix_web::http::Method::HEAD {

@@ -43,7 +43,8 @@ pub enum Allow {
 }
 
 /// State of a breaker, without details.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
     /// Calls are allowed.
@@ -55,7 +56,8 @@ pub enum BreakerState {
 }
 
 /// A breaker in `/api/v1/status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct BreakerSnapshot {
     /// Current state.
     pub state: BreakerState,

@@ -6,15 +6,18 @@
 //! - deflate is the zlib format by specification and raw deflate in practice: the first two bytes distinguish them.
 //! - Several concatenated gzip members or zstd frames are one body: `cat a.gz b.gz` is a valid file.
 
+#[cfg(feature = "compression")]
 use std::io::Read;
 
 use bytes::Bytes;
 
 use crate::message::{Encoding, Rejection, RejectionKind};
 
+#[cfg(feature = "compression")]
 /// Maximum zstd window, as a power of two: 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
+#[cfg(feature = "compression")]
 /// Header of a snappy stream (a sequence of frames); anything else is a single block.
 const SNAPPY_STREAM: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 
@@ -26,37 +29,51 @@ pub fn decompress(body: &Bytes, encoding: Encoding, bytes_max: usize) -> Result<
     match encoding {
         Encoding::Identity if body.len() > bytes_max => Err(too_large(bytes_max)),
         Encoding::Identity => Ok(body.clone()),
+        #[cfg(not(feature = "compression"))]
+        _ => Err(Rejection {
+            kind: RejectionKind::Malformed,
+            reason: "unsupported_encoding",
+            detail: "this program was built without the feature `compression`: send uncompressed bodies".to_owned(),
+        }),
+        #[cfg(feature = "compression")]
         Encoding::Gzip => {
             let reader = flate2::bufread::MultiGzDecoder::new(&**body);
             read_up_to(reader, body.len(), bytes_max, "bad_gzip", "gzip")
         }
+        #[cfg(feature = "compression")]
         Encoding::Zstd => {
             let bad = |error| malformed("bad_zstd", "zstd", &error);
             let mut reader = zstd::stream::read::Decoder::with_buffer(&**body).map_err(bad)?;
             reader.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(bad)?;
             read_up_to(reader, body.len(), bytes_max, "bad_zstd", "zstd")
         }
+        #[cfg(feature = "compression")]
         Encoding::Deflate if is_zlib(body) => {
             let reader = flate2::bufread::ZlibDecoder::new(&**body);
             read_up_to(reader, body.len(), bytes_max, "bad_deflate", "deflate")
         }
+        #[cfg(feature = "compression")]
         Encoding::Deflate => {
             let reader = flate2::bufread::DeflateDecoder::new(&**body);
             read_up_to(reader, body.len(), bytes_max, "bad_deflate", "deflate")
         }
+        #[cfg(feature = "compression")]
         Encoding::Snappy if body.starts_with(SNAPPY_STREAM) => {
             let reader = snap::read::FrameDecoder::new(&**body);
             read_up_to(reader, body.len(), bytes_max, "bad_snappy", "snappy")
         }
+        #[cfg(feature = "compression")]
         Encoding::Snappy => snappy_block(body, bytes_max),
     }
 }
 
+#[cfg(feature = "compression")]
 /// Checks for a zlib header: the method is deflate, and its two bytes are a multiple of 31.
 fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
 
+#[cfg(feature = "compression")]
 fn snappy_block(body: &[u8], bytes_max: usize) -> Result<Bytes, Rejection> {
     let bad = |error: snap::Error| malformed("bad_snappy", "snappy", &error.into());
     if snap::raw::decompress_len(body).map_err(bad)? > bytes_max {
@@ -65,6 +82,7 @@ fn snappy_block(body: &[u8], bytes_max: usize) -> Result<Bytes, Rejection> {
     snap::raw::Decoder::new().decompress_vec(body).map(Bytes::from).map_err(bad)
 }
 
+#[cfg(feature = "compression")]
 fn read_up_to(
     reader: impl Read,
     compressed: usize,
@@ -82,6 +100,7 @@ fn read_up_to(
     Ok(plain.into())
 }
 
+#[cfg(feature = "compression")]
 fn malformed(reason: &'static str, name: &str, error: &std::io::Error) -> Rejection {
     Rejection {
         kind: RejectionKind::Malformed,
@@ -100,7 +119,7 @@ fn too_large(bytes_max: usize) -> Rejection {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "compression"))]
 mod tests {
     use super::*;
     use std::io::Write;

@@ -19,6 +19,7 @@ mod container;
 pub mod multiline;
 mod lines;
 pub mod stream;
+#[cfg(feature = "server")]
 pub mod syslog;
 pub mod files;
 pub mod demo;

@@ -103,7 +103,8 @@ pub struct Page {
 }
 
 /// Sources of the records of a response.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Source {
     /// Number of records from the database.
     pub database: usize,
