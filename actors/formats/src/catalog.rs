@@ -50,7 +50,7 @@ pub static FORMATS: &[FormatInfo] = &[
     info("plain", "plain text; each line is a message"),
 ];
 
-/// Returns the format called `name`, or the format of the logger of that name.
+/// Returns the built-in format called `name`, or the format of the logger of that name.
 #[must_use]
 pub fn format_named(name: &str) -> Option<Format> {
     let known = FORMATS.iter().find(|format| format.name == name || format.aliases.contains(&name))?;

@@ -10,7 +10,7 @@ use regex::{Regex, RegexBuilder};
 /// Maximum size of a compiled pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 
-/// A configured format.
+/// A configured format; see [`CustomFormat::new`].
 #[derive(Clone, Debug)]
 pub struct CustomFormat {
     /// Name in `?format=`.
@@ -30,6 +30,11 @@ pub(crate) enum Group {
     Attribute(String),
 }
 
+/// Why a pattern cannot be a format, and what is accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PatternError(String);
+
 impl PartialEq for CustomFormat {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name && self.pattern.as_str() == other.pattern.as_str()
@@ -37,15 +42,16 @@ impl PartialEq for CustomFormat {
 }
 
 impl CustomFormat {
-    /// The format called `name` for lines that match `pattern`.
+    /// The format called `name` for lines that match `pattern`, an expression of the crate `regex` with named groups: `ts`
+    /// or `time`, `level` or `severity`, `service`, `host`, `message`, and others, which become attributes.
     ///
     /// # Errors
-    /// What is wrong with the pattern, and what is accepted.
-    pub fn new(name: &str, pattern: &str) -> Result<Self, String> {
+    /// The pattern is invalid or too large, has no named group, or has two for one field.
+    pub fn new(name: &str, pattern: &str) -> Result<Self, PatternError> {
         let compiled =
             RegexBuilder::new(pattern).size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).build();
-        let compiled =
-            compiled.map_err(|error| format!("invalid regular expression: {}", one_line(&error.to_string())))?;
+        let compiled = compiled
+            .map_err(|error| PatternError(format!("invalid regular expression: {}", one_line(&error.to_string()))))?;
         let part = |name: &str| match name {
             "ts" | "time" => Group::Time,
             "level" | "severity" => Group::Level,
@@ -60,12 +66,14 @@ impl CustomFormat {
             .filter_map(|(group, name)| name.map(|name| (group, part(name))))
             .collect();
         if groups.is_empty() {
-            return Err("no named group: expected (?<message>.*), and ts, level, service, host or other names".into());
+            let error = "no named group: expected (?<message>.*), and ts, level, service, host or other names";
+            return Err(PatternError(error.to_owned()));
         }
         let twice =
             groups.iter().enumerate().find(|(at, (_, part))| groups[..*at].iter().any(|(_, other)| other == part));
         if let Some((_, (_, part))) = twice {
-            return Err(format!("two groups for the {}: expected one", format!("{part:?}").to_lowercase()));
+            let part = format!("{part:?}").to_lowercase();
+            return Err(PatternError(format!("two groups for the {part}: expected one")));
         }
         Ok(Self { name: name.to_owned(), pattern: compiled, groups })
     }

@@ -12,6 +12,7 @@ use crate::text;
 
 /// The outcome for one line, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Explained {
     /// Its record: a chunk of one.
     pub chunk: Chunk,
@@ -21,7 +22,8 @@ pub struct Explained {
     pub parse_error: Option<String>,
 }
 
-/// Parses one line, which may be empty, as part of a body.
+/// Parses one line, which may be empty, as part of a body. `received_us` is the time of arrival in microseconds since the
+/// Unix epoch, which a record without a time gets.
 #[must_use]
 pub fn explain(rules: &Rules, memory: &mut Memory, line: &[u8], format: Format, received_us: i64) -> Explained {
     let defaults = Defaults::default();

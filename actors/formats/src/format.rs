@@ -8,6 +8,7 @@ pub const RECORD_END: u8 = 0x1E;
 
 /// Format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Format {
     /// Detected from the body and from each line.
     #[default]
@@ -37,13 +38,18 @@ pub enum Format {
     ElasticBulk,
     /// Events of Splunk's HTTP Event Collector: concatenated JSON objects.
     SplunkEvents,
-    /// The parser's line format with this name.
+    /// The line format with this name, as returned by [`format_named`](crate::format_named). Of an unknown one, the format
+    /// of each line is detected.
     Line(&'static str),
-    /// The configured format with this number.
+    /// The custom format at this index of [`Rules::custom`](crate::Rules::custom). If there is none, the format of each
+    /// line is detected.
     Custom(u16),
 }
 
 /// The sender's defaults for fields that a record does not set.
+///
+/// Fields may be added in a minor version: construct it with `..Defaults::default()`. It is not `non_exhaustive`, which
+/// would forbid just that.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Defaults {
     /// Service name; `unknown_service` if unset.
@@ -51,6 +57,7 @@ pub struct Defaults {
     /// Host name; empty if unset.
     pub host: Option<Arc<str>>,
     /// JSON object members, without braces, that are added to each record; describes the origin, such as the file.
+    /// Written with [`push_member`](crate::push_member).
     pub attributes: Option<Arc<str>>,
     /// Elasticsearch index for documents without one.
     pub index: Option<Arc<str>>,
@@ -58,7 +65,10 @@ pub struct Defaults {
     pub fields: Option<Arc<FieldMap>>,
 }
 
-/// Maps fields of JSON records; these names take precedence over the usual ones.
+/// Maps fields of JSON records; these names take precedence over the usual ones. A name with dots is that of a member of
+/// a nested object.
+///
+/// Fields may be added in a minor version: construct it with `..FieldMap::default()`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldMap {
     /// The event time.

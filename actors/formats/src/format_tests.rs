@@ -440,7 +440,7 @@ fn a_configured_format_is_tried_first() {
         ("(?<ts>a)(?<time>b)", "two groups for the time"),
         (r"(?<message>\w{10000})", "invalid regular expression"),
     ] {
-        let error = CustomFormat::new("x", pattern).unwrap_err();
+        let error = CustomFormat::new("x", pattern).unwrap_err().to_string();
         assert!(error.contains(what), "{pattern}: {error}");
     }
 }

@@ -91,14 +91,14 @@ mod parse;
 mod explain;
 
 pub use catalog::{FORMATS, FormatInfo, format_named, format_names};
-pub use custom_format::CustomFormat;
+pub use custom_format::{CustomFormat, PatternError};
 pub use explain::{Explained, explain};
 pub use format::{Defaults, FieldMap, Format, RECORD_END};
 pub use json::write::{push_json_string, push_member};
 pub use lines::parser::Memory;
 pub use parse::{Parsed, parse, parse_by};
 pub use report::{BulkItem, ItemOutcome, LineError, ParseError, ParseErrorKind, ParseReport};
-pub use rules::{CUSTOM_MAX, Rules};
+pub use rules::Rules;
 pub use sink::NAME_BYTES_MAX;
 pub use text::Sanitized;
 

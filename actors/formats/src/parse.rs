@@ -13,6 +13,7 @@ use crate::text::{self, Sanitized};
 
 /// A parsed body.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Parsed {
     /// Its records.
     pub chunk: Chunk,
@@ -22,11 +23,14 @@ pub struct Parsed {
     pub sanitized: Sanitized,
     /// Lines that were discarded because they are too long.
     pub too_long: u64,
-    /// Unparsed records, by the format that could not parse them.
+    /// Numbers of unparsed records, by the format that could not parse them; `custom` for every custom format.
     pub parse_errors: Vec<(&'static str, u64)>,
 }
 
 /// Parses a whole body by the built-in rules, without the memory of earlier bodies.
+///
+/// `received_us` is the time of arrival in microseconds since the Unix epoch, which records without a time get. A line or
+/// record above `line_bytes_max` bytes is discarded and reported.
 ///
 /// # Errors
 /// As [`parse_by`].
@@ -40,11 +44,13 @@ pub fn parse(
     parse_by(Rules::built_in(), &mut Memory::default(), body, format, defaults, received_us, line_bytes_max)
 }
 
-/// Parses a whole body by `rules`; `memory` holds the state of the lane's earlier bodies.
+/// As [`parse`], by `rules`; `memory` is that of earlier bodies of the same origin, which most likely have the same
+/// format.
 ///
 /// # Errors
-/// [`ParseErrorKind::Malformed`] for a broken JSON document, [`ParseErrorKind::TooLarge`] if it does not fit into a
-/// journal frame.
+/// [`ParseErrorKind::Malformed`] or [`ParseErrorKind::MalformedItem`] for a JSON document or a request that is broken as
+/// a whole, [`ParseErrorKind::TooLarge`] if its records do not fit into one payload
+/// ([`PAYLOAD_BYTES_MAX`]).
 pub fn parse_by(
     rules: &Rules,
     memory: &mut Memory,

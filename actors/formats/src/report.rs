@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 /// Result of parsing one body.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct ParseReport {
     /// Lines parsed into records.
     pub accepted: u32,
@@ -20,6 +21,7 @@ pub struct ParseReport {
 
 /// One item of an Elasticsearch bulk request.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BulkItem {
     /// `create`, `index`, `update` or `delete`.
     pub action: &'static str,
@@ -29,7 +31,8 @@ pub struct BulkItem {
     pub outcome: ItemOutcome,
 }
 
-/// Result of one item of a bulk request.
+/// Result of one item of a bulk request. Whoever answers such a request must answer each of them, so that this is not
+/// `non_exhaustive`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemOutcome {
     /// Stored as a record.
@@ -42,6 +45,7 @@ pub enum ItemOutcome {
 
 /// An error in one line.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct LineError {
     /// Line number in the body, from 1 (in a JSON array: the element's number).
     pub line: u32,
@@ -52,6 +56,7 @@ pub struct LineError {
 /// Why a whole body is rejected. None of its records are returned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
+#[non_exhaustive]
 pub struct ParseError {
     /// Kind of error.
     pub kind: ParseErrorKind,

@@ -8,15 +8,13 @@ use crate::catalog::{format_named, format_names};
 use crate::custom_format::CustomFormat;
 use crate::format::Format;
 
-/// Maximum number of custom formats: each makes every line slower.
-pub const CUSTOM_MAX: usize = 32;
-
 /// The parsing rules.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Rules {
     /// Zone of times that do not specify one.
     pub time_zone: TimeZone,
-    /// Custom formats, tried before the built-in ones in order of their names.
+    /// Custom formats, tried before the built-in ones in this order. Each makes every line slower.
     pub custom: Vec<CustomFormat>,
 }
 
@@ -41,7 +39,7 @@ impl Rules {
         own.and_then(|number| u16::try_from(number).ok()).map(Format::Custom).or_else(|| format_named(name))
     }
 
-    /// The names that [`Self::format_named`] accepts, for error messages.
+    /// The names that [`Self::format_named`] accepts, separated by commas, for error messages.
     #[must_use]
     pub fn format_names(&self) -> String {
         let own = self.custom.iter().map(|custom| &*custom.name);

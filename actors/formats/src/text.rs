@@ -9,6 +9,7 @@ use memchr::memmem::Finder;
 
 /// Numbers of values that were replaced, dropped or adjusted in one body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sanitized {
     /// Invalid UTF-8 sequences.
     pub invalid_utf8: u64,
@@ -20,8 +21,24 @@ pub struct Sanitized {
     pub duplicate_key: u64,
     /// Times outside the years 0001..=9999, clamped; the original is kept as an attribute.
     pub timestamp: u64,
-    /// Services and hosts of text lines above `NAME_BYTES_MAX`, truncated.
+    /// Services and hosts of text lines above [`NAME_BYTES_MAX`](crate::NAME_BYTES_MAX), truncated.
     pub name_too_long: u64,
+}
+
+impl Sanitized {
+    /// Each cause by the name of its field, with its number.
+    pub fn causes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = *self;
+        [
+            ("invalid_utf8", invalid_utf8),
+            ("nul", nul),
+            ("lone_surrogate", lone_surrogate),
+            ("duplicate_key", duplicate_key),
+            ("timestamp", timestamp),
+            ("name_too_long", name_too_long),
+        ]
+        .into_iter()
+    }
 }
 
 /// Returns the body as text without NUL. Borrowed if there is nothing to sanitize, which is checked at memory speed.

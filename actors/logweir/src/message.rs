@@ -179,7 +179,7 @@ impl Rejection {
 
 impl From<ParseError> for Rejection {
     fn from(error: ParseError) -> Self {
-        let ParseError { kind, reason, detail } = error;
+        let ParseError { kind, reason, detail, .. } = error;
         let kind = match kind {
             ParseErrorKind::TooLarge => RejectionKind::TooLarge,
             ParseErrorKind::MalformedItem(item) => RejectionKind::MalformedItem(item),

@@ -7,7 +7,7 @@ use logweir_engine::fault::kill_point;
 use logweir_engine::mailbox::{Closed, Mailbox};
 use logweir_engine::observe::Counter;
 use logweir_engine::stage::{Exit, Stage, StageContext};
-use logweir_formats::{ItemOutcome, Memory, Parsed, Rules, Sanitized, parse_by};
+use logweir_formats::{ItemOutcome, Memory, Parsed, Rules, parse_by};
 
 use crate::message::{ParsedChunk, RawChunk, Rejection};
 
@@ -55,15 +55,7 @@ impl Parser {
             let labels = [("component", "parser"), ("reason", "unsupported_action"), ("intentional", "true")];
             metrics::counter!("logweir_discarded_records_total", &labels).increment(unsupported as u64);
         }
-        let Sanitized { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = parsed.sanitized;
-        for (cause, count) in [
-            ("invalid_utf8", invalid_utf8),
-            ("nul", nul),
-            ("lone_surrogate", lone_surrogate),
-            ("duplicate_key", duplicate_key),
-            ("timestamp", timestamp),
-            ("name_too_long", name_too_long),
-        ] {
+        for (cause, count) in parsed.sanitized.causes() {
             if count > 0 {
                 metrics::counter!("logweir_sanitized_values_total", "cause" => cause).increment(count);
             }

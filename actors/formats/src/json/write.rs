@@ -1,6 +1,6 @@
 //! Writes JSON.
 
-/// Appends `text` as a JSON string.
+/// Appends `text` as a JSON string, with quotes.
 pub fn push_json_string(out: &mut String, text: &str) {
     if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
         out.push_str(&serde_json::Value::from(text).to_string());
@@ -11,7 +11,7 @@ pub fn push_json_string(out: &mut String, text: &str) {
     }
 }
 
-/// Appends a member with a text value.
+/// Appends a member with a text value, and a comma before it unless it is the first: `"name":"value"`.
 pub fn push_member(out: &mut String, name: &str, value: &str) {
     if !out.is_empty() {
         out.push(',');

@@ -1,5 +1,7 @@
 //! Parses one line, in a specified or a detected format.
 
+use std::fmt;
+
 use super::custom;
 use super::line_format::{LineFormat, Parser};
 use super::table::{ACCESS_LOG, LINE_FORMATS, NDJSON, PLAIN, candidates};
@@ -14,6 +16,12 @@ use crate::sink::Sink;
 #[derive(Clone, Copy, Default)]
 pub struct Memory {
     built_in: Option<&'static LineFormat>,
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Memory").field(&self.built_in.map(|format| format.name)).finish()
+    }
 }
 
 /// Parses one line at a time, in a specified or a detected format.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use logweir_formats::{CUSTOM_MAX, CustomFormat};
+use logweir_formats::CustomFormat;
 
 use super::alert_rule::{Measure, RULES_MAX, Rule, Threshold};
 use super::check;
@@ -62,6 +62,9 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     if problems.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError(problems)) }
 }
 
+/// Maximum number of custom formats: each makes every line slower.
+const CUSTOM_MAX: usize = 32;
+
 /// Compiles the valid formats; they are sorted by name.
 fn custom_formats(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<CustomFormat> {
     let mut formats = Vec::new();
@@ -84,7 +87,7 @@ fn custom_formats(sections: Vec<Section>, problems: &mut Vec<Problem>) -> Vec<Cu
         } else if let Some(Raw::Text(pattern)) = pattern {
             match CustomFormat::new(&name, pattern) {
                 Ok(format) => formats.push(format),
-                Err(message) => report(format!("{key}.pattern"), Some(format!("{pattern:?}")), at, message),
+                Err(error) => report(format!("{key}.pattern"), Some(format!("{pattern:?}")), at, error.to_string()),
             }
         } else {
             let message = "expected a regular expression as a string";
