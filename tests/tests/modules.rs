@@ -8,7 +8,7 @@
 //!   of a macro's call. Documentation, attributes and visibilities (`pub(super)`) do not count.
 //! - A file of nothing but `mod` and `use` items only declares and re-exports. It depends on nothing, and a path through
 //!   it is a path to the file that defines the item. A parent with code of its own counts as any other file: one that
-//!   uses its children and is used by them is a circle, except in the crates of [`PARENTS_ARE_USED`].
+//!   uses its children and is used by them is a circle.
 //! - Not seen: methods and traits of another file that no path names, and paths in strings (`#[serde(with = "…")]`).
 
 #![allow(missing_docs)]
@@ -22,10 +22,6 @@ use std::process::Command;
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-/// Crates in which modules use code of their parents, which use them: there, what a module names of the modules that
-/// contain it does not count. A crate leaves the list when the test says so.
-const PARENTS_ARE_USED: [&str; 4] = ["logweir", "logweir_cli", "logweir_formats", "logweir_store"];
-
 /// Lines listed for each pair of files.
 const LINES_SHOWN_MAX: usize = 5;
 
@@ -34,15 +30,8 @@ fn no_crate_has_a_circle_of_modules() {
     let roots = roots();
     assert!(roots.len() >= 4, "the workspace has more crates than {roots:?}");
     let mut problems = String::new();
-    let (mut excepted, mut needed) = (BTreeSet::new(), BTreeSet::new());
     for (name, root) in &roots {
-        let source = Crate::read(root);
-        let parents_count = !PARENTS_ARE_USED.contains(&name.as_str());
-        if !parents_count {
-            excepted.insert(name);
-            needed.extend((!source.circles(true).is_empty()).then_some(name));
-        }
-        for circle in source.circles(parents_count) {
+        for circle in Crate::read(root).circles() {
             circle.describe(name, &mut problems);
         }
     }
@@ -51,8 +40,6 @@ fn no_crate_has_a_circle_of_modules() {
         "Some modules depend on each other in a circle. Move what both sides need to a module below them, or to the \
          side that it belongs to; the head of tests/tests/modules.rs says what is counted.\n{problems}"
     );
-    let without: Vec<_> = excepted.difference(&needed).collect();
-    assert!(without.is_empty(), "no parent is in a circle any more: remove {without:?} from PARENTS_ARE_USED");
 }
 
 /// The name and root file of each library and program of the workspace.
@@ -259,20 +246,8 @@ impl Crate {
         })
     }
 
-    /// Whether the module of the file `inner` is inside that of `outer`.
-    fn is_inside(&self, inner: FileId, outer: FileId) -> bool {
-        let mut scope = self.scopes.iter().position(|scope| scope.file == inner);
-        while let Some(at) = scope {
-            if self.scopes[at].file == outer {
-                return true;
-            }
-            scope = self.scopes[at].parent;
-        }
-        false
-    }
-
     /// Which file names items of which other file, and where.
-    fn dependencies(&self, parents_count: bool) -> BTreeMap<(FileId, FileId), Vec<(usize, String)>> {
+    fn dependencies(&self) -> BTreeMap<(FileId, FileId), Vec<(usize, String)>> {
         let mut dependencies: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (from, file) in self.files.iter().enumerate().filter(|(_, file)| !file.is_index) {
             for (scope, line, path) in &file.named {
@@ -283,7 +258,7 @@ impl Crate {
                     Some(Target::Item(file)) => file,
                     None => continue,
                 };
-                if to != from && (parents_count || !self.is_inside(from, to)) {
+                if to != from {
                     let lines = dependencies.entry((from, to)).or_default();
                     if lines.last().is_none_or(|(last, _)| last != line) {
                         lines.push((*line, path.join("::")));
@@ -294,10 +269,9 @@ impl Crate {
         dependencies
     }
 
-    /// Sets of files of which each depends on each other one, directly or not. `parents_count` is false if what a module
-    /// names of the modules that contain it is left out.
-    fn circles(&self, parents_count: bool) -> Vec<Circle> {
-        let dependencies = self.dependencies(parents_count);
+    /// Sets of files of which each depends on each other one, directly or not.
+    fn circles(&self) -> Vec<Circle> {
+        let dependencies = self.dependencies();
         let reached_from = |start: FileId| {
             let (mut reached, mut next) = (BTreeSet::new(), vec![start]);
             while let Some(file) = next.pop() {
@@ -547,19 +521,15 @@ impl<'ast> Visit<'ast> for Names {
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 }
 
-fn circles_of(files: &[(&str, &str)]) -> Vec<Vec<String>> {
-    circles_with(true, files)
-}
-
 /// Writes a crate of these files and returns its circles, each as the names of its files.
-fn circles_with(parents_count: bool, files: &[(&str, &str)]) -> Vec<Vec<String>> {
+fn circles_of(files: &[(&str, &str)]) -> Vec<Vec<String>> {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, text) in files {
         let path = folder.path().join(name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder can be made");
         fs::write(path, text).expect("a file can be written");
     }
-    let circles = Crate::read(&folder.path().join("lib.rs")).circles(parents_count);
+    let circles = Crate::read(&folder.path().join("lib.rs")).circles();
     let name = |path: &PathBuf| path.strip_prefix(folder.path()).expect("it is in the folder").display().to_string();
     circles.iter().map(|circle| circle.modules.iter().map(name).collect()).collect()
 }
@@ -613,7 +583,6 @@ fn a_parent_is_part_of_a_circle_only_with_code_of_its_own() {
     assert!(of_parent(index).is_empty());
     let with_code = "mod child; pub use child::Child; pub struct Shared;";
     assert_eq!(of_parent(with_code), [["m/mod.rs", "m/child.rs"]]);
-    assert!(circles_with(false, &[("lib.rs", "pub mod m;"), ("m/mod.rs", with_code), child]).is_empty());
     // The child uses what the index re-exports from a sibling, which uses the child.
     let circle =
         [("lib.rs", "pub mod m;"), ("m/mod.rs", index), child, (sibling.0, "use super::Child; pub struct Shared;")];
