@@ -155,17 +155,9 @@ const REGEXES: &[&str] = &[
 ];
 
 fn settings(url: DatabaseUrl) -> Database {
-    Database {
-        url,
-        read_url: None,
-        pool_size: 4,
-        connect_timeout_ms: 5_000,
-        statement_timeout_ms: 60_000,
-        retention_days: 0,
-        compress_after_days: 0,
-        text_index: true,
-        ca_file: None,
-    }
+    let mut settings = Database::new(url);
+    settings.compress_after_days = 0;
+    settings
 }
 
 /// A store and a writer for it.

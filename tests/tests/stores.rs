@@ -21,17 +21,14 @@ use uuid::Uuid;
 const NOON_US: i64 = 1_763_640_000_000_000;
 
 fn settings(url: DatabaseUrl) -> Database {
-    Database {
-        url,
-        read_url: None,
-        pool_size: 2,
-        connect_timeout_ms: 5_000,
-        statement_timeout_ms: 60_000,
-        retention_days: 0,
-        compress_after_days: 0,
-        text_index: true,
-        ca_file: None,
-    }
+    with(url, |_| {})
+}
+
+fn with(url: DatabaseUrl, change: impl FnOnce(&mut Database)) -> Database {
+    let mut settings = Database::new(url);
+    (settings.pool_size, settings.compress_after_days) = (2, 0);
+    change(&mut settings);
+    settings
 }
 
 fn open_postgres(url: &str) -> Arc<dyn LogStore> {
@@ -908,7 +905,8 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_times_out() {
     let config: tokio_postgres::Config = on.url().parse().unwrap();
     let (port, cut) = proxy(config.get_ports()[0]).await;
     let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
-    let hasty = Database { connect_timeout_ms: 300, statement_timeout_ms: 100, ..settings(DatabaseUrl::Postgres(url)) };
+    let hasty =
+        with(DatabaseUrl::Postgres(url), |hasty| (hasty.connect_timeout_ms, hasty.statement_timeout_ms) = (300, 100));
     let store = store::open(&hasty).unwrap().store();
     for (silence, expected_text) in
         [(SILENT_AFTER_CONNECTING, "connecting to the database"), (SILENT_WHILE_OPENING, "opening the lane")]
@@ -1164,7 +1162,7 @@ async fn a_held_lock_a_slow_statement_and_a_terminated_session_are_transient() {
     beside.batch_execute("COMMIT").await.unwrap();
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
 
-    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 200);
     let store = store::open(&hasty).unwrap().store();
     let lease = store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
@@ -1244,7 +1242,7 @@ async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_a
     flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 5);
 
-    let keeping = Database { retention_days: 30, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let keeping = with(DatabaseUrl::Postgres(on.url().to_owned()), |keeping| keeping.retention_days = 30);
     on.store.maintain(today).await.unwrap();
     assert_eq!(on.number(partitions).await, 11);
     assert_eq!(on.number("SELECT count(*) FROM logs_p20241004").await, 1);
@@ -1277,7 +1275,7 @@ async fn retention_deletes_expired_rows_from_sqlite() {
         .flush(&Feed::new(0).batch(&[&[at(today), at(today - 31 * DAY_US), at(today - 30 * DAY_US)]]))
         .await
         .unwrap();
-    let keeping = Database { retention_days: 30, ..settings(DatabaseUrl::Sqlite(on.file())) };
+    let keeping = with(DatabaseUrl::Sqlite(on.file()), |keeping| keeping.retention_days = 30);
     store::open(&keeping).unwrap().store().maintain(today + 5).await.unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
     assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
@@ -1286,7 +1284,7 @@ async fn retention_deletes_expired_rows_from_sqlite() {
 #[tokio::test]
 async fn queries_have_their_own_read_only_pool_that_does_not_hang() {
     let on = Fixture::postgres().await;
-    let hasty = Database { statement_timeout_ms: 200, ..settings(DatabaseUrl::Postgres(on.url().to_owned())) };
+    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 200);
     let AnyStore::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
     let client = store.read_pool().get().await.unwrap();
     let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
@@ -1322,7 +1320,7 @@ async fn tls_is_verified() {
     let (right, wrong) = (write("ca.pem", &ca_pem), write("other.pem", &other));
     let with = |ca_file, mode: &str| {
         let url = format!("{}?sslmode={mode}", server.url("postgres"));
-        store::open(&Database { ca_file, ..settings(DatabaseUrl::Postgres(url)) }).unwrap().store()
+        store::open(&with(DatabaseUrl::Postgres(url), |settings| settings.ca_file = ca_file)).unwrap().store()
     };
     for mode in ["prefer", "require", "verify-full"] {
         let error = with(wrong.clone(), mode).prepare().await.unwrap_err();

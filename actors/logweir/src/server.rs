@@ -315,10 +315,10 @@ fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketA
         tracing::debug!(part, bytes, "memory limit");
     }
     let query = match &config.database.url {
-        DatabaseUrl::Sqlite(_) | DatabaseUrl::Postgres(_) => {
+        DatabaseUrl::Blackhole => "(the blackhole stores nothing)".to_owned(),
+        _ => {
             format!("logweir query --url {}", base_url(data, config.http.tls().is_some()))
         }
-        DatabaseUrl::Blackhole => "(the blackhole stores nothing)".to_owned(),
     };
     print(&format!(
         "logweir {version}: {store}, cache {cache}, at most {mib} of memory (memory_bytes_max={memory_bytes_max})\n\

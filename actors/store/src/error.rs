@@ -7,6 +7,7 @@ use crate::lane::LaneRow;
 
 /// A store's failure, classified by what must happen next.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// Retry later: connection lost, server restarting, read-only, disk full, lock, timeout.
     #[error("{0}")]

@@ -1,18 +1,69 @@
-#![doc = include_str!("../README.md")]
+// The example in the README stores in SQLite.
+#![cfg_attr(feature = "sqlite", doc = include_str!("../README.md"))]
 //!
-//! The log store: rows, cursor and volume counters move in one transaction.
+//! # Code map
 //!
-//! Identity follows the volume: the *writer* is the journal's UUID. At startup a process acquires the writer's lease
-//! (epoch + 1), which fences every earlier owner. Each flush is a compare-and-set on the lane's row,
-//! guarded by epoch and cursor. `inherited + rows + dead + lost` of a lane's row equals the `lane_records` of the
-//! frame at its cursor; this is checked before each commit.
+//! Each module uses only those above it in this list; so do the files of a folder.
+//!
+//! ```text
+//! settings           which store, and how it is used
+//! lane               a lane's row: cursor and counters; ids of records
+//! error              why a store failed, by what must happen next
+//! batch              consecutive frames of a lane that commit together
+//! lease              a run's claim to a writer, the lease, and where an overtaken copy forks
+//! dead_letter        a record that the database rejected
+//! store              the traits: what a store and a lane's connection do
+//! throttle/          queries yield to flushes while the database is behind
+//!   gate             whether they do, and whose turn it is
+//!   pause            durations of reads and pauses
+//!   pieces           reads that wait for a server
+//!   thread           reads on a thread of their own
+//! read               the trait of the read side, its requests and results
+//! volume             counts records per service, minute and severity
+//! replay             dead letters as JSON, and their replay
+//! telemetry          metrics that every store has
+//! protocol/          what both databases share of the exactly-once protocol, without I/O
+//!   migrations       which SQL files a database still needs
+//!   takeover         who may acquire a lease, which lanes are reset, where a copy forks
+//!   cursor           why a compare-and-set matched no row
+//!   rows             the rows of a batch, with their ids
+//!   raw_record       a dead letter's record as text
+//!   volume_counter   the counters of a batch
+//! blackhole          a store that discards everything
+//! postgres/          PostgreSQL and TimescaleDB
+//!   types            timestamptz and jsonb, binary
+//!   error_class      SQLSTATEs: retry, an operator must act, or one bad row
+//!   connect          connections outside the pools, and their errors
+//!   pool             pools for queries and administration
+//!   lane_row         reads a lane's row
+//!   partition        daily partitions
+//!   index            indexes of closed partitions
+//!   schema           migrations, maintenance, retention
+//!   lease            the lease in one transaction
+//!   copy             rows in binary COPY format
+//!   flush            one lane's transactions
+//!   dead_letters     reads and replays dead letters
+//!   filter           filters as SQL
+//!   read             queries
+//!   store            all of it, as a store
+//! sqlite/            SQLite
+//!   connection       sizes, errors, blocking threads
+//!   schema           migrations
+//!   lane_row         reads the rows of lanes and writers
+//!   lease            the lease in one transaction
+//!   flush            one lane's transactions
+//!   dead_letters     reads and replays dead letters
+//!   read             queries
+//!   store            all of it, as a store
+//! open               opens the store that a URL names
+//! bench              internals for the benchmarks (feature `bench`)
+//! ```
+//!
+//! # Why a takeover can reset a lane
 //!
 //! A journal can be older than the database (a restored volume snapshot, or a disk that lost confirmed writes at power
 //! loss). A lane's cursor is then above the journal's tail, and new frames would be mistaken for stored ones. Acquiring
 //! the lease resets such a lane: it restarts at the tail under a new `lane_id`.
-//!
-//! A record's `id` is `lane_id << 44 | ordinal`, where the ordinal counts the lane's records from 1. Ids are dense and
-//! unique, which proves that no record is missing or duplicated.
 
 mod settings;
 mod lane;
@@ -26,11 +77,15 @@ pub mod read;
 pub mod volume;
 pub mod replay;
 mod telemetry;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod protocol;
 pub mod blackhole;
+#[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod open;
+#[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
 

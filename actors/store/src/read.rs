@@ -5,13 +5,10 @@
 //! - Rows are returned with the lanes' cursors of the same snapshot: records above them in the cache are not among the
 //!   rows.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::error::StoreError;
-use crate::throttle::QueryThrottle;
 use logweir_query::hits::{By, Steps};
 use logweir_query::page::{Direction, Found, Position, Range};
 use logweir_query::{Filter, facets};
@@ -72,6 +69,7 @@ pub struct Snapshot<T> {
 
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReadError {
     /// It exceeded the query timeout, in milliseconds.
     #[error("the query exceeded the timeout of {0} ms: use a shorter time range or a more selective filter")]
@@ -146,8 +144,9 @@ pub trait LogReader: Send + Sync {
 
 impl ReadError {
     /// Returns the error for a read that exceeded its time limit.
-    pub fn too_slow(timeout: Duration, throttle: &QueryThrottle) -> Self {
-        match throttle.is_behind() {
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn too_slow(timeout: std::time::Duration, is_behind: bool) -> Self {
+        match is_behind {
             true => Self::Preempted,
             false => Self::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         }

@@ -61,6 +61,7 @@ impl<'a> From<&'a DeadLetter> for DeadLetterJson<'a> {
 
 /// Result of a replay.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Replayed {
     /// Number of records inserted into the table.
     pub done: u64,

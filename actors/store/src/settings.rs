@@ -2,31 +2,53 @@
 
 use std::path::PathBuf;
 
-/// The log store.
+/// Which store, and how it is used: what [`open`](crate::open) opens. The names are those of logweir's configuration,
+/// without `database.`, and so are they in messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Database {
-    /// `database.url`
+    /// The store.
     pub url: DatabaseUrl,
-    /// `database.read_url`: database for queries; `None` uses `url`.
+    /// A PostgreSQL server for queries, such as a replica; `None` uses `url`.
     pub read_url: Option<DatabaseUrl>,
-    /// `database.pool_size`: connections for queries and administration (4).
+    /// Maximum number of connections for queries; PostgreSQL only.
     pub pool_size: usize,
-    /// `database.connect_timeout_ms`: time limit for connecting (5 s).
+    /// Time limit for connecting, in milliseconds; PostgreSQL only.
     pub connect_timeout_ms: u64,
-    /// `database.statement_timeout_ms`: time limit for a statement (60 s).
+    /// Time limit for a statement, in milliseconds; PostgreSQL only.
     pub statement_timeout_ms: u64,
-    /// `database.retention_days`: age at which partitions are dropped; 0 keeps everything.
+    /// Age in days at which records are deleted, by their own time; 0 keeps everything.
     pub retention_days: u32,
-    /// `database.compress_after_days`: age at which TimescaleDB compresses a chunk (7); 0 disables it.
+    /// Age in days at which TimescaleDB compresses a chunk; 0 disables it.
     pub compress_after_days: u32,
-    /// `database.text_index`: whether the partitions of past days get a text index (true).
+    /// Whether the partitions of past days get a text index; PostgreSQL without TimescaleDB only.
     pub text_index: bool,
-    /// `database.ca_file`: PEM with CA certificates to trust in addition to the system's.
+    /// PEM file with CA certificates to trust in addition to the system's; PostgreSQL only.
     pub ca_file: Option<PathBuf>,
 }
 
-/// URL of the log store.
+impl Database {
+    /// The store at `url` with the defaults: 4 connections for queries, 5 s for connecting, 60 s for a statement,
+    /// records kept forever, chunks compressed after 7 days, text indexes, the system's CA certificates.
+    #[must_use]
+    pub fn new(url: DatabaseUrl) -> Self {
+        Self {
+            url,
+            read_url: None,
+            pool_size: 4,
+            connect_timeout_ms: 5_000,
+            statement_timeout_ms: 60_000,
+            retention_days: 0,
+            compress_after_days: 7,
+            text_index: true,
+            ca_file: None,
+        }
+    }
+}
+
+/// URL of a store. Its `Debug` output hides the password.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DatabaseUrl {
     /// `sqlite:PATH`
     Sqlite(PathBuf),

@@ -91,17 +91,7 @@ fn blank() -> Config {
             retain_segments: 0,
             retain_s: 0,
         },
-        database: Database {
-            url: DatabaseUrl::Sqlite(PathBuf::new()),
-            read_url: None,
-            pool_size: 0,
-            connect_timeout_ms: 0,
-            statement_timeout_ms: 0,
-            retention_days: 0,
-            compress_after_days: 0,
-            text_index: false,
-            ca_file: None,
-        },
+        database: Database::new(DatabaseUrl::Sqlite(PathBuf::new())),
         cache: Cache {
             url: CacheUrl::Memory,
             recent_records: 0,

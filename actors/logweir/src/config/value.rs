@@ -64,6 +64,7 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
                     DatabaseUrl::Postgres(url) => Some(DatabaseUrl::Postgres(url)),
                     DatabaseUrl::Sqlite(_) => return Err(format!("{}: SQLite has no replicas", expected())),
                     DatabaseUrl::Blackhole => return Err(format!("{}: a blackhole stores nothing", expected())),
+                    _ => return Err(expected()),
                 },
             };
         }
@@ -113,13 +114,13 @@ pub(super) fn current(key: &Key, config: &mut Config) -> Option<Raw> {
                 .to_str()
                 .filter(|path| matches!(*path, "" | ":memory:"))
                 .map(|path| Raw::Text(format!("sqlite:{path}"))),
-            DatabaseUrl::Blackhole => None,
+            _ => None,
         },
         Kind::OptionalDatabase(at) => match at(config) {
             Some(DatabaseUrl::Postgres(url)) => text(url),
             Some(DatabaseUrl::Sqlite(_)) => text("sqlite:x"),
             Some(DatabaseUrl::Blackhole) => text("blackhole:"),
-            None => None,
+            _ => None,
         },
         Kind::Cache(at) => match at(config) {
             CacheUrl::Memory => None,
@@ -249,6 +250,7 @@ fn show_database(url: &DatabaseUrl) -> String {
         DatabaseUrl::Sqlite(path) => format!("sqlite:{}", path.display()),
         DatabaseUrl::Postgres(url) => without_secrets(url),
         DatabaseUrl::Blackhole => "blackhole:".to_owned(),
+        other => format!("{other:?}"),
     }
 }
 

@@ -111,7 +111,7 @@ pub(super) async fn replay(
         },
         _ => return Err(bad_parameter("missing parameter: expected either id=ID or all=true")),
     };
-    let Replayed { done, failed, more } = replayed.map_err(store_error)?;
+    let Replayed { done, failed, more, .. } = replayed.map_err(store_error)?;
     tracing::info!(replayed = done, failed = failed.len(), "replayed dead letters");
     let failed = failed.into_iter().map(|(id, reason)| FailedReplay { id: id.to_string(), reason }).collect();
     Ok(Answer::json(200, &ReplayBody { replayed: done, failed, more }))

@@ -164,7 +164,7 @@ impl Plan {
                 retain_segments: 0,
                 retain_s: 0,
             },
-            database: Database { url: DatabaseUrl::Sqlite("unused".into()), ..Config::default().database },
+            database: Database::new(DatabaseUrl::Sqlite("unused".into())),
             cache: Cache {
                 url: CacheUrl::Memory,
                 recent_records: 1,

@@ -62,7 +62,7 @@ impl PostgresReader {
     }
 
     fn too_slow(&self) -> ReadError {
-        ReadError::too_slow(self.timeout, &self.throttle)
+        ReadError::too_slow(self.timeout, self.throttle.is_behind())
     }
 
     fn failed(&self, error: &Error) -> ReadError {

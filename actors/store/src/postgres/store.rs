@@ -86,8 +86,7 @@ impl PostgresStore {
     }
 
     /// Returns a reader that uses the query pool. `timeout` is the server's limit for a statement.
-    #[must_use]
-    pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> PostgresReader {
+    pub(crate) fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> PostgresReader {
         PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, throttle)
     }
 

@@ -36,7 +36,8 @@ pub struct SqliteReader {
     throttle: QueryThrottle,
 }
 
-/// Idle connections.
+/// Idle connections. Not `deadpool-sqlite`: it opens them for writing, runs a statement on another thread at each
+/// checkout, and needs a rusqlite (0.40) that cannot be linked next to this one (0.41).
 struct ConnectionPool {
     path: PathBuf,
     busy_timeout: Duration,
@@ -75,7 +76,7 @@ impl SqliteReader {
         let joined = tokio::time::timeout(self.timeout, task).await;
         drop(guard);
         match joined {
-            Err(_) => Err(ReadError::too_slow(self.timeout, &self.throttle)),
+            Err(_) => Err(ReadError::too_slow(self.timeout, self.throttle.is_behind())),
             Ok(Err(error)) => Err(ReadError::Failed(format!("the SQLite task failed: {error}"))),
             Ok(Ok(done)) => done,
         }

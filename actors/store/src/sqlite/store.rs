@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use logweir_engine::clock::wall_us;
 use logweir_engine::journal::LaneId;
 use logweir_record::timestamp::{self, DAY_US};
-use rusqlite::{Connection, Error, OpenFlags, Row, params};
+use rusqlite::{Connection, Error, Row, params};
 use uuid::Uuid;
 
 use super::connection::{BUSY_TIMEOUT, CACHE_BYTES, PAGE_BYTES, WAL_PAGES, blocking, failed};
@@ -73,27 +73,8 @@ impl SqliteStore {
     }
 
     /// Returns a reader with its own connections; each read may take up to `timeout`.
-    #[must_use]
-    pub fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> SqliteReader {
+    pub(crate) fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> SqliteReader {
         SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, throttle)
-    }
-
-    /// Returns the shared read-only connection. Use it on a blocking thread.
-    #[must_use]
-    pub fn reader(&self) -> Arc<Mutex<Connection>> {
-        self.read.clone()
-    }
-
-    /// Opens another read-only connection, for queries that must not wait for each other.
-    ///
-    /// # Errors
-    /// The file cannot be opened.
-    pub fn open_reader(&self) -> Result<Connection, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection =
-            Connection::open_with_flags(&self.path, flags).map_err(failed("opening the file for reading"))?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("opening the file for reading"))?;
-        Ok(connection)
     }
 }
 

@@ -3,20 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 /// A backlog of this age is more than a batch that is waiting to fill.
 pub const BEHIND: Duration = Duration::from_secs(2);
 
 /// How long one query may read while the database is behind, excluding pauses.
 pub const READING_MAX: Duration = Duration::from_millis(500);
-
-/// A pause is this many times as long as the read before it, up to the maximum.
-const PAUSE_FACTOR: u32 = 9;
-const PAUSE_MAX: Duration = Duration::from_secs(3);
-
-/// Pieces get longer below this range and shorter above it.
-pub(super) const PIECE: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(150);
 
 /// Shares the capacity that the writers leave among queries. Clones share the same state.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +18,9 @@ pub struct QueryThrottle(pub(super) Arc<Shared>);
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) behind: watch::Sender<bool>,
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     /// Held by the query that reads, and after it for the pause.
-    pub(super) turn: Arc<Mutex<()>>,
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl QueryThrottle {
@@ -41,10 +35,4 @@ impl QueryThrottle {
     pub fn is_behind(&self) -> bool {
         *self.0.behind.borrow()
     }
-}
-
-/// The pause after a read that took this long.
-pub(super) fn pause_after(took: Duration) -> Duration {
-    metrics::counter!("logweir_query_throttle_pauses_total").increment(1);
-    (took * PAUSE_FACTOR).min(PAUSE_MAX)
 }

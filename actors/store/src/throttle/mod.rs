@@ -11,10 +11,15 @@
 //! should not have; fewer concurrent queries, because a single one can use all resources.
 
 mod gate;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod pause;
+#[cfg(feature = "postgres")]
 mod pieces;
+#[cfg(feature = "sqlite")]
 mod thread;
-#[cfg(test)]
+#[cfg(all(test, feature = "postgres"))]
 mod tests;
 
 pub use self::gate::{BEHIND, QueryThrottle, READING_MAX};
+#[cfg(feature = "sqlite")]
 pub(crate) use self::thread::ThreadReading;

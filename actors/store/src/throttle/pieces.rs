@@ -7,7 +7,8 @@ use logweir_query::page::{Direction, Range};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
-use super::gate::{PIECE, QueryThrottle, READING_MAX, pause_after};
+use super::gate::{QueryThrottle, READING_MAX};
+use super::pause::{PIECE, pause_after};
 
 /// The first piece is this fraction of the range; the second constant is the minimum length.
 const FIRST_FRACTION: i64 = 1024;

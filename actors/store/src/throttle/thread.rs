@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
-use super::gate::{PIECE, QueryThrottle, READING_MAX, pause_after};
+use super::gate::{QueryThrottle, READING_MAX};
+use super::pause::{PIECE, pause_after};
 
 impl QueryThrottle {
     /// For a read on its own thread, called every few milliseconds: blocks until it may continue. Returns whether it
