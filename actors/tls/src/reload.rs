@@ -11,22 +11,22 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::TlsError;
+use crate::error::TlsError;
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The latest usable contents.
 #[derive(Debug)]
-pub(super) struct Reloadable<T>(RwLock<T>);
+pub(crate) struct Reloadable<T>(RwLock<T>);
 
 impl<T: Clone> Reloadable<T> {
-    pub(super) fn current(&self) -> T {
+    pub(crate) fn current(&self) -> T {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// Reads now, and again whenever one of `files` has changed, until the result is dropped.
-pub(super) fn start<T: Clone + Send + Sync + 'static>(
+pub(crate) fn start<T: Clone + Send + Sync + 'static>(
     owner: &'static str,
     files: Vec<PathBuf>,
     read: impl Fn() -> Result<T, TlsError> + Send + 'static,
