@@ -20,7 +20,7 @@ use crate::args::ConfigArgs;
 use crate::exit;
 use crate::failure::Failure;
 use logweir::config::Token;
-use logweir_query::language::QUERY_BYTES_MAX;
+use logweir_query::QUERY_BYTES_MAX;
 
 /// An error response is read up to this many bytes.
 const ERROR_BYTES_MAX: u64 = 64 << 10;

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 const ZEROS_MAX: i64 = 20_000;
 
 /// The JSON text of the value that `name` refers to in the object `attributes`.
-pub(super) fn find<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn find<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
     if attributes.is_empty() {
         return None;
     }
@@ -67,7 +67,7 @@ impl<'de> Visitor<'de> for Member<'_> {
 }
 
 /// Passes the name of each member of the object `attributes` to `visit`.
-pub(super) fn names(attributes: &str, visit: &mut dyn FnMut(&str)) {
+pub(crate) fn names(attributes: &str, visit: &mut dyn FnMut(&str)) {
     if !attributes.is_empty() {
         let mut json = serde_json::Deserializer::from_str(attributes);
         // A value other than an object has no names.
@@ -93,7 +93,7 @@ impl<'de> Visitor<'de> for Each<'_> {
 }
 
 /// The text of a JSON value; `None` for null, objects and arrays.
-pub(super) fn text(json: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn text(json: &str) -> Option<Cow<'_, str>> {
     match json.as_bytes().first()? {
         b'"' => serde_json::from_str::<Name<'_>>(json).ok().map(|Name(text)| text),
         b'{' | b'[' | b'n' => None,

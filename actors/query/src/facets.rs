@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use logweir_record::record::Record;
 
-use super::attribute;
-use super::filter::Field;
+use crate::attribute;
+use crate::filter::Field;
 
 /// Maximum number of distinct values per field; further ones are not counted, which sets `more`.
 const VALUES_MAX: usize = 10_000;
@@ -20,12 +20,12 @@ const VALUE_BYTES_MAX: usize = 256;
 const NAMES_MAX: usize = 1_000;
 
 /// Counts the values of some fields.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Facets {
     fields: Vec<(String, Values)>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Values {
     counts: HashMap<String, u64, foldhash::fast::RandomState>,
     /// Whether values were not counted.
@@ -35,6 +35,7 @@ struct Values {
 /// The values of one field, most frequent first.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct Facet {
     /// Field name.
     pub field: String,
@@ -47,6 +48,7 @@ pub struct Facet {
 /// The frequency of a value.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct ValueCount {
     /// The value.
     pub value: String,
@@ -107,7 +109,7 @@ impl Values {
 }
 
 /// Counts attribute names.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Names(HashMap<String, u64, foldhash::fast::RandomState>);
 
 /// The number of records with a field.

@@ -6,10 +6,13 @@ use std::borrow::Cow;
 
 use logweir_record::record::{Record, Severity};
 
-use super::attribute;
-use super::text::{Text, number};
+use crate::attribute;
+use crate::text::{Text, number};
 
-/// A filter on records. Construct it directly, or from text with [`parse`](super::parse).
+/// A filter on records. Construct it directly, or from text with [`parse`](crate::parse).
+///
+/// It is not `non_exhaustive`, and neither is what it consists of: whoever translates a filter, such as to SQL, must
+/// translate all of it, or the translation selects other records. A new kind of filter is a new major version.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Filter {
     /// Every record.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use logweir_record::record::{Record, Severity};
+use logweir_record::timestamp::MINUTE_US;
 
-use super::page::Range;
+use crate::page::Range;
 
 /// Maximum number of steps of a histogram.
 pub const STEPS_MAX: i64 = 2_000;
@@ -19,7 +20,6 @@ const SERIES_MAX: usize = 20;
 const REST: &str = "(other)";
 
 const SECOND_US: i64 = 1_000_000;
-const MINUTE_US: i64 = 60 * SECOND_US;
 
 /// The step lengths that `auto` chooses from, in seconds.
 const AUTO_S: [i64; 17] =
@@ -44,10 +44,10 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Bars of `step_us` over `range`; `None` chooses the width.
+    /// Bars of `step_us` microseconds over `range`; `None` chooses the width.
     ///
     /// # Errors
-    /// There would be too many bars.
+    /// There would be more than [`STEPS_MAX`] bars, or the width is below a millisecond.
     pub fn over(range: Range, step_us: Option<i64>) -> Result<Self, String> {
         let length = range.end_us.saturating_sub(range.start_us);
         let step_us = step_us.unwrap_or_else(|| {
@@ -100,6 +100,7 @@ pub struct Hits {
 /// One series.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct Series {
     /// A severity name or a service.
     pub name: String,
@@ -121,7 +122,8 @@ impl Hits {
         self.add_many(record.ts_us, record.severity.number(), record.service, 1);
     }
 
-    /// Counts `records` of one service and severity in the step of `ts_us`.
+    /// Counts `records` of one service and severity in the step of `ts_us` (microseconds since the Unix epoch), unless it
+    /// is outside the range.
     pub fn add_many(&mut self, ts_us: i64, severity: u8, service: &str, records: u64) {
         if !self.steps.range.holds(ts_us) {
             return;

@@ -24,31 +24,14 @@ use winnow::ModalResult;
 use winnow::Parser;
 use winnow::ascii::multispace0;
 use winnow::combinator::{alt, cut_err, eof, opt, peek, preceded};
-use winnow::error::{ErrMode, ParserError};
-use winnow::stream::{Offset, Stream};
+use winnow::error::ErrMode;
 use winnow::token::{any, one_of, take_while};
 
-use super::filter::{Comparison, Field, Filter, SeverityRange, Test};
-use super::text::{Text, TextKind, number};
-
-/// Maximum length of a query in bytes.
-pub const QUERY_BYTES_MAX: usize = 16 * 1024;
-
-/// Maximum number of tests in a query: each becomes a part of the statement that a database plans.
-pub(super) const TESTS_MAX: usize = 256;
-
-/// Maximum nesting of parentheses and negations.
-pub(super) const DEPTH_MAX: usize = 32;
-
-/// An invalid query, and where the error is.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("at column {column}: {detail}")]
-pub struct QueryError {
-    /// Position of the error in the query, in characters, from 1.
-    pub column: usize,
-    /// What is wrong, and what is expected.
-    pub detail: String,
-}
+use crate::filter::{Comparison, Field, Filter, SeverityRange, Test};
+use crate::syntax::{
+    DEPTH_MAX, Input, QueryError, Quoted, SyntaxError, TESTS_MAX, quoted, read, syntax_error, unclosed,
+};
+use crate::text::{Text, TextKind, number};
 
 /// Parses a query; an empty one matches every record.
 ///
@@ -56,71 +39,6 @@ pub struct QueryError {
 /// The query is invalid; the error has the column.
 pub fn parse(query: &str) -> Result<Filter, QueryError> {
     read(query, whole)
-}
-
-/// Parses all of `query` with `whole`.
-pub(super) fn read<'q, T>(
-    query: &'q str,
-    whole: impl FnOnce(&mut Input<'q>) -> ModalResult<T, SyntaxError>,
-) -> Result<T, QueryError> {
-    let bad = |at: usize, detail: String| {
-        let column = query[..query.floor_char_boundary(at)].chars().count() + 1;
-        QueryError { column, detail }
-    };
-    if query.len() > QUERY_BYTES_MAX {
-        return Err(bad(QUERY_BYTES_MAX, format!("query too long: expected at most {QUERY_BYTES_MAX} bytes")));
-    }
-    if let Some(at) = query.find('\0') {
-        return Err(bad(at, "invalid character NUL: records cannot contain it".to_owned()));
-    }
-    let mut input = Input { input: query, state: Nesting::default() };
-    let start = input.checkpoint();
-    let parsed = whole(&mut input).map_err(|error| {
-        let SyntaxError { left, detail } = error.into_inner().unwrap_or_default();
-        bad(query.len() - left.min(query.len()), detail)
-    })?;
-    debug_assert_eq!(input.offset_from(&start), query.len(), "the whole query was parsed");
-    Ok(parsed)
-}
-
-/// The rest of the query.
-pub(super) type Input<'q> = winnow::stream::Stateful<&'q str, Nesting>;
-
-/// Nesting depth and number of tests so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Nesting {
-    pub(super) depth: usize,
-    pub(super) tests: usize,
-}
-
-/// An error, and the number of bytes left where it occurred.
-#[derive(Clone, Debug, Default)]
-pub(super) struct SyntaxError {
-    left: usize,
-    detail: String,
-}
-
-impl<'q> ParserError<Input<'q>> for SyntaxError {
-    type Inner = Self;
-
-    fn from_input(input: &Input<'q>) -> Self {
-        let detail = match input.input.chars().next() {
-            None => "unexpected end of the query".to_owned(),
-            Some(letter) => {
-                format!("unexpected {letter:?}: to search for it literally, put the text in quotes")
-            }
-        };
-        Self { left: input.input.len(), detail }
-    }
-
-    fn into_inner(self) -> Result<Self::Inner, Self> {
-        Ok(self)
-    }
-}
-
-/// An error where `left` bytes are left.
-pub(super) fn syntax_error<T>(left: usize, detail: impl Into<String>) -> ModalResult<T, SyntaxError> {
-    Err(ErrMode::Cut(SyntaxError { left, detail: detail.into() }))
 }
 
 fn whole(input: &mut Input<'_>) -> ModalResult<Filter, SyntaxError> {
@@ -535,35 +453,6 @@ fn regex(input: &mut Input<'_>) -> ModalResult<Text, SyntaxError> {
 
 fn text(left: usize, kind: TextKind, pattern: String, case_sensitive: bool) -> ModalResult<Text, SyntaxError> {
     Text::new(kind, pattern, case_sensitive).or_else(|error| syntax_error(left, error.to_string()))
-}
-
-/// Text in quotes, and the kind of quotes.
-pub(super) struct Quoted {
-    pub(super) text: String,
-    quotes: Option<char>,
-}
-
-pub(super) fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, SyntaxError> {
-    let left = input.input.len();
-    let mark = one_of(['"', '\'', '`']).parse_next(input)?;
-    let mut text = String::new();
-    loop {
-        match any.parse_next(input).map_err(|_: ErrMode<SyntaxError>| unclosed(left))? {
-            letter if letter == mark => return Ok(Quoted { text, quotes: Some(mark) }),
-            '\\' if mark != '`' => match any.parse_next(input).map_err(|_: ErrMode<SyntaxError>| unclosed(left))? {
-                'n' => text.push('\n'),
-                't' => text.push('\t'),
-                'r' => text.push('\r'),
-                letter @ ('"' | '\'' | '\\' | '`') => text.push(letter),
-                letter => text.extend(['\\', letter]),
-            },
-            letter => text.push(letter),
-        }
-    }
-}
-
-fn unclosed(left: usize) -> ErrMode<SyntaxError> {
-    ErrMode::Cut(SyntaxError { left, detail: "unclosed quote".to_owned() })
 }
 
 #[cfg(test)]

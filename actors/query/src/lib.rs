@@ -2,58 +2,47 @@
 //!
 //! # Code map
 //!
-//! - `filter` selects records and decides for a single one; `text` compares text, `attribute` finds attribute values,
-//!   `pattern` checks regular expressions, and `language` and `logql` parse a filter.
-//! - `time`, `hits` and `windows` parse times and steps; `page` has positions between records, and `facets` counts
-//!   values.
+//! Each module uses only those above it in this list.
 //!
-//! A filter means the same here, in `PostgreSQL` and in `SQLite`; features that these cannot implement alike are not
-//! offered. Therefore case is ignored only for the letters A to Z, and regular expressions follow the crate `regex`
-//! everywhere.
+//! ```text
+//! pattern           a regular expression as one of PostgreSQL
+//! text              compares text; numbers in text
+//! attribute         values of attributes, without a tree
+//! filter            selects records, and decides for a single one
+//! syntax            what the languages have in common: input, limits, errors with a column, quotes
+//! language          logweir's own language
+//! logql             LogQL
+//! query_text        a query as text, in one of the languages
+//! time              times and durations in parameters
+//! page              ranges, positions between records, and cursors
+//! hits, windows     counts per step, and over overlapping windows
+//! facets            counts of values
+//! ```
+//!
+//! # Invariants
+//!
+//! - A filter means the same here, in PostgreSQL and in SQLite; features that these cannot implement alike are not
+//!   offered. Therefore case is ignored only for the letters A to Z, and regular expressions follow the crate `regex`
+//!   everywhere.
+//! - A test is true or false, never unknown.
+//! - Every query is bounded: in bytes, tests and depth, and in the size of compiled expressions.
 
-pub mod filter;
-pub mod text;
 mod pattern;
+pub mod text;
 pub mod attribute;
-pub mod language;
+pub mod filter;
+mod syntax;
+mod language;
 pub mod logql;
+mod query_text;
 pub mod time;
-pub mod hits;
-pub mod facets;
 pub mod page;
+pub mod hits;
 pub mod windows;
+pub mod facets;
 
-pub use self::filter::{Comparison, Field, Filter, SeverityRange, Test};
-pub use self::language::{QueryError, parse};
-pub use self::text::{PatternError, Text, TextKind};
-
-/// A query for records, as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum QueryText {
-    /// In the query language of logweir.
-    Query(String),
-    /// In LogQL.
-    LogQl(String),
-}
-
-impl QueryText {
-    /// Parses the query.
-    ///
-    /// # Errors
-    /// The query is invalid; the error has the column.
-    pub fn filter(&self) -> Result<Filter, QueryError> {
-        match self {
-            Self::Query(text) => parse(text),
-            Self::LogQl(text) => logql::parse_selector(text),
-        }
-    }
-
-    /// The query parameter that carries the text, and the text.
-    #[must_use]
-    pub fn parameter(&self) -> (&'static str, &str) {
-        match self {
-            Self::Query(text) => ("query", text),
-            Self::LogQl(text) => ("logql", text),
-        }
-    }
-}
+pub use filter::{Comparison, Field, Filter, SeverityRange, Test};
+pub use language::parse;
+pub use query_text::QueryText;
+pub use syntax::{QUERY_BYTES_MAX, QueryError};
+pub use text::{PatternError, Text, TextKind};

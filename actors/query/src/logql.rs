@@ -20,9 +20,9 @@ use winnow::Parser;
 use winnow::combinator::{alt, eof, opt, peek};
 use winnow::token::{one_of, take_while};
 
-use super::filter::{Comparison, Field, Filter, SeverityRange, Test};
-use super::language::{DEPTH_MAX, Input, QueryError, SyntaxError, TESTS_MAX, quoted, read, syntax_error};
-use super::text::{Text, TextKind};
+use crate::filter::{Comparison, Field, Filter, SeverityRange, Test};
+use crate::syntax::{DEPTH_MAX, Input, QueryError, SyntaxError, TESTS_MAX, quoted, read, syntax_error};
+use crate::text::{Text, TextKind};
 
 /// The values of the label `level`, from the highest severity.
 pub const LEVELS: [&str; 7] = ["fatal", "error", "warn", "info", "debug", "trace", "unknown"];

@@ -11,7 +11,7 @@ use regex_syntax::hir::{Class, Hir, HirKind, Look};
 const REPETITIONS_MAX: u32 = 255;
 
 /// Translates `expression`, or returns why that is impossible.
-pub(super) fn postgres(expression: &str) -> Result<String, String> {
+pub(crate) fn postgres(expression: &str) -> Result<String, String> {
     let hir = ParserBuilder::new().build().parse(expression).map_err(|error| error.to_string())?;
     let mut out = String::with_capacity(expression.len() * 2);
     write(&mut out, &hir)?;

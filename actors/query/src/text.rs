@@ -7,9 +7,9 @@ use std::fmt;
 
 use regex::{Regex, RegexBuilder};
 
-use super::pattern;
+use crate::pattern;
 
-/// Maximum length of a pattern in bytes.
+/// Maximum length of a pattern, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 1024;
 
 /// Maximum size of a compiled pattern in bytes.

@@ -14,7 +14,7 @@ const UNITS: [(&str, i64); 7] = [
 ];
 
 /// Parses a time: RFC 3339, a Unix timestamp in seconds, milliseconds, microseconds or nanoseconds (distinguished by
-/// magnitude), `now`, `now-15m` or `-15m`. Returns microseconds since the Unix epoch.
+/// magnitude), `now`, `now-15m` or `-15m`. `now_us` and the result are microseconds since the Unix epoch.
 ///
 /// # Errors
 /// The text has none of these formats.

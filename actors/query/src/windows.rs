@@ -7,7 +7,7 @@
 //! ```
 //! Points are multiples of the step, so that a graph that is refreshed a second later is the same.
 
-use super::page::Range;
+use crate::page::Range;
 
 /// Maximum number of steps per request, equal to Prometheus' limit on points.
 pub const STEPS_MAX: i64 = 11_000;
@@ -47,7 +47,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// A window of `window_us` at each multiple of `step_us` in `range`, including its end.
+    /// A window of `window_us` at each multiple of `step_us` in `range`, including its end; both in microseconds.
     ///
     /// # Errors
     /// There would be more than [`STEPS_MAX`] parts.
@@ -66,7 +66,7 @@ impl Windows {
         Ok(Self { first_us, step_us, points: usize::try_from(points).unwrap_or(0), window_us, part_us })
     }
 
-    /// A single window that ends at `at_us`, rounded up to the next part, which is at most 0.5 % of it. If its length
+    /// A single window of `window_us` microseconds that ends at `at_us` (since the Unix epoch), rounded up to the next part, which is at most 0.5 % of it. If its length
     /// is not a multiple of any part length, it is extended by less than one part.
     #[must_use]
     pub fn at(at_us: i64, window_us: i64) -> Self {

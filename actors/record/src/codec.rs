@@ -5,7 +5,7 @@
 //!   without an error.
 //! - Bytes are decoded only after their CRC has matched, with a size limit (9 bytes of input can claim 2^40 elements;
 //!   without the limit the allocator aborts the process), and must be consumed to the last byte.
-//! - The bytes are frozen by golden files in `engine/tests/golden`.
+//! - The bytes are frozen by a golden file in `tests/golden`.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
@@ -19,6 +19,7 @@ pub const CHUNK_V1: u8 = 1;
 
 /// Why a payload cannot be encoded or decoded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CodecError {
     /// The chunk is larger than a frame's payload may be.
     #[error("chunk of {bytes} bytes exceeds the limit of {PAYLOAD_BYTES_MAX} bytes")]

@@ -80,7 +80,8 @@ fn object(text: &str) -> Option<Cow<'_, RawValue>> {
     Some(Cow::Borrowed(value))
 }
 
-/// As [`object`], but rejects what many clients reject together with everything around it, such as a lone surrogate.
+/// `text` as a JSON object without line breaks, `{}` where it is empty; `None` where it is anything else, or holds what
+/// many clients reject together with everything around it, such as a lone surrogate.
 #[must_use]
 pub fn strict_object(text: &str) -> Option<Cow<'_, RawValue>> {
     let readable = text.is_empty() || serde_json::from_str::<serde_json::Value>(text).is_ok();
@@ -91,8 +92,8 @@ fn raw(json: String) -> Box<RawValue> {
     RawValue::from_string(json).expect("the text was parsed as JSON before")
 }
 
-/// The members of a record's object as text, without braces: `"ts":…,…,"attributes":{…}`. For hot paths: makes no copies, and
-/// relies on the parser, which only lets JSON objects through as attributes.
+/// The members of a record's object as text, without braces: `"ts":…,…,"attributes":{…}`. For hot paths: makes no copies,
+/// and relies on the attributes being empty or a JSON object, as those of `logweir-formats` are.
 #[derive(Clone, Copy, Debug)]
 pub struct Members<'a>(pub Record<'a>);
 

@@ -185,7 +185,7 @@ impl From<Rejection> for HttpError {
 }
 
 impl From<QueryError> for HttpError {
-    fn from(QueryError { column, detail }: QueryError) -> Self {
+    fn from(QueryError { column, detail, .. }: QueryError) -> Self {
         Self { column: Some(column), ..Self::new(400, "bad_query", detail) }
     }
 }

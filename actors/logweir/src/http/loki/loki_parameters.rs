@@ -115,7 +115,7 @@ fn form(text: &str) -> Result<Vec<(String, String)>, HttpError> {
 }
 
 pub(super) fn bad_query(error: QueryError) -> HttpError {
-    let QueryError { column, detail } = error;
+    let QueryError { column, detail, .. } = error;
     let detail = format!("parse error at line 1, col {column}: {detail}");
     HttpError { column: Some(column), ..HttpError::new(400, "bad_query", detail) }
 }
