@@ -22,7 +22,7 @@ pub struct LaneRow {
     pub epoch: i64,
     /// The cursor: the last committed frame.
     pub last_seq: u64,
-    /// [`Batch::digest`] of that frame; empty before the first.
+    /// [`Batch::digest`](crate::Batch::digest) of that frame; empty before the first.
     pub digest: Vec<u8>,
     /// Rows inserted since the journal was created.
     pub rows: u64,
@@ -31,8 +31,8 @@ pub struct LaneRow {
     /// Records that the journal no longer had (damaged, or past its retention). Each range was logged when it was
     /// found.
     pub lost: u64,
-    /// Records of the lane before this row started: another writer's (see [`LogStore::fork`]), or stored under the
-    /// `lane_id` that the lane had before it was reset.
+    /// Records of the lane before this row started: another writer's (see [`LogStore::fork`](crate::LogStore::fork)),
+    /// or stored under the `lane_id` that the lane had before it was reset.
     pub inherited: u64,
 }
 

@@ -11,7 +11,7 @@ pub struct Claim {
     /// The id of this run.
     pub run: Uuid,
     /// Earlier runs, oldest first. If the database's last owner is neither among them nor this run, this journal is a
-    /// copy that another copy has overtaken: [`StoreError::StaleCopy`].
+    /// copy that another copy has overtaken: [`StoreError::StaleCopy`](crate::StoreError::StaleCopy).
     pub runs: Vec<Uuid>,
     /// Host and process id, for messages.
     pub owner: String,

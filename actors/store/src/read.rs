@@ -26,7 +26,7 @@ pub struct Scan {
     pub after: Option<Position>,
     /// Maximum number of records.
     pub limit: usize,
-    /// The read ends with the record that exceeds this many bytes.
+    /// The read ends with the record that exceeds this many bytes in memory.
     pub bytes_max: usize,
 }
 
@@ -116,6 +116,9 @@ pub struct Volume {
 }
 
 /// Reads stored records.
+///
+/// # Errors
+/// Every method can fail with any [`ReadError`]. Dropping its future cancels the read in the database.
 #[async_trait]
 pub trait LogReader: Send + Sync {
     /// Returns the records of `scan`.

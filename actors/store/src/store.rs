@@ -11,16 +11,24 @@ use crate::lane::{Flushed, LaneRow, LaneStart, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
 
 /// A database that stores records permanently.
+///
+/// # Errors
+/// Every method can fail with [`StoreError::Transient`] (the database is unavailable: retry) and
+/// [`StoreError::Systemic`] (schema, permission or data are wrong: an operator must act); what else, the method says.
 #[async_trait]
 pub trait LogStore: Send + Sync {
     /// Returns the product's name (`PostgreSQL`, `TimescaleDB`, `SQLite`), for messages.
     fn name(&self) -> String;
 
-    /// Brings the schema up to date, under a lock.
+    /// Creates the tables or brings them up to date, under a lock, and does a first round of
+    /// [`maintain`](Self::maintain). Call it before anything else.
     async fn prepare(&self) -> Result<(), StoreError>;
 
     /// Acquires the writer's lease and fences earlier owners. Idempotent for the same run. Resets every lane whose
     /// cursor is above its tail in the journal.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleCopy`] if the last owner is not a run of this journal.
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError>;
 
     /// For a stale copy (`claim` is the rejected one), returns where it forks from the other copy and the writer to
@@ -29,13 +37,21 @@ pub trait LogStore: Send + Sync {
 
     /// Acquires the lease of `claim.writer` (the [`ForkPoint::writer`]) and creates its lanes, each starting where
     /// `starts` specifies. Existing lanes keep their cursor, so that an interrupted fork resumes.
+    ///
+    /// # Errors
+    /// As of [`acquire_lease`](Self::acquire_lease).
     async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
 
     /// Opens the lane's own long-lived connection, and creates its row if it is new. Returns the connection and the
-    /// row.
+    /// row. A lane has one open connection at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if another run has acquired the lease since, [`StoreError::LeaseLost`] if the database
+    /// does not know it.
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
 
     /// Creates upcoming partitions and removes expired data. One process at a time calls it, every few minutes.
+    /// `now_us` is the current time in microseconds since 1970: records older than the retention before it are deleted.
     async fn maintain(&self, now_us: i64) -> Result<(), StoreError>;
 
     /// Returns all lanes of `writer`, for `status` and `verify`.
@@ -48,6 +64,9 @@ pub trait LogStore: Send + Sync {
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError>;
 
     /// Replays a dead letter: inserts its (possibly corrected) record and removes the letter, in one transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::Systemic`] also if there is no such dead letter, or if its record is invalid or rejected again.
     async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError>;
 
     /// Removes dead letters older than `before_us` (microseconds since 1970) and returns their number.
@@ -61,7 +80,12 @@ pub trait LaneWriter: Send {
     /// dead-letters them.
     ///
     /// After an error the outcome is unknown (a COMMIT may have been cut off). Flushing the same batch again resolves
-    /// it.
+    /// it: a batch that is committed already is not stored again. The connection may be closed then; the next flush
+    /// opens another.
+    ///
+    /// # Errors
+    /// Every [`StoreError`] except `StaleCopy`. After `CursorMoved` the batch must be built again from the cursor in
+    /// it; after `LeaseLost` and `Fenced` this connection can no longer flush.
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
 
     /// Returns whether the connection is open as far as is known locally, without a round trip.

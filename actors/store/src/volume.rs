@@ -1,4 +1,5 @@
-//! Counts records per service, minute and severity, as a store does: a service or a minute that repeats costs no search.
+//! Counts records per service, minute and severity, as a store does: repeating the last service or minute costs no
+//! search.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -12,8 +12,8 @@ use crate::error::StoreError;
 pub(crate) const HISTORY: &str = "logweir_schema_history";
 
 /// Creates [`HISTORY`].
-pub(crate) const CREATE_HISTORY_SQL: &str = "CREATE TABLE IF NOT EXISTS logweir_schema_history (version int4 PRIMARY KEY, \
-    name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
+pub(crate) const CREATE_HISTORY_SQL: &str = "CREATE TABLE IF NOT EXISTS logweir_schema_history (\
+    version int4 PRIMARY KEY, name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
 
 /// Reads [`HISTORY`]: the columns of [`Applied`].
 pub(crate) const APPLIED_SQL: &str = "SELECT version, name, checksum FROM logweir_schema_history ORDER BY version";
