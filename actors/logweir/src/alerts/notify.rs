@@ -8,7 +8,6 @@
 
 use std::time::Duration;
 
-use rand::Rng as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -16,12 +15,12 @@ use super::notification::Notification;
 use super::registry::AlertRegistry;
 use super::state::Change;
 use crate::config::Token;
+use crate::limits::backoff::Backoff;
 
 /// Timeout of one attempt.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// First retry delay; it doubles up to the maximum.
-const RETRY_DELAY_FIRST: Duration = Duration::from_millis(500);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(60);
+/// Between two attempts.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 
 /// Outcome of one attempt.
 enum Attempt {
@@ -46,7 +45,7 @@ pub async fn deliver(
     let mut firing_delivered = false;
     while notifications.changed().await.is_ok() {
         let Some(mut notification) = notifications.borrow_and_update().clone() else { continue };
-        let mut delay = RETRY_DELAY_FIRST;
+        let mut delays = RETRY.delays();
         loop {
             if notification.state == Change::Resolved && !firing_delivered {
                 count("superseded"); // the webhook never received the firing
@@ -71,9 +70,7 @@ pub async fn deliver(
                     registry.record_delivery(&alert, Some(error));
                 }
             }
-            let jittered = delay.mul_f64(rand::rng().random_range(0.75..1.25));
-            delay = (delay * 2).min(RETRY_DELAY_MAX);
-            match timeout(jittered, notifications.changed()).await {
+            match timeout(delays.next_delay(), notifications.changed()).await {
                 Err(_) => {}
                 Ok(Err(_)) => return,
                 Ok(Ok(())) => {

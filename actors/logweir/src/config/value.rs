@@ -159,7 +159,8 @@ pub fn allowed(kind: &Kind) -> String {
         Kind::Tokens(_) => {
             format!("a list of tokens, each of at least {TOKEN_CHARS_MIN} visible ASCII characters without commas")
         }
-        Kind::Webhook(_) => format!("{WEBHOOK}, or empty").into(),
+        Kind::Webhook(_) if cfg!(feature = "webhooks") => "http://… or https://…, or empty".into(),
+        Kind::Webhook(_) => WEBHOOK.into(),
         Kind::Database(_) => DATABASE.into(),
         Kind::OptionalDatabase(_) => "postgres://USER:PASSWORD@HOST/DATABASE, or empty".into(),
         Kind::Cache(_) => CACHE.into(),

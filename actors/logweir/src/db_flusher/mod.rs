@@ -31,22 +31,21 @@ pub use self::session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
 use crate::config::BatchLimits;
-use crate::limits::breaker::{self, Allow, Breaker, BreakerSettings, retry};
+use crate::limits::backoff::{Backoff, Delays};
+use crate::limits::breaker::{self, Allow, Breaker, BreakerSettings};
 use crate::progress::{Progress, StoreState};
 use logweir_store::{Batch, BatchFrame, Gap};
 use logweir_store::{LaneRow, LaneWriter, StoreError};
 
-/// Retry interval of a lane that an operator must fix (schema, permission).
+/// Retry interval of a lane that an operator must fix (schema, permission): constant, since more attempts prove nothing.
 const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
 
 /// Backs off from a failing database, for longer each time.
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
 
-/// Maximum random delay added to a retry.
-const SPREAD_MAX: Duration = Duration::from_millis(250);
-
-/// Delay before a retry while the breaker is closed.
-const SHORT_PAUSE: Duration = Duration::from_millis(50);
+/// Before a retry, in addition to the time for which the breaker is open: that has no jitter, and many pods lose the
+/// same server at the same moment.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// Time limit for connecting while draining.
 const DRAIN_CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -99,6 +98,7 @@ pub struct DbFlusher {
     progress: Progress,
     limits: BatchLimits,
     breaker: Breaker,
+    delays: Delays,
     failure_log: FailureLog,
     /// Whether the last attempt failed.
     failing: bool,
@@ -136,6 +136,7 @@ impl DbFlusher {
             progress,
             limits,
             breaker: Breaker::new(BREAKER),
+            delays: RETRY.delays(),
             failure_log: FailureLog::default(),
             failing: false,
             flush_failing: false,
@@ -364,6 +365,7 @@ impl DbFlusher {
         if let Some(lasted) = self.failure_log.succeeded(now) {
             tracing::info!(lane = self.lane, after_ms = lasted.as_millis(), "the database is available again");
         }
+        self.delays = RETRY.delays();
         self.failing = false;
         self.flush_failing = false;
         self.progress.lane_store_state(self.lane, StoreState::Ok);
@@ -438,14 +440,11 @@ impl DbFlusher {
                 }
                 self.progress.lane_store_state(self.lane, StoreState::Failing(what));
                 metrics::counter!("logweir_network_errors_total", "peer" => "database").increment(1);
-                match self.breaker.allow(Instant::now()) {
-                    Allow::No { retry_in } => {
-                        // Many pods lost the same server at the same moment: spread their retries.
-                        let spread = retry::delay(0, SPREAD_MAX, SPREAD_MAX, &mut rand::rng());
-                        self.pause(retry_in + spread).await
-                    }
-                    Allow::Yes | Allow::Probe => self.pause(SHORT_PAUSE).await,
-                }
+                let open_for = match self.breaker.allow(Instant::now()) {
+                    Allow::No { retry_in } => retry_in,
+                    Allow::Yes | Allow::Probe => Duration::ZERO,
+                };
+                self.back_off(open_for).await
             }
             StoreError::Fenced { .. } | StoreError::StaleCopy { .. } => {
                 tracing::error!(lane = self.lane, %error, "the lease is lost: exiting");
@@ -455,7 +454,7 @@ impl DbFlusher {
             StoreError::LeaseLost { .. } => {
                 tracing::error!(lane = self.lane, "{error}: acquiring the lease again");
                 self.drop_lease().await?;
-                self.pause(SHORT_PAUSE).await
+                self.back_off(Duration::ZERO).await
             }
             StoreError::CursorMoved(_) => Ok(()), // the next connection reads the cursor
             // Systemic, SequenceReused, and what a later version of the store adds: an operator decides.
@@ -474,8 +473,8 @@ impl DbFlusher {
     }
 
     /// Pauses if the cursor was reported as moved but has not, to avoid a hot loop.
-    async fn pause_unless_moved(&self, before: Position) -> Result<(), Interrupted> {
-        if self.position == Some(before) { self.pause(SHORT_PAUSE).await } else { Ok(()) }
+    async fn pause_unless_moved(&mut self, before: Position) -> Result<(), Interrupted> {
+        if self.position == Some(before) { self.back_off(Duration::ZERO).await } else { Ok(()) }
     }
 
     fn publish_breaker(&self) {
@@ -496,6 +495,12 @@ impl DbFlusher {
             );
         }
         self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
+    }
+
+    /// Pauses for `at_least` and the next delay.
+    async fn back_off(&mut self, at_least: Duration) -> Result<(), Interrupted> {
+        let delay = self.delays.next_delay();
+        self.pause(at_least + delay).await
     }
 
     async fn pause(&self, duration: Duration) -> Result<(), Interrupted> {

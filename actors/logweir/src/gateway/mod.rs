@@ -33,15 +33,16 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::{Auth, AuthMode, Config, HostPort};
-use crate::limits::breaker::{Allow, BreakerSnapshot, retry};
+use crate::limits::backoff::Backoff;
+use crate::limits::breaker::{Allow, BreakerSnapshot};
 use logweir_store::throttle::QueryThrottle;
 use logweir_tls::{self as tls, TlsError};
 use members::{Member, Members};
 
 /// Maximum length of a processor's response.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Maximum delay before the second attempt.
-const RETRY_MS_MAX: Duration = Duration::from_millis(200);
+/// Before the second attempt.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_millis(200));
 /// How long responses are reused for the next request: many users view the same page.
 const REUSE_FOR: Duration = Duration::from_millis(500);
 
@@ -257,7 +258,7 @@ impl Gateway {
         };
         let mut outcome = self.attempt(address, path).await;
         if attempts > 1 && outcome.as_ref().is_err_and(ProcessorError::opens_breaker) {
-            tokio::time::sleep(retry::delay(2, RETRY_MS_MAX / 4, RETRY_MS_MAX, &mut rand::rng())).await;
+            tokio::time::sleep(RETRY.delays().next_delay()).await;
             outcome = self.attempt(address, path).await;
         }
         let reachable = !outcome.as_ref().is_err_and(ProcessorError::opens_breaker);

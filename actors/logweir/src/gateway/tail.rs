@@ -22,7 +22,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Gateway, unreachable};
 use crate::follow::TOKEN_SEPARATOR;
-use crate::limits::breaker::{Allow, retry};
+use crate::limits::backoff::Backoff;
+use crate::limits::breaker::Allow;
 use crate::tail::sse::{Event, Events};
 use logweir_query::QueryText;
 
@@ -34,8 +35,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A processor sends something every few seconds; after this long without data, the connection counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
-/// Maximum delay before a reconnection.
-const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// Before a reconnection.
+const RECONNECT: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 impl Gateway {
     /// Starts a stream of server-sent events; `None` if the limit of live tails is reached.
@@ -160,7 +161,7 @@ async fn receive(
     mut token: Option<String>,
     to: mpsc::Sender<Event>,
 ) {
-    let mut attempt = 0;
+    let mut delays = RECONNECT.delays();
     loop {
         match gateway.members(|members| members.allow(address, Instant::now())) {
             Allow::No { retry_in } => {
@@ -172,7 +173,7 @@ async fn receive(
         match open(&gateway, address, &query, token.as_deref()).await {
             Ok(response) => {
                 gateway.members(|members| members.record_outcome(address, true, Instant::now()));
-                attempt = 0;
+                delays = RECONNECT.delays();
                 if forward(response, &mut token, &to).await.is_none() {
                     return;
                 }
@@ -183,9 +184,7 @@ async fn receive(
             }
         }
         metrics::counter!("logweir_gateway_tail_reconnects_total").increment(1);
-        let wait = retry::delay(attempt, Duration::from_millis(200), RECONNECT_MAX, &mut rand::rng());
-        sleep(wait).await;
-        attempt += 1;
+        sleep(delays.next_delay()).await;
     }
 }
 

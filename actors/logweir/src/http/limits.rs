@@ -4,6 +4,8 @@
 //! - A body of any size is admitted unless the sender is more than [`BURST`] ahead of its rate. A large body puts the
 //!   sender further ahead, which delays the next one.
 //! - Days are UTC days. Each process counts from its own start.
+//!
+//! Not governor 0.10: it would never admit a body larger than its burst, has no quota per day, and brings 7 more crates.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Circuit breaker and retry delays. Pure: the time is an argument.
+//! Circuit breaker. Pure: the time is an argument.
 //!
 //! ```text
 //!           failures_max in a row                 the open time has passed
@@ -12,6 +12,9 @@
 //! - A probe whose caller never reports its outcome (canceled, panicked) counts as failed once the open time has passed
 //!   again. Otherwise the breaker would reject calls forever.
 //! - The open time doubles from `open_ms_min` to `open_ms_max` and is reset by a success.
+//!
+//! Not recloser 1.4: it opens on a rate of errors, calls a closure instead of answering whether to call, and keeps to
+//! itself the state and the time until the next call, which the flusher waits for and `/api/v1/status` shows.
 
 use std::time::Duration;
 
@@ -186,29 +189,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Retry delays.
-pub mod retry {
-    use std::time::Duration;
-
-    use rand::Rng;
-
-    /// Returns the delay before retry number `attempt` (from 0): a random time between zero and `base` doubled
-    /// `attempt` times, at most `cap`.
-    ///
-    /// The whole range is random ("full jitter"), so that many processes that lost the same server at the same moment
-    /// do not reconnect at the same moment; a fixed delay with a little jitter keeps them in step.
-    pub fn delay(attempt: u32, base: Duration, cap: Duration, rng: &mut impl Rng) -> Duration {
-        let doubled = 1_u32.checked_shl(attempt).and_then(|factor| base.checked_mul(factor));
-        let ceiling = doubled.unwrap_or(cap).min(cap);
-        ceiling.mul_f64(rng.random_range(0.0..=1.0)).min(cap)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
 
     use super::*;
 
@@ -370,30 +353,6 @@ mod tests {
             }
             now += Duration::from_millis(SETTINGS.open_ms_max);
             prop_assert!(matches!(breaker.allow(now), Allow::Yes | Allow::Probe));
-        }
-
-        #[test]
-        fn a_delay_never_exceeds_its_ceiling(attempt in 0_u32..200, base in 0_u64..10_000, cap in 0_u64..60_000, seed: u64) {
-            let mut rng = StdRng::seed_from_u64(seed);
-            let (base, cap) = (Duration::from_millis(base), Duration::from_millis(cap));
-            let delay = retry::delay(attempt, base, cap, &mut rng);
-            prop_assert!(delay <= cap);
-            prop_assert!(attempt >= 32 || delay <= base.saturating_mul(2_u32.saturating_pow(attempt)));
-        }
-    }
-
-    #[test]
-    fn delays_use_the_whole_range_and_grow_with_each_attempt() {
-        let mut rng = StdRng::seed_from_u64(7);
-        let mut delays = |attempt| -> Vec<u128> {
-            let delay =
-                |_| retry::delay(attempt, Duration::from_secs(1), Duration::from_secs(60), &mut rng).as_millis();
-            (0..1000).map(delay).collect()
-        };
-        for (attempt, ceiling_ms) in [(0, 1_000), (1, 2_000), (4, 16_000), (6, 60_000), (40, 60_000)] {
-            let delays = delays(attempt);
-            let (low, high) = (delays.iter().min().unwrap(), delays.iter().max().unwrap());
-            assert!(*low < ceiling_ms / 20 && *high > ceiling_ms * 19 / 20, "attempt {attempt}: {low}..{high}");
         }
     }
 }

@@ -12,12 +12,13 @@ use logweir_engine::journal::DedupKey;
 use tokio::time::sleep;
 
 use super::{IntakeHandle, answer_channel};
+use crate::limits::backoff::Backoff;
 use crate::message::{AckLevel, Delivery, Encoding, Rejection, RejectionKind};
 use crate::progress::Progress;
 use logweir_formats::{Defaults, Format, RECORD_END};
 
-/// First and longest delay between two attempts.
-const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Between two attempts.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What a source needs to submit bodies.
 #[derive(Clone)]
@@ -58,7 +59,7 @@ impl SourceClient {
     /// # Errors
     /// A retry cannot succeed, or the drain started first.
     pub async fn deliver(&self, source_batch: &SourceBatch) -> Result<u64, Rejection> {
-        let (mut delay, delay_max) = RETRY_DELAYS;
+        let mut delays = RETRY.delays();
         loop {
             let rejection = match self.attempt(source_batch).await {
                 Ok(records) => return Ok(records),
@@ -70,7 +71,7 @@ impl SourceClient {
                 return Err(rejection);
             }
             tokio::select! {
-                () = sleep(delay) => delay = (delay * 2).min(delay_max),
+                () = sleep(delays.next_delay()) => {}
                 () = self.drain.reached(Phase::Draining) => {}
             }
         }

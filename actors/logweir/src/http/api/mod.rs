@@ -13,7 +13,6 @@ use actix_web::web::{self, ServiceConfig};
 
 use super::routing::{get_or_head, with_methods};
 
-
 /// The routes.
 pub fn routes(routes: &mut ServiceConfig) {
     let get = &["GET"];
