@@ -89,6 +89,8 @@
 //! | result cache | cached histograms |
 //! | data listener, admin listener | the two HTTP ports |
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod message;
 pub mod limits;
@@ -117,6 +119,12 @@ pub mod server;
 pub use crate::config::Config;
 pub use crate::error::Error;
 pub use crate::logweir::{Accounting, Logweir, ShutdownReport, drain_journal};
+
+pub use logweir_engine as engine;
+pub use logweir_formats as formats;
+pub use logweir_query as query;
+pub use logweir_record as record;
+pub use logweir_store as store;
 
 /// Compiles and runs the Rust blocks of the repository's front page.
 #[cfg(doctest)]

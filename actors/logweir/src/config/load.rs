@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use logweir_formats::CustomFormat;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::alert_rule::{Measure, RULES_MAX, Rule, Threshold};
 use super::check;
@@ -209,8 +210,5 @@ impl Loaded {
 }
 
 fn writable(path: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt as _;
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: the path is a NUL-terminated string that outlives the call, which only reads it.
-    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) == 0 }
+    accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }

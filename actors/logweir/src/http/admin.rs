@@ -5,8 +5,6 @@
 //!   stands in for them, and taking a process out of service because of them would only move the load to others with
 //!   the same problem.
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -112,11 +110,8 @@ fn refresh_gauges(shared: &Shared) {
 
 /// Bytes available to an unprivileged process on the volume of `dir`.
 fn volume_bytes_free(dir: &Path) -> Option<u64> {
-    let path = CString::new(dir.as_os_str().as_bytes()).ok()?;
-    let mut volume = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: the path is NUL-terminated, and `volume` has the size of the struct and is read only after success.
-    unsafe { (libc::statvfs(path.as_ptr(), volume.as_mut_ptr()) == 0).then(|| volume.assume_init()) }
-        .map(|volume| volume.f_bavail.saturating_mul(volume.f_frsize))
+    let volume = rustix::fs::statvfs(dir).ok()?;
+    Some(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
 /// Starts the drain, as SIGTERM does, and answers 202 immediately.
