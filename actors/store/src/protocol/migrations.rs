@@ -1,7 +1,7 @@
 //! Migrations: which SQL files of `src/sql` a database still needs. Pure; each store applies them.
 //!
 //! The table [`HISTORY`] has the shape and the checksums of refinery, which migrated the databases of earlier versions.
-//! That crate was dropped: for one SQL file per database it brought 54 of the 162 crates of a program that stores in
+//! That crate was dropped: for one SQL file per database it brought 39 of the 127 crates of a program that stores in
 //! SQLite (`url` with its Unicode tables, `time`, `regex`, `walkdir`), and none of its parts is optional.
 
 use logweir_record::timestamp;
