@@ -2,7 +2,7 @@
 //!
 //! The table [`HISTORY`] has the shape and the checksums of refinery, which migrated the databases of earlier versions.
 //! That crate was dropped: for one SQL file per database it brought 39 of the 127 crates of a program that stores in
-//! SQLite (`url` with its Unicode tables, `time`, `regex`, `walkdir`), and none of its parts is optional.
+//! SQLite (`url` with its Unicode tables, `time`, `walkdir`), and none of them is optional.
 
 use logweir_record::timestamp;
 
