@@ -14,6 +14,7 @@
 //! terminal            whether output is colored
 //! print, output       a record as text; output formats, colors, JSON, records one by one
 //! args                options that several commands share: the configuration, the store
+//! log                 the log and the messages of a server: standard error through a bounded queue
 //! process             a command with an engine as a process: fault points, the log, the exit code
 //! store               the database, for commands without a server
 //! remote              a running server: its address, token and certificates; requests to it
@@ -37,6 +38,7 @@ mod terminal;
 mod print;
 mod output;
 mod args;
+mod log;
 mod process;
 mod store;
 mod remote;

@@ -132,6 +132,10 @@ pub const METRICS: &[Metric] = &[
         "logweir_lane_resets_total",
         "Total number of lanes reset because the journal was older than the database.",
     ),
+    counter(
+        "logweir_log_lines_dropped_total",
+        "Total number of lines of the log that were dropped because nobody read standard error.",
+    ),
     gauge("logweir_mailbox_capacity_bytes", "Capacity of a mailbox, in bytes."),
     gauge("logweir_mailbox_capacity_messages", "Capacity of a mailbox, in messages."),
     gauge("logweir_mailbox_depth_bytes", "Size of the messages in a mailbox, in bytes."),
@@ -263,7 +267,7 @@ mod tests {
 
     fn all_sources(visit: &mut impl FnMut(&str)) {
         // Every crate that records metrics.
-        for package in ["../../engine/src", "../store/src", "../tls/src", "src"] {
+        for package in ["../../engine/src", "../store/src", "../tls/src", "../cli/src", "src"] {
             sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(package), visit);
         }
     }

@@ -5,7 +5,7 @@
 //! outlive the stages so that requests in flight are answered.
 
 use std::future::Future;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
@@ -51,17 +51,15 @@ const SECONDS: [f64; 14] =
 /// Buckets of `logweir_journal_group_frames`.
 const FRAMES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1024.0];
 
-/// Prints to standard error. A reader that is gone is no reason to fail.
-fn print(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
+/// Prints a message for the operator: the addresses, the final accounting.
+type Print<'a> = &'a dyn Fn(&str);
 
 /// Runs the server until a signal, the end of standard input, a drain request or a failure. Needs a running actix system.
-/// `version` is shown on standard error.
+/// `print` is called with messages for the operator, `version` among them, on this thread: it must not wait for a reader.
 ///
 /// # Errors
 /// Why it could not start, or had to stop.
-pub async fn serve(config: Config, version: &str) -> Result<(), Error> {
+pub async fn serve(config: Config, version: &str, print: Print<'_>) -> Result<(), Error> {
     let config = Arc::new(config);
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
@@ -83,17 +81,17 @@ pub async fn serve(config: Config, version: &str) -> Result<(), Error> {
     let admin = http::serve_admin(&shared, admin).map_err(|error| unavailable("admin.listen", &error))?;
     actix_rt::spawn(admin.server);
     if config.role == Role::Gateway {
-        let data = serve_gateway(&shared, data, admin.address, version).await?;
+        let data = serve_gateway(&shared, data, admin.address, version, print).await?;
         tokio::select! {
             _ = signals.recv() => {}
             () = drain_requested.notified() => {}
         }
-        stop_gateway(&drain, config.shutdown.linger_ms, &mut signals, [data, admin.handle]).await;
+        stop_gateway(&drain, config.shutdown.linger_ms, &mut signals, [data, admin.handle], print).await;
         return Ok(());
     }
 
     let starting = Logweir::start_observed(Arc::clone(&config), drain, progress);
-    let Some((started, is_stopping)) = until_second_signal(starting, &mut signals).await else {
+    let Some((started, is_stopping)) = until_second_signal(starting, &mut signals, print).await else {
         print("logweir stopped during startup: no record was accepted");
         return Ok(());
     };
@@ -110,7 +108,7 @@ pub async fn serve(config: Config, version: &str) -> Result<(), Error> {
     });
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);
-    announce(&config, &logweir, data.address, admin.address, version);
+    announce(&config, &logweir, data.address, admin.address, version, print);
     let sources_ended = sources(&config, &logweir, syslog, &shared);
 
     let mut failure = None;
@@ -131,7 +129,7 @@ pub async fn serve(config: Config, version: &str) -> Result<(), Error> {
     for handle in [data.handle, admin.handle] {
         let _ = timeout(LAST_ANSWERS, handle.stop(true)).await;
     }
-    print_report(&stopped);
+    print_report(&stopped, print);
     failure.or(stopped.failure).map_or(Ok(()), Err)
 }
 
@@ -141,6 +139,7 @@ async fn serve_gateway(
     data: TcpListener,
     admin: SocketAddr,
     version: &str,
+    print: Print<'_>,
 ) -> Result<ServerHandle, Error> {
     let config = &shared.config;
     let opened = store::open(&config.database).map_err(|error| ConfigError::at("database.url", error))?;
@@ -176,6 +175,7 @@ async fn stop_gateway(
     linger_ms: u64,
     signals: &mut mpsc::Receiver<()>,
     listeners: [ServerHandle; 2],
+    print: Print<'_>,
 ) {
     drain.advance(Phase::Closing);
     // A second signal ends the linger.
@@ -288,7 +288,7 @@ fn base_url(address: SocketAddr, tls: bool) -> String {
 }
 
 /// Logs how the journal was opened, and prints where to find everything.
-fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketAddr, version: &str) {
+fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketAddr, version: &str, print: Print<'_>) {
     let recovered = logweir.recovered();
     let dir = config.data_dir.display();
     if recovered.created {
@@ -336,7 +336,7 @@ fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketA
 }
 
 /// Prints the final accounting, in one line.
-pub fn print_report(stopped: &ShutdownReport) {
+pub fn print_report(stopped: &ShutdownReport, print: Print<'_>) {
     for stage in &stopped.stuck {
         tracing::warn!(stage, "stage canceled at the shutdown deadline; its records are in the journal");
     }
@@ -357,6 +357,7 @@ pub fn print_report(stopped: &ShutdownReport) {
 async fn until_second_signal<T>(
     startup: impl Future<Output = T>,
     signals: &mut mpsc::Receiver<()>,
+    print: Print<'_>,
 ) -> Option<(T, bool)> {
     let mut startup = std::pin::pin!(startup);
     tokio::select! {
