@@ -99,7 +99,7 @@ fn put(lines: &NonBlocking, text: &str) {
     let _ = lines.clone().write_all(format!("{text}\n").as_bytes());
 }
 
-/// A stage that panics is started anew, and must not wait for the reader either.
+/// A stage that panics is restarted, and must not wait for the reader either.
 fn print_panics(lines: NonBlocking) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = thread::current();

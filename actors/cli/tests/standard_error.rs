@@ -69,7 +69,7 @@ impl Server {
 
     /// Leaves no space in the pipe.
     fn fill_pipe(&self) {
-        // Opened anew: the server's end must go on to block.
+        // A new opening: the server's end must go on to block.
         let mut pipe = OpenOptions::new()
             .write(true)
             .custom_flags(OFlags::NONBLOCK.bits() as i32)
@@ -162,7 +162,7 @@ fn records_are_committed_and_the_server_stops_while_nobody_reads_standard_error(
 
 #[cfg(feature = "faults")]
 #[test]
-fn a_stage_that_panics_is_started_anew_while_nobody_reads_standard_error() {
+fn a_stage_that_panics_is_restarted_while_nobody_reads_standard_error() {
     let mut server = Server::start("stage.db_flusher=1*panic->off");
     server.fill_pipe();
     (0..RECORDS).for_each(|_| server.store());
