@@ -16,13 +16,17 @@ run:
 test: deps
 	cargo test --workspace --all-features --no-fail-fast
 
-## check: checks formatting, spelling, lints, documentation and dependencies; needs typos (typos-cli) and cargo-deny
+## check: checks formatting, spelling, lints, documentation, dependencies and each feature; needs the tools in TOOLS
+TOOLS = typos-cli cargo-deny cargo-machete cargo-hack
 check:
-	@command -v typos >/dev/null || { echo "typos not found: install it with 'cargo install typos-cli --locked'" >&2; exit 69; }
+	@for tool in typos cargo-deny cargo-machete cargo-hack; do command -v $$tool >/dev/null || \
+		{ echo "$$tool not found: install the tools with 'cargo install --locked $(TOOLS)'" >&2; exit 69; }; done
 	typos
+	cargo machete
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+	cargo hack clippy --quiet --each-feature --no-dev-deps --skip faults -p logweir-store -p logweir -- -D warnings
 	./deploy/check-dependencies
 
 ## deps: installs missing test programs with apt-get and npm, as root or through sudo; elsewhere it lists them for you to install
