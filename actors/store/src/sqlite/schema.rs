@@ -39,7 +39,9 @@ fn lacking(connection: &Connection) -> Result<&'static [Migration], StoreError> 
 }
 
 fn applied(connection: &Connection) -> rusqlite::Result<Vec<Applied>> {
-    if !connection.table_exists(None, HISTORY)? {
+    // Not `table_exists`, which asks the connection's copy of the schema: another process may have created it since.
+    let sql = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?1";
+    if !connection.query_row(sql, [HISTORY], |row| row.get(0))? {
         return Ok(Vec::new());
     }
     let applied = |row: &Row<'_>| Ok(Applied { version: row.get(0)?, name: row.get(1)?, checksum: row.get(2)? });
