@@ -31,7 +31,7 @@ pub struct BulkItem {
     pub outcome: ItemOutcome,
 }
 
-/// Result of one item of a bulk request. Whoever answers such a request must answer each of them, so that this is not
+/// Result of one item of a bulk request. The answer to such a request has an entry for each of them, so that this is not
 /// `non_exhaustive`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemOutcome {

@@ -11,6 +11,7 @@ use crate::time::{self, EventTime};
 
 /// Returns the first usable value of `field`, in the order of its names. Its member is consumed, unless `read` reports
 /// that it holds more than was used.
+#[inline] // its callers are in other modules: 3 % of the instructions without link-time optimization
 pub fn take<'a, T>(
     members: &mut Members<'a>,
     field: Field,
