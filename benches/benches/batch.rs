@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use logweir::batcher::BatchBuilder;
-use logweir::config::BatchLimits;
+use logweir::Config;
+use logweir::internal::BatchBuilder;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::ratio;
 use logweir_store::bench::count_volume;
@@ -38,7 +38,8 @@ fn frames() -> Vec<BatchFrame> {
 }
 
 fn build(frames: &[BatchFrame]) -> Batch {
-    let limits = BatchLimits { rows_max: RECORDS, bytes_max: usize::MAX, linger_ms: 50 };
+    let mut limits = Config::default().batch;
+    (limits.rows_max, limits.bytes_max) = (RECORDS, usize::MAX);
     let mut builder = BatchBuilder::new(0, limits);
     let now = Instant::now();
     for frame in frames {

@@ -8,10 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logweir::cache::memory::MemoryCache;
-use logweir::cache::writer::CacheFeed;
-use logweir::cache::{self, CacheError, HotCache, Origin};
-use logweir::config::{Cache as Settings, CacheUrl};
+use logweir::cache::{CacheError, HotCache, Origin};
+use logweir::config::{Cache as Settings, CacheUrl, Config};
+use logweir::internal::{CacheFeed, MemoryCache, open_cache};
 use logweir_engine::clock;
 use logweir_engine::journal::LaneId;
 use logweir_record::chunk::Chunk;
@@ -31,14 +30,15 @@ const TIMEOUT_SHORT_MS: u64 = 300;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn settings() -> Settings {
-    Settings {
-        url: CacheUrl::Memory,
-        recent_records: 7,
-        recent_records_per_s: 20_000,
-        services_max: 50,
-        timeout_ms: TIMEOUT_MS,
-        ttl_s: 4 * 3600,
-    }
+    with(|_| {})
+}
+
+fn with(change: impl FnOnce(&mut Settings)) -> Settings {
+    let mut settings = Config::default().cache;
+    (settings.recent_records, settings.services_max) = (7, 50);
+    (settings.timeout_ms, settings.ttl_s) = (TIMEOUT_MS, 4 * 3600);
+    change(&mut settings);
+    settings
 }
 
 async fn connect(redis: &Redis, settings: &Settings) -> Arc<dyn HotCache> {
@@ -46,7 +46,9 @@ async fn connect(redis: &Redis, settings: &Settings) -> Arc<dyn HotCache> {
 }
 
 async fn open(url: String, settings: &Settings, ca_file: Option<&Path>) -> Result<Arc<dyn HotCache>, CacheError> {
-    cache::open(&Settings { url: CacheUrl::Redis(url), ..settings.clone() }, ca_file).await
+    let mut settings = settings.clone();
+    settings.url = CacheUrl::Redis(url);
+    open_cache(&settings, ca_file).await
 }
 
 /// The origin of a separate journal.
@@ -256,14 +258,14 @@ async fn redis_applies_each_batch_once() {
 
 #[tokio::test]
 async fn the_memory_cache_keeps_the_services_seen_last() {
-    let settings = Settings { services_max: 9, ..settings() };
+    let settings = with(|settings| settings.services_max = 9);
     check_services_max(&MemoryCache::new(&settings), &settings).await;
 }
 
 #[tokio::test]
 async fn redis_keeps_the_services_seen_last_and_removes_the_keys_of_others() {
     let redis = Redis::start();
-    let settings = Settings { services_max: 9, ..settings() };
+    let settings = with(|settings| settings.services_max = 9);
     check_services_max(&*connect(&redis, &settings).await, &settings).await;
     let keys = redis.command(&["KEYS", "*"]);
     assert!(keys.contains("logweir:recent:flood") && !keys.contains(":s0") && !keys.contains("steady"), "{keys}");
@@ -271,7 +273,7 @@ async fn redis_keeps_the_services_seen_last_and_removes_the_keys_of_others() {
 
 #[tokio::test]
 async fn the_memory_cache_stays_within_its_byte_limit_at_the_expense_of_noisy_services() {
-    let settings = Settings { recent_records: 100_000, ..settings() };
+    let settings = with(|settings| settings.recent_records = 100_000);
     let cache = MemoryCache::with_bytes_max(&settings, 50_000);
     let (mut journal, writer) = (Journal::new(4), origin());
     cache.apply(writer, &journal.batch_of(0, 1, |_| "quiet".to_owned())).await.unwrap();
@@ -288,7 +290,7 @@ async fn the_memory_cache_stays_within_its_byte_limit_at_the_expense_of_noisy_se
 
 #[tokio::test]
 async fn expired_records_are_removed() {
-    let settings = Settings { ttl_s: 3600, ..settings() };
+    let settings = with(|settings| settings.ttl_s = 3600);
     let (mut journal, writer) = (Journal::new(5), origin());
     journal.now_us -= 2 * 3600 * 1_000_000;
     let old = journal.batch(0, 2);
@@ -408,7 +410,7 @@ async fn a_redis_that_cannot_save_rejects_batches_and_recovers() {
 #[tokio::test]
 async fn a_frozen_redis_times_out_holds_no_memory_and_recovers() {
     let redis = Redis::start();
-    let settings = Settings { recent_records: 100_000, timeout_ms: TIMEOUT_SHORT_MS, ..settings() };
+    let settings = with(|settings| (settings.recent_records, settings.timeout_ms) = (100_000, TIMEOUT_SHORT_MS));
     let cache = connect(&redis, &settings).await;
     let (mut journal, writer) = (Journal::new(10), origin());
     cache.apply(writer, &journal.batch(0, 1)).await.unwrap();
@@ -432,7 +434,7 @@ async fn a_frozen_redis_times_out_holds_no_memory_and_recovers() {
     applies_again(&*cache, writer, &next).await;
     // The interrupted commands may or may not have run since; either way nothing counts twice, and the next batch
     // counts.
-    let patient = connect(&redis, &Settings { timeout_ms: TIMEOUT_MS, ..settings }).await;
+    let patient = connect(&redis, &with(|settings| settings.recent_records = 100_000)).await;
     patient.apply(writer, &large[0]).await.unwrap();
     let mut counted = 0;
     for service in patient.services().await.unwrap() {
@@ -501,7 +503,7 @@ async fn a_redis_that_is_loading_rejects_batches_and_is_used_afterwards() {
         redis.command(&["SET", &format!("key {key}"), &"x".repeat(2000)]);
     }
     redis.command(&["SAVE"]);
-    let cache = connect(&redis, &Settings { timeout_ms: TIMEOUT_SHORT_MS, ..settings() }).await;
+    let cache = connect(&redis, &with(|settings| settings.timeout_ms = TIMEOUT_SHORT_MS)).await;
     redis.restart_loading(&["--key-load-delay", "30000", "--loading-process-events-interval-bytes", "1024"]);
     let (mut journal, writer) = (Journal::new(14), origin());
     let batch = journal.batch(0, 3);

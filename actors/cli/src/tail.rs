@@ -21,7 +21,7 @@ use crate::output::{self, Color, Output, Records, record_id};
 use crate::query_words::QueryWords;
 use crate::remote::{Access, Remote, RemoteArgs, RemoteError};
 use crate::terminal::wants_color;
-use logweir::tail::sse::{Event, Events};
+use logweir::internal::{Event, Events};
 
 /// Silence after which a connection is considered lost.
 const SILENCE_MAX: Duration = Duration::from_secs(30);

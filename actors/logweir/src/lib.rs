@@ -19,7 +19,7 @@
 //! ```text
 //! config/             validation of all settings at once; named secrets; the only module that reads the environment
 //! message, progress/  what the stages exchange; the accounting per lane, and the age of the backlog
-//! limits/             circuit breakers and token buckets
+//! limits/             circuit breakers, delays before retries, token buckets
 //! producer/           admission, decompression; syslog, file, stdin and demo sources; framing, multi-line records
 //! parser              the stage around `logweir-formats`
 //! batcher/            appends a chunk to the journal, then adds it to a batch
@@ -93,28 +93,31 @@
 
 pub mod config;
 pub mod message;
-pub mod limits;
+mod limits;
 pub mod progress;
 pub mod producer;
-pub mod parser;
-pub mod batcher;
-pub mod db_flusher;
+mod parser;
+mod batcher;
+mod db_flusher;
 pub mod cache;
-pub mod follow;
+mod follow;
 pub mod tail;
 pub mod alerts;
 pub mod search;
 mod error;
-pub mod pipeline;
+mod pipeline;
 mod logweir;
 #[cfg(feature = "server")]
-pub mod gateway;
+mod gateway;
 #[cfg(feature = "server")]
-pub mod http;
+mod http;
 #[cfg(feature = "server")]
 mod metric_help;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+#[doc(hidden)]
+pub mod internal;
 
 pub use crate::config::Config;
 pub use crate::error::Error;

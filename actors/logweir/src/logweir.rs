@@ -17,14 +17,14 @@ use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, ConfigError, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
 use crate::error::Error;
-use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection};
+use crate::message::{AckLevel, Receipt, Rejection};
 use crate::pipeline::{self, Parts};
-use crate::producer::{IntakeHandle, answer_channel};
+use crate::producer::IntakeHandle;
 use crate::progress::backlog::SAMPLE_EVERY;
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
 use crate::search::Searcher;
 use crate::tail::TailHub;
-use logweir_formats::{Defaults, Format};
+use logweir_store::read::LogReader;
 use logweir_store::throttle::QueryThrottle;
 use logweir_store::{self as store, LogStore};
 
@@ -33,6 +33,9 @@ const MAINTENANCE: Duration = Duration::from_secs(300);
 
 /// Interval at which `drain_journal` checks whether the journal is empty.
 const DRAINED_POLL: Duration = Duration::from_millis(20);
+
+/// A program's own store, and what answers queries.
+type OwnStore = (Arc<dyn LogStore>, Option<Arc<dyn LogReader>>);
 
 /// A running pipeline: intake, journal, flushers, cache writer. It stays on the thread that started it.
 pub struct Logweir {
@@ -61,28 +64,48 @@ impl Logweir {
         Self::start_observed(Arc::new(config), DrainControl::default(), Progress::default()).await
     }
 
+    /// As [`Logweir::start`], with `store` in place of the log store that `config.database` names. `reader` answers
+    /// queries; without one they are rejected.
+    ///
+    /// # Errors
+    /// As [`Logweir::start`].
+    pub async fn start_on(
+        config: Config,
+        store: Arc<dyn LogStore>,
+        reader: Option<Arc<dyn LogReader>>,
+    ) -> Result<Self, Error> {
+        let own = Some((store, reader));
+        Self::start_with(Arc::new(config), Work::Serve, own, DrainControl::default(), Progress::default()).await
+    }
+
     /// As [`Logweir::start`], with the shutdown phase and the progress of the startup visible from outside.
     ///
     /// # Errors
     /// As [`Logweir::start`].
     pub async fn start_observed(config: Arc<Config>, drain: DrainControl, progress: Progress) -> Result<Self, Error> {
-        Self::start_with(config, Work::Serve, drain, progress).await
+        Self::start_with(config, Work::Serve, None, drain, progress).await
     }
 
     async fn start_with(
         config: Arc<Config>,
         work: Work,
+        own: Option<OwnStore>,
         drain: DrainControl,
         progress: Progress,
     ) -> Result<Self, Error> {
         config.validate()?;
-        let opened = store::open(&config.database).map_err(|error| ConfigError::at("database.url", error))?;
-        let store = opened.store();
+        let throttle = QueryThrottle::default();
+        let (store, reader) = match own {
+            Some(own) => own,
+            None => {
+                let opened = store::open(&config.database).map_err(|error| ConfigError::at("database.url", error))?;
+                let timeout = Duration::from_millis(config.query.timeout_ms);
+                (opened.store(), opened.reader(timeout, throttle.clone()))
+            }
+        };
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| ConfigError::at("cache.url", error))?;
-        let throttle = QueryThrottle::default();
-        let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
         let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
         progress.names(store.name(), cache.name());
@@ -120,19 +143,9 @@ impl Logweir {
     /// # Errors
     /// The rejection has the reason, and whether a retry can succeed.
     pub async fn ingest(&self, body: impl Into<Bytes>) -> Result<Receipt, Rejection> {
-        let (reply, answer) = answer_channel();
         let intake = self.intake();
-        let delivery = Delivery {
-            stream: intake.new_stream(),
-            body: body.into(),
-            encoding: Encoding::Identity,
-            format: Format::Auto,
-            defaults: Defaults::default(),
-            received_us: clock::wall_us(),
-            dedup_key: None,
-            ack: self.config.ack,
-            reply,
-        };
+        let (mut delivery, answer) = intake.delivery(body);
+        delivery.ack = self.config.ack;
         intake.submit(delivery).await?;
         let receipt = answer.wait().await?;
         if self.config.ack == AckLevel::Committed && receipt.seq > 0 {
@@ -324,6 +337,7 @@ async fn sleep_until(at: Option<Instant>) {
 
 /// Sums over all lanes: `accepted = committed + dead_lettered + lost + backlog`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Accounting {
     /// Records appended to the journal.
     pub accepted: u64,
@@ -357,6 +371,7 @@ impl Accounting {
 
 /// Result of a shutdown.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ShutdownReport {
     /// Sums over all lanes.
     pub accounting: Accounting,
@@ -374,9 +389,14 @@ pub struct ShutdownReport {
 /// # Errors
 /// The configuration is invalid, the journal cannot be opened, or the database rejects a lane until an operator intervenes.
 pub async fn drain_journal(config: Config, dir: PathBuf, adopt: bool) -> Result<ShutdownReport, Error> {
-    let logweir =
-        Logweir::start_with(Arc::new(config), Work::Empty { dir, adopt }, DrainControl::default(), Progress::default())
-            .await?;
+    let logweir = Logweir::start_with(
+        Arc::new(config),
+        Work::Empty { dir, adopt },
+        None,
+        DrainControl::default(),
+        Progress::default(),
+    )
+    .await?;
     let failure = tokio::select! {
         exit = logweir.failed() => Some(exit),
         stopped = logweir.drained() => stopped.map(Error::Unavailable),
@@ -466,6 +486,7 @@ async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainW
 mod tests {
     use super::*;
     use logweir_store::DatabaseUrl;
+    use logweir_store::blackhole::BlackholeStore;
 
     /// The error of a start with a changed configuration; nothing may have been created.
     fn start_error(set: impl FnOnce(&mut Config)) -> Error {
@@ -494,6 +515,21 @@ mod tests {
             );
             assert_eq!(error.code(), 78);
         }
+    }
+
+    #[test]
+    fn a_program_can_bring_its_own_store() {
+        let dir = tempfile::tempdir().unwrap();
+        actix_rt::System::new().block_on(async {
+            let store = Arc::new(BlackholeStore::default());
+            let logweir = Logweir::start_on(Config::in_dir(dir.path()), store, None).await.unwrap();
+            let (delivery, answer) = logweir.intake().delivery("one\ntwo");
+            logweir.intake().submit(delivery).await.unwrap();
+            assert_eq!(answer.wait().await.unwrap().report.accepted, 2);
+            let stopped = logweir.stop().await;
+            assert_eq!((stopped.accounting.committed, stopped.failure), (2, None));
+        });
+        assert!(!dir.path().join("logweir.db").exists(), "the configured store was not opened");
     }
 
     #[test]

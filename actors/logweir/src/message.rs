@@ -14,6 +14,7 @@ const _: () = assert!(codec::PAYLOAD_BYTES_MAX == PAYLOAD_BYTES_MAX);
 /// When a chunk is acknowledged to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum AckLevel {
     /// Once it is in the journal's queue: survives SIGTERM, but not a crash.
     Received,
@@ -26,6 +27,7 @@ pub enum AckLevel {
 
 /// Compression of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Encoding {
     /// Uncompressed.
     #[default]
@@ -42,6 +44,7 @@ pub enum Encoding {
 
 /// A body as a source received it. The producer's message.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Delivery {
     /// Deliveries of one stream (a connection, a file, stdin) stay in one lane, in order.
     pub stream: u64,
@@ -65,7 +68,7 @@ pub struct Delivery {
 
 /// A decompressed body; the parser's message.
 #[derive(Debug)]
-pub struct RawChunk {
+pub(crate) struct RawChunk {
     /// The body, uncompressed.
     pub body: Bytes,
     /// As in [`Delivery`].
@@ -84,7 +87,7 @@ pub struct RawChunk {
 
 /// A parsed chunk; the batcher's message.
 #[derive(Debug)]
-pub struct ParsedChunk {
+pub(crate) struct ParsedChunk {
     /// The records.
     pub chunk: Chunk,
     /// The parser's report to the sender.
@@ -103,6 +106,7 @@ pub type Reply = oneshot::Sender<Result<Receipt, Rejection>>;
 /// A chunk has reached its [`AckLevel`] (for `Committed`: it is in the journal, and the source then waits for the
 /// lane's cursor to pass `seq`).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Receipt {
     /// Its lane.
     pub lane: LaneId,
@@ -116,6 +120,7 @@ pub struct Receipt {
 
 /// A rejected chunk, or one that did not reach its [`AckLevel`]. None of it is stored unless `detail` states otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rejection {
     /// Kind of rejection; determines the status code.
     pub kind: RejectionKind,
@@ -191,6 +196,7 @@ impl From<ParseError> for Rejection {
 
 /// Kind of rejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RejectionKind {
     /// The mailboxes are full: 429.
     Busy,

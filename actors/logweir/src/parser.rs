@@ -12,7 +12,7 @@ use logweir_formats::{ItemOutcome, Memory, Parsed, Rules, parse_by};
 use crate::message::{ParsedChunk, RawChunk, Rejection};
 
 /// The stage.
-pub struct Parser {
+pub(crate) struct Parser {
     context: StageContext,
     batcher: Mailbox<ParsedChunk>,
     line_bytes_max: usize,

@@ -15,9 +15,9 @@ use crate::config::{Config, Http};
 use crate::db_flusher::{DbFlusher, Session, lanes_needed};
 use crate::message::Delivery;
 use crate::parser::Parser;
+use crate::producer::Producer;
 #[cfg(feature = "server")]
-use crate::producer::syslog;
-use crate::producer::{Producer, files};
+use crate::producer::{files, syslog};
 use crate::progress::Progress;
 use crate::search;
 use crate::tail;
@@ -106,6 +106,7 @@ pub fn memory_bytes_max(config: &Config, mailboxes: usize, lanes: usize) -> Vec<
         ),
         #[cfg(feature = "server")]
         ("syslog connections and datagrams", syslog::memory_bytes_max(&config.syslog)),
+        #[cfg(feature = "server")]
         ("tailed files", files::memory_bytes_max(config)),
         ("open batches", lanes * batch),
         ("batches read back and flushed", lanes * 3 * batch),

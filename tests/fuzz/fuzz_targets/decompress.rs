@@ -2,8 +2,8 @@
 #![no_main]
 
 use bytes::Bytes;
+use logweir::internal::decompress;
 use logweir::message::Encoding;
-use logweir::producer::decompress;
 
 const PLAIN_BYTES_MAX: usize = 1 << 20;
 

@@ -1,7 +1,7 @@
 //! The records of a stream do not depend on how it is cut into pieces.
 #![no_main]
 
-use logweir::producer::framing::{Content, Framing, RecordSplitter};
+use logweir::internal::{Content, Framing, RecordSplitter};
 
 const RECORD_BYTES_MAX: usize = 256;
 

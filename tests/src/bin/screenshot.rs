@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use logweir::producer::demo::Demo;
+use logweir::internal::Demo;
 use logweir_tests::browser::{Browser, Screen};
 use logweir_tests::process::{Server, Settings, free_addr};
 use rand::rngs::StdRng;
@@ -19,7 +19,7 @@ const MINUTES: i64 = 60;
 /// Mean rate; it varies over the hour.
 const RECORDS_PER_MINUTE: f64 = 420.0;
 const ROW: &str = ".row:not(.head)";
-/// Message of the record that is shown expanded; see `logweir::producer::demo`.
+/// Message of the record that is shown expanded; see `demo.rs`.
 const FAILURE: &str = "charge failed: upstream timed out after 3000 ms";
 /// Keeps the README quick to load.
 const SIZE_MAX: usize = 250_000;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use logweir::producer::demo::Demo;
+use logweir::internal::Demo;
 use logweir_record::codec::PAYLOAD_BYTES_MAX;
 
 use super::bodies::{Limits, Splitter};

@@ -284,8 +284,8 @@ mod tests {
 
     #[test]
     fn every_compression_can_be_read_back() {
+        use logweir::internal::decompress;
         use logweir::message::Encoding;
-        use logweir::producer::decompress;
         let text = b"a line\n".repeat(100);
         for (compression, encoding) in [
             (Compression::None, Encoding::Identity),

@@ -1,6 +1,6 @@
 //! Alerts: a query, a window over event time and a threshold. Firing and resolution are sent to a webhook.
 //!
-//! - The windows see what the journal has made durable, through a [`Follower`](crate::follow::Follower): an alert neither delays intake nor
+//! - The windows see what the journal has made durable, through a `Follower`: an alert neither delays intake nor
 //!   waits for the database. Records that are late for a window are stored like all others.
 //! - Each alert is a stage of its own. All are fed in lockstep through mailboxes of a few frames, so memory is bounded
 //!   and nothing is lost in between. Records that the journal removed before they were read are counted.
@@ -17,5 +17,5 @@ mod notify;
 mod stage;
 
 pub use registry::{AlertRegistry, Status};
-pub use stage::{memory_bytes_max, spawn};
+pub(crate) use stage::{memory_bytes_max, spawn};
 pub use state::State;

@@ -29,7 +29,7 @@ struct Entry {
 /// Status of one alert, as returned by the API.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
-#[schema(as = Alert)]
+#[cfg_attr(feature = "server", schema(as = Alert))]
 pub struct Status {
     name: String,
     state: State,
@@ -129,6 +129,7 @@ impl AlertRegistry {
     }
 
     /// Records that the webhook of `alert` was notified, or the error.
+    #[cfg(feature = "webhooks")]
     pub(super) fn record_delivery(&self, alert: &str, error: Option<String>) {
         if let Some(Entry { status, .. }) = self.entries().get_mut(alert) {
             if error.is_none() {

@@ -11,6 +11,7 @@ use logweir_record::codec::PAYLOAD_BYTES_MAX;
 use tokio::sync::watch;
 
 use super::notification::Notification;
+#[cfg(feature = "webhooks")]
 use super::notify;
 use super::registry::AlertRegistry;
 use crate::config::{Config, Counts, Measure, Rule};

@@ -7,6 +7,7 @@ use serde::Serialize;
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "server", schema(as = AlertState))]
+#[non_exhaustive]
 pub enum State {
     /// The condition does not hold.
     #[default]

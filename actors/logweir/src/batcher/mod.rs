@@ -60,7 +60,7 @@ pub struct Downstream {
 }
 
 /// The stage, one per lane.
-pub struct Batcher {
+pub(crate) struct Batcher {
     context: StageContext,
     lane: LaneId,
     journal: Journal,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 /// A recent record as the cache stores it: the JSON object of [`record_json`](logweir_record::json) with the additional
 /// members `run` (UUID), `lane`, `seq`, `row` and `ordinal`. Run, lane, seq and row identify the record within its
-/// frame, the ordinal within its lane: the id of its row follows from it. [`Cached`](super::read::Cached) parses it.
+/// frame, the ordinal within its lane: the id of its row follows from it. `Cached` parses it.
 pub type RecentRecord = String;
 
 /// Origin of a batch.
@@ -24,6 +24,7 @@ pub struct Origin {
 /// Why a cache operation failed. Never affects anything else.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
+#[non_exhaustive]
 pub struct CacheError {
     /// Label value of a counter, in snake case: `timeout`, `connection`, `oom`, `readonly`, …
     pub reason: &'static str,

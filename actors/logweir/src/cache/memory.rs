@@ -62,6 +62,7 @@ impl MemoryCache {
     }
 
     /// Returns the current size of its records and counters, in bytes.
+    #[cfg(feature = "server")]
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.state().bytes

@@ -8,12 +8,12 @@
 mod hot_cache;
 mod update;
 mod render;
-pub mod read;
+pub(crate) mod read;
 #[cfg(feature = "redis")]
-pub mod redis;
-pub mod memory;
-mod open;
-pub mod writer;
+mod redis;
+pub(crate) mod memory;
+pub(crate) mod open;
+pub(crate) mod writer;
 
 pub use hot_cache::{CacheError, HotCache, Origin, RecentRecord};
-pub use open::open;
+pub(crate) use open::open;

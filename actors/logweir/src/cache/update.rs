@@ -93,6 +93,7 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct CacheUpdate<'a> {
     /// First frame included.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub first_seq: u64,
     /// Last frame included: the cursor once it is applied.
     pub last_seq: u64,

@@ -16,6 +16,7 @@ const DAY_MS: u64 = 86_400_000;
 
 /// An alert rule.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Rule {
     /// Name of the alert.
     pub name: String,
@@ -43,6 +44,7 @@ pub struct Rule {
 
 /// The value that is compared with the threshold.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Measure {
     /// Number of matching records in the window.
     Count,
@@ -54,6 +56,7 @@ pub enum Measure {
 
 /// The condition that fires an alert.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Threshold {
     /// Fires above this value.
     Above(f64),
@@ -63,7 +66,7 @@ pub enum Threshold {
 
 /// Counts of one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Records that match the query.
     pub matched: u64,
     /// Records that match `of`; only used for a ratio.
@@ -120,14 +123,14 @@ impl Measure {
 impl Rule {
     /// Window specification of the rule.
     #[must_use]
-    pub fn spec(&self) -> WindowSpec {
+    pub(crate) fn spec(&self) -> WindowSpec {
         let us = |millis: u64| i64::try_from(millis * 1000).unwrap_or(i64::MAX);
         WindowSpec::sliding(us(self.window_ms), us(self.every_ms), us(self.grace_ms))
     }
 
     /// Returns the value that is compared with the threshold; `None` for a ratio without records.
     #[must_use]
-    pub fn value(&self, counts: Counts) -> Option<f64> {
+    pub(crate) fn value(&self, counts: Counts) -> Option<f64> {
         let matched = counts.matched as f64;
         match self.measure {
             Measure::Count => Some(matched),

@@ -18,6 +18,7 @@ use super::value;
 
 /// A valid configuration and the source of each value.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Loaded {
     /// Configuration.
     pub config: Config,

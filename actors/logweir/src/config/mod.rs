@@ -21,12 +21,14 @@ mod settings;
 mod token;
 mod value;
 
-pub use alert_rule::{Counts, Measure, RULES_MAX, Rule, Threshold};
+pub(crate) use alert_rule::Counts;
+pub use alert_rule::{Measure, Rule, Threshold};
 pub use layers::{Inputs, NAME_OF_FILE};
 pub use load::{Loaded, load};
 pub use logweir_store::{Database, DatabaseUrl};
 pub use problem::{ConfigError, Problem, Source};
 pub use quantity::{Unit, quantity, show_number};
+pub use raw::Raw;
 pub use settings::{
     Admin, Alerting, Auth, AuthMode, BatchLimits, Cache, CacheUrl, Config, Files, Gateway, HostPort, Http,
     JournalSettings, Limits, Log, Multiline, Query, Role, Shutdown, Sources, Syslog, Tail,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 /// Source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Source {
     /// The table of keys.
     Default,
@@ -36,6 +37,7 @@ impl fmt::Display for Source {
 
 /// One error of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Problem {
     /// Path of the key; empty for an unknown key, a whole file or a variable.
     pub key: String,

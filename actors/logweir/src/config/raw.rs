@@ -2,6 +2,7 @@
 
 /// A value as a layer provides it.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Raw {
     /// A string, an environment variable or a flag.
     Text(String),

@@ -17,6 +17,7 @@ use crate::message::AckLevel;
 ///
 /// Start from [`Config::in_dir`]; `Logweir::start` calls [`Config::validate`].
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// `data_dir`: directory of the journal, and of the SQLite file if SQLite is the log store.
     pub data_dir: PathBuf,
@@ -87,6 +88,7 @@ impl Config {
 /// Role of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Role {
     /// Everything in one process.
     All,
@@ -98,6 +100,7 @@ pub enum Role {
 
 /// The processors of a gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Gateway {
     /// `gateway.processors`: hosts and data ports.
     pub processors: Vec<HostPort>,
@@ -127,6 +130,7 @@ impl Gateway {
 
 /// A host name or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct HostPort {
     /// Name, or address without brackets.
     pub host: String,
@@ -148,6 +152,7 @@ impl fmt::Display for HostPort {
 
 /// The data listener.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Http {
     /// `http.listen` (127.0.0.1:8080).
     pub listen: SocketAddr,
@@ -187,6 +192,7 @@ impl Http {
 
 /// The admin listener.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Admin {
     /// `admin.listen` (127.0.0.1:9600).
     pub listen: SocketAddr,
@@ -194,6 +200,7 @@ pub struct Admin {
 
 /// Authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Auth {
     /// `auth.mode`: by default [`AuthMode::Token`] if any token is set.
     pub mode: AuthMode,
@@ -209,6 +216,7 @@ pub struct Auth {
 
 /// Limits per token; 0 disables one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// `limits.bytes_per_s`: bytes of bodies, as sent, per second.
     pub bytes_per_s: u64,
@@ -218,6 +226,7 @@ pub struct Limits {
 
 /// Whether requests need a bearer token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AuthMode {
     /// Each request needs a bearer token of the corresponding list.
     Token,
@@ -227,6 +236,7 @@ pub enum AuthMode {
 
 /// Limits at which a batch is flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BatchLimits {
     /// `batch.rows_max`: records (20,000).
     pub rows_max: usize,
@@ -238,6 +248,7 @@ pub struct BatchLimits {
 
 /// The journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct JournalSettings {
     /// `journal.segment_bytes`: size of a segment file (64 MiB).
     pub segment_bytes: u64,
@@ -255,6 +266,7 @@ pub struct JournalSettings {
 
 /// The hot cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Cache {
     /// `cache.url`: `memory:` or `redis://…` / `rediss://…`.
     pub url: CacheUrl,
@@ -272,6 +284,7 @@ pub struct Cache {
 
 /// Queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Query {
     /// `query.timeout_ms`: time limit for a query (30 s).
     pub timeout_ms: u64,
@@ -287,6 +300,7 @@ pub struct Query {
 
 /// URL of the cache.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CacheUrl {
     /// In this process.
     Memory,
@@ -305,6 +319,7 @@ impl std::fmt::Debug for CacheUrl {
 
 /// The live tail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tail {
     /// `tail.clients_max`: maximum number of concurrent live tails (32); 0 disables them.
     pub clients_max: usize,
@@ -316,6 +331,7 @@ pub struct Tail {
 
 /// Settings of all alerts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Alerting {
     /// `alerting.webhook_url`: webhook of the alerts that set none; may contain a secret.
     pub webhook_url: Option<Token>,
@@ -323,6 +339,7 @@ pub struct Alerting {
 
 /// Shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Shutdown {
     /// `shutdown.linger_ms`: how long records are accepted after readiness has turned 503 (0; 5000 behind a load
     /// balancer).
@@ -333,6 +350,7 @@ pub struct Shutdown {
 
 /// Sources that need no listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sources {
     /// `sources.stdin`: whether to read lines from standard input; its end starts the drain.
     pub stdin: bool,
@@ -342,6 +360,7 @@ pub struct Sources {
 
 /// Syslog listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Syslog {
     /// `syslog.tcp_listen`: octet-counted or newline-delimited; `None` disables it.
     pub tcp_listen: Option<SocketAddr>,
@@ -377,6 +396,7 @@ impl Syslog {
 
 /// Tailed files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Files {
     /// `files.include`: globs of files to tail; empty disables it.
     pub include: Vec<String>,
@@ -396,6 +416,7 @@ pub struct Files {
 
 /// Records of several lines, for files and standard input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Multiline {
     /// `multiline.start`: regular expression; a line that does not match belongs to the record before it. Empty
     /// disables it.
@@ -410,6 +431,7 @@ pub struct Multiline {
 
 /// The program's own log.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Log {
     /// `log.level`: a level, or a filter such as `info,logweir=debug`.
     pub level: String,

@@ -36,8 +36,8 @@ mod ui;
 mod routes;
 mod serve;
 
-pub use serve::{Serving, serve_admin, serve_data};
-pub use shared::{Parts, Running, Shared, StartDrain};
+pub use serve::{serve_admin, serve_data};
+pub use shared::{Running, Shared};
 
 #[cfg(test)]
 mod tests;

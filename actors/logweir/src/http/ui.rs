@@ -49,40 +49,40 @@ macro_rules! files {
 }
 
 #[cfg(not(feature = "ui"))]
-static FILES: LazyLock<Vec<File>> = LazyLock::new(Vec::new);
+const NAMED: &[(&str, &[u8])] = &[];
 
 #[cfg(feature = "ui")]
-static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
-    let files = files![
-        "index.html",
-        "style.css",
-        "icon.svg",
-        "main.js",
-        "components.js",
-        "api.js",
-        "state.js",
-        "time.js",
-        "terms.js",
-        "explorer.js",
-        "search.js",
-        "tail.js",
-        "time-picker.js",
-        "histogram.js",
-        "facets.js",
-        "table.js",
-        "record.js",
-        "context.js",
-        "export.js",
-        "empty-state.js",
-        "pipeline.js",
-        "dead-letters.js",
-        "alerts.js",
-        "vendor/preact.js",
-        "vendor/hooks.js",
-        "vendor/htm.js",
-    ];
-    files.into_iter().map(|(name, bytes)| File::new(name, bytes)).collect()
-});
+const NAMED: &[(&str, &[u8])] = &files![
+    "index.html",
+    "style.css",
+    "icon.svg",
+    "main.js",
+    "components.js",
+    "api.js",
+    "state.js",
+    "time.js",
+    "terms.js",
+    "explorer.js",
+    "search.js",
+    "tail.js",
+    "time-picker.js",
+    "histogram.js",
+    "facets.js",
+    "table.js",
+    "record.js",
+    "context.js",
+    "export.js",
+    "empty-state.js",
+    "pipeline.js",
+    "dead-letters.js",
+    "alerts.js",
+    "vendor/preact.js",
+    "vendor/hooks.js",
+    "vendor/htm.js",
+];
+
+static FILES: LazyLock<Vec<File>> =
+    LazyLock::new(|| NAMED.iter().map(|&(name, bytes)| File::new(name, bytes)).collect());
 
 impl File {
     fn new(name: &'static str, bytes: &'static [u8]) -> Self {

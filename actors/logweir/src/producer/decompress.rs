@@ -119,7 +119,8 @@ fn too_large(bytes_max: usize) -> Rejection {
     }
 }
 
-#[cfg(all(test, feature = "compression"))]
+#[cfg(feature = "compression")]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+use logweir_engine::clock;
 use logweir_engine::mailbox::{Closed, Mailbox, TrySendError};
+use logweir_formats::{Defaults, Format};
 use tokio::sync::oneshot;
 
-use crate::message::{Delivery, Receipt, Rejection, RejectionKind, Reply};
+use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection, RejectionKind};
 
 /// Holds the mailbox of each lane's producer. Clones share them.
 #[derive(Clone)]
@@ -21,7 +24,7 @@ impl IntakeHandle {
     /// # Panics
     /// If `producers` is empty.
     #[must_use]
-    pub fn new(producers: Vec<Mailbox<Delivery>>) -> Self {
+    pub(crate) fn new(producers: Vec<Mailbox<Delivery>>) -> Self {
         assert!(!producers.is_empty(), "intake needs at least one lane");
         Self { producers: producers.into(), streams: Arc::default() }
     }
@@ -30,6 +33,25 @@ impl IntakeHandle {
     #[must_use]
     pub fn new_stream(&self) -> u64 {
         self.streams.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A delivery of `body` in a stream of its own, to be stored as soon as the journal has it, and its answer. Its
+    /// fields can be changed before it is submitted.
+    #[must_use]
+    pub fn delivery(&self, body: impl Into<Bytes>) -> (Delivery, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let delivery = Delivery {
+            stream: self.new_stream(),
+            body: body.into(),
+            encoding: Encoding::Identity,
+            format: Format::Auto,
+            defaults: Defaults::default(),
+            received_us: clock::wall_us(),
+            dedup_key: None,
+            ack: AckLevel::Journal,
+            reply,
+        };
+        (delivery, Answer(answer))
     }
 
     /// Submits the body if the mailbox has room.
@@ -67,8 +89,9 @@ impl IntakeHandle {
 pub struct Answer(oneshot::Receiver<Result<Receipt, Rejection>>);
 
 /// A reply handle for one delivery, and its receiver.
+#[cfg(feature = "server")]
 #[must_use]
-pub fn answer_channel() -> (Reply, Answer) {
+pub(crate) fn answer_channel() -> (crate::message::Reply, Answer) {
     let (reply, answer) = oneshot::channel();
     (reply, Answer(answer))
 }

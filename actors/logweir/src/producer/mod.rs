@@ -2,7 +2,7 @@
 //!
 //! - Sources submit bodies through an [`IntakeHandle`], the only entry point. It picks the lane and rejects a body at
 //!   once when the mailbox is full.
-//! - The memory of a body is bounded regardless of its compression: see [`decompress`].
+//! - The memory of a body is bounded regardless of its compression: see `decompress`.
 
 use logweir_engine::fault::kill_point;
 use logweir_engine::mailbox::{Closed, Mailbox};
@@ -11,24 +11,34 @@ use logweir_engine::stage::{Exit, Stage, StageContext};
 
 use crate::message::{Delivery, Encoding, RawChunk, Rejection};
 
-mod decompress;
+pub(crate) mod decompress;
 mod intake;
-pub mod source_client;
-pub mod framing;
-mod container;
-pub mod multiline;
-mod lines;
-pub mod stream;
 #[cfg(feature = "server")]
-pub mod syslog;
-pub mod files;
-pub mod demo;
+pub(crate) mod source_client;
+#[cfg(feature = "server")]
+pub(crate) mod framing;
+#[cfg(feature = "server")]
+mod container;
+#[cfg(feature = "server")]
+pub(crate) mod multiline;
+#[cfg(feature = "server")]
+mod lines;
+#[cfg(feature = "server")]
+pub(crate) mod stream;
+#[cfg(feature = "server")]
+pub(crate) mod syslog;
+#[cfg(feature = "server")]
+pub(crate) mod files;
+#[cfg(feature = "server")]
+pub(crate) mod demo;
 
-pub use decompress::decompress;
-pub use intake::{Answer, IntakeHandle, answer_channel};
+pub(crate) use decompress::decompress;
+#[cfg(feature = "server")]
+pub(crate) use intake::answer_channel;
+pub use intake::{Answer, IntakeHandle};
 
 /// The stage.
-pub struct Producer {
+pub(crate) struct Producer {
     context: StageContext,
     parser: Mailbox<RawChunk>,
     decompressed_bytes_max: usize,

@@ -9,7 +9,7 @@
 //! - A cursor can move back (the database was restored): a request that waits for a sequence number then waits until it
 //!   is reached again.
 
-pub mod backlog;
+pub(crate) mod backlog;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,13 +20,14 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::limits::breaker::BreakerState;
+pub use crate::limits::breaker::BreakerState;
 use crate::progress::backlog::Backlog;
 use logweir_store::LaneRow;
 
 /// State of a lane's connection to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "state", content = "reason")]
+#[non_exhaustive]
 pub enum StoreState {
     /// Not connected yet.
     #[default]
@@ -41,6 +42,7 @@ pub enum StoreState {
 
 /// Startup: reading the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Recovery {
     /// Bytes of the journal read so far.
     pub bytes_read: u64,
@@ -52,6 +54,7 @@ pub struct Recovery {
 
 /// Accounting of one lane: `accepted = committed + dead_lettered + lost + backlog`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LaneSnapshot {
     /// The lane.
     pub lane: LaneId,
@@ -79,6 +82,7 @@ pub struct LaneSnapshot {
 
 /// All progress at one point in time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// The epoch that this process owns; `None` before the takeover.
     pub epoch: Option<i64>,
@@ -153,8 +157,7 @@ impl Progress {
         (state.store, state.cache) = (store.into(), cache.into());
     }
 
-    /// Samples the latest sequence numbers, every [`SAMPLE_EVERY`](crate::progress::backlog::SAMPLE_EVERY), from which the age of
-    /// the backlog is derived.
+    /// Samples the latest sequence numbers, every `SAMPLE_EVERY`, from which the age of the backlog is derived.
     pub fn sample_backlog(&self, tails: &BTreeMap<LaneId, LaneTail>, now: Instant) {
         let mut state = self.state();
         for (&id, tail) in tails {

@@ -4,8 +4,8 @@
 //! further ones are rejected with a request to retry. Each query has a time range and limits on records, bytes and
 //! time.
 
-pub mod recent;
-pub mod result_cache;
+mod recent;
+mod result_cache;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,6 +56,7 @@ struct Parts {
 
 /// Why a query failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SearchError {
     /// Too many queries are running and waiting.
     #[error(
@@ -93,6 +94,7 @@ pub struct PageRequest {
 
 /// A page of records.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Page {
     /// The records, in the requested order.
     pub records: Vec<Found>,
@@ -105,6 +107,7 @@ pub struct Page {
 /// Sources of the records of a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[non_exhaustive]
 pub struct Source {
     /// Number of records from the database.
     pub database: usize,
@@ -116,6 +119,7 @@ pub struct Source {
 
 /// A histogram.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Histogram {
     /// Its bars.
     pub steps: Steps,
@@ -127,6 +131,7 @@ pub struct Histogram {
 
 /// A result that was counted over the latest records.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Sampled<T> {
     /// The counts.
     pub value: T,
@@ -136,6 +141,7 @@ pub struct Sampled<T> {
 
 /// Records that the same service logged on the same host around a record, oldest first.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Context {
     /// Records before it.
     pub before: Vec<Found>,

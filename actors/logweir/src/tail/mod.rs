@@ -17,9 +17,11 @@ mod output;
 mod shared;
 mod client;
 mod hub;
-pub mod sse;
+#[cfg(feature = "server")]
+pub(crate) mod sse;
 
 pub use client::Matches;
-pub use hub::{TailHub, TailStream, memory_bytes_max};
+pub(crate) use hub::memory_bytes_max;
+pub use hub::{TailHub, TailStream};
 pub use output::{GapReason, TailEvent, TailRecord};
 pub use shared::TailRejection;

@@ -18,6 +18,7 @@ pub(super) const CATCHING_UP_MAX: usize = 2;
 
 /// Why a subscription was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TailRejection {
     /// `tail.clients_max` streams are open.
     #[error("too many live tails: tail.clients_max streams are open")]
