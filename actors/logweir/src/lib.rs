@@ -33,6 +33,7 @@
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric
 //! server              life cycle of the server: listen, recover, serve, drain
+//! internal            what the program, the tests and the benchmarks need besides; no part of the interface
 //! ../ui/              the web UI: one module per part, preact and htm in vendor/, no build step
 //! ```
 //!
