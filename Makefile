@@ -16,7 +16,7 @@ run:
 test: deps
 	cargo test --workspace --all-features --no-fail-fast
 
-## check: checks formatting, spelling, lints, documentation, dependencies and each feature; needs the tools in TOOLS
+## check: checks formatting, spelling, lints, documentation, dependencies and each feature; names the tools that it lacks
 TOOLS = typos-cli cargo-deny cargo-machete cargo-hack
 check:
 	@for tool in typos cargo-deny cargo-machete cargo-hack; do command -v $$tool >/dev/null || \

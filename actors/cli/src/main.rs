@@ -15,18 +15,18 @@
 //! print, output       a record as text; output formats, colors, JSON, records one by one
 //! args                options that several commands share: the configuration, the store
 //! log                 the log and the messages of a server: standard error through a bounded queue
-//! process             a command with an engine as a process: fault points, the log, the exit code
+//! process             runs a command that needs an engine: fault points, the log, the exit code
 //! store               the database, for commands without a server
-//! remote              a running server: its address, token and certificates; requests to it
+//! remote              requests to a running server: its address, token and certificates
 //! help                `help`, `version`, `completions`, `man`; the topics of docs/
-//! run, validate       the server; the configuration checked and printed
-//! health, parse       the health check; how lines would be parsed
-//! journal, verify     the journal checked, dumped, repaired, drained; journal and database compared
-//! dead_letters        rejected records listed, replayed, purged
+//! run, validate       the server; checks and prints the configuration
+//! health, parse       the health check; shows how lines would be parsed
+//! journal, verify     checks, dumps, repairs and drains a journal; compares journal and database
+//! dead_letters        lists, replays and purges rejected records
 //! query_words         the words of a query
-//! tail, query         records as they arrive; records searched
-//! produce/            files, standard input or generated records sent, and the acknowledgments measured
-//! top/                the pipeline of a server on a terminal
+//! tail, query         prints records as they arrive; searches records
+//! produce/            sends files, standard input or generated records, and measures the acknowledgments
+//! top/                shows the pipeline of a server on a terminal
 //! cli                 all commands and their options
 //! ```
 

@@ -11,10 +11,10 @@
 //! custom_format     a format that is a regular expression
 //! rules             the configured rules: custom formats, and the zone of times without one
 //! level             severities in words, letters and syslog's codes
-//! text              bytes to text, and escapes in JSON, without what databases reject; counts what was replaced
+//! text              turns bytes and JSON escapes into text; replaces what databases reject, and counts it
 //! json/             JSON as text, without a tree
 //!   write           strings and members
-//!   check           what serde_json accepts and a store may not; errors with a column
+//!   check           rejects what serde_json accepts and a store may not; errors with a column
 //!   members         the members of an object in one pass
 //!   walk            elements and members, one after the other
 //! time/             times as programs write them
@@ -22,7 +22,7 @@
 //!   calendar        days and months
 //!   epoch           numbers
 //!   stamp           a time at the start of a line
-//!   text            a whole text
+//!   text            a text that is nothing but a time
 //! sink              the chunk and the report under construction, and the envelope around the current record
 //! object/           a JSON object is a record
 //!   field           names of members that denote a field of the record
@@ -30,7 +30,7 @@
 //!   scratch         buffers that the records of a body share
 //!   nested          merged and flattened objects, and the sender's mapping of fields
 //!   value           values of members as time, severity, service, host and message
-//!   parse           all of it, in order
+//!   parse           one object
 //! lines/            a line is a record
 //!   line_format     how the lines of one format are parsed
 //!   attributes      writes attributes; `name=value` pairs
@@ -56,7 +56,7 @@
 //!   whole as the message, counted and reported. Only a line above the limit is discarded, which is counted too.
 //! - A truncated or malformed JSON document is rejected as a whole: its record boundaries are unknown.
 //! - A chunk that does not fit into a journal frame is rejected as a whole, before it has taken more memory than that.
-//! - The records hold nothing that PostgreSQL rejects: neither NUL nor half a surrogate pair, and numbers that fit into
+//! - The records hold nothing that PostgreSQL rejects: no NUL, no lone surrogate, and no number that does not fit into
 //!   a double. Attributes are a valid JSON object.
 //! - The usual record needs no heap allocation: texts are borrowed from the body or unescaped into buffers that the
 //!   body's records share. Escapes in an envelope, structured data and custom formats need some.
@@ -70,9 +70,8 @@
 //!
 //! # Adding a protocol
 //!
-//! One file in `bodies/` that walks through its bodies, stores what applies to a record from outside in
-//! `sink::Envelope`, and passes each line to `lines::parser::LineParser`; a variant of [`Format`], and its line in
-//! `parse`.
+//! One file in `bodies/` that reads the protocol's bodies, stores in `sink::Envelope` what the protocol says about a
+//! record, and passes each line to `lines::parser::LineParser`; a variant of [`Format`], and its line in `parse`.
 
 mod format;
 mod report;

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 //! # Code map
 //!
-//! The crates, each below those that use it:
+//! The crates; each uses only those above it in this list:
 //!
 //! ```text
 //! engine/             mailboxes, supervised stages, the drain, the journal; knows bytes, not records
@@ -9,12 +9,12 @@
 //! actors/formats/     text to records: one file per line format, and one per protocol that wraps records; no I/O
 //! actors/query/       the query languages, filters, steps, facets, cursors; no I/O
 //! actors/tls/         TLS of every listener and client
-//! actors/store/       PostgreSQL/TimescaleDB and SQLite: the exactly-once protocol and its reader; when queries yield to writes
+//! actors/store/       PostgreSQL/TimescaleDB and SQLite: the exactly-once protocol, queries, and when they yield to writes
 //! actors/logweir/     this crate: the stages and the server
 //! actors/cli/         the program: one file per command; its documentation
 //! ```
 //!
-//! This crate; the `mod` lines below are in pipeline order.
+//! The modules of this crate, in pipeline order, as the `mod` lines below:
 //!
 //! ```text
 //! config/             validation of all settings at once; named secrets; the only module that reads the environment
@@ -28,7 +28,8 @@
 //! follow/             reads durable frames of all lanes, from any position to the live edge
 //! tail/, alerts/      consumers of follow: live tails and server-sent events; windows, thresholds, webhooks
 //! search/             query execution: concurrency limits, merging rows and cache, cached histograms
-//! pipeline            wiring of the stages;  logweir, error: the pipeline as a value, and why it fails
+//! pipeline            wiring of the stages
+//! logweir, error      the pipeline as a value, and why it fails
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric

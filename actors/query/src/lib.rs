@@ -5,11 +5,11 @@
 //! Each module uses only those above it in this list.
 //!
 //! ```text
-//! pattern           a regular expression as one of PostgreSQL
+//! pattern           translates a regular expression for PostgreSQL
 //! text              compares text; numbers in text
 //! attribute         values of attributes, without a tree
 //! filter            selects records, and decides for a single one
-//! syntax            what the languages have in common: input, limits, errors with a column, quotes
+//! syntax            what the languages share: input, limits, errors with a column, quoted text
 //! language          logweir's own language
 //! logql             LogQL
 //! query_text        a query as text, in one of the languages

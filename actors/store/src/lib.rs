@@ -14,7 +14,7 @@
 //! dead_letter        a record that the database rejected
 //! store              the traits: what a store and a lane's connection do
 //! throttle/          queries yield to flushes while the database is behind
-//!   gate             whether they do, and whose turn it is
+//!   gate             whether they yield, and which query may read next
 //!   pause            durations of reads and pauses
 //!   pieces           reads that wait for a server
 //!   thread           reads on a thread of their own
@@ -45,7 +45,7 @@
 //!   dead_letters     reads and replays dead letters
 //!   filter           filters as SQL
 //!   read             queries
-//!   store            all of it, as a store
+//!   store            the store, made of the files above
 //! sqlite/            SQLite
 //!   connection       sizes, errors, blocking threads
 //!   schema           migrations
@@ -54,7 +54,7 @@
 //!   flush            one lane's transactions
 //!   dead_letters     reads and replays dead letters
 //!   read             queries
-//!   store            all of it, as a store
+//!   store            the store, made of the files above
 //! open               opens the store that a URL names
 //! bench              internals for the benchmarks (feature `bench`)
 //! ```
