@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 /// How long something may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Exposure in tenths, of 100, that `systemd-analyze security` may find.
+/// Highest exposure, in tenths (at most 100), that `systemd-analyze security` may report.
 const EXPOSURE_MAX: &str = "15";
 /// The first and the second version that are installed.
 const VERSIONS: [&str; 2] = ["0.1.0", "0.2.0"];

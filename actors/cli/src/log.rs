@@ -1,8 +1,8 @@
 //! The log and the messages of a server: lines on standard error, through a bounded queue.
 //!
-//! A thread of its own writes them, because the reader of standard error may stop reading: a log collector that stands
-//! still, a terminal that was stopped. A stage, the watchdog or the shutdown that wrote itself would wait for it. While
-//! nobody reads, lines beyond the queue are dropped and counted.
+//! A thread of its own writes them, because the reader of standard error may stop reading: a log collector that
+//! hangs, a terminal that was stopped. If a stage, the watchdog or the shutdown wrote directly, it would wait for that
+//! reader. While nobody reads, lines that do not fit into the queue are dropped and counted.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ const QUIET: &str = "actix_server=warn,refinery_core=warn,fred=warn";
 
 /// Lines that wait for the reader: one or two MiB.
 const LINES_MAX: usize = 8192;
-/// How long the reader has for what is left at the end.
+/// Time limit for writing the lines that are left at the end.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// Interval at which the metric is updated.
 const COUNT: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Starts the thread, and writes from now on what is logged, and panics.
+    /// Starts the thread. From now on, it writes what is logged, and panics.
     pub(super) fn start(config: &Config) -> Self {
         let queue = NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).thread_name("log");
         let (lines, worker) = queue.finish(io::stderr());
@@ -99,7 +99,7 @@ fn put(lines: &NonBlocking, text: &str) {
     let _ = lines.clone().write_all(format!("{text}\n").as_bytes());
 }
 
-/// A stage that panics is restarted, and must not wait for the reader either.
+/// Writes panics through the queue: a stage that panics is restarted, and must not wait for the reader either.
 fn print_panics(lines: NonBlocking) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = thread::current();

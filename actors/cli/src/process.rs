@@ -1,4 +1,4 @@
-//! A command with an engine as a process: fault points, the log, an actix system, the exit code.
+//! Runs a command that needs an engine: fault points, the log, an actix system, the exit code.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ pub(super) fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode
     })
 }
 
-/// Runs `work` with everything that a command with an engine needs: faults, the log, an actix system, the exit code.
+/// Runs `work` with everything that such a command needs: faults, the log, an actix system, the exit code.
 fn process(config: &Config, work: impl AsyncFnOnce(&dyn Fn(&str)) -> Result<(), Error>) -> ExitCode {
     let _armed = fault::arm_from_environment();
     let log = Log::start(config);

@@ -1,4 +1,4 @@
-//! A server whose standard error nobody reads: a log collector that stands still, a terminal that was stopped.
+//! A server whose standard error nobody reads: a log collector that hangs, a terminal that was stopped.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions, these are their helpers")]
 
@@ -17,11 +17,11 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// Limit of every wait: a server that stands still must fail the test.
+/// Limit of every wait: a server that hangs must fail the test.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Records that are sent while nobody reads.
 const RECORDS: usize = 50;
-/// Connections between two looks at the metric.
+/// Connections that are opened between two reads of the metric.
 const CONNECTIONS: usize = 200;
 /// What the last line says, after a number.
 const DROPPED: &str = " lines of the log were dropped: nobody read standard error";

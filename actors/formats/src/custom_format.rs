@@ -85,7 +85,7 @@ impl CustomFormat {
     }
 }
 
-/// regex's error, which draws the position below the pattern, in one line.
+/// The error of the crate `regex`, which marks the position on a line below the pattern, as a single line.
 fn one_line(error: &str) -> String {
     let words: Vec<_> = error.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     words.join(" ")

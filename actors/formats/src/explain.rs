@@ -1,4 +1,4 @@
-//! Parses a single line, and says how.
+//! Parses a single line, and reports how it was parsed.
 
 use logweir_record::chunk::Chunk;
 

@@ -38,8 +38,8 @@ pub enum Format {
     ElasticBulk,
     /// Events of Splunk's HTTP Event Collector: concatenated JSON objects.
     SplunkEvents,
-    /// The line format with this name, as returned by [`format_named`](crate::format_named). Of an unknown one, the format
-    /// of each line is detected.
+    /// The line format with this name, as returned by [`format_named`](crate::format_named). If the name is unknown,
+    /// the format of each line is detected.
     Line(&'static str),
     /// The custom format at this index of [`Rules::custom`](crate::Rules::custom). If there is none, the format of each
     /// line is detected.
@@ -49,7 +49,7 @@ pub enum Format {
 /// The sender's defaults for fields that a record does not set.
 ///
 /// Fields may be added in a minor version: construct it with `..Defaults::default()`. It is not `non_exhaustive`, which
-/// would forbid just that.
+/// would forbid that syntax in other crates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Defaults {
     /// Service name; `unknown_service` if unset.

@@ -44,7 +44,7 @@ pub fn parse(
     parse_by(Rules::built_in(), &mut Memory::default(), body, format, defaults, received_us, line_bytes_max)
 }
 
-/// As [`parse`], by `rules`; `memory` is that of earlier bodies of the same origin, which most likely have the same
+/// Like [`parse`], with `rules`; `memory` is that of earlier bodies of the same origin, which most likely have the same
 /// format.
 ///
 /// # Errors

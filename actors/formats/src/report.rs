@@ -1,4 +1,4 @@
-//! What parsing a body came to: the report for its sender, or why none of it is usable.
+//! The result of parsing a body: the report for its sender, or why none of it is usable.
 
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ pub struct BulkItem {
     pub outcome: ItemOutcome,
 }
 
-/// Result of one item of a bulk request. The answer to such a request has an entry for each of them, so that this is not
-/// `non_exhaustive`.
+/// Result of one item of a bulk request. It is not `non_exhaustive`: the response to such a request must handle every
+/// result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItemOutcome {
     /// Stored as a record.
@@ -72,8 +72,8 @@ pub struct ParseError {
 pub enum ParseErrorKind {
     /// Its records do not fit into one chunk.
     TooLarge,
-    /// Invalid.
+    /// The body is malformed.
     Malformed,
-    /// Invalid because of this item of the body (from 0).
+    /// This item of the body is malformed; they are counted from 0.
     MalformedItem(u32),
 }

@@ -14,7 +14,7 @@ use crate::format::Format;
 pub struct Rules {
     /// Zone of times that do not specify one.
     pub time_zone: TimeZone,
-    /// Custom formats, tried before the built-in ones in this order. Each makes every line slower.
+    /// Custom formats, tried before the built-in ones in this order. Each one slows down the parsing of every line.
     pub custom: Vec<CustomFormat>,
 }
 

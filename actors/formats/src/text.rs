@@ -26,7 +26,7 @@ pub struct Sanitized {
 }
 
 impl Sanitized {
-    /// Each cause by the name of its field, with its number.
+    /// Each cause, named like its field, with its count.
     pub fn causes(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let Self { invalid_utf8, nul, lone_surrogate, duplicate_key, timestamp, name_too_long } = *self;
         [

@@ -1,4 +1,4 @@
-//! What the program, the tests and the benchmarks of this repository need besides. No part of the interface of this
+//! What only the program, the tests and the benchmarks of this repository need. It is not part of the public API of this
 //! crate: any version may change it.
 
 pub use crate::batcher::BatchBuilder;

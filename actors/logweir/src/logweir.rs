@@ -34,7 +34,7 @@ const MAINTENANCE: Duration = Duration::from_secs(300);
 /// Interval at which `drain_journal` checks whether the journal is empty.
 const DRAINED_POLL: Duration = Duration::from_millis(20);
 
-/// A program's own store, and what answers queries.
+/// A program's own store, and its reader, which answers queries.
 type OwnStore = (Arc<dyn LogStore>, Option<Arc<dyn LogReader>>);
 
 /// A running pipeline: intake, journal, flushers, cache writer. It stays on the thread that started it.
@@ -64,7 +64,7 @@ impl Logweir {
         Self::start_observed(Arc::new(config), DrainControl::default(), Progress::default()).await
     }
 
-    /// As [`Logweir::start`], with `store` in place of the log store that `config.database` names. `reader` answers
+    /// Like [`Logweir::start`], with `store` in place of the log store that `config.database` names. `reader` answers
     /// queries; without one they are rejected.
     ///
     /// # Errors

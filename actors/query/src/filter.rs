@@ -11,8 +11,8 @@ use crate::text::{Text, number};
 
 /// A filter on records. Construct it directly, or from text with [`parse`](crate::parse).
 ///
-/// It is not `non_exhaustive`, and neither is what it consists of: a translation of filters, such as to SQL, must
-/// be complete, or it selects other records. A new kind of filter is a new major version.
+/// It is not `non_exhaustive`, and neither are its parts: a translation of filters, such as to SQL, must be complete, or
+/// it selects other records. A new kind of filter is a new major version.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Filter {
     /// Every record.

@@ -30,7 +30,7 @@ pub const LEVELS: [&str; 7] = ["fatal", "error", "warn", "info", "debug", "trace
 /// Maximum number of underscores that are tried individually as dots: each doubles the number of tests.
 const DOTS_MAX: usize = 3;
 
-/// A parsed query. As a [`Filter`], it is not `non_exhaustive`: an evaluation must be complete.
+/// A parsed query. Like [`Filter`], it is not `non_exhaustive`: an evaluation must be complete.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expression {
     /// Returns records.

@@ -1,4 +1,4 @@
-//! What the query languages have in common: the input and its limits, errors with a column, and text in quotes.
+//! What the query languages share: the input and its limits, errors with a column, and text in quotes.
 
 use winnow::ModalResult;
 use winnow::Parser;
@@ -116,7 +116,7 @@ pub(crate) fn quoted(input: &mut Input<'_>) -> ModalResult<Quoted, SyntaxError> 
     }
 }
 
-/// An error where the quote that `left` bytes follow is not closed.
+/// The error for a quote that is not closed; `left` bytes follow it.
 pub(crate) fn unclosed(left: usize) -> ErrMode<SyntaxError> {
     ErrMode::Cut(SyntaxError { left, detail: "unclosed quote".to_owned() })
 }

@@ -66,8 +66,9 @@ impl Windows {
         Ok(Self { first_us, step_us, points: usize::try_from(points).unwrap_or(0), window_us, part_us })
     }
 
-    /// A single window of `window_us` microseconds that ends at `at_us` (since the Unix epoch), rounded up to the next part, which is at most 0.5 % of it. If its length
-    /// is not a multiple of any part length, it is extended by less than one part.
+    /// A single window of `window_us` microseconds that ends at `at_us` (since the Unix epoch). The end is rounded up to
+    /// the next part, which is at most 0.5 % of the window. If the length of the window is not a multiple of any part
+    /// length, it is extended by less than one part.
     #[must_use]
     pub fn at(at_us: i64, window_us: i64) -> Self {
         let window_us = window_us.max(1_000);

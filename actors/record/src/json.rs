@@ -80,8 +80,8 @@ fn object(text: &str) -> Option<Cow<'_, RawValue>> {
     Some(Cow::Borrowed(value))
 }
 
-/// `text` as a JSON object without line breaks, `{}` where it is empty; `None` where it is anything else, or holds what
-/// many clients reject together with everything around it, such as a lone surrogate.
+/// `text` as a JSON object without line breaks, `{}` if it is empty. `None` if it is anything else, or contains
+/// something, such as a lone surrogate, for which many clients reject the whole document.
 #[must_use]
 pub fn strict_object(text: &str) -> Option<Cow<'_, RawValue>> {
     let readable = text.is_empty() || serde_json::from_str::<serde_json::Value>(text).is_ok();

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-/// Which store, and how it is used: what [`open`](crate::open) opens. The names are those of logweir's configuration,
-/// without `database.`, and so are they in messages.
+/// Which store, and how it is used: what [`open`](crate::open) opens. The fields are named like the keys of logweir's
+/// configuration without `database.`; messages use the same names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Database {
@@ -17,7 +17,7 @@ pub struct Database {
     pub connect_timeout_ms: u64,
     /// Time limit for a statement, in milliseconds; PostgreSQL only.
     pub statement_timeout_ms: u64,
-    /// Age in days at which records are deleted, by their own time; 0 keeps everything.
+    /// Age in days at which records are deleted, by event time; 0 keeps everything.
     pub retention_days: u32,
     /// Age in days at which TimescaleDB compresses a chunk; 0 disables it.
     pub compress_after_days: u32,

@@ -14,7 +14,8 @@ use crate::lease::{Claim, ForkPoint, Lease};
 ///
 /// # Errors
 /// Every method can fail with [`StoreError::Transient`] (the database is unavailable: retry) and
-/// [`StoreError::Systemic`] (schema, permission or data are wrong: an operator must act); what else, the method says.
+/// [`StoreError::Systemic`] (schema, permission or data are wrong: an operator must act). Each method lists its other
+/// errors.
 #[async_trait]
 pub trait LogStore: Send + Sync {
     /// Returns the product's name (`PostgreSQL`, `TimescaleDB`, `SQLite`), for messages.
@@ -39,7 +40,7 @@ pub trait LogStore: Send + Sync {
     /// `starts` specifies. Existing lanes keep their cursor, so that an interrupted fork resumes.
     ///
     /// # Errors
-    /// As of [`acquire_lease`](Self::acquire_lease).
+    /// The same as [`acquire_lease`](Self::acquire_lease).
     async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError>;
 
     /// Opens the lane's own long-lived connection, and creates its row if it is new. Returns the connection and the

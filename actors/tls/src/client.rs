@@ -46,7 +46,7 @@ impl ClientFiles {
     /// Checks whether the files can be used.
     ///
     /// # Errors
-    /// As of [`ServerFiles::check`](crate::ServerFiles::check).
+    /// The same as [`ServerFiles::check`](crate::ServerFiles::check).
     pub fn check(&self) -> Result<(), TlsError> {
         self.read().map(drop)
     }
@@ -69,7 +69,7 @@ impl ClientFiles {
 /// must be valid for one of `names`.
 ///
 /// # Errors
-/// As of [`ServerFiles::check`](crate::ServerFiles::check).
+/// The same as [`ServerFiles::check`](crate::ServerFiles::check).
 ///
 /// # Panics
 /// The reload thread cannot be started.

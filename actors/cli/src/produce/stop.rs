@@ -149,8 +149,8 @@ impl Stop {
 
 /// Calls `stop` at the first SIGINT or SIGTERM; a second one, whichever it is, ends the process.
 ///
-/// A thread calls it, because a signal handler could not notify a condition variable. Also where a shell has started the
-/// command in the background, with SIGINT ignored.
+/// A thread calls it, because a signal handler could not notify a condition variable. This also works if
+/// a shell has started the command in the background, with SIGINT ignored.
 ///
 /// # Errors
 /// The process has no file descriptors left.

@@ -1,4 +1,4 @@
-//! What each body is sent to and how.
+//! Where and how each body is sent.
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 //!
 //! The unit of a number follows from its magnitude, since current times in seconds, milliseconds, microseconds and
 //! nanoseconds differ by three digits each. Below 10^8 (seconds: before 1973) it is not a time but a duration, a counter
-//! or a zero for "none": reading it as 1970 would create a partition half a century ago.
+//! or a zero for "none": reading it as 1970 would create a partition for that year.
 
 use super::event_time::EventTime;
 

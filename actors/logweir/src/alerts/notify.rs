@@ -19,7 +19,7 @@ use crate::limits::backoff::Backoff;
 
 /// Timeout of one attempt.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two attempts.
+/// Delays between attempts.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 
 /// Outcome of one attempt.

@@ -37,14 +37,14 @@ use crate::progress::{Progress, StoreState};
 use logweir_store::{Batch, BatchFrame, Gap};
 use logweir_store::{LaneRow, LaneWriter, StoreError};
 
-/// Retry interval of a lane that an operator must fix (schema, permission): constant, since more attempts prove nothing.
+/// Retry interval of a lane that an operator must fix (schema, permission): constant, since no retry helps before that.
 const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
 
 /// Backs off from a failing database, for longer each time.
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
 
-/// Before a retry, in addition to the time for which the breaker is open: that has no jitter, and many pods lose the
-/// same server at the same moment.
+/// Delays before a retry, in addition to the time for which the breaker is open: that time has no jitter, and many pods
+/// lose the same server at the same moment.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// Time limit for connecting while draining.

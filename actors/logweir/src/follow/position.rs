@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// Upper bound of the number of lanes in a journal.
 const LANES_MAX: usize = 1 << 10;
 
-/// Separates the tokens of several journals in the one of a gateway. No token contains it.
+/// Separates the tokens of several journals in a gateway's token. No token contains it.
 pub const TOKEN_SEPARATOR: char = '_';
 
 /// Frames are ordered by sequence number, and each lane numbers its records. So one sequence number and one count per

@@ -41,7 +41,7 @@ use members::{Member, Members};
 
 /// Maximum length of a processor's response.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Before the second attempt.
+/// Delay before the second attempt.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_millis(200));
 /// How long responses are reused for the next request: many users view the same page.
 const REUSE_FOR: Duration = Duration::from_millis(500);

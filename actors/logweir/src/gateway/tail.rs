@@ -35,7 +35,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A processor sends something every few seconds; after this long without data, the connection counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
-/// Before a reconnection.
+/// Delays before a reconnection.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 impl Gateway {

@@ -1,4 +1,4 @@
-//! Resources that answer what they do not serve.
+//! Resources that also answer unknown paths and methods.
 
 use actix_web::HttpRequest;
 use actix_web::web;

@@ -1,8 +1,8 @@
 //! Delays before retries: one policy for everything that retries by itself.
 //!
 //! A delay is a random time between half and all of a bound, which doubles with each attempt: processes that lost the
-//! same server at the same moment do not reconnect at the same moment. A fixed delay with a little jitter was refused:
-//! it keeps them in step.
+//! same server at the same moment do not reconnect at the same moment. A fixed delay with a little jitter was rejected:
+//! these processes would still reconnect within a short time.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Backoff {
         Self { first, max }
     }
 
-    /// Starts a series: the first delay comes first.
+    /// Starts a series of attempts, with the first delay.
     #[must_use]
     pub fn delays(self) -> Delays {
         let Self { first, max } = self;

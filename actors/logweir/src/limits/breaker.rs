@@ -13,8 +13,8 @@
 //!   again. Otherwise the breaker would reject calls forever.
 //! - The open time doubles from `open_ms_min` to `open_ms_max` and is reset by a success.
 //!
-//! Not recloser 1.4: it opens on a rate of errors, calls a closure instead of answering whether to call, and keeps to
-//! itself the state and the time until the next call, which the flusher waits for and `/api/v1/status` shows.
+//! Not recloser 1.4: it opens at an error rate, calls a closure instead of reporting whether a call is allowed, and does
+//! not expose its state and the time until the next call, which the flusher waits for and `/api/v1/status` shows.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A rate limiter with a burst of one second. Pure.
 //!
 //! Not governor 0.10: it admits a number of units or none of them, and does not say how many are available, so each
-//! record would be a check of its own (61 ns, against 0.3 ns per record of a batch here), and it brings 7 more crates.
+//! record would need a check of its own (61 ns, against 0.3 ns per record of a batch here), and it brings 7 more crates.
 
 use tokio::time::Instant;
 

@@ -17,7 +17,7 @@ use crate::message::{AckLevel, Delivery, Encoding, Rejection, RejectionKind};
 use crate::progress::Progress;
 use logweir_formats::{Defaults, Format, RECORD_END};
 
-/// Between two attempts.
+/// Delays between attempts.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What a source needs to submit bodies.

@@ -340,7 +340,7 @@ impl KernelDrops {
     }
 }
 
-/// Datagrams that the kernel has dropped because they were not read in time; `None` if it does not say.
+/// Datagrams that the kernel has dropped because they were not read in time; `None` if it does not report them.
 ///
 /// The socket option SO_MEMINFO has the same number, but needs unsafe code: neither rustix 1.1 nor socket2 0.6 has it.
 /// With few sockets the table costs 109 µs instead of 1 µs, once per [`DROPS_EVERY`].

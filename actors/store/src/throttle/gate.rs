@@ -1,4 +1,4 @@
-//! Whether queries are throttled, and whose turn it is.
+//! Whether queries are throttled, and which one may read next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct QueryThrottle(pub(super) Arc<Shared>);
 pub(super) struct Shared {
     pub(super) behind: watch::Sender<bool>,
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
-    /// Held by the query that reads, and after it for the pause.
+    /// Held by the query that reads, and during the pause after it.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
 }
 

@@ -1,4 +1,4 @@
-//! Reads on a thread of their own, which are stopped in between.
+//! Reads on a thread of their own, which are paused from time to time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ impl QueryThrottle {
 /// State of a read on its own thread.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadReading {
-    /// Its turn, and since when.
+    /// Permission to read, and since when.
     turn: Option<(OwnedMutexGuard<()>, Instant)>,
     /// Total duration of its turns.
     reading: Duration,

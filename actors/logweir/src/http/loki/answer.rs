@@ -1,4 +1,4 @@
-//! Answers in Loki's shape.
+//! Responses in Loki's format.
 
 use actix_web::http::header::HeaderMap;
 
