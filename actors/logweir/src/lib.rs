@@ -9,7 +9,7 @@
 //! actors/formats/     text to records: one file per line format, and one per protocol that wraps records; no I/O
 //! actors/query/       the query languages, filters, steps, facets, cursors; no I/O
 //! actors/tls/         TLS of every listener and client
-//! actors/store/       PostgreSQL/TimescaleDB and SQLite: the exactly-once protocol, queries, and when they yield to writes
+//! actors/store/       PostgreSQL/TimescaleDB and SQLite: the exactly-once protocol, queries, which yield to writes
 //! actors/logweir/     this crate: the stages and the server
 //! actors/cli/         the program: one file per command; its documentation
 //! ```
@@ -34,7 +34,7 @@
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric
 //! server              life cycle of the server: listen, recover, serve, drain
-//! internal            what the program, the tests and the benchmarks need besides; no part of the interface
+//! internal            what only the program, the tests and the benchmarks need; not part of the public API
 //! ../ui/              the web UI: one module per part, preact and htm in vendor/, no build step
 //! ```
 //!
