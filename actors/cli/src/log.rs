@@ -20,7 +20,7 @@ use crate::terminal::wants_color;
 /// actix_http logs each malformed request as an error: a client could fill the log. `log.level` can override this.
 const SILENT: &str = "actix_http=off";
 /// Libraries whose `info` lines only concern themselves; `log.level` can override this.
-const QUIET: &str = "actix_server=warn,refinery_core=warn,fred=warn";
+const QUIET: &str = "actix_server=warn,fred=warn";
 
 /// Lines that wait for the reader: one or two MiB.
 const LINES_MAX: usize = 8192;

@@ -23,6 +23,8 @@ const ALIASES: [(&str, &str); 10] = [
 const CRATES: [&str; 20] = [
     "logweir",
     "logweir_engine",
+    "logweir_store",
+    "logweir_tls",
     "actix_http",
     "actix_rt",
     "actix_server",
@@ -33,8 +35,6 @@ const CRATES: [&str; 20] = [
     "hyper",
     "hyper_util",
     "mio",
-    "refinery",
-    "refinery_core",
     "reqwest",
     "rustls",
     "tokio",
@@ -87,7 +87,7 @@ fn check_target(target: &str) -> Result<(), Option<String>> {
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
     if !target.split("::").all(identifier) {
-        return Err(Some(format!("{target:?} is not the path of a module, such as logweir::store")));
+        return Err(Some(format!("{target:?} is not the path of a module, such as logweir::http")));
     }
     let krate = target.split("::").next().unwrap_or_default();
     if LEVELS.iter().any(|level| level.eq_ignore_ascii_case(krate)) {
@@ -131,7 +131,7 @@ mod tests {
             "trace",
             "off",
             "info,logweir=debug",
-            "warn,logweir::store=trace",
+            "warn,logweir_store::postgres=trace",
             "info,actix_server=off",
             "info,some_module=debug",
         ] {
@@ -153,12 +153,12 @@ mod tests {
             ("logweir=verbose", "; did you mean debug?"),
             ("info,logwier=debug", "; did you mean logweir?"),
             ("info=debug", "; info is a level: expected the path of a module before the ="),
-            ("info,tokio-postgres=debug", "; \"tokio-postgres\" is not the path of a module, such as logweir::store"),
+            ("info,tokio-postgres=debug", "; \"tokio-postgres\" is not the path of a module, such as logweir::http"),
             ("a=b=c", ""),
             ("[1]", ""),
-            ("[span]=debug", "; \"[span]\" is not the path of a module, such as logweir::store"),
-            ("=debug", "; \"\" is not the path of a module, such as logweir::store"),
-            ("info, logweir=debug", "; \" logweir\" is not the path of a module, such as logweir::store"),
+            ("[span]=debug", "; \"[span]\" is not the path of a module, such as logweir::http"),
+            ("=debug", "; \"\" is not the path of a module, such as logweir::http"),
+            ("info, logweir=debug", "; \" logweir\" is not the path of a module, such as logweir::http"),
         ] {
             assert_eq!(check(text), Err(format!("expected {ALLOWED}{hint}")), "{text}");
         }

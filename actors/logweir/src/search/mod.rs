@@ -69,8 +69,8 @@ pub enum SearchError {
     /// The request is inconsistent.
     #[error("{0}")]
     InvalidRequest(String),
-    /// The store cannot be queried.
-    #[error("the blackhole store discards all records: configure database.url to query records")]
+    /// The store cannot be queried: it is `blackhole:`, or a program's own, without a reader.
+    #[error("the store cannot be queried: name PostgreSQL or SQLite in database.url, or pass a reader with the store")]
     NotSearchable,
     /// The store failed.
     #[error(transparent)]
