@@ -7,7 +7,7 @@ use logweir_engine::journal::LaneId;
 use logweir_store::Batch;
 use uuid::Uuid;
 
-/// A recent record as the cache stores it: the JSON object of [`record_json`](logweir_record::json) with the additional
+/// A recent record as the cache stores it: a [`RecordJson`](logweir_record::json::RecordJson) with the additional
 /// members `run` (UUID), `lane`, `seq`, `row` and `ordinal`. Run, lane, seq and row identify the record within its
 /// frame, the ordinal within its lane: the id of its row follows from it. `Cached` parses it.
 pub type RecentRecord = String;
