@@ -3,15 +3,19 @@
 //! A thread of its own writes them, because the reader of standard error may stop reading: a log collector that
 //! hangs, a terminal that was stopped. If a stage, the watchdog or the shutdown wrote directly, it would wait for that
 //! reader. While nobody reads, lines that do not fit into the queue are dropped and counted.
+//!
+//! A panic is written directly if that does not wait: it may be about to abort the process, with what is queued.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
 use logweir::config::Config;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +28,8 @@ const QUIET: &str = "actix_server=warn,fred=warn";
 
 /// Lines that wait for the reader: one or two MiB.
 const LINES_MAX: usize = 8192;
+/// Bytes that a pipe accepts without waiting if `poll` says that it can be written (PIPE_BUF of Linux).
+const PIECE: usize = 4096;
 /// Time limit for writing the lines that are left at the end.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// Interval at which the metric is updated.
@@ -99,17 +105,42 @@ fn put(lines: &NonBlocking, text: &str) {
     let _ = lines.clone().write_all(format!("{text}\n").as_bytes());
 }
 
-/// Writes panics through the queue: a stage that panics is restarted, and must not wait for the reader either.
+/// Writes panics without waiting for the reader, since a stage that panics is restarted: directly what can be written
+/// now, the rest through the queue. Not all of it through the queue, since a panic during another one aborts the
+/// process before the thread writes.
 fn print_panics(lines: NonBlocking) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = thread::current();
-        let mut text = format!("thread '{}' {panic}", thread.name().unwrap_or("<unnamed>"));
+        let mut text = format!("thread '{}' {panic}\n", thread.name().unwrap_or("<unnamed>"));
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
-            let _ = write!(text, "\nstack backtrace:\n{trace}");
+            let _ = writeln!(text, "stack backtrace:\n{trace}");
         }
-        put(&lines, &text);
+        // The descriptor itself: the thread may hold the lock of `io::stderr` while it waits for the reader.
+        let rest = write_now(io::stderr(), text.as_bytes());
+        if !rest.is_empty() {
+            let _ = lines.clone().write_all(rest);
+        }
     }));
+}
+
+/// Writes as much of `text` as the descriptor accepts without waiting, and returns the rest.
+///
+/// Another thread can write between the question and the answer; then the write waits like any other. A non-blocking
+/// descriptor was rejected: the mode would hold for all processes that share it, such as the shell.
+fn write_now(to: impl AsFd, mut text: &[u8]) -> &[u8] {
+    while !text.is_empty() && is_writable(&to) {
+        match rustix::io::write(&to, &text[..text.len().min(PIECE)]) {
+            Ok(written) if written > 0 => text = &text[written..],
+            _ => break,
+        }
+    }
+    text
+}
+
+fn is_writable(to: impl AsFd) -> bool {
+    let mut polled = [PollFd::new(&to, PollFlags::OUT)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::OUT)
 }
 
 /// The filter of a validated `log.level`: [`SILENT`] and [`QUIET`] lower the level of libraries, and never raise it.
@@ -130,5 +161,22 @@ mod tests {
         for level in ["off", "ERROR", "error,logweir=debug"] {
             assert_eq!(filter(level), format!("{SILENT},{level}"));
         }
+    }
+
+    #[test]
+    fn a_panic_is_written_directly_as_far_as_nobody_has_to_read() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        assert_eq!(write_now(&writer, b"thread 'a' panicked\n"), b"");
+        let mut line = [0; 20];
+        io::Read::read_exact(&mut reader, &mut line).unwrap();
+        assert_eq!(&line, b"thread 'a' panicked\n");
+
+        // More than a pipe holds.
+        let long = vec![b'x'; 1 << 20];
+        let rest = write_now(&writer, &long);
+        assert!((1..long.len()).contains(&rest.len()), "{} bytes are left", rest.len());
+        assert_eq!(write_now(&writer, b"next"), b"next");
+        drop(reader);
+        assert_eq!(write_now(&writer, b"gone"), b"gone");
     }
 }
