@@ -169,6 +169,25 @@ async fn an_interrupted_migration(on: Fixture) {
 }
 
 #[tokio::test]
+async fn a_prepared_database_needs_no_privilege_to_create_tables() {
+    let on = Fixture::postgres().await;
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    on.execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'p'; REVOKE CREATE ON SCHEMA public FROM PUBLIC; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+    ))
+    .await;
+    let at = on.url().split('@').next_back().unwrap();
+    let store = open_postgres(&format!("postgres://{role}:p@{at}"));
+    store.prepare().await.unwrap();
+    let lease = store.acquire_lease(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    assert_eq!(flusher.flush(&Feed::new(0).plain(10)).await.unwrap(), flushed(10, 0));
+    drop((flusher, store));
+    on.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
 async fn two_processes_prepare_one_new_sqlite_file() {
     for _ in 0..20 {
         let on = Fixture::empty_sqlite();

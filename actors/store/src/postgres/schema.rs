@@ -13,7 +13,7 @@ use super::connect::{Connection, describe, failed};
 use super::index;
 use super::partition::{delete_before, drop_partitions, make_partition};
 use crate::error::StoreError;
-use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, Migration, pending};
+use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
 use logweir_record::timestamp::DAY_US;
 
@@ -74,7 +74,12 @@ pub(super) async fn prepare(mut connection: Connection) -> Result<bool, StoreErr
 /// Applies the migrations that the database lacks, each in a transaction that also records it.
 async fn migrate(client: &mut Client) -> Result<(), StoreError> {
     let failed = failed("migrating the schema");
-    client.batch_execute(CREATE_HISTORY_SQL).await.map_err(&failed)?;
+    // Not `IF NOT EXISTS` alone: that requires the privilege to create tables although nothing is to be created, and
+    // looks only at the first schema of search_path.
+    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&HISTORY]).await.map_err(&failed)?;
+    if !exists.get::<_, bool>(0) {
+        client.batch_execute(CREATE_HISTORY_SQL).await.map_err(&failed)?;
+    }
     let rows = client.query(APPLIED_SQL, &[]).await.map_err(&failed)?;
     let applied: Vec<Applied> =
         rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
