@@ -22,12 +22,14 @@ pub fn clamp(ts_us: i64) -> i64 {
     ts_us.clamp(MIN_US, MAX_US)
 }
 
-/// Returns the date of a day counted from 1970-01-01 (proleptic Gregorian calendar), clamped to the years 1 to 9999.
+/// Returns year, month and day of the month of a day counted from 1970-01-01 (proleptic Gregorian calendar), clamped to
+/// the years 1 to 9999.
 #[must_use]
-pub fn date(day: i64) -> Date {
+pub fn date(day: i64) -> (i16, i8, i8) {
     // Not through `Timestamp`, which ends a day earlier: it leaves room for every time zone's offset.
     const EPOCH: Date = Date::constant(1970, 1, 1);
-    EPOCH.saturating_add(Span::new().days(day.clamp(MIN_US / DAY_US, MAX_US / DAY_US)))
+    let date = EPOCH.saturating_add(Span::new().days(day.clamp(MIN_US / DAY_US, MAX_US / DAY_US)));
+    (date.year(), date.month(), date.day())
 }
 
 /// Formats times as 27 ASCII bytes, `YYYY-MM-DDTHH:MM:SS.ffffffZ`, without allocating. Caches the day.
@@ -50,10 +52,10 @@ impl Formatter {
         let ts_us = clamp(ts_us);
         let day = ts_us.div_euclid(DAY_US);
         if day != self.day {
-            let date = date(day);
-            digits(&mut self.bytes[0..4], date.year().into());
-            digits(&mut self.bytes[5..7], date.month().into());
-            digits(&mut self.bytes[8..10], date.day().into());
+            let (year, month, day_of_month) = date(day);
+            digits(&mut self.bytes[0..4], year.into());
+            digits(&mut self.bytes[5..7], month.into());
+            digits(&mut self.bytes[8..10], day_of_month.into());
             self.day = day;
         }
         let us = ts_us.rem_euclid(DAY_US);

@@ -18,7 +18,8 @@ const DELETE_ROUNDS: u32 = 100;
 
 /// Returns `logs_pYYYYMMDD`.
 pub(super) fn partition_name(day: i64) -> String {
-    timestamp::date(day).strftime("logs_p%Y%m%d").to_string()
+    let (year, month, day) = timestamp::date(day);
+    format!("logs_p{year:04}{month:02}{day:02}")
 }
 
 pub(super) async fn make_partition(client: &Client, day: i64) -> Result<(), StoreError> {
