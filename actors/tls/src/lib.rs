@@ -23,3 +23,5 @@ mod client;
 pub use self::client::{ClientFiles, client_config, empty_client_config, reloading_client_config};
 pub use self::error::TlsError;
 pub use self::server::{CONNECTION_BYTES, ServerFiles, server_config};
+/// The rustls whose types are in this API, for programs without a dependency on the same version.
+pub use rustls;
