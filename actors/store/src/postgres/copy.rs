@@ -65,7 +65,7 @@ pub(crate) fn rows_without<'a>(
 }
 
 /// Returns the chunks that [`copy`] sends, without the two-byte trailer and without a server.
-#[cfg(feature = "bench")]
+#[cfg(feature = "__bench")]
 pub(crate) fn chunks<'a>(rows: impl Iterator<Item = Row<'a>>) -> impl Iterator<Item = Bytes> {
     let mut encoder = Encoder::new();
     let mut rows = rows;
