@@ -110,12 +110,6 @@ impl Filter {
         Self::Field { field: Field::Message, test: Test::Text(text) }
     }
 
-    /// Matches records with at least this severity.
-    #[must_use]
-    pub fn severity_at_least(severity: Severity) -> Self {
-        Self::Severity(SeverityRange { min: severity.number(), max: SeverityRange::ALL.max })
-    }
-
     /// Matches records that match both filters.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

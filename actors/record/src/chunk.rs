@@ -107,12 +107,6 @@ impl Chunk {
         (0..self.len()).map(|index| self.get(index).expect("index is below len"))
     }
 
-    /// Smallest and largest event time, or `None` for an empty chunk.
-    #[must_use]
-    pub fn ts_range_us(&self) -> Option<(i64, i64)> {
-        Some((*self.ts_us.iter().min()?, *self.ts_us.iter().max()?))
-    }
-
     /// Checks the invariants that [`Chunk::get`] relies on. Call it on every chunk that was read from disk.
     ///
     /// # Errors
