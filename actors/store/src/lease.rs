@@ -20,6 +20,14 @@ pub struct Claim {
     pub tails: Vec<(LaneId, LaneTail)>,
 }
 
+impl Claim {
+    /// The claim of a journal's first run, which has no earlier runs and no frames.
+    #[must_use]
+    pub fn new(writer: Uuid, run: Uuid, owner: impl Into<String>) -> Self {
+        Self { writer, run, runs: Vec::new(), owner: owner.into(), tails: Vec::new() }
+    }
+}
+
 /// The right to flush a writer's lanes.
 #[derive(Clone, Debug)]
 pub struct Lease {

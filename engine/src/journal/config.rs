@@ -33,6 +33,21 @@ pub struct JournalConfig {
 }
 
 impl JournalConfig {
+    /// A journal in `dir` with segments of 64 MiB, at most 1 GiB of files, no ballast, at most 32 MiB waiting to be
+    /// written, and nothing retained after its commit.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            segment_bytes: SEGMENT_BYTES_MAX,
+            quota_bytes: 1 << 30,
+            ballast_bytes: 0,
+            queue_bytes_max: 32 << 20,
+            retain_segments: 0,
+            retain_for: Duration::ZERO,
+        }
+    }
+
     /// Checks every field and returns the effective segment size.
     pub(super) fn validate(&self) -> Result<u64, OpenError> {
         let invalid = |field, value, expected| Err(OpenError::InvalidConfig { field, value, expected });
