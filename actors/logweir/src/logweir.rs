@@ -67,6 +67,11 @@ impl Logweir {
     /// Like [`Logweir::start`], with `store` in place of the log store that `config.database` names. `reader` answers
     /// queries; without one they are rejected.
     ///
+    /// `config.database` still counts in three places: it is validated, [`Config::lanes`] is 1 if it is SQLite, and
+    /// [`Logweir::memory_bytes_max`] then includes SQLite's page caches, not the memory of `store`. The query throttle,
+    /// which pauses queries while the store is behind the intake, only exists for the readers of logweir's own stores:
+    /// `reader` does not get it.
+    ///
     /// # Errors
     /// As [`Logweir::start`].
     pub async fn start_on(
