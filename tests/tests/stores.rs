@@ -188,6 +188,15 @@ async fn a_prepared_database_needs_no_privilege_to_create_tables() {
 }
 
 #[tokio::test]
+async fn tables_in_a_later_schema_of_search_path_are_not_created_again_in_the_first() {
+    let on = Fixture::postgres().await;
+    let database = on.url().rsplit('/').next().unwrap();
+    on.execute(&format!("CREATE SCHEMA first; ALTER DATABASE {database} SET search_path = first, public")).await;
+    on.other().prepare().await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'first'::regnamespace").await, 0);
+}
+
+#[tokio::test]
 async fn two_processes_prepare_one_new_sqlite_file() {
     for _ in 0..20 {
         let on = Fixture::empty_sqlite();
