@@ -36,7 +36,7 @@ deps:
 ## bench: benchmarks each part against a bare limit, then the whole pipeline; installs what it needs (see deps)
 bench: deps
 	cargo bench
-	cargo run --release -p logweir-benches
+	cargo run --profile dist -p logweir-benches
 
 ## compose: builds the image, then starts, kills and restarts the Compose stack; starts its own Docker engine if there is none
 compose: deps

@@ -120,7 +120,7 @@ fn main() {
     let binary = match (&arguments.binary, &arguments.command) {
         (Some(binary), _) => binary.clone(),
         (None, Some(_)) => PathBuf::new(),
-        (None, None) => build_logweir(&["--release"]),
+        (None, None) => build_logweir(&["--profile", "dist"]),
     };
     let mut setup = Setup::default().with("batch.rows_max", arguments.batch_rows);
     if let Some(lanes) = arguments.lanes {

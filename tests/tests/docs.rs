@@ -691,7 +691,7 @@ fn check_commands(commands: &[Vec<String>]) -> Result<(), String> {
                 }
             }
             "cargo" => {
-                let packages = ["logweir", "logweir-engine", "logweir-tests", "logweir-benches"];
+                let packages = ["logweir", "logweir-cli", "logweir-engine", "logweir-tests", "logweir-benches"];
                 if let Some(package) = after("-p").filter(|package| !packages.contains(&package.as_str())) {
                     return Err(format!("unknown package {package:?}"));
                 }
