@@ -67,7 +67,7 @@ pub trait LogStore: Send + Sync {
     /// Replays a dead letter: inserts its (possibly corrected) record and removes the letter, in one transaction.
     ///
     /// # Errors
-    /// [`StoreError::Systemic`] also if there is no such dead letter, or if its record is invalid or rejected again.
+    /// [`StoreError::Systemic`] also if the dead letter does not exist, or if its record is invalid or rejected again.
     async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError>;
 
     /// Removes dead letters older than `before_us` (microseconds since 1970) and returns their number.

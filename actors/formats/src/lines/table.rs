@@ -109,7 +109,7 @@ mod tests {
         names.extend(FORMATS.iter().flat_map(|format| format.aliases));
         for name in &names {
             if let Format::Line(line_format) = format_named(name).unwrap() {
-                assert!(LINE_FORMATS.iter().any(|known| known.name == line_format), "{name} is no line format");
+                assert!(LINE_FORMATS.iter().any(|known| known.name == line_format), "{name} is not a line format");
             }
         }
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a name is listed twice");

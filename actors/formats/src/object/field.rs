@@ -12,7 +12,7 @@ pub enum Field {
     Attributes,
 }
 
-/// Rank of `fields` among the names for attributes: a message in it is used if there is no other.
+/// Rank of `fields` among the names for attributes: a message in it is used only if the record has no other message.
 pub const FIELDS: u8 = 1;
 
 /// Returns the field that `name` denotes and its rank among the names of that field (the lowest usable one wins).

@@ -6,7 +6,8 @@
 //! - A member that was *used* as time, severity, service, host or message is not an attribute; every other one is,
 //!   unchanged, whatever its name. So an unknown level, an invalid time and the second of two messages are kept.
 //! - Among the names of a field, the first in the list with a usable value wins, regardless of its position.
-//! - An object `attributes` or `fields` is merged flat. A `fields.message` is used as the message if there is no other.
+//! - An object `attributes` or `fields` is merged flat. `fields.message` becomes the
+//!   message only if the record has no other.
 //! - Members of other nested objects get dotted names: `{"a":{"b":1}}` is the attribute `a.b`. Arrays stay JSON, and so
 //!   does anything nested too deep or with a name too long (see `nested`).
 //! - Of duplicate names the last one wins, as in `jsonb`; the others are counted as `duplicate_key`.
@@ -95,7 +96,7 @@ pub fn parse<'a>(text: &'a str, scratch: &mut Scratch<'a>, sink: &mut Sink<'_>) 
     Ok(())
 }
 
-/// Writes the unused members as one JSON object; nothing if there are none.
+/// Writes the unused members as one JSON object, or nothing if all members are used.
 fn write_attributes(members: &[Member<'_>], text_bytes: usize, attributes: &mut String) {
     attributes.clear();
     attributes.reserve(text_bytes);

@@ -8,7 +8,7 @@ pub fn month(name: &[u8]) -> Option<i64> {
     (1..).zip(MONTHS).find(|(_, name)| **name == lower).map(|(number, _)| number)
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar; `None` if there is no such date.
+/// Days from 1970-01-01 to a date of the Gregorian calendar; `None` if the date does not exist.
 pub fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let length = match month {
