@@ -120,7 +120,7 @@ impl Journal {
     fn replay(&self, lane: LaneId, from: usize, to: usize) -> Batch {
         let frames = &self.frames[&lane];
         let from_seq = from.checked_sub(1).map_or(0, |before| frames[before].seq);
-        Batch { lane, from_seq, from_records: 0, generation: 0, frames: frames[from..to].to_vec() }
+        Batch { lane, from_seq, from_records: 0, skip: 0, leave: 0, generation: 0, frames: frames[from..to].to_vec() }
     }
 }
 

@@ -199,7 +199,7 @@ impl On {
         self.seq += 1;
         self.records += records.len() as u64;
         let frame = BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 1, chunk: Arc::new(chunk) };
-        let batch = Batch { lane: 0, from_seq, from_records, generation: 0, frames: vec![frame] };
+        let batch = Batch { lane: 0, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames: vec![frame] };
         self.lane.flush(&batch).await.unwrap();
         let first = (self.lane_id << 44) + from_records.cast_signed() + 1;
         (first..).zip(records).map(|(id, record)| Found::of(id, record)).collect()
@@ -579,7 +579,7 @@ async fn both_stores_answer_typed_queries() {
         ] {
             assert_eq!(on.ids(&parse(query).unwrap()).await.len(), count, "{}: {query}", on.name);
         }
-        on.store.maintain(NOON_US).await.unwrap();
+        on.store.maintain(NOON_US).await.into_iter().try_for_each(|step| step.result).unwrap();
     }
 }
 
@@ -587,7 +587,7 @@ async fn both_stores_answer_typed_queries() {
 async fn closed_partitions_get_indexes_that_text_queries_use() {
     const DAY_US: i64 = 86_400_000_000;
     let Both { stores: [mut on, _], database, .. } = both().await;
-    on.store.maintain(NOON_US).await.unwrap();
+    on.store.maintain(NOON_US).await.into_iter().try_for_each(|step| step.result).unwrap();
     let record =
         |message| Record { ts_us: NOON_US, severity: Severity::INFO, service: "s", host: "", message, attributes: "" };
     on.store(&[record("a needle"), record("hay"), record("NEEDLES")]).await;
@@ -603,11 +603,11 @@ async fn closed_partitions_get_indexes_that_text_queries_use() {
         )
         .await
         .unwrap();
-    on.store.maintain(NOON_US + DAY_US).await.unwrap();
+    on.store.maintain(NOON_US + DAY_US).await.into_iter().try_for_each(|step| step.result).unwrap();
     assert_eq!(names().await.len(), 2, "a day that has just ended is not closed");
     // Two days are closed now, and each round builds one index.
     for _ in 0..4 {
-        on.store.maintain(NOON_US + 2 * DAY_US).await.unwrap();
+        on.store.maintain(NOON_US + 2 * DAY_US).await.into_iter().try_for_each(|step| step.result).unwrap();
     }
     let built = ["logs_p20251120_message_trgm_idx", "logs_p20251120_service_ts_idx", "logs_p20251120_ts_idx"];
     assert_eq!(names().await, built);

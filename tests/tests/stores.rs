@@ -243,7 +243,7 @@ impl Feed {
     fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
         let (from_seq, from_records) = (self.seq, self.records);
         let frames = frames.iter().map(|records| self.frame(records)).collect();
-        Batch { lane: self.lane, from_seq, from_records, generation: 0, frames }
+        Batch { lane: self.lane, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames }
     }
 
     /// Returns the lane's tail as if the journal were opened now.
@@ -1271,7 +1271,7 @@ async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_a
     assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 5);
 
     let keeping = with(DatabaseUrl::Postgres(on.url().to_owned()), |keeping| keeping.retention_days = 30);
-    on.store.maintain(today).await.unwrap();
+    on.store.maintain(today).await.into_iter().try_for_each(|step| step.result).unwrap();
     assert_eq!(on.number(partitions).await, 11);
     assert_eq!(on.number("SELECT count(*) FROM logs_p20241004").await, 1);
     assert_eq!(on.number("SELECT count(*) FROM logs_p20241007").await, 1);
@@ -1280,13 +1280,13 @@ async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_a
     on.assert_whole(writer, 5).await;
 
     let keeping = store::open(&keeping).unwrap().store();
-    keeping.maintain(today).await.unwrap();
+    keeping.maintain(today).await.into_iter().try_for_each(|step| step.result).unwrap();
     assert_eq!(
         on.number("SELECT count(*) FROM logs").await,
         4,
         "the row that was 40 days old must be deleted from the default partition"
     );
-    keeping.maintain(today + 32 * DAY_US).await.unwrap();
+    keeping.maintain(today + 32 * DAY_US).await.into_iter().try_for_each(|step| step.result).unwrap();
     let old = "SELECT count(*) FROM pg_class WHERE relname IN ('logs_p20241003', 'logs_p20241004', 'logs_p20241005')";
     assert_eq!(on.number(old).await, 0);
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "three days and four days ahead, and the end of time");
@@ -1304,7 +1304,14 @@ async fn retention_deletes_expired_rows_from_sqlite() {
         .await
         .unwrap();
     let keeping = with(DatabaseUrl::Sqlite(on.file()), |keeping| keeping.retention_days = 30);
-    store::open(&keeping).unwrap().store().maintain(today + 5).await.unwrap();
+    store::open(&keeping)
+        .unwrap()
+        .store()
+        .maintain(today + 5)
+        .await
+        .into_iter()
+        .try_for_each(|step| step.result)
+        .unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
     assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
 }

@@ -477,8 +477,10 @@ async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainW
             () = drain.reached(Phase::Draining) => return,
             () = session.held() => {}
         }
-        if let Err(error) = store.maintain(clock::wall_us()).await {
-            tracing::warn!(%error, "cannot create partitions or apply retention; retrying in 5 minutes");
+        for step in store.maintain(clock::wall_us()).await {
+            if let Err(error) = step.result {
+                tracing::warn!(step = step.name, %error, "a step of the database's maintenance failed; retrying in 5 minutes");
+            }
         }
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,

@@ -6,6 +6,9 @@ use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use logweir_record::chunk::Chunk;
 
+/// Length of the digest of a frame that is committed as a whole.
+pub(crate) const DIGEST_BYTES: usize = 16;
+
 /// A frame's records in memory, shared by the flusher and the cache writer.
 #[derive(Clone, Debug)]
 pub struct BatchFrame {
@@ -30,15 +33,24 @@ pub struct Gap {
     pub records: u64,
 }
 
-/// Consecutive chunks of one lane that commit in one database transaction: the range `(from_seq, to_seq]`.
+/// Consecutive records of one lane that commit in one database transaction: those with the numbers
+/// `(from_records, to_records]`.
+///
+/// Usually whole frames. After failures a batch is divided, also inside of a frame: then `skip` records at its start are
+/// committed already, or `leave` records at its end are left to a later batch. The cursor stays at the last frame that
+/// is committed as a whole; the counters of the lane's row show how far into the next one the lane is.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The lane.
     pub lane: LaneId,
     /// The cursor before it.
     pub from_seq: u64,
-    /// Number of records of the lane up to and including `from_seq`.
+    /// Number of records of the lane before it: [`LaneRow::accounted`](crate::LaneRow::accounted).
     pub from_records: u64,
+    /// Number of records of the first frame that are committed already.
+    pub skip: usize,
+    /// Number of records of the last frame that are not part of it.
+    pub leave: usize,
     /// The journal generation in which its sequence numbers were assigned.
     pub generation: u64,
     /// Its frames, in order; not empty.
@@ -49,31 +61,42 @@ impl Batch {
     /// Waits for the fsync that covers it. Returns false if that will not happen: the disk was full and its sequence
     /// numbers were reassigned to other records.
     pub async fn is_durable(&self, journal: &Journal) -> bool {
-        journal.durable(self.to_seq()).await.is_ok() && journal.generation() == self.generation
+        journal.durable(self.last_seq()).await.is_ok() && journal.generation() == self.generation
     }
 
-    /// The cursor after it.
+    /// Sequence number of the last frame that it touches.
     #[must_use]
-    pub fn to_seq(&self) -> u64 {
+    pub fn last_seq(&self) -> u64 {
         self.frames.last().map_or(self.from_seq, |frame| frame.seq)
     }
 
-    /// Number of records of the lane up to and including the last frame.
+    /// The cursor after it: the last frame that is committed as a whole.
+    #[must_use]
+    pub fn to_seq(&self) -> u64 {
+        match (self.leave, self.frames.len()) {
+            (0, _) => self.last_seq(),
+            (_, 0 | 1) => self.from_seq,
+            (_, frames) => self.frames[frames - 2].seq,
+        }
+    }
+
+    /// Number of records of the lane up to its end.
     #[must_use]
     pub fn to_records(&self) -> u64 {
-        self.frames.last().map_or(self.from_records, |frame| frame.lane_records)
+        self.frames.last().map_or(self.from_records, |frame| frame.lane_records - self.leave as u64)
     }
 
     /// Number of records in it.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.frames.iter().map(|frame| frame.chunk.len() as u64).sum()
+        let records: usize = self.frames.iter().map(|frame| frame.chunk.len()).sum();
+        (records - self.skip - self.leave) as u64
     }
 
     /// Returns the ranges of missing records.
     #[must_use]
     pub fn gaps(&self) -> Vec<Gap> {
-        let (mut seq, mut records) = (self.from_seq, self.from_records);
+        let (mut seq, mut records) = (self.from_seq, self.from_records.saturating_sub(self.skip as u64));
         let mut gaps = Vec::new();
         for frame in &self.frames {
             let here = frame.chunk.len() as u64;
@@ -95,14 +118,17 @@ impl Batch {
     }
 
     /// The digest that is stored with the cursor to detect a reused sequence number: CRC, number of records and
-    /// `lane_records` of the last frame.
+    /// `lane_records` of the last frame; if only a part of it is committed, also the number of its records that are
+    /// (see [`LaneRow::partial`](crate::LaneRow::partial)).
     #[must_use]
-    pub fn digest(&self) -> [u8; 16] {
-        let mut digest = [0; 16];
-        if let Some(last) = self.frames.last() {
-            digest[..4].copy_from_slice(&last.payload_crc.to_le_bytes());
-            digest[4..8].copy_from_slice(&u32::try_from(last.chunk.len()).unwrap_or(u32::MAX).to_le_bytes());
-            digest[8..].copy_from_slice(&last.lane_records.to_le_bytes());
+    pub fn digest(&self) -> Vec<u8> {
+        let Some(last) = self.frames.last() else { return vec![0; DIGEST_BYTES] };
+        let mut digest = Vec::with_capacity(DIGEST_BYTES + 8);
+        digest.extend_from_slice(&last.payload_crc.to_le_bytes());
+        digest.extend_from_slice(&u32::try_from(last.chunk.len()).unwrap_or(u32::MAX).to_le_bytes());
+        digest.extend_from_slice(&last.lane_records.to_le_bytes());
+        if self.leave > 0 {
+            digest.extend_from_slice(&((last.chunk.len() - self.leave) as u64).to_le_bytes());
         }
         digest
     }

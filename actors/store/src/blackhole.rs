@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::dead_letter::DeadLetter;
-use crate::error::StoreError;
+use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow, LaneStart, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
+use crate::maintenance::MaintenanceStep;
 use crate::store::{LaneWriter, LogStore};
 use crate::telemetry::measure;
 
@@ -69,8 +70,8 @@ impl LogStore for BlackholeStore {
         Ok((Box::new(BlackholeLane { store: self.clone(), lane }), row))
     }
 
-    async fn maintain(&self, _: i64) -> Result<(), StoreError> {
-        Ok(())
+    async fn maintain(&self, _: i64) -> Vec<MaintenanceStep> {
+        Vec::new()
     }
 
     async fn lanes(&self, _: Uuid) -> Result<Vec<LaneRow>, StoreError> {
@@ -103,12 +104,16 @@ impl LaneWriter for BlackholeLane {
         let started = Instant::now();
         let flushed = Flushed { rows: batch.records(), dead_lettered: 0 };
         if let Some(row) = self.store.lanes().get_mut(&self.lane) {
-            row.last_seq = batch.to_seq();
+            (row.last_seq, row.digest) = (batch.to_seq(), batch.digest());
             row.rows += flushed.rows;
             row.lost += batch.lost();
         }
         let flushed = Ok(flushed);
         measure(batch.lane, started, &flushed);
         flushed
+    }
+
+    async fn dead_letter(&mut self, batch: &Batch, _: &Rejection) -> Result<Flushed, StoreError> {
+        self.flush(batch).await
     }
 }

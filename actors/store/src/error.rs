@@ -16,6 +16,11 @@ pub enum StoreError {
     /// slowly.
     #[error("{0}")]
     Systemic(String),
+    /// The server refused the batch for a reason that can depend on its rows or on their number. If it is refused again
+    /// for the same reason, divide it; [`LaneWriter::dead_letter`](crate::LaneWriter::dead_letter) decides about a
+    /// record that is refused alone.
+    #[error("{}", .0.reason)]
+    Rejected(Rejection),
     /// Another process has acquired the writer's lease.
     #[error(
         "fenced: the lease on journal {writer} was acquired by {owner} in epoch {epoch}; this process held epoch {mine}"
@@ -70,6 +75,15 @@ pub enum StoreError {
     },
 }
 
+/// Why a server refused a batch or a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// SQLSTATE, SQLite's extended result code, or `timeout`. Two refusals with the same code are equal.
+    pub code: String,
+    /// What the server said, and what to do.
+    pub reason: String,
+}
+
 impl StoreError {
     /// Returns the value of the metrics' `class` label.
     #[must_use]
@@ -77,6 +91,7 @@ impl StoreError {
         match self {
             Self::Transient(_) => "transient",
             Self::Systemic(_) => "systemic",
+            Self::Rejected(_) => "rejected",
             Self::Fenced { .. } => "fenced",
             Self::StaleCopy { .. } => "stale_copy",
             Self::LeaseLost { .. } => "lease_lost",

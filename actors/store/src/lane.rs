@@ -2,6 +2,8 @@
 
 use logweir_engine::journal::LaneId;
 
+use crate::batch::DIGEST_BYTES;
+
 /// Number of bits of a record's id below the `lane_id`.
 pub const ORDINAL_BITS: u32 = 44;
 
@@ -22,7 +24,7 @@ pub struct LaneRow {
     pub epoch: i64,
     /// The cursor: the last committed frame.
     pub last_seq: u64,
-    /// [`Batch::digest`](crate::Batch::digest) of that frame; empty before the first.
+    /// [`Batch::digest`](crate::Batch::digest) of the last batch; empty before the first.
     pub digest: Vec<u8>,
     /// Rows inserted since the journal was created.
     pub rows: u64,
@@ -37,7 +39,14 @@ pub struct LaneRow {
 }
 
 impl LaneRow {
-    /// Number of records accounted for: the `lane_records` of the frame at the cursor.
+    /// Number of records of the frame after the cursor that are committed already; usually 0.
+    #[must_use]
+    pub fn partial(&self) -> u64 {
+        let bytes = self.digest.get(DIGEST_BYTES..).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u64::from_le_bytes)
+    }
+
+    /// Number of records accounted for: the `lane_records` of the frame at the cursor, and [`Self::partial`].
     #[must_use]
     pub fn accounted(&self) -> u64 {
         self.inherited + self.rows + self.dead_lettered + self.lost

@@ -12,6 +12,7 @@
 //! batch              consecutive frames of a lane that commit together
 //! lease              a run's claim to a writer, the lease, and where an overtaken copy forks
 //! dead_letter        a record that the database rejected
+//! maintenance        steps that keep the tables in order, each of which may fail alone
 //! store              the traits: what a store and a lane's connection do
 //! throttle/          queries yield to flushes while the database is behind
 //!   gate             whether they yield, and which query may read next
@@ -71,6 +72,7 @@ mod error;
 mod batch;
 mod lease;
 mod dead_letter;
+mod maintenance;
 mod store;
 pub mod throttle;
 pub mod read;
@@ -91,9 +93,10 @@ pub mod bench;
 
 pub use self::batch::{Batch, BatchFrame, Gap};
 pub use self::dead_letter::DeadLetter;
-pub use self::error::StoreError;
+pub use self::error::{Rejection, StoreError};
 pub use self::lane::{Flushed, LaneRow, LaneStart, ORDINAL_BITS, StoredCount, id_of};
 pub use self::lease::{Claim, ForkPoint, Lease};
+pub use self::maintenance::MaintenanceStep;
 pub use self::open::{AnyStore, open};
 pub use self::settings::{Database, DatabaseUrl};
 pub use self::store::{LaneWriter, LogStore};

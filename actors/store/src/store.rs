@@ -6,9 +6,10 @@ use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::dead_letter::DeadLetter;
-use crate::error::StoreError;
+use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow, LaneStart, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
+use crate::maintenance::MaintenanceStep;
 
 /// A database that stores records permanently.
 ///
@@ -21,8 +22,8 @@ pub trait LogStore: Send + Sync {
     /// Returns the product's name (`PostgreSQL`, `TimescaleDB`, `SQLite`), for messages.
     fn name(&self) -> String;
 
-    /// Creates the tables or brings them up to date, under a lock, and does a first round of
-    /// [`maintain`](Self::maintain). Call it before anything else.
+    /// Creates the tables that a flush needs or brings them up to date, under a lock, and nothing else. Call it before
+    /// anything else.
     async fn prepare(&self) -> Result<(), StoreError>;
 
     /// Acquires the writer's lease and fences earlier owners. Idempotent for the same run. Resets every lane whose
@@ -51,9 +52,12 @@ pub trait LogStore: Send + Sync {
     /// does not know it.
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
 
-    /// Creates upcoming partitions and removes expired data. One process at a time calls it, every few minutes.
-    /// `now_us` is the current time in microseconds since 1970: records older than the retention before it are deleted.
-    async fn maintain(&self, now_us: i64) -> Result<(), StoreError>;
+    /// Runs a round of maintenance, unless another process is doing so: upcoming partitions, indexes, retention. Call it
+    /// every few minutes. Each step runs whether the one before failed or not; a step that is not due is not listed.
+    ///
+    /// `now_us` is this process's clock, in microseconds since 1970. Records expire by the database's clock; if the two
+    /// differ by more than minutes, nothing is deleted.
+    async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep>;
 
     /// Returns all lanes of `writer`, for `status` and `verify`.
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError>;
@@ -88,6 +92,13 @@ pub trait LaneWriter: Send {
     /// Every [`StoreError`] except `StaleCopy`. After `CursorMoved` the batch must be built again from the cursor in
     /// it; after `LeaseLost` and `Fenced` this connection can no longer flush.
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
+
+    /// Dead-letters the only record of `batch`, which was refused alone with `rejection` more than once. First tries another
+    /// record, which it rolls back: a table that refuses that one, too, refuses everything.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush); [`StoreError::Systemic`] if the table refuses every record.
+    async fn dead_letter(&mut self, batch: &Batch, rejection: &Rejection) -> Result<Flushed, StoreError>;
 
     /// Returns whether the connection is open as far as is known locally, without a round trip.
     fn is_open(&self) -> bool {

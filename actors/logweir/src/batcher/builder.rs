@@ -47,7 +47,15 @@ impl BatchBuilder {
         let previous = if fits { None } else { self.take() };
         let from_records = frame.lane_records - records as u64;
         let open = self.open.get_or_insert_with(|| Open {
-            batch: Batch { lane: self.lane, from_seq: prev_seq, from_records, generation, frames: Vec::new() },
+            batch: Batch {
+                lane: self.lane,
+                from_seq: prev_seq,
+                from_records,
+                skip: 0,
+                leave: 0,
+                generation,
+                frames: Vec::new(),
+            },
             records: 0,
             bytes: 0,
             due: now + Duration::from_millis(self.limits.linger_ms),

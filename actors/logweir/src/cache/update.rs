@@ -209,7 +209,15 @@ mod tests {
             }
             BatchFrame { seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) }
         };
-        Batch { lane: 0, from_seq: 0, from_records: 0, generation: 0, frames: frames.iter().map(frame).collect() }
+        Batch {
+            lane: 0,
+            from_seq: 0,
+            from_records: 0,
+            skip: 0,
+            leave: 0,
+            generation: 0,
+            frames: frames.iter().map(frame).collect(),
+        }
     }
 
     fn counted(update: &CacheUpdate<'_>) -> u32 {

@@ -233,7 +233,15 @@ impl DbFlusher {
                     return Ok(None);
                 }
                 let (from_seq, from_records) = (position.seq, position.records);
-                return Ok(Some(self.log_gaps(Batch { lane: self.lane, from_seq, from_records, generation, frames })));
+                return Ok(Some(self.log_gaps(Batch {
+                    lane: self.lane,
+                    from_seq,
+                    from_records,
+                    skip: 0,
+                    leave: 0,
+                    generation,
+                    frames,
+                })));
             }
             Ok((_, Ok(Err(undecodable)))) => undecodable,
             Ok((_, Err(error))) => format!("cannot read the journal: {error}"),

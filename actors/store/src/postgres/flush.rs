@@ -28,7 +28,7 @@ use super::lane_row::{LANE_SQL, lane_row};
 use super::schema;
 use super::types::{Json, Time};
 use crate::batch::Batch;
-use crate::error::StoreError;
+use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::protocol::cursor::{CursorMismatch, on_cursor_mismatch};
 use crate::protocol::rows::{Row, poison_rows_max, rows};
@@ -583,6 +583,10 @@ impl LaneWriter for PgLane {
         let result = self.flush_isolating_bad_rows(batch).await;
         measure(batch.lane, started, &result);
         result
+    }
+
+    async fn dead_letter(&mut self, _batch: &Batch, rejection: &Rejection) -> Result<Flushed, StoreError> {
+        Err(StoreError::Systemic(rejection.reason.clone()))
     }
 
     fn is_open(&self) -> bool {

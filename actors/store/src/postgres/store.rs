@@ -22,6 +22,7 @@ use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
+use crate::maintenance::MaintenanceStep;
 use crate::protocol::raw_record;
 use crate::protocol::takeover::fork_point;
 use crate::settings::{Database, DatabaseUrl};
@@ -108,15 +109,7 @@ impl LogStore for PostgresStore {
         let connection = self.connector.connect("logweir/prepare").await?;
         let hypertable = within(PREPARE_LIMIT, "preparing the schema", schema::prepare(connection)).await?;
         let _ = self.hypertable.set(hypertable);
-        let ahead = self.maintain(logweir_engine::clock::wall_us());
-        match within(PREPARE_LIMIT, "creating partitions", ahead).await {
-            // A lock is held: the default partition receives the rows until the next round.
-            Err(StoreError::Transient(error)) => {
-                tracing::warn!(error, "partitions could not be created; retrying at the next maintenance");
-                Ok(())
-            }
-            done => done,
-        }
+        Ok(())
     }
 
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
@@ -149,8 +142,10 @@ impl LogStore for PostgresStore {
         within(self.statement_timeout + GRACE, "opening the lane", opening).await
     }
 
-    async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {
-        schema::maintain(self.connector.connect("logweir/maintain").await?, self.retention, now_us).await
+    async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
+        let round =
+            async { schema::maintain(self.connector.connect("logweir/maintain").await?, self.retention, now_us).await };
+        vec![MaintenanceStep::new("round", round.await)]
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {

@@ -58,7 +58,8 @@ mod tests {
     #[test]
     fn a_cursor_mismatch_has_one_cause_for_each_state_of_the_rows() {
         let frame = BatchFrame { seq: 9, lane_records: 0, payload_crc: 77, chunk: Arc::new(Chunk::default()) };
-        let batch = Batch { lane: 0, from_seq: 5, from_records: 0, generation: 0, frames: vec![frame] };
+        let batch =
+            Batch { lane: 0, from_seq: 5, from_records: 0, skip: 0, leave: 0, generation: 0, frames: vec![frame] };
         let other = vec![1; 16];
         let row = |epoch, last_seq, digest: &[u8]| {
             Some(LaneRow { epoch, last_seq, digest: digest.to_vec(), ..LaneRow::default() })

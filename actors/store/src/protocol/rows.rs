@@ -21,7 +21,7 @@ pub(crate) struct Row<'a> {
 /// Returns all rows of `batch`, in order.
 pub(crate) fn rows(batch: &Batch, lane_id: i64) -> impl Iterator<Item = Row<'_>> + '_ {
     let base = lane_id << ORDINAL_BITS;
-    batch.frames.iter().flat_map(move |frame| {
+    let all = batch.frames.iter().flat_map(move |frame| {
         let before = frame.lane_records.saturating_sub(frame.chunk.len() as u64).cast_signed();
         (1..).zip(frame.chunk.iter()).map(move |(nth, record): (u32, _)| Row {
             id: base | (before + i64::from(nth)),
@@ -29,7 +29,8 @@ pub(crate) fn rows(batch: &Batch, lane_id: i64) -> impl Iterator<Item = Row<'_>>
             row: nth - 1,
             record,
         })
-    })
+    });
+    all.skip(batch.skip).take(usize::try_from(batch.records()).unwrap_or(usize::MAX))
 }
 
 /// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::connection::{blocking, failed, immediate};
 use super::lane_row::{one_lane, owner_of};
 use crate::batch::Batch;
-use crate::error::StoreError;
+use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::lease::Lease;
 use crate::protocol::cursor::{CursorMismatch, on_cursor_mismatch};
@@ -287,5 +287,9 @@ impl LaneWriter for SqliteLane {
         });
         measure(batch.lane, started, &result);
         result
+    }
+
+    async fn dead_letter(&mut self, _batch: &Batch, rejection: &Rejection) -> Result<Flushed, StoreError> {
+        Err(StoreError::Systemic(rejection.reason.clone()))
     }
 }

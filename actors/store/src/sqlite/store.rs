@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use logweir_engine::clock::wall_us;
 use logweir_engine::journal::LaneId;
 use logweir_record::timestamp::{self, DAY_US};
 use rusqlite::{Connection, Error, Row, params};
@@ -20,6 +19,7 @@ use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
+use crate::maintenance::MaintenanceStep;
 use crate::protocol::raw_record;
 use crate::protocol::takeover::fork_point;
 use crate::settings::Database;
@@ -76,45 +76,8 @@ impl SqliteStore {
     pub(crate) fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> SqliteReader {
         SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, throttle)
     }
-}
 
-#[async_trait]
-impl LogStore for SqliteStore {
-    fn name(&self) -> String {
-        "SQLite".to_owned()
-    }
-
-    async fn prepare(&self) -> Result<(), StoreError> {
-        blocking(&self.write, schema::migrate).await?;
-        self.maintain(wall_us()).await
-    }
-
-    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
-        let claim = claim.clone();
-        blocking(&self.write, move |connection| lease::acquire_lease(connection, &claim, None)).await
-    }
-
-    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
-        let claim = claim.clone();
-        blocking(&self.read, move |connection| {
-            let takeovers = lease::history(connection, claim.writer).map_err(failed("reading the takeovers"))?;
-            Ok(fork_point(&takeovers, &claim))
-        })
-        .await
-    }
-
-    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
-        let (claim, starts) = (claim.clone(), starts.to_vec());
-        blocking(&self.write, move |connection| lease::acquire_lease(connection, &claim, Some(&starts))).await
-    }
-
-    async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
-        let cloned = lease.clone();
-        let row = blocking(&self.write, move |connection| lease::open_lane(connection, &cloned, lane)).await?;
-        Ok((Box::new(SqliteLane::new(self.write.clone(), lease, row.clone())), row))
-    }
-
-    async fn maintain(&self, now_us: i64) -> Result<(), StoreError> {
+    async fn delete_expired(&self, now_us: i64) -> Result<(), StoreError> {
         if self.retention_days == 0 {
             return Ok(());
         }
@@ -143,6 +106,46 @@ impl LogStore for SqliteStore {
             }
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl LogStore for SqliteStore {
+    fn name(&self) -> String {
+        "SQLite".to_owned()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        blocking(&self.write, schema::migrate).await
+    }
+
+    async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        let claim = claim.clone();
+        blocking(&self.write, move |connection| lease::acquire_lease(connection, &claim, None)).await
+    }
+
+    async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
+        let claim = claim.clone();
+        blocking(&self.read, move |connection| {
+            let takeovers = lease::history(connection, claim.writer).map_err(failed("reading the takeovers"))?;
+            Ok(fork_point(&takeovers, &claim))
+        })
+        .await
+    }
+
+    async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+        let (claim, starts) = (claim.clone(), starts.to_vec());
+        blocking(&self.write, move |connection| lease::acquire_lease(connection, &claim, Some(&starts))).await
+    }
+
+    async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
+        let cloned = lease.clone();
+        let row = blocking(&self.write, move |connection| lease::open_lane(connection, &cloned, lane)).await?;
+        Ok((Box::new(SqliteLane::new(self.write.clone(), lease, row.clone())), row))
+    }
+
+    async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
+        vec![MaintenanceStep::new("retention", self.delete_expired(now_us).await)]
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
