@@ -204,6 +204,7 @@ pub const METRICS: &[Metric] = &[
         "Total number of times that a lane found the database restored to an earlier time and read the journal again.",
     ),
     counter("logweir_store_rows_total", "Total number of rows committed to the database, by lane."),
+    gauge("logweir_store_sqlite_wal_bytes", "Size of the write-ahead log of the SQLite file, in bytes."),
     counter(
         "logweir_store_terminated_sessions_total",
         "Total number of database sessions of an earlier owner that were terminated because they held a lane's lock.",

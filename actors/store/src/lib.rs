@@ -48,8 +48,11 @@
 //!   read             queries
 //!   store            the store, made of the files above
 //! sqlite/            SQLite
+//!   file             whether the file is still there, and the size of its write-ahead log
 //!   connection       sizes, errors, blocking threads
+//!   clock            the time by which records expire
 //!   schema           migrations
+//!   retention        deletes expired records
 //!   lane_row         reads the rows of lanes and writers
 //!   lease            the lease in one transaction
 //!   flush            one lane's transactions

@@ -1,7 +1,5 @@
 //! One lane's flush: rows, cursor, counters and dead letters in one transaction, exactly once.
 
-use std::sync::{Arc, Mutex};
-
 use async_trait::async_trait;
 use logweir_engine::clock::wall_us;
 use logweir_engine::fault::{armed, kill_point};
@@ -10,7 +8,7 @@ use rusqlite::{Connection, Error, ErrorCode, Transaction, params};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::connection::{blocking, failed, immediate};
+use super::connection::{SharedConnection, blocking, failed, immediate};
 use super::lane_row::{one_lane, owner_of};
 use crate::batch::Batch;
 use crate::error::{Rejection, StoreError};
@@ -37,7 +35,7 @@ const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, se
 
 /// A lane on the shared connection.
 pub(super) struct SqliteLane {
-    connection: Arc<Mutex<Connection>>,
+    connection: SharedConnection,
     /// The part that the blocking thread needs.
     state: LaneState,
 }
@@ -51,7 +49,7 @@ struct LaneState {
 
 impl SqliteLane {
     /// The lane of `row`, with the lease `lease`.
-    pub(super) fn new(connection: Arc<Mutex<Connection>>, lease: &Lease, row: LaneRow) -> Self {
+    pub(super) fn new(connection: SharedConnection, lease: &Lease, row: LaneRow) -> Self {
         Self { connection, state: LaneState { writer: lease.writer, epoch: lease.epoch, row } }
     }
 }

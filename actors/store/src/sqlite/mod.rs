@@ -1,7 +1,7 @@
 //! SQLite: the same protocol in one file, for a laptop or a small machine.
 //!
-//! - All lanes share one connection for writing (SQLite has a single writer anyway); another one reads. Both run on
-//!   blocking threads.
+//! - All lanes and retention take turns on one connection for writing (SQLite has a single writer anyway); another one
+//!   reads. Both run on blocking threads.
 //! - WAL with `synchronous = FULL`: a commit is on disk when it returns.
 //! - Transactions are IMMEDIATE: they hold the write lock before they read the cursor, so nothing changes between read
 //!   and update.
@@ -9,8 +9,11 @@
 //! - SQLite accepts any text, so only a constraint that a user added can reject a row; that row is dead-lettered at
 //!   once.
 
+mod file;
 mod connection;
+mod clock;
 mod schema;
+mod retention;
 mod lane_row;
 mod lease;
 mod flush;

@@ -1,24 +1,27 @@
 //! Reads from SQLite: rows are read in the order of the index on `ts`, and the filter is evaluated in Rust for each.
 //!
-//! - A read has its own connection from a small pool, on a blocking thread, inside one transaction: one snapshot.
-//! - SQLite runs in this process, so translating the filter to SQL would gain nothing; only severities are in SQL,
-//!   where they alone skip most rows.
+//! - A read has its own connection from a small pool, on a blocking thread.
+//! - SQLite runs in this process, so translating the filter to SQL would gain nothing.
+//! - A snapshot keeps SQLite from starting the write-ahead log from the beginning again. So a long read renews its snapshot
+//!   between two rows, and pauses without one. It goes on behind the row at which it was, and leaves out what was
+//!   stored since its first snapshot, of which it reports the cursors.
 //! - Dropping a read, or its timeout, interrupts it.
 
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use logweir_record::record::{Record, Severity};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, params};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, ffi, params};
 
 use super::connection::failed;
 use crate::error::StoreError;
+use crate::lane::{ORDINAL_BITS, id_of};
 use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
-use crate::throttle::{self, QueryThrottle};
+use crate::throttle::{Abandoned, QueryThrottle, ThreadReading, waiter};
 use logweir_query::facets::{Facets, NameCount, Names};
 use logweir_query::filter::SeverityRange;
 use logweir_query::hits::{By, Hits, Steps};
@@ -28,6 +31,10 @@ use logweir_record::timestamp::{self, MAX_US, MINUTE_US};
 
 /// Size of a connection's page cache, in bytes.
 pub const CACHE_BYTES: usize = 8 << 20;
+
+/// Age at which a read renews its snapshot, and the number of rows between two looks at it.
+const SNAPSHOT_AGE_MAX: Duration = Duration::from_millis(500);
+const ROWS_BETWEEN_LOOKS: u32 = 64;
 
 /// Reads one file.
 pub struct SqliteReader {
@@ -49,45 +56,34 @@ impl SqliteReader {
         Self { pool: Arc::new(ConnectionPool { path, busy_timeout, idle: Mutex::default() }), timeout, throttle }
     }
 
-    /// Runs `work` in a transaction on its own connection.
+    /// Runs `work` on its own connection.
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<Snapshot<T>, ReadError> {
-        let stop = Arc::new(AtomicBool::new(false));
         // Dropped with the future, so that canceling the query stops the work.
-        let guard = StopOnDrop(Arc::clone(&stop));
+        let (waiter, abandoned) = waiter();
         let (pool, throttle) = (Arc::clone(&self.pool), self.throttle.clone());
         let task = tokio::task::spawn_blocking(move || {
             let mut connection = pool.get().map_err(ReadError::from)?;
-            let done = snapshot(&mut connection, &stop, throttle, work);
+            let done = read_on(&mut connection, abandoned, throttle, work);
             if done.is_ok() {
                 pool.put_back(connection);
             }
             done.map_err(|error| match &error {
-                rusqlite::Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => {
-                    ReadError::NoSchema
-                }
+                Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => ReadError::NoSchema,
                 // If the read was dropped, this result is discarded.
                 _ if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => ReadError::Preempted,
                 _ => failed("reading")(error).into(),
             })
         });
         let joined = tokio::time::timeout(self.timeout, task).await;
-        drop(guard);
+        drop(waiter);
         match joined {
             Err(_) => Err(ReadError::too_slow(self.timeout, self.throttle.is_behind())),
             Ok(Err(error)) => Err(ReadError::Failed(format!("the SQLite task failed: {error}"))),
             Ok(Ok(done)) => done,
         }
-    }
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -110,48 +106,83 @@ impl ConnectionPool {
     }
 }
 
-/// A snapshot to read from.
+/// A read in progress.
 struct Reading<'c> {
-    transaction: Transaction<'c>,
+    connection: &'c Connection,
+    abandoned: Abandoned,
+    throttle: QueryThrottle,
+    turn: RefCell<ThreadReading>,
+    /// The beginning of the snapshot.
+    since: Cell<Instant>,
+    /// What the first snapshot has; later ones have more.
+    first: Contents,
 }
 
-fn snapshot<T>(
+fn read_on<T>(
     connection: &mut Connection,
-    stop: &Arc<AtomicBool>,
+    abandoned: Abandoned,
     throttle: QueryThrottle,
     work: impl FnOnce(&Reading<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<Snapshot<T>> {
-    let stopped = Arc::clone(stop);
-    let mut steps = throttle::ThreadReading::default();
+    let mut turn = ThreadReading::default();
+    if !throttle.may_continue(&mut turn, &abandoned) {
+        return Err(interrupted());
+    }
+    let dropped = abandoned.clone();
     // Called every 10,000 instructions of SQLite's virtual machine: well under a millisecond.
-    let progress = move || !throttle.may_continue(&mut steps) || stopped.load(Ordering::Relaxed);
-    connection.progress_handler(10_000, Some(progress))?;
-    let reading = Reading { transaction: connection.transaction()? };
-    let lanes = reading.lanes()?;
+    connection.progress_handler(10_000, Some(move || dropped.is_true()))?;
+    let since = Cell::new(Instant::now());
+    // The snapshot begins with the first statement that reads.
+    connection.execute_batch("BEGIN")?;
+    let (lanes, first) = lanes(connection)?;
+    let reading = Reading { connection: &*connection, abandoned, throttle, turn: RefCell::new(turn), since, first };
     let value = work(&reading)?;
-    drop(reading);
+    connection.execute_batch("COMMIT")?;
     connection.progress_handler(0, None::<fn() -> bool>)?;
     Ok(Snapshot { value, lanes })
 }
 
-impl Reading<'_> {
-    fn lanes(&self) -> rusqlite::Result<Vec<LaneCursor>> {
-        let mut statement = self.transaction.prepare_cached(
-            "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
-             FROM logweir_lane l JOIN logweir_writer w USING (writer_id)",
-        )?;
-        let lane = |row: &Row<'_>| {
-            Ok(LaneCursor {
-                writer: row.get(0)?,
-                run: row.get(1)?,
-                lane: row.get(2)?,
-                lane_id: row.get(3)?,
-                last_seq: row.get::<_, i64>(4)?.cast_unsigned(),
-            })
-        };
-        statement.query_map([], lane)?.collect()
-    }
+/// As if SQLite had been interrupted.
+fn interrupted() -> Error {
+    Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_INTERRUPT), None)
+}
 
+/// Which records a snapshot has: the last id of each lane, sorted.
+#[derive(Default)]
+struct Contents(Vec<i64>);
+
+impl Contents {
+    fn has(&self, id: i64) -> bool {
+        let lane_id = id >> ORDINAL_BITS;
+        match self.0.binary_search_by_key(&lane_id, |last| last >> ORDINAL_BITS) {
+            Ok(at) => id <= self.0[at],
+            // A lane that was reset: its number is lower than its successor's.
+            Err(at) => at < self.0.len(),
+        }
+    }
+}
+
+fn lanes(connection: &Connection) -> rusqlite::Result<(Vec<LaneCursor>, Contents)> {
+    let mut statement = connection.prepare_cached(
+        "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq, l.inherited + l.rows + l.dead + l.lost \
+         FROM logweir_lane l JOIN logweir_writer w USING (writer_id) ORDER BY l.lane_id",
+    )?;
+    let lane = |row: &Row<'_>| {
+        let lane_id = row.get(3)?;
+        let cursor = LaneCursor {
+            writer: row.get(0)?,
+            run: row.get(1)?,
+            lane: row.get(2)?,
+            lane_id,
+            last_seq: row.get::<_, i64>(4)?.cast_unsigned(),
+        };
+        Ok((cursor, id_of(lane_id, row.get(5)?)))
+    };
+    let (lanes, last_ids) = statement.query_map([], lane)?.collect::<rusqlite::Result<(Vec<_>, Vec<_>)>>()?;
+    Ok((lanes, Contents(last_ids)))
+}
+
+impl Reading<'_> {
     /// Passes each matching record to `visit` until it returns false.
     fn scan(
         &self,
@@ -165,22 +196,68 @@ impl Reading<'_> {
             Direction::Backward => "DESC",
             Direction::Forward => "ASC",
         };
-        let severities = severities(filter);
-        let mut statement = self.transaction.prepare_cached(&format!(
+        let sql = format!(
             "SELECT id, ts, severity, service, host, message, attributes FROM logs \
-             WHERE ts >= ?1 AND ts < ?2 AND +severity BETWEEN ?3 AND ?4 ORDER BY ts {order}, id {order}"
-        ))?;
-        let (from, to) = bounds(range);
-        let mut rows = statement.query(params![from, to, severities.min, severities.max])?;
-        while let Some(row) = rows.next()? {
-            let (id, record) = record(row)?;
-            let position = Position { ts_us: record.ts_us, id };
-            let is_behind = after.is_none_or(|after| direction.is_behind(position, after));
-            if is_behind && filter.matches(&record) && !visit(id, &record) {
-                break;
+             WHERE ts >= ?1 AND ts < ?2 ORDER BY ts {order}, id {order}"
+        );
+        let severities = severities(filter);
+        let (mut range, mut after, mut is_first) = (range, after, true);
+        loop {
+            let at = {
+                let mut statement = self.connection.prepare_cached(&sql)?;
+                let (from, to) = bounds(range);
+                let mut rows = statement.query([from, to])?;
+                let mut until_look = ROWS_BETWEEN_LOOKS;
+                loop {
+                    let Some(row) = rows.next()? else { return Ok(()) };
+                    // Before the other columns are read: most rows may end here.
+                    if (severities.min..=severities.max).contains(&row.get(2)?) {
+                        let (id, record) = record(row)?;
+                        let position = Position { ts_us: record.ts_us, id };
+                        let is_behind = after.is_none_or(|after| direction.is_behind(position, after));
+                        let is_ours = is_behind && (is_first || self.first.has(id));
+                        if is_ours && filter.matches(&record) && !visit(id, &record) {
+                            return Ok(());
+                        }
+                    }
+                    until_look -= 1;
+                    if until_look == 0 {
+                        until_look = ROWS_BETWEEN_LOOKS;
+                        if self.is_due() {
+                            break position(row)?;
+                        }
+                    }
+                }
+            };
+            self.renew()?;
+            is_first = false;
+            // Rows before `after` at the same time were passed over, not visited.
+            after = Some(match after {
+                Some(after) if !direction.is_behind(at, after) => after,
+                _ => at,
+            });
+            match direction {
+                Direction::Backward => range.end_us = range.end_us.min(at.ts_us.saturating_add(1)),
+                Direction::Forward => range.start_us = range.start_us.max(at.ts_us),
             }
         }
-        Ok(())
+    }
+
+    /// Whether the snapshot must end.
+    fn is_due(&self) -> bool {
+        self.since.get().elapsed() > SNAPSHOT_AGE_MAX
+            || self.throttle.is_due(&self.turn.borrow())
+            || self.abandoned.is_true()
+    }
+
+    /// Ends the snapshot and, when this read may continue, begins another one.
+    fn renew(&self) -> rusqlite::Result<()> {
+        self.connection.execute_batch("COMMIT")?;
+        if !self.throttle.may_continue(&mut self.turn.borrow_mut(), &self.abandoned) {
+            return Err(interrupted());
+        }
+        self.since.set(Instant::now());
+        self.connection.execute_batch("BEGIN")
     }
 }
 
@@ -215,6 +292,10 @@ fn record<'r>(row: &'r Row<'_>) -> rusqlite::Result<(i64, Record<'r>)> {
         },
     };
     Ok((row.get(0)?, record))
+}
+
+fn position(row: &Row<'_>) -> rusqlite::Result<Position> {
+    Ok(Position { ts_us: timestamp::parse(text(row, 1)?).unwrap_or_default(), id: row.get(0)? })
 }
 
 fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<&'r str> {
@@ -272,7 +353,7 @@ impl LogReader for SqliteReader {
     async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
         self.read(move |reading| {
             let (from, to) = minutes(range);
-            let mut statement = reading.transaction.prepare_cached(
+            let mut statement = reading.connection.prepare_cached(
                 "SELECT coalesce(sum(records), 0), count(*) FROM log_volume WHERE minute >= ?1 AND minute < ?2",
             )?;
             statement.query_row(params![from, to], |row| {
@@ -286,7 +367,7 @@ impl LogReader for SqliteReader {
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
         self.read(move |reading| {
             let (from, to) = minutes(range);
-            let mut statement = reading.transaction.prepare_cached(
+            let mut statement = reading.connection.prepare_cached(
                 "SELECT service, sum(records) FROM log_volume WHERE minute >= ?1 AND minute < ?2 \
                  GROUP BY service ORDER BY 2 DESC, 1 LIMIT ?3",
             )?;
@@ -329,7 +410,7 @@ impl Reading<'_> {
     }
 
     fn volume(&self, range: Range, mut visit: impl FnMut(i64, &str, u8, u64)) -> rusqlite::Result<()> {
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.connection.prepare_cached(
             "SELECT minute, service, severity, sum(records) FROM log_volume WHERE minute >= ?1 AND minute < ?2 \
              GROUP BY minute, service, severity",
         )?;

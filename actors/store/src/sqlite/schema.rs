@@ -3,16 +3,25 @@
 use logweir_engine::clock::wall_us;
 use rusqlite::{Connection, Row};
 
+use super::clock;
 use super::connection::{failed, immediate};
 use crate::error::StoreError;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "log_store",
-    sql: include_str!("../sql/sqlite/V1__log_store.sql"),
-    checksum: 8_097_175_706_608_978_689,
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "log_store",
+        sql: include_str!("../sql/sqlite/V1__log_store.sql"),
+        checksum: 8_097_175_706_608_978_689,
+    },
+    Migration {
+        version: 2,
+        name: "clock",
+        sql: include_str!("../sql/sqlite/V2__clock.sql"),
+        checksum: 17_631_894_045_283_608_636,
+    },
+];
 
 const WHAT: &str = "migrating the schema";
 
@@ -30,6 +39,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         transaction.execute_batch(migration.sql).map_err(&failed)?;
         transaction.execute_batch(&migration.record_sql(wall_us())).map_err(&failed)?;
     }
+    clock::begin(&transaction, wall_us()).map_err(&failed)?;
     transaction.commit().map_err(&failed)
 }
 
@@ -65,16 +75,21 @@ mod tests {
     fn a_file_of_an_earlier_version_is_up_to_date_and_a_new_file_gets_the_same_history() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        let row = connection.query_row(
-            "SELECT version || ' ' || name || ' ' || checksum FROM logweir_schema_history",
-            [],
-            |row| row.get::<_, String>(0),
-        );
-        assert_eq!(row.unwrap(), "1 log_store 8097175706608978689");
+        let history = |connection: &Connection| {
+            connection.query_row(
+                "SELECT group_concat(version || ' ' || name || ' ' || checksum, ', ' ORDER BY version) \
+                 FROM logweir_schema_history",
+                [],
+                |row| row.get::<_, String>(0),
+            )
+        };
+        let current = "1 log_store 8097175706608978689, 2 clock 17631894045283608636";
+        assert_eq!(history(&connection).unwrap(), current);
         // As refinery left it.
         connection
             .execute_batch(
-                "DROP TABLE logweir_schema_history;
+                "DROP TABLE logweir_clock;
+                 DROP TABLE logweir_schema_history;
                  CREATE TABLE logweir_schema_history(
                      version int4 PRIMARY KEY, name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255));
                  INSERT INTO logweir_schema_history (version, name, applied_on, checksum)
@@ -82,7 +97,8 @@ mod tests {
             )
             .unwrap();
         migrate(&mut connection).unwrap();
-        connection.execute_batch("UPDATE logweir_schema_history SET version = 2").unwrap();
+        assert_eq!(history(&connection).unwrap(), current);
+        connection.execute_batch("UPDATE logweir_schema_history SET version = 3 WHERE version = 2").unwrap();
         assert!(migrate(&mut connection).unwrap_err().to_string().contains("newer version"));
     }
 }

@@ -1,20 +1,22 @@
 //! The store: one connection for writing, one for reading, and what each operation does with them.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use logweir_engine::journal::LaneId;
-use logweir_record::timestamp::{self, DAY_US};
-use rusqlite::{Connection, Error, Row, params};
+use logweir_record::timestamp;
+use rusqlite::{Connection, Error, Row};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::connection::{BUSY_TIMEOUT, CACHE_BYTES, PAGE_BYTES, WAL_PAGES, blocking, failed};
+use super::connection::{CACHE_BYTES, PAGE_BYTES, SharedConnection, blocking, failed};
+use super::file::{BUSY_TIMEOUT, DatabaseFile, LOG_BYTES};
 use super::flush::SqliteLane;
 use super::lane_row::all_lanes;
 use super::read::SqliteReader;
-use super::{dead_letters, lease, schema};
+use super::{dead_letters, lease, retention, schema};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
@@ -26,16 +28,15 @@ use crate::settings::Database;
 use crate::store::{LaneWriter, LogStore};
 use crate::throttle::QueryThrottle;
 
-/// Rows per DELETE statement of retention, and number of statements per round.
-const DELETE_ROWS: u32 = 5_000;
-const DELETE_ROUNDS: u32 = 100;
-
 /// A store in an SQLite file.
 pub struct SqliteStore {
     path: PathBuf,
-    write: Arc<Mutex<Connection>>,
-    read: Arc<Mutex<Connection>>,
+    write: SharedConnection,
+    read: SharedConnection,
+    file: Arc<DatabaseFile>,
     retention_days: u32,
+    /// The beginning of the previous round of maintenance.
+    last_round: Mutex<Option<Instant>>,
 }
 
 impl SqliteStore {
@@ -59,16 +60,21 @@ impl SqliteStore {
         let failure = |error: Error| wrong(error.to_string());
         let write = open(&format!(
             "PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA \
-             foreign_keys = ON; PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {WAL_PAGES}",
-            CACHE_BYTES >> 10
+             foreign_keys = ON; PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {}; PRAGMA journal_size_limit = \
+             {LOG_BYTES}",
+            CACHE_BYTES >> 10,
+            LOG_BYTES / PAGE_BYTES
         ))
         .map_err(failure)?;
         let read = open("PRAGMA query_only = ON").map_err(failure)?;
+        let file = Arc::new(DatabaseFile::of(&write).map_err(|error| wrong(error.to_string()))?);
         Ok(Self {
             path: path.to_owned(),
-            write: Arc::new(Mutex::new(write)),
-            read: Arc::new(Mutex::new(read)),
+            write: SharedConnection::writing(write, Arc::clone(&file)),
+            read: SharedConnection::reading(read),
+            file,
             retention_days: database.retention_days,
+            last_round: Mutex::default(),
         })
     }
 
@@ -77,35 +83,31 @@ impl SqliteStore {
         SqliteReader::new(self.path.clone(), BUSY_TIMEOUT, timeout, throttle)
     }
 
-    async fn delete_expired(&self, now_us: i64) -> Result<(), StoreError> {
-        if self.retention_days == 0 {
-            return Ok(());
+    /// Moves the trusted time and deletes what has expired by it.
+    async fn expire(&self, now_us: i64) -> Vec<MaintenanceStep> {
+        let (days, now) = (self.retention_days, Instant::now());
+        let before = self.last_round.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        let passed = before.map_or(Duration::ZERO, |before| now - before);
+        let passed_us = i64::try_from(passed.as_micros()).unwrap_or(i64::MAX);
+        let told =
+            blocking(&self.write, move |connection| retention::tell_time(connection, now_us, passed_us, days)).await;
+        let (clock, horizon_us) = match told {
+            Ok((state, horizon_us)) => (state.verdict(now_us), horizon_us),
+            Err(error) => (Err(error), None),
+        };
+        if days == 0 {
+            // Nothing depends on the clock.
+            return clock
+                .err()
+                .filter(|error| matches!(error, StoreError::Transient(_)))
+                .map_or_else(Vec::new, |error| vec![MaintenanceStep::new("clock", Err(error))]);
         }
-        let oldest = now_us.div_euclid(DAY_US) - i64::from(self.retention_days);
-        let before = timestamp::text(oldest * DAY_US);
-        for (table, sql) in [
-            ("logs", "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)"),
-            (
-                "log_volume",
-                "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
-                 (SELECT minute, service, severity, lane_id FROM log_volume WHERE minute < ?1 LIMIT ?2)",
-            ),
-        ] {
-            for _ in 0..DELETE_ROUNDS {
-                // One short transaction per step, so that flushes can run in between.
-                let before = before.clone();
-                let deleted = blocking(&self.write, move |connection| {
-                    connection.execute(sql, params![before, DELETE_ROWS]).map_err(failed("deleting expired rows"))
-                })
-                .await?;
-                metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table)
-                    .increment(deleted as u64);
-                if deleted < DELETE_ROWS as usize {
-                    break;
-                }
-            }
+        let mut steps = vec![MaintenanceStep::new("clock", clock)];
+        if let Some(horizon_us) = horizon_us {
+            let deleted = retention::delete_expired(&self.write, horizon_us).await;
+            steps.push(MaintenanceStep::new("retention", deleted));
         }
-        Ok(())
+        steps
     }
 }
 
@@ -145,7 +147,11 @@ impl LogStore for SqliteStore {
     }
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
-        vec![MaintenanceStep::new("retention", self.delete_expired(now_us).await)]
+        let mut steps = self.expire(now_us).await;
+        let file = Arc::clone(&self.file);
+        let cut = blocking(&self.write, move |connection| file.cut_log(connection)).await;
+        steps.push(MaintenanceStep::new("wal", cut));
+        steps
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {

@@ -22,4 +22,4 @@ mod tests;
 
 pub use self::gate::{BEHIND, QueryThrottle, READING_MAX};
 #[cfg(feature = "sqlite")]
-pub(crate) use self::thread::ThreadReading;
+pub(crate) use self::thread::{Abandoned, ThreadReading, waiter};
