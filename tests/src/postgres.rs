@@ -70,7 +70,8 @@ fn command(name: &str) -> Command {
     as_server(Command::new(bin(name)))
 }
 
-fn as_server(mut command: Command) -> Command {
+/// Runs `command` as the server's user.
+pub(crate) fn as_server(mut command: Command) -> Command {
     if let Some((uid, gid)) = server_user() {
         command.uid(uid).gid(gid);
     }
@@ -80,7 +81,7 @@ fn as_server(mut command: Command) -> Command {
 
 /// Starts `command` from a thread that never ends, so that the kernel kills the child exactly when this process ends:
 /// the parent-death signal is tied to the thread that created the child.
-fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
+pub(crate) fn spawn_tied(mut command: Command) -> std::io::Result<Child> {
     type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
     // SAFETY: prctl is async-signal-safe and touches no memory of this process.
@@ -111,11 +112,7 @@ impl Server {
     /// If it does not start; the message contains its log.
     #[must_use]
     pub fn start(options: &Options) -> Self {
-        let dir = tempfile::Builder::new().prefix("logweir-pg-").tempdir().expect("a temporary directory");
-        if let Some((uid, gid)) = server_user() {
-            chown(dir.path(), Some(uid), Some(gid)).expect("root can change the owner of a directory");
-        }
-        let server = Self { dir, port: free_addr().port(), process: Mutex::new(None) };
+        let server = Self::without_data(free_addr().port());
         let output = command("initdb")
             .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(server.data())
@@ -125,6 +122,39 @@ impl Server {
         server.configure(options);
         server.run();
         server
+    }
+
+    fn without_data(port: u16) -> Self {
+        let dir = tempfile::Builder::new().prefix("logweir-pg-").tempdir().expect("a temporary directory");
+        give_to_server(dir.path());
+        Self { dir, port, process: Mutex::new(None) }
+    }
+
+    /// Starts a standby of this server on `port`, as a copy of its data with the tablespaces moved as `moved` says, and
+    /// waits until it accepts connections.
+    ///
+    /// # Errors
+    /// The data cannot be copied.
+    ///
+    /// # Panics
+    /// If the standby does not start.
+    pub fn standby(&self, port: u16, name: &str, moved: &[(PathBuf, PathBuf)]) -> Result<Self, String> {
+        let standby = Self::without_data(port);
+        let mut copy = command("pg_basebackup");
+        let source = format!("host=127.0.0.1 port={} user=postgres application_name={name}", self.port);
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &source, "--pgdata"]);
+        copy.arg(standby.data());
+        for (from, to) in moved {
+            copy.arg(format!("--tablespace-mapping={}={}", from.display(), to.display()));
+        }
+        let output = copy.output().map_err(|error| format!("pg_basebackup: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("pg_basebackup: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        let own = format!("port = {port}\nunix_socket_directories = '{}'\n", standby.dir.path().display());
+        append(&standby.data().join("postgresql.conf"), &own);
+        standby.run();
+        Ok(standby)
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
@@ -158,9 +188,7 @@ impl Server {
             let path = self.data().join(name);
             append(&path, text);
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("chmod");
-            if let Some((uid, gid)) = server_user() {
-                chown(&path, Some(uid), Some(gid)).expect("root can change the owner of a file");
-            }
+            give_to_server(&path);
         }
     }
 
@@ -273,6 +301,25 @@ impl Server {
         }
     }
 
+    /// Stops the postmaster, and its other processes with `all`, until [`Server::thaw`].
+    pub fn freeze(&self, all: bool) {
+        self.signal_processes(libc::SIGSTOP, all);
+    }
+
+    /// Continues all processes.
+    pub fn thaw(&self) {
+        self.signal_processes(libc::SIGCONT, true);
+    }
+
+    fn signal_processes(&self, signal: i32, all: bool) {
+        let postmaster = self.pid();
+        let others = if all { children(postmaster) } else { Vec::new() };
+        for pid in std::iter::once(postmaster).chain(others) {
+            // SAFETY: `kill` touches no memory; the postmaster is a child of this process, the others are its own.
+            unsafe { libc::kill(pid, signal) };
+        }
+    }
+
     /// Restarts it after [`Server::stop`] or [`Server::kill`].
     pub fn restart(&self) {
         self.run();
@@ -309,6 +356,16 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end(libc::SIGQUIT);
+    }
+}
+
+/// Makes the server's user the owner of `path`.
+///
+/// # Panics
+/// If root cannot change the owner.
+pub fn give_to_server(path: &Path) {
+    if let Some((uid, gid)) = server_user() {
+        chown(path, Some(uid), Some(gid)).expect("root can change the owner");
     }
 }
 

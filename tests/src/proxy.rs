@@ -46,7 +46,7 @@ pub struct Proxy {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     state: Mutex<State>,
     changed: Condvar,
     commits_cut: AtomicU32,
@@ -77,7 +77,7 @@ impl Proxy {
         let state =
             State { mode: Mode::Pass, at_commit: None, open: Vec::new(), made: 0, silent_up_to: 0, closed: false };
         let shared = Arc::new(Shared {
-            target,
+            target: Mutex::new(target),
             state: Mutex::new(state),
             changed: Condvar::new(),
             commits_cut: AtomicU32::new(0),
@@ -93,6 +93,11 @@ impl Proxy {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Forwards new connections to another server, as an address does that moves.
+    pub fn move_to(&self, target: SocketAddr) {
+        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 
     /// Sets the mode.
@@ -112,9 +117,9 @@ impl Proxy {
         }
     }
 
-    /// Cuts the connections of the next `times` COMMITs.
+    /// Cuts the connections of the next `times` COMMITs; none if it is 0.
     pub fn cut_at_commit(&self, what: AtCommit, times: u32) {
-        self.shared.lock().at_commit = Some((what, times));
+        self.shared.lock().at_commit = (times > 0).then_some((what, times));
     }
 
     /// Number of connections cut at a COMMIT so far.
@@ -141,6 +146,10 @@ const LOOK: Duration = Duration::from_millis(5);
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn target(&self) -> SocketAddr {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn accept(self: Arc<Self>, listener: TcpListener, listen: SocketAddr) {
@@ -173,7 +182,7 @@ impl Shared {
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let connect = || -> io::Result<_> {
             client.set_nonblocking(false)?;
-            let server = TcpStream::connect_timeout(&self.target, Duration::from_secs(1))?;
+            let server = TcpStream::connect_timeout(&self.target(), Duration::from_secs(1))?;
             for stream in [&client, &server] {
                 stream.set_nodelay(true)?;
             }

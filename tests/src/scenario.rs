@@ -14,7 +14,7 @@ use crate::client::{Client, Load, Running};
 use crate::ledger::{Ledger, Outcome};
 use crate::oracle::{Violation, examine};
 use crate::postgres::{Options, Server as Postgres};
-use crate::process::{Exit, Server, Settings, free_addr, run};
+use crate::process::{Exit, Server, Settings, command, free_addr, run};
 use crate::proxy::Proxy;
 use crate::store::Store;
 use rand::SeedableRng;
@@ -37,6 +37,8 @@ pub struct Scenario {
     pub dir: PathBuf,
     /// The configuration of the next start.
     pub settings: Settings,
+    /// Environment variables of the next start that are no configuration.
+    pub environment: Vec<(String, String)>,
     /// The store.
     pub store: Store,
     /// What the clients sent and which responses they got.
@@ -54,10 +56,15 @@ pub fn on_sqlite(name: &str, run: impl FnOnce(&mut Scenario)) {
 
 /// Runs a scenario on PostgreSQL with a direct connection.
 pub fn on_postgres(name: &str, run: impl FnOnce(&mut Scenario)) {
+    on_postgres_with(name, &Options::default(), run);
+}
+
+/// As [`on_postgres`], with options of the server.
+pub fn on_postgres_with(name: &str, options: &Options, run: impl FnOnce(&mut Scenario)) {
     run_scenario(
         name,
         |_| {
-            let postgres = Postgres::start(&Options::default());
+            let postgres = Postgres::start(options);
             (Store::Postgres(postgres.url(DATABASE)), Some(postgres), None)
         },
         run,
@@ -91,6 +98,7 @@ fn run_scenario(name: &str, place: impl FnOnce(&Path) -> Place, run: impl FnOnce
     let mut scenario = Scenario {
         random: StdRng::seed_from_u64(seed),
         settings: settings(&dir.path().join("data"), &url),
+        environment: Vec::new(),
         dir: dir.path().to_owned(),
         store,
         ledger: Arc::default(),
@@ -136,7 +144,10 @@ impl Scenario {
         self.server = None;
         self.starts += 1;
         let log = self.dir.join(format!("server-{}.log", self.starts));
-        self.server.insert(Server::start(&self.settings, faults, log))
+        let addr = |key: &str| self.settings[key].parse().expect("an address");
+        let mut command = command(&self.settings, faults, &["run"]);
+        command.envs(self.environment.iter().cloned());
+        self.server.insert(Server::spawn(command, addr("http.listen"), addr("admin.listen"), log))
     }
 
     /// Starts a server and waits until it is ready.

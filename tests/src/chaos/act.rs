@@ -1,0 +1,224 @@
+//! An act: one thing that happens to the database, to the way to it, or to the program, with its parameters.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::Rng as _;
+use rand::rngs::StdRng;
+
+use crate::chaos::operator::{HELD, STATEMENTS, Statements};
+use crate::proxy::{AtCommit, Mode};
+
+/// Acts of one slot are never in force at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Slot {
+    Publication,
+    Check,
+    Column,
+    Trigger,
+    DefaultPartition,
+    Partition,
+    ClosedPartition,
+    Index,
+    Right,
+    Role,
+    Upkeep,
+    Held,
+    Sessions,
+    Server,
+    Network,
+    Commit,
+    Pooler,
+    Disk,
+    Clock,
+    Secret,
+    Program,
+}
+
+/// What this machine and this run allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// A small disk can be mounted for the tables.
+    pub disk: bool,
+    /// libfaketime is installed.
+    pub clock: bool,
+    /// PgBouncer is between the program and the server.
+    pub pooler: bool,
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    /// An operator's statements, with the number for `{n}`.
+    Statements(&'static Statements, u32),
+    /// Another session's open transaction: its kind and its statements.
+    Held(&'static str, &'static str),
+    /// `pg_terminate_backend` for this share of logweir's sessions, in percent.
+    Terminate(u32),
+    /// Other sessions take all connections, and logweir's are ended.
+    Connections,
+    /// The server is stopped by this signal and started again.
+    Stopped(&'static str, i32),
+    /// All processes of the server stand still; or only the postmaster, which accepts connections.
+    Frozen(bool),
+    /// The server runs only for a fifth of the time.
+    Slow,
+    /// Every transaction is read-only.
+    ReadOnly,
+    /// The server is lost, and its synchronous standby is promoted.
+    Failover,
+    /// Connections are cut, and this happens to the network.
+    Network(Mode),
+    /// Connections are cut at the next COMMITs.
+    Commits(AtCommit, u32),
+    /// Commands for PgBouncer, before and after.
+    Pooler(&'static str, &'static str),
+    /// The disk of the tables is full.
+    DiskFull,
+    /// The clock of the program is this far off.
+    Clock(&'static str),
+    /// The role has a new password, and the program's file gets it later.
+    Secret,
+    /// The program is ended by this signal and started again.
+    Ended(&'static str, i32),
+    /// The program stands still.
+    Suspended,
+}
+
+impl Act {
+    /// The name of its kind.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Statements(statements, _) => statements.kind,
+            Self::Held(kind, _) => kind,
+            Self::Terminate(_) => "backends_terminated",
+            Self::Connections => "connections_exhausted",
+            Self::Stopped(kind, _) | Self::Ended(kind, _) => kind,
+            Self::Frozen(true) => "server_frozen",
+            Self::Frozen(false) => "postmaster_frozen",
+            Self::Slow => "server_slow",
+            Self::ReadOnly => "server_read_only",
+            Self::Failover => "failover",
+            Self::Network(mode) => match mode {
+                Mode::Pass => "network_cut",
+                Mode::Refuse => "network_refused",
+                Mode::Swallow => "network_black_hole",
+                Mode::Delay(_) => "network_delayed",
+                Mode::Throttle(_) => "network_narrow",
+            },
+            Self::Commits(AtCommit::RequestLost, _) => "commit_lost",
+            Self::Commits(AtCommit::ReplyLost, _) => "commit_reply_lost",
+            Self::Commits(AtCommit::Late(_), _) => "commit_late",
+            Self::Pooler(..) => "pooler",
+            Self::DiskFull => "disk_full",
+            Self::Clock(_) => "clock_step",
+            Self::Secret => "secret_rotated",
+            Self::Suspended => "program_frozen",
+        }
+    }
+
+    /// What only one act may change at a time.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        match self {
+            Self::Statements(statements, _) => statements.slot,
+            Self::Held(..) => Slot::Held,
+            Self::Terminate(_) | Self::Connections => Slot::Sessions,
+            Self::Stopped(..) | Self::Frozen(_) | Self::Slow | Self::ReadOnly | Self::Failover => Slot::Server,
+            Self::Network(_) => Slot::Network,
+            Self::Commits(..) => Slot::Commit,
+            Self::Pooler(..) => Slot::Pooler,
+            Self::DiskFull => Slot::Disk,
+            Self::Clock(_) => Slot::Clock,
+            Self::Secret => Slot::Secret,
+            Self::Ended(..) | Self::Suspended => Slot::Program,
+        }
+    }
+
+    /// Whether everything is stored nevertheless. Such an act stays in force until the end of its round, and the program
+    /// must go on in spite of it.
+    #[must_use]
+    pub fn is_harmless(&self) -> bool {
+        match self {
+            Self::Statements(statements, _) => statements.harmless,
+            Self::Held(kind, _) => *kind == "snapshot",
+            Self::Clock(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether nothing else is done while it lasts: nobody can reach the server then.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        matches!(self.slot(), Slot::Server)
+    }
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())?;
+        match self {
+            Self::Statements(statements, n) if statements.doing.iter().any(|text| text.contains("{n}")) => {
+                write!(f, " n={n}")
+            }
+            Self::Terminate(percent) => write!(f, " {percent} %"),
+            Self::Network(mode) => write!(f, " {mode:?}"),
+            Self::Commits(what, times) => write!(f, " {what:?} x{times}"),
+            Self::Pooler(doing, undoing) => write!(f, " {doing}; {undoing}"),
+            Self::Clock(offset) => write!(f, " {offset}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One act of each kind that is possible here, with seeded parameters.
+#[must_use]
+pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
+    let mut acts: Vec<Act> =
+        STATEMENTS.iter().map(|statements| Act::Statements(statements, random.random_range(2..20))).collect();
+    acts.extend(HELD.iter().map(|(kind, sql)| Act::Held(kind, sql)));
+    let mut millis = |range: std::ops::Range<u64>| Duration::from_millis(random.random_range(range));
+    let (delay, late) = (millis(10..200), millis(200..1500));
+    acts.extend([
+        Act::Terminate(100),
+        Act::Terminate(random.random_range(20..90)),
+        Act::Connections,
+        Act::Stopped("server_restarted", libc::SIGINT),
+        Act::Stopped("server_restarted_immediately", libc::SIGQUIT),
+        Act::Stopped("server_killed", libc::SIGKILL),
+        Act::Frozen(true),
+        Act::Frozen(false),
+        Act::Slow,
+        Act::ReadOnly,
+        Act::Network(Mode::Pass),
+        Act::Network(Mode::Refuse),
+        Act::Network(Mode::Swallow),
+        Act::Network(Mode::Delay(delay)),
+        Act::Network(Mode::Throttle(random.random_range(20_000..200_000))),
+        Act::Commits(AtCommit::RequestLost, random.random_range(1..6)),
+        Act::Commits(AtCommit::ReplyLost, random.random_range(1..6)),
+        Act::Commits(AtCommit::Late(late), random.random_range(1..6)),
+        Act::Secret,
+        Act::Ended("program_killed", libc::SIGKILL),
+        Act::Ended("program_terminated", libc::SIGTERM),
+        Act::Suspended,
+    ]);
+    if abilities.pooler {
+        acts.extend([
+            Act::Pooler("RECONNECT", "SHOW VERSION"),
+            Act::Pooler("KILL logs", "RESUME logs"),
+            Act::Pooler("PAUSE logs", "RESUME logs"),
+        ]);
+    } else {
+        // PgBouncer knows only one server.
+        acts.push(Act::Failover);
+    }
+    if abilities.disk {
+        acts.push(Act::DiskFull);
+    }
+    if abilities.clock {
+        acts.extend(["+400d", "-1h", "-56y", "+20y"].map(Act::Clock));
+    }
+    acts
+}

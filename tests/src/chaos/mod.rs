@@ -1,0 +1,20 @@
+//! Seeded chaos on the database's side: whatever the database and its people do, in any mix, everything that was
+//! acknowledged is in the table or among the dead letters, once.
+//!
+//! ```text
+//! operator   what an operator may do with SQL
+//! act        one act: its kind, its parameters, what it excludes
+//! plan       what happens when, from a seed
+//! held       sessions that hold something
+//! world      begins and ends acts
+//! run        carries a plan out under load, and judges
+//! ```
+
+mod operator;
+mod act;
+mod plan;
+mod held;
+mod world;
+mod run;
+
+pub use self::run::{Chaos, Report, chaos};

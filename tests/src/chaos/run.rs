@@ -1,0 +1,301 @@
+//! Carries a plan out under load, and judges: after each round the program must recover, and at the end everything that
+//! was acknowledged must be stored once.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::accounting::Totals;
+use crate::chaos::act::Act;
+use crate::chaos::plan::{Plan, Step};
+use crate::chaos::world::{World, abilities, options};
+use crate::client::Load;
+use crate::ledger::Outcome;
+use crate::oracle::Violation;
+use crate::scenario::{PATIENCE, on_postgres_with};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Chaos {
+    /// Names the plan.
+    pub seed: u64,
+    /// Rounds begin for this long.
+    pub lasts: Duration,
+    /// Kinds of acts; all if it is empty.
+    pub only: Vec<String>,
+    /// Fault points of the program.
+    pub faults: &'static str,
+}
+
+/// What happened.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Lines: time, act, parameters, outcome.
+    pub injected: Vec<String>,
+    /// How often each kind was done, and how often it could not be.
+    pub counts: BTreeMap<&'static str, (u32, u32)>,
+    /// The accounting at the end.
+    pub accounting: String,
+    /// Violations of the contract.
+    pub violations: Vec<Violation>,
+}
+
+impl Report {
+    /// The report as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = self.injected.join("\n");
+        text.push_str("\n\nhow often (not possible at that moment):\n");
+        for (kind, (done, failed)) in &self.counts {
+            let _ = writeln!(text, "  {kind:32} {done} ({failed})");
+        }
+        let _ = writeln!(text, "\n{}", self.accounting);
+        for violation in &self.violations {
+            let _ = writeln!(text, "VIOLATION: {violation}");
+        }
+        text
+    }
+}
+
+/// About this many records are sent at most, since the oracle keeps them in memory.
+const RECORDS_MAX: u32 = 400_000;
+/// Pause between looks at the program.
+const LOOK: Duration = Duration::from_millis(20);
+/// Pause before an act is ended once more.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// Runs the plan of `chaos`.
+#[must_use]
+pub fn chaos(chaos: &Chaos) -> Report {
+    let mut report = Report::default();
+    // A third of the seeds have a pooler.
+    let abilities = abilities(chaos.seed.is_multiple_of(3));
+    let mut plan = Plan::new(chaos.seed, abilities, &chaos.only);
+    on_postgres_with("chaos", &options(), |scenario| {
+        let mut world = World::new(scenario, abilities, chaos.faults);
+        let loads = loads(chaos.lasts).map(|load| world.scenario.load(load));
+        world.scenario.stored();
+        let mut run = Run { began: Instant::now(), round: 0, report: &mut report };
+        while run.began.elapsed() < chaos.lasts && run.report.violations.is_empty() {
+            run.round += 1;
+            if let Err(violation) = run.carry_out(&mut world, plan.round()) {
+                run.report.violations.push(violation);
+            }
+        }
+        loads.into_iter().for_each(crate::client::Running::stop);
+        if run.report.violations.is_empty() {
+            run.report.violations = world.scenario.findings();
+        }
+        run.report.accounting = accounting(&mut world, run.round);
+        if chaos.faults.is_empty() && !run.report.violations.is_empty() {
+            let logs = keep_logs(&world, chaos.seed);
+            run.report.accounting.push_str(&format!("; logs in {}", logs.display()));
+        }
+    });
+    report
+}
+
+/// Many small records, and a few large ones.
+fn loads(lasts: Duration) -> [Load; 2] {
+    let small = Load { clients: 4, records: 10, ..Load::default() };
+    let per_pause = u32::try_from(small.clients).unwrap_or(1) * small.records;
+    let pause = (lasts * per_pause / RECORDS_MAX).max(Duration::from_millis(20));
+    let large = Load { clients: 1, records: 3, message_bytes: 20_000, pause: pause * 10, ..Load::default() };
+    [Load { pause, ..small }, large]
+}
+
+fn accounting(world: &mut World<'_>, rounds: u32) -> String {
+    let ledger = world.scenario.ledger.clone();
+    let table = world.scenario.store.count();
+    let dead = world
+        .sql("SELECT count(*), count(DISTINCT sqlstate), string_agg(DISTINCT sqlstate, ' ') FROM logweir_dead_letter");
+    let (memory, peak) = world.scenario.server().memory_bytes();
+    format!(
+        "{rounds} rounds; acknowledged {}, without a response {}; table {table:?}, dead letters (count, kinds, SQLSTATEs) \
+         {dead:?}; memory {} MiB, at most {} MiB since the last start",
+        ledger.records(Outcome::Acknowledged),
+        ledger.records(Outcome::Unknown),
+        memory >> 20,
+        peak >> 20,
+    )
+}
+
+struct Run<'a> {
+    began: Instant,
+    round: u32,
+    report: &'a mut Report,
+}
+
+/// An act that is in force, and when it ends; `None`: with its round.
+type InForce = (Option<Duration>, Act);
+
+impl Run<'_> {
+    fn carry_out(&mut self, world: &mut World<'_>, steps: Vec<Step>) -> Result<(), Violation> {
+        let began = Instant::now();
+        let mut steps = steps.into_iter().peekable();
+        let mut in_force: Vec<InForce> = Vec::new();
+        while steps.peek().is_some() || in_force.iter().any(|(end, _)| end.is_some()) {
+            self.look(world, &in_force)?;
+            let now = began.elapsed();
+            // What could not be done has been done in part: it ends at once.
+            if let Some(due) = in_force.iter().position(|(end, _)| end.is_some_and(|end| end <= now)) {
+                let (_, act) = in_force.remove(due);
+                self.end(world, act, &mut in_force, began)?;
+            } else if let Some(step) = steps.next_if(|step| step.at <= now) {
+                self.begin(world, step, &mut in_force, began)?;
+            } else {
+                std::thread::sleep(LOOK);
+            }
+        }
+        // What remains is harmless: the program goes on in spite of it.
+        self.recovered(world, "in spite of what is still in force")?;
+        self.end_all(world, in_force)?;
+        self.recovered(world, "after the end of all acts")
+    }
+
+    fn end_all(&mut self, world: &mut World<'_>, mut in_force: Vec<InForce>) -> Result<(), Violation> {
+        let began = Instant::now();
+        while let Some((_, act)) = in_force.pop() {
+            self.look(world, &in_force)?;
+            let remaining = in_force.len();
+            self.end(world, act, &mut in_force, began)?;
+            if in_force.len() > remaining {
+                std::thread::sleep(AGAIN);
+                // Another one first.
+                in_force.rotate_right(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// The program does not end by itself.
+    fn look(&mut self, world: &mut World<'_>, in_force: &[InForce]) -> Result<(), Violation> {
+        let is_ended = |(_, act): &InForce| matches!(act, Act::Ended(..));
+        match world.exited() {
+            Some(exit) if !in_force.iter().any(is_ended) => {
+                Err(Violation::Stuck(format!("the program ended by itself: {exit:?}\n{}", tail(world))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        world: &mut World<'_>,
+        step: Step,
+        in_force: &mut Vec<InForce>,
+        began: Instant,
+    ) -> Result<(), Violation> {
+        let act = step.act;
+        let is_program = matches!(act, Act::Ended(..) | Act::Suspended);
+        if is_program && world.exited().is_some() {
+            return Ok(());
+        }
+        // Time that other acts took can have moved the end of the one before behind this beginning.
+        if let Some(before) = in_force.iter().position(|(_, other)| other.slot() == act.slot()) {
+            let (_, before) = in_force.remove(before);
+            self.end(world, before, in_force, began)?;
+            if in_force.iter().any(|(_, other)| other.slot() == act.slot()) {
+                self.enter(&format!("{act} NOT DONE: {before} cannot be ended yet"));
+                return Ok(());
+            }
+        }
+        let result = world.begin(act);
+        let counts = self.report.counts.entry(act.kind()).or_default();
+        match &result {
+            Ok(()) => counts.0 += 1,
+            Err(_) => counts.1 += 1,
+        }
+        let lasts = if result.is_ok() { step.lasts } else { Some(Duration::ZERO) };
+        match (&result, lasts) {
+            (Err(why), _) => self.enter(&format!("{act} NOT DONE: {why}")),
+            (Ok(()), Some(lasts)) => self.enter(&format!("{act} for {lasts:?}")),
+            (Ok(()), None) => self.enter(&format!("{act} until the round ends")),
+        }
+        let ends = lasts.map(|lasts| began.elapsed() + lasts);
+        if !act.is_alone() {
+            in_force.push((ends, act));
+            return Ok(());
+        }
+        while ends.is_some_and(|ends| began.elapsed() < ends) {
+            self.look(world, in_force)?;
+            std::thread::sleep(LOOK);
+        }
+        self.end(world, act, in_force, began)
+    }
+
+    fn end(
+        &mut self,
+        world: &mut World<'_>,
+        act: Act,
+        in_force: &mut Vec<InForce>,
+        began: Instant,
+    ) -> Result<(), Violation> {
+        match world.end(act) {
+            Ok(()) => self.enter(&format!("end of {}", act.kind())),
+            // Another act can be in its way.
+            Err(why) => {
+                let limit = Duration::from_secs(30) + PATIENCE;
+                assert!(began.elapsed() < limit, "{act} cannot be ended: {why}\n{}", world.sessions());
+                in_force.push((Some(began.elapsed() + AGAIN), act));
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, what: &str) {
+        let at = self.began.elapsed().as_secs_f64();
+        let what: String = what.chars().take(300).collect();
+        let line = format!("{at:8.2} s  round {:3}  {what}", self.round);
+        eprintln!("{line}");
+        self.report.injected.push(line);
+    }
+
+    /// What was accepted until now must be stored, and every lane must be well.
+    fn recovered(&mut self, world: &mut World<'_>, when: &str) -> Result<(), Violation> {
+        let began = Instant::now();
+        let mut target = None;
+        loop {
+            self.look(world, &[])?;
+            let status = world.scenario.server().status();
+            let totals = Totals::of(&status).filter(|_| status["recovery"]["finished"] != false);
+            let target = target.get_or_insert_with(|| totals.map(|totals| totals.accepted));
+            if target.is_none() {
+                *target = totals.map(|totals| totals.accepted);
+            }
+            let lanes = status["lanes"].as_array();
+            let well = lanes.is_some_and(|lanes| lanes.iter().all(|lane| lane["store"]["state"] == "ok"));
+            let stored = totals.map(|totals| totals.committed + totals.dead);
+            if well && target.is_some() && stored >= *target {
+                self.enter(&format!("recovered within {:.2} s {when}", began.elapsed().as_secs_f64()));
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                let what =
+                    format!("no recovery within {PATIENCE:?} {when}: {status}\n{}\n{}", world.sessions(), tail(world));
+                return Err(Violation::Stuck(what));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// The end of the program's log, without the frames of backtraces.
+fn tail(world: &mut World<'_>) -> String {
+    let log = world.scenario.server().log_text();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.starts_with(' ')).collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+/// Copies the logs of the program to a directory that stays, and returns it.
+fn keep_logs(world: &World<'_>, seed: u64) -> PathBuf {
+    let to = std::env::temp_dir().join(format!("logweir-chaos-{seed}-{}", std::process::id()));
+    let _ = std::fs::create_dir_all(&to);
+    for entry in std::fs::read_dir(&world.scenario.dir).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "log") {
+            let _ = std::fs::copy(entry.path(), to.join(entry.file_name()));
+        }
+    }
+    to
+}

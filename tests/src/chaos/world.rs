@@ -1,0 +1,425 @@
+//! The world that acts change: a PostgreSQL, the way to it, the disk of its tables, the clock and the secret of the
+//! program.
+//!
+//! ```text
+//! logweir (role logweir, URL from a file, faked clock) ──> proxy ──> [PgBouncer] ──> PostgreSQL ──> small disk
+//! ```
+//!
+//! [`World::begin`] and [`World::end`] change it. Both report what they could not do: an operator's statement that waits
+//! too long for a lock fails, as it does in life, and an end is tried again.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::chaos::act::{Abilities, Act};
+use crate::chaos::held::Held;
+use crate::disk::{Disk, may_mount};
+use crate::pooler::{self, Pooler};
+use crate::postgres::{Options, Server as Postgres, give_to_server};
+use crate::process::{Exit, free_addr};
+use crate::proxy::{Mode, Proxy};
+use crate::scenario::Scenario;
+use crate::store::Store;
+
+/// The database and its owner.
+const DATABASE: &str = "logs";
+const ROLE: &str = "logweir";
+/// Size of the disk for the tables; the image is sparse.
+const DISK_BYTES: u64 = 3 << 30;
+/// Time that a program has to end after SIGTERM.
+const TERM_WITHIN: Duration = Duration::from_secs(60);
+/// Time limit of a failover's steps.
+const FAILOVER_WITHIN: Duration = Duration::from_secs(20);
+
+/// Options of the server of a world.
+#[must_use]
+pub fn options() -> Options {
+    Options {
+        // Few, so that they can be exhausted.
+        settings: vec![("max_connections", "60".to_owned()), ("wal_keep_size", "64MB".to_owned())],
+        // Only the program has a password.
+        hba: vec!["host all logweir 127.0.0.1/32 scram-sha-256"],
+        ..Options::default()
+    }
+}
+
+/// Path of libfaketime, if it is installed.
+#[must_use]
+pub fn libfaketime() -> Option<PathBuf> {
+    let architectures = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let mut found = architectures.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    found.find(|path| path.exists())
+}
+
+/// What can be done here; prints what cannot, and why.
+#[must_use]
+pub fn abilities(pooler: bool) -> Abilities {
+    let skip = |possible: bool, what: &str, why: &str| {
+        if !possible {
+            eprintln!("skipped: {what} ({why})");
+        }
+        possible
+    };
+    Abilities {
+        disk: skip(may_mount(), "a full disk", "mounting one needs root"),
+        clock: skip(libfaketime().is_some(), "steps of the clock", "libfaketime is not installed"),
+        pooler: pooler && skip(pooler::program().is_some(), "PgBouncer", "it is not installed"),
+    }
+}
+
+/// Everything that acts change.
+pub struct World<'a> {
+    /// The program, its settings, the ledger and the store.
+    pub scenario: &'a mut Scenario,
+    faults: String,
+    postgres: Arc<Postgres>,
+    proxy: Proxy,
+    pooler: Option<Pooler>,
+    disk: Option<Disk>,
+    /// Directory of the tablespace on the disk; each failover makes another.
+    tablespace: PathBuf,
+    failovers: u32,
+    passwords: u32,
+    held: Option<Held>,
+    filler: Option<Held>,
+    pulses: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+}
+
+impl<'a> World<'a> {
+    /// Makes the world around the server of `scenario`, and starts the program with `faults` armed.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn new(scenario: &'a mut Scenario, abilities: Abilities, faults: &str) -> Self {
+        let postgres = scenario.postgres_shared();
+        postgres.execute(&format!("CREATE ROLE {ROLE} LOGIN PASSWORD 'chaos-0'"));
+        postgres.execute("CREATE ROLE filler LOGIN");
+        postgres.execute(&format!("CREATE DATABASE {DATABASE} OWNER {ROLE}"));
+        let disk = abilities.disk.then(|| Disk::ext4(&postgres.socket_dir().join("disk"), DISK_BYTES));
+        let tablespace = disk.as_ref().map(|disk| directory(&disk.path().join("0"))).unwrap_or_default();
+        if disk.is_some() {
+            postgres.execute(&format!("CREATE TABLESPACE chaos LOCATION '{}'", tablespace.display()));
+            postgres.execute(&format!("GRANT CREATE ON TABLESPACE chaos TO {ROLE}"));
+            postgres.execute(&format!("ALTER DATABASE {DATABASE} SET default_tablespace = chaos"));
+        }
+        let pooler = abilities.pooler.then(|| Pooler::start(postgres.port(), "session", &[(ROLE, "chaos-0")]));
+        let target = pooler.as_ref().map_or(postgres.port(), Pooler::port);
+        let proxy = Proxy::start(local(target)).expect("a proxy");
+        scenario.store = Store::Postgres(postgres.url(DATABASE));
+        let mut world = Self {
+            scenario,
+            faults: faults.to_owned(),
+            postgres,
+            proxy,
+            pooler,
+            disk,
+            tablespace,
+            failovers: 0,
+            passwords: 0,
+            held: None,
+            filler: None,
+            pulses: None,
+        };
+        world.sql("CREATE SCHEMA chaos AUTHORIZATION logweir").expect("a schema");
+        world.configure(abilities.clock);
+        world.scenario.start_with(&world.faults.clone());
+        world
+    }
+
+    fn configure(&mut self, clock: bool) {
+        let s = &mut *self.scenario;
+        s.settings.remove("database.url");
+        s.set("database.url_file", s.dir.join("url").display());
+        s.set("database.connect_timeout_ms", 2000);
+        s.set("database.statement_timeout_ms", 5000);
+        // No record is that old: whatever retention deletes, it may not delete.
+        s.set("database.retention_days", 30);
+        s.set("shutdown.deadline_ms", 3000);
+        if let (true, Some(library)) = (clock, libfaketime()) {
+            let file = s.dir.join("clock");
+            for (name, value) in [
+                ("LD_PRELOAD", library.display().to_string()),
+                ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
+                ("FAKETIME_CACHE_DURATION", "1".to_owned()),
+                // A clock that is set does not move the time since the start.
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ] {
+                s.environment.push((name.to_owned(), value));
+            }
+            self.set_clock("+0");
+        }
+        self.write_secret();
+    }
+
+    fn write_secret(&self) {
+        let url = format!("postgres://{ROLE}:chaos-{}@{}/{DATABASE}", self.passwords, self.proxy.addr());
+        replace(&self.scenario.dir.join("url"), &url);
+    }
+
+    fn set_clock(&self, offset: &str) {
+        replace(&self.scenario.dir.join("clock"), &format!("{offset}\n"));
+    }
+
+    /// Runs a statement as the superuser in the program's database, who waits only briefly for a lock.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub fn sql(&self, text: &str) -> Result<Vec<Vec<String>>, String> {
+        self.admin().rows(text)
+    }
+
+    fn admin(&self) -> Store {
+        let options =
+            "-c%20default_transaction_read_only%3Doff%20-c%20lock_timeout%3D1s%20-c%20statement_timeout%3D30s";
+        Store::Postgres(format!("{}?connect_timeout=5&options={options}", self.postgres.url(DATABASE)))
+    }
+
+    /// Begins an act.
+    ///
+    /// # Errors
+    /// Why it could not be done; it may have been done in part.
+    pub fn begin(&mut self, act: Act) -> Result<(), String> {
+        match act {
+            Act::Statements(statements, n) => {
+                let texts = statements.doing.iter().map(|text| text.replace("{n}", &n.to_string()));
+                texts.into_iter().try_for_each(|text| self.sql(&text).map(drop))?;
+            }
+            Act::Held(_, sql) => {
+                let url = format!("{}?options=-c%20lock_timeout%3D1s", self.postgres.url(DATABASE));
+                self.held = Some(Held::open(&url, sql, 1)?);
+            }
+            Act::Terminate(percent) => self.terminate(percent)?,
+            Act::Connections => {
+                let url = self.postgres.url(DATABASE).replace("postgres@", "filler@");
+                self.terminate(100)?;
+                self.filler = Some(Held::open(&url, "SELECT 1", 200)?);
+            }
+            Act::Stopped(_, libc::SIGINT) => self.postgres.stop(),
+            Act::Stopped(_, libc::SIGQUIT) => self.postgres.stop_immediately(),
+            Act::Stopped(..) => self.postgres.kill(),
+            Act::Frozen(all) => self.postgres.freeze(all),
+            Act::Slow => self.pulses = Some(pulses(self.postgres.clone())),
+            Act::ReadOnly => self.read_only(true)?,
+            Act::Failover => self.fail_over()?,
+            Act::Network(mode) => {
+                self.proxy.set(mode);
+                if matches!(mode, Mode::Pass | Mode::Refuse) {
+                    self.proxy.cut();
+                }
+            }
+            Act::Commits(what, times) => self.proxy.cut_at_commit(what, times),
+            Act::Pooler(command, _) => self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command))?,
+            Act::DiskFull => self.fill_disk()?,
+            Act::Clock(offset) => self.set_clock(offset),
+            Act::Secret => self.rotate()?,
+            Act::Ended(_, signal) => return self.end_program(signal),
+            Act::Suspended => self.scenario.server().freeze(),
+        }
+        Ok(())
+    }
+
+    /// Ends an act; more than once if it fails.
+    ///
+    /// # Errors
+    /// Why it could not be ended.
+    pub fn end(&mut self, act: Act) -> Result<(), String> {
+        match act {
+            Act::Statements(statements, _) => {
+                statements.undoing.iter().try_for_each(|text| self.sql(text).map(drop))?;
+            }
+            Act::Held(..) => self.held = None,
+            Act::Connections => self.filler = None,
+            Act::Stopped(..) => self.postgres.restart(),
+            Act::Frozen(_) => self.postgres.thaw(),
+            Act::Slow => self.end_pulses(),
+            Act::ReadOnly => self.read_only(false)?,
+            Act::Network(_) => self.proxy.set(Mode::Pass),
+            Act::Commits(what, _) => self.proxy.cut_at_commit(what, 0),
+            Act::Pooler(_, command) => self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command))?,
+            Act::DiskFull => drop(std::fs::remove_file(self.ballast())),
+            Act::Clock(_) => self.set_clock("+0"),
+            Act::Secret => self.write_secret(),
+            Act::Ended(..) => drop(self.scenario.launch(&self.faults)),
+            Act::Suspended => self.scenario.server().signal(libc::SIGCONT),
+            Act::Terminate(_) | Act::Failover => {}
+        }
+        Ok(())
+    }
+
+    fn terminate(&self, percent: u32) -> Result<(), String> {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'logweir' AND pid % 100 < ";
+        self.sql(&format!("{sql}{percent}")).map(drop)
+    }
+
+    fn read_only(&self, on: bool) -> Result<(), String> {
+        self.sql(&format!("ALTER SYSTEM SET default_transaction_read_only = {}", if on { "on" } else { "off" }))?;
+        self.sql("SELECT pg_reload_conf()").map(drop)
+    }
+
+    /// The program gets the new password only when the act ends.
+    fn rotate(&mut self) -> Result<(), String> {
+        let password = format!("chaos-{}", self.passwords + 1);
+        self.sql(&format!("ALTER ROLE {ROLE} PASSWORD '{password}'"))?;
+        self.passwords += 1;
+        if let Some(pooler) = &self.pooler {
+            pooler.set_users(&[(ROLE, &password)])?;
+        }
+        self.terminate(50)
+    }
+
+    fn end_program(&mut self, signal: i32) -> Result<(), String> {
+        let server = self.scenario.server();
+        if signal == libc::SIGKILL {
+            server.kill();
+            return Ok(());
+        }
+        server.signal(signal);
+        let exit = server.wait(TERM_WITHIN);
+        // A wrong exit is a violation, and no act that could not be done.
+        assert_eq!(exit.code(), Some(0), "SIGTERM: {exit:?}: {}", server.log_text());
+        Ok(())
+    }
+
+    /// Loses the server while a synchronous standby has everything that was committed, and promotes the standby.
+    fn fail_over(&mut self) -> Result<(), String> {
+        let port = free_addr().port();
+        let next = self.failovers + 1;
+        let moved = match &self.disk {
+            Some(disk) => vec![(self.tablespace.clone(), directory(&disk.path().join(next.to_string())))],
+            None => Vec::new(),
+        };
+        let standby = self.postgres.standby(port, "chaos", &moved)?;
+        let replicated = self.replicate();
+        let old = self.postgres.clone();
+        if let Err(error) = replicated {
+            self.sql("ALTER SYSTEM RESET synchronous_standby_names")?;
+            self.sql("SELECT pg_reload_conf()")?;
+            return Err(error);
+        }
+        old.kill();
+        standby.execute("SELECT pg_promote(true, 30)");
+        self.proxy.move_to(local(port));
+        self.proxy.cut();
+        self.postgres = Arc::new(standby);
+        self.scenario.store = Store::Postgres(self.postgres.url(DATABASE));
+        self.failovers = next;
+        for (from, to) in moved {
+            let _ = std::fs::remove_dir_all(from);
+            self.tablespace = to;
+        }
+        Ok(())
+    }
+
+    fn replicate(&self) -> Result<(), String> {
+        self.sql("ALTER SYSTEM SET synchronous_standby_names = 'chaos'")?;
+        self.sql("SELECT pg_reload_conf()")?;
+        let standby = "FROM pg_stat_replication WHERE application_name = 'chaos' AND sync_state = 'sync'";
+        self.until(&format!("SELECT 1 {standby}"))?;
+        // The checkpointer tells the sessions that they must wait for the standby, before it makes a checkpoint.
+        self.sql("CHECKPOINT")?;
+        let position = self.sql("SELECT pg_current_wal_flush_lsn()")?;
+        self.until(&format!("SELECT 1 {standby} AND flush_lsn >= '{}'", position[0][0]))
+    }
+
+    fn until(&self, sql: &str) -> Result<(), String> {
+        let deadline = Instant::now() + FAILOVER_WITHIN;
+        while self.sql(sql)?.is_empty() {
+            if Instant::now() > deadline {
+                return Err(format!("not within {FAILOVER_WITHIN:?}: {sql}"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.disk.as_ref().map(|disk| disk.path().join("ballast")).unwrap_or_default()
+    }
+
+    fn fill_disk(&self) -> Result<(), String> {
+        let file = File::create(self.ballast()).map_err(|error| format!("the ballast: {error}"))?;
+        let (mut at, mut size) = (0_i64, 1_i64 << 30);
+        while size >= 4096 {
+            // SAFETY: allocates blocks for a file that is open.
+            if unsafe { libc::fallocate(file.as_raw_fd(), 0, at, size) } == 0 {
+                at += size;
+            } else {
+                size /= 2;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_pulses(&mut self) {
+        if let Some((stop, thread)) = self.pulses.take() {
+            stop.store(true, Ordering::Relaxed);
+            let _ = thread.join();
+        }
+    }
+
+    /// The exit of the program, if it ended.
+    pub fn exited(&mut self) -> Option<Exit> {
+        self.scenario.server().exited()
+    }
+
+    /// What the sessions of the server do, for a report.
+    #[must_use]
+    pub fn sessions(&self) -> String {
+        let sql = "SELECT pid, usename, application_name, state, wait_event_type, wait_event, left(query, 100) \
+                   FROM pg_stat_activity WHERE datname = current_database()";
+        match self.sql(sql) {
+            Ok(rows) => rows.iter().map(|row| row.join(" | ") + "\n").collect(),
+            Err(error) => error,
+        }
+    }
+}
+
+impl Drop for World<'_> {
+    fn drop(&mut self) {
+        self.end_pulses();
+        self.held = None;
+        self.filler = None;
+        // Its files are on the disk, which is unmounted next.
+        self.scenario.kill_server();
+        self.postgres.stop_immediately();
+    }
+}
+
+/// Stops and continues the server until told to end.
+fn pulses(postgres: Arc<Postgres>) -> (Arc<AtomicBool>, JoinHandle<()>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    let thread = std::thread::spawn(move || {
+        while !told.load(Ordering::Relaxed) {
+            postgres.freeze(true);
+            std::thread::sleep(Duration::from_millis(80));
+            postgres.thaw();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    (stop, thread)
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn directory(path: &Path) -> PathBuf {
+    std::fs::create_dir_all(path).expect("a directory on the disk");
+    give_to_server(path);
+    path.to_owned()
+}
+
+/// Replaces a file as secrets are: a reader never sees a part of it.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).expect("the file is writable");
+    std::fs::rename(new, path).expect("the file is writable");
+}

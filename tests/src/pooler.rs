@@ -1,0 +1,95 @@
+//! PgBouncer between logweir and PostgreSQL.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::postgres::{as_server, give_to_server, spawn_tied, wait_until};
+use crate::process::free_addr;
+use crate::store::Store;
+
+/// A running PgBouncer; stopped on drop.
+pub struct Pooler {
+    dir: tempfile::TempDir,
+    process: Child,
+    port: u16,
+}
+
+/// Path of the program, if it is installed.
+#[must_use]
+pub fn program() -> Option<PathBuf> {
+    ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].iter().map(PathBuf::from).find(|path| path.exists())
+}
+
+impl Pooler {
+    /// Starts a pooler with `mode` (`session`, `transaction`, `statement`) in front of the server on `port`.
+    ///
+    /// `users` are names with their passwords, with which both the pooler's clients and the pooler itself log in.
+    ///
+    /// # Panics
+    /// If it is not installed or does not start.
+    #[must_use]
+    pub fn start(port_of_server: u16, mode: &str, users: &[(&str, &str)]) -> Self {
+        let program = program().expect("pgbouncer is installed");
+        let dir = tempfile::Builder::new().prefix("logweir-pgbouncer-").tempdir().expect("a temporary directory");
+        give_to_server(dir.path());
+        let port = free_addr().port();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let configuration = format!(
+            "[databases]\n* = host=127.0.0.1 port={port_of_server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\nadmin_users = admin\n\
+             pool_mode = {mode}\nserver_reset_query = DISCARD ALL\nmax_client_conn = 400\ndefault_pool_size = 40\n\
+             query_wait_timeout = 10\nserver_login_retry = 1\nignore_startup_parameters = extra_float_digits\nlogfile = {}\n",
+            at("users"),
+            at("log"),
+        );
+        std::fs::write(dir.path().join("pgbouncer.ini"), configuration).expect("the configuration");
+        write_users(dir.path(), users);
+        let mut command = as_server(Command::new(program));
+        command.args(["-q", &at("pgbouncer.ini")]).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = spawn_tied(command).expect("pgbouncer runs");
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        wait_until("pgbouncer listens", || TcpStream::connect(addr).is_ok());
+        Self { dir, process, port }
+    }
+
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Replaces the users.
+    ///
+    /// # Errors
+    /// The pooler does not answer.
+    pub fn set_users(&self, users: &[(&str, &str)]) -> Result<(), String> {
+        write_users(self.dir.path(), users);
+        self.command("RELOAD")
+    }
+
+    /// Runs a command of its console, such as `RECONNECT`.
+    ///
+    /// # Errors
+    /// The console's error.
+    pub fn command(&self, command: &str) -> Result<(), String> {
+        let console = Store::Postgres(format!("postgres://admin:admin@127.0.0.1:{}/pgbouncer", self.port));
+        console.rows(command).map(drop)
+    }
+}
+
+fn write_users(dir: &Path, users: &[(&str, &str)]) {
+    let lines: String = users
+        .iter()
+        .chain(&[("admin", "admin")])
+        .map(|(name, password)| format!("\"{name}\" \"{password}\"\n"))
+        .collect();
+    std::fs::write(dir.join("users"), lines).expect("the list of users");
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
