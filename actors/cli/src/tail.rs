@@ -21,7 +21,7 @@ use crate::output::{self, Color, Output, Records, record_id};
 use crate::query_words::QueryWords;
 use crate::remote::{Access, Remote, RemoteArgs, RemoteError};
 use crate::terminal::wants_color;
-use logweir::internal::{Event, Events};
+use logweir::internal::{Backoff, Event, Events};
 
 /// Silence after which a connection is considered lost.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -30,8 +30,8 @@ const READ_BYTES: usize = 16 << 10;
 const READS_MAX: usize = 64;
 /// Attempts after the first that fails, until a connection was open once.
 pub(super) const RETRIES: u32 = 5;
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Delays before the next connection.
+const RECONNECT: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 #[derive(Debug, Args)]
 pub(super) struct TailArgs {
@@ -113,7 +113,7 @@ pub(super) fn follow(remote: &Remote, follow: Follow<'_>) -> Outcome {
     let records = Records::new(io::stdout(), output, colors);
     let mut tail =
         Tail { query, records, token: after, left: limit, quiet, before, printed: HashSet::new(), connected: false };
-    let (mut pause, mut left, mut ever) = (PAUSE_FIRST, retries, false);
+    let (mut delays, mut left, mut ever) = (RECONNECT.delays(), retries, false);
     loop {
         tail.connected = false;
         let why = match tail.connection(remote) {
@@ -124,7 +124,7 @@ pub(super) fn follow(remote: &Remote, follow: Follow<'_>) -> Outcome {
         };
         ever |= tail.connected;
         if tail.connected {
-            pause = PAUSE_FIRST;
+            delays = RECONNECT.delays();
         }
         if !ever && left == 0 {
             let attempts = output::count(u64::from(retries) + 1, "attempt");
@@ -132,8 +132,7 @@ pub(super) fn follow(remote: &Remote, follow: Follow<'_>) -> Outcome {
         }
         left = left.saturating_sub(1);
         tail.note(&format!("{why}: reconnecting"));
-        thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE_MAX);
+        thread::sleep(delays.next_delay());
     }
 }
 

@@ -5,6 +5,7 @@ pub use crate::batcher::BatchBuilder;
 pub use crate::cache::memory::MemoryCache;
 pub use crate::cache::open::open as open_cache;
 pub use crate::cache::writer::CacheFeed;
+pub use crate::limits::backoff::{Backoff, Delays};
 pub use crate::producer::decompress::decompress;
 pub use crate::producer::demo::Demo;
 pub use crate::producer::framing::{Content, Framing, RecordSplitter};

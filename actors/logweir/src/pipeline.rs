@@ -1,6 +1,7 @@
 //! Wiring of all stages. They are spawned downstream first and drained upstream first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use logweir_engine::drain::DrainWatch;
 use logweir_engine::journal::{Journal, LaneId};
@@ -12,7 +13,7 @@ use crate::batcher::{Batcher, Downstream, LaneLink};
 use crate::cache::writer::CacheWriter;
 use crate::cache::{HotCache, Origin};
 use crate::config::{Config, Http};
-use crate::db_flusher::{DbFlusher, Session, lanes_needed};
+use crate::db_flusher::{DbFlusher, FlushLimits, Session, lanes_needed};
 use crate::message::Delivery;
 use crate::parser::Parser;
 use crate::producer::Producer;
@@ -151,7 +152,12 @@ fn spawn_flusher(topology: &mut Topology, parts: &Parts, lane: LaneId, cache_wri
     // frame that is larger than batch.bytes_max.
     let bound = Bound { messages_max: 2, bytes_max: 2 * batch_bytes_max(&parts.config) };
     let (session, journal, progress) = (Arc::clone(&parts.session), parts.journal.clone(), parts.progress.clone());
-    let (limits, flusher_link) = (parts.config.batch, Arc::clone(&link));
+    let flusher_link = Arc::clone(&link);
+    let limits = FlushLimits {
+        rows_max: parts.config.batch.rows_max,
+        bytes_max: parts.config.batch.bytes_max,
+        statement_timeout: Duration::from_millis(parts.config.database.statement_timeout_ms),
+    };
     let flusher = topology.spawn(spec(format!("db-flusher-{lane}"), "store", bound, Some(TICK_MS)), move |context| {
         DbFlusher::new(
             context,

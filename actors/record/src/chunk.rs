@@ -61,6 +61,12 @@ impl Chunk {
         self.received_us
     }
 
+    /// The times of the records, in order, in microseconds since the Unix epoch.
+    #[must_use]
+    pub fn times_us(&self) -> &[i64] {
+        &self.ts_us
+    }
+
     /// Number of records.
     #[must_use]
     pub fn len(&self) -> usize {

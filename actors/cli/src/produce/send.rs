@@ -12,16 +12,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use logweir::internal::{Backoff, Delays};
+
 use super::shared::{Body, Shared};
 use super::tally::{Counts, Tally};
 use super::target::{Compression, Target};
 use crate::exit;
 use crate::remote::{connection_error, tls_cannot_succeed};
 
-/// Maximum delay between retries, unless the server asks for more.
-const DELAY_MAX: Duration = Duration::from_secs(10);
-/// First delay.
-const DELAY_FIRST: Duration = Duration::from_millis(100);
+/// Delays between retries, unless the server asks for more.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 /// A response is read up to this many bytes.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
@@ -104,12 +104,12 @@ fn may_be_stored(response: &str) -> bool {
     error.is_some_and(|error| matches!(error["error"].as_str(), Some("ack_timeout" | "restarted")))
 }
 
-/// Delay before attempt `attempt + 1`; `random` is from 0 to 1.
-fn delay(attempt: u32, retry_after: Option<Duration>, random: f64) -> Duration {
+/// Delay before the next attempt of a series.
+fn delay(series: &mut Delays, retry_after: Option<Duration>) -> Duration {
     match retry_after {
         // Never earlier than requested, and not all producers at the same time. The server may request any number.
-        Some(requested) => requested.saturating_add(DELAY_FIRST.mul_f64(random)),
-        None => DELAY_FIRST.saturating_mul(1 << attempt.min(16)).min(DELAY_MAX).mul_f64(0.5 + 0.5 * random),
+        Some(requested) => requested.saturating_add(RETRY.delays().next_delay()),
+        None => series.next_delay(),
     }
 }
 
@@ -146,8 +146,9 @@ fn deliver(
 ) -> Result<(), (u8, String)> {
     let encoded = encode(&body.bytes, target.compression).map_err(|error| (exit::FAILED, error.to_string()))?;
     let started = Instant::now();
+    let mut delays = RETRY.delays();
     let mut doubtful = false;
-    for attempt in 0.. {
+    loop {
         match decide(post(agent, target, body.number, &encoded)) {
             Next::Done(counts) => {
                 let counts =
@@ -159,7 +160,7 @@ fn deliver(
             }
             Next::Stop(code, why) => return Err((code, why)),
             Next::Retry { why, retry_after, doubtful: lost } => {
-                let wait = delay(attempt, retry_after, rand::random());
+                let wait = delay(&mut delays, retry_after);
                 if started.elapsed().saturating_add(wait) > target.retry_for {
                     let spent = target.retry_for.as_secs_f64();
                     return Err((exit::UNAVAILABLE, format!("gave up after {spent} s (--retry-for): {why}")));
@@ -178,7 +179,6 @@ fn deliver(
             }
         }
     }
-    unreachable!("the loop ends by returning")
 }
 
 fn post(agent: &ureq::Agent, target: &Target, number: u64, encoded: &[u8]) -> Attempt {
@@ -271,15 +271,15 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_doubles_is_bounded_and_never_shorter_than_requested() {
-        for random in [0.0, 0.5, 1.0] {
-            assert!(delay(0, None, random) <= DELAY_FIRST);
-            assert!(delay(3, None, random) >= 4 * DELAY_FIRST);
-            assert!(delay(u32::MAX, None, random) <= DELAY_MAX);
-            let requested = Duration::from_secs(20);
-            assert!((requested..=requested + DELAY_FIRST).contains(&delay(9, Some(requested), random)));
-            assert_eq!(delay(0, Some(Duration::MAX), random), Duration::MAX);
+    fn a_delay_is_never_shorter_than_requested() {
+        let mut series = RETRY.delays();
+        let requested = Duration::from_secs(20);
+        for _ in 0..100 {
+            assert!(delay(&mut series, None) <= Duration::from_secs(10));
+            let after = delay(&mut series, Some(requested));
+            assert!((requested..=requested + Duration::from_millis(101)).contains(&after));
         }
+        assert_eq!(delay(&mut series, Some(Duration::MAX)), Duration::MAX);
     }
 
     #[test]

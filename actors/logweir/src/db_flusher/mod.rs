@@ -3,16 +3,23 @@
 //! - The flusher is a *position* that moves along the lane: `(seq, records)`, always the database's cursor. A batch
 //!   from the mailbox that starts there is flushed from memory; everything else is read from the journal. Replay at
 //!   startup, catching up after an outage and recovering from a panic are the same code.
+//! - `machine` decides, without I/O; this file is the shell around it, which does what the machine says.
 //! - No transaction starts before a completed fsync covers its frames.
 //! - An unknown outcome (COMMIT cut off) is resolved by flushing the same range again: the compare-and-set decides.
 //! - The journal releases a segment only for a cursor that the database has confirmed.
 //! - The database can be restored to an earlier time, even while nothing is being flushed: a closed connection is
 //!   reopened at once, and if the cursor is below the position, the journal is read again from there. Records that the
 //!   journal no longer has are logged and counted as lost.
+//! - What the server refuses twice in the same way is divided, down to one record, which becomes a dead letter. A lane is
+//!   stopped only by what concerns every row, and goes on by itself.
 //! - A wait for the database ends when the drain reaches `Persisting`, or immediately while draining if the database is
 //!   failing: the journal has everything.
 
+mod division;
 mod failure_log;
+mod machine;
+#[cfg(test)]
+mod model;
 mod session;
 
 use std::sync::Arc;
@@ -26,47 +33,30 @@ use logweir_record::codec;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant};
 
-use self::failure_log::{Failure, FailureLog};
+use self::division::Division;
+use self::failure_log::Failure;
+use self::machine::{Action, Delay, Event, Machine, Note, Position};
 pub use self::session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
-use crate::config::BatchLimits;
 use crate::limits::backoff::{Backoff, Delays};
-use crate::limits::breaker::{self, Allow, Breaker, BreakerSettings};
+use crate::limits::breaker::{self, BreakerState};
 use crate::progress::{Progress, StoreState};
-use logweir_store::{Batch, BatchFrame, Gap};
-use logweir_store::{LaneRow, LaneWriter, StoreError};
+use logweir_store::{Batch, BatchFrame, Flushed, Gap, LaneWriter, Rejection, StoreError};
 
-/// Retry interval of a lane that an operator must fix (schema, permission): constant, since no retry helps before that.
-const SYSTEMIC_RETRY: Duration = Duration::from_secs(5);
-
-/// Backs off from a failing database, for longer each time.
-const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
-
-/// Delays before a retry, in addition to the time for which the breaker is open: that time has no jitter, and many pods
-/// lose the same server at the same moment.
+/// Delays before a failing database is tried again, in addition to the time for which the breaker is open: that time has
+/// no jitter, and many pods lose the same server at the same moment.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
+
+/// Delays before a stopped lane is tried again: an operator has to act, and is not made to wait for long afterwards.
+const STOPPED_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
 
 /// Time limit for connecting while draining.
 const DRAIN_CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
-/// The database's cursor in the lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    seq: u64,
-    /// Number of records up to and including `seq`.
-    records: u64,
-}
-
-impl From<&LaneRow> for Position {
-    fn from(row: &LaneRow) -> Self {
-        Self { seq: row.last_seq, records: row.accounted() }
-    }
-}
-
-/// A batch that is being read from the journal.
+/// Frames that are being read from the journal.
 struct PendingRead {
-    /// The position before it.
+    /// The position before them.
     after: Position,
     /// The journal's generation at the start of the read.
     generation: u64,
@@ -78,14 +68,15 @@ struct PendingRead {
 /// The frames, a decoding error, or an I/O error.
 type ReadFrames = std::io::Result<Result<Vec<BatchFrame>, String>>;
 
-/// Why a flush did not commit.
-enum Interrupted {
-    /// The shutdown has reached the point where the rest stays in the journal.
-    Drained,
-    /// The database's cursor was elsewhere; the position has been set to it.
-    Moved,
-    /// The process must exit.
-    Exit(Exit),
+/// How much a flusher commits at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct FlushLimits {
+    /// Records of a batch, unless a single frame has more.
+    pub rows_max: usize,
+    /// Bytes that are read from the journal at a time.
+    pub bytes_max: usize,
+    /// After which the server cancels a statement: batches that come near it do not become larger.
+    pub statement_timeout: Duration,
 }
 
 /// The stage; one per lane.
@@ -96,22 +87,16 @@ pub struct DbFlusher {
     journal: Journal,
     link: Arc<LaneLink>,
     progress: Progress,
-    limits: BatchLimits,
-    breaker: Breaker,
-    delays: Delays,
-    failure_log: FailureLog,
-    /// Whether the last attempt failed.
-    failing: bool,
-    /// Whether a flush has failed since the last commit. A new connection then does not count as a success.
-    flush_failing: bool,
+    limits: FlushLimits,
+    machine: Machine,
+    retry: Delays,
+    stopped_retry: Delays,
+    /// As last published.
+    breaker: Option<BreakerState>,
     connection: Option<Box<dyn LaneWriter>>,
-    position: Option<Position>,
     reader: Option<Reader>,
     /// Read-ahead of what follows the batch that is being flushed.
     ahead: Option<PendingRead>,
-    row: LaneRow,
-    flushed_batches: u64,
-    read_back_records: u64,
 }
 
 impl DbFlusher {
@@ -124,7 +109,7 @@ impl DbFlusher {
         journal: Journal,
         link: Arc<LaneLink>,
         progress: Progress,
-        limits: BatchLimits,
+        limits: FlushLimits,
     ) -> Self {
         link.release(journal.lanes().get(&lane).copied().unwrap_or_default().seq);
         Self {
@@ -135,51 +120,162 @@ impl DbFlusher {
             link,
             progress,
             limits,
-            breaker: Breaker::new(BREAKER),
-            delays: RETRY.delays(),
-            failure_log: FailureLog::default(),
-            failing: false,
-            flush_failing: false,
+            machine: Machine::new(lane, Division::new(limits.rows_max, limits.statement_timeout)),
+            retry: RETRY.delays(),
+            stopped_retry: STOPPED_RETRY.delays(),
+            breaker: None,
             connection: None,
-            position: None,
             reader: None,
             ahead: None,
-            row: LaneRow::default(),
-            flushed_batches: 0,
-            read_back_records: 0,
         }
     }
 
-    /// Commits `batch`, after everything between the position and it.
-    async fn commit(&mut self, mut batch: Batch) -> Result<(), Interrupted> {
+    /// Does what the machine decides after `event`, until it rests.
+    async fn run(&mut self, event: Event) -> Result<(), Exit> {
+        self.handle(event);
         loop {
-            let position = self.position().await?;
-            batch.frames.retain(|frame| frame.seq > position.seq);
-            if batch.frames.is_empty() {
-                return Ok(()); // already read from the journal
-            }
-            if batch.from_seq <= position.seq {
-                batch.from_seq = position.seq;
-                batch.from_records = position.records;
-                if !self.is_durable(&batch).await? {
-                    self.leave_to_journal();
-                    return Ok(());
-                }
-                (self.reader, self.ahead) = (None, None); // they would read again what is flushed from memory here
-                match self.flush(&batch).await {
-                    Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
-                    outcome => return outcome,
-                }
-                continue;
-            }
-            let before = batch.from_seq;
-            self.catch_up(before).await?;
-            if self.position().await?.seq < before {
-                // The frames before it cannot be read yet: leave the batch to the journal, to keep the order.
-                self.leave_to_journal();
-                return Ok(());
-            }
+            let action = self.machine.next(Instant::now(), self.context.drain.phase());
+            self.publish();
+            let event = match action {
+                Action::Open => self.open().await,
+                Action::Read { after, records_max } => self.read(after, records_max).await,
+                Action::AwaitDurable => self.await_durable().await,
+                Action::Flush => self.flush(None).await,
+                Action::DeadLetter(rejection) => self.flush(Some(rejection)).await,
+                Action::Pause { at_least, and } => self.pause(at_least, and).await,
+                Action::DropLease => self.drop_lease().await,
+                Action::Rest => return Ok(()),
+                Action::Exit(exit) => return Err(exit),
+            };
+            self.handle(event);
         }
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.machine.handle(event, Instant::now());
+        if !self.machine.is_connected() {
+            self.connection = None;
+        }
+        self.publish();
+    }
+
+    async fn open(&mut self) -> Event {
+        let session = Arc::clone(&self.session);
+        let opened = tokio::select! {
+            opened = self.context.waiting(session.open_lane(self.lane)) => opened,
+            () = wait_abandoned(&self.context, self.machine.is_failing()) => return self.abandoned(),
+            () = connect_timed_out(&self.context) => return Event::Abandoned { open: false, timed_out: true },
+        };
+        match opened {
+            Ok((connection, row)) => {
+                self.connection = Some(connection);
+                Event::Opened(row)
+            }
+            Err(error) => Event::OpenFailed(error),
+        }
+    }
+
+    /// Reads the next frames after `after`, unless they have been read ahead.
+    async fn read(&mut self, after: Position, records_max: usize) -> Event {
+        let ahead = self.ahead.take().filter(|reading| reading.after == after);
+        let reading = match ahead {
+            Some(reading) if reading.generation == self.journal.generation() => reading,
+            _ => self.start_read(after, records_max),
+        };
+        let PendingRead { after, generation, tail, task } = reading;
+        match self.context.waiting(task).await {
+            Ok((reader, Ok(Ok(frames)))) => {
+                self.reader = Some(reader);
+                Event::Frames { after, generation, tail, frames }
+            }
+            Ok((_, Ok(Err(undecodable)))) => Event::ReadFailed(undecodable),
+            Ok((_, Err(error))) => Event::ReadFailed(format!("cannot read the journal: {error}")),
+            Err(error) => Event::ReadFailed(format!("the journal read task failed: {error}")),
+        }
+    }
+
+    /// Starts to read what follows `position`, on a blocking thread.
+    fn start_read(&mut self, position: Position, records_max: usize) -> PendingRead {
+        let generation = self.journal.generation();
+        let tail = self.journal.lane_durable(self.lane); // before the read, so that all of it should be readable
+        let mut reader = match self.reader.take().filter(|reader| reader.after_seq() <= position.seq) {
+            Some(mut reader) => {
+                reader.skip_to(position.seq); // batches from memory have moved the position
+                reader
+            }
+            None => self.journal.reader(self.lane, position.seq),
+        };
+        let bytes_max = self.limits.bytes_max;
+        let task = tokio::task::spawn_blocking(move || {
+            let frames = reader.next_frames(records_max, bytes_max);
+            (reader, frames.map(|frames| frames.into_iter().map(decode).collect()))
+        });
+        PendingRead { after: position, generation, tail, task }
+    }
+
+    async fn await_durable(&self) -> Event {
+        let Some(batch) = self.machine.batch() else { return Event::Done };
+        tokio::select! {
+            durable = self.context.waiting(batch.is_durable(&self.journal)) => Event::Durable(durable),
+            () = wait_abandoned(&self.context, false) => self.abandoned(),
+        }
+    }
+
+    /// Flushes the machine's batch, or dead-letters its only record.
+    async fn flush(&mut self, refused: Option<Rejection>) -> Event {
+        if self.machine.is_from_memory() {
+            (self.reader, self.ahead) = (None, None); // they would read again what is flushed from memory here
+        } else if let Some(next) = self.machine.read_ahead()
+            && self.ahead.as_ref().is_none_or(|ahead| ahead.after != next)
+        {
+            self.ahead = Some(self.start_read(next, self.limits.rows_max));
+        }
+        let (Some(batch), Some(mut connection)) = (self.machine.batch(), self.connection.take()) else {
+            return Event::Closed;
+        };
+        let started = Instant::now();
+        let flush = async {
+            match &refused {
+                Some(rejection) => connection.dead_letter(batch, rejection).await,
+                None => connection.flush(batch).await,
+            }
+        };
+        let outcome: Result<Flushed, StoreError> = tokio::select! {
+            outcome = self.context.waiting(flush) => outcome,
+            // A transaction may be open on the connection, which ends with it.
+            () = wait_abandoned(&self.context, self.machine.is_failing()) => return self.abandoned(),
+        };
+        let (took, open) = (started.elapsed(), connection.is_open());
+        self.connection = Some(connection);
+        match outcome {
+            Ok(flushed) => Event::Flushed { flushed, took },
+            Err(error) => Event::FlushFailed { error, open },
+        }
+    }
+
+    async fn drop_lease(&self) -> Event {
+        tokio::select! {
+            () = self.context.waiting(self.session.forget()) => Event::Done,
+            () = wait_abandoned(&self.context, true) => self.abandoned(),
+        }
+    }
+
+    /// Pauses for `at_least` and the next delay.
+    async fn pause(&mut self, at_least: Duration, and: Delay) -> Event {
+        let delay = match and {
+            Delay::None => Duration::ZERO,
+            Delay::Retry => self.retry.next_delay(),
+            Delay::Stopped => self.stopped_retry.next_delay(),
+        };
+        tokio::select! {
+            () = self.context.waiting(tokio::time::sleep(at_least + delay)) => Event::Done,
+            () = wait_abandoned(&self.context, self.machine.is_failing()) => self.abandoned(),
+        }
+    }
+
+    fn abandoned(&self) -> Event {
+        tracing::debug!(lane = self.lane, "canceled by the shutdown; what is not committed stays in the journal");
+        Event::Abandoned { open: self.connection.is_some(), timed_out: false }
     }
 
     /// Leaves everything that the lane has now to be read from the journal.
@@ -192,253 +288,48 @@ impl DbFlusher {
         self.journal.lanes().get(&self.lane).copied().unwrap_or_default()
     }
 
-    /// Reads the lane from the journal and flushes it until the position reaches `until_seq` or the durable tail.
-    async fn catch_up(&mut self, until_seq: u64) -> Result<(), Interrupted> {
-        loop {
-            let position = self.position().await?;
-            if position.seq >= until_seq || self.context.drain.phase() >= Phase::Persisting {
-                return Ok(());
-            }
-            let Some(batch) = self.read_batch(position).await? else { return Ok(()) };
-            self.read_back_records += batch.records();
-            if batch.to_seq() < until_seq {
-                self.ahead = Some(self.start_read(Position { seq: batch.to_seq(), records: batch.to_records() }));
-            }
-            match self.flush(&batch).await {
-                Ok(()) => {}
-                Err(Interrupted::Moved) => self.pause_unless_moved(position).await?,
-                Err(other) => return Err(other),
-            }
+    /// Tells others what the machine has noted.
+    fn publish(&mut self) {
+        for note in self.machine.take_notes() {
+            self.tell(note);
+        }
+        let state = self.machine.breaker();
+        if self.breaker.replace(state) != Some(state) {
+            breaker::publish(&self.context.name, state);
+            self.progress.breaker_state(&self.context.name, state);
         }
     }
 
-    /// Returns the next frames after `position` as a batch, or `None` at the durable tail.
-    ///
-    /// A durable tail that cannot be read (damaged, or past its retention) becomes a batch without records: it is
-    /// counted as lost, since otherwise the lane would never drain.
-    async fn read_batch(&mut self, position: Position) -> Result<Option<Batch>, Interrupted> {
-        let ahead = self.ahead.take().filter(|reading| reading.after == position);
-        let reading = match ahead {
-            Some(reading) if reading.generation == self.journal.generation() => reading,
-            _ => self.start_read(position),
-        };
-        let PendingRead { tail, generation, task, .. } = reading;
-        let what = match self.context.waiting(task).await {
-            Ok((reader, Ok(Ok(mut frames)))) => {
-                self.reader = Some(reader);
-                if frames.is_empty() && position.seq < tail.seq {
-                    frames.push(unreadable(tail));
-                }
-                if frames.is_empty() {
-                    return Ok(None);
-                }
-                let (from_seq, from_records) = (position.seq, position.records);
-                return Ok(Some(self.log_gaps(Batch {
-                    lane: self.lane,
-                    from_seq,
-                    from_records,
-                    skip: 0,
-                    leave: 0,
-                    generation,
-                    frames,
-                })));
+    fn tell(&mut self, note: Note) {
+        let lane = self.lane;
+        match note {
+            Note::LeaveToJournal => self.leave_to_journal(),
+            Note::Row(row) => {
+                self.journal.commit(lane, row.last_seq);
+                self.progress.lane_row_updated(row);
             }
-            Ok((_, Ok(Err(undecodable)))) => undecodable,
-            Ok((_, Err(error))) => format!("cannot read the journal: {error}"),
-            Err(error) => format!("the journal read task failed: {error}"),
-        };
-        self.stop(&what);
-        self.pause(SYSTEMIC_RETRY).await?;
-        Ok(None)
-    }
-
-    /// Starts to read what follows `position`, on a blocking thread.
-    fn start_read(&mut self, position: Position) -> PendingRead {
-        let generation = self.journal.generation();
-        let tail = self.journal.lane_durable(self.lane); // before the read, so that all of it should be readable
-        let mut reader = match self.reader.take().filter(|reader| reader.after_seq() <= position.seq) {
-            Some(mut reader) => {
-                reader.skip_to(position.seq); // batches from memory have moved the position
-                reader
+            Note::Rewound { database_seq, expected_seq, records } => {
+                tracing::error!(
+                    lane,
+                    database_seq,
+                    expected_seq,
+                    records,
+                    "the database was restored to an earlier time: reading the journal again from its cursor"
+                );
+                metrics::counter!("logweir_store_rewinds_total").increment(1);
             }
-            None => self.journal.reader(self.lane, position.seq),
-        };
-        let BatchLimits { rows_max, bytes_max, .. } = self.limits;
-        let task = tokio::task::spawn_blocking(move || {
-            let frames = reader.next_frames(rows_max, bytes_max);
-            (reader, frames.map(|frames| frames.into_iter().map(decode).collect()))
-        });
-        PendingRead { after: position, generation, tail, task }
-    }
-
-    fn log_gaps(&self, batch: Batch) -> Batch {
-        let first_retained_seq = self.journal.first_retained_seq();
-        for Gap { seq_first, seq_last, records } in batch.gaps() {
-            let (reason, what) = match seq_first < first_retained_seq {
-                true => {
-                    ("expired", "the database was restored to a time before the journal's retention (journal.retain_s)")
-                }
-                false => ("damaged", "the journal is damaged in this range"),
-            };
-            let lane = self.lane;
-            tracing::error!(
-                lane,
-                seq_first,
-                seq_last,
-                records,
-                reason = what,
-                "the journal lacks records that the database needs: they are counted as lost"
-            );
-            metrics::counter!("logweir_discarded_records_total",
-                "component" => "journal", "reason" => reason, "intentional" => "false")
-            .increment(records);
-        }
-        batch
-    }
-
-    async fn is_durable(&self, batch: &Batch) -> Result<bool, Interrupted> {
-        tokio::select! {
-            durable = self.context.waiting(batch.is_durable(&self.journal)) => Ok(durable),
-            () = wait_abandoned(&self.context, false) => Err(Interrupted::Drained),
-        }
-    }
-
-    /// Flushes `batch`, which is durable and starts at the position, until it is committed or interrupted.
-    async fn flush(&mut self, batch: &Batch) -> Result<(), Interrupted> {
-        loop {
-            if self.position().await?.seq != batch.from_seq {
-                return Err(Interrupted::Moved); // an attempt with an unknown outcome had committed
-            }
-            let Some(connection) = self.connection.as_mut() else { continue };
-            let (context, failing) = (self.context.clone(), self.failing);
-            let outcome = tokio::select! {
-                outcome = context.waiting(connection.flush(batch)) => outcome,
-                () = wait_abandoned(&context, failing) => {
-                    self.connection = None; // a transaction may be open on it
-                    return Err(Interrupted::Drained);
-                }
-            };
-            match outcome {
-                Ok(flushed) => {
-                    self.flushed_batches += 1;
-                    let row = self.row.clone();
-                    self.apply_row(LaneRow {
-                        rows: row.rows + flushed.rows,
-                        dead_lettered: row.dead_lettered + flushed.dead_lettered,
-                        lost: row.lost + batch.lost(),
-                        last_seq: batch.to_seq(),
-                        ..row
-                    });
-                    self.succeeded();
-                    return Ok(());
-                }
-                Err(StoreError::CursorMoved(row)) => {
-                    self.apply_row(*row);
-                    return Err(Interrupted::Moved);
-                }
-                Err(error) => {
-                    self.flush_failing = true;
-                    self.failed(Failure::Flush, error).await?;
-                }
-            }
-        }
-    }
-
-    /// Sets the position to the database's `row` and publishes it.
-    fn apply_row(&mut self, row: LaneRow) {
-        if let Some(before) = self.position.filter(|before| row.last_seq < before.seq) {
-            let (lane, database_seq, expected_seq) = (self.lane, row.last_seq, before.seq);
-            let records = before.records.saturating_sub(row.accounted());
-            tracing::error!(
-                lane,
-                database_seq,
-                expected_seq,
-                records,
-                "the database was restored to an earlier time: reading the journal again from its cursor"
-            );
-            metrics::counter!("logweir_store_rewinds_total").increment(1);
-            self.leave_to_journal(); // including what was flushed from memory
-        }
-        self.position = Some(Position::from(&row));
-        self.journal.commit(self.lane, row.last_seq);
-        self.progress.lane_row_updated(row.clone());
-        self.row = row;
-    }
-
-    /// Records a success.
-    fn succeeded(&mut self) {
-        let now = Instant::now();
-        self.breaker.succeeded(now);
-        self.publish_breaker();
-        if let Some(lasted) = self.failure_log.succeeded(now) {
-            tracing::info!(lane = self.lane, after_ms = lasted.as_millis(), "the database is available again");
-        }
-        self.delays = RETRY.delays();
-        self.failing = false;
-        self.flush_failing = false;
-        self.progress.lane_store_state(self.lane, StoreState::Ok);
-    }
-
-    /// Returns the database's position, connecting if necessary.
-    async fn position(&mut self) -> Result<Position, Interrupted> {
-        loop {
-            if let (Some(position), true) = (self.position, self.connection.is_some()) {
-                return Ok(position);
-            }
-            match self.breaker.allow(Instant::now()) {
-                Allow::Yes | Allow::Probe => {}
-                Allow::No { retry_in } => {
-                    self.pause(retry_in).await?;
-                    continue;
-                }
-            }
-            let session = Arc::clone(&self.session);
-            let (context, failing, lane) = (self.context.clone(), self.failing, self.lane);
-            let opened = tokio::select! {
-                opened = context.waiting(session.open_lane(lane)) => opened,
-                () = wait_abandoned(&context, failing) => return Err(Interrupted::Drained),
-                () = connect_timed_out(&context) => {
-                    self.failing = true;
-                    return Err(Interrupted::Drained);
-                }
-            };
-            match opened {
-                Ok((connection, row)) => {
-                    self.connection = Some(connection);
-                    self.apply_row(row);
-                    if !self.flush_failing {
-                        self.succeeded();
-                    }
-                }
-                Err(error) => {
-                    if matches!(error, StoreError::Systemic(_)) {
-                        // It may be another database now: prepare its schema and acquire the lease again.
-                        self.drop_lease().await?;
-                    }
-                    self.failed(Failure::Connect, error).await?;
-                }
-            }
-        }
-    }
-
-    /// Handles a failure by its class, and waits before the retry.
-    async fn failed(&mut self, failure: Failure, error: StoreError) -> Result<(), Interrupted> {
-        self.connection = None;
-        self.failing = true;
-        match error {
-            StoreError::Transient(what) => {
-                self.breaker.failed(Instant::now());
-                self.publish_breaker();
-                if let Some(suppressed) = self.failure_log.failed(failure, Instant::now()) {
-                    let lane = self.lane;
-                    match failure {
-                        Failure::Flush => tracing::warn!(
+            Note::Gap(gap) => self.tell_gap(gap),
+            Note::Failing { flushing, what } => {
+                let failure = if flushing { Failure::Flush } else { Failure::Connect };
+                if let Some(suppressed) = self.session.failed(lane, failure, &what) {
+                    match flushing {
+                        true => tracing::warn!(
                             lane,
                             error = what,
                             suppressed,
                             "cannot commit a batch: retrying; its records are safe in the journal"
                         ),
-                        Failure::Connect | Failure::Stopped => tracing::warn!(
+                        false => tracing::warn!(
                             lane,
                             error = what,
                             suppressed,
@@ -446,76 +337,69 @@ impl DbFlusher {
                         ),
                     }
                 }
-                self.progress.lane_store_state(self.lane, StoreState::Failing(what));
+                self.progress.lane_store_state(lane, StoreState::Failing(what));
                 metrics::counter!("logweir_network_errors_total", "peer" => "database").increment(1);
-                let open_for = match self.breaker.allow(Instant::now()) {
-                    Allow::No { retry_in } => retry_in,
-                    Allow::Yes | Allow::Probe => Duration::ZERO,
-                };
-                self.back_off(open_for).await
             }
-            StoreError::Fenced { .. } | StoreError::StaleCopy { .. } => {
-                tracing::error!(lane = self.lane, %error, "the lease is lost: exiting");
-                self.progress.lane_store_state(self.lane, StoreState::Stopped(error.to_string()));
-                Err(Interrupted::Exit(Exit::new(Exit::FENCED, error.to_string())))
+            Note::Refused { records, rejection: Rejection { code, reason }, verdict } => {
+                if let Some(suppressed) = self.session.failed(lane, Failure::Refused, &code) {
+                    tracing::warn!(
+                        lane,
+                        records,
+                        code,
+                        error = reason,
+                        next = ?verdict,
+                        suppressed,
+                        "the database refused records: what it refuses again is divided, and a record that it refuses \
+                         alone becomes a dead letter"
+                    );
+                }
+                self.progress.lane_store_state(lane, StoreState::Failing(reason));
             }
-            StoreError::LeaseLost { .. } => {
-                tracing::error!(lane = self.lane, "{error}: acquiring the lease again");
-                self.drop_lease().await?;
-                self.back_off(Duration::ZERO).await
+            Note::Stopped(what) => {
+                if let Some(suppressed) = self.session.failed(lane, Failure::Stopped, &what) {
+                    tracing::error!(
+                        lane,
+                        error = what,
+                        suppressed,
+                        "the lane is stopped until this problem is fixed, then resumes automatically; records are kept \
+                         in the journal"
+                    );
+                }
+                self.progress.lane_store_state(lane, StoreState::Stopped(what));
             }
-            StoreError::CursorMoved(_) => Ok(()), // the next connection reads the cursor
-            // Systemic, SequenceReused, and what a later version of the store adds: an operator decides.
-            _ => {
-                self.stop(&error.to_string());
-                self.pause(SYSTEMIC_RETRY).await
+            Note::Fenced(error) => {
+                tracing::error!(lane, error, "the lease is lost: exiting");
+                self.progress.lane_store_state(lane, StoreState::Stopped(error));
+            }
+            Note::LeaseLost(error) => tracing::error!(lane, "{error}: acquiring the lease again"),
+            Note::Available => {
+                if let Some(lasted) = self.session.succeeded(lane) {
+                    tracing::info!(lane, after_ms = lasted.as_millis(), "the database is available again");
+                }
+                (self.retry, self.stopped_retry) = (RETRY.delays(), STOPPED_RETRY.delays());
+                self.progress.lane_store_state(lane, StoreState::Ok);
             }
         }
     }
 
-    async fn drop_lease(&self) -> Result<(), Interrupted> {
-        tokio::select! {
-            () = self.context.waiting(self.session.forget()) => Ok(()),
-            () = wait_abandoned(&self.context, true) => Err(Interrupted::Drained),
-        }
-    }
-
-    /// Pauses if the cursor was reported as moved but has not, to avoid a hot loop.
-    async fn pause_unless_moved(&mut self, before: Position) -> Result<(), Interrupted> {
-        if self.position == Some(before) { self.back_off(Duration::ZERO).await } else { Ok(()) }
-    }
-
-    fn publish_breaker(&self) {
-        breaker::publish(&self.context.name, self.breaker.state());
-        self.progress.breaker_state(&self.context.name, self.breaker.state());
-    }
-
-    /// Stops the lane until an operator fixes the problem; the journal keeps accepting records.
-    fn stop(&mut self, what: &str) {
-        self.failing = true;
-        if let Some(suppressed) = self.failure_log.failed(Failure::Stopped, Instant::now()) {
-            tracing::error!(
-                lane = self.lane,
-                error = what,
-                suppressed,
-                "the lane is stopped until this problem is fixed, then resumes automatically; records are kept in the \
-                 journal"
-            );
-        }
-        self.progress.lane_store_state(self.lane, StoreState::Stopped(what.to_owned()));
-    }
-
-    /// Pauses for `at_least` and the next delay.
-    async fn back_off(&mut self, at_least: Duration) -> Result<(), Interrupted> {
-        let delay = self.delays.next_delay();
-        self.pause(at_least + delay).await
-    }
-
-    async fn pause(&self, duration: Duration) -> Result<(), Interrupted> {
-        tokio::select! {
-            () = self.context.waiting(tokio::time::sleep(duration)) => Ok(()),
-            () = wait_abandoned(&self.context, self.failing) => Err(Interrupted::Drained),
-        }
+    fn tell_gap(&self, Gap { seq_first, seq_last, records }: Gap) {
+        let (reason, what) = match seq_first < self.journal.first_retained_seq() {
+            true => {
+                ("expired", "the database was restored to a time before the journal's retention (journal.retain_s)")
+            }
+            false => ("damaged", "the journal is damaged in this range"),
+        };
+        tracing::error!(
+            lane = self.lane,
+            seq_first,
+            seq_last,
+            records,
+            reason = what,
+            "the journal lacks records that the database needs: they are counted as lost"
+        );
+        metrics::counter!("logweir_discarded_records_total",
+            "component" => "journal", "reason" => reason, "intentional" => "false")
+        .increment(records);
     }
 }
 
@@ -531,11 +415,6 @@ async fn connect_timed_out(context: &StageContext) {
     tokio::time::sleep(DRAIN_CONNECT_LIMIT).await;
 }
 
-/// Represents a lane's last frame when only its header is known.
-fn unreadable(tail: LaneTail) -> BatchFrame {
-    BatchFrame { seq: tail.seq, lane_records: tail.records, payload_crc: 0, chunk: Arc::default() }
-}
-
 fn decode(frame: Frame) -> Result<BatchFrame, String> {
     let chunk = codec::decode(frame.codec, &frame.payload)
         .map_err(|error| format!("cannot decode frame {} of lane {}: {error}", frame.seq, frame.lane))?;
@@ -547,42 +426,21 @@ fn decode(frame: Frame) -> Result<BatchFrame, String> {
     })
 }
 
-fn ended(outcome: Result<(), Interrupted>) -> Result<(), Exit> {
-    match outcome {
-        Err(Interrupted::Exit(exit)) => Err(exit),
-        Ok(()) | Err(Interrupted::Drained | Interrupted::Moved) => Ok(()),
-    }
-}
-
 impl Stage for DbFlusher {
     type Message = Batch;
 
     async fn receive(&mut self, batch: Batch) -> Result<(), Exit> {
         kill_point("stage.db_flusher");
-        let (from_seq, to_seq) = (batch.from_seq, batch.to_seq());
-        let outcome = self.commit(batch).await;
-        if matches!(outcome, Err(Interrupted::Drained)) {
-            tracing::debug!(
-                lane = self.lane,
-                from_seq,
-                to_seq,
-                "flush canceled by the shutdown; the batch stays in the journal"
-            );
-        }
-        ended(outcome)
+        self.run(Event::Batch(batch)).await
     }
 
-    /// Reads from the journal what did not arrive through the mailbox.
+    /// Reads from the journal what did not arrive through the mailbox. Acquires the lease and reads the cursor as soon as
+    /// the database responds, even if there is nothing to flush.
     async fn on_tick(&mut self) -> Result<(), Exit> {
-        self.connection.take_if(|connection| !connection.is_open());
-        if self.position.is_none() || self.connection.is_none() {
-            // Acquire the lease and read the cursor as soon as the database responds, even if there is nothing to
-            // flush.
-            if let Err(interrupted) = self.position().await {
-                return ended(Err(interrupted));
-            }
+        if self.connection.as_ref().is_some_and(|connection| !connection.is_open()) {
+            self.handle(Event::Closed);
         }
-        ended(self.catch_up(self.link.released_seq()).await)
+        self.run(Event::CatchUp(self.link.released_seq())).await
     }
 
     /// Flushes everything in the journal, as far as the deadline allows.
@@ -591,16 +449,17 @@ impl Stage for DbFlusher {
         tokio::select! {
             // An error means that its sequence numbers were reassigned: then there is nothing more to read.
             _ = self.context.waiting(self.journal.durable(tail.seq)) => {}
-            () = wait_abandoned(&self.context, self.failing) => {}
+            () = wait_abandoned(&self.context, self.machine.is_failing()) => {}
         }
-        ended(self.catch_up(tail.seq).await)
+        self.run(Event::CatchUp(tail.seq)).await
     }
 
     fn observe(&self) -> Vec<Counter> {
         vec![
-            Counter { name: "flushed_batches", value: self.flushed_batches },
-            Counter { name: "read_back_records", value: self.read_back_records },
-            Counter { name: "position_seq", value: self.position.map_or(0, |position| position.seq) },
+            Counter { name: "flushed_batches", value: self.machine.flushed_batches },
+            Counter { name: "read_back_records", value: self.machine.read_back_records },
+            Counter { name: "position_seq", value: self.machine.position().map_or(0, |position| position.seq) },
+            Counter { name: "batch_records_max", value: self.machine.records_max() as u64 },
         ]
     }
 }

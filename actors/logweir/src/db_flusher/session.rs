@@ -1,11 +1,12 @@
 //! The process's lease: prepares the schema and acquires the writer's lease, once per run.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
-use logweir_engine::journal::{Journal, Recovered};
+use logweir_engine::journal::{Journal, LaneId, Recovered};
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout};
 
+use super::failure_log::{Failure, FailureLog};
 use crate::progress::Progress;
 use logweir_store::{Claim, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
 
@@ -24,6 +25,7 @@ pub struct Session {
     lease: Mutex<Option<Lease>>,
     progress: Progress,
     held: watch::Sender<bool>,
+    failure_log: std::sync::Mutex<FailureLog>,
 }
 
 impl Session {
@@ -37,7 +39,15 @@ impl Session {
             owner,
             tails: recovered.lanes.iter().map(|(&lane, &tail)| (lane, tail)).collect(),
         };
-        Self { store, claim, fork_from: None, lease: Mutex::new(None), progress, held: watch::Sender::new(false) }
+        Self {
+            store,
+            claim,
+            fork_from: None,
+            lease: Mutex::new(None),
+            progress,
+            held: watch::Sender::new(false),
+            failure_log: std::sync::Mutex::default(),
+        }
     }
 
     /// For a copy that another copy has overtaken: flushes the frames that only `journal` has, under a new writer.
@@ -74,6 +84,20 @@ impl Session {
     pub async fn held(&self) {
         // `self` owns the sender, so the wait ends only when the lease is acquired.
         let _ = self.held.subscribe().wait_for(|held| *held).await;
+    }
+
+    /// Records a failure of a lane. Returns the number of suppressed failures if it is to be logged.
+    pub(super) fn failed(&self, lane: LaneId, failure: Failure, text: &str) -> Option<u64> {
+        self.failure_log().failed(lane, failure, text, Instant::now())
+    }
+
+    /// Records a success of a lane. Returns how long the failure before it lasted, if there was one.
+    pub(super) fn succeeded(&self, lane: LaneId) -> Option<Duration> {
+        self.failure_log().succeeded(lane, Instant::now())
+    }
+
+    fn failure_log(&self) -> std::sync::MutexGuard<'_, FailureLog> {
+        self.failure_log.lock().unwrap_or_else(PoisonError::into_inner) // it only decides what is logged
     }
 
     /// Acquires the lease if necessary, then opens the lane's connection. Returns the connection and the lane's row.
