@@ -579,19 +579,32 @@ async fn both_stores_answer_typed_queries() {
         ] {
             assert_eq!(on.ids(&parse(query).unwrap()).await.len(), count, "{}: {query}", on.name);
         }
-        on.store.maintain(NOON_US).await.into_iter().try_for_each(|step| step.result).unwrap();
+        maintain(&on.store).await;
+    }
+}
+
+/// A round of maintenance by the real clock, with its indexes.
+async fn maintain(store: &Arc<dyn LogStore>) {
+    let steps = store.maintain(logweir_engine::clock::wall_us()).await.into_iter().chain(store.build_indexes().await);
+    for step in steps {
+        step.result.unwrap_or_else(|error| panic!("{}: {error}", step.name));
     }
 }
 
 #[tokio::test]
 async fn closed_partitions_get_indexes_that_text_queries_use() {
-    const DAY_US: i64 = 86_400_000_000;
     let Both { stores: [mut on, _], database, .. } = both().await;
-    on.store.maintain(NOON_US).await.into_iter().try_for_each(|step| step.result).unwrap();
+    let client = database.client().await;
+    client
+        .batch_execute(
+            "CREATE TABLE logs_p20251120 PARTITION OF logs FOR VALUES FROM ('2025-11-20Z') TO ('2025-11-21Z'); \
+             CREATE TABLE logs_p20251121 PARTITION OF logs FOR VALUES FROM ('2025-11-21Z') TO ('2025-11-22Z')",
+        )
+        .await
+        .unwrap();
     let record =
         |message| Record { ts_us: NOON_US, severity: Severity::INFO, service: "s", host: "", message, attributes: "" };
     on.store(&[record("a needle"), record("hay"), record("NEEDLES")]).await;
-    let client = database.client().await;
     let indexes = "SELECT indexname::text FROM pg_indexes WHERE tablename = 'logs_p20251120' ORDER BY 1";
     let names =
         async || client.query(indexes, &[]).await.unwrap().iter().map(|row| row.get(0)).collect::<Vec<String>>();
@@ -603,14 +616,12 @@ async fn closed_partitions_get_indexes_that_text_queries_use() {
         )
         .await
         .unwrap();
-    on.store.maintain(NOON_US + DAY_US).await.into_iter().try_for_each(|step| step.result).unwrap();
-    assert_eq!(names().await.len(), 2, "a day that has just ended is not closed");
-    // Two days are closed now, and each round builds one index.
-    for _ in 0..4 {
-        on.store.maintain(NOON_US + 2 * DAY_US).await.into_iter().try_for_each(|step| step.result).unwrap();
-    }
+    maintain(&on.store).await;
     let built = ["logs_p20251120_message_trgm_idx", "logs_p20251120_service_ts_idx", "logs_p20251120_ts_idx"];
     assert_eq!(names().await, built);
+    let built = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'logs_p%_message_trgm_idx'";
+    let built: i64 = client.query_one(built, &[]).await.unwrap().get(0);
+    assert_eq!(built, 2, "all closed days at once; yesterday has just ended, so it is not closed");
     let sql = "SELECT pg_get_indexdef('logs_p20251120_service_ts_idx'::regclass)";
     let definition: String = client.query_one(sql, &[]).await.unwrap().get(0);
     assert!(definition.ends_with("(service, ts)"), "{definition}");

@@ -1252,45 +1252,185 @@ async fn a_crash_a_restart_and_a_read_only_server_are_transient() {
 
 const DAY_US: i64 = 86_400_000_000;
 
+/// The clock of this machine, which is the database's.
+fn now_us() -> i64 {
+    logweir_engine::clock::wall_us()
+}
+
+/// A round of maintenance; the failures of its steps, as `step: error`.
+async fn maintain_at(store: &Arc<dyn LogStore>, now_us: i64) -> Vec<String> {
+    let steps = store.maintain(now_us).await.into_iter().chain(store.build_indexes().await);
+    steps.filter_map(|step| Some(format!("{}: {}", step.name, step.result.err()?))).collect()
+}
+
+async fn assert_maintained(store: &Arc<dyn LogStore>) {
+    let failed = maintain_at(store, now_us()).await;
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// A store that keeps records for 30 days, on the same database.
+fn keeping_30_days(on: &Fixture) -> Arc<dyn LogStore> {
+    let keeping = with(DatabaseUrl::Postgres(on.url().to_owned()), |keeping| keeping.retention_days = 30);
+    store::open(&keeping).unwrap().store()
+}
+
+impl Fixture {
+    /// Creates the daily partition of a day, counted from 1970-01-01.
+    async fn make_day(&self, day: i64) -> String {
+        let row = self
+            .one(&format!(
+                "SELECT 'logs_p' || to_char(to_timestamp({day} * 86400) AT TIME ZONE 'UTC', 'YYYYMMDD')"
+            ))
+            .await;
+        self.execute(&format!(
+            "DO $$ BEGIN EXECUTE format('CREATE TABLE {row} PARTITION OF logs FOR VALUES FROM (%L) TO (%L)', \
+             to_timestamp({day} * 86400::bigint), to_timestamp(({day} + 1) * 86400::bigint)); END $$"
+        ))
+        .await;
+        row
+    }
+
+    /// Returns a query's text.
+    async fn one(&self, sql: &str) -> String {
+        let Place::Postgres(database) = &self.place else { panic!("this store has no URL") };
+        database.client().await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+}
+
+const PARTITIONS: &str = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'logs'::regclass";
+
 #[tokio::test]
 async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_are_dropped() {
     let on = Fixture::postgres().await;
     if on.store.name() == "TimescaleDB" {
         return;
     }
-    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'logs'::regclass";
-    assert_eq!(on.number(partitions).await, 6, "yesterday to three days ahead, and the default partition");
-    on.store.prepare().await.unwrap();
-    assert_eq!(on.number(partitions).await, 6, "once");
-
+    assert_eq!(on.number(PARTITIONS).await, 1, "preparing creates what a flush needs: the default partition");
     let (writer, _, mut flusher) = started(&on).await;
-    let today = 20_000 * DAY_US; // 2024-10-04
-    let at = |ts_us| Record { ts_us, ..record("m") };
-    let records = [at(today), at(today + 3 * DAY_US), at(today + 4 * DAY_US), at(today - 40 * DAY_US), at(i64::MAX)];
-    flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap();
+    let today = now_us().div_euclid(DAY_US);
+    let at = |day: i64| Record { ts_us: day * DAY_US + DAY_US / 2, ..record("m") };
+    let records = [at(today), at(today + 3), at(today + 4), at(today - 40), Record { ts_us: i64::MAX, ..record("m") }];
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.batch(&[&records])).await.unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 5);
 
-    let keeping = with(DatabaseUrl::Postgres(on.url().to_owned()), |keeping| keeping.retention_days = 30);
-    on.store.maintain(today).await.into_iter().try_for_each(|step| step.result).unwrap();
-    assert_eq!(on.number(partitions).await, 11);
-    assert_eq!(on.number("SELECT count(*) FROM logs_p20241004").await, 1);
-    assert_eq!(on.number("SELECT count(*) FROM logs_p20241007").await, 1);
-    assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 3, "moved");
-    assert_eq!(on.number("SELECT count(*) FROM pg_indexes WHERE tablename = 'logs_p20241007'").await, 1);
+    assert_maintained(&on.store).await;
+    assert_maintained(&on.store).await;
+    assert_eq!(on.number(PARTITIONS).await, 6, "yesterday to three days ahead, once, and the default partition");
+    assert_eq!(on.number("SELECT count(*) FROM logs_default").await, 3, "the others have moved");
     on.assert_whole(writer, 5).await;
 
-    let keeping = store::open(&keeping).unwrap().store();
-    keeping.maintain(today).await.into_iter().try_for_each(|step| step.result).unwrap();
-    assert_eq!(
-        on.number("SELECT count(*) FROM logs").await,
-        4,
-        "the row that was 40 days old must be deleted from the default partition"
-    );
-    keeping.maintain(today + 32 * DAY_US).await.into_iter().try_for_each(|step| step.result).unwrap();
-    let old = "SELECT count(*) FROM pg_class WHERE relname IN ('logs_p20241003', 'logs_p20241004', 'logs_p20241005')";
-    assert_eq!(on.number(old).await, 0);
-    assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "three days and four days ahead, and the end of time");
-    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3, "the histogram must match");
+    let oldest_kept = on.make_day(today - 30).await;
+    let expired = on.make_day(today - 31).await;
+    flusher.flush(&feed.batch(&[&[at(today - 30), at(today - 31), at(today - 31)]])).await.unwrap();
+    assert_eq!(on.number(&format!("SELECT count(*) FROM {expired}")).await, 2);
+    assert_maintained(&keeping_30_days(&on)).await;
+    let exists = |name: &str| format!("SELECT count(*) FROM pg_class WHERE relname = '{name}'");
+    assert_eq!((on.number(&exists(&expired)).await, on.number(&exists(&oldest_kept)).await), (0, 1));
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 5, "the row in the default partition expired, too");
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 5, "the histogram must match");
+}
+
+#[tokio::test]
+async fn nothing_is_deleted_while_the_clocks_differ() {
+    let on = Fixture::postgres().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let today = now_us().div_euclid(DAY_US);
+    assert_maintained(&on.store).await;
+    let old = on.make_day(today - 40).await;
+    let at = |day: i64| Record { ts_us: day * DAY_US, ..record("m") };
+    flusher.flush(&Feed::new(0).batch(&[&[at(today), at(today - 40), at(today - 50)]])).await.unwrap();
+    let keeping = keeping_30_days(&on);
+    for wrong_us in [now_us() + 400 * DAY_US, now_us() - 400 * DAY_US, now_us() + DAY_US / 24, i64::MAX, i64::MIN] {
+        let failed = maintain_at(&keeping, wrong_us).await;
+        assert!(failed.len() == 1 && failed[0].starts_with("clock: "), "{failed:#?}");
+        assert_eq!(on.number("SELECT count(*) FROM logs").await, 3);
+        assert_eq!(on.number("SELECT count(*) FROM log_volume").await, 3);
+        assert_eq!(on.number(PARTITIONS).await, 7, "and partitions are created by the database's clock");
+    }
+    assert_maintained(&keeping).await;
+    assert_eq!(on.number(&format!("SELECT count(*) FROM pg_class WHERE relname = '{old}'")).await, 0);
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 1);
+}
+
+#[tokio::test]
+async fn the_newest_day_is_kept_and_partitions_of_somebody_else_are_not_dropped() {
+    let on = Fixture::postgres().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let today = now_us().div_euclid(DAY_US);
+    let (newest, older) = (on.make_day(today - 40).await, on.make_day(today - 41).await);
+    on.execute(
+        "CREATE TABLE archive PARTITION OF logs FOR VALUES FROM (MINVALUE) TO ('2001-01-01Z'); \
+         CREATE TABLE logs_p20010101 PARTITION OF logs FOR VALUES FROM ('2001-01-01Z') TO ('2002-01-01Z')",
+    )
+    .await;
+    let at = |day: i64| Record { ts_us: day * DAY_US, ..record("m") };
+    let records = [at(today - 40), at(today - 41), at(0), Record { ts_us: i64::MAX, ..record("m") }];
+    flusher.flush(&Feed::new(0).batch(&[&records])).await.unwrap();
+    assert_maintained(&keeping_30_days(&on)).await;
+    let names = format!("SELECT count(*) FROM pg_class WHERE relname IN ('{newest}', 'archive', 'logs_p20010101')");
+    assert_eq!(on.number(&names).await, 3);
+    assert_eq!(on.number(&format!("SELECT count(*) FROM pg_class WHERE relname = '{older}'")).await, 0);
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "1970 is in the archive, 9999 has not come");
+}
+
+#[tokio::test]
+async fn each_step_runs_whether_the_one_before_failed_or_not() {
+    let on = Fixture::postgres().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let today = now_us().div_euclid(DAY_US);
+    let expired = on.make_day(today - 40).await;
+    let at = |day: i64| Record { ts_us: day * DAY_US, ..record("m") };
+    flusher.flush(&Feed::new(0).batch(&[&[at(today), at(today - 40)]])).await.unwrap();
+    // A table of the operator has the name of tomorrow's partition, and a view depends on the expired one.
+    let tomorrow = on.make_day(today + 1).await;
+    on.execute(&format!("ALTER TABLE logs DETACH PARTITION {tomorrow}; CREATE VIEW v AS SELECT * FROM {expired}")).await;
+    let failed = maintain_at(&keeping_30_days(&on), now_us()).await;
+    assert_eq!(failed.len(), 2, "{failed:#?}");
+    assert!(failed[0].starts_with("partitions: ") && failed[0].contains("is no partition of logs"), "{failed:#?}");
+    assert!(failed[1].starts_with("retention_partitions: ") && failed[1].contains("depend"), "{failed:#?}");
+    assert_eq!(on.number(PARTITIONS).await, 1 + 1 + 4, "the other days have their partitions");
+    assert_eq!(on.number("SELECT count(*) FROM log_volume").await, 1, "expired counters are deleted");
+    on.execute(&format!("DROP VIEW v; ALTER TABLE {tomorrow} RENAME TO kept")).await;
+    assert_maintained(&keeping_30_days(&on)).await;
+    assert_eq!(on.number(PARTITIONS).await, 6);
+}
+
+#[tokio::test]
+async fn preparing_waits_for_no_lock_and_two_schemas_do_not_wait_for_each_other() {
+    let on = Fixture::postgres().await;
+    on.execute("CREATE SCHEMA first; CREATE SCHEMA second").await;
+    let beside = postgres::connect(on.url()).await;
+    beside
+        .batch_execute(
+            "BEGIN; LOCK TABLE logs, log_volume, logweir_lane, logweir_writer, logweir_takeover IN ACCESS EXCLUSIVE MODE; \
+             CREATE TABLE first.logweir_takeover (n int)",
+        )
+        .await
+        .unwrap();
+    on.other().prepare().await.unwrap();
+    let at = |schema: &str| open_postgres(&format!("{}?options=-c%20search_path={schema}", on.url()));
+    let first = at("first");
+    let waiting = tokio::spawn(async move { first.prepare().await });
+    on.session_waits().await;
+    at("second").prepare().await.unwrap();
+    beside.batch_execute("ROLLBACK").await.unwrap();
+    waiting.await.unwrap().unwrap();
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname IN ('first', 'second') AND tablename = 'logs'";
+    assert_eq!(on.number(tables).await, 2);
+}
+
+#[tokio::test]
+async fn old_takeovers_are_pruned_by_maintenance() {
+    let on = Fixture::postgres().await;
+    let (writer, _, _flusher) = started(&on).await;
+    on.execute(&format!(
+        "INSERT INTO logweir_takeover SELECT '{writer}', n, '{writer}', NULL, 'x', now(), NULL, 0, 0 \
+         FROM generate_series(2, 1100) n; UPDATE logweir_writer SET epoch = 1100; CREATE PUBLICATION p FOR ALL TABLES"
+    ))
+    .await;
+    assert_maintained(&on.store).await;
+    assert_eq!(on.number("SELECT min(epoch) FROM logweir_takeover").await, 1100 - 1024 + 1);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use crate::args::ConfigArgs;
 use crate::failure::{Failure, Outcome};
 use crate::process::VERSION;
 use crate::run::RunArgs;
-use crate::{dead_letters, exit, health, help, journal, parse, produce, query, tail, top, validate, verify};
+use crate::{database, dead_letters, exit, health, help, journal, parse, produce, query, tail, top, validate, verify};
 
 /// Receive logs and write each acknowledged record exactly once to PostgreSQL, TimescaleDB or SQLite
 ///
@@ -59,6 +59,9 @@ enum Command {
     /// Inspect, repair or drain a journal directory
     #[command(subcommand)]
     Journal(journal::JournalCommand),
+    /// Create, maintain and describe the tables
+    #[command(subcommand)]
+    Database(database::DatabaseCommand),
     /// List, replay or purge records that the database rejected
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
@@ -91,6 +94,7 @@ impl Command {
             Self::Tail(args) => &mut args.remote.config,
             Self::Top(args) => &mut args.remote.config,
             Self::Journal(command) => command.config_mut(),
+            Self::Database(command) => command.config_mut(),
             Self::DeadLetters(command) => command.config_mut(),
             Self::Help(_) | Self::Version | Self::Completions(_) | Self::Man(_) => return None,
         })
@@ -108,6 +112,7 @@ impl Command {
             Self::Tail(args) => tail::tail(args),
             Self::Top(args) => top::top(args),
             Self::Journal(command) => journal::journal(command),
+            Self::Database(command) => database::database(command),
             Self::DeadLetters(command) => dead_letters::dead_letters(command),
             Self::Help(args) => help::help(args, definition()),
             Self::Version => help::version(&definition()),

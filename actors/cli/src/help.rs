@@ -81,7 +81,7 @@ fn description(name: &str, title: &'static str) -> &'static str {
 }
 
 /// Every command and subcommand. A constant, because the definition of the command line contains it.
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 27] = [
     "run",
     "validate",
     "health",
@@ -92,6 +92,7 @@ const COMMANDS: [&str; 23] = [
     "tail",
     "top",
     "journal",
+    "database",
     "dead-letters",
     "help",
     "version",
@@ -101,6 +102,9 @@ const COMMANDS: [&str; 23] = [
     "dump",
     "repair",
     "drain",
+    "prepare",
+    "grants",
+    "schema",
     "list",
     "replay",
     "purge",

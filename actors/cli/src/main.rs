@@ -22,6 +22,7 @@
 //! run, validate       the server; checks and prints the configuration
 //! health, parse       the health check; shows how lines would be parsed
 //! journal, verify     checks, dumps, repairs and drains a journal; compares journal and database
+//! database            creates, maintains and describes the tables
 //! dead_letters        lists, replays and purges rejected records
 //! query_words         the words of a query
 //! tail, query         prints records as they arrive; searches records
@@ -49,6 +50,7 @@ mod health;
 mod parse;
 mod journal;
 mod verify;
+mod database;
 mod dead_letters;
 mod query_words;
 mod tail;

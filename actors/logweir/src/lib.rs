@@ -28,6 +28,7 @@
 //! follow/             reads durable frames of all lanes, from any position to the live edge
 //! tail/, alerts/      consumers of follow: live tails and server-sent events; windows, thresholds, webhooks
 //! search/             query execution: concurrency limits, merging rows and cache, cached histograms
+//! maintenance         the loop around the store's maintenance, and what is told about steps that fail
 //! pipeline            wiring of the stages
 //! logweir, error      the pipeline as a value, and why it fails
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
@@ -107,6 +108,7 @@ pub mod tail;
 pub mod alerts;
 pub mod search;
 mod error;
+mod maintenance;
 mod pipeline;
 mod logweir;
 #[cfg(feature = "server")]

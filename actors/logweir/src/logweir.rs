@@ -17,6 +17,7 @@ use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, ConfigError, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
 use crate::error::Error;
+use crate::maintenance;
 use crate::message::{AckLevel, Receipt, Rejection};
 use crate::pipeline::{self, Parts};
 use crate::producer::IntakeHandle;
@@ -27,9 +28,6 @@ use crate::tail::TailHub;
 use logweir_store::read::LogReader;
 use logweir_store::throttle::QueryThrottle;
 use logweir_store::{self as store, LogStore};
-
-/// Interval at which partitions are created ahead of time and retention is applied.
-const MAINTENANCE: Duration = Duration::from_secs(300);
 
 /// Interval at which `drain_journal` checks whether the journal is empty.
 const DRAINED_POLL: Duration = Duration::from_millis(20);
@@ -137,7 +135,9 @@ impl Logweir {
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
             .map_err(|error| Error::Unavailable(format!("cannot start the thread of the live tail: {error}")))?;
         actix_rt::spawn(sample_backlog(journal.clone(), progress.clone(), throttle, drain.watch()));
-        actix_rt::spawn(maintain(Arc::clone(&store), session, drain.watch()));
+        if config.database.maintenance {
+            actix_rt::spawn(maintenance::run(Arc::clone(&store), session, progress.clone(), drain.watch()));
+        }
         progress.recovery(Recovery { finished: true, ..Recovery::default() });
         Ok(Self { intake, config, journal, recovered, store, cache, searcher, progress, tail, alerts, topology, drain })
     }
@@ -466,25 +466,6 @@ async fn sample_backlog(journal: Journal, progress: Progress, throttle: QueryThr
         tokio::select! {
             () = drain.reached(Phase::Draining) => return,
             () = tokio::time::sleep(SAMPLE_EVERY) => {}
-        }
-    }
-}
-
-/// Creates partitions ahead of time and applies retention, once the schema exists.
-async fn maintain(store: Arc<dyn LogStore>, session: Arc<Session>, drain: DrainWatch) {
-    loop {
-        tokio::select! {
-            () = drain.reached(Phase::Draining) => return,
-            () = session.held() => {}
-        }
-        for step in store.maintain(clock::wall_us()).await {
-            if let Err(error) = step.result {
-                tracing::warn!(step = step.name, %error, "a step of the database's maintenance failed; retrying in 5 minutes");
-            }
-        }
-        tokio::select! {
-            () = drain.reached(Phase::Draining) => return,
-            () = tokio::time::sleep(MAINTENANCE) => {}
         }
     }
 }

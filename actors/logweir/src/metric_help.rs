@@ -146,6 +146,14 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("logweir_mailbox_full_total", "Total number of sends that found a mailbox full."),
     counter("logweir_mailbox_wait_seconds_total", "Total time that senders waited for space in a mailbox, in seconds."),
+    gauge(
+        "logweir_maintenance_failing",
+        "Whether a step of the database's maintenance fails: 1 yes, 0 no. Records are stored all the same.",
+    ),
+    gauge(
+        "logweir_maintenance_failing_since_seconds",
+        "Unix time since which a step of the database's maintenance fails; 0 if it does not.",
+    ),
     counter("logweir_network_errors_total", "Total number of network errors, by peer or by component and kind."),
     counter(
         "logweir_parse_errors_total",
@@ -198,7 +206,10 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("logweir_store_indexes_built_total", "Total number of indexes built on closed partitions."),
     counter("logweir_store_partitions_dropped_total", "Total number of partitions dropped by retention."),
-    counter("logweir_store_retention_deleted_rows_total", "Total number of rows deleted by retention, by table."),
+    counter(
+        "logweir_store_retention_deleted_rows_total",
+        "Total number of rows deleted by retention, by table. Those of dropped partitions are counted for the table logs, from the counters per minute.",
+    ),
     counter(
         "logweir_store_rewinds_total",
         "Total number of times that a lane found the database restored to an earlier time and read the journal again.",

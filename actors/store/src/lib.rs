@@ -37,9 +37,13 @@
 //!   connect          connections outside the pools, and their errors
 //!   pool             pools for queries and administration
 //!   lane_row         reads a lane's row
-//!   partition        daily partitions
+//!   ddl              statements that change tables: names, transactions, what to do about failures
+//!   partition        daily partitions, retention, replica identities
 //!   index            indexes of closed partitions
-//!   schema           migrations, maintenance, retention
+//!   policy           TimescaleDB's own jobs
+//!   grants           the privileges that a role needs, as statements
+//!   schema           the tables that a flush needs
+//!   maintain         a round of maintenance: its steps, on one connection
 //!   lease            the lease in one transaction
 //!   copy             rows in binary COPY format
 //!   flush            one lane's transactions

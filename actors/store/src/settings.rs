@@ -23,13 +23,16 @@ pub struct Database {
     pub compress_after_days: u32,
     /// Whether the partitions of past days get a text index; PostgreSQL without TimescaleDB only.
     pub text_index: bool,
+    /// Whether the server maintains the tables: partitions, retention, indexes. False for a role that may only read and
+    /// write rows.
+    pub maintenance: bool,
     /// PEM file with CA certificates to trust in addition to the system's; PostgreSQL only.
     pub ca_file: Option<PathBuf>,
 }
 
 impl Database {
     /// The store at `url` with the defaults: 4 connections for queries, 5 s for connecting, 60 s for a statement,
-    /// records kept forever, chunks compressed after 7 days, text indexes, the system's CA certificates.
+    /// records kept forever, chunks compressed after 7 days, text indexes, maintenance, the system's CA certificates.
     #[must_use]
     pub fn new(url: DatabaseUrl) -> Self {
         Self {
@@ -41,6 +44,7 @@ impl Database {
             retention_days: 0,
             compress_after_days: 7,
             text_index: true,
+            maintenance: true,
             ca_file: None,
         }
     }

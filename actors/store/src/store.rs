@@ -52,12 +52,18 @@ pub trait LogStore: Send + Sync {
     /// does not know it.
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError>;
 
-    /// Runs a round of maintenance, unless another process is doing so: upcoming partitions, indexes, retention. Call it
-    /// every few minutes. Each step runs whether the one before failed or not; a step that is not due is not listed.
+    /// Runs a round of maintenance, unless another process is doing so: upcoming partitions, retention. Call it every few
+    /// minutes. Each step runs whether the one before failed or not; a step that is not due is not listed.
     ///
     /// `now_us` is this process's clock, in microseconds since 1970. Records expire by the database's clock; if the two
     /// differ by more than minutes, nothing is deleted.
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep>;
+
+    /// Builds the indexes that past days lack, unless another process is doing so. It can take hours, so call it beside
+    /// the rounds of [`maintain`](Self::maintain); dropping the future cancels it.
+    async fn build_indexes(&self) -> Vec<MaintenanceStep> {
+        Vec::new()
+    }
 
     /// Returns all lanes of `writer`, for `status` and `verify`.
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError>;

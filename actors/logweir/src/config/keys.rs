@@ -411,6 +411,12 @@ pub static KEYS: &[Key] = &[
         Kind::Bool(|c| &mut c.database.text_index),
         "PostgreSQL without TimescaleDB: build a text index (pg_trgm) on the partitions of past days; it is as large as the text",
     ),
+    key(
+        "database.maintenance",
+        "true",
+        Kind::Bool(|c| &mut c.database.maintenance),
+        "Maintain the tables: partitions, retention, indexes. Set to false for a role that may only read and write rows, and run `logweir database prepare` with another one every day",
+    ),
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),

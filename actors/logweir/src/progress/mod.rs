@@ -80,6 +80,18 @@ pub struct LaneSnapshot {
     pub store: StoreState,
 }
 
+/// A step of the database's maintenance that fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FailingStep {
+    /// Its name.
+    pub step: &'static str,
+    /// Since when, in seconds since 1970.
+    pub since_s: i64,
+    /// Why, and what to do.
+    pub error: String,
+}
+
 /// All progress at one point in time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -92,6 +104,8 @@ pub struct Snapshot {
     pub lanes: Vec<LaneSnapshot>,
     /// Circuit breakers by name.
     pub breakers: BTreeMap<String, BreakerState>,
+    /// Steps of the database's maintenance that fail. They do not affect whether records are stored.
+    pub maintenance_failing: Vec<FailingStep>,
     /// Name of the store.
     pub store: String,
     /// Name of the cache.
@@ -114,6 +128,7 @@ struct State {
     recovery: Recovery,
     lanes: BTreeMap<LaneId, Lane>,
     breakers: BTreeMap<String, BreakerState>,
+    maintenance_failing: Vec<FailingStep>,
     store: String,
     cache: String,
 }
@@ -182,6 +197,11 @@ impl Progress {
         }
     }
 
+    /// Sets the steps of the database's maintenance that fail.
+    pub fn maintenance_failing(&self, failing: Vec<FailingStep>) {
+        self.state().maintenance_failing = failing;
+    }
+
     /// Sets the progress of startup.
     pub fn recovery(&self, recovery: Recovery) {
         self.state().recovery = recovery;
@@ -230,6 +250,7 @@ impl Progress {
             recovery: state.recovery,
             lanes,
             breakers: state.breakers.clone(),
+            maintenance_failing: state.maintenance_failing.clone(),
             store: state.store.clone(),
             cache: state.cache.clone(),
         }

@@ -1,21 +1,24 @@
-//! The schema: migrations, TimescaleDB or partitions, retention.
+//! The tables that a flush needs: whether they are there, and how they are made.
 //!
-//! - Migrations run under an advisory lock. Maintenance runs under another one that is only tried, so that one pod does
-//!   it.
-//! - Locks that block flushes are waited for half a second at most; the next round retries soon.
+//! - Looking costs two short queries, takes no lock and needs no privilege beyond reading. Only if something is missing
+//!   is it created, in one transaction, under an advisory lock that ends with it. The key of the lock contains the
+//!   schema: two logweirs in one database do not wait for each other.
+//! - A table that was dropped while logweir runs is made again, unless that would store records twice.
+//! - Everything else that makes the tables better is [maintenance](super::maintain).
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Oid;
 use tokio_postgres::{Client, Error};
 
-use super::connect::{Connection, describe, failed};
-use super::index;
-use super::partition::{delete_before, drop_partitions, make_partition};
+use super::connect::{describe, failed};
+use super::ddl::{Relation, ddl_failure};
+use super::partition::{Logs, make_default};
 use crate::error::StoreError;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
-use logweir_record::timestamp::DAY_US;
 
 const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
@@ -24,225 +27,356 @@ const MIGRATIONS: &[Migration] = &[Migration {
     checksum: 10_386_330_646_520_606_781,
 }];
 
-/// Keys of the advisory locks: `logweir` in ASCII, and the next number.
-const PREPARE_LOCK: i64 = 0x6c6f_6777_6569_7200;
-const MAINTAIN_LOCK: i64 = PREPARE_LOCK + 1;
-/// Days relative to today that have a partition.
-const DAYS_AHEAD: std::ops::RangeInclusive<i64> = -1..=3;
+/// The tables that a flush needs, in the order in which they are created.
+const TABLES: [&str; 7] = [
+    "logweir_writer",
+    "logweir_takeover",
+    "logweir_lane",
+    "logweir_replayed",
+    "logweir_dead_letter",
+    "log_volume",
+    "logs",
+];
+
+/// The tables that identify records: if one is missing, ids would be used again.
+const IDENTITY: [&str; 2] = ["logweir_writer", "logweir_lane"];
+
+/// Attempts to get the lock, each waiting up to five seconds, before creating the tables fails.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// Limits of the transaction that creates tables. Its session, and with it the lock, ends when its owner is frozen.
+const BEGIN_SQL: &str = "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '60s'; \
+    SET LOCAL idle_in_transaction_session_timeout = '15s'";
+
+/// Waits for an advisory lock until the end of the transaction.
+const LOCK_SQL: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+
+/// Terminates the sessions of logweir that hold an advisory lock and wait for their client: a frozen process, or one
+/// whose network is gone.
+const END_STALLED_SQL: &str = "SELECT a.pid, a.application_name, pg_terminate_backend(a.pid) \
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND a.datname = current_database() \
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+    AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended($1, 0) \
+    AND starts_with(a.application_name, 'logweir/') AND a.pid <> pg_backend_pid() \
+    AND (a.state LIKE 'idle%' OR a.wait_event = 'ClientRead') \
+    AND a.state_change < clock_timestamp() - make_interval(secs => $2)";
 
 /// The columns that a flush writes, with their types. A binary COPY into another type of the same width would succeed
 /// silently: an id as a double, the version byte of a jsonb as the first character of a text.
-const COLUMNS: [(&str, &str); 7] = [
-    ("id", "bigint"),
-    ("ts", "timestamp with time zone"),
-    ("severity", "smallint"),
-    ("service", "text"),
-    ("host", "text"),
-    ("message", "text"),
-    ("attributes", "jsonb"),
+const COLUMNS: [(&str, Oid, &str); 7] = [
+    ("id", 20, "bigint"),
+    ("ts", 1184, "timestamp with time zone"),
+    ("severity", 21, "smallint"),
+    ("service", 25, "text"),
+    ("host", 25, "text"),
+    ("message", 25, "text"),
+    ("attributes", 3802, "jsonb"),
 ];
 
-/// Retention, compression and index settings.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RetentionSettings {
-    /// Days until records are deleted; 0 keeps them forever.
-    pub(super) retention_days: u32,
-    /// Days until chunks are compressed; 0 disables compression. `TimescaleDB` only.
-    pub(super) compress_after_days: u32,
-    /// Whether closed partitions get a text index.
-    pub(super) text_index: bool,
+/// What is in the database.
+struct Found {
+    /// The first schema of search_path that exists.
+    schema: Option<String>,
+    /// The tables that search_path finds, [`HISTORY`] included, with their schemas.
+    tables: HashMap<&'static str, String>,
+    /// The migrations that were applied.
+    applied: Vec<Applied>,
+    /// `logs` is not partitioned, and TimescaleDB is there.
+    is_hypertable: bool,
+    /// `logs` is partitioned and has no default partition.
+    lacks_default: bool,
 }
 
-/// Brings the schema up to date. Returns whether `logs` is a hypertable. Consumes the connection, which releases the
-/// lock.
-pub(super) async fn prepare(mut connection: Connection) -> Result<bool, StoreError> {
-    connection
-        .client
-        .batch_execute("SET lock_timeout = '60s'; SET statement_timeout = 0")
-        .await
-        .map_err(failed("preparing the schema"))?;
-    connection
-        .client
-        .execute("SELECT pg_advisory_lock($1)", &[&PREPARE_LOCK])
-        .await
-        .map_err(failed("waiting for another process to prepare the schema"))?;
-    create_timescale(&connection.client).await?;
-    migrate(&mut connection.client).await?;
-    is_hypertable(&connection.client).await
+/// What is to be created.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    schema: String,
+    history: bool,
+    tables: Vec<&'static str>,
 }
 
-/// Applies the migrations that the database lacks, each in a transaction that also records it.
-async fn migrate(client: &mut Client) -> Result<(), StoreError> {
-    let failed = failed("migrating the schema");
-    // Not `IF NOT EXISTS` alone: that requires the privilege to create tables although nothing is to be created, and
-    // looks only at the first schema of search_path.
-    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&HISTORY]).await.map_err(&failed)?;
-    if !exists.get::<_, bool>(0) {
-        client.batch_execute(CREATE_HISTORY_SQL).await.map_err(&failed)?;
+/// Makes the tables that are missing. Returns whether `logs` is a hypertable.
+pub(super) async fn prepare(client: &Client) -> Result<bool, StoreError> {
+    let found = look(client).await?;
+    match plan(&found)? {
+        None if found.lacks_default => {
+            // Rows without a partition would fail. Anything else about partitions is maintenance.
+            if let Err(error) = make_default(client, &Logs::read(client).await?).await {
+                tracing::warn!(%error, "records that have no partition of their own will be rejected");
+            }
+            Ok(found.is_hypertable)
+        }
+        None => Ok(found.is_hypertable),
+        Some(plan) => {
+            create(client, &plan.schema).await?;
+            Ok(look(client).await?.is_hypertable)
+        }
     }
-    let rows = client.query(APPLIED_SQL, &[]).await.map_err(&failed)?;
-    let applied: Vec<Applied> =
-        rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
-    for migration in pending(MIGRATIONS, &applied)? {
-        let transaction = client.transaction().await.map_err(&failed)?;
-        transaction.batch_execute(migration.sql).await.map_err(&failed)?;
-        transaction.batch_execute(&migration.record_sql(wall_us())).await.map_err(&failed)?;
-        transaction.commit().await.map_err(&failed)?;
+}
+
+/// Reads what is there.
+async fn look(client: &Client) -> Result<Found, StoreError> {
+    let names: Vec<&str> = TABLES.into_iter().chain([HISTORY]).collect();
+    let rows = client
+        .query(
+            "SELECT current_schema()::text, t.name, n.nspname::text, \
+             c.relkind IN ('r', 'f') AND EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'), \
+             c.relkind = 'p' AND NOT EXISTS \
+             (SELECT FROM pg_partitioned_table p WHERE p.partrelid = c.oid AND p.partdefid <> 0) \
+             FROM unnest($1::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name) \
+             LEFT JOIN pg_namespace n ON n.oid = c.relnamespace",
+            &[&names],
+        )
+        .await
+        .map_err(failed("looking for the tables"))?;
+    let mut found = Found {
+        schema: rows.first().and_then(|row| row.get(0)),
+        tables: HashMap::new(),
+        applied: Vec::new(),
+        is_hypertable: false,
+        lacks_default: false,
+    };
+    for row in &rows {
+        let (name, schema): (&str, Option<String>) = (row.get(1), row.get(2));
+        let (Some(name), Some(schema)) = (TABLES.into_iter().chain([HISTORY]).find(|known| *known == name), schema)
+        else {
+            continue;
+        };
+        if name == "logs" {
+            (found.is_hypertable, found.lacks_default) = (row.get(3), row.get(4));
+        }
+        found.tables.insert(name, schema);
+    }
+    if found.tables.contains_key(HISTORY) {
+        let rows =
+            client.query(APPLIED_SQL, &[]).await.map_err(|error| ddl_failure("reading the migrations", &error))?;
+        found.applied =
+            rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
+    }
+    Ok(found)
+}
+
+/// Decides what to create; `None` if everything is there. Pure.
+fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
+    let missing = |name: &&'static str| !found.tables.contains_key(name);
+    let pending = pending(MIGRATIONS, &found.applied)?;
+    let lacking: Vec<&'static str> = TABLES.into_iter().filter(|name| missing(&name)).collect();
+    if lacking.is_empty() && pending.is_empty() {
+        return Ok(None);
+    }
+    // Beside the tables that are there already, not in the first schema of search_path.
+    let owned = ["logweir_lane", "logweir_writer"].into_iter().find_map(|name| found.tables.get(name));
+    let home = found.tables.get(HISTORY).or(owned).or(found.schema.as_ref());
+    let Some(schema) = home.cloned() else {
+        return Err(StoreError::Systemic(
+            "no schema of search_path exists: create it (CREATE SCHEMA …), or name another one with \
+             ?options=-c%20search_path=SCHEMA in database.url"
+                .to_owned(),
+        ));
+    };
+    let history = !pending.is_empty();
+    if history && !IDENTITY.iter().chain(&["logs"]).all(|name| found.tables.contains_key(name)) {
+        // Not made by logweir, or not all of it is left.
+        let foreign = TABLES.into_iter().find(|name| found.tables.get(name) == Some(&schema));
+        if let Some(name) = foreign {
+            return Err(StoreError::Systemic(format!(
+                "schema {schema} has a table {name} that logweir did not create (there is no table {HISTORY}): give logweir a \
+                 schema of its own, CREATE SCHEMA logweir AUTHORIZATION ROLE, and append \
+                 ?options=-c%20search_path=logweir to database.url"
+            )));
+        }
+        return Ok(Some(Plan { schema, history, tables: TABLES.to_vec() }));
+    }
+    Ok(Some(Plan { schema, history, tables: lacking }))
+}
+
+/// Creates what is missing in one transaction, under the lock.
+async fn create(client: &Client, schema: &str) -> Result<(), StoreError> {
+    let key = format!("logweir/prepare/{schema}");
+    for _ in 0..ATTEMPTS_MAX {
+        client.batch_execute(BEGIN_SQL).await.map_err(failed("creating the tables"))?;
+        let locked = match client.execute(LOCK_SQL, &[&key]).await {
+            Ok(_) => create_locked(client).await,
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                client.batch_execute("ROLLBACK").await.map_err(failed("creating the tables"))?;
+                end_stalled(client, &key, Duration::from_secs(3)).await?;
+                continue;
+            }
+            Err(error) => Err(failed("waiting for another process to create the tables")(error)),
+        };
+        let done = match locked {
+            Ok(()) => client.batch_execute("COMMIT").await.map_err(|error| ddl_failure("creating the tables", &error)),
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            let _ = client.batch_execute("ROLLBACK").await;
+        }
+        return done;
+    }
+    Err(StoreError::Transient(format!(
+        "another session has been creating the tables of schema {schema} for too long; see pg_stat_activity"
+    )))
+}
+
+/// Terminates holders of the advisory lock `key` that have waited for their clients for `stalled`.
+pub(super) async fn end_stalled(client: &Client, key: &str, stalled: Duration) -> Result<(), StoreError> {
+    let ended = client
+        .query(END_STALLED_SQL, &[&key, &stalled.as_secs_f64()])
+        .await
+        .map_err(failed("terminating a frozen session"))?;
+    for row in ended {
+        let (pid, name): (i32, String) = (row.get(0), row.get(1));
+        tracing::warn!(pid, name, "terminated a session of a frozen process that held the lock on the schema");
+        metrics::counter!("logweir_store_terminated_sessions_total").increment(1);
     }
     Ok(())
 }
 
-/// Creates the extension if it is installed. Without the privilege, partitions are used.
-async fn create_timescale(client: &Client) -> Result<(), StoreError> {
-    let missing = client
-        .query_opt(
-            "SELECT FROM pg_available_extensions WHERE name = 'timescaledb' AND installed_version IS NULL \
-             AND to_regclass('logs') IS NULL",
-            &[],
+async fn create_locked(client: &Client) -> Result<(), StoreError> {
+    let what = "creating the tables";
+    let failed = |error: Error| ddl_failure(what, &error);
+    // Again, under the lock: another process may have been faster.
+    let found = look(client).await?;
+    let Some(plan) = plan(&found)? else { return Ok(()) };
+    // Beside those that are there, but types and functions of extensions are still found.
+    client
+        .execute(
+            "SELECT set_config('search_path', quote_ident($1) || ', ' || current_setting('search_path'), true)",
+            &[&plan.schema],
         )
         .await
-        .map_err(failed("checking for TimescaleDB"))?
-        .is_some();
-    if missing && let Err(error) = client.batch_execute("CREATE EXTENSION IF NOT EXISTS timescaledb").await {
+        .map_err(failed)?;
+    check_identity(client, &found, &plan).await?;
+    if plan.tables.contains(&"logs") {
+        create_timescale(client).await.map_err(failed)?;
+    }
+    if !found.tables.contains_key(HISTORY) {
+        client.batch_execute(CREATE_HISTORY_SQL).await.map_err(failed)?;
+    }
+    for name in &plan.tables {
+        client.batch_execute(statements(name)).await.map_err(failed)?;
+    }
+    if plan.tables.contains(&"logs") && found.tables.contains_key("log_volume") {
+        // It counts records that are gone with the table.
+        optional(client, "TRUNCATE log_volume").await.map_err(failed)?;
+    }
+    if plan.history {
+        for migration in pending(MIGRATIONS, &found.applied)? {
+            client.batch_execute(&migration.record_sql(wall_us())).await.map_err(failed)?;
+        }
+    }
+    if plan.tables.len() < TABLES.len() && !plan.tables.is_empty() {
         tracing::warn!(
-            error = describe(&error),
-            "TimescaleDB is installed, but its extension cannot be created; using daily partitions"
+            tables = plan.tables.join(", "),
+            schema = plan.schema,
+            "tables were missing; created them again"
         );
     }
     Ok(())
 }
 
-async fn is_hypertable(client: &Client) -> Result<bool, StoreError> {
-    // relkind p: partitioned by logweir.
-    let row = client
-        .query_one("SELECT relkind <> 'p' FROM pg_class WHERE oid = 'logs'::regclass", &[])
-        .await
-        .map_err(failed("reading the columns of table logs"))?;
-    Ok(row.get(0))
+/// Refuses to create the tables that identify records while there are records: their ids would be used again, and what
+/// journals still have would be stored twice.
+async fn check_identity(client: &Client, found: &Found, plan: &Plan) -> Result<(), StoreError> {
+    let lacking: Vec<&str> = IDENTITY.into_iter().filter(|name| plan.tables.contains(name)).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    for name in ["logs", "logweir_dead_letter", "logweir_lane", "logweir_writer"] {
+        let Some(schema) = found.tables.get(name).filter(|_| !plan.tables.contains(&name)) else { continue };
+        let table = Relation { schema: schema.clone(), name: name.to_owned() };
+        let rows: bool = client
+            .query_one(&format!("SELECT EXISTS (SELECT FROM {table})"), &[])
+            .await
+            .map_err(failed("looking for records"))?
+            .get(0);
+        if rows {
+            return Err(StoreError::Systemic(format!(
+                "{} missing from schema {}, but {name} has rows: creating what is missing would use the ids of records again and \
+                 store what the journals still have twice. Restore it from a backup; or keep these tables as they are and \
+                 give logweir a schema of its own: CREATE SCHEMA logweir, and append \
+                 ?options=-c%20search_path=logweir to database.url",
+                match lacking[..] {
+                    [one] => format!("table {one} is"),
+                    _ => format!("tables {} are", lacking.join(" and ")),
+                },
+                plan.schema
+            )));
+        }
+    }
+    Ok(())
 }
 
-/// Checks that `logs` has the columns that a flush writes.
+/// The statements that create `table`: its paragraph of the migration.
+fn statements(table: &str) -> &'static str {
+    let create = format!("CREATE TABLE {table} (");
+    MIGRATIONS[0].sql.split("\n\n").find(|paragraph| paragraph.contains(&create)).unwrap_or_default()
+}
+
+/// Creates the extension if it is installed. Without the privilege, partitions are used.
+async fn create_timescale(client: &Client) -> Result<(), Error> {
+    let missing = client
+        .query_opt("SELECT FROM pg_available_extensions WHERE name = 'timescaledb' AND installed_version IS NULL", &[])
+        .await?
+        .is_some();
+    if !missing {
+        return Ok(());
+    }
+    if let Some(error) = optional(client, "CREATE EXTENSION IF NOT EXISTS timescaledb").await? {
+        tracing::warn!(error, "TimescaleDB is installed, but its extension cannot be created; using daily partitions");
+    }
+    Ok(())
+}
+
+/// Runs a statement in the open transaction, which goes on if it fails; returns why it failed.
+async fn optional(client: &Client, sql: &str) -> Result<Option<String>, Error> {
+    client.batch_execute("SAVEPOINT optional").await?;
+    match client.batch_execute(sql).await {
+        Ok(()) => Ok(None),
+        Err(error) => {
+            client.batch_execute("ROLLBACK TO optional").await?;
+            Ok(Some(describe(&error)))
+        }
+    }
+}
+
+/// The statements that create every table, for an operator who wants to run them himself.
+pub(super) fn sql() -> String {
+    let mut sql = format!("{CREATE_HISTORY_SQL};\n\n");
+    for migration in MIGRATIONS {
+        sql.push_str(migration.sql.trim_end());
+        sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
+    }
+    sql
+}
+
+/// Checks that the tables are there (or makes them), and that `logs` has the columns that a flush writes.
 pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
+    prepare(client).await?;
     let rows = client
         .query(
-            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute \
+            "SELECT attname::text, atttypid, format_type(atttypid, NULL) FROM pg_attribute \
              WHERE attrelid = to_regclass('logs') AND attnum > 0 AND NOT attisdropped",
             &[],
         )
         .await
         .map_err(failed("reading the columns of table logs"))?;
-    let found: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    if found.is_empty() {
-        return Err(StoreError::Systemic("table logs not found in search_path".to_owned()));
-    }
-    let wrong = |&(name, expected): &(&str, &str)| match found.get(name) {
-        Some(kind) if kind == expected => None,
-        Some(kind) => Some(format!("{name} is {kind}, expected {expected}")),
-        None => Some(format!("{name} ({expected}) is missing")),
+    let found: HashMap<String, (Oid, String)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+    // By the types' numbers: their names depend on settings such as quote_all_identifiers.
+    let wrong = |&(name, expected, label): &(&str, Oid, &str)| match found.get(name) {
+        Some((kind, _)) if *kind == expected => None,
+        Some((_, kind)) => Some(format!("{name} is {kind}, expected {label}")),
+        None => Some(format!("{name} ({label}) is missing")),
     };
     let wrong: Vec<String> = COLUMNS.iter().filter_map(wrong).collect();
     match wrong.is_empty() {
         true => Ok(()),
-        false => Err(StoreError::Systemic(format!("table logs was changed: {}", wrong.join(", ")))),
+        false => Err(StoreError::Systemic(format!(
+            "table logs was changed: {}; change it back (ALTER TABLE logs …)",
+            wrong.join(", ")
+        ))),
     }
-}
-
-/// Creates partitions and applies retention, unless another process is doing so. Consumes the connection.
-pub(super) async fn maintain(
-    connection: Connection,
-    retention: RetentionSettings,
-    now_us: i64,
-) -> Result<(), StoreError> {
-    let client = &connection.client;
-    client
-        .batch_execute("SET lock_timeout = '500ms'; SET statement_timeout = '60s'")
-        .await
-        .map_err(failed("maintaining the tables"))?;
-    let ours: bool = client
-        .query_one("SELECT pg_try_advisory_lock($1)", &[&MAINTAIN_LOCK])
-        .await
-        .map_err(failed("acquiring the maintenance lock"))?
-        .get(0);
-    if !ours {
-        return Ok(());
-    }
-    let done = round(client, retention, now_us).await;
-    // The end of the session releases it too, but perhaps after the next round requests it.
-    let _ = client.execute("SELECT pg_advisory_unlock($1)", &[&MAINTAIN_LOCK]).await;
-    done
-}
-
-async fn round(client: &Client, retention: RetentionSettings, now_us: i64) -> Result<(), StoreError> {
-    let today = now_us.div_euclid(DAY_US);
-    let hypertable = is_hypertable(client).await?;
-    if hypertable {
-        set_policies(client, retention).await?;
-    } else {
-        for day in DAYS_AHEAD {
-            make_partition(client, today + day).await?;
-        }
-    }
-    if retention.retention_days > 0 {
-        let oldest = today - i64::from(retention.retention_days);
-        if !hypertable {
-            drop_partitions(client, oldest).await?;
-            delete_before(client, "logs_default", "ts", oldest).await?;
-        }
-        delete_before(client, "log_volume", "minute", oldest).await?;
-    }
-    // Last, since it can take long.
-    if hypertable { Ok(()) } else { index::build(client, today, retention.text_index).await }
-}
-
-/// Configures TimescaleDB's own retention and compression jobs. The Apache-licensed build has neither, which is logged
-/// and not an error.
-async fn set_policies(client: &Client, retention: RetentionSettings) -> Result<(), StoreError> {
-    match try_policies(client, retention).await {
-        Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
-            tracing::warn!(
-                error = describe(&error),
-                "this TimescaleDB build does not support retention and compression policies; records are kept forever"
-            );
-            Ok(())
-        }
-        done => done.map_err(failed("setting the retention and compression policies")),
-    }
-}
-
-async fn try_policies(client: &Client, retention: RetentionSettings) -> Result<(), Error> {
-    policy(client, "retention", "drop_after", retention.retention_days).await?;
-    if retention.compress_after_days > 0 {
-        let sql = "SELECT compression_enabled FROM timescaledb_information.hypertables WHERE hypertable_name = 'logs'";
-        let compressed: bool = client.query_one(sql, &[]).await?.get(0);
-        if !compressed {
-            client
-                .batch_execute(
-                    "ALTER TABLE logs SET (timescaledb.compress, timescaledb.compress_segmentby = 'service', \
-                     timescaledb.compress_orderby = 'ts')",
-                )
-                .await?;
-        }
-    }
-    policy(client, "compression", "compress_after", retention.compress_after_days).await
-}
-
-/// Sets one policy of `logs` to `days`; 0 removes it.
-async fn policy(client: &Client, kind: &str, argument: &str, days: u32) -> Result<(), Error> {
-    let days = i32::try_from(days).unwrap_or(i32::MAX);
-    let sql = format!(
-        "SELECT (config->>'{argument}')::interval = make_interval(days => $1) FROM timescaledb_information.jobs \
-         WHERE hypertable_name = 'logs' AND proc_name = 'policy_{kind}'"
-    );
-    let current = client.query_opt(&sql, &[&days]).await?.map(|row| row.get::<_, Option<bool>>(0) == Some(true));
-    if (days == 0 && current.is_none()) || (days > 0 && current == Some(true)) {
-        return Ok(());
-    }
-    client.execute(&format!("SELECT remove_{kind}_policy('logs', if_exists => true)"), &[]).await?;
-    if days > 0 {
-        let sql = format!("SELECT add_{kind}_policy('logs', {argument} => make_interval(days => $1))");
-        client.execute(&sql, &[&days]).await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -256,5 +390,56 @@ mod tests {
             let name = migration.name;
             assert_eq!(migration.checksum, checksum(migration), "{name} was edited: add a migration instead");
         }
+    }
+
+    #[test]
+    fn each_table_has_its_own_paragraph_of_the_migration() {
+        let joined: Vec<&str> = TABLES.iter().map(|name| statements(name)).collect();
+        assert!(joined.iter().all(|paragraph| !paragraph.is_empty()));
+        assert_eq!(joined.iter().map(|paragraph| paragraph.matches("CREATE TABLE ").count()).sum::<usize>(), 10);
+        assert_eq!(MIGRATIONS[0].sql.trim_end(), joined.join("\n\n").trim_end(), "in this order, and nothing else");
+    }
+
+    fn found(tables: &[&'static str], applied: bool) -> Found {
+        let migration = &MIGRATIONS[0];
+        let applied = applied.then(|| Applied {
+            version: 1,
+            name: migration.name.to_owned(),
+            checksum: migration.checksum.to_string(),
+        });
+        let tables = tables.iter().copied().chain(applied.iter().map(|_| HISTORY));
+        Found {
+            schema: Some("first".to_owned()),
+            tables: tables.map(|name| (name, "home".to_owned())).collect(),
+            applied: applied.into_iter().collect(),
+            is_hypertable: false,
+            lacks_default: false,
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_created_beside_the_rest() {
+        assert_eq!(plan(&found(&TABLES, true)).unwrap(), None);
+        let all = plan(&found(&[], false)).unwrap().unwrap();
+        assert_eq!(all, Plan { schema: "first".to_owned(), history: true, tables: TABLES.to_vec() });
+        for lost in TABLES {
+            let rest: Vec<_> = TABLES.into_iter().filter(|name| *name != lost).collect();
+            let plan = plan(&found(&rest, true)).unwrap().unwrap();
+            assert_eq!(plan, Plan { schema: "home".to_owned(), history: false, tables: vec![lost] });
+        }
+        let history = plan(&found(&TABLES, false)).unwrap().unwrap();
+        assert_eq!(history, Plan { schema: "home".to_owned(), history: true, tables: vec![] });
+    }
+
+    #[test]
+    fn tables_of_somebody_else_are_refused_and_those_in_another_schema_do_not_matter() {
+        let mut foreign = found(&["logs"], false);
+        foreign.schema = Some("home".to_owned());
+        let error = plan(&foreign).unwrap_err().to_string();
+        assert!(error.contains("schema home has a table logs") && error.contains("search_path=logweir"), "{error}");
+        foreign.schema = Some("first".to_owned());
+        assert_eq!(plan(&foreign).unwrap().unwrap().schema, "first");
+        foreign.schema = None;
+        assert!(plan(&foreign).unwrap_err().to_string().contains("CREATE SCHEMA"));
     }
 }

@@ -12,10 +12,11 @@ use uuid::Uuid;
 
 use super::connect::{Connector, GRACE, failed, within};
 use super::flush::{PgLane, connection_name, end_stalled};
+use super::grants::{self, Purpose};
 use super::lane_row::{LANE_SQL, lane_row};
+use super::maintain::{self, RetentionSettings};
 use super::pool::{pool, pool_failure};
 use super::read::PostgresReader;
-use super::schema::RetentionSettings;
 use super::types::Time;
 use super::{dead_letters, lease, schema};
 use crate::dead_letter::DeadLetter;
@@ -32,9 +33,9 @@ use crate::throttle::QueryThrottle;
 /// Size of the administration pool: small, since only commands use it.
 const ADMIN_CONNECTIONS: usize = 2;
 
-/// Time limits of a migration with all its locks, and of a lease acquisition with its three attempts. Flushes wait for
+/// Time limits of creating the tables with all locks, and of a lease acquisition with its three attempts. Flushes wait for
 /// both.
-const PREPARE_LIMIT: Duration = Duration::from_secs(600);
+const PREPARE_LIMIT: Duration = Duration::from_secs(90);
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(40);
 
 /// A store in a `PostgreSQL` server.
@@ -91,6 +92,22 @@ impl PostgresStore {
         PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, throttle)
     }
 
+    /// Returns the statements that let `role` do what `purpose` says, for the schema that `database.url` leads to.
+    ///
+    /// # Errors
+    /// [`StoreError::Transient`] and [`StoreError::Systemic`], as the methods of [`LogStore`].
+    pub async fn grants(&self, role: &str, purpose: Purpose) -> Result<Vec<String>, StoreError> {
+        let connection = self.connector.connect("logweir/grants").await?;
+        grants::grants(&connection.client, role, purpose).await
+    }
+
+    /// Returns the statements that create the tables, for who wants to run them himself. Run as they are, logweir has
+    /// nothing left to create.
+    #[must_use]
+    pub fn schema_sql() -> String {
+        schema::sql()
+    }
+
     async fn admin(&self) -> Result<Object, StoreError> {
         self.admin.get().await.map_err(|error| pool_failure(&error))
     }
@@ -107,7 +124,7 @@ impl LogStore for PostgresStore {
 
     async fn prepare(&self) -> Result<(), StoreError> {
         let connection = self.connector.connect("logweir/prepare").await?;
-        let hypertable = within(PREPARE_LIMIT, "preparing the schema", schema::prepare(connection)).await?;
+        let hypertable = within(PREPARE_LIMIT, "creating the tables", schema::prepare(&connection.client)).await?;
         let _ = self.hypertable.set(hypertable);
         Ok(())
     }
@@ -143,9 +160,11 @@ impl LogStore for PostgresStore {
     }
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
-        let round =
-            async { schema::maintain(self.connector.connect("logweir/maintain").await?, self.retention, now_us).await };
-        vec![MaintenanceStep::new("round", round.await)]
+        maintain::round(&self.connector, self.retention, now_us).await
+    }
+
+    async fn build_indexes(&self) -> Vec<MaintenanceStep> {
+        maintain::build_indexes(&self.connector, self.retention).await
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {

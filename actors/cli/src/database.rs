@@ -1,0 +1,139 @@
+//! `logweir database`: creates and maintains the tables without a server, and prints the statements for an administrator
+//! who wants to do it himself.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, Subcommand, ValueEnum};
+use logweir_engine::clock;
+use logweir_store::postgres::{PostgresStore, Purpose};
+use logweir_store::{self as store, AnyStore, MaintenanceStep};
+use serde_json::json;
+
+use crate::args::{ConfigArgs, StoreArgs};
+use crate::exit;
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Output};
+use crate::print::escaped;
+use crate::store::block_on;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DatabaseCommand {
+    /// Create or upgrade the tables and run one round of maintenance, printing each step
+    ///
+    /// A server does both by itself. Use this with a role of its own if the server's may only read and write rows
+    /// (database.maintenance = false), once a day. Exits with 1 if a step failed.
+    Prepare(PrepareArgs),
+    /// Print the GRANT statements that a role needs
+    ///
+    /// Connects to database.url to find the schema. Pipe them to psql as the owner of the tables.
+    Grants(GrantsArgs),
+    /// Print the statements that create the tables
+    ///
+    /// For PostgreSQL. After them, `logweir database prepare` has no table left to create.
+    Schema(SchemaArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PrepareArgs {
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "text", value_parser = output::among([Output::Text, Output::Json]))]
+    output: Output,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GrantsArgs {
+    /// The role that gets the privileges
+    #[arg(long, value_name = "ROLE")]
+    role: String,
+    /// What the role is to do
+    #[arg(long = "for", value_name = "PURPOSE", default_value = "storing")]
+    purpose: PurposeArg,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PurposeArg {
+    /// Store records: database.url of a server with database.maintenance = false
+    Storing,
+    /// Answer queries: database.read_url
+    Reading,
+    /// Create and maintain the tables: database.url of any other server, and of `logweir database prepare`
+    Maintenance,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SchemaArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+impl DatabaseCommand {
+    pub(super) fn config_mut(&mut self) -> &mut ConfigArgs {
+        match self {
+            Self::Prepare(args) => &mut args.store.config,
+            Self::Grants(args) => &mut args.store.config,
+            Self::Schema(args) => &mut args.config,
+        }
+    }
+}
+
+pub(super) fn database(command: &DatabaseCommand) -> Outcome {
+    match command {
+        DatabaseCommand::Prepare(args) => prepare(args),
+        DatabaseCommand::Grants(args) => grants(args),
+        DatabaseCommand::Schema(_) => {
+            let mut out = io::stdout().lock();
+            out.write_all(PostgresStore::schema_sql().as_bytes())?;
+            out.flush()?;
+            Ok(exit::OK.into())
+        }
+    }
+}
+
+fn prepare(args: &PrepareArgs) -> Outcome {
+    let database = args.store.load()?.config.database;
+    let steps = block_on(async {
+        let store = store::open(&database).map_err(Failure::store)?.store();
+        store.prepare().await.map_err(Failure::store)?;
+        let mut steps = store.maintain(clock::wall_us()).await;
+        steps.extend(store.build_indexes().await);
+        Ok::<_, Failure>(steps)
+    })??;
+    let mut out = io::stdout().lock();
+    if args.output == Output::Json {
+        let step = |step: &MaintenanceStep| json!({ "step": step.name, "error": step.result.as_ref().err().map(ToString::to_string) });
+        output::json(&mut out, &json!({ "steps": steps.iter().map(step).collect::<Vec<_>>() }))?;
+    } else {
+        writeln!(out, "{:<22}ok", "tables")?;
+        for MaintenanceStep { name, result } in &steps {
+            match result {
+                Ok(()) => writeln!(out, "{name:<22}ok")?,
+                Err(error) => writeln!(out, "{name:<22}failed: {}", escaped(&error.to_string()))?,
+            }
+        }
+    }
+    out.flush()?;
+    let failed = steps.iter().any(|step| step.result.is_err());
+    Ok(if failed { exit::FAILED } else { exit::OK }.into())
+}
+
+fn grants(args: &GrantsArgs) -> Outcome {
+    let database = args.store.load()?.config.database;
+    let purpose = match args.purpose {
+        PurposeArg::Storing => Purpose::Storing,
+        PurposeArg::Reading => Purpose::Reading,
+        PurposeArg::Maintenance => Purpose::Maintenance,
+    };
+    let AnyStore::Postgres(store) = store::open(&database).map_err(Failure::store)? else {
+        let message = "database.url does not name PostgreSQL: only PostgreSQL has privileges";
+        return Err(Failure::new(exit::CONFIG, message));
+    };
+    let statements = block_on(async { store.grants(&args.role, purpose).await })?.map_err(Failure::store)?;
+    let mut out = io::stdout().lock();
+    statements.iter().try_for_each(|statement| writeln!(out, "{statement}"))?;
+    out.flush()?;
+    Ok(exit::OK.into())
+}

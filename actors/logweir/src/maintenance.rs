@@ -1,0 +1,196 @@
+//! The loop around the store's maintenance: when it runs, and what is told about the steps that fail.
+//!
+//! - The first round follows the lease at once, never before: no record waits for it.
+//! - Indexes are built beside the rounds, since a build can take hours.
+//! - A step that fails is a gauge, a line in the status and few lines in the log: one when it begins, others at growing
+//!   intervals, one when it is over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use logweir_engine::clock;
+use logweir_engine::drain::{DrainWatch, Phase};
+use logweir_store::{LogStore, MaintenanceStep, StoreError};
+use tokio::time::Duration;
+
+use crate::db_flusher::Session;
+use crate::progress::{FailingStep, Progress};
+
+/// Interval between rounds.
+const EVERY: Duration = Duration::from_secs(300);
+
+/// The first interval between lines about the same failing step, and the longest.
+const AGAIN_FIRST_US: i64 = 30 * 60 * 1_000_000;
+const AGAIN_MAX_US: i64 = 24 * 60 * 60 * 1_000_000;
+
+/// What is to be said about a step.
+#[derive(Debug, PartialEq, Eq)]
+enum Say {
+    Nothing,
+    Begun,
+    Still,
+    Over,
+}
+
+/// A step that fails.
+#[derive(Debug)]
+struct Failing {
+    since_us: i64,
+    error: String,
+    said: bool,
+    say_again_us: i64,
+    interval_us: i64,
+}
+
+/// The steps that fail, since when. Pure.
+#[derive(Debug, Default)]
+struct Steps(BTreeMap<&'static str, Failing>);
+
+impl Steps {
+    /// Takes in a step's outcome at `now_us`.
+    fn observe(&mut self, step: &'static str, result: &Result<(), StoreError>, now_us: i64) -> Say {
+        let Err(error) = result else {
+            return match self.0.remove(step) {
+                Some(failing) if failing.said => Say::Over,
+                _ => Say::Nothing,
+            };
+        };
+        // A lock, an old transaction, a restart: the next round usually gets through.
+        let passes = matches!(error, StoreError::Transient(_));
+        let error = error.to_string();
+        match self.0.get_mut(step) {
+            None => {
+                let say_again_us = now_us + AGAIN_FIRST_US;
+                let failing =
+                    Failing { since_us: now_us, error, said: !passes, say_again_us, interval_us: AGAIN_FIRST_US };
+                self.0.insert(step, failing);
+                if passes { Say::Nothing } else { Say::Begun }
+            }
+            Some(failing) => {
+                failing.error = error;
+                if !failing.said {
+                    (failing.said, failing.say_again_us) = (true, now_us + failing.interval_us);
+                    return Say::Begun;
+                }
+                if now_us < failing.say_again_us {
+                    return Say::Nothing;
+                }
+                failing.interval_us = (2 * failing.interval_us).min(AGAIN_MAX_US);
+                failing.say_again_us = now_us + failing.interval_us;
+                Say::Still
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Vec<FailingStep> {
+        let step = |(&step, failing): (&&'static str, &Failing)| FailingStep {
+            step,
+            since_s: failing.since_us / 1_000_000,
+            error: failing.error.clone(),
+        };
+        self.0.iter().map(step).collect()
+    }
+}
+
+/// Tells about the outcome of steps: the log, the gauges and the status.
+fn report(steps: &mut Steps, outcome: Vec<MaintenanceStep>, progress: &Progress) {
+    let now_us = clock::wall_us();
+    for MaintenanceStep { name: step, result } in outcome {
+        let since_s = |steps: &Steps| steps.0.get(step).map_or(0, |failing| failing.since_us / 1_000_000);
+        let began_s = since_s(steps);
+        match (steps.observe(step, &result, now_us), &result) {
+            (Say::Begun, Err(error)) => {
+                tracing::warn!(step, %error, "a step of the database's maintenance fails; records are stored all the same");
+            }
+            (Say::Still, Err(error)) => {
+                let for_s = now_us / 1_000_000 - began_s;
+                tracing::warn!(step, for_s, %error, "a step of the database's maintenance still fails");
+            }
+            (Say::Over, _) => tracing::info!(step, "a step of the database's maintenance works again"),
+            _ => {}
+        }
+        let since_s = since_s(steps);
+        metrics::gauge!("logweir_maintenance_failing", "step" => step).set(f64::from(u8::from(result.is_err())));
+        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
+        metrics::gauge!("logweir_maintenance_failing_since_seconds", "step" => step).set(since_s as f64);
+    }
+    progress.maintenance_failing(steps.snapshot());
+}
+
+/// Maintains the tables until the shutdown, once this process holds the lease.
+pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progress: Progress, drain: DrainWatch) {
+    let steps = std::cell::RefCell::new(Steps::default());
+    let rounds = async {
+        loop {
+            session.held().await;
+            let outcome = store.maintain(clock::wall_us()).await;
+            report(&mut steps.borrow_mut(), outcome, &progress);
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    let indexes = async {
+        loop {
+            session.held().await;
+            let outcome = store.build_indexes().await;
+            report(&mut steps.borrow_mut(), outcome, &progress);
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = drain.reached(Phase::Draining) => {}
+        () = async { tokio::join!(rounds, indexes); } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: i64 = 60 * 1_000_000;
+
+    fn failure() -> Result<(), StoreError> {
+        Err(StoreError::Systemic("permission denied".to_owned()))
+    }
+
+    #[test]
+    fn a_failing_step_is_told_when_it_begins_at_growing_intervals_and_when_it_is_over() {
+        let mut steps = Steps::default();
+        let mut said = Vec::new();
+        for minute in (0..10_000).step_by(5) {
+            match steps.observe("partitions", &failure(), minute * MINUTE) {
+                Say::Nothing => {}
+                say => said.push((minute, say)),
+            }
+        }
+        let minutes: Vec<i64> = said.iter().map(|(minute, _)| *minute).collect();
+        assert_eq!(minutes, [0, 30, 90, 210, 450, 930, 1890, 3330, 4770, 6210, 7650, 9090], "at most once a day");
+        assert!(said[0].1 == Say::Begun && said[1..].iter().all(|(_, say)| *say == Say::Still));
+        assert_eq!(steps.snapshot()[0].since_s, 0);
+        assert_eq!(steps.observe("partitions", &Ok(()), 10_000 * MINUTE), Say::Over);
+        assert_eq!(steps.observe("partitions", &Ok(()), 10_005 * MINUTE), Say::Nothing);
+        assert!(steps.snapshot().is_empty());
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_the_second_round_on() {
+        let held = || Err(StoreError::Transient("a lock".to_owned()));
+        let mut steps = Steps::default();
+        assert_eq!(steps.observe("partitions", &held(), 0), Say::Nothing);
+        assert_eq!(steps.snapshot().len(), 1, "but it is in the status and in the gauges");
+        assert_eq!(steps.observe("partitions", &Ok(()), 5 * MINUTE), Say::Nothing);
+        assert_eq!(steps.observe("partitions", &held(), 10 * MINUTE), Say::Nothing);
+        assert_eq!(steps.observe("partitions", &held(), 15 * MINUTE), Say::Begun);
+        assert_eq!(steps.observe("partitions", &held(), 20 * MINUTE), Say::Nothing);
+        assert_eq!(steps.observe("partitions", &Ok(()), 25 * MINUTE), Say::Over);
+    }
+
+    #[test]
+    fn steps_are_independent_of_each_other() {
+        let mut steps = Steps::default();
+        assert_eq!(steps.observe("partitions", &failure(), 0), Say::Begun);
+        assert_eq!(steps.observe("text_index", &failure(), MINUTE), Say::Begun);
+        assert_eq!(steps.observe("partitions", &Ok(()), 2 * MINUTE), Say::Over);
+        let failing: Vec<_> = steps.snapshot().into_iter().map(|step| (step.step, step.since_s)).collect();
+        assert_eq!(failing, [("text_index", 60)]);
+    }
+}

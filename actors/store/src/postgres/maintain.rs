@@ -1,0 +1,295 @@
+//! A round of maintenance: which steps there are, in which order, and on which connection.
+//!
+//! - Each step runs whether the one before failed or not, with limits of its own. After an error that closed the
+//!   connection, the next step gets another one.
+//! - One process of a schema does it: the others only try the lock, and terminate its session if the process is frozen.
+//! - Indexes have a lock and a connection of their own, since a build can take hours.
+//! - Days and expiry go by the database's clock.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::connect::{Connection, Connector, failed, within};
+use super::ddl::Relation;
+use super::index::{self, IndexKind};
+use super::partition::{
+    Logs, LogsKind, delete_before, drop_partitions, make_partitions, prune_takeovers, set_replica_identity,
+};
+use super::types::Time;
+use super::{policy, schema};
+use crate::error::StoreError;
+use crate::maintenance::MaintenanceStep;
+use crate::maintenance::horizon::{clocks_agree, first_day_kept};
+use crate::protocol::takeover::TAKEOVERS_MAX;
+use logweir_record::timestamp::DAY_US;
+
+/// Days relative to today that have a partition.
+const DAYS_AHEAD: std::ops::RangeInclusive<i64> = -1..=3;
+
+/// Time limit of a step, for a server that accepts statements and then stays silent.
+const STEP_LIMIT: Duration = Duration::from_secs(600);
+
+/// A holder of the lock on maintenance that sends nothing for this long is frozen.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// The step that opens a connection.
+const CONNECTION: &str = "connection";
+
+/// Retention, compression and index settings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RetentionSettings {
+    /// Days until records are deleted; 0 keeps them forever.
+    pub(super) retention_days: u32,
+    /// Days until chunks are compressed; 0 disables compression. `TimescaleDB` only.
+    pub(super) compress_after_days: u32,
+    /// Whether closed partitions get a text index.
+    pub(super) text_index: bool,
+}
+
+/// The steps of a round, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The database has every character.
+    Encoding,
+    /// The database's clock and this process's agree, and what has expired by them.
+    Clock,
+    /// Tables from which maintenance deletes can be published.
+    ReplicaIdentity,
+    /// The default partition, and those of the next days.
+    Partitions,
+    /// TimescaleDB's own jobs.
+    Policies,
+    /// Partitions that have expired.
+    RetentionPartitions,
+    /// Rows that have expired, in the default partition or in a table without partitions.
+    RetentionRows,
+    /// Counters of records that have expired.
+    RetentionCounters,
+    /// Takeovers that no journal can ask for any more.
+    Takeovers,
+}
+
+const STEPS: [(Step, &str); 9] = [
+    (Step::Encoding, "encoding"),
+    (Step::Clock, "clock"),
+    (Step::ReplicaIdentity, "replica_identity"),
+    (Step::Partitions, "partitions"),
+    (Step::Policies, "policies"),
+    (Step::RetentionPartitions, "retention_partitions"),
+    (Step::RetentionRows, "retention_rows"),
+    (Step::RetentionCounters, "retention_counters"),
+    (Step::Takeovers, "takeovers"),
+];
+
+/// What a round knows.
+struct Round {
+    settings: RetentionSettings,
+    /// This process's clock when the round began, and the moment itself.
+    process_us: i64,
+    began: Instant,
+    /// The first day that is kept, once both clocks agree.
+    first_kept: Option<i64>,
+}
+
+/// A connection that holds an advisory lock, and is opened again when it was lost.
+struct Session<'c> {
+    connector: &'c Connector,
+    name: &'static str,
+    key: String,
+    connection: Option<Connection>,
+}
+
+/// Runs a round, unless another process is doing so.
+pub(super) async fn round(connector: &Connector, settings: RetentionSettings, now_us: i64) -> Vec<MaintenanceStep> {
+    let mut round = Round { settings, process_us: now_us, began: Instant::now(), first_kept: None };
+    let mut steps = Vec::new();
+    let mut session = match Session::open(connector, "logweir/maintain", "maintain").await {
+        Ok(Some(session)) => session,
+        Ok(None) => return vec![MaintenanceStep::new(CONNECTION, Ok(()))],
+        Err(error) => return vec![MaintenanceStep::new(CONNECTION, Err(error))],
+    };
+    let mut connected = Ok(());
+    for (step, name) in STEPS {
+        let client = match session.client().await {
+            Ok(client) => client,
+            Err(error) => {
+                connected = Err(error);
+                break;
+            }
+        };
+        match within(STEP_LIMIT, name, round.run(step, client)).await {
+            Ok(false) => {}
+            Ok(true) => steps.push(MaintenanceStep::new(name, Ok(()))),
+            Err(error) => {
+                session.forget_if_unusable(&error).await;
+                steps.push(MaintenanceStep::new(name, Err(error)));
+            }
+        }
+    }
+    session.close().await;
+    steps.insert(0, MaintenanceStep::new(CONNECTION, connected));
+    steps
+}
+
+/// Builds the indexes that closed partitions lack, unless another process is doing so.
+pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSettings) -> Vec<MaintenanceStep> {
+    let mut session = match Session::open(connector, "logweir/index", "index").await {
+        Ok(Some(session)) => session,
+        // The round's own step says why there is no connection.
+        Ok(None) | Err(_) => return Vec::new(),
+    };
+    let mut steps = Vec::new();
+    for (kind, wanted) in [(&IndexKind::SERVICE, true), (&IndexKind::TEXT, settings.text_index)] {
+        if !wanted {
+            continue;
+        }
+        let Ok(client) = session.client().await else { break };
+        let built = index::build_missing(client, kind).await;
+        if let Err(error) = &built {
+            session.forget_if_unusable(error).await;
+        }
+        steps.push(MaintenanceStep::new(kind.step, built));
+    }
+    session.close().await;
+    steps
+}
+
+impl Round {
+    /// Runs a step. Returns whether it is due.
+    async fn run(&mut self, step: Step, client: &Client) -> Result<bool, StoreError> {
+        if step == Step::Encoding {
+            return check_encoding(client).await.map(|()| true);
+        }
+        let logs = Logs::read(client).await?;
+        let is_partitioned = logs.kind == LogsKind::Partitioned;
+        let is_hypertable = logs.kind == LogsKind::Hypertable;
+        let done = match (step, self.first_kept) {
+            (Step::Encoding, _) => Ok(()),
+            (Step::Clock, _) => self.read_clocks(client, &logs).await,
+            (Step::ReplicaIdentity, _) => set_replica_identity(client, &logs).await,
+            (Step::Partitions, _) if is_partitioned => {
+                let today = database_us(client).await?.div_euclid(DAY_US);
+                make_partitions(client, logs, DAYS_AHEAD.map(|day| today + day)).await
+            }
+            (Step::Policies, _) if is_hypertable => {
+                let Self { settings, .. } = self;
+                policy::set_policies(client, &logs, settings.retention_days, settings.compress_after_days).await
+            }
+            (Step::RetentionPartitions, Some(first_kept)) if is_partitioned => {
+                drop_partitions(client, &logs, first_kept).await
+            }
+            (Step::RetentionRows, Some(first_kept)) if !is_hypertable => match &logs.default {
+                Some(default) => delete_before(client, default, "ts", first_kept).await,
+                None if is_partitioned => Ok(()),
+                None => delete_before(client, &logs.table, "ts", first_kept).await,
+            },
+            (Step::RetentionCounters, Some(first_kept)) => {
+                let counters = Relation::find(client, "log_volume").await?;
+                delete_before(client, &counters, "minute", first_kept).await
+            }
+            (Step::Takeovers, _) => prune_takeovers(client, TAKEOVERS_MAX).await,
+            _ => return Ok(false),
+        };
+        done.map(|()| true)
+    }
+
+    /// Compares the clocks, and decides what has expired.
+    async fn read_clocks(&mut self, client: &Client, logs: &Logs) -> Result<(), StoreError> {
+        let database_us = database_us(client).await?;
+        let elapsed_us = i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX);
+        clocks_agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
+        let retention_days = self.settings.retention_days;
+        let newest_us = if retention_days > 0 { logs.newest_us(client).await? } else { None };
+        self.first_kept = first_day_kept(database_us, newest_us, retention_days);
+        Ok(())
+    }
+}
+
+async fn database_us(client: &Client) -> Result<i64, StoreError> {
+    let row =
+        client.query_one("SELECT clock_timestamp()", &[]).await.map_err(failed("reading the database's clock"))?;
+    Ok(row.get::<_, Time>(0).0)
+}
+
+/// What an encoding other than UTF-8 means.
+async fn check_encoding(client: &Client) -> Result<(), StoreError> {
+    let row = client
+        .query_one("SELECT current_setting('server_encoding'), current_database()::text", &[])
+        .await
+        .map_err(failed("reading the database's encoding"))?;
+    let (encoding, database): (&str, &str) = (row.get(0), row.get(1));
+    let effect = match encoding {
+        "UTF8" => return Ok(()),
+        "SQL_ASCII" => "searches for letters that ASCII lacks find nothing",
+        _ => "records with characters that it lacks become dead letters",
+    };
+    Err(StoreError::Systemic(format!(
+        "the encoding of database {database} is {encoding}, not UTF8: {effect}. Create another database with \
+         ENCODING 'UTF8' TEMPLATE template0 and name it in database.url"
+    )))
+}
+
+impl<'c> Session<'c> {
+    /// Connects and takes the lock; `None` if another process has it.
+    async fn open(connector: &'c Connector, name: &'static str, what: &str) -> Result<Option<Self>, StoreError> {
+        let connection = connector.connect(name).await?;
+        let schema = Logs::read(&connection.client).await?.table.schema;
+        let key = format!("logweir/{what}/{schema}");
+        let mut session = Self { connector, name, key, connection: None };
+        if !session.lock(&connection.client).await? {
+            return Ok(None);
+        }
+        session.connection = Some(connection);
+        Ok(Some(session))
+    }
+
+    async fn lock(&self, client: &Client) -> Result<bool, StoreError> {
+        const SQL: &str = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
+        let locked = client.query_one(SQL, &[&self.key]).await.map_err(failed("acquiring the maintenance lock"))?;
+        if !locked.get::<_, bool>(0) {
+            schema::end_stalled(client, &self.key, STALLED).await?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// The connection; another one if it was lost.
+    async fn client(&mut self) -> Result<&Client, StoreError> {
+        let connection = match self.connection.take().filter(|connection| !connection.client.is_closed()) {
+            Some(connection) => connection,
+            None => {
+                let connection = self.connector.connect(self.name).await?;
+                if !self.lock(&connection.client).await? {
+                    return Err(StoreError::Transient(
+                        "the connection was lost, and another process continues with the maintenance".to_owned(),
+                    ));
+                }
+                connection
+            }
+        };
+        Ok(&self.connection.insert(connection).client)
+    }
+
+    /// Closes the connection if `error` can have left it in the middle of a statement.
+    async fn forget_if_unusable(&mut self, error: &StoreError) {
+        const CHECK_LIMIT: Duration = Duration::from_secs(5);
+        if !matches!(error, StoreError::Transient(_)) {
+            return;
+        }
+        let Some(connection) = &self.connection else { return };
+        let answer = tokio::time::timeout(CHECK_LIMIT, connection.client.batch_execute("ROLLBACK")).await;
+        if !matches!(answer, Ok(Ok(()))) {
+            self.connection = None;
+        }
+    }
+
+    /// Releases the lock: the end of the session does it, too, but perhaps after the next round requests it.
+    async fn close(self) {
+        if let Some(connection) = self.connection {
+            let unlock = "SELECT pg_advisory_unlock(hashtextextended($1, 0))";
+            let _ = connection.client.execute(unlock, &[&self.key]).await;
+        }
+    }
+}
