@@ -116,10 +116,7 @@ fn a_check_constraint() {
 
 #[test]
 fn a_check_constraint_that_existing_rows_violate() {
-    survives(
-        "not valid",
-        "ALTER TABLE logs ADD CONSTRAINT c CHECK (severity <> 99) NOT VALID",
-    );
+    survives("not valid", "ALTER TABLE logs ADD CONSTRAINT c CHECK (severity <> 99) NOT VALID");
 }
 
 #[test]
@@ -364,7 +361,8 @@ fn tables_that_are_dropped_while_records_come_in_are_made_again() {
 
         s.postgres().execute("DROP TABLE logs");
         store_some(s);
-        let (rows, counted) = (number(s, "SELECT count(*) FROM logs"), "SELECT coalesce(sum(records), 0) FROM log_volume");
+        let (rows, counted) =
+            (number(s, "SELECT count(*) FROM logs"), "SELECT coalesce(sum(records), 0) FROM log_volume");
         assert!(rows > 0);
         assert_eq!(number(s, counted), rows, "the counters are those of the records that are there");
     });
@@ -412,7 +410,8 @@ fn a_wrong_clock_deletes_nothing() {
         for (n, offset) in ["+400d", "-400d"].into_iter().enumerate() {
             let mut command = process::command(&s.settings, "", &["run"]);
             command.env("LD_PRELOAD", &library).env("FAKETIME", offset).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-            let (http, admin) = (s.settings["http.listen"].parse().unwrap(), s.settings["admin.listen"].parse().unwrap());
+            let (http, admin) =
+                (s.settings["http.listen"].parse().unwrap(), s.settings["admin.listen"].parse().unwrap());
             let log = s.dir.join(format!("faketime-{n}.log"));
             let mut server = Server::spawn(command, http, admin, log);
             server.ready().expect("it starts");

@@ -1106,7 +1106,7 @@ async fn a_changed_schema_stops_the_lane_until_it_is_fixed_and_dead_letters_noth
         ("RENAME COLUMN host TO machine", "RENAME COLUMN machine TO host", "42703", "host (text) is missing"),
         ("ALTER host TYPE bigint USING 0", "ALTER host TYPE text", "08P01", "host is bigint, expected text"),
         ("ALTER severity TYPE integer", "ALTER severity TYPE smallint", "08P01", "severity is integer"),
-        ("RENAME TO logs_old", "", "42P01", "table logs not found"),
+        ("RENAME TO logs_old", "", "42P01", "if logs was renamed"),
         ("DROP COLUMN attributes", "ADD COLUMN attributes jsonb", "42703", "attributes (jsonb) is missing"),
     ]
     .map(|(break_it, repair_it, open, fresh)| {
@@ -1116,20 +1116,12 @@ async fn a_changed_schema_stops_the_lane_until_it_is_fixed_and_dead_letters_noth
         };
         (format!("ALTER TABLE logs {break_it}"), repair, open, fresh)
     });
-    let counters = [
-        (
-            "ALTER TABLE log_volume RENAME TO v".to_owned(),
-            "ALTER TABLE v RENAME TO log_volume".to_owned(),
-            "42P01",
-            "42P01",
-        ),
-        (
-            "ALTER TABLE log_volume ADD CONSTRAINT few CHECK (records < 0) NOT VALID".to_owned(),
-            "ALTER TABLE log_volume DROP CONSTRAINT few".to_owned(),
-            "23514",
-            "23514",
-        ),
-    ];
+    let counters = [(
+        "ALTER TABLE log_volume ADD CONSTRAINT few CHECK (records < 0) NOT VALID".to_owned(),
+        "ALTER TABLE log_volume DROP CONSTRAINT few".to_owned(),
+        "23514",
+        "23514",
+    )];
     for (round, (break_it, repair_it, open, fresh)) in drifts.into_iter().chain(counters).enumerate() {
         let batch = feed.plain(10);
         on.execute(&break_it).await;
@@ -1278,9 +1270,7 @@ impl Fixture {
     /// Creates the daily partition of a day, counted from 1970-01-01.
     async fn make_day(&self, day: i64) -> String {
         let row = self
-            .one(&format!(
-                "SELECT 'logs_p' || to_char(to_timestamp({day} * 86400) AT TIME ZONE 'UTC', 'YYYYMMDD')"
-            ))
+            .one(&format!("SELECT 'logs_p' || to_char(to_timestamp({day} * 86400) AT TIME ZONE 'UTC', 'YYYYMMDD')"))
             .await;
         self.execute(&format!(
             "DO $$ BEGIN EXECUTE format('CREATE TABLE {row} PARTITION OF logs FOR VALUES FROM (%L) TO (%L)', \
@@ -1384,7 +1374,8 @@ async fn each_step_runs_whether_the_one_before_failed_or_not() {
     flusher.flush(&Feed::new(0).batch(&[&[at(today), at(today - 40)]])).await.unwrap();
     // A table of the operator has the name of tomorrow's partition, and a view depends on the expired one.
     let tomorrow = on.make_day(today + 1).await;
-    on.execute(&format!("ALTER TABLE logs DETACH PARTITION {tomorrow}; CREATE VIEW v AS SELECT * FROM {expired}")).await;
+    on.execute(&format!("ALTER TABLE logs DETACH PARTITION {tomorrow}; CREATE VIEW v AS SELECT * FROM {expired}"))
+        .await;
     let failed = maintain_at(&keeping_30_days(&on), now_us()).await;
     assert_eq!(failed.len(), 2, "{failed:#?}");
     assert!(failed[0].starts_with("partitions: ") && failed[0].contains("is no partition of logs"), "{failed:#?}");

@@ -79,7 +79,7 @@ function Replay({ lanes, sums, before, seconds }) {
 function Processor({ processor, before, seconds }) {
   const { status } = processor;
   if (!status) return html`<section class="processor" aria-label=${processor.name}><header><span class="dot bad"></span><h2>${processor.name}</h2><span class="muted">${processor.address}</span></header><p class="problem"><${Icon} name="alert" />${processor.error ?? "unreachable"}</p></section>`;
-  const { journal, lanes, recovery, breakers, phase } = status;
+  const { journal, lanes, recovery, breakers, phase, maintenance_failing: failing } = status;
   const sums = totals(lanes);
   const old = new Map(stages(before?.actors ?? []).map((stage) => [stage.prefix, stage]));
   const oldSums = before && totals(before.lanes);
@@ -107,6 +107,7 @@ function Processor({ processor, before, seconds }) {
         ${journal.reject_reason && html`<p class="problem"><${Icon} name="alert" />Not accepting records: ${journal.reject_reason}</p>`}</section>`}
       <section><h3>Circuit breakers</h3><ul class="breakers">${Object.entries(breakers ?? {}).map(([name, breaker]) => html`<li><span class="dot ${breaker === "closed" ? "good" : breaker === "open" ? "bad" : "warn"}"></span>${name}<span class="muted">${{ closed: "closed", half_open: "half-open: one trial call in flight", open: "open: no calls are made" }[breaker] ?? breaker}</span></li>`)}
         ${!Object.keys(breakers ?? {}).length && html`<li class="muted">No calls yet</li>`}</ul></section>
+      ${failing?.length > 0 && html`<section><h3>Database maintenance</h3><ul class="breakers">${failing.map(({ step, error }) => html`<li><span class="dot warn"></span>${step}<span class="muted">${error}</span></li>`)}</ul></section>`}
     </div>
     <div class="scroll" tabindex="0" role="group" aria-label="Lanes"><table><caption>Lanes</caption><thead><tr>${["Lane", "Database", "Frames behind", "Backlog", "Oldest record", "Accepted", "Committed", "Dead-lettered", "Lost"].map((title, nth) => html`<th scope="col" class=${nth > 1 ? "number" : ""}>${title}</th>`)}</tr></thead>
       <tbody>${lanes.map((lane) => html`<tr><th scope="row">${lane.lane}</th><td><span class="dot ${{ ok: "good", connecting: "warn" }[state(lane).state] ?? "bad"}"></span>${state(lane).state}${state(lane).reason ? `: ${state(lane).reason}` : ""}</td>

@@ -92,6 +92,10 @@ fn head_lines(model: &Model, sample: &Sample) -> Vec<Line<'static>> {
             first.push(format!("  breaker {name} {}", text(state)).red());
         }
     }
+    if !status.maintenance_failing.is_empty() {
+        let steps: Vec<&str> = status.maintenance_failing.iter().map(|failing| &*failing.step).collect();
+        first.push(format!("  maintenance fails: {}", steps.join(", ")).yellow());
+    }
     let second = match &model.error {
         Some(why) => Line::from(format!("unreachable: {why}")).red().bold(),
         None => alerts_line(sample),
@@ -236,6 +240,7 @@ mod tests {
 
     const STATUS: &str = r#"{"version":"0.1.0","instance":"web-1/7","uptime_s":3700,"phase":"accepting","store":"SQLite",
         "cache":"memory","breakers":{"cache-writer":"open"},
+        "maintenance_failing":[{"step":"clock","since_s":1,"error":"e"},{"step":"text_index","since_s":1,"error":"e"}],
         "lanes":[{"lane":0,"accepted":12345,"committed":12000,"dead_lettered":3,"lost":0,"backlog":342,"store":{"state":"ok"}}],
         "journal":{"bytes":1073741824,"quota_bytes":4294967296,"segments":17,"seq_last":99,"seq_durable":99,
             "queue_bytes":0,"reject_reason":null,"damaged_frames":0},
@@ -267,6 +272,7 @@ mod tests {
         for part in [
             "logweir 0.1.0 web-1/7  accepting  up 1 h 1 min  SQLite + memory",
             "breaker cache-writer open",
+            "maintenance fails: clock",
             "firing: declined",
             "12.8 k",
             "500/s",

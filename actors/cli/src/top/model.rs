@@ -23,9 +23,17 @@ pub struct Status {
     pub lanes: Vec<Lane>,
     #[serde(default)]
     pub breakers: BTreeMap<String, Value>,
+    #[serde(default)]
+    pub maintenance_failing: Vec<FailingStep>,
     pub journal: Option<Journal>,
     #[serde(default)]
     pub actors: Vec<Actor>,
+}
+
+/// A step of the database's maintenance that fails.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct FailingStep {
+    pub step: String,
 }
 
 /// One lane.

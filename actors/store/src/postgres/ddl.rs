@@ -83,9 +83,15 @@ fn to_do(code: &str, text: &str) -> &'static str {
             "let the owner of the tables run `logweir database prepare`, or give this role its rights: \
              `logweir database grants --role ROLE --for maintenance` prints the statements"
         }
-        "55P03" => "another session holds a lock, or a transaction that has to end first (see pg_stat_activity); the next round tries again",
+        "55P03" => {
+            "another session holds a lock, or a transaction that has to end first (see pg_stat_activity); the next round tries again"
+        }
         "57014" => "it took longer than its limit; the next round tries again",
         "55000" if text.contains("replica identity") => "ALTER TABLE … REPLICA IDENTITY FULL allows it",
+        "42P07" => {
+            "if logs was renamed, rename it back, or give its partitions and indexes other names as well; logweir then creates \
+             a new table"
+        }
         "2BP01" => "drop what depends on it, or drop it yourself with CASCADE",
         _ => "",
     }
