@@ -10,9 +10,9 @@ use super::failure_log::{Failure, FailureLog};
 use crate::progress::Progress;
 use logweir_store::{Claim, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, LogStore, StoreError};
 
-/// Time limit of a migration: generous, since it may rebuild a large table.
-const PREPARE_LIMIT: Duration = Duration::from_secs(3600);
-/// Time limit of the other steps: longer than the limits that the server enforces, which do not help if the server
+/// Time limit for making the tables, or bringing them up to date: longer than the limits that the server enforces.
+const PREPARE_LIMIT: Duration = Duration::from_secs(120);
+/// Time limit of the other steps: longer than the limits that the server enforces, too, which do not help if the server
 /// accepts connections and then stays timed_out (it is frozen, or the network has dropped the connection's state).
 const ANSWER_LIMIT: Duration = Duration::from_secs(45);
 
@@ -61,8 +61,30 @@ impl Session {
         *self.lease.lock().await = None;
     }
 
+    /// Prepares the tables, which is cheap if they are there, and acquires the lease.
+    ///
+    /// A lane needs the lease alone. If the tables cannot be prepared now, because another process is about to and is
+    /// slow or frozen, they may still be there: whether they are is then shown by acquiring the lease.
     async fn take(&self) -> Result<Lease, StoreError> {
-        limited(PREPARE_LIMIT, self.store.prepare()).await?;
+        let slow = match limited(PREPARE_LIMIT, self.store.prepare()).await {
+            Ok(()) => return self.acquire().await,
+            Err(StoreError::Transient(what)) => what,
+            Err(error) => return Err(error),
+        };
+        match self.acquire().await {
+            Ok(lease) => {
+                tracing::warn!(
+                    error = slow,
+                    "whether the tables are up to date could not be seen; they are there, and records are stored"
+                );
+                Ok(lease)
+            }
+            Err(StoreError::Transient(_) | StoreError::Systemic(_)) => Err(StoreError::Transient(slow)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn acquire(&self) -> Result<Lease, StoreError> {
         let inherited = match &self.fork_from {
             Some(journal) => self.store.fork_point(&self.claim).await?.map(|inherited| (journal, inherited)),
             None => None,
@@ -146,4 +168,100 @@ async fn lane_starts(journal: &Journal, inherited: &ForkPoint) -> Result<Vec<Lan
 #[must_use]
 pub fn lanes_needed(configured: u16, journal: &Journal) -> u16 {
     journal.lanes().keys().next_back().map_or(configured, |&last| configured.max(last + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use logweir_store::blackhole::BlackholeStore;
+    use logweir_store::{DeadLetter, MaintenanceStep, StoredCount};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A store of which another process prepares the tables.
+    struct Preparing {
+        store: BlackholeStore,
+        /// Whether waiting for it ends with an error of the server, or not at all.
+        refused: bool,
+        tables: bool,
+    }
+
+    #[async_trait]
+    impl LogStore for Preparing {
+        fn name(&self) -> String {
+            self.store.name()
+        }
+
+        async fn prepare(&self) -> Result<(), StoreError> {
+            if self.refused {
+                return Err(StoreError::Transient("lock timeout".into()));
+            }
+            std::future::pending().await
+        }
+
+        async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
+            match self.tables {
+                true => self.store.acquire_lease(claim).await,
+                false => Err(StoreError::Systemic("relation does not exist".into())),
+            }
+        }
+
+        async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
+            self.store.fork_point(claim).await
+        }
+
+        async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
+            self.store.fork(claim, starts).await
+        }
+
+        async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
+            self.store.open_lane(lease, lane).await
+        }
+
+        async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
+            self.store.maintain(now_us).await
+        }
+
+        async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+            self.store.lanes(writer).await
+        }
+
+        async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
+            self.store.count_stored(row).await
+        }
+
+        async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
+            self.store.dead_letters(limit).await
+        }
+
+        async fn replay_dead_letter(&self, letter: &DeadLetter) -> Result<(), StoreError> {
+            self.store.replay_dead_letter(letter).await
+        }
+
+        async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
+            self.store.purge_dead_letters(before_us).await
+        }
+    }
+
+    async fn open(refused: bool, tables: bool) -> Result<LaneRow, StoreError> {
+        let session = Session {
+            store: Arc::new(Preparing { store: BlackholeStore::default(), refused, tables }),
+            claim: Claim::new(Uuid::from_u128(1), Uuid::from_u128(2), "test"),
+            fork_from: None,
+            lease: Mutex::default(),
+            progress: Progress::default(),
+            held: watch::Sender::new(false),
+            failure_log: std::sync::Mutex::default(),
+        };
+        session.open_lane(0).await.map(|(_, row)| row)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_opens_although_another_process_never_ends_preparing_the_tables() {
+        for refused in [true, false] {
+            assert!(open(refused, true).await.is_ok(), "the tables are there; refused: {refused}");
+            assert!(matches!(open(refused, false).await, Err(StoreError::Transient(_))), "they are not");
+        }
+    }
 }
