@@ -105,6 +105,7 @@ pub async fn serve(config: Config, version: &str, print: Print<'_>) -> Result<()
         tail: logweir.tail(),
         alerts: logweir.alerts(),
         writer: logweir.recovered().writer,
+        run: logweir.recovered().run,
     });
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);
@@ -148,9 +149,9 @@ async fn serve_gateway(
         .map_err(|error| ConfigError::at("cache.url", error))?;
     let throttle = QueryThrottle::default();
     let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
-    shared.set_searcher(Searcher::new(reader, cache, config.query));
     shared.set_dead_letter_store(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
+        shared.set_searcher(Searcher::new(reader, cache, Arc::new(gateway.clone()), config.query));
         actix_rt::spawn(async move { gateway.look_up(&throttle).await });
     }
     let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;

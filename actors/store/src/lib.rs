@@ -49,6 +49,7 @@
 //!   flush            one lane's transactions
 //!   dead_letters     reads and replays dead letters
 //!   filter           filters as SQL
+//!   read_error       why a query failed
 //!   read             queries
 //!   store            the store, made of the files above
 //! sqlite/            SQLite

@@ -20,6 +20,7 @@ pub(crate) mod copy;
 mod flush;
 mod dead_letters;
 mod filter;
+mod read_error;
 mod read;
 mod store;
 

@@ -11,13 +11,14 @@ use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use futures_util::{TryStreamExt, pin_mut};
 use logweir_record::record::{Record, Severity};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{CancelToken, Error, IsolationLevel, Row, Transaction};
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{CancelToken, Error, IsolationLevel, Row, Statement, Transaction};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connect::failure;
+use super::connect::describe;
 use super::filter::Sql;
 use super::pool::pool_failure;
+use super::read_error::{ReadClass, read_class};
 use super::types::Time;
 use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::throttle::{QueryThrottle, READING_MAX};
@@ -25,7 +26,7 @@ use logweir_query::Filter;
 use logweir_query::facets::{self, Facets, NameCount, Names};
 use logweir_query::hits::{By, Steps};
 use logweir_query::page::{Direction, Found, Range};
-use logweir_record::timestamp::MINUTE_US;
+use logweir_record::timestamp::{self, MINUTE_US};
 
 /// Rows per fetch.
 const ROWS_PER_FETCH: usize = 500;
@@ -33,8 +34,8 @@ const ROWS_PER_FETCH: usize = 500;
 /// Extra time that the server gets beyond its own limit before the read is canceled.
 const GRACE: Duration = Duration::from_secs(2);
 
-const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
-     FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
+const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq, \
+     l.rows + l.dead + l.lost + l.inherited FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
 
 /// Reads through a pool.
 pub struct PostgresReader {
@@ -66,13 +67,19 @@ impl PostgresReader {
     }
 
     fn failed(&self, error: &Error) -> ReadError {
-        if error.code() == Some(&SqlState::QUERY_CANCELED) {
-            return self.too_slow();
+        // Without a code, the connection failed.
+        let class = error.code().map_or(ReadClass::Unavailable, |code| read_class(code.code()));
+        let text = describe(error);
+        match class {
+            ReadClass::Canceled => self.too_slow(),
+            ReadClass::Unavailable => ReadError::Unavailable(format!("reading: {text}")),
+            ReadClass::Unprepared => ReadError::Unprepared(text),
+            ReadClass::Unencodable => ReadError::Unanswerable(format!(
+                "no record in this database can contain this text, because the database's encoding lacks a character of \
+                 it: {text}; search for a part without that character"
+            )),
+            ReadClass::Failed => ReadError::Failed(format!("reading: {text}")),
         }
-        if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
-            return ReadError::NoSchema;
-        }
-        failure("reading", error).into()
     }
 
     /// Runs a read, and restarts it in pieces if flushes fall behind meanwhile.
@@ -94,7 +101,7 @@ impl PostgresReader {
         &self,
         work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, ReadStop>,
     ) -> Result<Snapshot<T>, ReadError> {
-        let object = self.pool.get().await.map_err(|error| ReadError::from(pool_failure(&error)))?;
+        let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(&error).to_string()))?;
         let mut guard = CancelOnDrop { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
         let client = guard.object.as_mut().expect("the connection is taken only at the end");
         let reading = async {
@@ -120,6 +127,7 @@ impl PostgresReader {
                 done.map_err(|stop| match stop {
                     ReadStop::Failed(error) => self.failed(&error),
                     ReadStop::Preempted => ReadError::Preempted,
+                    ReadStop::Refused(error) => error,
                 })
             }
         }
@@ -139,14 +147,15 @@ impl PostgresReader {
                 while let Some(range) = pieces.next() {
                     let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
                     let read = pieces.read(async {
-                        let rows = stream(transaction, &sql).await?;
+                        let statement = prepared(transaction, &sql, &RECORD).await?;
+                        let rows = transaction.query_raw(&statement, sql.parameters()).await?;
                         pin_mut!(rows);
                         let mut read = 0;
                         while let Some(row) = rows.try_next().await? {
                             add(&mut fold, &record(&row));
                             read += 1;
                         }
-                        Ok::<_, Error>(read)
+                        Ok::<_, ReadStop>(read)
                     });
                     records += read.await.ok_or(ReadStop::Preempted)??;
                     if records >= sample.records_max {
@@ -160,10 +169,10 @@ impl PostgresReader {
     }
 
     /// Reads rows with one statement.
-    async fn rows<T>(&self, sql: &Sql, each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
+    async fn rows<T>(&self, sql: &Sql, types: &[Type], each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
         let reading = || {
             self.read(async |transaction| {
-                let rows = self.throttle.whole(rows(transaction, sql)).await?;
+                let rows = self.throttle.whole(rows(transaction, sql, types)).await?;
                 Ok(rows.iter().map(each).collect())
             })
         };
@@ -176,6 +185,8 @@ enum ReadStop {
     Failed(Error),
     /// Its time is up while flushes are behind.
     Preempted,
+    /// It was not, or not only, run.
+    Refused(ReadError),
 }
 
 impl From<Error> for ReadStop {
@@ -212,14 +223,39 @@ impl Drop for CancelOnDrop {
     }
 }
 
-async fn stream(transaction: &Transaction<'_>, sql: &Sql) -> Result<tokio_postgres::RowStream, Error> {
+/// Prepares a statement whose columns have the types `expected`. Refuses one that this database would evaluate
+/// differently: in most encodings the numbers of characters, which sets in regular expressions consist of, are not those
+/// of Unicode.
+async fn prepared(transaction: &Transaction<'_>, sql: &Sql, expected: &[Type]) -> Result<Statement, ReadStop> {
+    if sql.needs_unicode() {
+        let row = transaction.query_one("SHOW server_encoding", &[]).await?;
+        let encoding: &str = row.get(0);
+        if !matches!(encoding, "UTF8" | "LATIN1") {
+            return Err(ReadStop::Refused(ReadError::Unanswerable(format!(
+                "the regular expression has a set with characters above ASCII, which a database with the encoding \
+                 {encoding} cannot compare: write the characters outside of [], as in a|b, or search for words"
+            ))));
+        }
+    }
     let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
-    transaction.query_raw(&statement, sql.parameters()).await
+    // Another program's table can have columns of these names.
+    let fits = |found: &Type, expected: &Type| match *expected == Type::TEXT {
+        true => <&str as FromSql<'_>>::accepts(found),
+        false => found == expected,
+    };
+    match statement.columns().iter().zip(expected).find(|(column, expected)| !fits(column.type_(), expected)) {
+        None => Ok(statement),
+        Some((column, expected)) => Err(ReadStop::Refused(ReadError::Unprepared(format!(
+            "the tables are not those of logweir: {} is {}, expected {expected}",
+            column.name(),
+            column.type_()
+        )))),
+    }
 }
 
-async fn rows(transaction: &Transaction<'_>, sql: &Sql) -> Result<Vec<Row>, Error> {
-    let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
-    transaction.query(&statement, &sql.parameters()).await
+async fn rows(transaction: &Transaction<'_>, sql: &Sql, types: &[Type]) -> Result<Vec<Row>, ReadStop> {
+    let statement = prepared(transaction, sql, types).await?;
+    Ok(transaction.query(&statement, &sql.parameters()).await?)
 }
 
 fn lane(row: &Row) -> LaneCursor {
@@ -229,8 +265,15 @@ fn lane(row: &Row) -> LaneCursor {
         lane: u16::try_from(row.get::<_, i32>(2)).unwrap_or(u16::MAX),
         lane_id: row.get::<_, i32>(3).into(),
         last_seq: row.get::<_, i64>(4).cast_unsigned(),
+        records: row.get::<_, i64>(5).cast_unsigned(),
     }
 }
+
+/// Types of the columns of a record, of a count, and of the results of the other statements.
+const RECORD: [Type; 7] = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT];
+const COUNT: [Type; 4] = [Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::INT8];
+const TOTAL: [Type; 2] = [Type::INT8, Type::INT8];
+const SERVICE: [Type; 2] = [Type::TEXT, Type::INT8];
 
 /// Columns of a record; those that a read does not need can be empty.
 const COLUMNS: &str = "id, ts, severity, service, host, message, attributes::text";
@@ -249,7 +292,7 @@ fn record(row: &Row) -> Record<'_> {
 }
 
 fn within(sql: &mut Sql, range: Range) {
-    let (start, end) = (sql.time(range.start_us), sql.time(range.end_us));
+    let (start, end) = (sql.time(range.start_us), sql.end(range.end_us));
     sql.push(&format!("ts >= {start} AND ts < {end}"));
 }
 
@@ -281,9 +324,9 @@ fn scan_sql(scan: &Scan) -> Sql {
     sql
 }
 
-async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, Error> {
+async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, ReadStop> {
     let sql = scan_sql(scan);
-    let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
+    let statement = prepared(transaction, &sql, &RECORD).await?;
     let portal = transaction.bind(&statement, &sql.parameters()).await?;
     let (mut found, mut bytes) = (Vec::new(), 0);
     loop {
@@ -319,7 +362,7 @@ fn counts_sql(filter: &Filter, range: Range, steps: Steps, by: By, table: [&str;
     sql.push(&format!(
         "{step} * interval '1 microsecond', {ts}, {origin}), {severity}, {service}, {records} FROM {table}"
     ));
-    let (start, end) = (sql.time(range.start_us), sql.time(range.end_us));
+    let (start, end) = (sql.time(range.start_us), sql.end(range.end_us));
     sql.push(&format!(" WHERE {ts} >= {start} AND {ts} < {end} AND ")).filter(filter);
     sql.push(" GROUP BY 1, 2, 3");
     sql
@@ -360,7 +403,7 @@ impl LogReader for PostgresReader {
                 let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
-                    let rows = pieces.read(rows(transaction, &sql)).await.ok_or(ReadStop::Preempted)??;
+                    let rows = pieces.read(rows(transaction, &sql, &COUNT)).await.ok_or(ReadStop::Preempted)??;
                     counts.extend(rows.iter().map(count));
                 }
                 Ok(counts)
@@ -371,28 +414,29 @@ impl LogReader for PostgresReader {
 
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
         let sql = counts_sql(filter, steps.range, steps, by, ["log_volume", "minute", "sum(records)::bigint"]);
-        self.rows(&sql, count).await
+        self.rows(&sql, &COUNT, count).await
     }
 
     async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
         let mut sql = Sql::new("SELECT coalesce(sum(records), 0)::bigint, count(*) FROM log_volume WHERE ");
-        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
-        let end = sql.time(range.end_us);
+        let start = sql.time(timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US);
+        let end = sql.end(range.end_us);
         sql.push(&format!("minute >= {start} AND minute < {end}"));
         let volume = |row: &Row| Volume {
             records: row.get::<_, i64>(0).cast_unsigned(),
             counters: row.get::<_, i64>(1).cast_unsigned(),
         };
-        let Snapshot { mut value, lanes } = self.rows(&sql, volume).await?;
+        let Snapshot { mut value, lanes } = self.rows(&sql, &TOTAL, volume).await?;
         Ok(Snapshot { value: value.pop().unwrap_or_default(), lanes })
     }
 
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
         let mut sql = Sql::new("SELECT service, sum(records)::bigint FROM log_volume WHERE ");
-        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
-        let (end, limit) = (sql.time(range.end_us), sql.number(facets::SERVICES_MAX.into()));
+        let start = sql.time(timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US);
+        let (end, limit) = (sql.end(range.end_us), sql.number(facets::SERVICES_MAX.into()));
         sql.push(&format!("minute >= {start} AND minute < {end} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"));
-        self.rows(&sql, |row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() }).await
+        self.rows(&sql, &SERVICE, |row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() })
+            .await
     }
 
     async fn facets(&self, sample: &Sample, into: Facets) -> Result<Snapshot<(Facets, u64)>, ReadError> {

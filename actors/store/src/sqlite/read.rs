@@ -71,7 +71,9 @@ impl SqliteReader {
                 pool.put_back(connection);
             }
             done.map_err(|error| match &error {
-                Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => ReadError::NoSchema,
+                Error::SqliteFailure(_, Some(what)) if what.starts_with("no such ") => {
+                    ReadError::Unprepared(what.clone())
+                }
                 // If the read was dropped, this result is discarded.
                 _ if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => ReadError::Preempted,
                 _ => failed("reading")(error).into(),
@@ -168,15 +170,16 @@ fn lanes(connection: &Connection) -> rusqlite::Result<(Vec<LaneCursor>, Contents
          FROM logweir_lane l JOIN logweir_writer w USING (writer_id) ORDER BY l.lane_id",
     )?;
     let lane = |row: &Row<'_>| {
-        let lane_id = row.get(3)?;
+        let (lane_id, accounted) = (row.get(3)?, row.get::<_, i64>(5)?);
         let cursor = LaneCursor {
             writer: row.get(0)?,
             run: row.get(1)?,
             lane: row.get(2)?,
             lane_id,
             last_seq: row.get::<_, i64>(4)?.cast_unsigned(),
+            records: accounted.cast_unsigned(),
         };
-        Ok((cursor, id_of(lane_id, row.get(5)?)))
+        Ok((cursor, id_of(lane_id, accounted)))
     };
     let (lanes, last_ids) = statement.query_map([], lane)?.collect::<rusqlite::Result<(Vec<_>, Vec<_>)>>()?;
     Ok((lanes, Contents(last_ids)))
@@ -426,7 +429,7 @@ impl Reading<'_> {
 
 /// Returns the minutes that overlap `range`.
 fn minutes(range: Range) -> (String, String) {
-    bounds(Range { start_us: range.start_us.div_euclid(MINUTE_US) * MINUTE_US, ..range })
+    bounds(Range { start_us: timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US, ..range })
 }
 
 /// Returns a record with only the fields that the counters have.
