@@ -35,6 +35,7 @@
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric
+//! memory_limit        the memory limit of the control group
 //! server              life cycle of the server: listen, recover, serve, drain
 //! internal            what only the program, the tests and the benchmarks need; not part of the public API
 //! ../ui/              the web UI: one module per part, preact and htm in vendor/, no build step
@@ -119,6 +120,8 @@ mod gateway;
 mod http;
 #[cfg(feature = "server")]
 mod metric_help;
+#[cfg(feature = "server")]
+mod memory_limit;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]
