@@ -306,8 +306,7 @@ fn engine(
         observer,
         tail,
         alerts: AlertRegistry::default(),
-        writer: recovered.writer,
-        run: recovered.run,
+        writer: recovered.writer
     }));
     shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
     Engine { topology, journal, source }

@@ -7,7 +7,6 @@ use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::super::shared::Shared;
 use super::query_parameters::QueryParameters;
-use crate::search::Completeness;
 use logweir_query::hits::{By, Series};
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -19,8 +18,6 @@ struct Body {
     series: Vec<Series>,
     total: u64,
     source: &'static str,
-    #[serde(flatten)]
-    completeness: Completeness,
 }
 
 /// Counts records per time step.
@@ -56,7 +53,6 @@ pub async fn hits(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ans
             total: histogram.series.iter().map(|series| series.total).sum(),
             series: histogram.series,
             source: if histogram.from_counters { "counters" } else { "records" },
-            completeness: histogram.completeness,
         },
     ))
 }
