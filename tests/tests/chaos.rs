@@ -6,11 +6,12 @@
 //! LOGWEIR_CHAOS_S=1800 cargo test -p logweir-tests --all-features --test chaos everything -- --nocapture
 //! ```
 //!
-//! `LOGWEIR_CHAOS_SEED` repeats a plan; `LOGWEIR_CHAOS_ACTS=commit_late,clock_step` restricts it to kinds of acts.
+//! `LOGWEIR_CHAOS_SEED` repeats a plan; `LOGWEIR_CHAOS_ACTS=commit_late,clock_step` restricts it to kinds of acts, and
+//! `LOGWEIR_CHAOS_ACTS=-snapshot` leaves some out.
 
 use std::time::Duration;
 
-use logweir_tests::chaos::{Chaos, chaos};
+use logweir_tests::chaos::{Chaos, Kinds, chaos};
 use logweir_tests::oracle::Violation;
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
@@ -23,14 +24,14 @@ fn everything_acknowledged_is_stored_once_whatever_the_database_and_its_people_d
     let seed = variable("LOGWEIR_CHAOS_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let seconds = variable("LOGWEIR_CHAOS_S").unwrap_or(20);
     let acts = std::env::var("LOGWEIR_CHAOS_ACTS").unwrap_or_default();
-    let only = acts.split(',').filter(|kind| !kind.is_empty()).map(str::to_owned).collect();
+    let kinds = Kinds::of(&acts);
     let acts = if acts.is_empty() { acts } else { format!("LOGWEIR_CHAOS_ACTS={acts} ") };
     let repeat = format!(
         "{acts}LOGWEIR_CHAOS_SEED={seed} LOGWEIR_CHAOS_S={seconds} \
          cargo test -p logweir-tests --all-features --test chaos everything -- --nocapture"
     );
     eprintln!("{repeat}");
-    let report = chaos(&Chaos { seed, lasts: Duration::from_secs(seconds), only, faults: "" });
+    let report = chaos(&Chaos { seed, lasts: Duration::from_secs(seconds), kinds, faults: "" });
     println!("{}", report.text());
     assert!(report.violations.is_empty(), "the contract is violated; repeat with:\n{repeat}");
 }
@@ -40,9 +41,9 @@ const NO_CAS: &str = "mutation.no_cas=return;mutation.no_guard=return";
 
 #[test]
 fn chaos_detects_a_missing_compare_and_set() {
-    let only = vec!["commit_late".to_owned()];
+    let kinds = Kinds::of("commit_late");
     let run =
-        |faults, seed| chaos(&Chaos { seed, lasts: Duration::from_secs(8), only: only.clone(), faults }).violations;
+        |faults, seed| chaos(&Chaos { seed, lasts: Duration::from_secs(8), kinds: kinds.clone(), faults }).violations;
     assert_eq!(run("", 1), []);
     let found = (1..=5).any(|seed| run(NO_CAS, seed).iter().any(|found| matches!(found, Violation::Doubled(_))));
     assert!(found, "no record was stored twice");

@@ -113,6 +113,8 @@ fn queries_before_the_first_record_return_empty_results() {
 
 fn empty_results(s: &mut Scenario) {
     s.start();
+    // An empty result means that the tables are there.
+    s.wait("the tables", |s| send(s, "/query").status != 503);
     assert_eq!(fetch(s, "/query")["records"], Value::Array(vec![]));
     for path in ["/hits", "/hits?query=word"] {
         assert_eq!(number(&fetch(s, path)["total"]), 0, "{path}");
@@ -297,7 +299,10 @@ fn the_cache_answers_partially_while_the_database_is_unavailable() {
             answer.status == 200 && ids(&answer.json()).len() == 35
         });
         let part = fetch(s, &query);
-        assert_eq!(part["source"], serde_json::json!({"database": 0, "cache": 35, "partial": true}));
+        assert_eq!((&part["source"]["database"], &part["source"]["cache"]), (&0.into(), &35.into()));
+        assert_eq!(part["source"]["partial"], true);
+        let reason = part["source"]["partial_reason"].as_str().unwrap();
+        assert!(reason.contains("only recent records from the cache: "), "{reason}");
         assert!(ids(&whole).iter().all(|id| ids(&part).contains(id)), "the ids are those of the rows");
         let answer = send(s, &format!("/hits?{DAY}&step=1h"));
         assert_eq!((answer.status, &answer.json()["error"]), (503, &"database_unavailable".into()));
@@ -453,5 +458,82 @@ fn an_unreachable_database_is_reported() {
         let answer = send(s, "/query");
         assert_eq!((answer.status, &answer.json()["error"]), (503, &"database_unavailable".into()));
         assert!(answer.retry_after.is_some());
+    });
+}
+
+#[test]
+fn a_record_of_any_time_is_found() {
+    on_sqlite("any_time_on_sqlite", any_time);
+    on_postgres("any_time_on_postgres", any_time);
+}
+
+fn any_time(s: &mut Scenario) {
+    s.start();
+    for ts in ["9999-12-31T23:59:59.999999Z", "9999-12-31T12:00:00Z", "1970-01-01T00:00:00Z", "1969-07-20T20:17:40Z"] {
+        let line = format!("{{\"ts\":\"{ts}\",\"service\":\"clock\",\"msg\":\"at {ts}\"}}\n");
+        assert_eq!(s.server().post("/ingest?ack=committed", "application/x-ndjson", &line).unwrap().status, 200);
+    }
+    // Clamped to the last microsecond.
+    let line = "{\"ts\":\"9999-12-31T23:59:59.999999-01:00\",\"service\":\"clock\",\"msg\":\"later\"}\n";
+    assert_eq!(s.server().post("/ingest?ack=committed", "application/x-ndjson", line).unwrap().status, 200);
+    let found = |s: &Scenario, range: &str| ids(&fetch(s, &format!("/query?query=service:clock&{range}"))).len();
+    let all = found(s, "start=0001-01-01T00:00:00Z&end=9999-12-31T23:59:59Z");
+    assert_eq!(all, 5);
+    assert_eq!(found(s, "start=0001-01-01T00:00:00Z&end=9999-12-31T23:59:58Z"), 3, "without the last second");
+    assert_eq!(found(s, "start=1960-01-01T00:00:00Z&end=1970-01-01T00:00:00Z"), 1);
+    assert_eq!(found(s, "start=1970-01-01T00:00:00Z&end=1970-01-01T00:00:01Z"), 1);
+    let page = fetch(s, "/query?query=service:clock&start=9999-01-01T00:00:00Z&end=9999-12-31T23:59:59Z");
+    for record in page["records"].as_array().unwrap() {
+        let (id, ts) = (record["id"].as_str().unwrap(), record["ts"].as_str().unwrap());
+        let context = fetch(s, &format!("/context?id={id}&ts={ts}"));
+        assert_eq!(context["record"]["message"], record["message"], "{ts}");
+        let neighbors = context["before"].as_array().unwrap().len() + context["after"].as_array().unwrap().len();
+        assert_eq!(neighbors, 2, "{ts}: {context}");
+    }
+    let hits = fetch(s, "/hits?query=service:clock&start=0001-01-01T00:00:00Z&end=9999-12-31T23:59:59Z");
+    assert_eq!(number(&hits["total"]), 5);
+}
+
+#[test]
+fn records_beyond_the_retention_are_counted_when_they_arrive() {
+    on_sqlite("beyond_retention", |s| {
+        s.set("database.retention_days", 7);
+        s.start();
+        let line = |ts: &str| format!("{{\"ts\":\"{ts}\",\"service\":\"old-clock\",\"msg\":\"at {ts}\"}}\n");
+        let now = logweir_tests::client::now_text();
+        let times = ["1970-01-01T00:00:00Z", "2001-01-01T00:00:00Z", &now, "2099-01-01T00:00:00Z"];
+        let body: String = times.iter().map(|ts| line(ts)).collect();
+        let answer = s.server().post("/ingest", "application/x-ndjson", &body).unwrap().json();
+        assert_eq!((&answer["accepted"], &answer["beyond_retention"]), (&4.into(), &2.into()), "{answer}");
+        let answer = s.server().post("/ingest", "application/x-ndjson", &line(&now)).unwrap().json();
+        assert_eq!(answer.get("beyond_retention"), None, "{answer}");
+        let loki = r#"{"streams":[{"stream":{"service_name":"a"},"values":[["1000000000","old"]]}]}"#;
+        assert_eq!(s.server().post("/loki/api/v1/push", "application/json", loki).unwrap().status, 204);
+        let metric = |s: &mut Scenario, name: &str, label: &str| s.server().metric(name, label);
+        assert_eq!(metric(s, "logweir_records_beyond_retention_total", ""), 3.0);
+        assert_eq!(metric(s, "logweir_records_beyond_retention_total", "loki"), 1.0);
+        assert_eq!(metric(s, "logweir_records_ahead_total", ""), 1.0);
+        let log = s.server().log_text();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains("older than database.retention_days")).collect();
+        assert!(warnings[0].contains("1970-01-01") && warnings[0].contains("old-clock"), "{warnings:?}");
+    });
+}
+
+/// The statements of the operator's manual bring the counters back into line with the rows.
+#[test]
+fn counters_are_recounted_as_the_manual_says() {
+    const MANUAL: &str = include_str!("../../deploy/operations.md");
+    on_postgres("recounted", |s| {
+        s.start();
+        ingest(s, 600, "committed");
+        let total = |s: &Scenario, step: &str| number(&fetch(s, &format!("/hits?{DAY}&step={step}"))["total"]);
+        s.store.rows("DELETE FROM logs WHERE service = 's1'").unwrap();
+        assert_eq!((total(s, "1m"), total(s, "90s")), (600, 300), "the counters do not know");
+        let start = MANUAL.find("BEGIN; -- recount").expect("the statements");
+        let sql = &MANUAL[start..start + MANUAL[start..].find("COMMIT;").expect("their end") + 7];
+        let sql = sql.replace("2026-01-31", "2025-11-20").replace("2026-02-01", "2025-11-21");
+        s.store.rows(&sql).unwrap();
+        assert_eq!((total(s, "1m"), total(s, "90s")), (300, 300));
+        assert_eq!(number(&fetch(s, &format!("/services?{DAY}"))["services"][0]["records"]), 300);
     });
 }

@@ -633,3 +633,126 @@ async fn closed_partitions_get_indexes_that_text_queries_use() {
     assert_eq!(on.ids(&parse("needle").unwrap()).await.len(), 1);
     assert_eq!(on.ids(&parse("needle*").unwrap()).await.len(), 2);
 }
+
+/// A database in another encoding.
+async fn encoded(encoding: &str) -> (On, postgres::TestDatabase) {
+    let server = postgres::database().await;
+    let name = format!("encoded_{}", Uuid::new_v4().simple());
+    let sql = format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'");
+    server.client().await.batch_execute(&sql).await.unwrap();
+    let (rest, _) = server.url.rsplit_once('/').unwrap();
+    let database = postgres::TestDatabase::at(format!("{rest}/{name}"));
+    (On::open("PostgreSQL", DatabaseUrl::Postgres(database.url.clone())).await, database)
+}
+
+/// In a database of any encoding, a query finds what the filter matches, or is refused with the reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_any_encoding_answers_rightly_or_refuses() {
+    let messages =
+        ["café crème", "un café", "cafés", "Straße 5 €", "日本語 ログ", "日日", "plain", "x日y", "été", "a\nb", ""];
+    let queries = [
+        "café",
+        "caf*",
+        "\"un café\"",
+        "€",
+        "日本語",
+        "日*",
+        "~\"日+$\"",
+        "~\"^x.+y$\"",
+        "~\"caf[éè]\"",
+        "~\"[日本]\"",
+        "~\"^[^a-z]+$\"",
+        "plain",
+        "été",
+        "-café",
+        "~\"(?s)a.b\"",
+        "~\"\\d\"",
+        "service:café",
+        "note:=日本語",
+        "Straße",
+    ];
+    // Which characters the encoding has.
+    let has = |encoding: &str, text: &str| match encoding {
+        "LATIN1" => text.chars().all(|letter| u32::from(letter) < 0x100),
+        "WIN1252" => text.chars().all(|letter| u32::from(letter) < 0x100 || letter == '€'),
+        "EUC_JP" => text.chars().all(|letter| letter.is_ascii() || "日本語ログé".contains(letter)),
+        _ => true,
+    };
+    for encoding in ["UTF8", "LATIN1", "WIN1252", "EUC_JP", "SQL_ASCII"] {
+        let (mut on, _database) = encoded(encoding).await;
+        let texts: Vec<&str> = messages.iter().copied().filter(|text| has(encoding, text)).collect();
+        let attributes: Vec<String> =
+            texts.iter().map(|text| serde_json::json!({ "note": text }).to_string()).collect();
+        let records: Vec<Record<'_>> = (0_i64..)
+            .zip(texts.iter().zip(&attributes))
+            .map(|(nth, (message, attributes))| {
+                let severity = Severity::INFO;
+                Record { ts_us: NOON_US + nth, severity, service: message, host: "", message, attributes }
+            })
+            .collect();
+        let stored = on.store(&records).await;
+        let mut refused = Vec::new();
+        for query in queries {
+            let filter = parse(query).unwrap();
+            let expected: BTreeSet<i64> =
+                stored.iter().filter(|found| filter.matches(&found.record())).map(|found| found.id).collect();
+            match on.reader.records(&scan(filter, ALL)).await {
+                Ok(page) => {
+                    let found: BTreeSet<i64> = page.value.iter().map(|found| found.id).collect();
+                    assert_eq!(found, expected, "{encoding}: {query}");
+                }
+                Err(ReadError::Unanswerable(_)) => refused.push(query),
+                Err(error) => panic!("{encoding}: {query}: {error}"),
+            }
+        }
+        let sets = refused.iter().filter(|query| query.contains('[')).count();
+        match encoding {
+            "UTF8" => assert!(refused.is_empty(), "{refused:?}"),
+            "SQL_ASCII" => assert_eq!((sets, refused.len()), (2, 2), "{refused:?}"),
+            _ => assert!(refused.iter().all(|query| query.contains('[') || !has(encoding, query)), "{refused:?}"),
+        }
+    }
+}
+
+/// A database that accepts no connection, or not this one, is unavailable, which says nothing about the query.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_accepts_no_connection_is_unavailable() {
+    let unavailable = async |url: &str, code: &str| {
+        let opened = store::open(&settings(DatabaseUrl::Postgres(url.to_owned()))).unwrap();
+        let reader = opened.reader(Duration::from_secs(10), QueryThrottle::default()).unwrap();
+        match reader.total(ALL).await {
+            Err(ReadError::Unavailable(reason)) => assert!(reason.contains(code), "{code}: {reason}"),
+            other => panic!("{code}: {other:?}"),
+        }
+    };
+    let options = postgres::Options { hba: vec!["host all walled 127.0.0.1/32 scram-sha-256"], ..Default::default() };
+    let server = tokio::task::spawn_blocking(move || postgres::Server::start(&options)).await.unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    for sql in [
+        "CREATE DATABASE closed",
+        "ALTER DATABASE closed ALLOW_CONNECTIONS false",
+        "CREATE ROLE walled LOGIN PASSWORD 'right'",
+        "CREATE ROLE unable NOLOGIN",
+    ] {
+        admin.batch_execute(sql).await.unwrap();
+    }
+    let address = format!("127.0.0.1:{}", server.port());
+    unavailable(&server.url("closed"), "55000").await;
+    unavailable(&format!("postgres://walled:wrong@{address}/postgres"), "28P01").await;
+    unavailable(&format!("postgres://unable@{address}/postgres"), "28000").await;
+    unavailable(&server.url("missing"), "3D000").await;
+    // It can be reached, but has no tables, and the user must not read those of another.
+    let reader = |url: &str| {
+        let opened = store::open(&settings(DatabaseUrl::Postgres(url.to_owned()))).unwrap();
+        opened.reader(Duration::from_secs(10), QueryThrottle::default()).unwrap()
+    };
+    let none = reader(&server.url("postgres")).total(ALL).await;
+    assert!(matches!(&none, Err(ReadError::Unprepared(reason)) if reason.contains("logweir_lane")), "{none:?}");
+    store::open(&settings(DatabaseUrl::Postgres(server.url("postgres")))).unwrap().store().prepare().await.unwrap();
+    let denied = reader(&format!("postgres://walled:right@{address}/postgres")).total(ALL).await;
+    assert!(
+        matches!(&denied, Err(ReadError::Unprepared(reason)) if reason.contains("permission denied")),
+        "{denied:?}"
+    );
+    assert_eq!(reader(&server.url("postgres")).total(ALL).await.unwrap().value, Default::default());
+}

@@ -792,7 +792,7 @@ fn recent_records_are_shown_while_the_database_is_down() {
         assert_eq!(answer.status, 200);
         browser.until("only cached records", |browser| {
             browser.click_on(".bar button", "Search");
-            browser.text(".table-box .note").contains("The database is unavailable")
+            browser.text(".table-box .note").contains("only recent records from the cache")
         });
         browser.see(".legend", "Counts are unavailable while the database is down");
         browser.screenshot("partial-desktop-light");

@@ -188,6 +188,9 @@ fn page(
         ("format", if args.output == Output::Csv { "csv" } else { "ndjson" }),
     ];
     let response = remote.get("/api/v1/query", &parameters, &[])?;
+    if let Some(reason) = response.headers().get("x-logweir-partial").and_then(|reason| reason.to_str().ok()) {
+        eprintln!("logweir: this result is incomplete: {reason}");
+    }
     let mut lines = BufReader::new(response.into_body().into_reader()).lines().map(|line| {
         line.map_err(|error| {
             Failure::new(exit::UNAVAILABLE, format!("{}: the response was cut off: {error}", remote.url()))

@@ -12,6 +12,9 @@ pub struct ParseReport {
     pub rejected: u32,
     /// Records stored as plain text because they could not be parsed.
     pub parse_errors: u32,
+    /// Records so old that the database deletes them at its next maintenance. The parser does not know; the pipeline
+    /// sets it.
+    pub beyond_retention: u32,
     /// The first errors.
     pub errors: Vec<LineError>,
     /// Result of each item of a bulk request; empty for every other format.

@@ -21,19 +21,21 @@
 //! message, progress/  what the stages exchange; the accounting per lane, and the age of the backlog
 //! limits/             circuit breakers, delays before retries, token buckets
 //! producer/           admission, decompression; syslog, file, stdin and demo sources; framing, multi-line records
+//! horizon             event times beyond what the database keeps
 //! parser              the stage around `logweir-formats`
 //! batcher/            appends a chunk to the journal, then adds it to a batch
 //! db_flusher/         writes one lane to the database, from memory or from the journal
 //! cache/              recent records and counters in Redis or in-process, and the stage that writes them
 //! follow/             reads durable frames of all lanes, from any position to the live edge
 //! tail/, alerts/      consumers of follow: live tails and server-sent events; windows, thresholds, webhooks
-//! search/             query execution: concurrency limits, merging rows and cache, cached histograms
+//! search/             query execution: concurrency limits, merging rows and cache, what a result lacks, cached histograms
 //! maintenance         the loop around the store's maintenance, and what is told about steps that fail
 //! pipeline            wiring of the stages
 //! logweir, error      the pipeline as a value, and why it fails
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric
+//! memory_limit        the memory limit of the control group
 //! server              life cycle of the server: listen, recover, serve, drain
 //! internal            what only the program, the tests and the benchmarks need; not part of the public API
 //! ../ui/              the web UI: one module per part, preact and htm in vendor/, no build step
@@ -56,7 +58,7 @@
 //! - *tail*: a record is delivered once, or counted as dropped or missing; no tail delays anything else.
 //! - *query*: a filter means the same in Rust, PostgreSQL and SQLite; user input enters a statement only as a
 //!   parameter.
-//! - *search*: a cached record is added to rows only if its frame is above its lane's cursor in their snapshot; every
+//! - *search*: a cached record is added to rows only if it is above its lane's cursor in their snapshot; every
 //!   query is bounded in time, concurrency, bytes and records.
 //! - *files*: an offset advances only with what is acknowledged; a range is recorded before it is submitted.
 //! - *parser*: n lines in, n records out; lines above the limit are discarded, counted and reported.
@@ -99,6 +101,7 @@ pub mod message;
 mod limits;
 pub mod progress;
 pub mod producer;
+mod horizon;
 mod parser;
 mod batcher;
 mod db_flusher;
@@ -117,6 +120,8 @@ mod gateway;
 mod http;
 #[cfg(feature = "server")]
 mod metric_help;
+#[cfg(feature = "server")]
+mod memory_limit;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

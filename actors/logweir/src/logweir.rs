@@ -24,6 +24,7 @@ use crate::producer::IntakeHandle;
 use crate::progress::backlog::SAMPLE_EVERY;
 use crate::progress::{LaneSnapshot, Progress, Recovery, Snapshot, StoreState};
 use crate::search::Searcher;
+use crate::search::own_lanes::OwnLanes;
 use crate::tail::TailHub;
 use logweir_store::read::LogReader;
 use logweir_store::throttle::QueryThrottle;
@@ -109,8 +110,14 @@ impl Logweir {
         let cache = cache::open(&config.cache, config.database.ca_file.as_deref())
             .await
             .map_err(|error| ConfigError::at("cache.url", error))?;
-        let searcher = Searcher::new(reader, Arc::clone(&cache), config.query);
         let (journal, recovered) = open_journal(&config, work.journal_dir(&config)).await?;
+        let lanes = OwnLanes {
+            journal: journal.clone(),
+            writer: recovered.writer,
+            run: recovered.run,
+            progress: progress.clone(),
+        };
+        let searcher = Searcher::new(reader, Arc::clone(&cache), Arc::new(lanes), config.query);
         progress.names(store.name(), cache.name());
         let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
         let session = Arc::new(if work.adopts() { session.forking(journal.clone()) } else { session });

@@ -160,13 +160,17 @@ pub const METRICS: &[Metric] = &[
         "Total number of records that could not be parsed and were stored as plain text, by format.",
     ),
     counter(
+        "logweir_queries_behind_total",
+        "Total number of queries whose result may lack acknowledged records, because the database that answered is behind.",
+    ),
+    counter(
         "logweir_queries_canceled_total",
         "Total number of queries canceled in the database because the client disconnected, the time limit \
          passed, or flushes fell behind.",
     ),
     counter(
         "logweir_queries_partial_total",
-        "Total number of queries answered from the hot cache alone because the database was unavailable.",
+        "Total number of queries answered from the hot cache alone because the database was unavailable or not prepared.",
     ),
     counter("logweir_queries_rejected_total", "Total number of rejected queries, by reason."),
     counter(
@@ -184,6 +188,14 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("logweir_received_bytes_total", "Total size of received request and source bodies, in bytes."),
     counter("logweir_received_records_total", "Total number of received records."),
+    counter(
+        "logweir_records_ahead_total",
+        "Total number of received records that are dated more than a day ahead of this process's clock, by format.",
+    ),
+    counter(
+        "logweir_records_beyond_retention_total",
+        "Total number of received records that are older than database.retention_days, so that the next maintenance deletes them, by format.",
+    ),
     counter("logweir_rejected_requests_total", "Total number of rejected requests and source batches, by reason."),
     counter(
         "logweir_sanitized_values_total",

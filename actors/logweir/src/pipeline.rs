@@ -14,6 +14,7 @@ use crate::cache::writer::CacheWriter;
 use crate::cache::{HotCache, Origin};
 use crate::config::{Config, Http};
 use crate::db_flusher::{DbFlusher, FlushLimits, Session, lanes_needed};
+use crate::horizon::Horizon;
 use crate::message::Delivery;
 use crate::parser::Parser;
 use crate::producer::Producer;
@@ -181,9 +182,10 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
     });
     let Http { line_bytes_max, decompressed_bytes_max, .. } = parts.config.http;
     let rules = Arc::new(parts.config.parse.clone());
+    let horizon = Horizon { retention_days: parts.config.database.retention_days };
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     let parser = topology.spawn(spec(format!("parser-{lane}"), &arbiter, bound, None), move |context| {
-        Parser::new(context, batcher.clone(), line_bytes_max).with_rules(Arc::clone(&rules))
+        Parser::new(context, batcher.clone(), line_bytes_max).with_rules(Arc::clone(&rules)).with_horizon(horizon)
     });
     let bound = Bound { messages_max: 64, bytes_max: 16 * MIB };
     topology.spawn(spec(format!("producer-{lane}"), &arbiter, bound, None), move |context| {

@@ -23,6 +23,7 @@ use crate::config::{Unit, show_number};
 use crate::error::Error;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};
+use crate::memory_limit;
 use crate::metric_help;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
@@ -105,6 +106,7 @@ pub async fn serve(config: Config, version: &str, print: Print<'_>) -> Result<()
         tail: logweir.tail(),
         alerts: logweir.alerts(),
         writer: logweir.recovered().writer,
+        run: logweir.recovered().run,
     });
     let data = http::serve_data(&shared, data).map_err(|error| unavailable("http.listen", &error))?;
     actix_rt::spawn(data.server);
@@ -148,9 +150,9 @@ async fn serve_gateway(
         .map_err(|error| ConfigError::at("cache.url", error))?;
     let throttle = QueryThrottle::default();
     let reader = opened.reader(Duration::from_millis(config.query.timeout_ms), throttle.clone());
-    shared.set_searcher(Searcher::new(reader, cache, config.query));
     shared.set_dead_letter_store(opened.store());
     if let Some(gateway) = shared.gateway.clone() {
+        shared.set_searcher(Searcher::new(reader, cache, Arc::new(gateway.clone()), config.query));
         actix_rt::spawn(async move { gateway.look_up(&throttle).await });
     }
     let data = http::serve_data(shared, data).map_err(|error| unavailable("http.listen", &error))?;
@@ -314,6 +316,14 @@ fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketA
     for (part, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
         tracing::debug!(part, bytes, "memory limit");
     }
+    if let Some(limit) = memory_limit::of_this_process().filter(|limit| *limit < memory_bytes_max as u64) {
+        tracing::warn!(
+            limit_bytes = limit,
+            memory_bytes_max,
+            "the control group's memory limit is below what logweir may use, so the kernel may kill it under load: raise \
+             the limit above memory_bytes_max, or lower the bounds in the configuration (log.level=debug lists them)"
+        );
+    }
     let query = match &config.database.url {
         DatabaseUrl::Blackhole => "(the blackhole stores nothing)".to_owned(),
         _ => {
@@ -371,16 +381,26 @@ async fn until_second_signal<T>(
     }
 }
 
-/// Every SIGTERM and SIGINT.
+/// Every SIGTERM, SIGINT and SIGHUP. The last is sent when a terminal closes, and would end the process without a drain.
 fn signals() -> Result<mpsc::Receiver<()>, Error> {
     let stream = |kind| signal(kind).map_err(|error| Error::Unavailable(format!("cannot receive signals: {error}")));
     let (mut terminate, mut interrupt) = (stream(SignalKind::terminate())?, stream(SignalKind::interrupt())?);
+    // With `nohup` it stays ignored.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut hang_up = if ignores_hang_up(&status) { None } else { Some(stream(SignalKind::hangup())?) };
     let (sender, receiver) = mpsc::channel(4);
     actix_rt::spawn(async move {
         loop {
+            let hung_up = async {
+                match &mut hang_up {
+                    Some(hang_up) => hang_up.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                _ = hung_up => "SIGHUP",
             };
             tracing::info!(signal = name, "signal received");
             if sender.try_send(()).is_err_and(|error| matches!(error, TrySendError::Closed(()))) {
@@ -389,6 +409,12 @@ fn signals() -> Result<mpsc::Receiver<()>, Error> {
         }
     });
     Ok(receiver)
+}
+
+/// Whether the process that started this one made it ignore SIGHUP; from `/proc/self/status`.
+fn ignores_hang_up(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 #[cfg(test)]
@@ -401,5 +427,13 @@ mod tests {
         assert_eq!(url("0.0.0.0:8080", false), "http://localhost:8080");
         assert_eq!(url("[::]:8080", true), "https://localhost:8080");
         assert_eq!(url("10.0.0.1:80", false), "http://10.0.0.1:80");
+    }
+
+    #[test]
+    fn nohup_is_noticed() {
+        assert!(ignores_hang_up("Name:\tlogweir\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"));
+        for status in ["SigIgn:\t0000000000001000\nSigCgt:\t0000000000000001\n", "SigIgn:\t?\n", ""] {
+            assert!(!ignores_hang_up(status), "{status}");
+        }
     }
 }

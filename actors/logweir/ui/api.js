@@ -44,7 +44,7 @@ export class Failure extends Error {
 }
 
 /** Short reason why counts are missing; the error banner shows the failure itself. */
-export const countsError = (error) => (error.reason === "database_unavailable" ? "Counts are unavailable while the database is down." : error.message);
+export const countsError = (error) => (error.reason === "database_unavailable" ? "Counts are unavailable while the database is down." : error.reason === "database_unprepared" ? "Counts are unavailable while the database is not prepared." : error.message);
 
 const KINDS = { 400: "query", 401: "token", 403: "forbidden", 404: "missing", 429: "busy", 502: "unreachable", 503: "unavailable", 504: "timeout" };
 
@@ -96,10 +96,10 @@ export async function post(path, parameters) {
   return response.json().catch(() => ({}));
 }
 
-/** Fetches a response as a Blob. */
+/** Fetches a response as a Blob. Also returns what it lacks, or null. */
 export async function download(path, parameters, signal) {
   const response = await request(path, parameters, { signal });
-  return body(response, (response) => response.blob());
+  return { file: await body(response, (response) => response.blob()), partial: response.headers.get("x-logweir-partial") };
 }
 
 async function body(response, read) {

@@ -42,6 +42,9 @@ export const IconButton = ({ icon, label, ...rest }) =>
   html`<button type="button" class="icon-button" aria-label=${label} title=${label} ...${rest}><${Icon} name=${icon} /></button>`;
 
 const number = new Intl.NumberFormat("en");
+/** Says what a result lacks: `partial_reason` of the response. */
+export const PartialNote = ({ partial_reason: reason }) => html`<p class="note" role="status"><${Icon} name="alert" /><span>This result is incomplete: ${reason}</span></p>`;
+
 export const count = (value) => (Number.isFinite(value) ? number.format(value) : "–");
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 export const short = (value) => (Number.isFinite(value) ? (value < 10000 ? number.format(value) : compact.format(value)) : "–");

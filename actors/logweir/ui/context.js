@@ -1,7 +1,7 @@
 // Context: records of the same service and host before and after one record.
 
 import { get } from "./api.js";
-import { Dialog, html, Icon, plural, severityClass, useEffect, useRef, useState } from "./components.js";
+import { Dialog, html, Icon, PartialNote, plural, severityClass, useEffect, useRef, useState } from "./components.js";
 import { highlighted, oneLine } from "./record.js";
 import { fullTime, rowTime } from "./time.js";
 
@@ -41,6 +41,7 @@ export function Context({ at, zone, highlight, onClose, detail }) {
   return html`<${Dialog} title=${title} className="context" onClose=${onClose}>
     ${error && html`<p class="problem"><${Icon} name="alert" />${error.message}</p>`}
     ${!found && busy && html`<p class="muted">Loading…</p>`}
+    ${found?.partial && html`<${PartialNote} ...${found} />`}
     ${found && html`${more("before", "Load earlier", found.before.length)}
       <ol>${found.before.map((record) => line(record, false))}${line(found.record, true)}${found.after.map((record) => line(record, false))}</ol>
       ${more("after", "Load later", found.after.length)}

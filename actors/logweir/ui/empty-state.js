@@ -16,7 +16,7 @@ async function overview(signal) {
   const { services } = await get("services", range, signal);
   const edge = async (direction) => {
     const { records, source } = await get("query", { ...range, direction, limit: 1 }, signal);
-    if (source?.partial) throw new Error("the database is down: the cache does not know all records");
+    if (source?.partial) throw new Error(`incomplete: ${source.partial_reason}`);
     return Date.parse(records[0]?.ts ?? "");
   };
   const [first, last] = [await edge("forward"), await edge("backward")];

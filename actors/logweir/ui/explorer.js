@@ -4,8 +4,8 @@ import { get, serverNow } from "./api.js";
 import { resolve, UNITS } from "./time.js";
 import { toUrl, zoneOf } from "./state.js";
 import { addTerm, containsTerm, hasTerm, highlightPattern, removeTerm, term } from "./terms.js";
-import { copy, count, html, Icon, IconButton, openMenu, plural, showToast, useCallback, useEffect, useLatest, useMedia, useMemo, useRef, useState } from "./components.js";
-import { RECORDS_MAX, useSearch } from "./search.js";
+import { copy, count, html, Icon, IconButton, openMenu, PartialNote, plural, showToast, useCallback, useEffect, useLatest, useMedia, useMemo, useRef, useState } from "./components.js";
+import { PAGE, RECORDS_MAX, useSearch } from "./search.js";
 import { useTail } from "./tail.js";
 import { Context } from "./context.js";
 import { Detail } from "./record.js";
@@ -41,9 +41,9 @@ export function Explorer({ state, navigate, onFailure, shortcuts }) {
   useEffect(() => { setOpen(new Set()); setSelected(null); }, [state.query, state.start, state.end, live]);
   // The live bar shows errors of the tail itself; only a missing token needs the dialog.
   useEffect(() => onFailure(live && error?.kind !== "token" ? null : error), [error, live]);
-  // Retries while the server is unreachable or busy, or its database is down.
+  // Retries while the server is unreachable or busy, or its database is down or behind. Not while further pages are shown, which a retry would drop.
   useEffect(() => {
-    const retry = !live && (error ? ["unreachable", "busy", "unavailable"].includes(error.kind) : search.source?.partial);
+    const retry = !live && (error ? ["unreachable", "busy", "unavailable"].includes(error.kind) : search.source?.partial && records.length <= PAGE);
     const timer = retry && setTimeout(() => setRun((run) => run + 1), (error?.retryAfter ?? 0) * 1000 || RETRY_MS);
     return () => clearTimeout(timer);
   }, [error, live, search.source]);
@@ -188,7 +188,7 @@ export function Explorer({ state, navigate, onFailure, shortcuts }) {
       ${isEmpty ? html`<${EmptyState} state=${state} zone=${zone} onRange=${onRange} onQuery=${(query) => navigate({ query })} onFirstRecord=${refresh} />` :
         html`<${Table} label="Records" records=${records} columns=${state.columns} zone=${zone} withDate=${withDate} highlight=${highlight} open=${open} selected=${selected} follow=${live}
           onToggle=${onToggle} onSelect=${setSelected} onEnd=${live ? null : onEnd} onColumn=${onColumn} valueMenu=${valueMenu} textMenu=${textMenu} timeMenu=${timeMenu} detail=${detail} keys=${tableKeys}
-          top=${search.source?.partial && !live && html`<p class="note"><${Icon} name="alert" />The database is unavailable. Showing only recent records from the cache.</p>`}
+          top=${search.source?.partial && !live && html`<${PartialNote} ...${search.source} />`}
           bottom=${live && records.length === 0 ? html`<div class="empty-state"><p class="muted">${tail.status === "open" ? "Waiting for matching records…" : "Connecting…"}</p></div>` : bottom} />`}
     </div>
     ${!live && search.records && !isEmpty && html`<footer class="foot muted"><span>${plural(records.length, "record")} loaded</span>${search.tookMs !== null && html`<span>${count(search.tookMs)} ms</span>`}${search.source && html`<span class="wide">${count(search.source.database)} from the database, ${count(search.source.cache)} from the cache</span>`}<span class="spacer"></span><span class="wide"><kbd>?</kbd> shortcuts</span></footer>`}

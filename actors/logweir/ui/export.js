@@ -16,7 +16,7 @@ export function Export({ query, range, total, onClose }) {
   const onDownload = async () => {
     setState({ busy: true, error: null });
     try {
-      const file = await download("query", parameters);
+      const { file, partial } = await download("query", parameters);
       // A JSON document is one page of results, which the server may cut short.
       const page = format === "json" && JSON.parse(await file.text());
       const url = URL.createObjectURL(file);
@@ -26,7 +26,8 @@ export function Export({ query, range, total, onClose }) {
       link.click();
       setTimeout(() => URL.revokeObjectURL(url), 60e3);
       const truncated = page && page.cursor.older && page.records.length < LIMIT;
-      showToast(`${link.download} downloaded${truncated ? ` with the latest ${plural(page.records.length, "record")}; export NDJSON or CSV for more` : ""}`);
+      const incomplete = partial ?? (page && page.source.partial_reason);
+      showToast(`${link.download} downloaded${incomplete ? `, but incomplete: ${incomplete}` : truncated ? ` with the latest ${plural(page.records.length, "record")}; export NDJSON or CSV for more` : ""}`);
       onClose();
     } catch (error) {
       setState({ busy: false, error });

@@ -99,7 +99,7 @@ function App() {
 }
 
 function ErrorBanner({ failure, onRetry }) {
-  const unavailable = failure.reason === "database_unavailable" ? "The database is unavailable." : "The server cannot answer queries right now.";
+  const unavailable = failure.reason === "database_unavailable" ? "The database is unavailable." : failure.reason === "database_unprepared" ? "The database is not prepared for queries." : "The server cannot answer queries right now.";
   const titles = { unreachable: `${location.host} is unreachable.`, busy: "Too many queries are running.", unavailable, timeout: "The query timed out.", forbidden: "This access token lacks the required permission.", missing: "This server does not support this request." };
   const hints = { unreachable: "Showing the last data received. Retrying automatically.", busy: "Retrying automatically.", unavailable: `${failure.message}. Retrying automatically.`, timeout: "Narrow the time range or refine the query." };
   return html`<div class="error-banner" role="alert"><${Icon} name="alert" /><p><b>${titles[failure.kind] ?? "The request failed."}</b> ${hints[failure.kind] ?? failure.message}</p>

@@ -4,7 +4,8 @@ import { get, serverNow } from "./api.js";
 import { resolve } from "./time.js";
 import { useCallback, useEffect, useLatest, useRef, useState } from "./components.js";
 
-const PAGE = 200;
+/** Records of the first page. */
+export const PAGE = 200;
 /** Most records held in the browser; beyond it, the user narrows the time range. */
 export const RECORDS_MAX = 20000;
 const BUCKETS = 120;
@@ -26,7 +27,7 @@ export function stepOf({ start, end }) {
 const EMPTY = { records: null, hits: null, range: null, query: "", older: null, source: null, tookMs: null, error: null, hitsError: null, busy: true, paging: false, full: false };
 
 /** Returns where the records of both pages come from. */
-const sum = (one, other) => ({ database: one.database + other.database, cache: one.cache + other.cache, partial: one.partial || other.partial });
+const sum = (one, other) => ({ ...(one.partial ? one : other), database: one.database + other.database, cache: one.cache + other.cache });
 
 /** Searches when the state or `run` changes. The previous result stays visible until the response arrives. */
 export function useSearch(state, run) {

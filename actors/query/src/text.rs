@@ -29,6 +29,7 @@ pub struct Text {
     regex: Regex,
     /// The equivalent regular expression of `PostgreSQL`.
     postgres: String,
+    needs_unicode: bool,
 }
 
 /// Where the pattern must match.
@@ -75,8 +76,10 @@ impl Text {
             };
             unusable(detail)
         })?;
-        let postgres = pattern::postgres(&expression).map_err(unusable)?;
-        Ok(Self { pattern, kind, case_sensitive, regex, postgres })
+        let (postgres, compares_unicode) = pattern::postgres(&expression).map_err(unusable)?;
+        // What is not written by the user, such as the digits beyond ASCII in `\d`, is not worth a refusal.
+        let needs_unicode = compares_unicode && !pattern.is_ascii();
+        Ok(Self { pattern, kind, case_sensitive, regex, postgres, needs_unicode })
     }
 
     /// Whether `text` matches.
@@ -113,6 +116,13 @@ impl Text {
     #[must_use]
     pub fn postgres(&self) -> &str {
         &self.postgres
+    }
+
+    /// Whether [`postgres`](Self::postgres) has a set with characters above ASCII from the pattern: it compares their
+    /// numbers, which depend on the database's encoding.
+    #[must_use]
+    pub fn needs_unicode(&self) -> bool {
+        self.needs_unicode
     }
 }
 

@@ -1,6 +1,6 @@
 //! Times and durations in parameters.
 
-use jiff::Timestamp;
+use logweir_record::timestamp::{self, MAX_US, MIN_US};
 
 /// Units of a duration, in microseconds.
 const UNITS: [(&str, i64); 7] = [
@@ -14,12 +14,23 @@ const UNITS: [(&str, i64); 7] = [
 ];
 
 /// Parses a time: RFC 3339, a Unix timestamp in seconds, milliseconds, microseconds or nanoseconds (distinguished by
-/// magnitude), `now`, `now-15m` or `-15m`. `now_us` and the result are microseconds since the Unix epoch.
+/// magnitude), `now`, `now-15m` or `-15m`. `now_us` and the result are microseconds since the Unix epoch. A time that no
+/// record can have becomes the nearest one that bounds all records: the start of the year 1, or the end of the year 9999.
 ///
 /// # Errors
 /// The text has none of these formats.
 pub fn parse_time(text: &str, now_us: i64) -> Result<i64, String> {
-    let text = text.trim();
+    parse_any(text.trim(), now_us).map(|us| us.clamp(MIN_US, MAX_US + 1))
+}
+
+/// Returns the exclusive end of a range that ends at `us`. In the last second of the year 9999 it is the end of all
+/// times: later ones are stored as the last microsecond of that second, which no end before it includes.
+#[must_use]
+pub fn range_end(us: i64) -> i64 {
+    if us > MAX_US - 1_000_000 { MAX_US + 1 } else { us }
+}
+
+fn parse_any(text: &str, now_us: i64) -> Result<i64, String> {
     let relative = text.strip_prefix("now").unwrap_or(text);
     if relative.is_empty() && !text.is_empty() {
         return Ok(now_us);
@@ -37,8 +48,7 @@ pub fn parse_time(text: &str, now_us: i64) -> Result<i64, String> {
         return Ok(us);
     }
     let escaped = text.replace(' ', "+");
-    let read = [text, &escaped].into_iter().find_map(|text| text.parse::<Timestamp>().ok());
-    read.map(Timestamp::as_microsecond).ok_or_else(|| {
+    [text, &escaped].into_iter().find_map(timestamp::parse).ok_or_else(|| {
         format!(
             "invalid time {text:?}: expected RFC 3339 such as 2026-01-31T12:00:00Z, a Unix timestamp (s, ms, µs or ns), \
              now, now-15m or -15m"
@@ -104,12 +114,27 @@ mod tests {
             ("2025-11-21T01:00:00 01:00", NOW),
             ("0", 0),
             ("-1", -1_000_000),
+            ("1969-12-31T23:59:59Z", -1_000_000),
+            ("0001-01-01T00:00:00Z", MIN_US),
+            ("-99999999999", MIN_US),
+            ("9999-12-31T23:59:59Z", MAX_US + 1 - 1_000_000),
+            ("9999-12-31T23:59:59.999999Z", MAX_US),
+            ("253402300800.5", MAX_US + 1),
+            ("now+99999w", MAX_US + 1),
         ] {
             assert_eq!(parse_time(text, NOW), Ok(us), "{text}");
         }
         for text in ["", "yesterday", "now-", "15m", "now-5x", "2025-13-01T00:00:00Z", "1.x"] {
             assert!(parse_time(text, NOW).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_range_to_the_last_second_ends_with_all_times() {
+        let end = |text| range_end(parse_time(text, 0).unwrap());
+        assert_eq!(end("9999-12-31T23:59:59Z"), MAX_US + 1);
+        assert_eq!(end("9999-12-31T23:59:59.999999Z"), MAX_US + 1);
+        assert_eq!(end("9999-12-31T23:59:58Z"), MAX_US - 1_999_999);
     }
 
     #[test]

@@ -79,6 +79,12 @@ impl Chunk {
         self.ts_us.is_empty()
     }
 
+    /// The event times of all records, in order, in microseconds since the Unix epoch.
+    #[must_use]
+    pub fn times(&self) -> &[i64] {
+        &self.ts_us
+    }
+
     /// Size in memory, in bytes. Every byte limit of the engine is measured in this unit.
     #[must_use]
     pub fn bytes(&self) -> usize {

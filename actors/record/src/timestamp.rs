@@ -3,7 +3,8 @@
 //! A binary timestamptz accepts any 64 bits: the extremes become `infinity` or the year 294276 and create an absurd
 //! partition. So every time is clamped to the years 1 to 9999 (the parser does so too and keeps the original text).
 
-use jiff::civil::Date;
+use jiff::civil::{Date, DateTime};
+use jiff::fmt::temporal::Pieces;
 use jiff::{Span, Timestamp};
 
 /// 0001-01-01T00:00:00Z.
@@ -83,7 +84,17 @@ pub fn text(ts_us: i64) -> String {
 /// Parses an RFC 3339 time as microseconds since 1970.
 #[must_use]
 pub fn parse(text: &str) -> Option<i64> {
-    text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond)
+    text.parse::<Timestamp>().map(Timestamp::as_microsecond).ok().or_else(|| parse_late(text))
+}
+
+/// Parses a time of the last day, where `Timestamp` ends early: see [`date`].
+fn parse_late(text: &str) -> Option<i64> {
+    const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+    let pieces = Pieces::parse(text).ok()?;
+    let local = DateTime::from_parts(pieces.date(), pieces.time()?).duration_since(EPOCH);
+    let offset = i64::from(pieces.to_numeric_offset()?.seconds());
+    let us = i64::try_from(local.as_micros()).ok()?.checked_sub(offset.checked_mul(1_000_000)?)?;
+    Some(us).filter(|us| *us <= MAX_US)
 }
 
 #[cfg(test)]
@@ -97,6 +108,9 @@ mod tests {
             assert_eq!(parse(writer.write(ts_us)), Some(ts_us));
         }
         assert_eq!(writer.write(i64::MAX), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(parse(writer.write(i64::MAX)), Some(MAX_US));
+        assert_eq!(parse("9999-12-31T23:00:00+02:00"), Some(MAX_US + 1 - 3 * 3_600_000_000));
+        assert_eq!((parse("9999-12-31T23:00:00-02:00"), parse("9999-12-31T23:00:00")), (None, None));
         assert_eq!(writer.write(i64::MIN), "0001-01-01T00:00:00.000000Z");
         assert_eq!(text(1_709_164_800_000_000), "2024-02-29T00:00:00.000000Z");
     }

@@ -4,6 +4,7 @@
 //! - Dropping a read cancels it in the database too.
 //! - Rows are returned with the lanes' cursors of the same snapshot: records above them in the cache are not among the
 //!   rows.
+//! - A result is empty only if the tables are there and have no such record.
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -56,6 +57,9 @@ pub struct LaneCursor {
     pub lane_id: i64,
     /// The last committed frame.
     pub last_seq: u64,
+    /// Number of its records that are accounted for: a record with a higher ordinal is not among the rows. A batch can end
+    /// inside of a frame, so the frame alone does not decide.
+    pub records: u64,
 }
 
 /// A value and the cursors of the same snapshot.
@@ -80,12 +84,15 @@ pub enum ReadError {
          range, or retry when the database has caught up"
     )]
     Preempted,
-    /// The database is unavailable.
+    /// The database is unavailable: it cannot be reached, or accepts no connection or query now.
     #[error("{0}")]
     Unavailable(String),
-    /// The tables do not exist yet; they are created when the pipeline first connects.
-    #[error("the database has no logweir tables yet")]
-    NoSchema,
+    /// The database responds, but its tables are not (or not yet) those of logweir, or may not be read.
+    #[error("the database is not prepared for queries: {0}")]
+    Unprepared(String),
+    /// The database cannot evaluate this query: another one must be sent.
+    #[error("{0}")]
+    Unanswerable(String),
     /// A permanent failure.
     #[error("{0}")]
     Failed(String),
@@ -152,16 +159,6 @@ impl ReadError {
         match is_behind {
             true => Self::Preempted,
             false => Self::Timeout(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
-        }
-    }
-}
-
-impl<T> Snapshot<T> {
-    /// Returns the result of a read, or `empty` if the tables do not exist yet.
-    pub fn or_empty(result: Result<Self, ReadError>, empty: impl FnOnce() -> T) -> Result<Self, ReadError> {
-        match result {
-            Err(ReadError::NoSchema) => Ok(Self { value: empty(), lanes: Vec::new() }),
-            other => other,
         }
     }
 }

@@ -195,7 +195,7 @@ impl Journal {
             pending: None,
             buffer: Vec::new(),
         };
-        let housekeeper = Housekeeper { shared: shared.clone(), wake: woken };
+        let housekeeper = Housekeeper::new(shared.clone(), woken);
         let handle = Handle { shared, threads: Mutex::new(None), sealed: Mutex::new(None) };
         (Self { handle: Arc::new(handle) }, writer, housekeeper)
     }

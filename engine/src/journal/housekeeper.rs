@@ -3,8 +3,10 @@
 //!
 //! On a full disk the ballast is deleted at once, so that a database on the same disk can still be drained. Intake
 //! stays rejected until both ballast and spare have been created again. That is tried at most every 500 ms, and only if
-//! the file system reports enough space: a failing attempt would take the space from others.
+//! the file system reports enough space: a failing attempt would take the space from others. What is tried so often is
+//! logged at most once a minute.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -20,13 +22,37 @@ use super::state::Spare;
 use crate::fault;
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 pub(super) struct Housekeeper {
-    pub(super) shared: Arc<Shared>,
-    pub(super) wake: Receiver<()>,
+    shared: Arc<Shared>,
+    wake: Receiver<()>,
+    full: LogLimit,
+    resumed: LogLimit,
+    failed: LogLimit,
+}
+
+/// Limits how often something is logged that happens again and again.
+#[derive(Default)]
+struct LogLimit(Cell<Option<Instant>>);
+
+impl LogLimit {
+    /// Whether it may be logged now. Only asked if it is about to be.
+    fn allows(&self, now: Instant) -> bool {
+        let allows = self.0.get().is_none_or(|last| now.saturating_duration_since(last) >= LOG_INTERVAL);
+        if allows {
+            self.0.set(Some(now));
+        }
+        allows
+    }
 }
 
 impl Housekeeper {
+    pub(super) fn new(shared: Arc<Shared>, wake: Receiver<()>) -> Self {
+        let [full, resumed, failed] = <[LogLimit; 3]>::default();
+        Self { shared, wake, full, resumed, failed }
+    }
+
     /// Runs until the journal stops.
     pub(super) fn run(self) {
         // `Some` while something has to be retried; nothing is retried earlier.
@@ -57,7 +83,9 @@ impl Housekeeper {
         }
         let made = (!full || self.has_space()) && self.make_spare() & self.make_ballast();
         if made && full {
-            tracing::info!("the journal's disk has space again; intake resumes");
+            if self.resumed.allows(Instant::now()) {
+                tracing::info!("the journal's disk has space again; intake resumes");
+            }
             self.shared.resume();
         }
         (!made || !removed).then(|| Instant::now() + PROBE_INTERVAL)
@@ -86,7 +114,9 @@ impl Housekeeper {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment: retrying");
+                    if self.failed.allows(Instant::now()) {
+                        tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment: retrying");
+                    }
                     return false;
                 }
             }
@@ -116,7 +146,9 @@ impl Housekeeper {
             // The journal stops; the partial file has been removed.
             Err(error) if error.kind() == ErrorKind::Interrupted => false,
             Err(error) => {
-                tracing::warn!(%error, "cannot create the next segment's file: retrying");
+                if self.failed.allows(Instant::now()) {
+                    tracing::warn!(%error, "cannot create the next segment's file: retrying");
+                }
                 false
             }
         }
@@ -136,7 +168,7 @@ impl Housekeeper {
                 true
             }
             Err(error) => {
-                if error.kind() != ErrorKind::Interrupted {
+                if error.kind() != ErrorKind::Interrupted && self.failed.allows(Instant::now()) {
                     tracing::warn!(%error, "cannot create the ballast: retrying");
                 }
                 self.shared.set_ballast(0);
@@ -148,10 +180,22 @@ impl Housekeeper {
     /// Returns whether there was a ballast to delete.
     fn delete_ballast(&self) -> bool {
         let deleted = fs::remove_file(self.shared.dir.ballast()).is_ok();
-        if deleted {
+        if deleted && self.full.allows(Instant::now()) {
             tracing::warn!("deleted the ballast, so that the full disk can be drained");
         }
         self.shared.set_ballast(0);
         deleted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_twice_a_second_is_logged_once_a_minute() {
+        let (limit, start) = (LogLimit::default(), Instant::now());
+        let logged = (0..360).filter(|nth| limit.allows(start + PROBE_INTERVAL * *nth)).count();
+        assert_eq!(logged, 3, "in three minutes");
     }
 }

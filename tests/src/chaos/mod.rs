@@ -17,4 +17,5 @@ mod held;
 mod world;
 mod run;
 
+pub use self::plan::Kinds;
 pub use self::run::{Chaos, Report, chaos};

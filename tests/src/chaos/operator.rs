@@ -61,11 +61,14 @@ macro_rules! trigger {
 /// A CHECK constraint.
 macro_rules! check {
     ($kind:literal, $harmless:ident, $condition:literal) => {
+        check!($kind, $harmless, "chaos", $condition)
+    };
+    ($kind:literal, $harmless:ident, $name:literal, $condition:literal) => {
         Statements {
             kind: $kind,
             slot: Slot::Check,
-            doing: &[concat!("ALTER TABLE logs ADD CONSTRAINT chaos ", $condition)],
-            undoing: &["ALTER TABLE logs DROP CONSTRAINT IF EXISTS chaos"],
+            doing: &[concat!("ALTER TABLE logs ADD CONSTRAINT ", $name, " ", $condition)],
+            undoing: &[concat!("ALTER TABLE logs DROP CONSTRAINT IF EXISTS ", $name)],
             harmless: $harmless,
         }
     };
@@ -78,7 +81,7 @@ macro_rules! column {
             kind: $kind,
             slot: Slot::Column,
             doing: &[$($doing),+],
-            undoing: &["ALTER TABLE logs DROP COLUMN IF EXISTS chaos"],
+            undoing: &["ALTER TABLE logs DROP COLUMN IF EXISTS chaos, DROP COLUMN IF EXISTS refuses_all"],
             harmless: $harmless,
         }
     };
@@ -113,6 +116,10 @@ macro_rules! upkeep {
     };
 }
 
+/// The dead letters whose reason is an act that refuses every row: its name is in the reason. There is none, since then
+/// it is not the record that is wrong.
+pub const WRONGLY_DEAD: &str = "SELECT count(*) FROM logweir_dead_letter WHERE reason LIKE '%refuses_all%'";
+
 /// All kinds.
 pub const STATEMENTS: &[Statements] = &[
     Statements {
@@ -132,7 +139,7 @@ pub const STATEMENTS: &[Statements] = &[
     check!("check_valid", HARMLESS, "CHECK (length(message) > 0)"),
     check!("check_not_valid", HARMLESS, "CHECK (length(message) > 0) NOT VALID"),
     check!("check_refuses_some", HARMLESS, "CHECK (hashtext(message) % ({n} * 10) <> 0) NOT VALID"),
-    check!("check_refuses_all", STOPS, "CHECK (false) NOT VALID"),
+    check!("check_refuses_all", STOPS, "refuses_all", "CHECK (false) NOT VALID"),
     column!(
         "generated_column",
         HARMLESS,
@@ -143,15 +150,15 @@ pub const STATEMENTS: &[Statements] = &[
     column!(
         "not_null_column_without_default",
         STOPS,
-        "ALTER TABLE logs ADD COLUMN chaos integer NOT NULL DEFAULT 7",
-        "ALTER TABLE logs ALTER COLUMN chaos DROP DEFAULT"
+        "ALTER TABLE logs ADD COLUMN refuses_all integer NOT NULL DEFAULT 7",
+        "ALTER TABLE logs ALTER COLUMN refuses_all DROP DEFAULT"
     ),
     trigger!(
         "trigger_raises_for_some",
         HARMLESS,
         "IF hashtext(NEW.message) % ({n} * 10) = 0 THEN RAISE EXCEPTION 'this row is refused'; END IF;"
     ),
-    trigger!("trigger_raises_for_all", STOPS, "RAISE EXCEPTION 'every row is refused';"),
+    trigger!("trigger_raises_for_all", STOPS, "RAISE EXCEPTION 'refuses_all';"),
     trigger!("trigger_filters_some", HARMLESS, "IF hashtext(NEW.message) % ({n} * 10) = 0 THEN RETURN NULL; END IF;"),
     trigger!("trigger_slow", HARMLESS, "PERFORM pg_sleep(0.001);"),
     trigger!("trigger_notice", HARMLESS, "RAISE NOTICE 'a row of %', NEW.service;"),

@@ -30,30 +30,54 @@ const LONGEST: Duration = Duration::from_secs(3);
 /// Acts in a round, at most.
 const ACTS_MAX: usize = 9;
 
+/// Which kinds of acts are done: all, only some, or all but some.
+#[derive(Clone, Debug, Default)]
+pub struct Kinds {
+    only: Vec<String>,
+    not: Vec<String>,
+}
+
+impl Kinds {
+    /// Parses names separated by commas; a `-` before a name excludes it.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let names = text.split(',').filter(|name| !name.is_empty());
+        let (not, only): (Vec<_>, Vec<_>) = names.partition(|name| name.starts_with('-'));
+        Self {
+            only: only.into_iter().map(str::to_owned).collect(),
+            not: not.into_iter().map(|name| name.trim_start_matches('-').to_owned()).collect(),
+        }
+    }
+
+    fn contain(&self, kind: &str) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|name| name == kind)) && !self.not.iter().any(|name| name == kind)
+    }
+}
+
 /// All rounds, in order.
 pub struct Plan {
     random: StdRng,
     abilities: Abilities,
-    only: Vec<String>,
+    kinds: Kinds,
     deck: Vec<Act>,
 }
 
 impl Plan {
-    /// Plans with the kinds in `only`, or with all if it is empty.
+    /// Plans with these kinds.
     ///
     /// # Panics
-    /// If `only` names no possible kind.
+    /// If none of them is possible.
     #[must_use]
-    pub fn new(seed: u64, abilities: Abilities, only: &[String]) -> Self {
-        let mut plan = Self { random: StdRng::seed_from_u64(seed), abilities, only: only.to_vec(), deck: Vec::new() };
+    pub fn new(seed: u64, abilities: Abilities, kinds: &Kinds) -> Self {
+        let mut plan = Self { random: StdRng::seed_from_u64(seed), abilities, kinds: kinds.clone(), deck: Vec::new() };
         plan.shuffle();
-        assert!(!plan.deck.is_empty(), "no kind of act is named {only:?}, or this machine does not allow it");
+        assert!(!plan.deck.is_empty(), "no kind of act is left of {kinds:?} on this machine");
         plan
     }
 
     fn shuffle(&mut self) {
         let mut deck = one_of_each(&mut self.random, self.abilities);
-        deck.retain(|act| self.only.is_empty() || self.only.iter().any(|kind| kind == act.kind()));
+        deck.retain(|act| self.kinds.contain(act.kind()));
         deck.shuffle(&mut self.random);
         // What is left of the last deck comes first.
         self.deck.splice(0..0, deck);
@@ -91,7 +115,7 @@ impl Plan {
     /// it does, it does only at its start.
     fn start_anew(&mut self, steps: &mut Vec<Step>) {
         let act = Act::Ended("program_killed", libc::SIGKILL);
-        let is_wanted = self.only.is_empty() || self.only.iter().any(|kind| kind == act.kind());
+        let is_wanted = self.kinds.contain(act.kind());
         let at = ROUND / 2 + Duration::from_millis(self.random.random_range(0..1500));
         if is_wanted && self.random.random() && steps.iter().all(|step| step.act.slot() != act.slot()) {
             steps.push(Step { at, lasts: Some(Duration::ZERO), act });
@@ -121,13 +145,13 @@ mod tests {
 
     #[test]
     fn a_seed_names_one_plan() {
-        assert_eq!(shown(&mut Plan::new(7, ALL, &[])), shown(&mut Plan::new(7, ALL, &[])));
-        assert_ne!(shown(&mut Plan::new(7, ALL, &[])), shown(&mut Plan::new(8, ALL, &[])));
+        assert_eq!(shown(&mut Plan::new(7, ALL, &Kinds::default())), shown(&mut Plan::new(7, ALL, &Kinds::default())));
+        assert_ne!(shown(&mut Plan::new(7, ALL, &Kinds::default())), shown(&mut Plan::new(8, ALL, &Kinds::default())));
     }
 
     #[test]
     fn every_kind_comes_and_acts_of_a_slot_never_overlap() {
-        let mut plan = Plan::new(1, ALL, &[]);
+        let mut plan = Plan::new(1, ALL, &Kinds::default());
         let mut seen = HashSet::new();
         for _ in 0..60 {
             let steps = plan.round();
@@ -144,9 +168,16 @@ mod tests {
 
     #[test]
     fn a_plan_of_one_kind_repeats_it() {
-        let mut plan = Plan::new(1, ALL, &["commit_late".to_owned()]);
+        let mut plan = Plan::new(1, ALL, &Kinds::of("commit_late"));
         let acts: Vec<_> = (0..10).flat_map(|_| plan.round()).map(|step| step.act.kind()).collect();
         assert!(acts.len() >= 10 && acts.iter().all(|kind| *kind == "commit_late"), "{acts:?}");
+    }
+
+    #[test]
+    fn kinds_can_be_excluded() {
+        let mut plan = Plan::new(1, ALL, &Kinds::of("-snapshot,-disk_full,-program_killed"));
+        let mut steps = (0..60).flat_map(|_| plan.round());
+        assert!(!steps.any(|step| ["snapshot", "disk_full", "program_killed"].contains(&step.act.kind())));
     }
 
     #[test]

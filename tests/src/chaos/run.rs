@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::accounting::Totals;
 use crate::chaos::act::Act;
-use crate::chaos::plan::{Plan, Step};
+use crate::chaos::operator::WRONGLY_DEAD;
+use crate::chaos::plan::{Kinds, Plan, Step};
 use crate::chaos::world::{World, abilities, options};
 use crate::client::Load;
 use crate::ledger::Outcome;
@@ -22,8 +23,8 @@ pub struct Chaos {
     pub seed: u64,
     /// Rounds begin for this long.
     pub lasts: Duration,
-    /// Kinds of acts; all if it is empty.
-    pub only: Vec<String>,
+    /// Kinds of acts.
+    pub kinds: Kinds,
     /// Fault points of the program.
     pub faults: &'static str,
 }
@@ -71,7 +72,7 @@ pub fn chaos(chaos: &Chaos) -> Report {
     let mut report = Report::default();
     // A third of the seeds have a pooler.
     let abilities = abilities(chaos.seed.is_multiple_of(3));
-    let mut plan = Plan::new(chaos.seed, abilities, &chaos.only);
+    let mut plan = Plan::new(chaos.seed, abilities, &chaos.kinds);
     on_postgres_with("chaos", &options(), |scenario| {
         let mut world = World::new(scenario, abilities, chaos.faults);
         let loads = loads(chaos.lasts).map(|load| world.scenario.load(load));
@@ -86,6 +87,9 @@ pub fn chaos(chaos: &Chaos) -> Report {
         loads.into_iter().for_each(crate::client::Running::stop);
         if run.report.violations.is_empty() {
             run.report.violations = world.scenario.findings();
+            let refusals =
+                run.report.counts.iter().filter(|(kind, _)| REFUSE_ALL.contains(kind)).map(|(_, (done, _))| done);
+            run.report.violations.extend(wrongly_dead(&world, refusals.sum()));
         }
         run.report.accounting = accounting(&mut world, run.round);
         if chaos.faults.is_empty() && !run.report.violations.is_empty() {
@@ -103,6 +107,19 @@ fn loads(lasts: Duration) -> [Load; 2] {
     let pause = (lasts * per_pause / RECORDS_MAX).max(Duration::from_millis(20));
     let large = Load { clients: 1, records: 3, message_bytes: 20_000, pause: pause * 10, ..Load::default() };
     [Load { pause, ..small }, large]
+}
+
+/// Kinds that refuse every row.
+const REFUSE_ALL: [&str; 3] = ["check_refuses_all", "not_null_column_without_default", "trigger_raises_for_all"];
+/// Lanes of the program.
+const LANES: u64 = 3;
+
+/// Dead letters of records that were refused only because every record was. One of each lane can be: the act can end
+/// between the record's refusal and the check whether another record is accepted.
+fn wrongly_dead(world: &World<'_>, refusals: u32) -> Option<Violation> {
+    let count = world.sql(WRONGLY_DEAD).ok().and_then(|rows| rows.first()?.first()?.parse::<u64>().ok());
+    let wrong = count.is_none_or(|count| count > LANES * u64::from(refusals));
+    wrong.then(|| Violation::Accounting(format!("{count:?} dead letters while {refusals} acts refused every row")))
 }
 
 fn accounting(world: &mut World<'_>, rounds: u32) -> String {

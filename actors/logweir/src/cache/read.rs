@@ -9,17 +9,18 @@ use uuid::Uuid;
 
 use logweir_query::page::Found;
 use logweir_record::timestamp;
-use logweir_store::ORDINAL_BITS;
+use logweir_store::id_of;
 use logweir_store::read::LaneCursor;
 
 /// A [`RecentRecord`](super::RecentRecord), parsed, borrowing from its text.
 #[derive(Deserialize)]
 pub struct Cached<'a> {
-    run: Uuid,
-    lane: u16,
-    /// Sequence number of its frame.
-    pub seq: u64,
-    ordinal: i64,
+    /// The run that produced it.
+    pub run: Uuid,
+    /// Its lane.
+    pub lane: u16,
+    /// Its number in the lane, from 1.
+    pub ordinal: u64,
     #[serde(borrow)]
     ts: Cow<'a, str>,
     severity: u8,
@@ -47,15 +48,15 @@ impl<'a> Cached<'a> {
         lanes.iter().find(|lane| lane.run == self.run && lane.lane == self.lane)
     }
 
-    /// Returns the record with its id in `lane`.
+    /// Returns the record with its id in the lane `lane_id`.
     #[must_use]
-    pub fn found(&self, lane: &LaneCursor) -> Option<Found> {
+    pub fn found(&self, lane_id: i64) -> Option<Found> {
         let attributes = match self.attributes.get() {
             "{}" => String::new(),
             text => text.to_owned(),
         };
         Some(Found {
-            id: lane.lane_id << ORDINAL_BITS | self.ordinal,
+            id: id_of(lane_id, i64::try_from(self.ordinal).ok()?),
             ts_us: timestamp::parse(&self.ts)?,
             severity: Severity::from_number(self.severity)?,
             service: self.service.clone().into_owned(),

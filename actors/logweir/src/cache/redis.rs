@@ -13,7 +13,8 @@
 //!   overlaps.
 //! - If Redis evicts a cursor but keeps the counters, and an old batch is replayed at that moment, that batch counts
 //!   twice. Use a `noeviction` or `volatile-ttl` policy where that matters; a FLUSHALL is harmless.
-//! - The keys of one call map to many hash slots: Redis Cluster is not supported.
+//! - The keys of one call map to many hash slots: Redis Cluster is not supported, and Sentinel is not asked for the
+//!   current primary. Both are named when they are found.
 //! - Nothing waits forever: each command has a timeout, a command without a connection fails at once, the queue is
 //!   bounded, and a connection that only times out is replaced. The last is needed because fred never gives up on a
 //!   socket write that hangs (stopped server, dead host).
@@ -30,7 +31,7 @@ use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, HashesInterface, ListInterface, LuaInterface, SortedSetsInterface};
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig};
-use fred::types::{Builder, ConnectHandle, Value};
+use fred::types::{Builder, ConnectHandle, InfoKind, Value};
 use logweir_engine::clock;
 use logweir_engine::journal::LaneId;
 use tokio::runtime::Handle;
@@ -128,7 +129,13 @@ impl RedisCache {
         let builder = builder(url, timeout, ca_file)?;
         let link = Link::open(&builder).map_err(|error| cache_error(&error))?;
         // An unavailable Redis is not an error; batches that arrive meanwhile are counted as discarded.
-        let _ = tokio::time::timeout(timeout, link.client.wait_for_connect()).await;
+        let connected = tokio::time::timeout(timeout, link.client.wait_for_connect()).await;
+        if matches!(connected, Ok(Ok(())))
+            && let Ok(info) = link.client.info::<String>(Some(InfoKind::Server)).await
+            && let Some(what) = unsupported_mode(&info)
+        {
+            tracing::error!("cache.url: {what}");
+        }
         Ok(Self {
             limits: settings.into(),
             builder,
@@ -352,8 +359,26 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
     Ok(builder)
 }
 
+const CLUSTER: &str = "Redis Cluster is not supported, because one call uses keys of many slots: recent records and \
+    counters are not cached; name a server that is no part of a cluster, or use cache.url = \"memory\"";
+const SENTINEL: &str = "this is Redis Sentinel, which is not supported and holds no data: recent records and counters are \
+    not cached; name the server itself, or an address that follows the primary";
+
+/// What is wrong with a server that says this about itself (`INFO server`).
+fn unsupported_mode(info: &str) -> Option<&'static str> {
+    match info.lines().find_map(|line| line.strip_prefix("redis_mode:"))?.trim() {
+        "cluster" => Some(CLUSTER),
+        "sentinel" => Some(SENTINEL),
+        _ => None,
+    }
+}
+
 /// Maps an error to its counter label. Redis starts its own errors with a word that identifies them.
 fn cache_error(error: &Error) -> CacheError {
+    let word = error.details().split_whitespace().next();
+    if matches!(word, Some("CROSSSLOT" | "MOVED" | "ASK" | "CLUSTERDOWN")) {
+        return CacheError { reason: "unsupported", detail: format!("{CLUSTER} ({error})") };
+    }
     let reason = match error.kind() {
         ErrorKind::Timeout => "timeout",
         ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => "connection",
@@ -361,7 +386,7 @@ fn cache_error(error: &Error) -> CacheError {
         ErrorKind::Auth => "auth",
         ErrorKind::Backpressure => "queue_full",
         ErrorKind::Config | ErrorKind::Url => "config",
-        _ => match error.details().split_whitespace().next() {
+        _ => match word {
             Some("OOM") => "oom",
             Some("READONLY") => "readonly",
             Some("MISCONF") => "misconf",
@@ -395,6 +420,9 @@ mod tests {
             (ErrorKind::Unknown, "READONLY You can't write against a read only replica.", "readonly"),
             (ErrorKind::Unknown, "MISCONF Redis is configured to save RDB snapshots", "misconf"),
             (ErrorKind::Unknown, "LOADING Redis is loading the dataset in memory", "loading"),
+            (ErrorKind::Unknown, "CROSSSLOT Keys in request don't hash to the same slot", "unsupported"),
+            (ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381", "unsupported"),
+            (ErrorKind::Cluster, "CLUSTERDOWN Hash slot not served", "unsupported"),
             (ErrorKind::Unknown, "ERR something else", "rejected"),
             (ErrorKind::Unknown, "", "rejected"),
             (ErrorKind::Timeout, "Request timed out.", "timeout"),

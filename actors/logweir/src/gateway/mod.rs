@@ -12,18 +12,24 @@
 //!   breaker's probe.
 //! - At most `gateway.requests_max` requests run at a time, and at most [`ANSWER_BYTES_MAX`] of a response are read.
 //! - An unreachable processor becomes an entry with an error, never an error of the whole response.
+//! - Queries are compared with the lanes of the processors, to report what their results lack. They wait for that only
+//!   briefly: what a processor reported last is still a lower bound of what it has committed.
 //!
 //! Rejected alternative: a list of processors in the database, which would be one more thing that can be stale; the
 //! platform's name service is authoritative.
 
+mod lanes;
 pub mod members;
 pub mod tail;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::future::join_all;
+use logweir_engine::clock;
+use logweir_engine::journal::LaneId;
 use reqwest::header::AUTHORIZATION;
 use reqwest::redirect;
 use rustls::pki_types::ServerName;
@@ -31,10 +37,13 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
 
 use crate::config::{Auth, AuthMode, Config, HostPort};
 use crate::limits::backoff::Backoff;
 use crate::limits::breaker::{Allow, BreakerSnapshot};
+use crate::search::completeness::{LaneState, Lanes};
+use lanes::KnownLanes;
 use logweir_store::throttle::QueryThrottle;
 use logweir_tls::{self as tls, TlsError};
 use members::{Member, Members};
@@ -43,6 +52,8 @@ use members::{Member, Members};
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Delay before the second attempt.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_millis(200));
+/// How long a query waits for the processors' lanes.
+const LANES_WITHIN: Duration = Duration::from_millis(250);
 /// How long responses are reused for the next request: many users view the same page.
 const REUSE_FOR: Duration = Duration::from_millis(500);
 
@@ -63,6 +74,7 @@ struct Parts {
     /// Limits the number of live tails.
     tails: Arc<Semaphore>,
     statuses: tokio::sync::Mutex<Option<(Instant, Arc<Vec<Processor>>)>>,
+    lanes: Mutex<KnownLanes>,
 }
 
 /// One processor, as shown by `/api/v1/pipeline`.
@@ -135,6 +147,7 @@ impl Gateway {
             requests: Semaphore::new(settings.requests_max),
             tails: Arc::new(Semaphore::new(config.tail.clients_max)),
             statuses: tokio::sync::Mutex::default(),
+            lanes: Mutex::default(),
         })))
     }
 
@@ -175,6 +188,7 @@ impl Gateway {
         {
             return Arc::clone(statuses);
         }
+        let requested_us = clock::wall_us();
         let responses = self.request_all("/api/v1/status").await;
         let processor = |(member, outcome): (Member, Result<Value, ProcessorError>)| self.processor(&member, outcome);
         let mut processors: Vec<Processor> = responses.into_iter().map(processor).collect();
@@ -187,6 +201,9 @@ impl Gateway {
             status: None,
             breaker: None,
         }));
+        for status in processors.iter().filter_map(|processor| processor.status.as_ref()) {
+            self.lanes().report(status, requested_us);
+        }
         let statuses = Arc::new(processors);
         *last = Some((Instant::now(), Arc::clone(&statuses)));
         statuses
@@ -296,9 +313,27 @@ impl Gateway {
         timeout_at(until, answer).await.unwrap_or(Err(ProcessorError::TimedOut(self.0.timeout)))
     }
 
+    fn lanes(&self) -> MutexGuard<'_, KnownLanes> {
+        // What a panic left behind is at worst incomplete, and reported again.
+        self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn members<T>(&self, access: impl FnOnce(&mut Members) -> T) -> T {
         // The lock is never held across a panic, and its content would still be consistent.
         access(&mut self.0.members.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait]
+impl Lanes for Gateway {
+    async fn states(&self) -> Vec<LaneState> {
+        // In time or not, what is known then counts.
+        let _ = timeout(LANES_WITHIN, self.statuses()).await;
+        self.lanes().states()
+    }
+
+    fn arrived_until(&self, writer: Uuid, lane: LaneId, records: u64) -> Option<i64> {
+        self.lanes().arrived_until(writer, lane, records)
     }
 }
 

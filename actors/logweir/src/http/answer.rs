@@ -200,9 +200,12 @@ impl From<SearchError> for HttpError {
             SearchError::InvalidRequest(_) => Self::new(400, "bad_parameter", detail),
             SearchError::NotSearchable => Self::new(501, "not_searchable", detail),
             SearchError::Read(ReadError::Timeout(_) | ReadError::Preempted) => Self::new(504, "query_timeout", detail),
-            SearchError::Read(ReadError::Unavailable(_) | ReadError::NoSchema) => {
-                Self::new(503, "database_unavailable", detail)
+            SearchError::Read(ReadError::Unavailable(_)) => Self::new(503, "database_unavailable", detail),
+            // Tables that are only missing until a processor has connected are there in a moment.
+            SearchError::Read(ReadError::Unprepared(_)) => {
+                Self::new(503, "database_unprepared", detail).with_retry_after(RETRY_BUSY_S)
             }
+            SearchError::Read(ReadError::Unanswerable(_)) => Self::new(400, "bad_query", detail),
             SearchError::Read(_) => Self::new(500, "query_failed", detail),
         }
     }

@@ -18,13 +18,19 @@ type Responses = BTreeMap<String, RefOr<Response>>;
 
 /// Of endpoints that query records.
 const QUERY_ERRORS: [(u16, &str); 8] = [
-    (400, "Invalid parameter or query; `column` is the position of the error in the query."),
+    (
+        400,
+        "Invalid parameter or query, or one that the database's encoding cannot represent; `column` is the position of the error in the query.",
+    ),
     (401, "A query token is required."),
     (404, "Record not found; or this process is a processor, which serves no queries: use a gateway."),
     (429, "Too many queries are running and waiting."),
     (500, "The database rejected the query; the log of this process has the details."),
     (501, "The configured store cannot be queried."),
-    (503, "The database is unavailable, or the process is starting."),
+    (
+        503,
+        "The database is unavailable or not prepared and the cache has no record, or the process is starting. Counts are not answered from the cache.",
+    ),
     (504, "The query timed out."),
 ];
 

@@ -32,6 +32,8 @@ struct IngestResponse<'a> {
     accepted: u32,
     rejected: u32,
     parse_errors: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    beyond_retention: u32,
     errors: &'a [LineError],
     lane: LaneId,
     seq: u64,
@@ -68,11 +70,15 @@ async fn answer(shared: &Shared, request: &HttpRequest, payload: web::Payload) -
     }
     let ack = parameters.ack;
     let Receipt { lane, seq, report, repeated } = accept(shared, request, payload, parameters).await?;
-    let ParseReport { accepted, rejected, parse_errors, errors, .. } = report;
-    Ok(Answer::json(
-        200,
-        &IngestResponse { accepted, rejected, parse_errors, errors: &errors, lane, seq, ack, repeated },
-    ))
+    let ParseReport { accepted, rejected, parse_errors, beyond_retention, errors, .. } = report;
+    let errors = &errors;
+    let response =
+        IngestResponse { accepted, rejected, parse_errors, beyond_retention, errors, lane, seq, ack, repeated };
+    Ok(Answer::json(200, &response))
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize)]

@@ -76,6 +76,8 @@ pub struct Running {
     pub alerts: AlertRegistry,
     /// Identity of the journal, known to the database as the writer.
     pub writer: uuid::Uuid,
+    /// The current run of the journal.
+    pub run: uuid::Uuid,
 }
 
 impl Shared {

@@ -21,6 +21,7 @@ pub struct Status<'a> {
     uptime_s: u64,
     phase: Phase,
     writer: Option<uuid::Uuid>,
+    run: Option<uuid::Uuid>,
     #[serde(flatten)]
     progress: Snapshot,
     journal: Option<JournalStats>,
@@ -39,6 +40,7 @@ impl<'a> Status<'a> {
             uptime_s: shared.started.elapsed().as_secs(),
             phase: shared.drain.phase(),
             writer: running.map(|running| running.writer),
+            run: running.map(|running| running.run),
             progress: shared.progress.snapshot(&tails),
             journal: running.map(|running| running.journal.stats()),
             actors: running.map(|running| running.observer.observe()).unwrap_or_default(),

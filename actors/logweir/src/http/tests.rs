@@ -306,7 +306,8 @@ fn engine(
         observer,
         tail,
         alerts: AlertRegistry::default(),
-        writer: recovered.writer
+        writer: recovered.writer,
+        run: recovered.run,
     }));
     shared.progress.recovery(Recovery { finished: true, ..Recovery::default() });
     Engine { topology, journal, source }

@@ -9,23 +9,26 @@
 //! - A cursor can move back (the database was restored): a request that waits for a sequence number then waits until it
 //!   is reached again.
 
+pub(crate) mod arrivals;
 pub(crate) mod backlog;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use logweir_engine::clock;
 use logweir_engine::journal::{LaneId, LaneTail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use crate::limits::breaker::BreakerState;
+use crate::progress::arrivals::Arrivals;
 use crate::progress::backlog::Backlog;
 use logweir_store::LaneRow;
 
 /// State of a lane's connection to the store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state", content = "reason")]
 #[non_exhaustive]
 pub enum StoreState {
@@ -53,7 +56,7 @@ pub struct Recovery {
 }
 
 /// Accounting of one lane: `accepted = committed + dead_lettered + lost + backlog`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LaneSnapshot {
     /// The lane.
@@ -66,6 +69,12 @@ pub struct LaneSnapshot {
     pub dead_lettered: u64,
     /// Records that the journal no longer had when the database needed them: damaged, or not retained long enough.
     pub lost: u64,
+    /// Records of the lane before the first one counted here: another writer's, or of the lane before it was reset.
+    #[serde(default)]
+    pub inherited: u64,
+    /// The upper bits of the records' ids; `None` until the database has reported its cursor.
+    #[serde(default)]
+    pub lane_id: Option<i64>,
     /// Records in the journal that are not committed yet.
     pub backlog: u64,
     /// Age of the oldest of them, to the second; counted from the start of this process if it is older.
@@ -139,6 +148,7 @@ struct Lane {
     store: StoreState,
     committed_seq: watch::Sender<u64>,
     backlog: Backlog,
+    arrivals: Arrivals,
 }
 
 impl Progress {
@@ -174,9 +184,11 @@ impl Progress {
 
     /// Samples the latest sequence numbers, every `SAMPLE_EVERY`, from which the age of the backlog is derived.
     pub fn sample_backlog(&self, tails: &BTreeMap<LaneId, LaneTail>, now: Instant) {
+        let now_us = clock::wall_us();
         let mut state = self.state();
         for (&id, tail) in tails {
             let lane = state.lanes.entry(id).or_default();
+            lane.arrivals.sample(tail.records, now_us);
             lane.backlog.sample(tail.seq, lane.row.as_ref().map_or(0, |row| row.last_seq), now);
         }
     }
@@ -186,6 +198,13 @@ impl Progress {
     pub fn backlog_age(&self, now: Instant) -> Duration {
         let age = |lane: &Lane| lane.backlog.age(lane.row.as_ref().map_or(0, |row| row.last_seq), now);
         self.state().lanes.values().map(age).max().unwrap_or_default()
+    }
+
+    /// The latest time, in microseconds since 1970, at which a lane had no more than `records`; `None` if that was before
+    /// this process started.
+    #[must_use]
+    pub fn arrived_until(&self, lane: LaneId, records: u64) -> Option<i64> {
+        self.state().lanes.get(&lane)?.arrivals.until(records)
     }
 
     /// Sets the state of the circuit breaker called `name`.
@@ -276,6 +295,8 @@ fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneS
         committed: row.rows,
         dead_lettered: row.dead_lettered,
         lost: row.lost,
+        inherited: row.inherited,
+        lane_id: cursor_known.then_some(row.lane_id),
         backlog,
         backlog_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         cursor_known,

@@ -4,6 +4,8 @@
 //! further ones are rejected with a request to retry. Each query has a time range and limits on records, bytes and
 //! time.
 
+pub mod completeness;
+pub mod own_lanes;
 mod recent;
 mod result_cache;
 
@@ -12,10 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use logweir_engine::clock;
 use logweir_record::record::Record;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
+pub use self::completeness::Completeness;
+use self::completeness::{LaneState, Lanes, completeness};
 use self::recent::Recent;
 use self::result_cache::{HistogramKey, ResultCache};
 use crate::cache::HotCache;
@@ -25,7 +30,7 @@ use logweir_query::facets::{Facet, Facets, NameCount};
 use logweir_query::hits::{By, Hits, Series, Steps};
 use logweir_query::page::{Direction, Found, Position, Range};
 use logweir_query::{Field, filter};
-use logweir_store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
+use logweir_store::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot};
 
 /// Maximum number of records that facets are counted over.
 pub const FACET_RECORDS_MAX: usize = 50_000;
@@ -46,6 +51,7 @@ pub struct Searcher(Arc<Parts>);
 
 struct Parts {
     reader: Option<Arc<dyn LogReader>>,
+    lanes: Arc<dyn Lanes>,
     recent: Recent,
     result_cache: ResultCache,
     settings: config::Query,
@@ -102,19 +108,22 @@ pub struct Page {
     pub more: bool,
     /// Where the records come from.
     pub source: Source,
+    /// Whether the database did not answer, so that every record is from the cache.
+    pub without_database: bool,
 }
 
 /// Sources of the records of a response.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct Source {
     /// Number of records from the database.
     pub database: usize,
-    /// Number of records that only the cache has: the database has not committed them yet.
+    /// Number of records that only the cache has: the database has not committed them yet, or did not answer.
     pub cache: usize,
-    /// The database was unavailable: only records in the cache are included.
-    pub partial: bool,
+    /// What is missing.
+    #[serde(flatten)]
+    pub completeness: Completeness,
 }
 
 /// A histogram.
@@ -127,6 +136,8 @@ pub struct Histogram {
     pub series: Vec<Series>,
     /// Whether the per-minute counters were sufficient.
     pub from_counters: bool,
+    /// What is missing.
+    pub completeness: Completeness,
 }
 
 /// A result that was counted over the latest records.
@@ -137,6 +148,8 @@ pub struct Sampled<T> {
     pub value: T,
     /// Number of records counted, if there were more.
     pub sampled: Option<u64>,
+    /// What is missing.
+    pub completeness: Completeness,
 }
 
 /// Records that the same service logged on the same host around a record, oldest first.
@@ -149,16 +162,33 @@ pub struct Context {
     pub record: Found,
     /// Records after it.
     pub after: Vec<Found>,
+    /// What is missing.
+    pub completeness: Completeness,
+}
+
+/// A read of the store, and what only the cache has.
+struct Answered<T> {
+    stored: T,
+    recent: Vec<Found>,
+    completeness: Completeness,
+    without_database: bool,
 }
 
 impl Searcher {
-    /// Queries `reader` (`None` if the store cannot be queried), and `cache` for records that are not committed yet.
+    /// Queries `reader` (`None` if the store cannot be queried), and `cache` for records that are not committed yet;
+    /// compares the result with `lanes`.
     #[must_use]
-    pub fn new(reader: Option<Arc<dyn LogReader>>, cache: Arc<dyn HotCache>, settings: config::Query) -> Self {
+    pub fn new(
+        reader: Option<Arc<dyn LogReader>>,
+        cache: Arc<dyn HotCache>,
+        lanes: Arc<dyn Lanes>,
+        settings: config::Query,
+    ) -> Self {
         let running = Semaphore::new(settings.running_max);
         let streams = Arc::new(Semaphore::new(settings.streams_max));
         Self(Arc::new(Parts {
             reader,
+            lanes,
             recent: Recent::new(cache),
             result_cache: ResultCache::default(),
             settings,
@@ -173,8 +203,8 @@ impl Searcher {
     /// # Errors
     /// See [`SearchError`].
     pub async fn page(&self, request: &PageRequest) -> Result<Page, SearchError> {
-        let (_running, reader) = self.admit("query").await?;
-        Ok(self.read_page(reader, request, self.0.settings.page_bytes_max).await?)
+        let query = self.admit("query").await?;
+        Ok(self.read_page(&query, request, self.0.settings.page_bytes_max).await?)
     }
 
     /// Reads one page of a stream: smaller, because one is held for each client.
@@ -182,9 +212,9 @@ impl Searcher {
     /// # Errors
     /// See [`SearchError`].
     pub async fn stream_page(&self, request: &PageRequest) -> Result<Page, SearchError> {
-        let (_running, reader) = self.admit("stream").await?;
+        let query = self.admit("stream").await?;
         let bytes_max = self.0.settings.page_bytes_max.min(STREAM_PAGE_BYTES_MAX);
-        Ok(self.read_page(reader, request, bytes_max).await?)
+        Ok(self.read_page(&query, request, bytes_max).await?)
     }
 
     /// Admits a stream for as long as the permit is held.
@@ -200,7 +230,7 @@ impl Searcher {
 
     async fn read_page(
         &self,
-        reader: &dyn LogReader,
+        query: &RunningQuery<'_>,
         request: &PageRequest,
         bytes_max: usize,
     ) -> Result<Page, ReadError> {
@@ -212,41 +242,49 @@ impl Searcher {
             limit: request.limit,
             bytes_max,
         };
-        let (stored, recent) = match Snapshot::or_empty(reader.records(&scan).await, Vec::new) {
-            Ok(Snapshot { value, lanes }) => (value, self.0.recent.uncommitted(lanes).await),
-            Err(ReadError::Unavailable(error)) => {
-                return self.cached_page(&scan).await.ok_or(ReadError::Unavailable(error));
+        let answered = self.or_cached(query, query.reader.records(&scan).await, Vec::new).await?;
+        let page = merged(&scan, answered.stored, answered.recent);
+        let source = Source { completeness: answered.completeness, ..page.source };
+        Ok(Page { source, without_database: answered.without_database, ..page })
+    }
+
+    /// Adds what only the cache has to a read. While the database does not answer, that is everything that the cache has,
+    /// added to `empty`; if it has nothing, the error remains, because an empty result means that there are no records.
+    async fn or_cached<T>(
+        &self,
+        query: &RunningQuery<'_>,
+        result: Result<Snapshot<T>, ReadError>,
+        empty: impl FnOnce() -> T,
+    ) -> Result<Answered<T>, ReadError> {
+        let error = match result {
+            Ok(Snapshot { value, lanes }) => {
+                let (recent, completeness) = self.uncommitted(query, &lanes).await;
+                return Ok(Answered { stored: value, recent, completeness, without_database: false });
             }
+            Err(error @ (ReadError::Unavailable(_) | ReadError::Unprepared(_))) => with_problem(error, query),
             Err(error) => return Err(error),
         };
-        Ok(merged(&scan, stored, recent))
-    }
-
-    /// The part of a page that the cache has, while the database is unavailable.
-    async fn cached_page(&self, scan: &Scan) -> Option<Page> {
-        let recent = self.0.recent.all().await?;
+        let Some(recent) = self.0.recent.all(&query.expected).await.filter(|recent| !recent.is_empty()) else {
+            return Err(error);
+        };
         metrics::counter!("logweir_queries_partial_total").increment(1);
-        let page = merged(scan, Vec::new(), recent);
-        Some(Page { source: Source { partial: true, ..page.source }, ..page })
+        let completeness = Completeness::partial(format!("only recent records from the cache: {error}"));
+        Ok(Answered { stored: empty(), recent, completeness, without_database: true })
     }
 
-    /// Passes the records that the database has not committed yet to `visit`.
-    async fn uncommitted(
-        &self,
-        lanes: Vec<LaneCursor>,
-        filter: &Filter,
-        range: Range,
-        mut visit: impl FnMut(&Record<'_>),
-    ) {
-        for found in self.0.recent.uncommitted(lanes).await {
-            let record = found.record();
-            if range.holds(record.ts_us) && filter.matches(&record) {
-                visit(&record);
-            }
+    /// Returns the records that the snapshot with these `lanes` does not have, and what is missing even so.
+    async fn uncommitted(&self, query: &RunningQuery<'_>, lanes: &[LaneCursor]) -> (Vec<Found>, Completeness) {
+        let recent = self.0.recent.uncommitted(lanes, &query.expected).await;
+        let completeness = completeness(&*self.0.lanes, &query.expected, lanes, &recent, clock::wall_us());
+        if completeness.partial {
+            metrics::counter!("logweir_queries_behind_total").increment(1);
         }
+        (recent, completeness)
     }
 
     /// Counts records per time step.
+    ///
+    /// While the database does not answer, this is an error: the counts of the cache alone would be far too low.
     ///
     /// # Errors
     /// See [`SearchError`].
@@ -258,21 +296,24 @@ impl Searcher {
         by: By,
     ) -> Result<Histogram, SearchError> {
         let steps = Steps::over(range, step_us).map_err(SearchError::InvalidRequest)?;
-        let (_running, reader) = self.admit("hits").await?;
+        let query = self.admit("hits").await?;
         let from_counters = filter.is_counted() && steps.are_minutes();
         let counts = match from_counters {
-            true => {
-                let Snapshot { value, lanes } = Snapshot::or_empty(reader.volume(filter, steps, by).await, Vec::new)?;
-                Snapshot { value: Arc::new(value), lanes }
-            }
-            false => self.count_records(reader, filter, steps, by).await?,
+            true => query
+                .reader
+                .volume(filter, steps, by)
+                .await
+                .map(|Snapshot { value, lanes }| Snapshot { value: Arc::new(value), lanes }),
+            false => self.count_records(query.reader, filter, steps, by).await,
         };
+        let counts = counts.map_err(|error| with_problem(error, &query))?;
         let mut hits = Hits::new(steps, by);
         for (ts_us, severity, service, records) in &*counts.value {
             hits.add_many(*ts_us, *severity, service, *records);
         }
-        self.uncommitted(counts.lanes, filter, steps.range, |record| hits.add(record)).await;
-        Ok(Histogram { steps, series: hits.finish(), from_counters })
+        let (recent, completeness) = self.uncommitted(&query, &counts.lanes).await;
+        visit(&recent, filter, steps.range, |record| hits.add(record));
+        Ok(Histogram { steps, series: hits.finish(), from_counters, completeness })
     }
 
     /// Counts record by record, unless a cached result is still valid because its range has not changed.
@@ -284,12 +325,12 @@ impl Searcher {
         by: By,
     ) -> Result<Snapshot<Arc<Vec<Count>>>, ReadError> {
         let key = HistogramKey { filter: format!("{filter:?}"), steps, by };
-        let total = Snapshot::or_empty(reader.total(steps.range).await, Volume::default)?;
+        let total = reader.total(steps.range).await?;
         if let Some(value) = self.0.result_cache.get(&key, total.value) {
             metrics::counter!("logweir_query_result_cache_hits_total").increment(1);
             return Ok(Snapshot { value, lanes: total.lanes });
         }
-        let Snapshot { value, lanes } = Snapshot::or_empty(reader.count(filter, steps, by).await, Vec::new)?;
+        let Snapshot { value, lanes } = reader.count(filter, steps, by).await?;
         let value = Arc::new(value);
         self.0.result_cache.put(key, total.value, Arc::clone(&value));
         Ok(Snapshot { value, lanes })
@@ -306,12 +347,13 @@ impl Searcher {
         fields: Vec<String>,
         limit: usize,
     ) -> Result<Sampled<Vec<Facet>>, SearchError> {
-        let (_running, reader) = self.admit("facets").await?;
+        let query = self.admit("facets").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: FACET_RECORDS_MAX };
-        let result = reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
-        let Snapshot { value: (mut facets, records), lanes } = Snapshot::or_empty(result, || (Facets::of(fields), 0))?;
-        self.uncommitted(lanes, filter, range, |record| facets.add(record)).await;
-        Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX) })
+        let result = query.reader.facets(&sample, Facets::of(fields.iter().cloned())).await;
+        let Answered { stored: (mut facets, records), recent, completeness, .. } =
+            self.or_cached(&query, result, || (Facets::of(fields), 0)).await?;
+        visit(&recent, filter, range, |record| facets.add(record));
+        Ok(Sampled { value: facets.finish(limit), sampled: sampled(records, FACET_RECORDS_MAX), completeness })
     }
 
     /// Returns the attribute names.
@@ -319,53 +361,70 @@ impl Searcher {
     /// # Errors
     /// See [`SearchError`].
     pub async fn fields(&self, filter: &Filter, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
-        let (_running, reader) = self.admit("fields").await?;
+        let query = self.admit("fields").await?;
         let sample = Sample { range, filter: filter.clone(), records_max: NAME_RECORDS_MAX };
-        let result = reader.names(&sample).await;
-        let Snapshot { value: (mut names, records), lanes } = Snapshot::or_empty(result, Default::default)?;
-        self.uncommitted(lanes, filter, range, |record| names.add(record)).await;
-        Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX) })
+        let result = query.reader.names(&sample).await;
+        let Answered { stored: (mut names, records), recent, completeness, .. } =
+            self.or_cached(&query, result, Default::default).await?;
+        visit(&recent, filter, range, |record| names.add(record));
+        Ok(Sampled { value: names.finish(), sampled: sampled(records, NAME_RECORDS_MAX), completeness })
     }
 
     /// Returns the services and their numbers of records in the minutes of `range`.
     ///
     /// # Errors
     /// See [`SearchError`].
-    pub async fn services(&self, range: Range) -> Result<Vec<NameCount>, SearchError> {
-        let (_running, reader) = self.admit("services").await?;
-        let Snapshot { value: mut services, lanes } = Snapshot::or_empty(reader.services(range).await, Vec::new)?;
-        self.uncommitted(lanes, &Filter::All, range, |record| {
+    pub async fn services(&self, range: Range) -> Result<Sampled<Vec<NameCount>>, SearchError> {
+        let query = self.admit("services").await?;
+        let result = query.reader.services(range).await;
+        let Answered { stored: mut services, recent, completeness, .. } =
+            self.or_cached(&query, result, Vec::new).await?;
+        visit(&recent, &Filter::All, range, |record| {
             match services.iter_mut().find(|service| service.name == record.service) {
                 Some(service) => service.count += 1,
                 None => services.push(NameCount { name: record.service.to_owned(), count: 1 }),
             }
-        })
-        .await;
-        Ok(services)
+        });
+        Ok(Sampled { value: services, sampled: None, completeness })
     }
 
     /// Returns what the same service logged on the same host around the record at `position`; `None` if there is no
     /// such record.
     ///
     /// # Errors
-    /// See [`SearchError`].
+    /// See [`SearchError`]. If the record is not found because the database does not answer, that is the error.
     pub async fn context(
         &self,
         position: Position,
         before: usize,
         after: usize,
     ) -> Result<Option<Context>, SearchError> {
-        let (_running, reader) = self.admit("context").await?;
-        let Some(record) = self.record_at(reader, position).await? else { return Ok(None) };
-        let mut older = self.neighbors(reader, &record, Direction::Backward, before).await?;
+        let query = self.admit("context").await?;
+        let (record, mut completeness) = self.record_at(&query, position).await?;
+        let Some(record) = record else {
+            return match completeness.partial_reason {
+                Some(reason) => Err(ReadError::Unavailable(format!("the record was not found: {reason}")).into()),
+                None => Ok(None),
+            };
+        };
+        let mut neighbors = async |direction, limit| -> Result<Vec<Found>, ReadError> {
+            let (found, one) = self.neighbors(&query, &record, direction, limit).await?;
+            completeness = std::mem::take(&mut completeness).and(one);
+            Ok(found)
+        };
+        let mut older = neighbors(Direction::Backward, before).await?;
         older.reverse();
-        let newer = self.neighbors(reader, &record, Direction::Forward, after).await?;
-        Ok(Some(Context { before: older, record, after: newer }))
+        let newer = neighbors(Direction::Forward, after).await?;
+        Ok(Some(Context { before: older, record, after: newer, completeness }))
     }
 
-    async fn record_at(&self, reader: &dyn LogReader, position: Position) -> Result<Option<Found>, ReadError> {
+    async fn record_at(
+        &self,
+        query: &RunningQuery<'_>,
+        position: Position,
+    ) -> Result<(Option<Found>, Completeness), ReadError> {
         let Position { ts_us, id } = position;
-        let Some(before) = id.checked_sub(1) else { return Ok(None) };
+        let Some(before) = id.checked_sub(1) else { return Ok((None, Completeness::default())) };
         let request = PageRequest {
             filter: Filter::All,
             range: Range { start_us: ts_us, end_us: ts_us.saturating_add(1) },
@@ -373,21 +432,22 @@ impl Searcher {
             after: Some(Position { ts_us, id: before }),
             limit: 1,
         };
-        let page = self.read_page(reader, &request, self.0.settings.page_bytes_max).await?;
-        Ok(page.records.into_iter().find(|found| found.position() == position))
+        let page = self.read_page(query, &request, self.0.settings.page_bytes_max).await?;
+        let found = page.records.into_iter().find(|found| found.position() == position);
+        Ok((found, page.source.completeness))
     }
 
     /// Returns the neighbors of `record` in one direction, nearest first.
     async fn neighbors(
         &self,
-        reader: &dyn LogReader,
+        query: &RunningQuery<'_>,
         record: &Found,
         direction: Direction,
         limit: usize,
-    ) -> Result<Vec<Found>, ReadError> {
+    ) -> Result<(Vec<Found>, Completeness), ReadError> {
         let same = |field, value: &str| filter::Filter::equals(field, value);
         let filter = same(Field::Service, &record.service).and(same(Field::Host, &record.host));
-        let mut records = Vec::new();
+        let (mut records, mut completeness) = (Vec::new(), Completeness::default());
         for reach_us in CONTEXT_US {
             let range = match direction {
                 Direction::Backward => {
@@ -397,18 +457,18 @@ impl Searcher {
             };
             let after = Some(record.position());
             let request = PageRequest { filter: filter.clone(), range, direction, after, limit };
-            let page = self.read_page(reader, &request, self.0.settings.page_bytes_max).await?;
-            records = page.records;
+            let page = self.read_page(query, &request, self.0.settings.page_bytes_max).await?;
+            (records, completeness) = (page.records, page.source.completeness);
             if page.more {
                 break;
             }
         }
-        Ok(records)
+        Ok((records, completeness))
     }
 
     /// Waits until one more query may run.
-    async fn admit(&self, kind: &'static str) -> Result<(RunningQuery<'_>, &dyn LogReader), SearchError> {
-        let Parts { reader, settings, running, waiting, .. } = &*self.0;
+    async fn admit(&self, kind: &'static str) -> Result<RunningQuery<'_>, SearchError> {
+        let Parts { reader, lanes, settings, running, waiting, .. } = &*self.0;
         let reader = reader.as_deref().ok_or(SearchError::NotSearchable)?;
         let rejection = || {
             metrics::counter!("logweir_queries_rejected_total", "reason" => "busy").increment(1);
@@ -425,7 +485,8 @@ impl Searcher {
                 }
             }
         };
-        Ok((RunningQuery { _permit: permit, kind, since: Instant::now() }, reader))
+        let since = Instant::now();
+        Ok(RunningQuery { _permit: permit, kind, since, reader, expected: lanes.states().await })
     }
 }
 
@@ -453,8 +514,29 @@ fn merged(scan: &Scan, stored: Vec<Found>, recent: Vec<Found>) -> Page {
         records.truncate(scan.limit);
     }
     let database = records.iter().filter(|found| from_database.contains(&found.id)).count();
-    let source = Source { database, cache: records.len() - database, partial: false };
-    Page { records, more, source }
+    let source = Source { database, cache: records.len() - database, completeness: Completeness::default() };
+    Page { records, more, source, without_database: false }
+}
+
+/// Passes the `recent` records of a range that match to `add`.
+fn visit(recent: &[Found], filter: &Filter, range: Range, mut add: impl FnMut(&Record<'_>)) {
+    for found in recent {
+        let record = found.record();
+        if range.holds(record.ts_us) && filter.matches(&record) {
+            add(&record);
+        }
+    }
+}
+
+/// Adds to the error of a database without tables why a processor does not make them.
+fn with_problem(error: ReadError, query: &RunningQuery<'_>) -> ReadError {
+    match (error, query.expected.iter().find_map(|lane| lane.problem.as_ref())) {
+        (ReadError::Unprepared(what), Some(problem)) => ReadError::Unprepared(format!("{what}; {problem}")),
+        (ReadError::Unprepared(what), None) => ReadError::Unprepared(format!(
+            "{what}; a processor makes what is missing when it connects, and /api/v1/pipeline says why it cannot"
+        )),
+        (error, _) => error,
+    }
 }
 
 fn sampled(records: u64, records_max: usize) -> Option<u64> {
@@ -466,6 +548,9 @@ struct RunningQuery<'s> {
     _permit: SemaphorePermit<'s>,
     kind: &'static str,
     since: Instant,
+    reader: &'s dyn LogReader,
+    /// The lanes before the query read.
+    expected: Vec<LaneState>,
 }
 
 impl Drop for RunningQuery<'_> {

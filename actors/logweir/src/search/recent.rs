@@ -1,9 +1,12 @@
 //! Records that the cache has and the database does not have yet.
 //!
 //! The database's cursors decide exactly: they are read in the same snapshot as the rows, so a cached record is missing
-//! from the rows if and only if its frame is above its lane's cursor. A record that the cache has lost becomes visible
+//! from the rows if and only if its ordinal is above its lane's cursor. A record that the cache has lost becomes visible
 //! a moment later, once the database has it; a record that the cache has in excess (from an earlier run or a restored
 //! journal) is recognized by its run.
+//!
+//! A lane that the snapshot does not have, but a processor, is taken from the processor: the database may lack it because
+//! nothing can be stored at the moment. Its records have provisional ids until the database has numbered the lane.
 //!
 //! The cache may be slow or unavailable: it is queried through its own circuit breaker, and a query waits for it no
 //! longer than one timeout.
@@ -17,6 +20,7 @@ use tokio::time::Instant;
 use crate::cache::read::Cached;
 use crate::cache::{CacheError, HotCache};
 use crate::limits::breaker::{Allow, Breaker, BreakerSettings};
+use crate::search::completeness::{LaneState, lane_id, provisional_lane_id};
 use logweir_query::page::{Found, Position};
 use logweir_store::read::LaneCursor;
 
@@ -45,26 +49,35 @@ impl Recent {
         Self { cache, breaker: Mutex::new(Breaker::new(BREAKER)), lanes: Mutex::default() }
     }
 
-    /// Records above the cursors `lanes`, by position. Empty if the cache does not respond.
-    pub async fn uncommitted(&self, lanes: Vec<LaneCursor>) -> Vec<Found> {
+    /// Records above the cursors `stored` and of the lanes that only `expected` has, by position. Empty if the cache does
+    /// not respond.
+    pub async fn uncommitted(&self, stored: &[LaneCursor], expected: &[LaneState]) -> Vec<Found> {
+        let lanes = with_expected(stored, expected);
         let records = self.through_breaker(async {
+            let id = |cached: &Cached<'_>| {
+                cached.lane(&lanes).filter(|lane| cached.ordinal > lane.records).map(|lane| lane.lane_id)
+            };
             match self.is_ahead(&lanes).await? {
-                true => self.records(&lanes, |cached, lane| cached.seq > lane.last_seq).await,
+                true => self.records(id).await,
                 false => Ok(Vec::new()),
             }
         });
         let records = records.await.unwrap_or_default();
-        *lock(&self.lanes) = lanes;
+        *lock(&self.lanes) = stored.to_vec();
         records
     }
 
-    /// All records of the known lanes, by position; `None` if no lane is known, or the cache does not respond.
-    pub async fn all(&self) -> Option<Vec<Found>> {
-        let lanes = lock(&self.lanes).clone();
-        if lanes.is_empty() {
-            return None;
-        }
-        self.through_breaker(self.records(&lanes, |_, _| true)).await
+    /// All records, by position, while the database does not answer; `None` if the cache does not respond.
+    ///
+    /// A record of a lane that neither the latest snapshot nor `expected` has gets a provisional id. It may be of an
+    /// earlier run: while there are no rows, it is not in excess.
+    pub async fn all(&self, expected: &[LaneState]) -> Option<Vec<Found>> {
+        let known = with_expected(&lock(&self.lanes), expected);
+        let id = |cached: &Cached<'_>| {
+            let known = cached.lane(&known).map(|lane| lane.lane_id);
+            Some(known.unwrap_or_else(|| provisional_lane_id(cached.run, cached.lane)))
+        };
+        self.through_breaker(self.records(id)).await
     }
 
     async fn through_breaker<T>(&self, request: impl Future<Output = Result<T, CacheError>>) -> Option<T> {
@@ -99,11 +112,8 @@ impl Recent {
         Ok(false)
     }
 
-    async fn records(
-        &self,
-        lanes: &[LaneCursor],
-        predicate: impl Fn(&Cached<'_>, &LaneCursor) -> bool,
-    ) -> Result<Vec<Found>, CacheError> {
+    /// Reads the records for which `lane_id` returns the id of their lane.
+    async fn records(&self, lane_id: impl Fn(&Cached<'_>) -> Option<i64>) -> Result<Vec<Found>, CacheError> {
         let services = self.cache.services().await?;
         let windows = stream::iter(services)
             .map(async |service| self.cache.recent(&service, SERVICE_RECORDS_MAX).await)
@@ -114,8 +124,7 @@ impl Recent {
             read += window.len();
             for text in &window {
                 let Some(cached) = Cached::read(text) else { continue };
-                let Some(lane) = cached.lane(lanes).filter(|lane| predicate(&cached, lane)) else { continue };
-                let Some(record) = cached.found(lane) else { continue };
+                let Some(record) = lane_id(&cached).and_then(|lane_id| cached.found(lane_id)) else { continue };
                 bytes += record.bytes();
                 found.insert(record.position(), record);
             }
@@ -125,6 +134,30 @@ impl Recent {
         }
         Ok(found.into_values().collect())
     }
+}
+
+/// The lanes `stored`, and those of the runs that only `expected` has.
+fn with_expected(stored: &[LaneCursor], expected: &[LaneState]) -> Vec<LaneCursor> {
+    let mut lanes = stored.to_vec();
+    for state in expected {
+        let Some(run) = state.run else { continue };
+        let of_writer = stored.iter().find(|lane| (lane.writer, lane.lane) == (state.writer, state.lane));
+        let new = match of_writer {
+            Some(lane) if lane.run == run => continue,
+            // The journal goes on where the earlier run ended.
+            Some(lane) => LaneCursor { run, ..lane.clone() },
+            None => LaneCursor {
+                writer: state.writer,
+                run,
+                lane: state.lane,
+                lane_id: lane_id(state),
+                last_seq: 0,
+                records: state.inherited,
+            },
+        };
+        lanes.push(new);
+    }
+    lanes
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::types::Time;
 use logweir_query::attribute;
 use logweir_query::{Field, Filter, Test, Text, TextKind};
+use logweir_record::timestamp::MAX_US;
 
 /// [`number`](logweir_query::text::number) as a regular expression.
 const NUMBER: &str = "^[-+]?[0-9]{1,100}(\\.[0-9]{1,100})?([eE][-+]?[0-9]{1,2})?$";
@@ -17,11 +18,12 @@ const NUMBER: &str = "^[-+]?[0-9]{1,100}(\\.[0-9]{1,100})?([eE][-+]?[0-9]{1,2})?
 pub(super) struct Sql {
     pub(super) text: String,
     values: Vec<(Box<dyn ToSql + Sync + Send>, Type)>,
+    needs_unicode: bool,
 }
 
 impl Sql {
     pub(super) fn new(text: &str) -> Self {
-        Self { text: text.to_owned(), values: Vec::new() }
+        Self { text: text.to_owned(), ..Self::default() }
     }
 
     pub(super) fn push(&mut self, text: &str) -> &mut Self {
@@ -39,6 +41,14 @@ impl Sql {
         self.value(Time(ts_us), Type::TIMESTAMPTZ)
     }
 
+    /// The exclusive end of a range. One beyond the last time that a record can have includes that time.
+    pub(super) fn end(&mut self, ts_us: i64) -> String {
+        match ts_us > MAX_US {
+            true => "'infinity'::timestamptz".to_owned(),
+            false => self.time(ts_us),
+        }
+    }
+
     pub(super) fn number(&mut self, number: i64) -> String {
         self.value(number, Type::INT8)
     }
@@ -47,9 +57,17 @@ impl Sql {
         self.value(text.to_owned(), Type::TEXT)
     }
 
-    /// Returns the parameters, each with its type.
-    pub(super) fn typed(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
-        self.values.iter().map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect()
+    pub(super) fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
+        self.values.iter().map(|(value, _)| &**value as &(dyn ToSql + Sync)).collect()
+    }
+
+    /// Whether a filter in it compares numbers of characters: see [`Text::needs_unicode`].
+    pub(super) fn needs_unicode(&self) -> bool {
+        self.needs_unicode
+    }
+
+    pub(super) fn types(&self) -> Vec<Type> {
+        self.values.iter().map(|(_, kind)| kind.clone()).collect()
     }
 
     /// Appends `filter` as one condition.
@@ -158,6 +176,7 @@ impl Sql {
         let regex = match wanted.kind() {
             TextKind::Words | TextKind::WordsFrom | TextKind::WordsTo | TextKind::Regex => {
                 let regex = self.string(wanted.postgres());
+                self.needs_unicode |= wanted.needs_unicode();
                 Some(format!("{text} COLLATE \"C\" ~ {regex}"))
             }
             TextKind::Substring | TextKind::Prefix | TextKind::Suffix => None,
@@ -193,5 +212,6 @@ mod tests {
         for part in ["'", ";", "DROP", "na", "clock"] {
             assert!(!typed.contains(part), "{part} in {typed}");
         }
+        assert_eq!(sql.values.len(), sql.types().len());
     }
 }

@@ -1,8 +1,6 @@
 //! Reads from PostgreSQL.
 //!
 //! - One REPEATABLE READ, read-only transaction returns rows and cursors of one snapshot, also on a replica.
-//! - No statement is prepared under a name, and no setting outlives a read: a pooler may give each transaction another
-//!   server process, which other programs use as well.
 //! - Rows are fetched in chunks, so that a page that has enough bytes fetches no more.
 //! - A read that is dropped before its end (the client has disconnected, its time limit has passed, flushes have fallen
 //!   behind) is canceled in the server, and its connection is not reused.
@@ -10,24 +8,25 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use deadpool_postgres::{Object, Pool};
 use futures_util::{TryStreamExt, pin_mut};
 use logweir_record::record::{Record, Severity};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Error, IsolationLevel, Row, Transaction};
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{CancelToken, Error, IsolationLevel, Row, Statement, Transaction};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connect::failure;
+use super::connect::describe;
 use super::filter::Sql;
-use super::pool::{Object, Pool, pool_failure};
+use super::pool::pool_failure;
+use super::read_error::{ReadClass, read_class};
 use super::types::Time;
-use crate::error::StoreError;
 use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
 use crate::throttle::{QueryThrottle, READING_MAX};
 use logweir_query::Filter;
 use logweir_query::facets::{self, Facets, NameCount, Names};
 use logweir_query::hits::{By, Steps};
 use logweir_query::page::{Direction, Found, Range};
-use logweir_record::timestamp::MINUTE_US;
+use logweir_record::timestamp::{self, MINUTE_US};
 
 /// Rows per fetch.
 const ROWS_PER_FETCH: usize = 500;
@@ -35,31 +34,29 @@ const ROWS_PER_FETCH: usize = 500;
 /// Extra time that the server gets beyond its own limit before the read is canceled.
 const GRACE: Duration = Duration::from_secs(2);
 
-const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq \
-     FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
-
-/// A cursor is planned like the whole query.
-const LIMITS: &str = "SET LOCAL cursor_tuple_fraction = 1";
+const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq, \
+     l.rows + l.dead + l.lost + l.inherited FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
 
 /// Reads through a pool.
 pub struct PostgresReader {
     pool: Pool,
+    tls: MakeRustlsConnect,
     /// The server's limit for a statement.
     timeout: Duration,
     throttle: QueryThrottle,
 }
 
 impl PostgresReader {
-    pub(super) fn new(pool: Pool, timeout: Duration, throttle: QueryThrottle) -> Self {
-        Self { pool, timeout, throttle }
+    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration, throttle: QueryThrottle) -> Self {
+        Self { pool, tls, timeout, throttle }
     }
 
     /// Returns the SQL that limits a statement: to a short time and one process while flushes are behind.
     fn limit(&self) -> String {
         match self.throttle.is_behind() {
-            false => format!("{LIMITS}; SET LOCAL statement_timeout = {}", self.timeout.as_millis()),
+            false => format!("SET LOCAL statement_timeout = {}", self.timeout.as_millis()),
             true => format!(
-                "{LIMITS}; SET LOCAL statement_timeout = {}; SET LOCAL max_parallel_workers_per_gather = 0",
+                "SET LOCAL statement_timeout = {}; SET LOCAL max_parallel_workers_per_gather = 0",
                 READING_MAX.min(self.timeout).as_millis()
             ),
         }
@@ -70,13 +67,19 @@ impl PostgresReader {
     }
 
     fn failed(&self, error: &Error) -> ReadError {
-        if error.code() == Some(&SqlState::QUERY_CANCELED) {
-            return self.too_slow();
+        // Without a code, the connection failed.
+        let class = error.code().map_or(ReadClass::Unavailable, |code| read_class(code.code()));
+        let text = describe(error);
+        match class {
+            ReadClass::Canceled => self.too_slow(),
+            ReadClass::Unavailable => ReadError::Unavailable(format!("reading: {text}")),
+            ReadClass::Unprepared => ReadError::Unprepared(text),
+            ReadClass::Unencodable => ReadError::Unanswerable(format!(
+                "no record in this database can contain this text, because the database's encoding lacks a character of \
+                 it: {text}; search for a part without that character"
+            )),
+            ReadClass::Failed => ReadError::Failed(format!("reading: {text}")),
         }
-        if error.code() == Some(&SqlState::UNDEFINED_TABLE) {
-            return ReadError::NoSchema;
-        }
-        failure("reading", error).into()
     }
 
     /// Runs a read, and restarts it in pieces if flushes fall behind meanwhile.
@@ -98,10 +101,9 @@ impl PostgresReader {
         &self,
         work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, ReadStop>,
     ) -> Result<Snapshot<T>, ReadError> {
-        // Whatever keeps it from connecting, such as a password that was changed: another attempt can succeed.
-        let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(text_of(pool_failure(error))))?;
-        let mut guard = CancelOnDrop { object: Some(object) };
-        let client = &mut guard.object.as_mut().expect("the connection is taken only at the end").client;
+        let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(&error).to_string()))?;
+        let mut guard = CancelOnDrop { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
+        let client = guard.object.as_mut().expect("the connection is taken only at the end");
         let reading = async {
             let transaction = client
                 .build_transaction()
@@ -110,8 +112,7 @@ impl PostgresReader {
                 .start()
                 .await?;
             let limit = self.limit();
-            let (limited, lanes) =
-                tokio::join!(transaction.batch_execute(&limit), transaction.query_typed(LANES_SQL, &[]));
+            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), transaction.query(LANES_SQL, &[]));
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
             let value = work(&transaction).await?;
@@ -126,6 +127,7 @@ impl PostgresReader {
                 done.map_err(|stop| match stop {
                     ReadStop::Failed(error) => self.failed(&error),
                     ReadStop::Preempted => ReadError::Preempted,
+                    ReadStop::Refused(error) => error,
                 })
             }
         }
@@ -145,14 +147,15 @@ impl PostgresReader {
                 while let Some(range) = pieces.next() {
                     let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
                     let read = pieces.read(async {
-                        let rows = stream(transaction, &sql).await?;
+                        let statement = prepared(transaction, &sql, &RECORD).await?;
+                        let rows = transaction.query_raw(&statement, sql.parameters()).await?;
                         pin_mut!(rows);
                         let mut read = 0;
                         while let Some(row) = rows.try_next().await? {
                             add(&mut fold, &record(&row));
                             read += 1;
                         }
-                        Ok::<_, Error>(read)
+                        Ok::<_, ReadStop>(read)
                     });
                     records += read.await.ok_or(ReadStop::Preempted)??;
                     if records >= sample.records_max {
@@ -166,10 +169,10 @@ impl PostgresReader {
     }
 
     /// Reads rows with one statement.
-    async fn rows<T>(&self, sql: &Sql, each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
+    async fn rows<T>(&self, sql: &Sql, types: &[Type], each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
         let reading = || {
             self.read(async |transaction| {
-                let rows = self.throttle.whole(rows(transaction, sql)).await?;
+                let rows = self.throttle.whole(rows(transaction, sql, types)).await?;
                 Ok(rows.iter().map(each).collect())
             })
         };
@@ -182,6 +185,8 @@ enum ReadStop {
     Failed(Error),
     /// Its time is up while flushes are behind.
     Preempted,
+    /// It was not, or not only, run.
+    Refused(ReadError),
 }
 
 impl From<Error> for ReadStop {
@@ -193,6 +198,8 @@ impl From<Error> for ReadStop {
 /// A pooled connection that is canceled and discarded unless its read finishes.
 struct CancelOnDrop {
     object: Option<Object>,
+    cancel: CancelToken,
+    tls: MakeRustlsConnect,
 }
 
 impl CancelOnDrop {
@@ -204,30 +211,51 @@ impl CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
-        let connection = Object::take(object);
+        let client = Object::take(object);
+        let (cancel, tls) = (self.cancel.clone(), self.tls.clone());
         metrics::counter!("logweir_queries_canceled_total").increment(1);
         tokio::spawn(async move {
-            if let Err(error) = connection.canceler().cancel().await {
+            if let Err(error) = cancel.cancel_query(tls).await {
                 tracing::debug!(%error, "a query could not be canceled; its statement timeout ends it");
             }
-            drop(connection);
+            drop(client);
         });
     }
 }
 
-fn text_of(error: StoreError) -> String {
-    match error {
-        StoreError::Transient(text) | StoreError::Systemic(text) => text,
-        other => other.to_string(),
+/// Prepares a statement whose columns have the types `expected`. Refuses one that this database would evaluate
+/// differently: in most encodings the numbers of characters, which sets in regular expressions consist of, are not those
+/// of Unicode.
+async fn prepared(transaction: &Transaction<'_>, sql: &Sql, expected: &[Type]) -> Result<Statement, ReadStop> {
+    if sql.needs_unicode() {
+        let row = transaction.query_one("SHOW server_encoding", &[]).await?;
+        let encoding: &str = row.get(0);
+        if !matches!(encoding, "UTF8" | "LATIN1") {
+            return Err(ReadStop::Refused(ReadError::Unanswerable(format!(
+                "the regular expression has a set with characters above ASCII, which a database with the encoding \
+                 {encoding} cannot compare: write the characters outside of [], as in a|b, or search for words"
+            ))));
+        }
+    }
+    let statement = transaction.prepare_typed(&sql.text, &sql.types()).await?;
+    // Another program's table can have columns of these names.
+    let fits = |found: &Type, expected: &Type| match *expected == Type::TEXT {
+        true => <&str as FromSql<'_>>::accepts(found),
+        false => found == expected,
+    };
+    match statement.columns().iter().zip(expected).find(|(column, expected)| !fits(column.type_(), expected)) {
+        None => Ok(statement),
+        Some((column, expected)) => Err(ReadStop::Refused(ReadError::Unprepared(format!(
+            "the tables are not those of logweir: {} is {}, expected {expected}",
+            column.name(),
+            column.type_()
+        )))),
     }
 }
 
-async fn stream(transaction: &Transaction<'_>, sql: &Sql) -> Result<tokio_postgres::RowStream, Error> {
-    transaction.query_typed_raw(&sql.text, sql.typed()).await
-}
-
-async fn rows(transaction: &Transaction<'_>, sql: &Sql) -> Result<Vec<Row>, Error> {
-    transaction.query_typed(&sql.text, &sql.typed()).await
+async fn rows(transaction: &Transaction<'_>, sql: &Sql, types: &[Type]) -> Result<Vec<Row>, ReadStop> {
+    let statement = prepared(transaction, sql, types).await?;
+    Ok(transaction.query(&statement, &sql.parameters()).await?)
 }
 
 fn lane(row: &Row) -> LaneCursor {
@@ -237,8 +265,15 @@ fn lane(row: &Row) -> LaneCursor {
         lane: u16::try_from(row.get::<_, i32>(2)).unwrap_or(u16::MAX),
         lane_id: row.get::<_, i32>(3).into(),
         last_seq: row.get::<_, i64>(4).cast_unsigned(),
+        records: row.get::<_, i64>(5).cast_unsigned(),
     }
 }
+
+/// Types of the columns of a record, of a count, and of the results of the other statements.
+const RECORD: [Type; 7] = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT];
+const COUNT: [Type; 4] = [Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::INT8];
+const TOTAL: [Type; 2] = [Type::INT8, Type::INT8];
+const SERVICE: [Type; 2] = [Type::TEXT, Type::INT8];
 
 /// Columns of a record; those that a read does not need can be empty.
 const COLUMNS: &str = "id, ts, severity, service, host, message, attributes::text";
@@ -257,7 +292,7 @@ fn record(row: &Row) -> Record<'_> {
 }
 
 fn within(sql: &mut Sql, range: Range) {
-    let (start, end) = (sql.time(range.start_us), sql.time(range.end_us));
+    let (start, end) = (sql.time(range.start_us), sql.end(range.end_us));
     sql.push(&format!("ts >= {start} AND ts < {end}"));
 }
 
@@ -289,13 +324,13 @@ fn scan_sql(scan: &Scan) -> Sql {
     sql
 }
 
-async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, Error> {
+async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, ReadStop> {
     let sql = scan_sql(scan);
-    transaction.execute_typed(&format!("DECLARE page NO SCROLL CURSOR FOR {}", sql.text), &sql.typed()).await?;
-    let fetch = format!("FETCH {ROWS_PER_FETCH} FROM page");
+    let statement = prepared(transaction, &sql, &RECORD).await?;
+    let portal = transaction.bind(&statement, &sql.parameters()).await?;
     let (mut found, mut bytes) = (Vec::new(), 0);
     loop {
-        let chunk = transaction.query_typed_raw(&fetch, Vec::<(&(dyn ToSql + Sync), Type)>::new()).await?;
+        let chunk = transaction.query_portal_raw(&portal, i32::try_from(ROWS_PER_FETCH).unwrap_or(i32::MAX)).await?;
         pin_mut!(chunk);
         let before = found.len();
         while let Some(row) = chunk.try_next().await? {
@@ -306,7 +341,6 @@ async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, 
             }
         }
         if found.len() < before + ROWS_PER_FETCH || found.len() >= scan.limit {
-            transaction.batch_execute("CLOSE page").await?;
             return Ok(found);
         }
     }
@@ -328,7 +362,7 @@ fn counts_sql(filter: &Filter, range: Range, steps: Steps, by: By, table: [&str;
     sql.push(&format!(
         "{step} * interval '1 microsecond', {ts}, {origin}), {severity}, {service}, {records} FROM {table}"
     ));
-    let (start, end) = (sql.time(range.start_us), sql.time(range.end_us));
+    let (start, end) = (sql.time(range.start_us), sql.end(range.end_us));
     sql.push(&format!(" WHERE {ts} >= {start} AND {ts} < {end} AND ")).filter(filter);
     sql.push(" GROUP BY 1, 2, 3");
     sql
@@ -369,7 +403,7 @@ impl LogReader for PostgresReader {
                 let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
-                    let rows = pieces.read(rows(transaction, &sql)).await.ok_or(ReadStop::Preempted)??;
+                    let rows = pieces.read(rows(transaction, &sql, &COUNT)).await.ok_or(ReadStop::Preempted)??;
                     counts.extend(rows.iter().map(count));
                 }
                 Ok(counts)
@@ -380,28 +414,29 @@ impl LogReader for PostgresReader {
 
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
         let sql = counts_sql(filter, steps.range, steps, by, ["log_volume", "minute", "sum(records)::bigint"]);
-        self.rows(&sql, count).await
+        self.rows(&sql, &COUNT, count).await
     }
 
     async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
         let mut sql = Sql::new("SELECT coalesce(sum(records), 0)::bigint, count(*) FROM log_volume WHERE ");
-        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
-        let end = sql.time(range.end_us);
+        let start = sql.time(timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US);
+        let end = sql.end(range.end_us);
         sql.push(&format!("minute >= {start} AND minute < {end}"));
         let volume = |row: &Row| Volume {
             records: row.get::<_, i64>(0).cast_unsigned(),
             counters: row.get::<_, i64>(1).cast_unsigned(),
         };
-        let Snapshot { mut value, lanes } = self.rows(&sql, volume).await?;
+        let Snapshot { mut value, lanes } = self.rows(&sql, &TOTAL, volume).await?;
         Ok(Snapshot { value: value.pop().unwrap_or_default(), lanes })
     }
 
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
         let mut sql = Sql::new("SELECT service, sum(records)::bigint FROM log_volume WHERE ");
-        let start = sql.time(range.start_us.div_euclid(MINUTE_US) * MINUTE_US);
-        let (end, limit) = (sql.time(range.end_us), sql.number(facets::SERVICES_MAX.into()));
+        let start = sql.time(timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US);
+        let (end, limit) = (sql.end(range.end_us), sql.number(facets::SERVICES_MAX.into()));
         sql.push(&format!("minute >= {start} AND minute < {end} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"));
-        self.rows(&sql, |row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() }).await
+        self.rows(&sql, &SERVICE, |row| NameCount { name: row.get(0), count: row.get::<_, i64>(1).cast_unsigned() })
+            .await
     }
 
     async fn facets(&self, sample: &Sample, into: Facets) -> Result<Snapshot<(Facets, u64)>, ReadError> {

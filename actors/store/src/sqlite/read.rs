@@ -32,9 +32,11 @@ use logweir_record::timestamp::{self, MAX_US, MINUTE_US};
 /// Size of a connection's page cache, in bytes.
 pub const CACHE_BYTES: usize = 8 << 20;
 
-/// Age at which a read renews its snapshot, and the number of rows between two looks at it.
+/// Age at which a read renews its snapshot, and the number of rows between two looks at it. A long message counts as
+/// several rows.
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_millis(500);
-const ROWS_BETWEEN_LOOKS: u32 = 64;
+const ROWS_BETWEEN_LOOKS: usize = 64;
+const ROW_BYTES: usize = 256;
 
 /// Reads one file.
 pub struct SqliteReader {
@@ -71,7 +73,9 @@ impl SqliteReader {
                 pool.put_back(connection);
             }
             done.map_err(|error| match &error {
-                Error::SqliteFailure(_, Some(what)) if what.starts_with("no such table") => ReadError::NoSchema,
+                Error::SqliteFailure(_, Some(what)) if what.starts_with("no such ") => {
+                    ReadError::Unprepared(what.clone())
+                }
                 // If the read was dropped, this result is discarded.
                 _ if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => ReadError::Preempted,
                 _ => failed("reading")(error).into(),
@@ -168,15 +172,16 @@ fn lanes(connection: &Connection) -> rusqlite::Result<(Vec<LaneCursor>, Contents
          FROM logweir_lane l JOIN logweir_writer w USING (writer_id) ORDER BY l.lane_id",
     )?;
     let lane = |row: &Row<'_>| {
-        let lane_id = row.get(3)?;
+        let (lane_id, accounted) = (row.get(3)?, row.get::<_, i64>(5)?);
         let cursor = LaneCursor {
             writer: row.get(0)?,
             run: row.get(1)?,
             lane: row.get(2)?,
             lane_id,
             last_seq: row.get::<_, i64>(4)?.cast_unsigned(),
+            records: accounted.cast_unsigned(),
         };
-        Ok((cursor, id_of(lane_id, row.get(5)?)))
+        Ok((cursor, id_of(lane_id, accounted)))
     };
     let (lanes, last_ids) = statement.query_map([], lane)?.collect::<rusqlite::Result<(Vec<_>, Vec<_>)>>()?;
     Ok((lanes, Contents(last_ids)))
@@ -196,50 +201,47 @@ impl Reading<'_> {
             Direction::Backward => "DESC",
             Direction::Forward => "ASC",
         };
+        // The index on ts has the ids as well: a scan starts at a row, not at the first one of its time.
         let sql = format!(
             "SELECT id, ts, severity, service, host, message, attributes FROM logs \
-             WHERE ts >= ?1 AND ts < ?2 ORDER BY ts {order}, id {order}"
+             WHERE (ts, id) > (?1, ?2) AND (ts, id) < (?3, ?4) ORDER BY ts {order}, id {order}"
         );
         let severities = severities(filter);
-        let (mut range, mut after, mut is_first) = (range, after, true);
+        let (from, to) = bounds(range);
+        let (mut from, mut to) = ((from, i64::MIN), (to, i64::MIN));
+        let mut after = after.map(|after| (timestamp::text(after.ts_us), after.id));
+        let mut is_first = true;
         loop {
+            match direction {
+                Direction::Backward => to = after.map_or(to, |after| after),
+                Direction::Forward => from = after.map_or(from, |after| after),
+            }
             let at = {
                 let mut statement = self.connection.prepare_cached(&sql)?;
-                let (from, to) = bounds(range);
-                let mut rows = statement.query([from, to])?;
+                let mut rows = statement.query(params![from.0, from.1, to.0, to.1])?;
                 let mut until_look = ROWS_BETWEEN_LOOKS;
                 loop {
                     let Some(row) = rows.next()? else { return Ok(()) };
                     // Before the other columns are read: most rows may end here.
-                    if (severities.min..=severities.max).contains(&row.get(2)?) {
+                    let is_severe = (severities.min..=severities.max).contains(&row.get(2)?);
+                    if is_severe && (is_first || self.first.has(row.get(0)?)) {
                         let (id, record) = record(row)?;
-                        let position = Position { ts_us: record.ts_us, id };
-                        let is_behind = after.is_none_or(|after| direction.is_behind(position, after));
-                        let is_ours = is_behind && (is_first || self.first.has(id));
-                        if is_ours && filter.matches(&record) && !visit(id, &record) {
+                        until_look = until_look.saturating_sub(record.message.len() / ROW_BYTES);
+                        if filter.matches(&record) && !visit(id, &record) {
                             return Ok(());
                         }
                     }
-                    until_look -= 1;
+                    until_look = until_look.saturating_sub(1);
                     if until_look == 0 {
                         until_look = ROWS_BETWEEN_LOOKS;
                         if self.is_due() {
-                            break position(row)?;
+                            break (text(row, 1)?.to_owned(), row.get(0)?);
                         }
                     }
                 }
             };
             self.renew()?;
-            is_first = false;
-            // Rows before `after` at the same time were passed over, not visited.
-            after = Some(match after {
-                Some(after) if !direction.is_behind(at, after) => after,
-                _ => at,
-            });
-            match direction {
-                Direction::Backward => range.end_us = range.end_us.min(at.ts_us.saturating_add(1)),
-                Direction::Forward => range.start_us = range.start_us.max(at.ts_us),
-            }
+            (after, is_first) = (Some(at), false);
         }
     }
 
@@ -292,10 +294,6 @@ fn record<'r>(row: &'r Row<'_>) -> rusqlite::Result<(i64, Record<'r>)> {
         },
     };
     Ok((row.get(0)?, record))
-}
-
-fn position(row: &Row<'_>) -> rusqlite::Result<Position> {
-    Ok(Position { ts_us: timestamp::parse(text(row, 1)?).unwrap_or_default(), id: row.get(0)? })
 }
 
 fn text<'r>(row: &'r Row<'_>, column: usize) -> rusqlite::Result<&'r str> {
@@ -426,7 +424,7 @@ impl Reading<'_> {
 
 /// Returns the minutes that overlap `range`.
 fn minutes(range: Range) -> (String, String) {
-    bounds(Range { start_us: range.start_us.div_euclid(MINUTE_US) * MINUTE_US, ..range })
+    bounds(Range { start_us: timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US, ..range })
 }
 
 /// Returns a record with only the fields that the counters have.

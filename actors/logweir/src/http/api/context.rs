@@ -8,6 +8,7 @@ use super::super::error_responses::{QUERIES, QueryErrors};
 use super::super::shared::Shared;
 use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::RecordBody;
+use crate::search::Completeness;
 use logweir_query::page::Position;
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -19,6 +20,8 @@ struct Body<'a> {
     record: RecordBody<'a>,
     #[schema(value_type = Vec<super::record::Body<'a>>)]
     after: Vec<RecordBody<'a>>,
+    #[serde(flatten)]
+    completeness: Completeness,
 }
 
 /// Returns the records around a record.
@@ -62,6 +65,7 @@ pub async fn context(request: HttpRequest, shared: web::Data<Shared>) -> Result<
             before: context.before.iter().map(RecordBody).collect(),
             record: RecordBody(&context.record),
             after: context.after.iter().map(RecordBody).collect(),
+            completeness: context.completeness,
         },
     ))
 }

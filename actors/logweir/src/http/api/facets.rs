@@ -7,6 +7,7 @@ use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::super::shared::Shared;
 use super::query_parameters::{QueryParameters, bad_parameter};
+use crate::search::{Completeness, Sampled};
 use logweir_query::facets::Facet;
 
 /// Maximum number of fields per request.
@@ -17,6 +18,8 @@ const FIELDS_MAX: usize = 32;
 struct Body {
     facets: Vec<Facet>,
     sampled: Option<u64>,
+    #[serde(flatten)]
+    completeness: Completeness,
 }
 
 /// Returns the most frequent values of fields.
@@ -48,5 +51,6 @@ pub async fn facets(request: HttpRequest, shared: web::Data<Shared>) -> Result<A
         return Err(bad_parameter(format!("invalid fields: expected at most {FIELDS_MAX} names")));
     }
     let sampled = shared.searcher()?.facets(&filter, range, fields, limit).await?;
-    Ok(Answer::json(200, &Body { facets: sampled.value, sampled: sampled.sampled }))
+    let Sampled { value: facets, sampled, completeness } = sampled;
+    Ok(Answer::json(200, &Body { facets, sampled, completeness }))
 }

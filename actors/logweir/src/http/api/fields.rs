@@ -7,17 +7,22 @@ use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::super::shared::Shared;
 use super::query_parameters::QueryParameters;
+use crate::search::{Completeness, Sampled};
 use logweir_query::facets::NameCount;
 
 #[derive(Serialize, utoipa::ToSchema)]
 struct Fields {
     fields: Vec<NameCount>,
     sampled: Option<u64>,
+    #[serde(flatten)]
+    completeness: Completeness,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
 struct Services {
     services: Vec<Service>,
+    #[serde(flatten)]
+    completeness: Completeness,
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -45,8 +50,8 @@ pub async fn fields(request: HttpRequest, shared: web::Data<Shared>) -> Result<A
     let mut parameters = QueryParameters::of(&request)?;
     let (filter, range) = (parameters.filter()?, parameters.range()?);
     parameters.finish()?;
-    let sampled = shared.searcher()?.fields(&filter, range).await?;
-    Ok(Answer::json(200, &Fields { fields: sampled.value, sampled: sampled.sampled }))
+    let Sampled { value: fields, sampled, completeness } = shared.searcher()?.fields(&filter, range).await?;
+    Ok(Answer::json(200, &Fields { fields, sampled, completeness }))
 }
 
 /// Lists service names.
@@ -67,7 +72,7 @@ pub async fn services(request: HttpRequest, shared: web::Data<Shared>) -> Result
     let mut parameters = QueryParameters::of(&request)?;
     let range = parameters.range()?;
     parameters.finish()?;
-    let services = shared.searcher()?.services(range).await?;
+    let Sampled { value: services, completeness, .. } = shared.searcher()?.services(range).await?;
     let service = |NameCount { name, count }| Service { name, records: count };
-    Ok(Answer::json(200, &Services { services: services.into_iter().map(service).collect() }))
+    Ok(Answer::json(200, &Services { services: services.into_iter().map(service).collect(), completeness }))
 }

@@ -7,6 +7,7 @@ use super::super::answer::{Answer, HttpError};
 use super::super::error_responses::{QUERIES, QueryErrors};
 use super::super::shared::Shared;
 use super::query_parameters::QueryParameters;
+use crate::search::Completeness;
 use logweir_query::hits::{By, Series};
 
 #[derive(Serialize, utoipa::ToSchema)]
@@ -18,6 +19,8 @@ struct Body {
     series: Vec<Series>,
     total: u64,
     source: &'static str,
+    #[serde(flatten)]
+    completeness: Completeness,
 }
 
 /// Counts records per time step.
@@ -53,6 +56,7 @@ pub async fn hits(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ans
             total: histogram.series.iter().map(|series| series.total).sum(),
             series: histogram.series,
             source: if histogram.from_counters { "counters" } else { "records" },
+            completeness: histogram.completeness,
         },
     ))
 }

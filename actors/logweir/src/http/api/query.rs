@@ -2,7 +2,8 @@
 //!
 //! A stream consists of pages, too: the next one is read when the client has consumed the previous one. A slow client
 //! therefore holds neither a transaction nor memory, and a disconnected one ends the query. A page that cannot be read
-//! aborts the stream, so that an incomplete response never looks complete.
+//! from the database aborts the stream, so that an incomplete response never looks complete; a stream that is incomplete
+//! from the start has the header [`PARTIAL`].
 
 use std::time::Instant;
 
@@ -20,6 +21,11 @@ use super::query_parameters::{QueryParameters, bad_parameter};
 use super::record::{CSV_HEADER, RecordBody, csv};
 use crate::search::{Page, PageRequest, SearchError, Searcher, Source};
 use logweir_query::page::{Direction, Position};
+use logweir_store::read::ReadError;
+
+/// Headers of a stream: what it lacks, and until when it is complete.
+const PARTIAL: &str = "X-Logweir-Partial";
+const COMPLETE_UNTIL: &str = "X-Logweir-Complete-Until";
 
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
@@ -67,7 +73,7 @@ struct Cursor {
         ("format" = Option<String>, Query, description = "json for a page, or ndjson or csv for a stream; default json."),
     ),
     responses(
-        (status = 200, description = "Records."
+        (status = 200, description = "Records. A stream that may lack some has the reason in the header `X-Logweir-Partial`, and, if it is known, until when it is complete in `X-Logweir-Complete-Until`."
             , content((Body<'_> = "application/json"), (String = "application/x-ndjson"), (String = "text/csv"))),
         QueryErrors,
     )
@@ -136,6 +142,8 @@ struct Streaming {
     /// A page that has been read already.
     ready: Option<Page>,
     head: &'static str,
+    /// Whether the database did not answer at the start.
+    from_cache: bool,
 }
 
 async fn streamed(searcher: Searcher, request: PageRequest, format: Format) -> Result<HttpResponse, SearchError> {
@@ -143,25 +151,50 @@ async fn streamed(searcher: Searcher, request: PageRequest, format: Format) -> R
     let left = request.limit;
     let request = PageRequest { limit: left.min(STREAM_PAGE), ..request };
     // Read before the response starts, while an error can still be reported.
-    let ready = Some(searcher.stream_page(&request).await?);
+    let first = searcher.stream_page(&request).await?;
+    let from_cache = first.without_database;
+    let mut response = HttpResponse::Ok();
+    let completeness = &first.source.completeness;
+    if completeness.partial {
+        let reason = completeness.partial_reason.as_deref().unwrap_or("records may be missing");
+        response.insert_header((PARTIAL, header_text(reason)));
+        if let Some(until) = &completeness.complete_until {
+            response.insert_header((COMPLETE_UNTIL, until.as_str()));
+        }
+    }
     let (content_type, head) = match format {
         Format::Csv => ("text/csv; charset=utf-8; header=present", CSV_HEADER),
         Format::Json | Format::Ndjson => ("application/x-ndjson", ""),
     };
-    let streaming = Streaming { searcher, request, left, format, _permit: permit, ready, head };
+    let streaming =
+        Streaming { searcher, request, left, format, _permit: permit, ready: Some(first), head, from_cache };
     let body = stream::try_unfold(Some(streaming), async |streaming| match streaming {
         None => Ok(None),
         Some(streaming) => streaming.next().await.map(Some),
     });
-    Ok(HttpResponse::Ok().content_type(content_type).streaming(body))
+    Ok(response.content_type(content_type).streaming(body))
+}
+
+/// `text` as the value of a header, which may contain visible ASCII only.
+fn header_text(text: &str) -> String {
+    text.chars().map(|letter| if matches!(letter, ' '..='~') { letter } else { '?' }).collect()
 }
 
 impl Streaming {
+    /// Reads the next page. The part of it that the cache has is not enough, unless the stream has said so.
+    async fn next_page(&self) -> Result<Page, SearchError> {
+        let page = self.searcher.stream_page(&self.request).await?;
+        match (page.without_database && !self.from_cache, &page.source.completeness.partial_reason) {
+            (true, reason) => Err(ReadError::Unavailable(reason.clone().unwrap_or_default()).into()),
+            (false, _) => Ok(page),
+        }
+    }
+
     /// Reads the next page; returns its text and the rest of the stream.
     async fn next(mut self) -> Result<(Bytes, Option<Self>), SearchError> {
         let page = match self.ready.take() {
             Some(page) => page,
-            None => self.searcher.stream_page(&self.request).await.inspect_err(|error| {
+            None => self.next_page().await.inspect_err(|error| {
                 tracing::warn!(%error, "aborting a record stream: the next page cannot be read");
             })?,
         };

@@ -7,7 +7,7 @@ use logweir_engine::clock;
 
 use super::super::answer::HttpError;
 use logweir_query::page::Range;
-use logweir_query::time::{parse_duration, parse_time};
+use logweir_query::time::{parse_duration, parse_time, range_end};
 use logweir_query::{Filter, parse};
 
 /// Default range: the last hour.
@@ -75,7 +75,7 @@ impl QueryParameters {
     /// `start` and `end`; default the last hour.
     pub fn range(&mut self) -> Result<Range, HttpError> {
         let now_us = self.now_us;
-        let end_us = self.time_us("end")?.unwrap_or(now_us.saturating_add(1));
+        let end_us = self.time_us("end")?.map_or(now_us.saturating_add(1), range_end);
         let start_us = self.time_us("start")?.unwrap_or(end_us.saturating_sub(RANGE_US));
         if start_us > end_us {
             return Err(bad_parameter("invalid range: start is after end".to_owned()));

@@ -13,7 +13,7 @@ use super::loki_parameters::{LokiParameters, bad_parameter, bad_query};
 use super::metric::{points, rows, windows};
 use super::query::{result, success, whole};
 use super::streams::Labels;
-use crate::search::Searcher;
+use crate::search::{Completeness, Sampled, Searcher};
 use logweir_query::logql::{Group, LEVELS, Label, Metric, parse_selector};
 use logweir_query::page::Range;
 use logweir_query::windows::Windows;
@@ -30,7 +30,7 @@ const VALUES_MAX: usize = 1_000;
     responses((status = 200, description = "Label names, in Loki's envelope.", body = Object), LokiErrors)
 )]
 pub(super) async fn labels() -> Answer {
-    success(["host", "level", "service_name"])
+    success(["host", "level", "service_name"], Completeness::default())
 }
 
 /// Lists the values of a label.
@@ -57,7 +57,10 @@ pub(super) async fn values(
         let (filter, range) = (parameters.selector()?, whole(parameters.range()?));
         values_of(shared.searcher()?, Label::named(&name), filter, range).await
     };
-    found.await.map(success).unwrap_or_else(|rejection| error_response(rejection.counted(), request.headers()))
+    found
+        .await
+        .map(|(values, completeness)| success(values, completeness))
+        .unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
 
 async fn values_of(
@@ -65,20 +68,22 @@ async fn values_of(
     label: Label,
     filter: Filter,
     range: Range,
-) -> Result<BTreeSet<String>, HttpError> {
-    match label {
-        Label::Absent => Ok(BTreeSet::new()),
-        Label::Level => Ok(LEVELS.iter().map(|level| (*level).to_owned()).collect()),
+) -> Result<(BTreeSet<String>, Completeness), HttpError> {
+    Ok(match label {
+        Label::Absent => Default::default(),
+        Label::Level => (LEVELS.iter().map(|level| (*level).to_owned()).collect(), Completeness::default()),
         Label::Fields(fields) if fields == [Field::Service] && filter == Filter::All => {
-            let services = searcher.services(range).await?;
-            Ok(services.into_iter().map(|service| service.name).filter(|name| !name.is_empty()).collect())
+            let Sampled { value: services, completeness, .. } = searcher.services(range).await?;
+            let names = services.into_iter().map(|service| service.name);
+            (names.filter(|name| !name.is_empty()).collect(), completeness)
         }
         Label::Fields(fields) => {
             let names = fields.into_iter().map(name).collect();
-            let facets = searcher.facets(&filter, range, names, VALUES_MAX).await?.value;
-            Ok(facets.into_iter().flat_map(|facet| facet.values).map(|value| value.value).collect())
+            let Sampled { value: facets, completeness, .. } =
+                searcher.facets(&filter, range, names, VALUES_MAX).await?;
+            (facets.into_iter().flat_map(|facet| facet.values).map(|value| value.value).collect(), completeness)
         }
-    }
+    })
 }
 
 fn name(field: Field) -> String {
@@ -113,12 +118,15 @@ pub(super) async fn series(request: HttpRequest, body: web::Bytes, shared: web::
         if filters.is_empty() {
             filters.push(Filter::All);
         }
-        let mut services = BTreeSet::new();
+        let (mut services, mut completeness) = (BTreeSet::new(), Completeness::default());
         for filter in filters {
-            services.extend(values_of(shared.searcher()?, Label::Fields(vec![Field::Service]), filter, range).await?);
+            let label = Label::Fields(vec![Field::Service]);
+            let (values, one) = values_of(shared.searcher()?, label, filter, range).await?;
+            services.extend(values);
+            completeness = completeness.and(one);
         }
         let series = services.into_iter().map(|service| Labels::from([("service_name".to_owned(), service)]));
-        Ok(success(series.collect::<Vec<_>>()))
+        Ok(success(series.collect::<Vec<_>>(), completeness))
     };
     found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
@@ -129,6 +137,8 @@ struct Stats {
     chunks: u64,
     bytes: u64,
     entries: u64,
+    #[serde(flatten)]
+    completeness: Completeness,
 }
 
 /// Counts the records and services that match a selector. Chunks and bytes are always 0.
@@ -150,7 +160,8 @@ pub(super) async fn stats(request: HttpRequest, body: web::Bytes, shared: web::D
         let by = logweir_query::hits::By::Service;
         let histogram = shared.searcher()?.hits(&parameters.selector()?, range, None, by).await?;
         let entries = histogram.series.iter().map(|series| series.total).sum();
-        Ok(Answer::json(200, &Stats { streams: histogram.series.len(), chunks: 0, bytes: 0, entries }))
+        let (streams, completeness) = (histogram.series.len(), histogram.completeness);
+        Ok(Answer::json(200, &Stats { streams, chunks: 0, bytes: 0, entries, completeness }))
     };
     found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }
@@ -174,7 +185,8 @@ pub(super) async fn volume(request: HttpRequest, body: web::Bytes, shared: web::
         let range = parameters.range()?;
         let metric = Metric { window_ms: ((range.end_us - range.start_us) / 1_000).max(1), ..counted(&parameters)? };
         let windows = Windows::at(range.end_us, metric.window_ms * 1_000);
-        Ok(result("vector", points(rows(shared.searcher()?, &metric, windows).await?)))
+        let (rows, completeness) = rows(shared.searcher()?, &metric, windows).await?;
+        Ok(result("vector", (points(rows), completeness)))
     };
     found.await.unwrap_or_else(|rejection: HttpError| error_response(rejection.counted(), request.headers()))
 }

@@ -8,7 +8,7 @@ use logweir_engine::clock;
 use super::super::answer::HttpError;
 use logweir_query::logql::{self, Expression, window_ms};
 use logweir_query::page::{Direction, Range};
-use logweir_query::time::parse_time;
+use logweir_query::time::{parse_time, range_end};
 use logweir_query::{Filter, QueryError};
 
 /// Default range: the last hour.
@@ -56,7 +56,7 @@ impl LokiParameters {
     }
 
     pub(super) fn range(&self) -> Result<Range, HttpError> {
-        let end_us = self.time_us("end")?.unwrap_or(self.now_us);
+        let end_us = self.time_us("end")?.map_or(self.now_us, range_end);
         let since_us = match self.text("since") {
             None => RANGE_US,
             Some(text) => {

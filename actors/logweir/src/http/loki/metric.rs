@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::super::answer::HttpError;
 use super::loki_parameters::bad_parameter;
 use super::streams::{Labels, level};
-use crate::search::Searcher;
+use crate::search::{Completeness, Searcher};
 use logweir_query::Filter;
 use logweir_query::hits::{By, STEPS_MAX};
 use logweir_query::logql::{Group, Metric};
@@ -40,8 +40,12 @@ pub(super) fn sample(at_us: i64, value: f64) -> Sample {
 }
 
 /// Evaluates `metric` at each point of `windows`; points without records are omitted.
-pub(super) async fn rows(searcher: &Searcher, metric: &Metric, windows: Windows) -> Result<Vec<Row>, HttpError> {
-    let parts = parts(searcher, &metric.filter, &metric.group, windows).await?;
+pub(super) async fn rows(
+    searcher: &Searcher,
+    metric: &Metric,
+    windows: Windows,
+) -> Result<(Vec<Row>, Completeness), HttpError> {
+    let (parts, completeness) = parts(searcher, &metric.filter, &metric.group, windows).await?;
     #[allow(clippy::cast_precision_loss)] // counts are far below 2^53
     let value = |sum: u64| {
         if metric.per_second { sum as f64 * 1_000.0 / metric.window_ms as f64 } else { sum as f64 }
@@ -51,7 +55,7 @@ pub(super) async fn rows(searcher: &Searcher, metric: &Metric, windows: Windows)
         let values = sums.map(|(point, sum)| sample(windows.point_us(point), value(sum))).collect();
         Row { metric, values }
     };
-    Ok(parts.into_iter().map(row).filter(|row| !row.values.is_empty()).collect())
+    Ok((parts.into_iter().map(row).filter(|row| !row.values.is_empty()).collect(), completeness))
 }
 
 /// Reduces each series to its first value.
@@ -66,15 +70,17 @@ async fn parts(
     filter: &Filter,
     group: &Group,
     windows: Windows,
-) -> Result<BTreeMap<Labels, Vec<u64>>, HttpError> {
+) -> Result<(BTreeMap<Labels, Vec<u64>>, Completeness), HttpError> {
     let whole = windows.range();
     let total = usize::try_from((whole.end_us - whole.start_us) / windows.part_us).unwrap_or(0);
     let by = if matches!(group, Group::Service(_)) { By::Service } else { By::Severity };
     let mut series: BTreeMap<Labels, Vec<u64>> = BTreeMap::new();
+    let mut completeness = Completeness::default();
     let mut start_us = whole.start_us;
     while start_us < whole.end_us {
         let end_us = whole.end_us.min(start_us.saturating_add(windows.part_us.saturating_mul(STEPS_MAX)));
         let histogram = searcher.hits(filter, Range { start_us, end_us }, Some(windows.part_us), by).await?;
+        completeness = completeness.and(histogram.completeness);
         for one in histogram.series {
             let counts = series.entry(labels(group, &one.name)).or_insert_with(|| vec![0; total]);
             // Steps start at multiples of their length, which windows do not always do.
@@ -87,7 +93,7 @@ async fn parts(
         }
         start_us = end_us;
     }
-    Ok(series)
+    Ok((series, completeness))
 }
 
 fn labels(group: &Group, series: &str) -> Labels {

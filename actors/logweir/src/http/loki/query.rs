@@ -10,7 +10,7 @@ use super::answer::error_response;
 use super::loki_parameters::{LokiParameters, bad_parameter};
 use super::metric::{points, rows, sample, windows};
 use super::streams::{CATEGORIZE_LABELS, categorize, streams};
-use crate::search::PageRequest;
+use crate::search::{Completeness, PageRequest};
 use logweir_query::logql::Expression;
 use logweir_query::page::Range;
 use logweir_query::windows::Windows;
@@ -19,6 +19,9 @@ use logweir_query::windows::Windows;
 pub(super) struct Success<T> {
     status: &'static str,
     data: T,
+    /// Loki's own member for what the client should know; Grafana shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warnings: Option<[String; 1]>,
 }
 
 #[derive(Serialize)]
@@ -36,13 +39,14 @@ struct Data<T> {
 struct Stats {}
 
 /// A response in Loki's envelope.
-pub(super) fn success(data: impl Serialize) -> Answer {
-    Answer::json(200, &Success { status: "success", data })
+pub(super) fn success(data: impl Serialize, completeness: Completeness) -> Answer {
+    let warnings = completeness.partial_reason.map(|reason| [format!("partial result: {reason}")]);
+    Answer::json(200, &Success { status: "success", data, warnings })
 }
 
 /// A response with series or a vector of values.
-pub(super) fn result(result_type: &'static str, result: impl Serialize) -> Answer {
-    success(Data { result_type, encoding_flags: Vec::new(), result, stats: Stats {} })
+pub(super) fn result(result_type: &'static str, (result, completeness): (impl Serialize, Completeness)) -> Answer {
+    success(Data { result_type, encoding_flags: Vec::new(), result, stats: Stats {} }, completeness)
 }
 
 /// Queries records, or counts per step, over a time range.
@@ -78,7 +82,8 @@ async fn over_range(request: &HttpRequest, body: &web::Bytes, shared: &Shared) -
             let categorize = categorize(request.headers());
             let encoding_flags = if categorize { vec![CATEGORIZE_LABELS] } else { Vec::new() };
             let result = streams(&page.records, categorize);
-            Ok(success(Data { result_type: "streams", encoding_flags, result, stats: Stats {} }))
+            let data = Data { result_type: "streams", encoding_flags, result, stats: Stats {} };
+            Ok(success(data, page.source.completeness))
         }
         Expression::Metric(metric) => {
             let windows = windows(range, parameters.step_us(range)?, metric.window_ms)?;
@@ -87,7 +92,8 @@ async fn over_range(request: &HttpRequest, body: &web::Bytes, shared: &Shared) -
         Expression::Constant(value) => {
             let windows = windows(range, parameters.step_us(range)?, 1_000)?;
             let values: Vec<_> = (0..windows.points).map(|point| sample(windows.point_us(point), value)).collect();
-            Ok(result("matrix", [serde_json::json!({ "metric": {}, "values": values })]))
+            let series = [serde_json::json!({ "metric": {}, "values": values })];
+            Ok(result("matrix", (series, Completeness::default())))
         }
     }
 }
@@ -118,10 +124,12 @@ async fn at_once(request: &HttpRequest, body: &web::Bytes, shared: &Shared) -> R
         )),
         Expression::Metric(metric) => {
             let windows = Windows::at(at_us, metric.window_ms.saturating_mul(1_000));
-            Ok(result("vector", points(rows(shared.searcher()?, &metric, windows).await?)))
+            let (rows, completeness) = rows(shared.searcher()?, &metric, windows).await?;
+            Ok(result("vector", (points(rows), completeness)))
         }
         Expression::Constant(value) => {
-            Ok(result("vector", [serde_json::json!({ "metric": {}, "value": sample(at_us, value) })]))
+            let points = [serde_json::json!({ "metric": {}, "value": sample(at_us, value) })];
+            Ok(result("vector", (points, Completeness::default())))
         }
     }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_ws::{AggregatedMessage, Closed, Session};
 use bytes::Bytes;
-use jiff::Timestamp;
 use logweir_engine::clock;
 use logweir_record::record::Severity;
+use logweir_record::timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
@@ -154,7 +154,7 @@ fn found(data: &str) -> Option<Found> {
     let record: TailRecord = serde_json::from_str(data).ok()?;
     Some(Found {
         id: record.id.and_then(|id| id.parse().ok()).unwrap_or(-1),
-        ts_us: record.ts.parse::<Timestamp>().ok()?.as_microsecond(),
+        ts_us: timestamp::parse(&record.ts)?,
         severity: Severity::from_number(record.severity)?,
         service: record.service,
         host: record.host,

@@ -1,0 +1,32 @@
+//! The lanes of this process, with which its queries are compared.
+
+use async_trait::async_trait;
+use logweir_engine::journal::{Journal, LaneId};
+use uuid::Uuid;
+
+use crate::progress::Progress;
+use crate::search::completeness::{LaneState, Lanes};
+
+/// The lanes of one journal.
+pub struct OwnLanes {
+    /// The journal.
+    pub journal: Journal,
+    /// Its UUID.
+    pub writer: Uuid,
+    /// Its current run.
+    pub run: Uuid,
+    /// What the database has.
+    pub progress: Progress,
+}
+
+#[async_trait]
+impl Lanes for OwnLanes {
+    async fn states(&self) -> Vec<LaneState> {
+        let snapshot = self.progress.snapshot(&self.journal.lanes());
+        snapshot.lanes.iter().map(|lane| LaneState::of(self.writer, Some(self.run), lane)).collect()
+    }
+
+    fn arrived_until(&self, writer: Uuid, lane: LaneId, records: u64) -> Option<i64> {
+        self.progress.arrived_until(lane, records).filter(|_| writer == self.writer)
+    }
+}
