@@ -30,6 +30,15 @@ impl Pooler {
     /// If it is not installed or does not start.
     #[must_use]
     pub fn start(port_of_server: u16, mode: &str, users: &[(&str, &str)]) -> Self {
+        Self::start_with(port_of_server, mode, users, "")
+    }
+
+    /// As [`Pooler::start`], with further lines of its configuration.
+    ///
+    /// # Panics
+    /// As [`Pooler::start`].
+    #[must_use]
+    pub fn start_with(port_of_server: u16, mode: &str, users: &[(&str, &str)], lines: &str) -> Self {
         let program = program().expect("pgbouncer is installed");
         let dir = tempfile::Builder::new().prefix("logweir-pgbouncer-").tempdir().expect("a temporary directory");
         give_to_server(dir.path());
@@ -39,7 +48,7 @@ impl Pooler {
             "[databases]\n* = host=127.0.0.1 port={port_of_server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\nadmin_users = admin\n\
              pool_mode = {mode}\nserver_reset_query = DISCARD ALL\nmax_client_conn = 400\ndefault_pool_size = 40\n\
-             query_wait_timeout = 10\nserver_login_retry = 1\nignore_startup_parameters = extra_float_digits\nlogfile = {}\n",
+             query_wait_timeout = 10\nserver_login_retry = 1\nignore_startup_parameters = extra_float_digits\nlogfile = {}\n{lines}\n",
             at("users"),
             at("log"),
         );

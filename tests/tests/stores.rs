@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use logweir_engine::journal::LaneTail;
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
-use logweir_store::{self as store, AnyStore, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
+use logweir_store::{self as store, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
 use logweir_store::{Batch, BatchFrame};
 use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
@@ -1445,60 +1445,6 @@ async fn retention_deletes_expired_rows_from_sqlite() {
         .unwrap();
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 2);
     assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2);
-}
-
-#[tokio::test]
-async fn queries_have_their_own_read_only_pool_that_does_not_hang() {
-    let on = Fixture::postgres().await;
-    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 200);
-    let AnyStore::Postgres(store) = store::open(&hasty).unwrap() else { panic!("the URL names PostgreSQL") };
-    let client = store.read_pool().get().await.unwrap();
-    let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
-    assert_eq!(code(client.execute("DELETE FROM logs", &[]).await.unwrap_err()).as_deref(), Some("25006"));
-    assert_eq!(code(client.execute("SELECT pg_sleep(9)", &[]).await.unwrap_err()).as_deref(), Some("57014"));
-    assert_eq!(client.query_one("SELECT count(*) FROM logs", &[]).await.unwrap().get::<_, i64>(0), 0);
-}
-
-#[tokio::test]
-async fn tls_is_verified() {
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::new(vec![]).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-    let options = Options {
-        settings: vec![("ssl", "on".to_owned())],
-        hba: vec!["hostssl all all 127.0.0.1/32 trust", "hostnossl all all all reject"],
-        files: vec![("server.crt", certificate.pem()), ("server.key", key.serialize_pem())],
-        ..Options::default()
-    };
-    let server = tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let write = |name, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        Some(path)
-    };
-    let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap().cert.pem();
-    let (right, wrong) = (write("ca.pem", &ca_pem), write("other.pem", &other));
-    let with = |ca_file, mode: &str| {
-        let url = format!("{}?sslmode={mode}", server.url("postgres"));
-        store::open(&with(DatabaseUrl::Postgres(url), |settings| settings.ca_file = ca_file)).unwrap().store()
-    };
-    for mode in ["prefer", "require", "verify-full"] {
-        let error = with(wrong.clone(), mode).prepare().await.unwrap_err();
-        assert!(is_systemic(&error) && error.to_string().contains("database.ca_file"), "{mode}: {error}");
-        with(right.clone(), mode).prepare().await.unwrap();
-    }
-    let store = with(right.clone(), "require");
-    let lease = store.acquire_lease(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
-    lane(&store, &lease, 0).await.flush(&Feed::new(0).plain(1_000)).await.unwrap();
-    assert_eq!(store.lanes(lease.writer).await.unwrap()[0].rows, 1_000);
-    let error = with(right, "disable").prepare().await.unwrap_err();
-    assert!(is_systemic(&error) && error.to_string().contains("28000"), "{error}");
 }
 
 // Kill points and mutations apply to a whole process, so each of these tests runs in its own process.

@@ -34,7 +34,11 @@
 //! postgres/          PostgreSQL and TimescaleDB
 //!   types            timestamptz and jsonb, binary
 //!   error_class      SQLSTATEs: retry, an operator must act, or one bad row
-//!   connect          connections outside the pools, and their errors
+//!   connection_string  what a URL or `key=value` pairs say
+//!   access           certificates and passwords, read again for each connection
+//!   backend          the server process of a connection, as announced
+//!   pooler           whether a pooler assigns server processes per session
+//!   connect          connections, and their errors
 //!   pool             pools for queries and administration
 //!   lane_row         reads a lane's row
 //!   ddl              statements that change tables: names, transactions, what to do about failures

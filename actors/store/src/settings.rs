@@ -9,12 +9,19 @@ use std::path::PathBuf;
 pub struct Database {
     /// The store.
     pub url: DatabaseUrl,
+    /// File that `url` was read from. It is read again for each connection, so that its password can be changed;
+    /// PostgreSQL only.
+    pub url_file: Option<PathBuf>,
     /// A PostgreSQL server for queries, such as a replica; `None` uses `url`.
     pub read_url: Option<DatabaseUrl>,
+    /// File that `read_url` was read from; as `url_file`.
+    pub read_url_file: Option<PathBuf>,
     /// Maximum number of connections for queries; PostgreSQL only.
     pub pool_size: usize,
     /// Time limit for connecting, in milliseconds; PostgreSQL only.
     pub connect_timeout_ms: u64,
+    /// Age in seconds at which a connection is replaced by a new one; PostgreSQL only.
+    pub connection_age_max_s: u64,
     /// Time limit for a statement, in milliseconds; PostgreSQL only.
     pub statement_timeout_ms: u64,
     /// Age in days at which records are deleted, by event time; 0 keeps everything.
@@ -26,20 +33,24 @@ pub struct Database {
     /// Whether the server maintains the tables: partitions, retention, indexes. False for a role that may only read and
     /// write rows.
     pub maintenance: bool,
-    /// PEM file with CA certificates to trust in addition to the system's; PostgreSQL only.
+    /// PEM file with the CA certificates of the servers, unless a URL has `sslrootcert`; PostgreSQL only.
     pub ca_file: Option<PathBuf>,
 }
 
 impl Database {
-    /// The store at `url` with the defaults: 4 connections for queries, 5 s for connecting, 60 s for a statement,
-    /// records kept forever, chunks compressed after 7 days, text indexes, maintenance, the system's CA certificates.
+    /// The store at `url` with the defaults: 4 connections for queries, 5 s for connecting, connections replaced after
+    /// half an hour, 60 s for a statement, records kept forever, chunks compressed after 7 days, text indexes, maintenance,
+    /// no CA file.
     #[must_use]
     pub fn new(url: DatabaseUrl) -> Self {
         Self {
             url,
+            url_file: None,
             read_url: None,
+            read_url_file: None,
             pool_size: 4,
             connect_timeout_ms: 5_000,
+            connection_age_max_s: 1_800,
             statement_timeout_ms: 60_000,
             retention_days: 0,
             compress_after_days: 7,
@@ -56,7 +67,7 @@ impl Database {
 pub enum DatabaseUrl {
     /// `sqlite:PATH`
     Sqlite(PathBuf),
-    /// `postgres://…`, as written; may contain a password.
+    /// `postgres://…` or `host=… dbname=…`, as written; may contain a password.
     Postgres(String),
     /// `blackhole:`, for measurements: accepts every record and stores none.
     Blackhole,

@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
+use rustls::client::{
+    ResolvesClientCert, Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::error::TlsError;
-use crate::pem::{add_roots, key, provider, roots};
+use crate::pem::{add_roots, certificates, key, provider, roots};
 use crate::reload::{self, Reloadable};
 
 /// A client configuration that trusts the system's CA certificates and those in `ca_file` (PEM).
@@ -31,6 +35,128 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
+}
+
+/// Which servers a client accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trust {
+    /// Any: this protects from eavesdroppers, but not from a server that pretends to be another one.
+    Anyone,
+    /// A server whose certificate was issued by a CA of this PEM file, whatever its name.
+    IssuedBy(PathBuf),
+    /// A server whose certificate was issued for its name by a CA of this PEM file.
+    NamedBy(PathBuf),
+    /// A server whose certificate was issued for its name by a CA that the system trusts.
+    NamedBySystem,
+}
+
+/// A client configuration that accepts the servers of `trust`, with a client certificate chain and private key (PEM) if
+/// `identity` names them. The files are read once.
+///
+/// The server must always prove that it has the private key of its certificate. A certificate that is itself in the
+/// file is accepted although it is a CA's: a self-signed one is usually made like that.
+///
+/// # Errors
+/// A file is missing, unreadable or contains nothing of its kind, or the key does not belong to the certificate.
+pub fn trusting_client_config(trust: &Trust, identity: Option<(&Path, &Path)>) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = match trust {
+        Trust::NamedBySystem => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            builder.with_root_certificates(roots)
+        }
+        Trust::Anyone => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(None, false)?))
+        }
+        Trust::IssuedBy(file) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(Some(file), false)?))
+        }
+        Trust::NamedBy(file) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(Some(file), true)?))
+        }
+    };
+    match identity {
+        None => Ok(builder.with_no_client_auth()),
+        Some((cert, file)) => Ok(builder.with_client_cert_resolver(Arc::new(OneKey(key(cert, file)?)))),
+    }
+}
+
+/// The only client certificate.
+#[derive(Debug)]
+struct OneKey(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for OneKey {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Verifies what a [`Trust`] with a file, or none, asks for. Signatures of the handshake are verified in any case.
+#[derive(Debug)]
+struct TrustVerifier {
+    /// CAs, also as they are in the file; `None` accepts every certificate.
+    issuers: Option<(RootCertStore, Vec<CertificateDer<'static>>)>,
+    checks_name: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl TrustVerifier {
+    fn new(file: Option<&Path>, checks_name: bool) -> Result<Self, TlsError> {
+        let issuers = file.map(|file| Ok::<_, TlsError>((roots(file)?, certificates(file)?))).transpose()?;
+        Ok(Self { issuers, checks_name, provider: provider() })
+    }
+}
+
+impl ServerCertVerifier for TrustVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some((roots, trusted)) = &self.issuers else { return Ok(ServerCertVerified::assertion()) };
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        match verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, algorithms) {
+            // A CA's certificate as the server's. Its validity was checked before.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if trusted.contains(end_entity) => {}
+            verified => verified?,
+        }
+        if self.checks_name {
+            verify_server_name(&certificate, name)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// TLS files of a client (PEM).
@@ -168,6 +294,63 @@ impl ServerCertVerifier for NameVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Makes a CA's certificate for `name` that is valid until `year`.
+    fn authority(name: &str, year: i32) -> (rcgen::CertificateParams, rcgen::KeyPair) {
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        (params, rcgen::KeyPair::generate().unwrap())
+    }
+
+    #[test]
+    fn each_trust_accepts_what_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, pem: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let (params, key) = authority("db.example", 2500);
+        let (expired_params, expired_key) = authority("db.example", 2001);
+        let (other_params, other_key) = authority("db.example", 2500);
+        let own = params.self_signed(&key).unwrap();
+        let expired = expired_params.self_signed(&expired_key).unwrap();
+        let files = [
+            file("ca", own.pem()),
+            file("expired", expired.pem()),
+            file("other", other_params.self_signed(&other_key).unwrap().pem()),
+        ];
+        let [ca_file, expired_file, other_file] = &files;
+        let server_key = rcgen::KeyPair::generate().unwrap();
+        let server = rcgen::CertificateParams::new(vec!["db.example".to_owned()]).unwrap();
+        let issued = server.signed_by(&server_key, &rcgen::Issuer::new(params, key)).unwrap();
+
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_764_000_000));
+        let accepts = |file: Option<&Path>, checks_name, certificate: &rcgen::Certificate, name: &'static str| {
+            let verifier = TrustVerifier::new(file, checks_name).unwrap();
+            let name = ServerName::try_from(name).unwrap();
+            verifier.verify_server_cert(certificate.der(), &[], &name, &[], now).is_ok()
+        };
+        // CA file, whether the name counts, certificate, name of the server.
+        for (file, checks_name, certificate, name, expected) in [
+            (None, false, &issued, "db.example", true),
+            (None, false, &expired, "elsewhere", true),
+            (Some(ca_file), false, &issued, "elsewhere", true),
+            (Some(ca_file), true, &issued, "db.example", true),
+            (Some(ca_file), true, &issued, "elsewhere", false),
+            (Some(other_file), false, &issued, "db.example", false),
+            // A self-signed certificate that is a CA's, as `openssl req -x509` makes it.
+            (Some(ca_file), false, &own, "elsewhere", true),
+            (Some(ca_file), true, &own, "db.example", true),
+            (Some(ca_file), true, &own, "elsewhere", false),
+            (Some(other_file), false, &own, "db.example", false),
+            (Some(expired_file), false, &expired, "db.example", false),
+        ] {
+            let accepted = accepts(file.map(PathBuf::as_path), checks_name, certificate, name);
+            assert_eq!(accepted, expected, "{file:?} {checks_name} {name}");
+        }
+    }
 
     #[test]
     fn an_unusable_ca_file_is_named() {

@@ -35,7 +35,7 @@ pub(crate) fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), Tl
     Ok(())
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |why: String| TlsError::CaFile { path: path.to_owned(), why };
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)

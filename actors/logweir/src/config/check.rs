@@ -307,4 +307,16 @@ fn paths(check: &mut Checker<'_>) {
         let pem = read.is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("-----BEGIN CERTIFICATE-----"));
         check.rule(&["database.ca_file"], pem, |_| what);
     }
+    #[cfg(feature = "postgres")]
+    if check.config.database.ca_file.is_none() {
+        let database = &check.config.database;
+        let urls = [("database.url", Some(database.url.clone())), ("database.read_url", database.read_url.clone())];
+        for (key, url) in urls {
+            if let Some(DatabaseUrl::Postgres(url)) = url
+                && let Some(why) = logweir_store::postgres::requires_ca_file(&url)
+            {
+                check.rule(&[key, "database.ca_file"], false, |_| why.to_owned());
+            }
+        }
+    }
 }

@@ -388,6 +388,12 @@ pub static KEYS: &[Key] = &[
         "Time limit for connecting to the database",
     ),
     key(
+        "database.connection_age_max_s",
+        "30m",
+        number(U64(|c| &mut c.database.connection_age_max_s), Seconds, 1, 7 * 86_400),
+        "Age at which a connection to the database is replaced by a new one, which resolves names and reads files again",
+    ),
+    key(
         "database.statement_timeout_ms",
         "60s",
         number(U64(|c| &mut c.database.statement_timeout_ms), Millis, 100, HOUR),
@@ -420,7 +426,7 @@ pub static KEYS: &[Key] = &[
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),
-        "PEM file with CA certificates to trust for the database and Redis, in addition to the system's",
+        "PEM file with CA certificates: of the database's servers, like `sslrootcert`, and of Redis, in addition to the system's",
     ),
     unset(
         "gateway.processors",

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use logweir_formats::CustomFormat;
+use logweir_store::Database;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::alert_rule::{Measure, RULES_MAX, Rule, Threshold};
@@ -42,6 +43,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         let key = setting.key;
         match value::assign(key, &setting.raw, &mut config) {
             Ok(()) => {
+                remember_file(key.path, &setting.source, &mut config.database);
                 origins.insert(key.path, setting.source);
                 if !file_unread {
                     unread.remove(key.path);
@@ -62,6 +64,19 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     check::check(&mut checker);
     let problems = checker.problems;
     if problems.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError(problems)) }
+}
+
+/// Remembers the file that a URL of the database was read from: it is read again for each connection.
+fn remember_file(path: &str, source: &Source, database: &mut Database) {
+    let file = match source {
+        Source::SecretFile(_, file) => Some(file.clone()),
+        _ => None,
+    };
+    match path {
+        "database.url" => database.url_file = file,
+        "database.read_url" => database.read_url_file = file,
+        _ => {}
+    }
 }
 
 /// Maximum number of custom formats: each makes every line slower.

@@ -56,11 +56,11 @@ pub fn assign(key: &Key, raw: &Raw, config: &mut Config) -> Result<(), String> {
                 _ => return Err(expected()),
             };
         }
-        Kind::Database(at) => *at(config) = database(text(raw).ok_or("expected a string")?)?,
+        Kind::Database(at) => *at(config) = database(text(raw).ok_or("expected a string")?, false)?,
         Kind::OptionalDatabase(at) => {
             *at(config) = match text(raw).ok_or("expected a string")? {
                 "" => None,
-                url => match database(url)? {
+                url => match database(url, true)? {
                     DatabaseUrl::Postgres(url) => Some(DatabaseUrl::Postgres(url)),
                     DatabaseUrl::Sqlite(_) => return Err(format!("{}: SQLite has no replicas", expected())),
                     DatabaseUrl::Blackhole => return Err(format!("{}: a blackhole stores nothing", expected())),
@@ -413,32 +413,31 @@ fn tokens(raw: &Raw) -> Result<Vec<Token>, String> {
     Ok(given.into_iter().map(|token| Token(token.to_owned())).collect())
 }
 
-fn database(url: &str) -> Result<DatabaseUrl, String> {
+fn database(url: &str, is_for_reads: bool) -> Result<DatabaseUrl, String> {
     if let Some(path) = url.strip_prefix("sqlite:") {
         return sqlite(path);
     }
     if url == "blackhole:" {
         return Ok(DatabaseUrl::Blackhole);
     }
-    let expected = |why: &str| format!("expected {DATABASE}{why}");
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(expected(""));
-    }
-    check_postgres(url).map_err(|why| expected(&why))?;
+    check_postgres(url, is_for_reads)?;
     Ok(DatabaseUrl::Postgres(url.to_owned()))
 }
 
-/// Why the client cannot use `url`, as the end of a sentence.
+/// Why the client cannot use `url`.
 #[cfg(feature = "postgres")]
-fn check_postgres(url: &str) -> Result<(), String> {
-    let config: tokio_postgres::Config = url.parse().map_err(|error| format!(": {}", chain(&error)))?;
-    let has_host = !config.get_hosts().is_empty() || !config.get_hostaddrs().is_empty();
-    if has_host { Ok(()) } else { Err(": the host is missing".to_owned()) }
+fn check_postgres(url: &str, is_for_reads: bool) -> Result<(), String> {
+    use logweir_store::postgres::{check_read_url, check_url, is_connection_string};
+    if !is_connection_string(url) {
+        return Err(format!("expected {DATABASE}"));
+    }
+    let checked = if is_for_reads { check_read_url(url) } else { check_url(url) };
+    checked.map_err(|why| format!("expected {DATABASE}: {why}"))
 }
 
 #[cfg(not(feature = "postgres"))]
-fn check_postgres(_url: &str) -> Result<(), String> {
-    Err("; this program was built without the feature `postgres`".to_owned())
+fn check_postgres(_url: &str, _is_for_reads: bool) -> Result<(), String> {
+    Err(format!("expected {DATABASE}; this program was built without the feature `postgres`"))
 }
 
 fn sqlite(path: &str) -> Result<DatabaseUrl, String> {
@@ -465,7 +464,7 @@ fn cache(url: &str) -> Result<CacheUrl, String> {
     Ok(CacheUrl::Redis(url.to_owned()))
 }
 
-/// As [`check_postgres`].
+/// Why the client cannot use `url`, as the end of a sentence.
 #[cfg(feature = "redis")]
 fn check_redis(url: &str) -> Result<(), String> {
     fred::types::config::Config::from_url(url).map(drop).map_err(|error| format!(": {}", error.details()))
@@ -474,21 +473,6 @@ fn check_redis(url: &str) -> Result<(), String> {
 #[cfg(not(feature = "redis"))]
 fn check_redis(_url: &str) -> Result<(), String> {
     Err("; this program was built without the feature `redis`".to_owned())
-}
-
-/// An error with its causes: the outer one alone is often meaningless.
-#[cfg(feature = "postgres")]
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_words = inner.to_string();
-        if !words.contains(&inner_words) {
-            words = format!("{words}: {inner_words}");
-        }
-        cause = inner.source();
-    }
-    words
 }
 
 #[cfg(test)]

@@ -4,85 +4,362 @@
 //!   by name.
 //! - A connection is never reused after an error or a timeout: an abandoned COPY leaves it unusable, and a
 //!   demoted primary still answers `SELECT 1`.
-//! - TLS follows `sslmode`: `disable`, `prefer` (the default: TLS if the server offers it) or `require`. Certificates
-//!   are verified in both TLS modes. `verify-ca` and `verify-full` are treated as `require`, which verifies in full.
+//! - A connection expires: after a while, or when its password, certificates or URL have changed. The next one resolves
+//!   names and reads files again, so that nothing stays on an old server.
+//! - TLS follows `sslmode` as in libpq. Differences, each of them stricter: with a CA file, `prefer` does not fall back to
+//!   plain text because of a certificate; `verify-full` without one trusts the system's CAs.
+//! - Settings of the session are made only on a direct connection: behind a pooler they would reach other clients.
 
 use std::error::Error as _;
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{Client, Config, Error};
+use tokio::time::Instant;
+use tokio_postgres::config::{SslMode as Encryption, TargetSessionAttrs};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use uuid::Uuid;
 
+use super::access::{Access, AccessSource, UrlKey};
+use super::backend::announced_process;
+use super::connection_string::{Server, Session, SslMode};
 use super::error_class::{Class, Details, classify, copy_line};
+use super::pooler::{self, Pooling};
 use crate::error::StoreError;
 use crate::settings::Database;
-use logweir_tls as tls;
 
 /// Extra time that the client waits beyond the server's own limit.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// Opens connections to one URL.
+/// How long a pooler that was found to assign connections per session is believed to do so.
+const POOLER_BELIEVED: Duration = Duration::from_secs(600);
+
+/// Time between two notices of a connection that are logged.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
+
+const CONNECTING: &str = "connecting to the database";
+
+/// Opens connections to the servers of one URL.
 #[derive(Clone)]
 pub(super) struct Connector {
-    pub(super) config: Config,
-    pub(super) tls: MakeRustlsConnect,
+    source: Arc<AccessSource>,
+    /// Pooler of this generation that assigns connections per session, and when that was found out.
+    pooler: Arc<Mutex<Option<(u64, Instant)>>>,
     connect_timeout: Duration,
+    age_max: Duration,
 }
 
-/// A connection outside the pools. Dropping it closes the socket at once: a graceful close would have to pass through a
-/// connection in an unknown state, and would wait forever on a frozen server.
+/// A connection. Dropping it closes the socket at once: a graceful close would have to pass through a connection in an
+/// unknown state, and would wait forever on a frozen server.
 pub(super) struct Connection {
     pub(super) client: Client,
     driver: AbortHandle,
+    tls: MakeRustlsConnect,
+    source: Arc<AccessSource>,
+    generation: u64,
+    expires: Instant,
+    is_pooled: bool,
+}
+
+/// Cancels the statement that a connection runs.
+pub(super) struct Canceler {
+    token: CancelToken,
+    tls: MakeRustlsConnect,
+}
+
+/// One attempt to connect to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    Plain,
+    TlsIfOffered,
+    Tls,
 }
 
 impl Connector {
-    pub(super) fn new(url: &str, database: &Database) -> Result<Self, StoreError> {
-        let wrong = |what: String| StoreError::Systemic(format!("invalid database.url: {what}"));
-        let mut config: Config = strict_sslmode(url).parse().map_err(|error: Error| wrong(describe(&error)))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(wrong("missing host".to_owned()));
-        }
-        let connect_timeout = Duration::from_millis(database.connect_timeout_ms);
-        config
-            .connect_timeout(connect_timeout)
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(15))
-            .keepalives_interval(Duration::from_secs(5))
-            .keepalives_retries(3)
-            .tcp_user_timeout(Duration::from_secs(15))
-            .target_session_attrs(TargetSessionAttrs::ReadWrite);
-        let tls = tls::client_config(database.ca_file.as_deref())
-            .map_err(|error| StoreError::Systemic(format!("database.{error}")))?;
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls), connect_timeout })
+    pub(super) fn new(
+        url_key: UrlKey,
+        text: &str,
+        file: Option<std::path::PathBuf>,
+        database: &Database,
+    ) -> Result<Self, StoreError> {
+        let source = AccessSource::new(url_key, text, file, database.ca_file.clone())
+            .map_err(|what| StoreError::Systemic(format!("invalid {}: {what}", url_key.path())))?;
+        Ok(Self {
+            source: Arc::new(source),
+            pooler: Arc::default(),
+            connect_timeout: Duration::from_millis(database.connect_timeout_ms),
+            age_max: Duration::from_secs(database.connection_age_max_s),
+        })
     }
 
-    /// Opens a connection named `name`.
+    /// Opens a connection named `name` that keeps its server process as long as it lives.
+    ///
+    /// # Errors
+    /// [`StoreError::Systemic`] if a pooler lies between that assigns server processes per transaction.
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, StoreError> {
-        let mut config = self.config.clone();
-        config.application_name(name);
-        // `connect_timeout` covers the TCP handshake with one address; this covers a host that accepts and then stays
-        // silent.
-        let addresses = u32::try_from(config.get_hosts().len().max(config.get_hostaddrs().len())).unwrap_or(1);
-        let limit = self.connect_timeout * (addresses + 1);
-        within(limit, "connecting to the database", self.open(&config)).await
+        let connection = self.connect_anyhow(name).await?;
+        if connection.is_pooled {
+            self.check_pooler(connection.generation).await?;
+        }
+        Ok(connection)
     }
 
-    async fn open(&self, config: &Config) -> Result<Connection, StoreError> {
-        let (client, connection) =
-            config.connect(self.tls.clone()).await.map_err(|error| failure("connecting to the database", &error))?;
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = describe(&error), "a database connection ended");
+    /// Opens a connection named `name` on which each transaction may have another server process.
+    pub(super) async fn connect_anyhow(&self, name: &str) -> Result<Connection, StoreError> {
+        let source = Arc::clone(&self.source);
+        // Reads files, which may be on a network.
+        let reading = tokio::task::spawn_blocking(move || source.read());
+        let access = within(self.connect_timeout, "reading the database's URL and certificates", async {
+            reading.await.map_err(|error| StoreError::Transient(error.to_string()))
+        })
+        .await?;
+        // The client's own timeout covers the TCP handshake with one address; this covers a host that accepts and then
+        // stays silent.
+        within(self.limit(&access), CONNECTING, self.open(&access, name)).await
+    }
+
+    /// Time limit for opening a connection, whichever server accepts it.
+    fn limit(&self, access: &Access) -> Duration {
+        let passes = sessions(self.source.url_key, access.string.session).len();
+        let attempts = u32::try_from(access.string.servers.len() * passes).unwrap_or(u32::MAX);
+        let one = access.string.config.get_connect_timeout().copied().unwrap_or(self.connect_timeout);
+        one.saturating_mul(attempts.saturating_add(1))
+    }
+
+    /// Time that a pool should wait for a new connection.
+    pub(super) fn create_limit(&self) -> Duration {
+        // Twice, since a pooler may be checked before.
+        2 * (self.connect_timeout + self.limit(&self.source.read()))
+    }
+
+    async fn open(&self, access: &Access, name: &str) -> Result<Connection, StoreError> {
+        let mut failed = StoreError::Transient(format!("{CONNECTING}: no server was tried"));
+        for &session in sessions(self.source.url_key, access.string.session) {
+            for server in in_order(access) {
+                match self.open_at(access, server, session, name).await {
+                    Ok(connection) => return Ok(connection),
+                    // As in libpq: it would be wrong at the other servers, too.
+                    Err((error, true)) => return Err(error),
+                    Err((error, false)) => failed = error,
+                }
             }
-        });
-        let connection = Connection { client, driver: driver.abort_handle() };
-        // So that the server soon notices when this process dies in mid-statement. Not every platform supports it; the
-        // TCP timeouts are the fallback.
-        let _ = connection.client.batch_execute("SET client_connection_check_interval = '200ms'").await;
-        Ok(connection)
+        }
+        Err(failed)
+    }
+
+    /// Returns with an error whether the password was wrong.
+    async fn open_at(
+        &self,
+        access: &Access,
+        server: &Server,
+        session: TargetSessionAttrs,
+        name: &str,
+    ) -> Result<Connection, (StoreError, bool)> {
+        let mut config = access.config(server);
+        config.application_name(name).target_session_attrs(session);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(self.connect_timeout);
+        }
+        let mut first: Option<(Attempt, Error)> = None;
+        for &attempt in attempts(access.string.ssl_mode, server.is_socket()) {
+            config.ssl_mode(attempt.encryption());
+            let error = match config.connect(access.tls.clone()).await {
+                Ok((client, connection)) => {
+                    let driver = tokio::spawn(drive(connection)).abort_handle();
+                    let connection = Connection {
+                        client,
+                        driver,
+                        tls: access.tls.clone(),
+                        source: Arc::clone(&self.source),
+                        generation: access.generation,
+                        expires: Instant::now() + jittered(self.age_max),
+                        is_pooled: true,
+                    };
+                    return connection.settled().await.map_err(|error| (failure(CONNECTING, &error), false));
+                }
+                Err(error) => error,
+            };
+            if first.is_some() || !is_for_other_attempt(&error, access.is_verified) {
+                return Err(self.refused(&error, first.as_ref()));
+            }
+            first = Some((attempt, error));
+        }
+        let (_, error) = first.expect("there is at least one attempt");
+        Err(self.refused(&error, None))
+    }
+
+    fn refused(&self, error: &Error, first: Option<&(Attempt, Error)>) -> (StoreError, bool) {
+        let is_password = error.code().is_some_and(|code| code.code() == "28P01") || is_password_missing(error);
+        let mut text = format!("{CONNECTING}: {}", describe(error));
+        if is_password || is_certificate_error(error) {
+            text.push_str(&match &self.source.file {
+                Some(file) => format!("; {} and its files are read again at the next attempt", file.display()),
+                None if is_password => format!(
+                    "; {} is read only at the start: correct it and restart, or put it into a file that {}_FILE names, \
+                     which is read again for each connection",
+                    self.source.url_key.path(),
+                    format!("logweir__{}", self.source.url_key.path().replace('.', "__")).to_uppercase()
+                ),
+                None => "; the files are read again at the next attempt".to_owned(),
+            });
+        }
+        if let Some((attempt, error)) = first {
+            let before = if *attempt == Attempt::Plain { "without" } else { "with" };
+            text.push_str(&format!("; before, {before} TLS: {}", describe(error)));
+        }
+        let is_systemic = is_password || class(error) != Class::Transient;
+        let error = if is_systemic { StoreError::Systemic(text) } else { StoreError::Transient(text) };
+        (error, is_password)
+    }
+
+    /// Fails unless the pooler that lies between assigns server connections per session.
+    async fn check_pooler(&self, generation: u64) -> Result<(), StoreError> {
+        const CHECKING: &str = "checking the pooler";
+        // Held meanwhile: the other lanes wait for the answer.
+        let mut believed = self.pooler.lock().await;
+        if believed.is_some_and(|(of, at)| of == generation && at.elapsed() < POOLER_BELIEVED) {
+            return Ok(());
+        }
+        *believed = None;
+        let first = self.connect_anyhow("logweir/pooler/1").await?;
+        let second = self.connect_anyhow("logweir/pooler/2").await?;
+        let checking =
+            async { pooler::pooling(&first.client, &second.client).await.map_err(|error| failure(CHECKING, &error)) };
+        match within(self.connect_timeout, CHECKING, checking).await? {
+            Pooling::Session => *believed = Some((generation, Instant::now())),
+            Pooling::Transaction => {
+                return Err(StoreError::Systemic(format!(
+                    "{} leads to a pooler that assigns server connections per transaction or statement; storing needs one \
+                 for the whole session, since statements are prepared and holders of a lane are ended by name. Set \
+                 pool_mode=session for this database in PgBouncer, or connect to the server directly; only \
+                 database.read_url can use such a pooler",
+                    self.source.url_key.path()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    /// Whether it should be replaced: it is old, or its password, certificates or URL have changed.
+    pub(super) fn expired(&self) -> bool {
+        Instant::now() >= self.expires || self.generation != self.source.generation()
+    }
+
+    pub(super) fn canceler(&self) -> Canceler {
+        Canceler { token: self.client.cancel_token(), tls: self.tls.clone() }
+    }
+
+    /// Finds out whether the server is connected to directly, and if so, makes settings of the session.
+    async fn settled(mut self) -> Result<Self, Error> {
+        let process = pooler::process(&self.client).await?;
+        self.is_pooled = announced_process(&self.client).await != Some(process);
+        if !self.is_pooled {
+            // So that the session ends soon after this process or its machine. Not every server and platform supports
+            // each of them.
+            let keepalives = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; \
+                              SET tcp_keepalives_count = 3; SET tcp_user_timeout = '20s'";
+            let check = "SET client_connection_check_interval = '200ms'";
+            let _ = tokio::join!(self.client.batch_execute(keepalives), self.client.batch_execute(check));
+        }
+        Ok(self)
+    }
+}
+
+impl Canceler {
+    pub(super) async fn cancel(self) -> Result<(), Error> {
+        self.token.cancel_query(self.tls).await
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Attempt {
+    fn encryption(self) -> Encryption {
+        match self {
+            Self::Plain => Encryption::Disable,
+            Self::TlsIfOffered => Encryption::Prefer,
+            Self::Tls => Encryption::Require,
+        }
+    }
+}
+
+/// How a server is connected to, one after the other. As in libpq, a Unix socket never uses TLS.
+fn attempts(mode: SslMode, is_socket: bool) -> &'static [Attempt] {
+    match mode {
+        _ if is_socket => &[Attempt::Plain],
+        SslMode::Disable => &[Attempt::Plain],
+        SslMode::Allow => &[Attempt::Plain, Attempt::Tls],
+        SslMode::Prefer => &[Attempt::TlsIfOffered, Attempt::Plain],
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => &[Attempt::Tls],
+    }
+}
+
+/// Whether `error` can be due to TLS or its absence: the server's rules do not permit this kind of connection, or no
+/// session of TLS could be negotiated. A certificate that is to be verified and is wrong must not end in plain text.
+fn is_for_other_attempt(error: &Error, is_verified: bool) -> bool {
+    match error.as_db_error() {
+        Some(db) => db.code().code() == "28000" || db.code().code() == "08P01" && db.message().contains("SSL"),
+        None => rustls_error(error).is_some() && !(is_verified && is_certificate_error(error)),
+    }
+}
+
+/// The properties that are asked for, one after the other.
+fn sessions(url_key: UrlKey, session: Session) -> &'static [TargetSessionAttrs] {
+    match (url_key, session) {
+        (UrlKey::Url, _) | (_, Session::ReadWrite) => &[TargetSessionAttrs::ReadWrite],
+        (UrlKey::ReadUrl, Session::Any) => &[TargetSessionAttrs::Any],
+        (UrlKey::ReadUrl, Session::ReadOnly) => &[TargetSessionAttrs::ReadOnly],
+        (UrlKey::ReadUrl, Session::PreferReadOnly) => &[TargetSessionAttrs::ReadOnly, TargetSessionAttrs::Any],
+    }
+}
+
+/// The servers in the order in which they are tried.
+fn in_order(access: &Access) -> Vec<&Server> {
+    let mut servers: Vec<(u128, &Server)> = access.string.servers.iter().map(|server| (0, server)).collect();
+    if access.string.in_random_order {
+        servers.iter_mut().for_each(|(key, _)| *key = Uuid::new_v4().as_u128());
+        servers.sort_unstable_by_key(|(key, _)| *key);
+    }
+    servers.into_iter().map(|(_, server)| server).collect()
+}
+
+/// Between three quarters of `age` and all of it, so that connections do not expire together.
+fn jittered(age: Duration) -> Duration {
+    let [share, ..] = Uuid::new_v4().into_bytes();
+    age.mul_f64(0.75 + f64::from(share) / 1024.0)
+}
+
+/// Moves a connection's bytes until it ends. Notices of the server go to the log only for debugging: a trigger can raise
+/// one for each record, with its text.
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut silent_until = Instant::now();
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) if Instant::now() >= silent_until => {
+                silent_until = Instant::now() + NOTICE_INTERVAL;
+                tracing::debug!(severity = notice.severity(), message = notice.message(), "a notice of the database");
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::debug!(error = describe(&error), "a database connection ended");
+                return;
+            }
+            None => return,
+        }
     }
 }
 
@@ -95,18 +372,6 @@ pub(super) async fn within<T>(
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
         Err(StoreError::Transient(format!("{what}: the database did not respond within {} ms", limit.as_millis())))
     })
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-/// Maps `verify-ca` and `verify-full`, which the client's parser does not support, to `require`, which does the same
-/// here.
-fn strict_sslmode(url: &str) -> String {
-    url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require")
 }
 
 /// Classifies errors of the step `what`.
@@ -142,6 +407,7 @@ pub(super) fn describe(error: &Error) -> String {
             text.push_str("; ");
             text.push_str(more);
         }
+        text.push_str(hint(db.code().code(), db.message()));
         return text;
     }
     let mut text = error.to_string();
@@ -155,20 +421,48 @@ pub(super) fn describe(error: &Error) -> String {
         cause = error.source();
     }
     if is_certificate_error(error) {
-        text.push_str("; set database.ca_file to the server's CA, or disable TLS with sslmode=disable");
+        text.push_str(
+            "; set database.ca_file (or sslrootcert in the URL) to the server's CA; sslmode=verify-ca accepts any name, \
+             sslmode=disable does without TLS",
+        );
     }
     text
 }
 
+/// What to do about an error whose text does not say so.
+fn hint(sqlstate: &str, message: &str) -> &'static str {
+    match sqlstate {
+        // A prepared statement does not exist, or exists already: this program makes neither mistake.
+        "26000" | "42P05" => {
+            "; a pooler lies between that assigns server connections per transaction: set pool_mode=session in PgBouncer, \
+             or connect to the server directly"
+        }
+        "08P01" if message.contains("startup parameter") => {
+            "; the pooler refuses a parameter of the URL: add it to ignore_startup_parameters in PgBouncer, or set it \
+             with ALTER ROLE ... SET and remove it from the URL"
+        }
+        _ => "",
+    }
+}
+
+/// The server asks for a password, and there is none.
+fn is_password_missing(error: &Error) -> bool {
+    error.as_db_error().is_none() && error.to_string().contains("password missing")
+}
+
 fn is_certificate_error(error: &Error) -> bool {
+    matches!(rustls_error(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+fn rustls_error(error: &Error) -> Option<&rustls::Error> {
     let mut cause = error.source();
     while let Some(error) = cause {
         // `source` of an io::Error skips the error that it wraps.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(rustls::Error::InvalidCertificate(_)) = wrapped.and_then(|error| error.downcast_ref()) {
-            return true;
+        if let Some(error) = wrapped.and_then(|error| error.downcast_ref()) {
+            return Some(error);
         }
         cause = error.source();
     }
-    false
+    None
 }

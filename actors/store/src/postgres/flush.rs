@@ -185,7 +185,7 @@ impl PgLane {
         let mut rejected = RejectedRows::default();
         loop {
             let session = match self.session.take() {
-                Some(session) if !session.connection.client.is_closed() => session,
+                Some(session) if !session.connection.client.is_closed() && !session.connection.expired() => session,
                 _ => self.connect().await?,
             };
             let limit = self.limit();

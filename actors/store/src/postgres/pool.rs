@@ -1,43 +1,81 @@
 //! Pools of connections for queries and administration.
+//!
+//! They hold the same connections as everything else. A connection is checked before it is used again, and replaced when
+//! it has expired. Nothing is set on it: behind a pooler a setting would reach other clients.
 
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
 
-use super::connect::{Connector, failure};
+use super::connect::{Connection, Connector, failure};
 use crate::error::StoreError;
 use crate::settings::Database;
 
-pub(super) fn pool(
-    connector: &Connector,
-    name: &str,
-    connections: usize,
-    database: &Database,
-    setup: Option<String>,
-) -> Result<Pool, StoreError> {
-    let mut config = connector.config.clone();
-    config.application_name(name);
-    // Verified: the default returns dead sockets.
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
-    let wait = Some(Duration::from_millis(database.connect_timeout_ms));
-    let mut builder = Pool::builder(Manager::from_config(config, connector.tls.clone(), recycling))
-        .max_size(connections.max(1))
-        .runtime(Runtime::Tokio1)
-        .wait_timeout(wait)
-        .create_timeout(wait)
-        .recycle_timeout(wait);
-    if let Some(setup) = setup {
-        builder = builder.post_create(Hook::async_fn(move |client, _| {
-            let setup = setup.clone();
-            Box::pin(async move { client.batch_execute(&setup).await.map_err(HookError::Backend) })
-        }));
-    }
-    builder.build().map_err(|error| StoreError::Systemic(format!("connection pool: {error}")))
+pub(super) type Pool = managed::Pool<Manager>;
+/// A connection that returns to its pool when it is dropped.
+pub(super) type Object = managed::Object<Manager>;
+
+/// Opens a pool's connections.
+pub(super) struct Manager {
+    connector: Connector,
+    name: &'static str,
+    /// Whether each transaction may have another server process.
+    any_process: bool,
 }
 
-pub(super) fn pool_failure(error: &PoolError) -> StoreError {
+impl managed::Manager for Manager {
+    type Type = Connection;
+    type Error = StoreError;
+
+    async fn create(&self) -> Result<Connection, StoreError> {
+        match self.any_process {
+            true => self.connector.connect_anyhow(self.name).await,
+            false => self.connector.connect(self.name).await,
+        }
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<StoreError> {
+        if connection.client.is_closed() || connection.expired() {
+            return Err(RecycleError::message("closed or expired"));
+        }
+        let checked = connection.client.check_connection().await;
+        checked.map_err(|error| RecycleError::Backend(failure("checking a connection", &error)))
+    }
+}
+
+/// A pool for queries, each of them one transaction.
+pub(super) fn query_pool(connector: &Connector, database: &Database) -> Result<Pool, StoreError> {
+    pool(connector, "logweir/query", true, database.pool_size, database)
+}
+
+/// A pool for administration: small, since only commands use it.
+pub(super) fn admin_pool(connector: &Connector, database: &Database) -> Result<Pool, StoreError> {
+    const CONNECTIONS: usize = 2;
+    pool(connector, "logweir/admin", false, CONNECTIONS, database)
+}
+
+fn pool(
+    connector: &Connector,
+    name: &'static str,
+    any_process: bool,
+    connections: usize,
+    database: &Database,
+) -> Result<Pool, StoreError> {
+    let wait = Duration::from_millis(database.connect_timeout_ms);
+    Pool::builder(Manager { connector: connector.clone(), name, any_process })
+        .max_size(connections.max(1))
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(wait))
+        .create_timeout(Some(connector.create_limit()))
+        .recycle_timeout(Some(wait))
+        .build()
+        .map_err(|error| StoreError::Systemic(format!("connection pool: {error}")))
+}
+
+pub(super) fn pool_failure(error: PoolError<StoreError>) -> StoreError {
     match error {
-        PoolError::Backend(error) => failure("connecting to the database", error),
+        PoolError::Backend(error) => error,
         other => StoreError::Transient(format!("no connection to the database: {other}")),
     }
 }

@@ -1,6 +1,9 @@
 //! Reads from PostgreSQL.
 //!
 //! - One REPEATABLE READ, read-only transaction returns rows and cursors of one snapshot, also on a replica.
+//! - No setting and no prepared statement outlives a read: a pooler may give the next transaction of this client another
+//!   server process, and this one to another program. So statements are dropped, which closes them, before the end of
+//!   the transaction.
 //! - Rows are fetched in chunks, so that a page that has enough bytes fetches no more.
 //! - A read that is dropped before its end (the client has disconnected, its time limit has passed, flushes have fallen
 //!   behind) is canceled in the server, and its connection is not reused.
@@ -8,16 +11,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_postgres::{Object, Pool};
 use futures_util::{TryStreamExt, pin_mut};
 use logweir_record::record::{Record, Severity};
 use tokio_postgres::types::{FromSql, Type};
-use tokio_postgres::{CancelToken, Error, IsolationLevel, Row, Statement, Transaction};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 
 use super::connect::describe;
 use super::filter::Sql;
-use super::pool::pool_failure;
+use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
 use crate::read::{Count, LaneCursor, LogReader, ReadError, Sample, Scan, Snapshot, Volume};
@@ -40,15 +41,14 @@ const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last
 /// Reads through a pool.
 pub struct PostgresReader {
     pool: Pool,
-    tls: MakeRustlsConnect,
     /// The server's limit for a statement.
     timeout: Duration,
     throttle: QueryThrottle,
 }
 
 impl PostgresReader {
-    pub(super) fn new(pool: Pool, tls: MakeRustlsConnect, timeout: Duration, throttle: QueryThrottle) -> Self {
-        Self { pool, tls, timeout, throttle }
+    pub(super) fn new(pool: Pool, timeout: Duration, throttle: QueryThrottle) -> Self {
+        Self { pool, timeout, throttle }
     }
 
     /// Returns the SQL that limits a statement: to a short time and one process while flushes are behind.
@@ -101,9 +101,9 @@ impl PostgresReader {
         &self,
         work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, ReadStop>,
     ) -> Result<Snapshot<T>, ReadError> {
-        let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(&error).to_string()))?;
-        let mut guard = CancelOnDrop { cancel: object.cancel_token(), tls: self.tls.clone(), object: Some(object) };
-        let client = guard.object.as_mut().expect("the connection is taken only at the end");
+        let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(error).to_string()))?;
+        let mut guard = CancelOnDrop { object: Some(object) };
+        let client = &mut guard.object.as_mut().expect("the connection is taken only at the end").client;
         let reading = async {
             let transaction = client
                 .build_transaction()
@@ -198,8 +198,6 @@ impl From<Error> for ReadStop {
 /// A pooled connection that is canceled and discarded unless its read finishes.
 struct CancelOnDrop {
     object: Option<Object>,
-    cancel: CancelToken,
-    tls: MakeRustlsConnect,
 }
 
 impl CancelOnDrop {
@@ -211,14 +209,13 @@ impl CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
-        let client = Object::take(object);
-        let (cancel, tls) = (self.cancel.clone(), self.tls.clone());
+        let connection = Object::take(object);
         metrics::counter!("logweir_queries_canceled_total").increment(1);
         tokio::spawn(async move {
-            if let Err(error) = cancel.cancel_query(tls).await {
+            if let Err(error) = connection.canceler().cancel().await {
                 tracing::debug!(%error, "a query could not be canceled; its statement timeout ends it");
             }
-            drop(client);
+            drop(connection);
         });
     }
 }

@@ -4,18 +4,16 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_postgres::{Object, Pool};
 use logweir_engine::journal::LaneId;
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
+use super::access::UrlKey;
 use super::connect::{Connector, GRACE, failed, within};
 use super::flush::{PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
 use super::lane_row::{LANE_SQL, lane_row};
 use super::maintain::{self, RetentionSettings};
-use super::pool::{pool, pool_failure};
+use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
 use super::types::Time;
 use super::{dead_letters, lease, schema};
@@ -30,9 +28,6 @@ use crate::settings::{Database, DatabaseUrl};
 use crate::store::{LaneWriter, LogStore};
 use crate::throttle::QueryThrottle;
 
-/// Size of the administration pool: small, since only commands use it.
-const ADMIN_CONNECTIONS: usize = 2;
-
 /// Time limits of creating the tables with all locks, and of a lease acquisition with its three attempts. Flushes wait for
 /// both.
 const PREPARE_LIMIT: Duration = Duration::from_secs(90);
@@ -43,7 +38,6 @@ pub struct PostgresStore {
     connector: Connector,
     admin: Pool,
     read: Pool,
-    reader_tls: MakeRustlsConnect,
     statement_timeout: Duration,
     retention: RetentionSettings,
     hypertable: OnceLock<bool>,
@@ -55,21 +49,17 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreError::Systemic`] if a URL or the CA file is invalid.
     pub fn new(url: &str, database: &Database) -> Result<Self, StoreError> {
-        let connector = Connector::new(url, database)?;
-        let mut reader = match &database.read_url {
-            Some(DatabaseUrl::Postgres(url)) => Connector::new(url, database)?,
-            _ => connector.clone(),
-        };
+        let connector = Connector::new(UrlKey::Url, url, database.url_file.clone(), database)?;
         // read_url is meant for replicas.
-        reader.config.target_session_attrs(TargetSessionAttrs::Any);
-        let setup = format!(
-            "SET default_transaction_read_only = on; SET statement_timeout = {}",
-            database.statement_timeout_ms
-        );
+        let reader = match &database.read_url {
+            Some(DatabaseUrl::Postgres(url)) => {
+                Connector::new(UrlKey::ReadUrl, url, database.read_url_file.clone(), database)?
+            }
+            _ => Connector::new(UrlKey::ReadUrl, url, database.url_file.clone(), database)?,
+        };
         Ok(Self {
-            admin: pool(&connector, "logweir/admin", ADMIN_CONNECTIONS, database, None)?,
-            read: pool(&reader, "logweir/query", database.pool_size, database, Some(setup))?,
-            reader_tls: reader.tls,
+            admin: admin_pool(&connector, database)?,
+            read: query_pool(&reader, database)?,
             connector,
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
             retention: RetentionSettings {
@@ -81,15 +71,9 @@ impl PostgresStore {
         })
     }
 
-    /// Returns the pool for queries: `read_url`, read-only, with `statement_timeout` set.
-    #[must_use]
-    pub fn read_pool(&self) -> &Pool {
-        &self.read
-    }
-
     /// Returns a reader that uses the query pool. `timeout` is the server's limit for a statement.
     pub(crate) fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> PostgresReader {
-        PostgresReader::new(self.read.clone(), self.reader_tls.clone(), timeout, throttle)
+        PostgresReader::new(self.read.clone(), timeout, throttle)
     }
 
     /// Returns the statements that let `role` do what `purpose` says, for the schema that `database.url` leads to.
@@ -109,7 +93,7 @@ impl PostgresStore {
     }
 
     async fn admin(&self) -> Result<Object, StoreError> {
-        self.admin.get().await.map_err(|error| pool_failure(&error))
+        self.admin.get().await.map_err(pool_failure)
     }
 }
 
@@ -171,6 +155,7 @@ impl LogStore for PostgresStore {
         let rows = self
             .admin()
             .await?
+            .client
             .query(&format!("{LANE_SQL} ORDER BY lane"), &[&writer])
             .await
             .map_err(failed("reading the lanes"))?;
@@ -178,9 +163,10 @@ impl LogStore for PostgresStore {
     }
 
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
-        let client = self.admin().await?;
+        let admin = self.admin().await?;
         let (first, end) = (row.lane_id << ORDINAL_BITS, (row.lane_id + 1) << ORDINAL_BITS);
-        let counted = client
+        let counted = admin
+            .client
             .query_one(
                 "SELECT count(*), count(DISTINCT id), \
                  (SELECT count(*) FROM logweir_dead_letter WHERE id >= $1 AND id < $2), \
@@ -195,18 +181,19 @@ impl LogStore for PostgresStore {
     }
 
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
-        dead_letters::read(&*self.admin().await?, limit).await
+        dead_letters::read(&self.admin().await?.client, limit).await
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
         let record = raw_record::parse_raw(&dead.raw)?;
-        dead_letters::replay(&mut *self.admin().await?, dead.id, &record).await
+        dead_letters::replay(&mut self.admin().await?.client, dead.id, &record).await
     }
 
     async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
         let purged = self
             .admin()
             .await?
+            .client
             .execute("DELETE FROM logweir_dead_letter WHERE at < $1", &[&Time(before_us)])
             .await
             .map_err(failed("purging dead letters"))?;

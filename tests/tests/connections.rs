@@ -1,0 +1,640 @@
+//! Connections to PostgreSQL as libpq's users expect them: `sslmode`, addresses, passwords and certificates that rotate
+//! while the process runs, and poolers.
+
+// Test helpers unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use logweir_engine::journal::LaneTail;
+use logweir_query::page::Range;
+use logweir_record::chunk::Chunk;
+use logweir_record::record::{Record, Severity};
+use logweir_store::read::{LogReader, ReadError};
+use logweir_store::throttle::QueryThrottle;
+use logweir_store::{self as store, AnyStore, Batch, BatchFrame, Claim, Database, DatabaseUrl, LogStore, StoreError};
+use logweir_tests::client::Load;
+use logweir_tests::pooler::{self, Pooler};
+use logweir_tests::postgres::{self, Options, Server};
+use logweir_tests::process::{Settings, free_addr, run};
+use logweir_tests::scenario::{Scenario, on_postgres, on_postgres_with};
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A CA, and server certificates of it.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), pem }
+    }
+
+    /// Returns a certificate for `name` and its private key.
+    fn issue(&self, name: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+async fn start(options: Options) -> Arc<Server> {
+    Arc::new(tokio::task::spawn_blocking(move || Server::start(&options)).await.unwrap())
+}
+
+fn database(url: &str) -> Database {
+    let mut database = Database::new(DatabaseUrl::Postgres(url.to_owned()));
+    (database.pool_size, database.compress_after_days) = (2, 0);
+    database
+}
+
+fn open(url: &str) -> Arc<dyn LogStore> {
+    store::open(&database(url)).unwrap().store()
+}
+
+fn reader(store: &AnyStore) -> Arc<dyn LogReader> {
+    store.reader(Duration::from_secs(10), QueryThrottle::default()).unwrap()
+}
+
+async fn read(reader: &Arc<dyn LogReader>) -> Result<u64, ReadError> {
+    reader.total(Range { start_us: 0, end_us: i64::MAX / 2 }).await.map(|snapshot| snapshot.value.records)
+}
+
+/// Connects by the URL; says `tls` or `plain`, or why it fails.
+async fn connects(server: &Server, database: &Database) -> Result<&'static str, String> {
+    let store = store::open(database).map_err(|error| error.to_string())?.store();
+    store.lanes(Uuid::nil()).await.map_err(|error| error.to_string())?;
+    let admin = postgres::connect(&format!(
+        "host={} port={} user=postgres dbname=postgres",
+        server.socket_dir().display(),
+        server.port()
+    ))
+    .await;
+    let uses_tls = "SELECT coalesce(bool_or(ssl), false) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                    WHERE application_name = 'logweir/admin'";
+    let uses_tls: bool = admin.query_one(uses_tls, &[]).await.unwrap().get(0);
+    drop(store);
+    // So that the next one sees its own connection only.
+    let gone = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'logweir/admin'";
+    let deadline = Instant::now() + PATIENCE;
+    while admin.query_one(gone, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        assert!(Instant::now() < deadline, "the connection stays open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(if uses_tls { "tls" } else { "plain" })
+}
+
+#[tokio::test]
+async fn every_sslmode_means_what_it_means_in_libpq() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("localhost");
+    let (client_certificate, client_key) = authority.issue("certified");
+    let server = start(Options {
+        settings: vec![("ssl", "on".to_owned()), ("ssl_ca_file", "ca.crt".to_owned())],
+        hba: vec![
+            "local all all trust",
+            "hostssl all certified all cert",
+            "hostssl all secret all trust",
+            "hostssl all both all trust",
+            "hostnossl all open all trust",
+            "hostnossl all both all trust",
+            "host all all all reject",
+        ],
+        files: vec![("server.crt", certificate), ("server.key", key), ("ca.crt", authority.pem.clone())],
+        ..Options::default()
+    })
+    .await;
+    let socket = format!("host={} port={} user=postgres dbname=postgres", server.socket_dir().display(), server.port());
+    open(&socket).prepare().await.unwrap();
+    let admin = postgres::connect(&socket).await;
+    for role in ["certified", "secret", "open", "both"] {
+        admin.batch_execute(&format!("CREATE ROLE \"{role}\" LOGIN SUPERUSER")).await.unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let right = write(dir.path(), "ca.pem", &authority.pem);
+    let wrong = write(dir.path(), "other.pem", &Authority::new().pem);
+    let (none, right_file, wrong_file) = (None::<&PathBuf>, Some(&right), Some(&wrong));
+    let identity = format!(
+        "&sslcert={}&sslkey={}",
+        write(dir.path(), "client.crt", &client_certificate).display(),
+        write(dir.path(), "client.key", &client_key).display()
+    );
+    let untrusted = "certificate";
+    // User, host, mode with further parameters, CA file; then how it connects, or a word of the error.
+    for (user, host, mode, ca_file, expected) in [
+        ("both", "localhost", "disable", none, Ok("plain")),
+        ("both", "localhost", "allow", none, Ok("plain")),
+        ("both", "localhost", "prefer", none, Ok("tls")),
+        ("both", "localhost", "require", none, Ok("tls")),
+        ("open", "localhost", "allow", none, Ok("plain")),
+        ("open", "localhost", "prefer", none, Ok("plain")),
+        ("open", "localhost", "require", none, Err("28000")),
+        ("secret", "localhost", "disable", none, Err("28000")),
+        ("secret", "localhost", "allow", none, Ok("tls")),
+        ("secret", "localhost", "prefer", none, Ok("tls")),
+        // Without a CA file nothing is verified, except where the mode says so.
+        ("secret", "127.0.0.1", "require", none, Ok("tls")),
+        ("secret", "localhost", "verify-ca", none, Err("database.ca_file")),
+        ("secret", "localhost", "verify-full", none, Err(untrusted)),
+        // With one, the chain is verified, and the name only by verify-full.
+        ("secret", "127.0.0.1", "prefer", right_file, Ok("tls")),
+        ("secret", "127.0.0.1", "require", right_file, Ok("tls")),
+        ("secret", "127.0.0.1", "verify-ca", right_file, Ok("tls")),
+        ("secret", "127.0.0.1", "verify-full", right_file, Err(untrusted)),
+        ("secret", "localhost", "verify-full", right_file, Ok("tls")),
+        ("secret", "localhost", "allow", wrong_file, Err(untrusted)),
+        ("secret", "localhost", "require", wrong_file, Err(untrusted)),
+        ("secret", "localhost", "verify-ca", wrong_file, Err(untrusted)),
+        ("secret", "localhost", "verify-full", wrong_file, Err(untrusted)),
+        // A certificate that is verified and wrong does not end in plain text.
+        ("both", "localhost", "prefer", wrong_file, Err(untrusted)),
+        // The URL's own file counts; the host's name may have a fixed address.
+        ("secret", "localhost", "verify-full&sslrootcert={right}", wrong_file, Ok("tls")),
+        ("secret", "localhost", "verify-full&hostaddr=127.0.0.1", right_file, Ok("tls")),
+        ("secret", "127.0.0.1", "verify-full&sslrootcert={right}", none, Err(untrusted)),
+        ("certified", "localhost", "verify-full", right_file, Err("client certificate")),
+        ("certified", "localhost", "verify-full{identity}", right_file, Ok("tls")),
+    ] {
+        let mode = mode.replace("{right}", &right.display().to_string()).replace("{identity}", &identity);
+        let url = format!("postgres://{user}@{host}:{}/postgres?sslmode={mode}", server.port());
+        let mut database = database(&url);
+        database.ca_file = ca_file.cloned();
+        match (connects(&server, &database).await, expected) {
+            (Ok(how), Ok(expected)) => assert_eq!(how, expected, "{url} {ca_file:?}"),
+            (Err(error), Err(word)) => assert!(error.contains(word), "{url} {ca_file:?}: {error}"),
+            (got, expected) => panic!("{url} {ca_file:?}: {got:?} instead of {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn validate_accepts_libpqs_parameters_and_explains_what_it_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let validate = |url: &str| {
+        let mut settings = Settings::new();
+        settings.insert("data_dir".to_owned(), dir.path().display().to_string());
+        settings.insert("database.url".to_owned(), url.to_owned());
+        let output = run(&settings, &["validate"], PATIENCE);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for url in [
+        "postgres://u@h/d?sslmode=verify-full",
+        "postgres://u@h/d?sslmode=allow&sslrootcert=/etc/ca.pem",
+        "postgres://u@a,b:5433/d?target_session_attrs=primary",
+        "postgres://u@[::1]/d",
+        "postgres://u@%2Frun%2Fpostgresql/d",
+        "host=/run/postgresql user=u dbname=d",
+    ] {
+        let (code, text) = validate(url);
+        assert_eq!(code, Some(0), "{url}: {text}");
+    }
+    for (url, words) in [
+        ("postgres://u:secret@h/d?sslmode=full", &["sslmode=full", "verify-full"][..]),
+        ("postgres://u:secret@h/d?sslcrl=/etc/crl", &["sslcrl", "remove it"]),
+        ("postgres://u:secret@h/d?sslmode=verify-ca", &["database.ca_file"]),
+    ] {
+        let (code, text) = validate(url);
+        assert_eq!(code, Some(78), "{url}: {text}");
+        assert!(words.iter().all(|word| text.contains(word)) && !text.contains("secret"), "{url}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn servers_are_found_by_socket_ipv6_name_and_after_one_that_is_down() {
+    let server =
+        start(Options { settings: vec![("listen_addresses", "127.0.0.1,::1".to_owned())], ..Options::default() }).await;
+    let (port, dead) = (server.port(), free_addr().port());
+    let dir = server.socket_dir().display().to_string();
+    open(&server.url("postgres")).prepare().await.unwrap();
+    for url in [
+        format!("postgres://postgres@{}:{port}/postgres", dir.replace('/', "%2F")),
+        // `sslmode` does not concern a socket.
+        format!("postgres:///postgres?host={dir}&port={port}&user=postgres&sslmode=require"),
+        format!("host={dir} port={port} user=postgres dbname=postgres"),
+        format!("postgres://postgres@[::1]:{port}/postgres"),
+        format!("postgres://postgres@localhost:{port}/postgres"),
+        format!("host=nonexistent.invalid hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres"),
+        format!("postgres://postgres@127.0.0.1:{dead},[::1]:{port}/postgres"),
+        format!("host=127.0.0.1,{dir} port={dead},{port} user=postgres dbname=postgres load_balance_hosts=random"),
+    ] {
+        open(&url).lanes(Uuid::nil()).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+    }
+}
+
+#[tokio::test]
+async fn the_server_that_allows_writes_is_found_among_several() {
+    let (primary, standby) = (start(Options::default()).await, start(Options::default()).await);
+    for server in [&primary, &standby] {
+        open(&server.url("postgres")).prepare().await.unwrap();
+    }
+    standby.set_read_only(true).await;
+    let both = format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres", standby.port(), primary.port());
+    open(&both).lanes(Uuid::nil()).await.unwrap();
+    let admins = [postgres::connect(&primary.url("postgres")).await, postgres::connect(&standby.url("postgres")).await];
+    for (attrs, expected) in [("any", 1), ("read-only", 1), ("standby", 1), ("prefer-standby", 1), ("primary", 0)] {
+        let mut database = database(&both);
+        database.read_url = Some(DatabaseUrl::Postgres(format!("{both}?target_session_attrs={attrs}")));
+        let reader = reader(&store::open(&database).unwrap());
+        read(&reader).await.unwrap();
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'logweir/query'";
+        until(async || admins[expected].query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1).await;
+        drop(reader);
+        until(async || admins[expected].query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0).await;
+    }
+    let alone = database(&format!("postgres://postgres@127.0.0.1:{}/postgres", standby.port()));
+    let error = store::open(&alone).unwrap().store().lanes(Uuid::nil()).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::Transient(_)) && error.to_string().contains("does not allow writes"),
+        "{error}"
+    );
+}
+
+async fn with_role(server: &Server) -> String {
+    open(&server.url("postgres")).prepare().await.unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    admin.batch_execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'one'").await.unwrap();
+    format!("postgres://app:PASSWORD@127.0.0.1:{}/postgres", server.port())
+}
+
+const END_SESSIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
+
+#[tokio::test]
+async fn a_rotated_password_is_read_again_and_the_message_says_what_helps() {
+    let server = start(Options { hba: vec!["host all app all scram-sha-256"], ..Options::default() }).await;
+    let url = with_role(&server).await;
+    let admin = postgres::connect(&server.url("postgres")).await;
+    let dir = tempfile::tempdir().unwrap();
+    let one = url.replace("PASSWORD", "one");
+    let file = write(dir.path(), "url", &format!("{one}\n"));
+    let passfile = write(dir.path(), "pgpass", "*:*:*:app:one\n");
+    let from_file = {
+        let mut database = database(&one);
+        database.url_file = Some(file.clone());
+        database
+    };
+    let from_passfile = database(
+        &url.replace(":PASSWORD", "").replace("/postgres", &format!("/postgres?passfile={}", passfile.display())),
+    );
+    let fixed = database(&one);
+    let stores = [&from_file, &from_passfile, &fixed].map(|database| store::open(database).unwrap());
+    for store in &stores {
+        store.store().lanes(Uuid::nil()).await.unwrap();
+        read(&reader(store)).await.unwrap();
+    }
+
+    admin.batch_execute("ALTER ROLE app PASSWORD 'two'").await.unwrap();
+    admin.batch_execute(END_SESSIONS).await.unwrap();
+    for (store, hint) in stores.iter().zip(["read again at the next attempt", "28P01", "LOGWEIR__DATABASE__URL_FILE"]) {
+        let error = until_refused(store).await;
+        assert!(matches!(error, StoreError::Systemic(_)) && error.to_string().contains(hint), "{error}");
+        // A query can be repeated later.
+        let error = read(&reader(store)).await.unwrap_err();
+        assert!(matches!(&error, ReadError::Unavailable(text) if text.contains("28P01")), "{error}");
+    }
+
+    write(dir.path(), "url", &url.replace("PASSWORD", "two"));
+    write(dir.path(), "pgpass", "*:*:*:app:two\n");
+    for store in &stores[..2] {
+        store.store().lanes(Uuid::nil()).await.unwrap();
+        read(&reader(store)).await.unwrap();
+    }
+    let error = stores[2].store().lanes(Uuid::nil()).await.unwrap_err();
+    assert!(error.to_string().contains("restart"), "{error}");
+
+    // A file that is half written or gone leaves what was read before in use.
+    for text in ["postgres://app:%", ""] {
+        write(dir.path(), "url", text);
+        admin.batch_execute(END_SESSIONS).await.unwrap();
+        until(async || stores[0].store().lanes(Uuid::nil()).await.is_ok()).await;
+    }
+    std::fs::remove_file(&file).unwrap();
+    admin.batch_execute(END_SESSIONS).await.unwrap();
+    until(async || stores[0].store().lanes(Uuid::nil()).await.is_ok()).await;
+}
+
+/// Repeats until the connection that was ended is no longer used.
+async fn until_refused(store: &AnyStore) -> StoreError {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match store.store().lanes(Uuid::nil()).await {
+            Err(error @ StoreError::Systemic(_)) => return error,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "timed out");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_ca_is_read_again_and_open_connections_are_replaced() {
+    let (before, after) = (Authority::new(), Authority::new());
+    let (certificate, key) = before.issue("localhost");
+    let server = start(Options {
+        settings: vec![("ssl", "on".to_owned())],
+        hba: vec!["hostssl all app all trust", "host all app all reject"],
+        files: vec![("server.crt", certificate), ("server.key", key)],
+        ..Options::default()
+    })
+    .await;
+    let url = with_role(&server).await.replace("127.0.0.1", "localhost") + "?sslmode=verify-full";
+    let dir = tempfile::tempdir().unwrap();
+    let mut database = database(&url);
+    database.ca_file = Some(write(dir.path(), "ca.pem", &before.pem));
+    let store = store::open(&database).unwrap();
+    store.store().lanes(Uuid::nil()).await.unwrap();
+
+    let (certificate, key) = after.issue("localhost");
+    std::fs::write(server.data().join("server.crt"), certificate).unwrap();
+    std::fs::write(server.data().join("server.key"), key).unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    admin.batch_execute(END_SESSIONS).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let error = loop {
+        admin.batch_execute(END_SESSIONS).await.unwrap();
+        match store.store().lanes(Uuid::nil()).await {
+            Err(error @ StoreError::Systemic(_)) => break error.to_string(),
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+    };
+    assert!(error.contains("certificate") && error.contains("read again at the next attempt"), "{error}");
+    write(dir.path(), "ca.pem", &after.pem);
+    store.store().lanes(Uuid::nil()).await.unwrap();
+}
+
+/// A lane that stores one record after the other.
+struct Feed {
+    writer: Uuid,
+    lane: Box<dyn store::LaneWriter>,
+    seq: u64,
+}
+
+impl Feed {
+    async fn start(store: &Arc<dyn LogStore>) -> Result<Self, StoreError> {
+        let (writer, run) = (Uuid::new_v4(), Uuid::new_v4());
+        let tails: Vec<(u16, LaneTail)> = Vec::new();
+        let claim = Claim { writer, run, runs: vec![run], owner: "test".into(), tails };
+        let lease = store.acquire_lease(&claim).await?;
+        let (lane, _) = store.open_lane(&lease, 0).await?;
+        Ok(Self { writer, lane, seq: 0 })
+    }
+
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        let now_us = 1_763_640_000_000_000;
+        let mut chunk = Chunk::with_capacity(now_us, 1, 64);
+        chunk.push(Record {
+            ts_us: now_us,
+            severity: Severity::INFO,
+            service: "s",
+            host: "h",
+            message: "m",
+            attributes: "",
+        });
+        let (from_seq, seq) = (self.seq, self.seq + 1);
+        let frame = BatchFrame { seq, lane_records: seq, payload_crc: 1, chunk: Arc::new(chunk) };
+        let batch =
+            Batch { lane: 0, from_seq, from_records: from_seq, generation: 0, frames: vec![frame], skip: 0, leave: 0 };
+        self.lane.flush(&batch).await?;
+        self.seq = seq;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn connections_are_replaced_when_they_are_old() {
+    let server = start(Options::default()).await;
+    let mut database = database(&server.url("postgres"));
+    database.connection_age_max_s = 1;
+    let store = store::open(&database).unwrap();
+    store.store().prepare().await.unwrap();
+    let mut feed = Feed::start(&store.store()).await.unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    let reader = reader(&store);
+    let processes = async |name: &str| {
+        let sql =
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE $1 AND application_name NOT LIKE '%/open'";
+        let rows = admin.query(sql, &[&name]).await.unwrap();
+        rows.iter().map(|row| row.get::<_, i32>(0)).collect::<Vec<_>>()
+    };
+    let lane = format!("logweir/{}/0/%", feed.writer.simple());
+    feed.flush().await.unwrap();
+    read(&reader).await.unwrap();
+    let (first_lane, first_query) = (processes(&lane).await, processes("logweir/query").await);
+    assert_eq!((first_lane.len(), first_query.len()), (1, 1));
+    until(async || {
+        feed.flush().await.unwrap();
+        read(&reader).await.unwrap();
+        let (lane, query) = (processes(&lane).await, processes("logweir/query").await);
+        lane.iter().all(|pid| !first_lane.contains(pid)) && query.iter().all(|pid| !first_query.contains(pid))
+    })
+    .await;
+}
+
+/// Whether there is a PgBouncer; says so if not.
+fn has_pooler() -> bool {
+    let installed = pooler::program().is_some();
+    if !installed {
+        println!("skipped: PgBouncer is not installed");
+    }
+    installed
+}
+
+const USERS: [(&str, &str); 1] = [("app", "one")];
+
+async fn pooler(server: &Arc<Server>, mode: &'static str, lines: &'static str) -> Pooler {
+    let port = server.port();
+    tokio::task::spawn_blocking(move || Pooler::start_with(port, mode, &USERS, lines)).await.unwrap()
+}
+
+fn through(pooler: &Pooler) -> String {
+    format!("postgres://app:one@127.0.0.1:{}/postgres", pooler.port())
+}
+
+/// Statements that the server has logged and that set something for a whole session.
+fn session_settings(server: &Server) -> Vec<String> {
+    let log = std::fs::read_to_string(server.socket_dir().join("log")).unwrap();
+    let statements = log.lines().filter_map(|line| line.split_once("statement: ")).map(|(_, sql)| sql);
+    let parts = statements.flat_map(|sql| sql.split(';')).map(str::trim);
+    // PgBouncer itself sets the name.
+    let is_ours =
+        |sql: &&str| sql.starts_with("SET ") && !sql.starts_with("SET LOCAL") && !sql.contains("application_name");
+    parts.filter(is_ours).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_pooler_is_refused_for_storing_exactly_if_it_shares_server_connections() {
+    if !has_pooler() {
+        return;
+    }
+    let server = start(Options { settings: vec![("log_statement", "all".to_owned())], ..Options::default() }).await;
+    with_role(&server).await;
+    let direct = session_settings(&server);
+    assert!(direct.iter().any(|sql| sql.contains("tcp_keepalives_idle")), "a direct connection has them: {direct:?}");
+    // Idle server connections, whichever of them is used next, and only a single one.
+    for (mode, lines, refused) in [
+        ("transaction", "", true),
+        ("transaction", "server_round_robin = 1", true),
+        ("transaction", "default_pool_size = 1", true),
+        ("transaction", "default_pool_size = 1\nserver_round_robin = 1", true),
+        ("statement", "", true),
+        ("session", "", false),
+        ("session", "server_round_robin = 1", false),
+    ] {
+        for idle in [0, 4] {
+            let pooler = pooler(&server, mode, lines).await;
+            if !lines.contains("size") {
+                let mut clients = Vec::new();
+                for _ in 0..idle {
+                    clients.push(postgres::connect(&through(&pooler)).await);
+                }
+                occupy(&clients).await;
+            }
+            let before = session_settings(&server).len();
+            let store = open(&through(&pooler));
+            let stored = async {
+                let mut feed = Feed::start(&store).await?;
+                for _ in 0..5 {
+                    feed.flush().await?;
+                }
+                Ok::<_, StoreError>(())
+            };
+            match stored.await {
+                Err(error) => {
+                    assert!(refused, "{mode} {lines} {idle}: {error}");
+                    assert!(matches!(error, StoreError::Systemic(_)), "{error}");
+                    let text = error.to_string();
+                    assert!(text.contains("database.url") && text.contains("pool_mode=session"), "{text}");
+                }
+                Ok(()) => assert!(!refused, "{mode} {lines} {idle}"),
+            }
+            let after = session_settings(&server);
+            assert_eq!(after.len(), before, "nothing is set on a pooled session: {:?}", &after[before..]);
+        }
+    }
+}
+
+/// Occupies a server connection for each client at the same time, where the pooler allows transactions.
+async fn occupy(clients: &[tokio_postgres::Client]) {
+    for client in clients {
+        let _ = client.batch_execute("BEGIN").await;
+    }
+    for client in clients {
+        let _ = client.batch_execute("COMMIT").await;
+    }
+}
+
+#[tokio::test]
+async fn queries_work_through_a_transaction_pooler_and_harm_no_other_program() {
+    if !has_pooler() {
+        return;
+    }
+    let server = start(Options::default()).await;
+    with_role(&server).await;
+    let pooler = pooler(&server, "transaction", "default_pool_size = 2").await;
+    let mut database = database(&server.url("postgres"));
+    database.read_url = Some(DatabaseUrl::Postgres(through(&pooler)));
+    let store = store::open(&database).unwrap();
+    let mut feed = Feed::start(&store.store()).await.unwrap();
+    feed.flush().await.unwrap();
+    postgres::connect(&server.url("postgres")).await.batch_execute("CREATE TABLE others (n int)").await.unwrap();
+    // Two processes of logweir, one of which ends: names of statements must not meet.
+    for _ in 0..2 {
+        let readers = [reader(&store::open(&database).unwrap()), reader(&store)];
+        for _ in 0..6 {
+            for reader in &readers {
+                assert_eq!(read(reader).await.unwrap(), 1);
+                let scan = store::read::Scan {
+                    range: Range { start_us: 0, end_us: i64::MAX / 2 },
+                    filter: logweir_query::parse("m").unwrap(),
+                    direction: logweir_query::page::Direction::Backward,
+                    after: None,
+                    limit: 2_000,
+                    bytes_max: 1 << 20,
+                };
+                assert_eq!(reader.records(&scan).await.unwrap().value.len(), 1);
+            }
+            let other = postgres::connect(&through(&pooler)).await;
+            other.batch_execute("INSERT INTO others VALUES (1)").await.unwrap();
+            let limit = other.simple_query("SELECT 1 WHERE current_setting('statement_timeout') <> '0'").await.unwrap();
+            assert!(!limit.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))));
+        }
+    }
+}
+
+/// A server whose role `app` has a password, and a scenario that reads its URL from a file.
+fn with_url_file(s: &mut Scenario) -> PathBuf {
+    s.postgres().execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'one'");
+    let url = format!("postgres://app:one@127.0.0.1:{}/postgres", s.postgres().port());
+    let file = write(&s.dir, "url", &url);
+    s.settings.remove("database.url");
+    s.set("database.url_file", file.display());
+    file
+}
+
+#[test]
+fn a_running_process_goes_on_after_its_password_was_rotated() {
+    let options = Options { hba: vec!["host all app all scram-sha-256"], ..Options::default() };
+    on_postgres_with("rotated password", &options, |s| {
+        let file = with_url_file(s);
+        s.start();
+        let load = s.load(Load::default());
+        s.stored();
+        s.postgres().execute("ALTER ROLE app PASSWORD 'two'");
+        s.postgres().execute(END_SESSIONS);
+        s.acknowledged(500);
+        let answered = |server: &logweir_tests::process::Server| server.data("/api/v1/hits?q=x").unwrap();
+        s.server().until("storing is refused", PATIENCE, |server| server.log_text().contains("28P01")).unwrap();
+        for _ in 0..20 {
+            let answer = answered(s.server());
+            assert_ne!(answer.status, 500, "{}", answer.body);
+        }
+        assert!(s.server().log_text().contains("read again at the next attempt"));
+        let text = std::fs::read_to_string(&file).unwrap().replace(":one@", ":two@");
+        std::fs::write(&file, text).unwrap();
+        s.acknowledged(500);
+        load.stop();
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn notices_of_a_trigger_are_not_logged_with_the_text_of_records() {
+    on_postgres("notices", |s| {
+        s.start();
+        let load = s.load(Load::default());
+        s.stored();
+        s.postgres().execute(
+            "CREATE FUNCTION chatty() RETURNS trigger LANGUAGE plpgsql AS \
+             $$BEGIN RAISE NOTICE 'record-text %', new.message; RAISE WARNING 'record-text'; RETURN new; END$$; \
+             CREATE TRIGGER chatty BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION chatty()",
+        );
+        s.acknowledged(2_000);
+        load.stop();
+        s.assert_contract();
+        let log = s.server().log_text();
+        assert!(!log.contains("record-text"), "{log}");
+    });
+}
