@@ -51,7 +51,8 @@
 //!   fsync nothing more is acknowledged.
 //! - *batcher*: a chunk is in the journal before it lingers; dropping a batch from memory never loses it.
 //! - *db_flusher*: the position is always the database's cursor; no transaction begins before its frames are durable; a
-//!   segment is removed only after the database has confirmed its commit.
+//!   segment is removed only after the database has confirmed its commit; a record becomes a dead letter only alone, and
+//!   only if the table accepts others.
 //! - *store*: rows, cursor and counters move in one transaction; `rows + dead + lost` at the cursor equals the count in
 //!   the frame's header, checked before each COMMIT.
 //! - *cache_writer*: may lose, never delays.

@@ -238,3 +238,165 @@ impl Days {
         self.seen.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use logweir_record::chunk::Chunk;
+    use logweir_record::record::{Record, Severity};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: usize = 20_000;
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    /// Frames of records with these times, of which the first `skip` are committed.
+    fn batch(frames: &[Vec<i64>], skip: usize) -> Batch {
+        let mut lane_records = 100;
+        let frame = |(nth, times): (usize, &Vec<i64>)| {
+            let mut chunk = Chunk::default();
+            for &ts_us in times {
+                let severity = Severity::INFO;
+                chunk.push(Record { ts_us, severity, service: "", host: "", message: "", attributes: "" });
+            }
+            lane_records += times.len() as u64;
+            BatchFrame { seq: 11 + nth as u64, lane_records, payload_crc: 0, chunk: Arc::new(chunk) }
+        };
+        let frames = frames.iter().enumerate().map(frame).collect();
+        Batch { lane: 0, from_seq: 10, from_records: 100 + skip as u64, skip, leave: 0, generation: 0, frames }
+    }
+
+    fn rest(batch: &Batch, part: &Batch) -> Batch {
+        let done = part.to_records();
+        let frames: Vec<_> = batch.frames.iter().filter(|frame| frame.lane_records > done).cloned().collect();
+        let skip = frames.first().map_or(0, |first| first.chunk.len() as u64 - (first.lane_records - done)) as usize;
+        Batch { from_seq: part.to_seq(), from_records: done, skip, frames, ..batch.clone() }
+    }
+
+    /// Flushes `records` records of one frame to a server that takes `row` for each and cancels after [`TIMEOUT`].
+    /// Returns how long that took, and the size of the last part.
+    fn flush_slowly(division: &mut Division, records: usize, row: Duration) -> (Duration, u64) {
+        let mut left = batch(&[vec![0; records]], 0);
+        let (mut passed, mut last) = (Duration::ZERO, 0);
+        while !left.frames.is_empty() {
+            let part = division.part(&left);
+            let now = part.as_ref().unwrap_or(&left).clone();
+            let took = row * u32::try_from(now.records()).unwrap();
+            passed += took.min(TIMEOUT);
+            if took > TIMEOUT {
+                assert_ne!(division.refused(&now, "57014"), Verdict::Alone);
+            } else {
+                division.stored(&now, part.is_some(), took);
+                (left, last) = (rest(&left, &now), now.records());
+            }
+        }
+        (passed, last)
+    }
+
+    #[test]
+    fn a_slow_server_gets_what_it_can_take_and_a_healthy_one_is_soon_back_at_full_size() {
+        let mut division = Division::new(MAX, TIMEOUT);
+        let (passed, last) = flush_slowly(&mut division, 10_000, Duration::from_millis(1));
+        // Ten seconds are needed anyway; a refusal costs one.
+        assert!(passed < Duration::from_secs(20), "{passed:?}");
+        assert!(last >= 100, "{last}");
+        let limit = division.records();
+        assert!(limit < 1000, "{limit}");
+        for flush in 0..40 {
+            flush_slowly(&mut division, 20_000, Duration::ZERO);
+            if division.records() == MAX {
+                assert!(flush < 12, "{flush}");
+                return;
+            }
+        }
+        panic!("{division:?}");
+    }
+
+    #[test]
+    fn a_bad_record_is_found_with_few_refusals_and_does_not_slow_down_its_neighbors() {
+        for bad in [0, 1, 777, 9_999] {
+            let mut division = Division::new(MAX, TIMEOUT);
+            let mut left = batch(&[vec![0; 4_000], vec![0; 6_000]], 0);
+            let (mut refusals, mut commits) = (0, 0);
+            while !left.frames.is_empty() {
+                let part = division.part(&left);
+                let now = part.as_ref().unwrap_or(&left).clone();
+                let has = (now.from_records..now.to_records()).contains(&(100 + bad));
+                if !has || matches!(division.refused(&now, "P0001"), Verdict::Alone) {
+                    assert!(!has || now.records() == 1);
+                    commits += 1;
+                    division.stored(&now, part.is_some(), Duration::ZERO);
+                    left = rest(&left, &now);
+                } else {
+                    refusals += 1;
+                }
+            }
+            assert!(refusals < 150 && commits < 150, "{bad}: {refusals} refusals, {commits} commits");
+        }
+    }
+
+    #[test]
+    fn refusals_of_other_records_or_lost_connections_are_not_evidence_against_a_record() {
+        let mut division = Division::new(MAX, TIMEOUT);
+        let one = batch(&[vec![0]], 0);
+        let other = Batch { from_records: 7, ..one.clone() };
+        for _ in 0..10 {
+            assert_eq!(division.refused(&one, "P0001"), Verdict::Again);
+            assert_eq!(division.refused(&other, "P0001"), Verdict::Again);
+            (0..10).for_each(|_| division.interrupted(&one));
+        }
+        assert_eq!(division.refused(&one, "P0001"), Verdict::Again);
+        assert_eq!(division.refused(&one, "P0001"), Verdict::Alone);
+        for (nth, code) in ["a", "b", "a", "b"].into_iter().enumerate() {
+            let verdict = division.refused(&other, code);
+            assert_eq!(verdict, if nth < 3 { Verdict::Again } else { Verdict::Alone }, "{nth}");
+        }
+    }
+
+    #[test]
+    fn a_batch_has_a_limited_number_of_days() {
+        let division = Division::new(MAX, TIMEOUT);
+        let day = |day: usize| i64::try_from(day).unwrap() * DAY_US;
+        assert!(division.part(&batch(&[(0..DAYS_MAX).map(day).collect()], 0)).is_none());
+        // Far apart, but few.
+        assert!(division.part(&batch(&[vec![i64::MIN, 0, i64::MAX, 0]], 0)).is_none());
+        let many = batch(&[vec![0; 10], (0..DAYS_MAX + 9).map(day).collect(), vec![0; 10]], 3);
+        let part = division.part(&many).expect("too many days");
+        assert_eq!((part.records(), part.frames.len(), part.leave), (7 + DAYS_MAX as u64, 2, 9));
+    }
+
+    #[test]
+    fn a_large_frame_is_divided_only_after_refusals() {
+        let mut division = Division::new(100, TIMEOUT);
+        let large = batch(&[vec![0; 1_000]], 0);
+        assert!(division.part(&large).is_none());
+        assert_eq!(division.refused(&large, "54000"), Verdict::Again);
+        assert_eq!(division.refused(&large, "54000"), Verdict::Divided);
+        assert_eq!(division.part(&large).map(|part| part.records()), Some(500));
+    }
+
+    proptest! {
+        #[test]
+        fn the_parts_of_a_batch_are_all_of_it_in_order(
+            frames in proptest::collection::vec(proptest::collection::vec(0..5 * DAY_US, 1..9), 1..6),
+            skip in 0_usize..9,
+            records in 1_usize..12,
+            days in 1_usize..5,
+        ) {
+            let mut left = batch(&frames, skip.min(frames[0].len() - 1));
+            let end = left.to_records();
+            let division = Division { records, days, ..Division::new(MAX, TIMEOUT) };
+            while let Some(part) = division.part(&left) {
+                prop_assert!(part.records() >= 1 && part.records() <= records as u64);
+                prop_assert!(days_of(&part, usize::MAX) <= days);
+                prop_assert_eq!((part.from_seq, part.from_records, part.skip), (left.from_seq, left.from_records, left.skip));
+                prop_assert_eq!(part.to_records(), part.from_records + part.records());
+                prop_assert_eq!(part.lost(), 0);
+                left = rest(&left, &part);
+            }
+            prop_assert_eq!(left.to_records(), end);
+        }
+    }
+}

@@ -228,7 +228,7 @@ impl DbFlusher {
         } else if let Some(next) = self.machine.read_ahead()
             && self.ahead.as_ref().is_none_or(|ahead| ahead.after != next)
         {
-            self.ahead = Some(self.start_read(next, self.limits.rows_max));
+            self.ahead = Some(self.start_read(next, self.machine.records_max()));
         }
         let (Some(batch), Some(mut connection)) = (self.machine.batch(), self.connection.take()) else {
             return Event::Closed;
