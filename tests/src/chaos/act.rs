@@ -208,7 +208,8 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
         acts.extend([
             Act::Pooler("RECONNECT", "SHOW VERSION"),
             Act::Pooler("KILL logs", "RESUME logs"),
-            Act::Pooler("PAUSE logs", "RESUME logs"),
+            // Not PAUSE, which waits for the end of all sessions in session mode.
+            Act::Pooler("DISABLE logs", "ENABLE logs"),
         ]);
     } else {
         // PgBouncer knows only one server.
