@@ -390,13 +390,13 @@ fn identities_that_were_dropped_are_not_invented_again() {
 /// The library that changes a process's clock, if it is installed.
 fn libfaketime() -> Option<PathBuf> {
     let candidates = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
-    candidates.iter().map(|dir| Path::new(dir).join("faketime/libfaketime.so.1")).find(|path| path.exists())
+    candidates.iter().map(|dir| Path::new(dir).join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
 #[test]
 fn a_wrong_clock_deletes_nothing() {
     let Some(library) = libfaketime() else {
-        eprintln!("SKIPPED: libfaketime is not installed (Debian package libfaketime)");
+        eprintln!("SKIPPED: libfaketime is not installed (Debian package faketime)");
         return;
     };
     on_postgres("clock", |s| {
@@ -432,6 +432,34 @@ fn a_wrong_clock_deletes_nothing() {
         store_some(s);
         assert!(!failing(s.server(), "clock"));
         s.assert_contract();
+    });
+}
+
+#[test]
+fn expired_partitions_are_dropped_and_their_records_counted() {
+    on_postgres("retention", |s| {
+        s.start();
+        store_some(s);
+        s.stop();
+        let days = number(s, "SELECT extract(epoch FROM now())::bigint / 86400 - 8");
+        let day = format!("to_timestamp({days} * 86400::bigint)");
+        s.postgres().execute(&format!(
+            "DO $$ BEGIN EXECUTE format('CREATE TABLE logs_p%s PARTITION OF logs FOR VALUES FROM (%L) TO (%L)', \
+             to_char({day} AT TIME ZONE 'UTC', 'YYYYMMDD'), {day}, {day} + interval '1 day'); END $$"
+        ));
+        s.start();
+        let body = format!("{{\"ts\":{},\"msg\":\"old\"}}\n", days * 86_400 + 5).repeat(3);
+        let answer = s.server().post("/ingest?ack=committed", "application/x-ndjson", &body);
+        assert_eq!(answer.map(|answer| answer.status), Some(200));
+        let rows = number(s, "SELECT count(*) FROM logs");
+        s.stop();
+        s.set("database.retention_days", "7");
+        s.start();
+        s.wait("the old records to expire", |s| number(s, "SELECT count(*) FROM logs") == rows - 3);
+        let deleted = |server: &Server| server.metric("logweir_store_retention_deleted_rows_total", "table=\"logs\"");
+        s.server().until("the counter", PATIENCE, |server| deleted(server) > 0.0).unwrap();
+        assert_eq!(deleted(s.server()), 3.0);
+        assert_eq!(s.server().metric("logweir_store_partitions_dropped_total", ""), 1.0);
     });
 }
 

@@ -95,12 +95,13 @@ pub(super) fn database(command: &DatabaseCommand) -> Outcome {
 
 fn prepare(args: &PrepareArgs) -> Outcome {
     let database = args.store.load()?.config.database;
-    let steps = block_on(async {
+    let (maintained, steps) = block_on(async {
         let store = store::open(&database).map_err(Failure::store)?.store();
         store.prepare().await.map_err(Failure::store)?;
         let mut steps = store.maintain(clock::wall_us()).await;
+        let maintained = steps.len();
         steps.extend(store.build_indexes().await);
-        Ok::<_, Failure>(steps)
+        Ok::<_, Failure>((maintained, steps))
     })??;
     let mut out = io::stdout().lock();
     if args.output == Output::Json {
@@ -108,6 +109,10 @@ fn prepare(args: &PrepareArgs) -> Outcome {
         output::json(&mut out, &json!({ "steps": steps.iter().map(step).collect::<Vec<_>>() }))?;
     } else {
         writeln!(out, "{:<22}ok", "tables")?;
+        // Only the connection, if another process has the lock.
+        if matches!(&steps[..maintained], [only] if only.name == "connection" && only.result.is_ok()) {
+            writeln!(out, "another process maintains the tables at the moment")?;
+        }
         for MaintenanceStep { name, result } in &steps {
             match result {
                 Ok(()) => writeln!(out, "{name:<22}ok")?,
