@@ -2,6 +2,9 @@
 //! columns, triggers, roles, schemas, dropped tables, dumps, frozen processes, wrong clocks. Records are stored all the
 //! same, each once; what cannot be maintained is told.
 
+// Test helpers unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

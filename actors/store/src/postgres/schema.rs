@@ -161,7 +161,7 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
 fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
     let missing = |name: &&'static str| !found.tables.contains_key(name);
     let pending = pending(MIGRATIONS, &found.applied)?;
-    let lacking: Vec<&'static str> = TABLES.into_iter().filter(|name| missing(&name)).collect();
+    let lacking: Vec<&'static str> = TABLES.into_iter().filter(missing).collect();
     if lacking.is_empty() && pending.is_empty() {
         return Ok(None);
     }
