@@ -69,7 +69,7 @@ fn while_the_tables_cannot_be_made_every_result_says_so() {
         assert!(why.contains("does not exist"), "{why}");
         // The processor's own reason is in it, as soon as it is known.
         until(s.server(), "the processor's reason", RECENT, |page| {
-            page["source"]["partial_reason"].as_str().is_some_and(|why| why.contains("already exists"))
+            page["source"]["partial_reason"].as_str().is_some_and(|why| why.contains("that logweir did not create"))
         });
 
         let record = &page["records"][0];

@@ -163,3 +163,98 @@ fn with_expected(stored: &[LaneCursor], expected: &[LaneState]) -> Vec<LaneCurso
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use logweir_record::chunk::Chunk;
+    use logweir_record::record::{Record, Severity};
+    use logweir_store::{Batch, BatchFrame};
+    use uuid::Uuid;
+
+    use crate::cache::Origin;
+    use crate::cache::memory::MemoryCache;
+    use crate::config::Config;
+
+    const WRITER: Uuid = Uuid::from_u128(1);
+    const RUN: Uuid = Uuid::from_u128(2);
+
+    /// A cache with one frame of three records of lane 0, the lane's records 5 to 7.
+    async fn recent() -> Recent {
+        let cache = MemoryCache::new(&Config::in_dir("data").cache);
+        let now_us = logweir_engine::clock::wall_us();
+        let mut chunk = Chunk::with_capacity(now_us, 3, 0);
+        for message in ["one", "two", "three"] {
+            let severity = Severity::INFO;
+            chunk.push(Record { ts_us: now_us, severity, service: "s", host: "", message, attributes: "" });
+        }
+        let frame = BatchFrame { seq: 9, lane_records: 7, payload_crc: 0, chunk: Arc::new(chunk) };
+        let batch =
+            Batch { lane: 0, from_seq: 8, from_records: 4, skip: 0, leave: 0, generation: 0, frames: vec![frame] };
+        cache.apply(Origin { writer: WRITER, run: RUN }, &batch).await.unwrap();
+        Recent::new(Arc::new(cache))
+    }
+
+    fn cursor(run: Uuid, last_seq: u64, records: u64) -> LaneCursor {
+        LaneCursor { writer: WRITER, run, lane: 0, lane_id: 4, last_seq, records }
+    }
+
+    fn state(run: Uuid, lane_id: Option<i64>) -> LaneState {
+        let backlog_age = Duration::ZERO;
+        let (inherited, committed, accepted, problem) = (4, 4, 7, None);
+        LaneState {
+            writer: WRITER,
+            run: Some(run),
+            lane: 0,
+            lane_id,
+            inherited,
+            committed,
+            accepted,
+            backlog_age,
+            problem,
+        }
+    }
+
+    fn messages(found: &[Found]) -> Vec<&str> {
+        found.iter().map(|found| &*found.message).collect()
+    }
+
+    #[tokio::test]
+    async fn a_record_of_a_partly_committed_frame_is_returned_once() {
+        let recent = recent().await;
+        for (last_seq, records, expected) in
+            [(8, 4, &["one", "two", "three"][..]), (8, 6, &["three"]), (8, 7, &[]), (9, 7, &[])]
+        {
+            let found = recent.uncommitted(&[cursor(RUN, last_seq, records)], &[]).await;
+            assert_eq!(messages(&found), expected, "after {records} records");
+            assert!(found.iter().all(|found| found.id >> 44 == 4));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_only_its_processor_has_is_returned_too() {
+        let (recent, earlier) = (recent().await, Uuid::from_u128(3));
+        assert_eq!(recent.uncommitted(&[], &[]).await, [], "nobody knows whether the run is valid");
+        let found = recent.uncommitted(&[], &[state(RUN, None)]).await;
+        assert!(messages(&found).len() == 3 && found.iter().all(|found| found.id < 0), "provisional ids");
+        // The takeover has not been possible since the last start: the lane is the earlier run's.
+        let found = recent.uncommitted(&[cursor(earlier, 8, 5)], &[state(RUN, Some(4))]).await;
+        assert_eq!(messages(&found), ["two", "three"]);
+        assert_eq!(found[0].id, 4 << 44 | 6);
+    }
+
+    #[tokio::test]
+    async fn without_a_database_everything_is_returned() {
+        let recent = recent().await;
+        let ids = async |states: &[LaneState]| -> Vec<i64> {
+            recent.all(states).await.unwrap().iter().map(|found| found.id).collect()
+        };
+        let provisional = ids(&[]).await;
+        assert!(provisional.len() == 3 && provisional.iter().all(|&id| id < 0));
+        assert_eq!(ids(&[state(RUN, Some(4))]).await, [5, 6, 7].map(|ordinal| 4_i64 << 44 | ordinal));
+        recent.uncommitted(&[cursor(RUN, 8, 4)], &[]).await;
+        assert_eq!(ids(&[]).await, [5, 6, 7].map(|ordinal| 4_i64 << 44 | ordinal), "as in the latest snapshot");
+    }
+}
