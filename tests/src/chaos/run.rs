@@ -104,7 +104,7 @@ pub fn chaos(chaos: &Chaos) -> Report {
 fn loads(lasts: Duration) -> [Load; 2] {
     let small = Load { clients: 4, records: 10, ..Load::default() };
     let per_pause = u32::try_from(small.clients).unwrap_or(1) * small.records;
-    let pause = (lasts * per_pause / RECORDS_MAX).max(Duration::from_millis(20));
+    let pause = (lasts * per_pause / RECORDS_MAX).max(Duration::from_millis(40));
     let large = Load { clients: 1, records: 3, message_bytes: 20_000, pause: pause * 10, ..Load::default() };
     [Load { pause, ..small }, large]
 }

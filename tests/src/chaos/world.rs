@@ -172,12 +172,13 @@ impl<'a> World<'a> {
     /// # Errors
     /// The database's error.
     pub fn sql(&self, text: &str) -> Result<Vec<Vec<String>>, String> {
-        self.admin().rows(text)
+        self.admin(1).rows(text)
     }
 
-    fn admin(&self) -> Store {
-        let options =
-            "-c%20default_transaction_read_only%3Doff%20-c%20lock_timeout%3D1s%20-c%20statement_timeout%3D30s";
+    fn admin(&self, lock_timeout_s: u32) -> Store {
+        let options = format!(
+            "-c%20default_transaction_read_only%3Doff%20-c%20lock_timeout%3D{lock_timeout_s}s%20-c%20statement_timeout%3D30s"
+        );
         Store::Postgres(format!("{}?connect_timeout=5&options={options}", self.postgres.url(DATABASE)))
     }
 
@@ -232,7 +233,9 @@ impl<'a> World<'a> {
     pub fn end(&mut self, act: Act) -> Result<(), String> {
         match act {
             Act::Statements(statements, _) => {
-                statements.undoing.iter().try_for_each(|text| self.sql(text).map(drop))?;
+                // Longer than a flush may take.
+                let admin = self.admin(10);
+                statements.undoing.iter().try_for_each(|text| admin.rows(text).map(drop))?;
             }
             Act::Held(..) => self.held = None,
             Act::Connections => self.filler = None,
