@@ -257,6 +257,32 @@ async fn redis_applies_each_batch_once() {
 }
 
 #[tokio::test]
+async fn redis_cluster_is_named() {
+    let redis = Redis::start_with(&["--cluster-enabled", "yes"]);
+    // Without slots, and with all of them.
+    for slots in [false, true] {
+        if slots {
+            redis.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+        }
+        let cache = connect(&redis, &settings()).await;
+        let mut journal = Journal::new(5);
+        let deadline = Instant::now() + PATIENCE;
+        // The server takes a moment until it believes its slots.
+        loop {
+            let batch = journal.batch_of(0, 3, |_| "cart".to_owned());
+            let error = cache.apply(origin(), &batch).await.unwrap_err();
+            let word = if slots { "CROSSSLOT" } else { "CLUSTERDOWN" };
+            assert_eq!(error.reason, "unsupported", "{error}");
+            assert!(error.detail.contains("Redis Cluster is not supported"), "{error}");
+            if error.detail.contains(word) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_memory_cache_keeps_the_services_seen_last() {
     let settings = with(|settings| settings.services_max = 9);
     check_services_max(&MemoryCache::new(&settings), &settings).await;

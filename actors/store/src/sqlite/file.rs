@@ -21,8 +21,8 @@ use crate::error::StoreError;
 
 /// How long a statement waits for a lock.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Size of the log at which SQLite checkpoints it, and to which its file is cut when it starts from the beginning: more
-/// than a batch takes, and few enough to be recovered quickly after a kill.
+/// Size of the log at which SQLite checkpoints it: more than a batch takes, and few enough to be recovered quickly after a
+/// kill. Its file is cut to twice as much when it starts from the beginning, so that an ordinary one keeps its blocks.
 pub(super) const LOG_BYTES: u64 = 16 << 20;
 /// Size of the log above which a checkpoint waits for reads.
 pub(super) const LOG_BYTES_MAX: u64 = 4 * LOG_BYTES;

@@ -432,3 +432,28 @@ fn counted(service: &str, severity: u8) -> Record<'_> {
     let severity = Severity::from_number(severity).unwrap_or_default();
     Record { ts_us: 0, severity, service, host: "", message: "", attributes: "" }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_snapshot_is_cut_to_what_the_first_one_had() {
+        // Lane 3 was reset: it had the number 2.
+        let first = Contents(vec![id_of(1, 10), id_of(3, 0), id_of(5, 7)]);
+        for (id, has) in [
+            (id_of(1, 1), true),
+            (id_of(1, 10), true),
+            (id_of(1, 11), false),
+            (id_of(2, 99), true),
+            (id_of(3, 1), false),
+            (id_of(4, 1), true),
+            (id_of(5, 7), true),
+            (id_of(5, 8), false),
+            (id_of(6, 1), false),
+        ] {
+            assert_eq!(first.has(id), has, "lane {} record {}", id >> ORDINAL_BITS, id & ((1 << ORDINAL_BITS) - 1));
+        }
+        assert!(!Contents::default().has(id_of(1, 1)));
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use logweir_engine::journal::LaneId;
 use logweir_record::timestamp;
-use rusqlite::{Connection, Error, Row};
+use rusqlite::{Connection, Error};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -60,10 +60,10 @@ impl SqliteStore {
         let failure = |error: Error| wrong(error.to_string());
         let write = open(&format!(
             "PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA \
-             foreign_keys = ON; PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {}; PRAGMA journal_size_limit = \
-             {LOG_BYTES}",
+             foreign_keys = ON; PRAGMA cache_size = -{}; PRAGMA wal_autocheckpoint = {}; PRAGMA journal_size_limit = {}",
             CACHE_BYTES >> 10,
-            LOG_BYTES / PAGE_BYTES
+            LOG_BYTES / PAGE_BYTES,
+            2 * LOG_BYTES
         ))
         .map_err(failure)?;
         let read = open("PRAGMA query_only = ON").map_err(failure)?;
@@ -162,21 +162,20 @@ impl LogStore for SqliteStore {
         let lane_id = row.lane_id;
         let (first, end) = (lane_id << ORDINAL_BITS, (lane_id + 1) << ORDINAL_BITS);
         blocking(&self.read, move |connection| {
-            let count = |row: &Row<'_>, column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+            let failed = failed("counting rows");
+            // id is the primary key, so ids are distinct.
+            let rows = count_ids(connection, first, end).map_err(&failed)?;
             connection
                 .query_row(
-                    "SELECT count(*), (SELECT count(*) FROM logweir_dead_letter WHERE id >= ?1 AND id < ?2), \
-                     (SELECT coalesce(sum(records), 0) FROM logweir_replayed WHERE lane_id = ?3) \
-                     FROM logs WHERE id >= ?1 AND id < ?2",
+                    "SELECT (SELECT count(*) FROM logweir_dead_letter WHERE id >= ?1 AND id < ?2), \
+                     (SELECT coalesce(sum(records), 0) FROM logweir_replayed WHERE lane_id = ?3)",
                     [first, end, lane_id],
                     |row| {
-                        // id is the primary key, so ids are distinct.
-                        let rows = count(row, 0)?;
-                        let (dead_letters, replayed) = (count(row, 1)?, count(row, 2)?);
+                        let [dead_letters, replayed] = [row.get::<_, i64>(0)?, row.get(1)?].map(i64::cast_unsigned);
                         Ok(StoredCount { rows, distinct: rows, dead_letters, replayed })
                     },
                 )
-                .map_err(failed("counting rows"))
+                .map_err(&failed)
         })
         .await
     }
@@ -204,5 +203,24 @@ impl LogStore for SqliteStore {
         .await? as u64;
         metrics::counter!("logweir_store_dead_letters_purged_total").increment(purged);
         Ok(purged)
+    }
+}
+
+/// Counts the rows with ids from `first` up to `end`, in statements that are short, as a snapshot keeps the write-ahead
+/// log from being cut.
+fn count_ids(connection: &Connection, mut first: i64, end: i64) -> rusqlite::Result<u64> {
+    const ROWS: u64 = 100_000;
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT count(*), max(id) FROM (SELECT id FROM logs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT {ROWS})"
+    ))?;
+    let mut counted = 0;
+    loop {
+        let (rows, last): (i64, Option<i64>) =
+            statement.query_row([first, end], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        counted += rows.cast_unsigned();
+        match last {
+            Some(last) if rows.cast_unsigned() == ROWS => first = last + 1,
+            _ => return Ok(counted),
+        }
     }
 }
