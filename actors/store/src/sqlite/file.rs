@@ -4,7 +4,7 @@
 //!   beginning again only at a moment at which no read uses it. Queries that overlap leave no such moment, so the log
 //!   would grow as long as they do. Above [`LOG_BYTES_MAX`] a commit is therefore followed by a checkpoint that waits for
 //!   the reads that have begun. That is short, since a query renews its snapshot (see `read`).
-//! - A checkpoint that cannot finish, because another program has a transaction open, is tried again after a while:
+//! - A checkpoint that cannot finish, because another program has a transaction open, is tried again after growing pauses:
 //!   each attempt keeps flushes waiting.
 //! - A file that was removed or replaced is still written to by whoever has it open, and is gone with the process. What is
 //!   written to it is therefore not confirmed.
@@ -27,9 +27,11 @@ pub(super) const LOG_BYTES: u64 = 16 << 20;
 /// Size of the log above which a checkpoint waits for reads.
 pub(super) const LOG_BYTES_MAX: u64 = 4 * LOG_BYTES;
 
-/// How long such a checkpoint waits, and the pause after one that waited in vain.
+/// How long such a checkpoint waits.
 const CHECKPOINT_WAIT: Duration = Duration::from_secs(2);
-const CHECKPOINT_PAUSE: Duration = Duration::from_secs(10);
+/// The pause after one that waited in vain; it doubles up to the second value.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(64);
 
 /// A database file that is open for writing.
 pub(super) struct DatabaseFile {
@@ -37,8 +39,21 @@ pub(super) struct DatabaseFile {
     log: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
-    /// No checkpoint that waits for reads before this time.
-    not_before: Mutex<Option<Instant>>,
+    paused: Mutex<Option<Paused>>,
+}
+
+/// After a checkpoint that waited for reads in vain.
+#[derive(Clone, Copy)]
+struct Paused {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Paused {
+    fn after(before: Option<Self>) -> Self {
+        let pause = before.map_or(PAUSE_MIN, |before| (before.pause * 2).min(PAUSE_MAX));
+        Self { until: Instant::now() + pause, pause }
+    }
 }
 
 impl DatabaseFile {
@@ -49,7 +64,7 @@ impl DatabaseFile {
         let identity = identity(&path)?;
         let mut log = path.clone().into_os_string();
         log.push("-wal");
-        Ok(Self { path, log: log.into(), identity, not_before: Mutex::default() })
+        Ok(Self { path, log: log.into(), identity, paused: Mutex::default() })
     }
 
     /// Checks that the path still leads to the open file.
@@ -76,12 +91,12 @@ impl DatabaseFile {
     pub(super) fn bound_log(&self, connection: &Connection) {
         let bytes = self.log_bytes();
         metrics::gauge!("logweir_store_sqlite_wal_bytes").set(bytes as f64);
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes <= LOG_BYTES_MAX || not_before.is_some_and(|at| Instant::now() < at) {
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes <= LOG_BYTES_MAX || paused.is_some_and(|paused| Instant::now() < paused.until) {
             return;
         }
         let done = checkpoint(connection);
-        *not_before = (!matches!(done, Ok(true))).then(|| Instant::now() + CHECKPOINT_PAUSE);
+        *paused = (!matches!(done, Ok(true))).then(|| Paused::after(*paused));
         if let Err(error) = done {
             tracing::warn!(%error, "cannot checkpoint the write-ahead log: retrying");
         }
