@@ -552,11 +552,18 @@ async fn inconsistent_counts_are_rejected_with_their_numbers(on: Fixture) {
     flusher.flush(&feed.plain(5)).await.unwrap();
     let good = feed.plain(3);
     let mut bad = good.clone();
-    bad.from_records += 1;
-    bad.frames[0].lane_records += 1;
+    bad.frames[0].lane_records -= 1;
     let error = flusher.flush(&bad).await.unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("8 records") && text.contains("has 9"), "{text}");
+    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("8 records") && text.contains("has 7"), "{text}");
+    // The number of accounted records is part of the cursor.
+    bad = good.clone();
+    bad.from_records += 1;
+    bad.frames[0].lane_records += 1;
+    match flusher.flush(&bad).await.unwrap_err() {
+        StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.accounted()), (1, 5)),
+        other => panic!("{other}"),
+    }
     on.assert_whole(writer, 5).await;
     flusher.flush(&good).await.unwrap();
     on.assert_whole(writer, 8).await;
@@ -1053,20 +1060,7 @@ async fn a_column_that_rejects_everything_with_a_value_error_stops_the_lane() {
     on.execute("CREATE TYPE mood AS ENUM ('sad'); ALTER TABLE logs ALTER host TYPE mood USING 'sad'").await;
     let mut feed = Feed::new(0);
     let error = flusher.flush(&feed.plain(150)).await.unwrap_err();
-    assert!(is_systemic(&error) && error.to_string().contains("more than 100 of 150"), "{error}");
-    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
-    on.assert_whole(writer, 0).await;
-}
-
-#[tokio::test]
-async fn a_batch_that_the_table_rejects_stops_the_lane_and_dead_letters_nothing() {
-    let on = Fixture::postgres().await;
-    on.execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')").await;
-    let (writer, _, mut flusher) = started(&on).await;
-    let mut feed = Feed::new(0);
-    let batch = feed.batch(&[&[record("rude"); 150]]);
-    let error = flusher.flush(&batch).await.unwrap_err();
-    assert!(is_systemic(&error) && error.to_string().contains("more than 100 of 150"), "{error}");
+    assert!(is_systemic(&error) && error.to_string().contains("refuses every record"), "{error}");
     assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
     on.assert_whole(writer, 0).await;
 }
@@ -1169,7 +1163,7 @@ async fn a_revoked_privilege_is_systemic_and_a_connection_limit_transient() {
 }
 
 #[tokio::test]
-async fn a_held_lock_a_slow_statement_and_a_terminated_session_are_transient() {
+async fn a_held_lock_and_a_terminated_session_are_transient_and_a_slow_statement_divides_the_batch() {
     let on = Fixture::postgres().await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -1192,8 +1186,18 @@ async fn a_held_lock_a_slow_statement_and_a_terminated_session_are_transient() {
     )
     .await;
     let batch = feed.plain(10);
-    let error = flusher.flush(&batch).await.unwrap_err();
-    assert!(is_transient(&error) && error.to_string().contains("57014"), "{error}");
+    match flusher.flush(&batch).await.unwrap_err() {
+        StoreError::Rejected(rejection) => {
+            assert!(rejection.code == "57014" && rejection.reason.contains("statement_timeout_ms"), "{rejection:?}");
+            // Alone, too: that is no reason to dead-letter a record, since every other one is as slow.
+            let one = feed.clone().plain(1);
+            let mut one = Batch { frames: one.frames, ..batch.clone() };
+            (one.frames[0].seq, one.frames[0].lane_records) = (one.from_seq + 1, one.from_records + 1);
+            let error = flusher.dead_letter(&one, &rejection).await.unwrap_err();
+            assert!(is_systemic(&error) && error.to_string().contains("57014"), "{error}");
+        }
+        other => panic!("{other}"),
+    }
     on.execute("DROP TRIGGER slow ON log_volume").await;
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use logweir_record::chunk::Chunk;
+use logweir_record::record::Record;
 
 /// Length of the digest of a frame that is committed as a whole.
 pub(crate) const DIGEST_BYTES: usize = 16;
@@ -123,13 +124,36 @@ impl Batch {
     #[must_use]
     pub fn digest(&self) -> Vec<u8> {
         let Some(last) = self.frames.last() else { return vec![0; DIGEST_BYTES] };
-        let mut digest = Vec::with_capacity(DIGEST_BYTES + 8);
-        digest.extend_from_slice(&last.payload_crc.to_le_bytes());
-        digest.extend_from_slice(&u32::try_from(last.chunk.len()).unwrap_or(u32::MAX).to_le_bytes());
-        digest.extend_from_slice(&last.lane_records.to_le_bytes());
+        let mut digest = last.digest();
         if self.leave > 0 {
             digest.extend_from_slice(&((last.chunk.len() - self.leave) as u64).to_le_bytes());
         }
+        digest
+    }
+
+    /// Its records, the last one first.
+    pub(crate) fn records_backwards(&self) -> impl Iterator<Item = Record<'_>> + '_ {
+        let backwards = self.frames.iter().rev().map(|frame| &frame.chunk);
+        let all = backwards.flat_map(|chunk| (0..chunk.len()).rev().filter_map(|index| chunk.get(index)));
+        all.skip(self.leave).take(usize::try_from(self.records()).unwrap_or(usize::MAX))
+    }
+
+    /// If the batch begins inside of a frame: that frame, whose digest the lane's row must have. Otherwise the records
+    /// that are committed already could be another frame's.
+    #[must_use]
+    pub fn begun(&self) -> Option<&BatchFrame> {
+        self.frames.first().filter(|_| self.skip > 0)
+    }
+}
+
+impl BatchFrame {
+    /// The digest of the frame as a whole.
+    #[must_use]
+    pub fn digest(&self) -> Vec<u8> {
+        let mut digest = Vec::with_capacity(DIGEST_BYTES + 8);
+        digest.extend_from_slice(&self.payload_crc.to_le_bytes());
+        digest.extend_from_slice(&u32::try_from(self.chunk.len()).unwrap_or(u32::MAX).to_le_bytes());
+        digest.extend_from_slice(&self.lane_records.to_le_bytes());
         digest
     }
 }

@@ -46,6 +46,12 @@ impl LaneRow {
         bytes.map_or(0, u64::from_le_bytes)
     }
 
+    /// The digest of the frame that the last batch ended with or in; empty before the first.
+    #[must_use]
+    pub fn frame_digest(&self) -> &[u8] {
+        self.digest.get(..DIGEST_BYTES).unwrap_or(&self.digest)
+    }
+
     /// Number of records accounted for: the `lane_records` of the frame at the cursor, and [`Self::partial`].
     #[must_use]
     pub fn accounted(&self) -> u64 {

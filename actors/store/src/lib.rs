@@ -23,24 +23,29 @@
 //! volume             counts records per service, minute and severity
 //! replay             dead letters as JSON, and their replay
 //! telemetry          metrics that every store has
-//! protocol/          what both databases share of the exactly-once protocol, without I/O
+//! protocol/          what every database shares of the exactly-once protocol
 //!   migrations       which SQL files a database still needs
 //!   takeover         who may acquire a lease, which lanes are reset, where a copy forks
 //!   cursor           why a compare-and-set matched no row
 //!   rows             the rows of a batch, with their ids
 //!   raw_record       a dead letter's record as text
 //!   volume_counter   the counters of a batch
+//!   sample           a record that the table accepts, to try whether it accepts any
+//!   driver/          the order of the statements, for any database
+//!     statements     what a database contributes
+//!     flush          one lane's transactions; which rows are dead letters
+//!     lease          acquires a lease, opens lanes
 //! blackhole          a store that discards everything
 //! postgres/          PostgreSQL and TimescaleDB
 //!   types            timestamptz and jsonb, binary
-//!   error_class      SQLSTATEs: retry, an operator must act, or one bad row
+//!   error_class      SQLSTATEs: retry, an operator must act (and how), or one bad row
 //!   connection_string  what a URL or `key=value` pairs say
 //!   access           certificates and passwords, read again for each connection
 //!   backend          the server process of a connection, as announced
 //!   pooler           whether a pooler assigns server processes per session
 //!   connect          connections, and their errors
 //!   pool             pools for queries and administration
-//!   lane_row         reads a lane's row
+//!   lane_row         reads the rows of lanes and writers
 //!   ddl              statements that change tables: names, transactions, what to do about failures
 //!   partition        daily partitions, retention, replica identities
 //!   index            indexes of closed partitions
@@ -48,9 +53,9 @@
 //!   grants           the privileges that a role needs, as statements
 //!   schema           the tables that a flush needs
 //!   maintain         a round of maintenance: its steps, on one connection
-//!   lease            the lease in one transaction
 //!   copy             rows in binary COPY format
-//!   flush            one lane's transactions
+//!   flush            statements of a flush, on a lane's connection
+//!   lease            statements that acquire a lease and open lanes
 //!   dead_letters     reads and replays dead letters
 //!   filter           filters as SQL
 //!   read_error       why a query failed
@@ -63,8 +68,9 @@
 //!   schema           migrations
 //!   retention        deletes expired records
 //!   lane_row         reads the rows of lanes and writers
-//!   lease            the lease in one transaction
-//!   flush            one lane's transactions
+//!   session          a transaction whose statements complete at once
+//!   lease            statements that acquire a lease and open lanes
+//!   flush            statements of a flush
 //!   dead_letters     reads and replays dead letters
 //!   read             queries
 //!   store            the store, made of the files above

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::access::{Access, AccessSource, UrlKey};
 use super::backend::announced_process;
 use super::connection_string::{Server, Session, SslMode};
-use super::error_class::{Class, Details, classify, copy_line};
+use super::error_class::{Class, advice, classify};
 use super::pooler::{self, Pooling};
 use crate::error::StoreError;
 use crate::settings::Database;
@@ -379,31 +379,28 @@ pub(super) fn failed(what: &'static str) -> impl Fn(Error) -> StoreError {
     move |error| failure(what, &error)
 }
 
-/// Classifies an error of the server or the connection. Not for COPY, where a row can be the cause.
+/// Classifies an error of the server or the connection. Not for inserting rows, where a row can be the cause.
 pub(super) fn failure(what: &str, error: &Error) -> StoreError {
     let text = format!("{what}: {}", describe(error));
     match class(error) {
         Class::Transient => StoreError::Transient(text),
-        Class::Value | Class::Row | Class::Systemic => StoreError::Systemic(text),
+        Class::Systemic => StoreError::Systemic(text),
     }
 }
 
 pub(super) fn class(error: &Error) -> Class {
     match error.as_db_error() {
-        Some(db) => {
-            let in_copy = db.where_().and_then(copy_line).is_some();
-            classify(db.code().code(), Details { constraint: db.constraint(), table: db.table(), in_copy })
-        }
+        Some(db) => classify(db.code().code()),
         None if is_certificate_error(error) => Class::Systemic,
         None => Class::Transient,
     }
 }
 
-/// Returns the server's full message, or the chain of causes.
+/// Returns the server's full message and what to do about it, or the chain of causes.
 pub(super) fn describe(error: &Error) -> String {
     if let Some(db) = error.as_db_error() {
         let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
-        for more in [db.detail(), db.hint()].into_iter().flatten() {
+        for more in [db.detail(), db.hint(), advice(db.code().code())].into_iter().flatten() {
             text.push_str("; ");
             text.push_str(more);
         }

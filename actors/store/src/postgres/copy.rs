@@ -6,11 +6,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::SinkExt;
-use tokio_postgres::{Client, Error, Statement};
+use tokio_postgres::{Client, CopyInSink, Error, Statement};
 
 use super::types::{EPOCH_US, JSONB_VERSION};
-use crate::batch::Batch;
-use crate::protocol::rows::{Row, rows};
+use crate::protocol::rows::Row;
 use logweir_record::timestamp;
 
 /// Lists the columns in the order in which [`Encoder`] writes them.
@@ -25,13 +24,25 @@ const FIXED: [u8; 32] = {
 /// Size at which a chunk is sent: large enough to amortize a write, small enough for the L2 cache.
 const CHUNK_BYTES: usize = 128 << 10;
 
+/// Why a COPY failed.
+pub(super) enum CopyError {
+    /// The server did not start it: not because of a row.
+    Start(Error),
+    /// While rows were inserted.
+    Rows(Error),
+}
+
 /// Copies `rows` into the table. Returns the number of rows sent and the number that the server counted.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,
     rows: impl Iterator<Item = Row<'a>>,
-) -> Result<(u64, u64), Error> {
-    let sink = client.copy_in::<_, Bytes>(statement).await?;
+) -> Result<(u64, u64), CopyError> {
+    let sink = client.copy_in::<_, Bytes>(statement).await.map_err(CopyError::Start)?;
+    send(sink, rows).await.map_err(CopyError::Rows)
+}
+
+async fn send<'a>(sink: CopyInSink<Bytes>, rows: impl Iterator<Item = Row<'a>>) -> Result<(u64, u64), Error> {
     let mut sink = std::pin::pin!(sink);
     let mut encoder = Encoder::new();
     let mut sent = 0;
@@ -49,19 +60,6 @@ pub(super) async fn copy<'a>(
         metrics::counter!("logweir_store_clamped_timestamps_total").increment(encoder.clamped);
     }
     Ok((sent, counted))
-}
-
-/// Returns the rows of `batch` except those whose indexes (from 0, ascending) are in `skip`.
-pub(crate) fn rows_without<'a>(
-    batch: &'a Batch,
-    lane_id: i64,
-    skip: &'a [usize],
-) -> impl Iterator<Item = Row<'a>> + 'a {
-    let mut skip = skip.iter().copied().peekable();
-    rows(batch, lane_id).enumerate().filter_map(move |(place, row)| match skip.next_if_eq(&place) {
-        Some(_) => None,
-        None => Some(row),
-    })
 }
 
 /// Returns the chunks that [`copy`] sends, without the two-byte trailer and without a server.

@@ -1,64 +1,44 @@
-//! Classifies SQLSTATEs: retry, operator action needed, or one bad row. Pure.
+//! Classifies SQLSTATEs, and says what an operator has to do about them. Pure.
 //!
-//! Wrongly blaming a row dead-letters good records; wrongly classifying an error as systemic stops a lane for one bad
-//! record. So a row is blamed only for what its own values can cause in a binary COPY with fixed types, only in the
-//! COPY itself, and (in the store) only after it has failed alone.
+//! Outside of the rows' insertion an error is temporary, or an operator must act ([`classify`]). An error that is raised
+//! while rows are inserted can be a row's fault, whatever its SQLSTATE: constraints, triggers and indexes are the
+//! operator's, and a trigger can raise any error ([`blame`]). That a row is blamed is only a suspicion. The store
+//! dead-letters a row only after it has failed alone, and only if the table takes another record.
 //!
 //! A client must not be able to stop a lane. The parser sanitizes NUL, lone surrogates, invalid UTF-8 and deep nesting.
 //! What remains are numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and records
-//! that were journaled before the parser sanitized them. These fail in the types' input functions, independently of any
-//! table ([`Class::Value`]), and are dead-lettered without a limit. The limit applies to rows that the table rejects
-//! ([`Class::Row`]): its constraints, triggers and indexes belong to the operator.
+//! that were journaled before the parser sanitized them. These fail in the types' input functions.
 
 /// The class of a server error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Its type rejected a value, if the error came from the COPY: the record is bad, whatever the table.
-    Value,
-    /// The table rejected a row, if the error came from the COPY: the record is bad, or the table was changed.
-    Row,
     /// Temporary: retry.
     Transient,
     /// Schema, permission or configuration: an operator must fix it.
     Systemic,
 }
 
-/// Details of an error besides its SQLSTATE. `constraint` and `table` come from the error's own fields, not from its
-/// text, which some servers translate.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Details<'a> {
-    /// The violated constraint.
-    pub constraint: Option<&'a str>,
-    /// The table.
-    pub table: Option<&'a str>,
-    /// Whether it occurred while reading a row of a COPY.
-    pub in_copy: bool,
+/// What an error that was raised while rows were inserted can be due to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// A row.
+    Row,
+    /// The number of rows, or what they are in sum: too slow, too much memory.
+    Batch,
+    /// Nothing in them.
+    Nothing(Class),
 }
 
 /// Classifies `sqlstate`. Unknown codes are systemic, since a stopped lane loses nothing.
 #[must_use]
-pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
+pub fn classify(sqlstate: &str) -> Class {
     match sqlstate {
-        // Wrong width or number of columns in binary COPY: the encoding is fixed, so the table was changed.
-        "22P03" | "22P04" => Class::Systemic,
-        // The same for a column that got a wider type. Elsewhere a pooler reports it when its server is unreachable.
-        "08P01" if details.in_copy => Class::Systemic,
-        // A violated partition bound carries no constraint name. `logs`: no partition accepts the row. A partition (the
-        // default one): another session attached a better one during the COPY; the retry finds it.
-        "23514" if details.constraint.is_none() => match details.table {
-            Some("logs") | None => Class::Systemic,
-            Some(_) => Class::Transient,
-        },
-        // Invalid JSON or escape; invalid text; a number beyond `numeric`; nesting beyond the stack.
-        "22P02" | "22P05" | "22021" | "22003" | "54001" => Class::Value,
-        // An index entry larger than a page. The index is a user's: logweir's own have no variable-length columns.
-        "54000" => Class::Row,
         // Read-only: a demoted primary. A new connection finds the new one.
         "25006" => Class::Transient,
-        // Transaction aborted; session idle in a transaction for too long.
-        "25P02" | "25P03" => Class::Transient,
-        // Query canceled: statement_timeout or an operator. Lock not available, object in use.
-        "57014" | "55P03" | "55006" => Class::Transient,
+        // Transaction aborted; session idle in a transaction for too long; transaction too long.
+        "25P02" | "25P03" | "25P04" => Class::Transient,
+        // Lock not available, object in use.
+        "55P03" | "55006" => Class::Transient,
         // Disk full, out of memory, too many connections. 53400 is a configured limit.
         "53000" | "53100" | "53200" | "53300" => Class::Transient,
         // The database was dropped. (58P01 and XX001, which can mean damage on disk, are systemic too.)
@@ -66,13 +46,94 @@ pub fn classify(sqlstate: &str, details: Details<'_>) -> Class {
         // I/O error of the server.
         "58030" => Class::Transient,
         _ => match sqlstate.get(..2).unwrap_or_default() {
-            "22" | "23" => Class::Row,
-            // Connection, transaction rollback (serialization, deadlock), operator intervention (shutdown, crash,
-            // start-up).
+            // Connection (a pooler reports 08P01 when its server is unreachable), transaction rollback (serialization,
+            // deadlock), operator intervention (query canceled, shutdown, crash, start-up).
             "08" | "40" | "57" => Class::Transient,
             _ => Class::Systemic,
         },
     }
+}
+
+/// Says what an error can be due to that was raised while rows were inserted. `constraint` and `table` come from the
+/// error's own fields, not from its text, which some servers translate.
+#[must_use]
+pub fn blame(sqlstate: &str, constraint: Option<&str>, table: Option<&str>) -> Blame {
+    match sqlstate {
+        // Wrong width or number of columns in binary COPY, or a column that got a wider type: the encoding is fixed, so
+        // the table was changed.
+        "22P03" | "22P04" | "08P01" => Blame::Nothing(Class::Systemic),
+        // A violated partition bound carries no constraint name. `logs`: no partition takes the row. Not the row's
+        // fault, since it has a right to a partition. A partition (the default one): another session attached a better
+        // one during the COPY; the retry finds it.
+        "23514" if constraint.is_none() => Blame::Nothing(match table {
+            Some("logs") | None => Class::Systemic,
+            Some(_) => Class::Transient,
+        }),
+        // Canceled (statement_timeout), out of memory, a configured limit.
+        "57014" | "53200" | "53400" => Blame::Batch,
+        // Damaged data or index.
+        "XX001" | "XX002" => Blame::Nothing(Class::Systemic),
+        _ if classify(sqlstate) == Class::Transient => Blame::Nothing(Class::Transient),
+        // No SQLSTATE, the server's files, its configuration file, the role or the database.
+        _ => match sqlstate.get(..2).unwrap_or_default() {
+            "" | "57" | "58" | "F0" | "28" | "3D" => Blame::Nothing(Class::Systemic),
+            _ => Blame::Row,
+        },
+    }
+}
+
+/// Returns what an operator has to do about `sqlstate`, if there is more to say than the server does.
+#[must_use]
+pub fn advice(sqlstate: &str) -> Option<&'static str> {
+    Some(match sqlstate {
+        "08P01" | "22P03" | "22P04" => {
+            "a column of table logs has another type than logweir writes: undo the change"
+        }
+        "0A000" => "the server does not support this here: undo the last change of table logs, its triggers or its storage",
+        "22P05" | "22021" => {
+            "a character that this database's encoding lacks: move to a database with ENCODING 'UTF8' (SHOW server_encoding)"
+        }
+        "23502" => "a column of table logs is NOT NULL and logweir does not write it: give it a DEFAULT",
+        "23505" | "23P01" => "drop the unique index or exclusion constraint on table logs: log records may be equal",
+        "23503" => "drop the foreign key on table logs: logweir writes records whatever other tables contain",
+        "23514" => {
+            "a CHECK constraint refuses the row, or no partition takes it: change the constraint, or CREATE TABLE \
+             logs_default PARTITION OF logs DEFAULT"
+        }
+        "25006" => {
+            "the server is read-only: let database.url name the primary (all hosts, target_session_attrs=read-write), or \
+             check default_transaction_read_only"
+        }
+        "28000" => "let pg_hba.conf admit logweir's user, database and address (with or without TLS)",
+        "28P01" => "correct the password in database.url or in the file that it is read from",
+        "3D000" => "create the database, or correct its name in database.url",
+        "3F000" => "create the schema, or correct search_path of the role or of database.url (options=-c search_path=…)",
+        "42501" => "run what `logweir database grants` prints, as the owner of the tables",
+        "42P01" => {
+            "a table is missing, or not in the search_path of the role or of database.url (options=-c search_path=…)"
+        }
+        "42703" | "42804" => "a column that logweir writes was renamed, dropped or changed its type: undo the change",
+        "53100" => "the server's disk is full: make space; the records wait in the journal",
+        "53200" => "the server is out of memory: lower work_mem, maintenance_work_mem or max_connections, or give it more",
+        "53300" => "raise max_connections (or the limit of the role or database), or lower database.pool_size and lanes",
+        "53400" => "raise the limit that the message names (temp_file_limit, …)",
+        "54000" => {
+            "a value is too long for an index of table logs: drop the index, or make it one of a hash or a prefix"
+        }
+        "54001" => "raise max_stack_depth, or send values that are less deeply nested",
+        "55000" => {
+            "the object is not in the state for that: a publication FOR ALL TABLES forbids UPDATE and DELETE of tables \
+             without REPLICA IDENTITY; a server that does not accept connections must be started"
+        }
+        "57014" => {
+            "the statement took longer than statement_timeout, or was canceled: look for slow triggers and indexes on \
+             table logs, give the server more speed, or raise database.statement_timeout_ms"
+        }
+        "55P03" => "another session holds a lock on the table: see pg_locks and pg_stat_activity",
+        "P0001" | "P0004" => "a trigger on table logs raises this error: change or drop the trigger",
+        "2F005" => "a trigger's function ends without RETURN: let it RETURN NEW",
+        _ => return None,
+    })
 }
 
 /// Returns the row number (from 1) in the server's CONTEXT for a COPY into `logs`. Uses the last match: errors inside a
@@ -89,42 +150,60 @@ pub fn copy_line(context: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
+    const TRANSIENT: [&str; 20] = [
+        "08000", "08003", "08006", "08P01", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05",
+        "53100", "53200", "53300", "25006", "25P02", "25P03", "25P04", "58030",
+    ];
+
     #[test]
-    fn each_sqlstate_is_a_value_row_transient_or_systemic_error() {
-        let none = Details::default();
-        for code in ["22021", "22P05", "22P02", "22003", "54001"] {
-            assert_eq!(classify(code, none), Class::Value, "{code}");
-        }
-        for code in ["22000", "22008", "22001", "23502", "23505", "23503", "54000"] {
-            assert_eq!(classify(code, none), Class::Row, "{code}");
+    fn outside_of_the_rows_an_error_is_transient_or_an_operators() {
+        for code in TRANSIENT {
+            assert_eq!(classify(code), Class::Transient, "{code}");
         }
         for code in [
-            "08000", "08003", "08006", "08P01", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05",
-            "53100", "53200", "53300", "25006", "25P02", "25P03", "58030",
+            "22021", "22003", "23502", "23514", "54000", "42P01", "42703", "42804", "42501", "42601", "3D000", "3F000",
+            "28000", "28P01", "0A000", "22P03", "22P04", "53400", "57P04", "XX000", "XX001", "54011", "P0001", "",
         ] {
-            assert_eq!(classify(code, none), Class::Transient, "{code}");
+            assert_eq!(classify(code), Class::Systemic, "{code}");
         }
+    }
+
+    #[test]
+    fn while_rows_are_inserted_a_row_can_be_at_fault_whatever_the_sqlstate() {
         for code in [
-            "42P01", "42703", "42804", "42501", "42601", "3D000", "3F000", "28000", "28P01", "0A000", "22P03", "22P04",
-            "23514", "53400", "57P04", "XX000", "XX001", "54011", "P0001", "",
+            "22021", "22P05", "22P02", "22003", "54001", "22000", "22008", "22001", "23502", "23505", "23503", "54000",
+            "P0001", "P0002", "P0004", "38000", "39004", "2F005", "XX000", "42501", "42P01", "42703", "0A000", "21000",
+            "44000", "09000", "LW001",
         ] {
-            assert_eq!(classify(code, none), Class::Systemic, "{code}");
+            assert_eq!(blame(code, None, None), Blame::Row, "{code}");
+        }
+        for code in ["57014", "53200", "53400"] {
+            assert_eq!(blame(code, None, None), Blame::Batch, "{code}");
+        }
+        for code in TRANSIENT.into_iter().filter(|code| !["08P01", "57014", "53200"].contains(code)) {
+            assert_eq!(blame(code, None, None), Blame::Nothing(Class::Transient), "{code}");
+        }
+        for code in ["22P03", "22P04", "08P01", "57P04", "XX001", "XX002", "58P01", "28000", ""] {
+            assert_eq!(blame(code, None, None), Blame::Nothing(Class::Systemic), "{code}");
         }
     }
 
     #[test]
     fn a_users_check_constraint_blames_the_row_and_a_partition_bound_does_not() {
-        let bound = Details { in_copy: true, ..Details::default() };
-        let user = Details { constraint: Some("service_known"), table: Some("logs"), in_copy: true };
-        assert_eq!(classify("23514", user), Class::Row);
-        assert_eq!(classify("23514", Details { table: Some("logs"), ..bound }), Class::Systemic);
-        assert_eq!(classify("23514", Details { table: Some("logs_default"), ..bound }), Class::Transient);
+        assert_eq!(blame("23514", Some("service_known"), Some("logs")), Blame::Row);
+        assert_eq!(blame("23514", None, Some("logs")), Blame::Nothing(Class::Systemic));
+        assert_eq!(blame("23514", None, Some("logs_default")), Blame::Nothing(Class::Transient));
     }
 
     #[test]
-    fn a_protocol_violation_is_systemic_in_copy_and_transient_elsewhere() {
-        assert_eq!(classify("08P01", Details { in_copy: true, ..Details::default() }), Class::Systemic);
-        assert_eq!(classify("08P01", Details::default()), Class::Transient);
+    fn each_error_that_stops_or_delays_a_lane_says_what_to_do() {
+        for code in [
+            "57014", "53200", "53100", "53300", "53400", "54000", "22P05", "P0001", "23514", "23502", "42501", "42P01",
+            "3F000", "42804", "42703", "28P01", "28000", "25006", "55000", "0A000", "55P03", "3D000",
+        ] {
+            assert!(advice(code).is_some(), "{code}");
+        }
+        assert!(advice("42501").unwrap_or_default().contains("logweir database grants"));
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! The row of a lane.
+//! The rows of lanes and writers.
 
-use tokio_postgres::Row;
+use logweir_engine::journal::LaneId;
+use tokio_postgres::{Client, Error, Row};
+use uuid::Uuid;
 
 use crate::lane::LaneRow;
+use crate::protocol::takeover::Owner;
 
 pub(super) const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
     FROM logweir_lane WHERE writer_id = $1";
@@ -20,4 +23,17 @@ pub(super) fn lane_row(row: &Row) -> LaneRow {
         lost: count(7),
         inherited: count(8),
     }
+}
+
+/// Reads the row of one lane.
+pub(super) async fn lane_in(client: &Client, writer: Uuid, lane: LaneId) -> Result<Option<LaneRow>, Error> {
+    let row = client.query_opt(&format!("{LANE_SQL} AND lane = $2"), &[&writer, &i32::from(lane)]).await?;
+    Ok(row.as_ref().map(lane_row))
+}
+
+/// Reads the row of a writer. `lock` is a locking clause, or empty.
+pub(super) async fn owner_in(client: &Client, writer: Uuid, lock: &str) -> Result<Option<Owner>, Error> {
+    let sql = format!("SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = $1 {lock}");
+    let row = client.query_opt(&sql, &[&writer]).await?;
+    Ok(row.map(|row| Owner { epoch: row.get(0), run: row.get(1), owner: row.get(2) }))
 }

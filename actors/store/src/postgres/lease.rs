@@ -1,21 +1,23 @@
-//! Acquires a writer's lease in one transaction, which waits for the earlier owner's open flush and then fences it.
+//! The statements that acquire a writer's lease and open its lanes.
 //!
-//! - The writer's row is locked first, so that two takeovers are serialized; then the lanes' rows, so that an open
-//!   flush either commits before (and shows in the cursor) or finds itself fenced.
-//! - If a session does not release its lock within 5 seconds (a frozen process, a half-open connection), its connection
-//!   is terminated by name, but only once it is certain that this run may acquire the lease.
-//! - If the journal is older than the database, its lanes are reset in the same transaction.
+//! If a session does not release its lock within 5 seconds (a frozen process, a half-open connection), its connection is
+//! terminated by name, but only once it is certain that this run may acquire the lease. That holds also for sessions that
+//! acquire a lease themselves: the server ends one that is idle in its transaction, but no limit of the server covers one
+//! that waits for its client in the middle of a statement.
 
+use logweir_engine::journal::LaneId;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
-use super::connect::{Connection, Connector, failure};
-use super::lane_row::{LANE_SQL, lane_row};
+use super::connect::{Connection, Connector, failed, failure};
+use super::lane_row::{LANE_SQL, lane_in, lane_row, owner_in};
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
-use crate::protocol::takeover::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, log_resets, next_epoch, tails};
+use crate::protocol::driver::lease::{AcquireError, acquire, open_lane};
+use crate::protocol::driver::statements::{LeaseError, LeaseStatements, Purpose, Refused, Transaction};
+use crate::protocol::takeover::{Owner, TakeoverRow};
 
 /// Attempts, each waiting up to five seconds for a lock, before the acquisition fails.
 const ATTEMPTS_MAX: u32 = 3;
@@ -23,15 +25,17 @@ const ATTEMPTS_MAX: u32 = 3;
 /// A healthy process holds the lock briefly. Waiting longer means that the holder is frozen; the idle timeout ends it.
 const BEGIN_SQL: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '5s'; \
     SET LOCAL statement_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '15s'";
-const OWNER_SQL: &str = "SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = $1";
+/// From PostgreSQL 17 on: ends a transaction whatever its session waits for.
+const TRANSACTION_TIMEOUT_SQL: &str =
+    "SELECT set_config(name, '60s', true) FROM pg_settings WHERE name = 'transaction_timeout'";
 
-/// Why an attempt failed.
-enum TakeoverError {
-    /// A session of an epoch before `epoch` holds a row.
-    Held {
-        epoch: i64,
-    },
-    Other(StoreError),
+/// Part of the name of a connection that acquires a lease.
+const ACQUIRE: &str = "acquire-lease";
+
+/// A session that acquires a lease or opens a lane.
+struct LeaseSession<'c> {
+    connection: &'c Connection,
+    what: &'static str,
 }
 
 /// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
@@ -40,19 +44,14 @@ pub(super) async fn acquire_lease(
     claim: &Claim,
     forked: Option<&[LaneStart]>,
 ) -> Result<Lease, StoreError> {
-    let name = format!("logweir/{}/acquire-lease", claim.writer.simple());
+    let name = format!("logweir/{}/{ACQUIRE}", claim.writer.simple());
     for _ in 0..ATTEMPTS_MAX {
         let connection = connector.connect(&name).await?;
-        match transaction(&connection, claim, forked).await {
-            Ok((lease, resets)) => {
-                log_resets(claim, &resets);
-                return Ok(lease);
-            }
-            Err(TakeoverError::Other(error)) => return Err(error),
-            Err(TakeoverError::Held { epoch }) => {
-                connection.client.batch_execute("ROLLBACK").await.map_err(|error| failure("ROLLBACK", &error))?;
-                terminate_holders(&connection, claim.writer, epoch).await?;
-            }
+        let mut session = LeaseSession { connection: &connection, what: "acquiring the journal's lease" };
+        match acquire(&mut session, claim, forked).await {
+            Ok(lease) => return Ok(lease),
+            Err(AcquireError::Failed(error)) => return Err(error),
+            Err(AcquireError::Held { epoch }) => terminate_holders(&connection, claim.writer, epoch).await?,
         }
     }
     Err(StoreError::Transient(format!(
@@ -62,118 +61,123 @@ pub(super) async fn acquire_lease(
     )))
 }
 
-/// Runs one attempt. Returns the lease and the lanes that were reset.
-async fn transaction(
-    connection: &Connection,
-    claim: &Claim,
-    forked: Option<&[LaneStart]>,
-) -> Result<(Lease, Vec<LaneStart>), TakeoverError> {
-    let client = &connection.client;
-    let failed = |error: Error| TakeoverError::Other(failure("acquiring the journal's lease", &error));
-    client.batch_execute(BEGIN_SQL).await.map_err(failed)?;
-    let owner = match client.query_opt(&format!("{OWNER_SQL} FOR NO KEY UPDATE"), &[&claim.writer]).await {
-        Ok(row) => row.as_ref().map(owner_row),
-        Err(error) if is_held(&error) => return Err(held_writer(connection, claim).await),
-        Err(error) => return Err(failed(error)),
-    };
-    let epoch = next_epoch(owner.as_ref(), claim).map_err(TakeoverError::Other)?;
-    let held = |error: Error| if is_held(&error) { TakeoverError::Held { epoch } } else { failed(error) };
-    let reacquired = owner.is_some_and(|owner| owner.epoch == epoch);
-    if !reacquired {
-        client
+/// Reads the lane's row, or creates it while this run holds the lease (the lock blocks a takeover meanwhile).
+pub(super) async fn lane(connection: &Connection, lease: &Lease, lane: LaneId) -> Result<LaneRow, StoreError> {
+    open_lane(&mut LeaseSession { connection, what: "opening the lane" }, lease, lane).await
+}
+
+impl LeaseSession<'_> {
+    fn failed<T>(&self, done: Result<T, Error>) -> Result<T, StoreError> {
+        done.map_err(|error| failure(self.what, &error))
+    }
+
+    fn unless_held<T>(&self, done: Result<T, Error>) -> Result<T, LeaseError> {
+        match done {
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(LeaseError::Held),
+            done => Ok(self.failed(done)?),
+        }
+    }
+
+    async fn simple(&self, sql: &str) -> Result<(), StoreError> {
+        self.failed(self.connection.client.batch_execute(sql).await)
+    }
+}
+
+impl Transaction for LeaseSession<'_> {
+    async fn begin(&mut self, _: Purpose) -> Result<(), StoreError> {
+        self.simple(&format!("{BEGIN_SQL}; {TRANSACTION_TIMEOUT_SQL}")).await
+    }
+
+    async fn commit(&mut self) -> Result<(), Refused> {
+        Ok(self.simple("COMMIT").await?)
+    }
+
+    async fn rollback(&mut self) -> Result<(), StoreError> {
+        self.simple("ROLLBACK").await
+    }
+
+    async fn owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
+        self.failed(owner_in(&self.connection.client, writer, "").await)
+    }
+
+    async fn lane(&mut self, writer: Uuid, lane: LaneId) -> Result<Option<LaneRow>, StoreError> {
+        self.failed(lane_in(&self.connection.client, writer, lane).await)
+    }
+}
+
+impl LeaseStatements for LeaseSession<'_> {
+    async fn lock_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, LeaseError> {
+        self.unless_held(owner_in(&self.connection.client, writer, "FOR NO KEY UPDATE").await)
+    }
+
+    async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
+        self.failed(owner_in(&self.connection.client, writer, "FOR SHARE").await)
+    }
+
+    async fn set_owner(&mut self, claim: &Claim, epoch: i64) -> Result<bool, StoreError> {
+        let set = self
+            .connection
+            .client
             .execute(
                 "INSERT INTO logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, \
                  clock_timestamp()) ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = \
                  excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at WHERE w.epoch < excluded.epoch",
                 &[&claim.writer, &epoch, &claim.run, &claim.owner],
             )
-            .await
-            .map_err(failed)
-            .and_then(|rows| match rows {
-                1 => Ok(()),
-                // Another process acquired the lease of the same new writer at the same time.
-                _ => {
-                    let text = "two processes acquired the journal's lease at the same time".to_owned();
-                    Err(TakeoverError::Other(StoreError::Transient(text)))
-                }
-            })?;
+            .await;
+        Ok(self.failed(set)? == 1)
     }
-    client
-        .execute("UPDATE logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2", &[&claim.writer, &epoch])
-        .await
-        .map_err(held)?;
-    for start in forked.unwrap_or_default() {
-        client
+
+    async fn fence_lanes(&mut self, writer: Uuid, epoch: i64) -> Result<(), LeaseError> {
+        let sql = "UPDATE logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2";
+        self.unless_held(self.connection.client.execute(sql, &[&writer, &epoch]).await).map(drop)
+    }
+
+    async fn lanes(&mut self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+        let rows = self.connection.client.query(&format!("{LANE_SQL} ORDER BY lane"), &[&writer]).await;
+        Ok(self.failed(rows)?.iter().map(lane_row).collect())
+    }
+
+    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+        let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
+        let created = self
+            .connection
+            .client
             .execute(
                 "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT (writer_id, lane) DO NOTHING",
-                &[
-                    &claim.writer,
-                    &i32::from(start.lane),
-                    &epoch,
-                    &start.seq.cast_signed(),
-                    &start.records.cast_signed(),
-                ],
+                &[&writer, &i32::from(start.lane), &epoch, &seq, &records],
             )
-            .await
-            .map_err(failed)?;
+            .await;
+        self.failed(created).map(drop)
     }
-    let mut resets = Vec::new();
-    if !reacquired {
-        let rows = client.query(&format!("{LANE_SQL} ORDER BY lane"), &[&claim.writer]).await.map_err(failed)?;
-        let lanes: Vec<LaneRow> = rows.iter().map(lane_row).collect();
-        record_takeover(connection, claim, epoch, &lanes).await.map_err(failed)?;
-        if forked.is_none() {
-            resets = lanes_to_reset(claim, &lanes);
-            reset_lanes(connection, claim.writer, &resets).await.map_err(failed)?;
-        }
-    }
-    client.batch_execute("COMMIT").await.map_err(failed)?;
-    Ok((Lease { writer: claim.writer, epoch }, resets))
-}
 
-fn owner_row(row: &Row) -> Owner {
-    Owner { epoch: row.get(0), run: row.get(1), owner: row.get(2) }
-}
-
-fn is_held(error: &Error) -> bool {
-    error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
-}
-
-/// Another session holds the writer's row: reads it without a lock to determine whether this run may acquire the lease.
-async fn held_writer(connection: &Connection, claim: &Claim) -> TakeoverError {
-    let failed = |error: Error| TakeoverError::Other(failure("acquiring the journal's lease", &error));
-    if let Err(error) = connection.client.batch_execute("ROLLBACK").await {
-        return failed(error);
-    }
-    match connection.client.query_opt(OWNER_SQL, &[&claim.writer]).await {
-        Ok(row) => match next_epoch(row.as_ref().map(owner_row).as_ref(), claim) {
-            Ok(epoch) => TakeoverError::Held { epoch },
-            Err(error) => TakeoverError::Other(error),
-        },
-        Err(error) => failed(error),
-    }
-}
-
-/// Resets lanes. `DEFAULT` is the identity column's next number, which no lane has had.
-async fn reset_lanes(connection: &Connection, writer: Uuid, starts: &[LaneStart]) -> Result<(), Error> {
-    for start in starts {
-        connection
+    async fn reset_lane(&mut self, writer: Uuid, _: i64, start: LaneStart) -> Result<(), StoreError> {
+        let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
+        // `DEFAULT` is the identity column's next number, which no lane has had.
+        let reset = self
+            .connection
             .client
             .execute(
                 "UPDATE logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
                  digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2",
-                &[&writer, &i32::from(start.lane), &start.seq.cast_signed(), &start.records.cast_signed()],
+                &[&writer, &i32::from(start.lane), &seq, &records],
             )
-            .await?;
+            .await;
+        self.failed(reset).map(drop)
     }
-    Ok(())
-}
 
-/// Records the takeover: each lane's tail in the journal and cursor in the database.
-async fn record_takeover(connection: &Connection, claim: &Claim, epoch: i64, lanes: &[LaneRow]) -> Result<(), Error> {
-    for (lane, tail, cursor) in tails(claim, lanes) {
-        connection
+    async fn record_takeover(
+        &mut self,
+        claim: &Claim,
+        epoch: i64,
+        lane: Option<LaneId>,
+        tail_seq: u64,
+        cursor_seq: u64,
+    ) -> Result<(), StoreError> {
+        let (tail, cursor) = (tail_seq.cast_signed(), cursor_seq.cast_signed());
+        let recorded = self
+            .connection
             .client
             .execute(
                 "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
@@ -185,18 +189,17 @@ async fn record_takeover(connection: &Connection, claim: &Claim, epoch: i64, lan
                     &claim.runs.last(),
                     &claim.owner,
                     &lane.map(i32::from),
-                    &tail.cast_signed(),
-                    &cursor.cast_signed(),
+                    &tail,
+                    &cursor,
                 ],
             )
-            .await?;
+            .await;
+        self.failed(recorded).map(drop)
     }
-    let sql = "DELETE FROM logweir_takeover WHERE writer_id = $1 AND epoch <= $2";
-    connection.client.execute(sql, &[&claim.writer, &(epoch - TAKEOVERS_MAX)]).await?;
-    Ok(())
 }
 
-/// Terminates the writer's lane connections (including those being opened) of epochs before `epoch`.
+/// Terminates the writer's lane connections (including those being opened) of epochs before `epoch`, and those that
+/// acquire the lease and have held a lock since before this one waited for it.
 async fn terminate_holders(connection: &Connection, writer: Uuid, epoch: i64) -> Result<(), StoreError> {
     let ended = connection
         .client
@@ -204,11 +207,13 @@ async fn terminate_holders(connection: &Connection, writer: Uuid, epoch: i64) ->
             "SELECT pid, application_name, pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid() AND \
              CASE WHEN split_part(application_name, '/', 4) ~ '^[0-9]{1,18}$' \
-             THEN split_part(application_name, '/', 4)::bigint < $2 ELSE false END",
-            &[&format!("logweir/{}/", writer.simple()), &epoch],
+             THEN split_part(application_name, '/', 4)::bigint < $2 \
+             ELSE split_part(application_name, '/', 3) = $3 AND xact_start < clock_timestamp() - interval '4 s' \
+             AND wait_event_type IS DISTINCT FROM 'Lock' END",
+            &[&format!("logweir/{}/", writer.simple()), &epoch, &ACQUIRE],
         )
         .await
-        .map_err(|error| failure("terminating the earlier owner's connections", &error))?;
+        .map_err(failed("terminating the earlier owner's connections"))?;
     for row in ended {
         let (pid, name): (i32, String) = (row.get(0), row.get(1));
         tracing::warn!(pid, name, "terminated a connection of the journal's earlier owner that held a lock");
@@ -235,49 +240,6 @@ pub(super) async fn history(connection: &Connection, writer: Uuid) -> Result<Vec
             &[&writer],
         )
         .await
-        .map_err(|error| failure("reading the takeovers", &error))?;
+        .map_err(failed("reading the takeovers"))?;
     Ok(rows.iter().map(takeover).collect())
-}
-
-/// Reads the lane's row, or creates it while this run holds the lease (the lock blocks a takeover meanwhile).
-pub(super) async fn lane(connection: &Connection, lease: &Lease, lane: u16) -> Result<LaneRow, StoreError> {
-    let failed = |error: Error| failure("opening the lane", &error);
-    let client = &connection.client;
-    client.batch_execute(BEGIN_SQL).await.map_err(failed)?;
-    let owner = client
-        .query_opt("SELECT epoch, owner FROM logweir_writer WHERE writer_id = $1 FOR SHARE", &[&lease.writer])
-        .await
-        .map_err(failed)?;
-    match owner {
-        Some(owner) if owner.get::<_, i64>(0) == lease.epoch => {}
-        Some(owner) if owner.get::<_, i64>(0) > lease.epoch => {
-            return Err(StoreError::Fenced {
-                writer: lease.writer,
-                epoch: owner.get(0),
-                mine: lease.epoch,
-                owner: owner.get(1),
-            });
-        }
-        _ => return Err(StoreError::LeaseLost { writer: lease.writer, mine: lease.epoch }),
-    }
-    let find = format!("{LANE_SQL} AND lane = $2");
-    let number = i32::from(lane);
-    // Read first: an INSERT … ON CONFLICT would use up a lane_id each time.
-    let mut found = client.query_opt(&find, &[&lease.writer, &number]).await.map_err(failed)?;
-    if found.is_none() {
-        client
-            .execute(
-                "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES ($1, $2, $3) ON CONFLICT (writer_id, lane) \
-                 DO NOTHING",
-                &[&lease.writer, &number, &lease.epoch],
-            )
-            .await
-            .map_err(failed)?;
-        found = client.query_opt(&find, &[&lease.writer, &number]).await.map_err(failed)?;
-    }
-    client.batch_execute("COMMIT").await.map_err(failed)?;
-    found
-        .as_ref()
-        .map(lane_row)
-        .ok_or_else(|| StoreError::Systemic(format!("the row of lane {lane} was deleted while it was being created")))
 }

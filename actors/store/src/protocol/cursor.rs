@@ -1,7 +1,8 @@
 //! Why a flush's compare-and-set matched no row. Pure: takes the rows, returns the decision.
 //!
-//! The compare-and-set requires this process's epoch and the cursor at which the batch starts. It waits for a zombie
-//! transaction that holds the row, so that what is read after it is final: the zombie has committed or has ended.
+//! The compare-and-set requires this process's epoch, and the cursor and the number of accounted records at which the
+//! batch starts; if it starts inside of a frame, also that frame's digest. It waits for a zombie transaction that holds
+//! the row, so that what is read after it is final: the zombie has committed or has ended.
 
 use crate::batch::Batch;
 use crate::lane::LaneRow;
@@ -18,8 +19,9 @@ pub enum CursorMismatch {
     Rewound,
     /// The cursor is elsewhere: the flusher rebuilds its range from there.
     Moved,
-    /// The cursor is at the end of the batch, but with the digest of another frame.
-    Reused,
+    /// This sequence number was used for another frame: the cursor is at the end of the batch, or inside of a frame that
+    /// the batch begins or ends in, but the digest is another one.
+    Reused(u64),
 }
 
 /// Classifies the mismatch. `mine` and `lane_id` are this process's values, `writer_epoch` comes from the writer's row
@@ -40,10 +42,24 @@ pub fn on_cursor_mismatch(
     if row.epoch < mine || writer_epoch < mine || row.lane_id != lane_id {
         return CursorMismatch::Rewound;
     }
+    if let Some(begun) = batch.begun()
+        && (row.last_seq, row.accounted()) == (batch.from_seq, batch.from_records)
+        && row.partial() > 0
+        && row.frame_digest() != begun.digest()
+    {
+        return CursorMismatch::Reused(begun.seq);
+    }
     if row.last_seq != batch.to_seq() {
         return CursorMismatch::Moved;
     }
-    if row.digest == batch.digest() { CursorMismatch::AlreadyApplied } else { CursorMismatch::Reused }
+    if row.digest == batch.digest() && row.accounted() == batch.to_records() {
+        return CursorMismatch::AlreadyApplied;
+    }
+    // A digest says something about this batch only if both describe the same frame: the one at the cursor, or the one
+    // after it of which a part is committed.
+    let same_place = (row.partial() > 0) == (batch.leave > 0) && !row.digest.is_empty();
+    let same_frame = batch.frames.last().is_some_and(|frame| frame.digest() == row.frame_digest());
+    if same_place && !same_frame { CursorMismatch::Reused(batch.last_seq()) } else { CursorMismatch::Moved }
 }
 
 #[cfg(test)]
@@ -68,7 +84,7 @@ mod tests {
         // This process's epoch is 3, the batch is (5, 9].
         let table = [
             (Some(3), row(3, 9, &ours), CursorMismatch::AlreadyApplied, "a COMMIT whose response was lost"),
-            (Some(3), row(3, 9, &other), CursorMismatch::Reused, "another frame with the same sequence number"),
+            (Some(3), row(3, 9, &other), CursorMismatch::Reused(9), "another frame with the same sequence number"),
             (Some(3), row(3, 7, &other), CursorMismatch::Moved, "inside the range"),
             (Some(3), row(3, 12, &other), CursorMismatch::Moved, "past the range"),
             (Some(3), row(3, 2, &other), CursorMismatch::Moved, "before the range: the database lost commits"),

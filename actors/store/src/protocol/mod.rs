@@ -1,4 +1,5 @@
-//! What both databases share of the exactly-once protocol: decisions, rows and counters, without I/O.
+//! What every database shares of the exactly-once protocol: decisions, rows, counters, and the driver, which holds the
+//! order of the statements.
 
 pub(crate) mod migrations;
 pub(crate) mod takeover;
@@ -6,3 +7,5 @@ pub(crate) mod cursor;
 pub(crate) mod rows;
 pub(crate) mod raw_record;
 pub(crate) mod volume_counter;
+pub(crate) mod sample;
+pub(crate) mod driver;

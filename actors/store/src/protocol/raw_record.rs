@@ -1,6 +1,7 @@
 //! Converts a dead letter's record to text and back, sanitized.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use logweir_record::record::{Record, Severity};
 use serde::Deserialize;
@@ -44,6 +45,23 @@ impl StoredRecord<'_> {
 /// Returns the record as a JSON object.
 pub(crate) fn raw(record: &Record<'_>) -> String {
     serde_json::to_string(&RecordJson::from(*record)).expect("a struct of strings, numbers and JSON is always JSON")
+}
+
+/// Escapes what is not ASCII as `\uXXXX`, for databases whose encoding lacks characters. JSON keeps its meaning: there,
+/// such characters occur in strings alone.
+pub(crate) fn ascii(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing to a string does not fail.
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    escaped
 }
 
 /// A dead letter's record, with characters that no database accepts replaced by U+FFFD.
@@ -138,6 +156,25 @@ mod tests {
             sanitized.attributes.as_deref(),
             Some(r#"{"a":"\ufffd","b":"\ud83d\ude00","c":"\ufffdx","d":"\\u0000"}"#)
         );
+    }
+
+    #[test]
+    fn a_record_in_ascii_is_the_same_record() {
+        let record = Record {
+            ts_us: 5,
+            severity: Severity::WARN,
+            service: "zwölf",
+            host: "日本語",
+            message: "𝕦 \" \u{7f}\u{80}\u{fffd}",
+            attributes: r#"{"é":"\u00e9 🎉"}"#,
+        };
+        let text = raw(&record);
+        let escaped = ascii(&text);
+        assert!(escaped.is_ascii() && escaped.contains(r"\ud835\udd66"), "{escaped}");
+        let (plain, read) = (parse_raw(&text).unwrap(), parse_raw(&escaped).unwrap());
+        assert_eq!((&plain.host, &plain.message, &plain.service), (&read.host, &read.message, &read.service));
+        let json = |text: Option<String>| serde_json::from_str::<serde_json::Value>(&text.unwrap()).unwrap();
+        assert_eq!(json(plain.attributes), json(read.attributes));
     }
 
     #[test]

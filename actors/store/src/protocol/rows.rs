@@ -2,7 +2,7 @@
 
 use logweir_record::record::Record;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchFrame};
 use crate::lane::ORDINAL_BITS;
 
 /// A record of a batch, as a row to insert.
@@ -19,39 +19,83 @@ pub(crate) struct Row<'a> {
 }
 
 /// Returns all rows of `batch`, in order.
-pub(crate) fn rows(batch: &Batch, lane_id: i64) -> impl Iterator<Item = Row<'_>> + '_ {
-    let base = lane_id << ORDINAL_BITS;
-    let all = batch.frames.iter().flat_map(move |frame| {
-        let before = frame.lane_records.saturating_sub(frame.chunk.len() as u64).cast_signed();
-        (1..).zip(frame.chunk.iter()).map(move |(nth, record): (u32, _)| Row {
-            id: base | (before + i64::from(nth)),
-            seq: frame.seq,
-            row: nth - 1,
-            record,
-        })
-    });
-    all.skip(batch.skip).take(usize::try_from(batch.records()).unwrap_or(usize::MAX))
+pub(crate) fn rows(batch: &Batch, lane_id: i64) -> Rows<'_> {
+    rows_without(batch, lane_id, &[])
 }
 
-/// Number of rows rejected by the table that may be dead-lettered before the batch counts as evidence of a changed
-/// table.
-///
-/// One percent, but at least 100: a few rows that violate a user's constraint must not stop a lane, while a table that
-/// rejects everything is noticed within one batch of normal size. Rows that small batches dead-letter in the meantime
-/// are stored, counted, and can be replayed.
-#[must_use]
-pub(crate) fn poison_rows_max(batch_rows: usize) -> usize {
-    (batch_rows / 100).max(100)
+/// Returns the rows of `batch` except those whose indexes (from 0, ascending) are in `skip`.
+pub(crate) fn rows_without<'a>(batch: &'a Batch, lane_id: i64, skip: &'a [usize]) -> Rows<'a> {
+    let mut frames = batch.frames.iter();
+    Rows {
+        base: lane_id << ORDINAL_BITS,
+        frame: frames.next(),
+        frames,
+        next: batch.skip,
+        index: 0,
+        end: usize::try_from(batch.records()).unwrap_or(usize::MAX),
+        skip,
+        listed: [].iter(),
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Rows to insert: those of a batch, then those of a list. A type with a name, because an `impl Iterator` in the
+/// signature of an asynchronous trait's method keeps the compiler from seeing that the future can be sent.
+#[derive(Clone)]
+pub(crate) struct Rows<'a> {
+    base: i64,
+    frame: Option<&'a BatchFrame>,
+    frames: std::slice::Iter<'a, BatchFrame>,
+    /// Index in `frame` of the next row.
+    next: usize,
+    /// Index in the batch of the next row, and the end of the batch.
+    index: usize,
+    end: usize,
+    skip: &'a [usize],
+    listed: std::slice::Iter<'a, Row<'a>>,
+}
 
-    #[test]
-    fn small_batches_may_dead_letter_a_hundred_rows_and_large_ones_one_percent() {
-        assert_eq!(poison_rows_max(1), 100);
-        assert_eq!(poison_rows_max(10_000), 100);
-        assert_eq!(poison_rows_max(50_000), 500);
+impl<'a> Rows<'a> {
+    pub(crate) fn list(rows: &'a [Row<'a>]) -> Self {
+        Self {
+            base: 0,
+            frame: None,
+            frames: [].iter(),
+            next: 0,
+            index: 0,
+            end: 0,
+            skip: &[],
+            listed: rows.iter(),
+        }
+    }
+}
+
+impl<'a> Iterator for Rows<'a> {
+    type Item = Row<'a>;
+
+    fn next(&mut self) -> Option<Row<'a>> {
+        while self.index < self.end
+            && let Some(frame) = self.frame
+        {
+            let Some(record) = frame.chunk.get(self.next) else {
+                (self.frame, self.next) = (self.frames.next(), 0);
+                continue;
+            };
+            let (nth, index) = (self.next as u64, self.index);
+            (self.next, self.index) = (self.next + 1, self.index + 1);
+            if let [first, rest @ ..] = self.skip
+                && *first == index
+            {
+                self.skip = rest;
+                continue;
+            }
+            let before = frame.lane_records.saturating_sub(frame.chunk.len() as u64);
+            return Some(Row {
+                id: self.base | (before + nth + 1).cast_signed(),
+                seq: frame.seq,
+                row: u32::try_from(nth).unwrap_or(u32::MAX),
+                record,
+            });
+        }
+        self.listed.next().copied()
     }
 }

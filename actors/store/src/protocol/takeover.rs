@@ -81,10 +81,11 @@ pub fn fork_point(past: &[TakeoverRow], claim: &Claim) -> Option<ForkPoint> {
     })
 }
 
-/// Returns the lanes to reset because their cursor is above the journal's tail: the journal is older than the database.
+/// Returns the lanes to reset because what they account for is above the journal's tail (also if only by a part of the
+/// frame after it): the journal is older than the database.
 ///
 /// Restarting at the tail is exact: every frame up to it is committed (the cursor passed it), and the database has not
-/// seen any frame after it, whatever its number. A lane that is missing from the journal was never in it, so its tail
+/// seen any frame of this journal after it, whatever its number. A lane that is missing from the journal was never in it, so its tail
 /// is 0. The row gets a new `lane_id`, since the ordinals after the tail are used up under the old one.
 /// Must not be called again by the same run: its cursor rightly passes the tail that it opened with.
 #[must_use]
@@ -93,7 +94,7 @@ pub(crate) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart>
     lanes
         .iter()
         .map(|row| (row, tails.get(&row.lane).copied().unwrap_or_default()))
-        .filter(|(row, tail)| row.last_seq > tail.seq)
+        .filter(|(row, tail)| row.last_seq > tail.seq || (row.last_seq == tail.seq && row.partial() > 0))
         .map(|(row, tail)| LaneStart { lane: row.lane, seq: tail.seq, records: tail.records })
         .collect()
 }
@@ -184,6 +185,10 @@ mod tests {
         let rows = [row(0, 8), row(1, 9), row(2, 10), row(3, 1), row(4, 0)];
         let start = |lane, seq, records| LaneStart { lane, seq, records };
         assert_eq!(lanes_to_reset(&claim, &rows), [start(2, 9, 90), start(3, 0, 0)]);
+        // Four records of the frame after the cursor are stored. The journal has that frame, or it ends before it.
+        let digest = [[7; 16].as_slice(), &4_u64.to_le_bytes()].concat();
+        let partial = |lane, last_seq| LaneRow { rows: 84, digest: digest.clone(), ..row(lane, last_seq) };
+        assert_eq!(lanes_to_reset(&claim, &[partial(0, 8), partial(1, 9)]), [start(1, 9, 90)]);
     }
 
     #[test]

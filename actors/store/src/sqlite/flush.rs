@@ -1,30 +1,43 @@
-//! One lane's flush: rows, cursor, counters and dead letters in one transaction, exactly once.
+//! The statements of a flush.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use logweir_engine::clock::wall_us;
-use logweir_engine::fault::{armed, kill_point};
+use logweir_engine::fault::armed;
+use logweir_record::record::{Record, Severity};
 use logweir_record::timestamp;
-use rusqlite::{Connection, Error, ErrorCode, Transaction, params};
+use rusqlite::{Error, ErrorCode, OptionalExtension, Row as SqlRow, params};
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use super::connection::{SharedConnection, blocking, failed, immediate};
-use super::lane_row::{one_lane, owner_of};
+use super::connection::{SharedConnection, blocking, failure};
+use super::session::{SqliteSession, at_once};
 use crate::batch::Batch;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::lease::Lease;
-use crate::protocol::cursor::{CursorMismatch, on_cursor_mismatch};
-use crate::protocol::rows::{self, poison_rows_max};
-use crate::protocol::{raw_record, volume_counter};
+use crate::protocol::driver::flush::{Lane, dead_letter, flush};
+use crate::protocol::driver::statements::{
+    FlushStatements, How, LeftOut, Letter, Refused, Step, Transaction as _, filtered,
+};
+use crate::protocol::raw_record;
+use crate::protocol::rows::Rows;
+use crate::protocol::sample::Sample;
+use crate::protocol::volume_counter::{Counter, Key};
 use crate::store::LaneWriter;
 use crate::telemetry::measure;
 
-const CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
-    WHERE writer_id = ?1 AND lane = ?2 AND epoch = ?3 AND last_seq = ?4 AND lane_id = ?8";
+const CAS_SQL: &str = "UPDATE logweir_lane \
+    SET last_seq = ?5, digest = ?6, rows = rows + ?7, dead = dead + ?8, lost = lost + ?9 \
+    WHERE writer_id = ?1 AND lane = ?2 AND epoch = ?3 AND last_seq = ?4 AND lane_id = ?10 \
+    AND inherited + rows + dead + lost = ?11 AND (?12 IS NULL OR substr(digest, 1, 16) = ?12)";
 /// The same without the condition, for the test that proves the condition necessary.
-const NO_CAS_SQL: &str = "UPDATE logweir_lane SET last_seq = ?5, digest = ?6, lost = lost + ?7 \
-    WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?8 IS NOT NULL";
+const NO_CAS_SQL: &str = "UPDATE logweir_lane \
+    SET last_seq = ?5, digest = ?6, rows = rows + ?7, dead = dead + ?8, lost = lost + ?9 \
+    WHERE writer_id = ?1 AND lane = ?2 AND ?3 IS NOT NULL AND ?4 IS NOT NULL AND ?10 IS NOT NULL \
+    AND ?11 IS NOT NULL AND coalesce(?12, '') IS NOT NULL";
+const RECOUNT_SQL: &str =
+    "UPDATE logweir_lane SET rows = rows - ?3, dead = dead + ?3 WHERE writer_id = ?1 AND lane = ?2";
 pub(super) const INSERT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 pub(super) const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, severity, lane_id, records) \
@@ -32,122 +45,76 @@ pub(super) const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, se
     ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = records + excluded.records";
 const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+const STORED_SQL: &str =
+    "SELECT ts, severity, service, host, message, attributes FROM logs ORDER BY ts DESC LIMIT 1";
 
 /// A lane on the shared connection.
 pub(super) struct SqliteLane {
     connection: SharedConnection,
-    /// The part that the blocking thread needs.
-    state: LaneState,
-}
-
-#[derive(Clone)]
-struct LaneState {
-    writer: Uuid,
-    epoch: i64,
-    row: LaneRow,
+    /// Shared with the blocking thread, which ends its work even if nobody waits for it any more.
+    lane: Arc<Mutex<Lane>>,
 }
 
 impl SqliteLane {
     /// The lane of `row`, with the lease `lease`.
     pub(super) fn new(connection: SharedConnection, lease: &Lease, row: LaneRow) -> Self {
-        Self { connection, state: LaneState { writer: lease.writer, epoch: lease.epoch, row } }
+        Self { connection, lane: Arc::new(Mutex::new(Lane::new(lease.writer, lease.epoch, row))) }
+    }
+
+    /// Flushes `batch`, or dead-letters it if it was refused.
+    async fn run(&self, batch: &Batch, refused: Option<&Rejection>) -> Result<Flushed, StoreError> {
+        let started = Instant::now();
+        let (lane, batch, refused) = (self.lane.clone(), batch.clone(), refused.cloned());
+        let number = batch.lane;
+        let result = blocking(&self.connection, move |connection| {
+            let mut lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut session = SqliteSession::new(connection, "flushing");
+            match &refused {
+                None => at_once(flush(&mut lane, &mut session, &batch)),
+                Some(rejection) => at_once(dead_letter(&mut lane, &mut session, &batch, rejection)),
+            }
+        })
+        .await;
+        measure(number, started, &result);
+        result
     }
 }
 
-impl LaneState {
-    /// Runs one transaction. Returns the lane's row after it.
-    fn flush(&self, connection: &mut Connection, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
-        let failed = failed("flushing");
-        let cursor_first = !armed("mutation.cursor_outside_tx");
-        let mut transaction = immediate(connection, "flushing")?;
-        if cursor_first && !self.move_cursor(&transaction, batch)? {
-            return self.resolve_mismatch(transaction, batch);
-        }
-        kill_point("store.copy.before");
-        let dead_lettered = self.insert(&transaction, batch)?;
-        kill_point("store.copy.after");
-        if !cursor_first {
-            transaction.commit().map_err(&failed)?;
-            kill_point("store.mutation.between");
-            transaction = immediate(connection, "flushing")?;
-            self.move_cursor(&transaction, batch)?;
-        }
-        let flushed = Flushed { rows: batch.records() - dead_lettered, dead_lettered };
-        transaction
-            .prepare_cached("UPDATE logweir_lane SET rows = rows + ?2, dead = dead + ?3 WHERE lane_id = ?1")
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    self.row.lane_id,
-                    flushed.rows.cast_signed(),
-                    flushed.dead_lettered.cast_signed()
-                ])
-            })
-            .map_err(&failed)?;
-        let row = self.guard(&transaction, batch, &flushed)?;
-        kill_point("store.commit.before");
-        transaction.commit().map_err(&failed)?;
-        kill_point("store.commit.after");
-        Ok((flushed, row))
-    }
-
-    fn move_cursor(&self, transaction: &Transaction<'_>, batch: &Batch) -> Result<bool, StoreError> {
-        kill_point("store.cas.before");
+impl FlushStatements for SqliteSession<'_> {
+    async fn move_cursor(&mut self, step: &Step<'_>) -> Result<bool, StoreError> {
+        let batch = step.batch;
         let sql = if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL };
-        let moved = transaction
-            .prepare_cached(sql)
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    self.writer,
-                    batch.lane,
-                    self.epoch,
-                    batch.from_seq.cast_signed(),
-                    batch.to_seq().cast_signed(),
-                    batch.digest(),
-                    batch.lost().cast_signed(),
-                    self.row.lane_id,
-                ])
-            })
-            .map_err(failed("moving the cursor"))?;
-        kill_point("store.cas.after");
-        Ok(moved == 1)
+        let moved = self.connection.prepare_cached(sql).and_then(|mut statement| {
+            statement.execute(params![
+                step.writer,
+                batch.lane,
+                step.epoch,
+                batch.from_seq.cast_signed(),
+                batch.to_seq().cast_signed(),
+                batch.digest(),
+                step.rows.cast_signed(),
+                step.dead.cast_signed(),
+                batch.lost().cast_signed(),
+                step.lane_id,
+                batch.from_records.cast_signed(),
+                batch.begun().map(|frame| frame.digest()),
+            ])
+        });
+        Ok(self.failed(moved)? == 1)
     }
 
-    fn resolve_mismatch(&self, transaction: Transaction<'_>, batch: &Batch) -> Result<(Flushed, LaneRow), StoreError> {
-        let failed = failed("reading the cursor");
-        let owner = owner_of(&transaction, self.writer).map_err(&failed)?;
-        let row = one_lane(&transaction, self.writer, batch.lane).map_err(&failed)?;
-        transaction.rollback().map_err(&failed)?;
-        let epoch = owner.as_ref().map(|(epoch, _)| *epoch);
-        match (on_cursor_mismatch(self.epoch, self.row.lane_id, epoch, row.as_ref(), batch), row) {
-            (CursorMismatch::AlreadyApplied, Some(row)) => {
-                let flushed = Flushed {
-                    rows: row.rows.saturating_sub(self.row.rows),
-                    dead_lettered: row.dead_lettered.saturating_sub(self.row.dead_lettered),
-                };
-                Ok((flushed, row))
-            }
-            (CursorMismatch::Moved, Some(row)) => Err(StoreError::CursorMoved(Box::new(row))),
-            (CursorMismatch::Fenced, _) => {
-                let (epoch, owner) = owner.unwrap_or_default();
-                Err(StoreError::Fenced { writer: self.writer, epoch, mine: self.epoch, owner })
-            }
-            (CursorMismatch::Reused, _) => Err(StoreError::SequenceReused { lane: batch.lane, seq: batch.to_seq() }),
-            (CursorMismatch::Rewound | CursorMismatch::AlreadyApplied | CursorMismatch::Moved, _) => {
-                Err(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })
-            }
-        }
-    }
-
-    /// Inserts and counts the rows. Returns the number of dead-lettered records.
-    fn insert(&self, transaction: &Transaction<'_>, batch: &Batch) -> Result<u64, StoreError> {
-        let failed = failed("inserting rows");
-        let mut statement = transaction.prepare_cached(INSERT_SQL).map_err(&failed)?;
-        let mut rejected: Vec<(usize, Error)> = Vec::new();
-        let limit = poison_rows_max(usize::try_from(batch.records()).unwrap_or(usize::MAX));
+    /// A statement that fails undoes itself alone, so the transaction goes on without the row.
+    async fn insert<'a>(
+        &mut self,
+        rows: Rows<'a>,
+        volume: &mut Counter<'a>,
+        _: How,
+    ) -> Result<Vec<LeftOut>, Refused> {
+        let mut statement = self.failed(self.connection.prepare_cached(INSERT_SQL))?;
+        let mut left_out = Vec::new();
         let mut ts = timestamp::Formatter::default();
         let mut clamped = 0;
-        let mut volume = volume_counter::Counter::default();
-        for (index, row) in rows::rows(batch, self.row.lane_id).enumerate() {
+        for (index, row) in rows.enumerate() {
             let record = &row.record;
             clamped += u64::from(timestamp::clamp(record.ts_us) != record.ts_us);
             let attributes = (!record.attributes.is_empty()).then_some(record.attributes);
@@ -161,111 +128,99 @@ impl LaneState {
                 attributes
             ]);
             match inserted {
+                Ok(0) => left_out.push(LeftOut { index, rejection: filtered() }),
                 Ok(_) => volume.add(&row),
-                Err(error) if is_row_error(&error) && rejected.len() < limit => rejected.push((index, error)),
-                Err(error) if is_row_error(&error) => {
-                    return Err(StoreError::Systemic(format!(
-                        "lane {}: the database rejects more than {limit} of {} rows, the last one with: {error}; the \
-                         table was probably changed, so nothing was dead-lettered",
-                        batch.lane,
-                        batch.records()
-                    )));
+                Err(error) if blames_the_row(&error) => {
+                    let rejection = Rejection { code: extended_code(&error), reason: error.to_string() };
+                    // A trigger's RAISE(ROLLBACK) ends the transaction.
+                    if self.connection.is_autocommit() {
+                        return Err(Refused::Row { at: Some(index), rejection });
+                    }
+                    left_out.push(LeftOut { index, rejection });
                 }
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(failure("inserting rows", &error).into()),
             }
         }
         if clamped > 0 {
             metrics::counter!("logweir_store_clamped_timestamps_total").increment(clamped);
         }
-        self.insert_dead_letters(transaction, batch, &rejected)?;
-        self.count_volume(transaction, volume.finish())?;
-        Ok(rejected.len() as u64)
+        Ok(left_out)
     }
 
-    fn count_volume(
-        &self,
-        transaction: &Transaction<'_>,
-        counted: Vec<(volume_counter::Key<'_>, i64)>,
-    ) -> Result<(), StoreError> {
-        let failed = failed("counting the volume");
-        let mut statement = transaction.prepare_cached(VOLUME_SQL).map_err(&failed)?;
-        let mut minute = timestamp::Formatter::default();
-        for (key, records) in counted {
-            let minute = minute.write(key.minute_us);
-            statement
-                .execute(params![minute, key.service, key.severity, self.row.lane_id, records])
-                .map_err(&failed)?;
-        }
-        Ok(())
+    async fn recount(&mut self, step: &Step<'_>, dead: u64) -> Result<(), StoreError> {
+        let values = params![step.writer, step.batch.lane, dead.cast_signed()];
+        self.failed(self.connection.execute(RECOUNT_SQL, values)).map(drop)
     }
 
-    fn insert_dead_letters(
-        &self,
-        transaction: &Transaction<'_>,
-        batch: &Batch,
-        rejected: &[(usize, Error)],
-    ) -> Result<(), StoreError> {
-        if rejected.is_empty() {
-            return Ok(());
-        }
-        let failed = failed("writing dead letters");
-        let all: Vec<rows::Row<'_>> = rows::rows(batch, self.row.lane_id).collect();
+    async fn insert_dead_letters(&mut self, step: &Step<'_>, letters: &[Letter<'_>]) -> Result<(), StoreError> {
         let now = timestamp::text(wall_us());
-        for (index, error) in rejected {
-            let (row, state) = (&all[*index], extended_code(error));
-            transaction
-                .execute(
-                    DEAD_SQL,
-                    params![
-                        row.id,
-                        self.writer,
-                        batch.lane,
-                        row.seq.cast_signed(),
-                        row.row,
-                        state,
-                        error.to_string(),
-                        raw_record::raw(&row.record),
-                        now
-                    ],
-                )
-                .map_err(&failed)?;
-            metrics::counter!("logweir_store_dead_letters_total", "sqlstate" => state).increment(1);
-            tracing::warn!(lane = batch.lane, error = %error, "dead-lettered a record");
-        }
-        Ok(())
+        let insert = |letter: &Letter<'_>| {
+            let Letter { row, rejection } = letter;
+            self.connection.prepare_cached(DEAD_SQL)?.execute(params![
+                row.id,
+                step.writer,
+                step.batch.lane,
+                row.seq.cast_signed(),
+                row.row,
+                rejection.code,
+                rejection.reason,
+                raw_record::raw(&row.record),
+                now
+            ])
+        };
+        letters.iter().try_for_each(|letter| insert(letter).map(drop)).map_err(|error| {
+            match failure("writing dead letters", &error) {
+                StoreError::Systemic(text) => StoreError::Systemic(format!(
+                    "{text}; table logweir_dead_letter must take every row: drop the triggers that were added to it"
+                )),
+                other => other,
+            }
+        })
     }
 
-    fn guard(&self, transaction: &Transaction<'_>, batch: &Batch, flushed: &Flushed) -> Result<LaneRow, StoreError> {
-        let row = one_lane(transaction, self.writer, batch.lane)
-            .map_err(failed("reading the cursor back"))?
-            .ok_or(StoreError::LeaseLost { writer: self.writer, mine: self.epoch })?;
-        if row.last_seq == batch.to_seq() && row.accounted() == batch.to_records() {
-            return Ok(row);
+    async fn count_and_read_back(
+        &mut self,
+        step: &Step<'_>,
+        volume: Vec<(Key<'_>, i64)>,
+    ) -> Result<(u64, u64), StoreError> {
+        let mut statement = self.failed(self.connection.prepare_cached(VOLUME_SQL))?;
+        let mut minute = timestamp::Formatter::default();
+        for (key, records) in volume {
+            let values = params![minute.write(key.minute_us), key.service, key.severity, step.lane_id, records];
+            statement.execute(values).map_err(|error| failure("counting the volume", &error))?;
         }
-        Err(StoreError::Systemic(format!(
-            "lane {}: inconsistent counts, rolled back: with this batch ({} rows, {} dead letters, {} lost, frames \
-             after {} to {}) the database would account for {} records at frame {}; the journal has {} at frame {}",
-            batch.lane,
-            flushed.rows,
-            flushed.dead_lettered,
-            batch.lost(),
-            batch.from_seq,
-            batch.to_seq(),
-            row.accounted(),
-            row.last_seq,
-            batch.to_records(),
-            batch.to_seq(),
-        )))
+        drop(statement);
+        let row = self.lane(step.writer, step.batch.lane).await?;
+        Ok(row.map_or((0, 0), |row| (row.last_seq, row.accounted())))
+    }
+
+    async fn stored_record(&mut self) -> Result<Option<Sample>, StoreError> {
+        let text = |row: &SqlRow<'_>, column| row.get::<_, Option<String>>(column).map(Option::unwrap_or_default);
+        let sample = |row: &SqlRow<'_>| {
+            Ok(Sample::of(&Record {
+                ts_us: timestamp::parse(&text(row, 0)?).unwrap_or_default(),
+                severity: Severity::from_number(row.get(1)?).unwrap_or_default(),
+                service: &text(row, 2)?,
+                host: &text(row, 3)?,
+                message: &text(row, 4)?,
+                attributes: &text(row, 5)?,
+            }))
+        };
+        self.failed(self.connection.query_row(STORED_SQL, [], sample).optional())
     }
 }
 
-/// Returns whether a user's constraint (CHECK, UNIQUE, a trigger's RAISE) failed. Not the id: a duplicate id is a bug.
-fn is_row_error(error: &Error) -> bool {
-    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
-        && !matches!(
+/// Returns whether the row can be at fault: a user's constraint (CHECK, UNIQUE, a trigger's RAISE), or anything that a
+/// trigger or a generated column computes from it. Not the id: a duplicate id is a bug.
+fn blames_the_row(error: &Error) -> bool {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ConstraintViolation) => !matches!(
             error.sqlite_error().map(|error| error.extended_code),
             Some(rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY | rusqlite::ffi::SQLITE_CONSTRAINT_ROWID)
-        )
+        ),
+        Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig) => true,
+        _ => false,
+    }
 }
 
 /// Returns SQLite's extended result code in place of an SQLSTATE.
@@ -276,18 +231,10 @@ fn extended_code(error: &Error) -> String {
 #[async_trait]
 impl LaneWriter for SqliteLane {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
-        let started = Instant::now();
-        let (state, cloned) = (self.state.clone(), batch.clone());
-        let result = blocking(&self.connection, move |connection| state.flush(connection, &cloned)).await;
-        let result = result.map(|(flushed, row)| {
-            self.state.row = row;
-            flushed
-        });
-        measure(batch.lane, started, &result);
-        result
+        self.run(batch, None).await
     }
 
-    async fn dead_letter(&mut self, _batch: &Batch, rejection: &Rejection) -> Result<Flushed, StoreError> {
-        Err(StoreError::Systemic(rejection.reason.clone()))
+    async fn dead_letter(&mut self, batch: &Batch, rejection: &Rejection) -> Result<Flushed, StoreError> {
+        self.run(batch, Some(rejection)).await
     }
 }

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use crate::lane::LaneRow;
+use crate::protocol::takeover::Owner;
 
 const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
     FROM logweir_lane WHERE writer_id = ?1";
@@ -34,7 +35,8 @@ pub(super) fn one_lane(connection: &Connection, writer: Uuid, lane: LaneId) -> r
     statement.query_row(params![writer, lane], lane_row).optional()
 }
 
-pub(super) fn owner_of(connection: &Connection, writer: Uuid) -> rusqlite::Result<Option<(i64, String)>> {
-    let mut statement = connection.prepare_cached("SELECT epoch, owner FROM logweir_writer WHERE writer_id = ?1")?;
-    statement.query_row([writer], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+pub(super) fn owner_of(connection: &Connection, writer: Uuid) -> rusqlite::Result<Option<Owner>> {
+    let sql = "SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = ?1";
+    let owner = |row: &Row<'_>| Ok(Owner { epoch: row.get(0)?, run: row.get(1)?, owner: row.get(2)? });
+    connection.prepare_cached(sql)?.query_row([writer], owner).optional()
 }

@@ -1,130 +1,121 @@
-//! Acquires a writer's lease, and opens the lanes that it covers.
+//! The statements that acquire a writer's lease and open its lanes.
 
 use logweir_engine::clock::wall_us;
 use logweir_engine::journal::LaneId;
 use logweir_record::timestamp;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
-use super::connection::{failed, immediate};
-use super::lane_row::{all_lanes, one_lane, owner_of};
+use super::connection::failed;
+use super::lane_row::all_lanes;
+use super::session::{SqliteSession, at_once};
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
-use crate::protocol::takeover::{Owner, TAKEOVERS_MAX, TakeoverRow, lanes_to_reset, log_resets, next_epoch, tails};
+use crate::protocol::driver::lease::{AcquireError, acquire, open_lane as open};
+use crate::protocol::driver::statements::{LeaseError, LeaseStatements, Transaction as _};
+use crate::protocol::takeover::{Owner, TAKEOVERS_MAX, TakeoverRow};
 
 /// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
 pub(super) fn acquire_lease(
-    connection: &mut Connection,
+    connection: &Connection,
     claim: &Claim,
     forked: Option<&[LaneStart]>,
 ) -> Result<Lease, StoreError> {
-    let failed = failed("acquiring the journal's lease");
-    let transaction = immediate(connection, "acquiring the journal's lease")?;
-    let owner = transaction
-        .query_row("SELECT epoch, run_id, owner FROM logweir_writer WHERE writer_id = ?1", [claim.writer], |row| {
-            Ok(Owner { epoch: row.get(0)?, run: row.get(1)?, owner: row.get(2)? })
-        })
-        .optional()
-        .map_err(&failed)?;
-    let epoch = next_epoch(owner.as_ref(), claim)?;
-    let reacquired = owner.is_some_and(|owner| owner.epoch == epoch);
-    let now = timestamp::text(wall_us());
-    if !reacquired {
-        transaction
-            .execute(
-                "INSERT INTO logweir_writer (writer_id, epoch, run_id, owner, taken_at) VALUES (?1, ?2, ?3, ?4, ?5) \
-                 ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = excluded.run_id, \
-                 owner = excluded.owner, taken_at = excluded.taken_at",
-                params![claim.writer, epoch, claim.run, claim.owner, now],
-            )
-            .map_err(&failed)?;
-    }
-    transaction
-        .execute("UPDATE logweir_lane SET epoch = ?2 WHERE writer_id = ?1", params![claim.writer, epoch])
-        .map_err(&failed)?;
-    for start in forked.unwrap_or_default() {
-        transaction
-            .execute(
-                "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5) \
-                 ON CONFLICT (writer_id, lane) DO NOTHING",
-                params![claim.writer, start.lane, epoch, start.seq.cast_signed(), start.records.cast_signed()],
-            )
-            .map_err(&failed)?;
-    }
-    let mut resets = Vec::new();
-    if !reacquired {
-        let lanes = all_lanes(&transaction, claim.writer).map_err(&failed)?;
-        for (lane, tail, cursor) in tails(claim, &lanes) {
-            transaction
-                .execute(
-                    "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, \
-                     tail_seq, cursor_seq) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-                    params![
-                        claim.writer,
-                        epoch,
-                        claim.run,
-                        claim.runs.last(),
-                        claim.owner,
-                        now,
-                        lane,
-                        tail.cast_signed(),
-                        cursor.cast_signed()
-                    ],
-                )
-                .map_err(&failed)?;
-        }
-        transaction
-            .execute(
-                "DELETE FROM logweir_takeover WHERE writer_id = ?1 AND epoch <= ?2",
-                params![claim.writer, epoch - TAKEOVERS_MAX],
-            )
-            .map_err(&failed)?;
-        if forked.is_none() {
-            resets = lanes_to_reset(claim, &lanes);
-            reset_lanes(&transaction, claim.writer, epoch, &resets).map_err(&failed)?;
-        }
-    }
-    transaction.commit().map_err(&failed)?;
-    log_resets(claim, &resets);
-    Ok(Lease { writer: claim.writer, epoch })
+    let mut session = SqliteSession::new(connection, "acquiring the journal's lease");
+    at_once(acquire(&mut session, claim, forked)).map_err(|error| match error {
+        AcquireError::Failed(error) => error,
+        AcquireError::Held { .. } => StoreError::Transient("the database is locked".to_owned()),
+    })
 }
 
-/// Resets lanes. AUTOINCREMENT gives the new rows numbers that no lane has had.
-fn reset_lanes(transaction: &Transaction<'_>, writer: Uuid, epoch: i64, starts: &[LaneStart]) -> rusqlite::Result<()> {
-    for start in starts {
-        transaction
-            .execute("DELETE FROM logweir_lane WHERE writer_id = ?1 AND lane = ?2", params![writer, start.lane])?;
-        transaction.execute(
-            "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![writer, start.lane, epoch, start.seq.cast_signed(), start.records.cast_signed()],
-        )?;
-    }
-    Ok(())
+/// Reads the lane's row, or creates it while this run holds the lease.
+pub(super) fn open_lane(connection: &Connection, lease: &Lease, lane: LaneId) -> Result<LaneRow, StoreError> {
+    at_once(open(&mut SqliteSession::new(connection, "opening the lane"), lease, lane))
 }
 
-pub(super) fn open_lane(connection: &mut Connection, lease: &Lease, lane: LaneId) -> Result<LaneRow, StoreError> {
-    let failed = failed("opening the lane");
-    let transaction = immediate(connection, "opening the lane")?;
-    match owner_of(&transaction, lease.writer).map_err(&failed)? {
-        Some((epoch, _)) if epoch == lease.epoch => {}
-        Some((epoch, owner)) if epoch > lease.epoch => {
-            return Err(StoreError::Fenced { writer: lease.writer, epoch, mine: lease.epoch, owner });
-        }
-        _ => return Err(StoreError::LeaseLost { writer: lease.writer, mine: lease.epoch }),
+/// A transaction has the whole file to itself: no row is held by another session.
+impl LeaseStatements for SqliteSession<'_> {
+    async fn lock_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, LeaseError> {
+        Ok(self.owner(writer).await?)
     }
-    transaction
-        .execute(
-            "INSERT INTO logweir_lane (writer_id, lane, epoch) VALUES (?1, ?2, ?3) ON CONFLICT (writer_id, lane) DO \
-             NOTHING",
-            params![lease.writer, lane, lease.epoch],
-        )
-        .map_err(&failed)?;
-    let row = one_lane(&transaction, lease.writer, lane).map_err(&failed)?;
-    transaction.commit().map_err(&failed)?;
-    row.ok_or_else(|| StoreError::Systemic(format!("the row of lane {lane} was deleted while it was being created")))
+
+    async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
+        self.owner(writer).await
+    }
+
+    async fn set_owner(&mut self, claim: &Claim, epoch: i64) -> Result<bool, StoreError> {
+        let set = self.connection.execute(
+            "INSERT INTO logweir_writer (writer_id, epoch, run_id, owner, taken_at) VALUES (?1, ?2, ?3, ?4, ?5) \
+             ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = excluded.run_id, \
+             owner = excluded.owner, taken_at = excluded.taken_at WHERE epoch < excluded.epoch",
+            params![claim.writer, epoch, claim.run, claim.owner, timestamp::text(wall_us())],
+        );
+        Ok(self.failed(set)? == 1)
+    }
+
+    async fn fence_lanes(&mut self, writer: Uuid, epoch: i64) -> Result<(), LeaseError> {
+        let sql = "UPDATE logweir_lane SET epoch = ?2 WHERE writer_id = ?1 AND epoch < ?2";
+        self.failed(self.connection.execute(sql, params![writer, epoch]))?;
+        Ok(())
+    }
+
+    async fn lanes(&mut self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
+        self.failed(all_lanes(self.connection, writer))
+    }
+
+    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+        let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
+        let created = self.connection.execute(
+            "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5) \
+             ON CONFLICT (writer_id, lane) DO NOTHING",
+            params![writer, start.lane, epoch, seq, records],
+        );
+        self.failed(created).map(drop)
+    }
+
+    async fn reset_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+        let sql = "DELETE FROM logweir_lane WHERE writer_id = ?1 AND lane = ?2";
+        self.failed(self.connection.execute(sql, params![writer, start.lane]))?;
+        // AUTOINCREMENT gives the new row a number that no lane has had.
+        self.create_lane(writer, epoch, start).await
+    }
+
+    async fn record_takeover(
+        &mut self,
+        claim: &Claim,
+        epoch: i64,
+        lane: Option<LaneId>,
+        tail_seq: u64,
+        cursor_seq: u64,
+    ) -> Result<(), StoreError> {
+        let recorded = self.connection.execute(
+            "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
+             cursor_seq) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                claim.writer,
+                epoch,
+                claim.run,
+                claim.runs.last(),
+                claim.owner,
+                timestamp::text(wall_us()),
+                lane,
+                tail_seq.cast_signed(),
+                cursor_seq.cast_signed()
+            ],
+        );
+        self.failed(recorded).map(drop)
+    }
 }
 
+/// Deletes the takeovers that no journal can ask for any more.
+pub(super) fn prune(connection: &Connection) -> Result<(), StoreError> {
+    let sql = "DELETE FROM logweir_takeover WHERE epoch <= \
+        (SELECT epoch - ?1 FROM logweir_writer AS w WHERE w.writer_id = logweir_takeover.writer_id)";
+    connection.execute(sql, [TAKEOVERS_MAX]).map(drop).map_err(failed("deleting old takeovers"))
+}
+
+/// Returns the writer's takeovers, in order.
 pub(super) fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<TakeoverRow>> {
     let mut statement = connection.prepare(
         "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM logweir_takeover \

@@ -15,6 +15,7 @@ mod clock;
 mod schema;
 mod retention;
 mod lane_row;
+mod session;
 mod lease;
 mod flush;
 mod dead_letters;

@@ -148,6 +148,8 @@ impl LogStore for SqliteStore {
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
         let mut steps = self.expire(now_us).await;
+        let pruned = blocking(&self.write, |connection| lease::prune(connection)).await;
+        steps.push(MaintenanceStep::new("takeovers", pruned));
         let file = Arc::clone(&self.file);
         let cut = blocking(&self.write, move |connection| file.cut_log(connection)).await;
         steps.push(MaintenanceStep::new("wal", cut));
