@@ -551,13 +551,27 @@ async fn inconsistent_counts_are_rejected_with_their_numbers(on: Fixture) {
     let mut feed = Feed::new(0);
     flusher.flush(&feed.plain(5)).await.unwrap();
     let good = feed.plain(3);
-    let mut bad = good.clone();
-    bad.frames[0].lane_records -= 1;
-    let error = flusher.flush(&bad).await.unwrap_err();
+    // Somebody else counts as well.
+    let (meddle, stop) = match on.place {
+        Place::Postgres(_) => (
+            "CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS \
+             $$BEGIN NEW.rows = NEW.rows + 1; RETURN NEW; END$$; \
+             CREATE TRIGGER meddle BEFORE UPDATE ON logweir_lane FOR EACH ROW EXECUTE FUNCTION more()",
+            "DROP TRIGGER meddle ON logweir_lane",
+        ),
+        Place::Sqlite(_) => (
+            "CREATE TRIGGER meddle AFTER UPDATE OF last_seq ON logweir_lane \
+             BEGIN UPDATE logweir_lane SET rows = rows + 1; END",
+            "DROP TRIGGER meddle",
+        ),
+    };
+    on.execute(meddle).await;
+    let error = flusher.flush(&good).await.unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("8 records") && text.contains("has 7"), "{text}");
+    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("9 records") && text.contains("has 8"), "{text}");
+    on.execute(stop).await;
     // The number of accounted records is part of the cursor.
-    bad = good.clone();
+    let mut bad = good.clone();
     bad.from_records += 1;
     bad.frames[0].lane_records += 1;
     match flusher.flush(&bad).await.unwrap_err() {

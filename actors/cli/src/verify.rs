@@ -75,7 +75,8 @@ impl Backlog {
             return;
         }
         self.expect(frame.lane_records.saturating_sub(frame.records), frame.seq - 1);
-        self.readable += frame.records;
+        // Not `frame.records`: the first records of the first frame can be committed already.
+        self.readable += frame.lane_records.saturating_sub(self.lane_records);
         (self.seq, self.lane_records) = (frame.seq, self.lane_records.max(frame.lane_records));
     }
 
@@ -447,6 +448,21 @@ mod tests {
             let missing: u64 = account.gaps.iter().map(|gap| gap.records).sum();
             assert_eq!(account.backlog + missing, 40);
         }
+    }
+
+    #[test]
+    fn records_of_a_frame_that_is_committed_in_part_count_once() {
+        // Three records of frame 12 are committed.
+        let row = row(10, 100, 0);
+        let begun = LaneRow { rows: 103, ..row.clone() };
+        let (_, tail) = backlog(&row, &[12, 15], &[]);
+        let mut rest = Backlog::behind(begun.last_seq, begun.accounted());
+        rest.see(FrameSeen { seq: 12, lane_records: 110, records: 10 });
+        rest.see(FrameSeen { seq: 15, lane_records: 120, records: 10 });
+        rest.end(tail);
+        let account = judge(&begun, &begun, tail, rest, stored(103), 0);
+        assert!(account.wrong.is_empty(), "{account:?}");
+        assert_eq!((account.accepted, account.backlog), (120, 17));
     }
 
     #[test]
