@@ -21,6 +21,7 @@ pub mod pooler;
 pub mod backup;
 pub mod redis;
 pub mod store;
+pub mod conformance;
 pub mod oracle;
 pub mod accounting;
 pub mod scenario;

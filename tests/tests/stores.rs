@@ -8,17 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use logweir_engine::journal::LaneTail;
-use logweir_record::chunk::Chunk;
-use logweir_record::record::{Record, Severity};
-use logweir_store::{self as store, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, StoreError};
-use logweir_store::{Batch, BatchFrame};
+use logweir_record::record::Record;
+use logweir_store::{self as store, Batch, Flushed, LaneWriter, Lease, LogStore, StoreError};
 use logweir_store::{Database, DatabaseUrl};
+use logweir_tests::conformance;
+use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record};
+use logweir_tests::conformance::subject::{POSTGRES, SQLITE, Sql, Subject};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
-
-const NOON_US: i64 = 1_763_640_000_000_000;
 
 fn settings(url: DatabaseUrl) -> Database {
     with(url, |_| {})
@@ -70,7 +68,19 @@ impl Fixture {
         Self { store, place: Place::Sqlite(dir) }
     }
 
-    /// Opens a second store on the same database, like another process.
+    fn file(&self) -> PathBuf {
+        match &self.place {
+            Place::Sqlite(dir) => dir.path().join("logs.db"),
+            Place::Postgres(_) => panic!("this store is not a file"),
+        }
+    }
+}
+
+impl Subject for Fixture {
+    fn store(&self) -> &Arc<dyn LogStore> {
+        &self.store
+    }
+
     fn other(&self) -> Arc<dyn LogStore> {
         match &self.place {
             Place::Postgres(database) => open_postgres(&database.url),
@@ -80,14 +90,6 @@ impl Fixture {
         }
     }
 
-    fn file(&self) -> PathBuf {
-        match &self.place {
-            Place::Sqlite(dir) => dir.path().join("logs.db"),
-            Place::Postgres(_) => panic!("this store is not a file"),
-        }
-    }
-
-    /// Returns a query's number.
     async fn number(&self, sql: &str) -> i64 {
         match &self.place {
             Place::Postgres(database) => {
@@ -108,22 +110,11 @@ impl Fixture {
         }
     }
 
-    /// Asserts that rows, cursor, counters and histogram agree.
-    async fn assert_whole(&self, writer: Uuid, expected_records: u64) {
-        let lanes = self.store.lanes(writer).await.unwrap();
-        let accounted: u64 = lanes.iter().map(LaneRow::accounted).sum();
-        assert_eq!(accounted, expected_records, "accounted: {lanes:?}");
-        for row in &lanes {
-            let stored = self.store.count_stored(row).await.unwrap();
-            assert_eq!(stored.rows, row.rows + stored.replayed, "{row:?}");
-            assert_eq!(stored.distinct, stored.rows, "{row:?}");
-            assert_eq!(stored.dead_letters + stored.replayed, row.dead_lettered, "{row:?}");
+    fn sql(&self) -> Sql {
+        match &self.place {
+            Place::Postgres(_) => POSTGRES,
+            Place::Sqlite(_) => SQLITE,
         }
-        assert_eq!(
-            self.number("SELECT coalesce(sum(records), 0) FROM log_volume").await,
-            self.number("SELECT count(*) FROM logs").await,
-            "the histogram does not match the rows"
-        );
     }
 }
 
@@ -207,501 +198,8 @@ async fn two_processes_prepare_one_new_sqlite_file() {
     }
 }
 
-/// A journal's lane from a store's point of view: creates frames with dense sequence numbers.
-#[derive(Clone)]
-struct Feed {
-    lane: u16,
-    seq: u64,
-    records: u64,
-}
-
-fn record(message: &str) -> Record<'_> {
-    Record { ts_us: NOON_US, severity: Severity::INFO, service: "api", host: "h1", message, attributes: r#"{"a":1}"# }
-}
-
-impl Feed {
-    fn new(lane: u16) -> Self {
-        Self { lane, seq: 0, records: 0 }
-    }
-
-    fn frame(&mut self, records: &[Record<'_>]) -> BatchFrame {
-        let mut chunk = Chunk::with_capacity(NOON_US, records.len(), 64 * records.len());
-        for &record in records {
-            chunk.push(record);
-        }
-        self.seq += 1;
-        self.records += records.len() as u64;
-        BatchFrame {
-            seq: self.seq,
-            lane_records: self.records,
-            payload_crc: u32::try_from(self.seq).unwrap() ^ 0xabcd,
-            chunk: Arc::new(chunk),
-        }
-    }
-
-    /// Creates a batch with one frame per slice.
-    fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
-        let (from_seq, from_records) = (self.seq, self.records);
-        let frames = frames.iter().map(|records| self.frame(records)).collect();
-        Batch { lane: self.lane, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames }
-    }
-
-    /// Returns the lane's tail as if the journal were opened now.
-    fn tail(&self) -> (u16, LaneTail) {
-        (self.lane, LaneTail { seq: self.seq, records: self.records })
-    }
-
-    /// Creates a batch of `n` records.
-    fn plain(&mut self, n: usize) -> Batch {
-        let records = vec![record("plain"); n];
-        self.batch(&[&records])
-    }
-}
-
-fn claim(writer: Uuid, runs: &[u128], run: u128) -> Claim {
-    Claim {
-        writer,
-        run: Uuid::from_u128(run),
-        runs: runs.iter().copied().map(Uuid::from_u128).collect(),
-        owner: format!("run {run}"),
-        tails: Vec::new(),
-    }
-}
-
-/// Returns the claim of a later run, whose journal ends where `feed` is.
-fn claim_at(feed: &Feed, writer: Uuid, runs: &[u128], run: u128) -> Claim {
-    Claim { tails: vec![feed.tail()], ..claim(writer, runs, run) }
-}
-
-async fn lane(store: &Arc<dyn LogStore>, lease: &Lease, lane: u16) -> Box<dyn LaneWriter> {
-    store.open_lane(lease, lane).await.unwrap().0
-}
-
-fn flushed(rows: u64, dead_lettered: u64) -> Flushed {
-    Flushed { rows, dead_lettered }
-}
-
-async fn rows_cursor_and_counters_move_together(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    assert_eq!(lease.epoch, 1);
-    let (mut flusher, row) = on.store.open_lane(&lease, 3).await.unwrap();
-    assert_eq!((row.lane, row.last_seq, row.accounted(), row.epoch), (3, 0, 0, 1));
-
-    let big = "x".repeat(1 << 20);
-    let mut feed = Feed::new(3);
-    let batch = feed.batch(&[
-        &[record("one"), Record { service: "", host: "", attributes: "", ..record("") }],
-        &[Record { service: "zwölf ✓", ..record("𝕦nicode\n\t\"quoted\" \\") }, record(&big)],
-        &[Record { ts_us: i64::MAX, ..record("end of time") }, Record { ts_us: i64::MIN, ..record("its start") }],
-    ]);
-    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(6, 0));
-    let batch = feed.plain(5_000);
-    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5_000, 0));
-
-    let stored = on.store.lanes(writer).await.unwrap();
-    assert_eq!((stored[0].last_seq, stored[0].rows, &stored[0].digest[..]), (4, 5_006, &batch.digest()[..]));
-    on.assert_whole(writer, 5_006).await;
-    let first = row.lane_id << 44;
-    assert_eq!(on.number("SELECT min(id) FROM logs").await, first + 1);
-    assert_eq!(on.number("SELECT max(id) FROM logs").await, first + 5_006);
-    assert_eq!(on.number("SELECT max(length(message)) FROM logs").await, 1 << 20);
-    assert_eq!(on.number("SELECT count(*) FROM logs WHERE attributes IS NULL").await, 1);
-    let year = |what: &str| match on.place {
-        Place::Postgres(_) => format!("SELECT extract(year FROM {what}(ts)) FROM logs WHERE isfinite(ts)"),
-        Place::Sqlite(_) => format!("SELECT CAST(substr({what}(ts), 1, 4) AS INTEGER) FROM logs"),
-    };
-    assert_eq!((on.number(&year("min")).await, on.number(&year("max")).await), (1, 9999));
-    assert_eq!(
-        on.number("SELECT id FROM logs WHERE message LIKE '𝕦nicode%\\' ESCAPE '!' AND service = 'zwölf ✓'").await,
-        first + 3
-    );
-}
-
-async fn flushing_a_batch_twice_stores_it_once(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut first = lane(&on.store, &lease, 0).await;
-    let mut second = lane(&on.store, &lease, 0).await;
-    let batch = Feed::new(0).plain(10);
-    assert_eq!(first.flush(&batch).await.unwrap(), flushed(10, 0));
-    assert_eq!(first.flush(&batch).await.unwrap(), flushed(0, 0));
-    // The other connection does not know that it was committed: it gets the batch's counts.
-    assert_eq!(second.flush(&batch).await.unwrap(), flushed(10, 0));
-    on.assert_whole(writer, 10).await;
-}
-
-async fn an_older_epoch_is_fenced(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let (old_store, new_store) = (on.other(), on.other());
-    let old = old_store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut old_lane = lane(&old_store, &old, 0).await;
-    let mut feed = Feed::new(0);
-    old_lane.flush(&feed.plain(5)).await.unwrap();
-
-    let new = new_store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
-    let row = &new_store.lanes(writer).await.unwrap()[0];
-    assert_eq!((new.epoch, row.last_seq, row.epoch), (2, 1, 2));
-    let zombie = feed.clone().plain(7);
-    match old_lane.flush(&zombie).await.unwrap_err() {
-        StoreError::Fenced { epoch: 2, mine: 1, owner, .. } => assert_eq!(owner, "run 2"),
-        other => panic!("{other}"),
-    }
-    let rejected = old_store.open_lane(&old, 1).await.err().expect("a superseded lease must not open a lane");
-    assert!(matches!(rejected, StoreError::Fenced { .. }), "{rejected}");
-    let mut new_lane = lane(&new_store, &new, 0).await;
-    assert_eq!(new_lane.flush(&feed.plain(3)).await.unwrap(), flushed(3, 0));
-    on.assert_whole(writer, 8).await;
-}
-
-async fn a_writer_continues_through_its_own_runs_and_rejects_a_copy(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let take = async |runs: &[u128], run| on.store.acquire_lease(&claim(writer, runs, run)).await;
-    assert_eq!(take(&[], 1).await.unwrap().epoch, 1);
-    assert_eq!(take(&[], 1).await.unwrap().epoch, 1, "the same run again");
-    assert_eq!(take(&[1], 2).await.unwrap().epoch, 2);
-    assert_eq!(take(&[1, 2, 3, 4], 5).await.unwrap().epoch, 3, "runs 3 and 4 did not reach the database");
-    match take(&[1, 2, 30], 31).await.unwrap_err() {
-        StoreError::StaleCopy { epoch: 3, owner, .. } => assert_eq!(owner, "run 5"),
-        other => panic!("{other}"),
-    }
-    assert_eq!(on.number("SELECT count(*) FROM logweir_takeover").await, 3);
-    assert_eq!(take(&[1, 2, 3, 4, 5], 6).await.unwrap().epoch, 4, "the rejected copy must not change anything");
-}
-
-async fn own_frames_of_a_stale_copy_are_stored_once(on: Fixture) {
-    let writer = Uuid::new_v4();
-    // Run 1 flushes 10 of 30 records. Then the volume is copied; the copy acquires the lease as run 20 and flushes 25.
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut common = Feed::new(0);
-    lane(&on.store, &lease, 0).await.flush(&common.plain(10)).await.unwrap();
-    let inherited = common.plain(20);
-    let mut theirs = claim_at(&common, writer, &[1], 20);
-    let lease = on.store.acquire_lease(&theirs).await.unwrap();
-    let mut copy = lane(&on.store, &lease, 0).await;
-    copy.flush(&inherited).await.unwrap();
-    copy.flush(&common.clone().plain(5)).await.unwrap();
-
-    // This copy, run 2, has 7 records of its own after the shared 30.
-    let mine = claim(writer, &[1], 2);
-    assert!(matches!(on.store.acquire_lease(&mine).await.unwrap_err(), StoreError::StaleCopy { .. }));
-    let found = on.store.fork_point(&mine).await.unwrap().unwrap();
-    assert_eq!((found.writer, found.exact), (Uuid::from_u128(2), true));
-    assert_eq!(found.up_to_seq, [(0, common.seq)]);
-    let own = common.plain(7);
-    let starts = [store::LaneStart { lane: 0, seq: own.from_seq, records: own.from_records }];
-    for run in [2, 3] {
-        // The second round is a retry of the command: another run, the same writer.
-        let adopted = Claim { writer: found.writer, ..claim(writer, &[1, 2], run) };
-        let lease = on.store.fork(&adopted, &starts).await.unwrap();
-        assert_eq!(lease.epoch, i64::try_from(run).unwrap() - 1);
-        lane(&on.store, &lease, 0).await.flush(&own).await.unwrap();
-    }
-    let again = on.store.fork_point(&claim(writer, &[1, 2, 3], 4)).await.unwrap().unwrap();
-    assert_eq!(again.writer, found.writer);
-    on.assert_whole(writer, 35).await;
-    on.assert_whole(found.writer, 37).await;
-    assert_eq!(on.number("SELECT count(*) FROM logs").await, 42);
-    theirs.runs.push(theirs.run);
-    theirs.run = Uuid::from_u128(21);
-    assert_eq!(on.store.fork_point(&theirs).await.unwrap(), None, "the other copy is not stale");
-}
-
-async fn a_journal_older_than_the_database_gets_its_lanes_reset(on: Fixture) {
-    let writer = Uuid::new_v4();
-    // Run 1 flushes 10 records of lane 0; then its volume is snapshotted. It flushes 25 more, and 4 of a new lane 1.
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let (mut flusher, old) = on.store.open_lane(&lease, 0).await.unwrap();
-    let mut feed = Feed::new(0);
-    flusher.flush(&feed.plain(10)).await.unwrap();
-    let mut restored = feed.clone();
-    for _ in 0..5 {
-        flusher.flush(&feed.plain(5)).await.unwrap();
-    }
-    let (mut flusher, old_second) = on.store.open_lane(&lease, 1).await.unwrap();
-    flusher.flush(&Feed::new(1).plain(4)).await.unwrap();
-
-    // The snapshot is restored; run 2 has none of the later frames.
-    let older = claim_at(&restored, writer, &[1], 2);
-    let lease = on.store.acquire_lease(&older).await.unwrap();
-    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
-    assert_eq!((row.last_seq, row.inherited, row.accounted(), row.epoch), (1, 10, 10, 2));
-    assert!(row.digest.is_empty() && row.lane_id > old_second.lane_id, "{row:?}");
-    let (mut second, row_second) = on.store.open_lane(&lease, 1).await.unwrap();
-    assert_eq!((row_second.last_seq, row_second.accounted()), (0, 0), "the journal never had this lane");
-    assert!(row_second.lane_id > old_second.lane_id && row_second.lane_id != row.lane_id);
-
-    // New frames have sequence numbers that the database has already seen: below its old cursor, at it, and above.
-    for _ in 0..6 {
-        let batch = restored.plain(7);
-        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(7, 0));
-        assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0), "once");
-    }
-    let mut restored_second = Feed::new(1);
-    assert_eq!(second.flush(&restored_second.plain(3)).await.unwrap(), flushed(3, 0));
-    assert_eq!(on.number("SELECT count(*) FROM logs").await, 35 + 4 + 42 + 3);
-    assert_eq!(on.number("SELECT count(DISTINCT id) FROM logs").await, 35 + 4 + 42 + 3);
-    on.assert_whole(writer, 10 + 42 + 3).await;
-    for (row, rows) in [(&old, 35), (&old_second, 4), (&row, 42), (&row_second, 3)] {
-        assert_eq!(on.store.count_stored(row).await.unwrap().rows, rows, "{row:?}");
-    }
-
-    // The same run again, as after a lost connection: its cursor is past the tail that it opened with, and is kept.
-    let lease = on.store.acquire_lease(&older).await.unwrap();
-    let again = on.store.open_lane(&lease, 0).await.unwrap().1;
-    assert_eq!((lease.epoch, again.last_seq, again.lane_id), (2, 7, row.lane_id));
-    // The next run, with the whole journal, continues where it was.
-    let tails = vec![restored.tail(), restored_second.tail()];
-    let lease = on.store.acquire_lease(&Claim { tails, ..claim(writer, &[1, 2], 3) }).await.unwrap();
-    let next = on.store.open_lane(&lease, 0).await.unwrap().1;
-    assert_eq!((next.last_seq, next.rows, next.lane_id), (7, 42, row.lane_id));
-}
-
-async fn a_newer_journal_that_reappears_forks_only_what_was_not_stored(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut feed = Feed::new(0);
-    let mut flusher = lane(&on.store, &lease, 0).await;
-    flusher.flush(&feed.plain(10)).await.unwrap();
-    let snapshot = feed.clone();
-    flusher.flush(&feed.plain(20)).await.unwrap();
-    on.store.acquire_lease(&claim_at(&snapshot, writer, &[1], 20)).await.unwrap();
-    // The relevant cursor is the one before the lane was reset.
-    let found = on.store.fork_point(&claim(writer, &[1], 2)).await.unwrap().unwrap();
-    assert_eq!((found.up_to_seq, found.exact), (vec![(0, 2)], true));
-}
-
-async fn after_a_restore_to_before_the_takeover_the_lease_is_reacquired(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut feed = Feed::new(0);
-    lane(&on.store, &lease, 0).await.flush(&feed.plain(10)).await.unwrap();
-    let lost = feed.clone();
-    let second = claim_at(&feed, writer, &[1], 2);
-    let lease = on.store.acquire_lease(&second).await.unwrap();
-    let mut flusher = lane(&on.store, &lease, 0).await;
-    let batch = feed.plain(5);
-    flusher.flush(&batch).await.unwrap();
-
-    let run = match on.place {
-        Place::Postgres(_) => "'00000000-0000-0000-0000-000000000001'",
-        Place::Sqlite(_) => "x'00000000000000000000000000000001'",
-    };
-    on.execute(&format!(
-        "UPDATE logweir_writer SET epoch = 1, run_id = {run}; DELETE FROM logweir_takeover WHERE epoch = 2; \
-         UPDATE logweir_lane SET epoch = 1, last_seq = {}, rows = 10; \
-         DELETE FROM logs WHERE id % 17592186044416 > 10; UPDATE log_volume SET records = 10",
-        lost.seq
-    ))
-    .await;
-    let error = on.store.open_lane(&lease, 0).await.err().expect("the restored database does not know the lease");
-    assert!(matches!(error, StoreError::LeaseLost { mine: 2, .. }), "{error}");
-    let error = flusher.flush(&feed.clone().plain(1)).await.unwrap_err();
-    assert!(matches!(error, StoreError::LeaseLost { .. }), "{error}");
-
-    let lease = on.store.acquire_lease(&second).await.unwrap();
-    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
-    assert_eq!((row.last_seq, row.rows), (lost.seq, 10), "it must continue, not be reset");
-    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
-    on.assert_whole(writer, 15).await;
-}
-
-async fn a_lane_that_is_reset_under_an_open_connection_is_reopened(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut flusher = lane(&on.store, &lease, 0).await;
-    // As after a restore in which the new takeover got the same epoch: only the lane_id differs.
-    match on.place {
-        Place::Postgres(_) => on.execute("UPDATE logweir_lane SET lane_id = DEFAULT").await,
-        Place::Sqlite(_) => on.execute("UPDATE logweir_lane SET lane_id = lane_id + 1").await,
-    }
-    let batch = Feed::new(0).plain(5);
-    let error = flusher.flush(&batch).await.unwrap_err();
-    assert!(matches!(error, StoreError::LeaseLost { .. }), "{error}");
-    assert_eq!(lane(&on.store, &lease, 0).await.flush(&batch).await.unwrap(), flushed(5, 0));
-    on.assert_whole(writer, 5).await;
-}
-
-async fn a_moved_cursor_is_reported_and_a_reused_sequence_number_stops_the_lane(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut flusher = lane(&on.store, &lease, 0).await;
-    let mut feed = Feed::new(0);
-    flusher.flush(&feed.plain(5)).await.unwrap();
-    let start = feed.clone();
-    flusher.flush(&feed.plain(6)).await.unwrap();
-
-    // Different boundaries: frames 2 and 3 in one batch, of which 2 is committed.
-    let mut wide = start.clone();
-    let batch = wide.batch(&[&[record("x"); 6], &[record("y")]]);
-    match flusher.flush(&batch).await.unwrap_err() {
-        StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.rows), (2, 11)),
-        other => panic!("{other}"),
-    }
-    let mut other = start.clone().plain(6);
-    other.frames[0].payload_crc ^= 1;
-    assert!(matches!(flusher.flush(&other).await.unwrap_err(), StoreError::SequenceReused { lane: 0, seq: 2 }));
-    on.assert_whole(writer, 11).await;
-}
-
-async fn inconsistent_counts_are_rejected_with_their_numbers(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut flusher = lane(&on.store, &lease, 0).await;
-    let mut feed = Feed::new(0);
-    flusher.flush(&feed.plain(5)).await.unwrap();
-    let good = feed.plain(3);
-    // Somebody else counts as well.
-    let (meddle, stop) = match on.place {
-        Place::Postgres(_) => (
-            "CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS \
-             $$BEGIN NEW.rows = NEW.rows + 1; RETURN NEW; END$$; \
-             CREATE TRIGGER meddle BEFORE UPDATE ON logweir_lane FOR EACH ROW EXECUTE FUNCTION more()",
-            "DROP TRIGGER meddle ON logweir_lane",
-        ),
-        Place::Sqlite(_) => (
-            "CREATE TRIGGER meddle AFTER UPDATE OF last_seq ON logweir_lane \
-             BEGIN UPDATE logweir_lane SET rows = rows + 1; END",
-            "DROP TRIGGER meddle",
-        ),
-    };
-    on.execute(meddle).await;
-    let error = flusher.flush(&good).await.unwrap_err();
-    let text = error.to_string();
-    assert!(matches!(error, StoreError::Systemic(_)) && text.contains("9 records") && text.contains("has 8"), "{text}");
-    on.execute(stop).await;
-    // The number of accounted records is part of the cursor.
-    let mut bad = good.clone();
-    bad.from_records += 1;
-    bad.frames[0].lane_records += 1;
-    match flusher.flush(&bad).await.unwrap_err() {
-        StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.accounted()), (1, 5)),
-        other => panic!("{other}"),
-    }
-    on.assert_whole(writer, 5).await;
-    flusher.flush(&good).await.unwrap();
-    on.assert_whole(writer, 8).await;
-}
-
-async fn records_that_the_journal_lost_are_counted(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let mut flusher = lane(&on.store, &lease, 0).await;
-    let mut feed = Feed::new(0);
-    let mut batch = feed.batch(&[&[record("a"); 2], &[record("damaged"); 4], &[record("c"); 3]]);
-    batch.frames.remove(1);
-    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
-    let row = &on.store.lanes(writer).await.unwrap()[0];
-    assert_eq!((row.rows, row.lost, row.accounted()), (5, 4, 9));
-    let first = row.lane_id << 44;
-    assert_eq!(on.number(&format!("SELECT count(*) FROM logs WHERE id - {first} IN (1, 2, 7, 8, 9)")).await, 5);
-}
-
-async fn the_histogram_equals_a_group_by_over_the_rows(on: Fixture) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    for number in 0..2 {
-        let mut flusher = lane(&on.store, &lease, number).await;
-        let mut feed = Feed::new(number);
-        for round in 0..3_i64 {
-            let records: Vec<Record<'_>> = (0..200)
-                .map(|n| Record {
-                    ts_us: NOON_US + (n * 7 + round) * 1_000_000,
-                    service: ["a", "b", "c\u{fffd}"][usize::try_from(n % 3).unwrap()],
-                    severity: if n % 5 == 0 { Severity::WARN } else { Severity::INFO },
-                    ..record("m")
-                })
-                .collect();
-            flusher.flush(&feed.batch(&[&records])).await.unwrap();
-        }
-    }
-    let minute = match on.place {
-        Place::Postgres(_) => "date_trunc('minute', ts)",
-        Place::Sqlite(_) => "substr(ts, 1, 17) || '00.000000Z'",
-    };
-    let differing = format!(
-        "SELECT count(*) FROM (SELECT {minute} AS m, service, severity, id / 17592186044416 AS l, count(*) AS n FROM logs \
-         GROUP BY 1, 2, 3, 4) AS g FULL JOIN log_volume AS v ON v.minute = g.m AND v.service = g.service \
-         AND v.severity = g.severity AND v.lane_id = g.l WHERE g.n IS NULL OR v.records IS NULL OR g.n <> v.records"
-    );
-    assert_eq!(on.number(&differing).await, 0);
-    assert!(on.number("SELECT count(*) FROM log_volume").await > 100);
-    on.assert_whole(writer, 1_200).await;
-}
-
-async fn a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_replayed(on: Fixture) {
-    let (on_rule, off_rule) = match on.place {
-        Place::Postgres(_) => (
-            "ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')",
-            "ALTER TABLE logs DROP CONSTRAINT polite",
-        ),
-        Place::Sqlite(_) => (
-            "CREATE TRIGGER polite BEFORE INSERT ON logs WHEN new.message = 'rude' BEGIN SELECT RAISE(ABORT, 'polite'); END",
-            "DROP TRIGGER polite",
-        ),
-    };
-    on.execute(on_rule).await;
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let (mut flusher, row) = on.store.open_lane(&lease, 0).await.unwrap();
-    let mut feed = Feed::new(0);
-    let batch = feed.batch(&[&[record("a")], &[record("b"), record("rude"), record("c")]]);
-    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(3, 1));
-    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0));
-    on.assert_whole(writer, 4).await;
-    let letters = on.store.dead_letters(10).await.unwrap();
-    let letter = &letters[0];
-    assert_eq!((letters.len(), letter.lane, letter.seq, letter.row), (1, 0, 2, 1));
-    assert_eq!(letter.id, (row.lane_id << 44) + 3);
-    assert!(letter.reason.contains("polite") && letter.raw.contains("rude"), "{letter:?}");
-
-    assert!(on.store.replay_dead_letter(letter).await.is_err(), "the constraint still exists");
-    assert_eq!(on.store.dead_letters(10).await.unwrap().len(), 1);
-    on.execute(off_rule).await;
-    on.store.replay_dead_letter(letter).await.unwrap();
-    assert!(on.store.replay_dead_letter(letter).await.is_err(), "it was already replayed");
-    on.assert_whole(writer, 4).await;
-    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 1);
-}
-
-async fn old_dead_letters_are_purged(on: Fixture) {
-    let at = match on.place {
-        Place::Postgres(_) => "to_timestamp(1000 * g)",
-        Place::Sqlite(_) => "'1970-01-01T00:16:40.000000Z'",
-    };
-    let from = match on.place {
-        Place::Postgres(_) => "generate_series(1, 3) AS g",
-        Place::Sqlite(_) => "(SELECT 1 AS g)",
-    };
-    let blob = match on.place {
-        Place::Postgres(_) => "gen_random_uuid()",
-        Place::Sqlite(_) => "randomblob(16)",
-    };
-    on.execute(&format!(
-        "INSERT INTO logweir_dead_letter SELECT g, {blob}, 0, 1, 0, '22021', 'why', '{{}}', {at} FROM {from}"
-    ))
-    .await;
-    assert_eq!(on.store.purge_dead_letters(1_000_000_000).await.unwrap(), 0);
-    assert_eq!(on.store.purge_dead_letters(1_000_000_001).await.unwrap(), 1);
-}
-
-both! {
-    rows_cursor_and_counters_move_together
-    flushing_a_batch_twice_stores_it_once
-    an_older_epoch_is_fenced
-    a_writer_continues_through_its_own_runs_and_rejects_a_copy
-    own_frames_of_a_stale_copy_are_stored_once
-    a_journal_older_than_the_database_gets_its_lanes_reset
-    a_newer_journal_that_reappears_forks_only_what_was_not_stored
-    after_a_restore_to_before_the_takeover_the_lease_is_reacquired
-    a_lane_that_is_reset_under_an_open_connection_is_reopened
-    a_moved_cursor_is_reported_and_a_reused_sequence_number_stops_the_lane
-    inconsistent_counts_are_rejected_with_their_numbers
-    records_that_the_journal_lost_are_counted
-    the_histogram_equals_a_group_by_over_the_rows
-    a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_replayed
-    old_dead_letters_are_purged
-}
+conformance! { on_postgres, Fixture::postgres().await }
+conformance! { on_sqlite, Fixture::sqlite().await }
 
 // PostgreSQL only from here on.
 

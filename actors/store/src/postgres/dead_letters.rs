@@ -7,6 +7,7 @@ use super::types::Time;
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::ORDINAL_BITS;
+use crate::protocol::driver::statements::filtered;
 use crate::protocol::raw_record::SanitizedRecord;
 use crate::protocol::volume_counter::Key;
 
@@ -43,7 +44,7 @@ pub(super) async fn replay(client: &mut Client, id: i64, record: &SanitizedRecor
         return Err(StoreError::Systemic(format!("unknown dead letter {id}: it may have been replayed or purged")));
     }
     let severity = i16::from(record.severity.number());
-    transaction
+    let inserted = transaction
         .execute(
             "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
              VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb)",
@@ -51,6 +52,9 @@ pub(super) async fn replay(client: &mut Client, id: i64, record: &SanitizedRecor
         )
         .await
         .map_err(&failed)?;
+    if inserted == 0 {
+        return Err(StoreError::Systemic(filtered().reason));
+    }
     let key = Key::new(record.ts_us, &record.service, record.severity.number());
     let lane_id = i32::try_from(id >> ORDINAL_BITS).unwrap_or(i32::MAX);
     transaction

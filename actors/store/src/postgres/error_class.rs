@@ -86,10 +86,10 @@ pub fn blame(sqlstate: &str, constraint: Option<&str>, table: Option<&str>) -> B
 #[must_use]
 pub fn advice(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
-        "08P01" | "22P03" | "22P04" => {
-            "a column of table logs has another type than logweir writes: undo the change"
+        "08P01" | "22P03" | "22P04" => "a column of table logs has another type than logweir writes: undo the change",
+        "0A000" => {
+            "the server does not support this here: undo the last change of table logs, its triggers or its storage"
         }
-        "0A000" => "the server does not support this here: undo the last change of table logs, its triggers or its storage",
         "22P05" | "22021" => {
             "a character that this database's encoding lacks: move to a database with ENCODING 'UTF8' (SHOW server_encoding)"
         }
@@ -107,15 +107,21 @@ pub fn advice(sqlstate: &str) -> Option<&'static str> {
         "28000" => "let pg_hba.conf admit logweir's user, database and address (with or without TLS)",
         "28P01" => "correct the password in database.url or in the file that it is read from",
         "3D000" => "create the database, or correct its name in database.url",
-        "3F000" => "create the schema, or correct search_path of the role or of database.url (options=-c search_path=…)",
+        "3F000" => {
+            "create the schema, or correct search_path of the role or of database.url (options=-c search_path=…)"
+        }
         "42501" => "run what `logweir database grants` prints, as the owner of the tables",
         "42P01" => {
             "a table is missing, or not in the search_path of the role or of database.url (options=-c search_path=…)"
         }
         "42703" | "42804" => "a column that logweir writes was renamed, dropped or changed its type: undo the change",
         "53100" => "the server's disk is full: make space; the records wait in the journal",
-        "53200" => "the server is out of memory: lower work_mem, maintenance_work_mem or max_connections, or give it more",
-        "53300" => "raise max_connections (or the limit of the role or database), or lower database.pool_size and lanes",
+        "53200" => {
+            "the server is out of memory: lower work_mem, maintenance_work_mem or max_connections, or give it more"
+        }
+        "53300" => {
+            "raise max_connections (or the limit of the role or database), or lower database.pool_size and lanes"
+        }
         "53400" => "raise the limit that the message names (temp_file_limit, …)",
         "54000" => {
             "a value is too long for an index of table logs: drop the index, or make it one of a hash or a prefix"

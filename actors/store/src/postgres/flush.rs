@@ -230,11 +230,7 @@ impl LaneSession {
         }
     }
 
-    async fn copy_rows<'a>(
-        &self,
-        rows: Rows<'a>,
-        volume: &mut Counter<'a>,
-    ) -> Result<Vec<LeftOut>, Refused> {
+    async fn copy_rows<'a>(&self, rows: Rows<'a>, volume: &mut Counter<'a>) -> Result<Vec<LeftOut>, Refused> {
         const WHAT: &str = "copying rows";
         let rows = rows.inspect(|row| volume.add(row));
         match limited(self.limit, copy(self.client(), &self.copy, rows)).await {
@@ -246,11 +242,7 @@ impl LaneSession {
         }
     }
 
-    async fn insert_exactly<'a>(
-        &self,
-        rows: Rows<'a>,
-        volume: &mut Counter<'a>,
-    ) -> Result<Vec<LeftOut>, Refused> {
+    async fn insert_exactly<'a>(&self, rows: Rows<'a>, volume: &mut Counter<'a>) -> Result<Vec<LeftOut>, Refused> {
         const WHAT: &str = "inserting rows";
         let rows: Vec<Row<'a>> = rows.collect();
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
@@ -260,8 +252,7 @@ impl LaneSession {
         let hosts: Vec<&str> = rows.iter().map(|row| row.record.host).collect();
         let messages: Vec<&str> = rows.iter().map(|row| row.record.message).collect();
         let attributes: Vec<Option<Json<'_>>> = rows.iter().map(|row| attributes(&row.record)).collect();
-        let values: [&(dyn ToSql + Sync); 7] =
-            [&ids, &times, &severities, &services, &hosts, &messages, &attributes];
+        let values: [&(dyn ToSql + Sync); 7] = [&ids, &times, &severities, &services, &hosts, &messages, &attributes];
         let inserted = match limited(self.limit, self.client().query(EXACT_SQL, &values)).await {
             Some(Ok(inserted)) => inserted,
             Some(Err(error)) => return Err(refused(WHAT, &error)),
@@ -279,7 +270,8 @@ impl LaneSession {
         if rows.len() - left_out.len() == inserted.len() {
             return Ok(left_out);
         }
-        let text = "a trigger on table logs changes the column id, by which logweir finds its rows: let it leave id alone";
+        let text =
+            "a trigger on table logs changes the column id, by which logweir finds its rows: let it leave id alone";
         Err(StoreError::Systemic(text.to_owned()).into())
     }
 
@@ -287,8 +279,7 @@ impl LaneSession {
     async fn try_each(&self, rows: &[Row<'_>]) -> Result<Vec<LeftOut>, StoreError> {
         const WHAT: &str = "trying rows one by one";
         let client = self.client();
-        let types =
-            [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
+        let types = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
         let prepared = async {
             client.batch_execute("SAVEPOINT logweir_row").await?;
             let one = client.prepare_typed(ONE_SQL, &types).await?;
@@ -383,7 +374,8 @@ impl FlushStatements for LaneSession {
         let batch = step.batch;
         let begun = batch.begun().map(|frame| frame.digest());
         let digest = batch.digest();
-        let (lane, from_seq, to_seq) = (i32::from(batch.lane), batch.from_seq.cast_signed(), batch.to_seq().cast_signed());
+        let (lane, from_seq, to_seq) =
+            (i32::from(batch.lane), batch.from_seq.cast_signed(), batch.to_seq().cast_signed());
         let (rows, dead, lost) = (step.rows.cast_signed(), step.dead.cast_signed(), batch.lost().cast_signed());
         let values: [&(dyn ToSql + Sync); 12] = [
             &step.writer,

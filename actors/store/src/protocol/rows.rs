@@ -56,16 +56,7 @@ pub(crate) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     pub(crate) fn list(rows: &'a [Row<'a>]) -> Self {
-        Self {
-            base: 0,
-            frame: None,
-            frames: [].iter(),
-            next: 0,
-            index: 0,
-            end: 0,
-            skip: &[],
-            listed: rows.iter(),
-        }
+        Self { base: 0, frame: None, frames: [].iter(), next: 0, index: 0, end: 0, skip: &[], listed: rows.iter() }
     }
 }
 

@@ -8,6 +8,7 @@ use super::flush::{INSERT_SQL, VOLUME_SQL};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::ORDINAL_BITS;
+use crate::protocol::driver::statements::filtered;
 use crate::protocol::raw_record::SanitizedRecord;
 use crate::protocol::volume_counter::Key;
 
@@ -41,7 +42,7 @@ pub(super) fn replay(connection: &mut Connection, id: i64, record: &SanitizedRec
         return Err(StoreError::Systemic(format!("unknown dead letter {id}: it may have been replayed or purged")));
     }
     let severity = record.severity.number();
-    transaction
+    let inserted = transaction
         .execute(
             INSERT_SQL,
             params![
@@ -55,6 +56,9 @@ pub(super) fn replay(connection: &mut Connection, id: i64, record: &SanitizedRec
             ],
         )
         .map_err(&failed)?;
+    if inserted == 0 {
+        return Err(StoreError::Systemic(filtered().reason));
+    }
     let key = Key::new(record.ts_us, &record.service, severity);
     let lane_id = id >> ORDINAL_BITS;
     transaction

@@ -45,8 +45,7 @@ pub(super) const VOLUME_SQL: &str = "INSERT INTO log_volume (minute, service, se
     ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = records + excluded.records";
 const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
-const STORED_SQL: &str =
-    "SELECT ts, severity, service, host, message, attributes FROM logs ORDER BY ts DESC LIMIT 1";
+const STORED_SQL: &str = "SELECT ts, severity, service, host, message, attributes FROM logs ORDER BY ts DESC LIMIT 1";
 
 /// A lane on the shared connection.
 pub(super) struct SqliteLane {
@@ -104,12 +103,7 @@ impl FlushStatements for SqliteSession<'_> {
     }
 
     /// A statement that fails undoes itself alone, so the transaction goes on without the row.
-    async fn insert<'a>(
-        &mut self,
-        rows: Rows<'a>,
-        volume: &mut Counter<'a>,
-        _: How,
-    ) -> Result<Vec<LeftOut>, Refused> {
+    async fn insert<'a>(&mut self, rows: Rows<'a>, volume: &mut Counter<'a>, _: How) -> Result<Vec<LeftOut>, Refused> {
         let mut statement = self.failed(self.connection.prepare_cached(INSERT_SQL))?;
         let mut left_out = Vec::new();
         let mut ts = timestamp::Formatter::default();

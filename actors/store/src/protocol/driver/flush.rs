@@ -14,8 +14,8 @@
 
 use std::mem;
 
-use logweir_engine::fault::{armed, kill_point};
 use logweir_engine::clock::wall_us;
+use logweir_engine::fault::{armed, kill_point};
 use logweir_record::record::Record;
 use uuid::Uuid;
 
@@ -107,16 +107,7 @@ struct Flush<'f, S> {
 
 impl<'f, S: FlushStatements> Flush<'f, S> {
     fn new(lane: &'f mut Lane, session: &'f mut S, batch: &'f Batch) -> Self {
-        Self {
-            lane,
-            session,
-            batch,
-            refused: Vec::new(),
-            located: 0,
-            probed: false,
-            checked: false,
-            how: How::Fast,
-        }
+        Self { lane, session, batch, refused: Vec::new(), located: 0, probed: false, checked: false, how: How::Fast }
     }
 
     async fn run(mut self) -> Result<Flushed, StoreError> {
@@ -188,10 +179,8 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
             return Ok(Attempt::NothingTaken(rejection));
         }
         let left_out = self.in_batch(left_out);
-        let flushed = Flushed {
-            rows: step.rows - left_out.len() as u64,
-            dead_lettered: step.dead + left_out.len() as u64,
-        };
+        let flushed =
+            Flushed { rows: step.rows - left_out.len() as u64, dead_lettered: step.dead + left_out.len() as u64 };
         if !left_out.is_empty() {
             self.session.recount(&step, left_out.len() as u64).await?;
         }
@@ -420,7 +409,12 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         let row = Row { record, ..first };
         let mut outcome = self.session.insert(Rows::list(std::slice::from_ref(&row)), &mut volume, How::Exact).await;
         if matches!(&outcome, Ok(left_out) if left_out.is_empty()) {
-            outcome = self.session.count_and_read_back(&step, volume.finish()).await.map(|_| Vec::new()).map_err(Refused::Failed);
+            outcome = self
+                .session
+                .count_and_read_back(&step, volume.finish())
+                .await
+                .map(|_| Vec::new())
+                .map_err(Refused::Failed);
         }
         match outcome {
             Err(Refused::Failed(error @ StoreError::Transient(_))) => return Err(error),

@@ -111,12 +111,8 @@ pub(crate) trait FlushStatements: Transaction {
 
     /// Inserts `rows`, and counts those that were inserted in `volume`. Returns the rows that it left out although the
     /// transaction can go on.
-    async fn insert<'a>(
-        &mut self,
-        rows: Rows<'a>,
-        volume: &mut Counter<'a>,
-        how: How,
-    ) -> Result<Vec<LeftOut>, Refused>;
+    async fn insert<'a>(&mut self, rows: Rows<'a>, volume: &mut Counter<'a>, how: How)
+    -> Result<Vec<LeftOut>, Refused>;
 
     /// Returns the rows that the database does not take when each is inserted alone. In a transaction that is rolled
     /// back.
@@ -209,8 +205,9 @@ pub(crate) const FILTERED: &str = "filtered";
 pub(crate) fn filtered() -> Rejection {
     Rejection {
         code: FILTERED.to_owned(),
-        reason: "a trigger on table logs dropped the record without an error; if that is intended, discard such records \
+        reason:
+            "a trigger on table logs dropped the record without an error; if that is intended, discard such records \
                  before they are stored (a filter at the sender), and purge these dead letters"
-            .to_owned(),
+                .to_owned(),
     }
 }

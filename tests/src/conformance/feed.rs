@@ -1,0 +1,131 @@
+//! A journal's lane from a store's point of view.
+
+// Test helpers unwrap like tests.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+use std::sync::Arc;
+
+use logweir_engine::journal::LaneTail;
+use logweir_record::chunk::Chunk;
+use logweir_record::record::{Record, Severity};
+use logweir_store::{Batch, BatchFrame, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore};
+use uuid::Uuid;
+
+/// The time of the records.
+pub const NOON_US: i64 = 1_763_640_000_000_000;
+
+/// A journal's lane from a store's point of view: creates frames with dense sequence numbers.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// The lane.
+    pub lane: u16,
+    /// The last frame.
+    pub seq: u64,
+    /// Number of records up to it.
+    pub records: u64,
+}
+
+/// A record at noon with one attribute.
+#[must_use]
+pub fn record(message: &str) -> Record<'_> {
+    Record { ts_us: NOON_US, severity: Severity::INFO, service: "api", host: "h1", message, attributes: r#"{"a":1}"# }
+}
+
+impl Feed {
+    /// The lane `lane` without frames.
+    #[must_use]
+    pub fn new(lane: u16) -> Self {
+        Self { lane, seq: 0, records: 0 }
+    }
+
+    /// Creates the next frame.
+    pub fn frame(&mut self, records: &[Record<'_>]) -> BatchFrame {
+        let mut chunk = Chunk::with_capacity(NOON_US, records.len(), 64 * records.len());
+        for &record in records {
+            chunk.push(record);
+        }
+        self.seq += 1;
+        self.records += records.len() as u64;
+        BatchFrame {
+            seq: self.seq,
+            lane_records: self.records,
+            payload_crc: u32::try_from(self.seq).unwrap() ^ 0xabcd,
+            chunk: Arc::new(chunk),
+        }
+    }
+
+    /// Creates a batch with one frame per slice.
+    pub fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
+        let (from_seq, from_records) = (self.seq, self.records);
+        let frames = frames.iter().map(|records| self.frame(records)).collect();
+        Batch { lane: self.lane, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames }
+    }
+
+    /// Returns the lane's tail as if the journal were opened now.
+    #[must_use]
+    pub fn tail(&self) -> (u16, LaneTail) {
+        (self.lane, LaneTail { seq: self.seq, records: self.records })
+    }
+
+    /// Creates a batch of `n` records.
+    pub fn plain(&mut self, n: usize) -> Batch {
+        let records = vec![record("plain"); n];
+        self.batch(&[&records])
+    }
+}
+
+/// Returns the claim of `run` after `runs`, whose journal has no frames.
+#[must_use]
+pub fn claim(writer: Uuid, runs: &[u128], run: u128) -> Claim {
+    Claim {
+        writer,
+        run: Uuid::from_u128(run),
+        runs: runs.iter().copied().map(Uuid::from_u128).collect(),
+        owner: format!("run {run}"),
+        tails: Vec::new(),
+    }
+}
+
+/// Returns the claim of a later run, whose journal ends where `feed` is.
+#[must_use]
+pub fn claim_at(feed: &Feed, writer: Uuid, runs: &[u128], run: u128) -> Claim {
+    Claim { tails: vec![feed.tail()], ..claim(writer, runs, run) }
+}
+
+/// Opens a lane.
+pub async fn lane(store: &Arc<dyn LogStore>, lease: &Lease, lane: u16) -> Box<dyn LaneWriter> {
+    store.open_lane(lease, lane).await.unwrap().0
+}
+
+/// The result of a flush.
+#[must_use]
+pub fn flushed(rows: u64, dead_lettered: u64) -> Flushed {
+    Flushed { rows, dead_lettered }
+}
+
+/// A lane's frames, as a flusher reads them back.
+#[derive(Debug, Default)]
+pub struct Frames(pub Vec<BatchFrame>);
+
+impl Frames {
+    /// Returns the batch after the position of `row`: up to `frames` frames, of the last of which `leave` records are
+    /// left out (as far as it has that many). `None` at the end.
+    #[must_use]
+    pub fn after(&self, row: &LaneRow, frames: usize, leave: usize) -> Option<Batch> {
+        let first = self.0.iter().position(|frame| frame.seq > row.last_seq)?;
+        let frames: Vec<BatchFrame> = self.0[first..].iter().take(frames).cloned().collect();
+        let before = frames[0].lane_records - frames[0].chunk.len() as u64;
+        let skip = usize::try_from(row.accounted() - before).unwrap();
+        let begun = if frames.len() == 1 { skip } else { 0 };
+        let leave = leave.min(frames[frames.len() - 1].chunk.len() - begun - 1);
+        Some(Batch {
+            lane: row.lane,
+            from_seq: row.last_seq,
+            from_records: row.accounted(),
+            skip,
+            leave,
+            generation: 0,
+            frames,
+        })
+    }
+}
