@@ -722,6 +722,238 @@ async fn a_held_lock_and_a_terminated_session_are_transient_and_a_slow_statement
     on.assert_whole(writer, 30).await;
 }
 
+/// Lets inserting a row whose message is `rude CODE` fail with that SQLSTATE.
+const RAISE: &str = "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS \
+    $$BEGIN RAISE 'rude' USING ERRCODE = substr(new.message, 6); END$$; \
+    CREATE TRIGGER polite BEFORE INSERT ON logs FOR EACH ROW WHEN (new.message LIKE 'rude %') \
+    EXECUTE FUNCTION complain()";
+
+#[tokio::test]
+async fn a_row_for_which_a_trigger_raises_is_a_dead_letter_whatever_the_sqlstate() {
+    let on = Fixture::postgres().await;
+    on.execute(RAISE).await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let codes = [
+        "P0001", "P0002", "P0004", "38000", "39004", "2F000", "XX000", "42501", "42P01", "42703", "42804", "0A000",
+        "23514", "22P05", "54000", "21000", "44000", "55000", "LW001",
+    ];
+    let texts: Vec<String> = codes.iter().map(|code| format!("rude {code}")).collect();
+    let mut records: Vec<Record<'_>> = texts.iter().map(|text| record(text)).collect();
+    records.extend([record("plain"); 50]);
+    let bad = codes.len() as u64;
+    assert_eq!(flusher.flush(&feed.batch(&[&records])).await.unwrap(), flushed(50, bad));
+    let mut letters = on.store.dead_letters(100).await.unwrap();
+    letters.sort_by_key(|letter| letter.id);
+    let found: Vec<&str> = letters.iter().map(|letter| letter.sqlstate.as_str()).collect();
+    assert_eq!(found, codes);
+    // One alone, and what is not a row's fault whoever raises it.
+    assert_eq!(flusher.flush(&feed.batch(&[&records[..1]])).await.unwrap(), flushed(0, 1));
+    let batch = |code: &str| feed.clone().batch(&[&[record(&format!("rude {code}"))]]);
+    for code in ["57014", "53200", "53400"] {
+        match flusher.flush(&batch(code)).await.unwrap_err() {
+            StoreError::Rejected(rejection) => assert_eq!(rejection.code, code),
+            other => panic!("{code}: {other}"),
+        }
+    }
+    for code in ["53100", "53300", "40001", "57P01", "55P03"] {
+        let error = flusher.flush(&batch(code)).await.unwrap_err();
+        assert!(is_transient(&error), "{code}: {error}");
+    }
+    on.assert_whole(writer, 51 + bad).await;
+}
+
+#[tokio::test]
+async fn a_row_that_a_deferred_trigger_refuses_at_the_commit_is_a_dead_letter() {
+    let on = Fixture::postgres().await;
+    on.execute(
+        "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'late'; END$$; \
+         CREATE CONSTRAINT TRIGGER polite AFTER INSERT ON logs DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW WHEN (new.message = 'rude') EXECUTE FUNCTION complain()",
+    )
+    .await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut records = vec![record("plain"); 100];
+    (records[30], records[77]) = (record("rude"), record("rude"));
+    let mut feed = Feed::new(0);
+    assert_eq!(flusher.flush(&feed.batch(&[&records])).await.unwrap(), flushed(98, 2));
+    let rows: Vec<u32> = on.store.dead_letters(3).await.unwrap().iter().map(|letter| letter.row).collect();
+    assert!(rows.contains(&30) && rows.contains(&77), "{rows:?}");
+    assert_eq!(flusher.flush(&feed.batch(&[&[record("rude"); 20]])).await.unwrap(), flushed(0, 20));
+    on.assert_whole(writer, 120).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_takes_longer_than_the_statement_timeout_is_refused_and_a_smaller_one_is_stored() {
+    let on = Fixture::postgres().await;
+    on.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.02); RETURN new; END$$; \
+         CREATE TRIGGER slow BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    .await;
+    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 500);
+    let store = store::open(&hasty).unwrap().store();
+    let lease = store.acquire_lease(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let mut feed = Feed::new(0);
+    match flusher.flush(&feed.clone().plain(100)).await.unwrap_err() {
+        StoreError::Rejected(rejection) => assert_eq!(rejection.code, "57014", "{}", rejection.reason),
+        other => panic!("{other}"),
+    }
+    assert_eq!(flusher.flush(&feed.plain(5)).await.unwrap(), flushed(5, 0));
+    on.assert_whole(lease.writer, 5).await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_drops_rows_at_random_loses_none_unsaid() {
+    let on = Fixture::postgres().await;
+    on.execute(
+        "CREATE FUNCTION sampled() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN IF random() < 0.5 THEN RETURN NULL; END IF; RETURN new; END$$; \
+         CREATE TRIGGER sampled BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION sampled()",
+    )
+    .await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let done = flusher.flush(&Feed::new(0).plain(1_000)).await.unwrap();
+    assert!(done.rows > 300 && done.dead_lettered > 300 && done.rows + done.dead_lettered == 1_000, "{done:?}");
+    on.assert_whole(writer, 1_000).await;
+}
+
+#[tokio::test]
+async fn a_column_that_logweir_does_not_write_stops_the_lane_until_it_has_a_default() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    on.execute("ALTER TABLE logs ADD tenant integer NOT NULL").await;
+    let batch = feed.plain(200);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    let text = error.to_string();
+    assert!(is_systemic(&error) && text.contains("23502") && text.ends_with("give it a DEFAULT"), "{text}");
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+    on.execute("ALTER TABLE logs ALTER tenant SET DEFAULT 7").await;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(200, 0));
+    on.assert_whole(writer, 200).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_can_be_written_whatever_the_encoding_of_the_database() {
+    let server = tokio::task::spawn_blocking(|| Server::start(&Options::default())).await.unwrap();
+    for (encoding, stored) in [("LATIN1", 2), ("WIN1252", 2), ("EUC_JP", 2), ("SQL_ASCII", 5)] {
+        let name = encoding.to_lowercase();
+        let url = server.url("postgres");
+        let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
+        postgres::connect(&url).await.batch_execute(&sql).await.unwrap();
+        let database = TestDatabase::on(&server, &name);
+        let on = Fixture { store: open_postgres(&server.url(&name)), place: Place::Postgres(database) };
+        on.store.prepare().await.unwrap();
+        let (writer, _, mut flusher) = started(&on).await;
+        let mut feed = Feed::new(0);
+        let records = [
+            Record { service: "日本語", message: "日本語 🎉", ..record("") },
+            record("plain"),
+            Record { attributes: r#"{"wörld":"日本語 🎉"}"#, ..record("in the attributes") },
+            record("Grüße 🎉"),
+            record(if encoding == "EUC_JP" { "日本語" } else { "café" }),
+        ];
+        let done = flusher.flush(&feed.batch(&[&records])).await.unwrap();
+        assert_eq!(done, flushed(stored, 5 - stored), "{encoding}");
+        for letter in on.store.dead_letters(9).await.unwrap() {
+            let sent = &records[letter.row as usize];
+            assert!(letter.raw.is_ascii() && letter.reason.is_ascii(), "{encoding}: {letter:?}");
+            let raw: serde_json::Value = serde_json::from_str(&letter.raw).unwrap();
+            assert_eq!((&raw["message"], &raw["service"]), (&sent.message.into(), &sent.service.into()), "{encoding}");
+            assert!(on.store.replay_dead_letter(&letter).await.is_err(), "{encoding}: the character is still missing");
+            let mended = letter.raw.replace(r"\ud83c\udf89", "!").replace(r"\u65e5\u672c\u8a9e", "Nihongo");
+            let mended = mended.replace(r"w\u00f6rld", "world").replace(r"Gr\u00fc\u00dfe", "Gruesse");
+            on.store.replay_dead_letter(&store::DeadLetter { raw: mended, ..letter }).await.unwrap();
+        }
+        assert_eq!(on.number("SELECT count(*) FROM logs").await, 5, "{encoding}");
+        // A letter whose characters the encoding has is replayed as it was sent.
+        on.execute(on.sql().refuse_rude[0]).await;
+        let text = if encoding == "EUC_JP" { "rude 日本語" } else { "rude café" };
+        assert_eq!(flusher.flush(&feed.batch(&[&[record(text)]])).await.unwrap(), flushed(0, 1), "{encoding}");
+        on.execute(on.sql().refuse_rude[1]).await;
+        on.store.replay_dead_letter(&on.store.dead_letters(1).await.unwrap()[0]).await.unwrap();
+        assert_eq!(on.number(&format!("SELECT count(*) FROM logs WHERE message = '{text}'")).await, 1, "{encoding}");
+        on.assert_whole(writer, 6).await;
+    }
+}
+
+#[tokio::test]
+async fn a_rule_on_the_dead_letters_is_named() {
+    let on = Fixture::postgres().await;
+    on.execute(on.sql().refuse_rude[0]).await;
+    on.execute("ALTER TABLE logweir_dead_letter ADD CONSTRAINT mine CHECK (lane > 0)").await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let batch = Feed::new(0).batch(&[&[record("rude"), record("plain")]]);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    let text = error.to_string();
+    assert!(is_systemic(&error) && text.contains("mine") && text.contains("logweir_dead_letter must take"), "{text}");
+    on.execute("ALTER TABLE logweir_dead_letter DROP CONSTRAINT mine").await;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(1, 1));
+    on.assert_whole(writer, 2).await;
+}
+
+#[tokio::test]
+async fn a_takeover_needs_nothing_that_a_publication_of_all_tables_forbids() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    let older = feed.clone();
+    flusher.flush(&feed.plain(5)).await.unwrap();
+    on.execute("ALTER TABLE logweir_takeover REPLICA IDENTITY NOTHING; CREATE PUBLICATION everything FOR ALL TABLES")
+        .await;
+    let mut runs = vec![1];
+    for (run, feed) in [(2, &feed), (3, &older)] {
+        let lease = on.store.acquire_lease(&claim_at(feed, writer, &runs, run)).await.unwrap();
+        lane(&on.store, &lease, 0).await.flush(&feed.clone().plain(3)).await.unwrap();
+        runs.push(run);
+    }
+    on.execute("DROP PUBLICATION everything").await;
+    on.assert_whole(writer, 8).await;
+}
+
+#[tokio::test]
+async fn a_takeover_terminates_a_process_that_froze_while_it_acquired_the_lease() {
+    let on = Fixture::postgres().await;
+    let (writer, ..) = started(&on).await;
+    let name = format!("logweir/{}/acquire-lease", writer.simple());
+    let held = format!("SELECT FROM logweir_writer WHERE writer_id = '{writer}' FOR NO KEY UPDATE");
+    // In the middle of a statement, which no limit of the server ends.
+    let frozen = postgres::connect(on.url()).await;
+    frozen
+        .batch_execute(&format!(
+            "SET application_name = '{name}'; CREATE TEMP TABLE scratch (line text); BEGIN; {held}"
+        ))
+        .await
+        .unwrap();
+    let _unfinished = frozen.copy_in::<_, bytes::Bytes>("COPY scratch FROM STDIN").await.unwrap();
+    let stale = on.other().acquire_lease(&claim(writer, &[30], 31)).await.unwrap_err();
+    assert!(matches!(stale, StoreError::StaleCopy { .. }), "a stale copy must not terminate connections: {stale}");
+    assert!(!frozen.is_closed());
+    let lease = on.other().acquire_lease(&claim(writer, &[1], 2)).await.unwrap();
+    assert_eq!(lease.epoch, 2);
+    assert!(frozen.batch_execute("SELECT 1").await.is_err(), "its connection was terminated");
+}
+
+#[tokio::test]
+async fn an_error_that_an_operator_must_mend_says_how() {
+    let on = Fixture::postgres().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let feed = Feed::new(0);
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    on.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'p'")).await;
+    let at = on.url().split('@').next_back().unwrap();
+    let store = open_postgres(&format!("postgres://{role}:p@{at}"));
+    let error = store.acquire_lease(&claim(Uuid::new_v4(), &[], 1)).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("`logweir database grants`"), "{error}");
+    on.execute(&format!("DROP ROLE {role}")).await;
+    on.execute("DROP TABLE logs").await;
+    let error = flusher.flush(&feed.clone().plain(1)).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("search_path"), "{error}");
+}
+
 #[tokio::test]
 async fn a_crash_a_restart_and_a_read_only_server_are_transient() {
     let (server, on) = Fixture::private(Options::default()).await;

@@ -62,13 +62,11 @@ pub fn blame(sqlstate: &str, constraint: Option<&str>, table: Option<&str>) -> B
         // Wrong width or number of columns in binary COPY, or a column that got a wider type: the encoding is fixed, so
         // the table was changed.
         "22P03" | "22P04" | "08P01" => Blame::Nothing(Class::Systemic),
-        // A violated partition bound carries no constraint name. `logs`: no partition takes the row. Not the row's
-        // fault, since it has a right to a partition. A partition (the default one): another session attached a better
-        // one during the COPY; the retry finds it.
-        "23514" if constraint.is_none() => Blame::Nothing(match table {
-            Some("logs") | None => Class::Systemic,
-            Some(_) => Class::Transient,
-        }),
+        // A violated partition bound carries the table's name and no constraint's. `logs`: no partition takes the row. Not
+        // the row's fault, since it has a right to a partition. A partition (the default one): another session attached a
+        // better one during the COPY; the retry finds it.
+        "23514" if constraint.is_none() && table == Some("logs") => Blame::Nothing(Class::Systemic),
+        "23514" if constraint.is_none() && table.is_some() => Blame::Nothing(Class::Transient),
         // Canceled (statement_timeout), out of memory, a configured limit.
         "57014" | "53200" | "53400" => Blame::Batch,
         // Damaged data or index.
@@ -112,7 +110,8 @@ pub fn advice(sqlstate: &str) -> Option<&'static str> {
         }
         "42501" => "run what `logweir database grants` prints, as the owner of the tables",
         "42P01" => {
-            "a table is missing, or not in the search_path of the role or of database.url (options=-c search_path=…)"
+            "a table is missing, and logweir creates it when it connects again; if the table exists, add its schema to the \
+             search_path of the role or of database.url (options=-c search_path=…)"
         }
         "42703" | "42804" => "a column that logweir writes was renamed, dropped or changed its type: undo the change",
         "53100" => "the server's disk is full: make space; the records wait in the journal",
@@ -197,6 +196,7 @@ mod tests {
     #[test]
     fn a_users_check_constraint_blames_the_row_and_a_partition_bound_does_not() {
         assert_eq!(blame("23514", Some("service_known"), Some("logs")), Blame::Row);
+        assert_eq!(blame("23514", None, None), Blame::Row, "raised by a trigger");
         assert_eq!(blame("23514", None, Some("logs")), Blame::Nothing(Class::Systemic));
         assert_eq!(blame("23514", None, Some("logs_default")), Blame::Nothing(Class::Transient));
     }

@@ -83,7 +83,8 @@ mod tests {
         };
         sample.keep(&record("long"));
         sample.keep(&record("m"));
-        sample.keep(&record(&"x".repeat(BYTES_MAX)));
+        let long = "x".repeat(BYTES_MAX);
+        sample.keep(&record(&long));
         assert_eq!(sample.record(), Some(record("m")));
     }
 }

@@ -19,3 +19,5 @@
 pub(crate) mod statements;
 pub(crate) mod flush;
 pub(crate) mod lease;
+#[cfg(test)]
+mod tests;

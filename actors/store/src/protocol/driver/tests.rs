@@ -1,0 +1,327 @@
+//! The driver over a database in memory that fails at any statement: each record once, whatever is cut off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use logweir_engine::journal::LaneId;
+use logweir_record::chunk::Chunk;
+use logweir_record::record::{Record, Severity};
+use uuid::Uuid;
+
+use super::flush::{Lane, dead_letter, flush};
+use super::statements::{FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step, Transaction, filtered};
+use crate::batch::{Batch, BatchFrame};
+use crate::error::{Rejection, StoreError};
+use crate::lane::{Flushed, LaneRow};
+use crate::protocol::rows::Rows;
+use crate::protocol::sample::Sample;
+use crate::protocol::takeover::Owner;
+use crate::protocol::volume_counter::{Counter, Key};
+
+/// What is in the database.
+#[derive(Clone, Default)]
+struct Tables {
+    epoch: i64,
+    lane: LaneRow,
+    rows: BTreeMap<i64, String>,
+    letters: BTreeMap<i64, (String, String)>,
+    volume: i64,
+}
+
+/// A session on tables in memory.
+#[derive(Default)]
+struct Memory {
+    tables: Tables,
+    open: Option<Tables>,
+    /// Statements until one fails.
+    fails_after: Option<usize>,
+    /// A COMMIT that fails has committed.
+    commits_anyway: bool,
+    /// Number of rows above which an insertion is refused.
+    rows_max: usize,
+    /// Every row is refused.
+    closed: bool,
+    /// Everything that was committed: each record's id.
+    statements: usize,
+}
+
+impl Memory {
+    fn new(epoch: i64) -> Self {
+        let lane = LaneRow { lane_id: 1, epoch, ..LaneRow::default() };
+        Self { tables: Tables { epoch, lane, ..Tables::default() }, rows_max: usize::MAX, ..Self::default() }
+    }
+
+    fn cut(&mut self) -> Result<(), StoreError> {
+        self.statements += 1;
+        match &mut self.fails_after {
+            Some(0) => {
+                self.open = None;
+                Err(StoreError::Transient("cut off".to_owned()))
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn open(&mut self) -> &mut Tables {
+        self.open.as_mut().expect("a transaction is open")
+    }
+}
+
+impl Transaction for Memory {
+    async fn begin(&mut self, _: Purpose) -> Result<(), StoreError> {
+        self.cut()?;
+        assert!(self.open.is_none(), "one transaction at a time");
+        self.open = Some(self.tables.clone());
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), Refused> {
+        let open = self.open.clone().expect("a transaction is open");
+        let done = self.cut();
+        if done.is_ok() || self.commits_anyway {
+            self.tables = open;
+        }
+        self.open = None;
+        Ok(done?)
+    }
+
+    async fn rollback(&mut self) -> Result<(), StoreError> {
+        self.cut()?;
+        self.open = None;
+        Ok(())
+    }
+
+    async fn owner(&mut self, _: Uuid) -> Result<Option<Owner>, StoreError> {
+        self.cut()?;
+        Ok(Some(Owner { epoch: self.open().epoch, run: Uuid::nil(), owner: String::new() }))
+    }
+
+    async fn lane(&mut self, _: Uuid, _: LaneId) -> Result<Option<LaneRow>, StoreError> {
+        self.cut()?;
+        Ok(Some(self.open().lane.clone()))
+    }
+}
+
+impl FlushStatements for Memory {
+    async fn move_cursor(&mut self, step: &Step<'_>) -> Result<bool, StoreError> {
+        self.cut()?;
+        let (batch, row) = (step.batch, &mut self.open().lane);
+        let same_frame = batch.begun().is_none_or(|frame| frame.digest() == row.frame_digest());
+        let matches = (row.epoch, row.last_seq, row.accounted(), row.lane_id)
+            == (step.epoch, batch.from_seq, batch.from_records, step.lane_id);
+        if !(matches && same_frame) {
+            return Ok(false);
+        }
+        (row.last_seq, row.digest) = (batch.to_seq(), batch.digest());
+        row.rows += step.rows;
+        row.dead_lettered += step.dead;
+        row.lost += batch.lost();
+        Ok(true)
+    }
+
+    /// Refuses `bad …` with an error that names no row, and drops `noise …`.
+    async fn insert<'a>(
+        &mut self,
+        rows: Rows<'a>,
+        volume: &mut Counter<'a>,
+        how: How,
+    ) -> Result<Vec<LeftOut>, Refused> {
+        self.cut()?;
+        let refused = |code: &str| Refused::Row {
+            at: None,
+            rejection: Rejection { code: code.to_owned(), reason: "refused".to_owned() },
+        };
+        let rows: Vec<_> = rows.collect();
+        if rows.len() > self.rows_max {
+            return Err(StoreError::Rejected(Rejection { code: "big".to_owned(), reason: "big".to_owned() }).into());
+        }
+        let mut left_out = Vec::new();
+        for (index, row) in rows.iter().enumerate() {
+            if self.closed || row.record.message.starts_with("bad") {
+                return Err(refused("bad"));
+            }
+            if row.record.message.starts_with("noise") {
+                left_out.push(LeftOut { index, rejection: filtered() });
+                continue;
+            }
+            let twice = self.open().rows.insert(row.id, row.record.message.to_owned());
+            assert!(twice.is_none(), "stored twice");
+            volume.add(row);
+        }
+        if how == How::Fast && !left_out.is_empty() {
+            return Err(Refused::Filtered);
+        }
+        Ok(left_out)
+    }
+
+    async fn recount(&mut self, _: &Step<'_>, dead: u64) -> Result<(), StoreError> {
+        self.cut()?;
+        let row = &mut self.open().lane;
+        (row.rows, row.dead_lettered) = (row.rows - dead, row.dead_lettered + dead);
+        Ok(())
+    }
+
+    async fn insert_dead_letters(&mut self, _: &Step<'_>, letters: &[Letter<'_>]) -> Result<(), StoreError> {
+        self.cut()?;
+        for Letter { row, rejection } in letters {
+            let letter = (row.record.message.to_owned(), rejection.code.clone());
+            assert!(self.open().letters.insert(row.id, letter).is_none(), "dead-lettered twice");
+        }
+        Ok(())
+    }
+
+    async fn count_and_read_back(
+        &mut self,
+        _: &Step<'_>,
+        volume: Vec<(Key<'_>, i64)>,
+    ) -> Result<(u64, u64), StoreError> {
+        self.cut()?;
+        let open = self.open();
+        open.volume += volume.iter().map(|(_, records)| records).sum::<i64>();
+        Ok((open.lane.last_seq, open.lane.accounted()))
+    }
+
+    async fn stored_record(&mut self) -> Result<Option<Sample>, StoreError> {
+        self.cut()?;
+        Ok(None)
+    }
+}
+
+fn now<T>(work: impl Future<Output = T>) -> T {
+    match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => panic!("nothing waits"),
+    }
+}
+
+fn record(message: &str) -> Record<'_> {
+    Record { ts_us: 7, severity: Severity::INFO, service: "s", host: "h", message, attributes: "" }
+}
+
+fn frames(messages: &[&[&str]]) -> Vec<BatchFrame> {
+    let mut lane_records = 0;
+    let frame = |(seq, messages): (u64, &&[&str])| {
+        let mut chunk = Chunk::with_capacity(0, 0, 0);
+        messages.iter().for_each(|message| chunk.push(record(message)));
+        lane_records += messages.len() as u64;
+        BatchFrame { seq, lane_records, payload_crc: u32::try_from(seq).unwrap(), chunk: Arc::new(chunk) }
+    };
+    (1..).zip(messages).map(frame).collect()
+}
+
+/// The batch of the records `(from, to]` of the lane.
+fn batch(frames: &[BatchFrame], from: u64, to: u64) -> Batch {
+    let before = |frame: &BatchFrame| frame.lane_records - frame.chunk.len() as u64;
+    let frames: Vec<BatchFrame> =
+        frames.iter().filter(|frame| frame.lane_records > from && before(frame) < to).cloned().collect();
+    let (first, last) = (&frames[0], &frames[frames.len() - 1]);
+    Batch {
+        lane: 0,
+        from_seq: first.seq - 1,
+        from_records: from,
+        skip: usize::try_from(from - before(first)).unwrap(),
+        leave: usize::try_from(last.lane_records - to).unwrap(),
+        generation: 0,
+        frames,
+    }
+}
+
+fn lane(memory: &Memory) -> Lane {
+    Lane::new(Uuid::nil(), memory.tables.lane.epoch, memory.tables.lane.clone())
+}
+
+const MESSAGES: [&[&str]; 3] = [&["a", "bad 1", "b"], &["noise 1", "c", "d", "bad 2"], &["e", "noise 2"]];
+
+fn assert_all(memory: &Memory, records: u64) {
+    let Tables { lane, rows, letters, volume, .. } = &memory.tables;
+    assert_eq!(lane.accounted(), records);
+    assert_eq!((rows.len() as u64, letters.len() as u64), (lane.rows, lane.dead_lettered));
+    assert_eq!(rows.len(), usize::try_from(*volume).unwrap());
+    let ids: BTreeSet<i64> = rows.keys().chain(letters.keys()).copied().collect();
+    assert_eq!(ids.len() as u64, records);
+    assert!(rows.values().all(|message| message.len() == 1), "{rows:?}");
+    for (message, code) in letters.values() {
+        assert!(message.starts_with(code) || (message.starts_with("noise") && code == "filtered"), "{letters:?}");
+    }
+}
+
+/// All divisions of nine records in three frames into batches, each cut off once at any statement, before or after the
+/// COMMIT took effect, and flushed again.
+#[test]
+fn any_division_cut_off_at_any_statement_stores_each_record_once() {
+    let frames = frames(&MESSAGES);
+    let mut cut_off = 0;
+    for division in 0..1_u32 << 8 {
+        let ends: Vec<u64> = (1..=8).filter(|end| division & 1 << (end - 1) != 0).chain([9]).collect();
+        for commits_anyway in [false, true] {
+            // The statements of each batch: as many as the longest takes.
+            for fails_after in (0..40).step_by(if division % 16 == 0 { 1 } else { 7 }) {
+                let mut memory = Memory { commits_anyway, ..Memory::new(3) };
+                let mut known = lane(&memory);
+                let mut from = 0;
+                for &to in &ends {
+                    let batch = batch(&frames, from, to);
+                    memory.fails_after = Some(fails_after);
+                    if let Err(error) = now(flush(&mut known, &mut memory, &batch)) {
+                        assert!(matches!(error, StoreError::Transient(_)), "{error}");
+                        cut_off += 1;
+                        (memory.fails_after, memory.open) = (None, None);
+                        if to % 2 == 0 {
+                            known = lane(&memory); // as after a restart, which reads the cursor
+                            if known.row.accounted() == to {
+                                from = to;
+                                continue;
+                            }
+                        }
+                        now(flush(&mut known, &mut memory, &batch)).unwrap();
+                    }
+                    memory.fails_after = None;
+                    assert_eq!(now(flush(&mut known, &mut memory, &batch)).unwrap(), Flushed::default(), "again");
+                    from = to;
+                }
+                assert_all(&memory, 9);
+                assert_eq!(memory.tables.letters.len(), 4);
+            }
+        }
+    }
+    assert!(cut_off > 5_000, "{cut_off}");
+}
+
+#[test]
+fn a_batch_that_is_too_big_is_refused_and_its_halves_are_stored() {
+    let frames = frames(&MESSAGES);
+    let mut memory = Memory { rows_max: 5, ..Memory::new(1) };
+    let mut known = lane(&memory);
+    let error = now(flush(&mut known, &mut memory, &batch(&frames, 0, 9))).unwrap_err();
+    assert!(matches!(error, StoreError::Rejected(_)), "{error}");
+    memory.open = None;
+    for (from, to) in [(0, 4), (4, 9)] {
+        now(flush(&mut known, &mut memory, &batch(&frames, from, to))).unwrap();
+    }
+    assert_all(&memory, 9);
+}
+
+#[test]
+fn a_table_that_refuses_everything_makes_no_dead_letter() {
+    let frames = frames(&MESSAGES);
+    let mut memory = Memory { closed: true, ..Memory::new(1) };
+    let mut known = lane(&memory);
+    let rejection = Rejection { code: "bad".to_owned(), reason: "it says why".to_owned() };
+    for to in [1, 2, 9] {
+        let error = now(flush(&mut known, &mut memory, &batch(&frames, 0, to))).unwrap_err();
+        assert!(matches!(&error, StoreError::Systemic(text) if text.contains("refuses every record")), "{error}");
+        memory.open = None;
+    }
+    let error = now(dead_letter(&mut known, &mut memory, &batch(&frames, 0, 1), &rejection)).unwrap_err();
+    assert!(matches!(&error, StoreError::Systemic(text) if text.ends_with("it says why")), "{error}");
+    (memory.open, memory.closed) = (None, false);
+    assert_all(&memory, 0);
+    now(flush(&mut known, &mut memory, &batch(&frames, 0, 9))).unwrap();
+    assert_all(&memory, 9);
+}
