@@ -429,3 +429,16 @@ async fn nothing_is_confirmed_in_a_file_that_was_removed_or_replaced() {
     assert_eq!(file.number("SELECT count(*) FROM logs"), 20);
     assert_eq!(timestamp::text(NOW_US), "2024-10-04T12:00:00.000000Z");
 }
+
+#[tokio::test]
+async fn twenty_runs_use_one_identifier_for_their_lane() {
+    let file = File::new().await;
+    let mut claim = Claim::new(Uuid::new_v4(), Uuid::new_v4(), "test");
+    for _ in 0..20 {
+        let store = file.again();
+        store.open_lane(&store.acquire_lease(&claim).await.unwrap(), 0).await.unwrap();
+        claim.runs.push(claim.run);
+        claim.run = Uuid::new_v4();
+    }
+    assert_eq!(file.number("SELECT seq FROM sqlite_sequence WHERE name = 'logweir_lane'"), 1);
+}
