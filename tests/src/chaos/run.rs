@@ -256,6 +256,9 @@ impl Run<'_> {
                 let limit = Duration::from_secs(30) + PATIENCE;
                 assert!(began.elapsed() < limit, "{act} cannot be ended: {why}\n{}", world.sessions());
                 in_force.push((Some(began.elapsed() + AGAIN), act));
+                // Who waits for a lock ends the session that holds it.
+                let held = in_force.iter_mut().filter(|(_, act)| matches!(act, Act::Held(..)));
+                held.for_each(|(ends, _)| *ends = Some(began.elapsed()));
             }
         }
         Ok(())
