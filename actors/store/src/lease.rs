@@ -47,6 +47,8 @@ pub struct Lease {
 /// `exact` means that the unknown run directly followed a run of this journal, so that its tail is the point where the
 /// two journals diverged. Otherwise the other copy had run before without reaching the database. Its tail can then lie
 /// above the point of divergence, and this journal's frames up to it would be treated as inherited.
+/// A takeover records whole frames. If this copy had committed a part of a frame that the other copy does not have (after
+/// failures a batch can end inside of a frame), the records of that part are stored again under the new writer.
 /// It also assumes that the other copy's journal still exists, since that copy must flush the frames between its cursor
 /// and `up_to_seq`.
 #[derive(Clone, Debug, PartialEq, Eq)]
