@@ -62,7 +62,7 @@ fn a_row_that_a_trigger_refuses_is_a_dead_letter_and_its_neighbors_are_stored() 
 
 #[test]
 fn a_batch_that_takes_too_much_memory_or_too_many_days_is_divided() {
-    for (code, limit) in [("53200", "count(*) > 100"), ("54000", "count(*) > 3"), ("XX000", "count(*) > 30")] {
+    for (code, limit) in [("53200", "count(*) > 100"), ("54000", "count(*) > 5"), ("XX000", "count(*) > 30")] {
         on_postgres(&format!("only together: {code}"), |s| {
             let raise = format!(
                 "BEGIN IF (SELECT {limit} FROM new_rows) THEN RAISE EXCEPTION 'too much' USING ERRCODE = '{code}'; \

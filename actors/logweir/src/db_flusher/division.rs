@@ -27,6 +27,9 @@ const REFUSALS_MAX: u32 = 4;
 /// run out of memory.
 const TRANSIENT_MAX: u32 = 3;
 
+/// Most successes before the limits are raised. A server with a hard limit then refuses one batch in so many.
+const PATIENCE_MAX: u32 = 15;
+
 const DAY_US: i64 = 86_400_000_000;
 
 /// What to do with refused records.
@@ -52,6 +55,14 @@ pub(super) struct Division {
     /// A success that takes longer does not raise the limits.
     slow: Duration,
     refused: Option<Refused>,
+    /// Why records were divided last, until the limits are back at their maximum. Once more is enough then.
+    divided_by: Option<String>,
+    /// Successes before the limits are raised: more after each raise that was refused.
+    patience: u32,
+    /// Successes since the limits have changed.
+    successes: u32,
+    /// The limits were raised since records were divided.
+    raised: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -67,7 +78,17 @@ struct Refused {
 impl Division {
     /// No limits below `records_max` and [`DAYS_MAX`]. The server cancels statements after `statement_timeout`.
     pub(super) fn new(records_max: usize, statement_timeout: Duration) -> Self {
-        Self { records_max, records: usize::MAX, days: DAYS_MAX, slow: statement_timeout / 4, refused: None }
+        Self {
+            records_max,
+            records: usize::MAX,
+            days: DAYS_MAX,
+            slow: statement_timeout / 4,
+            refused: None,
+            divided_by: None,
+            patience: 0,
+            successes: 0,
+            raised: false,
+        }
     }
 
     /// Number of records that a transaction may have now.
@@ -85,11 +106,12 @@ impl Division {
 
     /// `part` was refused with `code`.
     pub(super) fn refused(&mut self, part: &Batch, code: &str) -> Verdict {
+        let is_known = part.records() > 1 && self.divided_by.as_deref() == Some(code);
         let refused = self.refused_at(part.from_records);
         refused.all += 1;
         refused.equal = if refused.code == code { refused.equal + 1 } else { 1 };
         code.clone_into(&mut refused.code);
-        if refused.equal < EQUAL_MAX && refused.all < REFUSALS_MAX {
+        if refused.equal < EQUAL_MAX && refused.all < REFUSALS_MAX && !is_known {
             return Verdict::Again;
         }
         match part.records() {
@@ -97,6 +119,7 @@ impl Division {
             1 => Verdict::Alone,
             _ => {
                 self.divide(part);
+                self.divided_by = Some(code.to_owned());
                 Verdict::Divided
             }
         }
@@ -114,14 +137,29 @@ impl Division {
 
     /// `part` is stored, or it is a dead letter; `divided` says whether more could have been flushed.
     pub(super) fn stored(&mut self, part: &Batch, divided: bool, took: Duration) {
-        self.refused = None;
+        if self.refused.take().is_some() && part.records() == 1 {
+            self.patience = 0; // it was the record, and not the size
+        }
         let limited = divided || part.records() >= self.records as u64;
-        if limited && took <= self.slow {
-            self.records = match grown(self.records, self.records_max) {
-                records if records >= self.records_max => usize::MAX,
-                records => records,
-            };
-            self.days = grown(self.days, DAYS_MAX);
+        if !limited || took > self.slow {
+            return;
+        }
+        if self.raised {
+            self.patience = 0;
+        }
+        self.successes += 1;
+        if self.successes > self.patience {
+            self.raise();
+        }
+    }
+
+    fn raise(&mut self) {
+        (self.successes, self.raised) = (0, true);
+        self.records = grown(self.records, self.records_max);
+        self.days = grown(self.days, DAYS_MAX);
+        if self.records >= self.records_max {
+            self.records = usize::MAX;
+            self.divided_by = None;
         }
     }
 
@@ -143,7 +181,7 @@ impl Division {
     #[cfg(test)]
     pub(super) fn hash_state(&self, state: &mut impl std::hash::Hasher) {
         use std::hash::Hash as _;
-        (self.records, self.days).hash(state);
+        (self.records, self.days, &self.divided_by, self.patience, self.successes, self.raised).hash(state);
         let refused = self.refused.as_ref();
         refused.map(|r| (r.from_records, &r.code, r.equal, r.all.min(REFUSALS_MAX), r.transient)).hash(state);
     }
@@ -152,6 +190,10 @@ impl Division {
         let records = usize::try_from(part.records()).unwrap_or(usize::MAX);
         self.records = (records / 2).clamp(1, self.records);
         self.days = (days_of(part, self.days) / 2).clamp(1, self.days);
+        self.successes = 0;
+        if std::mem::take(&mut self.raised) {
+            self.patience = (2 * self.patience + 1).min(PATIENCE_MAX);
+        }
         // The cause has repeated already, so that the next refusal divides again; a record alone gets its own chances.
         if let Some(refused) = self.refused.as_mut() {
             refused.transient = 0;
@@ -365,6 +407,26 @@ mod tests {
         let many = batch(&[vec![0; 10], (0..DAYS_MAX + 9).map(day).collect(), vec![0; 10]], 3);
         let part = division.part(&many).expect("too many days");
         assert_eq!((part.records(), part.frames.len(), part.leave), (7 + DAYS_MAX as u64, 2, 9));
+    }
+
+    #[test]
+    fn a_limit_of_the_server_is_met_seldom() {
+        let mut division = Division::new(MAX, TIMEOUT);
+        let mut left = batch(&[vec![0; 3_000]], 0);
+        let (mut refusals, mut commits) = (0, 0);
+        while !left.frames.is_empty() {
+            let part = division.part(&left);
+            let now = part.as_ref().unwrap_or(&left).clone();
+            if now.records() > 3 {
+                assert_ne!(division.refused(&now, "54000"), Verdict::Alone);
+                refusals += 1;
+            } else {
+                commits += 1;
+                division.stored(&now, part.is_some(), Duration::ZERO);
+                left = rest(&left, &now);
+            }
+        }
+        assert!(commits < 1_600 && refusals < commits / 10, "{refusals} refusals, {commits} commits");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //!   because the table refuses everything: before a batch of which nothing would be stored, and before many rows, another
 //!   record is tried (and rolled back). If the table does not take that one either, the lane waits.
 //! - The number of statements is bounded: locating a bad row takes about two attempts. After [`LOCATED_MAX`] of them
-//!   each row is tried alone, which finds all that fail alone. Rows that fail only together are located up to
+//!   each row is tried alone, which finds all that fail alone. Rows that violate a constraint only together are located up to
 //!   [`TOGETHER_MAX`]; beyond that the flusher divides the batch.
 
 use std::mem;
@@ -77,8 +77,16 @@ pub(crate) async fn dead_letter<S: FlushStatements>(
     rejection: &Rejection,
 ) -> Result<Flushed, StoreError> {
     let mut flush = Flush::new(lane, session, batch);
-    let records = flush.records();
-    flush.refused = (0..records).map(|index| LeftOut { index, rejection: rejection.clone() }).collect();
+    // First another record, then this one again: what concerns every row may have ended since this one was refused.
+    flush.check(rejection).await?;
+    let taken = match rows(batch, flush.lane.row.lane_id).next() {
+        Some(first) if batch.records() == 1 => flush.takes(first.record).await?,
+        _ => false,
+    };
+    if !taken {
+        let records = flush.records();
+        flush.refused = (0..records).map(|index| LeftOut { index, rejection: rejection.clone() }).collect();
+    }
     flush.run().await
 }
 
@@ -346,7 +354,13 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
                 None => accepted = middle,
             }
         }
-        Ok(LeftOut { index: sent[refused - 1], rejection: last })
+        let index = sent[refused - 1];
+        // A constraint (class 23) can hold between rows, so that one is bad next to another. Anything else that is refused
+        // only together is too much at once: the flusher divides it.
+        if !last.code.starts_with("23") && self.refusal(&all[index..=index]).await?.is_none() {
+            return Err(StoreError::Rejected(last));
+        }
+        Ok(LeftOut { index, rejection: last })
     }
 
     /// Inserts `rows` and rolls back. Returns why they were refused, if they were.
