@@ -366,6 +366,8 @@ async fn a_rotated_ca_is_read_again_and_open_connections_are_replaced() {
     database.ca_file = Some(write(dir.path(), "ca.pem", &before.pem));
     let store = store::open(&database).unwrap();
     store.store().lanes(Uuid::nil()).await.unwrap();
+    let mut feed = Feed::start(&store.store()).await.unwrap();
+    feed.flush().await.unwrap();
 
     let (certificate, key) = after.issue("localhost");
     std::fs::write(server.data().join("server.crt"), certificate).unwrap();
@@ -384,6 +386,7 @@ async fn a_rotated_ca_is_read_again_and_open_connections_are_replaced() {
     assert!(error.contains("certificate") && error.contains("read again at the next attempt"), "{error}");
     write(dir.path(), "ca.pem", &after.pem);
     store.store().lanes(Uuid::nil()).await.unwrap();
+    until(async || feed.flush().await.is_ok()).await;
 }
 
 /// A lane that stores one record after the other.
