@@ -734,7 +734,7 @@ fn check_logweir(words: &[String]) -> Result<(), String> {
     }
     // The second word may be an argument.
     let text = match &path[..] {
-        [group @ ("journal" | "dead-letters"), command] => help(&[*group, *command, "--help"])?,
+        [group @ ("journal" | "dead-letters" | "database"), command] => help(&[*group, *command, "--help"])?,
         [command, ..] => help(&[*command, "--help"])?,
         [] => help(&["run", "--help"])?,
     };
