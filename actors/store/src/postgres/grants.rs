@@ -33,7 +33,7 @@ const STORING: [(&str, &str); 8] = [
     ("log_volume", "SELECT, INSERT, UPDATE"),
     ("logweir_lane", "SELECT, INSERT, UPDATE"),
     ("logweir_writer", "SELECT, INSERT, UPDATE"),
-    ("logweir_takeover", "SELECT, INSERT, DELETE"),
+    ("logweir_takeover", "SELECT, INSERT"),
     ("logweir_dead_letter", "SELECT, INSERT, DELETE"),
     ("logweir_replayed", "SELECT, INSERT, UPDATE"),
     ("logweir_schema_history", "SELECT"),
