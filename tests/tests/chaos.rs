@@ -12,7 +12,9 @@
 use std::time::Duration;
 
 use logweir_tests::chaos::{Chaos, Kinds, chaos};
+use logweir_tests::client::Load;
 use logweir_tests::oracle::Violation;
+use logweir_tests::scenario::on_postgres;
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
     let value = std::env::var(name).ok()?;
@@ -47,4 +49,16 @@ fn chaos_detects_a_missing_compare_and_set() {
     assert_eq!(run("", 1), []);
     let found = (1..=5).any(|seed| run(NO_CAS, seed).iter().any(|found| matches!(found, Violation::Doubled(_))));
     assert!(found, "no record was stored twice");
+}
+
+#[test]
+fn transactions_that_are_serializable_by_default_do_not_end_each_other() {
+    on_postgres("serializable by default", |s| {
+        s.postgres().execute("ALTER ROLE postgres SET default_transaction_isolation = serializable");
+        s.start();
+        s.load(Load { clients: 8, posts_max: 50, ..Load::default() }).finish();
+        s.assert_contract();
+        let log = s.server().log_text();
+        assert!(!log.contains("could not serialize"), "{log}");
+    });
 }

@@ -9,7 +9,8 @@ use crate::error::StoreError;
 
 /// Limits of a transaction of maintenance. Locks that flushes need are waited for half a second at most, and a frozen
 /// process loses its session.
-const BEGIN_SQL: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '60s'; \
+const BEGIN_SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '500ms'; \
+    SET LOCAL statement_timeout = '60s'; \
     SET LOCAL idle_in_transaction_session_timeout = '15s'";
 
 /// A table with its schema; displayed quoted.

@@ -163,9 +163,10 @@ impl PgLane {
     }
 
     fn begin_sql(&self) -> String {
+        // Row locks suffice: under a role's default of SERIALIZABLE lanes would end each other's transactions.
         // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of logweir.
         format!(
-            "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
              SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'",
             self.statement_timeout.as_millis()
         )

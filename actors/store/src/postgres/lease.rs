@@ -23,8 +23,9 @@ use crate::protocol::takeover::{Owner, TakeoverRow};
 const ATTEMPTS_MAX: u32 = 3;
 
 /// A healthy process holds the lock briefly. Waiting longer means that the holder is frozen; the idle timeout ends it.
-const BEGIN_SQL: &str = "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '5s'; \
-    SET LOCAL statement_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '15s'";
+const BEGIN_SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; \
+    SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '30s'; \
+    SET LOCAL idle_in_transaction_session_timeout = '15s'";
 /// From PostgreSQL 17 on: ends a transaction whatever its session waits for.
 const TRANSACTION_TIMEOUT_SQL: &str =
     "SELECT set_config(name, '60s', true) FROM pg_settings WHERE name = 'transaction_timeout'";

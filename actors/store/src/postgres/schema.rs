@@ -45,7 +45,8 @@ const IDENTITY: [&str; 2] = ["logweir_writer", "logweir_lane"];
 const ATTEMPTS_MAX: u32 = 4;
 
 /// Limits of the transaction that creates tables. Its session, and with it the lock, ends when its owner is frozen.
-const BEGIN_SQL: &str = "BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '60s'; \
+const BEGIN_SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '5s'; \
+    SET LOCAL statement_timeout = '60s'; \
     SET LOCAL idle_in_transaction_session_timeout = '15s'";
 
 /// Waits for an advisory lock until the end of the transaction.
