@@ -1,5 +1,5 @@
-//! Seeded chaos on the database's side, under load: operators' statements, killed sessions, restarts, failovers, PgBouncer,
-//! a full disk, networks, steps of the clock, rotated secrets, and ends of the program, in any mix. Everything that was
+//! Seeded chaos on the database's side, under load: operators' statements, killed sessions, restarts, failovers,
+//! PgBouncer, a full disk, networks, steps of the clock, rotated secrets, and ends of the program, in any mix. Everything that was
 //! acknowledged is in the table or among the dead letters, once.
 //!
 //! ```sh

@@ -1,8 +1,8 @@
 //! The plan: what happens when, from a seed alone.
 //!
-//! A plan is a sequence of rounds. In a round, a few acts overlap for seconds; after it everything is undone and the
-//! program must recover, before what is harmless is undone and after it. So a failure belongs to a handful of acts, and not to half an hour of them. The kinds are
-//! dealt like cards: each comes once before one comes again.
+//! A plan is a sequence of rounds. In a round, a few acts overlap for seconds; after it the program must recover, before
+//! what is harmless is undone and after it. So a failure belongs to a handful of acts, and not to half an hour of them.
+//! The kinds are dealt like cards: each comes once before one comes again.
 
 use std::time::Duration;
 
