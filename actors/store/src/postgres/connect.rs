@@ -15,12 +15,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use deadpool_postgres::ClientWrapper;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_postgres::config::{SslMode as Encryption, TargetSessionAttrs};
-use tokio_postgres::{AsyncMessage, CancelToken, Client, Error};
+use tokio_postgres::{AsyncMessage, CancelToken, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
@@ -56,8 +56,8 @@ pub(super) struct Connector {
 /// A connection. Dropping it closes the socket at once: a graceful close would have to pass through a connection in an
 /// unknown state, and would wait forever on a frozen server.
 pub(super) struct Connection {
-    pub(super) client: Client,
-    driver: AbortHandle,
+    /// Ends the task that moves its bytes when it is dropped.
+    pub(super) client: ClientWrapper,
     tls: MakeRustlsConnect,
     source: Arc<AccessSource>,
     generation: u64,
@@ -169,10 +169,9 @@ impl Connector {
             config.ssl_mode(attempt.encryption());
             let error = match config.connect(access.tls.clone()).await {
                 Ok((client, connection)) => {
-                    let driver = tokio::spawn(drive(connection)).abort_handle();
+                    let client = ClientWrapper::new(client, tokio::spawn(drive(connection)));
                     let connection = Connection {
                         client,
-                        driver,
                         tls: access.tls.clone(),
                         source: Arc::clone(&self.source),
                         generation: access.generation,
@@ -251,6 +250,11 @@ impl Connection {
         Instant::now() >= self.expires || self.generation != self.source.generation()
     }
 
+    /// Whether a server process belongs to it for as long as it lives, so that statements can stay prepared.
+    pub(super) fn is_direct(&self) -> bool {
+        !self.is_pooled
+    }
+
     pub(super) fn canceler(&self) -> Canceler {
         Canceler { token: self.client.cancel_token(), tls: self.tls.clone() }
     }
@@ -274,12 +278,6 @@ impl Connection {
 impl Canceler {
     pub(super) async fn cancel(self) -> Result<(), Error> {
         self.token.cancel_query(self.tls).await
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
     }
 }
 

@@ -103,7 +103,8 @@ impl PostgresReader {
     ) -> Result<Snapshot<T>, ReadError> {
         let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(error).to_string()))?;
         let mut guard = CancelOnDrop { object: Some(object) };
-        let client = &mut guard.object.as_mut().expect("the connection is taken only at the end").client;
+        let connection = guard.object.as_mut().expect("the connection is taken only at the end");
+        let (is_direct, client) = (connection.is_direct(), &mut connection.client);
         let reading = async {
             let transaction = client
                 .build_transaction()
@@ -112,7 +113,13 @@ impl PostgresReader {
                 .start()
                 .await?;
             let limit = self.limit();
-            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), transaction.query(LANES_SQL, &[]));
+            let lanes = async {
+                match is_direct {
+                    true => transaction.query(&transaction.prepare_cached(LANES_SQL).await?, &[]).await,
+                    false => transaction.query(LANES_SQL, &[]).await,
+                }
+            };
+            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), lanes);
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
             let value = work(&transaction).await?;
