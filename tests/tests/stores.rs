@@ -1070,6 +1070,78 @@ async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_a
 }
 
 #[tokio::test]
+async fn a_large_default_partition_delays_no_writer_and_the_next_days_get_their_partitions() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    let (_, _, mut flusher) = started(&on).await;
+    // Partitions could not be created for days, and the default partition took everything.
+    on.execute(
+        "INSERT INTO logs SELECT n, now() - make_interval(mins => n % 1440), 9, 's', 'h', repeat('x', 90), NULL \
+         FROM generate_series(1, 1000000) n",
+    )
+    .await;
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let insert = {
+        let (ended, client) = (Arc::clone(&ended), postgres::connect(on.url()).await);
+        client.batch_execute("SET lock_timeout = '2s'").await.unwrap();
+        tokio::spawn(async move {
+            let mut written = 0_u64;
+            while !ended.load(Ordering::Relaxed) {
+                client.batch_execute("INSERT INTO logs VALUES (1, now(), 9, 's', 'h', 'm', NULL)").await.unwrap();
+                written += 1;
+            }
+            written
+        })
+    };
+    let flush = {
+        let ended = Arc::clone(&ended);
+        tokio::spawn(async move {
+            let (mut feed, mut flushed) = (Feed::new(0), 0);
+            while !ended.load(Ordering::Relaxed) {
+                let now = Record { ts_us: now_us(), ..record("m") };
+                flusher.flush(&feed.batch(&[&[now]])).await.unwrap();
+                flushed += 1;
+            }
+            flushed
+        })
+    };
+    let failed = maintain_at(&on.store, now_us()).await;
+    let failed = [failed, maintain_at(&on.store, now_us()).await].concat();
+    ended.store(true, Ordering::Relaxed);
+    assert!(insert.await.unwrap() > 0);
+    let flushed: i64 = flush.await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE id >= 1::bigint << 44").await, flushed);
+    assert_eq!(on.number(PARTITIONS).await, 1 + 3, "tomorrow and two more days: {failed:#?}");
+    assert_eq!(failed.len(), 2, "{failed:#?}");
+    for failure in failed {
+        assert!(failure.starts_with("partitions: ") && failure.contains("Large default partition"), "{failure}");
+    }
+    assert_eq!(on.number("SELECT count(*) FROM pg_constraint WHERE conname = 'logweir_next_partitions'").await, 0);
+}
+
+#[tokio::test]
+async fn a_record_of_a_day_whose_partition_is_being_created_waits_for_it_even_if_the_process_is_killed() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    let (writer, _, mut flusher) = started(&on).await;
+    on.execute(
+        "ALTER TABLE logs_default ADD CONSTRAINT logweir_next_partitions CHECK (ts < now() + '1 day') NOT VALID",
+    )
+    .await;
+    let batch = Feed::new(0).batch(&[&[record("m"), Record { ts_us: now_us() + 3 * DAY_US, ..record("m") }]]);
+    let refused = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_transient(&refused), "{refused}");
+    assert_maintained(&on.store).await;
+    flusher.flush(&batch).await.unwrap();
+    on.assert_whole(writer, 2).await;
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+}
+
+#[tokio::test]
 async fn nothing_is_deleted_while_the_clocks_differ() {
     let on = Fixture::postgres().await;
     let (_, _, mut flusher) = started(&on).await;

@@ -7,11 +7,17 @@ use tokio_postgres::{Client, Error};
 use super::connect::{describe, failed, failure};
 use crate::error::StoreError;
 
-/// Limits of a transaction of maintenance. Locks that flushes need are waited for half a second at most, and a frozen
-/// process loses its session.
-const BEGIN_SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '500ms'; \
-    SET LOCAL statement_timeout = '60s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '15s'";
+/// Limits of the statements of a transaction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// How long each may wait for a lock. What flushes need waits in turn behind it.
+    pub(super) lock_ms: u32,
+    /// How long each may take.
+    pub(super) statement_s: u32,
+}
+
+/// The limits of maintenance.
+const LIMITS: Limits = Limits { lock_ms: 500, statement_s: 60 };
 
 /// A table with its schema; displayed quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +61,23 @@ pub(super) async fn in_transaction<T>(
     what: &str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, StoreError> {
-    client.batch_execute(BEGIN_SQL).await.map_err(|error| ddl_failure(what, &error))?;
+    in_transaction_with(LIMITS, client, what, work).await
+}
+
+/// Runs `work` in a transaction whose session ends with its owner: a frozen process loses it.
+pub(super) async fn in_transaction_with<T>(
+    limits: Limits,
+    client: &Client,
+    what: &str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, StoreError> {
+    let Limits { lock_ms, statement_s } = limits;
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_ms}ms'; \
+         SET LOCAL statement_timeout = '{statement_s}s'; \
+         SET LOCAL idle_in_transaction_session_timeout = '15s'"
+    );
+    client.batch_execute(&begin).await.map_err(|error| ddl_failure(what, &error))?;
     let done = match work.await {
         Ok(done) => client.batch_execute("COMMIT").await.map(|()| done),
         Err(error) => Err(error),
@@ -93,7 +115,7 @@ fn to_do(code: &str, text: &str) -> &'static str {
             "if logs was renamed, rename it back, or give its partitions and indexes other names as well; logweir then creates \
              a new table"
         }
-        "2BP01" => "drop what depends on it, or drop it yourself with CASCADE",
+        "2BP01" => "drop the objects that depend on it, or drop the table yourself with CASCADE",
         _ => "",
     }
 }

@@ -9,6 +9,10 @@
 //! What remains are numbers beyond `numeric` (1e400000), characters that the database's encoding lacks, and records
 //! that were journaled before the parser sanitized them. These fail in the types' input functions.
 
+/// The constraint that maintenance puts on a large default partition for a while, before it creates the partitions of the
+/// next days. A row that it refuses has its partition soon.
+pub const FUTURE_CHECK: &str = "logweir_next_partitions";
+
 /// The class of a server error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -67,6 +71,7 @@ pub fn blame(sqlstate: &str, constraint: Option<&str>, table: Option<&str>) -> B
         // better one during the COPY; the retry finds it.
         "23514" if constraint.is_none() && table == Some("logs") => Blame::Nothing(Class::Systemic),
         "23514" if constraint.is_none() && table.is_some() => Blame::Nothing(Class::Transient),
+        "23514" if constraint == Some(FUTURE_CHECK) => Blame::Nothing(Class::Transient),
         // Canceled (statement_timeout), out of memory, a configured limit.
         "57014" | "53200" | "53400" => Blame::Batch,
         // Damaged data or index.
@@ -197,6 +202,7 @@ mod tests {
     fn a_users_check_constraint_blames_the_row_and_a_partition_bound_does_not() {
         assert_eq!(blame("23514", Some("service_known"), Some("logs")), Blame::Row);
         assert_eq!(blame("23514", None, None), Blame::Row, "raised by a trigger");
+        assert_eq!(blame("23514", Some(FUTURE_CHECK), Some("logs_default")), Blame::Nothing(Class::Transient));
         assert_eq!(blame("23514", None, Some("logs")), Blame::Nothing(Class::Systemic));
         assert_eq!(blame("23514", None, Some("logs_default")), Blame::Nothing(Class::Transient));
     }

@@ -6,6 +6,7 @@
 //! - Indexes have a lock and a connection of their own, since a build can take hours.
 //! - Days and expiry go by the database's clock.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,6 +34,10 @@ const STEP_LIMIT: Duration = Duration::from_secs(600);
 
 /// A holder of the lock on maintenance that sends nothing for this long is frozen.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// The first interval after which creating partitions is tried again, and the longest.
+const POSTPONED_FIRST: Duration = Duration::from_mins(4);
+const POSTPONED_MAX: Duration = Duration::from_hours(1);
 
 /// The step that opens a connection.
 const CONNECTION: &str = "connection";
@@ -83,9 +88,44 @@ const STEPS: [(Step, &str); 9] = [
     (Step::Takeovers, "takeovers"),
 ];
 
+/// When creating partitions is tried again after a lock or a time limit ended an attempt: each locks the default
+/// partition for a moment, or refuses its rows of future days while it is read. Partitions are created days ahead.
+#[derive(Debug, Default)]
+pub(super) struct Postponed(Mutex<Option<Postponement>>);
+
+#[derive(Debug)]
+struct Postponement {
+    until: Instant,
+    after: Duration,
+    error: String,
+}
+
+impl Postponed {
+    /// Fails as the last attempt did, until the next one is due.
+    fn check(&self, now: Instant) -> Result<(), StoreError> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Postponement { until, error, .. }) if now < *until => Err(StoreError::Transient(error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in the outcome of an attempt.
+    fn observe(&self, result: &Result<(), StoreError>, now: Instant) {
+        let mut postponed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *postponed = match result {
+            Err(StoreError::Transient(error)) => {
+                let after = postponed.take().map_or(POSTPONED_FIRST, |last| (2 * last.after).min(POSTPONED_MAX));
+                Some(Postponement { until: now + after, after, error: error.clone() })
+            }
+            _ => None,
+        };
+    }
+}
+
 /// What a round knows.
-struct Round {
+struct Round<'s> {
     settings: RetentionSettings,
+    partitions: &'s Postponed,
     /// This process's clock when the round began, and the moment itself.
     process_us: i64,
     began: Instant,
@@ -102,8 +142,13 @@ struct Session<'c> {
 }
 
 /// Runs a round, unless another process is doing so.
-pub(super) async fn round(connector: &Connector, settings: RetentionSettings, now_us: i64) -> Vec<MaintenanceStep> {
-    let mut round = Round { settings, process_us: now_us, began: Instant::now(), first_kept: None };
+pub(super) async fn round(
+    connector: &Connector,
+    settings: RetentionSettings,
+    partitions: &Postponed,
+    now_us: i64,
+) -> Vec<MaintenanceStep> {
+    let mut round = Round { settings, partitions, process_us: now_us, began: Instant::now(), first_kept: None };
     let mut steps = Vec::new();
     let mut session = match Session::open(connector, "logweir/maintain", "maintain").await {
         Ok(Some(session)) => session,
@@ -156,7 +201,7 @@ pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSett
     steps
 }
 
-impl Round {
+impl Round<'_> {
     /// Runs a step. Returns whether it is due.
     async fn run(&mut self, step: Step, client: &Client) -> Result<bool, StoreError> {
         if step == Step::Encoding {
@@ -171,7 +216,10 @@ impl Round {
             (Step::ReplicaIdentity, _) => set_replica_identity(client, &logs).await,
             (Step::Partitions, _) if is_partitioned => {
                 let today = database_us(client).await?.div_euclid(DAY_US);
-                make_partitions(client, logs, DAYS_AHEAD.map(|day| today + day)).await
+                self.partitions.check(Instant::now())?;
+                let made = make_partitions(client, logs, today, DAYS_AHEAD).await;
+                self.partitions.observe(&made, Instant::now());
+                made
             }
             (Step::Policies, _) if is_hypertable => {
                 let Self { settings, .. } = self;
@@ -291,5 +339,35 @@ impl<'c> Session<'c> {
             let unlock = "SELECT pg_advisory_unlock(hashtextextended($1, 0))";
             let _ = connection.client.execute(unlock, &[&self.key]).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn creating_partitions_is_tried_again_at_growing_intervals() {
+        let (postponed, begin) = (Postponed::default(), Instant::now());
+        let at = |minutes: u64| begin + Duration::from_mins(minutes);
+        let locked = || Err(StoreError::Transient("a lock".to_owned()));
+        // A round every five minutes.
+        let tried: Vec<u64> = (0..200)
+            .step_by(5)
+            .filter(|&minute| {
+                let due = postponed.check(at(minute)).is_ok();
+                if due {
+                    postponed.observe(&locked(), at(minute));
+                }
+                due
+            })
+            .collect();
+        assert_eq!(tried, [0, 5, 15, 35, 70, 130, 190]);
+        assert!(postponed.check(at(195)).unwrap_err().to_string().contains("a lock"), "it still fails");
+        postponed.observe(&Err(StoreError::Systemic("a name that is taken".to_owned())), at(250));
+        assert!(postponed.check(at(250)).is_ok(), "the others cost nothing");
+        postponed.observe(&locked(), at(250));
+        postponed.observe(&Ok(()), at(255));
+        assert!(postponed.check(at(255)).is_ok());
     }
 }

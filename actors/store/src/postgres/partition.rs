@@ -1,24 +1,44 @@
 //! Daily partitions: created ahead of time, dropped when they are past their retention.
 //!
 //! - A partition is created as a plain table and attached, which does not block flushes; `CREATE … PARTITION OF` would.
-//!   Rows of its day that are already in the default partition move in the same transaction.
+//! - ATTACH locks the default partition and reads it whole, to be sure that it has no row of the day. Today's records may
+//!   go there, so it is locked for a second at most per attempt. A small one is read within that time, and a few rows of
+//!   the day move in the same transaction.
+//! - A large one is read before, without a lock that writers wait for: a CHECK that excludes the days is added NOT VALID
+//!   and validated, and ATTACH then reads nothing. Meanwhile the default partition refuses rows of these days, which the
+//!   lanes try again ([`FUTURE_CHECK`]); so it is done for future days without any row only.
+//! - A day of which a large default partition has rows stays there, and expires by rows. Refused: moving them in several
+//!   transactions, since a query would not find those that have left the default partition.
 //! - It is made as `logs` is now, with the columns, constraints and partitions that an operator added. Nothing relies on
 //!   the names of partitions where their bounds tell more.
-//! - ATTACH reads the whole default partition once (for rows of the day) and blocks old events meanwhile. The default
-//!   partition is small unless old logs are being imported.
+
+use std::time::Duration;
 
 use logweir_record::timestamp::{self, DAY_US};
+use tokio::time::Instant;
 use tokio_postgres::types::Oid;
 use tokio_postgres::{Client, Error};
 
 use super::connect::failed;
-use super::ddl::{Relation, in_transaction, quoted};
+use super::ddl::{Limits, Relation, in_transaction, in_transaction_with, quoted};
+use super::error_class::FUTURE_CHECK;
 use super::types::Time;
 use crate::error::StoreError;
 
 /// Rows per DELETE statement, and time for the statements of one step.
 const DELETE_ROWS: u64 = 10_000;
-const DELETE_FOR: std::time::Duration = std::time::Duration::from_secs(240);
+const DELETE_FOR: Duration = Duration::from_secs(240);
+
+/// How long the default partition may be locked per attempt to create a partition.
+const LOCKED_MAX: Duration = Duration::from_secs(1);
+/// Size up to which the default partition is read within that time.
+const READ_BYTES_MAX: i64 = 128 << 20;
+/// Rows that move within that time.
+const MOVED_ROWS_MAX: i64 = 10_000;
+/// Time for reading a large default partition, while writers go on.
+const VALIDATE_LIMITS: Limits = Limits { lock_ms: 500, statement_s: 300 };
+/// Attempts to drop [`FUTURE_CHECK`], half a second each.
+const DROP_CHECK_ATTEMPTS: u32 = 10;
 
 /// Name of the default partition, unless another table has it.
 const DEFAULT_NAME: &str = "logs_default";
@@ -182,12 +202,50 @@ fn is_daily(name: &str) -> bool {
     name.strip_prefix("logs_p").is_some_and(|day| day.len() == 8 && day.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Creates the default partition if there is none, then the partitions of `days`. One that cannot be created does not
-/// keep the others from being created.
+/// How the partition of a missing day is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Its rows move from the default partition, which ATTACH reads.
+    Move,
+    /// The default partition is read before, and has no row of it.
+    Check,
+    /// Not: its rows stay in the default partition.
+    Leave,
+    /// Not, and nobody misses it: a large default partition, and a past day without rows.
+    Skip,
+}
+
+/// Decides how the partition of `day` is created beside a default partition of this size that has `rows` of it. Pure.
+fn way(day: i64, today: i64, rows: i64, default_bytes: i64) -> Way {
+    match (default_bytes <= READ_BYTES_MAX, rows) {
+        (true, ..=MOVED_ROWS_MAX) => Way::Move,
+        (false, 0) if day > today => Way::Check,
+        (false, 0) if day < today => Way::Skip,
+        _ => Way::Leave,
+    }
+}
+
+/// The condition that no row is of `days`, which are in order. Pure.
+fn outside(days: &[i64]) -> String {
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for &day in days {
+        match ranges.last_mut() {
+            Some((_, end)) if *end == day => *end = day + 1,
+            _ => ranges.push((day, day + 1)),
+        }
+    }
+    let at = |day: i64| timestamp::text(day * DAY_US);
+    let outside = |&(from, to): &(i64, i64)| format!("(ts < '{}' OR ts >= '{}')", at(from), at(to));
+    ranges.iter().map(outside).collect::<Vec<_>>().join(" AND ")
+}
+
+/// Creates the default partition if there is none, then the partitions of `days` around `today`. One that cannot be
+/// created does not keep the others from being created, unless a lock or a time limit ended the attempt.
 pub(super) async fn make_partitions(
     client: &Client,
     mut logs: Logs,
-    days: impl Iterator<Item = i64>,
+    today: i64,
+    days: std::ops::RangeInclusive<i64>,
 ) -> Result<(), StoreError> {
     let mut failures = Vec::new();
     if logs.default.is_none() {
@@ -196,18 +254,118 @@ pub(super) async fn make_partitions(
             Err(error) => failures.push(error),
         }
     }
+    if let Some(default) = &logs.default {
+        // Of an attempt that was interrupted.
+        drop_check(client, default).await?;
+    }
     let partitions = logs.partitions(client).await?;
-    for day in days {
-        // Also a partition of another size, or one whose name the operator chose.
+    // Also a partition of another size, or one whose name the operator chose, counts for its days.
+    let has_one = |day: i64| {
         let (from_us, to_us) = (day * DAY_US, (day + 1) * DAY_US);
-        if partitions.iter().any(|partition| partition.from_us < to_us && from_us < partition.to_us) {
-            continue;
+        partitions.iter().any(|partition| partition.from_us < to_us && from_us < partition.to_us)
+    };
+    let (mut empty, mut left) = (Vec::new(), Vec::new());
+    for day in days.map(|day| today + day).filter(|&day| !has_one(day)) {
+        let (rows, bytes) = match &logs.default {
+            Some(default) => in_default(client, default, day).await?,
+            None => (0, 0),
+        };
+        match way(day, today, rows, bytes) {
+            Way::Move => match make_partition(client, &logs, day).await {
+                Ok(()) => {}
+                Err(error @ StoreError::Transient(_)) => return Err(error),
+                Err(error) => failures.push(error),
+            },
+            Way::Check => empty.push(day),
+            Way::Leave => left.push(day),
+            Way::Skip => {}
         }
-        if let Err(error) = make_partition(client, &logs, day).await {
-            failures.push(error);
+    }
+    if let Some(default) = logs.default.as_ref().filter(|_| !empty.is_empty()) {
+        let made = make_empty_partitions(client, &logs, default, &empty).await;
+        // Whatever happened: nothing is refused for longer than it has to be.
+        let dropped = drop_check(client, default).await;
+        match made.and(dropped) {
+            Err(error @ StoreError::Transient(_)) => return Err(error),
+            done => failures.extend(done.err()),
+        }
+    }
+    if let (Some(default), Some(day)) = (&logs.default, left.first()) {
+        let (day, others) = (timestamp::text(day * DAY_US), left.len() - 1);
+        let others = if others > 0 { format!(" (and of {others} more days)") } else { String::new() };
+        failures.push(StoreError::Systemic(format!(
+            "records of the day that begins at {}{others} stay in {default}, because there are too many to move them while \
+             others are written; they are found, and expire, more slowly than in a partition of their own. The next days get \
+             their partitions, so nothing has to be done; to divide {default} see \"Large default partition\" in operations.md",
+            day.trim_end_matches(".000000Z")
+        )));
+    }
+    first(failures)
+}
+
+/// The number of rows of `day` in the default partition, up to one more than can move, and its size in bytes.
+async fn in_default(client: &Client, default: &Relation, day: i64) -> Result<(i64, i64), StoreError> {
+    let sql = format!(
+        "SELECT (SELECT count(*) FROM (SELECT FROM {default} WHERE ts >= $1 AND ts < $2 LIMIT {MOVED_ROWS_MAX} + 1) found), \
+         (SELECT coalesce(sum(pg_relation_size(relid)), 0)::bigint FROM pg_partition_tree($3::text::regclass))"
+    );
+    let (from, to) = (Time(day * DAY_US), Time((day + 1) * DAY_US));
+    let name = default.to_string();
+    let what = format!("counting rows in {default}");
+    let row = in_transaction(client, &what, async { client.query_one(&sql, &[&from, &to, &name]).await }).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Creates the partitions of future `days` of which the default partition has no rows, without locking it while it is
+/// read. Leaves [`FUTURE_CHECK`] behind.
+async fn make_empty_partitions(
+    client: &Client,
+    logs: &Logs,
+    default: &Relation,
+    days: &[i64],
+) -> Result<(), StoreError> {
+    let what = format!("making sure that {default} has no records of the next days");
+    let add = format!("ALTER TABLE {default} ADD CONSTRAINT {FUTURE_CHECK} CHECK ({}) NOT VALID", outside(days));
+    in_transaction(client, &what, client.batch_execute(&add)).await?;
+    let validate = format!("ALTER TABLE {default} VALIDATE CONSTRAINT {FUTURE_CHECK}");
+    match in_transaction_with(VALIDATE_LIMITS, client, &what, client.batch_execute(&validate)).await {
+        // The client's limit of a step, or a row that came in just before the constraint: see the next round.
+        Err(StoreError::Systemic(text)) => return Err(StoreError::Transient(text)),
+        done => done?,
+    }
+    let mut failures = Vec::new();
+    for &day in days {
+        match make_partition(client, logs, day).await {
+            Ok(()) => {}
+            Err(error @ StoreError::Transient(_)) => return Err(error),
+            Err(error) => failures.push(error),
         }
     }
     first(failures)
+}
+
+/// Drops [`FUTURE_CHECK`] if it is there.
+async fn drop_check(client: &Client, default: &Relation) -> Result<(), StoreError> {
+    let what = format!("dropping constraint {FUTURE_CHECK} of {default}");
+    let found = format!(
+        "SELECT EXISTS (SELECT FROM pg_constraint WHERE conname = '{FUTURE_CHECK}' AND conrelid = $1::text::regclass)"
+    );
+    let drop = format!("ALTER TABLE {default} DROP CONSTRAINT IF EXISTS {FUTURE_CHECK}");
+    let mut attempt = 1;
+    loop {
+        let dropping = in_transaction(client, &what, async {
+            match client.query_one(&found, &[&default.to_string()]).await?.get(0) {
+                true => client.batch_execute(&drop).await,
+                false => Ok(()),
+            }
+        });
+        match dropping.await {
+            // Somebody reads it.
+            Err(StoreError::Transient(_)) if attempt < DROP_CHECK_ATTEMPTS => attempt += 1,
+            done => return done,
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 /// The first failure, with the number of the others.
@@ -259,7 +417,7 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
     if exists {
         return Err(StoreError::Systemic(format!(
             "the table {name} exists, but is no partition of logs, so the records of its day stay in the default partition: \
-             attach it, or rename it and logweir creates another"
+             attach it, or rename it so that logweir can create its own"
         )));
     }
     let what = format!("creating partition {name}");
@@ -268,9 +426,12 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
         let later = logs.not_valid(client).await?;
         logs.create_like(client, &name, &later).await?;
         let mut moved = 0;
+        let mut locked = None;
         if let Some(default) = &logs.default {
             // Locked before it is read, so that no row is inserted between the move and the ATTACH.
             client.batch_execute(&format!("LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE")).await?;
+            locked = Some(Instant::now());
+            limit(client, locked).await?;
             let of_day = format!("ts >= '{from}' AND ts < '{to}'");
             let found = client.query_one(&format!("SELECT EXISTS (SELECT FROM {default} WHERE {of_day})"), &[]).await?;
             // A DELETE that finds nothing still needs a replica identity if the table is published.
@@ -280,6 +441,7 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
                     "WITH moved AS (DELETE FROM {default} WHERE {of_day} RETURNING {columns}) \
                      INSERT INTO {name} ({columns}) SELECT {columns} FROM moved"
                 );
+                limit(client, locked).await?;
                 moved = client.execute(&sql, &[]).await?;
             }
         }
@@ -287,6 +449,7 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
             let add = format!("ALTER TABLE {name} ADD CONSTRAINT {} {definition}", quoted(constraint));
             client.batch_execute(&add).await?;
         }
+        limit(client, locked).await?;
         let attach =
             format!("ALTER TABLE {} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')", logs.table);
         client.batch_execute(&attach).await?;
@@ -295,6 +458,13 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
     .await?;
     tracing::info!(name = %name, moved_rows = moved, "created a partition");
     Ok(())
+}
+
+/// Limits the next statement to what is left of the time that the default partition may be locked.
+async fn limit(client: &Client, locked: Option<Instant>) -> Result<(), Error> {
+    let Some(locked) = locked else { return Ok(()) };
+    let left = LOCKED_MAX.saturating_sub(locked.elapsed()).max(Duration::from_millis(1));
+    client.batch_execute(&format!("SET LOCAL statement_timeout = '{}ms'", left.as_millis())).await
 }
 
 /// Drops the partitions of days before `first_kept`. Only those that logweir has created, by their names and bounds: one
@@ -341,7 +511,7 @@ pub(super) async fn delete_before(
         "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE {column} < $1 LIMIT {DELETE_ROWS}))"
     );
     let found = format!("SELECT EXISTS (SELECT FROM {table} WHERE {column} < $1)");
-    let until = tokio::time::Instant::now() + DELETE_FOR;
+    let until = Instant::now() + DELETE_FOR;
     loop {
         let deleted = in_transaction(client, &what, async {
             // A DELETE that finds nothing still needs a replica identity if the table is published.
@@ -356,7 +526,7 @@ pub(super) async fn delete_before(
         if deleted < DELETE_ROWS {
             return Ok(());
         }
-        if tokio::time::Instant::now() >= until {
+        if Instant::now() >= until {
             return Ok(()); // the next round continues
         }
     }
@@ -405,6 +575,30 @@ pub(super) async fn prune_takeovers(client: &Client, kept: i64) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_large_default_partition_has_stays_there_and_future_days_get_their_partitions() {
+        const TODAY: i64 = 20_000;
+        let small = READ_BYTES_MAX;
+        for day in TODAY - 1..=TODAY + 3 {
+            assert_eq!(way(day, TODAY, 0, small), Way::Move);
+            assert_eq!(way(day, TODAY, MOVED_ROWS_MAX, small), Way::Move);
+            assert_eq!(way(day, TODAY, MOVED_ROWS_MAX + 1, small), Way::Leave);
+            assert_eq!(way(day, TODAY, 1, small + 1), Way::Leave);
+        }
+        assert_eq!(way(TODAY + 1, TODAY, 0, small + 1), Way::Check);
+        assert_eq!(way(TODAY, TODAY, 0, small + 1), Way::Leave, "its records would be refused for a while");
+        assert_eq!(way(TODAY - 1, TODAY, 0, small + 1), Way::Skip);
+    }
+
+    #[test]
+    fn days_in_a_row_are_one_range() {
+        let day = |day: i64| timestamp::text(day * DAY_US);
+        let range = |from, to| format!("(ts < '{}' OR ts >= '{}')", day(from), day(to));
+        assert_eq!(outside(&[7]), range(7, 8));
+        assert_eq!(outside(&[7, 8, 9]), range(7, 10));
+        assert_eq!(outside(&[7, 9]), format!("{} AND {}", range(7, 8), range(9, 10)));
+    }
 
     #[test]
     fn only_names_with_a_day_are_daily() {
