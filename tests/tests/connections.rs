@@ -457,6 +457,111 @@ async fn connections_are_replaced_when_they_are_old() {
     .await;
 }
 
+/// A database whose owner, `limited`, is no superuser, so that limits concern it.
+async fn owned(server: &Server) -> Database {
+    let admin = postgres::connect(&server.url("postgres")).await;
+    admin.batch_execute("CREATE ROLE limited LOGIN PASSWORD 'one'").await.unwrap();
+    admin.batch_execute("CREATE DATABASE owned OWNER limited").await.unwrap();
+    database(&format!("postgres://limited:one@127.0.0.1:{}/owned", server.port()))
+}
+
+fn log(server: &Server) -> String {
+    std::fs::read_to_string(server.socket_dir().join("log")).unwrap()
+}
+
+/// Processes of the lane's connection, without the one that opens the lane.
+async fn lane_processes(admin: &tokio_postgres::Client, feed: &Feed) -> Vec<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE $1 AND application_name NOT LIKE '%/open'";
+    let rows = admin.query(sql, &[&format!("logweir/{}/0/%", feed.writer.simple())]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test]
+async fn a_lane_keeps_its_old_connection_while_the_role_may_have_no_other() {
+    let server = start(Options::default()).await;
+    let mut database = owned(&server).await;
+    database.connection_age_max_s = 1;
+    let store = store::open(&database).unwrap();
+    store.store().prepare().await.unwrap();
+    let mut feed = Feed::start(&store.store()).await.unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    admin.batch_execute("ALTER ROLE limited CONNECTION LIMIT 1").await.unwrap();
+    let before = lane_processes(&admin, &feed).await;
+    until(async || {
+        feed.flush().await.unwrap();
+        log(&server).contains("too many connections for role")
+    })
+    .await;
+    for _ in 0..10 {
+        feed.flush().await.unwrap();
+    }
+    assert_eq!(lane_processes(&admin, &feed).await, before, "it stores over the same connection");
+
+    admin.batch_execute("ALTER ROLE limited CONNECTION LIMIT -1").await.unwrap();
+    until(async || {
+        feed.flush().await.unwrap();
+        lane_processes(&admin, &feed).await.iter().all(|pid| !before.contains(pid))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_query_keeps_its_old_connection_while_the_role_may_have_no_other() {
+    let server = start(Options::default()).await;
+    let mut database = owned(&server).await;
+    (database.connection_age_max_s, database.pool_size) = (1, 1);
+    let store = store::open(&database).unwrap();
+    store.store().prepare().await.unwrap();
+    let reader = reader(&store);
+    read(&reader).await.unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    // As if another program took each place as soon as it is free.
+    admin.batch_execute("ALTER ROLE limited CONNECTION LIMIT 0").await.unwrap();
+    until(async || {
+        read(&reader).await.unwrap();
+        log(&server).contains("too many connections for role")
+    })
+    .await;
+    for _ in 0..10 {
+        read(&reader).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_the_server_does_not_know_yet_ends_no_connection() {
+    let server = start(Options { hba: vec!["host all limited all scram-sha-256"], ..Options::default() }).await;
+    let mut database = owned(&server).await;
+    let DatabaseUrl::Postgres(url) = database.url.clone() else { unreachable!() };
+    let dir = tempfile::tempdir().unwrap();
+    database.url_file = Some(write(dir.path(), "url", &url));
+    let store = store::open(&database).unwrap();
+    store.store().prepare().await.unwrap();
+    let mut feed = Feed::start(&store.store()).await.unwrap();
+    let reader = reader(&store);
+    feed.flush().await.unwrap();
+    read(&reader).await.unwrap();
+    let admin = postgres::connect(&server.url("postgres")).await;
+    let before = lane_processes(&admin, &feed).await;
+
+    write(dir.path(), "url", &url.replace(":one@", ":two@"));
+    let error = store.store().prepare().await.unwrap_err();
+    assert!(error.to_string().contains("28P01"), "{error}");
+    for _ in 0..3 {
+        feed.flush().await.unwrap();
+        read(&reader).await.unwrap();
+    }
+    assert_eq!(lane_processes(&admin, &feed).await, before);
+
+    admin.batch_execute("ALTER ROLE limited PASSWORD 'two'").await.unwrap();
+    store.store().prepare().await.unwrap();
+    until(async || {
+        feed.flush().await.unwrap();
+        read(&reader).await.unwrap();
+        lane_processes(&admin, &feed).await.iter().all(|pid| !before.contains(pid))
+    })
+    .await;
+}
+
 /// Whether there is a PgBouncer; says so if not.
 fn has_pooler() -> bool {
     let installed = pooler::program().is_some();
@@ -506,6 +611,8 @@ async fn a_pooler_is_refused_for_storing_exactly_if_it_shares_server_connections
         ("statement", "", true),
         ("session", "", false),
         ("session", "server_round_robin = 1", false),
+        // One client and the one that checks the pooler.
+        ("session", "default_pool_size = 2", false),
     ] {
         for idle in [0, 4] {
             let pooler = pooler(&server, mode, lines).await;

@@ -2,8 +2,9 @@
 //!
 //! - A password or certificate is rotated by rewriting its file. Nothing watches the files: a connection lives for a
 //!   limited time, so each change is seen within that time, or when the server ends the old connections.
-//! - The first connection that finds a change begins a new *generation*; connections of earlier ones count as expired.
-//!   Otherwise some lanes would stay on the old server while others store on the new one.
+//! - The first connection that is opened with a change begins a new *generation*; connections of earlier ones are to be
+//!   replaced. Otherwise some lanes would stay on the old server while others store on the new one. A change with which
+//!   no connection can be opened (a password that the server does not know yet) begins none.
 //! - Files that cannot be used (half written, removed) leave what was read before in use.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -76,6 +77,8 @@ pub(super) struct AccessSource {
 
 struct Latest {
     access: Arc<Access>,
+    /// The latest generation of which a connection was opened.
+    begun: u64,
     contents: u64,
     /// Why the files cannot be used now.
     problem: Option<String>,
@@ -93,7 +96,7 @@ impl AccessSource {
         let string = parse(url_key, text)?;
         let contents = contents(text, &string, ca_file.as_deref());
         let access = Arc::new(access(string, ca_file.as_deref(), 1)?);
-        let latest = Mutex::new(Latest { access, contents, problem: None });
+        let latest = Mutex::new(Latest { access, begun: 0, contents, problem: None });
         Ok(Self { url_key, text: text.to_owned(), file, ca_file, latest })
     }
 
@@ -116,7 +119,7 @@ impl AccessSource {
             Ok(None) => latest.problem = None,
             Ok(Some((access, contents))) => {
                 tracing::info!(key = self.url_key.path(), "the database's URL, password or certificates have changed");
-                *latest = Latest { access, contents, problem: None };
+                *latest = Latest { access, contents, problem: None, begun: latest.begun };
             }
             Err(problem) if latest.problem.as_ref() == Some(&problem) => {}
             Err(problem) => {
@@ -128,8 +131,15 @@ impl AccessSource {
         Arc::clone(&latest.access)
     }
 
+    /// Notes that a connection of `generation` was opened.
+    pub(super) fn begin(&self, generation: u64) {
+        let mut latest = self.latest();
+        latest.begun = latest.begun.max(generation);
+    }
+
+    /// The latest generation of which a connection was opened.
     pub(super) fn generation(&self) -> u64 {
-        self.latest().access.generation
+        self.latest().begun
     }
 
     fn latest(&self) -> MutexGuard<'_, Latest> {

@@ -4,15 +4,16 @@
 //!   by name.
 //! - A connection is never reused after an error or a timeout: an abandoned COPY leaves it unusable, and a
 //!   demoted primary still answers `SELECT 1`.
-//! - A connection expires: after a while, or when its password, certificates or URL have changed. The next one resolves
-//!   names and reads files again, so that nothing stays on an old server.
+//! - A connection is due for replacement after a while, or when its password, certificates or URL have changed. The next
+//!   one resolves names and reads files again, so that nothing stays on an old server. If no other one can be opened (the
+//!   server is full, the password was not changed there yet), the one in use works and stays.
 //! - TLS follows `sslmode` as in libpq. Differences, each of them stricter: with a CA file, `prefer` does not fall back to
 //!   plain text because of a certificate; `verify-full` without one trusts the system's CAs.
 //! - Settings of the session are made only on a direct connection: behind a pooler they would reach other clients.
 
 use std::error::Error as _;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
@@ -38,6 +39,13 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// How long a pooler that was found to assign connections per session is believed to do so.
 const POOLER_BELIEVED: Duration = Duration::from_secs(600);
 
+/// Time until the check of a pooler is repeated that failed, although an earlier one succeeded.
+const POOLER_CHECKED_AGAIN: Duration = Duration::from_secs(60);
+
+/// First and greatest time for which a connection stays in use because no other one could be opened.
+const KEPT_MIN: Duration = Duration::from_secs(10);
+const KEPT_MAX: Duration = Duration::from_secs(600);
+
 /// Time between two notices of a connection that are logged.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -47,10 +55,18 @@ const CONNECTING: &str = "connecting to the database";
 #[derive(Clone)]
 pub(super) struct Connector {
     source: Arc<AccessSource>,
-    /// Pooler of this generation that assigns connections per session, and when that was found out.
-    pooler: Arc<Mutex<Option<(u64, Instant)>>>,
+    pooler: Arc<PoolerChecks>,
     connect_timeout: Duration,
     age_max: Duration,
+}
+
+/// What is known about the pooler, if there is one.
+#[derive(Default)]
+struct PoolerChecks {
+    /// Pooler of this generation that assigns connections per session, and when that is to be checked again.
+    believed: std::sync::Mutex<Option<(u64, Instant)>>,
+    /// Held by who checks.
+    checking: Mutex<()>,
 }
 
 /// A connection. Dropping it closes the socket at once: a graceful close would have to pass through a connection in an
@@ -62,6 +78,9 @@ pub(super) struct Connection {
     source: Arc<AccessSource>,
     generation: u64,
     expires: Instant,
+    /// Attempts to replace it that have failed, and the time of the next one.
+    kept: u32,
+    kept_until: Instant,
     is_pooled: bool,
 }
 
@@ -101,25 +120,37 @@ impl Connector {
     /// # Errors
     /// [`StoreError::Systemic`] if a pooler lies between that assigns server processes per transaction.
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, StoreError> {
-        let connection = self.connect_anyhow(name).await?;
+        let access = self.access().await?;
+        let connection = self.open(&access, name).await?;
         if connection.is_pooled {
-            self.check_pooler(connection.generation).await?;
+            self.check_pooler(&access, &connection).await?;
         }
+        self.source.begin(access.generation);
         Ok(connection)
     }
 
     /// Opens a connection named `name` on which each transaction may have another server process.
     pub(super) async fn connect_anyhow(&self, name: &str) -> Result<Connection, StoreError> {
+        let access = self.access().await?;
+        let connection = self.open(&access, name).await?;
+        self.source.begin(access.generation);
+        Ok(connection)
+    }
+
+    async fn access(&self) -> Result<Arc<Access>, StoreError> {
         let source = Arc::clone(&self.source);
         // Reads files, which may be on a network.
         let reading = tokio::task::spawn_blocking(move || source.read());
-        let access = within(self.connect_timeout, "reading the database's URL and certificates", async {
+        within(self.connect_timeout, "reading the database's URL and certificates", async {
             reading.await.map_err(|error| StoreError::Transient(error.to_string()))
         })
-        .await?;
+        .await
+    }
+
+    async fn open(&self, access: &Access, name: &str) -> Result<Connection, StoreError> {
         // The client's own timeout covers the TCP handshake with one address; this covers a host that accepts and then
         // stays silent.
-        within(self.limit(&access), CONNECTING, self.open(&access, name)).await
+        within(self.limit(access), CONNECTING, self.open_any(access, name)).await
     }
 
     /// Time limit for opening a connection, whichever server accepts it.
@@ -130,13 +161,7 @@ impl Connector {
         one.saturating_mul(attempts.saturating_add(1))
     }
 
-    /// Time that a pool should wait for a new connection.
-    pub(super) fn create_limit(&self) -> Duration {
-        // Twice, since a pooler may be checked before.
-        2 * (self.connect_timeout + self.limit(&self.source.read()))
-    }
-
-    async fn open(&self, access: &Access, name: &str) -> Result<Connection, StoreError> {
+    async fn open_any(&self, access: &Access, name: &str) -> Result<Connection, StoreError> {
         let mut failed = StoreError::Transient(format!("{CONNECTING}: no server was tried"));
         for &session in sessions(self.source.url_key, access.string.session) {
             for server in in_order(access) {
@@ -176,6 +201,8 @@ impl Connector {
                         source: Arc::clone(&self.source),
                         generation: access.generation,
                         expires: Instant::now() + jittered(self.age_max),
+                        kept: 0,
+                        kept_until: Instant::now(),
                         is_pooled: true,
                     };
                     return connection.settled().await.map_err(|error| (failure(CONNECTING, &error), false));
@@ -215,39 +242,75 @@ impl Connector {
         (error, is_password)
     }
 
-    /// Fails unless the pooler that lies between assigns server connections per session.
-    async fn check_pooler(&self, generation: u64) -> Result<(), StoreError> {
-        const CHECKING: &str = "checking the pooler";
-        // Held meanwhile: the other lanes wait for the answer.
-        let mut believed = self.pooler.lock().await;
-        if believed.is_some_and(|(of, at)| of == generation && at.elapsed() < POOLER_BELIEVED) {
-            return Ok(());
-        }
-        *believed = None;
-        let first = self.connect_anyhow("logweir/pooler/1").await?;
-        let second = self.connect_anyhow("logweir/pooler/2").await?;
-        let checking =
-            async { pooler::pooling(&first.client, &second.client).await.map_err(|error| failure(CHECKING, &error)) };
-        match within(self.connect_timeout, CHECKING, checking).await? {
-            Pooling::Session => *believed = Some((generation, Instant::now())),
-            Pooling::Transaction => {
-                return Err(StoreError::Systemic(format!(
-                    "{} leads to a pooler that assigns server connections per transaction or statement; storing needs one \
-                 for the whole session, since statements are prepared and holders of a lane are ended by name. Set \
+    /// Fails unless the pooler of `connection` assigns server connections per session. That it does is believed for a
+    /// while, and as long as it cannot be checked: a session pool that is full has no connection for the second client.
+    async fn check_pooler(&self, access: &Access, connection: &Connection) -> Result<(), StoreError> {
+        let generation = access.generation;
+        let before = self.pooler.believed(generation);
+        let _checking = match before {
+            Some(until) if Instant::now() < until => return Ok(()),
+            // The others go on meanwhile.
+            Some(_) => match self.pooler.checking.try_lock() {
+                Ok(checking) => checking,
+                Err(_) => return Ok(()),
+            },
+            None => {
+                let checking = self.pooler.checking.lock().await;
+                if self.pooler.believed(generation).is_some() {
+                    return Ok(());
+                }
+                checking
+            }
+        };
+        let time = believed_for(self.pooling(access, connection).await, before.is_some())?;
+        self.pooler.believe(time.map(|time| (generation, Instant::now() + time)));
+        time.map(drop).ok_or_else(|| {
+            StoreError::Systemic(format!(
+                "{} leads to a pooler that assigns server connections per transaction or statement; storing needs one for \
+                 the whole session, since statements are prepared and holders of a lane are ended by name. Set \
                  pool_mode=session for this database in PgBouncer, or connect to the server directly; only \
                  database.read_url can use such a pooler",
-                    self.source.url_key.path()
-                )));
-            }
-        }
-        Ok(())
+                self.source.url_key.path()
+            ))
+        })
+    }
+
+    async fn pooling(&self, access: &Access, first: &Connection) -> Result<Pooling, StoreError> {
+        const CHECKING: &str = "checking the pooler";
+        let second = self.open(access, "logweir/pooler").await?;
+        let checking =
+            async { pooler::pooling(&first.client, &second.client).await.map_err(|error| failure(CHECKING, &error)) };
+        within(self.connect_timeout, CHECKING, checking).await
+    }
+}
+
+impl PoolerChecks {
+    /// When it is to be checked again whether the pooler of `generation` assigns connections per session, if it did.
+    fn believed(&self, generation: u64) -> Option<Instant> {
+        let believed = self.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        believed.filter(|(of, _)| *of == generation).map(|(_, until)| until)
+    }
+
+    fn believe(&self, believed: Option<(u64, Instant)>) {
+        *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = believed;
     }
 }
 
 impl Connection {
-    /// Whether it should be replaced: it is old, or its password, certificates or URL have changed.
-    pub(super) fn expired(&self) -> bool {
-        Instant::now() >= self.expires || self.generation != self.source.generation()
+    /// Whether a replacement should be opened now: it is old, or another connection was opened with a password,
+    /// certificates or a URL that have changed since.
+    pub(super) fn is_due(&self) -> bool {
+        let now = Instant::now();
+        now >= self.kept_until && (now >= self.expires || self.generation < self.source.generation())
+    }
+
+    /// Keeps it in use for a while, since no replacement could be opened.
+    pub(super) fn keep(&mut self, error: &StoreError) {
+        let time = kept_for(self.kept);
+        self.kept = self.kept.saturating_add(1);
+        self.kept_until = Instant::now() + jittered(time);
+        let (key, again_s) = (self.source.url_key.path(), time.as_secs());
+        tracing::warn!(key, %error, again_s, "cannot replace a database connection by a new one; it stays in use");
     }
 
     /// Whether a server process belongs to it for as long as it lives, so that statements can stay prepared.
@@ -329,6 +392,21 @@ fn in_order(access: &Access) -> Vec<&Server> {
         servers.sort_unstable_by_key(|(key, _)| *key);
     }
     servers.into_iter().map(|(_, server)| server).collect()
+}
+
+/// How long a pooler is believed to assign connections per session, after what was `found`; `None` if it does not.
+fn believed_for(found: Result<Pooling, StoreError>, was_believed: bool) -> Result<Option<Duration>, StoreError> {
+    match found {
+        Ok(Pooling::Session) => Ok(Some(POOLER_BELIEVED)),
+        Ok(Pooling::Transaction) => Ok(None),
+        Err(StoreError::Transient(_)) if was_believed => Ok(Some(POOLER_CHECKED_AGAIN)),
+        Err(error) => Err(error),
+    }
+}
+
+/// How long a connection stays in use of which `failures` attempts to replace it have failed before.
+fn kept_for(failures: u32) -> Duration {
+    KEPT_MIN.saturating_mul(1 << failures.min(16)).min(KEPT_MAX)
 }
 
 /// Between three quarters of `age` and all of it, so that connections do not expire together.
@@ -460,4 +538,26 @@ fn rustls_error(error: &Error) -> Option<&rustls::Error> {
         cause = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pooler_that_cannot_be_checked_again_stays_believed_and_a_new_one_does_not() {
+        let silent = || Err(StoreError::Transient("timed out".to_owned()));
+        assert_eq!(believed_for(silent(), true).unwrap(), Some(POOLER_CHECKED_AGAIN));
+        assert!(believed_for(silent(), false).is_err());
+        assert!(believed_for(Err(StoreError::Systemic("refused".to_owned())), true).is_err());
+        assert_eq!(believed_for(Ok(Pooling::Transaction), true).unwrap(), None);
+        assert_eq!(believed_for(Ok(Pooling::Session), false).unwrap(), Some(POOLER_BELIEVED));
+    }
+
+    #[test]
+    fn attempts_to_replace_a_connection_become_rarer_up_to_a_limit() {
+        assert_eq!(kept_for(0), KEPT_MIN);
+        assert_eq!(kept_for(1), 2 * KEPT_MIN);
+        assert_eq!([kept_for(9), kept_for(u32::MAX)], [KEPT_MAX; 2]);
+    }
 }

@@ -162,6 +162,17 @@ impl PgLane {
         Ok(LaneSession { connection, cas, copy, volume, guard, ascii, begin: self.begin_sql(), limit })
     }
 
+    /// Returns a new session, or `old` if none can be opened while `old` works.
+    async fn replaced(&self, mut old: LaneSession) -> Result<LaneSession, StoreError> {
+        match self.connect().await {
+            Err(error) if !old.connection.client.is_closed() => {
+                old.connection.keep(&error);
+                Ok(old)
+            }
+            session => session,
+        }
+    }
+
     fn begin_sql(&self) -> String {
         // Row locks suffice: under a role's default of SERIALIZABLE lanes would end each other's transactions.
         // lock_timeout bounds the wait for a zombie or for maintenance, the idle timeout a frozen process of logweir.
@@ -175,8 +186,10 @@ impl PgLane {
     /// Flushes `batch`, or dead-letters it if it was refused.
     async fn run(&mut self, batch: &Batch, refused: Option<&Rejection>) -> Result<Flushed, StoreError> {
         let mut session = match self.session.take() {
-            Some(session) if !session.connection.client.is_closed() && !session.connection.expired() => session,
-            _ => self.connect().await?,
+            Some(session) if session.connection.client.is_closed() => self.connect().await?,
+            Some(session) if session.connection.is_due() => self.replaced(session).await?,
+            Some(session) => session,
+            None => self.connect().await?,
         };
         let flushed = match refused {
             None => flush(&mut self.lane, &mut session, batch).await?,

@@ -1,14 +1,14 @@
 //! Pools of connections for queries and administration.
 //!
 //! They hold the same connections as everything else. A connection is checked before it is used again, and replaced when
-//! it has expired. Nothing is set on it: behind a pooler a setting would reach other clients.
+//! it is due, if another one can be opened. Nothing is set on it: behind a pooler a setting would reach other clients.
 
 use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
 
-use super::connect::{Connection, Connector, failure};
+use super::connect::{Connection, Connector, failure, within};
 use crate::error::StoreError;
 use crate::settings::Database;
 
@@ -22,6 +22,7 @@ pub(super) struct Manager {
     name: &'static str,
     /// Whether each transaction may have another server process.
     any_process: bool,
+    check_limit: Duration,
 }
 
 impl managed::Manager for Manager {
@@ -36,11 +37,21 @@ impl managed::Manager for Manager {
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<StoreError> {
-        if connection.client.is_closed() || connection.expired() {
-            return Err(RecycleError::message("closed or expired"));
+        const CHECKING: &str = "checking a connection";
+        if connection.client.is_closed() {
+            return Err(RecycleError::message("closed"));
         }
-        let checked = connection.client.check_connection().await;
-        checked.map_err(|error| RecycleError::Backend(failure("checking a connection", &error)))
+        if connection.is_due() {
+            match managed::Manager::create(self).await {
+                Ok(new) => {
+                    *connection = new;
+                    return Ok(());
+                }
+                Err(error) => connection.keep(&error),
+            }
+        }
+        let checked = async { connection.client.check_connection().await.map_err(|error| failure(CHECKING, &error)) };
+        within(self.check_limit, CHECKING, checked).await.map_err(RecycleError::Backend)
     }
 }
 
@@ -63,12 +74,11 @@ fn pool(
     database: &Database,
 ) -> Result<Pool, StoreError> {
     let wait = Duration::from_millis(database.connect_timeout_ms);
-    Pool::builder(Manager { connector: connector.clone(), name, any_process })
+    Pool::builder(Manager { connector: connector.clone(), name, any_process, check_limit: wait })
         .max_size(connections.max(1))
         .runtime(Runtime::Tokio1)
+        // Opening and checking a connection have limits of their own.
         .wait_timeout(Some(wait))
-        .create_timeout(Some(connector.create_limit()))
-        .recycle_timeout(Some(wait))
         .build()
         .map_err(|error| StoreError::Systemic(format!("connection pool: {error}")))
 }
