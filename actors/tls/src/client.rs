@@ -25,8 +25,7 @@ use crate::reload::{self, Reloadable};
 /// # Errors
 /// The CA file is missing, unreadable or contains no certificate.
 pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let mut roots = system_roots();
     if let Some(path) = ca_file {
         add_roots(&mut roots, path)?;
     }
@@ -43,12 +42,18 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
 pub enum Trust {
     /// Any: this protects from eavesdroppers, but not from a server that pretends to be another one.
     Anyone,
-    /// A server whose certificate was issued by a CA of this PEM file, whatever its name.
-    IssuedBy(PathBuf),
-    /// A server whose certificate was issued for its name by a CA of this PEM file.
-    NamedBy(PathBuf),
     /// A server whose certificate was issued for its name by a CA that the system trusts.
-    NamedBySystem,
+    System,
+    /// A server whose certificate was issued by a CA of a PEM file.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Whether the certificate may be for any name.
+        any_name: bool,
+        /// Whether [`Trust::System`] is enough, too. Anybody can get a certificate of a public CA for a name of their own,
+        /// so that such a certificate must be for the server's name whatever `any_name` says.
+        or_system: bool,
+    },
 }
 
 /// A client configuration that accepts the servers of `trust`, with a client certificate chain and private key (PEM) if
@@ -62,25 +67,27 @@ pub enum Trust {
 pub fn trusting_client_config(trust: &Trust, identity: Option<(&Path, &Path)>) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match trust {
-        Trust::NamedBySystem => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            builder.with_root_certificates(roots)
-        }
+        Trust::System => builder.with_root_certificates(system_roots()),
         Trust::Anyone => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(None, false)?))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(None, false, None)?))
         }
-        Trust::IssuedBy(file) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(Some(file), false)?))
-        }
-        Trust::NamedBy(file) => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustVerifier::new(Some(file), true)?))
+        Trust::File { file, any_name, or_system } => {
+            let system = or_system.then(system_roots);
+            let verifier = TrustVerifier::new(Some(file), !any_name, system)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
     };
     match identity {
         None => Ok(builder.with_no_client_auth()),
         Some((cert, file)) => Ok(builder.with_client_cert_resolver(Arc::new(OneKey(key(cert, file)?)))),
     }
+}
+
+/// The CA certificates that the system trusts.
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
 }
 
 /// The only client certificate.
@@ -103,26 +110,30 @@ struct TrustVerifier {
     /// CAs, also as they are in the file; `None` accepts every certificate.
     issuers: Option<(RootCertStore, Vec<CertificateDer<'static>>)>,
     checks_name: bool,
+    /// Further CAs, of which a certificate must be for the server's name.
+    system: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 
 impl TrustVerifier {
-    fn new(file: Option<&Path>, checks_name: bool) -> Result<Self, TlsError> {
+    fn new(file: Option<&Path>, checks_name: bool, system: Option<RootCertStore>) -> Result<Self, TlsError> {
         let issuers = file.map(|file| Ok::<_, TlsError>((roots(file)?, certificates(file)?))).transpose()?;
-        Ok(Self { issuers, checks_name, provider: provider() })
+        let system = system.filter(|roots| !roots.is_empty());
+        // Fails only without a CA.
+        let system = system
+            .and_then(|roots| WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok());
+        Ok(Self { issuers, checks_name, system, provider: provider() })
     }
-}
 
-impl ServerCertVerifier for TrustVerifier {
-    fn verify_server_cert(
+    /// Whether a CA of the file has issued the certificate, for `name` if that counts.
+    fn verify_by_file(
         &self,
+        (roots, trusted): &(RootCertStore, Vec<CertificateDer<'static>>),
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         name: &ServerName<'_>,
-        _ocsp: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some((roots, trusted)) = &self.issuers else { return Ok(ServerCertVerified::assertion()) };
+    ) -> Result<(), rustls::Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         match verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, algorithms) {
@@ -133,7 +144,29 @@ impl ServerCertVerifier for TrustVerifier {
         if self.checks_name {
             verify_server_name(&certificate, name)?;
         }
-        Ok(ServerCertVerified::assertion())
+        Ok(())
+    }
+}
+
+impl ServerCertVerifier for TrustVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(issuers) = &self.issuers else { return Ok(ServerCertVerified::assertion()) };
+        let Err(by_file) = self.verify_by_file(issuers, end_entity, intermediates, name, now) else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let Some(system) = &self.system else { return Err(by_file) };
+        match system.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+            // The file's CAs know more about it.
+            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => Err(by_file),
+            verified => verified,
+        }
     }
 
     fn verify_tls12_signature(
@@ -328,7 +361,7 @@ mod tests {
 
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_764_000_000));
         let accepts = |file: Option<&Path>, checks_name, certificate: &rcgen::Certificate, name: &'static str| {
-            let verifier = TrustVerifier::new(file, checks_name).unwrap();
+            let verifier = TrustVerifier::new(file, checks_name, None).unwrap();
             let name = ServerName::try_from(name).unwrap();
             verifier.verify_server_cert(certificate.der(), &[], &name, &[], now).is_ok()
         };
@@ -350,6 +383,24 @@ mod tests {
             let accepted = accepts(file.map(PathBuf::as_path), checks_name, certificate, name);
             assert_eq!(accepted, expected, "{file:?} {checks_name} {name}");
         }
+        // With the system's CAs, of which a certificate must be for the name. One of them has issued `issued`.
+        for (file, checks_name, certificate, name, expected) in [
+            (other_file, true, &issued, "db.example", true),
+            (other_file, false, &issued, "db.example", true),
+            (other_file, false, &issued, "elsewhere", false),
+            (other_file, true, &issued, "elsewhere", false),
+            (ca_file, false, &issued, "elsewhere", true),
+            (other_file, false, &expired, "db.example", false),
+        ] {
+            let verifier = TrustVerifier::new(Some(file), checks_name, Some(roots(ca_file).unwrap())).unwrap();
+            let server = ServerName::try_from(name).unwrap();
+            let accepted = verifier.verify_server_cert(certificate.der(), &[], &server, &[], now).is_ok();
+            assert_eq!(accepted, expected, "{file:?} and the system {checks_name} {name}");
+        }
+        // A system without any.
+        let bare = TrustVerifier::new(Some(other_file), true, Some(RootCertStore::empty())).unwrap();
+        let server = ServerName::try_from("db.example").unwrap();
+        assert!(bare.verify_server_cert(issued.der(), &[], &server, &[], now).is_err());
     }
 
     #[test]

@@ -177,17 +177,19 @@ pub(super) fn requires_ca_file(string: &ConnectionString) -> bool {
     string.ssl_mode == SslMode::VerifyCa && string.root_cert.is_none()
 }
 
-/// Which servers are accepted. As in libpq, modes that need not verify do so if there is a CA file.
+/// Which servers are accepted. As in libpq, modes that need not verify do so if there is a CA file. `sslrootcert` stands
+/// alone; `database.ca_file` adds to the system's CAs, since it can be there for Redis.
 fn trust(string: &ConnectionString, ca_file: Option<&Path>) -> Result<Trust, String> {
     let file = match &string.root_cert {
-        Some(RootCert::File(file)) => Some(file.clone()),
+        Some(RootCert::File(file)) => Some((file.as_path(), false)),
         Some(RootCert::System) => None,
-        None => ca_file.map(Path::to_owned),
+        None => ca_file.map(|file| (file, true)),
     };
     match (string.ssl_mode, file) {
-        (SslMode::VerifyFull, Some(file)) => Ok(Trust::NamedBy(file)),
-        (SslMode::VerifyFull, None) => Ok(Trust::NamedBySystem),
-        (_, Some(file)) => Ok(Trust::IssuedBy(file)),
+        (mode, Some((file, or_system))) => {
+            Ok(Trust::File { file: file.to_owned(), any_name: mode != SslMode::VerifyFull, or_system })
+        }
+        (SslMode::VerifyFull, None) => Ok(Trust::System),
         (SslMode::VerifyCa, None) => Err(CA_FILE_MISSING.to_owned()),
         (_, None) => Ok(Trust::Anyone),
     }

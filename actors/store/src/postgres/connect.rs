@@ -17,6 +17,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
+use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -48,6 +49,16 @@ const KEPT_MAX: Duration = Duration::from_secs(600);
 
 /// Time between two notices of a connection that are logged.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// So that the session ends soon after this process or its machine. Each is a statement of its own, which may fail: not
+/// every server and platform supports all of them, and statements that are sent together are one transaction.
+const SESSION_SETTINGS: [&str; 5] = [
+    "SET tcp_keepalives_idle = 15",
+    "SET tcp_keepalives_interval = 5",
+    "SET tcp_keepalives_count = 3",
+    "SET tcp_user_timeout = '20s'",
+    "SET client_connection_check_interval = '200ms'",
+];
 
 const CONNECTING: &str = "connecting to the database";
 
@@ -147,33 +158,50 @@ impl Connector {
         .await
     }
 
+    /// Time limit for connecting to one address.
+    fn connect_timeout(&self, access: &Access) -> Duration {
+        access.string.config.get_connect_timeout().copied().unwrap_or(self.connect_timeout)
+    }
+
     async fn open(&self, access: &Access, name: &str) -> Result<Connection, StoreError> {
-        // The client's own timeout covers the TCP handshake with one address; this covers a host that accepts and then
-        // stays silent.
-        within(self.limit(access), CONNECTING, self.open_any(access, name)).await
-    }
-
-    /// Time limit for opening a connection, whichever server accepts it.
-    fn limit(&self, access: &Access) -> Duration {
-        let passes = sessions(self.source.url_key, access.string.session).len();
-        let attempts = u32::try_from(access.string.servers.len() * passes).unwrap_or(u32::MAX);
-        let one = access.string.config.get_connect_timeout().copied().unwrap_or(self.connect_timeout);
-        one.saturating_mul(attempts.saturating_add(1))
-    }
-
-    async fn open_any(&self, access: &Access, name: &str) -> Result<Connection, StoreError> {
         let mut failed = StoreError::Transient(format!("{CONNECTING}: no server was tried"));
         for &session in sessions(self.source.url_key, access.string.session) {
             for server in in_order(access) {
-                match self.open_at(access, server, session, name).await {
-                    Ok(connection) => return Ok(connection),
-                    // As in libpq: it would be wrong at the other servers, too.
-                    Err((error, true)) => return Err(error),
-                    Err((error, false)) => failed = error,
+                let servers = match self.resolved(access, server).await {
+                    Ok(servers) => servers,
+                    Err(error) => {
+                        failed = error;
+                        continue;
+                    }
+                };
+                for server in servers {
+                    // The client's own timeout covers the TCP handshake; this covers a host that accepts and then stays
+                    // silent. For each address, so that those that come first do not use up the time of the others.
+                    let opening = async { Ok(self.open_at(access, &server, session, name).await) };
+                    match within(2 * self.connect_timeout(access), CONNECTING, opening).await {
+                        Ok(Ok(connection)) => return Ok(connection),
+                        // As in libpq: it would be wrong at the other servers, too.
+                        Ok(Err((error, true))) => return Err(error),
+                        Ok(Err((error, false))) | Err(error) => failed = error,
+                    }
                 }
             }
         }
         Err(failed)
+    }
+
+    /// Returns `server` once for each address of its name.
+    async fn resolved(&self, access: &Access, server: &Server) -> Result<Vec<Server>, StoreError> {
+        if server.address.is_some() || server.is_socket() {
+            return Ok(vec![server.clone()]);
+        }
+        let what = format!("resolving the name {}", server.host);
+        let resolving = async {
+            let found = tokio::net::lookup_host((server.host.as_str(), server.port)).await;
+            found.map_err(|error| StoreError::Transient(format!("{what}: {error}")))
+        };
+        let found = within(self.connect_timeout(access), &what, resolving).await?;
+        Ok(found.map(|address| Server { address: Some(address.ip()), ..server.clone() }).collect())
     }
 
     /// Returns with an error whether the password was wrong.
@@ -186,14 +214,15 @@ impl Connector {
     ) -> Result<Connection, (StoreError, bool)> {
         let mut config = access.config(server);
         config.application_name(name).target_session_attrs(session);
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(self.connect_timeout);
-        }
+        config.connect_timeout(self.connect_timeout(access));
         let mut first: Option<(Attempt, Error)> = None;
         for &attempt in attempts(access.string.ssl_mode, server.is_socket()) {
             config.ssl_mode(attempt.encryption());
             let error = match config.connect(access.tls.clone()).await {
                 Ok((client, connection)) => {
+                    if is_impersonable(access, server) {
+                        warn_once(self.source.url_key, &server.host);
+                    }
                     let client = ClientWrapper::new(client, tokio::spawn(drive(connection)));
                     let connection = Connection {
                         client,
@@ -327,12 +356,7 @@ impl Connection {
         let process = pooler::process(&self.client).await?;
         self.is_pooled = announced_process(&self.client).await != Some(process);
         if !self.is_pooled {
-            // So that the session ends soon after this process or its machine. Not every server and platform supports
-            // each of them.
-            let keepalives = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; \
-                              SET tcp_keepalives_count = 3; SET tcp_user_timeout = '20s'";
-            let check = "SET client_connection_check_interval = '200ms'";
-            let _ = tokio::join!(self.client.batch_execute(keepalives), self.client.batch_execute(check));
+            join_all(SESSION_SETTINGS.map(|sql| self.client.batch_execute(sql))).await;
         }
         Ok(self)
     }
@@ -372,6 +396,27 @@ fn is_for_other_attempt(error: &Error, is_verified: bool) -> bool {
         Some(db) => db.code().code() == "28000" || db.code().code() == "08P01" && db.message().contains("SSL"),
         None => rustls_error(error).is_some() && !(is_verified && is_certificate_error(error)),
     }
+}
+
+/// Whether somebody between could pose as `server`: it is not on this machine, and what it presents is not verified or can
+/// be done without. `sslmode=disable` is a decision.
+fn is_impersonable(access: &Access, server: &Server) -> bool {
+    let is_local = server.is_socket() || server.address.is_some_and(|address| address.to_canonical().is_loopback());
+    let mode = access.string.ssl_mode;
+    !is_local && mode != SslMode::Disable && (mode < SslMode::Require || !access.is_verified)
+}
+
+fn warn_once(url_key: UrlKey, host: &str) {
+    static WARNING: std::sync::Once = std::sync::Once::new();
+    WARNING.call_once(|| {
+        tracing::warn!(
+            key = url_key.path(),
+            host,
+            "the database's certificate is not verified, so that another server could pose as it and read the password \
+             and the records: set sslmode=verify-full in the URL, and database.ca_file if the server's CA is a private \
+             one; sslmode=disable if the network is private"
+        );
+    });
 }
 
 /// The properties that are asked for, one after the other.
@@ -552,6 +597,37 @@ mod tests {
         assert!(believed_for(Err(StoreError::Systemic("refused".to_owned())), true).is_err());
         assert_eq!(believed_for(Ok(Pooling::Transaction), true).unwrap(), None);
         assert_eq!(believed_for(Ok(Pooling::Session), false).unwrap(), Some(POOLER_BELIEVED));
+    }
+
+    #[test]
+    fn a_server_on_another_machine_is_verified_only_as_the_url_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca_file = dir.path().join("ca.pem");
+        let params = rcgen::CertificateParams::new(vec!["ca".to_owned()]).unwrap();
+        std::fs::write(&ca_file, params.self_signed(&key).unwrap().pem()).unwrap();
+        let at = |address: &str| Server { host: "db".to_owned(), address: address.parse().ok(), port: 5432 };
+        for (mode, has_file, expected) in [
+            ("", false, true),
+            ("?sslmode=disable", false, false),
+            ("?sslmode=allow", false, true),
+            ("?sslmode=prefer", true, true),
+            ("?sslmode=require", false, true),
+            ("?sslmode=require", true, false),
+            ("?sslmode=verify-ca", true, false),
+            ("?sslmode=verify-full", false, false),
+            ("?sslmode=verify-full", true, false),
+        ] {
+            let ca_file = has_file.then(|| ca_file.clone());
+            let source = AccessSource::new(UrlKey::Url, &format!("postgres://u@db/d{mode}"), None, ca_file).unwrap();
+            let access = source.read();
+            assert_eq!(is_impersonable(&access, &at("192.0.2.1")), expected, "{mode} {has_file}");
+            assert_eq!(is_impersonable(&access, &at("2001:db8::1")), expected, "{mode} {has_file}");
+            for local in ["127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1"] {
+                assert!(!is_impersonable(&access, &at(local)), "{mode} {local}");
+            }
+            assert!(!is_impersonable(&access, &Server { host: "/run/postgresql".to_owned(), ..at("") }));
+        }
     }
 
     #[test]
