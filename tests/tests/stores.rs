@@ -1164,6 +1164,32 @@ async fn nothing_is_deleted_while_the_clocks_differ() {
 }
 
 #[tokio::test]
+async fn a_clock_that_jumps_with_the_whole_machine_deletes_nothing() {
+    let on = Fixture::postgres().await;
+    let (_, _, mut flusher) = started(&on).await;
+    let today = now_us().div_euclid(DAY_US);
+    let keeping = keeping_30_days(&on);
+    assert_maintained(&keeping).await;
+    // As after a jump by 400 days: what is trusted is behind, and the first records have the wrong time.
+    let real = today - 400;
+    on.execute(&format!("UPDATE logweir_clock SET trusted_us = {}", real * DAY_US + DAY_US / 2)).await;
+    let at = |day: i64| Record { ts_us: day * DAY_US, ..record("m") };
+    on.make_day(real - 20).await;
+    flusher.flush(&Feed::new(0).batch(&[&[at(today), at(real), at(real - 20)]])).await.unwrap();
+    for store in [keeping.clone(), keeping.clone(), keeping_30_days(&on)] {
+        let failed = maintain_at(&store, now_us()).await;
+        assert!(failed.len() == 1 && failed[0].starts_with("clock: "), "{failed:#?}");
+        assert!(failed[0].contains("days ahead") && failed[0].contains("set it"), "{failed:#?}");
+        assert_eq!(on.number("SELECT count(*) FROM logs").await, 3);
+        assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3);
+    }
+    // Time that is trusted is the only thing that kept them.
+    on.execute(&format!("UPDATE logweir_clock SET trusted_us = {}, doubted_us = 0", now_us())).await;
+    assert_maintained(&keeping).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 1);
+}
+
+#[tokio::test]
 async fn the_newest_day_is_kept_and_partitions_of_somebody_else_are_not_dropped() {
     let on = Fixture::postgres().await;
     let (_, _, mut flusher) = started(&on).await;
@@ -1182,6 +1208,7 @@ async fn the_newest_day_is_kept_and_partitions_of_somebody_else_are_not_dropped(
     assert_eq!(on.number(&names).await, 3);
     assert_eq!(on.number(&format!("SELECT count(*) FROM pg_class WHERE relname = '{older}'")).await, 0);
     assert_eq!(on.number("SELECT count(*) FROM logs").await, 3, "1970 is in the archive, 9999 has not come");
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 3, "the histogram has what is there");
 }
 
 #[tokio::test]
@@ -1191,7 +1218,7 @@ async fn each_step_runs_whether_the_one_before_failed_or_not() {
     let today = now_us().div_euclid(DAY_US);
     let expired = on.make_day(today - 40).await;
     let at = |day: i64| Record { ts_us: day * DAY_US, ..record("m") };
-    flusher.flush(&Feed::new(0).batch(&[&[at(today), at(today - 40)]])).await.unwrap();
+    flusher.flush(&Feed::new(0).batch(&[&[at(today), at(today - 40), at(today - 41)]])).await.unwrap();
     // A table of the operator has the name of tomorrow's partition, and a view depends on the expired one.
     let tomorrow = on.make_day(today + 1).await;
     on.execute(&format!("ALTER TABLE logs DETACH PARTITION {tomorrow}; CREATE VIEW v AS SELECT * FROM {expired}"))
@@ -1201,9 +1228,10 @@ async fn each_step_runs_whether_the_one_before_failed_or_not() {
     assert!(failed[0].starts_with("partitions: ") && failed[0].contains("is no partition of logs"), "{failed:#?}");
     assert!(failed[1].starts_with("retention_partitions: ") && failed[1].contains("depend"), "{failed:#?}");
     assert_eq!(on.number(PARTITIONS).await, 1 + 1 + 4, "the other days have their partitions");
-    assert_eq!(on.number("SELECT count(*) FROM log_volume").await, 1, "expired counters are deleted");
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2, "but those of the day that stayed");
     on.execute(&format!("DROP VIEW v; ALTER TABLE {tomorrow} RENAME TO kept")).await;
     assert_maintained(&keeping_30_days(&on)).await;
+    assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 1);
     assert_eq!(on.number(PARTITIONS).await, 6);
 }
 

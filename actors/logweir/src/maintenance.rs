@@ -23,6 +23,10 @@ const EVERY: Duration = Duration::from_secs(300);
 const AGAIN_FIRST_US: i64 = 30 * 60 * 1_000_000;
 const AGAIN_MAX_US: i64 = 24 * 60 * 60 * 1_000_000;
 
+/// Rounds in which a failing step did not run here until it is no longer this process's: another one runs it, or it is not
+/// due. One round says nothing, since two processes can meet.
+const MISSED_MAX: u32 = 2;
+
 /// What is to be said about a step.
 #[derive(Debug, PartialEq, Eq)]
 enum Say {
@@ -40,6 +44,8 @@ struct Failing {
     said: bool,
     say_again_us: i64,
     interval_us: i64,
+    /// Rounds in a row in which the step did not run here.
+    missed: u32,
 }
 
 /// The steps that fail, since when. Pure.
@@ -61,13 +67,19 @@ impl Steps {
         match self.0.get_mut(step) {
             None => {
                 let say_again_us = now_us + AGAIN_FIRST_US;
-                let failing =
-                    Failing { since_us: now_us, error, said: !passes, say_again_us, interval_us: AGAIN_FIRST_US };
+                let failing = Failing {
+                    since_us: now_us,
+                    error,
+                    said: !passes,
+                    say_again_us,
+                    interval_us: AGAIN_FIRST_US,
+                    missed: 0,
+                };
                 self.0.insert(step, failing);
                 if passes { Say::Nothing } else { Say::Begun }
             }
             Some(failing) => {
-                failing.error = error;
+                (failing.error, failing.missed) = (error, 0);
                 if !failing.said {
                     (failing.said, failing.say_again_us) = (true, now_us + failing.interval_us);
                     return Say::Begun;
@@ -82,6 +94,21 @@ impl Steps {
         }
     }
 
+    /// Takes in that only the steps `ran` have run in a round. Returns those that are no longer this process's.
+    fn observe_missing(&mut self, ran: &[&'static str]) -> Vec<&'static str> {
+        let mut over = Vec::new();
+        for (step, failing) in &mut self.0 {
+            if !ran.contains(step) {
+                failing.missed += 1;
+                if failing.missed >= MISSED_MAX {
+                    over.push(*step);
+                }
+            }
+        }
+        self.0.retain(|step, _| !over.contains(step));
+        over
+    }
+
     fn snapshot(&self) -> Vec<FailingStep> {
         let step = |(&step, failing): (&&'static str, &Failing)| FailingStep {
             step,
@@ -92,9 +119,26 @@ impl Steps {
     }
 }
 
-/// Tells about the outcome of steps: the log, the gauges and the status.
-fn report(steps: &mut Steps, outcome: Vec<MaintenanceStep>, progress: &Progress) {
+/// The steps of the rounds and those of the indexes, which run at times of their own.
+#[derive(Debug, Default)]
+struct Told {
+    rounds: Steps,
+    indexes: Steps,
+}
+
+/// Tells about the outcome of the steps of `which`: the log, the gauges and the status.
+fn report(told: &mut Told, which: fn(&mut Told) -> &mut Steps, outcome: Vec<MaintenanceStep>, progress: &Progress) {
     let now_us = clock::wall_us();
+    let steps = which(told);
+    // Without a connection, nothing is known about the others.
+    let is_cut = outcome.iter().any(|step| step.name == "connection" && step.result.is_err());
+    if !is_cut {
+        let ran: Vec<&'static str> = outcome.iter().map(|step| step.name).collect();
+        for step in steps.observe_missing(&ran) {
+            tracing::info!(step, "a failing step of the database's maintenance does not run in this process any more");
+            gauges(step, None);
+        }
+    }
     for MaintenanceStep { name: step, result } in outcome {
         let since_s = |steps: &Steps| steps.0.get(step).map_or(0, |failing| failing.since_us / 1_000_000);
         let began_s = since_s(steps);
@@ -109,22 +153,27 @@ fn report(steps: &mut Steps, outcome: Vec<MaintenanceStep>, progress: &Progress)
             (Say::Over, _) => tracing::info!(step, "a step of the database's maintenance works again"),
             _ => {}
         }
-        let since_s = since_s(steps);
-        metrics::gauge!("logweir_maintenance_failing", "step" => step).set(f64::from(u8::from(result.is_err())));
-        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
-        metrics::gauge!("logweir_maintenance_failing_since_seconds", "step" => step).set(since_s as f64);
+        gauges(step, result.is_err().then(|| since_s(steps)));
     }
-    progress.maintenance_failing(steps.snapshot());
+    progress.maintenance_failing([told.rounds.snapshot(), told.indexes.snapshot()].concat());
+}
+
+/// Sets the gauges of a step that has failed since then, or does not fail.
+fn gauges(step: &'static str, failing_since_s: Option<i64>) {
+    metrics::gauge!("logweir_maintenance_failing", "step" => step).set(f64::from(u8::from(failing_since_s.is_some())));
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
+    metrics::gauge!("logweir_maintenance_failing_since_seconds", "step" => step)
+        .set(failing_since_s.unwrap_or_default() as f64);
 }
 
 /// Maintains the tables until the shutdown, once this process holds the lease.
 pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progress: Progress, drain: DrainWatch) {
-    let steps = std::cell::RefCell::new(Steps::default());
+    let told = std::cell::RefCell::new(Told::default());
     let rounds = async {
         loop {
             session.held().await;
             let outcome = store.maintain(clock::wall_us()).await;
-            report(&mut steps.borrow_mut(), outcome, &progress);
+            report(&mut told.borrow_mut(), |told| &mut told.rounds, outcome, &progress);
             tokio::time::sleep(EVERY).await;
         }
     };
@@ -132,7 +181,7 @@ pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progres
         loop {
             session.held().await;
             let outcome = store.build_indexes().await;
-            report(&mut steps.borrow_mut(), outcome, &progress);
+            report(&mut told.borrow_mut(), |told| &mut told.indexes, outcome, &progress);
             tokio::time::sleep(EVERY).await;
         }
     };
@@ -182,6 +231,20 @@ mod tests {
         assert_eq!(steps.observe("partitions", &held(), 15 * MINUTE), Say::Begun);
         assert_eq!(steps.observe("partitions", &held(), 20 * MINUTE), Say::Nothing);
         assert_eq!(steps.observe("partitions", &Ok(()), 25 * MINUTE), Say::Over);
+    }
+
+    #[test]
+    fn a_step_that_another_process_runs_or_that_is_not_due_is_no_longer_this_processs() {
+        let mut steps = Steps::default();
+        steps.observe("partitions", &failure(), 0);
+        steps.observe("retention_rows", &failure(), 0);
+        assert!(steps.observe_missing(&["connection"]).is_empty(), "two processes met");
+        steps.observe("partitions", &failure(), 5 * MINUTE);
+        assert_eq!(steps.observe_missing(&["connection", "partitions"]), ["retention_rows"]);
+        assert_eq!(steps.snapshot()[0].since_s, 0, "the other one goes on");
+        assert!(steps.observe_missing(&["connection"]).is_empty());
+        assert_eq!(steps.observe_missing(&["connection"]), ["partitions"]);
+        assert!(steps.snapshot().is_empty());
     }
 
     #[test]

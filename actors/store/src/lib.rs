@@ -25,6 +25,7 @@
 //! telemetry          metrics that every store has
 //! protocol/          what every database shares of the exactly-once protocol
 //!   migrations       which SQL files a database still needs
+//!   clock            the time by which records expire
 //!   takeover         who may acquire a lease, which lanes are reset, where a copy forks
 //!   cursor           why a compare-and-set matched no row
 //!   rows             the rows of a batch, with their ids
@@ -50,6 +51,7 @@
 //!   partition        daily partitions, retention, replica identities
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs
+//!   clock            the trusted time in the database
 //!   grants           the privileges that a role needs, as statements
 //!   schema           the tables that a flush needs
 //!   maintain         a round of maintenance: its steps, on one connection
@@ -64,7 +66,7 @@
 //! sqlite/            SQLite
 //!   file             whether the file is still there, and the size of its write-ahead log
 //!   connection       sizes, errors, blocking threads
-//!   clock            the time by which records expire
+//!   clock            the trusted time in the file
 //!   schema           migrations
 //!   retention        deletes expired records
 //!   lane_row         reads the rows of lanes and writers

@@ -45,17 +45,15 @@ pub(crate) mod horizon {
         ))
     }
 
-    /// The first day whose records stay: `retention_days` before the database's today. `None` keeps everything.
+    /// The first day whose records stay: `retention_days` before the day of the trusted time. `None` keeps everything.
     ///
-    /// `newest_us` is the time of the newest record that is not in the future. Its day stays, however old it is: if both
-    /// clocks are wrong in the same way (one machine whose clock jumped), it is the only witness.
-    pub(crate) fn first_day_kept(database_us: i64, newest_us: Option<i64>, retention_days: u32) -> Option<i64> {
+    /// `newest_us` is the time of the newest record that is not in the future. Its day stays, however old it is.
+    pub(crate) fn first_day_kept(trusted_us: i64, newest_us: Option<i64>, retention_days: u32) -> Option<i64> {
         if retention_days == 0 {
             return None;
         }
-        let oldest = database_us.div_euclid(DAY_US) - i64::from(retention_days);
-        let newest = newest_us.filter(|&newest_us| newest_us <= database_us);
-        Some(newest.map_or(oldest, |newest_us| oldest.min(newest_us.div_euclid(DAY_US))))
+        let oldest = trusted_us.div_euclid(DAY_US) - i64::from(retention_days);
+        Some(newest_us.map_or(oldest, |newest_us| oldest.min(newest_us.div_euclid(DAY_US))))
     }
 
     #[cfg(test)]
@@ -99,7 +97,7 @@ pub(crate) mod horizon {
                 (None, TODAY - 7),
                 (Some(NOW - 6 * DAY_US), TODAY - 7),
                 (Some(NOW - 400 * DAY_US), TODAY - 400),
-                (Some(NOW + 1), TODAY - 7),
+                (Some(NOW + 400 * DAY_US), TODAY - 7),
                 (Some(i64::MAX), TODAY - 7),
             ] {
                 assert_eq!(first_day_kept(NOW, newest_us, 7), Some(expected), "{newest_us:?}");

@@ -4,7 +4,7 @@
 //!   connection, the next step gets another one.
 //! - One process of a schema does it: the others only try the lock, and terminate its session if the process is frozen.
 //! - Indexes have a lock and a connection of their own, since a build can take hours.
-//! - Days and expiry go by the database's clock.
+//! - Days go by the database's clock, expiry by the time that is [trusted](super::clock).
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use super::clock::{self, LastRound};
 use super::connect::{Connection, Connector, failed, within};
-use super::ddl::Relation;
 use super::index::{self, IndexKind};
 use super::partition::{
-    Logs, LogsKind, delete_before, drop_partitions, make_partitions, prune_takeovers, set_replica_identity,
+    Logs, LogsKind, delete_counters, delete_rows, drop_partitions, make_partitions, prune_takeovers,
+    set_replica_identity,
 };
 use super::types::Time;
 use super::{policy, schema};
@@ -58,7 +59,7 @@ pub(super) struct RetentionSettings {
 enum Step {
     /// The database has every character.
     Encoding,
-    /// The database's clock and this process's agree, and what has expired by them.
+    /// The database's clock and this process's agree, and what has expired by the time that is trusted.
     Clock,
     /// Tables from which maintenance deletes can be published.
     ReplicaIdentity,
@@ -91,7 +92,7 @@ const STEPS: [(Step, &str); 9] = [
 /// When creating partitions is tried again after a lock or a time limit ended an attempt: each locks the default
 /// partition for a moment, or refuses its rows of future days while it is read. Partitions are created days ahead.
 #[derive(Debug, Default)]
-pub(super) struct Postponed(Mutex<Option<Postponement>>);
+struct Postponed(Mutex<Option<Postponement>>);
 
 #[derive(Debug)]
 struct Postponement {
@@ -122,14 +123,21 @@ impl Postponed {
     }
 }
 
+/// What a process remembers from round to round.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    partitions: Postponed,
+    clock: Mutex<Option<LastRound>>,
+}
+
 /// What a round knows.
 struct Round<'s> {
     settings: RetentionSettings,
-    partitions: &'s Postponed,
+    memory: &'s Memory,
     /// This process's clock when the round began, and the moment itself.
     process_us: i64,
     began: Instant,
-    /// The first day that is kept, once both clocks agree.
+    /// The first day that is kept, once the time is known.
     first_kept: Option<i64>,
 }
 
@@ -145,10 +153,10 @@ struct Session<'c> {
 pub(super) async fn round(
     connector: &Connector,
     settings: RetentionSettings,
-    partitions: &Postponed,
+    memory: &Memory,
     now_us: i64,
 ) -> Vec<MaintenanceStep> {
-    let mut round = Round { settings, partitions, process_us: now_us, began: Instant::now(), first_kept: None };
+    let mut round = Round { settings, memory, process_us: now_us, began: Instant::now(), first_kept: None };
     let mut steps = Vec::new();
     let mut session = match Session::open(connector, "logweir/maintain", "maintain").await {
         Ok(Some(session)) => session,
@@ -216,9 +224,9 @@ impl Round<'_> {
             (Step::ReplicaIdentity, _) => set_replica_identity(client, &logs).await,
             (Step::Partitions, _) if is_partitioned => {
                 let today = database_us(client).await?.div_euclid(DAY_US);
-                self.partitions.check(Instant::now())?;
+                self.memory.partitions.check(Instant::now())?;
                 let made = make_partitions(client, logs, today, DAYS_AHEAD).await;
-                self.partitions.observe(&made, Instant::now());
+                self.memory.partitions.observe(&made, Instant::now());
                 made
             }
             (Step::Policies, _) if is_hypertable => {
@@ -229,14 +237,11 @@ impl Round<'_> {
                 drop_partitions(client, &logs, first_kept).await
             }
             (Step::RetentionRows, Some(first_kept)) if !is_hypertable => match &logs.default {
-                Some(default) => delete_before(client, default, "ts", first_kept).await,
+                Some(default) => delete_rows(client, default, first_kept).await,
                 None if is_partitioned => Ok(()),
-                None => delete_before(client, &logs.table, "ts", first_kept).await,
+                None => delete_rows(client, &logs.table, first_kept).await,
             },
-            (Step::RetentionCounters, Some(first_kept)) => {
-                let counters = Relation::find(client, "log_volume").await?;
-                delete_before(client, &counters, "minute", first_kept).await
-            }
+            (Step::RetentionCounters, Some(first_kept)) => delete_counters(client, &logs, first_kept).await,
             (Step::Takeovers, _) => prune_takeovers(client, TAKEOVERS_MAX).await,
             _ => return Ok(false),
         };
@@ -249,9 +254,15 @@ impl Round<'_> {
         let elapsed_us = i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX);
         clocks_agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
         let retention_days = self.settings.retention_days;
-        let newest_us = if retention_days > 0 { logs.newest_us(client).await? } else { None };
-        self.first_kept = first_day_kept(database_us, newest_us, retention_days);
-        Ok(())
+        if retention_days == 0 {
+            return Ok(());
+        }
+        let mut last = *self.memory.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = clock::tell_time(client, logs, &mut last, database_us, retention_days).await?;
+        *self.memory.clock.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        let newest_us = logs.newest_us(client).await?;
+        self.first_kept = first_day_kept(state.trusted_us, newest_us, retention_days);
+        state.verdict(database_us)
     }
 }
 

@@ -16,6 +16,7 @@ mod ddl;
 mod partition;
 mod index;
 mod policy;
+mod clock;
 mod grants;
 mod schema;
 mod maintain;

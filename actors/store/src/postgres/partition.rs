@@ -181,14 +181,6 @@ impl Logs {
         };
         Ok(rows.iter().map(partition).collect())
     }
-
-    /// The time of the newest record that is not in the future, by the database's clock.
-    pub(super) async fn newest_us(&self, client: &Client) -> Result<Option<i64>, StoreError> {
-        let sql = format!("SELECT max(ts) FROM {} WHERE ts <= now()", self.table);
-        let reading = "reading the time of the newest record";
-        let row = in_transaction(client, reading, client.query_one(&sql, &[])).await?;
-        Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))
-    }
 }
 
 /// Returns `logs_pYYYYMMDD`.
@@ -498,36 +490,62 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
     first(failures)
 }
 
-/// Deletes rows of days before `first_kept`, a bounded number at a time.
-pub(super) async fn delete_before(
+/// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.
+pub(super) async fn delete_rows(client: &Client, table: &Relation, first_kept: i64) -> Result<(), StoreError> {
+    let until = Instant::now() + DELETE_FOR;
+    delete_range(client, (table, "ts", "logs"), (i64::MIN, first_kept * DAY_US), until).await
+}
+
+/// Deletes the counters of days before `first_kept` of which no record is left: a partition can have stayed, because it
+/// is an operator's, or could not be dropped.
+pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
+    const WHAT: &str = "looking for counters of expired records";
+    let until = Instant::now() + DELETE_FOR;
+    let counters = Relation::find(client, "log_volume").await?;
+    let next = format!("SELECT min(minute) FROM {counters} WHERE minute >= $1 AND minute < $2");
+    let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.table);
+    let end_us = first_kept * DAY_US;
+    let mut from_us = i64::MIN;
+    while Instant::now() < until {
+        let (from, end) = (Time(from_us), Time(end_us));
+        let next = in_transaction(client, WHAT, async { client.query_one(&next, &[&from, &end]).await }).await?;
+        let Some(day) = next.get::<_, Option<Time>>(0).map(|minute| minute.0.div_euclid(DAY_US)) else { break };
+        let day_us = (day * DAY_US, (day + 1) * DAY_US);
+        let (from, to) = (Time(day_us.0), Time(day_us.1));
+        let has_records = in_transaction(client, WHAT, async { client.query_one(&found, &[&from, &to]).await }).await?;
+        if !has_records.get::<_, bool>(0) {
+            delete_range(client, (&counters, "minute", "log_volume"), day_us, until).await?;
+        }
+        from_us = day_us.1;
+    }
+    Ok(())
+}
+
+/// Deletes the rows of a table whose `column` is in a range, a bounded number at a time, and counts them for `label`.
+/// What is left at `until` is left to the next round.
+async fn delete_range(
     client: &Client,
-    table: &Relation,
-    column: &str,
-    first_kept: i64,
+    (table, column, label): (&Relation, &str, &'static str),
+    (from_us, to_us): (i64, i64),
+    until: Instant,
 ) -> Result<(), StoreError> {
     let what = format!("deleting expired rows from {table}");
-    let before = Time(first_kept * DAY_US);
-    let sql = format!(
-        "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE {column} < $1 LIMIT {DELETE_ROWS}))"
-    );
-    let found = format!("SELECT EXISTS (SELECT FROM {table} WHERE {column} < $1)");
-    let until = Instant::now() + DELETE_FOR;
+    let (from, to) = (Time(from_us), Time(to_us));
+    let expired = format!("FROM {table} WHERE {column} >= $1 AND {column} < $2");
+    let sql = format!("DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid {expired} LIMIT {DELETE_ROWS}))");
+    let found = format!("SELECT EXISTS (SELECT {expired})");
     loop {
         let deleted = in_transaction(client, &what, async {
             // A DELETE that finds nothing still needs a replica identity if the table is published.
-            match client.query_one(&found, &[&before]).await?.get(0) {
-                true => client.execute(&sql, &[&before]).await,
+            match client.query_one(&found, &[&from, &to]).await?.get(0) {
+                true => client.execute(&sql, &[&from, &to]).await,
                 false => Ok(0),
             }
         })
         .await?;
-        metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table.name.clone())
-            .increment(deleted);
-        if deleted < DELETE_ROWS {
+        metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => label).increment(deleted);
+        if deleted < DELETE_ROWS || Instant::now() >= until {
             return Ok(());
-        }
-        if Instant::now() >= until {
-            return Ok(()); // the next round continues
         }
     }
 }

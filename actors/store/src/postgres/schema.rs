@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Oid;
 use tokio_postgres::{Client, Error};
 
+use super::clock;
 use super::connect::{describe, failed};
 use super::ddl::{Relation, ddl_failure};
 use super::partition::{Logs, make_default};
@@ -267,7 +268,10 @@ async fn create_locked(client: &Client) -> Result<(), StoreError> {
             client.batch_execute(&migration.record_sql(wall_us())).await.map_err(failed)?;
         }
     }
-    if plan.tables.len() < TABLES.len() && !plan.tables.is_empty() {
+    if plan.tables.len() == TABLES.len() {
+        // The time is trusted before the first record can have a wrong one.
+        client.batch_execute(&clock::begin_sql(wall_us())).await.map_err(failed)?;
+    } else if !plan.tables.is_empty() {
         tracing::warn!(
             tables = plan.tables.join(", "),
             schema = plan.schema,
@@ -342,13 +346,14 @@ async fn optional(client: &Client, sql: &str) -> Result<Option<String>, Error> {
     }
 }
 
-/// The statements that create every table, for an operator who wants to run them himself.
+/// The statements that create every table, for administrators who want to run them themselves.
 pub(super) fn sql() -> String {
     let mut sql = format!("{CREATE_HISTORY_SQL};\n\n");
     for migration in MIGRATIONS {
         sql.push_str(migration.sql.trim_end());
         sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
     }
+    sql.push_str(&format!("\n{}\n", clock::begin_sql(wall_us())));
     sql
 }
 

@@ -12,7 +12,7 @@ use super::connect::{Connector, GRACE, failed, within};
 use super::flush::{PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
 use super::lane_row::{LANE_SQL, lane_row};
-use super::maintain::{self, Postponed, RetentionSettings};
+use super::maintain::{self, Memory, RetentionSettings};
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
 use super::types::Time;
@@ -41,7 +41,7 @@ pub struct PostgresStore {
     statement_timeout: Duration,
     retention: RetentionSettings,
     hypertable: OnceLock<bool>,
-    partitions: Postponed,
+    memory: Memory,
 }
 
 impl PostgresStore {
@@ -69,7 +69,7 @@ impl PostgresStore {
                 text_index: database.text_index,
             },
             hypertable: OnceLock::new(),
-            partitions: Postponed::default(),
+            memory: Memory::default(),
         })
     }
 
@@ -146,7 +146,7 @@ impl LogStore for PostgresStore {
     }
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
-        maintain::round(&self.connector, self.retention, &self.partitions, now_us).await
+        maintain::round(&self.connector, self.retention, &self.memory, now_us).await
     }
 
     async fn build_indexes(&self) -> Vec<MaintenanceStep> {

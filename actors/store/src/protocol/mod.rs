@@ -2,6 +2,7 @@
 //! order of the statements.
 
 pub(crate) mod migrations;
+pub(crate) mod clock;
 pub(crate) mod takeover;
 pub(crate) mod cursor;
 pub(crate) mod rows;

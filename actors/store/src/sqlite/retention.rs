@@ -11,9 +11,10 @@ use logweir_record::timestamp::{self, DAY_US, MINUTE_US};
 use rusqlite::{Connection, params};
 use tokio::time::Instant;
 
-use super::clock::{self, ClockState, Observed};
+use super::clock;
 use super::connection::{SharedConnection, blocking, failed, immediate};
 use crate::error::StoreError;
+use crate::protocol::clock::{ClockState, Observed};
 
 const DELETE_ROWS_SQL: &str = "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)";
 const DELETE_COUNTERS_SQL: &str = "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
