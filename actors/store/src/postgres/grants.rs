@@ -1,4 +1,5 @@
-//! The privileges that a role needs, as statements.
+//! The privileges that a role needs, as statements, and no more than these: default privileges would give a role that
+//! stores the right to change each later partition, and one that reads the dead letters.
 
 use tokio_postgres::Client;
 
@@ -24,8 +25,24 @@ struct Place {
     schema: String,
     /// The owner of the tables, or the connected role.
     owner: String,
+    /// Whether the owner is a superuser, or can become one.
+    is_superuser: bool,
     exists: bool,
+    /// The tables and partitions, quoted and with their schemas.
+    tables: Vec<String>,
 }
+
+const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, current_schema())::text, \
+    coalesce(pg_get_userbyid(c.relowner), current_user)::text, c.oid IS NOT NULL, \
+    EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')) \
+    FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
+    LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
+/// A hypertable passes its owner on to its chunks; a partitioned table does not.
+const TABLES_SQL: &str = "WITH RECURSIVE tree AS (SELECT to_regclass('logs')::oid AS oid UNION ALL \
+    SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid JOIN pg_class c ON c.oid = i.inhrelid \
+    WHERE c.relispartition) \
+    SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.oid IN (SELECT oid FROM tree) OR (n.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r') ORDER BY 1";
 
 /// Tables and what storing needs on them. Partitions need nothing: they are used through `logs`.
 const STORING: [(&str, &str); 8] = [
@@ -42,49 +59,49 @@ const STORING: [(&str, &str); 8] = [
 const READING: [(&str, &str); 4] =
     [("logs", "SELECT"), ("log_volume", "SELECT"), ("logweir_lane", "SELECT"), ("logweir_writer", "SELECT")];
 
+const AGAIN: &str = "-- There are no tables yet: run `logweir database prepare`, and this command again.";
+
 /// The statements that let `role` do what `purpose` says.
 pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Result<Vec<String>, StoreError> {
-    let row = client
-        .query_one(
-            "SELECT current_database()::text, coalesce(n.nspname, current_schema())::text, \
-             coalesce(pg_get_userbyid(c.relowner), current_user)::text, c.oid IS NOT NULL \
-             FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
-             LEFT JOIN pg_namespace n ON n.oid = c.relnamespace",
-            &[],
-        )
-        .await
-        .map_err(failed("looking for the tables"))?;
-    let Some(schema) = row.get(1) else {
+    const WHAT: &str = "looking for the tables";
+    let row = client.query_one(PLACE_SQL, &[]).await.map_err(failed(WHAT))?;
+    let Some(schema): Option<String> = row.get(1) else {
         return Err(StoreError::Systemic("no schema of search_path exists: create it (CREATE SCHEMA …)".to_owned()));
     };
-    let place = Place { database: row.get(0), schema, owner: row.get(2), exists: row.get(3) };
+    let names: Vec<&str> = STORING.iter().map(|(table, _)| *table).collect();
+    let tables = client.query(TABLES_SQL, &[&schema, &names]).await.map_err(failed(WHAT))?;
+    let place = Place {
+        database: row.get(0),
+        schema,
+        owner: row.get(2),
+        is_superuser: row.get(4),
+        exists: row.get(3),
+        tables: tables.iter().map(|row| row.get(0)).collect(),
+    };
     Ok(statements(&place, role, purpose))
 }
 
 fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
-    let Place { database, schema, owner, exists } = place;
+    let Place { database, schema, owner, is_superuser, exists, tables } = place;
     let (database, schema, owner, role) = (quoted(database), quoted(schema), quoted(owner), quoted(role));
     let connect = format!("GRANT CONNECT ON DATABASE {database} TO {role};");
     let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {role};");
-    // For tables that do not exist yet, or are dropped and made again.
-    let later = |rights: &str| {
-        format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT {rights} ON TABLES TO {role};")
-    };
     let on_tables = |tables: &[(&str, &str)]| -> Vec<String> {
         let of = |(table, rights): &(&str, &str)| format!("GRANT {rights} ON {schema}.{} TO {role};", quoted(table));
-        if *exists { tables.iter().map(of).collect() } else { Vec::new() }
+        if *exists { tables.iter().map(of).collect() } else { vec![AGAIN.to_owned()] }
     };
     match purpose {
-        Purpose::Storing => {
-            [vec![connect, usage], on_tables(&STORING), vec![later("SELECT, INSERT, UPDATE, DELETE")]].concat()
-        }
-        Purpose::Reading => [vec![connect, usage], on_tables(&READING), vec![later("SELECT")]].concat(),
+        Purpose::Storing => [vec![connect, usage], on_tables(&STORING)].concat(),
+        Purpose::Reading => [vec![connect, usage], on_tables(&READING)].concat(),
         Purpose::Maintenance => {
             // CREATE on the database is for the extension pg_trgm.
             let create = format!("GRANT CREATE ON DATABASE {database} TO {role};");
             let mut all = vec![connect, create, format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};")];
-            if *exists && owner != role {
-                // To change and drop tables takes their owner; a member of the owner counts as one.
+            // To change and drop tables takes their owner. A member of the owner counts as one, but a member of a
+            // superuser can become one.
+            if *exists && *is_superuser {
+                all.extend(tables.iter().map(|table| format!("ALTER TABLE {table} OWNER TO {role};")));
+            } else if *exists && owner != role {
                 all.push(format!("GRANT {owner} TO {role};"));
             }
             all
@@ -97,24 +114,38 @@ mod tests {
     use super::*;
 
     fn place(exists: bool) -> Place {
-        Place { database: "db".to_owned(), schema: "s".to_owned(), owner: "o".to_owned(), exists }
+        let tables = vec!["s.logs".to_owned(), "s.logs_default".to_owned()];
+        let [database, schema, owner] = ["db", "s", "o"].map(str::to_owned);
+        Place { database, schema, owner, is_superuser: false, exists, tables }
     }
 
     #[test]
     fn a_role_gets_what_its_purpose_needs() {
         let storing = statements(&place(true), "r", Purpose::Storing);
-        assert_eq!(storing.len(), 3 + STORING.len());
+        assert_eq!(storing.len(), 2 + STORING.len());
         assert!(storing.contains(&r#"GRANT SELECT, INSERT ON "s"."logs" TO "r";"#.to_owned()), "{storing:?}");
-        assert_eq!(statements(&place(true), "r", Purpose::Reading).len(), 3 + READING.len());
+        assert_eq!(statements(&place(true), "r", Purpose::Reading).len(), 2 + READING.len());
         let maintenance = statements(&place(true), "r", Purpose::Maintenance);
         assert_eq!(maintenance.last().unwrap(), r#"GRANT "o" TO "r";"#);
         assert!(!statements(&place(true), "o", Purpose::Maintenance).iter().any(|line| line.contains(r#"GRANT "o""#)));
     }
 
     #[test]
-    fn tables_that_do_not_exist_yet_get_default_privileges_only() {
-        let storing = statements(&place(false), "r", Purpose::Storing);
-        assert_eq!(storing.len(), 3, "{storing:?}");
-        assert!(storing[2].starts_with(r#"ALTER DEFAULT PRIVILEGES FOR ROLE "o" IN SCHEMA "s" GRANT SELECT, INSERT"#));
+    fn a_superusers_tables_are_given_to_the_role_that_maintains_them() {
+        let printed = statements(&Place { is_superuser: true, ..place(true) }, "r", Purpose::Maintenance);
+        assert!(!printed.iter().any(|line| line.contains(r#"GRANT "o""#)), "{printed:?}");
+        assert_eq!(
+            printed[3..],
+            [r#"ALTER TABLE s.logs OWNER TO "r";"#, r#"ALTER TABLE s.logs_default OWNER TO "r";"#]
+        );
+    }
+
+    #[test]
+    fn nothing_is_granted_on_tables_that_do_not_exist_yet() {
+        for purpose in [Purpose::Storing, Purpose::Reading] {
+            let printed = statements(&place(false), "r", purpose);
+            assert_eq!(printed.len(), 3, "{printed:?}");
+            assert!(printed[2].starts_with("--") && printed[2].contains("again"), "{printed:?}");
+        }
     }
 }
