@@ -115,6 +115,7 @@ impl Logweir {
             journal: journal.clone(),
             writer: recovered.writer,
             run: recovered.run,
+            linger: Duration::from_millis(config.batch.linger_ms),
             progress: progress.clone(),
         };
         let searcher = Searcher::new(reader, Arc::clone(&cache), Arc::new(lanes), config.query);

@@ -4,6 +4,7 @@
 //! after [`KEEP_US`], because a processor that was removed looks the same.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use logweir_engine::journal::LaneId;
 use serde::Deserialize;
@@ -24,6 +25,8 @@ struct Status {
     #[serde(default)]
     run: Option<Uuid>,
     #[serde(default)]
+    linger_ms: u64,
+    #[serde(default)]
     lanes: Vec<LaneSnapshot>,
 }
 
@@ -43,10 +46,11 @@ impl KnownLanes {
     /// journal open, or that this version does not understand, is ignored.
     pub fn report(&mut self, status: &Value, requested_us: i64) {
         self.0.retain(|_, writer| writer.reported_us >= requested_us - KEEP_US);
-        let Ok(Status { writer: Some(id), run, lanes }) = Status::deserialize(status) else { return };
+        let Ok(Status { writer: Some(id), run, linger_ms, lanes }) = Status::deserialize(status) else { return };
         let writer = self.0.entry(id).or_default();
         writer.reported_us = requested_us;
-        writer.states = lanes.iter().map(|lane| LaneState::of(id, run, lane)).collect();
+        let linger = Duration::from_millis(linger_ms);
+        writer.states = lanes.iter().map(|lane| LaneState::of(id, run, linger, lane)).collect();
         for state in &writer.states {
             // No record beyond these had arrived when the status was requested.
             writer.arrivals.entry(state.lane).or_default().sample(state.accepted, requested_us);
@@ -83,6 +87,7 @@ mod tests {
         let mut status = serde_json::to_value(progress.snapshot(&tails)).unwrap();
         status["writer"] = WRITER.to_string().into();
         status["run"] = Uuid::from_u128(8).to_string().into();
+        status["linger_ms"] = 3_000.into();
         status
     }
 
@@ -98,6 +103,7 @@ mod tests {
         let state = &states[0];
         assert_eq!((state.writer, state.run, state.lane_id), (WRITER, Some(Uuid::from_u128(8)), Some(5)));
         assert_eq!((state.inherited, state.committed, state.accepted), (40, 60, 70));
+        assert_eq!(state.linger, Duration::from_secs(3));
         assert_eq!(state.problem.as_deref(), Some("lane 1 is stopped: no permission"));
         assert_eq!(
             [50, 60, 69, 70].map(|records| lanes.arrived_until(WRITER, 1, records)),

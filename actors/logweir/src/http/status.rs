@@ -22,6 +22,8 @@ pub struct Status<'a> {
     phase: Phase,
     writer: Option<uuid::Uuid>,
     run: Option<uuid::Uuid>,
+    /// `batch.linger_ms`: a gateway knows by it how long a record may wait for others of its batch.
+    linger_ms: u64,
     #[serde(flatten)]
     progress: Snapshot,
     journal: Option<JournalStats>,
@@ -41,6 +43,7 @@ impl<'a> Status<'a> {
             phase: shared.drain.phase(),
             writer: running.map(|running| running.writer),
             run: running.map(|running| running.run),
+            linger_ms: shared.config.batch.linger_ms,
             progress: shared.progress.snapshot(&tails),
             journal: running.map(|running| running.journal.stats()),
             actors: running.map(|running| running.observer.observe()).unwrap_or_default(),

@@ -46,14 +46,16 @@ pub struct LaneState {
     pub accepted: u64,
     /// Age of the oldest record that is not committed.
     pub backlog_age: Duration,
+    /// How long a record may wait for others of its batch: `batch.linger_ms` of the processor.
+    pub linger: Duration,
     /// Why nothing is stored at the moment.
     pub problem: Option<String>,
 }
 
 impl LaneState {
-    /// The state of a lane of `writer`'s journal.
+    /// The state of a lane of `writer`'s journal, whose records wait up to `linger` for others.
     #[must_use]
-    pub fn of(writer: Uuid, run: Option<Uuid>, lane: &LaneSnapshot) -> Self {
+    pub fn of(writer: Uuid, run: Option<Uuid>, linger: Duration, lane: &LaneSnapshot) -> Self {
         let committed = lane.inherited + lane.committed + lane.dead_lettered + lane.lost;
         let problem = match &lane.store {
             StoreState::Stopped(reason) => Some(format!("lane {} is stopped: {reason}", lane.lane)),
@@ -69,6 +71,7 @@ impl LaneState {
             committed,
             accepted: committed + lane.backlog,
             backlog_age: Duration::from_millis(lane.backlog_age_ms),
+            linger,
             problem,
         }
     }
@@ -205,7 +208,7 @@ fn missing<'s>(expected: &'s [LaneState], stored: &[LaneCursor], cached: &[Found
 
 /// Ordinal up to which a result must have every record.
 fn wanted(state: &LaneState) -> u64 {
-    if state.backlog_age > BEHIND { state.accepted.max(state.committed) } else { state.committed }
+    if state.backlog_age > BEHIND + state.linger { state.accepted.max(state.committed) } else { state.committed }
 }
 
 /// The id of a lane, or a provisional one, which is negative, while the database has not reported it.
@@ -240,6 +243,7 @@ mod tests {
             committed,
             accepted,
             backlog_age: Duration::from_secs(age_s),
+            linger: Duration::ZERO,
             problem: None,
         }
     }
@@ -287,6 +291,9 @@ mod tests {
         assert_eq!(numbers(&state(90, 100, 5), &stored, &[]), [0, 10]);
         assert_eq!(numbers(&state(90, 100, 5), &stored, &found(7, 91..=100)), [0, 0]);
         assert_eq!(numbers(&state(95, 100, 5), &stored, &found(7, 93..=97)), [2, 3], "of both kinds");
+        let lingering = |age_s| LaneState { linger: Duration::from_secs(9), ..state(90, 100, age_s) };
+        assert_eq!(numbers(&lingering(10), &stored, &[]), [0, 0], "the batch may still be open");
+        assert_eq!(numbers(&lingering(12), &stored, &[]), [0, 10]);
         let unknown = LaneState { lane_id: None, inherited: 40, committed: 40, ..state(0, 45, 5) };
         assert_eq!(numbers(&unknown, &[], &[]), [0, 5]);
         assert_eq!(numbers(&unknown, &[], &found(provisional_lane_id(RUN, 3), 41..=45)), [0, 0]);

@@ -1,5 +1,7 @@
 //! The lanes of this process, with which its queries are compared.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use logweir_engine::journal::{Journal, LaneId};
 use uuid::Uuid;
@@ -15,6 +17,8 @@ pub struct OwnLanes {
     pub writer: Uuid,
     /// Its current run.
     pub run: Uuid,
+    /// `batch.linger_ms`
+    pub linger: Duration,
     /// What the database has.
     pub progress: Progress,
 }
@@ -23,7 +27,7 @@ pub struct OwnLanes {
 impl Lanes for OwnLanes {
     async fn states(&self) -> Vec<LaneState> {
         let snapshot = self.progress.snapshot(&self.journal.lanes());
-        snapshot.lanes.iter().map(|lane| LaneState::of(self.writer, Some(self.run), lane)).collect()
+        snapshot.lanes.iter().map(|lane| LaneState::of(self.writer, Some(self.run), self.linger, lane)).collect()
     }
 
     fn arrived_until(&self, writer: Uuid, lane: LaneId, records: u64) -> Option<i64> {

@@ -202,7 +202,7 @@ mod tests {
     }
 
     fn state(run: Uuid, lane_id: Option<i64>) -> LaneState {
-        let backlog_age = Duration::ZERO;
+        let (backlog_age, linger) = (Duration::ZERO, Duration::ZERO);
         let (inherited, committed, accepted, problem) = (4, 4, 7, None);
         LaneState {
             writer: WRITER,
@@ -213,6 +213,7 @@ mod tests {
             committed,
             accepted,
             backlog_age,
+            linger,
             problem,
         }
     }
