@@ -238,6 +238,50 @@ fn a_role_that_may_only_read_and_write_rows() {
         drop_newest_partition(s);
         s.set("database.url", app);
         prepare(s, 0);
+        assert_eq!(number(s, "pg_has_role('app', 'postgres', 'MEMBER')::integer"), 0, "it cannot become a superuser");
+    });
+}
+
+#[test]
+fn a_role_gets_no_more_than_its_purpose_needs() {
+    on_postgres("grants", |s| {
+        let superuser = s.settings["database.url"].clone();
+        let of = |role: &str| superuser.replace("postgres@", &format!("{role}@"));
+        s.postgres().execute(
+            "CREATE ROLE owner LOGIN; CREATE ROLE app LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE keeper LOGIN; \
+             GRANT CREATE ON SCHEMA public TO owner; GRANT CREATE ON DATABASE postgres TO owner",
+        );
+        s.set("database.url", of("owner"));
+        prepare(s, 0);
+        for (role, purpose) in [("app", "storing"), ("reader", "reading"), ("keeper", "maintenance")] {
+            let grants = s.run(&["database", "grants", "--role", role, "--for", purpose]);
+            s.postgres().execute(&String::from_utf8(grants.stdout).unwrap());
+        }
+        drop_newest_partition(s);
+        s.set("database.url", of("keeper"));
+        prepare(s, 0);
+        s.postgres().execute("DROP TABLE logs_default");
+        prepare(s, 0);
+        let tables = "FROM pg_class WHERE relname ~ '^(logs|log_volume|logweir_)' AND relkind IN ('r', 'p')";
+        assert_eq!(number(s, &format!("SELECT count(*) {tables} AND relowner <> 'owner'::regrole")), 0);
+        let partitions = "FROM pg_class WHERE relname ~ '^logs_' AND relkind = 'r'";
+        assert!(number(s, &format!("SELECT count(*) {partitions}")) > 1);
+        let may_change = "has_table_privilege('app', oid, 'UPDATE, DELETE, TRUNCATE')";
+        assert_eq!(number(s, &format!("SELECT count(*) {partitions} AND {may_change}")), 0);
+        for table in ["logweir_dead_letter", "logweir_takeover"] {
+            assert_eq!(
+                number(s, &format!("has_table_privilege('reader', '{table}', 'SELECT')::integer")),
+                0,
+                "{table}"
+            );
+        }
+        assert_eq!(number(s, "has_table_privilege('app', 'logweir_takeover', 'DELETE')::integer"), 0);
+        // The role that stores does, beside the one that maintains.
+        s.set("database.url", of("app"));
+        s.set("database.maintenance", "false");
+        s.start();
+        store_some(s);
+        s.assert_contract();
     });
 }
 

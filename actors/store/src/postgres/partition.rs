@@ -66,6 +66,12 @@ pub(super) enum LogsKind {
     Plain,
 }
 
+/// The owner of a table, if it is another role than the current one, which may create a table for it.
+const OTHER_OWNER_SQL: &str = "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = $1 \
+    AND pg_get_userbyid(relowner) <> current_user AND has_schema_privilege(relowner, relnamespace, 'CREATE') \
+    AND pg_has_role(relowner, CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' \
+    ELSE 'MEMBER' END)";
+
 /// A partition that is not the default one.
 struct Partition {
     relation: Relation,
@@ -132,7 +138,13 @@ impl Logs {
         for (constraint, _) in later {
             sql.push_str(&format!("; ALTER TABLE {name} DROP CONSTRAINT {}", quoted(constraint)));
         }
-        client.batch_execute(&sql).await
+        client.batch_execute(&sql).await?;
+        // Who maintains `logs` is its owner or a member of the owner. A partition of the member would be out of reach for
+        // all others.
+        match client.query_opt(OTHER_OWNER_SQL, &[&self.oid]).await? {
+            None => Ok(()),
+            Some(row) => client.batch_execute(&format!("ALTER TABLE {name} OWNER TO {}", quoted(row.get(0)))).await,
+        }
     }
 
     /// The CHECK constraints that are NOT VALID, as (name, definition).
