@@ -4,7 +4,9 @@
 // Test helpers unwrap like tests.
 #![allow(clippy::unwrap_used)]
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use logweir_store::{self as store, AnyStore, Batch, BatchFrame, Claim, Database,
 use logweir_tests::client::Load;
 use logweir_tests::pooler::{self, Pooler};
 use logweir_tests::postgres::{self, Options, Server};
-use logweir_tests::process::{Settings, free_addr, run};
+use logweir_tests::process::{Settings, command, free_addr, run, run_command};
 use logweir_tests::scenario::{Scenario, on_postgres, on_postgres_with};
 use logweir_tests::store::Store;
 use uuid::Uuid;
@@ -182,6 +184,85 @@ async fn every_sslmode_means_what_it_means_in_libpq() {
             (got, expected) => panic!("{url} {ca_file:?}: {got:?} instead of {expected:?}"),
         }
     }
+}
+
+/// Runs `logweir database grants`, which connects once.
+fn connects_as_configured(
+    settings: &[(&str, String)],
+    mut prepare: impl FnMut(Command) -> Command,
+) -> Result<(), String> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut all = Settings::new();
+    all.insert("data_dir".to_owned(), dir.path().display().to_string());
+    all.extend(settings.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+    let output = run_command(prepare(command(&all, "", &["database", "grants", "--role", "app"])), PATIENCE);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(text) }
+}
+
+#[test]
+fn a_ca_file_adds_to_the_systems_cas_and_sslrootcert_replaces_them() {
+    let (public, private) = (Authority::new(), Authority::new());
+    let (certificate, key) = public.issue("localhost");
+    let server = Server::start(&Options {
+        settings: vec![("ssl", "on".to_owned())],
+        files: vec![("server.crt", certificate), ("server.key", key)],
+        ..Options::default()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (system, other) = (write(dir.path(), "system.pem", &public.pem), write(dir.path(), "other.pem", &private.pem));
+    for (host, mode, has_file, accepted) in [
+        ("localhost", "verify-full", false, true),
+        ("localhost", "verify-full", true, true),
+        ("localhost", "verify-ca", true, true),
+        ("localhost", "require", true, true),
+        // Anybody can get a certificate of a public CA for another name.
+        ("127.0.0.1", "require", true, false),
+        ("127.0.0.1", "verify-ca", true, false),
+        ("localhost", "verify-full&sslrootcert={other}", false, false),
+        ("localhost", "require&sslrootcert={other}", true, false),
+    ] {
+        let mode = mode.replace("{other}", &other.display().to_string());
+        let url = format!("postgres://postgres@{host}:{}/postgres?sslmode={mode}", server.port());
+        let mut settings = vec![("database.url", url.clone())];
+        settings.extend(has_file.then(|| ("database.ca_file", other.display().to_string())));
+        let connected = connects_as_configured(&settings, |mut command| {
+            command.env("SSL_CERT_FILE", &system);
+            command
+        });
+        assert_eq!(connected.is_ok(), accepted, "{url} {has_file}: {connected:?}");
+        assert!(connected.err().is_none_or(|text| text.contains("certificate")), "{url} {has_file}");
+    }
+}
+
+#[test]
+fn a_name_is_tried_at_each_of_its_addresses() {
+    let may_mount = Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success());
+    if !may_mount {
+        println!("skipped: unshare -m is not permitted, so that no name with several addresses can be made");
+        return;
+    }
+    let server = Server::start(&Options {
+        settings: vec![("listen_addresses", "127.0.0.1,127.0.0.4".to_owned())],
+        hba: vec!["host all all all trust"],
+        ..Options::default()
+    });
+    // They accept connections and stay silent. glibc sorts by the longest prefix in common with 127.0.0.1.
+    let silent = ["127.0.0.2", "127.0.0.3"].map(|address| TcpListener::bind((address, server.port())).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = write(dir.path(), "hosts", "127.0.0.2 db\n127.0.0.3 db\n127.0.0.4 db\n");
+    let url = format!("postgres://postgres@db:{}/postgres", server.port());
+    let settings = [("database.url", url), ("database.connect_timeout_ms", "500".to_owned())];
+    connects_as_configured(&settings, |inner| {
+        let mut outer = Command::new("unshare");
+        outer.args(["-m", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
+        outer.arg(inner.get_program()).args(inner.get_args());
+        outer.env_clear().envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+        outer.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        outer
+    })
+    .unwrap();
+    drop(silent);
 }
 
 #[test]
