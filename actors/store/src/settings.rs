@@ -33,7 +33,8 @@ pub struct Database {
     /// Whether the server maintains the tables: partitions, retention, indexes. False for a role that may only read and
     /// write rows.
     pub maintenance: bool,
-    /// PEM file with the CA certificates of the servers, unless a URL has `sslrootcert`; PostgreSQL only.
+    /// PEM file with CA certificates of the servers, in addition to the system's, unless a URL has `sslrootcert`; PostgreSQL
+    /// only.
     pub ca_file: Option<PathBuf>,
 }
 

@@ -426,7 +426,7 @@ pub static KEYS: &[Key] = &[
     unset(
         "database.ca_file",
         Kind::OptionalPath(|c| &mut c.database.ca_file),
-        "PEM file with CA certificates: of the database's servers, like `sslrootcert`, and of Redis, in addition to the system's",
+        "PEM file with CA certificates of the database's servers and of Redis, in addition to the system's; `sslrootcert` in a URL replaces both for its servers",
     ),
     unset(
         "gateway.processors",
