@@ -324,7 +324,7 @@ async fn a_query_that_renews_its_snapshot_counts_what_the_first_one_had() {
     }
     let ended = Arc::new(AtomicBool::new(false));
     let query = tokio::spawn({
-        let (reader, ended) = (file.reader(PATIENCE), ended.clone());
+        let (reader, ended) = (file.reader(10 * PATIENCE), ended.clone());
         async move {
             let filter = parse("fox -cat").unwrap();
             let day = Range { start_us: NOW_US - DAY_US, end_us: NOW_US + DAY_US };
