@@ -48,7 +48,12 @@ pub struct Lease {
 /// two journals diverged. Otherwise the other copy had run before without reaching the database. Its tail can then lie
 /// above the point of divergence, and this journal's frames up to it would be treated as inherited.
 /// A takeover records whole frames. If this copy had committed a part of a frame that the other copy does not have (after
-/// failures a batch can end inside of a frame), the records of that part are stored again under the new writer.
+/// failures a batch can end inside of a frame), and the other copy's tail is at or below the cursor of then, so that its
+/// lane is reset, the records of that part are stored again under the new writer. To close that, `logweir_takeover` needs
+/// a column for the lane's digest, which says how much of which frame is committed. From there it must get to the
+/// [`LaneStart`](crate::LaneStart) of the fork, whose row then begins with that digest and with that many records more as
+/// inherited; the compare-and-set does the rest. An added column is a second migration for PostgreSQL, which only the
+/// tables' owner can apply: roles without that right must go on without the column.
 /// It also assumes that the other copy's journal still exists, since that copy must flush the frames between its cursor
 /// and `up_to_seq`.
 #[derive(Clone, Debug, PartialEq, Eq)]
