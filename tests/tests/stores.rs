@@ -763,24 +763,133 @@ async fn a_row_for_which_a_trigger_raises_is_a_dead_letter_whatever_the_sqlstate
     on.assert_whole(writer, 51 + bad).await;
 }
 
+/// Lets inserting a row fail whose number among all that are tried is in `calls`. A sequence is not rolled back.
+fn refuse_some(code: &str, calls: &str) -> String {
+    format!(
+        "CREATE SEQUENCE calls; CREATE FUNCTION count_calls() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN IF nextval('calls') {calls} THEN RAISE 'closed' USING ERRCODE = '{code}'; END IF; RETURN new; END$$; \
+         CREATE TRIGGER calls BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION count_calls()"
+    )
+}
+
 #[tokio::test]
-async fn a_row_that_a_deferred_trigger_refuses_at_the_commit_is_a_dead_letter() {
+async fn a_table_that_refuses_every_row_for_a_moment_makes_no_dead_letter() {
+    // In a big batch: the row and then it alone; and a constraint, which can be violated by rows together.
+    for (code, calls) in [("P0001", "<= 2"), ("23503", "<= 2"), ("23514", "= 3"), ("23514", "= 100"), ("XX000", "= 1")]
+    {
+        let on = Fixture::postgres().await;
+        let (writer, _, mut flusher) = started(&on).await;
+        let mut feed = Feed::new(0);
+        flusher.flush(&feed.plain(5)).await.unwrap();
+        on.execute(&refuse_some(code, calls)).await;
+        assert_eq!(flusher.flush(&feed.plain(100)).await.unwrap(), flushed(100, 0), "{code}, calls {calls}");
+        on.assert_whole(writer, 105).await;
+    }
+}
+
+#[tokio::test]
+async fn rows_are_inserted_once_per_flush_while_a_trigger_drops_some_of_them() {
     let on = Fixture::postgres().await;
+    on.execute(on.sql().drop_noise[0]).await;
+    on.execute(&refuse_some("P0001", "< 0")).await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let tried = async || on.number("SELECT last_value FROM calls").await;
+    for round in 0..3 {
+        let before = tried().await;
+        let records = [record("plain"), record("noise"), record("plain")];
+        assert_eq!(flusher.flush(&feed.batch(&[&records])).await.unwrap(), flushed(2, 1));
+        let twice = if round == 0 { 2 } else { 1 };
+        // The sequence's first number is the value that it begins with.
+        assert_eq!(tried().await - before, twice * 3 - i64::from(round == 0), "round {round}");
+    }
+    on.assert_whole(writer, 9).await;
+}
+
+/// A partition for the day of the tests' records, and one of 2020.
+const TWO_DAYS: &str = "CREATE TABLE logs_today PARTITION OF logs FOR VALUES FROM ('2025-11-20') TO ('2025-11-21'); \
+    CREATE TABLE logs_old PARTITION OF logs FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')";
+/// Noon of its day.
+const OLD_US: i64 = 1_577_880_000_000_000;
+
+#[tokio::test]
+async fn a_bad_record_does_not_wait_for_the_lock_on_another_partition() {
+    let on = Fixture::postgres().await;
+    on.execute(TWO_DAYS).await;
+    let (writer, lease, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let bad = record("a\0b");
+    let beside = postgres::connect(on.url()).await;
+    // As VACUUM FULL does for an hour.
+    beside.batch_execute("BEGIN; LOCK TABLE logs_old").await.unwrap();
+    assert_eq!(flusher.flush(&feed.batch(&[&[bad]])).await.unwrap(), flushed(0, 1));
+    beside.batch_execute("COMMIT").await.unwrap();
+    // The record that the table took last is of the locked partition, and on a connection that has been lost.
+    on.execute("ALTER TABLE logs ADD CONSTRAINT own CHECK (service = 'api')").await;
+    let old = Record { ts_us: OLD_US, ..record("old") };
+    assert_eq!(flusher.flush(&feed.batch(&[&[old]])).await.unwrap(), flushed(1, 0));
+    beside.batch_execute("BEGIN; LOCK TABLE logs_old").await.unwrap();
+    let mut fresh = lane(&on.store, &lease, 0).await;
+    assert_eq!(fresh.flush(&feed.batch(&[&[bad]])).await.unwrap(), flushed(0, 1));
+    // What is refused because of the lock waits.
+    let waits = feed.clone().batch(&[&[Record { ts_us: OLD_US, ..bad }]]);
+    let error = fresh.flush(&feed.clone().batch(&[&[old]])).await.unwrap_err();
+    assert!(is_transient(&error) && error.to_string().contains("55P03"), "{error}");
+    assert!(flush_on(&mut fresh, &waits).await.0 == flushed(0, 1), "tried with the present time");
+    beside.batch_execute("COMMIT").await.unwrap();
+    on.assert_whole(writer, 4).await;
+}
+
+#[tokio::test]
+async fn a_partition_that_takes_no_row_makes_no_dead_letters_although_others_do() {
+    let on = Fixture::postgres().await;
+    on.execute(TWO_DAYS).await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let old = Record { ts_us: OLD_US, ..record("old") };
+    assert_eq!(flusher.flush(&feed.batch(&[&[old, old]])).await.unwrap(), flushed(2, 0));
     on.execute(
-        "CREATE FUNCTION complain() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'late'; END$$; \
-         CREATE CONSTRAINT TRIGGER polite AFTER INSERT ON logs DEFERRABLE INITIALLY DEFERRED \
-         FOR EACH ROW WHEN (new.message = 'rude') EXECUTE FUNCTION complain()",
+        "CREATE FUNCTION damaged() RETURNS trigger LANGUAGE plpgsql AS \
+         $$BEGIN RAISE 'damaged' USING ERRCODE = 'XX000'; END$$; \
+         CREATE TRIGGER damaged BEFORE INSERT ON logs_today FOR EACH ROW EXECUTE FUNCTION damaged()",
     )
     .await;
-    let (writer, _, mut flusher) = started(&on).await;
-    let mut records = vec![record("plain"); 100];
-    (records[30], records[77]) = (record("rude"), record("rude"));
+    for records in [1, 50] {
+        let error = flusher.flush(&feed.clone().plain(records)).await.unwrap_err();
+        assert!(is_systemic(&error) && error.to_string().contains("of that time"), "{error}");
+    }
+    let mixed = feed.batch(&[&[old, record("today"), old]]);
+    let error = flusher.flush(&mixed).await.unwrap_err();
+    assert!(is_systemic(&error), "{error}");
+    on.execute("DROP TRIGGER damaged ON logs_today").await;
+    assert_eq!(flusher.flush(&mixed).await.unwrap(), flushed(3, 0));
+    on.assert_whole(writer, 5).await;
+}
+
+#[tokio::test]
+async fn a_record_that_no_partition_takes_is_a_dead_letter_unless_the_present_day_has_none_either() {
+    let on = Fixture::postgres().await;
+    on.execute(TWO_DAYS).await;
+    let (writer, lease, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
-    assert_eq!(flusher.flush(&feed.batch(&[&records])).await.unwrap(), flushed(98, 2));
-    let rows: Vec<u32> = on.store.dead_letters(3).await.unwrap().iter().map(|letter| letter.row).collect();
-    assert!(rows.contains(&30) && rows.contains(&77), "{rows:?}");
-    assert_eq!(flusher.flush(&feed.batch(&[&[record("rude"); 20]])).await.unwrap(), flushed(0, 20));
-    on.assert_whole(writer, 120).await;
+    // A new connection would create it again, as its role owns the tables.
+    on.execute("DROP TABLE logs_default").await;
+    let of_1970 = Record { ts_us: 1, ..record("1970") };
+    let batch = feed.batch(&[&[record("today"), of_1970, record("today")]]);
+    let error = flusher.flush(&batch).await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("logs_default"), "{error}");
+    let now = "date_trunc('day', now())";
+    on.execute(&format!(
+        "DO $$BEGIN EXECUTE format('CREATE TABLE logs_now PARTITION OF logs FOR VALUES FROM (%L) TO (%L)', \
+         {now} - interval '1 day', {now} + interval '2 days'); END$$"
+    ))
+    .await;
+    let mut flusher = lane(&on.store, &lease, 0).await;
+    on.execute("DROP TABLE logs_default").await;
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(2, 1));
+    assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter WHERE sqlstate = '23514'").await, 1);
+    assert_eq!(flusher.flush(&feed.batch(&[&[of_1970]])).await.unwrap(), flushed(0, 1), "alone");
+    on.assert_whole(writer, 4).await;
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ impl Batch {
     #[must_use]
     pub fn records(&self) -> u64 {
         let records: usize = self.frames.iter().map(|frame| frame.chunk.len()).sum();
-        (records - self.skip - self.leave) as u64
+        records.saturating_sub(self.skip).saturating_sub(self.leave) as u64
     }
 
     /// Returns the ranges of missing records.

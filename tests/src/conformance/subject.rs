@@ -22,6 +22,9 @@ pub struct Sql {
     pub count_too_many: [&'static str; 2],
     /// Refuses rows whose message begins with `rude`; the error contains `polite`.
     pub refuse_rude: [&'static str; 2],
+    /// Refuses rows whose message begins with `after`, after it has inserted them, and those whose message begins with
+    /// `late` at the commit.
+    pub refuse_afterwards: &'static str,
     /// Refuses every row.
     pub refuse_all: [&'static str; 2],
     /// Drops rows whose message begins with `noise`, without an error.
@@ -48,6 +51,11 @@ pub const POSTGRES: Sql = Sql {
         "ALTER TABLE logs ADD CONSTRAINT polite CHECK (message NOT LIKE 'rude%')",
         "ALTER TABLE logs DROP CONSTRAINT polite",
     ],
+    refuse_afterwards: "CREATE FUNCTION regret() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'regretted'; END$$; \
+        CREATE TRIGGER regret AFTER INSERT ON logs FOR EACH ROW WHEN (new.message LIKE 'after%') \
+        EXECUTE FUNCTION regret(); \
+        CREATE CONSTRAINT TRIGGER late AFTER INSERT ON logs DEFERRABLE INITIALLY DEFERRED \
+        FOR EACH ROW WHEN (new.message LIKE 'late%') EXECUTE FUNCTION regret()",
     refuse_all: [
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'closed'; END$$; \
          CREATE TRIGGER closed BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION refuse()",
@@ -83,6 +91,12 @@ pub const SQLITE: Sql = Sql {
          BEGIN SELECT RAISE(ABORT, 'polite'); END",
         "DROP TRIGGER polite",
     ],
+    refuse_afterwards: "CREATE TRIGGER regret AFTER INSERT ON logs WHEN new.message LIKE 'after%' \
+        BEGIN SELECT RAISE(FAIL, 'regretted'); END; \
+        CREATE TABLE known (name TEXT PRIMARY KEY); \
+        CREATE TABLE seen (name TEXT REFERENCES known DEFERRABLE INITIALLY DEFERRED); \
+        CREATE TRIGGER late AFTER INSERT ON logs WHEN new.message LIKE 'late%' \
+        BEGIN INSERT INTO seen VALUES (new.message); END",
     refuse_all: [
         "CREATE TRIGGER closed BEFORE INSERT ON logs BEGIN SELECT RAISE(ABORT, 'closed'); END",
         "DROP TRIGGER closed",

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use logweir_record::record::{Record, Severity};
-use logweir_store::{self as store, Batch, Claim, LaneRow, LaneWriter, Lease, Rejection, StoreError};
+use logweir_store::{self as store, Batch, BatchFrame, Claim, LaneRow, LaneWriter, Lease, Rejection, StoreError};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
@@ -458,6 +458,10 @@ pub async fn a_frame_that_is_committed_in_part_goes_on_only_with_the_same_frame(
         let error = flusher.flush(&another).await.unwrap_err();
         assert!(matches!(error, StoreError::SequenceReused { lane: 0, seq: 1 }), "{batch:?}: {error}");
     }
+    // A shorter frame under the same number.
+    let short = BatchFrame { lane_records: 3, ..Feed::new(0).frame(&[record("short"); 3]) };
+    let error = flusher.flush(&Batch { frames: vec![short], ..rest.clone() }).await.unwrap_err();
+    assert!(matches!(error, StoreError::SequenceReused { lane: 0, seq: 1 }), "{error}");
     // The rest, with a part of the next frame.
     let next = feed.plain(5);
     let frames = [rest.frames.clone(), next.frames.clone()].concat();
@@ -521,6 +525,30 @@ pub async fn a_constraint_that_refuses_many_rows_does_not_stop_the_lane(on: impl
     on.assert_whole(writer, rows + dead).await;
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 0);
     assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, dead.cast_signed());
+}
+
+pub async fn a_row_that_is_refused_after_it_was_inserted_is_a_dead_letter_and_not_stored(on: impl Subject) {
+    on.execute(on.sql().refuse_afterwards).await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let (mut feed, mut expected) = (Feed::new(0), 0);
+    for refused in ["after", "late"] {
+        for (good, bad) in [(98, 2), (0, 1), (10, 20), (0, 20), (3, 0)] {
+            let mut records = vec![record("plain"); good];
+            (0..bad).for_each(|n| records.insert(n * good / bad.max(1), record(refused)));
+            let batch = feed.batch(&[&records]);
+            let (good, bad) = (good as u64, bad as u64);
+            assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(good, bad), "{refused}");
+            assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0), "{refused}, again");
+            expected += good + bad;
+            on.assert_whole(writer, expected).await;
+        }
+    }
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message <> 'plain'").await, 0);
+    // Refused alone by the flusher's count.
+    let rejection = Rejection { code: "57014".to_owned(), reason: "too slow".to_owned() };
+    let batch = feed.batch(&[&[record("late")]]);
+    assert_eq!(flusher.dead_letter(&batch, &rejection).await.unwrap(), flushed(0, 1));
+    on.assert_whole(writer, expected + 1).await;
 }
 
 pub async fn a_table_that_refuses_every_row_stops_the_lane_until_it_is_mended(on: impl Subject) {
@@ -590,10 +618,14 @@ pub async fn a_record_refused_alone_is_dead_lettered_only_if_the_table_takes_ano
     }
     on.assert_whole(writer, 5).await;
     on.execute(open).await;
+    assert_eq!(flusher.dead_letter(&one, &rejection).await.unwrap(), flushed(1, 0), "it is taken now");
+    assert_eq!(fresh.flush(&one).await.unwrap(), flushed(1, 0), "it learns the counts");
+    on.execute(on.sql().refuse_rude[0]).await;
+    let one = feed.batch(&[&[record("rude")]]);
     assert_eq!(flusher.dead_letter(&one, &rejection).await.unwrap(), flushed(0, 1));
     assert_eq!(flusher.dead_letter(&one, &rejection).await.unwrap(), flushed(0, 0));
     assert_eq!(fresh.flush(&one).await.unwrap(), flushed(0, 1), "it learns the counts");
     let letter = &on.store().dead_letters(2).await.unwrap()[0];
     assert_eq!((letter.sqlstate.as_str(), letter.reason.as_str()), ("57014", "too slow"));
-    on.assert_whole(writer, 6).await;
+    on.assert_whole(writer, 7).await;
 }

@@ -66,11 +66,12 @@ pub fn blame(sqlstate: &str, constraint: Option<&str>, table: Option<&str>) -> B
         // Wrong width or number of columns in binary COPY, or a column that got a wider type: the encoding is fixed, so
         // the table was changed.
         "22P03" | "22P04" | "08P01" => Blame::Nothing(Class::Systemic),
-        // A violated partition bound carries the table's name and no constraint's. `logs`: no partition takes the row. Not
-        // the row's fault, since it has a right to a partition. A partition (the default one): another session attached a
-        // better one during the COPY; the retry finds it.
-        "23514" if constraint.is_none() && table == Some("logs") => Blame::Nothing(Class::Systemic),
-        "23514" if constraint.is_none() && table.is_some() => Blame::Nothing(Class::Transient),
+        // A violated partition bound carries the table's name and no constraint's. `logs`: no partition takes the row, which
+        // concerns few rows or, if the present day has none, all. A partition (the default one): another session attached
+        // a better one during the COPY; the retry finds it.
+        "23514" if constraint.is_none() && table.is_some_and(|table| table != "logs") => {
+            Blame::Nothing(Class::Transient)
+        }
         "23514" if constraint == Some(FUTURE_CHECK) => Blame::Nothing(Class::Transient),
         // Canceled (statement_timeout), out of memory, a configured limit.
         "57014" | "53200" | "53400" => Blame::Batch,
@@ -199,11 +200,11 @@ mod tests {
     }
 
     #[test]
-    fn a_users_check_constraint_blames_the_row_and_a_partition_bound_does_not() {
+    fn a_users_check_constraint_and_a_missing_partition_blame_the_row() {
         assert_eq!(blame("23514", Some("service_known"), Some("logs")), Blame::Row);
         assert_eq!(blame("23514", None, None), Blame::Row, "raised by a trigger");
         assert_eq!(blame("23514", Some(FUTURE_CHECK), Some("logs_default")), Blame::Nothing(Class::Transient));
-        assert_eq!(blame("23514", None, Some("logs")), Blame::Nothing(Class::Systemic));
+        assert_eq!(blame("23514", None, Some("logs")), Blame::Row, "no partition takes it");
         assert_eq!(blame("23514", None, Some("logs_default")), Blame::Nothing(Class::Transient));
     }
 

@@ -35,7 +35,7 @@ use crate::protocol::driver::statements::{
 };
 use crate::protocol::raw_record::{self, ascii};
 use crate::protocol::rows::{Row, Rows};
-use crate::protocol::sample::Sample;
+use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::takeover::Owner;
 use crate::protocol::volume_counter::{Counter, Key};
 use crate::store::LaneWriter;
@@ -125,10 +125,11 @@ impl PgLane {
         writer: Uuid,
         epoch: i64,
         row: LaneRow,
+        last_taken: LastTaken,
         statement_timeout: Duration,
     ) -> Result<Self, StoreError> {
         let name = connection_name(writer, row.lane, epoch);
-        let lane = Lane::new(writer, epoch, row);
+        let lane = Lane::new(writer, epoch, row, last_taken);
         let mut lane = Self { connector, name, statement_timeout, lane, session: None };
         lane.session = Some(lane.connect().await?);
         Ok(lane)

@@ -23,6 +23,7 @@ use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::raw_record;
+use crate::protocol::sample::LastTaken;
 use crate::protocol::takeover::fork_point;
 use crate::settings::{Database, DatabaseUrl};
 use crate::store::{LaneWriter, LogStore};
@@ -42,6 +43,7 @@ pub struct PostgresStore {
     retention: RetentionSettings,
     hypertable: OnceLock<bool>,
     memory: Memory,
+    last_taken: LastTaken,
 }
 
 impl PostgresStore {
@@ -70,6 +72,7 @@ impl PostgresStore {
             },
             hypertable: OnceLock::new(),
             memory: Memory::default(),
+            last_taken: LastTaken::default(),
         })
     }
 
@@ -137,9 +140,10 @@ impl LogStore for PostgresStore {
             end_stalled(&connection, &name).await;
             let row = lease::lane(&connection, lease, lane).await?;
             drop(connection);
-            let connector = self.connector.clone();
+            let (connector, last_taken) = (self.connector.clone(), self.last_taken.clone());
+            let Lease { writer, epoch } = *lease;
             let writer =
-                PgLane::open(connector, lease.writer, lease.epoch, row.clone(), self.statement_timeout).await?;
+                PgLane::open(connector, writer, epoch, row.clone(), last_taken, self.statement_timeout).await?;
             Ok((Box::new(writer) as Box<dyn LaneWriter>, row))
         };
         within(self.statement_timeout + GRACE, "opening the lane", opening).await

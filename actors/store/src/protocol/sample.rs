@@ -1,5 +1,7 @@
 //! A record that a table accepts, to tell a bad record from a table that refuses every record.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use logweir_record::record::{Record, Severity};
 
 /// Longer records are not kept.
@@ -62,6 +64,21 @@ impl Sample {
             message: &self.text[host..message],
             attributes: &self.text[message..],
         })
+    }
+}
+
+/// The last record that a table took, on any lane. It outlives a lane's connection, since after each error there is a new
+/// one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LastTaken(Arc<Mutex<Sample>>);
+
+impl LastTaken {
+    pub(crate) fn keep(&self, record: &Record<'_>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keep(record);
+    }
+
+    pub(crate) fn get(&self) -> Sample {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -11,7 +11,7 @@ use rusqlite::{Error, ErrorCode, OptionalExtension, Row as SqlRow, params};
 use tokio::time::Instant;
 
 use super::connection::{SharedConnection, blocking, failure};
-use super::session::{SqliteSession, at_once};
+use super::session::{SqliteSession, at_once, rejection};
 use crate::batch::Batch;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
@@ -22,7 +22,7 @@ use crate::protocol::driver::statements::{
 };
 use crate::protocol::raw_record;
 use crate::protocol::rows::Rows;
-use crate::protocol::sample::Sample;
+use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::volume_counter::{Counter, Key};
 use crate::store::LaneWriter;
 use crate::telemetry::measure;
@@ -56,8 +56,8 @@ pub(super) struct SqliteLane {
 
 impl SqliteLane {
     /// The lane of `row`, with the lease `lease`.
-    pub(super) fn new(connection: SharedConnection, lease: &Lease, row: LaneRow) -> Self {
-        Self { connection, lane: Arc::new(Mutex::new(Lane::new(lease.writer, lease.epoch, row))) }
+    pub(super) fn new(connection: SharedConnection, lease: &Lease, row: LaneRow, last_taken: LastTaken) -> Self {
+        Self { connection, lane: Arc::new(Mutex::new(Lane::new(lease.writer, lease.epoch, row, last_taken))) }
     }
 
     /// Flushes `batch`, or dead-letters it if it was refused.
@@ -102,7 +102,8 @@ impl FlushStatements for SqliteSession<'_> {
         Ok(self.failed(moved)? == 1)
     }
 
-    /// A statement that fails undoes itself alone, so the transaction goes on without the row.
+    /// A statement that fails undoes itself alone, so the transaction goes on without the row. There are two exceptions:
+    /// after RAISE(ROLLBACK) in a trigger there is no transaction any more, and RAISE(FAIL) leaves the row where it is.
     async fn insert<'a>(&mut self, rows: Rows<'a>, volume: &mut Counter<'a>, _: How) -> Result<Vec<LeftOut>, Refused> {
         let mut statement = self.failed(self.connection.prepare_cached(INSERT_SQL))?;
         let mut left_out = Vec::new();
@@ -125,9 +126,8 @@ impl FlushStatements for SqliteSession<'_> {
                 Ok(0) => left_out.push(LeftOut { index, rejection: filtered() }),
                 Ok(_) => volume.add(&row),
                 Err(error) if blames_the_row(&error) => {
-                    let rejection = Rejection { code: extended_code(&error), reason: error.to_string() };
-                    // A trigger's RAISE(ROLLBACK) ends the transaction.
-                    if self.connection.is_autocommit() {
+                    let rejection = rejection(&error);
+                    if self.connection.is_autocommit() || self.failed(self.holds(row.id))? {
                         return Err(Refused::Row { at: Some(index), rejection });
                     }
                     left_out.push(LeftOut { index, rejection });
@@ -138,7 +138,10 @@ impl FlushStatements for SqliteSession<'_> {
         if clamped > 0 {
             metrics::counter!("logweir_store_clamped_timestamps_total").increment(clamped);
         }
-        Ok(left_out)
+        match self.refused_later() {
+            Some(rejection) => Err(Refused::Row { at: None, rejection }),
+            None => Ok(left_out),
+        }
     }
 
     async fn recount(&mut self, step: &Step<'_>, dead: u64) -> Result<(), StoreError> {
@@ -204,6 +207,15 @@ impl FlushStatements for SqliteSession<'_> {
     }
 }
 
+impl SqliteSession<'_> {
+    /// Returns whether the table has the row.
+    fn holds(&self, id: i64) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM logs WHERE id = ?1)")?
+            .query_row([id], |row| row.get(0))
+    }
+}
+
 /// Returns whether the row can be at fault: a user's constraint (CHECK, UNIQUE, a trigger's RAISE), or anything that a
 /// trigger or a generated column computes from it. Not the id: a duplicate id is a bug.
 fn blames_the_row(error: &Error) -> bool {
@@ -215,11 +227,6 @@ fn blames_the_row(error: &Error) -> bool {
         Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig) => true,
         _ => false,
     }
-}
-
-/// Returns SQLite's extended result code in place of an SQLSTATE.
-fn extended_code(error: &Error) -> String {
-    format!("SQLITE-{}", error.sqlite_error().map_or(0, |error| error.extended_code))
 }
 
 #[async_trait]

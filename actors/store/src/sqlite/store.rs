@@ -23,6 +23,7 @@ use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::raw_record;
+use crate::protocol::sample::LastTaken;
 use crate::protocol::takeover::fork_point;
 use crate::settings::Database;
 use crate::store::{LaneWriter, LogStore};
@@ -37,6 +38,7 @@ pub struct SqliteStore {
     retention_days: u32,
     /// The beginning of the previous round of maintenance.
     last_round: Mutex<Option<Instant>>,
+    last_taken: LastTaken,
 }
 
 impl SqliteStore {
@@ -75,6 +77,7 @@ impl SqliteStore {
             file,
             retention_days: database.retention_days,
             last_round: Mutex::default(),
+            last_taken: LastTaken::default(),
         })
     }
 
@@ -143,7 +146,8 @@ impl LogStore for SqliteStore {
     async fn open_lane(&self, lease: &Lease, lane: LaneId) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
         let cloned = lease.clone();
         let row = blocking(&self.write, move |connection| lease::open_lane(connection, &cloned, lane)).await?;
-        Ok((Box::new(SqliteLane::new(self.write.clone(), lease, row.clone())), row))
+        let lane = SqliteLane::new(self.write.clone(), lease, row.clone(), self.last_taken.clone());
+        Ok((Box::new(lane), row))
     }
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {

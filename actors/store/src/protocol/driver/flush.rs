@@ -5,27 +5,29 @@
 //!   lock would not.
 //! - The last statement before the commit reads the lane back: COMMIT of an aborted transaction returns ROLLBACK without
 //!   an error, whereas a SELECT in it fails. It also proves that the counters match the journal.
-//! - A row is dead-lettered only after it has failed alone, or as the last row of the shortest failing prefix, and never
-//!   because the table refuses everything: before a batch of which nothing would be stored, and before many rows, another
-//!   record is tried (and rolled back). If the table does not take that one either, the lane waits.
+//! - A row is dead-lettered only if it was refused alone (or as the last row of the shortest refused prefix), then the
+//!   table took another record in its place, then it was refused again. What concerns every row can begin or end at any
+//!   moment, so one refusal beside one acceptance shows nothing. If the table takes no other record, the lane waits.
 //! - The number of statements is bounded: locating a bad row takes about two attempts. After [`LOCATED_MAX`] of them
 //!   each row is tried alone, which finds all that fail alone. Rows that violate a constraint only together are located up to
 //!   [`TOGETHER_MAX`]; beyond that the flusher divides the batch.
 
+use std::collections::BTreeSet;
 use std::mem;
+use std::ops::Range;
 
 use logweir_engine::clock::wall_us;
 use logweir_engine::fault::{armed, kill_point};
 use logweir_record::record::Record;
 use uuid::Uuid;
 
-use super::statements::{FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step};
+use super::statements::{FILTERED, FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step};
 use crate::batch::Batch;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::protocol::cursor::{CursorMismatch, on_cursor_mismatch};
 use crate::protocol::rows::{Row, Rows, rows, rows_without};
-use crate::protocol::sample::Sample;
+use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::volume_counter::Counter;
 
 /// Number of rows of a batch that are located one by one before each of its rows is tried alone, which is cheaper from
@@ -33,6 +35,10 @@ use crate::protocol::volume_counter::Counter;
 const LOCATED_MAX: usize = 8;
 /// Number of rows of a batch that are located one by one although none of them fails alone.
 const TOGETHER_MAX: usize = 100;
+/// Number of times that a batch is sent again because what was refused is taken now. More are left to the flusher.
+const ENDED_MAX: u32 = 3;
+/// Number of flushes that insert exactly after one of which rows were dropped: cheaper than a COPY that is rolled back.
+const EXACT_FLUSHES: u32 = 100;
 /// Number of a batch's dead letters that are logged individually. All are in the table.
 const LOGGED_MAX: usize = 8;
 
@@ -43,14 +49,16 @@ pub(crate) struct Lane {
     pub(crate) epoch: i64,
     /// The lane's row as of the last commit or read.
     pub(crate) row: LaneRow,
-    /// The last record that the table accepted.
-    sample: Sample,
+    /// The last record that the table took.
+    last_taken: LastTaken,
+    /// Number of flushes that insert exactly.
+    exact: u32,
 }
 
 impl Lane {
     /// The lane with the row `row`, under a lease of `epoch`.
-    pub(crate) fn new(writer: Uuid, epoch: i64, row: LaneRow) -> Self {
-        Self { writer, epoch, row, sample: Sample::default() }
+    pub(crate) fn new(writer: Uuid, epoch: i64, row: LaneRow, last_taken: LastTaken) -> Self {
+        Self { writer, epoch, row, last_taken, exact: 0 }
     }
 }
 
@@ -77,12 +85,10 @@ pub(crate) async fn dead_letter<S: FlushStatements>(
     rejection: &Rejection,
 ) -> Result<Flushed, StoreError> {
     let mut flush = Flush::new(lane, session, batch);
+    let Some(first) = rows(batch, flush.lane.row.lane_id).next() else { return flush.run().await };
     // First another record, then this one again: what concerns every row may have ended since this one was refused.
-    flush.check(rejection).await?;
-    let taken = match rows(batch, flush.lane.row.lane_id).next() {
-        Some(first) if batch.records() == 1 => flush.takes(first.record).await?,
-        _ => false,
-    };
+    flush.check(rejection, first.record.ts_us).await?;
+    let taken = batch.records() == 1 && matches!(flush.takes(first.record).await?, Taken::Yes);
     if !taken {
         let records = flush.records();
         flush.refused = (0..records).map(|index| LeftOut { index, rejection: rejection.clone() }).collect();
@@ -93,8 +99,12 @@ pub(crate) async fn dead_letter<S: FlushStatements>(
 /// What became of a transaction.
 enum Attempt {
     Committed(Flushed),
-    /// Rolled back: the table took none of the batch's rows, and it is not known whether it takes others.
-    NothingTaken(Rejection),
+    /// Rolled back: the table took none of the batch's rows, and it is not known whether it takes others. About the last
+    /// of them.
+    NothingTaken {
+        rejection: Rejection,
+        ts_us: i64,
+    },
 }
 
 /// A flush and what it knows about its rows so far.
@@ -108,26 +118,39 @@ struct Flush<'f, S> {
     located: usize,
     /// Each row has been tried alone.
     probed: bool,
-    /// The table has taken another record.
+    /// Nothing of the batch was taken, and then another record was.
     checked: bool,
+    /// How many times what was refused was taken when it was tried again.
+    ended: u32,
     how: How,
+}
+
+/// Whether the table takes a record.
+enum Taken {
+    Yes,
+    No,
+    /// It is not known: another session holds a lock, or the like.
+    Unknown(StoreError),
 }
 
 impl<'f, S: FlushStatements> Flush<'f, S> {
     fn new(lane: &'f mut Lane, session: &'f mut S, batch: &'f Batch) -> Self {
-        Self { lane, session, batch, refused: Vec::new(), located: 0, probed: false, checked: false, how: How::Fast }
+        lane.exact = lane.exact.saturating_sub(1);
+        let how = if lane.exact > 0 { How::Exact } else { How::Fast };
+        Self { lane, session, batch, refused: Vec::new(), located: 0, probed: false, checked: false, ended: 0, how }
     }
 
     async fn run(mut self) -> Result<Flushed, StoreError> {
         loop {
-            if let Some(last) = self.refused.last().filter(|_| self.refused.len() == self.records()) {
-                let rejection = last.rejection.clone();
-                self.check(&rejection).await?;
-            }
             match self.attempt().await {
                 Ok(Attempt::Committed(flushed)) => return Ok(flushed),
-                Ok(Attempt::NothingTaken(rejection)) => self.check(&rejection).await?,
-                Err(Refused::Filtered) if self.how == How::Fast => self.how = How::Exact,
+                Ok(Attempt::NothingTaken { rejection, ts_us }) => {
+                    self.check(&rejection, ts_us).await?;
+                    self.checked = true;
+                }
+                Err(Refused::Filtered) if self.how == How::Fast => {
+                    (self.how, self.lane.exact) = (How::Exact, EXACT_FLUSHES);
+                }
                 Err(Refused::Filtered) => {
                     let text = "the database dropped rows without an error, and it cannot be told which; rolled back";
                     return Err(StoreError::Systemic(text.to_owned()));
@@ -184,7 +207,8 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         {
             let rejection = last.rejection.clone();
             self.session.rollback().await?;
-            return Ok(Attempt::NothingTaken(rejection));
+            let last = rows_without(batch, step.lane_id, &skip).last();
+            return Ok(Attempt::NothingTaken { rejection, ts_us: last.map_or(0, |row| row.record.ts_us) });
         }
         let left_out = self.in_batch(left_out);
         let flushed =
@@ -290,7 +314,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
             dead_indexes.next_if_eq(&index).is_none()
         });
         if let Some(record) = accepted.next() {
-            self.lane.sample.keep(&record);
+            self.lane.last_taken.keep(&record);
         }
         log_dead_letters(batch, dead);
     }
@@ -310,57 +334,123 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         (0..self.records()).filter(|index| !is_refused(index)).collect()
     }
 
-    /// Finds the row that was refused (or all such rows).
+    /// Finds the row that was refused (or all such rows), or sends the batch again if it is taken now.
     async fn isolate(&mut self, at: Option<usize>, rejection: Rejection) -> Result<(), StoreError> {
         if self.located >= LOCATED_MAX && !self.probed {
-            // A table that refuses everything is not tried row by row.
-            self.check(&rejection).await?;
             self.probed = true;
-            let all: Vec<Row<'_>> = rows(self.batch, self.lane.row.lane_id).collect();
-            let sent: Vec<Row<'_>> = self.sent().into_iter().map(|index| all[index]).collect();
-            let found = self.session.probe(&sent).await?;
-            if !found.is_empty() {
-                let found = self.in_batch(found);
-                self.refused.extend(found);
-                self.refused.sort_unstable_by_key(|left| left.index);
+            if self.probe().await? {
                 return Ok(());
             }
         }
-        if self.located >= TOGETHER_MAX {
+        if self.located >= TOGETHER_MAX || self.ended >= ENDED_MAX {
             return Err(StoreError::Rejected(rejection));
         }
-        let found = self.locate(at, rejection).await?;
-        let place = self.refused.partition_point(|left| left.index < found.index);
-        self.refused.insert(place, found);
-        self.located += 1;
+        match self.locate(at).await? {
+            Some(found) => {
+                let place = self.refused.partition_point(|left| left.index < found.index);
+                self.refused.insert(place, found);
+                self.located += 1;
+            }
+            None => self.ended += 1,
+        }
         Ok(())
     }
 
-    async fn locate(&mut self, at: Option<usize>, rejection: Rejection) -> Result<LeftOut, StoreError> {
+    /// Tries each row alone. Returns whether any was refused.
+    async fn probe(&mut self) -> Result<bool, StoreError> {
         let all: Vec<Row<'_>> = rows(self.batch, self.lane.row.lane_id).collect();
         let sent = self.sent();
-        if let Some(&index) = at.and_then(|at| sent.get(at))
-            && let Some(rejection) = self.refusal(&all[index..=index]).await?
+        let tried: Vec<Row<'_>> = sent.iter().map(|&index| all[index]).collect();
+        let found = self.session.probe(&tried).await?;
+        // Another record once for all that it says the same about.
+        let mut checked = BTreeSet::new();
+        for LeftOut { index, rejection } in &found {
+            let ts_us = tried[*index].record.ts_us;
+            let day = (!is_about_values(&rejection.code)).then(|| ts_us.div_euclid(86_400_000_000));
+            if checked.insert(day) {
+                self.check(rejection, ts_us).await?;
+            }
+        }
+        let indexes: Vec<usize> = found.iter().map(|left| left.index).collect();
+        let suspects: Vec<Row<'_>> = indexes.iter().map(|&index| tried[index]).collect();
+        if suspects.is_empty() {
+            return Ok(false);
+        }
+        let again = self.session.probe(&suspects).await?;
+        if again.is_empty() {
+            self.ended += 1;
+        }
+        self.refused.extend(again.into_iter().map(|left| LeftOut { index: sent[indexes[left.index]], ..left }));
+        self.refused.sort_unstable_by_key(|left| left.index);
+        Ok(true)
+    }
+
+    /// Finds a row that was refused, another record was taken, and it was refused again. `None` if nothing is refused
+    /// any more.
+    async fn locate(&mut self, at: Option<usize>) -> Result<Option<LeftOut>, StoreError> {
+        let all: Vec<Row<'_>> = rows(self.batch, self.lane.row.lane_id).collect();
+        let sent = self.sent();
+        let tried: Vec<Row<'_>> = sent.iter().map(|&index| all[index]).collect();
+        let Some((suspects, rejection)) = self.suspects(&tried, at.filter(|at| *at < tried.len())).await? else {
+            return Ok(None);
+        };
+        let last = suspects.end - 1;
+        self.check(&rejection, tried[last].record.ts_us).await?;
+        let again = self.refusal(&tried[suspects]).await?;
+        Ok(again.map(|rejection| LeftOut { index: sent[last], rejection }))
+    }
+
+    /// Finds the rows of which the last is at fault: that row alone, or with those before it.
+    async fn suspects(
+        &mut self,
+        tried: &[Row<'_>],
+        at: Option<usize>,
+    ) -> Result<Option<(Range<usize>, Rejection)>, StoreError> {
+        if let Some(at) = at
+            && let Some(rejection) = self.refusal(&tried[at..=at]).await?
         {
-            return Ok(LeftOut { index, rejection });
+            return Ok(Some((at..at + 1, rejection)));
         }
         // No place, or not that row alone: the last row of the shortest refused prefix.
-        let (mut accepted, mut refused, mut last) = (0, sent.len(), rejection);
+        let Some((end, rejection)) = self.shortest_refused(tried, at).await? else { return Ok(None) };
+        if at != Some(end - 1)
+            && let Some(alone) = self.refusal(&tried[end - 1..end]).await?
+        {
+            return Ok(Some((end - 1..end, alone)));
+        }
+        // A constraint (class 23) can hold between rows, so that one is bad next to another. Anything else that is refused
+        // only together is too much at once: the flusher divides it.
+        match rejection.code.starts_with("23") {
+            true => Ok(Some((0..end, rejection))),
+            false => Err(StoreError::Rejected(rejection)),
+        }
+    }
+
+    /// Returns the length of the shortest refused prefix, if any is refused now. The database says `at` which row it
+    /// failed.
+    async fn shortest_refused(
+        &mut self,
+        tried: &[Row<'_>],
+        at: Option<usize>,
+    ) -> Result<Option<(usize, Rejection)>, StoreError> {
+        let mut shortest = None;
+        for end in at.map(|at| at + 1).into_iter().chain([tried.len()]) {
+            if shortest.is_none() {
+                shortest = self.refusal(&tried[..end]).await?.map(|rejection| (end, rejection));
+            }
+        }
+        let Some((mut refused, mut rejection)) = shortest else { return Ok(None) };
+        let mut accepted = 0;
+        // It is usually right.
+        let mut next = at.filter(|at| at + 1 == refused);
         while refused - accepted > 1 {
-            let middle = accepted.midpoint(refused);
-            let part: Vec<Row<'_>> = sent[..middle].iter().map(|&index| all[index]).collect();
-            match self.refusal(&part).await? {
-                Some(rejection) => (refused, last) = (middle, rejection),
+            let middle = next.take().unwrap_or_else(|| accepted.midpoint(refused));
+            match self.refusal(&tried[..middle]).await? {
+                Some(why) => (refused, rejection) = (middle, why),
                 None => accepted = middle,
             }
         }
-        let index = sent[refused - 1];
-        // A constraint (class 23) can hold between rows, so that one is bad next to another. Anything else that is refused
-        // only together is too much at once: the flusher divides it.
-        if !last.code.starts_with("23") && self.refusal(&all[index..=index]).await?.is_none() {
-            return Err(StoreError::Rejected(last));
-        }
-        Ok(LeftOut { index, rejection: last })
+        Ok(Some((refused, rejection)))
     }
 
     /// Inserts `rows` and rolls back. Returns why they were refused, if they were.
@@ -373,51 +463,67 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         }
         match outcome {
             Err(Refused::Row { rejection, .. }) => Ok(Some(rejection)),
+            // Rows that can be left out do not stop the others.
+            Ok(left_out) if rows.len() == 1 => Ok(left_out.into_iter().next().map(|left| left.rejection)),
             Ok(_) | Err(Refused::Filtered | Refused::Failed(_)) => Ok(None),
         }
     }
 
-    /// Tries whether the table takes any record at all, once per flush: the last one that it took on this lane, one that
-    /// it holds, one made up. All of a flush that depends on a record is tried, and rolled back.
+    /// Tries whether the table takes another record where a record of the time `ts_us` was refused with `rejection`: the
+    /// last one that it took, one made up, one that it holds. All of a flush that depends on a record is tried, and rolled
+    /// back.
+    ///
+    /// Time decides in which partition a record is stored, and one of them can be out of order. So the others are tried
+    /// with that time. If none is taken, but one of the present time is, the time can be what is refused, or only its
+    /// partition; what the error is about tells which.
     ///
     /// # Errors
-    /// [`StoreError::Systemic`] if the table takes none of them. `rejection` is what led here.
-    async fn check(&mut self, rejection: &Rejection) -> Result<(), StoreError> {
-        if self.checked {
-            return Ok(());
-        }
-        let mut samples = vec![self.lane.sample.clone(), Sample::synthetic(wall_us())];
-        if let Some(stored) = self.stored_record().await? {
-            samples.insert(1, stored);
-        }
-        for sample in &samples {
-            if let Some(record) = sample.record()
-                && self.takes(record).await?
-            {
-                self.checked = true;
-                return Ok(());
+    /// [`StoreError::Systemic`] if the table takes none of them; [`StoreError::Transient`] if that is known of none.
+    async fn check(&mut self, rejection: &Rejection, ts_us: i64) -> Result<(), StoreError> {
+        let now_us = wall_us();
+        let about_values = is_about_values(&rejection.code);
+        let times: &[i64] = if about_values { &[ts_us, now_us] } else { &[ts_us] };
+        let (mut refused, mut unknown) = (false, None);
+        for nth in 0..3 {
+            let sample = match nth {
+                0 => self.lane.last_taken.get(),
+                1 => Sample::synthetic(now_us),
+                // Last, since reading it takes a lock on every partition.
+                _ => self.stored_record().await?,
+            };
+            let Some(record) = sample.record() else { continue };
+            for &ts_us in times {
+                match self.takes(Record { ts_us, ..record }).await? {
+                    Taken::Yes => return Ok(()),
+                    Taken::No => refused = true,
+                    Taken::Unknown(error) => unknown = Some(error),
+                }
             }
         }
+        if let Some(error) = unknown.filter(|_| !refused) {
+            return Err(error);
+        }
         let (lane, reason) = (self.batch.lane, &rejection.reason);
+        let whose = if about_values { "" } else { " of that time" };
         Err(StoreError::Systemic(format!(
-            "lane {lane}: the table refuses every record (others were tried, too), so nothing was dead-lettered: {reason}"
+            "lane {lane}: the table refuses every record{whose} (others were tried, too), so nothing was dead-lettered: \
+             {reason}"
         )))
     }
 
-    async fn stored_record(&mut self) -> Result<Option<Sample>, StoreError> {
+    /// Whatever keeps it from being read is no reason to wait: the others say enough.
+    async fn stored_record(&mut self) -> Result<Sample, StoreError> {
         self.session.begin(Purpose::Try).await?;
         let found = self.session.stored_record().await;
         self.session.rollback().await?;
-        match found {
-            Ok(found) => Ok(found),
-            Err(error @ StoreError::Transient(_)) => Err(error),
-            Err(_) => Ok(None),
-        }
+        Ok(found.ok().flatten().unwrap_or_default())
     }
 
-    async fn takes(&mut self, record: Record<'_>) -> Result<bool, StoreError> {
+    /// # Errors
+    /// If the session is lost.
+    async fn takes(&mut self, record: Record<'_>) -> Result<Taken, StoreError> {
         let step = self.step();
-        let Some(first) = rows(self.batch, step.lane_id).next() else { return Ok(true) };
+        let Some(first) = rows(self.batch, step.lane_id).next() else { return Ok(Taken::Yes) };
         let mut volume = Counter::default();
         self.session.begin(Purpose::Try).await?;
         let row = Row { record, ..first };
@@ -430,12 +536,20 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
                 .map(|_| Vec::new())
                 .map_err(Refused::Failed);
         }
-        match outcome {
-            Err(Refused::Failed(error @ StoreError::Transient(_))) => return Err(error),
-            _ => self.session.rollback().await?,
-        }
-        Ok(matches!(outcome, Ok(left_out) if left_out.is_empty()))
+        self.session.rollback().await?;
+        Ok(match outcome {
+            Ok(left_out) if left_out.is_empty() => Taken::Yes,
+            Err(Refused::Failed(error @ StoreError::Transient(_))) => Taken::Unknown(error),
+            _ => Taken::No,
+        })
     }
+}
+
+/// Returns whether an error is about a record's values whatever it is raised by: bad values (SQLSTATE class 22),
+/// constraints (23), the exceptions of the operator's triggers (P0), and rows that they drop. All of SQLite's are: it has
+/// no partitions.
+fn is_about_values(code: &str) -> bool {
+    code == FILTERED || ["22", "23", "P0", "SQLITE-"].iter().any(|class| code.starts_with(class))
 }
 
 fn log_dead_letters(batch: &Batch, dead: &[LeftOut]) {
