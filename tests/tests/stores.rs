@@ -188,6 +188,62 @@ async fn tables_in_a_later_schema_of_search_path_are_not_created_again_in_the_fi
 }
 
 #[tokio::test]
+async fn a_missing_table_is_not_replaced_by_another_logweirs_in_a_later_schema() {
+    let on = Fixture::postgres().await;
+    on.execute("CREATE SCHEMA app").await;
+    open_postgres(&format!("{}?options=-c%20search_path=app", on.url())).prepare().await.unwrap();
+    let both = open_postgres(&format!("{}?options=-c%20search_path=app,public", on.url()));
+    both.prepare().await.unwrap();
+    on.execute("DROP TABLE app.logs").await;
+    assert!(!maintain_at(&both, now_us()).await.is_empty(), "it does not maintain the tables of the other");
+    assert_eq!(on.number(PARTITIONS).await, 1);
+    both.prepare().await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM pg_tables WHERE schemaname = 'app' AND tablename = 'logs'").await, 1);
+    on.execute("DROP TABLE app.logweir_lane, app.logweir_takeover, app.logweir_writer").await;
+    let error = both.prepare().await.unwrap_err();
+    assert!(is_systemic(&error) && error.to_string().contains("identify records in schema public"), "{error}");
+}
+
+#[tokio::test]
+async fn an_extension_that_ends_the_session_does_not_keep_the_tables_from_being_created() {
+    let on = Fixture::empty_postgres().await;
+    // As a server on which TimescaleDB is installed, but not preloaded.
+    on.execute(
+        "CREATE SCHEMA app; CREATE VIEW app.pg_available_extensions AS \
+         SELECT 'timescaledb'::name AS name, NULL::text AS installed_version; \
+         CREATE FUNCTION app.ends_the_session() RETURNS event_trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(5); END $$; \
+         CREATE EVENT TRIGGER t ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION') \
+         EXECUTE FUNCTION app.ends_the_session()",
+    )
+    .await;
+    let store = open_postgres(&format!("{}?options=-c%20search_path=app,pg_catalog", on.url()));
+    store.prepare().await.unwrap();
+    assert_eq!(on.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'app.logs'::regclass").await, 1);
+}
+
+#[tokio::test]
+async fn a_plain_table_expires_by_rows_in_a_database_that_uses_timescaledb_for_others() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    on.execute(
+        "CREATE SCHEMA timescaledb_information; CREATE VIEW timescaledb_information.hypertables AS \
+         SELECT 'public'::name AS hypertable_schema, 'metrics'::name AS hypertable_name; \
+         INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion) \
+         VALUES (99999, 'timescaledb', 10, 2200, true, '2'); \
+         ALTER TABLE logs RENAME TO shape; CREATE TABLE logs (LIKE shape INCLUDING ALL); DROP TABLE shape",
+    )
+    .await;
+    let (_, _, mut flusher) = started(&on).await;
+    let old = Record { ts_us: now_us() - 40 * DAY_US, ..record("m") };
+    flusher.flush(&Feed::new(0).batch(&[&[old, Record { ts_us: now_us(), ..record("m") }]])).await.unwrap();
+    assert_maintained(&keeping_30_days(&on)).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 1);
+}
+
+#[tokio::test]
 async fn two_processes_prepare_one_new_sqlite_file() {
     for _ in 0..20 {
         let on = Fixture::empty_sqlite();

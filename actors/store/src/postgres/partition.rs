@@ -81,38 +81,41 @@ struct Partition {
 }
 
 impl Logs {
-    /// Reads the table that a flush writes to.
+    /// Reads the table that a flush writes to; not that of another logweir, which search_path finds if it is missing.
     pub(super) async fn read(client: &Client) -> Result<Self, StoreError> {
         let row = client
             .query_opt(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
-                 s.spcname::text, current_setting('server_version_num')::integer, \
-                 EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') \
+                 s.spcname::text, current_setting('server_version_num')::integer \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid \
                  LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
                  LEFT JOIN pg_namespace dn ON dn.oid = d.relnamespace \
                  LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace \
-                 WHERE c.oid = to_regclass('logs')",
+                 WHERE c.oid = to_regclass('logs') AND c.relnamespace = coalesce( \
+                 (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('logweir_lane')), c.relnamespace)",
                 &[],
             )
             .await
             .map_err(failed("reading the table logs"))?;
         let Some(row) = row else {
             return Err(StoreError::Systemic(
-                "table logs was not found in search_path; it is made again when the next batch is written".to_owned(),
+                "table logs was not found beside logweir_lane; it is created when a lane connects again".to_owned(),
             ));
         };
         let relation = |schema: usize, name: usize| Some(Relation { schema: row.get(schema), name: row.get(name) });
-        let kind = match (row.get(3), row.get(8)) {
-            (true, _) => LogsKind::Partitioned,
-            (false, true) => LogsKind::Hypertable,
-            (false, false) => LogsKind::Plain,
+        let table = Relation { schema: row.get(1), name: row.get(2) };
+        let kind = match row.get(3) {
+            true => LogsKind::Partitioned,
+            false if is_hypertable(client, &table).await.map_err(failed("looking for hypertables"))? => {
+                LogsKind::Hypertable
+            }
+            false => LogsKind::Plain,
         };
         let tablespace = row.get::<_, Option<String>>(6);
         Ok(Self {
             oid: row.get(0),
-            table: Relation { schema: row.get(1), name: row.get(2) },
+            table,
             kind,
             default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),
             tablespace: tablespace.map_or(String::new(), |name| format!(" TABLESPACE {}", quoted(&name))),
@@ -193,6 +196,17 @@ impl Logs {
         };
         Ok(rows.iter().map(partition).collect())
     }
+}
+
+/// Whether TimescaleDB divides `table`. A database can use TimescaleDB for other tables only.
+pub(super) async fn is_hypertable(client: &Client, table: &Relation) -> Result<bool, Error> {
+    let view = "SELECT to_regclass('timescaledb_information.hypertables') IS NOT NULL";
+    if !client.query_one(view, &[]).await?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let found = "SELECT FROM timescaledb_information.hypertables \
+        WHERE hypertable_schema::text = $1 AND hypertable_name::text = $2";
+    Ok(client.query_opt(found, &[&table.schema, &table.name]).await?.is_some())
 }
 
 /// Returns `logs_pYYYYMMDD`.

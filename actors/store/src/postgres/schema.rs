@@ -14,9 +14,9 @@ use tokio_postgres::types::Oid;
 use tokio_postgres::{Client, Error};
 
 use super::clock;
-use super::connect::{describe, failed};
+use super::connect::{Connector, describe, failed, within};
 use super::ddl::{Relation, ddl_failure};
-use super::partition::{Logs, make_default};
+use super::partition::{Logs, is_hypertable, make_default};
 use crate::error::StoreError;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
@@ -78,13 +78,13 @@ const COLUMNS: [(&str, Oid, &str); 7] = [
 
 /// What is in the database.
 struct Found {
-    /// The first schema of search_path that exists.
-    schema: Option<String>,
+    /// The schemas of search_path that exist, in its order.
+    path: Vec<String>,
     /// The tables that search_path finds, [`HISTORY`] included, with their schemas.
     tables: HashMap<&'static str, String>,
     /// The migrations that were applied.
     applied: Vec<Applied>,
-    /// `logs` is not partitioned, and TimescaleDB is there.
+    /// `logs` is TimescaleDB's.
     is_hypertable: bool,
     /// `logs` is partitioned and has no default partition.
     lacks_default: bool,
@@ -104,7 +104,11 @@ pub(super) async fn prepare(client: &Client) -> Result<bool, StoreError> {
     match plan(&found)? {
         None if found.lacks_default => {
             // Rows without a partition would fail. Anything else about partitions is maintenance.
-            if let Err(error) = make_default(client, &Logs::read(client).await?).await {
+            let made = make_default(client, &Logs::read(client).await?).await;
+            if let Err(error) = made
+                // Every lane tries it, and one is the first.
+                && look(client).await?.lacks_default
+            {
                 tracing::warn!(%error, "records that have no partition of their own will be rejected");
             }
             Ok(found.is_hypertable)
@@ -122,8 +126,7 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
     let names: Vec<&str> = TABLES.into_iter().chain([HISTORY]).collect();
     let rows = client
         .query(
-            "SELECT current_schema()::text, t.name, n.nspname::text, \
-             c.relkind IN ('r', 'f') AND EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'), \
+            "SELECT current_schemas(false)::text[], t.name, n.nspname::text, \
              c.relkind = 'p' AND NOT EXISTS \
              (SELECT FROM pg_partitioned_table p WHERE p.partrelid = c.oid AND p.partdefid <> 0) \
              FROM unnest($1::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name) \
@@ -133,7 +136,7 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
         .await
         .map_err(failed("looking for the tables"))?;
     let mut found = Found {
-        schema: rows.first().and_then(|row| row.get(0)),
+        path: rows.first().map_or_else(Vec::new, |row| row.get(0)),
         tables: HashMap::new(),
         applied: Vec::new(),
         is_hypertable: false,
@@ -146,9 +149,14 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
             continue;
         };
         if name == "logs" {
-            (found.is_hypertable, found.lacks_default) = (row.get(3), row.get(4));
+            found.lacks_default = row.get(3);
         }
         found.tables.insert(name, schema);
+    }
+    drop_foreign(&mut found)?;
+    if let Some(schema) = found.tables.get("logs") {
+        let logs = Relation { schema: schema.clone(), name: "logs".to_owned() };
+        found.is_hypertable = is_hypertable(client, &logs).await.map_err(failed("looking for hypertables"))?;
     }
     if found.tables.contains_key(HISTORY) {
         let rows =
@@ -157,6 +165,29 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
             rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
     }
     Ok(found)
+}
+
+/// Forgets the tables that are not in the schema of those that identify records: they belong to another logweir, and
+/// search_path finds them because logweir's own are missing. Pure.
+///
+/// # Errors
+/// They come before the schema of logweir's own tables, which they hide.
+fn drop_foreign(found: &mut Found) -> Result<(), StoreError> {
+    let path = found.path.clone();
+    let place = |schema: &String| path.iter().position(|other| other == schema);
+    let identity = IDENTITY.into_iter().filter_map(|name| found.tables.get(name));
+    let Some(home) = identity.min_by_key(|schema| place(schema)).cloned() else { return Ok(()) };
+    let hidden = found.tables.iter().find(|(_, schema)| place(schema) < place(&home));
+    if let Some((name, schema)) = hidden {
+        return Err(StoreError::Systemic(format!(
+            "search_path finds table {name} in schema {schema}, but the tables that identify records in schema {home}: let the \
+             search_path of the role or of database.url (options=-c%20search_path=SCHEMA) name only the one that is \
+             logweir's"
+        )));
+    }
+    found.tables.retain(|_, schema| *schema == home);
+    found.lacks_default &= found.tables.contains_key("logs");
+    Ok(())
 }
 
 /// Decides what to create; `None` if everything is there. Pure.
@@ -169,7 +200,7 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
     }
     // Beside the tables that are there already, not in the first schema of search_path.
     let owned = ["logweir_lane", "logweir_writer"].into_iter().find_map(|name| found.tables.get(name));
-    let home = found.tables.get(HISTORY).or(owned).or(found.schema.as_ref());
+    let home = found.tables.get(HISTORY).or(owned).or(found.path.first());
     let Some(schema) = home.cloned() else {
         return Err(StoreError::Systemic(
             "no schema of search_path exists: create it (CREATE SCHEMA …), or name another one with \
@@ -250,9 +281,6 @@ async fn create_locked(client: &Client) -> Result<(), StoreError> {
         .await
         .map_err(failed)?;
     check_identity(client, &found, &plan).await?;
-    if plan.tables.contains(&"logs") {
-        create_timescale(client).await.map_err(failed)?;
-    }
     if !found.tables.contains_key(HISTORY) {
         client.batch_execute(CREATE_HISTORY_SQL).await.map_err(failed)?;
     }
@@ -319,19 +347,31 @@ fn statements(table: &str) -> &'static str {
     MIGRATIONS[0].sql.split("\n\n").find(|paragraph| paragraph.contains(&create)).unwrap_or_default()
 }
 
-/// Creates the extension if it is installed. Without the privilege, partitions are used.
-async fn create_timescale(client: &Client) -> Result<(), Error> {
-    let missing = client
-        .query_opt("SELECT FROM pg_available_extensions WHERE name = 'timescaledb' AND installed_version IS NULL", &[])
-        .await?
-        .is_some();
-    if !missing {
-        return Ok(());
+/// Whether `logs` is to be created, and TimescaleDB is installed but not yet an extension of this database.
+pub(super) async fn lacks_timescale(client: &Client) -> Result<bool, StoreError> {
+    let row = client
+        .query_one(
+            "SELECT CASE WHEN to_regclass('logs') IS NULL THEN EXISTS (SELECT FROM pg_available_extensions \
+             WHERE name = 'timescaledb' AND installed_version IS NULL) ELSE false END",
+            &[],
+        )
+        .await
+        .map_err(failed("looking for TimescaleDB"))?;
+    Ok(row.get(0))
+}
+
+/// Creates the extension, on a connection of its own: a server that has not preloaded it ends the session. Whatever
+/// fails, daily partitions are used.
+pub(super) async fn create_timescale(connector: &Connector) {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let created = within(LIMIT, "creating the extension timescaledb", async {
+        let connection = connector.connect("logweir/extension").await?;
+        let sql = "CREATE EXTENSION IF NOT EXISTS timescaledb";
+        connection.client.batch_execute(sql).await.map_err(failed("creating the extension timescaledb"))
+    });
+    if let Err(error) = created.await {
+        tracing::warn!(%error, "TimescaleDB is installed, but its extension cannot be created; using daily partitions");
     }
-    if let Some(error) = optional(client, "CREATE EXTENSION IF NOT EXISTS timescaledb").await? {
-        tracing::warn!(error, "TimescaleDB is installed, but its extension cannot be created; using daily partitions");
-    }
-    Ok(())
 }
 
 /// Runs a statement in the open transaction, which goes on if it fails; returns why it failed.
@@ -415,7 +455,7 @@ mod tests {
         });
         let tables = tables.iter().copied().chain(applied.iter().map(|_| HISTORY));
         Found {
-            schema: Some("first".to_owned()),
+            path: vec!["first".to_owned(), "home".to_owned()],
             tables: tables.map(|name| (name, "home".to_owned())).collect(),
             applied: applied.into_iter().collect(),
             is_hypertable: false,
@@ -438,14 +478,29 @@ mod tests {
     }
 
     #[test]
+    fn tables_of_another_logweir_do_not_stand_in_for_missing_ones() {
+        let mut found = found(&TABLES, true);
+        found.path = vec!["home".to_owned(), "public".to_owned()];
+        found.tables.insert("logs", "public".to_owned());
+        found.lacks_default = true;
+        drop_foreign(&mut found).unwrap();
+        assert_eq!(plan(&found).unwrap().unwrap().tables, ["logs"]);
+        assert!(!found.lacks_default);
+        found.path.reverse();
+        found.tables.insert("logs", "public".to_owned());
+        let error = drop_foreign(&mut found).unwrap_err().to_string();
+        assert!(error.contains("logs in schema public") && error.contains("records in schema home"), "{error}");
+    }
+
+    #[test]
     fn tables_of_somebody_else_are_refused_and_those_in_another_schema_do_not_matter() {
         let mut foreign = found(&["logs"], false);
-        foreign.schema = Some("home".to_owned());
+        foreign.path = vec!["home".to_owned()];
         let error = plan(&foreign).unwrap_err().to_string();
         assert!(error.contains("schema home has a table logs") && error.contains("search_path=logweir"), "{error}");
-        foreign.schema = Some("first".to_owned());
+        foreign.path = vec!["first".to_owned()];
         assert_eq!(plan(&foreign).unwrap().unwrap().schema, "first");
-        foreign.schema = None;
+        foreign.path = vec![];
         assert!(plan(&foreign).unwrap_err().to_string().contains("CREATE SCHEMA"));
     }
 }

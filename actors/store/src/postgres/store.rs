@@ -112,7 +112,12 @@ impl LogStore for PostgresStore {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        let connection = self.connector.connect("logweir/prepare").await?;
+        let mut connection = self.connector.connect("logweir/prepare").await?;
+        if schema::lacks_timescale(&connection.client).await? {
+            schema::create_timescale(&self.connector).await;
+            // A session loads the extension when it begins.
+            connection = self.connector.connect("logweir/prepare").await?;
+        }
         let hypertable = within(PREPARE_LIMIT, "creating the tables", schema::prepare(&connection.client)).await?;
         let _ = self.hypertable.set(hypertable);
         Ok(())
