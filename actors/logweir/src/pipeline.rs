@@ -23,9 +23,7 @@ use crate::producer::{files, syslog};
 use crate::progress::Progress;
 use crate::search;
 use crate::tail;
-use logweir_store::Batch;
-#[cfg(feature = "sqlite")]
-use logweir_store::DatabaseUrl;
+use logweir_store::{Batch, DatabaseUrl};
 
 const MIB: usize = 1 << 20;
 
@@ -182,7 +180,9 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
     });
     let Http { line_bytes_max, decompressed_bytes_max, .. } = parts.config.http;
     let rules = Arc::new(parts.config.parse.clone());
-    let horizon = Horizon { retention_days: parts.config.database.retention_days };
+    let database = &parts.config.database;
+    let by_minute = matches!(database.url, DatabaseUrl::Sqlite(_));
+    let horizon = Horizon { retention_days: database.retention_days, by_minute };
     let bound = Bound { messages_max: 16, bytes_max: 16 * MIB };
     let parser = topology.spawn(spec(format!("parser-{lane}"), &arbiter, bound, None), move |context| {
         Parser::new(context, batcher.clone(), line_bytes_max).with_rules(Arc::clone(&rules)).with_horizon(horizon)
