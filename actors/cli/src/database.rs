@@ -1,5 +1,5 @@
-//! `logweir database`: creates and maintains the tables without a server, and prints the statements for an administrator
-//! who wants to do it himself.
+//! `logweir database`: creates and maintains the tables without a server, and prints the statements for administrators
+//! who want to run them themselves.
 
 use std::io::{self, Write as _};
 

@@ -194,7 +194,7 @@ pub const METRICS: &[Metric] = &[
     ),
     counter(
         "logweir_records_beyond_retention_total",
-        "Total number of received records that are older than database.retention_days, so that the next maintenance deletes them, by format.",
+        "Total number of received records by format that are older than database.retention_days, so that the next maintenance deletes them.",
     ),
     counter("logweir_rejected_requests_total", "Total number of rejected requests and source batches, by reason."),
     counter(

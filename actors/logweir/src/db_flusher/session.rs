@@ -13,7 +13,7 @@ use logweir_store::{Claim, ForkPoint, LaneRow, LaneStart, LaneWriter, Lease, Log
 /// Time limit for making the tables, or bringing them up to date: longer than the limits that the server enforces.
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// Time limit of the other steps: longer than the limits that the server enforces, too, which do not help if the server
-/// accepts connections and then stays timed_out (it is frozen, or the network has dropped the connection's state).
+/// accepts connections and then stays silent (it is frozen, or the network has dropped the connection's state).
 const ANSWER_LIMIT: Duration = Duration::from_secs(45);
 
 /// Shared by the flushers of all lanes. The first to reach the database prepares the store and acquires the lease.
@@ -75,7 +75,7 @@ impl Session {
             Ok(lease) => {
                 tracing::warn!(
                     error = slow,
-                    "whether the tables are up to date could not be seen; they are there, and records are stored"
+                    "could not check whether the tables are up to date; they are there, and records are stored"
                 );
                 Ok(lease)
             }
