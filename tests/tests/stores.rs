@@ -803,7 +803,7 @@ async fn a_row_for_which_a_trigger_raises_is_a_dead_letter_whatever_the_sqlstate
     letters.sort_by_key(|letter| letter.id);
     let found: Vec<&str> = letters.iter().map(|letter| letter.sqlstate.as_str()).collect();
     assert_eq!(found, codes);
-    // One alone, and what is not a row's fault whoever raises it.
+    // One alone, and what is not a row's fault whatever raises it.
     assert_eq!(flusher.flush(&feed.batch(&[&records[..1]])).await.unwrap(), flushed(0, 1));
     let batch = |code: &str| feed.clone().batch(&[&[record(&format!("rude {code}"))]]);
     for code in ["57014", "53200", "53400"] {
@@ -1028,9 +1028,9 @@ async fn a_dead_letter_can_be_written_whatever_the_encoding_of_the_database() {
             let raw: serde_json::Value = serde_json::from_str(&letter.raw).unwrap();
             assert_eq!((&raw["message"], &raw["service"]), (&sent.message.into(), &sent.service.into()), "{encoding}");
             assert!(on.store.replay_dead_letter(&letter).await.is_err(), "{encoding}: the character is still missing");
-            let mended = letter.raw.replace(r"\ud83c\udf89", "!").replace(r"\u65e5\u672c\u8a9e", "Nihongo");
-            let mended = mended.replace(r"w\u00f6rld", "world").replace(r"Gr\u00fc\u00dfe", "Gruesse");
-            on.store.replay_dead_letter(&store::DeadLetter { raw: mended, ..letter }).await.unwrap();
+            let corrected = letter.raw.replace(r"\ud83c\udf89", "!").replace(r"\u65e5\u672c\u8a9e", "Nihongo");
+            let corrected = corrected.replace(r"w\u00f6rld", "world").replace(r"Gr\u00fc\u00dfe", "Gruesse");
+            on.store.replay_dead_letter(&store::DeadLetter { raw: corrected, ..letter }).await.unwrap();
         }
         assert_eq!(on.number("SELECT count(*) FROM logs").await, 5, "{encoding}");
         // A letter whose characters the encoding has is replayed as it was sent.
@@ -1103,7 +1103,7 @@ async fn a_takeover_terminates_a_process_that_froze_while_it_acquired_the_lease(
 }
 
 #[tokio::test]
-async fn an_error_that_an_operator_must_mend_says_how() {
+async fn an_error_that_an_operator_must_fix_says_how() {
     let on = Fixture::postgres().await;
     let (_, _, mut flusher) = started(&on).await;
     let feed = Feed::new(0);

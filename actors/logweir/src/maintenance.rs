@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_another_process_runs_or_that_is_not_due_is_no_longer_this_processs() {
+    fn a_step_that_another_process_runs_or_that_is_not_due_is_cleared_here() {
         let mut steps = Steps::default();
         steps.observe("partitions", &failure(), 0);
         steps.observe("retention_rows", &failure(), 0);

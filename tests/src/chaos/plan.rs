@@ -104,7 +104,7 @@ impl Plan {
                 steps.push(step);
             }
         }
-        self.start_anew(&mut steps);
+        self.start_again(&mut steps);
         steps.sort_by_key(|step| step.at);
         steps
     }
@@ -113,7 +113,7 @@ impl Plan {
 impl Plan {
     /// In every second round the program is also killed and started again while other acts are in force: much of what
     /// it does, it does only at its start.
-    fn start_anew(&mut self, steps: &mut Vec<Step>) {
+    fn start_again(&mut self, steps: &mut Vec<Step>) {
         let act = Act::Ended("program_killed", libc::SIGKILL);
         let is_wanted = self.kinds.contain(act.kind());
         let at = ROUND / 2 + Duration::from_millis(self.random.random_range(0..1500));

@@ -33,7 +33,7 @@ macro_rules! conformance {
             fifty_opens_use_one_lane_id
             a_constraint_that_refuses_many_rows_does_not_stop_the_lane
             a_row_that_is_refused_after_it_was_inserted_is_a_dead_letter_and_not_stored
-            a_table_that_refuses_every_row_stops_the_lane_until_it_is_mended
+            a_table_that_refuses_every_row_stops_the_lane_until_it_is_fixed
             records_that_a_trigger_drops_are_dead_letters
             a_record_refused_alone_is_dead_lettered_only_if_the_table_takes_another
         }

@@ -551,7 +551,7 @@ pub async fn a_row_that_is_refused_after_it_was_inserted_is_a_dead_letter_and_no
     on.assert_whole(writer, expected + 1).await;
 }
 
-pub async fn a_table_that_refuses_every_row_stops_the_lane_until_it_is_mended(on: impl Subject) {
+pub async fn a_table_that_refuses_every_row_stops_the_lane_until_it_is_fixed(on: impl Subject) {
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
     flusher.flush(&feed.plain(5)).await.unwrap();

@@ -535,7 +535,7 @@ impl<'a> World<'a> {
             world.handle(Event::OpenFailed(StoreError::Systemic("permission denied".into())));
             all.push(world);
         }
-        // Acquiring the lease waits for whoever holds the lane's row.
+        // Acquiring the lease waits for the process that holds the lane's row.
         let waits = self.lease.is_none() && self.zombie.is_some();
         let ways: &[(&'static str, bool)] =
             if waits { &[("open after a commit", true), ("open after a rollback", false)] } else { &[("open", false)] };

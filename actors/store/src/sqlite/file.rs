@@ -6,7 +6,7 @@
 //!   the reads that have begun. That is short, since a query renews its snapshot (see `read`).
 //! - A checkpoint that cannot finish, because another program has a transaction open, is tried again after growing pauses:
 //!   each attempt keeps flushes waiting.
-//! - A file that was removed or replaced is still written to by whoever has it open, and is gone with the process. What is
+//! - A file that was removed or replaced is still written to by the processes that have it open, and is gone with the process. What is
 //!   written to it is therefore not confirmed.
 
 use std::fs;

@@ -184,7 +184,7 @@ pub(crate) trait LeaseStatements: Transaction {
     /// Creates a lane's row, unless it exists.
     async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError>;
 
-    /// Lets a lane start anew at `start`, under a `lane_id` that no lane has had.
+    /// Lets a lane start again at `start`, under a `lane_id` that no lane has had.
     async fn reset_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError>;
 
     /// Records the takeover: one lane's tail in the journal and cursor in the database.
