@@ -261,7 +261,11 @@ impl Scenario {
         self.wait_within(what, PATIENCE * 15, holds);
     }
 
-    fn wait_within(&self, what: &str, within: Duration, mut holds: impl FnMut(&Self) -> bool) {
+    /// As [`Scenario::wait`], with a time limit.
+    ///
+    /// # Panics
+    /// On timeout.
+    pub fn wait_within(&self, what: &str, within: Duration, mut holds: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + within;
         while !holds(self) {
             assert!(Instant::now() < deadline, "timed out after {within:?}: {what}");

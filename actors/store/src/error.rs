@@ -78,10 +78,20 @@ pub enum StoreError {
 /// Why a server refused a batch or a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// SQLSTATE, SQLite's extended result code, or `timeout`. Two refusals with the same code are equal.
+    /// SQLSTATE, SQLite's extended result code, or a word for what has none (`timeout`). Two refusals with the same code are
+    /// equal.
     pub code: String,
     /// What the server said, and what to do.
     pub reason: String,
+}
+
+impl Rejection {
+    /// The code for a record that is suspected: alone in its batch, it has failed many times, each time with a
+    /// [`StoreError::Transient`].
+    pub const SUSPECTED: &str = "suspected";
+    /// The code for a suspected record with which another flush has failed just after the table had taken another record.
+    /// If the table then takes another one once more, it is a dead letter.
+    pub const INTERRUPTED: &str = "interrupted";
 }
 
 impl StoreError {

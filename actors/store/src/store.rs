@@ -100,10 +100,13 @@ pub trait LaneWriter: Send {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError>;
 
     /// Dead-letters the only record of `batch`, which was refused alone with `rejection` more than once. First tries another
-    /// record, which it rolls back: a table that refuses that one, too, refuses everything.
+    /// record, which it rolls back: a table that refuses that one, too, refuses everything. Then the record itself, unless the
+    /// code is [`Rejection::INTERRUPTED`]: that can end the connection.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush); [`StoreError::Systemic`] if the table refuses every record.
+    /// As [`flush`](Self::flush); [`StoreError::Systemic`] if the table refuses every record. [`StoreError::Rejected`] with
+    /// [`Rejection::INTERRUPTED`] if the code is [`Rejection::SUSPECTED`], another record was taken, and this one failed
+    /// temporarily once more: call it again with that.
     async fn dead_letter(&mut self, batch: &Batch, rejection: &Rejection) -> Result<Flushed, StoreError>;
 
     /// Returns whether the connection is open as far as is known locally, without a round trip.

@@ -5,11 +5,14 @@
 //! limit is halved by a refusal and grows with each success, as congestion control does: a server that is merely slow
 //! gets ever larger batches until one takes too long, and a healthy one is soon back at full size.
 //!
+//! A flush that is interrupted, as by a lost connection, says little about its records. Only when one record alone has
+//! been interrupted many times, although the database could be reached each time, it is suspected.
+//!
 //! A division may be inside of a frame, since a sender decides how many records a frame has.
 
 use std::time::Duration;
 
-use logweir_store::{Batch, BatchFrame};
+use logweir_store::{Batch, BatchFrame, Rejection};
 
 /// Distinct days of one transaction. Each day is a partition, and with its indexes takes half a dozen of the server's
 /// locks (`max_locks_per_transaction` is 64 per connection by default), descriptors and buffers. How many days a batch
@@ -23,11 +26,15 @@ const STEPS: usize = 16;
 const EQUAL_MAX: u32 = 2;
 /// Refusals for changing reasons after which they are divided all the same.
 const REFUSALS_MAX: u32 = 4;
-/// Lost connections in the middle of the same records after which they are divided: a batch can be what makes a server
-/// run out of memory.
-const TRANSIENT_MAX: u32 = 3;
+/// Interruptions of the same records after which they are divided: a batch can be what makes a server run out of memory.
+const INTERRUPTIONS_MAX: u32 = 3;
+/// Interruptions of one record alone after which it is suspected: a trigger can raise any error, and a value can crash
+/// the server.
+const ALONE_MAX: u32 = 10;
 
-/// Most successes before the limits are raised. A server with a hard limit then refuses one batch in so many.
+/// Most successes before the limits are raised. A server with a hard limit then refuses one batch in so many. After
+/// successes that took long it is always this number: whether more records would take longer is not known, and a limit
+/// that did not grow would never come back if each transaction takes long, however few records it has.
 const PATIENCE_MAX: u32 = 15;
 
 const DAY_US: i64 = 86_400_000_000;
@@ -39,7 +46,7 @@ pub(super) enum Verdict {
     Again,
     /// Try less.
     Divided,
-    /// A record was refused alone, more than once.
+    /// A record was refused alone, more than once, or interrupted alone, many times.
     Alone,
     /// There is nothing to divide: the batch has no records.
     Indivisible,
@@ -52,8 +59,11 @@ pub(super) struct Division {
     /// Without a limit: `usize::MAX`, since a single frame may have more than `records_max`.
     records: usize,
     days: usize,
-    /// A success that takes longer does not raise the limits.
+    /// A success that takes longer, without what one record takes, hardly raises the limits.
     slow: Duration,
+    /// How long a record alone took last: round trips and the server's fsync, whatever the number of records.
+    least: Duration,
+    alone_max: u32,
     refused: Option<Refused>,
     /// Why records were divided last, until the limits are back at their maximum. Once more is enough then.
     divided_by: Option<String>,
@@ -69,10 +79,12 @@ pub(super) struct Division {
 struct Refused {
     /// Number of the lane's records before the refused ones.
     from_records: u64,
+    /// Whether it was one record. Alone it gets its own chances.
+    alone: bool,
     code: String,
     equal: u32,
     all: u32,
-    transient: u32,
+    interruptions: u32,
 }
 
 impl Division {
@@ -83,6 +95,8 @@ impl Division {
             records: usize::MAX,
             days: DAYS_MAX,
             slow: statement_timeout / 4,
+            least: Duration::ZERO,
+            alone_max: ALONE_MAX,
             refused: None,
             divided_by: None,
             patience: 0,
@@ -107,7 +121,7 @@ impl Division {
     /// `part` was refused with `code`.
     pub(super) fn refused(&mut self, part: &Batch, code: &str) -> Verdict {
         let is_known = part.records() > 1 && self.divided_by.as_deref() == Some(code);
-        let refused = self.refused_at(part.from_records);
+        let refused = self.refused_at(part);
         refused.all += 1;
         refused.equal = if refused.code == code { refused.equal + 1 } else { 1 };
         code.clone_into(&mut refused.code);
@@ -125,13 +139,22 @@ impl Division {
         }
     }
 
-    /// The connection was lost, or the server had no resources, while `part` was being flushed. That never makes a dead
-    /// letter, since it says nothing about a record.
-    pub(super) fn interrupted(&mut self, part: &Batch) {
-        let refused = self.refused_at(part.from_records);
-        refused.transient += 1;
-        if refused.transient >= TRANSIENT_MAX && part.records() > 1 {
-            self.divide(part);
+    /// The connection was lost, or the server had no resources, while `part` was being flushed.
+    pub(super) fn interrupted(&mut self, part: &Batch) -> Verdict {
+        let (records, alone_max) = (part.records(), self.alone_max);
+        let is_known = self.divided_by.as_deref() == Some(Rejection::INTERRUPTED);
+        let refused = self.refused_at(part);
+        refused.interruptions = refused.interruptions.saturating_add(1);
+        match records {
+            0 => Verdict::Again,
+            1 if refused.interruptions >= alone_max => Verdict::Alone,
+            1 => Verdict::Again,
+            _ if refused.interruptions < INTERRUPTIONS_MAX && !is_known => Verdict::Again,
+            _ => {
+                self.divide(part);
+                self.divided_by = Some(Rejection::INTERRUPTED.to_owned());
+                Verdict::Divided
+            }
         }
     }
 
@@ -140,15 +163,19 @@ impl Division {
         if self.refused.take().is_some() && part.records() == 1 {
             self.patience = 0; // it was the record, and not the size
         }
+        if part.records() == 1 {
+            self.least = took;
+        }
         let limited = divided || part.records() >= self.records as u64;
-        if !limited || took > self.slow {
+        if !limited {
             return;
         }
         if self.raised {
             self.patience = 0;
         }
         self.successes += 1;
-        if self.successes > self.patience {
+        let is_slow = took.saturating_sub(self.least) > self.slow;
+        if self.successes > if is_slow { PATIENCE_MAX } else { self.patience } {
             self.raise();
         }
     }
@@ -168,22 +195,30 @@ impl Division {
         (self.records, self.days) = (1, 1);
     }
 
-    /// The refusals of the records after `from_records`.
-    fn refused_at(&mut self, from_records: u64) -> &mut Refused {
-        let new = || Refused { from_records, code: String::new(), equal: 0, all: 0, transient: 0 };
-        let refused = self.refused.get_or_insert_with(new);
-        if refused.from_records != from_records {
-            *refused = new();
-        }
-        refused
+    /// The refusals of the records at which `part` starts.
+    fn refused_at(&mut self, part: &Batch) -> &mut Refused {
+        let (from_records, alone) = (part.from_records, part.records() == 1);
+        let same = |refused: &Refused| (refused.from_records, refused.alone) == (from_records, alone);
+        let known = self.refused.take().filter(same);
+        let new = || Refused { from_records, alone, code: String::new(), equal: 0, all: 0, interruptions: 0 };
+        self.refused.insert(known.unwrap_or_else(new))
+    }
+
+    /// As [`Division::new`], with another number of interruptions after which a record is suspected.
+    #[cfg(test)]
+    pub(super) fn suspecting_after(alone_max: u32, records_max: usize, statement_timeout: Duration) -> Self {
+        Self { alone_max, ..Self::new(records_max, statement_timeout) }
     }
 
     #[cfg(test)]
     pub(super) fn hash_state(&self, state: &mut impl std::hash::Hasher) {
         use std::hash::Hash as _;
         (self.records, self.days, &self.divided_by, self.patience, self.successes, self.raised).hash(state);
+        self.least.hash(state);
         let refused = self.refused.as_ref();
-        refused.map(|r| (r.from_records, &r.code, r.equal, r.all.min(REFUSALS_MAX), r.transient)).hash(state);
+        let counts =
+            |r: &Refused| (r.equal.min(EQUAL_MAX), r.all.min(REFUSALS_MAX), r.interruptions.min(self.alone_max));
+        refused.map(|r| (r.from_records, r.alone, r.code.clone(), counts(r))).hash(state);
     }
 
     fn divide(&mut self, part: &Batch) {
@@ -193,13 +228,6 @@ impl Division {
         self.successes = 0;
         if std::mem::take(&mut self.raised) {
             self.patience = (2 * self.patience + 1).min(PATIENCE_MAX);
-        }
-        // The cause has repeated already, so that the next refusal divides again; a record alone gets its own chances.
-        if let Some(refused) = self.refused.as_mut() {
-            refused.transient = 0;
-            if self.records == 1 {
-                (refused.equal, refused.all) = (0, 0);
-            }
         }
     }
 }
@@ -345,7 +373,7 @@ mod tests {
         assert!(passed < Duration::from_secs(20), "{passed:?}");
         assert!(last >= 100, "{last}");
         let limit = division.records();
-        assert!(limit < 1000, "{limit}");
+        assert!(limit < 2000, "{limit}");
         for flush in 0..40 {
             flush_slowly(&mut division, 20_000, Duration::ZERO);
             if division.records() == MAX {
@@ -387,13 +415,63 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(division.refused(&one, "P0001"), Verdict::Again);
             assert_eq!(division.refused(&other, "P0001"), Verdict::Again);
-            (0..10).for_each(|_| division.interrupted(&one));
+            (1..ALONE_MAX).for_each(|_| assert_eq!(division.interrupted(&one), Verdict::Again));
         }
         assert_eq!(division.refused(&one, "P0001"), Verdict::Again);
         assert_eq!(division.refused(&one, "P0001"), Verdict::Alone);
         for (nth, code) in ["a", "b", "a", "b"].into_iter().enumerate() {
             let verdict = division.refused(&other, code);
             assert_eq!(verdict, if nth < 3 { Verdict::Again } else { Verdict::Alone }, "{nth}");
+        }
+    }
+
+    #[test]
+    fn a_record_gets_its_own_chances_alone_however_it_came_to_be_alone() {
+        // The lane was stopped meanwhile, and starts with one record.
+        let mut division = Division::new(MAX, TIMEOUT);
+        let many = batch(&[vec![0; 4]], 0);
+        assert_eq!(division.refused(&many, "57014"), Verdict::Again);
+        division.start_small();
+        let one = division.part(&many).expect("one of four");
+        assert_eq!(division.refused(&one, "57014"), Verdict::Again);
+        assert_eq!(division.refused(&one, "57014"), Verdict::Alone);
+        // Two records, but of two days, which is one too many.
+        let mut division = Division::new(MAX, TIMEOUT);
+        let days = batch(&[vec![0, DAY_US, DAY_US, DAY_US]], 0);
+        assert_eq!(division.refused(&days, "54000"), Verdict::Again);
+        assert_eq!(division.refused(&days, "54000"), Verdict::Divided);
+        let one = division.part(&days).expect("one day of two");
+        assert_eq!((one.records(), division.records()), (1, 2));
+        assert_eq!(division.refused(&one, "54000"), Verdict::Again);
+        assert_eq!(division.refused(&one, "54000"), Verdict::Alone);
+        // Interruptions of more are no evidence against one.
+        let mut division = Division::new(MAX, TIMEOUT);
+        for nth in 1..=INTERRUPTIONS_MAX {
+            let verdict = division.interrupted(&many);
+            assert_eq!(verdict, if nth < INTERRUPTIONS_MAX { Verdict::Again } else { Verdict::Divided }, "{nth}");
+        }
+        let two = division.part(&many).expect("two of four");
+        assert_eq!((two.records(), division.interrupted(&two)), (2, Verdict::Divided));
+        let one = division.part(&many).expect("one of four");
+        for nth in 1..=ALONE_MAX {
+            let verdict = division.interrupted(&one);
+            assert_eq!(verdict, if nth < ALONE_MAX { Verdict::Again } else { Verdict::Alone }, "{nth}");
+        }
+    }
+
+    #[test]
+    fn a_lane_is_back_at_full_size_although_each_transaction_takes_long() {
+        for (least, took) in [(TIMEOUT / 3, TIMEOUT / 3), (Duration::ZERO, TIMEOUT / 3), (TIMEOUT, 3 * TIMEOUT)] {
+            let mut division = Division::new(MAX, TIMEOUT);
+            division.start_small();
+            let backlog = batch(&[vec![0; MAX]], 0);
+            let mut flushes = 0;
+            while let Some(part) = division.part(&backlog) {
+                division.stored(&part, true, if part.records() == 1 { least } else { took });
+                flushes += 1;
+                assert!(flushes < 500, "{least:?}, {took:?}: {division:?}");
+            }
+            assert!(took > least || flushes < 32, "{flushes}");
         }
     }
 

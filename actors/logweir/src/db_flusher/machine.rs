@@ -432,6 +432,12 @@ impl Machine {
                     self.pause(Duration::ZERO, Delay::Retry); // to avoid a hot loop
                 }
             }
+            // The table took another record, and this one was interrupted once more.
+            StoreError::Rejected(rejection) if dead_lettering && rejection.code == Rejection::INTERRUPTED => {
+                self.flush_failing = true;
+                self.condemn(rejection);
+                self.pause(Duration::ZERO, Delay::Retry);
+            }
             StoreError::Rejected(rejection) => {
                 self.flush_failing = true;
                 if dead_lettering {
@@ -440,11 +446,17 @@ impl Machine {
                     self.refused(rejection);
                 }
             }
+            StoreError::Transient(reason) => {
+                self.flush_failing = true;
+                if let Some(batch) = current(&self.part, &self.read, &self.mail)
+                    && self.division.interrupted(batch) == Verdict::Alone
+                {
+                    self.condemn(Rejection { code: Rejection::SUSPECTED.to_owned(), reason: reason.clone() });
+                }
+                self.failed(true, StoreError::Transient(reason), now);
+            }
             error => {
                 self.flush_failing = true;
-                if let (StoreError::Transient(_), Some(batch)) = (&error, current(&self.part, &self.read, &self.mail)) {
-                    self.division.interrupted(batch);
-                }
                 self.failed(true, error, now);
             }
         }
@@ -461,9 +473,14 @@ impl Machine {
         match verdict {
             Verdict::Again => self.pause(Duration::ZERO, Delay::Retry),
             Verdict::Divided => {} // at once: it is less work than what was refused
-            Verdict::Alone => self.letter = self.position.map(|position| (position, rejection)),
+            Verdict::Alone => self.condemn(rejection),
             Verdict::Indivisible => self.stop_small(rejection.reason),
         }
+    }
+
+    /// What follows the position becomes a dead letter, if the store finds that the table takes another record.
+    fn condemn(&mut self, rejection: Rejection) {
+        self.letter = self.position.map(|position| (position, rejection));
     }
 
     /// Handles a failure by its class, and waits before the retry.

@@ -8,8 +8,9 @@
 //!
 //! Faults: crash, power loss, transactions whose outcome is unknown and which commit or end later, a database that is
 //! restored to an earlier state, a journal that has removed what is committed, refused records (alone for any code, or
-//! only together with others), spells in which everything is refused, a full mailbox, a shutdown. Time is left out of a
-//! state, since it only decides how long a pause is.
+//! only together with others), records that end the connection, spells in which everything is refused, a full mailbox, a
+//! shutdown. Time is left out of a state, since it only decides how long a pause is. A record is suspected after few
+//! interruptions here, but after as many as there are faults that interrupt.
 //!
 //! The search is tested itself: for each deliberate bug (`Bugs`) it must find a state that violates the above.
 
@@ -42,8 +43,14 @@ enum Kind {
     Bad,
     /// Refused if more than one of them is stored at once.
     Heavy,
+    /// The connection is lost whatever it is stored with.
+    Fatal,
 }
-use Kind::{Bad, Good, Heavy};
+use Kind::{Bad, Fatal, Good, Heavy};
+
+/// Interruptions of a record alone after which it is suspected. No more than these happen by themselves.
+const INTERRUPTIONS: u8 = 2;
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often each fault may happen.
 #[derive(Clone, Copy, Default, Hash)]
@@ -87,6 +94,8 @@ struct Bugs {
     refused_is_transient: bool,
     /// A refused record stops the lane.
     refused_is_systemic: bool,
+    /// A lost connection is never due to a record.
+    never_suspected: bool,
 }
 
 /// What happens, apart from faults.
@@ -95,6 +104,10 @@ struct Scenario {
     frames: &'static [&'static [Kind]],
     faults: Faults,
     bugs: Bugs,
+    /// Whether a refusal leaves the connection open.
+    keeps_open: bool,
+    /// How long a transaction takes.
+    took: Duration,
     depth: usize,
 }
 
@@ -177,7 +190,7 @@ impl<'a> World<'a> {
             scenario,
             faults: scenario.faults,
             now: Instant::now(),
-            machine: machine(),
+            machine: machine(scenario),
             resting: true,
             phase: Phase::Accepting,
             mailbox: VecDeque::new(),
@@ -436,7 +449,7 @@ impl<'a> World<'a> {
     }
 
     fn restart(&mut self) {
-        self.machine = machine();
+        self.machine = machine(self.scenario);
         (self.resting, self.phase) = (true, Phase::Accepting);
         self.mailbox.clear();
         self.released = self.tail().seq;
@@ -512,8 +525,8 @@ impl<'a> World<'a> {
                 all.push(world);
             }
             Action::Open => world.open(abandoned, all),
-            Action::Flush => world.flush(false, abandoned, all),
-            Action::DeadLetter(_) => world.flush(true, abandoned, all),
+            Action::Flush => world.flush(None, abandoned, all),
+            Action::DeadLetter(Rejection { code, .. }) => world.flush(Some(&code), abandoned, all),
         }
     }
 
@@ -553,11 +566,13 @@ impl<'a> World<'a> {
         let epoch = match self.lease {
             Some(epoch) => epoch,
             None => {
+                let tail = self.tail();
                 self.database.epoch += 1;
                 self.lease = Some(self.database.epoch);
                 if let Some(row) = &mut self.database.row {
                     row.epoch = self.database.epoch;
-                    if row.last_seq > self.tail().seq {
+                    // Inside of a frame the database has a part of the next one.
+                    if row.last_seq > tail.seq || row.accounted() > tail.records {
                         self.violation = Some("the database has frames that the journal never made durable".into());
                     }
                 }
@@ -587,8 +602,8 @@ impl<'a> World<'a> {
         Some(LaneRow { last_seq: position.seq, rows: position.records, ..LaneRow::default() })
     }
 
-    /// Flushes or dead-letters the machine's batch, with every result.
-    fn flush(&self, letter: bool, abandoned: bool, all: &mut Vec<Self>) {
+    /// Flushes the machine's batch, or dead-letters it since it was refused with the code `letter`, with every result.
+    fn flush(&self, letter: Option<&str>, abandoned: bool, all: &mut Vec<Self>) {
         if self.zombie.is_none() {
             self.flush_alone(letter, abandoned, all);
             return;
@@ -601,7 +616,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn flush_alone(&self, letter: bool, abandoned: bool, all: &mut Vec<Self>) {
+    fn flush_alone(&self, letter: Option<&str>, abandoned: bool, all: &mut Vec<Self>) {
         let Some(batch) = self.machine.batch().cloned() else { return };
         let failed = |label, error, open| {
             let mut world = self.after(label);
@@ -616,7 +631,7 @@ impl<'a> World<'a> {
             Err(Ok(flushed)) => {
                 let mut world = self.after("already applied");
                 world.connection.clone_from(&world.database.row);
-                world.handle(Event::Flushed { flushed, took: Duration::ZERO });
+                world.handle(Event::Flushed { flushed, took: self.scenario.took });
                 all.push(world);
                 return;
             }
@@ -630,35 +645,46 @@ impl<'a> World<'a> {
             }
         };
         let records = self.records(&batch);
+        let (bugs, keeps_open) = (self.bugs(), self.scenario.keeps_open);
         if self.spell {
-            if letter && self.bugs().unchecked_letter {
+            if letter.is_some() && bugs.unchecked_letter {
                 self.commits(&batch, row, &[], &records, abandoned, all);
-            } else if letter {
+            } else if letter.is_some() {
                 all.push(failed("the check is refused", StoreError::Systemic("permission denied".into()), false));
             } else {
-                all.push(failed("refused, as all", rejected(EVERY_ROW), true));
+                all.push(failed("refused, as all", rejected(EVERY_ROW), keeps_open));
                 all.push(failed("refused as a whole", StoreError::Systemic("permission denied".into()), false));
             }
             return;
         }
         let kinds: Vec<Kind> = self.kinds().collect();
-        let is_bad = records.iter().any(|&record| kinds[record] == Bad);
-        let heavy = records.iter().filter(|&&record| kinds[record] == Heavy).count();
-        if letter && (is_bad || self.bugs().one_check || self.bugs().unchecked_letter) {
+        let has = |kind| records.iter().filter(|&&record| kinds[record] == kind).count();
+        let (bad, heavy, fatal) = (has(Bad), has(Heavy), has(Fatal));
+        // Only another record is tried, or not even that.
+        let blind = bugs.one_check || bugs.unchecked_letter || letter == Some(Rejection::INTERRUPTED);
+        if letter.is_some() && (bad > 0 || blind) {
             self.commits(&batch, row, &[], &records, abandoned, all);
-        } else if is_bad || heavy > 1 {
-            let bugs = self.bugs();
-            let codes: &[&str] = if is_bad { &["P0001", "XX000"] } else { &["57014"] };
+        } else if fatal > 0 {
+            let checked = letter == Some(Rejection::SUSPECTED);
+            let error = if checked { rejected(Rejection::INTERRUPTED) } else { transient() };
+            all.push(failed("the record ends the connection", error, false));
+        } else if bad > 0 || heavy > 1 {
+            let codes: &[&str] = if bad > 0 { &["P0001", "XX000"] } else { &["57014"] };
             for code in codes {
                 let error = match () {
                     () if bugs.refused_is_transient => transient(),
                     () if bugs.refused_is_systemic => StoreError::Systemic("refused".into()),
                     () => rejected(code),
                 };
-                all.push(failed("refused", error, !bugs.refused_is_transient));
+                all.push(failed("refused", error, keeps_open && !bugs.refused_is_transient));
             }
         } else {
             self.commits(&batch, row, &records, &[], abandoned, all);
+            if letter == Some(Rejection::SUSPECTED) && self.faults.unknown > 0 {
+                let mut world = failed("interrupted after the check", rejected(Rejection::INTERRUPTED), false);
+                world.faults.unknown -= 1;
+                all.push(world);
+            }
         }
     }
 
@@ -670,7 +696,15 @@ impl<'a> World<'a> {
         if self.lease != Some(self.database.epoch) || row.epoch != self.database.epoch {
             return Err(Err(lost));
         }
-        if at(batch.from_seq, batch.from_records) || self.bugs().no_compare_and_set {
+        let known = self.connection.clone().unwrap_or_default();
+        if row.lane_id != known.lane_id {
+            return Err(Err(lost));
+        }
+        let starts_here = at(batch.from_seq, batch.from_records);
+        if let Some(begun) = batch.begun().filter(|begun| starts_here && begun.digest() != row.frame_digest()) {
+            return Err(Err(StoreError::SequenceReused { lane: 0, seq: begun.seq }));
+        }
+        if starts_here || self.bugs().no_compare_and_set {
             return Ok(row.clone());
         }
         if !at(batch.to_seq(), batch.to_records()) {
@@ -679,7 +713,6 @@ impl<'a> World<'a> {
         if row.digest != batch.digest() {
             return Err(Err(StoreError::SequenceReused { lane: 0, seq: batch.to_seq() }));
         }
-        let known = self.connection.clone().unwrap_or_default();
         Err(Ok(Flushed { rows: row.rows - known.rows, dead_lettered: row.dead_lettered - known.dead_lettered }))
     }
 
@@ -725,7 +758,7 @@ impl<'a> World<'a> {
         let unknown = |world: &mut Self| {
             world.handle(match (abandoned, world.bugs().unknown_is_success) {
                 (true, _) => Event::Abandoned { open: false, timed_out: false },
-                (_, true) => Event::Flushed { flushed: flushed.clone(), took: Duration::ZERO },
+                (_, true) => Event::Flushed { flushed: flushed.clone(), took: self.scenario.took },
                 _ => Event::FlushFailed { error: transient(), open: false },
             });
         };
@@ -733,7 +766,7 @@ impl<'a> World<'a> {
             let mut world = before.after("commit");
             world.commit(transaction.clone());
             world.connection.clone_from(&world.database.row);
-            world.handle(Event::Flushed { flushed: flushed.clone(), took: Duration::ZERO });
+            world.handle(Event::Flushed { flushed: flushed.clone(), took: self.scenario.took });
             all.push(world);
             if before.faults.unknown == 0 {
                 return;
@@ -771,7 +804,7 @@ impl<'a> World<'a> {
             if rows + letters > 1 {
                 return Err(format!("record {record} is stored {rows} times, with {letters} dead letters"));
             }
-            if letters > 0 && kind != Bad {
+            if letters > 0 && ![Bad, Fatal].contains(&kind) {
                 return Err(format!("record {record} is a dead letter, and nothing is wrong with it"));
             }
         }
@@ -856,8 +889,9 @@ impl<'a> World<'a> {
     }
 }
 
-fn machine() -> Machine {
-    Machine::new(0, Division::new(4, Duration::from_secs(60)))
+fn machine(scenario: &Scenario) -> Machine {
+    let suspected_after = if scenario.bugs.never_suspected { u32::MAX } else { INTERRUPTIONS.into() };
+    Machine::new(0, Division::suspecting_after(suspected_after, 4, TIMEOUT))
 }
 
 fn hashable(row: &LaneRow) -> (i64, u64, Vec<u8>, u64, u64, u64) {
@@ -908,36 +942,64 @@ const NO_BUGS: Bugs = Bugs {
     removed_early: false,
     refused_is_transient: false,
     refused_is_systemic: false,
+    never_suspected: false,
 };
 
 const CRASHES: Scenario = Scenario {
     frames: &[&[Good, Good], &[Good]],
     faults: Faults { crashes: 1, power_cuts: 1, unknown: 2, mailbox_full: 1, ..CALM },
     bugs: NO_BUGS,
+    keeps_open: false,
+    took: Duration::ZERO,
     depth: 18,
 };
 const RESTORED: Scenario = Scenario {
     frames: &[&[Good, Bad], &[Good]],
     faults: Faults { crashes: 1, unknown: 1, restores: 1, removals: 1, ..CALM },
     bugs: NO_BUGS,
-    depth: 17,
+    keeps_open: false,
+    took: Duration::ZERO,
+    depth: 20,
 };
 const REFUSED: Scenario = Scenario {
     frames: &[&[Good, Bad, Good], &[Heavy, Heavy]],
     faults: Faults { crashes: 1, unknown: 1, ..CALM },
     bugs: NO_BUGS,
+    keeps_open: false,
+    took: Duration::ZERO,
     depth: 26,
+};
+/// A frame of which only a part is committed meets a power cut.
+const PARTS: Scenario = Scenario {
+    frames: &[&[Good, Bad], &[Good]],
+    faults: Faults { power_cuts: 1, unknown: 1, ..CALM },
+    bugs: NO_BUGS,
+    keeps_open: true,
+    took: TIMEOUT,
+    depth: 19,
+};
+const INTERRUPTED: Scenario = Scenario {
+    frames: &[&[Good, Fatal], &[Good]],
+    faults: Faults { crashes: 1, unknown: INTERRUPTIONS, ..CALM },
+    bugs: NO_BUGS,
+    keeps_open: false,
+    took: TIMEOUT,
+    depth: 34,
 };
 const SPELLS: Scenario = Scenario {
     frames: &[&[Good, Good], &[Bad]],
     faults: Faults { spells: 2, unknown: 1, unreachable: 1, ..CALM },
     bugs: NO_BUGS,
-    depth: 21,
+    keeps_open: false,
+    took: Duration::ZERO,
+    depth: 22,
 };
 const DRAINS: Scenario = Scenario {
     frames: &[&[Good], &[Bad, Good]],
     faults: Faults { drains: 1, unknown: 1, spells: 1, mailbox_full: 1, ..CALM },
     bugs: NO_BUGS,
+    keeps_open: false,
+    took: Duration::ZERO,
     depth: 17,
 };
 
@@ -961,6 +1023,16 @@ fn a_restored_database_gets_what_the_journal_still_has() {
 #[test]
 fn a_refused_record_becomes_a_dead_letter_and_its_neighbors_are_stored() {
     holds("refused", &REFUSED, 7_000);
+}
+
+#[test]
+fn a_frame_that_is_committed_in_parts_survives_a_power_cut() {
+    holds("parts", &PARTS, 5_000);
+}
+
+#[test]
+fn a_record_that_always_ends_the_connection_becomes_a_dead_letter_and_lost_connections_make_none() {
+    holds("interrupted", &INTERRUPTED, 2_000);
 }
 
 #[test]
@@ -988,8 +1060,11 @@ fn each_bug_is_found() {
     found(&RESTORED, Bugs { deaf: true, ..NO_BUGS });
     found(&RESTORED, Bugs { removed_early: true, ..NO_BUGS });
     found(&REFUSED, Bugs { no_partial: true, ..NO_BUGS });
-    found(&REFUSED, Bugs { refused_is_transient: true, ..NO_BUGS });
+    found(&REFUSED, Bugs { refused_is_transient: true, never_suspected: true, ..NO_BUGS });
     found(&REFUSED, Bugs { refused_is_systemic: true, ..NO_BUGS });
+    found(&PARTS, Bugs { no_partial: true, ..NO_BUGS });
+    found(&INTERRUPTED, Bugs { never_suspected: true, ..NO_BUGS });
+    found(&INTERRUPTED, Bugs { one_check: true, ..NO_BUGS });
     found(&SPELLS, Bugs { unchecked_letter: true, ..NO_BUGS });
     found(&SPELLS, Bugs { one_check: true, ..NO_BUGS });
 }

@@ -88,7 +88,15 @@ pub(crate) async fn dead_letter<S: FlushStatements>(
     let Some(first) = rows(batch, flush.lane.row.lane_id).next() else { return flush.run().await };
     // First another record, then this one again: what concerns every row may have ended since this one was refused.
     flush.check(rejection, first.record.ts_us).await?;
-    let taken = batch.records() == 1 && matches!(flush.takes(first.record).await?, Taken::Yes);
+    let again = match batch.records() == 1 && rejection.code != Rejection::INTERRUPTED {
+        true => flush.takes(first.record).await,
+        false => Ok(Taken::No),
+    };
+    let taken = match again {
+        Ok(Taken::Yes) => true,
+        Ok(Taken::No) => false,
+        Ok(Taken::Unknown(error)) | Err(error) => return Err(interrupted(error, rejection)),
+    };
     if !taken {
         let records = flush.records();
         flush.refused = (0..records).map(|index| LeftOut { index, rejection: rejection.clone() }).collect();
@@ -550,6 +558,17 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
 /// no partitions.
 fn is_about_values(code: &str) -> bool {
     code == FILTERED || ["22", "23", "P0", "SQLITE-"].iter().any(|class| code.starts_with(class))
+}
+
+/// What a record fails with that was suspected before the table took another one.
+fn interrupted(error: StoreError, suspected: &Rejection) -> StoreError {
+    match error {
+        StoreError::Transient(reason) if suspected.code == Rejection::SUSPECTED => StoreError::Rejected(Rejection {
+            code: Rejection::INTERRUPTED.to_owned(),
+            reason: format!("the table takes other records, and each flush of this one fails: {reason}"),
+        }),
+        error => error,
+    }
 }
 
 fn log_dead_letters(batch: &Batch, dead: &[LeftOut]) {
