@@ -4,10 +4,11 @@
 // Test helpers unwrap like tests.
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use logweir_engine::journal::LaneTail;
@@ -23,6 +24,9 @@ use logweir_tests::postgres::{self, Options, Server};
 use logweir_tests::process::{Settings, command, free_addr, run, run_command};
 use logweir_tests::scenario::{Scenario, on_postgres, on_postgres_with};
 use logweir_tests::store::Store;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -506,6 +510,84 @@ impl Feed {
         self.seq = seq;
         Ok(())
     }
+}
+
+/// Reads a message of PostgreSQL's protocol; the first one of a client has no type.
+async fn message(from: &mut OwnedReadHalf, has_type: bool) -> std::io::Result<Vec<u8>> {
+    let head = if has_type { 5 } else { 4 };
+    let mut bytes = vec![0; head];
+    from.read_exact(&mut bytes).await?;
+    let len = u32::from_be_bytes(bytes[head - 4..].try_into().unwrap()) as usize;
+    bytes.resize(head - 4 + len, 0);
+    from.read_exact(&mut bytes[head..]).await?;
+    Ok(bytes)
+}
+
+/// Passes connections on to `server`, and collects each BEGIN that follows a request without an answer.
+async fn hasty_begins(server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (addr, found) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let hasty = Arc::clone(&found);
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
+            // That of the connection itself.
+            let unanswered = Arc::new(AtomicU32::new(1));
+            let (open, hasty) = (Arc::clone(&unanswered), Arc::clone(&hasty));
+            tokio::spawn(async move {
+                let startup = message(&mut from_client, false).await?;
+                to_server.write_all(&startup).await?;
+                loop {
+                    let request = message(&mut from_client, true).await?;
+                    if request.starts_with(b"Q")
+                        && request[5..].starts_with(b"BEGIN")
+                        && open.load(Ordering::SeqCst) > 0
+                    {
+                        hasty.lock().unwrap().push(String::from_utf8_lossy(&startup).replace('\0', " "));
+                    }
+                    // A query, or a Sync.
+                    if matches!(request[0], b'Q' | b'S') {
+                        open.fetch_add(1, Ordering::SeqCst);
+                    }
+                    to_server.write_all(&request).await?;
+                }
+                #[allow(unreachable_code)]
+                std::io::Result::Ok(())
+            });
+            tokio::spawn(async move {
+                loop {
+                    let answer = message(&mut from_server, true).await?;
+                    // The server ignores the Sync that follows the beginning of a COPY.
+                    if matches!(answer[0], b'Z' | b'G') {
+                        unanswered.fetch_sub(1, Ordering::SeqCst);
+                    }
+                    to_client.write_all(&answer).await?;
+                }
+                #[allow(unreachable_code)]
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    (addr, found)
+}
+
+/// PgBouncer before 1.21 takes the first answer for the end of the session if the client ends there. It then cannot reset
+/// the server connection, for which a new client waits until it gives up.
+#[tokio::test]
+async fn a_transaction_of_a_lane_begins_when_everything_before_it_is_answered() {
+    let server = start(Options::default()).await;
+    let (addr, hasty) = hasty_begins((Ipv4Addr::LOCALHOST, server.port()).into()).await;
+    let store = store::open(&database(&format!("postgres://postgres@{addr}/postgres?sslmode=disable"))).unwrap();
+    for _ in 0..3 {
+        store.store().prepare().await.unwrap();
+        let mut feed = Feed::start(&store.store()).await.unwrap();
+        for _ in 0..3 {
+            feed.flush().await.unwrap();
+        }
+    }
+    assert_eq!(*hasty.lock().unwrap(), [""; 0]);
 }
 
 #[tokio::test]

@@ -4,6 +4,9 @@
 //!   rolls back.
 //! - Each statement has a time limit of its own, since the server's does not cover a COPY whose stream stalls.
 //! - Nothing is set for the session, only for the transaction: the session can be a pooler's.
+//! - What is asked before BEGIN uses the unnamed statement. A named one is closed by a request whose answer nobody awaits,
+//!   so BEGIN would follow it at once; if the connection ended there, PgBouncer before 1.21 would take that answer as the
+//!   end of the session, and keep new clients waiting for a server connection that it cannot reset.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -116,7 +119,7 @@ pub(super) fn connection_name(writer: Uuid, lane: LaneId, epoch: i64) -> String 
 /// gives up, and holds its locks all that time; no other limit of the server ends it. Without the privilege to terminate
 /// it, the wait must run out.
 pub(super) async fn end_stalled(connection: &Connection, name: &str) {
-    let _ = connection.client.execute(END_STALLED_SQL, &[&name]).await;
+    let _ = connection.client.execute_typed(END_STALLED_SQL, &[(&name, Type::TEXT)]).await;
 }
 
 impl PgLane {
@@ -156,7 +159,7 @@ impl PgLane {
         let guard = prepare(GUARD_SQL).await?;
         let encoding = connection
             .client
-            .query_one("SELECT current_setting('server_encoding') <> 'UTF8'", &[])
+            .query_typed_one("SELECT current_setting('server_encoding') <> 'UTF8'", &[])
             .await
             .map_err(|error| failure("reading the database's encoding", &error))?;
         let ascii = encoding.get(0);

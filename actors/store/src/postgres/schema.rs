@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Oid;
+use tokio_postgres::types::{Oid, Type};
 use tokio_postgres::{Client, Error};
 
 use super::clock;
@@ -125,13 +125,13 @@ pub(super) async fn prepare(client: &Client) -> Result<bool, StoreError> {
 async fn look(client: &Client) -> Result<Found, StoreError> {
     let names: Vec<&str> = TABLES.into_iter().chain([HISTORY]).collect();
     let rows = client
-        .query(
+        .query_typed(
             "SELECT current_schemas(false)::text[], t.name, n.nspname::text, \
              c.relkind = 'p' AND NOT EXISTS \
              (SELECT FROM pg_partitioned_table p WHERE p.partrelid = c.oid AND p.partdefid <> 0) \
              FROM unnest($1::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name) \
              LEFT JOIN pg_namespace n ON n.oid = c.relnamespace",
-            &[&names],
+            &[(&names, Type::TEXT_ARRAY)],
         )
         .await
         .map_err(failed("looking for the tables"))?;
@@ -159,8 +159,10 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
         found.is_hypertable = is_hypertable(client, &logs).await.map_err(failed("looking for hypertables"))?;
     }
     if found.tables.contains_key(HISTORY) {
-        let rows =
-            client.query(APPLIED_SQL, &[]).await.map_err(|error| ddl_failure("reading the migrations", &error))?;
+        let rows = client
+            .query_typed(APPLIED_SQL, &[])
+            .await
+            .map_err(|error| ddl_failure("reading the migrations", &error))?;
         found.applied =
             rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
     }
@@ -255,7 +257,7 @@ async fn create(client: &Client, schema: &str) -> Result<(), StoreError> {
 /// Terminates holders of the advisory lock `key` that have waited for their clients for `stalled`.
 pub(super) async fn end_stalled(client: &Client, key: &str, stalled: Duration) -> Result<(), StoreError> {
     let ended = client
-        .query(END_STALLED_SQL, &[&key, &stalled.as_secs_f64()])
+        .query_typed(END_STALLED_SQL, &[(&key, Type::TEXT), (&stalled.as_secs_f64(), Type::FLOAT8)])
         .await
         .map_err(failed("terminating a frozen session"))?;
     for row in ended {
@@ -350,7 +352,7 @@ fn statements(table: &str) -> &'static str {
 /// Whether `logs` is to be created, and TimescaleDB is installed but not yet an extension of this database.
 pub(super) async fn lacks_timescale(client: &Client) -> Result<bool, StoreError> {
     let row = client
-        .query_one(
+        .query_typed_one(
             "SELECT CASE WHEN to_regclass('logs') IS NULL THEN EXISTS (SELECT FROM pg_available_extensions \
              WHERE name = 'timescaledb' AND installed_version IS NULL) ELSE false END",
             &[],
@@ -401,7 +403,7 @@ pub(super) fn sql() -> String {
 pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
     prepare(client).await?;
     let rows = client
-        .query(
+        .query_typed(
             "SELECT attname::text, atttypid, format_type(atttypid, NULL) FROM pg_attribute \
              WHERE attrelid = to_regclass('logs') AND attnum > 0 AND NOT attisdropped",
             &[],
