@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use crate::postgres::{as_server, give_to_server, spawn_tied, wait_until};
 use crate::process::free_addr;
@@ -11,7 +12,7 @@ use crate::store::Store;
 /// A running PgBouncer; stopped on drop.
 pub struct Pooler {
     dir: tempfile::TempDir,
-    process: Child,
+    process: Mutex<Child>,
     port: u16,
 }
 
@@ -54,12 +55,21 @@ impl Pooler {
         );
         std::fs::write(dir.path().join("pgbouncer.ini"), configuration).expect("the configuration");
         write_users(dir.path(), users);
-        let mut command = as_server(Command::new(program));
-        command.args(["-q", &at("pgbouncer.ini")]).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = spawn_tied(command).expect("pgbouncer runs");
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        wait_until("pgbouncer listens", || TcpStream::connect(addr).is_ok());
+        let process = Mutex::new(spawn(&program, dir.path(), port));
         Self { dir, process, port }
+    }
+
+    /// Starts it again if it has ended, as its supervisor would: version 1.18 can crash at KILL. Returns whether it had.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_if_ended(&self) -> bool {
+        let mut process = self.process.lock().expect("the lock is not poisoned");
+        let ended = !matches!(process.try_wait(), Ok(None));
+        if ended {
+            *process = spawn(&program().expect("pgbouncer is installed"), self.dir.path(), self.port);
+        }
+        ended
     }
 
     /// Its port on 127.0.0.1.
@@ -87,6 +97,15 @@ impl Pooler {
     }
 }
 
+fn spawn(program: &Path, dir: &Path, port: u16) -> Child {
+    let mut command = as_server(Command::new(program));
+    command.arg("-q").arg(dir.join("pgbouncer.ini")).stdout(Stdio::null()).stderr(Stdio::null());
+    let process = spawn_tied(command).expect("pgbouncer runs");
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    wait_until("pgbouncer listens", || TcpStream::connect(addr).is_ok());
+    process
+}
+
 fn write_users(dir: &Path, users: &[(&str, &str)]) {
     let lines: String = users
         .iter()
@@ -98,7 +117,9 @@ fn write_users(dir: &Path, users: &[(&str, &str)]) {
 
 impl Drop for Pooler {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if let Ok(process) = self.process.get_mut() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }

@@ -194,6 +194,17 @@ impl Server {
 
     /// Starts the process and waits until it accepts connections.
     fn run(&self) {
+        self.try_restart().unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// As [`Server::restart`].
+    ///
+    /// # Errors
+    /// It does not start, for instance because its disk is full; its log.
+    ///
+    /// # Panics
+    /// If there is no such program.
+    pub fn try_restart(&self) -> Result<(), String> {
         let log = self.dir.path().join("log");
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
         let mut command = command("postgres");
@@ -204,11 +215,13 @@ impl Server {
         loop {
             let ready = command_is_ready(self.port);
             if ready {
-                return;
+                return Ok(());
             }
             let ended = self.process().as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
-            let log = || std::fs::read_to_string(&log).unwrap_or_default();
-            assert!(!ended && Instant::now() < deadline, "PostgreSQL does not start: {}", log());
+            if ended || Instant::now() >= deadline {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(format!("PostgreSQL does not start: {log}"));
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -180,6 +180,9 @@ impl Run<'_> {
 
     /// The program does not end by itself.
     fn look(&mut self, world: &mut World<'_>, in_force: &[InForce]) -> Result<(), Violation> {
+        if world.pooler_crashed() {
+            self.enter("PgBouncer crashed, and was started again");
+        }
         let is_ended = |(_, act): &InForce| matches!(act, Act::Ended(..));
         match world.exited() {
             Some(exit) if !in_force.iter().any(is_ended) => {

@@ -239,7 +239,8 @@ impl<'a> World<'a> {
             }
             Act::Held(..) => self.held = None,
             Act::Connections => self.filler = None,
-            Act::Stopped(..) => self.postgres.restart(),
+            // It does not recover on a full disk.
+            Act::Stopped(..) => self.postgres.try_restart()?,
             Act::Frozen(_) => self.postgres.thaw(),
             Act::Slow => self.end_pulses(),
             Act::ReadOnly => self.read_only(false)?,
@@ -365,6 +366,12 @@ impl<'a> World<'a> {
             stop.store(true, Ordering::Relaxed);
             let _ = thread.join();
         }
+    }
+
+    /// Starts PgBouncer again if it crashed; returns whether it had.
+    #[must_use]
+    pub fn pooler_crashed(&self) -> bool {
+        self.pooler.as_ref().is_some_and(Pooler::start_if_ended)
     }
 
     /// The exit of the program, if it ended.
