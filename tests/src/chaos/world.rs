@@ -246,7 +246,11 @@ impl<'a> World<'a> {
             Act::ReadOnly => self.read_only(false)?,
             Act::Network(_) => self.proxy.set(Mode::Pass),
             Act::Commits(what, _) => self.proxy.cut_at_commit(what, 0),
-            Act::Pooler(_, command) => self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command))?,
+            Act::Pooler(_, command) => match self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command)) {
+                // It was started again.
+                Err(error) if error.contains("is not paused") => {}
+                ended => ended?,
+            },
             Act::DiskFull => drop(std::fs::remove_file(self.ballast())),
             Act::Clock(_) => self.set_clock("+0"),
             Act::Secret => self.write_secret(),
