@@ -7,33 +7,8 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 
 use crate::chaos::operator::{HELD, STATEMENTS, Statements};
+use crate::chaos::slot::Slot;
 use crate::proxy::{AtCommit, Mode};
-
-/// Acts of one slot are never in force at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Slot {
-    Publication,
-    Check,
-    Column,
-    Trigger,
-    DefaultPartition,
-    Partition,
-    ClosedPartition,
-    Index,
-    Right,
-    Role,
-    Upkeep,
-    Held,
-    Sessions,
-    Server,
-    Network,
-    Commit,
-    Pooler,
-    Disk,
-    Clock,
-    Secret,
-    Program,
-}
 
 /// What this machine and this run allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

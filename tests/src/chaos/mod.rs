@@ -2,6 +2,7 @@
 //! acknowledged is in the table or among the dead letters, once.
 //!
 //! ```text
+//! slot       what can be in force only once at a time
 //! operator   what an operator may do with SQL
 //! act        one act: its kind, its parameters, what it excludes
 //! plan       what happens when, from a seed
@@ -10,6 +11,7 @@
 //! run        carries a plan out under load, and judges
 //! ```
 
+mod slot;
 mod operator;
 mod act;
 mod plan;

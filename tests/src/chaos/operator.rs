@@ -1,6 +1,6 @@
 //! What an operator may do to the database with SQL: each act with the statements that undo it.
 
-use crate::chaos::act::Slot;
+use crate::chaos::slot::Slot;
 
 /// Statements that belong together.
 #[derive(Debug)]
