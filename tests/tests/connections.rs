@@ -573,8 +573,8 @@ async fn hasty_begins(server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>
     (addr, found)
 }
 
-/// PgBouncer before 1.21 takes the first answer for the end of the session if the client ends there. It then cannot reset
-/// the server connection, for which a new client waits until it gives up.
+/// PgBouncer before 1.21 takes the first answer for the end of the session if the client ends there. It then cannot
+/// reset the server connection, for which a new client waits until it gives up.
 #[tokio::test]
 async fn a_transaction_of_a_lane_begins_when_everything_before_it_is_answered() {
     let server = start(Options::default()).await;

@@ -103,7 +103,8 @@ impl<'a> World<'a> {
         postgres.execute("CREATE ROLE filler LOGIN");
         postgres.execute(&format!("CREATE DATABASE {DATABASE} OWNER {ROLE}"));
         let disk = abilities.disk.then(|| Disk::ext4(&postgres.socket_dir().join("disk"), DISK_BYTES));
-        let tablespace = disk.as_ref().map(|disk| directory(&disk.path().join("0"))).unwrap_or_default();
+        let tablespace =
+            disk.as_ref().map(|disk| directory(&disk.path().join("0")).expect("an empty disk")).unwrap_or_default();
         if disk.is_some() {
             postgres.execute(&format!("CREATE TABLESPACE chaos LOCATION '{}'", tablespace.display()));
             postgres.execute(&format!("GRANT CREATE ON TABLESPACE chaos TO {ROLE}"));
@@ -300,7 +301,7 @@ impl<'a> World<'a> {
         let port = free_addr().port();
         let next = self.failovers + 1;
         let moved = match &self.disk {
-            Some(disk) => vec![(self.tablespace.clone(), directory(&disk.path().join(next.to_string())))],
+            Some(disk) => vec![(self.tablespace.clone(), directory(&disk.path().join(next.to_string()))?)],
             None => Vec::new(),
         };
         let standby = self.postgres.standby(port, "chaos", &moved)?;
@@ -425,10 +426,10 @@ fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-fn directory(path: &Path) -> PathBuf {
-    std::fs::create_dir_all(path).expect("a directory on the disk");
+fn directory(path: &Path) -> Result<PathBuf, String> {
+    std::fs::create_dir_all(path).map_err(|error| format!("a directory on the disk: {error}"))?;
     give_to_server(path);
-    path.to_owned()
+    Ok(path.to_owned())
 }
 
 /// Replaces a file as secrets are: a reader never sees a part of it.

@@ -4,9 +4,9 @@
 //!   rolls back.
 //! - Each statement has a time limit of its own, since the server's does not cover a COPY whose stream stalls.
 //! - Nothing is set for the session, only for the transaction: the session can be a pooler's.
-//! - What is asked before BEGIN uses the unnamed statement. A named one is closed by a request whose answer nobody awaits,
-//!   so BEGIN would follow it at once; if the connection ended there, PgBouncer before 1.21 would take that answer as the
-//!   end of the session, and keep new clients waiting for a server connection that it cannot reset.
+//! - What is asked before BEGIN uses the unnamed statement. A named one is closed by a request whose answer nobody
+//!   awaits, so BEGIN would follow it at once; if the connection ended there, PgBouncer before 1.21 would take that
+//!   answer as the end of the session, and keep new clients waiting for a server connection that it cannot reset.
 
 use std::future::poll_fn;
 use std::pin::Pin;
