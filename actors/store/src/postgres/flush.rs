@@ -19,6 +19,7 @@ use logweir_engine::fault::armed;
 use logweir_engine::journal::LaneId;
 use logweir_record::record::Severity;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Statement};
 use uuid::Uuid;
@@ -104,6 +105,8 @@ struct LaneSession {
     ascii: bool,
     begin: String,
     limit: Duration,
+    /// Whether nothing was committed on it yet.
+    is_new: bool,
 }
 
 /// Name of a lane's connections: each takeover can terminate those of earlier epochs. The connection that opens the lane
@@ -163,7 +166,7 @@ impl PgLane {
             .await
             .map_err(|error| failure("reading the database's encoding", &error))?;
         let ascii = encoding.get(0);
-        Ok(LaneSession { connection, cas, copy, volume, guard, ascii, begin: self.begin_sql(), limit })
+        Ok(LaneSession { connection, cas, copy, volume, guard, ascii, begin: self.begin_sql(), limit, is_new: true })
     }
 
     /// Returns a new session, or `old` if none can be opened while `old` works.
@@ -209,6 +212,18 @@ async fn limited<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T>
 }
 
 impl LaneSession {
+    /// As [`refused`]. A record that no partition takes gets a new connection first: opening one creates the default
+    /// partition again if it was dropped.
+    fn refused(&self, what: &str, error: &Error) -> Refused {
+        let is_partition_missing = error.as_db_error().is_some_and(|db| {
+            db.code() == &SqlState::CHECK_VIOLATION && db.constraint().is_none() && db.table() == Some("logs")
+        });
+        match is_partition_missing && !self.is_new {
+            true => StoreError::Transient(format!("{what}: {}", describe(error))).into(),
+            false => refused(what, error),
+        }
+    }
+
     fn client(&self) -> &Client {
         &self.connection.client
     }
@@ -255,7 +270,7 @@ impl LaneSession {
             Some(Ok((sent, counted))) if sent == counted => Ok(Vec::new()),
             Some(Ok(_)) => Err(Refused::Filtered),
             Some(Err(CopyError::Start(error))) => Err(batch_failure(WHAT, &error).into()),
-            Some(Err(CopyError::Rows(error))) => Err(refused(WHAT, &error)),
+            Some(Err(CopyError::Rows(error))) => Err(self.refused(WHAT, &error)),
             None => Err(self.timed_out(WHAT).into()),
         }
     }
@@ -273,7 +288,7 @@ impl LaneSession {
         let values: [&(dyn ToSql + Sync); 7] = [&ids, &times, &severities, &services, &hosts, &messages, &attributes];
         let inserted = match limited(self.limit, self.client().query(EXACT_SQL, &values)).await {
             Some(Ok(inserted)) => inserted,
-            Some(Err(error)) => return Err(refused(WHAT, &error)),
+            Some(Err(error)) => return Err(self.refused(WHAT, &error)),
             None => return Err(self.timed_out(WHAT).into()),
         };
         let mut inserted: Vec<i64> = inserted.iter().map(|row| row.get(0)).collect();
@@ -364,7 +379,10 @@ impl Transaction for LaneSession {
     async fn commit(&mut self) -> Result<(), Refused> {
         // An open transaction whose fate is unknown; dividing the batch would not help.
         match limited(self.limit, self.client().batch_execute("COMMIT")).await {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => {
+                self.is_new = false;
+                Ok(())
+            }
             Some(Err(error)) => Err(refused("COMMIT", &error)),
             None => {
                 let limit_ms = self.limit.as_millis();
