@@ -5,7 +5,6 @@ use std::sync::Arc;
 use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use logweir_record::chunk::Chunk;
-use logweir_record::record::Record;
 
 /// Length of the digest of a frame that is committed as a whole.
 pub(crate) const DIGEST_BYTES: usize = 16;
@@ -132,7 +131,8 @@ impl Batch {
     }
 
     /// Its records, the last one first.
-    pub(crate) fn records_backwards(&self) -> impl Iterator<Item = Record<'_>> + '_ {
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn records_backwards(&self) -> impl Iterator<Item = logweir_record::record::Record<'_>> + '_ {
         let backwards = self.frames.iter().rev().map(|frame| &frame.chunk);
         let all = backwards.flat_map(|chunk| (0..chunk.len()).rev().filter_map(|index| chunk.get(index)));
         all.skip(self.leave).take(usize::try_from(self.records()).unwrap_or(usize::MAX))

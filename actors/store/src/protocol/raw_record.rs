@@ -49,6 +49,7 @@ pub(crate) fn raw(record: &Record<'_>) -> String {
 
 /// Escapes what is not ASCII as `\uXXXX`, for databases whose encoding lacks characters. JSON keeps its meaning: there,
 /// such characters occur in strings alone.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))] // only PostgreSQL has it
 pub(crate) fn ascii(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

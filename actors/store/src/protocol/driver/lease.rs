@@ -19,6 +19,7 @@ use crate::protocol::takeover::{lanes_to_reset, log_resets, next_epoch, tails};
 pub(crate) enum AcquireError {
     /// A session of an epoch before `epoch` holds a row, and this run may acquire the lease in that epoch.
     Held {
+        #[cfg_attr(not(feature = "postgres"), allow(dead_code))] // only PostgreSQL has it
         epoch: i64,
     },
     Failed(StoreError),

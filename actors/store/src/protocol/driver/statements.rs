@@ -54,6 +54,7 @@ pub(crate) enum Refused {
         rejection: Rejection,
     },
     /// The database took fewer rows than were sent, and said nothing: a trigger of the operator dropped them.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))] // only PostgreSQL has it
     Filtered,
     /// Anything else.
     Failed(StoreError),
@@ -153,6 +154,7 @@ pub(crate) trait FlushStatements: Transaction {
 #[derive(Debug)]
 pub(crate) enum LeaseError {
     /// Another session holds the row.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))] // only PostgreSQL has it
     Held,
     /// Anything else.
     Failed(StoreError),
