@@ -203,7 +203,7 @@ impl Server {
     /// It does not start, for instance because its disk is full; its log.
     ///
     /// # Panics
-    /// If there is no such program.
+    /// If the server program cannot be run.
     pub fn try_restart(&self) -> Result<(), String> {
         let log = self.dir.path().join("log");
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("the log can be written");

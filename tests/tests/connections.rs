@@ -414,7 +414,7 @@ async fn a_rotated_password_is_read_again_and_the_message_says_what_helps() {
     until(async || stores[0].store().lanes(Uuid::nil()).await.is_ok()).await;
 }
 
-/// Repeats until the connection that was ended is no longer used.
+/// Retries until the pool no longer returns the terminated connection.
 async fn until_refused(store: &AnyStore) -> StoreError {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1395,7 +1395,7 @@ async fn each_step_runs_whether_the_one_before_failed_or_not() {
         .await;
     let failed = maintain_at(&keeping_30_days(&on), now_us()).await;
     assert_eq!(failed.len(), 2, "{failed:#?}");
-    assert!(failed[0].starts_with("partitions: ") && failed[0].contains("is no partition of logs"), "{failed:#?}");
+    assert!(failed[0].starts_with("partitions: ") && failed[0].contains("is not a partition of logs"), "{failed:#?}");
     assert!(failed[1].starts_with("retention_partitions: ") && failed[1].contains("depend"), "{failed:#?}");
     assert_eq!(on.number(PARTITIONS).await, 1 + 1 + 4, "the other days have their partitions");
     assert_eq!(on.number("SELECT sum(records) FROM log_volume").await, 2, "but those of the day that stayed");

@@ -23,8 +23,8 @@ const EVERY: Duration = Duration::from_secs(300);
 const AGAIN_FIRST_US: i64 = 30 * 60 * 1_000_000;
 const AGAIN_MAX_US: i64 = 24 * 60 * 60 * 1_000_000;
 
-/// Rounds in which a failing step did not run here until it is no longer this process's: another one runs it, or it is not
-/// due. One round says nothing, since two processes can meet.
+/// Number of rounds without a failing step after which this process no longer reports it: another process runs it, or it
+/// is not due. One round is not enough, since the rounds of two processes can coincide.
 const MISSED_MAX: u32 = 2;
 
 /// What is to be said about a step.

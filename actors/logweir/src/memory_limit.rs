@@ -25,7 +25,7 @@ fn lowest(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
         let group = Path::new(path.trim_start_matches('/'));
         group.ancestors().map(|group| Path::new(root).join(group).join(file)).collect()
     });
-    // "max" is no number. Version 1 has a number near 2^63 instead, which is above any bound.
+    // Without a limit, version 2 has "max", which is not a number, and version 1 a number near 2^63, above any bound.
     limits.filter_map(|file| read(&file)?.trim().parse().ok()).min()
 }
 

@@ -177,7 +177,7 @@ pub const STATEMENTS: &[Statements] = &[
     Statements {
         kind: "default_partition_dropped",
         slot: Slot::DefaultPartition,
-        // Only an empty one: dropping rows is no fault of the program.
+        // Only if it is empty: rows that an operator drops are not lost by the program.
         doing: &["DO $$ BEGIN LOCK TABLE logs; IF EXISTS (SELECT FROM logs_default) THEN \
                   RAISE EXCEPTION 'the default partition has rows'; END IF; DROP TABLE logs_default; END $$"],
         undoing: &[

@@ -360,7 +360,7 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
 }
 
 const CLUSTER: &str = "Redis Cluster is not supported, because one call uses keys of many slots: recent records and \
-    counters are not cached; name a server that is no part of a cluster, or use cache.url = \"memory\"";
+    counters are not cached; name a server that is not part of a cluster, or use cache.url = \"memory\"";
 const SENTINEL: &str = "this is Redis Sentinel, which is not supported and holds no data: recent records and counters are \
     not cached; name the server itself, or an address that follows the primary";
 

@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use logweir_record::timestamp::DAY_US;
 use logweir_store::{Batch, BatchFrame, Rejection};
 
 /// Distinct days of one transaction. Each day is a partition, and with its indexes takes half a dozen of the server's
@@ -36,8 +37,6 @@ const ALONE_MAX: u32 = 10;
 /// successes that took long it is always this number: whether more records would take longer is not known, and a limit
 /// that did not grow would never come back if each transaction takes long, however few records it has.
 const PATIENCE_MAX: u32 = 15;
-
-const DAY_US: i64 = 86_400_000_000;
 
 /// What to do with refused records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

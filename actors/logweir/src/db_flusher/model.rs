@@ -23,6 +23,7 @@ use logweir_engine::drain::Phase;
 use logweir_engine::journal::LaneTail;
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
+use logweir_record::timestamp::DAY_US;
 use logweir_store::{Batch, BatchFrame, Flushed, LaneRow, Rejection, StoreError};
 use tokio::time::Instant;
 
@@ -31,7 +32,6 @@ use super::machine::{Action, Event, Machine, Note};
 
 /// Records of all frames together.
 const RECORDS: usize = 8;
-const DAY_US: i64 = 86_400_000_000;
 /// A connection or a transaction that is refused in a spell.
 const EVERY_ROW: &str = "42501";
 

@@ -190,7 +190,7 @@ pub(super) async fn round(
 pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSettings) -> Vec<MaintenanceStep> {
     let mut session = match Session::open(connector, "logweir/index", "index").await {
         Ok(Some(session)) => session,
-        // The round's own step says why there is no connection.
+        // The round of maintenance reports why there is no connection.
         Ok(None) | Err(_) => return Vec::new(),
     };
     let mut steps = Vec::new();

@@ -434,7 +434,7 @@ async fn make_partition(client: &Client, logs: &Logs, day: i64) -> Result<(), St
         .get(0);
     if exists {
         return Err(StoreError::Systemic(format!(
-            "the table {name} exists, but is no partition of logs, so the records of its day stay in the default partition: \
+            "table {name} exists but is not a partition of logs, so the records of its day stay in the default partition: \
              attach it, or rename it so that logweir can create its own"
         )));
     }

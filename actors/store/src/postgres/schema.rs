@@ -216,8 +216,8 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
         let foreign = TABLES.into_iter().find(|name| found.tables.get(name) == Some(&schema));
         if let Some(name) = foreign {
             return Err(StoreError::Systemic(format!(
-                "schema {schema} has a table {name} that logweir did not create (there is no table {HISTORY}): give logweir a \
-                 schema of its own, CREATE SCHEMA logweir AUTHORIZATION ROLE, and append \
+                "schema {schema} contains a table {name} that logweir did not create, since it has no table {HISTORY}: give \
+                 logweir its own schema with CREATE SCHEMA logweir AUTHORIZATION ROLE, and append \
                  ?options=-c%20search_path=logweir to database.url"
             )));
         }

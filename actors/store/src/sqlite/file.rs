@@ -6,8 +6,8 @@
 //!   the reads that have begun. That is short, since a query renews its snapshot (see `read`).
 //! - A checkpoint that cannot finish, because another program has a transaction open, is tried again after growing pauses:
 //!   each attempt keeps flushes waiting.
-//! - A file that was removed or replaced is still written to by the processes that have it open, and is gone with the process. What is
-//!   written to it is therefore not confirmed.
+//! - A file that was removed or replaced is still written to by the processes that have it open, and disappears with them.
+//!   What is written to it is therefore not confirmed.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

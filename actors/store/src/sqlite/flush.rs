@@ -102,8 +102,8 @@ impl FlushStatements for SqliteSession<'_> {
         Ok(self.failed(moved)? == 1)
     }
 
-    /// A statement that fails undoes itself alone, so the transaction goes on without the row. There are two exceptions:
-    /// after RAISE(ROLLBACK) in a trigger there is no transaction any more, and RAISE(FAIL) leaves the row where it is.
+    /// A failed statement undoes only itself, so the transaction continues without the row. There are two exceptions: a
+    /// trigger's RAISE(ROLLBACK) ends the transaction, and its RAISE(FAIL) leaves the row in the table.
     async fn insert<'a>(&mut self, rows: Rows<'a>, volume: &mut Counter<'a>, _: How) -> Result<Vec<LeftOut>, Refused> {
         let mut statement = self.failed(self.connection.prepare_cached(INSERT_SQL))?;
         let mut left_out = Vec::new();

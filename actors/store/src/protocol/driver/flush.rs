@@ -19,6 +19,7 @@ use std::ops::Range;
 use logweir_engine::clock::wall_us;
 use logweir_engine::fault::{armed, kill_point};
 use logweir_record::record::Record;
+use logweir_record::timestamp::DAY_US;
 use uuid::Uuid;
 
 use super::statements::{FILTERED, FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step};
@@ -374,7 +375,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         let mut checked = BTreeSet::new();
         for LeftOut { index, rejection } in &found {
             let ts_us = tried[*index].record.ts_us;
-            let day = (!is_about_values(&rejection.code)).then(|| ts_us.div_euclid(86_400_000_000));
+            let day = (!is_about_values(&rejection.code)).then(|| ts_us.div_euclid(DAY_US));
             if checked.insert(day) {
                 self.check(rejection, ts_us).await?;
             }
@@ -519,7 +520,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         )))
     }
 
-    /// Whatever keeps it from being read is no reason to wait: the others say enough.
+    /// Reads a record that the table holds. If that fails, there is no such sample: the other samples are sufficient.
     async fn stored_record(&mut self) -> Result<Sample, StoreError> {
         self.session.begin(Purpose::Try).await?;
         let found = self.session.stored_record().await;
