@@ -35,6 +35,8 @@ fn everything_acknowledged_is_stored_once_whatever_the_database_and_its_people_d
     eprintln!("{repeat}");
     let report = chaos(&Chaos { seed, lasts: Duration::from_secs(seconds), kinds, faults: "" });
     println!("{}", report.text());
+    let (done, not_done) = report.counts.values().fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+    assert!(done > not_done, "{done} acts were done, {not_done} were not possible");
     assert!(report.violations.is_empty(), "the contract is violated; repeat with:\n{repeat}");
 }
 

@@ -68,5 +68,6 @@ fn nothing_is_committed_to_a_file_that_was_removed() {
         assert_eq!(post(s), Some(200));
         let found = s.store.rows("SELECT count(*) FROM logs WHERE message = 'after the removal'").unwrap();
         assert!(found[0][0].parse::<u32>().unwrap() >= 4, "{found:?}");
+        s.assert_contract();
     });
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use logweir_record::record::Record;
+use logweir_record::timestamp::DAY_US;
 use logweir_store::{self as store, Batch, Flushed, LaneWriter, Lease, LogStore, StoreError};
 use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::conformance;
@@ -1159,8 +1160,6 @@ async fn a_crash_a_restart_and_a_read_only_server_are_transient() {
     assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
     on.assert_whole(writer, 40).await;
 }
-
-const DAY_US: i64 = 86_400_000_000;
 
 /// The clock of this machine, which is the database's.
 fn now_us() -> i64 {

@@ -1,8 +1,9 @@
 //! Records whose event times are beyond what the database keeps. Pure.
 //!
 //! PostgreSQL deletes whole days, SQLite whole minutes: a record from before `database.retention_days` is stored,
-//! acknowledged, and deleted at the next maintenance; one that is dated far ahead stays until that day has come and passed. Neither is refused, because
-//! a sender with a wrong clock would lose records that are still useful for now; both are counted, so that it is noticed.
+//! acknowledged, and deleted at the next maintenance; one that is dated far ahead stays until that day has come and
+//! passed. Neither is refused, because a sender with a wrong clock would lose records that are still useful for now; both
+//! are counted, so that it is noticed.
 //!
 //! Only the earliest and the latest time of a chunk are determined for each; records are counted only if one of the two is
 //! beyond.

@@ -21,3 +21,4 @@ mod run;
 
 pub use self::plan::Kinds;
 pub use self::run::{Chaos, Report, chaos};
+pub use self::world::libfaketime;

@@ -275,14 +275,11 @@ impl Run<'_> {
             self.look(world, &[])?;
             let status = world.scenario.server().status();
             let totals = Totals::of(&status).filter(|_| status["recovery"]["finished"] != false);
-            let target = target.get_or_insert_with(|| totals.map(|totals| totals.accepted));
-            if target.is_none() {
-                *target = totals.map(|totals| totals.accepted);
-            }
+            target = target.or(totals.map(|totals| totals.accepted));
             let lanes = status["lanes"].as_array();
             let well = lanes.is_some_and(|lanes| lanes.iter().all(|lane| lane["store"]["state"] == "ok"));
             let stored = totals.map(|totals| totals.committed + totals.dead);
-            if well && target.is_some() && stored >= *target {
+            if well && target.is_some() && stored >= target {
                 self.enter(&format!("recovered within {:.2} s {when}", began.elapsed().as_secs_f64()));
                 return Ok(());
             }

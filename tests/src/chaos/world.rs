@@ -52,9 +52,9 @@ pub fn options() -> Options {
 /// Path of libfaketime, if it is installed.
 #[must_use]
 pub fn libfaketime() -> Option<PathBuf> {
-    let architectures = std::fs::read_dir("/usr/lib").ok()?.flatten();
-    let mut found = architectures.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
-    found.find(|path| path.exists())
+    let architectures = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
+    let dirs = architectures.chain(["/usr/lib".into(), "/usr/lib64".into()]);
+    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
 /// What can be done here; prints what cannot, and why.

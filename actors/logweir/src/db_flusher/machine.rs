@@ -358,13 +358,8 @@ impl Machine {
         let Some(batch) = self.read.as_ref().or(self.mail.as_ref()) else { return Action::Rest };
         self.part = self.division.part(batch);
         let alone = self.batch().is_some_and(|part| part.records() == 1);
-        match self.letter.take().filter(|(at, _)| *at == position && alone) {
-            Some((at, rejection)) => {
-                self.letter = Some((at, rejection.clone()));
-                Action::DeadLetter(rejection)
-            }
-            None => Action::Flush,
-        }
+        self.letter = self.letter.take().filter(|(at, _)| *at == position && alone);
+        self.letter.as_ref().map_or(Action::Flush, |(_, rejection)| Action::DeadLetter(rejection.clone()))
     }
 
     /// Makes a batch of what was read after `after`.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::connect::failed;
-use super::ddl::{Relation, in_transaction};
+use super::ddl::in_transaction;
 use super::partition::Logs;
 use super::types::Time;
 use crate::error::StoreError;
@@ -39,9 +39,9 @@ pub(super) async fn tell_time(
     retention_days: u32,
 ) -> Result<ClockState, StoreError> {
     const WHAT: &str = "reading the trusted time";
-    let table = Relation { schema: logs.table.schema.clone(), name: "logweir_clock".to_owned() };
-    let exists = format!("SELECT to_regclass('{}') IS NOT NULL", table.to_string().replace('\'', "''"));
-    if !client.query_one(&exists, &[]).await.map_err(failed(WHAT))?.get::<_, bool>(0) {
+    let table = logs.beside("logweir_clock");
+    let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table.to_string()]).await;
+    if !exists.map_err(failed(WHAT))?.get::<_, bool>(0) {
         let create = CREATE_SQL.replace("logweir_clock", &table.to_string());
         in_transaction(client, "creating table logweir_clock", client.batch_execute(&create)).await?;
     }

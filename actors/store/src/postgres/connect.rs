@@ -490,9 +490,12 @@ pub(super) async fn within<T>(
     what: &str,
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(StoreError::Transient(format!("{what}: the database did not respond within {} ms", limit.as_millis())))
-    })
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(no_answer(what, limit)))
+}
+
+/// The error of a step that took longer than `limit`.
+pub(super) fn no_answer(what: &str, limit: Duration) -> StoreError {
+    StoreError::Transient(format!("{what}: the database did not respond within {} ms", limit.as_millis()))
 }
 
 /// Classifies errors of the step `what`.
@@ -509,7 +512,7 @@ pub(super) fn failure(what: &str, error: &Error) -> StoreError {
     }
 }
 
-pub(super) fn class(error: &Error) -> Class {
+fn class(error: &Error) -> Class {
     match error.as_db_error() {
         Some(db) => classify(db.code().code()),
         None if is_certificate_error(error) => Class::Systemic,

@@ -24,7 +24,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
-use super::connect::{Connection, Connector, GRACE, describe, failure};
+use super::connect::{Connection, Connector, GRACE, describe, failure, no_answer, within};
 use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::lane_row::{lane_in, owner_in};
@@ -143,11 +143,7 @@ impl PgLane {
 
     async fn connect(&self) -> Result<LaneSession, StoreError> {
         let limit = self.statement_timeout + GRACE;
-        limited(limit, self.connect_unbounded(limit)).await.unwrap_or_else(|| {
-            let limit_ms = limit.as_millis();
-            let text = format!("opening the lane's connection: the database did not respond within {limit_ms} ms");
-            Err(StoreError::Transient(text))
-        })
+        within(limit, "opening the lane's connection", self.connect_unbounded(limit)).await
     }
 
     async fn connect_unbounded(&self, limit: Duration) -> Result<LaneSession, StoreError> {
@@ -253,14 +249,7 @@ impl LaneSession {
     }
 
     async fn unrelated<T>(&self, what: &str, work: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-        match limited(self.limit, work).await {
-            Some(done) => done.map_err(|error| failure(what, &error)),
-            None => {
-                let limit_ms = self.limit.as_millis();
-                let text = format!("{what}: the database did not respond within {limit_ms} ms");
-                Err(StoreError::Transient(text))
-            }
-        }
+        within(self.limit, what, async { work.await.map_err(|error| failure(what, &error)) }).await
     }
 
     async fn copy_rows<'a>(&self, rows: Rows<'a>, volume: &mut Counter<'a>) -> Result<Vec<LeftOut>, Refused> {
@@ -384,11 +373,7 @@ impl Transaction for LaneSession {
                 Ok(())
             }
             Some(Err(error)) => Err(refused("COMMIT", &error)),
-            None => {
-                let limit_ms = self.limit.as_millis();
-                let text = format!("COMMIT: the database did not respond within {limit_ms} ms");
-                Err(StoreError::Transient(text).into())
-            }
+            None => Err(no_answer("COMMIT", self.limit).into()),
         }
     }
 
@@ -540,9 +525,7 @@ async fn start(mut work: Pin<&mut impl Future>) {
 /// Classifies an error of a flush that no row is suspected of.
 fn batch_failure(what: &str, error: &Error) -> StoreError {
     match rejection(what, error) {
-        Some(rejection) if matches!(rejection.code.as_str(), "57014" | "53200" | "53400") => {
-            StoreError::Rejected(rejection)
-        }
+        Some(rejection) if blame(&rejection.code, None, None) == Blame::Batch => StoreError::Rejected(rejection),
         _ => failure(what, error),
     }
 }

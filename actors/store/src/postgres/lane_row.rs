@@ -7,10 +7,10 @@ use uuid::Uuid;
 use crate::lane::LaneRow;
 use crate::protocol::takeover::Owner;
 
-pub(super) const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
+const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
     FROM logweir_lane WHERE writer_id = $1";
 
-pub(super) fn lane_row(row: &Row) -> LaneRow {
+fn lane_row(row: &Row) -> LaneRow {
     let count = |column: usize| row.get::<_, i64>(column).cast_unsigned();
     LaneRow {
         lane: u16::try_from(row.get::<_, i32>(0)).unwrap_or(u16::MAX),
@@ -23,6 +23,12 @@ pub(super) fn lane_row(row: &Row) -> LaneRow {
         lost: count(7),
         inherited: count(8),
     }
+}
+
+/// Reads the rows of all lanes of a writer.
+pub(super) async fn all_lanes(client: &Client, writer: Uuid) -> Result<Vec<LaneRow>, Error> {
+    let rows = client.query(&format!("{LANE_SQL} ORDER BY lane"), &[&writer]).await?;
+    Ok(rows.iter().map(lane_row).collect())
 }
 
 /// Reads the row of one lane.

@@ -11,7 +11,7 @@ use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, failed, failure};
-use super::lane_row::{LANE_SQL, lane_in, lane_row, owner_in};
+use super::lane_row::{all_lanes, lane_in, owner_in};
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
@@ -135,8 +135,7 @@ impl LeaseStatements for LeaseSession<'_> {
     }
 
     async fn lanes(&mut self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
-        let rows = self.connection.client.query(&format!("{LANE_SQL} ORDER BY lane"), &[&writer]).await;
-        Ok(self.failed(rows)?.iter().map(lane_row).collect())
+        self.failed(all_lanes(&self.connection.client, writer).await)
     }
 
     async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {

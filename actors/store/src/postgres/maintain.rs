@@ -219,7 +219,6 @@ impl Round<'_> {
         let is_partitioned = logs.kind == LogsKind::Partitioned;
         let is_hypertable = logs.kind == LogsKind::Hypertable;
         let done = match (step, self.first_kept) {
-            (Step::Encoding, _) => Ok(()),
             (Step::Clock, _) => self.read_clocks(client, &logs).await,
             (Step::ReplicaIdentity, _) => set_replica_identity(client, &logs).await,
             (Step::Partitions, _) if is_partitioned => {

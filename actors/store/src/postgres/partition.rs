@@ -124,7 +124,7 @@ impl Logs {
     }
 
     /// The name of `name` in the schema of `logs`.
-    fn beside(&self, name: &str) -> Relation {
+    pub(super) fn beside(&self, name: &str) -> Relation {
         Relation { schema: self.table.schema.clone(), name: name.to_owned() }
     }
 

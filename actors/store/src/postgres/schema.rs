@@ -201,7 +201,7 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
         return Ok(None);
     }
     // Beside the tables that are there already, not in the first schema of search_path.
-    let owned = ["logweir_lane", "logweir_writer"].into_iter().find_map(|name| found.tables.get(name));
+    let owned = IDENTITY.into_iter().find_map(|name| found.tables.get(name));
     let home = found.tables.get(HISTORY).or(owned).or(found.path.first());
     let Some(schema) = home.cloned() else {
         return Err(StoreError::Systemic(

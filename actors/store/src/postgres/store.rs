@@ -11,7 +11,7 @@ use super::access::UrlKey;
 use super::connect::{Connector, GRACE, failed, within};
 use super::flush::{PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
-use super::lane_row::{LANE_SQL, lane_row};
+use super::lane_row::all_lanes;
 use super::maintain::{self, Memory, RetentionSettings};
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
@@ -163,14 +163,7 @@ impl LogStore for PostgresStore {
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
-        let rows = self
-            .admin()
-            .await?
-            .client
-            .query(&format!("{LANE_SQL} ORDER BY lane"), &[&writer])
-            .await
-            .map_err(failed("reading the lanes"))?;
-        Ok(rows.iter().map(lane_row).collect())
+        all_lanes(&self.admin().await?.client, writer).await.map_err(failed("reading the lanes"))
     }
 
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {

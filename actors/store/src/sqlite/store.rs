@@ -100,10 +100,10 @@ impl SqliteStore {
         };
         if days == 0 {
             // Nothing depends on the clock.
-            return clock
-                .err()
-                .filter(|error| matches!(error, StoreError::Transient(_)))
-                .map_or_else(Vec::new, |error| vec![MaintenanceStep::new("clock", Err(error))]);
+            return match clock {
+                Err(error @ StoreError::Transient(_)) => vec![MaintenanceStep::new("clock", Err(error))],
+                _ => Vec::new(),
+            };
         }
         let mut steps = vec![MaintenanceStep::new("clock", clock)];
         if let Some(horizon_us) = horizon_us {
