@@ -499,7 +499,10 @@ mod tests {
         let mut foreign = found(&["logs"], false);
         foreign.path = vec!["home".to_owned()];
         let error = plan(&foreign).unwrap_err().to_string();
-        assert!(error.contains("schema home has a table logs") && error.contains("search_path=logweir"), "{error}");
+        assert!(
+            error.contains("schema home contains a table logs") && error.contains("search_path=logweir"),
+            "{error}"
+        );
         foreign.path = vec!["first".to_owned()];
         assert_eq!(plan(&foreign).unwrap().unwrap().schema, "first");
         foreign.path = vec![];
