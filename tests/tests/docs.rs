@@ -13,6 +13,7 @@
 //!   stands for any text.
 //! - Outside of blocks: commands, flags, keys, metrics, repository paths, links and anchors must exist.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -242,7 +243,8 @@ impl Check {
     fn sql(&mut self, block: &Block) -> Result<Outcome, String> {
         let database = self.place.database();
         if self.place.server.is_none() || !self.place.on_postgres {
-            self.place.server = None;
+            // Also what earlier blocks left running: it listens on the same ports and has another database.
+            (self.place.server, self.place.started) = (None, Vec::new());
             self.place.on_postgres = true;
             self.place.serve(&[("LOGWEIR__DATABASE__URL", &database)])?;
         }
@@ -352,6 +354,7 @@ struct Place {
     server: Option<Running>,
     started: Vec<Running>,
     config: Option<PathBuf>,
+    has_database: Cell<bool>,
     on_postgres: bool,
     blocks: usize,
 }
@@ -366,23 +369,39 @@ impl Place {
         let port = || free_addr().port();
         let (http, admin, syslog, others) = (port(), port(), port(), [port(), port()]);
         let (server, started) = (None, Vec::new());
-        Self { dir, http, admin, syslog, others, server, started, config: None, on_postgres: false, blocks: 0 }
+        Self {
+            dir,
+            http,
+            admin,
+            syslog,
+            others,
+            server,
+            started,
+            config: None,
+            has_database: Cell::new(false),
+            on_postgres: false,
+            blocks: 0,
+        }
     }
 
     fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
-    /// A database for the document, on a server that all documents share.
+    /// A database of the document's own, on a server that all documents share: what one document does to its table
+    /// must not decide what another one finds.
     fn database(&self) -> String {
         let mut server = POSTGRES.lock().unwrap_or_else(PoisonError::into_inner);
         let server = server.get_or_insert_with(|| {
             let server = postgres::Server::start(&postgres::Options::default());
             server.execute("CREATE ROLE \"user\" LOGIN SUPERUSER");
-            server.execute("CREATE DATABASE logs");
             server
         });
-        format!("postgres://user@localhost:{}/logs", server.port())
+        let name = format!("logs_{}", self.http);
+        if !self.has_database.replace(true) {
+            server.execute(&format!("CREATE DATABASE {name}"));
+        }
+        format!("postgres://user@localhost:{}/{name}", server.port())
     }
 
     /// `text` with this place's ports, databases and paths.
@@ -439,6 +458,13 @@ impl Place {
         command.arg("run").envs(environment.iter().copied());
         self.server = Some(Running::start(command, &log));
         self.wait("the server", &log, is_ready)?;
+        if self.on_postgres {
+            // A record that comes before its partition is in the default partition, which a document alters.
+            let metrics = format!("http://127.0.0.1:{}/metrics", self.admin);
+            let made = "logweir_maintenance_failing{step=\"partitions\"} 0";
+            let has_partitions = || get(&quick, &metrics).is_ok_and(|answer| answer.body.contains(made));
+            self.wait("the partitions", &log, has_partitions)?;
+        }
         self.post("/ingest?ack=committed", "text/plain", SAMPLES.as_bytes(), &[])
     }
 
