@@ -35,11 +35,12 @@
 //!                     (dedup_index, error, frame, scan, segment, types)
 //! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
 //!                     (clock, fault, directory_scan and what it uses)
+//! journal/acceptance  whether appends are accepted, and who may accept them again (error)
 //! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
-//!                     (dedup_index, error, frame, recover, segment, types)
+//!                     (acceptance, dedup_index, error, frame, recover, segment, types)
 //! journal/shared      what callers, writer, housekeeper and readers share (state, recover and what they use)
 //! journal/writer      the writer thread: group commit, rotation, acknowledgment
-//!                     (clock, error, fault, frame, recover, segment, shared, types)
+//!                     (clock, error, fault, frame, recover, segment, shared, state, types)
 //! journal/housekeeper background thread: spare segments, removal, full disk (error, fault, segment, shared, state)
 //! journal/reader      reads one lane or all, concurrently with the writer (frame, scan, shared, types)
 //! journal/check       check, dump and repair of any journal directory (recover and what it uses)

@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use signal_hook::SigId;
 use tokio::sync::{Semaphore, watch};
 
+use super::acceptance::Acceptance;
 use super::check;
 use super::config::JournalConfig;
 use super::dedup_index::{DedupEntry, DedupIndex};
@@ -143,7 +144,7 @@ impl Journal {
             runs: recovered.runs.clone(),
             allocated: log_end.clone(),
             durable: log_end,
-            reject_reason: full.then_some(AppendError::DiskFull),
+            acceptance: if full { Acceptance::NoSpace } else { Acceptance::Open },
             segments,
             committed: BTreeMap::new(),
             dedup_index: DedupIndex::new(segment_bytes, dedup_entries),
@@ -401,7 +402,7 @@ impl Journal {
             seq_last: state.allocated.seq,
             seq_durable: state.durable.seq,
             queue_bytes: shared.queue_bytes.load(Ordering::Relaxed),
-            reject_reason: state.reject_reason.as_ref().map(ToString::to_string),
+            reject_reason: state.acceptance.reject_reason().map(|reason| reason.to_string()),
             damaged_frames: shared.damaged_frames.load(Ordering::Relaxed),
             quarantine_bytes: shared.quarantine_bytes.load(Ordering::Relaxed),
         }

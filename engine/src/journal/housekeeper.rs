@@ -82,13 +82,12 @@ impl Housekeeper {
             return retry_at;
         }
         let made = (!full || self.has_space()) && self.make_spare() & self.make_ballast();
-        if made && full {
-            if self.resumed.allows(Instant::now()) {
-                tracing::info!("the journal's disk has space again; intake resumes");
-            }
-            self.shared.resume();
+        // Tried again until the writer has rolled back.
+        let resumed = made && full && self.shared.space_made();
+        if resumed && self.resumed.allows(Instant::now()) {
+            tracing::info!("the journal's disk has space again; intake resumes");
         }
-        (!made || !removed).then(|| Instant::now() + PROBE_INTERVAL)
+        (!made || full != resumed || !removed).then(|| Instant::now() + PROBE_INTERVAL)
     }
 
     /// Whether the file system reports enough space for everything that is missing.

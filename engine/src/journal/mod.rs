@@ -26,8 +26,11 @@ mod config;
 mod scan;
 mod directory_scan;
 mod recover;
+mod acceptance;
 mod state;
 mod shared;
+#[cfg(test)]
+mod full_disk_tests;
 mod writer;
 mod housekeeper;
 mod reader;

@@ -182,7 +182,7 @@ impl Shared {
 
     /// Rejects appends from now on; the writer exits when it has written its queue.
     pub(super) fn close(&self) {
-        self.reject(AppendError::Sealed);
+        self.state().acceptance.seal();
         self.stop.store(true, Ordering::Release);
         locked(&self.queue).take();
         self.wake();
@@ -212,15 +212,13 @@ impl Shared {
         metrics::gauge!("logweir_journal_queue_bytes").set(left as f64);
     }
 
-    pub(super) fn reject(&self, reason: AppendError) {
-        let mut state = self.state();
-        // Sealed and poisoned are final.
-        if matches!(state.reject_reason, None | Some(AppendError::Quota | AppendError::DiskFull)) {
-            state.reject_reason = Some(reason);
-        }
+    /// A write has failed because the disk is full: rejects appends until [`Self::roll_back`] and the housekeeper.
+    pub(super) fn write_failed(&self) {
+        self.state().acceptance.write_failed();
     }
 
-    pub(super) fn rolled_back(&self) {
+    /// Nothing is queued any more: rolls back everything that is not durable.
+    pub(super) fn roll_back(&self) {
         let rolled_back_from = {
             let mut state = self.state();
             state.roll_back();
@@ -234,8 +232,8 @@ impl Shared {
     }
 
     pub(super) fn poison(&self, reason: String) {
+        self.state().acceptance.poison(reason.clone());
         let reason = AppendError::Poisoned(reason);
-        self.state().reject_reason = Some(reason.clone());
         self.progress.send_modify(|progress| progress.end = Some(reason.clone()));
         self.ends.send_replace(Some(reason));
     }
@@ -295,14 +293,12 @@ impl Shared {
     }
 
     pub(super) fn reject_reason(&self) -> Option<AppendError> {
-        self.state().reject_reason.clone()
+        self.state().acceptance.reject_reason()
     }
 
-    pub(super) fn resume(&self) {
-        let mut state = self.state();
-        if state.reject_reason == Some(AppendError::DiskFull) {
-            state.reject_reason = None;
-        }
+    /// The disk has space again. Returns whether appends are accepted now.
+    pub(super) fn space_made(&self) -> bool {
+        self.state().acceptance.space_made()
     }
 
     /// Returns the oldest segment if it may be removed, and whether its file can be reused.

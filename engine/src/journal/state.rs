@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::acceptance::Acceptance;
 use super::dedup_index::{DedupEntry, DedupIndex, DedupKey};
 use super::error::AppendError;
 use super::frame::{FRAME_ALIGN, PAYLOAD_BYTES_MAX, Start, frame_bytes};
@@ -82,14 +83,14 @@ pub(super) struct Placed {
 }
 
 /// The state behind the journal's mutex.
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct State {
     pub(super) sizes: Sizes,
     pub(super) run: Uuid,
     pub(super) runs: Vec<Uuid>,
     pub(super) allocated: LogEnd,
     pub(super) durable: LogEnd,
-    /// Why appends are rejected now.
-    pub(super) reject_reason: Option<AppendError>,
+    pub(super) acceptance: Acceptance,
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) committed: BTreeMap<LaneId, u64>,
     pub(super) dedup_index: DedupIndex,
@@ -103,8 +104,8 @@ pub(super) struct State {
 impl State {
     /// Whether a payload of `payload_len` would be accepted now. A rejection persists until space is available again.
     pub(super) fn check_capacity(&mut self, payload_len: usize) -> Result<(), AppendError> {
-        if let Some(reason) = &self.reject_reason {
-            return Err(reason.clone());
+        if let Some(reason) = self.acceptance.reject_reason() {
+            return Err(reason);
         }
         if payload_len > self.payload_max() {
             return Err(AppendError::TooLarge { bytes: payload_len });
@@ -114,7 +115,7 @@ impl State {
         }
         let checked = self.check_next_segment();
         if let Err(reason) = &checked {
-            self.reject_reason = Some(reason.clone());
+            self.acceptance.reject(reason);
         }
         checked
     }
@@ -259,6 +260,7 @@ impl State {
         self.allocated = self.durable.clone();
         self.dedup_index.roll_back();
         self.generation += 1;
+        self.acceptance.rolled_back();
     }
 
     /// Records the committed position of a lane. Returns whether any segment became committed or uncommitted.
@@ -288,8 +290,8 @@ impl State {
             if self.is_reusable(oldest) && self.spare == Spare::Ready { self.sizes.reusable_max() } else { 0 };
         let keep = self.sizes.retain_segments + reusable;
         let count = closed().take_while(|(_, segment)| is_committed(&self.committed, segment)).take(keep + 1).count();
-        let needs_space =
-            self.reject_reason == Some(AppendError::DiskFull) || self.check_next_segment() == Err(AppendError::Quota);
+        let needs_space = self.acceptance.reject_reason() == Some(AppendError::DiskFull)
+            || self.check_next_segment() == Err(AppendError::Quota);
         let may_go = (count > keep && self.is_old(oldest, now)) || (count > 0 && needs_space);
         may_go.then_some((*number, oldest))
     }
@@ -313,8 +315,8 @@ impl State {
     /// Unlists a segment whose file is, or is about to be, removed.
     pub(super) fn remove_segment(&mut self, number: u64) -> Option<Segment> {
         let removed = self.segments.remove(&number);
-        if self.reject_reason == Some(AppendError::Quota) && self.check_next_segment() != Err(AppendError::Quota) {
-            self.reject_reason = None;
+        if self.check_next_segment() != Err(AppendError::Quota) {
+            self.acceptance.quota_released();
         }
         removed
     }
@@ -358,7 +360,7 @@ mod tests {
             runs: Vec::new(),
             allocated: log_end.clone(),
             durable: log_end,
-            reject_reason: None,
+            acceptance: Acceptance::Open,
             segments: BTreeMap::from([(1, segment(segment_bytes))]),
             committed: BTreeMap::new(),
             dedup_index: DedupIndex::new(segment_bytes, vec![]),

@@ -28,6 +28,7 @@ use super::segment::{
     sync_data, write_zeros,
 };
 use super::shared::{Item, Shared, SpareFile, locked};
+use super::state::Place;
 use super::types::{LaneId, LaneTail};
 use crate::{clock, fault};
 
@@ -125,7 +126,6 @@ impl Writer {
         if first.place.segment != self.number {
             self.rotate(first.place.segment, first.header.seq)?;
         }
-        debug_assert_eq!(first.place.offset, self.offset, "queue and file disagree about the next offset");
         self.write(group)?;
         if fault::armed("mutation.ack_before_fsync") {
             return Ok(());
@@ -138,7 +138,10 @@ impl Writer {
         let durable_upto = self.seq;
         self.buffer.clear();
         let mut crc = self.crc_last;
-        for item in group {
+        for (item, seq) in group.iter().zip(self.seq + 1..) {
+            let place = Place { segment: self.number, offset: self.offset + self.buffer.len() as u64 };
+            // Anything else would overwrite what is acknowledged, or leave a hole in front of what is about to be.
+            assert_eq!((item.place, item.header.seq), (place, seq), "queue and file disagree about the next frame");
             let header = FrameHeader { durable_upto, ..item.header }.encode(seed);
             crc = header_crc(&header);
             push_frame(&mut self.buffer, &header, &item.payload);
@@ -266,10 +269,10 @@ impl Writer {
     fn reject_group(&mut self, group: Vec<Item>, error: &io::Error) {
         let segment = self.number;
         tracing::warn!(%error, segment, "the journal's disk is full; rejecting appends until space is available");
-        self.shared.reject(AppendError::DiskFull);
+        self.shared.write_failed();
         metrics::counter!("logweir_journal_disk_full_failures_total").increment(1);
         self.fail_all(group, &AppendError::DiskFull);
-        self.shared.rolled_back();
+        self.shared.roll_back();
     }
 
     fn poison(&mut self, group: Vec<Item>, action: &'static str, error: &io::Error) {
