@@ -138,7 +138,7 @@ impl Journal {
             retain_segments: config.retain_segments,
             retain_for: config.retain_for,
         };
-        let state = State {
+        let mut state = State {
             sizes,
             run: recovered.run,
             runs: recovered.runs.clone(),
@@ -152,6 +152,7 @@ impl Journal {
             ballast_now,
             generation: 0,
         };
+        state.check_first_segment();
         // Each frame may be preceded by the START of a new segment.
         let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
         let (wake, woken) = crossbeam_channel::bounded(1);

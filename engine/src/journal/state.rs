@@ -7,6 +7,8 @@
 //! - The quota counts file sizes, including planned segments that do not exist yet, plus one more segment (the spare,
 //!   which the next open needs) and the ballast. Each segment reserves space for a SEAL. So a journal at its quota can
 //!   still be sealed and opened.
+//! - A journal that is opened at its quota accepts nothing until a segment has been removed: its new segment is larger
+//!   than what the last run left in its own.
 //! - Segments are removed oldest first, without gaps, so that a missing segment is always damage.
 //! - Retained segments are removed early if the quota requires it.
 //! - The committed position of a lane is what the database reports, even if it moves back: a restored database needs
@@ -120,9 +122,21 @@ impl State {
         checked
     }
 
+    /// After an open, which needs a new segment even at the quota: it is filled only if the quota has space for it.
+    /// Otherwise each restart would take a segment more.
+    pub(super) fn check_first_segment(&mut self) {
+        if self.is_over_quota(1) {
+            self.acceptance.reject(&AppendError::Quota);
+        }
+    }
+
+    fn is_over_quota(&self, more_segments: u64) -> bool {
+        self.bytes_with(self.planned_segments() + more_segments) > self.sizes.quota_bytes
+    }
+
     /// Whether another segment may be planned.
     fn check_next_segment(&self) -> Result<(), AppendError> {
-        if self.bytes_with(self.planned_segments() + 2) > self.sizes.quota_bytes {
+        if self.is_over_quota(2) {
             return Err(AppendError::Quota);
         }
         if self.spare == Spare::NoSpace {

@@ -207,6 +207,32 @@ fn the_quota_rejects_appends_until_a_commit() {
 }
 
 #[test]
+fn restarts_at_the_quota_take_no_more_space() {
+    let dir = scratch();
+    let quota = JournalConfig { quota_bytes: 3 * SEGMENT_BYTES, ..config(dir.path()) };
+    let mut seq_last = 0;
+    for start in 0..40 {
+        let (journal, recovered) = Journal::open(quota.clone()).unwrap();
+        assert_eq!(recovered.damage, []);
+        let rejected = loop {
+            match append(&journal, 0, 1, &payload(start, 20_000)) {
+                Ok(appended) => seq_last = appended.seq,
+                Err(rejected) => break rejected,
+            }
+        };
+        assert_eq!(rejected, AppendError::Quota);
+        let bytes = disk_bytes(dir.path());
+        assert!(bytes <= quota.quota_bytes + SEGMENT_BYTES, "{bytes} bytes at start {start}");
+        // Killed: no seal.
+        drop(journal);
+    }
+    let (journal, _) = Journal::open(quota).unwrap();
+    assert_eq!(journal.check_writable(), Err(AppendError::Quota), "also before the first append");
+    journal.commit(0, seq_last);
+    eventually("appends are accepted again", || append(&journal, 0, 1, &payload(0, 20_000)).is_ok());
+}
+
+#[test]
 fn sizes_out_of_range_are_rejected_and_the_directory_is_not_touched() {
     let dir = scratch();
     let valid = config(&dir.path().join("journal"));
