@@ -32,13 +32,10 @@ impl Ours {
     fn open() -> Self {
         let dir = on_the_disk();
         let config = JournalConfig {
-            dir: dir.path().join("journal"),
             segment_bytes: 64 * MIB,
             quota_bytes: 1024 * MIB,
-            ballast_bytes: 0,
             queue_bytes_max: 32 << 20,
-            retain_segments: 0,
-            retain_for: std::time::Duration::ZERO,
+            ..JournalConfig::new(dir.path().join("journal"))
         };
         let (journal, _) = Journal::open(config).expect("the journal opens");
         Self { journal, _dir: dir }

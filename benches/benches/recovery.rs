@@ -21,13 +21,10 @@ const SPARE: &str = "spare.tmp";
 
 fn config(dir: &Path) -> JournalConfig {
     JournalConfig {
-        dir: dir.to_owned(),
         segment_bytes: 64 * MIB,
         quota_bytes: 8192 * MIB,
-        ballast_bytes: 0,
         queue_bytes_max: 32 << 20,
-        retain_segments: 0,
-        retain_for: std::time::Duration::ZERO,
+        ..JournalConfig::new(dir)
     }
 }
 

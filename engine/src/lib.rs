@@ -8,6 +8,7 @@
 //! ```text
 //! clock               the only reader of the wall clock
 //! fault               fault injection for tests
+//! file_system         what the journal asks of a file system; the operating system's (fault)
 //! drain               shutdown phases and their state machine
 //! meter               counters and durations that are exported as metrics; the metrics of a mailbox
 //! progress            signs of progress of one stage, for the watchdog; known waits
@@ -28,9 +29,9 @@
 //! journal/error       why a journal cannot be opened, why an append is rejected
 //! journal/dedup_index which requests and file positions have been appended before (types)
 //! journal/frame       frame header and START payload (dedup_index, types)
-//! journal/segment     segment header, the directory's files, fsyncs (error, fault, frame)
-//! journal/config      the configuration and its limits (error, segment)
-//! journal/scan        iterates over the frames of any bytes (dedup_index, frame, segment)
+//! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame)
+//! journal/config      the configuration and its limits (error, file_system, segment)
+//! journal/scan        iterates over the frames of any bytes (dedup_index, file_system, frame, segment)
 //! journal/directory_scan  valid, torn or damaged: what a directory contains
 //!                     (dedup_index, error, frame, scan, segment, types)
 //! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
@@ -73,6 +74,7 @@
 
 pub mod clock;
 pub mod fault;
+pub mod file_system;
 pub mod drain;
 mod meter;
 mod progress;

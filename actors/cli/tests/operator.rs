@@ -36,13 +36,10 @@ impl Volume {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (journal, recovered) = Journal::open(JournalConfig {
-            dir: dir.path().join("journal"),
             segment_bytes: 17 << 20,
             quota_bytes: 1 << 30,
-            ballast_bytes: 0,
             queue_bytes_max: 16 << 20,
-            retain_segments: 0,
-            retain_for: std::time::Duration::ZERO,
+            ..JournalConfig::new(dir.path().join("journal"))
         })
         .unwrap();
         let mut database = Config::default().database;

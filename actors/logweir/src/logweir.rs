@@ -440,13 +440,13 @@ impl Work {
 async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recovered), Error> {
     let settings = &config.journal;
     let journal_config = JournalConfig {
-        dir,
         segment_bytes: settings.segment_bytes,
         quota_bytes: settings.quota_bytes,
         ballast_bytes: settings.ballast_bytes,
         queue_bytes_max: settings.queue_bytes_max,
         retain_segments: settings.retain_segments,
         retain_for: Duration::from_secs(settings.retain_s),
+        ..JournalConfig::new(dir)
     };
     let opened = tokio::task::spawn_blocking(move || Journal::open(journal_config)).await;
     let opened = opened.map_err(|error| Error::Stage(format!("opening the journal failed: {error}")))?;

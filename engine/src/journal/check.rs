@@ -1,9 +1,9 @@
 //! Inspects the directory of any journal, including an orphaned one, without opening it for writing.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -15,6 +15,7 @@ use super::recover::quarantine;
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir};
 use super::types::{Damage, Frame, LaneId, LaneTail};
+use crate::file_system::{File, FileSystem, OpenMode, RealFileSystem};
 
 /// Result of [`check`].
 #[derive(Clone, Debug, serde::Serialize)]
@@ -69,7 +70,15 @@ pub struct SegmentReport {
 /// # Errors
 /// [`OpenError::TooNew`], or a read failed. Damage is not an error.
 pub fn check(dir: &Path) -> Result<Report, OpenError> {
-    let dir = Dir::new(dir.to_owned());
+    check_on(Arc::new(RealFileSystem), dir)
+}
+
+/// [`check`] on any file system.
+///
+/// # Errors
+/// See there.
+pub fn check_on(file_system: Arc<dyn FileSystem>, dir: &Path) -> Result<Report, OpenError> {
+    let dir = Dir::open(file_system, dir)?;
     Ok(report(&dir, scan_directory(&dir, Depth::Everything)?, is_locked(&dir)))
 }
 
@@ -84,9 +93,23 @@ pub fn dump(
     from_seq: u64,
     visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
 ) -> Result<(), OpenError> {
-    let dir = Dir::new(dir.to_owned());
+    dump_on(Arc::new(RealFileSystem), dir, lane, from_seq, visit)
+}
+
+/// [`dump`] on any file system.
+///
+/// # Errors
+/// See there.
+pub fn dump_on(
+    file_system: Arc<dyn FileSystem>,
+    dir: &Path,
+    lane: Option<LaneId>,
+    from_seq: u64,
+    visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
+) -> Result<(), OpenError> {
+    let dir = Dir::open(file_system, dir)?;
     for segment in scan_directory(&dir, Depth::Open)?.segments {
-        if dump_segment(&segment, lane, from_seq, visit).at(&segment.path, "read the segment")?.is_break() {
+        if dump_segment(&dir, &segment, lane, from_seq, visit).at(&segment.path, "read the segment")?.is_break() {
             break;
         }
     }
@@ -94,13 +117,14 @@ pub fn dump(
 }
 
 fn dump_segment(
+    dir: &Dir,
     segment: &SegmentScan,
     lane: Option<LaneId>,
     from_seq: u64,
     visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
 ) -> std::io::Result<ControlFlow<()>> {
     let end = segment.valid.end.max(segment.tail.end);
-    let mut scanner = Scanner::new(File::open(&segment.path)?, segment.seed, Payloads::Skip, WINDOW_BYTES, end);
+    let mut scanner = Scanner::new(dir.read(&segment.path)?, segment.seed, Payloads::Skip, WINDOW_BYTES, end);
     while let Some(found) = scanner.next()? {
         let Found::Frame { offset, header, .. } = found else { continue };
         let wanted = lane.is_none_or(|lane| lane == header.lane) && header.seq >= from_seq;
@@ -122,7 +146,15 @@ fn dump_segment(
 /// # Errors
 /// See [`check`]; also [`OpenError::Locked`].
 pub fn repair(dir: &Path) -> Result<Report, OpenError> {
-    let dir = Dir::new(dir.to_owned());
+    repair_on(Arc::new(RealFileSystem), dir)
+}
+
+/// [`repair`] on any file system.
+///
+/// # Errors
+/// See there.
+pub fn repair_on(file_system: Arc<dyn FileSystem>, dir: &Path) -> Result<Report, OpenError> {
+    let dir = Dir::open(file_system, dir)?;
     let _lock = lock(&dir)?;
     let found = scan_directory(&dir, Depth::Everything)?;
     if !quarantine(&dir, &found.quarantined) {
@@ -166,23 +198,21 @@ fn segment_report(segment: SegmentScan) -> SegmentReport {
 }
 
 /// Locks the journal for this process.
-pub(super) fn lock(dir: &Dir) -> Result<File, OpenError> {
+pub(super) fn lock(dir: &Dir) -> Result<Box<dyn File>, OpenError> {
     const TRIES: u32 = 5;
     let path = dir.lock();
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = open.at(&path, "open the lock file")?;
+    let file = dir.file_system().open(&path, OpenMode::CreateIfMissing).at(&path, "open the lock file")?;
     for _ in 0..TRIES {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            // A process that was killed just now may still hold it.
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
-            Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, action: "lock", source }),
+        if file.try_lock(false).at(&path, "lock")? {
+            return Ok(file);
         }
+        // A process that was killed just now may still hold it.
+        std::thread::sleep(Duration::from_millis(50));
     }
     Err(OpenError::Locked { dir: dir.path().to_owned() })
 }
 
 fn is_locked(dir: &Dir) -> bool {
     // A shared lock, so that two checks do not see each other; released at once.
-    File::open(dir.lock()).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    dir.read(&dir.lock()).and_then(|file| file.try_lock(true)).is_ok_and(|locked| !locked)
 }

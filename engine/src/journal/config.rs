@@ -1,12 +1,14 @@
 //! The configuration of a journal and its limits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use super::error::OpenError;
 use super::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use crate::file_system::{FileSystem, RealFileSystem};
 
 /// Configuration of [`Journal::open`](super::Journal::open). Sizes are in bytes.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct JournalConfig {
     /// How long to retain a committed segment for the same purpose, counted from its commit (after a restart: from the
     /// first commit reported to [`Journal::commit`](super::Journal::commit)). Zero: no minimum age.
     pub retain_for: Duration,
+    /// Where `dir` is: the operating system's file system, but in tests of its faults.
+    pub file_system: Arc<dyn FileSystem>,
 }
 
 impl JournalConfig {
@@ -45,6 +49,7 @@ impl JournalConfig {
             queue_bytes_max: 32 << 20,
             retain_segments: 0,
             retain_for: Duration::ZERO,
+            file_system: Arc::new(RealFileSystem),
         }
     }
 

@@ -12,10 +12,8 @@
 //! - Memory: one window, and the lanes of each segment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -25,6 +23,7 @@ use super::frame::{FrameHeader, Kind, Seed, Start};
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_MAX, ZEROS};
 use super::types::{Damage, LaneId, LaneTail};
+use crate::file_system::{File, OpenMode, read_up_to};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,11 +137,13 @@ pub(super) fn scan_directory(dir: &Dir, depth: Depth) -> Result<DirectoryScan, O
         number_last: heads.iter().map(|head| head.name_number).max().unwrap_or(0),
         ..DirectoryScan::default()
     };
-    let placed = directory_scan.place(heads)?;
+    let placed = directory_scan.place(dir, heads)?;
     let limits = limits(&placed);
     for (index, (number, head)) in placed.iter().enumerate() {
         let next = placed.range(number + 1..).next().map(|(number, head)| (*number, head.header.is_some()));
-        directory_scan.scan_segment(*number, head, next, limits[index], depth).at(&head.path, "read the segment")?;
+        directory_scan
+            .scan_segment(dir, *number, head, next, limits[index], depth)
+            .at(&head.path, "read the segment")?;
     }
     Ok(directory_scan)
 }
@@ -150,7 +151,7 @@ pub(super) fn scan_directory(dir: &Dir, depth: Depth) -> Result<DirectoryScan, O
 fn read_heads(dir: &Dir) -> Result<Vec<Head>, OpenError> {
     let mut heads = Vec::new();
     for (name_number, path) in dir.segments().at(dir.path(), "list the segments")? {
-        let (size, bytes) = read_head(&path).at(&path, "read the segment's header")?;
+        let (size, bytes) = read_head(dir, &path).at(&path, "read the segment's header")?;
         let sound = bytes.as_ref().and_then(SegmentHeader::decode);
         let header = sound.or_else(|| bytes.as_ref().and_then(SegmentHeader::repair_bit_flip));
         if let Some(header) = header
@@ -164,9 +165,9 @@ fn read_heads(dir: &Dir) -> Result<Vec<Head>, OpenError> {
     Ok(heads)
 }
 
-fn read_head(path: &PathBuf) -> io::Result<(u64, Option<[u8; SEGMENT_HEADER_BYTES]>)> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
+fn read_head(dir: &Dir, path: &Path) -> io::Result<(u64, Option<[u8; SEGMENT_HEADER_BYTES]>)> {
+    let file = dir.read(path)?;
+    let size = file.metadata()?.bytes;
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     if size < bytes.len() as u64 {
         return Ok((size, None));
@@ -199,7 +200,7 @@ fn limits(placed: &BTreeMap<u64, Head>) -> Vec<Option<u64>> {
 
 impl DirectoryScan {
     /// Decides which file is which segment: the number in the header counts, not the file name.
-    fn place(&mut self, heads: Vec<Head>) -> Result<BTreeMap<u64, Head>, OpenError> {
+    fn place(&mut self, dir: &Dir, heads: Vec<Head>) -> Result<BTreeMap<u64, Head>, OpenError> {
         let mut placed = BTreeMap::new();
         // If two files claim the same number, the one with the matching name wins.
         let named: BTreeSet<u64> = heads
@@ -209,7 +210,7 @@ impl DirectoryScan {
             .collect();
         for head in heads {
             let Some(header) = head.header else {
-                self.place_without_header(head, &mut placed, &named)?;
+                self.place_without_header(dir, head, &mut placed, &named)?;
                 continue;
             };
             self.number_last = self.number_last.max(header.number);
@@ -243,17 +244,18 @@ impl DirectoryScan {
     /// A file without a readable header is the segment of its name if it contains frames of it.
     fn place_without_header(
         &mut self,
+        dir: &Dir,
         head: Head,
         placed: &mut BTreeMap<u64, Head>,
         named: &BTreeSet<u64>,
     ) -> Result<(), OpenError> {
-        if all_zeros(&head).at(&head.path, "read the segment")? {
+        if all_zeros(dir, &head).at(&head.path, "read the segment")? {
             self.empty.push(head.path);
             return Ok(());
         }
         let free = !named.contains(&head.name_number) && !placed.contains_key(&head.name_number);
         let frames = match self.writer {
-            Some(writer) if free => has_frames(&head, writer).at(&head.path, "read the segment")?,
+            Some(writer) if free => has_frames(dir, &head, writer).at(&head.path, "read the segment")?,
             _ => false,
         };
         if frames {
@@ -291,6 +293,7 @@ impl DirectoryScan {
     /// Scans one segment.
     fn scan_segment(
         &mut self,
+        dir: &Dir,
         number: u64,
         head: &Head,
         next: Option<(u64, bool)>,
@@ -300,7 +303,7 @@ impl DirectoryScan {
         let writer = self.writer.expect("a placed segment implies an identity");
         let seed = Seed::new(writer, number);
         let is_last = next.is_none();
-        let durable = if is_last { durable_upto(head, seed)? } else { u64::MAX };
+        let durable = if is_last { durable_upto(dir, head, seed)? } else { u64::MAX };
         let everything = is_last || depth == Depth::Everything;
         let (payloads, window) = if everything { (Payloads::Check, WINDOW_BYTES) } else { (Payloads::Skip, HOP_BYTES) };
         let before = self.segments.iter().rev().find(|before| before.valid.frames > 0);
@@ -314,8 +317,9 @@ impl DirectoryScan {
             self.seq_last = self.seq_last.max(header.run_seq).max(header.prev_seq_last).max(header.first_seq);
         }
         let mut walk = Walk {
+            dir,
             directory_scan: self,
-            scanner: Scanner::new(File::open(&head.path)?, seed, payloads, window, head.size).reused(head.is_reused()),
+            scanner: Scanner::new(dir.read(&head.path)?, seed, payloads, window, head.size).reused(head.is_reused()),
             segment: SegmentScan {
                 number,
                 path: head.path.clone(),
@@ -354,13 +358,13 @@ impl DirectoryScan {
     }
 }
 
-fn all_zeros(head: &Head) -> io::Result<bool> {
-    Ok(used_end(&File::open(&head.path)?, 0, head.size)? == 0)
+fn all_zeros(dir: &Dir, head: &Head) -> io::Result<bool> {
+    Ok(used_end(&*dir.read(&head.path)?, 0, head.size)? == 0)
 }
 
-fn has_frames(head: &Head, writer: Uuid) -> io::Result<bool> {
+fn has_frames(dir: &Dir, head: &Head, writer: Uuid) -> io::Result<bool> {
     let seed = Seed::new(writer, head.name_number);
-    let mut scanner = Scanner::new(File::open(&head.path)?, seed, Payloads::Skip, WINDOW_BYTES, head.size);
+    let mut scanner = Scanner::new(dir.read(&head.path)?, seed, Payloads::Skip, WINDOW_BYTES, head.size);
     while let Some(found) = scanner.next()? {
         if let Found::Frame { .. } = found {
             return Ok(true);
@@ -370,8 +374,8 @@ fn has_frames(head: &Head, writer: Uuid) -> io::Result<bool> {
 }
 
 /// `D`: the highest `durable_upto` of any header in the segment, including those behind bad bytes.
-fn durable_upto(head: &Head, seed: Seed) -> io::Result<u64> {
-    let mut scanner = Scanner::new(File::open(&head.path)?, seed, Payloads::Skip, WINDOW_BYTES, head.size);
+fn durable_upto(dir: &Dir, head: &Head, seed: Seed) -> io::Result<u64> {
+    let mut scanner = Scanner::new(dir.read(&head.path)?, seed, Payloads::Skip, WINDOW_BYTES, head.size);
     let mut durable = 0;
     while let Some(found) = scanner.next()? {
         let (Found::Frame { header, .. } | Found::Bad { header: Some(header), .. }) = found else { continue };
@@ -381,16 +385,14 @@ fn durable_upto(head: &Head, seed: Seed) -> io::Result<u64> {
 }
 
 /// Returns the end of the last nonzero byte at or after `from`; `from` if there is none.
-pub(super) fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
+pub(super) fn used_end(file: &dyn File, from: u64, size: u64) -> io::Result<u64> {
     let mut buffer = vec![0; HOP_BYTES];
     let (mut at, mut end) = (from, from);
     while at < size {
-        let read = match file.read_at(&mut buffer, at) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
+        let read = read_up_to(file, &mut buffer, at)?;
+        if read == 0 {
+            break;
+        }
         if buffer[..read] != ZEROS[..read] {
             let last = buffer[..read].iter().rposition(|&byte| byte != 0).expect("not all zeros");
             end = at + last as u64 + 1;
@@ -402,6 +404,7 @@ pub(super) fn used_end(file: &File, from: u64, size: u64) -> io::Result<u64> {
 
 /// The scan of one segment in progress.
 struct Walk<'a> {
+    dir: &'a Dir,
     directory_scan: &'a mut DirectoryScan,
     scanner: Scanner,
     segment: SegmentScan,
@@ -511,7 +514,7 @@ impl Walk<'_> {
     /// Truncates the segment at `offset`: nothing from there on was acknowledged.
     fn truncate_at(&mut self, offset: u64) -> io::Result<()> {
         self.pending = None;
-        let mut bytes = used_end(&File::open(&self.segment.path)?, offset, self.segment.size)? - offset;
+        let mut bytes = used_end(&*self.dir.read(&self.segment.path)?, offset, self.segment.size)? - offset;
         if self.reused {
             bytes = bytes.min(TORN_BYTES_MAX);
         }
@@ -620,7 +623,7 @@ pub(super) fn damage_name(segment: u64, offset: u64, seq_first: u64, seq_last: u
 /// Fsyncs before reading: recovery must not act on bytes that only the page cache holds.
 pub(super) fn flush_page_cache(dir: &Dir) -> Result<(), OpenError> {
     if let Some((_, path)) = dir.segments().at(dir.path(), "list the segments")?.pop() {
-        let file = OpenOptions::new().read(true).write(true).open(&path).at(&path, "open the segment")?;
+        let file = dir.file_system().open(&path, OpenMode::Update).at(&path, "open the segment")?;
         file.sync_all().at(&path, "fsync the segment")?;
     }
     dir.sync().at(dir.path(), "fsync the directory")

@@ -1,7 +1,6 @@
 //! The public API of an open journal.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -20,7 +19,7 @@ use super::error::{AppendError, OpenError};
 use super::housekeeper::Housekeeper;
 use super::reader::Reader;
 use super::recover::{self, SEAL_BYTES};
-use super::segment::{self, At, Dir};
+use super::segment::{At, Dir};
 use super::shared::{AppendCredit, NewFrame, OnDurable, Progress, Shared, locked};
 use super::state::{LogEnd, Sizes, Spare, State};
 use super::types::{Appended, LaneId, LaneTail, Recovered};
@@ -85,11 +84,8 @@ impl Journal {
         let segment_bytes = config.validate()?;
         handle_file_size_signal().at(&config.dir, "handle the signal of the file-size limit")?;
         let started = Instant::now();
-        let dir = Dir::new(config.dir.clone());
-        fs::create_dir_all(dir.path()).at(dir.path(), "create the directory")?;
-        if let Some(parent) = dir.path().parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            segment::sync_dir(parent).at(parent, "fsync the parent directory")?;
-        }
+        config.file_system.create_dir_all(&config.dir).at(&config.dir, "create the directory and fsync its parents")?;
+        let dir = Dir::open(config.file_system.clone(), &config.dir)?;
         let lock = check::lock(&dir)?;
         let opened = recover::recover(&dir, segment_bytes)?;
         recover::prune_torn_tails(&dir);
@@ -130,7 +126,7 @@ impl Journal {
             lanes: recovered.lanes.clone(),
         };
         let (offset, active_bytes) = (log_end.offset, first.size);
-        let ballast_now = fs::metadata(dir.ballast()).map_or(0, |metadata| metadata.len());
+        let ballast_now = dir.file_system().metadata(&dir.ballast()).map_or(0, |ballast| ballast.bytes);
         let sizes = Sizes {
             segment_bytes,
             quota_bytes: config.quota_bytes,

@@ -7,7 +7,6 @@
 //! logged at most once a minute.
 
 use std::cell::Cell;
-use std::fs;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -109,7 +108,7 @@ impl Housekeeper {
             if reusable && self.shared.needs_spare() && self.shared.reuse(number) {
                 continue;
             }
-            match fs::remove_file(&path) {
+            match self.shared.dir.file_system().remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
@@ -161,7 +160,8 @@ impl Housekeeper {
         if !self.is_free(want) {
             return false;
         }
-        match create_zeroed(&self.shared.dir.ballast(), want, &self.shared.stop) {
+        let dir = &self.shared.dir;
+        match create_zeroed(dir.file_system(), &dir.ballast(), want, &self.shared.stop) {
             Ok(_) => {
                 self.shared.set_ballast(want);
                 true
@@ -178,7 +178,8 @@ impl Housekeeper {
 
     /// Returns whether there was a ballast to delete.
     fn delete_ballast(&self) -> bool {
-        let deleted = fs::remove_file(self.shared.dir.ballast()).is_ok();
+        let dir = &self.shared.dir;
+        let deleted = dir.file_system().remove_file(&dir.ballast()).is_ok();
         if deleted && self.full.allows(Instant::now()) {
             tracing::warn!("deleted the ballast, so that the full disk can be drained");
         }

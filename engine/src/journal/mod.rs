@@ -37,7 +37,7 @@ mod reader;
 mod check;
 mod handle;
 
-pub use self::check::{Report, SegmentReport, check, dump, repair};
+pub use self::check::{Report, SegmentReport, check, check_on, dump, dump_on, repair, repair_on};
 pub use self::config::JournalConfig;
 pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey};
 pub use self::error::{AppendError, OpenError};

@@ -5,7 +5,6 @@
 //!   are not damage, and none of its frames is needed.
 //! - Bytes that cannot be read are counted and quarantined once, however many readers pass them, and skipped.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -80,7 +79,7 @@ impl Reader {
     /// Returns the lane's next frame in one segment.
     fn next_in(&mut self, view: &View) -> io::Result<Option<Frame>> {
         if self.open.as_ref().is_none_or(|(number, _)| *number != view.number) {
-            let file = match File::open(&view.path) {
+            let file = match self.shared.dir.read(&view.path) {
                 Ok(file) => file,
                 // Committed and removed meanwhile: none of its frames is needed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

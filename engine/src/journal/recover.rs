@@ -12,9 +12,7 @@
 //! the space of the old segment's unused zeros or of the ballast: start and seal still work.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -33,6 +31,7 @@ use super::segment::{
     is_full, open_leftover_spare, publish_spare, sync_data, sync_dir,
 };
 use super::types::{Damage, LaneId, Recovered};
+use crate::file_system::{File, FileSystem, OpenMode, read_up_to};
 use crate::{clock, fault};
 
 /// Space that every segment reserves for the SEAL frame.
@@ -61,7 +60,7 @@ pub(super) struct Opened {
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) dedup_entries: Vec<DedupEntry>,
     /// The new segment's file, opened for writing.
-    pub(super) active: File,
+    pub(super) active: Box<dyn File>,
     pub(super) number: u64,
     pub(super) run_seq: u64,
     /// Header CRC of its last frame.
@@ -79,7 +78,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     let is_last = |segment: &SegmentScan| last.is_some_and(|last| last.number == segment.number);
     if all_quarantined {
         let superseded = found.segments.iter().filter(|segment| !is_last(segment) && segment.valid.frames == 0);
-        found.empty.iter().chain(superseded.map(|segment| &segment.path)).for_each(|path| remove(path));
+        found.empty.iter().chain(superseded.map(|segment| &segment.path)).for_each(|path| remove(dir, path));
         dir.sync().at(dir.path(), "fsync the directory")?;
     }
 
@@ -119,10 +118,10 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     let mut segments = BTreeMap::new();
     for segment in &found.segments {
         if is_retained(&segment) {
-            let size = if is_last(segment) && all_quarantined { truncate_segment(segment) } else { segment.size };
+            let size = if is_last(segment) && all_quarantined { truncate_segment(dir, segment) } else { segment.size };
             segments.insert(segment.number, to_segment(segment, size));
         } else if is_last(segment) && all_quarantined {
-            remove(&segment.path);
+            remove(dir, &segment.path);
         }
     }
     dir.sync().at(dir.path(), "fsync the directory")?;
@@ -167,9 +166,9 @@ fn to_segment(segment: &SegmentScan, size: u64) -> Segment {
 }
 
 /// Truncates the old last segment to its valid prefix. Optional: the next segment's header states it as well.
-fn truncate_segment(segment: &SegmentScan) -> u64 {
+fn truncate_segment(dir: &Dir, segment: &SegmentScan) -> u64 {
     let end = segment.valid.end;
-    let cut = fs::OpenOptions::new().write(true).open(&segment.path).and_then(|file| {
+    let cut = dir.file_system().open(&segment.path, OpenMode::Update).and_then(|file| {
         file.set_len(end)?;
         file.sync_all()
     });
@@ -183,16 +182,16 @@ fn truncate_segment(segment: &SegmentScan) -> u64 {
     }
 }
 
-fn remove(path: &Path) {
+fn remove(dir: &Dir, path: &Path) {
     fault::kill_point("journal.segment.remove.before");
-    if let Err(error) = fs::remove_file(path) {
+    if let Err(error) = dir.file_system().remove_file(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove a superseded segment; the next start tries again");
     }
     fault::kill_point("journal.segment.remove.after");
 }
 
 struct NewSegment {
-    file: File,
+    file: Box<dyn File>,
     segment: Segment,
     crc_last: u32,
     full: bool,
@@ -217,18 +216,18 @@ fn write_first_segment(
 
     // First and alone: a spare with a header is never taken for one of zeros.
     file.write_all_at(&header.encode(), 0).at(&path, "write the segment header")?;
-    sync_data(&file).at(&path, "fsync the segment header")?;
+    sync_data(&*file).at(&path, "fsync the segment header")?;
     let mut at = SEGMENT_HEADER_BYTES as u64;
     let mut lanes = BTreeMap::new();
     if let Some(old) = old.filter(|_| tail.data_frames > 0) {
-        copy_tail(old, tail, seed, &file, &mut at, &mut lanes).at(&old.path, "copy the last frames")?;
+        copy_tail(dir, old, tail, seed, &*file, &mut at, &mut lanes).at(&old.path, "copy the last frames")?;
     }
     fault::kill_point("journal.recover.copied");
     let start_header = FrameHeader::of_run(Kind::Start, header.run_seq, durable, &start_payload).encode(seed);
     let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + start_payload.len());
     push_frame(&mut frame, &start_header, &start_payload);
     file.write_all_at(&frame, at).at(&path, "write the START frame")?;
-    sync_data(&file).at(&path, "fsync the new segment")?;
+    sync_data(&*file).at(&path, "fsync the new segment")?;
     publish_spare(dir, header.number).at(&path, "rename the new segment into place")?;
     let end = at + start_bytes;
     let (path, first_seq) = (dir.segment(header.number), header.first_seq);
@@ -238,14 +237,15 @@ fn write_first_segment(
 
 /// Copies the data frames above `D`, with their sequence numbers and the new segment's seed.
 fn copy_tail(
+    dir: &Dir,
     old: &SegmentScan,
     tail: &Tail,
     seed: Seed,
-    to: &File,
+    to: &dyn File,
     at: &mut u64,
     lanes: &mut BTreeMap<LaneId, u64>,
 ) -> io::Result<()> {
-    let mut scanner = Scanner::new(File::open(&old.path)?, old.seed, Payloads::Skip, WINDOW_BYTES, tail.end);
+    let mut scanner = Scanner::new(dir.read(&old.path)?, old.seed, Payloads::Skip, WINDOW_BYTES, tail.end);
     scanner.seek(tail.offset);
     while let Some(found) = scanner.next()? {
         let Found::Frame { offset, header, .. } = found else {
@@ -274,16 +274,16 @@ fn allocate_segment(
     old: Option<&SegmentScan>,
     size: u64,
     need: u64,
-) -> Result<(File, u64, bool), OpenError> {
+) -> Result<(Box<dyn File>, u64, bool), OpenError> {
     let path = dir.spare();
     if let Some(file) = open_leftover_spare(dir, size).at(&path, "open the spare segment")? {
         return Ok((file, size, false));
     }
     let never = AtomicBool::new(false);
-    let mut made = create_zeroed(&path, size, &never);
+    let mut made = create_zeroed(dir.file_system(), &path, size, &never);
     let mut full = false;
     let fallbacks: [&dyn Fn() -> io::Result<()>; 3] =
-        [&|| Ok(()), &|| old.map_or(Ok(()), trim), &|| fs::remove_file(dir.ballast())];
+        [&|| Ok(()), &|| old.map_or(Ok(()), |old| trim(dir, old)), &|| dir.file_system().remove_file(&dir.ballast())];
     for fallback in fallbacks {
         match &made {
             Err(error) if is_full(error) => {}
@@ -291,7 +291,7 @@ fn allocate_segment(
         }
         full = true;
         if fallback().is_ok() {
-            made = create_zeroed(&path, need, &never);
+            made = create_zeroed(dir.file_system(), &path, need, &never);
         }
     }
     let file = made.at(&path, "create a segment")?;
@@ -299,9 +299,9 @@ fn allocate_segment(
 }
 
 /// Frees the zeros behind the last byte of a segment that is never appended to again.
-fn trim(old: &SegmentScan) -> io::Result<()> {
-    let file = fs::OpenOptions::new().read(true).write(true).open(&old.path)?;
-    let used = used_end(&file, old.valid.end.max(old.tail.end), old.size)?;
+fn trim(dir: &Dir, old: &SegmentScan) -> io::Result<()> {
+    let file = dir.file_system().open(&old.path, OpenMode::Update)?;
+    let used = used_end(&*file, old.valid.end.max(old.tail.end), old.size)?;
     file.set_len(used)
 }
 
@@ -319,53 +319,51 @@ pub(super) fn quarantine(dir: &Dir, quarantined: &[Quarantined]) -> bool {
 }
 
 fn quarantine_one(dir: &Dir, item: &Quarantined) -> io::Result<()> {
-    let quarantine = dir.quarantine();
-    if !quarantine.is_dir() {
-        fs::create_dir(&quarantine)?;
+    let (quarantine, file_system) = (dir.quarantine(), dir.file_system());
+    if !file_system.exists(&quarantine) {
+        file_system.create_dir(&quarantine)?;
         dir.sync()?;
     }
     match item {
         Quarantined::Copy { from, offset, bytes, name } => {
             let to = quarantine.join(name);
-            if to.exists() {
+            if file_system.exists(&to) {
                 return Ok(());
             }
             let draft = quarantine.join("draft.tmp");
-            let drafted = copy_range(from, *offset, *bytes, &draft).and_then(|()| fs::rename(&draft, &to));
+            let drafted =
+                copy_range(file_system, from, *offset, *bytes, &draft).and_then(|()| file_system.rename(&draft, &to));
             if drafted.is_err() {
-                let _ = fs::remove_file(&draft);
+                let _ = file_system.remove_file(&draft);
             }
             drafted?;
         }
         Quarantined::Move { from, name } => {
             let mut to = quarantine.join(name);
             let mut copy = 1;
-            while to.exists() {
+            while file_system.exists(&to) {
                 copy += 1;
                 to = quarantine.join(format!("{name}.{copy}"));
             }
-            fs::rename(from, &to)?;
+            file_system.rename(from, &to)?;
             dir.sync()?;
         }
     }
-    sync_dir(&quarantine)
+    sync_dir(&*file_system.open_dir(&quarantine)?)
 }
 
-fn copy_range(from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()> {
-    let (from, to) = (File::open(from)?, File::create(to)?);
+fn copy_range(file_system: &dyn FileSystem, from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()> {
+    let (from, to) = (file_system.open(from, OpenMode::Read)?, file_system.open(to, OpenMode::Replace)?);
     let mut buffer = vec![0; WINDOW_BYTES];
     let mut at = 0;
     while at < bytes {
         let want = buffer.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
-        match from.read_at(&mut buffer[..want], offset + at) {
-            Ok(0) => break,
-            Ok(read) => {
-                to.write_all_at(&buffer[..read], at)?;
-                at += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        let read = read_up_to(&*from, &mut buffer[..want], offset + at)?;
+        if read == 0 {
+            break;
         }
+        to.write_all_at(&buffer[..read], at)?;
+        at += read as u64;
     }
     to.sync_all()
 }
@@ -373,16 +371,14 @@ fn copy_range(from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()>
 /// Removes all but the latest torn tails: they are kept for inspection only, since they were never acknowledged.
 pub(super) fn prune_torn_tails(dir: &Dir) {
     const TORN_TAILS_MAX: usize = 16;
-    let Ok(entries) = fs::read_dir(dir.quarantine()) else { return };
+    let Ok(names) = dir.file_system().list(&dir.quarantine()) else { return };
     let segment = |name: &str| name.strip_prefix("torn-")?.split('-').next()?.parse::<u64>().ok();
-    let mut torn: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str().and_then(segment)?, entry.path())))
-        .collect();
+    let mut torn: Vec<_> =
+        names.iter().filter_map(|name| Some((name.to_str().and_then(segment)?, dir.quarantine().join(name)))).collect();
     torn.sort_unstable();
     for (_, path) in &torn[..torn.len().saturating_sub(TORN_TAILS_MAX)] {
         tracing::info!(path = %path.display(), "removing an old torn tail from the quarantine");
-        let _ = fs::remove_file(path);
+        let _ = dir.file_system().remove_file(path);
     }
 }
 

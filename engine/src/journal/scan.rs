@@ -5,15 +5,14 @@
 //! - A place without a readable frame is reported and skipped: the next valid header is searched at each multiple of 8.
 //!   Whether it is a torn write or damage is not decided here.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use memchr::memmem::Finder;
 
 use super::dedup_index::DedupKey;
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
 use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_MAX, ZEROS};
+use crate::file_system::{File, read_up_to};
 
 /// Window for reading everything.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
@@ -22,7 +21,7 @@ pub(super) const HOP_BYTES: usize = 4 << 10;
 
 /// A cached range of a file.
 struct Window {
-    file: File,
+    file: Box<dyn File>,
     bytes: Vec<u8>,
     start: u64,
     size: usize,
@@ -44,20 +43,9 @@ impl Window {
         let want = want.min(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
         self.start = offset;
         self.bytes.resize(want, 0);
-        let mut have = 0;
-        while have < want {
-            match self.file.read_at(&mut self.bytes[have..], offset + have as u64) {
-                Ok(0) => break,
-                Ok(read) => have += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.bytes.clear();
-                    return Err(error);
-                }
-            }
-        }
-        self.bytes.truncate(have);
-        Ok(())
+        let read = read_up_to(&*self.file, &mut self.bytes, offset);
+        self.bytes.truncate(*read.as_ref().unwrap_or(&0));
+        read.map(|_| ())
     }
 }
 
@@ -90,7 +78,7 @@ pub(super) struct Scanner {
 
 impl Scanner {
     /// Creates a scanner that reads from the first frame up to `end`.
-    pub(super) fn new(file: File, seed: Seed, payloads: Payloads, window_bytes: usize, end: u64) -> Self {
+    pub(super) fn new(file: Box<dyn File>, seed: Seed, payloads: Payloads, window_bytes: usize, end: u64) -> Self {
         let window = Window { file, bytes: Vec::new(), start: 0, size: window_bytes };
         Self { window, seed, payloads, offset: SEGMENT_HEADER_BYTES as u64, end, reused: false }
     }

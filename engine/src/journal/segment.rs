@@ -19,10 +19,9 @@
 //! - A new name is durable only after an fsync of the directory.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
@@ -31,6 +30,7 @@ use uuid::Uuid;
 use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
 use crate::fault;
+use crate::file_system::{Directory, File, FileSystem, OpenMode};
 
 /// Size of a segment header; a multiple of the frame alignment.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
@@ -145,15 +145,23 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
-/// Paths in the journal's directory.
+/// The journal's directory, open, and the paths in it.
 #[derive(Clone, Debug)]
 pub(super) struct Dir {
+    file_system: Arc<dyn FileSystem>,
     path: PathBuf,
+    /// Kept open: no descriptor may be left when a new name has to be made durable.
+    open: Arc<dyn Directory>,
 }
 
 impl Dir {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path }
+    pub(super) fn open(file_system: Arc<dyn FileSystem>, path: &Path) -> Result<Self, OpenError> {
+        let open = file_system.open_dir(path).at(path, "open the directory")?.into();
+        Ok(Self { file_system, path: path.to_owned(), open })
+    }
+
+    pub(super) fn file_system(&self) -> &dyn FileSystem {
+        &*self.file_system
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -180,13 +188,17 @@ impl Dir {
         self.path.join(format!("{number:020}.wal"))
     }
 
+    /// Opens a file for reading.
+    pub(super) fn read(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        self.file_system.open(path, OpenMode::Read)
+    }
+
     /// Lists the segment files by the number in their name, in ascending order.
     pub(super) fn segments(&self) -> io::Result<Vec<(u64, PathBuf)>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if let Some(number) = path.file_name().and_then(segment_number) {
-                found.push((number, path));
+        for name in self.file_system.list(&self.path)? {
+            if let Some(number) = segment_number(&name) {
+                found.push((number, self.path.join(name)));
             }
         }
         found.sort_unstable();
@@ -195,19 +207,19 @@ impl Dir {
 
     /// Makes the directory's entries durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        sync_dir(&self.path)
+        sync_dir(&*self.open)
     }
 
     /// Space available to an unprivileged process on the file system.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.path)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        self.open.free_bytes()
     }
 
     /// Size of the quarantined files.
     pub(super) fn quarantine_bytes(&self) -> u64 {
-        let Ok(entries) = fs::read_dir(self.quarantine()) else { return 0 };
-        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+        let dir = self.quarantine();
+        let Ok(names) = self.file_system.list(&dir) else { return 0 };
+        names.iter().filter_map(|name| self.file_system.metadata(&dir.join(name)).ok()).map(|found| found.bytes).sum()
     }
 }
 
@@ -217,15 +229,15 @@ fn segment_number(name: &OsStr) -> Option<u64> {
 }
 
 /// Fsyncs a directory, which makes its entries durable.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(dir: &dyn Directory) -> io::Result<()> {
     if fault::armed("mutation.skip_dir_fsync") {
         return Ok(());
     }
-    File::open(path)?.sync_all()
+    dir.sync()
 }
 
 /// fdatasync, with a fault point.
-pub(super) fn sync_data(file: &File) -> io::Result<()> {
+pub(super) fn sync_data(file: &dyn File) -> io::Result<()> {
     if fault::armed("mutation.skip_fsync") {
         return Ok(());
     }
@@ -238,7 +250,7 @@ pub(super) fn sync_data(file: &File) -> io::Result<()> {
 pub(super) static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
 
 /// Writes zeros over `from..to`.
-pub(super) fn write_zeros(file: &File, mut from: u64, to: u64) -> io::Result<()> {
+pub(super) fn write_zeros(file: &dyn File, mut from: u64, to: u64) -> io::Result<()> {
     while from < to {
         let step = ZEROS.len().min(usize::try_from(to - from).unwrap_or(usize::MAX));
         file.write_all_at(&ZEROS[..step], from)?;
@@ -248,16 +260,21 @@ pub(super) fn write_zeros(file: &File, mut from: u64, to: u64) -> io::Result<()>
 }
 
 /// Creates a file of `bytes` zeros and fsyncs it. Removes it on failure and when `stop` is set.
-pub(super) fn create_zeroed(path: &Path, bytes: u64, stop: &AtomicBool) -> io::Result<File> {
+pub(super) fn create_zeroed(
+    file_system: &dyn FileSystem,
+    path: &Path,
+    bytes: u64,
+    stop: &AtomicBool,
+) -> io::Result<Box<dyn File>> {
     fault::kill_point("journal.segment.create");
-    let made = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).and_then(|file| {
+    let made = file_system.open(path, OpenMode::Replace).and_then(|file| {
         let mut at = 0;
         while at < bytes {
             if stop.load(Ordering::Relaxed) {
                 return Err(ErrorKind::Interrupted.into());
             }
             let next = bytes.min(at + ZEROS_STEP_BYTES);
-            write_zeros(&file, at, next)?;
+            write_zeros(&*file, at, next)?;
             // In steps, so that neither the writer's fdatasync nor a seal waits for 64 MiB.
             file.sync_data()?;
             at = next;
@@ -267,37 +284,37 @@ pub(super) fn create_zeroed(path: &Path, bytes: u64, stop: &AtomicBool) -> io::R
     });
     if made.is_err() {
         // A partial file would only take up space.
-        let _ = fs::remove_file(path);
+        let _ = file_system.remove_file(path);
     }
     made
 }
 
 /// Opens the spare that an earlier run left, if it has the right size and no header has been written to it. A header is
 /// fdatasynced before anything else is written.
-pub(super) fn open_leftover_spare(dir: &Dir, bytes: u64) -> io::Result<Option<File>> {
+pub(super) fn open_leftover_spare(dir: &Dir, bytes: u64) -> io::Result<Option<Box<dyn File>>> {
     let path = dir.spare();
-    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+    let file = match dir.file_system().open(&path, OpenMode::Update) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let mut head = [0; SEGMENT_HEADER_BYTES];
-    if file.metadata()?.len() == bytes && file.read_exact_at(&mut head, 0).is_ok() && head == ZEROS[..head.len()] {
+    if file.metadata()?.bytes == bytes && file.read_exact_at(&mut head, 0).is_ok() && head == ZEROS[..head.len()] {
         file.sync_all()?;
         return Ok(Some(file));
     }
-    fs::remove_file(&path)?;
+    dir.file_system().remove_file(&path)?;
     Ok(None)
 }
 
 /// Makes the file of a committed segment the spare. It keeps its old header, so that [`open_leftover_spare`] does not
 /// take it for zeros after a crash. The old name is durably gone before anything is written to the file.
-pub(super) fn reuse(dir: &Dir, old: &Path) -> io::Result<File> {
-    fs::rename(old, dir.spare())?;
+pub(super) fn reuse(dir: &Dir, old: &Path) -> io::Result<Box<dyn File>> {
+    dir.file_system().rename(old, &dir.spare())?;
     fault::kill_point("journal.segment.reuse");
-    let reused = dir.sync().and_then(|()| OpenOptions::new().read(true).write(true).open(dir.spare()));
+    let reused = dir.sync().and_then(|()| dir.file_system().open(&dir.spare(), OpenMode::Update));
     if reused.is_err() {
-        let _ = fs::remove_file(dir.spare());
+        let _ = dir.file_system().remove_file(&dir.spare());
     }
     reused
 }
@@ -305,7 +322,7 @@ pub(super) fn reuse(dir: &Dir, old: &Path) -> io::Result<File> {
 /// Renames the spare to its segment name; it is a segment only once this has returned.
 pub(super) fn publish_spare(dir: &Dir, number: u64) -> io::Result<()> {
     fault::kill_point("journal.segment.rename.before");
-    fs::rename(dir.spare(), dir.segment(number))?;
+    dir.file_system().rename(&dir.spare(), &dir.segment(number))?;
     fault::kill_point("journal.segment.rename.after");
     dir.sync()
 }

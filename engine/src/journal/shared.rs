@@ -1,7 +1,6 @@
 //! What callers, the writer, the housekeeper and readers share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +18,7 @@ use super::recover::{self, Segment};
 use super::segment::{self, Dir, create_zeroed};
 use super::state::{Place, Spare, State};
 use super::types::{Appended, Damage, LaneId, LaneTail};
+use crate::file_system::File;
 
 /// A data frame to append.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub(super) struct Progress {
 
 /// The file of the next segment.
 pub(super) struct SpareFile {
-    pub(super) file: File,
+    pub(super) file: Box<dyn File>,
     /// Whether it was a segment before.
     pub(super) reused: bool,
 }
@@ -260,7 +260,8 @@ impl Shared {
     }
 
     fn make_spare_file(&self, stop: &AtomicBool) -> io::Result<SpareFile> {
-        Ok(SpareFile { file: create_zeroed(&self.dir.spare(), self.segment_bytes, stop)?, reused: false })
+        let file = create_zeroed(self.dir.file_system(), &self.dir.spare(), self.segment_bytes, stop)?;
+        Ok(SpareFile { file, reused: false })
     }
 
     // Called by the housekeeper.
@@ -326,7 +327,7 @@ impl Shared {
             Ok(file) => *spare = Some(SpareFile { file, reused: true }),
             Err(error) => {
                 tracing::warn!(path = %segment.path.display(), %error, "cannot reuse the file of a committed segment");
-                if segment.path.exists() {
+                if self.dir.file_system().exists(&segment.path) {
                     self.state().restore_segment(number, segment);
                     return false;
                 }

@@ -9,9 +9,7 @@
 //!   cache may hold what the disk does not, so nothing is retried.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +28,7 @@ use super::segment::{
 use super::shared::{Item, Shared, SpareFile, locked};
 use super::state::Place;
 use super::types::{LaneId, LaneTail};
+use crate::file_system::File;
 use crate::{clock, fault};
 
 /// Limit for the payload bytes of a group.
@@ -59,7 +58,7 @@ pub(super) struct Writer {
     pub(super) queue: Receiver<Item>,
     pub(super) writer: Uuid,
     pub(super) run_seq: u64,
-    pub(super) file: File,
+    pub(super) file: Box<dyn File>,
     pub(super) number: u64,
     /// Size of the file.
     pub(super) size: u64,
@@ -149,7 +148,7 @@ impl Writer {
         let offset = self.offset;
         terminate(&mut self.buffer, offset, self.size);
         fault::kill_point("journal.append.before");
-        if let Err(error) = write_group(&self.file, &self.buffer, offset) {
+        if let Err(error) = write_group(&*self.file, &self.buffer, offset) {
             return Err(self.erase_partial_write(offset, error));
         }
         fault::kill_point("journal.append.after");
@@ -166,11 +165,11 @@ impl Writer {
             return Failed::Broken("write the journal", error);
         }
         let size = match self.file.metadata() {
-            Ok(metadata) => metadata.len(),
+            Ok(metadata) => metadata.bytes,
             Err(error) => return Failed::Broken("stat the segment", error),
         };
         let end = offset + self.buffer.len() as u64;
-        let cleared = write_zeros(&self.file, offset, end)
+        let cleared = write_zeros(&*self.file, offset, end)
             .or_else(|_| self.file.set_len(offset))
             .and_then(|()| self.file.set_len(size));
         match cleared {
@@ -183,7 +182,7 @@ impl Writer {
         fault::kill_point("journal.fsync.before");
         let started = Instant::now();
         // A full disk is as bad as any other failure at this point: what is on disk is unknown.
-        sync_data(&self.file).map_err(|error| Failed::Broken("fsync the journal", error))?;
+        sync_data(&*self.file).map_err(|error| Failed::Broken("fsync the journal", error))?;
         metrics::histogram!("logweir_journal_fsync_seconds").record(started.elapsed().as_secs_f64());
         fault::kill_point("journal.fsync.after");
         Ok(())
@@ -191,7 +190,7 @@ impl Writer {
 
     /// Continues in a new segment. The old one is completely on disk before the new one has a name.
     fn rotate(&mut self, number: u64, first_seq: u64) -> Result<(), Failed> {
-        sync_data(&self.file).map_err(|error| Failed::Broken("fsync the full segment", error))?;
+        sync_data(&*self.file).map_err(|error| Failed::Broken("fsync the full segment", error))?;
         // Locked until the spare has been renamed: the housekeeper creates the next one under the old name.
         let shared = self.shared.clone();
         let mut spare = locked(&shared.spare);
@@ -208,14 +207,14 @@ impl Writer {
             prev_crc: self.crc_last,
             run_seq: self.run_seq,
         };
-        let size = file.metadata().map_err(|error| Failed::Broken("stat a new segment", error))?.len();
+        let size = file.metadata().map_err(|error| Failed::Broken("stat a new segment", error))?.bytes;
         let mut head = header.encode().to_vec();
         terminate(&mut head, 0, size);
         file.write_all_at(&head, 0).map_err(Failed::from("write a segment header"))?;
-        sync_data(&file).map_err(|error| Failed::Broken("fsync a segment header", error))?;
+        sync_data(&*file).map_err(|error| Failed::Broken("fsync a segment header", error))?;
         if let Err(error) = publish_spare(&self.shared.dir, number) {
             // Once the new name exists, frames appended to the old segment would be superseded.
-            let named = self.shared.dir.segment(number).exists();
+            let named = self.shared.dir.file_system().exists(&self.shared.dir.segment(number));
             return Err(if is_full(&error) && !named {
                 Failed::Full(error)
             } else {
@@ -306,13 +305,13 @@ impl Writer {
 
     /// Writes the last frame of the run, into the space that the segment reserves for it.
     fn seal(&mut self) -> Result<(), AppendError> {
-        let sealed = sync_data(&self.file).and_then(|()| {
+        let sealed = sync_data(&*self.file).and_then(|()| {
             let seq = self.seq;
             let header = FrameHeader::of_run(Kind::Seal, seq + 1, seq, &[]);
             let mut seal = header.encode(Seed::new(self.writer, self.number)).to_vec();
             terminate(&mut seal, self.offset, self.size);
             self.file.write_all_at(&seal, self.offset)?;
-            sync_data(&self.file)
+            sync_data(&*self.file)
         });
         sealed.map_err(|error| AppendError::Poisoned(format!("cannot seal the journal: {error}")))
     }
@@ -325,7 +324,7 @@ fn terminate(bytes: &mut Vec<u8>, offset: u64, size: u64) {
     bytes.extend_from_slice(&TERMINATOR[..zeros]);
 }
 
-fn write_group(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+fn write_group(file: &dyn File, bytes: &[u8], offset: u64) -> io::Result<()> {
     if fault::armed("journal.write.enospc") {
         file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
         return Err(Errno::NOSPC.into());

@@ -50,13 +50,10 @@ pub fn scratch() -> TempDir {
 
 pub fn config(dir: &Path) -> JournalConfig {
     JournalConfig {
-        dir: dir.to_owned(),
         segment_bytes: SEGMENT_BYTES,
         quota_bytes: 64 << 20,
-        ballast_bytes: 0,
         queue_bytes_max: 1 << 20,
-        retain_segments: 0,
-        retain_for: std::time::Duration::ZERO,
+        ..JournalConfig::new(dir)
     }
 }
 

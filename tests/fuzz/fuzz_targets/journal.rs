@@ -20,12 +20,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 
 fn config(dir: &Path) -> JournalConfig {
     JournalConfig {
-        dir: dir.to_owned(),
         segment_bytes: 64 << 10,
         quota_bytes: 1 << 20,
-        ballast_bytes: 0,
         queue_bytes_max: 1 << 20,
-        retain_segments: 0,
-        retain_for: std::time::Duration::ZERO,
+        ..JournalConfig::new(dir)
     }
 }

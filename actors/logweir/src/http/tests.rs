@@ -249,13 +249,13 @@ fn engine(
 ) -> Engine {
     let settings = &shared.config.journal;
     let (journal, recovered) = Journal::open(JournalConfig {
-        dir,
         segment_bytes: settings.segment_bytes,
         quota_bytes: settings.quota_bytes,
         ballast_bytes: settings.ballast_bytes,
         queue_bytes_max: settings.queue_bytes_max,
         retain_segments: settings.retain_segments,
         retain_for: Duration::from_secs(settings.retain_s),
+        ..JournalConfig::new(dir)
     })
     .unwrap();
     let supervision = Supervision { stall_ms: 10_000, restarts_max: 5, restart_window_ms: 60_000 };
@@ -374,13 +374,10 @@ impl Rig {
     fn records<T>(mut self, of: impl Fn(Record<'_>) -> T) -> Vec<T> {
         self.end();
         let (journal, recovered) = Journal::open(JournalConfig {
-            dir: self.dir.path().join("journal"),
             segment_bytes: self.shared.config.journal.segment_bytes,
             quota_bytes: self.shared.config.journal.quota_bytes,
-            ballast_bytes: 0,
             queue_bytes_max: 1 << 20,
-            retain_segments: 0,
-            retain_for: Duration::ZERO,
+            ..JournalConfig::new(self.dir.path().join("journal"))
         })
         .unwrap();
         let mut all = Vec::new();

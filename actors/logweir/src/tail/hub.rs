@@ -253,13 +253,10 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let (journal, recovered) = Journal::open(JournalConfig {
-                dir: dir.path().to_owned(),
                 segment_bytes: 17 << 20,
                 quota_bytes: 1 << 30,
-                ballast_bytes: 0,
                 queue_bytes_max: 16 << 20,
-                retain_segments: 0,
-                retain_for: Duration::ZERO,
+                ..JournalConfig::new(dir.path())
             })
             .unwrap();
             let drain = DrainControl::default();
