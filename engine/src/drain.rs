@@ -69,8 +69,20 @@ impl DrainControl {
 pub struct DrainSettings {
     /// How long intake continues after readiness has been withdrawn.
     pub linger_ms: u64,
-    /// Latest start of [`Phase::Persisting`].
+    /// Latest start of [`Phase::Done`]. The last part, a fifth but at most five seconds, is reserved for
+    /// [`Phase::Persisting`], which always gets a second.
     pub deadline_ms: u64,
+}
+
+/// Limit for what is reserved for [`Phase::Persisting`]: an fsync of what waits for the disk, and the seal.
+const SEAL_MAX_MS: u64 = 5_000;
+/// What it gets in any case, also beyond a deadline that is shorter or was missed.
+const SEAL_MIN_MS: u64 = 1_000;
+
+impl DrainSettings {
+    fn seal_ms(&self) -> u64 {
+        (self.deadline_ms / 5).min(SEAL_MAX_MS)
+    }
 }
 
 /// An event during shutdown.
@@ -100,14 +112,15 @@ pub struct DrainStep {
     pub phase: Phase,
     /// Whether the stages may be drained: no request is in flight and none can arrive. Stays true.
     pub drain_stages: bool,
-    /// When [`DrainEvent::Timer`] is due at the latest.
+    /// When [`DrainEvent::Timer`] is due at the latest. In [`Phase::Persisting`], the time limit of the seal.
     pub wake_at_ms: Option<u64>,
 }
 
 /// State machine of the shutdown. Pure: the time, in milliseconds since an arbitrary moment, is passed with the event.
 ///
-/// - Phases only advance. Time alone leads to `Persisting`, which starts no later than the deadline.
-/// - `Persisting` and `Done` have no time limit: a slow seal is better than none.
+/// - Phases only advance. Time alone leads to `Persisting`, and from there to `Done` at the deadline.
+/// - `Persisting` has a time limit, since a disk that hangs never answers. What was acknowledged is on disk: the next
+///   start only finds no seal.
 #[derive(Clone, Debug)]
 pub struct DrainMachine {
     settings: DrainSettings,
@@ -115,27 +128,36 @@ pub struct DrainMachine {
     began_ms: Option<u64>,
     signaled: bool,
     intake_idle: bool,
+    /// Latest start of `Done`, once `Persisting` has begun.
+    seal_by_ms: Option<u64>,
 }
 
 impl DrainMachine {
     /// Creates a machine in [`Phase::Accepting`].
     #[must_use]
     pub fn new(settings: DrainSettings) -> Self {
-        Self { settings, phase: Phase::Accepting, began_ms: None, signaled: false, intake_idle: false }
+        Self {
+            settings,
+            phase: Phase::Accepting,
+            began_ms: None,
+            signaled: false,
+            intake_idle: false,
+            seal_by_ms: None,
+        }
     }
 
     /// Processes an event that happened at `now_ms`.
     pub fn on(&mut self, event: DrainEvent, now_ms: u64) -> DrainStep {
         match event {
             DrainEvent::Requested => self.begin(now_ms),
-            DrainEvent::Signal if self.signaled => self.advance(Phase::Persisting),
+            DrainEvent::Signal if self.signaled => self.persist(now_ms, self.settings.seal_ms()),
             DrainEvent::Signal => {
                 self.signaled = true;
                 self.begin(now_ms);
             }
             DrainEvent::Timer => {}
             DrainEvent::IntakeIdle => self.intake_idle |= self.phase == Phase::Draining,
-            DrainEvent::StagesDrained if self.phase == Phase::Draining => self.advance(Phase::Persisting),
+            DrainEvent::StagesDrained if self.phase == Phase::Draining => self.persist(now_ms, u64::MAX),
             DrainEvent::Sealed if self.phase == Phase::Persisting => self.advance(Phase::Done),
             DrainEvent::StagesDrained | DrainEvent::Sealed => {}
         }
@@ -152,9 +174,20 @@ impl DrainMachine {
         if self.linger_end_ms().is_some_and(|end| now_ms >= end) {
             self.advance(Phase::Draining);
         }
-        if self.deadline_ms().is_some_and(|deadline| now_ms >= deadline) {
-            self.advance(Phase::Persisting);
+        if self.drain_end_ms().is_some_and(|end| now_ms >= end) {
+            self.persist(now_ms, u64::MAX);
         }
+        if self.seal_by_ms.is_some_and(|limit| now_ms >= limit) {
+            self.advance(Phase::Done);
+        }
+    }
+
+    /// Begins to persist, for at most `limit_ms` and until the deadline, but always for [`SEAL_MIN_MS`].
+    fn persist(&mut self, now_ms: u64, limit_ms: u64) {
+        self.advance(Phase::Persisting);
+        let deadline_ms = self.deadline_ms().unwrap_or(now_ms);
+        let seal_by_ms = now_ms.saturating_add(limit_ms).min(deadline_ms).max(now_ms.saturating_add(SEAL_MIN_MS));
+        self.seal_by_ms = Some(self.seal_by_ms.map_or(seal_by_ms, |before| before.min(seal_by_ms)));
     }
 
     fn advance(&mut self, phase: Phase) {
@@ -163,15 +196,21 @@ impl DrainMachine {
 
     fn step(&self) -> DrainStep {
         let wake_at_ms = match self.phase {
-            Phase::Accepting | Phase::Persisting | Phase::Done => None,
-            Phase::Closing => self.linger_end_ms().min(self.deadline_ms()),
-            Phase::Draining => self.deadline_ms(),
+            Phase::Accepting | Phase::Done => None,
+            Phase::Closing => self.linger_end_ms().min(self.drain_end_ms()),
+            Phase::Draining => self.drain_end_ms(),
+            Phase::Persisting => self.seal_by_ms,
         };
         DrainStep { phase: self.phase, drain_stages: self.intake_idle, wake_at_ms }
     }
 
     fn linger_end_ms(&self) -> Option<u64> {
         self.began_ms.map(|began| began.saturating_add(self.settings.linger_ms))
+    }
+
+    /// Latest start of `Persisting`.
+    fn drain_end_ms(&self) -> Option<u64> {
+        self.deadline_ms().map(|deadline| deadline - self.settings.seal_ms())
     }
 
     fn deadline_ms(&self) -> Option<u64> {
@@ -215,6 +254,31 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_does_not_answer_ends_the_seal_at_the_deadline() {
+        let long = DrainSettings { linger_ms: 100, deadline_ms: 25_000 };
+        check(
+            long,
+            &[
+                (Signal, 0, Phase::Closing),
+                (Timer, 100, Phase::Draining),
+                (Timer, 19_999, Phase::Draining),
+                (Timer, 20_000, Phase::Persisting),
+                (Timer, 24_999, Phase::Persisting),
+                (Timer, 25_000, Phase::Done),
+            ],
+        );
+        // What is left of the deadline after a short drain, and no more than the reserve after a second signal.
+        let seal = |story: &[(DrainEvent, u64)]| {
+            let mut machine = DrainMachine::new(long);
+            story.iter().map(|&(event, at_ms)| machine.on(event, at_ms).wake_at_ms).last().flatten()
+        };
+        assert_eq!(seal(&[(Signal, 0), (Timer, 100), (IntakeIdle, 100), (StagesDrained, 200)]), Some(25_000));
+        assert_eq!(seal(&[(Signal, 0), (Timer, 100), (Signal, 200)]), Some(5_200));
+        // A process that was stopped meanwhile tries to seal all the same.
+        assert_eq!(seal(&[(Signal, 0), (Timer, 90_000)]), Some(91_000));
+    }
+
+    #[test]
     fn the_second_signal_advances_to_persisting_at_once() {
         check(SETTINGS, &[(Signal, 5, Phase::Closing), (Signal, 6, Phase::Persisting), (Sealed, 7, Phase::Done)]);
         let draining = [(Signal, 5, Phase::Closing), (Timer, 105, Phase::Draining), (Signal, 106, Phase::Persisting)];
@@ -237,10 +301,7 @@ mod tests {
 
     #[test]
     fn the_deadline_ends_a_drain_that_hangs() {
-        check(
-            SETTINGS,
-            &[(Signal, 0, Phase::Closing), (Timer, 100, Phase::Draining), (Timer, 1_000, Phase::Persisting)],
-        );
+        check(SETTINGS, &[(Signal, 0, Phase::Closing), (Timer, 100, Phase::Draining), (Timer, 800, Phase::Persisting)]);
         // Also if no timer event came in between, or if the deadline is shorter than the linger.
         check(SETTINGS, &[(Signal, 0, Phase::Closing), (IntakeIdle, 5_000, Phase::Persisting)]);
         let short = DrainSettings { linger_ms: 100, deadline_ms: 10 };
@@ -255,9 +316,9 @@ mod tests {
             machine.on(Signal, 5).wake_at_ms
         };
         assert_eq!(wake(100, 1_000), Some(105));
-        assert_eq!(wake(100, 10), Some(15));
-        assert_eq!(wake(0, 10), Some(15));
-        assert_eq!(wake(0, 0), None);
+        assert_eq!(wake(100, 10), Some(13), "a fifth is left for the seal");
+        assert_eq!(wake(0, 10), Some(13));
+        assert_eq!(wake(0, 0), Some(1_005), "the seal always gets a second");
     }
 
     #[test]
@@ -292,10 +353,11 @@ mod tests {
         fn phases_only_advance_and_the_deadline_is_kept(
             linger_ms in 0_u64..300,
             deadline_ms in 0_u64..300,
-            story in prop::collection::vec((any_event(), 0_u64..100), 1..40),
+            story in prop::collection::vec((any_event(), 0_u64..200), 1..40),
         ) {
             let mut machine = DrainMachine::new(DrainSettings { linger_ms, deadline_ms });
             let (mut now_ms, mut before, mut began_ms, mut signals) = (0, Phase::Accepting, None, 0);
+            let mut persists_until = None;
             for (event, pause_ms) in story {
                 now_ms += pause_ms;
                 let step = machine.on(event, now_ms);
@@ -306,10 +368,14 @@ mod tests {
                 prop_assert!(step.phase >= before, "phases only advance");
                 prop_assert_eq!(step.phase == Phase::Accepting, began_ms.is_none());
                 prop_assert!(signals < 2 || step.phase >= Phase::Persisting);
-                prop_assert!(step.phase != Phase::Done || before == Phase::Done || event == Sealed);
+                let late = persists_until.is_some_and(|until| now_ms >= until);
+                prop_assert_eq!(step.phase == Phase::Done, before == Phase::Done || persists_until.is_some() && (late || event == Sealed));
+                if step.phase == Phase::Persisting {
+                    persists_until = step.wake_at_ms;
+                }
                 let overdue = began_ms.is_some_and(|began| now_ms >= began + deadline_ms);
                 prop_assert!(!overdue || step.phase >= Phase::Persisting, "the deadline holds");
-                let timed = matches!(step.phase, Phase::Closing | Phase::Draining);
+                let timed = matches!(step.phase, Phase::Closing | Phase::Draining | Phase::Persisting);
                 prop_assert_eq!(step.wake_at_ms.is_some(), timed);
                 prop_assert!(step.wake_at_ms.is_none_or(|at| at > now_ms), "the timer is due in the future");
                 before = step.phase;

@@ -53,8 +53,9 @@ impl Exits {
     }
 
     pub(crate) fn report(&self, stage: &str, exit: Exit) {
+        // First of all: what writes the log may wait for its reader.
+        self.0.send_if_modified(|first| first.is_none().then(|| *first = Some(exit.clone())).is_some());
         tracing::error!(stage, code = exit.code, reason = %exit.reason, "a stage requested that the process exit");
-        self.0.send_if_modified(|first| first.is_none().then(|| *first = Some(exit)).is_some());
     }
 
     pub(crate) fn wait(&self) -> impl Future<Output = Exit> + use<> {

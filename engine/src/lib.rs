@@ -6,7 +6,7 @@
 //! `journal`, are in the same order. `tests/tests/modules.rs` fails on a circle.
 //!
 //! ```text
-//! clock               the only reader of the wall clock
+//! clock               wall time and monotonic time, as two types; the only reader of the wall clock
 //! fault               fault injection for tests
 //! file_system         what the journal asks of a file system; the operating system's (fault)
 //! drain               shutdown phases and their state machine
@@ -37,8 +37,9 @@
 //! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
 //!                     (clock, fault, directory_scan and what it uses)
 //! journal/acceptance  whether appends are accepted, and who may accept them again (error)
+//! journal/unsynced    when the frames that are not durable were appended
 //! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
-//!                     (acceptance, dedup_index, error, frame, recover, segment, types)
+//!                     (acceptance, dedup_index, error, frame, recover, segment, types, unsynced)
 //! journal/shared      what callers, writer, housekeeper and readers share (state, recover and what they use)
 //! journal/writer      the writer thread: group commit, rotation, acknowledgment
 //!                     (clock, error, fault, frame, recover, segment, shared, state, types)

@@ -14,7 +14,7 @@ use metrics::Label;
 use tokio::sync::watch;
 
 use crate::meter::{Count, DurationSum, labels};
-use crate::progress::Progress;
+use crate::progress::{Progress, ProgressSample};
 use crate::semaphore::{Bound, Semaphore};
 pub use crate::stage::Counter;
 
@@ -190,6 +190,16 @@ impl StageState {
         ended.await.expect("self holds the sender");
     }
 
+    /// What the watchdog judges by. Credits that senders hold are no messages.
+    pub(crate) fn sample(&self) -> ProgressSample {
+        let settled = self.handled.get() + self.discarded();
+        self.progress.sample(!self.has_ended() && self.semaphore.entered() > settled)
+    }
+
+    fn discarded(&self) -> u64 {
+        self.semaphore.meter.discards.iter().map(Count::get).sum()
+    }
+
     fn state(&self) -> &'static str {
         match *self.lifecycle.borrow() {
             Lifecycle::EndedStopped => "stopped",
@@ -208,7 +218,7 @@ impl StageState {
             bound: self.semaphore.bound(),
             entered: self.semaphore.entered(),
             handled: self.handled.get(),
-            discarded: meter.discards.iter().map(Count::get).sum(),
+            discarded: self.discarded(),
             rejected: meter.rejected.get(),
             wait_seconds: meter.waited.get().as_secs_f64(),
             busy_seconds: self.busy.get().as_secs_f64(),

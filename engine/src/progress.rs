@@ -114,10 +114,12 @@ impl Progress {
         self.busy.load(Ordering::Acquire) && self.waits.load(Ordering::Relaxed) == 0
     }
 
-    pub(crate) fn sample(&self) -> ProgressSample {
+    /// `has_messages`: whether messages are queued or being handled.
+    pub(crate) fn sample(&self, has_messages: bool) -> ProgressSample {
         ProgressSample {
             beats: self.beats.load(Ordering::Acquire),
             silent: self.is_silent(),
+            queued: has_messages && !self.busy.load(Ordering::Acquire),
             polling: self.polling.load(Ordering::Relaxed),
         }
     }
@@ -172,6 +174,8 @@ pub(crate) struct ProgressSample {
     pub(crate) beats: u64,
     /// In a turn, and in no known wait.
     pub(crate) silent: bool,
+    /// In no turn, although messages are queued.
+    pub(crate) queued: bool,
     /// The thread is inside the stage.
     pub(crate) polling: bool,
 }

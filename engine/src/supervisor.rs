@@ -5,6 +5,9 @@
 //! - A stage is **stalled** when it has made no progress in its own code for `stall_ms`: no turn and no known wait
 //!   began or ended. If its future yields, it is canceled and rebuilt as after a panic. If its thread stays blocked for
 //!   another `stall_ms`, nothing in this process can recover it: an [`Exit`] names the stage.
+//! - A stage **starves** when it has messages, or a turn, and its thread does not run it: another task blocks the thread,
+//!   or the system does not schedule it. After three times `stall_ms` an [`Exit`] names the stage; a stage that blocks
+//!   the thread is named before that.
 //! - More than `restarts_max` restarts within `restart_window_ms` end in an [`Exit`]: a crash-looping stage must not
 //!   look healthy.
 //!
@@ -208,28 +211,32 @@ enum Verdict {
     Stalled,
     /// The stage could not even be canceled: its thread has been blocked for this long.
     Blocked(Duration),
+    /// The stage has something to do, and its thread has not run it for this long.
+    Starved(Duration),
 }
 
 /// Tracks how long one stage has made no progress. Pure: the time is an argument.
 #[derive(Clone, Copy, Debug)]
 struct StallDetector {
     beats: u64,
-    since: Instant,
+    since: Duration,
     verdicts: u32,
 }
 
 impl StallDetector {
-    fn new(now: Instant) -> Self {
+    fn new(now: Duration) -> Self {
         Self { beats: 0, since: now, verdicts: 0 }
     }
 
-    fn update(&mut self, sample: ProgressSample, now: Instant, stall: Duration) -> Verdict {
-        if !sample.silent || sample.beats != self.beats {
+    fn update(&mut self, sample: ProgressSample, now: Duration, stall: Duration) -> Verdict {
+        let has_work = sample.silent || sample.queued;
+        if !has_work || sample.beats != self.beats {
             *self = Self { beats: sample.beats, since: now, verdicts: 0 };
             return Verdict::Alive;
         }
-        let silent = now.duration_since(self.since);
+        let silent = now - self.since;
         match self.verdicts {
+            // Wakes the stage, too: that is all that a lost wake-up needs.
             0 if silent >= stall => {
                 self.verdicts = 1;
                 Verdict::Stalled
@@ -239,8 +246,33 @@ impl StallDetector {
                 self.verdicts = 2;
                 Verdict::Blocked(silent)
             }
+            1 if silent >= 3 * stall => {
+                self.verdicts = 2;
+                Verdict::Starved(silent)
+            }
             _ => Verdict::Alive,
         }
+    }
+}
+
+/// The time during which the watchdog itself has run, by which it judges: a process that was stopped as a whole, or
+/// whose machine was suspended, has no stalled stage.
+struct WatchdogClock {
+    read: Instant,
+    ran: Duration,
+    /// Longest time that counts between two readings.
+    step_max: Duration,
+}
+
+impl WatchdogClock {
+    fn new(now: Instant, period: Duration) -> Self {
+        Self { read: now, ran: Duration::ZERO, step_max: 2 * period }
+    }
+
+    fn advance(&mut self, now: Instant) -> Duration {
+        self.ran += now.duration_since(self.read).min(self.step_max);
+        self.read = now;
+        self.ran
     }
 }
 
@@ -249,18 +281,27 @@ pub(crate) async fn run_watchdog(observer: Observer, supervision: Supervision, e
     let stall = Duration::from_millis(supervision.stall_ms);
     let period = (stall / 4).max(Duration::from_millis(1));
     let mut detectors: Vec<StallDetector> = Vec::new();
+    let mut clock = WatchdogClock::new(Instant::now(), period);
     loop {
         tokio::time::sleep(period).await;
-        let now = Instant::now();
+        let now = clock.advance(Instant::now());
         let stages = observer.stages();
         detectors.resize(stages.len(), StallDetector::new(now));
         for (stage, detector) in stages.iter().zip(&mut detectors) {
-            match detector.update(stage.progress.sample(), now, stall) {
+            match detector.update(stage.sample(), now, stall) {
                 Verdict::Alive => {}
                 Verdict::Stalled => stage.progress.mark_stalled(detector.beats),
                 Verdict::Blocked(silent) => {
                     let (name, silent_ms) = (&stage.name, silent.as_millis());
                     let reason = format!("stage {name} has blocked its thread for {silent_ms} ms; restart the process");
+                    exits.report(name, Exit::new(Exit::SOFTWARE, reason));
+                }
+                Verdict::Starved(silent) => {
+                    let (name, silent_ms) = (&stage.name, silent.as_millis());
+                    let reason = format!(
+                        "the thread of stage {name} has not run it for {silent_ms} ms, although it has work; restart the \
+                         process"
+                    );
                     exits.report(name, Exit::new(Exit::SOFTWARE, reason));
                 }
             }
@@ -299,11 +340,10 @@ mod tests {
 
     /// Feeds `(at_ms, beats, silent, polling)` and checks the verdict on each.
     fn check(samples: &[(u64, u64, bool, bool, Verdict)]) {
-        let start = Instant::now();
-        let mut detector = StallDetector::new(start);
+        let mut detector = StallDetector::new(Duration::ZERO);
         for &(at, beats, silent, polling, verdict) in samples {
-            let seen = detector.update(ProgressSample { beats, silent, polling }, start + ms(at), STALL);
-            assert_eq!(seen, verdict, "at {at} ms");
+            let sample = ProgressSample { beats, silent, queued: false, polling };
+            assert_eq!(detector.update(sample, ms(at), STALL), verdict, "at {at} ms");
         }
     }
 
@@ -330,8 +370,38 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_whose_thread_another_stage_blocks_is_not_blamed() {
-        use Verdict::{Alive, Stalled};
-        check(&[(0, 1, true, false, Alive), (100, 1, true, false, Stalled), (900, 1, true, false, Alive)]);
+    fn a_stage_that_does_not_get_its_thread_is_reported_after_the_one_that_blocks_it() {
+        use Verdict::{Alive, Stalled, Starved};
+        check(&[
+            (0, 1, true, false, Alive),
+            (100, 1, true, false, Stalled),
+            (299, 1, true, false, Alive),
+            (300, 1, true, false, Starved(ms(300))),
+            (900, 1, true, false, Alive),
+        ]);
+    }
+
+    #[test]
+    fn messages_without_a_turn_are_woken_and_then_reported() {
+        let mut detector = StallDetector::new(Duration::ZERO);
+        let mut update = |at, beats, queued| {
+            let sample = ProgressSample { beats, silent: false, queued, polling: false };
+            detector.update(sample, ms(at), STALL)
+        };
+        assert_eq!(update(0, 1, true), Verdict::Alive);
+        assert_eq!(update(90, 2, true), Verdict::Alive, "a turn has begun and ended");
+        assert_eq!(update(190, 2, true), Verdict::Stalled);
+        assert_eq!(update(389, 2, true), Verdict::Alive);
+        assert_eq!(update(390, 2, true), Verdict::Starved(ms(300)));
+        assert_eq!(update(400, 2, false), Verdict::Alive, "an idle stage waits for messages for ever");
+        assert_eq!(update(9_000, 2, false), Verdict::Alive);
+    }
+
+    #[test]
+    fn time_in_which_the_watchdog_did_not_run_does_not_count() {
+        let start = Instant::now();
+        let mut clock = WatchdogClock::new(start, ms(25));
+        let seen = [25, 60, 70_000, 70_025].map(|at| clock.advance(start + ms(at)));
+        assert_eq!(seen, [25, 60, 110, 135].map(ms));
     }
 }

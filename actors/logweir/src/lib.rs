@@ -30,6 +30,7 @@
 //! tail/, alerts/      consumers of follow: live tails and server-sent events; windows, thresholds, webhooks
 //! search/             query execution: concurrency limits, merging rows and cache, what a result lacks, cached histograms
 //! maintenance         the loop around the store's maintenance, and what is told about steps that fail
+//! disk_watch          a journal's disk that does not answer
 //! pipeline            wiring of the stages
 //! logweir, error      the pipeline as a value, and why it fails
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
@@ -113,6 +114,7 @@ pub mod alerts;
 pub mod search;
 mod error;
 mod maintenance;
+mod disk_watch;
 mod pipeline;
 mod logweir;
 #[cfg(feature = "server")]

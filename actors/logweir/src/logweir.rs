@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use logweir_engine::clock;
-use logweir_engine::drain::{DrainControl, DrainEvent, DrainMachine, DrainSettings, DrainWatch, Phase};
+use logweir_engine::drain::{DrainControl, DrainEvent, DrainMachine, DrainSettings, DrainStep, DrainWatch, Phase};
 use logweir_engine::journal::{Journal, JournalConfig, OpenError, Recovered};
 use logweir_engine::topology::{Observer, Topology};
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use crate::alerts::AlertRegistry;
 use crate::cache::{self, HotCache, Origin};
 use crate::config::{Config, ConfigError, Shutdown};
 use crate::db_flusher::{Session, lanes_needed};
+use crate::disk_watch;
 use crate::error::Error;
 use crate::maintenance;
 use crate::message::{AckLevel, Receipt, Rejection};
@@ -143,6 +144,7 @@ impl Logweir {
         let tail = TailHub::start(journal.clone(), recovered.writer, progress.clone(), drain.watch(), config.tail)
             .map_err(|error| Error::Unavailable(format!("cannot start the thread of the live tail: {error}")))?;
         actix_rt::spawn(sample_backlog(journal.clone(), progress.clone(), throttle, drain.watch()));
+        actix_rt::spawn(disk_watch::run(journal.clone(), disk_watch::limit(&config), drain.watch()));
         if config.database.maintenance {
             actix_rt::spawn(maintenance::run(Arc::clone(&store), session, progress.clone(), drain.watch()));
         }
@@ -298,7 +300,7 @@ impl Logweir {
             if drain.advance(step.phase) {
                 tracing::info!(phase = ?step.phase, "shutting down");
             }
-            let wake_at = step.wake_at_ms.map(|at_ms| began + Duration::from_millis(at_ms));
+            let wake_at = wake_at(step, began);
             let event = tokio::select! {
                 () = next_signal(signals) => DrainEvent::Signal,
                 () = sleep_until(wake_at) => DrainEvent::Timer,
@@ -312,7 +314,7 @@ impl Logweir {
                     DrainEvent::StagesDrained
                 }
             };
-            step = machine.on(event, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+            step = machine.on(event, elapsed_ms(began));
         }
         drain.advance(Phase::Persisting);
         let stuck = match stuck {
@@ -320,9 +322,22 @@ impl Logweir {
             None => draining.await,
         };
         let journal = self.journal.clone();
-        let sealed = tokio::task::spawn_blocking(move || journal.seal()).await;
-        let sealed =
-            sealed.map_err(|error| error.to_string()).and_then(|sealed| sealed.map_err(|error| error.to_string()));
+        let limit = wake_at(step, began).map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+        let mut sealing = tokio::task::spawn_blocking(move || journal.seal_within(limit));
+        let sealed = loop {
+            let event = tokio::select! {
+                sealed = &mut sealing => {
+                    let sealed = sealed.map_err(|error| error.to_string());
+                    break sealed.and_then(|sealed| sealed.map_err(|error| error.to_string()));
+                }
+                () = next_signal(signals) => DrainEvent::Signal,
+                () = sleep_until(wake_at(step, began)) => DrainEvent::Timer,
+            };
+            step = machine.on(event, elapsed_ms(began));
+            if step.phase == Phase::Done {
+                break Err("its disk does not answer".to_owned());
+            }
+        };
         let failure = failure.or(sealed.err().map(|error| {
             Error::Disk(format!(
                 "cannot seal the journal: {error}; acknowledged records are on disk, and the next start recovers them"
@@ -332,6 +347,14 @@ impl Logweir {
         let accounting = Accounting::of(&self.progress.snapshot(&self.journal.lanes()));
         ShutdownReport { accounting, stuck, failure }
     }
+}
+
+fn wake_at(step: DrainStep, began: Instant) -> Option<Instant> {
+    step.wake_at_ms.map(|at_ms| began + Duration::from_millis(at_ms))
+}
+
+fn elapsed_ms(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Waits for the next signal; forever, once no sender is left.

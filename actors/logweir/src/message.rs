@@ -167,7 +167,7 @@ impl Rejection {
                 (RejectionKind::Unavailable, "journal_disk_full", "retry when the volume has free space")
             }
             AppendError::TooLarge { .. } => (RejectionKind::TooLarge, "chunk_too_large", "send smaller bodies"),
-            AppendError::Sealed => return Self::draining(),
+            AppendError::Sealed | AppendError::NoAnswer { .. } => return Self::draining(),
             AppendError::Duplicate => (
                 RejectionKind::Unavailable,
                 "in_progress",

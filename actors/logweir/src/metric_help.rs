@@ -93,6 +93,14 @@ pub const METRICS: &[Metric] = &[
     ),
     histogram("logweir_journal_fsync_seconds", "Duration of a journal fsync, in seconds."),
     histogram("logweir_journal_group_frames", "Number of frames covered by one fsync (group commit)."),
+    counter(
+        "logweir_journal_housekeeper_panics_total",
+        "Total number of panics of the thread that prepares and removes the journal's files.",
+    ),
+    gauge(
+        "logweir_journal_oldest_append_age_seconds",
+        "Age of the oldest append that is not durable yet, in seconds. It grows while the disk does not answer.",
+    ),
     gauge("logweir_journal_quarantine_bytes", "Size of the quarantined damaged and torn data, in bytes."),
     gauge("logweir_journal_queue_bytes", "Size of the frames that wait for the journal's writer, in bytes."),
     gauge("logweir_journal_quota_bytes", "Configured maximum size of the journal, in bytes."),

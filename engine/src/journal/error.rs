@@ -64,6 +64,12 @@ pub enum AppendError {
     /// A write or fsync has failed: nothing is acknowledged until a restart has read the disk again.
     #[error("the journal is poisoned: {0}")]
     Poisoned(String),
+    /// The disk has not answered: neither a write nor an fsync has returned.
+    #[error("the journal's disk has not answered for {after_ms} ms")]
+    NoAnswer {
+        /// For how long, in milliseconds.
+        after_ms: u64,
+    },
     /// The journal has been sealed.
     #[error("the journal is sealed")]
     Sealed,

@@ -14,6 +14,7 @@ use super::recover::{SEAL_BYTES, Segment};
 use super::segment::SEGMENT_HEADER_BYTES;
 use super::state::{LogEnd, Place, Sizes, Spare, State};
 use super::types::LaneTail;
+use super::unsynced::Unsynced;
 
 /// Two frames of this payload fit into a segment.
 const PAYLOAD_BYTES: usize = 600;
@@ -91,6 +92,7 @@ impl World {
             allocated: log_end.clone(),
             durable: log_end,
             acceptance: Acceptance::Open,
+            unsynced: Unsynced::default(),
             segments: BTreeMap::from([(1, segment())]),
             committed: BTreeMap::new(),
             dedup_index: DedupIndex::new(SEGMENT_BYTES, vec![]),

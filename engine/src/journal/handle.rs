@@ -5,8 +5,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustix::process::Signal;
 use signal_hook::SigId;
 use tokio::sync::{Semaphore, watch};
@@ -23,6 +24,7 @@ use super::segment::{At, Dir};
 use super::shared::{AppendCredit, NewFrame, OnDurable, Progress, Shared, locked};
 use super::state::{LogEnd, Sizes, Spare, State};
 use super::types::{Appended, LaneId, LaneTail, Recovered};
+use super::unsynced::Unsynced;
 use super::writer::{self, Writer};
 
 /// State of the journal, for metrics and status.
@@ -72,6 +74,8 @@ struct Handle {
 struct Threads {
     writer: JoinHandle<Result<(), AppendError>>,
     housekeeper: JoinHandle<()>,
+    /// Disconnected when both have exited.
+    exited: Receiver<()>,
 }
 
 impl Journal {
@@ -94,15 +98,18 @@ impl Journal {
         let (journal, writer, housekeeper) = Self::assemble(&config, dir, segment_bytes, opened);
         let lock = Arc::new(lock);
         let housekeeper_lock = lock.clone();
+        let (running, exited) = crossbeam_channel::bounded::<()>(0);
+        let housekeeper_running = running.clone();
         let threads = Threads {
             writer: spawn("journal-writer", move || {
-                let _lock = lock;
+                let (_running, _lock) = (running, lock);
                 writer.guarded_run()
             })?,
             housekeeper: spawn("journal-housekeeper", move || {
-                let _lock = housekeeper_lock;
+                let (_running, _lock) = (housekeeper_running, housekeeper_lock);
                 housekeeper.run();
             })?,
+            exited,
         };
         *locked(&journal.handle.threads) = Some(threads);
         metrics::gauge!("logweir_journal_recovery_seconds").set(started.elapsed().as_secs_f64());
@@ -141,6 +148,7 @@ impl Journal {
             allocated: log_end.clone(),
             durable: log_end,
             acceptance: if full { Acceptance::NoSpace } else { Acceptance::Open },
+            unsynced: Unsynced::default(),
             segments,
             committed: BTreeMap::new(),
             dedup_index: DedupIndex::new(segment_bytes, dedup_entries),
@@ -283,6 +291,12 @@ impl Journal {
         checked
     }
 
+    /// The age of the oldest append that is not durable; zero if there is none. It grows while the disk does not answer.
+    #[must_use]
+    pub fn oldest_append_age(&self) -> Duration {
+        self.handle.shared.state().unsynced.oldest_age(Instant::now())
+    }
+
     /// Waits until `seq` is covered by a completed fsync.
     ///
     /// # Errors
@@ -423,27 +437,47 @@ impl Journal {
     /// # Errors
     /// The seal could not be written; acknowledged frames are safe nevertheless.
     pub fn seal(&self) -> Result<(), AppendError> {
+        self.seal_until(None)
+    }
+
+    /// As [`Journal::seal`], but gives up after `limit`: a disk that does not answer would otherwise prevent the end of
+    /// the process. The threads are then left alone, with the lock, until the process has ended.
+    ///
+    /// # Errors
+    /// As [`Journal::seal`]; [`AppendError::NoAnswer`] after `limit`.
+    pub fn seal_within(&self, limit: Duration) -> Result<(), AppendError> {
+        self.seal_until(Some(limit))
+    }
+
+    fn seal_until(&self, limit: Option<Duration>) -> Result<(), AppendError> {
         let mut sealed = locked(&self.handle.sealed);
         if sealed.is_none() {
             self.handle.shared.wants_seal.store(true, Ordering::Release);
-            *sealed = Some(self.handle.stop());
+            *sealed = Some(self.handle.stop(limit));
         }
         sealed.clone().expect("set above")
     }
 }
 
 impl Handle {
-    /// Stops the threads, the writer once its queue is empty, and releases the lock.
-    fn stop(&self) -> Result<(), AppendError> {
+    /// Stops the threads, the writer once its queue is empty, and releases the lock; within `limit` or not at all.
+    fn stop(&self, limit: Option<Duration>) -> Result<(), AppendError> {
         let Some(threads) = locked(&self.threads).take() else { return Ok(()) };
         self.shared.close();
         if threads.writer.thread().id() == std::thread::current().id() {
             // The last clone was dropped by an `on_durable`: the writer cannot join itself, it just exits.
             return Ok(());
         }
-        let wrote = threads.writer.join();
-        let _ = threads.housekeeper.join();
-        let result = wrote.unwrap_or_else(|_| Err(AppendError::Poisoned(writer::PANICKED.to_owned())));
+        let result = match limit {
+            Some(limit) if threads.exited.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) => {
+                Err(AppendError::NoAnswer { after_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) })
+            }
+            _ => {
+                let wrote = threads.writer.join();
+                let _ = threads.housekeeper.join();
+                wrote.unwrap_or_else(|_| Err(AppendError::Poisoned(writer::PANICKED.to_owned())))
+            }
+        };
         let end = result.clone().err().unwrap_or(AppendError::Sealed);
         self.shared.progress.send_modify(|progress| {
             progress.end.get_or_insert(end.clone());
@@ -457,7 +491,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let _ = self.stop();
+        let _ = self.stop(None);
     }
 }
 

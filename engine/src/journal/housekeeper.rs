@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -52,8 +53,19 @@ impl Housekeeper {
         Self { shared, wake, full, resumed, failed }
     }
 
-    /// Runs until the journal stops.
+    /// Runs until the journal stops. After a panic it begins again: without it, the journal would grow to its quota and
+    /// then reject everything, while the process looks healthy.
     pub(super) fn run(self) {
+        while catch_unwind(AssertUnwindSafe(|| self.keep_house())).is_err() && !self.shared.stop.load(Ordering::Acquire)
+        {
+            metrics::counter!("logweir_journal_housekeeper_panics_total").increment(1);
+            tracing::error!("the journal's housekeeper panicked; it begins again");
+            // A round that always panics must not keep a core busy.
+            let _ = self.wake.recv_timeout(PROBE_INTERVAL);
+        }
+    }
+
+    fn keep_house(&self) {
         // `Some` while something has to be retried; nothing is retried earlier.
         let mut retry_at = self.work(None);
         while !self.shared.stop.load(Ordering::Acquire) {
@@ -71,6 +83,7 @@ impl Housekeeper {
 
     /// One round. Returns when to retry what failed.
     fn work(&self, retry_at: Option<Instant>) -> Option<Instant> {
+        fault::kill_point("journal.housekeeper");
         let removed = self.remove_committed();
         let full = self.shared.reject_reason() == Some(AppendError::DiskFull);
         if full && (self.delete_ballast() || retry_at.is_none()) {

@@ -27,6 +27,7 @@ mod scan;
 mod directory_scan;
 mod recover;
 mod acceptance;
+mod unsynced;
 mod state;
 mod shared;
 #[cfg(test)]

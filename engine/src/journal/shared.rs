@@ -134,6 +134,7 @@ impl Shared {
             AppendError::DiskFull => "disk_full",
             AppendError::TooLarge { .. } => "too_large",
             AppendError::Poisoned(_) => "poisoned",
+            AppendError::NoAnswer { .. } => "no_answer",
             AppendError::Sealed => "sealed",
             AppendError::Duplicate => "duplicate",
         };
@@ -154,6 +155,7 @@ impl Shared {
         let placed = state
             .place(lane, records, payload.len(), payload_crc, dedup_key)
             .inspect_err(|reason| self.count_rejection(reason))?;
+        state.unsynced.append(placed.appended.seq, Instant::now());
         let queue = locked(&self.queue);
         let Some(queue) = queue.as_ref() else { return Err(AppendError::Sealed) };
         if let Some((place, seq, start)) = placed.start {

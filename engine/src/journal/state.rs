@@ -26,6 +26,7 @@ use super::frame::{FRAME_ALIGN, PAYLOAD_BYTES_MAX, Start, frame_bytes};
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
 use super::types::{Appended, LaneId, LaneTail};
+use super::unsynced::Unsynced;
 
 /// An end of the log: the allocated or the durable one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +94,7 @@ pub(super) struct State {
     pub(super) allocated: LogEnd,
     pub(super) durable: LogEnd,
     pub(super) acceptance: Acceptance,
+    pub(super) unsynced: Unsynced,
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) committed: BTreeMap<LaneId, u64>,
     pub(super) dedup_index: DedupIndex,
@@ -264,6 +266,7 @@ impl State {
             segment.lanes.extend(lanes.iter().map(|(lane, tail)| (*lane, tail.seq)));
         }
         self.dedup_index.mark_durable(seq);
+        self.unsynced.advance(seq, self.allocated.seq);
         self.durable.seq = seq;
         self.durable.offset = offset;
         self.durable.lanes.extend(lanes);
@@ -272,6 +275,7 @@ impl State {
     /// The queue is empty and appends are rejected: voids everything that was allocated but not written.
     pub(super) fn roll_back(&mut self) {
         self.allocated = self.durable.clone();
+        self.unsynced.advance(self.durable.seq, self.durable.seq);
         self.dedup_index.roll_back();
         self.generation += 1;
         self.acceptance.rolled_back();
@@ -375,6 +379,7 @@ mod tests {
             allocated: log_end.clone(),
             durable: log_end,
             acceptance: Acceptance::Open,
+            unsynced: Unsynced::default(),
             segments: BTreeMap::from([(1, segment(segment_bytes))]),
             committed: BTreeMap::new(),
             dedup_index: DedupIndex::new(segment_bytes, vec![]),

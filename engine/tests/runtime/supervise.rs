@@ -338,6 +338,37 @@ fn a_stage_that_blocks_its_thread_ends_in_exit_70_and_its_neighbor_is_not_blamed
 }
 
 #[test]
+fn a_stage_with_messages_whose_thread_does_not_run_it_ends_in_exit_70() {
+    run(async {
+        let (mut topology, _control) = topology(Supervision { stall_ms: 50, restarts_max: 0, ..LENIENT });
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        // Blocks the thread outside of every stage.
+        let sabotage = move |_, item: Item| {
+            let released = released.clone();
+            async move {
+                actix_rt::spawn(async move { released.lock().unwrap().recv() });
+                item.answer();
+                Ok(())
+            }
+        };
+        let shared = |name: &str| StageSpec { arbiter: "shared".to_owned(), ..here(name, 4, 100) };
+        let starved = topology.spawn(shared("starved"), act(answer));
+        let saboteur = topology.spawn(shared("saboteur"), act(sabotage));
+        assert_eq!(ask(&saboteur, 1).await, Some(1));
+        let (item, unheard) = Item::with_reply(2);
+        starved.send(item).await.unwrap();
+        assert_eq!(observation(&topology, "starved").state, "idle");
+        let exit = topology.exited().await;
+        assert_eq!(exit.code, Exit::SOFTWARE);
+        assert!(exit.reason.starts_with("the thread of stage starved has not run it for "), "{exit}");
+        drop(release);
+        assert_eq!(unheard.await, Ok(2));
+        assert!(topology.drain().await.is_empty());
+    });
+}
+
+#[test]
 fn code_that_blocks_the_thread_inside_a_known_wait_is_detected() {
     run(async {
         let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });

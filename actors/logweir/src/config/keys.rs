@@ -565,7 +565,8 @@ pub static KEYS: &[Key] = &[
         "shutdown.deadline_ms",
         "25s",
         number(U64(|c| &mut c.shutdown.deadline_ms), Millis, 1, HOUR),
-        "Time limit for flushing to the database after SIGTERM; the rest stays in the journal",
+        "Time limit for flushing to the database after SIGTERM, and for sealing the journal in the last fifth (at most 5s); \
+         the rest stays in the journal",
     ),
     key(
         "parse.time_zone",

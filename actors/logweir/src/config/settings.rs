@@ -344,7 +344,7 @@ pub struct Shutdown {
     /// `shutdown.linger_ms`: how long records are accepted after readiness has turned 503 (0; 5000 behind a load
     /// balancer).
     pub linger_ms: u64,
-    /// `shutdown.deadline_ms`: time limit for flushing after SIGTERM (25 s).
+    /// `shutdown.deadline_ms`: time limit for the shutdown after SIGTERM (25 s): flushing, then sealing the journal.
     pub deadline_ms: u64,
 }
 

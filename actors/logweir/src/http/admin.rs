@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::Answer;
 use super::shared::Shared;
 use crate::config::Role;
+use crate::disk_watch;
 use crate::progress::Recovery;
 
 /// 200 as long as the listener answers.
@@ -47,7 +48,10 @@ pub async fn readyz(shared: web::Data<Shared>) -> Answer {
     }
     match shared.running() {
         Err(_) => reasons.push("the pipeline has not started yet".to_owned()),
-        Ok(running) => reasons.extend(running.journal.check_writable().err().map(|error| error.to_string())),
+        Ok(running) => {
+            reasons.extend(running.journal.check_writable().err().map(|error| error.to_string()));
+            reasons.extend(disk_watch::stalled(&running.journal, disk_watch::limit(&shared.config)));
+        }
     }
     let ready = reasons.is_empty();
     Answer::json(if ready { 200 } else { 503 }, &Ready { ready, phase, reasons })
@@ -90,6 +94,7 @@ fn refresh_gauges(shared: &Shared) {
     let Ok(running) = shared.running() else { return };
     // The journal and the mailboxes update their own gauges.
     gauge("logweir_journal_writable", u64::from(running.journal.check_writable().is_ok()));
+    disk_watch::publish(running.journal.oldest_append_age());
     for lane in shared.progress.snapshot(&running.journal.lanes()).lanes {
         let id = lane.lane.to_string();
         metrics::gauge!("logweir_lane_backlog_records", "lane" => id.clone()).set(lane.backlog as f64);

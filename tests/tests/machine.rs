@@ -1,0 +1,87 @@
+//! A machine that misbehaves: a disk that does not answer.
+
+use std::time::Duration;
+
+use logweir_tests::client::{Client, Load};
+use logweir_tests::process::Server;
+use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
+
+/// The second group of frames waits for the disk, which answers when the fault ends.
+const HANGS: &str = "journal.fsync.before=1*off->pause";
+const HANGS_FOR_A_WHILE: &str = "journal.fsync.before=1*off->1*sleep(4000)->off";
+
+/// The reasons of `/readyz`; `None` while it is ready, or without a response.
+fn unready(server: &Server) -> Option<Vec<String>> {
+    let answer = server.admin("/readyz").filter(|answer| answer.status == 503)?;
+    let reasons = answer.json()["reasons"].as_array().cloned().unwrap_or_default();
+    Some(reasons.iter().map(|reason| reason.as_str().unwrap_or_default().to_owned()).collect())
+}
+
+fn names_the_disk(server: &Server) -> bool {
+    unready(server).is_some_and(|reasons| reasons.iter().any(|reason| reason.contains("disk has not answered")))
+}
+
+/// Starts a server whose journal stops answering, and waits until it says so.
+fn start_and_hang(s: &mut Scenario, faults: &str) {
+    s.set("http.ack_timeout_ms", "1s");
+    s.start_with(faults);
+    let ledger = s.ledger.clone();
+    let mut client = Client::new(&ledger, s.server().http);
+    let one = Load { records: 1, ..Load::default() };
+    assert!(client.send(one).is_some_and(|answer| answer.status == 200));
+    assert_eq!(s.server().metric("logweir_journal_oldest_append_age_seconds", ""), 0.0);
+    let answer = client.send(one).expect("an answer");
+    assert!(answer.status == 503 && answer.body.contains("ack_timeout"), "{}", answer.body);
+    s.server().until("not ready", PATIENCE, names_the_disk).expect("the server keeps running");
+}
+
+#[test]
+fn a_disk_that_does_not_answer_turns_readiness_and_the_gauge_until_it_answers_again() {
+    on_sqlite("a hanging fsync", |s| {
+        start_and_hang(s, HANGS_FOR_A_WHILE);
+        let age = s.server().metric("logweir_journal_oldest_append_age_seconds", "");
+        assert!(age >= 1.0, "{age}");
+        assert!(s.server().admin("/livez").is_some_and(|answer| answer.status == 200), "a restart repairs no disk");
+        s.server().until("ready", PATIENCE, |server| unready(server).is_none()).expect("the server keeps running");
+        for told in ["the journal's disk does not answer", "the journal's disk answers again"] {
+            s.server()
+                .until(told, PATIENCE, |server| server.log_text().contains(told))
+                .expect("the server keeps running");
+        }
+        let load = s.load(Load::default());
+        s.acknowledged(100);
+        load.stop();
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn sigterm_ends_a_process_whose_disk_never_answers() {
+    on_sqlite("SIGTERM and a hanging fsync", |s| {
+        s.set("shutdown.deadline_ms", "3s");
+        start_and_hang(s, HANGS);
+        s.server().signal(libc::SIGTERM);
+        let exit = s.server().wait(Duration::from_secs(30));
+        let log = s.server().log_text();
+        assert_eq!(exit.code(), Some(74), "{log}");
+        assert!(log.contains("cannot seal the journal"), "{log}");
+        // What was acknowledged is there at the next start.
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn a_housekeeper_that_panics_begins_again() {
+    on_sqlite("a panicking housekeeper", |s| {
+        s.start_with("journal.housekeeper=1*panic->off");
+        s.wait("the ballast", |s| {
+            let ballast = std::fs::metadata(s.data_dir().join("journal/ballast"));
+            ballast.is_ok_and(|ballast| ballast.len() == 1 << 20)
+        });
+        assert_eq!(s.server().metric("logweir_journal_housekeeper_panics_total", ""), 1.0);
+        let load = s.load(Load::default());
+        s.acknowledged(100);
+        load.stop();
+        s.assert_contract();
+    });
+}
