@@ -2,16 +2,18 @@
 //!
 //! - Time is divided into *panes* as long as the slide; a window consists of `size / slide` panes, a tumbling window of
 //!   one. An event costs one addition, however many windows contain it.
-//! - A window closes when the watermark passes its end. The watermark of a [`WindowStage`] is the wall clock minus a
-//!   grace period. The latest event time, which other engines use, was rejected: one sender whose clock is ahead would
-//!   make the events of all others late.
+//! - A window closes when the watermark passes its end. The watermark of a [`WindowStage`] is the time minus a grace
+//!   period. The latest event time, which other engines use, was rejected: one sender whose clock is ahead would make
+//!   the events of all others late.
+//! - The time is [`SteadyTime`]: a wall clock that goes ahead and comes back would otherwise close windows that have not
+//!   been, and blind the stage until that time. When the clock was set for good, the windows begin anew there.
 //! - An event that arrives after one of its windows has closed is *late*: it is counted, and added to those of its
 //!   windows that are still open. An event further ahead of the watermark than a window plus the grace period is
 //!   *early*: it is counted and dropped, which bounds the number of panes.
 
 use std::collections::BTreeMap;
 
-use crate::clock;
+use crate::clock::{Clock, Reading, SteadyTime, SystemClock};
 use crate::mailbox::Message;
 use crate::stage::{Counter, Exit, Stage};
 
@@ -96,10 +98,17 @@ impl<V: Aggregate> Windows<V> {
     #[must_use]
     pub fn new(spec: WindowSpec, start_us: i64) -> Self {
         assert!(spec.is_valid(), "invalid window spec: {spec:?}");
-        let first_pane = spec.pane_of(start_us.saturating_add(spec.slide_us - 1));
-        let first_end_us = first_pane.saturating_add(spec.size_us);
-        let closed_us = first_end_us.saturating_sub(spec.slide_us);
-        Self { spec, panes: BTreeMap::new(), closed_us, first_end_us, late: 0, early: 0 }
+        let mut windows = Self { spec, panes: BTreeMap::new(), closed_us: 0, first_end_us: 0, late: 0, early: 0 };
+        windows.restart(start_us);
+        windows
+    }
+
+    /// Begins anew at `start_us`, as [`Windows::new`]: the clock was set. Events of the time before are dropped.
+    pub fn restart(&mut self, start_us: i64) {
+        let WindowSpec { size_us, slide_us, .. } = self.spec;
+        self.panes.clear();
+        self.first_end_us = self.spec.pane_of(start_us.saturating_add(slide_us - 1)).saturating_add(size_us);
+        self.closed_us = self.first_end_us.saturating_sub(slide_us);
     }
 
     /// Returns the aggregate of the event's pane, to add the event to; `None` if the event is in no open window.
@@ -181,11 +190,12 @@ pub trait WindowHandler: 'static {
 
 /// A stage that aggregates messages into windows. Its spec needs a tick; the tick's interval is the precision of the
 /// closing time.
-pub struct WindowStage<W: WindowHandler> {
+pub struct WindowStage<W: WindowHandler, C = SystemClock> {
     work: W,
     windows: Windows<W::Value>,
     grace_us: i64,
-    now_us: fn() -> i64,
+    clock: C,
+    time: SteadyTime,
 }
 
 impl<W: WindowHandler> WindowStage<W> {
@@ -195,20 +205,24 @@ impl<W: WindowHandler> WindowStage<W> {
     /// If `spec` is invalid: see [`WindowSpec::is_valid`].
     #[must_use]
     pub fn new(spec: WindowSpec, work: W) -> Self {
-        Self::with_clock(spec, work, clock::wall_us)
+        Self::with_clock(spec, work, SystemClock)
     }
+}
 
-    /// Creates a stage with another clock, which returns microseconds since the Unix epoch.
+impl<W: WindowHandler, C: Clock> WindowStage<W, C> {
+    /// Creates a stage with another clock.
     ///
     /// # Panics
     /// If `spec` is invalid: see [`WindowSpec::is_valid`].
     #[must_use]
-    pub fn with_clock(spec: WindowSpec, work: W, now_us: fn() -> i64) -> Self {
-        Self { work, windows: Windows::new(spec, now_us()), grace_us: spec.grace_us, now_us }
+    pub fn with_clock(spec: WindowSpec, work: W, clock: C) -> Self {
+        let (wall, now) = (clock.wall(), clock.monotonic());
+        let windows = Windows::new(spec, wall.us());
+        Self { work, windows, grace_us: spec.grace_us, clock, time: SteadyTime::new(wall, now) }
     }
 }
 
-impl<W: WindowHandler> Stage for WindowStage<W> {
+impl<W: WindowHandler, C: Clock> Stage for WindowStage<W, C> {
     type Message = W::Message;
 
     async fn receive(&mut self, message: W::Message) -> Result<(), Exit> {
@@ -217,8 +231,16 @@ impl<W: WindowHandler> Stage for WindowStage<W> {
     }
 
     async fn on_tick(&mut self) -> Result<(), Exit> {
-        for window in self.windows.advance((self.now_us)().saturating_sub(self.grace_us)) {
-            self.work.close(window).await?;
+        match self.time.read(self.clock.wall(), self.clock.monotonic()) {
+            Reading::Passed(now_us) => {
+                for window in self.windows.advance(now_us.saturating_sub(self.grace_us)) {
+                    self.work.close(window).await?;
+                }
+            }
+            Reading::Set(now_us) => {
+                tracing::warn!("the system's clock was set; windows begin anew at the new time");
+                self.windows.restart(now_us);
+            }
         }
         Ok(())
     }
@@ -233,9 +255,15 @@ impl<W: WindowHandler> Stage for WindowStage<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::clock::WallTime;
 
     fn add(windows: &mut Windows<u64>, ts_us: i64) -> bool {
         windows.pane_mut(ts_us).map(|count| *count += 1).is_some()
@@ -297,6 +325,93 @@ mod tests {
         let closed = windows.advance(1_000_000);
         assert_eq!(closed.len(), 1000);
         assert_eq!(closed.last().map(|window| window.end_us), Some(1_000_000));
+    }
+
+    #[test]
+    fn windows_that_begin_anew_close_at_the_new_time_in_both_directions() {
+        let mut windows = Windows::<u64>::new(WindowSpec::tumbling(10, 0), 1_000);
+        assert!(add(&mut windows, 1_005));
+        windows.restart(95);
+        assert!(!add(&mut windows, 99), "before the first complete window");
+        assert!(add(&mut windows, 101));
+        assert_eq!(values(windows.advance(110)), [(100, 110, 1)]);
+        windows.restart(5_000);
+        assert!(add(&mut windows, 5_001));
+        assert_eq!(values(windows.advance(5_010)), [(5_000, 5_010, 1)]);
+    }
+
+    /// Clocks that a test sets.
+    #[derive(Clone)]
+    struct Set(Rc<Cell<(i64, Instant)>>);
+
+    impl Clock for Set {
+        fn wall(&self) -> WallTime {
+            WallTime::from_us(self.0.get().0)
+        }
+
+        fn monotonic(&self) -> Instant {
+            self.0.get().1
+        }
+    }
+
+    struct Event(i64);
+
+    impl Message for Event {
+        fn bytes(&self) -> usize {
+            8
+        }
+    }
+
+    /// Keeps the counts of the closed windows that had events.
+    #[derive(Default)]
+    struct Closed(Rc<Cell<u64>>);
+
+    impl WindowHandler for Closed {
+        type Message = Event;
+        type Value = u64;
+
+        fn aggregate(&mut self, event: &Event, windows: &mut Windows<u64>) {
+            if let Some(count) = windows.pane_mut(event.0) {
+                *count += 1;
+            }
+        }
+
+        async fn close(&mut self, window: ClosedWindow<u64>) -> Result<(), Exit> {
+            self.0.set(self.0.get() + window.value);
+            Ok(())
+        }
+    }
+
+    /// Runs a stage with an event of the current wall time in each second. Returns how many were in closed windows.
+    async fn count_events(deviations_us: impl Iterator<Item = i64>) -> u64 {
+        const START_US: i64 = 1_800_000_000_000_000;
+        let start = Instant::now();
+        let clock = Set(Rc::new(Cell::new((START_US, start))));
+        let counted = Rc::new(Cell::new(0));
+        let spec = WindowSpec::tumbling(5_000_000, 1_000_000);
+        let mut stage = WindowStage::with_clock(spec, Closed(counted.clone()), clock.clone());
+        for (second, deviation_us) in (1..).zip(deviations_us) {
+            let wall_us = START_US + second * 1_000_000 + deviation_us;
+            clock.0.set((wall_us, start + Duration::from_secs(second.unsigned_abs())));
+            stage.on_tick().await.unwrap();
+            stage.receive(Event(wall_us)).await.unwrap();
+        }
+        counted.get()
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_goes_ahead_and_back_blinds_for_that_time_only() {
+        let day_us = 86_400_000_000;
+        let jump = |second| if (100..103).contains(&second) { day_us } else { 0 };
+        assert!(count_events((0..300).map(jump)).await >= 300 - 3 - 10);
+        // For good: believed after a minute.
+        for set_us in [day_us, -day_us] {
+            let jump = |second| if second >= 100 { set_us } else { 0 };
+            assert!(count_events((0..300).map(jump)).await >= 300 - 60 - 20);
+        }
+        // For some minutes: the same twice.
+        let jump = |second| if (100..300).contains(&second) { day_us } else { 0 };
+        assert!(count_events((0..500).map(jump)).await >= 500 - 2 * (60 + 20));
     }
 
     proptest! {

@@ -51,6 +51,8 @@ impl Machine {
 
     /// Evaluates the window that ended at `at_us`; `holds` states whether it meets the condition.
     pub fn on(&mut self, holds: bool, at_us: i64) -> Option<Change> {
+        // Later than now only if the clock was set back: the state began now at the latest.
+        self.since_us = self.since_us.min(at_us);
         match (self.state, holds) {
             (State::Inactive, true) => {
                 self.enter(State::Pending, at_us);
@@ -108,6 +110,14 @@ mod tests {
                 (State::Firing, 2, None),
                 (State::Inactive, 4, Some(Change::Resolved)),
             ]
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_delays_an_alert_by_its_duration_at_most() {
+        assert_eq!(
+            run(10, &[(true, 86_400), (true, 5), (true, 15)])[1..],
+            [(State::Pending, 5, None), (State::Firing, 15, Some(Change::Firing))]
         );
     }
 

@@ -18,9 +18,13 @@ pub struct Arrivals(VecDeque<(u64, i64)>);
 impl Arrivals {
     /// Samples the lane: it has `records` at `now_us`, in microseconds since 1970.
     pub fn sample(&mut self, records: u64, now_us: i64) {
+        // The clock was set back: those times have not been.
+        while self.0.back().is_some_and(|&(_, at_us)| at_us > now_us) {
+            self.0.pop_back();
+        }
         if let Some((latest, at_us)) = self.0.back_mut() {
             if *latest == records {
-                *at_us = now_us.max(*at_us);
+                *at_us = now_us;
                 return;
             }
             if *latest > records {
@@ -38,8 +42,7 @@ impl Arrivals {
                 }
                 keep
             });
-            // The clock was set back.
-            self.0.truncate(SAMPLES_MAX);
+            self.0.truncate(SAMPLES_MAX); // a clock that was set ahead
         }
     }
 
@@ -63,6 +66,17 @@ mod tests {
             arrivals.sample(records, at_us);
         }
         for (records, until) in [(9, None), (10, Some(3)), (14, Some(3)), (15, Some(4)), (39, Some(4)), (99, Some(6))] {
+            assert_eq!(arrivals.until(records), until, "{records}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_ahead_and_back_leaves_no_time_to_come() {
+        let mut arrivals = Arrivals::default();
+        for (records, at_us) in [(10, 1), (20, 2), (30, 90_000), (30, 90_001), (30, 3), (40, 4)] {
+            arrivals.sample(records, at_us);
+        }
+        for (records, until) in [(10, Some(1)), (29, Some(2)), (30, Some(3)), (99, Some(4))] {
             assert_eq!(arrivals.until(records), until, "{records}");
         }
     }
