@@ -28,18 +28,20 @@
 //! journal/types       what callers and the journal's files pass to each other
 //! journal/error       why a journal cannot be opened, why an append is rejected
 //! journal/dedup_index which requests and file positions have been appended before (types)
-//! journal/frame       frame header and START payload (dedup_index, types)
-//! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame)
+//! journal/identity    which journal and which run wrote a segment, and which the database has confirmed
+//! journal/frame       frame header, payloads of START and CONFIRM (dedup_index, identity, types)
+//! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame, identity)
 //! journal/config      the configuration and its limits (error, file_system, segment)
 //! journal/scan        iterates over the frames of any bytes (dedup_index, file_system, frame, segment)
 //! journal/directory_scan  valid, torn or damaged: what a directory contains
-//!                     (dedup_index, error, frame, scan, segment, types)
+//!                     (dedup_index, error, frame, identity, scan, segment, types)
 //! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
 //!                     (clock, fault, directory_scan and what it uses)
 //! journal/acceptance  whether appends are accepted, and who may accept them again (error)
 //! journal/unsynced    when the frames that are not durable were appended
 //! journal/state       pure decisions: sequence numbers, positions, quota, which segments may be removed
-//!                     (acceptance, dedup_index, error, frame, recover, segment, types, unsynced)
+//!                     (acceptance, dedup_index, error, frame, identity, recover, segment, types,
+//!                     unsynced)
 //! journal/shared      what callers, writer, housekeeper and readers share (state, recover and what they use)
 //! journal/writer      the writer thread: group commit, rotation, acknowledgment
 //!                     (clock, error, fault, frame, recover, segment, shared, state, types)

@@ -145,7 +145,7 @@ impl DirArgs {
 pub(super) fn open_failure(error: OpenError) -> Failure {
     let code = match error {
         OpenError::InvalidConfig { .. } => exit::CONFIG,
-        OpenError::Locked { .. } | OpenError::TooNew { .. } => exit::UNAVAILABLE,
+        OpenError::Locked { .. } | OpenError::TooNew { .. } | OpenError::TooOld { .. } => exit::UNAVAILABLE,
         _ => exit::DISK,
     };
     Failure::new(code, error)

@@ -121,8 +121,8 @@ impl Logweir {
         };
         let searcher = Searcher::new(reader, Arc::clone(&cache), Arc::new(lanes), config.query);
         progress.names(store.name(), cache.name());
-        let session = Session::new(Arc::clone(&store), &recovered, process_name(), progress.clone());
-        let session = Arc::new(if work.adopts() { session.forking(journal.clone()) } else { session });
+        let session = Session::new(Arc::clone(&store), journal.clone(), &recovered, process_name(), progress.clone());
+        let session = Arc::new(if work.adopts() { session.forking() } else { session });
         let alerts = AlertRegistry::new(&config.alerts, clock::wall_us(), process_name());
         let parts = Parts {
             alerts: alerts.clone(),
@@ -476,7 +476,7 @@ async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recover
     opened.map_err(|error| match error {
         OpenError::InvalidConfig { field, .. } => ConfigError::at(&format!("journal.{field}"), error).into(),
         OpenError::Locked { .. } => Error::Unavailable(error.to_string()),
-        OpenError::TooNew { .. } => ConfigError::at("data_dir", error).into(),
+        OpenError::TooNew { .. } | OpenError::TooOld { .. } => ConfigError::at("data_dir", error).into(),
         _ => Error::Disk(error.to_string()),
     })
 }

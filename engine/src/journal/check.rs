@@ -27,6 +27,8 @@ pub struct Report {
     pub run: Option<Uuid>,
     /// Earlier runs, latest last.
     pub runs: Vec<Uuid>,
+    /// The last run that the database is known to have accepted.
+    pub confirmed: Option<Uuid>,
     /// The segments, oldest first.
     pub segments: Vec<SegmentReport>,
     /// The end of every lane.
@@ -165,11 +167,13 @@ pub fn repair_on(file_system: Arc<dyn FileSystem>, dir: &Path) -> Result<Report,
 }
 
 fn report(dir: &Dir, found: DirectoryScan, locked: bool) -> Report {
-    let start = found.start.unwrap_or_default();
+    let confirmed = found.runs.confirmed();
+    let mut runs = found.runs.limited(usize::MAX);
     Report {
         writer: found.writer,
-        run: Some(start.run).filter(|run| !run.is_nil()),
-        runs: start.runs,
+        run: runs.pop(),
+        runs,
+        confirmed,
         segments: found.segments.into_iter().map(segment_report).collect(),
         lanes: found.lanes,
         seq_last: found.seq_last,

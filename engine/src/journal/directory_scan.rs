@@ -19,9 +19,13 @@ use uuid::Uuid;
 
 use super::dedup_index::DedupEntry;
 use super::error::OpenError;
-use super::frame::{FrameHeader, Kind, Seed, Start};
+use super::frame::{FrameHeader, Kind, Seed, Start, find_writer};
+use super::identity::{Identity, Runs};
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
-use super::segment::{At, Dir, FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TORN_BYTES_MAX, ZEROS};
+use super::segment::{
+    At, DecodedHeader, Dir, FORMAT_VERSION, OLDEST_VERSION, SEGMENT_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader,
+    TORN_BYTES_MAX, ZEROS,
+};
 use super::types::{Damage, LaneId, LaneTail};
 use crate::file_system::{File, OpenMode, read_up_to};
 
@@ -91,8 +95,8 @@ pub(super) struct DirectoryScan {
     pub(super) writer: Option<Uuid>,
     pub(super) segments: Vec<SegmentScan>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
-    /// The latest START.
-    pub(super) start: Option<Start>,
+    /// All runs that are known.
+    pub(super) runs: Runs,
     /// Dedup entries of frames and of START frames; may contain duplicates.
     pub(super) dedup_entries: Vec<DedupEntry>,
     /// Highest sequence number that was found or is known to have been used.
@@ -115,11 +119,20 @@ struct Head {
     path: PathBuf,
     size: u64,
     header: Option<SegmentHeader>,
-    /// Whether the header is unreadable or had a flipped bit.
+    identity: Option<Identity>,
+    /// Whether a part of the header is unreadable or had a flipped bit.
     damaged: bool,
 }
 
 impl Head {
+    fn writer(&self) -> Option<Uuid> {
+        self.header.map(|header| header.writer).or(self.identity.map(|identity| identity.writer))
+    }
+
+    fn number(&self) -> u64 {
+        self.header.map_or(self.name_number, |header| header.number)
+    }
+
     /// Without a readable header, stale bytes may follow the frames.
     fn is_reused(&self) -> bool {
         self.header.is_none_or(|header| header.reused)
@@ -132,8 +145,12 @@ impl Head {
 /// [`OpenError::TooNew`], or a read failed.
 pub(super) fn scan_directory(dir: &Dir, depth: Depth) -> Result<DirectoryScan, OpenError> {
     let heads = read_heads(dir)?;
+    let writer = match owner(&heads) {
+        Some(writer) => Some(writer),
+        None => writer_in_starts(dir, &heads)?,
+    };
     let mut directory_scan = DirectoryScan {
-        writer: owner(&heads),
+        writer,
         number_last: heads.iter().map(|head| head.name_number).max().unwrap_or(0),
         ..DirectoryScan::default()
     };
@@ -152,15 +169,18 @@ fn read_heads(dir: &Dir) -> Result<Vec<Head>, OpenError> {
     let mut heads = Vec::new();
     for (name_number, path) in dir.segments().at(dir.path(), "list the segments")? {
         let (size, bytes) = read_head(dir, &path).at(&path, "read the segment's header")?;
-        let sound = bytes.as_ref().and_then(SegmentHeader::decode);
-        let header = sound.or_else(|| bytes.as_ref().and_then(SegmentHeader::repair_bit_flip));
-        if let Some(header) = header
-            && header.min_reader_version > FORMAT_VERSION
-        {
+        let unreadable = DecodedHeader { damaged: true, ..DecodedHeader::default() };
+        let DecodedHeader { header, identity, damaged } = bytes.as_ref().map_or(unreadable, DecodedHeader::decode);
+        if let Some(SegmentHeader { format_version, min_reader_version, .. }) = header {
             let dir = dir.path().to_owned();
-            return Err(OpenError::TooNew { dir, needs: header.min_reader_version, have: FORMAT_VERSION });
+            if min_reader_version > FORMAT_VERSION {
+                return Err(OpenError::TooNew { dir, needs: min_reader_version, have: FORMAT_VERSION });
+            }
+            if format_version < OLDEST_VERSION {
+                return Err(OpenError::TooOld { dir, is: format_version, oldest: OLDEST_VERSION });
+            }
         }
-        heads.push(Head { name_number, path, size, header, damaged: sound.is_none() });
+        heads.push(Head { name_number, path, size, header, identity, damaged });
     }
     Ok(heads)
 }
@@ -178,11 +198,25 @@ fn read_head(dir: &Dir, path: &Path) -> io::Result<(u64, Option<[u8; SEGMENT_HEA
 
 /// The journal's identity: the uuid of most segments; on a tie that of the lowest segment.
 fn owner(heads: &[Head]) -> Option<Uuid> {
-    let headers = || heads.iter().filter_map(|head| head.header);
-    let of = |writer: Uuid| headers().filter(move |header| header.writer == writer);
-    headers()
-        .map(|header| header.writer)
-        .max_by_key(|&writer| (of(writer).count(), std::cmp::Reverse(of(writer).map(|header| header.number).min())))
+    let writers = || heads.iter().filter_map(|head| Some((head.writer()?, head.number())));
+    let of = |writer: Uuid| writers().filter(move |(of, _)| *of == writer);
+    writers()
+        .map(|(writer, _)| writer)
+        .max_by_key(|&writer| (of(writer).count(), std::cmp::Reverse(of(writer).map(|(_, number)| number).min())))
+}
+
+/// The journal's identity if no header is readable: from the latest START.
+fn writer_in_starts(dir: &Dir, heads: &[Head]) -> Result<Option<Uuid>, OpenError> {
+    for head in heads.iter().rev() {
+        let mut bytes = vec![0; usize::try_from(head.size.min(2 * SEGMENT_BYTES_MAX)).unwrap_or(0)];
+        let read = dir.read(&head.path).and_then(|file| read_up_to(&*file, &mut bytes, 0));
+        let read = read.at(&head.path, "read the segment")?;
+        let writer = find_writer(&bytes[..read], head.name_number);
+        if writer.is_some() {
+            return Ok(writer);
+        }
+    }
+    Ok(None)
 }
 
 /// The highest valid sequence number of each segment, as stated by the later segments.
@@ -226,10 +260,11 @@ impl DirectoryScan {
                         format!("the file contains segment {} and is read as such", header.number),
                     );
                 } else if head.damaged {
-                    self.report_damage(
-                        &head,
-                        "the segment header had a flipped bit and was repaired for reading".to_owned(),
-                    );
+                    let reason = match head.identity {
+                        Some(_) => "the segment header had a flipped bit and was repaired for reading",
+                        None => "the segment header does not say which run wrote the segment",
+                    };
+                    self.report_damage(&head, reason.to_owned());
                 }
                 placed.insert(header.number, head);
             }
@@ -313,6 +348,9 @@ impl DirectoryScan {
         {
             self.report_damage(head, format!("it was not written after the present segment {}", before.number));
         }
+        if let Some(identity) = head.identity.filter(|identity| identity.writer == writer) {
+            self.runs.add(&identity);
+        }
         if let Some(header) = head.header {
             self.seq_last = self.seq_last.max(header.run_seq).max(header.prev_seq_last).max(header.first_seq);
         }
@@ -343,7 +381,7 @@ impl DirectoryScan {
         Ok(())
     }
 
-    fn apply_start(&mut self, start: Start) {
+    fn apply_start(&mut self, start: &Start) {
         for (&lane, &tail) in &start.lanes {
             let end = self.lanes.entry(lane).or_default();
             if tail.seq > end.seq {
@@ -354,7 +392,7 @@ impl DirectoryScan {
         let first = start.dedup_entries.first().map_or(u64::MAX, |dedup_entry| dedup_entry.seq);
         self.dedup_entries.retain(|dedup_entry| dedup_entry.seq >= first);
         self.dedup_entries.extend(&start.dedup_entries);
-        self.start = Some(start);
+        self.runs.replace(&start.runs, start.run, start.confirmed);
     }
 }
 
@@ -553,9 +591,16 @@ impl Walk<'_> {
                 }
             }
             Kind::Start => match self.scanner.payload(header, offset)?.as_deref().and_then(Start::decode) {
-                Some(start) => self.directory_scan.apply_start(start),
+                Some(start) => self.directory_scan.apply_start(&start),
                 None => self.damage(offset, header.frame_bytes(), header.seq, header.seq, "unreadable START frame"),
             },
+            Kind::Confirm => {
+                let run = self.scanner.payload(header, offset)?.and_then(|run| Uuid::from_slice(&run).ok());
+                self.directory_scan.runs.confirm(run);
+                if run.is_none() {
+                    self.damage(offset, header.frame_bytes(), header.seq, header.seq, "unreadable CONFIRM frame");
+                }
+            }
             Kind::Seal => {}
         }
         if header.seq > self.durable {

@@ -32,6 +32,19 @@ pub enum OpenError {
         /// Latest format version that this version reads.
         have: u16,
     },
+    /// Written before the first release in a format that no version reads any more; nothing was modified.
+    #[error(
+        "journal {dir} has format version {is}, but this version reads from {oldest} on: drain it with the version \
+             that wrote it, then remove the directory"
+    )]
+    TooOld {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format version.
+        is: u16,
+        /// Earliest format version that this version reads.
+        oldest: u16,
+    },
     /// An operation on the directory or a file failed.
     #[error("journal {path}: cannot {action}: {source}")]
     Io {

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry, DedupKey};
+use super::identity::{RUNS_MAX, known};
 use super::types::{Frame, LaneId, LaneTail};
 
 /// Largest payload of a frame, in bytes: 16 MiB.
@@ -29,8 +30,6 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 pub(super) const FRAME_HEADER_BYTES: usize = 64;
 /// Alignment of frames; a search for the next header steps by it.
 pub(super) const FRAME_ALIGN: u64 = 8;
-/// Maximum number of runs in a START frame.
-pub(super) const RUNS_MAX: usize = 1024;
 
 /// First bytes of each frame: a cheap filter for the search.
 pub(super) const MAGIC_BYTES: [u8; 4] = *b"LWf1";
@@ -48,6 +47,8 @@ pub(super) enum Kind {
     Start = 2,
     /// The run ended in order; everything before is durable.
     Seal = 3,
+    /// The database has confirmed the run whose id is the payload.
+    Confirm = 4,
 }
 
 /// Seed of the header CRC: journal and segment.
@@ -128,6 +129,7 @@ impl FrameHeader {
             1 => Kind::Data,
             2 => Kind::Start,
             3 => Kind::Seal,
+            4 => Kind::Confirm,
             _ => return None,
         };
         let header = Self {
@@ -174,25 +176,30 @@ pub(super) fn header_crc(bytes: &[u8; FRAME_HEADER_BYTES]) -> u32 {
 /// Payload of a START frame: state that would be lost when earlier segments are removed.
 ///
 /// ```text
-/// run 16 | runs u32 | lanes u32 | run uuids, latest last, 16 each | lane u16, seq u64, records u64 each | entries
+/// writer 16 | run 16 | confirmed run 16 | runs u32 | lanes u32 |
+/// run uuids, latest last, 16 each | lane u16, seq u64, records u64 each | entries
 /// entry: key 16, position u64, time in microseconds i64, seq u64, lane u16 each, to the end
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Start {
+    pub(super) writer: Uuid,
     pub(super) run: Uuid,
+    pub(super) confirmed: Option<Uuid>,
     pub(super) runs: Vec<Uuid>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
     pub(super) dedup_entries: Vec<DedupEntry>,
 }
 
-const START_FIXED_BYTES: usize = 24;
+const START_FIXED_BYTES: usize = 56;
 const START_LANE_BYTES: usize = 18;
 
 impl Start {
     pub(super) fn encode(&self) -> Vec<u8> {
         let dedup_bytes = self.dedup_entries.len() * DEDUP_ENTRY_BYTES;
         let mut bytes = Vec::with_capacity(Self::payload_bytes(self.runs.len(), self.lanes.len(), dedup_bytes));
-        bytes.extend_from_slice(self.run.as_bytes());
+        for uuid in [self.writer, self.run, self.confirmed.unwrap_or_default()] {
+            bytes.extend_from_slice(uuid.as_bytes());
+        }
         bytes.extend_from_slice(&count(self.runs.len()).to_le_bytes());
         bytes.extend_from_slice(&count(self.lanes.len()).to_le_bytes());
         for run in &self.runs {
@@ -210,7 +217,7 @@ impl Start {
     /// Decodes a payload of [`Start::encode`]; `None` for anything else, including trailing bytes.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (fixed, rest) = bytes.split_at_checked(START_FIXED_BYTES)?;
-        let (runs, lanes) = (u32_at(fixed, 16) as usize, u32_at(fixed, 20) as usize);
+        let (runs, lanes) = (u32_at(fixed, 48) as usize, u32_at(fixed, 52) as usize);
         if runs > RUNS_MAX || lanes > 1 << 16 {
             return None;
         }
@@ -222,7 +229,9 @@ impl Start {
         let (lanes, dedup_entries) = rest.split_at(lanes * START_LANE_BYTES);
         let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).ok();
         Some(Self {
-            run: uuid(&fixed[..16])?,
+            writer: uuid(&fixed[..16])?,
+            run: uuid(&fixed[16..32])?,
+            confirmed: known(uuid(&fixed[32..48])),
             runs: runs.chunks_exact(16).map(uuid).collect::<Option<_>>()?,
             lanes: lanes
                 .chunks_exact(START_LANE_BYTES)
@@ -242,6 +251,19 @@ impl Start {
     pub(super) fn payload_bytes(runs: usize, lanes: usize, dedup_bytes: usize) -> usize {
         START_FIXED_BYTES + runs * 16 + lanes * START_LANE_BYTES + dedup_bytes
     }
+}
+
+/// Finds the writer of segment `number` in its bytes, without its header: a START names the writer, and the CRC of the
+/// START's own header proves that it belongs to this segment.
+pub(super) fn find_writer(bytes: &[u8], number: u64) -> Option<Uuid> {
+    let starts = memchr::memmem::find_iter(bytes, &MAGIC_BYTES).filter(|at| at.is_multiple_of(FRAME_ALIGN as usize));
+    starts.filter_map(|at| bytes[at..].split_at_checked(FRAME_HEADER_BYTES)).find_map(|(header, rest)| {
+        let (len, crc) = (u32_at(header, 12) as usize, u32_at(header, 20));
+        let payload =
+            rest.get(..len).filter(|payload| header[5] == Kind::Start as u8 && crc32c::crc32c(payload) == crc)?;
+        let Start { writer, .. } = Start::decode(payload)?;
+        FrameHeader::decode(header, Seed::new(writer, number)).map(|_| writer)
+    })
 }
 
 fn count(len: usize) -> u32 {
@@ -331,7 +353,9 @@ pub(super) mod tests {
     #[test]
     fn a_start_survives_the_round_trip_to_the_last_byte() {
         let start = Start {
+            writer: Uuid::from_u128(4),
             run: Uuid::from_u128(3),
+            confirmed: Some(Uuid::from_u128(2)),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
             dedup_entries: vec![DedupEntry {
@@ -353,10 +377,27 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_start_names_the_writer_of_its_own_segment_only() {
+        let writer = Uuid::from_u128(4);
+        let start = Start { writer, ..Start::default() }.encode();
+        let mut bytes = vec![0xee; 168];
+        push_frame(&mut bytes, &header().encode(Seed::new(writer, 5)), b"abc");
+        push_frame(&mut bytes, &FrameHeader::of_run(Kind::Start, 9, 8, &start).encode(Seed::new(writer, 5)), &start);
+        assert_eq!(find_writer(&bytes, 5), Some(writer));
+        assert_eq!(find_writer(&bytes, 6), None);
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        assert_eq!(find_writer(&bytes, 5), None);
+        assert_eq!(find_writer(&bytes[..100], 5), None);
+    }
+
+    #[test]
     fn each_kind_of_frame_matches_its_golden_file() {
         let seed = Seed::new(Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff), 5);
         let start = Start {
+            writer: Uuid::from_u128(4),
             run: Uuid::from_u128(3),
+            confirmed: Some(Uuid::from_u128(2)),
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
             dedup_entries: vec![],
@@ -369,6 +410,11 @@ pub(super) mod tests {
                 include_str!("../../tests/golden/frame-start.hex"),
             ),
             (FrameHeader::of_run(Kind::Seal, 77, 76, &[]), vec![], include_str!("../../tests/golden/frame-seal.hex")),
+            (
+                FrameHeader::of_run(Kind::Confirm, 78, 77, start.run.as_bytes()),
+                start.run.as_bytes().to_vec(),
+                include_str!("../../tests/golden/frame-confirm.hex"),
+            ),
         ];
         for (header, payload, golden) in frames {
             let mut bytes = Vec::new();

@@ -10,9 +10,10 @@ use uuid::Uuid;
 use super::acceptance::Acceptance;
 use super::dedup_index::DedupIndex;
 use super::frame::{Seed, frame_bytes};
+use super::identity::Identity;
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::SEGMENT_HEADER_BYTES;
-use super::state::{LogEnd, Place, Sizes, Spare, State};
+use super::state::{LogEnd, Place, RunFrame, Sizes, Spare, State};
 use super::types::LaneTail;
 use super::unsynced::Unsynced;
 
@@ -60,6 +61,7 @@ struct World {
     seq: u64,
     appends: u8,
     full: u8,
+    confirmed: bool,
 }
 
 /// A step of one thread, for the counterexample.
@@ -87,7 +89,8 @@ impl World {
                 retain_segments: 0,
                 retain_for: Duration::ZERO,
             },
-            run: Uuid::nil(),
+            identity: Identity::default(),
+            confirmed_seq: 0,
             runs: Vec::new(),
             allocated: log_end.clone(),
             durable: log_end,
@@ -109,15 +112,17 @@ impl World {
             seq: 1,
             appends: 0,
             full: 0,
+            confirmed: false,
         }
     }
 
     /// Identifies the world; how often the state was rolled back does not matter.
     fn key(&self) -> String {
-        let Self { state, queue, writer, housekeeper, end, seq, appends, full } = self;
-        let State { allocated, durable, acceptance, spare, .. } = state;
+        let Self { state, queue, writer, housekeeper, end, seq, appends, full, confirmed } = self;
+        let State { allocated, durable, acceptance, spare, confirmed_seq, .. } = state;
         format!(
-            "{allocated:?}{durable:?}{acceptance:?}{spare:?}{queue:?}{writer:?}{housekeeper:?}{end:?}{seq}{appends}{full}"
+            "{allocated:?}{durable:?}{acceptance:?}{spare:?}{confirmed_seq} {queue:?}{writer:?}{housekeeper:?}{end:?}{seq} \
+             {appends} {full} {confirmed}"
         )
     }
 
@@ -130,6 +135,14 @@ impl World {
         };
         if self.appends < APPENDS_MAX {
             after("append", &|world| Ok(world.append()));
+        }
+        if !self.confirmed {
+            after("confirm the run", &|world| {
+                world.confirmed = true;
+                let confirm = world.state.confirm_run();
+                world.queue.extend(confirm.map(queued));
+                Ok(())
+            });
         }
         match &self.writer {
             Writer::Waits if self.queue.is_empty() => {}
@@ -179,8 +192,7 @@ impl World {
     fn append(&mut self) {
         self.appends += 1;
         let Ok(placed) = self.state.place(0, 1, PAYLOAD_BYTES, 0, None) else { return };
-        let start = placed.start.map(|(place, seq, payload)| Queued { place, seq, bytes: frame_bytes(payload.len()) });
-        self.queue.extend(start);
+        self.queue.extend(placed.before.map(queued));
         let (place, seq) = (placed.place, placed.appended.seq);
         self.queue.push_back(Queued { place, seq, bytes: frame_bytes(PAYLOAD_BYTES) });
     }
@@ -236,6 +248,7 @@ impl World {
         for _ in 0..100 {
             self.full = FULL_MAX;
             self.appends = APPENDS_MAX;
+            self.confirmed = true;
             let Some((_, Ok(next))) = self.next(give_back).into_iter().next() else { break };
             self = next;
         }
@@ -253,6 +266,10 @@ fn segment() -> Segment {
         lanes: BTreeMap::new(),
         committed_at: None,
     }
+}
+
+fn queued(RunFrame { place, seq, payload, .. }: RunFrame) -> Queued {
+    Queued { place, seq, bytes: frame_bytes(payload.len()) }
 }
 
 /// What the housekeeper does.

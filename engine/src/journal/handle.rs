@@ -123,7 +123,8 @@ impl Journal {
         segment_bytes: u64,
         opened: recover::Opened,
     ) -> (Self, Writer, Housekeeper) {
-        let recover::Opened { recovered, segments, dedup_entries, active, number, run_seq, crc_last, full } = opened;
+        let recover::Opened { recovered, identity, segments, dedup_entries, active, number, run_seq, crc_last, full } =
+            opened;
         let first = &segments[&number];
         let log_end = LogEnd {
             seq: run_seq,
@@ -143,7 +144,8 @@ impl Journal {
         };
         let mut state = State {
             sizes,
-            run: recovered.run,
+            identity,
+            confirmed_seq: 0,
             runs: recovered.runs.clone(),
             allocated: log_end.clone(),
             durable: log_end,
@@ -157,8 +159,8 @@ impl Journal {
             generation: 0,
         };
         state.check_first_segment();
-        // Each frame may be preceded by the START of a new segment.
-        let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX);
+        // Each frame may be preceded by a START or a CONFIRM. The first CONFIRM may come alone.
+        let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX + 1);
         let (wake, woken) = crossbeam_channel::bounded(1);
         let bytes_max = config.queue_bytes_max;
         let damage_known = recovered.damage.iter().map(|damage| (damage.segment, damage.offset)).collect();
@@ -295,6 +297,12 @@ impl Journal {
     #[must_use]
     pub fn oldest_append_age(&self) -> Duration {
         self.handle.shared.state().unsynced.oldest_age(Instant::now())
+    }
+
+    /// Reports that the database has accepted this run of this journal, so that no later one forgets it: whatever is
+    /// damaged, and however many runs do not reach the database. Does not wait for the disk; a call again does nothing.
+    pub fn confirm_run(&self) {
+        self.handle.shared.confirm_run();
     }
 
     /// Waits until `seq` is covered by a completed fsync.

@@ -24,7 +24,8 @@ use super::directory_scan::{
     Depth, Quarantined, SegmentScan, Tail, ValidPrefix, flush_page_cache, scan_directory, used_end,
 };
 use super::error::OpenError;
-use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, RUNS_MAX, Seed, Start, frame_bytes, header_crc, push_frame};
+use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, Seed, Start, frame_bytes, header_crc, push_frame};
+use super::identity::{Identity, RUNS_MAX};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, create_zeroed,
@@ -57,6 +58,7 @@ pub(super) struct Segment {
 /// A recovered journal, before its threads run.
 pub(super) struct Opened {
     pub(super) recovered: Recovered,
+    pub(super) identity: Identity,
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) dedup_entries: Vec<DedupEntry>,
     /// The new segment's file, opened for writing.
@@ -82,9 +84,13 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         dir.sync().at(dir.path(), "fsync the directory")?;
     }
 
-    let runs = previous_runs(found.start.as_ref(), segment_bytes);
+    let confirmed = found.runs.confirmed();
+    // Limited so that a segment keeps most of its space.
+    let runs = found.runs.limited(usize::try_from(segment_bytes / 4 / 16).unwrap_or(RUNS_MAX).min(RUNS_MAX));
+    let writer = found.writer.unwrap_or_else(Uuid::new_v4);
+    let identity = Identity { writer, run: Uuid::new_v4(), run_before: runs.last().copied(), confirmed };
     let dedup_entries = DedupIndex::new(segment_bytes, found.dedup_entries).entries();
-    let start = Start { run: Uuid::new_v4(), runs, lanes: found.lanes.clone(), dedup_entries };
+    let start = Start { writer, run: identity.run, confirmed, runs, lanes: found.lanes.clone(), dedup_entries };
     let fresh = found.segments.is_empty() && found.number_last == 0;
     let created = fresh && found.empty.is_empty() && found.quarantined.is_empty();
     let jump = if fresh { 1 } else { SEQ_JUMP.saturating_mul(1 + 2 * found.unreadable) };
@@ -104,7 +110,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         format_version: FORMAT_VERSION,
         min_reader_version: MIN_READER_VERSION,
         reused: false,
-        writer: found.writer.unwrap_or_else(Uuid::new_v4),
+        writer,
         number: found.number_last + 1,
         first_seq: if tail.data_frames > 0 { tail.data_seq_first } else { run_seq },
         created_at_us: clock::wall_us(),
@@ -113,7 +119,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         run_seq,
     };
     let durable = before.map_or(0, |before| before.valid.seq_last);
-    let new = write_first_segment(dir, &header, last, &tail, &start, durable, segment_bytes)?;
+    let new = write_first_segment(dir, &header, &identity, last, &tail, &start, durable, segment_bytes)?;
 
     let mut segments = BTreeMap::new();
     for segment in &found.segments {
@@ -129,9 +135,10 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     segments.insert(number, new.segment);
     Ok(Opened {
         recovered: Recovered {
-            writer: header.writer,
-            run: start.run,
+            writer,
+            run: identity.run,
             runs: start.runs,
+            confirmed,
             seq_last: found.seq_last,
             lanes: found.lanes,
             created,
@@ -139,6 +146,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
             torn_bytes: found.torn_bytes,
             damage: found.damage,
         },
+        identity,
         segments,
         dedup_entries: start.dedup_entries,
         active: new.file,
@@ -147,16 +155,6 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         crc_last: new.crc_last,
         full: new.full,
     })
-}
-
-/// The runs before the new one, limited so that a segment keeps most of its space.
-fn previous_runs(start: Option<&Start>, segment_bytes: u64) -> Vec<Uuid> {
-    let Some(start) = start else { return Vec::new() };
-    let mut runs = start.runs.clone();
-    runs.push(start.run);
-    let fit = usize::try_from(segment_bytes / 4 / 16).unwrap_or(RUNS_MAX).min(RUNS_MAX);
-    runs.drain(..runs.len().saturating_sub(fit));
-    runs
 }
 
 fn to_segment(segment: &SegmentScan, size: u64) -> Segment {
@@ -201,6 +199,7 @@ struct NewSegment {
 fn write_first_segment(
     dir: &Dir,
     header: &SegmentHeader,
+    identity: &Identity,
     old: Option<&SegmentScan>,
     tail: &Tail,
     start: &Start,
@@ -215,7 +214,7 @@ fn write_first_segment(
     let path = dir.spare();
 
     // First and alone: a spare with a header is never taken for one of zeros.
-    file.write_all_at(&header.encode(), 0).at(&path, "write the segment header")?;
+    file.write_all_at(&header.encode(identity), 0).at(&path, "write the segment header")?;
     sync_data(&*file).at(&path, "fsync the segment header")?;
     let mut at = SEGMENT_HEADER_BYTES as u64;
     let mut lanes = BTreeMap::new();

@@ -1,9 +1,10 @@
-//! A segment: one file of frames behind a header of 96 bytes. And the directory that contains the segments.
+//! A segment: one file of frames behind a header of 168 bytes. And the directory that contains the segments.
 //!
 //! ```text
 //!  0 magic u64 | 8 format_version u16 | 10 min_reader_version u16 | 12 flags u32 | 16 writer uuid
 //! 32 segment_no u64 | 40 first_seq u64 | 48 created_at_us i64 | 56 prev_seq_last u64 | 64 prev_crc u32
 //! 68 reserved u32 | 72 run_seq u64 | 80 reserved 12 | 92 CRC-32C of bytes 0..92        (little-endian)
+//! 96 identity 72, with a CRC of its own
 //! ```
 //!
 //! - `prev_seq_last` and `prev_crc` identify the last valid frame of the previous segment: frames of older segments
@@ -29,11 +30,14 @@ use uuid::Uuid;
 
 use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
+use super::identity::{IDENTITY_BYTES, Identity};
 use crate::fault;
 use crate::file_system::{Directory, File, FileSystem, OpenMode};
 
 /// Size of a segment header; a multiple of the frame alignment.
-pub(super) const SEGMENT_HEADER_BYTES: usize = 96;
+pub(super) const SEGMENT_HEADER_BYTES: usize = PLACE_BYTES + IDENTITY_BYTES;
+/// Size of the part in front of the identity, which is the segment's place in the log.
+const PLACE_BYTES: usize = 96;
 /// Largest size of a segment file, in bytes: 64 MiB.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Smallest size of a segment file, in bytes: 64 KiB. A START frame of 1024 runs and a few hundred lanes leaves most of
@@ -41,9 +45,12 @@ pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// The format version that is written, and the latest that can be read. Version 2 adds reused files: an older reader
 /// would take the stale bytes for a torn write. Version 3 adds dedup keys: an older reader would take them for payload.
-pub(super) const FORMAT_VERSION: u16 = 3;
+/// Version 4 adds the identity: a longer header, and in START.
+pub(super) const FORMAT_VERSION: u16 = 4;
 /// The reader version that the written files require.
-pub(super) const MIN_READER_VERSION: u16 = 3;
+pub(super) const MIN_READER_VERSION: u16 = 4;
+/// The earliest version that can be read. No release wrote an earlier one.
+pub(super) const OLDEST_VERSION: u16 = 4;
 /// Written behind each group, in the same write, as far as the file has space; the next group overwrites it.
 pub(super) const TERMINATOR: [u8; FRAME_HEADER_BYTES] = [0; FRAME_HEADER_BYTES];
 /// Limit for the bytes of a torn write that are quarantined from a reused file, where stale bytes follow: about a
@@ -65,7 +72,7 @@ const ZEROS_STEP_BYTES: u64 = 4 << 20;
 const MAGIC: u64 = u64::from_le_bytes(*b"LOGWEIR\x01");
 const CRC_AT: usize = 92;
 
-/// A segment header in memory.
+/// A segment header in memory, without the identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     pub(super) format_version: u16,
@@ -82,7 +89,8 @@ pub(super) struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+    /// Encodes the whole header.
+    pub(super) fn encode(&self, identity: &Identity) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         bytes[0..8].copy_from_slice(&MAGIC.to_le_bytes());
         bytes[8..10].copy_from_slice(&self.format_version.to_le_bytes());
@@ -96,11 +104,12 @@ impl SegmentHeader {
         bytes[64..68].copy_from_slice(&self.prev_crc.to_le_bytes());
         bytes[72..80].copy_from_slice(&self.run_seq.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
-        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes[CRC_AT..PLACE_BYTES].copy_from_slice(&crc.to_le_bytes());
+        bytes[PLACE_BYTES..].copy_from_slice(&identity.encode());
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<Self> {
+    fn decode(bytes: &[u8; PLACE_BYTES]) -> Option<Self> {
         if u64_at(bytes, 0) != MAGIC || u32_at(bytes, CRC_AT) != crc32c::crc32c(&bytes[..CRC_AT]) {
             return None;
         }
@@ -120,12 +129,34 @@ impl SegmentHeader {
 
     /// Decodes a header with one flipped bit, by trial. Without this a single bit flip in the journal's only header
     /// would lose its identity, and with it every frame.
-    pub(super) fn repair_bit_flip(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Option<Self> {
+    fn repair_bit_flip(bytes: &[u8; PLACE_BYTES]) -> Option<Self> {
         (0..bytes.len() * 8).find_map(|bit| {
             let mut flipped = *bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             Self::decode(&flipped)
         })
+    }
+}
+
+/// What can be read of a segment header. Both parts have a CRC of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DecodedHeader {
+    pub(super) header: Option<SegmentHeader>,
+    pub(super) identity: Option<Identity>,
+    /// Whether a part is unreadable or had a flipped bit.
+    pub(super) damaged: bool,
+}
+
+impl DecodedHeader {
+    pub(super) fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Self {
+        let (place, identity) = bytes.split_first_chunk().expect("longer than its first part");
+        let identity: &[u8; IDENTITY_BYTES] = identity.try_into().expect("its second part");
+        let (header_sound, identity_sound) = (SegmentHeader::decode(place), Identity::decode(identity));
+        Self {
+            header: header_sound.or_else(|| SegmentHeader::repair_bit_flip(place)),
+            identity: identity_sound.or_else(|| Identity::repair_bit_flip(identity)),
+            damaged: header_sound.is_none() || identity_sound.is_none(),
+        }
     }
 }
 
@@ -346,31 +377,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_flipped_bit_of_a_segment_header_is_detected_and_repaired() {
-        let bytes = header().encode();
-        assert_eq!(SegmentHeader::decode(&bytes), Some(header()));
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes;
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SegmentHeader::decode(&flipped), None, "bit {bit}");
-            assert_eq!(SegmentHeader::repair_bit_flip(&flipped), Some(header()), "bit {bit}");
-        }
-        let mut worse = bytes;
-        worse[40..48].fill(0xee);
-        assert_eq!(SegmentHeader::repair_bit_flip(&worse), None);
+    fn identity() -> Identity {
+        let run = |n| Some(Uuid::from_u128(n));
+        Identity { writer: Uuid::from_u128(0x1234), run: Uuid::from_u128(9), run_before: run(8), confirmed: run(7) }
     }
 
     #[test]
-    fn a_reused_file_is_flagged_and_requires_a_newer_reader() {
-        let reused = SegmentHeader { reused: true, min_reader_version: 2, ..header() };
-        assert_eq!(SegmentHeader::decode(&reused.encode()), Some(reused));
+    fn each_flipped_bit_of_a_segment_header_is_detected_and_repaired() {
+        let bytes = header().encode(&identity());
+        let sound = DecodedHeader { header: Some(header()), identity: Some(identity()), damaged: false };
+        assert_eq!(DecodedHeader::decode(&bytes), sound);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(DecodedHeader::decode(&flipped), DecodedHeader { damaged: true, ..sound }, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_segment_header_that_is_overwritten_leaves_the_other_readable() {
+        let sound = DecodedHeader { header: Some(header()), identity: Some(identity()), damaged: true };
+        for (place, left) in
+            [(40..48, DecodedHeader { header: None, ..sound }), (100..110, DecodedHeader { identity: None, ..sound })]
+        {
+            let mut bytes = header().encode(&identity());
+            bytes[place].fill(0xee);
+            assert_eq!(DecodedHeader::decode(&bytes), left);
+        }
+    }
+
+    #[test]
+    fn a_reused_file_is_flagged() {
+        let reused = SegmentHeader { reused: true, ..header() };
+        assert_eq!(DecodedHeader::decode(&reused.encode(&identity())).header, Some(reused));
     }
 
     #[test]
     fn the_segment_header_matches_the_golden_file() {
         let golden = include_str!("../../tests/golden/segment-header.hex");
-        assert_eq!(super::super::frame::tests::hex(&header().encode()), golden.trim_end());
+        assert_eq!(super::super::frame::tests::hex(&header().encode(&identity())), golden.trim_end());
     }
 
     #[test]

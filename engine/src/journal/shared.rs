@@ -14,9 +14,10 @@ use super::dedup_index::DedupKey;
 use super::directory_scan::{self, Quarantined};
 use super::error::AppendError;
 use super::frame::{FrameHeader, Kind, Seed};
+use super::identity::Identity;
 use super::recover::{self, Segment};
 use super::segment::{self, Dir, create_zeroed};
-use super::state::{Place, Spare, State};
+use super::state::{Place, RunFrame, Spare, State};
 use super::types::{Appended, Damage, LaneId, LaneTail};
 use crate::file_system::File;
 
@@ -55,7 +56,7 @@ pub(super) struct Item {
     pub(super) header: FrameHeader,
     pub(super) place: Place,
     pub(super) payload: Vec<u8>,
-    /// `None` for a START frame.
+    /// `None` for a frame that belongs to no lane.
     pub(super) waiter: Option<(OnDurable, AppendCredit)>,
 }
 
@@ -158,9 +159,8 @@ impl Shared {
         state.unsynced.append(placed.appended.seq, Instant::now());
         let queue = locked(&self.queue);
         let Some(queue) = queue.as_ref() else { return Err(AppendError::Sealed) };
-        if let Some((place, seq, start)) = placed.start {
-            let header = FrameHeader::of_run(Kind::Start, seq, 0, &start);
-            send(queue, Item { header, place, payload: start, waiter: None });
+        if let Some(before) = placed.before {
+            send(queue, run_item(before));
         }
         let appended = placed.appended;
         let header = FrameHeader {
@@ -180,6 +180,17 @@ impl Shared {
         metrics::gauge!("logweir_journal_queue_bytes").set(bytes as f64);
         send(queue, Item { header, place: placed.place, payload, waiter: waiter.take() });
         Ok(appended)
+    }
+
+    /// The database has confirmed this run: queues the frame that says so, unless one is there.
+    pub(super) fn confirm_run(&self) {
+        let mut state = self.state();
+        let queue = locked(&self.queue);
+        let Some(queue) = queue.as_ref() else { return };
+        if let Some(confirm) = state.confirm_run() {
+            state.unsynced.append(confirm.seq, Instant::now());
+            send(queue, run_item(confirm));
+        }
     }
 
     /// Rejects appends from now on; the writer exits when it has written its queue.
@@ -206,6 +217,10 @@ impl Shared {
     pub(super) fn segment_added(&self, number: u64, segment: Segment) {
         self.state().add_segment(number, segment);
         self.wake();
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.state().identity
     }
 
     pub(super) fn dequeued(&self, bytes: usize) {
@@ -393,6 +408,10 @@ impl Shared {
         self.quarantine_bytes.store(self.dir.quarantine_bytes(), Ordering::Relaxed);
         self.publish_gauges();
     }
+}
+
+fn run_item(RunFrame { kind, place, seq, payload }: RunFrame) -> Item {
+    Item { header: FrameHeader::of_run(kind, seq, 0, &payload), place, payload, waiter: None }
 }
 
 fn send(queue: &Sender<Item>, item: Item) {

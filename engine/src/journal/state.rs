@@ -22,7 +22,8 @@ use uuid::Uuid;
 use super::acceptance::Acceptance;
 use super::dedup_index::{DedupEntry, DedupIndex, DedupKey};
 use super::error::AppendError;
-use super::frame::{FRAME_ALIGN, PAYLOAD_BYTES_MAX, Start, frame_bytes};
+use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX, Start, frame_bytes};
+use super::identity::Identity;
 use super::recover::{SEAL_BYTES, Segment};
 use super::segment::{SEGMENT_HEADER_BYTES, SEQ_MAX};
 use super::types::{Appended, LaneId, LaneTail};
@@ -60,6 +61,9 @@ pub(super) struct Sizes {
     pub(super) retain_for: Duration,
 }
 
+/// Size of a CONFIRM frame.
+const CONFIRM_BYTES: u64 = (FRAME_HEADER_BYTES + 16) as u64;
+
 /// Maximum number of committed segments whose files are kept for reuse: the need of a busy minute.
 const REUSABLE_MAX: u64 = 8;
 
@@ -78,9 +82,17 @@ pub(super) struct Place {
     pub(super) offset: u64,
 }
 
-/// Position of a frame, and the START frame that precedes it at the head of a segment.
+/// A frame that belongs to no lane: START or CONFIRM.
+pub(super) struct RunFrame {
+    pub(super) kind: Kind,
+    pub(super) place: Place,
+    pub(super) seq: u64,
+    pub(super) payload: Vec<u8>,
+}
+
+/// Position of a frame, and the frame that precedes it: a START at the head of a segment, or a CONFIRM.
 pub(super) struct Placed {
-    pub(super) start: Option<(Place, u64, Vec<u8>)>,
+    pub(super) before: Option<RunFrame>,
     pub(super) place: Place,
     pub(super) appended: Appended,
 }
@@ -89,7 +101,9 @@ pub(super) struct Placed {
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct State {
     pub(super) sizes: Sizes,
-    pub(super) run: Uuid,
+    pub(super) identity: Identity,
+    /// Sequence number of the first frame that says that this run is confirmed; 0 if there is none.
+    pub(super) confirmed_seq: u64,
     pub(super) runs: Vec<Uuid>,
     pub(super) allocated: LogEnd,
     pub(super) durable: LogEnd,
@@ -167,7 +181,7 @@ impl State {
             self.next_segment();
         }
         // Also in a segment whose first group was rolled back.
-        let start = self.at_head().then(|| self.start_frame());
+        let before = if self.at_head() { Some(self.start_frame()) } else { self.confirm_frame() };
         let tail = self.allocated.lanes.entry(lane).or_default();
         let lane_prev_seq = tail.seq;
         self.allocated.seq += 1;
@@ -183,7 +197,7 @@ impl State {
         if let Some(dedup_key) = dedup_key {
             self.dedup_index.insert(DedupEntry { dedup_key, lane, seq: appended.seq });
         }
-        Ok(Placed { start, place, appended })
+        Ok(Placed { before, place, appended })
     }
 
     fn next_segment(&mut self) {
@@ -197,12 +211,41 @@ impl State {
     }
 
     /// Builds the frame that opens a segment: it repeats what would be lost when the previous segments are removed.
-    fn start_frame(&mut self) -> (Place, u64, Vec<u8>) {
+    fn start_frame(&mut self) -> RunFrame {
         let (runs, lanes, dedup_entries) =
             (self.runs.clone(), self.allocated.lanes.clone(), self.dedup_index.entries());
-        let start = Start { run: self.run, runs, lanes, dedup_entries }.encode();
+        let Identity { writer, run, confirmed, .. } = self.identity;
+        let start = Start { writer, run, confirmed, runs, lanes, dedup_entries }.encode();
+        self.run_frame(Kind::Start, start)
+    }
+
+    /// Builds the frame that says that this run is confirmed, unless one does.
+    fn confirm_frame(&mut self) -> Option<RunFrame> {
+        self.owes_confirmation().then(|| self.run_frame(Kind::Confirm, self.identity.run.as_bytes().to_vec()))
+    }
+
+    fn run_frame(&mut self, kind: Kind, payload: Vec<u8>) -> RunFrame {
+        let place = self.take(payload.len());
         self.allocated.seq += 1;
-        (self.take(start.len()), self.allocated.seq, start)
+        let seq = self.allocated.seq;
+        if self.owes_confirmation() {
+            self.confirmed_seq = seq;
+        }
+        RunFrame { kind, place, seq, payload }
+    }
+
+    fn owes_confirmation(&self) -> bool {
+        self.identity.confirmed == Some(self.identity.run) && self.confirmed_seq == 0
+    }
+
+    /// The database has confirmed this run. Returns the frame that says so, unless one does or there is no space for it
+    /// now: then the next frame brings it.
+    pub(super) fn confirm_run(&mut self) -> Option<RunFrame> {
+        self.identity.confirmed = Some(self.identity.run);
+        let is_writable = matches!(self.acceptance, Acceptance::Open | Acceptance::Quota);
+        let space = self.allocated.frames_end.saturating_sub(self.allocated.offset);
+        let fits = space >= CONFIRM_BYTES && !self.at_head() && self.allocated.seq < SEQ_MAX;
+        if is_writable && fits { self.confirm_frame() } else { None }
     }
 
     fn take(&mut self, payload_len: usize) -> Place {
@@ -213,7 +256,8 @@ impl State {
 
     fn fits(&self, payload_len: usize) -> bool {
         // At the head `payload_max` has ensured that the frame fits behind the START.
-        self.at_head() || self.allocated.offset + frame_bytes(payload_len) <= self.allocated.frames_end
+        let confirm_bytes = if self.owes_confirmation() { CONFIRM_BYTES } else { 0 };
+        self.at_head() || self.allocated.offset + confirm_bytes + frame_bytes(payload_len) <= self.allocated.frames_end
     }
 
     /// Largest payload that fits into a new segment.
@@ -276,6 +320,9 @@ impl State {
     pub(super) fn roll_back(&mut self) {
         self.allocated = self.durable.clone();
         self.unsynced.advance(self.durable.seq, self.durable.seq);
+        if self.confirmed_seq > self.durable.seq {
+            self.confirmed_seq = 0;
+        }
         self.dedup_index.roll_back();
         self.generation += 1;
         self.acceptance.rolled_back();
@@ -355,7 +402,7 @@ mod tests {
         Segment {
             path: PathBuf::new(),
             size,
-            end: 96,
+            end: SEGMENT_HEADER_BYTES as u64,
             seed: Seed::new(Uuid::nil(), 1),
             first_seq: 1,
             lanes: BTreeMap::new(),
@@ -374,7 +421,8 @@ mod tests {
                 retain_segments: 0,
                 retain_for: Duration::ZERO,
             },
-            run: Uuid::nil(),
+            identity: Identity::default(),
+            confirmed_seq: 0,
             runs: Vec::new(),
             allocated: log_end.clone(),
             durable: log_end,
@@ -405,11 +453,36 @@ mod tests {
         let mut state = state(1 << 16, 1 << 20);
         state.place(0, 1, 60_000, 0, None).ok().unwrap();
         let placed = state.place(0, 1, 60_000, 0, None).ok().unwrap();
-        let (place, seq, payload) = placed.start.unwrap();
-        assert_eq!((place, seq), (Place { segment: 2, offset: 96 }, 3));
+        let RunFrame { kind, place, seq, payload } = placed.before.unwrap();
+        let head = SEGMENT_HEADER_BYTES as u64;
+        assert_eq!((kind, place, seq), (Kind::Start, Place { segment: 2, offset: head }, 3));
         assert_eq!(Start::decode(&payload).unwrap().lanes[&0], LaneTail { seq: 2, records: 1 });
-        assert_eq!(placed.place, Place { segment: 2, offset: 96 + frame_bytes(payload.len()) });
+        assert_eq!(placed.place, Place { segment: 2, offset: head + frame_bytes(payload.len()) });
         assert_eq!(placed.appended.seq, 4);
+    }
+
+    #[test]
+    fn a_confirmed_run_is_written_once_and_again_if_that_was_rolled_back() {
+        let mut state = state(1 << 16, 1 << 20);
+        state.identity.run = Uuid::from_u128(7);
+        let kinds = |before: Option<RunFrame>| before.map(|before| before.kind);
+        assert_eq!(kinds(state.place(0, 1, 100, 0, None).ok().unwrap().before), None);
+        let confirm = state.confirm_run().unwrap();
+        assert_eq!((confirm.kind, &confirm.payload[..]), (Kind::Confirm, &state.identity.run.as_bytes()[..]));
+        assert_eq!((confirm.place.offset, confirm.seq), (200 + frame_bytes(100), 3));
+        assert!(state.confirm_run().is_none(), "it is queued");
+        let next = state.place(0, 1, 100, 0, None).ok().unwrap();
+        assert_eq!((kinds(next.before), next.appended.seq), (None, 4));
+        state.acceptance.write_failed();
+        assert!(state.confirm_run().is_none(), "nothing may be queued before the roll-back");
+        state.roll_back();
+        state.acceptance.space_made();
+        let again = state.place(0, 1, 100, 0, None).ok().unwrap();
+        assert_eq!((kinds(again.before), again.appended.seq), (Some(Kind::Confirm), 3));
+        // A START says it as well.
+        state.roll_back();
+        state.place(0, 1, 60_000, 0, None).ok().unwrap_or_else(|| panic!("fits into a segment"));
+        assert!(!state.owes_confirmation());
     }
 
     #[test]
@@ -505,6 +578,6 @@ mod tests {
         state.place(0, 7, 60_000, 0, None).ok().unwrap();
         state.add_segment(2, segment(1 << 16));
         state.roll_back();
-        assert!(state.place(0, 7, 100, 0, None).ok().unwrap().start.is_some());
+        assert!(state.place(0, 7, 100, 0, None).ok().unwrap().before.is_some());
     }
 }

@@ -57,8 +57,10 @@ pub struct Recovered {
     pub writer: Uuid,
     /// Identity of this run; on disk before `open` returns.
     pub run: Uuid,
-    /// Previous runs, latest last (at most 1024).
+    /// Previous runs, latest last (at most 1024). Of those that were never confirmed some may be missing.
     pub runs: Vec<Uuid>,
+    /// The last run of which [`Journal::confirm_run`](super::Journal::confirm_run) was called; always among `runs`.
+    pub confirmed: Option<Uuid>,
     /// Last sequence number used before this run.
     pub seq_last: u64,
     /// The end of every lane.

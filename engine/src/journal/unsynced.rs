@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const RESOLUTION: Duration = Duration::from_millis(50);
 
 /// The appends that are not durable. Pure: the time is an argument.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Unsynced {
     /// The first sequence number of each entry and when it was appended, both ascending.
     entries: VecDeque<(u64, Instant)>,

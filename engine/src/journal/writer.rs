@@ -208,7 +208,7 @@ impl Writer {
             run_seq: self.run_seq,
         };
         let size = file.metadata().map_err(|error| Failed::Broken("stat a new segment", error))?.bytes;
-        let mut head = header.encode().to_vec();
+        let mut head = header.encode(&self.shared.identity()).to_vec();
         terminate(&mut head, 0, size);
         file.write_all_at(&head, 0).map_err(Failed::from("write a segment header"))?;
         sync_data(&*file).map_err(|error| Failed::Broken("fsync a segment header", error))?;

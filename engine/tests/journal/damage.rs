@@ -369,7 +369,7 @@ fn a_journal_of_a_newer_format_is_rejected_and_not_modified() {
     fs::write(&segment, &bytes).unwrap();
     let before = (segments(dir.path()), disk_bytes(dir.path()));
     match Journal::open(config(dir.path())) {
-        Err(OpenError::TooNew { needs, have, .. }) => assert_eq!((needs, have), (7, 3)),
+        Err(OpenError::TooNew { needs, have, .. }) => assert_eq!((needs, have), (7, 4)),
         other => panic!("{:?}", other.map(|opened| opened.1)),
     }
     assert!(matches!(check(dir.path()), Err(OpenError::TooNew { .. })));

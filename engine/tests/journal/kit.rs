@@ -9,7 +9,7 @@ use logweir_engine::journal::{AppendError, Appended, Frame, Journal, JournalConf
 use tempfile::TempDir;
 
 pub const SEGMENT_BYTES: u64 = 64 << 10;
-pub const SEGMENT_HEADER_BYTES: usize = 96;
+pub const SEGMENT_HEADER_BYTES: usize = 168;
 pub const FRAME_HEADER_BYTES: usize = 64;
 pub const DATA: u8 = 1;
 

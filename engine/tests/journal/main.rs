@@ -7,6 +7,7 @@ mod damage;
 mod reuse;
 mod model;
 mod golden;
+mod identity;
 mod dedup_index;
 #[cfg(feature = "faults")]
 mod child;

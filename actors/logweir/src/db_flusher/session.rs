@@ -20,8 +20,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(45);
 pub struct Session {
     store: Arc<dyn LogStore>,
     claim: Claim,
-    /// Set if this journal is a stale copy whose own frames are to be saved under a new writer.
-    fork_from: Option<Journal>,
+    journal: Journal,
+    /// Whether this journal is a stale copy whose own frames are to be saved under a new writer.
+    forks: bool,
     lease: Mutex<Option<Lease>>,
     progress: Progress,
     held: watch::Sender<bool>,
@@ -31,7 +32,13 @@ pub struct Session {
 impl Session {
     /// Creates a session without connecting to the store yet.
     #[must_use]
-    pub fn new(store: Arc<dyn LogStore>, recovered: &Recovered, owner: String, progress: Progress) -> Self {
+    pub fn new(
+        store: Arc<dyn LogStore>,
+        journal: Journal,
+        recovered: &Recovered,
+        owner: String,
+        progress: Progress,
+    ) -> Self {
         let claim = Claim {
             writer: recovered.writer,
             run: recovered.run,
@@ -42,7 +49,8 @@ impl Session {
         Self {
             store,
             claim,
-            fork_from: None,
+            journal,
+            forks: false,
             lease: Mutex::new(None),
             progress,
             held: watch::Sender::new(false),
@@ -50,10 +58,10 @@ impl Session {
         }
     }
 
-    /// For a copy that another copy has overtaken: flushes the frames that only `journal` has, under a new writer.
+    /// For a copy that another copy has overtaken: flushes the frames that only this journal has, under a new writer.
     #[must_use]
-    pub fn forking(self, journal: Journal) -> Self {
-        Self { fork_from: Some(journal), ..self }
+    pub fn forking(self) -> Self {
+        Self { forks: true, ..self }
     }
 
     /// Drops the lease because the database was restored to an earlier time; the next lane acquires it again.
@@ -85,11 +93,8 @@ impl Session {
     }
 
     async fn acquire(&self) -> Result<Lease, StoreError> {
-        let inherited = match &self.fork_from {
-            Some(journal) => self.store.fork_point(&self.claim).await?.map(|inherited| (journal, inherited)),
-            None => None,
-        };
-        let Some((journal, inherited)) = inherited else {
+        let inherited = if self.forks { self.store.fork_point(&self.claim).await? } else { None };
+        let Some(inherited) = inherited else {
             return limited(ANSWER_LIMIT, self.store.acquire_lease(&self.claim)).await;
         };
         if !inherited.exact {
@@ -99,7 +104,7 @@ impl Session {
             );
         }
         let claim = Claim { writer: inherited.writer, ..self.claim.clone() };
-        self.store.fork(&claim, &lane_starts(journal, &inherited).await?).await
+        self.store.fork(&claim, &lane_starts(&self.journal, &inherited).await?).await
     }
 
     /// Waits until the schema is prepared and the lease is acquired.
@@ -132,6 +137,9 @@ impl Session {
             let taken = self.take().await?;
             let Lease { writer, epoch } = &taken;
             tracing::info!(store = self.store.name(), %writer, epoch, "acquired the journal's lease");
+            if taken.writer == self.claim.writer {
+                self.journal.confirm_run();
+            }
             self.progress.epoch(taken.epoch);
             self.held.send_replace(true);
             *lease = Some(taken);
@@ -173,6 +181,7 @@ pub fn lanes_needed(configured: u16, journal: &Journal) -> u16 {
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
+    use logweir_engine::journal::JournalConfig;
     use logweir_store::blackhole::BlackholeStore;
     use logweir_store::{DeadLetter, MaintenanceStep, StoredCount};
     use uuid::Uuid;
@@ -245,10 +254,12 @@ mod tests {
     }
 
     async fn open(refused: bool, tables: bool) -> Result<LaneRow, StoreError> {
+        let dir = tempfile::tempdir().unwrap();
         let session = Session {
             store: Arc::new(Preparing { store: BlackholeStore::default(), refused, tables }),
             claim: Claim::new(Uuid::from_u128(1), Uuid::from_u128(2), "test"),
-            fork_from: None,
+            journal: Journal::open(JournalConfig::new(dir.path())).unwrap().0,
+            forks: false,
             lease: Mutex::default(),
             progress: Progress::default(),
             held: watch::Sender::new(false),
