@@ -70,7 +70,8 @@
 //! - *journal/directory_scan*: a frame is read back whole or not at all; bytes that may have been acknowledged are
 //!   damage, never a torn write (except in the last group, see there).
 //! - *journal/recover*: a start that is killed at any moment can be repeated, and does not grow the disk usage.
-//! - *journal/dedup_index*: a key is remembered across restarts, and forgotten if its frame is rolled back.
+//! - *journal/dedup_index*: a key is remembered across restarts, and forgotten if its frame is rolled back; opening a
+//!   journal touches each of its entries a bounded number of times.
 //! - *frame*, *segment*: the bytes on disk are frozen by golden files.
 
 #![forbid(unsafe_code)]

@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use logweir_tests::chaos::libfaketime;
 use logweir_tests::client::agent;
 use logweir_tests::protobuf::{
     Entry, ExportLogs, KeyValue, LogRecord, PushRequest, Resource, ResourceLogs, ScopeLogs, Stream, Text, Timestamp,
@@ -478,5 +479,87 @@ fn a_field_mapping_is_tried_without_storing_and_then_used() {
         for bad in ["extra_fields=novalue", "debug=maybe", "_msg_fields=x"] {
             assert_eq!(send(s, "POST", &format!("/ingest?{bad}"), &[], line).status, 400, "{bad}");
         }
+    });
+}
+
+const KEY: &str = "idempotency-key";
+
+#[test]
+fn a_key_belongs_to_one_body_and_one_token_also_after_a_crash() {
+    on_sqlite("keys", |s| {
+        let other = "0123456789abcdef-other";
+        s.set("auth.mode", "token");
+        s.set("auth.ingest_tokens", format!("{TOKEN},{other}"));
+        let bearer = [TOKEN, other].map(|token| format!("Bearer {token}"));
+        s.start();
+        for round in ["first", "again", "after a crash"] {
+            let post = |s: &mut Scenario, token: &str, headers: &[(&str, &str)], body: &[u8]| {
+                let headers = [&[(KEY, "k"), ("authorization", token)], headers].concat();
+                let answer = send(s, "POST", "/ingest?ack=committed", &headers, body);
+                (answer.status, answer.json())
+            };
+            for (token, body) in bearer.iter().zip(["one", "two"]) {
+                let (status, answer) = post(s, token, &[], body.as_bytes());
+                assert_eq!((status, answer["repeated"] == true), (200, round != "first"), "{round}: {answer}");
+                let (status, answer) = post(s, token, &[("content-encoding", "gzip")], &gzip(body.as_bytes()));
+                assert_eq!((status, &answer["repeated"]), (200, &json!(true)), "{round}: compressed differently");
+                let (status, answer) = post(s, token, &[], b"three");
+                assert_eq!((status, &answer["error"]), (422, &json!("idempotency_key_reused")), "{round}");
+            }
+            assert_eq!(s.store.count(), Ok(2), "{round}");
+            if round == "again" {
+                s.kill_server();
+                s.start();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_clock_that_jumps_forgets_no_key() {
+    let Some(library) = libfaketime() else {
+        eprintln!("SKIPPED: libfaketime is not installed (Debian package faketime)");
+        return;
+    };
+    on_sqlite("clock of keys", |s| {
+        let clock = s.dir.join("clock");
+        for (name, value) in [
+            ("LD_PRELOAD", library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+            ("FAKETIME_CACHE_DURATION", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ] {
+            s.environment.push((name.to_owned(), value));
+        }
+        let set_clock = |s: &mut Scenario, offset: &str| std::fs::write(s.dir.join("clock"), offset).expect("a file");
+        // By its own clock: a record without a time gets that of its arrival.
+        let now = |s: &mut Scenario| {
+            send(s, "POST", "/ingest?debug=1", &[], "now").json()["records"][0]["ts"].as_str().unwrap_or("").to_owned()
+        };
+        let repeated = |s: &mut Scenario, key: &str| {
+            let answer = send(s, "POST", "/ingest?ack=committed", &[(KEY, key)], "body");
+            assert_eq!(answer.status, 200);
+            answer.json()["repeated"] == true
+        };
+        set_clock(s, "+0");
+        s.start();
+        assert!(!repeated(s, "before"));
+        for (step, offset, key) in [(1, "+30d", "ahead"), (2, "+0", "back"), (3, "-30d", "behind")] {
+            let before = now(s);
+            set_clock(s, offset);
+            let deadline = Instant::now() + PATIENCE;
+            while now(s)[..10] == before[..10] {
+                assert!(Instant::now() < deadline, "the clock stays on the day of {before}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            assert!(!repeated(s, key), "{offset}");
+            assert!(repeated(s, "before"), "{offset}");
+            if step == 1 {
+                s.kill_server();
+                s.start();
+                assert!(repeated(s, "before") && repeated(s, key), "after a start with a clock that is ahead");
+            }
+        }
+        assert_eq!(s.store.count(), Ok(4));
     });
 }

@@ -146,6 +146,14 @@ impl Rejection {
         Self { kind: RejectionKind::Unavailable, reason: "draining", detail }
     }
 
+    /// The idempotency key came with another body before.
+    #[must_use]
+    pub fn contradiction() -> Self {
+        let detail = "the same Idempotency-Key came with another body before, which is stored; this one is not: send each \
+                      body with a key of its own, and a body that is sent again unchanged";
+        Self { kind: RejectionKind::Contradiction, reason: "idempotency_key_reused", detail: detail.to_owned() }
+    }
+
     /// The commit did not happen in time.
     #[must_use]
     pub fn not_committed() -> Self {
@@ -208,6 +216,8 @@ pub enum RejectionKind {
     Malformed,
     /// The same, because of this item of the body (from 0).
     MalformedItem(u32),
+    /// The idempotency key came with another body before; a retry cannot succeed: 422.
+    Contradiction,
 }
 
 impl Message for Delivery {

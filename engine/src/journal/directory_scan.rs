@@ -14,10 +14,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::dedup_index::DedupEntry;
+use super::dedup_index::{DedupEntry, DedupIndex};
 use super::error::OpenError;
 use super::frame::{FrameHeader, Kind, Seed, Start, find_writer};
 use super::identity::{Identity, Runs};
@@ -90,15 +91,17 @@ pub(super) struct SegmentScan {
 }
 
 /// Scan result of the directory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct DirectoryScan {
     pub(super) writer: Option<Uuid>,
     pub(super) segments: Vec<SegmentScan>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
     /// All runs that are known.
     pub(super) runs: Runs,
-    /// Dedup entries of frames and of START frames; may contain duplicates.
-    pub(super) dedup_entries: Vec<DedupEntry>,
+    /// The keys of frames and of START frames.
+    pub(super) dedup_index: DedupIndex,
+    /// When the scan began: keys that it finds count as new.
+    pub(super) began: Instant,
     /// Highest sequence number that was found or is known to have been used.
     pub(super) seq_last: u64,
     /// Highest number of any file.
@@ -152,7 +155,7 @@ pub(super) fn scan_directory(dir: &Dir, depth: Depth) -> Result<DirectoryScan, O
     let mut directory_scan = DirectoryScan {
         writer,
         number_last: heads.iter().map(|head| head.name_number).max().unwrap_or(0),
-        ..DirectoryScan::default()
+        ..DirectoryScan::new()
     };
     let placed = directory_scan.place(dir, heads)?;
     let limits = limits(&placed);
@@ -233,6 +236,25 @@ fn limits(placed: &BTreeMap<u64, Head>) -> Vec<Option<u64>> {
 }
 
 impl DirectoryScan {
+    fn new() -> Self {
+        Self {
+            writer: None,
+            segments: Vec::new(),
+            lanes: BTreeMap::new(),
+            runs: Runs::default(),
+            dedup_index: DedupIndex::new(SEGMENT_BYTES_MAX),
+            began: Instant::now(),
+            seq_last: 0,
+            number_last: 0,
+            unreadable: 0,
+            clean: false,
+            torn_bytes: 0,
+            damage: Vec::new(),
+            quarantined: Vec::new(),
+            empty: Vec::new(),
+        }
+    }
+
     /// Decides which file is which segment: the number in the header counts, not the file name.
     fn place(&mut self, dir: &Dir, heads: Vec<Head>) -> Result<BTreeMap<u64, Head>, OpenError> {
         let mut placed = BTreeMap::new();
@@ -388,10 +410,7 @@ impl DirectoryScan {
                 *end = tail;
             }
         }
-        // The latest START repeats the entries of earlier ones that are still remembered.
-        let first = start.dedup_entries.first().map_or(u64::MAX, |dedup_entry| dedup_entry.seq);
-        self.dedup_entries.retain(|dedup_entry| dedup_entry.seq >= first);
-        self.dedup_entries.extend(&start.dedup_entries);
+        self.dedup_index.apply_start(&start.dedup_entries, self.began);
         self.runs.replace(&start.runs, start.run, start.confirmed);
     }
 }
@@ -583,11 +602,8 @@ impl Walk<'_> {
                     *end = tail;
                 }
                 if let Some(dedup_key) = self.scanner.dedup_key(header, offset)? {
-                    self.directory_scan.dedup_entries.push(DedupEntry {
-                        dedup_key,
-                        lane: header.lane,
-                        seq: header.seq,
-                    });
+                    let entry = DedupEntry { dedup_key, lane: header.lane, seq: header.seq };
+                    self.directory_scan.dedup_index.insert_found(entry, self.directory_scan.began);
                 }
             }
             Kind::Start => match self.scanner.payload(header, offset)?.as_deref().and_then(Start::decode) {

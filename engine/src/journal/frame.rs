@@ -11,8 +11,7 @@
 //!   another segment is not a valid frame.
 //! - `durable_upto` is the highest sequence number known to be durable when the frame was encoded. It distinguishes a
 //!   torn write (not acknowledged) from damage (possibly acknowledged).
-//! - Flag 1: the payload starts with a dedup key (key 16, position u64, time in microseconds i64), which its length and
-//!   CRC include.
+//! - Flag 1: the payload starts with a dedup key of 32 bytes, which its length and CRC include.
 //! - The bytes are frozen by golden files.
 
 use std::collections::BTreeMap;
@@ -178,7 +177,7 @@ pub(super) fn header_crc(bytes: &[u8; FRAME_HEADER_BYTES]) -> u32 {
 /// ```text
 /// writer 16 | run 16 | confirmed run 16 | runs u32 | lanes u32 |
 /// run uuids, latest last, 16 each | lane u16, seq u64, records u64 each | entries
-/// entry: key 16, position u64, time in microseconds i64, seq u64, lane u16 each, to the end
+/// entry: dedup key 32, seq u64, lane u16 each, to the end
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Start {
@@ -298,6 +297,7 @@ pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::journal::dedup_index::DedupKind;
 
     fn header() -> FrameHeader {
         FrameHeader {
@@ -359,7 +359,7 @@ pub(super) mod tests {
             runs: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
             lanes: BTreeMap::from([(0, LaneTail { seq: 5, records: 50 }), (9, LaneTail { seq: 6, records: 1 })]),
             dedup_entries: vec![DedupEntry {
-                dedup_key: DedupKey { key: [7; 16], position: 9, at_us: 1 },
+                dedup_key: DedupKey { key: [7; 16], kind: DedupKind::Source { position: 9 } },
                 lane: 9,
                 seq: 6,
             }],

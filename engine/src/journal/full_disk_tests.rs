@@ -98,7 +98,7 @@ impl World {
             unsynced: Unsynced::default(),
             segments: BTreeMap::from([(1, segment())]),
             committed: BTreeMap::new(),
-            dedup_index: DedupIndex::new(SEGMENT_BYTES, vec![]),
+            dedup_index: DedupIndex::new(SEGMENT_BYTES),
             spare: Spare::Ready,
             ballast_now: 0,
             generation: 0,

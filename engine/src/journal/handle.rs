@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use super::acceptance::Acceptance;
 use super::check;
 use super::config::JournalConfig;
-use super::dedup_index::{DedupEntry, DedupIndex};
+use super::dedup_index::{DedupEntry, DedupKey};
 use super::error::{AppendError, OpenError};
 use super::housekeeper::Housekeeper;
 use super::reader::Reader;
@@ -123,7 +123,7 @@ impl Journal {
         segment_bytes: u64,
         opened: recover::Opened,
     ) -> (Self, Writer, Housekeeper) {
-        let recover::Opened { recovered, identity, segments, dedup_entries, active, number, run_seq, crc_last, full } =
+        let recover::Opened { recovered, identity, segments, dedup_index, active, number, run_seq, crc_last, full } =
             opened;
         let first = &segments[&number];
         let log_end = LogEnd {
@@ -153,7 +153,7 @@ impl Journal {
             unsynced: Unsynced::default(),
             segments,
             committed: BTreeMap::new(),
-            dedup_index: DedupIndex::new(segment_bytes, dedup_entries),
+            dedup_index,
             spare: Spare::Missing,
             ballast_now,
             generation: 0,
@@ -249,7 +249,7 @@ impl Journal {
     /// [`DedupKey::BYTES`](super::DedupKey::BYTES) to the payload: reserve that much more credit.
     ///
     /// # Errors
-    /// [`AppendError::Duplicate`] if the key is in the dedup index; [`Journal::dedup_entry`] then returns the earlier
+    /// [`AppendError::Duplicate`] if the key is in the dedup index; [`Journal::find_duplicate`] then returns the earlier
     /// frame. Otherwise as for [`Journal::append`].
     pub fn append_frame(
         &self,
@@ -272,11 +272,12 @@ impl Journal {
         appended
     }
 
-    /// Returns the latest frame with this dedup key, and whether it is durable.
+    /// Returns the earlier frame that a frame with this dedup key would repeat, and whether it is durable.
     #[must_use]
-    pub fn dedup_entry(&self, key: &[u8; 16]) -> Option<(DedupEntry, bool)> {
+    pub fn find_duplicate(&self, dedup_key: &DedupKey) -> Option<(DedupEntry, bool)> {
         let state = self.handle.shared.state();
-        state.dedup_index.get(key).map(|dedup_entry| (dedup_entry, dedup_entry.seq <= state.durable.seq))
+        let first = state.dedup_index.find_duplicate(dedup_key, Instant::now())?;
+        Some((first, first.seq <= state.durable.seq))
     }
 
     /// Whether an append would be accepted now. For readiness probes and intake.

@@ -41,7 +41,7 @@ mod handle;
 
 pub use self::check::{Report, SegmentReport, check, check_on, dump, dump_on, repair, repair_on};
 pub use self::config::JournalConfig;
-pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey};
+pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey, DedupKind};
 pub use self::error::{AppendError, OpenError};
 pub use self::frame::PAYLOAD_BYTES_MAX;
 pub use self::handle::{Journal, JournalStats};

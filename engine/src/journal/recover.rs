@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::dedup_index::{DedupEntry, DedupIndex};
+use super::dedup_index::DedupIndex;
 use super::directory_scan::{
     Depth, Quarantined, SegmentScan, Tail, ValidPrefix, flush_page_cache, scan_directory, used_end,
 };
@@ -60,7 +60,7 @@ pub(super) struct Opened {
     pub(super) recovered: Recovered,
     pub(super) identity: Identity,
     pub(super) segments: BTreeMap<u64, Segment>,
-    pub(super) dedup_entries: Vec<DedupEntry>,
+    pub(super) dedup_index: DedupIndex,
     /// The new segment's file, opened for writing.
     pub(super) active: Box<dyn File>,
     pub(super) number: u64,
@@ -74,7 +74,8 @@ pub(super) struct Opened {
 /// Scans the directory (under the lock), quarantines what cannot be read, and starts a new run.
 pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError> {
     flush_page_cache(dir)?;
-    let found = scan_directory(dir, Depth::Open)?;
+    let mut found = scan_directory(dir, Depth::Open)?;
+    found.dedup_index.limit(segment_bytes);
     let all_quarantined = quarantine(dir, &found.quarantined);
     let last = found.segments.last();
     let is_last = |segment: &SegmentScan| last.is_some_and(|last| last.number == segment.number);
@@ -89,7 +90,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
     let runs = found.runs.limited(usize::try_from(segment_bytes / 4 / 16).unwrap_or(RUNS_MAX).min(RUNS_MAX));
     let writer = found.writer.unwrap_or_else(Uuid::new_v4);
     let identity = Identity { writer, run: Uuid::new_v4(), run_before: runs.last().copied(), confirmed };
-    let dedup_entries = DedupIndex::new(segment_bytes, found.dedup_entries).entries();
+    let dedup_entries = found.dedup_index.start_entries();
     let start = Start { writer, run: identity.run, confirmed, runs, lanes: found.lanes.clone(), dedup_entries };
     let fresh = found.segments.is_empty() && found.number_last == 0;
     let created = fresh && found.empty.is_empty() && found.quarantined.is_empty();
@@ -148,7 +149,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         },
         identity,
         segments,
-        dedup_entries: start.dedup_entries,
+        dedup_index: found.dedup_index,
         active: new.file,
         number,
         run_seq,

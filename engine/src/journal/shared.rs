@@ -154,7 +154,7 @@ impl Shared {
         let NewFrame { lane, codec, records, dedup_key, payload } = frame;
         let mut state = self.state();
         let placed = state
-            .place(lane, records, payload.len(), payload_crc, dedup_key)
+            .place(lane, records, payload.len(), payload_crc, dedup_key.map(|dedup_key| (dedup_key, Instant::now())))
             .inspect_err(|reason| self.count_rejection(reason))?;
         state.unsynced.append(placed.appended.seq, Instant::now());
         let queue = locked(&self.queue);

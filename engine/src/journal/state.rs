@@ -161,17 +161,17 @@ impl State {
         Ok(())
     }
 
-    /// Assigns a frame its sequence number and position, unless its dedup key is known.
+    /// Assigns a frame its sequence number and position, unless its dedup key is known at the present time.
     pub(super) fn place(
         &mut self,
         lane: LaneId,
         records: u32,
         payload_len: usize,
         payload_crc: u32,
-        dedup_key: Option<DedupKey>,
+        dedup: Option<(DedupKey, Instant)>,
     ) -> Result<Placed, AppendError> {
         self.check_capacity(payload_len)?;
-        if dedup_key.is_some_and(|dedup_key| self.dedup_index.find_duplicate(&dedup_key).is_some()) {
+        if dedup.is_some_and(|(dedup_key, now)| self.dedup_index.find_duplicate(&dedup_key, now).is_some()) {
             return Err(AppendError::Duplicate);
         }
         if self.allocated.seq + 2 > SEQ_MAX {
@@ -194,8 +194,8 @@ impl State {
             generation: self.generation,
         };
         let place = self.take(payload_len);
-        if let Some(dedup_key) = dedup_key {
-            self.dedup_index.insert(DedupEntry { dedup_key, lane, seq: appended.seq });
+        if let Some((dedup_key, now)) = dedup {
+            self.dedup_index.insert(DedupEntry { dedup_key, lane, seq: appended.seq }, now);
         }
         Ok(Placed { before, place, appended })
     }
@@ -213,7 +213,7 @@ impl State {
     /// Builds the frame that opens a segment: it repeats what would be lost when the previous segments are removed.
     fn start_frame(&mut self) -> RunFrame {
         let (runs, lanes, dedup_entries) =
-            (self.runs.clone(), self.allocated.lanes.clone(), self.dedup_index.entries());
+            (self.runs.clone(), self.allocated.lanes.clone(), self.dedup_index.start_entries());
         let Identity { writer, run, confirmed, .. } = self.identity;
         let start = Start { writer, run, confirmed, runs, lanes, dedup_entries }.encode();
         self.run_frame(Kind::Start, start)
@@ -263,7 +263,7 @@ impl State {
     /// Largest payload that fits into a new segment.
     fn payload_max(&self) -> usize {
         // One lane more than now: the frame may be the first of its lane.
-        let dedup_bytes = self.dedup_index.bytes_max();
+        let dedup_bytes = self.dedup_index.start_bytes_max();
         let start = frame_bytes(Start::payload_bytes(self.runs.len(), self.allocated.lanes.len() + 1, dedup_bytes));
         let taken = SEGMENT_HEADER_BYTES as u64 + start + frame_bytes(0) + SEAL_BYTES;
         let payload_max = usize::try_from(self.sizes.segment_bytes.saturating_sub(taken)).unwrap_or(usize::MAX);
@@ -430,7 +430,7 @@ mod tests {
             unsynced: Unsynced::default(),
             segments: BTreeMap::from([(1, segment(segment_bytes))]),
             committed: BTreeMap::new(),
-            dedup_index: DedupIndex::new(segment_bytes, vec![]),
+            dedup_index: DedupIndex::new(segment_bytes),
             spare: Spare::Ready,
             ballast_now: 0,
             generation: 0,

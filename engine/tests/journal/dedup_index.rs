@@ -2,12 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use logweir_engine::journal::{AppendError, Appended, DedupKey, Journal, NewFrame};
+use logweir_engine::journal::{AppendError, Appended, DedupKey, DedupKind, Journal, NewFrame};
 
 use crate::kit::{Answer, SEGMENT_BYTES, append, block_on, config, open, payloads, read, scratch};
 
+/// A request if `position` is 0.
 fn dedup_key(key: u8, position: u64) -> DedupKey {
-    DedupKey { key: [key; 16], position, at_us: 1_763_640_000_000_000 }
+    let kind = match position {
+        0 => DedupKind::Request { body: Some(u64::from(key)) },
+        position => DedupKind::Source { position },
+    };
+    DedupKey { key: [key; 16], kind }
 }
 
 fn begin(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
@@ -30,9 +35,9 @@ fn a_duplicate_is_rejected_and_the_first_frame_is_found() {
     let (journal, _) = open(dir.path());
     let first = take(&journal, dedup_key(1, 0), b"one").unwrap();
     assert_eq!(take(&journal, dedup_key(1, 0), b"one").unwrap_err(), AppendError::Duplicate);
-    let (known, durable) = journal.dedup_entry(&[1; 16]).unwrap();
+    let (known, durable) = journal.find_duplicate(&dedup_key(1, 0)).unwrap();
     assert_eq!((known.seq, known.lane, durable), (first.seq, 3, true));
-    assert_eq!(journal.dedup_entry(&[2; 16]), None);
+    assert_eq!(journal.find_duplicate(&dedup_key(2, 10)), None);
     take(&journal, dedup_key(2, 10), b"two").unwrap();
     take(&journal, dedup_key(2, 20), b"three").unwrap();
     assert_eq!(take(&journal, dedup_key(2, 20), b"three").unwrap_err(), AppendError::Duplicate);

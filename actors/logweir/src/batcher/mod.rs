@@ -101,10 +101,13 @@ impl Batcher {
     async fn append(&mut self, parsed: ParsedChunk) -> Option<(Appended, Chunk)> {
         let ParsedChunk { chunk, report, dedup_key, ack, reply } = parsed;
         if let Some(dedup_key) = dedup_key
-            && let Some((first, durable)) = self.journal.dedup_entry(&dedup_key.key)
-            && first.dedup_key.position >= dedup_key.position
+            && let Some((first, durable)) = self.journal.find_duplicate(&dedup_key)
         {
-            self.repeat(chunk.len(), durable.then_some(first), report, reply);
+            if dedup_key.contradicts(&first.dedup_key) {
+                let _ = reply.send(Err(Rejection::contradiction()));
+            } else {
+                self.repeat(chunk.len(), durable.then_some(first), report, reply);
+            }
             return None;
         }
         let encoded = codec::encode(&chunk).map_err(|error| Rejection {

@@ -175,6 +175,7 @@ impl From<Rejection> for HttpError {
             RejectionKind::Unavailable => 503,
             RejectionKind::TooLarge => 413,
             RejectionKind::Malformed | RejectionKind::MalformedItem(_) => 400,
+            RejectionKind::Contradiction => 422,
         };
         let item = match kind {
             RejectionKind::MalformedItem(item) => Some(item),

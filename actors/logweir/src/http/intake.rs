@@ -62,7 +62,7 @@ pub async fn accept(
     stamp_token_name(&shared.config.auth, sender, &mut defaults);
     let (reply, answer) = answer_channel();
     let received_us = wall_us();
-    let dedup_key = idempotency::key(request.headers(), received_us)?;
+    let dedup_key = idempotency::key(request.headers(), sender)?;
     let stream = stream_of(request);
     let delivery = Delivery { stream, body, encoding, format, defaults, received_us, dedup_key, ack, reply };
     running.intake.try_submit(delivery)?;

@@ -75,6 +75,8 @@ impl Stage for Producer {
                 }
             },
         };
+        // Here, since a sender may compress a body differently when it sends it again.
+        let dedup_key = dedup_key.map(|dedup_key| dedup_key.with_body(&body));
         let raw = RawChunk { body, format, defaults, received_us, dedup_key, ack, reply };
         if let Err(Closed(raw)) = self.context.waiting(self.parser.send(raw)).await {
             let _ = raw.reply.send(Err(Rejection::draining()));

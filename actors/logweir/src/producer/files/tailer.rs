@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logweir_engine::clock::wall_us;
-use logweir_engine::journal::DedupKey;
+use logweir_engine::journal::{DedupKey, DedupKind};
 use uuid::Uuid;
 
 use super::super::container;
@@ -499,7 +498,10 @@ impl Tailed {
             body,
             defaults: self.defaults.clone(),
             // Stable across restarts, and increasing with each piece.
-            dedup_key: Some(DedupKey { key: incarnation.into_bytes(), position: in_flight.end, at_us: wall_us() }),
+            dedup_key: Some(DedupKey {
+                key: incarnation.into_bytes(),
+                kind: DedupKind::Source { position: in_flight.end },
+            }),
         };
         Ok(Some(Piece { incarnation, source_batch }))
     }
