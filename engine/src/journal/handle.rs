@@ -26,6 +26,7 @@ use super::state::{LogEnd, Sizes, Spare, State};
 use super::types::{Appended, LaneId, LaneTail, Recovered};
 use super::unsynced::Unsynced;
 use super::writer::{self, Writer};
+use crate::file_system::File;
 
 /// State of the journal, for metrics and status.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -78,6 +79,15 @@ struct Threads {
     exited: Receiver<()>,
 }
 
+/// An open journal whose threads do not run yet.
+struct Parts {
+    journal: Journal,
+    recovered: Recovered,
+    writer: Writer,
+    housekeeper: Housekeeper,
+    lock: Box<dyn File>,
+}
+
 impl Journal {
     /// Locks, recovers and opens the journal, and starts its threads.
     ///
@@ -85,17 +95,7 @@ impl Journal {
     /// [`OpenError::InvalidConfig`] if a size is out of the range given at [`JournalConfig`]; [`OpenError::Locked`],
     /// [`OpenError::TooNew`] or [`OpenError::Io`] otherwise. Damage is not an error: see [`Recovered::damage`].
     pub fn open(config: JournalConfig) -> Result<(Self, Recovered), OpenError> {
-        let segment_bytes = config.validate()?;
-        handle_file_size_signal().at(&config.dir, "handle the signal of the file-size limit")?;
-        let started = Instant::now();
-        config.file_system.create_dir_all(&config.dir).at(&config.dir, "create the directory and fsync its parents")?;
-        let dir = Dir::open(config.file_system.clone(), &config.dir)?;
-        let lock = check::lock(&dir)?;
-        let opened = recover::recover(&dir, segment_bytes)?;
-        recover::prune_torn_tails(&dir);
-        let recovered = opened.recovered.clone();
-        recover::report(&recovered);
-        let (journal, writer, housekeeper) = Self::assemble(&config, dir, segment_bytes, opened);
+        let Parts { journal, recovered, writer, housekeeper, lock } = Self::prepare(&config)?;
         let lock = Arc::new(lock);
         let housekeeper_lock = lock.clone();
         let (running, exited) = crossbeam_channel::bounded::<()>(0);
@@ -112,9 +112,38 @@ impl Journal {
             exited,
         };
         *locked(&journal.handle.threads) = Some(threads);
+        Ok((journal, recovered))
+    }
+
+    /// Like [`Journal::open`], but without threads: the caller makes their steps, in the order that it chooses.
+    ///
+    /// # Errors
+    /// See there.
+    #[cfg(feature = "faults")]
+    pub fn open_in_steps(
+        config: &JournalConfig,
+    ) -> Result<(Self, Recovered, WriterSteps, HousekeeperSteps), OpenError> {
+        let Parts { journal, recovered, writer, housekeeper, lock } = Self::prepare(config)?;
+        let writer = WriterSteps { writer, _lock: lock };
+        let housekeeper = HousekeeperSteps { housekeeper, now: Instant::now(), retry_at: None };
+        Ok((journal, recovered, writer, housekeeper))
+    }
+
+    fn prepare(config: &JournalConfig) -> Result<Parts, OpenError> {
+        let segment_bytes = config.validate()?;
+        handle_file_size_signal().at(&config.dir, "handle the signal of the file-size limit")?;
+        let started = Instant::now();
+        config.file_system.create_dir_all(&config.dir).at(&config.dir, "create the directory and fsync its parents")?;
+        let dir = Dir::open(config.file_system.clone(), &config.dir)?;
+        let lock = check::lock(&dir)?;
+        let opened = recover::recover(&dir, segment_bytes)?;
+        recover::prune_torn_tails(&dir);
+        let recovered = opened.recovered.clone();
+        recover::report(&recovered);
+        let (journal, writer, housekeeper) = Self::assemble(config, dir, segment_bytes, opened);
         metrics::gauge!("logweir_journal_recovery_seconds").set(started.elapsed().as_secs_f64());
         journal.handle.shared.publish_gauges();
-        Ok((journal, recovered))
+        Ok(Parts { journal, recovered, writer, housekeeper, lock })
     }
 
     fn assemble(
@@ -465,6 +494,48 @@ impl Journal {
             *sealed = Some(self.handle.stop(limit));
         }
         sealed.clone().expect("set above")
+    }
+}
+
+/// The writer of a journal without threads.
+#[cfg(feature = "faults")]
+pub struct WriterSteps {
+    writer: Writer,
+    _lock: Box<dyn File>,
+}
+
+#[cfg(feature = "faults")]
+impl WriterSteps {
+    /// Writes and acknowledges the next group. Returns false if nothing is queued.
+    pub fn step(&mut self) -> bool {
+        self.writer.guarded_step()
+    }
+
+    /// Writes what is queued, and the seal. The end of the journal's life.
+    ///
+    /// # Errors
+    /// See [`Journal::seal`].
+    pub fn seal(self) -> Result<(), AppendError> {
+        self.writer.shared.wants_seal.store(true, Ordering::Release);
+        self.writer.shared.close();
+        self.writer.guarded_run()
+    }
+}
+
+/// The housekeeper of a journal without threads.
+#[cfg(feature = "faults")]
+pub struct HousekeeperSteps {
+    housekeeper: Housekeeper,
+    now: Instant,
+    retry_at: Option<Instant>,
+}
+
+#[cfg(feature = "faults")]
+impl HousekeeperSteps {
+    /// One round, a second after the one before: whatever waited to be tried again is due.
+    pub fn step(&mut self) {
+        self.now += std::time::Duration::from_secs(1);
+        self.retry_at = self.housekeeper.work(self.retry_at, self.now);
     }
 }
 

@@ -67,7 +67,7 @@ impl Housekeeper {
 
     fn keep_house(&self) {
         // `Some` while something has to be retried; nothing is retried earlier.
-        let mut retry_at = self.work(None);
+        let mut retry_at = self.work(None, Instant::now());
         while !self.shared.stop.load(Ordering::Acquire) {
             self.shared.publish_gauges();
             let woken = match retry_at {
@@ -77,29 +77,29 @@ impl Housekeeper {
             if woken == Err(RecvTimeoutError::Disconnected) {
                 break;
             }
-            retry_at = self.work(retry_at);
+            retry_at = self.work(retry_at, Instant::now());
         }
     }
 
     /// One round. Returns when to retry what failed.
-    fn work(&self, retry_at: Option<Instant>) -> Option<Instant> {
+    pub(super) fn work(&self, retry_at: Option<Instant>, now: Instant) -> Option<Instant> {
         fault::kill_point("journal.housekeeper");
         let removed = self.remove_committed();
         let full = self.shared.reject_reason() == Some(AppendError::DiskFull);
         if full && (self.delete_ballast() || retry_at.is_none()) {
             // The freed space is for others: check again later.
-            return Some(Instant::now() + PROBE_INTERVAL);
+            return Some(now + PROBE_INTERVAL);
         }
-        if retry_at.is_some_and(|at| Instant::now() < at) {
+        if retry_at.is_some_and(|at| now < at) {
             return retry_at;
         }
         let made = (!full || self.has_space()) && self.make_spare() & self.make_ballast();
         // Tried again until the writer has rolled back.
         let resumed = made && full && self.shared.space_made();
-        if resumed && self.resumed.allows(Instant::now()) {
+        if resumed && self.resumed.allows(now) {
             tracing::info!("the journal's disk has space again; intake resumes");
         }
-        (!made || full != resumed || !removed).then(|| Instant::now() + PROBE_INTERVAL)
+        (!made || full != resumed || !removed).then(|| now + PROBE_INTERVAL)
     }
 
     /// Whether the file system reports enough space for everything that is missing.

@@ -44,6 +44,8 @@ pub use self::config::JournalConfig;
 pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey, DedupKind};
 pub use self::error::{AppendError, OpenError};
 pub use self::frame::PAYLOAD_BYTES_MAX;
+#[cfg(feature = "faults")]
+pub use self::handle::{HousekeeperSteps, WriterSteps};
 pub use self::handle::{Journal, JournalStats};
 pub use self::reader::Reader;
 pub use self::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};

@@ -84,12 +84,8 @@ impl Writer {
 
     /// Runs until the journal closes the queue, then writes a SEAL if one is requested.
     fn run(mut self) -> Result<(), AppendError> {
-        while let Some(group) = self.next_group() {
-            match self.make_durable(&group) {
-                Ok(()) => self.acknowledge(group),
-                Err(Failed::Full(error)) => self.reject_group(group, &error),
-                Err(Failed::Broken(action, error)) => self.poison(group, action, &error),
-            }
+        while let Some(first) = self.pending.take().or_else(|| self.queue.recv().ok()) {
+            self.commit_group(first);
         }
         match self.shared.poison_reason() {
             Some(reason) => Err(AppendError::Poisoned(reason)),
@@ -98,12 +94,29 @@ impl Writer {
         }
     }
 
+    /// Writes the next group, if anything is queued. Returns whether there was.
+    #[cfg(feature = "faults")]
+    pub(super) fn guarded_step(&mut self) -> bool {
+        let Some(first) = self.pending.take().or_else(|| self.queue.try_recv().ok()) else { return false };
+        let shared = self.shared.clone();
+        if catch_unwind(AssertUnwindSafe(|| self.commit_group(first))).is_err() {
+            shared.poison(PANICKED.to_owned());
+        }
+        true
+    }
+
+    /// Makes the group that `first` begins durable, and answers its callers.
+    fn commit_group(&mut self, first: Item) {
+        let group = self.next_group(first);
+        match self.make_durable(&group) {
+            Ok(()) => self.acknowledge(group),
+            Err(Failed::Full(error)) => self.reject_group(group, &error),
+            Err(Failed::Broken(action, error)) => self.poison(group, action, &error),
+        }
+    }
+
     /// Returns the frames of the next group; all belong to one segment.
-    fn next_group(&mut self) -> Option<Vec<Item>> {
-        let first = match self.pending.take() {
-            Some(item) => item,
-            None => self.queue.recv().ok()?,
-        };
+    fn next_group(&mut self, first: Item) -> Vec<Item> {
         let segment = first.place.segment;
         let mut bytes = first.payload.len();
         let mut group = vec![first];
@@ -116,7 +129,7 @@ impl Writer {
             bytes += item.payload.len();
             group.push(item);
         }
-        Some(group)
+        group
     }
 
     /// Writes the group, in a new segment if necessary, and fsyncs it.
