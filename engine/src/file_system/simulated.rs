@@ -326,10 +326,15 @@ fn to_usize(number: u64) -> usize {
     usize::try_from(number).expect("a simulated file fits into memory")
 }
 
+/// Appends zeros up to `len`: far cheaper than `Vec::resize` without optimization.
+fn extend(bytes: &mut Vec<u8>, len: u64) {
+    bytes.extend_from_slice(&vec![0; to_usize(len).saturating_sub(bytes.len())]);
+}
+
 impl Content {
     fn change(&mut self, offset: u64, bytes: Vec<u8>, len: u64) {
         let end = offset + bytes.len() as u64;
-        self.bytes.resize(to_usize(len.max(end)), 0);
+        extend(&mut self.bytes, len.max(end));
         self.bytes[to_usize(offset)..to_usize(end)].copy_from_slice(&bytes);
         self.bytes.truncate(to_usize(len));
         let change = Change { offset, bytes, len };
@@ -362,7 +367,8 @@ impl Content {
 
     /// Syncs; `stores` says for each sector whether it reaches the disk.
     fn sync(&mut self, mut stores: impl FnMut() -> bool) {
-        self.stored.resize(self.bytes.len(), 0);
+        extend(&mut self.stored, self.bytes.len() as u64);
+        self.stored.truncate(self.bytes.len());
         for sector in self.dirty() {
             if stores() {
                 self.store(sector);
@@ -402,14 +408,13 @@ impl Content {
             for sector in change.sectors().filter(|sector| until[sector] >= number) {
                 let from = change.offset.max(sector * SECTOR_BYTES);
                 let to = (change.offset + change.bytes.len() as u64).min((sector + 1) * SECTOR_BYTES);
-                if self.stored.len() < to_usize(to) {
-                    self.stored.resize(to_usize(to), 0);
-                }
+                extend(&mut self.stored, to);
                 let bytes = &change.bytes[to_usize(from - change.offset)..to_usize(to - change.offset)];
                 self.stored[to_usize(from)..to_usize(to)].copy_from_slice(bytes);
             }
         }
-        self.stored.resize(to_usize(len), 0);
+        extend(&mut self.stored, len);
+        self.stored.truncate(to_usize(len));
         self.bytes.clone_from(&self.stored);
         self.changes.clear();
         self.lost.clear();

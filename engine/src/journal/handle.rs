@@ -124,7 +124,7 @@ impl Journal {
         config: &JournalConfig,
     ) -> Result<(Self, Recovered, WriterSteps, HousekeeperSteps), OpenError> {
         let Parts { journal, recovered, writer, housekeeper, lock } = Self::prepare(config)?;
-        let writer = WriterSteps { writer, _lock: lock };
+        let writer = WriterSteps { writer, rolls_back: false, _lock: lock };
         let housekeeper = HousekeeperSteps { housekeeper, now: Instant::now(), retry_at: None };
         Ok((journal, recovered, writer, housekeeper))
     }
@@ -501,21 +501,31 @@ impl Journal {
 #[cfg(feature = "faults")]
 pub struct WriterSteps {
     writer: Writer,
+    /// Whether the next step is to roll back.
+    rolls_back: bool,
     _lock: Box<dyn File>,
 }
 
 #[cfg(feature = "faults")]
 impl WriterSteps {
-    /// Writes and acknowledges the next group. Returns false if nothing is queued.
+    /// Writes and acknowledges the next group, or rolls back after a step in which the disk was full. Returns false if
+    /// there is nothing to do.
     pub fn step(&mut self) -> bool {
-        self.writer.guarded_step()
+        if std::mem::take(&mut self.rolls_back) {
+            self.writer.shared.roll_back();
+            return true;
+        }
+        let stepped = self.writer.guarded_step();
+        self.rolls_back = stepped == Some(true);
+        stepped.is_some()
     }
 
     /// Writes what is queued, and the seal. The end of the journal's life.
     ///
     /// # Errors
     /// See [`Journal::seal`].
-    pub fn seal(self) -> Result<(), AppendError> {
+    pub fn seal(mut self) -> Result<(), AppendError> {
+        while self.step() {}
         self.writer.shared.wants_seal.store(true, Ordering::Release);
         self.writer.shared.close();
         self.writer.guarded_run()

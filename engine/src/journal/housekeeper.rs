@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::error::AppendError;
-use super::segment::{create_zeroed, is_full};
+use super::segment::{create_zeroed, is_transient};
 use super::shared::Shared;
 use super::state::Spare;
 use crate::fault;
@@ -150,7 +150,7 @@ impl Housekeeper {
         }
         match self.shared.make_spare() {
             Ok(()) => true,
-            Err(error) if is_full(&error) => {
+            Err(error) if is_transient(&error) => {
                 self.shared.set_spare(Spare::NoSpace);
                 false
             }

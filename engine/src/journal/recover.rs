@@ -29,7 +29,7 @@ use super::identity::{Identity, RUNS_MAX};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, create_zeroed,
-    is_full, open_leftover_spare, publish_spare, sync_data, sync_dir,
+    is_transient, open_leftover_spare, publish_spare, sync_data, sync_dir,
 };
 use super::types::{Damage, LaneId, Recovered};
 use crate::file_system::{File, FileSystem, OpenMode, read_up_to};
@@ -286,7 +286,7 @@ fn allocate_segment(
         [&|| Ok(()), &|| old.map_or(Ok(()), |old| trim(dir, old)), &|| dir.file_system().remove_file(&dir.ballast())];
     for fallback in fallbacks {
         match &made {
-            Err(error) if is_full(error) => {}
+            Err(error) if is_transient(error) => {}
             _ => break,
         }
         full = true;

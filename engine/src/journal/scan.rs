@@ -42,7 +42,11 @@ impl Window {
     fn load(&mut self, offset: u64, want: usize, end: u64) -> io::Result<()> {
         let want = want.min(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
         self.start = offset;
-        self.bytes.resize(want, 0);
+        if self.bytes.len() < want {
+            // Pages of zeros cost less than writing zeros.
+            self.bytes = vec![0; want];
+        }
+        self.bytes.truncate(want);
         let read = read_up_to(&*self.file, &mut self.bytes, offset);
         self.bytes.truncate(*read.as_ref().unwrap_or(&0));
         read.map(|_| ())

@@ -171,9 +171,12 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Whether the error means that the disk is full, which is transient, and not broken.
-pub(super) fn is_full(error: &io::Error) -> bool {
+/// Whether the error means that something is used up which others may release: space, or descriptors. The disk is not
+/// broken.
+pub(super) fn is_transient(error: &io::Error) -> bool {
+    let no_descriptor = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+        || error.raw_os_error().is_some_and(|code| no_descriptor.contains(&code))
 }
 
 /// The journal's directory, open, and the paths in it.

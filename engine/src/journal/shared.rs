@@ -19,6 +19,7 @@ use super::recover::{self, Segment};
 use super::segment::{self, Dir, create_zeroed};
 use super::state::{Place, RunFrame, Spare, State};
 use super::types::{Appended, Damage, LaneId, LaneTail};
+use crate::fault;
 use crate::file_system::File;
 
 /// A data frame to append.
@@ -316,7 +317,11 @@ impl Shared {
 
     /// The disk has space again. Returns whether appends are accepted now.
     pub(super) fn space_made(&self) -> bool {
-        self.state().acceptance.space_made()
+        let acceptance = &mut self.state().acceptance;
+        if fault::armed("mutation.space_before_roll_back") {
+            acceptance.rolled_back();
+        }
+        acceptance.space_made()
     }
 
     /// Returns the oldest segment if it may be removed, and whether its file can be reused.

@@ -22,7 +22,7 @@ use super::error::AppendError;
 use super::frame::{FrameHeader, Kind, Seed, header_crc, push_frame};
 use super::recover::Segment;
 use super::segment::{
-    FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR, is_full, publish_spare,
+    FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader, TERMINATOR, is_transient, publish_spare,
     sync_data, write_zeros,
 };
 use super::shared::{Item, Shared, SpareFile, locked};
@@ -48,7 +48,7 @@ enum Failed {
 
 impl Failed {
     fn from(action: &'static str) -> impl Fn(io::Error) -> Self {
-        move |error| if is_full(&error) { Self::Full(error) } else { Self::Broken(action, error) }
+        move |error| if is_transient(&error) { Self::Full(error) } else { Self::Broken(action, error) }
     }
 }
 
@@ -85,7 +85,9 @@ impl Writer {
     /// Runs until the journal closes the queue, then writes a SEAL if one is requested.
     fn run(mut self) -> Result<(), AppendError> {
         while let Some(first) = self.pending.take().or_else(|| self.queue.recv().ok()) {
-            self.commit_group(first);
+            if self.commit_group(first) {
+                self.shared.roll_back();
+            }
         }
         match self.shared.poison_reason() {
             Some(reason) => Err(AppendError::Poisoned(reason)),
@@ -94,25 +96,31 @@ impl Writer {
         }
     }
 
-    /// Writes the next group, if anything is queued. Returns whether there was.
+    /// Writes the next group, if anything is queued. Returns whether there was, and whether the caller must roll back.
     #[cfg(feature = "faults")]
-    pub(super) fn guarded_step(&mut self) -> bool {
-        let Some(first) = self.pending.take().or_else(|| self.queue.try_recv().ok()) else { return false };
+    pub(super) fn guarded_step(&mut self) -> Option<bool> {
+        let first = self.pending.take().or_else(|| self.queue.try_recv().ok())?;
         let shared = self.shared.clone();
-        if catch_unwind(AssertUnwindSafe(|| self.commit_group(first))).is_err() {
+        Some(catch_unwind(AssertUnwindSafe(|| self.commit_group(first))).unwrap_or_else(|_| {
             shared.poison(PANICKED.to_owned());
-        }
-        true
+            false
+        }))
     }
 
-    /// Makes the group that `first` begins durable, and answers its callers.
-    fn commit_group(&mut self, first: Item) {
+    /// Makes the group that `first` begins durable, and answers its callers. Returns true if the disk was full: nothing
+    /// is queued any more, and the caller must roll back.
+    #[must_use]
+    fn commit_group(&mut self, first: Item) -> bool {
         let group = self.next_group(first);
         match self.make_durable(&group) {
             Ok(()) => self.acknowledge(group),
-            Err(Failed::Full(error)) => self.reject_group(group, &error),
+            Err(Failed::Full(error)) => {
+                self.reject_group(group, &error);
+                return true;
+            }
             Err(Failed::Broken(action, error)) => self.poison(group, action, &error),
         }
+        false
     }
 
     /// Returns the frames of the next group; all belong to one segment.
@@ -174,7 +182,7 @@ impl Writer {
 
     /// After a write on a full disk: the part of the group that was written must not look like frames.
     fn erase_partial_write(&self, offset: u64, error: io::Error) -> Failed {
-        if !is_full(&error) {
+        if !is_transient(&error) {
             return Failed::Broken("write the journal", error);
         }
         let size = match self.file.metadata() {
@@ -228,7 +236,7 @@ impl Writer {
         if let Err(error) = publish_spare(&self.shared.dir, number) {
             // Once the new name exists, frames appended to the old segment would be superseded.
             let named = self.shared.dir.file_system().exists(&self.shared.dir.segment(number));
-            return Err(if is_full(&error) && !named {
+            return Err(if is_transient(&error) && !named {
                 Failed::Full(error)
             } else {
                 Failed::Broken("rename a new segment into place", error)
@@ -277,14 +285,13 @@ impl Writer {
         }
     }
 
-    /// Disk full: rejects the group and all queued frames, then rolls the sequence numbers back.
+    /// Disk full: rejects the group and all queued frames.
     fn reject_group(&mut self, group: Vec<Item>, error: &io::Error) {
         let segment = self.number;
         tracing::warn!(%error, segment, "the journal's disk is full; rejecting appends until space is available");
         self.shared.write_failed();
         metrics::counter!("logweir_journal_disk_full_failures_total").increment(1);
         self.fail_all(group, &AppendError::DiskFull);
-        self.shared.roll_back();
     }
 
     fn poison(&mut self, group: Vec<Item>, action: &'static str, error: &io::Error) {

@@ -15,3 +15,5 @@ mod child;
 mod crash;
 #[cfg(feature = "faults")]
 mod disk;
+#[cfg(feature = "faults")]
+mod simulated;
