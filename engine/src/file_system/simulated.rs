@@ -36,7 +36,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -45,7 +45,7 @@ impl Random {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.number() % end
     }
 
     /// True this often out of a hundred times.
@@ -647,7 +647,7 @@ impl OpenFile {
         };
         let mut disk = self.handle.disk.disk();
         if disk.process == self.handle.process && disk.operations < disk.crash_at {
-            let mut random = Random::new(disk.random.next());
+            let mut random = Random::new(disk.random.number());
             disk.file(self.handle.inode)?.sync(|| random.percent(50));
         }
         Err(failed)
@@ -657,7 +657,7 @@ impl OpenFile {
 impl File for OpenFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.handle.begin(Operation::Read)?;
-        let (partial, cut) = (disk.partial && disk.random.percent(5), disk.random.next());
+        let (partial, cut) = (disk.partial && disk.random.percent(5), disk.random.number());
         let file = disk.file(self.handle.inode)?;
         let start = to_usize(offset).min(file.bytes.len());
         let mut read = buffer.len().min(file.bytes.len() - start);
@@ -681,7 +681,7 @@ impl File for OpenFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.handle.begin(Operation::Write)?;
         let ends = disk.operations >= disk.crash_at;
-        let (partial, cut) = (disk.partial && disk.random.percent(5), disk.random.next());
+        let (partial, cut) = (disk.partial && disk.random.percent(5), disk.random.number());
         let free = disk.capacity.saturating_sub(disk.used_bytes());
         let file = disk.file(self.handle.inode)?;
         let len = file.bytes.len() as u64;

@@ -98,7 +98,7 @@ macro_rules! check_that {
 impl Simulation {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let disk = SimulatedDisk::new(random.next());
+        let disk = SimulatedDisk::new(random.number());
         disk.set_partial(random.percent(50));
         let config = JournalConfig {
             segment_bytes: SEGMENT_BYTES,
