@@ -1,9 +1,11 @@
-//! A machine that misbehaves: a disk that does not answer.
+//! A machine that misbehaves: a disk that does not answer, few descriptors.
 
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
 
 use logweir_tests::client::{Client, Load};
-use logweir_tests::process::Server;
+use logweir_tests::process::{self, Server};
 use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
 
 /// The second group of frames waits for the disk, which answers when the fault ends.
@@ -83,5 +85,80 @@ fn a_housekeeper_that_panics_begins_again() {
         s.acknowledged(100);
         load.stop();
         s.assert_contract();
+    });
+}
+
+/// A server under a limit of the system.
+fn launch_with(s: &Scenario, resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> Server {
+    let mut command = process::command(&s.settings, "", &["run"]);
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `setrlimit` is one system call that reads the limit.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(resource, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let address = |key: &str| s.settings[key].parse().expect("an address");
+    Server::spawn(command, address("http.listen"), address("admin.listen"), s.dir.join(format!("limited-{hard}.log")))
+}
+
+/// Opens so many connections, or as many as are accepted and wait to be, and sends nothing.
+fn idle_connections(s: &Scenario, count: usize) -> Vec<TcpStream> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only use the limit.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+    let address = s.settings["http.listen"].parse().expect("an address");
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok();
+    (0..count).map_while(connect).collect()
+}
+
+#[test]
+fn idle_connections_take_no_descriptor_from_probes_journal_and_senders() {
+    for (soft, hard, idle, reduced) in
+        [(1_024, 4_096, 1_100, false), (1_024, 1_024, 1_000, true), (300, 300, 400, true)]
+    {
+        on_sqlite("few descriptors", |s| {
+            s.set("http.workers", 1);
+            s.set("http.request_timeout_ms", "5m");
+            let mut server = launch_with(s, libc::RLIMIT_NOFILE, soft, hard);
+            server.ready().expect("it starts");
+            let told = server.log_text().contains("key=\"http.connections_max\"");
+            assert_eq!(told, reduced, "{}", server.log_text());
+            let ledger = s.ledger.clone();
+            let mut client = Client::new(&ledger, server.http);
+            let large = Load { records: 32, message_bytes: 128 << 10, ..Load::default() };
+            assert!(client.send(large).is_some_and(|answer| answer.status == 200));
+            let connections = idle_connections(s, idle);
+            // The journal goes on to its second segment, which needs new files.
+            for _ in 0..6 {
+                assert!(client.send(large).is_some_and(|answer| answer.status == 200), "{}", server.log_text());
+                assert!(server.admin("/livez").is_some_and(|answer| answer.status == 200));
+            }
+            assert!(server.admin("/readyz").is_some_and(|answer| answer.status == 200));
+            assert!(!server.log_text().contains("Too many open files"), "{}", server.log_text());
+            drop(connections);
+            server.signal(libc::SIGTERM);
+            assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.log_text());
+            s.assert_contract();
+        });
+    }
+}
+
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_an_error_that_says_what_is_needed() {
+    on_sqlite("no descriptors", |s| {
+        for limit in [24, 100] {
+            let mut server = launch_with(s, libc::RLIMIT_NOFILE, limit, limit);
+            assert_eq!(server.wait(PATIENCE).code(), Some(69), "{}", server.log_text());
+            let log = server.log_text();
+            assert!(log.contains(&format!("the limit of open files is {limit}, but")), "{log}");
+            assert!(log.contains("needs at least") && log.contains("LimitNOFILE="), "{log}");
+            assert!(!log.contains("panicked"), "{log}");
+        }
     });
 }

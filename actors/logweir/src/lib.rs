@@ -34,6 +34,7 @@
 //! pipeline            wiring of the stages
 //! logweir, error      the pipeline as a value, and why it fails
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
+//! resources           descriptors, CPU cores and disk space, compared with the configuration at the start
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric
 //! memory_limit        the memory limit of the control group
@@ -119,6 +120,8 @@ mod pipeline;
 mod logweir;
 #[cfg(feature = "server")]
 mod gateway;
+#[cfg(feature = "server")]
+mod resources;
 #[cfg(feature = "server")]
 mod http;
 #[cfg(feature = "server")]

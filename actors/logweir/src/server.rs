@@ -31,6 +31,7 @@ use crate::producer::source_client::SourceClient;
 use crate::producer::stream::StreamSource;
 use crate::producer::{demo, files, syslog};
 use crate::progress::Progress;
+use crate::resources;
 use crate::search::Searcher;
 use logweir_formats::Defaults;
 use logweir_store as store;
@@ -60,7 +61,9 @@ type Print<'a> = &'a dyn Fn(&str);
 ///
 /// # Errors
 /// Why it could not start, or had to stop.
-pub async fn serve(config: Config, version: &str, print: Print<'_>) -> Result<(), Error> {
+pub async fn serve(mut config: Config, version: &str, print: Print<'_>) -> Result<(), Error> {
+    resources::fit_descriptors(&mut config).map_err(Error::Unavailable)?;
+    resources::compare_cores(&config);
     let config = Arc::new(config);
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
@@ -324,6 +327,7 @@ fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketA
              the limit above memory_bytes_max, or lower the bounds in the configuration (log.level=debug lists them)"
         );
     }
+    resources::compare_volume(config, logweir.journal().stats().bytes);
     let query = match &config.database.url {
         DatabaseUrl::Blackhole => "(the blackhole stores nothing)".to_owned(),
         _ => {

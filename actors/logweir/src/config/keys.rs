@@ -212,7 +212,7 @@ pub static KEYS: &[Key] = &[
         "http.connections_max",
         "1024",
         number(Usize(|c| &mut c.http.connections_max), Count, 1, 100_000),
-        "Maximum number of open connections",
+        "Maximum number of open connections; fewer if the limit of open files (ulimit -n) allows no more",
     ),
     key(
         "http.body_bytes_max",

@@ -5,7 +5,6 @@
 //!   stands in for them, and taking a process out of service because of them would only move the load to others with
 //!   the same problem.
 
-use std::path::Path;
 use std::time::Duration;
 
 use actix_web::web;
@@ -18,6 +17,7 @@ use super::shared::Shared;
 use crate::config::Role;
 use crate::disk_watch;
 use crate::progress::Recovery;
+use crate::resources;
 
 /// 200 as long as the listener answers.
 pub async fn livez(_shared: web::Data<Shared>) -> Answer {
@@ -87,7 +87,7 @@ fn refresh_gauges(shared: &Shared) {
     gauge("logweir_http_inflight_bytes", shared.inflight_bytes() as u64);
     gauge("logweir_shutdown_phase", shared.drain.phase() as u64);
     if shared.config.role != Role::Gateway
-        && let Some(bytes) = volume_bytes_free(&shared.config.data_dir)
+        && let Some(bytes) = resources::volume_bytes_free(&shared.config.data_dir)
     {
         gauge("logweir_volume_free_bytes", bytes);
     }
@@ -111,12 +111,6 @@ fn refresh_gauges(shared: &Shared) {
         counter("logweir_lane_dead_lettered_records_total", lane.dead_lettered);
         counter("logweir_lane_lost_records_total", lane.lost);
     }
-}
-
-/// Bytes available to an unprivileged process on the volume of `dir`.
-fn volume_bytes_free(dir: &Path) -> Option<u64> {
-    let volume = rustix::fs::statvfs(dir).ok()?;
-    Some(volume.f_bavail.saturating_mul(volume.f_frsize))
 }
 
 /// Starts the drain, as SIGTERM does, and answers 202 immediately.

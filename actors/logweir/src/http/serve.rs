@@ -14,6 +14,7 @@ use super::auth::Listener;
 use super::gate::gate;
 use super::routes::{admin_routes, data_routes};
 use super::shared::{Connection, Shared};
+use crate::resources::ADMIN_CONNECTIONS_MAX;
 
 /// How long the unread rest of a body is read and discarded after an early response, so that the client sees the
 /// response instead of a connection reset.
@@ -47,7 +48,7 @@ pub fn serve_data(shared: &Shared, listener: TcpListener) -> std::io::Result<Ser
 /// The listener cannot be used.
 pub fn serve_admin(shared: &Shared, listener: TcpListener) -> std::io::Result<Serving> {
     // Never uses TLS: probes have no certificate, and the port serves only this machine and its kubelet.
-    serve(shared, listener, None, Listener::Admin, 1, 64, admin_routes)
+    serve(shared, listener, None, Listener::Admin, 1, ADMIN_CONNECTIONS_MAX, admin_routes)
 }
 
 fn serve(
