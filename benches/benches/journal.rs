@@ -1,16 +1,17 @@
 //! Append and group commit, compared with sequential bare `pwrite` + `fdatasync` of the same sizes into blocks that
 //! have been written before, on the same disk.
 
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use logweir_benches::ratio::timed_ratio;
 use logweir_benches::subject::on_a_runtime;
-use logweir_engine::journal::{Journal, JournalConfig};
+use logweir_engine::journal::{AppendError, Journal, JournalConfig, OnDurable};
 use tempfile::TempDir;
+use tokio::sync::oneshot::Receiver;
 
 const MIB: u64 = 1 << 20;
 /// Minimum number of bytes that a round appends.
@@ -43,27 +44,27 @@ impl Ours {
 
     /// Appends `count` payloads with up to `waiters` of them in flight; commits what is durable.
     fn append(&self, payload: &[u8], waiters: usize, count: u64) -> Duration {
-        let (tell, answers) = mpsc::channel();
+        let mut answers = VecDeque::new();
         let started = Instant::now();
         on_a_runtime(async {
             for nth in 0..count {
                 if nth >= waiters as u64 {
-                    self.commit_durable(&answers);
+                    self.commit_durable(answers.pop_front()).await;
                 }
                 let credit = self.journal.reserve(payload.len()).await.expect("space is available");
-                let tell = tell.clone();
-                let on_durable = Box::new(move |outcome| drop(tell.send(outcome)));
+                let (on_durable, outcome) = OnDurable::send();
+                answers.push_back(outcome);
                 self.journal.append(credit, 0, 1, 1, payload.to_vec(), on_durable).expect("the append is accepted");
             }
-            for _ in 0..count.min(waiters as u64) {
-                self.commit_durable(&answers);
+            while let Some(outcome) = answers.pop_front() {
+                self.commit_durable(Some(outcome)).await;
             }
         });
         started.elapsed()
     }
 
-    fn commit_durable(&self, answers: &mpsc::Receiver<Result<u64, logweir_engine::journal::AppendError>>) {
-        let seq = answers.recv().expect("the callback runs").expect("the append is durable");
+    async fn commit_durable(&self, outcome: Option<Receiver<Result<u64, AppendError>>>) {
+        let seq = outcome.expect("an append").await.expect("the journal answers").expect("the append is durable");
         self.journal.commit(0, seq);
     }
 }

@@ -92,7 +92,7 @@ fn mailbox(arbiter: &str, run: Run) -> Duration {
         let mut topology = Topology::new("bench", supervision, DrainControl::default().watch());
         let bound = Bound { messages_max: QUEUE, bytes_max: QUEUE * 1024 };
         let spec = StageSpec { name: "sink".to_owned(), arbiter: arbiter.to_owned(), bound, tick_ms: None };
-        let mailbox = topology.spawn(spec, |_| Sink);
+        let mailbox = topology.spawn(spec, |_| Sink).external();
         let (hops, done) = hops(run);
         let began = Instant::now();
         for hop in hops {

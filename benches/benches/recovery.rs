@@ -10,7 +10,7 @@ use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::timed_ratio;
 use logweir_benches::subject::on_a_runtime;
-use logweir_engine::journal::{Journal, JournalConfig};
+use logweir_engine::journal::{Journal, JournalConfig, OnDurable};
 use logweir_record::codec;
 use tempfile::TempDir;
 
@@ -122,7 +122,8 @@ fn fill(dir: &Path) -> u64 {
             records += chunk.len() as u64;
             let credit = journal.reserve(payload.len()).await.expect("space is available");
             let count = u32::try_from(chunk.len()).expect("a small chunk");
-            seq = journal.append(credit, 0, id, count, payload, Box::new(drop)).expect("the append is accepted").seq;
+            seq =
+                journal.append(credit, 0, id, count, payload, OnDurable::send().0).expect("the append is accepted").seq;
         }
         journal.durable(seq).await.expect("the disk writes");
     });

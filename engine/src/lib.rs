@@ -13,7 +13,8 @@
 //! meter               counters and durations that are exported as metrics; the metrics of a mailbox
 //! progress            signs of progress of one stage, for the watchdog; known waits
 //! exit                exit codes; the first exit that a stage requested
-//! semaphore           a mailbox's accounting in messages and bytes, FIFO (meter)
+//! sync                the semaphore's primitives
+//! semaphore           a mailbox's accounting in messages and bytes, FIFO (meter, sync)
 //! mailbox             the bounded queue of a stage: credits, send, reserve, close (exit, semaphore)
 //! stage               the trait that users implement (drain, exit, mailbox, progress)
 //! window              tumbling and sliding windows over event time, and a stage that closes them
@@ -83,7 +84,10 @@ pub mod drain;
 mod meter;
 mod progress;
 mod exit;
+mod sync;
 mod semaphore;
+#[cfg(test)]
+mod semaphore_tests;
 pub mod mailbox;
 pub mod stage;
 pub mod window;

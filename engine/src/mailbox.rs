@@ -8,6 +8,8 @@
 //! - A message larger than `bytes_max` costs the whole capacity and is admitted alone.
 //! - A send that cannot deliver returns the message. Dropping a pending `reserve` loses nothing.
 //! - Waiting senders are served in FIFO order; a later sender never overtakes them.
+//! - A stage waits for another one's mailbox only through its context, which tells the watchdog; everything else through
+//!   an [`ExternalSender`]. A [`Mailbox`] alone never waits.
 //! - Every message is handled, returned to its sender, or counted as discarded with a reason.
 
 use std::fmt;
@@ -44,7 +46,7 @@ impl<M> fmt::Debug for Closed<M> {
     }
 }
 
-/// Lets a stage write `ctx.waiting(next.send(message)).await?`. Stages are drained upstream first, so a downstream
+/// Lets a stage write `ctx.send(&next, message).await?`. Stages are drained upstream first, so a downstream
 /// stage can only have stopped by an [`Exit`] of its own, which was reported first and is the one that counts.
 impl<M> From<Closed<M>> for Exit {
     fn from(_: Closed<M>) -> Self {
@@ -143,25 +145,23 @@ impl<M: Message> Mailbox<M> {
         Depth { messages, bytes }
     }
 
+    /// A sender for code outside of the stages, such as a source or a request handler: it may wait as it likes. A stage
+    /// waits through its context instead, [`StageContext::send`](crate::stage::StageContext::send): only then the
+    /// watchdog knows that it waits.
+    #[must_use]
+    pub fn external(&self) -> ExternalSender<M> {
+        ExternalSender(self.clone())
+    }
+
     /// Waits for a credit for a message of `bytes`. The waiting time is counted in
     /// `logweir_mailbox_wait_seconds_total`.
-    ///
-    /// Inside a stage, wrap it in [`StageContext::waiting`](crate::stage::StageContext::waiting): otherwise the wait
-    /// counts as a stall.
-    ///
-    /// # Errors
-    /// The stage no longer accepts messages.
-    pub async fn reserve(&self, bytes: usize) -> Result<Credit<M>, Closed<()>> {
+    pub(crate) async fn reserve(&self, bytes: usize) -> Result<Credit<M>, Closed<()>> {
         let permit = self.0.semaphore.acquire(bytes).await.ok_or(Closed(()))?;
         Ok(Credit { permit, mailbox: self.clone() })
     }
 
-    /// Waits for a credit, then delivers. Holds the message while it waits; if the wait may be canceled (`select!`),
-    /// use [`Mailbox::reserve`]. Inside a stage, wrap it as described there.
-    ///
-    /// # Errors
-    /// The stage no longer accepts messages; the message is returned.
-    pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
+    /// Waits for a credit, then delivers. Holds the message while it waits.
+    pub(crate) async fn send(&self, message: M) -> Result<(), Closed<M>> {
         let message = match self.try_deliver(message) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Closed(message)) => return Err(Closed(message)),
@@ -220,6 +220,46 @@ impl<M: Message> Mailbox<M> {
             (Ok(Err(envelope)), _) | (Err(_), Some(envelope)) => Err(Closed(envelope.into_message())),
             (Err(_), None) => unreachable!("a closed mailbox runs no push"),
         }
+    }
+}
+
+/// Sends from outside of the stages, and waits for credits. Cheap to clone.
+pub struct ExternalSender<M: Message>(Mailbox<M>);
+
+impl<M: Message> Clone for ExternalSender<M> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<M: Message> fmt::Debug for ExternalSender<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ExternalSender").field(&self.0).finish()
+    }
+}
+
+impl<M: Message> ExternalSender<M> {
+    /// The mailbox.
+    #[must_use]
+    pub fn mailbox(&self) -> &Mailbox<M> {
+        &self.0
+    }
+
+    /// Waits for a credit for a message of `bytes`.
+    ///
+    /// # Errors
+    /// The stage no longer accepts messages.
+    pub async fn reserve(&self, bytes: usize) -> Result<Credit<M>, Closed<()>> {
+        self.0.reserve(bytes).await
+    }
+
+    /// Waits for a credit, then delivers. Holds the message while it waits; if the wait may be canceled (`select!`),
+    /// use [`ExternalSender::reserve`].
+    ///
+    /// # Errors
+    /// The stage no longer accepts messages; the message is returned.
+    pub async fn send(&self, message: M) -> Result<(), Closed<M>> {
+        self.0.send(message).await
     }
 }
 

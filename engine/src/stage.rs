@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::drain::DrainWatch;
 pub use crate::exit::Exit;
-use crate::mailbox::Message;
+use crate::mailbox::{Closed, Credit, Mailbox, Message};
 use crate::progress::Progress;
 
 /// One step of a pipeline. A stage lives on one arbiter and is never called concurrently. After a panic or a stall it
@@ -79,11 +79,28 @@ impl StageContext {
         Self { name, drain, progress }
     }
 
+    /// Sends to the next stage, and waits for a credit. Holds the message while it waits; if the wait may be canceled
+    /// (`select!`), use [`StageContext::reserve`].
+    ///
+    /// # Errors
+    /// The stage no longer accepts messages; the message is returned.
+    pub async fn send<M: Message>(&self, to: &Mailbox<M>, message: M) -> Result<(), Closed<M>> {
+        self.waiting(to.send(message)).await
+    }
+
+    /// Waits for a credit of the next stage for a message of `bytes`.
+    ///
+    /// # Errors
+    /// The stage no longer accepts messages.
+    pub async fn reserve<M: Message>(&self, of: &Mailbox<M>, bytes: usize) -> Result<Credit<M>, Closed<()>> {
+        self.waiting(of.reserve(bytes)).await
+    }
+
     /// Runs `future` as a known wait: a stage that waits for a database or for space downstream is healthy, a stage
     /// that makes no progress in its own code is stalled.
     ///
     /// Only the time in which `future` is pending counts as waiting: code inside it that blocks the thread is the
-    /// stage's own. Wrap every send to the next stage: `ctx.waiting(next.send(message)).await`.
+    /// stage's own.
     pub async fn waiting<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         let mut wait = self.progress.wait();

@@ -162,3 +162,16 @@ fn a_limit_of_open_files_that_is_too_low_is_an_error_that_says_what_is_needed() 
         }
     });
 }
+
+#[test]
+fn a_file_size_limit_is_a_full_disk_and_no_signal() {
+    on_sqlite("file-size limit", |s| {
+        let mut server = launch_with(s, libc::RLIMIT_FSIZE, 8 << 20, 8 << 20);
+        let is_full = |server: &Server| {
+            unready(server).is_some_and(|reasons| reasons.iter().any(|reason| reason.contains("disk is full")))
+        };
+        if let Err(exit) = server.until("not ready", PATIENCE, is_full) {
+            assert_eq!(exit.code(), Some(74), "{exit:?}: {}", server.log_text());
+        }
+    });
+}

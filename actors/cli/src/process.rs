@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use logweir::config::Config;
 use logweir::{Error, server};
 use logweir_engine::fault;
+use rustix::process::Signal;
 
 use crate::log::{self, Log};
 
@@ -32,6 +34,9 @@ pub(super) fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode
 fn process(config: &Config, work: impl AsyncFnOnce(&dyn Fn(&str)) -> Result<(), Error>) -> ExitCode {
     let _armed = fault::arm_from_environment();
     let log = Log::start(config);
+    if let Err(error) = survive_file_size_limit() {
+        log.print(&format!("logweir: cannot handle SIGXFSZ, so a file-size limit would end the process: {error}"));
+    }
     let system = actix_rt::System::new();
     let outcome = system.block_on(async {
         actix_rt::spawn(log::count(log.dropped()));
@@ -46,4 +51,10 @@ fn process(config: &Config, work: impl AsyncFnOnce(&dyn Fn(&str)) -> Result<(), 
     };
     log.finish(&last);
     code
+}
+
+/// Makes a write beyond the file-size limit fail like one on a full disk, instead of killing the process. Handled and not
+/// ignored: a child process would inherit that.
+fn survive_file_size_limit() -> std::io::Result<()> {
+    signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::default()).map(|_| ())
 }

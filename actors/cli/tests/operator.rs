@@ -4,11 +4,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
 
 use logweir::config::Config;
-use logweir_engine::journal::{Appended, Journal, JournalConfig, LaneId};
+use logweir_engine::journal::{Appended, Journal, JournalConfig, LaneId, OnDurable};
 use logweir_record::chunk::Chunk;
 use logweir_record::codec;
 use logweir_record::record::{Record, Severity};
@@ -70,11 +69,10 @@ impl Volume {
         }
         let (codec, payload) = codec::encode(&chunk).unwrap();
         let credit = self.runtime.block_on(self.journal.reserve(payload.len())).unwrap();
-        let (sender, stored) = mpsc::channel();
-        let on_durable = Box::new(move |result| sender.send(result).unwrap());
+        let (on_durable, stored) = OnDurable::send();
         let Appended { seq, lane_records, payload_crc, .. } =
             self.journal.append(credit, lane, codec, ROWS as u32, payload, on_durable).unwrap();
-        stored.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+        stored.blocking_recv().unwrap().unwrap();
         BatchFrame { seq, lane_records, payload_crc, chunk: Arc::new(chunk) }
     }
 

@@ -137,7 +137,7 @@ impl Logweir {
         let (topology, intake) = match work {
             Work::Serve => {
                 let (topology, producers) = pipeline::build(&parts);
-                (topology, Some(IntakeHandle::new(producers)))
+                (topology, Some(IntakeHandle::new(&producers)))
             }
             Work::Empty { .. } => (pipeline::build_drain_only(&parts), None),
         };

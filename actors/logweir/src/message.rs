@@ -1,7 +1,7 @@
 //! Messages between the stages. A message is a chunk or a batch, never a single record.
 
 use bytes::Bytes;
-use logweir_engine::journal::{AppendError, DedupKey, LaneId, PAYLOAD_BYTES_MAX};
+use logweir_engine::journal::{AppendError, DedupKey, LaneId, OnDurable, PAYLOAD_BYTES_MAX};
 use logweir_engine::mailbox::Message;
 use logweir_formats::{Defaults, Format, ParseError, ParseErrorKind, ParseReport};
 use logweir_record::chunk::Chunk;
@@ -100,8 +100,73 @@ pub(crate) struct ParsedChunk {
     pub reply: Reply,
 }
 
-/// Channel for the result of a delivery.
-pub type Reply = oneshot::Sender<Result<Receipt, Rejection>>;
+/// Where the result of a delivery is sent.
+///
+/// The journal sends the outcome of an append, not a receipt. So there are two channels: the receiver waits for the
+/// second one, and is woken once.
+#[derive(Debug)]
+pub struct Reply {
+    result: oneshot::Sender<Result<Receipt, Rejection>>,
+    durable: oneshot::Sender<Result<u64, AppendError>>,
+}
+
+impl Reply {
+    /// Answers the sender, who may have disconnected.
+    pub fn send(self, result: Result<Receipt, Rejection>) {
+        let Self { result: sender, durable } = self;
+        let _ = sender.send(result);
+        drop(durable); // wakes the receiver
+    }
+
+    /// Answers the sender with `receipt` once its frame is durable, and with the reason if it will never be.
+    #[must_use]
+    pub fn when_durable(self, receipt: Receipt) -> OnDurable {
+        let Self { result, durable } = self;
+        let _ = result.send(Ok(receipt));
+        OnDurable::send_to(durable)
+    }
+}
+
+/// Receives the answer to one delivery.
+#[derive(Debug)]
+pub struct Answer {
+    result: oneshot::Receiver<Result<Receipt, Rejection>>,
+    durable: oneshot::Receiver<Result<u64, AppendError>>,
+}
+
+/// A reply handle for one delivery, and its receiver.
+#[must_use]
+pub(crate) fn answer_channel() -> (Reply, Answer) {
+    let (result_sender, result) = oneshot::channel();
+    let (durable_sender, durable) = oneshot::channel();
+    (Reply { result: result_sender, durable: durable_sender }, Answer { result, durable })
+}
+
+impl Answer {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// The rejection; its reason is `restarted` if a stage was restarted while it held the body.
+    pub async fn wait(mut self) -> Result<Receipt, Rejection> {
+        let outcome = self.durable.await;
+        // Sent before the other one was sent or dropped.
+        let result = self.result.try_recv().unwrap_or_else(|_| {
+            Err(Rejection {
+                kind: RejectionKind::Unavailable,
+                reason: "restarted",
+                detail:
+                    "a stage was restarted while it held the body: the records may or may not be stored; without an \
+                         Idempotency-Key, a retry may store them again"
+                        .into(),
+            })
+        });
+        match outcome {
+            Ok(Ok(seq)) => result.map(|receipt| Receipt { seq, ..receipt }),
+            Ok(Err(error)) => Err(Rejection::of_journal(&error)),
+            Err(_) => result,
+        }
+    }
+}
 
 /// A chunk has reached its [`AckLevel`] (for `Committed`: it is in the journal, and the source then waits for the
 /// lane's cursor to pass `seq`).

@@ -140,7 +140,7 @@ impl Stage for Parser {
         let mut parsed = match parse_by(rules, memory, &body, format, &defaults, received_us, *line_bytes_max) {
             Ok(parsed) => parsed,
             Err(rejection) => {
-                let _ = reply.send(Err(rejection.into()));
+                reply.send(Err(rejection.into()));
                 return Ok(());
             }
         };
@@ -149,8 +149,8 @@ impl Stage for Parser {
         self.count_beyond(&mut parsed, format);
         let Parsed { chunk, report, .. } = parsed;
         let message = ParsedChunk { chunk, report, dedup_key, ack, reply };
-        if let Err(Closed(message)) = self.context.waiting(self.batcher.send(message)).await {
-            let _ = message.reply.send(Err(Rejection::draining()));
+        if let Err(Closed(message)) = self.context.send(&self.batcher, message).await {
+            message.reply.send(Err(Rejection::draining()));
         }
         Ok(())
     }

@@ -1,15 +1,12 @@
 //! The public API of an open journal.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use rustix::process::Signal;
-use signal_hook::SigId;
 use tokio::sync::{Semaphore, watch};
 
 use super::acceptance::Acceptance;
@@ -91,6 +88,9 @@ struct Parts {
 impl Journal {
     /// Locks, recovers and opens the journal, and starts its threads.
     ///
+    /// Under a file-size limit (`RLIMIT_FSIZE`), the system ends a process that ignores nothing with SIGXFSZ. A program that
+    /// handles or ignores this signal gets a full disk instead: the journal is a library and changes no signal.
+    ///
     /// # Errors
     /// [`OpenError::InvalidConfig`] if a size is out of the range given at [`JournalConfig`]; [`OpenError::Locked`],
     /// [`OpenError::TooNew`] or [`OpenError::Io`] otherwise. Damage is not an error: see [`Recovered::damage`].
@@ -131,7 +131,6 @@ impl Journal {
 
     fn prepare(config: &JournalConfig) -> Result<Parts, OpenError> {
         let segment_bytes = config.validate()?;
-        handle_file_size_signal().at(&config.dir, "handle the signal of the file-size limit")?;
         let started = Instant::now();
         config.file_system.create_dir_all(&config.dir).at(&config.dir, "create the directory and fsync its parents")?;
         let dir = Dir::open(config.file_system.clone(), &config.dir)?;
@@ -296,7 +295,7 @@ impl Journal {
         let mut waiter = Some((on_durable, credit));
         let appended = fits.and_then(|()| self.handle.shared.append(frame, payload_crc, &mut waiter));
         if let (Err(reason), Some((on_durable, _))) = (&appended, waiter) {
-            on_durable(Err(reason.clone()));
+            on_durable.settle(Err(reason.clone()));
         }
         appended
     }
@@ -555,7 +554,7 @@ impl Handle {
         let Some(threads) = locked(&self.threads).take() else { return Ok(()) };
         self.shared.close();
         if threads.writer.thread().id() == std::thread::current().id() {
-            // The last clone was dropped by an `on_durable`: the writer cannot join itself, it just exits.
+            // The last clone was dropped by a task that the writer woke: it cannot join itself, it just exits.
             return Ok(());
         }
         let result = match limit {
@@ -590,15 +589,4 @@ fn spawn<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, OpenError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).at(std::path::Path::new(name), "start the thread")
-}
-
-/// Makes a write beyond the file-size limit fail instead of killing the process. A handler of the embedding program is
-/// still called, and a child process that it starts has the default again; ignoring the signal would change both.
-fn handle_file_size_signal() -> io::Result<()> {
-    static HANDLED: OnceLock<SigId> = OnceLock::new();
-    if HANDLED.get().is_none() {
-        // Two threads at once register two handlers, which does no harm.
-        let _ = HANDLED.set(signal_hook::flag::register(Signal::XFSZ.as_raw(), Arc::default())?);
-    }
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! What callers, the writer, the housekeeper and readers share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, TrySendError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::dedup_index::DedupKey;
 use super::directory_scan::{self, Quarantined};
@@ -46,10 +47,53 @@ pub struct AppendCredit {
     pub(super) _frame: OwnedSemaphorePermit,
 }
 
-/// Called exactly once. On success: by the writer thread, with the frame's sequence number, after the fsync that covers
-/// it. On failure: with the reason, by the thread that detects it. Must not block: a blocked call delays every later
-/// acknowledgment.
-pub type OnDurable = Box<dyn FnOnce(Result<u64, AppendError>) + Send>;
+/// What happens once a frame is durable, or will never be. A value and not a closure: the writer's thread does it, and
+/// one that waited would delay every later acknowledgment.
+#[derive(Debug)]
+pub struct OnDurable(Then);
+
+enum Then {
+    Send(oneshot::Sender<Result<u64, AppendError>>),
+    CountLoss(metrics::Counter, u64),
+}
+
+impl OnDurable {
+    /// Sends the frame's sequence number after the fsync that covers it, or the reason why there is none.
+    #[must_use]
+    pub fn send_to(sender: oneshot::Sender<Result<u64, AppendError>>) -> Self {
+        Self(Then::Send(sender))
+    }
+
+    /// As [`OnDurable::send_to`], with the receiver.
+    #[must_use]
+    pub fn send() -> (Self, oneshot::Receiver<Result<u64, AppendError>>) {
+        let (sender, outcome) = oneshot::channel();
+        (Self::send_to(sender), outcome)
+    }
+
+    /// Adds `count` to `counter` if the frame does not become durable: nobody waits for it.
+    #[must_use]
+    pub fn count_loss(counter: metrics::Counter, count: u64) -> Self {
+        Self(Then::CountLoss(counter, count))
+    }
+
+    pub(super) fn settle(self, outcome: Result<u64, AppendError>) {
+        match self.0 {
+            Then::Send(sender) => drop(sender.send(outcome)), // the receiver may have given up
+            Then::CountLoss(counter, count) if outcome.is_err() => counter.increment(count),
+            Then::CountLoss(..) => {}
+        }
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Send(_) => "Send(..)",
+            Self::CountLoss(..) => "CountLoss(..)",
+        })
+    }
+}
 
 /// A queued frame.
 pub(super) struct Item {

@@ -315,8 +315,9 @@ impl Writer {
     fn answer(&self, group: Vec<Item>, result: &Result<(), AppendError>) {
         for Item { header, payload, waiter, .. } in group {
             let Some((on_durable, credit)) = waiter else { continue };
-            if catch_unwind(AssertUnwindSafe(|| on_durable(result.clone().map(|()| header.seq)))).is_err() {
-                tracing::error!("an on_durable callback of the journal panicked");
+            let settle = || on_durable.settle(result.clone().map(|()| header.seq));
+            if catch_unwind(AssertUnwindSafe(settle)).is_err() {
+                tracing::error!("the wake-up of a task that waits for the journal panicked");
             }
             self.shared.dequeued(payload.len());
             drop(credit);

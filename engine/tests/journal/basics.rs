@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use logweir_engine::journal::{
-    AppendError, Journal, JournalConfig, LaneTail, OpenError, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    AppendError, Journal, JournalConfig, LaneTail, OnDurable, OpenError, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 
 use crate::kit::*;
@@ -68,7 +68,7 @@ fn a_group_is_acknowledged_in_the_order_of_sequence_numbers() {
                     let mine = seq.clone();
                     // Locked until the number is known: the writer may be faster than this thread.
                     let mut seq = seq.lock().unwrap();
-                    let note = Box::new(move |result: Result<u64, AppendError>| {
+                    let note = when_settled(move |result| {
                         result.unwrap();
                         order.lock().unwrap().push(*mine.lock().unwrap());
                     });
@@ -106,7 +106,7 @@ fn reserve_waits_while_the_queue_is_full() {
         let alone = journal.reserve(5000).await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(20), journal.reserve(1)).await.is_err());
         assert_eq!(
-            journal.append(alone, 0, 1, 1, vec![0; 5001], Box::new(|_| {})),
+            journal.append(alone, 0, 1, 1, vec![0; 5001], OnDurable::send().0),
             Err(AppendError::TooLarge { bytes: 5001 })
         );
         journal.reserve(1).await.unwrap();
@@ -286,7 +286,7 @@ fn a_seal_writes_the_queued_frames_first() {
     let answers: Vec<_> = (0..100).map(|n| begin(&journal, 0, 1, &payload(n, 1000)).unwrap().1).collect();
     journal.seal().unwrap();
     for answer in answers {
-        assert!(answer.recv().unwrap().is_ok());
+        assert!(answer.recv().is_ok());
     }
     let (journal, recovered) = open(dir.path());
     assert!(recovered.clean);
@@ -294,27 +294,19 @@ fn a_seal_writes_the_queued_frames_first() {
 }
 
 #[test]
-fn the_last_clone_may_be_dropped_in_on_durable() {
+fn the_last_clone_may_be_dropped_by_what_the_writer_wakes() {
     let dir = scratch();
     let (journal, _) = open(dir.path());
-    let credit = block_on(journal.reserve(10)).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     let last = journal.clone();
-    journal
-        .append(
-            credit,
-            0,
-            1,
-            1,
-            vec![1; 10],
-            Box::new(move |_| {
-                // Wait until this clone is the last.
-                std::thread::sleep(Duration::from_millis(50));
-                drop(last);
-                sender.send(()).unwrap();
-            }),
-        )
-        .unwrap();
+    let credit = block_on(journal.reserve(10)).unwrap();
+    let act = when_settled(move |_| {
+        // Wait until this clone is the last.
+        std::thread::sleep(Duration::from_millis(50));
+        drop(last);
+        sender.send(()).unwrap();
+    });
+    journal.append(credit, 0, 1, 1, vec![1; 10], act).unwrap();
     drop(journal);
     receiver.recv_timeout(Duration::from_secs(10)).unwrap();
     eventually("the lock is released", || Journal::open(config(dir.path())).is_ok());

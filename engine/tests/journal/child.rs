@@ -140,6 +140,7 @@ fn the_child() {
     if file_bytes_max > 0 {
         let limit = rustix::process::Rlimit { current: Some(file_bytes_max), maximum: Some(file_bytes_max) };
         rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
+        signal_hook::flag::register(rustix::process::Signal::XFSZ.as_raw(), Default::default()).unwrap();
     }
     let every = variable("CHILD_COMMIT_EVERY") as usize;
     let mut config = JournalConfig { queue_bytes_max: 4 << 20, ..config(Path::new(&dir)) };
@@ -163,7 +164,7 @@ fn the_child() {
             started.push_back(begin(&journal, 0, 1, &payload(n + started.len(), bytes)));
         }
         let started = started.pop_front().unwrap();
-        match started.and_then(|(appended, answer)| answer.recv().unwrap().map(|_| appended)) {
+        match started.and_then(|(appended, answer)| answer.recv().map(|_| appended)) {
             Ok(appended) => {
                 emit(&format!("ack {n} {}", appended.seq));
                 seqs.push(appended.seq);

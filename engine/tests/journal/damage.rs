@@ -194,10 +194,10 @@ fn writes_that_reached_the_disk_out_of_order_are_torn_not_damaged() {
         fs::copy(&entry, donor.path().join(entry.file_name().unwrap())).unwrap();
     }
     let (journal, _) = open(donor.path());
-    let held = block_on(journal.reserve(10)).unwrap();
     let (go, wait) = std::sync::mpsc::channel::<()>();
     let (sender, holds) = std::sync::mpsc::channel();
-    let hold = Box::new(move |_| {
+    let held = block_on(journal.reserve(10)).unwrap();
+    let hold = when_settled(move |_| {
         sender.send(()).unwrap();
         wait.recv().unwrap();
     });
@@ -205,7 +205,7 @@ fn writes_that_reached_the_disk_out_of_order_are_torn_not_damaged() {
     holds.recv().unwrap(); // its group is complete: the next frames form another one
     let answers: Vec<_> = (0..5).map(|n| begin(&journal, 0, 1, &payload(n, 30)).unwrap().1).collect();
     go.send(()).unwrap();
-    answers.iter().for_each(|answer| assert!(answer.recv().unwrap().is_ok()));
+    answers.into_iter().for_each(|answer| assert!(answer.recv().is_ok()));
     drop(journal);
     let segment = segments(donor.path()).pop().unwrap_or(segment);
     let mut bytes = fs::read(&segment).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use logweir_engine::journal::{AppendError, Appended, DedupKey, DedupKind, Journal, NewFrame};
+use logweir_engine::journal::{AppendError, Appended, DedupKey, DedupKind, Journal, NewFrame, OnDurable};
 
 use crate::kit::{Answer, SEGMENT_BYTES, append, block_on, config, open, payloads, read, scratch};
 
@@ -17,15 +17,14 @@ fn dedup_key(key: u8, position: u64) -> DedupKey {
 
 fn begin(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
     let credit = block_on(journal.reserve(payload.len() + DedupKey::BYTES))?;
-    let (sender, answer) = std::sync::mpsc::channel();
-    let on_durable = Box::new(move |result| drop(sender.send(result)));
+    let (on_durable, outcome) = OnDurable::send();
     let frame = NewFrame { lane: 3, codec: 1, records: 1, dedup_key: Some(dedup_key), payload: payload.to_vec() };
-    journal.append_frame(credit, frame, on_durable).map(|appended| (appended, answer))
+    journal.append_frame(credit, frame, on_durable).map(|appended| (appended, Answer(outcome)))
 }
 
 fn take(journal: &Journal, dedup_key: DedupKey, payload: &[u8]) -> Result<Appended, AppendError> {
     let (appended, answer) = begin(journal, dedup_key, payload)?;
-    answer.recv().unwrap()?;
+    answer.recv()?;
     Ok(appended)
 }
 

@@ -2,11 +2,14 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use logweir_engine::journal::{AppendError, Appended, Frame, Journal, JournalConfig, LaneId, Recovered};
+use logweir_engine::journal::{AppendError, Appended, Frame, Journal, JournalConfig, LaneId, OnDurable, Recovered};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 pub const SEGMENT_BYTES: u64 = 64 << 10;
 pub const SEGMENT_HEADER_BYTES: usize = 168;
@@ -65,23 +68,56 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
-pub type Answer = mpsc::Receiver<Result<u64, AppendError>>;
+/// The outcome of an append.
+pub struct Answer(pub oneshot::Receiver<Result<u64, AppendError>>);
+
+impl Answer {
+    pub fn recv(self) -> Result<u64, AppendError> {
+        let outcome = block_on(async { tokio::time::timeout(Duration::from_secs(30), self.0).await });
+        outcome.expect("an answer within 30 s").expect("the journal answers")
+    }
+}
+
+type Outcome = Result<u64, AppendError>;
+
+/// Calls a closure with the outcome of an append, in the thread that sends it.
+struct OnOutcome {
+    outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
+    act: Mutex<Option<Box<dyn FnOnce(Outcome) + Send>>>,
+}
+
+impl Wake for OnOutcome {
+    fn wake(self: Arc<Self>) {
+        let outcome = self.outcome.lock().unwrap().take().and_then(|mut outcome| outcome.try_recv().ok());
+        let act = self.act.lock().unwrap().take();
+        if let (Some(outcome), Some(act)) = (outcome, act) {
+            act(outcome);
+        }
+    }
+}
+
+/// Lets the writer's thread call `act`, as no program should: the tests hold and observe the writer with it.
+pub fn when_settled(act: impl FnOnce(Outcome) + Send + 'static) -> OnDurable {
+    let (on_durable, mut outcome) = OnDurable::send();
+    let calls = Arc::new(OnOutcome { outcome: Mutex::default(), act: Mutex::new(Some(Box::new(act))) });
+    let waker = Waker::from(calls.clone());
+    assert!(Pin::new(&mut outcome).poll(&mut Context::from_waker(&waker)).is_pending());
+    *calls.outcome.lock().unwrap() = Some(outcome);
+    on_durable
+}
 
 /// Appends without waiting.
 pub fn begin(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<(Appended, Answer), AppendError> {
     let credit = block_on(journal.reserve(payload.len()))?;
-    let (sender, answer) = mpsc::channel();
-    let on_durable = Box::new(move |result| {
-        let _ = sender.send(result);
-    });
+    let (on_durable, outcome) = OnDurable::send();
     let appended = journal.append(credit, lane, 1, records, payload.to_vec(), on_durable)?;
-    Ok((appended, answer))
+    Ok((appended, Answer(outcome)))
 }
 
 /// Appends and waits until the frame is durable.
 pub fn append(journal: &Journal, lane: LaneId, records: u32, payload: &[u8]) -> Result<Appended, AppendError> {
     let (appended, answer) = begin(journal, lane, records, payload)?;
-    answer.recv_timeout(Duration::from_secs(30)).expect("an answer within 30 s")?;
+    answer.recv()?;
     Ok(appended)
 }
 

@@ -22,7 +22,7 @@ use logweir_engine::journal::{
 };
 use rustix::io::Errno;
 
-use crate::kit::{SEGMENT_BYTES, payload};
+use crate::kit::{SEGMENT_BYTES, payload, when_settled};
 
 const LANES: u64 = 3;
 const DIR: &str = "/data/logweir/journal";
@@ -404,7 +404,7 @@ fn append(
             }
         }
     };
-    let appended = running.journal.append(credit, lane, 1, 1, payload, Box::new(answer))?;
+    let appended = running.journal.append(credit, lane, 1, 1, payload, when_settled(answer))?;
     let promised = Promised { lane, payload: kept, acknowledged: false };
     ledger.lock().unwrap().frames.insert(appended.seq, promised);
     Ok(appended.seq)
@@ -418,7 +418,7 @@ fn retry(journal: &Journal, disk: &SimulatedDisk, ledger: &Arc<Mutex<Ledger>>, l
             known.lock().unwrap().frames.get_mut(&seq).expect("it was appended").acknowledged = true;
         }
     };
-    if let Ok(appended) = journal.append(credit, lane, 1, 1, payload, Box::new(answer)) {
+    if let Ok(appended) = journal.append(credit, lane, 1, 1, payload, when_settled(answer)) {
         let promised = Promised { lane, payload: kept, acknowledged: false };
         ledger.lock().unwrap().frames.insert(appended.seq, promised);
     }

@@ -37,7 +37,7 @@ fn check_bound(messages_max: usize, bytes_max: usize, item_bytes: usize, capacit
                 run(join_all((0..SENDERS / threads).map(|_| {
                     let (mailbox, entered) = (mailbox.clone(), entered.clone());
                     async move {
-                        mailbox.send(Item::of_bytes(item_bytes)).await.unwrap();
+                        mailbox.external().send(Item::of_bytes(item_bytes)).await.unwrap();
                         entered.fetch_add(1, Ordering::SeqCst);
                     }
                 })))
@@ -91,11 +91,11 @@ fn an_oversized_message_is_admitted_alone() {
         mailbox.try_send(Item::of_bytes(1)).unwrap();
         let huge = actix_rt::spawn({
             let mailbox = mailbox.clone();
-            async move { mailbox.send(Item::of_bytes(5_000)).await.unwrap() }
+            async move { mailbox.external().send(Item::of_bytes(5_000)).await.unwrap() }
         });
         let light = actix_rt::spawn({
             let mailbox = mailbox.clone();
-            async move { mailbox.send(Item::of_bytes(1)).await.unwrap() }
+            async move { mailbox.external().send(Item::of_bytes(1)).await.unwrap() }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(mailbox.depth(), Depth { messages: 1, bytes: 1 }, "it waits for the other message");
@@ -132,7 +132,7 @@ fn waiting_senders_are_served_in_fifo_order() {
         mailbox.try_send(Item::new(0)).unwrap();
         for id in 1..=WAITING {
             let mailbox = mailbox.clone();
-            actix_rt::spawn(async move { mailbox.send(Item::new(id)).await.unwrap() });
+            actix_rt::spawn(async move { mailbox.external().send(Item::new(id)).await.unwrap() });
             tokio::task::yield_now().await; // it waits in the queue now
         }
         for _ in 0..=WAITING {
@@ -154,21 +154,21 @@ fn closing_returns_new_messages_and_handles_queued_ones() {
         let mailbox = topology.spawn(here("gate", 3, 100), gated(&gate));
         let (first, first_answer) = Item::with_reply(1);
         let (second, second_answer) = Item::with_reply(2);
-        mailbox.send(first).await.unwrap();
-        mailbox.send(second).await.unwrap();
-        let credit = mailbox.reserve(1).await.unwrap();
+        mailbox.external().send(first).await.unwrap();
+        mailbox.external().send(second).await.unwrap();
+        let credit = mailbox.external().reserve(1).await.unwrap();
         let waiting = actix_rt::spawn({
             let mailbox = mailbox.clone();
-            async move { mailbox.send(Item::new(3)).await }
+            async move { mailbox.external().send(Item::new(3)).await }
         });
         tokio::task::yield_now().await;
         mailbox.close();
         let Err(Closed(back)) = waiting.await.unwrap() else { panic!("the mailbox is closed") };
         assert_eq!(back.id, 3);
         assert!(matches!(credit.send(Item::new(4)), Err(Closed(Item { id: 4, .. }))));
-        assert!(matches!(mailbox.send(Item::new(5)).await, Err(Closed(Item { id: 5, .. }))));
+        assert!(matches!(mailbox.external().send(Item::new(5)).await, Err(Closed(Item { id: 5, .. }))));
         assert!(matches!(mailbox.try_send(Item::new(6)), Err(TrySendError::Closed(Item { id: 6, .. }))));
-        assert!(matches!(mailbox.reserve(1).await, Err(Closed(()))));
+        assert!(matches!(mailbox.external().reserve(1).await, Err(Closed(()))));
         gate.open(2);
         assert_eq!((first_answer.await, second_answer.await), (Ok(1), Ok(2)));
         eventually("every credit is released", || mailbox.depth() == Depth::default()).await;
@@ -185,13 +185,14 @@ fn dropping_a_waiting_reserve_loses_no_credit() {
         let (mut topology, _control) = topology(SUPERVISION);
         let gate = Gate::shut();
         let mailbox = topology.spawn(apart("gate", CAPACITY, 1_000), gated(&gate));
+        let sender = mailbox.external();
         let mut sent = 0;
         for round in 0..ROUNDS {
             // A release on the stage's thread races with the cancellation: the grant may be in flight.
             gate.open(round % 2);
             tokio::select! {
                 biased;
-                credit = mailbox.reserve(1) => {
+                credit = sender.reserve(1) => {
                     credit.unwrap().send(Item::new(0)).unwrap();
                     sent += 1;
                 }
@@ -211,10 +212,11 @@ fn dropping_a_waiting_reserve_loses_no_credit() {
         for _ in 0..CAPACITY {
             mailbox.try_send(Item::new(0)).unwrap();
         }
+        let sender = mailbox.external();
         for _ in 0..ROUNDS {
             tokio::select! {
                 biased;
-                _ = mailbox.reserve(1) => panic!("full"),
+                _ = sender.reserve(1) => panic!("full"),
                 () = std::future::ready(()) => {}
             }
         }

@@ -24,7 +24,7 @@ impl Hoard {
         while self.held.len() > keep {
             let item = self.held.remove(0);
             match &self.next {
-                Some(next) => self.ctx.waiting(next.send(item)).await.expect("downstream is still open"),
+                Some(next) => self.ctx.send(next, item).await.expect("downstream is still open"),
                 None => drop(self.stored.fetch_add(1, Ordering::SeqCst)),
             }
         }
@@ -61,7 +61,7 @@ fn a_drain_proceeds_upstream_first_and_leaves_nothing() {
         let middle = topology.spawn(apart("middle", 4, 100), hoard(Some(sink.clone())));
         let source = topology.spawn(apart("source", 8, 100), hoard(Some(middle.clone())));
         for id in 0..SENT {
-            source.send(Item::new(id)).await.unwrap();
+            source.external().send(Item::new(id)).await.unwrap();
         }
         assert!(topology.drain().await.is_empty());
         assert_eq!(stored.load(Ordering::SeqCst), SENT);
@@ -69,7 +69,7 @@ fn a_drain_proceeds_upstream_first_and_leaves_nothing() {
         for seen in topology.observer().observe() {
             assert_eq!((seen.handled, seen.discarded, seen.depth_messages, seen.state), (SENT, 0, 0, "drained"));
         }
-        assert!(matches!(sink.send(Item::new(7)).await, Err(Closed(Item { id: 7, .. }))));
+        assert!(matches!(sink.external().send(Item::new(7)).await, Err(Closed(Item { id: 7, .. }))));
     });
 }
 
@@ -91,7 +91,7 @@ fn a_message_sent_during_a_drain_is_handled_or_returned() {
                     run(async move {
                         let mut sent = 0;
                         loop {
-                            let credit = mailbox.reserve(1).await;
+                            let credit = mailbox.external().reserve(1).await;
                             let Ok(credit) = credit else { return sent };
                             let Ok(()) = credit.send(Item::new(sent)) else { return sent };
                             sent += 1;
@@ -152,7 +152,7 @@ fn a_stage_that_blocks_the_drain_is_canceled_and_named_at_persisting() {
         assert_eq!(states, expected.map(|(name, state)| (name.to_owned(), state)));
         assert_eq!(observation(&topology, "stuck").discarded, 2);
         for mailbox in [source, stuck, sink] {
-            assert!(mailbox.send(Item::new(3)).await.is_err());
+            assert!(mailbox.external().send(Item::new(3)).await.is_err());
             assert_eq!(mailbox.depth(), Depth::default());
         }
     });
@@ -174,7 +174,7 @@ fn a_blocked_thread_does_not_block_the_drain() {
             }
         };
         let mailbox = topology.spawn(apart("blocker", 4, 100), act(block));
-        mailbox.send(Item::new(1)).await.unwrap();
+        mailbox.external().send(Item::new(1)).await.unwrap();
         eventually("the handler runs", || entered.try_recv().is_ok()).await;
         control.advance(Phase::Persisting);
         assert_eq!(topology.drain().await, ["blocker"]);
@@ -209,10 +209,10 @@ fn dropping_a_topology_stops_its_stages_and_notifies_their_senders() {
         let gate = Gate::shut();
         let mailbox = topology.spawn(apart("gate", 4, 100), gated(&gate));
         let (item, answer) = Item::with_reply(1);
-        mailbox.send(item).await.unwrap();
+        mailbox.external().send(item).await.unwrap();
         drop(topology);
         assert!(answer.await.is_err());
-        assert!(mailbox.send(Item::new(2)).await.is_err());
+        assert!(mailbox.external().send(Item::new(2)).await.is_err());
     });
 }
 

@@ -178,6 +178,6 @@ async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
 /// Sends a message and waits for the reply; `None` if the message was dropped.
 async fn ask(mailbox: &Mailbox<Item>, id: u64) -> Option<u64> {
     let (item, answer) = Item::with_reply(id);
-    mailbox.send(item).await.unwrap();
+    mailbox.external().send(item).await.unwrap();
     answer.await.ok()
 }

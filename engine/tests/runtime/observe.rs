@@ -52,7 +52,7 @@ fn counters_match_the_work_done() {
         let waiters: Vec<_> = (0..2)
             .map(|id| {
                 let mailbox = mailbox.clone();
-                actix_rt::spawn(async move { mailbox.send(Item::new(id)).await.unwrap() })
+                actix_rt::spawn(async move { mailbox.external().send(Item::new(id)).await.unwrap() })
             })
             .collect();
         for waiter in waiters {
@@ -100,9 +100,9 @@ fn two_topologies_with_a_stage_of_the_same_name_export_separate_series() {
                 topology.spawn(here("parser", 4, 100), act(|_, _: Item| async { Ok(()) }))
             })
         });
-        mailboxes[0].send(Item::new(1)).await.unwrap();
-        mailboxes[1].send(Item::new(2)).await.unwrap();
-        mailboxes[1].send(Item::new(3)).await.unwrap();
+        mailboxes[0].external().send(Item::new(1)).await.unwrap();
+        mailboxes[1].external().send(Item::new(2)).await.unwrap();
+        mailboxes[1].external().send(Item::new(3)).await.unwrap();
         eventually("all are handled", || mailboxes.iter().all(|mailbox| mailbox.depth().messages == 0)).await;
         let text = recorder.handle().render();
         for (pipeline, handled) in [("a", 1), ("b", 2)] {

@@ -51,7 +51,7 @@ fn each_senders_messages_keep_their_order_across_awaiting_handlers() {
                 std::thread::spawn(move || {
                     run(async move {
                         for number in 0..EACH {
-                            mailbox.send(Item::new(sender * EACH + number)).await.unwrap();
+                            mailbox.external().send(Item::new(sender * EACH + number)).await.unwrap();
                         }
                     });
                 })

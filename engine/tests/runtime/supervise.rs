@@ -33,7 +33,7 @@ fn a_panic_loses_only_the_message_being_handled_and_its_sender_is_notified() {
         let mut answers = Vec::new();
         for id in 0..SENT {
             let (item, answer) = Item::with_reply(id);
-            mailbox.send(item).await.unwrap();
+            mailbox.external().send(item).await.unwrap();
             answers.push(answer);
         }
         let mut lost = Vec::new();
@@ -196,7 +196,7 @@ fn too_many_restarts_end_in_exit_70_and_every_sender_is_notified() {
         for answer in answers {
             assert!(answer.await.is_err());
         }
-        assert!(mailbox.send(Item::new(1)).await.is_err());
+        assert!(mailbox.external().send(Item::new(1)).await.is_err());
         let seen = observation(&topology, "doomed");
         assert_eq!((seen.entered, seen.handled, seen.discarded, seen.state), (10, 0, 10, "stopped"));
         assert!(topology.drain().await.is_empty(), "it has already stopped");
@@ -231,7 +231,7 @@ fn the_first_exit_returned_by_a_stage_counts() {
         second.try_send(Item::new(2)).unwrap();
         eventually("the second stage stops, too", || observation(&topology, "second").state == "stopped").await;
         assert_eq!(topology.exited().await, Exit::new(Exit::FENCED, "fenced 1"));
-        assert!(first.send(Item::new(3)).await.is_err());
+        assert!(first.external().send(Item::new(3)).await.is_err());
     });
 }
 
@@ -326,8 +326,8 @@ fn a_stage_that_blocks_its_thread_ends_in_exit_70_and_its_neighbor_is_not_blamed
         let blocker = topology.spawn(StageSpec { arbiter: "shared".to_owned(), ..here("blocker", 4, 100) }, act(block));
         let (item, blocked) = Item::with_reply(1);
         let (other, unheard) = Item::with_reply(2);
-        neighbor.send(other).await.unwrap();
-        blocker.send(item).await.unwrap();
+        neighbor.external().send(other).await.unwrap();
+        blocker.external().send(item).await.unwrap();
         let exit = topology.exited().await;
         assert_eq!(exit.code, Exit::SOFTWARE);
         assert!(exit.reason.starts_with("stage blocker has blocked its thread for "), "{exit}");
@@ -357,7 +357,7 @@ fn a_stage_with_messages_whose_thread_does_not_run_it_ends_in_exit_70() {
         let saboteur = topology.spawn(shared("saboteur"), act(sabotage));
         assert_eq!(ask(&saboteur, 1).await, Some(1));
         let (item, unheard) = Item::with_reply(2);
-        starved.send(item).await.unwrap();
+        starved.external().send(item).await.unwrap();
         assert_eq!(observation(&topology, "starved").state, "idle");
         let exit = topology.exited().await;
         assert_eq!(exit.code, Exit::SOFTWARE);
@@ -382,7 +382,7 @@ fn code_that_blocks_the_thread_inside_a_known_wait_is_detected() {
             }
         };
         let mailbox = topology.spawn(apart("blocker", 4, 100), act(block));
-        mailbox.send(Item::new(1)).await.unwrap();
+        mailbox.external().send(Item::new(1)).await.unwrap();
         assert_eq!(topology.exited().await.code, Exit::SOFTWARE);
         drop(release);
     });

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use logweir_engine::journal::Journal;
-use logweir_engine::mailbox::{Bound, Mailbox, Message};
+use logweir_engine::mailbox::{Bound, ExternalSender, Message};
 use logweir_engine::stage::Exit;
 use logweir_engine::topology::{StageSpec, Topology};
 use logweir_engine::window::{ClosedWindow, WindowHandler, WindowStage, Windows};
@@ -68,12 +68,12 @@ pub fn spawn(topology: &mut Topology, config: &Config, journal: &Journal, regist
             WindowStage::new(rule.spec(), watch)
         })
     });
-    let stages: Vec<Mailbox<FrameMessage>> = stages.collect();
+    let stages: Vec<_> = stages.map(|stage| stage.external()).collect();
     actix_rt::spawn(feed(journal, stages));
 }
 
 /// Sends each frame that becomes durable from now on to every stage.
-fn feed(journal: &Journal, stages: Vec<Mailbox<FrameMessage>>) -> impl Future<Output = ()> + use<> {
+fn feed(journal: &Journal, stages: Vec<ExternalSender<FrameMessage>>) -> impl Future<Output = ()> + use<> {
     let (seq, tails) = journal.durable_position();
     let mut position = Position::of(seq, &tails);
     let mut follower = Follower::new(journal.clone(), seq, READ_BYTES);

@@ -118,7 +118,7 @@ impl Batcher {
         let (codec, payload) = match encoded {
             Ok(encoded) => encoded,
             Err(rejection) => {
-                let _ = reply.send(Err(rejection)); // an error means that the sender has disconnected
+                reply.send(Err(rejection));
                 return None;
             }
         };
@@ -126,37 +126,27 @@ impl Batcher {
         let credit = match self.context.waiting(self.journal.reserve(bytes)).await {
             Ok(credit) => credit,
             Err(error) => {
-                let _ = reply.send(Err(Rejection::of_journal(&error)));
+                reply.send(Err(Rejection::of_journal(&error)));
                 return None;
             }
         };
         let records = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let lane = self.lane;
-        let (early, late) = if ack == AckLevel::Received { (Some(reply), None) } else { (None, Some(reply)) };
-        let (report_early, report_late) = (report.clone(), report);
-        let on_durable: OnDurable = Box::new(move |outcome| {
-            let receipt = outcome.map(|seq| Receipt { lane, seq, report: report_late, repeated: false });
-            let answer = receipt.map_err(|error| Rejection::of_journal(&error));
-            match (late, answer) {
-                (Some(reply), answer) => drop(reply.send(answer)),
-                // The sender was acknowledged on receipt; the loss can only be counted.
-                (None, Err(rejection)) => metrics::counter!("logweir_discarded_records_total",
-                    "component" => "journal", "reason" => rejection.reason, "intentional" => "false")
-                .increment(u64::from(records)),
-                (None, Ok(_)) => {}
-            }
-        });
         let frame = NewFrame { lane, codec, records, dedup_key, payload };
-        let appended = self.journal.append_frame(credit, frame, on_durable);
-        if let Some(reply) = early {
-            let receipt = appended.clone().map(|appended| Receipt {
-                lane,
-                seq: appended.seq,
-                report: report_early,
-                repeated: false,
-            });
-            let _ = reply.send(receipt.map_err(|error| Rejection::of_journal(&error)));
-        }
+        // The sequence number is known once the frame has been appended.
+        let receipt = Receipt { lane, seq: 0, report, repeated: false };
+        let appended = if ack == AckLevel::Received {
+            // The sender is acknowledged on receipt; a loss can only be counted.
+            let lost = metrics::counter!("logweir_discarded_records_total",
+                "component" => "journal", "reason" => "not_durable", "intentional" => "false");
+            let on_durable = OnDurable::count_loss(lost, u64::from(records));
+            let appended = self.journal.append_frame(credit, frame, on_durable);
+            let receipt = appended.clone().map(|appended| Receipt { seq: appended.seq, ..receipt });
+            reply.send(receipt.map_err(|error| Rejection::of_journal(&error)));
+            appended
+        } else {
+            self.journal.append_frame(credit, frame, reply.when_durable(receipt))
+        };
         appended.ok().map(|appended| (appended, chunk))
     }
 
@@ -166,7 +156,7 @@ impl Batcher {
             "component" => "batcher", "reason" => "repeated", "intentional" => "true")
         .increment(records as u64);
         let receipt = first.map(|first| Receipt { lane: first.lane, seq: first.seq, report, repeated: true });
-        let _ = reply.send(receipt.ok_or_else(|| Rejection::of_journal(&AppendError::Duplicate)));
+        reply.send(receipt.ok_or_else(|| Rejection::of_journal(&AppendError::Duplicate)));
     }
 
     fn ship(&mut self, batch: Batch) {
@@ -194,7 +184,7 @@ impl Stage for Batcher {
     async fn receive(&mut self, parsed: ParsedChunk) -> Result<(), Exit> {
         kill_point("stage.batcher");
         if parsed.chunk.is_empty() {
-            let _ = parsed.reply.send(Ok(Receipt { lane: self.lane, seq: 0, report: parsed.report, repeated: false }));
+            parsed.reply.send(Ok(Receipt { lane: self.lane, seq: 0, report: parsed.report, repeated: false }));
             return Ok(());
         }
         let Some((appended, chunk)) = self.append(parsed).await else { return Ok(()) };

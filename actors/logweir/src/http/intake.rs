@@ -24,8 +24,7 @@ use super::limits::{Clocks, Sender};
 use super::parameters::Parameters;
 use super::shared::{Shared, stream_of};
 use crate::config::Auth;
-use crate::message::{AckLevel, Delivery, Receipt, Rejection};
-use crate::producer::answer_channel;
+use crate::message::{AckLevel, Delivery, Receipt, Rejection, answer_channel};
 use logweir_formats::Defaults;
 use logweir_formats::push_member;
 

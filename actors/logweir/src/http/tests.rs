@@ -27,7 +27,7 @@ use crate::producer::{IntakeHandle, Producer, demo};
 use crate::progress::{Progress, Recovery};
 use crate::tail::TailHub;
 use logweir_engine::drain::{DrainControl, Phase};
-use logweir_engine::journal::{Journal, JournalConfig, LaneId};
+use logweir_engine::journal::{Appended, Journal, JournalConfig, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::stage::{Exit, Stage, StageContext};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
@@ -70,35 +70,27 @@ impl Stage for Appender {
         assert!(!chunk.iter().any(|record| record.message == "panic now"), "requested by the test");
         let lane = self.lane;
         if chunk.is_empty() {
-            let _ = reply.send(Ok(Receipt { lane, seq: 0, report, repeated: false }));
+            reply.send(Ok(Receipt { lane, seq: 0, report, repeated: false }));
             return Ok(());
         }
         let (codec, payload) = codec::encode(&chunk).expect("the parser keeps chunks below the limit");
         let credit = match self.context.waiting(self.journal.reserve(payload.len())).await {
             Ok(credit) => credit,
             Err(error) => {
-                let _ = reply.send(Err(Rejection::of_journal(&error)));
+                reply.send(Err(Rejection::of_journal(&error)));
                 return Ok(());
             }
         };
-        let (progress, controls) = (self.progress.clone(), self.controls.clone());
-        let seq = Arc::new(OnceLock::new());
-        let assigned = seq.clone();
-        let on_durable = Box::new(move |outcome: Result<u64, _>| {
-            let (seq, rows): (u64, u64) = *assigned.wait();
-            let _ = reply.send(match outcome {
-                Ok(_) => Ok(Receipt { lane, seq, report, repeated: false }),
-                Err(error) => Err(Rejection::of_journal(&error)),
-            });
-            if controls.commits.load(Ordering::SeqCst) {
+        let records = u32::try_from(chunk.len()).expect("fits");
+        let receipt = Receipt { lane, seq: 0, report, repeated: false };
+        let appended = self.journal.append(credit, lane, codec, records, payload, reply.when_durable(receipt));
+        let Appended { seq, lane_records: rows, .. } = appended.expect("the credit was taken");
+        let (journal, progress, controls) = (self.journal.clone(), self.progress.clone(), self.controls.clone());
+        actix_rt::spawn(async move {
+            if journal.durable(seq).await.is_ok() && controls.commits.load(Ordering::SeqCst) {
                 progress.lane_row_updated(LaneRow { lane, last_seq: seq, rows, ..LaneRow::default() });
             }
         });
-        let records = u32::try_from(chunk.len()).expect("fits");
-        match self.journal.append(credit, lane, codec, records, payload, on_durable) {
-            Ok(appended) => seq.set((appended.seq, appended.lane_records)).expect("set once"),
-            Err(error) => panic!("the credit was taken, yet: {error}"),
-        }
         Ok(())
     }
 }
@@ -281,8 +273,8 @@ fn engine(
                 .spawn(spec("producer", lane), move |context| Producer::new(context, parser.clone(), plain_bytes_max));
             producer
         })
-        .collect();
-    let intake = IntakeHandle::new(producers);
+        .collect::<Vec<_>>();
+    let intake = IntakeHandle::new(&producers);
     let source = StreamSource {
         source_client: SourceClient {
             intake: intake.clone(),

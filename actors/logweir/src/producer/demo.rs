@@ -15,10 +15,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep_until};
 
-use super::answer_channel;
 use super::source_client::SourceClient;
 use super::stream::BODY_BYTES;
-use crate::message::{Delivery, Encoding};
+use crate::message::{Delivery, Encoding, answer_channel};
 use logweir_formats::{Defaults, Format};
 
 /// One in this many requests starts a burst of errors.

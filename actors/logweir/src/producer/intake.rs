@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use logweir_engine::clock;
-use logweir_engine::mailbox::{Closed, Mailbox, TrySendError};
+use logweir_engine::mailbox::{Closed, ExternalSender, Mailbox, TrySendError};
 use logweir_formats::{Defaults, Format};
-use tokio::sync::oneshot;
 
-use crate::message::{AckLevel, Delivery, Encoding, Receipt, Rejection, RejectionKind};
+use crate::message::{AckLevel, Answer, Delivery, Encoding, Rejection, RejectionKind, answer_channel};
 
 /// Holds the mailbox of each lane's producer. Clones share them.
 #[derive(Clone)]
 pub struct IntakeHandle {
-    producers: Arc<[Mailbox<Delivery>]>,
+    producers: Arc<[ExternalSender<Delivery>]>,
     streams: Arc<AtomicU64>,
 }
 
@@ -24,9 +23,9 @@ impl IntakeHandle {
     /// # Panics
     /// If `producers` is empty.
     #[must_use]
-    pub(crate) fn new(producers: Vec<Mailbox<Delivery>>) -> Self {
+    pub(crate) fn new(producers: &[Mailbox<Delivery>]) -> Self {
         assert!(!producers.is_empty(), "intake needs at least one lane");
-        Self { producers: producers.into(), streams: Arc::default() }
+        Self { producers: producers.iter().map(Mailbox::external).collect(), streams: Arc::default() }
     }
 
     /// Returns a number for a new stream: a connection, a file, standard input.
@@ -39,7 +38,7 @@ impl IntakeHandle {
     /// fields can be changed before it is submitted.
     #[must_use]
     pub fn delivery(&self, body: impl Into<Bytes>) -> (Delivery, Answer) {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = answer_channel();
         let delivery = Delivery {
             stream: self.new_stream(),
             body: body.into(),
@@ -51,7 +50,7 @@ impl IntakeHandle {
             ack: AckLevel::Journal,
             reply,
         };
-        (delivery, Answer(answer))
+        (delivery, answer)
     }
 
     /// Submits the body if the mailbox has room.
@@ -59,7 +58,7 @@ impl IntakeHandle {
     /// # Errors
     /// [`RejectionKind::Busy`] if the mailbox is full, [`RejectionKind::Unavailable`] during shutdown.
     pub fn try_submit(&self, delivery: Delivery) -> Result<(), Rejection> {
-        self.producer(&delivery).try_send(delivery).map_err(|error| match error {
+        self.producer(&delivery).mailbox().try_send(delivery).map_err(|error| match error {
             TrySendError::Full(_) => Rejection {
                 kind: RejectionKind::Busy,
                 reason: "mailbox_full",
@@ -78,39 +77,8 @@ impl IntakeHandle {
         sent.map_err(|Closed(_)| Rejection::draining())
     }
 
-    fn producer(&self, delivery: &Delivery) -> &Mailbox<Delivery> {
+    fn producer(&self, delivery: &Delivery) -> &ExternalSender<Delivery> {
         let lane = delivery.stream % self.producers.len() as u64;
         &self.producers[usize::try_from(lane).expect("a lane number fits")]
-    }
-}
-
-/// Receives the answer to one delivery.
-#[derive(Debug)]
-pub struct Answer(oneshot::Receiver<Result<Receipt, Rejection>>);
-
-/// A reply handle for one delivery, and its receiver.
-#[cfg(feature = "server")]
-#[must_use]
-pub(crate) fn answer_channel() -> (crate::message::Reply, Answer) {
-    let (reply, answer) = oneshot::channel();
-    (reply, Answer(answer))
-}
-
-impl Answer {
-    /// Waits for the answer.
-    ///
-    /// # Errors
-    /// The rejection; its reason is `restarted` if a stage was restarted while it held the body.
-    pub async fn wait(self) -> Result<Receipt, Rejection> {
-        self.0.await.unwrap_or_else(|_| {
-            Err(Rejection {
-                kind: RejectionKind::Unavailable,
-                reason: "restarted",
-                detail:
-                    "a stage was restarted while it held the body: the records may or may not be stored; without an \
-                         Idempotency-Key, a retry may store them again"
-                        .into(),
-            })
-        })
     }
 }

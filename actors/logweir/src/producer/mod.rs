@@ -33,9 +33,7 @@ pub(crate) mod files;
 pub(crate) mod demo;
 
 pub(crate) use decompress::decompress;
-#[cfg(feature = "server")]
-pub(crate) use intake::answer_channel;
-pub use intake::{Answer, IntakeHandle};
+pub use intake::IntakeHandle;
 
 /// The stage.
 pub(crate) struct Producer {
@@ -70,7 +68,7 @@ impl Stage for Producer {
                 Ok(plain) => plain,
                 Err(rejection) => {
                     self.rejected += 1;
-                    let _ = reply.send(Err(rejection));
+                    reply.send(Err(rejection));
                     return Ok(());
                 }
             },
@@ -78,8 +76,8 @@ impl Stage for Producer {
         // Here, since a sender may compress a body differently when it sends it again.
         let dedup_key = dedup_key.map(|dedup_key| dedup_key.with_body(&body));
         let raw = RawChunk { body, format, defaults, received_us, dedup_key, ack, reply };
-        if let Err(Closed(raw)) = self.context.waiting(self.parser.send(raw)).await {
-            let _ = raw.reply.send(Err(Rejection::draining()));
+        if let Err(Closed(raw)) = self.context.send(&self.parser, raw).await {
+            raw.reply.send(Err(Rejection::draining()));
         }
         Ok(())
     }

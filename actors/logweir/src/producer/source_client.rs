@@ -11,9 +11,9 @@ use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_engine::journal::DedupKey;
 use tokio::time::sleep;
 
-use super::{IntakeHandle, answer_channel};
+use super::IntakeHandle;
 use crate::limits::backoff::Backoff;
-use crate::message::{AckLevel, Delivery, Encoding, Rejection, RejectionKind};
+use crate::message::{AckLevel, Delivery, Encoding, Rejection, RejectionKind, answer_channel};
 use crate::progress::Progress;
 use logweir_formats::{Defaults, Format, RECORD_END};
 

@@ -233,7 +233,7 @@ impl TailHub {
 #[cfg(test)]
 mod tests {
     use logweir_engine::drain::DrainControl;
-    use logweir_engine::journal::JournalConfig;
+    use logweir_engine::journal::{JournalConfig, OnDurable};
     use logweir_record::chunk::Chunk;
     use logweir_record::codec;
     use logweir_record::record::{Record, Severity};
@@ -275,7 +275,7 @@ mod tests {
             let (codec, payload) = codec::encode(&chunk).unwrap();
             let credit = self.journal.reserve(payload.len()).await.unwrap();
             let records = u32::try_from(messages.len()).unwrap();
-            let appended = self.journal.append(credit, 0, codec, records, payload, Box::new(|_| {})).unwrap();
+            let appended = self.journal.append(credit, 0, codec, records, payload, OnDurable::send().0).unwrap();
             self.journal.durable(appended.seq).await.unwrap();
         }
 
