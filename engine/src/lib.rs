@@ -33,6 +33,7 @@
 //! journal/frame       frame header, payloads of START and CONFIRM (dedup_index, identity, types)
 //! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame, identity)
 //! journal/config      the configuration and its limits (error, file_system, segment)
+//! journal/salvage     reads around what the disk cannot read (file_system)
 //! journal/scan        iterates over the frames of any bytes (dedup_index, file_system, frame, segment)
 //! journal/directory_scan  valid, torn or damaged: what a directory contains
 //!                     (dedup_index, error, frame, identity, scan, segment, types)

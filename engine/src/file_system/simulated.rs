@@ -119,6 +119,14 @@ impl SimulatedDisk {
         self.0.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The names in a directory; none if there is no such directory. Not an operation of the process.
+    #[must_use]
+    pub fn names(&self, dir: &Path) -> Vec<OsString> {
+        let mut disk = self.disk();
+        let Ok(inode) = disk.find(dir) else { return Vec::new() };
+        disk.dir(inode).map(|dir| dir.names.keys().cloned().collect()).unwrap_or_default()
+    }
+
     /// Limits the size of all files together.
     pub fn set_capacity(&self, bytes: u64) {
         self.disk().capacity = bytes;

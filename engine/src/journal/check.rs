@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::directory_scan::{Depth, DirectoryScan, SegmentScan, scan_directory};
 use super::error::OpenError;
 use super::frame::{Kind, frame};
-use super::recover::quarantine;
+use super::recover::{quarantine, scan_twice};
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir};
 use super::types::{Damage, Frame, LaneId, LaneTail};
@@ -158,7 +158,7 @@ pub fn repair(dir: &Path) -> Result<Report, OpenError> {
 pub fn repair_on(file_system: Arc<dyn FileSystem>, dir: &Path) -> Result<Report, OpenError> {
     let dir = Dir::open(file_system, dir)?;
     let _lock = lock(&dir)?;
-    let found = scan_directory(&dir, Depth::Everything)?;
+    let found = scan_twice(&dir, Depth::Everything)?;
     if !quarantine(&dir, &found.quarantined) {
         let source = std::io::Error::other("see the log for the bytes and the reason");
         return Err(OpenError::Io { path: dir.quarantine(), action: "quarantine unreadable bytes", source });

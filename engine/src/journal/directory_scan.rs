@@ -20,15 +20,16 @@ use uuid::Uuid;
 
 use super::dedup_index::{DedupEntry, DedupIndex};
 use super::error::OpenError;
-use super::frame::{FrameHeader, Kind, Seed, Start, find_writer};
+use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, Seed, Start, find_writer};
 use super::identity::{Identity, Runs};
+use super::salvage::Salvage;
 use super::scan::{Found, HOP_BYTES, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, DecodedHeader, Dir, FORMAT_VERSION, OLDEST_VERSION, SEGMENT_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader,
     TORN_BYTES_MAX, ZEROS,
 };
 use super::types::{Damage, LaneId, LaneTail};
-use crate::file_system::{File, OpenMode, read_up_to};
+use crate::file_system::{File, OpenMode};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,15 +149,21 @@ impl Head {
 /// [`OpenError::TooNew`], or a read failed.
 pub(super) fn scan_directory(dir: &Dir, depth: Depth) -> Result<DirectoryScan, OpenError> {
     let heads = read_heads(dir)?;
-    let writer = match owner(&heads) {
-        Some(writer) => Some(writer),
-        None => writer_in_starts(dir, &heads)?,
-    };
+    let mut writer = owner(&heads);
+    if writer.is_none() {
+        writer = writer_in_starts(dir, &heads)?;
+    }
+    // Only if nothing else says it: a directory may have been copied without, or with another's.
+    let stored = if writer.is_none() && !heads.is_empty() { dir.stored_identity() } else { None };
+    let writer = writer.or(stored.map(|identity| identity.writer));
     let mut directory_scan = DirectoryScan {
         writer,
         number_last: heads.iter().map(|head| head.name_number).max().unwrap_or(0),
         ..DirectoryScan::new()
     };
+    if let Some(identity) = stored {
+        directory_scan.runs.add(&identity);
+    }
     let placed = directory_scan.place(dir, heads)?;
     let limits = limits(&placed);
     for (index, (number, head)) in placed.iter().enumerate() {
@@ -195,7 +202,7 @@ fn read_head(dir: &Dir, path: &Path) -> io::Result<(u64, Option<[u8; SEGMENT_HEA
     if size < bytes.len() as u64 {
         return Ok((size, None));
     }
-    file.read_exact_at(&mut bytes, 0)?;
+    Salvage::new(file).read(&mut bytes, 0)?;
     Ok((size, Some(bytes)))
 }
 
@@ -212,7 +219,7 @@ fn owner(heads: &[Head]) -> Option<Uuid> {
 fn writer_in_starts(dir: &Dir, heads: &[Head]) -> Result<Option<Uuid>, OpenError> {
     for head in heads.iter().rev() {
         let mut bytes = vec![0; usize::try_from(head.size.min(2 * SEGMENT_BYTES_MAX)).unwrap_or(0)];
-        let read = dir.read(&head.path).and_then(|file| read_up_to(&*file, &mut bytes, 0));
+        let read = dir.read(&head.path).and_then(|file| Salvage::new(file).read(&mut bytes, 0));
         let read = read.at(&head.path, "read the segment")?;
         let writer = find_writer(&bytes[..read], head.name_number);
         if writer.is_some() {
@@ -393,6 +400,7 @@ impl DirectoryScan {
             pending: None,
             reused: head.is_reused(),
             durable,
+            complete: head.header.map_or(0, |header| header.run_seq.saturating_sub(1)).max(durable),
             limit: limit.unwrap_or(u64::MAX),
             sealed: false,
         };
@@ -416,7 +424,7 @@ impl DirectoryScan {
 }
 
 fn all_zeros(dir: &Dir, head: &Head) -> io::Result<bool> {
-    Ok(used_end(&*dir.read(&head.path)?, 0, head.size)? == 0)
+    Ok(used_end(dir.read(&head.path)?, 0, head.size)? == 0)
 }
 
 fn has_frames(dir: &Dir, head: &Head, writer: Uuid) -> io::Result<bool> {
@@ -442,11 +450,12 @@ fn durable_upto(dir: &Dir, head: &Head, seed: Seed) -> io::Result<u64> {
 }
 
 /// Returns the end of the last nonzero byte at or after `from`; `from` if there is none.
-pub(super) fn used_end(file: &dyn File, from: u64, size: u64) -> io::Result<u64> {
+pub(super) fn used_end(file: Box<dyn File>, from: u64, size: u64) -> io::Result<u64> {
+    let mut file = Salvage::new(file);
     let mut buffer = vec![0; HOP_BYTES];
     let (mut at, mut end) = (from, from);
     while at < size {
-        let read = read_up_to(file, &mut buffer, at)?;
+        let read = file.read(&mut buffer, at)?;
         if read == 0 {
             break;
         }
@@ -467,13 +476,25 @@ struct Walk<'a> {
     segment: SegmentScan,
     /// The next sequence number, if known.
     expected: Option<u64>,
-    /// Bad bytes whose sequence range is known only at the next valid frame: offset, bytes, reason.
-    pending: Option<(u64, u64, &'static str)>,
+    /// Bad bytes whose sequence range is known only at the next valid frame.
+    pending: Option<Pending>,
     /// Whether stale bytes follow the last frame.
     reused: bool,
     durable: u64,
+    /// Up to here nothing is torn: what is durable, and what recovery had copied before the segment got its name.
+    complete: u64,
     limit: u64,
     sealed: bool,
+}
+
+/// Bad bytes.
+#[derive(Clone, Copy)]
+struct Pending {
+    offset: u64,
+    bytes: u64,
+    reason: &'static str,
+    /// Whether a part of them could not be read.
+    unreadable: bool,
 }
 
 impl Walk<'_> {
@@ -486,7 +507,8 @@ impl Walk<'_> {
                 Found::Frame { offset, header, crc } if header.seq >= self.next_seq() => {
                     // A START may jump ahead; elsewhere a jump is a gap.
                     let gap = header.seq > self.next_seq() && header.kind != Kind::Start && self.expected.is_some();
-                    if gap && self.next_seq() > self.durable {
+                    let unreadable = self.pending.is_some_and(|pending| pending.unreadable);
+                    if gap && self.next_seq() > self.complete && !unreadable {
                         self.truncate_at(offset)?;
                         break;
                     }
@@ -496,13 +518,15 @@ impl Walk<'_> {
                     self.accept(offset, &header, crc)?;
                 }
                 Found::Frame { offset, header, .. } => {
-                    let bad = (offset, header.frame_bytes(), "frame out of order");
-                    if self.is_torn(bad)? {
+                    let (bytes, reason) = (header.frame_bytes(), "frame out of order");
+                    if self.is_torn(Pending { offset, bytes, reason, unreadable: false })? {
                         break;
                     }
                 }
-                Found::Bad { offset, bytes, reason, header } => {
-                    if self.is_torn((offset, bytes, reason))? {
+                // Nothing is written behind a seal.
+                Found::Bad { unreadable: true, .. } if self.sealed => break,
+                Found::Bad { offset, bytes, reason, header, unreadable } => {
+                    if self.is_torn(Pending { offset, bytes, reason, unreadable })? {
                         break;
                     }
                     if let Some(header) = header.filter(|header| (self.next_seq()..=self.limit).contains(&header.seq)) {
@@ -519,22 +543,33 @@ impl Walk<'_> {
         self.expected.unwrap_or(self.directory_scan.seq_last + 1)
     }
 
-    /// Notes bad bytes as pending. Returns true if the journal ends here: then they are truncated.
-    fn is_torn(&mut self, bad: (u64, u64, &'static str)) -> io::Result<bool> {
-        if self.next_seq() > self.durable {
-            self.truncate_at(self.pending.map_or(bad.0, |pending| pending.0))?;
+    /// Notes bad bytes as pending. Returns true if the journal ends here: then they are truncated. What cannot be read
+    /// is not torn.
+    fn is_torn(&mut self, bad: Pending) -> io::Result<bool> {
+        if self.next_seq() > self.complete && !bad.unreadable {
+            if let Some(pending) = self.pending.filter(|pending| pending.unreadable) {
+                self.report_gap(self.last_in(pending), bad.offset, bad.reason);
+            }
+            self.truncate_at(self.pending.map_or(bad.offset, |pending| pending.offset))?;
             return Ok(true);
         }
-        let (offset, _, reason) = *self.pending.get_or_insert(bad);
-        self.pending = Some((offset, bad.0 + bad.1 - offset, reason));
+        let first = *self.pending.get_or_insert(bad);
+        let bytes = bad.offset + bad.bytes - first.offset;
+        self.pending = Some(Pending { bytes, unreadable: first.unreadable || bad.unreadable, ..first });
         Ok(false)
+    }
+
+    /// The last frame that unreadable bytes with no frame behind them can have held: how many there were is unknown.
+    fn last_in(&self, pending: Pending) -> u64 {
+        self.durable.max(self.next_seq() - 1 + pending.bytes.div_ceil(FRAME_HEADER_BYTES as u64))
     }
 
     /// Reports a frame with a valid header and a damaged payload: its sequence number is known.
     fn report_lost_frame(&mut self, offset: u64, header: &FrameHeader) {
-        let (from, bytes, reason) = self.pending.take().expect("set by is_torn");
+        let pending = self.pending.take().expect("set by is_torn");
+        let Pending { offset: from, bytes, reason, .. } = pending;
         if header.seq > self.next_seq() && (header.kind != Kind::Start || offset > from) {
-            self.pending = Some((from, offset - from, reason));
+            self.pending = Some(Pending { bytes: offset - from, ..pending });
             self.report_gap(header.seq - 1, offset, reason);
         }
         self.damage(offset, from + bytes - offset, header.seq, header.seq, reason);
@@ -544,7 +579,8 @@ impl Walk<'_> {
 
     /// Reports pending bad bytes, or a gap without bytes, as damage that ends with `seq_last`.
     fn report_gap(&mut self, seq_last: u64, offset: u64, reason: &'static str) {
-        let (offset, bytes, reason) = self.pending.take().unwrap_or((offset, 0, reason));
+        let nothing = Pending { offset, bytes: 0, reason, unreadable: false };
+        let Pending { offset, bytes, reason, .. } = self.pending.take().unwrap_or(nothing);
         self.damage(offset, bytes, self.next_seq(), seq_last, reason);
     }
 
@@ -571,7 +607,7 @@ impl Walk<'_> {
     /// Truncates the segment at `offset`: nothing from there on was acknowledged.
     fn truncate_at(&mut self, offset: u64) -> io::Result<()> {
         self.pending = None;
-        let mut bytes = used_end(&*self.dir.read(&self.segment.path)?, offset, self.segment.size)? - offset;
+        let mut bytes = used_end(self.dir.read(&self.segment.path)?, offset, self.segment.size)? - offset;
         if self.reused {
             bytes = bytes.min(TORN_BYTES_MAX);
         }
@@ -665,13 +701,16 @@ impl Walk<'_> {
             }
             // The end of this segment is unknown; a gap shows in the sequence of the next segment.
             Some((_, false)) if self.pending.is_some() => self.report_gap(self.next_seq() - 1, offset, ""),
-            None if self.pending.is_some() => self.report_gap(self.durable, offset, ""),
+            None if let Some(pending) = self.pending => {
+                let seq_last = if pending.unreadable { self.last_in(pending) } else { self.durable };
+                self.report_gap(seq_last, offset, "");
+            }
             _ => self.pending = None,
         }
     }
 
     fn report_missing_end(&mut self, seq_last: u64, offset: u64, reason: &str) {
-        let (offset, bytes, _) = self.pending.take().unwrap_or((offset, 0, ""));
+        let (offset, bytes) = self.pending.take().map_or((offset, 0), |pending| (pending.offset, pending.bytes));
         self.damage(offset, bytes, self.next_seq(), seq_last, reason);
     }
 }

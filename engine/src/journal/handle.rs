@@ -191,7 +191,8 @@ impl Journal {
         let (queue, items) = crossbeam_channel::bounded(2 * QUEUE_FRAMES_MAX + 1);
         let (wake, woken) = crossbeam_channel::bounded(1);
         let bytes_max = config.queue_bytes_max;
-        let damage_known = recovered.damage.iter().map(|damage| (damage.segment, damage.offset)).collect();
+        let damage_known =
+            recovered.damage.iter().map(|damage| ((damage.segment, damage.offset), damage.seq_last)).collect();
         let shared = Arc::new(Shared {
             segment_bytes,
             ballast_bytes: config.ballast_bytes,

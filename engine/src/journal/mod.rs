@@ -24,6 +24,7 @@ mod identity;
 mod frame;
 mod segment;
 mod config;
+mod salvage;
 mod scan;
 mod directory_scan;
 mod recover;

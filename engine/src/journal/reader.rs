@@ -9,7 +9,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::frame::{Kind, frame};
-use super::scan::{Found, Payloads, Scanner};
+use super::salvage::UNREADABLE;
+use super::scan::{Found, PAYLOAD_MISMATCH, Payloads, Scanner};
 use super::shared::{Shared, View};
 use super::types::{Frame, LaneId};
 
@@ -95,9 +96,13 @@ impl Reader {
             let (offset, header) = match found {
                 Found::Frame { offset, header, .. } => (offset, header),
                 Found::Bad { .. } if !self.shared.is_listed(view.number) => return Ok(None),
-                Found::Bad { offset, bytes, reason, .. } => {
-                    let seq_next = peek_seq(scanner)?.unwrap_or(seq_before + 1);
+                Found::Bad { offset, bytes, reason, unreadable, .. } => {
+                    if unreadable {
+                        self.shared.dir.check_disk()?;
+                    }
+                    let seq_next = peek_seq(scanner)?.unwrap_or(view.seq_last + 1).max(seq_before + 1);
                     self.shared.report_damage(view, offset, bytes, seq_before + 1, seq_next - 1, reason);
+                    seq_before = seq_next - 1;
                     continue;
                 }
             };
@@ -111,7 +116,12 @@ impl Reader {
                 None if !self.shared.is_listed(view.number) => return Ok(None),
                 None => {
                     let (bytes, seq) = (header.frame_bytes(), header.seq);
-                    self.shared.report_damage(view, offset, bytes, seq, seq, "the payload's CRC does not match");
+                    let unreadable = scanner.is_unreadable(&header, offset);
+                    if unreadable {
+                        self.shared.dir.check_disk()?;
+                    }
+                    let reason = if unreadable { UNREADABLE } else { PAYLOAD_MISMATCH };
+                    self.shared.report_damage(view, offset, bytes, seq, seq, reason);
                 }
             }
         }
@@ -122,10 +132,13 @@ impl Reader {
 /// Returns the sequence number of the next frame without advancing.
 fn peek_seq(scanner: &mut Scanner) -> io::Result<Option<u64>> {
     let offset = scanner.offset();
-    let found = scanner.next()?;
+    let mut seq = None;
+    while let Some(found) = scanner.next()? {
+        if let Found::Frame { header, .. } = found {
+            seq = Some(header.seq);
+            break;
+        }
+    }
     scanner.seek(offset);
-    Ok(match found {
-        Some(Found::Frame { header, .. }) => Some(header.seq),
-        _ => None,
-    })
+    Ok(seq)
 }

@@ -21,18 +21,19 @@ use uuid::Uuid;
 
 use super::dedup_index::DedupIndex;
 use super::directory_scan::{
-    Depth, Quarantined, SegmentScan, Tail, ValidPrefix, flush_page_cache, scan_directory, used_end,
+    Depth, DirectoryScan, Quarantined, SegmentScan, Tail, ValidPrefix, flush_page_cache, scan_directory, used_end,
 };
 use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Kind, Seed, Start, frame_bytes, header_crc, push_frame};
 use super::identity::{Identity, RUNS_MAX};
+use super::salvage::Salvage;
 use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{
     At, Dir, FORMAT_VERSION, MIN_READER_VERSION, SEGMENT_HEADER_BYTES, SEQ_JUMP, SEQ_MAX, SegmentHeader, create_zeroed,
     is_transient, open_leftover_spare, publish_spare, sync_data, sync_dir,
 };
 use super::types::{Damage, LaneId, Recovered};
-use crate::file_system::{File, FileSystem, OpenMode, read_up_to};
+use crate::file_system::{File, FileSystem, OpenMode};
 use crate::{clock, fault};
 
 /// Space that every segment reserves for the SEAL frame.
@@ -74,7 +75,7 @@ pub(super) struct Opened {
 /// Scans the directory (under the lock), quarantines what cannot be read, and starts a new run.
 pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError> {
     flush_page_cache(dir)?;
-    let mut found = scan_directory(dir, Depth::Open)?;
+    let mut found = scan_twice(dir, Depth::Open)?;
     found.dedup_index.limit(segment_bytes);
     let all_quarantined = quarantine(dir, &found.quarantined);
     let last = found.segments.last();
@@ -120,6 +121,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         run_seq,
     };
     let durable = before.map_or(0, |before| before.valid.seq_last);
+    dir.store_identity(&identity);
     let new = write_first_segment(dir, &header, &identity, last, &tail, &start, durable, segment_bytes)?;
 
     let mut segments = BTreeMap::new();
@@ -156,6 +158,19 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         crc_last: new.crc_last,
         full: new.full,
     })
+}
+
+/// Scans the directory, a second time if anything in it is damaged: a disk that was away for a moment looks the same, and
+/// what is damaged is moved aside.
+pub(super) fn scan_twice(dir: &Dir, depth: Depth) -> Result<DirectoryScan, OpenError> {
+    let found = scan_directory(dir, depth)?;
+    if found.damage.is_empty() {
+        return Ok(found);
+    }
+    dir.check_disk().at(dir.path(), "write to the disk")?;
+    let found = scan_directory(dir, depth)?;
+    dir.check_disk().at(dir.path(), "write to the disk")?;
+    Ok(found)
 }
 
 fn to_segment(segment: &SegmentScan, size: u64) -> Segment {
@@ -245,12 +260,12 @@ fn copy_tail(
     at: &mut u64,
     lanes: &mut BTreeMap<LaneId, u64>,
 ) -> io::Result<()> {
-    let mut scanner = Scanner::new(dir.read(&old.path)?, old.seed, Payloads::Skip, WINDOW_BYTES, tail.end);
+    let mut scanner = Scanner::new(dir.read(&old.path)?, old.seed, Payloads::Check, WINDOW_BYTES, tail.end);
+    let mut copied = 0;
     scanner.seek(tail.offset);
     while let Some(found) = scanner.next()? {
-        let Found::Frame { offset, header, .. } = found else {
-            return Err(io::Error::other("the frames changed while they were read"));
-        };
+        // What the scan has found damaged is skipped, as it was there.
+        let Found::Frame { offset, header, .. } = found else { continue };
         if header.kind != Kind::Data {
             continue;
         }
@@ -262,7 +277,11 @@ fn copy_tail(
             Ok(())
         })?;
         *at += header.frame_bytes();
+        copied += 1;
         lanes.insert(header.lane, header.seq);
+    }
+    if copied != tail.data_frames {
+        return Err(io::Error::other("the frames changed while they were read"));
     }
     Ok(())
 }
@@ -301,7 +320,7 @@ fn allocate_segment(
 /// Frees the zeros behind the last byte of a segment that is never appended to again.
 fn trim(dir: &Dir, old: &SegmentScan) -> io::Result<()> {
     let file = dir.file_system().open(&old.path, OpenMode::Update)?;
-    let used = used_end(&*file, old.valid.end.max(old.tail.end), old.size)?;
+    let used = used_end(dir.read(&old.path)?, old.valid.end.max(old.tail.end), old.size)?;
     file.set_len(used)
 }
 
@@ -353,12 +372,13 @@ fn quarantine_one(dir: &Dir, item: &Quarantined) -> io::Result<()> {
 }
 
 fn copy_range(file_system: &dyn FileSystem, from: &Path, offset: u64, bytes: u64, to: &Path) -> io::Result<()> {
-    let (from, to) = (file_system.open(from, OpenMode::Read)?, file_system.open(to, OpenMode::Replace)?);
+    let mut from = Salvage::new(file_system.open(from, OpenMode::Read)?);
+    let to = file_system.open(to, OpenMode::Replace)?;
     let mut buffer = vec![0; WINDOW_BYTES];
     let mut at = 0;
     while at < bytes {
         let want = buffer.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
-        let read = read_up_to(&*from, &mut buffer[..want], offset + at)?;
+        let read = from.read(&mut buffer[..want], offset + at)?;
         if read == 0 {
             break;
         }

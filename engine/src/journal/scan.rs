@@ -11,17 +11,21 @@ use memchr::memmem::Finder;
 
 use super::dedup_index::DedupKey;
 use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
+use super::salvage::{Salvage, UNREADABLE};
 use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_MAX, ZEROS};
-use crate::file_system::{File, read_up_to};
+use crate::file_system::File;
 
 /// Window for reading everything.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
 /// Window for reading headers only.
 pub(super) const HOP_BYTES: usize = 4 << 10;
 
+/// Why a frame with a valid header is bad.
+pub(super) const PAYLOAD_MISMATCH: &str = "the payload's CRC does not match";
+
 /// A cached range of a file.
 struct Window {
-    file: Box<dyn File>,
+    file: Salvage,
     bytes: Vec<u8>,
     start: u64,
     size: usize,
@@ -47,7 +51,7 @@ impl Window {
             self.bytes = vec![0; want];
         }
         self.bytes.truncate(want);
-        let read = read_up_to(&*self.file, &mut self.bytes, offset);
+        let read = self.file.read(&mut self.bytes, offset);
         self.bytes.truncate(*read.as_ref().unwrap_or(&0));
         read.map(|_| ())
     }
@@ -65,8 +69,9 @@ pub(super) enum Payloads {
 pub(super) enum Found {
     /// A frame, with a matching payload if payloads are verified.
     Frame { offset: u64, header: FrameHeader, crc: u32 },
-    /// Bytes that are not a frame, up to the next frame or the last nonzero byte.
-    Bad { offset: u64, bytes: u64, reason: &'static str, header: Option<FrameHeader> },
+    /// Bytes that are not a frame, up to the next frame or the last nonzero byte; with the header if only the payload is
+    /// bad. `unreadable`: at least a part of them could not be read.
+    Bad { offset: u64, bytes: u64, reason: &'static str, header: Option<FrameHeader>, unreadable: bool },
 }
 
 /// Iterator over one segment file.
@@ -83,7 +88,7 @@ pub(super) struct Scanner {
 impl Scanner {
     /// Creates a scanner that reads from the first frame up to `end`.
     pub(super) fn new(file: Box<dyn File>, seed: Seed, payloads: Payloads, window_bytes: usize, end: u64) -> Self {
-        let window = Window { file, bytes: Vec::new(), start: 0, size: window_bytes };
+        let window = Window { file: Salvage::new(file), bytes: Vec::new(), start: 0, size: window_bytes };
         Self { window, seed, payloads, offset: SEGMENT_HEADER_BYTES as u64, end, reused: false }
     }
 
@@ -118,17 +123,12 @@ impl Scanner {
         if end > self.end {
             self.offset = self.end;
             let bytes = self.end - offset;
-            return Ok(Some(Found::Bad { offset, bytes, reason: "the frame is truncated", header: Some(header) }));
+            return Ok(Some(self.bad(offset, bytes, "the frame is truncated", Some(header))));
         }
         self.offset = end;
         if self.payloads == Payloads::Check && !self.payload_matches(&header, offset)? {
             let bytes = header.frame_bytes();
-            return Ok(Some(Found::Bad {
-                offset,
-                bytes,
-                reason: "the payload's CRC does not match",
-                header: Some(header),
-            }));
+            return Ok(Some(self.bad(offset, bytes, PAYLOAD_MISMATCH, Some(header))));
         }
         Ok(Some(Found::Frame { offset, header, crc }))
     }
@@ -136,11 +136,19 @@ impl Scanner {
     /// Reads the payload of a frame; `None` if its CRC does not match.
     pub(super) fn payload(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<Vec<u8>>> {
         let mut payload = vec![0; header.payload_len as usize];
-        match self.window.file.read_exact_at(&mut payload, offset + FRAME_HEADER_BYTES as u64) {
-            Ok(()) => Ok((crc32c::crc32c(&payload) == header.payload_crc).then_some(payload)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(error),
-        }
+        let read = self.window.file.read(&mut payload, offset + FRAME_HEADER_BYTES as u64)?;
+        let matches = read == payload.len() && crc32c::crc32c(&payload) == header.payload_crc;
+        Ok(matches.then_some(payload))
+    }
+
+    /// Whether a part of a frame could not be read, so far.
+    pub(super) fn is_unreadable(&self, header: &FrameHeader, offset: u64) -> bool {
+        self.window.file.is_unreadable(&(offset..offset + header.frame_bytes()))
+    }
+
+    fn bad(&self, offset: u64, bytes: u64, reason: &'static str, header: Option<FrameHeader>) -> Found {
+        let unreadable = self.window.file.is_unreadable(&(offset..offset + bytes));
+        Found::Bad { offset, bytes, reason: if unreadable { UNREADABLE } else { reason }, header, unreadable }
     }
 
     /// Reads the dedup key at the start of a frame's payload.
@@ -197,7 +205,8 @@ impl Scanner {
         let reason = "no valid frame header";
         let magic = Finder::new(&MAGIC_BYTES);
         let mut at = offset;
-        let mut used_end = offset;
+        // The same without bytes that could not be read.
+        let (mut used_end, mut read_end) = (offset, offset);
         while at < end {
             // Each block is extended by one header, so that none is missed between two blocks.
             let bytes = self.window.get(at, HOP_BYTES + FRAME_HEADER_BYTES, end)?;
@@ -211,21 +220,24 @@ impl Scanner {
                     if FrameHeader::decode(&bytes[step..], self.seed).is_some() {
                         let found = at + step as u64;
                         self.offset = found;
-                        return Ok(Some(Found::Bad { offset, bytes: found - offset, reason, header: None }));
+                        return Ok(Some(self.bad(offset, found - offset, reason, None)));
                     }
                 }
                 let last = bytes[..block].iter().rposition(|&byte| byte != 0).expect("the block is not all zeros");
                 used_end = at + last as u64 + 1;
+                if !self.window.file.is_unreadable(&(at..used_end)) {
+                    read_end = used_end;
+                }
             }
             at += block as u64;
         }
-        if used_end == offset || self.reused && self.is_terminated(offset)? {
+        if used_end == offset || (self.reused || read_end == offset) && self.is_terminated(offset)? {
             return Ok(None);
         }
         if self.reused {
             used_end = used_end.min(offset + TORN_BYTES_MAX);
         }
         self.offset = end;
-        Ok(Some(Found::Bad { offset, bytes: used_end - offset, reason, header: None }))
+        Ok(Some(self.bad(offset, used_end - offset, reason, None)))
     }
 }

@@ -227,6 +227,44 @@ impl Dir {
         self.file_system.open(path, OpenMode::Read)
     }
 
+    /// Keeps a copy of the identity in the lock file: it may be all that is left if the journal's only segment has lost
+    /// its first page, and without it no frame can be recognized.
+    pub(super) fn store_identity(&self, identity: &Identity) {
+        let stored = self.file_system.open(&self.lock(), OpenMode::Update).and_then(|file| {
+            file.write_all_at(&identity.encode(), 0)?;
+            file.sync_data()
+        });
+        if let Err(error) = stored {
+            tracing::warn!(%error, "cannot write a copy of the journal's identity to the lock file");
+        }
+    }
+
+    /// Reads the copy of the identity in the lock file.
+    pub(super) fn stored_identity(&self) -> Option<Identity> {
+        let mut bytes = [0; IDENTITY_BYTES];
+        self.read(&self.lock()).and_then(|file| file.read_exact_at(&mut bytes, 0)).ok()?;
+        Identity::decode(&bytes).or_else(|| Identity::repair_bit_flip(&bytes))
+    }
+
+    /// Checks that the disk is there although a place on it cannot be read. While all of it is away, what cannot be read
+    /// is not lost: the read has to be tried again, and not to be skipped.
+    pub(super) fn check_disk(&self) -> io::Result<()> {
+        match self.store_something() {
+            Err(error) if !is_transient(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn store_something(&self) -> io::Result<()> {
+        let path = self.path.join("probe.tmp");
+        let stored = self.file_system.open(&path, OpenMode::Replace).and_then(|file| {
+            file.write_all_at(&TERMINATOR, 0)?;
+            file.sync_data()
+        });
+        let _ = self.file_system.remove_file(&path);
+        stored
+    }
+
     /// Lists the segment files by the number in their name, in ascending order.
     pub(super) fn segments(&self) -> io::Result<Vec<(u64, PathBuf)>> {
         let mut found = Vec::new();

@@ -1,6 +1,6 @@
 //! What callers, the writer, the housekeeper and readers share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -111,6 +111,8 @@ pub(super) struct View {
     pub(super) path: std::path::PathBuf,
     pub(super) seed: Seed,
     pub(super) end: u64,
+    /// Last durable data frame in it.
+    pub(super) seq_last: u64,
     /// Whether frames may still be appended to it.
     pub(super) active: bool,
 }
@@ -156,8 +158,8 @@ pub(super) struct Shared {
     pub(super) frames: Arc<Semaphore>,
     pub(super) damaged_frames: AtomicU64,
     pub(super) quarantine_bytes: AtomicU64,
-    /// Damage that has been counted: segment and offset.
-    pub(super) damage_known: Mutex<BTreeSet<(u64, u64)>>,
+    /// Damage that has been counted: segment and offset, and the last lost frame. It may grow.
+    pub(super) damage_known: Mutex<BTreeMap<(u64, u64), u64>>,
 }
 
 impl Shared {
@@ -377,7 +379,7 @@ impl Shared {
 
     pub(super) fn remove_segment(&self, number: u64) {
         self.state().remove_segment(number);
-        locked(&self.damage_known).retain(|(segment, _)| *segment != number);
+        locked(&self.damage_known).retain(|(segment, _), _| *segment != number);
     }
 
     /// Makes the file of the committed segment `number` the spare. Returns whether the segment is gone.
@@ -402,7 +404,7 @@ impl Shared {
         }
         self.set_spare(Spare::Ready);
         drop(spare);
-        locked(&self.damage_known).retain(|(segment, _)| *segment != number);
+        locked(&self.damage_known).retain(|(segment, _), _| *segment != number);
         true
     }
 
@@ -431,7 +433,15 @@ impl Shared {
         };
         let (number, segment) = state.segments.range(from..).find(|(_, segment)| has(segment))?;
         let active = state.durable.segment == *number;
-        Some(View { number: *number, path: segment.path.clone(), seed: segment.seed, end: segment.end, active })
+        let seq_last = segment.lanes.values().max().copied().unwrap_or(0);
+        Some(View {
+            number: *number,
+            path: segment.path.clone(),
+            seed: segment.seed,
+            end: segment.end,
+            seq_last,
+            active,
+        })
     }
 
     /// Counts and quarantines bytes that a reader cannot read, once.
@@ -444,9 +454,14 @@ impl Shared {
         seq_last: u64,
         reason: &str,
     ) {
-        if !locked(&self.damage_known).insert((view.number, offset)) {
+        let mut damage_known = locked(&self.damage_known);
+        let known = damage_known.get(&(view.number, offset)).copied();
+        if known.is_some_and(|known| known >= seq_last) {
             return;
         }
+        damage_known.insert((view.number, offset), seq_last);
+        drop(damage_known);
+        let seq_first = known.map_or(seq_first, |known| seq_first.max(known + 1));
         let segment = view.number;
         Damage { segment, offset, bytes, seq_first, seq_last, reason: reason.to_owned() }.log();
         let frames = (seq_last + 1).saturating_sub(seq_first);

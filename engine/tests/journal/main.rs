@@ -17,3 +17,5 @@ mod crash;
 mod disk;
 #[cfg(feature = "faults")]
 mod simulated;
+#[cfg(feature = "faults")]
+mod unreadable;

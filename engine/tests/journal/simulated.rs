@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -78,7 +79,9 @@ struct Simulation {
     committed: BTreeMap<LaneId, u64>,
     /// Whether an error was injected that may poison the journal or prevent a start, until the next restart.
     broken: bool,
-    /// Ranges of the disk were made unreadable: what is damaged is then named, and may be missing.
+    /// Whether pages of the disk become unreadable, and nothing else fails.
+    is_damaged: bool,
+    /// Whether one was: what is in it is named, and may be missing.
     damaged: bool,
     damage: Vec<Damage>,
     appended: usize,
@@ -109,6 +112,7 @@ impl Simulation {
             file_system: Arc::new(disk.clone()),
             ..JournalConfig::new(DIR)
         };
+        let is_damaged = random.percent(25);
         Self {
             random,
             disk,
@@ -116,6 +120,7 @@ impl Simulation {
             ledger: Arc::default(),
             committed: BTreeMap::new(),
             broken: false,
+            is_damaged,
             damaged: false,
             damage: Vec::new(),
             appended: 0,
@@ -164,6 +169,9 @@ impl Simulation {
         } else if self.random.percent(15) {
             self.inject();
         }
+        if self.is_damaged && self.random.percent(50) {
+            self.make_unreadable();
+        }
         let Some(mut running) = self.open()? else { return self.crash(None) };
         if !self.disk.is_down() {
             self.compare(&running)?;
@@ -202,13 +210,13 @@ impl Simulation {
                 let lane = self.lane();
                 self.commit_some(running, lane);
             }
-            92..95 => {
+            92..95 if !self.is_damaged => {
                 let room = self.random.below(3 * SEGMENT_BYTES);
                 let capacity = if self.random.percent(50) { u64::MAX } else { self.disk.used_bytes() + room };
                 self.log.add(format!("capacity {capacity}"));
                 self.disk.set_capacity(capacity);
             }
-            95..97 => self.inject(),
+            92..97 => self.inject(),
             _ => self.compare(running)?,
         }
         Ok(())
@@ -218,8 +226,37 @@ impl Simulation {
         LaneId::try_from(self.random.below(LANES)).unwrap()
     }
 
+    /// Makes a page of a segment unreadable, for good or twice.
+    fn make_unreadable(&mut self) {
+        let names = self.disk.names(Path::new(DIR));
+        let mut segments: Vec<_> =
+            names.iter().filter(|name| name.to_str().is_some_and(|it| it.ends_with(".wal"))).collect();
+        if segments.is_empty() {
+            return;
+        }
+        let segment = segments.swap_remove(usize::try_from(self.random.below(segments.len() as u64)).unwrap());
+        let start = self.random.below(SEGMENT_BYTES / 4096) * 4096;
+        let times = if self.random.percent(50) { u32::MAX } else { 2 };
+        self.damaged |= times == u32::MAX;
+        self.log.add(format!("{start} to {} of {segment:?} cannot be read, {times} times", start + 4096));
+        let _ = self.disk.make_unreadable(&Path::new(DIR).join(segment), start..start + 4096, times);
+    }
+
+    /// Sequence ranges of the damage in the quarantine: also readers find some.
+    fn is_in_quarantine(&self, seq: u64) -> bool {
+        let names = self.disk.names(&Path::new(DIR).join("quarantine"));
+        names.iter().any(|name| {
+            let numbers = name.to_str().and_then(|name| name.strip_prefix("damage-")).unwrap_or_default();
+            let numbers: Vec<u64> = numbers.split('-').filter_map(|number| number.parse().ok()).collect();
+            numbers.len() == 4 && (numbers[2]..=numbers[3]).contains(&seq)
+        })
+    }
+
     /// Lets one of the next operations fail.
     fn inject(&mut self) {
+        if self.is_damaged {
+            return self.make_unreadable();
+        }
         use Operation::{Open, Remove, Rename, SetLen, Sync, SyncDir, Write};
         let operations = [Open, Write, Sync, SyncDir, SetLen, Rename, Remove];
         let operation = operations[usize::try_from(self.random.below(operations.len() as u64)).unwrap()];
@@ -325,6 +362,10 @@ impl Simulation {
                 found.insert(frame.seq, frame);
             }
         }
+        // What is damaged may not have been named any more.
+        if self.disk.is_down() {
+            return Ok(());
+        }
         let ledger = self.ledger.lock().unwrap();
         for (seq, frame) in &found {
             let Some(promised) = ledger.frames.get(seq) else { return Err(format!("frame {seq} was never appended")) };
@@ -332,7 +373,10 @@ impl Simulation {
         }
         for (seq, promised) in &ledger.frames {
             let committed = self.committed.get(&promised.lane).is_some_and(|committed| committed >= seq);
-            let named = self.damage.iter().any(|damage| (damage.seq_first..=damage.seq_last).contains(seq));
+            // If nothing of a segment is readable, only the segment is named.
+            let named = self.damage.iter().any(|damage| {
+                (damage.seq_first..=damage.seq_last).contains(seq) || damage.reason.starts_with("neither")
+            }) || self.is_in_quarantine(*seq);
             check_that!(
                 found.contains_key(seq) || !promised.acknowledged || committed || named,
                 "the acknowledged frame {seq} is lost"
