@@ -157,11 +157,12 @@ pub fn quarantine(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Size of all files below `dir`.
+/// Size of all files below `dir`, but the lock's.
 pub fn disk_bytes(dir: &Path) -> u64 {
     std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name() != "LOCK")
         .map(|entry| if entry.path().is_dir() { disk_bytes(&entry.path()) } else { entry.metadata().unwrap().len() })
         .sum()
 }
