@@ -485,7 +485,7 @@ impl Feed {
     async fn start(store: &Arc<dyn LogStore>) -> Result<Self, StoreError> {
         let (writer, run) = (Uuid::new_v4(), Uuid::new_v4());
         let tails: Vec<(u16, LaneTail)> = Vec::new();
-        let claim = Claim { writer, run, runs: vec![run], owner: "test".into(), tails };
+        let claim = Claim { runs: vec![run], tails, ..Claim::new(writer, run, "test") };
         let lease = store.acquire_lease(&claim).await?;
         let (lane, _) = store.open_lane(&lease, 0).await?;
         Ok(Self { writer, lane, seq: 0 })

@@ -180,7 +180,7 @@ impl On {
         let store = opened.store();
         store.prepare().await.unwrap();
         let run = Uuid::new_v4();
-        let claim = Claim { writer: Uuid::new_v4(), run, runs: vec![run], owner: "test".into(), tails: Vec::new() };
+        let claim = Claim { runs: vec![run], ..Claim::new(Uuid::new_v4(), run, "test") };
         let lease = store.acquire_lease(&claim).await.unwrap();
         let (lane, row) = store.open_lane(&lease, 0).await.unwrap();
         let reader = |throttle: &QueryThrottle| opened.reader(Duration::from_secs(30), throttle.clone()).unwrap();

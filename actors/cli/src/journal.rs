@@ -11,6 +11,7 @@ use logweir_engine::journal::{self, Damage, Frame, LaneId, OpenError, Report};
 use logweir_record::codec;
 use logweir_record::record::Record;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::args::{ConfigArgs, StoreArgs};
 use crate::exit;
@@ -39,6 +40,13 @@ pub(super) enum JournalCommand {
     ///
     /// For a journal whose server will not run again. Stop that server first.
     Drain(DrainArgs),
+    /// Let a journal that the database does not recognize continue
+    ///
+    /// For the message that the journal does not contain the run that last acquired its lease, if no other copy of the
+    /// journal has ever been used. Stop the server that uses the journal first, and start it afterwards: it continues
+    /// where the database ends. Nothing is changed while any process with this journal's identity is connected to
+    /// PostgreSQL. For a restored or cloned volume use `journal drain --adopt`.
+    Adopt(AdoptArgs),
 }
 
 /// Which journal.
@@ -101,12 +109,28 @@ pub(super) struct DrainArgs {
     store: StoreArgs,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct AdoptArgs {
+    /// Journal directory, or the data directory that contains it [default: the configured data_dir]
+    #[arg(long, short, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// State that no other copy of this journal has been used, or ever will be
+    ///
+    /// Another copy cannot store any more then. Records that were accepted by both copies under the same numbers
+    /// would be taken for stored.
+    #[arg(long, required = true)]
+    only_copy: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
 impl JournalCommand {
     pub(super) fn config_mut(&mut self) -> &mut ConfigArgs {
         match self {
             Self::Check(args) | Self::Repair(args) => &mut args.config,
             Self::Dump(args) => &mut args.config,
             Self::Drain(args) => &mut args.store.config,
+            Self::Adopt(args) => &mut args.store.config,
         }
     }
 }
@@ -169,6 +193,11 @@ pub(super) fn journal(command: &JournalCommand) -> Outcome {
             let dir = journal_dir(args.dir.as_deref().unwrap_or(&config.data_dir))?;
             Ok(crate::process::drain_journal(config, &dir, args.adopt))
         }
+        JournalCommand::Adopt(args) => {
+            let config = args.store.load()?.config;
+            let dir = journal_dir(args.dir.as_deref().unwrap_or(&config.data_dir))?;
+            Ok(crate::process::adopt_journal(config, &dir))
+        }
     }
 }
 
@@ -179,7 +208,12 @@ fn print(report: &Report, format: Output) -> io::Result<()> {
     }
     let bytes = |number| show_number(number, Unit::Bytes);
     match report.writer {
-        Some(writer) => writeln!(out, "writer {writer}, {}", count(report.runs.len() as u64 + 1, "run"))?,
+        Some(writer) => {
+            writeln!(out, "writer {writer}, {}", count(report.runs.len() as u64 + 1, "run"))?;
+            let run = |run: Option<Uuid>| run.map_or("none is known".to_owned(), |run| run.to_string());
+            writeln!(out, "last run {}", run(report.run))?;
+            writeln!(out, "last run that the database has confirmed: {}", run(report.confirmed))?;
+        }
         None => writeln!(out, "writer unknown: no segment is readable")?,
     }
     let state = match (report.locked, report.clean) {

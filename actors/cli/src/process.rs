@@ -7,6 +7,7 @@ use std::sync::Arc;
 use logweir::config::Config;
 use logweir::{Error, server};
 use logweir_engine::fault;
+use logweir_store::Lease;
 use rustix::process::Signal;
 
 use crate::log::{self, Log};
@@ -27,6 +28,16 @@ pub(super) fn drain_journal(config: Config, dir: &Path, adopt: bool) -> ExitCode
         let stopped = logweir::drain_journal(config, dir.to_owned(), adopt).await?;
         server::print_report(&stopped, print);
         stopped.failure.map_or(Ok(()), Err)
+    })
+}
+
+/// Lets the journal in `dir` continue, as the only copy; returns the exit code.
+#[must_use]
+pub(super) fn adopt_journal(config: Config, dir: &Path) -> ExitCode {
+    process(&config.clone(), async |print| {
+        let Lease { writer, epoch } = logweir::adopt_journal(config, dir.to_owned()).await?;
+        print(&format!("journal {writer} has the lease in epoch {epoch}: start the server that uses it\n"));
+        Ok(())
     })
 }
 

@@ -44,8 +44,7 @@ impl Volume {
         let mut database = Config::default().database;
         database.url = logweir_store::DatabaseUrl::Sqlite(dir.path().join("logweir.db"));
         let store = store::open(&database).unwrap().store();
-        let claim =
-            Claim { writer: recovered.writer, run: recovered.run, runs: vec![], owner: "test".into(), tails: vec![] };
+        let claim = Claim::new(recovered.writer, recovered.run, "test");
         let lease = runtime.block_on(async {
             store.prepare().await.unwrap();
             store.acquire_lease(&claim).await.unwrap()

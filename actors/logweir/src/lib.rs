@@ -33,6 +33,7 @@
 //! disk_watch          a journal's disk that does not answer
 //! pipeline            wiring of the stages
 //! logweir, error      the pipeline as a value, and why it fails
+//! adopt               an operator says that a journal that the database does not recognize is the only copy
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
 //! resources           descriptors, CPU cores and disk space, compared with the configuration at the start
 //! http/               data and admin listeners; one file per protocol formats the responses
@@ -118,6 +119,7 @@ mod maintenance;
 mod disk_watch;
 mod pipeline;
 mod logweir;
+mod adopt;
 #[cfg(feature = "server")]
 mod gateway;
 #[cfg(feature = "server")]
@@ -134,6 +136,7 @@ pub mod server;
 #[doc(hidden)]
 pub mod internal;
 
+pub use crate::adopt::adopt_journal;
 pub use crate::config::Config;
 pub use crate::error::Error;
 pub use crate::logweir::{Accounting, Logweir, ShutdownReport, drain_journal};

@@ -460,7 +460,7 @@ impl Work {
     }
 }
 
-async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recovered), Error> {
+pub(crate) async fn open_journal(config: &Config, dir: PathBuf) -> Result<(Journal, Recovered), Error> {
     let settings = &config.journal;
     let journal_config = JournalConfig {
         segment_bytes: settings.segment_bytes,

@@ -38,9 +38,9 @@ pub enum StoreError {
     /// This journal is a copy that another copy of it has overtaken.
     #[error(
         "journal {writer} does not contain the run that last acquired its lease ({owner}, epoch {epoch}): it is an outdated \
-         copy, or the START frame of that run is damaged. Run `logweir journal check`. If it is a copy, stop the other one and \
-         save what only this one has with `logweir journal drain --adopt --dir DIR`; if the frame is damaged, do not use \
-         --adopt: that run's records would be stored twice"
+         copy. Stop the other copy, and save what only this one has with `logweir journal drain --adopt --dir DIR`. If no other \
+         copy has ever been used, what this journal knew about that run is damaged (`logweir journal check` says so): let it \
+         continue with `logweir journal adopt --only-copy --dir DIR`; drain --adopt would store that run's records twice"
     )]
     StaleCopy {
         /// The writer.
@@ -49,6 +49,21 @@ pub enum StoreError {
         epoch: i64,
         /// The current owner.
         owner: String,
+    },
+    /// A claim for the only copy of a journal, while sessions of its writer are connected.
+    #[error(
+        "journal {writer} is in use: {sessions} of its connections are open in the database ({owner}, epoch {epoch}). Stop the \
+         process that uses it, and try again; connections of one that is gone end by themselves, or with pg_terminate_backend"
+    )]
+    InUse {
+        /// The writer.
+        writer: Uuid,
+        /// The epoch that the database has.
+        epoch: i64,
+        /// The current owner.
+        owner: String,
+        /// Number of open connections.
+        sessions: i64,
     },
     /// The database does not know this lease (or has reset the lane since): it was restored to an earlier time.
     /// Acquire the lease again, then flush from its cursor what the journal still has.
@@ -104,6 +119,7 @@ impl StoreError {
             Self::Rejected(_) => "rejected",
             Self::Fenced { .. } => "fenced",
             Self::StaleCopy { .. } => "stale_copy",
+            Self::InUse { .. } => "in_use",
             Self::LeaseLost { .. } => "lease_lost",
             Self::CursorMoved(_) => "cursor_moved",
             Self::SequenceReused { .. } => "sequence_reused",

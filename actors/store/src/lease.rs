@@ -10,7 +10,7 @@ pub struct Claim {
     pub writer: Uuid,
     /// The id of this run.
     pub run: Uuid,
-    /// Earlier runs, oldest first. If the database's last owner is neither among them nor this run, this journal is a
+    /// Earlier runs, oldest first, among them the last one of which this journal knows that it held the lease. If the database's last owner is neither among them nor this run, this journal is a
     /// copy that another copy has overtaken: [`StoreError::StaleCopy`](crate::StoreError::StaleCopy).
     pub runs: Vec<Uuid>,
     /// Host and process id, for messages.
@@ -18,13 +18,21 @@ pub struct Claim {
     /// The last frame of each lane when the journal was opened. Includes every lane that the journal ever had, since
     /// the START frames list them all. Stored with the takeover and compared with the cursors.
     pub tails: Vec<(LaneId, LaneTail)>,
+    /// The lanes whose first frame ever is in the journal, and its sequence number. If the cursor is below it, the journal
+    /// has lost what it knew about the lane, and counts its records from that frame on.
+    pub begins: Vec<(LaneId, u64)>,
+    /// Whether an operator has said that no other copy of this journal is in use: the lease is granted even if the
+    /// database's last owner is unknown, but not while any session of this writer is connected
+    /// ([`StoreError::InUse`](crate::StoreError::InUse)).
+    pub only_copy: bool,
 }
 
 impl Claim {
     /// The claim of a journal's first run, which has no earlier runs and no frames.
     #[must_use]
     pub fn new(writer: Uuid, run: Uuid, owner: impl Into<String>) -> Self {
-        Self { writer, run, runs: Vec::new(), owner: owner.into(), tails: Vec::new() }
+        let (runs, tails, begins) = (Vec::new(), Vec::new(), Vec::new());
+        Self { writer, run, runs, owner: owner.into(), tails, begins, only_copy: false }
     }
 }
 

@@ -97,6 +97,8 @@ pub(super) struct DirectoryScan {
     pub(super) writer: Option<Uuid>,
     pub(super) segments: Vec<SegmentScan>,
     pub(super) lanes: BTreeMap<LaneId, LaneTail>,
+    /// Lanes whose first frame ever was found, and its sequence number.
+    pub(super) begins: BTreeMap<LaneId, u64>,
     /// All runs that are known.
     pub(super) runs: Runs,
     /// The keys of frames and of START frames.
@@ -633,6 +635,9 @@ impl Walk<'_> {
         match header.kind {
             Kind::Data => {
                 let tail = LaneTail { seq: header.seq, records: header.lane_records };
+                if header.lane_prev_seq == 0 {
+                    self.directory_scan.begins.insert(header.lane, header.seq);
+                }
                 let end = self.directory_scan.lanes.entry(header.lane).or_default();
                 if tail.seq > end.seq {
                     *end = tail;

@@ -144,6 +144,7 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
             confirmed,
             seq_last: found.seq_last,
             lanes: found.lanes,
+            begins: found.begins,
             created,
             clean: found.clean,
             torn_bytes: found.torn_bytes,

@@ -65,6 +65,9 @@ pub struct Recovered {
     pub seq_last: u64,
     /// The end of every lane.
     pub lanes: BTreeMap<LaneId, LaneTail>,
+    /// The lanes whose first frame ever is in the journal, and its sequence number: without a readable START, a lane that
+    /// had frames before begins again.
+    pub begins: BTreeMap<LaneId, u64>,
     /// Whether this open created the journal: the directory held no segment. `clean` is false then, too, and carries no
     /// information.
     pub created: bool,

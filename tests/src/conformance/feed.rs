@@ -78,11 +78,8 @@ impl Feed {
 #[must_use]
 pub fn claim(writer: Uuid, runs: &[u128], run: u128) -> Claim {
     Claim {
-        writer,
-        run: Uuid::from_u128(run),
         runs: runs.iter().copied().map(Uuid::from_u128).collect(),
-        owner: format!("run {run}"),
-        tails: Vec::new(),
+        ..Claim::new(writer, Uuid::from_u128(run), format!("run {run}"))
     }
 }
 

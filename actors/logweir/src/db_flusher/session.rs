@@ -45,6 +45,8 @@ impl Session {
             runs: recovered.runs.clone(),
             owner,
             tails: recovered.lanes.iter().map(|(&lane, &tail)| (lane, tail)).collect(),
+            begins: recovered.begins.iter().map(|(&lane, &seq)| (lane, seq)).collect(),
+            only_copy: false,
         };
         Self {
             store,
@@ -62,6 +64,13 @@ impl Session {
     #[must_use]
     pub fn forking(self) -> Self {
         Self { forks: true, ..self }
+    }
+
+    /// For a journal of which an operator says that it is the only copy.
+    #[must_use]
+    pub fn of_only_copy(mut self) -> Self {
+        self.claim.only_copy = true;
+        self
     }
 
     /// Drops the lease because the database was restored to an earlier time; the next lane acquires it again.
@@ -133,6 +142,20 @@ impl Session {
     /// The store's error. A failed attempt leaves no state behind.
     pub async fn open_lane(&self, lane: u16) -> Result<(Box<dyn LaneWriter>, LaneRow), StoreError> {
         let mut lease = self.lease.lock().await;
+        let held = self.acquired(&mut lease).await?;
+        limited(ANSWER_LIMIT, self.store.open_lane(held, lane)).await
+    }
+
+    /// Acquires the lease.
+    ///
+    /// # Errors
+    /// The store's error.
+    pub async fn acquire_lease(&self) -> Result<Lease, StoreError> {
+        let mut lease = self.lease.lock().await;
+        Ok(self.acquired(&mut lease).await?.clone())
+    }
+
+    async fn acquired<'l>(&self, lease: &'l mut Option<Lease>) -> Result<&'l Lease, StoreError> {
         if lease.is_none() {
             let taken = self.take().await?;
             let Lease { writer, epoch } = &taken;
@@ -145,7 +168,7 @@ impl Session {
             *lease = Some(taken);
         }
         let Some(held) = lease.as_ref() else { unreachable!("the lease was set above") };
-        limited(ANSWER_LIMIT, self.store.open_lane(held, lane)).await
+        Ok(held)
     }
 }
 

@@ -111,6 +111,13 @@ impl LeaseStatements for LeaseSession<'_> {
         self.unless_held(owner_in(&self.connection.client, writer, "FOR NO KEY UPDATE").await)
     }
 
+    async fn other_sessions(&mut self, writer: Uuid) -> Result<i64, StoreError> {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid()";
+        let name = format!("logweir/{}/", writer.simple());
+        Ok(self.failed(self.connection.client.query_one(sql, &[&name]).await)?.get(0))
+    }
+
     async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
         self.failed(owner_in(&self.connection.client, writer, "FOR SHARE").await)
     }

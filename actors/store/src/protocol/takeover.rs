@@ -44,13 +44,11 @@ pub struct TakeoverRow {
 ///
 /// # Errors
 /// [`StoreError::StaleCopy`] if the writer's last run is not in this journal's history, so another copy wrote it.
-/// (The history holds 1024 runs, so a journal that was opened more often without reaching the database also counts as a
-/// copy.)
 pub fn next_epoch(owner: Option<&Owner>, claim: &Claim) -> Result<i64, StoreError> {
     match owner {
         None => Ok(1),
         Some(owner) if owner.run == claim.run => Ok(owner.epoch),
-        Some(owner) if claim.runs.contains(&owner.run) => Ok(owner.epoch + 1),
+        Some(owner) if claim.runs.contains(&owner.run) || claim.only_copy => Ok(owner.epoch + 1),
         Some(owner) => {
             Err(StoreError::StaleCopy { writer: claim.writer, epoch: owner.epoch, owner: owner.owner.clone() })
         }
@@ -87,16 +85,23 @@ pub fn fork_point(past: &[TakeoverRow], claim: &Claim) -> Option<ForkPoint> {
 /// Restarting at the tail is exact: every frame up to it is committed (the cursor passed it), and the database has not
 /// seen any frame of this journal after it, whatever its number. A lane that is missing from the journal was never in it, so its tail
 /// is 0. The row gets a new `lane_id`, since the ordinals after the tail are used up under the old one.
+/// A lane whose first frame ever is above the cursor has lost its history (a damaged START), and counts from 0 again: it
+/// continues after the cursor.
 /// Must not be called again by the same run: its cursor rightly passes the tail that it opened with.
 #[must_use]
 pub(crate) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart> {
     let tails: BTreeMap<LaneId, LaneTail> = claim.tails.iter().copied().collect();
-    lanes
-        .iter()
-        .map(|row| (row, tails.get(&row.lane).copied().unwrap_or_default()))
-        .filter(|(row, tail)| row.last_seq > tail.seq || (row.last_seq == tail.seq && row.partial() > 0))
-        .map(|(row, tail)| LaneStart { lane: row.lane, seq: tail.seq, records: tail.records })
-        .collect()
+    let begins: BTreeMap<LaneId, u64> = claim.begins.iter().copied().collect();
+    let reset = |row: &LaneRow| {
+        let (lane, cursor) = (row.lane, row.last_seq);
+        let tail = tails.get(&lane).copied().unwrap_or_default();
+        if cursor > tail.seq || (cursor == tail.seq && row.partial() > 0) {
+            return Some(LaneStart { lane, seq: tail.seq, records: tail.records });
+        }
+        let begins_again = row.accounted() > 0 && begins.get(&lane).is_some_and(|begin| *begin > cursor);
+        begins_again.then_some(LaneStart { lane, seq: cursor, records: 0 })
+    };
+    lanes.iter().filter_map(reset).collect()
 }
 
 /// Returns every lane of the journal or the database with its tail and cursor, or one entry without a lane if none
@@ -120,7 +125,8 @@ pub(crate) fn log_resets(claim: &Claim, resets: &[LaneStart]) {
             lane = start.lane,
             tail_seq = start.seq,
             "the journal is older than the database (a restored volume snapshot, or a disk that lost confirmed \
-             writes): the lane is reset to the journal's last frame; records that only the newer journal had are lost"
+             writes), or has lost what it knew about the lane (a damaged START frame): the lane continues after this frame; \
+             records that only a newer journal had are lost"
         );
         metrics::counter!("logweir_lane_resets_total").increment(1);
     }
@@ -135,13 +141,7 @@ mod tests {
     }
 
     fn claim(runs: &[u128], now: u128) -> Claim {
-        Claim {
-            writer: run(99),
-            run: run(now),
-            runs: runs.iter().copied().map(run).collect(),
-            owner: "here".into(),
-            tails: Vec::new(),
-        }
+        Claim { runs: runs.iter().copied().map(run).collect(), ..Claim::new(run(99), run(now), "here") }
     }
 
     fn past(epoch: i64, now: u128, before: Option<u128>, lane: u16, tail_seq: u64, cursor_seq: u64) -> TakeoverRow {
@@ -155,6 +155,20 @@ mod tests {
         assert_eq!(next_epoch(Some(&owner(2)), &claim(&[1, 2], 3)).unwrap(), 8);
         assert_eq!(next_epoch(Some(&owner(3)), &claim(&[1, 2], 3)).unwrap(), 7);
         assert!(matches!(next_epoch(Some(&owner(5)), &claim(&[1, 2], 3)), Err(StoreError::StaleCopy { epoch: 7, .. })));
+        let only_copy = Claim { only_copy: true, ..claim(&[1, 2], 3) };
+        assert_eq!(next_epoch(Some(&owner(5)), &only_copy).unwrap(), 8);
+    }
+
+    #[test]
+    fn a_lane_that_the_journal_has_forgotten_continues_after_the_cursor() {
+        let tails = vec![(0, LaneTail { seq: 900, records: 5 }), (1, LaneTail { seq: 901, records: 500 })];
+        let begins = vec![(0, 899), (1, 10)];
+        let claim = Claim { tails, begins, ..claim(&[], 1) };
+        let row = |lane, last_seq, rows| LaneRow { lane, last_seq, rows, ..LaneRow::default() };
+        let forgotten = LaneStart { lane: 0, seq: 20, records: 0 };
+        assert_eq!(lanes_to_reset(&claim, &[row(0, 20, 40), row(1, 20, 40)]), [forgotten]);
+        assert_eq!(lanes_to_reset(&claim, &[row(0, 899, 1), row(1, 10, 3)]), [], "the first frame is committed");
+        assert_eq!(lanes_to_reset(&claim, &[row(0, 0, 0), row(1, 0, 0)]), [], "nothing is committed yet");
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl LeaseStatements for SqliteSession<'_> {
         Ok(self.owner(writer).await?)
     }
 
+    async fn other_sessions(&mut self, _: Uuid) -> Result<i64, StoreError> {
+        // SQLite does not say who has the file open. A process that has is fenced.
+        Ok(0)
+    }
+
     async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
         self.owner(writer).await
     }

@@ -2,6 +2,8 @@
 //!
 //! - The writer's row is locked first, so that two takeovers are serialized; then the lanes' rows, so that an open
 //!   flush either commits before (and shows in the cursor) or finds itself fenced.
+//! - A journal that the database does not recognize may acquire the lease if an operator says that it is the only copy,
+//!   and no session of the writer is connected. One that connects later is fenced.
 //! - If the journal is older than the database, its lanes are reset in the same transaction.
 //! - Rows are only inserted, and updated in tables with a primary key: a publication `FOR ALL TABLES` forbids more than
 //!   that. Old takeovers are removed by maintenance.
@@ -12,7 +14,7 @@ use super::statements::{LeaseError, LeaseStatements, Purpose, Refused};
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
-use crate::protocol::takeover::{lanes_to_reset, log_resets, next_epoch, tails};
+use crate::protocol::takeover::{Owner, lanes_to_reset, log_resets, next_epoch, tails};
 
 /// Why an attempt to acquire a lease failed.
 #[derive(Debug)]
@@ -39,6 +41,16 @@ pub(crate) async fn acquire<S: LeaseStatements>(
 ) -> Result<Lease, AcquireError> {
     let writer = claim.writer;
     session.begin(Purpose::Commit).await?;
+    if claim.only_copy {
+        // Before the lock: the holder of a lock is ended by whoever waits for it and may acquire the lease.
+        let sessions = session.other_sessions(writer).await?;
+        if let Some(Owner { epoch, owner, .. }) = session.owner(writer).await?
+            && sessions > 0
+        {
+            session.rollback().await?;
+            return Err(StoreError::InUse { writer, epoch, owner, sessions }.into());
+        }
+    }
     let owner = match session.lock_owner(writer).await {
         Ok(owner) => owner,
         Err(LeaseError::Held) => {

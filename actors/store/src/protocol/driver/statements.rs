@@ -171,6 +171,9 @@ pub(crate) trait LeaseStatements: Transaction {
     /// Reads the writer's row and locks it against other acquisitions.
     async fn lock_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, LeaseError>;
 
+    /// Counts the other sessions of the writer that are connected.
+    async fn other_sessions(&mut self, writer: Uuid) -> Result<i64, StoreError>;
+
     /// Reads the writer's row and keeps others from acquiring the lease until the end of the transaction.
     async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError>;
 
