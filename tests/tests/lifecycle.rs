@@ -1,7 +1,8 @@
 //! Startup, shutdown and journal ownership: SIGTERM and SIGINT under various conditions, two processes on one volume or
 //! on copies of a volume, and a process that resumes after it was replaced.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use logweir_tests::client::{Load, Running};
@@ -252,6 +253,93 @@ fn a_frozen_process_is_fenced_after_a_takeover() {
         let frozen = s.data_dir();
         s.set("data_dir", copy.display());
         adopt(s, &frozen);
+        s.assert_contract();
+    });
+}
+
+/// Size of a segment header and of a frame header.
+const HEADERS: (usize, usize) = (168, 64);
+
+/// The newest segment of a journal.
+fn newest_segment(data_dir: &Path) -> PathBuf {
+    let entries = fs::read_dir(data_dir.join("journal")).expect("the journal's directory").flatten();
+    let segments = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|name| name == "wal"));
+    segments.max().expect("a journal has a segment")
+}
+
+#[test]
+fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
+    let (segment_header, frame_header) = HEADERS;
+    type Damage<'d> = &'d dyn Fn(&mut [u8]);
+    let damages: [(&str, Damage<'_>); 3] = [
+        ("a flipped bit", &|bytes| bytes[segment_header + frame_header + 2] ^= 1),
+        ("every frame overwritten", &|bytes| bytes[segment_header..4096].fill(0xee)),
+        ("the segment header overwritten", &|bytes| bytes[..segment_header].fill(0xee)),
+    ];
+    for (what, damage) in damages {
+        on_postgres(what, |s| {
+            s.set("journal.retain_s", 0);
+            s.set("journal.retain_segments", 0);
+            s.start();
+            let load = s.load(Load::default());
+            s.acknowledged(300);
+            load.stop();
+            assert_eq!(s.stop().backlog, 0);
+            // A run without records: its segment, with a START, is all that is left.
+            s.start();
+            s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
+            assert_eq!(s.stop().backlog, 0);
+            let segment = newest_segment(&s.data_dir());
+            let mut bytes = fs::read(&segment).expect("a segment");
+            damage(&mut bytes);
+            fs::write(&segment, bytes).expect("a segment");
+            s.start();
+            let load = s.load(Load::default());
+            s.acknowledged(300);
+            load.stop();
+            s.assert_contract();
+        });
+    }
+}
+
+#[test]
+fn an_operator_lets_the_only_copy_of_a_journal_continue_but_not_while_another_one_is_in_use() {
+    on_postgres("the only copy", |s| {
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        load.stop();
+        assert_eq!(s.stop().backlog, 0);
+        let copy = s.dir.join("copy");
+        copy_volume(&s.data_dir(), &copy);
+        let adopt = |s: &Scenario, data_dir: &Path| {
+            let dir = data_dir.join("journal");
+            s.run(&["journal", "adopt", "--only-copy", "--dir", &dir.to_string_lossy()])
+        };
+
+        s.start();
+        s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
+        let refused = adopt(s, &copy);
+        assert_eq!(refused.status.code(), Some(75), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("is in use"), "{refused:?}");
+        let refused = adopt(s, &s.data_dir());
+        assert_eq!(refused.status.code(), Some(69), "its lock is held: {refused:?}");
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        load.stop();
+        assert_eq!(s.stop().backlog, 0);
+
+        s.postgres().execute("UPDATE logweir_writer SET run_id = gen_random_uuid()");
+        s.launch("");
+        assert_eq!(s.ended().code(), Some(75), "{}", s.server().log_text());
+        let log = s.server().log_text();
+        assert!(log.contains("logweir journal adopt --only-copy --dir DIR"), "{log}");
+        let adopted = adopt(s, &s.data_dir());
+        assert!(adopted.status.success(), "{adopted:?}");
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        load.stop();
         s.assert_contract();
     });
 }

@@ -250,6 +250,7 @@ impl DirectoryScan {
             writer: None,
             segments: Vec::new(),
             lanes: BTreeMap::new(),
+            begins: BTreeMap::new(),
             runs: Runs::default(),
             dedup_index: DedupIndex::new(SEGMENT_BYTES_MAX),
             began: Instant::now(),
