@@ -29,6 +29,7 @@
 //! journal/types       what callers and the journal's files pass to each other
 //! journal/error       why a journal cannot be opened, why an append is rejected
 //! journal/dedup_index which requests and file positions have been appended before (types)
+//! journal/bit_flip    finds a single flipped bit by its CRC
 //! journal/identity    which journal and which run wrote a segment, and which the database has confirmed
 //! journal/frame       frame header, payloads of START and CONFIRM (dedup_index, identity, types)
 //! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame, identity)

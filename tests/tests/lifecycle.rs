@@ -284,6 +284,7 @@ fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
             let load = s.load(Load::default());
             s.acknowledged(300);
             load.stop();
+            s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
             assert_eq!(s.stop().backlog, 0);
             // A run without records: its segment, with a START, is all that is left.
             s.start();
@@ -309,6 +310,7 @@ fn an_operator_lets_the_only_copy_of_a_journal_continue_but_not_while_another_on
         let load = s.load(Load::default());
         s.acknowledged(300);
         load.stop();
+        s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
         assert_eq!(s.stop().backlog, 0);
         let copy = s.dir.join("copy");
         copy_volume(&s.data_dir(), &copy);

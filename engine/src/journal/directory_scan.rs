@@ -507,7 +507,7 @@ impl Walk<'_> {
         {
             match found {
                 Found::Frame { header, .. } if header.seq > self.limit => break,
-                Found::Frame { offset, header, crc } if header.seq >= self.next_seq() => {
+                Found::Frame { offset, header, crc, repaired } if header.seq >= self.next_seq() => {
                     // A START may jump ahead; elsewhere a jump is a gap.
                     let gap = header.seq > self.next_seq() && header.kind != Kind::Start && self.expected.is_some();
                     let unreadable = self.pending.is_some_and(|pending| pending.unreadable);
@@ -517,6 +517,9 @@ impl Walk<'_> {
                     }
                     if gap || self.pending.is_some() {
                         self.report_gap(header.seq - 1, offset, "missing frames");
+                    }
+                    if repaired {
+                        self.report_repair(offset, &header);
                     }
                     self.accept(offset, &header, crc)?;
                 }
@@ -587,6 +590,19 @@ impl Walk<'_> {
         self.damage(offset, bytes, self.next_seq(), seq_last, reason);
     }
 
+    /// Reads the payload of a START or a CONFIRM.
+    fn run_payload(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some((payload, repaired)) = self.scanner.run_payload(header, offset)? else { return Ok(None) };
+        if repaired {
+            self.report_repair(offset, header);
+        }
+        Ok(Some(payload))
+    }
+
+    fn report_repair(&mut self, offset: u64, header: &FrameHeader) {
+        self.damage(offset, header.frame_bytes(), 1, 0, "a flipped bit of the frame was repaired for reading");
+    }
+
     fn damage(&mut self, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, reason: &str) {
         let segment = self.segment.number;
         if bytes > 0 {
@@ -648,12 +664,12 @@ impl Walk<'_> {
                     self.directory_scan.dedup_index.insert_found(entry, self.directory_scan.began);
                 }
             }
-            Kind::Start => match self.scanner.payload(header, offset)?.as_deref().and_then(Start::decode) {
+            Kind::Start => match self.run_payload(header, offset)?.as_deref().and_then(Start::decode) {
                 Some(start) => self.directory_scan.apply_start(&start),
                 None => self.damage(offset, header.frame_bytes(), header.seq, header.seq, "unreadable START frame"),
             },
             Kind::Confirm => {
-                let run = self.scanner.payload(header, offset)?.and_then(|run| Uuid::from_slice(&run).ok());
+                let run = self.run_payload(header, offset)?.and_then(|run| Uuid::from_slice(&run).ok());
                 self.directory_scan.runs.confirm(run);
                 if run.is_none() {
                     self.damage(offset, header.frame_bytes(), header.seq, header.seq, "unreadable CONFIRM frame");

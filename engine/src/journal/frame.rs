@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::bit_flip::flip;
 use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry, DedupKey};
 use super::identity::{RUNS_MAX, known};
 use super::types::{Frame, LaneId, LaneTail};
@@ -147,6 +148,20 @@ impl FrameHeader {
         // The CRC proves that we wrote it; this checks that we could have.
         let sound = bytes[4] == VERSION && header.payload_len as usize <= PAYLOAD_BYTES_MAX && header.seq > 0;
         sound.then_some(header)
+    }
+
+    /// Decodes a header with one flipped bit, by trial. The caller must check the payload as well.
+    pub(super) fn repair_bit_flip(bytes: &[u8], seed: Seed) -> Option<Self> {
+        let mut bytes: [u8; FRAME_HEADER_BYTES] = bytes.get(..FRAME_HEADER_BYTES)?.try_into().ok()?;
+        if (u32_at(&bytes, 0) ^ MAGIC).count_ones() > 1 {
+            return None;
+        }
+        (0..bytes.len() * 8).find_map(|bit| {
+            flip(&mut bytes, bit);
+            let header = Self::decode(&bytes, seed);
+            flip(&mut bytes, bit);
+            header
+        })
     }
 
     /// Size of the whole frame, including padding.
@@ -333,13 +348,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn each_flipped_bit_of_a_header_is_detected() {
+    fn each_flipped_bit_of_a_header_is_detected_and_repaired() {
         let seed = Seed::new(Uuid::from_u128(1), 5);
         let bytes = header().encode(seed);
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(FrameHeader::decode(&flipped, seed), None, "bit {bit}");
+            assert_eq!(FrameHeader::repair_bit_flip(&flipped, seed), Some(header()), "bit {bit}");
         }
     }
 

@@ -11,6 +11,8 @@
 
 use uuid::Uuid;
 
+use super::bit_flip::flip;
+
 /// Size of an encoded identity; a multiple of the frame alignment.
 pub(super) const IDENTITY_BYTES: usize = 72;
 /// Maximum number of runs in a START frame.
@@ -46,11 +48,11 @@ impl Identity {
         sound.then(|| Self { writer, run, run_before: known(uuid(32)), confirmed: known(uuid(48)) })
     }
 
-    /// Decodes an identity with one flipped bit, by trial.
+    /// Decodes an identity with one flipped bit, by trial: the bit may be one of its CRC.
     pub(super) fn repair_bit_flip(bytes: &[u8; IDENTITY_BYTES]) -> Option<Self> {
         (0..bytes.len() * 8).find_map(|bit| {
             let mut flipped = *bytes;
-            flipped[bit / 8] ^= 1 << (bit % 8);
+            flip(&mut flipped, bit);
             Self::decode(&flipped)
         })
     }
@@ -143,7 +145,7 @@ mod tests {
             assert_eq!(Identity::decode(&bytes), Some(identity));
             for bit in 0..bytes.len() * 8 {
                 let mut flipped = bytes;
-                flipped[bit / 8] ^= 1 << (bit % 8);
+                flip(&mut flipped, bit);
                 assert_eq!(Identity::decode(&flipped), None, "bit {bit}");
                 assert_eq!(Identity::repair_bit_flip(&flipped), Some(identity), "bit {bit}");
             }

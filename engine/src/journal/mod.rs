@@ -20,6 +20,7 @@
 mod types;
 mod error;
 mod dedup_index;
+mod bit_flip;
 mod identity;
 mod frame;
 mod segment;

@@ -2,6 +2,8 @@
 //!
 //! - Memory is one window; a payload is verified through it and never held.
 //! - Only bytes below `end` are read. They never change, so a window stays valid while the writer appends behind it.
+//! - A flipped bit in a header is repaired, if the payload then matches; so is one in the payload of a frame that belongs
+//!   to no lane. A flipped bit in the payload of records costs the frame.
 //! - A place without a readable frame is reported and skipped: the next valid header is searched at each multiple of 8.
 //!   Whether it is a torn write or damage is not decided here.
 
@@ -9,8 +11,9 @@ use std::io;
 
 use memchr::memmem::Finder;
 
+use super::bit_flip::{self, flip};
 use super::dedup_index::DedupKey;
-use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, MAGIC_BYTES, Seed, header_crc};
+use super::frame::{FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, Kind, MAGIC_BYTES, Seed, header_crc};
 use super::salvage::{Salvage, UNREADABLE};
 use super::segment::{SEGMENT_HEADER_BYTES, TERMINATOR, TORN_BYTES_MAX, ZEROS};
 use crate::file_system::File;
@@ -22,6 +25,8 @@ pub(super) const HOP_BYTES: usize = 4 << 10;
 
 /// Why a frame with a valid header is bad.
 pub(super) const PAYLOAD_MISMATCH: &str = "the payload's CRC does not match";
+/// Largest payload in which a flipped bit is repaired; in a larger one, other damage would too often pass for one.
+const REPAIRED_BYTES_MAX: usize = 64 << 10;
 
 /// A cached range of a file.
 struct Window {
@@ -67,8 +72,8 @@ pub(super) enum Payloads {
 /// The content of one place in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A frame, with a matching payload if payloads are verified.
-    Frame { offset: u64, header: FrameHeader, crc: u32 },
+    /// A frame, with a matching payload if payloads are verified. `repaired` if its header has a flipped bit.
+    Frame { offset: u64, header: FrameHeader, crc: u32, repaired: bool },
     /// Bytes that are not a frame, up to the next frame or the last nonzero byte; with the header if only the payload is
     /// bad. `unreadable`: at least a part of them could not be read.
     Bad { offset: u64, bytes: u64, reason: &'static str, header: Option<FrameHeader>, unreadable: bool },
@@ -116,7 +121,15 @@ impl Scanner {
         let offset = self.offset;
         let bytes = self.window.get(offset, FRAME_HEADER_BYTES, self.end)?;
         let Some(header) = FrameHeader::decode(bytes, self.seed) else {
-            return self.resync();
+            let repaired = FrameHeader::repair_bit_flip(bytes, self.seed);
+            return match repaired {
+                Some(header) if self.is_whole(&header, offset)? => {
+                    self.offset = offset + header.frame_bytes();
+                    let crc = header_crc(&header.encode(self.seed));
+                    Ok(Some(Found::Frame { offset, header, crc, repaired: true }))
+                }
+                _ => self.resync(),
+            };
         };
         let crc = header_crc(bytes.try_into().expect("a decoded header has its length"));
         let end = offset + header.frame_bytes();
@@ -126,11 +139,37 @@ impl Scanner {
             return Ok(Some(self.bad(offset, bytes, "the frame is truncated", Some(header))));
         }
         self.offset = end;
-        if self.payloads == Payloads::Check && !self.payload_matches(&header, offset)? {
+        let checked = self.payloads == Payloads::Check;
+        if checked && !self.payload_matches(&header, offset)? && self.run_payload(&header, offset)?.is_none() {
             let bytes = header.frame_bytes();
             return Ok(Some(self.bad(offset, bytes, PAYLOAD_MISMATCH, Some(header))));
         }
-        Ok(Some(Found::Frame { offset, header, crc }))
+        Ok(Some(Found::Frame { offset, header, crc, repaired: false }))
+    }
+
+    /// Whether all of the frame is there, with a matching payload.
+    fn is_whole(&mut self, header: &FrameHeader, offset: u64) -> io::Result<bool> {
+        Ok(offset + header.frame_bytes() <= self.end && self.payload_matches(header, offset)?)
+    }
+
+    /// Reads the payload of a frame that belongs to no lane, and whether a flipped bit was repaired in it. `None` if it is
+    /// damaged, and for a data frame.
+    pub(super) fn run_payload(&mut self, header: &FrameHeader, offset: u64) -> io::Result<Option<(Vec<u8>, bool)>> {
+        if header.kind == Kind::Data {
+            return Ok(None);
+        }
+        let mut payload = vec![0; header.payload_len as usize];
+        let read = self.window.file.read(&mut payload, offset + FRAME_HEADER_BYTES as u64)?;
+        if read == payload.len() && crc32c::crc32c(&payload) == header.payload_crc {
+            return Ok(Some((payload, false)));
+        }
+        if read < payload.len() || payload.len() > REPAIRED_BYTES_MAX || self.is_unreadable(header, offset) {
+            return Ok(None);
+        }
+        Ok(bit_flip::find(&payload, header.payload_crc).map(|bit| {
+            flip(&mut payload, bit);
+            (payload, true)
+        }))
     }
 
     /// Reads the payload of a frame; `None` if its CRC does not match.

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use uuid::Uuid;
 
+use super::bit_flip::flip;
 use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
 use super::identity::{IDENTITY_BYTES, Identity};
@@ -132,7 +133,7 @@ impl SegmentHeader {
     fn repair_bit_flip(bytes: &[u8; PLACE_BYTES]) -> Option<Self> {
         (0..bytes.len() * 8).find_map(|bit| {
             let mut flipped = *bytes;
-            flipped[bit / 8] ^= 1 << (bit % 8);
+            flip(&mut flipped, bit);
             Self::decode(&flipped)
         })
     }

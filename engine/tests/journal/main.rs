@@ -8,6 +8,7 @@ mod reuse;
 mod model;
 mod golden;
 mod identity;
+mod bits;
 mod dedup_index;
 #[cfg(feature = "faults")]
 mod child;
