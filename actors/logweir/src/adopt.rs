@@ -69,15 +69,15 @@ fn may_follow(first: &Frame, cursor: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use logweir_engine::journal::JournalConfig;
+    use logweir_engine::journal::{JournalConfig, OnDurable};
 
     use super::*;
 
     async fn append(journal: &Journal, lane: u16) -> u64 {
         let credit = journal.reserve(1).await.unwrap();
-        let seq = journal.append(credit, lane, 1, 1, vec![0], Box::new(|_| {})).unwrap().seq;
-        journal.durable(seq).await.unwrap();
-        seq
+        let (on_durable, durable) = OnDurable::send();
+        journal.append(credit, lane, 1, 1, vec![0], on_durable).unwrap();
+        durable.await.unwrap().unwrap()
     }
 
     #[tokio::test]
