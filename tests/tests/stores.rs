@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use logweir_record::record::Record;
 use logweir_record::timestamp::DAY_US;
-use logweir_store::{self as store, Batch, Flushed, LaneWriter, Lease, LogStore, StoreError};
+use logweir_store::{self as store, Batch, Flushed, LaneWriter, LogStore, StoreError};
 use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::conformance;
-use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record};
+use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record, started};
 use logweir_tests::conformance::subject::{POSTGRES, SQLITE, Sql, Subject};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -282,14 +282,6 @@ async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed,
     }
 }
 
-/// A prepared store, its writer and lane 0.
-async fn started(on: &Fixture) -> (Uuid, Lease, Box<dyn LaneWriter>) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let flusher = lane(&on.store, &lease, 0).await;
-    (writer, lease, flusher)
-}
-
 impl Fixture {
     fn url(&self) -> &str {
         match &self.place {
@@ -458,7 +450,7 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
                 let contains_bytes = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
                 match cut.load(Ordering::SeqCst) {
                     SILENT_AFTER_CONNECTING if contains_bytes(b"client_connection_check_interval") => std::future::pending().await,
-                    SILENT_WHILE_OPENING if contains_bytes(b"FROM logweir_writer") => std::future::pending().await,
+                    SILENT_WHILE_OPENING if contains_bytes(b".logweir_writer") => std::future::pending().await,
                     _ => {}
                 }
                 let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");

@@ -11,6 +11,8 @@ use logweir_record::record::{Record, Severity};
 use logweir_store::{Batch, BatchFrame, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore};
 use uuid::Uuid;
 
+use super::subject::Subject;
+
 /// The time of the records.
 pub const NOON_US: i64 = 1_763_640_000_000_000;
 
@@ -95,6 +97,14 @@ pub fn claim_at(feed: &Feed, writer: Uuid, runs: &[u128], run: u128) -> Claim {
 /// Opens a lane.
 pub async fn lane(store: &Arc<dyn LogStore>, lease: &Lease, lane: u16) -> Box<dyn LaneWriter> {
     store.open_lane(lease, lane).await.unwrap().0
+}
+
+/// A writer, its lease and lane 0.
+pub async fn started(on: &impl Subject) -> (Uuid, Lease, Box<dyn LaneWriter>) {
+    let writer = Uuid::new_v4();
+    let lease = on.store().acquire_lease(&claim(writer, &[], 1)).await.unwrap();
+    let flusher = lane(on.store(), &lease, 0).await;
+    (writer, lease, flusher)
 }
 
 /// The result of a flush.

@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use logweir_record::record::{Record, Severity};
-use logweir_store::{self as store, Batch, BatchFrame, Claim, LaneRow, LaneWriter, Lease, Rejection, StoreError};
+use logweir_store::{self as store, Batch, BatchFrame, Claim, LaneRow, Rejection, StoreError};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
 
-use super::feed::{Feed, Frames, NOON_US, claim, claim_at, flushed, lane, record};
+use super::feed::{Feed, Frames, NOON_US, claim, claim_at, flushed, lane, record, started};
 use super::subject::Subject;
 
 pub async fn rows_cursor_and_counters_move_together(on: impl Subject) {
@@ -366,14 +366,6 @@ pub async fn old_dead_letters_are_purged(on: impl Subject) {
     on.execute(on.sql().old_dead_letter).await;
     assert_eq!(on.store().purge_dead_letters(1_000_000_000).await.unwrap(), 0);
     assert_eq!(on.store().purge_dead_letters(1_000_000_001).await.unwrap(), 1);
-}
-
-/// A writer, its lease and lane 0.
-async fn started(on: &impl Subject) -> (Uuid, Lease, Box<dyn LaneWriter>) {
-    let writer = Uuid::new_v4();
-    let lease = on.store().acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let flusher = lane(on.store(), &lease, 0).await;
-    (writer, lease, flusher)
 }
 
 async fn row_of(on: &impl Subject, writer: Uuid) -> LaneRow {
