@@ -46,14 +46,15 @@
 //!   pooler           whether a pooler assigns server processes per session
 //!   connect          connections, and their errors
 //!   pool             pools for queries and administration
-//!   lane_row         reads the rows of lanes and writers
 //!   ddl              statements that change tables: names, transactions, what to do about failures
+//!   home             the schema of the tables
+//!   lane_row         reads the rows of lanes and writers
 //!   partition        daily partitions, retention, replica identities
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs
 //!   clock            the trusted time in the database
-//!   grants           the privileges that a role needs, as statements
 //!   schema           the tables that a flush needs
+//!   grants           the privileges that a role needs, as statements
 //!   maintain         a round of maintenance: its steps, on one connection
 //!   copy             rows in binary COPY format
 //!   flush            statements of a flush, on a lane's connection

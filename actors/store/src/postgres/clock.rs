@@ -8,11 +8,14 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::connect::failed;
-use super::ddl::in_transaction;
+use super::ddl::{give_to_owner, in_transaction};
 use super::partition::Logs;
 use super::types::Time;
 use crate::error::StoreError;
 use crate::protocol::clock::{ClockState, Observed, passed_us};
+
+/// The table's name.
+pub(super) const TABLE: &str = "logweir_clock";
 
 /// Creates the table: the trusted time, how long the clock has been doubted, and how long all processes have run.
 const CREATE_SQL: &str = "CREATE TABLE IF NOT EXISTS logweir_clock (one integer PRIMARY KEY CHECK (one = 1), \
@@ -39,11 +42,15 @@ pub(super) async fn tell_time(
     retention_days: u32,
 ) -> Result<ClockState, StoreError> {
     const WHAT: &str = "reading the trusted time";
-    let table = logs.beside("logweir_clock");
+    let table = logs.beside(TABLE);
     let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table.to_string()]).await;
     if !exists.map_err(failed(WHAT))?.get::<_, bool>(0) {
-        let create = CREATE_SQL.replace("logweir_clock", &table.to_string());
-        in_transaction(client, "creating table logweir_clock", client.batch_execute(&create)).await?;
+        let create = CREATE_SQL.replace(TABLE, &table.to_string());
+        in_transaction(client, "creating table logweir_clock", async {
+            client.batch_execute(&create).await?;
+            give_to_owner(client, &table, &logs.table).await
+        })
+        .await?;
     }
     let read = format!("SELECT trusted_us, doubted_us, running_us FROM {table}");
     let row = in_transaction(client, WHAT, client.query_opt(&read, &[])).await?;

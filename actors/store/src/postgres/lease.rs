@@ -11,6 +11,8 @@ use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, failed, failure};
+use super::ddl::begin;
+use super::home::{Home, KnownHome};
 use super::lane_row::{all_lanes, lane_in, owner_in};
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
@@ -36,19 +38,22 @@ const ACQUIRE: &str = "acquire-lease";
 /// A session that acquires a lease or opens a lane.
 struct LeaseSession<'c> {
     connection: &'c Connection,
+    home: Home,
     what: &'static str,
 }
 
 /// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
 pub(super) async fn acquire_lease(
     connector: &Connector,
+    home: &KnownHome,
     claim: &Claim,
     forked: Option<&[LaneStart]>,
 ) -> Result<Lease, StoreError> {
     let name = format!("logweir/{}/{ACQUIRE}", claim.writer.simple());
     for _ in 0..ATTEMPTS_MAX {
         let connection = connector.connect(&name).await?;
-        let mut session = LeaseSession { connection: &connection, what: "acquiring the journal's lease" };
+        let home = home.find(&connection.client).await?;
+        let mut session = LeaseSession { connection: &connection, home, what: "acquiring the journal's lease" };
         match acquire(&mut session, claim, forked).await {
             Ok(lease) => return Ok(lease),
             Err(AcquireError::Failed(error)) => return Err(error),
@@ -63,8 +68,14 @@ pub(super) async fn acquire_lease(
 }
 
 /// Reads the lane's row, or creates it while this run holds the lease (the lock blocks a takeover meanwhile).
-pub(super) async fn lane(connection: &Connection, lease: &Lease, lane: LaneId) -> Result<LaneRow, StoreError> {
-    open_lane(&mut LeaseSession { connection, what: "opening the lane" }, lease, lane).await
+pub(super) async fn lane(
+    connection: &Connection,
+    home: &KnownHome,
+    lease: &Lease,
+    lane: LaneId,
+) -> Result<LaneRow, StoreError> {
+    let home = home.find(&connection.client).await?;
+    open_lane(&mut LeaseSession { connection, home, what: "opening the lane" }, lease, lane).await
 }
 
 impl LeaseSession<'_> {
@@ -86,7 +97,8 @@ impl LeaseSession<'_> {
 
 impl Transaction for LeaseSession<'_> {
     async fn begin(&mut self, _: Purpose) -> Result<(), StoreError> {
-        self.simple(&format!("{BEGIN_SQL}; {TRANSACTION_TIMEOUT_SQL}")).await
+        let sql = format!("{BEGIN_SQL}; {TRANSACTION_TIMEOUT_SQL}");
+        self.failed(begin(&self.connection.client, &sql).await)
     }
 
     async fn commit(&mut self) -> Result<(), Refused> {
@@ -98,21 +110,21 @@ impl Transaction for LeaseSession<'_> {
     }
 
     async fn owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
-        self.failed(owner_in(&self.connection.client, writer, "").await)
+        self.failed(owner_in(&self.connection.client, &self.home, writer, "").await)
     }
 
     async fn lane(&mut self, writer: Uuid, lane: LaneId) -> Result<Option<LaneRow>, StoreError> {
-        self.failed(lane_in(&self.connection.client, writer, lane).await)
+        self.failed(lane_in(&self.connection.client, &self.home, writer, lane).await)
     }
 }
 
 impl LeaseStatements for LeaseSession<'_> {
     async fn lock_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, LeaseError> {
-        self.unless_held(owner_in(&self.connection.client, writer, "FOR NO KEY UPDATE").await)
+        self.unless_held(owner_in(&self.connection.client, &self.home, writer, "FOR NO KEY UPDATE").await)
     }
 
     async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
-        self.failed(owner_in(&self.connection.client, writer, "FOR SHARE").await)
+        self.failed(owner_in(&self.connection.client, &self.home, writer, "FOR SHARE").await)
     }
 
     async fn set_owner(&mut self, claim: &Claim, epoch: i64) -> Result<bool, StoreError> {
@@ -120,9 +132,9 @@ impl LeaseStatements for LeaseSession<'_> {
             .connection
             .client
             .execute(
-                "INSERT INTO logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, \
+                &self.home.sql("INSERT INTO $home.logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, \
                  clock_timestamp()) ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = \
-                 excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at WHERE w.epoch < excluded.epoch",
+                 excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at WHERE w.epoch < excluded.epoch"),
                 &[&claim.writer, &epoch, &claim.run, &claim.owner],
             )
             .await;
@@ -130,12 +142,12 @@ impl LeaseStatements for LeaseSession<'_> {
     }
 
     async fn fence_lanes(&mut self, writer: Uuid, epoch: i64) -> Result<(), LeaseError> {
-        let sql = "UPDATE logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2";
-        self.unless_held(self.connection.client.execute(sql, &[&writer, &epoch]).await).map(drop)
+        let sql = self.home.sql("UPDATE $home.logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2");
+        self.unless_held(self.connection.client.execute(&sql, &[&writer, &epoch]).await).map(drop)
     }
 
     async fn lanes(&mut self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
-        self.failed(all_lanes(&self.connection.client, writer).await)
+        self.failed(all_lanes(&self.connection.client, &self.home, writer).await)
     }
 
     async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
@@ -144,8 +156,8 @@ impl LeaseStatements for LeaseSession<'_> {
             .connection
             .client
             .execute(
-                "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES ($1, $2, $3, $4, $5) \
-                 ON CONFLICT (writer_id, lane) DO NOTHING",
+                &self.home.sql("INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (writer_id, lane) DO NOTHING"),
                 &[&writer, &i32::from(start.lane), &epoch, &seq, &records],
             )
             .await;
@@ -159,8 +171,10 @@ impl LeaseStatements for LeaseSession<'_> {
             .connection
             .client
             .execute(
-                "UPDATE logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
+                &self.home.sql(
+                    "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
                  digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2",
+                ),
                 &[&writer, &i32::from(start.lane), &seq, &records],
             )
             .await;
@@ -180,8 +194,8 @@ impl LeaseStatements for LeaseSession<'_> {
             .connection
             .client
             .execute(
-                "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
-                 cursor_seq) VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7, $8)",
+                &self.home.sql("INSERT INTO $home.logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
+                 cursor_seq) VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7, $8)"),
                 &[
                     &claim.writer,
                     &epoch,
@@ -223,7 +237,11 @@ async fn terminate_holders(connection: &Connection, writer: Uuid, epoch: i64) ->
 }
 
 /// Returns the writer's takeovers, in order.
-pub(super) async fn history(connection: &Connection, writer: Uuid) -> Result<Vec<TakeoverRow>, StoreError> {
+pub(super) async fn history(
+    connection: &Connection,
+    home: &Home,
+    writer: Uuid,
+) -> Result<Vec<TakeoverRow>, StoreError> {
     let takeover = |row: &Row| TakeoverRow {
         epoch: row.get(0),
         run: row.get(1),
@@ -235,8 +253,10 @@ pub(super) async fn history(connection: &Connection, writer: Uuid) -> Result<Vec
     let rows = connection
         .client
         .query(
-            "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM logweir_takeover \
-             WHERE writer_id = $1 ORDER BY epoch, lane",
+            &home.sql(
+                "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM $home.logweir_takeover \
+                 WHERE writer_id = $1 ORDER BY epoch, lane",
+            ),
             &[&writer],
         )
         .await

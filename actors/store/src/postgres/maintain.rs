@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 
 use super::clock::{self, LastRound};
 use super::connect::{Connection, Connector, failed, within};
+use super::home::{Home, KnownHome};
 use super::index::{self, IndexKind};
 use super::partition::{
     Logs, LogsKind, delete_counters, delete_rows, drop_partitions, make_partitions, prune_takeovers,
@@ -145,6 +146,7 @@ struct Round<'s> {
 struct Session<'c> {
     connector: &'c Connector,
     name: &'static str,
+    home: Home,
     key: String,
     connection: Option<Connection>,
 }
@@ -152,17 +154,19 @@ struct Session<'c> {
 /// Runs a round, unless another process is doing so.
 pub(super) async fn round(
     connector: &Connector,
+    home: &KnownHome,
     settings: RetentionSettings,
     memory: &Memory,
     now_us: i64,
 ) -> Vec<MaintenanceStep> {
     let mut round = Round { settings, memory, process_us: now_us, began: Instant::now(), first_kept: None };
     let mut steps = Vec::new();
-    let mut session = match Session::open(connector, "logweir/maintain", "maintain").await {
+    let mut session = match Session::open(connector, home, "logweir/maintain", "maintain").await {
         Ok(Some(session)) => session,
         Ok(None) => return vec![MaintenanceStep::new(CONNECTION, Ok(()))],
         Err(error) => return vec![MaintenanceStep::new(CONNECTION, Err(error))],
     };
+    let home = session.home.clone();
     let mut connected = Ok(());
     for (step, name) in STEPS {
         let client = match session.client().await {
@@ -172,7 +176,7 @@ pub(super) async fn round(
                 break;
             }
         };
-        match within(STEP_LIMIT, name, round.run(step, client)).await {
+        match within(STEP_LIMIT, name, round.run(step, client, &home)).await {
             Ok(false) => {}
             Ok(true) => steps.push(MaintenanceStep::new(name, Ok(()))),
             Err(error) => {
@@ -187,19 +191,24 @@ pub(super) async fn round(
 }
 
 /// Builds the indexes that closed partitions lack, unless another process is doing so.
-pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSettings) -> Vec<MaintenanceStep> {
-    let mut session = match Session::open(connector, "logweir/index", "index").await {
+pub(super) async fn build_indexes(
+    connector: &Connector,
+    home: &KnownHome,
+    settings: RetentionSettings,
+) -> Vec<MaintenanceStep> {
+    let mut session = match Session::open(connector, home, "logweir/index", "index").await {
         Ok(Some(session)) => session,
         // The round of maintenance reports why there is no connection.
         Ok(None) | Err(_) => return Vec::new(),
     };
+    let home = session.home.clone();
     let mut steps = Vec::new();
     for (kind, wanted) in [(&IndexKind::SERVICE, true), (&IndexKind::TEXT, settings.text_index)] {
         if !wanted {
             continue;
         }
         let Ok(client) = session.client().await else { break };
-        let built = index::build_missing(client, kind).await;
+        let built = index::build_missing(client, &home, kind).await;
         if let Err(error) = &built {
             session.forget_if_unusable(error).await;
         }
@@ -211,11 +220,11 @@ pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSett
 
 impl Round<'_> {
     /// Runs a step. Returns whether it is due.
-    async fn run(&mut self, step: Step, client: &Client) -> Result<bool, StoreError> {
+    async fn run(&mut self, step: Step, client: &Client, home: &Home) -> Result<bool, StoreError> {
         if step == Step::Encoding {
             return check_encoding(client).await.map(|()| true);
         }
-        let logs = Logs::read(client).await?;
+        let logs = Logs::read(client, home).await?;
         let is_partitioned = logs.kind == LogsKind::Partitioned;
         let is_hypertable = logs.kind == LogsKind::Hypertable;
         let done = match (step, self.first_kept) {
@@ -241,7 +250,7 @@ impl Round<'_> {
                 None => delete_rows(client, &logs.table, first_kept).await,
             },
             (Step::RetentionCounters, Some(first_kept)) => delete_counters(client, &logs, first_kept).await,
-            (Step::Takeovers, _) => prune_takeovers(client, TAKEOVERS_MAX).await,
+            (Step::Takeovers, _) => prune_takeovers(client, home, TAKEOVERS_MAX).await,
             _ => return Ok(false),
         };
         done.map(|()| true)
@@ -291,11 +300,16 @@ async fn check_encoding(client: &Client) -> Result<(), StoreError> {
 
 impl<'c> Session<'c> {
     /// Connects and takes the lock; `None` if another process has it.
-    async fn open(connector: &'c Connector, name: &'static str, what: &str) -> Result<Option<Self>, StoreError> {
+    async fn open(
+        connector: &'c Connector,
+        home: &KnownHome,
+        name: &'static str,
+        what: &str,
+    ) -> Result<Option<Self>, StoreError> {
         let connection = connector.connect(name).await?;
-        let schema = Logs::read(&connection.client).await?.table.schema;
-        let key = format!("logweir/{what}/{schema}");
-        let mut session = Self { connector, name, key, connection: None };
+        let home = home.find(&connection.client).await?;
+        let key = format!("logweir/{what}/{}", home.name());
+        let mut session = Self { connector, name, home, key, connection: None };
         if !session.lock(&connection.client).await? {
             return Ok(None);
         }
