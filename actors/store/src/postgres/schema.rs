@@ -230,7 +230,7 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
         ));
     };
     let history = !pending.is_empty();
-    if history && !IDENTITY.iter().chain(&["logs"]).all(|name| found.tables.contains_key(name)) {
+    if history && !IDENTITY.iter().all(|name| found.tables.contains_key(name)) {
         // Not made by logweir, or not all of it is left.
         let foreign = TABLES.into_iter().find(|name| found.tables.get(name) == Some(&schema));
         if let Some(name) = foreign {
@@ -517,6 +517,16 @@ mod tests {
         }
         let history = plan(&found(&TABLES, false)).unwrap().unwrap();
         assert_eq!(history, Plan { schema: "home".to_owned(), history: true, tables: vec![] });
+        for lost in TABLES {
+            let rest: Vec<_> = TABLES.into_iter().filter(|name| *name != lost).collect();
+            let plan = plan(&found(&rest, false));
+            if IDENTITY.contains(&lost) {
+                assert!(plan.unwrap_err().to_string().contains("did not create"), "{lost}");
+            } else {
+                let expected = Plan { schema: "home".to_owned(), history: true, tables: vec![lost] };
+                assert_eq!(plan.unwrap(), Some(expected));
+            }
+        }
     }
 
     #[test]
