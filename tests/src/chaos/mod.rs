@@ -7,6 +7,7 @@
 //! act        one act: its kind, its parameters, what it excludes
 //! plan       what happens when, from a seed
 //! held       sessions that hold something
+//! certificate  certificates of the server
 //! world      begins and ends acts
 //! run        carries a plan out under load, and judges
 //! ```
@@ -16,6 +17,7 @@ mod operator;
 mod act;
 mod plan;
 mod held;
+mod certificate;
 mod world;
 mod run;
 
