@@ -109,7 +109,7 @@ fn loads(lasts: Duration) -> [Load; 2] {
 }
 
 fn findings(world: &mut World<'_>) -> Vec<Violation> {
-    let mut violations = match world.dropped() {
+    let mut violations = match world.end_sessions().and_then(|()| world.dropped()) {
         Ok(dropped) => world.scenario.findings_with(dropped),
         Err(why) => vec![Violation::Stuck(why)],
     };

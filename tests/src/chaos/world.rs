@@ -520,6 +520,14 @@ impl<'a> World<'a> {
         self.scenario.server().exited()
     }
 
+    /// Ends the program's sessions: a dropped table that it has not needed since is created when it connects again.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub fn end_sessions(&self) -> Result<(), String> {
+        self.terminate(100)
+    }
+
     /// The records that were stored when an operator dropped the table that they were in.
     ///
     /// # Errors
