@@ -123,7 +123,7 @@ impl Journal {
     fn replay(&self, lane: LaneId, from: usize, to: usize) -> Batch {
         let frames = &self.frames[&lane];
         let from_seq = from.checked_sub(1).map_or(0, |before| frames[before].seq);
-        Batch { lane, from_seq, from_records: 0, skip: 0, leave: 0, generation: 0, frames: frames[from..to].to_vec() }
+        Batch::new(lane, from_seq, 0, 0, frames[from..to].to_vec())
     }
 }
 
@@ -137,7 +137,7 @@ struct Model {
 
 impl Model {
     fn apply(&mut self, batch: &Batch) {
-        for frame in &batch.frames {
+        for frame in batch.frames() {
             for (row, record) in frame.chunk.iter().enumerate() {
                 let recent = self.recent.entry(record.service.to_owned()).or_default();
                 recent.insert(0, (batch.lane, frame.seq, row, record.message.to_owned()));
@@ -689,7 +689,7 @@ async fn sentinels_lead_to_the_primary_and_after_a_failover_to_the_next_one() {
     replicated.other_primary(before);
     let batch = journal.batch(0, 3);
     applies_again(&*cache, writer, &batch).await;
-    let latest = batch.frames.last().unwrap().seq;
+    let latest = batch.frames().last().unwrap().seq;
     assert_eq!(cache.cursors(writer.writer).await.unwrap()[&0], latest);
     let stored = replicated.primary().command(&["HGET", &format!("logweir:cursor:{}", writer.writer), "0"]);
     assert_eq!(stored, latest.to_string());

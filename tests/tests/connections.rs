@@ -504,9 +504,7 @@ impl Feed {
         });
         let (from_seq, seq) = (self.seq, self.seq + 1);
         let frame = BatchFrame { seq, lane_records: seq, payload_crc: 1, chunk: Arc::new(chunk) };
-        let batch =
-            Batch { lane: 0, from_seq, from_records: from_seq, generation: 0, frames: vec![frame], skip: 0, leave: 0 };
-        self.lane.flush(&batch).await?;
+        self.lane.flush(&Batch::new(0, from_seq, from_seq, 0, vec![frame])).await?;
         self.seq = seq;
         Ok(())
     }

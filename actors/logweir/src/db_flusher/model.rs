@@ -24,7 +24,7 @@ use logweir_engine::journal::LaneTail;
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
 use logweir_record::timestamp::DAY_US;
-use logweir_store::{Batch, BatchFrame, Flushed, LaneRow, Rejection, StoreError};
+use logweir_store::{Batch, BatchFrame, Digest, Flushed, LaneRow, Rejection, StoreError};
 use tokio::time::Instant;
 
 use super::division::Division;
@@ -276,11 +276,11 @@ impl<'a> World<'a> {
 
     /// The records of `batch`, by their index in the scenario.
     fn records(&self, batch: &Batch) -> Vec<usize> {
-        let last = batch.frames.len() - 1;
-        let records = batch.frames.iter().enumerate().flat_map(|(index, frame)| {
+        let last = batch.frames().len() - 1;
+        let records = batch.frames().iter().enumerate().flat_map(|(index, frame)| {
             let first = self.first_record(frame.payload_crc as usize);
-            let skip = if index == 0 { batch.skip } else { 0 };
-            let leave = if index == last { batch.leave } else { 0 };
+            let skip = if index == 0 { batch.skip() } else { 0 };
+            let leave = if index == last { batch.leave() } else { 0 };
             first + skip..(first + frame.chunk.len()).saturating_sub(leave).max(first + skip)
         });
         records.collect()
@@ -433,15 +433,7 @@ impl<'a> World<'a> {
         let frame = JournalFrame { seq: before.seq + 2, lane_records: before.records + records, content };
         self.journal.push(frame);
         self.appended += 1;
-        let batch = Batch {
-            lane: 0,
-            from_seq: before.seq,
-            from_records: before.records,
-            skip: 0,
-            leave: 0,
-            generation: 0,
-            frames: vec![self.frame(&frame)],
-        };
+        let batch = Batch::new(0, before.seq, before.records, 0, vec![self.frame(&frame)]);
         match to_mailbox {
             true => self.mailbox.push_back(batch),
             false => self.released = frame.seq,
@@ -587,7 +579,7 @@ impl<'a> World<'a> {
         let new = LaneRow { epoch, ..LaneRow::default() };
         let mut row = self.database.row.get_or_insert(new).clone();
         if self.bugs().no_partial {
-            row.digest.truncate(16);
+            row.digest = Digest::from_bytes(row.digest.frame().to_vec());
         }
         if self.bugs().deaf && self.connection_row().is_some() {
             row = self.connection_row().unwrap_or_default();
@@ -701,7 +693,7 @@ impl<'a> World<'a> {
             return Err(Err(lost));
         }
         let starts_here = at(batch.from_seq, batch.from_records);
-        if let Some(begun) = batch.begun().filter(|begun| starts_here && begun.digest() != row.frame_digest()) {
+        if let Some(begun) = batch.begun().filter(|begun| starts_here && begun.digest().frame() != row.digest.frame()) {
             return Err(Err(StoreError::SequenceReused { lane: 0, seq: begun.seq }));
         }
         if starts_here || self.bugs().no_compare_and_set {
@@ -894,7 +886,7 @@ fn machine(scenario: &Scenario) -> Machine {
     Machine::new(0, Division::suspecting_after(suspected_after, 4, TIMEOUT))
 }
 
-fn hashable(row: &LaneRow) -> (i64, u64, Vec<u8>, u64, u64, u64) {
+fn hashable(row: &LaneRow) -> (i64, u64, Digest, u64, u64, u64) {
     (row.epoch, row.last_seq, row.digest.clone(), row.rows, row.dead_lettered, row.lost)
 }
 

@@ -31,7 +31,8 @@ use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
 use super::schema;
 use super::types::{Json, Time};
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchFrame};
+use crate::digest::Digest;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::protocol::driver::flush::{Lane, dead_letter, flush};
@@ -399,8 +400,7 @@ impl Transaction for LaneSession {
 impl FlushStatements for LaneSession {
     async fn move_cursor(&mut self, step: &Step<'_>) -> Result<bool, StoreError> {
         let batch = step.batch;
-        let begun = batch.begun().map(|frame| frame.digest());
-        let digest = batch.digest();
+        let (begun, digest) = (batch.begun().map(BatchFrame::digest), batch.digest());
         let (lane, from_seq, to_seq) =
             (i32::from(batch.lane), batch.from_seq.cast_signed(), batch.to_seq().cast_signed());
         let (rows, dead, lost) = (step.rows.cast_signed(), step.dead.cast_signed(), batch.lost().cast_signed());
@@ -410,13 +410,13 @@ impl FlushStatements for LaneSession {
             &step.epoch,
             &from_seq,
             &to_seq,
-            &digest,
+            &digest.as_bytes(),
             &rows,
             &dead,
             &lost,
             &lane_id(step),
             &batch.from_records.cast_signed(),
-            &begun,
+            &begun.as_ref().map(Digest::frame),
         ];
         Ok(self.run("moving the cursor", self.client().execute(&self.cas, &values)).await? == 1)
     }

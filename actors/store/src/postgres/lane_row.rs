@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Error, Row};
 use uuid::Uuid;
 
 use super::home::Home;
+use crate::digest::Digest;
 use crate::lane::LaneRow;
 use crate::protocol::takeover::Owner;
 
@@ -18,7 +19,7 @@ fn lane_row(row: &Row) -> LaneRow {
         lane_id: i64::from(row.get::<_, i32>(1)),
         epoch: row.get(2),
         last_seq: count(3),
-        digest: row.get(4),
+        digest: Digest::from_bytes(row.get(4)),
         rows: count(5),
         dead_lettered: count(6),
         lost: count(7),

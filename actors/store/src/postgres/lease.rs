@@ -7,6 +7,7 @@
 
 use logweir_engine::journal::LaneId;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
@@ -14,12 +15,14 @@ use super::connect::{Connection, Connector, failed, failure};
 use super::ddl::begin;
 use super::home::{Home, KnownHome};
 use super::lane_row::{all_lanes, lane_in, owner_in};
+use super::takeover_digest;
+use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
 use crate::protocol::driver::lease::{AcquireError, acquire, open_lane};
 use crate::protocol::driver::statements::{LeaseError, LeaseStatements, Purpose, Refused, Transaction};
-use crate::protocol::takeover::{Owner, TakeoverRow};
+use crate::protocol::takeover::{LaneAt, Owner, TakeoverRow};
 
 /// Attempts, each waiting up to five seconds for a lock, before the acquisition fails.
 const ATTEMPTS_MAX: u32 = 3;
@@ -150,21 +153,23 @@ impl LeaseStatements for LeaseSession<'_> {
         self.failed(all_lanes(&self.connection.client, &self.home, writer).await)
     }
 
-    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
         let created = self
             .connection
             .client
             .execute(
-                &self.home.sql("INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES ($1, $2, $3, $4, $5) \
-                 ON CONFLICT (writer_id, lane) DO NOTHING"),
-                &[&writer, &i32::from(start.lane), &epoch, &seq, &records],
+                &self.home.sql(
+                    "INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited, digest) \
+                     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (writer_id, lane) DO NOTHING",
+                ),
+                &[&writer, &i32::from(start.lane), &epoch, &seq, &records, &start.digest.as_bytes()],
             )
             .await;
         self.failed(created).map(drop)
     }
 
-    async fn reset_lane(&mut self, writer: Uuid, _: i64, start: LaneStart) -> Result<(), StoreError> {
+    async fn reset_lane(&mut self, writer: Uuid, _: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
         // `DEFAULT` is the identity column's next number, which no lane has had.
         let reset = self
@@ -181,34 +186,23 @@ impl LeaseStatements for LeaseSession<'_> {
         self.failed(reset).map(drop)
     }
 
-    async fn record_takeover(
-        &mut self,
-        claim: &Claim,
-        epoch: i64,
-        lane: Option<LaneId>,
-        tail_seq: u64,
-        cursor_seq: u64,
-    ) -> Result<(), StoreError> {
-        let (tail, cursor) = (tail_seq.cast_signed(), cursor_seq.cast_signed());
-        let recorded = self
-            .connection
-            .client
-            .execute(
-                &self.home.sql("INSERT INTO $home.logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
-                 cursor_seq) VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7, $8)"),
-                &[
-                    &claim.writer,
-                    &epoch,
-                    &claim.run,
-                    &claim.runs.last(),
-                    &claim.owner,
-                    &lane.map(i32::from),
-                    &tail,
-                    &cursor,
-                ],
-            )
-            .await;
-        self.failed(recorded).map(drop)
+    async fn record_takeover(&mut self, claim: &Claim, epoch: i64, lanes: &[LaneAt]) -> Result<(), StoreError> {
+        let client = &self.connection.client;
+        let column = if self.failed(takeover_digest::exists(client, &self.home).await)? { ", digest" } else { "" };
+        let sql = self.home.sql(&format!(
+            "INSERT INTO $home.logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
+             cursor_seq{column}) SELECT $1, $2, $3, $4, $5, clock_timestamp(), lane, tail_seq, cursor_seq{column} \
+             FROM unnest($6::integer[], $7::bigint[], $8::bigint[], $9::bytea[]) \
+             AS t (lane, tail_seq, cursor_seq, digest)"
+        ));
+        let numbers: Vec<Option<i32>> = lanes.iter().map(|at| at.lane.map(i32::from)).collect();
+        let tails: Vec<i64> = lanes.iter().map(|at| at.tail_seq.cast_signed()).collect();
+        let cursors: Vec<i64> = lanes.iter().map(|at| at.cursor_seq.cast_signed()).collect();
+        let digests: Vec<&[u8]> = lanes.iter().map(|at| at.digest.as_bytes()).collect();
+        let Claim { writer, run, runs, owner, .. } = claim;
+        let values: [&(dyn ToSql + Sync); 9] =
+            [writer, &epoch, run, &runs.last(), owner, &numbers, &tails, &cursors, &digests];
+        self.failed(client.execute(&sql, &values).await).map(drop)
     }
 }
 
@@ -242,24 +236,25 @@ pub(super) async fn history(
     home: &Home,
     writer: Uuid,
 ) -> Result<Vec<TakeoverRow>, StoreError> {
+    const WHAT: &str = "reading the takeovers";
     let takeover = |row: &Row| TakeoverRow {
         epoch: row.get(0),
         run: row.get(1),
         run_before: row.get(2),
-        lane: row.get::<_, Option<i32>>(3).and_then(|lane| u16::try_from(lane).ok()),
-        tail_seq: row.get::<_, i64>(4).cast_unsigned(),
-        cursor_seq: row.get::<_, i64>(5).cast_unsigned(),
+        at: LaneAt {
+            lane: row.get::<_, Option<i32>>(3).and_then(|lane| u16::try_from(lane).ok()),
+            tail_seq: row.get::<_, i64>(4).cast_unsigned(),
+            cursor_seq: row.get::<_, i64>(5).cast_unsigned(),
+            digest: Digest::from_bytes(row.get::<_, Option<Vec<u8>>>(6).unwrap_or_default()),
+        },
     };
-    let rows = connection
-        .client
-        .query(
-            &home.sql(
-                "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM $home.logweir_takeover \
-                 WHERE writer_id = $1 ORDER BY epoch, lane",
-            ),
-            &[&writer],
-        )
-        .await
-        .map_err(failed("reading the takeovers"))?;
+    let client = &connection.client;
+    let has_digest = takeover_digest::exists(client, home).await.map_err(failed(WHAT))?;
+    let digest = if has_digest { "digest" } else { "NULL::bytea" };
+    let sql = home.sql(&format!(
+        "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq, {digest} FROM $home.logweir_takeover \
+         WHERE writer_id = $1 ORDER BY epoch, lane"
+    ));
+    let rows = client.query(&sql, &[&writer]).await.map_err(failed(WHAT))?;
     Ok(rows.iter().map(takeover).collect())
 }

@@ -21,7 +21,7 @@ use super::partition::{
     set_replica_identity,
 };
 use super::types::Time;
-use super::{policy, schema};
+use super::{policy, schema, takeover_digest};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
 use crate::maintenance::horizon::{clocks_agree, first_day_kept};
@@ -74,11 +74,13 @@ enum Step {
     RetentionRows,
     /// Counters of records that have expired.
     RetentionCounters,
+    /// What a takeover records.
+    TakeoverDigest,
     /// Takeovers that no journal can ask for any more.
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 9] = [
+const STEPS: [(Step, &str); 10] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
@@ -87,6 +89,7 @@ const STEPS: [(Step, &str); 9] = [
     (Step::RetentionPartitions, "retention_partitions"),
     (Step::RetentionRows, "retention_rows"),
     (Step::RetentionCounters, "retention_counters"),
+    (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
 ];
 
@@ -250,6 +253,7 @@ impl Round<'_> {
                 None => delete_rows(client, &logs.table, first_kept).await,
             },
             (Step::RetentionCounters, Some(first_kept)) => delete_counters(client, &logs, first_kept).await,
+            (Step::TakeoverDigest, _) => takeover_digest::add(client, home).await,
             (Step::Takeovers, _) => prune_takeovers(client, home, TAKEOVERS_MAX).await,
             _ => return Ok(false),
         };

@@ -18,6 +18,7 @@ mod partition;
 mod index;
 mod policy;
 mod clock;
+mod takeover_digest;
 mod schema;
 mod grants;
 mod maintain;

@@ -15,11 +15,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Error};
 
-use super::clock;
 use super::connect::{Connector, describe, failed, within};
 use super::ddl::{Relation, begin, ddl_failure, give_to_owner};
 use super::home::{Home, IDENTITY, KnownHome};
 use super::partition::{Logs, is_hypertable, make_default};
+use super::{clock, takeover_digest};
 use crate::error::StoreError;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
@@ -308,6 +308,9 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
     for name in &plan.tables {
         client.batch_execute(statements(name)).await.map_err(failed)?;
     }
+    if plan.tables.contains(&"logweir_takeover") {
+        client.batch_execute(takeover_digest::ADD_SQL).await.map_err(failed)?;
+    }
     give_to_owner_of_the_rest(client, &found, &plan).await.map_err(failed)?;
     if plan.tables.contains(&"logs") && found.tables.contains_key("log_volume") {
         // It counts records that are gone with the table.
@@ -434,7 +437,7 @@ pub(super) fn sql() -> String {
         sql.push_str(migration.sql.trim_end());
         sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
     }
-    sql.push_str(&format!("\n{}\n", clock::begin_sql(wall_us())));
+    sql.push_str(&format!("\n{};\n\n{}\n", takeover_digest::ADD_SQL, clock::begin_sql(wall_us())));
     sql
 }
 
