@@ -393,11 +393,13 @@ pub async fn a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_
     assert_eq!(letter.id, (row.lane_id << 44) + 3);
     assert!(letter.reason.contains("polite") && letter.raw.contains("rude"), "{letter:?}");
 
-    assert!(on.store().replay_dead_letter(letter).await.is_err(), "the constraint still exists");
+    let error = on.store().replay_dead_letter(letter).await.unwrap_err().to_string();
+    assert!(error.contains("polite"), "the constraint still exists: {error}");
     assert_eq!(on.store().dead_letters(10).await.unwrap().len(), 1);
     on.execute(off_rule).await;
     on.store().replay_dead_letter(letter).await.unwrap();
-    assert!(on.store().replay_dead_letter(letter).await.is_err(), "it was already replayed");
+    let error = on.store().replay_dead_letter(letter).await.unwrap_err().to_string();
+    assert!(error.contains("unknown dead letter"), "it was already replayed: {error}");
     on.assert_whole(writer, 4).await;
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 1);
 }
@@ -627,7 +629,8 @@ pub async fn records_that_a_trigger_drops_are_dead_letters(on: impl Subject) {
     assert_eq!(flusher.flush(&feed.batch(&[&mixed])).await.unwrap(), flushed(2, 3));
     on.assert_whole(writer, 310).await;
 
-    assert!(on.store().replay_dead_letter(&letters[0]).await.is_err(), "the trigger still drops it");
+    let error = on.store().replay_dead_letter(&letters[0]).await.unwrap_err().to_string();
+    assert!(error.contains("trigger on table logs dropped"), "it still does: {error}");
     on.assert_whole(writer, 310).await;
     on.execute(undo).await;
     on.store().replay_dead_letter(&letters[0]).await.unwrap();
