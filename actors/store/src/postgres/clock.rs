@@ -26,6 +26,26 @@ pub(super) fn begin_sql(wall_us: i64) -> String {
     format!("{CREATE_SQL};\nINSERT INTO logweir_clock VALUES (1, {wall_us}, 0, 0) ON CONFLICT (one) DO NOTHING;")
 }
 
+/// Greatest difference between the database's clock and this process's at which records are deleted. More than the
+/// time that a connection may take, less than anything that matters to a retention in days.
+const CLOCKS_APART_MAX_US: i64 = 5 * 60 * 1_000_000;
+
+/// Checks that two clocks agree.
+///
+/// # Errors
+/// By how much they differ, and what to do.
+pub(super) fn agree(database_us: i64, process_us: i64) -> Result<(), String> {
+    let apart_us = database_us.abs_diff(process_us);
+    if apart_us <= CLOCKS_APART_MAX_US.unsigned_abs() {
+        return Ok(());
+    }
+    let (apart_s, which) = (apart_us / 1_000_000, if process_us > database_us { "ahead of" } else { "behind" });
+    Err(format!(
+        "this process's clock is {apart_s} s {which} the database's, so nothing is deleted: set the clock that is wrong \
+         (NTP, chrony); retention then continues by itself"
+    ))
+}
+
 /// What this process remembers of its last round.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LastRound {
@@ -97,5 +117,30 @@ impl Logs {
         let reading = "reading the time of the oldest record";
         let row = in_transaction(client, reading, async { client.query_one(&sql, &[&Time(from_us)]).await }).await?;
         Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 20_000 * DAY_US + DAY_US / 2;
+    const MINUTE: i64 = 60 * 1_000_000;
+
+    #[test]
+    fn clocks_that_differ_by_more_than_minutes_do_not_agree() {
+        for process_us in [NOW, NOW - 4 * MINUTE, NOW + 5 * MINUTE] {
+            assert_eq!(agree(NOW, process_us), Ok(()));
+        }
+        for (process_us, expected) in [
+            (NOW + 6 * MINUTE, "360 s ahead of the database's"),
+            (NOW - 400 * DAY_US, "34560000 s behind the database's"),
+            (NOW + 400 * DAY_US, "34560000 s ahead of the database's"),
+            (i64::MAX, "ahead of"),
+            (i64::MIN, "behind"),
+        ] {
+            let error = agree(NOW, process_us).unwrap_err();
+            assert!(error.contains(expected) && error.contains("nothing is deleted"), "{error}");
+        }
     }
 }

@@ -459,13 +459,7 @@ impl FlushStatements for LaneSession {
         }
         let lane = i32::from(step.batch.lane);
         let values: [&(dyn ToSql + Sync); 8] = [&ids, &seqs, &indexes, &codes, &reasons, &raws, &step.writer, &lane];
-        self.run(WHAT, self.client().execute(&self.home.sql(DEAD_SQL), &values)).await.map(drop).map_err(|error| match error {
-            StoreError::Systemic(text) => StoreError::Systemic(format!(
-                "{text}; table logweir_dead_letter must take every row: drop the triggers, constraints and policies that \
-                 were added to it"
-            )),
-            other => other,
-        })
+        self.run(WHAT, self.client().execute(&self.home.sql(DEAD_SQL), &values)).await.map(drop)
     }
 
     async fn count_and_read_back(

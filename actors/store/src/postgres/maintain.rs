@@ -24,7 +24,7 @@ use super::types::Time;
 use super::{policy, schema, takeover_digest};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
-use crate::maintenance::horizon::{clocks_agree, first_day_kept};
+use crate::protocol::clock::horizon;
 use crate::protocol::takeover::TAKEOVERS_MAX;
 use logweir_record::timestamp::DAY_US;
 
@@ -264,7 +264,7 @@ impl Round<'_> {
     async fn read_clocks(&mut self, client: &Client, logs: &Logs) -> Result<(), StoreError> {
         let database_us = database_us(client).await?;
         let elapsed_us = i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX);
-        clocks_agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
+        clock::agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
         let retention_days = self.settings.retention_days;
         if retention_days == 0 {
             return Ok(());
@@ -273,7 +273,9 @@ impl Round<'_> {
         let state = clock::tell_time(client, logs, &mut last, database_us, retention_days).await?;
         *self.memory.clock.lock().unwrap_or_else(PoisonError::into_inner) = last;
         let newest_us = logs.newest_us(client).await?;
-        self.first_kept = first_day_kept(state.trusted_us, newest_us, retention_days);
+        let retention_us = i64::from(retention_days) * DAY_US;
+        let kept_us = horizon(state.trusted_us, newest_us, retention_us, DAY_US);
+        self.first_kept = Some(kept_us.div_euclid(DAY_US));
         state.verdict(database_us)
     }
 }

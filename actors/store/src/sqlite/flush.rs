@@ -166,14 +166,8 @@ impl FlushStatements for SqliteSession<'_> {
                 now
             ])
         };
-        letters.iter().try_for_each(|letter| insert(letter).map(drop)).map_err(|error| {
-            match failure("writing dead letters", &error) {
-                StoreError::Systemic(text) => StoreError::Systemic(format!(
-                    "{text}; table logweir_dead_letter must take every row: drop the triggers that were added to it"
-                )),
-                other => other,
-            }
-        })
+        let inserted = letters.iter().try_for_each(|letter| insert(letter).map(drop));
+        inserted.map_err(|error| failure("writing dead letters", &error))
     }
 
     async fn count_and_read_back(
