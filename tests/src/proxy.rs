@@ -4,7 +4,7 @@
 //! type byte and a length. For other protocols, and with TLS, use only the faults by mode.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -72,7 +72,15 @@ impl Proxy {
     /// # Errors
     /// If no port can be bound.
     pub fn start(target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), target)
+    }
+
+    /// Starts a proxy to `target` that listens on `addr`.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub fn start_at(addr: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr)?;
         let listen = listener.local_addr()?;
         let state =
             State { mode: Mode::Pass, at_commit: None, open: Vec::new(), made: 0, silent_up_to: 0, closed: false };

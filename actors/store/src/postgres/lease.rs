@@ -35,6 +35,14 @@ const BEGIN_SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchro
 const TRANSACTION_TIMEOUT_SQL: &str =
     "SELECT set_config(name, '60s', true) FROM pg_settings WHERE name = 'transaction_timeout'";
 
+/// Moves the sequence behind the numbers in use, if the role may. Logical replication does not copy it, nor does a
+/// restore of the rows alone. A number that a lane has had, also before it was reset, would give its records' ids to
+/// others.
+const SEQUENCE_SQL: &str = "SELECT setval(sequence, used) FROM (SELECT pg_get_serial_sequence($1, 'lane_id')::regclass \
+    AS sequence, max(lane_id) AS used FROM $home.logweir_lane) lanes \
+    WHERE CASE WHEN has_sequence_privilege(sequence, 'SELECT') AND has_sequence_privilege(sequence, 'UPDATE') \
+    THEN used > coalesce(pg_sequence_last_value(sequence), 0) ELSE false END";
+
 /// Part of the name of a connection that acquires a lease.
 const ACQUIRE: &str = "acquire-lease";
 
@@ -91,6 +99,26 @@ impl LeaseSession<'_> {
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(LeaseError::Held),
             done => Ok(self.failed(done)?),
         }
+    }
+
+    /// Runs a statement that gives a lane the sequence's next number, and returns that and the greatest one before.
+    async fn number_lane(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
+        let client = &self.connection.client;
+        let table = self.home.table("logweir_lane").to_string();
+        self.failed(client.execute(&self.home.sql(SEQUENCE_SQL), &[&table]).await)?;
+        let is_new = match client.query_opt(&self.home.sql(sql), parameters).await {
+            Ok(row) => row.is_none_or(|row| row.get::<_, i32>(0) > row.get::<_, i32>(1)),
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => false,
+            Err(error) => return self.failed(Err(error)),
+        };
+        is_new.then_some(()).ok_or_else(|| {
+            StoreError::Systemic(format!(
+                "{}: the sequence of {table}.lane_id is behind the numbers in use, as after logical replication or a \
+                 restore of the rows alone: run, as the owner of the tables, SELECT setval(pg_get_serial_sequence('{table}', \
+                 'lane_id'), (SELECT max(lane_id) FROM {table}))",
+                self.what
+            ))
+        })
     }
 
     async fn simple(&self, sql: &str) -> Result<(), StoreError> {
@@ -155,35 +183,25 @@ impl LeaseStatements for LeaseSession<'_> {
 
     async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
-        let created = self
-            .connection
-            .client
-            .execute(
-                &self.home.sql(
-                    "INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited, digest) \
-                     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (writer_id, lane) DO NOTHING",
-                ),
-                &[&writer, &i32::from(start.lane), &epoch, &seq, &records, &start.digest.as_bytes()],
-            )
-            .await;
-        self.failed(created).map(drop)
+        self.number_lane(
+            "INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited, digest) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (writer_id, lane) DO NOTHING \
+             RETURNING lane_id, coalesce((SELECT max(lane_id) FROM $home.logweir_lane), 0)",
+            &[&writer, &i32::from(start.lane), &epoch, &seq, &records, &start.digest.as_bytes()],
+        )
+        .await
     }
 
     async fn reset_lane(&mut self, writer: Uuid, _: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
         // `DEFAULT` is the identity column's next number, which no lane has had.
-        let reset = self
-            .connection
-            .client
-            .execute(
-                &self.home.sql(
-                    "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
-                 digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2",
-                ),
-                &[&writer, &i32::from(start.lane), &seq, &records],
-            )
-            .await;
-        self.failed(reset).map(drop)
+        self.number_lane(
+            "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
+             digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2 \
+             RETURNING lane_id, (SELECT max(lane_id) FROM $home.logweir_lane)",
+            &[&writer, &i32::from(start.lane), &seq, &records],
+        )
+        .await
     }
 
     async fn record_takeover(&mut self, claim: &Claim, epoch: i64, lanes: &[LaneAt]) -> Result<(), StoreError> {
