@@ -17,7 +17,7 @@ pub(super) struct Limits {
 }
 
 /// The limits of maintenance.
-const LIMITS: Limits = Limits { lock_ms: 500, statement_s: 60 };
+pub(super) const LIMITS: Limits = Limits { lock_ms: 500, statement_s: 60 };
 
 /// A table with its schema; displayed quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,8 +120,8 @@ fn to_do(code: &str, text: &str) -> &'static str {
             "another session holds a lock, or a transaction that has to end first (see pg_stat_activity); the next round tries again"
         }
         "23503" => {
-            "another table has a foreign key that refers to these records: let it be ON DELETE CASCADE, or delete what refers \
-             to them"
+            "another table has a foreign key that refers to these records: they stay until what refers to them is deleted, or \
+             the foreign key is dropped"
         }
         "57014" => "it took longer than its limit; the next round tries again",
         "55000" if text.contains("replica identity") => "ALTER TABLE … REPLICA IDENTITY FULL allows it",

@@ -4,9 +4,8 @@
 //!   rolls back.
 //! - Each statement has a time limit of its own, since the server's does not cover a COPY whose stream stalls.
 //! - Nothing is set for the session, only for the transaction: the session can be a pooler's.
-//! - What is asked before BEGIN uses the unnamed statement. A named one is closed by a request whose answer nobody
-//!   awaits, so BEGIN would follow it at once; if the connection ended there, PgBouncer before 1.21 would take that
-//!   answer as the end of the session, and keep new clients waiting for a server connection that it cannot reset.
+//! - What is asked before BEGIN uses the unnamed statement, so that everything is answered when it is sent
+//!   ([`begin`](super::ddl::begin) says why) without another round trip.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -83,6 +82,9 @@ const GUARD_SQL: &str =
 const STORED_SQL: &str =
     "SELECT ts, severity, service, host, message, attributes::text FROM $home.logs ORDER BY ts DESC LIMIT 1";
 
+const SETTINGS_SQL: &str =
+    "SELECT current_setting('server_encoding') <> 'UTF8', row_security_active($1::text::regclass)";
+
 /// Rows that are tried per round trip.
 const PROBE_WINDOW: usize = 256;
 
@@ -107,6 +109,8 @@ struct LaneSession {
     guard: Statement,
     /// Whether the database's encoding lacks characters.
     ascii: bool,
+    /// Whether row security applies: COPY is refused then, whatever the policies say, and INSERT is not.
+    has_policies: bool,
     begin: String,
     limit: Duration,
     /// Whether nothing was committed on it yet.
@@ -162,14 +166,14 @@ impl PgLane {
         let copy = prepare(COPY_SQL).await?;
         let volume = prepare(VOLUME_SQL).await?;
         let guard = prepare(GUARD_SQL).await?;
-        let encoding = connection
+        let settings = connection
             .client
-            .query_typed_one("SELECT current_setting('server_encoding') <> 'UTF8'", &[])
+            .query_typed_one(SETTINGS_SQL, &[(&home.table("logs").to_string(), Type::TEXT)])
             .await
             .map_err(|error| failure("reading the database's encoding", &error))?;
-        let ascii = encoding.get(0);
+        let (ascii, has_policies) = (settings.get(0), settings.get(1));
         let begin = self.begin_sql();
-        Ok(LaneSession { connection, home, cas, copy, volume, guard, ascii, begin, limit, is_new: true })
+        Ok(LaneSession { connection, home, cas, copy, volume, guard, ascii, has_policies, begin, limit, is_new: true })
     }
 
     /// Returns a new session, or `old` if none can be opened while `old` works.
@@ -265,6 +269,12 @@ impl LaneSession {
         match limited(self.limit, copy(self.client(), &self.copy, rows)).await {
             Some(Ok((sent, counted))) if sent == counted => Ok(Vec::new()),
             Some(Ok(_)) => Err(Refused::Filtered),
+            // Row security that was enabled since: the next connection inserts.
+            Some(Err(CopyError::Start(error)))
+                if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) && !self.is_new =>
+            {
+                Err(StoreError::Transient(format!("{WHAT}: {}", describe(&error))).into())
+            }
             Some(Err(CopyError::Start(error))) => Err(batch_failure(WHAT, &error).into()),
             Some(Err(CopyError::Rows(error))) => Err(self.refused(WHAT, &error)),
             None => Err(self.timed_out(WHAT).into()),
@@ -428,8 +438,8 @@ impl FlushStatements for LaneSession {
         how: How,
     ) -> Result<Vec<LeftOut>, Refused> {
         match how {
-            How::Fast => self.copy_rows(rows, volume).await,
-            How::Exact => self.insert_exactly(rows, volume).await,
+            How::Fast if !self.has_policies => self.copy_rows(rows, volume).await,
+            How::Fast | How::Exact => self.insert_exactly(rows, volume).await,
         }
     }
 

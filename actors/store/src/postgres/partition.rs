@@ -20,7 +20,7 @@ use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::connect::failed;
-use super::ddl::{Failures, Limits, Relation, give_to_owner, in_transaction, in_transaction_with, quoted};
+use super::ddl::{Failures, LIMITS, Limits, Relation, give_to_owner, in_transaction, in_transaction_with, quoted};
 use super::error_class::FUTURE_CHECK;
 use super::home::Home;
 use super::types::Time;
@@ -38,6 +38,8 @@ const READ_BYTES_MAX: i64 = 128 << 20;
 const MOVED_ROWS_MAX: i64 = 10_000;
 /// Time for reading a large default partition, while writers go on.
 const VALIDATE_LIMITS: Limits = Limits { lock_ms: 500, statement_s: 300 };
+/// While a partition is detached, and other tables are searched for what refers to its records, no lane writes.
+const DETACH_LIMITS: Limits = Limits { lock_ms: 500, statement_s: 5 };
 /// Attempts to drop [`FUTURE_CHECK`], half a second each.
 const DROP_CHECK_ATTEMPTS: u32 = 10;
 
@@ -161,6 +163,12 @@ impl Logs {
             )
             .await?;
         Ok(rows.iter().map(|row| quoted(row.get(0))).collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether other tables have foreign keys to it. Partitions can then be dropped only when they are detached.
+    async fn is_referred_to(&self, client: &Client) -> Result<bool, Error> {
+        let sql = "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = $1)";
+        Ok(client.query_one(sql, &[&self.oid]).await?.get(0))
     }
 
     async fn partitions(&self, client: &Client) -> Result<Vec<Partition>, StoreError> {
@@ -454,6 +462,9 @@ async fn limit(client: &Client, locked: Option<Instant>) -> Result<(), Error> {
 /// that an operator attached may be an archive.
 pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
     let counters = logs.beside("log_volume");
+    let counted =
+        format!("SELECT coalesce(sum(records), 0)::bigint FROM {counters} WHERE minute >= $1 AND minute < $2");
+    let is_referred_to = logs.is_referred_to(client).await.map_err(failed("looking for foreign keys on logs"))?;
     let mut failures = Failures::default();
     for partition in logs.partitions(client).await? {
         let Partition { relation, is_plain, from_us, to_us } = &partition;
@@ -462,15 +473,22 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
             continue;
         }
         let what = format!("dropping partition {relation}");
-        let dropped = in_transaction(client, &what, async {
-            // From the counters: counting the rows would read the whole partition.
-            let sql =
-                format!("SELECT coalesce(sum(records), 0)::bigint FROM {counters} WHERE minute >= $1 AND minute < $2");
-            let rows = client.query_one(&sql, &[&Time(*from_us), &Time(*to_us)]).await?.get::<_, i64>(0);
-            client.batch_execute(&format!("DROP TABLE {relation}")).await?;
-            Ok(rows.unsigned_abs())
-        })
-        .await;
+        let drop_it = async |limits: Limits, sql: String| {
+            in_transaction_with(limits, client, &what, async {
+                // From the counters: counting the rows would read the whole partition.
+                let counted = client.query_one(&counted, &[&Time(*from_us), &Time(*to_us)]).await?;
+                client.batch_execute(&sql).await?;
+                Ok(counted.get::<_, i64>(0).unsigned_abs())
+            })
+            .await
+        };
+        let dropped = match is_referred_to {
+            false => drop_it(LIMITS, format!("DROP TABLE {relation}")).await,
+            true => {
+                let detach = format!("ALTER TABLE {} DETACH PARTITION {relation}; DROP TABLE {relation}", logs.table);
+                drop_it(DETACH_LIMITS, detach).await
+            }
+        };
         match dropped {
             Ok(rows) => {
                 metrics::counter!("logweir_store_partitions_dropped_total").increment(1);

@@ -336,8 +336,9 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
 
 /// Gives the tables that were created again to the owner of those that are there.
 async fn give_to_owner_of_the_rest(client: &Client, found: &Found, plan: &Plan) -> Result<(), Error> {
-    const WITH_PARTITIONS: &str = "SELECT n.nspname::text, c.relname::text FROM unnest($1::text[]) AS t (name), \
-        pg_partition_tree(to_regclass(t.name)) p JOIN pg_class c ON c.oid = p.relid \
+    const WITH_PARTITIONS: &str = "SELECT n.nspname::text, c.relname::text FROM unnest($1::text[]) AS t (name) \
+        JOIN pg_class c ON c.oid = to_regclass(t.name) \
+        OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(t.name))) \
         JOIN pg_namespace n ON n.oid = c.relnamespace";
     let Some((sibling, schema)) = found.tables.iter().next() else { return Ok(()) };
     let sibling = Home::new(schema).table(sibling);
