@@ -1338,6 +1338,24 @@ async fn a_record_of_a_day_whose_partition_is_being_created_waits_for_it_even_if
 }
 
 #[tokio::test]
+async fn a_round_deletes_what_has_expired_from_the_default_partition_however_much_it_is() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    on.execute(
+        "INSERT INTO logs SELECT n, now() - make_interval(days => 40 + n % 3), 9, 's', 'h', 'm', NULL \
+         FROM generate_series(1, 25001) n; INSERT INTO logs VALUES (25002, now(), 9, 's', 'h', 'm', NULL); \
+         INSERT INTO log_volume SELECT date_trunc('minute', ts), service, severity, id, 1 FROM logs",
+    )
+    .await;
+    assert_maintained(&keeping_30_days(&on)).await;
+    for table in ["logs", "log_volume"] {
+        assert_eq!(on.number(&format!("SELECT count(*) FROM {table}")).await, 1, "{table}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_deleted_while_the_clocks_differ() {
     let on = Fixture::postgres().await;
     let (_, _, mut flusher) = started(&on).await;
