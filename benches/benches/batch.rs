@@ -51,7 +51,7 @@ fn build(frames: &[BatchFrame]) -> Batch {
 
 /// The minimum work of counting: reads each record's time, severity and service.
 fn pass(batch: &Batch) -> i64 {
-    let records = batch.frames.iter().flat_map(|frame| frame.chunk.iter());
+    let records = batch.frames().iter().flat_map(|frame| frame.chunk.iter());
     records.fold(0, |sum, record| {
         let service = record.service.as_bytes().first().copied().unwrap_or_default();
         sum ^ record.ts_us ^ i64::from(record.severity.number()) ^ i64::from(service)

@@ -22,7 +22,7 @@ fn batch() -> Batch {
         lane_records += chunk.len() as u64;
         BatchFrame { seq: number + 1, lane_records, payload_crc: 0, chunk }
     });
-    Batch { lane: 0, from_seq: 0, from_records: 0, skip: 0, leave: 0, generation: 0, frames: frames.collect() }
+    Batch::new(0, 0, 0, 0, frames.collect())
 }
 
 /// Drops each chunk before the next is encoded, as when writing to a socket.

@@ -60,7 +60,7 @@ impl Lane {
             self.records += chunk.len() as u64;
             BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 0, chunk }
         });
-        Batch { lane: 0, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames: frames.collect() }
+        Batch::new(0, from_seq, from_records, 0, frames.collect())
     }
 
     /// Flushes batches that are prepared before the clock starts.

@@ -1,9 +1,11 @@
-//! Small disks, and disks that lose power. Both need root.
+//! Small disks, disks that lose power, and slow ones. The first two need root, the last one a C compiler.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Returns whether this process can mount file systems.
 #[must_use]
@@ -87,9 +89,64 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Makes the files of the processes that are started with its environment as slow as those on a slow disk. (Not a slow
+/// block device: for that, the kernel needs device-mapper.)
+pub struct SlowDisk {
+    dir: tempfile::TempDir,
+    delays: File,
+}
+
+/// How much faster than the log of transactions other files are flushed, and how much faster all of them are read and
+/// written.
+const FLUSHES_FASTER: u32 = 20;
+const TRANSFERS_FASTER: u32 = 1000;
+
+impl SlowDisk {
+    /// Compiles what delays the processes. They are not delayed until [`SlowDisk::set`].
+    ///
+    /// # Errors
+    /// Why that is impossible on this machine.
+    pub fn new() -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|error| format!("a temporary directory: {error}"))?;
+        // The processes have another user.
+        let readable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), readable).map_err(|error| format!("chmod: {error}"))?;
+        let source = dir.path().join("slow_disk.c");
+        std::fs::write(&source, include_str!("slow_disk.c")).map_err(|error| format!("slow_disk.c: {error}"))?;
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(dir.path().join("slow_disk.so")).arg(source).arg("-ldl");
+        let output = compiler.output().map_err(|error| format!("no cc: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("cc: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        let delays = File::create(dir.path().join("delays")).map_err(|error| format!("a file: {error}"))?;
+        let disk = Self { dir, delays };
+        disk.set(Duration::ZERO);
+        Ok(disk)
+    }
+
+    /// Environment variables of the processes.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let at = |name: &str| self.dir.path().join(name).display().to_string();
+        vec![("LD_PRELOAD".to_owned(), at("slow_disk.so")), ("SLOW_DISK".to_owned(), at("delays"))]
+    }
+
+    /// Sets how long a flush of the log of transactions takes; other accesses take a fixed part of it.
+    ///
+    /// # Panics
+    /// If the file of the delays cannot be written.
+    pub fn set(&self, flush: Duration) {
+        let micros = u32::try_from(flush.as_micros()).unwrap_or(u32::MAX);
+        let delays = [micros, micros / FLUSHES_FASTER, micros / TRANSFERS_FASTER].map(u32::to_ne_bytes).concat();
+        self.delays.write_all_at(&delays, 0).expect("the delays can be written");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::time::Instant;
 
     use super::*;
 
@@ -114,5 +171,25 @@ mod tests {
         disk.power_on();
         assert_eq!(std::fs::read(disk.path().join("synced")).unwrap(), b"words");
         assert!(!disk.path().join("unsynced").exists());
+    }
+
+    #[test]
+    fn a_slow_disk_delays_what_is_started_with_it() {
+        let disk = match SlowDisk::new() {
+            Ok(disk) => disk,
+            Err(why) => return eprintln!("skipped: {why}"),
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let flushed = || {
+            let began = Instant::now();
+            let mut flush = Command::new("sync");
+            flush.arg("--data").arg(file.path()).envs(disk.environment());
+            assert!(flush.status().unwrap().success());
+            began.elapsed()
+        };
+        flushed();
+        let delay = Duration::from_millis(700);
+        disk.set(delay);
+        assert!(flushed() >= delay);
     }
 }

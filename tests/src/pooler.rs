@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::postgres::{as_server, give_to_server, spawn_tied, wait_until};
 use crate::process::free_addr;
@@ -14,6 +15,7 @@ pub struct Pooler {
     dir: tempfile::TempDir,
     process: Mutex<Child>,
     port: u16,
+    certificates: AtomicU32,
 }
 
 /// Path of the program, if it is installed.
@@ -46,17 +48,21 @@ impl Pooler {
         let port = free_addr().port();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let configuration = format!(
-            "[databases]\n* = host=127.0.0.1 port={port_of_server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+            "[databases]\n%include {}\n[pgbouncer]\n%include {}\nlisten_addr = 127.0.0.1\n\
              listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\nadmin_users = admin\n\
              pool_mode = {mode}\nserver_reset_query = DISCARD ALL\nmax_client_conn = 400\ndefault_pool_size = 40\n\
              query_wait_timeout = 10\nserver_login_retry = 1\nignore_startup_parameters = extra_float_digits\nlogfile = {}\n{lines}\n",
+            at("databases.ini"),
+            at("tls.ini"),
             at("users"),
             at("log"),
         );
+        write(dir.path(), "databases.ini", &server_of("*", port_of_server));
+        write(dir.path(), "tls.ini", "");
         std::fs::write(dir.path().join("pgbouncer.ini"), configuration).expect("the configuration");
         write_users(dir.path(), users);
         let process = Mutex::new(spawn(&program, dir.path(), port));
-        Self { dir, process, port }
+        Self { dir, process, port, certificates: AtomicU32::new(0) }
     }
 
     /// Starts it again if it has ended, as its supervisor would: version 1.18 can crash at KILL. Returns whether it had.
@@ -84,7 +90,58 @@ impl Pooler {
     /// The pooler does not answer.
     pub fn set_users(&self, users: &[(&str, &str)]) -> Result<(), String> {
         write_users(self.dir.path(), users);
-        self.command("RELOAD")
+        self.reload()
+    }
+
+    /// Sends the sessions of `database` to another server from now on. (`*` alone would not move a database that was
+    /// used already.)
+    ///
+    /// # Errors
+    /// As [`Pooler::set_users`].
+    pub fn move_to(&self, database: &str, port_of_server: u16) -> Result<(), String> {
+        let lines = ["*", database].map(|database| server_of(database, port_of_server)).concat();
+        write(self.dir.path(), "databases.ini", &lines);
+        self.reload()
+    }
+
+    /// Offers TLS with this certificate.
+    ///
+    /// # Errors
+    /// As [`Pooler::set_users`].
+    pub fn set_certificate(&self, certificate: &str, key: &str) -> Result<(), String> {
+        // Under other names each time: a changed setting is what it looks for when it reloads.
+        let number = self.certificates.fetch_add(1, Ordering::Relaxed);
+        let names = [format!("certificate-{number}"), format!("key-{number}")];
+        for (name, text) in names.iter().zip([certificate, key]) {
+            write(self.dir.path(), name, text);
+            give_to_server(&self.dir.path().join(name));
+        }
+        let [certificate, key] = names.map(|name| self.dir.path().join(name).display().to_string());
+        let lines =
+            format!("client_tls_sslmode = allow\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n");
+        write(self.dir.path(), "tls.ini", &lines);
+        self.reload()
+    }
+
+    /// Number of clients of `user` with TLS.
+    ///
+    /// # Errors
+    /// As [`Pooler::command`].
+    pub fn encrypted_clients(&self, user: &str) -> Result<usize, String> {
+        let clients = self.console().rows("SHOW CLIENTS")?;
+        // The user is the second column, TLS the last one.
+        let is_encrypted = |row: &&Vec<String>| {
+            row.get(1).is_some_and(|name| name == user) && row.last().is_some_and(|tls| !tls.is_empty())
+        };
+        Ok(clients.iter().filter(is_encrypted).count())
+    }
+
+    /// Reads its files again; at its next start if it has crashed.
+    fn reload(&self) -> Result<(), String> {
+        match self.command("RELOAD") {
+            Err(_) if self.start_if_ended() => Ok(()),
+            other => other,
+        }
     }
 
     /// Runs a command of its console, such as `RECONNECT`.
@@ -92,8 +149,11 @@ impl Pooler {
     /// # Errors
     /// The console's error.
     pub fn command(&self, command: &str) -> Result<(), String> {
-        let console = Store::Postgres(format!("postgres://admin:admin@127.0.0.1:{}/pgbouncer", self.port));
-        console.rows(command).map(drop)
+        self.console().rows(command).map(drop)
+    }
+
+    fn console(&self) -> Store {
+        Store::Postgres(format!("postgres://admin:admin@127.0.0.1:{}/pgbouncer", self.port))
     }
 }
 
@@ -112,7 +172,16 @@ fn write_users(dir: &Path, users: &[(&str, &str)]) {
         .chain(&[("admin", "admin")])
         .map(|(name, password)| format!("\"{name}\" \"{password}\"\n"))
         .collect();
-    std::fs::write(dir.join("users"), lines).expect("the list of users");
+    write(dir, "users", &lines);
+}
+
+/// The line of the configuration that sends the sessions of `database` to a server.
+fn server_of(database: &str, port: u16) -> String {
+    format!("{database} = host=127.0.0.1 port={port}\n")
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    std::fs::write(dir.join(name), text).expect("the pooler's files are writable");
 }
 
 impl Drop for Pooler {

@@ -33,6 +33,8 @@ pub struct Options {
     pub hba: Vec<&'static str>,
     /// Files to create in the data directory, such as certificates (mode 0600).
     pub files: Vec<(&'static str, String)>,
+    /// Environment variables of the server's processes.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A server with its own directory; stopped on drop.
@@ -41,6 +43,7 @@ pub struct Server {
     dir: tempfile::TempDir,
     port: u16,
     process: Mutex<Option<Child>>,
+    environment: Vec<(String, String)>,
 }
 
 fn bin(name: &str) -> PathBuf {
@@ -112,7 +115,7 @@ impl Server {
     /// If it does not start; the message contains its log.
     #[must_use]
     pub fn start(options: &Options) -> Self {
-        let server = Self::without_data(free_addr().port());
+        let server = Self::without_data(free_addr().port(), options.environment.clone());
         let output = command("initdb")
             .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(server.data())
@@ -124,10 +127,10 @@ impl Server {
         server
     }
 
-    fn without_data(port: u16) -> Self {
+    fn without_data(port: u16, environment: Vec<(String, String)>) -> Self {
         let dir = tempfile::Builder::new().prefix("logweir-pg-").tempdir().expect("a temporary directory");
         give_to_server(dir.path());
-        Self { dir, port, process: Mutex::new(None) }
+        Self { dir, port, process: Mutex::new(None), environment }
     }
 
     /// Starts a standby of this server on `port`, as a copy of its data with the tablespaces moved as `moved` says, and
@@ -139,7 +142,7 @@ impl Server {
     /// # Panics
     /// If the standby does not start.
     pub fn standby(&self, port: u16, name: &str, moved: &[(PathBuf, PathBuf)]) -> Result<Self, String> {
-        let standby = Self::without_data(port);
+        let standby = Self::without_data(port, self.environment.clone());
         let mut copy = command("pg_basebackup");
         let source = format!("host=127.0.0.1 port={} user=postgres application_name={name}", self.port);
         copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &source, "--pgdata"]);
@@ -208,6 +211,7 @@ impl Server {
         let log = self.dir.path().join("log");
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("the log can be written");
         let mut command = command("postgres");
+        command.envs(self.environment.iter().cloned());
         command.arg("-D").arg(self.data()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = spawn_tied(command).expect("postgres runs");
         *self.process() = Some(child);

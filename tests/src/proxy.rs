@@ -1,10 +1,10 @@
 //! A TCP proxy between logweir and a server that simulates network faults.
 //!
 //! It understands enough of PostgreSQL's protocol to detect a COMMIT: every message after the startup message has a
-//! type byte and a length. For other protocols, use only the faults by mode.
+//! type byte and a length. For other protocols, and with TLS, use only the faults by mode.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -72,7 +72,15 @@ impl Proxy {
     /// # Errors
     /// If no port can be bound.
     pub fn start(target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), target)
+    }
+
+    /// Starts a proxy to `target` that listens on `addr`.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub fn start_at(addr: SocketAddr, target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr)?;
         let listen = listener.local_addr()?;
         let state =
             State { mode: Mode::Pass, at_commit: None, open: Vec::new(), made: 0, silent_up_to: 0, closed: false };
@@ -212,7 +220,7 @@ impl Shared {
         while let Some(piece) = read(client, &mut buffer) {
             messages.push(piece);
             while let Some(message) = messages.next() {
-                match is_commit(&message).then(|| self.take_cut()).flatten() {
+                match (!messages.encrypted && is_commit(&message)).then(|| self.take_cut()).flatten() {
                     Some(AtCommit::RequestLost) => {
                         close(client, server);
                         return;
@@ -312,15 +320,19 @@ fn is_commit(message: &[u8]) -> bool {
             .any(|text| text.trim_ascii().eq_ignore_ascii_case(b"COMMIT"))
 }
 
-/// Splits a PostgreSQL client's stream into messages.
+/// Splits a PostgreSQL client's stream into messages; from the first byte of TLS on, into what has arrived.
 #[derive(Default)]
 struct Messages {
     buffer: Vec<u8>,
     started: bool,
+    encrypted: bool,
 }
 
 /// Codes of the messages that precede the startup message.
 const BEFORE_STARTUP: [u32; 2] = [80_877_103, 80_877_104];
+
+/// First byte of TLS, and never of a message before the startup: these are shorter than 16 MiB.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 impl Messages {
     fn push(&mut self, bytes: &[u8]) {
@@ -328,6 +340,10 @@ impl Messages {
     }
 
     fn next(&mut self) -> Option<Vec<u8>> {
+        self.encrypted |= !self.started && self.buffer.first() == Some(&TLS_HANDSHAKE);
+        if self.encrypted {
+            return Some(std::mem::take(&mut self.buffer)).filter(|bytes| !bytes.is_empty());
+        }
         // Without a type byte until the connection is started: SSLRequest, then the startup message.
         let at = usize::from(self.started);
         let number = |from: usize| Some(u32::from_be_bytes(self.buffer.get(from..from + 4)?.try_into().ok()?));
@@ -404,6 +420,19 @@ mod tests {
                 seen.extend(std::iter::from_fn(|| messages.next()));
             }
             assert_eq!(seen, all);
+        }
+    }
+
+    #[test]
+    fn tls_is_forwarded_as_it_arrives() {
+        let mut messages = Messages::default();
+        let ssl = [[0, 0, 0, 8], 80_877_103_u32.to_be_bytes()].concat();
+        messages.push(&ssl);
+        assert_eq!(messages.next(), Some(ssl));
+        for bytes in [&[TLS_HANDSHAKE, 3, 1, 0][..], &[200, b'Q', 0, 0], b"COMMIT"] {
+            messages.push(bytes);
+            assert_eq!(messages.next().as_deref(), Some(bytes));
+            assert_eq!(messages.next(), None);
         }
     }
 

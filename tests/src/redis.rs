@@ -18,6 +18,8 @@ pub struct Redis {
     port: u16,
     options: Vec<String>,
     tls: bool,
+    /// What a Sentinel watches: its configuration file, which it also writes.
+    watched: Option<String>,
     child: Option<Child>,
 }
 
@@ -31,7 +33,18 @@ impl Redis {
     /// Starts a server with additional options, such as `["--maxclients", "1"]`.
     #[must_use]
     pub fn start_with(options: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().expect("a temporary directory"), options, false)
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), options, false, None)
+    }
+
+    /// Starts a Sentinel that watches the primary on `port` as `main`, and promotes a replica if `quorum` Sentinels see it
+    /// down.
+    #[must_use]
+    pub fn start_sentinel(port: u16, quorum: u32) -> Self {
+        let watched = format!(
+            "sentinel monitor main 127.0.0.1 {port} {quorum}\nsentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 2000\n"
+        );
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), &[], false, Some(watched))
     }
 
     /// Starts a TLS-only server with a certificate for `localhost` from its own authority.
@@ -46,14 +59,14 @@ impl Redis {
         let certificate = params.signed_by(&key, &authority.0).expect("a certificate");
         std::fs::write(dir.path().join("cert.pem"), certificate.pem()).expect("cert.pem");
         std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).expect("key.pem");
-        Self::start_in(dir, &["--tls-auth-clients", "no"], true)
+        Self::start_in(dir, &["--tls-auth-clients", "no"], true, None)
     }
 
     /// Another process may take the free port first; then another port is tried.
-    fn start_in(dir: TempDir, options: &[&str], tls: bool) -> Self {
+    fn start_in(dir: TempDir, options: &[&str], tls: bool, watched: Option<String>) -> Self {
         std::fs::create_dir_all(dir.path().join("data")).expect("the data directory");
         let options = options.iter().map(ToString::to_string).collect();
-        let mut redis = Self { dir, port: 0, options, tls, child: None };
+        let mut redis = Self { dir, port: 0, options, tls, watched, child: None };
         for _ in 0..PORT_ATTEMPTS {
             redis.port = free_port();
             redis.spawn();
@@ -160,7 +173,16 @@ impl Redis {
         let port = self.port.to_string();
         let path = |name: &str| self.dir.path().join(name);
         let mut server = Command::new("redis-server");
-        server.args(["--bind", "127.0.0.1", "--daemonize", "no", "--appendonly", "no", "--save", ""]);
+        match &self.watched {
+            None => server.args(["--bind", "127.0.0.1", "--daemonize", "no", "--appendonly", "no", "--save", ""]),
+            Some(watched) => {
+                let file = path("sentinel.conf");
+                if !file.exists() {
+                    std::fs::write(&file, watched).expect("the Sentinel's configuration");
+                }
+                server.arg(file).args(["--sentinel", "--bind", "127.0.0.1"])
+            }
+        };
         server.arg("--dir").arg(self.data_dir()).arg("--logfile").arg(path("redis.log"));
         if self.tls {
             server.args(["--port", "0", "--tls-port", &port]);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::accounting::{Totals, memory_bound};
 use crate::client::{Client, Load, Running};
 use crate::ledger::{Ledger, Outcome};
-use crate::oracle::{Violation, examine};
+use crate::oracle::{Contents, Violation, examine};
 use crate::postgres::{Options, Server as Postgres};
 use crate::process::{Exit, Server, Settings, command, free_addr, run};
 use crate::proxy::Proxy;
@@ -291,11 +291,20 @@ impl Scenario {
     /// Returns all violations. Starts with a fault-free phase: a server is started without faults (unless one is
     /// running), a new record must reach the store, and the backlog must become empty.
     pub fn findings(&mut self) -> Vec<Violation> {
+        self.findings_with(Contents::default())
+    }
+
+    /// As [`Scenario::findings`], with the records that were stored before somebody removed them.
+    pub fn findings_with(&mut self, removed: Contents) -> Vec<Violation> {
         if let Some(stuck) = self.settle_down() {
             return vec![stuck];
         }
         let mut violations = match self.store.contents() {
-            Ok(contents) => examine(&self.ledger.posts(), &contents),
+            Ok(mut contents) => {
+                contents.rows.extend(removed.rows);
+                contents.dead.extend(removed.dead);
+                examine(&self.ledger.posts(), &contents)
+            }
             Err(what) => vec![Violation::Stuck(what)],
         };
         violations.extend(self.ledger.violations().into_iter().map(Violation::Answer));

@@ -27,17 +27,26 @@ impl Store {
     /// # Errors
     /// The store cannot be read, or its tables do not exist.
     pub fn contents(&self) -> Result<Contents, String> {
+        let records = self.records("logs", "logweir_dead_letter")?;
+        let lanes = self.rows("SELECT lane_id, rows, dead, lost, inherited FROM logweir_lane")?;
+        let lanes = lanes.into_iter().map(lane).collect::<Result<_, _>>()?;
+        Ok(Contents { lanes, ..records })
+    }
+
+    /// Returns the rows of one table and the dead letters of another.
+    ///
+    /// # Errors
+    /// As in [`Store::contents`].
+    pub fn records(&self, logs: &str, dead_letters: &str) -> Result<Contents, String> {
         let stored = |row: Row| -> Result<Stored, String> {
             let [id, message, attributes] = row.try_into().map_err(|row| format!("{row:?}"))?;
             Ok(Stored { id: id.parse().map_err(|_| format!("id {id:?}"))?, message, attributes })
         };
-        let rows = self.rows("SELECT id, message, coalesce(CAST(attributes AS text), '') FROM logs")?;
+        let rows = self.rows(&format!("SELECT id, message, coalesce(CAST(attributes AS text), '') FROM {logs}"))?;
         let rows = rows.into_iter().map(stored).collect::<Result<_, _>>()?;
-        let dead = self.rows("SELECT id, raw FROM logweir_dead_letter")?;
+        let dead = self.rows(&format!("SELECT id, raw FROM {dead_letters}"))?;
         let dead = dead.into_iter().map(dead_letter).collect::<Result<_, _>>()?;
-        let lanes = self.rows("SELECT lane_id, rows, dead, lost, inherited FROM logweir_lane")?;
-        let lanes = lanes.into_iter().map(lane).collect::<Result<_, _>>()?;
-        Ok(Contents { rows, dead, lanes })
+        Ok(Contents { rows, dead, lanes: Vec::new() })
     }
 
     /// Returns the number of rows in the table.

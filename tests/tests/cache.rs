@@ -16,7 +16,10 @@ use logweir_engine::journal::LaneId;
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
 use logweir_store::{Batch, BatchFrame};
+use logweir_tests::client::Load;
+use logweir_tests::process::Server;
 use logweir_tests::redis::{Authority, Redis, idle_connection};
+use logweir_tests::scenario::{Scenario, on_postgres};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -120,7 +123,7 @@ impl Journal {
     fn replay(&self, lane: LaneId, from: usize, to: usize) -> Batch {
         let frames = &self.frames[&lane];
         let from_seq = from.checked_sub(1).map_or(0, |before| frames[before].seq);
-        Batch { lane, from_seq, from_records: 0, skip: 0, leave: 0, generation: 0, frames: frames[from..to].to_vec() }
+        Batch::new(lane, from_seq, 0, 0, frames[from..to].to_vec())
     }
 }
 
@@ -134,7 +137,7 @@ struct Model {
 
 impl Model {
     fn apply(&mut self, batch: &Batch) {
-        for frame in &batch.frames {
+        for frame in batch.frames() {
             for (row, record) in frame.chunk.iter().enumerate() {
                 let recent = self.recent.entry(record.service.to_owned()).or_default();
                 recent.insert(0, (batch.lane, frame.seq, row, record.message.to_owned()));
@@ -607,4 +610,166 @@ async fn the_feed_counts_each_record_as_applied_or_discarded_and_recovers() {
     }
     assert_eq!(counter(&feed, "breaker_state"), 0);
     assert_eq!(counter(&feed, "applied_records") + counter(&feed, "discarded_records"), sent);
+}
+
+/// A primary with a replica, and Sentinels that watch them.
+struct Replicated {
+    servers: Vec<Redis>,
+    sentinels: Vec<Redis>,
+}
+
+impl Replicated {
+    fn start(sentinels: u32) -> Self {
+        let primary = Redis::start();
+        let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &primary.port().to_string()]);
+        let quorum = sentinels / 2 + 1;
+        let sentinels: Vec<Redis> = (0..sentinels).map(|_| Redis::start_sentinel(primary.port(), quorum)).collect();
+        let others = format!("num-other-sentinels\n{}\n", sentinels.len() - 1);
+        for sentinel in &sentinels {
+            wait_until("a Sentinel knows the others and the replica", || {
+                let known = sentinel.command(&["SENTINEL", "MASTER", "main"]) + "\n";
+                known.contains("num-slaves\n1\n") && known.contains(&others)
+            });
+        }
+        Self { servers: vec![primary, replica], sentinels }
+    }
+
+    /// Names all Sentinels, the first one as the host.
+    fn url(&self) -> String {
+        let nodes = self.sentinels[1..].iter().map(|sentinel| format!("&node=127.0.0.1:{}", sentinel.port()));
+        let first = self.sentinels[0].port();
+        format!("redis-sentinel://127.0.0.1:{first}?sentinelServiceName=main{}", nodes.collect::<String>())
+    }
+
+    /// The server that the Sentinel holds for the primary.
+    fn primary(&mut self) -> &mut Redis {
+        let address = self.sentinels.last().unwrap().command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
+        let port: u16 = address.lines().last().unwrap().parse().unwrap();
+        self.servers.iter_mut().find(|server| server.port() == port).unwrap()
+    }
+
+    fn other_primary(&mut self, before: u16) -> &mut Redis {
+        wait_until("the failover", || self.primary().port() != before);
+        self.primary()
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test]
+async fn sentinels_lead_to_the_primary_and_after_a_failover_to_the_next_one() {
+    let mut replicated = Replicated::start(3);
+    let settings = with(|settings| settings.timeout_ms = TIMEOUT_SHORT_MS);
+    let cache = open(replicated.url(), &settings, None).await.unwrap();
+    let (mut journal, writer) = (Journal::new(18), origin());
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+    let keys = |redis: &mut Redis| redis.command(&["KEYS", "logweir:cursor:*"]);
+    assert!(keys(replicated.primary()).contains(&writer.writer.to_string()));
+
+    // By order of an operator, while the server goes on as a replica.
+    let before = replicated.primary().port();
+    assert_eq!(replicated.sentinels[1].command(&["SENTINEL", "FAILOVER", "main"]), "OK");
+    replicated.other_primary(before);
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+
+    // The primary is stopped, together with the Sentinel that the URL names first.
+    wait_until("the old primary is a replica", || {
+        let known = replicated.sentinels[2].command(&["SENTINEL", "REPLICAS", "main"]);
+        known.contains("master-link-status\nok\n") && !known.contains("s_down") && !known.contains("disconnected")
+    });
+    let before = replicated.primary().port();
+    replicated.primary().freeze();
+    replicated.sentinels[0].kill();
+    replicated.other_primary(before);
+    let batch = journal.batch(0, 3);
+    applies_again(&*cache, writer, &batch).await;
+    let latest = batch.frames().last().unwrap().seq;
+    assert_eq!(cache.cursors(writer.writer).await.unwrap()[&0], latest);
+    let stored = replicated.primary().command(&["HGET", &format!("logweir:cursor:{}", writer.writer), "0"]);
+    assert_eq!(stored, latest.to_string());
+}
+
+#[tokio::test]
+async fn a_primary_that_became_a_replica_without_a_word_is_left() {
+    let mut replicated = Replicated::start(1);
+    let cache = open(replicated.url(), &settings(), None).await.unwrap();
+    let (mut journal, writer) = (Journal::new(19), origin());
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+    // As by an operator's hand: no connection is closed, which Sentinel would do.
+    let (old, new) = (replicated.servers[0].port(), replicated.servers[1].port());
+    replicated.sentinels[0].command(&["SENTINEL", "REMOVE", "main"]);
+    replicated.servers[1].command(&["REPLICAOF", "NO", "ONE"]);
+    replicated.servers[0].command(&["REPLICAOF", "127.0.0.1", &new.to_string()]);
+    replicated.sentinels[0].command(&["SENTINEL", "MONITOR", "main", "127.0.0.1", &new.to_string(), "1"]);
+    assert_ne!(replicated.primary().port(), old);
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+}
+
+#[tokio::test]
+async fn a_sentinel_of_the_url_is_asked_when_those_that_it_named_are_gone() {
+    let mut replicated = Replicated::start(2);
+    let cache = open(replicated.url(), &settings(), None).await.unwrap();
+    let (mut journal, writer) = (Journal::new(20), origin());
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+    // Whichever was asked, the other one is remembered; as after a restart with other addresses.
+    for gone in 0..2 {
+        replicated.sentinels[gone].kill();
+        replicated.servers[0].kill();
+        replicated.servers[0].restart();
+        applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+        replicated.sentinels[gone].restart();
+    }
+}
+
+#[tokio::test]
+async fn a_password_of_the_sentinels_is_not_that_of_redis() {
+    let mut replicated = Replicated::start(1);
+    for server in &replicated.servers {
+        server.config_set("masterauth", "secret");
+        server.config_set("requirepass", "secret");
+    }
+    replicated.sentinels[0].command(&["SENTINEL", "SET", "main", "auth-pass", "secret"]);
+    let url = replicated.url().replace("//", "//:secret@");
+    let (mut journal, writer) = (Journal::new(21), origin());
+    let cache = open(url.clone(), &settings(), None).await.unwrap();
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+    replicated.sentinels[0].restart_loading(&["--requirepass", "other"]);
+    let cache = open(url + "&sentinelPassword=other", &settings(), None).await.unwrap();
+    applies_again(&*cache, writer, &journal.batch(0, 3)).await;
+}
+
+#[test]
+fn a_failover_of_redis_delays_nothing_and_loses_nothing() {
+    on_postgres("Redis failover", |s| {
+        let mut replicated = Replicated::start(1);
+        s.set("cache.url", replicated.url());
+        s.start();
+        let load = s.load(Load::default());
+        let cached = |s: &mut Scenario, at_least: f64| {
+            let applied = |server: &Server| server.metric("logweir_cache_applied_records_total", "");
+            let at_least = applied(s.server()) + at_least;
+            s.server().until("cached records", PATIENCE, |server| applied(server) >= at_least).unwrap();
+        };
+        cached(s, 3.0);
+        let before = replicated.primary().port();
+        replicated.primary().kill();
+        loop {
+            s.acknowledged(200);
+            let answer = s.server().data("/api/v1/query?query=*").expect("an answer");
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            if replicated.primary().port() != before {
+                break;
+            }
+        }
+        cached(s, 3.0);
+        assert!(replicated.primary().command(&["KEYS", "*"]).contains("logweir:cursor:"));
+        load.stop();
+        s.assert_contract();
+    });
 }

@@ -1,13 +1,15 @@
-//! Seeded chaos on the database's side, under load: operators' statements, killed sessions, restarts, failovers,
-//! PgBouncer, a full disk, networks, steps of the clock, rotated secrets, and ends of the program, in any mix. Everything that was
-//! acknowledged is in the table or among the dead letters, once.
+//! Seeded chaos on the database's side, under load: operators' statements, dropped tables, killed sessions, restarts,
+//! failovers, restores to an earlier time, PgBouncer, a full disk, a slow disk, networks, steps of the clock, rotated secrets
+//! and certificates, and ends of the program, in any mix. Everything that was acknowledged is in the table or among the dead
+//! letters, once; or was, when an operator dropped the table.
 //!
 //! ```sh
 //! LOGWEIR_CHAOS_S=1800 cargo test -p logweir-tests --all-features --test chaos everything -- --nocapture
 //! ```
 //!
 //! `LOGWEIR_CHAOS_SEED` repeats a plan; `LOGWEIR_CHAOS_ACTS=commit_late,clock_step` restricts it to kinds of acts, and
-//! `LOGWEIR_CHAOS_ACTS=-snapshot` leaves some out.
+//! `LOGWEIR_CHAOS_ACTS=-snapshot` leaves some out. `LOGWEIR_CHAOS_FAULTS=mutation.cursor_outside_tx=return` gives the
+//! program a bug, which must be found.
 
 use std::time::Duration;
 
@@ -25,7 +27,8 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
 fn everything_acknowledged_is_stored_once_whatever_the_database_and_its_people_do() {
     let seed = variable("LOGWEIR_CHAOS_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let seconds = variable("LOGWEIR_CHAOS_S").unwrap_or(20);
-    let acts = std::env::var("LOGWEIR_CHAOS_ACTS").unwrap_or_default();
+    let text = |name: &str| std::env::var(name).unwrap_or_default();
+    let (acts, faults) = (text("LOGWEIR_CHAOS_ACTS"), text("LOGWEIR_CHAOS_FAULTS"));
     let kinds = Kinds::of(&acts);
     let acts = if acts.is_empty() { acts } else { format!("LOGWEIR_CHAOS_ACTS={acts} ") };
     let repeat = format!(
@@ -33,7 +36,7 @@ fn everything_acknowledged_is_stored_once_whatever_the_database_and_its_people_d
          cargo test -p logweir-tests --all-features --test chaos everything -- --nocapture"
     );
     eprintln!("{repeat}");
-    let report = chaos(&Chaos { seed, lasts: Duration::from_secs(seconds), kinds, faults: "" });
+    let report = chaos(&Chaos { seed, lasts: Duration::from_secs(seconds), kinds, faults });
     println!("{}", report.text());
     let (done, not_done) = report.counts.values().fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
     assert!(done > not_done, "{done} acts were done, {not_done} were not possible");
@@ -46,8 +49,10 @@ const NO_CAS: &str = "mutation.no_cas=return;mutation.no_guard=return";
 #[test]
 fn chaos_detects_a_missing_compare_and_set() {
     let kinds = Kinds::of("commit_late");
-    let run =
-        |faults, seed| chaos(&Chaos { seed, lasts: Duration::from_secs(8), kinds: kinds.clone(), faults }).violations;
+    let run = |faults: &str, seed| {
+        let bug = Chaos { seed, lasts: Duration::from_secs(8), kinds: kinds.clone(), faults: faults.to_owned() };
+        chaos(&bug).violations
+    };
     assert_eq!(run("", 1), []);
     let found = (1..=5).any(|seed| run(NO_CAS, seed).iter().any(|found| matches!(found, Violation::Doubled(_))));
     assert!(found, "no record was stored twice");

@@ -21,7 +21,8 @@ use logweir_store::{self as store, AnyStore, Batch, BatchFrame, Claim, Database,
 use logweir_tests::client::Load;
 use logweir_tests::pooler::{self, Pooler};
 use logweir_tests::postgres::{self, Options, Server};
-use logweir_tests::process::{Settings, command, free_addr, run, run_command};
+use logweir_tests::process::{Server as Process, Settings, command, free_addr, run, run_command};
+use logweir_tests::proxy::Proxy;
 use logweir_tests::scenario::{Scenario, on_postgres, on_postgres_with};
 use logweir_tests::store::Store;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -239,11 +240,28 @@ fn a_ca_file_adds_to_the_systems_cas_and_sslrootcert_replaces_them() {
     }
 }
 
-#[test]
-fn a_name_is_tried_at_each_of_its_addresses() {
+/// Whether a process can have a file with names of hosts of its own; says so if not.
+fn may_name_hosts() -> bool {
     let may_mount = Command::new("unshare").args(["-m", "true"]).status().is_ok_and(|status| status.success());
     if !may_mount {
-        println!("skipped: unshare -m is not permitted, so that no name with several addresses can be made");
+        println!("skipped: unshare -m is not permitted, so that no name of a host can be made");
+    }
+    may_mount
+}
+
+/// `inner` in a place where `hosts` is /etc/hosts.
+fn with_hosts(hosts: &Path, inner: &Command) -> Command {
+    let mut outer = Command::new("unshare");
+    outer.args(["-m", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(hosts);
+    outer.arg(inner.get_program()).args(inner.get_args());
+    outer.env_clear().envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    outer.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    outer
+}
+
+#[test]
+fn a_name_is_tried_at_each_of_its_addresses() {
+    if !may_name_hosts() {
         return;
     }
     let server = Server::start(&Options {
@@ -257,16 +275,129 @@ fn a_name_is_tried_at_each_of_its_addresses() {
     let hosts = write(dir.path(), "hosts", "127.0.0.2 db\n127.0.0.3 db\n127.0.0.4 db\n");
     let url = format!("postgres://postgres@db:{}/postgres", server.port());
     let settings = [("database.url", url), ("database.connect_timeout_ms", "500".to_owned())];
-    connects_as_configured(&settings, |inner| {
-        let mut outer = Command::new("unshare");
-        outer.args(["-m", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
-        outer.arg(inner.get_program()).args(inner.get_args());
-        outer.env_clear().envs(inner.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
-        outer.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        outer
-    })
-    .unwrap();
+    connects_as_configured(&settings, |inner| with_hosts(&hosts, &inner)).unwrap();
     drop(silent);
+}
+
+#[test]
+fn a_running_process_follows_its_database_to_another_address_while_the_old_server_lives_on() {
+    if !may_name_hosts() {
+        return;
+    }
+    on_postgres("DNS move", |s| {
+        let next = s.postgres().standby(free_addr().port(), "next", &[]).unwrap();
+        let port = free_addr().port();
+        let at = |host: u8, server: &Server| {
+            let target = (Ipv4Addr::LOCALHOST, server.port()).into();
+            Proxy::start_at((Ipv4Addr::new(127, 0, 0, host), port).into(), target).unwrap()
+        };
+        let _doors = [at(2, s.postgres()), at(3, &next)];
+        let hosts = write(&s.dir, "hosts", "127.0.0.2 db\n");
+        s.set("database.url", format!("postgres://postgres@db:{port}/postgres?sslmode=disable"));
+        s.set("database.connection_age_max_s", 2);
+        // The new server lacks what the old one stored after its promotion: the journal still has it.
+        s.set("journal.retain_segments", 8);
+        let addr = |key: &str| s.settings[key].parse().unwrap();
+        let command = with_hosts(&hosts, &command(&s.settings, "", &["run"]));
+        let mut process = Process::spawn(command, addr("http.listen"), addr("admin.listen"), s.dir.join("moved.log"));
+        process.ready().unwrap();
+        let load = s.load(Load::default());
+        s.stored();
+        next.execute("SELECT pg_promote()");
+        write(&s.dir, "hosts", "127.0.0.3 db\n");
+        let new = Store::Postgres(next.url("postgres"));
+        let used = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^logweir/(query|[0-9a-f]{32}/)'";
+        s.wait("the old server is left", |s| {
+            let answer = process.data("/api/v1/query?query=*").unwrap();
+            assert_ne!(answer.status, 500, "{}", answer.body);
+            s.store.rows(used).unwrap()[0][0] == "0" && new.rows(used).unwrap()[0][0] != "0"
+        });
+        let (old_rows, rows) = (s.store.count().unwrap(), new.count().unwrap());
+        s.acknowledged(500);
+        s.wait("the new server has the records", |_| new.count().unwrap() >= rows + 500);
+        assert_eq!(s.store.count().unwrap(), old_rows);
+        load.stop();
+        process.signal(libc::SIGTERM);
+        assert_eq!(process.wait(PATIENCE).code(), Some(0), "{}", process.log_text());
+        s.set("database.url", next.url("postgres"));
+        s.store = new;
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn every_sslmode_can_be_set_in_the_file_and_in_the_environment() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("localhost");
+    let server = Server::start(&Options {
+        settings: vec![("ssl", "on".to_owned())],
+        hba: vec!["hostssl all secret all trust", "host all secret all reject"],
+        files: vec![("server.crt", certificate), ("server.key", key)],
+        ..Options::default()
+    });
+    server.execute("CREATE ROLE secret LOGIN");
+    let dir = tempfile::tempdir().unwrap();
+    let (right, wrong) =
+        (write(dir.path(), "ca.pem", &authority.pem), write(dir.path(), "other.pem", &Authority::new().pem));
+    let (right, wrong) = (right.display().to_string(), wrong.display().to_string());
+    // The certificate is for localhost. `None`: accepted; else a word of the error.
+    for (mode, host, root, error) in [
+        ("disable", "localhost", None, Some("28000")),
+        ("allow", "127.0.0.1", None, None),
+        ("prefer", "127.0.0.1", None, None),
+        ("require", "127.0.0.1", None, None),
+        ("verify-ca", "localhost", None, Some("database.ca_file")),
+        ("verify-full", "localhost", None, Some("certificate")),
+        ("allow", "127.0.0.1", Some(&right), None),
+        ("prefer", "127.0.0.1", Some(&right), None),
+        ("require", "127.0.0.1", Some(&right), None),
+        ("verify-ca", "127.0.0.1", Some(&right), None),
+        ("verify-full", "127.0.0.1", Some(&right), Some("certificate")),
+        ("verify-full", "localhost", Some(&right), None),
+        ("allow", "localhost", Some(&wrong), Some("certificate")),
+        ("prefer", "localhost", Some(&wrong), Some("certificate")),
+        ("require", "localhost", Some(&wrong), Some("certificate")),
+        ("verify-ca", "localhost", Some(&wrong), Some("certificate")),
+        ("verify-full", "localhost", Some(&wrong), Some("certificate")),
+    ] {
+        let url = format!("postgres://secret@{host}:{}/postgres?sslmode={mode}", server.port());
+        let mut ways = Vec::new();
+        match root {
+            None => ways.push((url.clone(), None)),
+            Some(root) => ways.extend([(format!("{url}&sslrootcert={root}"), None), (url.clone(), Some(root))]),
+        }
+        for (url, ca_file) in ways {
+            let mut file = format!("[database]\nurl = '{url}'\n");
+            let mut environment = vec![("database.url", url.clone())];
+            if let Some(ca_file) = ca_file {
+                file.push_str(&format!("ca_file = '{ca_file}'\n"));
+                environment.push(("database.ca_file", ca_file.clone()));
+            }
+            let file = write(dir.path(), "logweir.toml", &file).display().to_string();
+            for settings in [environment, vec![("config", file)]] {
+                let connected = connects_as_configured(&settings, |command| command);
+                match (&connected, error) {
+                    (Ok(()), None) => {}
+                    (Err(text), Some(word)) => assert!(text.contains(word), "{settings:?} {url}: {text}"),
+                    _ => panic!("{settings:?} {url}: {connected:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_password_that_is_asked_for_and_not_there_is_named() {
+    let server = Server::start(&Options { hba: vec!["host all app all scram-sha-256"], ..Options::default() });
+    server.execute("CREATE ROLE app LOGIN PASSWORD 'one'");
+    let url = |password: &str| format!("postgres://app{password}@127.0.0.1:{}/postgres", server.port());
+    let connects = |password: &str| connects_as_configured(&[("database.url", url(password))], |command| command);
+    let error = connects("").unwrap_err();
+    assert!(error.contains("asks for a password, and database.url has none"), "{error}");
+    assert!(error.contains("LOGWEIR__DATABASE__URL_FILE"), "{error}");
+    let error = connects(":two").unwrap_err();
+    assert!(error.contains("28P01") && error.contains("correct the password in database.url"), "{error}");
+    connects(":one").unwrap();
 }
 
 #[test]
@@ -504,9 +635,7 @@ impl Feed {
         });
         let (from_seq, seq) = (self.seq, self.seq + 1);
         let frame = BatchFrame { seq, lane_records: seq, payload_crc: 1, chunk: Arc::new(chunk) };
-        let batch =
-            Batch { lane: 0, from_seq, from_records: from_seq, generation: 0, frames: vec![frame], skip: 0, leave: 0 };
-        self.lane.flush(&batch).await?;
+        self.lane.flush(&Batch::new(0, from_seq, from_seq, 0, vec![frame])).await?;
         self.seq = seq;
         Ok(())
     }
@@ -576,7 +705,7 @@ async fn hasty_begins(server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>
 /// PgBouncer before 1.21 takes the first answer for the end of the session if the client ends there. It then cannot
 /// reset the server connection, for which a new client waits until it gives up.
 #[tokio::test]
-async fn a_transaction_of_a_lane_begins_when_everything_before_it_is_answered() {
+async fn a_transaction_begins_when_everything_before_it_is_answered() {
     let server = start(Options::default()).await;
     let (addr, hasty) = hasty_begins((Ipv4Addr::LOCALHOST, server.port()).into()).await;
     let store = store::open(&database(&format!("postgres://postgres@{addr}/postgres?sslmode=disable"))).unwrap();
@@ -585,6 +714,18 @@ async fn a_transaction_of_a_lane_begins_when_everything_before_it_is_answered() 
         let mut feed = Feed::start(&store.store()).await.unwrap();
         for _ in 0..3 {
             feed.flush().await.unwrap();
+        }
+        // Maintenance has a default partition to create, and preparation a table.
+        let tables = postgres::connect(&server.url("postgres")).await;
+        tables.batch_execute("DROP TABLE logs_default, logweir_replayed").await.unwrap();
+        store.store().prepare().await.unwrap();
+        tables.batch_execute("DROP TABLE logs_default").await.unwrap();
+        let steps = store.store().maintain(logweir_engine::clock::wall_us()).await;
+        assert!(steps.iter().all(|step| step.result.is_ok()), "{steps:?}");
+        for _ in 0..2 {
+            store.store().dead_letters(1).await.unwrap();
+            store.store().purge_dead_letters(0).await.unwrap();
+            read(&reader(&store)).await.unwrap();
         }
     }
     assert_eq!(*hasty.lock().unwrap(), [""; 0]);
@@ -917,6 +1058,69 @@ fn a_running_process_goes_on_after_its_password_was_rotated() {
         let text = std::fs::read_to_string(&file).unwrap().replace(":one@", ":two@");
         std::fs::write(&file, text).unwrap();
         s.acknowledged(500);
+        load.stop();
+        s.assert_contract();
+    });
+}
+
+/// Gives `server` another certificate for new connections.
+fn present(server: &Server, authority: &Authority) {
+    let (certificate, key) = authority.issue("localhost");
+    std::fs::write(server.data().join("server.crt"), certificate).unwrap();
+    std::fs::write(server.data().join("server.key"), key).unwrap();
+    server.execute("SELECT pg_reload_conf()");
+}
+
+#[test]
+fn a_running_process_goes_on_after_the_ca_was_rotated() {
+    let [first, second, third] = std::array::from_fn(|_| Authority::new());
+    let (certificate, key) = first.issue("localhost");
+    let options = Options {
+        settings: vec![("ssl", "on".to_owned())],
+        hba: vec!["hostssl all app all trust", "host all app all reject"],
+        files: vec![("server.crt", certificate), ("server.key", key)],
+        ..Options::default()
+    };
+    on_postgres_with("rotated CA", &options, |s| {
+        s.postgres().execute("CREATE ROLE app LOGIN SUPERUSER");
+        let trusted = |s: &Scenario, authorities: &[&Authority]| {
+            let pem: String = authorities.iter().map(|authority| authority.pem.as_str()).collect();
+            write(&s.dir, "ca.pem", &pem)
+        };
+        let file = trusted(s, &[&first]);
+        let url = format!("postgres://app@localhost:{}/postgres?sslmode=verify-full", s.postgres().port());
+        s.set("database.url", url);
+        s.set("database.ca_file", file.display());
+        s.start();
+        let load = s.load(Load::default());
+        s.stored();
+        let storing_goes_on = |s: &Scenario| {
+            s.postgres().execute(END_SESSIONS);
+            let before = s.store.count().unwrap();
+            s.wait("records are stored over new connections", |s| s.store.count().unwrap() >= before + 300);
+        };
+        // In the order of operations.md.
+        trusted(s, &[&first, &second]);
+        storing_goes_on(s);
+        present(s.postgres(), &second);
+        storing_goes_on(s);
+        trusted(s, &[&second]);
+        storing_goes_on(s);
+        let log = s.server().log_text();
+        assert!(!log.contains("invalid peer certificate"), "{log}");
+
+        // The server's certificate first: what comes in waits until its CA is there.
+        present(s.postgres(), &third);
+        s.wait("no connection can be opened", |s| {
+            s.postgres().execute(END_SESSIONS);
+            std::fs::read_to_string(s.dir.join("server-1.log")).unwrap().contains("invalid peer certificate")
+        });
+        s.acknowledged(300);
+        let answer = s.server().data("/api/v1/hits?q=x").unwrap();
+        assert_ne!(answer.status, 500, "{}", answer.body);
+        trusted(s, &[&third]);
+        let before = s.store.count().unwrap();
+        s.wait("storing goes on by itself", |s| s.store.count().unwrap() >= before + 300);
         load.stop();
         s.assert_contract();
     });

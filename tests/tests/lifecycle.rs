@@ -370,3 +370,27 @@ fn an_invalid_configuration_at_a_restart_with_backlog_changes_nothing() {
         s.assert_contract();
     });
 }
+
+#[test]
+fn a_ballast_that_cannot_be_made_is_retried_and_told_once() {
+    on_sqlite("ballast", |s| {
+        let place = s.data_dir().join("journal/ballast");
+        std::fs::create_dir_all(&place).expect("a directory");
+        s.start();
+        let load = s.load(Load::default());
+        const TOLD: &str = "cannot create the ballast: retrying";
+        s.server().until("a warning", PATIENCE, |server| server.log_text().contains(TOLD)).expect("it keeps running");
+        // It is tried twice a second.
+        let uptime = |server: &Server| server.status()["uptime_s"].as_u64().unwrap_or(0);
+        let until = uptime(s.server()) + 5;
+        s.server().until("more attempts", PATIENCE, |server| uptime(server) >= until).expect("it keeps running");
+        let log = s.server().log_text();
+        assert_eq!(log.matches(TOLD).count(), 1, "{log}");
+        std::fs::remove_dir(&place).expect("it is empty");
+        s.server()
+            .until("the ballast", PATIENCE, |_| place.metadata().is_ok_and(|file| file.is_file() && file.len() > 0))
+            .expect("it keeps running");
+        load.stop();
+        s.assert_contract();
+    });
+}

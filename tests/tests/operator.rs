@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use logweir_tests::accounting::Totals;
 use logweir_tests::chaos::libfaketime;
 use logweir_tests::client::Load;
+use logweir_tests::pooler::{self, Pooler};
 use logweir_tests::postgres::connect;
 use logweir_tests::process::{self, Server, free_addr};
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres};
@@ -205,12 +206,7 @@ fn a_role_that_may_only_read_and_write_rows() {
         prepare(s, 0);
         drop_newest_partition(s);
         s.postgres().execute("CREATE ROLE app LOGIN; REVOKE ALL ON DATABASE postgres FROM PUBLIC");
-        let printed = |s: &Scenario, purpose: &str| {
-            let output = s.run(&["database", "grants", "--role", "app", "--for", purpose]);
-            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8(output.stdout).unwrap()
-        };
-        s.postgres().execute(&printed(s, "storing"));
+        s.postgres().execute(&grants(s, "app", "storing"));
         s.set("database.url", owner.replace("postgres@", "app@"));
         s.start();
         store_some(s);
@@ -234,7 +230,7 @@ fn a_role_that_may_only_read_and_write_rows() {
         // Another role maintains the tables.
         let app = s.settings.insert("database.url".to_owned(), owner).unwrap();
         assert!(prepare(s, 0).contains("partitions            ok"));
-        s.postgres().execute(&printed(s, "maintenance"));
+        s.postgres().execute(&grants(s, "app", "maintenance"));
         drop_newest_partition(s);
         s.set("database.url", app);
         prepare(s, 0);
@@ -254,8 +250,7 @@ fn a_role_gets_no_more_than_its_purpose_needs() {
         s.set("database.url", of("owner"));
         prepare(s, 0);
         for (role, purpose) in [("app", "storing"), ("reader", "reading"), ("keeper", "maintenance")] {
-            let grants = s.run(&["database", "grants", "--role", role, "--for", purpose]);
-            s.postgres().execute(&String::from_utf8(grants.stdout).unwrap());
+            s.postgres().execute(&grants(s, role, purpose));
         }
         drop_newest_partition(s);
         s.set("database.url", of("keeper"));
@@ -293,8 +288,7 @@ fn printed_statements_create_the_tables_for_a_role_that_may_not() {
         s.postgres().execute(&String::from_utf8(output.stdout).unwrap());
         s.postgres().execute("CREATE ROLE app LOGIN; CREATE ROLE reader LOGIN");
         for (role, purpose) in [("app", "storing"), ("reader", "reading")] {
-            let grants = s.run(&["database", "grants", "--role", role, "--for", purpose]);
-            s.postgres().execute(&String::from_utf8(grants.stdout).unwrap());
+            s.postgres().execute(&grants(s, role, purpose));
         }
         let owner = s.settings["database.url"].clone();
         s.set("database.url", owner.replace("postgres@", "app@"));
@@ -521,6 +515,468 @@ fn a_database_that_is_not_utf8_is_told() {
         assert!(failing(s.server(), "encoding"));
         let reported = s.server().status()["maintenance_failing"].to_string();
         assert!(reported.contains("LATIN1") && reported.contains("ENCODING 'UTF8'"), "{reported}");
+        s.assert_contract();
+    });
+}
+
+/// What the command prints for `role`.
+fn grants(s: &Scenario, role: &str, purpose: &str) -> String {
+    let output = s.run(&["database", "grants", "--role", role, "--for", purpose]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Gives each step of maintenance something that it has to do, and returns the number of records that must stay.
+fn make_work_for_maintenance(s: &Scenario) -> i64 {
+    s.postgres().execute(
+        "DO $$ DECLARE today timestamptz := date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'; day timestamptz; \
+         BEGIN FOREACH day IN ARRAY ARRAY[today - interval '20 days', today - interval '4 days'] LOOP \
+         EXECUTE format('CREATE TABLE logs_p%s PARTITION OF logs FOR VALUES FROM (%L) TO (%L)', \
+         to_char(day AT TIME ZONE 'UTC', 'YYYYMMDD'), day, day + interval '1 day'); \
+         EXECUTE format('ALTER TABLE logs_p%s OWNER TO %I', to_char(day AT TIME ZONE 'UTC', 'YYYYMMDD'), \
+         (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'logs'::regclass)); \
+         INSERT INTO logs VALUES (1, day, 9, 's', 'h', 'old', NULL), (1, day - interval '20 days', 9, 's', 'h', 'old', NULL); \
+         END LOOP; END $$; \
+         INSERT INTO logs VALUES (1, now(), 9, 's', 'h', 'new', NULL); \
+         INSERT INTO log_volume SELECT date_trunc('minute', ts), service, severity, 1, 1 FROM logs; \
+         INSERT INTO logweir_writer VALUES (gen_random_uuid(), 5000, gen_random_uuid(), 'x', now()); \
+         INSERT INTO logweir_takeover SELECT writer_id, n, run_id, NULL, 'x', now(), NULL, 0, 0 \
+         FROM logweir_writer, generate_series(1, 10) n WHERE epoch = 5000; \
+         ALTER TABLE logweir_takeover REPLICA IDENTITY DEFAULT; ALTER TABLE logs_default REPLICA IDENTITY DEFAULT; \
+         CREATE PUBLICATION p FOR ALL TABLES",
+    );
+    2
+}
+
+/// A role that has exactly what is printed for its purpose, on a database that gives nobody anything.
+fn each_purpose_needs_what_is_printed_for_it(name: &str, make_tables: impl FnOnce(&mut Scenario)) {
+    on_postgres(name, |s| {
+        let superuser = s.settings["database.url"].clone();
+        let of = |role: &str| superuser.replace("postgres@", &format!("{role}@"));
+        s.postgres().execute(
+            "CREATE ROLE app LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE keeper LOGIN; CREATE ROLE owner LOGIN; \
+             REVOKE ALL ON DATABASE postgres FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC; \
+             CREATE SCHEMA extensions; CREATE EXTENSION pg_trgm SCHEMA extensions",
+        );
+        make_tables(s);
+        s.set("database.url", &superuser);
+        s.postgres().execute(&grants(s, "keeper", "maintenance"));
+        s.set("database.url", of("keeper"));
+        prepare(s, 0);
+        let kept = make_work_for_maintenance(s);
+
+        // A server that stores and maintains.
+        s.set("database.retention_days", 7);
+        s.start();
+        store_some(s);
+        let steps = "replica_identity partitions retention_partitions retention_rows retention_counters takeovers clock \
+                     service_index text_index";
+        for step in steps.split_whitespace() {
+            assert!(!failing(s.server(), step), "{step}: {}", s.server().status()["maintenance_failing"]);
+        }
+        assert_eq!(s.server().status()["maintenance_failing"], serde_json::json!([]));
+        assert_eq!(number(s, "SELECT count(*) FROM logs WHERE service = 's'"), kept, "the old ones expired");
+        assert_eq!(number(s, "SELECT count(*) FROM log_volume WHERE service = 's'"), kept);
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_takeover WHERE owner = 'x'"), 0);
+        s.wait("the indexes", |s| number(s, "SELECT count(*) FROM pg_indexes WHERE indexname LIKE '%trgm_idx'") == 1);
+        s.stop();
+        s.postgres().execute(
+            "DROP PUBLICATION p; DELETE FROM logs WHERE service = 's'; DELETE FROM log_volume WHERE service = 's'",
+        );
+
+        // One that only stores, and one role that only reads.
+        s.set("database.url", &superuser);
+        for (role, purpose) in [("app", "storing"), ("reader", "reading")] {
+            s.postgres().execute(&grants(s, role, purpose));
+        }
+        s.set("database.url", of("app"));
+        s.set("database.read_url", of("reader"));
+        s.set("database.maintenance", "false");
+        s.postgres().execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message NOT LIKE '%-33/%') NOT VALID");
+        s.start();
+        store_some(s);
+        assert_eq!(s.server().status()["maintenance_failing"], serde_json::json!([]));
+        let letters = number(s, "SELECT count(*) FROM logweir_dead_letter");
+        assert!(letters > 0);
+        for path in
+            ["/api/v1/query?query=*", "/api/v1/hits?step=1m", "/api/v1/services", "/api/v1/facets", "/api/v1/fields"]
+        {
+            let answer = s.server().data(path).expect("an answer");
+            assert!(answer.status == 200 && !answer.body.contains("\"partial\":true"), "{path}: {}", answer.body);
+        }
+        s.assert_contract();
+        s.postgres().execute("ALTER TABLE logs DROP CONSTRAINT polite");
+        let replayed = s.run(&["dead-letters", "replay", "--all"]);
+        let text = String::from_utf8_lossy(&replayed.stdout);
+        assert!(text.contains("replayed") && text.contains(" 0 failed"), "{text}");
+        for command in [&["dead-letters", "purge", "--older-than", "1d"][..], &["verify"]] {
+            assert_eq!(s.run(command).status.code(), Some(0), "{command:?}");
+        }
+    });
+}
+
+#[test]
+fn each_purpose_needs_what_is_printed_for_it_on_tables_of_a_superuser() {
+    each_purpose_needs_what_is_printed_for_it("superuser's", |s| {
+        prepare(s, 0);
+    });
+}
+
+#[test]
+fn each_purpose_needs_what_is_printed_for_it_on_tables_of_another_role() {
+    each_purpose_needs_what_is_printed_for_it("another role's", |s| {
+        s.postgres().execute(&grants(s, "owner", "maintenance"));
+        let url = s.settings["database.url"].replace("postgres@", "owner@");
+        s.set("database.url", url);
+        prepare(s, 0);
+        // What a member of the owner makes again belongs to the owner, too.
+        s.postgres().execute("DROP TABLE logweir_clock");
+    });
+}
+
+#[test]
+fn each_purpose_needs_what_is_printed_for_it_without_tables() {
+    each_purpose_needs_what_is_printed_for_it("own", |_| {});
+}
+
+#[test]
+fn an_empty_database_in_which_the_role_may_not_create_tables() {
+    on_postgres("no CREATE", |s| {
+        s.postgres().execute("CREATE ROLE app LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+        let superuser = s.settings["database.url"].clone();
+        assert!(grants(s, "app", "storing").contains("run `logweir database prepare`"));
+        s.set("database.url", superuser.replace("postgres@", "app@"));
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        load.stop();
+        let told = |server: &Server| {
+            let lanes = server.status()["lanes"].to_string();
+            lanes.contains("42501") && lanes.contains("logweir database grants --role ROLE --for maintenance")
+        };
+        s.server().until("what has to be done", PATIENCE, told).unwrap();
+        // As the owner of the database does it; then it goes on by itself.
+        let app = s.settings.insert("database.url".to_owned(), superuser).unwrap();
+        let printed = grants(s, "app", "maintenance");
+        s.postgres().execute(&printed);
+        s.set("database.url", app);
+        caught_up(s.server());
+        assert_maintained(s.server());
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn tables_of_a_member_of_the_owner_belong_to_the_owner() {
+    on_postgres("made again", |s| {
+        let superuser = s.settings["database.url"].clone();
+        s.postgres().execute("CREATE ROLE owner LOGIN; CREATE ROLE keeper LOGIN");
+        s.postgres().execute(&grants(s, "owner", "maintenance"));
+        s.set("database.url", superuser.replace("postgres@", "owner@"));
+        prepare(s, 0);
+        s.postgres().execute(&grants(s, "keeper", "maintenance"));
+        s.postgres().execute("DROP TABLE logs, log_volume, logweir_dead_letter, logweir_clock");
+        s.set("database.url", superuser.replace("postgres@", "keeper@"));
+        s.set("database.retention_days", 7);
+        prepare(s, 0);
+        let tables = "FROM pg_class WHERE relname ~ '^(logs|log_volume|logweir_)' AND relkind IN ('r', 'p')";
+        assert_eq!(number(s, &format!("SELECT count(*) {tables} AND relowner <> 'owner'::regrole")), 0);
+        s.set("database.url", superuser.replace("postgres@", "owner@"));
+        prepare(s, 0);
+    });
+}
+
+#[test]
+fn what_comes_before_the_tables_in_search_path_gets_no_rows() {
+    on_postgres("search_path", |s| {
+        s.postgres().execute("CREATE ROLE app LOGIN SUPERUSER");
+        let url = s.settings["database.url"].replace("postgres@", "app@");
+        s.set("database.url", url);
+        s.set("database.retention_days", 7);
+        s.start();
+        store_some(s);
+        let load = s.load(Load::default());
+        let tables = |schema: &str| {
+            let tables = ["logs", "log_volume", "logweir_dead_letter"];
+            tables.map(|name| format!("CREATE TABLE {schema}.{name} (LIKE public.{name} INCLUDING ALL);")).join(" ")
+        };
+        // Found by open sessions at once: "$user" comes first.
+        s.postgres().execute(&format!("CREATE SCHEMA app AUTHORIZATION app; {}", tables("app")));
+        s.acknowledged(500);
+        caught_up(s.server());
+        // Found by new sessions.
+        s.postgres().execute(&format!(
+            "CREATE SCHEMA other; {} CREATE TABLE other.logweir_lane (LIKE public.logweir_lane); \
+             ALTER ROLE app SET search_path = other, app",
+            tables("other")
+        ));
+        s.postgres()
+            .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'logweir/%'");
+        s.acknowledged(500);
+        caught_up(s.server());
+        // Comes first in the session that makes it.
+        s.postgres().execute(
+            "CREATE FUNCTION scratch() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN \
+             CREATE TEMP TABLE IF NOT EXISTS logs (LIKE public.logs); RETURN NULL; END$$; \
+             CREATE TRIGGER scratch AFTER INSERT ON public.logs FOR EACH STATEMENT EXECUTE FUNCTION scratch()",
+        );
+        s.acknowledged(500);
+        load.stop();
+        caught_up(s.server());
+        let answer = s.server().data("/api/v1/query?query=*").expect("an answer");
+        assert!(answer.status == 200 && !answer.body.contains("\"records\":[]"), "{}", answer.body);
+        assert!(!answer.body.contains("\"partial\":true"), "{}", answer.body);
+        for table in ["app.logs", "app.log_volume", "other.logs", "other.log_volume", "other.logweir_lane"] {
+            assert_eq!(number(s, &format!("SELECT count(*) FROM {table}")), 0, "{table}");
+        }
+        assert_maintained(s.server());
+        s.postgres().execute("ALTER ROLE app SET search_path = public; DROP TRIGGER scratch ON logs");
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn commands_refuse_a_pooler_that_shares_server_connections_by_name() {
+    if pooler::program().is_none() {
+        eprintln!("SKIPPED: PgBouncer is not installed");
+        return;
+    }
+    on_postgres("transaction pooler", |s| {
+        prepare(s, 0);
+        s.postgres().execute("CREATE ROLE app LOGIN SUPERUSER PASSWORD 'one'");
+        let commands: [&[&str]; 5] = [
+            &["database", "prepare"],
+            &["database", "grants", "--role", "app"],
+            &["dead-letters", "list"],
+            &["dead-letters", "replay", "--all"],
+            &["dead-letters", "purge", "--older-than", "1d"],
+        ];
+        for (mode, works) in [("transaction", false), ("statement", false), ("session", true)] {
+            let pooler = Pooler::start(s.postgres().port(), mode, &[("app", "one")]);
+            s.set("database.url", format!("postgres://app:one@127.0.0.1:{}/postgres", pooler.port()));
+            for command in commands {
+                let output = s.run(command);
+                let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+                let is_refused = text.contains("pool_mode=session") && text.contains("database.url");
+                assert!(is_refused != works, "{mode} {command:?}: {text}");
+                assert_eq!(output.status.success(), works, "{mode} {command:?}: {text}");
+            }
+        }
+    });
+}
+
+/// Records that a constraint has refused until now, beside one of the same minute that it has not.
+fn refuse_some(s: &mut Scenario, records: usize) {
+    let record = |message: &str| {
+        format!("{{\"ts\":\"2026-01-02T03:04:05Z\",\"service\":\"a\",\"level\":\"info\",\"msg\":\"{message}\"}}\n")
+    };
+    let post = |s: &mut Scenario, body: &str| {
+        let answer = s.server().post("/ingest?ack=committed", "application/x-ndjson", body);
+        assert_eq!(answer.map(|answer| answer.status), Some(200));
+    };
+    post(s, &record("polite"));
+    s.postgres().execute("ALTER TABLE logs ADD CONSTRAINT polite CHECK (message <> 'rude')");
+    post(s, &record("rude").repeat(records));
+    assert_eq!(number(s, "SELECT count(*) FROM logweir_dead_letter"), i64::try_from(records).unwrap());
+    s.postgres().execute("ALTER TABLE logs DROP CONSTRAINT polite");
+}
+
+/// Runs `logweir dead-letters replay --all`; what it printed.
+fn replay(s: &Scenario) -> String {
+    let output = s.run(&["dead-letters", "replay", "--all"]);
+    String::from_utf8_lossy(&output.stdout).into_owned() + &*String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn dead_letters_are_replayed_whatever_the_isolation_that_the_role_has_by_default() {
+    for level in ["repeatable read", "serializable"] {
+        on_postgres(level, |s| {
+            s.set("lanes", 1);
+            s.postgres().execute(&format!("ALTER ROLE postgres SET default_transaction_isolation = '{level}'"));
+            s.start();
+            refuse_some(s, 5);
+            // As a flush that counts the same minute, and commits while the replay waits for it.
+            let flush = Beside::of(s);
+            flush.execute("BEGIN ISOLATION LEVEL READ COMMITTED; UPDATE log_volume SET records = records");
+            let replayed = std::thread::scope(|threads| {
+                let replaying = threads.spawn(|| replay(s));
+                s.wait("the replay waits", |s| {
+                    let waits = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+                                 WHERE NOT granted AND a.application_name = 'logweir/admin'";
+                    number(s, waits) > 0 || replaying.is_finished()
+                });
+                flush.execute("COMMIT");
+                replaying.join().unwrap()
+            });
+            assert!(replayed.contains("replayed 5 dead letters, 0 failed"), "{level}: {replayed}");
+            assert_eq!(number(s, "SELECT sum(records) FROM log_volume"), number(s, "SELECT count(*) FROM logs"));
+            assert_eq!(s.run(&["verify"]).status.code(), Some(0));
+        });
+    }
+}
+
+#[test]
+fn a_replay_that_the_database_ends_is_tried_again_and_not_for_ever() {
+    on_postgres("40001", |s| {
+        s.set("lanes", 1);
+        s.start();
+        refuse_some(s, 3);
+        s.postgres().execute(
+            "CREATE SEQUENCE tries; CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS \
+             $$BEGIN IF nextval('tries') < 4 THEN RAISE 'not now' USING ERRCODE = '40001'; END IF; RETURN new; END$$; \
+             CREATE TRIGGER conflict BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION conflict()",
+        );
+        let text = replay(s);
+        assert!(text.contains("replayed 3 dead letters, 0 failed"), "{text}");
+        s.postgres().execute("DROP TRIGGER conflict ON logs");
+        s.postgres().execute("DELETE FROM logs WHERE message = 'rude'; DELETE FROM logweir_replayed");
+        refuse_some(s, 2);
+        s.postgres().execute(
+            "CREATE OR REPLACE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS \
+             $$BEGIN PERFORM nextval('tries'); RAISE 'never' USING ERRCODE = '40001'; END$$; ALTER SEQUENCE tries RESTART; \
+             CREATE TRIGGER conflict BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION conflict()",
+        );
+        let text = replay(s);
+        assert!(text.contains("2 failed") && text.contains("failed 5 times") && text.contains("40001"), "{text}");
+        assert_eq!(number(s, "SELECT last_value FROM tries"), 10, "each of both five times");
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_dead_letter"), 2);
+    });
+}
+
+#[test]
+fn a_truncated_table_goes_on_with_the_next_records() {
+    on_postgres("TRUNCATE", |s| {
+        s.start();
+        store_some(s);
+        s.postgres().execute("CREATE TABLE kept (LIKE logs)");
+        let load = s.load(Load::default());
+        for _ in 0..5 {
+            s.acknowledged(300);
+            s.postgres().execute(
+                "BEGIN; LOCK TABLE logs IN ACCESS EXCLUSIVE MODE; INSERT INTO kept SELECT * FROM logs; TRUNCATE logs; COMMIT",
+            );
+        }
+        s.acknowledged(300);
+        load.stop();
+        caught_up(s.server());
+        assert!(number(s, "SELECT count(*) FROM kept") > 0 && number(s, "SELECT count(*) FROM logs") > 0);
+        // What was there and what came later is everything, once.
+        s.postgres().execute("INSERT INTO logs SELECT * FROM kept");
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn a_foreign_key_of_another_table_keeps_the_records_that_it_refers_to() {
+    on_postgres("foreign key", |s| {
+        s.start();
+        store_some(s);
+        drop_newest_partition(s);
+        s.stop();
+        let daily = |days: u32| {
+            format!(
+                "DO $$ DECLARE day timestamptz := date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' \
+                 - interval '{days} days'; BEGIN EXECUTE format('CREATE TABLE logs_p%s PARTITION OF logs FOR VALUES FROM (%L) \
+                 TO (%L)', to_char(day AT TIME ZONE 'UTC', 'YYYYMMDD'), day, day + interval '1 day'); \
+                 INSERT INTO logs VALUES ({days}, day, 9, 's', 'h', 'old', NULL); END $$"
+            )
+        };
+        s.postgres().execute(&daily(20));
+        s.postgres().execute(&daily(30));
+        // Somebody's notes on a record of a day that has expired, and on one of a day whose partition is to be created.
+        s.postgres().execute(
+            "INSERT INTO logs VALUES (1, now() + interval '3 days', 9, 's', 'h', 'ahead', NULL); \
+             ALTER TABLE logs ADD UNIQUE (id, ts); \
+             CREATE TABLE note (id bigint, ts timestamptz, FOREIGN KEY (id, ts) REFERENCES logs (id, ts)); \
+             INSERT INTO note SELECT id, ts FROM logs WHERE id IN (1, 20)",
+        );
+        s.set("database.retention_days", 7);
+        s.start();
+        store_some(s);
+        for step in ["partitions", "retention_partitions"] {
+            assert!(failing(s.server(), step), "{step}");
+        }
+        let reported = s.server().status()["maintenance_failing"].to_string();
+        assert!(reported.contains("23503") && reported.contains("until what refers to them is deleted"), "{reported}");
+        for step in ["clock", "retention_rows", "takeovers"] {
+            assert!(!failing(s.server(), step), "{step}: {reported}");
+        }
+        assert_eq!(number(s, "SELECT count(*) FROM logs WHERE message = 'old' AND id = 20"), 1);
+        assert_eq!(number(s, "SELECT count(*) FROM logs WHERE message = 'old' AND id = 30"), 0, "nothing refers to it");
+        s.stop();
+        s.postgres().execute("DELETE FROM note");
+        s.start();
+        assert_maintained(s.server());
+        assert!(!failing(s.server(), "retention_partitions"));
+        assert_eq!(number(s, "SELECT count(*) FROM logs WHERE message = 'old'"), 0);
+        s.postgres().execute("DELETE FROM logs WHERE id = 1");
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn row_security_on_the_records_lets_those_in_that_a_policy_lets_in() {
+    on_postgres("row security", |s| {
+        s.postgres().execute("CREATE ROLE app LOGIN");
+        s.postgres().execute(&grants(s, "app", "maintenance"));
+        let superuser = s.settings["database.url"].clone();
+        s.set("database.url", superuser.replace("postgres@", "app@"));
+        s.start();
+        store_some(s);
+        let polite = "SELECT count(*) FROM logs WHERE message LIKE '%-33/%'";
+        let before = number(s, polite);
+        s.postgres().execute(
+            "CREATE POLICY own ON logs USING (true) WITH CHECK (message NOT LIKE '%-33/%'); \
+             ALTER TABLE logs ENABLE ROW LEVEL SECURITY; ALTER TABLE logs FORCE ROW LEVEL SECURITY",
+        );
+        store_some(s);
+        let refused = "SELECT count(*) FROM logweir_dead_letter WHERE sqlstate = '42501'";
+        assert!(number(s, refused) > 0);
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_dead_letter") - number(s, refused), 0);
+        assert_eq!(number(s, polite), before);
+        // Without a policy nothing is let in, and nothing is a dead letter.
+        let before = number(s, "SELECT count(*) FROM logweir_dead_letter");
+        s.postgres().execute("DROP POLICY own ON logs");
+        let load = s.load(Load::default());
+        s.acknowledged(300);
+        load.stop();
+        let told = |server: &Server| {
+            let lanes = server.status()["lanes"].to_string();
+            lanes.contains("42501") && lanes.contains("row security")
+        };
+        s.server().until("the reason", PATIENCE, told).unwrap();
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_dead_letter"), before);
+        s.postgres().execute("CREATE POLICY everything ON logs USING (true)");
+        caught_up(s.server());
+        s.assert_contract();
+    });
+}
+
+#[test]
+fn row_security_on_the_dead_letters_is_named_and_storing_goes_on_without_it() {
+    on_postgres("row security on dead letters", |s| {
+        s.postgres().execute("CREATE ROLE app LOGIN");
+        s.postgres().execute(&grants(s, "app", "maintenance"));
+        let superuser = s.settings["database.url"].clone();
+        s.set("database.url", superuser.replace("postgres@", "app@"));
+        s.start();
+        store_some(s);
+        s.postgres().execute(
+            "ALTER TABLE logweir_dead_letter ENABLE ROW LEVEL SECURITY; \
+             ALTER TABLE logweir_dead_letter FORCE ROW LEVEL SECURITY; \
+             ALTER TABLE logs ADD CONSTRAINT polite CHECK (message NOT LIKE '%-33/%') NOT VALID",
+        );
+        let load = s.load(Load::default());
+        s.acknowledged(600);
+        load.stop();
+        let told = |server: &Server| {
+            let lanes = server.status()["lanes"].to_string();
+            lanes.contains("table logweir_dead_letter must take every row") && lanes.contains("policies")
+        };
+        s.server().until("the reason", PATIENCE, told).unwrap();
+        s.postgres().execute("ALTER TABLE logweir_dead_letter NO FORCE ROW LEVEL SECURITY");
+        caught_up(s.server());
+        assert!(number(s, "SELECT count(*) FROM logweir_dead_letter") > 0);
         s.assert_contract();
     });
 }

@@ -199,7 +199,7 @@ impl On {
         self.seq += 1;
         self.records += records.len() as u64;
         let frame = BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 1, chunk: Arc::new(chunk) };
-        let batch = Batch { lane: 0, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames: vec![frame] };
+        let batch = Batch::new(0, from_seq, from_records, 0, vec![frame]);
         self.lane.flush(&batch).await.unwrap();
         let first = (self.lane_id << 44) + from_records.cast_signed() + 1;
         (first..).zip(records).map(|(id, record)| Found::of(id, record)).collect()

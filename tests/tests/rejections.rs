@@ -2,7 +2,8 @@
 //! that ends the connection, and a spell in which everything is refused. In the end each acknowledged record is in the
 //! table or among the dead letters, once.
 
-#![allow(missing_docs)]
+// Test helpers unwrap like tests.
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use logweir_tests::client::Load;
 use logweir_tests::process::Server;
@@ -96,6 +97,68 @@ fn a_batch_that_takes_too_much_memory_or_too_many_days_is_divided() {
             s.wait("all is stored", |s| s.store.count() == Ok(301));
             s.assert_contract();
             assert!(dead_letters(s).is_empty(), "{:?}", dead_letters(s));
+        });
+    }
+}
+
+/// Gives the processes of the server from now on no more memory than a lane's has now, and `spare_bytes`.
+fn limit_memory(s: &Scenario, spare_bytes: u64) {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name ~ '^logweir/[0-9a-f]{32}/0/[0-9]+$'";
+    let lane: i32 = s.store.rows(sql).unwrap()[0][0].parse().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{lane}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size_kb: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    let limit = (size_kb << 10) + spare_bytes;
+    // As the server's user: a container's root may not change the limits of others.
+    let text = format!("for pid in {} {lane}; do prlimit --pid $pid --as={limit}: || exit 1; done", s.postgres().pid());
+    let mut limiting = s.postgres().script(&text, &[], &s.dir.join("prlimit.log"));
+    assert!(limiting.wait().unwrap().success());
+}
+
+#[test]
+fn a_batch_for_which_the_server_has_no_memory_is_divided() {
+    on_postgres("out of memory", |s| {
+        start(
+            s,
+            "DECLARE much text[]; BEGIN much := (SELECT array_agg(repeat(message, 300)) FROM new_rows); RETURN NULL; END",
+            EACH_STATEMENT,
+        );
+        send(s, 10);
+        s.wait("the lane is connected", |s| s.store.count() == Ok(11));
+        limit_memory(s, 48 << 20);
+        send(s, 4000);
+        s.wait("all is stored", |s| s.store.count() == Ok(4011));
+        let log = std::fs::read_to_string(s.postgres().socket_dir().join("log")).unwrap();
+        assert!(log.contains("ERROR:  out of memory"), "{log}");
+        s.assert_contract();
+        assert!(dead_letters(s).is_empty(), "{:?}", dead_letters(s));
+    });
+}
+
+#[test]
+fn a_record_beyond_a_limit_of_the_server_is_a_dead_letter() {
+    let arguments = "CREATE FUNCTION many() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN IF length(NEW.message) > 9000 THEN \
+                     EXECUTE 'SELECT concat(' || repeat('1, ', 120) || '1)'; END IF; RETURN NEW; END$$; \
+                     CREATE TRIGGER many BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION many()";
+    for (what, sql, code) in [
+        ("index row", "CREATE INDEX ON logs (message)", "54000"),
+        ("row is too big", "ALTER TABLE logs ALTER message SET STORAGE PLAIN", "54000"),
+        ("more than 100 arguments", arguments, "54023"),
+    ] {
+        on_postgres(what, |s| {
+            s.set("lanes", 1);
+            s.start();
+            send(s, 1);
+            s.stored();
+            s.postgres().execute(sql);
+            send(s, 20);
+            s.load(Load { clients: 1, records: 2, message_bytes: 10_000, posts_max: 1, ..Load::default() }).finish();
+            send(s, 20);
+            s.wait("the others are stored", |s| s.store.count() == Ok(41));
+            s.wait("dead letters", |s| dead_letters(s) == [code; 2]);
+            let reason = &s.store.rows("SELECT reason FROM logweir_dead_letter").unwrap()[0][0];
+            assert!(reason.contains(what), "{reason}");
+            s.assert_contract();
         });
     }
 }

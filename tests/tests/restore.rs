@@ -1,10 +1,11 @@
 //! The database is destroyed under load and restored to an earlier time with the manifests' scripts. Records that it
-//! lost are replayed from the journal exactly once, or reported exactly if the journal no longer has them.
+//! lost are replayed from the journal exactly once, or reported exactly if the journal no longer has them. And the volume
+//! is restored to an earlier time, while the one with the later frames still exists.
 
 use logweir_tests::backup::Backup;
 use logweir_tests::client::Load;
 use logweir_tests::oracle::Violation;
-use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres};
+use logweir_tests::scenario::{PATIENCE, Scenario, copy_volume, on_postgres};
 
 /// Fills a few journal segments, so that the first ones are committed when the last one is started.
 fn fill_segments(s: &Scenario) {
@@ -94,5 +95,59 @@ fn records_that_the_journal_no_longer_has_are_reported_exactly() {
         };
         assert_eq!(named.map(records).sum::<i64>(), lost, "not every gap is logged");
         assert!(s.server().metric("logweir_discarded_records_total", "reason=\"expired\"") > 0.0);
+    });
+}
+
+/// One request, so that its records are one frame of the journal.
+fn send(s: &Scenario, records: u32) {
+    s.load(Load { clients: 1, records, posts_max: 1, ..Load::default() }).finish();
+}
+
+#[test]
+fn a_copy_of_which_a_part_of_a_frame_is_stored_continues_inside_of_that_frame() {
+    on_postgres("forks inside of a frame", |s| {
+        s.set("lanes", 1);
+        s.start();
+        send(s, 20);
+        s.wait("the first records are stored", |s| s.store.count() == Ok(20));
+        let (newer, restored) = (s.data_dir(), s.dir.join("restored"));
+        s.server().freeze();
+        copy_volume(&newer, &restored);
+        s.server().signal(libc::SIGCONT);
+
+        // What is refused as a whole is divided, and each part takes a while: the process is killed inside of the frame.
+        s.postgres().execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF (SELECT count(*) > 8 FROM new_rows) THEN RAISE EXCEPTION 'too much' USING ERRCODE = '54000'; END IF; \
+             PERFORM pg_sleep(0.1); RETURN NULL; END $$; \
+             CREATE TRIGGER refuse AFTER INSERT ON logs REFERENCING NEW TABLE AS new_rows \
+             FOR EACH STATEMENT EXECUTE FUNCTION refuse()",
+        );
+        send(s, 400);
+        let partly =
+            |s: &Scenario| s.store.rows("SELECT length(digest) FROM logweir_lane") == Ok(vec![vec!["24".into()]]);
+        s.wait("a part of the frame is stored", partly);
+        s.server().kill();
+        s.postgres().execute("DROP TRIGGER refuse ON logs");
+        assert!(partly(s), "it was killed too late");
+        let stored = s.store.count().expect("a table");
+        assert!((21..420).contains(&stored), "{stored}");
+
+        // The volume from before that frame is used, so its lane is reset.
+        s.set("data_dir", restored.display());
+        s.start();
+        send(s, 30);
+        s.stop();
+        assert_eq!(s.store.count(), Ok(stored + 30));
+
+        // What only the newer volume has is saved: the rest of that frame, and no more.
+        let output = s.run(&["journal", "drain", "--adopt", "--dir", &newer.to_string_lossy()]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(s.store.count(), Ok(450));
+        let mut findings = s.findings();
+        // The number of the lane before it was reset.
+        let of_the_reset = |what: &str| what == format!("{stored} rows of lane 1, which has no row");
+        findings.retain(|found| !matches!(found, Violation::Accounting(what) if of_the_reset(what)));
+        assert!(findings.is_empty(), "{findings:?}");
     });
 }

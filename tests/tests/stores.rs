@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use logweir_record::record::Record;
 use logweir_record::timestamp::DAY_US;
-use logweir_store::{self as store, Batch, Flushed, LaneWriter, Lease, LogStore, StoreError};
+use logweir_store::{self as store, Batch, Digest, Flushed, ForkLane, LaneWriter, LogStore, StoreError};
 use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::conformance;
-use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record};
+use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record, started};
 use logweir_tests::conformance::subject::{POSTGRES, SQLITE, Sql, Subject};
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -180,6 +180,43 @@ async fn a_prepared_database_needs_no_privilege_to_create_tables() {
 }
 
 #[tokio::test]
+async fn a_takeover_is_recorded_in_a_table_of_an_earlier_version_and_only_its_owner_can_change_the_table() {
+    let on = Fixture::postgres().await;
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    on.execute(&format!(
+        "ALTER TABLE logweir_takeover DROP COLUMN digest; CREATE ROLE {role} LOGIN PASSWORD 'p'; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+    ))
+    .await;
+    let at = on.url().split('@').next_back().unwrap();
+    let store = open_postgres(&format!("postgres://{role}:p@{at}"));
+    store.prepare().await.unwrap();
+    let (writer, mut feed) = (Uuid::new_v4(), Feed::new(0));
+    let lease = store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    assert_eq!(flusher.flush(&feed.plain(10).prefix(4)).await.unwrap(), flushed(4, 0));
+    store.acquire_lease(&claim(writer, &[1], 20)).await.unwrap();
+    let mine = claim_at(&feed, writer, &[1], 2);
+    let lanes = async || store.fork_point(&mine).await.unwrap().unwrap().lanes;
+    assert_eq!(lanes().await, [ForkLane { lane: 0, seq: 0, digest: Digest::default() }], "it is not known");
+    let failed = maintain_at(&store, now_us()).await;
+    let told = failed.iter().find(|step| step.starts_with("takeover_digest: ")).unwrap();
+    assert!(told.contains("42501") && told.contains("logweir database prepare"), "{told}");
+
+    assert_maintained(&on.store).await;
+    assert_maintained(&on.store).await;
+    assert_eq!(lanes().await, [ForkLane { lane: 0, seq: 0, digest: Digest::default() }], "nor later");
+    let lease = store.acquire_lease(&claim(writer, &[1, 20], 21)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    flusher.flush(&Feed::new(0).plain(8).prefix(3)).await.unwrap();
+    store.acquire_lease(&claim(writer, &[1, 20, 21], 30)).await.unwrap();
+    let copy = store.fork_point(&claim(writer, &[1, 20, 21], 22)).await.unwrap().unwrap();
+    assert_eq!(copy.lanes[0].digest.part_records(), Some(3));
+    drop((flusher, store));
+    on.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+#[tokio::test]
 async fn tables_in_a_later_schema_of_search_path_are_not_created_again_in_the_first() {
     let on = Fixture::postgres().await;
     let database = on.url().rsplit('/').next().unwrap();
@@ -280,14 +317,6 @@ async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed,
         tries += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A prepared store, its writer and lane 0.
-async fn started(on: &Fixture) -> (Uuid, Lease, Box<dyn LaneWriter>) {
-    let writer = Uuid::new_v4();
-    let lease = on.store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let flusher = lane(&on.store, &lease, 0).await;
-    (writer, lease, flusher)
 }
 
 impl Fixture {
@@ -458,7 +487,7 @@ async fn pass(mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStre
                 let contains_bytes = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
                 match cut.load(Ordering::SeqCst) {
                     SILENT_AFTER_CONNECTING if contains_bytes(b"client_connection_check_interval") => std::future::pending().await,
-                    SILENT_WHILE_OPENING if contains_bytes(b"FROM logweir_writer") => std::future::pending().await,
+                    SILENT_WHILE_OPENING if contains_bytes(b".logweir_writer") => std::future::pending().await,
                     _ => {}
                 }
                 let commits = bytes.windows(7).any(|window| window == b"COMMIT\0");
@@ -759,9 +788,7 @@ async fn a_held_lock_and_a_terminated_session_are_transient_and_a_slow_statement
         StoreError::Rejected(rejection) => {
             assert!(rejection.code == "57014" && rejection.reason.contains("statement_timeout_ms"), "{rejection:?}");
             // Alone, too: that is no reason to dead-letter a record, since every other one is as slow.
-            let one = feed.clone().plain(1);
-            let mut one = Batch { frames: one.frames, ..batch.clone() };
-            (one.frames[0].seq, one.frames[0].lane_records) = (one.from_seq + 1, one.from_records + 1);
+            let one = batch.prefix(1);
             let error = flusher.dead_letter(&one, &rejection).await.unwrap_err();
             assert!(is_systemic(&error) && error.to_string().contains("57014"), "{error}");
         }
@@ -1308,6 +1335,24 @@ async fn a_record_of_a_day_whose_partition_is_being_created_waits_for_it_even_if
     flusher.flush(&batch).await.unwrap();
     on.assert_whole(writer, 2).await;
     assert_eq!(on.number("SELECT count(*) FROM logweir_dead_letter").await, 0);
+}
+
+#[tokio::test]
+async fn a_round_deletes_what_has_expired_from_the_default_partition_however_much_it_is() {
+    let on = Fixture::postgres().await;
+    if on.store.name() == "TimescaleDB" {
+        return;
+    }
+    on.execute(
+        "INSERT INTO logs SELECT n, now() - make_interval(days => 40 + n % 3), 9, 's', 'h', 'm', NULL \
+         FROM generate_series(1, 25001) n; INSERT INTO logs VALUES (25002, now(), 9, 's', 'h', 'm', NULL); \
+         INSERT INTO log_volume SELECT date_trunc('minute', ts), service, severity, id, 1 FROM logs",
+    )
+    .await;
+    assert_maintained(&keeping_30_days(&on)).await;
+    for table in ["logs", "log_volume"] {
+        assert_eq!(on.number(&format!("SELECT count(*) FROM {table}")).await, 1, "{table}");
+    }
 }
 
 #[tokio::test]

@@ -78,9 +78,7 @@ impl Volume {
     fn flush(&self, lane: LaneId, frames: Vec<BatchFrame>) {
         self.runtime.block_on(async {
             let (mut writer, LaneRow { last_seq, rows, .. }) = self.store.open_lane(&self.lease, lane).await.unwrap();
-            let batch =
-                Batch { lane, from_seq: last_seq, from_records: rows, skip: 0, leave: 0, generation: 0, frames };
-            writer.flush(&batch).await.unwrap();
+            writer.flush(&Batch::new(lane, last_seq, rows, 0, frames)).await.unwrap();
         });
     }
 

@@ -2,7 +2,7 @@
 
 use logweir_engine::journal::LaneId;
 
-use crate::batch::DIGEST_BYTES;
+use crate::digest::Digest;
 
 /// Number of bits of a record's id below the `lane_id`.
 pub const ORDINAL_BITS: u32 = 44;
@@ -25,7 +25,7 @@ pub struct LaneRow {
     /// The cursor: the last committed frame.
     pub last_seq: u64,
     /// [`Batch::digest`](crate::Batch::digest) of the last batch; empty before the first.
-    pub digest: Vec<u8>,
+    pub digest: Digest,
     /// Rows inserted since the journal was created.
     pub rows: u64,
     /// Dead-lettered records.
@@ -42,14 +42,7 @@ impl LaneRow {
     /// Number of records of the frame after the cursor that are committed already; usually 0.
     #[must_use]
     pub fn partial(&self) -> u64 {
-        let bytes = self.digest.get(DIGEST_BYTES..).and_then(|bytes| bytes.try_into().ok());
-        bytes.map_or(0, u64::from_le_bytes)
-    }
-
-    /// The digest of the frame that the last batch ended with or in; empty before the first.
-    #[must_use]
-    pub fn frame_digest(&self) -> &[u8] {
-        self.digest.get(..DIGEST_BYTES).unwrap_or(&self.digest)
+        self.digest.partial()
     }
 
     /// Number of records accounted for: the `lane_records` of the frame at the cursor, and [`Self::partial`].
@@ -57,17 +50,36 @@ impl LaneRow {
     pub fn accounted(&self) -> u64 {
         self.inherited + self.rows + self.dead_lettered + self.lost
     }
+
+    /// How far the lane is.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { seq: self.last_seq, records: self.accounted(), partial: self.partial() }
+    }
+}
+
+/// How far a lane is committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// The last frame that is committed as a whole.
+    pub seq: u64,
+    /// Number of the lane's records that are committed: those up to `seq`, and `partial`.
+    pub records: u64,
+    /// Number of records of the frame after `seq` that are committed.
+    pub partial: u64,
 }
 
 /// Where a forked or reset lane starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneStart {
     /// The lane.
     pub lane: LaneId,
-    /// The last frame that must not be flushed.
+    /// The last frame of which nothing must be flushed.
     pub seq: u64,
-    /// `lane_records` of that frame.
+    /// Number of records that must not be flushed: `lane_records` of that frame, and the part of the next one.
     pub records: u64,
+    /// The digest of that part; empty without one.
+    pub digest: Digest,
 }
 
 /// The result of a flush.

@@ -3,6 +3,9 @@
 use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
+use crate::digest::Digest;
+use crate::lane::LaneStart;
+
 /// A run's claim to a journal's lease.
 #[derive(Clone, Debug)]
 pub struct Claim {
@@ -55,22 +58,40 @@ pub struct Lease {
 /// `exact` means that the unknown run directly followed a run of this journal, so that its tail is the point where the
 /// two journals diverged. Otherwise the other copy had run before without reaching the database. Its tail can then lie
 /// above the point of divergence, and this journal's frames up to it would be treated as inherited.
-/// A takeover records whole frames. If this copy had committed a part of a frame that the other copy does not have (after
-/// failures a batch can end inside of a frame), and the other copy's tail is at or below the cursor of then, so that its
-/// lane is reset, the records of that part are stored again under the new writer. To close that, `logweir_takeover` needs
-/// a column for the lane's digest, which says how much of which frame is committed. From there it must get to the
-/// [`LaneStart`](crate::LaneStart) of the fork, whose row then begins with that digest and with that many records more as
-/// inherited; the compare-and-set does the rest. An added column is a second migration for PostgreSQL, which only the
-/// tables' owner can apply: roles without that right must go on without the column.
 /// It also assumes that the other copy's journal still exists, since that copy must flush the frames between its cursor
-/// and `up_to_seq`.
+/// and its tail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForkPoint {
     /// The writer under which this copy's own frames are stored: the UUID of its first run that the database does not
     /// know. It is stable across retries, and no other copy has it.
     pub writer: Uuid,
-    /// The last frame of each lane that the other copy has. Lanes that are not listed belong to this copy entirely.
-    pub up_to_seq: Vec<(LaneId, u64)>,
+    /// The lanes that the other copy or the database had. Those that are not listed belong to this copy entirely.
+    pub lanes: Vec<ForkLane>,
     /// Whether the sequence numbers are exact.
     pub exact: bool,
+}
+
+/// Where a lane of a copy forks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkLane {
+    /// The lane.
+    pub lane: LaneId,
+    /// The last frame that the other copy has, or of which this copy has stored everything.
+    pub seq: u64,
+    /// If this copy has stored a part of the frame after that, which the other copy does not have: its digest. Otherwise
+    /// empty, also if the takeover was recorded in a table that lacks the column.
+    pub digest: Digest,
+}
+
+impl ForkLane {
+    /// Where the fork's lane starts. `records` is the number of the lane's records up to `seq` as the journal has it. Inside
+    /// of a frame the digest says it: whether the journal still has that frame is found out by the flush, as ever.
+    #[must_use]
+    pub fn start(&self, records: u64) -> LaneStart {
+        let Self { lane, seq, ref digest } = *self;
+        match digest.part_records() {
+            Some(records) => LaneStart { lane, seq, records, digest: digest.clone() },
+            None => LaneStart { lane, seq, records, digest: Digest::default() },
+        }
+    }
 }

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! settings           which store, and how it is used
+//! digest             which frame a lane is at, or in
 //! lane               a lane's row: cursor and counters; ids of records
 //! error              why a store failed, by what must happen next
 //! batch              consecutive frames of a lane that commit together
@@ -46,14 +47,16 @@
 //!   pooler           whether a pooler assigns server processes per session
 //!   connect          connections, and their errors
 //!   pool             pools for queries and administration
-//!   lane_row         reads the rows of lanes and writers
 //!   ddl              statements that change tables: names, transactions, what to do about failures
+//!   home             the schema of the tables
+//!   lane_row         reads the rows of lanes and writers
 //!   partition        daily partitions, retention, replica identities
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs
 //!   clock            the trusted time in the database
-//!   grants           the privileges that a role needs, as statements
+//!   takeover_digest  a column that tables of an earlier version lack
 //!   schema           the tables that a flush needs
+//!   grants           the privileges that a role needs, as statements
 //!   maintain         a round of maintenance: its steps, on one connection
 //!   copy             rows in binary COPY format
 //!   flush            statements of a flush, on a lane's connection
@@ -87,6 +90,7 @@
 //! the lease resets such a lane: it restarts at the tail under a new `lane_id`.
 
 mod settings;
+mod digest;
 mod lane;
 mod error;
 mod batch;
@@ -113,9 +117,10 @@ pub mod bench;
 
 pub use self::batch::{Batch, BatchFrame, Gap};
 pub use self::dead_letter::DeadLetter;
+pub use self::digest::Digest;
 pub use self::error::{Rejection, StoreError};
-pub use self::lane::{Flushed, LaneRow, LaneStart, ORDINAL_BITS, StoredCount, id_of};
-pub use self::lease::{Claim, ForkPoint, Lease};
+pub use self::lane::{Flushed, LaneRow, LaneStart, ORDINAL_BITS, Position, StoredCount, id_of};
+pub use self::lease::{Claim, ForkLane, ForkPoint, Lease};
 pub use self::maintenance::MaintenanceStep;
 pub use self::open::{AnyStore, open};
 pub use self::settings::{Database, DatabaseUrl};

@@ -1,6 +1,7 @@
 //! An act: one thing that happens to the database, to the way to it, or to the program, with its parameters.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::Rng as _;
@@ -19,6 +20,8 @@ pub struct Abilities {
     pub clock: bool,
     /// PgBouncer is between the program and the server.
     pub pooler: bool,
+    /// The server's files can be slow.
+    pub slow_disk: bool,
 }
 
 /// What happens.
@@ -40,8 +43,10 @@ pub enum Act {
     Slow,
     /// Every transaction is read-only.
     ReadOnly,
-    /// The server is lost, and its synchronous standby is promoted.
-    Failover,
+    /// The server is lost, and its synchronous standby is promoted; with PgBouncer, which is told so.
+    Failover(bool),
+    /// The server is lost, and a copy of an earlier moment takes its place.
+    Restored,
     /// Connections are cut, and this happens to the network.
     Network(Mode),
     /// Connections are cut at the next COMMITs.
@@ -50,10 +55,14 @@ pub enum Act {
     Pooler(&'static str, &'static str),
     /// The disk of the tables is full.
     DiskFull,
+    /// Each flush of the server's log takes this long, and other accesses to its files a part of it.
+    SlowDisk(Duration),
     /// The clock of the program is this far off.
     Clock(&'static str),
     /// The role has a new password, and the program's file gets it later.
     Secret,
+    /// The server has a certificate of a new CA, and the program's file gets that later.
+    Certificate,
     /// The program is ended by this signal and started again.
     Ended(&'static str, i32),
     /// The program stands still.
@@ -74,7 +83,9 @@ impl Act {
             Self::Frozen(false) => "postmaster_frozen",
             Self::Slow => "server_slow",
             Self::ReadOnly => "server_read_only",
-            Self::Failover => "failover",
+            Self::Failover(false) => "failover",
+            Self::Failover(true) => "failover_behind_pooler",
+            Self::Restored => "database_restored",
             Self::Network(mode) => match mode {
                 Mode::Pass => "network_cut",
                 Mode::Refuse => "network_refused",
@@ -87,8 +98,10 @@ impl Act {
             Self::Commits(AtCommit::Late(_), _) => "commit_late",
             Self::Pooler(..) => "pooler",
             Self::DiskFull => "disk_full",
+            Self::SlowDisk(_) => "slow_disk",
             Self::Clock(_) => "clock_step",
             Self::Secret => "secret_rotated",
+            Self::Certificate => "certificate_rotated",
             Self::Suspended => "program_frozen",
         }
     }
@@ -100,9 +113,16 @@ impl Act {
             Self::Statements(statements, _) => statements.slot,
             Self::Held(..) => Slot::Held,
             Self::Terminate(_) | Self::Connections => Slot::Sessions,
-            Self::Stopped(..) | Self::Frozen(_) | Self::Slow | Self::ReadOnly | Self::Failover => Slot::Server,
+            Self::Stopped(..)
+            | Self::Frozen(_)
+            | Self::Slow
+            | Self::ReadOnly
+            | Self::Failover(_)
+            | Self::Restored
+            | Self::SlowDisk(_) => Slot::Server,
             Self::Network(_) => Slot::Network,
-            Self::Commits(..) => Slot::Commit,
+            // TLS hides where the COMMITs are.
+            Self::Commits(..) | Self::Certificate => Slot::Commit,
             Self::Pooler(..) => Slot::Pooler,
             Self::DiskFull => Slot::Disk,
             Self::Clock(_) => Slot::Clock,
@@ -126,7 +146,7 @@ impl Act {
     /// Whether nothing else is done while it lasts: nobody can reach the server then.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        matches!(self.slot(), Slot::Server)
+        matches!(self.slot(), Slot::Server) && !matches!(self, Self::SlowDisk(_))
     }
 }
 
@@ -142,9 +162,14 @@ impl fmt::Display for Act {
             Self::Commits(what, times) => write!(f, " {what:?} x{times}"),
             Self::Pooler(doing, undoing) => write!(f, " {doing}; {undoing}"),
             Self::Clock(offset) => write!(f, " {offset}"),
+            Self::SlowDisk(flush) => write!(f, " {flush:?}"),
             _ => Ok(()),
         }
     }
+}
+
+fn millis(random: &mut StdRng, range: Range<u64>) -> Duration {
+    Duration::from_millis(random.random_range(range))
 }
 
 /// One act of each kind that is possible here, with seeded parameters.
@@ -153,8 +178,7 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
     let mut acts: Vec<Act> =
         STATEMENTS.iter().map(|statements| Act::Statements(statements, random.random_range(2..20))).collect();
     acts.extend(HELD.iter().map(|(kind, sql)| Act::Held(kind, sql)));
-    let mut millis = |range: std::ops::Range<u64>| Duration::from_millis(random.random_range(range));
-    let (delay, late) = (millis(10..200), millis(200..1500));
+    let (delay, late) = (millis(random, 10..200), millis(random, 200..1500));
     acts.extend([
         Act::Terminate(100),
         Act::Terminate(random.random_range(20..90)),
@@ -166,6 +190,8 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
         Act::Frozen(false),
         Act::Slow,
         Act::ReadOnly,
+        Act::Failover(abilities.pooler),
+        Act::Restored,
         Act::Network(Mode::Pass),
         Act::Network(Mode::Refuse),
         Act::Network(Mode::Swallow),
@@ -175,6 +201,7 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
         Act::Commits(AtCommit::ReplyLost, random.random_range(1..6)),
         Act::Commits(AtCommit::Late(late), random.random_range(1..6)),
         Act::Secret,
+        Act::Certificate,
         Act::Ended("program_killed", libc::SIGKILL),
         Act::Ended("program_terminated", libc::SIGTERM),
         Act::Suspended,
@@ -186,12 +213,13 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
             // Not PAUSE, which waits for the end of all sessions in session mode.
             Act::Pooler("DISABLE logs", "ENABLE logs"),
         ]);
-    } else {
-        // PgBouncer knows only one server.
-        acts.push(Act::Failover);
     }
     if abilities.disk {
         acts.push(Act::DiskFull);
+    }
+    if abilities.slow_disk {
+        // The last one is beyond the program's patience with a statement.
+        acts.extend([20..200, 200..2000, 5000..7000].map(|range| Act::SlowDisk(millis(random, range))));
     }
     if abilities.clock {
         acts.extend(["+400d", "-1h", "-56y", "+20y"].map(Act::Clock));

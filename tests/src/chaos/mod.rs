@@ -2,13 +2,14 @@
 //! acknowledged is in the table or among the dead letters, once.
 //!
 //! ```text
-//! slot       what can be in force only once at a time
-//! operator   what an operator may do with SQL
-//! act        one act: its kind, its parameters, what it excludes
-//! plan       what happens when, from a seed
-//! held       sessions that hold something
-//! world      begins and ends acts
-//! run        carries a plan out under load, and judges
+//! slot         what can be in force only once at a time
+//! operator     what an operator may do with SQL
+//! act          one act: its kind, its parameters, what it excludes
+//! plan         what happens when, from a seed
+//! held         sessions that hold something
+//! certificate  certificates of the server
+//! world        begins and ends acts
+//! run          carries a plan out under load, and judges
 //! ```
 
 mod slot;
@@ -16,6 +17,7 @@ mod operator;
 mod act;
 mod plan;
 mod held;
+mod certificate;
 mod world;
 mod run;
 

@@ -116,9 +116,37 @@ macro_rules! upkeep {
     };
 }
 
+/// Tables of logweir that an operator drops. What he dropped remains known: see [`DROPPED_SQL`].
+macro_rules! dropped {
+    ($kind:literal, $doing:literal) => {
+        Statements { kind: $kind, slot: Slot::Table, doing: &[$doing], undoing: &[], harmless: HARMLESS }
+    };
+}
+
+/// A table without which records would be stored twice is not there.
+macro_rules! hidden {
+    ($kind:literal, $table:literal) => {
+        Statements {
+            kind: $kind,
+            slot: Slot::Table,
+            doing: &[concat!("ALTER TABLE ", $table, " RENAME TO chaos_hidden")],
+            undoing: &[concat!("ALTER TABLE IF EXISTS chaos_hidden RENAME TO ", $table)],
+            harmless: STOPS,
+        }
+    };
+}
+
+/// The records that were stored when an operator dropped the table that they were in.
+pub const DROPPED_LOGS: &str = "chaos.dropped_logs";
+pub const DROPPED_DEAD_LETTERS: &str = "chaos.dropped_dead_letters";
+/// Creates the tables of these records.
+pub const DROPPED_SQL: &str = "CREATE TABLE chaos.dropped_logs (id bigint, message text, attributes jsonb); \
+     CREATE TABLE chaos.dropped_dead_letters (id bigint, sqlstate text, reason text, raw text)";
+
 /// The dead letters whose reason is an act that refuses every row: its name is in the reason. There is none, since then
 /// it is not the record that is wrong.
-pub const WRONGLY_DEAD: &str = "SELECT count(*) FROM logweir_dead_letter WHERE reason LIKE '%refuses_all%'";
+pub const WRONGLY_DEAD: &str = "SELECT count(*) FROM (SELECT reason FROM logweir_dead_letter UNION ALL \
+     SELECT reason FROM chaos.dropped_dead_letters) dead WHERE reason LIKE '%refuses_all%'";
 
 /// All kinds.
 pub const STATEMENTS: &[Statements] = &[
@@ -226,6 +254,21 @@ pub const STATEMENTS: &[Statements] = &[
         undoing: &["ALTER TABLE logs DROP CONSTRAINT IF EXISTS chaos_key"],
         harmless: HARMLESS,
     },
+    dropped!(
+        "logs_dropped",
+        "DO $$ BEGIN LOCK TABLE logs; INSERT INTO chaos.dropped_logs SELECT id, message, attributes FROM logs; \
+         DROP TABLE logs; END $$"
+    ),
+    dropped!(
+        "dead_letters_dropped",
+        "DO $$ BEGIN LOCK TABLE logweir_dead_letter; INSERT INTO chaos.dropped_dead_letters \
+         SELECT id, sqlstate, reason, raw FROM logweir_dead_letter; DROP TABLE logweir_dead_letter; END $$"
+    ),
+    dropped!("volume_dropped", "DROP TABLE log_volume"),
+    dropped!("history_dropped", "DROP TABLE logweir_schema_history"),
+    dropped!("other_tables_dropped", "DROP TABLE logweir_takeover, logweir_replayed, logweir_clock"),
+    hidden!("lanes_hidden", "logweir_lane"),
+    hidden!("writers_hidden", "logweir_writer"),
     right!("insert_revoked", "INSERT ON logs"),
     right!("lane_update_revoked", "UPDATE ON logweir_lane"),
     right!("dead_letter_insert_revoked", "INSERT ON logweir_dead_letter"),

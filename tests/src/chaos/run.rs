@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::accounting::Totals;
 use crate::chaos::act::Act;
-use crate::chaos::operator::WRONGLY_DEAD;
+use crate::chaos::operator::{DROPPED_DEAD_LETTERS, DROPPED_LOGS, WRONGLY_DEAD};
 use crate::chaos::plan::{Kinds, Plan, Step};
 use crate::chaos::world::{World, abilities, options};
 use crate::client::Load;
+use crate::disk::SlowDisk;
 use crate::ledger::Outcome;
 use crate::oracle::Violation;
 use crate::scenario::{PATIENCE, on_postgres_with};
@@ -26,7 +27,7 @@ pub struct Chaos {
     /// Kinds of acts.
     pub kinds: Kinds,
     /// Fault points of the program.
-    pub faults: &'static str,
+    pub faults: String,
 }
 
 /// What happened.
@@ -71,10 +72,11 @@ const AGAIN: Duration = Duration::from_millis(300);
 pub fn chaos(chaos: &Chaos) -> Report {
     let mut report = Report::default();
     // A third of the seeds have a pooler.
-    let abilities = abilities(chaos.seed.is_multiple_of(3));
+    let slow_disk = SlowDisk::new();
+    let abilities = abilities(chaos.seed.is_multiple_of(3), &slow_disk);
     let mut plan = Plan::new(chaos.seed, abilities, &chaos.kinds);
-    on_postgres_with("chaos", &options(), |scenario| {
-        let mut world = World::new(scenario, abilities, chaos.faults);
+    on_postgres_with("chaos", &options(slow_disk.as_ref().ok()), |scenario| {
+        let mut world = World::new(scenario, abilities, &chaos.faults, slow_disk.ok());
         let loads = loads(chaos.lasts).map(|load| world.scenario.load(load));
         world.scenario.stored();
         let mut run = Run { began: Instant::now(), round: 0, report: &mut report };
@@ -86,8 +88,7 @@ pub fn chaos(chaos: &Chaos) -> Report {
         }
         loads.into_iter().for_each(crate::client::Running::stop);
         if run.report.violations.is_empty() {
-            run.report.violations = world.scenario.findings();
-            run.report.violations.extend(wrongly_dead(&world));
+            run.report.violations = findings(&mut world);
         }
         run.report.accounting = accounting(&mut world, run.round);
         if chaos.faults.is_empty() && !run.report.violations.is_empty() {
@@ -107,6 +108,15 @@ fn loads(lasts: Duration) -> [Load; 2] {
     [Load { pause, ..small }, large]
 }
 
+fn findings(world: &mut World<'_>) -> Vec<Violation> {
+    let mut violations = match world.end_sessions().and_then(|()| world.dropped()) {
+        Ok(dropped) => world.scenario.findings_with(dropped),
+        Err(why) => vec![Violation::Stuck(why)],
+    };
+    violations.extend(wrongly_dead(world));
+    violations
+}
+
 /// Dead letters of records that were refused only because every record was.
 fn wrongly_dead(world: &World<'_>) -> Option<Violation> {
     let count = world.sql(WRONGLY_DEAD).ok().and_then(|rows| rows.first()?.first()?.parse::<u64>().ok());
@@ -116,14 +126,25 @@ fn wrongly_dead(world: &World<'_>) -> Option<Violation> {
 
 fn accounting(world: &mut World<'_>, rounds: u32) -> String {
     let ledger = world.scenario.ledger.clone();
-    let table = world.scenario.store.count();
-    let dead = world
-        .sql("SELECT count(*), count(DISTINCT sqlstate), string_agg(DISTINCT sqlstate, ' ') FROM logweir_dead_letter");
+    let acknowledged = ledger.records(Outcome::Acknowledged);
+    let mut count = |table: &str| {
+        let rows = world.sql(&format!("SELECT count(*) FROM {table}")).unwrap_or_default();
+        rows.concat().concat().parse::<u64>().unwrap_or(0)
+    };
+    let tables = ["logs", DROPPED_LOGS, "logweir_dead_letter", DROPPED_DEAD_LETTERS].map(&mut count);
+    let [table, dropped, dead, dropped_dead] = tables;
+    let stored: u64 = tables.iter().sum();
+    let sqlstates = format!(
+        "SELECT string_agg(DISTINCT sqlstate, ' ') FROM (SELECT sqlstate FROM logweir_dead_letter UNION ALL \
+         SELECT sqlstate FROM {DROPPED_DEAD_LETTERS}) dead"
+    );
+    let sqlstates = world.sql(&sqlstates).unwrap_or_default().concat().concat();
     let (memory, peak) = world.scenario.server().memory_bytes();
     format!(
-        "{rounds} rounds; acknowledged {}, without a response {}; table {table:?}, dead letters (count, kinds, SQLSTATEs) \
-         {dead:?}; memory {} MiB, at most {} MiB since the last start",
-        ledger.records(Outcome::Acknowledged),
+        "{rounds} rounds; acknowledged {acknowledged} + stored without a response {} (of {}) = {stored} = table {table} + \
+         dropped with their table {dropped} + dead letters {dead} + dropped dead letters {dropped_dead} (SQLSTATEs \
+         {sqlstates}); memory {} MiB, at most {} MiB since the last start",
+        i128::from(stored) - i128::from(acknowledged),
         ledger.records(Outcome::Unknown),
         memory >> 20,
         peak >> 20,
@@ -216,14 +237,14 @@ impl Run<'_> {
         let result = world.begin(act);
         let counts = self.report.counts.entry(act.kind()).or_default();
         match &result {
-            Ok(()) => counts.0 += 1,
+            Ok(_) => counts.0 += 1,
             Err(_) => counts.1 += 1,
         }
         let lasts = if result.is_ok() { step.lasts } else { Some(Duration::ZERO) };
         match (&result, lasts) {
             (Err(why), _) => self.enter(&format!("{act} NOT DONE: {why}")),
-            (Ok(()), Some(lasts)) => self.enter(&format!("{act} for {lasts:?}")),
-            (Ok(()), None) => self.enter(&format!("{act} until the round ends")),
+            (Ok(what), Some(lasts)) => self.enter(&format!("{act} for {lasts:?} {what}")),
+            (Ok(what), None) => self.enter(&format!("{act} until the round ends {what}")),
         }
         let ends = lasts.map(|lasts| began.elapsed() + lasts);
         if !act.is_alone() {

@@ -14,6 +14,7 @@ pub enum Slot {
     Right,
     Role,
     Upkeep,
+    Table,
     Held,
     Sessions,
     Server,

@@ -1,8 +1,8 @@
-//! The world that acts change: a PostgreSQL, the way to it, the disk of its tables, the clock and the secret of the
-//! program.
+//! The world that acts change: a PostgreSQL, the way to it, the disk of its tables, the clock, the secret and the CA of
+//! the program.
 //!
 //! ```text
-//! logweir (role logweir, URL from a file, faked clock) ──> proxy ──> [PgBouncer] ──> PostgreSQL ──> small disk
+//! logweir (role logweir, URL and CA from files, faked clock) ──> proxy ──> [PgBouncer] ──> PostgreSQL ──> small, slow disk
 //! ```
 //!
 //! [`World::begin`] and [`World::end`] change it. Both report what they could not do: an operator's statement that waits
@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::chaos::act::{Abilities, Act};
+use crate::chaos::certificate::Identity;
 use crate::chaos::held::Held;
-use crate::disk::{Disk, may_mount};
+use crate::chaos::operator::{DROPPED_DEAD_LETTERS, DROPPED_LOGS, DROPPED_SQL};
+use crate::disk::{Disk, SlowDisk, may_mount};
+use crate::oracle::Contents;
 use crate::pooler::{self, Pooler};
 use crate::postgres::{Options, Server as Postgres, give_to_server};
 use crate::process::{Exit, free_addr};
@@ -36,15 +40,22 @@ const DISK_BYTES: u64 = 3 << 30;
 const TERM_WITHIN: Duration = Duration::from_secs(60);
 /// Time limit of a failover's steps.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(20);
+/// Time that the program has to connect with TLS, or to store something that a restore removes.
+const BRIEFLY: Duration = Duration::from_secs(3);
+/// About as many records are removed by a restore.
+const RESTORED: u64 = 300;
+/// Longer ago than a restore can be: what it removes is still in the journal.
+const RETAIN_S: u32 = 300;
 
 /// Options of the server of a world.
 #[must_use]
-pub fn options() -> Options {
+pub fn options(slow_disk: Option<&SlowDisk>) -> Options {
     Options {
         // Few, so that they can be exhausted.
         settings: vec![("max_connections", "60".to_owned()), ("wal_keep_size", "64MB".to_owned())],
         // Only the program has a password.
         hba: vec!["host all logweir 127.0.0.1/32 scram-sha-256"],
+        environment: slow_disk.map(SlowDisk::environment).unwrap_or_default(),
         ..Options::default()
     }
 }
@@ -59,7 +70,7 @@ pub fn libfaketime() -> Option<PathBuf> {
 
 /// What can be done here; prints what cannot, and why.
 #[must_use]
-pub fn abilities(pooler: bool) -> Abilities {
+pub fn abilities(pooler: bool, slow_disk: &Result<SlowDisk, String>) -> Abilities {
     let skip = |possible: bool, what: &str, why: &str| {
         if !possible {
             eprintln!("skipped: {what} ({why})");
@@ -69,6 +80,7 @@ pub fn abilities(pooler: bool) -> Abilities {
     Abilities {
         disk: skip(may_mount(), "a full disk", "mounting one needs root"),
         clock: skip(libfaketime().is_some(), "steps of the clock", "libfaketime is not installed"),
+        slow_disk: skip(slow_disk.is_ok(), "a slow disk", slow_disk.as_ref().err().map_or("", String::as_str)),
         pooler: pooler && skip(pooler::program().is_some(), "PgBouncer", "it is not installed"),
     }
 }
@@ -82,10 +94,18 @@ pub struct World<'a> {
     proxy: Proxy,
     pooler: Option<Pooler>,
     disk: Option<Disk>,
+    slow_disk: Option<SlowDisk>,
     /// Directory of the tablespace on the disk; each failover makes another.
     tablespace: PathBuf,
-    failovers: u32,
+    /// Servers that took the place of another.
+    successors: u32,
     passwords: u32,
+    /// The password that the program knows.
+    known_password: u32,
+    /// The CA of the server's certificate.
+    ca: String,
+    /// Whether the program uses TLS.
+    tls: bool,
     held: Option<Held>,
     filler: Option<Held>,
     pulses: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
@@ -97,7 +117,7 @@ impl<'a> World<'a> {
     /// # Panics
     /// If it cannot be made.
     #[must_use]
-    pub fn new(scenario: &'a mut Scenario, abilities: Abilities, faults: &str) -> Self {
+    pub fn new(scenario: &'a mut Scenario, abilities: Abilities, faults: &str, slow_disk: Option<SlowDisk>) -> Self {
         let postgres = scenario.postgres_shared();
         postgres.execute(&format!("CREATE ROLE {ROLE} LOGIN PASSWORD 'chaos-0'"));
         postgres.execute("CREATE ROLE filler LOGIN");
@@ -121,14 +141,21 @@ impl<'a> World<'a> {
             proxy,
             pooler,
             disk,
+            slow_disk,
             tablespace,
-            failovers: 0,
+            successors: 0,
             passwords: 0,
+            known_password: 0,
+            ca: String::new(),
+            tls: false,
             held: None,
             filler: None,
             pulses: None,
         };
         world.sql("CREATE SCHEMA chaos AUTHORIZATION logweir").expect("a schema");
+        world.sql(DROPPED_SQL).expect("tables for dropped records");
+        world.new_certificate().expect("a certificate");
+        world.sql("ALTER SYSTEM SET ssl = on").and_then(|_| world.sql("SELECT pg_reload_conf()")).expect("TLS");
         world.configure(abilities.clock);
         world.scenario.start_with(&world.faults.clone());
         world
@@ -143,6 +170,7 @@ impl<'a> World<'a> {
         // No record is that old: whatever retention deletes, it may not delete.
         s.set("database.retention_days", 30);
         s.set("shutdown.deadline_ms", 3000);
+        s.set("journal.retain_s", RETAIN_S);
         if let (true, Some(library)) = (clock, libfaketime()) {
             let file = s.dir.join("clock");
             for (name, value) in [
@@ -156,12 +184,26 @@ impl<'a> World<'a> {
             }
             self.set_clock("+0");
         }
-        self.write_secret();
+        self.write_ca();
+        self.write_url();
     }
 
-    fn write_secret(&self) {
-        let url = format!("postgres://{ROLE}:chaos-{}@{}/{DATABASE}", self.passwords, self.proxy.addr());
+    fn write_url(&self) {
+        let tls = if self.tls {
+            format!("sslmode=verify-full&sslrootcert={}", self.ca_file().display())
+        } else {
+            "sslmode=disable".to_owned()
+        };
+        let url = format!("postgres://{ROLE}:chaos-{}@{}/{DATABASE}?{tls}", self.known_password, self.proxy.addr());
         replace(&self.scenario.dir.join("url"), &url);
+    }
+
+    fn ca_file(&self) -> PathBuf {
+        self.scenario.dir.join("ca.pem")
+    }
+
+    fn write_ca(&self) {
+        replace(&self.ca_file(), &self.ca);
     }
 
     fn set_clock(&self, offset: &str) {
@@ -183,11 +225,11 @@ impl<'a> World<'a> {
         Store::Postgres(format!("{}?connect_timeout=5&options={options}", self.postgres.url(DATABASE)))
     }
 
-    /// Begins an act.
+    /// Begins an act. Returns what its name does not say.
     ///
     /// # Errors
     /// Why it could not be done; it may have been done in part.
-    pub fn begin(&mut self, act: Act) -> Result<(), String> {
+    pub fn begin(&mut self, act: Act) -> Result<String, String> {
         match act {
             Act::Statements(statements, n) => {
                 let texts = statements.doing.iter().map(|text| text.replace("{n}", &n.to_string()));
@@ -209,22 +251,28 @@ impl<'a> World<'a> {
             Act::Frozen(all) => self.postgres.freeze(all),
             Act::Slow => self.pulses = Some(pulses(self.postgres.clone())),
             Act::ReadOnly => self.read_only(true)?,
-            Act::Failover => self.fail_over()?,
+            Act::Failover(_) => self.fail_over()?,
+            Act::Restored => return self.restore(),
             Act::Network(mode) => {
                 self.proxy.set(mode);
                 if matches!(mode, Mode::Pass | Mode::Refuse) {
                     self.proxy.cut();
                 }
             }
-            Act::Commits(what, times) => self.proxy.cut_at_commit(what, times),
+            Act::Commits(what, times) => {
+                self.use_tls(false)?;
+                self.proxy.cut_at_commit(what, times);
+            }
             Act::Pooler(command, _) => self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command))?,
             Act::DiskFull => self.fill_disk()?,
+            Act::SlowDisk(flush) => self.slow_down(flush)?,
             Act::Clock(offset) => self.set_clock(offset),
             Act::Secret => self.rotate()?,
-            Act::Ended(_, signal) => return self.end_program(signal),
+            Act::Certificate => self.rotate_certificate()?,
+            Act::Ended(_, signal) => self.end_program(signal)?,
             Act::Suspended => self.scenario.server().freeze(),
         }
-        Ok(())
+        Ok(String::new())
     }
 
     /// Ends an act; more than once if it fails.
@@ -254,10 +302,15 @@ impl<'a> World<'a> {
             },
             Act::DiskFull => drop(std::fs::remove_file(self.ballast())),
             Act::Clock(_) => self.set_clock("+0"),
-            Act::Secret => self.write_secret(),
+            Act::SlowDisk(_) => self.slow_down(Duration::ZERO)?,
+            Act::Secret => {
+                self.known_password = self.passwords;
+                self.write_url();
+            }
+            Act::Certificate => self.write_ca(),
             Act::Ended(..) => drop(self.scenario.launch(&self.faults)),
             Act::Suspended => self.scenario.server().signal(libc::SIGCONT),
-            Act::Terminate(_) | Act::Failover => {}
+            Act::Terminate(_) | Act::Failover(_) | Act::Restored => {}
         }
         Ok(())
     }
@@ -283,6 +336,50 @@ impl<'a> World<'a> {
         self.terminate(50)
     }
 
+    /// The program gets the new CA only when the act ends.
+    fn rotate_certificate(&mut self) -> Result<(), String> {
+        self.use_tls(true)?;
+        self.until("a session with TLS", BRIEFLY, |world| match &world.pooler {
+            Some(pooler) => Ok(pooler.encrypted_clients(ROLE)? > 0),
+            None => world
+                .holds("SELECT 1 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'logweir'"),
+        })?;
+        self.new_certificate()?;
+        self.terminate(50)
+    }
+
+    /// Gives a certificate of a new CA to who the program connects to.
+    fn new_certificate(&mut self) -> Result<(), String> {
+        let Identity { certificate, key, ca } = Identity::new();
+        self.ca = ca;
+        for (name, text) in [("server.crt", &certificate), ("server.key", &key)] {
+            let path = self.postgres.data().join(name);
+            let written = std::fs::write(&path, text)
+                .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)));
+            written.map_err(|error| format!("{name}: {error}"))?;
+            give_to_server(&path);
+        }
+        self.sql("SELECT pg_reload_conf()")?;
+        self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.set_certificate(&certificate, &key))
+    }
+
+    fn use_tls(&mut self, tls: bool) -> Result<(), String> {
+        if self.tls == tls {
+            return Ok(());
+        }
+        self.tls = tls;
+        self.write_url();
+        self.terminate(100)
+    }
+
+    /// Without the setting, the server does not flush its files at all.
+    fn slow_down(&self, flush: Duration) -> Result<(), String> {
+        let Some(slow_disk) = &self.slow_disk else { return Ok(()) };
+        slow_disk.set(flush);
+        self.sql(&format!("ALTER SYSTEM SET fsync = {}", if flush.is_zero() { "off" } else { "on" }))?;
+        self.sql("SELECT pg_reload_conf()").map(drop)
+    }
+
     fn end_program(&mut self, signal: i32) -> Result<(), String> {
         let server = self.scenario.server();
         if signal == libc::SIGKILL {
@@ -298,50 +395,89 @@ impl<'a> World<'a> {
 
     /// Loses the server while a synchronous standby has everything that was committed, and promotes the standby.
     fn fail_over(&mut self) -> Result<(), String> {
-        let port = free_addr().port();
-        let next = self.failovers + 1;
-        let moved = match &self.disk {
-            Some(disk) => vec![(self.tablespace.clone(), directory(&disk.path().join(next.to_string()))?)],
-            None => Vec::new(),
-        };
-        let standby = self.postgres.standby(port, "chaos", &moved)?;
-        let replicated = self.replicate();
-        let old = self.postgres.clone();
-        if let Err(error) = replicated {
+        let standby = self.standby()?;
+        if let Err(error) = self.replicate() {
             self.sql("ALTER SYSTEM RESET synchronous_standby_names")?;
             self.sql("SELECT pg_reload_conf()")?;
             return Err(error);
         }
-        old.kill();
-        standby.execute("SELECT pg_promote(true, 30)");
-        self.proxy.move_to(local(port));
-        self.proxy.cut();
-        self.postgres = Arc::new(standby);
+        self.postgres.kill();
+        standby.postgres.execute("SELECT pg_promote(true, 30)");
+        self.succeed(standby)
+    }
+
+    /// Goes back to a copy of the database from which something is missing that was stored after it. The program finds
+    /// that in its journal. Nothing else happens between the two moments, so that acts that are in force remain so.
+    fn restore(&mut self) -> Result<String, String> {
+        let copy = self.standby()?;
+        copy.postgres.execute("SELECT pg_promote(true, 30)");
+        // Nothing more is stored if another act prevents it.
+        let (since, then) = (Instant::now(), stored(&copy.postgres));
+        while since.elapsed() < BRIEFLY && stored(&self.postgres) < then + RESTORED {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let removed = stored(&self.postgres).saturating_sub(then);
+        self.postgres.kill();
+        self.succeed(copy)?;
+        Ok(format!("{removed} records removed"))
+    }
+
+    /// A standby of the server.
+    fn standby(&self) -> Result<Successor, String> {
+        let moved = match &self.disk {
+            Some(disk) => {
+                let to = directory(&disk.path().join((self.successors + 1).to_string()))?;
+                vec![(self.tablespace.clone(), to)]
+            }
+            None => Vec::new(),
+        };
+        Ok(Successor { postgres: self.postgres.standby(free_addr().port(), "chaos", &moved)?, moved })
+    }
+
+    /// Lets another server take the place of the one that is lost.
+    fn succeed(&mut self, successor: Successor) -> Result<(), String> {
+        let Successor { postgres, moved } = successor;
+        let port = postgres.port();
+        self.postgres = Arc::new(postgres);
         self.scenario.store = Store::Postgres(self.postgres.url(DATABASE));
-        self.failovers = next;
+        self.successors += 1;
         for (from, to) in moved {
             let _ = std::fs::remove_dir_all(from);
             self.tablespace = to;
         }
-        Ok(())
+        match &self.pooler {
+            Some(pooler) => pooler.move_to(DATABASE, port),
+            None => {
+                self.proxy.move_to(local(port));
+                self.proxy.cut();
+                Ok(())
+            }
+        }
     }
 
     fn replicate(&self) -> Result<(), String> {
         self.sql("ALTER SYSTEM SET synchronous_standby_names = 'chaos'")?;
         self.sql("SELECT pg_reload_conf()")?;
         let standby = "FROM pg_stat_replication WHERE application_name = 'chaos' AND sync_state = 'sync'";
-        self.until(&format!("SELECT 1 {standby}"))?;
+        let standby = |and: &str| format!("SELECT 1 {standby} {and}");
+        self.until("a synchronous standby", FAILOVER_WITHIN, |world| world.holds(&standby("")))?;
         // The checkpointer tells the sessions that they must wait for the standby, before it makes a checkpoint.
         self.sql("CHECKPOINT")?;
         let position = self.sql("SELECT pg_current_wal_flush_lsn()")?;
-        self.until(&format!("SELECT 1 {standby} AND flush_lsn >= '{}'", position[0][0]))
+        let has_all = standby(&format!("AND flush_lsn >= '{}'", position[0][0]));
+        self.until("a standby that has everything", FAILOVER_WITHIN, |world| world.holds(&has_all))
     }
 
-    fn until(&self, sql: &str) -> Result<(), String> {
-        let deadline = Instant::now() + FAILOVER_WITHIN;
-        while self.sql(sql)?.is_empty() {
+    /// Whether a query returns a row.
+    fn holds(&self, sql: &str) -> Result<bool, String> {
+        self.sql(sql).map(|rows| !rows.is_empty())
+    }
+
+    fn until(&self, what: &str, within: Duration, holds: impl Fn(&Self) -> Result<bool, String>) -> Result<(), String> {
+        let deadline = Instant::now() + within;
+        while !holds(self)? {
             if Instant::now() > deadline {
-                return Err(format!("not within {FAILOVER_WITHIN:?}: {sql}"));
+                return Err(format!("not within {within:?}: {what}"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -384,6 +520,22 @@ impl<'a> World<'a> {
         self.scenario.server().exited()
     }
 
+    /// Ends the program's sessions: a dropped table that it has not needed since is created when it connects again.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub fn end_sessions(&self) -> Result<(), String> {
+        self.terminate(100)
+    }
+
+    /// The records that were stored when an operator dropped the table that they were in.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub fn dropped(&self) -> Result<Contents, String> {
+        self.scenario.store.records(DROPPED_LOGS, DROPPED_DEAD_LETTERS)
+    }
+
     /// What the sessions of the server do, for a report.
     #[must_use]
     pub fn sessions(&self) -> String {
@@ -405,6 +557,18 @@ impl Drop for World<'_> {
         self.scenario.kill_server();
         self.postgres.stop_immediately();
     }
+}
+
+/// A server that takes the place of another one, and where it has its tablespaces.
+struct Successor {
+    postgres: Postgres,
+    moved: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Records that were stored, by the lanes' counts; 0 if they cannot be read.
+fn stored(postgres: &Postgres) -> u64 {
+    let lanes = Store::Postgres(postgres.url(DATABASE)).rows("SELECT coalesce(sum(rows + dead), 0) FROM logweir_lane");
+    lanes.unwrap_or_default().concat().concat().parse().unwrap_or(0)
 }
 
 /// Stops and continues the server until told to end.

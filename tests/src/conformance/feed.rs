@@ -8,8 +8,10 @@ use std::sync::Arc;
 use logweir_engine::journal::LaneTail;
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
-use logweir_store::{Batch, BatchFrame, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore};
+use logweir_store::{Batch, BatchFrame, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Position};
 use uuid::Uuid;
+
+use super::subject::Subject;
 
 /// The time of the records.
 pub const NOON_US: i64 = 1_763_640_000_000_000;
@@ -58,13 +60,22 @@ impl Feed {
     pub fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
         let (from_seq, from_records) = (self.seq, self.records);
         let frames = frames.iter().map(|records| self.frame(records)).collect();
-        Batch { lane: self.lane, from_seq, from_records, skip: 0, leave: 0, generation: 0, frames }
+        Batch::new(self.lane, from_seq, from_records, 0, frames)
     }
 
     /// Returns the lane's tail as if the journal were opened now.
     #[must_use]
     pub fn tail(&self) -> (u16, LaneTail) {
         (self.lane, LaneTail { seq: self.seq, records: self.records })
+    }
+
+    /// Creates a batch of these frames at the place of `batch`.
+    #[must_use]
+    pub fn instead(batch: &Batch, frames: Vec<BatchFrame>) -> Batch {
+        let partial = batch.skip() as u64;
+        let position = Position { seq: batch.from_seq, records: batch.from_records, partial };
+        let instead = Batch::new(batch.lane, batch.from_seq, batch.from_records, batch.generation, frames);
+        instead.after(position).unwrap()
     }
 
     /// Creates a batch of `n` records.
@@ -94,6 +105,14 @@ pub async fn lane(store: &Arc<dyn LogStore>, lease: &Lease, lane: u16) -> Box<dy
     store.open_lane(lease, lane).await.unwrap().0
 }
 
+/// A writer, its lease and lane 0.
+pub async fn started(on: &impl Subject) -> (Uuid, Lease, Box<dyn LaneWriter>) {
+    let writer = Uuid::new_v4();
+    let lease = on.store().acquire_lease(&claim(writer, &[], 1)).await.unwrap();
+    let flusher = lane(on.store(), &lease, 0).await;
+    (writer, lease, flusher)
+}
+
 /// The result of a flush.
 #[must_use]
 pub fn flushed(rows: u64, dead_lettered: u64) -> Flushed {
@@ -109,20 +128,9 @@ impl Frames {
     /// left out (as far as it has that many). `None` at the end.
     #[must_use]
     pub fn after(&self, row: &LaneRow, frames: usize, leave: usize) -> Option<Batch> {
-        let first = self.0.iter().position(|frame| frame.seq > row.last_seq)?;
-        let frames: Vec<BatchFrame> = self.0[first..].iter().take(frames).cloned().collect();
-        let before = frames[0].lane_records - frames[0].chunk.len() as u64;
-        let skip = usize::try_from(row.accounted() - before).unwrap();
-        let begun = if frames.len() == 1 { skip } else { 0 };
-        let leave = leave.min(frames[frames.len() - 1].chunk.len() - begun - 1);
-        Some(Batch {
-            lane: row.lane,
-            from_seq: row.last_seq,
-            from_records: row.accounted(),
-            skip,
-            leave,
-            generation: 0,
-            frames,
-        })
+        let rest = self.0.iter().filter(|frame| frame.seq > row.last_seq).take(frames).cloned().collect();
+        let batch = Batch::new(row.lane, row.last_seq, row.accounted(), 0, rest).after(row.position())?;
+        let last = batch.frames().last()?.chunk.len() - if batch.frames().len() == 1 { batch.skip() } else { 0 };
+        Some(batch.prefix(usize::try_from(batch.records()).unwrap() - leave.min(last - 1)))
     }
 }

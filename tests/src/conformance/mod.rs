@@ -19,6 +19,7 @@ macro_rules! conformance {
             own_frames_of_a_stale_copy_are_stored_once
             a_journal_older_than_the_database_gets_its_lanes_reset
             a_newer_journal_that_reappears_forks_only_what_was_not_stored
+            a_fork_inside_of_a_frame_stores_only_the_rest_of_it
             after_a_restore_to_before_the_takeover_the_lease_is_reacquired
             a_lane_that_is_reset_under_an_open_connection_is_reopened
             a_moved_cursor_is_reported_and_a_reused_sequence_number_stops_the_lane

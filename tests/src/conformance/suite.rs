@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use logweir_record::record::{Record, Severity};
-use logweir_store::{self as store, Batch, BatchFrame, Claim, LaneRow, LaneWriter, Lease, Rejection, StoreError};
+use logweir_store::{self as store, Batch, BatchFrame, Claim, Digest, ForkLane, LaneRow, Rejection, StoreError};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
 
-use super::feed::{Feed, Frames, NOON_US, claim, claim_at, flushed, lane, record};
+use super::feed::{Feed, Frames, NOON_US, claim, claim_at, flushed, lane, record, started};
 use super::subject::Subject;
 
 pub async fn rows_cursor_and_counters_move_together(on: impl Subject) {
@@ -31,7 +31,7 @@ pub async fn rows_cursor_and_counters_move_together(on: impl Subject) {
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5_000, 0));
 
     let stored = on.store().lanes(writer).await.unwrap();
-    assert_eq!((stored[0].last_seq, stored[0].rows, &stored[0].digest[..]), (4, 5_006, &batch.digest()[..]));
+    assert_eq!((stored[0].last_seq, stored[0].rows, &stored[0].digest), (4, 5_006, &batch.digest()));
     on.assert_whole(writer, 5_006).await;
     let first = row.lane_id << 44;
     assert_eq!(on.number("SELECT min(id) FROM logs").await, first + 1);
@@ -115,9 +115,9 @@ pub async fn own_frames_of_a_stale_copy_are_stored_once(on: impl Subject) {
     assert!(matches!(on.store().acquire_lease(&mine).await.unwrap_err(), StoreError::StaleCopy { .. }));
     let found = on.store().fork_point(&mine).await.unwrap().unwrap();
     assert_eq!((found.writer, found.exact), (Uuid::from_u128(2), true));
-    assert_eq!(found.up_to_seq, [(0, common.seq)]);
+    assert_eq!(found.lanes, [ForkLane { lane: 0, seq: common.seq, digest: Digest::default() }]);
     let own = common.plain(7);
-    let starts = [store::LaneStart { lane: 0, seq: own.from_seq, records: own.from_records }];
+    let starts = [found.lanes[0].start(own.from_records)];
     for run in [2, 3] {
         // The second round is a retry of the command: another run, the same writer.
         let adopted = Claim { writer: found.writer, ..claim(writer, &[1, 2], run) };
@@ -154,7 +154,7 @@ pub async fn a_journal_older_than_the_database_gets_its_lanes_reset(on: impl Sub
     let lease = on.store().acquire_lease(&older).await.unwrap();
     let (mut flusher, row) = on.store().open_lane(&lease, 0).await.unwrap();
     assert_eq!((row.last_seq, row.inherited, row.accounted(), row.epoch), (1, 10, 10, 2));
-    assert!(row.digest.is_empty() && row.lane_id > old_second.lane_id, "{row:?}");
+    assert!(row.digest == Digest::default() && row.lane_id > old_second.lane_id, "{row:?}");
     let (mut second, row_second) = on.store().open_lane(&lease, 1).await.unwrap();
     assert_eq!((row_second.last_seq, row_second.accounted()), (0, 0), "the journal never had this lane");
     assert!(row_second.lane_id > old_second.lane_id && row_second.lane_id != row.lane_id);
@@ -196,7 +196,46 @@ pub async fn a_newer_journal_that_reappears_forks_only_what_was_not_stored(on: i
     on.store().acquire_lease(&claim_at(&snapshot, writer, &[1], 20)).await.unwrap();
     // The relevant cursor is the one before the lane was reset.
     let found = on.store().fork_point(&claim(writer, &[1], 2)).await.unwrap().unwrap();
-    assert_eq!((found.up_to_seq, found.exact), (vec![(0, 2)], true));
+    assert_eq!((found.lanes, found.exact), (vec![ForkLane { lane: 0, seq: 2, digest: Digest::default() }], true));
+}
+
+/// A run stores a part of a frame after its volume was copied; then the copy is used, and later that run's volume.
+pub async fn a_fork_inside_of_a_frame_stores_only_the_rest_of_it(on: impl Subject) {
+    let writer = Uuid::new_v4();
+    let lease = on.store().acquire_lease(&claim(writer, &[], 1)).await.unwrap();
+    let mut feed = Feed::new(0);
+    let mut flusher = lane(on.store(), &lease, 0).await;
+    flusher.flush(&feed.plain(10)).await.unwrap();
+    let copied = feed.clone();
+    flusher.flush(&feed.plain(20)).await.unwrap();
+    let whole = feed.batch(&[&[record("own"); 9], &[record("own"); 2]]);
+    flusher.flush(&whole.prefix(4)).await.unwrap();
+    on.store().acquire_lease(&claim_at(&copied, writer, &[1], 20)).await.unwrap();
+
+    let found = on.store().fork_point(&claim_at(&feed, writer, &[1], 2)).await.unwrap().unwrap();
+    let starts: Vec<_> = found.lanes.iter().map(|lane| lane.start(30)).collect();
+    let adopted = Claim { writer: found.writer, ..claim_at(&feed, writer, &[1], 2) };
+    // The second time as after an interruption: the lane is where it was.
+    for _ in 0..2 {
+        let lease = on.store().fork(&adopted, &starts).await.unwrap();
+        let (mut flusher, row) = on.store().open_lane(&lease, 0).await.unwrap();
+        if row.rows == 0 {
+            assert_eq!(row.position(), store::Position { seq: 2, records: 34, partial: 4 });
+            match flusher.flush(&whole).await.unwrap_err() {
+                StoreError::CursorMoved(row) => assert_eq!(row.partial(), 4),
+                other => panic!("{other}"),
+            }
+            let another = BatchFrame { payload_crc: 1, ..whole.frames()[0].clone() };
+            let rest = whole.clone().after(row.position()).unwrap();
+            let error = flusher.flush(&Feed::instead(&rest, vec![another])).await.unwrap_err();
+            assert!(matches!(error, StoreError::SequenceReused { .. }), "{error}");
+            assert_eq!(flusher.flush(&rest).await.unwrap(), flushed(7, 0));
+        } else {
+            assert!(whole.clone().after(row.position()).is_none(), "{row:?}");
+        }
+    }
+    assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'own'").await, 11);
+    on.assert_whole(found.writer, 41).await;
 }
 
 pub async fn after_a_restore_to_before_the_takeover_the_lease_is_reacquired(on: impl Subject) {
@@ -260,8 +299,9 @@ pub async fn a_moved_cursor_is_reported_and_a_reused_sequence_number_stops_the_l
         StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.rows), (2, 11)),
         other => panic!("{other}"),
     }
-    let mut other = start.clone().plain(6);
-    other.frames[0].payload_crc ^= 1;
+    let same = start.clone().plain(6);
+    let other = BatchFrame { payload_crc: 1, ..same.frames()[0].clone() };
+    let other = Feed::instead(&same, vec![other]);
     assert!(matches!(flusher.flush(&other).await.unwrap_err(), StoreError::SequenceReused { lane: 0, seq: 2 }));
     on.assert_whole(writer, 11).await;
 }
@@ -281,9 +321,8 @@ pub async fn inconsistent_counts_are_rejected_with_their_numbers(on: impl Subjec
     assert!(matches!(error, StoreError::Systemic(_)) && text.contains("9 records") && text.contains("has 8"), "{text}");
     on.execute(stop).await;
     // The number of accounted records is part of the cursor.
-    let mut bad = good.clone();
-    bad.from_records += 1;
-    bad.frames[0].lane_records += 1;
+    let frame = BatchFrame { lane_records: good.to_records() + 1, ..good.frames()[0].clone() };
+    let bad = Batch::new(0, good.from_seq, good.from_records + 1, 0, vec![frame]);
     match flusher.flush(&bad).await.unwrap_err() {
         StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.accounted()), (1, 5)),
         other => panic!("{other}"),
@@ -298,8 +337,9 @@ pub async fn records_that_the_journal_lost_are_counted(on: impl Subject) {
     let lease = on.store().acquire_lease(&claim(writer, &[], 1)).await.unwrap();
     let mut flusher = lane(on.store(), &lease, 0).await;
     let mut feed = Feed::new(0);
-    let mut batch = feed.batch(&[&[record("a"); 2], &[record("damaged"); 4], &[record("c"); 3]]);
-    batch.frames.remove(1);
+    let batch = feed.batch(&[&[record("a"); 2], &[record("damaged"); 4], &[record("c"); 3]]);
+    let [first, _, last] = batch.frames() else { unreachable!() };
+    let batch = Feed::instead(&batch, vec![first.clone(), last.clone()]);
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(5, 0));
     let row = &on.store().lanes(writer).await.unwrap()[0];
     assert_eq!((row.rows, row.lost, row.accounted()), (5, 4, 9));
@@ -353,11 +393,13 @@ pub async fn a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_
     assert_eq!(letter.id, (row.lane_id << 44) + 3);
     assert!(letter.reason.contains("polite") && letter.raw.contains("rude"), "{letter:?}");
 
-    assert!(on.store().replay_dead_letter(letter).await.is_err(), "the constraint still exists");
+    let error = on.store().replay_dead_letter(letter).await.unwrap_err().to_string();
+    assert!(error.contains("polite"), "the constraint still exists: {error}");
     assert_eq!(on.store().dead_letters(10).await.unwrap().len(), 1);
     on.execute(off_rule).await;
     on.store().replay_dead_letter(letter).await.unwrap();
-    assert!(on.store().replay_dead_letter(letter).await.is_err(), "it was already replayed");
+    let error = on.store().replay_dead_letter(letter).await.unwrap_err().to_string();
+    assert!(error.contains("unknown dead letter"), "it was already replayed: {error}");
     on.assert_whole(writer, 4).await;
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE message = 'rude'").await, 1);
 }
@@ -366,14 +408,6 @@ pub async fn old_dead_letters_are_purged(on: impl Subject) {
     on.execute(on.sql().old_dead_letter).await;
     assert_eq!(on.store().purge_dead_letters(1_000_000_000).await.unwrap(), 0);
     assert_eq!(on.store().purge_dead_letters(1_000_000_001).await.unwrap(), 1);
-}
-
-/// A writer, its lease and lane 0.
-async fn started(on: &impl Subject) -> (Uuid, Lease, Box<dyn LaneWriter>) {
-    let writer = Uuid::new_v4();
-    let lease = on.store().acquire_lease(&claim(writer, &[], 1)).await.unwrap();
-    let flusher = lane(on.store(), &lease, 0).await;
-    (writer, lease, flusher)
 }
 
 async fn row_of(on: &impl Subject, writer: Uuid) -> LaneRow {
@@ -438,34 +472,33 @@ pub async fn a_frame_that_is_committed_in_part_goes_on_only_with_the_same_frame(
     let mut second = lane(on.store(), &lease, 0).await;
     let mut feed = Feed::new(0);
     let whole = feed.plain(10);
-    let part = Batch { leave: 6, ..whole.clone() };
+    let part = whole.prefix(4);
     assert_eq!(flusher.flush(&part).await.unwrap(), flushed(4, 0));
     assert_eq!(flusher.flush(&part).await.unwrap(), flushed(0, 0));
     assert_eq!(second.flush(&part).await.unwrap(), flushed(4, 0), "it learns the counts");
     let row = row_of(&on, writer).await;
     assert_eq!((row.last_seq, row.partial(), row.accounted()), (0, 4, 4));
 
-    for moved in [whole.clone(), Batch { leave: 3, ..whole.clone() }, Batch { leave: 8, ..whole.clone() }] {
+    for moved in [whole.clone(), whole.prefix(7), whole.prefix(2)] {
         match flusher.flush(&moved).await.unwrap_err() {
             StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.partial()), (0, 4)),
             other => panic!("{other}"),
         }
     }
-    let rest = Batch { from_records: 4, skip: 4, leave: 0, ..whole.clone() };
-    for batch in [&part, &rest, &Batch { leave: 2, ..rest.clone() }] {
-        let mut another = batch.clone();
-        another.frames[0].payload_crc ^= 1;
+    let rest = whole.clone().after(part.end()).unwrap();
+    for batch in [&part, &rest, &rest.prefix(4)] {
+        let frame = BatchFrame { payload_crc: 1, ..whole.frames()[0].clone() };
+        let another = Feed::instead(batch, vec![frame]).prefix(usize::try_from(batch.records()).unwrap());
         let error = flusher.flush(&another).await.unwrap_err();
         assert!(matches!(error, StoreError::SequenceReused { lane: 0, seq: 1 }), "{batch:?}: {error}");
     }
     // A shorter frame under the same number.
     let short = BatchFrame { lane_records: 3, ..Feed::new(0).frame(&[record("short"); 3]) };
-    let error = flusher.flush(&Batch { frames: vec![short], ..rest.clone() }).await.unwrap_err();
+    let error = flusher.flush(&Feed::instead(&rest, vec![short])).await.unwrap_err();
     assert!(matches!(error, StoreError::SequenceReused { lane: 0, seq: 1 }), "{error}");
     // The rest, with a part of the next frame.
     let next = feed.plain(5);
-    let frames = [rest.frames.clone(), next.frames.clone()].concat();
-    let both = Batch { leave: 2, frames, ..rest.clone() };
+    let both = Feed::instead(&rest, [rest.frames(), next.frames()].concat()).prefix(9);
     assert_eq!(flusher.flush(&both).await.unwrap(), flushed(9, 0));
     let row = row_of(&on, writer).await;
     assert_eq!((row.last_seq, row.partial(), row.accounted()), (1, 3, 13));
@@ -473,7 +506,7 @@ pub async fn a_frame_that_is_committed_in_part_goes_on_only_with_the_same_frame(
         StoreError::CursorMoved(row) => assert_eq!((row.last_seq, row.partial()), (1, 3)),
         other => panic!("{other}"),
     }
-    let last = Batch { from_records: 13, skip: 3, ..next };
+    let last = next.after(both.end()).unwrap();
     assert_eq!(flusher.flush(&last).await.unwrap(), flushed(2, 0));
     on.assert_whole(writer, 15).await;
 }
@@ -484,7 +517,7 @@ pub async fn a_journal_without_the_rest_of_a_frame_that_is_committed_in_part_get
     flusher.flush(&feed.plain(5)).await.unwrap();
     let older = feed.clone();
     let whole = feed.plain(10);
-    flusher.flush(&Batch { leave: 6, ..whole.clone() }).await.unwrap();
+    flusher.flush(&whole.prefix(4)).await.unwrap();
     // A journal that has the frame goes on with it.
     let lease = on.store().acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     let row = on.store().open_lane(&lease, 0).await.unwrap().1;
@@ -596,7 +629,8 @@ pub async fn records_that_a_trigger_drops_are_dead_letters(on: impl Subject) {
     assert_eq!(flusher.flush(&feed.batch(&[&mixed])).await.unwrap(), flushed(2, 3));
     on.assert_whole(writer, 310).await;
 
-    assert!(on.store().replay_dead_letter(&letters[0]).await.is_err(), "the trigger still drops it");
+    let error = on.store().replay_dead_letter(&letters[0]).await.unwrap_err().to_string();
+    assert!(error.contains("trigger on table logs dropped"), "it still does: {error}");
     on.assert_whole(writer, 310).await;
     on.execute(undo).await;
     on.store().replay_dead_letter(&letters[0]).await.unwrap();

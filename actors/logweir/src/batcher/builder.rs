@@ -20,7 +20,10 @@ pub struct BatchBuilder {
 
 #[derive(Debug)]
 struct Open {
-    batch: Batch,
+    from_seq: u64,
+    from_records: u64,
+    generation: u64,
+    frames: Vec<BatchFrame>,
     records: usize,
     bytes: usize,
     due: Instant,
@@ -39,28 +42,22 @@ impl BatchBuilder {
     pub fn push(&mut self, frame: BatchFrame, prev_seq: u64, generation: u64, now: Instant) -> [Option<Batch>; 2] {
         let (records, bytes) = (frame.chunk.len(), frame.chunk.bytes());
         let fits = self.open.as_ref().is_none_or(|open| {
-            open.batch.to_seq() == prev_seq
-                && open.batch.generation == generation
+            open.frames.last().map_or(open.from_seq, |last| last.seq) == prev_seq
+                && open.generation == generation
                 && open.records + records <= self.limits.rows_max
                 && open.bytes + bytes <= self.limits.bytes_max
         });
         let previous = if fits { None } else { self.take() };
-        let from_records = frame.lane_records - records as u64;
         let open = self.open.get_or_insert_with(|| Open {
-            batch: Batch {
-                lane: self.lane,
-                from_seq: prev_seq,
-                from_records,
-                skip: 0,
-                leave: 0,
-                generation,
-                frames: Vec::new(),
-            },
+            from_seq: prev_seq,
+            from_records: frame.records_before(),
+            generation,
+            frames: Vec::new(),
             records: 0,
             bytes: 0,
             due: now + Duration::from_millis(self.limits.linger_ms),
         });
-        open.batch.frames.push(frame);
+        open.frames.push(frame);
         open.records += records;
         open.bytes += bytes;
         let full = open.records >= self.limits.rows_max || open.bytes >= self.limits.bytes_max;
@@ -76,7 +73,8 @@ impl BatchBuilder {
 
     /// Takes the open batch, if there is one.
     pub fn take(&mut self) -> Option<Batch> {
-        self.open.take().map(|open| open.batch)
+        let Open { from_seq, from_records, generation, frames, .. } = self.open.take()?;
+        Some(Batch::new(self.lane, from_seq, from_records, generation, frames))
     }
 
     /// Number of records in the open batch.
@@ -115,7 +113,7 @@ mod tests {
     }
 
     fn seqs(batch: Option<&Batch>) -> Option<Vec<u64>> {
-        Some(batch?.frames.iter().map(|frame| frame.seq).collect())
+        Some(batch?.frames().iter().map(|frame| frame.seq).collect())
     }
 
     #[test]

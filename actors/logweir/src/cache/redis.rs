@@ -13,17 +13,18 @@
 //!   overlaps.
 //! - If Redis evicts a cursor but keeps the counters, and an old batch is replayed at that moment, that batch counts
 //!   twice. Use a `noeviction` or `volatile-ttl` policy where that matters; a FLUSHALL is harmless.
-//! - The keys of one call map to many hash slots: Redis Cluster is not supported, and Sentinel is not asked for the
-//!   current primary. Both are named when they are found.
+//! - `redis-sentinel://` asks Sentinels for the current primary, at each connection. The keys of one call map to many hash
+//!   slots: Redis Cluster is not supported, and is named when it is found.
 //! - Nothing waits forever: each command has a timeout, a command without a connection fails at once, the queue is
-//!   bounded, and a connection that only times out is replaced. The last is needed because fred never gives up on a
-//!   socket write that hangs (stopped server, dead host).
+//!   bounded, and a connection that does not lead to a primary that answers is replaced: fred never gives up on a socket
+//!   write that hangs (stopped server, dead host), keeps a connection to a primary that became a replica, and forgets the
+//!   Sentinels of the URL as soon as one of them has named others.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -49,8 +50,10 @@ const SERVICES: &str = "logweir:services";
 
 /// Commands that may wait for the connection. One batch is in flight at a time; the rest are queries.
 const QUEUE_MAX: usize = 64;
-/// Consecutive timeouts after which the connection is replaced.
-const TIMEOUTS_MAX: u32 = 3;
+/// Consecutive commands without a use, because of a timeout or a replica, after which the connection is replaced.
+const FAILURES_MAX: u32 = 3;
+/// Time without a connection after which another one is opened from the URL.
+const UNCONNECTED_MAX: Duration = Duration::from_secs(5);
 /// Attempts for one batch: its frames are collected again if the cursor moved meanwhile or the script is missing.
 const ATTEMPTS_MAX: u32 = 4;
 /// First and last delay between connection attempts, doubling, in milliseconds. The first is short since fred waits
@@ -68,8 +71,8 @@ pub struct RedisCache {
     /// Where connections are spawned: the runtime of a query may end before the process does.
     runtime: Handle,
     link: Mutex<Link>,
-    /// Consecutive timeouts on `link`.
-    timeouts: AtomicU32,
+    /// Consecutive commands on `link` that had no use.
+    failures: AtomicU32,
     /// SHA of the script in Redis, known once it is loaded.
     sha: OnceLock<String>,
     /// Rendered records of the batch in flight; the memory is reused once fred has released it.
@@ -80,6 +83,8 @@ pub struct RedisCache {
 struct Link {
     client: Client,
     task: ConnectHandle,
+    /// When it was found to have no connection; unset while it has one.
+    unconnected_since: Option<Instant>,
     /// Why the connection was lost or could not be opened; a command that fails without a connection does not know.
     last_error: Arc<Mutex<Option<CacheError>>>,
 }
@@ -91,9 +96,10 @@ impl Drop for Link {
 }
 
 impl Link {
-    fn open(builder: &Builder) -> Result<Self, Error> {
+    /// `last_error` of the connection that this one replaces is not logged once more.
+    fn open(builder: &Builder, last_error: Option<CacheError>) -> Result<Self, Error> {
         let client = builder.build()?;
-        let last_error = Arc::new(Mutex::new(None));
+        let last_error = Arc::new(Mutex::new(last_error));
         let seen = Arc::clone(&last_error);
         client.on_error(move |(error, _)| {
             let error = cache_error(&error);
@@ -115,7 +121,7 @@ impl Link {
             async { Ok(()) }
         });
         let task = client.connect();
-        Ok(Self { client, task, last_error })
+        Ok(Self { client, task, unconnected_since: None, last_error })
     }
 }
 
@@ -127,7 +133,7 @@ impl RedisCache {
     pub async fn connect(url: &str, settings: &config::Cache, ca_file: Option<&Path>) -> Result<Self, CacheError> {
         let timeout = Duration::from_millis(settings.timeout_ms.max(1));
         let builder = builder(url, timeout, ca_file)?;
-        let link = Link::open(&builder).map_err(|error| cache_error(&error))?;
+        let link = Link::open(&builder, None).map_err(|error| cache_error(&error))?;
         // An unavailable Redis is not an error; batches that arrive meanwhile are counted as discarded.
         let connected = tokio::time::timeout(timeout, link.client.wait_for_connect()).await;
         if matches!(connected, Ok(Ok(())))
@@ -141,7 +147,7 @@ impl RedisCache {
             builder,
             runtime: Handle::current(),
             link: Mutex::new(link),
-            timeouts: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             sha: OnceLock::new(),
             scratch: Mutex::default(),
         })
@@ -151,36 +157,42 @@ impl RedisCache {
     ///
     /// fred has an option for that, but its scripting commands silently ignore options.
     fn client(&self) -> Result<Client, CacheError> {
-        let link = lock(&self.link);
+        let mut link = lock(&self.link);
         if link.client.is_connected() {
+            link.unconnected_since = None;
             return Ok(link.client.clone());
         }
+        let last_error = lock(&link.last_error).clone();
+        if link.unconnected_since.get_or_insert_with(Instant::now).elapsed() >= UNCONNECTED_MAX {
+            self.replace(&mut link, last_error.clone());
+        }
         let connecting = || CacheError { reason: "connection", detail: "Redis: connecting".to_owned() };
-        Err(lock(&link.last_error).clone().unwrap_or_else(connecting))
+        Err(last_error.unwrap_or_else(connecting))
     }
 
-    /// Passes a response through; replaces a connection that is stuck.
+    /// Passes a response through; replaces a connection that is of no use.
     fn checked<T>(&self, answer: Result<T, Error>) -> Result<T, CacheError> {
         let error = match answer {
             Ok(answer) => {
-                self.timeouts.store(0, Ordering::Relaxed);
+                self.failures.store(0, Ordering::Relaxed);
                 return Ok(answer);
             }
-            Err(error) => error,
+            Err(error) => cache_error(&error),
         };
-        if *error.kind() == ErrorKind::Timeout && self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_MAX {
-            self.replace_link();
+        let is_useless = matches!(error.reason, "timeout" | "readonly");
+        if is_useless && self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX {
+            tracing::warn!(error = error.detail, "Redis cannot be used over this connection: replacing it");
+            self.replace(&mut lock(&self.link), None);
         }
-        Err(cache_error(&error))
+        Err(error)
     }
 
-    fn replace_link(&self) {
-        self.timeouts.store(0, Ordering::Relaxed);
+    fn replace(&self, link: &mut Link, last_error: Option<CacheError>) {
+        self.failures.store(0, Ordering::Relaxed);
         let _on = self.runtime.enter();
         // Built once from the same settings before, so it cannot fail now; if it does, the old connection stays.
-        if let Ok(link) = Link::open(&self.builder) {
-            tracing::warn!("Redis does not respond: replacing the connection");
-            *lock(&self.link) = link;
+        if let Ok(fresh) = Link::open(&self.builder, last_error) {
+            *link = fresh;
         }
     }
 
@@ -331,16 +343,16 @@ fn counter(hour: i64, field: &str, count: u64) -> Option<(i64, u8, u64)> {
 fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Builder, CacheError> {
     let unusable = |detail: String| CacheError { reason: "config", detail: format!("cache.url: {detail}") };
     // fred would load the system's certificates by itself, and only those: TLS is configured here.
-    let (plain, tls) = match url.strip_prefix("rediss://") {
-        Some(rest) => (format!("redis://{rest}"), true),
+    let (plain, uses_tls) = match url.strip_prefix("rediss") {
+        Some(rest) => (format!("redis{rest}"), true),
         None => (url.to_owned(), false),
     };
-    let mut config = Config::from_url_centralized(&plain).map_err(|error| unusable(error.to_string()))?;
-    // A Redis that is unavailable at startup is retried like one that becomes unavailable later.
-    config.fail_fast = false;
-    if tls {
+    let mut config = Config::from_url(&plain).map_err(|error| unusable(error.to_string()))?;
+    if uses_tls {
         config.tls = Some(tls::client_config(ca_file).map_err(|error| unusable(error.to_string()))?.into());
     }
+    // A Redis that is unavailable at startup is retried like one that becomes unavailable later.
+    config.fail_fast = false;
     let connect = timeout.max(Duration::from_millis(CONNECT_MS_MIN));
     let mut reconnect = ReconnectPolicy::new_exponential(0, RECONNECT_MS.0, RECONNECT_MS.1, 2);
     reconnect.set_jitter(RECONNECT_JITTER_MS);
@@ -361,8 +373,8 @@ fn builder(url: &str, timeout: Duration, ca_file: Option<&Path>) -> Result<Build
 
 const CLUSTER: &str = "Redis Cluster is not supported, because one call uses keys of many slots: recent records and \
     counters are not cached; name a server that is not part of a cluster, or use cache.url = \"memory\"";
-const SENTINEL: &str = "this is Redis Sentinel, which is not supported and holds no data: recent records and counters are \
-    not cached; name the server itself, or an address that follows the primary";
+const SENTINEL: &str = "this is a Redis Sentinel, which holds no data: recent records and counters are not cached; to ask it \
+    for the primary, use cache.url = \"redis-sentinel://HOST:PORT?sentinelServiceName=NAME\"";
 
 /// What is wrong with a server that says this about itself (`INFO server`).
 fn unsupported_mode(info: &str) -> Option<&'static str> {
@@ -381,7 +393,7 @@ fn cache_error(error: &Error) -> CacheError {
     }
     let reason = match error.kind() {
         ErrorKind::Timeout => "timeout",
-        ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing => "connection",
+        ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Routing | ErrorKind::Sentinel => "connection",
         ErrorKind::Tls => "tls",
         ErrorKind::Auth => "auth",
         ErrorKind::Backpressure => "queue_full",

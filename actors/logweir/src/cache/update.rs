@@ -81,9 +81,8 @@ pub(super) struct Entry {
 impl Entry {
     /// Returns the record and its location.
     pub(super) fn of<'b>(&self, batch: &'b Batch, run: Uuid) -> Option<(Record<'b>, Location)> {
-        let frame = batch.frames.get(self.frame as usize)?;
-        let before = frame.lane_records.saturating_sub(frame.chunk.len() as u64);
-        let ordinal = before + u64::from(self.row) + 1;
+        let frame = batch.frames().get(self.frame as usize)?;
+        let ordinal = frame.records_before() + u64::from(self.row) + 1;
         let location = Location { run, lane: batch.lane, seq: frame.seq, row: self.row, ordinal };
         Some((frame.chunk.get(self.row as usize)?, location))
     }
@@ -107,12 +106,12 @@ impl<'a> CacheUpdate<'a> {
     /// Computes the update of the frames after `after_seq`, with at most `recent_max` recent records; `None` if there
     /// are no such frames.
     pub(super) fn of(batch: &'a Batch, after_seq: u64, limits: &Limits, recent_max: usize) -> Option<Self> {
-        let known = batch.frames.partition_point(|frame| frame.seq <= after_seq);
-        let frames = &batch.frames[known..];
+        let known = batch.frames().partition_point(|frame| frame.seq <= after_seq);
+        let frames = &batch.frames()[known..];
         let (first, last) = (frames.first()?, frames.last()?);
         let limits = Limits { recent_records: limits.recent_records.min(recent_max), ..*limits };
         let mut services = PerService::default();
-        for (at, frame) in batch.frames.iter().enumerate().skip(known).rev() {
+        for (at, frame) in batch.frames().iter().enumerate().skip(known).rev() {
             add(&mut services, u32::try_from(at).ok()?, frame, &limits);
         }
         let mut services = latest(services, limits.services_max);
@@ -209,15 +208,7 @@ mod tests {
             }
             BatchFrame { seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) }
         };
-        Batch {
-            lane: 0,
-            from_seq: 0,
-            from_records: 0,
-            skip: 0,
-            leave: 0,
-            generation: 0,
-            frames: frames.iter().map(frame).collect(),
-        }
+        Batch::new(0, 0, 0, 0, frames.iter().map(frame).collect())
     }
 
     fn counted(update: &CacheUpdate<'_>) -> u32 {

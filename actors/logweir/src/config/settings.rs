@@ -268,7 +268,7 @@ pub struct JournalSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cache {
-    /// `cache.url`: `memory:` or `redis://…` / `rediss://…`.
+    /// `cache.url`: `memory:`, `redis://…` or `redis-sentinel://…`.
     pub url: CacheUrl,
     /// `cache.recent_records`: recent records to keep per service (1000).
     pub recent_records: usize,

@@ -192,8 +192,10 @@ fn each_invalid_value_is_rejected_with_what_is_accepted() {
         ("[database]\nurl = 'sqlite::memory:'", &["expected sqlite:PATH"]),
         ("[database]\nread_url = 'sqlite:x'", &["database.read_url", "SQLite has no replicas"]),
         ("[database]\nca_file = '/nowhere.pem'", &["database.ca_file", "cannot read the file"]),
-        ("[cache]\nurl = 'redis://h:port'", &["cache.url", "expected memory: or redis://"]),
-        ("[cache]\nurl = 'http://h'", &["cache.url", "memory: or redis://"]),
+        ("[cache]\nurl = 'redis://h:port'", &["cache.url", "expected memory:, redis://"]),
+        ("[cache]\nurl = 'http://h'", &["cache.url", "expected memory:, redis://"]),
+        ("[cache]\nurl = 'redis-sentinel://h'", &["cache.url", "sentinelServiceName=NAME"]),
+        ("[cache]\nurl = 'redis-cluster://h'", &["cache.url", "Redis Cluster is not supported"]),
         ("[log]\nlevel = 'a=b=c'", &["log.level", "error, warn, info"]),
         (
             "[log]\nlevel = 'verbose'",
@@ -608,7 +610,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         "\\PC{0,24}",
         "[0-9]{1,22}(ms|s|d|KiB|MiB|TiB)?",
-        "(postgres|redis|rediss|sqlite)://?[a-z0-9@:/?=%\\[\\].,]{0,24}",
+        "(postgres|redis|rediss|redis-sentinel|sqlite)://?[a-z0-9@:/?=%\\[\\].,]{0,24}",
         "[0-9.:\\[\\]]{1,20}",
     ]
 }

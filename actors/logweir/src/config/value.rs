@@ -175,7 +175,8 @@ pub fn allowed(kind: &Kind) -> String {
 
 const ADDRESS: &str = "IP:PORT, such as 127.0.0.1:8080 or [::1]:8080";
 const DATABASE: &str = "postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH";
-const CACHE: &str = "memory: or redis://HOST:PORT (rediss:// for TLS)";
+const CACHE: &str =
+    "memory:, redis://HOST:PORT, or redis-sentinel://HOST:PORT?sentinelServiceName=NAME (rediss for TLS)";
 
 /// The URLs that alerts can notify.
 #[cfg(feature = "webhooks")]
@@ -457,8 +458,12 @@ fn cache(url: &str) -> Result<CacheUrl, String> {
     if matches!(url, "memory:" | "memory") {
         return Ok(CacheUrl::Memory);
     }
-    if !url.starts_with("redis://") && !url.starts_with("rediss://") {
-        return Err(format!("expected {CACHE}"));
+    match url.split_once("://") {
+        Some(("redis" | "rediss" | "redis-sentinel" | "rediss-sentinel", _)) => {}
+        Some(("redis-cluster" | "rediss-cluster", _)) => {
+            return Err(format!("expected {CACHE}: Redis Cluster is not supported"));
+        }
+        _ => return Err(format!("expected {CACHE}")),
     }
     check_redis(url).map_err(|why| format!("expected {CACHE}{why}"))?;
     Ok(CacheUrl::Redis(url.to_owned()))
@@ -467,7 +472,9 @@ fn cache(url: &str) -> Result<CacheUrl, String> {
 /// Why the client cannot use `url`, as the end of a sentence.
 #[cfg(feature = "redis")]
 fn check_redis(url: &str) -> Result<(), String> {
-    fred::types::config::Config::from_url(url).map(drop).map_err(|error| format!(": {}", error.details()))
+    // Certificates are loaded when it is opened.
+    let plain = url.replacen("rediss", "redis", 1);
+    fred::types::config::Config::from_url(&plain).map(drop).map_err(|error| format!(": {}", error.details()))
 }
 
 #[cfg(not(feature = "redis"))]

@@ -114,7 +114,7 @@ impl Division {
         let all = usize::try_from(batch.records()).unwrap_or(usize::MAX);
         let within = records_within(batch, self.days).unwrap_or(all);
         let records = within.min(self.records);
-        (records < all).then(|| prefix(batch, records))
+        (records < all).then(|| batch.prefix(records))
     }
 
     /// `part` was refused with `code`.
@@ -238,26 +238,12 @@ fn grown(limit: usize, max: usize) -> usize {
     grown.min(max)
 }
 
-/// The first `records` records of `batch`, with all frames before the one in which they end.
-fn prefix(batch: &Batch, records: usize) -> Batch {
-    let (mut left, mut frames, mut leave) = (records + batch.skip, Vec::new(), 0);
-    for frame in &batch.frames {
-        if left == 0 {
-            break;
-        }
-        frames.push(frame.clone());
-        leave = frame.chunk.len().saturating_sub(left);
-        left = left.saturating_sub(frame.chunk.len());
-    }
-    Batch { frames, leave, ..Batch { frames: Vec::new(), ..*batch } }
-}
-
 /// The frames' times, without those that the batch skips and leaves.
 fn times(batch: &Batch) -> impl Iterator<Item = &[i64]> {
-    let last = batch.frames.len().saturating_sub(1);
-    batch.frames.iter().enumerate().map(move |(index, BatchFrame { chunk, .. })| {
-        let skip = if index == 0 { batch.skip } else { 0 };
-        let leave = if index == last { batch.leave } else { 0 };
+    let last = batch.frames().len().saturating_sub(1);
+    batch.frames().iter().enumerate().map(move |(index, BatchFrame { chunk, .. })| {
+        let skip = if index == 0 { batch.skip() } else { 0 };
+        let leave = if index == last { batch.leave() } else { 0 };
         chunk.times_us().get(skip..chunk.len().saturating_sub(leave)).unwrap_or_default()
     })
 }
@@ -314,6 +300,7 @@ mod tests {
 
     use logweir_record::chunk::Chunk;
     use logweir_record::record::{Record, Severity};
+    use logweir_store::Position;
     use proptest::prelude::*;
 
     use super::*;
@@ -334,14 +321,15 @@ mod tests {
             BatchFrame { seq: 11 + nth as u64, lane_records, payload_crc: 0, chunk: Arc::new(chunk) }
         };
         let frames = frames.iter().enumerate().map(frame).collect();
-        Batch { lane: 0, from_seq: 10, from_records: 100 + skip as u64, skip, leave: 0, generation: 0, frames }
+        let partial = skip as u64;
+        let begun = Position { seq: 10, records: 100 + partial, partial };
+        Batch::new(0, 10, 100, 0, frames).after(begun).unwrap()
     }
 
+    /// What follows `part`; at the end a batch without frames.
     fn rest(batch: &Batch, part: &Batch) -> Batch {
-        let done = part.to_records();
-        let frames: Vec<_> = batch.frames.iter().filter(|frame| frame.lane_records > done).cloned().collect();
-        let skip = frames.first().map_or(0, |first| first.chunk.len() as u64 - (first.lane_records - done)) as usize;
-        Batch { from_seq: part.to_seq(), from_records: done, skip, frames, ..batch.clone() }
+        let end = || Batch::new(0, part.to_seq(), part.to_records(), 0, Vec::new());
+        batch.clone().after(part.end()).unwrap_or_else(end)
     }
 
     /// Flushes `records` records of one frame to a server that takes `row` for each and cancels after [`TIMEOUT`].
@@ -349,7 +337,7 @@ mod tests {
     fn flush_slowly(division: &mut Division, records: usize, row: Duration) -> (Duration, u64) {
         let mut left = batch(&[vec![0; records]], 0);
         let (mut passed, mut last) = (Duration::ZERO, 0);
-        while !left.frames.is_empty() {
+        while !left.frames().is_empty() {
             let part = division.part(&left);
             let now = part.as_ref().unwrap_or(&left).clone();
             let took = row * u32::try_from(now.records()).unwrap();
@@ -389,7 +377,7 @@ mod tests {
             let mut division = Division::new(MAX, TIMEOUT);
             let mut left = batch(&[vec![0; 4_000], vec![0; 6_000]], 0);
             let (mut refusals, mut commits) = (0, 0);
-            while !left.frames.is_empty() {
+            while !left.frames().is_empty() {
                 let part = division.part(&left);
                 let now = part.as_ref().unwrap_or(&left).clone();
                 let has = (now.from_records..now.to_records()).contains(&(100 + bad));
@@ -410,7 +398,7 @@ mod tests {
     fn refusals_of_other_records_or_lost_connections_are_not_evidence_against_a_record() {
         let mut division = Division::new(MAX, TIMEOUT);
         let one = batch(&[vec![0]], 0);
-        let other = Batch { from_records: 7, ..one.clone() };
+        let other = Batch::new(0, 0, 7, 0, one.frames().to_vec());
         for _ in 0..10 {
             assert_eq!(division.refused(&one, "P0001"), Verdict::Again);
             assert_eq!(division.refused(&other, "P0001"), Verdict::Again);
@@ -483,7 +471,7 @@ mod tests {
         assert!(division.part(&batch(&[vec![i64::MIN, 0, i64::MAX, 0]], 0)).is_none());
         let many = batch(&[vec![0; 10], (0..DAYS_MAX + 9).map(day).collect(), vec![0; 10]], 3);
         let part = division.part(&many).expect("too many days");
-        assert_eq!((part.records(), part.frames.len(), part.leave), (7 + DAYS_MAX as u64, 2, 9));
+        assert_eq!((part.records(), part.frames().len(), part.leave()), (7 + DAYS_MAX as u64, 2, 9));
     }
 
     #[test]
@@ -491,7 +479,7 @@ mod tests {
         let mut division = Division::new(MAX, TIMEOUT);
         let mut left = batch(&[vec![0; 3_000]], 0);
         let (mut refusals, mut commits) = (0, 0);
-        while !left.frames.is_empty() {
+        while !left.frames().is_empty() {
             let part = division.part(&left);
             let now = part.as_ref().unwrap_or(&left).clone();
             if now.records() > 3 {
@@ -530,7 +518,7 @@ mod tests {
             while let Some(part) = division.part(&left) {
                 prop_assert!(part.records() >= 1 && part.records() <= records as u64);
                 prop_assert!(days_of(&part, usize::MAX) <= days);
-                prop_assert_eq!((part.from_seq, part.from_records, part.skip), (left.from_seq, left.from_records, left.skip));
+                prop_assert_eq!((part.from_seq, part.from_records, part.skip()), (left.from_seq, left.from_records, left.skip()));
                 prop_assert_eq!(part.to_records(), part.from_records + part.records());
                 prop_assert_eq!(part.lost(), 0);
                 left = rest(&left, &part);

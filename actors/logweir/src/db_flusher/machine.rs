@@ -10,7 +10,7 @@
 //! }
 //! ```
 //!
-//! The machine holds a *position*, always the database's cursor, and at most two batches: the one from the mailbox, and
+//! The machine holds the lane's row, whose *position* is always the database's cursor, and at most two batches: the one from the mailbox, and
 //! the one that was read from the journal and comes before it. Both are flushed in parts, see [`Division`].
 
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ use std::time::Duration;
 use logweir_engine::drain::Phase;
 use logweir_engine::journal::{LaneId, LaneTail};
 use logweir_engine::stage::Exit;
-use logweir_store::{Batch, BatchFrame, Flushed, Gap, LaneRow, Rejection, StoreError};
+use logweir_store::{Batch, BatchFrame, Flushed, Gap, LaneRow, Position, Rejection, StoreError};
 use tokio::time::Instant;
 
 use super::division::{Division, Verdict};
@@ -28,22 +28,6 @@ use crate::limits::breaker::{Allow, Breaker, BreakerSettings, BreakerState};
 
 /// Backs off from a failing database, for longer each time.
 const BREAKER: BreakerSettings = BreakerSettings { failures_max: 3, open_ms_min: 200, open_ms_max: 5_000 };
-
-/// The database's cursor in the lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Position {
-    pub(super) seq: u64,
-    /// Number of the lane's records that the database has: those up to `seq`, and `partial`.
-    pub(super) records: u64,
-    /// Number of records of the frame after `seq` that are committed already.
-    pub(super) partial: u64,
-}
-
-impl From<&LaneRow> for Position {
-    fn from(row: &LaneRow) -> Self {
-        Self { seq: row.last_seq, records: row.accounted(), partial: row.partial() }
-    }
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -158,9 +142,8 @@ pub(super) struct Machine {
     lane: LaneId,
     breaker: Breaker,
     division: Division,
-    /// The lane's row, as in the database.
-    row: LaneRow,
-    position: Option<Position>,
+    /// The lane's row, as in the database; `None` before it was read.
+    row: Option<LaneRow>,
     connected: bool,
     /// A connection is wanted even if there is nothing to flush.
     connect: bool,
@@ -198,8 +181,7 @@ impl Machine {
             lane,
             breaker: Breaker::new(BREAKER),
             division,
-            row: LaneRow::default(),
-            position: None,
+            row: None,
             connected: false,
             connect: false,
             failing: false,
@@ -234,7 +216,7 @@ impl Machine {
         if self.is_idle() {
             return Action::Rest;
         }
-        let Some(position) = self.position.filter(|_| self.connected) else { return self.open(now) };
+        let Some(position) = self.position().filter(|_| self.connected) else { return self.open(now) };
         self.connect = false;
         self.work(position)
     }
@@ -249,7 +231,7 @@ impl Machine {
         let Some(batch) = &self.read else { return None };
         let until = self.mail.as_ref().map_or(self.until, |mail| mail.from_seq);
         let follows = batch.to_seq() < until && !self.failing;
-        follows.then(|| Position { seq: batch.to_seq(), records: batch.to_records(), partial: 0 })
+        follows.then(|| batch.end())
     }
 
     /// Whether the batch to flush comes from the mailbox: what was read ahead would repeat it.
@@ -267,7 +249,7 @@ impl Machine {
     }
 
     pub(super) fn position(&self) -> Option<Position> {
-        self.position
+        self.row.as_ref().map(LaneRow::position)
     }
 
     pub(super) fn breaker(&self) -> BreakerState {
@@ -320,7 +302,7 @@ impl Machine {
 
     /// Whether there is nothing to do.
     fn is_idle(&self) -> bool {
-        let caught_up = self.until == 0 || self.position.is_some_and(|position| position.seq >= self.until);
+        let caught_up = self.until == 0 || self.position().is_some_and(|position| position.seq >= self.until);
         let connected = self.connected || !self.connect;
         self.mail.is_none() && self.read.is_none() && caught_up && connected
     }
@@ -336,8 +318,8 @@ impl Machine {
     fn work(&mut self, position: Position) -> Action {
         self.part = None;
         // A batch from the journal that begins above the position was read before the database was restored.
-        self.read = self.read.take().filter(|read| read.from_seq <= position.seq).and_then(|read| rest(read, position));
-        self.mail = self.mail.take().and_then(|mail| rest(mail, position));
+        self.read = self.read.take().filter(|read| read.from_seq <= position.seq).and_then(|read| read.after(position));
+        self.mail = self.mail.take().and_then(|mail| mail.after(position));
         if self.read.is_some() {
             return self.flush(position);
         }
@@ -367,22 +349,14 @@ impl Machine {
     /// A durable tail that cannot be read (damaged, or past its retention) becomes a batch without records: it is
     /// counted as lost, since otherwise the lane would never drain.
     fn take_in(&mut self, after: Position, generation: u64, tail: LaneTail, mut frames: Vec<BatchFrame>) {
-        if self.position != Some(after) {
+        if self.position() != Some(after) {
             return; // it has moved since: read again
         }
         if frames.is_empty() && after.seq < tail.seq {
             frames.push(unreadable(tail));
         }
-        let batch = Batch {
-            lane: self.lane,
-            from_seq: after.seq,
-            from_records: after.records,
-            skip: 0,
-            leave: 0,
-            generation,
-            frames,
-        };
-        let Some(batch) = rest(batch, after) else {
+        let batch = Batch::new(self.lane, after.seq, after.records, generation, frames);
+        let Some(batch) = batch.after(after) else {
             // The durable end. If the frames before the batch in memory cannot be read yet, it is read later, in order.
             self.leave();
             return;
@@ -401,7 +375,7 @@ impl Machine {
     fn flushed(&mut self, flushed: &Flushed, took: Duration, now: Instant) {
         let Some(batch) = current(&self.part, &self.read, &self.mail) else { return };
         self.division.stored(batch, self.part.is_some(), took);
-        let row = self.row.clone();
+        let row = self.row.clone().unwrap_or_default();
         let row = LaneRow {
             rows: row.rows + flushed.rows,
             dead_lettered: row.dead_lettered + flushed.dead_lettered,
@@ -421,9 +395,9 @@ impl Machine {
         let dead_lettering = self.letter.take().is_some();
         match error {
             StoreError::CursorMoved(row) => {
-                let before = self.position;
+                let before = self.position();
                 self.apply(*row);
-                if self.position == before {
+                if self.position() == before {
                     self.pause(Duration::ZERO, Delay::Retry); // to avoid a hot loop
                 }
             }
@@ -475,7 +449,7 @@ impl Machine {
 
     /// What follows the position becomes a dead letter, if the store finds that the table takes another record.
     fn condemn(&mut self, rejection: Rejection) {
-        self.letter = self.position.map(|position| (position, rejection));
+        self.letter = self.position().map(|position| (position, rejection));
     }
 
     /// Handles a failure by its class, and waits before the retry.
@@ -548,11 +522,11 @@ impl Machine {
         self.queue.push_back(Action::Pause { at_least, and });
     }
 
-    /// Sets the position to the database's `row`.
+    /// Takes in the database's `row`.
     fn apply(&mut self, row: LaneRow) {
-        let position = Position::from(&row);
+        let position = row.position();
         let is_behind = |before: &Position| (position.seq, position.partial) < (before.seq, before.partial);
-        if let Some(before) = self.position.filter(is_behind) {
+        if let Some(before) = self.position().filter(is_behind) {
             self.notes.push(Note::Rewound {
                 database_seq: row.last_seq,
                 expected_seq: before.seq,
@@ -561,9 +535,8 @@ impl Machine {
             self.notes.push(Note::LeaveToJournal); // including what was flushed from memory
             self.gaps_until = 0;
         }
-        self.position = Some(position);
         self.notes.push(Note::Row(row.clone()));
-        self.row = row;
+        self.row = Some(row);
     }
 
     /// Records a success.
@@ -581,9 +554,12 @@ impl Machine {
     pub(super) fn hash_state(&self, state: &mut impl std::hash::Hasher) {
         use std::hash::Hash as _;
         let batch = |batch: &Option<Batch>| {
-            batch.as_ref().map(|batch| (batch.from_seq, batch.from_records, batch.skip, batch.leave, batch.last_seq()))
+            batch
+                .as_ref()
+                .map(|batch| (batch.from_seq, batch.from_records, batch.skip(), batch.end(), batch.last_seq()))
         };
-        (self.position, self.row.lane_id, self.row.rows, self.row.dead_lettered, self.row.lost).hash(state);
+        let counts = self.row.as_ref().map(|row| (row.lane_id, row.rows, row.dead_lettered, row.lost));
+        (self.position(), counts).hash(state);
         (self.connected, self.connect, self.failing, self.flush_failing, self.state, self.durable).hash(state);
         (batch(&self.mail), batch(&self.read), batch(&self.part), self.until, self.exit.is_some()).hash(state);
         self.letter.as_ref().map(|(at, rejection)| (at, &rejection.code)).hash(state);
@@ -591,21 +567,6 @@ impl Machine {
         self.queue.contains(&Action::DropLease).hash(state);
         self.division.hash_state(state);
     }
-}
-
-/// The part of a batch after `position`; `None` if nothing is left. A batch that begins above it stays as it is.
-fn rest(mut batch: Batch, position: Position) -> Option<Batch> {
-    let gone = batch.frames.partition_point(|frame| frame.seq <= position.seq);
-    batch.frames.drain(..gone);
-    let first = batch.frames.first()?;
-    if batch.from_seq <= position.seq {
-        // Only the frame that the lane is in: if it cannot be read any more, the rest of it is lost.
-        let before = first.lane_records.saturating_sub(first.chunk.len() as u64);
-        let is_begun = before + position.partial == position.records;
-        batch.skip = if is_begun { usize::try_from(position.partial).unwrap_or(usize::MAX) } else { 0 };
-        (batch.from_seq, batch.from_records) = (position.seq, position.records);
-    }
-    Some(batch)
 }
 
 /// The part that is flushed now. Not a method: the machine's other fields can be changed meanwhile.

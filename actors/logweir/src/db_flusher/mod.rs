@@ -35,14 +35,14 @@ use tokio::time::{Duration, Instant};
 
 use self::division::Division;
 use self::failure_log::Failure;
-use self::machine::{Action, Delay, Event, Machine, Note, Position};
+use self::machine::{Action, Delay, Event, Machine, Note};
 pub use self::session::{Session, lanes_needed};
 
 use crate::batcher::LaneLink;
 use crate::limits::backoff::{Backoff, Delays};
 use crate::limits::breaker::{self, BreakerState};
 use crate::progress::{Progress, StoreState};
-use logweir_store::{Batch, BatchFrame, Flushed, Gap, LaneWriter, Rejection, StoreError};
+use logweir_store::{Batch, BatchFrame, Flushed, Gap, LaneWriter, Position, Rejection, StoreError};
 
 /// Delays before a failing database is tried again, in addition to the time for which the breaker is open: that time has
 /// no jitter, and many pods lose the same server at the same moment.

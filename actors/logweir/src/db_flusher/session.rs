@@ -178,11 +178,12 @@ async fn limited<T>(limit: Duration, step: impl Future<Output = Result<T, StoreE
     timeout(limit, step).await.unwrap_or_else(timed_out)
 }
 
-/// Returns where each lane shared with another copy starts: after the last shared frame, with the records up to it.
+/// Returns where each lane shared with another copy starts: after the last shared frame, with the records up to it, or
+/// inside of the frame after that.
 async fn lane_starts(journal: &Journal, inherited: &ForkPoint) -> Result<Vec<LaneStart>, StoreError> {
     let mut starts = Vec::new();
-    for &(lane, seq) in &inherited.up_to_seq {
-        let (mut reader, tail) = (journal.reader(lane, seq), journal.lane_durable(lane));
+    for lane in &inherited.lanes {
+        let (mut reader, tail) = (journal.reader(lane.lane, lane.seq), journal.lane_durable(lane.lane));
         let first = tokio::task::spawn_blocking(move || reader.next_frames(1, 1)).await;
         let first = match first {
             Ok(Ok(frames)) => frames.into_iter().next(),
@@ -190,7 +191,7 @@ async fn lane_starts(journal: &Journal, inherited: &ForkPoint) -> Result<Vec<Lan
             Err(error) => return Err(StoreError::Transient(format!("the journal read task failed: {error}"))),
         };
         let records = first.map_or(tail.records, |frame| frame.lane_records - u64::from(frame.records));
-        starts.push(LaneStart { lane, seq, records });
+        starts.push(lane.start(records));
     }
     Ok(starts)
 }

@@ -191,8 +191,7 @@ mod tests {
             chunk.push(Record { ts_us: now_us, severity, service: "s", host: "", message, attributes: "" });
         }
         let frame = BatchFrame { seq: 9, lane_records: 7, payload_crc: 0, chunk: Arc::new(chunk) };
-        let batch =
-            Batch { lane: 0, from_seq: 8, from_records: 4, skip: 0, leave: 0, generation: 0, frames: vec![frame] };
+        let batch = Batch::new(0, 8, 4, 0, vec![frame]);
         cache.apply(Origin { writer: WRITER, run: RUN }, &batch).await.unwrap();
         Recent::new(Arc::new(cache))
     }

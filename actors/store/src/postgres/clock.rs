@@ -8,11 +8,14 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::connect::failed;
-use super::ddl::in_transaction;
+use super::ddl::{give_to_owner, in_transaction};
 use super::partition::Logs;
 use super::types::Time;
 use crate::error::StoreError;
 use crate::protocol::clock::{ClockState, Observed, passed_us};
+
+/// The table's name.
+pub(super) const TABLE: &str = "logweir_clock";
 
 /// Creates the table: the trusted time, how long the clock has been doubted, and how long all processes have run.
 const CREATE_SQL: &str = "CREATE TABLE IF NOT EXISTS logweir_clock (one integer PRIMARY KEY CHECK (one = 1), \
@@ -21,6 +24,26 @@ const CREATE_SQL: &str = "CREATE TABLE IF NOT EXISTS logweir_clock (one integer 
 /// Creates the table, and trusts the clock of a database without records.
 pub(super) fn begin_sql(wall_us: i64) -> String {
     format!("{CREATE_SQL};\nINSERT INTO logweir_clock VALUES (1, {wall_us}, 0, 0) ON CONFLICT (one) DO NOTHING;")
+}
+
+/// Greatest difference between the database's clock and this process's at which records are deleted. More than the
+/// time that a connection may take, less than anything that matters to a retention in days.
+const CLOCKS_APART_MAX_US: i64 = 5 * 60 * 1_000_000;
+
+/// Checks that two clocks agree.
+///
+/// # Errors
+/// By how much they differ, and what to do.
+pub(super) fn agree(database_us: i64, process_us: i64) -> Result<(), String> {
+    let apart_us = database_us.abs_diff(process_us);
+    if apart_us <= CLOCKS_APART_MAX_US.unsigned_abs() {
+        return Ok(());
+    }
+    let (apart_s, which) = (apart_us / 1_000_000, if process_us > database_us { "ahead of" } else { "behind" });
+    Err(format!(
+        "this process's clock is {apart_s} s {which} the database's, so nothing is deleted: set the clock that is wrong \
+         (NTP, chrony); retention then continues by itself"
+    ))
 }
 
 /// What this process remembers of its last round.
@@ -39,11 +62,15 @@ pub(super) async fn tell_time(
     retention_days: u32,
 ) -> Result<ClockState, StoreError> {
     const WHAT: &str = "reading the trusted time";
-    let table = logs.beside("logweir_clock");
+    let table = logs.beside(TABLE);
     let exists = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table.to_string()]).await;
     if !exists.map_err(failed(WHAT))?.get::<_, bool>(0) {
-        let create = CREATE_SQL.replace("logweir_clock", &table.to_string());
-        in_transaction(client, "creating table logweir_clock", client.batch_execute(&create)).await?;
+        let create = CREATE_SQL.replace(TABLE, &table.to_string());
+        in_transaction(client, "creating table logweir_clock", async {
+            client.batch_execute(&create).await?;
+            give_to_owner(client, &table, &logs.table).await
+        })
+        .await?;
     }
     let read = format!("SELECT trusted_us, doubted_us, running_us FROM {table}");
     let row = in_transaction(client, WHAT, client.query_opt(&read, &[])).await?;
@@ -90,5 +117,30 @@ impl Logs {
         let reading = "reading the time of the oldest record";
         let row = in_transaction(client, reading, async { client.query_one(&sql, &[&Time(from_us)]).await }).await?;
         Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 20_000 * DAY_US + DAY_US / 2;
+    const MINUTE: i64 = 60 * 1_000_000;
+
+    #[test]
+    fn clocks_that_differ_by_more_than_minutes_do_not_agree() {
+        for process_us in [NOW, NOW - 4 * MINUTE, NOW + 5 * MINUTE] {
+            assert_eq!(agree(NOW, process_us), Ok(()));
+        }
+        for (process_us, expected) in [
+            (NOW + 6 * MINUTE, "360 s ahead of the database's"),
+            (NOW - 400 * DAY_US, "34560000 s behind the database's"),
+            (NOW + 400 * DAY_US, "34560000 s ahead of the database's"),
+            (i64::MAX, "ahead of"),
+            (i64::MIN, "behind"),
+        ] {
+            let error = agree(NOW, process_us).unwrap_err();
+            assert!(error.contains(expected) && error.contains("nothing is deleted"), "{error}");
+        }
     }
 }

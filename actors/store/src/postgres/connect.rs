@@ -249,7 +249,12 @@ impl Connector {
 
     fn refused(&self, error: &Error, first: Option<&(Attempt, Error)>) -> (StoreError, bool) {
         let is_password = error.code().is_some_and(|code| code.code() == "28P01") || is_password_missing(error);
-        let mut text = format!("{CONNECTING}: {}", describe(error));
+        let mut text = match is_password_missing(error) {
+            true => {
+                format!("{CONNECTING}: the server asks for a password, and {} has none", self.source.url_key.path())
+            }
+            false => format!("{CONNECTING}: {}", describe(error)),
+        };
         if is_password || is_certificate_error(error) {
             text.push_str(&match &self.source.file {
                 Some(file) => format!("; {} and its files are read again at the next attempt", file.display()),
@@ -568,7 +573,7 @@ fn hint(sqlstate: &str, message: &str) -> &'static str {
 
 /// The server asks for a password, and there is none.
 fn is_password_missing(error: &Error) -> bool {
-    error.as_db_error().is_none() && error.to_string().contains("password missing")
+    error.as_db_error().is_none() && describe(error).contains("password missing")
 }
 
 fn is_certificate_error(error: &Error) -> bool {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio_postgres::{Client, Error};
 
-use super::connect::{describe, failed, failure};
+use super::connect::{describe, failure};
 use crate::error::StoreError;
 
 /// Limits of the statements of a transaction.
@@ -17,31 +17,13 @@ pub(super) struct Limits {
 }
 
 /// The limits of maintenance.
-const LIMITS: Limits = Limits { lock_ms: 500, statement_s: 60 };
+pub(super) const LIMITS: Limits = Limits { lock_ms: 500, statement_s: 60 };
 
 /// A table with its schema; displayed quoted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Relation {
     pub(super) schema: String,
     pub(super) name: String,
-}
-
-impl Relation {
-    /// The table that `name` means in a statement without a schema.
-    pub(super) async fn find(client: &Client, name: &str) -> Result<Self, StoreError> {
-        let found = client
-            .query_opt(
-                "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.oid = to_regclass($1)",
-                &[&name],
-            )
-            .await
-            .map_err(failed("looking for a table"))?;
-        match found {
-            Some(row) => Ok(Self { schema: row.get(0), name: row.get(1) }),
-            None => Err(StoreError::Systemic(format!("table {name} was not found in search_path"))),
-        }
-    }
 }
 
 impl fmt::Display for Relation {
@@ -53,6 +35,34 @@ impl fmt::Display for Relation {
 /// Quotes an identifier; always, whatever `quote_all_identifiers` is.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Begins a transaction when everything that was sent before is answered. The driver closes a named statement with a
+/// request whose answer nobody awaits. If the connection ended between that answer and the one of the BEGIN behind it,
+/// PgBouncer before 1.21 would take the session for finished, and keep new clients waiting for a server connection that
+/// it cannot reset. Where a round trip matters, in flushes, what precedes is an unnamed statement instead.
+pub(super) async fn begin(client: &Client, sql: &str) -> Result<(), Error> {
+    client.check_connection().await?;
+    client.batch_execute(sql).await
+}
+
+/// The owner of `table`, if it is another role than the current one, which may create tables for it. Who maintains the
+/// tables is their owner or a member of the owner. A table of the member would be out of reach for all others.
+pub(super) async fn other_owner(client: &Client, table: &Relation) -> Result<Option<String>, Error> {
+    const SQL: &str = "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = $1::text::regclass \
+        AND pg_get_userbyid(relowner) <> current_user AND has_schema_privilege(relowner, relnamespace, 'CREATE') \
+        AND pg_has_role(relowner, CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' \
+        ELSE 'MEMBER' END)";
+    let owner = client.query_opt(SQL, &[&table.to_string()]).await?;
+    Ok(owner.map(|row| row.get(0)))
+}
+
+/// Gives `table` to the owner of `sibling`.
+pub(super) async fn give_to_owner(client: &Client, table: &Relation, sibling: &Relation) -> Result<(), Error> {
+    match other_owner(client, sibling).await? {
+        None => Ok(()),
+        Some(owner) => client.batch_execute(&format!("ALTER TABLE {table} OWNER TO {}", quoted(&owner))).await,
+    }
 }
 
 /// Runs `work` in a transaction with the limits of maintenance.
@@ -72,12 +82,12 @@ pub(super) async fn in_transaction_with<T>(
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, StoreError> {
     let Limits { lock_ms, statement_s } = limits;
-    let begin = format!(
+    let begin_sql = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_ms}ms'; \
          SET LOCAL statement_timeout = '{statement_s}s'; \
          SET LOCAL idle_in_transaction_session_timeout = '15s'"
     );
-    client.batch_execute(&begin).await.map_err(|error| ddl_failure(what, &error))?;
+    begin(client, &begin_sql).await.map_err(|error| ddl_failure(what, &error))?;
     let done = match work.await {
         Ok(done) => client.batch_execute("COMMIT").await.map(|()| done),
         Err(error) => Err(error),
@@ -109,6 +119,10 @@ fn to_do(code: &str, text: &str) -> &'static str {
         "55P03" => {
             "another session holds a lock, or a transaction that has to end first (see pg_stat_activity); the next round tries again"
         }
+        "23503" => {
+            "another table has a foreign key that refers to these records: they stay until what refers to them is deleted, or \
+             the foreign key is dropped"
+        }
         "57014" => "it took longer than its limit; the next round tries again",
         "55000" if text.contains("replica identity") => "ALTER TABLE … REPLICA IDENTITY FULL allows it",
         "42P07" => {
@@ -120,9 +134,55 @@ fn to_do(code: &str, text: &str) -> &'static str {
     }
 }
 
+/// The failures of steps each of which may fail alone.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Vec<StoreError>);
+
+impl Failures {
+    /// Keeps a failure, and lets the others go on; fails at once if a lock or a time limit ended the step, as it would end
+    /// the others.
+    pub(super) fn keep(&mut self, done: Result<(), StoreError>) -> Result<(), StoreError> {
+        match done {
+            Err(error @ StoreError::Transient(_)) => Err(error),
+            done => {
+                self.add(done);
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps a failure, whatever it is.
+    pub(super) fn add(&mut self, done: Result<(), StoreError>) {
+        self.0.extend(done.err());
+    }
+
+    /// The first failure, with the number of the others.
+    pub(super) fn first(self) -> Result<(), StoreError> {
+        let others = self.0.len().saturating_sub(1);
+        match self.0.into_iter().next() {
+            None => Ok(()),
+            Some(StoreError::Systemic(text)) if others > 0 => {
+                Err(StoreError::Systemic(format!("{text} (and {others} more of this kind)")))
+            }
+            Some(error) => Err(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_that_fails_lets_the_others_go_on_unless_a_lock_or_a_time_limit_ended_it() {
+        let mut failures = Failures::default();
+        failures.keep(Ok(())).unwrap();
+        failures.keep(Err(StoreError::Systemic("one".to_owned()))).unwrap();
+        failures.keep(Err(StoreError::Systemic("two".to_owned()))).unwrap();
+        assert!(failures.keep(Err(StoreError::Transient("a lock".to_owned()))).is_err());
+        assert_eq!(failures.first().unwrap_err().to_string(), "one (and 1 more of this kind)");
+        assert!(Failures::default().first().is_ok());
+    }
 
     #[test]
     fn identifiers_are_quoted() {

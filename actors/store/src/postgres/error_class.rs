@@ -99,7 +99,7 @@ pub fn advice(sqlstate: &str) -> Option<&'static str> {
         }
         "23502" => "a column of table logs is NOT NULL and logweir does not write it: give it a DEFAULT",
         "23505" | "23P01" => "drop the unique index or exclusion constraint on table logs: log records may be equal",
-        "23503" => "drop the foreign key on table logs: logweir writes records whatever other tables contain",
+        "23503" => "if the foreign key is on table logs, drop it: logweir writes records whatever other tables contain",
         "23514" => {
             "a CHECK constraint refuses the row, or no partition takes it: change the constraint, or CREATE TABLE \
              logs_default PARTITION OF logs DEFAULT"
@@ -114,7 +114,10 @@ pub fn advice(sqlstate: &str) -> Option<&'static str> {
         "3F000" => {
             "create the schema, or correct search_path of the role or of database.url (options=-c search_path=…)"
         }
-        "42501" => "run what `logweir database grants` prints, as the owner of the tables",
+        "42501" => {
+            "run what `logweir database grants` prints, as the owner of the tables; if row security is enabled, give the role \
+             a policy by which it reads and writes every row"
+        }
         "42P01" => {
             "a table is missing, and logweir creates it when it connects again; if the table exists, add its schema to the \
              search_path of the role or of database.url (options=-c search_path=…)"

@@ -4,9 +4,8 @@
 //!   rolls back.
 //! - Each statement has a time limit of its own, since the server's does not cover a COPY whose stream stalls.
 //! - Nothing is set for the session, only for the transaction: the session can be a pooler's.
-//! - What is asked before BEGIN uses the unnamed statement. A named one is closed by a request whose answer nobody
-//!   awaits, so BEGIN would follow it at once; if the connection ended there, PgBouncer before 1.21 would take that
-//!   answer as the end of the session, and keep new clients waiting for a server connection that it cannot reset.
+//! - What is asked before BEGIN uses the unnamed statement, so that everything is answered when it is sent
+//!   ([`begin`](super::ddl::begin) says why) without another round trip.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -27,10 +26,12 @@ use uuid::Uuid;
 use super::connect::{Connection, Connector, GRACE, describe, failure, no_answer, within};
 use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
+use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
 use super::schema;
 use super::types::{Json, Time};
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchFrame};
+use crate::digest::Digest;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::protocol::driver::flush::{Lane, dead_letter, flush};
@@ -46,40 +47,43 @@ use crate::store::LaneWriter;
 use crate::telemetry::measure;
 use logweir_record::record::Record;
 
-const CAS_SQL: &str = "UPDATE logweir_lane \
+const CAS_SQL: &str = "UPDATE $home.logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
     WHERE writer_id = $1 AND lane = $2 AND epoch = $3 AND last_seq = $4 AND lane_id = $10 \
     AND inherited + rows + dead + lost = $11 AND ($12::bytea IS NULL OR substr(digest, 1, 16) = $12)";
 /// The same without the condition, for the test that proves the condition necessary.
-const NO_CAS_SQL: &str = "UPDATE logweir_lane \
+const NO_CAS_SQL: &str = "UPDATE $home.logweir_lane \
     SET last_seq = $5, digest = $6, rows = rows + $7, dead = dead + $8, lost = lost + $9 \
     WHERE writer_id = $1 AND lane = $2 AND $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL \
     AND $10::integer IS NOT NULL AND $11::bigint IS NOT NULL AND coalesce($12::bytea, '') IS NOT NULL";
 const RECOUNT_SQL: &str =
-    "UPDATE logweir_lane SET rows = rows - $3, dead = dead + $3 WHERE writer_id = $1 AND lane = $2";
+    "UPDATE $home.logweir_lane SET rows = rows - $3, dead = dead + $3 WHERE writer_id = $1 AND lane = $2";
 const END_STALLED_SQL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
     WHERE application_name IN ($1, $1 || '/open') AND pid <> pg_backend_pid() \
     AND ((state = 'active' AND wait_event = 'ClientRead') \
     OR (state LIKE 'idle in transaction%' AND state_change < clock_timestamp() - interval '5 s'))";
-const VOLUME_SQL: &str = "INSERT INTO log_volume AS v (minute, service, severity, lane_id, records) \
+const VOLUME_SQL: &str = "INSERT INTO $home.log_volume AS v (minute, service, severity, lane_id, records) \
     SELECT minute, service, severity, $5, records \
     FROM unnest($1::timestamptz[], $2::text[], $3::smallint[], $4::bigint[]) AS t (minute, service, severity, records) \
     ON CONFLICT (minute, service, severity, lane_id) DO UPDATE SET records = v.records + excluded.records";
 /// Returns the ids of the rows that were inserted: not those of rows for which a trigger returned NULL.
-const EXACT_SQL: &str = "INSERT INTO logs (id, ts, severity, service, host, message, attributes) \
+const EXACT_SQL: &str = "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) \
     SELECT id, ts, severity, service, host, message, attributes \
     FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
     AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
 const ONE_SQL: &str =
-    "INSERT INTO logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-const DEAD_SQL: &str = "INSERT INTO logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
+    "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+const DEAD_SQL: &str = "INSERT INTO $home.logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
     FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \
     AS t (id, seq, row_no, sqlstate, reason, raw)";
 const GUARD_SQL: &str =
-    "SELECT last_seq, inherited + rows + dead + lost FROM logweir_lane WHERE writer_id = $1 AND lane = $2";
+    "SELECT last_seq, inherited + rows + dead + lost FROM $home.logweir_lane WHERE writer_id = $1 AND lane = $2";
 const STORED_SQL: &str =
-    "SELECT ts, severity, service, host, message, attributes::text FROM logs ORDER BY ts DESC LIMIT 1";
+    "SELECT ts, severity, service, host, message, attributes::text FROM $home.logs ORDER BY ts DESC LIMIT 1";
+
+const SETTINGS_SQL: &str =
+    "SELECT current_setting('server_encoding') <> 'UTF8', row_security_active($1::text::regclass)";
 
 /// Rows that are tried per round trip.
 const PROBE_WINDOW: usize = 256;
@@ -87,6 +91,7 @@ const PROBE_WINDOW: usize = 256;
 /// A lane's connection.
 pub(super) struct PgLane {
     connector: Connector,
+    home: KnownHome,
     /// The connection's `application_name`.
     name: String,
     statement_timeout: Duration,
@@ -97,12 +102,15 @@ pub(super) struct PgLane {
 /// A connection with its prepared statements.
 struct LaneSession {
     connection: Connection,
+    home: Home,
     cas: Statement,
     copy: Statement,
     volume: Statement,
     guard: Statement,
     /// Whether the database's encoding lacks characters.
     ascii: bool,
+    /// Whether row security applies: COPY is refused then, whatever the policies say, and INSERT is not.
+    has_policies: bool,
     begin: String,
     limit: Duration,
     /// Whether nothing was committed on it yet.
@@ -128,6 +136,7 @@ pub(super) async fn end_stalled(connection: &Connection, name: &str) {
 impl PgLane {
     pub(super) async fn open(
         connector: Connector,
+        home: KnownHome,
         writer: Uuid,
         epoch: i64,
         row: LaneRow,
@@ -136,7 +145,7 @@ impl PgLane {
     ) -> Result<Self, StoreError> {
         let name = connection_name(writer, row.lane, epoch);
         let lane = Lane::new(writer, epoch, row, last_taken);
-        let mut lane = Self { connector, name, statement_timeout, lane, session: None };
+        let mut lane = Self { connector, home, name, statement_timeout, lane, session: None };
         lane.session = Some(lane.connect().await?);
         Ok(lane)
     }
@@ -149,20 +158,22 @@ impl PgLane {
     async fn connect_unbounded(&self, limit: Duration) -> Result<LaneSession, StoreError> {
         let connection = self.connector.connect(&self.name).await?;
         end_stalled(&connection, &self.name).await;
-        schema::check_columns(&connection.client).await?;
-        let prepare =
-            async |sql| connection.client.prepare(sql).await.map_err(|error| failure("preparing the flush", &error));
+        let home = schema::check_columns(&connection.client, &self.home).await?;
+        let prepare = async |sql| {
+            connection.client.prepare(&home.sql(sql)).await.map_err(|error| failure("preparing the flush", &error))
+        };
         let cas = prepare(if armed("mutation.no_cas") { NO_CAS_SQL } else { CAS_SQL }).await?;
         let copy = prepare(COPY_SQL).await?;
         let volume = prepare(VOLUME_SQL).await?;
         let guard = prepare(GUARD_SQL).await?;
-        let encoding = connection
+        let settings = connection
             .client
-            .query_typed_one("SELECT current_setting('server_encoding') <> 'UTF8'", &[])
+            .query_typed_one(SETTINGS_SQL, &[(&home.table("logs").to_string(), Type::TEXT)])
             .await
             .map_err(|error| failure("reading the database's encoding", &error))?;
-        let ascii = encoding.get(0);
-        Ok(LaneSession { connection, cas, copy, volume, guard, ascii, begin: self.begin_sql(), limit, is_new: true })
+        let (ascii, has_policies) = (settings.get(0), settings.get(1));
+        let begin = self.begin_sql();
+        Ok(LaneSession { connection, home, cas, copy, volume, guard, ascii, has_policies, begin, limit, is_new: true })
     }
 
     /// Returns a new session, or `old` if none can be opened while `old` works.
@@ -258,6 +269,12 @@ impl LaneSession {
         match limited(self.limit, copy(self.client(), &self.copy, rows)).await {
             Some(Ok((sent, counted))) if sent == counted => Ok(Vec::new()),
             Some(Ok(_)) => Err(Refused::Filtered),
+            // Row security that was enabled since: the next connection inserts.
+            Some(Err(CopyError::Start(error)))
+                if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) && !self.is_new =>
+            {
+                Err(StoreError::Transient(format!("{WHAT}: {}", describe(&error))).into())
+            }
             Some(Err(CopyError::Start(error))) => Err(batch_failure(WHAT, &error).into()),
             Some(Err(CopyError::Rows(error))) => Err(self.refused(WHAT, &error)),
             None => Err(self.timed_out(WHAT).into()),
@@ -275,7 +292,7 @@ impl LaneSession {
         let messages: Vec<&str> = rows.iter().map(|row| row.record.message).collect();
         let attributes: Vec<Option<Json<'_>>> = rows.iter().map(|row| attributes(&row.record)).collect();
         let values: [&(dyn ToSql + Sync); 7] = [&ids, &times, &severities, &services, &hosts, &messages, &attributes];
-        let inserted = match limited(self.limit, self.client().query(EXACT_SQL, &values)).await {
+        let inserted = match limited(self.limit, self.client().query(&self.home.sql(EXACT_SQL), &values)).await {
             Some(Ok(inserted)) => inserted,
             Some(Err(error)) => return Err(self.refused(WHAT, &error)),
             None => return Err(self.timed_out(WHAT).into()),
@@ -304,7 +321,7 @@ impl LaneSession {
         let types = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
         let prepared = async {
             client.batch_execute("SAVEPOINT logweir_row").await?;
-            let one = client.prepare_typed(ONE_SQL, &types).await?;
+            let one = client.prepare_typed(&self.home.sql(ONE_SQL), &types).await?;
             Ok((one, client.prepare("ROLLBACK TO SAVEPOINT logweir_row").await?))
         };
         let (one, undo) = self.run(WHAT, prepared).await?;
@@ -382,19 +399,18 @@ impl Transaction for LaneSession {
     }
 
     async fn owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
-        self.unrelated("reading the lease", owner_in(self.client(), writer, "")).await
+        self.unrelated("reading the lease", owner_in(self.client(), &self.home, writer, "")).await
     }
 
     async fn lane(&mut self, writer: Uuid, lane: LaneId) -> Result<Option<LaneRow>, StoreError> {
-        self.unrelated("reading the cursor", lane_in(self.client(), writer, lane)).await
+        self.unrelated("reading the cursor", lane_in(self.client(), &self.home, writer, lane)).await
     }
 }
 
 impl FlushStatements for LaneSession {
     async fn move_cursor(&mut self, step: &Step<'_>) -> Result<bool, StoreError> {
         let batch = step.batch;
-        let begun = batch.begun().map(|frame| frame.digest());
-        let digest = batch.digest();
+        let (begun, digest) = (batch.begun().map(BatchFrame::digest), batch.digest());
         let (lane, from_seq, to_seq) =
             (i32::from(batch.lane), batch.from_seq.cast_signed(), batch.to_seq().cast_signed());
         let (rows, dead, lost) = (step.rows.cast_signed(), step.dead.cast_signed(), batch.lost().cast_signed());
@@ -404,13 +420,13 @@ impl FlushStatements for LaneSession {
             &step.epoch,
             &from_seq,
             &to_seq,
-            &digest,
+            &digest.as_bytes(),
             &rows,
             &dead,
             &lost,
             &lane_id(step),
             &batch.from_records.cast_signed(),
-            &begun,
+            &begun.as_ref().map(Digest::frame),
         ];
         Ok(self.run("moving the cursor", self.client().execute(&self.cas, &values)).await? == 1)
     }
@@ -422,8 +438,8 @@ impl FlushStatements for LaneSession {
         how: How,
     ) -> Result<Vec<LeftOut>, Refused> {
         match how {
-            How::Fast => self.copy_rows(rows, volume).await,
-            How::Exact => self.insert_exactly(rows, volume).await,
+            How::Fast if !self.has_policies => self.copy_rows(rows, volume).await,
+            How::Fast | How::Exact => self.insert_exactly(rows, volume).await,
         }
     }
 
@@ -437,7 +453,7 @@ impl FlushStatements for LaneSession {
     async fn recount(&mut self, step: &Step<'_>, dead: u64) -> Result<(), StoreError> {
         let (lane, dead) = (i32::from(step.batch.lane), dead.cast_signed());
         let values: [&(dyn ToSql + Sync); 3] = [&step.writer, &lane, &dead];
-        self.run("counting dead letters", self.client().execute(RECOUNT_SQL, &values)).await.map(drop)
+        self.run("counting dead letters", self.client().execute(&self.home.sql(RECOUNT_SQL), &values)).await.map(drop)
     }
 
     async fn insert_dead_letters(&mut self, step: &Step<'_>, letters: &[Letter<'_>]) -> Result<(), StoreError> {
@@ -453,13 +469,7 @@ impl FlushStatements for LaneSession {
         }
         let lane = i32::from(step.batch.lane);
         let values: [&(dyn ToSql + Sync); 8] = [&ids, &seqs, &indexes, &codes, &reasons, &raws, &step.writer, &lane];
-        self.run(WHAT, self.client().execute(DEAD_SQL, &values)).await.map(drop).map_err(|error| match error {
-            StoreError::Systemic(text) => StoreError::Systemic(format!(
-                "{text}; table logweir_dead_letter must take every row: drop the triggers, constraints and policies that \
-                 were added to it"
-            )),
-            other => other,
-        })
+        self.run(WHAT, self.client().execute(&self.home.sql(DEAD_SQL), &values)).await.map(drop)
     }
 
     async fn count_and_read_back(
@@ -480,7 +490,8 @@ impl FlushStatements for LaneSession {
     }
 
     async fn stored_record(&mut self) -> Result<Option<Sample>, StoreError> {
-        let found = self.unrelated("reading a record", self.client().query_opt(STORED_SQL, &[])).await?;
+        let found =
+            self.unrelated("reading a record", self.client().query_opt(&self.home.sql(STORED_SQL), &[])).await?;
         Ok(found.map(|row| {
             let attributes: Option<&str> = row.get(5);
             let severity = u8::try_from(row.get::<_, i16>(1)).ok().and_then(Severity::from_number);

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::quoted;
+use super::{clock, schema};
 use crate::error::StoreError;
 
 /// What a role is to do.
@@ -28,13 +29,17 @@ struct Place {
     /// Whether the owner is a superuser, or can become one.
     is_superuser: bool,
     exists: bool,
+    /// The schema of the extension pg_trgm, if that is another one.
+    pg_trgm: Option<String>,
     /// The tables and partitions, quoted and with their schemas.
     tables: Vec<String>,
 }
 
 const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, current_schema())::text, \
     coalesce(pg_get_userbyid(c.relowner), current_user)::text, c.oid IS NOT NULL, \
-    EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')) \
+    EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')), \
+    (SELECT t.nspname::text FROM pg_extension e JOIN pg_namespace t ON t.oid = e.extnamespace \
+    WHERE e.extname = 'pg_trgm' AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema())) \
     FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
     LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
 /// A hypertable passes its owner on to its chunks; a partitioned table does not.
@@ -44,7 +49,8 @@ const TABLES_SQL: &str = "WITH RECURSIVE tree AS (SELECT to_regclass('logs')::oi
     SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.oid IN (SELECT oid FROM tree) OR (n.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r') ORDER BY 1";
 
-/// Tables and what storing needs on them. Partitions need nothing: they are used through `logs`.
+/// Tables and what storing needs on them. Partitions need nothing: they are used through `logs`. Nothing on the trusted
+/// time: who could change that could let every record expire.
 const STORING: [(&str, &str); 8] = [
     ("logs", "SELECT, INSERT"),
     ("log_volume", "SELECT, INSERT, UPDATE"),
@@ -68,7 +74,7 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
     let Some(schema): Option<String> = row.get(1) else {
         return Err(StoreError::Systemic("no schema of search_path exists: create it (CREATE SCHEMA …)".to_owned()));
     };
-    let names: Vec<&str> = STORING.iter().map(|(table, _)| *table).collect();
+    let names: Vec<&str> = schema::tables().chain([clock::TABLE]).collect();
     let tables = client.query(TABLES_SQL, &[&schema, &names]).await.map_err(failed(WHAT))?;
     let place = Place {
         database: row.get(0),
@@ -76,13 +82,14 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
         owner: row.get(2),
         is_superuser: row.get(4),
         exists: row.get(3),
+        pg_trgm: row.get(5),
         tables: tables.iter().map(|row| row.get(0)).collect(),
     };
     Ok(statements(&place, role, purpose))
 }
 
 fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
-    let Place { database, schema, owner, is_superuser, exists, tables } = place;
+    let Place { database, schema, owner, is_superuser, exists, pg_trgm, tables } = place;
     let (database, schema, owner, role) = (quoted(database), quoted(schema), quoted(owner), quoted(role));
     let connect = format!("GRANT CONNECT ON DATABASE {database} TO {role};");
     let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {role};");
@@ -97,6 +104,7 @@ fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
             // CREATE on the database is for the extension pg_trgm.
             let create = format!("GRANT CREATE ON DATABASE {database} TO {role};");
             let mut all = vec![connect, create, format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};")];
+            all.extend(pg_trgm.as_ref().map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role};", quoted(schema))));
             // To change and drop tables takes their owner. A member of the owner counts as one, but a member of a
             // superuser can become one.
             if *exists && *is_superuser {
@@ -116,7 +124,34 @@ mod tests {
     fn place(exists: bool) -> Place {
         let tables = vec!["s.logs".to_owned(), "s.logs_default".to_owned()];
         let [database, schema, owner] = ["db", "s", "o"].map(str::to_owned);
-        Place { database, schema, owner, is_superuser: false, exists, tables }
+        Place { database, schema, owner, is_superuser: false, exists, pg_trgm: None, tables }
+    }
+
+    #[test]
+    fn every_table_has_its_place_in_the_grants() {
+        let sql = schema::sql();
+        let mut created: Vec<&str> = sql
+            .split("CREATE TABLE ")
+            .skip(1)
+            .map(|rest| rest.trim_start_matches("IF NOT EXISTS ").split([' ', '(']).next().unwrap_or_default())
+            .filter(|table| !["logs_shape", "logs_default"].contains(table))
+            .collect();
+        created.sort_unstable();
+        created.dedup();
+        let mut owned: Vec<&str> = schema::tables().chain([clock::TABLE]).collect();
+        owned.sort_unstable();
+        assert_eq!(created, owned);
+        let mut stored: Vec<&str> = STORING.iter().map(|(table, _)| *table).chain([clock::TABLE]).collect();
+        stored.sort_unstable();
+        assert_eq!(stored, owned);
+    }
+
+    #[test]
+    fn who_maintains_may_use_the_schema_of_pg_trgm() {
+        let elsewhere = Place { pg_trgm: Some("extensions".to_owned()), ..place(true) };
+        let line = r#"GRANT USAGE ON SCHEMA "extensions" TO "r";"#.to_owned();
+        assert!(statements(&elsewhere, "r", Purpose::Maintenance).contains(&line));
+        assert!(!statements(&elsewhere, "r", Purpose::Storing).contains(&line));
     }
 
     #[test]

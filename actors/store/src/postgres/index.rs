@@ -11,7 +11,8 @@
 use tokio_postgres::{Client, Error};
 
 use super::connect::{describe, failed};
-use super::ddl::{Relation, ddl_failure, quoted};
+use super::ddl::{Failures, Relation, ddl_failure, quoted};
+use super::home::Home;
 use super::partition::{Logs, LogsKind, partition_name};
 use crate::error::StoreError;
 
@@ -39,8 +40,8 @@ impl IndexKind {
 
 /// Builds the indexes of a kind that closed partitions lack, the oldest first. One that fails does not keep the others
 /// from being built.
-pub(super) async fn build_missing(client: &Client, kind: &IndexKind) -> Result<(), StoreError> {
-    let logs = Logs::read(client).await?;
+pub(super) async fn build_missing(client: &Client, home: &Home, kind: &IndexKind) -> Result<(), StoreError> {
+    let logs = Logs::read(client, home).await?;
     if logs.kind != LogsKind::Partitioned {
         return Ok(());
     }
@@ -56,17 +57,13 @@ pub(super) async fn build_missing(client: &Client, kind: &IndexKind) -> Result<(
             format!("USING gin (message COLLATE \"C\" {}.gin_trgm_ops)", quoted(&schema))
         }
     };
-    let mut failure = None;
+    let mut failures = Failures::default();
     for partition in partitions {
         wait_for_nobody(client, &partition).await?;
-        match build(client, &partition, kind, &on).await {
-            Ok(()) => {}
-            // The others would wait for the same transaction.
-            Err(error @ StoreError::Transient(_)) => return Err(failure.unwrap_or(error)),
-            Err(error) => failure = failure.or(Some(error)),
-        }
+        // What a lock or a time limit has ended would wait for the same transaction again.
+        failures.keep(build(client, &partition, kind, &on).await)?;
     }
-    failure.map_or(Ok(()), Err)
+    failures.first()
 }
 
 /// The closed partitions without a valid index of this kind.

@@ -7,17 +7,22 @@
 
 use logweir_engine::journal::LaneId;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, failed, failure};
+use super::ddl::begin;
+use super::home::{Home, KnownHome};
 use super::lane_row::{all_lanes, lane_in, owner_in};
+use super::takeover_digest;
+use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
 use crate::protocol::driver::lease::{AcquireError, acquire, open_lane};
 use crate::protocol::driver::statements::{LeaseError, LeaseStatements, Purpose, Refused, Transaction};
-use crate::protocol::takeover::{Owner, TakeoverRow};
+use crate::protocol::takeover::{LaneAt, Owner, TakeoverRow};
 
 /// Attempts, each waiting up to five seconds for a lock, before the acquisition fails.
 const ATTEMPTS_MAX: u32 = 3;
@@ -30,25 +35,36 @@ const BEGIN_SQL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchro
 const TRANSACTION_TIMEOUT_SQL: &str =
     "SELECT set_config(name, '60s', true) FROM pg_settings WHERE name = 'transaction_timeout'";
 
+/// Moves the sequence behind the numbers in use, if the role may. Logical replication does not copy it, nor does a
+/// restore of the rows alone. A number that a lane has had, also before it was reset, would give its records' ids to
+/// others.
+const SEQUENCE_SQL: &str = "SELECT setval(sequence, used) FROM (SELECT pg_get_serial_sequence($1, 'lane_id')::regclass \
+    AS sequence, max(lane_id) AS used FROM $home.logweir_lane) lanes \
+    WHERE CASE WHEN has_sequence_privilege(sequence, 'SELECT') AND has_sequence_privilege(sequence, 'UPDATE') \
+    THEN used > coalesce(pg_sequence_last_value(sequence), 0) ELSE false END";
+
 /// Part of the name of a connection that acquires a lease.
 const ACQUIRE: &str = "acquire-lease";
 
 /// A session that acquires a lease or opens a lane.
 struct LeaseSession<'c> {
     connection: &'c Connection,
+    home: Home,
     what: &'static str,
 }
 
 /// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
 pub(super) async fn acquire_lease(
     connector: &Connector,
+    home: &KnownHome,
     claim: &Claim,
     forked: Option<&[LaneStart]>,
 ) -> Result<Lease, StoreError> {
     let name = format!("logweir/{}/{ACQUIRE}", claim.writer.simple());
     for _ in 0..ATTEMPTS_MAX {
         let connection = connector.connect(&name).await?;
-        let mut session = LeaseSession { connection: &connection, what: "acquiring the journal's lease" };
+        let home = home.find(&connection.client).await?;
+        let mut session = LeaseSession { connection: &connection, home, what: "acquiring the journal's lease" };
         match acquire(&mut session, claim, forked).await {
             Ok(lease) => return Ok(lease),
             Err(AcquireError::Failed(error)) => return Err(error),
@@ -63,8 +79,14 @@ pub(super) async fn acquire_lease(
 }
 
 /// Reads the lane's row, or creates it while this run holds the lease (the lock blocks a takeover meanwhile).
-pub(super) async fn lane(connection: &Connection, lease: &Lease, lane: LaneId) -> Result<LaneRow, StoreError> {
-    open_lane(&mut LeaseSession { connection, what: "opening the lane" }, lease, lane).await
+pub(super) async fn lane(
+    connection: &Connection,
+    home: &KnownHome,
+    lease: &Lease,
+    lane: LaneId,
+) -> Result<LaneRow, StoreError> {
+    let home = home.find(&connection.client).await?;
+    open_lane(&mut LeaseSession { connection, home, what: "opening the lane" }, lease, lane).await
 }
 
 impl LeaseSession<'_> {
@@ -79,6 +101,26 @@ impl LeaseSession<'_> {
         }
     }
 
+    /// Runs a statement that gives a lane the sequence's next number, and returns that and the greatest one before.
+    async fn number_lane(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), StoreError> {
+        let client = &self.connection.client;
+        let table = self.home.table("logweir_lane").to_string();
+        self.failed(client.execute(&self.home.sql(SEQUENCE_SQL), &[&table]).await)?;
+        let is_new = match client.query_opt(&self.home.sql(sql), parameters).await {
+            Ok(row) => row.is_none_or(|row| row.get::<_, i32>(0) > row.get::<_, i32>(1)),
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => false,
+            Err(error) => return self.failed(Err(error)),
+        };
+        is_new.then_some(()).ok_or_else(|| {
+            StoreError::Systemic(format!(
+                "{}: the sequence of {table}.lane_id is behind the numbers in use, as after logical replication or a \
+                 restore of the rows alone: run, as the owner of the tables, SELECT setval(pg_get_serial_sequence('{table}', \
+                 'lane_id'), (SELECT max(lane_id) FROM {table}))",
+                self.what
+            ))
+        })
+    }
+
     async fn simple(&self, sql: &str) -> Result<(), StoreError> {
         self.failed(self.connection.client.batch_execute(sql).await)
     }
@@ -86,7 +128,8 @@ impl LeaseSession<'_> {
 
 impl Transaction for LeaseSession<'_> {
     async fn begin(&mut self, _: Purpose) -> Result<(), StoreError> {
-        self.simple(&format!("{BEGIN_SQL}; {TRANSACTION_TIMEOUT_SQL}")).await
+        let sql = format!("{BEGIN_SQL}; {TRANSACTION_TIMEOUT_SQL}");
+        self.failed(begin(&self.connection.client, &sql).await)
     }
 
     async fn commit(&mut self) -> Result<(), Refused> {
@@ -98,17 +141,17 @@ impl Transaction for LeaseSession<'_> {
     }
 
     async fn owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
-        self.failed(owner_in(&self.connection.client, writer, "").await)
+        self.failed(owner_in(&self.connection.client, &self.home, writer, "").await)
     }
 
     async fn lane(&mut self, writer: Uuid, lane: LaneId) -> Result<Option<LaneRow>, StoreError> {
-        self.failed(lane_in(&self.connection.client, writer, lane).await)
+        self.failed(lane_in(&self.connection.client, &self.home, writer, lane).await)
     }
 }
 
 impl LeaseStatements for LeaseSession<'_> {
     async fn lock_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, LeaseError> {
-        self.unless_held(owner_in(&self.connection.client, writer, "FOR NO KEY UPDATE").await)
+        self.unless_held(owner_in(&self.connection.client, &self.home, writer, "FOR NO KEY UPDATE").await)
     }
 
     async fn other_sessions(&mut self, writer: Uuid) -> Result<i64, StoreError> {
@@ -119,7 +162,7 @@ impl LeaseStatements for LeaseSession<'_> {
     }
 
     async fn share_owner(&mut self, writer: Uuid) -> Result<Option<Owner>, StoreError> {
-        self.failed(owner_in(&self.connection.client, writer, "FOR SHARE").await)
+        self.failed(owner_in(&self.connection.client, &self.home, writer, "FOR SHARE").await)
     }
 
     async fn set_owner(&mut self, claim: &Claim, epoch: i64) -> Result<bool, StoreError> {
@@ -127,9 +170,9 @@ impl LeaseStatements for LeaseSession<'_> {
             .connection
             .client
             .execute(
-                "INSERT INTO logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, \
+                &self.home.sql("INSERT INTO $home.logweir_writer AS w (writer_id, epoch, run_id, owner, taken_at) VALUES ($1, $2, $3, $4, \
                  clock_timestamp()) ON CONFLICT (writer_id) DO UPDATE SET epoch = excluded.epoch, run_id = \
-                 excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at WHERE w.epoch < excluded.epoch",
+                 excluded.run_id, owner = excluded.owner, taken_at = excluded.taken_at WHERE w.epoch < excluded.epoch"),
                 &[&claim.writer, &epoch, &claim.run, &claim.owner],
             )
             .await;
@@ -137,71 +180,54 @@ impl LeaseStatements for LeaseSession<'_> {
     }
 
     async fn fence_lanes(&mut self, writer: Uuid, epoch: i64) -> Result<(), LeaseError> {
-        let sql = "UPDATE logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2";
-        self.unless_held(self.connection.client.execute(sql, &[&writer, &epoch]).await).map(drop)
+        let sql = self.home.sql("UPDATE $home.logweir_lane SET epoch = $2 WHERE writer_id = $1 AND epoch < $2");
+        self.unless_held(self.connection.client.execute(&sql, &[&writer, &epoch]).await).map(drop)
     }
 
     async fn lanes(&mut self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
-        self.failed(all_lanes(&self.connection.client, writer).await)
+        self.failed(all_lanes(&self.connection.client, &self.home, writer).await)
     }
 
-    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
-        let created = self
-            .connection
-            .client
-            .execute(
-                "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES ($1, $2, $3, $4, $5) \
-                 ON CONFLICT (writer_id, lane) DO NOTHING",
-                &[&writer, &i32::from(start.lane), &epoch, &seq, &records],
-            )
-            .await;
-        self.failed(created).map(drop)
+        self.number_lane(
+            "INSERT INTO $home.logweir_lane (writer_id, lane, epoch, last_seq, inherited, digest) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (writer_id, lane) DO NOTHING \
+             RETURNING lane_id, coalesce((SELECT max(lane_id) FROM $home.logweir_lane), 0)",
+            &[&writer, &i32::from(start.lane), &epoch, &seq, &records, &start.digest.as_bytes()],
+        )
+        .await
     }
 
-    async fn reset_lane(&mut self, writer: Uuid, _: i64, start: LaneStart) -> Result<(), StoreError> {
+    async fn reset_lane(&mut self, writer: Uuid, _: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
         // `DEFAULT` is the identity column's next number, which no lane has had.
-        let reset = self
-            .connection
-            .client
-            .execute(
-                "UPDATE logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
-                 digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2",
-                &[&writer, &i32::from(start.lane), &seq, &records],
-            )
-            .await;
-        self.failed(reset).map(drop)
+        self.number_lane(
+            "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
+             digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2 \
+             RETURNING lane_id, (SELECT max(lane_id) FROM $home.logweir_lane)",
+            &[&writer, &i32::from(start.lane), &seq, &records],
+        )
+        .await
     }
 
-    async fn record_takeover(
-        &mut self,
-        claim: &Claim,
-        epoch: i64,
-        lane: Option<LaneId>,
-        tail_seq: u64,
-        cursor_seq: u64,
-    ) -> Result<(), StoreError> {
-        let (tail, cursor) = (tail_seq.cast_signed(), cursor_seq.cast_signed());
-        let recorded = self
-            .connection
-            .client
-            .execute(
-                "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
-                 cursor_seq) VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7, $8)",
-                &[
-                    &claim.writer,
-                    &epoch,
-                    &claim.run,
-                    &claim.runs.last(),
-                    &claim.owner,
-                    &lane.map(i32::from),
-                    &tail,
-                    &cursor,
-                ],
-            )
-            .await;
-        self.failed(recorded).map(drop)
+    async fn record_takeover(&mut self, claim: &Claim, epoch: i64, lanes: &[LaneAt]) -> Result<(), StoreError> {
+        let client = &self.connection.client;
+        let column = if self.failed(takeover_digest::exists(client, &self.home).await)? { ", digest" } else { "" };
+        let sql = self.home.sql(&format!(
+            "INSERT INTO $home.logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
+             cursor_seq{column}) SELECT $1, $2, $3, $4, $5, clock_timestamp(), lane, tail_seq, cursor_seq{column} \
+             FROM unnest($6::integer[], $7::bigint[], $8::bigint[], $9::bytea[]) \
+             AS t (lane, tail_seq, cursor_seq, digest)"
+        ));
+        let numbers: Vec<Option<i32>> = lanes.iter().map(|at| at.lane.map(i32::from)).collect();
+        let tails: Vec<i64> = lanes.iter().map(|at| at.tail_seq.cast_signed()).collect();
+        let cursors: Vec<i64> = lanes.iter().map(|at| at.cursor_seq.cast_signed()).collect();
+        let digests: Vec<&[u8]> = lanes.iter().map(|at| at.digest.as_bytes()).collect();
+        let Claim { writer, run, runs, owner, .. } = claim;
+        let values: [&(dyn ToSql + Sync); 9] =
+            [writer, &epoch, run, &runs.last(), owner, &numbers, &tails, &cursors, &digests];
+        self.failed(client.execute(&sql, &values).await).map(drop)
     }
 }
 
@@ -230,23 +256,30 @@ async fn terminate_holders(connection: &Connection, writer: Uuid, epoch: i64) ->
 }
 
 /// Returns the writer's takeovers, in order.
-pub(super) async fn history(connection: &Connection, writer: Uuid) -> Result<Vec<TakeoverRow>, StoreError> {
+pub(super) async fn history(
+    connection: &Connection,
+    home: &Home,
+    writer: Uuid,
+) -> Result<Vec<TakeoverRow>, StoreError> {
+    const WHAT: &str = "reading the takeovers";
     let takeover = |row: &Row| TakeoverRow {
         epoch: row.get(0),
         run: row.get(1),
         run_before: row.get(2),
-        lane: row.get::<_, Option<i32>>(3).and_then(|lane| u16::try_from(lane).ok()),
-        tail_seq: row.get::<_, i64>(4).cast_unsigned(),
-        cursor_seq: row.get::<_, i64>(5).cast_unsigned(),
+        at: LaneAt {
+            lane: row.get::<_, Option<i32>>(3).and_then(|lane| u16::try_from(lane).ok()),
+            tail_seq: row.get::<_, i64>(4).cast_unsigned(),
+            cursor_seq: row.get::<_, i64>(5).cast_unsigned(),
+            digest: Digest::from_bytes(row.get::<_, Option<Vec<u8>>>(6).unwrap_or_default()),
+        },
     };
-    let rows = connection
-        .client
-        .query(
-            "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM logweir_takeover \
-             WHERE writer_id = $1 ORDER BY epoch, lane",
-            &[&writer],
-        )
-        .await
-        .map_err(failed("reading the takeovers"))?;
+    let client = &connection.client;
+    let has_digest = takeover_digest::exists(client, home).await.map_err(failed(WHAT))?;
+    let digest = if has_digest { "digest" } else { "NULL::bytea" };
+    let sql = home.sql(&format!(
+        "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq, {digest} FROM $home.logweir_takeover \
+         WHERE writer_id = $1 ORDER BY epoch, lane"
+    ));
+    let rows = client.query(&sql, &[&writer]).await.map_err(failed(WHAT))?;
     Ok(rows.iter().map(takeover).collect())
 }

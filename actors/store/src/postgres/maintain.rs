@@ -14,16 +14,17 @@ use tokio_postgres::Client;
 
 use super::clock::{self, LastRound};
 use super::connect::{Connection, Connector, failed, within};
+use super::home::{Home, KnownHome};
 use super::index::{self, IndexKind};
 use super::partition::{
     Logs, LogsKind, delete_counters, delete_rows, drop_partitions, make_partitions, prune_takeovers,
     set_replica_identity,
 };
 use super::types::Time;
-use super::{policy, schema};
+use super::{policy, schema, takeover_digest};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
-use crate::maintenance::horizon::{clocks_agree, first_day_kept};
+use crate::protocol::clock::horizon;
 use crate::protocol::takeover::TAKEOVERS_MAX;
 use logweir_record::timestamp::DAY_US;
 
@@ -73,11 +74,13 @@ enum Step {
     RetentionRows,
     /// Counters of records that have expired.
     RetentionCounters,
+    /// What a takeover records.
+    TakeoverDigest,
     /// Takeovers that no journal can ask for any more.
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 9] = [
+const STEPS: [(Step, &str); 10] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
@@ -86,6 +89,7 @@ const STEPS: [(Step, &str); 9] = [
     (Step::RetentionPartitions, "retention_partitions"),
     (Step::RetentionRows, "retention_rows"),
     (Step::RetentionCounters, "retention_counters"),
+    (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
 ];
 
@@ -145,6 +149,7 @@ struct Round<'s> {
 struct Session<'c> {
     connector: &'c Connector,
     name: &'static str,
+    home: Home,
     key: String,
     connection: Option<Connection>,
 }
@@ -152,17 +157,19 @@ struct Session<'c> {
 /// Runs a round, unless another process is doing so.
 pub(super) async fn round(
     connector: &Connector,
+    home: &KnownHome,
     settings: RetentionSettings,
     memory: &Memory,
     now_us: i64,
 ) -> Vec<MaintenanceStep> {
     let mut round = Round { settings, memory, process_us: now_us, began: Instant::now(), first_kept: None };
     let mut steps = Vec::new();
-    let mut session = match Session::open(connector, "logweir/maintain", "maintain").await {
+    let mut session = match Session::open(connector, home, "logweir/maintain", "maintain").await {
         Ok(Some(session)) => session,
         Ok(None) => return vec![MaintenanceStep::new(CONNECTION, Ok(()))],
         Err(error) => return vec![MaintenanceStep::new(CONNECTION, Err(error))],
     };
+    let home = session.home.clone();
     let mut connected = Ok(());
     for (step, name) in STEPS {
         let client = match session.client().await {
@@ -172,7 +179,7 @@ pub(super) async fn round(
                 break;
             }
         };
-        match within(STEP_LIMIT, name, round.run(step, client)).await {
+        match within(STEP_LIMIT, name, round.run(step, client, &home)).await {
             Ok(false) => {}
             Ok(true) => steps.push(MaintenanceStep::new(name, Ok(()))),
             Err(error) => {
@@ -187,19 +194,24 @@ pub(super) async fn round(
 }
 
 /// Builds the indexes that closed partitions lack, unless another process is doing so.
-pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSettings) -> Vec<MaintenanceStep> {
-    let mut session = match Session::open(connector, "logweir/index", "index").await {
+pub(super) async fn build_indexes(
+    connector: &Connector,
+    home: &KnownHome,
+    settings: RetentionSettings,
+) -> Vec<MaintenanceStep> {
+    let mut session = match Session::open(connector, home, "logweir/index", "index").await {
         Ok(Some(session)) => session,
         // The round of maintenance reports why there is no connection.
         Ok(None) | Err(_) => return Vec::new(),
     };
+    let home = session.home.clone();
     let mut steps = Vec::new();
     for (kind, wanted) in [(&IndexKind::SERVICE, true), (&IndexKind::TEXT, settings.text_index)] {
         if !wanted {
             continue;
         }
         let Ok(client) = session.client().await else { break };
-        let built = index::build_missing(client, kind).await;
+        let built = index::build_missing(client, &home, kind).await;
         if let Err(error) = &built {
             session.forget_if_unusable(error).await;
         }
@@ -211,11 +223,11 @@ pub(super) async fn build_indexes(connector: &Connector, settings: RetentionSett
 
 impl Round<'_> {
     /// Runs a step. Returns whether it is due.
-    async fn run(&mut self, step: Step, client: &Client) -> Result<bool, StoreError> {
+    async fn run(&mut self, step: Step, client: &Client, home: &Home) -> Result<bool, StoreError> {
         if step == Step::Encoding {
             return check_encoding(client).await.map(|()| true);
         }
-        let logs = Logs::read(client).await?;
+        let logs = Logs::read(client, home).await?;
         let is_partitioned = logs.kind == LogsKind::Partitioned;
         let is_hypertable = logs.kind == LogsKind::Hypertable;
         let done = match (step, self.first_kept) {
@@ -241,7 +253,8 @@ impl Round<'_> {
                 None => delete_rows(client, &logs.table, first_kept).await,
             },
             (Step::RetentionCounters, Some(first_kept)) => delete_counters(client, &logs, first_kept).await,
-            (Step::Takeovers, _) => prune_takeovers(client, TAKEOVERS_MAX).await,
+            (Step::TakeoverDigest, _) => takeover_digest::add(client, home).await,
+            (Step::Takeovers, _) => prune_takeovers(client, home, TAKEOVERS_MAX).await,
             _ => return Ok(false),
         };
         done.map(|()| true)
@@ -251,7 +264,7 @@ impl Round<'_> {
     async fn read_clocks(&mut self, client: &Client, logs: &Logs) -> Result<(), StoreError> {
         let database_us = database_us(client).await?;
         let elapsed_us = i64::try_from(self.began.elapsed().as_micros()).unwrap_or(i64::MAX);
-        clocks_agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
+        clock::agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
         let retention_days = self.settings.retention_days;
         if retention_days == 0 {
             return Ok(());
@@ -260,7 +273,9 @@ impl Round<'_> {
         let state = clock::tell_time(client, logs, &mut last, database_us, retention_days).await?;
         *self.memory.clock.lock().unwrap_or_else(PoisonError::into_inner) = last;
         let newest_us = logs.newest_us(client).await?;
-        self.first_kept = first_day_kept(state.trusted_us, newest_us, retention_days);
+        let retention_us = i64::from(retention_days) * DAY_US;
+        let kept_us = horizon(state.trusted_us, newest_us, retention_us, DAY_US);
+        self.first_kept = Some(kept_us.div_euclid(DAY_US));
         state.verdict(database_us)
     }
 }
@@ -291,11 +306,16 @@ async fn check_encoding(client: &Client) -> Result<(), StoreError> {
 
 impl<'c> Session<'c> {
     /// Connects and takes the lock; `None` if another process has it.
-    async fn open(connector: &'c Connector, name: &'static str, what: &str) -> Result<Option<Self>, StoreError> {
+    async fn open(
+        connector: &'c Connector,
+        home: &KnownHome,
+        name: &'static str,
+        what: &str,
+    ) -> Result<Option<Self>, StoreError> {
         let connection = connector.connect(name).await?;
-        let schema = Logs::read(&connection.client).await?.table.schema;
-        let key = format!("logweir/{what}/{schema}");
-        let mut session = Self { connector, name, key, connection: None };
+        let home = home.find(&connection.client).await?;
+        let key = format!("logweir/{what}/{}", home.name());
+        let mut session = Self { connector, name, home, key, connection: None };
         if !session.lock(&connection.client).await? {
             return Ok(None);
         }

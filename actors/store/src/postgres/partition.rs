@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use logweir_record::timestamp::{self, DAY_US};
 use tokio::time::Instant;
-use tokio_postgres::types::Oid;
+use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::connect::failed;
-use super::ddl::{Limits, Relation, in_transaction, in_transaction_with, quoted};
+use super::ddl::{Failures, LIMITS, Limits, Relation, give_to_owner, in_transaction, in_transaction_with, quoted};
 use super::error_class::FUTURE_CHECK;
+use super::home::Home;
 use super::types::Time;
 use crate::error::StoreError;
 
@@ -37,6 +38,8 @@ const READ_BYTES_MAX: i64 = 128 << 20;
 const MOVED_ROWS_MAX: i64 = 10_000;
 /// Time for reading a large default partition, while writers go on.
 const VALIDATE_LIMITS: Limits = Limits { lock_ms: 500, statement_s: 300 };
+/// While a partition is detached, and other tables are searched for what refers to its records, no lane writes.
+const DETACH_LIMITS: Limits = Limits { lock_ms: 500, statement_s: 5 };
 /// Attempts to drop [`FUTURE_CHECK`], half a second each.
 const DROP_CHECK_ATTEMPTS: u32 = 10;
 
@@ -66,12 +69,6 @@ pub(super) enum LogsKind {
     Plain,
 }
 
-/// The owner of a table, if it is another role than the current one, which may create a table for it.
-const OTHER_OWNER_SQL: &str = "SELECT pg_get_userbyid(relowner)::text FROM pg_class WHERE oid = $1 \
-    AND pg_get_userbyid(relowner) <> current_user AND has_schema_privilege(relowner, relnamespace, 'CREATE') \
-    AND pg_has_role(relowner, CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' \
-    ELSE 'MEMBER' END)";
-
 /// A partition that is not the default one.
 struct Partition {
     relation: Relation,
@@ -81,8 +78,8 @@ struct Partition {
 }
 
 impl Logs {
-    /// Reads the table that a flush writes to; not that of another logweir, which search_path finds if it is missing.
-    pub(super) async fn read(client: &Client) -> Result<Self, StoreError> {
+    /// Reads the table that a flush writes to.
+    pub(super) async fn read(client: &Client, home: &Home) -> Result<Self, StoreError> {
         let row = client
             .query_opt(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
@@ -92,16 +89,15 @@ impl Logs {
                  LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
                  LEFT JOIN pg_namespace dn ON dn.oid = d.relnamespace \
                  LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace \
-                 WHERE c.oid = to_regclass('logs') AND c.relnamespace = coalesce( \
-                 (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('logweir_lane')), c.relnamespace)",
-                &[],
+                 WHERE n.nspname = $1 AND c.relname = 'logs'",
+                &[&home.name()],
             )
             .await
             .map_err(failed("reading the table logs"))?;
         let Some(row) = row else {
-            return Err(StoreError::Systemic(
-                "table logs was not found beside logweir_lane; it is created when a lane connects again".to_owned(),
-            ));
+            return Err(StoreError::Systemic(format!(
+                "table logs was not found in schema {home}; it is created when a lane connects again"
+            )));
         };
         let relation = |schema: usize, name: usize| Some(Relation { schema: row.get(schema), name: row.get(name) });
         let table = Relation { schema: row.get(1), name: row.get(2) };
@@ -123,7 +119,7 @@ impl Logs {
         })
     }
 
-    /// The name of `name` in the schema of `logs`.
+    /// The table `name` in the schema of `logs`.
     pub(super) fn beside(&self, name: &str) -> Relation {
         Relation { schema: self.table.schema.clone(), name: name.to_owned() }
     }
@@ -142,12 +138,7 @@ impl Logs {
             sql.push_str(&format!("; ALTER TABLE {name} DROP CONSTRAINT {}", quoted(constraint)));
         }
         client.batch_execute(&sql).await?;
-        // Who maintains `logs` is its owner or a member of the owner. A partition of the member would be out of reach for
-        // all others.
-        match client.query_opt(OTHER_OWNER_SQL, &[&self.oid]).await? {
-            None => Ok(()),
-            Some(row) => client.batch_execute(&format!("ALTER TABLE {name} OWNER TO {}", quoted(row.get(0)))).await,
-        }
+        give_to_owner(client, name, &self.table).await
     }
 
     /// The CHECK constraints that are NOT VALID, as (name, definition).
@@ -172,6 +163,12 @@ impl Logs {
             )
             .await?;
         Ok(rows.iter().map(|row| quoted(row.get(0))).collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether other tables have foreign keys to it. Partitions can then be dropped only when they are detached.
+    async fn is_referred_to(&self, client: &Client) -> Result<bool, Error> {
+        let sql = "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = $1)";
+        Ok(client.query_one(sql, &[&self.oid]).await?.get(0))
     }
 
     async fn partitions(&self, client: &Client) -> Result<Vec<Partition>, StoreError> {
@@ -201,12 +198,13 @@ impl Logs {
 /// Whether TimescaleDB divides `table`. A database can use TimescaleDB for other tables only.
 pub(super) async fn is_hypertable(client: &Client, table: &Relation) -> Result<bool, Error> {
     let view = "SELECT to_regclass('timescaledb_information.hypertables') IS NOT NULL";
-    if !client.query_one(view, &[]).await?.get::<_, bool>(0) {
+    if !client.query_typed_one(view, &[]).await?.get::<_, bool>(0) {
         return Ok(false);
     }
     let found = "SELECT FROM timescaledb_information.hypertables \
         WHERE hypertable_schema::text = $1 AND hypertable_name::text = $2";
-    Ok(client.query_opt(found, &[&table.schema, &table.name]).await?.is_some())
+    let name: [(&(dyn ToSql + Sync), Type); 2] = [(&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
+    Ok(client.query_typed_opt(found, &name).await?.is_some())
 }
 
 /// Returns `logs_pYYYYMMDD`.
@@ -265,12 +263,10 @@ pub(super) async fn make_partitions(
     today: i64,
     days: std::ops::RangeInclusive<i64>,
 ) -> Result<(), StoreError> {
-    let mut failures = Vec::new();
+    let mut failures = Failures::default();
     if logs.default.is_none() {
-        match make_default(client, &logs).await {
-            Ok(default) => logs.default = Some(default),
-            Err(error) => failures.push(error),
-        }
+        let made = make_default(client, &logs).await;
+        failures.add(made.map(|default| logs.default = Some(default)));
     }
     if let Some(default) = &logs.default {
         // Of an attempt that was interrupted.
@@ -289,11 +285,7 @@ pub(super) async fn make_partitions(
             None => (0, 0),
         };
         match way(day, today, rows, bytes) {
-            Way::Move => match make_partition(client, &logs, day).await {
-                Ok(()) => {}
-                Err(error @ StoreError::Transient(_)) => return Err(error),
-                Err(error) => failures.push(error),
-            },
+            Way::Move => failures.keep(make_partition(client, &logs, day).await)?,
             Way::Check => empty.push(day),
             Way::Leave => left.push(day),
             Way::Skip => {}
@@ -303,22 +295,19 @@ pub(super) async fn make_partitions(
         let made = make_empty_partitions(client, &logs, default, &empty).await;
         // Whatever happened: nothing is refused for longer than it has to be.
         let dropped = drop_check(client, default).await;
-        match made.and(dropped) {
-            Err(error @ StoreError::Transient(_)) => return Err(error),
-            done => failures.extend(done.err()),
-        }
+        failures.keep(made.and(dropped))?;
     }
     if let (Some(default), Some(day)) = (&logs.default, left.first()) {
         let (day, others) = (timestamp::text(day * DAY_US), left.len() - 1);
         let others = if others > 0 { format!(" (and of {others} more days)") } else { String::new() };
-        failures.push(StoreError::Systemic(format!(
+        failures.add(Err(StoreError::Systemic(format!(
             "records of the day that begins at {}{others} stay in {default}, because there are too many to move them while \
              others are written; they are found, and expire, more slowly than in a partition of their own. The next days get \
              their partitions, so nothing has to be done; to divide {default} see \"Large default partition\" in operations.md",
             day.trim_end_matches(".000000Z")
-        )));
+        ))));
     }
-    first(failures)
+    failures.first()
 }
 
 /// The number of rows of `day` in the default partition, up to one more than can move, and its size in bytes.
@@ -351,15 +340,11 @@ async fn make_empty_partitions(
         Err(StoreError::Systemic(text)) => return Err(StoreError::Transient(text)),
         done => done?,
     }
-    let mut failures = Vec::new();
+    let mut failures = Failures::default();
     for &day in days {
-        match make_partition(client, logs, day).await {
-            Ok(()) => {}
-            Err(error @ StoreError::Transient(_)) => return Err(error),
-            Err(error) => failures.push(error),
-        }
+        failures.keep(make_partition(client, logs, day).await)?;
     }
-    first(failures)
+    failures.first()
 }
 
 /// Drops [`FUTURE_CHECK`] if it is there.
@@ -383,18 +368,6 @@ async fn drop_check(client: &Client, default: &Relation) -> Result<(), StoreErro
             done => return done,
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-/// The first failure, with the number of the others.
-fn first(failures: Vec<StoreError>) -> Result<(), StoreError> {
-    let others = failures.len().saturating_sub(1);
-    match failures.into_iter().next() {
-        None => Ok(()),
-        Some(StoreError::Systemic(text)) if others > 0 => {
-            Err(StoreError::Systemic(format!("{text} (and {others} more of this kind)")))
-        }
-        Some(error) => Err(error),
     }
 }
 
@@ -488,7 +461,11 @@ async fn limit(client: &Client, locked: Option<Instant>) -> Result<(), Error> {
 /// Drops the partitions of days before `first_kept`. Only those that logweir has created, by their names and bounds: one
 /// that an operator attached may be an archive.
 pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
-    let mut failures = Vec::new();
+    let counters = logs.beside("log_volume");
+    let counted =
+        format!("SELECT coalesce(sum(records), 0)::bigint FROM {counters} WHERE minute >= $1 AND minute < $2");
+    let is_referred_to = logs.is_referred_to(client).await.map_err(failed("looking for foreign keys on logs"))?;
+    let mut failures = Failures::default();
     for partition in logs.partitions(client).await? {
         let Partition { relation, is_plain, from_us, to_us } = &partition;
         let is_own = *is_plain && is_daily(&relation.name) && to_us - DAY_US == *from_us;
@@ -496,24 +473,32 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
             continue;
         }
         let what = format!("dropping partition {relation}");
-        let dropped = in_transaction(client, &what, async {
-            // From the counters: counting the rows would read the whole partition.
-            let sql = "SELECT coalesce(sum(records), 0)::bigint FROM log_volume WHERE minute >= $1 AND minute < $2";
-            let rows = client.query_one(sql, &[&Time(*from_us), &Time(*to_us)]).await?.get::<_, i64>(0);
-            client.batch_execute(&format!("DROP TABLE {relation}")).await?;
-            Ok(rows.unsigned_abs())
-        })
-        .await;
+        let drop_it = async |limits: Limits, sql: String| {
+            in_transaction_with(limits, client, &what, async {
+                // From the counters: counting the rows would read the whole partition.
+                let counted = client.query_one(&counted, &[&Time(*from_us), &Time(*to_us)]).await?;
+                client.batch_execute(&sql).await?;
+                Ok(counted.get::<_, i64>(0).unsigned_abs())
+            })
+            .await
+        };
+        let dropped = match is_referred_to {
+            false => drop_it(LIMITS, format!("DROP TABLE {relation}")).await,
+            true => {
+                let detach = format!("ALTER TABLE {} DETACH PARTITION {relation}; DROP TABLE {relation}", logs.table);
+                drop_it(DETACH_LIMITS, detach).await
+            }
+        };
         match dropped {
             Ok(rows) => {
                 metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
                 metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => "logs").increment(rows);
                 tracing::info!(name = %relation, rows, "dropped an expired partition");
             }
-            Err(error) => failures.push(error),
+            Err(error) => failures.add(Err(error)),
         }
     }
-    first(failures)
+    failures.first()
 }
 
 /// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.
@@ -527,7 +512,7 @@ pub(super) async fn delete_rows(client: &Client, table: &Relation, first_kept: i
 pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
     const WHAT: &str = "looking for counters of expired records";
     let until = Instant::now() + DELETE_FOR;
-    let counters = Relation::find(client, "log_volume").await?;
+    let counters = logs.beside("log_volume");
     let next = format!("SELECT min(minute) FROM {counters} WHERE minute >= $1 AND minute < $2");
     let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.table);
     let end_us = first_kept * DAY_US;
@@ -583,33 +568,32 @@ pub(super) async fn set_replica_identity(client: &Client, logs: &Logs) -> Result
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE (c.oid = to_regclass('logweir_takeover') \
+             WHERE (n.nspname = $2 AND c.relname = 'logweir_takeover' AND c.relkind = 'r' \
              OR c.oid = (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = $1)) \
              AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS \
              (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary AND x.indisvalid))",
-            &[&logs.oid],
+            &[&logs.oid, &logs.table.schema],
         )
         .await
         .map_err(failed(WHAT))?;
-    let mut failures = Vec::new();
+    let mut failures = Failures::default();
     for row in rows {
         let table = Relation { schema: row.get(0), name: row.get(1) };
         let sql = format!("ALTER TABLE {table} REPLICA IDENTITY FULL");
-        let done = in_transaction(client, WHAT, client.batch_execute(&sql)).await;
-        failures.extend(done.err());
+        failures.add(in_transaction(client, WHAT, client.batch_execute(&sql)).await);
     }
-    first(failures)
+    failures.first()
 }
 
 /// Deletes the takeovers that no journal can ask for any more.
-pub(super) async fn prune_takeovers(client: &Client, kept: i64) -> Result<(), StoreError> {
-    const OLD: &str =
-        "FROM logweir_takeover t USING logweir_writer w WHERE w.writer_id = t.writer_id AND t.epoch <= w.epoch - $1";
-    const ANY_OLD: &str = "SELECT EXISTS (SELECT FROM logweir_takeover t JOIN logweir_writer w USING (writer_id) \
-        WHERE t.epoch <= w.epoch - $1)";
+pub(super) async fn prune_takeovers(client: &Client, home: &Home, kept: i64) -> Result<(), StoreError> {
+    const OLD: &str = "DELETE FROM $home.logweir_takeover t USING $home.logweir_writer w \
+        WHERE w.writer_id = t.writer_id AND t.epoch <= w.epoch - $1";
+    const ANY_OLD: &str = "SELECT EXISTS (SELECT FROM $home.logweir_takeover t \
+        JOIN $home.logweir_writer w USING (writer_id) WHERE t.epoch <= w.epoch - $1)";
     in_transaction(client, "deleting old takeovers", async {
-        if client.query_one(ANY_OLD, &[&kept]).await?.get(0) {
-            client.execute(&format!("DELETE {OLD}"), &[&kept]).await?;
+        if client.query_one(&home.sql(ANY_OLD), &[&kept]).await?.get(0) {
+            client.execute(&home.sql(OLD), &[&kept]).await?;
         }
         Ok(())
     })

@@ -18,6 +18,7 @@ use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 
 use super::connect::describe;
 use super::filter::Sql;
+use super::home::KnownHome;
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
@@ -35,20 +36,26 @@ const ROWS_PER_FETCH: usize = 500;
 /// Extra time that the server gets beyond its own limit before the read is canceled.
 const GRACE: Duration = Duration::from_secs(2);
 
-const LANES_SQL: &str = "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq, \
-     l.rows + l.dead + l.lost + l.inherited FROM logweir_lane l JOIN logweir_writer w USING (writer_id)";
+fn lanes_sql(lanes: &str, writers: &str) -> String {
+    format!(
+        "SELECT l.writer_id, w.run_id, l.lane, l.lane_id, l.last_seq, l.rows + l.dead + l.lost + l.inherited \
+         FROM {lanes} l JOIN {writers} w USING (writer_id)"
+    )
+}
 
 /// Reads through a pool.
 pub struct PostgresReader {
     pool: Pool,
+    /// Where the tables are; `None` if `search_path` decides.
+    home: Option<KnownHome>,
     /// The server's limit for a statement.
     timeout: Duration,
     throttle: QueryThrottle,
 }
 
 impl PostgresReader {
-    pub(super) fn new(pool: Pool, timeout: Duration, throttle: QueryThrottle) -> Self {
-        Self { pool, timeout, throttle }
+    pub(super) fn new(pool: Pool, home: Option<KnownHome>, timeout: Duration, throttle: QueryThrottle) -> Self {
+        Self { pool, home, timeout, throttle }
     }
 
     /// Returns the SQL that limits a statement: to a short time and one process while flushes are behind.
@@ -59,6 +66,14 @@ impl PostgresReader {
                 "SET LOCAL statement_timeout = {}; SET LOCAL max_parallel_workers_per_gather = 0",
                 READING_MAX.min(self.timeout).as_millis()
             ),
+        }
+    }
+
+    /// The table `name` in a statement, with its schema if that is known.
+    fn table(&self, name: &str) -> String {
+        match self.home.as_ref().and_then(KnownHome::get) {
+            Some(home) => home.table(name).to_string(),
+            None => name.to_owned(),
         }
     }
 
@@ -113,10 +128,11 @@ impl PostgresReader {
                 .start()
                 .await?;
             let limit = self.limit();
+            let lanes_sql = lanes_sql(&self.table("logweir_lane"), &self.table("logweir_writer"));
             let lanes = async {
                 match is_direct {
-                    true => transaction.query(&transaction.prepare_cached(LANES_SQL).await?, &[]).await,
-                    false => transaction.query(LANES_SQL, &[]).await,
+                    true => transaction.query(&transaction.prepare_cached(&lanes_sql).await?, &[]).await,
+                    false => transaction.query(&lanes_sql, &[]).await,
                 }
             };
             let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), lanes);
@@ -152,7 +168,8 @@ impl PostgresReader {
                 let (mut fold, mut records) = (empty(), 0);
                 let mut pieces = self.throttle.pieces(sample.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
-                    let sql = sample_sql(columns, range, &sample.filter, sample.records_max - records);
+                    let records_left = sample.records_max - records;
+                    let sql = sample_sql(columns, &self.table("logs"), range, &sample.filter, records_left);
                     let read = pieces.read(async {
                         let statement = prepared(transaction, &sql, &RECORD).await?;
                         let rows = transaction.query_raw(&statement, sql.parameters()).await?;
@@ -300,9 +317,9 @@ fn within(sql: &mut Sql, range: Range) {
     sql.push(&format!("ts >= {start} AND ts < {end}"));
 }
 
-fn sample_sql(columns: &str, range: Range, filter: &Filter, records_max: usize) -> Sql {
+fn sample_sql(columns: &str, logs: &str, range: Range, filter: &Filter, records_max: usize) -> Sql {
     let mut sql = Sql::new("SELECT ");
-    sql.push(columns).push(" FROM logs WHERE ");
+    sql.push(&format!("{columns} FROM {logs} WHERE "));
     within(&mut sql, range);
     sql.push(" AND ").filter(filter);
     let limit = sql.number(i64::try_from(records_max).unwrap_or(i64::MAX));
@@ -310,9 +327,9 @@ fn sample_sql(columns: &str, range: Range, filter: &Filter, records_max: usize) 
     sql
 }
 
-fn scan_sql(scan: &Scan) -> Sql {
+fn scan_sql(scan: &Scan, logs: &str) -> Sql {
     let mut sql = Sql::new("SELECT ");
-    sql.push(COLUMNS).push(" FROM logs WHERE ");
+    sql.push(&format!("{COLUMNS} FROM {logs} WHERE "));
     within(&mut sql, scan.range_left());
     let (sign, order) = match scan.direction {
         Direction::Backward => ("<", "DESC"),
@@ -328,8 +345,8 @@ fn scan_sql(scan: &Scan) -> Sql {
     sql
 }
 
-async fn page(transaction: &Transaction<'_>, scan: &Scan) -> Result<Vec<Found>, ReadStop> {
-    let sql = scan_sql(scan);
+async fn page(transaction: &Transaction<'_>, scan: &Scan, logs: &str) -> Result<Vec<Found>, ReadStop> {
+    let sql = scan_sql(scan, logs);
     let statement = prepared(transaction, &sql, &RECORD).await?;
     let portal = transaction.bind(&statement, &sql.parameters()).await?;
     let (mut found, mut bytes) = (Vec::new(), 0);
@@ -387,7 +404,10 @@ impl LogReader for PostgresReader {
                 while let Some(range) = pieces.next() {
                     let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
                     let piece = Scan { range, limit, bytes_max, ..scan.clone() };
-                    let page = pieces.read(page(transaction, &piece)).await.ok_or(ReadStop::Preempted)??;
+                    let page = pieces
+                        .read(page(transaction, &piece, &self.table("logs")))
+                        .await
+                        .ok_or(ReadStop::Preempted)??;
                     bytes += page.iter().map(Found::bytes).sum::<usize>();
                     found.extend(page);
                     if found.len() >= scan.limit || bytes >= scan.bytes_max {
@@ -406,7 +426,7 @@ impl LogReader for PostgresReader {
                 let mut counts = Vec::new();
                 let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
-                    let sql = counts_sql(filter, range, steps, by, ["logs", "ts", "count(*)"]);
+                    let sql = counts_sql(filter, range, steps, by, [&self.table("logs"), "ts", "count(*)"]);
                     let rows = pieces.read(rows(transaction, &sql, &COUNT)).await.ok_or(ReadStop::Preempted)??;
                     counts.extend(rows.iter().map(count));
                 }
@@ -417,12 +437,14 @@ impl LogReader for PostgresReader {
     }
 
     async fn volume(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
-        let sql = counts_sql(filter, steps.range, steps, by, ["log_volume", "minute", "sum(records)::bigint"]);
+        let table = [&self.table("log_volume"), "minute", "sum(records)::bigint"];
+        let sql = counts_sql(filter, steps.range, steps, by, table);
         self.rows(&sql, &COUNT, count).await
     }
 
     async fn total(&self, range: Range) -> Result<Snapshot<Volume>, ReadError> {
-        let mut sql = Sql::new("SELECT coalesce(sum(records), 0)::bigint, count(*) FROM log_volume WHERE ");
+        let mut sql = Sql::new("SELECT coalesce(sum(records), 0)::bigint, count(*) FROM ");
+        sql.push(&self.table("log_volume")).push(" WHERE ");
         let start = sql.time(timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US);
         let end = sql.end(range.end_us);
         sql.push(&format!("minute >= {start} AND minute < {end}"));
@@ -435,7 +457,8 @@ impl LogReader for PostgresReader {
     }
 
     async fn services(&self, range: Range) -> Result<Snapshot<Vec<NameCount>>, ReadError> {
-        let mut sql = Sql::new("SELECT service, sum(records)::bigint FROM log_volume WHERE ");
+        let mut sql = Sql::new("SELECT service, sum(records)::bigint FROM ");
+        sql.push(&self.table("log_volume")).push(" WHERE ");
         let start = sql.time(timestamp::clamp(range.start_us).div_euclid(MINUTE_US) * MINUTE_US);
         let (end, limit) = (sql.end(range.end_us), sql.number(facets::SERVICES_MAX.into()));
         sql.push(&format!("minute >= {start} AND minute < {end} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {limit}"));

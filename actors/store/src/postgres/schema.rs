@@ -4,19 +4,22 @@
 //!   is it created, in one transaction, under an advisory lock that ends with it. The key of the lock contains the
 //!   schema: two logweirs in one database do not wait for each other.
 //! - A table that was dropped while logweir runs is made again, unless that would store records twice.
+//! - Where they are once this process has found them, they are looked for from then on, whatever `search_path` says
+//!   later; unless none is left there that identifies records.
 //! - Everything else that makes the tables better is [maintenance](super::maintain).
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{Oid, Type};
+use tokio_postgres::types::{Oid, ToSql, Type};
 use tokio_postgres::{Client, Error};
 
-use super::clock;
 use super::connect::{Connector, describe, failed, within};
-use super::ddl::{Relation, ddl_failure};
+use super::ddl::{Relation, begin, ddl_failure, give_to_owner};
+use super::home::{Home, IDENTITY, KnownHome};
 use super::partition::{Logs, is_hypertable, make_default};
+use super::{clock, takeover_digest};
 use crate::error::StoreError;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
@@ -39,8 +42,10 @@ const TABLES: [&str; 7] = [
     "logs",
 ];
 
-/// The tables that identify records: if one is missing, ids would be used again.
-const IDENTITY: [&str; 2] = ["logweir_writer", "logweir_lane"];
+/// The names of the tables that are migrated.
+pub(super) fn tables() -> impl Iterator<Item = &'static str> {
+    TABLES.into_iter().chain([HISTORY])
+}
 
 /// Attempts to get the lock, each waiting up to five seconds, before creating the tables fails.
 const ATTEMPTS_MAX: u32 = 4;
@@ -78,9 +83,9 @@ const COLUMNS: [(&str, Oid, &str); 7] = [
 
 /// What is in the database.
 struct Found {
-    /// The schemas of search_path that exist, in its order.
+    /// The schema that is known, or those of search_path that exist, in its order.
     path: Vec<String>,
-    /// The tables that search_path finds, [`HISTORY`] included, with their schemas.
+    /// The tables that are found there, [`HISTORY`] included, with their schemas.
     tables: HashMap<&'static str, String>,
     /// The migrations that were applied.
     applied: Vec<Applied>,
@@ -98,43 +103,53 @@ struct Plan {
     tables: Vec<&'static str>,
 }
 
-/// Makes the tables that are missing. Returns whether `logs` is a hypertable.
-pub(super) async fn prepare(client: &Client) -> Result<bool, StoreError> {
-    let found = look(client).await?;
-    match plan(&found)? {
-        None if found.lacks_default => {
-            // Rows without a partition would fail. Anything else about partitions is maintenance.
-            let made = make_default(client, &Logs::read(client).await?).await;
-            if let Err(error) = made
-                // Every lane tries it, and one is the first.
-                && look(client).await?.lacks_default
-            {
-                tracing::warn!(%error, "records that have no partition of their own will be rejected");
-            }
-            Ok(found.is_hypertable)
-        }
-        None => Ok(found.is_hypertable),
-        Some(plan) => {
-            create(client, &plan.schema).await?;
-            Ok(look(client).await?.is_hypertable)
+/// The tables in the schema `$2` if that has one of `$3`, otherwise in the schemas of `search_path`.
+const LOOK_SQL: &str = "WITH path AS (SELECT CASE WHEN EXISTS \
+    (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $2 AND c.relname = ANY ($3)) \
+    THEN ARRAY[$2] ELSE current_schemas(false)::text[] END AS schemas) \
+    SELECT path.schemas, t.name, c.schema, c.lacks_default FROM path, unnest($1) AS t (name) LEFT JOIN LATERAL \
+    (SELECT n.nspname::text AS schema, c.relkind = 'p' AND NOT EXISTS \
+        (SELECT FROM pg_partitioned_table p WHERE p.partrelid = c.oid AND p.partdefid <> 0) AS lacks_default \
+    FROM unnest(path.schemas) WITH ORDINALITY AS s (name, place) JOIN pg_namespace n ON n.nspname = s.name \
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name ORDER BY s.place LIMIT 1) c ON true";
+
+/// What a process stores in.
+pub(super) struct Prepared {
+    pub(super) home: Home,
+    pub(super) is_hypertable: bool,
+}
+
+/// Makes the tables that are missing.
+pub(super) async fn prepare(client: &Client, known: &KnownHome) -> Result<Prepared, StoreError> {
+    let mut found = look(client, known).await?;
+    if let Some(plan) = plan(&found)? {
+        create(client, known, &plan.schema).await?;
+        found = look(client, known).await?;
+    }
+    let Some(home) = found.tables.get("logs").map(|schema| Home::new(schema)) else {
+        return Err(StoreError::Transient("the tables were dropped while they were being looked for".to_owned()));
+    };
+    known.set(home.clone());
+    if found.lacks_default {
+        // Rows without a partition would fail. Anything else about partitions is maintenance.
+        let made = make_default(client, &Logs::read(client, &home).await?).await;
+        if let Err(error) = made
+            // Every lane tries it, and one is the first.
+            && look(client, known).await?.lacks_default
+        {
+            tracing::warn!(%error, "records that have no partition of their own will be rejected");
         }
     }
+    Ok(Prepared { home, is_hypertable: found.is_hypertable })
 }
 
 /// Reads what is there.
-async fn look(client: &Client) -> Result<Found, StoreError> {
-    let names: Vec<&str> = TABLES.into_iter().chain([HISTORY]).collect();
-    let rows = client
-        .query_typed(
-            "SELECT current_schemas(false)::text[], t.name, n.nspname::text, \
-             c.relkind = 'p' AND NOT EXISTS \
-             (SELECT FROM pg_partitioned_table p WHERE p.partrelid = c.oid AND p.partdefid <> 0) \
-             FROM unnest($1::text[]) AS t (name) LEFT JOIN pg_class c ON c.oid = to_regclass(t.name) \
-             LEFT JOIN pg_namespace n ON n.oid = c.relnamespace",
-            &[(&names, Type::TEXT_ARRAY)],
-        )
-        .await
-        .map_err(failed("looking for the tables"))?;
+async fn look(client: &Client, known: &KnownHome) -> Result<Found, StoreError> {
+    let names: Vec<&str> = tables().collect();
+    let known = known.get();
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&names, Type::TEXT_ARRAY), (&known.as_ref().map(Home::name), Type::TEXT), (&&IDENTITY[..], Type::TEXT_ARRAY)];
+    let rows = client.query_typed(LOOK_SQL, &parameters).await.map_err(failed("looking for the tables"))?;
     let mut found = Found {
         path: rows.first().map_or_else(Vec::new, |row| row.get(0)),
         tables: HashMap::new(),
@@ -144,8 +159,7 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
     };
     for row in &rows {
         let (name, schema): (&str, Option<String>) = (row.get(1), row.get(2));
-        let (Some(name), Some(schema)) = (TABLES.into_iter().chain([HISTORY]).find(|known| *known == name), schema)
-        else {
+        let (Some(name), Some(schema)) = (tables().find(|known| *known == name), schema) else {
             continue;
         };
         if name == "logs" {
@@ -158,15 +172,20 @@ async fn look(client: &Client) -> Result<Found, StoreError> {
         let logs = Relation { schema: schema.clone(), name: "logs".to_owned() };
         found.is_hypertable = is_hypertable(client, &logs).await.map_err(failed("looking for hypertables"))?;
     }
-    if found.tables.contains_key(HISTORY) {
+    if let Some(schema) = found.tables.get(HISTORY) {
         let rows = client
-            .query_typed(APPLIED_SQL, &[])
+            .query_typed(&of_history(APPLIED_SQL, schema), &[])
             .await
             .map_err(|error| ddl_failure("reading the migrations", &error))?;
         found.applied =
             rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect();
     }
     Ok(found)
+}
+
+/// The statement `sql` of the migrations, which names [`HISTORY`] without its schema.
+fn of_history(sql: &str, schema: &str) -> String {
+    sql.replace(HISTORY, &Home::new(schema).table(HISTORY).to_string())
 }
 
 /// Forgets the tables that are not in the schema of those that identify records: they belong to another logweir, and
@@ -211,7 +230,7 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
         ));
     };
     let history = !pending.is_empty();
-    if history && !IDENTITY.iter().chain(&["logs"]).all(|name| found.tables.contains_key(name)) {
+    if history && !IDENTITY.iter().all(|name| found.tables.contains_key(name)) {
         // Not made by logweir, or not all of it is left.
         let foreign = TABLES.into_iter().find(|name| found.tables.get(name) == Some(&schema));
         if let Some(name) = foreign {
@@ -227,12 +246,12 @@ fn plan(found: &Found) -> Result<Option<Plan>, StoreError> {
 }
 
 /// Creates what is missing in one transaction, under the lock.
-async fn create(client: &Client, schema: &str) -> Result<(), StoreError> {
+async fn create(client: &Client, known: &KnownHome, schema: &str) -> Result<(), StoreError> {
     let key = format!("logweir/prepare/{schema}");
     for _ in 0..ATTEMPTS_MAX {
-        client.batch_execute(BEGIN_SQL).await.map_err(failed("creating the tables"))?;
+        begin(client, BEGIN_SQL).await.map_err(failed("creating the tables"))?;
         let locked = match client.execute(LOCK_SQL, &[&key]).await {
-            Ok(_) => create_locked(client).await,
+            Ok(_) => create_locked(client, known).await,
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 client.batch_execute("ROLLBACK").await.map_err(failed("creating the tables"))?;
                 end_stalled(client, &key, Duration::from_secs(3)).await?;
@@ -268,11 +287,11 @@ pub(super) async fn end_stalled(client: &Client, key: &str, stalled: Duration) -
     Ok(())
 }
 
-async fn create_locked(client: &Client) -> Result<(), StoreError> {
+async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreError> {
     let what = "creating the tables";
     let failed = |error: Error| ddl_failure(what, &error);
     // Again, under the lock: another process may have been faster.
-    let found = look(client).await?;
+    let found = look(client, known).await?;
     let Some(plan) = plan(&found)? else { return Ok(()) };
     // Beside those that are there, but types and functions of extensions are still found.
     client
@@ -289,6 +308,10 @@ async fn create_locked(client: &Client) -> Result<(), StoreError> {
     for name in &plan.tables {
         client.batch_execute(statements(name)).await.map_err(failed)?;
     }
+    if plan.tables.contains(&"logweir_takeover") {
+        client.batch_execute(takeover_digest::ADD_SQL).await.map_err(failed)?;
+    }
+    give_to_owner_of_the_rest(client, &found, &plan).await.map_err(failed)?;
     if plan.tables.contains(&"logs") && found.tables.contains_key("log_volume") {
         // It counts records that are gone with the table.
         optional(client, "TRUNCATE log_volume").await.map_err(failed)?;
@@ -307,6 +330,23 @@ async fn create_locked(client: &Client) -> Result<(), StoreError> {
             schema = plan.schema,
             "tables were missing; created them again"
         );
+    }
+    Ok(())
+}
+
+/// Gives the tables that were created again to the owner of those that are there.
+async fn give_to_owner_of_the_rest(client: &Client, found: &Found, plan: &Plan) -> Result<(), Error> {
+    const WITH_PARTITIONS: &str = "SELECT n.nspname::text, c.relname::text FROM unnest($1::text[]) AS t (name) \
+        JOIN pg_class c ON c.oid = to_regclass(t.name) \
+        OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(t.name))) \
+        JOIN pg_namespace n ON n.oid = c.relnamespace";
+    let Some((sibling, schema)) = found.tables.iter().next() else { return Ok(()) };
+    let sibling = Home::new(schema).table(sibling);
+    let history = if found.tables.contains_key(HISTORY) { None } else { Some(HISTORY) };
+    let created: Vec<&str> = plan.tables.iter().copied().chain(history).collect();
+    for row in client.query(WITH_PARTITIONS, &[&created]).await? {
+        let table = Relation { schema: row.get(0), name: row.get(1) };
+        give_to_owner(client, &table, &sibling).await?;
     }
     Ok(())
 }
@@ -350,7 +390,10 @@ fn statements(table: &str) -> &'static str {
 }
 
 /// Whether `logs` is to be created, and TimescaleDB is installed but not yet an extension of this database.
-pub(super) async fn lacks_timescale(client: &Client) -> Result<bool, StoreError> {
+pub(super) async fn lacks_timescale(client: &Client, known: &KnownHome) -> Result<bool, StoreError> {
+    if known.get().is_some() {
+        return Ok(false);
+    }
     let row = client
         .query_typed_one(
             "SELECT CASE WHEN to_regclass('logs') IS NULL THEN EXISTS (SELECT FROM pg_available_extensions \
@@ -395,18 +438,19 @@ pub(super) fn sql() -> String {
         sql.push_str(migration.sql.trim_end());
         sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
     }
-    sql.push_str(&format!("\n{}\n", clock::begin_sql(wall_us())));
+    sql.push_str(&format!("\n{};\n\n{}\n", takeover_digest::ADD_SQL, clock::begin_sql(wall_us())));
     sql
 }
 
-/// Checks that the tables are there (or makes them), and that `logs` has the columns that a flush writes.
-pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
-    prepare(client).await?;
+/// Checks that the tables are there (or makes them), and that `logs` has the columns that a flush writes. Returns where
+/// they are.
+pub(super) async fn check_columns(client: &Client, known: &KnownHome) -> Result<Home, StoreError> {
+    let Prepared { home, .. } = prepare(client, known).await?;
     let rows = client
         .query_typed(
             "SELECT attname::text, atttypid, format_type(atttypid, NULL) FROM pg_attribute \
-             WHERE attrelid = to_regclass('logs') AND attnum > 0 AND NOT attisdropped",
-            &[],
+             WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+            &[(&home.table("logs").to_string(), Type::TEXT)],
         )
         .await
         .map_err(failed("reading the columns of table logs"))?;
@@ -419,7 +463,7 @@ pub(super) async fn check_columns(client: &Client) -> Result<(), StoreError> {
     };
     let wrong: Vec<String> = COLUMNS.iter().filter_map(wrong).collect();
     match wrong.is_empty() {
-        true => Ok(()),
+        true => Ok(home),
         false => Err(StoreError::Systemic(format!(
             "table logs was changed: {}; change it back (ALTER TABLE logs …)",
             wrong.join(", ")
@@ -477,6 +521,16 @@ mod tests {
         }
         let history = plan(&found(&TABLES, false)).unwrap().unwrap();
         assert_eq!(history, Plan { schema: "home".to_owned(), history: true, tables: vec![] });
+        for lost in TABLES {
+            let rest: Vec<_> = TABLES.into_iter().filter(|name| *name != lost).collect();
+            let plan = plan(&found(&rest, false));
+            if IDENTITY.contains(&lost) {
+                assert!(plan.unwrap_err().to_string().contains("did not create"), "{lost}");
+            } else {
+                let expected = Plan { schema: "home".to_owned(), history: true, tables: vec![lost] };
+                assert_eq!(plan.unwrap(), Some(expected));
+            }
+        }
     }
 
     #[test]

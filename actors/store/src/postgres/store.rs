@@ -11,11 +11,11 @@ use super::access::UrlKey;
 use super::connect::{Connector, GRACE, failed, within};
 use super::flush::{PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
+use super::home::{Home, KnownHome};
 use super::lane_row::all_lanes;
 use super::maintain::{self, Memory, RetentionSettings};
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
-use super::types::Time;
 use super::{dead_letters, lease, schema};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
@@ -37,8 +37,11 @@ const ACQUIRE_LIMIT: Duration = Duration::from_secs(40);
 /// A store in a `PostgreSQL` server.
 pub struct PostgresStore {
     connector: Connector,
+    home: KnownHome,
     admin: Pool,
     read: Pool,
+    /// Where queries find the tables; `None` with a URL of their own, of which `search_path` decides.
+    read_home: Option<KnownHome>,
     statement_timeout: Duration,
     retention: RetentionSettings,
     hypertable: OnceLock<bool>,
@@ -60,10 +63,13 @@ impl PostgresStore {
             }
             _ => Connector::new(UrlKey::ReadUrl, url, database.url_file.clone(), database)?,
         };
+        let home = KnownHome::default();
         Ok(Self {
+            read_home: database.read_url.is_none().then(|| home.clone()),
             admin: admin_pool(&connector, database)?,
             read: query_pool(&reader, database)?,
             connector,
+            home,
             statement_timeout: Duration::from_millis(database.statement_timeout_ms),
             retention: RetentionSettings {
                 retention_days: database.retention_days,
@@ -78,7 +84,7 @@ impl PostgresStore {
 
     /// Returns a reader that uses the query pool. `timeout` is the server's limit for a statement.
     pub(crate) fn log_reader(&self, timeout: Duration, throttle: QueryThrottle) -> PostgresReader {
-        PostgresReader::new(self.read.clone(), timeout, throttle)
+        PostgresReader::new(self.read.clone(), self.read_home.clone(), timeout, throttle)
     }
 
     /// Returns the statements that let `role` do what `purpose` says, for the schema that `database.url` leads to.
@@ -97,8 +103,11 @@ impl PostgresStore {
         schema::sql()
     }
 
-    async fn admin(&self) -> Result<Object, StoreError> {
-        self.admin.get().await.map_err(pool_failure)
+    /// A connection for administration, and where the tables are.
+    async fn admin(&self) -> Result<(Object, Home), StoreError> {
+        let admin = self.admin.get().await.map_err(pool_failure)?;
+        let home = self.home.find(&admin.client).await?;
+        Ok((admin, home))
     }
 }
 
@@ -113,28 +122,30 @@ impl LogStore for PostgresStore {
 
     async fn prepare(&self) -> Result<(), StoreError> {
         let mut connection = self.connector.connect("logweir/prepare").await?;
-        if schema::lacks_timescale(&connection.client).await? {
+        if schema::lacks_timescale(&connection.client, &self.home).await? {
             schema::create_timescale(&self.connector).await;
             // A session loads the extension when it begins.
             connection = self.connector.connect("logweir/prepare").await?;
         }
-        let hypertable = within(PREPARE_LIMIT, "creating the tables", schema::prepare(&connection.client)).await?;
-        let _ = self.hypertable.set(hypertable);
+        let preparing = schema::prepare(&connection.client, &self.home);
+        let prepared = within(PREPARE_LIMIT, "creating the tables", preparing).await?;
+        let _ = self.hypertable.set(prepared.is_hypertable);
         Ok(())
     }
 
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
-        let acquiring = lease::acquire_lease(&self.connector, claim, None);
+        let acquiring = lease::acquire_lease(&self.connector, &self.home, claim, None);
         within(ACQUIRE_LIMIT, "acquiring the journal's lease", acquiring).await
     }
 
     async fn fork_point(&self, claim: &Claim) -> Result<Option<ForkPoint>, StoreError> {
         let connection = self.connector.connect("logweir/fork").await?;
-        Ok(fork_point(&lease::history(&connection, claim.writer).await?, claim))
+        let home = self.home.find(&connection.client).await?;
+        Ok(fork_point(&lease::history(&connection, &home, claim.writer).await?, claim))
     }
 
     async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
-        let acquiring = lease::acquire_lease(&self.connector, claim, Some(starts));
+        let acquiring = lease::acquire_lease(&self.connector, &self.home, claim, Some(starts));
         within(ACQUIRE_LIMIT, "acquiring the fork's lease", acquiring).await
     }
 
@@ -143,39 +154,42 @@ impl LogStore for PostgresStore {
             let name = connection_name(lease.writer, lane, lease.epoch);
             let connection = self.connector.connect(&format!("{name}/open")).await?;
             end_stalled(&connection, &name).await;
-            let row = lease::lane(&connection, lease, lane).await?;
+            let row = lease::lane(&connection, &self.home, lease, lane).await?;
             drop(connection);
-            let (connector, last_taken) = (self.connector.clone(), self.last_taken.clone());
+            let (connector, home, last_taken) = (self.connector.clone(), self.home.clone(), self.last_taken.clone());
             let Lease { writer, epoch } = *lease;
             let writer =
-                PgLane::open(connector, writer, epoch, row.clone(), last_taken, self.statement_timeout).await?;
+                PgLane::open(connector, home, writer, epoch, row.clone(), last_taken, self.statement_timeout).await?;
             Ok((Box::new(writer) as Box<dyn LaneWriter>, row))
         };
         within(self.statement_timeout + GRACE, "opening the lane", opening).await
     }
 
     async fn maintain(&self, now_us: i64) -> Vec<MaintenanceStep> {
-        maintain::round(&self.connector, self.retention, &self.memory, now_us).await
+        maintain::round(&self.connector, &self.home, self.retention, &self.memory, now_us).await
     }
 
     async fn build_indexes(&self) -> Vec<MaintenanceStep> {
-        maintain::build_indexes(&self.connector, self.retention).await
+        maintain::build_indexes(&self.connector, &self.home, self.retention).await
     }
 
     async fn lanes(&self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError> {
-        all_lanes(&self.admin().await?.client, writer).await.map_err(failed("reading the lanes"))
+        let (admin, home) = self.admin().await?;
+        all_lanes(&admin.client, &home, writer).await.map_err(failed("reading the lanes"))
     }
 
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
-        let admin = self.admin().await?;
+        let (admin, home) = self.admin().await?;
         let (first, end) = (row.lane_id << ORDINAL_BITS, (row.lane_id + 1) << ORDINAL_BITS);
         let counted = admin
             .client
             .query_one(
-                "SELECT count(*), count(DISTINCT id), \
-                 (SELECT count(*) FROM logweir_dead_letter WHERE id >= $1 AND id < $2), \
-                 (SELECT coalesce(sum(records), 0)::bigint FROM logweir_replayed WHERE lane_id = $3) \
-                 FROM logs WHERE id >= $1 AND id < $2",
+                &home.sql(
+                    "SELECT count(*), count(DISTINCT id), \
+                     (SELECT count(*) FROM $home.logweir_dead_letter WHERE id >= $1 AND id < $2), \
+                     (SELECT coalesce(sum(records), 0)::bigint FROM $home.logweir_replayed WHERE lane_id = $3) \
+                     FROM $home.logs WHERE id >= $1 AND id < $2",
+                ),
                 &[&first, &end, &i32::try_from(row.lane_id).unwrap_or(i32::MAX)],
             )
             .await
@@ -185,22 +199,19 @@ impl LogStore for PostgresStore {
     }
 
     async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, StoreError> {
-        dead_letters::read(&self.admin().await?.client, limit).await
+        let (admin, home) = self.admin().await?;
+        dead_letters::read(&admin.client, &home, limit).await
     }
 
     async fn replay_dead_letter(&self, dead: &DeadLetter) -> Result<(), StoreError> {
         let record = raw_record::parse_raw(&dead.raw)?;
-        dead_letters::replay(&mut self.admin().await?.client, dead.id, &record).await
+        let (mut admin, home) = self.admin().await?;
+        dead_letters::replay(&mut admin.client, &home, dead.id, &record).await
     }
 
     async fn purge_dead_letters(&self, before_us: i64) -> Result<u64, StoreError> {
-        let purged = self
-            .admin()
-            .await?
-            .client
-            .execute("DELETE FROM logweir_dead_letter WHERE at < $1", &[&Time(before_us)])
-            .await
-            .map_err(failed("purging dead letters"))?;
+        let (mut admin, home) = self.admin().await?;
+        let purged = dead_letters::purge(&mut admin.client, &home, before_us).await?;
         metrics::counter!("logweir_store_dead_letters_purged_total").increment(purged);
         Ok(purged)
     }

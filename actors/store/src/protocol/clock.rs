@@ -95,6 +95,13 @@ impl ClockState {
     }
 }
 
+/// The time before which records have expired, a multiple of `unit_us`, which divides a day: `retention_us` before the trusted
+/// time. The day of the newest record that is not in the future stays, however old it is.
+pub(crate) fn horizon(trusted_us: i64, newest_us: Option<i64>, retention_us: i64, unit_us: i64) -> i64 {
+    let newest_day = newest_us.map_or(i64::MAX, |newest| newest.div_euclid(DAY_US).saturating_mul(DAY_US));
+    trusted_us.saturating_sub(retention_us).min(newest_day).div_euclid(unit_us).saturating_mul(unit_us)
+}
+
 fn us(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
@@ -108,6 +115,8 @@ pub(crate) fn passed_us(running_us: i64, counted_us: i64, elapsed_us: i64) -> i6
 
 #[cfg(test)]
 mod tests {
+    use logweir_record::timestamp::MINUTE_US;
+
     use super::*;
 
     const HOUR_US: i64 = 3_600_000_000;
@@ -227,5 +236,41 @@ mod tests {
             state = state.next(observed(NOW_US + 400 * DAY_US, 0));
         }
         assert_eq!((state.trusted_us, state.doubted_us), (NOW_US, 1));
+    }
+
+    #[test]
+    fn records_stay_for_whole_days_and_the_newest_day_stays() {
+        let (midnight, week) = (20_000 * DAY_US, 7 * DAY_US);
+        for now_us in [midnight, midnight + 1, midnight + DAY_US / 2, midnight + DAY_US - 1] {
+            for days in [1, 7, 36_500] {
+                let kept = horizon(now_us, Some(now_us), days * DAY_US, DAY_US);
+                assert_eq!(kept, midnight - days * DAY_US, "{now_us}: {days} days");
+            }
+        }
+        for (newest_us, expected) in [
+            (None, midnight - week),
+            (Some(midnight - 6 * DAY_US), midnight - week),
+            (Some(midnight - 400 * DAY_US + 9), midnight - 400 * DAY_US),
+            (Some(midnight + 400 * DAY_US), midnight - week),
+            (Some(i64::MAX), midnight - week),
+        ] {
+            assert_eq!(horizon(midnight, newest_us, week, DAY_US), expected, "{newest_us:?}");
+        }
+    }
+
+    #[test]
+    fn records_expire_by_the_minute_where_they_are_deleted_one_by_one() {
+        let day = 20_000 * DAY_US;
+        for (expired_us, newest_us, expected) in [
+            (day, None, day),
+            (day + 59_999_999, None, day),
+            (day, Some(day + 5), day),
+            (day + 9, Some(day - 1), day - DAY_US),
+            (day + 400 * DAY_US, Some(day + 7), day),
+            (-1, None, -MINUTE_US),
+        ] {
+            let found = horizon(expired_us + DAY_US, newest_us, DAY_US, MINUTE_US);
+            assert_eq!(found, expected, "{expired_us} {newest_us:?}");
+        }
     }
 }

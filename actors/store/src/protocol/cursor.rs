@@ -5,6 +5,7 @@
 //! the row, so that what is read after it is final: the zombie has committed or has ended.
 
 use crate::batch::Batch;
+use crate::digest::Digest;
 use crate::lane::LaneRow;
 
 /// Why a compare-and-set matched no row.
@@ -45,7 +46,7 @@ pub fn on_cursor_mismatch(
     if let Some(begun) = batch.begun()
         && (row.last_seq, row.accounted()) == (batch.from_seq, batch.from_records)
         && row.partial() > 0
-        && row.frame_digest() != begun.digest()
+        && row.digest.frame() != begun.digest().frame()
     {
         return CursorMismatch::Reused(begun.seq);
     }
@@ -57,8 +58,8 @@ pub fn on_cursor_mismatch(
     }
     // A digest says something about this batch only if both describe the same frame: the one at the cursor, or the one
     // after it of which a part is committed.
-    let same_place = (row.partial() > 0) == (batch.leave > 0) && !row.digest.is_empty();
-    let same_frame = batch.frames.last().is_some_and(|frame| frame.digest() == row.frame_digest());
+    let same_place = (row.partial() > 0) == (batch.leave() > 0) && row.digest != Digest::default();
+    let same_frame = batch.frames().last().is_some_and(|frame| frame.digest().frame() == row.digest.frame());
     if same_place && !same_frame { CursorMismatch::Reused(batch.last_seq()) } else { CursorMismatch::Moved }
 }
 
@@ -74,11 +75,10 @@ mod tests {
     #[test]
     fn a_cursor_mismatch_has_one_cause_for_each_state_of_the_rows() {
         let frame = BatchFrame { seq: 9, lane_records: 0, payload_crc: 77, chunk: Arc::new(Chunk::default()) };
-        let batch =
-            Batch { lane: 0, from_seq: 5, from_records: 0, skip: 0, leave: 0, generation: 0, frames: vec![frame] };
-        let other = vec![1; 16];
-        let row = |epoch, last_seq, digest: &[u8]| {
-            Some(LaneRow { epoch, last_seq, digest: digest.to_vec(), ..LaneRow::default() })
+        let batch = Batch::new(0, 5, 0, 0, vec![frame]);
+        let other = Digest::of_frame(1, 0, 0);
+        let row = |epoch, last_seq, digest: &Digest| {
+            Some(LaneRow { epoch, last_seq, digest: digest.clone(), ..LaneRow::default() })
         };
         let ours = batch.digest();
         // This process's epoch is 3, the batch is (5, 9].

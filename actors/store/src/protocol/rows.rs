@@ -25,12 +25,12 @@ pub(crate) fn rows(batch: &Batch, lane_id: i64) -> Rows<'_> {
 
 /// Returns the rows of `batch` except those whose indexes (from 0, ascending) are in `skip`.
 pub(crate) fn rows_without<'a>(batch: &'a Batch, lane_id: i64, skip: &'a [usize]) -> Rows<'a> {
-    let mut frames = batch.frames.iter();
+    let mut frames = batch.frames().iter();
     Rows {
         base: lane_id << ORDINAL_BITS,
         frame: frames.next(),
         frames,
-        next: batch.skip,
+        next: batch.skip(),
         index: 0,
         end: usize::try_from(batch.records()).unwrap_or(usize::MAX),
         skip,

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use logweir_engine::journal::{LaneId, LaneTail};
 use uuid::Uuid;
 
+use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
-use crate::lease::{Claim, ForkPoint};
+use crate::lease::{Claim, ForkLane, ForkPoint};
 
 /// Number of a writer's takeovers that the database keeps: as many as a journal keeps runs.
 pub(crate) const TAKEOVERS_MAX: i64 = 1024;
@@ -32,12 +33,21 @@ pub struct TakeoverRow {
     pub run: Uuid,
     /// The previous run of the same journal.
     pub run_before: Option<Uuid>,
+    /// The lane at that moment.
+    pub at: LaneAt,
+}
+
+/// A lane at the moment of a takeover.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaneAt {
     /// The lane; `None` if the journal had no lanes.
     pub lane: Option<LaneId>,
     /// The lane's last frame in that journal when it was opened.
     pub tail_seq: u64,
-    /// The lane's cursor in the database at that moment.
+    /// The lane's cursor in the database.
     pub cursor_seq: u64,
+    /// The lane's digest in the database: how much of the frame after the cursor was stored. Empty if that is not known.
+    pub digest: Digest,
 }
 
 /// Returns the epoch for `claim`: the stored epoch if this run already holds the lease, otherwise the next one.
@@ -61,11 +71,7 @@ pub fn fork_point(past: &[TakeoverRow], claim: &Claim) -> Option<ForkPoint> {
     let ours = |run: &Uuid| claim.runs.contains(run) || *run == claim.run;
     let last_ours = past.iter().filter(|past| ours(&past.run)).map(|past| past.epoch).max().unwrap_or(0);
     let first = past.iter().find(|past| past.epoch > last_ours)?;
-    let up_to_seq = past
-        .iter()
-        .filter(|past| past.epoch == first.epoch)
-        .filter_map(|past| Some((past.lane?, past.tail_seq.max(past.cursor_seq))))
-        .collect();
+    let lanes = past.iter().filter(|past| past.epoch == first.epoch).filter_map(|past| fork_lane(&past.at)).collect();
     // Both copies know the runs that the database knows and the run before the unknown one.
     let shared = |run: &Uuid| Some(*run) == first.run_before || past.iter().any(|past| past.run == *run);
     let own = match claim.runs.iter().rposition(shared) {
@@ -74,8 +80,18 @@ pub fn fork_point(past: &[TakeoverRow], claim: &Claim) -> Option<ForkPoint> {
     };
     Some(ForkPoint {
         writer: own.copied().unwrap_or(claim.run),
-        up_to_seq,
+        lanes,
         exact: first.run_before.is_some_and(|run| ours(&run)),
+    })
+}
+
+/// Where a lane forks. The frame of which a part was stored is the other copy's, too, if it is below that copy's tail.
+fn fork_lane(at: &LaneAt) -> Option<ForkLane> {
+    let is_own = at.cursor_seq >= at.tail_seq && at.digest.partial() > 0;
+    Some(ForkLane {
+        lane: at.lane?,
+        seq: at.tail_seq.max(at.cursor_seq),
+        digest: if is_own { at.digest.clone() } else { Digest::default() },
     })
 }
 
@@ -96,24 +112,30 @@ pub(crate) fn lanes_to_reset(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneStart>
         let (lane, cursor) = (row.lane, row.last_seq);
         let tail = tails.get(&lane).copied().unwrap_or_default();
         if cursor > tail.seq || (cursor == tail.seq && row.partial() > 0) {
-            return Some(LaneStart { lane, seq: tail.seq, records: tail.records });
+            return Some(LaneStart { lane, seq: tail.seq, records: tail.records, digest: Digest::default() });
         }
         let begins_again = row.accounted() > 0 && begins.get(&lane).is_some_and(|begin| *begin > cursor);
-        begins_again.then_some(LaneStart { lane, seq: cursor, records: 0 })
+        begins_again.then_some(LaneStart { lane, seq: cursor, records: 0, digest: Digest::default() })
     };
     lanes.iter().filter_map(reset).collect()
 }
 
-/// Returns every lane of the journal or the database with its tail and cursor, or one entry without a lane if none
-/// exists.
-pub(crate) fn tails(claim: &Claim, lanes: &[LaneRow]) -> Vec<(Option<LaneId>, u64, u64)> {
-    let mut all: BTreeMap<LaneId, (u64, u64)> = lanes.iter().map(|row| (row.lane, (0, row.last_seq))).collect();
+/// Returns every lane of the journal or the database, or one entry without a lane if none exists.
+pub(crate) fn lanes_at(claim: &Claim, lanes: &[LaneRow]) -> Vec<LaneAt> {
+    let stored = |row: &LaneRow| LaneAt {
+        lane: Some(row.lane),
+        tail_seq: 0,
+        cursor_seq: row.last_seq,
+        digest: row.digest.clone(),
+    };
+    let mut all: BTreeMap<LaneId, LaneAt> = lanes.iter().map(|row| (row.lane, stored(row))).collect();
     for &(lane, tail) in &claim.tails {
-        all.entry(lane).or_default().0 = tail.seq;
+        let at = all.entry(lane).or_default();
+        (at.lane, at.tail_seq) = (Some(lane), tail.seq);
     }
     match all.is_empty() {
-        true => vec![(None, 0, 0)],
-        false => all.into_iter().map(|(lane, (tail, cursor))| (Some(lane), tail, cursor)).collect(),
+        true => vec![LaneAt::default()],
+        false => all.into_values().collect(),
     }
 }
 
@@ -145,7 +167,12 @@ mod tests {
     }
 
     fn past(epoch: i64, now: u128, before: Option<u128>, lane: u16, tail_seq: u64, cursor_seq: u64) -> TakeoverRow {
-        TakeoverRow { epoch, run: run(now), run_before: before.map(run), lane: Some(lane), tail_seq, cursor_seq }
+        let at = LaneAt { lane: Some(lane), tail_seq, cursor_seq, digest: Digest::default() };
+        TakeoverRow { epoch, run: run(now), run_before: before.map(run), at }
+    }
+
+    fn fork(lane: LaneId, seq: u64) -> ForkLane {
+        ForkLane { lane, seq, digest: Digest::default() }
     }
 
     #[test]
@@ -165,7 +192,7 @@ mod tests {
         let begins = vec![(0, 899), (1, 10)];
         let claim = Claim { tails, begins, ..claim(&[], 1) };
         let row = |lane, last_seq, rows| LaneRow { lane, last_seq, rows, ..LaneRow::default() };
-        let forgotten = LaneStart { lane: 0, seq: 20, records: 0 };
+        let forgotten = LaneStart { lane: 0, seq: 20, records: 0, digest: Digest::default() };
         assert_eq!(lanes_to_reset(&claim, &[row(0, 20, 40), row(1, 20, 40)]), [forgotten]);
         assert_eq!(lanes_to_reset(&claim, &[row(0, 899, 1), row(1, 10, 3)]), [], "the first frame is committed");
         assert_eq!(lanes_to_reset(&claim, &[row(0, 0, 0), row(1, 0, 0)]), [], "nothing is committed yet");
@@ -183,7 +210,7 @@ mod tests {
             past(4, 21, Some(20), 0, 99, 99),
         ];
         let found = fork_point(&history, &claim(&[1, 2], 3)).unwrap();
-        assert_eq!(found, ForkPoint { writer: run(3), up_to_seq: vec![(0, 10), (1, 4)], exact: true });
+        assert_eq!(found, ForkPoint { writer: run(3), lanes: vec![fork(0, 10), fork(1, 4)], exact: true });
         // A retry gets the same writer.
         let again = fork_point(&history, &claim(&[1, 2, 3], 4)).unwrap();
         assert_eq!(again.writer, run(3));
@@ -197,10 +224,10 @@ mod tests {
         let row = |lane, last_seq| LaneRow { lane, last_seq, ..LaneRow::default() };
         let claim = Claim { tails: vec![(0, tail(9, 90)), (1, tail(9, 90)), (2, tail(9, 90))], ..claim(&[], 1) };
         let rows = [row(0, 8), row(1, 9), row(2, 10), row(3, 1), row(4, 0)];
-        let start = |lane, seq, records| LaneStart { lane, seq, records };
+        let start = |lane, seq, records| LaneStart { lane, seq, records, digest: Digest::default() };
         assert_eq!(lanes_to_reset(&claim, &rows), [start(2, 9, 90), start(3, 0, 0)]);
         // Four records of the frame after the cursor are stored. The journal has that frame, or it ends before it.
-        let digest = [[7; 16].as_slice(), &4_u64.to_le_bytes()].concat();
+        let digest = Digest::of_frame(7, 10, 90).of_part(4);
         let partial = |lane, last_seq| LaneRow { rows: 84, digest: digest.clone(), ..row(lane, last_seq) };
         assert_eq!(lanes_to_reset(&claim, &[partial(0, 8), partial(1, 9)]), [start(1, 9, 90)]);
     }
@@ -208,7 +235,39 @@ mod tests {
     #[test]
     fn frames_that_this_run_flushed_after_the_copy_was_made_are_not_flushed_again() {
         let history = [past(1, 1, None, 0, 0, 0), past(2, 20, Some(1), 0, 10, 30)];
-        assert_eq!(fork_point(&history, &claim(&[1], 2)).unwrap().up_to_seq, [(0, 30)]);
+        assert_eq!(fork_point(&history, &claim(&[1], 2)).unwrap().lanes, [fork(0, 30)]);
+    }
+
+    #[test]
+    fn a_part_that_this_copy_stored_of_a_frame_is_not_flushed_again_unless_the_other_copy_has_that_frame() {
+        let digest = Digest::of_frame(7, 10, 90).of_part(4);
+        for (tail_seq, cursor_seq, expected) in [(10, 30, true), (30, 30, true), (31, 30, false)] {
+            let mut taken = past(2, 20, Some(1), 0, tail_seq, cursor_seq);
+            taken.at.digest.clone_from(&digest);
+            let lanes = fork_point(&[past(1, 1, None, 0, 0, 0), taken], &claim(&[1], 2)).unwrap().lanes;
+            let found = if expected { digest.clone() } else { Digest::default() };
+            assert_eq!(lanes, [ForkLane { digest: found.clone(), ..fork(0, tail_seq.max(cursor_seq)) }]);
+            let start =
+                LaneStart { lane: 0, seq: lanes[0].seq, records: if expected { 84 } else { 80 }, digest: found };
+            assert_eq!(lanes[0].start(80), start);
+        }
+    }
+
+    #[test]
+    fn a_takeover_records_each_lane_of_the_journal_and_the_database() {
+        assert_eq!(lanes_at(&claim(&[], 1), &[]), [LaneAt::default()]);
+        let claim =
+            Claim { tails: vec![(0, LaneTail { seq: 9, records: 90 }), (2, LaneTail::default())], ..claim(&[], 1) };
+        let digest = Digest::of_frame(7, 10, 90);
+        let rows = [0, 1].map(|lane| LaneRow { lane, last_seq: 8, digest: digest.clone(), ..LaneRow::default() });
+        let at = |lane, tail_seq, cursor_seq, digest: &Digest| LaneAt {
+            lane: Some(lane),
+            tail_seq,
+            cursor_seq,
+            digest: digest.clone(),
+        };
+        let none = Digest::default();
+        assert_eq!(lanes_at(&claim, &rows), [at(0, 9, 8, &digest), at(1, 0, 8, &digest), at(2, 0, 0, &none)]);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::connection::{SharedConnection, blocking, failure};
 use super::session::{SqliteSession, at_once, rejection};
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchFrame};
+use crate::digest::Digest;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::lease::Lease;
@@ -90,13 +91,13 @@ impl FlushStatements for SqliteSession<'_> {
                 step.epoch,
                 batch.from_seq.cast_signed(),
                 batch.to_seq().cast_signed(),
-                batch.digest(),
+                batch.digest().as_bytes(),
                 step.rows.cast_signed(),
                 step.dead.cast_signed(),
                 batch.lost().cast_signed(),
                 step.lane_id,
                 batch.from_records.cast_signed(),
-                batch.begun().map(|frame| frame.digest()),
+                batch.begun().map(BatchFrame::digest).as_ref().map(Digest::frame),
             ])
         });
         Ok(self.failed(moved)? == 1)
@@ -165,14 +166,8 @@ impl FlushStatements for SqliteSession<'_> {
                 now
             ])
         };
-        letters.iter().try_for_each(|letter| insert(letter).map(drop)).map_err(|error| {
-            match failure("writing dead letters", &error) {
-                StoreError::Systemic(text) => StoreError::Systemic(format!(
-                    "{text}; table logweir_dead_letter must take every row: drop the triggers that were added to it"
-                )),
-                other => other,
-            }
-        })
+        let inserted = letters.iter().try_for_each(|letter| insert(letter).map(drop));
+        inserted.map_err(|error| failure("writing dead letters", &error))
     }
 
     async fn count_and_read_back(

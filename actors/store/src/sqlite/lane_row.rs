@@ -4,6 +4,7 @@ use logweir_engine::journal::LaneId;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+use crate::digest::Digest;
 use crate::lane::LaneRow;
 use crate::protocol::takeover::Owner;
 
@@ -17,7 +18,7 @@ fn lane_row(row: &Row<'_>) -> rusqlite::Result<LaneRow> {
         lane_id: row.get(1)?,
         epoch: row.get(2)?,
         last_seq: count(3)?,
-        digest: row.get(4)?,
+        digest: Digest::from_bytes(row.get(4)?),
         rows: count(5)?,
         dead_lettered: count(6)?,
         lost: count(7)?,

@@ -9,12 +9,13 @@ use uuid::Uuid;
 use super::connection::failed;
 use super::lane_row::all_lanes;
 use super::session::{SqliteSession, at_once};
+use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
 use crate::protocol::driver::lease::{AcquireError, acquire, open_lane as open};
 use crate::protocol::driver::statements::{LeaseError, LeaseStatements, Transaction as _};
-use crate::protocol::takeover::{Owner, TAKEOVERS_MAX, TakeoverRow};
+use crate::protocol::takeover::{LaneAt, Owner, TAKEOVERS_MAX, TakeoverRow};
 
 /// Acquires the lease of `claim.writer`. For a fork, `forked` lists the lanes to create.
 pub(super) fn acquire_lease(
@@ -69,47 +70,44 @@ impl LeaseStatements for SqliteSession<'_> {
         self.failed(all_lanes(self.connection, writer))
     }
 
-    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
         let created = self.connection.execute(
-            "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited) VALUES (?1, ?2, ?3, ?4, ?5) \
-             ON CONFLICT (writer_id, lane) DO NOTHING",
-            params![writer, start.lane, epoch, seq, records],
+            "INSERT INTO logweir_lane (writer_id, lane, epoch, last_seq, inherited, digest) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (writer_id, lane) DO NOTHING",
+            params![writer, start.lane, epoch, seq, records, start.digest.as_bytes()],
         );
         self.failed(created).map(drop)
     }
 
-    async fn reset_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError> {
+    async fn reset_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError> {
         let sql = "DELETE FROM logweir_lane WHERE writer_id = ?1 AND lane = ?2";
         self.failed(self.connection.execute(sql, params![writer, start.lane]))?;
         // AUTOINCREMENT gives the new row a number that no lane has had.
         self.create_lane(writer, epoch, start).await
     }
 
-    async fn record_takeover(
-        &mut self,
-        claim: &Claim,
-        epoch: i64,
-        lane: Option<LaneId>,
-        tail_seq: u64,
-        cursor_seq: u64,
-    ) -> Result<(), StoreError> {
-        let recorded = self.connection.execute(
-            "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
-             cursor_seq) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            params![
-                claim.writer,
-                epoch,
-                claim.run,
-                claim.runs.last(),
-                claim.owner,
-                timestamp::text(wall_us()),
-                lane,
-                tail_seq.cast_signed(),
-                cursor_seq.cast_signed()
-            ],
-        );
-        self.failed(recorded).map(drop)
+    async fn record_takeover(&mut self, claim: &Claim, epoch: i64, lanes: &[LaneAt]) -> Result<(), StoreError> {
+        let now = timestamp::text(wall_us());
+        let record = |at: &LaneAt| {
+            self.connection.execute(
+                "INSERT INTO logweir_takeover (writer_id, epoch, run_id, run_before, owner, taken_at, lane, tail_seq, \
+                 cursor_seq, digest) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                params![
+                    claim.writer,
+                    epoch,
+                    claim.run,
+                    claim.runs.last(),
+                    claim.owner,
+                    now,
+                    at.lane,
+                    at.tail_seq.cast_signed(),
+                    at.cursor_seq.cast_signed(),
+                    at.digest.as_bytes()
+                ],
+            )
+        };
+        self.failed(lanes.iter().try_for_each(|at| record(at).map(drop)))
     }
 }
 
@@ -123,7 +121,7 @@ pub(super) fn prune(connection: &Connection) -> Result<(), StoreError> {
 /// Returns the writer's takeovers, in order.
 pub(super) fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result<Vec<TakeoverRow>> {
     let mut statement = connection.prepare(
-        "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq FROM logweir_takeover \
+        "SELECT epoch, run_id, run_before, lane, tail_seq, cursor_seq, digest FROM logweir_takeover \
          WHERE writer_id = ?1 ORDER BY epoch, lane",
     )?;
     let takeover = |row: &Row<'_>| {
@@ -131,9 +129,12 @@ pub(super) fn history(connection: &Connection, writer: Uuid) -> rusqlite::Result
             epoch: row.get(0)?,
             run: row.get(1)?,
             run_before: row.get(2)?,
-            lane: row.get(3)?,
-            tail_seq: row.get::<_, i64>(4)?.cast_unsigned(),
-            cursor_seq: row.get::<_, i64>(5)?.cast_unsigned(),
+            at: LaneAt {
+                lane: row.get(3)?,
+                tail_seq: row.get::<_, i64>(4)?.cast_unsigned(),
+                cursor_seq: row.get::<_, i64>(5)?.cast_unsigned(),
+                digest: Digest::from_bytes(row.get::<_, Option<Vec<u8>>>(6)?.unwrap_or_default()),
+            },
         })
     };
     statement.query_map([writer], takeover)?.collect()

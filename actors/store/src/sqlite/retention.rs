@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::clock;
 use super::connection::{SharedConnection, blocking, failed, immediate};
 use crate::error::StoreError;
-use crate::protocol::clock::{ClockState, Observed};
+use crate::protocol::clock::{ClockState, Observed, horizon};
 
 const DELETE_ROWS_SQL: &str = "DELETE FROM logs WHERE id IN (SELECT id FROM logs WHERE ts < ?1 ORDER BY ts LIMIT ?2)";
 const DELETE_COUNTERS_SQL: &str = "DELETE FROM log_volume WHERE (minute, service, severity, lane_id) IN \
@@ -29,7 +29,8 @@ const ROWS_MIN: u32 = 500;
 /// A round ends after this time, so that the other steps have their turn and its outcome is reported.
 const ROUND_MAX: Duration = Duration::from_mins(30);
 
-/// Moves the trusted time. Returns it, and the time before which records have expired, if any do.
+/// Moves the trusted time. Returns it, and the time before which records have expired, if any do: whole minutes, as the
+/// counters have them.
 pub(super) fn tell_time(
     connection: &mut Connection,
     wall_us: i64,
@@ -52,15 +53,8 @@ pub(super) fn tell_time(
     }
     let newest = clock::newest(&transaction, wall_us).map_err(&failed)?;
     transaction.commit().map_err(&failed)?;
-    let horizon = (retention_us > 0).then(|| horizon(state.trusted_us - retention_us, newest));
+    let horizon = (retention_us > 0).then(|| horizon(state.trusted_us, newest, retention_us, MINUTE_US));
     Ok((state, horizon))
-}
-
-/// The time before which records have expired: whole minutes, as the counters have them, and never the newest day that
-/// has records.
-fn horizon(expired_us: i64, newest_us: Option<i64>) -> i64 {
-    let newest_day = newest_us.map_or(i64::MAX, |newest| newest.div_euclid(DAY_US) * DAY_US);
-    expired_us.min(newest_day).div_euclid(MINUTE_US) * MINUTE_US
 }
 
 /// Deletes the records before `horizon_us`, with their counters.
@@ -128,21 +122,6 @@ mod tests {
             (600, 0, 9_000, 500),
         ] {
             assert_eq!(next_rows_max(rows_max, millis(waited), millis(took)), expected, "{rows_max} {waited} {took}");
-        }
-    }
-
-    #[test]
-    fn the_newest_day_with_records_never_expires() {
-        let day = 20_000 * DAY_US;
-        for (expired_us, newest_us, expected) in [
-            (day, None, day),
-            (day + 59_999_999, None, day),
-            (day, Some(day + 5), day),
-            (day + 9, Some(day - 1), day - DAY_US),
-            (day + 400 * DAY_US, Some(day + 7), day),
-            (-1, None, -MINUTE_US),
-        ] {
-            assert_eq!(horizon(expired_us, newest_us), expected, "{expired_us} {newest_us:?}");
         }
     }
 }

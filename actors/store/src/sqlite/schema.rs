@@ -21,6 +21,12 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../sql/sqlite/V2__clock.sql"),
         checksum: 17_631_894_045_283_608_636,
     },
+    Migration {
+        version: 3,
+        name: "takeover_digest",
+        sql: include_str!("../sql/sqlite/V3__takeover_digest.sql"),
+        checksum: 3_038_219_700_098_052_145,
+    },
 ];
 
 const WHAT: &str = "migrating the schema";
@@ -83,12 +89,14 @@ mod tests {
                 |row| row.get::<_, String>(0),
             )
         };
-        let current = "1 log_store 8097175706608978689, 2 clock 17631894045283608636";
+        let current =
+            "1 log_store 8097175706608978689, 2 clock 17631894045283608636, 3 takeover_digest 3038219700098052145";
         assert_eq!(history(&connection).unwrap(), current);
         // As refinery left it.
         connection
             .execute_batch(
-                "DROP TABLE logweir_clock;
+                "ALTER TABLE logweir_takeover DROP COLUMN digest;
+                 DROP TABLE logweir_clock;
                  DROP TABLE logweir_schema_history;
                  CREATE TABLE logweir_schema_history(
                      version int4 PRIMARY KEY, name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255));
@@ -98,7 +106,7 @@ mod tests {
             .unwrap();
         migrate(&mut connection).unwrap();
         assert_eq!(history(&connection).unwrap(), current);
-        connection.execute_batch("UPDATE logweir_schema_history SET version = 3 WHERE version = 2").unwrap();
+        connection.execute_batch("UPDATE logweir_schema_history SET version = 4 WHERE version = 3").unwrap();
         assert!(migrate(&mut connection).unwrap_err().to_string().contains("newer version"));
     }
 }

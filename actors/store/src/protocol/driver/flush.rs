@@ -232,7 +232,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
             let all: Vec<Row<'_>> = rows(batch, step.lane_id).collect();
             let letters: Vec<Letter<'_>> =
                 dead.iter().map(|left| Letter { row: all[left.index], rejection: &left.rejection }).collect();
-            self.session.insert_dead_letters(&step, &letters).await?;
+            self.session.insert_dead_letters(&step, &letters).await.map_err(refused_letters)?;
         }
         let mut read_back = self.session.count_and_read_back(&step, volume.finish()).await?;
         if !cursor_first {
@@ -569,6 +569,17 @@ fn interrupted(error: StoreError, suspected: &Rejection) -> StoreError {
             reason: format!("the table takes other records, and each flush of this one fails: {reason}"),
         }),
         error => error,
+    }
+}
+
+/// A dead letter can always be written, unless somebody has changed its table.
+fn refused_letters(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Systemic(text) => StoreError::Systemic(format!(
+            "{text}; table logweir_dead_letter must take every row: drop the triggers, constraints and policies that were \
+             added to it"
+        )),
+        other => other,
     }
 }
 

@@ -11,10 +11,11 @@
 use logweir_engine::journal::LaneId;
 
 use super::statements::{LeaseError, LeaseStatements, Purpose, Refused};
+use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::{Claim, Lease};
-use crate::protocol::takeover::{Owner, lanes_to_reset, log_resets, next_epoch, tails};
+use crate::protocol::takeover::{Owner, lanes_at, lanes_to_reset, log_resets, next_epoch};
 
 /// Why an attempt to acquire a lease failed.
 #[derive(Debug)]
@@ -76,19 +77,17 @@ pub(crate) async fn acquire<S: LeaseStatements>(
         }
         Err(LeaseError::Failed(error)) => return Err(error.into()),
     }
-    for &start in forked.unwrap_or_default() {
+    for start in forked.unwrap_or_default() {
         session.create_lane(writer, epoch, start).await?;
     }
     let mut resets = Vec::new();
     if !reacquired {
         let lanes = session.lanes(writer).await?;
-        for (lane, tail_seq, cursor_seq) in tails(claim, &lanes) {
-            session.record_takeover(claim, epoch, lane, tail_seq, cursor_seq).await?;
-        }
+        session.record_takeover(claim, epoch, &lanes_at(claim, &lanes)).await?;
         if forked.is_none() {
             resets = lanes_to_reset(claim, &lanes);
         }
-        for &start in &resets {
+        for start in &resets {
             session.reset_lane(writer, epoch, start).await?;
         }
     }
@@ -115,7 +114,8 @@ pub(crate) async fn open_lane<S: LeaseStatements>(
     // Read first: an INSERT that meets a conflict would use up a lane_id each time.
     let mut row = session.lane(writer, lane).await?;
     if row.is_none() {
-        session.create_lane(writer, mine, LaneStart { lane, seq: 0, records: 0 }).await?;
+        let start = LaneStart { lane, seq: 0, records: 0, digest: Digest::default() };
+        session.create_lane(writer, mine, &start).await?;
         row = session.lane(writer, lane).await?;
     }
     commit(session).await?;

@@ -12,7 +12,7 @@ use crate::lane::{LaneRow, LaneStart};
 use crate::lease::Claim;
 use crate::protocol::rows::{Row, Rows};
 use crate::protocol::sample::Sample;
-use crate::protocol::takeover::Owner;
+use crate::protocol::takeover::{LaneAt, Owner};
 use crate::protocol::volume_counter::{Counter, Key};
 
 /// What a transaction is for.
@@ -187,20 +187,13 @@ pub(crate) trait LeaseStatements: Transaction {
     async fn lanes(&mut self, writer: Uuid) -> Result<Vec<LaneRow>, StoreError>;
 
     /// Creates a lane's row, unless it exists.
-    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError>;
+    async fn create_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError>;
 
     /// Lets a lane start again at `start`, under a `lane_id` that no lane has had.
-    async fn reset_lane(&mut self, writer: Uuid, epoch: i64, start: LaneStart) -> Result<(), StoreError>;
+    async fn reset_lane(&mut self, writer: Uuid, epoch: i64, start: &LaneStart) -> Result<(), StoreError>;
 
-    /// Records the takeover: one lane's tail in the journal and cursor in the database.
-    async fn record_takeover(
-        &mut self,
-        claim: &Claim,
-        epoch: i64,
-        lane: Option<LaneId>,
-        tail_seq: u64,
-        cursor_seq: u64,
-    ) -> Result<(), StoreError>;
+    /// Records the takeover with the state of all lanes.
+    async fn record_takeover(&mut self, claim: &Claim, epoch: i64, lanes: &[LaneAt]) -> Result<(), StoreError>;
 }
 
 /// The code of a record that a trigger of the operator dropped without an error.

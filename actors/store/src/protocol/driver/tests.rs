@@ -15,7 +15,7 @@ use super::flush::{Lane, dead_letter, flush};
 use super::statements::{FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step, Transaction, filtered};
 use crate::batch::{Batch, BatchFrame};
 use crate::error::{Rejection, StoreError};
-use crate::lane::{Flushed, LaneRow};
+use crate::lane::{Flushed, LaneRow, Position};
 use crate::protocol::rows::Rows;
 use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::takeover::Owner;
@@ -111,7 +111,7 @@ impl FlushStatements for Memory {
     async fn move_cursor(&mut self, step: &Step<'_>) -> Result<bool, StoreError> {
         self.cut()?;
         let (batch, row) = (step.batch, &mut self.open().lane);
-        let same_frame = batch.begun().is_none_or(|frame| frame.digest() == row.frame_digest());
+        let same_frame = batch.begun().is_none_or(|frame| frame.digest().frame() == row.digest.frame());
         let matches = (row.epoch, row.last_seq, row.accounted(), row.lane_id)
             == (step.epoch, batch.from_seq, batch.from_records, step.lane_id);
         if !(matches && same_frame) {
@@ -218,19 +218,10 @@ fn frames(messages: &[&[&str]]) -> Vec<BatchFrame> {
 
 /// The batch of the records `(from, to]` of the lane.
 fn batch(frames: &[BatchFrame], from: u64, to: u64) -> Batch {
-    let before = |frame: &BatchFrame| frame.lane_records - frame.chunk.len() as u64;
-    let frames: Vec<BatchFrame> =
-        frames.iter().filter(|frame| frame.lane_records > from && before(frame) < to).cloned().collect();
-    let (first, last) = (&frames[0], &frames[frames.len() - 1]);
-    Batch {
-        lane: 0,
-        from_seq: first.seq - 1,
-        from_records: from,
-        skip: usize::try_from(from - before(first)).unwrap(),
-        leave: usize::try_from(last.lane_records - to).unwrap(),
-        generation: 0,
-        frames,
-    }
+    let seq = frames.iter().take_while(|frame| frame.lane_records <= from).last().map_or(0, |frame| frame.seq);
+    let before = frames.iter().find(|frame| frame.seq > seq).unwrap().records_before();
+    let rest = Batch::new(0, 0, 0, 0, frames.to_vec()).after(Position { seq, records: from, partial: from - before });
+    rest.unwrap().prefix(usize::try_from(to - from).unwrap())
 }
 
 fn lane(memory: &Memory) -> Lane {
