@@ -303,6 +303,14 @@ fn a_running_process_follows_its_database_to_another_address_while_the_old_serve
         process.ready().unwrap();
         let load = s.load(Load::default());
         s.stored();
+        // While partitions are made, a lane can get another connection anyway.
+        let maintained = |process: &Process| {
+            let metrics = process.admin("/metrics").map(|answer| answer.body).unwrap_or_default();
+            metrics.contains("logweir_maintenance_failing{step=\"text_index\"}")
+        };
+        process.until("a round of maintenance", PATIENCE, maintained).unwrap();
+        let rows = s.store.count().unwrap();
+        s.wait("the lanes store", |s| s.store.count().unwrap() >= rows + 500);
         next.execute("SELECT pg_promote()");
         write(&s.dir, "hosts", "127.0.0.3 db\n");
         let new = Store::Postgres(next.url("postgres"));
