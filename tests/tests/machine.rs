@@ -175,3 +175,27 @@ fn a_file_size_limit_is_a_full_disk_and_no_signal() {
         }
     });
 }
+
+#[test]
+fn a_process_whose_journal_is_removed_acknowledges_nothing_more_and_ends() {
+    on_sqlite("a removed journal", |s| {
+        s.start();
+        let ledger = s.ledger.clone();
+        let mut client = Client::new(&ledger, s.server().http);
+        let one = Load { records: 1, ..Load::default() };
+        assert!(client.send(one).is_some_and(|answer| answer.status == 200));
+        s.stored();
+        let journal = s.data_dir().join("journal");
+        std::fs::remove_dir_all(&journal).expect("the journal can be removed");
+        let exit = s.server().wait(PATIENCE);
+        let log = s.server().log_text();
+        assert_eq!(exit.code(), Some(74), "{log}");
+        assert!(log.contains("was removed or replaced"), "{log}");
+        // A restart goes on with an empty journal.
+        s.start();
+        let load = s.load(Load::default());
+        s.acknowledged(100);
+        load.stop();
+        s.assert_contract();
+    });
+}

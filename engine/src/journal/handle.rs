@@ -23,7 +23,7 @@ use super::state::{LogEnd, Sizes, Spare, State};
 use super::types::{Appended, LaneId, LaneTail, Recovered};
 use super::unsynced::Unsynced;
 use super::writer::{self, Writer};
-use crate::file_system::File;
+use crate::file_system::{File, FileId};
 
 /// State of the journal, for metrics and status.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -135,11 +135,12 @@ impl Journal {
         config.file_system.create_dir_all(&config.dir).at(&config.dir, "create the directory and fsync its parents")?;
         let dir = Dir::open(config.file_system.clone(), &config.dir)?;
         let lock = check::lock(&dir)?;
+        let lock_id = lock.metadata().at(&dir.lock(), "stat the lock file")?.id;
         let opened = recover::recover(&dir, segment_bytes)?;
         recover::prune_torn_tails(&dir);
         let recovered = opened.recovered.clone();
         recover::report(&recovered);
-        let (journal, writer, housekeeper) = Self::assemble(config, dir, segment_bytes, opened);
+        let (journal, writer, housekeeper) = Self::assemble(config, dir, lock_id, segment_bytes, opened);
         metrics::gauge!("logweir_journal_recovery_seconds").set(started.elapsed().as_secs_f64());
         journal.handle.shared.publish_gauges();
         Ok(Parts { journal, recovered, writer, housekeeper, lock })
@@ -148,6 +149,7 @@ impl Journal {
     fn assemble(
         config: &JournalConfig,
         dir: Dir,
+        lock_id: FileId,
         segment_bytes: u64,
         opened: recover::Opened,
     ) -> (Self, Writer, Housekeeper) {
@@ -217,6 +219,7 @@ impl Journal {
             quarantine_bytes: AtomicU64::new(dir.quarantine_bytes()),
             damage_known: Mutex::new(damage_known),
             dir,
+            lock_id,
         });
         let writer = Writer {
             shared: shared.clone(),

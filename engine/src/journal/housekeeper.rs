@@ -22,6 +22,8 @@ use super::state::Spare;
 use crate::fault;
 
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the directory is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 pub(super) struct Housekeeper {
@@ -70,11 +72,9 @@ impl Housekeeper {
         let mut retry_at = self.work(None, Instant::now());
         while !self.shared.stop.load(Ordering::Acquire) {
             self.shared.publish_gauges();
-            let woken = match retry_at {
-                None => self.wake.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) => self.wake.recv_deadline(at),
-            };
-            if woken == Err(RecvTimeoutError::Disconnected) {
+            let look_at = Instant::now() + LOOK_INTERVAL;
+            let until = retry_at.map_or(look_at, |at| at.min(look_at));
+            if self.wake.recv_deadline(until) == Err(RecvTimeoutError::Disconnected) {
                 break;
             }
             retry_at = self.work(retry_at, Instant::now());
@@ -84,6 +84,7 @@ impl Housekeeper {
     /// One round. Returns when to retry what failed.
     pub(super) fn work(&self, retry_at: Option<Instant>, now: Instant) -> Option<Instant> {
         fault::kill_point("journal.housekeeper");
+        self.look_for_directory();
         let removed = self.remove_committed();
         let full = self.shared.reject_reason() == Some(AppendError::DiskFull);
         if full && (self.delete_ballast() || retry_at.is_none()) {
@@ -100,6 +101,21 @@ impl Housekeeper {
             tracing::info!("the journal's disk has space again; intake resumes");
         }
         (!made || full != resumed || !removed).then(|| now + PROBE_INTERVAL)
+    }
+
+    /// What is written to a removed file is acknowledged and lost: the journal ends if its directory or lock file has been
+    /// removed, renamed or replaced.
+    fn look_for_directory(&self) {
+        let shared = &self.shared;
+        if shared.poison_reason().is_some() {
+            return;
+        }
+        if let Some(gone) = shared.dir.gone(shared.lock_id) {
+            let reason =
+                format!("{} was removed or replaced: restore it, or start again with an empty journal", gone.display());
+            tracing::error!(reason, "the journal is poisoned: nothing is acknowledged until a restart");
+            shared.poison(reason);
+        }
     }
 
     /// Whether the file system reports enough space for everything that is missing.
@@ -121,21 +137,16 @@ impl Housekeeper {
             if reusable && self.shared.needs_spare() && self.shared.reuse(number) {
                 continue;
             }
-            match self.shared.dir.file_system().remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => {
-                    if self.failed.allows(Instant::now()) {
-                        tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment: retrying");
-                    }
-                    return false;
+            if let Err(error) = self.shared.remove(number) {
+                if self.failed.allows(Instant::now()) {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a committed segment: retrying");
                 }
+                return false;
             }
             fault::kill_point("journal.segment.remove.after");
             if let Err(error) = self.shared.dir.sync() {
                 tracing::warn!(%error, "cannot fsync the journal's directory after a removal");
             }
-            self.shared.remove_segment(number);
         }
         true
     }

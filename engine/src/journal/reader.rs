@@ -83,7 +83,9 @@ impl Reader {
             let file = match self.shared.dir.read(&view.path) {
                 Ok(file) => file,
                 // Committed and removed meanwhile: none of its frames is needed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !self.shared.is_listed(view.number) => {
+                    return Ok(None);
+                }
                 Err(error) => return Err(error),
             };
             let scanner = Scanner::new(file, view.seed, Payloads::Skip, WINDOW_BYTES, view.end);

@@ -33,7 +33,7 @@ use super::error::OpenError;
 use super::frame::{FRAME_HEADER_BYTES, u32_at, u64_at};
 use super::identity::{IDENTITY_BYTES, Identity};
 use crate::fault;
-use crate::file_system::{Directory, File, FileSystem, OpenMode};
+use crate::file_system::{Directory, File, FileId, FileSystem, OpenMode};
 
 /// Size of a segment header; a multiple of the frame alignment.
 pub(super) const SEGMENT_HEADER_BYTES: usize = PLACE_BYTES + IDENTITY_BYTES;
@@ -226,6 +226,20 @@ impl Dir {
     /// Opens a file for reading.
     pub(super) fn read(&self, path: &Path) -> io::Result<Box<dyn File>> {
         self.file_system.open(path, OpenMode::Read)
+    }
+
+    /// Returns the directory or its lock file, if its path no longer leads to it. An error that says nothing about that is
+    /// ignored.
+    pub(super) fn gone(&self, lock: FileId) -> Option<PathBuf> {
+        let leads_to = |path: &Path, id: FileId| match self.file_system.metadata(path) {
+            Ok(found) => found.id == id,
+            Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        };
+        let is_there = self.open.id().is_ok_and(|id| leads_to(&self.path, id));
+        if !is_there {
+            return Some(self.path.clone());
+        }
+        (!leads_to(&self.lock(), lock)).then(|| self.lock())
     }
 
     /// Keeps a copy of the identity in the lock file: it may be all that is left if the journal's only segment has lost

@@ -21,7 +21,7 @@ use super::segment::{self, Dir, create_zeroed};
 use super::state::{Place, RunFrame, Spare, State};
 use super::types::{Appended, Damage, LaneId, LaneTail};
 use crate::fault;
-use crate::file_system::File;
+use crate::file_system::{File, FileId};
 
 /// A data frame to append.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +138,8 @@ pub(super) struct SpareFile {
 /// State shared by callers, writer and housekeeper.
 pub(super) struct Shared {
     pub(super) dir: Dir,
+    /// Identity of the lock file.
+    pub(super) lock_id: FileId,
     pub(super) segment_bytes: u64,
     pub(super) ballast_bytes: u64,
     pub(super) state: Mutex<State>,
@@ -377,9 +379,18 @@ impl Shared {
         Some((number, segment.path.clone(), state.is_reusable(segment)))
     }
 
-    pub(super) fn remove_segment(&self, number: u64) {
-        self.state().remove_segment(number);
-        locked(&self.damage_known).retain(|(segment, _), _| *segment != number);
+    /// Removes the committed segment `number`.
+    pub(super) fn remove(&self, number: u64) -> io::Result<()> {
+        // Unlisted before its file is removed: for a reader, a missing file of a listed segment is an error.
+        let Some(segment) = self.state().remove_segment(number) else { return Ok(()) };
+        match self.dir.file_system().remove_file(&segment.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.state().restore_segment(number, segment);
+                return Err(error);
+            }
+            _ => locked(&self.damage_known).retain(|(segment, _), _| *segment != number),
+        }
+        Ok(())
     }
 
     /// Makes the file of the committed segment `number` the spare. Returns whether the segment is gone.

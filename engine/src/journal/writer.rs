@@ -112,6 +112,10 @@ impl Writer {
     #[must_use]
     fn commit_group(&mut self, first: Item) -> bool {
         let group = self.next_group(first);
+        if let Some(reason) = self.shared.poison_reason() {
+            self.fail_all(group, &AppendError::Poisoned(reason));
+            return false;
+        }
         match self.make_durable(&group) {
             Ok(()) => self.acknowledge(group),
             Err(Failed::Full(error)) => {

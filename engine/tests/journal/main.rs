@@ -20,3 +20,5 @@ mod disk;
 mod simulated;
 #[cfg(feature = "faults")]
 mod unreadable;
+#[cfg(feature = "faults")]
+mod directory;
