@@ -134,7 +134,10 @@ impl World {
             next.push((name, step(&mut world).map(|()| world)));
         };
         if self.appends < APPENDS_MAX {
-            after("append", &|world| Ok(world.append()));
+            after("append", &|world| {
+                world.append();
+                Ok(())
+            });
         }
         if !self.confirmed {
             after("confirm the run", &|world| {
@@ -147,19 +150,34 @@ impl World {
         match &self.writer {
             Writer::Waits if self.queue.is_empty() => {}
             Writer::Waits => {
-                after("take one frame", &|world| Ok(world.take_group(1)));
-                after("take a group", &|world| Ok(world.take_group(usize::MAX)));
+                after("take one frame", &|world| {
+                    world.take_group(1);
+                    Ok(())
+                });
+                after("take a group", &|world| {
+                    world.take_group(usize::MAX);
+                    Ok(())
+                });
             }
             Writer::Writes(group) => {
                 after("write", &|world| world.write(group));
                 if self.full < FULL_MAX {
-                    after("the disk is full, reject", &|world| Ok(world.reject(group, false)));
+                    after("the disk is full, reject", &|world| {
+                        world.reject(group, false);
+                        Ok(())
+                    });
                     if group[0].place.segment != self.end.segment {
-                        after("the disk is full behind a new segment, reject", &|world| Ok(world.reject(group, true)));
+                        after("the disk is full behind a new segment, reject", &|world| {
+                            world.reject(group, true);
+                            Ok(())
+                        });
                     }
                 }
             }
-            Writer::Fails => after("fail a frame", &|world| Ok(world.fail_one())),
+            Writer::Fails => after("fail a frame", &|world| {
+                world.fail_one();
+                Ok(())
+            }),
             Writer::RollsBack => after("roll back", &|world| {
                 world.state.roll_back();
                 world.writer = Writer::Waits;
