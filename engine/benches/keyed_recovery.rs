@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use logweir_engine::journal::{DedupKey, DedupKind, Journal, JournalConfig, NewFrame};
+use logweir_engine::journal::{DedupKey, DedupKind, Journal, JournalConfig, NewFrame, OnDurable};
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Four of them fill a segment.
@@ -19,7 +19,7 @@ fn append(runtime: &tokio::runtime::Runtime, journal: &Journal, dedup_key: Optio
     let bytes = payload.len() + dedup_key.map_or(0, |_| DedupKey::BYTES);
     let credit = runtime.block_on(journal.reserve(bytes)).expect("space is available");
     let frame = NewFrame { lane: 0, codec: 1, records: 1, dedup_key, payload };
-    journal.append_frame(credit, frame, Box::new(drop)).expect("the append is accepted").seq
+    journal.append_frame(credit, frame, OnDurable::send().0).expect("the append is accepted").seq
 }
 
 /// CPU time of this process.

@@ -79,11 +79,12 @@ impl Answer {
 }
 
 type Outcome = Result<u64, AppendError>;
+type Act = Box<dyn FnOnce(Outcome) + Send>;
 
 /// Calls a closure with the outcome of an append, in the thread that sends it.
 struct OnOutcome {
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
-    act: Mutex<Option<Box<dyn FnOnce(Outcome) + Send>>>,
+    act: Mutex<Option<Act>>,
 }
 
 impl Wake for OnOutcome {

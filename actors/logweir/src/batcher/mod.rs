@@ -104,7 +104,7 @@ impl Batcher {
             && let Some((first, durable)) = self.journal.find_duplicate(&dedup_key)
         {
             if dedup_key.contradicts(&first.dedup_key) {
-                let _ = reply.send(Err(Rejection::contradiction()));
+                reply.send(Err(Rejection::contradiction()));
             } else {
                 self.repeat(chunk.len(), durable.then_some(first), report, reply);
             }
