@@ -39,13 +39,7 @@ impl Lane {
         config.database.url = url;
         let store = logweir_store::open(&config.database).expect("the store opens").store();
         store.prepare().await.expect("the schema");
-        let claim = Claim {
-            writer: Uuid::from_u128(1),
-            run: Uuid::from_u128(2),
-            runs: Vec::new(),
-            owner: "bench".to_owned(),
-            tails: Vec::new(),
-        };
+        let claim = Claim::new(Uuid::from_u128(1), Uuid::from_u128(2), "bench");
         let lease = store.acquire_lease(&claim).await.expect("the lease is acquired");
         let (writer, _) = store.open_lane(&lease, 0).await.expect("the lane");
         Self { corpus: corpus.clone(), seq: 0, records: 0, writer }

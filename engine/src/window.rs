@@ -6,7 +6,7 @@
 //!   period. The latest event time, which other engines use, was rejected: one sender whose clock is ahead would make
 //!   the events of all others late.
 //! - The time is [`SteadyTime`]: a wall clock that goes ahead and comes back would otherwise close windows that have not
-//!   been, and blind the stage until that time. When the clock was set for good, the windows begin anew there.
+//!   been, and blind the stage until that time. When the clock was set for good, the windows start over there.
 //! - An event that arrives after one of its windows has closed is *late*: it is counted, and added to those of its
 //!   windows that are still open. An event further ahead of the watermark than a window plus the grace period is
 //!   *early*: it is counted and dropped, which bounds the number of panes.
@@ -103,7 +103,7 @@ impl<V: Aggregate> Windows<V> {
         windows
     }
 
-    /// Begins anew at `start_us`, as [`Windows::new`]: the clock was set. Events of the time before are dropped.
+    /// Starts over at `start_us`, as [`Windows::new`]: the clock was set. Events of the time before are dropped.
     pub fn restart(&mut self, start_us: i64) {
         let WindowSpec { size_us, slide_us, .. } = self.spec;
         self.panes.clear();
@@ -238,7 +238,7 @@ impl<W: WindowHandler, C: Clock> Stage for WindowStage<W, C> {
                 }
             }
             Reading::Set(now_us) => {
-                tracing::warn!("the system's clock was set; windows begin anew at the new time");
+                tracing::warn!("the system's clock was set; windows start over at the new time");
                 self.windows.restart(now_us);
             }
         }
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_that_begin_anew_close_at_the_new_time_in_both_directions() {
+    fn windows_that_start_over_close_at_the_new_time_in_both_directions() {
         let mut windows = Windows::<u64>::new(WindowSpec::tumbling(10, 0), 1_000);
         assert!(add(&mut windows, 1_005));
         windows.restart(95);

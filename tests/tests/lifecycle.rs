@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use logweir_tests::client::{Load, Running};
+use logweir_tests::oracle::Violation;
 use logweir_tests::process::Server;
 use logweir_tests::proxy::Mode;
 use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, copy_volume, files, on_postgres, on_sqlite};
@@ -271,12 +272,12 @@ fn newest_segment(data_dir: &Path) -> PathBuf {
 fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
     let (segment_header, frame_header) = HEADERS;
     type Damage<'d> = &'d dyn Fn(&mut [u8]);
-    let damages: [(&str, Damage<'_>); 3] = [
-        ("a flipped bit", &|bytes| bytes[segment_header + frame_header + 2] ^= 1),
-        ("every frame overwritten", &|bytes| bytes[segment_header..4096].fill(0xee)),
-        ("the segment header overwritten", &|bytes| bytes[..segment_header].fill(0xee)),
+    let damages: [(&str, Damage<'_>, bool); 3] = [
+        ("a flipped bit", &|bytes| bytes[segment_header + frame_header + 2] ^= 1, true),
+        ("every frame overwritten", &|bytes| bytes[segment_header..4096].fill(0xee), false),
+        ("the segment header overwritten", &|bytes| bytes[..segment_header].fill(0xee), true),
     ];
-    for (what, damage) in damages {
+    for (what, damage, knows_lanes) in damages {
         on_postgres(what, |s| {
             s.set("journal.retain_s", 0);
             s.set("journal.retain_segments", 0);
@@ -298,7 +299,12 @@ fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
             let load = s.load(Load::default());
             s.acknowledged(300);
             load.stop();
-            s.assert_contract();
+            // A lane that the journal has forgotten gets another id, and the rows under the old one stay.
+            let is_left = |found: &Violation| {
+                !knows_lanes && matches!(found, Violation::Accounting(what) if what.ends_with("which has no row"))
+            };
+            let findings: Vec<_> = s.findings().into_iter().filter(|found| !is_left(found)).collect();
+            assert!(findings.is_empty(), "{what}: {findings:?}");
         });
     }
 }

@@ -1,13 +1,13 @@
 //! The outcome of a command, as an exit code and a message on standard error.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 
 use logweir::config::ConfigError;
 use logweir_store::StoreError;
 
-use crate::exit;
+use crate::{exit, last_message};
 
 /// Outcome of a command.
 pub(super) type Outcome = Result<ExitCode, Failure>;
@@ -53,6 +53,6 @@ pub(super) fn exit_code(outcome: Outcome) -> ExitCode {
 }
 
 fn complain(code: u8, message: &str) -> ExitCode {
-    let _ = writeln!(io::stderr(), "logweir: {message}");
+    last_message::write(|| {}, format!("logweir: {message}\n"));
     code.into()
 }

@@ -10,7 +10,6 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd;
-use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
+use crate::last_message;
 use crate::terminal::wants_color;
 
 /// actix_http logs each malformed request as an error: a client could fill the log. `log.level` can override this.
@@ -30,8 +30,6 @@ const QUIET: &str = "actix_server=warn,fred=warn";
 const LINES_MAX: usize = 8192;
 /// Bytes that a pipe accepts without waiting if `poll` says that it can be written (PIPE_BUF of Linux).
 const PIECE: usize = 4096;
-/// Time limit for writing the lines that are left at the end.
-const LAST_LINES: Duration = Duration::from_secs(2);
 /// Interval at which the metric is updated.
 const COUNT: Duration = Duration::from_secs(1);
 
@@ -77,17 +75,8 @@ impl Log {
         if dropped > 0 {
             let _ = writeln!(last, "logweir: {dropped} lines of the log were dropped: nobody read standard error");
         }
-        // Not on this thread, which must not wait for the reader. The guard itself prints, to standard output, where it
-        // cannot empty the queue.
-        let (done, finished) = sync_channel(1);
-        let write = move || {
-            drop(worker);
-            let _ = io::stderr().write_all(last.as_bytes());
-            let _ = done.send(());
-        };
-        if thread::Builder::new().spawn(write).is_ok() {
-            let _ = finished.recv_timeout(LAST_LINES);
-        }
+        // The guard itself prints, to standard output, where it cannot empty the queue.
+        last_message::write(move || drop(worker), last);
     }
 }
 

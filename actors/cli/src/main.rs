@@ -10,6 +10,7 @@
 //!
 //! ```text
 //! exit                exit codes, and the list that `--help` prints
+//! last_message        the end of standard error, whose reader may stand still
 //! failure             the outcome of a command, as an exit code and a message
 //! terminal            whether output is colored
 //! print, output       a record as text; output formats, colors, JSON, records one by one
@@ -34,6 +35,7 @@
 #![forbid(unsafe_code)]
 
 mod exit;
+mod last_message;
 mod failure;
 mod terminal;
 mod print;

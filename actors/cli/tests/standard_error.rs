@@ -69,20 +69,7 @@ impl Server {
 
     /// Leaves no space in the pipe.
     fn fill_pipe(&self) {
-        // A new opening: the server's end must go on to block.
-        let mut pipe = OpenOptions::new()
-            .write(true)
-            .custom_flags(OFlags::NONBLOCK.bits() as i32)
-            .open(Path::new("/proc/self/fd").join(self.writer.as_ref().unwrap().as_raw_fd().to_string()))
-            .unwrap();
-        for piece in [&[b'\n'; 4096][..], b"\n"] {
-            let error = loop {
-                if let Err(error) = pipe.write(piece) {
-                    break error;
-                }
-            };
-            assert_eq!(error.kind(), ErrorKind::WouldBlock);
-        }
+        fill(self.writer.as_ref().unwrap());
     }
 
     /// Stores a record, and returns when it is in the database.
@@ -140,6 +127,23 @@ impl Server {
     }
 }
 
+fn fill(writer: &PipeWriter) {
+    // A new opening: the server's end must go on to block.
+    let mut pipe = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(Path::new("/proc/self/fd").join(writer.as_raw_fd().to_string()))
+        .unwrap();
+    for piece in [&[b'\n'; 4096][..], b"\n"] {
+        let error = loop {
+            if let Err(error) = pipe.write(piece) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -188,4 +192,51 @@ fn a_reader_that_comes_back_learns_that_lines_are_missing() {
     let rest = rest.join().unwrap().unwrap();
     let count = rest.lines().find_map(|line| line.strip_prefix("logweir: ")?.strip_suffix(DROPPED));
     assert!(count.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{:?}", rest.lines().last());
+}
+
+/// Runs `logweir run` with a configuration that cannot start. `nobody_reads`: standard error is a full pipe.
+fn start_in_vain(setting: &str, nobody_reads: bool) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_logweir"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().contains("LOGWEIR")) {
+        command.env_remove(name);
+    }
+    let settings = ["http.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0", "log.level=off", setting];
+    command.arg("run").args(settings.iter().flat_map(|setting| ["--set", setting]));
+    command.args(["--data-dir", "data"]).current_dir(dir.path()).env("HOME", dir.path());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer.try_clone().unwrap());
+    if nobody_reads {
+        fill(&writer);
+    }
+    let mut child = command.spawn().unwrap();
+    drop((command, writer));
+    let deadline = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            panic!("it waits for the reader of its error");
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    let mut text = String::new();
+    if !nobody_reads {
+        BufReader::new(reader).read_to_string(&mut text).unwrap();
+    }
+    (status.code(), text)
+}
+
+#[test]
+fn the_reason_of_the_end_passes_every_filter_and_waits_for_no_reader() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let in_use = format!("http.listen={}", taken.local_addr().unwrap());
+    for (setting, code, reason) in [(in_use.as_str(), 69, "cannot listen on"), ("lanes=0", 78, "invalid lanes")] {
+        let (ended, text) = start_in_vain(setting, false);
+        assert_eq!(ended, Some(code), "{text}");
+        assert!(text.contains(reason), "{text}");
+        assert_eq!(start_in_vain(setting, true).0, Some(code));
+    }
 }

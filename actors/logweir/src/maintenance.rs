@@ -11,7 +11,7 @@ use std::sync::Arc;
 use logweir_engine::clock;
 use logweir_engine::drain::{DrainWatch, Phase};
 use logweir_store::{LogStore, MaintenanceStep, StoreError};
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 
 use crate::db_flusher::Session;
 use crate::progress::{FailingStep, Progress};
@@ -20,8 +20,8 @@ use crate::progress::{FailingStep, Progress};
 const EVERY: Duration = Duration::from_secs(300);
 
 /// The first interval between lines about the same failing step, and the longest.
-const AGAIN_FIRST_US: i64 = 30 * 60 * 1_000_000;
-const AGAIN_MAX_US: i64 = 24 * 60 * 60 * 1_000_000;
+const AGAIN_FIRST: Duration = Duration::from_mins(30);
+const AGAIN_MAX: Duration = Duration::from_hours(24);
 
 /// Number of rounds without a failing step after which this process no longer reports it: another process runs it, or it
 /// is not due. One round is not enough, since the rounds of two processes can coincide.
@@ -40,10 +40,11 @@ enum Say {
 #[derive(Debug)]
 struct Failing {
     since_us: i64,
+    since: Instant,
     error: String,
     said: bool,
-    say_again_us: i64,
-    interval_us: i64,
+    say_again: Instant,
+    interval: Duration,
     /// Rounds in a row in which the step did not run here.
     missed: u32,
 }
@@ -53,8 +54,8 @@ struct Failing {
 struct Steps(BTreeMap<&'static str, Failing>);
 
 impl Steps {
-    /// Takes in a step's outcome at `now_us`.
-    fn observe(&mut self, step: &'static str, result: &Result<(), StoreError>, now_us: i64) -> Say {
+    /// Takes in a step's outcome at `now`, when the wall clock shows `now_us`.
+    fn observe(&mut self, step: &'static str, result: &Result<(), StoreError>, now_us: i64, now: Instant) -> Say {
         let Err(error) = result else {
             return match self.0.remove(step) {
                 Some(failing) if failing.said => Say::Over,
@@ -66,13 +67,14 @@ impl Steps {
         let error = error.to_string();
         match self.0.get_mut(step) {
             None => {
-                let say_again_us = now_us + AGAIN_FIRST_US;
+                let say_again = now + AGAIN_FIRST;
                 let failing = Failing {
                     since_us: now_us,
+                    since: now,
                     error,
                     said: !passes,
-                    say_again_us,
-                    interval_us: AGAIN_FIRST_US,
+                    say_again,
+                    interval: AGAIN_FIRST,
                     missed: 0,
                 };
                 self.0.insert(step, failing);
@@ -81,14 +83,14 @@ impl Steps {
             Some(failing) => {
                 (failing.error, failing.missed) = (error, 0);
                 if !failing.said {
-                    (failing.said, failing.say_again_us) = (true, now_us + failing.interval_us);
+                    (failing.said, failing.say_again) = (true, now + failing.interval);
                     return Say::Begun;
                 }
-                if now_us < failing.say_again_us {
+                if now < failing.say_again {
                     return Say::Nothing;
                 }
-                failing.interval_us = (2 * failing.interval_us).min(AGAIN_MAX_US);
-                failing.say_again_us = now_us + failing.interval_us;
+                failing.interval = (2 * failing.interval).min(AGAIN_MAX);
+                failing.say_again = now + failing.interval;
                 Say::Still
             }
         }
@@ -128,7 +130,7 @@ struct Told {
 
 /// Tells about the outcome of the steps of `which`: the log, the gauges and the status.
 fn report(told: &mut Told, which: fn(&mut Told) -> &mut Steps, outcome: Vec<MaintenanceStep>, progress: &Progress) {
-    let now_us = clock::wall_us();
+    let (now_us, now) = (clock::wall_us(), Instant::now());
     let steps = which(told);
     // Without a connection, nothing is known about the others.
     let is_cut = outcome.iter().any(|step| step.name == "connection" && step.result.is_err());
@@ -141,13 +143,13 @@ fn report(told: &mut Told, which: fn(&mut Told) -> &mut Steps, outcome: Vec<Main
     }
     for MaintenanceStep { name: step, result } in outcome {
         let since_s = |steps: &Steps| steps.0.get(step).map_or(0, |failing| failing.since_us / 1_000_000);
-        let began_s = since_s(steps);
-        match (steps.observe(step, &result, now_us), &result) {
+        let failing_for = |since: Instant| now.saturating_duration_since(since).as_secs();
+        let for_s = steps.0.get(step).map_or(0, |failing| failing_for(failing.since));
+        match (steps.observe(step, &result, now_us, now), &result) {
             (Say::Begun, Err(error)) => {
                 tracing::warn!(step, %error, "a step of the database's maintenance fails; records are stored all the same");
             }
             (Say::Still, Err(error)) => {
-                let for_s = now_us / 1_000_000 - began_s;
                 tracing::warn!(step, for_s, %error, "a step of the database's maintenance still fails");
             }
             (Say::Over, _) => tracing::info!(step, "a step of the database's maintenance works again"),
@@ -197,13 +199,40 @@ mod tests {
 
     const MINUTE: i64 = 60 * 1_000_000;
 
+    /// Steps whose clocks start together.
+    struct Watched(Steps, Instant);
+
+    impl Watched {
+        fn new() -> Self {
+            Self(Steps::default(), Instant::now())
+        }
+
+        fn observe(&mut self, step: &'static str, result: &Result<(), StoreError>, now_us: i64) -> Say {
+            self.0.observe(step, result, now_us, self.1 + Duration::from_micros(now_us.unsigned_abs()))
+        }
+    }
+
+    impl std::ops::Deref for Watched {
+        type Target = Steps;
+
+        fn deref(&self) -> &Steps {
+            &self.0
+        }
+    }
+
+    impl std::ops::DerefMut for Watched {
+        fn deref_mut(&mut self) -> &mut Steps {
+            &mut self.0
+        }
+    }
+
     fn failure() -> Result<(), StoreError> {
         Err(StoreError::Systemic("permission denied".to_owned()))
     }
 
     #[test]
     fn a_failing_step_is_told_when_it_begins_at_growing_intervals_and_when_it_is_over() {
-        let mut steps = Steps::default();
+        let mut steps = Watched::new();
         let mut said = Vec::new();
         for minute in (0..10_000).step_by(5) {
             match steps.observe("partitions", &failure(), minute * MINUTE) {
@@ -223,7 +252,7 @@ mod tests {
     #[test]
     fn what_passes_by_itself_is_told_from_the_second_round_on() {
         let held = || Err(StoreError::Transient("a lock".to_owned()));
-        let mut steps = Steps::default();
+        let mut steps = Watched::new();
         assert_eq!(steps.observe("partitions", &held(), 0), Say::Nothing);
         assert_eq!(steps.snapshot().len(), 1, "but it is in the status and in the gauges");
         assert_eq!(steps.observe("partitions", &Ok(()), 5 * MINUTE), Say::Nothing);
@@ -235,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_step_that_another_process_runs_or_that_is_not_due_is_cleared_here() {
-        let mut steps = Steps::default();
+        let mut steps = Watched::new();
         steps.observe("partitions", &failure(), 0);
         steps.observe("retention_rows", &failure(), 0);
         assert!(steps.observe_missing(&["connection"]).is_empty(), "two processes met");
@@ -249,11 +278,21 @@ mod tests {
 
     #[test]
     fn steps_are_independent_of_each_other() {
-        let mut steps = Steps::default();
+        let mut steps = Watched::new();
         assert_eq!(steps.observe("partitions", &failure(), 0), Say::Begun);
         assert_eq!(steps.observe("text_index", &failure(), MINUTE), Say::Begun);
         assert_eq!(steps.observe("partitions", &Ok(()), 2 * MINUTE), Say::Over);
         let failing: Vec<_> = steps.snapshot().into_iter().map(|step| (step.step, step.since_s)).collect();
         assert_eq!(failing, [("text_index", 60)]);
+    }
+
+    #[test]
+    fn a_clock_that_goes_ahead_and_back_delays_no_line() {
+        let (mut steps, start) = (Steps::default(), Instant::now());
+        let at = |minute: u64| start + Duration::from_mins(minute);
+        let day_us = 1440 * MINUTE;
+        assert_eq!(steps.observe("partitions", &failure(), day_us, at(0)), Say::Begun);
+        assert_eq!(steps.observe("partitions", &failure(), 0, at(29)), Say::Nothing);
+        assert_eq!(steps.observe("partitions", &failure(), MINUTE, at(30)), Say::Still);
     }
 }

@@ -1,6 +1,6 @@
 //! The right to flush a journal's lanes, and where a rejected copy of the journal forks.
 
-use logweir_engine::journal::{LaneId, LaneTail};
+use logweir_engine::journal::{LaneId, LaneTail, Recovered};
 use uuid::Uuid;
 
 use crate::digest::Digest;
@@ -31,6 +31,17 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// The claim of the run that has opened a journal.
+    #[must_use]
+    pub fn of(recovered: &Recovered, owner: impl Into<String>) -> Self {
+        Self {
+            runs: recovered.runs.clone(),
+            tails: recovered.lanes.iter().map(|(&lane, &tail)| (lane, tail)).collect(),
+            begins: recovered.begins.iter().map(|(&lane, &seq)| (lane, seq)).collect(),
+            ..Self::new(recovered.writer, recovered.run, owner)
+        }
+    }
+
     /// The claim of a journal's first run, which has no earlier runs and no frames.
     #[must_use]
     pub fn new(writer: Uuid, run: Uuid, owner: impl Into<String>) -> Self {

@@ -62,14 +62,12 @@ struct World {
     appends: u8,
     full: u8,
     confirmed: bool,
+    /// A frame was written to another place than where its caller believes it to be.
+    is_wrong: bool,
 }
 
 /// A step of one thread, for the counterexample.
 type Step = &'static str;
-
-/// A frame would be written to another place than where its caller believes it to be.
-#[derive(Debug)]
-struct WrongPlace;
 
 impl World {
     fn new() -> Self {
@@ -113,12 +111,13 @@ impl World {
             appends: 0,
             full: 0,
             confirmed: false,
+            is_wrong: false,
         }
     }
 
     /// Identifies the world; how often the state was rolled back does not matter.
     fn key(&self) -> String {
-        let Self { state, queue, writer, housekeeper, end, seq, appends, full, confirmed } = self;
+        let Self { state, queue, writer, housekeeper, end, seq, appends, full, confirmed, is_wrong: _ } = self;
         let State { allocated, durable, acceptance, spare, confirmed_seq, .. } = state;
         format!(
             "{allocated:?}{durable:?}{acceptance:?}{spare:?}{confirmed_seq} {queue:?}{writer:?}{housekeeper:?}{end:?}{seq} \
@@ -127,81 +126,59 @@ impl World {
     }
 
     /// The worlds after one step of any thread.
-    fn next(&self, gives_back: fn(&mut State)) -> Vec<(Step, Result<Self, WrongPlace>)> {
+    fn next(&self, gives_back: fn(&mut State)) -> Vec<(Step, Self)> {
         let mut next = Vec::new();
-        let mut after = |name, step: &dyn Fn(&mut Self) -> Result<(), WrongPlace>| {
+        let mut after = |name, step: &dyn Fn(&mut Self)| {
             let mut world = self.clone();
-            next.push((name, step(&mut world).map(|()| world)));
+            step(&mut world);
+            next.push((name, world));
         };
         if self.appends < APPENDS_MAX {
-            after("append", &|world| {
-                world.append();
-                Ok(())
-            });
+            after("append", &|world| world.append());
         }
         if !self.confirmed {
             after("confirm the run", &|world| {
                 world.confirmed = true;
                 let confirm = world.state.confirm_run();
                 world.queue.extend(confirm.map(queued));
-                Ok(())
             });
         }
         match &self.writer {
             Writer::Waits if self.queue.is_empty() => {}
             Writer::Waits => {
-                after("take one frame", &|world| {
-                    world.take_group(1);
-                    Ok(())
-                });
-                after("take a group", &|world| {
-                    world.take_group(usize::MAX);
-                    Ok(())
-                });
+                after("take one frame", &|world| world.take_group(1));
+                after("take a group", &|world| world.take_group(usize::MAX));
             }
             Writer::Writes(group) => {
                 after("write", &|world| world.write(group));
                 if self.full < FULL_MAX {
-                    after("the disk is full, reject", &|world| {
-                        world.reject(group, false);
-                        Ok(())
-                    });
+                    after("the disk is full, reject", &|world| world.reject(group, false));
                     if group[0].place.segment != self.end.segment {
-                        after("the disk is full behind a new segment, reject", &|world| {
-                            world.reject(group, true);
-                            Ok(())
-                        });
+                        after("the disk is full behind a new segment, reject", &|world| world.reject(group, true));
                     }
                 }
             }
-            Writer::Fails => after("fail a frame", &|world| {
-                world.fail_one();
-                Ok(())
-            }),
+            Writer::Fails => after("fail a frame", &|world| world.fail_one()),
             Writer::RollsBack => after("roll back", &|world| {
                 world.state.roll_back();
                 world.writer = Writer::Waits;
-                Ok(())
             }),
         }
         match self.housekeeper {
             Housekeeper::Looks if self.state.acceptance.reject_reason().is_some() => after("make space", &|world| {
                 world.state.spare = Spare::Ready;
                 world.housekeeper = Housekeeper::GivesBack;
-                Ok(())
             }),
             Housekeeper::Looks if self.state.spare == Spare::Ready && self.full < FULL_MAX => {
                 after("no space for a spare", &|world| {
                     world.full += 1;
                     world.state.spare = Spare::NoSpace;
-                    Ok(())
                 });
             }
             Housekeeper::Looks => {}
             Housekeeper::GivesBack => after("give space back", &|world| {
                 gives_back(&mut world.state);
                 world.housekeeper = Housekeeper::Looks;
-                Ok(())
             }),
         }
         next
@@ -221,19 +198,16 @@ impl World {
         self.writer = Writer::Writes(self.queue.drain(..of_segment.min(frames_max)).collect());
     }
 
-    fn write(&mut self, group: &[Queued]) -> Result<(), WrongPlace> {
+    fn write(&mut self, group: &[Queued]) {
         self.rotate_for(group);
         for frame in group {
-            if (frame.place, frame.seq) != (self.end, self.seq + 1) {
-                return Err(WrongPlace);
-            }
+            self.is_wrong |= (frame.place, frame.seq) != (self.end, self.seq + 1);
             self.end.offset += frame.bytes;
             self.seq = frame.seq;
         }
         let lanes = BTreeMap::from([(0, LaneTail { seq: self.seq, records: 0 })]);
         self.state.advance(self.seq, self.end.offset, &lanes);
         self.writer = Writer::Waits;
-        Ok(())
     }
 
     fn rotate_for(&mut self, group: &[Queued]) {
@@ -267,7 +241,7 @@ impl World {
             self.full = FULL_MAX;
             self.appends = APPENDS_MAX;
             self.confirmed = true;
-            let Some((_, Ok(next))) = self.next(give_back).into_iter().next() else { break };
+            let Some((_, next)) = self.next(give_back).into_iter().next() else { break };
             self = next;
         }
         self.state.acceptance == Acceptance::Open
@@ -304,10 +278,11 @@ fn explore(gives_back: fn(&mut State), visit: &dyn Fn(&World)) -> Result<usize, 
         for (step, next) in world.next(gives_back) {
             let mut steps = steps.clone();
             steps.push(step);
-            match next {
-                Ok(next) if known.insert(next.key()) => open.push_back((next, steps)),
-                Ok(_) => {}
-                Err(WrongPlace) => return Err(steps),
+            if next.is_wrong {
+                return Err(steps);
+            }
+            if known.insert(next.key()) {
+                open.push_back((next, steps));
             }
         }
     }

@@ -120,9 +120,8 @@ pub(super) fn recover(dir: &Dir, segment_bytes: u64) -> Result<Opened, OpenError
         prev_crc: before.map_or(0, |before| before.valid.crc_last),
         run_seq,
     };
-    let durable = before.map_or(0, |before| before.valid.seq_last);
     dir.store_identity(&identity);
-    let new = write_first_segment(dir, &header, &identity, last, &tail, &start, durable, segment_bytes)?;
+    let new = write_first_segment(dir, &header, &identity, last, &tail, &start, segment_bytes)?;
 
     let mut segments = BTreeMap::new();
     for segment in &found.segments {
@@ -220,7 +219,6 @@ fn write_first_segment(
     old: Option<&SegmentScan>,
     tail: &Tail,
     start: &Start,
-    durable: u64,
     segment_bytes: u64,
 ) -> Result<NewSegment, OpenError> {
     let start_payload = start.encode();
@@ -239,7 +237,8 @@ fn write_first_segment(
         copy_tail(dir, old, tail, seed, &*file, &mut at, &mut lanes).at(&old.path, "copy the last frames")?;
     }
     fault::kill_point("journal.recover.copied");
-    let start_header = FrameHeader::of_run(Kind::Start, header.run_seq, durable, &start_payload).encode(seed);
+    let start_header =
+        FrameHeader::of_run(Kind::Start, header.run_seq, header.prev_seq_last, &start_payload).encode(seed);
     let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + start_payload.len());
     push_frame(&mut frame, &start_header, &start_payload);
     file.write_all_at(&frame, at).at(&path, "write the START frame")?;

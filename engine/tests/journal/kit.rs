@@ -79,7 +79,6 @@ impl Answer {
 }
 
 type Outcome = Result<u64, AppendError>;
-
 type Act = Box<dyn FnOnce(Outcome) + Send>;
 
 /// Calls a closure with the outcome of an append, in the thread that sends it.

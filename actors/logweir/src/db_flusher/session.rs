@@ -39,15 +39,7 @@ impl Session {
         owner: String,
         progress: Progress,
     ) -> Self {
-        let claim = Claim {
-            writer: recovered.writer,
-            run: recovered.run,
-            runs: recovered.runs.clone(),
-            owner,
-            tails: recovered.lanes.iter().map(|(&lane, &tail)| (lane, tail)).collect(),
-            begins: recovered.begins.iter().map(|(&lane, &seq)| (lane, seq)).collect(),
-            only_copy: false,
-        };
+        let claim = Claim::of(recovered, owner);
         Self {
             store,
             claim,

@@ -156,7 +156,16 @@ pub(crate) fn log_resets(claim: &Claim, resets: &[LaneStart]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use logweir_engine::journal::{Journal, JournalConfig, OnDurable};
+
     use super::*;
+
+    fn at_once<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
 
     fn run(n: u128) -> Uuid {
         Uuid::from_u128(n)
@@ -184,6 +193,38 @@ mod tests {
         assert!(matches!(next_epoch(Some(&owner(5)), &claim(&[1, 2], 3)), Err(StoreError::StaleCopy { epoch: 7, .. })));
         let only_copy = Claim { only_copy: true, ..claim(&[1, 2], 3) };
         assert_eq!(next_epoch(Some(&owner(5)), &only_copy).unwrap(), 8);
+    }
+
+    #[test]
+    fn a_journal_with_any_bit_of_its_only_start_or_header_flipped_is_recognized() {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let config = |dir: &Path| JournalConfig { segment_bytes: 64 << 10, ..JournalConfig::new(dir) };
+        let (journal, recovered) = Journal::open(config(dir.path())).unwrap();
+        journal.confirm_run();
+        let (credit, (on_durable, _)) = (at_once(journal.reserve(1)).unwrap(), OnDurable::send());
+        let seq = journal.append(credit, 3, 1, 1, vec![0], on_durable).unwrap().seq;
+        journal.seal().unwrap();
+        let owner = Owner { epoch: 7, run: recovered.run, owner: "there".into() };
+        let row = LaneRow { lane: 3, last_seq: seq, rows: 1, ..LaneRow::default() };
+        // All is committed: the next run has a segment with a START and nothing else, and the earlier one is removed.
+        let (journal, _) = Journal::open(config(dir.path())).unwrap();
+        journal.seal().unwrap();
+        fs::remove_file(dir.path().join(format!("{:020}.wal", 1))).unwrap();
+        fs::remove_file(dir.path().join("LOCK")).unwrap();
+        let name = format!("{:020}.wal", 2);
+        let mut bytes = fs::read(dir.path().join(&name)).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        bytes.truncate(used.next_multiple_of(8));
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let copy = tempfile::tempdir_in(dir.path()).unwrap();
+            fs::write(copy.path().join(&name), &bytes).unwrap();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let claim = Claim::of(&Journal::open(config(copy.path())).unwrap().1, "here");
+            assert_eq!(claim.writer, recovered.writer, "bit {bit}");
+            assert_eq!(next_epoch(Some(&owner), &claim).unwrap(), 8, "bit {bit}");
+            assert_eq!(lanes_to_reset(&claim, std::slice::from_ref(&row)), [], "bit {bit}");
+        }
     }
 
     #[test]
