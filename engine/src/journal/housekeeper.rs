@@ -145,7 +145,9 @@ impl Housekeeper {
             }
             fault::kill_point("journal.segment.remove.after");
             if let Err(error) = self.shared.dir.sync() {
-                tracing::warn!(%error, "cannot fsync the journal's directory after a removal");
+                // Whether the name is gone is unknown for good: the next removal might leave a gap.
+                self.shared.removal_failed(&error);
+                return false;
             }
         }
         true

@@ -106,7 +106,9 @@ impl SegmentHeader {
         bytes[72..80].copy_from_slice(&self.run_seq.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..PLACE_BYTES].copy_from_slice(&crc.to_le_bytes());
-        bytes[PLACE_BYTES..].copy_from_slice(&identity.encode());
+        if !fault::armed("mutation.no_identity") {
+            bytes[PLACE_BYTES..].copy_from_slice(&identity.encode());
+        }
         bytes
     }
 

@@ -17,7 +17,7 @@ use super::error::AppendError;
 use super::frame::{FrameHeader, Kind, Seed};
 use super::identity::Identity;
 use super::recover::{self, Segment};
-use super::segment::{self, Dir, create_zeroed};
+use super::segment::{self, Dir, create_zeroed, is_transient};
 use super::state::{Place, RunFrame, Spare, State};
 use super::types::{Appended, Damage, LaneId, LaneTail};
 use crate::fault;
@@ -379,6 +379,13 @@ impl Shared {
         Some((number, segment.path.clone(), state.is_reusable(segment)))
     }
 
+    /// The removal of a segment's name was not made durable.
+    pub(super) fn removal_failed(&self, error: &io::Error) {
+        let reason = format!("cannot fsync the directory after the removal of a segment: {error}");
+        tracing::error!(reason, "the journal is poisoned: nothing is acknowledged until a restart");
+        self.poison(reason);
+    }
+
     /// Removes the committed segment `number`.
     pub(super) fn remove(&self, number: u64) -> io::Result<()> {
         // Unlisted before its file is removed: for a reader, a missing file of a listed segment is an error.
@@ -409,6 +416,9 @@ impl Shared {
                 if self.dir.file_system().exists(&segment.path) {
                     self.state().restore_segment(number, segment);
                     return false;
+                }
+                if !is_transient(&error) {
+                    self.removal_failed(&error);
                 }
                 return true;
             }

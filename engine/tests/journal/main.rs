@@ -22,3 +22,5 @@ mod simulated;
 mod unreadable;
 #[cfg(feature = "faults")]
 mod directory;
+#[cfg(feature = "faults")]
+mod passing;

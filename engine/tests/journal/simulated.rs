@@ -22,6 +22,7 @@ use logweir_engine::journal::{
     AppendError, Damage, HousekeeperSteps, Journal, JournalConfig, LaneId, OpenError, Recovered, WriterSteps,
 };
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use crate::kit::{SEGMENT_BYTES, payload, when_settled};
 
@@ -83,6 +84,10 @@ struct Simulation {
     is_damaged: bool,
     /// Whether one was: what is in it is named, and may be missing.
     damaged: bool,
+    /// Whether one bit of a START flips, once.
+    flips: bool,
+    /// The last run that was opened.
+    run: Option<Uuid>,
     damage: Vec<Damage>,
     appended: usize,
     log: Log,
@@ -113,6 +118,7 @@ impl Simulation {
             ..JournalConfig::new(DIR)
         };
         let is_damaged = random.percent(25);
+        let flips = !is_damaged && random.percent(20);
         Self {
             random,
             disk,
@@ -122,6 +128,8 @@ impl Simulation {
             broken: false,
             is_damaged,
             damaged: false,
+            flips,
+            run: None,
             damage: Vec::new(),
             appended: 0,
             log: Log::default(),
@@ -171,6 +179,9 @@ impl Simulation {
         }
         if self.is_damaged && self.random.percent(50) {
             self.make_unreadable();
+        }
+        if self.flips && self.random.percent(50) {
+            self.flip();
         }
         let Some(mut running) = self.open()? else { return self.crash(None) };
         if !self.disk.is_down() {
@@ -242,6 +253,19 @@ impl Simulation {
         let _ = self.disk.make_unreadable(&Path::new(DIR).join(segment), start..start + 4096, times);
     }
 
+    /// Flips a bit in the list of runs at the head of the newest segment, behind its header of 168 bytes and the frame's
+    /// of 64.
+    fn flip(&mut self) {
+        let newest = self.disk.names(Path::new(DIR)).into_iter().rfind(|name| name.to_string_lossy().ends_with(".wal"));
+        let bit = 8 * (168 + 64) + self.random.below(8 * 48);
+        if let Some(newest) = newest
+            && self.disk.flip(&Path::new(DIR).join(&newest), bit).is_ok()
+        {
+            self.log.add(format!("bit {bit} of {newest:?} flips"));
+            (self.flips, self.damaged) = (false, true);
+        }
+    }
+
     /// Sequence ranges of the damage in the quarantine: also readers find some.
     fn is_in_quarantine(&self, seq: u64) -> bool {
         let names = self.disk.names(&Path::new(DIR).join("quarantine"));
@@ -290,7 +314,10 @@ impl Simulation {
         }
     }
 
-    fn check_recovered(&self, recovered: &Recovered) -> Checked<()> {
+    fn check_recovered(&mut self, recovered: &Recovered) -> Checked<()> {
+        if let Some(run) = self.run.replace(recovered.run) {
+            check_that!(self.is_damaged || recovered.runs.contains(&run), "the journal has forgotten its last run");
+        }
         check_that!(self.damaged || recovered.damage.is_empty(), "damage of a sound disk: {:?}", recovered.damage);
         Ok(())
     }
@@ -542,6 +569,7 @@ fn each_mutation_of_the_journal_is_found() {
         "mutation.skip_dir_fsync",
         "mutation.ack_before_fsync",
         "mutation.space_before_roll_back",
+        "mutation.no_identity",
     ] {
         let Some((seeds, reason)) = seeds_to_find(mutation) else { panic!("{mutation} was not found") };
         println!("{mutation}: found by seed {seeds}: {reason}");

@@ -12,8 +12,8 @@ use logweir_engine::journal::{DedupKey, DedupKind};
 use sha2::{Digest, Sha256};
 
 use super::answer::HttpError;
-use super::auth;
 use super::limits::Sender;
+use super::token::token;
 
 /// Longer keys are rejected.
 const KEY_BYTES_MAX: usize = 255;
@@ -34,10 +34,10 @@ pub fn key(headers: &HeaderMap, sender: Sender) -> Result<Option<DedupKey>, Http
 }
 
 /// Four bytes for the sender, which has a share of the dedup index of its own, and twelve for the key. The token itself
-/// stands for the sender, since its index in the configuration changes. Whoever is not authenticated shares one share:
-/// it could make up any number of senders.
+/// stands for the sender, since its index in the configuration changes. Requests without authentication have one share
+/// together: a client could make up any number of senders.
 fn dedup_key(authorization: &[u8], sender: Sender, key: &[u8]) -> DedupKey {
-    let token = auth::token(authorization).unwrap_or(authorization.into());
+    let token = token(authorization).unwrap_or(authorization.into());
     let mut hash = Sha256::new();
     hash.update((token.len() as u64).to_le_bytes());
     hash.update(&token);

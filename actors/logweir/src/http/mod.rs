@@ -11,6 +11,7 @@ mod shared;
 mod routing;
 mod answer;
 mod error_responses;
+mod token;
 mod auth;
 mod role;
 mod gate;

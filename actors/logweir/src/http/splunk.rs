@@ -14,11 +14,11 @@ use actix_web::web::{self, ServiceConfig};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, HttpError};
-use super::auth;
 use super::intake::accept;
 use super::parameters::{Parameters, sender_name};
 use super::routing::with_methods;
 use super::shared::Shared;
+use super::token::token;
 use logweir_formats::push_member;
 use logweir_formats::{Format, ParseReport};
 
@@ -113,7 +113,7 @@ pub fn error_response(rejection: HttpError, headers: &HeaderMap) -> Answer {
     let authorization = headers.get("authorization").map(|value| value.as_bytes());
     let (status, code) = match (rejection.status, rejection.reason, authorization) {
         (401, _, None) => (401, TOKEN_REQUIRED),
-        (401, _, Some(authorization)) if auth::token(authorization).is_none() => (401, INVALID_AUTHORIZATION),
+        (401, _, Some(authorization)) if token(authorization).is_none() => (401, INVALID_AUTHORIZATION),
         (401, ..) => (403, INVALID_TOKEN),
         // 503 is Splunk's only response that means "retry later"; some of its clients drop events on a 429.
         (408 | 429 | 503, ..) => (503, BUSY),

@@ -1,0 +1,69 @@
+//! What others may release again (space, quota, descriptors) makes the journal reject appends, and never ends it.
+
+use std::sync::Arc;
+
+use logweir_engine::file_system::{Crash, Operation, SimulatedDisk};
+use logweir_engine::journal::{AppendError, Journal, JournalConfig};
+use rustix::io::Errno;
+
+use crate::kit::{SEGMENT_BYTES, append, eventually, payload, payloads, read};
+
+fn config(disk: &SimulatedDisk) -> JournalConfig {
+    JournalConfig {
+        segment_bytes: SEGMENT_BYTES,
+        quota_bytes: 64 * SEGMENT_BYTES,
+        file_system: Arc::new(disk.clone()),
+        ..JournalConfig::new("/data/journal")
+    }
+}
+
+/// Appends over several rotations, while `operation` on files named `name` fails for a while.
+fn assert_passes(operation: Operation, name: &str, error: Errno) {
+    let what = format!("{operation:?} {name:?} {error:?}");
+    let disk = SimulatedDisk::new(7);
+    let (journal, _) = Journal::open(config(&disk)).unwrap();
+    let mut acknowledged = vec![payload(0, 100)];
+    append(&journal, 0, 1, &acknowledged[0]).unwrap();
+    disk.fail(operation, name, error, u32::MAX);
+    let rejected = loop {
+        let next = payload(acknowledged.len(), 20_000);
+        match append(&journal, 0, 1, &next) {
+            Ok(_) => acknowledged.push(next),
+            Err(rejected) => break rejected,
+        }
+        assert!(acknowledged.len() < 50, "{what} never fails");
+    };
+    assert_eq!(rejected, AppendError::DiskFull, "{what}");
+    assert!(disk.heal());
+    eventually("appends are accepted again", || journal.check_writable().is_ok());
+    for number in 0..10 {
+        let next = payload(100 + number, 20_000);
+        append(&journal, 0, 1, &next).unwrap();
+        acknowledged.push(next);
+    }
+    assert_eq!(payloads(&read(&journal, 0)), acknowledged, "{what}");
+    drop(journal);
+    disk.restart(Crash::PowerLoss);
+    let (journal, recovered) = Journal::open(config(&disk)).unwrap();
+    assert_eq!(recovered.damage, [], "{what}");
+    assert_eq!(payloads(&read(&journal, 0)), acknowledged, "{what}");
+}
+
+#[test]
+fn no_space_no_quota_and_no_descriptor_pass_at_a_write_and_at_a_rotation() {
+    for error in [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE] {
+        assert_passes(Operation::Open, "spare.tmp", error);
+        // A segment is opened under this name, too.
+        assert_passes(Operation::Write, "spare.tmp", error);
+    }
+}
+
+#[test]
+fn a_failed_fsync_does_not_pass() {
+    let disk = SimulatedDisk::new(7);
+    let (journal, _) = Journal::open(config(&disk)).unwrap();
+    append(&journal, 0, 1, b"x").unwrap();
+    disk.fail(Operation::Sync, "", Errno::NOSPC, 1);
+    eventually("the journal ends", || append(&journal, 0, 1, b"y").is_err());
+    eventually("for good", || matches!(journal.check_writable(), Err(AppendError::Poisoned(_))));
+}
