@@ -1,12 +1,13 @@
 //! What others may release again (space, quota, descriptors) makes the journal reject appends, and never ends it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use logweir_engine::file_system::{Crash, Operation, SimulatedDisk};
 use logweir_engine::journal::{AppendError, Journal, JournalConfig};
 use rustix::io::Errno;
 
-use crate::kit::{SEGMENT_BYTES, append, eventually, payload, payloads, read};
+use crate::kit::{SEGMENT_BYTES, append, begin, eventually, payload, payloads, read};
 
 fn config(disk: &SimulatedDisk) -> JournalConfig {
     JournalConfig {
@@ -66,4 +67,21 @@ fn a_failed_fsync_does_not_pass() {
     disk.fail(Operation::Sync, "", Errno::NOSPC, 1);
     eventually("the journal ends", || append(&journal, 0, 1, b"y").is_err());
     eventually("for good", || matches!(journal.check_writable(), Err(AppendError::Poisoned(_))));
+}
+
+#[test]
+fn a_sync_that_hangs_delays_the_answers_and_neither_loses_a_frame_nor_keeps_the_end_waiting() {
+    let disk = SimulatedDisk::new(7);
+    let (journal, _) = Journal::open(config(&disk)).unwrap();
+    append(&journal, 0, 1, b"before").unwrap();
+    assert_eq!(journal.oldest_append_age(), Duration::ZERO);
+    disk.hang_syncs(true);
+    let (appended, answer) = begin(&journal, 0, 1, b"while it hangs").unwrap();
+    eventually("the writer waits for the disk", || disk.hanging() > 0);
+    eventually("the age grows", || journal.oldest_append_age() > Duration::from_millis(20));
+    assert!(journal.stats().seq_durable < appended.seq);
+    let sealed = journal.seal_within(Duration::from_millis(50));
+    assert!(matches!(sealed, Err(AppendError::NoAnswer { after_ms: 50 })), "{sealed:?}");
+    disk.hang_syncs(false);
+    assert_eq!(answer.recv(), Ok(appended.seq));
 }
