@@ -8,7 +8,7 @@
 //! ```text
 //! clock               wall time and monotonic time, as two types; the only reader of the wall clock
 //! fault               fault injection for tests
-//! file_system         what the journal asks of a file system; the operating system's (fault)
+//! file_system         what the journal asks of a file system; the operating system's, and a simulated disk for tests
 //! drain               shutdown phases and their state machine
 //! meter               counters and durations that are exported as metrics; the metrics of a mailbox
 //! progress            signs of progress of one stage, for the watchdog; known waits
@@ -35,9 +35,9 @@
 //! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame, identity)
 //! journal/config      the configuration and its limits (error, file_system, segment)
 //! journal/salvage     reads around what the disk cannot read (file_system)
-//! journal/scan        iterates over the frames of any bytes (dedup_index, file_system, frame, segment)
+//! journal/scan        iterates over the frames of any bytes (dedup_index, file_system, frame, salvage, segment)
 //! journal/directory_scan  valid, torn or damaged: what a directory contains
-//!                     (dedup_index, error, frame, identity, scan, segment, types)
+//!                     (dedup_index, error, file_system, frame, identity, salvage, scan, segment, types)
 //! journal/recover     opens a directory: quarantine, truncation, the next run's first segment
 //!                     (clock, fault, directory_scan and what it uses)
 //! journal/acceptance  whether appends are accepted, and who may accept them again (error)
@@ -48,8 +48,9 @@
 //! journal/shared      what callers, writer, housekeeper and readers share (state, recover and what they use)
 //! journal/writer      the writer thread: group commit, rotation, acknowledgment
 //!                     (clock, error, fault, frame, recover, segment, shared, state, types)
-//! journal/housekeeper background thread: spare segments, removal, full disk (error, fault, segment, shared, state)
-//! journal/reader      reads one lane or all, concurrently with the writer (frame, scan, shared, types)
+//! journal/housekeeper background thread: spare segments, removal, full disk, a removed directory
+//!                     (error, fault, segment, shared, state)
+//! journal/reader      reads one lane or all, concurrently with the writer (frame, salvage, scan, shared, types)
 //! journal/check       check, dump and repair of any journal directory (recover and what it uses)
 //! journal/handle      the public API: open, append, durable, commit, seal (all of `journal` but frame and scan)
 //! ```

@@ -18,9 +18,9 @@ pub struct JournalConfig {
     /// Size of a segment file: [`SEGMENT_BYTES_MIN`] to [`SEGMENT_BYTES_MAX`], rounded down to a multiple of 4096. A
     /// frame never spans two segments, so this also bounds the payload of an append.
     pub segment_bytes: u64,
-    /// Limit for all files of the journal together, without `quarantine/` and the lock file; an append that would exceed it fails with
-    /// [`AppendError::Quota`](super::AppendError::Quota). At least three segments (active, next, spare) plus
-    /// `ballast_bytes`.
+    /// Limit for all files of the journal together, without `quarantine/` and the lock file; an append that would exceed
+    /// it fails with [`AppendError::Quota`](super::AppendError::Quota). At least three segments (active, next, spare)
+    /// plus `ballast_bytes`.
     pub quota_bytes: u64,
     /// Size of a file that reserves disk space: it is deleted when the disk fills up, so that the journal can still be
     /// drained and sealed. 0 disables it.

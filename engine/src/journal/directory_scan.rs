@@ -7,8 +7,8 @@
 //!   sequence number `e` is expected are damage if `e <= D`: the frame may have been acknowledged. Otherwise they are a
 //!   torn write, and neither it nor anything behind it was acknowledged. In older segments everything was durable
 //!   before the next one was named, so every such place is damage.
-//! - Bytes that the disk cannot read are damage wherever they are, and the frames behind them are read: a torn write can
-//!   be read. Only behind a seal or a terminator, where no frame is, they are ignored.
+//! - Bytes that the disk cannot read are damage wherever they are, and the frames behind them are read: a torn write
+//!   can be read. Only behind a seal or a terminator, where no frame is, they are ignored.
 //! - In a reused file, zeros where a frame is expected end the segment, whatever follows them.
 //! - Known limit: damage to the very last group, with nothing written after it, looks like a torn write.
 //! - Memory: one window, and the lanes of each segment.

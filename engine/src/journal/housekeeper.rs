@@ -103,8 +103,8 @@ impl Housekeeper {
         (!made || full != resumed || !removed).then(|| now + PROBE_INTERVAL)
     }
 
-    /// What is written to a removed file is acknowledged and lost: the journal ends if its directory or lock file has been
-    /// removed, renamed or replaced.
+    /// What is written to a removed file is acknowledged and lost: the journal ends if its directory or lock file has
+    /// been removed, renamed or replaced.
     fn look_for_directory(&self) {
         let shared = &self.shared;
         if shared.poison_reason().is_some() {
