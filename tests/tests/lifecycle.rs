@@ -268,6 +268,12 @@ fn newest_segment(data_dir: &Path) -> PathBuf {
     segments.max().expect("a journal has a segment")
 }
 
+/// Whether every lane has flushed and has nothing left.
+fn settled(server: &Server) -> bool {
+    let is_empty = |lane: &serde_json::Value| lane["backlog"] == 0;
+    connected(server) && server.status()["lanes"].as_array().is_some_and(|lanes| lanes.iter().all(is_empty))
+}
+
 #[test]
 fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
     let (segment_header, frame_header) = HEADERS;
@@ -285,11 +291,11 @@ fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
             let load = s.load(Load::default());
             s.acknowledged(300);
             load.stop();
-            s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
+            s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
             assert_eq!(s.stop().backlog, 0);
             // A run without records: its segment, with a START, is all that is left.
             s.start();
-            s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
+            s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
             assert_eq!(s.stop().backlog, 0);
             let segment = newest_segment(&s.data_dir());
             let mut bytes = fs::read(&segment).expect("a segment");
@@ -316,7 +322,7 @@ fn an_operator_lets_the_only_copy_of_a_journal_continue_but_not_while_another_on
         let load = s.load(Load::default());
         s.acknowledged(300);
         load.stop();
-        s.server().until("connected", PATIENCE, connected).expect("the server keeps running");
+        s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
         assert_eq!(s.stop().backlog, 0);
         let copy = s.dir.join("copy");
         copy_volume(&s.data_dir(), &copy);
@@ -335,6 +341,7 @@ fn an_operator_lets_the_only_copy_of_a_journal_continue_but_not_while_another_on
         let load = s.load(Load::default());
         s.acknowledged(300);
         load.stop();
+        s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
         assert_eq!(s.stop().backlog, 0);
 
         s.postgres().execute("UPDATE logweir_writer SET run_id = gen_random_uuid()");
