@@ -43,7 +43,7 @@ pub(crate) async fn acquire<S: LeaseStatements>(
     let writer = claim.writer;
     session.begin(Purpose::Commit).await?;
     if claim.only_copy {
-        // Before the lock: the holder of a lock is ended by whoever waits for it and may acquire the lease.
+        // Before the lock: a session that waits for a lock and may acquire the lease ends its holder.
         let sessions = session.other_sessions(writer).await?;
         if let Some(Owner { epoch, owner, .. }) = session.owner(writer).await?
             && sessions > 0
