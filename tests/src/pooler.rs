@@ -3,12 +3,16 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 use crate::postgres::{as_server, give_to_server, spawn_tied, wait_until};
 use crate::process::free_addr;
 use crate::store::Store;
+
+/// Time limit of its console.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running PgBouncer; stopped on drop.
 pub struct Pooler {
@@ -128,7 +132,7 @@ impl Pooler {
     /// # Errors
     /// As [`Pooler::command`].
     pub fn encrypted_clients(&self, user: &str) -> Result<usize, String> {
-        let clients = self.console().rows("SHOW CLIENTS")?;
+        let clients = self.ask("SHOW CLIENTS")?;
         // The user is the second column, TLS the last one.
         let is_encrypted = |row: &&Vec<String>| {
             row.get(1).is_some_and(|name| name == user) && row.last().is_some_and(|tls| !tls.is_empty())
@@ -147,13 +151,20 @@ impl Pooler {
     /// Runs a command of its console, such as `RECONNECT`.
     ///
     /// # Errors
-    /// The console's error.
+    /// The console's error. It is killed if it does not answer: version 1.18 can end up in an endless loop after KILL.
     pub fn command(&self, command: &str) -> Result<(), String> {
-        self.console().rows(command).map(drop)
+        self.ask(command).map(drop)
     }
 
-    fn console(&self) -> Store {
-        Store::Postgres(format!("postgres://admin:admin@127.0.0.1:{}/pgbouncer", self.port))
+    fn ask(&self, command: &str) -> Result<Vec<Vec<String>>, String> {
+        let console = Store::Postgres(format!("postgres://admin:admin@127.0.0.1:{}/pgbouncer", self.port));
+        let (answer, answered) = mpsc::channel();
+        let text = command.to_owned();
+        std::thread::spawn(move || answer.send(console.rows(&text)));
+        answered.recv_timeout(ANSWERS_WITHIN).unwrap_or_else(|_| {
+            let _ = self.process.lock().expect("the lock is not poisoned").kill();
+            Err(format!("{command}: PgBouncer did not answer within {ANSWERS_WITHIN:?}, and was killed"))
+        })
     }
 }
 

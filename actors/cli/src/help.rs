@@ -81,7 +81,7 @@ fn description(name: &str, title: &'static str) -> &'static str {
 }
 
 /// Every command and subcommand. A constant, because the definition of the command line contains it.
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 28] = [
     "run",
     "validate",
     "health",
@@ -102,6 +102,7 @@ const COMMANDS: [&str; 27] = [
     "dump",
     "repair",
     "drain",
+    "adopt",
     "prepare",
     "grants",
     "schema",
