@@ -19,6 +19,7 @@ pub(crate) fn limit(config: &Config) -> Duration {
 }
 
 /// Why no record is acknowledged, if the oldest append has waited for at least `limit`.
+#[cfg(feature = "server")]
 pub(crate) fn stalled(journal: &Journal, limit: Duration) -> Option<String> {
     let age = journal.oldest_append_age();
     (age >= limit).then(|| format!("the journal's disk has not answered for {} s", age.as_secs()))
