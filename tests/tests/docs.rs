@@ -721,9 +721,13 @@ fn check_commands(commands: &[Vec<String>]) -> Result<(), String> {
                 if let Some(package) = after("-p").filter(|package| !packages.contains(&package.as_str())) {
                     return Err(format!("unknown package {package:?}"));
                 }
-                if let Some(test) = after("--test")
-                    .filter(|test| !repository().join("tests/tests").join(test).with_extension("rs").exists())
-                {
+                let folder =
+                    if after("-p").is_some_and(|package| package == "logweir-engine") { "engine" } else { "tests" };
+                let is_test = |test: &String| {
+                    let test = repository().join(folder).join("tests").join(test);
+                    test.with_extension("rs").exists() || test.join("main.rs").exists()
+                };
+                if let Some(test) = after("--test").filter(|test| !is_test(test)) {
                     return Err(format!("unknown test {test:?}"));
                 }
             }
