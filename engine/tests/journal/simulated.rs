@@ -65,7 +65,7 @@ impl Log {
 
 /// A running journal.
 struct Running {
-    journal: Journal,
+    journal: Arc<Journal>,
     writer: WriterSteps,
     housekeeper: Arc<Mutex<HousekeeperSteps>>,
 }
@@ -303,7 +303,7 @@ impl Simulation {
                     self.check_recovered(&recovered)?;
                 }
                 self.damage.extend(recovered.damage);
-                Ok(Some(Running { journal, writer, housekeeper: Arc::new(Mutex::new(housekeeper)) }))
+                Ok(Some(Running { journal: Arc::new(journal), writer, housekeeper: Arc::new(Mutex::new(housekeeper)) }))
             }
             Err(error) => {
                 self.log.add(format!("not opened: {error}"));
@@ -455,8 +455,9 @@ fn append(
         return Err(AppendError::Quota);
     };
     let (known, down, kept) = (ledger.clone(), disk.clone(), payload.clone());
-    // Held until the sequence number is known; nothing answers before the writer's next step.
-    let (journal, housekeeper) = (running.journal.clone(), running.housekeeper.clone());
+    // Nothing answers before the writer's next step, so the sequence number is known by then. Weak, because the journal's
+    // queue holds this closure: a journal that is dropped with a full queue would hold itself, and its disk.
+    let (journal, housekeeper) = (Arc::downgrade(&running.journal), Arc::downgrade(&running.housekeeper));
     let retried = payload.clone();
     let answer = move |result: Result<u64, AppendError>| {
         if down.is_down() {
@@ -466,7 +467,10 @@ fn append(
             Ok(seq) => known.lock().unwrap().frames.get_mut(&seq).expect("it was appended").acknowledged = true,
             Err(error) => {
                 known.lock().unwrap().failures.push(error);
-                if tidies && let Ok(mut housekeeper) = housekeeper.try_lock() {
+                if tidies
+                    && let (Some(journal), Some(housekeeper)) = (journal.upgrade(), housekeeper.upgrade())
+                    && let Ok(mut housekeeper) = housekeeper.try_lock()
+                {
                     housekeeper.step();
                     housekeeper.step();
                     drop(housekeeper);
