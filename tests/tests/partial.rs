@@ -106,7 +106,7 @@ fn while_the_tables_cannot_be_made_every_result_says_so() {
         // Another change of the tables, after they were right.
         s.store.rows("ALTER TABLE logs RENAME TO logs_of_old").unwrap();
         let page = until(s.server(), "the cached records", RECENT, |_| true);
-        assert!(reason(&page["source"]).contains("\"logs\" does not exist"), "{page}");
+        assert!(reason(&page["source"]).contains("\"public.logs\" does not exist"), "{page}");
         s.store.rows("CREATE TABLE logs (LIKE logs_of_old); ALTER TABLE logs ALTER severity TYPE text").unwrap();
         let page = until(s.server(), "the cached records", RECENT, |_| true);
         assert!(reason(&page["source"]).contains("severity is text"), "{page}");
