@@ -544,6 +544,11 @@ fn copytruncate_neither_loses_nor_duplicates_a_line_that_was_read() {
             fs::copy(&path, path.with_extension(format!("log.{n}"))).expect("a copy");
             File::create(&path).expect("truncated");
             wait_for_messages(s, from);
+            // A copy is recognized by what was read last: until it is found, the file must not be rotated again.
+            let copy = format!("app.log.{n}");
+            s.server()
+                .until("the copy is found", Duration::from_secs(60), |server| server.log_text().contains(&copy))
+                .expect("a server");
         }
         assert!(
             numbers(s).values().all(|&times| times == 1),
