@@ -79,7 +79,7 @@ pub struct SteadyTime {
 pub enum Reading {
     /// Time has passed since the last reading.
     Passed(i64),
-    /// The wall clock was set: there is no relation to the last reading.
+    /// The wall clock was set, so that this reading cannot be compared with the last one.
     Set(i64),
 }
 

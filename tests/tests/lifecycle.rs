@@ -274,6 +274,12 @@ fn settled(server: &Server) -> bool {
     connected(server) && server.status()["lanes"].as_array().is_some_and(|lanes| lanes.iter().all(is_empty))
 }
 
+/// Stops the server once everything is committed.
+fn stop_settled(s: &mut Scenario) {
+    s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
+    assert_eq!(s.stop().backlog, 0);
+}
+
 #[test]
 fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
     let (segment_header, frame_header) = HEADERS;
@@ -291,12 +297,10 @@ fn damage_to_the_only_start_of_a_settled_journal_stops_nothing() {
             let load = s.load(Load::default());
             s.acknowledged(300);
             load.stop();
-            s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
-            assert_eq!(s.stop().backlog, 0);
+            stop_settled(s);
             // A run without records: its segment, with a START, is all that is left.
             s.start();
-            s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
-            assert_eq!(s.stop().backlog, 0);
+            stop_settled(s);
             let segment = newest_segment(&s.data_dir());
             let mut bytes = fs::read(&segment).expect("a segment");
             damage(&mut bytes);
@@ -322,8 +326,7 @@ fn an_operator_lets_the_only_copy_of_a_journal_continue_but_not_while_another_on
         let load = s.load(Load::default());
         s.acknowledged(300);
         load.stop();
-        s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
-        assert_eq!(s.stop().backlog, 0);
+        stop_settled(s);
         let copy = s.dir.join("copy");
         copy_volume(&s.data_dir(), &copy);
         let adopt = |s: &Scenario, data_dir: &Path| {
@@ -341,8 +344,7 @@ fn an_operator_lets_the_only_copy_of_a_journal_continue_but_not_while_another_on
         let load = s.load(Load::default());
         s.acknowledged(300);
         load.stop();
-        s.server().until("all committed", PATIENCE, settled).expect("the server keeps running");
-        assert_eq!(s.stop().backlog, 0);
+        stop_settled(s);
 
         s.postgres().execute("UPDATE logweir_writer SET run_id = gen_random_uuid()");
         s.launch("");

@@ -917,14 +917,19 @@ fn a_foreign_key_of_another_table_keeps_the_records_that_it_refers_to() {
     });
 }
 
+/// Starts with a role to which row security applies, which no superuser is.
+fn start_as_app(s: &mut Scenario) {
+    s.postgres().execute("CREATE ROLE app LOGIN");
+    s.postgres().execute(&grants(s, "app", "maintenance"));
+    let superuser = s.settings["database.url"].clone();
+    s.set("database.url", superuser.replace("postgres@", "app@"));
+    s.start();
+}
+
 #[test]
 fn row_security_on_the_records_lets_those_in_that_a_policy_lets_in() {
     on_postgres("row security", |s| {
-        s.postgres().execute("CREATE ROLE app LOGIN");
-        s.postgres().execute(&grants(s, "app", "maintenance"));
-        let superuser = s.settings["database.url"].clone();
-        s.set("database.url", superuser.replace("postgres@", "app@"));
-        s.start();
+        start_as_app(s);
         store_some(s);
         let polite = "SELECT count(*) FROM logs WHERE message LIKE '%-33/%'";
         let before = number(s, polite);
@@ -958,11 +963,7 @@ fn row_security_on_the_records_lets_those_in_that_a_policy_lets_in() {
 #[test]
 fn row_security_on_the_dead_letters_is_named_and_storing_goes_on_without_it() {
     on_postgres("row security on dead letters", |s| {
-        s.postgres().execute("CREATE ROLE app LOGIN");
-        s.postgres().execute(&grants(s, "app", "maintenance"));
-        let superuser = s.settings["database.url"].clone();
-        s.set("database.url", superuser.replace("postgres@", "app@"));
-        s.start();
+        start_as_app(s);
         store_some(s);
         s.postgres().execute(
             "ALTER TABLE logweir_dead_letter ENABLE ROW LEVEL SECURITY; \

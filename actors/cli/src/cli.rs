@@ -46,7 +46,7 @@ enum Command {
     ///
     /// Compares, for each lane, the records accepted by the journal with those in the database and in the backlog. Can be used
     /// while a server is running. Exits with 1 if a record is missing. PostgreSQL reads the whole table for each lane, about two
-    /// seconds per million rows, because there is no index on the ids: it would slow down every insert.
+    /// seconds per million rows, because the ids have no index, which would slow down every insert.
     Verify(verify::VerifyArgs),
     /// Search the records of a server
     Query(query::QueryArgs),

@@ -119,7 +119,7 @@ impl SimulatedDisk {
         self.0.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The names in a directory; none if there is no such directory. Not an operation of the process.
+    /// The names in a directory, empty if it does not exist. Does not count as an operation of the process.
     #[must_use]
     pub fn names(&self, dir: &Path) -> Vec<OsString> {
         let mut disk = self.disk();
@@ -156,7 +156,7 @@ impl SimulatedDisk {
     /// Makes a range of a file unreadable, for the next `times` reads that meet it, until it is written again.
     ///
     /// # Errors
-    /// There is no such file.
+    /// The file does not exist.
     pub fn make_unreadable(&self, path: &Path, range: Range<u64>, times: u32) -> io::Result<()> {
         let mut disk = self.disk();
         let inode = disk.find(path)?;
@@ -167,7 +167,7 @@ impl SimulatedDisk {
     /// Changes bytes of a file without the file system's knowledge.
     ///
     /// # Errors
-    /// There is no such file, or no such byte in it.
+    /// The file or the byte in it does not exist.
     pub fn flip(&self, path: &Path, bit: u64) -> io::Result<()> {
         let mut disk = self.disk();
         let inode = disk.find(path)?;

@@ -33,7 +33,7 @@ impl Acceptance {
         }
     }
 
-    /// There is no space for a frame that was about to be accepted.
+    /// A frame does not fit: rejects it and what follows.
     pub(super) fn reject(&mut self, reason: &AppendError) {
         *self = match (&*self, reason) {
             (Self::Open, AppendError::Quota) => Self::Quota,

@@ -2,20 +2,13 @@
 //! and the housekeeper. The decisions are the journal's own ([`State`]); only the threads and the disk are modeled.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::path::PathBuf;
-use std::time::Duration;
-
-use uuid::Uuid;
 
 use super::acceptance::Acceptance;
-use super::dedup_index::DedupIndex;
-use super::frame::{Seed, frame_bytes};
-use super::identity::Identity;
-use super::recover::{SEAL_BYTES, Segment};
+use super::frame::frame_bytes;
 use super::segment::SEGMENT_HEADER_BYTES;
-use super::state::{LogEnd, Place, RunFrame, Sizes, Spare, State};
+use super::state::tests::{segment, state};
+use super::state::{Place, RunFrame, Spare, State};
 use super::types::LaneTail;
-use super::unsynced::Unsynced;
 
 /// Two frames of this payload fit into a segment.
 const PAYLOAD_BYTES: usize = 600;
@@ -71,36 +64,8 @@ type Step = &'static str;
 
 impl World {
     fn new() -> Self {
-        let end = Place { segment: 1, offset: 200 };
-        let log_end = LogEnd {
-            seq: 1,
-            segment: end.segment,
-            offset: end.offset,
-            frames_end: SEGMENT_BYTES - SEAL_BYTES,
-            lanes: BTreeMap::new(),
-        };
-        let state = State {
-            sizes: Sizes {
-                segment_bytes: SEGMENT_BYTES,
-                quota_bytes: 100 * SEGMENT_BYTES,
-                ballast_bytes: 0,
-                retain_segments: 0,
-                retain_for: Duration::ZERO,
-            },
-            identity: Identity::default(),
-            confirmed_seq: 0,
-            runs: Vec::new(),
-            allocated: log_end.clone(),
-            durable: log_end,
-            acceptance: Acceptance::Open,
-            unsynced: Unsynced::default(),
-            segments: BTreeMap::from([(1, segment())]),
-            committed: BTreeMap::new(),
-            dedup_index: DedupIndex::new(SEGMENT_BYTES),
-            spare: Spare::Ready,
-            ballast_now: 0,
-            generation: 0,
-        };
+        let state = state(SEGMENT_BYTES, 100 * SEGMENT_BYTES);
+        let end = Place { segment: 1, offset: state.durable.offset };
         Self {
             state,
             queue: VecDeque::new(),
@@ -215,7 +180,7 @@ impl World {
         if number != self.end.segment {
             self.end = Place { segment: number, offset: SEGMENT_HEADER_BYTES as u64 };
             self.state.spare = Spare::Missing;
-            self.state.add_segment(number, segment());
+            self.state.add_segment(number, segment(SEGMENT_BYTES));
         }
     }
 
@@ -245,18 +210,6 @@ impl World {
             self = next;
         }
         self.state.acceptance == Acceptance::Open
-    }
-}
-
-fn segment() -> Segment {
-    Segment {
-        path: PathBuf::new(),
-        size: SEGMENT_BYTES,
-        end: SEGMENT_HEADER_BYTES as u64,
-        seed: Seed::new(Uuid::nil(), 1),
-        first_seq: 1,
-        lanes: BTreeMap::new(),
-        committed_at: None,
     }
 }
 

@@ -88,7 +88,7 @@ impl Runs {
         self.confirm(confirmed.or(self.confirmed));
     }
 
-    /// The database has confirmed `run`; `None` is no news.
+    /// The database has confirmed `run`; `None` changes nothing.
     pub(super) fn confirm(&mut self, run: Option<Uuid>) {
         let Some(run) = run else { return };
         self.confirmed = Some(run);

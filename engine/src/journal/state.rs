@@ -238,8 +238,8 @@ impl State {
         self.identity.confirmed == Some(self.identity.run) && self.confirmed_seq == 0
     }
 
-    /// The database has confirmed this run. Returns the frame that says so, unless one does or there is no space for it
-    /// now: then the next frame brings it.
+    /// The database has confirmed this run. Returns the frame that records this; `None` if one has, or if it does not fit
+    /// now: then it is written with the next frame.
     pub(super) fn confirm_run(&mut self) -> Option<RunFrame> {
         self.identity.confirmed = Some(self.identity.run);
         let is_writable = matches!(self.acceptance, Acceptance::Open | Acceptance::Quota);
@@ -392,13 +392,14 @@ fn is_committed(committed: &BTreeMap<LaneId, u64>, segment: &Segment) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::PathBuf;
 
     use super::*;
     use crate::journal::frame::Seed;
 
-    fn segment(size: u64) -> Segment {
+    /// A segment without frames.
+    pub(in crate::journal) fn segment(size: u64) -> Segment {
         Segment {
             path: PathBuf::new(),
             size,
@@ -410,7 +411,8 @@ mod tests {
         }
     }
 
-    fn state(segment_bytes: u64, quota_bytes: u64) -> State {
+    /// The state of a journal with one segment, in which the START frame is.
+    pub(in crate::journal) fn state(segment_bytes: u64, quota_bytes: u64) -> State {
         let log_end =
             LogEnd { seq: 1, segment: 1, offset: 200, frames_end: segment_bytes - SEAL_BYTES, lanes: BTreeMap::new() };
         State {

@@ -201,7 +201,7 @@ pub(super) async fn build_indexes(
 ) -> Vec<MaintenanceStep> {
     let mut session = match Session::open(connector, home, "logweir/index", "index").await {
         Ok(Some(session)) => session,
-        // The round of maintenance reports why there is no connection.
+        // The round of maintenance reports why the connection failed.
         Ok(None) | Err(_) => return Vec::new(),
     };
     let home = session.home.clone();

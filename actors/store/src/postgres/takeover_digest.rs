@@ -1,7 +1,7 @@
 //! The column `digest` of `logweir_takeover`, which tables of an earlier version lack.
 //!
-//! Only the owner of a table can add a column, and storing does not need it. So it is no migration: maintenance adds it, and
-//! a role that may only write rows records takeovers without it until then. `journal drain --adopt` can then store the part
+//! Only the owner of a table can add a column, and storing does not need this one. Maintenance therefore adds it, not a
+//! migration; until then, a role that may only write rows records takeovers without it. `journal drain --adopt` can then store the part
 //! of a frame twice that was committed before such a takeover.
 
 use tokio_postgres::types::Type;

@@ -520,7 +520,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         )))
     }
 
-    /// Reads a record that the table holds. If that fails, there is no such sample: the other samples are sufficient.
+    /// Reads a record that the table holds. An error means that this sample is missing; the other samples are sufficient.
     async fn stored_record(&mut self) -> Result<Sample, StoreError> {
         self.session.begin(Purpose::Try).await?;
         let found = self.session.stored_record().await;
