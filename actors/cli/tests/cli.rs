@@ -743,7 +743,8 @@ fn a_second_signal_ends_produce_at_once_also_where_a_shell_ignored_the_first() {
     shell.current_dir(dir.path()).stdin(Stdio::null());
     let mut child = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_signal_handlers(child.id());
-    for signal in [Signal::INT, Signal::TERM] {
+    // Stopped meanwhile, so that it takes the second within its grace period, whatever the machine's speed.
+    for signal in [Signal::STOP, Signal::INT, Signal::TERM, Signal::CONT] {
         kill_process(Pid::from_child(&child), signal).unwrap();
     }
     let ended_by = child.wait().unwrap().signal();

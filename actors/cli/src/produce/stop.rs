@@ -5,7 +5,6 @@
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 /// Why the command was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,23 +148,22 @@ impl Stop {
 
 /// Calls `stop` at the first SIGINT or SIGTERM; a second one, whichever it is, ends the process.
 ///
-/// A thread calls it, because a signal handler could not notify a condition variable. This also works if
-/// a shell has started the command in the background, with SIGINT ignored.
+/// One thread does both, in the order in which it takes the signals: one that came before the thread began is taken like
+/// the others. A signal handler could not notify a condition variable. This also works if a shell has started the command
+/// in the background, with SIGINT ignored.
 ///
 /// # Errors
 /// The process has no file descriptors left.
 pub(super) fn on_first_signal(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    // First: a signal that comes before the rest is set up stops the command as well.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let one_came = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // Handlers are called in the order of their registration: the first signal finds the flag unset.
-        flag::register_conditional_default(signal, Arc::clone(&one_came))?;
-        flag::register(signal, Arc::clone(&one_came))?;
-    }
+    let mut stop = Some(stop);
     thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            stop();
+        for signal in signals.forever() {
+            match stop.take() {
+                Some(stop) => stop(),
+                // It does not return; if it fails, the next signal tries it again.
+                None => drop(emulate_default_handler(signal)),
+            }
         }
     });
     Ok(())
