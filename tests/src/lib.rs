@@ -25,6 +25,7 @@ pub mod conformance;
 pub mod oracle;
 pub mod accounting;
 pub mod scenario;
+pub mod maintenance;
 pub mod chaos;
 pub mod kubelet;
 pub mod installed;

@@ -19,7 +19,7 @@ use logweir_store::throttle::{self, QueryThrottle};
 use logweir_store::{self as store, Claim, LaneWriter, LogStore};
 use logweir_store::{Batch, BatchFrame};
 use logweir_store::{Database, DatabaseUrl};
-use logweir_tests::postgres;
+use logweir_tests::{maintenance, postgres};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -583,12 +583,10 @@ async fn both_stores_answer_typed_queries() {
     }
 }
 
-/// A round of maintenance by the real clock, with its indexes.
+/// Maintenance by the real clock, with its indexes.
 async fn maintain(store: &Arc<dyn LogStore>) {
-    let steps = store.maintain(logweir_engine::clock::wall_us()).await.into_iter().chain(store.build_indexes().await);
-    for step in steps {
-        step.result.unwrap_or_else(|error| panic!("{}: {error}", step.name));
-    }
+    let failed = maintenance::maintain(store, logweir_engine::clock::wall_us()).await;
+    assert!(failed.is_empty(), "{failed:#?}");
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use logweir_store::{Database, DatabaseUrl};
 use logweir_tests::conformance;
 use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, lane, record, started};
 use logweir_tests::conformance::subject::{POSTGRES, SQLITE, Sql, Subject};
+use logweir_tests::maintenance::maintain;
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
@@ -199,7 +200,7 @@ async fn a_takeover_is_recorded_in_a_table_of_an_earlier_version_and_only_its_ow
     let mine = claim_at(&feed, writer, &[1], 2);
     let lanes = async || store.fork_point(&mine).await.unwrap().unwrap().lanes;
     assert_eq!(lanes().await, [ForkLane { lane: 0, seq: 0, digest: Digest::default() }], "it is not known");
-    let failed = maintain_at(&store, now_us()).await;
+    let failed = maintain(&store, now_us()).await;
     let told = failed.iter().find(|step| step.starts_with("takeover_digest: ")).unwrap();
     assert!(told.contains("42501") && told.contains("logweir database prepare"), "{told}");
 
@@ -233,7 +234,7 @@ async fn a_missing_table_is_not_replaced_by_another_logweirs_in_a_later_schema()
     let both = open_postgres(&format!("{}?options=-c%20search_path=app,public", on.url()));
     both.prepare().await.unwrap();
     on.execute("DROP TABLE app.logs").await;
-    assert!(!maintain_at(&both, now_us()).await.is_empty(), "it does not maintain the tables of the other");
+    assert!(!maintain(&both, now_us()).await.is_empty(), "it does not maintain the tables of the other");
     assert_eq!(on.number(PARTITIONS).await, 1);
     both.prepare().await.unwrap();
     assert_eq!(on.number("SELECT count(*) FROM pg_tables WHERE schemaname = 'app' AND tablename = 'logs'").await, 1);
@@ -1193,14 +1194,8 @@ fn now_us() -> i64 {
     logweir_engine::clock::wall_us()
 }
 
-/// A round of maintenance; the failures of its steps, as `step: error`.
-async fn maintain_at(store: &Arc<dyn LogStore>, now_us: i64) -> Vec<String> {
-    let steps = store.maintain(now_us).await.into_iter().chain(store.build_indexes().await);
-    steps.filter_map(|step| Some(format!("{}: {}", step.name, step.result.err()?))).collect()
-}
-
 async fn assert_maintained(store: &Arc<dyn LogStore>) {
-    let failed = maintain_at(store, now_us()).await;
+    let failed = maintain(store, now_us()).await;
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
@@ -1303,8 +1298,8 @@ async fn a_large_default_partition_delays_no_writer_and_the_next_days_get_their_
             flushed
         })
     };
-    let failed = maintain_at(&on.store, now_us()).await;
-    let failed = [failed, maintain_at(&on.store, now_us()).await].concat();
+    let failed = maintain(&on.store, now_us()).await;
+    let failed = [failed, maintain(&on.store, now_us()).await].concat();
     ended.store(true, Ordering::Relaxed);
     assert!(insert.await.unwrap() > 0);
     let flushed: i64 = flush.await.unwrap();
@@ -1366,7 +1361,7 @@ async fn nothing_is_deleted_while_the_clocks_differ() {
     flusher.flush(&Feed::new(0).batch(&[&[at(today), at(today - 40), at(today - 50)]])).await.unwrap();
     let keeping = keeping_30_days(&on);
     for wrong_us in [now_us() + 400 * DAY_US, now_us() - 400 * DAY_US, now_us() + DAY_US / 24, i64::MAX, i64::MIN] {
-        let failed = maintain_at(&keeping, wrong_us).await;
+        let failed = maintain(&keeping, wrong_us).await;
         assert!(failed.len() == 1 && failed[0].starts_with("clock: "), "{failed:#?}");
         assert_eq!(on.number("SELECT count(*) FROM logs").await, 3);
         assert_eq!(on.number("SELECT count(*) FROM log_volume").await, 3);
@@ -1391,7 +1386,7 @@ async fn a_clock_that_jumps_with_the_whole_machine_deletes_nothing() {
     on.make_day(real - 20).await;
     flusher.flush(&Feed::new(0).batch(&[&[at(today), at(real), at(real - 20)]])).await.unwrap();
     for store in [keeping.clone(), keeping.clone(), keeping_30_days(&on)] {
-        let failed = maintain_at(&store, now_us()).await;
+        let failed = maintain(&store, now_us()).await;
         assert!(failed.len() == 1 && failed[0].starts_with("clock: "), "{failed:#?}");
         assert!(failed[0].contains("days ahead") && failed[0].contains("set it"), "{failed:#?}");
         assert_eq!(on.number("SELECT count(*) FROM logs").await, 3);
@@ -1437,7 +1432,7 @@ async fn each_step_runs_whether_the_one_before_failed_or_not() {
     let tomorrow = on.make_day(today + 1).await;
     on.execute(&format!("ALTER TABLE logs DETACH PARTITION {tomorrow}; CREATE VIEW v AS SELECT * FROM {expired}"))
         .await;
-    let failed = maintain_at(&keeping_30_days(&on), now_us()).await;
+    let failed = maintain(&keeping_30_days(&on), now_us()).await;
     assert_eq!(failed.len(), 2, "{failed:#?}");
     assert!(failed[0].starts_with("partitions: ") && failed[0].contains("is not a partition of logs"), "{failed:#?}");
     assert!(failed[1].starts_with("retention_partitions: ") && failed[1].contains("depend"), "{failed:#?}");

@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 
 use logweir_tests::client::Load;
+use logweir_tests::maintenance::{await_none_failing, await_step};
 use logweir_tests::postgres::{Options, Server};
 use logweir_tests::process::Server as Process;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_postgres_with};
@@ -45,12 +46,8 @@ fn has_extension(s: &Scenario, name: &str) -> bool {
 }
 
 fn assert_maintained(server: &mut Process) {
-    let has_run = |server: &Process| {
-        let metrics = server.admin("/metrics").map(|answer| answer.body).unwrap_or_default();
-        metrics.contains("logweir_maintenance_failing{step=\"text_index\"}")
-    };
-    server.until("a round of maintenance", PATIENCE, has_run).unwrap();
-    assert_eq!(server.status()["maintenance_failing"], serde_json::json!([]));
+    await_step(server, "text_index");
+    await_none_failing(server);
 }
 
 /// Another journal on the same database: its records are stored, and under numbers of its own.

@@ -2,11 +2,12 @@
 //! who want to run them themselves.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use logweir_engine::clock;
 use logweir_store::postgres::{PostgresStore, Purpose};
-use logweir_store::{self as store, AnyStore, MaintenanceStep};
+use logweir_store::{self as store, AnyStore, LogStore, MaintenanceStep, StoreError};
 use serde_json::json;
 
 use crate::args::{ConfigArgs, StoreArgs};
@@ -16,12 +17,17 @@ use crate::output::{self, Output};
 use crate::print::escaped;
 use crate::store::block_on;
 
+/// How often, and after which pause, a step is tried that fails temporarily.
+const ROUNDS_MAX: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Subcommand)]
 pub(super) enum DatabaseCommand {
-    /// Create or upgrade the tables and run one round of maintenance, printing each step
+    /// Create or upgrade the tables and maintain them once, printing each step
     ///
     /// A server does both by itself. Use this with a role of its own if the server's may only read and write rows
-    /// (database.maintenance = false), once a day. Exits with 1 if a step failed.
+    /// (database.maintenance = false), once a day. A step that fails temporarily, for example because of a lock, is tried
+    /// again for half a minute. Exits with 1 if a step failed.
     Prepare(PrepareArgs),
     /// Print the GRANT statements that a role needs
     ///
@@ -98,10 +104,7 @@ fn prepare(args: &PrepareArgs) -> Outcome {
     let (maintained, steps) = block_on(async {
         let store = store::open(&database).map_err(Failure::store)?.store();
         store.prepare().await.map_err(Failure::store)?;
-        let mut steps = store.maintain(clock::wall_us()).await;
-        let maintained = steps.len();
-        steps.extend(store.build_indexes().await);
-        Ok::<_, Failure>((maintained, steps))
+        Ok::<_, Failure>(maintain(&*store).await)
     })??;
     let mut out = io::stdout().lock();
     if args.output == Output::Json {
@@ -123,6 +126,23 @@ fn prepare(args: &PrepareArgs) -> Outcome {
     out.flush()?;
     let failed = steps.iter().any(|step| step.result.is_err());
     Ok(if failed { exit::FAILED } else { exit::OK }.into())
+}
+
+/// Maintains the tables, also those that another session has locked for a moment. Returns the steps, and how many of them
+/// are not indexes.
+async fn maintain(store: &dyn LogStore) -> (usize, Vec<MaintenanceStep>) {
+    let mut rounds = 0;
+    loop {
+        let mut steps = store.maintain(clock::wall_us()).await;
+        let maintained = steps.len();
+        steps.extend(store.build_indexes().await);
+        rounds += 1;
+        let passes = |step: &MaintenanceStep| matches!(step.result, Err(StoreError::Transient(_)));
+        if rounds == ROUNDS_MAX || !steps.iter().any(passes) {
+            return (maintained, steps);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 fn grants(args: &GrantsArgs) -> Outcome {

@@ -2,6 +2,7 @@
 //!
 //! - The first round follows the lease at once, never before: no record waits for it.
 //! - Indexes are built beside the rounds, since a build can take hours.
+//! - After a failure that passes by itself, such as a lock, the next round comes sooner.
 //! - A step that fails is a gauge, a line in the status and few lines in the log: one when it begins, others at growing
 //!   intervals, one when it is over.
 
@@ -18,6 +19,9 @@ use crate::progress::{FailingStep, Progress};
 
 /// Interval between rounds.
 const EVERY: Duration = Duration::from_secs(300);
+
+/// Interval after the first round with a failure that passes by itself; it doubles up to [`EVERY`].
+const SOON: Duration = Duration::from_secs(10);
 
 /// The first interval between lines about the same failing step, and the longest.
 const AGAIN_FIRST: Duration = Duration::from_mins(30);
@@ -62,8 +66,7 @@ impl Steps {
                 _ => Say::Nothing,
             };
         };
-        // A lock, an old transaction, a restart: the next round usually gets through.
-        let passes = matches!(error, StoreError::Transient(_));
+        let passes = passes(error);
         let error = error.to_string();
         match self.0.get_mut(step) {
             None => {
@@ -83,6 +86,9 @@ impl Steps {
             Some(failing) => {
                 (failing.error, failing.missed) = (error, 0);
                 if !failing.said {
+                    if passes && now.saturating_duration_since(failing.since) < EVERY {
+                        return Say::Nothing;
+                    }
                     (failing.said, failing.say_again) = (true, now + failing.interval);
                     return Say::Begun;
                 }
@@ -118,6 +124,23 @@ impl Steps {
             error: failing.error.clone(),
         };
         self.0.iter().map(step).collect()
+    }
+}
+
+/// Whether a failure passes by itself: a lock, an old transaction, a restart. Another attempt usually gets through.
+fn passes(error: &StoreError) -> bool {
+    matches!(error, StoreError::Transient(_))
+}
+
+/// When the next round follows. Pure.
+#[derive(Debug, Default)]
+struct Pace(Option<Duration>);
+
+impl Pace {
+    /// The interval after a round in which a step has failed in such a way that the failure `passes`.
+    fn after(&mut self, passes: bool) -> Duration {
+        self.0 = passes.then(|| self.0.map_or(SOON, |last| (2 * last).min(EVERY)));
+        self.0.unwrap_or(EVERY)
     }
 }
 
@@ -171,20 +194,25 @@ fn gauges(step: &'static str, failing_since_s: Option<i64>) {
 /// Maintains the tables until the shutdown, once this process holds the lease.
 pub(crate) async fn run(store: Arc<dyn LogStore>, session: Arc<Session>, progress: Progress, drain: DrainWatch) {
     let told = std::cell::RefCell::new(Told::default());
+    let any_passes = |outcome: &[MaintenanceStep]| outcome.iter().any(|step| step.result.as_ref().is_err_and(passes));
     let rounds = async {
+        let mut pace = Pace::default();
         loop {
             session.held().await;
             let outcome = store.maintain(clock::wall_us()).await;
+            let next = pace.after(any_passes(&outcome));
             report(&mut told.borrow_mut(), |told| &mut told.rounds, outcome, &progress);
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(next).await;
         }
     };
     let indexes = async {
+        let mut pace = Pace::default();
         loop {
             session.held().await;
             let outcome = store.build_indexes().await;
+            let next = pace.after(any_passes(&outcome));
             report(&mut told.borrow_mut(), |told| &mut told.indexes, outcome, &progress);
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(next).await;
         }
     };
     tokio::select! {
@@ -250,16 +278,35 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_told_from_the_second_round_on() {
+    fn what_passes_by_itself_is_told_once_it_lasts_as_long_as_an_interval() {
         let held = || Err(StoreError::Transient("a lock".to_owned()));
         let mut steps = Watched::new();
         assert_eq!(steps.observe("partitions", &held(), 0), Say::Nothing);
         assert_eq!(steps.snapshot().len(), 1, "but it is in the status and in the gauges");
+        assert_eq!(steps.observe("partitions", &held(), MINUTE / 6), Say::Nothing, "the round that comes sooner");
+        assert_eq!(steps.observe("partitions", &held(), 5 * MINUTE - 1), Say::Nothing);
         assert_eq!(steps.observe("partitions", &Ok(()), 5 * MINUTE), Say::Nothing);
         assert_eq!(steps.observe("partitions", &held(), 10 * MINUTE), Say::Nothing);
         assert_eq!(steps.observe("partitions", &held(), 15 * MINUTE), Say::Begun);
         assert_eq!(steps.observe("partitions", &held(), 20 * MINUTE), Say::Nothing);
         assert_eq!(steps.observe("partitions", &Ok(()), 25 * MINUTE), Say::Over);
+    }
+
+    #[test]
+    fn what_no_longer_passes_by_itself_is_told_at_once() {
+        let mut steps = Watched::new();
+        let held = Err(StoreError::Transient("a lock".to_owned()));
+        assert_eq!(steps.observe("partitions", &held, 0), Say::Nothing);
+        assert_eq!(steps.observe("partitions", &failure(), MINUTE), Say::Begun);
+    }
+
+    #[test]
+    fn the_next_round_comes_sooner_while_a_failure_passes_by_itself() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.after(false), EVERY);
+        let intervals: Vec<u64> = (0..7).map(|_| pace.after(true).as_secs()).collect();
+        assert_eq!(intervals, [10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!((pace.after(false), pace.after(true)), (EVERY, SOON));
     }
 
     #[test]

@@ -37,8 +37,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(600);
 /// A holder of the lock on maintenance that sends nothing for this long is frozen.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// The first interval after which creating partitions is tried again, and the longest.
-const POSTPONED_FIRST: Duration = Duration::from_mins(4);
+/// The first interval after which creating partitions is tried again, unless the attempt took longer, and the longest.
+const POSTPONED_FIRST: Duration = Duration::from_secs(10);
 const POSTPONED_MAX: Duration = Duration::from_hours(1);
 
 /// The step that opens a connection.
@@ -94,7 +94,8 @@ const STEPS: [(Step, &str); 10] = [
 ];
 
 /// When creating partitions is tried again after a lock or a time limit ended an attempt: each locks the default
-/// partition for a moment, or refuses its rows of future days while it is read. Partitions are created days ahead.
+/// partition for a moment, or refuses its rows of future days while it is read. Partitions are created days ahead. So at
+/// most half of the time goes into attempts, and ever less.
 #[derive(Debug, Default)]
 struct Postponed(Mutex<Option<Postponement>>);
 
@@ -114,12 +115,13 @@ impl Postponed {
         }
     }
 
-    /// Takes in the outcome of an attempt.
-    fn observe(&self, result: &Result<(), StoreError>, now: Instant) {
+    /// Takes in the outcome of an attempt that began then.
+    fn observe(&self, result: &Result<(), StoreError>, began: Instant, now: Instant) {
         let mut postponed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *postponed = match result {
             Err(StoreError::Transient(error)) => {
-                let after = postponed.take().map_or(POSTPONED_FIRST, |last| (2 * last.after).min(POSTPONED_MAX));
+                let after = postponed.take().map_or(POSTPONED_FIRST, |last| 2 * last.after);
+                let after = after.max(now.saturating_duration_since(began)).min(POSTPONED_MAX);
                 Some(Postponement { until: now + after, after, error: error.clone() })
             }
             _ => None,
@@ -235,9 +237,10 @@ impl Round<'_> {
             (Step::ReplicaIdentity, _) => set_replica_identity(client, &logs).await,
             (Step::Partitions, _) if is_partitioned => {
                 let today = database_us(client).await?.div_euclid(DAY_US);
-                self.memory.partitions.check(Instant::now())?;
+                let began = Instant::now();
+                self.memory.partitions.check(began)?;
                 let made = make_partitions(client, logs, today, DAYS_AHEAD).await;
-                self.memory.partitions.observe(&made, Instant::now());
+                self.memory.partitions.observe(&made, began, Instant::now());
                 made
             }
             (Step::Policies, _) if is_hypertable => {
@@ -378,26 +381,32 @@ mod tests {
 
     #[test]
     fn creating_partitions_is_tried_again_at_growing_intervals() {
-        let (postponed, begin) = (Postponed::default(), Instant::now());
-        let at = |minutes: u64| begin + Duration::from_mins(minutes);
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
         let locked = || Err(StoreError::Transient("a lock".to_owned()));
-        // A round every five minutes.
-        let tried: Vec<u64> = (0..200)
-            .step_by(5)
-            .filter(|&minute| {
-                let due = postponed.check(at(minute)).is_ok();
+        // A round every ten seconds, with attempts that take so long.
+        let tried = |takes: u64| {
+            let postponed = Postponed::default();
+            let mut free = 0;
+            let began = (0..10_000).step_by(10).filter(|&second| {
+                let due = second >= free && postponed.check(at(second)).is_ok();
                 if due {
-                    postponed.observe(&locked(), at(minute));
+                    free = second + takes;
+                    postponed.observe(&locked(), at(second), at(free));
                 }
                 due
-            })
-            .collect();
-        assert_eq!(tried, [0, 5, 15, 35, 70, 130, 190]);
-        assert!(postponed.check(at(195)).unwrap_err().to_string().contains("a lock"), "it still fails");
-        postponed.observe(&Err(StoreError::Systemic("a name that is taken".to_owned())), at(250));
+            });
+            began.collect::<Vec<u64>>()
+        };
+        assert_eq!(tried(0), [0, 10, 30, 70, 150, 310, 630, 1270, 2550, 5110, 8710], "up to hourly");
+        assert_eq!(tried(300), [0, 600, 1500, 3000, 5700, 9600], "one that took long is not tried again at once");
+        let postponed = Postponed::default();
+        postponed.observe(&locked(), begin, begin);
+        assert!(postponed.check(at(1)).unwrap_err().to_string().contains("a lock"), "it still fails");
+        postponed.observe(&Err(StoreError::Systemic("a name that is taken".to_owned())), at(250), at(250));
         assert!(postponed.check(at(250)).is_ok(), "the others cost nothing");
-        postponed.observe(&locked(), at(250));
-        postponed.observe(&Ok(()), at(255));
+        postponed.observe(&locked(), at(250), at(250));
+        postponed.observe(&Ok(()), at(255), at(255));
         assert!(postponed.check(at(255)).is_ok());
     }
 }
