@@ -1,6 +1,6 @@
 //! Clients: threads that post batches, trust only complete responses, and record the outcomes.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -198,6 +198,20 @@ impl<'a> Client<'a> {
             }
         }
     }
+}
+
+/// Opens so many connections, or as many as are accepted and wait to be, and sends nothing.
+#[must_use]
+pub fn idle_connections(to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only use the limit.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+    let connect = |_| TcpStream::connect_timeout(&to, Duration::from_millis(500)).ok();
+    (0..count).map_while(connect).collect()
 }
 
 /// A response.

@@ -133,6 +133,18 @@ pub fn command_of<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     command
 }
 
+/// Starts `command` under a limit of the system.
+pub fn limit(command: &mut Command, resource: libc::__rlimit_resource_t, soft: u64, hard: u64) {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `setrlimit` is one system call that reads the limit.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(resource, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
 /// Runs a subcommand and returns its output.
 ///
 /// # Panics
@@ -342,6 +354,27 @@ impl Server {
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         signal_pid(self.pid(), signal);
+    }
+
+    /// Changes its soft limit of open files, as far as it runs.
+    pub fn limit_open_files(&mut self, max: u64) {
+        if self.exited().is_some() {
+            return;
+        }
+        let pid = i32::try_from(self.pid()).expect("a pid");
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: both calls only use the limit; the process is a child that has not been waited for.
+        unsafe {
+            libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit);
+            limit.rlim_cur = max.min(limit.rlim_max);
+            libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut());
+        }
+    }
+
+    /// Number of files that it has open; 0 if it has ended.
+    #[must_use]
+    pub fn open_files(&self) -> u64 {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, |files| files.count() as u64)
     }
 
     /// Sends SIGSTOP and waits until all threads have stopped, which takes a while on a busy machine.

@@ -3,6 +3,7 @@
 //!
 //! If a scenario fails, its directory (journal, logs of every start, SQLite file) is kept and printed with the seed.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -11,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::accounting::{Totals, memory_bound};
 use crate::client::{Client, Load, Running};
-use crate::ledger::{Ledger, Outcome};
-use crate::oracle::{Contents, Violation, examine};
+use crate::ledger::{Key, Ledger, Outcome};
+use crate::oracle::{Contents, Violation, examine_damaged};
 use crate::postgres::{Options, Server as Postgres};
-use crate::process::{Exit, Server, Settings, command, free_addr, run};
+use crate::process::{Exit, Server, Settings, command, free_addr, limit, run};
 use crate::proxy::Proxy;
 use crate::store::Store;
 use rand::SeedableRng;
@@ -39,6 +40,8 @@ pub struct Scenario {
     pub settings: Settings,
     /// Environment variables of the next start that are no configuration.
     pub environment: Vec<(String, String)>,
+    /// Limit of open files of the next start.
+    pub open_files_max: Option<u64>,
     /// The store.
     pub store: Store,
     /// What the clients sent and which responses they got.
@@ -99,6 +102,7 @@ fn run_scenario(name: &str, place: impl FnOnce(&Path) -> Place, run: impl FnOnce
         random: StdRng::seed_from_u64(seed),
         settings: settings(&dir.path().join("data"), &url),
         environment: Vec::new(),
+        open_files_max: None,
         dir: dir.path().to_owned(),
         store,
         ledger: Arc::default(),
@@ -147,6 +151,9 @@ impl Scenario {
         let addr = |key: &str| self.settings[key].parse().expect("an address");
         let mut command = command(&self.settings, faults, &["run"]);
         command.envs(self.environment.iter().cloned());
+        if let Some(max) = self.open_files_max {
+            limit(&mut command, libc::RLIMIT_NOFILE, max, max);
+        }
         self.server.insert(Server::spawn(command, addr("http.listen"), addr("admin.listen"), log))
     }
 
@@ -296,6 +303,11 @@ impl Scenario {
 
     /// As [`Scenario::findings`], with the records that were stored before somebody removed them.
     pub fn findings_with(&mut self, removed: Contents) -> Vec<Violation> {
+        self.findings_damaged(removed, &HashSet::new())
+    }
+
+    /// As [`Scenario::findings_with`], with the records that somebody has damaged in the journal.
+    pub fn findings_damaged(&mut self, removed: Contents, damaged: &HashSet<Key>) -> Vec<Violation> {
         if let Some(stuck) = self.settle_down() {
             return vec![stuck];
         }
@@ -303,7 +315,7 @@ impl Scenario {
             Ok(mut contents) => {
                 contents.rows.extend(removed.rows);
                 contents.dead.extend(removed.dead);
-                examine(&self.ledger.posts(), &contents)
+                examine_damaged(&self.ledger.posts(), &contents, damaged)
             }
             Err(what) => vec![Violation::Stuck(what)],
         };

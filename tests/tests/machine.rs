@@ -1,10 +1,8 @@
 //! A machine that misbehaves: a disk that does not answer, few descriptors.
 
-use std::net::TcpStream;
-use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
 
-use logweir_tests::client::{Client, Load};
+use logweir_tests::client::{Client, Load, idle_connections};
 use logweir_tests::process::{self, Server};
 use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
 
@@ -91,30 +89,9 @@ fn a_housekeeper_that_panics_begins_again() {
 /// A server under a limit of the system.
 fn launch_with(s: &Scenario, resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> Server {
     let mut command = process::command(&s.settings, "", &["run"]);
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: `setrlimit` is one system call that reads the limit.
-    unsafe {
-        command.pre_exec(move || match libc::setrlimit(resource, &limit) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
+    process::limit(&mut command, resource, soft, hard);
     let address = |key: &str| s.settings[key].parse().expect("an address");
     Server::spawn(command, address("http.listen"), address("admin.listen"), s.dir.join(format!("limited-{hard}.log")))
-}
-
-/// Opens so many connections, or as many as are accepted and wait to be, and sends nothing.
-fn idle_connections(s: &Scenario, count: usize) -> Vec<TcpStream> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls only use the limit.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-    }
-    let address = s.settings["http.listen"].parse().expect("an address");
-    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(500)).ok();
-    (0..count).map_while(connect).collect()
 }
 
 #[test]
@@ -133,7 +110,7 @@ fn idle_connections_take_no_descriptor_from_probes_journal_and_senders() {
             let mut client = Client::new(&ledger, server.http);
             let large = Load { records: 32, message_bytes: 128 << 10, ..Load::default() };
             assert!(client.send(large).is_some_and(|answer| answer.status == 200));
-            let connections = idle_connections(s, idle);
+            let connections = idle_connections(server.http, idle);
             // The journal goes on to its second segment, which needs new files.
             for _ in 0..6 {
                 assert!(client.send(large).is_some_and(|answer| answer.status == 200), "{}", server.log_text());

@@ -7,14 +7,16 @@ use std::time::Duration;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 
+use crate::chaos::damage::Harm;
 use crate::chaos::operator::{HELD, STATEMENTS, Statements};
 use crate::chaos::slot::Slot;
+use crate::disk::Failure;
 use crate::proxy::{AtCommit, Mode};
 
 /// What this machine and this run allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// A small disk can be mounted for the tables.
+    /// Small disks can be mounted, for the tables and for the journal.
     pub disk: bool,
     /// libfaketime is installed.
     pub clock: bool,
@@ -22,6 +24,8 @@ pub struct Abilities {
     pub pooler: bool,
     /// The server's files can be slow.
     pub slow_disk: bool,
+    /// The program's files can fail.
+    pub failing_disk: bool,
 }
 
 /// What happens.
@@ -59,6 +63,23 @@ pub enum Act {
     SlowDisk(Duration),
     /// The clock of the program is this far off.
     Clock(&'static str),
+    /// The clocks of the program and of the server are this far off.
+    MachineClock(&'static str),
+    /// The disk of the journal is full; the program is killed and starts on it, or goes on.
+    JournalFull(bool),
+    /// The free space of the disk of the journal becomes less and less, until it is full.
+    JournalShrinks,
+    /// The files of the journal fail: the name of the kind, and how.
+    JournalFails(&'static str, Failure),
+    /// The disk of the journal loses power, and the program with it; both start again.
+    PowerLost,
+    /// While the database cannot be reached, the program is killed twice, and this happens to a closed segment of its
+    /// journal; the number chooses the place.
+    Damaged(Harm, usize),
+    /// The program may open no more files than it has.
+    Descriptors,
+    /// So many clients connect and send nothing.
+    Idle(usize),
     /// The role has a new password, and the program's file gets it later.
     Secret,
     /// The server has a certificate of a new CA, and the program's file gets that later.
@@ -100,6 +121,17 @@ impl Act {
             Self::DiskFull => "disk_full",
             Self::SlowDisk(_) => "slow_disk",
             Self::Clock(_) => "clock_step",
+            Self::MachineClock(_) => "machine_clock_step",
+            Self::JournalFull(false) => "journal_disk_full",
+            Self::JournalFull(true) => "journal_disk_full_at_start",
+            Self::JournalShrinks => "journal_disk_shrinks",
+            Self::JournalFails(kind, _) => kind,
+            Self::PowerLost => "journal_power_lost",
+            Self::Damaged(Harm::Bit, _) => "journal_bit_flipped",
+            Self::Damaged(Harm::Bytes(_), _) => "journal_bytes_damaged",
+            Self::Damaged(Harm::Page, _) => "journal_page_unreadable",
+            Self::Descriptors => "descriptors_exhausted",
+            Self::Idle(_) => "idle_connections",
             Self::Secret => "secret_rotated",
             Self::Certificate => "certificate_rotated",
             Self::Suspended => "program_frozen",
@@ -120,12 +152,15 @@ impl Act {
             | Self::Failover(_)
             | Self::Restored
             | Self::SlowDisk(_) => Slot::Server,
-            Self::Network(_) => Slot::Network,
+            // Both decide whether the server can be reached.
+            Self::Network(_) | Self::Damaged(..) => Slot::Network,
             // TLS hides where the COMMITs are.
             Self::Commits(..) | Self::Certificate => Slot::Commit,
             Self::Pooler(..) => Slot::Pooler,
             Self::DiskFull => Slot::Disk,
-            Self::Clock(_) => Slot::Clock,
+            Self::JournalFull(_) | Self::JournalShrinks | Self::JournalFails(..) | Self::PowerLost => Slot::JournalDisk,
+            Self::Clock(_) | Self::MachineClock(_) => Slot::Clock,
+            Self::Descriptors | Self::Idle(_) => Slot::Descriptors,
             Self::Secret => Slot::Secret,
             Self::Ended(..) | Self::Suspended => Slot::Program,
         }
@@ -138,9 +173,17 @@ impl Act {
         match self {
             Self::Statements(statements, _) => statements.harmless,
             Self::Held(kind, _) => *kind == "snapshot",
-            Self::Clock(_) => true,
+            // In spite of a page that it cannot read, of slow flushes and of writes of a part.
+            Self::Clock(_) | Self::MachineClock(_) | Self::Damaged(..) => true,
+            Self::JournalFails(_, failure) => !failure.fails() && failure.flush < Duration::from_secs(1),
             _ => false,
         }
+    }
+
+    /// Whether the program may end because of it, with the exit code of a failed disk.
+    #[must_use]
+    pub fn may_end_program(&self) -> bool {
+        self.slot() == Slot::JournalDisk
     }
 
     /// Whether nothing else is done while it lasts: nobody can reach the server then.
@@ -161,7 +204,12 @@ impl fmt::Display for Act {
             Self::Network(mode) => write!(f, " {mode:?}"),
             Self::Commits(what, times) => write!(f, " {what:?} x{times}"),
             Self::Pooler(doing, undoing) => write!(f, " {doing}; {undoing}"),
-            Self::Clock(offset) => write!(f, " {offset}"),
+            Self::Clock(offset) | Self::MachineClock(offset) => write!(f, " {offset}"),
+            Self::JournalFails(_, Failure { flush, part, .. }) if *part > 0 || !flush.is_zero() => {
+                write!(f, " {flush:?} {part}")
+            }
+            Self::Damaged(harm, choice) => write!(f, " {harm:?} {choice}"),
+            Self::Idle(count) => write!(f, " {count}"),
             Self::SlowDisk(flush) => write!(f, " {flush:?}"),
             _ => Ok(()),
         }
@@ -205,6 +253,11 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
         Act::Ended("program_killed", libc::SIGKILL),
         Act::Ended("program_terminated", libc::SIGTERM),
         Act::Suspended,
+        Act::Damaged(Harm::Bit, random.random_range(0..1 << 20)),
+        Act::Damaged(Harm::Bit, random.random_range(0..1 << 20)),
+        Act::Damaged(Harm::Bytes(random.random_range(2..200)), random.random_range(0..1 << 20)),
+        Act::Descriptors,
+        Act::Idle(random.random_range(100..900)),
     ]);
     if abilities.pooler {
         acts.extend([
@@ -215,7 +268,8 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
         ]);
     }
     if abilities.disk {
-        acts.push(Act::DiskFull);
+        acts.extend([Act::DiskFull, Act::JournalFull(false), Act::JournalFull(true)]);
+        acts.extend([Act::JournalShrinks, Act::PowerLost]);
     }
     if abilities.slow_disk {
         // The last one is beyond the program's patience with a statement.
@@ -223,6 +277,22 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
     }
     if abilities.clock {
         acts.extend(["+400d", "-1h", "-56y", "+20y"].map(Act::Clock));
+        acts.extend(["+400d", "+3h", "-1h"].map(Act::MachineClock));
+    }
+    if abilities.failing_disk {
+        let none = Failure::default();
+        let (eio, quota) = (libc::EIO, libc::EDQUOT);
+        acts.extend([
+            Act::JournalFails("journal_disk_broken", Failure { read: eio, write: eio, sync: eio, ..none }),
+            Act::JournalFails("journal_read_and_write_error", Failure { read: eio, write: eio, ..none }),
+            Act::JournalFails("journal_write_error", Failure { write: eio, ..none }),
+            Act::JournalFails("journal_sync_error", Failure { sync: eio, ..none }),
+            Act::JournalFails("journal_quota_exceeded", Failure { space: quota, ..none }),
+            Act::JournalFails("journal_flush_hangs", Failure { flush: millis(random, 2000..8000), ..none }),
+            Act::JournalFails("journal_flush_slow", Failure { flush: millis(random, 20..300), ..none }),
+            Act::JournalFails("journal_writes_a_part", Failure { part: random.random_range(100..5000), ..none }),
+            Act::Damaged(Harm::Page, random.random_range(0..1 << 20)),
+        ]);
     }
     acts
 }

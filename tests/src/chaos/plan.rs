@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: Abilities = Abilities { disk: true, clock: true, pooler: false, slow_disk: true };
+    const ALL: Abilities = Abilities { disk: true, clock: true, pooler: false, slow_disk: true, failing_disk: true };
 
     fn shown(plan: &mut Plan) -> String {
         (0..50).flat_map(|_| plan.round()).map(|step| format!("{step:?}")).collect()
@@ -182,10 +182,12 @@ mod tests {
 
     #[test]
     fn what_is_impossible_here_is_not_planned() {
-        let none = Abilities { disk: false, clock: false, pooler: true, slow_disk: false };
+        let none = Abilities { disk: false, clock: false, pooler: true, slow_disk: false, failing_disk: false };
         let kinds: HashSet<_> = one_of_each(&mut StdRng::seed_from_u64(0), none).iter().map(Act::kind).collect();
         assert!(
-            ["disk_full", "clock_step", "failover", "slow_disk"].iter().all(|kind| !kinds.contains(kind)),
+            ["disk_full", "clock_step", "failover", "slow_disk", "journal_disk_full", "journal_sync_error"]
+                .iter()
+                .all(|kind| !kinds.contains(kind)),
             "{kinds:?}"
         );
         assert!(["pooler", "failover_behind_pooler"].iter().all(|kind| kinds.contains(kind)), "{kinds:?}");

@@ -10,9 +10,8 @@ use crate::accounting::Totals;
 use crate::chaos::act::Act;
 use crate::chaos::operator::{DROPPED_DEAD_LETTERS, DROPPED_LOGS, WRONGLY_DEAD};
 use crate::chaos::plan::{Kinds, Plan, Step};
-use crate::chaos::world::{World, abilities, options};
+use crate::chaos::world::{DISK_FAILED, Fakes, World, abilities, options};
 use crate::client::Load;
-use crate::disk::SlowDisk;
 use crate::ledger::Outcome;
 use crate::oracle::Violation;
 use crate::scenario::{PATIENCE, on_postgres_with};
@@ -62,6 +61,10 @@ impl Report {
 
 /// About this many records are sent at most, since the oracle keeps them in memory.
 const RECORDS_MAX: u32 = 400_000;
+/// The program must recover in this time, also on a machine that is busy with other things.
+const RECOVERY: Duration = Duration::from_secs(180);
+/// Pause before a program whose disk failed is started again.
+const RESTART: Duration = Duration::from_millis(300);
 /// Pause between looks at the program.
 const LOOK: Duration = Duration::from_millis(20);
 /// Pause before an act is ended once more.
@@ -72,14 +75,15 @@ const AGAIN: Duration = Duration::from_millis(300);
 pub fn chaos(chaos: &Chaos) -> Report {
     let mut report = Report::default();
     // A third of the seeds have a pooler.
-    let slow_disk = SlowDisk::new();
-    let abilities = abilities(chaos.seed.is_multiple_of(3), &slow_disk);
+    let fakes = Fakes::new();
+    let abilities = abilities(chaos.seed.is_multiple_of(3), &fakes);
     let mut plan = Plan::new(chaos.seed, abilities, &chaos.kinds);
-    on_postgres_with("chaos", &options(slow_disk.as_ref().ok()), |scenario| {
-        let mut world = World::new(scenario, abilities, &chaos.faults, slow_disk.ok());
+    on_postgres_with("chaos", &options(&fakes), |scenario| {
+        let mut world = World::new(scenario, abilities, &chaos.faults, fakes);
         let loads = loads(chaos.lasts).map(|load| world.scenario.load(load));
         world.scenario.stored();
-        let mut run = Run { began: Instant::now(), round: 0, report: &mut report };
+        let mut run =
+            Run { began: Instant::now(), round: 0, restarted: None, slowest: Duration::ZERO, report: &mut report };
         while run.began.elapsed() < chaos.lasts && run.report.violations.is_empty() {
             run.round += 1;
             if let Err(violation) = run.carry_out(&mut world, plan.round()) {
@@ -90,7 +94,7 @@ pub fn chaos(chaos: &Chaos) -> Report {
         if run.report.violations.is_empty() {
             run.report.violations = findings(&mut world);
         }
-        run.report.accounting = accounting(&mut world, run.round);
+        run.report.accounting = accounting(&mut world, run.round, run.slowest);
         if chaos.faults.is_empty() && !run.report.violations.is_empty() {
             let logs = keep_logs(&world, chaos.seed);
             run.report.accounting.push_str(&format!("; logs in {}", logs.display()));
@@ -110,7 +114,10 @@ fn loads(lasts: Duration) -> [Load; 2] {
 
 fn findings(world: &mut World<'_>) -> Vec<Violation> {
     let mut violations = match world.end_sessions().and_then(|()| world.dropped()) {
-        Ok(dropped) => world.scenario.findings_with(dropped),
+        Ok(dropped) => {
+            let damaged = world.damaged().clone();
+            world.scenario.findings_damaged(dropped, &damaged)
+        }
         Err(why) => vec![Violation::Stuck(why)],
     };
     violations.extend(wrongly_dead(world));
@@ -124,7 +131,7 @@ fn wrongly_dead(world: &World<'_>) -> Option<Violation> {
         .then(|| Violation::Accounting(format!("{count:?} dead letters of what every row was refused for")))
 }
 
-fn accounting(world: &mut World<'_>, rounds: u32) -> String {
+fn accounting(world: &mut World<'_>, rounds: u32, slowest: Duration) -> String {
     let ledger = world.scenario.ledger.clone();
     let acknowledged = ledger.records(Outcome::Acknowledged);
     let mut count = |table: &str| {
@@ -133,7 +140,10 @@ fn accounting(world: &mut World<'_>, rounds: u32) -> String {
     };
     let tables = ["logs", DROPPED_LOGS, "logweir_dead_letter", DROPPED_DEAD_LETTERS].map(&mut count);
     let [table, dropped, dead, dropped_dead] = tables;
-    let stored: u64 = tables.iter().sum();
+    let lost = world.sql("SELECT coalesce(sum(lost), 0) FROM logweir_lane").unwrap_or_default();
+    let lost = lost.concat().concat().parse::<u64>().unwrap_or(0);
+    let stored: u64 = tables.iter().sum::<u64>() + lost;
+    let damaged = world.damaged().len();
     let sqlstates = format!(
         "SELECT string_agg(DISTINCT sqlstate, ' ') FROM (SELECT sqlstate FROM logweir_dead_letter UNION ALL \
          SELECT sqlstate FROM {DROPPED_DEAD_LETTERS}) dead"
@@ -141,9 +151,9 @@ fn accounting(world: &mut World<'_>, rounds: u32) -> String {
     let sqlstates = world.sql(&sqlstates).unwrap_or_default().concat().concat();
     let (memory, peak) = world.scenario.server().memory_bytes();
     format!(
-        "{rounds} rounds; acknowledged {acknowledged} + stored without a response {} (of {}) = {stored} = table {table} + \
-         dropped with their table {dropped} + dead letters {dead} + dropped dead letters {dropped_dead} (SQLSTATEs \
-         {sqlstates}); memory {} MiB, at most {} MiB since the last start",
+        "{rounds} rounds; acknowledged {acknowledged} + in the journal without a response {} (of {}) = {stored} = table \
+         {table} + dropped with their table {dropped} + dead letters {dead} + dropped dead letters {dropped_dead} \
+         (SQLSTATEs {sqlstates}) + named as damaged {lost} (of {damaged}); slowest recovery {slowest:.1?}; memory {} MiB, at most {} MiB since the last start",
         i128::from(stored) - i128::from(acknowledged),
         ledger.records(Outcome::Unknown),
         memory >> 20,
@@ -154,6 +164,9 @@ fn accounting(world: &mut World<'_>, rounds: u32) -> String {
 struct Run<'a> {
     began: Instant,
     round: u32,
+    /// When the program was started last because its disk had failed.
+    restarted: Option<Instant>,
+    slowest: Duration,
     report: &'a mut Report,
 }
 
@@ -165,6 +178,7 @@ impl Run<'_> {
         let began = Instant::now();
         let mut steps = steps.into_iter().peekable();
         let mut in_force: Vec<InForce> = Vec::new();
+        world.disk_failed = false;
         while steps.peek().is_some() || in_force.iter().any(|(end, _)| end.is_some()) {
             self.look(world, &in_force)?;
             let now = began.elapsed();
@@ -199,13 +213,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The program does not end by itself.
+    /// The program does not end by itself, except when its disk fails: what supervises it starts it again.
     fn look(&mut self, world: &mut World<'_>, in_force: &[InForce]) -> Result<(), Violation> {
         if world.pooler_crashed() {
             self.enter("PgBouncer crashed, and was started again");
         }
         let is_ended = |(_, act): &InForce| matches!(act, Act::Ended(..));
+        let paused = self.restarted.is_none_or(|at| at.elapsed() > RESTART);
         match world.exited() {
+            Some(exit) if exit.code() == Some(DISK_FAILED) && world.disk_failed && !in_force.iter().any(is_ended) => {
+                if paused {
+                    self.enter("the program ended with 74, and is started again");
+                    self.restarted = Some(Instant::now());
+                    world.launch();
+                }
+                Ok(())
+            }
             Some(exit) if !in_force.iter().any(is_ended) => {
                 Err(Violation::Stuck(format!("the program ended by itself: {exit:?}\n{}", tail(world))))
             }
@@ -223,6 +246,8 @@ impl Run<'_> {
         let act = step.act;
         let is_program = matches!(act, Act::Ended(..) | Act::Suspended);
         if is_program && world.exited().is_some() {
+            self.report.counts.entry(act.kind()).or_default().1 += 1;
+            self.enter(&format!("skipped: {act} (the program does not run)"));
             return Ok(());
         }
         // Time that other acts took can have moved the end of the one before behind this beginning.
@@ -230,7 +255,8 @@ impl Run<'_> {
             let (_, before) = in_force.remove(before);
             self.end(world, before, in_force, began)?;
             if in_force.iter().any(|(_, other)| other.slot() == act.slot()) {
-                self.enter(&format!("{act} NOT DONE: {before} cannot be ended yet"));
+                self.report.counts.entry(act.kind()).or_default().1 += 1;
+                self.enter(&format!("skipped: {act} ({before} cannot be ended yet)"));
                 return Ok(());
             }
         }
@@ -242,7 +268,7 @@ impl Run<'_> {
         }
         let lasts = if result.is_ok() { step.lasts } else { Some(Duration::ZERO) };
         match (&result, lasts) {
-            (Err(why), _) => self.enter(&format!("{act} NOT DONE: {why}")),
+            (Err(why), _) => self.enter(&format!("skipped: {act} ({why})")),
             (Ok(what), Some(lasts)) => self.enter(&format!("{act} for {lasts:?} {what}")),
             (Ok(what), None) => self.enter(&format!("{act} until the round ends {what}")),
         }
@@ -301,12 +327,13 @@ impl Run<'_> {
             let well = lanes.is_some_and(|lanes| lanes.iter().all(|lane| lane["store"]["state"] == "ok"));
             let stored = totals.map(|totals| totals.committed + totals.dead);
             if well && target.is_some() && stored >= target {
+                self.slowest = self.slowest.max(began.elapsed());
                 self.enter(&format!("recovered within {:.2} s {when}", began.elapsed().as_secs_f64()));
                 return Ok(());
             }
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > RECOVERY {
                 let what =
-                    format!("no recovery within {PATIENCE:?} {when}: {status}\n{}\n{}", world.sessions(), tail(world));
+                    format!("no recovery within {RECOVERY:?} {when}: {status}\n{}\n{}", world.sessions(), tail(world));
                 return Err(Violation::Stuck(what));
             }
             std::thread::sleep(LOOK);

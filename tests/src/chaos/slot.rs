@@ -22,6 +22,8 @@ pub enum Slot {
     Commit,
     Pooler,
     Disk,
+    JournalDisk,
+    Descriptors,
     Clock,
     Secret,
     Program,

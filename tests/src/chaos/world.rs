@@ -1,16 +1,16 @@
-//! The world that acts change: a PostgreSQL, the way to it, the disk of its tables, the clock, the secret and the CA of
-//! the program.
+//! The world that acts change: a PostgreSQL, the way to it, the disk of its tables, the disk of the journal, the clocks,
+//! the secret and the CA of the program, and how many files it may open.
 //!
 //! ```text
-//! logweir (role logweir, URL and CA from files, faked clock) ──> proxy ──> [PgBouncer] ──> PostgreSQL ──> small, slow disk
+//! logweir (role logweir, URL and CA from files) ──> proxy ──> [PgBouncer] ──> PostgreSQL (faked clock) ──> small, slow disk
+//!    └──> small, failing disk; faked clock; few descriptors
 //! ```
 //!
 //! [`World::begin`] and [`World::end`] change it. Both report what they could not do: an operator's statement that waits
 //! too long for a lock fails, as it does in life, and an end is tried again.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,9 +20,13 @@ use std::time::{Duration, Instant};
 
 use crate::chaos::act::{Abilities, Act};
 use crate::chaos::certificate::Identity;
+use crate::chaos::clock::Clock;
+use crate::chaos::damage::{Harm, damage};
 use crate::chaos::held::Held;
 use crate::chaos::operator::{DROPPED_DEAD_LETTERS, DROPPED_LOGS, DROPPED_SQL};
-use crate::disk::{Disk, SlowDisk, may_mount};
+use crate::client::idle_connections;
+use crate::disk::{Disk, FailingDisk, Failure, SlowDisk, may_mount};
+use crate::ledger::{Key, Outcome};
 use crate::oracle::Contents;
 use crate::pooler::{self, Pooler};
 use crate::postgres::{Options, Server as Postgres, give_to_server};
@@ -36,6 +40,17 @@ const DATABASE: &str = "logs";
 const ROLE: &str = "logweir";
 /// Size of the disk for the tables; the image is sparse.
 const DISK_BYTES: u64 = 3 << 30;
+/// Size of the disk of the journal, which has a quota of half of that.
+const DATA_DISK_BYTES: u64 = 512 << 20;
+/// Few, so that they can be used up.
+const OPEN_FILES_MAX: u64 = 600;
+/// So many records are in the journal alone when it is damaged, and time to accept them.
+const JOURNALED: u64 = 100;
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(5);
+/// As above, with a start of the program.
+const STARTED_WITHIN: Duration = Duration::from_secs(20);
+/// Exit code of a program whose disk failed.
+pub const DISK_FAILED: i32 = 74;
 /// Time that a program has to end after SIGTERM.
 const TERM_WITHIN: Duration = Duration::from_secs(60);
 /// Time limit of a failover's steps.
@@ -47,41 +62,79 @@ const RESTORED: u64 = 300;
 /// Longer ago than a restore can be: what it removes is still in the journal.
 const RETAIN_S: u32 = 300;
 
+/// What is loaded into processes, to fake how the machine behaves.
+pub struct Fakes {
+    slow_disk: Result<SlowDisk, String>,
+    failing_disk: Result<FailingDisk, String>,
+    /// Of the server and of the program; a machine has one.
+    clocks: Option<[Clock; 2]>,
+}
+
+impl Fakes {
+    /// Nothing is wrong yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let clocks = Clock::new().zip(Clock::new()).map(|(server, program)| [server, program]);
+        Self { slow_disk: SlowDisk::new(), failing_disk: FailingDisk::new(), clocks }
+    }
+
+    fn of_server(&self) -> Vec<(String, String)> {
+        let disk = self.slow_disk.as_ref().ok().map(|disk| (disk.library(), disk.environment()));
+        environment(disk, self.clocks.as_ref().map(|[server, _]| server))
+    }
+
+    fn of_program(&self, files: &Path) -> Vec<(String, String)> {
+        let disk = self.failing_disk.as_ref().ok().map(|disk| (disk.library(), disk.environment(files)));
+        environment(disk, self.clocks.as_ref().map(|[_, program]| program))
+    }
+
+    fn set_clocks(&self, server: &str, program: &str) {
+        for (clock, offset) in self.clocks.iter().flatten().zip([server, program]) {
+            clock.set(offset);
+        }
+    }
+}
+
+fn environment(disk: Option<(PathBuf, Vec<(String, String)>)>, clock: Option<&Clock>) -> Vec<(String, String)> {
+    let clock = clock.map(|clock| (clock.library(), clock.environment()));
+    let (libraries, variables): (Vec<_>, Vec<_>) = disk.into_iter().chain(clock).unzip();
+    let libraries: Vec<String> = libraries.iter().map(|path| path.display().to_string()).collect();
+    let mut variables = variables.concat();
+    variables.push(("LD_PRELOAD".to_owned(), libraries.join(":")));
+    variables
+}
+
 /// Options of the server of a world.
 #[must_use]
-pub fn options(slow_disk: Option<&SlowDisk>) -> Options {
+pub fn options(fakes: &Fakes) -> Options {
     Options {
         // Few, so that they can be exhausted.
         settings: vec![("max_connections", "60".to_owned()), ("wal_keep_size", "64MB".to_owned())],
         // Only the program has a password.
         hba: vec!["host all logweir 127.0.0.1/32 scram-sha-256"],
-        environment: slow_disk.map(SlowDisk::environment).unwrap_or_default(),
+        environment: fakes.of_server(),
         ..Options::default()
     }
 }
 
-/// Path of libfaketime, if it is installed.
-#[must_use]
-pub fn libfaketime() -> Option<PathBuf> {
-    let architectures = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
-    let dirs = architectures.chain(["/usr/lib".into(), "/usr/lib64".into()]);
-    dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
-}
-
 /// What can be done here; prints what cannot, and why.
 #[must_use]
-pub fn abilities(pooler: bool, slow_disk: &Result<SlowDisk, String>) -> Abilities {
+pub fn abilities(pooler: bool, fakes: &Fakes) -> Abilities {
     let skip = |possible: bool, what: &str, why: &str| {
         if !possible {
             eprintln!("skipped: {what} ({why})");
         }
         possible
     };
+    let why = |error: Option<&String>| error.cloned().unwrap_or_default();
+    let (slow, failing) = (fakes.slow_disk.as_ref(), fakes.failing_disk.as_ref());
     Abilities {
-        disk: skip(may_mount(), "a full disk", "mounting one needs root"),
-        clock: skip(libfaketime().is_some(), "steps of the clock", "libfaketime is not installed"),
-        slow_disk: skip(slow_disk.is_ok(), "a slow disk", slow_disk.as_ref().err().map_or("", String::as_str)),
-        pooler: pooler && skip(pooler::program().is_some(), "PgBouncer", "it is not installed"),
+        disk: skip(may_mount(), "full disks and power cuts", "mounting needs root"),
+        clock: skip(fakes.clocks.is_some(), "steps of the clocks", "libfaketime is not installed"),
+        slow_disk: skip(slow.is_ok(), "a slow disk of the server", &why(slow.err())),
+        failing_disk: skip(failing.is_ok(), "a failing disk of the journal", &why(failing.err())),
+        pooler: skip(pooler, "PgBouncer", "only seeds that are multiples of 3 have one")
+            && skip(pooler::program().is_some(), "PgBouncer", "it is not installed"),
     }
 }
 
@@ -94,7 +147,9 @@ pub struct World<'a> {
     proxy: Proxy,
     pooler: Option<Pooler>,
     disk: Option<Disk>,
-    slow_disk: Option<SlowDisk>,
+    /// Of the journal.
+    data_disk: Option<Arc<Disk>>,
+    fakes: Fakes,
     /// Directory of the tablespace on the disk; each failover makes another.
     tablespace: PathBuf,
     /// Servers that took the place of another.
@@ -108,8 +163,17 @@ pub struct World<'a> {
     tls: bool,
     held: Option<Held>,
     filler: Option<Held>,
-    pulses: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    pulses: Option<Pulses>,
+    shrinking: Option<Pulses>,
+    idle: Vec<TcpStream>,
+    /// Records that were damaged in the journal.
+    damaged: HashSet<Key>,
+    /// The program may have ended because of its disk since the round began.
+    pub disk_failed: bool,
 }
+
+/// A thread that goes on until told to end.
+type Pulses = (Arc<AtomicBool>, JoinHandle<()>);
 
 impl<'a> World<'a> {
     /// Makes the world around the server of `scenario`, and starts the program with `faults` armed.
@@ -117,7 +181,7 @@ impl<'a> World<'a> {
     /// # Panics
     /// If it cannot be made.
     #[must_use]
-    pub fn new(scenario: &'a mut Scenario, abilities: Abilities, faults: &str, slow_disk: Option<SlowDisk>) -> Self {
+    pub fn new(scenario: &'a mut Scenario, abilities: Abilities, faults: &str, fakes: Fakes) -> Self {
         let postgres = scenario.postgres_shared();
         postgres.execute(&format!("CREATE ROLE {ROLE} LOGIN PASSWORD 'chaos-0'"));
         postgres.execute("CREATE ROLE filler LOGIN");
@@ -141,7 +205,8 @@ impl<'a> World<'a> {
             proxy,
             pooler,
             disk,
-            slow_disk,
+            data_disk: None,
+            fakes,
             tablespace,
             successors: 0,
             passwords: 0,
@@ -151,17 +216,23 @@ impl<'a> World<'a> {
             held: None,
             filler: None,
             pulses: None,
+            shrinking: None,
+            idle: Vec::new(),
+            damaged: HashSet::new(),
+            disk_failed: false,
         };
         world.sql("CREATE SCHEMA chaos AUTHORIZATION logweir").expect("a schema");
         world.sql(DROPPED_SQL).expect("tables for dropped records");
         world.new_certificate().expect("a certificate");
         world.sql("ALTER SYSTEM SET ssl = on").and_then(|_| world.sql("SELECT pg_reload_conf()")).expect("TLS");
-        world.configure(abilities.clock);
+        let data_dir = world.scenario.data_dir();
+        world.data_disk = abilities.disk.then(|| Arc::new(Disk::ext4(&data_dir, DATA_DISK_BYTES)));
+        world.configure();
         world.scenario.start_with(&world.faults.clone());
         world
     }
 
-    fn configure(&mut self, clock: bool) {
+    fn configure(&mut self) {
         let s = &mut *self.scenario;
         s.settings.remove("database.url");
         s.set("database.url_file", s.dir.join("url").display());
@@ -171,19 +242,9 @@ impl<'a> World<'a> {
         s.set("database.retention_days", 30);
         s.set("shutdown.deadline_ms", 3000);
         s.set("journal.retain_s", RETAIN_S);
-        if let (true, Some(library)) = (clock, libfaketime()) {
-            let file = s.dir.join("clock");
-            for (name, value) in [
-                ("LD_PRELOAD", library.display().to_string()),
-                ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
-                ("FAKETIME_CACHE_DURATION", "1".to_owned()),
-                // A clock that is set does not move the time since the start.
-                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            ] {
-                s.environment.push((name.to_owned(), value));
-            }
-            self.set_clock("+0");
-        }
+        s.open_files_max = Some(OPEN_FILES_MAX);
+        let variables = self.fakes.of_program(&s.data_dir());
+        s.environment.extend(variables);
         self.write_ca();
         self.write_url();
     }
@@ -206,10 +267,6 @@ impl<'a> World<'a> {
         replace(&self.ca_file(), &self.ca);
     }
 
-    fn set_clock(&self, offset: &str) {
-        replace(&self.scenario.dir.join("clock"), &format!("{offset}\n"));
-    }
-
     /// Runs a statement as the superuser in the program's database, who waits only briefly for a lock.
     ///
     /// # Errors
@@ -230,6 +287,7 @@ impl<'a> World<'a> {
     /// # Errors
     /// Why it could not be done; it may have been done in part.
     pub fn begin(&mut self, act: Act) -> Result<String, String> {
+        self.disk_failed |= act.may_end_program();
         match act {
             Act::Statements(statements, n) => {
                 let texts = statements.doing.iter().map(|text| text.replace("{n}", &n.to_string()));
@@ -264,9 +322,36 @@ impl<'a> World<'a> {
                 self.proxy.cut_at_commit(what, times);
             }
             Act::Pooler(command, _) => self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command))?,
-            Act::DiskFull => self.fill_disk()?,
+            Act::DiskFull => self.table_disk()?.fill(0).map_err(|error| error.to_string())?,
             Act::SlowDisk(flush) => self.slow_down(flush)?,
-            Act::Clock(offset) => self.set_clock(offset),
+            Act::Clock(offset) => self.fakes.set_clocks("+0", offset),
+            Act::MachineClock(offset) => self.fakes.set_clocks(offset, offset),
+            Act::JournalFull(at_start) => {
+                self.data_disk()?.fill(0).map_err(|error| error.to_string())?;
+                if at_start {
+                    self.runs()?;
+                    self.scenario.server().kill();
+                    self.launch();
+                }
+            }
+            Act::JournalShrinks => self.shrinking = Some(shrinking(self.data_disk()?)),
+            Act::JournalFails(_, failure) => self.failing_disk()?.set(failure),
+            Act::PowerLost => self.lose_power()?,
+            Act::Damaged(harm, choice) => return self.damage(harm, choice),
+            Act::Descriptors => {
+                self.runs()?;
+                let server = self.scenario.server();
+                let open = server.open_files();
+                server.limit_open_files(open);
+                return Ok(format!("at {open}"));
+            }
+            Act::Idle(count) => {
+                self.idle = idle_connections(self.scenario.server().http, count);
+                if self.idle.is_empty() {
+                    return Err("no connection is accepted".to_owned());
+                }
+                return Ok(format!("{} connected", self.idle.len()));
+            }
             Act::Secret => self.rotate()?,
             Act::Certificate => self.rotate_certificate()?,
             Act::Ended(_, signal) => self.end_program(signal)?,
@@ -291,7 +376,7 @@ impl<'a> World<'a> {
             // It does not recover on a full disk.
             Act::Stopped(..) => self.postgres.try_restart()?,
             Act::Frozen(_) => self.postgres.thaw(),
-            Act::Slow => self.end_pulses(),
+            Act::Slow => end_pulses(&mut self.pulses),
             Act::ReadOnly => self.read_only(false)?,
             Act::Network(_) => self.proxy.set(Mode::Pass),
             Act::Commits(what, _) => self.proxy.cut_at_commit(what, 0),
@@ -300,17 +385,26 @@ impl<'a> World<'a> {
                 Err(error) if error.contains("is not paused") => {}
                 ended => ended?,
             },
-            Act::DiskFull => drop(std::fs::remove_file(self.ballast())),
-            Act::Clock(_) => self.set_clock("+0"),
+            Act::DiskFull => self.table_disk()?.free(),
+            Act::Clock(_) | Act::MachineClock(_) => self.fakes.set_clocks("+0", "+0"),
+            Act::JournalFull(_) => self.data_disk()?.free(),
+            Act::JournalShrinks => {
+                end_pulses(&mut self.shrinking);
+                self.data_disk()?.free();
+            }
+            Act::JournalFails(..) => self.failing_disk()?.set(Failure::default()),
+            Act::Damaged(Harm::Page, _) => self.failing_disk()?.make_unreadable(None),
+            Act::Descriptors => self.scenario.server().limit_open_files(OPEN_FILES_MAX),
+            Act::Idle(_) => self.idle.clear(),
             Act::SlowDisk(_) => self.slow_down(Duration::ZERO)?,
             Act::Secret => {
                 self.known_password = self.passwords;
                 self.write_url();
             }
             Act::Certificate => self.write_ca(),
-            Act::Ended(..) => drop(self.scenario.launch(&self.faults)),
+            Act::Ended(..) => self.launch(),
             Act::Suspended => self.scenario.server().signal(libc::SIGCONT),
-            Act::Terminate(_) | Act::Failover(_) | Act::Restored => {}
+            Act::Terminate(_) | Act::Failover(_) | Act::Restored | Act::PowerLost | Act::Damaged(..) => {}
         }
         Ok(())
     }
@@ -374,13 +468,14 @@ impl<'a> World<'a> {
 
     /// Without the setting, the server does not flush its files at all.
     fn slow_down(&self, flush: Duration) -> Result<(), String> {
-        let Some(slow_disk) = &self.slow_disk else { return Ok(()) };
+        let slow_disk = self.fakes.slow_disk.as_ref().map_err(Clone::clone)?;
         slow_disk.set(flush);
         self.sql(&format!("ALTER SYSTEM SET fsync = {}", if flush.is_zero() { "off" } else { "on" }))?;
         self.sql("SELECT pg_reload_conf()").map(drop)
     }
 
     fn end_program(&mut self, signal: i32) -> Result<(), String> {
+        let disk_failed = self.disk_failed;
         let server = self.scenario.server();
         if signal == libc::SIGKILL {
             server.kill();
@@ -389,8 +484,80 @@ impl<'a> World<'a> {
         server.signal(signal);
         let exit = server.wait(TERM_WITHIN);
         // A wrong exit is a violation, and no act that could not be done.
-        assert_eq!(exit.code(), Some(0), "SIGTERM: {exit:?}: {}", server.log_text());
+        let is_right = exit.code() == Some(0) || disk_failed && exit.code() == Some(DISK_FAILED);
+        assert!(is_right, "SIGTERM: {exit:?}: {}", server.log_text());
         Ok(())
+    }
+
+    /// Starts the program, as what supervises it does.
+    pub fn launch(&mut self) {
+        self.scenario.launch(&self.faults);
+    }
+
+    fn table_disk(&self) -> Result<&Disk, String> {
+        self.disk.as_ref().ok_or_else(|| "mounting a disk needs root".to_owned())
+    }
+
+    fn data_disk(&self) -> Result<Arc<Disk>, String> {
+        self.data_disk.clone().ok_or_else(|| "mounting a disk needs root".to_owned())
+    }
+
+    fn failing_disk(&self) -> Result<&FailingDisk, String> {
+        self.fakes.failing_disk.as_ref().map_err(Clone::clone)
+    }
+
+    fn runs(&mut self) -> Result<(), String> {
+        self.scenario.server().exited().map_or(Ok(()), |_| Err("the program does not run".to_owned()))
+    }
+
+    fn lose_power(&mut self) -> Result<(), String> {
+        self.runs()?;
+        let disk = self.data_disk()?;
+        disk.power_off();
+        self.scenario.server().kill();
+        disk.power_on();
+        self.launch();
+        Ok(())
+    }
+
+    /// Damages records that are only in the journal.
+    fn damage(&mut self, harm: Harm, choice: usize) -> Result<String, String> {
+        self.runs()?;
+        self.proxy.set(Mode::Refuse);
+        self.proxy.cut();
+        let damaged = self.accepted(JOURNALED, ACCEPTED_WITHIN).and_then(|()| {
+            self.scenario.server().kill();
+            self.launch();
+            // The next segment.
+            self.accepted(1, STARTED_WITHIN)?;
+            self.scenario.server().kill();
+            damage(&self.scenario.data_dir().join("journal"), harm, choice)
+        });
+        if damaged.as_ref().is_ok_and(|damaged| damaged.unreadable.is_some()) {
+            let unreadable = damaged.as_ref().ok().and_then(|damaged| damaged.unreadable.clone());
+            self.failing_disk()?.make_unreadable(unreadable);
+        }
+        if self.scenario.server().exited().is_some() {
+            self.launch();
+        }
+        self.proxy.set(Mode::Pass);
+        let damaged = damaged?;
+        self.damaged.extend(damaged.keys);
+        Ok(damaged.place)
+    }
+
+    /// Waits until the program has accepted so many records more.
+    fn accepted(&self, records: u64, within: Duration) -> Result<(), String> {
+        let target = self.scenario.ledger.records(Outcome::Acknowledged) + records;
+        self.until("more records are acknowledged", within, |world| {
+            Ok(world.scenario.ledger.records(Outcome::Acknowledged) >= target)
+        })
+    }
+
+    /// The records that were damaged in the journal: they may be missing.
+    #[must_use]
+    pub fn damaged(&self) -> &HashSet<Key> {
+        &self.damaged
     }
 
     /// Loses the server while a synchronous standby has everything that was committed, and promotes the standby.
@@ -484,31 +651,6 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn ballast(&self) -> PathBuf {
-        self.disk.as_ref().map(|disk| disk.path().join("ballast")).unwrap_or_default()
-    }
-
-    fn fill_disk(&self) -> Result<(), String> {
-        let file = File::create(self.ballast()).map_err(|error| format!("the ballast: {error}"))?;
-        let (mut at, mut size) = (0_i64, 1_i64 << 30);
-        while size >= 4096 {
-            // SAFETY: allocates blocks for a file that is open.
-            if unsafe { libc::fallocate(file.as_raw_fd(), 0, at, size) } == 0 {
-                at += size;
-            } else {
-                size /= 2;
-            }
-        }
-        Ok(())
-    }
-
-    fn end_pulses(&mut self) {
-        if let Some((stop, thread)) = self.pulses.take() {
-            stop.store(true, Ordering::Relaxed);
-            let _ = thread.join();
-        }
-    }
-
     /// Starts PgBouncer again if it crashed; returns whether it had.
     #[must_use]
     pub fn pooler_crashed(&self) -> bool {
@@ -550,7 +692,8 @@ impl<'a> World<'a> {
 
 impl Drop for World<'_> {
     fn drop(&mut self) {
-        self.end_pulses();
+        end_pulses(&mut self.pulses);
+        end_pulses(&mut self.shrinking);
         self.held = None;
         self.filler = None;
         // Its files are on the disk, which is unmounted next.
@@ -572,7 +715,7 @@ fn stored(postgres: &Postgres) -> u64 {
 }
 
 /// Stops and continues the server until told to end.
-fn pulses(postgres: Arc<Postgres>) -> (Arc<AtomicBool>, JoinHandle<()>) {
+fn pulses(postgres: Arc<Postgres>) -> Pulses {
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     let thread = std::thread::spawn(move || {
@@ -584,6 +727,30 @@ fn pulses(postgres: Arc<Postgres>) -> (Arc<AtomicBool>, JoinHandle<()>) {
         }
     });
     (stop, thread)
+}
+
+/// Takes the space of a disk step by step until told to end.
+fn shrinking(disk: Arc<Disk>) -> Pulses {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    let thread = std::thread::spawn(move || {
+        for left_mib in [96, 64, 48, 32, 24, 16, 8, 4, 2, 1, 0] {
+            if told.load(Ordering::Relaxed) {
+                return;
+            }
+            // What others took meanwhile need not be taken.
+            let _ = disk.fill(left_mib << 20);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    (stop, thread)
+}
+
+fn end_pulses(pulses: &mut Option<Pulses>) {
+    if let Some((stop, thread)) = pulses.take() {
+        stop.store(true, Ordering::Relaxed);
+        let _ = thread.join();
+    }
 }
 
 fn local(port: u16) -> SocketAddr {
