@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logweir_tests::process::{Settings, free_addr, run};
+use logweir_tests::process::{Server, Settings, free_addr, run};
 use logweir_tests::scenario::{Scenario, on_sqlite};
 use rand::Rng;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -555,6 +555,35 @@ fn copytruncate_neither_loses_nor_duplicates_a_line_that_was_read() {
             "{:?}",
             numbers(s).iter().filter(|(_, times)| **times > 1).collect::<Vec<_>>()
         );
+    });
+}
+
+#[test]
+fn copies_of_a_file_that_is_truncated_several_times_between_two_scans_are_all_recognized() {
+    on_sqlite("copytruncate again and again", |s| {
+        let logs = tail(s, "app.log*");
+        s.set("files.rescan_ms", "5m");
+        append(&logs.join("app.log"), "MARK 0 \n");
+        s.start();
+        wait_for_messages(s, 1);
+        let path = logs.join("app.log");
+        for n in 1..5 {
+            fs::copy(&path, path.with_extension(format!("log.{n}"))).expect("a copy");
+            File::create(&path).expect("truncated");
+            append(&path, &format!("MARK {n} {}\n", "x".repeat(n)));
+            wait_for_messages(s, n + 1);
+        }
+        // A start scans, and knows what was read from the checkpoint.
+        s.stop();
+        s.start();
+        for n in 1..5 {
+            let copy = format!("app.log.{n}");
+            let found = |server: &Server| server.log_text().contains(&copy);
+            s.server().until("the copy is found", Duration::from_secs(60), found).expect("a server");
+        }
+        append(&path, &format!("MARK 5 {}\n", "x".repeat(5)));
+        s.wait("the last line", |s| numbers(s).contains_key(&5));
+        assert!(numbers(s).values().all(|&times| times == 1), "{:?}", numbers(s));
     });
 }
 

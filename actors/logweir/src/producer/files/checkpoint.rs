@@ -46,9 +46,28 @@ pub struct Position {
     /// The range in flight.
     #[serde(default)]
     pub in_flight: Option<InFlight>,
-    /// The content before a truncation, of which a copy may exist.
+    /// The contents before truncations of which a copy may exist that has not been found yet, oldest first.
     #[serde(default)]
-    pub previous: Option<PreviousContent>,
+    pub previous_contents: Vec<PreviousContent>,
+}
+
+/// Truncations of one file between two scans, whose copies are recognized nevertheless. Each takes a hundred bytes of the
+/// checkpoint, and remains there if the copy is compressed or removed before it is found.
+const PREVIOUS_MAX: usize = 8;
+
+impl Position {
+    /// Remembers the content that is there now, before it is truncated, and begins again.
+    pub fn begin_again(&mut self) {
+        let previous = PreviousContent { offset: self.offset, skipping: self.skipping, head: self.head };
+        // What nothing was read of is read from its copy.
+        if previous.head.len > 0 {
+            self.previous_contents.push(previous);
+            let forgotten = self.previous_contents.len().saturating_sub(PREVIOUS_MAX);
+            self.previous_contents.drain(..forgotten);
+        }
+        (self.incarnation, self.offset, self.skipping) = (Uuid::new_v4(), 0, false);
+        (self.head, self.in_flight) = (Head::default(), None);
+    }
 }
 
 /// Fingerprint of the first bytes of what was read, to detect other content under the same inode.
@@ -139,14 +158,29 @@ mod tests {
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), None);
         let head = Head { len: 3, crc: 7 };
         let in_flight = Some(InFlight { end: 9, skipping: true, head });
-        let previous = Some(PreviousContent { offset: 4, skipping: false, head });
-        let position =
-            Position { dev: 1, ino: 2, path: "/a".into(), offset: 5, in_flight, previous, ..Position::default() };
+        let mut position = Position { dev: 1, ino: 2, path: "/a".into(), offset: 4, head, ..Position::default() };
+        position.begin_again();
+        (position.offset, position.in_flight) = (5, in_flight);
+        assert_eq!(position.previous_contents, [PreviousContent { offset: 4, skipping: false, head }]);
         let saved = Checkpoint::new(vec![position]);
         saved.save(dir.path()).unwrap();
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), Some(saved));
         fs::write(dir.path().join(NAME), "{").unwrap();
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), Some(Checkpoint::default()));
         assert!(dir.path().join("files.json.unreadable").exists());
+    }
+
+    #[test]
+    fn the_latest_contents_are_remembered_but_none_of_which_nothing_was_read() {
+        let mut position = Position::default();
+        position.begin_again();
+        assert_eq!(position.previous_contents, []);
+        for offset in 1..=20 {
+            (position.offset, position.head.len) = (offset, offset);
+            position.begin_again();
+            assert_eq!((position.offset, position.head), (0, Head::default()));
+        }
+        let offsets: Vec<u64> = position.previous_contents.iter().map(|previous| previous.offset).collect();
+        assert_eq!(offsets, (13..=20).collect::<Vec<_>>());
     }
 }

@@ -3,7 +3,8 @@
 //! - A file is identified by device and inode, wherever it is renamed to. Other content under the same inode (a
 //!   truncated file, a reused inode) is detected by its size and its first bytes.
 //! - A copy of a file that is being read (`copytruncate`) is ignored until the original is truncated; then it is read
-//!   from the position reached in the original.
+//!   from the position reached in the original. The positions of the latest truncations are remembered, since a file may
+//!   be truncated several times before the next scan finds the copies.
 //! - What may continue (a line without a line feed, a record that may get more lines) stays in the file and is read
 //!   again.
 //! - Each round reads a bounded window of a bounded number of files, and starts with the next file.
@@ -308,8 +309,10 @@ impl Tailer {
                 let heads = read_head(original, compared).ok().zip(read_head(&copy, compared).ok());
                 heads.is_some_and(|(original, copy)| original == copy)
             };
-            let original = if tailed.position.previous.as_ref().is_some_and(is_previous) {
-                tailed.position.previous.take().map(Original::Truncated)
+            let previous_contents = &mut tailed.position.previous_contents;
+            // Contents that begin alike: the copy is most likely of the latest.
+            let original = if let Some(found) = previous_contents.iter().rposition(is_previous) {
+                Some(Original::Truncated(previous_contents.remove(found)))
             } else if size == 0 || (compared > 0 && tailed.file.as_ref().is_some_and(begins_alike)) {
                 Some(Original::Unchanged)
             } else {
@@ -436,17 +439,7 @@ impl Tailed {
                 tracing::warn!(path = %position.path.display(),
                     "the range that was in flight when the process ended is no longer in the file");
             }
-            let previous =
-                PreviousContent { offset: position.offset, skipping: position.skipping, head: position.head };
-            *position = Position {
-                incarnation: Uuid::new_v4(),
-                offset: 0,
-                skipping: false,
-                head: Head::default(),
-                in_flight: None,
-                previous: Some(previous),
-                ..std::mem::take(position)
-            };
+            position.begin_again();
             self.last_poll = None;
         }
         Ok(())
