@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use logweir_tests::accounting::Totals;
+use logweir_tests::chaos::Held;
 use logweir_tests::client::{Client, Load};
 use logweir_tests::disk::{Disk, may_mount};
 use logweir_tests::process::Server;
@@ -55,6 +56,30 @@ fn postgres_read_only_for_a_while() {
         s.postgres().execute("SELECT pg_reload_conf()");
     };
     on_postgres("postgres read-only", |s| survives(s, |s| read_only(s, "on"), |s| read_only(s, "off")));
+}
+
+#[test]
+fn a_connection_that_is_silent_for_good_delays_a_start_only_briefly() {
+    behind_proxy("a silent connection at a start", |s| {
+        s.start();
+        s.load(Load { posts_max: 1, ..Load::default() }).finish();
+        s.stored();
+        s.stop();
+        let held = Held::open(&s.postgres().url("postgres"), "BEGIN; SELECT FROM logweir_writer FOR UPDATE", 1);
+        s.launch("");
+        s.wait("the lease is being acquired", |s| {
+            let waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%acquire-lease' AND \
+                           wait_event_type = 'Lock'";
+            s.store.rows(waiting).is_ok_and(|rows| !rows.is_empty())
+        });
+        // Who has forgotten a connection acknowledges what is sent, and says nothing: no keepalive notices that.
+        s.proxy().set(Mode::Swallow);
+        s.proxy().set(Mode::Pass);
+        drop(held);
+        let told = "acquiring the journal's lease: the database did not respond within 15000 ms";
+        s.server().until(told, PATIENCE, |server| server.log_text().contains(told)).expect("a server");
+        s.assert_contract();
+    });
 }
 
 #[test]

@@ -46,6 +46,7 @@
 //!   backend          the server process of a connection, as announced
 //!   pooler           whether a pooler assigns server processes per session
 //!   connect          connections, and their errors
+//!   patience         how long an answer is waited for before a new connection is tried
 //!   pool             pools for queries and administration
 //!   ddl              statements that change tables: names, transactions, what to do about failures
 //!   home             the schema of the tables

@@ -26,5 +26,6 @@ mod world;
 mod run;
 
 pub use self::clock::libfaketime;
+pub use self::held::Held;
 pub use self::plan::Kinds;
 pub use self::run::{Chaos, Report, chaos};

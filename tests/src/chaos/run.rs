@@ -63,6 +63,8 @@ impl Report {
 const RECORDS_MAX: u32 = 400_000;
 /// The program must recover in this time, also on a machine that is busy with other things.
 const RECOVERY: Duration = Duration::from_secs(180);
+/// After this time the program's logs are kept, to see what it waited for.
+const SLOW: Duration = Duration::from_secs(20);
 /// Pause before a program whose disk failed is started again.
 const RESTART: Duration = Duration::from_millis(300);
 /// Pause between looks at the program.
@@ -96,7 +98,7 @@ pub fn chaos(chaos: &Chaos) -> Report {
         }
         run.report.accounting = accounting(&mut world, run.round, run.slowest);
         if chaos.faults.is_empty() && !run.report.violations.is_empty() {
-            let logs = keep_logs(&world, chaos.seed);
+            let logs = keep_logs(&world, &chaos.seed.to_string());
             run.report.accounting.push_str(&format!("; logs in {}", logs.display()));
         }
     });
@@ -328,6 +330,10 @@ impl Run<'_> {
             let stored = totals.map(|totals| totals.committed + totals.dead);
             if well && target.is_some() && stored >= target {
                 self.slowest = self.slowest.max(began.elapsed());
+                if began.elapsed() > SLOW {
+                    let logs = keep_logs(world, &format!("round-{}", self.round));
+                    self.enter(&format!("slow: see the program's logs in {}", logs.display()));
+                }
                 self.enter(&format!("recovered within {:.2} s {when}", began.elapsed().as_secs_f64()));
                 return Ok(());
             }
@@ -349,8 +355,8 @@ fn tail(world: &mut World<'_>) -> String {
 }
 
 /// Copies the logs of the program to a directory that stays, and returns it.
-fn keep_logs(world: &World<'_>, seed: u64) -> PathBuf {
-    let to = std::env::temp_dir().join(format!("logweir-chaos-{seed}-{}", std::process::id()));
+fn keep_logs(world: &World<'_>, name: &str) -> PathBuf {
+    let to = std::env::temp_dir().join(format!("logweir-chaos-{}-{name}", std::process::id()));
     let _ = std::fs::create_dir_all(&to);
     for entry in std::fs::read_dir(&world.scenario.dir).into_iter().flatten().flatten() {
         if entry.path().extension().is_some_and(|extension| extension == "log") {

@@ -15,6 +15,7 @@ use super::connect::{Connection, Connector, failed, failure};
 use super::ddl::begin;
 use super::home::{Home, KnownHome};
 use super::lane_row::{all_lanes, lane_in, owner_in};
+use super::patience::Patience;
 use super::takeover_digest;
 use crate::digest::Digest;
 use crate::error::StoreError;
@@ -57,18 +58,28 @@ struct LeaseSession<'c> {
 pub(super) async fn acquire_lease(
     connector: &Connector,
     home: &KnownHome,
+    attempting: &Patience,
     claim: &Claim,
     forked: Option<&[LaneStart]>,
 ) -> Result<Lease, StoreError> {
+    const WHAT: &str = "acquiring the journal's lease";
     let name = format!("logweir/{}/{ACQUIRE}", claim.writer.simple());
     for _ in 0..ATTEMPTS_MAX {
         let connection = connector.connect(&name).await?;
-        let home = home.find(&connection.client).await?;
-        let mut session = LeaseSession { connection: &connection, home, what: "acquiring the journal's lease" };
-        match acquire(&mut session, claim, forked).await {
-            Ok(lease) => return Ok(lease),
-            Err(AcquireError::Failed(error)) => return Err(error),
-            Err(AcquireError::Held { epoch }) => terminate_holders(&connection, claim.writer, epoch).await?,
+        let attempt = async {
+            let home = home.find(&connection.client).await?;
+            let mut session = LeaseSession { connection: &connection, home, what: WHAT };
+            match acquire(&mut session, claim, forked).await {
+                Ok(lease) => Ok(Some(lease)),
+                Err(AcquireError::Failed(error)) => Err(error),
+                Err(AcquireError::Held { epoch }) => {
+                    terminate_holders(&connection, claim.writer, epoch).await?;
+                    Ok(None)
+                }
+            }
+        };
+        if let Some(lease) = attempting.wait(WHAT, attempt).await? {
+            return Ok(lease);
         }
     }
     Err(StoreError::Transient(format!(

@@ -10,6 +10,7 @@ mod access;
 mod backend;
 mod pooler;
 mod connect;
+mod patience;
 mod pool;
 mod ddl;
 mod home;

@@ -82,7 +82,7 @@ const COLUMNS: [(&str, Oid, &str); 7] = [
 ];
 
 /// What is in the database.
-struct Found {
+pub(super) struct Found {
     /// The schema that is known, or those of search_path that exist, in its order.
     path: Vec<String>,
     /// The tables that are found there, [`HISTORY`] included, with their schemas.
@@ -120,8 +120,7 @@ pub(super) struct Prepared {
 }
 
 /// Makes the tables that are missing.
-pub(super) async fn prepare(client: &Client, known: &KnownHome) -> Result<Prepared, StoreError> {
-    let mut found = look(client, known).await?;
+pub(super) async fn prepare(client: &Client, known: &KnownHome, mut found: Found) -> Result<Prepared, StoreError> {
     if let Some(plan) = plan(&found)? {
         create(client, known, &plan.schema).await?;
         found = look(client, known).await?;
@@ -144,7 +143,7 @@ pub(super) async fn prepare(client: &Client, known: &KnownHome) -> Result<Prepar
 }
 
 /// Reads what is there.
-async fn look(client: &Client, known: &KnownHome) -> Result<Found, StoreError> {
+pub(super) async fn look(client: &Client, known: &KnownHome) -> Result<Found, StoreError> {
     let names: Vec<&str> = tables().collect();
     let known = known.get();
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
@@ -445,7 +444,7 @@ pub(super) fn sql() -> String {
 /// Checks that the tables are there (or makes them), and that `logs` has the columns that a flush writes. Returns where
 /// they are.
 pub(super) async fn check_columns(client: &Client, known: &KnownHome) -> Result<Home, StoreError> {
-    let Prepared { home, .. } = prepare(client, known).await?;
+    let Prepared { home, .. } = prepare(client, known, look(client, known).await?).await?;
     let rows = client
         .query_typed(
             "SELECT attname::text, atttypid, format_type(atttypid, NULL) FROM pg_attribute \

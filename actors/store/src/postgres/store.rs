@@ -14,6 +14,7 @@ use super::grants::{self, Purpose};
 use super::home::{Home, KnownHome};
 use super::lane_row::all_lanes;
 use super::maintain::{self, Memory, RetentionSettings};
+use super::patience::Patience;
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
 use super::{dead_letters, lease, schema};
@@ -33,6 +34,10 @@ use crate::throttle::QueryThrottle;
 /// both.
 const PREPARE_LIMIT: Duration = Duration::from_secs(90);
 const ACQUIRE_LIMIT: Duration = Duration::from_secs(40);
+/// Time to see what tables there are, at first: a few queries of the catalog.
+const LOOK_LEAST: Duration = Duration::from_secs(10);
+/// Time for one attempt to acquire a lease, at first. It waits up to five seconds for each of two locks.
+const ATTEMPT_LEAST: Duration = Duration::from_secs(15);
 
 /// A store in a `PostgreSQL` server.
 pub struct PostgresStore {
@@ -47,6 +52,8 @@ pub struct PostgresStore {
     hypertable: OnceLock<bool>,
     memory: Memory,
     last_taken: LastTaken,
+    looking: Patience,
+    attempting: Patience,
 }
 
 impl PostgresStore {
@@ -79,6 +86,8 @@ impl PostgresStore {
             hypertable: OnceLock::new(),
             memory: Memory::default(),
             last_taken: LastTaken::default(),
+            looking: Patience::new(LOOK_LEAST, PREPARE_LIMIT),
+            attempting: Patience::new(ATTEMPT_LEAST, ACQUIRE_LIMIT),
         })
     }
 
@@ -122,19 +131,22 @@ impl LogStore for PostgresStore {
 
     async fn prepare(&self) -> Result<(), StoreError> {
         let mut connection = self.connector.connect("logweir/prepare").await?;
-        if schema::lacks_timescale(&connection.client, &self.home).await? {
+        let looking = schema::lacks_timescale(&connection.client, &self.home);
+        if self.looking.wait("looking for TimescaleDB", looking).await? {
             schema::create_timescale(&self.connector).await;
             // A session loads the extension when it begins.
             connection = self.connector.connect("logweir/prepare").await?;
         }
-        let preparing = schema::prepare(&connection.client, &self.home);
+        let client = &connection.client;
+        let found = self.looking.wait("looking for the tables", schema::look(client, &self.home)).await?;
+        let preparing = schema::prepare(client, &self.home, found);
         let prepared = within(PREPARE_LIMIT, "creating the tables", preparing).await?;
         let _ = self.hypertable.set(prepared.is_hypertable);
         Ok(())
     }
 
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
-        let acquiring = lease::acquire_lease(&self.connector, &self.home, claim, None);
+        let acquiring = lease::acquire_lease(&self.connector, &self.home, &self.attempting, claim, None);
         within(ACQUIRE_LIMIT, "acquiring the journal's lease", acquiring).await
     }
 
@@ -145,7 +157,7 @@ impl LogStore for PostgresStore {
     }
 
     async fn fork(&self, claim: &Claim, starts: &[LaneStart]) -> Result<Lease, StoreError> {
-        let acquiring = lease::acquire_lease(&self.connector, &self.home, claim, Some(starts));
+        let acquiring = lease::acquire_lease(&self.connector, &self.home, &self.attempting, claim, Some(starts));
         within(ACQUIRE_LIMIT, "acquiring the fork's lease", acquiring).await
     }
 
