@@ -5,7 +5,7 @@
 //! - **Failed sync.** A part of the bytes reaches the disk. All of them are still read until the next crash, but no
 //!   later sync makes the rest durable: the system takes its pages for clean.
 //! - **Errors** of any kind, at the next operation of a kind; ranges that cannot be read; no space.
-//! - **Slow disk.** A sync waits until it is released.
+//! - **Slow disk.** A sync waits until it is released: others go on meanwhile, or the power fails in it.
 //!
 //! It is one file system whose top is `/`. Handles of a process that was killed fail.
 

@@ -69,6 +69,49 @@ fn a_failed_fsync_does_not_pass() {
     eventually("for good", || matches!(journal.check_writable(), Err(AppendError::Poisoned(_))));
 }
 
+/// Whether a name is on the disk or gone from it is unknown for good: the journal ends, at a rotation and at a removal. A
+/// power failure at that moment costs nothing that was acknowledged.
+#[test]
+fn a_failed_fsync_of_the_directory_does_not_pass() {
+    for (what, reuses, commits) in [("rotation", false, false), ("removal", false, true), ("reuse", true, true)] {
+        for seed in 0..10 {
+            let disk = SimulatedDisk::new(seed);
+            // A quota of a few segments leaves none for reuse.
+            let quota_bytes = if reuses { 64 } else { 4 } * SEGMENT_BYTES;
+            let open = || Journal::open(JournalConfig { quota_bytes, retain_segments: 0, ..config(&disk) }).unwrap();
+            let (journal, _) = open();
+            let mut acknowledged = Vec::new();
+            let mut fill = |bytes: usize| {
+                let next = payload(acknowledged.len(), bytes);
+                let appended = append(&journal, 0, 1, &next)?;
+                acknowledged.push((appended.seq, next));
+                Ok::<_, AppendError>(appended.seq)
+            };
+            let mut last = 0;
+            if commits {
+                // The next segment's file is there: what follows is a removal.
+                (0..4).for_each(|_| last = fill(20_000).unwrap());
+            }
+            disk.fail(Operation::SyncDir, "", Errno::IO, 1);
+            if commits {
+                journal.commit(0, last);
+            }
+            let poisoned = || matches!(journal.check_writable(), Err(AppendError::Poisoned(_)));
+            eventually(&format!("{what}: the journal ends"), || fill(if commits { 100 } else { 20_000 }).is_err());
+            eventually(&format!("{what}: for good"), poisoned);
+            assert!(!disk.heal(), "{what}: the error has occurred");
+            drop(journal);
+            disk.restart(Crash::PowerLoss);
+            let (journal, recovered) = open();
+            assert_eq!(recovered.damage, [], "{what} {seed}");
+            let found = payloads(&read(&journal, 0));
+            for (seq, payload) in acknowledged.iter().filter(|(seq, _)| *seq > last) {
+                assert!(found.contains(payload), "{what} {seed}: {seq}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_sync_that_hangs_delays_the_answers_and_neither_loses_a_frame_nor_keeps_the_end_waiting() {
     let disk = SimulatedDisk::new(7);

@@ -66,8 +66,24 @@ impl Log {
 /// A running journal.
 struct Running {
     journal: Arc<Journal>,
-    writer: WriterSteps,
+    writer: Arc<Mutex<WriterSteps>>,
     housekeeper: Arc<Mutex<HousekeeperSteps>>,
+}
+
+/// Syncs wait until this is dropped, also by a panic.
+struct Slow(SimulatedDisk);
+
+impl Slow {
+    fn new(disk: &SimulatedDisk) -> Self {
+        disk.hang_syncs(true);
+        Self(disk.clone())
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.0.hang_syncs(false);
+    }
 }
 
 /// One seed.
@@ -144,7 +160,7 @@ impl Simulation {
         // At the end the disk is sound and has space: everything goes on.
         self.disk.set_capacity(u64::MAX);
         self.broken = false;
-        let Some(mut running) = self.open()? else { return Err("a sound disk prevents a start".to_owned()) };
+        let Some(running) = self.open()? else { return Err("a sound disk prevents a start".to_owned()) };
         self.compare(&running)?;
         running.housekeeper.lock().unwrap().step();
         running.housekeeper.lock().unwrap().step();
@@ -154,7 +170,7 @@ impl Simulation {
         running.housekeeper.lock().unwrap().step();
         let before = self.acknowledged();
         self.append(&running);
-        while running.writer.step() {}
+        while running.writer.lock().unwrap().step() {}
         check_that!(
             self.acknowledged() > before,
             "a sound disk accepts nothing: {:?}",
@@ -209,10 +225,11 @@ impl Simulation {
     fn step(&mut self, running: &mut Running) -> Checked<()> {
         match self.random.below(100) {
             0..50 => self.append(running),
-            50..75 => {
+            50..72 => {
                 self.log.add("write");
-                running.writer.step();
+                running.writer.lock().unwrap().step();
             }
+            72..75 => self.write_slowly(running)?,
             75..85 => {
                 self.log.add("tidy");
                 running.housekeeper.lock().unwrap().step();
@@ -229,6 +246,45 @@ impl Simulation {
             }
             92..97 => self.inject(),
             _ => self.compare(running)?,
+        }
+        Ok(())
+    }
+
+    /// A step of the writer whose first sync takes so long that others append, commit and read meanwhile, or that the power
+    /// fails in it.
+    fn write_slowly(&mut self, running: &Running) -> Checked<()> {
+        self.log.add("write slowly");
+        let checked = std::thread::scope(|scope| {
+            let _slow = Slow::new(&self.disk);
+            let step = scope.spawn(|| running.writer.lock().unwrap().step());
+            while self.disk.hanging() == 0 && !step.is_finished() {
+                std::thread::yield_now();
+            }
+            if self.disk.hanging() > 0 { self.while_it_syncs(running) } else { Ok(()) }
+        });
+        self.log.add("the sync is over");
+        checked
+    }
+
+    fn while_it_syncs(&mut self, running: &Running) -> Checked<()> {
+        let acknowledged = self.acknowledged();
+        let age = running.journal.oldest_append_age();
+        check_that!(!age.is_zero(), "what is being synced has no age");
+        for _ in 0..self.random.below(4) {
+            match self.random.below(4) {
+                0 => {
+                    let lane = self.lane();
+                    self.commit_some(running, lane);
+                }
+                // A reader that meets a bad place asks the disk with a sync of its own.
+                1 if !self.is_damaged => self.compare(running)?,
+                _ => self.append(running),
+            }
+        }
+        check_that!(self.acknowledged() == acknowledged, "a frame is acknowledged during its sync");
+        if self.random.percent(20) {
+            self.log.add("the process ends in the sync");
+            self.disk.crash_after(0);
         }
         Ok(())
     }
@@ -303,7 +359,8 @@ impl Simulation {
                     self.check_recovered(&recovered)?;
                 }
                 self.damage.extend(recovered.damage);
-                Ok(Some(Running { journal: Arc::new(journal), writer, housekeeper: Arc::new(Mutex::new(housekeeper)) }))
+                let (writer, housekeeper) = (Arc::new(Mutex::new(writer)), Arc::new(Mutex::new(housekeeper)));
+                Ok(Some(Running { journal: Arc::new(journal), writer, housekeeper }))
             }
             Err(error) => {
                 self.log.add(format!("not opened: {error}"));
@@ -416,6 +473,7 @@ impl Simulation {
         self.log.add("seal");
         self.disk.heal();
         let Running { journal, writer, housekeeper } = running;
+        let writer = Arc::into_inner(writer).expect("nothing else writes").into_inner().unwrap();
         let sealed = writer.seal();
         check_that!(sealed.is_ok() || self.disk.is_down(), "cannot seal on a sound disk: {sealed:?}");
         drop((journal, housekeeper));

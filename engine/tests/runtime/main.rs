@@ -130,6 +130,11 @@ type GatedFn =
 
 const SUPERVISION: Supervision = Supervision { stall_ms: 60_000, restarts_max: 0, restart_window_ms: 60_000 };
 
+/// The exit that a stage requests. For tests with the real clock: they fail instead of waiting for ever.
+async fn exit_of(topology: &Topology) -> Exit {
+    tokio::time::timeout(Duration::from_secs(30), topology.exited()).await.expect("an exit within 30 s")
+}
+
 /// Runs `test` inside a system of its own.
 fn run<T>(test: impl Future<Output = T>) -> T {
     actix_rt::System::new().block_on(test)

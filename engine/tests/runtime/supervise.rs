@@ -328,7 +328,7 @@ fn a_stage_that_blocks_its_thread_ends_in_exit_70_and_its_neighbor_is_not_blamed
         let (other, unheard) = Item::with_reply(2);
         neighbor.external().send(other).await.unwrap();
         blocker.external().send(item).await.unwrap();
-        let exit = topology.exited().await;
+        let exit = exit_of(&topology).await;
         assert_eq!(exit.code, Exit::SOFTWARE);
         assert!(exit.reason.starts_with("stage blocker has blocked its thread for "), "{exit}");
         drop(release);
@@ -359,7 +359,7 @@ fn a_stage_with_messages_whose_thread_does_not_run_it_ends_in_exit_70() {
         let (item, unheard) = Item::with_reply(2);
         starved.external().send(item).await.unwrap();
         assert_eq!(observation(&topology, "starved").state, "idle");
-        let exit = topology.exited().await;
+        let exit = exit_of(&topology).await;
         assert_eq!(exit.code, Exit::SOFTWARE);
         assert!(exit.reason.starts_with("the thread of stage starved has not run it for "), "{exit}");
         drop(release);
@@ -383,7 +383,7 @@ fn code_that_blocks_the_thread_inside_a_known_wait_is_detected() {
         };
         let mailbox = topology.spawn(apart("blocker", 4, 100), act(block));
         mailbox.external().send(Item::new(1)).await.unwrap();
-        assert_eq!(topology.exited().await.code, Exit::SOFTWARE);
+        assert_eq!(exit_of(&topology).await.code, Exit::SOFTWARE);
         drop(release);
     });
 }
