@@ -47,7 +47,7 @@ pub struct Observation {
     pub restarts: u64,
     /// Message of the last panic.
     pub last_panic: Option<String>,
-    /// `idle`, `busy`, `waiting` (in a known wait), `drained` or `stopped`.
+    /// `idle`, `busy`, `waiting` (in a known wait), `stalled` (it has work and makes no progress), `drained` or `stopped`.
     pub state: &'static str,
     /// The stage's own counters.
     pub counters: Vec<Counter>,
@@ -204,7 +204,11 @@ impl StageState {
         match *self.lifecycle.borrow() {
             Lifecycle::EndedStopped => "stopped",
             Lifecycle::Drained | Lifecycle::EndedDrained => "drained",
-            Lifecycle::Running => self.progress.state(),
+            Lifecycle::Running => {
+                let sample = self.sample();
+                let stalled = sample.has_work() && self.progress.is_marked(sample.beats);
+                if stalled { "stalled" } else { self.progress.state() }
+            }
         }
     }
 

@@ -107,7 +107,12 @@ impl Progress {
 
     /// Whether there has been no progress since the watchdog found the stage stalled.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.stalled_at.load(Ordering::Acquire) == self.beats.load(Ordering::Relaxed) && self.is_silent()
+        self.is_marked(self.beats.load(Ordering::Relaxed)) && self.is_silent()
+    }
+
+    /// Whether the watchdog found the stage stalled at `beats`.
+    pub(crate) fn is_marked(&self, beats: u64) -> bool {
+        self.stalled_at.load(Ordering::Acquire) == beats
     }
 
     fn is_silent(&self) -> bool {
@@ -178,4 +183,10 @@ pub(crate) struct ProgressSample {
     pub(crate) queued: bool,
     /// The thread is inside the stage.
     pub(crate) polling: bool,
+}
+
+impl ProgressSample {
+    pub(crate) fn has_work(&self) -> bool {
+        self.silent || self.queued
+    }
 }

@@ -229,8 +229,7 @@ impl StallDetector {
     }
 
     fn update(&mut self, sample: ProgressSample, now: Duration, stall: Duration) -> Verdict {
-        let has_work = sample.silent || sample.queued;
-        if !has_work || sample.beats != self.beats {
+        if !sample.has_work() || sample.beats != self.beats {
             *self = Self { beats: sample.beats, since: now, verdicts: 0 };
             return Verdict::Alive;
         }
@@ -290,7 +289,11 @@ pub(crate) async fn run_watchdog(observer: Observer, supervision: Supervision, e
         for (stage, detector) in stages.iter().zip(&mut detectors) {
             match detector.update(stage.sample(), now, stall) {
                 Verdict::Alive => {}
-                Verdict::Stalled => stage.progress.mark_stalled(detector.beats),
+                Verdict::Stalled => {
+                    stage.progress.mark_stalled(detector.beats);
+                    let (stage, silent_ms) = (stage.name.as_str(), stall.as_millis());
+                    tracing::warn!(stage, silent_ms, "a stage has work and makes no progress");
+                }
                 Verdict::Blocked(silent) => {
                     let (name, silent_ms) = (&stage.name, silent.as_millis());
                     let reason = format!("stage {name} has blocked its thread for {silent_ms} ms; restart the process");
