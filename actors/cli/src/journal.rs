@@ -30,7 +30,7 @@ pub(super) enum JournalCommand {
     /// Print the records of a journal
     ///
     /// Changes nothing; can be used while a server is running. Each record has its lane, the sequence number of its frame and its
-    /// row in that frame.
+    /// row in that frame. What cannot be read is skipped and named on standard error, and the exit code is 1.
     Dump(DumpArgs),
     /// Truncate a torn tail and move damaged bytes to quarantine/, as the server does when it starts
     ///
@@ -279,7 +279,7 @@ fn dump(args: &DumpArgs) -> Outcome {
     let mut records = Records::new(out, args.output, args.color.is_on());
     let mut written = Ok(());
     let (mut undecoded, mut left): (u64, _) = (0, args.limit.unwrap_or(u64::MAX));
-    journal::dump(&dir, args.lane, args.from_seq, &mut |frame, segment, offset| {
+    let damage = journal::dump(&dir, args.lane, args.from_seq, &mut |frame, segment, offset| {
         match codec::decode(frame.codec, &frame.payload) {
             Ok(chunk) => {
                 let rows = usize::try_from(left).unwrap_or(usize::MAX);
@@ -303,7 +303,10 @@ fn dump(args: &DumpArgs) -> Outcome {
     .map_err(open_failure)?;
     written?;
     records.finish()?;
-    Ok(if undecoded == 0 { exit::OK } else { exit::FAILED }.into())
+    for damage in &damage {
+        let _ = writeln!(io::stderr(), "logweir: skipped {}", described(damage));
+    }
+    Ok(if undecoded == 0 && damage.is_empty() { exit::OK } else { exit::FAILED }.into())
 }
 
 #[cfg(test)]

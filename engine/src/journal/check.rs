@@ -12,7 +12,8 @@ use super::directory_scan::{Depth, DirectoryScan, SegmentScan, scan_directory};
 use super::error::OpenError;
 use super::frame::{Kind, frame};
 use super::recover::{quarantine, scan_twice};
-use super::scan::{Found, Payloads, Scanner, WINDOW_BYTES};
+use super::salvage::UNREADABLE;
+use super::scan::{Found, PAYLOAD_MISMATCH, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir};
 use super::types::{Damage, Frame, LaneId, LaneTail};
 use crate::file_system::{File, FileSystem, OpenMode, RealFileSystem};
@@ -85,7 +86,7 @@ pub fn check_on(file_system: Arc<dyn FileSystem>, dir: &Path) -> Result<Report, 
 }
 
 /// Calls `visit` with every data frame of `lane` (or of all lanes) from `from_seq` on, in order, with the number of its
-/// segment and its offset in the file, until it breaks. Frames that cannot be read are skipped; [`check`] reports them.
+/// segment and its offset in the file, until it breaks. What cannot be read is skipped and returned, of all lanes.
 ///
 /// # Errors
 /// See [`check`].
@@ -94,7 +95,7 @@ pub fn dump(
     lane: Option<LaneId>,
     from_seq: u64,
     visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
-) -> Result<(), OpenError> {
+) -> Result<Vec<Damage>, OpenError> {
     dump_on(Arc::new(RealFileSystem), dir, lane, from_seq, visit)
 }
 
@@ -108,38 +109,88 @@ pub fn dump_on(
     lane: Option<LaneId>,
     from_seq: u64,
     visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
-) -> Result<(), OpenError> {
+) -> Result<Vec<Damage>, OpenError> {
     let dir = Dir::open(file_system, dir)?;
-    for segment in scan_directory(&dir, Depth::Open)?.segments {
-        if dump_segment(&dir, &segment, lane, from_seq, visit).at(&segment.path, "read the segment")?.is_break() {
+    let found = scan_directory(&dir, Depth::Open)?;
+    let mut damage = found.damage;
+    for segment in &found.segments {
+        let seq_before = segment.first_seq.saturating_sub(1);
+        let mut dump = Dump { number: segment.number, seq_before, damage: Vec::new() };
+        let dumped = dump.segment(&dir, segment, lane, from_seq, visit).at(&segment.path, "read the segment")?;
+        // The scan has read some segments completely.
+        let is_known = |new: &Damage| damage.iter().any(|known| known.overlaps(new));
+        let new: Vec<_> = dump.damage.into_iter().filter(|new| !is_known(new)).collect();
+        damage.extend(new);
+        if dumped.is_break() {
             break;
         }
     }
-    Ok(())
+    damage.sort_by_key(|damage| (damage.segment, damage.offset));
+    Ok(damage)
 }
 
-fn dump_segment(
-    dir: &Dir,
-    segment: &SegmentScan,
-    lane: Option<LaneId>,
-    from_seq: u64,
-    visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
-) -> std::io::Result<ControlFlow<()>> {
-    let end = segment.valid.end.max(segment.tail.end);
-    let mut scanner = Scanner::new(dir.read(&segment.path)?, segment.seed, Payloads::Skip, WINDOW_BYTES, end);
-    while let Some(found) = scanner.next()? {
-        let Found::Frame { offset, header, .. } = found else { continue };
-        let wanted = lane.is_none_or(|lane| lane == header.lane) && header.seq >= from_seq;
-        if header.kind != Kind::Data || !wanted {
-            continue;
+/// The dump of one segment.
+struct Dump {
+    number: u64,
+    /// The last sequence number that was read.
+    seq_before: u64,
+    damage: Vec<Damage>,
+}
+
+impl Dump {
+    fn segment(
+        &mut self,
+        dir: &Dir,
+        segment: &SegmentScan,
+        lane: Option<LaneId>,
+        from_seq: u64,
+        visit: &mut dyn FnMut(Frame, u64, u64) -> ControlFlow<()>,
+    ) -> std::io::Result<ControlFlow<()>> {
+        let end = segment.valid.end.max(segment.tail.end);
+        let mut scanner = Scanner::new(dir.read(&segment.path)?, segment.seed, Payloads::Skip, WINDOW_BYTES, end);
+        // The frames of a bad place are known by the one behind it.
+        let mut bad = None;
+        while let Some(found) = scanner.next()? {
+            let (offset, header) = match found {
+                Found::Frame { offset, header, .. } => (offset, header),
+                Found::Bad { offset, bytes, reason, .. } => {
+                    let (offset, bytes) =
+                        bad.take().map_or((offset, bytes), |(first, before, _)| (first, before + bytes));
+                    bad = Some((offset, bytes, reason));
+                    continue;
+                }
+            };
+            if let Some((offset, bytes, reason)) = bad.take() {
+                self.add(offset, bytes, self.seq_before + 1, header.seq - 1, reason);
+            }
+            self.seq_before = header.seq;
+            let wanted = lane.is_none_or(|lane| lane == header.lane) && header.seq >= from_seq;
+            if header.kind != Kind::Data || !wanted {
+                continue;
+            }
+            match scanner.payload(&header, offset)? {
+                Some(payload) => {
+                    if visit(frame(&header, payload), segment.number, offset).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                None => {
+                    let unreadable = scanner.is_unreadable(&header, offset);
+                    let reason = if unreadable { UNREADABLE } else { PAYLOAD_MISMATCH };
+                    self.add(offset, header.frame_bytes(), header.seq, header.seq, reason);
+                }
+            }
         }
-        if let Some(payload) = scanner.payload(&header, offset)?
-            && visit(frame(&header, payload), segment.number, offset).is_break()
-        {
-            return Ok(ControlFlow::Break(()));
+        if let Some((offset, bytes, reason)) = bad {
+            self.add(offset, bytes, self.seq_before + 1, segment.valid.seq_last.max(segment.tail.seq_last), reason);
         }
+        Ok(ControlFlow::Continue(()))
     }
-    Ok(ControlFlow::Continue(()))
+
+    fn add(&mut self, offset: u64, bytes: u64, seq_first: u64, seq_last: u64, reason: &str) {
+        let (segment, reason) = (self.number, reason.to_owned());
+        self.damage.push(Damage { segment, offset, bytes, seq_first, seq_last, reason });
+    }
 }
 
 /// Quarantines, under the lock, what an open would quarantine: torn and damaged bytes (as copies) and files that are

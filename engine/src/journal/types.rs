@@ -35,6 +35,12 @@ pub struct Damage {
 }
 
 impl Damage {
+    /// Whether both are damage of one place.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let is_same = self.segment == other.segment;
+        is_same && self.offset < other.offset + other.bytes && other.offset < self.offset + self.bytes
+    }
+
     pub(super) fn log(&self) {
         let Self { segment, offset, bytes, seq_first, seq_last, reason } = self;
         tracing::error!(

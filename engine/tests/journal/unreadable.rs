@@ -169,7 +169,13 @@ fn each_command_skips_a_page_that_cannot_be_read() {
             dumped.insert(frame.seq);
             ControlFlow::Continue(())
         };
-        dump_on(file_system.clone(), Path::new(DIR), None, 0, visit).unwrap();
+        let damage = dump_on(file_system.clone(), Path::new(DIR), None, 0, visit).unwrap();
+        for seq in lost {
+            assert!(is_named(&damage, *seq), "{path:?} {page:?}: {seq} in the dump's {damage:?}");
+        }
+        for seq in all.difference(lost) {
+            assert!(!is_named(&damage, *seq), "{path:?} {page:?}: {seq} in the dump's {damage:?}");
+        }
         assert_eq!(dumped, all.difference(lost).copied().collect(), "{path:?} {page:?}");
         repair_on(file_system.clone(), Path::new(DIR)).unwrap();
         repair_on(file_system, Path::new(DIR)).unwrap();
