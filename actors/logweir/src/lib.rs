@@ -35,10 +35,10 @@
 //! logweir, error      the pipeline as a value, and why it fails
 //! adopt               an operator says that a journal that the database does not recognize is the only copy
 //! gateway/            discovery of processors by name, a breaker for each, their live tails merged
-//! resources           descriptors, CPU cores and disk space, compared with the configuration at the start
+//! control_group       the limits of memory and CPU that the process runs under
+//! resources           descriptors, memory, CPU cores and disk space, compared with the configuration at the start
 //! http/               data and admin listeners; one file per protocol formats the responses
 //! metric_help         kind and help text of every metric
-//! memory_limit        the memory limit of the control group
 //! server              life cycle of the server: listen, recover, serve, drain
 //! internal            what only the program, the tests and the benchmarks need; not part of the public API
 //! ../ui/              the web UI: one module per part, preact and htm in vendor/, no build step
@@ -123,13 +123,13 @@ mod adopt;
 #[cfg(feature = "server")]
 mod gateway;
 #[cfg(feature = "server")]
+mod control_group;
+#[cfg(feature = "server")]
 mod resources;
 #[cfg(feature = "server")]
 mod http;
 #[cfg(feature = "server")]
 mod metric_help;
-#[cfg(feature = "server")]
-mod memory_limit;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use logweir_engine::drain::DrainWatch;
+use logweir_engine::fault::armed;
 use logweir_engine::journal::{Journal, LaneId};
 use logweir_engine::mailbox::{Bound, Mailbox};
 use logweir_engine::topology::{StageSpec, Supervision, Topology};
@@ -59,7 +60,8 @@ pub struct Parts {
 /// Supervision limits of logweir's stages.
 #[must_use]
 pub fn supervision() -> Supervision {
-    Supervision { stall_ms: STALL_MS, restarts_max: RESTARTS_MAX, restart_window_ms: 60_000 }
+    let stall_ms = if armed("stage.short_stall") { 1_000 } else { STALL_MS };
+    Supervision { stall_ms, restarts_max: RESTARTS_MAX, restart_window_ms: 60_000 }
 }
 
 /// Spawns every stage; returns the topology and the producers' mailboxes, one per lane.
@@ -195,7 +197,7 @@ fn spawn_intake(topology: &mut Topology, parts: &Parts, lane: LaneId, downstream
 
 /// Number of threads that parse. One core is left for writing to disk and database; more threads than cores would only
 /// compete.
-fn threads_for_lanes() -> usize {
+pub(crate) fn threads_for_lanes() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1))
 }
 

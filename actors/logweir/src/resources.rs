@@ -6,6 +6,8 @@ use std::path::Path;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, Role};
+use crate::control_group::Limits;
+use crate::pipeline::threads_for_lanes;
 
 /// Connections of the admin listener: probes and scrapes are answered however many clients are connected.
 pub(crate) const ADMIN_CONNECTIONS_MAX: usize = 64;
@@ -126,8 +128,20 @@ pub(crate) fn fit_descriptors(config: &mut Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Warns if more threads read requests than there are cores, which the control group may limit.
-pub(crate) fn compare_cores(config: &Config) {
+/// Warns if the control group allows less memory than the process may need.
+pub(crate) fn compare_memory(memory_bytes_max: usize, limits: Limits) {
+    if let Some(limit_bytes) = limits.memory_bytes.filter(|limit| *limit < memory_bytes_max as u64) {
+        tracing::warn!(
+            limit_bytes,
+            memory_bytes_max,
+            "the control group's memory limit is below what logweir may use, so the kernel may kill it under load: raise \
+             the limit above memory_bytes_max, or lower the bounds in the configuration (log.level=debug lists them)"
+        );
+    }
+}
+
+/// Warns if more threads read and parse than there are cores, or than the control group lets run.
+pub(crate) fn compare_cores(config: &Config, limits: Limits) {
     let (workers, cores) = (config.http.workers, cores());
     if workers > 2 * cores {
         tracing::warn!(
@@ -136,6 +150,26 @@ pub(crate) fn compare_cores(config: &Config) {
             "http.workers is more than twice the number of CPU cores that this process may use: threads wait for each other"
         );
     }
+    let threads = busy_threads(config);
+    if let Some(cpus) = limits.cpus.filter(|cpus| is_short_of_cpu(*cpus, threads)) {
+        tracing::warn!(
+            cpus,
+            threads,
+            "the control group's CPU limit is less than half a core per thread that reads or parses: under load, the \
+             kernel stops all threads of this process for the rest of each period; raise the limit or lower http.workers"
+        );
+    }
+}
+
+/// Threads that use a core each under load: those that read requests, and those that parse.
+fn busy_threads(config: &Config) -> usize {
+    let parsing = if config.role == Role::Gateway { 0 } else { threads_for_lanes().min(config.lanes().into()) };
+    config.http.workers + parsing
+}
+
+/// A thread that reads requests also waits for clients: half a core is enough.
+fn is_short_of_cpu(cpus: f64, threads: usize) -> bool {
+    2.0 * cpus < threads as f64
 }
 
 /// Warns if the volume fills up before the journal has reached its quota.
@@ -208,5 +242,17 @@ mod tests {
             of("files.open_max", 10, 8),
         ];
         assert_eq!(reduced, expected);
+    }
+
+    #[test]
+    fn half_a_core_per_thread_is_enough() {
+        let mut config = config();
+        (config.http.workers, config.lanes) = (3, Some(1));
+        assert_eq!(busy_threads(&config), 4);
+        config.role = Role::Gateway;
+        assert_eq!(busy_threads(&config), 3);
+        assert!(is_short_of_cpu(1.9, 4));
+        assert!(!is_short_of_cpu(2.0, 4));
+        assert!(!is_short_of_cpu(0.5, 1), "the smallest limit of a process with one thread");
     }
 }
