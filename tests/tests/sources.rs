@@ -668,6 +668,38 @@ fn files_that_exist_at_the_first_start_can_be_skipped() {
     });
 }
 
+/// A volume that is mounted after the process has started, a file that is moved back.
+#[test]
+fn a_file_that_comes_back_is_read_on() {
+    on_sqlite("files that come back", |s| {
+        let logs = tail(s, "*.log");
+        append(&logs.join("app.log"), "MARK 0 \nMARK 1 x\n");
+        s.start();
+        wait_for_messages(s, 2);
+        s.wait("the position", |s| {
+            fs::read_to_string(s.data_dir().join("files.json")).is_ok_and(|text| text.contains("\"offset\":17"))
+        });
+        s.server().kill();
+        fs::rename(&logs, s.dir.join("elsewhere")).expect("a directory can be moved");
+        for start in 0..2 {
+            s.start();
+            s.wait("nothing is watched", |s| {
+                fs::read_to_string(s.data_dir().join("files.json")).is_ok_and(|text| text.contains("\"files\":[]"))
+            });
+            // The position is kept over a restart, too.
+            if start == 0 {
+                s.server().kill();
+            }
+        }
+        fs::rename(s.dir.join("elsewhere"), &logs).expect("a directory can be moved");
+        append(&logs.join("app.log"), "MARK 2 xx\n");
+        wait_for_messages(s, 3);
+        append(&logs.join("app.log"), "MARK 3 xxx\n");
+        wait_for_messages(s, 4);
+        assert_eq!(numbers(s), (0..4).map(|number| (number, 1)).collect());
+    });
+}
+
 #[test]
 fn the_example_for_a_node_agent_is_a_valid_configuration() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/node-agent.toml");

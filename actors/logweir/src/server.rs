@@ -20,10 +20,10 @@ use tokio::time::{Duration, timeout};
 use crate::cache;
 use crate::config::{Config, ConfigError, Role};
 use crate::config::{Unit, show_number};
+use crate::control_group::Limits;
 use crate::error::Error;
 use crate::http::{self, Running, Shared};
 use crate::logweir::{Logweir, ShutdownReport, process_name};
-use crate::memory_limit;
 use crate::metric_help;
 use crate::producer::framing::Framing;
 use crate::producer::multiline::Multiline;
@@ -63,7 +63,9 @@ type Print<'a> = &'a dyn Fn(&str);
 /// Why it could not start, or had to stop.
 pub async fn serve(mut config: Config, version: &str, print: Print<'_>) -> Result<(), Error> {
     resources::fit_descriptors(&mut config).map_err(Error::Unavailable)?;
-    resources::compare_cores(&config);
+    let limits = Limits::of_this_process();
+    tracing::debug!(?limits, "limits of the control group");
+    resources::compare_cores(&config, limits);
     let config = Arc::new(config);
     let data = listen("http.listen", config.http.listen)?;
     let admin = listen("admin.listen", config.admin.listen)?;
@@ -254,8 +256,9 @@ fn sources(
     }
     if !config.files.include.is_empty() {
         let (source_client, config, in_flight) = (source_client.clone(), Arc::clone(config), shared.in_flight());
+        let journal = logweir.journal();
         actix_rt::spawn(async move {
-            files::run(&source_client, &config).await;
+            files::run(&source_client, &config, &journal).await;
             drop(in_flight);
         });
     }
@@ -319,14 +322,7 @@ fn announce(config: &Config, logweir: &Logweir, data: SocketAddr, admin: SocketA
     for (part, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
         tracing::debug!(part, bytes, "memory limit");
     }
-    if let Some(limit) = memory_limit::of_this_process().filter(|limit| *limit < memory_bytes_max as u64) {
-        tracing::warn!(
-            limit_bytes = limit,
-            memory_bytes_max,
-            "the control group's memory limit is below what logweir may use, so the kernel may kill it under load: raise \
-             the limit above memory_bytes_max, or lower the bounds in the configuration (log.level=debug lists them)"
-        );
-    }
+    resources::compare_memory(memory_bytes_max, Limits::of_this_process());
     resources::compare_volume(config, logweir.journal().stats().bytes);
     let query = match &config.database.url {
         DatabaseUrl::Blackhole => "(the blackhole stores nothing)".to_owned(),

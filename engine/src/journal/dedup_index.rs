@@ -1,8 +1,9 @@
 //! Recognizes frames that repeat an earlier one. Two kinds of keys, with different needs:
 //!
 //! - **Sources** that resume from a position, such as tailed files. A frame is a repetition if its source is known with
-//!   the same or a higher position. Positions are never forgotten by age, since a file can be read on after any time;
-//!   beyond a limit the source that advanced longest ago is forgotten. Each START repeats all positions, so that they
+//!   the same or a higher position. Positions are never forgotten by age, since a file can be read on after any time: who
+//!   reads says which sources there are no more ([`DedupIndex::retain_sources`]). Beyond a limit the source that advanced
+//!   longest ago is forgotten. Each START repeats all positions, so that they
 //!   outlive their segments. What a START says *replaces* what earlier segments said: were it added, a start would take
 //!   time and memory in proportion to positions × segments.
 //! - **Requests** that a sender may repeat. A window in memory, for a quick answer: requests are forgotten after
@@ -13,7 +14,7 @@
 //! A frame that is rolled back (the disk was full) leaves no trace: its entry is removed, and those that it replaced or
 //! evicted are put back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::types::LaneId;
@@ -240,6 +241,14 @@ impl DedupIndex {
             if known.is_none_or(|known| known.entry.seq < entry.seq) {
                 self.put(Known { entry, at: now });
             }
+        }
+    }
+
+    /// Forgets the sources that are not in `known`. The next START does not repeat them.
+    pub(super) fn retain_sources(&mut self, known: &HashSet<[u8; 16]>) {
+        let gone: Vec<_> = self.sources.by_key.keys().filter(|key| !known.contains(*key)).copied().collect();
+        for key in gone {
+            self.sources.remove(&key);
         }
     }
 
@@ -521,6 +530,28 @@ mod tests {
         index.insert(request(3, 3), later + Duration::from_millis(1));
         assert_eq!(index.requests.by_key.len(), 1, "and now it is not");
         assert_eq!(first(&index, source(2, 7, 0), later + 100 * DEDUP_WINDOW), Some(2));
+    }
+
+    #[test]
+    fn a_source_is_forgotten_when_it_is_not_known_any_more_also_by_a_start() {
+        let (mut running, now) = (index(), Instant::now());
+        running.insert(source(1, 5, 1), now);
+        running.insert(source(2, 5, 2), now);
+        running.insert(request(3, 3), now);
+        running.mark_durable(3);
+        let mut found = running.clone();
+        running.retain_sources(&HashSet::from([source(1, 0, 0).dedup_key.key]));
+        // A start that reads the frames first, and then the START of a later segment.
+        found.apply_start(&running.start_entries(), now);
+        for index in [&running, &found] {
+            assert_eq!(index.start_entries(), [source(1, 5, 1), request(3, 3)]);
+            assert_eq!(first(index, source(2, 5, 0), now), None);
+        }
+        // A frame that is rolled back later leaves nothing of a forgotten source, either.
+        running.insert(source(4, 5, 4), now);
+        running.retain_sources(&HashSet::new());
+        running.roll_back();
+        assert_eq!(running.start_entries(), [request(3, 3)]);
     }
 
     #[test]

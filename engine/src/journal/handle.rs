@@ -1,6 +1,6 @@
 //! The public API of an open journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -310,6 +310,12 @@ impl Journal {
         let state = self.handle.shared.state();
         let first = state.dedup_index.find_duplicate(dedup_key, Instant::now())?;
         Some((first, first.seq <= state.durable.seq))
+    }
+
+    /// Forgets the positions of all sources whose keys are not in `known`: none of them will be appended again. Otherwise
+    /// each segment repeats the positions of all sources that there ever were, up to the limit of the dedup index.
+    pub fn retain_sources(&self, known: &HashSet<[u8; 16]>) {
+        self.handle.shared.state().dedup_index.retain_sources(known);
     }
 
     /// Whether an append would be accepted now. For readiness probes and intake.

@@ -1,5 +1,6 @@
 //! A frame is appended once, across retries, rotations and restarts.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use logweir_engine::journal::{AppendError, Appended, DedupKey, DedupKind, Journal, NewFrame, OnDurable};
@@ -89,6 +90,24 @@ fn keys_outlive_their_segments() {
     assert_eq!(take(&journal, dedup_key(1, 0), b"request").unwrap_err(), AppendError::Duplicate);
     assert_eq!(take(&journal, dedup_key(2, 77), b"file").unwrap_err(), AppendError::Duplicate);
     take(&journal, dedup_key(2, 78), b"file").unwrap();
+}
+
+#[test]
+fn a_source_that_is_no_longer_known_is_forgotten_with_its_segment() {
+    let dir = scratch();
+    let bulk = vec![7; 20_000];
+    {
+        let (journal, _) = open(dir.path());
+        take(&journal, dedup_key(1, 77), b"kept").unwrap();
+        take(&journal, dedup_key(2, 77), b"gone").unwrap();
+        journal.retain_sources(&HashSet::from([dedup_key(1, 77).key]));
+        assert_eq!(journal.find_duplicate(&dedup_key(2, 77)), None);
+        // The next segments do not repeat it.
+        (0..10).for_each(|_| _ = append(&journal, 0, 1, &bulk).unwrap());
+    }
+    let (journal, _) = open(dir.path());
+    assert_eq!(take(&journal, dedup_key(1, 77), b"kept").unwrap_err(), AppendError::Duplicate);
+    take(&journal, dedup_key(2, 77), b"gone").unwrap();
 }
 
 #[test]

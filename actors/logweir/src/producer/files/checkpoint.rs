@@ -5,8 +5,9 @@
 //!   again with the same [`DedupKey`](logweir_engine::journal::DedupKey), so that the journal can recognize it.
 //! - The file is replaced atomically: written to a temporary file, fsynced, renamed, directory fsynced.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub struct Checkpoint {
     version: u32,
     /// Unordered.
     pub files: Vec<Position>,
+    /// Files that are not found any more, and may come back.
+    #[serde(default)]
+    pub gone: Vec<Position>,
 }
 
 /// State of one file.
@@ -43,6 +47,9 @@ pub struct Position {
     pub skipping: bool,
     /// Fingerprint of the beginning of the content.
     pub head: Head,
+    /// Fingerprint of what is before `offset`, if it is known.
+    #[serde(default)]
+    pub foot: Option<Head>,
     /// The range in flight.
     #[serde(default)]
     pub in_flight: Option<InFlight>,
@@ -66,17 +73,45 @@ impl Position {
             self.previous_contents.drain(..forgotten);
         }
         (self.incarnation, self.offset, self.skipping) = (Uuid::new_v4(), 0, false);
-        (self.head, self.in_flight) = (Head::default(), None);
+        (self.head, self.foot, self.in_flight) = (Head::default(), None, None);
     }
 }
 
-/// Fingerprint of the first bytes of what was read, to detect other content under the same inode.
+/// Fingerprint of the first or the last bytes of what was read, to detect other content under the same inode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// Number of bytes.
     pub len: u64,
     /// Their CRC-32C.
     pub crc: u32,
+}
+
+/// Bytes that identify a content.
+pub const HEAD_BYTES: u64 = 1024;
+
+impl Head {
+    /// Fingerprint of the first `len` bytes, of [`HEAD_BYTES`] at most.
+    ///
+    /// # Errors
+    /// They cannot be read, or the file is shorter.
+    pub fn read(file: &File, len: u64) -> io::Result<Self> {
+        Self::at(file, 0, len.min(HEAD_BYTES))
+    }
+
+    /// Fingerprint of the last bytes before `offset`.
+    ///
+    /// # Errors
+    /// As [`Head::read`].
+    pub fn before(file: &File, offset: u64) -> io::Result<Self> {
+        let len = offset.min(HEAD_BYTES);
+        Self::at(file, offset - len, len)
+    }
+
+    fn at(file: &File, offset: u64, len: u64) -> io::Result<Self> {
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(Self { len, crc: crc32c::crc32c(&bytes) })
+    }
 }
 
 /// A range that was persisted before it was submitted: from the offset to `end`.
@@ -88,6 +123,9 @@ pub struct InFlight {
     pub skipping: bool,
     /// As in [`Position`], at `end`.
     pub head: Head,
+    /// As in [`Position`], at `end`.
+    #[serde(default)]
+    pub foot: Option<Head>,
 }
 
 /// A content that no longer exists.
@@ -103,10 +141,17 @@ pub struct PreviousContent {
 
 const VERSION: u32 = 1;
 
+impl Position {
+    /// Whether `metadata` describes this file.
+    pub fn is(&self, metadata: &Metadata) -> bool {
+        (metadata.dev(), metadata.ino()) == (self.dev, self.ino)
+    }
+}
+
 impl Checkpoint {
     /// A checkpoint of these positions.
-    pub fn new(files: Vec<Position>) -> Self {
-        Self { version: VERSION, files }
+    pub fn new(files: Vec<Position>, gone: Vec<Position>) -> Self {
+        Self { version: VERSION, files, gone }
     }
 
     /// Loads it; `None` if it does not exist. A corrupt one is moved aside and all files are read from the beginning:
@@ -157,12 +202,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), None);
         let head = Head { len: 3, crc: 7 };
-        let in_flight = Some(InFlight { end: 9, skipping: true, head });
+        let in_flight = Some(InFlight { end: 9, skipping: true, head, foot: Some(head) });
         let mut position = Position { dev: 1, ino: 2, path: "/a".into(), offset: 4, head, ..Position::default() };
         position.begin_again();
         (position.offset, position.in_flight) = (5, in_flight);
         assert_eq!(position.previous_contents, [PreviousContent { offset: 4, skipping: false, head }]);
-        let saved = Checkpoint::new(vec![position]);
+        let saved = Checkpoint::new(vec![position.clone()], vec![position]);
         saved.save(dir.path()).unwrap();
         assert_eq!(Checkpoint::load(dir.path()).unwrap(), Some(saved));
         fs::write(dir.path().join(NAME), "{").unwrap();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use logweir_engine::drain::Phase;
 use logweir_engine::fault::kill_point;
+use logweir_engine::journal::Journal;
 
 use super::multiline::Multiline;
 use super::source_client::{SourceClient, discard};
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::message::{AckLevel, RejectionKind};
 
 mod checkpoint;
+mod gone;
 mod tailer;
 
 use tailer::{COMPONENT, Piece, Settings, Tailer};
@@ -35,14 +37,15 @@ pub fn memory_bytes_max(config: &Config) -> usize {
     }
     // A window, the body built from it, and what is open in between; and the state of each file.
     let window = config.http.line_bytes_max + tailer::WINDOW_BYTES;
-    tailer::FILES_PER_ROUND * (2 * window + 2 * config.multiline.bytes_max) + tailer::FILES_MAX * 2048
+    let positions = (tailer::FILES_MAX + gone::GONE_MAX) * 2048;
+    tailer::FILES_PER_ROUND * (2 * window + 2 * config.multiline.bytes_max) + positions
 }
 
-/// Tails files until the drain.
+/// Tails files until the drain. The journal forgets the files that the checkpoint does not know any more.
 ///
 /// # Panics
 /// If the configuration was not validated and a glob is invalid.
-pub async fn run(source_client: &SourceClient, config: &Config) {
+pub async fn run(source_client: &SourceClient, config: &Config, journal: &Journal) {
     let source_client = SourceClient {
         // An offset that advances on less than the journal level could lose records.
         ack: if source_client.ack == AckLevel::Received { AckLevel::Journal } else { source_client.ack },
@@ -67,10 +70,18 @@ pub async fn run(source_client: &SourceClient, config: &Config) {
     while source_client.drain.phase() < Phase::Draining {
         let pieces;
         (tailer, pieces) = blocking(tailer, |tailer| tailer.next_pieces(Instant::now())).await;
-        let pieces = pieces.unwrap_or_else(|error| {
-            checkpoint_failed(&config.data_dir, &error);
-            Vec::new()
-        });
+        let pieces = match pieces {
+            Ok(pieces) => {
+                if let Some(known) = tailer.take_incarnations() {
+                    journal.retain_sources(&known);
+                }
+                pieces
+            }
+            Err(error) => {
+                checkpoint_failed(&config.data_dir, &error);
+                Vec::new()
+            }
+        };
         if pieces.is_empty() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(config.files.poll_ms)) => {}

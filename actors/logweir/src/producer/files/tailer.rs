@@ -9,7 +9,7 @@
 //!   again.
 //! - Each round reads a bounded window of a bounded number of files, and starts with the next file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{DirEntryExt as _, FileExt as _, MetadataExt as _};
@@ -25,7 +25,8 @@ use super::super::framing::{Framing, RecordSplitter};
 use super::super::lines::{BodyBuilder, Boundary, Discarded};
 use super::super::multiline::Multiline;
 use super::super::source_client::{SourceBatch, discard};
-use super::checkpoint::{Checkpoint, Head, InFlight, Position, PreviousContent};
+use super::checkpoint::{Checkpoint, HEAD_BYTES, Head, InFlight, Position, PreviousContent};
+use super::gone::Gone;
 use logweir_formats::Defaults;
 
 /// Files read per round.
@@ -34,8 +35,6 @@ pub const FILES_PER_ROUND: usize = 16;
 pub const FILES_MAX: usize = 10_000;
 /// Bytes read of a file per round, beside a line of maximum size.
 pub const WINDOW_BYTES: usize = 64 << 10;
-/// Bytes that identify a content.
-const HEAD_BYTES: u64 = 1024;
 /// How long a file that was renamed out of the globs is watched after its last byte, since its writer may still have it
 /// open.
 const ROTATED_WATCH: Duration = Duration::from_secs(300);
@@ -73,6 +72,9 @@ pub struct Settings {
 pub struct Tailer {
     settings: Arc<Settings>,
     files: Vec<Tailed>,
+    gone: Gone,
+    /// Whether an incarnation is no longer known, and the checkpoint on disk says so.
+    has_forgotten: bool,
     /// The file that the next round starts with.
     next: usize,
     scanned: Option<Instant>,
@@ -123,6 +125,9 @@ impl Tailer {
             is_first: checkpoint.is_none(),
             settings,
             files: Vec::new(),
+            gone: Gone::default(),
+            // What the journal knows may be older than the checkpoint.
+            has_forgotten: true,
             next: 0,
             scanned: None,
             is_dirty: true,
@@ -130,8 +135,12 @@ impl Tailer {
             files_max_reached: false,
             copies: 0,
         };
-        for position in checkpoint.unwrap_or_default().files {
-            tailer.add(position, Instant::now());
+        let (checkpoint, now) = (checkpoint.unwrap_or_default(), Instant::now());
+        for position in checkpoint.files {
+            tailer.add(position, now);
+        }
+        for position in checkpoint.gone {
+            tailer.gone.add(position, now);
         }
         Ok(tailer)
     }
@@ -175,9 +184,8 @@ impl Tailer {
         let Some(tailed) = self.files.iter_mut().find(|tailed| tailed.position.incarnation == incarnation) else {
             return;
         };
-        if let Some(InFlight { end, skipping, head }) = tailed.position.in_flight.take() {
-            let position = &mut tailed.position;
-            (position.offset, position.skipping, position.head) = (end, skipping, head);
+        if let Some(in_flight) = tailed.position.in_flight.take() {
+            tailed.advance(in_flight);
         }
         tailed.count_discarded();
         self.is_dirty = true;
@@ -188,10 +196,16 @@ impl Tailer {
     /// # Errors
     /// The write failed.
     pub fn save(&mut self) -> io::Result<()> {
-        Checkpoint::new(self.files.iter().map(|tailed| tailed.position.clone()).collect())
-            .save(&self.settings.data_dir)?;
+        let files = self.files.iter().map(|tailed| tailed.position.clone()).collect();
+        Checkpoint::new(files, self.gone.positions().cloned().collect()).save(&self.settings.data_dir)?;
         self.is_dirty = false;
         Ok(())
+    }
+
+    /// The incarnations that may be submitted from now on, if others no longer are, since the last call.
+    pub fn take_incarnations(&mut self) -> Option<HashSet<[u8; 16]>> {
+        let known = self.files.iter().map(|tailed| &tailed.position).chain(self.gone.positions());
+        std::mem::take(&mut self.has_forgotten).then(|| known.map(|it| it.incarnation.into_bytes()).collect())
     }
 
     fn add(&mut self, position: Position, now: Instant) {
@@ -248,9 +262,14 @@ impl Tailer {
         metrics::gauge!("logweir_files_watched").set(self.files.len() as f64);
         metrics::gauge!("logweir_files_ignored_duplicates").set(self.copies as f64);
         self.is_first = false;
-        let before = self.files.len();
-        self.files.retain(|tailed| !tailed.is_done(now));
-        self.is_dirty |= self.files.len() != before;
+        let mut has_forgotten = self.gone.forget(now);
+        let (done, files): (Vec<_>, _) = std::mem::take(&mut self.files).into_iter().partition(|it| it.is_done(now));
+        self.files = files;
+        self.is_dirty |= has_forgotten || !done.is_empty();
+        for tailed in done {
+            has_forgotten |= tailed.is_removed() || self.gone.add(tailed.position, now);
+        }
+        self.has_forgotten |= has_forgotten;
     }
 
     /// Starts tailing a file that is not known yet.
@@ -262,6 +281,11 @@ impl Tailer {
                      narrow files.include");
             }
             self.files_max_reached = true;
+            return;
+        }
+        if let Some(position) = self.gone.take(&path) {
+            tracing::info!(path = %path.display(), offset = position.offset, "a file is back: it is read on");
+            self.add(Position { path: canonical(path), ..position }, now);
             return;
         }
         let mut position = Position {
@@ -302,11 +326,11 @@ impl Tailer {
             let _ = tailed.refresh(now);
             let is_previous = |previous: &PreviousContent| {
                 let Head { len, .. } = previous.head;
-                len > 0 && previous.offset <= size && read_head(&copy, len).is_ok_and(|head| head == previous.head)
+                len > 0 && previous.offset <= size && Head::read(&copy, len).is_ok_and(|head| head == previous.head)
             };
             let compared = HEAD_BYTES.min(size).min(tailed.size);
             let begins_alike = |original: &File| {
-                let heads = read_head(original, compared).ok().zip(read_head(&copy, compared).ok());
+                let heads = Head::read(original, compared).ok().zip(Head::read(&copy, compared).ok());
                 heads.is_some_and(|(original, copy)| original == copy)
             };
             let previous_contents = &mut tailed.position.previous_contents;
@@ -334,7 +358,11 @@ impl Tailer {
             return Ok(None);
         }
         let tailed = &mut self.files[index];
+        let incarnation = tailed.position.incarnation;
         tailed.refresh(now)?;
+        let is_other_content = tailed.position.incarnation != incarnation;
+        self.has_forgotten |= is_other_content;
+        self.is_dirty |= is_other_content;
         let Some(size) = tailed.open_size()? else { return Ok(None) };
         let quiet = now.duration_since(tailed.changed);
         let is_last = tailed.is_rotated && quiet >= LAST_LINE_DELAY;
@@ -431,7 +459,7 @@ impl Tailed {
         let (position, file) = (&mut self.position, self.file.as_ref());
         let is_same = size >= position.offset
             && position.in_flight.is_none_or(|in_flight| in_flight.end <= size)
-            && file.is_some_and(|file| read_head(file, position.head.len).is_ok_and(|head| head == position.head));
+            && file.is_some_and(|file| Head::read(file, position.head.len).is_ok_and(|head| head == position.head));
         if !is_same {
             tracing::info!(path = %position.path.display(), offset = position.offset, size,
                 "a file was truncated or replaced: it is read from the beginning");
@@ -472,15 +500,15 @@ impl Tailed {
         }
         let end = self.position.offset + boundary.fed as u64;
         let head = match &self.file {
-            Some(file) if self.position.head.len < HEAD_BYTES => read_head(file, end.min(HEAD_BYTES))?,
+            Some(file) if self.position.head.len < HEAD_BYTES => Head::read(file, end.min(HEAD_BYTES))?,
             _ => self.position.head,
         };
         self.discarded = boundary.discarded;
-        let in_flight = resent.unwrap_or(InFlight { end, skipping: boundary.skipping, head });
+        let foot = self.file.as_ref().and_then(|file| Head::before(file, end).ok());
+        let in_flight = resent.unwrap_or(InFlight { end, skipping: boundary.skipping, head, foot });
         if body.is_empty() {
-            let position = &mut self.position;
-            (position.offset, position.skipping, position.head) = (in_flight.end, in_flight.skipping, in_flight.head);
-            position.in_flight = None;
+            self.advance(in_flight);
+            self.position.in_flight = None;
             self.count_discarded();
             return Ok(None);
         }
@@ -497,6 +525,12 @@ impl Tailed {
             }),
         };
         Ok(Some(Piece { incarnation, source_batch }))
+    }
+
+    /// Everything up to the end of the range is acknowledged.
+    fn advance(&mut self, InFlight { end, skipping, head, foot }: InFlight) {
+        let position = &mut self.position;
+        (position.offset, position.skipping, position.head, position.foot) = (end, skipping, head, foot);
     }
 
     fn count_discarded(&mut self) {
@@ -527,17 +561,16 @@ impl Tailed {
             return false;
         }
         let quiet = now.duration_since(self.changed);
-        let is_removed = self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|is| is.nlink() == 0));
-        quiet >= if is_removed { LAST_LINE_DELAY } else { ROTATED_WATCH }
+        quiet >= if self.is_removed() { LAST_LINE_DELAY } else { ROTATED_WATCH }
+    }
+
+    /// Whether it has no name any more, and never will.
+    fn is_removed(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|is| is.nlink() == 0))
     }
 }
 
 impl Position {
-    /// Whether `metadata` describes this file.
-    fn is(&self, metadata: &Metadata) -> bool {
-        (metadata.dev(), metadata.ino()) == (self.dev, self.ino)
-    }
-
     /// Opens the file, if it is still at its path.
     fn open(&self) -> io::Result<Option<File>> {
         let file = File::open(&self.path)?;
@@ -550,13 +583,6 @@ impl Position {
         let is_it = |entry: &fs::DirEntry| entry.ino() == self.ino && entry.metadata().is_ok_and(|is| self.is(&is));
         entries.flatten().find(is_it).map(|entry| entry.path()).filter(|path| !is_compressed(path))
     }
-}
-
-/// Fingerprint of the first `len` bytes.
-fn read_head(file: &File, len: u64) -> io::Result<Head> {
-    let mut bytes = vec![0; usize::try_from(len.min(HEAD_BYTES)).unwrap_or_default()];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(Head { len, crc: crc32c::crc32c(&bytes) })
 }
 
 /// Whether `copy` is named like a copy of `original`: `app.log.1` or `app.log-20261121` beside `app.log`.
