@@ -12,6 +12,7 @@ pub mod protobuf;
 pub mod ledger;
 pub mod client;
 pub mod process;
+pub mod frozen;
 pub mod tail;
 pub mod webhook;
 pub mod proxy;

@@ -1,10 +1,14 @@
-//! A machine that misbehaves: a disk that does not answer, few descriptors.
+//! A machine that misbehaves: a disk that does not answer, few descriptors, a thread that is not run.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
-use logweir_tests::client::{Client, Load, idle_connections};
+use logweir_tests::client::{self, Client, Load, idle_connections};
+use logweir_tests::disk::FailingDisk;
+use logweir_tests::frozen::FrozenThread;
 use logweir_tests::process::{self, Server};
-use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, Scenario, copy_volume, on_sqlite};
 
 /// After some groups of frames, the disk does not answer, for good or for a while.
 const HANGS: &str = "journal.fsync.before=4*off->pause";
@@ -127,6 +131,59 @@ fn idle_connections_take_no_descriptor_from_probes_journal_and_senders() {
 }
 
 #[test]
+fn a_rotation_without_a_descriptor_rejects_until_there_is_one_and_loses_nothing() {
+    on_sqlite("no descriptor at a rotation", |s| {
+        s.set("http.workers", 1);
+        s.set("http.request_timeout_ms", "5m");
+        s.set("journal.segment_bytes", "17MiB");
+        s.start();
+        let ledger = s.ledger.clone();
+        let mut client = Client::new(&ledger, s.server().http);
+        let large = Load { records: 32, message_bytes: 128 << 10, ..Load::default() };
+        assert!(client.send(large).is_some_and(|answer| answer.status == 200));
+        let prober = client::agent(PATIENCE);
+        let probe = |s: &mut Scenario, path: &str| {
+            let url = format!("http://{}{path}", s.server().admin);
+            client::get(&prober, &url).unwrap_or_else(|error| panic!("{path}: {error}")).status
+        };
+        assert_eq!(probe(s, "/readyz"), 200);
+        // Somebody lowers the limit of the running process, so that nothing is kept back, and idle connections take the
+        // rest. A rotation uses the descriptor of the segment before.
+        let limit = s.server().open_files() + 20;
+        s.server().limit_open_files(limit);
+        let connections = idle_connections(s.server().http, 100);
+        s.server().until("no descriptor is left", PATIENCE, |server| server.open_files() >= limit).expect("it runs");
+        for _ in 0..10 {
+            assert_eq!(probe(s, "/livez"), 200);
+            assert!(client.send(large).is_some_and(|answer| answer.status == 200), "{}", s.server().log_text());
+        }
+        // Now not even that. Connections that are open go on, those of the probes too.
+        s.server().limit_open_files(10);
+        let mut rejected = None;
+        for _ in 0..30 {
+            assert_eq!(probe(s, "/livez"), 200);
+            let answer = client.send(large).expect("an answer");
+            if answer.status != 200 {
+                rejected = Some(answer);
+                break;
+            }
+        }
+        let rejected = rejected.expect("a rotation needs a descriptor");
+        assert_eq!(rejected.status, 503, "{}", rejected.body);
+        for _ in 0..20 {
+            assert_eq!((probe(s, "/livez"), probe(s, "/readyz")), (200, 503));
+        }
+        drop(connections);
+        s.server().limit_open_files(limit);
+        s.server()
+            .until("intake resumes", PATIENCE, |_| client.send(large).is_some_and(|answer| answer.status == 200))
+            .expect("it runs");
+        assert_eq!((probe(s, "/livez"), probe(s, "/readyz")), (200, 200));
+        s.assert_contract();
+    });
+}
+
+#[test]
 fn a_limit_of_open_files_that_is_too_low_is_an_error_that_says_what_is_needed() {
     on_sqlite("no descriptors", |s| {
         for limit in [24, 100] {
@@ -174,5 +231,122 @@ fn a_process_whose_journal_is_removed_acknowledges_nothing_more_and_ends() {
         s.acknowledged(100);
         load.stop();
         s.assert_contract();
+    });
+}
+
+/// The threads of a lane, and of the database, stop while all others go on.
+#[test]
+fn a_thread_that_is_not_run_is_reported_and_ends_the_process() {
+    for (thread, stage) in [("lanes-0", "producer-0"), ("store", "db-flusher-0")] {
+        on_sqlite("a frozen thread", |s| {
+            s.set("lanes", 1);
+            s.set("http.ack_timeout_ms", "1s");
+            s.set("shutdown.deadline_ms", "2s");
+            s.start_with("stage.short_stall=return");
+            let ledger = s.ledger.clone();
+            let mut client = Client::new(&ledger, s.server().http);
+            let one = Load { records: 1, ..Load::default() };
+            assert!(client.send(one).is_some_and(|answer| answer.status == 200));
+            s.stored();
+            let mut frozen = match FrozenThread::new(s.server().pid(), thread) {
+                Ok(frozen) => frozen,
+                Err(error) => {
+                    eprintln!("SKIPPED: the system lets nobody trace a process: {error}");
+                    return;
+                }
+            };
+            // Acknowledged, if it is only the database that does not get it.
+            let answer = client.send(one).expect("an answer");
+            assert_eq!(answer.status == 200, thread == "store", "{thread}: {}", answer.body);
+            let is_stalled = |server: &Server| {
+                let actors = server.status()["actors"].as_array().cloned().unwrap_or_default();
+                actors.iter().any(|actor| actor["name"] == stage && actor["state"] == "stalled")
+            };
+            s.server().until("the stage is stalled", PATIENCE, is_stalled).expect("it is reported before it ends");
+            assert!(s.server().admin("/livez").is_some_and(|answer| answer.status == 200));
+            let ended = s.server().until("the end", PATIENCE, |_| {
+                frozen.has_changed();
+                false
+            });
+            let log = s.server().log_text();
+            assert_eq!(ended.expect_err("the process ends").code(), Some(70), "{log}");
+            for told in [format!("stage={stage:?}"), format!("the thread of stage {stage} has not run it for ")] {
+                assert!(log.contains(&told), "{told}: {log}");
+            }
+            s.assert_contract();
+        });
+    }
+}
+
+/// Every command that reads a journal, beside a page of its only segment that the disk cannot read.
+#[test]
+fn each_command_names_what_the_disk_cannot_read_and_goes_on() {
+    let disk = match FailingDisk::new() {
+        Ok(disk) => disk,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    on_sqlite("commands and a bad place", |s| {
+        const SENT: u64 = 40;
+        s.start();
+        let ledger = s.ledger.clone();
+        let mut client = Client::new(&ledger, s.server().http);
+        let one = Load { records: 1, message_bytes: 1000, ..Load::default() };
+        assert!(client.send(one).is_some_and(|answer| answer.status == 200));
+        s.stored();
+        let locked = s.lock_store();
+        for _ in 1..SENT {
+            assert!(client.send(one).is_some_and(|answer| answer.status == 200));
+        }
+        s.kill_server();
+        drop(locked);
+        let run = |s: &Scenario, dir: &Path, arguments: &[&str]| {
+            let segment = std::fs::metadata(dir.join("journal/00000000000000000001.wal")).expect("a copy of it");
+            disk.make_unreadable(Some((segment.ino(), 8192..12288)));
+            let in_dir = dir.to_string_lossy();
+            let arguments = [arguments, &["--dir", &in_dir]].concat();
+            let mut command = process::command(&s.settings, "", &arguments);
+            command.env("LD_PRELOAD", disk.library()).envs(disk.environment(dir));
+            let output = process::run_command(command, PATIENCE);
+            let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+            (output.status.code(), text(output.stdout), text(output.stderr))
+        };
+        let copy = |s: &Scenario, name: &str| {
+            let to = s.dir.join(name);
+            copy_volume(&s.data_dir(), &to);
+            to
+        };
+        let cannot_read = "the disk cannot read it";
+        let dir = copy(s, "copy");
+        let (code, out, error) = run(s, &dir, &["journal", "check", "--output", "json"]);
+        assert_eq!(code, Some(1), "{out}{error}");
+        let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+        let damage = report["damage"].as_array().expect("a list");
+        assert!(
+            damage.iter().any(|damage| damage["reason"].as_str().is_some_and(|it| it.contains(cannot_read))),
+            "{out}"
+        );
+        let lost: u64 = damage.iter().map(|it| number(&it["seq_last"]) + 1 - number(&it["seq_first"])).sum();
+        assert!((2..8).contains(&lost), "{out}");
+        let (code, out, error) = run(s, &dir, &["journal", "dump"]);
+        assert!(code == Some(1) && error.contains(cannot_read), "{error}");
+        assert_eq!(out.lines().count() as u64, SENT - lost);
+        let (code, out, error) = run(s, &dir, &["verify"]);
+        assert!(code == Some(1) && out.contains(cannot_read), "{code:?} {out}{error}");
+        let (code, out, error) = run(s, &dir, &["journal", "repair"]);
+        assert!(code == Some(0) && out.contains(cannot_read), "{out}{error}");
+        let dir = copy(s, "drained");
+        let (code, out, error) = run(s, &dir, &["journal", "drain"]);
+        assert!(code == Some(0) && error.contains(cannot_read), "{code:?} {out}{error}");
+        let stored = SENT - lost;
+        assert!(
+            error.contains(&format!("committed={stored} dead_lettered=0 lost={lost} left_in_journal=0")),
+            "{error}"
+        );
+        assert_eq!(s.store.rows("SELECT count(*) FROM logs"), Ok(vec![vec![stored.to_string()]]));
+        // The database has been used by the drained one: this is the copy that it does not know.
+        let dir = copy(s, "only");
+        let (code, out, error) = run(s, &dir, &["journal", "adopt", "--only-copy"]);
+        assert!(code == Some(0) && error.contains(cannot_read), "{code:?} {out}{error}");
     });
 }
