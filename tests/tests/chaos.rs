@@ -1,7 +1,14 @@
-//! Seeded chaos on the database's side, under load: operators' statements, dropped tables, killed sessions, restarts,
-//! failovers, restores to an earlier time, PgBouncer, a full disk, a slow disk, networks, steps of the clock, rotated secrets
-//! and certificates, and ends of the program, in any mix. Everything that was acknowledged is in the table or among the dead
-//! letters, once; or was, when an operator dropped the table.
+//! Seeded chaos under load, in any mix:
+//!
+//! - The database: operators' statements, dropped tables, killed sessions, restarts, failovers, restores to an earlier
+//!   time, PgBouncer, a full disk, a slow disk, networks, rotated secrets and certificates.
+//! - The journal's disk: full, becoming full, over its quota, errors of reads, writes and fsyncs, an fsync that hangs or is
+//!   slow, writes of a part, power cuts, a flipped bit, damaged bytes, a page that cannot be read.
+//! - The machine: steps of its clock or of the program's, no descriptors, idle connections, the program killed, ended and
+//!   frozen.
+//!
+//! Everything that was acknowledged is in the table or among the dead letters, once; or was, when an operator dropped the
+//! table; or was in a frame of the journal that the test damaged, and is counted as lost.
 //!
 //! ```sh
 //! LOGWEIR_CHAOS_S=1800 cargo test -p logweir-tests --all-features --test chaos everything -- --nocapture
@@ -9,7 +16,8 @@
 //!
 //! `LOGWEIR_CHAOS_SEED` repeats a plan; `LOGWEIR_CHAOS_ACTS=commit_late,clock_step` restricts it to kinds of acts, and
 //! `LOGWEIR_CHAOS_ACTS=-snapshot` leaves some out. `LOGWEIR_CHAOS_FAULTS=mutation.cursor_outside_tx=return` gives the
-//! program a bug, which must be found.
+//! program a bug, which must be found; so must `mutation.skip_fsync=return` with `LOGWEIR_CHAOS_ACTS=journal_power_lost`.
+//! What cannot be done, here or at that moment, is listed as skipped, with the reason.
 
 use std::time::Duration;
 

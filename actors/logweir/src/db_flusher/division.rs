@@ -24,6 +24,11 @@ pub(super) const DAYS_MAX: usize = 64;
 const STEPS: usize = 16;
 
 /// Equal refusals of the same records after which they are divided.
+///
+/// Also if the reason is a time-out (57014). The first one is mostly a wait that no smaller batch shortens: for a lock, a
+/// checkpoint, or a server that stood still. Dividing at once would then have a backlog, at the moment at which it is
+/// longest, begin in small parts. On a server that is slow for long, the second try costs one `statement_timeout` in all:
+/// as long as the limits are not back at their maximum, each refusal for the same reason divides (see `divided_by`).
 const EQUAL_MAX: u32 = 2;
 /// Refusals for changing reasons after which they are divided all the same.
 const REFUSALS_MAX: u32 = 4;
