@@ -31,6 +31,7 @@ fn frames() -> Vec<BatchFrame> {
             seq: number + 1,
             lane_records: records as u64,
             payload_crc: 0,
+            dedup_key: None,
             chunk: Arc::new(chunk),
         });
     }

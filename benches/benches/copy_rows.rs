@@ -20,7 +20,7 @@ fn batch() -> Batch {
     let frames = (0..RECORDS / corpus.events_per_body()).map(|number| {
         let chunk = Arc::new(corpus.chunk(number));
         lane_records += chunk.len() as u64;
-        BatchFrame { seq: number + 1, lane_records, payload_crc: 0, chunk }
+        BatchFrame { seq: number + 1, lane_records, payload_crc: 0, dedup_key: None, chunk }
     });
     Batch::new(0, 0, 0, 0, frames.collect())
 }

@@ -1,5 +1,5 @@
 //! Flushing batches of 20,000 rows to SQLite and PostgreSQL, compared with bare inserts of the same rows in the same
-//! schema.
+//! schema; and of requests with an idempotency key, compared with the same requests without.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use logweir_benches::bare::Rows;
 use logweir_benches::corpus::Corpus;
 use logweir_benches::ratio::timed_ratio;
 use logweir_benches::subject::{Database, on_a_runtime};
+use logweir_engine::journal::{DedupKey, DedupKind};
+use logweir_record::chunk::Chunk;
 use logweir_store::DatabaseUrl;
 use logweir_store::{Batch, BatchFrame};
 use logweir_store::{Claim, LaneWriter};
@@ -52,22 +54,55 @@ impl Lane {
             let chunk = Arc::new(self.corpus.chunk(self.seq));
             self.seq += 1;
             self.records += chunk.len() as u64;
-            BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 0, chunk }
+            BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 0, dedup_key: None, chunk }
         });
         Batch::new(0, from_seq, from_records, 0, frames.collect())
+    }
+
+    /// Returns the next batch with its bodies divided into requests of `records` records.
+    fn requests(&mut self, records: usize, keyed: bool) -> Batch {
+        let batch = self.batch();
+        let (mut frames, mut seq, mut lane_records) = (Vec::new(), self.seq, batch.from_records);
+        for chunk in batch.frames().iter().map(|frame| &frame.chunk) {
+            for first in (0..chunk.len()).step_by(records) {
+                let mut part = Chunk::default();
+                (first..chunk.len().min(first + records))
+                    .filter_map(|nth| chunk.get(nth))
+                    .for_each(|one| part.push(one));
+                (seq, lane_records) = (seq + 1, lane_records + part.len() as u64);
+                let key = DedupKey { key: Uuid::new_v4().into_bytes(), kind: DedupKind::Request { body: Some(seq) } };
+                let dedup_key = keyed.then_some(key);
+                frames.push(BatchFrame { seq, lane_records, payload_crc: 0, dedup_key, chunk: Arc::new(part) });
+            }
+        }
+        self.seq = seq;
+        Batch::new(0, batch.from_seq, batch.from_records, 0, frames)
+    }
+
+    /// Flushes requests that are prepared before the clock starts.
+    async fn flush_requests(&mut self, batches: u64, records: usize, keyed: bool) -> Duration {
+        let batches: Vec<_> = (0..batches).map(|_| self.requests(records, keyed)).collect();
+        self.flush_all(&batches).await
     }
 
     /// Flushes batches that are prepared before the clock starts.
     async fn flush(&mut self, batches: u64) -> Duration {
         let batches: Vec<_> = (0..batches).map(|_| self.batch()).collect();
+        self.flush_all(&batches).await
+    }
+
+    async fn flush_all(&mut self, batches: &[Batch]) -> Duration {
         let started = Instant::now();
-        for batch in &batches {
+        for batch in batches {
             let flushed = self.writer.flush(batch).await.expect("the batch is committed");
             assert_eq!(flushed.rows, batch.records(), "not every record was stored as a row");
         }
         started.elapsed()
     }
 }
+
+/// Records of a request: small ones, and as many as a shipper sends at once.
+const REQUESTS: [usize; 2] = [1, 300];
 
 /// Bodies per batch.
 fn bodies(corpus: &Corpus) -> u64 {
@@ -105,6 +140,12 @@ fn sqlite(criterion: &mut Criterion) {
     let flush = |batches| on_a_runtime(ours.flush(batches));
     let insert = |batches| bare.insert(batches * bodies(&corpus));
     beside(criterion, "SQLite", "bare inserts", SQLITE_BATCHES, flush, insert);
+    for records in REQUESTS {
+        let name = format!("SQLite requests of {records}, keyed / not");
+        let ours = std::cell::RefCell::new(&mut ours);
+        let flush = |keyed| on_a_runtime(ours.borrow_mut().flush_requests(SQLITE_BATCHES, records, keyed));
+        timed_ratio(&name, || flush(true), || flush(false));
+    }
 }
 
 fn postgres(criterion: &mut Criterion) {
@@ -126,6 +167,15 @@ fn postgres(criterion: &mut Criterion) {
         on_a_runtime(rows.copy(&database.url(), 1))
     };
     beside(criterion, "PostgreSQL", "bare COPY", POSTGRES_BATCHES, flush, bare);
+    for records in REQUESTS {
+        let name = format!("PostgreSQL requests of {records}, keyed / not");
+        let ours = std::cell::RefCell::new(&mut ours);
+        let flush = |keyed| {
+            database.empty();
+            runtime.block_on(ours.borrow_mut().flush_requests(POSTGRES_BATCHES, records, keyed))
+        };
+        timed_ratio(&name, || flush(true), || flush(false));
+    }
 }
 
 criterion_group!(benches, sqlite, postgres);

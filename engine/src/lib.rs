@@ -31,7 +31,7 @@
 //! journal/dedup_index which requests and file positions have been appended before (types)
 //! journal/bit_flip    finds a single flipped bit by its CRC
 //! journal/identity    which journal and which run wrote a segment, and which the database has confirmed
-//! journal/frame       frame header, payloads of START and CONFIRM (dedup_index, identity, types)
+//! journal/frame       frames, their header, payloads of START and CONFIRM (dedup_index, identity, types)
 //! journal/segment     segment header, the directory's files, fsyncs (error, fault, file_system, frame, identity)
 //! journal/config      the configuration and its limits (error, file_system, segment)
 //! journal/salvage     reads around what the disk cannot read (file_system)

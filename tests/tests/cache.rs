@@ -113,7 +113,8 @@ impl Journal {
                 let service = &service(&mut self.rng);
                 chunk.push(Record { ts_us, severity, service, host: "h", message: &message, attributes });
             }
-            let frame = BatchFrame { seq: self.seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) };
+            let frame =
+                BatchFrame { seq: self.seq, lane_records: 0, payload_crc: 0, dedup_key: None, chunk: Arc::new(chunk) };
             self.frames.entry(lane).or_default().push(frame);
         }
         self.replay(lane, from, from + frames)

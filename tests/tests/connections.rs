@@ -643,7 +643,7 @@ impl Feed {
             attributes: "",
         });
         let (from_seq, seq) = (self.seq, self.seq + 1);
-        let frame = BatchFrame { seq, lane_records: seq, payload_crc: 1, chunk: Arc::new(chunk) };
+        let frame = BatchFrame { seq, lane_records: seq, payload_crc: 1, dedup_key: None, chunk: Arc::new(chunk) };
         self.lane.flush(&Batch::new(0, from_seq, from_seq, 0, vec![frame])).await?;
         self.seq = seq;
         Ok(())

@@ -8,10 +8,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use logweir_tests::chaos::libfaketime;
 use logweir_tests::client::agent;
+use logweir_tests::process::Server;
 use logweir_tests::protobuf::{
     Entry, ExportLogs, KeyValue, LogRecord, PushRequest, Resource, ResourceLogs, ScopeLogs, Stream, Text, Timestamp,
 };
-use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
+use logweir_tests::proxy::Mode;
+use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, on_postgres, on_sqlite};
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -561,5 +563,58 @@ fn a_clock_that_jumps_forgets_no_key() {
             }
         }
         assert_eq!(s.store.count(), Ok(4));
+    });
+}
+
+/// A sender whose request was not answered tries another process: only the database knows that both have it.
+#[test]
+fn a_request_that_reaches_two_processors_is_stored_once() {
+    behind_proxy("two processors", |s| {
+        s.set("database.connect_timeout_ms", 2000);
+        s.start();
+        let mut second = s.launch_beside(&s.dir.join("second"));
+        second.ready().expect("it starts");
+        let url = |http: std::net::SocketAddr| format!("http://{http}/ingest");
+        let urls = [url(s.server().http), url(second.http)];
+        let post = |url: &str, key: &str, body: &str| {
+            let request = agent(Duration::from_secs(30)).post(url).header(KEY, key);
+            let mut answer = request.send(body).expect("an answer");
+            let text = answer.body_mut().read_to_string().expect("text");
+            (answer.status().as_u16(), serde_json::from_str::<Value>(&text).expect("JSON"))
+        };
+        // The database is up for one key, and away for the other: both processes accept what they do not know.
+        for key in ["with the database", "without"] {
+            if key == "without" {
+                s.proxy().set(Mode::Refuse);
+                s.proxy().cut();
+            }
+            for url in &urls {
+                let (status, answer) = post(url, key, &format!("one {key}\ntwo {key}"));
+                assert_eq!((status, &answer["accepted"], &answer["repeated"]), (200, &json!(2), &Value::Null), "{key}");
+            }
+        }
+        // Not a repetition: neither process knew the other body, and both have acknowledged theirs.
+        for (url, body) in urls.iter().zip(["this", "that"]) {
+            assert_eq!(post(url, "two bodies", body).0, 200);
+        }
+        s.proxy().set(Mode::Pass);
+        s.wait("everything is stored", |s| s.store.count() == Ok(6));
+        for server in [s.server(), &mut second] {
+            let caught_up = |server: &Server| {
+                let status = server.status();
+                let lanes = status["lanes"].as_array().expect("lanes");
+                lanes.iter().all(|lane| lane["backlog"] == 0 && lane["cursor_known"] == true)
+            };
+            server.until("no backlog", PATIENCE, caught_up).unwrap();
+        }
+        let counted = |server: &Server| server.metric("logweir_discarded_records_total", "reason=\"repeated\"");
+        assert_eq!(counted(s.server()) + counted(&second), 4.0);
+        assert_eq!(s.store.count(), Ok(6));
+        let repeated =
+            s.store.rows("SELECT sum(repeated), sum(rows + inherited) FROM logweir_lane").expect("the table");
+        assert_eq!(repeated[0], ["4", "10"]);
+        // Accounted for, also by `verify`.
+        let verified = s.run(&["verify"]);
+        assert!(verified.status.success(), "{verified:?}");
     });
 }

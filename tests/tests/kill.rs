@@ -123,12 +123,18 @@ fn sigkill_at_each_point_of_the_journal_loses_and_duplicates_nothing() {
 
 #[test]
 fn sigkill_at_each_point_of_a_transaction_loses_and_duplicates_nothing_in_postgres() {
-    on_postgres("kill points of the store", |s| kill_at(s, &STORE_POINTS, &[0, 2, 9], Load::default()));
+    on_postgres("kill points of the store", |s| {
+        kill_at(s, &STORE_POINTS, &[0, 2, 9], Load::default());
+        kill_at(s, &["store.keys.after"], &[0, 2, 9], Load { keyed: true, ..Load::default() });
+    });
 }
 
 #[test]
 fn sigkill_at_each_point_of_a_transaction_loses_and_duplicates_nothing_in_sqlite() {
-    on_sqlite("kill points of the store", |s| kill_at(s, &STORE_POINTS, &[0, 2, 9], Load::default()));
+    on_sqlite("kill points of the store", |s| {
+        kill_at(s, &STORE_POINTS, &[0, 2, 9], Load::default());
+        kill_at(s, &["store.keys.after"], &[0, 2, 9], Load { keyed: true, ..Load::default() });
+    });
 }
 
 #[test]

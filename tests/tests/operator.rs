@@ -19,7 +19,7 @@ use logweir_tests::store::Store;
 
 /// Stores some records, through intake, journal and database.
 fn store_some(s: &mut Scenario) {
-    let load = s.load(Load::default());
+    let load = s.load(Load { keyed: true, ..Load::default() });
     s.acknowledged(300);
     load.stop();
     caught_up(s.server());
@@ -533,6 +533,7 @@ fn make_work_for_maintenance(s: &Scenario) -> i64 {
          INSERT INTO logweir_writer VALUES (gen_random_uuid(), 5000, gen_random_uuid(), 'x', now()); \
          INSERT INTO logweir_takeover SELECT writer_id, n, run_id, NULL, 'x', now(), NULL, 0, 0 \
          FROM logweir_writer, generate_series(1, 10) n WHERE epoch = 5000; \
+         INSERT INTO logweir_idempotency_key VALUES ('x', 1, 1, 1, 1, now() - interval '3 days'); \
          ALTER TABLE logweir_takeover REPLICA IDENTITY DEFAULT; ALTER TABLE logs_default REPLICA IDENTITY DEFAULT; \
          CREATE PUBLICATION p FOR ALL TABLES",
     );
@@ -560,8 +561,8 @@ fn each_purpose_needs_what_is_printed_for_it(name: &str, make_tables: impl FnOnc
         s.set("database.retention_days", 7);
         s.start();
         store_some(s);
-        let steps = "replica_identity partitions retention_partitions retention_rows retention_counters takeovers clock \
-                     service_index text_index";
+        let steps = "replica_identity partitions retention_partitions retention_rows retention_counters idempotency_keys \
+                     takeovers clock service_index text_index";
         for step in steps.split_whitespace() {
             await_step(s.server(), step);
         }
@@ -569,10 +570,12 @@ fn each_purpose_needs_what_is_printed_for_it(name: &str, make_tables: impl FnOnc
         assert_eq!(number(s, "SELECT count(*) FROM logs WHERE service = 's'"), kept, "the old ones expired");
         assert_eq!(number(s, "SELECT count(*) FROM log_volume WHERE service = 's'"), kept);
         assert_eq!(number(s, "SELECT count(*) FROM logweir_takeover WHERE owner = 'x'"), 0);
+        assert_eq!(number(s, "SELECT count(*) FROM logweir_idempotency_key WHERE key = 'x'"), 0);
         s.wait("the indexes", |s| number(s, "SELECT count(*) FROM pg_indexes WHERE indexname LIKE '%trgm_idx'") == 1);
         s.stop();
         s.postgres().execute(
-            "DROP PUBLICATION p; DELETE FROM logs WHERE service = 's'; DELETE FROM log_volume WHERE service = 's'",
+            "DROP PUBLICATION p; DELETE FROM logs WHERE service = 's'; DELETE FROM log_volume WHERE service = 's'; \
+             DELETE FROM logweir_idempotency_key",
         );
 
         // One that only stores, and one role that only reads.
@@ -588,7 +591,7 @@ fn each_purpose_needs_what_is_printed_for_it(name: &str, make_tables: impl FnOnc
         store_some(s);
         assert_eq!(s.server().status()["maintenance_failing"], serde_json::json!([]));
         let letters = number(s, "SELECT count(*) FROM logweir_dead_letter");
-        assert!(letters > 0);
+        assert!(letters > 0 && number(s, "SELECT count(*) FROM logweir_idempotency_key") > 0);
         for path in
             ["/api/v1/query?query=*", "/api/v1/hits?step=1m", "/api/v1/services", "/api/v1/facets", "/api/v1/fields"]
         {
@@ -621,7 +624,7 @@ fn each_purpose_needs_what_is_printed_for_it_on_tables_of_another_role() {
         s.set("database.url", url);
         prepare(s, 0);
         // What a member of the owner makes again belongs to the owner, too.
-        s.postgres().execute("DROP TABLE logweir_clock");
+        s.postgres().execute("DROP TABLE logweir_clock, logweir_idempotency_key");
     });
 }
 

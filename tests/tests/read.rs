@@ -198,7 +198,13 @@ impl On {
         let (from_seq, from_records) = (self.seq, self.records);
         self.seq += 1;
         self.records += records.len() as u64;
-        let frame = BatchFrame { seq: self.seq, lane_records: self.records, payload_crc: 1, chunk: Arc::new(chunk) };
+        let frame = BatchFrame {
+            seq: self.seq,
+            lane_records: self.records,
+            payload_crc: 1,
+            dedup_key: None,
+            chunk: Arc::new(chunk),
+        };
         let batch = Batch::new(0, from_seq, from_records, 0, vec![frame]);
         self.lane.flush(&batch).await.unwrap();
         let first = (self.lane_id << 44) + from_records.cast_signed() + 1;

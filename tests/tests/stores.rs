@@ -218,6 +218,77 @@ async fn a_takeover_is_recorded_in_a_table_of_an_earlier_version_and_only_its_ow
 }
 
 #[tokio::test]
+async fn a_role_that_cannot_create_the_table_of_requests_goes_on_storing() {
+    let on = Fixture::postgres().await;
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    let grant = format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}");
+    on.execute(&format!(
+        "DROP TABLE logweir_idempotency_key; ALTER TABLE logweir_lane DROP COLUMN repeated; \
+         CREATE ROLE {role} LOGIN PASSWORD 'p'; {grant}"
+    ))
+    .await;
+    let at = on.url().split('@').next_back().unwrap();
+    let store = open_postgres(&format!("postgres://{role}:p@{at}"));
+    store.prepare().await.unwrap();
+    let (writer, mut feed) = (Uuid::new_v4(), Feed::new(0));
+    let lease = store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    for _ in 0..2 {
+        assert_eq!(flusher.flush(&feed.requests(&[(1, 10)])).await.unwrap(), flushed(2, 0), "it is not known");
+    }
+    let failed = maintain(&store, now_us()).await;
+    let told = failed.iter().find(|step| step.starts_with("idempotency_keys: ")).unwrap();
+    assert!(told.contains("42501") && told.contains("logweir database prepare"), "{told}");
+
+    assert_maintained(&on.store).await;
+    assert_maintained(&on.store).await;
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10)])).await.unwrap(), flushed(2, 0), "it may not use the table");
+    on.execute(&grant).await;
+    // On the connection that was open all the time.
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10)])).await.unwrap(), flushed(2, 0), "the first that is remembered");
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10), (2, 20)])).await.unwrap().repeated, 2);
+    on.assert_whole(writer, 12).await;
+    drop((flusher, store));
+    on.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+/// Its connection waits for it in the middle of a COPY, and no time limit of the server covers that.
+#[tokio::test]
+async fn a_frozen_process_does_not_keep_others_from_storing_a_request_that_it_has_too() {
+    let on = Fixture::postgres().await;
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10)])).await.unwrap(), flushed(2, 0));
+    let name = format!("logweir/{}/0/1", Uuid::new_v4().simple());
+    let frozen = postgres::connect(on.url()).await;
+    frozen.batch_execute(&format!("SET application_name = '{name}'")).await.unwrap();
+    frozen.batch_execute("BEGIN; UPDATE logweir_idempotency_key SET at = at").await.unwrap();
+    let copy = frozen.copy_in::<_, bytes::Bytes>("COPY logs FROM STDIN").await.unwrap();
+
+    let short = with(DatabaseUrl::Postgres(on.url().to_owned()), |short| short.statement_timeout_ms = 1000);
+    let store = store::open(&short).unwrap().store();
+    let (other, mut feed) = (Uuid::new_v4(), Feed::new(0));
+    let lease = store.acquire_lease(&claim(other, &[], 1)).await.unwrap();
+    let mut flusher = lane(&store, &lease, 0).await;
+    let batch = feed.requests(&[(1, 10)]);
+    let begin = Instant::now();
+    let mut refused = 0;
+    let done = loop {
+        match flusher.flush(&batch).await {
+            Err(StoreError::Transient(_) | StoreError::Rejected(_)) if begin.elapsed() < Duration::from_secs(60) => {
+                refused += 1
+            }
+            done => break done.unwrap(),
+        }
+    };
+    assert!(refused > 0, "it was held up");
+    assert_eq!(done.repeated, 2);
+    drop(copy);
+    on.assert_whole(writer, 2).await;
+    on.assert_whole(other, 2).await;
+}
+
+#[tokio::test]
 async fn tables_in_a_later_schema_of_search_path_are_not_created_again_in_the_first() {
     let on = Fixture::postgres().await;
     let database = on.url().rsplit('/').next().unwrap();
@@ -1533,14 +1604,35 @@ async fn child() {
     }
 }
 
+/// The child process of the test of requests: two processes get the same one.
+#[tokio::test]
+#[ignore = "started by the tests below"]
+async fn child_with_requests() {
+    let Ok(url) = std::env::var(CHILD_STORE) else { return };
+    let _armed = logweir_engine::fault::arm_from_environment();
+    let url = match url.strip_prefix("sqlite:") {
+        Some(path) => DatabaseUrl::Sqlite(path.into()),
+        None => DatabaseUrl::Postgres(url),
+    };
+    let store = store::open(&settings(url)).unwrap().store();
+    for writer in [Uuid::new_v4(), Uuid::new_v4()] {
+        let lease = store.acquire_lease(&claim(writer, &[], 1)).await.unwrap();
+        lane(&store, &lease, 0).await.flush(&Feed::new(0).requests(&[(1, 10)])).await.unwrap();
+    }
+}
+
 /// Runs the child with `faults` armed. Returns whether it survived, and its output.
 async fn run_child(on: &Fixture, faults: &str) -> (bool, String) {
+    run_test(on, "child", faults).await
+}
+
+async fn run_test(on: &Fixture, test: &'static str, faults: &str) -> (bool, String) {
     let url = match &on.place {
         Place::Postgres(database) => database.url.clone(),
         Place::Sqlite(_) => format!("sqlite:{}", on.file().display()),
     };
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--ignored", "--nocapture"]).env(CHILD_STORE, url).env("FAILPOINTS", faults);
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env(CHILD_STORE, url).env("FAILPOINTS", faults);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -1592,8 +1684,18 @@ async fn a_cursor_outside_the_transaction_duplicates_rows(on: Fixture) {
     assert!(!whole, "the mutation was not detected");
 }
 
+async fn without_the_look_up_of_its_key_a_request_is_stored_twice(on: Fixture) {
+    let rows = "SELECT count(*) FROM logs";
+    for (faults, expected) in [("mutation.no_key_lookup=return", 4), ("", 6), ("", 6)] {
+        let (survived, output) = run_test(&on, "child_with_requests", faults).await;
+        assert!(survived, "{output}");
+        assert_eq!(on.number(rows).await, expected, "{faults}");
+    }
+}
+
 both! {
     a_kill_at_any_point_leaves_each_record_once
+    without_the_look_up_of_its_key_a_request_is_stored_twice
     without_the_compare_and_set_an_old_epoch_is_accepted
     a_cursor_outside_the_transaction_duplicates_rows
 }

@@ -323,6 +323,7 @@ mod tests {
             records: 1,
             codec: 1,
             payload_crc: 0,
+            dedup_key: None,
             payload: vec![],
         };
         let record = Record { ts_us, severity: Severity::WARN, service: "s", host: "", message: "a\nb", attributes };

@@ -104,6 +104,8 @@ pub struct LaneAccount {
     pub accepted: u64,
     /// Records of another writer, if this journal is an adopted copy of its journal.
     pub inherited: u64,
+    /// Records that another frame had stored, since a request was repeated.
+    pub repeated: u64,
     /// Inserted rows, by the database's counters.
     pub rows: u64,
     /// Dead-lettered records, by the database's counters.
@@ -139,7 +141,8 @@ pub fn judge(
     let mut account = LaneAccount {
         lane: before.lane,
         accepted: tail.records,
-        inherited: before.inherited,
+        inherited: before.inherited.saturating_sub(before.repeated),
+        repeated: before.repeated,
         rows: before.rows,
         dead_lettered: before.dead_lettered,
         lost: before.lost,
@@ -372,6 +375,14 @@ fn print(verdict: &Verdict, out: &mut impl io::Write) -> io::Result<()> {
                 out,
                 "lane {}: {} of the accepted records belong to another writer (adopted copy)",
                 lane.lane, lane.inherited
+            )?;
+        }
+        if lane.repeated > 0 {
+            let repeated = count(lane.repeated, "accepted record");
+            writeln!(
+                out,
+                "lane {}: {repeated} of repeated requests are stored once, as the first request's",
+                lane.lane
             )?;
         }
         lane.notes.iter().try_for_each(|note| writeln!(out, "lane {}: {note}", lane.lane))?;

@@ -72,7 +72,7 @@ impl Volume {
         let Appended { seq, lane_records, payload_crc, .. } =
             self.journal.append(credit, lane, codec, ROWS as u32, payload, on_durable).unwrap();
         stored.blocking_recv().unwrap().unwrap();
-        BatchFrame { seq, lane_records, payload_crc, chunk: Arc::new(chunk) }
+        BatchFrame { seq, lane_records, payload_crc, dedup_key: None, chunk: Arc::new(chunk) }
     }
 
     fn flush(&self, lane: LaneId, frames: Vec<BatchFrame>) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use logweir_engine::journal::{Journal, LaneId};
+use logweir_engine::journal::{DedupKey, Journal, LaneId};
 use logweir_engine::mailbox::Message;
 use logweir_record::chunk::Chunk;
 
@@ -18,6 +18,8 @@ pub struct BatchFrame {
     pub lane_records: u64,
     /// CRC-32C of the frame's payload.
     pub payload_crc: u32,
+    /// Key of the request or the source that it came from, if it has one.
+    pub dedup_key: Option<DedupKey>,
     /// The records. The first has the ordinal `lane_records - chunk.len() + 1`.
     pub chunk: Arc<Chunk>,
 }
@@ -246,7 +248,7 @@ mod tests {
         let mut chunk = Chunk::default();
         let record = Record { ts_us: 0, severity: Severity::INFO, service: "", host: "", message: "", attributes: "" };
         (0..records).for_each(|_| chunk.push(record));
-        BatchFrame { seq, lane_records, payload_crc: 7, chunk: Arc::new(chunk) }
+        BatchFrame { seq, lane_records, payload_crc: 7, dedup_key: None, chunk: Arc::new(chunk) }
     }
 
     fn three() -> Batch {

@@ -102,7 +102,7 @@ impl LogStore for BlackholeStore {
 impl LaneWriter for BlackholeLane {
     async fn flush(&mut self, batch: &Batch) -> Result<Flushed, StoreError> {
         let started = Instant::now();
-        let flushed = Flushed { rows: batch.records(), dead_lettered: 0 };
+        let flushed = Flushed { rows: batch.records(), ..Flushed::default() };
         if let Some(row) = self.store.lanes().get_mut(&self.lane) {
             (row.last_seq, row.digest) = (batch.to_seq(), batch.digest());
             row.rows += flushed.rows;

@@ -34,8 +34,10 @@ pub struct LaneRow {
     /// found.
     pub lost: u64,
     /// Records of the lane before this row started: another writer's (see [`LogStore::fork`](crate::LogStore::fork)),
-    /// or stored under the `lane_id` that the lane had before it was reset.
+    /// or stored under the `lane_id` that the lane had before it was reset. And the repeated ones.
     pub inherited: u64,
+    /// How many of them were stored by another frame, since a request was repeated. 0 if the table cannot say.
+    pub repeated: u64,
 }
 
 impl LaneRow {
@@ -89,6 +91,8 @@ pub struct Flushed {
     pub rows: u64,
     /// Dead-lettered records.
     pub dead_lettered: u64,
+    /// Records that another frame had stored, since a request was repeated.
+    pub repeated: u64,
 }
 
 /// Stored rows and dead letters of one lane.

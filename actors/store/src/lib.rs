@@ -30,6 +30,8 @@
 //!   takeover         who may acquire a lease, which lanes are reset, where a copy forks
 //!   cursor           why a compare-and-set matched no row
 //!   rows             the rows of a batch, with their ids
+//!   requests         which records repeat a request that another frame has stored
+//!   key_age          which idempotency keys have expired
 //!   raw_record       a dead letter's record as text
 //!   volume_counter   the counters of a batch
 //!   sample           a record that the table accepts, to try whether it accepts any
@@ -55,6 +57,7 @@
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs
 //!   clock            the trusted time in the database
+//!   idempotency      what is stored of each request that may be repeated
 //!   takeover_digest  a column that tables of an earlier version lack
 //!   schema           the tables that a flush needs
 //!   grants           the privileges that a role needs, as statements
@@ -71,6 +74,7 @@
 //!   file             whether the file is still there, and the size of its write-ahead log
 //!   connection       sizes, errors, blocking threads
 //!   clock            the trusted time in the file
+//!   idempotency      what is stored of each request that may be repeated
 //!   schema           migrations
 //!   retention        deletes expired records
 //!   lane_row         reads the rows of lanes and writers

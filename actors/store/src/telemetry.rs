@@ -12,6 +12,11 @@ pub(crate) fn measure(lane: LaneId, started: tokio::time::Instant, result: &Resu
         Ok(flushed) => {
             metrics::counter!("logweir_store_transactions_total").increment(1);
             metrics::counter!("logweir_store_rows_total", "lane" => lane.to_string()).increment(flushed.rows);
+            if flushed.repeated > 0 {
+                metrics::counter!("logweir_discarded_records_total",
+                    "component" => "store", "reason" => "repeated", "intentional" => "true")
+                .increment(flushed.repeated);
+            }
         }
         Err(error) => metrics::counter!("logweir_store_errors_total", "class" => error.class()).increment(1),
     }

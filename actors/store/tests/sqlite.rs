@@ -133,7 +133,7 @@ impl Lane {
         (0..records).for_each(|_| chunk.push(record));
         let (from_seq, from_records) = (self.seq, self.records);
         let (seq, lane_records) = (from_seq + 1, from_records + records as u64);
-        let frame = BatchFrame { seq, lane_records, payload_crc: 1, chunk: Arc::new(chunk) };
+        let frame = BatchFrame { seq, lane_records, payload_crc: 1, dedup_key: None, chunk: Arc::new(chunk) };
         let batch = Batch::new(0, from_seq, from_records, 0, vec![frame]);
         self.writer.flush(&batch).await?;
         (self.seq, self.records) = (seq, lane_records);

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::directory_scan::{Depth, DirectoryScan, SegmentScan, scan_directory};
 use super::error::OpenError;
-use super::frame::{Kind, frame};
+use super::frame::{Frame, Kind, frame};
 use super::recover::{quarantine, scan_twice};
 use super::salvage::UNREADABLE;
 use super::scan::{Found, PAYLOAD_MISMATCH, Payloads, Scanner, WINDOW_BYTES};
 use super::segment::{At, Dir};
-use super::types::{Damage, Frame, LaneId, LaneTail};
+use super::types::{Damage, LaneId, LaneTail};
 use crate::file_system::{File, FileSystem, OpenMode, RealFileSystem};
 
 /// Result of [`check`].

@@ -9,7 +9,9 @@
 //! - **Requests** that a sender may repeat. A window in memory, for a quick answer: requests are forgotten after
 //!   [`DEDUP_WINDOW`], by a clock that nobody sets, and their number is limited. If it is exceeded, the sender with the
 //!   most requests loses its oldest, so that a sender with no more than an equal share never loses one. After a start
-//!   the window has what is found in the journal, as if it had just arrived.
+//!   the window has what is found in the journal, as if it had just arrived. A START has no requests: whether a frame is
+//!   stored that repeats a request is for the destination to decide, which knows the frames of all processes and of
+//!   segments that are gone; in the log that index would be a second database.
 //!
 //! A frame that is rolled back (the disk was full) leaves no trace: its entry is removed, and those that it replaced or
 //! evicted are put back.
@@ -26,10 +28,12 @@ pub const DEDUP_WINDOW: Duration = Duration::from_secs(3600);
 pub(super) const DEDUP_KEY_BYTES: usize = 32;
 /// Size of an entry in a START frame: dedup key, sequence number, lane.
 pub(super) const DEDUP_ENTRY_BYTES: usize = DEDUP_KEY_BYTES + 10;
-/// Maximum number of entries, if the segments are large enough: 2.6 MiB of each segment. A quarter of them are sources.
-const ENTRIES_MAX: usize = 65_536;
+/// Maximum number of requests: about 10 MiB.
+const REQUESTS_MAX: usize = 49_152;
+/// Maximum number of sources, if the segments are large enough: 0.7 MiB of each segment.
+const SOURCES_MAX: usize = 16_384;
 /// The entries in a START take at most one part in this many of a segment.
-const SEGMENT_FRACTION: u64 = 16;
+const SEGMENT_FRACTION: u64 = 64;
 /// In the field for a position: a request, whose third field is the digest of its body.
 const WITH_BODY: u64 = u64::MAX;
 
@@ -198,7 +202,8 @@ impl Known {
 impl DedupIndex {
     /// Creates the empty index of a journal with segments of this size.
     pub(super) fn new(segment_bytes: u64) -> Self {
-        let mut index = Self { sources: Sources::default(), requests: Requests::default(), undo: VecDeque::new() };
+        let requests = Requests { count_max: REQUESTS_MAX, ..Requests::default() };
+        let mut index = Self { sources: Sources::default(), requests, undo: VecDeque::new() };
         index.limit(segment_bytes);
         index
     }
@@ -206,10 +211,8 @@ impl DedupIndex {
     /// Limits the index to what a journal with segments of this size can have.
     pub(super) fn limit(&mut self, segment_bytes: u64) {
         let fit = usize::try_from(segment_bytes / SEGMENT_FRACTION).unwrap_or(usize::MAX) / DEDUP_ENTRY_BYTES;
-        self.sources.count_max = fit.min(ENTRIES_MAX) / 4;
-        self.requests.count_max = fit.min(ENTRIES_MAX) - self.sources.count_max;
+        self.sources.count_max = fit.min(SOURCES_MAX);
         while self.sources.evict().is_some() {}
-        while self.requests.evict().is_some() {}
     }
 
     /// Returns the earlier frame that a frame with `dedup_key` would repeat.
@@ -233,7 +236,7 @@ impl DedupIndex {
         self.put(Known { entry, at: now });
     }
 
-    /// Continues with what a START says: its sources, and no others.
+    /// Continues with what a START says: its sources, and no others. A START of an earlier version has requests, too.
     pub(super) fn apply_start(&mut self, entries: &[DedupEntry], now: Instant) {
         self.sources.clear();
         for &entry in entries {
@@ -277,15 +280,12 @@ impl DedupIndex {
 
     /// Returns the entries for a START, in the order of their sequence numbers.
     pub(super) fn start_entries(&self) -> Vec<DedupEntry> {
-        let known = self.sources.by_key.values().chain(self.requests.by_key.values());
-        let mut entries: Vec<DedupEntry> = known.map(|known| known.entry).collect();
-        entries.sort_unstable_by_key(|entry| entry.seq);
-        entries
+        self.sources.by_seq.values().map(|key| self.sources.by_key[key].entry).collect()
     }
 
     /// Maximum size of all entries in a START.
     pub(super) fn start_bytes_max(&self) -> usize {
-        (self.sources.count_max + self.requests.count_max) * DEDUP_ENTRY_BYTES
+        self.sources.count_max * DEDUP_ENTRY_BYTES
     }
 
     /// Inserts an entry. Returns those that it replaces or evicts.
@@ -426,8 +426,8 @@ mod tests {
     use super::*;
 
     const SEGMENT_BYTES: u64 = 64 << 10;
-    /// In segments of that size.
     const REQUESTS_MAX: u64 = 73;
+    /// In segments of that size.
     const SOURCES_MAX: u64 = 24;
 
     fn request(key: u64, seq: u64) -> DedupEntry {
@@ -447,7 +447,16 @@ mod tests {
     }
 
     fn index() -> DedupIndex {
-        DedupIndex::new(SEGMENT_BYTES)
+        let mut index = DedupIndex::new(SEGMENT_BYTES);
+        index.requests.count_max = REQUESTS_MAX.try_into().unwrap();
+        index
+    }
+
+    fn entries(index: &DedupIndex) -> Vec<DedupEntry> {
+        let known = index.sources.by_key.values().chain(index.requests.by_key.values());
+        let mut entries: Vec<DedupEntry> = known.map(|known| known.entry).collect();
+        entries.sort_unstable_by_key(|entry| entry.seq);
+        entries
     }
 
     /// Sequence number of the frame that one with `entry`'s key would repeat.
@@ -493,7 +502,7 @@ mod tests {
         assert_eq!(first(&index, source(2, 101, 0), now), None);
         assert_eq!(first(&index, request(1, 0), now), None);
         index.insert(source(2, 200, 7), now);
-        assert_eq!(index.start_entries(), [source(2, 200, 7)]);
+        assert_eq!(entries(&index), [source(2, 200, 7)]);
     }
 
     #[test]
@@ -506,7 +515,7 @@ mod tests {
             index.insert(source(key, 5, 100 + key), now);
         }
         index.mark_durable(200);
-        let before = index.start_entries();
+        let before = entries(&index);
         let later = now + DEDUP_WINDOW + Duration::from_millis(1);
         for nth in 0..40 {
             index.insert(request(1000 + nth, 201 + 2 * nth), if nth < 20 { now } else { later });
@@ -515,7 +524,7 @@ mod tests {
         assert_eq!(first(&index, request(0, 0), now), None, "evicted");
         assert_eq!(first(&index, request(30, 0), now), None, "expired");
         index.roll_back();
-        assert_eq!(index.start_entries(), before);
+        assert_eq!(entries(&index), before);
         assert_eq!(first(&index, request(0, 0), now), Some(1));
     }
 
@@ -577,10 +586,10 @@ mod tests {
             index.insert(if seq % 2 == 0 { request(seq, seq) } else { source(seq, 9, seq) }, now);
             index.mark_durable(seq);
         }
+        assert_eq!(entries(&index).len() as u64, REQUESTS_MAX + SOURCES_MAX);
         let list = index.start_entries();
-        assert_eq!(list.len() as u64, REQUESTS_MAX + SOURCES_MAX);
-        assert_eq!(list.last().unwrap().seq, 499);
-        assert_eq!(list.iter().filter(|entry| !entry.is_request()).count() as u64, SOURCES_MAX);
+        assert_eq!((list.len() as u64, list.last().unwrap().seq), (SOURCES_MAX, 499));
+        assert!(list.iter().all(|entry| !entry.is_request()), "a START has no requests");
         assert_eq!(list.len() * DEDUP_ENTRY_BYTES, index.start_bytes_max());
         let mut again = DedupIndex::new(64 << 20);
         again.apply_start(&list, now);
@@ -613,12 +622,12 @@ mod tests {
                     in_journal += 1;
                 }
                 assert!(touched <= 2 * (start.len() as u64 + 100), "{touched} in one segment");
-                assert!(found.start_entries().len() as u64 <= REQUESTS_MAX + SOURCES_MAX);
+                assert!(entries(&found).len() as u64 <= REQUESTS_MAX + SOURCES_MAX);
             }
-            assert_eq!(found.start_entries(), running.start_entries());
+            assert_eq!(entries(&found), entries(&running));
             in_journal
         };
-        assert!(touched(400) > 60_000);
+        assert!(touched(400) > 40_000);
     }
 
     #[test]

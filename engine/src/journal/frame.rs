@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::bit_flip::flip;
 use super::dedup_index::{DEDUP_ENTRY_BYTES, DedupEntry, DedupKey};
 use super::identity::{RUNS_MAX, known};
-use super::types::{Frame, LaneId, LaneTail};
+use super::types::{LaneId, LaneTail};
 
 /// Largest payload of a frame, in bytes: 16 MiB.
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
@@ -292,8 +292,32 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+/// A data frame read from the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Sequence number.
+    pub seq: u64,
+    /// Its lane.
+    pub lane: LaneId,
+    /// Sequence number of the lane's previous frame; 0 if there is none.
+    pub lane_prev_seq: u64,
+    /// Records of the lane up to and including this frame.
+    pub lane_records: u64,
+    /// Number of records in the payload.
+    pub records: u32,
+    /// Codec id of the payload.
+    pub codec: u8,
+    /// CRC-32C of the payload; verified.
+    pub payload_crc: u32,
+    /// Key that identifies a repetition of it, if there is one.
+    pub dedup_key: Option<DedupKey>,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
 /// Converts a frame to its public form.
 pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
+    let dedup_key = DedupKey::decode(&payload).filter(|_| header.has_dedup_key);
     if header.has_dedup_key {
         payload.drain(..DedupKey::BYTES.min(payload.len()));
     }
@@ -305,6 +329,7 @@ pub(super) fn frame(header: &FrameHeader, mut payload: Vec<u8>) -> Frame {
         records: header.records,
         codec: header.codec,
         payload_crc: header.payload_crc,
+        dedup_key,
         payload,
     }
 }

@@ -45,11 +45,11 @@ pub use self::check::{Report, SegmentReport, check, check_on, dump, dump_on, rep
 pub use self::config::JournalConfig;
 pub use self::dedup_index::{DEDUP_WINDOW, DedupEntry, DedupKey, DedupKind};
 pub use self::error::{AppendError, OpenError};
-pub use self::frame::PAYLOAD_BYTES_MAX;
+pub use self::frame::{Frame, PAYLOAD_BYTES_MAX};
 #[cfg(feature = "faults")]
 pub use self::handle::{HousekeeperSteps, WriterSteps};
 pub use self::handle::{Journal, JournalStats};
 pub use self::reader::Reader;
 pub use self::segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use self::shared::{AppendCredit, NewFrame, OnDurable};
-pub use self::types::{Appended, Damage, Frame, LaneId, LaneTail, Recovered};
+pub use self::types::{Appended, Damage, LaneId, LaneTail, Recovered};

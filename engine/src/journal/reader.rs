@@ -8,11 +8,11 @@
 use std::io;
 use std::sync::Arc;
 
-use super::frame::{Kind, frame};
+use super::frame::{Frame, Kind, frame};
 use super::salvage::UNREADABLE;
 use super::scan::{Found, PAYLOAD_MISMATCH, Payloads, Scanner};
 use super::shared::{Shared, View};
-use super::types::{Frame, LaneId};
+use super::types::LaneId;
 
 /// Headers are small, and payloads bypass the window.
 const WINDOW_BYTES: usize = 16 << 10;

@@ -100,24 +100,3 @@ pub struct Appended {
     /// [`Journal::generation`](super::Journal::generation) at the time of the append.
     pub generation: u64,
 }
-
-/// A data frame read from the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// Sequence number.
-    pub seq: u64,
-    /// Its lane.
-    pub lane: LaneId,
-    /// Sequence number of the lane's previous frame; 0 if there is none.
-    pub lane_prev_seq: u64,
-    /// Records of the lane up to and including this frame.
-    pub lane_records: u64,
-    /// Number of records in the payload.
-    pub records: u32,
-    /// Codec id of the payload.
-    pub codec: u8,
-    /// CRC-32C of the payload; verified.
-    pub payload_crc: u32,
-    /// The payload.
-    pub payload: Vec<u8>,
-}

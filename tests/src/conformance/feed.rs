@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use logweir_engine::journal::LaneTail;
+use logweir_engine::journal::{DedupKey, DedupKind, LaneTail};
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
 use logweir_store::{Batch, BatchFrame, Claim, Flushed, LaneRow, LaneWriter, Lease, LogStore, Position};
@@ -52,6 +52,7 @@ impl Feed {
             seq: self.seq,
             lane_records: self.records,
             payload_crc: u32::try_from(self.seq).unwrap() ^ 0xabcd,
+            dedup_key: None,
             chunk: Arc::new(chunk),
         }
     }
@@ -60,6 +61,19 @@ impl Feed {
     pub fn batch(&mut self, frames: &[&[Record<'_>]]) -> Batch {
         let (from_seq, from_records) = (self.seq, self.records);
         let frames = frames.iter().map(|records| self.frame(records)).collect();
+        Batch::new(self.lane, from_seq, from_records, 0, frames)
+    }
+
+    /// Creates a batch with one frame of two records per request: its key and its body.
+    pub fn requests(&mut self, requests: &[(u8, u64)]) -> Batch {
+        let (from_seq, from_records) = (self.seq, self.records);
+        let frame = |&(key, body): &(u8, u64)| {
+            let kind = DedupKind::Request { body: Some(body) };
+            let records = [format!("first of {key}"), format!("second of {key}")];
+            let frame = self.frame(&[record(&records[0]), record(&records[1])]);
+            BatchFrame { dedup_key: Some(DedupKey { key: [key; 16], kind }), ..frame }
+        };
+        let frames = requests.iter().map(frame).collect();
         Batch::new(self.lane, from_seq, from_records, 0, frames)
     }
 
@@ -116,7 +130,7 @@ pub async fn started(on: &impl Subject) -> (Uuid, Lease, Box<dyn LaneWriter>) {
 /// The result of a flush.
 #[must_use]
 pub fn flushed(rows: u64, dead_lettered: u64) -> Flushed {
-    Flushed { rows, dead_lettered }
+    Flushed { rows, dead_lettered, ..Flushed::default() }
 }
 
 /// A lane's frames, as a flusher reads them back.

@@ -28,6 +28,12 @@ macro_rules! conformance {
             the_histogram_equals_a_group_by_over_the_rows
             a_row_that_violates_a_users_constraint_is_dead_lettered_and_can_be_replayed
             old_dead_letters_are_purged
+            a_repeated_request_is_stored_once_whichever_writer_gets_it
+            a_key_with_two_bodies_is_two_requests
+            the_rest_of_a_request_is_stored_by_the_next_frame_that_has_it
+            a_lane_that_is_reset_stores_the_rest_of_a_request
+            a_fork_inside_of_a_request_stores_the_rest_of_it
+            keys_expire_and_are_deleted
             a_batch_divided_in_any_way_with_unknown_outcomes_is_stored_once
             a_frame_that_is_committed_in_part_goes_on_only_with_the_same_frame
             a_journal_without_the_rest_of_a_frame_that_is_committed_in_part_gets_its_lane_reset

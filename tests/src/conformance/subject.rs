@@ -31,6 +31,10 @@ pub struct Sql {
     pub drop_noise: [&'static str; 2],
     /// Drops every row, without an error.
     pub drop_all: [&'static str; 2],
+    /// Lets the idempotency keys have been stored two hours ago.
+    pub keys_of_two_hours_ago: &'static str,
+    /// Lets them have been stored three days ago.
+    pub old_keys: &'static str,
 }
 
 /// PostgreSQL and what is compatible with it.
@@ -72,6 +76,8 @@ pub const POSTGRES: Sql = Sql {
          CREATE TRIGGER silent BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION silence()",
         "DROP TRIGGER silent ON logs; DROP FUNCTION silence",
     ],
+    keys_of_two_hours_ago: "UPDATE logweir_idempotency_key SET at = at - interval '2 h'",
+    old_keys: "UPDATE logweir_idempotency_key SET at = at - interval '3 days'",
 };
 
 /// SQLite.
@@ -106,6 +112,8 @@ pub const SQLITE: Sql = Sql {
         "DROP TRIGGER quiet",
     ],
     drop_all: ["CREATE TRIGGER silent BEFORE INSERT ON logs BEGIN SELECT RAISE(IGNORE); END", "DROP TRIGGER silent"],
+    keys_of_two_hours_ago: "UPDATE logweir_idempotency_key SET at = at - 7200000000",
+    old_keys: "UPDATE logweir_idempotency_key SET at = at - 259200000000",
 };
 
 /// A prepared store on a new database, and direct access to that.

@@ -3,14 +3,18 @@
 // Test helpers unwrap like tests, and a test's name says what it tests.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use logweir_engine::clock::wall_us;
 use logweir_record::record::{Record, Severity};
-use logweir_store::{self as store, Batch, BatchFrame, Claim, Digest, ForkLane, LaneRow, Rejection, StoreError};
+use logweir_store::{
+    self as store, Batch, BatchFrame, Claim, Digest, Flushed, ForkLane, LaneRow, Rejection, StoreError,
+};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
 
 use super::feed::{Feed, Frames, NOON_US, claim, claim_at, flushed, lane, record, started};
 use super::subject::Subject;
+use crate::maintenance::maintain;
 
 pub async fn rows_cursor_and_counters_move_together(on: impl Subject) {
     let writer = Uuid::new_v4();
@@ -662,4 +666,148 @@ pub async fn a_record_refused_alone_is_dead_lettered_only_if_the_table_takes_ano
     let letter = &on.store().dead_letters(2).await.unwrap()[0];
     assert_eq!((letter.sqlstate.as_str(), letter.reason.as_str()), ("57014", "too slow"));
     on.assert_whole(writer, 7).await;
+}
+
+pub async fn a_repeated_request_is_stored_once_whichever_writer_gets_it(on: impl Subject) {
+    let (writer, _, mut flusher) = started(&on).await;
+    let (other_writer, _, mut other_flusher) = started(&on).await;
+    let (mut feed, mut other) = (Feed::new(0), Feed::new(0));
+    let repeated = |rows, repeated| Flushed { repeated, ..flushed(rows, 0) };
+
+    let batch = feed.requests(&[(1, 10), (2, 20)]);
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(4, 0));
+    assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(0, 0), "the same frames again");
+    // One that the other writer has stored, a new one, and one with the same key and another body.
+    let batch = other.requests(&[(1, 10), (3, 30), (2, 21)]);
+    assert_eq!(other_flusher.flush(&batch).await.unwrap(), repeated(4, 2));
+    // Nothing but repetitions, one of a frame in the same batch.
+    let batch = feed.requests(&[(3, 30), (4, 40), (4, 40)]);
+    assert_eq!(flusher.flush(&batch).await.unwrap(), repeated(2, 4));
+    let batch = other.requests(&[(4, 40)]);
+    assert_eq!(other_flusher.flush(&batch).await.unwrap(), repeated(0, 2));
+    assert_eq!(other_flusher.flush(&other.plain(1)).await.unwrap(), flushed(1, 0), "and it goes on");
+
+    on.assert_whole(writer, 10).await;
+    on.assert_whole(other_writer, 9).await;
+    let row = &on.store().lanes(other_writer).await.unwrap()[0];
+    assert_eq!((row.rows, row.repeated, row.inherited), (5, 4, 4));
+    for key in 1..=4 {
+        let stored = on.number(&format!("SELECT count(*) FROM logs WHERE message = 'first of {key}'")).await;
+        assert_eq!(stored, if key == 2 { 2 } else { 1 }, "key {key}");
+    }
+}
+
+/// The body is a part of the key: what is repeated is a request, not its key.
+pub async fn a_key_with_two_bodies_is_two_requests(on: impl Subject) {
+    let (writer, _, mut flusher) = started(&on).await;
+    let (other_writer, _, mut other_flusher) = started(&on).await;
+    let (mut feed, mut other) = (Feed::new(0), Feed::new(0));
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10)])).await.unwrap(), flushed(2, 0));
+    assert_eq!(other_flusher.flush(&other.requests(&[(1, 11)])).await.unwrap(), flushed(2, 0));
+    for (flusher, feed) in [(&mut flusher, &mut feed), (&mut other_flusher, &mut other)] {
+        assert_eq!(flusher.flush(&feed.requests(&[(1, 11), (1, 10)])).await.unwrap().repeated, 4);
+    }
+    on.assert_whole(writer, 6).await;
+    on.assert_whole(other_writer, 6).await;
+    assert_eq!(on.number("SELECT count(*) FROM logs").await, 4);
+}
+
+/// How often each record of the request `key` is stored.
+async fn stored(on: &impl Subject, key: u8) -> [i64; 2] {
+    let count = async |which| on.number(&format!("SELECT count(*) FROM logs WHERE message = '{which} of {key}'")).await;
+    [count("first").await, count("second").await]
+}
+
+/// The process that stored a part of a request can stay away for ever, or come back.
+pub async fn the_rest_of_a_request_is_stored_by_the_next_frame_that_has_it(on: impl Subject) {
+    let (writer, _, mut flusher) = started(&on).await;
+    let (other_writer, _, mut other_flusher) = started(&on).await;
+    let (mut feed, mut other) = (Feed::new(0), Feed::new(0));
+    let one = |rows, repeated| Flushed { rows, dead_lettered: 0, repeated };
+
+    let whole = feed.requests(&[(1, 10)]);
+    assert_eq!(flusher.flush(&whole.prefix(1)).await.unwrap(), one(1, 0));
+    on.execute(on.sql().old_keys).await;
+    assert_maintained(&on).await;
+    assert_eq!(on.number("SELECT count(*) FROM logweir_idempotency_key").await, 1, "the lane goes on with it");
+    assert_eq!(other_flusher.flush(&other.requests(&[(1, 10)])).await.unwrap(), one(1, 1));
+    assert_eq!(stored(&on, 1).await, [1, 1]);
+    // It comes back.
+    assert_eq!(flusher.flush(&whole.clone().after(whole.prefix(1).end()).unwrap()).await.unwrap(), one(0, 1));
+    assert_eq!(stored(&on, 1).await, [1, 1]);
+
+    // Nobody repeats it: the lane goes on, however late.
+    let whole = feed.requests(&[(2, 20)]);
+    assert_eq!(flusher.flush(&whole.prefix(1)).await.unwrap(), one(1, 0));
+    on.execute(on.sql().old_keys).await;
+    assert_maintained(&on).await;
+    assert_eq!(flusher.flush(&whole.clone().after(whole.prefix(1).end()).unwrap()).await.unwrap(), one(1, 0));
+    assert_maintained(&on).await;
+    assert_eq!(other_flusher.flush(&other.requests(&[(2, 20), (1, 10)])).await.unwrap().repeated, 2, "the hour begins");
+    assert_eq!(stored(&on, 2).await, [1, 1]);
+    on.assert_whole(writer, 4).await;
+    on.assert_whole(other_writer, 6).await;
+}
+
+/// A part of a request is stored; then the volume of a time before it is restored, and the sender tries again.
+pub async fn a_lane_that_is_reset_stores_the_rest_of_a_request(on: impl Subject) {
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10), (1, 10)])).await.unwrap().repeated, 2);
+    let mut older = feed.clone();
+    flusher.flush(&feed.requests(&[(2, 20)]).prefix(1)).await.unwrap();
+    let lease = on.store().acquire_lease(&claim_at(&older, writer, &[1], 2)).await.unwrap();
+    let (mut flusher, row) = on.store().open_lane(&lease, 0).await.unwrap();
+    assert_eq!((row.accounted(), row.inherited, row.repeated), (4, 4, 0), "what was repeated is inherited");
+    let again = older.requests(&[(2, 20)]);
+    assert_eq!(flusher.flush(&again).await.unwrap(), Flushed { repeated: 1, ..flushed(1, 0) });
+    assert_eq!(stored(&on, 2).await, [1, 1]);
+    on.assert_whole(writer, 6).await;
+    // What no lane goes on with expires as a whole request does.
+    flusher.flush(&older.requests(&[(3, 30)]).prefix(1)).await.unwrap();
+    on.store().acquire_lease(&claim_at(&Feed { seq: 3, records: 6, ..older }, writer, &[1, 2], 3)).await.unwrap();
+    on.execute(on.sql().old_keys).await;
+    assert_maintained(&on).await;
+    assert_eq!(on.number("SELECT count(*) FROM logweir_idempotency_key").await, 0);
+}
+
+/// Another writer goes on with a journal in the middle of a request.
+pub async fn a_fork_inside_of_a_request_stores_the_rest_of_it(on: impl Subject) {
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    flusher.flush(&feed.plain(3)).await.unwrap();
+    let copied = feed.clone();
+    let whole = feed.requests(&[(1, 10), (2, 20)]);
+    flusher.flush(&whole.prefix(1)).await.unwrap();
+    on.store().acquire_lease(&claim_at(&copied, writer, &[1], 20)).await.unwrap();
+    let mine = claim_at(&feed, writer, &[1], 2);
+    let found = on.store().fork_point(&mine).await.unwrap().unwrap();
+    let starts: Vec<_> = found.lanes.iter().map(|lane| lane.start(3)).collect();
+    let lease = on.store().fork(&Claim { writer: found.writer, ..mine }, &starts).await.unwrap();
+    let (mut flusher, row) = on.store().open_lane(&lease, 0).await.unwrap();
+    assert_eq!(row.partial(), 1);
+    assert_eq!(flusher.flush(&whole.after(row.position()).unwrap()).await.unwrap(), flushed(3, 0));
+    assert_eq!((stored(&on, 1).await, stored(&on, 2).await), ([1, 1], [1, 1]));
+    on.assert_whole(found.writer, 7).await;
+}
+
+pub async fn keys_expire_and_are_deleted(on: impl Subject) {
+    let (writer, _, mut flusher) = started(&on).await;
+    let mut feed = Feed::new(0);
+    let keys = "SELECT count(*) FROM logweir_idempotency_key";
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10), (2, 20)])).await.unwrap(), flushed(4, 0));
+    on.execute(on.sql().keys_of_two_hours_ago).await;
+    assert_maintained(&on).await;
+    assert_eq!(on.number(keys).await, 2, "only the clock says that they are old");
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10)])).await.unwrap().repeated, 2);
+    on.execute(on.sql().old_keys).await;
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10), (3, 30)])).await.unwrap().repeated, 2, "as long as it is there");
+    assert_maintained(&on).await;
+    assert_eq!(on.number(keys).await, 1, "the new one");
+    assert_eq!(flusher.flush(&feed.requests(&[(1, 10), (3, 30)])).await.unwrap().repeated, 2);
+    on.assert_whole(writer, 14).await;
+}
+
+async fn assert_maintained(on: &impl Subject) {
+    assert_eq!(maintain(on.store(), wall_us()).await, Vec::<String>::new());
 }

@@ -105,7 +105,7 @@ mod tests {
                 attributes: "",
             });
         }
-        BatchFrame { seq, lane_records, payload_crc: 0, chunk: Arc::new(chunk) }
+        BatchFrame { seq, lane_records, payload_crc: 0, dedup_key: None, chunk: Arc::new(chunk) }
     }
 
     fn builder(rows_max: usize) -> BatchBuilder {

@@ -187,12 +187,14 @@ impl Stage for Batcher {
             parsed.reply.send(Ok(Receipt { lane: self.lane, seq: 0, report: parsed.report, repeated: false }));
             return Ok(());
         }
+        let dedup_key = parsed.dedup_key;
         let Some((appended, chunk)) = self.append(parsed).await else { return Ok(()) };
         self.appended_records += chunk.len() as u64;
         let frame = BatchFrame {
             seq: appended.seq,
             lane_records: appended.lane_records,
             payload_crc: appended.payload_crc,
+            dedup_key,
             chunk: Arc::new(chunk),
         };
         for batch in

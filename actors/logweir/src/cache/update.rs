@@ -206,7 +206,7 @@ mod tests {
                 let severity = Severity::WARN;
                 chunk.push(Record { ts_us, severity, service, host: "", message: "", attributes: "" });
             }
-            BatchFrame { seq, lane_records: 0, payload_crc: 0, chunk: Arc::new(chunk) }
+            BatchFrame { seq, lane_records: 0, payload_crc: 0, dedup_key: None, chunk: Arc::new(chunk) }
         };
         Batch::new(0, 0, 0, 0, frames.iter().map(frame).collect())
     }

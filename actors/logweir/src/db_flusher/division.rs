@@ -323,7 +323,7 @@ mod tests {
                 chunk.push(Record { ts_us, severity, service: "", host: "", message: "", attributes: "" });
             }
             lane_records += times.len() as u64;
-            BatchFrame { seq: 11 + nth as u64, lane_records, payload_crc: 0, chunk: Arc::new(chunk) }
+            BatchFrame { seq: 11 + nth as u64, lane_records, payload_crc: 0, dedup_key: None, chunk: Arc::new(chunk) }
         };
         let frames = frames.iter().enumerate().map(frame).collect();
         let partial = skip as u64;

@@ -379,6 +379,8 @@ impl Machine {
         let row = LaneRow {
             rows: row.rows + flushed.rows,
             dead_lettered: row.dead_lettered + flushed.dead_lettered,
+            inherited: row.inherited + flushed.repeated,
+            repeated: row.repeated + flushed.repeated,
             lost: row.lost + batch.lost(),
             last_seq: batch.to_seq(),
             digest: batch.digest(),
@@ -576,5 +578,5 @@ fn current<'a>(part: &'a Option<Batch>, read: &'a Option<Batch>, mail: &'a Optio
 
 /// Represents a lane's last frame when only its header is known.
 fn unreadable(tail: LaneTail) -> BatchFrame {
-    BatchFrame { seq: tail.seq, lane_records: tail.records, payload_crc: 0, chunk: Arc::default() }
+    BatchFrame { seq: tail.seq, lane_records: tail.records, payload_crc: 0, dedup_key: None, chunk: Arc::default() }
 }

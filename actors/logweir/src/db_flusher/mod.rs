@@ -422,6 +422,7 @@ fn decode(frame: Frame) -> Result<BatchFrame, String> {
         seq: frame.seq,
         lane_records: frame.lane_records,
         payload_crc: frame.payload_crc,
+        dedup_key: frame.dedup_key,
         chunk: Arc::new(chunk),
     })
 }

@@ -297,7 +297,13 @@ impl<'a> World<'a> {
             });
         }
         let payload_crc = u32::try_from(frame.content).unwrap();
-        BatchFrame { seq: frame.seq, lane_records: frame.lane_records, payload_crc, chunk: Arc::new(chunk) }
+        BatchFrame {
+            seq: frame.seq,
+            lane_records: frame.lane_records,
+            payload_crc,
+            dedup_key: None,
+            chunk: Arc::new(chunk),
+        }
     }
 
     /// The records of `batch`, by their index in the scenario.
@@ -734,7 +740,8 @@ impl<'a> World<'a> {
         if row.digest != batch.digest() {
             return Err(Err(StoreError::SequenceReused { lane: 0, seq: batch.to_seq() }));
         }
-        Err(Ok(Flushed { rows: row.rows - known.rows, dead_lettered: row.dead_lettered - known.dead_lettered }))
+        let (rows, dead_lettered) = (row.rows - known.rows, row.dead_lettered - known.dead_lettered);
+        Err(Ok(Flushed { rows, dead_lettered, ..Flushed::default() }))
     }
 
     /// Commits, with a known or an unknown outcome.
@@ -775,7 +782,8 @@ impl<'a> World<'a> {
         if before.durable_tail().seq < batch.last_seq() {
             before.violation = Some((NotDurable, format!("frame {}", batch.last_seq())));
         }
-        let flushed = Flushed { rows: rows.len() as u64, dead_lettered: letters.len() as u64 };
+        let (rows, dead_lettered) = (rows.len() as u64, letters.len() as u64);
+        let flushed = Flushed { rows, dead_lettered, ..Flushed::default() };
         let unknown = |world: &mut Self| {
             world.handle(match (abandoned, world.bugs().unknown_is_success) {
                 (true, _) => Event::Abandoned { open: false, timed_out: false },

@@ -5,7 +5,8 @@
 //!   sender has many).
 //! - A repeated request gets the same response as the first one once that is on disk, and 503 with `Retry-After` until
 //!   then. If its body differs, the answer is 422: one of the two would be lost without a word.
-//! - Each process has its own dedup index: a key is effective only for requests to the same process.
+//! - Each process has its own dedup index, for the quick answer. Whether records are stored is decided in the database,
+//!   which knows the requests of all processes: see `protocol::requests` in `logweir-store`.
 
 use actix_web::http::header::HeaderMap;
 use logweir_engine::journal::{DedupKey, DedupKind};

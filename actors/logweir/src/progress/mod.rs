@@ -63,8 +63,11 @@ pub struct LaneSnapshot {
     pub lane: LaneId,
     /// Records appended to the journal.
     pub accepted: u64,
-    /// Records committed to the database as rows.
+    /// Records committed to the database as rows, the repeated ones included.
     pub committed: u64,
+    /// How many of them are rows of another frame, since a request was repeated.
+    #[serde(default)]
+    pub repeated: u64,
     /// Dead-lettered records.
     pub dead_lettered: u64,
     /// Records that the journal no longer had when the database needed them: damaged, or not retained long enough.
@@ -286,16 +289,19 @@ fn snapshot_of(id: LaneId, tail: Option<LaneTail>, lane: Option<&Lane>) -> LaneS
     let cursor_known = row.is_some();
     let row = row.unwrap_or_default();
     // A journal that was emptied by hand knows less than the database. Inherited records belong to another writer.
-    let accepted = tail.map_or(0, |tail| tail.records).max(row.accounted()) - row.inherited;
-    let backlog = accepted - (row.rows + row.dead_lettered + row.lost);
+    let inherited = row.inherited.saturating_sub(row.repeated);
+    let committed = row.rows + row.inherited - inherited;
+    let accepted = tail.map_or(0, |tail| tail.records).max(row.accounted()) - inherited;
+    let backlog = accepted - (committed + row.dead_lettered + row.lost);
     let age = lane.filter(|_| backlog > 0).map(|lane| lane.backlog.age(row.last_seq, Instant::now()));
     LaneSnapshot {
         lane: id,
         accepted,
-        committed: row.rows,
+        committed,
+        repeated: row.inherited - inherited,
         dead_lettered: row.dead_lettered,
         lost: row.lost,
-        inherited: row.inherited,
+        inherited,
         lane_id: cursor_known.then_some(row.lane_id),
         backlog,
         backlog_age_ms: age.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),

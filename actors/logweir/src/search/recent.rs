@@ -190,7 +190,7 @@ mod tests {
             let severity = Severity::INFO;
             chunk.push(Record { ts_us: now_us, severity, service: "s", host: "", message, attributes: "" });
         }
-        let frame = BatchFrame { seq: 9, lane_records: 7, payload_crc: 0, chunk: Arc::new(chunk) };
+        let frame = BatchFrame { seq: 9, lane_records: 7, payload_crc: 0, dedup_key: None, chunk: Arc::new(chunk) };
         let batch = Batch::new(0, 8, 4, 0, vec![frame]);
         cache.apply(Origin { writer: WRITER, run: RUN }, &batch).await.unwrap();
         Recent::new(Arc::new(cache))

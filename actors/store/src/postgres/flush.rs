@@ -28,8 +28,8 @@ use super::copy::{COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
-use super::schema;
 use super::types::{Json, Time};
+use super::{idempotency, schema};
 use crate::batch::{Batch, BatchFrame};
 use crate::digest::Digest;
 use crate::error::{Rejection, StoreError};
@@ -39,6 +39,7 @@ use crate::protocol::driver::statements::{
     FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step, Transaction, filtered,
 };
 use crate::protocol::raw_record::{self, ascii};
+use crate::protocol::requests::KeyRow;
 use crate::protocol::rows::{Row, Rows};
 use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::takeover::Owner;
@@ -107,6 +108,8 @@ struct LaneSession {
     copy: Statement,
     volume: Statement,
     guard: Statement,
+    /// Claims idempotency keys; prepared by the first batch that has some.
+    claim: Option<Statement>,
     /// Whether the database's encoding lacks characters.
     ascii: bool,
     /// Whether row security applies: COPY is refused then, whatever the policies say, and INSERT is not.
@@ -173,7 +176,20 @@ impl PgLane {
             .map_err(|error| failure("reading the database's encoding", &error))?;
         let (ascii, has_policies) = (settings.get(0), settings.get(1));
         let begin = self.begin_sql();
-        Ok(LaneSession { connection, home, cas, copy, volume, guard, ascii, has_policies, begin, limit, is_new: true })
+        Ok(LaneSession {
+            connection,
+            home,
+            cas,
+            copy,
+            volume,
+            guard,
+            claim: None,
+            ascii,
+            has_policies,
+            begin,
+            limit,
+            is_new: true,
+        })
     }
 
     /// Returns a new session, or `old` if none can be opened while `old` works.
@@ -314,6 +330,27 @@ impl LaneSession {
         Err(StoreError::Systemic(text.to_owned()).into())
     }
 
+    /// After keys could not be claimed: terminates lanes' sessions, of whichever writer, that have been in the middle of a
+    /// statement for longer than this process would wait for it. A frozen process holds its keys as long as the server lets
+    /// it, and no other one could store what repeats a request of it.
+    async fn end_stalled_holders(&self) {
+        const SQL: &str = "SELECT pid, application_name, pg_terminate_backend(pid) FROM pg_stat_activity \
+            WHERE datname = current_database() AND pid <> pg_backend_pid() \
+            AND application_name ~ '^logweir/[0-9a-f]{32}/[0-9]+/[0-9]+$' AND state = 'active' \
+            AND wait_event = 'ClientRead' AND query_start < clock_timestamp() - make_interval(secs => $1)";
+        let limit_s = self.limit.as_secs_f64();
+        let ended = limited(self.limit, async {
+            self.client().batch_execute("ROLLBACK").await?;
+            self.client().query_typed(SQL, &[(&limit_s, Type::FLOAT8)]).await
+        });
+        // Without the privilege to terminate them, the wait must run out.
+        for row in ended.await.and_then(Result::ok).unwrap_or_default() {
+            let (pid, name): (i32, String) = (row.get(0), row.get(1));
+            tracing::warn!(pid, name, "terminated a connection of a frozen process that held idempotency keys");
+            metrics::counter!("logweir_store_terminated_sessions_total").increment(1);
+        }
+    }
+
     /// Tries each of `rows` alone, in one transaction, pipelined.
     async fn try_each(&self, rows: &[Row<'_>]) -> Result<Vec<LeftOut>, StoreError> {
         const WHAT: &str = "trying rows one by one";
@@ -429,6 +466,30 @@ impl FlushStatements for LaneSession {
             &begun.as_ref().map(Digest::frame),
         ];
         Ok(self.run("moving the cursor", self.client().execute(&self.cas, &values)).await? == 1)
+    }
+
+    async fn claim_keys(&mut self, rows: &[KeyRow]) -> Result<Vec<KeyRow>, StoreError> {
+        const WHAT: &str = "claiming idempotency keys";
+        if self.claim.is_none() {
+            self.claim = self.unrelated(WHAT, idempotency::prepare(self.client(), &self.home)).await?;
+        }
+        let Some(statement) = &self.claim else { return Ok(Vec::new()) };
+        let claimed = self.run(WHAT, idempotency::claim(self.client(), statement, rows)).await;
+        if claimed.is_err() {
+            self.end_stalled_holders().await;
+        }
+        claimed
+    }
+
+    async fn update_keys(&mut self, rows: &[KeyRow]) -> Result<(), StoreError> {
+        self.run("updating idempotency keys", idempotency::update(self.client(), &self.home, rows)).await
+    }
+
+    async fn count_repeated(&mut self, step: &Step<'_>) -> Result<(), StoreError> {
+        let (lane, repeated) = (i32::from(step.batch.lane), step.repeated.cast_signed());
+        let values: [&(dyn ToSql + Sync); 3] = [&step.writer, &lane, &repeated];
+        let sql = self.home.sql(idempotency::REPEATED_SQL);
+        self.run("counting repeated records", self.client().execute(&sql, &values)).await.map(drop)
     }
 
     async fn insert<'a>(

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::quoted;
-use super::{clock, schema};
+use super::{clock, idempotency, schema};
 use crate::error::StoreError;
 
 /// What a role is to do.
@@ -51,7 +51,7 @@ const TABLES_SQL: &str = "WITH RECURSIVE tree AS (SELECT to_regclass('logs')::oi
 
 /// Tables and what storing needs on them. Partitions need nothing: they are used through `logs`. Nothing on the trusted
 /// time: who could change that could let every record expire.
-const STORING: [(&str, &str); 8] = [
+const STORING: [(&str, &str); 9] = [
     ("logs", "SELECT, INSERT"),
     ("log_volume", "SELECT, INSERT, UPDATE"),
     ("logweir_lane", "SELECT, INSERT, UPDATE"),
@@ -59,6 +59,7 @@ const STORING: [(&str, &str); 8] = [
     ("logweir_takeover", "SELECT, INSERT"),
     ("logweir_dead_letter", "SELECT, INSERT, DELETE"),
     ("logweir_replayed", "SELECT, INSERT, UPDATE"),
+    ("logweir_idempotency_key", "SELECT, INSERT, UPDATE"),
     ("logweir_schema_history", "SELECT"),
 ];
 /// What queries need.
@@ -74,7 +75,7 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
     let Some(schema): Option<String> = row.get(1) else {
         return Err(StoreError::Systemic("no schema of search_path exists: create it (CREATE SCHEMA …)".to_owned()));
     };
-    let names: Vec<&str> = schema::tables().chain([clock::TABLE]).collect();
+    let names: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE]).collect();
     let tables = client.query(TABLES_SQL, &[&schema, &names]).await.map_err(failed(WHAT))?;
     let place = Place {
         database: row.get(0),
@@ -138,7 +139,7 @@ mod tests {
             .collect();
         created.sort_unstable();
         created.dedup();
-        let mut owned: Vec<&str> = schema::tables().chain([clock::TABLE]).collect();
+        let mut owned: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE]).collect();
         owned.sort_unstable();
         assert_eq!(created, owned);
         let mut stored: Vec<&str> = STORING.iter().map(|(table, _)| *table).chain([clock::TABLE]).collect();

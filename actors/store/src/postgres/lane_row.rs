@@ -9,8 +9,9 @@ use crate::digest::Digest;
 use crate::lane::LaneRow;
 use crate::protocol::takeover::Owner;
 
-const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
-    FROM $home.logweir_lane WHERE writer_id = $1";
+/// The column `repeated` can be missing.
+const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited, \
+    coalesce((to_jsonb(l) ->> 'repeated')::bigint, 0) FROM $home.logweir_lane AS l WHERE writer_id = $1";
 
 fn lane_row(row: &Row) -> LaneRow {
     let count = |column: usize| row.get::<_, i64>(column).cast_unsigned();
@@ -24,6 +25,7 @@ fn lane_row(row: &Row) -> LaneRow {
         dead_lettered: count(6),
         lost: count(7),
         inherited: count(8),
+        repeated: count(9),
     }
 }
 

@@ -16,7 +16,7 @@ use super::ddl::begin;
 use super::home::{Home, KnownHome};
 use super::lane_row::{all_lanes, lane_in, owner_in};
 use super::patience::Patience;
-use super::takeover_digest;
+use super::{idempotency, takeover_digest};
 use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart};
@@ -212,11 +212,15 @@ impl LeaseStatements for LeaseSession<'_> {
 
     async fn reset_lane(&mut self, writer: Uuid, _: i64, start: &LaneStart) -> Result<(), StoreError> {
         let (seq, records) = (start.seq.cast_signed(), start.records.cast_signed());
+        let found = self.failed(idempotency::look(&self.connection.client, &self.home).await)?;
+        let repeated = if found.column { ", repeated = 0" } else { "" };
         // `DEFAULT` is the identity column's next number, which no lane has had.
         self.number_lane(
-            "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
-             digest = '', rows = 0, dead = 0, lost = 0 WHERE writer_id = $1 AND lane = $2 \
-             RETURNING lane_id, (SELECT max(lane_id) FROM $home.logweir_lane)",
+            &format!(
+                "UPDATE $home.logweir_lane SET lane_id = DEFAULT, last_seq = $3, inherited = $4, \
+                 digest = '', rows = 0, dead = 0, lost = 0{repeated} WHERE writer_id = $1 AND lane = $2 \
+                 RETURNING lane_id, (SELECT max(lane_id) FROM $home.logweir_lane)"
+            ),
             &[&writer, &i32::from(start.lane), &seq, &records],
         )
         .await

@@ -21,10 +21,11 @@ use super::partition::{
     set_replica_identity,
 };
 use super::types::Time;
-use super::{policy, schema, takeover_digest};
+use super::{idempotency, policy, schema, takeover_digest};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::clock::horizon;
+use crate::protocol::key_age::Rounds;
 use crate::protocol::takeover::TAKEOVERS_MAX;
 use logweir_record::timestamp::DAY_US;
 
@@ -74,13 +75,15 @@ enum Step {
     RetentionRows,
     /// Counters of records that have expired.
     RetentionCounters,
+    /// The table of idempotency keys, and those that have expired.
+    IdempotencyKeys,
     /// What a takeover records.
     TakeoverDigest,
     /// Takeovers that no journal can ask for any more.
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 10] = [
+const STEPS: [(Step, &str); 11] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
@@ -89,6 +92,7 @@ const STEPS: [(Step, &str); 10] = [
     (Step::RetentionPartitions, "retention_partitions"),
     (Step::RetentionRows, "retention_rows"),
     (Step::RetentionCounters, "retention_counters"),
+    (Step::IdempotencyKeys, "idempotency_keys"),
     (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
 ];
@@ -134,6 +138,7 @@ impl Postponed {
 pub(super) struct Memory {
     partitions: Postponed,
     clock: Mutex<Option<LastRound>>,
+    keys: Mutex<Rounds>,
 }
 
 /// What a round knows.
@@ -143,6 +148,8 @@ struct Round<'s> {
     /// This process's clock when the round began, and the moment itself.
     process_us: i64,
     began: Instant,
+    /// The time, once it is known: the database's, or the trusted time if that is earlier.
+    now_us: Option<i64>,
     /// The first day that is kept, once the time is known.
     first_kept: Option<i64>,
 }
@@ -164,7 +171,8 @@ pub(super) async fn round(
     memory: &Memory,
     now_us: i64,
 ) -> Vec<MaintenanceStep> {
-    let mut round = Round { settings, memory, process_us: now_us, began: Instant::now(), first_kept: None };
+    let mut round =
+        Round { settings, memory, process_us: now_us, began: Instant::now(), now_us: None, first_kept: None };
     let mut steps = Vec::new();
     let mut session = match Session::open(connector, home, "logweir/maintain", "maintain").await {
         Ok(Some(session)) => session,
@@ -256,11 +264,24 @@ impl Round<'_> {
                 None => delete_rows(client, &logs.table, first_kept).await,
             },
             (Step::RetentionCounters, Some(first_kept)) => delete_counters(client, &logs, first_kept).await,
+            (Step::IdempotencyKeys, _) => self.maintain_keys(client, home, &logs).await,
             (Step::TakeoverDigest, _) => takeover_digest::add(client, home).await,
             (Step::Takeovers, _) => prune_takeovers(client, home, TAKEOVERS_MAX).await,
             _ => return Ok(false),
         };
         done.map(|()| true)
+    }
+
+    /// Creates the table of idempotency keys, and deletes those that have expired.
+    async fn maintain_keys(&self, client: &Client, home: &Home, logs: &Logs) -> Result<(), StoreError> {
+        idempotency::create(client, home, &logs.table).await?;
+        let database_us = database_us(client).await?;
+        let trusted_us = self.now_us.unwrap_or(i64::MIN);
+        let before_us = {
+            let mut rounds = self.memory.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            rounds.expired_before(Instant::now(), database_us, trusted_us)
+        };
+        idempotency::delete_expired(client, home, before_us).await
     }
 
     /// Compares the clocks, and decides what has expired.
@@ -270,11 +291,13 @@ impl Round<'_> {
         clock::agree(database_us, self.process_us.saturating_add(elapsed_us)).map_err(StoreError::Systemic)?;
         let retention_days = self.settings.retention_days;
         if retention_days == 0 {
+            self.now_us = Some(database_us);
             return Ok(());
         }
         let mut last = *self.memory.clock.lock().unwrap_or_else(PoisonError::into_inner);
         let state = clock::tell_time(client, logs, &mut last, database_us, retention_days).await?;
         *self.memory.clock.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        self.now_us = Some(state.trusted_us.min(database_us));
         let newest_us = logs.newest_us(client).await?;
         let retention_us = i64::from(retention_days) * DAY_US;
         let kept_us = horizon(state.trusted_us, newest_us, retention_us, DAY_US);

@@ -19,6 +19,7 @@ mod partition;
 mod index;
 mod policy;
 mod clock;
+mod idempotency;
 mod takeover_digest;
 mod schema;
 mod grants;

@@ -27,8 +27,8 @@ use super::types::Time;
 use crate::error::StoreError;
 
 /// Rows per DELETE statement, and time for the statements of one step.
-const DELETE_ROWS: u64 = 10_000;
-const DELETE_FOR: Duration = Duration::from_secs(240);
+pub(super) const DELETE_ROWS: u64 = 10_000;
+pub(super) const DELETE_FOR: Duration = Duration::from_secs(240);
 
 /// How long the default partition may be locked per attempt to create a partition.
 const LOCKED_MAX: Duration = Duration::from_secs(1);

@@ -18,6 +18,7 @@ use tokio_postgres::{Client, Error};
 use super::connect::{Connector, describe, failed, within};
 use super::ddl::{Relation, begin, ddl_failure, give_to_owner};
 use super::home::{Home, IDENTITY, KnownHome};
+use super::idempotency;
 use super::partition::{Logs, is_hypertable, make_default};
 use super::{clock, takeover_digest};
 use crate::error::StoreError;
@@ -323,6 +324,7 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
     if plan.tables.len() == TABLES.len() {
         // The time is trusted before the first record can have a wrong one.
         client.batch_execute(&clock::begin_sql(wall_us())).await.map_err(failed)?;
+        client.batch_execute(&idempotency::create_sql()).await.map_err(failed)?;
     } else if !plan.tables.is_empty() {
         tracing::warn!(
             tables = plan.tables.join(", "),
@@ -437,7 +439,8 @@ pub(super) fn sql() -> String {
         sql.push_str(migration.sql.trim_end());
         sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
     }
-    sql.push_str(&format!("\n{};\n\n{}\n", takeover_digest::ADD_SQL, clock::begin_sql(wall_us())));
+    let (clock, keys) = (clock::begin_sql(wall_us()), idempotency::create_sql());
+    sql.push_str(&format!("\n{};\n\n{clock}\n\n{keys}\n", takeover_digest::ADD_SQL));
     sql
 }
 

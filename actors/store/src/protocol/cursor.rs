@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn a_cursor_mismatch_has_one_cause_for_each_state_of_the_rows() {
-        let frame = BatchFrame { seq: 9, lane_records: 0, payload_crc: 77, chunk: Arc::new(Chunk::default()) };
+        let frame =
+            BatchFrame { seq: 9, lane_records: 0, payload_crc: 77, dedup_key: None, chunk: Arc::new(Chunk::default()) };
         let batch = Batch::new(0, 5, 0, 0, vec![frame]);
         let other = Digest::of_frame(1, 0, 0);
         let row = |epoch, last_seq, digest: &Digest| {

@@ -6,6 +6,8 @@ pub(crate) mod clock;
 pub(crate) mod takeover;
 pub(crate) mod cursor;
 pub(crate) mod rows;
+pub(crate) mod requests;
+pub(crate) mod key_age;
 pub(crate) mod raw_record;
 pub(crate) mod volume_counter;
 pub(crate) mod sample;

@@ -11,6 +11,7 @@ use rusqlite::{Error, ErrorCode, OptionalExtension, Row as SqlRow, params};
 use tokio::time::Instant;
 
 use super::connection::{SharedConnection, blocking, failure};
+use super::idempotency;
 use super::session::{SqliteSession, at_once, rejection};
 use crate::batch::{Batch, BatchFrame};
 use crate::digest::Digest;
@@ -22,6 +23,7 @@ use crate::protocol::driver::statements::{
     FlushStatements, How, LeftOut, Letter, Refused, Step, Transaction as _, filtered,
 };
 use crate::protocol::raw_record;
+use crate::protocol::requests::KeyRow;
 use crate::protocol::rows::Rows;
 use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::volume_counter::{Counter, Key};
@@ -101,6 +103,19 @@ impl FlushStatements for SqliteSession<'_> {
             ])
         });
         Ok(self.failed(moved)? == 1)
+    }
+
+    async fn claim_keys(&mut self, rows: &[KeyRow]) -> Result<Vec<KeyRow>, StoreError> {
+        self.failed(idempotency::claim(self.connection, rows, wall_us()))
+    }
+
+    async fn update_keys(&mut self, rows: &[KeyRow]) -> Result<(), StoreError> {
+        self.failed(idempotency::update(self.connection, rows, wall_us()))
+    }
+
+    async fn count_repeated(&mut self, step: &Step<'_>) -> Result<(), StoreError> {
+        let values = params![step.writer, step.batch.lane, step.repeated.cast_signed()];
+        self.failed(self.connection.execute(idempotency::REPEATED_SQL, values)).map(drop)
     }
 
     /// A failed statement undoes only itself, so the transaction continues without the row. There are two exceptions: a

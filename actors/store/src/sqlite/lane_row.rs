@@ -8,7 +8,7 @@ use crate::digest::Digest;
 use crate::lane::LaneRow;
 use crate::protocol::takeover::Owner;
 
-const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited \
+const LANE_SQL: &str = "SELECT lane, lane_id, epoch, last_seq, digest, rows, dead, lost, inherited, repeated \
     FROM logweir_lane WHERE writer_id = ?1";
 
 fn lane_row(row: &Row<'_>) -> rusqlite::Result<LaneRow> {
@@ -23,6 +23,7 @@ fn lane_row(row: &Row<'_>) -> rusqlite::Result<LaneRow> {
         dead_lettered: count(6)?,
         lost: count(7)?,
         inherited: count(8)?,
+        repeated: count(9)?,
     })
 }
 

@@ -12,6 +12,7 @@
 mod file;
 mod connection;
 mod clock;
+mod idempotency;
 mod schema;
 mod retention;
 mod lane_row;

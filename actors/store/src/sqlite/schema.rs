@@ -27,6 +27,12 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../sql/sqlite/V3__takeover_digest.sql"),
         checksum: 3_038_219_700_098_052_145,
     },
+    Migration {
+        version: 4,
+        name: "idempotency_key",
+        sql: include_str!("../sql/sqlite/V4__idempotency_key.sql"),
+        checksum: 4_215_322_044_311_854_339,
+    },
 ];
 
 const WHAT: &str = "migrating the schema";
@@ -89,13 +95,15 @@ mod tests {
                 |row| row.get::<_, String>(0),
             )
         };
-        let current =
-            "1 log_store 8097175706608978689, 2 clock 17631894045283608636, 3 takeover_digest 3038219700098052145";
+        let current = "1 log_store 8097175706608978689, 2 clock 17631894045283608636, 3 takeover_digest 3038219700098052145, \
+             4 idempotency_key 4215322044311854339";
         assert_eq!(history(&connection).unwrap(), current);
         // As refinery left it.
         connection
             .execute_batch(
-                "ALTER TABLE logweir_takeover DROP COLUMN digest;
+                "DROP TABLE logweir_idempotency_key;
+                 ALTER TABLE logweir_lane DROP COLUMN repeated;
+                 ALTER TABLE logweir_takeover DROP COLUMN digest;
                  DROP TABLE logweir_clock;
                  DROP TABLE logweir_schema_history;
                  CREATE TABLE logweir_schema_history(
@@ -106,7 +114,7 @@ mod tests {
             .unwrap();
         migrate(&mut connection).unwrap();
         assert_eq!(history(&connection).unwrap(), current);
-        connection.execute_batch("UPDATE logweir_schema_history SET version = 4 WHERE version = 3").unwrap();
+        connection.execute_batch("UPDATE logweir_schema_history SET version = 5 WHERE version = 4").unwrap();
         assert!(migrate(&mut connection).unwrap_err().to_string().contains("newer version"));
     }
 }

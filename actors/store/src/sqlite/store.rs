@@ -16,12 +16,13 @@ use super::file::{BUSY_TIMEOUT, DatabaseFile, LOG_BYTES};
 use super::flush::SqliteLane;
 use super::lane_row::all_lanes;
 use super::read::SqliteReader;
-use super::{dead_letters, lease, retention, schema};
+use super::{dead_letters, idempotency, lease, retention, schema};
 use crate::dead_letter::DeadLetter;
 use crate::error::StoreError;
 use crate::lane::{LaneRow, LaneStart, ORDINAL_BITS, StoredCount};
 use crate::lease::{Claim, ForkPoint, Lease};
 use crate::maintenance::MaintenanceStep;
+use crate::protocol::key_age::Rounds;
 use crate::protocol::raw_record;
 use crate::protocol::sample::LastTaken;
 use crate::protocol::takeover::fork_point;
@@ -38,6 +39,8 @@ pub struct SqliteStore {
     retention_days: u32,
     /// The beginning of the previous round of maintenance.
     last_round: Mutex<Option<Instant>>,
+    /// The rounds that have seen idempotency keys.
+    key_rounds: Mutex<Rounds>,
     last_taken: LastTaken,
 }
 
@@ -77,6 +80,7 @@ impl SqliteStore {
             file,
             retention_days: database.retention_days,
             last_round: Mutex::default(),
+            key_rounds: Mutex::default(),
             last_taken: LastTaken::default(),
         })
     }
@@ -154,6 +158,8 @@ impl LogStore for SqliteStore {
         let mut steps = self.expire(now_us).await;
         let pruned = blocking(&self.write, |connection| lease::prune(connection)).await;
         steps.push(MaintenanceStep::new("takeovers", pruned));
+        let deleted = idempotency::delete_expired(&self.write, &self.key_rounds, now_us).await;
+        steps.push(MaintenanceStep::new("idempotency_keys", deleted));
         let file = Arc::clone(&self.file);
         let cut = blocking(&self.write, move |connection| file.cut_log(connection)).await;
         steps.push(MaintenanceStep::new("wal", cut));

@@ -3,6 +3,8 @@
 //! - The cursor moves first, by a compare-and-set on epoch, cursor, accounted records and `lane_id`. Its row lock makes a
 //!   retry wait for a zombie transaction of the same batch, so that what the retry reads is final. A check without the
 //!   lock would not.
+//! - Records that repeat a request are found next, in the same transaction. If they are others than was known, it begins
+//!   again: they are accounted for, but neither inserted nor dead-lettered.
 //! - The last statement before the commit reads the lane back: COMMIT of an aborted transaction returns ROLLBACK without
 //!   an error, whereas a SELECT in it fails. It also proves that the counters match the journal.
 //! - A row is dead-lettered only if it was refused alone (or as the last row of the shortest refused prefix), then the
@@ -12,7 +14,7 @@
 //!   each row is tried alone, which finds all that fail alone. Rows that violate a constraint only together are located up to
 //!   [`TOGETHER_MAX`]; beyond that the flusher divides the batch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Range;
 
@@ -27,6 +29,7 @@ use crate::batch::Batch;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
 use crate::protocol::cursor::{CursorMismatch, on_cursor_mismatch};
+use crate::protocol::requests::{decide, new_rows, requests};
 use crate::protocol::rows::{Row, Rows, rows, rows_without};
 use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::volume_counter::Counter;
@@ -108,6 +111,8 @@ pub(crate) async fn dead_letter<S: FlushStatements>(
 /// What became of a transaction.
 enum Attempt {
     Committed(Flushed),
+    /// Rolled back: other records of the batch are repeated than was known.
+    OthersRepeated,
     /// Rolled back: the table took none of the batch's rows, and it is not known whether it takes others. About the last
     /// of them.
     NothingTaken {
@@ -121,7 +126,11 @@ struct Flush<'f, S> {
     lane: &'f mut Lane,
     session: &'f mut S,
     batch: &'f Batch,
-    /// The rows that will be dead letters, by index.
+    /// The frames that repeat a request, and how many of their records are stored.
+    repeated_frames: BTreeMap<u64, u64>,
+    /// The indexes of the rows of these records, ascending.
+    repeated: Vec<usize>,
+    /// The rows that will be dead letters, by index. None of them is repeated.
     refused: Vec<LeftOut>,
     /// How many of them were located one by one.
     located: usize,
@@ -146,13 +155,26 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
     fn new(lane: &'f mut Lane, session: &'f mut S, batch: &'f Batch) -> Self {
         lane.exact = lane.exact.saturating_sub(1);
         let how = if lane.exact > 0 { How::Exact } else { How::Fast };
-        Self { lane, session, batch, refused: Vec::new(), located: 0, probed: false, checked: false, ended: 0, how }
+        Self {
+            lane,
+            session,
+            batch,
+            repeated_frames: BTreeMap::new(),
+            repeated: Vec::new(),
+            refused: Vec::new(),
+            located: 0,
+            probed: false,
+            checked: false,
+            ended: 0,
+            how,
+        }
     }
 
     async fn run(mut self) -> Result<Flushed, StoreError> {
         loop {
             match self.attempt().await {
                 Ok(Attempt::Committed(flushed)) => return Ok(flushed),
+                Ok(Attempt::OthersRepeated) => {}
                 Ok(Attempt::NothingTaken { rejection, ts_us }) => {
                     self.check(&rejection, ts_us).await?;
                     self.checked = true;
@@ -175,13 +197,14 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
     }
 
     fn step(&self) -> Step<'f> {
-        let dead = self.refused.len() as u64;
+        let (dead, repeated) = (self.refused.len() as u64, self.repeated.len() as u64);
         Step {
             writer: self.lane.writer,
             epoch: self.lane.epoch,
             lane_id: self.lane.row.lane_id,
             batch: self.batch,
-            rows: self.batch.records() - dead,
+            rows: self.batch.records() - dead - repeated,
+            repeated,
             dead,
         }
     }
@@ -194,9 +217,13 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         if cursor_first && !self.move_cursor(&step).await? {
             return Ok(Attempt::Committed(self.resolve_mismatch().await?));
         }
+        if self.others_repeated(&step).await? {
+            self.session.rollback().await?;
+            return Ok(Attempt::OthersRepeated);
+        }
         kill_point("store.copy.before");
         let mut volume = Counter::default();
-        let skip: Vec<usize> = self.refused.iter().map(|left| left.index).collect();
+        let skip = self.left_out();
         let mut left_out = Vec::new();
         if step.rows > 0 {
             let rows = rows_without(batch, step.lane_id, &skip);
@@ -220,8 +247,11 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
             return Ok(Attempt::NothingTaken { rejection, ts_us: last.map_or(0, |row| row.record.ts_us) });
         }
         let left_out = self.in_batch(left_out);
-        let flushed =
-            Flushed { rows: step.rows - left_out.len() as u64, dead_lettered: step.dead + left_out.len() as u64 };
+        let flushed = Flushed {
+            rows: step.rows - left_out.len() as u64,
+            dead_lettered: step.dead + left_out.len() as u64,
+            repeated: step.repeated,
+        };
         if !left_out.is_empty() {
             self.session.recount(&step, left_out.len() as u64).await?;
         }
@@ -258,6 +288,42 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         Ok(moved)
     }
 
+    /// Looks up and remembers the requests of the batch. Returns whether other records are repeated than was known; if not,
+    /// counts them.
+    async fn others_repeated(&mut self, step: &Step<'_>) -> Result<bool, StoreError> {
+        let requests = requests(self.batch);
+        if requests.is_empty() || armed("mutation.no_key_lookup") {
+            return Ok(false);
+        }
+        let known = self.session.claim_keys(&new_rows(step.lane_id, &requests)).await?;
+        let decision = decide(step.lane_id, &requests, &known);
+        if decision.repeated == self.repeated_frames {
+            if !decision.changed.is_empty() {
+                self.session.update_keys(&decision.changed).await?;
+            }
+            kill_point("store.keys.after");
+            if step.repeated > 0 {
+                self.session.count_repeated(step).await?;
+            }
+            return Ok(false);
+        }
+        let is_repeated = |(_, row): &(usize, Row<'_>)| {
+            decision.repeated.get(&row.seq).is_some_and(|stored| u64::from(row.row) < *stored)
+        };
+        self.repeated =
+            rows(self.batch, step.lane_id).enumerate().filter(is_repeated).map(|(index, _)| index).collect();
+        self.refused.retain(|left| self.repeated.binary_search(&left.index).is_err());
+        self.repeated_frames = decision.repeated;
+        Ok(true)
+    }
+
+    /// The indexes of the rows that are not inserted, ascending.
+    fn left_out(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = self.refused.iter().map(|left| left.index).chain(self.repeated.clone()).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// Finds out why the compare-and-set matched no row.
     async fn resolve_mismatch(&mut self) -> Result<Flushed, StoreError> {
         let (writer, mine, batch) = (self.lane.writer, self.lane.epoch, self.batch);
@@ -272,6 +338,7 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
                 Ok(Flushed {
                     rows: row.rows.saturating_sub(before.rows),
                     dead_lettered: row.dead_lettered.saturating_sub(before.dead_lettered),
+                    repeated: row.repeated.saturating_sub(before.repeated),
                 })
             }
             (CursorMismatch::Moved, Some(row)) => {
@@ -296,12 +363,13 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
             return Ok(());
         }
         Err(StoreError::Systemic(format!(
-            "lane {}: inconsistent counts, rolled back: with this batch ({} rows, {} dead letters, {} lost, frames after \
-             {} to {}) the database would account for {accounted} records at frame {seq}; the journal has {} at frame {}. \
+            "lane {}: inconsistent counts, rolled back: with this batch ({} rows, {} dead letters, {} repeated, {} lost, \
+             frames after {} to {}) the database would account for {accounted} records at frame {seq}; the journal has {} at frame {}. \
              Nothing but logweir may change table logweir_lane: undo that, or restore the database",
             batch.lane,
             flushed.rows,
             flushed.dead_lettered,
+            flushed.repeated,
             batch.lost(),
             batch.from_seq,
             batch.to_seq(),
@@ -315,12 +383,16 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
         (row.last_seq, row.digest) = (batch.to_seq(), batch.digest());
         row.rows += flushed.rows;
         row.dead_lettered += flushed.dead_lettered;
+        row.inherited += flushed.repeated;
+        row.repeated += flushed.repeated;
         row.lost += batch.lost();
         let mut index = batch.records();
-        let mut dead_indexes = dead.iter().rev().map(|left| left.index as u64).peekable();
+        let mut left_out: Vec<usize> = dead.iter().map(|left| left.index).chain(self.repeated.clone()).collect();
+        left_out.sort_unstable();
+        let mut left_out = left_out.iter().rev().map(|index| *index as u64).peekable();
         let mut accepted = batch.records_backwards().filter(|_| {
             index -= 1;
-            dead_indexes.next_if_eq(&index).is_none()
+            left_out.next_if_eq(&index).is_none()
         });
         if let Some(record) = accepted.next() {
             self.lane.last_taken.keep(&record);
@@ -330,17 +402,18 @@ impl<'f, S: FlushStatements> Flush<'f, S> {
 
     /// Converts indexes among the rows that were sent into indexes in the batch.
     fn in_batch(&self, found: Vec<LeftOut>) -> Vec<LeftOut> {
-        if found.is_empty() || self.refused.is_empty() {
+        if found.is_empty() || (self.refused.is_empty() && self.repeated.is_empty()) {
             return found;
         }
         let sent = self.sent();
         found.into_iter().map(|left| LeftOut { index: sent[left.index], ..left }).collect()
     }
 
-    /// The indexes of the rows that are not refused yet.
+    /// The indexes of the rows that are neither repeated nor refused yet.
     fn sent(&self) -> Vec<usize> {
         let is_refused = |index: &usize| self.refused.binary_search_by_key(index, |left| left.index).is_ok();
-        (0..self.records()).filter(|index| !is_refused(index)).collect()
+        let is_repeated = |index: &usize| self.repeated.binary_search(index).is_ok();
+        (0..self.records()).filter(|index| !is_refused(index) && !is_repeated(index)).collect()
     }
 
     /// Finds the row that was refused (or all such rows), or sends the batch again if it is taken now.

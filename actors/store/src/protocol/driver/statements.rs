@@ -10,6 +10,7 @@ use crate::batch::Batch;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{LaneRow, LaneStart};
 use crate::lease::Claim;
+use crate::protocol::requests::KeyRow;
 use crate::protocol::rows::{Row, Rows};
 use crate::protocol::sample::Sample;
 use crate::protocol::takeover::{LaneAt, Owner};
@@ -78,6 +79,8 @@ pub(crate) struct Step<'a> {
     pub(crate) batch: &'a Batch,
     /// Rows to be inserted.
     pub(crate) rows: u64,
+    /// Records that another frame with the same request has stored: the lane accounts for them as inherited.
+    pub(crate) repeated: u64,
     /// Records to be dead-lettered.
     pub(crate) dead: u64,
 }
@@ -109,6 +112,16 @@ pub(crate) trait FlushStatements: Transaction {
     /// Moves the cursor and the counters if epoch, cursor, number of accounted records and `lane_id` are the expected
     /// ones and, for a batch that begins inside of a frame, if the digest is that frame's. Returns whether it did.
     async fn move_cursor(&mut self, step: &Step<'_>) -> Result<bool, StoreError>;
+
+    /// Inserts `rows`, which are in the order of their keys, unless their keys are known. Returns the rows of all keys,
+    /// locked until the end of the transaction; none if the database cannot remember requests yet.
+    async fn claim_keys(&mut self, rows: &[KeyRow]) -> Result<Vec<KeyRow>, StoreError>;
+
+    /// Writes rows that [`claim_keys`](Self::claim_keys) has locked.
+    async fn update_keys(&mut self, rows: &[KeyRow]) -> Result<(), StoreError>;
+
+    /// Counts [`Step::repeated`] records of the current step.
+    async fn count_repeated(&mut self, step: &Step<'_>) -> Result<(), StoreError>;
 
     /// Inserts `rows`, and counts those that were inserted in `volume`. Returns the rows that it left out although the
     /// transaction can go on.

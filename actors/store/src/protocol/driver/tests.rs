@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use logweir_engine::journal::LaneId;
+use logweir_engine::journal::{DedupKey, DedupKind, LaneId};
 use logweir_record::chunk::Chunk;
 use logweir_record::record::{Record, Severity};
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use super::statements::{FlushStatements, How, LeftOut, Letter, Purpose, Refused,
 use crate::batch::{Batch, BatchFrame};
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow, Position};
+use crate::protocol::requests::{KeyRow, RequestKey};
 use crate::protocol::rows::Rows;
 use crate::protocol::sample::{LastTaken, Sample};
 use crate::protocol::takeover::Owner;
@@ -29,6 +30,7 @@ struct Tables {
     rows: BTreeMap<i64, String>,
     letters: BTreeMap<i64, (String, String)>,
     volume: i64,
+    keys: BTreeMap<RequestKey, KeyRow>,
 }
 
 /// A session on tables in memory.
@@ -124,6 +126,27 @@ impl FlushStatements for Memory {
         Ok(true)
     }
 
+    async fn claim_keys(&mut self, rows: &[KeyRow]) -> Result<Vec<KeyRow>, StoreError> {
+        self.cut()?;
+        assert!(rows.is_sorted_by(|one, two| one.key < two.key), "locked in order");
+        let keys = &mut self.open().keys;
+        Ok(rows.iter().map(|row| *keys.entry(row.key).or_insert(*row)).collect())
+    }
+
+    async fn update_keys(&mut self, rows: &[KeyRow]) -> Result<(), StoreError> {
+        self.cut()?;
+        let keys = &mut self.open().keys;
+        rows.iter().for_each(|row| assert!(keys.insert(row.key, *row).is_some(), "it was claimed"));
+        Ok(())
+    }
+
+    async fn count_repeated(&mut self, step: &Step<'_>) -> Result<(), StoreError> {
+        self.cut()?;
+        let row = &mut self.open().lane;
+        (row.inherited, row.repeated) = (row.inherited + step.repeated, row.repeated + step.repeated);
+        Ok(())
+    }
+
     /// Refuses `bad …` with an error that names no row, and drops `noise …`.
     async fn insert<'a>(
         &mut self,
@@ -211,7 +234,13 @@ fn frames(messages: &[&[&str]]) -> Vec<BatchFrame> {
         let mut chunk = Chunk::with_capacity(0, 0, 0);
         messages.iter().for_each(|message| chunk.push(record(message)));
         lane_records += messages.len() as u64;
-        BatchFrame { seq, lane_records, payload_crc: u32::try_from(seq).unwrap(), chunk: Arc::new(chunk) }
+        BatchFrame {
+            seq,
+            lane_records,
+            payload_crc: u32::try_from(seq).unwrap(),
+            dedup_key: None,
+            chunk: Arc::new(chunk),
+        }
     };
     (1..).zip(messages).map(frame).collect()
 }
@@ -346,6 +375,49 @@ fn a_table_that_refuses_everything_for_a_while_makes_no_dead_letter_of_a_good_re
                 }
             }
             assert_all(&memory, 9);
+        }
+    }
+}
+
+/// Frame 1 has been stored by another process, frame 3 repeats frame 2, frame 4 has frame 2's key with another body, and
+/// of frame 5 another process has stored the first two records: in any division, cut off at any statement.
+#[test]
+fn repeated_requests_are_accounted_for_and_not_stored() {
+    let mut frames =
+        frames(&[&["a", "bad 1"], &["b", "bad 2", "c"], &["b", "bad 2", "c"], &["d", "noise"], &["x", "bad", "e"]]);
+    let request = |key: u8, body| DedupKey { key: [key; 16], kind: DedupKind::Request { body: Some(body) } };
+    let keys = [request(1, 1), request(2, 2), request(2, 2), request(2, 3), request(5, 5)];
+    for (frame, key) in frames.iter_mut().zip(keys) {
+        frame.dedup_key = Some(key);
+    }
+    let stored = |key: u8, records, stored| {
+        let mut bytes = [key; 24];
+        bytes[16..].copy_from_slice(&u64::from(key).to_be_bytes());
+        (bytes, KeyRow { key: bytes, lane_id: 9, seq: 77, records, stored })
+    };
+    for division in 0..1_u32 << 12 {
+        let ends: Vec<u64> = (1..=12).filter(|end| division & 1 << (end - 1) != 0).chain([13]).collect();
+        for fails_after in (0..60).step_by(if division % 128 == 0 { 1 } else { 17 }) {
+            let mut memory = Memory::new(3);
+            memory.tables.keys = [stored(1, 2, 2), stored(5, 3, 2)].into();
+            let mut known = lane(&memory);
+            let mut from = 0;
+            for &to in &ends {
+                let batch = batch(&frames, from, to);
+                memory.fails_after = Some(fails_after);
+                let first = now(flush(&mut known, &mut memory, &batch));
+                (memory.fails_after, memory.open) = (None, None);
+                if first.is_err() {
+                    now(flush(&mut known, &mut memory, &batch)).unwrap();
+                }
+                assert_eq!(known.row, memory.tables.lane);
+                from = to;
+            }
+            let Tables { lane, rows, letters, keys, .. } = &memory.tables;
+            assert_eq!((lane.rows, lane.dead_lettered, lane.repeated, lane.inherited), (4, 2, 7, 7), "{ends:?}");
+            assert_eq!(rows.values().collect::<Vec<_>>(), ["b", "c", "d", "e"]);
+            assert_eq!(letters.len(), 2);
+            assert!(keys.len() == 4 && keys.values().all(|row| row.stored == row.records), "{keys:?}");
         }
     }
 }
