@@ -10,8 +10,11 @@ use serde_json::Value;
 
 use crate::ledger::{Key, Ledger, Outcome, Post, write_line};
 
+/// Default time limit, so long that no slow machine reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Time limit for the retries of a post with a key.
-const RESEND_FOR: Duration = Duration::from_secs(60);
+const RESEND_FOR: Duration = PATIENCE;
 
 /// What the clients send.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +133,7 @@ impl<'a> Client<'a> {
     /// Creates a new client.
     #[must_use]
     pub fn new(ledger: &'a Ledger, to: SocketAddr) -> Self {
-        Self { ledger, agent: agent(Duration::from_secs(30)), to, id: ledger.new_client(), next: 0 }
+        Self { ledger, agent: agent(Duration::from_secs(60)), to, id: ledger.new_client(), next: 0 }
     }
 
     /// Key of the next record.

@@ -14,12 +14,10 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use serde_json::Value;
 
-use crate::client::{Answer, agent, get, get_as, post_body};
+use crate::client::{Answer, PATIENCE, agent, get, get_as, post_body};
 
 /// Polling interval.
 const LOOK: Duration = Duration::from_millis(5);
-/// Time that a program has to print its version, also on a busy machine.
-const QUICK: Duration = Duration::from_secs(60);
 
 /// Path of the `logweir` binary with kill points; built once per test process.
 ///
@@ -35,7 +33,7 @@ pub fn binary() -> &'static Path {
 
 /// Without kill points, the tests that kill the program or give it a bug would wait until they time out.
 fn with_faults(program: PathBuf) -> PathBuf {
-    let version = run_command(command_of(&program, Vec::<(String, String)>::new(), "", &["--version"]), QUICK);
+    let version = run_command(command_of(&program, Vec::<(String, String)>::new(), "", &["--version"]), PATIENCE);
     let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
     assert!(
         has_faults(&version),
@@ -263,7 +261,7 @@ impl Server {
             .stderr(file)
             .spawn()
             .expect("the binary starts");
-        let agent = agent(Duration::from_secs(10));
+        let agent = agent(Duration::from_secs(60));
         Self { child, agent, http, admin, log, exit: None }
     }
 
@@ -279,9 +277,9 @@ impl Server {
     /// The process exited.
     ///
     /// # Panics
-    /// On timeout after a minute.
+    /// On timeout.
     pub fn ready(&mut self) -> Result<(), Exit> {
-        self.until("ready", Duration::from_secs(60), |server| {
+        self.until("ready", PATIENCE, |server| {
             ["/startupz", "/readyz"].iter().all(|path| server.admin(path).is_some_and(|answer| answer.status == 200))
         })
     }
@@ -388,7 +386,7 @@ impl Server {
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
         };
         let tasks = || std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process has threads");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         while !tasks().flatten().all(is_stopped) {
             assert!(Instant::now() < deadline, "the process does not stop");
             std::thread::sleep(Duration::from_millis(1));
@@ -398,7 +396,7 @@ impl Server {
     /// Sends SIGKILL and waits for the exit.
     pub fn kill(&mut self) -> Exit {
         self.signal(libc::SIGKILL);
-        self.wait(Duration::from_secs(30))
+        self.wait(PATIENCE)
     }
 
     /// Returns the exit status if it has exited.

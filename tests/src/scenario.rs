@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::accounting::{Totals, memory_bound};
+pub use crate::client::PATIENCE;
 use crate::client::{Client, Load, Running};
 use crate::ledger::{Key, Ledger, Outcome};
 use crate::oracle::{Contents, Violation, examine_damaged};
@@ -20,9 +21,6 @@ use crate::proxy::Proxy;
 use crate::store::Store;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-
-/// Default time limit, generous enough for a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The smallest segment size that the configuration allows: it fits one frame with the largest payload.
 pub const SEGMENT_BYTES: u64 = 17 << 20;
@@ -263,9 +261,9 @@ impl Scenario {
     /// As [`Scenario::wait`], for large amounts of data that can take minutes.
     ///
     /// # Panics
-    /// On timeout after 15 minutes.
+    /// On timeout.
     pub fn wait_long(&self, what: &str, holds: impl FnMut(&Self) -> bool) {
-        self.wait_within(what, PATIENCE * 15, holds);
+        self.wait_within(what, PATIENCE * 5, holds);
     }
 
     /// As [`Scenario::wait`], with a time limit.

@@ -69,18 +69,17 @@ fn kill_at_random_moments(s: &mut Scenario, kills: u32) {
     let load = s.load(Load::default());
     for kill in 0..kills {
         // Every third server is killed during startup, the others under load.
-        if kill % 3 != 0 {
+        if kill % 3 == 0 {
+            std::thread::sleep(Duration::from_millis(s.random.random_range(0..350)));
+        } else {
             s.server().ready().expect("the server becomes ready");
+            let records = s.random.random_range(0..300);
+            s.acknowledged(records);
         }
-        std::thread::sleep(Duration::from_millis(s.random.random_range(0..350)));
         s.server().kill();
         s.launch("");
     }
     load.stop();
-    assert!(
-        s.ledger.records(Outcome::Acknowledged) > u64::from(kills) * 20,
-        "too little traffic for a meaningful test"
-    );
     s.assert_contract();
 }
 

@@ -12,7 +12,7 @@ use logweir_tests::scenario::{PATIENCE, Scenario, copy_volume, on_sqlite};
 
 /// After some groups of frames, the disk does not answer, for good or for a while.
 const HANGS: &str = "journal.fsync.before=4*off->pause";
-const HANGS_FOR_A_WHILE: &str = "journal.fsync.before=4*off->1*sleep(8000)->off";
+const HANGS_FOR_A_WHILE: &str = "journal.fsync.before=4*off->1*sleep(20000)->off";
 
 /// The reasons of `/readyz`; `None` while it is ready, or without a response.
 fn unready(server: &Server) -> Option<Vec<String>> {
@@ -34,9 +34,14 @@ fn start_and_hang(s: &mut Scenario, faults: &str) {
     let one = Load { records: 1, ..Load::default() };
     assert_eq!(s.server().metric("logweir_journal_oldest_append_age_seconds", ""), 0.0);
     // A post is one group or two: the first frame of a segment may have one of its own.
-    let answer = (0..20).find_map(|_| client.send(one).filter(|answer| answer.status != 200)).expect("it hangs");
+    let mut refused = None;
+    let hangs = |server: &Server| {
+        refused = client.send(one).filter(|answer| answer.status != 200).or(refused.take());
+        names_the_disk(server)
+    };
+    s.server().until("not ready", PATIENCE, hangs).expect("the server keeps running");
+    let answer = refused.expect("no post is acknowledged while the disk does not answer");
     assert!(answer.status == 503 && answer.body.contains("ack_timeout"), "{}", answer.body);
-    s.server().until("not ready", PATIENCE, names_the_disk).expect("the server keeps running");
 }
 
 #[test]
@@ -65,7 +70,7 @@ fn sigterm_ends_a_process_whose_disk_never_answers() {
         s.set("shutdown.deadline_ms", "3s");
         start_and_hang(s, HANGS);
         s.server().signal(libc::SIGTERM);
-        let exit = s.server().wait(Duration::from_secs(30));
+        let exit = s.server().wait(PATIENCE);
         let log = s.server().log_text();
         assert_eq!(exit.code(), Some(74), "{log}");
         assert!(log.contains("cannot seal the journal"), "{log}");

@@ -8,19 +8,19 @@ use logweir_tests::oracle::Violation;
 use logweir_tests::proxy::AtCommit;
 use logweir_tests::scenario::{PATIENCE, behind_proxy, on_postgres, on_sqlite};
 
-/// Number of attempts per mutation, since some bugs show only with certain timing.
-const ATTEMPTS: u32 = 5;
+/// Number of attempts per mutation, since some bugs show only with certain timing: each attempt gives it more time.
+const ATTEMPTS: u32 = 6;
 
 /// Runs the scenario without the mutation, which must pass, and with it, which must cause a violation that `catches`
 /// accepts.
-fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str) -> Vec<Violation>) {
+fn caught(mutation: &str, catches: fn(&Violation) -> bool, tell: impl Fn(&str, u32) -> Vec<Violation>) {
     harmless("", &tell);
-    let seen = (0..ATTEMPTS).any(|_| tell(mutation).iter().any(catches));
+    let seen = (0..ATTEMPTS).any(|attempt| tell(mutation, 1 << attempt).iter().any(catches));
     assert!(seen, "{mutation} was not detected in {ATTEMPTS} attempts");
 }
 
-fn harmless(mutation: &str, tell: impl Fn(&str) -> Vec<Violation>) {
-    let found = tell(mutation);
+fn harmless(mutation: &str, tell: impl Fn(&str, u32) -> Vec<Violation>) {
+    let found = tell(mutation, 1);
     assert!(found.is_empty(), "with {mutation:?}: {found:?}");
 }
 
@@ -43,13 +43,13 @@ fn the_compare_and_set_and_the_guard_each_suffice_alone() {
     harmless("mutation.no_guard=return", late_commits);
 }
 
-fn late_commits(faults: &str) -> Vec<Violation> {
+fn late_commits(faults: &str, times: u32) -> Vec<Violation> {
     let mut found = Vec::new();
     behind_proxy("late commits", |s| {
         s.start_with(faults);
         let load = s.load(Load::default());
         s.stored();
-        s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1)), 3);
+        s.proxy().cut_at_commit(AtCommit::Late(Duration::from_secs(1) * times), 3);
         s.wait("three late commits", |s| s.proxy().commits_cut() == 3);
         load.stop();
         found = s.findings();
@@ -62,7 +62,7 @@ fn moving_the_cursor_outside_the_transaction_is_detected_by_a_kill() {
     caught(
         "mutation.cursor_outside_tx=return",
         |found| is_doubled(found) || is_lost(found),
-        |faults| {
+        |faults, _| {
             let mut found = Vec::new();
             on_postgres("kill at commit", |s| {
                 let load = s.load(Load::default());
@@ -103,14 +103,14 @@ fn cannot_cut_power() -> bool {
 
 /// The journal's disk loses power under load, while the database accepts nothing. Each fsync is delayed, which widens
 /// the window for a premature acknowledgment.
-fn power_cut(faults: &str) -> Vec<Violation> {
+fn power_cut(faults: &str, times: u32) -> Vec<Violation> {
     let mut found = Vec::new();
     on_sqlite("power cut", |s| {
         let disk = Disk::ext4(&s.dir.join("volume"), 256 << 20);
         s.set("data_dir", disk.path().join("data").display());
         s.start();
         let lock = s.lock_store();
-        s.start_with(&format!("{faults};journal.fsync.before=sleep(300)"));
+        s.start_with(&format!("{faults};journal.fsync.before=sleep({})", 300 * times));
         let load = s.load(Load { records: 200, ..Load::default() });
         s.acknowledged(3000);
         disk.power_off();

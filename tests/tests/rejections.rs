@@ -183,14 +183,14 @@ fn a_spell_in_which_every_row_is_refused_stops_the_lane_and_dead_letters_nothing
 #[test]
 fn a_lane_that_was_stopped_gets_ahead_although_each_transaction_takes_long() {
     on_postgres("long transactions", |s| {
-        s.set("database.statement_timeout_ms", 1000);
+        s.set("database.statement_timeout_ms", 5000);
         start(s, "BEGIN RAISE EXCEPTION 'no rows today'; END", EACH_ROW);
         send(s, 400);
         let stopped = |server: &Server| server.status()["lanes"][0]["store"]["state"] == "stopped";
         s.server().until("the lane is stopped", PATIENCE, stopped).expect("it keeps running");
         // Nothing is refused any more. More than a quarter of the time limit is needed, however few the records are.
         s.postgres().execute("DROP TRIGGER refuse ON logs");
-        refuse(s, "BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END", "AFTER INSERT ON logs FOR EACH STATEMENT");
+        refuse(s, "BEGIN PERFORM pg_sleep(1.4); RETURN NULL; END", "AFTER INSERT ON logs FOR EACH STATEMENT");
         s.wait("all is stored", |s| s.store.count() == Ok(401));
         s.assert_contract();
         assert!(dead_letters(s).is_empty(), "{:?}", dead_letters(s));

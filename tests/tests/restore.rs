@@ -119,7 +119,7 @@ fn a_copy_of_which_a_part_of_a_frame_is_stored_continues_inside_of_that_frame() 
         s.postgres().execute(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
              IF (SELECT count(*) > 8 FROM new_rows) THEN RAISE EXCEPTION 'too much' USING ERRCODE = '54000'; END IF; \
-             PERFORM pg_sleep(0.1); RETURN NULL; END $$; \
+             PERFORM pg_sleep(0.5); RETURN NULL; END $$; \
              CREATE TRIGGER refuse AFTER INSERT ON logs REFERENCING NEW TABLE AS new_rows \
              FOR EACH STATEMENT EXECUTE FUNCTION refuse()",
         );
