@@ -114,7 +114,7 @@ fn a_permit_returned_by_another_thread_wakes_the_waiter() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             for _ in 0..TAKES {
-                let taken = tokio::time::timeout(Duration::from_secs(5), semaphore.acquire(1)).await;
+                let taken = tokio::time::timeout(Duration::from_secs(120), semaphore.acquire(1)).await;
                 drop(taken.expect("no wake-up is lost"));
             }
         });

@@ -16,10 +16,11 @@ use thirtyfour::error::WebDriverResult;
 use thirtyfour::{By, ChromeCapabilities, WebDriver, WebElement};
 use tokio::runtime::Runtime;
 
+use crate::client::PATIENCE;
 use crate::process::free_addr;
 
 /// How long to wait for an expected state; generous, for slow machines.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = PATIENCE;
 
 /// Polling interval.
 const POLL: Duration = Duration::from_millis(25);

@@ -12,7 +12,7 @@ use crate::process::free_addr;
 use crate::store::Store;
 
 /// Time limit of its console.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A running PgBouncer; stopped on drop.
 pub struct Pooler {

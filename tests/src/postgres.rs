@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
 
+use crate::client::PATIENCE;
 use crate::process::free_addr;
 use crate::store::Store;
-
-const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Options of a private server.
 #[derive(Clone, Debug, Default)]
@@ -215,7 +214,7 @@ impl Server {
         command.arg("-D").arg(self.data()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = spawn_tied(command).expect("postgres runs");
         *self.process() = Some(child);
-        let deadline = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let ready = command_is_ready(self.port);
             if ready {
@@ -357,7 +356,7 @@ impl Server {
         ] {
             admin.batch_execute(sql).await.expect(sql);
         }
-        let deadline = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let probe = connect(&self.url("postgres")).await;
             let row = probe.query_one("SHOW default_transaction_read_only", &[]).await.expect("SHOW");
@@ -406,12 +405,12 @@ fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// Polls `condition` for up to ten seconds.
+/// Polls `condition`.
 ///
 /// # Panics
 /// On timeout.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::sleep(Duration::from_millis(5));

@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{self as unix, UnixListener};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -174,18 +176,28 @@ pub fn run_command(mut command: Command, within: Duration) -> Output {
     output
 }
 
-/// Returns a free port outside the kernel's range for outgoing connections: otherwise, between the end of a process and
-/// the start of the next, a client that connects to the port could connect to itself.
+/// Returns a free port that no other call returns, in this process or another one, as long as this process runs.
+///
+/// It is outside the kernel's range for outgoing connections: otherwise, between the end of a process and the start of
+/// the next, a client that connects to the port could connect to itself.
+///
+/// # Panics
+/// If this process has no file descriptors left.
 #[must_use]
 pub fn free_addr() -> SocketAddr {
-    static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
-    let mut taken = TAKEN.lock().expect("the lock is not poisoned");
+    // A socket of the port's name in the abstract namespace is the claim: the kernel ends it with the process.
+    static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     loop {
         let port = rand::rng().random_range(10_000..32_000);
+        let name = unix::SocketAddr::from_abstract_name(format!("logweir-tests/{port}")).expect("a short name");
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if !taken.contains(&port) && TcpListener::bind(addr).is_ok() {
-            taken.push(port);
-            return addr;
+        match UnixListener::bind_addr(&name) {
+            Ok(claim) if TcpListener::bind(addr).is_ok() => {
+                CLAIMS.lock().expect("the lock is not poisoned").push(claim);
+                return addr;
+            }
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{error}"),
         }
     }
 }

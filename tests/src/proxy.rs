@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::client::PATIENCE;
+
 /// How bytes are forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -190,7 +192,7 @@ impl Shared {
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let connect = || -> io::Result<_> {
             client.set_nonblocking(false)?;
-            let server = TcpStream::connect_timeout(&self.target(), Duration::from_secs(1))?;
+            let server = TcpStream::connect_timeout(&self.target(), PATIENCE)?;
             for stream in [&client, &server] {
                 stream.set_nodelay(true)?;
             }
@@ -393,7 +395,7 @@ mod tests {
     }
 
     fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(bytes)?;
         let mut answer = vec![0; bytes.len()];
         stream.read_exact(&mut answer)?;

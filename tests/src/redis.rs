@@ -1,7 +1,7 @@
 //! A private redis-server on a free loopback port with its own directory, deleted on drop.
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::client::PATIENCE;
+use crate::process::free_addr;
+
 const PORT_ATTEMPTS: u32 = 5;
 
 /// A running, frozen or killed redis-server.
@@ -41,7 +43,7 @@ impl Redis {
     #[must_use]
     pub fn start_sentinel(port: u16, quorum: u32) -> Self {
         let watched = format!(
-            "sentinel monitor main 127.0.0.1 {port} {quorum}\nsentinel down-after-milliseconds main 500\n\
+            "sentinel monitor main 127.0.0.1 {port} {quorum}\nsentinel down-after-milliseconds main 2000\n\
              sentinel failover-timeout main 2000\n"
         );
         Self::start_in(tempfile::tempdir().expect("a temporary directory"), &[], false, Some(watched))
@@ -62,13 +64,13 @@ impl Redis {
         Self::start_in(dir, &["--tls-auth-clients", "no"], true, None)
     }
 
-    /// Another process may take the free port first; then another port is tried.
+    /// Another program may take the free port first; then another port is tried.
     fn start_in(dir: TempDir, options: &[&str], tls: bool, watched: Option<String>) -> Self {
         std::fs::create_dir_all(dir.path().join("data")).expect("the data directory");
         let options = options.iter().map(ToString::to_string).collect();
         let mut redis = Self { dir, port: 0, options, tls, watched, child: None };
         for _ in 0..PORT_ATTEMPTS {
-            redis.port = free_port();
+            redis.port = free_addr().port();
             redis.spawn();
             if redis.becomes_ready() {
                 return redis;
@@ -197,7 +199,7 @@ impl Redis {
 
     /// Polls until it responds; returns `false` if it exited instead.
     fn becomes_ready(&mut self) -> bool {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             let ended = self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()));
             if ended {
@@ -273,13 +275,6 @@ impl Authority {
         let mut file = std::fs::File::create(path).expect("a file for the certificate");
         file.write_all(self.0.pem().as_bytes()).expect("the certificate can be written");
     }
-}
-
-/// Returns a free loopback port.
-#[must_use]
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
-    listener.local_addr().expect("its address").port()
 }
 
 /// Opens an idle connection, like a client that occupies a slot.

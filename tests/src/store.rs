@@ -1,12 +1,12 @@
 //! Reads the log store directly, bypassing logweir's code.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
+use crate::client::PATIENCE;
 use crate::oracle::{Contents, LaneTotals, Stored};
 
 /// A log store.
@@ -92,7 +92,7 @@ fn lane(row: Row) -> Result<LaneTotals, String> {
 
 fn sqlite_rows(path: &PathBuf, sql: &str) -> rusqlite::Result<Vec<Row>> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.busy_timeout(Duration::from_secs(30))?;
+    connection.busy_timeout(PATIENCE)?;
     let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
     let text = |value: rusqlite::types::Value| match value {

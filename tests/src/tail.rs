@@ -3,9 +3,11 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
+
+use crate::client::PATIENCE;
 
 /// An event.
 #[derive(Clone, Debug, Default)]
@@ -32,8 +34,7 @@ impl Tail {
     /// If the request is rejected.
     #[must_use]
     pub fn open(addr: SocketAddr, query: &str, token: Option<&str>) -> Self {
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().timeout_connect(Some(Duration::from_secs(10))).build().into();
+        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_connect(Some(PATIENCE)).build().into();
         let mut request = agent.get(format!("http://{addr}/api/v1/tail?{query}"));
         if let Some(token) = token {
             request = request.header("last-event-id", token);
@@ -65,7 +66,7 @@ impl Tail {
     /// # Panics
     /// On timeout, or if the stream ends first.
     pub fn until(&mut self, what: &str, mut enough: impl FnMut(&[Event]) -> bool) {
-        let deadline = Instant::now() + crate::scenario::PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         while !enough(&self.seen) {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) => self.seen.push(event),
@@ -80,7 +81,7 @@ impl Tail {
     /// On timeout.
     pub fn to_end(&mut self) {
         loop {
-            match self.events.recv_timeout(crate::scenario::PATIENCE) {
+            match self.events.recv_timeout(PATIENCE) {
                 Ok(event) => self.seen.push(event),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => panic!("the stream does not end"),

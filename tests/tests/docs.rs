@@ -33,7 +33,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 /// Time that one block may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Records that a server has before the blocks of its document are run, so that queries have results.
 const SAMPLES: &str = r#"{"level":"error","service":"checkout","host":"web-1","msg":"card declined","order":4711}
@@ -447,7 +447,7 @@ impl Place {
 
     /// Starts a server with the sample records, unless one runs.
     fn serve(&mut self, environment: &[(&str, &str)]) -> Result<(), String> {
-        let quick = agent(Duration::from_secs(10));
+        let quick = agent(Duration::from_secs(60));
         let ready = format!("http://127.0.0.1:{}/readyz", self.admin);
         let is_ready = || get(&quick, &ready).is_ok_and(|answer| answer.status == 200);
         if self.server.is_some() || is_ready() {
@@ -469,7 +469,7 @@ impl Place {
     }
 
     fn wait(&self, what: &str, log: &Path, holds: impl Fn() -> bool) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         while !holds() {
             if Instant::now() > deadline {
                 return Err(format!("timed out waiting for {what}: {}", fs::read_to_string(log).unwrap_or_default()));
@@ -481,7 +481,7 @@ impl Place {
 
     fn post(&self, path: &str, kind: &str, body: &[u8], headers: &[(&str, &str)]) -> Result<(), String> {
         let url = if path.starts_with("http") { path.to_owned() } else { self.url(path) };
-        let mut request = agent(Duration::from_secs(20)).post(&url).header("content-type", kind);
+        let mut request = agent(PATIENCE).post(&url).header("content-type", kind);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -559,8 +559,8 @@ impl Place {
 
     /// Waits until a query finds a record with these fields.
     fn arrives(&self, query: &str, fields: &[(&str, &str)]) -> Result<(), String> {
-        let http = agent(Duration::from_secs(10));
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let http = agent(PATIENCE);
+        let deadline = Instant::now() + PATIENCE;
         let mut last = Value::Null;
         while Instant::now() < deadline {
             let url = self.url("/api/v1/query");
@@ -1027,8 +1027,7 @@ impl Shipper {
                     }
                     _ => quoted(text, "hosts")?,
                 };
-                let hello =
-                    agent(Duration::from_secs(10)).get(&url).header("user-agent", "Elastic-filebeat/9.0").call();
+                let hello = agent(PATIENCE).get(&url).header("user-agent", "Elastic-filebeat/9.0").call();
                 let hello = hello.map_err(|error| error.to_string())?.body_mut().read_to_string().unwrap_or_default();
                 if !hello.contains("version") {
                     return Err(format!("GET {url} does not describe a server: {hello}"));

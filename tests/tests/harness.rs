@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use logweir_tests::client::PATIENCE;
 use logweir_tests::postgres::{Options, Server};
 use logweir_tests::proxy::{AtCommit, Proxy};
 use logweir_tests::store::Store;
@@ -37,7 +38,7 @@ fn a_commit_is_lost_before_or_after_it_takes_effect() {
     assert_eq!(count(), "2");
     proxy.cut_at_commit(AtCommit::Late(Duration::from_millis(200)), 1);
     insert(&through).unwrap_err();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while count() == "2" {
         assert!(Instant::now() < deadline, "the late COMMIT never arrives");
     }

@@ -169,7 +169,11 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
     c.ready(3);
     let load = c.load(Load::default());
     c.acknowledged(200);
-    for _ in 0..kills {
+    for kill in 0..kills {
+        // Kills between which nothing arrives test nothing.
+        if kill % 10 == 9 {
+            c.acknowledged(200);
+        }
         let ordinal = c.random.random_range(0..3);
         let waits = c.pod(ordinal).server().is_none();
         match c.random.random_range(0..10) {
@@ -187,7 +191,6 @@ fn kill_at_random(c: &mut Cluster, kills: u32) {
     load.stop();
     let acknowledged = c.ledger.records(Outcome::Acknowledged);
     eprintln!("{kills} kills, {acknowledged} records acknowledged");
-    assert!(acknowledged > u64::from(kills) * 20, "too little traffic for a meaningful test: {acknowledged}");
     c.assert_contract();
 }
 
@@ -285,7 +288,7 @@ fn a_pod_that_hangs_is_killed_and_restarted() {
         ("/terminationGracePeriodSeconds", 2),
         ("/containers/0/lifecycle/preStop/sleep/seconds", 1),
         ("/containers/0/livenessProbe/periodSeconds", 1),
-        ("/containers/0/livenessProbe/failureThreshold", 2),
+        ("/containers/0/livenessProbe/failureThreshold", 5),
     ] {
         objects.patch("StatefulSet", "processor", &format!("{template}{place}"), json!(value));
     }

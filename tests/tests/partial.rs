@@ -16,7 +16,7 @@ use serde_json::Value;
 const RECENT: &str = "/api/v1/query?start=-1h&limit=1000";
 
 fn send(server: &Server, path: &str) -> Answer {
-    get(&agent(Duration::from_secs(30)), &format!("http://{}{path}", server.http)).unwrap()
+    get(&agent(PATIENCE), &format!("http://{}{path}", server.http)).unwrap()
 }
 
 fn ingest(server: &Server, count: usize, ack: &str) {
@@ -144,7 +144,6 @@ fn the_cache_answers_also_if_the_database_was_not_there_since_the_start() {
     let redis = Redis::start();
     for cache in ["memory:".to_owned(), redis.url()] {
         on_postgres("started while the database is away", |s| {
-            s.set("database.connect_timeout_ms", 500);
             s.set("cache.url", &cache);
             s.postgres().stop();
             s.start();

@@ -24,7 +24,7 @@ fn address(s: &Scenario) -> SocketAddr {
 
 /// Sends a query and returns the response, whatever its status.
 fn send(s: &Scenario, path: &str) -> Answer {
-    get(&agent(Duration::from_secs(30)), &format!("http://{}{API}{path}", address(s))).unwrap()
+    get(&agent(PATIENCE), &format!("http://{}{API}{path}", address(s))).unwrap()
 }
 
 /// Sends a query and returns the body of a 200 response.
@@ -287,7 +287,6 @@ fn records_are_visible_before_the_database_has_them() {
 #[test]
 fn the_cache_answers_partially_while_the_database_is_unavailable() {
     on_postgres("the_cache_answers_partially_while_the_database_is_unavailable", |s| {
-        s.set("database.connect_timeout_ms", 1_000);
         s.start();
         ingest(s, 30, "committed");
         let whole = fetch(s, &format!("/query?{DAY}"));
@@ -347,7 +346,7 @@ fn an_unreliable_cache_makes_no_result_wrong() {
 #[test]
 fn queries_are_bounded_in_time_and_number_and_end_with_their_client() {
     on_postgres("queries_are_bounded_in_time_and_number_and_end_with_their_client", |s| {
-        s.set("query.timeout_ms", 1_000);
+        s.set("query.timeout_ms", 6_000);
         s.set("query.running_max", 1);
         s.set("query.waiting_max", 0);
         s.start();
@@ -452,7 +451,6 @@ fn an_unread_stream_holds_no_resources_and_a_read_one_is_complete() {
 #[test]
 fn an_unreachable_database_is_reported() {
     behind_proxy("an_unreachable_database_is_reported", |s| {
-        s.set("database.connect_timeout_ms", 500);
         s.postgres().stop_immediately();
         s.start();
         let answer = send(s, "/query");

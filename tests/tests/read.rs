@@ -19,6 +19,7 @@ use logweir_store::throttle::{self, QueryThrottle};
 use logweir_store::{self as store, Claim, LaneWriter, LogStore};
 use logweir_store::{Batch, BatchFrame};
 use logweir_store::{Database, DatabaseUrl};
+use logweir_tests::scenario::PATIENCE;
 use logweir_tests::{maintenance, postgres};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -183,7 +184,7 @@ impl On {
         let claim = Claim { runs: vec![run], ..Claim::new(Uuid::new_v4(), run, "test") };
         let lease = store.acquire_lease(&claim).await.unwrap();
         let (lane, row) = store.open_lane(&lease, 0).await.unwrap();
-        let reader = |throttle: &QueryThrottle| opened.reader(Duration::from_secs(30), throttle.clone()).unwrap();
+        let reader = |throttle: &QueryThrottle| opened.reader(PATIENCE, throttle.clone()).unwrap();
         let behind = QueryThrottle::default();
         behind.set_backlog_age(throttle::BEHIND * 2);
         let throttle = QueryThrottle::default();
@@ -476,7 +477,7 @@ async fn a_read_at_full_speed_restarts_in_pieces_when_the_database_falls_behind(
     let waits = async |than: i32| {
         let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'logweir/query' AND wait_event_type = 'Lock' \
                    AND datname = current_database() AND pid <> $1";
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match client.query_opt(sql, &[&than]).await.unwrap() {
                 Some(row) => break row.get::<_, i32>(0),
@@ -723,7 +724,7 @@ async fn a_database_of_any_encoding_answers_rightly_or_refuses() {
 async fn a_database_that_accepts_no_connection_is_unavailable() {
     let unavailable = async |url: &str, code: &str| {
         let opened = store::open(&settings(DatabaseUrl::Postgres(url.to_owned()))).unwrap();
-        let reader = opened.reader(Duration::from_secs(10), QueryThrottle::default()).unwrap();
+        let reader = opened.reader(PATIENCE, QueryThrottle::default()).unwrap();
         match reader.total(ALL).await {
             Err(ReadError::Unavailable(reason)) => assert!(reason.contains(code), "{code}: {reason}"),
             other => panic!("{code}: {other:?}"),
@@ -748,7 +749,7 @@ async fn a_database_that_accepts_no_connection_is_unavailable() {
     // It can be reached, but has no tables, and the user must not read those of another.
     let reader = |url: &str| {
         let opened = store::open(&settings(DatabaseUrl::Postgres(url.to_owned()))).unwrap();
-        opened.reader(Duration::from_secs(10), QueryThrottle::default()).unwrap()
+        opened.reader(PATIENCE, QueryThrottle::default()).unwrap()
     };
     let none = reader(&server.url("postgres")).total(ALL).await;
     assert!(matches!(&none, Err(ReadError::Unprepared(reason)) if reason.contains("logweir_lane")), "{none:?}");

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use logweir_tests::process::{Server, Settings, free_addr, run};
-use logweir_tests::scenario::{Scenario, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, Scenario, on_sqlite};
 use rand::Rng;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
@@ -34,7 +34,7 @@ fn after(marker: &str, messages: &BTreeMap<String, usize>) -> BTreeSet<String> {
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match TcpStream::connect(addr) {
             Ok(stream) => return stream,
@@ -76,7 +76,7 @@ fn both_framings_of_tcp_are_distinguished_and_lines_within_a_frame_stay_together
         assert!(peers.iter().all(|peer| peer == &["127.0.0.1"]), "{peers:?}");
         let server = s.server();
         server
-            .until("two long messages counted", Duration::from_secs(10), |server| {
+            .until("two long messages counted", PATIENCE, |server| {
                 server.metric("logweir_discarded_records_total", "component=\"syslog_tcp\"") == 2.0
             })
             .expect("it runs");
@@ -107,7 +107,7 @@ fn idle_connections_and_those_above_the_limit_are_closed() {
     on_sqlite("syslog connections", |s| {
         let addr = listen(s, "syslog.tcp_listen");
         s.set("syslog.connections_max", 2);
-        s.set("syslog.idle_timeout_ms", 1000);
+        s.set("syslog.idle_timeout_ms", 4000);
         s.start();
         let open: Vec<TcpStream> = (0..3).map(|_| connect(addr)).collect();
         s.wait("the third connection closed at once, the others when idle", |_| {
@@ -115,9 +115,11 @@ fn idle_connections_and_those_above_the_limit_are_closed() {
         });
         let rejected = s.server().metric("logweir_rejected_requests_total", "syslog_connections_max");
         assert_eq!(rejected, 1.0);
-        let mut again = connect(addr);
-        again.write_all(b"<13>MARK accepted again\n").expect("the listener reads");
-        wait_for_messages(s, 1);
+        // The places become free a moment after the connections are closed.
+        s.wait("accepted again", |s| {
+            let _ = connect(addr).write_all(b"<13>MARK accepted again\n");
+            !messages(s).is_empty()
+        });
     });
 }
 
@@ -131,18 +133,23 @@ fn datagrams_are_stored_or_counted() {
         sender.send_to(b"<13>MARK with\nanother line\n", addr).expect("loopback");
         wait_for_messages(s, 1);
         assert_eq!(after("MARK", &messages(s)), ["MARK with\nanother line".to_owned()].into());
+        // Nobody reads meanwhile, so that the buffer is full, however fast the machine is.
+        s.server().freeze();
         for n in 0..5000 {
             let text = format!("<13>MARK {n} {}", "x".repeat(300));
             sender.send_to(text.as_bytes(), addr).expect("loopback");
         }
+        s.server().signal(libc::SIGCONT);
         // Another one arrives once the burst is processed: the counts are complete then.
+        let mut last = 0.0;
         s.wait("a datagram after the burst", |s| {
             sender.send_to(b"<13>LAST", addr).expect("loopback");
+            last += 1.0;
             !after("LAST", &messages(s)).is_empty()
         });
         let dropped =
             |s: &mut Scenario| s.server().metric("logweir_discarded_records_total", "component=\"syslog_udp\"");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         let (stored, dropped) = loop {
             let counts = (after("MARK", &messages(s)).len() as f64, dropped(s));
             if counts.1 > 0.0 && counts.0 + counts.1 >= 5001.0 {
@@ -150,8 +157,8 @@ fn datagrams_are_stored_or_counted() {
             }
             assert!(Instant::now() < deadline, "stored and dropped: {counts:?}");
         };
-        assert!(stored > 100.0, "{stored} stored, {dropped} dropped");
-        assert!(stored + dropped <= 5001.0 + 20.0, "{stored} stored, {dropped} dropped");
+        assert!(stored > 20.0, "{stored} stored, {dropped} dropped");
+        assert!(stored + dropped <= 5001.0 + last, "{stored} stored, {dropped} dropped, of {last} after the burst");
     });
 }
 
@@ -233,7 +240,8 @@ fn tls_accepts_frames_and_requires_a_certificate_if_a_ca_is_configured() {
         wait_for_messages(s, 3);
         let expect = ["MARK first", "MARK\nfirst", "MARK certified"];
         assert_eq!(after("MARK", &messages(s)), expect.map(str::to_owned).into());
-        assert_eq!(s.server().metric("logweir_network_errors_total", "kind=\"handshake\""), 1.0);
+        let failed = |server: &Server| server.metric("logweir_network_errors_total", "kind=\"handshake\"") == 1.0;
+        s.server().until("the failed handshake is counted", PATIENCE, failed).expect("it runs");
         // The configuration is checked before anything is started.
         s.set("syslog.tls_key_file", certificates.path("sender.key"));
         let output = s.run(&["validate"]);
@@ -418,7 +426,7 @@ fn tail(s: &mut Scenario, include: &str) -> PathBuf {
     s.set("files.include", format!("{}/{include}", logs.display()));
     s.set("files.poll_ms", 20);
     s.set("files.rescan_ms", 50);
-    s.set("multiline.timeout_ms", 100);
+    s.set("multiline.timeout_ms", 500);
     logs
 }
 
@@ -467,7 +475,7 @@ fn rotation_by_rename_under_load_neither_loses_nor_duplicates_a_line() {
         let writing = write_and_rotate(&logs, 20_000, 1500, move |path, n| {
             // A file that is created and removed between two scans of the globs goes unnoticed.
             let inode = format!("\"ino\":{},", fs::metadata(path).expect("the log file").ino());
-            let deadline = Instant::now() + Duration::from_secs(30);
+            let deadline = Instant::now() + PATIENCE;
             while !fs::read_to_string(&checkpoint).is_ok_and(|text| text.contains(&inode)) {
                 assert!(Instant::now() < deadline, "a new file was not found");
             }
@@ -518,7 +526,7 @@ fn what_was_in_flight_when_the_process_was_killed_is_submitted_again() {
         let logs = tail(s, "*.log");
         for (round, point) in ["files.range_persisted", "files.acknowledged"].into_iter().enumerate() {
             append(&logs.join("app.log"), &format!("MARK {round} {}\n", "x".repeat(round)));
-            s.launch(&format!("{point}=return")).wait(Duration::from_secs(30));
+            s.launch(&format!("{point}=return")).wait(PATIENCE);
             s.start();
             wait_for_messages(s, round + 1);
         }
@@ -547,7 +555,7 @@ fn copytruncate_neither_loses_nor_duplicates_a_line_that_was_read() {
             // A copy is recognized by what was read last: until it is found, the file must not be rotated again.
             let copy = format!("app.log.{n}");
             s.server()
-                .until("the copy is found", Duration::from_secs(60), |server| server.log_text().contains(&copy))
+                .until("the copy is found", PATIENCE, |server| server.log_text().contains(&copy))
                 .expect("a server");
         }
         assert!(
@@ -703,7 +711,7 @@ fn a_file_that_comes_back_is_read_on() {
 #[test]
 fn the_example_for_a_node_agent_is_a_valid_configuration() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/node-agent.toml");
-    let output = run(&Settings::new(), &["validate", "--config", &example.to_string_lossy()], Duration::from_secs(30));
+    let output = run(&Settings::new(), &["validate", "--config", &example.to_string_lossy()], PATIENCE);
     assert!(output.status.success(), "{output:?}");
 }
 

@@ -1,12 +1,10 @@
 //! The path of a record from a client to the table, through the real program and without faults.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use logweir_tests::client::{Client, Load, agent};
 use logweir_tests::ledger::Outcome;
 use logweir_tests::lines::{Line, access_log, json};
-use logweir_tests::scenario::{Scenario, behind_proxy, on_postgres, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, Scenario, behind_proxy, on_postgres, on_sqlite};
 use logweir_tests::store::Store;
 use rand::rngs::StdRng;
 
@@ -43,7 +41,7 @@ fn a_retry_with_the_same_key_gets_the_same_response_and_no_new_row() {
         s.start();
         let url = format!("http://{}/ingest?ack=committed", s.server().http);
         let post = |key: &str| {
-            let request = agent(Duration::from_secs(30)).post(&url).header("idempotency-key", key);
+            let request = agent(PATIENCE).post(&url).header("idempotency-key", key);
             let mut response = request.send("one\ntwo").unwrap();
             let text = response.body_mut().read_to_string().unwrap();
             (response.status().as_u16(), serde_json::from_str::<serde_json::Value>(&text).unwrap())

@@ -17,6 +17,7 @@ use logweir_tests::conformance::feed::{Feed, NOON_US, claim, claim_at, flushed, 
 use logweir_tests::conformance::subject::{POSTGRES, SQLITE, Sql, Subject};
 use logweir_tests::maintenance::maintain;
 use logweir_tests::postgres::{self, Options, Server, TestDatabase};
+use logweir_tests::scenario::PATIENCE;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
@@ -379,7 +380,7 @@ fn is_systemic(error: &StoreError) -> bool {
 
 /// Flushes like the flusher: retries transient errors for a while. Returns the number of errors.
 async fn flush_on(flusher: &mut Box<dyn LaneWriter>, batch: &Batch) -> (Flushed, u32) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     let mut tries = 0;
     loop {
         match flusher.flush(batch).await {
@@ -411,7 +412,7 @@ impl Fixture {
 
     /// Waits until a session is waiting for a lock.
     async fn session_waits(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while self
             .number(
                 "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
@@ -459,7 +460,15 @@ async fn a_takeover_waits_for_an_open_flush_and_sees_its_result() {
     let beside = postgres::connect(on.url()).await;
     beside.batch_execute("BEGIN; UPDATE logweir_lane SET last_seq = 77 WHERE lane = 0").await.unwrap();
     let store = on.other();
-    let taking = tokio::spawn(async move { store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await });
+    let taking = tokio::spawn(async move {
+        // It does not wait for a lock without end.
+        loop {
+            match store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await {
+                Err(error) if is_transient(&error) => {}
+                done => break done,
+            }
+        }
+    });
     on.session_waits().await;
     assert!(!taking.is_finished());
     beside.batch_execute("COMMIT").await.unwrap();
@@ -610,14 +619,15 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_times_out() {
     let config: tokio_postgres::Config = on.url().parse().unwrap();
     let (port, cut) = proxy(config.get_ports()[0]).await;
     let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
-    let hasty =
-        with(DatabaseUrl::Postgres(url), |hasty| (hasty.connect_timeout_ms, hasty.statement_timeout_ms) = (300, 100));
+    let hasty = with(DatabaseUrl::Postgres(url), |hasty| {
+        (hasty.connect_timeout_ms, hasty.statement_timeout_ms) = (3_000, 1_000)
+    });
     let store = store::open(&hasty).unwrap().store();
     for (silence, expected_text) in
         [(SILENT_AFTER_CONNECTING, "connecting to the database"), (SILENT_WHILE_OPENING, "opening the lane")]
     {
         cut.store(silence, Ordering::SeqCst);
-        let opened = tokio::time::timeout(Duration::from_secs(60), store.open_lane(&lease, 0)).await;
+        let opened = tokio::time::timeout(PATIENCE, store.open_lane(&lease, 0)).await;
         let error = opened.expect("opening times out").err().expect("opening fails");
         assert!(is_transient(&error) && error.to_string().contains(expected_text), "{error}");
         cut.store(CUT_NOT, Ordering::SeqCst);
@@ -846,12 +856,12 @@ async fn a_held_lock_and_a_terminated_session_are_transient_and_a_slow_statement
     beside.batch_execute("COMMIT").await.unwrap();
     assert_eq!(flusher.flush(&batch).await.unwrap(), flushed(10, 0));
 
-    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 200);
+    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 1_500);
     let store = store::open(&hasty).unwrap().store();
     let lease = store.acquire_lease(&claim_at(&feed, writer, &[1], 2)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
     on.execute(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(5); RETURN new; END$$; \
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(60); RETURN new; END$$; \
          CREATE TRIGGER slow BEFORE INSERT ON log_volume FOR EACH ROW EXECUTE FUNCTION slow()",
     )
     .await;
@@ -1057,11 +1067,11 @@ async fn a_record_that_no_partition_takes_is_a_dead_letter_unless_the_present_da
 async fn a_batch_that_takes_longer_than_the_statement_timeout_is_refused_and_a_smaller_one_is_stored() {
     let on = Fixture::postgres().await;
     on.execute(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.02); RETURN new; END$$; \
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.05); RETURN new; END$$; \
          CREATE TRIGGER slow BEFORE INSERT ON logs FOR EACH ROW EXECUTE FUNCTION slow()",
     )
     .await;
-    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 500);
+    let hasty = with(DatabaseUrl::Postgres(on.url().to_owned()), |hasty| hasty.statement_timeout_ms = 2_000);
     let store = store::open(&hasty).unwrap().store();
     let lease = store.acquire_lease(&claim(Uuid::new_v4(), &[], 1)).await.unwrap();
     let mut flusher = lane(&store, &lease, 0).await;
@@ -1347,7 +1357,7 @@ async fn a_large_default_partition_delays_no_writer_and_the_next_days_get_their_
     let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let insert = {
         let (ended, client) = (Arc::clone(&ended), postgres::connect(on.url()).await);
-        client.batch_execute("SET lock_timeout = '2s'").await.unwrap();
+        client.batch_execute("SET lock_timeout = '10s'").await.unwrap();
         tokio::spawn(async move {
             let mut written = 0_u64;
             while !ended.load(Ordering::Relaxed) {
@@ -1363,7 +1373,7 @@ async fn a_large_default_partition_delays_no_writer_and_the_next_days_get_their_
             let (mut feed, mut flushed) = (Feed::new(0), 0);
             while !ended.load(Ordering::Relaxed) {
                 let now = Record { ts_us: now_us(), ..record("m") };
-                flusher.flush(&feed.batch(&[&[now]])).await.unwrap();
+                flush_on(&mut flusher, &feed.batch(&[&[now]])).await;
                 flushed += 1;
             }
             flushed

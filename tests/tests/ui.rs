@@ -4,12 +4,11 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use logweir_tests::browser::{Browser, Screen};
 use logweir_tests::client::agent;
-use logweir_tests::scenario::{SEGMENT_BYTES, Scenario, on_postgres, on_sqlite};
+use logweir_tests::scenario::{PATIENCE, SEGMENT_BYTES, Scenario, on_postgres, on_sqlite};
 use serde_json::{Value, json};
 
 /// Selector of the rendered rows of the table.
@@ -66,7 +65,7 @@ fn assets_carry_the_security_policy_and_are_cached() {
         s.start();
         let base = format!("http://{}", s.server().http);
         let get = |path: &str, headers: &[(&str, &str)]| {
-            let mut request = agent(Duration::from_secs(10)).get(format!("{base}{path}"));
+            let mut request = agent(PATIENCE).get(format!("{base}{path}"));
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
@@ -781,7 +780,6 @@ fn an_unreachable_server_is_reported_and_recovers() {
 #[test]
 fn recent_records_are_shown_while_the_database_is_down() {
     on_postgres("ui partial", |s| {
-        s.set("database.connect_timeout_ms", 1_000);
         s.start();
         shop(s);
         let browser = open(s, Screen::Desktop, "/");
@@ -830,8 +828,7 @@ fn an_access_token_is_requested_and_used_everywhere() {
         s.start();
         let ingest = |s: &mut Scenario, text: &str| {
             let url = format!("http://{}/ingest?ack=committed", s.server().http);
-            let request =
-                agent(Duration::from_secs(30)).post(url).header("authorization", "Bearer a-token-to-send-with");
+            let request = agent(PATIENCE).post(url).header("authorization", "Bearer a-token-to-send-with");
             assert_eq!(request.send(text).unwrap().status(), 200);
         };
         ingest(s, "the first");

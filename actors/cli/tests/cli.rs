@@ -14,6 +14,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+/// Limit of every wait: so long that no slow machine reaches it.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Nobody listens there: the kernel gives this port to nobody who asks for any.
+const UNREACHABLE: &str = "127.0.0.1:1";
+
 /// `logweir` in a directory of its own, which is its home as well, without the variables that it reads.
 fn logweir(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_logweir"));
@@ -377,7 +383,7 @@ fn rejected_records_are_not_success() {
 
 #[test]
 fn an_unreachable_server_exits_with_69_after_the_given_time() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = UNREACHABLE.parse().unwrap();
     let (code, json, error) =
         produce(&Server { address, requests: Arc::default() }, "one\n", &["--retry-for", "300ms"]);
     assert_eq!(code, Some(69), "{error}");
@@ -549,12 +555,11 @@ fn a_query_needs_no_quotes_and_an_age_no_sign() {
 
 #[test]
 fn a_tail_whose_server_never_responded_gives_up() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let output = run(temporary().path(), &["tail", "--url", &address, "-n", "1", "--retries", "2"]);
+    let output = run(temporary().path(), &["tail", "--url", UNREACHABLE, "-n", "1", "--retries", "2"]);
     assert_eq!(output.status.code(), Some(69));
     let error = stderr(&output);
     assert!(error.contains("gave up after 3 attempts") && error.matches("reconnecting").count() == 2, "{error}");
-    let quiet = run(temporary().path(), &["tail", "--url", &address, "-q", "--retries", "0"]);
+    let quiet = run(temporary().path(), &["tail", "--url", UNREACHABLE, "-q", "--retries", "0"]);
     assert_eq!(stderr(&quiet).lines().count(), 1, "{}", stderr(&quiet));
 }
 
@@ -658,7 +663,7 @@ fn a_full_disk_under_standard_output_exits_with_74() {
 
 /// Waits until the process handles signals itself: before that, one would end it without a summary.
 fn wait_for_signal_handlers(pid: u32) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + LIMIT;
     let handled = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
@@ -671,8 +676,8 @@ fn wait_for_signal_handlers(pid: u32) {
     }
 }
 
-/// Exit code, standard output and standard error of `logweir produce` with `arguments`, and how long it ran after `signal`.
-fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String, Duration) {
+/// Exit code, standard output and standard error of `logweir produce` with `arguments`, after `signal`.
+fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     let dir = temporary();
     let mut child = logweir(dir.path())
         .arg("produce")
@@ -689,23 +694,21 @@ fn interrupted(signal: &str, arguments: &[&str]) -> (Option<i32>, String, String
     let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     while child.try_wait().unwrap().is_none() {
-        if started.elapsed() > Duration::from_secs(10) {
+        if started.elapsed() > LIMIT {
             child.kill().unwrap();
-            panic!("{arguments:?} is still running 10 s after SIG{signal}");
+            panic!("{arguments:?} is still running {LIMIT:?} after SIG{signal}");
         }
         thread::sleep(Duration::from_millis(5));
     }
-    let elapsed = started.elapsed();
     drop(input);
     let output = child.wait_with_output().unwrap();
-    (output.status.code(), stdout(&output), stderr(&output), elapsed)
+    (output.status.code(), stdout(&output), stderr(&output))
 }
 
 #[test]
 fn produce_ends_on_the_first_signal_with_its_summary_whatever_it_waits_for() {
     let server = Server::start(vec![]);
     let url = server.url();
-    let unreachable = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let hung = TcpListener::bind("127.0.0.1:0").unwrap(); // accepts connections and never responds
     let hung_url = hung.local_addr().unwrap().to_string();
     let dir = temporary();
@@ -720,14 +723,16 @@ fn produce_ends_on_the_first_signal_with_its_summary_whatever_it_waits_for() {
         (&["--url", &url, "--rate", "100", file], 1),
         (&["--url", &url], 1),
         (&["--url", &url, "--format", "json"], 1),
-        (&["--url", &unreachable, "--demo", "--rate", "1000"], 1),
+        (&["--url", UNREACHABLE, "--demo", "--rate", "1000"], 1),
         (&["--url", &hung_url, "--demo", "--rate", "1000"], 1),
     ] {
         for signal in ["INT", "TERM"] {
-            let (exit, out, err, elapsed) = interrupted(signal, arguments);
-            assert!(elapsed < Duration::from_secs(2), "{arguments:?} took {elapsed:?} to end after SIG{signal}");
-            assert_eq!(exit, Some(code), "{arguments:?}: {err}");
+            // What it waits for never comes, or only after an hour.
+            let (exit, out, err) = interrupted(signal, &[arguments, &["--retry-for", "1h"]].concat());
             assert!(out.starts_with("sent "), "{arguments:?} printed no summary: {out:?}");
+            // On a slow machine a request can need more time than it has after the signal.
+            let in_flight = code == 0 && exit == Some(1) && out.contains("not answered before the end");
+            assert!(exit == Some(code) || in_flight, "{arguments:?}: {exit:?}: {out}{err}");
         }
     }
 }

@@ -309,7 +309,7 @@ fn the_last_clone_may_be_dropped_by_what_the_writer_wakes() {
     });
     journal.append(credit, 0, 1, 1, vec![1; 10], act).unwrap();
     drop(journal);
-    receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    receiver.recv_timeout(PATIENCE).unwrap();
     eventually("the lock is released", || Journal::open(config(dir.path())).is_ok());
 }
 

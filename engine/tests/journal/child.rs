@@ -133,7 +133,7 @@ fn the_child() {
     let _armed = fault::arm_from_environment();
     // A child that hangs must fail its test, not block it.
     std::thread::spawn(|| {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(2 * PATIENCE);
         std::process::exit(3);
     });
     let file_bytes_max = variable("CHILD_FILE_BYTES_MAX");
@@ -171,8 +171,8 @@ fn the_child() {
             }
             Err(error) => {
                 emit(&format!("error {error}"));
-                if error == AppendError::DiskFull && std::mem::take(&mut may_wait) {
-                    let deadline = Instant::now() + Duration::from_secs(2);
+                if error == AppendError::DiskFull && n + 1 < frames && std::mem::take(&mut may_wait) {
+                    let deadline = Instant::now() + PATIENCE;
                     while journal.check_writable().is_err() && Instant::now() < deadline {
                         std::thread::sleep(Duration::from_millis(5));
                     }

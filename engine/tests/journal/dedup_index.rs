@@ -1,11 +1,11 @@
 //! A frame is appended once, across retries, rotations and restarts.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use logweir_engine::journal::{AppendError, Appended, DedupKey, DedupKind, Journal, NewFrame, OnDurable};
 
-use crate::kit::{Answer, SEGMENT_BYTES, append, block_on, config, open, payloads, read, scratch};
+use crate::kit::{Answer, PATIENCE, SEGMENT_BYTES, append, block_on, config, open, payloads, read, scratch};
 
 /// A request if `position` is 0.
 fn dedup_key(key: u8, position: u64) -> DedupKey {
@@ -79,7 +79,7 @@ fn positions_outlive_their_segments_and_requests_the_run() {
             journal.commit(3, last);
         }
         let first = dir.path().join(format!("{:020}.wal", 1));
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while first.exists() {
             assert!(Instant::now() < deadline, "the first segment is not removed");
             std::thread::yield_now();

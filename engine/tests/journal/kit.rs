@@ -15,6 +15,8 @@ pub const SEGMENT_BYTES: u64 = 64 << 10;
 pub const SEGMENT_HEADER_BYTES: usize = 168;
 pub const FRAME_HEADER_BYTES: usize = 64;
 pub const DATA: u8 = 1;
+/// So long that no slow machine reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A frame in a file, parsed without the journal's own code.
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +75,8 @@ pub struct Answer(pub oneshot::Receiver<Result<u64, AppendError>>);
 
 impl Answer {
     pub fn recv(self) -> Result<u64, AppendError> {
-        let outcome = block_on(async { tokio::time::timeout(Duration::from_secs(30), self.0).await });
-        outcome.expect("an answer within 30 s").expect("the journal answers")
+        let outcome = block_on(async { tokio::time::timeout(PATIENCE, self.0).await });
+        outcome.expect("an answer in time").expect("the journal answers")
     }
 }
 
@@ -182,9 +184,9 @@ pub fn copy(from: &Path) -> TempDir {
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "did not happen within 20 s: {what}");
+        assert!(Instant::now() < deadline, "did not happen within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -66,7 +66,7 @@ impl Lane {
 
 /// Reads a lane. The housekeeper may remove committed segments meanwhile, which leaves a gap; then reads again.
 fn committed_view(journal: &Journal, number: u16, lane: &Lane) -> Vec<Frame> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let frames = read(journal, number);
         let latest = lane.frames.iter().rev().zip(frames.iter().rev());

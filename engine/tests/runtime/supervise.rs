@@ -7,6 +7,8 @@ use std::sync::mpsc;
 
 use super::*;
 
+/// With the real clock: a busy machine must not take a thread from its stage for so long.
+const BUSY_STALL_MS: u64 = 1_000;
 const LENIENT: Supervision = Supervision { stall_ms: 60_000, restarts_max: 10_000, restart_window_ms: 60_000 };
 
 #[test]
@@ -282,7 +284,7 @@ fn a_stalled_stage_is_canceled_and_rebuilt_and_a_waiting_one_is_not() {
 #[test]
 fn a_stage_that_spins_but_yields_is_canceled() {
     run(async {
-        let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
+        let (mut topology, _control) = topology(Supervision { stall_ms: BUSY_STALL_MS, ..LENIENT });
         let spin = |_, item: Item| async move {
             if item.id == 7 {
                 loop {
@@ -302,7 +304,7 @@ fn a_stage_that_spins_but_yields_is_canceled() {
 #[test]
 fn a_stage_that_blocks_its_thread_ends_in_exit_70_and_its_neighbor_is_not_blamed() {
     run(async {
-        let (mut topology, _control) = topology(Supervision { stall_ms: 50, restarts_max: 0, ..LENIENT });
+        let (mut topology, _control) = topology(Supervision { stall_ms: BUSY_STALL_MS, restarts_max: 0, ..LENIENT });
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(Mutex::new(released));
         let block = {
@@ -340,7 +342,7 @@ fn a_stage_that_blocks_its_thread_ends_in_exit_70_and_its_neighbor_is_not_blamed
 #[test]
 fn a_stage_with_messages_whose_thread_does_not_run_it_ends_in_exit_70() {
     run(async {
-        let (mut topology, _control) = topology(Supervision { stall_ms: 50, restarts_max: 0, ..LENIENT });
+        let (mut topology, _control) = topology(Supervision { stall_ms: BUSY_STALL_MS, restarts_max: 0, ..LENIENT });
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(Mutex::new(released));
         // Blocks the thread outside of every stage.
@@ -371,7 +373,7 @@ fn a_stage_with_messages_whose_thread_does_not_run_it_ends_in_exit_70() {
 #[test]
 fn code_that_blocks_the_thread_inside_a_known_wait_is_detected() {
     run(async {
-        let (mut topology, _control) = topology(Supervision { stall_ms: 50, ..LENIENT });
+        let (mut topology, _control) = topology(Supervision { stall_ms: BUSY_STALL_MS, ..LENIENT });
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(Mutex::new(released));
         let block = move |ctx: StageContext, _: Item| {

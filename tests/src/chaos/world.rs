@@ -24,7 +24,7 @@ use crate::chaos::clock::Clock;
 use crate::chaos::damage::{Harm, damage};
 use crate::chaos::held::Held;
 use crate::chaos::operator::{DROPPED_DEAD_LETTERS, DROPPED_LOGS, DROPPED_SQL};
-use crate::client::idle_connections;
+use crate::client::{PATIENCE, idle_connections};
 use crate::disk::{Disk, FailingDisk, Failure, SlowDisk, may_mount};
 use crate::ledger::{Key, Outcome};
 use crate::oracle::Contents;
@@ -52,9 +52,9 @@ const STARTED_WITHIN: Duration = Duration::from_secs(20);
 /// Exit code of a program whose disk failed.
 pub const DISK_FAILED: i32 = 74;
 /// Time that a program has to end after SIGTERM.
-const TERM_WITHIN: Duration = Duration::from_secs(60);
+const TERM_WITHIN: Duration = PATIENCE;
 /// Time limit of a failover's steps.
-const FAILOVER_WITHIN: Duration = Duration::from_secs(20);
+const FAILOVER_WITHIN: Duration = PATIENCE;
 /// Time that the program has to connect with TLS, or to store something that a restore removes.
 const BRIEFLY: Duration = Duration::from_secs(3);
 /// About as many records are removed by a restore.

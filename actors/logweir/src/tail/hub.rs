@@ -289,7 +289,7 @@ mod tests {
     }
 
     async fn next(stream: &mut TailStream) -> TailEvent {
-        timeout(Duration::from_secs(30), stream.next()).await.expect("an event within 30 s").expect("no end of stream")
+        timeout(Duration::from_secs(120), stream.next()).await.expect("an event in time").expect("no end of stream")
     }
 
     fn record(event: TailEvent) -> TailRecord {
@@ -346,6 +346,6 @@ mod tests {
         }
         assert!(received >= 10 && dropped > 0, "{received} received, {dropped} dropped");
         fixture.journal.seal().unwrap();
-        assert!(timeout(Duration::from_secs(30), stream.next()).await.unwrap().is_none(), "the seal ends the stream");
+        assert!(timeout(Duration::from_secs(120), stream.next()).await.unwrap().is_none(), "the seal ends the stream");
     }
 }
