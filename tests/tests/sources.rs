@@ -587,7 +587,7 @@ fn copies_of_a_file_that_is_truncated_several_times_between_two_scans_are_all_re
         for n in 1..5 {
             let copy = format!("app.log.{n}");
             let found = |server: &Server| server.log_text().contains(&copy);
-            s.server().until("the copy is found", Duration::from_secs(60), found).expect("a server");
+            s.server().until("the copy is found", PATIENCE, found).expect("a server");
         }
         append(&path, &format!("MARK 5 {}\n", "x".repeat(5)));
         s.wait("the last line", |s| numbers(s).contains_key(&5));
