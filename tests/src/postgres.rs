@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::{Client, NoTls};
 
@@ -114,6 +114,7 @@ impl Server {
     /// If it does not start; the message contains its log.
     #[must_use]
     pub fn start(options: &Options) -> Self {
+        std::thread::sleep(until_after_midnight());
         let server = Self::without_data(free_addr().port(), options.environment.clone());
         let output = command("initdb")
             .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
@@ -499,11 +500,20 @@ pub async fn database() -> TestDatabase {
     }
 }
 
+/// How long a test that begins now has to wait so that the day does not change while it runs: partitions are of days.
+fn until_after_midnight() -> Duration {
+    const LONGER_THAN_A_TEST: u64 = 180;
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let left_s = 86_400 - now_s % 86_400;
+    Duration::from_secs(if left_s < LONGER_THAN_A_TEST { left_s + 1 } else { 0 })
+}
+
 /// Creates a database with a unique name and returns the name.
 ///
 /// # Panics
 /// If a statement fails.
 pub async fn create_database(url: &str) -> String {
+    tokio::time::sleep(until_after_midnight()).await;
     let name = format!("logweir_test_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
     let admin = connect(url).await;
     admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("CREATE DATABASE");

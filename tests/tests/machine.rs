@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use logweir_tests::client::{self, Client, Load, idle_connections};
 use logweir_tests::disk::FailingDisk;

@@ -157,8 +157,8 @@ fn the_child() {
     let behind = variable("CHILD_COMMIT_BEHIND") as usize;
     let mut seqs = Vec::new();
     let mut started = VecDeque::new();
-    // Waits once for a full disk.
-    let mut may_wait = true;
+    // Waits once for a full disk, unless it stays so.
+    let mut may_wait = file_bytes_max == 0;
     for n in 0..frames {
         while started.len() < variable("CHILD_BURST") as usize && n + started.len() < frames {
             started.push_back(begin(&journal, 0, 1, &payload(n + started.len(), bytes)));
