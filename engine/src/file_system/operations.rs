@@ -159,6 +159,12 @@ pub trait File: Debug + Send + Sync {
     /// See there.
     fn sync_all(&self) -> io::Result<()>;
 
+    /// Lets go of what is kept of it in memory, as far as it has been synced, so that the next read is one of the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    fn drop_cached(&self) -> io::Result<()>;
+
     /// Truncates or extends the file; the new bytes are zeros.
     ///
     /// # Errors

@@ -72,6 +72,11 @@ impl File for fs::File {
         Self::sync_all(self)
     }
 
+    fn drop_cached(&self) -> io::Result<()> {
+        // Up to its end.
+        rustix::fs::fadvise(self, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)
+    }
+
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         Self::set_len(self, bytes)
     }

@@ -3,7 +3,8 @@
 //! - Only durable frames are read, so a crash cannot undo what a reader returned.
 //! - A segment that is committed meanwhile is unlisted before its file is reused: unreadable bytes in an unlisted file
 //!   are not damage, and none of its frames is needed.
-//! - Bytes that cannot be read are counted and quarantined once, however many readers pass them, and skipped.
+//! - Bytes that cannot be read are counted and quarantined once, however many readers pass them, and skipped: after the
+//!   disk was seen to answer, and they could not be read once more.
 
 use std::io;
 use std::sync::Arc;
@@ -27,11 +28,13 @@ pub struct Reader {
     open: Option<(u64, Scanner)>,
     /// Segments below this one have been read.
     from: u64,
+    /// The segment and the offset of the place that is being read once more.
+    again_at: Option<(u64, u64)>,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, lane: Option<LaneId>, after_seq: u64) -> Self {
-        Self { shared, lane, after_seq, open: None, from: 0 }
+        Self { shared, lane, after_seq, open: None, from: 0, again_at: None }
     }
 
     /// Sequence number after which the reader continues.
@@ -65,7 +68,12 @@ impl Reader {
 
     fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         while let Some(view) = self.shared.view(self.lane, self.after_seq, self.from) {
-            if let Some(frame) = self.next_in(&view)? {
+            let next = self.next_in(&view);
+            if next.is_err() {
+                // The scanner remembers what it could not read, and has passed it.
+                self.open = None;
+            }
+            if let Some(frame) = next? {
                 self.after_seq = frame.seq;
                 return Ok(Some(frame));
             }
@@ -99,8 +107,8 @@ impl Reader {
                 Found::Frame { offset, header, .. } => (offset, header),
                 Found::Bad { .. } if !self.shared.is_listed(view.number) => return Ok(None),
                 Found::Bad { offset, bytes, reason, unreadable, .. } => {
-                    if unreadable {
-                        self.shared.dir.check_disk()?;
+                    if unreadable && is_back(&self.shared, &mut self.again_at, scanner, (view.number, offset))? {
+                        continue;
                     }
                     let seq_next = peek_seq(scanner)?.unwrap_or(view.seq_last + 1).max(seq_before + 1);
                     self.shared.report_damage(view, offset, bytes, seq_before + 1, seq_next - 1, reason);
@@ -119,8 +127,8 @@ impl Reader {
                 None => {
                     let (bytes, seq) = (header.frame_bytes(), header.seq);
                     let unreadable = scanner.is_unreadable(&header, offset);
-                    if unreadable {
-                        self.shared.dir.check_disk()?;
+                    if unreadable && is_back(&self.shared, &mut self.again_at, scanner, (view.number, offset))? {
+                        continue;
                     }
                     let reason = if unreadable { UNREADABLE } else { PAYLOAD_MISMATCH };
                     self.shared.report_damage(view, offset, bytes, seq, seq, reason);
@@ -129,6 +137,22 @@ impl Reader {
         }
         Ok(None)
     }
+}
+
+/// Whether a place that could not be read is to be read once more, since all of the disk may have been away: the first
+/// time, if the disk answers. An error if it does not.
+fn is_back(
+    shared: &Shared,
+    again_at: &mut Option<(u64, u64)>,
+    scanner: &mut Scanner,
+    place: (u64, u64),
+) -> io::Result<bool> {
+    shared.dir.check_disk()?;
+    let first = again_at.replace(place) != Some(place);
+    if first {
+        scanner.read_again(place.1);
+    }
+    Ok(first)
 }
 
 /// Returns the sequence number of the next frame without advancing.

@@ -41,6 +41,11 @@ impl Salvage {
         Self { file, unreadable: Vec::new() }
     }
 
+    /// Forgets the bad places: they may be readable by now.
+    pub(super) fn forget(&mut self) {
+        self.unreadable.clear();
+    }
+
     /// Whether a part of the range cannot be read, as far as is known.
     pub(super) fn is_unreadable(&self, range: &Range<u64>) -> bool {
         self.unreadable.iter().any(|bad| bad.start < range.end && range.start < bad.end)

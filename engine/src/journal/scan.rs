@@ -111,6 +111,13 @@ impl Scanner {
         self.offset = offset;
     }
 
+    /// Continues at `offset`, and reads what could not be read once more.
+    pub(super) fn read_again(&mut self, offset: u64) {
+        self.window.bytes.clear();
+        self.window.file.forget();
+        self.offset = offset;
+    }
+
     /// The writer has appended: bytes below `end` may be read now.
     pub(super) fn extend(&mut self, end: u64) {
         self.end = self.end.max(end);

@@ -263,20 +263,22 @@ impl Dir {
         Identity::decode(&bytes).or_else(|| Identity::repair_bit_flip(&bytes))
     }
 
-    /// Checks that the disk is there although a place on it cannot be read. While all of it is away, what cannot be read
-    /// is not lost: the read has to be tried again, and not to be skipped.
+    /// Checks that the disk is there although a place on it cannot be read. While all of it is away, or none of it can be
+    /// read, what cannot be read is not lost: the read has to be tried again, and not to be skipped.
     pub(super) fn check_disk(&self) -> io::Result<()> {
-        match self.store_something() {
+        match self.store_and_read_something() {
             Err(error) if !is_transient(&error) => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn store_something(&self) -> io::Result<()> {
+    fn store_and_read_something(&self) -> io::Result<()> {
         let path = self.path.join("probe.tmp");
         let stored = self.file_system.open(&path, OpenMode::Replace).and_then(|file| {
             file.write_all_at(&TERMINATOR, 0)?;
-            file.sync_data()
+            file.sync_data()?;
+            file.drop_cached()?;
+            file.read_exact_at(&mut [0; TERMINATOR.len()], 0)
         });
         let _ = self.file_system.remove_file(&path);
         stored

@@ -228,3 +228,36 @@ fn nothing_is_skipped_while_the_whole_disk_is_away() {
     assert_eq!(recovered.damage, []);
     assert_eq!(seqs(&read(&journal, 0)), all);
 }
+
+#[test]
+fn nothing_is_skipped_while_nothing_can_be_read_although_the_disk_can_be_written() {
+    use logweir_engine::file_system::Operation;
+    use rustix::io::Errno;
+
+    let disk = sample();
+    let path = segments(&disk)[0].clone();
+    let (all, _) = frames(&disk, &path, &(0..0));
+    let (journal, _) = Journal::open(config(&disk)).unwrap();
+    let mut reader = journal.reader(0, 0);
+    disk.fail(Operation::Read, "", Errno::IO, 1_000_000);
+    assert!(reader.next_frames(1, 1).is_err());
+    assert!(reader.next_frames(1, 1).is_err(), "again");
+    disk.heal();
+    // The same reader has passed nothing.
+    assert_eq!(seqs(&reader.next_frames(usize::MAX, usize::MAX).unwrap()), all);
+    // It comes back at any moment, also between the read and the check of the disk.
+    for reads in 1..=16 {
+        disk.fail(Operation::Read, ".wal", Errno::IO, reads);
+        assert_eq!(seqs(&read(&journal, 0)), all, "{reads} reads fail");
+        disk.heal();
+    }
+    assert_eq!(journal.stats().damaged_frames, 0);
+    drop(journal);
+    disk.restart(Crash::Kill);
+    disk.fail(Operation::Read, "", Errno::IO, 1_000_000);
+    assert!(matches!(Journal::open(config(&disk)), Err(OpenError::Io { .. })));
+    disk.heal();
+    let (journal, recovered) = Journal::open(config(&disk)).unwrap();
+    assert_eq!(recovered.damage, []);
+    assert_eq!(seqs(&read(&journal, 0)), all);
+}

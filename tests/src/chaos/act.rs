@@ -285,6 +285,7 @@ pub fn one_of_each(random: &mut StdRng, abilities: Abilities) -> Vec<Act> {
         acts.extend([
             Act::JournalFails("journal_disk_broken", Failure { read: eio, write: eio, sync: eio, ..none }),
             Act::JournalFails("journal_read_and_write_error", Failure { read: eio, write: eio, ..none }),
+            Act::JournalFails("journal_read_error", Failure { read: eio, ..none }),
             Act::JournalFails("journal_write_error", Failure { write: eio, ..none }),
             Act::JournalFails("journal_sync_error", Failure { sync: eio, ..none }),
             Act::JournalFails("journal_quota_exceeded", Failure { space: quota, ..none }),
