@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
+use crate::client::PATIENCE;
+
 /// The thread is not run until this is dropped. Linux accepts requests only from the thread that has stopped it.
 pub struct FrozenThread {
     tid: libc::pid_t,
@@ -30,7 +32,7 @@ impl FrozenThread {
         request(libc::PTRACE_SEIZE, tid)?;
         let mut frozen = Self { tid, _not_send: PhantomData };
         request(libc::PTRACE_INTERRUPT, tid)?;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         while !frozen.has_changed() {
             assert!(Instant::now() < deadline, "the thread {name} does not stop");
             std::thread::sleep(Duration::from_millis(1));

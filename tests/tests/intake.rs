@@ -578,7 +578,7 @@ fn a_request_that_reaches_two_processors_is_stored_once() {
         let url = |http: std::net::SocketAddr| format!("http://{http}/ingest");
         let urls = [url(s.server().http), url(second.http)];
         let post = |url: &str, key: &str, body: &str| {
-            let request = agent(Duration::from_secs(30)).post(url).header(KEY, key);
+            let request = agent(PATIENCE).post(url).header(KEY, key);
             let mut answer = request.send(body).expect("an answer");
             let text = answer.body_mut().read_to_string().expect("text");
             (answer.status().as_u16(), serde_json::from_str::<Value>(&text).expect("JSON"))

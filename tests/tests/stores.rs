@@ -276,9 +276,7 @@ async fn a_frozen_process_does_not_keep_others_from_storing_a_request_that_it_ha
     let mut refused = 0;
     let done = loop {
         match flusher.flush(&batch).await {
-            Err(StoreError::Transient(_) | StoreError::Rejected(_)) if begin.elapsed() < Duration::from_secs(60) => {
-                refused += 1
-            }
+            Err(StoreError::Transient(_) | StoreError::Rejected(_)) if begin.elapsed() < PATIENCE => refused += 1,
             done => break done.unwrap(),
         }
     };

@@ -60,7 +60,7 @@ pub struct Parts {
 /// Supervision limits of logweir's stages.
 #[must_use]
 pub fn supervision() -> Supervision {
-    let stall_ms = if armed("stage.short_stall") { 1_000 } else { STALL_MS };
+    let stall_ms = if armed("stage.short_stall") { 5_000 } else { STALL_MS };
     Supervision { stall_ms, restarts_max: RESTARTS_MAX, restart_window_ms: 60_000 }
 }
 

@@ -132,7 +132,7 @@ const SUPERVISION: Supervision = Supervision { stall_ms: 60_000, restarts_max: 0
 
 /// The exit that a stage requests. For tests with the real clock: they fail instead of waiting for ever.
 async fn exit_of(topology: &Topology) -> Exit {
-    tokio::time::timeout(Duration::from_secs(30), topology.exited()).await.expect("an exit within 30 s")
+    tokio::time::timeout(Duration::from_secs(120), topology.exited()).await.expect("an exit in time")
 }
 
 /// Runs `test` inside a system of its own.
