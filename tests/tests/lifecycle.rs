@@ -50,6 +50,7 @@ fn health_sets_the_exit_code() {
         let code = |s: &Scenario, arguments: &[&str]| s.run(arguments).status.code();
         assert_eq!(code(s, &["health"]), Some(1), "the server is not running");
         s.set("shutdown.linger_ms", "10m");
+        s.set("shutdown.deadline_ms", "20m");
         s.start();
         assert_eq!(code(s, &["health"]), Some(0));
         assert_eq!(code(s, &["health", "--ready"]), Some(0));
@@ -107,6 +108,7 @@ fn a_second_sigterm_cuts_a_long_drain_short() {
 fn after_sigterm_readiness_fails_immediately_while_intake_lingers() {
     on_sqlite("linger", |s| {
         s.set("shutdown.linger_ms", "10m");
+        s.set("shutdown.deadline_ms", "20m");
         s.start();
         let load = s.load(Load::default());
         s.acknowledged(100);
