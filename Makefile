@@ -13,8 +13,13 @@ run:
 	cargo run --release -- run
 
 ## test: installs what the tests need (see deps), then runs all tests
+# The tests get the program that the first line has built. They would build it with other features of its dependencies,
+# most of which would have to be compiled again.
+PROGRAM = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug/logweir
 test: deps
-	cargo test --workspace --all-features --no-fail-fast
+	cargo test --workspace --all-features --no-run
+	ln -f $(PROGRAM) $(PROGRAM)-under-test
+	LOGWEIR_BIN=$(PROGRAM)-under-test cargo test --workspace --all-features --no-fail-fast
 
 ## check: checks formatting, spelling, lints, documentation, dependencies and each feature; names the tools that it lacks
 TOOLS = typos-cli cargo-deny cargo-machete cargo-hack
