@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
 
@@ -503,7 +503,7 @@ pub async fn database() -> TestDatabase {
 /// How long a test that begins now has to wait so that the day does not change while it runs: partitions are of days.
 fn until_after_midnight() -> Duration {
     const LONGER_THAN_A_TEST: u64 = 180;
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now_s = jiff::Timestamp::now().as_second().unsigned_abs();
     let left_s = 86_400 - now_s % 86_400;
     Duration::from_secs(if left_s < LONGER_THAN_A_TEST { left_s + 1 } else { 0 })
 }
