@@ -64,7 +64,8 @@ fn a_failed_fsync_does_not_pass() {
     let disk = SimulatedDisk::new(7);
     let (journal, _) = Journal::open(config(&disk)).unwrap();
     append(&journal, 0, 1, b"x").unwrap();
-    disk.fail(Operation::Sync, "", Errno::NOSPC, 1);
+    // Of a segment: that of another file is tried again.
+    disk.fail(Operation::Sync, ".wal", Errno::NOSPC, 1);
     eventually("the journal ends", || append(&journal, 0, 1, b"y").is_err());
     eventually("for good", || matches!(journal.check_writable(), Err(AppendError::Poisoned(_))));
 }
