@@ -165,9 +165,9 @@ fn check_response(what: &str, answer: &Answer) {
 fn slow_senders_are_disconnected_and_delay_no_other_client() {
     on_sqlite("slow senders", |s| {
         let syslog = free_addr();
-        s.set("http.request_timeout_ms", "5s");
+        s.set("http.request_timeout_ms", "1s");
         s.set("syslog.tcp_listen", syslog);
-        s.set("syslog.idle_timeout_ms", "5s");
+        s.set("syslog.idle_timeout_ms", "1s");
         s.start();
         let http = s.server().http;
         let neighbor = Neighbor::start(http);
