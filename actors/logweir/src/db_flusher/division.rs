@@ -5,6 +5,9 @@
 //! limit is halved by a refusal and grows with each success, as congestion control does: a server that is merely slow
 //! gets ever larger batches until one takes too long, and a healthy one is soon back at full size.
 //!
+//! What took too long is divided at once. A flush is many statements, with as many time limits: the same again can cost
+//! minutes. If it was only a wait for a lock, half a batch costs little, and the limit is soon back.
+//!
 //! A flush that is interrupted, as by a lost connection, says little about its records. Only when one record alone has
 //! been interrupted many times, although the database could be reached each time, it is suspected.
 //!
@@ -24,11 +27,6 @@ pub(super) const DAYS_MAX: usize = 64;
 const STEPS: usize = 16;
 
 /// Equal refusals of the same records after which they are divided.
-///
-/// Also if the reason is a time-out (57014). The first one is mostly a wait that no smaller batch shortens: for a lock, a
-/// checkpoint, or a server that stood still. Dividing at once would then have a backlog, at the moment at which it is
-/// longest, begin in small parts. On a server that is slow for long, the second try costs one `statement_timeout` in all:
-/// as long as the limits are not back at their maximum, each refusal for the same reason divides (see `divided_by`).
 const EQUAL_MAX: u32 = 2;
 /// Refusals for changing reasons after which they are divided all the same.
 const REFUSALS_MAX: u32 = 4;
@@ -124,7 +122,7 @@ impl Division {
 
     /// `part` was refused with `code`.
     pub(super) fn refused(&mut self, part: &Batch, code: &str) -> Verdict {
-        let is_known = part.records() > 1 && self.divided_by.as_deref() == Some(code);
+        let is_known = part.records() > 1 && (self.divided_by.as_deref() == Some(code) || took_too_long(code));
         let refused = self.refused_at(part);
         refused.all += 1;
         refused.equal = if refused.code == code { refused.equal + 1 } else { 1 };
@@ -234,6 +232,11 @@ impl Division {
             self.patience = (2 * self.patience + 1).min(PATIENCE_MAX);
         }
     }
+}
+
+/// Whether the server, or who waited for it, gave up because of the time.
+fn took_too_long(code: &str) -> bool {
+    matches!(code, "57014" | "timeout")
 }
 
 /// The limit after a success: doubled at first, which finds the neighbors of a bad record soon, then by a step.
@@ -377,6 +380,20 @@ mod tests {
     }
 
     #[test]
+    fn what_took_too_long_is_divided_at_once_but_a_record_alone_has_a_second_chance() {
+        for code in ["57014", "timeout"] {
+            let mut division = Division::new(MAX, TIMEOUT);
+            let many = batch(&[vec![0; 4]], 0);
+            assert_eq!(division.refused(&many, code), Verdict::Divided);
+            assert_eq!(division.records(), 2);
+            division.start_small();
+            let one = division.part(&many).expect("one of four");
+            assert_eq!(division.refused(&one, code), Verdict::Again);
+            assert_eq!(division.refused(&one, code), Verdict::Alone);
+        }
+    }
+
+    #[test]
     fn a_bad_record_is_found_with_few_refusals_and_does_not_slow_down_its_neighbors() {
         for bad in [0, 1, 777, 9_999] {
             let mut division = Division::new(MAX, TIMEOUT);
@@ -422,11 +439,11 @@ mod tests {
         // The lane was stopped meanwhile, and starts with one record.
         let mut division = Division::new(MAX, TIMEOUT);
         let many = batch(&[vec![0; 4]], 0);
-        assert_eq!(division.refused(&many, "57014"), Verdict::Again);
+        assert_eq!(division.refused(&many, "23514"), Verdict::Again);
         division.start_small();
         let one = division.part(&many).expect("one of four");
-        assert_eq!(division.refused(&one, "57014"), Verdict::Again);
-        assert_eq!(division.refused(&one, "57014"), Verdict::Alone);
+        assert_eq!(division.refused(&one, "23514"), Verdict::Again);
+        assert_eq!(division.refused(&one, "23514"), Verdict::Alone);
         // Two records, but of two days, which is one too many.
         let mut division = Division::new(MAX, TIMEOUT);
         let days = batch(&[vec![0, DAY_US, DAY_US, DAY_US]], 0);
