@@ -135,7 +135,7 @@ fn run(command: &mut Command) {
 }
 
 /// Compiles a library that is loaded into processes, into a new directory that every user can read.
-fn library(name: &str, text: &str) -> Result<tempfile::TempDir, String> {
+pub(crate) fn library(name: &str, text: &str) -> Result<tempfile::TempDir, String> {
     let dir = tempfile::tempdir().map_err(|error| format!("a temporary directory: {error}"))?;
     // The processes can have another user.
     let readable = std::fs::Permissions::from_mode(0o755);

@@ -17,6 +17,7 @@ pub mod tail;
 pub mod webhook;
 pub mod proxy;
 pub mod disk;
+pub mod clock;
 pub mod postgres;
 pub mod pooler;
 pub mod backup;

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use logweir_tests::chaos::libfaketime;
+use logweir_tests::clock::Clock;
 use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres, on_sqlite};
 use logweir_tests::webhook::Webhook;
 use serde_json::Value;
@@ -154,28 +154,19 @@ fn a_late_record_is_counted_and_stored() {
 
 #[test]
 fn a_clock_that_goes_ahead_and_back_does_not_silence_an_alert() {
-    let Some(library) = libfaketime() else {
-        eprintln!("SKIPPED: libfaketime is not installed (Debian package faketime)");
-        return;
+    let clock = match Clock::new() {
+        Ok(clock) => clock,
+        Err(why) => return eprintln!("skipped: {why}"),
     };
     on_sqlite("clock and alerts", |s| {
         alerts(s, &format!("[alerts.bad]\nquery = 'severity>=error'\nabove = 0\n{SHORT}"));
-        let offset = s.dir.join("offset");
-        std::fs::write(&offset, "+0").unwrap();
-        s.environment = [
-            ("LD_PRELOAD", library.display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", offset.display().to_string()),
-            ("FAKETIME_NO_CACHE", "1".to_owned()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .to_vec();
+        s.environment.extend(clock.whole_environment());
         s.start();
         let fires = |s: &mut Scenario| (alert(s, "bad")["state"] == "firing").then_some(());
         let is_calm = |s: &mut Scenario| (alert(s, "bad")["state"] == "inactive").then_some(());
         send_until(s, &[BAD], fires);
         // Received with the time of tomorrow: `early` for the windows.
-        std::fs::write(&offset, "+1d").unwrap();
+        clock.set("+1d");
         let tomorrow = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).to_string()[..10].to_owned();
         let mut sent_tomorrow = 0;
         send_until(s, &[BAD], |s| {
@@ -183,7 +174,7 @@ fn a_clock_that_goes_ahead_and_back_does_not_silence_an_alert() {
             sent_tomorrow += u32::from(parsed.contains(&tomorrow));
             (sent_tomorrow > 20).then_some(())
         });
-        std::fs::write(&offset, "+0").unwrap();
+        clock.set("+0s");
         send_until(s, &[GOOD], is_calm);
         send_until(s, &[BAD], fires);
     });

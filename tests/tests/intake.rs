@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use logweir_tests::chaos::libfaketime;
 use logweir_tests::client::agent;
+use logweir_tests::clock::Clock;
 use logweir_tests::process::Server;
 use logweir_tests::protobuf::{
     Entry, ExportLogs, KeyValue, LogRecord, PushRequest, Resource, ResourceLogs, ScopeLogs, Stream, Text, Timestamp,
@@ -520,21 +520,12 @@ fn a_key_belongs_to_one_body_and_one_token_also_after_a_crash() {
 
 #[test]
 fn a_clock_that_jumps_forgets_no_key() {
-    let Some(library) = libfaketime() else {
-        eprintln!("SKIPPED: libfaketime is not installed (Debian package faketime)");
-        return;
+    let clock = match Clock::new() {
+        Ok(clock) => clock,
+        Err(why) => return eprintln!("skipped: {why}"),
     };
     on_sqlite("clock of keys", |s| {
-        let clock = s.dir.join("clock");
-        for (name, value) in [
-            ("LD_PRELOAD", library.display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
-            ("FAKETIME_CACHE_DURATION", "1".to_owned()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ] {
-            s.environment.push((name.to_owned(), value));
-        }
-        let set_clock = |s: &mut Scenario, offset: &str| std::fs::write(s.dir.join("clock"), offset).expect("a file");
+        s.environment.extend(clock.whole_environment());
         // By its own clock: a record without a time gets that of its arrival.
         let now = |s: &mut Scenario| {
             send(s, "POST", "/ingest?debug=1", &[], "now").json()["records"][0]["ts"].as_str().unwrap_or("").to_owned()
@@ -544,12 +535,11 @@ fn a_clock_that_jumps_forgets_no_key() {
             assert_eq!(answer.status, 200);
             answer.json()["repeated"] == true
         };
-        set_clock(s, "+0");
         s.start();
         assert!(!repeated(s, "before"));
-        for (step, offset, key) in [(1, "+30d", "ahead"), (2, "+0", "back"), (3, "-30d", "behind")] {
+        for (step, offset, key) in [(1, "+30d", "ahead"), (2, "+0s", "back"), (3, "-30d", "behind")] {
             let before = now(s);
-            set_clock(s, offset);
+            clock.set(offset);
             let deadline = Instant::now() + PATIENCE;
             while now(s)[..10] == before[..10] {
                 assert!(Instant::now() < deadline, "the clock stays on the day of {before}");

@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use logweir_tests::accounting::Totals;
-use logweir_tests::chaos::libfaketime;
 use logweir_tests::client::Load;
+use logweir_tests::clock::Clock;
 use logweir_tests::maintenance::{await_failing, await_none_failing, await_step};
 use logweir_tests::pooler::{self, Pooler};
 use logweir_tests::postgres::connect;
@@ -430,9 +430,9 @@ fn identities_that_were_dropped_are_not_invented_again() {
 
 #[test]
 fn a_wrong_clock_deletes_nothing() {
-    let Some(library) = libfaketime() else {
-        eprintln!("SKIPPED: libfaketime is not installed (Debian package faketime)");
-        return;
+    let clock = match Clock::new() {
+        Ok(clock) => clock,
+        Err(why) => return eprintln!("skipped: {why}"),
     };
     on_postgres("clock", |s| {
         s.set("database.retention_days", "7");
@@ -444,10 +444,11 @@ fn a_wrong_clock_deletes_nothing() {
         let rows = number(s, "SELECT count(*) FROM logs");
         for (n, offset) in ["+400d", "-400d"].into_iter().enumerate() {
             let mut command = process::command(&s.settings, "", &["run"]);
-            command.env("LD_PRELOAD", &library).env("FAKETIME", offset).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            clock.set(offset);
+            command.envs(clock.whole_environment());
             let (http, admin) =
                 (s.settings["http.listen"].parse().unwrap(), s.settings["admin.listen"].parse().unwrap());
-            let log = s.dir.join(format!("faketime-{n}.log"));
+            let log = s.dir.join(format!("wrong-clock-{n}.log"));
             let mut server = Server::spawn(command, http, admin, log);
             server.ready().expect("it starts");
             let load = Load { records: 1, ..Load::default() }.start(&s.ledger, http);

@@ -9,7 +9,6 @@
 //! plan         what happens when, from a seed
 //! held         sessions that hold something
 //! certificate  certificates of the server
-//! clock        wrong clocks
 //! world        begins and ends acts
 //! run          carries a plan out under load, and judges
 //! ```
@@ -21,11 +20,9 @@ mod act;
 mod plan;
 mod held;
 mod certificate;
-mod clock;
 mod world;
 mod run;
 
-pub use self::clock::libfaketime;
 pub use self::held::Held;
 pub use self::plan::Kinds;
 pub use self::run::{Chaos, Report, chaos};

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 
 use crate::chaos::act::{Abilities, Act};
 use crate::chaos::certificate::Identity;
-use crate::chaos::clock::Clock;
 use crate::chaos::damage::{Harm, damage};
 use crate::chaos::held::Held;
 use crate::chaos::operator::{DROPPED_DEAD_LETTERS, DROPPED_LOGS, DROPPED_SQL};
 use crate::client::{PATIENCE, idle_connections};
+use crate::clock::Clock;
 use crate::disk::{Disk, FailingDisk, Failure, SlowDisk, may_mount};
 use crate::ledger::{Key, Outcome};
 use crate::oracle::Contents;
@@ -67,25 +67,25 @@ pub struct Fakes {
     slow_disk: Result<SlowDisk, String>,
     failing_disk: Result<FailingDisk, String>,
     /// Of the server and of the program; a machine has one.
-    clocks: Option<[Clock; 2]>,
+    clocks: Result<[Clock; 2], String>,
 }
 
 impl Fakes {
     /// Nothing is wrong yet.
     #[must_use]
     pub fn new() -> Self {
-        let clocks = Clock::new().zip(Clock::new()).map(|(server, program)| [server, program]);
+        let clocks = Clock::new().and_then(|server| Ok([server, Clock::new()?]));
         Self { slow_disk: SlowDisk::new(), failing_disk: FailingDisk::new(), clocks }
     }
 
     fn of_server(&self) -> Vec<(String, String)> {
         let disk = self.slow_disk.as_ref().ok().map(|disk| (disk.library(), disk.environment()));
-        environment(disk, self.clocks.as_ref().map(|[server, _]| server))
+        environment(disk, self.clocks.as_ref().ok().map(|[server, _]| server))
     }
 
     fn of_program(&self, files: &Path) -> Vec<(String, String)> {
         let disk = self.failing_disk.as_ref().ok().map(|disk| (disk.library(), disk.environment(files)));
-        environment(disk, self.clocks.as_ref().map(|[_, program]| program))
+        environment(disk, self.clocks.as_ref().ok().map(|[_, program]| program))
     }
 
     fn set_clocks(&self, server: &str, program: &str) {
@@ -127,10 +127,10 @@ pub fn abilities(pooler: bool, fakes: &Fakes) -> Abilities {
         possible
     };
     let why = |error: Option<&String>| error.cloned().unwrap_or_default();
-    let (slow, failing) = (fakes.slow_disk.as_ref(), fakes.failing_disk.as_ref());
+    let (slow, failing, clocks) = (fakes.slow_disk.as_ref(), fakes.failing_disk.as_ref(), fakes.clocks.as_ref());
     Abilities {
         disk: skip(may_mount(), "full disks and power cuts", "mounting needs root"),
-        clock: skip(fakes.clocks.is_some(), "steps of the clocks", "libfaketime is not installed"),
+        clock: skip(clocks.is_ok(), "steps of the clocks", &why(clocks.err())),
         slow_disk: skip(slow.is_ok(), "a slow disk of the server", &why(slow.err())),
         failing_disk: skip(failing.is_ok(), "a failing disk of the journal", &why(failing.err())),
         pooler: skip(pooler, "PgBouncer", "only seeds that are multiples of 3 have one")
@@ -324,7 +324,7 @@ impl<'a> World<'a> {
             Act::Pooler(command, _) => self.pooler.as_ref().map_or(Ok(()), |pooler| pooler.command(command))?,
             Act::DiskFull => self.table_disk()?.fill(0).map_err(|error| error.to_string())?,
             Act::SlowDisk(flush) => self.slow_down(flush)?,
-            Act::Clock(offset) => self.fakes.set_clocks("+0", offset),
+            Act::Clock(offset) => self.fakes.set_clocks("+0s", offset),
             Act::MachineClock(offset) => self.fakes.set_clocks(offset, offset),
             Act::JournalFull(at_start) => {
                 self.data_disk()?.fill(0).map_err(|error| error.to_string())?;
@@ -386,7 +386,7 @@ impl<'a> World<'a> {
                 ended => ended?,
             },
             Act::DiskFull => self.table_disk()?.free(),
-            Act::Clock(_) | Act::MachineClock(_) => self.fakes.set_clocks("+0", "+0"),
+            Act::Clock(_) | Act::MachineClock(_) => self.fakes.set_clocks("+0s", "+0s"),
             Act::JournalFull(_) => self.data_disk()?.free(),
             Act::JournalShrinks => {
                 end_pulses(&mut self.shrinking);
