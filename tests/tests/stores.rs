@@ -618,7 +618,7 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_times_out() {
     let (port, cut) = proxy(config.get_ports()[0]).await;
     let url = on.url().replacen(&format!(":{}/", config.get_ports()[0]), &format!(":{port}/"), 1);
     let hasty = with(DatabaseUrl::Postgres(url), |hasty| {
-        (hasty.connect_timeout_ms, hasty.statement_timeout_ms) = (3_000, 1_000)
+        (hasty.connect_timeout_ms, hasty.statement_timeout_ms) = (2_000, 10_000)
     });
     let store = store::open(&hasty).unwrap().store();
     for (silence, expected_text) in
@@ -629,7 +629,9 @@ async fn a_server_that_falls_silent_while_a_lane_is_opened_times_out() {
         let error = opened.expect("opening times out").err().expect("opening fails");
         assert!(is_transient(&error) && error.to_string().contains(expected_text), "{error}");
         cut.store(CUT_NOT, Ordering::SeqCst);
-        store.open_lane(&lease, 0).await.unwrap();
+        // A busy machine may be too slow for these limits once.
+        let opens = async { while store.open_lane(&lease, 0).await.is_err() {} };
+        tokio::time::timeout(PATIENCE, opens).await.expect("it opens again");
     }
 }
 
