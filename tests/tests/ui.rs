@@ -667,10 +667,13 @@ fn results_can_be_exported() {
             browser.click("[aria-label^=Export]");
             browser.click(&format!("dialog [value={format}]"));
             browser.click_on("dialog button", "Download");
-            browser.until("a file", |browser| browser.downloads().iter().any(|path| has_extension(path, format)));
-            let file = browser.downloads().into_iter().find(|path| has_extension(path, format)).unwrap();
-            let text = std::fs::read_to_string(file).unwrap();
-            assert_eq!(text.lines().count(), lines, "{text}");
+            let downloaded = |browser: &Browser| {
+                let file = browser.downloads().into_iter().find(|path| has_extension(path, format));
+                file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default()
+            };
+            // The browser creates the file before it writes to it.
+            browser.until(&format!("{lines} lines"), |browser| downloaded(browser).lines().count() == lines);
+            let text = downloaded(&browser);
             assert_eq!(text.matches("card declined").count(), 12);
         }
         browser.click("[aria-label^=Export]");
