@@ -31,7 +31,7 @@ impl Clock {
     /// # Panics
     /// If that is something else, or its file cannot be written.
     pub fn set(&self, offset: &str) {
-        let seconds = seconds(offset).unwrap_or_else(|| panic!("{offset} is no offset"));
+        let seconds = seconds(offset).unwrap_or_else(|| panic!("{offset:?} is not an offset such as +400d or -1h"));
         self.offset.write_all_at(&seconds.to_ne_bytes(), 0).expect("the offset can be written");
     }
 

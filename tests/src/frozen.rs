@@ -21,7 +21,7 @@ impl FrozenThread {
     /// The system does not let this process trace another one.
     ///
     /// # Panics
-    /// If there is no such thread, or it does not stop.
+    /// If the process has no thread of that name, or the thread does not stop.
     pub fn new(pid: u32, name: &str) -> io::Result<Self> {
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
         let is_it = |task: &std::fs::DirEntry| {

@@ -159,7 +159,7 @@ pub trait File: Debug + Send + Sync {
     /// See there.
     fn sync_all(&self) -> io::Result<()>;
 
-    /// Lets go of what is kept of it in memory, as far as it has been synced, so that the next read is one of the disk.
+    /// Drops the synced part of the file from the page cache, so that the next read comes from the disk.
     ///
     /// # Errors
     /// The system's.

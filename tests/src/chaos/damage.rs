@@ -49,7 +49,7 @@ struct Place {
 /// one, damage cannot be told from a write that was interrupted.)
 ///
 /// # Errors
-/// There is no such frame, or the journal cannot be read or written.
+/// No closed segment has a frame, or the journal cannot be read or written.
 pub fn damage(journal: &Path, harm: Harm, choice: usize) -> Result<Damaged, String> {
     let (frames, newest) = frames(journal)?;
     let closed: Vec<&Place> = frames.iter().filter(|place| place.segment < newest).collect();

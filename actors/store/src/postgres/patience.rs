@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::connect::no_answer;
 use crate::error::StoreError;
 
-/// The limit of one kind of step; it doubles each time there is no answer.
+/// How long a step of one kind may take: at first `least`, and twice as long after each that had no answer, up to `most`.
 #[derive(Debug)]
 pub(super) struct Patience {
     least: Duration,

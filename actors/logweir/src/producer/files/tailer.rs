@@ -73,7 +73,7 @@ pub struct Tailer {
     settings: Arc<Settings>,
     files: Vec<Tailed>,
     gone: Gone,
-    /// Whether an incarnation is no longer known, and the checkpoint on disk says so.
+    /// Whether files were forgotten that the journal may still remember.
     has_forgotten: bool,
     /// The file that the next round starts with.
     next: usize,
