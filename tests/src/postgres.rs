@@ -2,6 +2,7 @@
 //!
 //! - [`database`] returns a new, empty database on a server that all tests of one binary share.
 //!   `LOGWEIR_TEST_DATABASE_URL` overrides the server (with a TimescaleDB, for example).
+//! - `LOGWEIR_TEST_PG_BIN` names the directory of the programs of every server that is started here.
 //! - [`Server::start`] starts a private server, to be stopped, killed, frozen and restarted.
 //! - A server listens on a free port of 127.0.0.1 and on a socket in its temporary directory, and ends with the test
 //!   process in any case.
@@ -46,6 +47,9 @@ pub struct Server {
 }
 
 fn bin(name: &str) -> PathBuf {
+    if let Some(dir) = std::env::var_os("LOGWEIR_TEST_PG_BIN") {
+        return PathBuf::from(dir).join(name);
+    }
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .expect("PostgreSQL is installed in /usr/lib/postgresql")
         .filter_map(|entry| Some(entry.ok()?.path().join("bin").join(name)))
@@ -53,6 +57,17 @@ fn bin(name: &str) -> PathBuf {
         .collect();
     versions.sort();
     versions.pop().expect("a PostgreSQL server is installed")
+}
+
+/// Whether the extension `name` is installed on the servers that are started here.
+///
+/// # Panics
+/// If `pg_config` cannot be run.
+#[must_use]
+pub fn has_extension(name: &str) -> bool {
+    let output = Command::new(bin("pg_config")).arg("--sharedir").output().expect("pg_config runs");
+    let shared = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    shared.join("extension").join(format!("{name}.control")).exists()
 }
 
 /// Returns uid and gid of the user `postgres` if this process is root, which the server rejects.
@@ -178,6 +193,10 @@ impl Server {
             self.dir.path().display(),
             if options.fsync { "on" } else { "off" },
         );
+        if has_extension("timescaledb") {
+            // As an operator does who installs it. Nothing of a test leaves the machine.
+            conf.push_str("shared_preload_libraries = 'timescaledb'\ntimescaledb.telemetry_level = off\n");
+        }
         for (name, value) in &options.settings {
             conf.push_str(&format!("{name} = '{value}'\n"));
         }
@@ -308,6 +327,23 @@ impl Server {
         Store::Postgres(self.url("postgres")).rows(sql).expect("the statement succeeds");
     }
 
+    /// Sets a parameter for the next [`Server::restart`].
+    pub fn set(&self, name: &str, value: &str) {
+        append(&self.data().join("postgresql.conf"), &format!("{name} = '{value}'\n"));
+    }
+
+    /// The server's log.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// A session as the superuser in the database `postgres`, which can hold locks.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::open(&self.url("postgres"))
+    }
+
     /// Kills the postmaster with SIGKILL and waits until its backends have ended.
     pub fn kill(&self) {
         let backends = children(self.pid());
@@ -373,6 +409,28 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end(libc::SIGQUIT);
+    }
+}
+
+/// A session of a test that is not asynchronous.
+pub struct Session {
+    client: Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Session {
+    fn open(url: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        Self { client: runtime.block_on(connect(url)), runtime }
+    }
+
+    /// Runs a statement.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn execute(&self, sql: &str) {
+        self.runtime.block_on(self.client.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 }
 

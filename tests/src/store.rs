@@ -27,10 +27,23 @@ impl Store {
     /// # Errors
     /// The store cannot be read, or its tables do not exist.
     pub fn contents(&self) -> Result<Contents, String> {
-        let records = self.records("logs", "logweir_dead_letter")?;
+        let records = self.records(&self.logs()?, "logweir_dead_letter")?;
         let lanes = self.rows("SELECT lane_id, rows, dead, lost, inherited FROM logweir_lane")?;
         let lanes = lanes.into_iter().map(lane).collect::<Result<_, _>>()?;
         Ok(Contents { lanes, ..records })
+    }
+
+    /// What has all records, for FROM.
+    fn logs(&self) -> Result<String, String> {
+        let Self::Postgres(_) = self else { return Ok("logs".to_owned()) };
+        let late = self.rows("SELECT to_regclass('logs_late')")?;
+        Ok(match late.first().and_then(|row| row.first()).is_some_and(|name| !name.is_empty()) {
+            true => {
+                let columns = "id, ts, severity, service, host, message, attributes";
+                format!("(SELECT {columns} FROM logs UNION ALL SELECT {columns} FROM logs_late) logs")
+            }
+            false => "logs".to_owned(),
+        })
     }
 
     /// Returns the rows of one table and the dead letters of another.
@@ -54,7 +67,7 @@ impl Store {
     /// # Errors
     /// As in [`Store::rows`].
     pub fn count(&self) -> Result<u64, String> {
-        let rows = self.rows("SELECT count(*) FROM logs")?;
+        let rows = self.rows(&format!("SELECT count(*) FROM {}", self.logs()?))?;
         rows.first().and_then(|row| row.first()?.parse().ok()).ok_or_else(|| format!("{rows:?} is not a count"))
     }
 

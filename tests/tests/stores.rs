@@ -28,6 +28,8 @@ fn settings(url: DatabaseUrl) -> Database {
 fn with(url: DatabaseUrl, change: impl FnOnce(&mut Database)) -> Database {
     let mut settings = Database::new(url);
     (settings.pool_size, settings.compress_after_days) = (2, 0);
+    // The feeds' records have fixed times. On TimescaleDB they would go beside the table that these tests change.
+    settings.late_after_days = 36_500;
     change(&mut settings);
     settings
 }
@@ -79,6 +81,15 @@ impl Fixture {
     }
 }
 
+/// Whether a test of daily partitions is skipped.
+fn skips_partitions(on: &Fixture) -> bool {
+    let is_hypertable = on.store.name() == "TimescaleDB";
+    if is_hypertable {
+        eprintln!("skipped: TimescaleDB has no daily partitions");
+    }
+    is_hypertable
+}
+
 impl Subject for Fixture {
     fn store(&self) -> &Arc<dyn LogStore> {
         &self.store
@@ -118,6 +129,12 @@ impl Subject for Fixture {
             Place::Postgres(_) => POSTGRES,
             Place::Sqlite(_) => SQLITE,
         }
+    }
+
+    async fn late(&self) -> i64 {
+        let is_there = matches!(&self.place, Place::Postgres(_))
+            && self.number("SELECT (to_regclass('logs_late') IS NOT NULL)::integer").await == 1;
+        if is_there { self.number("SELECT count(*) FROM logs_late").await } else { 0 }
     }
 }
 
@@ -299,6 +316,9 @@ async fn tables_in_a_later_schema_of_search_path_are_not_created_again_in_the_fi
 #[tokio::test]
 async fn a_missing_table_is_not_replaced_by_another_logweirs_in_a_later_schema() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     on.execute("CREATE SCHEMA app").await;
     open_postgres(&format!("{}?options=-c%20search_path=app", on.url())).prepare().await.unwrap();
     let both = open_postgres(&format!("{}?options=-c%20search_path=app,public", on.url()));
@@ -316,10 +336,11 @@ async fn a_missing_table_is_not_replaced_by_another_logweirs_in_a_later_schema()
 #[tokio::test]
 async fn an_extension_that_ends_the_session_does_not_keep_the_tables_from_being_created() {
     let on = Fixture::empty_postgres().await;
-    // As a server on which TimescaleDB is installed, but not preloaded.
+    // As a TimescaleDB whose extension fails in the worst way.
     on.execute(
         "CREATE SCHEMA app; CREATE VIEW app.pg_available_extensions AS \
-         SELECT 'timescaledb'::name AS name, NULL::text AS installed_version; \
+         SELECT 'timescaledb'::name AS name, NULL::text AS installed_version; CREATE VIEW app.pg_settings AS \
+         SELECT 'timescaledb.max_background_workers'::text AS name; \
          CREATE FUNCTION app.ends_the_session() RETURNS event_trigger LANGUAGE plpgsql AS \
          $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(5); END $$; \
          CREATE EVENT TRIGGER t ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION') \
@@ -334,7 +355,7 @@ async fn an_extension_that_ends_the_session_does_not_keep_the_tables_from_being_
 #[tokio::test]
 async fn a_plain_table_expires_by_rows_in_a_database_that_uses_timescaledb_for_others() {
     let on = Fixture::postgres().await;
-    if on.store.name() == "TimescaleDB" {
+    if skips_partitions(&on) {
         return;
     }
     on.execute(
@@ -981,6 +1002,9 @@ const OLD_US: i64 = 1_577_880_000_000_000;
 #[tokio::test]
 async fn a_bad_record_does_not_wait_for_the_lock_on_another_partition() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     on.execute(TWO_DAYS).await;
     let (writer, lease, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -1009,6 +1033,9 @@ async fn a_bad_record_does_not_wait_for_the_lock_on_another_partition() {
 #[tokio::test]
 async fn a_partition_that_takes_no_row_makes_no_dead_letters_although_others_do() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     on.execute(TWO_DAYS).await;
     let (writer, _, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -1035,6 +1062,9 @@ async fn a_partition_that_takes_no_row_makes_no_dead_letters_although_others_do(
 #[tokio::test]
 async fn a_record_that_no_partition_takes_is_a_dead_letter_unless_the_present_day_has_none_either() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     on.execute(TWO_DAYS).await;
     let (writer, lease, mut flusher) = started(&on).await;
     let mut feed = Feed::new(0);
@@ -1312,7 +1342,7 @@ const PARTITIONS: &str = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'lo
 #[tokio::test]
 async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_are_dropped() {
     let on = Fixture::postgres().await;
-    if on.store.name() == "TimescaleDB" {
+    if skips_partitions(&on) {
         return;
     }
     assert_eq!(on.number(PARTITIONS).await, 1, "preparing creates what a flush needs: the default partition");
@@ -1344,7 +1374,7 @@ async fn partitions_are_created_ahead_take_rows_from_the_default_partition_and_a
 #[tokio::test]
 async fn a_large_default_partition_delays_no_writer_and_the_next_days_get_their_partitions() {
     let on = Fixture::postgres().await;
-    if on.store.name() == "TimescaleDB" {
+    if skips_partitions(&on) {
         return;
     }
     let (_, _, mut flusher) = started(&on).await;
@@ -1396,7 +1426,7 @@ async fn a_large_default_partition_delays_no_writer_and_the_next_days_get_their_
 #[tokio::test]
 async fn a_record_of_a_day_whose_partition_is_being_created_waits_for_it_even_if_the_process_is_killed() {
     let on = Fixture::postgres().await;
-    if on.store.name() == "TimescaleDB" {
+    if skips_partitions(&on) {
         return;
     }
     let (writer, _, mut flusher) = started(&on).await;
@@ -1416,7 +1446,7 @@ async fn a_record_of_a_day_whose_partition_is_being_created_waits_for_it_even_if
 #[tokio::test]
 async fn a_round_deletes_what_has_expired_from_the_default_partition_however_much_it_is() {
     let on = Fixture::postgres().await;
-    if on.store.name() == "TimescaleDB" {
+    if skips_partitions(&on) {
         return;
     }
     on.execute(
@@ -1434,6 +1464,9 @@ async fn a_round_deletes_what_has_expired_from_the_default_partition_however_muc
 #[tokio::test]
 async fn nothing_is_deleted_while_the_clocks_differ() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     let (_, _, mut flusher) = started(&on).await;
     let today = now_us().div_euclid(DAY_US);
     assert_maintained(&on.store).await;
@@ -1456,6 +1489,9 @@ async fn nothing_is_deleted_while_the_clocks_differ() {
 #[tokio::test]
 async fn a_clock_that_jumps_with_the_whole_machine_deletes_nothing() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     let (_, _, mut flusher) = started(&on).await;
     let today = now_us().div_euclid(DAY_US);
     let keeping = keeping_30_days(&on);
@@ -1482,6 +1518,9 @@ async fn a_clock_that_jumps_with_the_whole_machine_deletes_nothing() {
 #[tokio::test]
 async fn the_newest_day_is_kept_and_partitions_of_somebody_else_are_not_dropped() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     let (_, _, mut flusher) = started(&on).await;
     let today = now_us().div_euclid(DAY_US);
     let (newest, older) = (on.make_day(today - 40).await, on.make_day(today - 41).await);
@@ -1504,6 +1543,9 @@ async fn the_newest_day_is_kept_and_partitions_of_somebody_else_are_not_dropped(
 #[tokio::test]
 async fn each_step_runs_whether_the_one_before_failed_or_not() {
     let on = Fixture::postgres().await;
+    if skips_partitions(&on) {
+        return;
+    }
     let (_, _, mut flusher) = started(&on).await;
     let today = now_us().div_euclid(DAY_US);
     let expired = on.make_day(today - 40).await;

@@ -225,10 +225,14 @@ pub const METRICS: &[Metric] = &[
         "Duration of a flush of one batch to the database, in seconds, including failed ones.",
     ),
     counter("logweir_store_indexes_built_total", "Total number of indexes built on closed partitions."),
-    counter("logweir_store_partitions_dropped_total", "Total number of partitions dropped by retention."),
+    counter(
+        "logweir_store_late_moved_rows_total",
+        "Total number of late records that moved from table logs_late into chunks (TimescaleDB).",
+    ),
+    counter("logweir_store_partitions_dropped_total", "Total number of partitions and chunks dropped by retention."),
     counter(
         "logweir_store_retention_deleted_rows_total",
-        "Total number of rows deleted by retention, by table. Those of dropped partitions are counted for the table logs, from the counters per minute.",
+        "Total number of rows deleted by retention, by table. Those of dropped partitions and chunks are counted for the table logs, from the counters per minute.",
     ),
     counter(
         "logweir_store_rewinds_total",

@@ -52,10 +52,13 @@
 //!   pool             pools for queries and administration
 //!   ddl              statements that change tables: names, transactions, what to do about failures
 //!   home             the schema of the tables
+//!   timescale        TimescaleDB: whether it is there, how its functions are called
 //!   lane_row         reads the rows of lanes and writers
 //!   partition        daily partitions, retention, replica identities
+//!   chunk            TimescaleDB's chunks: retention
+//!   late             records far from the present, beside TimescaleDB's chunks
 //!   index            indexes of closed partitions
-//!   policy           TimescaleDB's own jobs
+//!   policy           TimescaleDB's own jobs: compression, and whether they work
 //!   clock            the trusted time in the database
 //!   idempotency      what is stored of each request that may be repeated
 //!   takeover_digest  a column that tables of an earlier version lack

@@ -28,6 +28,10 @@ pub struct Database {
     pub retention_days: u32,
     /// Age in days at which TimescaleDB compresses a chunk; 0 disables it.
     pub compress_after_days: u32,
+    /// Days before the present from which on a record is late: TimescaleDB stores it beside the chunks first.
+    pub late_after_days: u32,
+    /// Days after the present from which on a record is handled as a late one.
+    pub early_after_days: u32,
     /// Whether the partitions of past days get a text index; PostgreSQL without TimescaleDB only.
     pub text_index: bool,
     /// Whether the server maintains the tables: partitions, retention, indexes. False for a role that may only read and
@@ -40,8 +44,8 @@ pub struct Database {
 
 impl Database {
     /// The store at `url` with the defaults: 4 connections for queries, 5 s for connecting, connections replaced after
-    /// half an hour, 60 s for a statement, records kept forever, chunks compressed after 7 days, text indexes, maintenance,
-    /// no CA file.
+    /// half an hour, 60 s for a statement, records kept forever, chunks compressed after 7 days, records late after 7 days and early
+    /// by 1 day, text indexes, maintenance, no CA file.
     #[must_use]
     pub fn new(url: DatabaseUrl) -> Self {
         Self {
@@ -55,6 +59,8 @@ impl Database {
             statement_timeout_ms: 60_000,
             retention_days: 0,
             compress_after_days: 7,
+            late_after_days: 7,
+            early_after_days: 1,
             text_index: true,
             maintenance: true,
             ca_file: None,

@@ -22,6 +22,11 @@ pub trait LogStore: Send + Sync {
     /// Returns the product's name (`PostgreSQL`, `TimescaleDB`, `SQLite`), for messages.
     fn name(&self) -> String;
 
+    /// Returns the version of what stores, for messages; `None` if it has none or is not known yet.
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     /// Creates the tables that a flush needs or brings them up to date, under a lock, and nothing else. Call it before
     /// anything else.
     async fn prepare(&self) -> Result<(), StoreError>;

@@ -412,6 +412,18 @@ pub static KEYS: &[Key] = &[
         "TimescaleDB only: age at which a chunk is compressed; 0 disables it",
     ),
     key(
+        "database.late_after_days",
+        "7",
+        number(U32(|c| &mut c.database.late_after_days), Days, 1, 36_500),
+        "TimescaleDB only: a record this old (or as old as what is compressed) goes to table logs_late first, and from there into the chunk of its day",
+    ),
+    key(
+        "database.early_after_days",
+        "1",
+        number(U32(|c| &mut c.database.early_after_days), Days, 1, 36_500),
+        "TimescaleDB only: the same for a record this far in the future",
+    ),
+    key(
         "database.text_index",
         "true",
         Kind::Bool(|c| &mut c.database.text_index),

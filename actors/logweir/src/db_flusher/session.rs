@@ -151,7 +151,9 @@ impl Session {
         if lease.is_none() {
             let taken = self.take().await?;
             let Lease { writer, epoch } = &taken;
-            tracing::info!(store = self.store.name(), %writer, epoch, "acquired the journal's lease");
+            let (store, version) = (self.store.name(), self.store.version());
+            tracing::info!(store, version, %writer, epoch, "acquired the journal's lease");
+            self.progress.store(store, version);
             if taken.writer == self.claim.writer {
                 self.journal.confirm_run();
             }

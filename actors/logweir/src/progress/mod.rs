@@ -120,6 +120,8 @@ pub struct Snapshot {
     pub maintenance_failing: Vec<FailingStep>,
     /// Name of the store.
     pub store: String,
+    /// Its version; null until it is known, and for one without.
+    pub store_version: Option<String>,
     /// Name of the cache.
     pub cache: String,
 }
@@ -142,6 +144,7 @@ struct State {
     breakers: BTreeMap<String, BreakerState>,
     maintenance_failing: Vec<FailingStep>,
     store: String,
+    store_version: Option<String>,
     cache: String,
 }
 
@@ -183,6 +186,12 @@ impl Progress {
     pub fn names(&self, store: impl Into<String>, cache: impl Into<String>) {
         let mut state = self.state();
         (state.store, state.cache) = (store.into(), cache.into());
+    }
+
+    /// Sets what the store turned out to be.
+    pub fn store(&self, name: String, version: Option<String>) {
+        let mut state = self.state();
+        (state.store, state.store_version) = (name, version);
     }
 
     /// Samples the latest sequence numbers, every `SAMPLE_EVERY`, from which the age of the backlog is derived.
@@ -274,6 +283,7 @@ impl Progress {
             breakers: state.breakers.clone(),
             maintenance_failing: state.maintenance_failing.clone(),
             store: state.store.clone(),
+            store_version: state.store_version.clone(),
             cache: state.cache.clone(),
         }
     }

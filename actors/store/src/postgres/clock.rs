@@ -105,7 +105,7 @@ pub(super) async fn tell_time(
 impl Logs {
     /// The time of the newest record that is not in the future, by the database's clock.
     pub(super) async fn newest_us(&self, client: &Client) -> Result<Option<i64>, StoreError> {
-        let sql = format!("SELECT max(ts) FROM {} WHERE ts <= now()", self.table);
+        let sql = format!("SELECT max(ts) FROM {} WHERE ts <= now()", self.all("ts"));
         let reading = "reading the time of the newest record";
         let row = in_transaction(client, reading, client.query_one(&sql, &[])).await?;
         Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))
@@ -113,7 +113,7 @@ impl Logs {
 
     /// The time of the oldest record that is not older than `from_us`.
     pub(super) async fn oldest_us(&self, client: &Client, from_us: i64) -> Result<Option<i64>, StoreError> {
-        let sql = format!("SELECT min(ts) FROM {} WHERE ts >= $1", self.table);
+        let sql = format!("SELECT min(ts) FROM {} WHERE ts >= $1", self.all("ts"));
         let reading = "reading the time of the oldest record";
         let row = in_transaction(client, reading, async { client.query_one(&sql, &[&Time(from_us)]).await }).await?;
         Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))

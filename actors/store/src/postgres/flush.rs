@@ -9,11 +9,13 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join, maybe_done};
+use logweir_engine::clock::wall_us;
 use logweir_engine::fault::armed;
 use logweir_engine::journal::LaneId;
 use logweir_record::record::Severity;
@@ -24,16 +26,20 @@ use tokio_postgres::{Client, Error, Statement};
 use uuid::Uuid;
 
 use super::connect::{Connection, Connector, GRACE, describe, failure, no_answer, within};
-use super::copy::{COPY_SQL, CopyError, copy};
+use super::copy::{COPY_LATE_SQL, COPY_SQL, CopyError, copy};
 use super::error_class::{Blame, Class, blame, copy_line};
 use super::home::{Home, KnownHome};
 use super::lane_row::{lane_in, owner_in};
+use super::late::{Detour, Reach, SharedDetour, Window};
+use super::partition::LATE;
+use super::schema::Prepared;
 use super::types::{Json, Time};
 use super::{idempotency, schema};
 use crate::batch::{Batch, BatchFrame};
 use crate::digest::Digest;
 use crate::error::{Rejection, StoreError};
 use crate::lane::{Flushed, LaneRow};
+use crate::lease::Lease;
 use crate::protocol::driver::flush::{Lane, dead_letter, flush};
 use crate::protocol::driver::statements::{
     FlushStatements, How, LeftOut, Letter, Purpose, Refused, Step, Transaction, filtered,
@@ -72,8 +78,13 @@ const EXACT_SQL: &str = "INSERT INTO $home.logs (id, ts, severity, service, host
     SELECT id, ts, severity, service, host, message, attributes \
     FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
     AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
+const EXACT_LATE_SQL: &str = "INSERT INTO $home.logs_late (id, ts, severity, service, host, message, attributes) \
+    SELECT id, ts, severity, service, host, message, attributes \
+    FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
+    AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
 const ONE_SQL: &str =
     "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+const ONE_LATE_SQL: &str = "INSERT INTO $home.logs_late (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const DEAD_SQL: &str = "INSERT INTO $home.logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
     FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \
@@ -83,11 +94,21 @@ const GUARD_SQL: &str =
 const STORED_SQL: &str =
     "SELECT ts, severity, service, host, message, attributes::text FROM $home.logs ORDER BY ts DESC LIMIT 1";
 
-const SETTINGS_SQL: &str =
-    "SELECT current_setting('server_encoding') <> 'UTF8', row_security_active($1::text::regclass)";
+const SETTINGS_SQL: &str = "SELECT current_setting('server_encoding') <> 'UTF8', \
+    row_security_active($1::text::regclass), \
+    coalesce(has_table_privilege(to_regclass($2::text), 'INSERT'), false)";
 
 /// Rows that are tried per round trip.
 const PROBE_WINDOW: usize = 256;
+
+/// Limits of a flush.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Time for a statement.
+    pub(super) statement: Duration,
+    /// How far from the present a record may be to be stored with the others of its day, if there is a table for the rest.
+    pub(super) reach: Reach,
+}
 
 /// A lane's connection.
 pub(super) struct PgLane {
@@ -95,7 +116,8 @@ pub(super) struct PgLane {
     home: KnownHome,
     /// The connection's `application_name`.
     name: String,
-    statement_timeout: Duration,
+    limits: Limits,
+    detour: SharedDetour,
     lane: Lane,
     session: Option<LaneSession>,
 }
@@ -106,6 +128,12 @@ struct LaneSession {
     home: Home,
     cas: Statement,
     copy: Statement,
+    /// Into the table for late records, if there is one.
+    copy_late: Option<Statement>,
+    reach: Reach,
+    detour: Detour,
+    /// A lock on `logs` or a chunk was not available.
+    locked: AtomicBool,
     volume: Statement,
     guard: Statement,
     /// Claims idempotency keys; prepared by the first batch that has some.
@@ -140,28 +168,29 @@ impl PgLane {
     pub(super) async fn open(
         connector: Connector,
         home: KnownHome,
-        writer: Uuid,
-        epoch: i64,
+        lease: &Lease,
         row: LaneRow,
         last_taken: LastTaken,
-        statement_timeout: Duration,
+        limits: Limits,
+        detour: SharedDetour,
     ) -> Result<Self, StoreError> {
+        let Lease { writer, epoch } = *lease;
         let name = connection_name(writer, row.lane, epoch);
         let lane = Lane::new(writer, epoch, row, last_taken);
-        let mut lane = Self { connector, home, name, statement_timeout, lane, session: None };
+        let mut lane = Self { connector, home, name, limits, detour, lane, session: None };
         lane.session = Some(lane.connect().await?);
         Ok(lane)
     }
 
     async fn connect(&self) -> Result<LaneSession, StoreError> {
-        let limit = self.statement_timeout + GRACE;
+        let limit = self.limits.statement + GRACE;
         within(limit, "opening the lane's connection", self.connect_unbounded(limit)).await
     }
 
     async fn connect_unbounded(&self, limit: Duration) -> Result<LaneSession, StoreError> {
         let connection = self.connector.connect(&self.name).await?;
         end_stalled(&connection, &self.name).await;
-        let home = schema::check_columns(&connection.client, &self.home).await?;
+        let Prepared { home, has_late } = schema::check_columns(&connection.client, &self.home).await?;
         let prepare = async |sql| {
             connection.client.prepare(&home.sql(sql)).await.map_err(|error| failure("preparing the flush", &error))
         };
@@ -169,24 +198,29 @@ impl PgLane {
         let copy = prepare(COPY_SQL).await?;
         let volume = prepare(VOLUME_SQL).await?;
         let guard = prepare(GUARD_SQL).await?;
+        let (logs, late) = (home.table("logs").to_string(), home.table(LATE).to_string());
         let settings = connection
             .client
-            .query_typed_one(SETTINGS_SQL, &[(&home.table("logs").to_string(), Type::TEXT)])
+            .query_typed_one(SETTINGS_SQL, &[(&logs, Type::TEXT), (&late, Type::TEXT)])
             .await
             .map_err(|error| failure("reading the database's encoding", &error))?;
         let (ascii, has_policies) = (settings.get(0), settings.get(1));
-        let begin = self.begin_sql();
+        let copy_late = if has_late && settings.get(2) { Some(prepare(COPY_LATE_SQL).await?) } else { None };
         Ok(LaneSession {
             connection,
             home,
             cas,
             copy,
+            copy_late,
+            reach: self.limits.reach,
+            detour: Detour::default(),
+            locked: AtomicBool::new(false),
             volume,
             guard,
             claim: None,
             ascii,
             has_policies,
-            begin,
+            begin: self.begin_sql(),
             limit,
             is_new: true,
         })
@@ -209,7 +243,7 @@ impl PgLane {
         format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s'; \
              SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = '15s'",
-            self.statement_timeout.as_millis()
+            self.limits.statement.as_millis()
         )
     }
 
@@ -221,12 +255,35 @@ impl PgLane {
             Some(session) => session,
             None => self.connect().await?,
         };
+        session.detour = self.detour.get();
         let flushed = match refused {
-            None => flush(&mut self.lane, &mut session, batch).await?,
-            Some(rejection) => dead_letter(&mut self.lane, &mut session, batch, rejection).await?,
+            None => flush(&mut self.lane, &mut session, batch).await,
+            Some(rejection) => dead_letter(&mut self.lane, &mut session, batch, rejection).await,
         };
+        if session.locked.swap(false, Ordering::Relaxed) {
+            self.detour.locked(session.detour);
+        }
+        let flushed = flushed?;
         self.session = Some(session);
         Ok(flushed)
+    }
+}
+
+/// Where a row is inserted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// `logs`.
+    Logs,
+    /// The table for late records.
+    Late,
+}
+
+impl Place {
+    fn exact_sql(self) -> &'static str {
+        match self {
+            Self::Logs => EXACT_SQL,
+            Self::Late => EXACT_LATE_SQL,
+        }
     }
 }
 
@@ -279,10 +336,42 @@ impl LaneSession {
         within(self.limit, what, async { work.await.map_err(|error| failure(what, &error)) }).await
     }
 
-    async fn copy_rows<'a>(&self, rows: Rows<'a>, volume: &mut Counter<'a>) -> Result<Vec<LeftOut>, Refused> {
+    /// The times of records that go into `logs`, if others go elsewhere.
+    fn late(&self) -> Option<Window> {
+        self.copy_late.is_some().then(|| self.detour.window(Instant::now(), wall_us(), self.reach))
+    }
+
+    /// Inserts rows of one place.
+    async fn insert_into<'a>(
+        &self,
+        place: Place,
+        rows: impl Iterator<Item = Row<'a>>,
+        volume: &mut Counter<'a>,
+        how: How,
+    ) -> Result<Vec<LeftOut>, Refused> {
+        let copy = if place == Place::Late { self.copy_late.as_ref() } else { Some(&self.copy) };
+        match (how, copy) {
+            (How::Fast, Some(copy)) if !self.has_policies => self.copy_rows(copy, rows, volume).await,
+            _ => self.insert_exactly(place, rows, volume).await,
+        }
+    }
+
+    /// Keeps in mind that a lock was not available, for the next attempt.
+    fn keep_lock(&self, error: &Error) {
+        if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            self.locked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    async fn copy_rows<'a>(
+        &self,
+        statement: &Statement,
+        rows: impl Iterator<Item = Row<'a>>,
+        volume: &mut Counter<'a>,
+    ) -> Result<Vec<LeftOut>, Refused> {
         const WHAT: &str = "copying rows";
         let rows = rows.inspect(|row| volume.add(row));
-        match limited(self.limit, copy(self.client(), &self.copy, rows)).await {
+        match limited(self.limit, copy(self.client(), statement, rows)).await {
             Some(Ok((sent, counted))) if sent == counted => Ok(Vec::new()),
             Some(Ok(_)) => Err(Refused::Filtered),
             // Row security that was enabled since: the next connection inserts.
@@ -291,13 +380,24 @@ impl LaneSession {
             {
                 Err(StoreError::Transient(format!("{WHAT}: {}", describe(&error))).into())
             }
-            Some(Err(CopyError::Start(error))) => Err(batch_failure(WHAT, &error).into()),
-            Some(Err(CopyError::Rows(error))) => Err(self.refused(WHAT, &error)),
+            Some(Err(CopyError::Start(error))) => {
+                self.keep_lock(&error);
+                Err(batch_failure(WHAT, &error).into())
+            }
+            Some(Err(CopyError::Rows(error))) => {
+                self.keep_lock(&error);
+                Err(self.refused(WHAT, &error))
+            }
             None => Err(self.timed_out(WHAT).into()),
         }
     }
 
-    async fn insert_exactly<'a>(&self, rows: Rows<'a>, volume: &mut Counter<'a>) -> Result<Vec<LeftOut>, Refused> {
+    async fn insert_exactly<'a>(
+        &self,
+        place: Place,
+        rows: impl Iterator<Item = Row<'a>>,
+        volume: &mut Counter<'a>,
+    ) -> Result<Vec<LeftOut>, Refused> {
         const WHAT: &str = "inserting rows";
         let rows: Vec<Row<'a>> = rows.collect();
         let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
@@ -308,9 +408,13 @@ impl LaneSession {
         let messages: Vec<&str> = rows.iter().map(|row| row.record.message).collect();
         let attributes: Vec<Option<Json<'_>>> = rows.iter().map(|row| attributes(&row.record)).collect();
         let values: [&(dyn ToSql + Sync); 7] = [&ids, &times, &severities, &services, &hosts, &messages, &attributes];
-        let inserted = match limited(self.limit, self.client().query(&self.home.sql(EXACT_SQL), &values)).await {
+        let inserted = match limited(self.limit, self.client().query(&self.home.sql(place.exact_sql()), &values)).await
+        {
             Some(Ok(inserted)) => inserted,
-            Some(Err(error)) => return Err(self.refused(WHAT, &error)),
+            Some(Err(error)) => {
+                self.keep_lock(&error);
+                return Err(self.refused(WHAT, &error));
+            }
             None => return Err(self.timed_out(WHAT).into()),
         };
         let mut inserted: Vec<i64> = inserted.iter().map(|row| row.get(0)).collect();
@@ -356,18 +460,27 @@ impl LaneSession {
         const WHAT: &str = "trying rows one by one";
         let client = self.client();
         let types = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB];
+        let late = self.late();
+        let place = |row: &Row<'_>| {
+            if late.is_none_or(|near| near.contains(row.record.ts_us)) { Place::Logs } else { Place::Late }
+        };
         let prepared = async {
             client.batch_execute("SAVEPOINT logweir_row").await?;
             let one = client.prepare_typed(&self.home.sql(ONE_SQL), &types).await?;
-            Ok((one, client.prepare("ROLLBACK TO SAVEPOINT logweir_row").await?))
+            let one_late = match late {
+                Some(_) => Some(client.prepare_typed(&self.home.sql(ONE_LATE_SQL), &types).await?),
+                None => None,
+            };
+            Ok((one, one_late, client.prepare("ROLLBACK TO SAVEPOINT logweir_row").await?))
         };
-        let (one, undo) = self.run(WHAT, prepared).await?;
+        let (one, one_late, undo) = self.run(WHAT, prepared).await?;
         let mut found = Vec::new();
         for (window, rows) in rows.chunks(PROBE_WINDOW).enumerate() {
             // Each is sent when it is first polled, so that the server gets them in this order.
             let mut tried = Vec::with_capacity(rows.len());
             for row in rows {
-                let mut insert = Box::pin(maybe_done(insert_one(client, &one, row)));
+                let one = one_late.as_ref().filter(|_| place(row) == Place::Late).unwrap_or(&one);
+                let mut insert = Box::pin(maybe_done(insert_one(client, one, row)));
                 start(insert.as_mut()).await;
                 let mut undone = Box::pin(maybe_done(client.execute(&undo, &[])));
                 start(undone.as_mut()).await;
@@ -498,10 +611,28 @@ impl FlushStatements for LaneSession {
         volume: &mut Counter<'a>,
         how: How,
     ) -> Result<Vec<LeftOut>, Refused> {
-        match how {
-            How::Fast if !self.has_policies => self.copy_rows(rows, volume).await,
-            How::Fast | How::Exact => self.insert_exactly(rows, volume).await,
+        let Some(near) = self.late().filter(|near| rows.clone().any(|row| !near.contains(row.record.ts_us))) else {
+            return self.insert_into(Place::Logs, rows, volume, how).await;
+        };
+        let mut left_out = Vec::new();
+        for place in [Place::Logs, Place::Late] {
+            let is_here = |(_, row): &(usize, Row<'_>)| near.contains(row.record.ts_us) == (place == Place::Logs);
+            let (indexes, here): (Vec<usize>, Vec<Row<'a>>) = rows.clone().enumerate().filter(is_here).unzip();
+            if here.is_empty() {
+                continue;
+            }
+            match self.insert_into(place, here.into_iter(), volume, how).await {
+                Ok(found) => {
+                    left_out.extend(found.into_iter().map(|left| LeftOut { index: indexes[left.index], ..left }))
+                }
+                Err(Refused::Row { at, rejection }) => {
+                    return Err(Refused::Row { at: at.and_then(|at| indexes.get(at).copied()), rejection });
+                }
+                Err(refused) => return Err(refused),
+            }
         }
+        left_out.sort_unstable_by_key(|left| left.index);
+        Ok(left_out)
     }
 
     async fn probe(&mut self, rows: &[Row<'_>]) -> Result<Vec<LeftOut>, StoreError> {

@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::connect::failed;
 use super::ddl::quoted;
+use super::partition::LATE;
 use super::{clock, idempotency, schema};
 use crate::error::StoreError;
 
@@ -33,13 +34,16 @@ struct Place {
     pg_trgm: Option<String>,
     /// The tables and partitions, quoted and with their schemas.
     tables: Vec<String>,
+    /// Whether there is a table for late records.
+    has_late: bool,
 }
 
 const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, current_schema())::text, \
     coalesce(pg_get_userbyid(c.relowner), current_user)::text, c.oid IS NOT NULL, \
     EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')), \
     (SELECT t.nspname::text FROM pg_extension e JOIN pg_namespace t ON t.oid = e.extnamespace \
-    WHERE e.extname = 'pg_trgm' AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema())) \
+    WHERE e.extname = 'pg_trgm' AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema())), \
+    EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = 'logs_late') \
     FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
     LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
 /// A hypertable passes its owner on to its chunks; a partitioned table does not.
@@ -66,6 +70,10 @@ const STORING: [(&str, &str); 9] = [
 const READING: [(&str, &str); 4] =
     [("logs", "SELECT"), ("log_volume", "SELECT"), ("logweir_lane", "SELECT"), ("logweir_writer", "SELECT")];
 
+/// What both need of the table for late records, where there is one.
+const LATE_STORING: (&str, &str) = (LATE, "SELECT, INSERT");
+const LATE_READING: (&str, &str) = (LATE, "SELECT");
+
 const AGAIN: &str = "-- There are no tables yet: run `logweir database prepare`, and this command again.";
 
 /// The statements that let `role` do what `purpose` says.
@@ -75,7 +83,7 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
     let Some(schema): Option<String> = row.get(1) else {
         return Err(StoreError::Systemic("no schema of search_path exists: create it (CREATE SCHEMA …)".to_owned()));
     };
-    let names: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE]).collect();
+    let names: Vec<&str> = schema::tables().chain([clock::TABLE, idempotency::TABLE, LATE]).collect();
     let tables = client.query(TABLES_SQL, &[&schema, &names]).await.map_err(failed(WHAT))?;
     let place = Place {
         database: row.get(0),
@@ -85,22 +93,24 @@ pub(super) async fn grants(client: &Client, role: &str, purpose: Purpose) -> Res
         exists: row.get(3),
         pg_trgm: row.get(5),
         tables: tables.iter().map(|row| row.get(0)).collect(),
+        has_late: row.get(6),
     };
     Ok(statements(&place, role, purpose))
 }
 
 fn statements(place: &Place, role: &str, purpose: Purpose) -> Vec<String> {
-    let Place { database, schema, owner, is_superuser, exists, pg_trgm, tables } = place;
+    let Place { database, schema, owner, is_superuser, exists, pg_trgm, tables, has_late } = place;
     let (database, schema, owner, role) = (quoted(database), quoted(schema), quoted(owner), quoted(role));
     let connect = format!("GRANT CONNECT ON DATABASE {database} TO {role};");
     let usage = format!("GRANT USAGE ON SCHEMA {schema} TO {role};");
-    let on_tables = |tables: &[(&str, &str)]| -> Vec<String> {
+    let on_tables = |tables: &[(&str, &str)], late: (&'static str, &'static str)| -> Vec<String> {
+        let late = has_late.then_some(late);
         let of = |(table, rights): &(&str, &str)| format!("GRANT {rights} ON {schema}.{} TO {role};", quoted(table));
-        if *exists { tables.iter().map(of).collect() } else { vec![AGAIN.to_owned()] }
+        if *exists { tables.iter().chain(&late).map(of).collect() } else { vec![AGAIN.to_owned()] }
     };
     match purpose {
-        Purpose::Storing => [vec![connect, usage], on_tables(&STORING)].concat(),
-        Purpose::Reading => [vec![connect, usage], on_tables(&READING)].concat(),
+        Purpose::Storing => [vec![connect, usage], on_tables(&STORING, LATE_STORING)].concat(),
+        Purpose::Reading => [vec![connect, usage], on_tables(&READING, LATE_READING)].concat(),
         Purpose::Maintenance => {
             // CREATE on the database is for the extension pg_trgm.
             let create = format!("GRANT CREATE ON DATABASE {database} TO {role};");
@@ -125,7 +135,7 @@ mod tests {
     fn place(exists: bool) -> Place {
         let tables = vec!["s.logs".to_owned(), "s.logs_default".to_owned()];
         let [database, schema, owner] = ["db", "s", "o"].map(str::to_owned);
-        Place { database, schema, owner, is_superuser: false, exists, pg_trgm: None, tables }
+        Place { database, schema, owner, is_superuser: false, exists, pg_trgm: None, tables, has_late: false }
     }
 
     #[test]
@@ -135,7 +145,7 @@ mod tests {
             .split("CREATE TABLE ")
             .skip(1)
             .map(|rest| rest.trim_start_matches("IF NOT EXISTS ").split([' ', '(']).next().unwrap_or_default())
-            .filter(|table| !["logs_shape", "logs_default"].contains(table))
+            .filter(|table| !["logs_shape", "logs_default", "logs_late"].contains(table))
             .collect();
         created.sort_unstable();
         created.dedup();
@@ -164,6 +174,15 @@ mod tests {
         let maintenance = statements(&place(true), "r", Purpose::Maintenance);
         assert_eq!(maintenance.last().unwrap(), r#"GRANT "o" TO "r";"#);
         assert!(!statements(&place(true), "o", Purpose::Maintenance).iter().any(|line| line.contains(r#"GRANT "o""#)));
+    }
+
+    #[test]
+    fn late_records_are_granted_to_roles_that_store_and_read() {
+        let late = Place { has_late: true, ..place(true) };
+        let storing = r#"GRANT SELECT, INSERT ON "s"."logs_late" TO "r";"#.to_owned();
+        let reading = r#"GRANT SELECT ON "s"."logs_late" TO "r";"#.to_owned();
+        assert!(statements(&late, "r", Purpose::Storing).contains(&storing));
+        assert!(statements(&late, "r", Purpose::Reading).contains(&reading));
     }
 
     #[test]

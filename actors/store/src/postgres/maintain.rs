@@ -16,12 +16,14 @@ use super::clock::{self, LastRound};
 use super::connect::{Connection, Connector, failed, within};
 use super::home::{Home, KnownHome};
 use super::index::{self, IndexKind};
+use super::late::{Reach, Window};
 use super::partition::{
     Logs, LogsKind, delete_counters, delete_rows, drop_partitions, make_partitions, prune_takeovers,
     set_replica_identity,
 };
+use super::timescale::Timescale;
 use super::types::Time;
-use super::{idempotency, policy, schema, takeover_digest};
+use super::{chunk, idempotency, late, policy, schema, takeover_digest};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::clock::horizon;
@@ -54,6 +56,8 @@ pub(super) struct RetentionSettings {
     pub(super) compress_after_days: u32,
     /// Whether closed partitions get a text index.
     pub(super) text_index: bool,
+    /// Which records are late.
+    pub(super) reach: Reach,
 }
 
 /// The steps of a round, in their order.
@@ -69,30 +73,36 @@ enum Step {
     Partitions,
     /// TimescaleDB's own jobs.
     Policies,
-    /// Partitions that have expired.
+    /// Whether they work.
+    Jobs,
+    /// Partitions or chunks that have expired.
     RetentionPartitions,
-    /// Rows that have expired, in the default partition or in a table without partitions.
+    /// Rows that have expired, outside of partitions and chunks.
     RetentionRows,
     /// Counters of records that have expired.
     RetentionCounters,
     /// The table of idempotency keys, and those that have expired.
     IdempotencyKeys,
+    /// Late records move into chunks.
+    LateRecords,
     /// What a takeover records.
     TakeoverDigest,
     /// Takeovers that no journal can ask for any more.
     Takeovers,
 }
 
-const STEPS: [(Step, &str); 11] = [
+const STEPS: [(Step, &str); 13] = [
     (Step::Encoding, "encoding"),
     (Step::Clock, "clock"),
     (Step::ReplicaIdentity, "replica_identity"),
     (Step::Partitions, "partitions"),
     (Step::Policies, "policies"),
+    (Step::Jobs, "jobs"),
     (Step::RetentionPartitions, "retention_partitions"),
     (Step::RetentionRows, "retention_rows"),
     (Step::RetentionCounters, "retention_counters"),
     (Step::IdempotencyKeys, "idempotency_keys"),
+    (Step::LateRecords, "late_records"),
     (Step::TakeoverDigest, "takeover_digest"),
     (Step::Takeovers, "takeovers"),
 ];
@@ -239,11 +249,14 @@ impl Round<'_> {
         }
         let logs = Logs::read(client, home).await?;
         let is_partitioned = logs.kind == LogsKind::Partitioned;
-        let is_hypertable = logs.kind == LogsKind::Hypertable;
-        let done = match (step, self.first_kept) {
-            (Step::Clock, _) => self.read_clocks(client, &logs).await,
-            (Step::ReplicaIdentity, _) => set_replica_identity(client, &logs).await,
-            (Step::Partitions, _) if is_partitioned => {
+        let timescale = match logs.kind {
+            LogsKind::Hypertable => Timescale::find(client).await.map_err(failed("looking for TimescaleDB"))?,
+            LogsKind::Partitioned | LogsKind::Plain => None,
+        };
+        let done = match (step, self.first_kept, &timescale) {
+            (Step::Clock, ..) => self.read_clocks(client, &logs).await,
+            (Step::ReplicaIdentity, ..) => set_replica_identity(client, &logs).await,
+            (Step::Partitions, ..) if is_partitioned => {
                 let today = database_us(client).await?.div_euclid(DAY_US);
                 let began = Instant::now();
                 self.memory.partitions.check(began)?;
@@ -251,22 +264,33 @@ impl Round<'_> {
                 self.memory.partitions.observe(&made, began, Instant::now());
                 made
             }
-            (Step::Policies, _) if is_hypertable => {
-                let Self { settings, .. } = self;
-                policy::set_policies(client, &logs, settings.retention_days, settings.compress_after_days).await
+            (Step::Policies, _, Some(timescale)) => {
+                let RetentionSettings { retention_days, compress_after_days, .. } = self.settings;
+                policy::set_policies(client, timescale, &logs, retention_days, compress_after_days).await
             }
-            (Step::RetentionPartitions, Some(first_kept)) if is_partitioned => {
+            (Step::Jobs, _, Some(_)) => policy::check_jobs(client, &logs).await,
+            (Step::RetentionPartitions, Some(first_kept), None) if is_partitioned => {
                 drop_partitions(client, &logs, first_kept).await
             }
-            (Step::RetentionRows, Some(first_kept)) if !is_hypertable => match &logs.default {
-                Some(default) => delete_rows(client, default, first_kept).await,
-                None if is_partitioned => Ok(()),
-                None => delete_rows(client, &logs.table, first_kept).await,
-            },
-            (Step::RetentionCounters, Some(first_kept)) => delete_counters(client, &logs, first_kept).await,
-            (Step::IdempotencyKeys, _) => self.maintain_keys(client, home, &logs).await,
-            (Step::TakeoverDigest, _) => takeover_digest::add(client, home).await,
-            (Step::Takeovers, _) => prune_takeovers(client, home, TAKEOVERS_MAX).await,
+            (Step::RetentionPartitions, Some(first_kept), Some(timescale)) => {
+                chunk::drop_chunks(client, timescale, &logs, first_kept).await
+            }
+            (Step::RetentionRows, Some(first_kept), timescale) => {
+                late::delete_expired(client, &logs, first_kept).await?;
+                match &logs.default {
+                    Some(default) => delete_rows(client, default, first_kept).await,
+                    None if is_partitioned || timescale.is_some() => Ok(()),
+                    None => delete_rows(client, &logs.table, first_kept).await,
+                }
+            }
+            (Step::RetentionCounters, Some(first_kept), _) => delete_counters(client, &logs, first_kept).await,
+            (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
+            (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
+                let window = Window::at(database_us(client).await?, self.settings.reach);
+                late::move_days(client, &logs, window, first_kept).await
+            }
+            (Step::TakeoverDigest, ..) => takeover_digest::add(client, home).await,
+            (Step::Takeovers, ..) => prune_takeovers(client, home, TAKEOVERS_MAX).await,
             _ => return Ok(false),
         };
         done.map(|()| true)

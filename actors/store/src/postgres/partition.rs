@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use logweir_record::timestamp::{self, DAY_US};
 use tokio::time::Instant;
-use tokio_postgres::types::{Oid, ToSql, Type};
+use tokio_postgres::types::Oid;
 use tokio_postgres::{Client, Error};
 
 use super::connect::failed;
 use super::ddl::{Failures, LIMITS, Limits, Relation, give_to_owner, in_transaction, in_transaction_with, quoted};
 use super::error_class::FUTURE_CHECK;
 use super::home::Home;
+use super::timescale::is_hypertable;
 use super::types::Time;
 use crate::error::StoreError;
 
@@ -46,6 +47,9 @@ const DROP_CHECK_ATTEMPTS: u32 = 10;
 /// Name of the default partition, unless another table has it.
 const DEFAULT_NAME: &str = "logs_default";
 
+/// Name of the table beside a hypertable that takes records far from the present.
+pub(super) const LATE: &str = "logs_late";
+
 /// The table `logs` as it is now.
 pub(super) struct Logs {
     pub(super) oid: Oid,
@@ -53,6 +57,8 @@ pub(super) struct Logs {
     pub(super) kind: LogsKind,
     /// The default partition, whatever its name.
     pub(super) default: Option<Relation>,
+    /// [`LATE`], if it is there.
+    pub(super) late: Option<Relation>,
     /// For the partitions: ` TABLESPACE …`, or nothing.
     tablespace: String,
     server_version: i32,
@@ -83,14 +89,15 @@ impl Logs {
         let row = client
             .query_opt(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', dn.nspname::text, d.relname::text, \
-                 s.spcname::text, current_setting('server_version_num')::integer \
+                 s.spcname::text, current_setting('server_version_num')::integer, \
+                 EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = $2) \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid \
                  LEFT JOIN pg_class d ON d.oid = p.partdefid AND p.partdefid <> 0 \
                  LEFT JOIN pg_namespace dn ON dn.oid = d.relnamespace \
                  LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace \
                  WHERE n.nspname = $1 AND c.relname = 'logs'",
-                &[&home.name()],
+                &[&home.name(), &LATE],
             )
             .await
             .map_err(failed("reading the table logs"))?;
@@ -111,6 +118,7 @@ impl Logs {
         let tablespace = row.get::<_, Option<String>>(6);
         Ok(Self {
             oid: row.get(0),
+            late: row.get::<_, bool>(8).then(|| home.table(LATE)),
             table,
             kind,
             default: row.get::<_, Option<&str>>(5).and_then(|_| relation(4, 5)),
@@ -124,9 +132,22 @@ impl Logs {
         Relation { schema: self.table.schema.clone(), name: name.to_owned() }
     }
 
+    /// What contains all records, with these columns, for FROM.
+    pub(super) fn all(&self, columns: &str) -> String {
+        match &self.late {
+            None => self.table.to_string(),
+            Some(late) => union_all(columns, &self.table.to_string(), &late.to_string()),
+        }
+    }
+
     /// Creates `name` as a table of the same shape, empty and not attached. Leaves out the constraints in `later`: those
     /// that existing rows may violate.
-    async fn create_like(&self, client: &Client, name: &Relation, later: &[(String, String)]) -> Result<(), Error> {
+    pub(super) async fn create_like(
+        &self,
+        client: &Client,
+        name: &Relation,
+        later: &[(String, String)],
+    ) -> Result<(), Error> {
         // Not INCLUDING ALL: ATTACH creates the indexes, and an identity column comes from the parent.
         let compression = if self.server_version >= 140_000 { " INCLUDING COMPRESSION" } else { "" };
         let mut sql = format!(
@@ -154,7 +175,7 @@ impl Logs {
     }
 
     /// The columns that can be written, separated by commas.
-    async fn columns(&self, client: &Client) -> Result<String, Error> {
+    pub(super) async fn columns(&self, client: &Client) -> Result<String, Error> {
         let rows = client
             .query(
                 "SELECT attname::text FROM pg_attribute \
@@ -195,16 +216,9 @@ impl Logs {
     }
 }
 
-/// Whether TimescaleDB divides `table`. A database can use TimescaleDB for other tables only.
-pub(super) async fn is_hypertable(client: &Client, table: &Relation) -> Result<bool, Error> {
-    let view = "SELECT to_regclass('timescaledb_information.hypertables') IS NOT NULL";
-    if !client.query_typed_one(view, &[]).await?.get::<_, bool>(0) {
-        return Ok(false);
-    }
-    let found = "SELECT FROM timescaledb_information.hypertables \
-        WHERE hypertable_schema::text = $1 AND hypertable_name::text = $2";
-    let name: [(&(dyn ToSql + Sync), Type); 2] = [(&table.schema, Type::TEXT), (&table.name, Type::TEXT)];
-    Ok(client.query_typed_opt(found, &name).await?.is_some())
+/// The records of both tables, for FROM. They are read in one snapshot, so a record that moves is seen once.
+pub(super) fn union_all(columns: &str, logs: &str, late: &str) -> String {
+    format!("(SELECT {columns} FROM {logs} UNION ALL SELECT {columns} FROM {late}) logs")
 }
 
 /// Returns `logs_pYYYYMMDD`.
@@ -461,9 +475,6 @@ async fn limit(client: &Client, locked: Option<Instant>) -> Result<(), Error> {
 /// Drops the partitions of days before `first_kept`. Only those that logweir has created, by their names and bounds: one
 /// that an operator attached may be an archive.
 pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i64) -> Result<(), StoreError> {
-    let counters = logs.beside("log_volume");
-    let counted =
-        format!("SELECT coalesce(sum(records), 0)::bigint FROM {counters} WHERE minute >= $1 AND minute < $2");
     let is_referred_to = logs.is_referred_to(client).await.map_err(failed("looking for foreign keys on logs"))?;
     let mut failures = Failures::default();
     for partition in logs.partitions(client).await? {
@@ -475,10 +486,10 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
         let what = format!("dropping partition {relation}");
         let drop_it = async |limits: Limits, sql: String| {
             in_transaction_with(limits, client, &what, async {
-                // From the counters: counting the rows would read the whole partition.
-                let counted = client.query_one(&counted, &[&Time(*from_us), &Time(*to_us)]).await?;
+                // First, since lanes wait for what locks `logs`.
+                let counted = take_counters(client, logs, (*from_us, *to_us)).await?;
                 client.batch_execute(&sql).await?;
-                Ok(counted.get::<_, i64>(0).unsigned_abs())
+                Ok(counted)
             })
             .await
         };
@@ -490,15 +501,52 @@ pub(super) async fn drop_partitions(client: &Client, logs: &Logs, first_kept: i6
             }
         };
         match dropped {
-            Ok(rows) => {
-                metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
-                metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => "logs").increment(rows);
-                tracing::info!(name = %relation, rows, "dropped an expired partition");
+            Ok(counted) => {
+                counted.count_dropped();
+                tracing::info!(name = %relation, rows = counted.records, "dropped an expired partition");
             }
             Err(error) => failures.add(Err(error)),
         }
     }
     failures.first()
+}
+
+/// Counters that were deleted with their records.
+pub(super) struct TakenCounters {
+    pub(super) records: u64,
+    counters: u64,
+}
+
+impl TakenCounters {
+    /// Counts them for the metrics, as of a partition or a chunk.
+    pub(super) fn count_dropped(&self) {
+        metrics::counter!("logweir_store_partitions_dropped_total").increment(1);
+        let deleted = |table| metrics::counter!("logweir_store_retention_deleted_rows_total", "table" => table);
+        deleted("logs").increment(self.records);
+        deleted("log_volume").increment(self.counters);
+    }
+}
+
+/// Deletes the counters of a range of which all records are about to be dropped, in the same transaction: the histogram
+/// never shows what is gone, nor lacks what is there. Records that wait beside `logs` keep theirs.
+pub(super) async fn take_counters(
+    client: &Client,
+    logs: &Logs,
+    (from_us, to_us): (i64, i64),
+) -> Result<TakenCounters, Error> {
+    let waiting = match &logs.late {
+        Some(late) => format!(" AND NOT EXISTS (SELECT FROM {late} WHERE ts >= $1 AND ts < $2)"),
+        None => String::new(),
+    };
+    // The number of records, too: counting the rows would read them all.
+    let sql = format!(
+        "WITH gone AS (DELETE FROM {} WHERE minute >= $1 AND minute < $2{waiting} RETURNING records) \
+         SELECT coalesce(sum(records), 0)::bigint, count(*) FROM gone",
+        logs.beside("log_volume")
+    );
+    let row = client.query_one(&sql, &[&Time(from_us), &Time(to_us)]).await?;
+    let number = |column| row.get::<_, i64>(column).unsigned_abs();
+    Ok(TakenCounters { records: number(0), counters: number(1) })
 }
 
 /// Deletes rows of `table` (`logs` or its default partition) of days before `first_kept`.
@@ -514,7 +562,7 @@ pub(super) async fn delete_counters(client: &Client, logs: &Logs, first_kept: i6
     let until = Instant::now() + DELETE_FOR;
     let counters = logs.beside("log_volume");
     let next = format!("SELECT min(minute) FROM {counters} WHERE minute >= $1 AND minute < $2");
-    let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.table);
+    let found = format!("SELECT EXISTS (SELECT FROM {} WHERE ts >= $1 AND ts < $2)", logs.all("ts"));
     let end_us = first_kept * DAY_US;
     let mut from_us = i64::MIN;
     while Instant::now() < until {
@@ -568,7 +616,7 @@ pub(super) async fn set_replica_identity(client: &Client, logs: &Logs) -> Result
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE (n.nspname = $2 AND c.relname = 'logweir_takeover' AND c.relkind = 'r' \
+             WHERE (n.nspname = $2 AND c.relname IN ('logweir_takeover', 'logs_late') AND c.relkind = 'r' \
              OR c.oid = (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = $1)) \
              AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS \
              (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary AND x.indisvalid))",

@@ -13,12 +13,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{TryStreamExt, pin_mut};
 use logweir_record::record::{Record, Severity};
-use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Error, IsolationLevel, Row, Statement, Transaction};
 
 use super::connect::describe;
 use super::filter::Sql;
 use super::home::KnownHome;
+use super::partition::union_all;
 use super::pool::{Object, Pool, pool_failure};
 use super::read_error::{ReadClass, read_class};
 use super::types::Time;
@@ -114,7 +115,7 @@ impl PostgresReader {
     /// Runs `work` in one snapshot.
     async fn read<T>(
         &self,
-        work: impl AsyncFnOnce(&Transaction<'_>) -> Result<T, ReadStop>,
+        work: impl AsyncFnOnce(&Reading<'_, '_>) -> Result<T, ReadStop>,
     ) -> Result<Snapshot<T>, ReadError> {
         let object = self.pool.get().await.map_err(|error| ReadError::Unavailable(pool_failure(error).to_string()))?;
         let mut guard = CancelOnDrop { object: Some(object) };
@@ -135,10 +136,14 @@ impl PostgresReader {
                     false => transaction.query(&lanes_sql, &[]).await,
                 }
             };
-            let (limited, lanes) = tokio::join!(transaction.batch_execute(&limit), lanes);
+            let logs = self.table("logs");
+            let named: [(&(dyn ToSql + Sync), Type); 1] = [(&logs, Type::TEXT)];
+            let late = transaction.query_typed(LATE_SQL, &named);
+            let (limited, lanes, late) = tokio::join!(transaction.batch_execute(&limit), lanes, late);
             limited?;
             let lanes = lanes?.iter().map(lane).collect();
-            let value = work(&transaction).await?;
+            let late = late?.first().map(|row| row.get(0));
+            let value = work(&Reading { transaction: &transaction, logs, late }).await?;
             transaction.commit().await?;
             Ok(Snapshot { value, lanes })
         };
@@ -164,12 +169,13 @@ impl PostgresReader {
         add: fn(&mut T, &Record<'_>),
     ) -> Result<Snapshot<(T, u64)>, ReadError> {
         let reading = || {
-            self.read(async |transaction| {
+            self.read(async |reading| {
+                let (transaction, logs) = (reading.transaction, reading.logs(sample.range).await?);
                 let (mut fold, mut records) = (empty(), 0);
                 let mut pieces = self.throttle.pieces(sample.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
                     let records_left = sample.records_max - records;
-                    let sql = sample_sql(columns, &self.table("logs"), range, &sample.filter, records_left);
+                    let sql = sample_sql(columns, &logs, range, &sample.filter, records_left);
                     let read = pieces.read(async {
                         let statement = prepared(transaction, &sql, &RECORD).await?;
                         let rows = transaction.query_raw(&statement, sql.parameters()).await?;
@@ -195,12 +201,43 @@ impl PostgresReader {
     /// Reads rows with one statement.
     async fn rows<T>(&self, sql: &Sql, types: &[Type], each: fn(&Row) -> T) -> Result<Snapshot<Vec<T>>, ReadError> {
         let reading = || {
-            self.read(async |transaction| {
-                let rows = self.throttle.whole(rows(transaction, sql, types)).await?;
+            self.read(async |reading| {
+                let rows = self.throttle.whole(rows(reading.transaction, sql, types)).await?;
                 Ok(rows.iter().map(each).collect())
             })
         };
         self.throttled(reading).await
+    }
+}
+
+/// The table for late records beside the table `$1`.
+const LATE_SQL: &str = "SELECT format('%I.%I', n.nspname, l.relname) FROM pg_class c \
+    JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'logs_late' \
+    WHERE c.oid = to_regclass($1)";
+
+/// A snapshot that is being read.
+struct Reading<'r, 'c> {
+    transaction: &'r Transaction<'c>,
+    /// The table of records, and the one for late records, if there is one.
+    logs: String,
+    late: Option<String>,
+}
+
+impl Reading<'_, '_> {
+    /// What contains the records of `range`, for FROM: both tables only if the second has any, since aggregates of one
+    /// hypertable alone are several times as fast.
+    async fn logs(&self, range: Range) -> Result<String, ReadStop> {
+        let Some(late) = &self.late else { return Ok(self.logs.clone()) };
+        let mut sql = Sql::new("SELECT EXISTS (SELECT FROM ");
+        sql.push(&format!("{late} WHERE "));
+        within(&mut sql, range);
+        sql.push(")");
+        let statement = self.transaction.prepare_typed(&sql.text, &sql.types()).await?;
+        let has_late: bool = self.transaction.query_one(&statement, &sql.parameters()).await?.get(0);
+        Ok(match has_late {
+            true => union_all(ALL_COLUMNS, &self.logs, late),
+            false => self.logs.clone(),
+        })
     }
 }
 
@@ -295,6 +332,8 @@ const RECORD: [Type; 7] = [Type::INT8, Type::TIMESTAMPTZ, Type::INT2, Type::TEXT
 const COUNT: [Type; 4] = [Type::TIMESTAMPTZ, Type::INT2, Type::TEXT, Type::INT8];
 const TOTAL: [Type; 2] = [Type::INT8, Type::INT8];
 const SERVICE: [Type; 2] = [Type::TEXT, Type::INT8];
+
+const ALL_COLUMNS: &str = "id, ts, severity, service, host, message, attributes";
 
 /// Columns of a record; those that a read does not need can be empty.
 const COLUMNS: &str = "id, ts, severity, service, host, message, attributes::text";
@@ -398,16 +437,14 @@ fn count(row: &Row) -> Count {
 impl LogReader for PostgresReader {
     async fn records(&self, scan: &Scan) -> Result<Snapshot<Vec<Found>>, ReadError> {
         let reading = || {
-            self.read(async |transaction| {
+            self.read(async |reading| {
+                let (transaction, logs) = (reading.transaction, reading.logs(scan.range_left()).await?);
                 let (mut found, mut bytes) = (Vec::new(), 0);
                 let mut pieces = self.throttle.pieces(scan.range_left(), scan.direction);
                 while let Some(range) = pieces.next() {
                     let (limit, bytes_max) = (scan.limit - found.len(), scan.bytes_max - bytes);
                     let piece = Scan { range, limit, bytes_max, ..scan.clone() };
-                    let page = pieces
-                        .read(page(transaction, &piece, &self.table("logs")))
-                        .await
-                        .ok_or(ReadStop::Preempted)??;
+                    let page = pieces.read(page(transaction, &piece, &logs)).await.ok_or(ReadStop::Preempted)??;
                     bytes += page.iter().map(Found::bytes).sum::<usize>();
                     found.extend(page);
                     if found.len() >= scan.limit || bytes >= scan.bytes_max {
@@ -422,11 +459,12 @@ impl LogReader for PostgresReader {
 
     async fn count(&self, filter: &Filter, steps: Steps, by: By) -> Result<Snapshot<Vec<Count>>, ReadError> {
         let reading = || {
-            self.read(async |transaction| {
+            self.read(async |reading| {
+                let (transaction, logs) = (reading.transaction, reading.logs(steps.range).await?);
                 let mut counts = Vec::new();
                 let mut pieces = self.throttle.pieces(steps.range, Direction::Backward);
                 while let Some(range) = pieces.next() {
-                    let sql = counts_sql(filter, range, steps, by, [&self.table("logs"), "ts", "count(*)"]);
+                    let sql = counts_sql(filter, range, steps, by, [&logs, "ts", "count(*)"]);
                     let rows = pieces.read(rows(transaction, &sql, &COUNT)).await.ok_or(ReadStop::Preempted)??;
                     counts.extend(rows.iter().map(count));
                 }

@@ -19,8 +19,9 @@ use super::connect::{Connector, describe, failed, within};
 use super::ddl::{Relation, begin, ddl_failure, give_to_owner};
 use super::home::{Home, IDENTITY, KnownHome};
 use super::idempotency;
-use super::partition::{Logs, is_hypertable, make_default};
-use super::{clock, takeover_digest};
+use super::partition::{LATE, Logs, make_default};
+use super::timescale::{Installed, Timescale, installed, is_hypertable};
+use super::{clock, late, takeover_digest};
 use crate::error::StoreError;
 use crate::protocol::migrations::{APPLIED_SQL, Applied, CREATE_HISTORY_SQL, HISTORY, Migration, pending};
 use logweir_engine::clock::wall_us;
@@ -117,7 +118,8 @@ const LOOK_SQL: &str = "WITH path AS (SELECT CASE WHEN EXISTS \
 /// What a process stores in.
 pub(super) struct Prepared {
     pub(super) home: Home,
-    pub(super) is_hypertable: bool,
+    /// There is a table for late records.
+    pub(super) has_late: bool,
 }
 
 /// Makes the tables that are missing.
@@ -140,12 +142,22 @@ pub(super) async fn prepare(client: &Client, known: &KnownHome, mut found: Found
             tracing::warn!(%error, "records that have no partition of their own will be rejected");
         }
     }
-    Ok(Prepared { home, is_hypertable: found.is_hypertable })
+    let mut has_late = found.tables.contains_key(LATE);
+    if found.is_hypertable && !has_late {
+        let made = late::make(client, &Logs::read(client, &home).await?).await;
+        has_late = made.is_ok() || look(client, known).await?.tables.contains_key(LATE);
+        if let Err(error) = made
+            && !has_late
+        {
+            tracing::warn!(%error, "records of each past day make a chunk of that day");
+        }
+    }
+    Ok(Prepared { home, has_late })
 }
 
 /// Reads what is there.
 pub(super) async fn look(client: &Client, known: &KnownHome) -> Result<Found, StoreError> {
-    let names: Vec<&str> = tables().collect();
+    let names: Vec<&str> = tables().chain([LATE]).collect();
     let known = known.get();
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&names, Type::TEXT_ARRAY), (&known.as_ref().map(Home::name), Type::TEXT), (&&IDENTITY[..], Type::TEXT_ARRAY)];
@@ -159,7 +171,7 @@ pub(super) async fn look(client: &Client, known: &KnownHome) -> Result<Found, St
     };
     for row in &rows {
         let (name, schema): (&str, Option<String>) = (row.get(1), row.get(2));
-        let (Some(name), Some(schema)) = (tables().find(|known| *known == name), schema) else {
+        let (Some(name), Some(schema)) = (tables().chain([LATE]).find(|known| *known == name), schema) else {
             continue;
         };
         if name == "logs" {
@@ -296,7 +308,9 @@ async fn create_locked(client: &Client, known: &KnownHome) -> Result<(), StoreEr
     // Beside those that are there, but types and functions of extensions are still found.
     client
         .execute(
-            "SELECT set_config('search_path', quote_ident($1) || ', ' || current_setting('search_path'), true)",
+            "SELECT set_config('search_path', concat_ws(', ', quote_ident($1), nullif(current_setting('search_path'), ''), \
+             (SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+             WHERE e.extname = 'timescaledb')), true)",
             &[&plan.schema],
         )
         .await
@@ -359,7 +373,7 @@ async fn check_identity(client: &Client, found: &Found, plan: &Plan) -> Result<(
     if lacking.is_empty() {
         return Ok(());
     }
-    for name in ["logs", "logweir_dead_letter", "logweir_lane", "logweir_writer"] {
+    for name in ["logs", LATE, "logweir_dead_letter", "logweir_lane", "logweir_writer"] {
         let Some(schema) = found.tables.get(name).filter(|_| !plan.tables.contains(&name)) else { continue };
         let table = Relation { schema: schema.clone(), name: name.to_owned() };
         let rows: bool = client
@@ -390,20 +404,23 @@ fn statements(table: &str) -> &'static str {
     MIGRATIONS[0].sql.split("\n\n").find(|paragraph| paragraph.contains(&create)).unwrap_or_default()
 }
 
-/// Whether `logs` is to be created, and TimescaleDB is installed but not yet an extension of this database.
+/// Whether `logs` is to be created, and TimescaleDB can be used for it but is not yet an extension of this database.
 pub(super) async fn lacks_timescale(client: &Client, known: &KnownHome) -> Result<bool, StoreError> {
     if known.get().is_some() {
         return Ok(false);
     }
-    let row = client
-        .query_typed_one(
-            "SELECT CASE WHEN to_regclass('logs') IS NULL THEN EXISTS (SELECT FROM pg_available_extensions \
-             WHERE name = 'timescaledb' AND installed_version IS NULL) ELSE false END",
-            &[],
-        )
-        .await
-        .map_err(failed("looking for TimescaleDB"))?;
-    Ok(row.get(0))
+    let looking = failed("looking for TimescaleDB");
+    let logs = client.query_typed_one("SELECT to_regclass('logs') IS NOT NULL", &[]).await.map_err(&looking)?;
+    if logs.get(0) {
+        return Ok(false);
+    }
+    let installed = installed(client).await.map_err(&looking)?;
+    if installed == Installed::NotPreloaded {
+        tracing::info!(
+            "TimescaleDB is installed, but shared_preload_libraries does not name it; using daily partitions"
+        );
+    }
+    Ok(installed == Installed::Preloaded)
 }
 
 /// Creates the extension, on a connection of its own: a server that has not preloaded it ends the session. Whatever
@@ -418,6 +435,22 @@ pub(super) async fn create_timescale(connector: &Connector) {
     if let Err(error) = created.await {
         tracing::warn!(%error, "TimescaleDB is installed, but its extension cannot be created; using daily partitions");
     }
+}
+
+/// The product's name, and the versions that are used.
+pub(super) async fn product(client: &Client, home: &Home) -> Result<(&'static str, String), StoreError> {
+    const SQL: &str = "SELECT split_part(current_setting('server_version'), ' ', 1)";
+    let looking = failed("reading the server's version");
+    let postgres: String = client.query_typed_one(SQL, &[]).await.map_err(&looking)?.get(0);
+    let Some(Timescale { version, .. }) = Timescale::find(client).await.map_err(&looking)? else {
+        return Ok(("PostgreSQL", postgres));
+    };
+    Ok(match is_hypertable(client, &home.table("logs")).await.map_err(&looking)? {
+        true => ("TimescaleDB", format!("{version} (PostgreSQL {postgres})")),
+        false => {
+            ("PostgreSQL", format!("{postgres} (TimescaleDB {version} is not used: table logs has daily partitions)"))
+        }
+    })
 }
 
 /// Runs a statement in the open transaction, which goes on if it fails; returns why it failed.
@@ -440,14 +473,15 @@ pub(super) fn sql() -> String {
         sql.push_str(&format!("\n\n{};\n", migration.record_sql(wall_us())));
     }
     let (clock, keys) = (clock::begin_sql(wall_us()), idempotency::create_sql());
-    sql.push_str(&format!("\n{};\n\n{clock}\n\n{keys}\n", takeover_digest::ADD_SQL));
+    sql.push_str(&format!("\n{};\n\n{clock}\n\n{keys}\n\n{}\n", takeover_digest::ADD_SQL, late::CREATE_SQL));
     sql
 }
 
 /// Checks that the tables are there (or makes them), and that `logs` has the columns that a flush writes. Returns where
 /// they are.
-pub(super) async fn check_columns(client: &Client, known: &KnownHome) -> Result<Home, StoreError> {
-    let Prepared { home, .. } = prepare(client, known, look(client, known).await?).await?;
+pub(super) async fn check_columns(client: &Client, known: &KnownHome) -> Result<Prepared, StoreError> {
+    let prepared = prepare(client, known, look(client, known).await?).await?;
+    let home = &prepared.home;
     let rows = client
         .query_typed(
             "SELECT attname::text, atttypid, format_type(atttypid, NULL) FROM pg_attribute \
@@ -465,7 +499,7 @@ pub(super) async fn check_columns(client: &Client, known: &KnownHome) -> Result<
     };
     let wrong: Vec<String> = COLUMNS.iter().filter_map(wrong).collect();
     match wrong.is_empty() {
-        true => Ok(home),
+        true => Ok(prepared),
         false => Err(StoreError::Systemic(format!(
             "table logs was changed: {}; change it back (ALTER TABLE logs …)",
             wrong.join(", ")

@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use logweir_engine::journal::LaneId;
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::access::UrlKey;
 use super::connect::{Connector, GRACE, failed, within};
-use super::flush::{PgLane, connection_name, end_stalled};
+use super::flush::{Limits, PgLane, connection_name, end_stalled};
 use super::grants::{self, Purpose};
 use super::home::{Home, KnownHome};
 use super::lane_row::all_lanes;
+use super::late::{Reach, SharedDetour};
 use super::maintain::{self, Memory, RetentionSettings};
+use super::partition::Logs;
 use super::patience::Patience;
 use super::pool::{Object, Pool, admin_pool, pool_failure, query_pool};
 use super::read::PostgresReader;
@@ -49,8 +52,10 @@ pub struct PostgresStore {
     read_home: Option<KnownHome>,
     statement_timeout: Duration,
     retention: RetentionSettings,
-    hypertable: OnceLock<bool>,
+    /// Name and version, once they are known.
+    product: OnceLock<(&'static str, String)>,
     memory: Memory,
+    detour: SharedDetour,
     last_taken: LastTaken,
     looking: Patience,
     attempting: Patience,
@@ -82,9 +87,11 @@ impl PostgresStore {
                 retention_days: database.retention_days,
                 compress_after_days: database.compress_after_days,
                 text_index: database.text_index,
+                reach: reach(database),
             },
-            hypertable: OnceLock::new(),
+            product: OnceLock::new(),
             memory: Memory::default(),
+            detour: SharedDetour::default(),
             last_taken: LastTaken::default(),
             looking: Patience::new(LOOK_LEAST, PREPARE_LIMIT),
             attempting: Patience::new(ATTEMPT_LEAST, ACQUIRE_LIMIT),
@@ -112,21 +119,41 @@ impl PostgresStore {
         schema::sql()
     }
 
+    fn limits(&self) -> Limits {
+        Limits { statement: self.statement_timeout, reach: self.retention.reach }
+    }
+
+    async fn learn_product(&self, client: &Client, home: &Home) -> Result<(), StoreError> {
+        if self.product.get().is_none() {
+            let _ = self.product.set(schema::product(client, home).await?);
+        }
+        Ok(())
+    }
+
     /// A connection for administration, and where the tables are.
     async fn admin(&self) -> Result<(Object, Home), StoreError> {
         let admin = self.admin.get().await.map_err(pool_failure)?;
         let home = self.home.find(&admin.client).await?;
+        self.learn_product(&admin.client, &home).await?;
         Ok((admin, home))
     }
+}
+
+/// How far from the present a record may be to go into a chunk. Not as far as chunks are compressed: a late record would
+/// wait for that.
+fn reach(database: &Database) -> Reach {
+    let compressed = Some(database.compress_after_days).filter(|&days| days > 0).unwrap_or(u32::MAX);
+    Reach { past_days: database.late_after_days.min(compressed), future_days: database.early_after_days }
 }
 
 #[async_trait]
 impl LogStore for PostgresStore {
     fn name(&self) -> String {
-        match self.hypertable.get() {
-            Some(true) => "TimescaleDB".to_owned(),
-            _ => "PostgreSQL".to_owned(),
-        }
+        self.product.get().map_or("PostgreSQL", |(name, _)| name).to_owned()
+    }
+
+    fn version(&self) -> Option<String> {
+        self.product.get().map(|(_, version)| version.clone())
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
@@ -141,8 +168,7 @@ impl LogStore for PostgresStore {
         let found = self.looking.wait("looking for the tables", schema::look(client, &self.home)).await?;
         let preparing = schema::prepare(client, &self.home, found);
         let prepared = within(PREPARE_LIMIT, "creating the tables", preparing).await?;
-        let _ = self.hypertable.set(prepared.is_hypertable);
-        Ok(())
+        self.learn_product(&connection.client, &prepared.home).await
     }
 
     async fn acquire_lease(&self, claim: &Claim) -> Result<Lease, StoreError> {
@@ -169,9 +195,8 @@ impl LogStore for PostgresStore {
             let row = lease::lane(&connection, &self.home, lease, lane).await?;
             drop(connection);
             let (connector, home, last_taken) = (self.connector.clone(), self.home.clone(), self.last_taken.clone());
-            let Lease { writer, epoch } = *lease;
-            let writer =
-                PgLane::open(connector, home, writer, epoch, row.clone(), last_taken, self.statement_timeout).await?;
+            let (limits, detour) = (self.limits(), self.detour.clone());
+            let writer = PgLane::open(connector, home, lease, row.clone(), last_taken, limits, detour).await?;
             Ok((Box::new(writer) as Box<dyn LaneWriter>, row))
         };
         within(self.statement_timeout + GRACE, "opening the lane", opening).await
@@ -193,17 +218,16 @@ impl LogStore for PostgresStore {
     async fn count_stored(&self, row: &LaneRow) -> Result<StoredCount, StoreError> {
         let (admin, home) = self.admin().await?;
         let (first, end) = (row.lane_id << ORDINAL_BITS, (row.lane_id + 1) << ORDINAL_BITS);
+        let logs = Logs::read(&admin.client, &home).await?.all("id");
+        let sql = format!(
+            "SELECT count(*), count(DISTINCT id), \
+             (SELECT count(*) FROM $home.logweir_dead_letter WHERE id >= $1 AND id < $2), \
+             (SELECT coalesce(sum(records), 0)::bigint FROM $home.logweir_replayed WHERE lane_id = $3) \
+             FROM {logs} WHERE id >= $1 AND id < $2"
+        );
         let counted = admin
             .client
-            .query_one(
-                &home.sql(
-                    "SELECT count(*), count(DISTINCT id), \
-                     (SELECT count(*) FROM $home.logweir_dead_letter WHERE id >= $1 AND id < $2), \
-                     (SELECT coalesce(sum(records), 0)::bigint FROM $home.logweir_replayed WHERE lane_id = $3) \
-                     FROM $home.logs WHERE id >= $1 AND id < $2",
-                ),
-                &[&first, &end, &i32::try_from(row.lane_id).unwrap_or(i32::MAX)],
-            )
+            .query_one(&home.sql(&sql), &[&first, &end, &i32::try_from(row.lane_id).unwrap_or(i32::MAX)])
             .await
             .map_err(failed("counting rows"))?;
         let count = |column| counted.get::<_, i64>(column).cast_unsigned();

@@ -1,0 +1,413 @@
+//! The real program on a real TimescaleDB: what differs there from daily partitions.
+//!
+//! `LOGWEIR_TEST_PG_BIN` names the programs of a server that has the extension.
+
+// Test helpers unwrap like tests.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
+
+use logweir_record::timestamp::{self, DAY_US};
+use logweir_tests::accounting::Totals;
+use logweir_tests::postgres::{Options, has_extension};
+use logweir_tests::process::Server;
+use logweir_tests::scenario::{PATIENCE, Scenario, on_postgres_with};
+use logweir_tests::store::Store;
+
+/// Runs a scenario on a TimescaleDB with these settings, unless there is none.
+fn on_timescale(name: &str, settings: &[(&'static str, &str)], run: impl FnOnce(&mut Scenario)) {
+    if !has_extension("timescaledb") {
+        eprintln!("{name}: skipped: no TimescaleDB; LOGWEIR_TEST_PG_BIN can name the programs of a server that has it");
+        return;
+    }
+    let settings = settings.iter().map(|&(key, value)| (key, value.to_owned())).collect();
+    on_postgres_with(name, &Options { settings, ..Options::default() }, run);
+}
+
+fn number(store: &Store, sql: &str) -> i64 {
+    let rows = store.rows(&format!("SELECT ({sql})::bigint")).unwrap_or_else(|error| panic!("{error}"));
+    rows[0][0].parse().unwrap_or_else(|_| panic!("{sql}: {rows:?}"))
+}
+
+fn now_us() -> i64 {
+    logweir_engine::clock::wall_us()
+}
+
+/// Lines of one record each, at these times.
+fn lines(service: &str, times_us: impl IntoIterator<Item = i64>) -> String {
+    let mut lines = String::new();
+    for (nth, us) in times_us.into_iter().enumerate() {
+        let ts = timestamp::text(us);
+        let _ =
+            writeln!(lines, r#"{{"ts":"{ts}","level":"info","service":"{service}","host":"h","message":"m {nth}"}}"#);
+    }
+    lines
+}
+
+/// Posts lines, and expects that all are accepted.
+fn post(server: &Server, ack: &str, lines: &str) {
+    let answer = server.post(&format!("/ingest?ack={ack}"), "application/x-ndjson", lines).expect("a response");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.json()["accepted"].as_u64(), Some(lines.lines().count() as u64), "{}", answer.body);
+}
+
+/// Waits until the database has everything.
+fn caught_up(server: &mut Server) {
+    let caught_up =
+        |server: &Server| Totals::of(&server.status()).is_some_and(|totals| totals.accepted > 0 && totals.backlog == 0);
+    server.until("without backlog", PATIENCE, caught_up).unwrap();
+}
+
+/// Stores records of `days` ago, noon.
+fn store_days_ago(server: &mut Server, service: &str, days: &[i64]) {
+    let noon = |ago: &i64| (now_us().div_euclid(DAY_US) - ago) * DAY_US + DAY_US / 2;
+    post(server, "journal", &lines(service, days.iter().map(noon)));
+    caught_up(server);
+}
+
+/// The number of records that a query finds in all of time.
+fn found(server: &Server, query: &str) -> usize {
+    let path = format!("/api/v1/query?query={query}&start=1970-01-01T00:00:00Z&end=2100-01-01T00:00:00Z&limit=5000");
+    let answer = server.data(&path).expect("a response");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.json()["records"].as_array().map_or(0, Vec::len)
+}
+
+/// Waits until a step of maintenance has run, and returns why it failed, if it did.
+fn step(server: &mut Server, step: &str) -> Option<String> {
+    let label = format!("step=\"{step}\"");
+    let has_run = |server: &Server| {
+        let metrics = server.admin("/metrics").map(|answer| answer.body).unwrap_or_default();
+        metrics.lines().any(|line| line.starts_with("logweir_maintenance_failing{") && line.contains(&label))
+    };
+    server.until(&format!("the step {step}"), PATIENCE, has_run).unwrap();
+    let status = server.status();
+    let failing = status["maintenance_failing"].as_array().unwrap();
+    failing.iter().find(|failing| failing["step"] == step).map(|failing| failing["error"].to_string())
+}
+
+/// Starts the program, and waits for the first round of maintenance, which follows the lease.
+fn start(s: &mut Scenario) {
+    s.start();
+    assert_eq!(step(s.server(), "takeovers"), None);
+}
+
+/// Runs one more round of maintenance.
+fn maintain_again(s: &mut Scenario) {
+    s.stop();
+    start(s);
+}
+
+/// Asserts that each acknowledged record is stored once.
+fn assert_verified(s: &mut Scenario) {
+    s.stop();
+    let output = s.run(&["verify"]);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let product = s.store.rows("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'").unwrap();
+    let product = if product[0][0] == "1" { ", TimescaleDB" } else { ", PostgreSQL" };
+    assert!(output.status.success() && text.contains(product), "{text}");
+}
+
+const CHUNKS: &str = "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'logs'";
+
+#[test]
+fn records_of_thousands_of_days_in_one_request_stop_nobody_and_are_found() {
+    on_timescale("many days", &[], |s| {
+        start(s);
+        let from = now_us().div_euclid(DAY_US) - 3_200;
+        let server = s.server();
+        post(server, "journal", &lines("old", (0..2_600).map(|day| (from + day) * DAY_US)));
+        post(server, "committed", &lines("fresh", (0..60).map(|_| now_us())));
+        assert_eq!((found(server, "service:old"), found(server, "service:fresh")), (2_600, 60));
+        caught_up(s.server());
+        assert!(number(&s.store, CHUNKS) < 20, "a sender decides over the number of chunks");
+        maintain_again(s);
+        assert_eq!((found(s.server(), "service:old"), found(s.server(), "service:fresh")), (2_600, 60));
+        assert!(number(&s.store, CHUNKS) < 20, "a sender decides over the number of chunks");
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn installed_but_not_preloaded_it_is_not_used_and_records_are_stored() {
+    on_timescale("not preloaded", &[("shared_preload_libraries", "")], |s| {
+        post(s.start(), "committed", &lines("s", [now_us()]));
+        assert_eq!(number(&s.store, "SELECT count(*) FROM pg_class WHERE relname = 'logs' AND relkind = 'p'"), 1);
+        assert!(!s.postgres().log_text().contains("must be preloaded"), "it was tried");
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn late_records_wait_for_a_compression_alone() {
+    on_timescale("held compression", &[], |s| {
+        start(s);
+        // The chunk of ten days ago, by a record of its own.
+        s.postgres().execute("INSERT INTO logs SELECT 1, now() - interval '10 days', 9, 's', 'h', 'm', NULL");
+        let holder = s.postgres().session();
+        // As a compression does for as long as it takes.
+        holder.execute(
+            "BEGIN; DO $$ BEGIN EXECUTE format('LOCK TABLE %s IN EXCLUSIVE MODE', \
+             (SELECT show_chunks('logs', older_than => interval '9 days'))); END $$",
+        );
+        for _ in 0..5 {
+            let mut times = vec![now_us(); 99];
+            times.push(now_us() - 10 * DAY_US);
+            post(s.server(), "committed", &lines("late", times));
+        }
+        assert_eq!(found(s.server(), "service:late"), 500);
+        maintain_again(s);
+        assert!(step(s.server(), "late_records").unwrap().contains("lock timeout"), "they stay behind");
+        holder.execute(
+            "COMMIT; SELECT compress_chunk(c, true) FROM show_chunks('logs', older_than => interval '9 days') c",
+        );
+        maintain_again(s);
+        assert_eq!(step(s.server(), "late_records"), None);
+        assert_eq!(found(s.server(), "service:late"), 500);
+        let (logs, late) = ("SELECT count(*) FROM logs WHERE service = 'late'", "SELECT count(*) FROM logs_late");
+        assert_eq!((number(&s.store, logs), number(&s.store, late)), (500, 0), "they have moved");
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn recent_records_go_beside_a_chunk_that_is_locked() {
+    on_timescale("locked chunk", &[], |s| {
+        start(s);
+        let times = || [now_us(), now_us() - DAY_US];
+        post(s.server(), "committed", &lines("before", times()));
+        let holder = s.postgres().session();
+        holder.execute(
+            "BEGIN; DO $$ DECLARE chunk regclass; BEGIN FOR chunk IN SELECT show_chunks('logs') LOOP \
+             EXECUTE format('LOCK TABLE %s IN EXCLUSIVE MODE', chunk); END LOOP; END $$",
+        );
+        for _ in 0..3 {
+            // Two attempts may fail before.
+            post(s.server(), "journal", &lines("during", times()));
+            caught_up(s.server());
+        }
+        assert_eq!(found(s.server(), "service:during"), 6);
+        holder.execute("COMMIT");
+        maintain_again(s);
+        let late = number(&s.store, "SELECT count(*) FROM logs_late");
+        assert_eq!((found(s.server(), "service:during"), late), (6, 0));
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn a_kill_while_late_records_are_stored_and_move_leaves_each_once() {
+    on_timescale("kills", &[], |s| {
+        start(s);
+        s.postgres().execute("INSERT INTO logs SELECT 1, now() - interval '10 days', 9, 's', 'h', 'm', NULL");
+        for round in 0..6 {
+            for _ in 0..10 {
+                let old = (0..50).map(|nth| now_us() - (8 + nth % 4) * DAY_US);
+                post(s.server(), "journal", &lines("old", old.chain([now_us()])));
+            }
+            if round % 2 == 0 {
+                s.server().kill();
+            } else {
+                s.postgres().kill();
+                s.postgres().restart();
+                s.server().kill();
+            }
+            s.start(); // a round of maintenance moves records meanwhile
+        }
+        caught_up(s.server());
+        maintain_again(s);
+        s.postgres().execute("DELETE FROM logs WHERE id = 1");
+        let counted = number(&s.store, "SELECT sum(records) FROM log_volume");
+        let (logs, late) = (s.store.count().unwrap(), number(&s.store, "SELECT count(*) FROM logs_late"));
+        assert_eq!((logs, counted), (6 * 10 * 51, 6 * 10 * 51));
+        assert!(late > 0, "not all days have a chunk");
+        assert_verified(s);
+    });
+}
+
+#[test]
+fn a_database_that_has_partitions_keeps_them_and_says_that_the_extension_is_not_used() {
+    on_timescale("plain before", &[("shared_preload_libraries", "")], |s| {
+        post(s.start(), "committed", &lines("s", [now_us()]));
+        s.stop();
+        s.postgres().stop();
+        s.postgres().set("shared_preload_libraries", "timescaledb");
+        s.postgres().restart();
+        s.postgres().execute("CREATE EXTENSION timescaledb");
+        start(s);
+        post(s.server(), "committed", &lines("s", [now_us()]));
+        let status = s.server().status();
+        assert_eq!(status["store"], "PostgreSQL");
+        assert!(status["store_version"].as_str().unwrap().contains("is not used"), "{status}");
+        assert_eq!(found(s.server(), "service:s"), 2);
+    });
+}
+
+#[test]
+fn what_an_operator_changed_about_the_compression_is_kept() {
+    on_timescale("changed policies", &[], |s| {
+        start(s);
+        s.postgres().execute(
+            "SELECT alter_job(job_id, schedule_interval => interval '1 hour', max_runtime => interval '2 hours') \
+             FROM timescaledb_information.jobs WHERE proc_name = 'policy_compression'; \
+             ALTER TABLE logs SET (timescaledb.compress, timescaledb.compress_orderby = 'ts DESC', \
+             timescaledb.compress_segmentby = 'host')",
+        );
+        s.set("database.compress_after_days", 9);
+        maintain_again(s);
+        let job = "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'policy_compression' \
+                   AND schedule_interval = interval '1 hour' AND max_runtime = interval '2 hours' \
+                   AND (config->>'compress_after')::interval = interval '9 days'";
+        assert_eq!(number(&s.store, job), 1);
+        let segments = "SELECT count(*) FROM timescaledb_information.compression_settings \
+                        WHERE attname = 'host' AND segmentby_column_index = 1";
+        assert_eq!(number(&s.store, segments), 1);
+        s.set("database.compress_after_days", 0);
+        maintain_again(s);
+        let jobs = "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'policy_compression'";
+        assert_eq!(number(&s.store, jobs), 0);
+    });
+}
+
+#[test]
+fn the_apache_edition_deletes_records_together_with_their_counters() {
+    on_timescale("apache", &[("timescaledb.license", "apache")], |s| {
+        start(s);
+        store_days_ago(s.server(), "s", &[0, 1, 2, 6, 7, 8, 9, 400]);
+        s.set("database.retention_days", 5);
+        maintain_again(s);
+        maintain_again(s);
+        assert_eq!(step(s.server(), "policies"), None);
+        let counted = number(&s.store, "SELECT sum(records) FROM log_volume");
+        assert_eq!((found(s.server(), "service:s"), counted), (3, 3));
+    });
+}
+
+#[test]
+fn a_chunk_expires_together_with_its_counters_or_not_at_all() {
+    on_timescale("expiry", &[], |s| {
+        start(s);
+        store_days_ago(s.server(), "s", &[0, 1, 6]);
+        s.set("database.retention_days", 5);
+        let holder = s.postgres().session();
+        holder.execute("BEGIN; LOCK TABLE log_volume IN SHARE MODE");
+        maintain_again(s);
+        assert!(step(s.server(), "retention_partitions").unwrap().contains("lock timeout"));
+        let counted = "SELECT sum(records) FROM log_volume";
+        assert_eq!((found(s.server(), "service:s"), number(&s.store, counted)), (3, 3));
+        holder.execute("COMMIT");
+        maintain_again(s);
+        assert_eq!(step(s.server(), "retention_partitions"), None);
+        assert_eq!((found(s.server(), "service:s"), number(&s.store, counted)), (2, 2));
+    });
+}
+
+#[test]
+fn two_schemas_of_one_database_both_get_their_policies() {
+    on_timescale("two schemas", &[], |s| {
+        s.postgres().execute("CREATE SCHEMA t1; CREATE SCHEMA t2; CREATE EXTENSION timescaledb");
+        // Somebody else's, with the same name.
+        s.postgres().execute(
+            "CREATE SCHEMA foreigner; CREATE TABLE foreigner.logs (ts timestamptz NOT NULL); \
+             SELECT create_hypertable('foreigner.logs', 'ts'); SELECT add_retention_policy('foreigner.logs', interval '9 days')",
+        );
+        let url = s.settings["database.url"].clone();
+        s.set("database.retention_days", 9);
+        for schema in ["t1", "t2"] {
+            s.set("database.url", format!("{url}?options=-c%20search_path={schema},public"));
+            s.set("data_dir", s.dir.join(schema).display());
+            post(s.start(), "committed", &lines("s", [now_us(), now_us() - 20 * DAY_US]));
+            maintain_again(s);
+            for name in ["policies", "retention_counters"] {
+                assert_eq!(step(s.server(), name), None, "{schema}");
+            }
+            let jobs = format!(
+                "SELECT count(*) FROM timescaledb_information.jobs WHERE hypertable_schema = '{schema}' \
+                 AND proc_name LIKE 'policy_co%'"
+            );
+            assert_eq!(number(&s.store, &jobs), 1, "{schema} has its compression");
+            assert_eq!(found(s.server(), "service:s"), 1, "{schema} deletes its records");
+        }
+        let foreign = "SELECT count(*) FROM timescaledb_information.jobs WHERE hypertable_schema = 'foreigner'";
+        assert_eq!(number(&s.store, foreign), 1, "nobody else's job was touched");
+    });
+}
+
+#[test]
+fn the_extension_may_be_in_a_schema_of_its_own() {
+    on_timescale("own schema", &[], |s| {
+        s.postgres().execute("CREATE SCHEMA \"Ext\"; CREATE EXTENSION timescaledb SCHEMA \"Ext\"");
+        s.set("database.retention_days", 9);
+        post(s.start(), "committed", &lines("s", [now_us(), now_us() - 20 * DAY_US]));
+        maintain_again(s);
+        for name in ["policies", "retention_counters"] {
+            assert_eq!(step(s.server(), name), None);
+        }
+        assert_eq!(number(&s.store, "SELECT count(*) FROM timescaledb_information.hypertables"), 1);
+        assert_eq!(found(s.server(), "service:s"), 1);
+    });
+}
+
+#[test]
+fn the_first_page_of_a_compressed_day_sorts_nothing() {
+    on_timescale("first page", &[], |s| {
+        start(s);
+        s.postgres().execute(
+            "INSERT INTO logs SELECT n, date_trunc('day', now()) - interval '10 days' + n * interval '1 s', 9, \
+             's' || n % 5, 'h', 'm', NULL FROM generate_series(1, 50000) n",
+        );
+        maintain_again(s);
+        s.postgres().execute("SELECT compress_chunk(c) FROM show_chunks('logs', older_than => interval '8 days') c");
+        s.postgres().execute("ANALYZE logs");
+        let plan = s.store.rows(
+            "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT id, ts, message FROM logs \
+             WHERE ts >= now() - interval '20 days' AND ts < now() ORDER BY ts DESC, id DESC LIMIT 100",
+        );
+        let plan = plan.unwrap().concat().join("\n");
+        let rows = |part: &str| part.split([' ', ')']).next()?.parse::<u64>().ok();
+        let read = plan.split("(actual rows=").skip(1).filter_map(rows).max().unwrap();
+        assert!(read <= 1_100, "a page of 100 records reads {read} rows: {plan}");
+        let path = "/api/v1/query?query=service:s1&start=-20d&limit=100";
+        assert_eq!(s.server().data(path).unwrap().json()["records"].as_array().unwrap().len(), 100);
+    });
+}
+
+#[test]
+fn a_job_that_fails_is_told() {
+    on_timescale("failed job", &[], |s| {
+        start(s);
+        assert_eq!(step(s.server(), "policies"), None);
+        assert_eq!(step(s.server(), "jobs"), None);
+        s.postgres().execute(
+            "UPDATE _timescaledb_config.bgw_job SET config = jsonb_set(config, '{compress_after}', '\"no interval\"') \
+             WHERE proc_name = 'policy_compression'; \
+             SELECT alter_job(job_id, next_start => now(), schedule_interval => interval '1 day', max_retries => 0) \
+             FROM timescaledb_information.jobs WHERE proc_name = 'policy_compression'",
+        );
+        s.wait("the job to fail", |s| {
+            number(
+                &s.store,
+                "SELECT count(*) FROM timescaledb_information.job_stats s JOIN \
+                timescaledb_information.jobs j USING (job_id) WHERE last_run_status = 'Failed' \
+                AND proc_name = 'policy_compression'",
+            ) == 1
+        });
+        maintain_again(s);
+        let failing = step(s.server(), "jobs").expect("the job fails");
+        assert!(failing.contains("policy_compression"), "{failing}");
+    });
+}
+
+#[test]
+fn what_is_used_is_told_at_the_start_and_in_the_status() {
+    on_timescale("told", &[], |s| {
+        start(s);
+        let version = s.store.rows("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'").unwrap();
+        let status = s.server().status();
+        assert_eq!(status["store"], "TimescaleDB", "{status}");
+        let told = status["store_version"].as_str().unwrap();
+        assert!(told.starts_with(&format!("{} (PostgreSQL ", version[0][0])), "{told}");
+        let log = s.server().log_text();
+        assert!(log.lines().any(|line| line.contains("TimescaleDB") && line.contains(told)), "{log}");
+    });
+}
