@@ -24,8 +24,18 @@ fn each_check_detects_its_mutations() {
 
 #[test]
 fn a_backup_is_restored_to_a_point_in_time() {
+    script("backup.sh");
+}
+
+#[test]
+fn a_replica_is_ready_only_while_it_follows_the_primary() {
+    script("replica.sh");
+}
+
+/// Runs a script that tests those of the manifests with real servers.
+fn script(name: &str) {
     let kubernetes = folder().join("../../deploy/kubernetes");
-    let status = Command::new("sh").arg(folder().join("backup.sh")).arg(kubernetes).stdin(Stdio::null()).status();
+    let status = Command::new("sh").arg(folder().join(name)).arg(kubernetes).stdin(Stdio::null()).status();
     assert!(status.expect("sh starts").success(), "see the output above");
 }
 

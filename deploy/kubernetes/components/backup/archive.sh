@@ -4,7 +4,9 @@ set -eu
 : "${PGHOST:?}" "${PGUSER:?}" "${BACKUP_DIR:?}"
 [ -z "${PGPASSWORD_FILE:-}" ] || PGPASSWORD=$(cat "$PGPASSWORD_FILE")
 export PGPASSWORD
-ask() { psql "dbname=postgres replication=true" -AtF ' ' -c "$1"; }
+# A node that is lost closes no connection; without limits, the kernel notices it after about two hours.
+limits="connect_timeout=5 keepalives_idle=30 keepalives_interval=10 keepalives_count=3 tcp_user_timeout=60000"
+ask() { psql "dbname=postgres replication=true $limits" -AtF ' ' -c "$1"; }
 
 fetch() {
   # One directory per timeline: after a restore, the database diverges from the WAL archived before.
@@ -16,13 +18,13 @@ fetch() {
   slot=$(ask 'READ_REPLICATION_SLOT backup') || return
   if [ "$slot" = "physical  " ]; then
     echo "the replication slot has lost WAL: the archive has a gap, take a base backup now" >&2
-    pg_receivewal --drop-slot --slot backup || return
+    pg_receivewal --dbname "$limits" --drop-slot --slot backup || return
     [ ! -d "$folder" ] || mv "$folder" "$folder-until-$(date -u +%Y%m%dT%H%M%SZ)"
   fi
   mkdir -p "$folder" || return
   # The slot keeps WAL that was not fetched while the archiver was down (up to max_slot_wal_keep_size).
-  pg_receivewal --create-slot --if-not-exists --slot backup || return
-  pg_receivewal --directory "$folder" --slot backup --synchronous --status-interval 5 --no-loop &
+  pg_receivewal --dbname "$limits" --create-slot --if-not-exists --slot backup || return
+  pg_receivewal --dbname "$limits" --directory "$folder" --slot backup --synchronous --status-interval 5 --no-loop &
   receiver=$!
   wait $receiver
 }

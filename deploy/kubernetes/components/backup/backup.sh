@@ -4,10 +4,12 @@ set -eu
 : "${PGHOST:?}" "${PGUSER:?}" "${BACKUP_DIR:?}" "${KEEP:?}"
 [ -z "${PGPASSWORD_FILE:-}" ] || PGPASSWORD=$(cat "$PGPASSWORD_FILE")
 export PGPASSWORD
+# See archive.sh.
+limits="connect_timeout=5 keepalives_idle=30 keepalives_interval=10 keepalives_count=3 tcp_user_timeout=60000"
 mkdir -p "$BACKUP_DIR/base"
 rm -rf "$BACKUP_DIR"/base/*.partial # left by interrupted runs
 # Includes the WAL that makes it consistent, so that it can be restored without the archive too.
-pg_basebackup --pgdata "$BACKUP_DIR/base/next.partial" --wal-method stream --checkpoint fast --label logweir
+pg_basebackup --dbname "$limits" --pgdata "$BACKUP_DIR/base/next.partial" --wal-method stream --checkpoint fast --label logweir
 # Named after its end, since it cannot restore an earlier time; rounded up to the next second.
 sleep 1
 name=$(date -u +%Y%m%dT%H%M%SZ)
