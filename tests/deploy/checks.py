@@ -465,6 +465,30 @@ def network(name, documents, wrong):
             wrong.say("network", name, f"{source} cannot reach DNS")
 
 
+# Where pods send DNS queries: pods of kube-system, and addresses that belong to no pod (NodeLocal DNSCache, GKE's Cloud DNS).
+RESOLVER_PODS = ("kube-dns", "node-local-dns")
+RESOLVER_BLOCKS = {"169.254.20.10/32", "169.254.169.254/32"}
+
+
+def managed(name, documents, wrong):
+    """What managed clusters require: every kind of DNS can be reached, and critical pods have a quota."""
+    for policy in kind(documents, "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            if 53 not in [port["port"] for port in rule.get("ports", [])]:
+                continue
+            chosen = [side["podSelector"] for side in rule["to"] if "podSelector" in side]
+            missing = [pod for pod in RESOLVER_PODS if not any(selects(selector, {"k8s-app": pod}) for selector in chosen)]
+            missing += sorted(RESOLVER_BLOCKS - {side["ipBlock"]["cidr"] for side in rule["to"] if "ipBlock" in side})
+            if missing:
+                wrong.say("managed", f"{name}: {label(policy)}", f"has no DNS by {', '.join(missing)}")
+    quotas = [entry for quota in kind(documents, "ResourceQuota") for entry in quota["spec"]["scopeSelector"]["matchExpressions"]]
+    admitted = {value for entry in quotas if entry["scopeName"] == "PriorityClass" for value in entry["values"]}
+    for document in workloads(documents):
+        priority = template(document)["spec"].get("priorityClassName", "")
+        if priority.startswith("system-") and priority not in admitted:
+            wrong.say("managed", f"{name}: {label(document)}", f"GKE does not admit {priority} without a quota")
+
+
 def principals(documents, target):
     """Returns the service accounts of this namespace that the mesh admits to `target`, or None without a policy."""
     found = None
@@ -537,8 +561,11 @@ def mesh(name, documents, wrong):
                 wrong.say("mesh", f"{name}: {host}", "no balancing by load, no outlier detection, or no connection pool")
             for route in routes.get(host, [{}]):
                 retried = set(route.get("retries", {}).get("retryOn", "").split(",")) - {""}
-                if "timeout" not in route or retried - {"connect-failure", "refused-stream"}:
-                    wrong.say("mesh", f"{name}: {host}", "no timeout, or retries of requests that may have been stored")
+                stream = [match["uri"] for match in route.get("match", [])] == [{"prefix": "/api/v1/tail"}]
+                # A rule of Istio's CRD, which its schema does not have: a duration is at least a millisecond.
+                limited = bool(seconds(route["timeout"])) if "timeout" in route else None
+                if limited is not (None if stream else True) or retried - {"connect-failure", "refused-stream"}:
+                    wrong.say("mesh", f"{name}: {host}", "no valid timeout, or retries of requests that may have been stored")
 
 
 def operated(name, documents, wrong):
@@ -933,7 +960,7 @@ def grafana(deploy, service, wrong):
 # Checks of rendered objects, by name; those in OF_STACKS apply only to whole stacks.
 OF_OBJECTS = {
     "privilege": privileges, "limits": limits, "images": images, "probes": probes, "selectors": selectors,
-    "references": references, "grace": grace, "volumes": volumes,
+    "references": references, "grace": grace, "volumes": volumes, "managed": managed,
 }
 OF_STACKS = {"network": network, "mesh": mesh, "operated": operated}
 WITH_PROGRAM = {"keys": keys, "configuration": configuration}
@@ -1006,6 +1033,7 @@ MUTATIONS = [
     ("mesh", "kubernetes/components/istio/istio.yaml", "name: default-deny\nspec: {}", "name: default-deny\nspec: { rules: [{}] }"),
     ("mesh", "kubernetes/components/istio/istio.yaml", 'perTryTimeout: 15s, retryOn: "connect-failure', 'perTryTimeout: 15s, retryOn: "5xx'),
     ("mesh", "kubernetes/components/istio/istio.yaml", "LEAST_REQUEST", "RANDOM"),
+    ("mesh", "kubernetes/components/istio/istio.yaml", "timeout: 35s", "timeout: 0s"),
     ("mesh", "kubernetes/components/istio/kustomization.yaml", "{ kind: CronJob }", "{ kind: Job }"),
     ("mesh", "kubernetes/base/processor.yaml", "appProtocol: tcp", "appProtocol: http"),
     ("mesh", "kubernetes/components/linkerd/linkerd.yaml", "{ kind: ServiceAccount, name: backup }", "{ kind: ServiceAccount, name: x }"),
@@ -1029,6 +1057,9 @@ MUTATIONS = [
     ("delivery", "Dockerfile", "--profile dist", "--profile dist --features faults"),
     ("delivery", "kubernetes/components/image/kustomization.yaml", "newTag: 0.1.0", "newTag: 0.1.1"),
     ("delivery", "kubernetes/argocd/application.yaml", "prune: false", "prune: true"),
+    ("managed", "kubernetes/base/network.yaml", "        - ipBlock: { cidr: 169.254.20.10/32 }\n", ""),
+    ("managed", "kubernetes/base/network.yaml", "[kube-dns, node-local-dns]", "[kube-dns]"),
+    ("managed", "kubernetes/node-agent/node-agent.yaml", "values: [system-node-critical]", "values: [system-cluster-critical]"),
     ("grace", "kubernetes/base/processor.yaml", "terminationGracePeriodSeconds: 60", "terminationGracePeriodSeconds: 40"),
     ("grace", "kubernetes/base/config/processor.env", "DEADLINE_MS=25s", "DEADLINE_MS=55s"),
     ("volumes", "kubernetes/base/config/processor.env", "QUOTA_BYTES=8GiB", "QUOTA_BYTES=10GiB"),
