@@ -53,6 +53,7 @@ EDGES = {
     ("pgbouncer", "database-replica", 5432),
     ("database-replica", "database", 5432),
     ("backup", "database", 5432),
+    ("postgres-exporter", "database", 5432),
 }
 # Required connections from other namespaces.
 FROM_OUTSIDE = {
@@ -60,6 +61,7 @@ FROM_OUTSIDE = {
     ("ingress-nginx", "gateway", 8080),
     ("monitoring", "processor", 9600),
     ("monitoring", "gateway", 9600),
+    ("monitoring", "postgres-exporter", 9187),
 }
 # Without a port to probe; these exit when they cannot work.
 UNPROBED = {"producer", "wal-archiver"}
@@ -539,7 +541,7 @@ def mesh(name, documents, wrong):
             wrong.say("mesh", f"{name}: {label(document)}", "its proxy is not a native sidecar, so it ends before the drain or never")
     for document in kind(documents, "PeerAuthentication"):
         spec = document["spec"]
-        if spec["mtls"]["mode"] != "STRICT" or spec.get("portLevelMtls", {}).keys() - {"9600"}:
+        if spec["mtls"]["mode"] != "STRICT" or spec.get("portLevelMtls", {}).keys() - {"9600", "9187"}:
             wrong.say("mesh", f"{name}: {label(document)}", "accepts unencrypted traffic")
     if not any(d["spec"].get("selector") is None for d in kind(documents, "PeerAuthentication")):
         wrong.say("mesh", name, "does not require mTLS by default")
@@ -1078,6 +1080,10 @@ MUTATIONS = [
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", " unless logweir_stage_restarts_total offset 15m", " > 99"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "== 2\n          for: 2m", "== 3\n          for: 2m"),
     ("alerts", "kubernetes/components/monitoring/alerts.yaml", "alert: LogweirDown", "alert: LogweirDone"),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", 'slot_name="backup"} == 0', 'slot_name="backup"} == 2'),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", "< kube_statefulset_replicas", "> kube_statefulset_replicas"),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", '{namespace="logweir",condition="true"} == 1', '{namespace="logweir"} == 2'),
+    ("alerts", "kubernetes/components/monitoring/alerts.yaml", "< 5e9", "< 5e6"),
     ("alerts", "operations.md", "### LogweirDown\n", "### LogweirGone\n"),
     ("compose", "compose/compose.yaml", "condition: service_healthy", "condition: service_helthy"),
     ("compose", "compose/compose.yaml", "networks: [backend]\n    depends_on", "networks: [backend, data]\n    depends_on"),
