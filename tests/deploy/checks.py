@@ -862,7 +862,14 @@ def guide(documents, deploy, program, wrong):
 
 
 def beside(deploy, wrong):
-    """Duplicated files must be identical."""
+    """Duplicated files must be identical, and one image has one tag."""
+    tags = {}
+    for path in deploy.rglob("*.yaml"):
+        for image, tag in re.findall(r"^\s*image: ([\w./-]+):(\S+)", path.read_text(), re.M):
+            tags.setdefault(image, {}).setdefault(tag, path.name)
+    for image, found in tags.items():
+        if len(found) > 1:
+            wrong.say("duplicates", image, f"has different tags: {found}")
     if (deploy / "node-agent.toml").read_text() != (deploy / "kubernetes/node-agent/logweir.toml").read_text():
         wrong.say("duplicates", "node-agent.toml", "differs from kubernetes/node-agent/logweir.toml")
     own, replica = (deploy / "kubernetes" / path / "pgbouncer.ini" for path in ("base/database", "components/replica"))
@@ -1096,6 +1103,7 @@ MUTATIONS = [
     ("grafana", "compose/compose.yaml", "../grafana/dashboards:", "../grafana/dashboard:"),
     ("grafana", "grafana/dashboards/logweir.json", '"uid": "logweir-records"', '"uid": "logweir-pipeline"'),
     ("duplicates", "kubernetes/node-agent/logweir.toml", "2GiB", "3GiB"),
+    ("duplicates", "kubernetes/jobs/restore/job.yaml", "timescaledb:2.", "timescaledb:3."),
 ]
 
 
