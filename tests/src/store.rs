@@ -36,11 +36,11 @@ impl Store {
     /// What has all records, for FROM.
     fn logs(&self) -> Result<String, String> {
         let Self::Postgres(_) = self else { return Ok("logs".to_owned()) };
-        let late = self.rows("SELECT to_regclass('logs_late')")?;
+        let late = self.rows("SELECT to_regclass('logweir_late')")?;
         Ok(match late.first().and_then(|row| row.first()).is_some_and(|name| !name.is_empty()) {
             true => {
                 let columns = "id, ts, severity, service, host, message, attributes";
-                format!("(SELECT {columns} FROM logs UNION ALL SELECT {columns} FROM logs_late) logs")
+                format!("(SELECT {columns} FROM logs UNION ALL SELECT {columns} FROM logweir_late) logs")
             }
             false => "logs".to_owned(),
         })

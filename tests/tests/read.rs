@@ -600,7 +600,7 @@ async fn maintain(store: &Arc<dyn LogStore>) {
 async fn closed_partitions_get_indexes_that_text_queries_use() {
     let Both { stores: [mut on, _], database, .. } = both().await;
     let client = database.client().await;
-    if client.query_one("SELECT to_regclass('logs_late') IS NOT NULL", &[]).await.unwrap().get(0) {
+    if client.query_one("SELECT to_regclass('logweir_late') IS NOT NULL", &[]).await.unwrap().get(0) {
         eprintln!("skipped: TimescaleDB has no daily partitions");
         return;
     }

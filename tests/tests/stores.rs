@@ -133,8 +133,8 @@ impl Subject for Fixture {
 
     async fn late(&self) -> i64 {
         let is_there = matches!(&self.place, Place::Postgres(_))
-            && self.number("SELECT (to_regclass('logs_late') IS NOT NULL)::integer").await == 1;
-        if is_there { self.number("SELECT count(*) FROM logs_late").await } else { 0 }
+            && self.number("SELECT (to_regclass('logweir_late') IS NOT NULL)::integer").await == 1;
+        if is_there { self.number("SELECT count(*) FROM logweir_late").await } else { 0 }
     }
 }
 

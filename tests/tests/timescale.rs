@@ -164,7 +164,7 @@ fn late_records_wait_for_a_compression_alone() {
         maintain_again(s);
         assert_eq!(step(s.server(), "late_records"), None);
         assert_eq!(found(s.server(), "service:late"), 500);
-        let (logs, late) = ("SELECT count(*) FROM logs WHERE service = 'late'", "SELECT count(*) FROM logs_late");
+        let (logs, late) = ("SELECT count(*) FROM logs WHERE service = 'late'", "SELECT count(*) FROM logweir_late");
         assert_eq!((number(&s.store, logs), number(&s.store, late)), (500, 0), "they have moved");
         assert_verified(s);
     });
@@ -189,7 +189,7 @@ fn recent_records_go_beside_a_chunk_that_is_locked() {
         assert_eq!(found(s.server(), "service:during"), 6);
         holder.execute("COMMIT");
         maintain_again(s);
-        let late = number(&s.store, "SELECT count(*) FROM logs_late");
+        let late = number(&s.store, "SELECT count(*) FROM logweir_late");
         assert_eq!((found(s.server(), "service:during"), late), (6, 0));
         assert_verified(s);
     });
@@ -218,7 +218,7 @@ fn a_kill_while_late_records_are_stored_and_move_leaves_each_once() {
         maintain_again(s);
         s.postgres().execute("DELETE FROM logs WHERE id = 1");
         let counted = number(&s.store, "SELECT sum(records) FROM log_volume");
-        let (logs, late) = (s.store.count().unwrap(), number(&s.store, "SELECT count(*) FROM logs_late"));
+        let (logs, late) = (s.store.count().unwrap(), number(&s.store, "SELECT count(*) FROM logweir_late"));
         assert_eq!((logs, counted), (6 * 10 * 51, 6 * 10 * 51));
         assert!(late > 0, "not all days have a chunk");
         assert_verified(s);

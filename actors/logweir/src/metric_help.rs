@@ -227,7 +227,7 @@ pub const METRICS: &[Metric] = &[
     counter("logweir_store_indexes_built_total", "Total number of indexes built on closed partitions."),
     counter(
         "logweir_store_late_moved_rows_total",
-        "Total number of late records that moved from table logs_late into chunks (TimescaleDB).",
+        "Total number of late records that moved from table logweir_late into chunks (TimescaleDB).",
     ),
     counter("logweir_store_partitions_dropped_total", "Total number of partitions and chunks dropped by retention."),
     counter(

@@ -43,7 +43,7 @@ pub async fn rows_cursor_and_counters_move_together(on: impl Subject) {
     assert_eq!(on.number("SELECT max(length(message)) FROM logs").await, 1 << 20);
     assert_eq!(on.number("SELECT count(*) FROM logs WHERE attributes IS NULL").await, 1);
     // Times as far as these are beside the table on TimescaleDB.
-    let far = if on.late().await > 0 { "logs_late" } else { "logs" };
+    let far = if on.late().await > 0 { "logweir_late" } else { "logs" };
     let year = |what: &str| format!("SELECT {} FROM {far}", on.sql().year.replace("$ts", &format!("{what}(ts)")));
     assert_eq!((on.number(&year("min")).await, on.number(&year("max")).await), (1, 9999));
     assert_eq!(

@@ -154,7 +154,7 @@ pub fn advice(sqlstate: &str) -> Option<&'static str> {
 /// last match: errors inside a JSON value prepend a line `JSON data, line 1: …`, which can quote anything.
 #[must_use]
 pub fn copy_line(context: &str) -> Option<usize> {
-    const MARKS: [&str; 2] = ["COPY logs, line ", "COPY logs_late, line "];
+    const MARKS: [&str; 2] = ["COPY logs, line ", "COPY logweir_late, line "];
     let end = |mark: &&str| Some(context.rfind(*mark)? + mark.len());
     let rest = &context[MARKS.iter().filter_map(end).max()?..];
     let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -227,7 +227,7 @@ mod tests {
     fn the_last_copy_line_of_the_context_is_used() {
         assert_eq!(copy_line("COPY logs, line 7, column message"), Some(7));
         assert_eq!(copy_line("JSON data, line 1: COPY logs, line 3\nCOPY logs, line 12, column attributes"), Some(12));
-        assert_eq!(copy_line("COPY logs_late, line 5, column message"), Some(5));
+        assert_eq!(copy_line("COPY logweir_late, line 5, column message"), Some(5));
         assert_eq!(copy_line("JSON data, line 1: {"), None);
         assert_eq!(copy_line("COPY logs, line x"), None);
         assert_eq!(copy_line(""), None);

@@ -78,13 +78,13 @@ const EXACT_SQL: &str = "INSERT INTO $home.logs (id, ts, severity, service, host
     SELECT id, ts, severity, service, host, message, attributes \
     FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
     AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
-const EXACT_LATE_SQL: &str = "INSERT INTO $home.logs_late (id, ts, severity, service, host, message, attributes) \
+const EXACT_LATE_SQL: &str = "INSERT INTO $home.logweir_late (id, ts, severity, service, host, message, attributes) \
     SELECT id, ts, severity, service, host, message, attributes \
     FROM unnest($1::bigint[], $2::timestamptz[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::jsonb[]) \
     AS t (id, ts, severity, service, host, message, attributes) RETURNING id";
 const ONE_SQL: &str =
     "INSERT INTO $home.logs (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-const ONE_LATE_SQL: &str = "INSERT INTO $home.logs_late (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+const ONE_LATE_SQL: &str = "INSERT INTO $home.logweir_late (id, ts, severity, service, host, message, attributes) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const DEAD_SQL: &str = "INSERT INTO $home.logweir_dead_letter (id, writer_id, lane, seq, row_no, sqlstate, reason, raw, at) \
     SELECT id, $7, $8, seq, row_no, sqlstate, reason, raw, clock_timestamp() \
     FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[]) \

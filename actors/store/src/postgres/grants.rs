@@ -43,7 +43,7 @@ const PLACE_SQL: &str = "SELECT current_database()::text, coalesce(n.nspname, cu
     EXISTS (SELECT FROM pg_roles r WHERE r.rolsuper AND pg_has_role(c.relowner, r.oid, 'MEMBER')), \
     (SELECT t.nspname::text FROM pg_extension e JOIN pg_namespace t ON t.oid = e.extnamespace \
     WHERE e.extname = 'pg_trgm' AND t.nspname IS DISTINCT FROM coalesce(n.nspname, current_schema())), \
-    EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = 'logs_late') \
+    EXISTS (SELECT FROM pg_class l WHERE l.relnamespace = n.oid AND l.relname = 'logweir_late') \
     FROM (SELECT to_regclass('logs')::oid AS oid) logs LEFT JOIN pg_class c ON c.oid = logs.oid \
     LEFT JOIN pg_namespace n ON n.oid = c.relnamespace";
 /// A hypertable passes its owner on to its chunks; a partitioned table does not.
@@ -145,7 +145,7 @@ mod tests {
             .split("CREATE TABLE ")
             .skip(1)
             .map(|rest| rest.trim_start_matches("IF NOT EXISTS ").split([' ', '(']).next().unwrap_or_default())
-            .filter(|table| !["logs_shape", "logs_default", "logs_late"].contains(table))
+            .filter(|table| !["logs_shape", "logs_default", "logweir_late"].contains(table))
             .collect();
         created.sort_unstable();
         created.dedup();
@@ -179,8 +179,8 @@ mod tests {
     #[test]
     fn late_records_are_granted_to_roles_that_store_and_read() {
         let late = Place { has_late: true, ..place(true) };
-        let storing = r#"GRANT SELECT, INSERT ON "s"."logs_late" TO "r";"#.to_owned();
-        let reading = r#"GRANT SELECT ON "s"."logs_late" TO "r";"#.to_owned();
+        let storing = r#"GRANT SELECT, INSERT ON "s"."logweir_late" TO "r";"#.to_owned();
+        let reading = r#"GRANT SELECT ON "s"."logweir_late" TO "r";"#.to_owned();
         assert!(statements(&late, "r", Purpose::Storing).contains(&storing));
         assert!(statements(&late, "r", Purpose::Reading).contains(&reading));
     }

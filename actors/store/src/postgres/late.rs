@@ -117,9 +117,9 @@ impl SharedDetour {
 pub(super) const CREATE_SQL: &str = "DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
-        CREATE TABLE logs_late (LIKE logs);
-        CREATE INDEX logs_late_ts_idx ON logs_late (ts);
-        ALTER TABLE logs_late REPLICA IDENTITY FULL;
+        CREATE TABLE logweir_late (LIKE logs);
+        CREATE INDEX logweir_late_ts_idx ON logweir_late (ts);
+        ALTER TABLE logweir_late REPLICA IDENTITY FULL;
     END IF;
 END
 $$;";

@@ -48,7 +48,7 @@ const DROP_CHECK_ATTEMPTS: u32 = 10;
 const DEFAULT_NAME: &str = "logs_default";
 
 /// Name of the table beside a hypertable that takes records far from the present.
-pub(super) const LATE: &str = "logs_late";
+pub(super) const LATE: &str = "logweir_late";
 
 /// The table `logs` as it is now.
 pub(super) struct Logs {
@@ -616,7 +616,7 @@ pub(super) async fn set_replica_identity(client: &Client, logs: &Logs) -> Result
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE (n.nspname = $2 AND c.relname IN ('logweir_takeover', 'logs_late') AND c.relkind = 'r' \
+             WHERE (n.nspname = $2 AND c.relname IN ('logweir_takeover', 'logweir_late') AND c.relkind = 'r' \
              OR c.oid = (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = $1)) \
              AND (c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS \
              (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisprimary AND x.indisvalid))",

@@ -212,7 +212,7 @@ impl PostgresReader {
 
 /// The table for late records beside the table `$1`.
 const LATE_SQL: &str = "SELECT format('%I.%I', n.nspname, l.relname) FROM pg_class c \
-    JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'logs_late' \
+    JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_class l ON l.relnamespace = n.oid AND l.relname = 'logweir_late' \
     WHERE c.oid = to_regclass($1)";
 
 /// A snapshot that is being read.
