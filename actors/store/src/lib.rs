@@ -57,6 +57,7 @@
 //!   partition        daily partitions, retention, replica identities
 //!   chunk            TimescaleDB's chunks: retention
 //!   late             records far from the present, beside TimescaleDB's chunks
+//!   mover            moves them into chunks, and deletes those that have expired
 //!   index            indexes of closed partitions
 //!   policy           TimescaleDB's own jobs: compression, and whether they work
 //!   clock            the trusted time in the database

@@ -23,7 +23,7 @@ use super::partition::{
 };
 use super::timescale::Timescale;
 use super::types::Time;
-use super::{chunk, idempotency, late, policy, schema, takeover_digest};
+use super::{chunk, idempotency, mover, policy, schema, takeover_digest};
 use crate::error::StoreError;
 use crate::maintenance::MaintenanceStep;
 use crate::protocol::clock::horizon;
@@ -276,7 +276,7 @@ impl Round<'_> {
                 chunk::drop_chunks(client, timescale, &logs, first_kept).await
             }
             (Step::RetentionRows, Some(first_kept), timescale) => {
-                late::delete_expired(client, &logs, first_kept).await?;
+                mover::delete_expired(client, &logs, first_kept).await?;
                 match &logs.default {
                     Some(default) => delete_rows(client, default, first_kept).await,
                     None if is_partitioned || timescale.is_some() => Ok(()),
@@ -287,7 +287,7 @@ impl Round<'_> {
             (Step::IdempotencyKeys, ..) => self.maintain_keys(client, home, &logs).await,
             (Step::LateRecords, first_kept, _) if logs.late.is_some() => {
                 let window = Window::at(database_us(client).await?, self.settings.reach);
-                late::move_days(client, &logs, window, first_kept).await
+                mover::move_days(client, &logs, window, first_kept).await
             }
             (Step::TakeoverDigest, ..) => takeover_digest::add(client, home).await,
             (Step::Takeovers, ..) => prune_takeovers(client, home, TAKEOVERS_MAX).await,

@@ -19,6 +19,7 @@ mod lane_row;
 mod partition;
 mod chunk;
 mod late;
+mod mover;
 mod index;
 mod policy;
 mod clock;
